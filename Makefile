@@ -1,0 +1,77 @@
+# `make demo` and `make test` do all their own set-up on a fresh Debian or Ubuntu; `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PLUGINS := plugins/vision plugins/audio plugins/signal
+ARGS ?=
+
+.PHONY: help demo test check format lint types bench lock clean system
+help: ## List what can be made.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: $(READY) ## Run the demo: a real broker, a node, real models on real frames. ARGS="--seconds 20 --json"
+	@$(BIN)/hedgerow demo $(ARGS)
+
+test: $(READY) ## Run all tests.
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow" --cov --cov-report=term $(ARGS)
+
+check: format-check lint types ## Check format, lint, import layers and types.
+
+format: $(READY) ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+format-check: $(READY)
+	$(BIN)/ruff format --check .
+
+lint: $(READY) ## Lint, and check that imports point one way.
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(READY) ## Check types.
+	$(BIN)/mypy
+
+bench: $(READY) ## Run the benchmarks side by side with their peers. ARGS="--quick"
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: ## Write requirements.lock anew from requirements.in.
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --excludes requirements.excludes requirements.in -q -o requirements.lock >/dev/null
+	sed -i '/^\./d' requirements.lock
+
+clean: ## Remove what was made.
+	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Everything the project needs, once: programs, the locked packages, the project, two models.
+$(READY): requirements.lock pyproject.toml $(PLUGINS:%=%/pyproject.toml)
+	@$(MAKE) --no-print-directory system
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@echo "Installing the locked packages…"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . $(PLUGINS:%=-e %)
+	@$(BIN)/python -m hedgerow_vision.fetch_ssd $(VENV)/models
+	@$(BIN)/python -m hedgerow_signal.train configs/models/vibration.onnx
+	@touch $@
+
+# Programs that come from the distribution. Only asked for where they are missing.
+system:
+	@missing=(); \
+	{ command -v mosquitto || test -x /usr/sbin/mosquitto; } >/dev/null || missing+=(mosquitto); \
+	command -v mosquitto_sub >/dev/null || missing+=(mosquitto-clients); \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
+	command -v npm >/dev/null || missing+=(npm); \
+	command -v curl >/dev/null || missing+=(curl); \
+	test -d /usr/share/sounds/alsa || missing+=(alsa-utils); \
+	test -d /usr/share/pocketsphinx/test || missing+=(pocketsphinx-testdata); \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	  if ! command -v apt-get >/dev/null; then \
+	    echo "Please install: $${missing[*]}" >&2; exit 1; fi; \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  echo "Installing $${missing[*]} with apt-get…"; \
+	  $$sudo apt-get update -qq && \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; \
+	fi

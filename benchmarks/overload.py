@@ -1,0 +1,113 @@
+"""Overload: text detection offered several times what the node can do.
+
+Capacity is what a node without a deadline does in the closed loop, measured in the same repeat right before. The age of
+a result is the node's own: from when it received the frame to when it made the result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from benchmarks import text
+from benchmarks.arena import Arena, Contender
+from benchmarks.audience import Audience
+from benchmarks.cells import Cell, Options, cell, percentile
+from benchmarks.load import Spec
+from benchmarks.process import measure
+from benchmarks.raw import TEXT
+
+STREAMS = 8
+DEADLINE_S = 0.2
+TIMES = (2, 5)
+NOISY_STREAMS = 64
+MODEL = {"path": TEXT, "backend": text.BACKEND, "streams": 2, "threads": 1, "max_batch": 1}
+PIPELINE = {
+    "content_type": "image/jpeg",
+    "stages": ["decode", {"detect-text": {"model": "text"}}],
+    "publish": {"qos": 0},
+    "qos": 0,
+}
+
+
+def run(options: Options) -> list[Cell]:
+    """Twice and five times the capacity, with a deadline; five times with one noisy stream among 64, without."""
+    capacity: list[float] = []
+    on_time: dict[int, list[float]] = {times: [] for times in TIMES}
+    ages: dict[int, list[float]] = {times: [] for times in TIMES}
+    seen: dict[int, list[float]] = {times: [] for times in TIMES}
+    with Arena() as arena:
+        free = arena.add_node("free", _with(policy="fifo", max_frames_per_stream=64), {"text": MODEL})
+        timely = arena.add_node("timely", _with(deadline_s=DEADLINE_S, max_frames_per_stream=1), {"text": MODEL})
+        payloads = arena.payloads(text.pictures())
+        for _ in range(options.repeats):
+            capacity.append(arena.load(free, STREAMS, payloads, options, window=2 * STREAMS).rate)
+            for times in TIMES:
+                rate = times * capacity[-1]
+                with Audience(arena.broker.port, timely.results) as heard:
+                    measured = arena.load(timely, STREAMS, payloads, options, rate=rate)
+                age = [_age_s(result) for result in heard.results(skip_s=options.warmup_s)]
+                in_time = sum(each <= DEADLINE_S for each in age) / len(age)
+                on_time[times].append(measured.rate * in_time / capacity[-1])
+                ages[times].append(percentile(age, 0.99) * 1e3)
+                seen[times].append(percentile(measured.latencies_ms, 0.99))
+    cells = [cell("overload.capacity", "closed loop, no deadline", capacity, "frames/s")]
+    for times in TIMES:
+        name, at = f"{times} × capacity", f"overload.{times}x"
+        cells += [
+            cell(f"{at}.on_time_per_capacity", f"{name}: results in time ÷ capacity", on_time[times], "×"),
+            cell(f"{at}.p99_age", f"{name}: p99 from reception to result", ages[times], "ms"),
+            cell(f"{at}.p99_seen", f"{name}: p99 from when due to when heard", seen[times], "ms"),
+        ]
+    return cells
+
+
+def fairness(options: Options) -> list[Cell]:
+    """64 streams at five times the capacity; every second frame is one stream's."""
+    shares = []
+    with Arena() as arena:
+        free = arena.add_node("free", _with(policy="fifo", max_frames_per_stream=64), {"text": MODEL})
+        fair = arena.add_node("fair", _with(max_frames_per_stream=1), {"text": MODEL})
+        payloads = arena.payloads(text.pictures())
+        fair.process.wait()
+        for _ in range(options.repeats):
+            capacity = arena.load(free, STREAMS, payloads, options, window=2 * STREAMS).rate
+            by_stream = _results_by_stream(arena, fair, payloads, options, 5 * capacity)
+            whole = sum(by_stream.values())
+            others = whole - by_stream[f"{fair.name}/0"]
+            shares.append(others / (whole * (NOISY_STREAMS - 1) / NOISY_STREAMS))
+    return [
+        cell(
+            "fairness.others_per_fair_share",
+            "5 × capacity, half of it from one of 64 streams: results of the others ÷ their fair share",
+            shares,
+            "×",
+        ),
+    ]
+
+
+def _with(**queue: Any) -> dict[str, Any]:
+    return {**PIPELINE, "queue": queue}
+
+
+def _age_s(result: dict[str, Any]) -> float:
+    age: float = result["at"] - result["frame"]["captured_at"]
+    return age
+
+
+def _results_by_stream(
+    arena: Arena, fair: Contender, payloads: list[str], options: Options, rate: float
+) -> Counter[str]:
+    quiet = [f"{fair.name}/{stream}" for stream in range(1, NOISY_STREAMS)]
+    spec = Spec(
+        port=arena.broker.port,
+        topics=[topic for other in quiet for topic in (f"{fair.name}/0", other)],
+        payloads=payloads,
+        results=fair.results,
+        rate=rate,
+        warmup_s=options.warmup_s,
+        seconds=options.seconds,
+    )
+    with Audience(arena.broker.port, fair.results) as heard:
+        measure(spec)
+    return Counter(result["frame"]["stream"] for result in heard.results(skip_s=options.warmup_s))

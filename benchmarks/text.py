@@ -1,0 +1,77 @@
+"""Text detection in pictures, four cameras: the backend alone, a loop written by hand, the node."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from benchmarks.arena import Arena, cheaper, costs
+from benchmarks.cells import Cell, Options, cell, ratio
+from benchmarks.process import raw
+from benchmarks.raw import SIDE, TEXT
+
+STREAMS = 4
+WINDOW = 8
+BACKEND = "openvino"
+"""For all contenders, in float32. Not picked by a trial run: on a busy machine that picks now this one, now that."""
+
+
+def pictures() -> list[bytes]:
+    """A scanned page, cut in four places, as JPEG."""
+    spec = find_spec("skimage")
+    assert spec is not None
+    assert spec.origin is not None
+    with Image.open(Path(spec.origin).parent / "data" / "page.png") as page:
+        whole = page.convert("RGB").resize((2 * SIDE, SIDE), Image.Resampling.LANCZOS)
+    cuts = [whole.crop((left, 0, left + SIDE, SIDE)) for left in (0, 100, 200, 300)]
+    return [simplejpeg.encode_jpeg(np.ascontiguousarray(cut), quality=85) for cut in cuts]
+
+
+def run(options: Options) -> list[Cell]:
+    """Saturating load, QoS 0, the latest frame wins."""
+    seconds = min(options.seconds, 2.0) / 2
+    alone = []
+    model = {"path": TEXT, "backend": BACKEND, "streams": 2, "threads": 1, "max_batch": 1}
+    pipeline = {
+        "content_type": "image/jpeg",
+        "stages": ["decode", {"detect-text": {"model": "text"}}],
+        "publish": {"qos": 0},
+        "qos": 0,
+    }
+    with Arena() as arena:
+        loop = arena.add_peer("loop", "text-paho", backend=BACKEND, threads=2)
+        node = arena.add_node("node", pipeline, {"text": model})
+        payloads = arena.payloads(pictures())
+        for _ in range(options.repeats):
+            case = raw("text", seconds, backends=[BACKEND])
+            alone.append(max(case.values(), key=lambda each: each["rate"]))
+            for contender in (loop, node):
+                arena.load(contender, STREAMS, payloads, options, window=WINDOW)
+    rates = [each["rate"] for each in alone]
+    return [
+        cell(
+            "text.rate.raw_best",
+            "backend alone, both cores",
+            rates,
+            "frames/s",
+            f"{BACKEND}, float32; one caller on two threads or two on one each",
+        ),
+        cell("text.cpu.raw_best", "backend alone: processor time a frame", [e["cpu_us"] for e in alone], "µs"),
+        *costs("text", loop),
+        *costs("text", node),
+        ratio(
+            "text.node_per_loop",
+            "node ÷ loop",
+            node.rates,
+            loop.rates,
+            "the loop: same backend, one call on two threads",
+        ),
+        cheaper("text.cpu_loop_per_node", loop, node),
+        ratio(
+            "text.node_per_raw", "node ÷ backend alone", node.rates, rates, "decoding and boxes are the node's alone"
+        ),
+    ]

@@ -1,0 +1,138 @@
+"""Writes the tables in docs/ that come from the code: `python docs/generate.py`; with `--check`, only says whether they are current.
+
+A table stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from hedgerow import config
+from hedgerow.node.health import gauges
+from hedgerow.telemetry import metrics
+from hedgerow.telemetry.tally import DropReason, Tally
+from hedgerow.wire import messages
+
+DOCS = Path(__file__).parent
+_PLACE = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def section(model: type[BaseModel]) -> str:
+    """A table of a section's settings, from its JSON Schema."""
+    schema = model.model_json_schema()
+    required = set(schema.get("required", ()))
+    rows = []
+    for name, field in schema["properties"].items():
+        default = "required" if name in required else _default(field)
+        description = field.get("description", "").replace("|", "\\|")
+        rows.append(f"| `{name}` | {_kind(field, schema)} | {default} | {description} |")
+    return "\n".join(["| setting | type | default | |", "|---|---|---|---|", *rows])
+
+
+def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        kinds = [_kind(one, schema) for one in field["anyOf"] if one.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "$ref" in field:
+        return "section"
+    if field.get("type") == "array":
+        return f"list of {_kind(field.get('items', {}), schema)}s"
+    if field.get("type") == "object":
+        return "mapping"
+    limits = [
+        f"{sign} {field[key]:,}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if key in field
+    ]
+    kind = {"string": "text", "boolean": "yes or no"}.get(field.get("type", ""), field.get("type", "value"))
+    return " ".join([kind, *limits])
+
+
+def _default(field: dict[str, Any]) -> str:
+    value = field.get("default")
+    return "" if value is None or isinstance(value, dict) else f"`{json.dumps(value)}`"
+
+
+def drop_reasons() -> str:
+    """A table of the reasons for which the node itself drops a frame, from the strings below them in the code."""
+    (kind,) = (node for node in ast.parse(inspect.getsource(DropReason)).body if isinstance(node, ast.ClassDef))
+    meanings = [part.value.value for part in kind.body[1:] if isinstance(part, ast.Expr)]  # type: ignore[attr-defined]
+    rows = [f"| `{reason}` | {meaning} |" for reason, meaning in zip(DropReason, meanings, strict=True)]
+    return "\n".join(["| reason | what it is |", "|---|---|", *rows])
+
+
+def metric_table() -> str:
+    """A table of the metrics, as a scrape shows them."""
+    lines = [line for line in inspect.getsource(gauges).splitlines() if "yield" in line or '"' in line]
+    named = re.findall(r'"(hedgerow_\w+)", "([^"]+)"', re.sub(r",\s+", ", ", " ".join(line.strip() for line in lines)))
+    labels = {"hedgerow_connected": "link", "hedgerow_model": "model, digest, backend, device"}
+    families = list(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()).collect())
+    rows = [
+        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} "
+        f"| {', '.join(family._labelnames)} | {family.documentation} |"  # type: ignore[attr-defined]
+        for family in families
+    ]
+    for name, text in dict.fromkeys(named):  # one may stand for several things
+        by = next((value for prefix, value in labels.items() if name.startswith(prefix)), "pipeline")
+        rows.append(f"| `{name}` | gauge | {by} | {text} |")
+    return "\n".join(["| metric | kind | labels | |", "|---|---|---|---|", *rows])
+
+
+def tables() -> dict[str, Callable[[], str]]:
+    """Every table, by name."""
+    sections = {
+        "node": config.NodeSection,
+        "broker": config.BrokerSection,
+        "tls": config.TlsSection,
+        "models": config.ModelConfig,
+        "pipelines": config.PipelineConfig,
+        "stream": config.StreamSection,
+        "queue": config.QueueSection,
+        "publish": config.PublishSection,
+        "metrics-section": config.MetricsSection,
+        "log": config.LogSection,
+        "health": messages.Health,
+        "pipeline-health": messages.PipelineHealth,
+        "model-health": messages.ModelHealth,
+    }
+    made: dict[str, Callable[[], str]] = {
+        name: (lambda model=model: section(model))  # type: ignore[misc]
+        for name, model in sections.items()
+    }
+    return made | {"drop-reasons": drop_reasons, "metrics": metric_table}
+
+
+def stale() -> Iterator[tuple[Path, str]]:
+    """The documents whose tables are not what the code says, and what they should be."""
+    known = tables()
+    for path in sorted(DOCS.rglob("*.md")):
+        text = path.read_text("utf-8")
+        current = _PLACE.sub(lambda place: f"{place[1]}{known[place[2]]()}\n{place[3]}", text)
+        if current != text:
+            yield path, current
+
+
+def main() -> int:
+    """Write what is stale, or with --check say what is."""
+    check = "--check" in sys.argv[1:]
+    found = list(stale())
+    for path, text in found:
+        print(path.relative_to(DOCS.parent))  # noqa: T201 - a script
+        if not check:
+            path.write_text(text, "utf-8")
+    return int(check and bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The `speech` stage: speech probabilities of windows become segments of speech."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from hedgerow import Drop, Frame, FrameError, Stage, StageConfig, StageContext
+from hedgerow_audio.segments import Segment, Segmenter, Thresholds
+from hedgerow_audio.vad import RATE, SIZE
+
+_NO_SPEECH: Final = Drop("no-speech")
+
+
+class SpeechConfig(StageConfig):
+    """When speech begins and ends. The defaults are those Silero VAD publishes."""
+
+    threshold: float = Field(0.5, gt=0, lt=1, description="Speech begins with a window at least this probable.")
+    release: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Speech may end with a window less probable than this; by default threshold - 0.15.",
+    )
+    min_speech_s: float = Field(0.25, ge=0, description="Shorter speech is no speech.")
+    min_silence_s: float = Field(0.1, ge=0, description="Shorter silence does not end a segment.")
+    pad_s: float = Field(0.03, ge=0, description="A segment is reported this much longer on either side.")
+    max_speech_s: float = Field(30, gt=0, description="A longer segment is reported in parts, as `complete: false`.")
+    every_window: bool = Field(False, description="Also give a result for every window (32 ms).")
+    output: str = Field("output", description="Name of the model's output that holds the probability.")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> SpeechConfig:
+        if self.release is not None and self.release > self.threshold:
+            raise ValueError("`release` must not be above `threshold`")
+        if 2 * self.pad_s > self.min_silence_s:
+            raise ValueError("`pad_s` must be at most half of `min_silence_s`, or segments would overlap")
+        if self.max_speech_s <= self.min_speech_s:
+            raise ValueError("`max_speech_s` must be above `min_speech_s`")
+        return self
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The same, in samples."""
+        return Thresholds(
+            on=self.threshold,
+            off=max(self.threshold - 0.15, 0.01) if self.release is None else self.release,
+            min_speech=round(self.min_speech_s * RATE),
+            min_silence=round(self.min_silence_s * RATE),
+            pad=round(self.pad_s * RATE),
+            max_speech=round(self.max_speech_s * RATE),
+            size=SIZE,
+        )
+
+
+class Speech(Stage[SpeechConfig]):
+    """Tell where speech begins and ends; a result comes when a segment ends.
+
+    The result of a segment is {"kind": "segment", "start", "end": Unix seconds, "start_s", "end_s": seconds since the
+    stream began or began anew, "probability": mean over its windows, "peak": the highest, "complete"}. `complete` is
+    false for a segment that a gap ended or that was cut for its length. With `every_window` there is also {"kind":
+    "window", "at", "at_s", "probability", "speaking"} for each.
+
+    A window of silence is dropped as `no-speech`; one that speech goes on in is absorbed.
+    """
+
+    def setup(self, context: StageContext) -> None:
+        """Make the state."""
+        thresholds = self.config.thresholds
+        self._segmenters = context.per_stream(lambda: Segmenter(thresholds))
+
+    def process(self, frame: Frame) -> Frame | list[Frame] | Drop | None:
+        """Raises: FrameError: the frame carries no probability, or no position."""
+        probability, position, at = self._read(frame)
+        segmenter = self._segmenters[frame.stream]
+        ended = segmenter.feed(probability, position, at)
+        told = [_told(segment) for segment in ended] if ended else []
+        if self.config.every_window:
+            told.insert(0, _told_window(at, position, probability, segmenter.speaking))
+        if told:
+            return [frame.with_result(result) for result in told]
+        return None if segmenter.speaking else _NO_SPEECH
+
+    def _read(self, frame: Frame) -> tuple[float, int, float]:
+        output = frame.tensors.get(self.config.output)
+        if output is None or np.size(output) != 1:
+            got = "nothing" if output is None else str(list(np.shape(output)))
+            raise FrameError(
+                f"Expected one probability in {self.config.output!r}, got {got}",
+                code="no-probability",
+                remedy="Put `infer` with a voice activity model before this stage, or correct `output`.",
+            )
+        probability = float(np.asarray(output).item())
+        if not 0 <= probability <= 1:
+            raise FrameError(f"{probability} is no probability", code="no-probability", remedy="Look at the model.")
+        meta = frame.meta
+        if "position" not in meta or "window_at" not in meta:
+            raise FrameError(
+                "The window's place in the stream is not known",
+                code="no-position",
+                remedy="Put `vad-window` before `infer`.",
+            )
+        return probability, int(meta["position"]), float(meta["window_at"])
+
+
+def _told(segment: Segment) -> dict[str, Any]:
+    return {
+        "kind": "segment",
+        "start": segment.at,
+        "end": segment.at + (segment.end - segment.start) / RATE,
+        "start_s": segment.start / RATE,
+        "end_s": segment.end / RATE,
+        "probability": segment.mean,
+        "peak": segment.peak,
+        "complete": segment.complete,
+    }
+
+
+def _told_window(at: float, position: int, probability: float, speaking: bool) -> dict[str, Any]:
+    return {"kind": "window", "at": at, "at_s": position / RATE, "probability": probability, "speaking": speaking}

@@ -1,0 +1,92 @@
+"""The `vad-window` stage: sound at 16 kHz becomes the windows that Silero VAD listens to."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from pydantic import Field
+
+from hedgerow import Frame, FrameError, Stage, StageConfig, StageContext
+from hedgerow_audio.samples import Continuity, Samples, mono, rate_of, sampled_at
+
+RATE: Final = 16_000
+"""Samples a second that the model takes."""
+SIZE: Final = 512
+"""New samples in a window: 32 ms."""
+CONTEXT: Final = 64
+"""Samples of the window before that the model sees again."""
+
+
+class VadWindowConfig(StageConfig):
+    """What the model calls its input, and when a stream begins anew."""
+
+    max_gap_s: float = Field(
+        0.5,
+        gt=0,
+        description="A jump in time longer than this begins the stream anew. Below a frame's length it finds single "
+        "lost frames, if the sensor stamps them.",
+    )
+    max_windows: int = Field(
+        4096, ge=1, description="Windows of 32 ms that one frame may complete; a longer frame is refused."
+    )
+    input: str = Field("input", description="Name of the model's input for sound.")
+
+
+class _Tail:
+    """What a stream has heard and not yet given out."""
+
+    def __init__(self) -> None:
+        self.continuity = Continuity()
+        self.samples: Samples = np.zeros(CONTEXT, np.float32)
+        self.position = 0
+
+
+class VadWindow(Stage[VadWindowConfig]):
+    """Cut sound into windows of 512 samples, each with the 64 before it; none, one or many from a frame.
+
+    The sizes are those of Silero VAD v5 and v6 at 16 kHz (https://github.com/snakers4/silero-vad). A window is
+    `tensors[input]`, float32 (1, 576); meta gets `position`, its first new sample counted since the stream began or
+    began anew, `window_at`, the Unix seconds of that sample, and `begins`, whether it is the first. A stream begins anew after a gap: what was left over
+    is discarded, the context is silence again, and `begins` makes `infer` begin with fresh hidden state.
+    """
+
+    def setup(self, context: StageContext) -> None:
+        """Make the state."""
+        self._tails = context.per_stream(_Tail)
+
+    def process(self, frame: Frame) -> Frame | list[Frame]:
+        """Raises: FrameError: the frame is not mono sound at 16 kHz, or is too long."""
+        samples = mono(frame)
+        if (rate := rate_of(frame)) != RATE:
+            raise FrameError(
+                f"The sound has {rate} samples a second, the model takes {RATE}",
+                code="wrong-rate",
+                remedy=f"Put `resample: {{rate: {RATE}}}` before this stage.",
+            )
+        at = sampled_at(frame)
+        tail = self._tails[frame.stream]
+        if tail.continuity.broken_by(frame, at, self.config.max_gap_s):
+            tail = self._tails[frame.stream] = _Tail()
+        waiting = len(tail.samples) - CONTEXT
+        began_at, position = at - waiting / RATE, tail.position
+        heard = np.concatenate((tail.samples, samples))
+        used = (len(heard) - CONTEXT) // SIZE * SIZE
+        if used > self.config.max_windows * SIZE:
+            raise FrameError(
+                f"{len(samples) / RATE:.1f} s of sound make {used // SIZE} windows at once, more than "
+                f"{self.config.max_windows}",
+                code="too-many-windows",
+                remedy="Send shorter frames, or raise `max_windows` of the stage `vad-window`.",
+            )
+        tail.samples = heard[used:].copy()
+        tail.position += used
+        tail.continuity.take(frame, at + len(samples) / RATE)
+        windows = []
+        for start in range(0, used, SIZE):
+            window = {self.config.input: heard[start : start + CONTEXT + SIZE].reshape(1, -1)}
+            first = position + start
+            windows.append(
+                frame.with_tensors(window, position=first, begins=first == 0, window_at=began_at + start / RATE)
+            )
+        return windows[0] if used == SIZE else windows

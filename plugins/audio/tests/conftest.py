@@ -1,0 +1,110 @@
+"""Recorded speech, and the model that listens to it."""
+
+from __future__ import annotations
+
+import importlib.util
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from numpy.typing import NDArray
+
+from hedgerow import Frame
+from hedgerow.testing import frame
+
+settings.register_profile("shared-machine", deadline=None, max_examples=60)
+settings.load_profile("shared-machine")
+
+ALSA = Path("/usr/share/sounds/alsa")
+SPHINX = Path("/usr/share/pocketsphinx/test/data")
+
+_STATE = {"state": {"state": "stateN"}, "batch_axis": {"state": 1, "stateN": 1}}
+VAD: dict[str, dict[str, Any]] = {
+    "onnxruntime": {
+        "path": "package:silero_vad/data/silero_vad_16k_op15.onnx",
+        "backend": "onnxruntime",
+        "constants": {"sr": 16_000},
+        **_STATE,
+    },
+    "openvino": {"path": "package:silero_vad/data/silero_vad_openvino_16k.onnx", "backend": "openvino", **_STATE},
+}
+
+Recording = tuple[NDArray[np.int16], int]
+"""Samples and their rate."""
+Chunks = Callable[..., list[Frame]]
+
+
+@pytest.fixture(params=sorted(VAD))
+def vad(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Silero VAD, on each backend."""
+    return _model(request.param)
+
+
+@pytest.fixture
+def vads() -> dict[str, dict[str, Any]]:
+    """Silero VAD by backend."""
+    return {backend: _model(backend) for backend in VAD}
+
+
+def _model(backend: str) -> dict[str, Any]:
+    for package, remedy in (("silero_vad", "pip install --no-deps silero-vad"), (backend, f"pip install {backend}")):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: `{remedy}`")
+    return VAD[backend]
+
+
+@pytest.fixture
+def recording() -> Callable[[str], Recording]:
+    """A recording by name, with a second of silence behind it."""
+
+    def load(name: str) -> Recording:
+        folder, package = (ALSA, "alsa-utils") if (ALSA / name).exists() else (SPHINX, "pocketsphinx-testdata")
+        path = folder / name
+        if not path.exists():
+            pytest.skip(f"{name} is not there: `apt-get install alsa-utils pocketsphinx-testdata` ({package} has it)")
+        if path.suffix == ".raw":
+            pcm, rate = np.fromfile(path, "<i2"), 16_000
+        else:
+            with wave.open(str(path)) as file:
+                pcm, rate = np.frombuffer(file.readframes(file.getnframes()), "<i2"), file.getframerate()
+        return np.concatenate((pcm, np.zeros(rate, "<i2"))), rate
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def chunks() -> Chunks:
+    """Cut samples into frames as a microphone sends them."""
+
+    def cut(
+        pcm: NDArray[Any],
+        rate: int,
+        sizes: list[int] | int = 1600,
+        *,
+        stream: str = "hall/microphone",
+        began_at: float = 1_700_000_000.0,
+    ) -> list[Frame]:
+        """Of these sizes, the last one again and again."""
+        sizes = [sizes] if isinstance(sizes, int) else list(sizes)
+        frames, at = [], 0
+        while at < len(pcm):
+            size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+            part = pcm[at : at + size]
+            frames.append(
+                frame(
+                    part if part.dtype == np.float32 else part.tobytes(),
+                    stream=stream,
+                    sequence=len(frames),
+                    content_type="audio/pcm",
+                    captured_at=began_at + at / rate,
+                    meta={"rate": rate},
+                )
+            )
+            at += size
+        return frames
+
+    return cut

@@ -1,0 +1,87 @@
+"""The `anomaly` stage: a model's score becomes a result that a person can act on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from hedgerow import Drop, Frame, FrameError, Stage, StageConfig, StageContext
+from hedgerow_signal.metadata import threshold_of
+
+
+class AnomalyConfig(StageConfig):
+    """From which score on, and what to tell."""
+
+    model: str | None = Field(None, description="Take the threshold from this model's metadata.")
+    threshold: float | None = Field(None, gt=0, description="Scores above this are anomalous; goes before the model's.")
+    only_anomalous: bool = Field(False, description="Drop the others as `normal`.")
+    label: str | None = Field(
+        None, description="Meta with the known truth, set beside the verdict as `label`: for labelled series."
+    )
+    score: str = Field("score", description="Name of the model's output that holds the score.")
+    deviations: str = Field(
+        "deviations", description="Name of its output with each feature's deviation, if it has one; for `because`."
+    )
+
+    @model_validator(mode="after")
+    def _threshold_known(self) -> AnomalyConfig:
+        if self.model is None and self.threshold is None:
+            raise ValueError("give `model` or `threshold`")
+        return self
+
+
+class Anomaly(Stage[AnomalyConfig]):
+    """Judge a window by its score.
+
+    The result is {"at": Unix seconds of the window, "score", "threshold", "anomalous", "features": by name, "because":
+    the three features that deviate most from what is normal, in standard deviations, by name, most first}.
+    """
+
+    concurrent = True
+
+    def setup(self, context: StageContext) -> None:
+        """Find the threshold.
+
+        Raises: ModelMismatch: it is to come from the model's metadata, and that does not say.
+        """
+        config = self.config
+        if config.threshold is not None:
+            self._threshold = config.threshold
+        elif config.model is not None:
+            self._threshold = threshold_of(context.model(config.model))
+
+    def process(self, frame: Frame) -> Frame | Drop:
+        """Raises: FrameError: there is no score, or it is not a finite number."""
+        score = frame.tensors.get(self.config.score)
+        if score is None or np.size(score) != 1:
+            got = "nothing" if score is None else str(list(np.shape(score)))
+            raise FrameError(
+                f"Expected one number in {self.config.score!r}, got {got}",
+                code="no-score",
+                remedy="Put `infer` with an anomaly model before this stage, or correct `score`.",
+            )
+        value = float(np.reshape(score, ()))
+        if not np.isfinite(value):
+            raise FrameError(f"The score is {value}", code="no-score", remedy="Look at the model.")
+        if self.config.only_anomalous and value <= self._threshold:
+            return Drop("normal")
+        return frame.with_result(
+            {
+                "at": frame.meta.get("window_at", frame.captured_at),
+                "score": value,
+                "threshold": self._threshold,
+                "anomalous": value > self._threshold,
+                **({} if self.config.label is None else {"label": frame.meta.get(self.config.label)}),
+                **self._why(frame),
+            }
+        )
+
+    def _why(self, frame: Frame) -> dict[str, Any]:
+        features = frame.meta.get("features", {})
+        deviations = np.ravel(frame.tensors.get(self.config.deviations, ())).tolist()
+        if not features or len(deviations) != len(features):
+            return {"features": features}
+        worst = sorted(zip(features, deviations, strict=True), key=lambda item: -abs(item[1]))[:3]
+        return {"features": features, "because": dict(worst)}

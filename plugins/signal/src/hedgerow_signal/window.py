@@ -1,0 +1,149 @@
+"""The `window` stage: a sensor's samples become windows of one length, overlapping if wanted."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from hedgerow import Frame, FrameError, Stage, StageConfig, StageContext
+
+MAX_RATE: Final = 1e9
+
+
+class WindowConfig(StageConfig):
+    """How long windows are and how far apart."""
+
+    size: int = Field(ge=1, le=2**24, description="Samples in a window.")
+    hop: int | None = Field(
+        None, ge=1, description="Samples from one window's beginning to the next one's; by default `size`, no overlap."
+    )
+    channels: int = Field(1, ge=1, le=1024, description="Values in a sample: 1 for (n,), more for (n, channels).")
+    rate: float | None = Field(
+        None, gt=0, le=MAX_RATE, description="Samples a second, where the frame does not say (meta `rate`)."
+    )
+    max_gap_s: float = Field(
+        0.5,
+        gt=0,
+        description="A jump in time longer than this begins the stream anew. Below a frame's length it finds single "
+        "lost frames, if the sensor stamps them.",
+    )
+
+    max_windows: int = Field(
+        1024, ge=1, description="Windows that one frame may complete; a frame that would make more is refused."
+    )
+
+    @model_validator(mode="after")
+    def _hop_within(self) -> WindowConfig:
+        if self.hop is not None and self.hop > self.size:
+            raise ValueError(f"`hop` {self.hop} above `size` {self.size} would leave samples out")
+        return self
+
+
+class _Tail:
+    """What a stream has sent that later windows need."""
+
+    def __init__(self, channels: int) -> None:
+        self.samples: NDArray[np.float32] = np.zeros((0, channels), np.float32)
+        self.position = 0
+        self.sequence: int | None = None
+        self.ends_at = 0.0
+
+
+class Window(Stage[WindowConfig]):
+    """Cut a sensor's samples into windows; none, one or many from a frame.
+
+    A frame brings (n,) or (n, channels) numbers, a window is float32 (size,) or (size, channels). Meta gets `rate`,
+    `position`, the window's first sample counted since the stream began or began anew, `window_at`, the Unix seconds
+    of that sample (a frame's `captured_at` is that of its first), and `begins`, whether the window is the first.
+
+    A stream begins anew, without the samples left over, after a gap: when a number of the stream is missing, or when
+    a frame's time is off by more than `max_gap_s` from where the frame before ended. Times are judged only where the
+    rate is known and the frame has a time.
+    """
+
+    def setup(self, context: StageContext) -> None:
+        """Make the state."""
+        self._tails = context.per_stream(lambda: _Tail(self.config.channels))
+
+    def process(self, frame: Frame) -> list[Frame]:
+        """Raises: FrameError: the array has another shape, is not of finite numbers, or is too long; or a bad rate."""
+        size, hop = self.config.size, self.config.hop or self.config.size
+        samples = self._samples(frame)
+        rate = self._rate(frame)
+        tail = self._tails[frame.stream]
+        if self._broken(tail, frame, rate):
+            tail = self._tails[frame.stream] = _Tail(self.config.channels)
+        waiting = len(tail.samples)
+        heard = np.concatenate((tail.samples, samples))
+        count = max((len(heard) - size) // hop + 1, 0)
+        if count > self.config.max_windows:
+            raise FrameError(
+                f"{len(samples)} samples would make {count} windows at once, more than {self.config.max_windows}",
+                code="too-many-windows",
+                remedy="Send shorter frames, or raise `hop` or `max_windows` of the stage `window`.",
+            )
+        known = {} if rate is None else {"rate": rate}
+        windows = []
+        for start in range(0, count * hop, hop):
+            window = heard[start : start + size]
+            at = frame.captured_at + ((start - waiting) / rate if rate else 0.0)
+            windows.append(
+                frame.with_array(
+                    window[:, 0] if self.config.channels == 1 else window,
+                    position=tail.position + start,
+                    begins=tail.position + start == 0,
+                    window_at=at,
+                    **known,
+                )
+            )
+        tail.samples = heard[count * hop :].copy()
+        tail.position += count * hop
+        tail.sequence = frame.sequence
+        tail.ends_at = frame.captured_at + (len(samples) / rate if rate else 0.0)
+        return windows
+
+    def _samples(self, frame: Frame) -> NDArray[np.float32]:
+        array = np.asarray(frame.array)
+        if array.ndim == 1 and self.config.channels == 1:
+            array = array[:, np.newaxis]
+        if array.ndim != 2 or array.shape[1] != self.config.channels:
+            wanted = "(n,)" if self.config.channels == 1 else f"(n, {self.config.channels})"
+            raise FrameError(f"Expected samples {wanted}, got {list(frame.array.shape)}", code="wrong-shape")
+        if array.dtype.kind not in "iufb":
+            raise FrameError(f"Samples of {array.dtype} are not taken", code="not-numbers", remedy="Send real numbers.")
+        with np.errstate(over="ignore"):
+            samples = array.astype(np.float32, copy=False)
+        if not np.isfinite(samples).all():
+            raise FrameError("The samples hold NaN or infinity", code="not-finite")
+        return samples
+
+    def _rate(self, frame: Frame) -> float | None:
+        value = frame.meta.get("rate", self.config.rate)
+        if value is None:
+            return None
+        return rate(value)
+
+    def _broken(self, tail: _Tail, frame: Frame, rate: float | None) -> bool:
+        if tail.sequence is None:
+            return False
+        if frame.sequence not in (tail.sequence, tail.sequence + 1):
+            return True
+        timed = rate is not None and frame.captured_at != 0
+        return timed and not abs(frame.captured_at - tail.ends_at) <= self.config.max_gap_s
+
+
+def rate(value: object) -> float:
+    """A sampling rate that came with a frame, as a number or as text.
+
+    Raises: FrameError: it is none.
+    """
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = 0.0
+    if not 0 < number <= MAX_RATE:
+        raise FrameError(f"{str(value)[:40]!r} is no sampling rate", code="bad-rate")
+    return number

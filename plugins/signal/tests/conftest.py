@@ -1,0 +1,28 @@
+"""A model for the tests, trained on generated vibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("shared-machine", deadline=None, max_examples=60)
+settings.load_profile("shared-machine")
+
+
+@pytest.fixture(scope="session")
+def trained() -> bytes:
+    """The model that `python -m hedgerow_signal.train` makes."""
+    pytest.importorskip("onnx", reason="training needs onnx: `pip install hedgerow-signal[train]`")
+    from hedgerow_signal.train import train
+
+    return train(seed=7)
+
+
+@pytest.fixture
+def model_file(trained: bytes, tmp_path: Path) -> Path:
+    """The same as a file."""
+    path = tmp_path / "vibration.onnx"
+    path.write_bytes(trained)
+    return path

@@ -1,0 +1,168 @@
+"""`annotate`: pictures for people; never at the cost of a result."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from numpy.typing import NDArray
+
+from hedgerow import Frame, Stage, StageConfig
+from hedgerow.testing import frame, run_pipeline, run_stage
+from hedgerow_vision.annotate import Annotate, draw
+
+Picture = NDArray[np.uint8]
+FOUND = {"label": "face", "score": 0.9, "box": [0.3, 0.1, 0.6, 0.4], "points": [[0.4, 0.2]]}
+TEXT = {"text": "Exit", "score": 0.9, "box": [[0.1, 0.5], [0.4, 0.5], [0.4, 0.6], [0.1, 0.6]]}
+
+
+def seen(picture: Picture, number: int = 0, **fields: Any) -> Frame:
+    fields.setdefault("result", {"detections": [FOUND]})
+    return frame(picture, sequence=number, captured_at=1000.0 + number, **fields)
+
+
+def test_the_picture_is_written_and_the_frame_goes_on(astronaut: Picture, tmp_path: Path) -> None:
+    before = seen(astronaut, stream="site/cam-1/image")
+
+    (after,) = run_stage(Annotate, [before], folder=tmp_path / "new").out
+
+    path = Path(after.meta["annotated"])
+    assert path.name == "test@site_cam-1_image-00000000.jpg"
+    assert simplejpeg.decode_jpeg(path.read_bytes()).shape == astronaut.shape
+    assert after.result is before.result
+    assert after.array is astronaut
+    assert [file.suffix for file in path.parent.iterdir()] == [".jpg"]
+
+
+def test_streams_with_names_alike_do_not_overwrite_each_other(astronaut: Picture, tmp_path: Path) -> None:
+    """A file's name cannot hold all that a topic's can, nor be as long."""
+    small, long = np.ascontiguousarray(astronaut[::8, ::8]), "level/" * 20
+    streams = ["a/b", "a_b", "a b", "../a/b", "", "/", f"{long}1", f"{long}2"]
+
+    run_stage(Annotate, [seen(small, stream=stream) for stream in streams], folder=tmp_path / "all")
+
+    assert len(list((tmp_path / "all").glob("*.jpg"))) == len(streams)
+    assert [path.name for path in tmp_path.iterdir()] == ["all"]
+
+
+def test_a_box_is_drawn_where_it_is_and_nowhere_else(astronaut: Picture) -> None:
+    untouched = astronaut.copy()
+
+    drawn = draw(astronaut, [FOUND], [])
+
+    changed = (drawn != astronaut).any(axis=2)
+    assert changed[200, 153:156].any(), "left edge"
+    assert changed[203:206, 250].any(), "lower edge"
+    assert changed[98:106, 200:208].any(), "point"
+    assert not changed[230:].any()
+    np.testing.assert_array_equal(astronaut, untouched)
+
+
+def test_text_that_was_read_is_set_beside_the_picture(astronaut: Picture) -> None:
+    drawn = draw(astronaut, [], [TEXT])
+
+    assert drawn.shape == (512, 1024, 3)
+    panel = drawn[:, 512:]
+    assert (panel[256:307, 51:205] < 128).any()
+    assert (panel[330:] == 255).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 900), (40, 3)])
+def test_a_picture_of_any_size_can_be_drawn_on(size: tuple[int, int]) -> None:
+    everything = {**FOUND, "box": [0, 0, 1, 1]}
+
+    assert draw(np.zeros((*size, 3), np.uint8), [everything], [TEXT]).shape == (size[0], size[1] * 2, 3)
+
+
+def test_only_the_newest_pictures_are_kept(astronaut: Picture, tmp_path: Path) -> None:
+    """And what others put into the folder is let be."""
+    small = np.ascontiguousarray(astronaut[::8, ::8])
+    (tmp_path / "holiday.jpg").write_bytes(b"mine")
+
+    run_stage(Annotate, [seen(small, n) for n in range(5)], folder=tmp_path, keep=2)
+    run_stage(Annotate, [seen(small, 5)], folder=tmp_path, keep=2)
+
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["holiday.jpg", "test@test_stream-00000004.jpg", "test@test_stream-00000005.jpg"]
+
+
+def test_a_stream_is_drawn_only_every_so_often(astronaut: Picture, tmp_path: Path) -> None:
+    small = np.ascontiguousarray(astronaut[::8, ::8])
+    one = [seen(small, n, stream="one") for n in range(6)]
+    two = [seen(small, 0, stream="two")]
+
+    run = run_stage(Annotate, one + two, folder=tmp_path, every_s=3)
+
+    assert [(out.stream, out.sequence) for out in run.out if "annotated" in out.meta] == [
+        ("one", 0),
+        ("one", 3),
+        ("two", 0),
+    ]
+
+
+def test_pictures_with_nothing_in_them_can_be_left_out(astronaut: Picture, tmp_path: Path) -> None:
+    run = run_stage(Annotate, [seen(astronaut, result={"detections": []})], folder=tmp_path, only_found=True)
+
+    assert len(run.out) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fails_costs_no_result(
+    astronaut: Picture, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file stands where the folder should be; said once, not with every frame."""
+    blocked = tmp_path / "blocked"
+    blocked.write_text("in the way")
+
+    with caplog.at_level(logging.WARNING):
+        run = run_stage(Annotate, [seen(astronaut, n) for n in range(3)], folder=blocked)
+
+    assert run.dead == {}
+    assert run.results == [{"detections": [FOUND]}] * 3
+    assert len([record for record in caplog.records if record.name == "hedgerow_vision.annotate"]) == 1
+
+
+def test_a_disk_that_works_again_gets_pictures_again(astronaut: Picture, tmp_path: Path) -> None:
+    """Somebody deletes the folder, puts a file in its place, and takes that away."""
+    folder = tmp_path / "pictures"
+    disk = iter(["works", "blocked", "blocked", "works"])
+
+    class Disk(Stage[StageConfig]):
+        """What happens to the folder between frames."""
+
+        def process(self, frame: Frame) -> Frame:
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.is_file():
+                folder.unlink()
+            if next(disk) == "blocked":
+                folder.write_text("in the way")
+            return frame
+
+    stages: list[Any] = [Disk, {"annotate": {"folder": str(folder)}}]
+    run = run_pipeline(stages, [seen(astronaut, n) for n in range(4)], together=False)
+
+    assert [out.sequence for out in run.out if "annotated" in out.meta] == [0, 3]
+    assert run.results == [{"detections": [FOUND]}] * 4
+
+
+def test_pipelines_share_a_folder(astronaut: Picture, tmp_path: Path) -> None:
+    """One pipeline's pictures are not another's to delete, even if its name begins alike."""
+    other = tmp_path / "test-2@cam-00000000.jpg"
+    other.write_bytes(b"theirs")
+
+    run_stage(Annotate, [seen(astronaut, n) for n in range(3)], folder=tmp_path, keep=1)
+
+    assert other.exists()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_it_can_stand_in_a_pipeline_by_name(photo_bytes: Any, tmp_path: Path) -> None:
+    run = run_pipeline(["decode", {"annotate": {"folder": str(tmp_path)}}], [frame(photo_bytes("coffee.png"))])
+
+    assert run.dead == {}
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,192 @@
+"""`decode`: JPEG and PNG in, pictures out; whatever else comes, only a FrameError."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from hedgerow import Frame, FrameError
+from hedgerow.testing import frame, frames, run_stage
+from hedgerow_vision.decode import Decode, DecodeConfig
+
+Picture = NDArray[np.uint8]
+
+
+def gradient(height: int = 48, width: int = 64) -> Picture:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=2).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+JPEG = simplejpeg.encode_jpeg(gradient(), 95)
+PNG = encoded(Image.fromarray(gradient()))
+
+
+CODES = {"empty-payload", "unknown-content-type", "image-too-large", "truncated-image", "bad-image"}
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is huge."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
+def test_a_jpeg_becomes_its_picture(wrap: Callable[[bytes], Any]) -> None:
+    """Whatever holds the bytes: a receive buffer is a memoryview."""
+    run = run_stage(Decode, [frame(wrap(JPEG))])
+
+    decoded = run.out[0].array
+    assert decoded.shape == (48, 64, 3)
+    assert decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - gradient()).mean() < 3
+
+
+def test_a_png_becomes_its_picture_exactly() -> None:
+    run = run_stage(Decode, [frame(PNG)])
+
+    np.testing.assert_array_equal(run.out[0].array, gradient())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_every_kind_of_png_becomes_rgb(mode: str) -> None:
+    """Grey, palette, transparency and 16 bits; all white, so all of them must come out white."""
+    fill: Any = {"1": 1, "L": 255, "LA": (255, 255), "P": 255, "RGBA": (255, 255, 255, 255), "I;16": 65535}[mode]
+    image = Image.new("RGB", (7, 5), "white").convert("P") if mode == "P" else Image.new(mode, (7, 5), fill)
+
+    run = run_stage(Decode, [frame(encoded(image))])
+
+    assert run.dead == {}
+    np.testing.assert_array_equal(run.out[0].array, np.full((5, 7, 3), 255, np.uint8))
+
+
+def test_16_bits_of_grey_keep_their_upper_8() -> None:
+    deep = np.array([[0, 256, 32768, 65535]], np.uint16)
+
+    run = run_stage(Decode, [frame(encoded(Image.fromarray(deep)))])
+
+    np.testing.assert_array_equal(run.out[0].array[0, :, 0], [0, 1, 128, 255])
+
+
+def test_what_is_transparent_is_laid_on_white() -> None:
+    """Black letters on a transparent ground would otherwise be black on black."""
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 0, 255))
+
+    run = run_stage(Decode, [frame(encoded(image))])
+
+    np.testing.assert_array_equal(run.out[0].array[0], [[255, 255, 255], [0, 0, 0]])
+
+
+def test_a_grey_and_a_cmyk_jpeg_become_rgb() -> None:
+    grey, cmyk = (encoded(Image.fromarray(gradient()).convert(mode), "JPEG") for mode in ("L", "CMYK"))
+
+    run = run_stage(Decode, frames([grey, cmyk]))
+
+    assert [out.array.shape for out in run.out] == [(48, 64, 3)] * 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_phone_held_any_way_gives_an_upright_picture(orientation: int) -> None:
+    """EXIF orientation, compared with Pillow's own."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = encoded(Image.fromarray(gradient()), "JPEG", quality=95, exif=exif)
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(photo))))
+
+    run = run_stage(Decode, [frame(photo)])
+
+    decoded = run.out[0].array
+    assert decoded.shape == wanted.shape
+    assert decoded.flags.c_contiguous
+    assert np.abs(decoded.astype(int) - wanted).mean() < 2
+
+
+def test_a_large_jpeg_is_decoded_small_when_that_is_enough() -> None:
+    photo = simplejpeg.encode_jpeg(gradient(480, 640))
+
+    run = run_stage(Decode, [frame(photo)], min_width=150, min_height=100)
+
+    height, width, _ = run.out[0].array.shape
+    assert (height, width) < (480, 640)
+    assert height >= 100
+    assert width >= 150
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        pytest.param(b"", "empty-payload", id="no bytes"),
+        pytest.param(b"GIF89a" + bytes(40), "unknown-content-type", id="a GIF"),
+        pytest.param(b"{}", "unknown-content-type", id="JSON"),
+        pytest.param(JPEG[: len(JPEG) // 2], "truncated-image", id="half a JPEG"),
+        pytest.param(JPEG[:-2], "truncated-image", id="a JPEG without its end"),
+        pytest.param(JPEG[:40], "bad-image", id="a JPEG cut in its header"),
+        pytest.param(PNG[: len(PNG) // 2], "truncated-image", id="half a PNG"),
+        pytest.param(PNG[:20], "truncated-image", id="a PNG cut in its header"),
+        pytest.param(PNG[:60] + bytes(40) + PNG[100:], "bad-image", id="a PNG with a hole"),
+        pytest.param(png_claiming(50_000, 50_000), "image-too-large", id="a decompression bomb"),
+        pytest.param(png_claiming(0, 10), "bad-image", id="a PNG without width"),
+    ],
+)
+def test_a_bad_picture_is_dead_and_the_next_one_lives(payload: bytes, code: str) -> None:
+    run = run_stage(Decode, frames([payload, JPEG]))
+
+    assert run.dead == {code: 1}
+    assert isinstance(run.errors[0], FrameError)
+    assert len(run.out) == 1
+
+
+def test_a_picture_over_the_limit_is_refused_by_its_header() -> None:
+    """Only the header is there: had anything been decoded, it would have been a truncated picture."""
+    header = JPEG[: JPEG.index(b"\xff\xda") + 20]
+
+    run = run_stage(Decode, [frame(header)], max_pixels=64 * 48 - 1)
+
+    assert run.dead == {"image-too-large": 1}
+
+
+def test_a_frame_that_is_decoded_already_passes() -> None:
+    picture = gradient()
+
+    run = run_stage(Decode, [frame(picture)])
+
+    assert run.out[0].array is picture
+
+
+@given(st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", JPEG[:200], PNG[:60]]), st.binary(max_size=200))
+def test_random_bytes_raise_nothing_but_a_frame_error(prefix: bytes, noise: bytes) -> None:
+    decode_or_frame_error(prefix + noise)
+
+
+@given(st.sampled_from([JPEG, PNG]), st.integers(0, 5000), st.binary(min_size=1, max_size=8))
+def test_a_damaged_picture_raises_nothing_but_a_frame_error(whole: bytes, place: int, damage: bytes) -> None:
+    place %= len(whole)
+    decode_or_frame_error(whole[:place] + damage + whole[place + len(damage) :])
+
+
+def decode_or_frame_error(payload: bytes) -> None:
+    (outcome,) = Decode(DecodeConfig(max_pixels=1_000_000)).process_many([frame(payload)])
+    if isinstance(outcome, FrameError):
+        assert outcome.code in CODES
+    else:
+        assert isinstance(outcome, Frame), repr(outcome)
+        assert outcome.array.ndim == 3
+        assert outcome.array.dtype == np.uint8

@@ -1,0 +1,193 @@
+"""ONNX Runtime.
+
+Options under `options:` go to the vendor as they are: a key with a dot (`session.disable_prepacking`) is a session
+configuration entry, any other one belongs to the execution provider of the device (`device_id`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from hedgerow.backends.base import Session, SessionOptions, TensorSpec
+from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
+from hedgerow.frame import Array
+
+_SUFFIX: Final = "ExecutionProvider"
+_GPU: Final = ("CUDA", "ROCM", "MIGraphX", "DML", "WebGPU")
+_DTYPES: Final = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
+}
+_OPERATOR: Final = re.compile(
+    r"implementation for (?P<a>[\w.]+)\(|No Op registered for (?P<b>[\w.]+)|error: (?P<c>[\w.:]+)\(-?\d+\) is not a reg"
+)
+_ERRORS, _FATAL = 3, 4  # severities of onnxruntime's own log
+
+
+class OnnxRuntime:
+    """Opens .onnx files."""
+
+    name = "onnxruntime"
+    suffixes = frozenset({".onnx"})
+
+    @property
+    def version(self) -> str:
+        """Version of onnxruntime. Raises: BackendMissing: it is not installed."""
+        return str(_vendor().__version__)
+
+    def devices(self) -> tuple[str, ...]:
+        """Devices this build of onnxruntime knows. Raises: BackendMissing: it is not installed."""
+        names = (name.removesuffix(_SUFFIX) for name in _vendor().get_available_providers())
+        return tuple(name for name in names if name != "Azure")  # a remote service, no device
+
+    def open(self, path: Path, options: SessionOptions) -> Session:
+        """Load an .onnx file.
+
+        Raises:
+            BackendMissing: onnxruntime is not installed.
+            DeviceMissing: the device asked for is not on this machine.
+            ModelUnreadable: the file is corrupt, or uses something onnxruntime lacks.
+            ConfigError: an option goes nowhere.
+        """
+        ort = _vendor()
+        device = self._device(options.device)
+        wanted = ort.SessionOptions()
+        wanted.intra_op_num_threads = options.threads
+        wanted.inter_op_num_threads = 1
+        wanted.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # What goes wrong comes as an exception too, but for an accelerator that onnxruntime leaves out: that it only logs.
+        wanted.log_severity_level = _FATAL if device == "CPU" else _ERRORS
+        wanted.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        provider: dict[str, Any] = {}
+        for key, value in options.vendor.items():
+            if "." in key:
+                wanted.add_session_config_entry(key, str(int(value) if isinstance(value, bool) else value))
+            elif device == "CPU":
+                raise ConfigError(  # onnxruntime would not say a word
+                    f"onnxruntime's CPU provider has no option {key}",
+                    remedy="Remove it from the model's `options:`; session entries have a dot: `session.NAME`.",
+                )
+            else:
+                provider[key] = value
+        providers = [(device + _SUFFIX, provider)]
+        if device != "CPU":
+            providers.append(("CPU" + _SUFFIX, {}))
+        try:
+            session = ort.InferenceSession(path, wanted, providers=providers)
+        except Exception as error:
+            raise _unreadable(path, error) from error
+        got = session.get_providers()[0].removesuffix(_SUFFIX)
+        if got != device:
+            raise DeviceMissing(
+                f"onnxruntime knows {device} but cannot use it here; it would run {path.name} on {got}",
+                remedy=f"Install the driver and libraries {device} needs.",
+            )
+        return OnnxRuntimeSession(session, path, got, options.streams)
+
+    def _device(self, asked: str) -> str:
+        there = self.devices()
+        names = {name.lower(): name for name in there}
+        if asked.lower() in names:
+            return names[asked.lower()]
+        if asked.upper() == "AUTO":
+            return there[0]
+        if asked.upper() == "GPU":
+            for name in _GPU:
+                if name in there:
+                    return name
+        raise DeviceMissing(
+            f"onnxruntime has no device {asked} here (it has: {', '.join(there)})",
+            remedy=f"Ask for one of {', '.join(there)}, or install the onnxruntime build for {asked}.",
+        )
+
+
+class OnnxRuntimeSession:
+    """A model loaded by ONNX Runtime."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, session: Any, path: Path, device: str, streams: int) -> None:
+        self.inputs = tuple(_spec(path, item) for item in session.get_inputs())
+        self.outputs = tuple(_spec(path, item) for item in session.get_outputs())
+        self.device = device
+        self.streams = streams
+        self.metadata: Mapping[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        self._path = path
+        self._names = [spec.name for spec in self.outputs]
+        self._session = session
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch; see `Session.run`."""
+        session = self._session
+        if session is None:
+            raise InferenceError(f"{self._path.name} is closed", remedy="Open it again.")
+        try:
+            return dict(zip(self._names, session.run(self._names, inputs), strict=True))
+        except Exception as error:
+            raise InferenceError(
+                f"onnxruntime failed to run {self._path.name}: {_reason(error)}",
+                remedy="If other frames pass, look at this one's tensors; else try `backend: openvino`.",
+            ) from error
+
+    def close(self) -> None:
+        """Free the model; runs under way finish first."""
+        self._session = None
+
+
+def _vendor() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendMissing(
+            f"onnxruntime cannot be imported: {error}", remedy="Run `pip install 'hedgerow[onnx]'`."
+        ) from error
+    return onnxruntime
+
+
+def _spec(path: Path, item: Any) -> TensorSpec:
+    dtype = _DTYPES.get(item.type)
+    if dtype is None:
+        remedy = "Export the model with plain tensors of numbers in and out"
+        if item.type.startswith(("seq", "map")):
+            remedy += "; for scikit-learn classifiers, convert with `options={'zipmap': False}`"
+        raise ModelUnreadable(f"{path.name}: {item.name} is a {item.type}", remedy=f"{remedy}.")
+    shape = tuple(dim if isinstance(dim, int) and dim >= 0 else None for dim in item.shape)
+    return TensorSpec(item.name, shape, np.dtype(dtype))
+
+
+def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
+    text = _reason(error)
+    found = _OPERATOR.search(str(error))
+    if found:
+        operator = next(name for name in found.groups() if name)
+        return ModelUnreadable(
+            f"onnxruntime {version('onnxruntime')} lacks the operator {operator} that {path.name} uses: {text}",
+            remedy="Try `backend: openvino`, update onnxruntime, or export the model for an older opset.",
+        )
+    return ModelUnreadable(
+        f"onnxruntime cannot read {path.name} ({path.stat().st_size:,} bytes): {text}",
+        remedy="Copy the file again: it is cut short, or no ONNX model.",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What onnxruntime says, on one line and without its numbers."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:500] or type(error).__name__

@@ -1,0 +1,281 @@
+"""OpenVINO.
+
+Options under `options:` go to the vendor as they are, by their OpenVINO names: `INFERENCE_PRECISION_HINT: bf16`.
+
+Three defaults differ from the vendor's:
+- Models compute in the precision they were exported in. By itself the CPU device goes down to bfloat16 where the
+  processor has it, so that one file would give different answers on different machines.
+- Threads are not pinned to cores: two models on one node would be pinned to the same ones.
+- Streams and threads are as the node says, not as many as the machine has.
+
+One thing cannot be changed: the CPU device computes whole numbers and floats in 32 bits at most. A model that needs int64
+or float64 in full belongs on ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from hedgerow.backends.base import Session, SessionOptions, TensorSpec
+from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
+from hedgerow.frame import Array
+
+_DTYPES: Final = {
+    "f16": np.float16,
+    "f32": np.float32,
+    "f64": np.float64,
+    "i8": np.int8,
+    "i16": np.int16,
+    "i32": np.int32,
+    "i64": np.int64,
+    "u8": np.uint8,
+    "u16": np.uint16,
+    "u32": np.uint32,
+    "u64": np.uint64,
+    "boolean": np.bool_,
+}
+_LACKS: Final = re.compile(
+    r"(?:Conversion is failed for|No conversion rule found for operations?): *(?P<read>[^\n]+)"
+    r"|doesn't support (?P<compile>\w+ operation[^\n]*)"
+)
+_VIRTUAL: Final = ("AUTO", "MULTI", "HETERO", "BATCH")
+_once = threading.Lock()
+_core: Any = None
+
+
+class OpenVino:
+    """Opens .onnx, OpenVINO IR (.xml with its .bin) and .tflite files."""
+
+    name = "openvino"
+    suffixes = frozenset({".onnx", ".xml", ".tflite"})
+
+    @property
+    def version(self) -> str:
+        """Version of OpenVINO. Raises: BackendMissing: it is not installed."""
+        return str(_vendor().__version__).partition("-")[0]
+
+    def devices(self) -> tuple[str, ...]:
+        """Devices on this machine. Raises: BackendMissing: OpenVINO is not installed."""
+        return tuple(_shared_core().available_devices)
+
+    def open(self, path: Path, options: SessionOptions) -> Session:
+        """Load a model file.
+
+        Raises:
+            BackendMissing: OpenVINO is not installed.
+            DeviceMissing: the device asked for is not on this machine.
+            ModelUnreadable: the file is corrupt, or uses something OpenVINO lacks.
+            ConfigError: OpenVINO refuses an option.
+        """
+        core = _shared_core()
+        device = self._device(options.device)
+        try:
+            model = core.read_model(path)
+        except Exception as error:
+            raise _unreadable(path, error) from error
+        inputs, outputs = _specs(path, model.inputs), _specs(path, model.outputs)
+        try:
+            compiled = _compile(core, model, device, options)
+        except Exception as error:
+            option = next((name for name in options.vendor if name in str(error)), None)
+            if option is not None:
+                raise ConfigError(
+                    f"OpenVINO refuses the option {option}: {_reason(error)}",
+                    remedy=f"Mend or remove {option} under the model's `options:`.",
+                ) from error
+            raise _unreadable(path, error) from error
+        return OpenVinoSession(compiled, path, inputs, outputs, options.streams, _metadata(model))
+
+    def _device(self, asked: str) -> str:
+        device, there = asked.upper(), self.devices()
+        family = device.partition(".")[0]
+        if device.partition(":")[0] in _VIRTUAL or any(name.partition(".")[0] == family for name in there):
+            return device
+        raise DeviceMissing(
+            f"OpenVINO has no device {asked} here (it has: {', '.join(there)})",
+            remedy=f"Ask for one of {', '.join(there)}, or install the driver for {asked}.",
+        )
+
+
+class OpenVinoSession:
+    """A model loaded by OpenVINO, with as many inference requests as it has streams."""
+
+    backend = "openvino"
+
+    def __init__(
+        self,
+        compiled: Any,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        streams: int,
+        metadata: Mapping[str, str],
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+        self.streams = streams
+        self.metadata = metadata
+        self._path = path
+        self._tensor = _vendor().Tensor
+        self._ports = [(number, spec.name) for number, spec in enumerate(inputs)]
+        self._names = [spec.name for spec in outputs]
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(streams):
+            self._idle.put(compiled.create_infer_request())
+        self._closed = False
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch; see `Session.run`."""
+        if self._closed:
+            raise self._is_closed()
+        request = self._idle.get()
+        if request is None:
+            self._idle.put(None)  # for the next one who waits
+            raise self._is_closed()
+        try:
+            for number, name in self._ports:
+                array = inputs[name]
+                # OpenVINO shares memory with writable arrays only; others it copies.
+                request.set_input_tensor(number, self._tensor(array, shared_memory=array.flags.writeable))
+            # Copied out: the request's own buffers are written again by its next run. `infer` lets go of the interpreter
+            # lock as `start_async` and `wait` do, without their hop to another thread and back.
+            return dict(zip(self._names, request.infer(share_outputs=False).to_tuple(), strict=True))
+        except Exception as error:
+            raise InferenceError(
+                f"OpenVINO failed to run {self._path.name}: {_reason(error)}",
+                remedy="If other frames pass, look at this one's tensors; else try `backend: onnxruntime`.",
+            ) from error
+        finally:
+            if not self._closed:
+                self._idle.put(request)
+
+    def close(self) -> None:
+        """Free the model; runs under way finish first, those that wait for their turn fail."""
+        self._closed = True
+        with suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait()
+        self._idle.put(None)  # wakes who waits
+
+    def _is_closed(self) -> InferenceError:
+        return InferenceError(f"{self._path.name} is closed", remedy="Open it again.")
+
+
+def _vendor() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendMissing(
+            f"OpenVINO cannot be imported: {error}", remedy="Run `pip install 'hedgerow[openvino]'`."
+        ) from error
+    return openvino
+
+
+def _shared_core() -> Any:
+    """The process's one Core: each loads the device plugins again and holds its own threads."""
+    global _core  # noqa: PLW0603 - there is one a process, made when first needed
+    with _once:
+        if _core is None:
+            _core = _vendor().Core()
+        return _core
+
+
+def _compile(core: Any, model: Any, device: str, options: SessionOptions) -> Any:
+    settings: dict[str, Any] = {}
+    if device == "CPU":
+        settings |= {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": False,
+            "NUM_STREAMS": options.streams,
+            "INFERENCE_NUM_THREADS": options.threads * options.streams,  # all streams together
+        }
+    if options.cache_dir is not None:
+        settings["CACHE_DIR"] = str(options.cache_dir)
+    settings |= options.vendor
+    try:
+        return core.compile_model(model, device, settings)
+    except Exception:
+        if options.cache_dir is None or not options.cache_dir.exists():
+            raise
+        # A cache that a power cut left half written must not keep a good model from loading.
+        shutil.rmtree(options.cache_dir, ignore_errors=True)
+        return core.compile_model(model, device, settings)
+
+
+def _specs(path: Path, ports: Any) -> tuple[TensorSpec, ...]:
+    specs = tuple(_spec(path, port) for port in ports)
+    if len({spec.name for spec in specs}) < len(specs):
+        # Two results of one tensor share its names; their nodes do not.
+        friendly = (port.get_node().get_friendly_name() for port in ports)
+        return tuple(TensorSpec(name, spec.shape, spec.dtype) for name, spec in zip(friendly, specs, strict=True))
+    return specs
+
+
+def _spec(path: Path, port: Any) -> TensorSpec:
+    name = _name(port)
+    dtype = _DTYPES.get(port.get_element_type().to_string())
+    if dtype is None:
+        raise ModelUnreadable(
+            f"{path.name}: {name} holds {port.get_element_type().to_string()}, which numpy lacks",
+            remedy="Export the model with f32, f16, integer or bool tensors in and out.",
+        )
+    dims = port.get_partial_shape()
+    # Like ONNX Runtime's, the shape is empty where even the number of dimensions is open.
+    shape = () if dims.rank.is_dynamic else tuple(None if dim.is_dynamic else dim.get_length() for dim in dims)
+    return TensorSpec(name, shape, np.dtype(dtype))
+
+
+def _name(port: Any) -> str:
+    """The name the model's author gave; the tensor may have gathered more during conversion, or have none."""
+    names: set[str] = port.get_names()
+    friendly = str(port.get_node().get_friendly_name())
+    own = friendly.removesuffix("/sink_port_0")
+    if own in names or not names:
+        return own
+    return min(names)
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """`rt_info` flattened with dots; what ONNX calls `metadata_props` stands under `framework` and keeps its names."""
+    return {key.removeprefix("framework."): value for key, value in _flat(model.get_rt_info(), "")}
+
+
+def _flat(info: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in info.items():
+        value = getattr(value, "value", value)
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
+    text, found = str(error), _LACKS.search(str(error))
+    if found:
+        return ModelUnreadable(
+            f"OpenVINO {OpenVino().version} lacks operators that {path.name} uses: {found['read'] or found['compile']}",
+            remedy="Use `backend: onnxruntime`, or export the model in another way.",
+        )
+    if "Unable to read the model" in text:
+        text = "no format that OpenVINO knows"
+    return ModelUnreadable(
+        f"OpenVINO cannot read {path.name} ({path.stat().st_size:,} bytes): {_reason(text)}",
+        remedy="Copy the file again (an .xml needs its .bin beside it): it is cut short, or not what its ending says.",
+    )
+
+
+def _reason(error: Exception | str) -> str:
+    """What OpenVINO says, on one line and without the places in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd API failed"))]
+    return " ".join(" ".join(telling).split())[:500] or type(error).__name__

@@ -1,0 +1,123 @@
+"""Where the broker is and how to get there."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+from hedgerow.bus.causes import unreachable
+from hedgerow.bus.packets import Publication
+from hedgerow.errors import ConfigError
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientOptions:
+    """How to reach a broker and what to agree on with it.
+
+    Attributes:
+        url: mqtt://HOST[:PORT], mqtts://HOST[:PORT] (TLS) or unix:///path/to/socket.
+        client_id: the session's name; "" lets the broker choose one, and then no session outlives the process.
+        username, password: if the broker asks for them.
+        ca_file: authority that signed the broker's certificate; the system's if None.
+        cert_file, key_file: our own certificate, if the broker asks for one.
+        keepalive_s: longest silence before the link counts as dead; 0 for ever.
+        session_expiry_s: how long the broker keeps subscriptions and QoS 1 messages while we are away.
+        clean_start: forget what an earlier process left at the broker; reconnects keep the session all the same.
+        receive_maximum: QoS 1 messages the broker may have under way to us, unacknowledged.
+        max_payload_bytes: a larger payload is skipped and its message marked `oversized`.
+        will: what the broker publishes when we vanish.
+        connect_timeout_s: longest time for address, TLS and CONNACK together.
+        min_backoff_s, max_backoff_s: limits of the pause between tries; it doubles, and a random part is taken.
+    """
+
+    url: str = "mqtt://127.0.0.1:1883"
+    client_id: str = ""
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    keepalive_s: int = 30
+    session_expiry_s: int = 86_400
+    clean_start: bool = False
+    receive_maximum: int = 256
+    max_payload_bytes: int = 32 * 2**20
+    will: Publication | None = None
+    connect_timeout_s: float = 10.0
+    min_backoff_s: float = 0.2
+    max_backoff_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError: `url` is not a broker's address."""
+        place(self.url)
+
+
+async def open_transport(options: ClientOptions, protocol: Callable[[], P]) -> P:
+    """Open a connection to the broker, TLS included.
+
+    Raises:
+        ConfigError: the address or a certificate file cannot be used.
+        BusError: the broker cannot be reached.
+    """
+    loop = asyncio.get_running_loop()
+    host, port = place(options.url)
+    try:
+        if not port:
+            _, link = await loop.create_unix_connection(protocol, host)
+            return link
+        tls = tls_context(options) if options.url.startswith("mqtts:") else None
+        transport, link = await loop.create_connection(protocol, host, port, ssl=tls)
+    except (OSError, UnicodeError) as error:  # a host name that cannot be encoded is a UnicodeError
+        raise unreachable(options.url, error) from error
+    raw = transport.get_extra_info("socket")
+    if raw is not None:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return link
+
+
+def tls_context(options: ClientOptions) -> ssl.SSLContext:
+    """The TLS settings of an mqtts:// address: the broker's name is checked, TLS 1.2 at least.
+
+    Raises: ConfigError: a certificate file is missing or unreadable.
+    """
+    try:
+        context = ssl.create_default_context(cafile=options.ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if options.cert_file is not None:
+            context.load_cert_chain(options.cert_file, options.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"The certificates for {options.url} cannot be loaded: {error}",
+            remedy="Check `ca_file`, `cert_file` and `key_file`: PEM files that this process may read, and a pair.",
+        ) from error
+    return context
+
+
+def place(url: str) -> tuple[str, int]:
+    """Host and port of a broker's address, or path and 0 for a Unix socket.
+
+    Raises: ConfigError: it is none.
+    """
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme == "unix" and parts.netloc + parts.path:
+        return parts.netloc + parts.path, 0
+    if parts.scheme not in _PORTS or not parts.hostname or port == -1:
+        raise ConfigError(
+            f"{url!r} is not a broker's address",
+            remedy="Write mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///path/to/socket.",
+        )
+    return parts.hostname, port or _PORTS[parts.scheme]

@@ -1,0 +1,87 @@
+"""What all verbs share: exit codes, errors on stderr, and output that is plain where nobody reads it on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from hedgerow.errors import BusError, ConfigError, HedgerowError
+
+EXIT_CODES: Final = {
+    0: "it worked",
+    1: "it did not work: what was asked for failed, or a check did",
+    2: "the command line or a configuration file is wrong",
+    3: "the broker cannot be reached, or refuses",
+    130: "stopped with Ctrl-C",
+}
+
+BrokerUrl = Annotated[
+    str | None,
+    typer.Option("--broker", metavar="URL", help="mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///path/to/socket."),
+]
+BrokerConfig = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Take the broker, with user and certificates, from this file."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def exit_code(error: HedgerowError) -> int:
+    """The exit code that stands for an error."""
+    if isinstance(error, ConfigError):
+        return 2
+    return 3 if isinstance(error, BusError) else 1
+
+
+def print_error(error: HedgerowError) -> None:
+    """What went wrong and what to do about it, on stderr."""
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {error}", err=True)
+    typer.echo(f"  → {error.remedy}", err=True)
+
+
+def print_json(value: Any) -> None:
+    """A value as one JSON document, laid out to be read."""
+    import orjson
+
+    from hedgerow.wire.messages import encode_json
+
+    typer.echo(orjson.dumps(orjson.loads(encode_json(value)), option=orjson.OPT_INDENT_2))
+
+
+def print_json_line(value: Any) -> None:
+    """A value as JSON on a line of its own, handed on at once."""
+    from hedgerow.wire.messages import encode_json
+
+    typer.echo(encode_json(value))
+    sys.stdout.flush()
+
+
+def on_terminal() -> bool:
+    """Whether somebody reads along."""
+    return sys.stdout.isatty()
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Rows in aligned columns; the last column is as long as it likes."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        typer.echo("  ".join([*cells, row[-1]]).rstrip())
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 frame`, `2 frames`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def size(count: float) -> str:
+    """Bytes as people say them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"

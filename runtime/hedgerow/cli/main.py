@@ -1,0 +1,106 @@
+"""`hedgerow`: all verbs, and what their exit codes mean."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import hedgerow
+from hedgerow.cli.console import EXIT_CODES
+from hedgerow.cli.verbs import Group, Verb, app_of
+
+_CONFIG = Group(
+    {
+        "check": Verb("hedgerow.cli.config:check", "Find everything that is wrong with configuration files."),
+        "schema": Verb("hedgerow.cli.config:schema", "Print the JSON Schema of configuration files."),
+    },
+    "Check configuration files.",
+    """Check configuration files.
+
+    Examples:
+      hedgerow config check node.yaml
+      hedgerow config schema > node.schema.json
+    """,
+)
+
+_NODE = Group(
+    {"run": Verb("hedgerow.cli.node:run", "Run a node until it is stopped.")},
+    "Run a node.",
+    """Run a node: the process that takes frames from the broker through its pipelines.
+
+    Examples:
+      hedgerow node run node.yaml
+    """,
+)
+
+_PLUGIN = Group(
+    {
+        "list": Verb("hedgerow.cli.plugin:list_", "List the stages that are installed."),
+        "show": Verb("hedgerow.cli.plugin:show", "Show what a stage does and what it takes."),
+        "test": Verb("hedgerow.cli.plugin:try_", "Try whether a stage keeps what stages promise."),
+        "new": Verb("hedgerow.cli.plugin:new", "Begin a plugin: a package with one stage and its test."),
+    },
+    "Find, read about, write and try stages.",
+    """Find, read about, write and try stages.
+
+    Examples:
+      hedgerow plugin list
+      hedgerow plugin show motion
+      hedgerow plugin new dim-light
+      hedgerow plugin test dim-light sample.json --config pipeline.yaml
+    """,
+)
+
+_HEDGEROW = Group(
+    {
+        "demo": Verb("hedgerow.cli.demo:demo", "See real models work on this machine; nothing to set up."),
+        "doctor": Verb("hedgerow.cli.doctor:doctor", "Check this machine, its broker and its models."),
+        "node": _NODE,
+        "config": _CONFIG,
+        "plugin": _PLUGIN,
+        "publish": Verb("hedgerow.cli.publish:publish", "Send pictures, sound, video or tables as frames."),
+        "watch": Verb("hedgerow.cli.watch:watch", "Watch results come in: rate, latency, what was found."),
+        "explain": Verb("hedgerow.cli.explain:explain", "Say where a result came from, or why a frame died."),
+        "command": Verb("hedgerow.cli.command:command", "Ask a running node, or a whole site, to do something."),
+        "tune": Verb("hedgerow.cli.tune:tune", "Measure the fastest way to run a model on this machine."),
+    },
+    "",
+    """Hedgerow: sensor frames in over MQTT, inference at the edge, results out.
+
+    Examples:
+      hedgerow doctor
+      hedgerow demo
+      hedgerow node run node.yaml
+      hedgerow publish door.jpg --topic plant/door/image
+      hedgerow watch
+
+    The broker is the one of --broker, else of --config, else of HEDGEROW_BROKER__URL, else mqtt://127.0.0.1:1883.
+    """,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hedgerow {hedgerow.__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+app = app_of(
+    _HEDGEROW,
+    callback=_options,
+    epilog="Exit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items()),
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="hedgerow")

@@ -1,0 +1,34 @@
+"""`hedgerow node run`: the runtime itself."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="The node's configuration (YAML). `configs/` has examples.")],
+) -> None:
+    """Run a node until Ctrl-C or SIGTERM; then finish what is in flight and stop. SIGHUP reloads the file.
+
+    Examples:
+        hedgerow node run configs/shop.yaml
+
+        HEDGEROW_BROKER__URL=mqtts://broker:8883 hedgerow node run node.yaml
+    """
+    from hedgerow import configfile
+    from hedgerow.node.node import Node
+    from hedgerow.telemetry import logs
+
+    settings = configfile.load(config)
+    logs.configure(settings.log.level, settings.log.format)
+
+    async def main() -> None:
+        node = Node(settings, config)
+        node.handle_signals()
+        await node.run()
+
+    asyncio.run(main())

@@ -1,0 +1,331 @@
+"""What a node's configuration file may say.
+
+Rules:
+- Frozen, unknown keys refused, units in names (`max_age_s`, `max_bytes`).
+- Every field has a description: it is the documentation, the JSON Schema and the editor's hint.
+- These classes say what is valid by itself. Whether a stage or a model exists is found out when the node builds.
+
+Reading files, with line numbers in the errors, is `configfile.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_serializer,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from hedgerow.errors import ConfigError
+from hedgerow.topics import Address, check_filter, is_name
+
+
+class Section(BaseModel):
+    """A part of the configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise ValueError("use 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit")
+    return text
+
+
+def _filter(text: str) -> str:
+    try:
+        return check_filter(text)
+    except ConfigError as error:
+        raise ValueError(error.explain()) from error
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Filters = Annotated[
+    tuple[Annotated[str, AfterValidator(_filter)], ...],
+    Field(min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=str | Annotated[list[str], Field(min_length=1)]),
+]
+
+
+class NodeSection(Section):
+    """Who this node is."""
+
+    region: Name = Field("local", description="Region the site belongs to.")
+    site: Name = Field("site", description="Site (one LAN, one broker) the node stands in.")
+    name: Name = Field("node", description="Name of the node, unique within its site.")
+    state_dir: Path = Field(
+        Path(".hedgerow"),
+        description="Folder for what the node keeps (compiled and tuned models), relative to this file.",
+    )
+    drain_s: float = Field(10, gt=0, description="Longest time to finish frames in flight when stopping or reloading.")
+    threads: int | None = Field(
+        None, ge=1, description="Cores this node may use; by default those the container or the affinity mask allows."
+    )
+
+    @property
+    def address(self) -> Address:
+        """Where the node stands in the topic tree."""
+        return Address(self.region, self.site, self.name)
+
+
+class TlsSection(Section):
+    """Certificates for the broker."""
+
+    ca_file: Path | None = Field(
+        None, description="Authority that signed the broker's certificate; the system's if left out."
+    )
+    cert_file: Path | None = Field(None, description="This node's certificate, PEM.")
+    key_file: Path | None = Field(None, description="This node's private key, PEM.")
+
+
+class BrokerSection(Section):
+    """The site's MQTT 5 broker."""
+
+    url: str = Field(
+        "mqtt://127.0.0.1:1883",
+        pattern=r"^(mqtts?://(\[[0-9a-fA-F:.]+\]|[^/\s:@\[\]]+)(:[0-9]{1,5})?|unix://?/\S+)$",
+        description="mqtt://HOST:PORT, mqtts://HOST:PORT (TLS) or unix:///path/to/socket.",
+        examples=["mqtt://127.0.0.1:1883", "mqtts://broker.site.lan:8883", "unix:///run/mosquitto.sock"],
+    )
+    username: str | None = Field(None, description="User name, if the broker asks for one.")
+    password: SecretStr | None = Field(
+        None, description="Password; better in `password_file` or HEDGEROW_BROKER__PASSWORD."
+    )
+    password_file: Path | None = Field(None, description="File that holds the password on its first line.")
+    tls: TlsSection = Field(TlsSection(), description="Certificates, for mqtts://.")
+    keepalive_s: int = Field(30, ge=5, le=65535, description="Longest silence before the link counts as dead.")
+    session_expiry_s: int = Field(
+        86_400, ge=0, description="How long the broker keeps QoS 1 frames for this node while it is away."
+    )
+
+    @model_validator(mode="after")
+    def _one_password(self) -> BrokerSection:
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("give `password` or `password_file`, not both")
+        return self
+
+
+class ModelConfig(Section):
+    """A model and how to run it."""
+
+    path: str = Field(
+        description="Model file (.onnx, .xml, .tflite), relative to this file; or `package:NAME/path/inside` for a file "
+        "inside an installed Python package.",
+        examples=["models/door.onnx", "package:silero_vad/data/silero_vad_16k_op15.onnx"],
+    )
+    backend: Literal["auto", "onnxruntime", "openvino"] = Field(
+        "auto", description="`auto` takes what `hedgerow tune` measured as best here, else the first that can run it."
+    )
+    device: str = Field("CPU", description="CPU, GPU, NPU, CUDA, TensorRT: in the backend's words.")
+    if_device_missing: Literal["fail", "degrade"] = Field(
+        "fail", description="`degrade` runs on the CPU instead and says so in every health report."
+    )
+    max_batch: int | None = Field(None, ge=1, description="Most frames in one inference; by default as tuned, else 16.")
+    streams: int | None = Field(None, ge=1, description="Inferences at the same time; by default as tuned, else 1.")
+    threads: int | None = Field(
+        None, ge=1, description="Threads an inference may use; by default the node's cores ÷ streams."
+    )
+    constants: dict[str, bool | int | float] = Field(
+        default_factory=dict, description="Inputs that always have the same value, e.g. a sampling rate."
+    )
+    state: dict[str, str] = Field(
+        default_factory=dict,
+        description="Hidden state kept per stream: input name → the output that is its next value. Begins at zero.",
+    )
+    batch_axis: dict[str, int] = Field(
+        default_factory=dict, description="Axis that batches are stacked on, for inputs and outputs where it is not 0."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Options passed to the backend as they are.")
+
+
+class QueueSection(Section):
+    """Where frames wait; bounded in age, count and bytes."""
+
+    policy: Literal["latest", "fifo"] = Field(
+        "latest",
+        description="When a stream's places are taken: `latest` drops its oldest frame, `fifo` the newcomer. QoS 0 only.",
+    )
+    max_age_s: float | None = Field(
+        None,
+        gt=0,
+        description="A frame that has waited longer is dropped before it is decoded. Left out: 5 s for QoS 0, never for QoS 1.",
+    )
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        description="A result is of no use later than this after its frame came. A frame that will not make it is dropped "
+        "first, so that under overload the node does only work that is in time.",
+    )
+    max_frames_per_stream: int = Field(8, ge=1, description="Places a stream has.")
+    max_frames: int = Field(4096, ge=1, description="Places all streams have together.")
+    max_bytes: int = Field(256 * 2**20, ge=1024, description="Payload bytes that may wait, all streams together.")
+
+
+class StreamSection(Section):
+    """How streams are told apart."""
+
+    by: Literal["topic", "level", "field"] = Field(
+        "topic",
+        description="`topic`: each topic is a stream; `level`: one level of the topic; `field`: a field of a JSON or MessagePack payload.",
+    )
+    level: int | None = Field(None, ge=0, description="For `level`: which level of the topic, counted from 0.")
+    field: str | None = Field(None, min_length=1, description="For `field`: its name at the top of the payload.")
+    max_streams: int = Field(
+        10_000, ge=1, description="Streams whose state is kept; the longest silent one is forgotten first."
+    )
+
+    @model_validator(mode="after")
+    def _key_named(self) -> StreamSection:
+        if self.by == "level" and self.level is None:
+            raise ValueError("`by: level` needs `level`")
+        if self.by == "field" and self.field is None:
+            raise ValueError("`by: field` needs `field`")
+        return self
+
+
+class PublishSection(Section):
+    """How results go out."""
+
+    format: Literal["json", "msgpack"] = Field("json", description="Encoding of results.")
+    qos: Literal[0, 1] = Field(1, description="QoS of results.")
+    expiry_s: int | None = Field(None, ge=1, description="The broker forgets a result nobody took after this time.")
+
+
+class StageEntry(Section):
+    """One stage of a pipeline: its name and its configuration. Written `name` or `name: {key: value}`."""
+
+    name: str
+    config: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer
+    def _as_written(self) -> str | dict[str, Any]:
+        return {self.name: self.config} if self.config else self.name
+
+
+def _stage_entry(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, config),) = value.items()
+        if name not in ("name", "config"):
+            if config is not None and not isinstance(config, dict):
+                raise ValueError(f"write `{name}: {{key: value}}`")
+            return {"name": name, "config": config or {}}
+    if isinstance(value, dict) and value.keys() > {"name"}:
+        return value
+    raise ValueError("a stage is `name` or `name: {key: value}`")
+
+
+_ShortForm = BeforeValidator(
+    _stage_entry,
+    json_schema_input_type=str | Annotated[dict[str, dict[str, Any] | None], Field(min_length=1, max_length=1)],
+)
+
+
+class PipelineConfig(Section):
+    """A subscription and the stages its frames run through."""
+
+    subscribe: Filters = Field(description="Topic filter, or a list of them.", examples=["plant/+/door/image"])
+    qos: Literal[0, 1] = Field(
+        1, description="Highest QoS asked for; frames come at the QoS their sensor chose, at most."
+    )
+    content_type: str | None = Field(
+        None,
+        description="Type of payloads whose sender does not say (MQTT 3.1.1 sensors never do).",
+        examples=["image/jpeg"],
+    )
+    stream: StreamSection = Field(StreamSection(), description="How streams are told apart.")
+    queue: QueueSection = Field(QueueSection(), description="Where frames wait.")
+    receive_maximum: int = Field(
+        256,
+        ge=1,
+        le=65_535,
+        description="QoS 1 frames the broker may have under way to this pipeline: its back-pressure.",
+    )
+    max_payload_bytes: int = Field(
+        32 * 2**20, ge=1, description="A larger payload is dead-lettered without being kept."
+    )
+    batch: int = Field(64, ge=1, description="Most frames that run through the stages together.")
+    lanes: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Lists of frames that run at the same time, never two of one stream; by default the node's cores.",
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Processes of its own that run the stages; 0: threads of the node. For pipelines bound by Python. "
+        "Each loads its models anew, and a stream always goes to the same one.",
+    )
+    stages: tuple[Annotated[StageEntry, _ShortForm], ...] = Field(
+        min_length=1, description="The stages, in order: `name` or `name: {key: value}`. See `hedgerow plugin list`."
+    )
+    publish: PublishSection = Field(PublishSection(), description="How results go out.")
+    clock_tolerance_s: float = Field(
+        60, gt=0, description="A frame captured further in the future than this is dead-lettered."
+    )
+
+
+class MetricsSection(Section):
+    """Prometheus metrics and health probes over HTTP: /metrics, /healthz, /readyz."""
+
+    enabled: bool = Field(True, description="Whether to listen at all.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 inside a container.")
+    port: int = Field(9464, ge=0, le=65_535, description="Port; 0 takes a free one and logs it.")
+    flow_timeout_s: float | None = Field(
+        None, gt=0, description="Not ready when no frame has come for this long; left out: silence is fine."
+    )
+
+
+class LogSection(Section):
+    """What the node says about itself."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least important level shown.")
+    format: Literal["auto", "console", "json"] = Field(
+        "auto", description="`auto`: readable on a terminal, JSON otherwise."
+    )
+
+
+class NodeConfig(BaseSettings):
+    """A node's configuration.
+
+    Any value may be overridden from the environment: HEDGEROW_BROKER__URL=mqtts://broker:8883.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="HEDGEROW_", env_nested_delimiter="__", title="Hedgerow node"
+    )
+
+    node: NodeSection = Field(NodeSection(), description="Who this node is.")
+    broker: BrokerSection = Field(BrokerSection(), description="The site's broker.")
+    models: dict[Name, ModelConfig] = Field(default_factory=dict, description="Models by name.")
+    pipelines: dict[Name, PipelineConfig] = Field(default_factory=dict, description="Pipelines by name.")
+    metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
+    log: LogSection = Field(LogSection(), description="Logging.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes over the file; nothing else is read."""
+        return env_settings, init_settings

@@ -1,0 +1,128 @@
+"""What a configuration file says against what is there: stages, their settings, models and their files.
+
+`configfile` finds what is wrong with a file by itself; this finds what is wrong with it *here*. Nothing is loaded but
+the code of the stages it names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from hedgerow import plugins
+from hedgerow.config import NodeConfig, PipelineConfig, StageEntry
+from hedgerow.configfile import BadConfigFile, Document, Problem
+from hedgerow.errors import HedgerowError
+from hedgerow.models import source
+
+Keys = tuple[int | str, ...]
+
+
+class _Finding(NamedTuple):
+    keys: Keys
+    message: str
+    remedy: str
+
+
+class _Named(NamedTuple):
+    """What a configuration names on this machine.
+
+    Attributes:
+        models: their paths by name, as far as those are right.
+        stages: by where they stand, as far as they are right.
+        known_models: names of all models, right or wrong.
+    """
+
+    models: Mapping[str, str]
+    stages: Mapping[Keys, StageEntry]
+    known_models: Collection[str]
+
+
+def load(path: Path) -> NodeConfig:
+    """Read a configuration file and check it against what is installed.
+
+    Relative model paths count from the file's folder. What a wrong file names in its right parts is checked as well, so
+    that one look at it tells everything.
+
+    Raises: BadConfigFile: it cannot be read or does not validate; or a stage is missing, broken or wrongly configured,
+        or a model is not configured or not there. Every problem with its line.
+    """
+    document = Document.read(path)
+    problems: list[Problem] = []
+    config = None
+    try:
+        config = document.validated()
+        named = _named(config)
+    except BadConfigFile as error:
+        problems += error.problems
+        named = _right_parts(document.content)
+    for keys, message, remedy in _findings(named, path.parent):
+        problems.append(Problem(document.line_of(keys), ".".join(map(str, keys)), message, remedy))
+    if config is None or problems:
+        raise BadConfigFile(path, problems)
+    return config
+
+
+def _named(config: NodeConfig) -> _Named:
+    stages = {
+        _at(name, number, entry): entry
+        for name, pipeline in config.pipelines.items()
+        for number, entry in enumerate(pipeline.stages)
+    }
+    return _Named({name: model.path for name, model in config.models.items()}, stages, config.models)
+
+
+def _right_parts(content: dict[str, Any]) -> _Named:
+    models, pipelines = _section(content.get("models")), _section(content.get("pipelines"))
+    paths = {name: path for name, model in models.items() if isinstance(path := _section(model).get("path"), str)}
+    stages = {}
+    for name, pipeline in pipelines.items():
+        listed = _section(pipeline).get("stages")
+        for number, written in enumerate(listed if isinstance(listed, list) else ()):
+            with suppress(ValidationError):
+                (entry,) = PipelineConfig.model_validate({"subscribe": "any", "stages": [written]}).stages
+                stages[_at(name, number, entry)] = entry
+    return _Named(paths, stages, models)
+
+
+def _section(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _at(pipeline: str, number: int, entry: StageEntry) -> Keys:
+    return ("pipelines", pipeline, "stages", number, entry.name)
+
+
+def _findings(named: _Named, base_dir: Path) -> Iterator[_Finding]:
+    for name, path in named.models.items():
+        try:
+            source.resolve(path, base_dir)
+        except HedgerowError as error:
+            yield _Finding(("models", name, "path"), str(error), error.remedy)
+    for keys, entry in named.stages.items():
+        yield from _stage_findings(keys, entry, named.known_models)
+
+
+def _stage_findings(keys: Keys, entry: StageEntry, known_models: Collection[str]) -> Iterator[_Finding]:
+    try:
+        stage = plugins.make(entry.name, entry.config)
+    except plugins.BadStageConfig as error:
+        for inside, message in error.problems:
+            yield _Finding((*keys, *inside), message, error.remedy)
+        return
+    except HedgerowError as error:
+        yield _Finding(keys, str(error), error.remedy)
+        return
+    # By convention a stage that runs a model calls the setting that names it `model`.
+    model = getattr(stage.config, "model", None)
+    if isinstance(model, str) and model not in known_models:
+        near = difflib.get_close_matches(model, known_models, n=1)
+        meant = f"Did you mean `{near[0]}`? " if near else ""
+        yield _Finding(
+            (*keys, "model"), f"no model {model!r} in this file", f"{meant}Add `models: {{{model}: {{path: …}}}}`."
+        )

@@ -1,0 +1,343 @@
+"""Configuration files: YAML 1.2 in, a `NodeConfig` out, and errors that point at the line.
+
+An unknown key suggests the nearest known one; every problem in the file is reported, not only the first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from hedgerow.config import NodeConfig
+from hedgerow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration file.
+
+    Attributes:
+        line: counted from 1; None if it is in no line (the environment, a default).
+        field: where, dotted: `pipelines.doors.queue.max_age_s`.
+        message: what was expected, and what was found.
+        remedy: what to write instead.
+    """
+
+    line: int | None
+    field: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class BadConfigFile(ConfigError):
+    """A configuration file cannot be used.
+
+    Attributes:
+        problems: all that is wrong with it, from top to bottom.
+    """
+
+    code = "bad-config-file"
+
+    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+        self.path = path
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
+        lines = [f"{path}:{problem.line or 1}: {problem}\n    → {problem.remedy}" for problem in self.problems]
+        super().__init__("\n".join(lines), remedy=f"Mend the file, then `hedgerow config check {path}`.")
+
+
+def load(path: Path) -> NodeConfig:
+    """Read and validate a configuration file; the environment's HEDGEROW_* go over it.
+
+    Raises: BadConfigFile: it cannot be read, is not YAML, or does not validate; every problem with its line.
+    """
+    return Document.read(path).validated()
+
+
+def parse(text: str, path: Path = Path("config.yaml")) -> NodeConfig:
+    """Validate the text of a configuration file; `path` is only for messages.
+
+    Raises: BadConfigFile: it is not YAML or does not validate.
+    """
+    return Document(text, path).validated()
+
+
+class Document:
+    """A configuration file as it is written, right or wrong.
+
+    Args:
+        text: what it holds.
+        path: for messages, and the folder that relative paths in it count from.
+    Attributes:
+        content: its keys and values.
+    Raises: BadConfigFile: it is not YAML.
+    """
+
+    def __init__(self, text: str, path: Path) -> None:
+        self._path = path
+        self._yaml = _read_yaml(text, path)
+        self.content: dict[str, Any] = _plain(self._yaml)
+
+    @classmethod
+    def read(cls, path: Path) -> Document:
+        """The document of a file.
+
+        Raises: BadConfigFile: it cannot be read or is not YAML.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            remedy = "Give the path of a YAML file; `configs/` has examples."
+            raise BadConfigFile(path, [Problem(None, "", f"cannot be read: {error}", remedy)]) from error
+        return cls(text, path)
+
+    def validated(self) -> NodeConfig:
+        """What it says; the environment's HEDGEROW_* go over it.
+
+        Raises: BadConfigFile: it does not validate; every problem with its line.
+        """
+        try:
+            return _anchored(NodeConfig(**self.content), self._path.parent)
+        except ValidationError as error:
+            raise BadConfigFile(self._path, list(_problems(self._yaml, error))) from error
+        except Exception as error:  # pydantic-settings: a HEDGEROW_* variable that is not valid JSON
+            problem = Problem(None, "", str(error), "Look at the HEDGEROW_* environment variables.")
+            raise BadConfigFile(self._path, [problem]) from error
+
+    def line_of(self, keys: Sequence[int | str]) -> int | None:
+        """The line of the last of these keys that is there; None if none is."""
+        return _line(self._yaml, keys)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of configuration files, for editors."""
+
+    class Generator(GenerateJsonSchema):
+        def field_title_should_be_set(self, schema: Any) -> bool:
+            return False  # "Max Age S" over `max_age_s` says nothing
+
+    return {"$schema": Generator.schema_dialect, **NodeConfig.model_json_schema(schema_generator=Generator)}
+
+
+_WORDING: Final = {
+    "missing": "is required",
+    "extra_forbidden": "unknown key",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "literal_error": "must be one of {expected}",
+    "enum": "must be one of {expected}",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must have {min_length} or more characters",
+    "string_too_long": "must have {max_length} or fewer characters",
+    "path_type": "must be a path",
+    "string_pattern_mismatch": "must match {pattern}",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "too_short": "must list at least {min_length}",
+    "too_long": "must list at most {max_length}",
+    "dict_type": "must be `key: value` lines",
+    "model_type": "must be `key: value` lines",
+    "model_attributes_type": "must be `key: value` lines",
+}
+
+
+def explain(item: ErrorDetails) -> tuple[str, str]:
+    """What pydantic found wrong with a value, as an operator says it.
+
+    Returns: the message (`must be at least 1; got 0`), and what its validator advises, "" if nothing.
+    """
+    wording = _WORDING.get(item["type"])
+    if wording is None:  # a validator's own words, or something rare
+        message = item["msg"].removeprefix("Value error, ").replace("Input should ", "must ", 1)
+        message, _, advice = message.partition("\n  → ")
+    else:
+        message, advice = wording.format(**{name: _said(value) for name, value in item.get("ctx", {}).items()}), ""
+    if item["type"] in ("missing", "extra_forbidden"):
+        return message, advice
+    shown = repr(item["input"])
+    return f"{message}; got {shown if len(shown) <= 60 else shown[:57] + '…'}", advice
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # limits of a float are floats, whoever wrote `ge=1`
+    return ", ".join(str(value).rsplit(" or ", 1))  # of choices: 'a', 'b' or 'c'
+
+
+def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
+    """Paths count from the file's folder, wherever the node is started from."""
+    node = config.node.model_copy(update={"state_dir": folder / config.node.state_dir})
+    files = {name: folder / path for name, path in config.broker.tls if path is not None}
+    changes: dict[str, Any] = {"tls": config.broker.tls.model_copy(update=files)}
+    if config.broker.password_file is not None:
+        changes["password_file"] = folder / config.broker.password_file
+    return config.model_copy(update={"node": node, "broker": config.broker.model_copy(update=changes)})
+
+
+def _read_yaml(text: str, path: Path) -> CommentedMap:
+    if (line := _too_deep(text)) is not None:  # it would take minutes to find out by reading it
+        raise BadConfigFile(path, [Problem(line, "", f"nests deeper than {_DEEPEST}", "Check brackets there.")])
+    try:
+        document = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else None
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        raise BadConfigFile(
+            path, [Problem(line, "", f"not YAML: {what}", "Check indentation and quotes there.")]
+        ) from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise BadConfigFile(path, [Problem(None, "", f"not YAML: {error}", "Check the file's syntax.")]) from error
+    if document is None:
+        return CommentedMap()
+    if not isinstance(document, CommentedMap) or not all(isinstance(key, str) for key in document):
+        problem = Problem(
+            1, "", "expected `key: value` lines at the top", "Begin with `node:`, `broker:`, `pipelines:`."
+        )
+        raise BadConfigFile(path, [problem])
+    return document
+
+
+_DEEPEST = 50
+
+
+def _too_deep(text: str) -> int | None:
+    """The line where brackets or indentation nest absurdly deep, if they do."""
+    depth = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        for sign in line:
+            depth += (sign in "[{") - (sign in "]}" and depth > 0)
+            if depth > _DEEPEST:
+                return number
+        if len(line) - len(line.lstrip(" -")) > 8 * _DEEPEST:
+            return number
+    return None
+
+
+def _plain(node: Any) -> Any:
+    """A YAML document as plain Python, which is what pydantic's messages should show."""
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _problems(document: CommentedMap, error: ValidationError) -> Iterator[Problem]:
+    items = error.errors()
+    for item in items:
+        loc = item["loc"]
+        if item["type"] == "too_short" and any(other["loc"][: len(loc)] == loc != other["loc"] for other in items):
+            continue  # pydantic counts only the items that are right; what is wrong with the others is said anyway
+        keys = _keys_in(document, loc)
+        field = ".".join(str(key) for key in keys)
+        line = _line(document, keys)
+        message, advice = explain(item)
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(keys[:-1])
+            near = difflib.get_close_matches(str(keys[-1]), known, n=1)
+            advice = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(sorted(known))}."
+        elif item["type"] == "missing":
+            advice = f"Add `{loc[-1]}:` here."
+        yield Problem(line, field, message, advice or _description(keys))
+
+
+def _keys_in(document: Any, loc: Sequence[int | str]) -> list[int | str]:
+    """The part of a pydantic location that is really in the file (unions and validators add steps of their own)."""
+    keys: list[int | str] = []
+    node: Any = document
+    for position, step in enumerate(loc):
+        if (isinstance(node, CommentedMap) and step in node) or (
+            isinstance(node, CommentedSeq) and isinstance(step, int) and step < len(node)
+        ):
+            node = node[step]
+        elif position < len(loc) - 1 or not isinstance(node, CommentedMap | None):
+            continue
+        keys.append(step)
+    return keys
+
+
+def _line(document: Any, keys: Sequence[int | str]) -> int | None:
+    node, line = document, None
+    for key in keys:
+        try:
+            line = (node.lc.item(key) if isinstance(key, int) else node.lc.key(key))[0] + 1
+            node = node[key]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return line
+
+
+def _model_at(keys: Sequence[int | str]) -> tuple[type[BaseModel] | None, Any]:
+    """The section that a path ends in, and the field's info if it ends in a field."""
+    model: type[BaseModel] | None = NodeConfig
+    info: Any = None
+    for key in keys:
+        if model is None:
+            if info is not None:  # inside a mapping by name, or a list: the element's section
+                model, info = _section_of(info.annotation), None
+            continue
+        info = model.model_fields.get(str(key))
+        if info is None:
+            return None, None
+        model = _section_of(info.annotation) if _is_section(info.annotation) else None
+    if model is None and info is not None and not _is_section(info.annotation):
+        return None, info
+    return model, info
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if _is_section(annotation):
+        return typing.cast(type[BaseModel], annotation)
+    origin = typing.get_origin(annotation)
+    if origin in (dict, tuple, typing.Union, types.UnionType, typing.Annotated):
+        return next((found for arg in typing.get_args(annotation) if (found := _section_of(arg))), None)
+    return None
+
+
+def _known_keys(keys: Sequence[int | str]) -> list[str]:
+    model, _ = _model_at(keys)
+    return list(model.model_fields) if model else []
+
+
+def _description(keys: Sequence[int | str]) -> str:
+    """What the documentation says about a setting, or about what it stands in."""
+    for end in range(len(keys), 0, -1):
+        _, info = _model_at(keys[:end])
+        if info is not None and info.description:
+            return str(info.description)
+    return "See `hedgerow config schema`."

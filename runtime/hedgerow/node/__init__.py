@@ -1,0 +1,1 @@
+"""The node: pipelines, commands and health put together."""

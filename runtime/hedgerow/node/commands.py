@@ -1,0 +1,161 @@
+"""Commands: MQTT 5 requests on `command/{name}`, and their replies.
+
+A command is answered exactly once, on its response topic, or on `reply/{name}` if it names none. What is wrong with a
+command is in the reply; a command that is too old, retained or malformed is never carried out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from pydantic import ValidationError
+
+from hedgerow.bus.properties import Property, PublishProperties, Value, encode_properties
+from hedgerow.errors import BusError, CommandError, HedgerowError
+from hedgerow.topics import Address, Channel, parse
+from hedgerow.wire.messages import JSON, Command, ErrorBody, Reply
+
+if TYPE_CHECKING:
+    from hedgerow.bus.client import Client
+    from hedgerow.bus.message import Message
+
+log = structlog.get_logger(__name__)
+
+LARGEST_COMMAND: Final = 1 << 20
+"""Bytes a command's payload may have; a configuration to reload fits many times over."""
+
+Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
+"""Carries out a command; returns what the reply is to say."""
+
+
+class CommandDesk:
+    """Takes commands, has them carried out, replies.
+
+    Args:
+        address: of the node.
+        client: where replies go.
+        handlers: what carries out a command, by name.
+    """
+
+    def __init__(self, address: Address, client: Client, handlers: Mapping[str, Handler]) -> None:
+        self._address = address
+        self._client = client
+        self._handlers = handlers
+        self.counts: dict[str, int] = {"done": 0, "refused": 0}
+
+    def filters(self) -> dict[str, int]:
+        """What to subscribe to: commands to this node and to every node of the site."""
+        topics = (self._address.topic(Channel.COMMAND, "+"), self._address.everyone().topic(Channel.COMMAND, "+"))
+        return dict.fromkeys(topics, 1)
+
+    async def answer(self, message: Message) -> None:
+        """Carry out a command and reply. Never raises."""
+        parsed = parse(message.topic)
+        name = parsed.tail if parsed is not None else message.topic
+        try:
+            value = await self._carry_out(name, message)
+            reply = Reply(command=name, node=str(self._address), ok=True, value=value)
+            self.counts["done"] += 1
+        except HedgerowError as error:
+            reply = Reply(command=name, node=str(self._address), ok=False, error=ErrorBody.of(error))
+            self.counts["refused"] += 1
+            log.warning("command-refused", command=name, code=error.code, error=str(error))
+        except Exception as error:
+            log.exception("command-failed", command=name)
+            body = ErrorBody(code="internal", message=f"{type(error).__name__}: {error}", remedy="See the node's log.")
+            reply = Reply(command=name, node=str(self._address), ok=False, error=body)
+            self.counts["refused"] += 1
+        self._reply(message, name, reply)
+
+    async def _carry_out(self, name: str, message: Message) -> Any:
+        if message.oversized is not None:
+            raise CommandError(
+                f"The command has {message.oversized} bytes, more than {LARGEST_COMMAND}",
+                code="command-too-large",
+                remedy="Send a smaller one.",
+            )
+        if message.retain:
+            raise CommandError(
+                "The command is a retained message, so it may be old",
+                code="command-retained",
+                remedy="Publish commands without the retain flag.",
+            )
+        handler = self._handlers.get(name)
+        if handler is None:
+            near = get_close_matches(name, self._handlers, n=1)
+            raise CommandError(
+                f"There is no command {name!r}",
+                code="unknown-command",
+                remedy=(f"Did you mean {near[0]!r}? " if near else "") + f"Commands: {', '.join(self._handlers)}.",
+            )
+        try:
+            command = Command.model_validate_json(bytes(message.payload) or b"{}")
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "payload"
+            raise CommandError(
+                f"The command is malformed: {where}: {first['msg']}",
+                code="malformed-command",
+                remedy='Send JSON like {"args": {"pipeline": "doors"}, "expires_at": 1750000000.0}, or nothing.',
+            ) from error
+        if command.expires_at is not None and command.expires_at < time.time():
+            raise CommandError(
+                f"The command expired {time.time() - command.expires_at:.1f} s ago",
+                code="command-expired",
+                remedy="Send it again; compare the clocks if it was sent just now.",
+            )
+        return await handler(command.args)
+
+    def _reply(self, message: Message, name: str, reply: Reply) -> None:
+        try:
+            properties = message.properties
+        except HedgerowError:  # malformed: the refusal goes to the default topic
+            properties = PublishProperties()
+        topic = properties.response_topic or self._default_topic(name)
+        pairs: list[tuple[Property, Value]] = [(Property.CONTENT_TYPE, JSON)]
+        if properties.correlation_data is not None:
+            pairs.append((Property.CORRELATION_DATA, properties.correlation_data))
+        try:
+            payload = reply.encode()
+        except TypeError as error:
+            log.error("reply-unserialisable", command=name, error=str(error))
+            body = ErrorBody(code="internal", message=f"The answer cannot be encoded: {error}", remedy="See the log.")
+            payload = Reply(command=name, node=str(self._address), ok=False, error=body).encode()
+        encoded = encode_properties(pairs)
+        try:
+            self._client.publish(topic, payload, qos=1, properties=encoded)
+        except BusError:  # the asker named a topic that nobody can publish to
+            self._client.publish(self._default_topic(name), payload, qos=1, properties=encoded)
+
+    def _default_topic(self, command: str) -> str:
+        return self._address.topic(Channel.REPLY, command)
+
+
+def argument(args: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> str:
+    """An argument that must name one of several things.
+
+    Raises: CommandError: it is missing, or names none of them.
+    """
+    value = args.get(name)
+    if value is None and len(known) == 1:
+        return next(iter(known))
+    there = ", ".join(sorted(known)) or "none"
+    if value is None:
+        raise CommandError(f"The command needs `{name}`", code="missing-argument", remedy=f"One of: {there}.")
+    if value not in known:
+        raise CommandError(f"There is no {name} {value!r}", code=f"unknown-{name}", remedy=f"One of: {there}.")
+    return str(value)
+
+
+def only(args: Mapping[str, Any], *names: str) -> None:
+    """Raises: CommandError: there are arguments the command does not take."""
+    if unknown := sorted(args.keys() - set(names)):
+        raise CommandError(
+            f"The command takes no {', '.join(unknown)}",
+            code="unknown-argument",
+            remedy=f"It takes: {', '.join(names) or 'nothing'}.",
+        )

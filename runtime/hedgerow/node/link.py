@@ -1,0 +1,63 @@
+"""How a node reaches its broker."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from hedgerow.bus.connect import ClientOptions
+from hedgerow.bus.packets import Publication
+from hedgerow.config import BrokerSection
+from hedgerow.errors import ConfigError
+
+
+def link_options(
+    broker: BrokerSection,
+    client_id: str,
+    *,
+    receive_maximum: int = 64,
+    max_payload_bytes: int = 1 << 20,
+    keep_session: bool = True,
+    will: Publication | None = None,
+) -> ClientOptions:
+    """How a link reaches the broker.
+
+    Args:
+        keep_session: whether the broker keeps what it could not deliver while the link is down.
+    Raises: ConfigError: the password file cannot be read.
+    """
+    return ClientOptions(
+        url=broker.url,
+        client_id=client_id,
+        username=broker.username,
+        password=_password(broker),
+        ca_file=broker.tls.ca_file,
+        cert_file=broker.tls.cert_file,
+        key_file=broker.tls.key_file,
+        keepalive_s=broker.keepalive_s,
+        session_expiry_s=broker.session_expiry_s if keep_session else 0,
+        clean_start=not keep_session,
+        receive_maximum=receive_maximum,
+        max_payload_bytes=max_payload_bytes,
+        will=will,
+    )
+
+
+def _password(broker: BrokerSection) -> str | None:
+    if broker.password is not None:
+        return broker.password.get_secret_value()
+    if broker.password_file is None:
+        return None
+    try:
+        return broker.password_file.read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The password file {broker.password_file} cannot be read: {error}",
+            remedy="Put the password on its first line and let this user read it.",
+        ) from error
+
+
+def on_loopback(url: str) -> bool:
+    """Whether a broker's URL stays on this machine."""
+    host = urlsplit(url).hostname or ""
+    return url.startswith("unix:") or host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None

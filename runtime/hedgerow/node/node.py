@@ -1,0 +1,244 @@
+"""The node: its pipelines, its own link, commands, health and probes, from start to stop.
+
+The node has one link of its own, for status, health, events and commands, so that frames never hold these up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from hedgerow import configfile
+from hedgerow.backends.cores import cores
+from hedgerow.bus.client import Client
+from hedgerow.bus.message import Message
+from hedgerow.config import NodeConfig
+from hedgerow.errors import BusError, CommandError, HedgerowError
+from hedgerow.node.announce import Announcer
+from hedgerow.node.answers import Answers
+from hedgerow.node.commands import LARGEST_COMMAND, CommandDesk
+from hedgerow.node.health import HealthReporter, gauges, unready
+from hedgerow.node.link import link_options, on_loopback
+from hedgerow.node.pipelines import Pipelines
+from hedgerow.pipeline.run import PipelineRunner
+from hedgerow.telemetry.metrics import ProbeServer, TallyCollector
+from hedgerow.wire.messages import Health
+
+log = structlog.get_logger(__name__)
+
+BEAT_EVERY_S = 1.0
+
+
+class Node:
+    """Runs the pipelines of a configuration until it is told to stop.
+
+    Args:
+        config: what to run.
+        path: the file it came from; models are relative to it, and `reload` reads it again.
+    """
+
+    def __init__(self, config: NodeConfig, path: Path | None = None) -> None:
+        self.address = config.node.address
+        self.cores = config.node.threads or cores()
+        self._path = path
+        self._started_at = time.time()
+        self._beat = time.monotonic()
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._announcer = Announcer(self.address)
+        options = link_options(
+            config.broker,
+            f"hedgerow/{self.address}",
+            max_payload_bytes=LARGEST_COMMAND,
+            keep_session=False,
+            will=self._announcer.will(),
+        )
+        self._control = self._announcer.client = Client(options, self._take_commands, self._link_changed)
+        base_dir = path.parent if path is not None else Path.cwd()
+        self._pipelines = Pipelines(config, base_dir, self.cores, self._announcer)
+        self._desk = CommandDesk(self.address, self._control, Answers(self).handlers())
+        self._health = HealthReporter(str(self.address), self.session)
+        self._probes: ProbeServer | None = None
+
+    @property
+    def config(self) -> NodeConfig:
+        """The configuration in force."""
+        return self._pipelines.config
+
+    @property
+    def session(self) -> str:
+        """Names this run of the node."""
+        return self._announcer.session
+
+    @property
+    def runners(self) -> dict[str, PipelineRunner]:
+        """The pipelines that run, by name."""
+        return self._pipelines.runners
+
+    @property
+    def failures(self) -> dict[str, HedgerowError]:
+        """Why other pipelines do not run, by name."""
+        return self._pipelines.failures
+
+    @property
+    def probe_port(self) -> int | None:
+        """Port of the metrics and probes; None if they are off."""
+        return self._probes.port if self._probes is not None else None
+
+    async def run(self) -> None:
+        """Run until `stop` is called or a signal comes; then drain.
+
+        Raises: ConfigError: the configuration as a whole cannot be used (a single bad pipeline only fails itself).
+        """
+        broker, metrics = self.config.broker, self.config.metrics
+        if not on_loopback(broker.url) and broker.url.startswith("mqtt:"):
+            log.warning("plain-text-broker", url=broker.url, remedy="Use mqtts:// with certificates.")
+        if metrics.enabled:
+            tallies = TallyCollector(
+                lambda: {name: runner.tally for name, runner in self.runners.copy().items()},
+                lambda: gauges(self.runners.copy(), control_connected=self._control.connected),
+            )
+            self._probes = ProbeServer(metrics.host, metrics.port, tallies, self._why_dead, self._why_unready)
+            log.info("probes", url=f"http://{metrics.host}:{self._probes.port}/metrics")
+        beat = self._loop.create_task(self._keep_beat())
+        try:
+            async with self._control:
+                await self._control.subscribe(self._desk.filters())
+                await self._pipelines.start()
+                log.info(
+                    "node-started",
+                    node=str(self.address),
+                    broker=broker.url,
+                    pipelines=sorted(self.runners),
+                    failed=sorted(self.failures),
+                )
+                reporting = self._announcer.keep_reporting(self.health, lambda: self._health.begin_period(self.runners))
+                health = self._loop.create_task(reporting)
+                await self._stop.wait()
+                health.cancel()
+                await self._drain()
+        finally:
+            beat.cancel()
+            for task in list(self._tasks):
+                task.cancel()
+            self._pipelines.close()
+            if self._probes is not None:
+                self._probes.close()
+
+    def stop(self) -> None:
+        """Ask the node to drain and stop."""
+        self._pipelines.closing = True
+        self._stop.set()
+
+    def handle_signals(self) -> None:
+        """SIGTERM and Ctrl-C drain and stop; a second one stops at once. SIGHUP reloads the file."""
+
+        def interrupt(number: signal.Signals) -> None:
+            if self._stop.is_set():
+                log.warning("stopping-at-once", signal=number.name)
+                os._exit(128 + number)  # whatever holds up the draining must not hold up this
+            log.info("stopping", signal=number.name, drain_s=self.config.node.drain_s)
+            self.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, interrupt, number)
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_on_signal()))
+
+    def health(self) -> Health:
+        """A health report of now."""
+        return self._health.report(self.runners, self.failures, self._pipelines.loading())
+
+    async def reload(self, text: str | None = None) -> dict[str, list[str]]:
+        """Go over to a new configuration; if any part of it is bad, nothing changes.
+
+        Args:
+            text: the configuration; None reads the node's file again.
+        Returns: names of pipelines added, changed, removed and kept.
+        Raises: HedgerowError: why it cannot be used; the old configuration runs on.
+        """
+        config = await asyncio.to_thread(self._read, text)
+        for section in ("node", "broker", "metrics", "log"):
+            if getattr(config, section) != getattr(self.config, section):
+                raise CommandError(
+                    f"A reload cannot change `{section}:`",
+                    code="restart-needed",
+                    remedy="Restart the node for that; pipelines and models can be changed by a reload.",
+                )
+        outcome = await self._pipelines.reload(config)
+        log.info("reloaded", **outcome)
+        self._announcer.event("reloaded", dict(outcome))
+        return outcome
+
+    def _read(self, text: str | None) -> NodeConfig:
+        if text is not None:
+            return configfile.parse(text, self._path or Path("command"))
+        if self._path is None:
+            raise CommandError(
+                "The node was not started from a file",
+                code="no-config-file",
+                remedy="Send the configuration as `config`.",
+            )
+        return configfile.load(self._path)
+
+    async def _reload_on_signal(self) -> None:
+        try:
+            await self.reload()
+        except HedgerowError as error:
+            log.error("reload-refused", code=error.code, error=str(error), remedy=error.remedy)
+            self._announcer.event("reload-refused", {"code": error.code, "error": str(error)})
+
+    async def _drain(self) -> None:
+        await self._pipelines.drain()
+        self._announcer.status("offline", reason="stopped")
+        with suppress(BusError):  # the broker is away: its will tells
+            await self._control.flush(2.0)
+        lost = {name: runner.tally.in_flight for name, runner in self.runners.items() if runner.tally.in_flight}
+        log.info("node-stopped", unfinished=lost)
+
+    def _take_commands(self, messages: list[Message]) -> None:
+        for message in messages:
+            self._spawn(self._desk.answer(message))
+            self._control.ack(message)
+
+    def _link_changed(self, connected: bool, reason: str) -> None:
+        if connected:  # after a lost link too: the will has said otherwise meanwhile
+            self._announcer.status("online")
+
+    async def _keep_beat(self) -> None:
+        while True:
+            self._beat = time.monotonic()
+            await asyncio.sleep(BEAT_EVERY_S)
+
+    def _why_dead(self) -> list[str]:
+        silent_s = time.monotonic() - self._beat
+        return [f"the event loop has not turned for {silent_s:.0f} s"] if silent_s > 10 * BEAT_EVERY_S else []
+
+    def _why_unready(self) -> list[str]:
+        reasons = unready(
+            self.runners.copy(),
+            self.failures.copy(),
+            control_connected=self._control.connected,
+            flow_timeout_s=self.config.metrics.flow_timeout_s,
+            started_at=self._started_at,
+        )
+        reasons.extend(f"pipeline {name} is loading its models" for name in self._pipelines.loading())
+        return reasons
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task-failed", exc_info=error)

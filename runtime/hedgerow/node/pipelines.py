@@ -1,0 +1,202 @@
+"""The pipelines of a node: built, started, replaced by a reload, drained.
+
+config ──▶ plans (stages set up, models loaded) ──▶ runners (links of their own) ──▶ drained and closed
+                  ▲ reload: built aside, swapped in, the old drained
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import structlog
+
+from hedgerow.config import NodeConfig
+from hedgerow.errors import BusError, CommandError, HedgerowError
+from hedgerow.models.slot import ModelPool
+from hedgerow.node.announce import Announcer
+from hedgerow.node.link import link_options
+from hedgerow.pipeline.plan import LocalPlan, Plan, pipeline_digest
+from hedgerow.pipeline.run import PipelineRunner
+from hedgerow.pipeline.workers import WorkerPlan
+from hedgerow.telemetry.tally import Tally
+
+log = structlog.get_logger(__name__)
+
+
+class Pipelines:
+    """Runs what a configuration's `pipelines:` say. A pipeline that cannot run leaves the others running.
+
+    Args:
+        config: the configuration to begin with.
+        base_dir: folder that relative paths start at.
+        cores: cores the node owns.
+        announcer: where events go.
+    Attributes:
+        config: the configuration in force.
+        runners: the pipelines that run, by name.
+        failures: why others do not, by name.
+        closing: the node is stopping, so nothing new may start.
+    """
+
+    def __init__(self, config: NodeConfig, base_dir: Path, cores: int, announcer: Announcer) -> None:
+        self.config = config
+        self.runners: dict[str, PipelineRunner] = {}
+        self.failures: dict[str, HedgerowError] = {}
+        self._base_dir = base_dir
+        self._cores = cores
+        self._announcer = announcer
+        self._pool = ModelPool(cores=cores, state_dir=config.node.state_dir)
+        self._reloading = asyncio.Lock()
+        self._committing = asyncio.Lock()  # held while runners come and go
+        self.closing = False
+
+    def loading(self) -> list[str]:
+        """Pipelines that are configured and neither run nor have failed yet."""
+        return sorted(self.config.pipelines.keys() - self.runners.keys() - self.failures.keys())
+
+    async def start(self) -> None:
+        """Build and start all of them."""
+        plans = await self._build(self.config, self.config.pipelines, self.failures)
+        async with self._committing:
+            for plan in plans.values():
+                await self._start(plan)
+
+    async def drain(self) -> None:
+        """Finish what is in flight, within the configured limit, and start nothing any more."""
+        self.closing = True
+        async with self._committing:
+            limit = self.config.node.drain_s
+            await asyncio.gather(*(runner.stop(limit) for runner in self.runners.values()))
+
+    def close(self) -> None:
+        """Free the models."""
+        self._pool.close()
+
+    async def reload(self, config: NodeConfig) -> dict[str, list[str]]:
+        """Go over to a new configuration; if any part of it is bad, nothing changes.
+
+        Returns: names of pipelines added, changed, removed and kept.
+        Raises: HedgerowError: why it cannot be used; the old configuration runs on.
+        """
+        async with self._reloading:
+            fresh = [name for name in config.pipelines if self._is_fresh(config, name)]
+            failures: dict[str, HedgerowError] = {}
+            plans = await self._build(config, fresh, failures)
+            try:
+                if failures:
+                    name, error = next(iter(failures.items()))
+                    raise CommandError(
+                        f"Pipeline {name}: {error}",
+                        code=error.code,
+                        remedy=f"{error.remedy} The old configuration runs on.",
+                    ) from error
+                async with self._committing:
+                    return await self._commit(config, plans)
+            except HedgerowError:
+                for plan in plans.values():
+                    plan.retire()
+                raise
+
+    def _is_fresh(self, config: NodeConfig, name: str) -> bool:
+        if name not in self.runners:
+            return True
+        return pipeline_digest(config, name) != pipeline_digest(self.config, name)
+
+    async def _commit(self, config: NodeConfig, plans: Mapping[str, Plan]) -> dict[str, list[str]]:
+        """Put plans into force. Raises: HedgerowError: they cannot be; nothing has changed."""
+        if self.closing:  # what is started now, nobody would drain
+            raise CommandError("The node is stopping", code="stopping", remedy="Start it with the new file.")
+        await self._subscribe_for(plans)
+        outcome = {
+            "added": [name for name in plans if name not in self.runners],
+            "changed": [name for name in plans if name in self.runners],
+            "removed": [name for name in self.runners if name not in config.pipelines],
+            "kept": [name for name in config.pipelines if name not in plans],
+        }
+        self.config = config
+        self.failures.clear()
+        for name in outcome["removed"]:
+            await self.runners.pop(name).stop(config.node.drain_s, forget_session=True)
+        for name, plan in plans.items():
+            await self._replace(name, plan)
+        return outcome
+
+    async def _subscribe_for(self, plans: Mapping[str, Plan]) -> None:
+        """Make the subscriptions of all plans that are to be swapped in, or none.
+
+        Raises: BusError: the broker refuses one.
+        """
+        swaps = {name: plan for name, plan in plans.items() if (r := self.runners.get(name)) and r.can_swap(plan)}
+        try:
+            for name, plan in swaps.items():
+                await self.runners[name].subscribe_also(plan)
+        except BusError:
+            for name, plan in swaps.items():
+                await self.runners[name].unsubscribe_others(plan)
+            raise
+
+    async def _replace(self, name: str, plan: Plan) -> None:
+        runner = self.runners.get(name)
+        if runner is None:
+            await self._start(plan)
+        elif runner.can_swap(plan):
+            await runner.swap(plan)
+        else:  # the link is made anew; the session bridges the gap
+            paused = runner.state == "paused"
+            await runner.stop(self.config.node.drain_s)
+            await self._start(plan, runner.tally, paused=paused)
+
+    async def _build(
+        self, config: NodeConfig, names: Iterable[str], failures: dict[str, HedgerowError]
+    ) -> dict[str, Plan]:
+        """Build plans in a worker thread, so that frames, pings and commands go on meanwhile."""
+        plans: dict[str, Plan] = {}
+        for name in names:
+            try:
+                plans[name] = await asyncio.to_thread(self._plan, config, name)
+            except HedgerowError as error:
+                failures[name] = error
+                self._tell_failure(name, error)
+            except Exception as error:  # a library did what it never should: that pipeline's misfortune alone
+                log.exception("pipeline-failed", pipeline=name)
+                failures[name] = _internal(error)
+                self._tell_failure(name, failures[name])
+        return plans
+
+    def _plan(self, config: NodeConfig, name: str) -> Plan:
+        events = self._announcer.events_of(name)
+        if config.pipelines[name].workers:
+            return WorkerPlan(config, name, self._base_dir, self._cores, events)
+        return LocalPlan(config, name, self._base_dir, self._pool, self._cores, events)
+
+    async def _start(self, plan: Plan, tally: Tally | None = None, *, paused: bool = False) -> None:
+        client_id = f"hedgerow/{self._announcer.address}/{plan.name}"
+        source = link_options(
+            self.config.broker,
+            client_id,
+            receive_maximum=plan.config.receive_maximum,
+            max_payload_bytes=plan.config.max_payload_bytes,
+        )
+        sink = link_options(self.config.broker, f"{client_id}/results")
+        runner = PipelineRunner(plan, source, sink, self._announcer.events_of(plan.name), tally)
+        self.runners[plan.name] = runner
+        try:
+            await runner.start(paused=paused)
+        except HedgerowError as error:
+            await runner.stop(0)
+            del self.runners[plan.name]
+            self.failures[plan.name] = error
+            self._tell_failure(plan.name, error)
+
+    def _tell_failure(self, name: str, error: HedgerowError) -> None:
+        detail = {"code": error.code, "error": str(error), "remedy": error.remedy}
+        log.error("pipeline-failed", pipeline=name, **detail)
+        self._announcer.event("pipeline-failed", detail, name)
+
+
+def _internal(error: Exception) -> HedgerowError:
+    internal = HedgerowError(f"{type(error).__name__}: {error}", remedy="See the node's log, and report it.")
+    internal.code = "internal"
+    return internal

@@ -1,0 +1,1 @@
+"""Frames through stages: queue, chain, run."""

@@ -1,0 +1,202 @@
+"""A pipeline as configured and built: what runs a list of frames, and what a reload replaces as one."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hedgerow.config import NodeConfig
+from hedgerow.errors import FrameError, HedgerowError
+from hedgerow.frame import Frame
+from hedgerow.models.slot import ModelPool, SlotInfo
+from hedgerow.pipeline.build import PipelineContext, build_chain
+from hedgerow.pipeline.chain import EventSink
+from hedgerow.pipeline.delivery import Delivery, FrameMaker, Settlement
+from hedgerow.pipeline.results import Encoded, ResultEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A frame that gave a result, and that result."""
+
+    frame: Frame
+    result: Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A list that has run.
+
+    Attributes:
+        settlements: what is to be done about each delivery; those of one stream in order.
+        timings: (stage, seconds for the whole list, frames it saw), in order.
+        snapshot: the last frame that gave a result, if any did.
+    """
+
+    settlements: list[Settlement]
+    timings: list[tuple[str, float, int]]
+    snapshot: Snapshot | None = None
+
+
+class Plan(ABC):
+    """A pipeline, ready to run.
+
+    Attributes:
+        name: of the pipeline.
+        config: what it was built from.
+        digest: of that configuration, for lineage.
+        encoder: encodes its results and dead letters.
+        lanes: lists that may run at the same time.
+        pinned: whether a stream must always go to the same lane.
+        running: lists that run now.
+        retired: whether another plan has taken its place.
+    """
+
+    encoder: ResultEncoder
+    pinned = False
+
+    def __init__(self, config: NodeConfig, name: str, lanes: int) -> None:
+        self.name = name
+        self.config = config.pipelines[name]
+        self.digest = pipeline_digest(config, name)
+        self.lanes = lanes
+        self.running = 0
+        self.retired = False
+        self._closing: threading.Thread | None = None
+        self._maker = FrameMaker(self.config)
+
+    @abstractmethod
+    def run(self, deliveries: Sequence[Delivery], lane: int) -> Completed:
+        """Take a list through the stages and encode what comes out. For any thread; never raises."""
+
+    @abstractmethod
+    def forget(self, stream: str) -> None:
+        """Forget what the stages keep about a stream."""
+
+    @abstractmethod
+    def models(self) -> list[SlotInfo]:
+        """The models it runs, as they are now."""
+
+    @abstractmethod
+    def failing(self) -> list[str]:
+        """Stages that keep failing and are not called for now."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of stages and models."""
+
+    def bury(self, delivery: Delivery, error: HedgerowError) -> Settlement:
+        """The dead letter of a delivery that never went through the stages, or came back from them."""
+        return self._dead(delivery, self._bare(delivery), error, "")
+
+    def retire(self) -> None:
+        """Close it once no list runs through it any more: in a thread, since an author's `close` may take its time."""
+        self.retired = True
+        if self.running == 0 and self._closing is None:
+            self._closing = threading.Thread(target=self.close, name=f"{self.name}-close", daemon=True)
+            self._closing.start()
+
+    def wait_closed(self, timeout_s: float) -> bool:
+        """Wait until it is closed, after `retire`. Returns: whether it is."""
+        if self._closing is not None:
+            self._closing.join(timeout_s)
+        return self._closing is not None and not self._closing.is_alive()
+
+    def _bare(self, delivery: Delivery) -> Frame:
+        return self._maker.bare(delivery, time.time() - time.monotonic())
+
+    def _dead(self, delivery: Delivery, frame: Frame, error: HedgerowError, stage: str) -> Settlement:
+        letter = self.encoder.dead(frame, error, stage, delivery.message.oversized)
+        return Settlement(delivery, dead=letter, reason=error.code)
+
+
+class LocalPlan(Plan):
+    """A pipeline whose stages run in this process.
+
+    Args:
+        config: the whole configuration.
+        name: which of its pipelines.
+        base_dir: folder that relative paths start at.
+        pool: where models are.
+        cores: cores the node owns.
+        on_event: takes what operators should know.
+    Raises: HedgerowError: a stage or a model is missing or broken.
+    """
+
+    def __init__(
+        self, config: NodeConfig, name: str, base_dir: Path, pool: ModelPool, cores: int, on_event: EventSink
+    ) -> None:
+        super().__init__(config, name, config.pipelines[name].lanes or cores)
+        self._context = PipelineContext(name, config.models, base_dir, pool)
+        self._chain = build_chain(self.config.stages, self._context, on_event)
+        self.encoder = make_encoder(config, name, self.models())
+
+    def run(self, deliveries: Sequence[Delivery], lane: int) -> Completed:
+        """See `Plan.run`."""
+        maker, encoder = self._maker, self.encoder
+        clock_offset_s = time.time() - time.monotonic()
+        settlements: list[Settlement] = []
+        frames: list[Frame] = []
+        owners: list[Delivery] = []
+        for delivery in deliveries:
+            frame = maker.bare(delivery, clock_offset_s)
+            try:
+                frames.append(maker.complete(frame, delivery.message))
+                owners.append(delivery)
+            except FrameError as error:
+                settlements.append(self._dead(delivery, frame, error, ""))
+        run = self._chain.run(frames)
+        lineage = encoder.lineage(run.timings)
+        at = time.time()
+        snapshot = None
+        for delivery, frame, fate in zip(owners, frames, run.fates, strict=True):
+            if fate.error is not None:
+                settlements.append(self._dead(delivery, frame, fate.error, fate.stage))
+            elif fate.results:
+                waited_s = delivery.dispatched_at - delivery.message.received_at
+                try:
+                    encoded = encoder.results(fate.results, lineage, waited_s, at)
+                except FrameError as error:
+                    settlements.append(self._dead(delivery, frame, error, "publish"))
+                else:
+                    settlements.append(Settlement(delivery, results=encoded))
+                    snapshot = (frame, encoded[-1])
+            else:
+                settlements.append(Settlement(delivery, dropped=fate.dropped))
+        return Completed(settlements, run.timings, Snapshot(*snapshot) if snapshot is not None else None)
+
+    def forget(self, stream: str) -> None:
+        """See `Plan.forget`."""
+        self._context.forget(stream)
+
+    def models(self) -> list[SlotInfo]:
+        """See `Plan.models`."""
+        return [slot.info() for slot in dict.fromkeys(self._context.slots)]
+
+    def failing(self) -> list[str]:
+        """See `Plan.failing`."""
+        return [step.name for step in self._chain.steps if step.circuit.is_open]
+
+    def close(self) -> None:
+        """See `Plan.close`."""
+        self._chain.close()
+        self._context.release()
+
+
+def pipeline_digest(config: NodeConfig, name: str) -> str:
+    """What identifies a pipeline's configuration: it and the models it may name, as 12 hex digits."""
+    models = "".join(f"{key}={model.model_dump_json()}" for key, model in sorted(config.models.items()))
+    text = config.pipelines[name].model_dump_json() + models
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def make_encoder(config: NodeConfig, name: str, models: Iterable[SlotInfo]) -> ResultEncoder:
+    """The encoder of a pipeline's results, which name the models that made them."""
+    lineage = [{key: getattr(info, key) for key in ("name", "digest", "backend", "device")} for info in models]
+    publish = config.pipelines[name].publish
+    return ResultEncoder(config.node.address, name, publish, pipeline_digest(config, name), lineage)

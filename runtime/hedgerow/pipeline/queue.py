@@ -1,0 +1,268 @@
+"""Where frames wait: bounded in age, count and bytes; fair across streams. Pure: no clock, no locks, no asyncio.
+
+Rules:
+- A stream's items leave in order, and a stream that is being worked on waits until it is released.
+- Streams take turns: a noisy one costs the others nothing.
+- Whatever is shed is handed back with its reason; nothing vanishes.
+- Items that must not be shed (`durable`: the broker bounds them by Receive Maximum) only ever expire.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from hedgerow.config import QueueSection
+from hedgerow.telemetry.tally import DropReason
+
+
+class Item(Protocol):
+    """What can wait in the queue."""
+
+    @property
+    def stream(self) -> str:
+        """The stream it belongs to."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Payload bytes."""
+        ...
+
+    @property
+    def expires_at(self) -> float:
+        """Monotonic seconds after which it is of no use."""
+        ...
+
+    @property
+    def durable(self) -> bool:
+        """Whether it must not be shed for want of room."""
+        ...
+
+
+T = TypeVar("T", bound=Item)
+
+
+def _no_time(items: int) -> float:  # noqa: ARG001 - the shape of a cost
+    return 0.0
+
+
+Shed = tuple[T, DropReason]
+
+
+@dataclass(slots=True)
+class _Stream(Generic[T]):
+    items: deque[T]
+    bytes: int = 0
+    busy: bool = False
+    listed: bool = False
+
+
+class FrameQueue(Generic[T]):
+    """Frames that wait, by stream.
+
+    Args:
+        limits: how many, how large, and who goes when there is no room.
+    """
+
+    def __init__(self, limits: QueueSection) -> None:
+        self.limits = limits
+        self._streams: dict[str, _Stream[T]] = {}
+        self._ready: deque[str] = deque()
+        self._count = 0
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def bytes(self) -> int:
+        """Payload bytes that wait."""
+        return self._bytes
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether an item waits in a stream that nobody works on."""
+        return bool(self._ready)
+
+    @property
+    def ready(self) -> int:
+        """Streams that an item could be taken of now."""
+        return len(self._ready)
+
+    def put(self, item: T) -> list[Shed[T]]:
+        """Let an item wait; gives back what had to go for it, perhaps the item itself."""
+        shed: list[Shed[T]] = []
+        stream = self._streams.get(item.stream)
+        if stream is None:
+            stream = self._streams[item.stream] = _Stream(deque())
+        limits = self.limits
+        if not item.durable:
+            if item.size > limits.max_bytes:
+                self._tidy(item.stream, stream)
+                return [(item, DropReason.QUEUE_FULL)]
+            if len(stream.items) >= limits.max_frames_per_stream:
+                if limits.policy == "fifo" or (oldest := self._shed_oldest(stream)) is None:
+                    return [(item, DropReason.QUEUE_FULL)]
+                shed.append((oldest, DropReason.SUPERSEDED))
+            while self._count >= limits.max_frames or self._bytes + item.size > limits.max_bytes:
+                victim = self._shed_from_fattest(item, stream)
+                if victim is None:
+                    self._tidy(item.stream, stream)
+                    return [*shed, (item, DropReason.QUEUE_FULL)]
+                shed.append((victim, DropReason.QUEUE_FULL))
+        stream.items.append(item)
+        self._count += 1
+        self._bytes += item.size
+        stream.bytes += item.size
+        if not stream.listed and not stream.busy:
+            stream.listed = True
+            self._ready.append(item.stream)
+        return shed
+
+    def take(self, limit: int, now: float, needs: Callable[[int], float] = _no_time) -> tuple[list[T], list[Shed[T]]]:
+        """Take what waits, a turn a stream, and mark those streams busy; also what can no longer be of use.
+
+        Args:
+            limit: most items to take.
+            now: monotonic seconds.
+            needs: seconds that so many items will take together. None is taken that would not be done in time, and
+                no more than can all be; an item that could not make it even alone is shed as late.
+        """
+        taken: list[T] = []
+        expired: list[Shed[T]] = []
+        full = False
+        ready, streams = self._ready, self._streams
+        while ready and len(taken) < limit and not full:
+            name = ready.popleft()
+            stream = streams[name]
+            items = stream.items
+            stream.listed = False
+            item: T | None = None
+            while items:
+                item = items.popleft()
+                self._count -= 1
+                self._bytes -= item.size
+                stream.bytes -= item.size
+                if item.expires_at >= now + needs(len(taken) + 1):
+                    break
+                if taken and item.expires_at >= now + needs(1):  # it can make it in the next list
+                    items.appendleft(item)
+                    self._count += 1
+                    self._bytes += item.size
+                    stream.bytes += item.size
+                    full = True
+                else:
+                    reason = DropReason.EXPIRED if item.expires_at < now else DropReason.LATE
+                    expired.append((item, reason))
+                item = None
+                if full:
+                    break
+            if item is not None:
+                taken.append(item)
+                stream.busy = True
+            if items:
+                stream.listed = True
+                ready.appendleft(name) if full else ready.append(name)
+            elif not stream.busy:
+                del streams[name]
+        if taken and ready:
+            # Streams taken from stay busy until released; those with more to give wait outside the ring meanwhile.
+            for _ in range(len(ready)):
+                name = ready.popleft()
+                if streams[name].busy:
+                    streams[name].listed = False
+                else:
+                    ready.append(name)
+        return taken, expired
+
+    def release(self, streams: Iterable[str]) -> None:
+        """Say that the items taken from these streams are done with."""
+        for name in streams:
+            stream = self._streams.get(name)
+            if stream is None or not stream.busy:
+                continue
+            stream.busy = False
+            if stream.items:
+                if not stream.listed:
+                    stream.listed = True
+                    self._ready.append(name)
+            else:
+                del self._streams[name]
+
+    def expire(self, now: float) -> list[Shed[T]]:
+        """Take out everything that is too old, wherever it stands. For when nothing is being taken."""
+        expired: list[Shed[T]] = []
+        for name, stream in list(self._streams.items()):
+            fresh = deque(item for item in stream.items if item.expires_at >= now)
+            if len(fresh) == len(stream.items):
+                continue
+            expired.extend((item, DropReason.EXPIRED) for item in stream.items if item.expires_at < now)
+            stream.items = fresh
+            stream.bytes = sum(item.size for item in fresh)
+            self._tidy(name, stream)
+        for item, _ in expired:
+            self._count -= 1
+            self._bytes -= item.size
+        return expired
+
+    def drain(self) -> Iterator[T]:
+        """Take out everything, in no particular order across streams."""
+        for stream in self._streams.values():
+            yield from stream.items
+            stream.items.clear()
+            stream.bytes = 0
+            stream.listed = False
+        self._ready.clear()
+        self._streams = {name: stream for name, stream in self._streams.items() if stream.busy}
+        self._count = self._bytes = 0
+
+    def _tidy(self, name: str, stream: _Stream[T]) -> None:
+        if stream.items:
+            return
+        if stream.listed:
+            self._ready.remove(name)
+            stream.listed = False
+        if not stream.busy:
+            self._streams.pop(name, None)
+
+    def _shed_oldest(self, stream: _Stream[T]) -> T | None:
+        for position, item in enumerate(stream.items):
+            if not item.durable:
+                del stream.items[position]
+                self._count -= 1
+                self._bytes -= item.size
+                stream.bytes -= item.size
+                return item
+        return None
+
+    def _shed_from_fattest(self, item: T, stream: _Stream[T]) -> T | None:
+        """When all streams together are too many, the one that would hold most gives up its oldest.
+
+        None if that is the newcomer's own and has nothing to give up, or if nobody has.
+        """
+        by_bytes = self._bytes + item.size > self.limits.max_bytes
+
+        def weight(entry: tuple[str, _Stream[T]]) -> tuple[int, bool]:
+            held = entry[1].bytes if by_bytes else len(entry[1].items)
+            if entry[1] is not stream:
+                return held, True
+            return held + (item.size if by_bytes else 1), False
+
+        for name, candidate in self._from_fattest(weight):
+            victim = self._shed_oldest(candidate)
+            if victim is not None:
+                if candidate is not stream:  # which is about to get an item, or to be tidied by `put`
+                    self._tidy(name, candidate)
+                return victim
+            if candidate is stream:
+                break
+        return None
+
+    def _from_fattest(
+        self, weight: Callable[[tuple[str, _Stream[T]]], tuple[int, bool]]
+    ) -> Iterator[tuple[str, _Stream[T]]]:
+        yield max(self._streams.items(), key=weight)  # nearly always enough, and sorting thousands is not cheap
+        yield from sorted(self._streams.items(), key=weight, reverse=True)

@@ -1,0 +1,360 @@
+"""A running pipeline: messages in, results out, every frame accounted for.
+
+    source ─▶ queue ──▶ lane (a thread): frames ▶ chain ▶ encoding ──▶ sink ─▶ acknowledgement
+
+Rules:
+- Everything that counts or decides happens on the event loop, in one thread: queue, tally, acknowledgements. No locks.
+- A lane takes all that waits, up to `batch`, as one list, and runs it through the whole chain: one hop there, one back.
+- A stream is in one lane at a time, so its results keep their order; different streams use different cores.
+- A frame is acknowledged when the broker has accepted all its results, or its dead letter, or when it is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import structlog
+
+from hedgerow.bus.client import Client
+from hedgerow.bus.connect import ClientOptions
+from hedgerow.bus.message import Message
+from hedgerow.config import QueueSection
+from hedgerow.errors import FrameError, HedgerowError
+from hedgerow.pipeline.chain import EventSink
+from hedgerow.pipeline.delivery import Delivery, StreamKey, shed_reason, unusable
+from hedgerow.pipeline.lane import Job, Lane
+from hedgerow.pipeline.pace import Pace
+from hedgerow.pipeline.plan import Completed, Plan, Snapshot
+from hedgerow.pipeline.queue import FrameQueue
+from hedgerow.pipeline.settle import Settler
+from hedgerow.telemetry.tally import DropReason, Tally
+
+log = structlog.get_logger(__name__)
+
+LONG_S = 0.02
+"""A list that would take longer than this leaves the other lanes their share of what waits."""
+
+
+def _filters(plan: Plan) -> dict[str, int]:
+    """What a plan subscribes to: QoS by filter."""
+    return dict.fromkeys(plan.config.subscribe, plan.config.qos)
+
+
+def _share(limits: QueueSection, parts: int) -> QueueSection:
+    """What each of several queues may hold, so that together they hold what one may."""
+    if parts == 1:
+        return limits
+    totals = {"max_frames": max(1, limits.max_frames // parts), "max_bytes": max(1024, limits.max_bytes // parts)}
+    return limits.model_copy(update=totals)
+
+
+def _nothing_comes(messages: list[Message]) -> None:
+    """Takes what comes on a link that subscribes to nothing."""
+
+
+class PipelineRunner:
+    """Runs one pipeline over links of its own to the broker.
+
+    A link a pipeline keeps them apart: each has its own session, its own Receive Maximum and its own pause, and a
+    pipeline that is slow holds up nobody else. Results go out on a second link, so that frames can be held back, by
+    not reading, while results still go and are acknowledged.
+
+    Args:
+        plan: what to run.
+        source: the link that frames come in on.
+        sink: the link that results go out on.
+        on_event: takes what operators should know.
+        tally: counts to go on from, of a runner this one takes over from.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        source: ClientOptions,
+        sink: ClientOptions,
+        on_event: EventSink,
+        tally: Tally | None = None,
+    ) -> None:
+        self.plan = plan
+        self.tally = tally or Tally()
+        self.state: Literal["running", "paused", "stopping"] = "running"
+        self.snapshot: Snapshot | None = None
+        self._source = Client(source, self._take_in)
+        self._sink = Client(sink, _nothing_comes)
+        self._settler = Settler(self._source, self._sink, self.tally, on_event, self._wake)
+        self._streams: OrderedDict[str, int] = OrderedDict()
+        # One for all lanes; or one a lane, where a stream must stay in its lane.
+        self._queues: list[FrameQueue[Delivery]] = [
+            FrameQueue(plan.config.queue) for _ in range(plan.lanes if plan.pinned else 1)
+        ]
+        self._lanes: list[Lane] = []
+        self._idle: list[Lane] = []
+        self._pace = Pace()
+        self._turn = asyncio.Lock()
+        self._adopt(plan)
+
+    def _adopt(self, plan: Plan) -> None:
+        self.plan = plan
+        self._key = StreamKey(plan.config)
+        for queue in self._queues:
+            queue.limits = _share(plan.config.queue, len(self._queues))
+
+    # Lifecycle
+
+    async def start(self, *, paused: bool = False) -> None:
+        """Connect and subscribe; both go on in the background if the broker is away.
+
+        Args:
+            paused: wait for `resume` before connecting.
+        """
+        loop = asyncio.get_running_loop()
+        self._housekeeping = loop.create_task(self._keep_house(), name=f"{self.plan.name}-housekeeping")
+        self._add_lanes()
+        if paused:
+            self.state = "paused"
+        else:
+            self._source.resume()
+        self._sink.resume()
+        await self._source.subscribe(_filters(self.plan))
+
+    async def stop(self, drain_s: float, *, forget_session: bool = False) -> None:
+        """Take no more, finish what is in flight within a limit, disconnect.
+
+        Args:
+            drain_s: longest time to wait for frames in flight.
+            forget_session: end the session at the broker too: the pipeline is not coming back.
+        """
+        self.state = "stopping"
+        deadline = time.monotonic() + drain_s
+        while self.tally.held and time.monotonic() < deadline:
+            if self.connected or self._has_ready or len(self._idle) < len(self._lanes):
+                await asyncio.sleep(0.01)
+            else:
+                break  # all that is left waits for a broker that is away
+        for queue in self._queues:
+            for delivery in list(queue.drain()):
+                self._settler.drop(delivery, shed_reason(delivery))
+        self._housekeeping.cancel()
+        for lane in self._lanes:
+            lane.end()
+        self._settler.closing = True
+        await self._sink.close(forget_session=True)
+        await self._source.close(forget_session=forget_session)
+        self._settler.give_up()
+        stuck = [lane for lane in self._lanes if lane.job is not None]
+        if stuck:
+            log.warning("stage-stuck", pipeline=self.plan.name, lanes=len(stuck), drain_s=drain_s)
+            return
+        self.plan.retire()
+        limit_s = max(1.0, deadline - time.monotonic())
+        if not await asyncio.to_thread(self.plan.wait_closed, limit_s):
+            log.warning("stage-does-not-close", pipeline=self.plan.name, waited_s=limit_s)
+
+    async def pause(self) -> None:
+        """Stop taking frames; the broker keeps QoS 1 frames meanwhile."""
+        async with self._turn:
+            if self.state == "running":
+                self.state = "paused"
+                await self._source.pause()
+
+    async def resume(self) -> None:
+        """Take frames again."""
+        async with self._turn:
+            if self.state == "paused":
+                self.state = "running"
+                self._source.resume()
+                self._dispatch()
+
+    def can_swap(self, plan: Plan) -> bool:
+        """Whether it can go over to a plan as it runs; what is settled when links and lanes are made must be the same."""
+        now, then = ((c.receive_maximum, c.max_payload_bytes, c.workers) for c in (plan.config, self.plan.config))
+        return now == then and plan.lanes >= len(self._lanes)
+
+    async def subscribe_also(self, plan: Plan) -> None:
+        """Subscribe to what another plan wants beside the present one's filters: the part of a swap that may fail.
+
+        Raises: BusError: the broker refuses.
+        """
+        had = _filters(self.plan)
+        await self._source.subscribe({name: qos for name, qos in _filters(plan).items() if had.get(name) != qos})
+
+    async def unsubscribe_others(self, plan: Plan) -> None:
+        """Take back what `subscribe_also` did for a plan that does not come."""
+        await self._source.unsubscribe(_filters(plan).keys() - _filters(self.plan).keys())
+
+    async def swap(self, plan: Plan) -> None:
+        """Go over to another plan, subscribed to already, between two lists; frames that run finish in the old one."""
+        old = self.plan
+        await self._source.unsubscribe(_filters(old).keys() - _filters(plan).keys())
+        self._adopt(plan)
+        self._add_lanes()
+        old.retire()
+        self._dispatch()
+
+    def _add_lanes(self) -> None:
+        while len(self._lanes) < self.plan.lanes:
+            lane = Lane(len(self._lanes), self.plan.name, self._finished)
+            self._lanes.append(lane)
+            self._idle.append(lane)
+            lane.start()
+
+    @property
+    def connected(self) -> bool:
+        """Whether frames can come in and results go out."""
+        return self._source.connected and self._sink.connected
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Subscriptions that the broker refuses: why, by filter."""
+        return self._source.refused
+
+    @property
+    def reconnects(self) -> int:
+        """Times a link was made anew."""
+        return self._source.reconnects + self._sink.reconnects
+
+    @property
+    def queued(self) -> int:
+        """Frames that wait."""
+        return sum(map(len, self._queues))
+
+    @property
+    def _has_ready(self) -> bool:
+        return any(queue.has_ready for queue in self._queues)
+
+    @property
+    def streams(self) -> int:
+        """Streams seen and not forgotten."""
+        return len(self._streams)
+
+    def stuck_for_s(self) -> float:
+        """How long the oldest list under way has been running; 0 if none is."""
+        began = [lane.job.began_at for lane in self._lanes if lane.job is not None]
+        return time.monotonic() - min(began) if began else 0.0
+
+    # In
+
+    def _take_in(self, messages: Sequence[Message]) -> None:
+        tally, queues, plan, key = self.tally, self._queues, self.plan, self._key
+        tally.received += len(messages)
+        max_age_s, deadline_s = plan.config.queue.max_age_s, plan.config.queue.deadline_s
+        for message in messages:
+            tally.bytes_in += len(message.payload)
+            stream, expiry_s = message.topic, None
+            problem: HedgerowError | None = None
+            if message.oversized is None and message.malformed is None:
+                try:
+                    stream = key(message)
+                    expiry_s = message.properties.expiry_s
+                except FrameError as error:
+                    problem = error
+            else:
+                problem = unusable(message, plan.config.max_payload_bytes)
+            delivery = Delivery(message, stream, self._number(stream), max_age_s)
+            if expiry_s is not None:
+                delivery.expire_in(expiry_s)
+            if deadline_s is not None:
+                delivery.expire_in(deadline_s)
+            tally.held.add(delivery)
+            if problem is not None:
+                self._settler.bury(plan, delivery, problem)
+            elif message.retain:
+                self._settler.drop(delivery, DropReason.RETAINED)
+            elif self.state == "stopping":
+                self._settler.drop(delivery, shed_reason(delivery))
+            else:
+                queue = queues[hash(stream) % len(queues)] if len(queues) > 1 else queues[0]
+                for shed, reason in queue.put(delivery):
+                    self._settler.drop(shed, reason)
+        if messages:
+            tally.last_frame_at = time.time()
+        self._dispatch()
+
+    def _number(self, stream: str) -> int:
+        """The next number of a stream; forgets the longest silent one when there are too many."""
+        streams = self._streams
+        number = streams.get(stream)
+        if number is None:
+            while len(streams) >= self.plan.config.stream.max_streams:
+                self.plan.forget(streams.popitem(last=False)[0])
+            number = 0
+        else:
+            streams.move_to_end(stream)
+        streams[stream] = number + 1
+        return number
+
+    def _dispatch(self) -> None:
+        """Give every idle lane what waits for it."""
+        if self.state == "paused":
+            return
+        deadline_s = self.plan.config.queue.deadline_s
+        for lane in tuple(self._idle):
+            queue = self._queues[lane.index % len(self._queues)]
+            while queue.has_ready and not self._settler.full:
+                now, most = time.monotonic(), self._most(queue)
+                if deadline_s is None:
+                    taken, expired = queue.take(most, now)
+                else:
+                    taken, expired = queue.take(most, now, self._pace.needs)
+                for delivery, reason in expired:
+                    self._settler.drop(delivery, reason)
+                if taken:
+                    for delivery in taken:
+                        delivery.dispatched_at = now
+                    self._idle.remove(lane)
+                    self.plan.running += 1
+                    lane.give(Job(self.plan, taken, now))
+                    break
+                if len(self._idle) == len(self._lanes) and any(reason is DropReason.LATE for _, reason in expired):
+                    self._pace.doubt()  # nothing runs and nothing was worth starting
+
+    def _most(self, queue: FrameQueue[Delivery]) -> int:
+        """Most frames for the next list.
+
+        Short lists cost more a frame, so a lane takes all that waits; but not where frames are slow, or one lane would
+        hold every stream while the others have nothing to do.
+        """
+        batch, ready = self.plan.config.batch, queue.ready
+        if self.plan.pinned or self._pace.needs(ready) <= LONG_S:
+            return batch
+        share = -(-ready // len(self._lanes))
+        return min(batch, max(share, int(LONG_S / self._pace.needs(1))))
+
+    # Out
+
+    def _finished(self, lane: Lane, job: Job, completed: Completed) -> None:
+        lane.job = None
+        self._pace.took(len(job.deliveries), time.monotonic() - job.began_at)
+        self._idle.append(lane)
+        job.plan.running -= 1
+        if job.plan.retired:
+            job.plan.retire()
+        streams = {delivery.stream for delivery in job.deliveries}
+        self._queues[lane.index % len(self._queues)].release(streams)
+        for stream in streams - self._streams.keys():  # forgotten while it was being worked on: its state has come back
+            job.plan.forget(stream)
+        tally = self.tally
+        self.snapshot = completed.snapshot or self.snapshot
+        for name, seconds, count in completed.timings:
+            tally.stage_s[name] += seconds
+            tally.stage_frames[name] += count
+        self._settler.settle(job.plan, completed.settlements)
+        self._dispatch()
+
+    def _wake(self) -> None:
+        """Go on after the broker has accepted results, if that is what the queue was waiting for."""
+        if self._idle and self._has_ready:
+            self._dispatch()
+
+    async def _keep_house(self) -> None:
+        """Let go of frames that expire while nothing is taken out of the queue (a pause, a broker that is away)."""
+        while True:
+            await asyncio.sleep(0.5)
+            for queue in self._queues:
+                for delivery, reason in queue.expire(time.monotonic()):
+                    self._settler.drop(delivery, reason)
+            self._dispatch()

@@ -1,0 +1,166 @@
+"""Prometheus metrics and health probes over HTTP: /metrics, /healthz, /readyz.
+
+Nothing is counted here: a scrape reads what the pipelines have counted. Labels are names from the configuration and
+reasons, never topics or frame ids, so there are as many series as an operator wrote lines.
+"""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from hedgerow.errors import ConfigError
+from hedgerow.telemetry.tally import BUCKETS_S, Tally
+
+log = structlog.get_logger(__name__)
+
+Check = Callable[[], list[str]]
+"""Says what is wrong; nothing if all is well."""
+
+
+class TallyCollector(Collector):
+    """Turns tallies into metrics when Prometheus asks.
+
+    Args:
+        tallies: the pipelines' tallies, by name, as they are at the time.
+        gauges: other numbers, by metric name: labels' values → number.
+    """
+
+    def __init__(
+        self,
+        tallies: Callable[[], Mapping[str, Tally]],
+        gauges: Callable[[], Iterable[tuple[str, str, dict[str, str], float]]],
+    ) -> None:
+        self._tallies = tallies
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of now."""
+        by_pipeline = ["pipeline"]
+        received = CounterMetricFamily("hedgerow_frames_received", "Frames that came in.", labels=by_pipeline)
+        received_bytes = CounterMetricFamily(
+            "hedgerow_received_bytes", "Payload bytes that came in.", labels=by_pipeline
+        )
+        out = CounterMetricFamily("hedgerow_frames_out", "Frames whose results are safe.", labels=by_pipeline)
+        results = CounterMetricFamily("hedgerow_results", "Results accepted by the broker.", labels=by_pipeline)
+        dropped = CounterMetricFamily("hedgerow_frames_dropped", "Frames dropped.", labels=["pipeline", "reason"])
+        dead = CounterMetricFamily("hedgerow_frames_dead", "Frames dead-lettered.", labels=["pipeline", "reason"])
+        held = GaugeMetricFamily("hedgerow_frames_in_flight", "Frames not settled yet.", labels=by_pipeline)
+        latency = HistogramMetricFamily(
+            "hedgerow_latency_seconds", "From reception to the result being safe.", labels=by_pipeline
+        )
+        stage_s = CounterMetricFamily("hedgerow_stage_seconds", "Time spent in a stage.", labels=["pipeline", "stage"])
+        stage_frames = CounterMetricFamily("hedgerow_stage_frames", "Frames a stage saw.", labels=["pipeline", "stage"])
+        for name, tally in self._tallies().items():
+            received.add_metric([name], tally.received)
+            received_bytes.add_metric([name], tally.bytes_in)
+            out.add_metric([name], tally.out)
+            results.add_metric([name], tally.results)
+            held.add_metric([name], tally.in_flight)
+            for reason, count in list(tally.dropped.items()):
+                dropped.add_metric([name, reason], count)
+            for reason, count in list(tally.dead.items()):
+                dead.add_metric([name, reason], count)
+            latency.add_metric([name], list(_cumulative(tally)), tally.latency.total_s)
+            for stage, seconds in list(tally.stage_s.items()):
+                stage_s.add_metric([name, stage], seconds)
+                stage_frames.add_metric([name, stage], tally.stage_frames[stage])
+        yield from (received, received_bytes, out, results, dropped, dead, held, latency, stage_s, stage_frames)
+        families: dict[str, GaugeMetricFamily] = {}
+        for metric, text, labels, value in self._gauges():
+            family = families.get(metric)
+            if family is None:
+                family = families[metric] = GaugeMetricFamily(metric, text, labels=list(labels))
+            family.add_metric(list(labels.values()), value)
+        yield from families.values()
+
+
+def _cumulative(tally: Tally) -> Iterator[tuple[str, float]]:
+    total = 0
+    for edge, count in zip([*BUCKETS_S, float("inf")], list(tally.latency.counts), strict=True):
+        total += count
+        yield ("+Inf" if edge == float("inf") else repr(edge)), float(total)
+
+
+class ProbeServer:
+    """Serves /metrics, /healthz and /readyz from a thread of its own, so that it answers when the event loop does not.
+
+    Args:
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        collector: what /metrics shows.
+        alive: what /healthz asks.
+        ready: what /readyz asks.
+    Raises: ConfigError: the address is taken.
+    """
+
+    def __init__(self, host: str, port: int, collector: Collector, alive: Check, ready: Check) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(collector)
+        self._checks = {"/healthz": alive, "/readyz": ready}
+        try:
+            self._server = _Server((host, port), _Handler)
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot serve metrics on {host}:{port}: {error.strerror or error}",
+                remedy="Set `metrics: {port: …}` to a free port, or 0 to have one chosen.",
+            ) from error
+        self._server.set_app(self._answer)
+        self.port: int = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        path = environ.get("PATH_INFO", "/")
+        if path == "/metrics":
+            encode, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+            return _respond(start_response, "200 OK", content_type, encode(self._registry))
+        if path in self._checks:
+            reasons = self._checks[path]()
+            body = json.dumps({"ok": not reasons, "reasons": reasons}).encode() + b"\n"
+            return _respond(
+                start_response, "503 Service Unavailable" if reasons else "200 OK", "application/json", body
+            )
+        return _respond(start_response, "404 Not Found", "text/plain", b"Here are /metrics, /healthz and /readyz.\n")
+
+
+def _respond(start_response: Any, status: str, content_type: str, body: bytes) -> list[bytes]:
+    start_response(status, [("Content-Type", content_type), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind, without the look-up of a full name that `HTTPServer` makes: it waits long for a name server that is away."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10.0  # a peer that connects and says nothing must not keep a thread
+
+    def handle(self) -> None:
+        with suppress(TimeoutError, ConnectionError):
+            super().handle()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug("probe", request=format % args)

@@ -1,0 +1,130 @@
+"""What a pipeline counts: plain numbers on the fast path; whoever reports them does the work.
+
+The conservation law: `received = out + dropped + dead + in flight`, at every moment. What is in flight is counted from
+the frames that are really held, not derived from the other numbers, so that the law can be checked.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from enum import StrEnum
+from itertools import accumulate
+from typing import Any
+
+
+class DropReason(StrEnum):
+    """Why the node itself drops a frame. Stages add reasons of their own."""
+
+    EXPIRED = "expired"
+    """Older than the queue's `max_age_s`, or than the message's own expiry, before it was decoded."""
+    LATE = "late"
+    """It could not have been done by its `deadline_s`, going by how long frames take."""
+    SUPERSEDED = "superseded"
+    """A newer frame of the same stream took its place (`policy: latest`)."""
+    QUEUE_FULL = "queue-full"
+    """No place was left in the queue (`policy: fifo`, or all streams together)."""
+    RETAINED = "retained"
+    """A retained message: not a new frame, but the memory of an old one."""
+    SHUTDOWN = "shutdown"
+    """A QoS 0 frame that came, or still waited, when the pipeline stopped."""
+    BROKER_AWAY = "broker-away"
+    """Its QoS 0 result was ready while the broker could not be reached; or a bad QoS 0 frame, while it took no more."""
+    RETURNED = "returned-to-broker"
+    """A QoS 1 frame that still waited when the pipeline stopped: the broker keeps it and delivers it again."""
+
+
+BUCKETS_S: tuple[float, ...] = (
+    *(round(base * 10.0**power, 6) for power in (-4, -3, -2, -1) for base in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
+
+
+class LatencyHistogram:
+    """Latencies in buckets (seconds): cheap to add to, good enough for p50 and p99."""
+
+    __slots__ = ("counts", "total_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.total_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one latency."""
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.total_s += seconds
+
+    @property
+    def count(self) -> int:
+        """How many were counted."""
+        return sum(self.counts)
+
+    def quantile(self, q: float, since: list[int] | None = None) -> float | None:
+        """The upper edge of the bucket that holds a quantile; None if nothing was counted.
+
+        Args:
+            q: 0..1.
+            since: counts at an earlier time, to look only at what came after.
+        """
+        counts = self.counts if since is None else [now - then for now, then in zip(self.counts, since, strict=True)]
+        total = sum(counts)
+        if total == 0:
+            return None
+        rank = max(q * total, 1)
+        for position, below in enumerate(accumulate(counts)):
+            if below >= rank:
+                return BUCKETS_S[min(position, len(BUCKETS_S) - 1)]
+        return BUCKETS_S[-1]
+
+
+class Tally:
+    """The counts of one pipeline since the node started."""
+
+    __slots__ = (
+        "bytes_in",
+        "dead",
+        "dropped",
+        "held",
+        "last_frame_at",
+        "last_result_at",
+        "latency",
+        "out",
+        "received",
+        "results",
+        "stage_frames",
+        "stage_s",
+    )
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.bytes_in = 0
+        self.out = 0
+        self.results = 0
+        self.dropped: Counter[str] = Counter()
+        self.dead: Counter[str] = Counter()
+        self.held: set[Any] = set()
+        self.latency = LatencyHistogram()
+        self.stage_s: defaultdict[str, float] = defaultdict(float)
+        self.stage_frames: Counter[str] = Counter()
+        self.last_frame_at: float | None = None
+        self.last_result_at: float | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Frames whose fate is not known yet."""
+        return len(self.held)
+
+    @property
+    def settled(self) -> int:
+        """Frames whose fate is known."""
+        return self.out + self.dropped.total() + self.dead.total()
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the conservation law holds."""
+        return self.received == self.settled + self.in_flight

@@ -1,0 +1,252 @@
+"""A real Mosquitto on a free port, for tests, benchmarks and demos.
+
+    with Mosquitto() as broker:
+        ...  # broker.url
+
+Rules:
+- The broker listens on 127.0.0.1 alone, keeps its files in a folder of its own, and dies with its parent.
+- Its limits are those of a broker that was set up knowingly: no silent cut of queues at 1000 messages.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from hedgerow.errors import HedgerowError
+
+_START_S: Final = 10.0
+_STOP_S: Final = 10.0
+_PLACES: Final = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/local/opt/mosquitto/sbin")
+_PR_SET_PDEATHSIG: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Certificates of the broker, PEM.
+
+    Attributes:
+        ca_file: authority that signs the clients' certificates.
+        cert_file: the broker's certificate.
+        key_file: the broker's private key.
+        require_certificate: refuse clients without a certificate of the authority.
+    """
+
+    ca_file: Path
+    cert_file: Path
+    key_file: Path
+    require_certificate: bool = False
+
+
+class Mosquitto:
+    """A broker process. `with` starts and stops it.
+
+    Args:
+        port: port to listen on; 0 takes a free one, which it keeps over restarts.
+        folder: where configuration, log and persistence live; by default a temporary folder, removed at the end.
+        config: further lines of mosquitto.conf; a second listener comes after the first one.
+        tls: certificates; the listener then speaks TLS only.
+        unix_socket: path of a Unix socket to listen on as well.
+    Attributes:
+        port: the port it listens on, once started.
+        folder: where its files are.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        folder: Path | None = None,
+        config: Sequence[str] = (),
+        tls: TlsFiles | None = None,
+        unix_socket: Path | None = None,
+    ) -> None:
+        self.port = port
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="mosquitto-"))
+        self._fixed_port = port != 0
+        self._owns_folder = folder is None
+        self._config = tuple(config)
+        self._tls = tls
+        self._unix_socket = unix_socket
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect: mqtt://127.0.0.1:PORT, or mqtts://localhost:PORT."""
+        return f"mqtts://localhost:{self.port}" if self._tls else f"mqtt://127.0.0.1:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process, while it runs."""
+        return self._process.pid if self._process is not None and self.running else None
+
+    @property
+    def log(self) -> str:
+        """Everything the broker has logged, over all its starts."""
+        path = self.folder / "mosquitto.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def start(self) -> None:
+        """Start it and wait until it listens.
+
+        Raises: HedgerowError: Mosquitto is not installed, or does not start; the message ends with its log.
+        """
+        if self.running:
+            return
+        binary = find_mosquitto()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for attempts_left in (2, 1, 0):
+            if not self.port:
+                self.port = free_port()
+            if self._start_once(binary):
+                return
+            if self._fixed_port or not attempts_left:
+                break
+            self.port = 0  # somebody else took the port meanwhile
+        raise HedgerowError(
+            f"Mosquitto did not start on port {self.port}:\n{self.log[-2000:]}",
+            remedy=f"Look at {self.folder / 'mosquitto.conf'}, or take another port.",
+        )
+
+    def stop(self) -> None:
+        """Stop it in good order (SIGTERM): sessions and queued messages are saved."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Stop it at once (SIGKILL): what was not saved is lost."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop it in good order and start it again on the same port."""
+        self.stop()
+        self._fixed_port = True
+        self.start()
+
+    def close(self) -> None:
+        """Stop it and remove its temporary folder."""
+        self.kill() if self._owns_folder else self.stop()
+        atexit.unregister(self.close)
+        if self._owns_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start_once(self, binary: str) -> bool:
+        conf = self.folder / "mosquitto.conf"
+        conf.write_text("\n".join([*self._lines(), ""]))
+        with (self.folder / "mosquitto.log").open("ab") as log:
+            log_start = log.tell()
+            self._process = subprocess.Popen(  # noqa: S603 - the binary was looked up by us
+                [binary, "-c", str(conf)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509 - the child makes one system call, no locks
+            )
+        atexit.register(self.close)
+        return self._wait_until_running(self._process, log_start)
+
+    def _wait_until_running(self, process: subprocess.Popen[bytes], log_start: int) -> bool:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            # The log tells our broker from a stranger on the same port, which a connection would not.
+            if " running\n" in (self.folder / "mosquitto.log").read_text(errors="replace")[log_start:]:
+                return True
+            if process.poll() is not None:
+                return False
+            time.sleep(0.005)
+        self.kill()
+        return False
+
+    def _lines(self) -> list[str]:
+        lines = [
+            f"user {getpass.getuser()}",  # as root it would switch to a user who may not write our folder
+            "persistence true",
+            f"persistence_location {self.folder}/",
+            "autosave_interval 0",
+            "max_inflight_messages 1000",
+            "max_queued_messages 1000000",  # 0, no limit, makes it hang up on whoever publishes what it forbids
+            "set_tcp_nodelay true",
+            "log_dest stderr",
+            f"listener {self.port} 127.0.0.1",
+            "allow_anonymous true",
+        ]
+        if self._tls:
+            lines += [f"cafile {self._tls.ca_file}", f"certfile {self._tls.cert_file}", f"keyfile {self._tls.key_file}"]
+            lines += [f"require_certificate {str(self._tls.require_certificate).lower()}"]
+        if self._unix_socket:
+            lines += [f"listener 0 {self._unix_socket}"]
+        return [*lines, *self._config]
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(how)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def find_mosquitto() -> str:
+    """Path of the mosquitto binary.
+
+    Raises: HedgerowError: it is not installed.
+    """
+    path = os.pathsep.join([os.environ.get("PATH", ""), *_PLACES])
+    if binary := shutil.which("mosquitto", path=path):
+        return binary
+    raise HedgerowError(
+        "Mosquitto is not installed", remedy="Install it: `apt-get install mosquitto` or `brew install mosquitto`."
+    )
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that is free at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    # The kernel sends the signal when the *thread* that forked ends, so only the main thread may ask for it.
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        return None
+    prctl = ctypes.CDLL(None).prctl  # looked up here: the child may not take locks before it executes
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,0 +1,128 @@
+"""The topic grammar: the only place that builds or parses Hedgerow topics.
+
+    hedgerow/v1/{region}/{site}/{node}/{channel}[/{tail}]
+
+`{node}` may be `~`, which means every node of the site. Sensors keep topics of their own; for those there are
+`matches` and `check_filter`, which follow MQTT 5 §4.7.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import NamedTuple
+
+from hedgerow.errors import ConfigError
+
+ROOT = "hedgerow/v1"
+EVERY_NODE = "~"
+MAX_TOPIC_BYTES = 65_535
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Channel(StrEnum):
+    """What a topic carries."""
+
+    STATUS = "status"
+    HEALTH = "health"
+    EVENT = "event"
+    RESULT = "result"
+    REPORTED = "reported"
+    DESIRED = "desired"
+    COMMAND = "command"
+    REPLY = "reply"
+    BLOB = "blob"
+    ACK = "ack"
+    DEAD = "dead"
+
+
+_WITH_TAIL = frozenset({Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Channel.BLOB, Channel.DEAD})
+
+
+class Address(NamedTuple):
+    """Where a node stands: region, site, node."""
+
+    region: str
+    site: str
+    node: str
+
+    def topic(self, channel: Channel, tail: str = "") -> str:
+        """The topic of one of this node's channels.
+
+        Args:
+            tail: what follows the channel: an event's kind, a pipeline's name, a command's name.
+        Raises: ValueError: the channel needs a tail and got none, or the other way round.
+        """
+        if bool(tail) != (channel in _WITH_TAIL):
+            raise ValueError(f"Channel {channel} {'needs' if channel in _WITH_TAIL else 'takes no'} tail")
+        base = f"{ROOT}/{self.region}/{self.site}/{self.node}/{channel}"
+        return f"{base}/{tail}" if tail else base
+
+    def everyone(self) -> Address:
+        """The address that means every node of this site."""
+        return self._replace(node=EVERY_NODE)
+
+    def __str__(self) -> str:
+        return f"{self.region}/{self.site}/{self.node}"
+
+
+class Parsed(NamedTuple):
+    """A Hedgerow topic taken apart."""
+
+    address: Address
+    channel: Channel
+    tail: str
+
+
+def parse(topic: str) -> Parsed | None:
+    """Take a Hedgerow topic apart; None if it is not one."""
+    parts = topic.split("/", 6)
+    if len(parts) < 6 or f"{parts[0]}/{parts[1]}" != ROOT:
+        return None
+    _, _, region, site, node, channel = parts[:6]
+    tail = parts[6] if len(parts) == 7 else ""
+    if channel not in Channel.__members__.values() or bool(tail) != (Channel(channel) in _WITH_TAIL):
+        return None
+    if not (is_name(region) and is_name(site) and (is_name(node) or node == EVERY_NODE)):
+        return None
+    return Parsed(Address(region, site, node), Channel(channel), tail)
+
+
+def is_name(name: str) -> bool:
+    """Whether a text can name a region, site, node, pipeline or model: 1 to 64 of `A-Z a-z 0-9 . _ -`."""
+    return _NAME.fullmatch(name) is not None
+
+
+def check_filter(pattern: str) -> str:
+    """Check an MQTT topic filter (MQTT 5 §4.7) and give it back.
+
+    Raises: ConfigError: it is empty, too long, or has a wildcard where none may stand.
+    """
+    remedy = "`+` stands for one whole level, `#` for all that follow and only at the end: `plant/+/image`, `plant/#`."
+    if not pattern or len(pattern.encode()) > MAX_TOPIC_BYTES or "\0" in pattern:
+        raise ConfigError(f"{pattern[:80]!r} is not a topic filter", remedy=remedy)
+    levels = pattern.split("/")
+    for position, level in enumerate(levels):
+        last = position == len(levels) - 1
+        if ("#" in level and (level != "#" or not last)) or ("+" in level and level != "+"):
+            raise ConfigError(f"{pattern!r} is not a topic filter: level {level!r}", remedy=remedy)
+    if levels[0] == "$share" and (len(levels) < 3 or not levels[1]):
+        raise ConfigError(f"{pattern!r} is not a shared subscription", remedy="Write `$share/GROUP/FILTER`.")
+    return pattern
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether a topic filter takes in a topic (MQTT 5 §4.7; `$…` topics are hidden from leading wildcards)."""
+    wanted = pattern.split("/")
+    if wanted[0] == "$share":
+        wanted = wanted[2:]
+    levels = topic.split("/")
+    if topic.startswith("$") and wanted[0] in ("+", "#"):
+        return False
+    for position, want in enumerate(wanted):
+        if want == "#":
+            return True
+        if position >= len(levels) or (want != "+" and want != levels[position]):
+            return False
+    return len(levels) == len(wanted)

@@ -1,0 +1,1 @@
+"""What crosses MQTT: messages and the codec of frames."""

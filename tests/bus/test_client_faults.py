@@ -1,0 +1,386 @@
+"""The client on a real Mosquitto, with a network that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from hedgerow.bus import Publication
+from hedgerow.bus.packets import encode_puback
+from hedgerow.errors import BusError
+from hedgerow.testing.faults import FaultProxy
+from hedgerow.testing.mosquitto import Mosquitto
+
+MakeListener = Callable[..., Any]
+Eventually = Callable[..., Awaitable[None]]
+
+
+async def test_acknowledgements_leave_in_the_order_the_messages_came(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    """Seen on the wire, though the pipeline finishes in another order (MQTT-4.6.0-2)."""
+    with FaultProxy("127.0.0.1", mosquitto.port, record=True) as proxy:
+        async with listener(mosquitto.url) as sender, listener(proxy.url, acks=False) as client:
+            await client.wait_connected(10)
+            await client.subscribe({"a": 1})
+            await sender.wait_connected(10)
+            for number in range(20):
+                sender.publish("a", b"%d" % number, qos=1)
+            await client.got(20)
+            before = len(proxy.up)
+            for message in [*client.messages[10:], *reversed(client.messages[:10])]:
+                client.ack(message)
+            expected = b"".join(encode_puback(message.packet_id) for message in client.messages)
+            await eventually(lambda: len(proxy.up) - before >= len(expected))
+
+            assert proxy.up[before:] == expected
+
+
+async def test_a_session_keeps_messages_while_the_client_pauses(mosquitto: Mosquitto, listener: MakeListener) -> None:
+    async with listener(mosquitto.url) as sender, listener(mosquitto.url, client_id="pauses") as client:
+        await sender.wait_connected(10)
+        await client.wait_connected(10)
+        await client.subscribe({"a": 1})
+        await client.pause()
+        assert not client.connected
+        for number in range(10):
+            await sender.publish_and_wait("a", b"%d" % number)
+        assert client.messages == []
+
+        client.resume()
+        assert await client.got(10) == [b"%d" % number for number in range(10)]
+
+
+async def test_a_session_outlives_the_client_and_the_broker(mosquitto: Mosquitto, listener: MakeListener) -> None:
+    async with listener(mosquitto.url, client_id="node") as client:
+        await client.wait_connected(10)
+        await client.subscribe({"a": 1})
+    async with listener(mosquitto.url) as sender:
+        await sender.wait_connected(10)
+        await sender.publish_and_wait("a", b"while away")
+    mosquitto.restart()
+
+    async with listener(mosquitto.url, client_id="node") as client:
+        assert await client.got(1) == [b"while away"]
+
+
+async def test_a_forgotten_session_keeps_nothing(mosquitto: Mosquitto, listener: MakeListener) -> None:
+    async with listener(mosquitto.url, client_id="node") as client:
+        await client.wait_connected(10)
+        await client.subscribe({"a": 1})
+        await client.close(forget_session=True)
+    async with listener(mosquitto.url) as sender:
+        await sender.wait_connected(10)
+        await sender.publish_and_wait("a", b"while away")
+
+    async with listener(mosquitto.url, client_id="node") as client:
+        await client.subscribe({"a": 1})
+        await client.wait_connected(10)
+        await client.publish_and_wait("a", b"now")
+        assert await client.got(1) == [b"now"]
+
+
+async def test_a_clean_start_forgets_the_last_process_but_not_a_lost_link(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    async with listener(mosquitto.url, client_id="node") as client:
+        await client.wait_connected(10)
+        await client.subscribe({"old": 1})
+    with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
+        async with listener(mosquitto.url) as sender, listener(proxy.url, client_id="node", clean_start=True) as client:
+            await sender.wait_connected(10)
+            await client.subscribe({"new": 1})
+            await client.wait_connected(10)
+            proxy.cut()
+            await eventually(lambda: not client.connected)
+            await sender.publish_and_wait("old", b"unheard")
+            await sender.publish_and_wait("new", b"kept")
+            proxy.restore()
+            assert await client.got(1) == [b"kept"]
+
+
+async def test_qos_1_publishes_survive_restarts_of_the_broker(mosquitto: Mosquitto, listener: MakeListener) -> None:
+    """None lost; the broker saves its sessions when it is stopped."""
+    outcomes: list[Exception | None] = []
+    async with listener(mosquitto.url, client_id="receiver") as client:
+        await client.wait_connected(10)
+        await client.subscribe({"a": 1})
+        async with listener(mosquitto.url, client_id="sender") as sender:
+            await sender.wait_connected(10)
+            for number in range(900):
+                sender.publish("a", b"%d" % number, qos=1, done=outcomes.append)
+                if number % 300 == 150:
+                    await asyncio.sleep(0.002)
+                    await asyncio.to_thread(mosquitto.restart)
+            await sender.flush(20)
+            assert sender.outstanding == sender.outstanding_bytes == 0
+        await client.publish_and_wait("a", b"end")
+        while client.payloads[-1:] != [b"end"]:
+            await client.got(len(client.messages) + 1)
+
+    assert outcomes == [None] * 900
+    assert {int(payload) for payload in client.payloads[:-1]} == set(range(900))
+
+
+async def test_qos_1_publishes_survive_a_link_that_keeps_failing(mosquitto: Mosquitto, listener: MakeListener) -> None:
+    with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
+        async with listener(mosquitto.url) as client, listener(proxy.url, client_id="sender") as sender:
+            await client.wait_connected(10)
+            await client.subscribe({"a": 1})
+            await sender.wait_connected(10)
+            for number in range(600):
+                sender.publish("a", b"%d" % number * 1000, qos=1)
+                if number % 100 == 50:
+                    await asyncio.sleep(0.003)
+                    proxy.reset() if number % 200 == 50 else proxy.drop()
+            await sender.flush(20)
+            assert sender.reconnects > 0
+            await client.publish_and_wait("a", b"end")
+            while b"end" not in client.payloads:
+                await client.got(len(client.messages) + 1)
+
+    assert set(client.payloads) >= {b"%d" % number * 1000 for number in range(600)}
+
+
+async def test_a_redelivery_of_what_is_still_with_us_is_swallowed(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    """The link is cut while the pipeline works: each frame is processed once, and each is acknowledged."""
+    with FaultProxy("127.0.0.1", mosquitto.port, record=True) as proxy:
+        async with (
+            listener(mosquitto.url) as sender,
+            listener(proxy.url, client_id="node", acks=False, receive_maximum=20) as client,
+        ):
+            await sender.wait_connected(10)
+            await client.wait_connected(10)
+            await client.subscribe({"a": 1})
+            for number in range(20):
+                sender.publish("a", b"%d" % number, qos=1)
+            await client.got(20)
+            proxy.cut()
+            await eventually(lambda: not client.connected)
+            for message in client.messages[:5]:
+                client.ack(message)  # while there is no link
+            proxy.restore()
+            await eventually(lambda: client.redelivered == 20)
+            for message in client.messages[5:]:
+                client.ack(message)
+            sender.publish("a", b"next", qos=1)
+            assert await client.got(21) == [*(b"%d" % number for number in range(20)), b"next"]
+            client.ack(client.messages[-1])
+            await eventually(lambda: client.unacknowledged == 0)
+            await client.pause()
+            client.resume()
+            await client.wait_connected(10)
+            await client.publish_and_wait("b", b"")
+
+        assert len(client.messages) == 21  # the broker had them all acknowledged: nothing came again
+
+
+async def test_acknowledging_a_message_of_a_lost_session_does_nothing(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    async with listener(mosquitto.url, client_id="node", acks=False) as client:
+        await client.wait_connected(10)
+        await client.subscribe({"a": 1})
+        await client.publish_and_wait("a", b"old")
+        await client.got(1)
+        mosquitto.kill()  # the session was never saved
+        await eventually(lambda: not client.connected)
+        mosquitto.restart()
+        await client.wait_connected(10)
+        await client.publish_and_wait("a", b"new")
+        await client.got(2)
+        old, new = client.messages
+        assert old.packet_id == new.packet_id
+
+        client.ack(old)
+        await client.publish_and_wait("b", b"")
+        assert client.unacknowledged == 1
+        client.ack(new)
+        await eventually(lambda: client.unacknowledged == 0)
+
+
+async def test_subscriptions_are_made_again_when_the_session_is_lost(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    async with listener(mosquitto.url, client_id="node") as client:
+        await client.wait_connected(10)
+        await client.subscribe({"a": 1})
+        mosquitto.kill()
+        await eventually(lambda: not client.connected)
+        await client.subscribe({"b": 1})
+        await client.unsubscribe(["a"])
+        mosquitto.restart()
+        await client.wait_connected(10)
+        await client.publish_and_wait("a", b"a")
+        await client.publish_and_wait("b", b"b")
+        assert await client.got(1) == [b"b"]
+
+
+async def test_subscriptions_changed_while_away_are_changed_in_the_session(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
+        async with listener(proxy.url, client_id="node") as client:
+            await client.wait_connected(10)
+            await client.subscribe({"a": 1, "b": 1})
+            proxy.cut()
+            await eventually(lambda: not client.connected)
+            await client.unsubscribe(["a"])
+            await client.subscribe({"c": 1})
+            proxy.restore()
+            await client.wait_connected(10)
+            for topic in ("a", "b", "c"):
+                await client.publish_and_wait(topic, topic.encode())
+            assert await client.got(2) == [b"b", b"c"]
+
+
+async def test_a_half_open_link_is_found_and_replaced(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    """No reset, no end: only silence. The will goes out too, since the broker gives up as well."""
+    with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
+        async with listener(proxy.url, client_id="node", keepalive_s=1) as client:
+            await client.wait_connected(10)
+            proxy.half_open()
+            await eventually(lambda: not client.connected)
+            proxy.restore()
+            await client.wait_connected(10)
+            assert client.reconnects == 1
+
+    assert any("does not answer" in reason for _, reason in client.states)
+
+
+async def test_a_link_that_ends_without_a_reason_is_replaced(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    """Some transports tell no error when they end; only a client that leaves may stay away."""
+    async with listener(mosquitto.url) as client:
+        await client.wait_connected(10)
+        client._session.link.close(b"")
+        await eventually(lambda: client.reconnects == 1 and client.connected)
+
+    reasons = [why for up, why in client.states if not up]
+    assert reasons == [f"{mosquitto.url} closed the connection", "closed"]
+
+
+async def test_an_idle_link_is_kept_alive(mosquitto: Mosquitto, listener: MakeListener) -> None:
+    async with listener(mosquitto.url, keepalive_s=1) as client:
+        await client.wait_connected(10)
+        await asyncio.sleep(2.5)  # a broker gives up after 1.5 times the keep-alive
+        assert client.connected
+        assert client.reconnects == 0
+
+
+async def test_the_will_goes_out_when_the_link_dies(mosquitto: Mosquitto, listener: MakeListener) -> None:
+    with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
+        async with listener(mosquitto.url) as witness, listener(proxy.url, will=Publication("will", b"dead")) as client:
+            await witness.wait_connected(10)
+            await witness.subscribe({"will": 1})
+            await client.wait_connected(10)
+            proxy.cut()
+            assert await witness.got(1) == [b"dead"]
+
+
+async def test_a_taken_over_session_names_the_cause(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    async with listener(mosquitto.url, client_id="same", min_backoff_s=5, max_backoff_s=5) as first:
+        await first.wait_connected(10)
+        async with listener(mosquitto.url, client_id="same") as second:
+            await second.wait_connected(10)
+            await eventually(lambda: not first.connected and len(first.states) > 1)
+            with pytest.raises(BusError, match=r"session taken over|closed the connection") as caught:
+                await first.wait_connected(0.05)
+
+    assert "same name" in caught.value.remedy
+
+
+async def test_a_broker_that_sends_more_than_agreed_is_held_back(mosquitto: Mosquitto, listener: MakeListener) -> None:
+    """Mosquitto 2.0.11 lets Receive Maximum more go with each acknowledgement of what had queued up."""
+    payload = b"x" * 10_000
+    async with listener(mosquitto.url) as sender, listener(mosquitto.url, acks=False, receive_maximum=10) as client:
+        await sender.wait_connected(10)
+        await client.wait_connected(10)
+        await client.subscribe({"a": 1})
+        for _ in range(1000):
+            sender.publish("a", payload, qos=1)
+        await sender.flush(20)
+        most = done = 0
+        while done < 1000:
+            await client.got(done + 1)
+            most = max(most, client.unacknowledged)
+            client.ack(client.messages[done])
+            done += 1
+            if done % 10 == 0:
+                await asyncio.sleep(0)
+        assert most < 10 + 3 * 128 * 1024 / len(payload)
+
+
+async def test_a_held_link_still_brings_acknowledgements_of_publishes(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    """A message may wait for the acknowledgement of its own result: holding that back would be a deadlock."""
+    async with listener(mosquitto.url) as sender, listener(mosquitto.url, acks=False, receive_maximum=5) as client:
+        await sender.wait_connected(10)
+        await client.wait_connected(10)
+        await client.subscribe({"a": 1})
+        for _ in range(60):
+            sender.publish("a", b"x" * 300_000, qos=1)
+        await sender.flush(20)
+        await client.got(5)
+        for message in client.messages[:5]:
+            client.ack(message)
+        await client.got(11)  # six not acknowledged where five were agreed: reading has stopped
+        async with asyncio.timeout(10):
+            await client.publish_and_wait("result", b"")
+
+
+async def test_a_slow_link_makes_publishing_pause_and_loses_nothing(
+    mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
+) -> None:
+    with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
+        async with listener(mosquitto.url) as client, listener(proxy.url) as sender:
+            await client.wait_connected(10)
+            await client.subscribe({"a": 1})
+            await sender.wait_connected(10)
+            proxy.throttle(1_000)
+            for number in range(100):
+                sender.publish("a", bytes([number]) * 200_000, qos=number % 2)
+            await eventually(lambda: sender._session.link.paused)
+            assert sender.outstanding_bytes > 1_000_000
+            proxy.restore()
+            await client.got(100)
+            assert not sender._session.link.paused
+
+    assert sorted(payload[0] for payload in client.payloads) == list(range(100))
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x20\x03\x00\x00\x00\x34\x06\x00\x01a\x00\x05\x00", b"\x20\x02\x00\x84"],
+    ids=["not MQTT", "QoS 2", "MQTT 3 only"],
+)
+async def test_a_peer_that_is_no_good_broker_is_named_as_the_cause(
+    listener: MakeListener, eventually: Eventually, greeting: bytes
+) -> None:
+    """The one peer here that is not Mosquitto, for it does not misbehave."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(greeting)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, listener(url, connect_timeout_s=0.5) as client:
+        await eventually(lambda: any(not up for up, _ in client.states))
+        with pytest.raises(BusError) as caught:
+            await client.wait_connected(0.02)
+
+    assert "MQTT 5" in caught.value.remedy

@@ -1,0 +1,148 @@
+"""QoS 1 publishes over lost links and sessions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hedgerow.bus.acknowledgements import Acknowledgements
+from hedgerow.bus.outgoing import Outbound, Outgoing
+from hedgerow.bus.packets import encode_publish_head
+from hedgerow.bus.reader import Reader
+from hedgerow.errors import BusError
+
+
+def _ignore(kind: int, body: bytes) -> None:
+    """No other packets matter here."""
+
+
+def _tell(publish: Outgoing, error: Exception | None) -> None:
+    if publish.done is not None:
+        publish.done(error)
+
+
+def outgoing(number: int, outcomes: list[Any] | None = None, size: int = 1) -> Outgoing:
+    payload = b"%d" % number * size
+    head = encode_publish_head(f"t/{number}", len(payload), qos=1)
+    return Outgoing(head, payload, None if outcomes is None else outcomes.append)
+
+
+def up(outbound: Outbound, *, session_present: bool = False, window: int = 65_535, max_packet: int = 2**28) -> None:
+    outbound.link_up(session_present=session_present, receive_maximum=window, max_packet_bytes=max_packet)
+
+
+def sent(outbound: Outbound) -> list[tuple[str, int, bool]]:
+    """All that may be sent now: topic, packet identifier and DUP, read back by our own reader."""
+    reader = Reader(Acknowledgements(), 2**20, _ignore)
+    while (taken := outbound.take()) is not None:
+        data = b"".join(taken[:2])
+        reader.buffer()[: len(data)] = data
+        reader.advance(len(data))
+    return [(message.topic, message.packet_id, message.dup) for message in reader.take()]
+
+
+def test_qos_0_goes_at_once_whatever_is_under_way_and_fails_with_the_link() -> None:
+    outbound = Outbound(_tell)
+    up(outbound, window=1)
+    for number in (1, 2):
+        outbound.add(outgoing(number))
+    sent(outbound)
+    fleeting = Outgoing(encode_publish_head("f", 1), b"x", None)
+    outbound.add(fleeting)
+
+    assert outbound.take() == (fleeting.head, b"x", fleeting)
+    outbound.add(fleeting)
+    assert outbound.link_lost() == [fleeting]
+    assert (len(outbound), outbound.payload_bytes) == (2, 2)
+
+
+def test_nothing_is_sent_without_a_link() -> None:
+    outbound = Outbound(_tell)
+    outbound.add(outgoing(1))
+
+    assert sent(outbound) == []
+    assert len(outbound) == 1
+
+
+def test_no_more_are_under_way_than_the_broker_takes() -> None:
+    outbound = Outbound(_tell)
+    up(outbound, window=2)
+    for number in (1, 2, 3):
+        outbound.add(outgoing(number))
+
+    assert sent(outbound) == [("t/1", 1, False), ("t/2", 2, False)]
+    outbound.acked(1)
+    assert sent(outbound) == [("t/3", 3, False)]
+
+
+def test_what_was_under_way_goes_again_with_dup_if_the_session_is_there() -> None:
+    outbound = Outbound(_tell)
+    up(outbound)
+    outbound.add(outgoing(1))
+    outbound.add(outgoing(2))
+    sent(outbound)
+    outbound.add(outgoing(3))
+    outbound.link_lost()
+
+    up(outbound, session_present=True)
+    assert sent(outbound) == [("t/1", 1, True), ("t/2", 2, True), ("t/3", 3, False)]
+
+
+def test_what_was_under_way_goes_as_new_if_the_session_is_lost() -> None:
+    outbound = Outbound(_tell)
+    up(outbound)
+    outbound.add(outgoing(1))
+    sent(outbound)
+    outbound.link_lost()
+
+    up(outbound, session_present=False)
+    assert sent(outbound) == [("t/1", 1, False)]
+
+
+def test_a_second_loss_amid_sending_again_keeps_the_order() -> None:
+    outbound = Outbound(_tell)
+    up(outbound)
+    for number in (1, 2, 3):
+        outbound.add(outgoing(number))
+    sent(outbound)
+    outbound.link_lost()
+    up(outbound, session_present=True, window=2)
+    sent(outbound)
+    outbound.link_lost()
+
+    up(outbound, session_present=True)
+    assert [topic for topic, _, _ in sent(outbound)] == ["t/1", "t/2", "t/3"]
+
+
+def test_one_that_is_larger_than_the_broker_takes_fails_and_the_next_goes() -> None:
+    outbound = Outbound(_tell)
+    outcomes: list[Exception | None] = []
+    outbound.add(outgoing(1, outcomes, size=100))
+    outbound.add(outgoing(2))
+    up(outbound, max_packet=50)
+
+    assert [topic for topic, _, _ in sent(outbound)] == ["t/2"]
+    assert isinstance(outcomes[0], BusError)
+    assert outbound.payload_bytes == 1
+
+
+@given(st.data())
+def test_identifiers_of_publishes_under_way_are_never_shared(data: st.DataObject) -> None:
+    """Also after they have been through all 65,000."""
+    outbound = Outbound(_tell)
+    outbound._next_id = 64_990
+    up(outbound, window=40)
+    under_way: set[int] = set()
+    for number in range(200):
+        outbound.add(outgoing(number))
+        for _, packet_id, _ in sent(outbound):
+            assert packet_id not in under_way
+            under_way.add(packet_id)
+        answered: bool = data.draw(st.booleans()) if under_way else False
+        if answered:
+            packet_id = data.draw(st.sampled_from(sorted(under_way)))
+            assert outbound.acked(packet_id) is not None
+            under_way.remove(packet_id)
+    assert len(under_way) <= 40

@@ -1,0 +1,95 @@
+"""The command line as a user meets it: exit code, stdout, stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiomqtt
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from hedgerow.cli.main import app
+from hedgerow.testing import Mosquitto
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.out)
+
+    @property
+    def json_lines(self) -> list[Any]:
+        return [orjson.loads(line) for line in self.out.splitlines()]
+
+
+Hedgerow = Callable[..., Said]
+
+
+@pytest.fixture
+def hedgerow(monkeypatch: pytest.MonkeyPatch) -> Hedgerow:
+    """Runs a command line in this process."""
+    for name in [name for name in os.environ if name.startswith("HEDGEROW_")]:
+        monkeypatch.delenv(name)
+
+    def run(*args: object, input: str | bytes | None = None) -> Said:
+        # prog_name as the installed command has it, a wide terminal so that help is not wrapped.
+        result = CliRunner().invoke(app, [*map(str, args)], input=input, prog_name="hedgerow", terminal_width=200)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Said(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Starts a command line as a process of its own."""
+
+    def run(*args: object, **options: Any) -> subprocess.Popen[str]:
+        command: Sequence[str] = [sys.executable, "-m", "hedgerow", *map(str, args)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+    return run
+
+
+Listen = Callable[..., AbstractAsyncContextManager[aiomqtt.Client]]
+
+
+@pytest.fixture
+def listen(broker: Mosquitto) -> Listen:
+    """Connects to the shared broker, subscribed to filters."""
+
+    @asynccontextmanager
+    async def connect(*filters: str) -> AsyncIterator[aiomqtt.Client]:
+        client = aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5)
+        async with client:
+            for pattern in filters:
+                await client.subscribe(pattern, qos=1)
+            yield client
+
+    return connect
+
+
+@pytest.fixture
+def aside(hedgerow: Hedgerow) -> Callable[..., asyncio.Task[Said]]:
+    """Runs a command line in a thread, so that a test can take the other side meanwhile."""
+
+    def run(*args: object, **options: Any) -> asyncio.Task[Said]:
+        return asyncio.create_task(asyncio.to_thread(hedgerow, *args, **options))
+
+    return run

@@ -1,0 +1,192 @@
+"""The brokers in broker/ start as they stand, and let each one do what its comments say."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiomqtt
+import paho.mqtt.client as paho
+import pytest
+import trustme
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from hedgerow.testing.mosquitto import find_mosquitto, free_port
+
+SITE = Path(__file__).parents[2] / "broker" / "site"
+USERS = ("gateway", "operator", "shift-display", "pump-3")
+
+
+@dataclass
+class Site:
+    """A site's broker: the file in the repository, with its paths and ports laid elsewhere."""
+
+    port: int
+    tls_port: int
+    ca: Path
+
+    def client(self, user: str | None, *, tls: bool = False) -> aiomqtt.Client:
+        return aiomqtt.Client(
+            "localhost" if tls else "127.0.0.1",
+            self.tls_port if tls else self.port,
+            username=user,
+            password=user and f"secret of {user}",
+            protocol=aiomqtt.ProtocolVersion.V5,
+            tls_params=aiomqtt.TLSParameters(ca_certs=str(self.ca)) if tls else None,
+        )
+
+    async def may_publish(self, user: str, topic: str) -> bool:
+        """Whether somebody who may read all of it sees what a user publishes."""
+        async with self.client("operator") as reader, self.client(user) as writer:
+            await reader.subscribe("hedgerow/v1/#")
+            await writer.publish(topic, b"x", qos=1)
+            await reader.publish("hedgerow/v1/plant-7/hall-2/gateway/command/end", b"", qos=1)
+            async for message in reader.messages:
+                return message.topic.value == topic
+        raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(folder / "broker.key")
+    for number, part in enumerate(certificate.cert_chain_pems):
+        part.write_to_path(folder / "broker.pem", append=number > 0)
+    (folder / "passwords").touch(mode=0o600)
+    for user in USERS:
+        command = ["mosquitto_passwd", "-b", folder / "passwords", user, f"secret of {user}"]
+        subprocess.run(command, check=True, capture_output=True)
+    (folder / "acl").write_text((SITE / "acl").read_text("utf-8"))
+    made = Site(free_port(), free_port(), folder / "ca.pem")
+    text = (SITE / "mosquitto.conf").read_text("utf-8")
+    for theirs, ours in (
+        ("/etc/mosquitto/certs", folder),
+        ("/etc/mosquitto", folder),
+        ("/var/lib/mosquitto", folder),
+        ("listener 1883", f"listener {made.port}"),
+        ("listener 8883", f"listener {made.tls_port}"),
+    ):
+        assert theirs in text
+        text = text.replace(theirs, str(ours))
+    (folder / "mosquitto.conf").write_text(f"user {getpass.getuser()}\n{text}")
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([find_mosquitto(), "-c", folder / "mosquitto.conf"], stderr=log)
+    try:
+        deadline = time.monotonic() + 10
+        while not _listens(made.tls_port):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield made
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize(
+    ("user", "topic", "allowed"),
+    [
+        ("gateway", "hedgerow/v1/plant-7/hall-2/gateway/result/pumps", True),
+        ("gateway", "hedgerow/v1/plant-7/hall-2/~/reply/0a1b", True),
+        ("gateway", "hedgerow/v1/plant-7/hall-2/other/result/pumps", False),
+        ("gateway", "hedgerow/v1/plant-7/hall-2/~/command/stop", False),
+        ("operator", "hedgerow/v1/plant-7/hall-2/gateway/command/ping", True),
+        ("operator", "hedgerow/v1/plant-7/hall-2/gateway/result/pumps", False),
+        ("pump-3", "hedgerow/v1/plant-7/hall-2/pump-3/result/x", False),
+        ("shift-display", "hedgerow/v1/plant-7/hall-2/gateway/result/pumps", False),
+    ],
+)
+async def test_nobody_speaks_for_another(site: Site, user: str, topic: str, allowed: bool) -> None:
+    assert await site.may_publish(user, topic) is allowed
+
+
+async def test_a_node_takes_what_sensors_send_below_their_own_names(site: Site) -> None:
+    """And a sensor whose publish was refused stays connected."""
+    async with site.client("gateway") as node, site.client("pump-3") as sensor:
+        await node.subscribe("hall-2/#", qos=1)
+        await sensor.publish("hall-2/pump-4/vibration", b"forged", qos=1)
+        await sensor.publish("hall-2/pump-3/vibration", b"own", qos=1)
+        async for message in node.messages:
+            assert message.payload == b"own"
+            return
+
+
+async def test_a_subscription_that_is_forbidden_is_granted_and_stays_silent(site: Site) -> None:
+    """Mosquitto looks at who may read when it delivers."""
+    async with site.client("operator") as curious, site.client("gateway") as node, site.client("pump-3") as sensor:
+        granted = await curious.subscribe([("hall-2/#", 1), ("hedgerow/v1/#", 1)])
+        await sensor.publish("hall-2/pump-3/vibration", b"not for operators", qos=1)
+        await node.publish("hedgerow/v1/plant-7/hall-2/gateway/result/pumps", b"for operators", qos=1)
+        first = await anext(aiter(curious.messages))
+
+    assert [code.is_failure for code in granted] == [False, False]
+    assert first.payload == b"for operators"
+
+
+async def test_a_stranger_is_refused(site: Site) -> None:
+    with pytest.raises(aiomqtt.MqttError, match=r"(?i)not authori[sz]ed"):
+        async with site.client(None):
+            pass
+
+
+async def test_elsewhere_than_on_its_machine_it_speaks_tls(site: Site) -> None:
+    async with site.client("gateway", tls=True) as node:
+        await node.subscribe("hall-2/#")
+
+
+def test_it_tells_senders_how_many_messages_may_be_under_way(site: Site) -> None:
+    """The number in the file; Mosquitto's own is 20."""
+    told: list[Properties] = []
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    client.username_pw_set("operator", "secret of operator")
+    client.on_connect = lambda _client, _data, _flags, _reason, properties: told.append(properties)
+    client.connect("127.0.0.1", site.port)
+    while not told:
+        client.loop(0.1)
+    client.disconnect()
+
+    assert told[0].ReceiveMaximum == 1000
+
+
+async def test_the_queue_of_a_client_that_is_away_is_not_cut_at_1000(site: Site) -> None:
+    """Mosquitto's default drops the 1001st message without a word."""
+    session = Properties(PacketTypes.CONNECT)
+    session.SessionExpiryInterval = 60
+
+    def away() -> aiomqtt.Client:
+        return aiomqtt.Client(
+            "127.0.0.1",
+            site.port,
+            identifier="away",
+            username="gateway",
+            password="secret of gateway",
+            protocol=aiomqtt.ProtocolVersion.V5,
+            clean_start=False,
+            properties=session,
+        )
+
+    async with away() as node:
+        await node.subscribe("hall-2/#", qos=1)
+    async with site.client("pump-3") as sensor:
+        for number in range(1500):
+            await sensor.publish("hall-2/pump-3/vibration", str(number).encode(), qos=1)
+    async with away() as node:
+        got = 0
+        async for _ in node.messages:
+            got += 1
+            if got == 1500:
+                return

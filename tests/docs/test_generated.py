@@ -1,0 +1,96 @@
+"""Tables in docs/ that come from the code are current, and what documents say about names in the code is so."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from hedgerow.node.answers import Answers
+from hedgerow.telemetry.tally import DropReason
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_tables_are_current(generate: ModuleType) -> None:
+    """If not: `python docs/generate.py`."""
+    assert [path.name for path, _ in generate.stale()] == []
+
+
+def test_every_table_is_used_and_every_place_has_one(generate: ModuleType) -> None:
+    text = "".join(path.read_text("utf-8") for path in DOCS.rglob("*.md"))
+
+    assert set(re.findall(r"^<!-- generated: ([\w-]+) -->$", text, re.MULTILINE)) == set(generate.tables())
+
+
+def test_alerts_ask_for_metrics_that_there_are(generate: ModuleType) -> None:
+    text = (DOCS / "operator" / "health-and-metrics.md").read_text("utf-8")
+    rules = re.search(r"```yaml prometheus.*?```", text, re.DOTALL)
+    assert rules is not None
+    there = set(re.findall(r"hedgerow_\w+", generate.metric_table())) | {"hedgerow_latency_seconds_bucket"}
+
+    assert set(re.findall(r"hedgerow_\w+", rules[0])) <= there
+
+
+def test_every_reason_to_drop_a_frame_has_its_advice() -> None:
+    text = (DOCS / "operator" / "delivery.md").read_text("utf-8")
+    advice = text.partition("At three in the morning")[2].partition("## Dead letters")[0]
+
+    assert [reason for reason in DropReason if f"`{reason}`" not in advice] == []
+
+
+def test_every_code_the_runtime_gives_a_frame_has_its_advice() -> None:
+    """Codes of frames' errors; those of commands, configuration and models that do not load are told where they arise."""
+    text = (DOCS / "operator" / "delivery.md").read_text("utf-8")
+    advice = text.partition("## Dead letters")[2].partition("## When things restart")[0]
+    raised = set()
+    for folder in ("pipeline", "stages", "wire"):
+        for path in (ROOT / "runtime" / "hedgerow" / folder).rglob("*.py"):
+            raised |= set(re.findall(r"code\s*=\s*\"([a-z-]+)\"", path.read_text("utf-8")))
+    elsewhere = {"unreadable-payload", "internal", "worker-not-started"}  # of readers of results; of the node itself
+
+    assert [code for code in sorted(raised - elsewhere) if f"`{code}`" not in advice] == []
+
+
+def test_every_command_is_documented() -> None:
+    text = (DOCS / "operator" / "commands.md").read_text("utf-8")
+    names = re.findall(r"\"(\w+)\": self\.\w+", inspect.getsource(Answers.handlers))
+
+    assert "ping" in names
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_every_kind_of_event_is_documented() -> None:
+    text = (DOCS / "operator" / "health-and-metrics.md").read_text("utf-8")
+    kinds = set()
+    for path in (ROOT / "runtime" / "hedgerow").rglob("*.py"):
+        kinds |= set(re.findall(r"event\(\s*\"([a-z-]+)\"", path.read_text("utf-8")))
+
+    assert "reloaded" in kinds
+    assert [kind for kind in sorted(kinds) if f"`{kind}`" not in text] == []
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.svg")), ids=lambda path: path.name)
+def test_a_drawing_can_be_read_aloud(path: Path) -> None:
+    """Well formed, with a title and a description."""
+    drawing = ElementTree.parse(path).getroot()
+    space = "{http://www.w3.org/2000/svg}"
+
+    assert drawing.findtext(f"{space}title")
+    assert drawing.findtext(f"{space}desc")

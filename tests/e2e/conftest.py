@@ -1,0 +1,245 @@
+"""A node as a process, sensors that count what the broker has accepted, and a collector that misses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from hedgerow.testing import Mosquitto
+from hedgerow.testing.mosquitto import free_port
+
+PLUGINS = Path(__file__).parents[1] / "node" / "plugins"
+PATIENCE_S = 60.0
+
+
+def until(condition: Callable[[], Any], what: Callable[[], Any] = lambda: "it", patience_s: float = PATIENCE_S) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what()}"
+        time.sleep(0.01)
+
+
+def _client(name: str, port: int) -> mqtt.Client:
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5)
+    client.max_inflight_messages_set(200)
+    client.reconnect_delay_set(0.05, 0.2)
+    return client
+
+
+def _connect(client: mqtt.Client, port: int) -> None:
+    session = Properties(PacketTypes.CONNECT)
+    session.SessionExpiryInterval = 3600
+    up = threading.Event()
+    before, client.on_connect = client.on_connect, lambda *_: up.set()
+    client.connect("127.0.0.1", port, clean_start=False, properties=session)
+    client.loop_start()
+    assert up.wait(PATIENCE_S)
+    client.on_connect = before
+
+
+class Sensors:
+    """Publishes numbered frames at QoS 1 until all are accepted, over restarts of the broker.
+
+    Attributes:
+        count: frames sent so far.
+        resent: numbers that may have been sent twice, because the link broke before the acknowledgement.
+    """
+
+    def __init__(self, port: int, topic: str) -> None:
+        self.topic = topic
+        self.resent: set[int] = set()
+        self.count = 0
+        # Without a lock: the client's thread holds one of its own when it calls back.
+        self._numbers: dict[int, int] = {}
+        self._acknowledged: list[int] = []
+        self._client = _client(f"sensors-{uuid.uuid4().hex}", port)
+        self._client.on_publish = lambda _client, _data, mid, *_: self._acknowledged.append(mid)
+        self._client.on_disconnect = self._disconnected
+        _connect(self._client, port)
+
+    @property
+    def accepted(self) -> set[int]:
+        """Numbers of the frames that the broker has acknowledged."""
+        numbers = self._numbers.copy()
+        return {numbers[mid] for mid in self._acknowledged.copy() if mid in numbers}
+
+    def _disconnected(self, *_: Any) -> None:
+        self.resent |= set(range(self.count)) - self.accepted
+
+    def send(self, count: int = 1, **body: Any) -> None:
+        """Send frames, over five streams; every other one says its id."""
+        for n in range(self.count, self.count + count):
+            properties = Properties(PacketTypes.PUBLISH)
+            if n % 2:
+                properties.UserProperty = [("id", f"frame-{n}")]
+            payload = orjson.dumps({"n": n, **body})
+            self.count += 1
+            sent = self._client.publish(f"{self.topic}/{n % 5}", payload, qos=1, properties=properties)
+            self._numbers[sent.mid] = n
+
+    def settle(self) -> None:
+        """Wait until the broker has them all."""
+        until(lambda: len(self.accepted) == self.count, lambda: f"{len(self.accepted)} of {self.count} accepted")
+
+    def close(self) -> None:
+        self._client.on_disconnect = None
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+class Collector:
+    """Keeps everything the node says, in a session of its own that outlives the broker's restarts."""
+
+    def __init__(self, port: int, topic: str) -> None:
+        self.said: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._client = _client(f"collector-{uuid.uuid4().hex}", port)
+        self._client.on_message = self._take
+        _connect(self._client, port)
+        subscribed = threading.Event()
+        self._client.on_subscribe = lambda *_: subscribed.set()
+        self._client.subscribe(topic, 1)
+        assert subscribed.wait(PATIENCE_S)
+
+    def _take(self, client: Any, userdata: Any, message: mqtt.MQTTMessage) -> None:
+        self.said[message.topic.split("/", 5)[5]].append(orjson.loads(message.payload))
+
+    def ids(self) -> dict[int, list[str]]:
+        """The frame ids of the results, by number."""
+        found = defaultdict(list)
+        for body in list(self.said["result/p"]):
+            found[body["result"]["n"]].append(body["frame"]["id"])
+        return found
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+class NodeProcess:
+    """`python -m hedgerow node run FILE`."""
+
+    def __init__(self, broker: Mosquitto, folder: Path) -> None:
+        self.site = f"site-{uuid.uuid4().hex[:8]}"
+        self.topic = f"{self.site}/in"
+        self.said = f"hedgerow/v1/test/{self.site}/#"
+        self.file = folder / "node.yaml"
+        self.port = free_port()
+        self._broker = broker
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def configure(self, *stages: Any, drain_s: float = 20, **fields: Any) -> None:
+        """Write the configuration file."""
+        node = {"region": "test", "site": self.site, "drain_s": drain_s, "state_dir": str(self._folder / "state")}
+        pipeline = {"subscribe": f"{self.topic}/+", "lanes": 2, "stages": list(stages or ["trial"]), **fields}
+        self.file.write_text(
+            json.dumps(
+                {
+                    "node": node,
+                    "broker": {"url": self._broker.url},
+                    "metrics": {"port": self.port},
+                    "pipelines": {"p": pipeline},
+                }
+            )
+        )
+
+    def start(self, *, wait: bool = True) -> None:
+        path = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        with (self._folder / "node.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "hedgerow", "node", "run", str(self.file)],
+                stderr=log,
+                stdout=log,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        if wait:
+            until(lambda: self.probe("readyz")[0] == 200, lambda: self.log[-3000:])
+
+    def probe(self, path: str) -> tuple[int, str]:
+        """What a probe answers; 0 if nobody does."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric's value, summed over the labels not given."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.probe("metrics")[1])
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit status."""
+        assert self._process is not None
+        return self._process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "node.log").read_text()
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+
+@pytest.fixture
+def node(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[NodeProcess]:
+    """A node, configured with the stage `trial` and not started."""
+    process = NodeProcess(mosquitto, tmp_path)
+    process.configure()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def sensors(mosquitto: Mosquitto, node: NodeProcess) -> Iterator[Sensors]:
+    sensors = Sensors(mosquitto.port, node.topic)
+    yield sensors
+    sensors.close()
+
+
+@pytest.fixture
+def collector(mosquitto: Mosquitto, node: NodeProcess) -> Iterator[Collector]:
+    collector = Collector(mosquitto.port, node.said)
+    yield collector
+    collector.close()
+
+
+@pytest.fixture(name="until")
+def _until() -> Callable[..., None]:
+    return until

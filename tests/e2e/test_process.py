@@ -1,0 +1,135 @@
+"""The node as a process: signals, exit codes, what it says when it comes and goes."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def states(collector: Any) -> list[tuple[str, str]]:
+    return [(status["state"], status.get("reason", "")) for status in collector.said["status"]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_what_waited_goes_to_the_next_run(
+    node: Any, sensors: Any, collector: Any, until: Callable[..., None], number: signal.Signals
+) -> None:
+    """Every frame has a result once both runs are over, and none has two."""
+    node.configure({"trial": {"sleep_s": 0.02}}, batch=2, receive_maximum=20)
+    node.start()
+    sensors.send(300)
+    until(lambda: len(collector.ids()) >= 20)
+    node.signal(number)
+    assert node.wait() == 0
+    until(lambda: states(collector)[-1:] == [("offline", "stopped")], lambda: states(collector))
+    first = len(collector.ids())
+    assert first < 300
+
+    node.configure()
+    node.start()
+    until(lambda: len(collector.ids()) == 300, lambda: len(collector.ids()))
+    assert all(len(ids) == 1 for ids in collector.ids().values())
+    sessions = [(status["state"], status["session"]) for status in collector.said["status"]]
+    assert [state for state, _ in sessions] == ["online", "offline", "online"]
+    assert sessions[0][1] == sessions[1][1] != sessions[2][1], "birth and death name one session"
+
+
+def test_a_second_signal_stops_at_once(node: Any, sensors: Any, collector: Any, until: Callable[..., None]) -> None:
+    """Though a stage never comes back, and long before the time to drain is over; the will says it."""
+    node.configure("stuck", drain_s=3600)
+    node.start()
+    sensors.send(1)
+    until(lambda: node.metric("hedgerow_frames_received_total") == 1)
+    node.signal(signal.SIGTERM)
+    until(lambda: '"stopping"' in node.log)
+    node.signal(signal.SIGTERM)
+
+    assert node.wait() == 128 + signal.SIGTERM
+    until(lambda: ("offline", "the link broke") in states(collector), lambda: states(collector))
+
+
+def test_a_stage_that_never_comes_back_does_not_keep_the_node_from_stopping(
+    node: Any, sensors: Any, collector: Any, until: Callable[..., None]
+) -> None:
+    node.configure("stuck", drain_s=0.3)
+    node.start()
+    sensors.send(1)
+    until(lambda: node.metric("hedgerow_frames_received_total") == 1)
+    node.signal(signal.SIGTERM)
+
+    assert node.wait() == 0
+    assert '"stage-stuck"' in node.log
+    node.configure()
+    node.start()
+    until(collector.ids)
+
+
+def test_a_killed_node_is_said_to_be_gone_by_its_will(node: Any, collector: Any, until: Callable[..., None]) -> None:
+    node.start()
+    until(lambda: states(collector) == [("online", "")])
+    node.kill()
+    until(lambda: states(collector)[1:] == [("offline", "the link broke")], lambda: states(collector))
+
+    assert len({status["session"] for status in collector.said["status"]}) == 1
+
+
+def test_sighup_reads_the_file_again(node: Any, sensors: Any, collector: Any, until: Callable[..., None]) -> None:
+    """A file that has become bad is refused, and what ran goes on."""
+    node.start()
+    node.configure({"trial": {"tag": "new"}})
+    node.signal(signal.SIGHUP)
+    until(lambda: collector.said["event/reloaded"])
+    node.file.write_text("pipelines: {p: {subscribe: 5}}")
+    node.signal(signal.SIGHUP)
+    until(lambda: collector.said["event/reload-refused"])
+    sensors.send(1)
+    until(lambda: collector.said["result/p"])
+
+    assert collector.said["result/p"][0]["result"]["tag"] == "new"
+    assert collector.said["event/reload-refused"][0]["detail"]["error"]
+
+
+def test_metrics_are_the_books(node: Any, sensors: Any, collector: Any, until: Callable[..., None]) -> None:
+    node.start()
+    sensors.send(20)
+    sensors.send(5, do="drop")
+    sensors.send(3, do="dies")
+    until(lambda: node.metric("hedgerow_frames_in_flight") == 0 and node.metric("hedgerow_frames_received_total") == 28)
+
+    assert node.metric("hedgerow_frames_out_total", pipeline="p") == 20
+    assert node.metric("hedgerow_results_total") == 20
+    assert node.metric("hedgerow_frames_dropped_total", reason="asked-to") == 5
+    assert node.metric("hedgerow_frames_dead_total", reason="asked-to-die") == 3
+    assert node.metric("hedgerow_latency_seconds_count") == 20
+    assert node.metric("hedgerow_stage_frames_total", stage="trial") == 28
+    assert node.metric("hedgerow_connected") == 2
+
+
+def test_probes_tell_a_broker_that_is_away_from_a_node_that_is_dead(
+    node: Any, until: Callable[..., None], mosquitto: Any
+) -> None:
+    mosquitto.stop()
+    node.start(wait=False)
+    until(lambda: node.probe("readyz")[0] == 503 and node.probe("healthz")[0] == 200, lambda: node.log)
+    reasons = json.loads(node.probe("readyz")[1])["reasons"]
+    assert any("broker" in reason for reason in reasons), reasons
+
+    mosquitto.start()
+    until(lambda: node.probe("readyz")[0] == 200, lambda: node.probe("readyz"))
+    mosquitto.stop()
+    until(lambda: node.probe("readyz")[0] == 503)
+    assert node.probe("healthz")[0] == 200
+
+
+def test_a_bad_file_is_explained_and_nothing_starts(node: Any, tmp_path: Path) -> None:
+    node.file.write_text("pipelines:\n  p:\n    subscrib: a\n    stages: [parse]\n")
+    node.start(wait=False)
+
+    assert node.wait() not in (0, 1)
+    assert "subscrib" in node.log
+    assert "Traceback" not in node.log

@@ -1,0 +1,1 @@
+raise ImportError("libnpu.so.4: cannot open shared object file")

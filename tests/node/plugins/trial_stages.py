@@ -1,0 +1,102 @@
+"""Stages that do what a test asks for, offered through a real entry point."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+
+from hedgerow import Drop, Frame, FrameError, PerStream, Stage, StageConfig, StageContext
+
+
+class TrialConfig(StageConfig):
+    tag: str = ""
+    sleep_s: float = 0.0
+
+
+class Trial(Stage[TrialConfig]):
+    """Does what the frame says in `do`; the result is its number and the tag."""
+
+    concurrent = True
+
+    def process(self, frame: Frame) -> Any:
+        body = orjson.loads(frame.payload)
+        if self.config.sleep_s:
+            time.sleep(self.config.sleep_s)
+        match body.get("do"):
+            case None:
+                return frame.with_result({"n": body["n"], "tag": self.config.tag})
+            case "drop":
+                return Drop("asked-to")
+            case "nothing":
+                return None
+            case "two":
+                return [frame.with_result({"n": body["n"], "part": part}) for part in range(2)]
+            case "dies":
+                raise FrameError("asked to", code="asked-to-die")
+            case "crash":
+                raise ZeroDivisionError("asked to")
+            case "kill-process":
+                os._exit(9)
+            case "exit":
+                sys.exit(3)
+            case "unencodable":
+                return frame.with_result(object())
+            case "large":
+                return frame.with_result(bytes(body["size"]))
+            case "two-large":
+                return [frame.with_result(bytes(body["size"])) for _ in range(2)]
+        raise AssertionError(body)
+
+
+class GateConfig(StageConfig):
+    path: Path
+
+
+class Gate(Stage[GateConfig]):
+    """Holds frames until a file is there."""
+
+    concurrent = True
+
+    def process(self, frame: Frame) -> Frame:
+        while not self.config.path.exists():
+            time.sleep(0.002)
+        return frame
+
+
+class TallyUp(Stage[StageConfig]):
+    """The result is how many frames of the stream it has seen."""
+
+    states: ClassVar[list[PerStream[list[None]]]] = []
+
+    def setup(self, context: StageContext) -> None:
+        self.seen = context.per_stream(list)
+        self.states.append(self.seen)
+
+    def process(self, frame: Frame) -> Frame:
+        self.seen[frame.stream].append(None)
+        return frame.with_result({"seen": len(self.seen[frame.stream])})
+
+
+class Stuck(Stage[StageConfig]):
+    """Never comes back."""
+
+    def process(self, frame: Frame) -> Frame:
+        threading.Event().wait()
+        return frame
+
+
+class BadSetup(Stage[StageConfig]):
+    """Cannot be set up."""
+
+    def setup(self, context: StageContext) -> None:
+        raise RuntimeError("no camera calibration")
+
+
+class NotAStage:
+    """Is no stage."""

@@ -1,0 +1,393 @@
+"""Commands and reloads, over the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from trial_site import Site, properties, until
+from trial_stages import Trial
+
+from hedgerow.backends.onnxruntime import OnnxRuntime
+from hedgerow.config import NodeConfig
+from hedgerow.errors import CommandError
+from hedgerow.pipeline.plan import Plan
+from hedgerow.wire.messages import Health
+
+
+def error(reply: dict[str, Any]) -> str:
+    assert not reply["ok"]
+    assert reply["error"]["message"]
+    assert reply["error"]["remedy"]
+    return str(reply["error"]["code"])
+
+
+async def test_ping_and_info_say_who_is_there_and_what_runs(site: Site) -> None:
+    async with site.node() as node:
+        ping, info = await site.command("ping"), await site.command("info")
+
+    assert ping["ok"]
+    assert ping["value"]["session"] == info["value"]["session"] == node.session
+    assert ping["node"] == str(site.address)
+    pipeline = info["value"]["pipelines"]["p"]
+    assert (pipeline["state"], pipeline["stages"]) == ("running", ["trial"])
+    assert info["value"]["backends"]
+
+
+async def test_a_command_to_every_node_of_the_site_is_answered(site: Site) -> None:
+    async with site.node():
+        assert (await site.command("ping", node="~"))["node"] == str(site.address)
+
+
+async def test_without_a_response_topic_the_reply_goes_to_the_nodes_own(site: Site) -> None:
+    async with site.node():
+        await site.client.publish(site.address.topic("command", "ping"), b"", qos=1)  # type: ignore[arg-type]
+        await until(lambda: site.said("reply", "ping"))
+
+    assert site.said("reply", "ping")[0].body["ok"]
+
+
+async def test_a_response_topic_that_is_none_does_not_swallow_the_reply(site: Site) -> None:
+    """A wildcard as the response topic: nobody could publish there."""
+    async with site.node():
+        await site.client.publish(
+            site.address.topic("command", "ping"),  # type: ignore[arg-type]
+            b"",
+            qos=1,
+            properties=properties(response_topic="a/+/b", correlation=b"1"),
+        )
+        await until(lambda: site.said("reply", "ping"))
+
+
+async def test_a_pipeline_that_gets_no_frames_makes_the_node_unready_if_it_should(site: Site) -> None:
+    async with site.node(metrics={"enabled": False, "flow_timeout_s": 0.2}) as node:
+        await until(lambda: any("no frame for" in reason for reason in node._why_unready()))
+        await site.frame(0)
+        await until(lambda: not node._why_unready())
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "code"),
+    [
+        ("pong", b"", "unknown-command"),
+        ("ping", b"{", "malformed-command"),
+        ("ping", b"\xff", "malformed-command"),
+        ("ping", b'{"arg": {}}', "malformed-command"),
+        ("ping", b"[]", "malformed-command"),
+        ("ping", json.dumps({"expires_at": 5}).encode(), "command-expired"),
+        ("ping", b'{"args": {"loud": true}}', "unknown-argument"),
+        ("ping", bytes(2 << 20), "command-too-large"),
+        ("pause", b'{"args": {"pipeline": "q"}}', "unknown-pipeline"),
+        ("snapshot", b"", "no-snapshot"),
+        ("reload", b'{"args": {"config": 5}}', "bad-argument"),
+    ],
+)
+async def test_a_command_that_cannot_be_carried_out_is_refused_with_a_remedy(
+    site: Site, name: str, payload: bytes, code: str
+) -> None:
+    async with site.node():
+        assert error(await site.command(name, payload=payload)) == code
+        assert (await site.command("ping"))["ok"]
+
+
+async def test_a_retained_command_is_not_carried_out(site: Site) -> None:
+    """It would be again after every reconnect."""
+    topic = f"hedgerow/v1/test/{site.name}/node/command/stop"
+    await site.client.publish(topic, b"", qos=1)
+    await site.client.publish(topic, b"{}", qos=1, retain=True)
+    try:
+        async with site.node():
+            await until(lambda: site.said("reply", "stop"))
+            assert error(site.said("reply", "stop")[0].body) == "command-retained"
+            assert (await site.command("ping"))["ok"]
+    finally:
+        await site.client.publish(topic, b"", qos=1, retain=True)
+
+
+async def test_frames_wait_at_the_broker_during_a_pause_and_none_is_lost(site: Site) -> None:
+    async with site.node() as node:
+        await site.frames(range(20))
+        assert (await site.command("pause"))["value"] == {"pipelines": {"p": "paused"}}
+        await site.frames(range(20, 60))
+        assert node.health().pipelines["p"].state == "paused"
+        received = node.runners["p"].tally.received
+        assert received <= 20
+        assert (await site.command("resume", {"pipeline": "p"}))["ok"]
+        await site.wait_results(60)
+
+    assert site.numbers() == list(range(60))
+
+
+async def test_pauses_and_resumes_that_follow_at_once_end_as_the_last_one_said(site: Site) -> None:
+    async with site.node() as node:
+        for _ in range(10):
+            await asyncio.gather(node.runners["p"].pause(), node.runners["p"].resume())
+        await site.frames(range(20))
+        await site.wait_results(20)
+
+
+@asynccontextmanager
+async def streaming(site: Site) -> AsyncIterator[list[int]]:
+    """Numbered frames, one after the other, while the body runs."""
+    sent: list[int] = []
+    over = asyncio.Event()
+
+    async def publish() -> None:
+        while not over.is_set():
+            await site.frame(len(sent))
+            sent.append(len(sent))
+
+    publishing = asyncio.create_task(publish())
+    try:
+        await until(lambda: len(sent) > 50)
+        yield sent
+        more = len(sent) + 50
+        await until(lambda: len(sent) > more)
+    finally:
+        over.set()
+        await publishing
+
+
+@pytest.mark.parametrize("change", [{}, {"receive_maximum": 7}, {"max_payload_bytes": 5000}, {"lanes": 3}])
+async def test_a_reload_under_load_loses_no_frame_and_keeps_their_order(site: Site, change: dict[str, Any]) -> None:
+    def config(tag: str, **fields: Any) -> dict[str, Any]:
+        return {"p": site.pipeline({"trial": {"tag": tag, "sleep_s": 0.001}}, **fields)}
+
+    async with site.node(config("old")):
+        async with streaming(site) as sent:
+            reply = await site.command("reload", {"config": site.yaml(config("new", **change))})
+            assert reply["value"] == {"added": [], "changed": ["p"], "removed": [], "kept": []}
+        await until(lambda: set(site.numbers()) >= set(sent), lambda: set(sent) - set(site.numbers()))
+
+    firsts = list(dict.fromkeys(site.numbers()))
+    assert firsts == sent
+    tags = [body["result"]["tag"] for body in site.results()]
+    assert tags == sorted(tags, reverse=True), "first the old, then the new"
+    assert set(tags) == {"old", "new"}
+    assert site.events("reloaded")
+
+
+async def test_a_paused_pipeline_is_still_paused_after_a_reload(site: Site) -> None:
+    async with site.node() as node:
+        await site.command("pause")
+        reply = await site.command("reload", {"config": site.yaml({"p": site.pipeline(receive_maximum=9)})})
+        assert reply["ok"]
+        assert node.runners["p"].state == "paused"
+        await site.frame(1)
+        await site.command("resume")
+        await site.wait_results(1)
+
+
+async def test_a_bad_configuration_is_refused_and_the_old_one_runs_on(site: Site) -> None:
+    infer = site.pipeline({"infer": {"model": "m"}})
+    async with site.node() as node:
+        (site.folder / "bad.onnx").write_bytes(b"no model")
+        before = node.config
+        for text, code in (
+            ("pipelines: [", "bad-config-file"),
+            (site.yaml({"p": site.pipeline("no-such")}), "bad-plugin"),
+            (site.yaml({"p": site.pipeline({"trial": {"tagg": 1}})}), "bad-stage-config"),
+            (site.yaml({"p": infer}, models={"m": {"path": "gone.onnx"}}), "model-not-found"),
+            (site.yaml({"p": infer}, models={"m": {"path": str(site.folder / "bad.onnx")}}), "model-unreadable"),
+            (site.yaml({"p": site.pipeline()}, node={"name": "other"}), "restart-needed"),
+            (site.yaml({"p": site.pipeline()}, metrics={"port": 1}), "restart-needed"),
+        ):
+            assert error(await site.command("reload", {"config": text})) == code
+            assert node.config is before
+        await site.frame(1)
+        await site.wait_results(1)
+        assert node.failures == {}
+
+
+async def test_a_reload_adds_removes_and_moves_pipelines(site: Site) -> None:
+    async with site.node({"p": site.pipeline(), "gone": site.pipeline({"trial": {"tag": "g"}})}):
+        reply = await site.command(
+            "reload",
+            {"config": site.yaml({"p": site.pipeline(subscribe=f"{site.name}/elsewhere"), "new": site.pipeline()})},
+        )
+        assert reply["value"] == {"added": ["new"], "changed": ["p"], "removed": ["gone"], "kept": []}
+        await site.frame(1)
+        await site.wait_results(1, "new")
+        await site.client.publish(f"{site.name}/elsewhere", b'{"n": 2}', qos=1)
+        await site.wait_results(1, "p")
+
+    assert site.numbers("p") == [2]
+    assert site.numbers("new") == [1]
+    assert site.results("gone") == []
+
+
+async def test_a_snapshot_is_the_last_frame_and_its_result(site: Site) -> None:
+    async with site.node():
+        await site.frames(range(3))
+        await site.wait_results(3)
+        value = (await site.command("snapshot", {"pipeline": "p"}))["value"]
+
+    assert value["result"]["result"] == {"n": 2, "tag": ""}
+    assert value["frame"]["sequence"] == 2
+    assert value["payload_base64"]
+
+
+async def test_stop_is_answered_before_the_node_goes(site: Site) -> None:
+    async with site.node() as node:
+        assert (await site.command("stop"))["value"]["stopping"]
+        await until(lambda: [s.body["state"] for s in site.said("status")] == ["online", "offline"])
+        assert node._stop.is_set()
+
+
+async def test_a_pause_that_the_next_runner_would_not_know_of_is_refused(site: Site) -> None:
+    """It was answered with success, and the pipeline went on."""
+    async with site.node({"p": site.pipeline({"gate": {"path": str(site.folder / "open")}})}) as node:
+        await site.frame(1)
+        old = node.runners["p"]
+        await until(lambda: old.tally.held)
+        other = site.pipeline({"gate": {"path": str(site.folder / "open")}}, receive_maximum=9)
+        reloading = asyncio.create_task(site.command("reload", {"config": site.yaml({"p": other})}))
+        await until(lambda: old.state == "stopping")
+        assert error(await site.command("pause", {"pipeline": "p"})) == "busy"
+        (site.folder / "open").touch()
+        assert (await reloading)["ok"]
+        assert (await site.command("pause"))["value"]["pipelines"] == {"p": "paused"}
+
+
+async def test_fewer_lanes_after_a_reload_are_fewer(site: Site) -> None:
+    async with site.node({"p": site.pipeline(lanes=4)}) as node:
+        assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(lanes=1)})}))["ok"]
+        assert len(node.runners["p"]._lanes) == 1
+        await site.frame(1)
+        await site.wait_results(1)
+
+
+async def test_a_reload_that_was_still_building_when_the_node_is_stopped_starts_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it started, nobody would drain."""
+    async with site.node() as node:
+        built = node._pipelines._plan
+
+        def build(config: NodeConfig, name: str) -> Plan:
+            plan = built(config, name)
+            node.stop()
+            return plan
+
+        monkeypatch.setattr(node._pipelines, "_plan", build)
+        with pytest.raises(CommandError, match="stopping"):
+            await node.reload(site.yaml({"p": site.pipeline(lanes=1), "q": site.pipeline()}))
+        assert list(node.runners) == ["p"]
+
+
+async def test_a_stage_that_takes_its_time_to_close_holds_nothing_up_but_the_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither at a reload, where frames go on, nor at the end, where the node waits for it."""
+    turns: list[bool] = []
+    async with site.node() as node:
+
+        def close(stage: Trial) -> None:
+            turned = threading.Event()
+            node._loop.call_soon_threadsafe(turned.set)
+            turns.append(turned.wait(5))
+
+        monkeypatch.setattr(Trial, "close", close)
+        assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(batch=5)})}))["ok"]
+        await until(lambda: turns)
+
+    assert turns == [True, True]
+
+
+async def test_asking_what_a_node_is_does_not_hold_its_frames_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing a backend takes a good part of a second, and a driver may take longer to say what there is."""
+    turns: list[bool] = []
+
+    def devices(backend: OnnxRuntime) -> tuple[str, ...]:
+        turned = threading.Event()
+        node._loop.call_soon_threadsafe(turned.set)
+        turns.append(turned.wait(5))
+        return ("CPU",)
+
+    monkeypatch.setattr(OnnxRuntime, "devices", devices)
+    async with site.node() as node:
+        assert (await site.command("info"))["value"]["backends"]["onnxruntime"]["devices"] == ["CPU"]
+
+    assert turns == [True]
+
+
+async def test_a_pipeline_that_cannot_run_is_named_with_a_remedy_and_the_others_run(site: Site) -> None:
+    (site.folder / "bad.onnx").write_bytes(b"no model")
+    bad = {
+        "missing": ["trial-missing"],
+        "broken": ["trial-broken-import"],
+        "exits": ["trial-exits"],
+        "no-stage": ["trial-not-a-stage"],
+        "setup": ["trial-bad-setup"],
+        "corrupt": [{"infer": {"model": "m"}}],
+    }
+    pipelines = {name: site.pipeline(*stages) for name, stages in bad.items()} | {"p": site.pipeline()}
+    async with site.node(pipelines, models={"m": {"path": str(site.folder / "bad.onnx")}}) as node:
+        await site.frame(1)
+        await site.wait_results(1)
+        health = Health.model_validate(json.loads(node.health().encode()))
+        info = (await site.command("info"))["value"]["pipelines"]
+
+    assert health.state == "failing"
+    assert health.pipelines["p"].state == "running"
+    for name in bad:
+        assert health.pipelines[name].state == info[name]["state"] == "failed"
+        assert health.pipelines[name].error
+        assert health.pipelines[name].remedy
+        assert any(name in reason for reason in health.reasons)
+    assert {event["pipeline"] for event in site.events("pipeline-failed")} == set(bad)
+
+
+async def test_a_stage_that_keeps_failing_is_an_event_and_a_reason_in_the_health(site: Site) -> None:
+    async with site.node() as node:
+        await asyncio.gather(*(site.frame(n, "crash") for n in range(30)))
+        event = await site.wait_event("circuit-open")
+        assert any("trial" in reason for reason in node.health().reasons)
+        await site.wait_dead(30)
+
+    assert (event["pipeline"], event["detail"]["stage"]) == ("p", "trial")
+    assert {letter["reason"] for letter in site.dead()} <= {"stage-failed", "circuit-open"}
+
+
+async def test_health_is_published_and_counts(site: Site) -> None:
+    async with site.node():
+        await site.frames(range(5))
+        await site.wait_results(5)
+        await until(lambda: site.said("health"))
+        report = Health.model_validate(site.said("health")[-1].body)
+
+    assert report.at <= time.time()
+    assert report.memory_bytes > 1 << 20
+    assert report.state == "ok"
+
+
+async def test_a_pipeline_whose_frames_all_die_is_not_called_well(site: Site) -> None:
+    """Health derives from flow: a node may run perfectly and produce nothing but dead letters."""
+    async with site.node() as node:
+        for number in range(3):
+            await site.frame(number, "dies")
+        await until(lambda: node.runners["p"].tally.dead.total() == 3)
+
+        health = node.health()
+        node._health.begin_period(node.runners)
+
+        assert health.state == "degraded"
+        assert health.reasons == ["pipeline p: 3 frames died, most of asked-to-die; 0 gave results"]
+        assert node.health().state == "ok"
+
+
+async def test_a_subscription_that_the_broker_refuses_makes_the_node_failing_and_unready(site: Site) -> None:
+    """A pipeline that may not hear its sensors looks alive in every other respect."""
+    async with site.node() as node:
+        node.runners["p"]._source._session.subscriptions.refused["plant/#"] = 0x87
+
+        health = node.health()
+
+        assert health.state == "failing"
+        assert health.reasons == node._why_unready() == ["pipeline p: the broker refuses plant/#: not authorised"]

@@ -1,0 +1,307 @@
+"""The delivery contract, on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trial_site import Site, books, doubles, until
+
+from hedgerow.node.node import Node
+from hedgerow.testing import Mosquitto
+
+
+@contextlib.asynccontextmanager
+async def audited(node: Node) -> AsyncIterator[Counter[str]]:
+    """Look at the books at every turn of the loop while the body runs."""
+    looked: Counter[str] = Counter()
+
+    async def audit() -> None:
+        while True:
+            for name, runner in node.runners.items():
+                assert runner.tally.balanced, (name, books(runner.tally))
+                looked["times"] += 1
+                looked["in flight"] += runner.tally.in_flight > 0
+            await asyncio.sleep(0)
+
+    auditing = asyncio.create_task(audit())
+    yield looked
+    if auditing.done():
+        auditing.result()
+    auditing.cancel()
+
+
+async def test_every_frame_has_one_fate_and_the_books_balance_at_every_moment(site: Site) -> None:
+    """in = out + dropped + dead + in flight, under a load of everything."""
+    kinds = [None, "drop", "two", "nothing", "dies", "unencodable", None, "drop", "two", "nothing"]
+    pipeline = site.pipeline(queue={"max_frames_per_stream": 1000, "max_age_s": 600})
+    async with site.node({"p": pipeline}) as node, audited(node) as looked:
+        await asyncio.gather(
+            *(site.frame(n, kinds[n % 10], stream=f"s{n % 7}", qos=n % 3 > 0) for n in range(1000)),
+        )
+        tally = node.runners["p"].tally
+        await until(lambda: tally.settled == 1000, lambda: books(tally))
+        assert not tally.held
+
+    assert looked["in flight"] > 10
+    assert tally.received == 1000
+    assert tally.out == 400
+    assert tally.results == 600
+    assert {reason: tally.dropped[reason] for reason in ("asked-to", "absorbed")} == {"asked-to": 200, "absorbed": 200}
+    assert dict(tally.dead) == {"asked-to-die": 100, "unserialisable-result": 100}
+
+
+async def test_results_of_a_stream_keep_their_order_over_several_lanes(site: Site) -> None:
+    pipeline = site.pipeline({"trial": {"sleep_s": 0.0005}}, lanes=4, batch=8, queue={"policy": "fifo"})
+    async with site.node({"p": pipeline}):
+        await asyncio.gather(*(site.frames(range(150), stream=f"s{s}") for s in range(6)))
+        await site.wait_results(900)
+
+    by_stream = defaultdict(list)
+    for body in site.results():
+        by_stream[body["frame"]["stream"]].append((body["result"]["n"], body["frame"]["sequence"]))
+    assert len(by_stream) == 6
+    assert all(found == [(n, n) for n in range(150)] for found in by_stream.values())
+
+
+async def test_a_qos_1_frame_is_acknowledged_only_when_its_result_is_accepted(site: Site, tmp_path: Path) -> None:
+    """A node that is stopped while a frame is under way leaves it to the next one."""
+    gate = tmp_path / "gate"
+    pipeline = site.pipeline({"gate": {"path": str(gate)}}, "trial")
+    async with site.node({"p": pipeline}, node={"drain_s": 0.2}) as node:
+        await site.frames(range(3))
+        tally = node.runners["p"].tally
+        await until(lambda: tally.received == 3)
+        assert node.runners["p"]._source.unacknowledged == 3
+    assert dict(tally.dropped) == {"returned-to-broker": 3}
+    assert site.results() == []
+
+    gate.touch()
+    async with site.node({"p": pipeline}) as node:
+        await site.wait_results(3)
+        await until(lambda: node.runners["p"]._source.unacknowledged == 0)
+    async with site.node({"p": pipeline}) as node:
+        await site.frame(3)
+        await site.wait_results(4)
+    assert site.numbers() == [0, 1, 2, 3], "what was acknowledged does not come again"
+
+
+async def test_qos_0_frames_give_way_to_newer_ones(site: Site, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    pipeline = site.pipeline(
+        {"gate": {"path": str(gate)}}, "trial", queue={"max_frames_per_stream": 3, "max_age_s": 600}
+    )
+    async with site.node({"p": pipeline}) as node:
+        tally = node.runners["p"].tally
+        await site.frame(0, qos=0)
+        await until(lambda: tally.received == 1 and node.runners["p"].queued == 0)
+        await site.frames(range(1, 21), qos=0)
+        await until(lambda: tally.received == 21)
+        gate.touch()
+        await site.wait_results(4)
+
+    assert site.numbers() == [0, 18, 19, 20]
+    assert dict(tally.dropped) == {"superseded": 17}
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_an_expired_frame_is_dropped_before_it_is_looked_into(site: Site, tmp_path: Path, qos: int) -> None:
+    """By the queue's `max_age_s`, or by the expiry its sender gave it; the broken payloads are never seen."""
+    gate = tmp_path / "gate"
+    pipeline = site.pipeline({"gate": {"path": str(gate)}}, "trial", lanes=1, queue={"max_age_s": 300})
+    async with site.node({"p": pipeline}) as node:
+        tally = node.runners["p"].tally
+        await site.frame(0, stream="other")
+        await until(lambda: tally.received == 1 and node.runners["p"].queued == 0)
+        await site.publish(b"no json", stream="a", qos=qos, expiry_s=1)
+        await site.frame(1, stream="b", qos=qos)
+        await until(lambda: tally.dropped["expired"] == 1, lambda: books(tally))
+        gate.touch()
+        await site.wait_results(2)
+
+    assert site.dead() == []
+    assert site.numbers() == [0, 1]
+
+
+async def test_frames_older_than_the_queue_allows_are_dropped(site: Site, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    pipeline = site.pipeline({"gate": {"path": str(gate)}}, "trial", lanes=1, queue={"max_age_s": 0.2})
+    async with site.node({"p": pipeline}) as node:
+        tally = node.runners["p"].tally
+        await site.frame(0, stream="other")
+        await until(lambda: tally.received == 1 and node.runners["p"].queued == 0)
+        await site.frames(range(1, 6))
+        await until(lambda: tally.dropped["expired"] == 5, lambda: books(tally))
+        gate.touch()
+        await site.wait_results(1)
+        await until(lambda: node.runners["p"]._source.unacknowledged == 0)
+
+
+async def test_a_retained_message_is_no_new_frame(site: Site) -> None:
+    await site.publish(b'{"n": 1}', retain=True)
+    try:
+        async with site.node() as node:
+            tally = node.runners["p"].tally
+            await until(lambda: tally.received == 1)
+            await site.frame(2)
+            await site.wait_results(1)
+        assert site.numbers() == [2]
+        assert dict(tally.dropped) == {"retained": 1}
+    finally:
+        await site.publish(b"", retain=True)
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_results_the_broker_would_not_take_are_one_dead_letter(tmp_path: Path, qos: int) -> None:
+    """Both results of one frame are larger than its packets may be; the frame dies once, the next is unaffected."""
+    with Mosquitto(config=["max_packet_size 20000"]) as broker:
+        async with Site(broker.port, tmp_path) as site:
+            async with site.node({"p": site.pipeline(publish={"qos": qos})}) as node:
+                await site.frame(1, "two-large", size=30_000)
+                await site.frame(2)
+                await site.wait_results(1)
+                await site.wait_dead(1)
+                tally = node.runners["p"].tally
+                await until(lambda: tally.settled == 2, lambda: books(tally))
+                assert books(tally)["dead"] == {site.dead()[0]["reason"]: 1}
+
+            assert site.numbers() == [2]
+            assert site.events("result-refused")
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_a_result_larger_than_any_packet_dies_alone(own_site: Site, qos: int) -> None:
+    """MQTT's own limit is 256 MiB; what is above it cannot even be handed to the link."""
+    pipeline = own_site.pipeline(lanes=1, publish={"qos": qos})
+    async with own_site.node({"p": pipeline}) as node:
+        await asyncio.gather(own_site.frame(1, "two-large", size=1 << 28), own_site.frame(2))
+        await own_site.wait_results(1)
+        (letter,) = await own_site.wait_dead(1)
+        assert letter["reason"] == "bus"
+        assert "larger than the broker takes" in letter["message"]
+        await until(lambda: node.runners["p"].tally.settled == 2, lambda: books(node.runners["p"].tally))
+
+
+async def test_stages_keep_state_of_no_more_streams_than_allowed(site: Site) -> None:
+    """Thousands of sensors that each speak once leave no more behind than `max_streams`."""
+    import trial_stages
+
+    del trial_stages.TallyUp.states[:]
+    pipeline = site.pipeline("tally", stream={"max_streams": 50}, queue={"max_frames": 10_000})
+    async with site.node({"p": pipeline}) as node:
+        await asyncio.gather(*(site.publish(b"x", stream=f"s{n}") for n in range(1500)))
+        await site.wait_results(1500)
+        runner = node.runners["p"]
+        (state,) = trial_stages.TallyUp.states
+        await until(lambda: runner.tally.in_flight == 0)
+        assert runner.streams <= 50
+        assert len(state) <= 50
+        assert not any(queue._streams for queue in runner._queues)
+
+
+async def test_a_stream_that_stays_is_not_forgotten_for_ones_that_pass(site: Site) -> None:
+    pipeline = site.pipeline("tally", stream={"max_streams": 5})
+    async with site.node({"p": pipeline}):
+        for n in range(30):
+            await site.publish(b"x", stream="stays")
+            await site.publish(b"x", stream=f"passes-{n}")
+        await site.wait_results(60)
+
+    seen = [body["result"]["seen"] for body in site.results() if body["frame"]["stream"].endswith("stays")]
+    assert seen == list(range(1, 31))
+
+
+async def test_frames_carry_their_senders_id_through_to_the_result(site: Site) -> None:
+    async with site.node():
+        await site.publish(
+            b'{"n": 1, "do": "two"}', user={"id": "cam2-77", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+        )
+        await site.wait_results(2)
+
+    first, second = site.said("result", "p")
+    assert (first.body["id"], second.body["id"]) == ("cam2-77", "cam2-77/1")
+    assert first.user["id"] == "cam2-77"
+    assert first.user["traceparent"].startswith(f"00-{'a' * 32}-")
+    assert first.body["frame"]["id"] == second.body["frame"]["id"] == "cam2-77"
+
+
+async def test_a_node_that_loses_the_broker_goes_on_where_it_was(own_site: Site, mosquitto: Any) -> None:
+    """Frames in flight are finished, and what the broker sends again is not done twice."""
+    gate = own_site.folder / "gate"
+    pipeline = own_site.pipeline({"gate": {"path": str(gate)}}, "trial")
+    async with own_site.node({"p": pipeline}) as node:
+        await own_site.frames(range(50))
+        runner = node.runners["p"]
+        await until(lambda: runner.tally.received == 50)
+        await asyncio.to_thread(mosquitto.stop)
+        await until(lambda: not runner.connected)
+        gate.touch()
+        await asyncio.to_thread(mosquitto.start)
+        await until(lambda: runner.connected)
+        await until(lambda: runner.tally.out == 50 and not runner._source.unacknowledged, lambda: books(runner.tally))
+        assert runner.tally.received == 50, "a redelivery of a frame that is still here is not a new frame"
+        async with Site(mosquitto.port, own_site.folder) as later:
+            later.name = own_site.name
+            await later.client.subscribe(f"hedgerow/v1/test/{own_site.name}/+/+/#", qos=1)
+            await later.frame(50)
+            await later.wait_results(1)
+            assert doubles(later.numbers()) == {}
+
+
+async def test_a_frame_that_kills_its_process_costs_itself_alone(site: Site) -> None:
+    """With workers, a native crash is survived: the frame is dead-lettered, its neighbours give results, in order."""
+    pipeline = site.pipeline(workers=2, queue={"policy": "fifo"})
+    async with site.node({"p": pipeline}) as node:
+        for number in range(40):
+            await site.frame(number, "kill-process" if number == 17 else None, stream=f"s{number % 4}")
+        tally = node.runners["p"].tally
+        await until(lambda: tally.settled == 40, lambda: books(tally))
+
+    assert (tally.out, dict(tally.dead)) == (39, {"worker-crashed": 1})
+    by_stream: defaultdict[str, list[int]] = defaultdict(list)
+    for result in site.said("result", "p"):
+        by_stream[result.body["frame"]["stream"]].append(result.body["result"]["n"])
+    assert all(numbers == sorted(numbers) for numbers in by_stream.values())
+    assert site.said("event", "worker-crashed")
+
+
+async def test_one_stall_does_not_shed_what_comes_after_it(site: Site) -> None:
+    """A list that took longer than the deadline says that nothing can be in time; frames are tried again all the same."""
+    gate = site.folder / "gate"
+    pipeline = site.pipeline({"gate": {"path": str(gate)}}, "trial", queue={"deadline_s": 0.3})
+    async with site.node({"p": pipeline}) as node:
+        runner = node.runners["p"]
+        await site.frame(0, qos=0)
+        await until(lambda: runner.stuck_for_s() > 1.0)
+        gate.touch()
+        await site.wait_results(1)
+        sent = 0
+        while not any(number > 0 for number in site.numbers()):
+            sent += 1
+            assert sent < 200, books(runner.tally)
+            await site.frame(sent, qos=0)
+            await until(lambda upto=sent: runner.tally.settled > upto)
+
+        assert runner.tally.dropped["late"] > 0
+
+
+async def test_where_frames_are_slow_a_lane_leaves_the_others_their_share(site: Site) -> None:
+    """A lane that took every stream that waits would leave the other one idle for as long as it runs."""
+    gate = site.folder / "gate"
+    async with site.node({"p": site.pipeline({"gate": {"path": str(gate)}}, "trial")}) as node:
+        runner = node.runners["p"]
+        for n in range(2):  # one a lane
+            await site.frame(n, stream=f"first-{n}")
+            await until(lambda upto=n: runner.tally.received > upto)
+        for n in range(8):
+            await site.frame(n, stream=f"then-{n}")
+        await until(lambda: runner.queued == 8 and runner.stuck_for_s() > 0.1)
+        gate.touch()
+        lists = [result["lineage"]["stages"][0][2] for result in await site.wait_results(10)]
+
+    assert max(lists) == 4

@@ -1,0 +1,67 @@
+"""Counts and latencies."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hedgerow.telemetry.tally import BUCKETS_S, LatencyHistogram, Tally
+
+
+def test_the_law_of_conservation_notices_a_frame_that_vanished() -> None:
+    tally = Tally()
+    tally.received = 4
+    tally.out = 1
+    tally.dropped["expired"] += 1
+    tally.dead["bad-frame"] += 1
+    assert not tally.balanced
+
+    tally.held.add(object())
+    assert tally.balanced
+    assert (tally.settled, tally.in_flight) == (3, 1)
+
+
+def test_without_latencies_there_is_no_quantile() -> None:
+    assert LatencyHistogram().quantile(0.5) is None
+
+
+@given(st.lists(st.floats(0, 59), min_size=1), st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]))
+def test_a_quantile_is_no_less_than_the_true_one_and_at_most_a_bucket_more(seconds: list[float], q: float) -> None:
+    histogram = LatencyHistogram()
+    for value in seconds:
+        histogram.add(value)
+    true = sorted(seconds)[max(0, math.ceil(q * len(seconds)) - 1)]
+    found = histogram.quantile(q)
+
+    assert found in BUCKETS_S
+    assert found is not None
+    below = [edge for edge in BUCKETS_S if edge < found]
+    assert true <= found
+    assert not below or true > below[-1]
+
+
+def test_a_quantile_since_then_looks_only_at_what_came_after() -> None:
+    histogram = LatencyHistogram()
+    for _ in range(100):
+        histogram.add(9.0)
+    then = list(histogram.counts)
+    assert histogram.quantile(0.5, then) is None
+    histogram.add(0.001)
+
+    assert histogram.quantile(0.99, then) == 0.001
+    assert histogram.quantile(0.5) == 10.0
+
+
+def test_longer_than_the_last_bucket_is_said_to_be_the_last() -> None:
+    histogram = LatencyHistogram()
+    histogram.add(1000.0)
+
+    assert histogram.quantile(0.5) == BUCKETS_S[-1]
+    assert histogram.count == 1
+
+
+def test_buckets_are_numbers_a_person_would_write() -> None:
+    assert all(len(repr(edge)) <= 7 for edge in BUCKETS_S)
+    assert list(BUCKETS_S) == sorted(set(BUCKETS_S))

@@ -1,0 +1,154 @@
+"""The contract suite: it passes stages that keep their promises and catches each promise broken."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hedgerow.config import ModelConfig, StageEntry
+from hedgerow.errors import FrameError, PluginError
+from hedgerow.testing import frames
+from hedgerow.testing.contract import try_stage
+
+# Each breaks one promise, as such bugs come about.
+STAGES = '''
+from hedgerow import Frame, FrameError, PerStream, Stage
+
+class Refusing(Stage):
+    """Refuses what it should take."""
+    def process(self, frame):
+        raise FrameError("no", code="no")
+
+class Crashing(Stage):
+    """Trusts what sensors send."""
+    def process(self, frame):
+        return frame.with_result(frame.payload[0] * frame.payload[2] // (1 + len(frame.payload) % 2))
+
+class Hasty(Stage):
+    """Changes its state before it has looked at the frame."""
+    def setup(self, context):
+        self.seen = context.per_stream(lambda: [0])
+    def process(self, frame):
+        self.seen[frame.stream][0] += 1
+        if not frame.payload.startswith(b"["):
+            raise FrameError("no list", code="no-list")
+        return frame.with_result(self.seen[frame.stream][0])
+
+class Mixing(Stage):
+    """Keeps one state for all streams."""
+    count = 0
+    def setup(self, context):
+        self.count = 0
+    def process(self, frame):
+        if not frame.payload.startswith(b"["):
+            raise FrameError("no list", code="no-list")
+        self.count += 1
+        return frame.with_result(self.count)
+
+class Batching(Stage):
+    """Lets a frame's result hang on its neighbours."""
+    def process_many(self, frames):
+        longest = max(len(frame.payload) for frame in frames)
+        return [frame.with_result(longest) for frame in frames]
+
+class Hoarding(Stage):
+    """Keeps its state where the next one finds it."""
+    seen = []
+    def process(self, frame):
+        if not frame.payload.startswith(b"["):
+            raise FrameError("no list", code="no-list")
+        self.seen.append(frame.id)
+        return frame.with_result(len(self.seen))
+
+class Writing(Stage):
+    """Works in place."""
+    def process(self, frame):
+        frame.array[...] += 1
+        return frame.with_result(float(frame.array.sum()))
+'''
+
+
+@pytest.fixture(autouse=True)
+def broken_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "acme_broken_promises-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-broken-promises\nVersion: 1.0\n")
+    names = [line.split()[1].partition("(")[0] for line in STAGES.splitlines() if line.startswith("class ")]
+    entries = [f"{name.lower()} = acme_broken_promises:{name}" for name in names]
+    (info / "entry_points.txt").write_text("\n".join(["[hedgerow.stages]", *entries]))
+    (tmp_path / "acme_broken_promises.py").write_text(STAGES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "acme_broken_promises", raising=False)
+    importlib.invalidate_caches()
+
+
+LISTS = frames(["[1, 2]", "[3, 4, 5]", "[6]"], content_type="application/json")
+
+
+def broken(*stages: StageEntry, samples=LISTS, **options) -> dict[str, str]:
+    return {promise.name: promise.detail for promise in try_stage(stages, samples, **options) if not promise.kept}
+
+
+def test_a_sound_stage_keeps_every_promise() -> None:
+    assert broken(StageEntry(name="parse")) == {}
+
+
+@pytest.mark.parametrize(
+    ("stage", "promise", "detail"),
+    [
+        ("refusing", "good frames pass", "no (no)"),
+        (
+            "crashing",
+            "a bad frame is refused with FrameError",
+            "a frame of 0 bytes (application/json) made it crash: Stage crashing raised IndexError",
+        ),
+        ("hasty", "a bad frame changes nothing for the others", "result of frame 0 is another: "),
+        ("mixing", "streams do not mix", "result of frame 1 is another: 3 instead of 2"),
+        ("batching", "frames together give what they give one by one", "result of frame 0 is another: 9 instead of 6"),
+        ("hoarding", "a new stage starts afresh", "result of frame 0 is another: "),
+    ],
+)
+def test_each_broken_promise_is_told_with_what_shows_it(stage: str, promise: str, detail: str) -> None:
+    found = broken(StageEntry(name=stage))
+
+    assert found[promise].startswith(detail)
+
+
+def test_writing_into_what_came_in_is_caught() -> None:
+    """The array may be a view of the receive buffer, and other pipelines may hold it too."""
+    found = broken(StageEntry(name="writing"), samples=frames([np.ones(4), np.ones(4)]))
+
+    assert found["what comes in is not written to"] == (
+        "it wrote into a frame of 0 bytes (no content type, array float64[4]); other frames may share that memory"
+    )
+
+
+def test_a_stage_is_tried_on_what_the_stages_before_it_make(onnx_file) -> None:
+    """A real model behind a real parser."""
+    path = onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
+    stages = [StageEntry(name="parse"), StageEntry(name="infer", config={"model": "door"})]
+
+    promises = try_stage(
+        stages,
+        frames(["[1.0, 2.0, 3.0]", "[4.0, 5.0, 6.0]"], content_type="application/json"),
+        models={"door": ModelConfig(path=path.name)},
+        base_dir=path.parent,
+    )
+
+    assert [promise.name for promise in promises if not promise.kept] == []
+
+
+def test_samples_that_do_not_reach_the_stage_are_told() -> None:
+    stages = [StageEntry(name="parse"), StageEntry(name="parse")]
+
+    with pytest.raises(FrameError, match=r"^No sample comes as far as parse: Not JSON"):
+        try_stage(stages, frames(["{"], content_type="application/json"))
+
+
+def test_a_stage_that_cannot_be_made_is_the_callers_error() -> None:
+    with pytest.raises(PluginError):
+        try_stage([StageEntry(name="no-such-stage")], LISTS)

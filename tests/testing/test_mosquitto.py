@@ -1,0 +1,103 @@
+"""The broker that tests start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from hedgerow.errors import HedgerowError
+from hedgerow.testing.mosquitto import Mosquitto, find_mosquitto, free_port
+
+
+def _can_connect(port: int) -> bool:
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    try:
+        client.connect("127.0.0.1", port)
+    except OSError:
+        return False
+    client.disconnect()
+    return True
+
+
+def test_it_takes_connections_while_it_runs() -> None:
+    with Mosquitto() as broker:
+        assert _can_connect(broker.port)
+        folder = broker.folder
+
+    assert not broker.running
+    assert not _can_connect(broker.port)
+    assert not folder.exists()
+
+
+def test_many_stand_beside_each_other() -> None:
+    with Mosquitto() as one, Mosquitto() as two:
+        assert one.port != two.port
+
+
+def test_it_keeps_its_port_over_restarts(mosquitto: Mosquitto) -> None:
+    url, pid = mosquitto.url, mosquitto.pid
+    mosquitto.restart()
+
+    assert mosquitto.url == url
+    assert mosquitto.pid != pid
+
+
+@pytest.mark.parametrize(("how", "kept"), [("stop", True), ("kill", False)])
+def test_a_retained_message_survives_a_stop_and_not_a_kill(mosquitto: Mosquitto, how: str, kept: bool) -> None:
+    command = ["mosquitto_pub", "-p", str(mosquitto.port), "-t", "a", "-m", "kept", "-r", "-q", "1"]
+    subprocess.run(command, check=True)
+    getattr(mosquitto, how)()
+    mosquitto.start()
+    listen = ["mosquitto_sub", "-p", str(mosquitto.port), "-t", "a", "-C", "1", "-W", "1"]
+    heard = subprocess.run(listen, capture_output=True, check=False).stdout
+
+    assert heard == (b"kept\n" if kept else b"")
+
+
+def test_a_configuration_it_refuses_is_shown_with_its_log() -> None:
+    with pytest.raises(HedgerowError, match="nonsense") as caught, Mosquitto(port=free_port(), config=["nonsense 1"]):
+        pass
+
+    assert "mosquitto.conf" in caught.value.remedy
+
+
+def test_a_port_that_is_taken_is_named(mosquitto: Mosquitto) -> None:
+    with pytest.raises(HedgerowError, match=f"port {mosquitto.port}"), Mosquitto(port=mosquitto.port):
+        pass
+
+
+def test_without_mosquitto_the_remedy_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("hedgerow.testing.mosquitto._PLACES", ())
+
+    with pytest.raises(HedgerowError) as caught:
+        find_mosquitto()
+    assert "apt-get install mosquitto" in caught.value.remedy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_it_dies_with_a_parent_that_is_killed() -> None:
+    script = (
+        "import os, signal; from hedgerow.testing.mosquitto import Mosquitto; m = Mosquitto(); m.start();"
+        "print(m.port, m.folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    parent = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    port, folder = parent.stdout.split()
+
+    for path in Path(folder).iterdir():
+        path.unlink()
+    Path(folder).rmdir()
+    deadline = time.monotonic() + 10
+    while _can_connect(int(port)):
+        assert time.monotonic() < deadline, "the broker outlived its parent"
+
+
+def test_the_shared_broker_and_prefix_are_there(broker: Mosquitto, topic_prefix: str) -> None:
+    assert broker.running
+    assert "/" not in topic_prefix
