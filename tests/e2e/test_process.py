@@ -17,18 +17,20 @@ def states(collector: Any) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_and_what_waited_goes_to_the_next_run(
-    node: Any, sensors: Any, collector: Any, until: Callable[..., None], number: signal.Signals
+    node: Any, sensors: Any, collector: Any, until: Callable[..., None], tmp_path: Path, number: signal.Signals
 ) -> None:
     """Every frame has a result once both runs are over, and none has two."""
-    node.configure({"trial": {"sleep_s": 0.02}}, batch=2, receive_maximum=20)
+    gate = tmp_path / "gate"
+    node.configure("trial", {"gate": {"path": str(gate)}}, batch=2, receive_maximum=20)
     node.start()
     sensors.send(300)
-    until(lambda: len(collector.ids()) >= 20)
+    until(lambda: node.metric("hedgerow_frames_received_total") >= 20)
     node.signal(number)
+    until(lambda: '"stopping"' in node.log)
+    gate.touch()
     assert node.wait() == 0
     until(lambda: states(collector)[-1:] == [("offline", "stopped")], lambda: states(collector))
-    first = len(collector.ids())
-    assert first < 300
+    assert 20 <= len(collector.ids()) < 300
 
     node.configure()
     node.start()
