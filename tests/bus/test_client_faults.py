@@ -54,6 +54,31 @@ async def test_a_session_keeps_messages_while_the_client_pauses(mosquitto: Mosqu
         assert await client.got(10) == [b"%d" % number for number in range(10)]
 
 
+async def test_what_was_acknowledged_last_does_not_come_again_though_more_was_on_its_way(
+    mosquitto: Mosquitto, listener: MakeListener
+) -> None:
+    """A socket closed with bytes unread is reset, and a broker may then not read what it was sent last."""
+    count = 150
+    async with (
+        listener(mosquitto.url) as sender,
+        listener(mosquitto.url, client_id="leaves", receive_maximum=5) as client,
+    ):
+        await sender.wait_connected(10)
+        await client.wait_connected(10)
+        await client.subscribe({"a": 1})
+        await client.pause()
+        for number in range(count):
+            sender.publish("a", b"%06d" % number + bytes(60_000), qos=1)
+        await sender.flush(20)
+        while len(client.messages) < count:
+            before = len(client.messages)
+            client.resume()
+            await client.got(before + 1)
+            await client.pause()
+
+    assert [int(payload[:6]) for payload in client.payloads] == list(range(count))
+
+
 async def test_a_session_outlives_the_client_and_the_broker(mosquitto: Mosquitto, listener: MakeListener) -> None:
     async with listener(mosquitto.url, client_id="node") as client:
         await client.wait_connected(10)
@@ -261,7 +286,7 @@ async def test_a_link_that_ends_without_a_reason_is_replaced(
     """Some transports tell no error when they end; only a client that leaves may stay away."""
     async with listener(mosquitto.url) as client:
         await client.wait_connected(10)
-        client._session.link.close(b"")
+        client._session.link._transport.close()
         await eventually(lambda: client.reconnects == 1 and client.connected)
 
     reasons = [why for up, why in client.states if not up]

@@ -3,6 +3,8 @@
 Rules:
 - All that is written in one turn of the event loop leaves together.
 - Silence for the keep-alive time means the link is dead, whatever the operating system says.
+- The broker closes first. A socket closed with bytes unread is reset, and the other side may then never see the
+  acknowledgements it was sent last: frames would come twice.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from hedgerow.bus.reader import Reader
 
 _JOIN_BYTES: Final = 64 * 1024
 """Pieces up to this size are joined into one write; copying a larger one costs more than a system call."""
+
+_LINGER_S: Final = 2.0
+"""How long the broker has, after our last packet, to close the connection."""
 
 
 class Owner(Protocol):
@@ -61,6 +66,7 @@ class Link(asyncio.BufferedProtocol):
         self._out: list[bytes | memoryview] = []
         self._flush_due = False
         self._in_read = False
+        self._closing = False
         self._last_received = self._last_sent = time.monotonic()
         self._pinged = False
         self._keepalive_s = 0.0
@@ -81,7 +87,11 @@ class Link(asyncio.BufferedProtocol):
     @property
     def usable(self) -> bool:
         """Whether it is there and nobody is ending it."""
-        return self.error is None and self._transport is not None and not self._transport.is_closing()
+        return self.error is None and self._open
+
+    @property
+    def _open(self) -> bool:
+        return self._transport is not None and not self._closing and not self._transport.is_closing()
 
     def read(self, wanted: bool) -> None:
         """Stop or go on taking bytes. While stopped, the other side is believed to be alive."""
@@ -116,8 +126,7 @@ class Link(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Write now."""
         self._flush_due = False
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        if not self._open:
             self._out.clear()
             return
         if self._owner.link_write(self):
@@ -142,13 +151,19 @@ class Link(asyncio.BufferedProtocol):
             self._write(b"".join(small))
 
     def close(self, last: bytes, error: Exception | None = None) -> None:
-        """Write what waits and then `last`, and end the connection once that has left."""
+        """Write what waits and then `last`, a DISCONNECT; whatever comes until the broker closes is thrown away."""
         self.error = self.error or error
-        if self._transport is not None and not self._transport.is_closing():
-            self.flush()
-            if last:
-                self._write(last)
-            self._transport.close()
+        if not self._open:
+            return
+        self.flush()
+        self._write(last)
+        self._closing = True
+        self.read(True)
+        if self._tick is not None:
+            self._tick.cancel()
+        self._tick = self._loop.call_later(
+            _LINGER_S, self.abort, TimeoutError("the broker did not close the connection")
+        )
 
     def abort(self, error: Exception) -> None:
         """End the connection at once."""
@@ -185,6 +200,8 @@ class Link(asyncio.BufferedProtocol):
         self._last_received = time.monotonic()
         self._pinged = False
         self.bytes_received += nbytes
+        if self._closing:
+            return
         flush_due, self._in_read = self._flush_due, True
         try:
             self._reader.advance(nbytes)
@@ -198,7 +215,8 @@ class Link(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """(asyncio) The broker will send no more."""
-        self.error = self.error or ConnectionResetError("the broker closed the connection")
+        if not self._closing:
+            self.error = self.error or ConnectionResetError("the broker closed the connection")
 
     def pause_writing(self) -> None:
         """(asyncio) The other side takes too little."""

@@ -49,7 +49,6 @@ log: Final = structlog.get_logger(__name__)
 _STEADY_S: Final = 5.0
 """A link that lasted this long was a good one: the next pause before connecting is short again."""
 
-_LEAVE_S: Final = 2.0  # for the last bytes to leave
 _WRITE_BYTES: Final = 256 * 1024  # in one turn of the loop
 
 
@@ -116,9 +115,7 @@ class Session:
         link = self.link
         if link is not None:
             link.close(last)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LEAVE_S):
-                    await link.closed.wait()
+            await link.closed.wait()
         task.cancel()  # it aborts a link that is still there, or still being made
         with contextlib.suppress(asyncio.CancelledError):
             await task
