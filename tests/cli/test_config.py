@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
@@ -168,6 +169,12 @@ def validator() -> jsonschema.protocols.Validator:
 
 def _document(text: str):
     return YAML(typ="safe").load(text)
+
+
+def test_the_demos_example_is_what_the_demo_runs() -> None:
+    """One is shipped in the wheel, the other is where people look. A copy, since not every checkout keeps links."""
+    shipped = files("hedgerow.cli.templates").joinpath("demo.yaml").read_bytes()
+    assert (CONFIGS / "demo.yaml").read_bytes() == shipped, "run: cp runtime/hedgerow/cli/templates/demo.yaml configs/"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
