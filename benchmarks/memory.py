@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import psutil  # type: ignore[import-untyped]
 
 from benchmarks import vad
 from benchmarks.arena import Arena, Contender
-from benchmarks.audience import Audience
 from benchmarks.cells import Cell, Options, cell
-from benchmarks.load import Spec
-from benchmarks.process import ended, measure
+from benchmarks.process import ended
 
 IDLE_STREAMS = 1000
 _PATIENCE_S = 20.0
+_OPEN = "package:silero_vad/data/silero_vad_16k_op15.onnx"
+MODEL = {
+    "path": _OPEN,
+    "backend": "onnxruntime",  # whose memory does not depend on which batch sizes there were
+    "max_batch": 64,
+    "streams": 2,
+    "threads": 1,
+    "constants": {"sr": 16_000},
+    "state": {"state": "stateN"},
+    "batch_axis": {"state": 1, "stateN": 1},
+}
 _BARE = f"""\
 import sys
 import numpy as np
 from benchmarks.raw import vad_session
-session = vad_session(threads=1)
-for batch in (1, {vad.MODEL["max_batch"]}):
+session = vad_session(threads=1, model={_OPEN!r})
+for batch in (1, {MODEL["max_batch"]}):
     session.run(None, {{"input": np.zeros((batch, 576), np.float32), "state": np.zeros((2, batch, 128), np.float32),
                         "sr": np.array(16_000, np.int64)}})
 print("ready", flush=True)
@@ -37,14 +45,16 @@ def run(options: Options) -> list[Cell]:
     for _ in range(options.repeats):
         bare.append(_bare_mb())
         with Arena() as arena:
-            node = arena.add_node("node", vad.PIPELINE, {"vad": vad.MODEL})
+            node = arena.add_node("node", vad.PIPELINE, {"vad": MODEL})
             payloads = arena.payloads(vad.sound())
             arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW)
             busy.append(_rss(node) / 1e6)
             one = arena.payloads(payloads_of)
-            _one_frame_each(arena, node, one, "first")  # the load's own bursts grow buffers; these count no more
+            _one_frame_each(
+                arena, node, one, options, "first"
+            )  # the load's own bursts grow buffers; these count no more
             before = _rss(node)
-            _one_frame_each(arena, node, one, "second")
+            _one_frame_each(arena, node, one, options, "second")
             idle.append((_rss(node) - before) / IDLE_STREAMS / 1e3)
     added = [node_mb - bare_mb for node_mb, bare_mb in zip(busy, bare, strict=True)]
     return [
@@ -69,22 +79,10 @@ def _bare_mb() -> float:
         return mb
 
 
-def _one_frame_each(arena: Arena, node: Contender, payloads: list[str], name: str) -> None:
-    """A frame from each of as many new streams, within a second; returns when all have a result."""
-    with Audience(arena.broker.port, node.results) as heard:
-        measure(
-            Spec(
-                port=arena.broker.port,
-                topics=[f"{node.name}/{name}-{stream}" for stream in range(IDLE_STREAMS)],
-                payloads=payloads,
-                results=node.results,
-                rate=float(IDLE_STREAMS),
-                warmup_s=0.0,
-                seconds=1.2,
-            )
-        )
-        deadline = time.monotonic() + _PATIENCE_S
-        while len(heard) < IDLE_STREAMS and time.monotonic() < deadline:
-            time.sleep(0.05)
-    if len(heard) < IDLE_STREAMS:
-        raise RuntimeError(f"Only {len(heard)} of {IDLE_STREAMS} streams had a result")
+def _one_frame_each(arena: Arena, node: Contender, payloads: list[str], options: Options, name: str) -> None:
+    """A frame from each of as many new streams, within a second. Raises: RuntimeError: not all had a result."""
+    topics = [f"{node.name}/{name}-{stream}" for stream in range(IDLE_STREAMS)]
+    spec = {"topics": topics, "rate": float(IDLE_STREAMS), "warmup_s": 0.0, "seconds": 1.2, "stalled_s": _PATIENCE_S}
+    measured = arena.load(node, IDLE_STREAMS, payloads, options, **spec)
+    if measured.lost:
+        raise RuntimeError(f"{measured.lost} of {measured.sent} frames had no result")

@@ -28,7 +28,6 @@ def vad(_: dict[str, Any]) -> Answer:
     from benchmarks.raw import vad_session
 
     session = vad_session(threads=1)
-    rate = np.array(16_000, np.int64)
     states: dict[str, tuple[Any, Any]] = {}
     nothing = np.zeros((1, 64), np.float32), np.zeros((2, 1, 128), np.float32)
 
@@ -36,7 +35,7 @@ def vad(_: dict[str, Any]) -> Answer:
         context, state = states.get(topic, nothing)
         samples = np.frombuffer(payload, "<i2").astype(np.float32)[np.newaxis] * np.float32(1 / 32768)
         window = np.concatenate((context, samples), axis=1)
-        probability, state = session.run(None, {"input": window, "state": state, "sr": rate})
+        probability, state = session.run(None, {"input": window, "state": state})
         states[topic] = window[:, -64:], state
         return json.dumps({"id": frame, "topic": topic, "probability": float(probability[0, 0])}).encode()
 

@@ -14,11 +14,12 @@ WINDOW = 256
 BATCHES = [1, 16, 64]
 MODEL = {
     "path": VAD,
-    "backend": "onnxruntime",
+    "backend": "openvino",
+    "open_batch": True,
+    "static_batches": True,
     "max_batch": 64,
     "streams": 2,
     "threads": 1,
-    "constants": {"sr": 16_000},
     "state": {"state": "stateN"},
     "batch_axis": {"state": 1, "stateN": 1},
 }

@@ -148,6 +148,16 @@ class ModelConfig(Section):
     batch_axis: dict[str, int] = Field(
         default_factory=dict, description="Axis that batches are stacked on, for inputs and outputs where it is not 0."
     )
+    open_batch: bool = Field(
+        False,
+        description="Let batches form though the file fixes the batch axis to 1. OpenVINO can; the first batch is compared "
+        "with single frames, and batches end if they differ.",
+    )
+    static_batches: bool = Field(
+        False,
+        description="Compile the model once for each of the batch sizes 1, 2, 3, 4, 6, 8, 12, 16 … `max_batch` and pad a batch "
+        "to the next. OpenVINO loses time whenever the size of a batch changes; this costs load time and memory for each.",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Options passed to the backend as they are.")
 
 

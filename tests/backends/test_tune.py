@@ -84,6 +84,20 @@ def test_a_batch_that_fails_leaves_the_others(onnx_file: OnnxFile) -> None:
     assert found.choice.max_batch == 1
 
 
+def test_a_backend_that_cannot_open_the_batch_axis_is_measured_with_single_rows(onnx_file: OnnxFile) -> None:
+    """Whether batches are worth it shows beside it."""
+    path = onnx_file("(float[1,3] x) => (float[1,3] y) { y = Add(x, x) }")
+
+    tuning = tune(path, backends.backends(), ones, [1, 4], cores=1, open_batch=True, seconds=0.2)
+
+    assert {(each.backend, each.batch) for each in tuning.settings} == {
+        ("onnxruntime", 1),
+        ("openvino", 1),
+        ("openvino", 4),
+    }
+    assert all(each.rates and each.failed is None for each in tuning.settings)
+
+
 def test_the_median_of_the_rounds_counts() -> None:
     """A round that another process spoilt is outvoted."""
     setting = Setting("onnxruntime", 1, 1, 1, rates=[100, 3, 98], times_s=[0.01, 0.3, 0.011])

@@ -184,6 +184,94 @@ def test_a_model_fixed_to_one_runs_frame_by_frame(slot: MakeSlot) -> None:
     assert door.info().batches == {1: 2}
 
 
+STATEFUL_ONE = """(float[1,3] x, float[2,1,3] h) => (float[1,3] y, float[2,1,3] g)
+    { g = Add(h, x) y = ReduceSum<keepdims=0>(g, axes) }"""
+
+
+def stateful_row(value: float) -> dict[str, Array]:
+    return {"x": np.full((1, 3), value, np.float32), "h": np.full((2, 1, 3), 10 * value, np.float32)}
+
+
+def test_a_batch_axis_that_the_file_fixes_to_one_is_opened_when_asked_for(slot: MakeSlot) -> None:
+    """On OpenVINO, and on any axis; ONNX Runtime is passed over with the reason."""
+    body = STATEFUL_ONE.replace("{ g", "<int64[1] axes = {0}> { g")
+    door = slot(body, open_batch=True, batch_axis={"h": 1, "g": 1}, state={"h": "g"}, max_batch=8)
+
+    out = door.infer([stateful_row(value) for value in range(5)])
+
+    assert [one["y"].tolist() for one in out] == [[[22 * value] * 3] for value in range(5)]
+    info = door.info()
+    assert (info.backend, info.max_batch, info.unbatched) == ("openvino", 8, None)
+    assert info.batches == {1: 2, 5: 1}
+    assert "fixes to 1" in info.passed_over["onnxruntime"]
+
+
+def test_a_backend_that_cannot_open_the_batch_axis_says_what_to_do(slot: MakeSlot) -> None:
+    one = "(float[1,3] x) => (float[1,3] y) { y = Add(x, x) }"
+    with pytest.raises(ConfigError, match="fixes to 1") as caught:
+        slot(one, open_batch=True, backend="onnxruntime")
+    assert "openvino" in caught.value.remedy
+
+
+def test_an_opened_model_whose_rows_see_each_other_is_run_one_at_a_time(slot: MakeSlot) -> None:
+    """It was made for one frame, and its author may have relied on that."""
+    door = slot("(float[1,3] x) => (float[1,3] y) { y = Softmax<axis=0>(x) }", open_batch=True)
+
+    out = door.infer([row(value) for value in range(4)])
+
+    assert [one["y"].tolist() for one in out] == [[[1.0] * 3]] * 4
+    assert door.info().unbatched is not None
+
+
+def test_opening_leaves_a_constant_and_an_open_axis_as_they_are(slot: MakeSlot) -> None:
+    door = slot(
+        "(float[N,3] x, float[1] k) => (float[N,3] y) { y = Mul(x, k) }",
+        open_batch=True,
+        backend="openvino",
+        constants={"k": 3},
+    )
+
+    assert [one["y"].tolist() for one in door.infer([row(1), row(2)])] == [[[3.0] * 3], [[6.0] * 3]]
+    assert door.info().inputs == ("x: float32[?, 3]", "k: float32[1]")
+
+
+def test_batches_are_padded_to_the_sizes_the_model_was_compiled_for(slot: MakeSlot) -> None:
+    """A size that is not among them is never run, and what was padded never comes back."""
+    door = slot(DOUBLE, backend="openvino", static_batches=True, max_batch=6)
+    session = door._session
+    shapes: list[int] = []
+    run, session.run = session.run, lambda inputs: (shapes.append(len(inputs["x"])), run(inputs))[1]
+
+    for count in range(1, 9):
+        out = door.infer([row(value) for value in range(count)])
+        assert [one["y"].tolist() for one in out] == [[[2 * value] * 3] for value in range(count)]
+
+    assert session.batch_sizes == (1, 2, 3, 4, 6)
+    assert set(shapes) == {1, 2, 3, 4, 6}
+    assert set(door.info().batches) == {1, 2, 3, 4, 5, 6}, "what was asked for, not what was run"
+
+
+def test_a_request_larger_than_every_compiled_size_is_run_all_the_same(slot: MakeSlot) -> None:
+    door = slot(DOUBLE, backend="openvino", static_batches=True, max_batch=2)
+
+    (out,) = door.infer([{"x": np.arange(15, dtype=np.float32).reshape(5, 3)}])
+
+    assert out["y"].tolist() == (2 * np.arange(15).reshape(5, 3)).tolist()
+
+
+def test_a_model_that_leaves_more_open_than_the_batch_cannot_be_compiled_for_sizes(slot: MakeSlot) -> None:
+    with pytest.raises(ConfigError, match="leaves only the batch open; x is"):
+        slot("(float[N,M] x) => (float[N,M] y) { y = Add(x, x) }", backend="openvino", static_batches=True)
+
+
+def test_onnx_runtime_takes_any_size_alike(slot: MakeSlot) -> None:
+    """So there is nothing to compile for, and nothing is padded."""
+    door = slot(DOUBLE, backend="onnxruntime", static_batches=True)
+
+    assert len(door.infer([row(value) for value in range(5)])) == 5
+    assert door._session.batch_sizes == ()
+
+
 def test_frames_of_different_sizes_go_in_different_batches(slot: MakeSlot) -> None:
     door = slot("(float[N,W] x) => (float[N,W] y) { y = Add(x, x) }")
 

@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,6 +57,9 @@ class SessionOptions:
         threads: threads one inference may use.
         streams: inferences that may run at the same time.
         vendor: options passed to the vendor's library as they are.
+        batch_axes: the batch axis of inputs where it is not 0; None for an input that has none.
+        open_batch: open the batch axis where the file fixes it to 1, if the backend can.
+        batch_sizes: rows to prepare for, ascending, if the backend is faster with shapes it knows; empty: any alike.
         cache_dir: folder for compiled forms of this one model, for backends that make them; None: keep none.
     """
 
@@ -64,7 +67,19 @@ class SessionOptions:
     threads: int = 1
     streams: int = 1
     vendor: Mapping[str, Any] = field(default_factory=dict)
+    batch_axes: Mapping[str, int | None] = field(default_factory=dict)
+    open_batch: bool = False
+    batch_sizes: tuple[int, ...] = ()
     cache_dir: Path | None = None
+
+
+def fixed_to_one(inputs: Iterable[TensorSpec], batch_axes: Mapping[str, int | None]) -> str | None:
+    """The first input that has one place for frames; None: there is none."""
+    for spec in inputs:
+        axis = batch_axes.get(spec.name, 0)
+        if axis is not None and axis < len(spec.shape) and spec.shape[axis] == 1:
+            return spec.name
+    return None
 
 
 class Session(Protocol):
@@ -78,6 +93,8 @@ class Session(Protocol):
     """The device in use, as the backend names it."""
     streams: int
     """How many callers may be inside `run` at the same time."""
+    batch_sizes: tuple[int, ...]
+    """Rows it is prepared for, ascending: others are slow, and better padded. Empty: any alike."""
     metadata: Mapping[str, str]
     """The model's own metadata (ONNX `metadata_props`, OpenVINO `rt_info`)."""
 

@@ -122,6 +122,7 @@ class OnnxRuntimeSession:
     """A model loaded by ONNX Runtime."""
 
     backend = "onnxruntime"
+    batch_sizes: tuple[int, ...] = ()
 
     def __init__(self, session: Any, path: Path, device: str, streams: int) -> None:
         self.inputs = tuple(_spec(path, item) for item in session.get_inputs())

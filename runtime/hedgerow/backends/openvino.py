@@ -82,9 +82,13 @@ class OpenVino:
             model = core.read_model(path)
         except Exception as error:
             raise _unreadable(path, error) from error
+        if options.open_batch:
+            _open_batch(path, model, options.batch_axes)
         inputs, outputs = _specs(path, model.inputs), _specs(path, model.outputs)
+        variants = {rows: _with_rows(path, model, options.batch_axes, rows) for rows in options.batch_sizes}
         try:
             compiled = _compile(core, model, device, options)
+            by_rows = {rows: _compile(core, variant, device, options) for rows, variant in variants.items()}
         except Exception as error:
             option = next((name for name in options.vendor if name in str(error)), None)
             if option is not None:
@@ -93,7 +97,7 @@ class OpenVino:
                     remedy=f"Mend or remove {option} under the model's `options:`.",
                 ) from error
             raise _unreadable(path, error) from error
-        return OpenVinoSession(compiled, path, inputs, outputs, options.streams, _metadata(model))
+        return OpenVinoSession(compiled, by_rows, path, inputs, outputs, options, _metadata(model))
 
     def _device(self, asked: str) -> str:
         device, there = asked.upper(), self.devices()
@@ -107,41 +111,44 @@ class OpenVino:
 
 
 class OpenVinoSession:
-    """A model loaded by OpenVINO, with as many inference requests as it has streams."""
+    """A model loaded by OpenVINO, once for any batch and once for each of `batch_sizes`."""
 
     backend = "openvino"
 
     def __init__(
         self,
         compiled: Any,
+        by_rows: Mapping[int, Any],
         path: Path,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        streams: int,
+        options: SessionOptions,
         metadata: Mapping[str, str],
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
         self.device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
-        self.streams = streams
+        self.streams = options.streams
+        self.batch_sizes = tuple(by_rows)
         self.metadata = metadata
         self._path = path
         self._tensor = _vendor().Tensor
         self._ports = [(number, spec.name) for number, spec in enumerate(inputs)]
         self._names = [spec.name for spec in outputs]
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(streams):
-            self._idle.put(compiled.create_infer_request())
-        self._closed = False
+        self._any = _Requests(compiled, self.streams)
+        self._by_rows = {rows: _Requests(one, self.streams) for rows, one in by_rows.items()}
+        axes = ((spec.name, options.batch_axes.get(spec.name, 0)) for spec in inputs)
+        self._counted = next(((name, axis) for name, axis in axes if axis is not None), None)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch; see `Session.run`."""
-        if self._closed:
-            raise self._is_closed()
-        request = self._idle.get()
+        requests = self._any
+        if self._by_rows and self._counted is not None:
+            name, axis = self._counted
+            requests = self._by_rows.get(inputs[name].shape[axis], requests)
+        request = requests.take()
         if request is None:
-            self._idle.put(None)  # for the next one who waits
-            raise self._is_closed()
+            raise InferenceError(f"{self._path.name} is closed", remedy="Open it again.")
         try:
             for number, name in self._ports:
                 array = inputs[name]
@@ -156,19 +163,42 @@ class OpenVinoSession:
                 remedy="If other frames pass, look at this one's tensors; else try `backend: onnxruntime`.",
             ) from error
         finally:
-            if not self._closed:
-                self._idle.put(request)
+            requests.give_back(request)
 
     def close(self) -> None:
         """Free the model; runs under way finish first, those that wait for their turn fail."""
+        for requests in (self._any, *self._by_rows.values()):
+            requests.close()
+
+
+class _Requests:
+    """The inference requests of a compiled model, as many as it has streams."""
+
+    def __init__(self, compiled: Any, streams: int) -> None:
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(streams):
+            self._idle.put(compiled.create_infer_request())
+        self._closed = False
+
+    def take(self) -> Any:
+        """One that is idle, once there is one; None: closed."""
+        request = None if self._closed else self._idle.get()
+        if request is None:
+            self._idle.put(None)  # for the next one who waits
+        return request
+
+    def give_back(self, request: Any) -> None:
+        """Let the next one have it."""
+        if not self._closed:
+            self._idle.put(request)
+
+    def close(self) -> None:
+        """Let go of those that are idle, and wake who waits."""
         self._closed = True
         with suppress(queue.Empty):
             while True:
                 self._idle.get_nowait()
-        self._idle.put(None)  # wakes who waits
-
-    def _is_closed(self) -> InferenceError:
-        return InferenceError(f"{self._path.name} is closed", remedy="Open it again.")
+        self._idle.put(None)
 
 
 def _vendor() -> Any:
@@ -210,6 +240,42 @@ def _compile(core: Any, model: Any, device: str, options: SessionOptions) -> Any
         # A cache that a power cut left half written must not keep a good model from loading.
         shutil.rmtree(options.cache_dir, ignore_errors=True)
         return core.compile_model(model, device, settings)
+
+
+def _open_batch(path: Path, model: Any, axes: Mapping[str, int | None]) -> None:
+    """Open the batch axis of inputs that fix it to 1; a model that cannot be reshaped stays as it is."""
+    shapes = {}
+    for number, port in enumerate(model.inputs):
+        shape, axis = port.get_partial_shape(), axes.get(_name(port), 0)
+        if axis is not None and shape.rank.is_static and axis < len(shape) and shape[axis] == 1:
+            shape[axis] = -1
+            shapes[number] = shape
+    if shapes:
+        try:
+            model.reshape(shapes)
+        except Exception as error:
+            raise ModelUnreadable(
+                f"OpenVINO cannot open the batch axis of {path.name}: {_reason(error)}",
+                remedy="Remove `open_batch`, or export the model with a batch axis that is open.",
+            ) from error
+
+
+def _with_rows(path: Path, model: Any, axes: Mapping[str, int | None], rows: int) -> Any:
+    """The model for batches of so many rows and no others."""
+    shapes = {}
+    for number, port in enumerate(model.inputs):
+        shape, axis = port.get_partial_shape(), axes.get(_name(port), 0)
+        if axis is not None and shape.rank.is_static and axis < len(shape) and shape[axis].is_dynamic:
+            shape[axis] = rows
+        if shape.is_dynamic:
+            raise ConfigError(
+                f"{path.name}: `static_batches` needs a model that leaves only the batch open; {_name(port)} is {shape}",
+                remedy="Remove `static_batches`, or export the model with fixed sizes.",
+            )
+        shapes[number] = shape
+    variant = model.clone()
+    variant.reshape(shapes)
+    return variant
 
 
 def _specs(path: Path, ports: Any) -> tuple[TensorSpec, ...]:

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hedgerow.backends.base import Backend, Session, SessionOptions
+from hedgerow.backends.base import Backend, Session, SessionOptions, fixed_to_one
 from hedgerow.backends.tuned import Choice
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Array
@@ -98,6 +98,8 @@ def tune(
     cores: int,
     device: str = "CPU",
     vendor: Mapping[str, Any] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    open_batch: bool = False,
     seconds: float = 20.0,
     progress: Callable[[float], None] | None = None,
 ) -> Tuning:
@@ -110,25 +112,29 @@ def tune(
         batches: rows to try in one inference, ascending.
         cores: cores the node owns; streams × threads never exceed them.
         vendor: options passed to the vendor's library as they are.
+        batch_axes, open_batch: see `SessionOptions`; a backend that cannot open the axis is measured with single rows.
         seconds: time for all measurements. Loading comes on top, and every setting is run at least once unless the ones
             before it used the time up.
         progress: told what part of the time is over, 0..1.
     """
-    tuning = Tuning()
+    tuning, axes = Tuning(), batch_axes or {}
     inputs = {batch: feed(batch) for batch in batches}
     sessions: dict[tuple[str, int], Session] = {}
     try:
         for backend in backends:
             try:
                 for streams in _streams(cores):
-                    options = SessionOptions(device, max(1, cores // streams), streams, vendor or {})
+                    options = SessionOptions(
+                        device, max(1, cores // streams), streams, vendor or {}, axes, open_batch=open_batch
+                    )
                     sessions[backend.name, streams] = backend.open(path, options)
             except HedgerowError as error:
                 tuning.refused[backend.name] = f"{error} ({error.remedy})"
                 continue
+            single = open_batch and fixed_to_one(sessions[backend.name, 1].inputs, axes)
             tuning.settings += [
                 Setting(backend.name, streams, max(1, cores // streams), batch)
-                for batch in batches
+                for batch in (batches[:1] if single else batches)
                 for streams in _streams(cores)
             ]
         _compare(tuning, sessions, inputs)

@@ -52,7 +52,7 @@ def tune(
     from hedgerow.backends import tuned
     from hedgerow.backends.cores import cores as owned_cores
     from hedgerow.backends.tune import tune as measure
-    from hedgerow.models.load import signature
+    from hedgerow.models.load import batch_axes, signature
     from hedgerow.models.samples import random_batch
     from hedgerow.models.source import resolve
 
@@ -73,6 +73,8 @@ def tune(
             cores=cores,
             device=settings.device,
             vendor=settings.options,
+            batch_axes=batch_axes(settings),
+            open_batch=settings.open_batch,
             seconds=seconds,
             progress=progress,
         )

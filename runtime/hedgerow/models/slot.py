@@ -99,6 +99,7 @@ class Slot:
         self._device_asked = config.device
         self._loaded = loaded
         self._session = session
+        self._sizes = (fit.fixed,) if fit.fixed is not None else session.batch_sizes if fit.batches else ()
         self._combiner = Combiner(self._run, streams=session.streams, limit=fit.limit(loaded.max_batch))
         self._lock = threading.Lock()
         self._unbatched: str | None = None
@@ -212,9 +213,9 @@ class Slot:
         batch = batching.stack([ticket.request for ticket in tickets], fit.axes)
         rows = [ticket.rows for ticket in tickets]
         total = sum(rows)
-        padded = total
-        if fit.fixed is not None and total < fit.fixed:
-            batch, padded = batching.pad(batch, fit.axes, fit.fixed), fit.fixed
+        padded = next((size for size in self._sizes if size >= total), total)
+        if padded > total:
+            batch = batching.pad(batch, fit.axes, padded)
         batch.update(fit.constants)
         began = time.perf_counter()
         outputs = self._session.run(batch)
