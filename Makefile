@@ -34,8 +34,8 @@ lint: $(READY) ## Lint, and check that imports point one way.
 types: $(READY) ## Check types.
 	$(BIN)/mypy
 
-bench: $(READY) ## Run the benchmarks side by side with their peers. ARGS="--quick"
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(READY) ## Run the benchmarks side by side with their peers. ONLY=1,9 or ONLY=vad, ARGS="--quick"
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 lock: ## Write requirements.lock anew from requirements.in.
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

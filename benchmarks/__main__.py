@@ -1,11 +1,14 @@
-"""Run the benchmarks side by side: `python -m benchmarks --quick --only vad,noop`."""
+"""Run the benchmarks side by side: `python -m benchmarks --quick --only vad,5`."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +19,13 @@ from rich.table import Table
 
 from benchmarks import (
     batching,
+    large,
     latency,
     memory,
     noop,
     overload,
     received,
+    reload,
     report,
     sharing,
     streams,
@@ -28,51 +33,106 @@ from benchmarks import (
     vad,
     workers,
 )
-from benchmarks.cells import Cell, Options
+from benchmarks.cells import TARGETS, Cell, Options
+from benchmarks.process import Company
 
-SUITES: dict[str, Callable[[Options], list[Cell]]] = {
-    "vad": vad.run,
-    "text": text.run,
-    "latency": latency.run,
-    "noop": noop.run,
-    "receive": received.run,
-    "streams": streams.run,
-    "batching": batching.run,
-    "overload": overload.run,
-    "fairness": overload.fairness,
-    "memory": memory.run,
-    "sharing": sharing.run,
-    "workers": workers.run,
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """One benchmark.
+
+    Attributes:
+        run: measures it.
+        loads: runs of the load in a repeat; with `each_s` and `once_s` they say how long it will take.
+        each_s, once_s: seconds that a repeat takes besides, and that all of it takes once, on two cores.
+    """
+
+    run: Callable[[Options], list[Cell]]
+    loads: int
+    each_s: float = 0.0
+    once_s: float = 4.0
+
+    def planned_s(self, options: Options) -> float:
+        """About how long it will take."""
+        one_s = options.seconds + options.warmup_s + _START_S
+        return self.once_s + options.repeats * (self.loads * one_s + self.each_s)
+
+
+_START_S = 0.3
+"""What it takes to start the load's process."""
+SUITES: dict[str, Suite] = {
+    "vad": Suite(vad.run, 2, 5),
+    "text": Suite(text.run, 2, 2, 12),
+    "latency": Suite(latency.run, 4, 1, 16),
+    "noop": Suite(noop.run, 6),
+    "large": Suite(large.run, 0, 5),
+    "receive": Suite(received.run, 0, 20),
+    "streams": Suite(streams.run, 2, 0, 14),
+    "batching": Suite(batching.run, 0, 22),
+    "overload": Suite(overload.run, 3, 2),
+    "fairness": Suite(overload.fairness, 2, 1),
+    "memory": Suite(memory.run, 1, 7),
+    "sharing": Suite(sharing.run, 2),
+    "workers": Suite(workers.run, 2),
+    "reload": Suite(reload.run, 1, 2),
 }
 HERE = Path(__file__).parent
-FULL, QUICK, SMOKE = Options(5, 5.0, 2.0), Options(3, 2.0, 1.0), Options(1, 0.4, 0.3, smoke=True)
+FULL, QUICK, SMOKE = Options(5, 3.0, 1.0), Options(3, 2.0, 1.0), Options(1, 0.4, 0.3, smoke=True)
 
 
 def main(
-    only: Annotated[str, typer.Option(help=f"Which, with commas between: {', '.join(SUITES)}.")] = ",".join(SUITES),
-    quick: Annotated[bool, typer.Option("--quick", help="Three short repeats: about two minutes.")] = False,
+    only: Annotated[
+        str, typer.Option(help=f"Suites or rows of targets, with commas between: {', '.join(SUITES)}.")
+    ] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Three short repeats.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="See that it works; the numbers say nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the cells as JSON instead of tables.")] = False,
     repeats: Annotated[int | None, typer.Option(min=1, help="Repeats of every contender.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where results.json and REPORT.md go.")] = HERE,
+    folder: Annotated[Path, typer.Option(help="Where the report goes; other suites' results there stay.")] = HERE,
 ) -> None:
-    """Measure the node beside its peers; write results.json and REPORT.md."""
+    """Measure the node beside its peers; write REPORT.md, report.svg, results.json and cells.json."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    names = ["text" if name.strip() == "ocr" else name.strip() for name in only.split(",")]
-    if unknown := set(names) - SUITES.keys():
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(SUITES)}")
+    names = chosen(only)
     options = SMOKE if smoke else QUICK if quick else FULL
     if repeats is not None:
         options = Options(repeats, options.seconds, options.warmup_s, smoke)
     console = Console(stderr=as_json)
-    done: dict[str, list[Cell]] = {}
-    for name in names:
-        with console.status(f"{name}: {SUITES[name].__module__.removeprefix('benchmarks.')} …"):
-            done[name] = SUITES[name](options)
-        console.print(_table(name, done[name]))
-        report.write(folder, done, options)  # after each, so that a run cut short leaves what it had
+    records = dict(report.earlier(folder))
+    began = time.monotonic()
+    for done, name in enumerate(names):
+        console.print(
+            f"[{done + 1}/{len(names)}] {name}: {_left(names, done, began, options)}", highlight=False, markup=False
+        )
+        measured = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
+        with console.status(name), Company() as company:
+            cells = SUITES[name].run(options)
+        records[name] = report.Record.of(measured, options, company.cores, cells)
+        console.print(_table(name, cells))
+        # After each, so that a run cut short leaves what it had.
+        report.write(folder, {suite: records[suite] for suite in SUITES if suite in records})
+    console.print(f"{(time.monotonic() - began) / 60:.1f} min. Report: {folder / 'REPORT.md'}", highlight=False)
     if as_json:
-        json.dump(report.results(done), sys.stdout, indent=1)
+        json.dump([asdict(each) for name in names for each in records[name].cells], sys.stdout, indent=1)
+
+
+def chosen(only: str) -> list[str]:
+    """The suites that these names or rows ask for, in their order. Raises: typer.BadParameter: there is no such."""
+    rows: dict[str, set[str]] = {}
+    for key, target in TARGETS.items():
+        rows.setdefault(str(target.row), set()).add(key.split(".")[0])
+    wanted: set[str] = set()
+    for name in filter(None, (part.strip() for part in only.split(","))):
+        if name not in SUITES and (name == "0" or name not in rows):
+            raise typer.BadParameter(f"{name}: there are {', '.join(SUITES)}, and rows 1 to {max(map(int, rows))}")
+        wanted |= {name} if name in SUITES else rows[name]
+    return [name for name in SUITES if not wanted or name in wanted]
+
+
+def _left(names: Sequence[str], done: int, began: float, options: Options) -> str:
+    """How long this one and all that are left will take, corrected by how long those before it took."""
+    planned = [SUITES[name].planned_s(options) for name in names]
+    pace = (time.monotonic() - began) / sum(planned[:done]) if done else 1.0
+    return f"about {planned[done] * pace:.0f} s; {sum(planned[done:]) * pace / 60:.1f} min left in all"
 
 
 def _table(name: str, cells: list[Cell]) -> Table:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.cells import OTHERS, Cell, Options, cell, ratio
+from benchmarks.cells import Cell, Options, cell, ratio
 from benchmarks.load import Measured, Spec
 from benchmarks.node import RESULTS, node
 from benchmarks.process import Started, measure, peer
@@ -88,22 +88,16 @@ class Arena:
         """One run of the load on a contender; it is kept in its `runs` too."""
         if not contender.runs:
             contender.process.wait()  # here and not before, so that all come up at the same time
-        spec_of_run = Spec(
-            port=self.broker.port,
-            topics=[f"{contender.name}/{stream}" for stream in range(streams)],
-            payloads=payloads,
-            results=contender.results,
-            warmup_s=options.warmup_s,
-            seconds=options.seconds,
-            pids=self._pids(contender),
-            **spec,
-        )
-        for _ in range(5 if options.smoke else 1):  # a smoke run is so short that a busy machine may miss it whole
-            measured = measure(spec_of_run)
-            if measured.results:
-                break
-        else:
-            raise RuntimeError(f"No result came from {contender.name}\n{contender.process.said()[-3000:]}")
+        given: dict[str, Any] = {
+            "port": self.broker.port,
+            "topics": [f"{contender.name}/{stream}" for stream in range(streams)],
+            "payloads": payloads,
+            "results": contender.results,
+            "warmup_s": options.warmup_s,
+            "seconds": options.seconds,
+            "pids": self._pids(contender),
+        }
+        measured = measure(Spec(**(given | spec)), contender.process.said)
         contender.runs.append(measured)
         return measured
 
@@ -131,7 +125,6 @@ def costs(id: str, contender: Contender) -> list[Cell]:
     """Rate and processor time of a contender."""
     name = contender.name
     stalls = sum(run.stalls for run in contender.runs)
-    others = [max(run.cpu_s["others"] / run.seconds, 0.0) for run in contender.runs]
     note = f"{stalls} stalls" if stalls else ""
     return [
         cell(f"{id}.rate.{name}", f"{name}: results", contender.rates, "frames/s", note),
@@ -142,7 +135,6 @@ def costs(id: str, contender: Contender) -> list[Cell]:
             contender.cpu_us("contender", "broker", "load"),
             "µs",
         ),
-        cell(f"{id}.{OTHERS}.{name}", f"{name}: cores that other work took meanwhile", others, "cores"),
     ]
 
 

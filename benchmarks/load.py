@@ -7,32 +7,38 @@ Rules:
 - Closed loop (`rate` is null): a fixed number of frames is under way, and each result lets the next frame go. This
   saturates what is measured without starving it of the cores it shares with the load and the broker.
 - Open loop (`rate` is set): frames go when they are due, whatever comes back, and latency counts from when a frame was
-  due: a stall is charged to every frame that it delays.
+  due: a stall is charged to every frame that it delays. Frames that were due within the measured time count however
+  late their result comes; the load waits for them until nothing has come for a while.
+- Something is always measured: the measured time begins when a first result has come, and goes on until one more has,
+  however busy the machine is. If none comes with patience, `results` is 0.
 - Processor time of all processes is read at both ends of the measured time, by this process, which knows them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import select
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import psutil  # type: ignore[import-untyped]
 
 from hedgerow.bus.packets import PUBLISH, encode_connect, encode_publish_head, encode_subscribe
-from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.bus.properties import Property, decode_varint, encode_properties
 
 _NUMBER: Final = re.compile(rb'id(?:": ?"|\x00.)f(\d+)', re.DOTALL)
 """A frame's number in a result: in its JSON, or in its user property `id`."""
-_STALLED_S: Final = 1.0
-"""Without a result for this long the frames under way count as lost, and as many are sent anew."""
+PATIENCE_S: Final = 60.0
+"""Wait for this long, on top of the time asked for, if nothing could be measured within it."""
+_TICK_S: Final = 0.01
+"""The kernel counts a process's time in these; so nobody takes less than half of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class Spec:
         window: closed loop: frames under way.
         rate: open loop: frames a second, all streams together.
         warmup_s, seconds: time before measuring, and measured.
+        stalled_s: without a result for this long the frames under way count as lost; the closed loop sends as many anew.
+        keep: hand back the payloads of the results as well.
         pids: processes to take the processor time of, by role.
     """
 
@@ -62,6 +70,8 @@ class Spec:
     rate: float | None = None
     warmup_s: float = 1.0
     seconds: float = 3.0
+    stalled_s: float = 1.0
+    keep: bool = False
     pids: dict[str, int] = field(default_factory=dict)
 
 
@@ -72,10 +82,11 @@ class Measured:
     Attributes:
         seconds: how long it really was.
         sent, results: frames out, results in.
-        stalls: times that no result came for a second.
-        cpu_s: processor time by role, user and system together; the load's own as `load`, all else
-            that ran on the machine as `others`.
-        latencies_ms: from when a frame was due to when its result came; open loop only.
+        stalls: times that no result came for `stalled_s`.
+        cpu_s: processor time by role, user and system together; the load's own as `load`.
+        latencies_ms: from when a frame was due, within the measured time, to when its result came; open loop only.
+        lost: frames of the whole run whose result never came; open loop only.
+        kept: payloads of the results, if asked for.
     """
 
     seconds: float
@@ -84,6 +95,8 @@ class Measured:
     stalls: int
     cpu_s: dict[str, float]
     latencies_ms: list[float]
+    lost: int
+    kept: list[str]
 
     @property
     def rate(self) -> float:
@@ -179,51 +192,68 @@ class Load:
         self._link = Connection(spec.port, spec.results, f"load-{time.monotonic_ns()}")
         self._packets = Packets(spec)
         self._sent = self._results = self._taken = self._stalls = 0
+        self._missing = spec.window  # closed loop: frames that may go
+        self._heard = time.monotonic()
         self._due: dict[int, float] = {}
         self._latencies_ms: list[float] = []
-        self._measuring = False
+        self._kept: list[str] = []
+        self._since = math.inf
 
     def run(self) -> Measured:
         """Warm up, measure."""
         spec = self._spec
         advance = self._closed if spec.rate is None else self._open
-        began = time.monotonic()
-        advance(began, began + spec.warmup_s)
+        self._until_something(advance, spec.warmup_s)
         before, sent, results, stalls = self._cpu(), self._sent, self._results, self._stalls
-        started = time.monotonic()
-        self._measuring = True
-        advance(started, started + spec.seconds)
+        self._since = time.monotonic()
+        self._kept.clear()
+        self._until_something(advance, spec.seconds)
         ended = time.monotonic()
         after = self._cpu()
-        return Measured(
-            seconds=ended - started,
+        measured = Measured(
+            seconds=ended - self._since,
             sent=self._sent - sent,
             results=self._results - results,
             stalls=self._stalls - stalls,
-            cpu_s={role: after[role] - before[role] for role in after},
+            cpu_s={role: max(after[role] - before[role], _TICK_S / 2) for role in after},
             latencies_ms=self._latencies_ms,
+            lost=0,
+            kept=self._kept.copy(),
         )
+        self._drain()
+        return replace(measured, lost=len(self._due))
+
+    def _until_something(self, advance: Callable[[float, float], None], seconds: float) -> None:
+        """Go on for so long, and then until a result has come since the beginning."""
+        results = self._results
+        began = time.monotonic()
+        advance(began, began + seconds)
+        while seconds and self._results == results and time.monotonic() < began + seconds + PATIENCE_S:
+            now = time.monotonic()
+            advance(now, now + min(seconds, 1.0))
+
+    def _drain(self) -> None:
+        """Take in the results of frames that are still under way."""
+        heard = time.monotonic()
+        while self._due and (now := time.monotonic()) < heard + self._spec.stalled_s:
+            if self._take(0.1):
+                heard = now
 
     def _cpu(self) -> dict[str, float]:
         pids = {**self._spec.pids, "load": psutil.Process().pid}
         times = {role: psutil.Process(pid).cpu_times() for role, pid in pids.items()}
-        taken = {role: each.user + each.system for role, each in times.items()}
-        whole = psutil.cpu_times()
-        busy = sum(whole) - whole.idle - getattr(whole, "iowait", 0.0) - getattr(whole, "guest", 0.0)
-        return {**taken, "others": busy - sum(taken.values())}
+        return {role: each.user + each.system for role, each in times.items()}
 
-    def _closed(self, began: float, until: float) -> None:
-        missing = self._spec.window if not self._sent else 0
-        heard = began
+    def _closed(self, _: float, until: float) -> None:
         while (now := time.monotonic()) < until:
-            if now - heard > _STALLED_S:
-                missing, heard = self._spec.window, now
+            if now - self._heard > self._spec.stalled_s:
+                self._missing, self._heard = self._spec.window, now
                 self._stalls += 1
-            if missing:
-                self._send(missing)
-            missing = self._take(min(until - now, 0.1))
-            if missing:
-                heard = now
+            if self._missing:
+                self._send(self._missing)
+            self._missing = self._take(min(until - now, 0.1))
+            if self._missing:
+                self._heard = now
 
     def _open(self, began: float, until: float) -> None:
         rate = self._spec.rate or 0.0
@@ -267,9 +297,18 @@ class Load:
             count += 1
             if self._due and (found := _NUMBER.search(link.body(start, stop))):
                 due = self._due.pop(int(found[1]), None)
-                if due is not None and self._measuring:
+                if due is not None and due >= self._since:
                     self._latencies_ms.append((now - due) * 1e3)
+            if self._spec.keep:
+                self._kept.append(_payload(link.body(start, stop)).decode())
         return count
+
+
+def _payload(body: bytes) -> bytes:
+    """The payload of a PUBLISH at QoS 0 (§3.3)."""
+    properties = 2 + int.from_bytes(body[:2], "big")
+    size, start = decode_varint(body, properties)
+    return body[start + size :]
 
 
 def main() -> None:

@@ -18,9 +18,10 @@ import orjson
 from benchmarks.process import Started, ended
 from hedgerow.testing.mosquitto import Mosquitto, free_port
 
-_READY_S = 60.0
+_READY_S = 120.0
 _ROOT = Path(__file__).parent.parent
 RESULTS = "hedgerow/v1/bench/site/{node}/result/{pipeline}"
+COMMAND = "hedgerow/v1/bench/site/{node}/{part}/{name}"
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def node(
         )
     with ended(process):
         said = (home / "log").read_text
-        yield Started(process.pid, lambda: _wait_ready(process, probes, said), said)
+        yield Started(process.pid, lambda: _wait_ready(process, probes, said), said, config)
 
 
 def _offer_stages(home: Path) -> None:
@@ -65,7 +66,7 @@ def _offer_stages(home: Path) -> None:
     info = home / "hedgerow_benchmarks-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hedgerow-benchmarks\nVersion: 0\n")
-    stages = ("noop = benchmarks.noop_stage:Noop", "spin = benchmarks.spin_stage:Spin")
+    stages = (f"{name.lower()} = benchmarks.{name.lower()}_stage:{name}" for name in ("Noop", "Spin", "Weigh"))
     (info / "entry_points.txt").write_text("\n".join(["[hedgerow.stages]", *stages, ""]))
 
 

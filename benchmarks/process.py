@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import orjson
+import psutil  # type: ignore[import-untyped]
 
-from benchmarks.load import Measured, Spec
+from benchmarks.load import PATIENCE_S, Measured, Spec
 
-_ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 _END_S = 10.0
+_ANSWER_S = 120.0
 
 
 @contextmanager
@@ -44,17 +48,19 @@ class Started:
         pid: its id.
         wait: returns when it takes frames. Raises: RuntimeError: it does not.
         said: what it has logged so far.
+        config: of a node.
     """
 
     pid: int
     wait: Callable[[], None]
     said: Callable[[], str] = str
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
-def peer(name: str, port: int, **options: Any) -> Iterator[Started]:
-    """A peer (`peers.py`) in a process of its own."""
-    with ended(process := _python("benchmarks.peers", name, {"port": port, **options})):
+def peer(name: str, port: int, *, module: str = "benchmarks.peers", **options: Any) -> Iterator[Started]:
+    """A peer of that module in a process of its own."""
+    with ended(process := _python(module, name, {"port": port, **options})):
 
         def wait() -> None:
             assert process.stdout is not None
@@ -64,17 +70,25 @@ def peer(name: str, port: int, **options: Any) -> Iterator[Started]:
         yield Started(process.pid, wait)
 
 
-def measure(spec: Spec) -> Measured:
-    """One run of the load."""
+def measure(spec: Spec, said: Callable[[], str] = str) -> Measured:
+    """One run of the load.
+
+    Args:
+        said: what the process that was loaded has logged.
+    Raises: RuntimeError: no result came at all.
+    """
     with ended(process := _python("benchmarks.load", "", asdict(spec))):
-        out, _ = process.communicate(timeout=spec.warmup_s + spec.seconds + 60)
-    return Measured(**orjson.loads(out))
+        out, _ = process.communicate(timeout=spec.warmup_s + spec.seconds + 2 * PATIENCE_S + _ANSWER_S)
+    measured = Measured(**orjson.loads(out))
+    if not measured.results:
+        raise RuntimeError(f"No result came on {spec.results}\n{said()[-3000:]}")
+    return measured
 
 
 def raw(case: str, seconds: float, **options: Any) -> dict[str, Any]:
     """What a backend does alone (`raw.py`)."""
     with ended(process := _python("benchmarks.raw", case, {"seconds": seconds, **options})):
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=_ANSWER_S)
     measured: dict[str, Any] = orjson.loads(out)
     return measured
 
@@ -85,7 +99,7 @@ def _python(module: str, argument: str, given: Mapping[str, Any]) -> subprocess.
         [sys.executable, "-m", module, *([argument] if argument else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=_ROOT,
+        cwd=ROOT,
         env=os.environ.copy(),
     )
     assert process.stdin is not None
@@ -93,3 +107,30 @@ def _python(module: str, argument: str, given: Mapping[str, Any]) -> subprocess.
     process.stdin.close()
     process.stdin = None  # `communicate` would flush it
     return process
+
+
+@dataclass(slots=True)
+class Company:
+    """How many cores were taken by work that is none of ours while the block ran. Known when it has ended.
+
+    All of the machine's time, less that of this process and of those it started and has seen end.
+    """
+
+    cores: float = 0.0
+    _began: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __enter__(self) -> Self:
+        self._began = self._now()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        at, busy, ours = (now - then for now, then in zip(self._now(), self._began, strict=True))
+        self.cores = max(busy - ours, 0.0) / at
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        whole = psutil.cpu_times()
+        busy = sum(whole) - whole.idle - getattr(whole, "iowait", 0.0) - getattr(whole, "guest", 0.0)
+        return time.monotonic(), busy, sum(os.times()[:4])
