@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.models.batching import alike, pad, pick, split, stack
+from hedgerow.models.batching import alike, pick, split, stack
 
 WAITING = st.lists(st.tuples(st.sampled_from([None, "a", "b"]), st.integers(1, 5)), max_size=40)
 
@@ -78,7 +78,7 @@ def test_what_is_stacked_and_split_comes_back(rows: list[int], axis: int, paddin
     axes = {"x": axis, "scale": None}
     total = sum(rows)
 
-    batch = pad(stack(requests, axes), axes, total + padding)
+    batch = stack(requests, axes, padding)
     parts = split({"x": batch["x"]}, {"x": axis}, rows, total + padding)
 
     assert batch["x"].shape[axis] == total + padding
@@ -89,7 +89,7 @@ def test_what_is_stacked_and_split_comes_back(rows: list[int], axis: int, paddin
 
 def test_padding_repeats_the_last_row() -> None:
     """A model may divide by what it gets; zeros would be a frame that no sensor sent."""
-    batch = pad({"x": np.array([[1], [2]])}, {"x": 0}, 4)
+    batch = stack([{"x": np.array([[1], [2]])}], {"x": 0}, 2)
 
     assert batch["x"].tolist() == [[1], [2], [2], [2]]
 

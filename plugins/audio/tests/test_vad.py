@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow import FrameError
+from hedgerow import Frame, FrameError, PerStream, Stage
 from hedgerow.testing import frame, run_pipeline, run_stage
-from hedgerow_audio.vad import VadWindow
+from hedgerow_audio.vad import VadWindow, VadWindowConfig
 
 NOISE = np.random.default_rng(2).normal(0, 0.1, 9_000).astype(np.float32)
 
@@ -29,6 +32,41 @@ def test_windows_are_the_same_however_the_sound_is_cut(chunks, sizes: list[int])
     assert [one.meta["window_at"] for one in run.out] == pytest.approx(
         [50.0 + number * 0.032 for number in range(len(windows))], abs=1e-6
     )
+
+
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from("abc"), st.sampled_from(["window", "window", "window", "short", "late", "nan"])
+        ),
+        max_size=8,
+    )
+)
+def test_frames_given_together_make_the_same_windows_as_one_by_one(rounds: list[dict[str, str]]) -> None:
+    """Streams of one list do not touch each other, whatever else is in the list."""
+    both = [VadWindow(VadWindowConfig()) for _ in range(2)]
+    for stage in both:
+        stage.setup(SimpleNamespace(per_stream=PerStream))  # type: ignore[arg-type]
+    for number, kinds in enumerate(rounds):
+        frames = []
+        for stream, kind in kinds.items():
+            sound = NOISE[number * 512 :][: 300 if kind == "short" else 512] * (1 + "abc".index(stream))
+            if kind == "nan":
+                sound[7] = np.nan
+            at = 50 + number * 0.032 + (9.0 if kind == "late" else 0.0)
+            frames.append(Frame(array=sound, stream=stream, sequence=number, captured_at=at, meta={"rate": 16_000}))
+        together = both[0].process_many(frames)
+        alone = [outcome for one in frames for outcome in Stage.process_many(both[1], [one])]
+
+        assert [_seen(outcome) for outcome in together] == [_seen(outcome) for outcome in alone]
+
+
+def _seen(outcome: Any) -> Any:
+    """What can be compared of an outcome."""
+    if isinstance(outcome, Exception):
+        return str(outcome)
+    windows = outcome if isinstance(outcome, list) else [outcome]
+    return [(one.stream, one.tensors["input"].tobytes(), one.tensors["input"].shape, one.meta) for one in windows]
 
 
 def test_only_the_first_window_begins_the_stream(chunks) -> None:  # type: ignore[no-untyped-def]

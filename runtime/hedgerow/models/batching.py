@@ -45,13 +45,20 @@ def pick(waiting: Sequence[tuple[Hashable, int]], limit: int) -> list[int]:
     return chosen
 
 
-def stack(requests: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None]) -> dict[str, Array]:
+def stack(
+    requests: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None], padding: int = 0
+) -> dict[str, Array]:
     """One input from those of several requests.
 
     Args:
         axes: the batch axis of every input; None: it has none and is the same in all requests.
+        padding: how often the last row is repeated at the end.
     Returns: arrays in C order; of a single request its own, not copied if they are in C order already.
     """
+    if padding:
+        last = requests[-1]
+        row = {name: array if (axis := axes[name]) is None else _last(array, axis) for name, array in last.items()}
+        requests = [*requests, *[row] * padding]
     if len(requests) == 1:
         return {name: _in_order(array) for name, array in requests[0].items()}
     return {
@@ -60,16 +67,6 @@ def stack(requests: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None
         else np.concatenate([request[name] for request in requests], axis=axis)
         for name, axis in axes.items()
     }
-
-
-def pad(batch: Mapping[str, Array], axes: Mapping[str, int | None], rows: int) -> dict[str, Array]:
-    """A batch with its last row repeated until it has so many rows."""
-    padded = dict(batch)
-    for name, axis in axes.items():
-        if axis is not None and (missing := rows - padded[name].shape[axis]) > 0:
-            last = np.take(padded[name], [-1], axis=axis)
-            padded[name] = np.concatenate([padded[name], np.repeat(last, missing, axis=axis)], axis=axis)
-    return padded
 
 
 def split(
@@ -87,6 +84,12 @@ def split(
         axis = axes[name]
         if array.ndim <= axis or array.shape[axis] != total:
             raise ValueError(f"{name} came back as {list(array.shape)} for {total} rows on axis {axis}")
+    if rows.count(1) == len(rows):  # as nearly always: numpy walks along an axis faster than slices are made
+        singles: list[dict[str, Array]] = [{} for _ in rows]
+        for name, array in outputs.items():
+            for single, row in zip(singles, _rows_of(array, axes[name], len(rows)), strict=True):
+                single[name] = row
+        return singles
     parts = []
     begin = 0
     for count in rows:
@@ -94,6 +97,17 @@ def split(
         parts.append({name: array[(_ALL,) * axes[name] + (cut,)] for name, array in outputs.items()})
         begin += count
     return parts
+
+
+def _last(array: Array, axis: int) -> Array:
+    return array[(*[_ALL] * axis, slice(-1, None))]
+
+
+def _rows_of(array: Array, axis: int, count: int) -> list[Array]:
+    """Views of an array's first rows, each with its batch axis of size 1."""
+    if axis == 0:
+        return list(array[:count, np.newaxis])
+    return list(np.moveaxis(array, axis, 0)[(slice(count), *[_ALL] * axis, np.newaxis)])
 
 
 def alike(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:

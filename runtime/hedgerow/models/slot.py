@@ -210,12 +210,10 @@ class Slot:
 
     def _infer(self, tickets: list[Ticket]) -> list[dict[str, Array]]:
         fit = self._fit
-        batch = batching.stack([ticket.request for ticket in tickets], fit.axes)
         rows = [ticket.rows for ticket in tickets]
         total = sum(rows)
         padded = next((size for size in self._sizes if size >= total), total)
-        if padded > total:
-            batch = batching.pad(batch, fit.axes, padded)
+        batch = batching.stack([ticket.request for ticket in tickets], fit.axes, padded - total)
         batch.update(fit.constants)
         began = time.perf_counter()
         outputs = self._session.run(batch)

@@ -59,7 +59,10 @@ class Infer(Stage[InferConfig]):
                 )
         self._feeds = [_Feed(spec, self.config.inputs.get(spec.name, spec.name), self._model) for spec in self._specs]
         zero = self._model.zero_state()
-        self._states: PerStream[dict[str, Array]] | None = context.per_stream(lambda: zero) if zero else None
+        self._moves = tuple(self._model.state.items())
+        self._states: PerStream[dict[str, Array]] | None = (
+            context.per_stream(lambda: {name: state.copy() for name, state in zero.items()}) if zero else None
+        )
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Run the model on all frames that wait, in as few batches as it can."""
@@ -86,16 +89,26 @@ class Infer(Stage[InferConfig]):
         self, frames: Sequence[Frame], outcomes: list[Any], turn: list[int], states: PerStream[dict[str, Array]]
     ) -> None:
         """As `_infer`, for frames of different streams."""
-        moves = self._model.state
+        moves = self._moves
+        requests, before = [], []
         for i in turn:
-            if frames[i].meta.get("begins"):
-                states.pop(frames[i].stream, None)
-            outcomes[i].update(states[frames[i].stream])
-        results = self._model.infer_each([outcomes[i] for i in turn])
-        for i, result in zip(turn, results, strict=True):
+            frame, request = frames[i], outcomes[i]
+            if frame.meta.get("begins"):
+                states.pop(frame.stream, None)
+            state = states[frame.stream]
+            request.update(state)
+            requests.append(request)
+            before.append(state)
+        results = self._model.infer_each(requests)
+        for i, state, result in zip(turn, before, results, strict=True):
             if result.__class__ is dict:
                 # Copied, so that a silent stream does not keep the whole batch in memory.
-                states[frames[i].stream] = {name: result.pop(output).copy() for name, output in moves.items()}
+                for name, output in moves:
+                    moved, kept = result.pop(output), state[name]
+                    if kept.shape == moved.shape:
+                        kept[...] = moved
+                    else:
+                        state[name] = moved.copy()
             outcomes[i] = self._outcome(frames[i], outcomes[i], result)
 
     def _outcome(self, frame: Frame, request: dict[str, Array], result: Any) -> Frame | Exception:

@@ -34,11 +34,18 @@ def mono(frame: Frame) -> Samples:
             code="not-mono",
             remedy="Put `pcm16` before this stage; it mixes channels and scales to -1..1.",
         )
-    # The sum of squares tells in one pass; where it is not finite, large values may have overflowed it, of which `vdot`,
-    # unlike `dot`, does not warn.
-    if not math.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
+    if not is_finite(array):
         raise FrameError("The sound holds NaN or infinity", code="not-finite")
     return array
+
+
+def is_finite(samples: Samples) -> bool:
+    """Whether none is NaN or infinite.
+
+    The sum of squares tells in one pass; where it is not finite, large values may have overflowed it, of which `vdot`,
+    unlike `dot`, does not warn.
+    """
+    return math.isfinite(np.vdot(samples, samples)) or bool(np.isfinite(samples).all())
 
 
 def rate_of(frame: Frame) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from pydantic import Field
 
-from hedgerow import Frame, FrameError, Stage, StageConfig, StageContext
-from hedgerow_audio.samples import Continuity, Samples, mono, rate_of, sampled_at
+from hedgerow import Frame, FrameError, Outcome, Stage, StageConfig, StageContext
+from hedgerow_audio.samples import Continuity, Samples, is_finite, mono, rate_of, sampled_at
 
 RATE: Final = 16_000
 """Samples a second that the model takes."""
@@ -54,6 +55,40 @@ class VadWindow(Stage[VadWindowConfig]):
     def setup(self, context: StageContext) -> None:
         """Make the state."""
         self._tails = context.per_stream(_Tail)
+
+    def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
+        """As one by one, but frames of one window each, if all are, are cut together: each then costs half."""
+        pieces: list[Samples] = []
+        tails: dict[str, _Tail] = {}
+        for frame in frames:
+            tail = tails[frame.stream] = self._tails[frame.stream]
+            if not self._is_one_window(frame, tail):
+                return super().process_many(frames)
+            pieces += (tail.samples, frame.array)
+        heard = np.concatenate(pieces).reshape(-1, CONTEXT + SIZE) if pieces else np.empty((0, 0), np.float32)
+        if len(tails) < len(frames) or not is_finite(heard):
+            return super().process_many(frames)
+        outcomes: list[Outcome | Exception] = []
+        for frame, tail, window in zip(frames, tails.values(), heard[:, np.newaxis], strict=True):
+            tail.samples[...] = window[0, SIZE:]
+            position, at = tail.position, sampled_at(frame)
+            tail.position = position + SIZE
+            tail.continuity.take(frame, at + SIZE / RATE)
+            tensors = {self.config.input: window}
+            outcomes.append(frame.with_tensors(tensors, position=position, begins=position == 0, window_at=at))
+        return outcomes
+
+    def _is_one_window(self, frame: Frame, tail: _Tail) -> bool:
+        """Whether it is as long as a window, follows on what was heard, and nothing is left over from before."""
+        array = frame.array if frame.has_array else None
+        return (
+            array is not None
+            and array.shape == (SIZE,)
+            and array.dtype == np.float32
+            and len(tail.samples) == CONTEXT
+            and frame.meta.get("rate") == RATE
+            and not tail.continuity.broken_by(frame, sampled_at(frame), self.config.max_gap_s)
+        )
 
     def process(self, frame: Frame) -> Frame | list[Frame]:
         """Raises: FrameError: the frame is not mono sound at 16 kHz, or is too long."""
