@@ -92,6 +92,10 @@ class FrameQueue(Generic[T]):
         """Streams that an item could be taken of now."""
         return len(self._ready)
 
+    def holds(self, stream: str) -> bool:
+        """Whether items of a stream wait or are being worked on."""
+        return stream in self._streams
+
     def put(self, item: T) -> list[Shed[T]]:
         """Let an item wait; gives back what had to go for it, perhaps the item itself."""
         shed: list[Shed[T]] = []

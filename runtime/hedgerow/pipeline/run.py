@@ -28,6 +28,7 @@ from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, StreamKey, shed_reason, unusable
 from hedgerow.pipeline.lane import Job, Lane
 from hedgerow.pipeline.pace import Pace
+from hedgerow.pipeline.placement import Placement
 from hedgerow.pipeline.plan import Completed, Plan, Snapshot
 from hedgerow.pipeline.queue import FrameQueue
 from hedgerow.pipeline.settle import Settler
@@ -91,6 +92,7 @@ class PipelineRunner:
         self._queues: list[FrameQueue[Delivery]] = [
             FrameQueue(plan.config.queue) for _ in range(plan.lanes if plan.pinned else 1)
         ]
+        self._placement = Placement(len(self._queues))
         self._lanes: list[Lane] = []
         self._idle: list[Lane] = []
         self._pace = Pace()
@@ -267,7 +269,7 @@ class PipelineRunner:
             elif self.state == "stopping":
                 self._settler.drop(delivery, shed_reason(delivery))
             else:
-                queue = queues[hash(stream) % len(queues)] if len(queues) > 1 else queues[0]
+                queue = queues[self._placement(stream)] if len(queues) > 1 else queues[0]
                 for shed, reason in queue.put(delivery):
                     self._settler.drop(shed, reason)
         if messages:
@@ -357,4 +359,6 @@ class PipelineRunner:
             for queue in self._queues:
                 for delivery, reason in queue.expire(time.monotonic()):
                     self._settler.drop(delivery, reason)
+            if len(self._placement) > len(self._streams):
+                self._placement.sweep(self._streams, lambda stream, lane: self._queues[lane].holds(stream))
             self._dispatch()

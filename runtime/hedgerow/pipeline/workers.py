@@ -139,7 +139,8 @@ class WorkerPlan(Plan):
 
     def forget(self, stream: str) -> None:
         """See `Plan.forget`."""
-        self._workers[hash(stream) % self.lanes].forgotten.append(stream)
+        for worker in self._workers:  # one of them knows it
+            worker.forgotten.append(stream)
 
     def models(self) -> list[SlotInfo]:
         """See `Plan.models`; counts are those of all workers."""
