@@ -64,11 +64,11 @@ SUITES: dict[str, Suite] = {
     "vad": Suite(vad.run, 2, 5),
     "text": Suite(text.run, 2, 2, 12),
     "latency": Suite(latency.run, 4, 1, 16),
-    "noop": Suite(noop.run, 6),
+    "noop": Suite(noop.run, 5),
     "large": Suite(large.run, 0, 5),
-    "receive": Suite(received.run, 0, 20),
+    "receive": Suite(received.run, 0, 10),
     "streams": Suite(streams.run, 2, 0, 14),
-    "batching": Suite(batching.run, 0, 22),
+    "batching": Suite(batching.run, 0, 17),
     "overload": Suite(overload.run, 3, 2),
     "fairness": Suite(overload.fairness, 2, 1),
     "memory": Suite(memory.run, 1, 7),
@@ -77,7 +77,7 @@ SUITES: dict[str, Suite] = {
     "reload": Suite(reload.run, 1, 2),
 }
 HERE = Path(__file__).parent
-FULL, QUICK, SMOKE = Options(5, 3.0, 1.0), Options(3, 2.0, 1.0), Options(1, 0.4, 0.3, smoke=True)
+FULL, QUICK, SMOKE = Options(5, 2.5, 0.5), Options(3, 1.5, 0.5), Options(1, 0.4, 0.3, smoke=True)
 
 
 def main(

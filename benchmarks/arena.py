@@ -121,16 +121,16 @@ class Arena:
         return {"contender": contender.process.pid, "broker": self.broker.pid}
 
 
-def costs(id: str, contender: Contender) -> list[Cell]:
-    """Rate and processor time of a contender."""
-    name = contender.name
+def costs(id: str, contender: Contender, case: str = "") -> list[Cell]:
+    """Rate and processor time of a contender. `case` tells apart the cases of one suite."""
+    key, name = contender.name, f"{case}{contender.name}"
     stalls = sum(run.stalls for run in contender.runs)
     note = f"{stalls} stalls" if stalls else ""
     return [
-        cell(f"{id}.rate.{name}", f"{name}: results", contender.rates, "frames/s", note),
-        cell(f"{id}.cpu.{name}", f"{name}: processor time a frame", contender.cpu_us("contender"), "µs"),
+        cell(f"{id}.rate.{key}", f"{name}: results", contender.rates, "frames/s", note),
+        cell(f"{id}.cpu.{key}", f"{name}: processor time a frame", contender.cpu_us("contender"), "µs"),
         cell(
-            f"{id}.cpu_all.{name}",
+            f"{id}.cpu_all.{key}",
             f"{name}: the same with broker and load",
             contender.cpu_us("contender", "broker", "load"),
             "µs",

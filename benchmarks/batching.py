@@ -30,7 +30,7 @@ LARGEST = 16
 LOW_LOAD = 0.2
 """Of what one request after the other would make; then hardly any has to wait."""
 _LOW_CALLERS = 8
-_TURNS = 4
+_TURNS = 8
 """Of each slot at low load in a repeat: a tail says little if one of them alone met a busy moment."""
 
 Request = Mapping[str, Any]
@@ -39,7 +39,7 @@ Request = Mapping[str, Any]
 def run(options: Options) -> list[Cell]:
     """Throughput beside the best size of a sweep; latency beside no batches at all."""
     sizes = (1, LARGEST) if options.smoke else SIZES
-    seconds = min(options.seconds, 2.0) / 2
+    seconds = min(options.seconds, 2.0) / 3
     fixed: dict[int, list[float]] = {size: [] for size in sizes}
     greedy: dict[int, list[float]] = {size: [] for size in sizes}
     tails: dict[int, list[float]] = {1: [], LARGEST: []}

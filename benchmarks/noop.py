@@ -27,15 +27,15 @@ def run(options: Options) -> list[Cell]:
         with Arena() as arena:
             node = arena.add_node("node", pipeline)
             paho = arena.add_peer("paho", "noop-paho", qos)
-            aiomqtt = arena.add_peer("aiomqtt", "noop-aiomqtt", qos, workers=64 if qos else 8)
+            loops = [paho] if qos else [paho, arena.add_peer("aiomqtt", "noop-aiomqtt", workers=8)]
             payloads = arena.payloads([bytes(64)])
             for _ in range(options.repeats):
-                for contender in (paho, node, aiomqtt):
+                for contender in (node, *loops):
                     arena.load(contender, STREAMS, payloads, options, window=WINDOW, qos=qos)
         case, note = f"noop.qos{qos}", _NOTE[qos]
-        for contender in (node, paho, aiomqtt):
-            cells += costs(case, contender)
-        for loop in (paho, aiomqtt):
+        for contender in (node, *loops):
+            cells += costs(case, contender, f"QoS {qos}, ")
+        for loop in loops:
             name = loop.name
             cells.append(ratio(f"{case}.node_per_{name}", f"QoS {qos}, node ÷ {name}", node.rates, loop.rates, note))
             cells.append(cheaper(f"{case}.cpu_{name}_per_node", loop, node))

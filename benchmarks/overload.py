@@ -1,7 +1,8 @@
 """Overload: text detection offered several times what the node can do.
 
 Capacity is what a node without a deadline does in the closed loop, measured in the same repeat right before. The age of
-a result is the node's own: from when it received the frame to when it made the result.
+a result counts from when its frame was due to when the load heard it. That is more than the node can see and hold its
+deadline against: it knows a frame from when it received it; the age by its own clock is shown beside it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def run(options: Options) -> list[Cell]:
     capacity: list[float] = []
     on_time: dict[int, list[float]] = {times: [] for times in TIMES}
     ages: dict[int, list[float]] = {times: [] for times in TIMES}
-    seen: dict[int, list[float]] = {times: [] for times in TIMES}
+    own: dict[int, list[float]] = {times: [] for times in TIMES}
     with Arena() as arena:
         free = arena.add_node("free", _with(policy="fifo", max_frames_per_stream=64), {"text": MODEL})
         timely = arena.add_node("timely", _with(deadline_s=deadline_s, max_frames_per_stream=1), {"text": MODEL})
@@ -48,17 +49,17 @@ def run(options: Options) -> list[Cell]:
                 rate = times * capacity[-1]
                 measured = arena.load(timely, STREAMS, payloads, options, rate=rate, keep=True)
                 age = [_age_s(result) for result in map(orjson.loads, measured.kept)]
-                in_time = sum(each <= deadline_s for each in age) / len(age)
-                on_time[times].append(measured.rate * in_time / capacity[-1])
-                ages[times].append(percentile(age, 0.99) * 1e3)
-                seen[times].append(percentile(measured.latencies_ms, 0.99))
+                in_time = sum(each <= deadline_s * 1e3 for each in measured.latencies_ms)
+                on_time[times].append(in_time / measured.seconds / capacity[-1])
+                ages[times].append(percentile(measured.latencies_ms, 0.99))
+                own[times].append(percentile(age, 0.99) * 1e3)
     cells = [cell("overload.capacity", "closed loop, no deadline", capacity, "frames/s")]
     for times in TIMES:
         name, at = f"{times} × capacity", f"overload.{times}x"
         cells += [
             cell(f"{at}.on_time_per_capacity", f"{name}: results in time ÷ capacity", on_time[times], "×"),
-            cell(f"{at}.p99_age", f"{name}: p99 from reception to result", ages[times], "ms"),
-            cell(f"{at}.p99_seen", f"{name}: p99 from when due to when heard", seen[times], "ms"),
+            cell(f"{at}.p99_age", f"{name}: p99 from when due to when heard", ages[times], "ms"),
+            cell(f"{at}.p99_own", f"{name}: the same by the node's clock, from reception to result", own[times], "ms"),
         ]
     return cells
 

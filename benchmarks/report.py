@@ -45,7 +45,7 @@ machine at that hour; the ratios are what to compare.
   takes them, and time runs from the first frame sent to the last one received (mosquitto_sub) or answered (the node).
 - **Copies** are counted in the node: the most memory that Python had under way for a frame of 1 MB, in frames. The buffer
   that the kernel reads into is one; what was copied and its copy would be two.
-- **Age** of a result in overload is the node's own: from when it received the frame to when it made the result.
+- **Age** of a result in overload runs from when its frame was due to when the load heard it.
 """
 
 

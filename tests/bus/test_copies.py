@@ -1,0 +1,42 @@
+"""A large payload is not copied between the socket and whoever gets the message."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from hedgerow.testing.mosquitto import Mosquitto
+
+SIZE = 8_000_000
+
+
+async def test_a_large_payload_stays_in_the_buffer_that_the_kernel_filled(
+    broker: Mosquitto,
+    topic_prefix: str,
+    tmp_path: Path,
+    listener: Callable[..., Any],
+    eventually: Callable[..., Awaitable[None]],
+) -> None:
+    """What was copied and its copy are there at the same time, so the peak would show both."""
+    (tmp_path / "payload").write_bytes(bytes(SIZE))
+    async with listener(broker.url) as client:
+        await client.wait_connected(10)
+        await client.subscribe({topic_prefix: 1})
+        tracemalloc.start()
+        try:
+            sender = await asyncio.create_subprocess_exec(
+                *("mosquitto_pub", "-p", str(broker.port), "-t", topic_prefix, "-q", "1", "-f", tmp_path / "payload")
+            )
+            await eventually(lambda: client.messages, timeout_s=60)
+            now, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert await sender.wait() == 0
+
+    (message,) = client.messages
+    assert len(message.payload) == SIZE
+    assert now > SIZE, "the buffer is not among what was traced"
+    assert peak < 1.5 * SIZE
