@@ -273,7 +273,8 @@ class PipelineConfig(Section):
         None,
         ge=1,
         le=64,
-        description="Lists of frames that run at the same time, never two of one stream; by default the node's cores.",
+        description="Lists of frames that run at the same time, never two of one stream. Left out: as many as the "
+        "node has cores, or fewer, if trying under load shows that the interpreter lock makes fewer faster.",
     )
     workers: int = Field(
         0,

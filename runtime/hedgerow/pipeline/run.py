@@ -28,6 +28,7 @@ from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, StreamKey, shed_reason, unusable
 from hedgerow.pipeline.lane import Job, Lane
 from hedgerow.pipeline.pace import Pace
+from hedgerow.pipeline.parallelism import Parallelism
 from hedgerow.pipeline.placement import Placement
 from hedgerow.pipeline.plan import Completed, Plan, Snapshot
 from hedgerow.pipeline.queue import FrameQueue
@@ -96,6 +97,7 @@ class PipelineRunner:
         self._lanes: list[Lane] = []
         self._idle: list[Lane] = []
         self._pace = Pace()
+        self._parallelism: Parallelism | None = None
         self._turn = asyncio.Lock()
         self._adopt(plan)
 
@@ -193,6 +195,7 @@ class PipelineRunner:
         old = self.plan
         await self._source.unsubscribe(_filters(old).keys() - _filters(plan).keys())
         self._adopt(plan)
+        self._parallelism = None  # other stages, another number of lanes
         self._add_lanes()
         old.retire()
         self._dispatch()
@@ -203,6 +206,10 @@ class PipelineRunner:
             self._lanes.append(lane)
             self._idle.append(lane)
             lane.start()
+        if self.plan.pinned or self.plan.config.lanes is not None:
+            self._parallelism = None
+        elif self._parallelism is None:
+            self._parallelism = Parallelism(len(self._lanes))
 
     @property
     def connected(self) -> bool:
@@ -295,6 +302,8 @@ class PipelineRunner:
             return
         deadline_s = self.plan.config.queue.deadline_s
         for lane in tuple(self._idle):
+            if len(self._lanes) - len(self._idle) >= self._usable:
+                return
             queue = self._queues[lane.index % len(self._queues)]
             while queue.has_ready and not self._settler.full:
                 now, most = time.monotonic(), self._most(queue)
@@ -314,6 +323,11 @@ class PipelineRunner:
                 if len(self._idle) == len(self._lanes) and any(reason is DropReason.LATE for _, reason in expired):
                     self._pace.doubt()  # nothing runs and nothing was worth starting
 
+    @property
+    def _usable(self) -> int:
+        """Lanes that may run at the same time."""
+        return len(self._lanes) if self._parallelism is None else self._parallelism.lanes
+
     def _most(self, queue: FrameQueue[Delivery]) -> int:
         """Most frames for the next list.
 
@@ -323,20 +337,23 @@ class PipelineRunner:
         batch, ready = self.plan.config.batch, queue.ready
         if self.plan.pinned or self._pace.needs(ready) <= LONG_S:
             return batch
-        share = -(-ready // len(self._lanes))
+        share = -(-ready // self._usable)
         return min(batch, max(share, int(LONG_S / self._pace.needs(1))))
 
     # Out
 
     def _finished(self, lane: Lane, job: Job, completed: Completed) -> None:
-        lane.job = None
-        self._pace.took(len(job.deliveries), time.monotonic() - job.began_at)
+        lane.job, now = None, time.monotonic()
+        self._pace.took(len(job.deliveries), now - job.began_at)
         self._idle.append(lane)
         job.plan.running -= 1
         if job.plan.retired:
             job.plan.retire()
         streams = {delivery.stream for delivery in job.deliveries}
-        self._queues[lane.index % len(self._queues)].release(streams)
+        queue = self._queues[lane.index % len(self._queues)]
+        queue.release(streams)
+        if self._parallelism is not None:
+            self._parallelism.finished(len(job.deliveries), now, queue.has_ready)
         for stream in streams - self._streams.keys():  # forgotten while it was being worked on: its state has come back
             job.plan.forget(stream)
         tally = self.tally
