@@ -62,22 +62,22 @@ _START_S = 0.3
 """What it takes to start the load's process."""
 SUITES: dict[str, Suite] = {
     "vad": Suite(vad.run, 2, 5),
-    "text": Suite(text.run, 2, 2, 12),
-    "latency": Suite(latency.run, 4, 1, 16),
+    "text": Suite(text.run, 2, 3, 15),
+    "latency": Suite(latency.run, 4, 1, 12),
     "noop": Suite(noop.run, 5),
-    "large": Suite(large.run, 0, 5),
-    "receive": Suite(received.run, 0, 10),
-    "streams": Suite(streams.run, 2, 0, 14),
-    "batching": Suite(batching.run, 0, 17),
-    "overload": Suite(overload.run, 3, 2),
-    "fairness": Suite(overload.fairness, 2, 1),
-    "memory": Suite(memory.run, 1, 7),
+    "large": Suite(large.run, 0, 6, 9),
+    "receive": Suite(received.run, 0, 15),
+    "streams": Suite(streams.run, 2, 0, 11),
+    "batching": Suite(batching.run, 0, 15),
+    "overload": Suite(overload.run, 3, 6),
+    "fairness": Suite(overload.fairness, 2, 3),
+    "memory": Suite(memory.run, 1, 6, 0),
     "sharing": Suite(sharing.run, 2),
     "workers": Suite(workers.run, 2),
-    "reload": Suite(reload.run, 1, 2),
+    "reload": Suite(reload.run, 1, 3),
 }
 HERE = Path(__file__).parent
-FULL, QUICK, SMOKE = Options(5, 2.5, 0.5), Options(3, 1.5, 0.5), Options(1, 0.4, 0.3, smoke=True)
+FULL, QUICK, SMOKE = Options(5, 2.0, 0.5), Options(3, 1.5, 0.5), Options(1, 0.4, 0.3, smoke=True)
 
 
 def main(

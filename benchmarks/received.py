@@ -9,6 +9,9 @@ from pathlib import Path
 
 from benchmarks.cells import Cell, Options, cell, ratio
 
+_CASES = ("64 B, QoS 0, busy", "64 B, QoS 1", "100 kB, QoS 0")
+"""Idle links are left to `receive.py` itself, and 1 MB to `large.py`."""
+
 
 def run(options: Options) -> list[Cell]:
     """Processor time a message, by client and case. Each repeat is a run of `receive.py` of its own; three are enough
@@ -17,7 +20,7 @@ def run(options: Options) -> list[Cell]:
     flags = ["--smoke"] if options.smoke else ["--repeats", "1"]
     runs = []
     for _ in range(min(options.repeats, 3)):
-        command = [sys.executable, str(Path(__file__).with_name("receive.py")), "--json", *flags]
+        command = [sys.executable, str(Path(__file__).with_name("receive.py")), "--json", *flags, "--cases", *_CASES]
         runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
     cells: list[Cell] = []
     for case, clients in runs[0].items():
