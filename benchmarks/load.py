@@ -56,6 +56,7 @@ class Spec:
         rate: open loop: frames a second, all streams together.
         warmup_s, seconds: time before measuring, and measured.
         stalled_s: without a result for this long the frames under way count as lost; the closed loop sends as many anew.
+        frames_a_result: how many frames a result answers; for contenders that answer only now and then.
         keep: hand back the payloads of the results as well.
         pids: processes to take the processor time of, by role.
     """
@@ -71,6 +72,7 @@ class Spec:
     warmup_s: float = 1.0
     seconds: float = 3.0
     stalled_s: float = 1.0
+    frames_a_result: int = 1
     keep: bool = False
     pids: dict[str, int] = field(default_factory=dict)
 
@@ -294,7 +296,7 @@ class Load:
         for first, start, stop in link.packets():
             if first & 0xF0 != PUBLISH:
                 continue
-            count += 1
+            count += self._spec.frames_a_result
             if self._due and (found := _NUMBER.search(link.body(start, stop))):
                 due = self._due.pop(int(found[1]), None)
                 if due is not None and due >= self._since:

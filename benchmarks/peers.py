@@ -11,6 +11,7 @@ queued messages, `loop_forever` for paho (its quickest loop), several workers on
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import sys
@@ -19,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-Answer = Callable[[str, Any, str], bytes]
-"""From topic, payload and the frame's id to a result."""
+Answer = Callable[[str, Any, str], bytes | None]
+"""From topic, payload and the frame's id to a result; None: there is none."""
 
 
 def vad(_: dict[str, Any]) -> Answer:
@@ -70,6 +71,12 @@ def noop(_: dict[str, Any]) -> Answer:
     return lambda _, payload, frame: json.dumps({"id": frame, "bytes": len(payload)}).encode()
 
 
+def count(options: dict[str, Any]) -> Answer:
+    """Nothing, but for every n-th frame a sign of life."""
+    numbers, each = itertools.count(1), options["each"]
+    return lambda *_: None if next(numbers) % each else b"{}"
+
+
 def paho(answer: Answer, options: dict[str, Any]) -> None:
     """One thread: paho's own loop, inference and publishing within `on_message`."""
     import paho.mqtt.client as library
@@ -83,7 +90,9 @@ def paho(answer: Answer, options: dict[str, Any]) -> None:
     def on_message(client: library.Client, _: Any, message: library.MQTTMessage) -> None:
         given = getattr(message.properties, "UserProperty", ())
         frame = next((value for name, value in given if name == "id"), "")
-        client.publish(results, answer(message.topic, message.payload, frame), qos=qos)
+        result = answer(message.topic, message.payload, frame)
+        if result is not None:
+            client.publish(results, result, qos=qos)
 
     def without_delay(_: library.Client, __: Any, sock: Any) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -109,7 +118,9 @@ def aiomqtt(answer: Answer, options: dict[str, Any]) -> None:
         async for message in client.messages:
             given = getattr(message.properties, "UserProperty", ())
             frame = next((value for name, value in given if name == "id"), "")
-            await client.publish(results, answer(str(message.topic), message.payload, frame), qos=qos)
+            result = answer(str(message.topic), message.payload, frame)
+            if result is not None:
+                await client.publish(results, result, qos=qos)
 
     async def main() -> None:
         async with library.Client(
@@ -133,7 +144,8 @@ PEERS: dict[str, tuple[Callable[[Answer, dict[str, Any]], None], Callable[[dict[
     "vad-paho": (paho, vad),
     "text-paho": (paho, text),
     "noop-paho": (paho, noop),
-    "noop-aiomqtt": (aiomqtt, noop),
+    "count-paho": (paho, count),
+    "count-aiomqtt": (aiomqtt, count),
 }
 
 

@@ -43,12 +43,12 @@ def test_each_row_of_the_table_has_its_numbers_and_a_bench_that_gives_them(tmp_p
 
 
 def test_what_misses_its_target_comes_first_in_the_report(tmp_path: Path) -> None:
-    missed = cell("noop.qos0.node_per_paho", "QoS 0, node ÷ paho", [2.0, 2.1, 2.2], "×")
+    missed = cell("noop.received.node_per_paho", "received, node ÷ paho", [2.0, 2.1, 2.2], "×")
     met = cell("vad.node_per_loop", "node ÷ loop", [3.5], "×")
     report.write(tmp_path, {"vad": record(met), "noop": record(missed)})
 
     text = (tmp_path / "REPORT.md").read_text()
-    lost = text.index("- QoS 0, node ÷ paho: **2.10 ×**, target 2.5")
+    lost = text.index("- received, node ÷ paho: **2.10 ×**, target 2.5")
     assert text.index("## Where we lose") < lost < text.index("](report.svg)") < text.index("## Method")
     assert "- node ÷ loop" not in text
 
