@@ -271,10 +271,11 @@ class PipelineConfig(Section):
     batch: int = Field(64, ge=1, description="Most frames that run through the stages together.")
     lanes: int | None = Field(
         None,
-        ge=1,
+        ge=0,
         le=64,
         description="Lists of frames that run at the same time, never two of one stream. Left out: as many as the "
-        "node has cores, or fewer, if trying under load shows that the interpreter lock makes fewer faster.",
+        "node has cores, or fewer, if trying under load shows that the interpreter lock makes fewer faster. 0: on the node's "
+        "event loop, which answers soonest; but a stage that hangs then stops the whole node.",
     )
     workers: int = Field(
         0,

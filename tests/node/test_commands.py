@@ -154,7 +154,9 @@ async def streaming(site: Site) -> AsyncIterator[list[int]]:
         await publishing
 
 
-@pytest.mark.parametrize("change", [{}, {"receive_maximum": 7}, {"max_payload_bytes": 5000}, {"lanes": 3}])
+@pytest.mark.parametrize(
+    "change", [{}, {"receive_maximum": 7}, {"max_payload_bytes": 5000}, {"lanes": 3}, {"lanes": 0}]
+)
 async def test_a_reload_under_load_loses_no_frame_and_keeps_their_order(site: Site, change: dict[str, Any]) -> None:
     def config(tag: str, **fields: Any) -> dict[str, Any]:
         return {"p": site.pipeline({"trial": {"tag": tag, "sleep_s": 0.001}}, **fields)}
@@ -171,6 +173,16 @@ async def test_a_reload_under_load_loses_no_frame_and_keeps_their_order(site: Si
     assert tags == sorted(tags, reverse=True), "first the old, then the new"
     assert set(tags) == {"old", "new"}
     assert site.events("reloaded")
+
+
+async def test_lanes_come_and_go_by_reload(site: Site) -> None:
+    """From the event loop to threads and back."""
+    async with site.node({"p": site.pipeline(lanes=0)}) as node:
+        for turn, lanes in enumerate((3, 0, 1, 0)):
+            assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(lanes=lanes)})}))["ok"]
+            assert len(node.runners["p"]._lanes) == lanes
+            await site.frame(turn)
+            await site.wait_results(turn + 1)
 
 
 async def test_a_paused_pipeline_is_still_paused_after_a_reload(site: Site) -> None:

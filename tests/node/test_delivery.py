@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -36,10 +37,11 @@ async def audited(node: Node) -> AsyncIterator[Counter[str]]:
     auditing.cancel()
 
 
-async def test_every_frame_has_one_fate_and_the_books_balance_at_every_moment(site: Site) -> None:
+@pytest.mark.parametrize("lanes", [2, 0])
+async def test_every_frame_has_one_fate_and_the_books_balance_at_every_moment(site: Site, lanes: int) -> None:
     """in = out + dropped + dead + in flight, under a load of everything."""
     kinds = [None, "drop", "two", "nothing", "dies", "unencodable", None, "drop", "two", "nothing"]
-    pipeline = site.pipeline(queue={"max_frames_per_stream": 1000, "max_age_s": 600})
+    pipeline = site.pipeline(lanes=lanes, queue={"max_frames_per_stream": 1000, "max_age_s": 600})
     async with site.node({"p": pipeline}) as node, audited(node) as looked:
         await asyncio.gather(
             *(site.frame(n, kinds[n % 10], stream=f"s{n % 7}", qos=n % 3 > 0) for n in range(1000)),
@@ -48,7 +50,7 @@ async def test_every_frame_has_one_fate_and_the_books_balance_at_every_moment(si
         await until(lambda: tally.settled == 1000, lambda: books(tally))
         assert not tally.held
 
-    assert looked["in flight"] > 10
+    assert looked["in flight" if lanes else "times"] > 10  # on the event loop they are in flight between two looks
     assert tally.received == 1000
     assert tally.out == 400
     assert tally.results == 600
@@ -56,8 +58,9 @@ async def test_every_frame_has_one_fate_and_the_books_balance_at_every_moment(si
     assert dict(tally.dead) == {"asked-to-die": 100, "unserialisable-result": 100}
 
 
-async def test_results_of_a_stream_keep_their_order_over_several_lanes(site: Site) -> None:
-    pipeline = site.pipeline({"trial": {"sleep_s": 0.0005}}, lanes=4, batch=8, queue={"policy": "fifo"})
+@pytest.mark.parametrize("lanes", [4, 1, 0, None])
+async def test_results_of_a_stream_keep_their_order_however_many_lanes_there_are(site: Site, lanes: int | None) -> None:
+    pipeline = site.pipeline({"trial": {"sleep_s": 0.0005}}, lanes=lanes, batch=8, queue={"policy": "fifo"})
     async with site.node({"p": pipeline}):
         await asyncio.gather(*(site.frames(range(150), stream=f"s{s}") for s in range(6)))
         await site.wait_results(900)
@@ -67,6 +70,17 @@ async def test_results_of_a_stream_keep_their_order_over_several_lanes(site: Sit
         by_stream[body["frame"]["stream"]].append((body["result"]["n"], body["frame"]["sequence"]))
     assert len(by_stream) == 6
     assert all(found == [(n, n) for n in range(150)] for found in by_stream.values())
+
+
+async def test_without_lanes_stages_run_on_the_event_loop(site: Site) -> None:
+    """No thread has to be woken, and none is there."""
+    async with site.node({"p": site.pipeline({"trial": {"tag": "here"}}, lanes=0)}) as node:
+        await site.frames(range(20))
+        await site.wait_results(20)
+        assert node.runners["p"]._lanes == []
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("p-")]
+
+    assert site.numbers() == list(range(20))
 
 
 async def test_a_qos_1_frame_is_acknowledged_only_when_its_result_is_accepted(site: Site, tmp_path: Path) -> None:

@@ -25,6 +25,15 @@ class Job:
     deliveries: list[Delivery]
     began_at: float
 
+    def run(self, lane: int) -> Completed:
+        """Take the list through. For any thread; never raises."""
+        try:
+            return self.plan.run(self.deliveries, lane)
+        except Exception as error:  # nothing gets here that we know of, but a lane that ends takes its frames along
+            log.exception("lane-failed", pipeline=self.plan.name)
+            fault = FrameError(f"The node failed: {error!r}", code="internal", remedy="Report it, with the node's log.")
+            return Completed([self.plan.bury(delivery, fault) for delivery in self.deliveries], [])
+
 
 class Lane(threading.Thread):
     """Takes lists through plans, one after the other.
@@ -57,14 +66,7 @@ class Lane(threading.Thread):
     def run(self) -> None:
         """(threading) Take jobs until told to end."""
         while (job := self._inbox.get()) is not None:
-            try:
-                completed = job.plan.run(job.deliveries, self.index)
-            except Exception as error:  # nothing gets here that we know of, but a lane that ends takes its frames along
-                log.exception("lane-failed", lane=self.name)
-                fault = FrameError(
-                    f"The node failed: {error!r}", code="internal", remedy="Report it, with the node's log."
-                )
-                completed = Completed([job.plan.bury(delivery, fault) for delivery in job.deliveries], [])
+            completed = job.run(self.index)
             try:
                 self._loop.call_soon_threadsafe(self._finished, self, job, completed)
             except RuntimeError:  # the loop is closed: the process is going down without us

@@ -51,7 +51,7 @@ class Plan(ABC):
         config: what it was built from.
         digest: of that configuration, for lineage.
         encoder: encodes its results and dead letters.
-        lanes: lists that may run at the same time.
+        lanes: lists that may run at the same time; 0: they run on the event loop.
         pinned: whether a stream must always go to the same lane.
         running: lists that run now.
         retired: whether another plan has taken its place.
@@ -131,7 +131,8 @@ class LocalPlan(Plan):
     def __init__(
         self, config: NodeConfig, name: str, base_dir: Path, pool: ModelPool, cores: int, on_event: EventSink
     ) -> None:
-        super().__init__(config, name, config.pipelines[name].lanes or cores)
+        lanes = config.pipelines[name].lanes
+        super().__init__(config, name, cores if lanes is None else lanes)
         self._context = PipelineContext(name, config.models, base_dir, pool)
         self._chain = build_chain(self.config.stages, self._context, on_event)
         self.encoder = make_encoder(config, name, self.models())

@@ -6,6 +6,7 @@ Rules:
 - Everything that counts or decides happens on the event loop, in one thread: queue, tally, acknowledgements. No locks.
 - A lane takes all that waits, up to `batch`, as one list, and runs it through the whole chain: one hop there, one back.
 - A stream is in one lane at a time, so its results keep their order; different streams use different cores.
+- Without lanes (`lanes: 0`) the lists run on the event loop.
 - A frame is acknowledged when the broker has accepted all its results, or its dead letter, or when it is dropped.
 """
 
@@ -98,6 +99,7 @@ class PipelineRunner:
         self._idle: list[Lane] = []
         self._pace = Pace()
         self._parallelism: Parallelism | None = None
+        self._running_here = False
         self._turn = asyncio.Lock()
         self._adopt(plan)
 
@@ -300,33 +302,50 @@ class PipelineRunner:
         """Give every idle lane what waits for it."""
         if self.state == "paused":
             return
-        deadline_s = self.plan.config.queue.deadline_s
+        if not self.plan.lanes:
+            self._run_here()
+            return
         for lane in tuple(self._idle):
             if len(self._lanes) - len(self._idle) >= self._usable:
                 return
-            queue = self._queues[lane.index % len(self._queues)]
-            while queue.has_ready and not self._settler.full:
-                now, most = time.monotonic(), self._most(queue)
-                if deadline_s is None:
-                    taken, expired = queue.take(most, now)
-                else:
-                    taken, expired = queue.take(most, now, self._pace.needs)
-                for delivery, reason in expired:
-                    self._settler.drop(delivery, reason)
-                if taken:
-                    for delivery in taken:
-                        delivery.dispatched_at = now
-                    self._idle.remove(lane)
-                    self.plan.running += 1
-                    lane.give(Job(self.plan, taken, now))
-                    break
-                if len(self._idle) == len(self._lanes) and any(reason is DropReason.LATE for _, reason in expired):
-                    self._pace.doubt()  # nothing runs and nothing was worth starting
+            job = self._next(self._queues[lane.index % len(self._queues)])
+            if job is not None:
+                self._idle.remove(lane)
+                lane.give(job)
+
+    def _run_here(self) -> None:
+        """Run all that waits on the event loop: no thread to wake, and nothing else until it is done."""
+        queue = self._queues[0]
+        while not self._running_here and (job := self._next(queue)) is not None:
+            self._running_here = True
+            completed = job.run(0)
+            self._running_here = False
+            self._completed(queue, job, completed)
+
+    def _next(self, queue: FrameQueue[Delivery]) -> Job | None:
+        """The next list; drops what is of no use any more."""
+        deadline_s = self.plan.config.queue.deadline_s
+        while queue.has_ready and not self._settler.full:
+            now, most = time.monotonic(), self._most(queue)
+            if deadline_s is None:
+                taken, expired = queue.take(most, now)
+            else:
+                taken, expired = queue.take(most, now, self._pace.needs)
+            for delivery, reason in expired:
+                self._settler.drop(delivery, reason)
+            if taken:
+                for delivery in taken:
+                    delivery.dispatched_at = now
+                self.plan.running += 1
+                return Job(self.plan, taken, now)
+            if len(self._idle) == len(self._lanes) and any(reason is DropReason.LATE for _, reason in expired):
+                self._pace.doubt()  # nothing runs and nothing was worth starting
+        return None
 
     @property
     def _usable(self) -> int:
         """Lanes that may run at the same time."""
-        return len(self._lanes) if self._parallelism is None else self._parallelism.lanes
+        return self.plan.lanes if self._parallelism is None else self._parallelism.lanes
 
     def _most(self, queue: FrameQueue[Delivery]) -> int:
         """Most frames for the next list.
@@ -337,23 +356,27 @@ class PipelineRunner:
         batch, ready = self.plan.config.batch, queue.ready
         if self.plan.pinned or self._pace.needs(ready) <= LONG_S:
             return batch
-        share = -(-ready // self._usable)
+        share = -(-ready // max(1, self._usable))
         return min(batch, max(share, int(LONG_S / self._pace.needs(1))))
 
     # Out
 
     def _finished(self, lane: Lane, job: Job, completed: Completed) -> None:
-        lane.job, now = None, time.monotonic()
-        self._pace.took(len(job.deliveries), now - job.began_at)
+        lane.job = None
         self._idle.append(lane)
+        self._completed(self._queues[lane.index % len(self._queues)], job, completed)
+        self._dispatch()
+
+    def _completed(self, queue: FrameQueue[Delivery], job: Job, completed: Completed) -> None:
+        now, frames = time.monotonic(), len(job.deliveries)
+        self._pace.took(frames, now - job.began_at)
         job.plan.running -= 1
         if job.plan.retired:
             job.plan.retire()
         streams = {delivery.stream for delivery in job.deliveries}
-        queue = self._queues[lane.index % len(self._queues)]
         queue.release(streams)
         if self._parallelism is not None:
-            self._parallelism.finished(len(job.deliveries), now, queue.has_ready)
+            self._parallelism.finished(frames, now, queue.has_ready)
         for stream in streams - self._streams.keys():  # forgotten while it was being worked on: its state has come back
             job.plan.forget(stream)
         tally = self.tally
@@ -362,11 +385,10 @@ class PipelineRunner:
             tally.stage_s[name] += seconds
             tally.stage_frames[name] += count
         self._settler.settle(job.plan, completed.settlements)
-        self._dispatch()
 
     def _wake(self) -> None:
         """Go on after the broker has accepted results, if that is what the queue was waiting for."""
-        if self._idle and self._has_ready:
+        if (self._idle or not self.plan.lanes) and self._has_ready:
             self._dispatch()
 
     async def _keep_house(self) -> None:
