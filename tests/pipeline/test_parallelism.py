@@ -60,6 +60,13 @@ def test_a_trial_that_fails_badly_is_not_made_again_soon() -> None:
     assert used.count(1) / len(used) < 0.01
 
 
+def test_a_trial_that_goes_badly_is_broken_off() -> None:
+    """Where frames are slow, twelve lists would take seconds."""
+    _, used = run(2, lambda lanes: 50.0 * lanes, 60)
+
+    assert 0 < used.count(1) <= 4
+
+
 def test_a_machine_that_is_slow_for_a_while_changes_nothing() -> None:
     """A trial must beat what came before and what comes after it."""
     dice = random.Random(1)

@@ -16,7 +16,9 @@ from __future__ import annotations
 from typing import Final
 
 _TURN_S: Final = 0.3
-_TURN_LISTS: Final = 20
+_TURN_LISTS: Final = 12
+_FEWEST_LISTS: Final = 3
+"""Enough to see that a trial goes badly."""
 _STARVED: Final = 0.1
 """Part of the lists after which nothing waited, above which a turn says nothing."""
 _BETTER: Final = 1.05
@@ -63,8 +65,13 @@ class Parallelism:
         self._frames += frames
         self._lists += 1
         self._starved += not more
-        if now - self._began >= _TURN_S and self._lists >= _TURN_LISTS:
-            self._turn_over(now, now - self._began)
+        took_s = now - self._began
+        if took_s >= _TURN_S and self._lists >= (_FEWEST_LISTS if self._goes_badly(took_s) else _TURN_LISTS):
+            self._turn_over(now, took_s)
+
+    def _goes_badly(self, took_s: float) -> bool:
+        """Whether this is a trial that need not be looked at any longer."""
+        return len(self._rates) == 1 and self._frames / took_s < _MUCH_WORSE * self._rates[0]
 
     def _begin_anew(self) -> None:
         self.lanes = self._used
@@ -81,14 +88,13 @@ class Parallelism:
             if not 1 <= self._used + self._step <= self.most:
                 self._step = -self._step
             self.lanes = self._used + self._step
-        elif len(self._rates) == 2:
+        elif len(self._rates) == 2 and rate >= _MUCH_WORSE * self._rates[0]:
             self.lanes = self._used
         else:
-            self._judge(now)
+            self._judge(now, *self._rates)
             self._begin_anew()
 
-    def _judge(self, now: float) -> None:
-        before, tried, after = self._rates
+    def _judge(self, now: float, before: float, tried: float, after: float = 0.0) -> None:
         if tried > _BETTER * max(before, after):
             self._used += self._step
             self._pause_s = _FIRST_PAUSE_S
@@ -96,6 +102,6 @@ class Parallelism:
                 return  # on in that direction, at once
         else:
             self._step = -self._step
-            much = tried < _MUCH_WORSE * min(before, after)
+            much = tried < _MUCH_WORSE * before
             self._pause_s = _LONGEST_PAUSE_S if much else min(2 * self._pause_s, _LONGEST_PAUSE_S)
         self._rest_until = now + self._pause_s
