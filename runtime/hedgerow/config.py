@@ -23,7 +23,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from hedgerow.errors import ConfigError
 from hedgerow.topics import Address, check_filter, is_name
@@ -313,15 +312,13 @@ class LogSection(Section):
     )
 
 
-class NodeConfig(BaseSettings):
+class NodeConfig(Section):
     """A node's configuration.
 
     Any value may be overridden from the environment: HEDGEROW_BROKER__URL=mqtts://broker:8883.
     """
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="HEDGEROW_", env_nested_delimiter="__", title="Hedgerow node"
-    )
+    model_config = ConfigDict(title="Hedgerow node")
 
     node: NodeSection = Field(NodeSection(), description="Who this node is.")
     broker: BrokerSection = Field(BrokerSection(), description="The site's broker.")
@@ -329,15 +326,3 @@ class NodeConfig(BaseSettings):
     pipelines: dict[Name, PipelineConfig] = Field(default_factory=dict, description="Pipelines by name.")
     metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment goes over the file; nothing else is read."""
-        return env_settings, init_settings

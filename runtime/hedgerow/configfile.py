@@ -6,6 +6,7 @@ An unknown key suggests the nearest known one; every problem in the file is repo
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,6 +79,14 @@ def parse(text: str, path: Path = Path("config.yaml")) -> NodeConfig:
     return Document(text, path).validated()
 
 
+def _config_type() -> type[NodeConfig]:
+    if not any(name.upper().startswith("HEDGEROW_") for name in os.environ):
+        return NodeConfig
+    from hedgerow.configenv import OverriddenConfig
+
+    return OverriddenConfig
+
+
 class Document:
     """A configuration file as it is written, right or wrong.
 
@@ -113,7 +122,7 @@ class Document:
         Raises: BadConfigFile: it does not validate; every problem with its line.
         """
         try:
-            return _anchored(NodeConfig(**self.content), self._path.parent)
+            return _anchored(_config_type()(**self.content), self._path.parent)
         except ValidationError as error:
             raise BadConfigFile(self._path, list(_problems(self._yaml, error))) from error
         except Exception as error:  # pydantic-settings: a HEDGEROW_* variable that is not valid JSON

@@ -71,7 +71,7 @@ def site(topic_prefix: str) -> Address:
 async def test_the_answer_is_printed_as_keys_and_values(aside, broker, site: Address) -> None:
     value = {"version": "0.1.0", "pipelines": {"doors": {"state": "running", "out": 3}}, "models": []}
     async with Responder(broker, site, {"press": value}):
-        said = await aside("command", f"local/{site.site}/press", "info", "--broker", broker.url)
+        said = await aside("command", f"local/{site.site}/press", "info", "--timeout", "60", "--broker", broker.url)
 
     assert (said.code, said.err) == (0, "")
     assert said.out == (
@@ -84,14 +84,16 @@ async def test_the_answer_is_printed_as_keys_and_values(aside, broker, site: Add
 
 async def test_an_answer_with_nothing_to_say_is_ok(aside, broker, site: Address) -> None:
     async with Responder(broker, site, {"press": None}):
-        said = await aside("command", f"local/{site.site}/press", "ping", "--broker", broker.url)
+        said = await aside("command", f"local/{site.site}/press", "ping", "--timeout", "60", "--broker", broker.url)
 
     assert (said.code, said.out) == (0, "ok\n")
 
 
 async def test_json_is_the_whole_reply(aside, broker, site: Address) -> None:
     async with Responder(broker, site, {"press": {"pong": True}}):
-        said = await aside("command", f"local/{site.site}/press", "ping", "--json", "--broker", broker.url)
+        said = await aside(
+            "command", f"local/{site.site}/press", "ping", "--timeout", "60", "--json", "--broker", broker.url
+        )
 
     assert said.json == {
         "schema": "hedgerow.reply/1",
@@ -109,7 +111,7 @@ async def test_what_a_node_gets_is_a_request_that_expires(aside, broker, site: A
     pairs = ("pipeline=doors", "level=3", "text=a=b", f"config=@{tmp_path}/node.yaml")
     began = time.time()
     async with Responder(broker, site, {"press": None}) as node:
-        arguments = ("reload", *pairs, "--args", '{"quick": true}', "--timeout", "7")
+        arguments = ("reload", *pairs, "--args", '{"quick": true}', "--timeout", "70")
         await aside("command", f"local/{site.site}/press", *arguments, "--broker", broker.url)
 
     ((name, command, properties),) = node.asked
@@ -118,7 +120,7 @@ async def test_what_a_node_gets_is_a_request_that_expires(aside, broker, site: A
         "quick": True, "pipeline": "doors", "level": 3, "text": "a=b", "config": "node: {name: press}\n"
     }  # fmt: skip
     assert began + 7 <= command.expires_at <= time.time() + 7
-    assert properties.MessageExpiryInterval == 7
+    assert properties.MessageExpiryInterval == 70
     asked = parse(properties.ResponseTopic)
     assert asked is not None
     assert (asked.address.node, asked.channel) == ("press", Channel.REPLY)
@@ -127,7 +129,9 @@ async def test_what_a_node_gets_is_a_request_that_expires(aside, broker, site: A
 async def test_an_error_of_the_node_gives_code_and_remedy(aside, broker, site: Address) -> None:
     error = ErrorBody(code="unknown-pipeline", message="There is no pipeline 'dors'", remedy="One of: doors.")
     async with Responder(broker, site, {"press": error}):
-        said = await aside("command", f"local/{site.site}/press", "pause", "pipeline=dors", "--broker", broker.url)
+        said = await aside(
+            "command", f"local/{site.site}/press", "pause", "pipeline=dors", "--timeout", "60", "--broker", broker.url
+        )
 
     assert (said.code, said.out) == (1, "")
     assert said.err == "error: There is no pipeline 'dors' (unknown-pipeline)\n  → One of: doors.\n"
@@ -136,7 +140,7 @@ async def test_an_error_of_the_node_gives_code_and_remedy(aside, broker, site: A
 async def test_every_node_of_a_site_answers(aside, broker, site: Address) -> None:
     error = ErrorBody(code="busy", message="Reloading", remedy="Ask again.")
     async with Responder(broker, site, {"press": {"uptime_s": 3.5}, "saw": None, "drill": error}):
-        said = await aside("command", f"local/{site.site}/~", "ping", "--timeout", "1", "--broker", broker.url)
+        said = await aside("command", f"local/{site.site}/~", "ping", "--timeout", "5", "--broker", broker.url)
 
     assert said.code == 1, "one answered with an error"
     assert f"local/{site.site}/press:\nuptime_s  3.5\n" in said.out
@@ -147,7 +151,7 @@ async def test_every_node_of_a_site_answers(aside, broker, site: Address) -> Non
 async def test_answers_of_a_site_as_json_are_a_list(aside, broker, site: Address) -> None:
     async with Responder(broker, site, {"press": 1, "saw": 2}):
         said = await aside(
-            "command", f"local/{site.site}/~", "ping", "--timeout", "1", "--json", "--broker", broker.url
+            "command", f"local/{site.site}/~", "ping", "--timeout", "5", "--json", "--broker", broker.url
         )
 
     assert said.code == 0
