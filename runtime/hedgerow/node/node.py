@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,11 @@ class Node:
         """Port of the metrics and probes; None if they are off."""
         return self._probes.port if self._probes is not None else None
 
-    async def run(self) -> None:
+    async def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Run until `stop` is called or a signal comes; then drain.
 
+        Args:
+            started: called once, when the pipelines have been started.
         Raises: ConfigError: the configuration as a whole cannot be used (a single bad pipeline only fails itself).
         """
         broker, metrics = self.config.broker, self.config.metrics
@@ -121,6 +123,7 @@ class Node:
                     pipelines=sorted(self.runners),
                     failed=sorted(self.failures),
                 )
+                started()
                 reporting = self._announcer.keep_reporting(self.health, lambda: self._health.begin_period(self.runners))
                 health = self._loop.create_task(reporting)
                 await self._stop.wait()
