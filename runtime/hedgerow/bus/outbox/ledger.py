@@ -1,0 +1,70 @@
+"""What has come from one node's outbox: the receiving side of its numbers. Pure.
+
+A region keeps one for each node, with what it stores of the results, and publishes `ack()` when that is safe.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Final
+
+from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, priority_of, sequence_of
+
+MOST_RANGES: Final = 32
+"""Ranges that an acknowledgement names; what is beyond is sent again or acknowledged later."""
+
+
+class Ranges:
+    """A set of numbers, kept as ranges that do not touch: `through` counts from 1."""
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []
+        self._lasts: list[int] = []
+
+    def add(self, first: int, last: int) -> bool:
+        """Add a range. Returns: whether any of it is new."""
+        at = bisect_right(self._firsts, first)
+        if at and self._lasts[at - 1] >= last:
+            return False
+        begin = at - 1 if at and self._lasts[at - 1] >= first - 1 else at
+        end = bisect_right(self._firsts, last + 1)
+        if begin < end:
+            first, last = min(first, self._firsts[begin]), max(last, self._lasts[end - 1])
+        self._firsts[begin:end], self._lasts[begin:end] = [first], [last]
+        return True
+
+    @property
+    def through(self) -> int:
+        """The last of those without a hole before them."""
+        return self._lasts[0] if self._firsts and self._firsts[0] <= 1 else 0
+
+    def beyond(self, most: int) -> list[tuple[int, int]]:
+        """The ranges after the first hole."""
+        skip = 1 if self.through else 0
+        return list(zip(self._firsts[skip : skip + most], self._lasts[skip : skip + most], strict=True))
+
+
+class Ledger:
+    """The numbers of one epoch that have come, or are declared never to come.
+
+    Args:
+        epoch: of the numbers.
+    """
+
+    def __init__(self, epoch: str) -> None:
+        self.epoch = epoch
+        self._got = [Ranges() for _ in range(PRIORITIES)]
+
+    def take(self, number: Number) -> bool:
+        """Note a record. Returns: whether it is new; if not, it came or was declared lost before."""
+        return self._got[number.priority].add(number.sequence, number.sequence)
+
+    def take_gap(self, gap: Gap) -> bool:
+        """Note a gap. Returns: whether it says anything new."""
+        return self._got[priority_of(gap.first)].add(sequence_of(gap.first), sequence_of(gap.last))
+
+    def ack(self) -> Ack:
+        """What to tell the outbox."""
+        through = {priority: got.through for priority, got in enumerate(self._got) if got.through}
+        also = {priority: ranges for priority, got in enumerate(self._got) if (ranges := got.beyond(MOST_RANGES))}
+        return Ack(self.epoch, through, also)

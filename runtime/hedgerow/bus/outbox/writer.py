@@ -1,0 +1,208 @@
+"""The thread that owns the store: takes all that waits, commits it together, reports once.
+
+Group commit without a timer: while one group is being written the next one gathers. An idle outbox writes a record at
+once; a busy one shares its fsyncs among as many records as came meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from hedgerow.bus.outbox.database import DiskTrouble
+from hedgerow.bus.outbox.records import Ack, Entry, OutboxError, Record
+from hedgerow.bus.outbox.store import Notes, Store
+from hedgerow.bus.outbox.window import Wanted
+
+_GROUP_BYTES: Final = 4 << 20
+_GROUP_JOBS: Final = 1000
+
+Done = Callable[[OutboxError | None], None]
+"""Called once: with None when the records are safe, else with why they are not stored."""
+
+
+@dataclass(slots=True, eq=False)
+class Append:
+    """Store these."""
+
+    records: Sequence[Record]
+    done: Done
+
+
+@dataclass(slots=True, eq=False)
+class Lose:
+    """Give one up."""
+
+    key: int
+    epoch: str
+    reason: str
+
+
+class Sweep:
+    """Look for what has expired, and let go of what has been acknowledged."""
+
+
+class Close:
+    """End."""
+
+
+Job = Append | Ack | Lose | Wanted | Sweep | Close
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a group of jobs came to.
+
+    Attributes:
+        epoch, tops, used_bytes, entries: of the store; epoch "" if it could not be opened yet.
+        done: whom to tell about appends, and what.
+        appended: new entries.
+        read: what was wanted, and what it is; None if it could not be read.
+        notes: what was lost.
+        wrote: whether the disk took something.
+        failure: why it did not.
+    """
+
+    epoch: str = ""
+    tops: list[int] = field(default_factory=list)
+    used_bytes: int = 0
+    entries: int = 0
+    done: list[tuple[Done, OutboxError | None]] = field(default_factory=list)
+    appended: list[Entry] = field(default_factory=list)
+    read: list[tuple[Wanted, list[Entry] | None]] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
+    wrote: bool = False
+    failure: OutboxError | None = None
+
+
+class Writer(threading.Thread):
+    """Works off jobs in groups.
+
+    Args:
+        open_store: opens the store; called here, and again after trouble with the disk.
+        report: gets the outcome of every group, first that of opening; called in this thread.
+    """
+
+    def __init__(self, open_store: Callable[[], Store], report: Callable[[Outcome], None]) -> None:
+        super().__init__(name="outbox-writer", daemon=True)
+        self._open_store = open_store
+        self._report = report
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._store: Store | None = None
+        self._acks: list[Ack] = []
+
+    def give(self, job: Job) -> None:
+        """Do this, after what was given before."""
+        self._jobs.put(job)
+
+    def run(self) -> None:
+        """(threading)"""
+        outcome = Outcome()
+        self._opened(outcome)
+        self._finish(outcome)
+        if outcome.failure is not None and not isinstance(outcome.failure, DiskTrouble):
+            return  # nothing that passes
+        while True:
+            jobs = self._take()
+            outcome = Outcome()
+            self._work(jobs, outcome)
+            closing = any(isinstance(job, Close) for job in jobs)
+            if closing and self._store is not None:
+                self._store.close()
+                self._store = None
+            self._finish(outcome)
+            if closing:
+                return
+
+    def _take(self) -> list[Job]:
+        jobs = [self._jobs.get()]
+        size = 0
+        with contextlib.suppress(queue.Empty):
+            while not isinstance(job := jobs[-1], Close) and len(jobs) < _GROUP_JOBS:
+                if isinstance(job, Append):
+                    size += sum(record.size for record in job.records)
+                    if size >= _GROUP_BYTES:
+                        break
+                jobs.append(self._jobs.get_nowait())
+        return jobs
+
+    def _opened(self, outcome: Outcome) -> Store | None:
+        if self._store is None:
+            try:
+                self._store = self._open_store()
+                outcome.wrote = True
+            except OutboxError as error:
+                outcome.failure = error
+        return self._store
+
+    def _work(self, jobs: Sequence[Job], outcome: Outcome) -> None:
+        appends = [job for job in jobs if isinstance(job, Append)]
+        reads = [job for job in jobs if isinstance(job, Wanted)]
+        self._acks += [job for job in jobs if isinstance(job, Ack)]
+        store = self._opened(outcome)
+        if store is None:
+            outcome.done = [(job.done, outcome.failure) for job in appends]
+            outcome.read = [(wanted, None) for wanted in reads]
+            return
+        try:
+            losses = [job for job in jobs if isinstance(job, Lose)]
+            idle = all(isinstance(job, Ack) for job in jobs)
+            if appends or losses or (not idle and (self._acks or store.may_expire)):
+                self._write(store, appends, losses, outcome)
+            outcome.read = [(wanted, store.read(*wanted)) for wanted in reads]
+        except OutboxError as error:
+            self._failed(store, error, outcome)
+            if not outcome.done:  # else they were written, and reading failed
+                outcome.done = [(job.done, error) for job in appends]
+            outcome.read = [(wanted, None) for wanted in reads]
+
+    def _write(self, store: Store, appends: Sequence[Append], losses: Sequence[Lose], outcome: Outcome) -> None:
+        done: list[tuple[Done, OutboxError | None]] = []
+        appended: list[Entry] = []
+        with store.transaction():
+            self._trim(store)
+            if store.expire():
+                self.give(Sweep())
+            for loss in losses:
+                if loss.epoch == store.epoch:
+                    store.lose([loss.key], loss.reason)
+            for job in appends:
+                try:
+                    keys = store.append(job.records)
+                except OutboxError as error:
+                    done.append((job.done, error))
+                    continue
+                done.append((job.done, None))
+                for key, record in zip(keys, job.records, strict=True):
+                    appended.append(Entry(key, key, record.topic, record.properties, record.payload))
+        self._acks.clear()
+        outcome.done, outcome.appended, outcome.wrote = done, appended, True
+
+    def _trim(self, store: Store) -> None:
+        for ack in self._acks:
+            store.trim(ack)
+
+    def _failed(self, store: Store, error: OutboxError, outcome: Outcome) -> None:
+        """Nothing of the group is stored. Make what room can be made without any, or begin with opening again."""
+        outcome.failure = error
+        store.shorten_log()
+        try:
+            with store.transaction():
+                self._trim(store)
+            self._acks.clear()
+        except OutboxError:
+            store.abandon()
+            self._store = None
+
+    def _finish(self, outcome: Outcome) -> None:
+        store = self._store
+        if store is not None:
+            outcome.epoch, outcome.tops, outcome.entries = store.epoch, store.tops, store.entries
+            outcome.notes = store.notes()
+            with contextlib.suppress(OutboxError):
+                outcome.used_bytes = store.used_bytes
+        self._report(outcome)
