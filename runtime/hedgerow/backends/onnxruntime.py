@@ -71,6 +71,8 @@ class OnnxRuntime:
         wanted = ort.SessionOptions()
         wanted.intra_op_num_threads = options.threads
         wanted.inter_op_num_threads = 1
+        # A plan of the memory for every shape that was seen gains 5 µs a run, and holds 20 MB where shapes vary.
+        wanted.enable_mem_pattern = False
         wanted.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         # What goes wrong comes as an exception too, but for an accelerator that onnxruntime leaves out: that it only logs.
         wanted.log_severity_level = _FATAL if device == "CPU" else _ERRORS

@@ -13,10 +13,12 @@ Rules:
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from hedgerow.models.batching import pick
+from hedgerow.models.portion import Portion
 
 
 class _Call:
@@ -73,10 +75,12 @@ class Combiner:
         run: runs one batch and sets the result of every ticket in it; called by up to `streams` threads at once.
         streams: how many callers may run batches at the same time.
         limit: most rows in a batch.
+    Attributes:
+        portion: decides how many rows a batch may have.
     """
 
     def __init__(self, run: Callable[[list[Ticket]], None], *, streams: int, limit: int) -> None:
-        self.limit = limit
+        self.portion = Portion(limit, streams)
         self._run = run
         self._streams = streams
         self._lock = threading.Lock()
@@ -110,17 +114,22 @@ class Combiner:
 
     def _lead(self, call: _Call) -> None:
         while batch := self._next(call):
+            began = time.perf_counter()
             try:
                 self._run(batch)
             finally:
                 self._hand_out(batch)
+            took_s = time.perf_counter() - began
+            with self._lock:
+                self.portion.took(sum(ticket.rows for ticket in batch), took_s)
 
     def _next(self, call: _Call) -> list[Ticket]:
         """The next batch for a leader; empty: it has just stepped down."""
         with self._lock:
             waiting = self._waiting
             if call.left and waiting:
-                chosen = pick([(ticket.key, ticket.rows) for ticket in waiting], self.limit)
+                places = [(ticket.key, ticket.rows) for ticket in waiting]
+                chosen = pick(places, self.portion.most(sum(rows for _, rows in places)))
                 if len(chosen) == len(waiting):
                     self._waiting = []
                     return waiting

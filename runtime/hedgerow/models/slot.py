@@ -149,7 +149,7 @@ class Slot:
             passed_over=loaded.passed_over,
             streams=session.streams,
             threads=loaded.threads,
-            max_batch=self._combiner.limit,
+            max_batch=self._combiner.portion.limit,
             unbatched=self._unbatched,
             inputs=tuple(str(spec) for spec in session.inputs),
             outputs=tuple(str(spec) for spec in session.outputs),
@@ -206,7 +206,7 @@ class Slot:
 
     def _end_batches(self, why: str) -> None:
         self._unbatched = why
-        self._combiner.limit = 1
+        self._combiner.portion.limit = 1
 
     def _infer(self, tickets: list[Ticket]) -> list[dict[str, Array]]:
         fit = self._fit

@@ -25,6 +25,7 @@ from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
 from hedgerow.config import QueueSection
 from hedgerow.errors import FrameError, HedgerowError
+from hedgerow.models.portion import LONG_S
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, StreamKey, shed_reason, unusable
 from hedgerow.pipeline.lane import Job, Lane
@@ -37,9 +38,6 @@ from hedgerow.pipeline.settle import Settler
 from hedgerow.telemetry.tally import DropReason, Tally
 
 log = structlog.get_logger(__name__)
-
-LONG_S = 0.02
-"""A list that would take longer than this leaves the other lanes their share of what waits."""
 
 
 def _filters(plan: Plan) -> dict[str, int]:
