@@ -25,6 +25,7 @@ CHANGES: tuple[tuple[str, str, Any], ...] = (
     ("model", "max_batch", 16),
     ("pipeline", "batch", 16),
     ("queue", "max_frames_per_stream", 256),
+    ("queue", "max_rate_per_stream", 10_000.0),
 )
 """Where, what and to which value."""
 _PAUSE_S = 0.3

@@ -178,6 +178,12 @@ class QueueSection(Section):
         description="A result is of no use later than this after its frame came. A frame that will not make it is dropped "
         "first, so that under overload the node does only work that is in time.",
     )
+    max_rate_per_stream: float | None = Field(
+        None,
+        gt=0,
+        description="Frames a second that a stream may bring; those above it are dropped as they come, QoS 1 too, which are "
+        "then acknowledged. Left out: any number.",
+    )
     max_frames_per_stream: int = Field(8, ge=1, description="Places a stream has.")
     max_frames: int = Field(4096, ge=1, description="Places all streams have together.")
     max_bytes: int = Field(256 * 2**20, ge=1024, description="Payload bytes that may wait, all streams together.")

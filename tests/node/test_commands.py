@@ -175,6 +175,42 @@ async def test_a_reload_under_load_loses_no_frame_and_keeps_their_order(site: Si
     assert site.events("reloaded")
 
 
+async def test_batch_queue_and_rate_change_under_load_without_a_lost_frame(site: Site) -> None:
+    """Again and again; the rate is one that the load keeps to."""
+    settings: list[dict[str, Any]] = [
+        {"batch": 1},
+        {"batch": 64, "queue": {"max_frames_per_stream": 3, "max_frames": 9}},
+        {"queue": {"policy": "fifo", "max_rate_per_stream": 100_000}},
+        {},
+    ]
+    async with site.node({"p": site.pipeline()}) as node:
+        async with streaming(site) as sent:
+            for fields in [*settings, *settings]:
+                reply = await site.command("reload", {"config": site.yaml({"p": site.pipeline(**fields)})})
+                assert reply["ok"], reply
+        await until(lambda: set(site.numbers()) >= set(sent), lambda: set(sent) - set(site.numbers()))
+        assert dict(node.runners["p"].tally.dropped) == {}
+
+    assert list(dict.fromkeys(site.numbers())) == sent
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_a_rate_holds_from_the_reload_on_and_what_is_above_it_is_counted(site: Site, qos: int) -> None:
+    """QoS 1 too: it is acknowledged, so it does not come again."""
+    limited = site.pipeline(queue={"max_rate_per_stream": 0.001, "max_frames_per_stream": 100})
+    async with site.node({"p": site.pipeline(queue={"max_frames_per_stream": 100})}) as node:
+        await site.frames(range(10), qos=qos)
+        await site.wait_results(10)
+        assert (await site.command("reload", {"config": site.yaml({"p": limited})}))["ok"]
+        await site.frames(range(10, 20), qos=qos)
+        tally = node.runners["p"].tally
+        await until(lambda: tally.settled == 20)
+        assert dict(tally.dropped) == {"rate": 8}
+        await until(lambda: node.runners["p"]._source.unacknowledged == 0)
+
+    assert site.numbers() == list(range(12))
+
+
 async def test_lanes_come_and_go_by_reload(site: Site) -> None:
     """From the event loop to threads and back."""
     async with site.node({"p": site.pipeline(lanes=0)}) as node:

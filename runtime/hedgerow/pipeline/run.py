@@ -34,6 +34,7 @@ from hedgerow.pipeline.parallelism import Parallelism
 from hedgerow.pipeline.placement import Placement
 from hedgerow.pipeline.plan import Completed, Plan, Snapshot
 from hedgerow.pipeline.queue import FrameQueue
+from hedgerow.pipeline.rate import RateLimit
 from hedgerow.pipeline.settle import Settler
 from hedgerow.telemetry.tally import DropReason, Tally
 
@@ -96,6 +97,7 @@ class PipelineRunner:
         self._lanes: list[Lane] = []
         self._idle: list[Lane] = []
         self._pace = Pace()
+        self._rate = RateLimit()
         self._parallelism: Parallelism | None = None
         self._running_here = False
         self._turn = asyncio.Lock()
@@ -251,6 +253,7 @@ class PipelineRunner:
         tally, queues, plan, key = self.tally, self._queues, self.plan, self._key
         tally.received += len(messages)
         max_age_s, deadline_s = plan.config.queue.max_age_s, plan.config.queue.deadline_s
+        per_s, admits = plan.config.queue.max_rate_per_stream, self._rate.admits
         for message in messages:
             tally.bytes_in += len(message.payload)
             stream, expiry_s = message.topic, None
@@ -275,6 +278,8 @@ class PipelineRunner:
                 self._settler.drop(delivery, DropReason.RETAINED)
             elif self.state == "stopping":
                 self._settler.drop(delivery, shed_reason(delivery))
+            elif per_s is not None and not admits(stream, message.received_at, per_s):
+                self._settler.drop(delivery, DropReason.RATE)
             else:
                 queue = queues[self._placement(stream)] if len(queues) > 1 else queues[0]
                 for shed, reason in queue.put(delivery):
@@ -396,6 +401,8 @@ class PipelineRunner:
             for queue in self._queues:
                 for delivery, reason in queue.expire(time.monotonic()):
                     self._settler.drop(delivery, reason)
+            if self._rate:
+                self._rate.sweep(time.monotonic())
             if len(self._placement) > len(self._streams):
                 self._placement.sweep(self._streams, lambda stream, lane: self._queues[lane].holds(stream))
             self._dispatch()

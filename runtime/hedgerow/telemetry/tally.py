@@ -20,6 +20,8 @@ class DropReason(StrEnum):
     """Older than the queue's `max_age_s`, or than the message's own expiry, before it was decoded."""
     LATE = "late"
     """It could not have been done by its `deadline_s`, going by how long frames take."""
+    RATE = "rate"
+    """Its stream brought more frames a second than `max_rate_per_stream`."""
     SUPERSEDED = "superseded"
     """A newer frame of the same stream took its place (`policy: latest`)."""
     QUEUE_FULL = "queue-full"
