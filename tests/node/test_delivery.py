@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ async def audited(node: Node) -> AsyncIterator[Counter[str]]:
     if auditing.done():
         auditing.result()
     auditing.cancel()
+
+
+async def test_the_books_that_metrics_show_are_those_of_one_moment(site: Site) -> None:
+    """They are read in another thread, while frames are taken in and settled: half a step must not show."""
+    async with site.node() as node:
+        tally = node.runners["p"].tally
+        with ThreadPoolExecutor(1) as pool:
+            tally.received += 1
+            reading = pool.submit(node._books)
+            wait([reading], timeout=0.2)
+            tally.dropped["expired"] += 1
+            read = await asyncio.wrap_future(reading)
+
+    assert read["p"].received == 1
+    assert read["p"].balanced
 
 
 @pytest.mark.parametrize("lanes", [2, 0])

@@ -23,6 +23,20 @@ def test_the_law_of_conservation_notices_a_frame_that_vanished() -> None:
     assert (tally.settled, tally.in_flight) == (3, 1)
 
 
+def test_a_copy_stays_as_it_is() -> None:
+    tally = Tally()
+    tally.received = 1
+    tally.held.add("frame")
+    copied = tally.copy()
+    tally.held.clear()
+    tally.out += 1
+    tally.dead["bad-frame"] += 1
+    tally.latency.add(0.5)
+
+    assert copied.balanced
+    assert (copied.out, copied.in_flight, copied.dead.total(), copied.latency.count) == (0, 1, 0, 0)
+
+
 def test_without_latencies_there_is_no_quantile() -> None:
     assert LatencyHistogram().quantile(0.5) is None
 

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from hedgerow.node.link import link_options, on_loopback
 from hedgerow.node.pipelines import Pipelines
 from hedgerow.pipeline.run import PipelineRunner
 from hedgerow.telemetry.metrics import ProbeServer, TallyCollector
+from hedgerow.telemetry.tally import Tally
 from hedgerow.wire.messages import Health
 
 log = structlog.get_logger(__name__)
@@ -106,7 +108,7 @@ class Node:
             log.warning("plain-text-broker", url=broker.url, remedy="Use mqtts:// with certificates.")
         if metrics.enabled:
             tallies = TallyCollector(
-                lambda: {name: runner.tally for name, runner in self.runners.copy().items()},
+                self._books,
                 lambda: gauges(self.runners.copy(), control_connected=self._control.connected),
             )
             self._probes = ProbeServer(metrics.host, metrics.port, tallies, self._why_dead, self._why_unready)
@@ -220,6 +222,22 @@ class Node:
         while True:
             self._beat = time.monotonic()
             await asyncio.sleep(BEAT_EVERY_S)
+
+    def _books(self) -> dict[str, Tally]:
+        """The pipelines' tallies, for another thread: those of one moment, so that they balance.
+
+        They are taken between two turns of the event loop; if it does not turn, nothing changes them either.
+        """
+
+        async def books() -> dict[str, Tally]:
+            return {name: runner.tally.copy() for name, runner in self.runners.items()}
+
+        taking = asyncio.run_coroutine_threadsafe(books(), self._loop)
+        try:
+            return taking.result(BEAT_EVERY_S)
+        except (TimeoutError, CancelledError):
+            taking.cancel()
+            return {name: runner.tally for name, runner in self.runners.copy().items()}
 
     def _why_dead(self) -> list[str]:
         silent_s = time.monotonic() - self._beat

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from copy import copy
 from enum import StrEnum
 from itertools import accumulate
 from typing import Any
@@ -115,6 +116,14 @@ class Tally:
         self.stage_frames: Counter[str] = Counter()
         self.last_frame_at: float | None = None
         self.last_result_at: float | None = None
+
+    def copy(self) -> Tally:
+        """The same counts, which stay as they are."""
+        copied = Tally()
+        for name in Tally.__slots__:
+            setattr(copied, name, copy(getattr(self, name)))
+        copied.latency.counts = self.latency.counts.copy()
+        return copied
 
     @property
     def in_flight(self) -> int:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import orjson
 
 from hedgerow import Drop, Frame, FrameError, PerStream, Stage, StageConfig, StageContext
@@ -81,6 +82,38 @@ class TallyUp(Stage[StageConfig]):
     def process(self, frame: Frame) -> Frame:
         self.seen[frame.stream].append(None)
         return frame.with_result({"seen": len(self.seen[frame.stream])})
+
+
+class Numbered(Stage[StageConfig]):
+    """Reads a frame's number, for `infer` and `seen`."""
+
+    concurrent = True
+
+    def process(self, frame: Frame) -> Frame:
+        number = int(bytes(frame.payload))
+        return frame.with_tensors({"x": np.array([[number]], np.float32)}, n=number)
+
+
+class SeenConfig(StageConfig):
+    generation: int = 0
+
+
+class Seen(Stage[SeenConfig]):
+    """The result is the frame's number, how many of its stream this stage has seen, and what the model said."""
+
+    def setup(self, context: StageContext) -> None:
+        self.seen: PerStream[int] = context.per_stream(int)
+
+    def process(self, frame: Frame) -> Frame:
+        self.seen[frame.stream] += 1
+        return frame.with_result(
+            {
+                "n": frame.meta["n"],
+                "generation": self.config.generation,
+                "seen": self.seen[frame.stream],
+                "model": frame.tensors["y"][0].tolist(),
+            }
+        )
 
 
 class Stuck(Stage[StageConfig]):
