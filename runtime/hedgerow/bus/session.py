@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import Callable
 from typing import Final
 
 import structlog
 
 from hedgerow.bus.acknowledgements import Acknowledgements
+from hedgerow.bus.backoff import Backoff
 from hedgerow.bus.causes import publish_refused, refused, unreachable
 from hedgerow.bus.connect import ClientOptions, open_transport
 from hedgerow.bus.link import Link
@@ -45,9 +45,6 @@ from hedgerow.bus.subscriptions import Refused, Subscriptions
 from hedgerow.errors import BusError, HedgerowError
 
 log: Final = structlog.get_logger(__name__)
-
-_STEADY_S: Final = 5.0
-"""A link that lasted this long was a good one: the next pause before connecting is short again."""
 
 _WRITE_BYTES: Final = 256 * 1024  # in one turn of the loop
 
@@ -88,6 +85,7 @@ class Session:
         self.bytes_sent = 0
         self.handler_errors = 0
         self._client_id = options.client_id
+        self._backoff = Backoff(options.url, options.min_backoff_s, options.max_backoff_s)
         self._accepted: asyncio.Future[None] | None = None
         self._renewals: list[asyncio.Future[Refused]] = []
         self._drained: asyncio.Future[None] | None = None
@@ -122,10 +120,7 @@ class Session:
         self._say(False, why, "")
 
     async def _run(self) -> None:
-        backoff = self.options.min_backoff_s
-        loop = asyncio.get_running_loop()
         while True:
-            started = loop.time()
             try:
                 await self._live()
             except HedgerowError as error:
@@ -135,10 +130,7 @@ class Session:
                 self._failed(BusError(f"Unexpected: {error!r}", remedy="Report this with the log around it."))
             else:
                 return
-            if loop.time() - started > _STEADY_S:
-                backoff = self.options.min_backoff_s
-            await asyncio.sleep(random.uniform(backoff / 2, backoff))
-            backoff = min(2 * backoff, self.options.max_backoff_s)
+            await self._backoff.pause()
 
     def _failed(self, error: HedgerowError) -> None:
         self.last_error = error
@@ -159,6 +151,7 @@ class Session:
                     await accepted
             except TimeoutError as error:
                 raise unreachable(options.url, error) from error
+            self._backoff.link_up()
             for renewal in self._renewals:
                 for name, reason in (await renewal).items():
                     log.error("subscription-refused", filter=name, reason=reason_name(reason))
@@ -170,6 +163,7 @@ class Session:
                 raise self._cause(link)
         finally:
             accepted.cancel()
+            self._backoff.link_down()
             if link is not None:
                 link.abort(ConnectionAbortedError("we left"))
 

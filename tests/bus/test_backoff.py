@@ -1,0 +1,86 @@
+"""Pauses between tries to connect, and what ends them early."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hedgerow.bus.backoff import Backoff
+from hedgerow.testing.mosquitto import Mosquitto
+
+LONG_S = 600.0
+URL = "mqtt://127.0.0.1:1"
+
+
+async def test_when_one_link_stands_again_the_others_try_at_once(
+    mosquitto: Mosquitto, listener: Callable[..., Any], eventually: Callable[..., Any]
+) -> None:
+    """So a node whose results flow again answers commands again."""
+    mosquitto.stop()
+    async with listener(mosquitto.url, min_backoff_s=LONG_S, max_backoff_s=LONG_S) as patient:
+        await eventually(lambda: patient.states)
+        mosquitto.start()
+        async with listener(mosquitto.url) as quick:
+            await quick.wait_connected(60)
+            await patient.wait_connected(60)
+
+
+async def test_a_link_that_was_thrown_out_keeps_its_pause() -> None:
+    """Two nodes of one name would else throw each other out without end."""
+    thrown_out, other = Backoff(URL, LONG_S, LONG_S), Backoff(URL, LONG_S, LONG_S)
+    thrown_out.link_up()
+    thrown_out.link_down()
+    pause = asyncio.create_task(thrown_out.pause())
+    other.link_up()
+
+    done, _ = await asyncio.wait([pause], timeout=1)
+
+    assert not done
+    pause.cancel()
+
+
+async def test_a_link_that_ends_at_once_tells_nobody() -> None:
+    waiting, other = Backoff(URL, LONG_S, LONG_S), Backoff(URL, LONG_S, LONG_S)
+    pause = asyncio.create_task(waiting.pause())
+    await asyncio.sleep(0)
+    other.link_up()
+    other.link_down()
+
+    done, _ = await asyncio.wait([pause], timeout=1)
+
+    assert not done
+    pause.cancel()
+
+
+async def test_another_broker_says_nothing_about_this_one() -> None:
+    waiting, other = Backoff(URL, LONG_S, LONG_S), Backoff("mqtt://127.0.0.1:2", LONG_S, LONG_S)
+    pause = asyncio.create_task(waiting.pause())
+    other.link_up()
+
+    done, _ = await asyncio.wait([pause], timeout=1)
+
+    assert not done
+    pause.cancel()
+
+
+async def test_pauses_grow_to_their_limit_and_are_short_again_after_a_good_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr("random.uniform", lambda _, high: limits.append(high) or 0.0)
+    backoff = Backoff(URL, 1.0, 4.0)
+    for _ in range(4):
+        await backoff.pause()
+    backoff.link_up()
+    backoff.link_down()
+    await backoff.pause()  # it did not last
+    monkeypatch.setattr("hedgerow.bus.backoff._STEADY_S", 0.0)
+    backoff.link_up()
+    await asyncio.sleep(0.01)
+    backoff.link_down()
+    await backoff.pause()
+
+    assert limits == [1.0, 2.0, 4.0, 4.0, 4.0, 1.0]
