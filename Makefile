@@ -43,7 +43,8 @@ PEERS := benchmarks/peers/requirements
 lock: ## Write requirements.lock anew from requirements.in, and that of the benchmarks' peers.
 	$(COMPILE) --excludes requirements.excludes requirements.in -o requirements.lock >/dev/null
 	sed -i '/^\./d' requirements.lock
-	$(COMPILE) --excludes $(PEERS).excludes --constraints requirements.lock $(PEERS).in -o $(PEERS).lock >/dev/null
+	$(COMPILE) --excludes $(PEERS).excludes $(PEERS).in -o $(PEERS).lock >/dev/null \
+	  --constraints <(grep -E '^(numpy|onnxruntime|openvino)==' requirements.lock | tr -d '\\')
 
 clean: ## Remove what was made.
 	rm -rf $(VENV) .venv-peers demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,7 +38,7 @@ Turns = list[tuple[Contender, str, dict[str, Any]]]
 
 def run(options: Options) -> list[Cell]:
     """Saturating load, QoS 0. A smoke run has only those peers that need no environment of their own."""
-    options = replace(options, seconds=min(options.seconds, 1.5))
+    options = replace(options, seconds=min(options.seconds, 1.0))
     failed: dict[str, str] = {}
     with Arena() as arena:
         node = arena.add_node("node", vad.PIPELINE, {"vad": vad.MODEL})

@@ -36,7 +36,7 @@ machine at that hour; the ratios are what to compare.
 - **loop** is paho with the model called in `on_message`, one message at a time, written as well as we know how
   (`benchmarks/peers/`). It bounds no queue, keeps no lineage and says nothing of its health.
 - **peers** are listed in `docs/contributor/performance.md`, with their settings and where those come from. What they
-  measure takes 1.5 s a run. LitServe and MLServer are loaded natively, past the broker, by 64 clients with one frame
+  measure takes a second a run. LitServe and MLServer are loaded natively, past the broker, by 64 clients with one frame
   each under way, and through the broker by way of one adapter (`benchmarks/peers/adapter.py`), whose processor time
   counts as theirs.
 - **The bound** of text detection is the number of cores ÷ the processor seconds that a frame costs at least: in the

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ from typing import Any
 from benchmarks.peers.asking import CLIENTS
 
 _READY_S = 60.0
+_SUBREAPER = 36
+"""`PR_SET_CHILD_SUBREAPER`, see prctl(2)."""
 
 
 def run(server: str, options: dict[str, Any]) -> None:
@@ -34,13 +37,16 @@ def _running(server: str, options: dict[str, Any]) -> Iterator[subprocess.Popen[
     """The server, and all processes that it starts, while the block runs."""
     given = [str(options["server_port"]), options["model"]]
     command = [sys.executable, "-m", f"benchmarks.peers.on_{server}", *given]
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1)  # what the server's children took counts as ours when they have ended
     process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
     try:
         yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
 
 
 async def _adapt(server: str, options: dict[str, Any], process: subprocess.Popen[bytes]) -> None:
@@ -78,7 +84,7 @@ async def _adapt(server: str, options: dict[str, Any], process: subprocess.Popen
 
 
 async def _answering(server: str, port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until it does. Raises: TimeoutError: it does not within a minute; RuntimeError: it has ended."""
+    """Wait until it does. Raises: TimeoutError: it does not within a minute; SystemExit: it has ended."""
     async with asyncio.timeout(_READY_S):
         while process.poll() is None:
             try:
@@ -88,4 +94,4 @@ async def _answering(server: str, port: int, process: subprocess.Popen[bytes]) -
                 await asyncio.sleep(0.2)
             else:
                 return
-    raise RuntimeError(f"{server} ended with {process.returncode}")
+    raise SystemExit(f"{server} has ended")  # its own last words say why
