@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,15 +16,24 @@ class Processor:
     """User and system time of processes by role, with all that they have started by now; this one's as `load`."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
-        found = {role: psutil.Process(pid) for role, pid in pids.items()}
-        self._processes = {role: [each, *each.children(recursive=True)] for role, each in found.items()}
-        self._processes["load"] = [psutil.Process()]
+        self._found = {role: psutil.Process(pid) for role, pid in pids.items()}
+        self._below = {role: each.children(recursive=True) for role, each in self._found.items()}
+        self._found["load"] = psutil.Process()
 
     def seconds(self) -> dict[str, float]:
         """Until now."""
-        times = {role: [each.cpu_times() for each in processes] for role, processes in self._processes.items()}
-        return {role: sum(each.user + each.system for each in of) for role, of in times.items()}
+        taken = {role: _seconds(each) for role, each in self._found.items()}
+        for role, children in self._below.items():
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):  # a child may end
+                    taken[role] += _seconds(child)
+        return taken
 
     def since(self, before: Mapping[str, float]) -> dict[str, float]:
         """From then until now."""
         return {role: max(now - before[role], _TICK_S / 2) for role, now in self.seconds().items()}
+
+
+def _seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
