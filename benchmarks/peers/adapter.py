@@ -28,6 +28,7 @@ def run(server: str, options: dict[str, Any]) -> None:
     """Run a server and the adapter before it, until ended."""
     import uvloop
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until the loop sees to it
     with _running(server, options) as process, contextlib.suppress(asyncio.CancelledError):
         uvloop.run(_adapt(server, options, process))
 

@@ -6,8 +6,8 @@ Settings, by its manual:
 
 - Streams ("Streaming"): a call for each microphone, in which a frame follows the other. That was 1.3 times as fast as
   a call for each frame with the best of its "Adaptive Batching" (up to 32 frames within 10 ms).
-- `parallel_workers=0`, no compression: streams need both off. Inference is then in the server's process.
-- `debug=False`, no metrics ("MLServer Settings"); uvloop, as `mlserver start` has it.
+- `parallel_workers=0`, which streams need ("Streaming"): inference is then in the server's process.
+- `debug=False`, no metrics, no compression ("MLServer Settings"); uvloop, as `mlserver start` has it.
 - Audio as `BYTES`, which it hands on without turning it into a list of numbers ("Content Types").
 """
 
