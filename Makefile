@@ -37,13 +37,17 @@ types: $(READY) ## Check types.
 bench: $(READY) ## Run the benchmarks side by side with their peers. ONLY=1,9 or ONLY=vad, ARGS="--quick"
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
-lock: ## Write requirements.lock anew from requirements.in.
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --excludes requirements.excludes requirements.in -q -o requirements.lock >/dev/null
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url -q
+PEERS := benchmarks/peers/requirements
+lock: ## Write requirements.lock anew from requirements.in, and that of the benchmarks' peers.
+	$(COMPILE) --excludes requirements.excludes requirements.in -o requirements.lock >/dev/null
 	sed -i '/^\./d' requirements.lock
+	$(COMPILE) --excludes $(PEERS).excludes $(PEERS).in -o $(PEERS).lock >/dev/null \
+	  --constraints <(grep -E '^(numpy|onnxruntime|openvino)==' requirements.lock | tr -d '\\')
 
 clean: ## Remove what was made.
-	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Everything the project needs, once: programs, the locked packages, the project, two models.
 $(READY): requirements.lock pyproject.toml $(PLUGINS:%=%/pyproject.toml)

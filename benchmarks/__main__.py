@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks import (
     batching,
+    compared,
     large,
     latency,
     memory,
@@ -62,6 +63,7 @@ _START_S = 0.3
 """What it takes to start the load's process."""
 SUITES: dict[str, Suite] = {
     "vad": Suite(vad.run, 2, 5),
+    "peers": Suite(compared.run, 9, -6, 12),  # its loads are shorter
     "text": Suite(text.run, 2, 3, 15),
     "latency": Suite(latency.run, 4, 1, 12),
     "noop": Suite(noop.run, 5),

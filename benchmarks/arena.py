@@ -29,12 +29,14 @@ class Contender:
         name: what the report calls it; frames for it come under this topic.
         process: its process.
         results: topic its results come on.
+        past: the peers' server that is loaded in its place, past the broker.
         runs: what was measured, one a repeat.
     """
 
     name: str
     process: Started
     results: str
+    past: str = ""
     runs: list[Measured] = field(default_factory=list)
 
     @property
@@ -97,7 +99,7 @@ class Arena:
             "seconds": options.seconds,
             "pids": self._pids(contender),
         }
-        measured = measure(Spec(**(given | spec)), contender.process.said)
+        measured = measure(Spec(**(given | spec)), contender.process.said, contender.past)
         contender.runs.append(measured)
         return measured
 

@@ -16,12 +16,12 @@ import sys
 import time
 
 import orjson
-import psutil  # type: ignore[import-untyped]
 
 from benchmarks.arena import Arena, Contender
 from benchmarks.cells import Cell, Options, cell, ratio
 from benchmarks.load import PATIENCE_S, Connection
 from benchmarks.process import ROOT, ended
+from benchmarks.processor import Processor
 from hedgerow.backends.cores import cores
 from hedgerow.bus.packets import PUBLISH, encode_connect, encode_disconnect, encode_publish_head
 
@@ -75,7 +75,8 @@ def _sub(arena: Arena, count: int) -> tuple[float, float]:
 def _node(arena: Arena, node: Contender, count: int) -> tuple[float, float]:
     """Seconds until the node had answered them all, and its processor time."""
     link = Connection(arena.broker.port, node.results, f"large-{time.monotonic_ns()}")
-    cpu = psutil.Process(node.process.pid).cpu_times()
+    processor = Processor({"node": node.process.pid})
+    before = processor.seconds()
     began = _send(arena, f"{node.name}/0", count)
     heard = 0
     while heard < count:
@@ -85,8 +86,7 @@ def _node(arena: Arena, node: Contender, count: int) -> tuple[float, float]:
         heard += sum(first & 0xF0 == PUBLISH for first, _, _ in link.packets())
     seconds = time.monotonic() - began
     link.socket.close()
-    after = psutil.Process(node.process.pid).cpu_times()
-    return seconds, after.user + after.system - cpu.user - cpu.system
+    return seconds, processor.since(before)["node"]
 
 
 def _send(arena: Arena, topic: str, count: int) -> float:

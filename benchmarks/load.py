@@ -28,8 +28,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-import psutil  # type: ignore[import-untyped]
-
+from benchmarks.processor import Processor
 from hedgerow.bus.packets import PUBLISH, encode_connect, encode_publish_head, encode_subscribe
 from hedgerow.bus.properties import Property, decode_varint, encode_properties
 
@@ -37,8 +36,6 @@ _NUMBER: Final = re.compile(rb'id(?:": ?"|\x00.)f(\d+)', re.DOTALL)
 """A frame's number in a result: in its JSON, or in its user property `id`."""
 PATIENCE_S: Final = 60.0
 """Wait for this long, on top of the time asked for, if nothing could be measured within it."""
-_TICK_S: Final = 0.01
-"""The kernel counts a process's time in these; so nobody takes less than half of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,19 +202,20 @@ class Load:
         """Warm up, measure."""
         spec = self._spec
         advance = self._closed if spec.rate is None else self._open
+        processor = Processor(spec.pids)
         self._until_something(advance, spec.warmup_s)
-        before, sent, results, stalls = self._cpu(), self._sent, self._results, self._stalls
+        before, sent, results, stalls = processor.seconds(), self._sent, self._results, self._stalls
         self._since = time.monotonic()
         self._kept.clear()
         self._until_something(advance, spec.seconds)
         ended = time.monotonic()
-        after = self._cpu()
+        cpu_s = processor.since(before)
         measured = Measured(
             seconds=ended - self._since,
             sent=self._sent - sent,
             results=self._results - results,
             stalls=self._stalls - stalls,
-            cpu_s={role: max(after[role] - before[role], _TICK_S / 2) for role in after},
+            cpu_s=cpu_s,
             latencies_ms=self._latencies_ms,
             lost=0,
             kept=self._kept.copy(),
@@ -240,11 +238,6 @@ class Load:
         while self._due and (now := time.monotonic()) < heard + self._spec.stalled_s:
             if self._take(0.1):
                 heard = now
-
-    def _cpu(self) -> dict[str, float]:
-        pids = {**self._spec.pids, "load": psutil.Process().pid}
-        times = {role: psutil.Process(pid).cpu_times() for role, pid in pids.items()}
-        return {role: each.user + each.system for role, each in times.items()}
 
     def _closed(self, _: float, until: float) -> None:
         while (now := time.monotonic()) < until:

@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import orjson
 import psutil  # type: ignore[import-untyped]
 
 from benchmarks.load import PATIENCE_S, Measured, Spec
+from benchmarks.peers.environment import PYTHON
 
 ROOT = Path(__file__).parent.parent
 _END_S = 10.0
@@ -58,27 +61,37 @@ class Started:
 
 
 @contextmanager
-def peer(name: str, port: int, *, module: str = "benchmarks.peers", **options: Any) -> Iterator[Started]:
+def peer(
+    name: str, port: int, *, module: str = "benchmarks.peers", python: str = sys.executable, **options: Any
+) -> Iterator[Started]:
     """A peer of that module in a process of its own."""
-    with ended(process := _python(module, name, {"port": port, **options})):
+    with TemporaryFile() as log, ended(process := _python(module, name, {"port": port, **options}, python, log)):
 
+        def said() -> str:
+            return os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
+
+        @cache
         def wait() -> None:
             assert process.stdout is not None
             if process.stdout.readline() != b"ready\n":
-                raise RuntimeError(f"The peer {name} did not subscribe")
+                raise RuntimeError(f"The peer {name} did not subscribe:\n{said()[-3000:]}")
 
-        yield Started(process.pid, wait)
+        yield Started(process.pid, wait, said)
 
 
-def measure(spec: Spec, said: Callable[[], str] = str) -> Measured:
+def measure(spec: Spec, said: Callable[[], str] = str, past: str = "") -> Measured:
     """One run of the load.
 
     Args:
         said: what the process that was loaded has logged.
+        past: the peers' server that is asked natively, past the broker.
     Raises: RuntimeError: no result came at all.
     """
-    with ended(process := _python("benchmarks.load", "", asdict(spec))):
+    load = ("benchmarks.peers.native", past, asdict(spec), PYTHON) if past else ("benchmarks.load", "", asdict(spec))
+    with ended(process := _python(*load)):
         out, _ = process.communicate(timeout=spec.warmup_s + spec.seconds + 2 * PATIENCE_S + _ANSWER_S)
+    if process.returncode:
+        raise RuntimeError(f"The load ended with {process.returncode}\n{said()[-3000:]}")
     measured = Measured(**orjson.loads(out))
     if not measured.results:
         raise RuntimeError(f"No result came on {spec.results}\n{said()[-3000:]}")
@@ -93,12 +106,15 @@ def raw(case: str, seconds: float, **options: Any) -> dict[str, Any]:
     return measured
 
 
-def _python(module: str, argument: str, given: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+def _python(
+    module: str, argument: str, given: Mapping[str, Any], python: str = sys.executable, log: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
     """A module of ours as a process that finds what it is given on its standard input."""
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *([argument] if argument else [])],
+        [python, "-m", module, *([argument] if argument else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=log,
         cwd=ROOT,
         env=os.environ.copy(),
     )

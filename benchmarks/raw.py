@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import silero
 from hedgerow.models.source import resolve
 
 VAD = "package:silero_vad/data/silero_vad_openvino_16k.onnx"
@@ -28,16 +29,14 @@ SIDE = 320
 Run = Callable[[Any], Any]
 
 
+def path_of(model: str) -> str:
+    """Where the file of a model is."""
+    return str(resolve(model, Path()).path)
+
+
 def vad_session(threads: int, model: str = VAD) -> Any:
     """Silero VAD on ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    path = str(resolve(model, Path()).path)
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return silero.session(path_of(model), threads)
 
 
 def vad_runner(batch: int) -> Run:
@@ -45,24 +44,13 @@ def vad_runner(batch: int) -> Run:
     if batch == 1:
         session = vad_session(threads=1)
         return lambda feed: session.run(None, feed)[1]
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(str(resolve(VAD, Path()).path))
-    model.reshape({"input": [batch, 576], "state": [2, batch, 128]})
-    settings = {
-        "INFERENCE_NUM_THREADS": 1,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request = silero.request(path_of(VAD), batch)
     return lambda feed: request.infer(feed, share_inputs=True).to_tuple()[1]
 
 
 def text_runner(backend: str, threads: int) -> Run:
     """The text detector: from (1, 3, H, W) to (1, 1, H, W). May be called from one thread at a time."""
-    path = str(resolve(TEXT, Path()).path)
+    path = path_of(TEXT)
     if backend == "onnxruntime":
         import onnxruntime
 

