@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import datetime
 import getpass
+import os
+import random
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -22,7 +25,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-from hedgerow.testing.mosquitto import find_mosquitto, free_port
+from hedgerow.testing.mosquitto import find_mosquitto
 from hedgerow.topology import files
 from hedgerow.topology.load import Described, load
 from hedgerow.topology.render import render
@@ -39,6 +42,19 @@ pipelines:
     subscribe: [plant/+/safe, $share/group/plant/+/vault]
     stages: [parse]
 """
+
+
+def rendered_port() -> int:
+    """A port that goes into a file long before a broker listens on it.
+
+    Below those that the system gives to whoever asks for any, and different for each worker of a test run.
+    """
+    first = 20_000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12)
+    for port in random.sample(range(first, first + 1000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class Window:
@@ -92,10 +108,15 @@ class Running:
         (own / "trust.crl").write_bytes(revocations(ca))
         return own
 
+    def revoke(self, authority: str, serial: int) -> None:
+        """Have an authority's broker refuse a certificate from its next start on."""
+        own = self.folder / "pki" / authority / "issued" / "broker"
+        (own / "trust.crl").write_bytes(revocations(self._authorities[authority], serial))
+
     def start(self, name: str) -> None:
         """Start a broker with what was rendered for it, and a listener of ours to look through."""
         conf = self.out / name / "mosquitto.conf"
-        port = self.windows.setdefault(name, free_port())
+        port = self.windows.setdefault(name, rendered_port())
         state = self.folder / "state" / name / "broker"
         state.mkdir(parents=True, exist_ok=True)
         rendered = conf.read_text("utf-8")
@@ -131,14 +152,18 @@ class Running:
         """A client of a broker with somebody's certificate."""
         topology = self.described.topology
         url = topology.sites[broker].broker if broker in topology.sites else topology.region.broker
-        context = ssl.create_default_context(cafile=self.folder / "pki" / authority / "issued" / "broker" / "trust.crt")
-        if name is not None:
-            own = self.folder / "pki" / authority / "issued" / name
-            context.load_cert_chain(own / "tls.crt", own / "tls.key")
         return aiomqtt.Client(
-            "localhost", int(url.rpartition(":")[2]), protocol=aiomqtt.ProtocolVersion.V5, tls_context=context,
-            timeout=PATIENCE_S, **options,
+            "localhost", int(url.rpartition(":")[2]), protocol=aiomqtt.ProtocolVersion.V5, tls_context=self.tls(authority, name),
+            **{"timeout": PATIENCE_S} | options,
         )  # fmt: skip
+
+    def tls(self, authority: str, name: str | None) -> ssl.SSLContext:
+        """TLS with somebody's certificate, or none."""
+        issued = self.folder / "pki" / authority / "issued"
+        context = ssl.create_default_context(cafile=issued / "broker" / "trust.crt")
+        if name is not None:
+            context.load_cert_chain(issued / name / "tls.crt", issued / name / "tls.key")
+        return context
 
     @asynccontextmanager
     async def window(self, name: str) -> AsyncIterator[Window]:
@@ -183,7 +208,7 @@ def revocations(authority: trustme.CA, *revoked: int) -> bytes:
 def begin(folder: Path, text: str) -> Running:
     """Render a topology, and certify all whom it names. PORT… in the text become free ports."""
     while "PORT" in text:
-        text = text.replace("PORT", str(free_port()), 1)
+        text = text.replace("PORT", str(rendered_port()), 1)
     text += f"\nmachine: {{pki: pki, config: out, state: state, broker_user: {getpass.getuser()}}}\n"
     (folder / "base.yaml").write_text(BASE)
     (folder / "topology.yaml").write_text(text)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import socket
+import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
 import pytest
+from cryptography import x509
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from tests.topology.conftest import PATIENCE_S, Running, Window, begin
 
-from tests.topology.conftest import Running, begin
+from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
 
 UP = ("status", "health", "event/gap", "result/doors", "reported", "reply/1", "blob/1")
 DOWN = ("desired", "ack", "command/ping", "blob/2")
@@ -20,7 +28,11 @@ NODE = "hedgerow/v1/north/hall/a"
 
 async def test_each_channel_goes_its_way_and_no_other(two_levels: Running) -> None:
     """And comes once: nothing goes round in circles."""
-    async with two_levels.window("hall") as hall, two_levels.window("yard") as yard, two_levels.window("north") as north:
+    async with (
+        two_levels.window("hall") as hall,
+        two_levels.window("yard") as yard,
+        two_levels.window("north") as north,
+    ):
         await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
         for channel in UP + STAYS:
             await hall.client.publish(f"{NODE}/{channel}", "up", qos=0 if channel == "health" else 1)
@@ -46,6 +58,22 @@ async def test_each_channel_goes_its_way_and_no_other(two_levels: Running) -> No
         assert max(hall.topics("up").values()) == 1
 
 
+async def test_a_node_that_came_online_is_seen_by_who_looks_later(two_levels: Running) -> None:
+    """Retained messages are retained above too."""
+    async with two_levels.window("hall") as hall, two_levels.window("north") as north:
+        await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
+        await hall.client.publish(f"{NODE}/status", "online", qos=1, retain=True)
+        await north.sees(f"{NODE}/status", "online")
+    async with two_levels.client("north", "region", "wall") as wall:
+        await wall.subscribe(f"{NODE}/status", qos=1)
+        async for message in wall.messages:
+            assert (message.retain, message.payload) == (True, b"online")
+            break
+    async with two_levels.window("hall") as hall, two_levels.window("north") as north:
+        await hall.client.publish(f"{NODE}/status", "", qos=1, retain=True)
+        await north.sees(f"{NODE}/status", "")
+
+
 async def test_the_region_sees_whether_a_bridge_is_connected(two_levels: Running) -> None:
     async with two_levels.client("north", "region", "wall") as wall:
         await wall.subscribe("$SYS/broker/connection/+/state", qos=1)
@@ -56,9 +84,6 @@ async def test_the_region_sees_whether_a_bridge_is_connected(two_levels: Running
 
 async def test_properties_of_mqtt_5_cross_the_bridge(two_levels: Running) -> None:
     """Correlation, content type and user properties: a request from above is answered above."""
-    from paho.mqtt.packettypes import PacketTypes
-    from paho.mqtt.properties import Properties
-
     async with two_levels.window("hall") as hall, two_levels.window("north") as north:
         await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
         async with two_levels.client("north", "region", "anna") as anna, two_levels.client("hall", "hall", "a") as node:
@@ -114,27 +139,35 @@ async def test_what_happens_while_the_region_is_away_comes_up_later(alone: Runni
         assert all(north.seen[f"{NODE}/result/doors", f"{number}"] for number in range(50))
 
 
-async def test_commands_wait_for_a_site_that_is_away(alone: Running) -> None:
+async def test_what_is_retained_reaches_a_site_that_was_away(alone: Running) -> None:
+    """Desired state, above all. Other messages from above do not wait: Mosquitto's bridge asks for no session in MQTT 5."""
     alone.start("north")
     alone.start("hall")
+    keep = kept_session("a")
+    async with alone.client("hall", "hall", "a", **keep) as node:
+        await node.subscribe(f"{NODE}/desired", qos=1)
+        async with alone.window("north") as north, alone.window("hall") as hall:
+            await alone.flows(hall, north, "hedgerow/v1/north/hall")
+    alone.stop("hall")
     async with alone.window("north") as north:
-        async with alone.window("hall") as hall:
-            await alone.flows(hall, north, "hedgerow/v1/north/hall")
-        alone.stop("hall")
-        await north.client.publish(f"{NODE}/command/ping", "kept", qos=1)
-        alone.start("hall")
-        async with alone.window("hall") as hall:
-            await alone.flows(hall, north, "hedgerow/v1/north/hall")
+        await north.client.publish(f"{NODE}/desired", "new", qos=1, retain=True)
+    alone.start("hall")
+    async with alone.client("hall", "hall", "a", **keep) as node:
+        async for message in node.messages:
+            assert message.payload == b"new"
+            break
+
+
+def kept_session(name: str) -> dict[str, Any]:
+    """How to connect so that the broker keeps what comes meanwhile."""
+    expiry = Properties(PacketTypes.CONNECT)
+    expiry.SessionExpiryInterval = 3600
+    return {"identifier": name, "clean_start": False, "properties": expiry}
 
 
 async def test_a_node_that_was_away_finds_its_frames_after_a_restart(alone: Running) -> None:
     """Listeners with rules of their own must know whose queue it is, though nobody is connected."""
-    from paho.mqtt.packettypes import PacketTypes
-    from paho.mqtt.properties import Properties
-
-    expiry = Properties(PacketTypes.CONNECT)
-    expiry.SessionExpiryInterval = 3600
-    keep = {"identifier": "a", "clean_start": False, "properties": expiry}
+    keep = kept_session("a")
     alone.start("hall")
     async with alone.client("hall", "hall", "a", **keep) as node:
         await node.subscribe("plant/+/door", qos=1)
@@ -191,42 +224,147 @@ async def test_a_third_level_works_with_the_same_file(tmp_path_factory: pytest.T
 
 
 async def test_any_mqtt_5_broker_will_do_above(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """An external one knows nothing of us: here with no ACL, and it may not write `$SYS`."""
-    from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
-
-    folder = tmp_path_factory.mktemp("external")
+    """An external one is not told whether a bridge is connected: not every broker lets clients write to `$SYS`."""
     text = THREE_LEVELS[THREE_LEVELS.index("region:") :].replace("name: north,", "name: north, external: true,")
-    running = begin(folder, text)
-    own = folder / "pki" / "region" / "issued" / "broker"
+    running = begin(tmp_path_factory.mktemp("external"), text)
+    own = running.folder / "pki" / "region" / "issued" / "broker"
     port = int(running.described.topology.region.broker.rpartition(":")[2])
-    tls = TlsFiles(own / "trust.crt", own / "tls.crt", own / "tls.key", require_certificate=True)
     assert not (running.out / "north" / "mosquitto.conf").exists()
+    tls = TlsFiles(own / "trust.crt", own / "tls.crt", own / "tls.key", require_certificate=True)
     try:
-        with Mosquitto(port=port, tls=tls) as _:
+        with Mosquitto(port=port, tls=tls):
             running.start("hall")
-            async with running.window("hall") as hall, running.client("north", "region", "collector") as above:
-                await above.subscribe("hedgerow/v1/#", qos=1)
+            async with running.window("hall") as hall, running.client("north", "region", "collector") as client:
+                above = Window(client)
+                await client.subscribe([("#", 1), ("$SYS/broker/connection/#", 1)])
+                looking = asyncio.create_task(above.look())
+                await running.flows(hall, above, "hedgerow/v1/north/hall")
                 await hall.sees("$SYS/broker/connection/hall/state", "1")
-                await hall.client.publish(f"{NODE}/status", "up", qos=1, retain=True)
-                async for message in above.messages:
-                    assert (message.topic.value, message.payload) == (f"{NODE}/status", b"up")
-                    break
-                while not hall.topics("down"):
-                    await above.publish(f"{NODE}/command/ping", "down", qos=1)
-                    await hall.until(lambda: True)
-                    import asyncio
+                looking.cancel()
 
-                    await asyncio.sleep(0.1)
+                assert not [topic for topic, _ in above.seen if topic.startswith("$SYS")]
     finally:
         running.close()
 
 
 def test_a_client_without_a_certificate_is_refused(two_levels: Running) -> None:
-    import asyncio
+    assert admitted(two_levels, "camera")
+    assert not admitted(two_levels, None)
 
-    async def knock() -> None:
-        async with two_levels.client("hall", "hall", None):
-            pass
 
-    with pytest.raises(aiomqtt.MqttError):
-        asyncio.run(knock())
+def test_a_certificate_that_was_revoked_is_refused(alone: Running) -> None:
+    own = alone.folder / "pki" / "hall" / "issued"
+    serial = x509.load_pem_x509_certificate((own / "a" / "tls.crt").read_bytes()).serial_number
+    alone.revoke("hall", serial)
+    alone.start("hall")
+
+    assert admitted(alone, "camera")
+    assert not admitted(alone, "a")
+
+
+def admitted(running: Running, name: str | None) -> bool:
+    """Whether a site's broker answers the CONNECT of somebody with this certificate; else TLS ends it before."""
+    port = int(running.described.topology.sites["hall"].broker.rpartition(":")[2])
+    try:
+        with (
+            socket.create_connection(("localhost", port), PATIENCE_S) as plain,
+            running.tls("hall", name).wrap_socket(plain, server_hostname="localhost") as link,
+        ):
+            link.sendall(bytes.fromhex("101000044d5154540502003c00000378797a"))
+            return link.recv(1) == b"\x20"
+    except (ssl.SSLError, ConnectionResetError, BrokenPipeError):
+        return False
+
+
+HALL, NORTH = "hedgerow/v1/north/hall", "hedgerow/v1/north"
+
+
+@pytest.mark.parametrize(
+    ("broker", "authority", "name", "topic", "allowed"),
+    [
+        ("hall", "hall", "a", f"{HALL}/a/result/doors", True),
+        ("hall", "hall", "a", f"{HALL}/a/dead/doors", True),
+        ("hall", "hall", "a", f"{HALL}/~/reply/1", True),
+        ("hall", "hall", "a", f"{HALL}/b/result/doors", False),
+        ("hall", "hall", "a", f"{HALL}/b/status", False),
+        ("hall", "hall", "a", f"{HALL}/a/command/ping", False),
+        ("hall", "hall", "a", f"{HALL}/b/command/ping", False),
+        ("hall", "hall", "a", f"{HALL}/~/command/ping", False),
+        ("hall", "hall", "a", f"{HALL}/a/desired", False),
+        ("hall", "hall", "a", f"{HALL}/a/ack", False),
+        ("hall", "hall", "a", f"{NORTH}/yard/a/status", False),
+        ("hall", "hall", "a", "plant/1/door", False),
+        ("hall", "hall", "camera", "plant/1/door", True),
+        ("hall", "hall", "camera", "plant/1/safe", False),
+        ("hall", "hall", "camera", f"{HALL}/camera/status", False),
+        ("hall", "hall", "kim", f"{HALL}/a/command/ping", True),
+        ("hall", "hall", "kim", f"{HALL}/a/desired", False),
+        ("north", "region", "hall", f"{HALL}/a/status", True),
+        ("north", "region", "hall", f"{NORTH}/yard/a/status", False),
+        ("north", "region", "hall", f"{HALL}/a/command/ping", False),
+        ("north", "region", "hall", "anything/else", False),
+        ("north", "region", "hall", "$SYS/broker/connection/yard/state", False),
+        ("north", "region", "anna", f"{HALL}/a/command/ping", True),
+        ("north", "region", "anna", f"{HALL}/a/desired", False),
+        ("north", "region", "collector", f"{HALL}/a/desired", True),
+        ("north", "region", "collector", f"{HALL}/a/ack", True),
+        ("north", "region", "collector", f"{HALL}/a/result/doors", False),
+        ("north", "region", "wall", f"{HALL}/a/command/ping", False),
+    ],
+)
+async def test_nobody_speaks_for_another(
+    two_levels: Running, broker: str, authority: str, name: str, topic: str, allowed: bool
+) -> None:
+    said = f"{name} says {topic}"
+    async with two_levels.window(broker) as window, two_levels.client(broker, authority, name) as client:
+        await client.publish(topic, said, qos=1)
+        await window.client.publish("end", said, qos=1)
+        await window.sees("end", said)
+
+        assert bool(window.seen[topic, said]) is allowed
+
+
+@pytest.mark.parametrize(
+    ("broker", "authority", "name", "may", "may_not"),
+    [
+        (
+            "hall", "hall", "b", [f"{HALL}/b/desired", f"{HALL}/b/command/ping", f"{HALL}/~/command/ping", "plant/1/door"],
+            [f"{HALL}/a/desired", f"{HALL}/a/command/ping", f"{HALL}/a/ack", f"{HALL}/a/result/doors", "plant/1/safe", "plant/1/x"],
+        ),
+        ("hall", "hall", "a", ["plant/1/safe", "plant/7/vault"], [f"{HALL}/b/reply/1"]),
+        ("hall", "hall", "kim", [f"{HALL}/a/dead/doors", f"{HALL}/a/result/secrets"], ["plant/1/door", "plant/1/safe"]),
+        ("north", "region", "hall", [f"{HALL}/a/desired"], [f"{HALL}/a/result/doors", f"{NORTH}/yard/a/desired"]),
+        ("north", "region", "wall", [f"{HALL}/a/result/doors"], [f"{HALL}/a/desired", f"{HALL}/a/reply/1", "plant/1/door"]),
+        ("north", "region", "collector", [f"{HALL}/a/result/doors", f"{HALL}/a/blob/9"], ["plant/1/door"]),
+    ],
+)  # fmt: skip
+async def test_nobody_reads_what_is_for_another(
+    two_levels: Running, broker: str, authority: str, name: str, may: list[str], may_not: list[str]
+) -> None:
+    """Subscribed to everything; what is sent last may be read, so all that was let through has come before it."""
+    async with two_levels.window(broker) as window, two_levels.client(broker, authority, name) as client:
+        await client.subscribe("#", qos=1)
+        for topic in (*may_not, *may):
+            await window.client.publish(topic, f"for {name}", qos=1)
+        heard = []
+        async for message in client.messages:
+            if message.payload == f"for {name}".encode():
+                heard.append(message.topic.value)
+                if message.topic.value == may[-1]:
+                    break
+
+        assert heard == may
+
+
+async def test_programs_on_the_machine_send_frames_and_look_on(two_levels: Running) -> None:
+    port = two_levels.described.topology.sites["hall"].loopback_port
+    async with (
+        two_levels.window("hall") as window,
+        aiomqtt.Client("127.0.0.1", port, protocol=aiomqtt.ProtocolVersion.V5) as program,
+    ):
+        for topic in ("plant/1/door", "plant/1/elsewhere", f"{HALL}/a/status", f"{HALL}/a/command/stop"):
+            await program.publish(topic, "local", qos=1)
+        await window.client.publish("end", "local", qos=1)
+        await window.sees("end", "local")
+
+        assert set(window.topics("local")) == {"plant/1/door", "end"}

@@ -114,10 +114,14 @@ def init(
 def _ask(option: str, given: str | None, question: str, default: str | None) -> str:
     if given is not None:
         return given
-    if not sys.stdin.isatty():
+    if not _somebody_there():
         raise ConfigError(f"{option} is missing, and there is no terminal to ask on", remedy=f"Give {option} VALUE.")
     answer: str = typer.prompt(question, default=default)
     return answer
+
+
+def _somebody_there() -> bool:
+    return sys.stdin.isatty()
 
 
 def _with_site(text: str, file: Path, name: str, site: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -19,8 +20,12 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 
 def template(name: str, **values: object) -> str:
     """A text of `templates/` with its blanks filled in."""
-    text = (resources.files("hedgerow.topology.templates") / f"{name}.txt").read_text("utf-8")
-    return Template(text).substitute({key: str(value) for key, value in values.items()})
+    return _read(name).substitute({key: str(value) for key, value in values.items()})
+
+
+@cache
+def _read(name: str) -> Template:
+    return Template((resources.files("hedgerow.topology.templates") / f"{name}.txt").read_text("utf-8"))
 
 
 def site_conf(topology: Topology, site: str) -> str:

@@ -54,9 +54,18 @@ def _sensor_topics(filters: tuple[str, ...]) -> tuple[str, ...]:
     return filters
 
 
+def _rule(value: Any) -> Any:
+    """`true` is short for all fields; `false` for none, not even the message."""
+    if isinstance(value, bool):
+        return {} if value else None
+    if value is None or not isinstance(value, dict | FieldsSection):
+        raise ValueError("write true, false, `{keep: [FIELD, …]}` or `{drop: [FIELD, …]}`")
+    return value
+
+
 Broker = Annotated[str, AfterValidator(_broker)]
 Sensors = dict[Name, Annotated[Filters, AfterValidator(_sensor_topics)]]
-Up = dict[Name, bool | FieldsSection]
+Up = dict[Name, Annotated[FieldsSection | None, BeforeValidator(_rule, json_schema_input_type=bool | FieldsSection)]]
 
 
 class NodeEntry(Section):
@@ -117,6 +126,11 @@ class RegionSection(Section):
 class ParentSection(RegionSection):
     """A broker above the region, for those who look at several."""
 
+    name: Name = Field(description="Its name, and that of its authority.")
+    broker: Broker = Field(
+        description="Where regions reach its broker: HOST or mqtts://HOST:PORT.", examples=["mqtt.example"]
+    )
+    roles: Roles = Field(default_factory=dict, description="Who may do what, as for a region; each is NAME@PARENT.")
     regions: tuple[Name, ...] = Field((), description="Other regions that connect to it; this one always does.")
 
 
@@ -201,11 +215,7 @@ class Topology(Section):
         """The pipelines of a site whose results leave it, and which fields of them."""
         own = self.sites[site].up
         rules = self.up if own is None else own
-        return {
-            name: rule if isinstance(rule, FieldsSection) else FieldsSection()
-            for name, rule in rules.items()
-            if rule is not False
-        }
+        return {name: fields for name, fields in rules.items() if fields is not None}
 
     def base_of(self, site: str, node: str) -> Path | None:
         """The base file of a node."""
