@@ -236,8 +236,8 @@ class PublishSection(Section):
     expiry_s: int | None = Field(None, ge=1, description="The broker forgets a result nobody took after this time.")
     fields: FieldsSection = Field(
         FieldsSection(),
-        description="Which fields of a result go out, e.g. `{keep: [detections]}`; a result that is bytes has none and goes out "
-        "whole.",
+        description="Which fields of a result go out, e.g. `{keep: [detections]}`. One that has none (a picture, a list) goes "
+        "out empty with `keep` and whole with `drop`.",
     )
 
 

@@ -34,9 +34,11 @@ PATIENCE_S = 60
 
 BASE = """\
 # What every node runs.
+metrics: {port: 0}
 pipelines:
   doors:
     subscribe: plant/+/door
+    content_type: application/json
     stages: [parse]
   secrets:
     subscribe: [plant/+/safe, $share/group/plant/+/vault]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -368,3 +371,44 @@ async def test_programs_on_the_machine_send_frames_and_look_on(two_levels: Runni
         await window.sees("end", "local")
 
         assert set(window.topics("local")) == {"plant/1/door", "end"}
+
+
+async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(two_levels: Running) -> None:
+    """What nodes really do is allowed: frames in, results out, commands from above answered above."""
+    folder = two_levels.folder
+    anna = folder / "pki" / "region" / "issued" / "anna"
+    (folder / "anna.yaml").write_text(
+        f"broker:\n  url: {two_levels.described.topology.region.broker}\n"
+        f"  tls: {{ca_file: {anna}/trust.crt, cert_file: {anna}/tls.crt, key_file: {anna}/tls.key}}\n"
+    )
+    log = folder / "node.log"
+    hedgerow = (sys.executable, "-m", "hedgerow")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
+    with log.open("wb") as out:
+        node = await asyncio.create_subprocess_exec(
+            *hedgerow, "node", "run", two_levels.out / "hall/nodes/a.yaml", stdout=out, stderr=out, env=environment
+        )
+    try:
+        async with two_levels.window("hall") as hall, two_levels.window("north") as north:
+            await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
+            async with two_levels.client("hall", "hall", "camera") as camera:
+                async with asyncio.timeout(PATIENCE_S):
+                    while not any(topic == f"{NODE}/result/doors" for topic, _ in north.seen):
+                        await camera.publish("plant/1/door", b"[1, 2, 3]", qos=1)
+                        await asyncio.sleep(0.2)
+            assert any(topic == f"{NODE}/status" for topic, _ in north.seen)
+            asking = await asyncio.create_subprocess_exec(
+                *hedgerow, "command", "north/hall/a", "ping", "--timeout", "60", "--config", folder / "anna.yaml",
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
+            )  # fmt: skip
+            said, _ = await asking.communicate()
+            assert asking.returncode == 0, said.decode()
+    except BaseException:
+        print(log.read_text())
+        raise
+    finally:
+        node.terminate()
+        await node.wait()
+        async with two_levels.window("hall") as hall:  # others look at this topic too
+            await hall.client.publish(f"{NODE}/status", "", qos=1, retain=True)
+    assert "not authorized" not in log.read_text().lower()

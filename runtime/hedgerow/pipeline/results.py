@@ -100,7 +100,7 @@ class ResultEncoder:
 
     def _result(self, frame: Frame, index: int, lineage: dict[str, Any], at: float, time: bytes) -> Encoded:
         static, content_type = self._properties, self._content_type
-        if isinstance(frame.result, _BYTES):
+        if isinstance(frame.result, _BYTES) and self._fields.keep is None:
             payload, content_type = bytes(frame.result), frame.content_type or "application/octet-stream"
             result_id = wire.result_id(frame, index)
             static = encode_properties([(Property.CONTENT_TYPE, content_type)]) + static[self._own_type :]
@@ -130,7 +130,7 @@ class ResultEncoder:
 
 
 def _only(fields: FieldsSection, result: Any) -> Any:
-    """What may go out of a result; one that is no mapping has no fields to hold back, so it goes out empty or whole."""
+    """What may go out of a result; of one that has no fields nothing is kept and nothing dropped."""
     if not isinstance(result, Mapping):
         return result if fields.keep is None else {}
     keep = result.keys() - set(fields.drop) if fields.keep is None else fields.keep
