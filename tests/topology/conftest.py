@@ -111,7 +111,7 @@ class Running:
         return own
 
     def revoke(self, authority: str, serial: int) -> None:
-        """Have an authority's broker refuse a certificate from its next start on."""
+        """Put a certificate on the list of those that an authority's broker is to refuse."""
         own = self.folder / "pki" / authority / "issued" / "broker"
         (own / "trust.crl").write_bytes(revocations(self._authorities[authority], serial))
 
@@ -144,6 +144,9 @@ class Running:
         process = self._processes.pop(name)
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE_S)
+
+    def reload(self, name: str) -> None:
+        self._processes[name].send_signal(signal.SIGHUP)
 
     def close(self) -> None:
         for process in self._processes.values():

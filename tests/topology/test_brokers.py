@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -255,14 +256,20 @@ def test_a_client_without_a_certificate_is_refused(two_levels: Running) -> None:
     assert not admitted(two_levels, None)
 
 
-def test_a_certificate_that_was_revoked_is_refused(alone: Running) -> None:
+def test_a_certificate_that_was_revoked_is_refused_from_a_reload_on(alone: Running) -> None:
     own = alone.folder / "pki" / "hall" / "issued"
     serial = x509.load_pem_x509_certificate((own / "a" / "tls.crt").read_bytes()).serial_number
-    alone.revoke("hall", serial)
     alone.start("hall")
+    assert admitted(alone, "a")
 
+    alone.revoke("hall", serial)
+    alone.reload("hall")
+
+    deadline = time.monotonic() + PATIENCE_S
+    while admitted(alone, "a"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert admitted(alone, "camera")
-    assert not admitted(alone, "a")
 
 
 def admitted(running: Running, name: str | None) -> bool:
