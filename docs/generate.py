@@ -20,6 +20,7 @@ from hedgerow import config
 from hedgerow.node.health import gauges
 from hedgerow.telemetry import metrics
 from hedgerow.telemetry.tally import DropReason, Tally
+from hedgerow.topology import model as topology
 from hedgerow.wire import messages
 
 DOCS = Path(__file__).parent
@@ -100,8 +101,16 @@ def tables() -> dict[str, Callable[[], str]]:
         "stream": config.StreamSection,
         "queue": config.QueueSection,
         "publish": config.PublishSection,
+        "fields": config.FieldsSection,
         "metrics-section": config.MetricsSection,
         "log": config.LogSection,
+        "topology": topology.Topology,
+        "topology-region": topology.RegionSection,
+        "topology-parent": topology.ParentSection,
+        "topology-site": topology.SiteSection,
+        "topology-node": topology.NodeEntry,
+        "topology-limits": topology.LimitsSection,
+        "topology-machine": topology.MachineSection,
         "health": messages.Health,
         "pipeline-health": messages.PipelineHealth,
         "model-health": messages.ModelHealth,

@@ -126,7 +126,7 @@ def test_yes_and_on_are_words() -> None:
         ),
         pytest.param(
             "- a\n- b\n",
-            "node.yaml:1: expected `key: value` lines at the top\n    → Begin with `node:`, `broker:`, `pipelines:`.",
+            "node.yaml:1: expected `key: value` lines at the top\n    → Begin with `node:` and `pipelines:`, a topology with `region:` and `sites:`.",
             id="list",
         ),
     ],

@@ -211,12 +211,34 @@ class StreamSection(Section):
         return self
 
 
+class FieldsSection(Section):
+    """Which fields of a result go out: of the mapping that a result's `result` is."""
+
+    keep: tuple[str, ...] | None = Field(None, description="Only these fields.")
+    drop: tuple[str, ...] = Field((), description="All fields but these.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> FieldsSection:
+        if self.keep is not None and self.drop:
+            raise ValueError("give `keep` or `drop`, not both")
+        return self
+
+    def __bool__(self) -> bool:
+        """Whether any field is held back."""
+        return self.keep is not None or bool(self.drop)
+
+
 class PublishSection(Section):
     """How results go out."""
 
     format: Literal["json", "msgpack"] = Field("json", description="Encoding of results.")
     qos: Literal[0, 1] = Field(1, description="QoS of results.")
     expiry_s: int | None = Field(None, ge=1, description="The broker forgets a result nobody took after this time.")
+    fields: FieldsSection = Field(
+        FieldsSection(),
+        description="Which fields of a result go out, e.g. `{keep: [detections]}`. One that has none (a picture, a list) goes "
+        "out empty with `keep` and whole with `drop`.",
+    )
 
 
 class StageEntry(Section):

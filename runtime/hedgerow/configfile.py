@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
@@ -25,6 +25,9 @@ from hedgerow.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,11 @@ class BadConfigFile(ConfigError):
 
     code = "bad-config-file"
 
-    def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
+    def __init__(self, path: Path, problems: Sequence[Problem], check: str = "config") -> None:
         self.path = path
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
         lines = [f"{path}:{problem.line or 1}: {problem}\n    → {problem.remedy}" for problem in self.problems]
-        super().__init__("\n".join(lines), remedy=f"Mend the file, then `hedgerow config check {path}`.")
+        super().__init__("\n".join(lines), remedy=f"Mend the file, then `hedgerow {check} check {path}`.")
 
 
 def load(path: Path) -> NodeConfig:
@@ -129,19 +132,31 @@ class Document:
             problem = Problem(None, "", str(error), "Look at the HEDGEROW_* environment variables.")
             raise BadConfigFile(self._path, [problem]) from error
 
+    def as_a(self, model: type[Kind], check: str) -> Kind:
+        """What it says, as a file of another kind; the environment is not asked.
+
+        Args:
+            check: the group of commands that checks such files.
+        Raises: BadConfigFile: it does not validate; every problem with its line.
+        """
+        try:
+            return model.model_validate(self.content)
+        except ValidationError as error:
+            raise BadConfigFile(self._path, list(_problems(self._yaml, error, model)), check) from error
+
     def line_of(self, keys: Sequence[int | str]) -> int | None:
         """The line of the last of these keys that is there; None if none is."""
         return _line(self._yaml, keys)
 
 
-def schema() -> dict[str, Any]:
+def schema(model: type[BaseModel] = NodeConfig) -> dict[str, Any]:
     """JSON Schema (2020-12) of configuration files, for editors."""
 
     class Generator(GenerateJsonSchema):
         def field_title_should_be_set(self, schema: Any) -> bool:
             return False  # "Max Age S" over `max_age_s` says nothing
 
-    return {"$schema": Generator.schema_dialect, **NodeConfig.model_json_schema(schema_generator=Generator)}
+    return {"$schema": Generator.schema_dialect, **model.model_json_schema(schema_generator=Generator)}
 
 
 _WORDING: Final = {
@@ -228,7 +243,10 @@ def _read_yaml(text: str, path: Path) -> CommentedMap:
         return CommentedMap()
     if not isinstance(document, CommentedMap) or not all(isinstance(key, str) for key in document):
         problem = Problem(
-            1, "", "expected `key: value` lines at the top", "Begin with `node:`, `broker:`, `pipelines:`."
+            1,
+            "",
+            "expected `key: value` lines at the top",
+            "Begin with `node:` and `pipelines:`, a topology with `region:` and `sites:`.",
         )
         raise BadConfigFile(path, [problem])
     return document
@@ -262,7 +280,7 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _problems(document: CommentedMap, error: ValidationError) -> Iterator[Problem]:
+def _problems(document: CommentedMap, error: ValidationError, root: type[BaseModel] = NodeConfig) -> Iterator[Problem]:
     items = error.errors()
     for item in items:
         loc = item["loc"]
@@ -273,12 +291,12 @@ def _problems(document: CommentedMap, error: ValidationError) -> Iterator[Proble
         line = _line(document, keys)
         message, advice = explain(item)
         if item["type"] == "extra_forbidden":
-            known = _known_keys(keys[:-1])
+            known = _known_keys(root, keys[:-1])
             near = difflib.get_close_matches(str(keys[-1]), known, n=1)
             advice = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(sorted(known))}."
         elif item["type"] == "missing":
             advice = f"Add `{loc[-1]}:` here."
-        yield Problem(line, field, message, advice or _description(keys))
+        yield Problem(line, field, message, advice or _description(root, keys))
 
 
 def _keys_in(document: Any, loc: Sequence[int | str]) -> list[int | str]:
@@ -307,9 +325,9 @@ def _line(document: Any, keys: Sequence[int | str]) -> int | None:
     return line
 
 
-def _model_at(keys: Sequence[int | str]) -> tuple[type[BaseModel] | None, Any]:
+def _model_at(root: type[BaseModel], keys: Sequence[int | str]) -> tuple[type[BaseModel] | None, Any]:
     """The section that a path ends in, and the field's info if it ends in a field."""
-    model: type[BaseModel] | None = NodeConfig
+    model: type[BaseModel] | None = root
     info: Any = None
     for key in keys:
         if model is None:
@@ -338,15 +356,15 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _known_keys(keys: Sequence[int | str]) -> list[str]:
-    model, _ = _model_at(keys)
+def _known_keys(root: type[BaseModel], keys: Sequence[int | str]) -> list[str]:
+    model, _ = _model_at(root, keys)
     return list(model.model_fields) if model else []
 
 
-def _description(keys: Sequence[int | str]) -> str:
+def _description(root: type[BaseModel], keys: Sequence[int | str]) -> str:
     """What the documentation says about a setting, or about what it stands in."""
     for end in range(len(keys), 0, -1):
-        _, info = _model_at(keys[:end])
+        _, info = _model_at(root, keys[:end])
         if info is not None and info.description:
             return str(info.description)
     return "See `hedgerow config schema`."

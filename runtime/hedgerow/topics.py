@@ -126,3 +126,16 @@ def matches(pattern: str, topic: str) -> bool:
         if position >= len(levels) or (want != "+" and want != levels[position]):
             return False
     return len(levels) == len(wanted)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether a topic can fit both of two filters (without `$share`)."""
+    left, right = one.split("/"), other.split("/")
+    for position in range(max(len(left), len(right))):
+        mine = left[position] if position < len(left) else None
+        theirs = right[position] if position < len(right) else None
+        if "#" in (mine, theirs):  # stands for the level above it too
+            return True
+        if mine is None or theirs is None or (mine != theirs and "+" not in (mine, theirs)):
+            return False
+    return True

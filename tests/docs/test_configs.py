@@ -20,7 +20,7 @@ from hedgerow_signal.generate import Machine
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("[!d]*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [CONFIGS / "plant.yaml", CONFIGS / "shop.yaml"], ids=lambda path: path.name)
 def test_everything_an_example_names_is_there(path: Path) -> None:
     """Stages, their settings, models: what `hedgerow config check` looks at."""
     assert configcheck.load(path).pipelines

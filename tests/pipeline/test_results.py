@@ -48,6 +48,25 @@ def test_a_result_says_what_which_and_how_in_json() -> None:
     assert PublishProperties(result.properties).content_type == JSON
 
 
+@pytest.mark.parametrize(
+    ("fields", "result", "out"),
+    [
+        ({}, {"a": 1, "b": 2}, {"a": 1, "b": 2}),
+        ({"keep": ["a", "z"]}, {"a": 1, "b": 2}, {"a": 1}),
+        ({"drop": ["a", "z"]}, {"a": 1, "b": 2}, {"b": 2}),
+        ({"keep": []}, {"a": 1}, {}),
+        ({"keep": ["a"]}, [1, 2], {}),
+        ({"keep": ["a"]}, b"a picture", {}),
+        ({"drop": ["a"]}, [1, 2], [1, 2]),
+    ],
+)
+def test_only_the_fields_that_may_go_out_do(fields: dict[str, Any], result: Any, out: Any) -> None:
+    (encoded,) = encode(Frame(id="f1", stream="door", result=result), fields=fields)
+
+    assert json.loads(encoded.payload)["result"] == out
+    assert json.loads(encoded.payload)["frame"]["stream"] == "door"
+
+
 def test_a_result_carries_cloudevents_attributes() -> None:
     (result,) = encode(Frame(id="f1", stream="door", result=1), expiry_s=60)
 

@@ -52,6 +52,32 @@ _PLUGIN = Group(
     """,
 )
 
+_TOPOLOGY = Group(
+    {
+        "check": Verb("hedgerow.cli.topology:check", "Find everything that is wrong with a topology."),
+        "render": Verb("hedgerow.cli.topology:render", "Write all files that a region and its sites need."),
+        "schema": Verb("hedgerow.cli.topology:schema", "Print the JSON Schema of topologies."),
+    },
+    "Describe a region and its sites once; make all files from it.",
+    """Describe a region, its sites and nodes in one file, and make all others from it.
+
+    Examples:
+      hedgerow topology check topology.yaml
+      hedgerow topology render topology.yaml --out rendered
+    """,
+)
+
+_SITE = Group(
+    {"init": Verb("hedgerow.cli.site:init", "Begin a topology, or add a site to one.")},
+    "Add a site.",
+    """Add a site to a region.
+
+    Examples:
+      hedgerow site init
+      hedgerow site init --name shop-13 --broker broker.shop-13.lan --node gateway
+    """,
+)
+
 _HEDGEROW = Group(
     {
         "demo": Verb("hedgerow.cli.demo:demo", "See real models work on this machine; nothing to set up."),
@@ -59,6 +85,8 @@ _HEDGEROW = Group(
         "node": _NODE,
         "config": _CONFIG,
         "plugin": _PLUGIN,
+        "topology": _TOPOLOGY,
+        "site": _SITE,
         "publish": Verb("hedgerow.cli.publish:publish", "Send pictures, sound, video or tables as frames."),
         "watch": Verb("hedgerow.cli.watch:watch", "Watch results come in: rate, latency, what was found."),
         "explain": Verb("hedgerow.cli.explain:explain", "Say where a result came from, or why a frame died."),

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from hedgerow import __version__
 from hedgerow.bus.properties import Property, encode_properties, encode_text
-from hedgerow.config import PublishSection
+from hedgerow.config import FieldsSection, PublishSection
 from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Frame
 from hedgerow.topics import Address, Channel
@@ -52,6 +52,7 @@ class ResultEncoder:
         self.topic = address.topic(Channel.RESULT, pipeline)
         self.dead_topic = address.topic(Channel.DEAD, pipeline)
         self._content_type = wire.MSGPACK if publish.format == "msgpack" else wire.JSON
+        self._fields = publish.fields
         self._encode = wire.encode_msgpack if publish.format == "msgpack" else wire.encode_json
         self._head = {"node": str(address), "pipeline": pipeline}
         self._result_head = {"schema": wire.RESULT_SCHEMA, **self._head}
@@ -99,12 +100,14 @@ class ResultEncoder:
 
     def _result(self, frame: Frame, index: int, lineage: dict[str, Any], at: float, time: bytes) -> Encoded:
         static, content_type = self._properties, self._content_type
-        if isinstance(frame.result, _BYTES):
+        if isinstance(frame.result, _BYTES) and self._fields.keep is None:
             payload, content_type = bytes(frame.result), frame.content_type or "application/octet-stream"
             result_id = wire.result_id(frame, index)
             static = encode_properties([(Property.CONTENT_TYPE, content_type)]) + static[self._own_type :]
         else:
             body = wire.result_body(frame, index, self._result_head, lineage, at)
+            if self._fields:
+                body["result"] = _only(self._fields, body["result"])
             payload, result_id = self._encode(body), body["id"]
         properties = static + time + _ID + encode_text(result_id) + _SUBJECT + encode_text(frame.stream)
         if frame.traceparent is not None:
@@ -124,6 +127,14 @@ class ResultEncoder:
         reason = wire.clean(error.code)
         properties = encode_properties([(Property.CONTENT_TYPE, wire.JSON), (Property.USER, ("reason", reason))])
         return Encoded(payload, properties, wire.JSON)
+
+
+def _only(fields: FieldsSection, result: Any) -> Any:
+    """What may go out of a result; of one that has no fields nothing is kept and nothing dropped."""
+    if not isinstance(result, Mapping):
+        return result if fields.keep is None else {}
+    keep = result.keys() - set(fields.drop) if fields.keep is None else fields.keep
+    return {name: value for name, value in result.items() if name in keep}
 
 
 def trace_child(traceparent: str) -> str:

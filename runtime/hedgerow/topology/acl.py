@@ -1,0 +1,136 @@
+"""Who may do what on a broker: the ACL files of sites, regions and what is above. Pure.
+
+Each user has a section of its own. Mosquitto would take `pattern … %u` with a name like `shop-12/gateway` too, but a
+pattern holds for everybody: a sensor could then speak as a node of its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from hedgerow.config import NodeConfig
+from hedgerow.topics import Address, Channel
+from hedgerow.topology.check import subscriptions
+from hedgerow.topology.model import Role, Roles, Topology
+
+UP: Final = (
+    Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED, Channel.REPLY, Channel.BLOB,
+)  # fmt: skip
+"""Channels a site may speak on towards the region."""
+DOWN: Final = (Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.BLOB)
+"""Channels the region may speak on towards a site."""
+_OWN: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED, Channel.DEAD)
+_SEEN: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED)
+
+_MAY_READ: Final[Mapping[Role, tuple[Channel, ...]]] = {
+    "viewer": _SEEN,
+    "operator": (*_SEEN, Channel.DESIRED, Channel.REPLY),
+    "collector": (*_SEEN, Channel.DESIRED, Channel.REPLY, Channel.BLOB),
+}
+_MAY_WRITE: Final[Mapping[Role, tuple[Channel, ...]]] = {
+    "viewer": (),
+    "operator": (Channel.COMMAND,),
+    "collector": (Channel.COMMAND, Channel.DESIRED, Channel.ACK, Channel.BLOB),
+}
+
+
+def pattern(address: Address, channel: Channel) -> str:
+    """The filter of all topics of a channel; parts of the address may be `+`."""
+    try:
+        return address.topic(channel)
+    except ValueError:
+        return address.topic(channel, "#")
+
+
+def site_acl(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) -> str:
+    """The ACL of a site's broker.
+
+    Args:
+        nodes: the configurations of its nodes.
+    """
+    region, place = topology.region.name, topology.sites[site]
+    lines = [
+        f"# Who may write (publish) and read (subscribe) what on the broker of {site}. A user is the common name of a",
+        "# certificate. What is not allowed here is refused. The bridge to the region is the broker itself and is not asked;",
+        "# what it carries is in mosquitto.conf.",
+    ]
+    for name, config in nodes.items():
+        own, every = Address(region, site, name), Address(region, site, name).everyone()
+        lines += ["", f"# Node {name}: takes what its pipelines subscribe to, and speaks only below its own name."]
+        lines += [f"user {site}/{name}"]
+        lines += [f"topic read {one}" for one in subscriptions(config)]
+        lines += _topics("write", own, _OWN)
+        lines += _topics("readwrite", own, (Channel.REPLY, Channel.BLOB))
+        lines += _topics("read", own, (Channel.DESIRED, Channel.COMMAND, Channel.ACK))
+        lines += ["# What is meant for every node of the site."]
+        lines += _topics("read", every, (Channel.DESIRED, Channel.COMMAND))
+        lines += _topics("write", every, (Channel.REPLY,))
+    for sensor, filters in topology.sensors_of(site).items():
+        lines += ["", f"# Sensor {sensor}: sends, and reads nothing.", f"user {site}/{sensor}"]
+        lines += [f"topic write {one}" for one in filters]
+    lines += _people(place.roles, site, Address(region, site, "+"), dead=True)
+    return _text(lines)
+
+
+def loopback_acl(topology: Topology, site: str) -> str:
+    """The ACL of a site's listener for programs on the broker's own machine, who have no name."""
+    address = Address(topology.region.name, site, "+")
+    lines = [f"# Programs on the machine of {site}'s broker: they may send what sensors send, and look on."]
+    lines += [f"topic write {one}" for filters in topology.sensors_of(site).values() for one in filters]
+    lines += _topics("read", address, _SEEN)
+    return _text(lines)
+
+
+def region_acl(topology: Topology) -> str:
+    """The ACL of the region's broker."""
+    region = topology.region.name
+    lines = [
+        f"# Who may write (publish) and read (subscribe) what on the broker of region {region}. A user is the common name of",
+        "# a certificate. What is not allowed here is refused.",
+    ]
+    for site in topology.sites:
+        lines += _bridge(site, f"Site {site}", Address(region, site, "+"))
+    lines += _people(topology.region.roles, "region", Address(region, "+", "+"), bridges=True)
+    return _text(lines)
+
+
+def parent_acl(topology: Topology) -> str:
+    """The ACL of the broker above the region."""
+    parent = topology.parent
+    assert parent is not None  # noqa: S101 - who asks has looked
+    lines = [f"# Who may write (publish) and read (subscribe) what on the broker {parent.name}, above the regions."]
+    for region in dict.fromkeys([topology.region.name, *parent.regions]):
+        lines += _bridge(region, f"Region {region}", Address(region, "+", "+"))
+    lines += _people(parent.roles, parent.name, Address("+", "+", "+"), bridges=True)
+    return _text(lines)
+
+
+def _bridge(user: str, who: str, address: Address) -> Iterator[str]:
+    yield from ("", f"# {who}: its bridge speaks for its own nodes and hears what is meant for them.", f"user {user}")
+    yield from _topics("write", address, [channel for channel in UP if channel not in DOWN])
+    yield from _topics("readwrite", address, [channel for channel in UP if channel in DOWN])
+    yield from _topics("read", address, [channel for channel in DOWN if channel not in UP])
+    yield "# Whether the bridge is connected: 1 or 0, retained."
+    yield f"topic write $SYS/broker/connection/{user}/state"
+
+
+def _people(roles: Roles, suffix: str, address: Address, *, dead: bool = False, bridges: bool = False) -> Iterator[str]:
+    for role, names in roles.items():
+        for name in names:
+            yield from ("", f"# {role.capitalize()} {name}.", f"user {name}@{suffix}")
+            if role == "operator" and dead:
+                yield "# Dead letters carry the frame that could not be processed; they do not leave the site."
+                yield from _topics("read", address, (Channel.DEAD,))
+            yield from _topics("read", address, _MAY_READ[role])
+            yield from _topics("write", address, _MAY_WRITE[role])
+            if bridges:
+                yield "topic read $SYS/broker/connection/+/state"
+
+
+def _topics(right: str, address: Address, channels: Iterable[Channel]) -> list[str]:
+    return [f"topic {right} {pattern(address, channel)}" for channel in channels]
+
+
+def _text(lines: Iterable[str]) -> str:
+    return "\n".join([*lines, ""])

@@ -1,0 +1,173 @@
+"""The configuration of Mosquitto for a site, a region and what is above. Pure: a topology in, texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Final
+from urllib.parse import urlsplit
+
+from hedgerow.topics import Address, Channel
+from hedgerow.topology.acl import pattern
+from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, SiteSection, Topology
+from hedgerow.topology.nodes import certificate
+
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
+
+
+def template(name: str, **values: object) -> str:
+    """A text of `templates/` with its blanks filled in."""
+    return _read(name).substitute({key: str(value) for key, value in values.items()})
+
+
+@cache
+def _read(name: str) -> Template:
+    return Template((resources.files("hedgerow.topology.templates") / f"{name}.txt").read_text("utf-8"))
+
+
+def site_conf(topology: Topology, site: str) -> str:
+    """The configuration of a site's broker, its bridge to the region included."""
+    place, region = topology.sites[site], topology.region
+    up = _up_of_site(topology, site)
+    text = f"# The broker of site {site}, region {region.name}, for Mosquitto 2.0.11 or later.\n\n"
+    text += _listener(topology, site, site, place)
+    if place.loopback_port is not None:
+        text += template("loopback.conf", port=place.loopback_port, acl=topology.machine.config / site / "acl.loopback")
+    text += _limits(topology, site, topology.limits.packet_bytes)
+    return text + _bridge(
+        topology,
+        site,
+        region,
+        f"to the region, {region.name}",
+        REGION_AUTHORITY,
+        up,
+        _down(topology, region.name, site),
+    )
+
+
+def region_conf(topology: Topology) -> str:
+    """The configuration of the region's broker, with a bridge to what is above, if anything is."""
+    region, parent = topology.region, topology.parent
+    text = f"# The broker of region {region.name}, for Mosquitto 2.0.11 or later.\n\n"
+    text += _listener(topology, region.name, REGION_AUTHORITY, region)
+    text += _limits(topology, region.name, topology.limits.bridge_packet_bytes)
+    if parent is None:
+        return text
+    everyone = Address(region.name, "+", "+")
+    up = [
+        "# All that came up from the sites: what is to stay there did not get here.",
+        *(_topic(everyone, channel, "out") for channel in _ALWAYS_UP),
+        _topic(everyone, Channel.RESULT, "out"),
+        _topic(everyone, Channel.BLOB, "both"),
+    ]
+    return text + _bridge(
+        topology, region.name, parent, f"to {parent.name}", parent.name, up, _down(topology, region.name, "+")
+    )
+
+
+def parent_conf(topology: Topology, parent: RegionSection) -> str:
+    """The configuration of the broker above the region."""
+    text = f"# The broker {parent.name}, above the regions, for Mosquitto 2.0.11 or later.\n\n"
+    return (
+        text
+        + _listener(topology, parent.name, parent.name, parent)
+        + _limits(topology, parent.name, topology.limits.bridge_packet_bytes)
+    )
+
+
+_ALWAYS_UP: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.REPORTED, Channel.REPLY)
+
+
+def _up_of_site(topology: Topology, site: str) -> Iterator[str]:
+    address = Address(topology.region.name, site, "+")
+    yield "# How nodes are, what happened, answers to commands:"
+    for channel in _ALWAYS_UP:
+        yield _topic(address, channel, "out")
+    rules = topology.up_of(site)
+    yield "# Results, as `up:` in the topology says:" if rules else "# No results: `up:` in the topology names none."
+    for pipeline, fields in rules.items():
+        if fields:
+            what = f"only {', '.join(fields.keep)}" if fields.keep is not None else f"without {', '.join(fields.drop)}"
+            yield f"# {pipeline}: {what} (the node leaves the rest out)"
+        yield f"topic {address.topic(Channel.RESULT, pipeline)} out 1"
+    yield "# Parts of models and other large things, asked for and given:"
+    yield _topic(address, Channel.BLOB, "both")
+    yield "# Frames and dead letters, which carry frames, have no line here and do not leave."
+
+
+def _down(topology: Topology, region: str, site: str) -> Iterator[str]:
+    address = Address(region, site, "+")
+    yield _topic(address, Channel.DESIRED, "in")
+    yield _topic(address, Channel.ACK, "in")
+    for command in topology.commands:
+        yield f"topic {address.topic(Channel.COMMAND, command)} in 1"
+    if "snapshot" not in topology.commands:
+        yield "# `snapshot` is not among the commands: its reply would carry a raw frame."
+
+
+def _topic(address: Address, channel: Channel, way: str) -> str:
+    # A measure that comes every ten seconds is worth no second try.
+    return f"topic {pattern(address, channel)} {way} {0 if channel is Channel.HEALTH else 1}"
+
+
+def _listener(topology: Topology, name: str, authority: str, place: SiteSection | RegionSection) -> str:
+    url = urlsplit(place.broker)
+    host = place.broker.removeprefix("mqtts://").rpartition(":")[0]
+    here = f" {host.strip('[]')}" if host in _LOOPBACK else ""  # the address says who can reach it
+    return template(
+        "listener.conf",
+        listener=f"{url.port}{here}",
+        tls=certificate(topology, authority, "broker"),
+        acl=topology.machine.config / name / "acl",
+    )
+
+
+def _limits(topology: Topology, name: str, packet_bytes: int) -> str:
+    limits = topology.limits
+    waiting = min(limits.queue_messages, limits.queue_bytes // 1000)
+    return template(
+        "limits.conf",
+        inflight=limits.inflight,
+        rate=f"{limits.inflight * 25:,}",
+        queue_messages=limits.queue_messages,
+        queue_bytes=limits.queue_bytes,
+        queue_mib=f"{limits.queue_bytes / 2**20:.3g}",
+        hours=f"{waiting / 20 / 3600:.2g}",
+        packet_bytes=packet_bytes,
+        state=state_of(topology, name),
+        autosave_s=limits.autosave_s,
+        user=topology.machine.broker_user,
+    )
+
+
+def state_of(topology: Topology, name: str) -> Path:
+    """Where a broker keeps what is to survive a restart."""
+    return topology.machine.state / name / "broker"
+
+
+def _bridge(
+    topology: Topology,
+    user: str,
+    above: RegionSection,
+    words: str,
+    authority: str,
+    up: Iterable[str],
+    down: Iterable[str],
+) -> str:
+    """One block for a connection upwards: `user` is who we are there, certified by their `authority`."""
+    return template(
+        "bridge.conf",
+        above=words,
+        user=user,
+        address=above.broker.removeprefix("mqtts://"),
+        tls=certificate(topology, authority, user),
+        packet_bytes=topology.limits.bridge_packet_bytes,
+        packet_kib=topology.limits.bridge_packet_bytes // 1024,
+        local_only="true" if above.external else "false",
+        where=" here only, since not every broker lets clients write there" if above.external else " on both brokers",
+        up="\n".join(up),
+        down="\n".join(down),
+    )

@@ -1,0 +1,121 @@
+"""What is wrong with a topology though each part of it is valid: names that clash, rules that hold for nothing. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from hedgerow.config import NodeConfig
+from hedgerow.topics import overlap
+from hedgerow.topology.model import REGION_AUTHORITY, Roles, Topology
+
+Nodes = Mapping[tuple[str, str], NodeConfig]
+"""The configuration of every node, by site and name."""
+
+
+class Finding(NamedTuple):
+    """Something to mend, and where.
+
+    Attributes:
+        keys: the way to it in the file.
+    """
+
+    keys: tuple[int | str, ...]
+    message: str
+    remedy: str
+
+
+def clashes(topology: Topology) -> Iterator[Finding]:
+    """Names that two would share: a folder, a topic or a certificate."""
+    above = [topology.region.name, REGION_AUTHORITY, *([topology.parent.name] if topology.parent else [])]
+    if topology.parent is not None and topology.parent.name in above[:2]:
+        yield Finding(
+            ("parent", "name"), f"{topology.parent.name} names the region or its authority too", "Give it another name."
+        )
+    yield from _roles(("region",), topology.region.roles, {"broker", *topology.sites})
+    if topology.parent is not None:
+        yield from _roles(
+            ("parent",), topology.parent.roles, {"broker", topology.region.name, *topology.parent.regions}
+        )
+    for name, site in topology.sites.items():
+        here = ("sites", name)
+        sensors = topology.sensors_of(name).keys()
+        if name in above:
+            yield Finding(here, f"{name} names something above the site too", "Give the site another name.")
+        for both in sorted(site.nodes.keys() & sensors):
+            yield Finding(
+                (*here, "nodes"),
+                f"{both} is both a node and a sensor; one certificate would stand for both",
+                "Rename one.",
+            )
+        if "broker" in site.nodes.keys() | sensors:
+            yield Finding(
+                (*here, "nodes"), "`broker` is the name of the broker's own certificate", "Take another name."
+            )
+        yield from _roles(here, site.roles, {"broker", *site.nodes, *sensors})
+
+
+def _roles(here: tuple[str, ...], roles: Roles, taken: set[str]) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for role, names in roles.items():
+        for name in names:
+            if name in taken:
+                yield Finding(
+                    (*here, "roles", role), f"{name} is also the name of a machine; their certificates would share a folder",
+                    "Take another name for the person or service.",
+                )  # fmt: skip
+            if name in seen:
+                yield Finding(
+                    (*here, "roles", role), f"{name} has two roles", "Leave the higher one: it includes the lower."
+                )
+            seen.add(name)
+
+
+def mismatches(topology: Topology, nodes: Nodes) -> Iterator[Finding]:
+    """Rules about pipelines that no node runs, and fields that are chosen twice."""
+    for site, place in topology.sites.items():
+        configs = [nodes[site, node] for node in place.nodes if (site, node) in nodes]
+        known = {pipeline for config in configs for pipeline in config.pipelines}
+        for pipeline, fields in topology.up_of(site).items():
+            keys = ("sites", site, "up", pipeline) if place.up is not None else ("up", pipeline)
+            if pipeline not in known and place.up is not None:
+                yield Finding(
+                    keys,
+                    f"no node of {site} runs a pipeline {pipeline!r}",
+                    f"It runs: {', '.join(sorted(known)) or 'none'}.",
+                )
+            for config in configs:
+                if fields and pipeline in config.pipelines and config.pipelines[pipeline].publish.fields != fields:
+                    yield Finding(
+                        keys, "fields are chosen here and in the base file's `publish:`", "Leave one of the two."
+                    )
+                    break
+    if nodes:
+        everywhere = {pipeline for config in nodes.values() for pipeline in config.pipelines}
+        for pipeline in sorted(topology.up.keys() - everywhere):
+            yield Finding(
+                ("up", pipeline),
+                f"no node runs a pipeline {pipeline!r}",
+                f"There are: {', '.join(sorted(everywhere))}.",
+            )
+
+
+def remarks(topology: Topology, nodes: Nodes) -> Iterator[str]:
+    """What is valid and probably not meant."""
+    for site, place in topology.sites.items():
+        taken = [one for node in place.nodes for one in subscriptions(nodes[site, node])]
+        for sensor, filters in topology.sensors_of(site).items():
+            if not any(overlap(one, other) for one in filters for other in taken):
+                yield f"{site}: no pipeline takes what sensor {sensor} sends ({', '.join(filters)})"
+        sent = [one for filters in topology.sensors_of(site).values() for one in filters]
+        for node in place.nodes:
+            for name, pipeline in nodes[site, node].pipelines.items():
+                own = [one for one in pipeline.subscribe if not one.startswith("hedgerow/")]
+                if own and not any(overlap(one, other) for one in own for other in sent):
+                    yield f"{site}: no sensor may send what pipeline {name} of {node} takes ({', '.join(own)})"
+
+
+def subscriptions(config: NodeConfig) -> list[str]:
+    """The topic filters of a node's pipelines, once each, as an ACL has them: without the group of a shared one."""
+    filters = [one for pipeline in config.pipelines.values() for one in pipeline.subscribe]
+    return list(dict.fromkeys(one.split("/", 2)[2] if one.startswith("$share/") else one for one in filters))

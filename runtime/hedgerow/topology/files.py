@@ -1,0 +1,123 @@
+"""Rendered texts as files. Each begins with a line that holds a digest of the rest, so that what somebody has edited by
+hand is noticed and never written over silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from hedgerow.errors import ConfigError
+
+_HEAD: Final = re.compile(r"\A(?:#|<!--) Made by `hedgerow topology render` .* digest ([0-9a-f]{16})[^\n]*\n")
+
+
+class EditedByHand(ConfigError):
+    """Files that would be written over are not as they were made."""
+
+    code = "edited-by-hand"
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(
+            "Not written, since these were edited by hand or made by something else:\n"
+            + "\n".join(f"  {path}" for path in paths),
+            remedy="Take the changes over into the topology, then render with --force; or render into another folder.",
+        )
+        self.paths = tuple(paths)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What writing has done.
+
+    Attributes:
+        made, changed, same: files by what happened to them.
+        left: files made earlier that no longer follow from the topology; they are still there.
+    """
+
+    made: tuple[Path, ...]
+    changed: tuple[Path, ...]
+    same: tuple[Path, ...]
+    left: tuple[Path, ...]
+
+
+def headed(path: PurePosixPath, text: str, source: str) -> str:
+    """A text with its first line.
+
+    Args:
+        source: the file it was made from.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    line = f"Made by `hedgerow topology render` from {source}; digest {digest}. Change that file, not this one."
+    return f"<!-- {line} -->\n{text}" if path.suffix == ".md" else f"# {line}\n{text}"
+
+
+def as_made(text: str) -> bool:
+    """Whether a file's text is as `headed` made it."""
+    head = _HEAD.match(text)
+    return head is not None and hashlib.sha256(text[head.end() :].encode()).hexdigest()[:16] == head[1]
+
+
+def write(texts: Mapping[PurePosixPath, str], source: str, folder: Path, *, force: bool = False) -> Written:
+    """Write texts below a folder: all of them, or none if any was edited by hand.
+
+    Raises:
+        EditedByHand: without `force`.
+        ConfigError: a file cannot be read or written.
+    """
+    wanted = {folder / path: headed(path, text, source) for path, text in sorted(texts.items())}
+    try:
+        there = {path: path.read_text("utf-8", errors="replace") for path in wanted if path.exists()}
+        edited = [path for path, text in there.items() if text != wanted[path] and not as_made(text)]
+        if edited and not force:
+            raise EditedByHand(edited)
+        for path, text in wanted.items():
+            if there.get(path) != text:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, "utf-8")
+        left = [path for path in _made_earlier(folder) if path not in wanted]
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or folder} cannot be written: {error.strerror}",
+            remedy="Choose a folder of yours with --out.",
+        ) from error
+    return Written(
+        made=tuple(path for path in wanted if path not in there),
+        changed=tuple(path for path, text in there.items() if text != wanted[path]),
+        same=tuple(path for path, text in there.items() if text == wanted[path]),
+        left=tuple(sorted(left)),
+    )
+
+
+def copy_models(models: Mapping[str, Mapping[Path, Path]], folder: Path) -> None:
+    """Put the files that models come from beside the nodes' configurations.
+
+    Raises: ConfigError: one cannot be read or written.
+    """
+    for site, files in models.items():
+        for path, source in files.items():
+            target = folder / site / "nodes" / path
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+            except OSError as error:
+                raise ConfigError(
+                    f"{source} cannot be copied to {target}: {error.strerror}",
+                    remedy="Choose a folder of yours with --out.",
+                ) from error
+
+
+def _made_earlier(folder: Path) -> list[Path]:
+    found = []
+    for path in folder.glob("*/**/*"):
+        if path.is_file() and path.stat().st_size < 1 << 20:  # models and what brokers keep are not texts of ours
+            with path.open("rb") as file:
+                first = file.readline(400).decode("utf-8", "replace")
+            if _HEAD.match(first):
+                found.append(path)
+    return found

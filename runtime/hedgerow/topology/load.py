@@ -1,0 +1,131 @@
+"""Reading a topology and the base files it names. What is wrong with any of them is said with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hedgerow.config import NodeConfig
+from hedgerow.configfile import BadConfigFile, Document, Problem
+from hedgerow.topology import check
+from hedgerow.topology.check import Finding
+from hedgerow.topology.model import Topology
+from hedgerow.topology.nodes import node_config
+
+
+@dataclass(frozen=True)
+class Described:
+    """A topology with all that it names.
+
+    Attributes:
+        source: the file's name, for the head of what is made from it.
+        topology: what the file says; its paths are absolute.
+        texts: the configuration of each node, by site and name.
+        nodes: what these say.
+        models: files that models come from, by the place they have below the site's folder `nodes/`.
+    """
+
+    source: str
+    topology: Topology
+    texts: Mapping[tuple[str, str], str]
+    nodes: Mapping[tuple[str, str], NodeConfig]
+    models: Mapping[str, Mapping[Path, Path]]
+
+
+def load(path: Path) -> Described:
+    """Read a topology and its base files, and check all of it.
+
+    Raises: BadConfigFile: any of them cannot be read or used; every problem with its line in the topology.
+    """
+    document = Document.read(path)
+    topology = _anchored(document.as_a(Topology, "topology"), path.parent.resolve())
+    reading = _Reading(topology, path.parent)
+    findings = [*check.clashes(topology), *reading.findings()]
+    findings += check.mismatches(topology, reading.nodes)
+    if findings:
+        problems = [
+            Problem(document.line_of(keys), ".".join(map(str, keys)), message, remedy)
+            for keys, message, remedy in findings
+        ]
+        raise BadConfigFile(path, problems, "topology")
+    return Described(path.name, topology, reading.texts, reading.nodes, reading.models)
+
+
+class _Reading:
+    """Makes the configuration of every node, and keeps what went wrong."""
+
+    def __init__(self, topology: Topology, folder: Path) -> None:
+        self._topology = topology
+        self._folder = folder
+        self.texts: dict[tuple[str, str], str] = {}
+        self.nodes: dict[tuple[str, str], NodeConfig] = {}
+        self.models: dict[str, dict[Path, Path]] = {site: {} for site in topology.sites}
+        self._bases: dict[Path, Document | None] = {}
+
+    def findings(self) -> Iterator[Finding]:
+        for site, place in self._topology.sites.items():
+            for node, entry in place.nodes.items():
+                base = self._topology.base_of(site, node)
+                keys: tuple[str, ...] = ("pipelines",)
+                if entry.pipelines is not None:
+                    keys = ("sites", site, "nodes", node, "pipelines")
+                elif place.pipelines is not None:
+                    keys = ("sites", site, "pipelines")
+                if base is None:
+                    yield Finding(
+                        ("sites", site, "nodes", node), f"{site}/{node} has no base file",
+                        "Name one with `pipelines: FILE.yaml`, at the top of the file or here.",
+                    )  # fmt: skip
+                    continue
+                yield from self._node(site, node, self._folder / base, keys)
+
+    def _node(self, site: str, node: str, base: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
+        if base not in self._bases:
+            try:
+                self._bases[base] = Document.read(base)
+                text = base.read_text("utf-8")
+                Document(text, base).as_a(NodeConfig, "config")
+            except BadConfigFile as error:
+                self._bases[base] = None
+                for problem in error.problems:
+                    where = f"{base}:{problem.line}" if problem.line else f"{base}"
+                    yield Finding(keys, f"{where}: {problem}", problem.remedy)
+        if self._bases[base] is None:
+            return
+        text = node_config(self._topology, site, node, base.read_text("utf-8"))
+        try:
+            config = Document(text, base).as_a(NodeConfig, "config")
+        except BadConfigFile as error:  # the base file is right by itself
+            for problem in error.problems:
+                yield Finding(("sites", site, "nodes", node, "override"), str(problem), problem.remedy)
+            return
+        self.texts[site, node], self.nodes[site, node] = text, config
+        yield from self._models(site, node, base, config, keys)
+
+    def _models(self, site: str, node: str, base: Path, config: NodeConfig, keys: tuple[str, ...]) -> Iterator[Finding]:
+        for name, model in config.models.items():
+            path = Path(model.path)
+            if model.path.startswith("package:") or path.is_absolute():
+                continue
+            source = base.parent / path
+            if ".." in path.parts:
+                yield Finding(
+                    keys, f"model {name} of {site}/{node} lies above its base file: {path}", "Move it beside or below."
+                )
+            elif not source.is_file():
+                yield Finding(
+                    keys, f"model {name} of {site}/{node} is not there: {source}", "Mend its `path:`, or put it there."
+                )
+            elif self.models[site].setdefault(path, source) != source:
+                yield Finding(
+                    keys,
+                    f"{site} has two models at {path}: {source} and {self.models[site][path]}",
+                    "Rename one of them.",
+                )
+
+
+def _anchored(topology: Topology, folder: Path) -> Topology:
+    machine = topology.machine
+    places = {name: folder / getattr(machine, name) for name in ("pki", "config", "state", "command")}
+    return topology.model_copy(update={"machine": machine.model_copy(update=places)})

@@ -1,0 +1,1 @@
+"""The texts that rendered files are made of."""

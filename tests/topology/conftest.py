@@ -1,0 +1,273 @@
+"""A topology on this machine: rendered, certified, and its real Mosquittos running."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import getpass
+import os
+import random
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiomqtt
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+
+from hedgerow.testing.mosquitto import find_mosquitto
+from hedgerow.topology import files
+from hedgerow.topology.load import Described, load
+from hedgerow.topology.render import render
+
+PATIENCE_S = 60
+
+BASE = """\
+# What every node runs.
+metrics: {port: 0}
+pipelines:
+  doors:
+    subscribe: plant/+/door
+    content_type: application/json
+    stages: [parse]
+  secrets:
+    subscribe: [plant/+/safe, $share/group/plant/+/vault]
+    stages: [parse]
+"""
+
+
+def rendered_port() -> int:
+    """A port that goes into a file long before a broker listens on it.
+
+    Below those that the system gives to whoever asks for any, and different for each worker of a test run.
+    """
+    first = 20_000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12)
+    for port in random.sample(range(first, first + 1000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+class Window:
+    """Sees and sends everything on one broker, past its ACL: every message by topic and payload."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self.client = client
+        self.seen: Counter[tuple[str, str]] = Counter()
+        self._news = asyncio.Event()
+
+    async def look(self) -> None:
+        async for message in self.client.messages:
+            self.seen[message.topic.value, bytes(message.payload).decode()] += 1
+            self._news.set()
+
+    async def until(self, happened: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not happened():
+                self._news.clear()
+                await self._news.wait()
+
+    async def sees(self, topic: str, payload: str) -> None:
+        await self.until(lambda: self.seen[topic, payload])
+
+    def topics(self, payload: str) -> Counter[str]:
+        """How often a payload was seen on each topic."""
+        return Counter({topic: count for (topic, said), count in self.seen.items() if said == payload})
+
+
+class Running:
+    """A rendered topology with its brokers."""
+
+    def __init__(self, folder: Path, described: Described, out: Path) -> None:
+        self.folder, self.described, self.out = folder, described, out
+        self.windows: dict[str, int] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._authorities: dict[str, trustme.CA] = {}
+
+    def certify(self, authority: str, name: str, common_name: str) -> Path:
+        """A certificate where a topology looks for it, with an empty list of revoked ones."""
+        if authority not in self._authorities:
+            self._authorities[authority] = trustme.CA(organization_name=authority)
+        ca = self._authorities[authority]
+        own = self.folder / "pki" / authority / "issued" / name
+        own.mkdir(parents=True)
+        made = ca.issue_cert("localhost", "127.0.0.1", common_name=common_name)
+        made.private_key_pem.write_to_path(own / "tls.key")
+        for number, part in enumerate(made.cert_chain_pems):
+            part.write_to_path(own / "tls.crt", append=number > 0)
+        ca.cert_pem.write_to_path(own / "trust.crt")
+        (own / "trust.crl").write_bytes(revocations(ca))
+        return own
+
+    def revoke(self, authority: str, serial: int) -> None:
+        """Put a certificate on the list of those that an authority's broker is to refuse."""
+        own = self.folder / "pki" / authority / "issued" / "broker"
+        (own / "trust.crl").write_bytes(revocations(self._authorities[authority], serial))
+
+    def start(self, name: str) -> None:
+        """Start a broker with what was rendered for it, and a listener of ours to look through."""
+        conf = self.out / name / "mosquitto.conf"
+        port = self.windows.setdefault(name, rendered_port())
+        state = self.folder / "state" / name / "broker"
+        state.mkdir(parents=True, exist_ok=True)
+        rendered = conf.read_text("utf-8")
+        bridge = rendered.find("# --- The bridge")
+        at = bridge if bridge > 0 else len(rendered)
+        window = f"listener {port} 127.0.0.1\nallow_anonymous true\n\n"
+        started = self.folder / f"{name}.conf"
+        started.write_text(rendered[:at] + window + rendered[at:])
+        with (self.folder / f"{name}.log").open("ab") as log:
+            begin = log.tell()
+            process = subprocess.Popen([find_mosquitto(), "-c", started], stderr=log, stdout=log)
+        self._processes[name] = process
+        deadline = time.monotonic() + PATIENCE_S
+        while " running" not in self.log(name)[begin:]:
+            assert process.poll() is None, self.log(name)
+            assert time.monotonic() < deadline, self.log(name)
+            time.sleep(0.01)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text("utf-8", errors="replace")
+
+    def stop(self, name: str) -> None:
+        process = self._processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE_S)
+
+    def reload(self, name: str) -> None:
+        self._processes[name].send_signal(signal.SIGHUP)
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+
+    def client(self, broker: str, authority: str, name: str | None, **options: object) -> aiomqtt.Client:
+        """A client of a broker with somebody's certificate."""
+        topology = self.described.topology
+        url = topology.sites[broker].broker if broker in topology.sites else topology.region.broker
+        return aiomqtt.Client(
+            "localhost", int(url.rpartition(":")[2]), protocol=aiomqtt.ProtocolVersion.V5, tls_context=self.tls(authority, name),
+            **{"timeout": PATIENCE_S} | options,
+        )  # fmt: skip
+
+    def tls(self, authority: str, name: str | None) -> ssl.SSLContext:
+        """TLS with somebody's certificate, or none."""
+        issued = self.folder / "pki" / authority / "issued"
+        context = ssl.create_default_context(cafile=issued / "broker" / "trust.crt")
+        if name is not None:
+            context.load_cert_chain(issued / name / "tls.crt", issued / name / "tls.key")
+        return context
+
+    @asynccontextmanager
+    async def window(self, name: str) -> AsyncIterator[Window]:
+        async with aiomqtt.Client(
+            "127.0.0.1", self.windows[name], protocol=aiomqtt.ProtocolVersion.V5, timeout=PATIENCE_S
+        ) as client:
+            made = Window(client)
+            await client.subscribe([("#", 1), ("$SYS/broker/connection/#", 1)])
+            looking = asyncio.create_task(made.look())
+            try:
+                yield made
+            finally:
+                looking.cancel()
+                with suppress(asyncio.CancelledError, aiomqtt.MqttError):
+                    await looking
+
+    async def flows(self, lower: Window, upper: Window, base: str) -> None:
+        """Wait until a bridge carries messages both ways; each try is a message of its own."""
+        for number in range(PATIENCE_S * 5):
+            for window, channel in ((lower, "event/warm"), (upper, "ack")):
+                await window.client.publish(f"{base}/warm/{channel}", f"warm {number}", qos=1)
+            await asyncio.sleep(0.2)
+            up = any(topic.endswith("/warm/event/warm") for topic, _ in upper.seen)
+            if up and any(topic.endswith("/warm/ack") for topic, _ in lower.seen):
+                return
+        raise AssertionError("the bridge carries nothing")
+
+
+def revocations(authority: trustme.CA, *revoked: int) -> bytes:
+    """A list of certificates that no longer count, by serial number."""
+    key = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
+    issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateRevocationListBuilder().issuer_name(issuer.subject)
+    made = made.last_update(now - datetime.timedelta(hours=1)).next_update(now + datetime.timedelta(days=1))
+    for serial in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+        made = made.add_revoked_certificate(entry)
+    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def begin(folder: Path, text: str) -> Running:
+    """Render a topology, and certify all whom it names. PORT… in the text become free ports."""
+    while "PORT" in text:
+        text = text.replace("PORT", str(rendered_port()), 1)
+    text += f"\nmachine: {{pki: pki, config: out, state: state, broker_user: {getpass.getuser()}}}\n"
+    (folder / "base.yaml").write_text(BASE)
+    (folder / "topology.yaml").write_text(text)
+    described = load(folder / "topology.yaml")
+    files.write(render(described), described.source, folder / "out")
+    running = Running(folder, described, folder / "out")
+    topology = described.topology
+    running.certify("region", "broker", "localhost")
+    for site, place in topology.sites.items():
+        running.certify(site, "broker", "localhost")
+        running.certify("region", site, site)
+        for name in (*place.nodes, *topology.sensors_of(site)):
+            running.certify(site, name, f"{site}/{name}")
+        for names in place.roles.values():
+            for name in names:
+                running.certify(site, name, f"{name}@{site}")
+    for names in topology.region.roles.values():
+        for name in names:
+            running.certify("region", name, f"{name}@region")
+    if topology.parent is not None:
+        running.certify(topology.parent.name, "broker", "localhost")
+        running.certify(topology.parent.name, topology.region.name, topology.region.name)
+    return running
+
+
+TWO_LEVELS = """\
+region:
+  name: north
+  broker: mqtts://localhost:PORT
+  roles: {collector: [collector], operator: [anna], viewer: [wall]}
+pipelines: base.yaml
+sensors: {camera: plant/1/door, keypad: plant/1/safe}
+up: {doors: true}
+sites:
+  hall:
+    broker: mqtts://localhost:PORT
+    loopback_port: PORT
+    nodes: {a: , b: {override: {pipelines: {secrets: null}}}}
+    roles: {operator: [kim]}
+  yard:
+    broker: mqtts://localhost:PORT
+    nodes: [a]
+"""
+
+
+@pytest.fixture(scope="module")
+def two_levels() -> Iterator[Running]:
+    """A region with two sites; their brokers run."""
+    folder = Path(tempfile.mkdtemp(prefix="topology-"))
+    running = begin(folder, TWO_LEVELS)
+    try:
+        for name in ("north", "hall", "yard"):
+            running.start(name)
+        yield running
+    finally:
+        running.close()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,421 @@
+"""Rendered brokers and bridges, for real: what goes where, and what goes nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import pytest
+from cryptography import x509
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from tests.topology.conftest import PATIENCE_S, Running, Window, begin
+
+from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
+
+UP = ("status", "health", "event/gap", "result/doors", "reported", "reply/1", "blob/1")
+DOWN = ("desired", "ack", "command/ping", "blob/2")
+STAYS = ("dead/doors", "result/secrets", "desired", "command/ping", "ack")
+NODE = "hedgerow/v1/north/hall/a"
+
+
+async def test_each_channel_goes_its_way_and_no_other(two_levels: Running) -> None:
+    """And comes once: nothing goes round in circles."""
+    async with (
+        two_levels.window("hall") as hall,
+        two_levels.window("yard") as yard,
+        two_levels.window("north") as north,
+    ):
+        await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
+        for channel in UP + STAYS:
+            await hall.client.publish(f"{NODE}/{channel}", "up", qos=0 if channel == "health" else 1)
+        for frame in ("plant/1/door", "hedgerow/v1/north/yard/a/status", "hedgerow/v1/south/hall/a/status"):
+            await hall.client.publish(frame, "up", qos=1)
+        await hall.client.publish(f"{NODE}/event/end", "up", qos=1)
+        await north.sees(f"{NODE}/event/end", "up")
+        await north.until(lambda: len(north.topics("up")) > len(UP))
+
+        assert north.topics("up") == {f"{NODE}/{channel}": 1 for channel in (*UP, "event/end")}
+
+        for channel in (*DOWN, "command/snapshot", "status", "result/doors", "dead/doors", "reply/2"):
+            await north.client.publish(f"{NODE}/{channel}", "down", qos=1)
+        await north.client.publish("hedgerow/v1/north/hall/~/command/ping", "down", qos=1)
+        await north.client.publish("hedgerow/v1/north/yard/a/desired", "down", qos=1)
+        await north.client.publish(f"{NODE}/blob/end", "down", qos=1)
+        await hall.sees(f"{NODE}/blob/end", "down")
+
+        expected = {f"{NODE}/{channel}": 1 for channel in (*DOWN, "blob/end")}
+        assert hall.topics("down") == expected | {"hedgerow/v1/north/hall/~/command/ping": 1}
+        assert set(yard.topics("down")) <= {"hedgerow/v1/north/yard/a/desired"}
+        assert max(north.topics("down").values()) == 1
+        assert max(hall.topics("up").values()) == 1
+
+
+async def test_a_node_that_came_online_is_seen_by_who_looks_later(two_levels: Running) -> None:
+    """Retained messages are retained above too."""
+    async with two_levels.window("hall") as hall, two_levels.window("north") as north:
+        await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
+        await hall.client.publish(f"{NODE}/status", "online", qos=1, retain=True)
+        await north.sees(f"{NODE}/status", "online")
+    async with two_levels.client("north", "region", "wall") as wall:
+        await wall.subscribe(f"{NODE}/status", qos=1)
+        async for message in wall.messages:
+            assert (message.retain, message.payload) == (True, b"online")
+            break
+    async with two_levels.window("hall") as hall, two_levels.window("north") as north:
+        await hall.client.publish(f"{NODE}/status", "", qos=1, retain=True)
+        await north.sees(f"{NODE}/status", "")
+
+
+async def test_the_region_sees_whether_a_bridge_is_connected(two_levels: Running) -> None:
+    async with two_levels.client("north", "region", "wall") as wall:
+        await wall.subscribe("$SYS/broker/connection/+/state", qos=1)
+        async for message in wall.messages:
+            if message.topic.value == "$SYS/broker/connection/hall/state" and message.payload == b"1":
+                return
+
+
+async def test_properties_of_mqtt_5_cross_the_bridge(two_levels: Running) -> None:
+    """Correlation, content type and user properties: a request from above is answered above."""
+    async with two_levels.window("hall") as hall, two_levels.window("north") as north:
+        await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
+        async with two_levels.client("north", "region", "anna") as anna, two_levels.client("hall", "hall", "a") as node:
+            await node.subscribe(f"{NODE}/command/+", qos=1)
+            await anna.subscribe(f"{NODE}/reply/r1", qos=1)
+            asked = Properties(PacketTypes.PUBLISH)
+            asked.ResponseTopic, asked.CorrelationData, asked.UserProperty = f"{NODE}/reply/r1", b"42", ("k", "v")
+            await anna.publish(f"{NODE}/command/ping", b"{}", qos=1, properties=asked)
+            async for request in node.messages:
+                given = request.properties
+                assert given.UserProperty == [("k", "v")]
+                answer = Properties(PacketTypes.PUBLISH)
+                answer.CorrelationData = given.CorrelationData
+                await node.publish(given.ResponseTopic, b"pong", qos=1, properties=answer)
+                break
+            async for reply in anna.messages:
+                assert (reply.payload, reply.properties.CorrelationData) == (b"pong", b"42")
+                break
+
+
+@pytest.fixture
+def alone() -> Iterator[Running]:
+    """A region and its sites whose brokers a test may stop."""
+    folder = Path(tempfile.mkdtemp(prefix="topology-"))
+    running = begin(
+        folder,
+        "region: {name: north, broker: 'mqtts://localhost:PORT'}\npipelines: base.yaml\nup: {doors: true}\n"
+        "sensors: {camera: plant/1/door}\n"
+        "sites: {hall: {broker: 'mqtts://localhost:PORT', nodes: [a]}}\n",
+    )
+    yield running
+    running.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_what_happens_while_the_region_is_away_comes_up_later(alone: Running) -> None:
+    """Over a restart of the site's broker too: what waits for the bridge is on disk when it stops in good order."""
+    alone.start("north")
+    alone.start("hall")
+    async with alone.window("hall") as hall:
+        async with alone.window("north") as north:
+            await alone.flows(hall, north, "hedgerow/v1/north/hall")
+        alone.stop("north")
+        for number in range(50):
+            await hall.client.publish(f"{NODE}/result/doors", f"{number}", qos=1)
+    alone.stop("hall")
+    alone.start("north")
+    async with alone.window("north") as north:
+        alone.start("hall")
+        await north.sees(f"{NODE}/result/doors", "49")
+
+        assert north.seen.total() >= 50
+        assert all(north.seen[f"{NODE}/result/doors", f"{number}"] for number in range(50))
+
+
+async def test_what_is_retained_reaches_a_site_that_was_away(alone: Running) -> None:
+    """Desired state, above all. Other messages from above do not wait: Mosquitto's bridge asks for no session in MQTT 5."""
+    alone.start("north")
+    alone.start("hall")
+    keep = kept_session("a")
+    async with alone.client("hall", "hall", "a", **keep) as node:
+        await node.subscribe(f"{NODE}/desired", qos=1)
+        async with alone.window("north") as north, alone.window("hall") as hall:
+            await alone.flows(hall, north, "hedgerow/v1/north/hall")
+    alone.stop("hall")
+    async with alone.window("north") as north:
+        await north.client.publish(f"{NODE}/desired", "new", qos=1, retain=True)
+    alone.start("hall")
+    async with alone.client("hall", "hall", "a", **keep) as node:
+        async for message in node.messages:
+            assert message.payload == b"new"
+            break
+
+
+def kept_session(name: str) -> dict[str, Any]:
+    """How to connect so that the broker keeps what comes meanwhile."""
+    expiry = Properties(PacketTypes.CONNECT)
+    expiry.SessionExpiryInterval = 3600
+    return {"identifier": name, "clean_start": False, "properties": expiry}
+
+
+async def test_a_node_that_was_away_finds_its_frames_after_a_restart(alone: Running) -> None:
+    """Listeners with rules of their own must know whose queue it is, though nobody is connected."""
+    keep = kept_session("a")
+    alone.start("hall")
+    async with alone.client("hall", "hall", "a", **keep) as node:
+        await node.subscribe("plant/+/door", qos=1)
+    async with alone.client("hall", "hall", "camera") as camera:
+        await camera.publish("plant/1/door", b"before", qos=1)
+    alone.stop("hall")
+    alone.start("hall")
+    async with alone.client("hall", "hall", "camera") as camera:
+        await camera.publish("plant/1/door", b"after", qos=1)
+    async with alone.client("hall", "hall", "a", **keep) as node:
+        found = []
+        async for message in node.messages:
+            found.append(message.payload)
+            if message.payload == b"after":
+                break
+
+    assert found == [b"before", b"after"]
+
+
+THREE_LEVELS = """\
+parent:
+  name: world
+  broker: mqtts://localhost:PORT
+  roles: {}
+region: {name: north, broker: 'mqtts://localhost:PORT'}
+pipelines: base.yaml
+sensors: {camera: plant/1/door}
+up: {doors: {keep: [text]}}
+sites: {hall: {broker: 'mqtts://localhost:PORT', nodes: [a]}}
+"""
+
+
+async def test_a_third_level_works_with_the_same_file(tmp_path_factory: pytest.TempPathFactory) -> None:
+    running = begin(tmp_path_factory.mktemp("three"), THREE_LEVELS)
+    try:
+        for name in ("world", "north", "hall"):
+            running.start(name)
+        async with running.window("hall") as hall, running.window("north") as north, running.window("world") as world:
+            await running.flows(hall, north, "hedgerow/v1/north/hall")
+            await running.flows(hall, world, "hedgerow/v1/north/hall")
+            for channel in (*UP, "dead/doors", "result/secrets"):
+                await hall.client.publish(f"{NODE}/{channel}", "up", qos=1)
+            await hall.client.publish(f"{NODE}/event/end", "up", qos=1)
+            await world.sees(f"{NODE}/event/end", "up")
+
+            at_most_once = {"health"}  # of QoS 0 from broker to broker
+            assert world.topics("up").keys() | {f"{NODE}/{one}" for one in at_most_once} == {
+                f"{NODE}/{channel}" for channel in (*UP, "event/end")
+            }
+            await world.client.publish(f"{NODE}/command/ping", "down", qos=1)
+            await hall.sees(f"{NODE}/command/ping", "down")
+    finally:
+        running.close()
+
+
+async def test_any_mqtt_5_broker_will_do_above(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An external one is not told whether a bridge is connected: not every broker lets clients write to `$SYS`."""
+    text = THREE_LEVELS[THREE_LEVELS.index("region:") :].replace("name: north,", "name: north, external: true,")
+    running = begin(tmp_path_factory.mktemp("external"), text)
+    own = running.folder / "pki" / "region" / "issued" / "broker"
+    port = int(running.described.topology.region.broker.rpartition(":")[2])
+    assert not (running.out / "north" / "mosquitto.conf").exists()
+    tls = TlsFiles(own / "trust.crt", own / "tls.crt", own / "tls.key", require_certificate=True)
+    try:
+        with Mosquitto(port=port, tls=tls):
+            running.start("hall")
+            async with running.window("hall") as hall, running.client("north", "region", "collector") as client:
+                above = Window(client)
+                await client.subscribe([("#", 1), ("$SYS/broker/connection/#", 1)])
+                looking = asyncio.create_task(above.look())
+                await running.flows(hall, above, "hedgerow/v1/north/hall")
+                await hall.sees("$SYS/broker/connection/hall/state", "1")
+                looking.cancel()
+
+                assert not [topic for topic, _ in above.seen if topic.startswith("$SYS")]
+    finally:
+        running.close()
+
+
+def test_a_client_without_a_certificate_is_refused(two_levels: Running) -> None:
+    assert admitted(two_levels, "camera")
+    assert not admitted(two_levels, None)
+
+
+def test_a_certificate_that_was_revoked_is_refused_from_a_reload_on(alone: Running) -> None:
+    own = alone.folder / "pki" / "hall" / "issued"
+    serial = x509.load_pem_x509_certificate((own / "a" / "tls.crt").read_bytes()).serial_number
+    alone.start("hall")
+    assert admitted(alone, "a")
+
+    alone.revoke("hall", serial)
+    alone.reload("hall")
+
+    deadline = time.monotonic() + PATIENCE_S
+    while admitted(alone, "a"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert admitted(alone, "camera")
+
+
+def admitted(running: Running, name: str | None) -> bool:
+    """Whether a site's broker answers the CONNECT of somebody with this certificate; else TLS ends it before."""
+    port = int(running.described.topology.sites["hall"].broker.rpartition(":")[2])
+    try:
+        with (
+            socket.create_connection(("localhost", port), PATIENCE_S) as plain,
+            running.tls("hall", name).wrap_socket(plain, server_hostname="localhost") as link,
+        ):
+            link.sendall(bytes.fromhex("101000044d5154540502003c00000378797a"))
+            return link.recv(1) == b"\x20"
+    except (ssl.SSLError, ConnectionResetError, BrokenPipeError):
+        return False
+
+
+HALL, NORTH = "hedgerow/v1/north/hall", "hedgerow/v1/north"
+
+
+@pytest.mark.parametrize(
+    ("broker", "authority", "name", "topic", "allowed"),
+    [
+        ("hall", "hall", "a", f"{HALL}/a/result/doors", True),
+        ("hall", "hall", "a", f"{HALL}/a/dead/doors", True),
+        ("hall", "hall", "a", f"{HALL}/~/reply/1", True),
+        ("hall", "hall", "a", f"{HALL}/b/result/doors", False),
+        ("hall", "hall", "a", f"{HALL}/b/status", False),
+        ("hall", "hall", "a", f"{HALL}/a/command/ping", False),
+        ("hall", "hall", "a", f"{HALL}/b/command/ping", False),
+        ("hall", "hall", "a", f"{HALL}/~/command/ping", False),
+        ("hall", "hall", "a", f"{HALL}/a/desired", False),
+        ("hall", "hall", "a", f"{HALL}/a/ack", False),
+        ("hall", "hall", "a", f"{NORTH}/yard/a/status", False),
+        ("hall", "hall", "a", "plant/1/door", False),
+        ("hall", "hall", "camera", "plant/1/door", True),
+        ("hall", "hall", "camera", "plant/1/safe", False),
+        ("hall", "hall", "camera", f"{HALL}/camera/status", False),
+        ("hall", "hall", "kim", f"{HALL}/a/command/ping", True),
+        ("hall", "hall", "kim", f"{HALL}/a/desired", False),
+        ("north", "region", "hall", f"{HALL}/a/status", True),
+        ("north", "region", "hall", f"{NORTH}/yard/a/status", False),
+        ("north", "region", "hall", f"{HALL}/a/command/ping", False),
+        ("north", "region", "hall", "anything/else", False),
+        ("north", "region", "hall", "$SYS/broker/connection/yard/state", False),
+        ("north", "region", "anna", f"{HALL}/a/command/ping", True),
+        ("north", "region", "anna", f"{HALL}/a/desired", False),
+        ("north", "region", "collector", f"{HALL}/a/desired", True),
+        ("north", "region", "collector", f"{HALL}/a/ack", True),
+        ("north", "region", "collector", f"{HALL}/a/result/doors", False),
+        ("north", "region", "wall", f"{HALL}/a/command/ping", False),
+    ],
+)
+async def test_nobody_speaks_for_another(
+    two_levels: Running, broker: str, authority: str, name: str, topic: str, allowed: bool
+) -> None:
+    said = f"{name} says {topic}"
+    async with two_levels.window(broker) as window, two_levels.client(broker, authority, name) as client:
+        await client.publish(topic, said, qos=1)
+        await window.client.publish("end", said, qos=1)
+        await window.sees("end", said)
+
+        assert bool(window.seen[topic, said]) is allowed
+
+
+@pytest.mark.parametrize(
+    ("broker", "authority", "name", "may", "may_not"),
+    [
+        (
+            "hall", "hall", "b", [f"{HALL}/b/desired", f"{HALL}/b/command/ping", f"{HALL}/~/command/ping", "plant/1/door"],
+            [f"{HALL}/a/desired", f"{HALL}/a/command/ping", f"{HALL}/a/ack", f"{HALL}/a/result/doors", "plant/1/safe", "plant/1/x"],
+        ),
+        ("hall", "hall", "a", ["plant/1/safe", "plant/7/vault"], [f"{HALL}/b/reply/1"]),
+        ("hall", "hall", "kim", [f"{HALL}/a/dead/doors", f"{HALL}/a/result/secrets"], ["plant/1/door", "plant/1/safe"]),
+        ("north", "region", "hall", [f"{HALL}/a/desired"], [f"{HALL}/a/result/doors", f"{NORTH}/yard/a/desired"]),
+        ("north", "region", "wall", [f"{HALL}/a/result/doors"], [f"{HALL}/a/desired", f"{HALL}/a/reply/1", "plant/1/door"]),
+        ("north", "region", "collector", [f"{HALL}/a/result/doors", f"{HALL}/a/blob/9"], ["plant/1/door"]),
+    ],
+)  # fmt: skip
+async def test_nobody_reads_what_is_for_another(
+    two_levels: Running, broker: str, authority: str, name: str, may: list[str], may_not: list[str]
+) -> None:
+    """Subscribed to everything; what is sent last may be read, so all that was let through has come before it."""
+    async with two_levels.window(broker) as window, two_levels.client(broker, authority, name) as client:
+        await client.subscribe("#", qos=1)
+        for topic in (*may_not, *may):
+            await window.client.publish(topic, f"for {name}", qos=1)
+        heard = []
+        async for message in client.messages:
+            if message.payload == f"for {name}".encode():
+                heard.append(message.topic.value)
+                if message.topic.value == may[-1]:
+                    break
+
+        assert heard == may
+
+
+async def test_programs_on_the_machine_send_frames_and_look_on(two_levels: Running) -> None:
+    port = two_levels.described.topology.sites["hall"].loopback_port
+    async with (
+        two_levels.window("hall") as window,
+        aiomqtt.Client("127.0.0.1", port, protocol=aiomqtt.ProtocolVersion.V5) as program,
+    ):
+        for topic in ("plant/1/door", "plant/1/elsewhere", f"{HALL}/a/status", f"{HALL}/a/command/stop"):
+            await program.publish(topic, "local", qos=1)
+        await window.client.publish("end", "local", qos=1)
+        await window.sees("end", "local")
+
+        assert set(window.topics("local")) == {"plant/1/door", "end"}
+
+
+async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(two_levels: Running) -> None:
+    """What nodes really do is allowed: frames in, results out, commands from above answered above."""
+    folder = two_levels.folder
+    anna = folder / "pki" / "region" / "issued" / "anna"
+    (folder / "anna.yaml").write_text(
+        f"broker:\n  url: {two_levels.described.topology.region.broker}\n"
+        f"  tls: {{ca_file: {anna}/trust.crt, cert_file: {anna}/tls.crt, key_file: {anna}/tls.key}}\n"
+    )
+    log = folder / "node.log"
+    hedgerow = (sys.executable, "-m", "hedgerow")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
+    with log.open("wb") as out:
+        node = await asyncio.create_subprocess_exec(
+            *hedgerow, "node", "run", two_levels.out / "hall/nodes/a.yaml", stdout=out, stderr=out, env=environment
+        )
+    try:
+        async with two_levels.window("hall") as hall, two_levels.window("north") as north:
+            await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
+            async with two_levels.client("hall", "hall", "camera") as camera:
+                async with asyncio.timeout(PATIENCE_S):
+                    while not any(topic == f"{NODE}/result/doors" for topic, _ in north.seen):
+                        await camera.publish("plant/1/door", b"[1, 2, 3]", qos=1)
+                        await asyncio.sleep(0.2)
+            assert any(topic == f"{NODE}/status" for topic, _ in north.seen)
+            asking = await asyncio.create_subprocess_exec(
+                *hedgerow, "command", "north/hall/a", "ping", "--timeout", "60", "--config", folder / "anna.yaml",
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
+            )  # fmt: skip
+            said, _ = await asking.communicate()
+            assert asking.returncode == 0, said.decode()
+    except BaseException:
+        print(log.read_text())
+        raise
+    finally:
+        node.terminate()
+        await node.wait()
+        async with two_levels.window("hall") as hall:  # others look at this topic too
+            await hall.client.publish(f"{NODE}/status", "", qos=1, retain=True)
+    assert "not authorized" not in log.read_text().lower()

@@ -1,0 +1,177 @@
+"""Rendered files: readable, in time, and never written over silently."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+import subprocess
+from pathlib import Path, PurePosixPath
+
+import pytest
+from ruamel.yaml import YAML
+
+from hedgerow.errors import ConfigError
+from hedgerow.testing.mosquitto import find_mosquitto
+from hedgerow.topology import files
+from hedgerow.topology.load import Described, load
+from hedgerow.topology.render import render
+
+EXAMPLE = Path(__file__).parents[2] / "configs" / "topology.yaml"
+TEXTS = {PurePosixPath("s/acl"): "one\n", PurePosixPath("s/README.md"): "# s\n"}
+
+
+@pytest.fixture(scope="module")
+def example() -> Described:
+    return load(EXAMPLE)
+
+
+@pytest.fixture(scope="module")
+def texts(example: Described) -> dict[str, str]:
+    return {str(path): text for path, text in render(example).items()}
+
+
+def test_what_is_written_is_known_as_ours() -> None:
+    for path, text in TEXTS.items():
+        made = files.headed(path, text, "topology.yaml")
+        assert files.as_made(made)
+        assert not files.as_made(made + "more\n")
+        assert not files.as_made(made.replace("one", "two").replace("# s", "# t"))
+        assert not files.as_made(text)
+
+
+def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
+    first, second = (files.write(TEXTS, "t.yaml", tmp_path) for _ in range(2))
+
+    assert (len(first.made), len(first.same)) == (2, 0)
+    assert (len(second.made), len(second.changed), len(second.same)) == (0, 0, 2)
+
+
+def test_what_was_edited_by_hand_is_not_written_over_and_nothing_else_is_either(tmp_path: Path) -> None:
+    files.write(TEXTS, "t.yaml", tmp_path)
+    acl = tmp_path / "s" / "acl"
+    acl.write_text(acl.read_text() + "by hand\n")
+    changed = {path: text + "new\n" for path, text in TEXTS.items()}
+
+    with pytest.raises(files.EditedByHand, match="s/acl") as caught:
+        files.write(changed, "t.yaml", tmp_path)
+    assert caught.value.paths == (acl,)
+    assert "--force" in caught.value.remedy
+    assert "new" not in (tmp_path / "s" / "README.md").read_text()
+
+    assert len(files.write(changed, "t.yaml", tmp_path, force=True).changed) == 2
+
+
+def test_a_change_of_the_topology_is_no_edit_by_hand(tmp_path: Path) -> None:
+    files.write(TEXTS, "t.yaml", tmp_path)
+
+    written = files.write(TEXTS | {PurePosixPath("s/acl"): "two\n"}, "t.yaml", tmp_path)
+
+    assert written.changed == (tmp_path / "s" / "acl",)
+
+
+def test_what_no_longer_follows_is_named_and_left(tmp_path: Path) -> None:
+    files.write(TEXTS | {PurePosixPath("gone/acl"): "x\n"}, "t.yaml", tmp_path)
+    (tmp_path / "gone" / "notes").write_text("somebody's\n")
+
+    assert files.write(TEXTS, "t.yaml", tmp_path).left == (tmp_path / "gone" / "acl",)
+    assert (tmp_path / "gone" / "acl").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigError, match="cannot be written"):
+        files.write(TEXTS, "t.yaml", tmp_path / "file")
+
+
+def test_every_blank_is_filled_in_and_lines_are_short(texts: dict[str, str]) -> None:
+    for path, text in texts.items():
+        assert "${" not in text, path
+        assert text.endswith("\n"), path
+        if "nodes/" not in path and not path.endswith(".md"):
+            assert max(map(len, text.splitlines())) <= 120, path
+
+
+def test_the_bridge_says_what_leaves_and_what_comes(texts: dict[str, str]) -> None:
+    text = texts["shop-12/mosquitto.conf"]
+
+    assert [line for line in text.splitlines() if line.startswith("topic ")] == [
+        "topic hedgerow/v1/retail/shop-12/+/status out 1",
+        "topic hedgerow/v1/retail/shop-12/+/health out 0",
+        "topic hedgerow/v1/retail/shop-12/+/event/# out 1",
+        "topic hedgerow/v1/retail/shop-12/+/reported out 1",
+        "topic hedgerow/v1/retail/shop-12/+/reply/# out 1",
+        "topic hedgerow/v1/retail/shop-12/+/result/visitors out 1",
+        "topic hedgerow/v1/retail/shop-12/+/result/delivery-notes out 1",
+        "topic hedgerow/v1/retail/shop-12/+/blob/# both 1",
+        "topic hedgerow/v1/retail/shop-12/+/desired in 1",
+        "topic hedgerow/v1/retail/shop-12/+/ack in 1",
+        *(
+            f"topic hedgerow/v1/retail/shop-12/+/command/{name} in 1"
+            for name in ("health", "info", "pause", "ping", "reload", "resume", "stop")
+        ),
+    ]
+    for line in (
+        "bridge_protocol_version mqttv50",
+        "cleansession false",
+        "restart_timeout 2 60",
+        "bridge_max_packet_size 1048576",
+        "notifications true",
+        "tls_version tlsv1.3",
+        "require_certificate true",
+        "use_identity_as_username true",
+        "max_inflight_messages 1000",
+        "autosave_interval 60",
+    ):
+        assert f"\n{line}\n" in text
+    assert "the default of 20 gives 500 messages a second;\n# 1000 give 25,000." in text
+    assert "listener 1883" not in text
+
+
+def test_a_plain_listener_is_there_only_where_asked_for_and_only_on_this_machine(texts: dict[str, str]) -> None:
+    asked = [path for path, text in texts.items() if path.endswith("mosquitto.conf") and "allow_anonymous true" in text]
+
+    assert asked == ["shop-13/mosquitto.conf"]
+    assert (
+        "listener 1883 127.0.0.1\nallow_anonymous true\nacl_file /etc/hedgerow/shop-13/acl.loopback\n"
+        in texts[asked[0]]
+    )
+
+
+def test_containers_and_units_are_well_formed(example: Described, texts: dict[str, str]) -> None:
+    compose = YAML(typ="safe").load(texts["shop-14/compose.yaml"])
+    assert list(compose["services"]) == ["broker", "gateway", "office"]
+    for path, text in texts.items():
+        if path.endswith((".service", ".container")):
+            unit = configparser.ConfigParser(strict=False, interpolation=None)
+            unit.optionxform = str  # type: ignore[assignment,method-assign]
+            unit.read_string(text)
+            assert {"Unit", "Service", "Install"} <= set(unit.sections()), path
+    service = texts["shop-12/systemd/hedgerow-gateway.service"]
+    assert "Type=notify\n" in service
+    assert "WatchdogSec=60\n" in service
+    assert "node run /etc/hedgerow/shop-12/nodes/gateway.yaml\n" in service
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
+def test_systemd_knows_every_word_of_the_unit(texts: dict[str, str], tmp_path: Path) -> None:
+    unit = tmp_path / "hedgerow-gateway.service"
+    text = texts["shop-12/systemd/hedgerow-gateway.service"].replace("/opt/hedgerow/bin/hedgerow", "/bin/true")
+    unit.write_text(text.replace("User=hedgerow\nGroup=hedgerow\n", ""))
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
+
+    assert unit.name not in said.stderr
+
+
+def test_a_broker_that_is_older_than_its_configuration_would_say_so(texts: dict[str, str], tmp_path: Path) -> None:
+    """Every setting is one that this Mosquitto knows: it goes on to open files, which are not here."""
+    conf = tmp_path / "mosquitto.conf"
+    for name in ("shop-13", "retail"):
+        conf.write_text(texts[f"{name}/mosquitto.conf"].replace("user mosquitto", "user root"))
+        said = subprocess.run(
+            [find_mosquitto(), "-c", conf], capture_output=True, text=True, check=False, timeout=60
+        ).stderr
+        assert "Unknown" not in said
+        assert "Config loaded" in said
