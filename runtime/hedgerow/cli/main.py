@@ -78,6 +78,31 @@ _SITE = Group(
     """,
 )
 
+_REGION = Group(
+    {
+        "run": Verb("hedgerow.cli.region:run", "Collect and keep what comes up from the sites."),
+        "status": Verb("hedgerow.cli.region:status", "Say how sites and nodes are, and who is silent."),
+        "check": Verb("hedgerow.cli.region:check", "Find everything that is wrong with a region's configuration."),
+    },
+    "Run a region's service; see how its sites are.",
+    """Run a region's service: what collects results from the sites and keeps them; and see how the sites are.
+
+    Examples:
+      hedgerow region run region.yaml
+      hedgerow region status
+    """,
+)
+
+_RESULTS = Group(
+    {"query": Verb("hedgerow.cli.results:query", "Get results out of a region's store.")},
+    "Get results out of a region's store.",
+    """Get results out of a region's store.
+
+    Examples:
+      hedgerow results query --since 1h
+    """,
+)
+
 _HEDGEROW = Group(
     {
         "demo": Verb("hedgerow.cli.demo:demo", "See real models work on this machine; nothing to set up."),
@@ -87,6 +112,8 @@ _HEDGEROW = Group(
         "plugin": _PLUGIN,
         "topology": _TOPOLOGY,
         "site": _SITE,
+        "region": _REGION,
+        "results": _RESULTS,
         "publish": Verb("hedgerow.cli.publish:publish", "Send pictures, sound, video or tables as frames."),
         "watch": Verb("hedgerow.cli.watch:watch", "Watch results come in: rate, latency, what was found."),
         "explain": Verb("hedgerow.cli.explain:explain", "Say where a result came from, or why a frame died."),

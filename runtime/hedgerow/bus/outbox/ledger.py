@@ -6,6 +6,7 @@ A region keeps one for each node, with what it stores of the results, and publis
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, priority_of, sequence_of
@@ -33,6 +34,19 @@ class Ranges:
         self._firsts[begin:end], self._lasts[begin:end] = [first], [last]
         return True
 
+    def all(self) -> list[tuple[int, int]]:
+        """The ranges, in order."""
+        return list(zip(self._firsts, self._lasts, strict=True))
+
+    def missing(self, last: int) -> list[tuple[int, int]]:
+        """What is not among them of the numbers from 1 to this one."""
+        ends = zip([0, *self._lasts], [*self._firsts, last + 1], strict=True)
+        return [(low + 1, min(high - 1, last)) for low, high in ends if low < min(high - 1, last)]
+
+    def __len__(self) -> int:
+        """How many ranges they are."""
+        return len(self._firsts)
+
     @property
     def through(self) -> int:
         """The last of those without a hole before them."""
@@ -49,11 +63,23 @@ class Ledger:
 
     Args:
         epoch: of the numbers.
+        state: what an earlier one gave as its `state`.
     """
 
-    def __init__(self, epoch: str) -> None:
+    def __init__(self, epoch: str, state: Mapping[int, Sequence[tuple[int, int]]] | None = None) -> None:
         self.epoch = epoch
         self._got = [Ranges() for _ in range(PRIORITIES)]
+        for priority, ranges in (state or {}).items():
+            for first, last in ranges:
+                self._got[priority].add(first, last)
+
+    def of(self, priority: int) -> Ranges:
+        """What has come of a priority."""
+        return self._got[priority]
+
+    def state(self) -> dict[int, list[tuple[int, int]]]:
+        """All that it knows, by priority: to be stored."""
+        return {priority: ranges for priority, got in enumerate(self._got) if (ranges := got.all())}
 
     def take(self, number: Number) -> bool:
         """Note a record. Returns: whether it is new; if not, it came or was declared lost before."""

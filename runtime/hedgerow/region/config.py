@@ -1,0 +1,95 @@
+"""What the file of a region's service may say: `region.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from hedgerow.config import BrokerSection, LogSection, MetricsSection, Name, Section
+from hedgerow.configfile import Document
+
+
+class StoreSection(Section):
+    """Where what comes up is kept."""
+
+    url: str = Field(
+        "region.db",
+        min_length=1,
+        description="Path of an SQLite file, relative to this file, or postgresql://USER@HOST/DATABASE. The password of a "
+        "database is better in `~/.pgpass` or PGPASSWORD.",
+        examples=["/var/lib/hedgerow/region.db", "postgresql://hedgerow@db.example/hedgerow"],
+    )
+
+
+class RetentionSection(Section):
+    """How long what was stored is kept. What goes first is what came first."""
+
+    days: float | None = Field(30, gt=0, description="Results, events and gaps that are older go; empty: none does.")
+    max_bytes: int | None = Field(
+        None,
+        ge=1 << 20,
+        description="Bytes that results may take, about 200 for each besides its payload; the oldest go first.",
+    )
+    health_days: float = Field(3, gt=0, description="Health reports that are older go; the last of a node stays known.")
+
+
+class CanarySection(Section):
+    """Pings to every node, through all bridges and back, since a bridge that says it is connected may carry nothing."""
+
+    every_s: float | None = Field(60, gt=0, description="Seconds between two pings to a node; empty: none are sent.")
+    timeout_s: float = Field(15, gt=0, description="A ping is unanswered after this time.")
+
+
+class CollectorSection(Section):
+    """Which region this is, and how the collector works."""
+
+    name: Name = Field("local", description="The region, as in every node's configuration.")
+    silent_after_s: float = Field(
+        35, gt=0, description="A node that was not heard for this long is silent; its health comes every 10 s."
+    )
+    receive_maximum: int = Field(
+        1000, ge=1, le=65_535, description="QoS 1 messages the broker may have under way to the collector."
+    )
+    max_payload_bytes: int = Field(16 * 2**20, ge=1024, description="A larger payload is rejected and counted.")
+    stop_s: float = Field(10, gt=0, description="Longest time to store what is in hand when stopping.")
+
+
+class RegionConfig(Section):
+    """The configuration of a region's service."""
+
+    model_config = ConfigDict(title="Hedgerow region")
+
+    region: CollectorSection = Field(CollectorSection(), description="Which region this is.")
+    broker: BrokerSection = Field(BrokerSection(), description="The region's broker.")
+    store: StoreSection = Field(StoreSection(), description="Where what comes up is kept.")
+    retention: RetentionSection = Field(RetentionSection(), description="How long it is kept.")
+    canary: CanarySection = Field(CanarySection(), description="Pings through all bridges and back.")
+    metrics: MetricsSection = Field(MetricsSection(port=9465), description="Metrics and probes.")
+    log: LogSection = Field(LogSection(), description="Logging.")
+
+
+def load(path: Path) -> RegionConfig:
+    """Read and validate a region's file; paths in it count from its folder.
+
+    Raises: BadConfigFile: it cannot be read, is not YAML, or does not validate; every problem with its line.
+    """
+    return _anchored(Document.read(path).as_a(RegionConfig, "region"), path.parent)
+
+
+def on_postgres(url: str) -> bool:
+    """Whether a store's address is that of a PostgreSQL database; else it is the path of a file."""
+    return url.startswith(("postgresql://", "postgres://"))
+
+
+def _anchored(config: RegionConfig, folder: Path) -> RegionConfig:
+    broker = config.broker
+    files = {name: folder / path for name, path in broker.tls if path is not None}
+    changes: dict[str, Any] = {"tls": broker.tls.model_copy(update=files)}
+    if broker.password_file is not None:
+        changes["password_file"] = folder / broker.password_file
+    store = config.store
+    if not on_postgres(store.url):
+        store = store.model_copy(update={"url": str(folder / store.url)})
+    return config.model_copy(update={"broker": broker.model_copy(update=changes), "store": store})

@@ -1,0 +1,113 @@
+"""What messages from the sites come to: one item each, ready to be stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hedgerow.bus.outbox.records import Gap, Number
+from hedgerow.frame import Buffer
+from hedgerow.topics import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Anything that came.
+
+    Attributes:
+        address: of the node it came from; None if the topic does not say.
+        size: bytes of its payload.
+        received_at: Unix seconds.
+        fresh: whether it was said just now; what a broker retained may be old.
+    """
+
+    address: Address | None
+    size: int
+    received_at: float
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Item):
+    """A result.
+
+    Attributes:
+        number: in the node's outbox; None if it is not durable.
+        said_id: the id of its CloudEvents attributes.
+        properties: the user properties, JSON, where the payload does not hold them itself.
+    """
+
+    pipeline: str
+    number: Number | None
+    said_id: str | None
+    captured_at: float
+    content_type: str
+    properties: str | None
+    payload: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Missing(Item):
+    """A gap that an outbox declares: numbers that will never come."""
+
+    epoch: str
+    gap: Gap
+
+
+@dataclass(frozen=True, slots=True)
+class Event(Item):
+    """Something that happened at a node."""
+
+    kind: str
+    said_id: str | None
+    at: float
+    payload: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport(Item):
+    """A node's measure of itself; `reasons` is a JSON list."""
+
+    at: float
+    state: str
+    reasons: str
+    payload: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Birth(Item):
+    """A node's status: online or offline, with the session it speaks of."""
+
+    online: bool
+    session: str
+    payload: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Reported(Item):
+    """What a node says it runs."""
+
+    payload: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected(Item):
+    """A message that cannot be used.
+
+    Attributes:
+        number: of a durable result that would not be any better if it came again, so it is acknowledged.
+        payload: its beginning.
+    """
+
+    topic: str
+    reason: str
+    detail: str
+    number: Number | None
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Item):
+    """A ping to a node and what became of it; `round_trip_s` is None if no answer came in time."""
+
+    round_trip_s: float | None
+    clock_offset_s: float | None
