@@ -148,11 +148,18 @@ def test_the_same_package_found_twice_is_no_conflict(install: Install, monkeypat
     assert plugins.find("echo").package == "acme-echo"
 
 
+class ZoneConfig(StageConfig):
+    """A section within."""
+
+    border: float = Field(1.0, description="Where it ends.")
+
+
 class LimitConfig(StageConfig):
     """For a stage of a test."""
 
     ceiling: float = Field(gt=0, description="Highest value.")
     label: str = Field("x", description="What to call it.")
+    zones: tuple[ZoneConfig, ...] = Field((), description="Parts of it.")
 
 
 class Limit(Stage[LimitConfig]):
@@ -167,6 +174,10 @@ class Limit(Stage[LimitConfig]):
     [
         ({}, "Stage limit: ceiling: is required"),
         ({"ceiling": 1, "lable": "y"}, "Stage limit: lable: unknown key, did you mean 'label'?"),
+        (
+            {"ceiling": 1, "zones": [{}, {"boarder": 2}]},
+            "Stage limit: zones.1.boarder: unknown key, did you mean 'border'?",
+        ),
         ({"ceiling": 1, "zzz": "y"}, "Stage limit: zzz: unknown key"),
         ({"ceiling": 0}, "Stage limit: ceiling: must be more than 0; got 0"),
         (

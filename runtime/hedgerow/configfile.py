@@ -291,7 +291,7 @@ def _problems(document: CommentedMap, error: ValidationError, root: type[BaseMod
         line = _line(document, keys)
         message, advice = explain(item)
         if item["type"] == "extra_forbidden":
-            known = _known_keys(root, keys[:-1])
+            known = known_keys(root, keys[:-1])
             near = difflib.get_close_matches(str(keys[-1]), known, n=1)
             advice = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(sorted(known))}."
         elif item["type"] == "missing":
@@ -356,7 +356,8 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _known_keys(root: type[BaseModel], keys: Sequence[int | str]) -> list[str]:
+def known_keys(root: type[BaseModel], keys: Sequence[int | str]) -> list[str]:
+    """The keys that a section may have: the one these keys lead to, from the root; none if there is no such."""
     model, _ = _model_at(root, keys)
     return list(model.model_fields) if model else []
 

@@ -149,6 +149,7 @@ def configure(stage_type: type[Stage[Any]], config: Mapping[str, Any], name: str
 def _problem(stage_type: type[Stage[Any]], item: ErrorDetails) -> str:
     message, _ = configfile.explain(item)
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(item["loc"][-1]), stage_type.config_type.model_fields, n=1)
+        *section, key = item["loc"]
+        near = difflib.get_close_matches(str(key), configfile.known_keys(stage_type.config_type, section), n=1)
         return message + (f", did you mean {near[0]!r}?" if near else "")
     return message

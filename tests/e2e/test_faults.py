@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,6 +94,27 @@ def test_a_broker_that_is_restarted_again_and_again_loses_no_frame(
     every_frame_has_a_result(sensors, collector, until)
     duplicates_say_so(sensors, collector)
     assert collector.said["dead/p"] == []
+
+
+def test_a_broker_that_is_frozen_does_not_keep_a_node_from_stopping(
+    node: Any, sensors: Any, collector: Any, until: Callable[..., None], mosquitto: Mosquitto
+) -> None:
+    """Its connections stand and nothing is answered. The node leaves what it cannot finish to the next one."""
+    node.configure({"trial": {"sleep_s": 0.001}}, drain_s=1)
+    node.start()
+    with load(sensors):
+        until(collector.ids)
+        assert mosquitto.pid is not None
+        os.kill(mosquitto.pid, signal.SIGSTOP)
+        try:
+            node.signal(signal.SIGTERM)
+            assert node.wait() == 0
+        finally:
+            os.kill(mosquitto.pid, signal.SIGCONT)
+    assert "node-stopped" in node.log
+    node.start()
+    every_frame_has_a_result(sensors, collector, until)
+    duplicates_say_so(sensors, collector)
 
 
 def test_a_node_that_is_killed_while_the_broker_restarts_loses_no_frame(

@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from hedgerow.backends.cores import cores
 from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
-from hedgerow.errors import BusError, CommandError, HedgerowError
+from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.node.announce import Announcer
 from hedgerow.node.answers import Answers
 from hedgerow.node.commands import LARGEST_COMMAND, CommandDesk
@@ -204,8 +203,7 @@ class Node:
     async def _drain(self) -> None:
         await self._pipelines.drain()
         self._announcer.status("offline", reason="stopped")
-        with suppress(BusError):  # the broker is away: its will tells
-            await self._control.flush(2.0)
+        await self._control.close(timeout_s=2.0)  # if the broker is away, its will tells
         lost = {name: runner.tally.in_flight for name, runner in self.runners.items() if runner.tally.in_flight}
         log.info("node-stopped", unfinished=lost)
 

@@ -54,6 +54,11 @@ def _share(limits: QueueSection, parts: int) -> QueueSection:
     return limits.model_copy(update=totals)
 
 
+def _left_s(deadline: float) -> float:
+    """What is left for one more step of stopping: a second in any case, for a farewell that only has to be written."""
+    return max(1.0, deadline - time.monotonic())
+
+
 def _nothing_comes(messages: list[Message]) -> None:
     """Takes what comes on a link that subscribes to nothing."""
 
@@ -148,15 +153,15 @@ class PipelineRunner:
         for lane in self._lanes:
             lane.end()
         self._settler.closing = True
-        await self._sink.close(forget_session=True)
-        await self._source.close(forget_session=forget_session)
+        await self._sink.close(forget_session=True, timeout_s=_left_s(deadline))
+        await self._source.close(forget_session=forget_session, timeout_s=_left_s(deadline))
         self._settler.give_up()
         stuck = [lane for lane in self._lanes if lane.job is not None]
         if stuck:
             log.warning("stage-stuck", pipeline=self.plan.name, lanes=len(stuck), drain_s=drain_s)
             return
         self.plan.retire()
-        limit_s = max(1.0, deadline - time.monotonic())
+        limit_s = _left_s(deadline)
         if not await asyncio.to_thread(self.plan.wait_closed, limit_s):
             log.warning("stage-does-not-close", pipeline=self.plan.name, waited_s=limit_s)
 
