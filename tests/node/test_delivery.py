@@ -320,8 +320,8 @@ async def test_one_stall_does_not_shed_what_comes_after_it(site: Site) -> None:
         assert runner.tally.dropped["late"] > 0
 
 
-async def test_where_frames_are_slow_a_lane_leaves_the_others_their_share(site: Site) -> None:
-    """A lane that took every stream that waits would leave the other one idle for as long as it runs."""
+async def test_where_frames_are_slow_a_lane_leaves_the_others_what_waits(site: Site) -> None:
+    """A lane that took the streams that wait would leave the other one idle for as long as it runs."""
     gate = site.folder / "gate"
     async with site.node({"p": site.pipeline({"gate": {"path": str(gate)}}, "trial")}) as node:
         runner = node.runners["p"]
@@ -334,4 +334,4 @@ async def test_where_frames_are_slow_a_lane_leaves_the_others_their_share(site: 
         gate.touch()
         lists = [result["lineage"]["stages"][0][2] for result in await site.wait_results(10)]
 
-    assert max(lists) == 4
+    assert max(lists) == 1

@@ -358,14 +358,13 @@ class PipelineRunner:
     def _most(self, queue: FrameQueue[Delivery]) -> int:
         """Most frames for the next list.
 
-        Short lists cost more a frame, so a lane takes all that waits; but not where frames are slow, or one lane would
-        hold every stream while the others have nothing to do.
+        Short lists cost more a frame, so a lane takes all that waits; but not for long, where frames are slow: a list holds
+        its streams, and the other lanes would have nothing to do.
         """
-        batch, ready = self.plan.config.batch, queue.ready
-        if self.plan.pinned or self._pace.needs(ready) <= LONG_S:
+        batch = self.plan.config.batch
+        if self.plan.pinned or self._usable <= 1 or self._pace.needs(queue.ready) <= LONG_S:
             return batch
-        share = -(-ready // max(1, self._usable))
-        return min(batch, max(share, int(LONG_S / self._pace.needs(1))))
+        return min(batch, max(1, int(LONG_S / self._pace.needs(1))))
 
     # Out
 

@@ -106,6 +106,7 @@ class Database:
             f"wal_autocheckpoint = {_LOG_PAGES}",
             f"journal_size_limit = {_LOG_PAGES * PAGE_BYTES}",
             "cell_size_check = ON",
+            "secure_delete = OFF",  # some builds overwrite what is deleted, which a full disk has no room for
         ):
             self.rows(f"PRAGMA {pragma}")
         version = self.value("PRAGMA user_version")

@@ -1,4 +1,4 @@
-"""Two things that must outlive the store: how far numbers were given, and how long records have been waiting.
+"""What stands beside the database: how far numbers were given, how time is told, and room for a full disk.
 
 **Mark.** A database that loses the end of its log looks sound afterwards: its last transactions are simply not there, and
 it would give their numbers a second time. So the numbers are noted in a file of their own after every commit. Not with
@@ -9,10 +9,14 @@ an fsync: it need only survive what befalls the database alone. If both are lost
 hour or by fifty years, expires anything. Within one boot the kernel's boot time tells how long the node was down. After
 a new boot, the time since then has surely passed; how long the machine was off cannot be known without trusting the
 clock, and does not count. A record may live too long by that much; never too short.
+
+**Reserve.** On a full disk SQLite cannot even delete: that, too, is written to its log first. So some room is kept in a
+file, given back when the disk is full, and taken again when there is plenty.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import time
@@ -24,6 +28,8 @@ from typing import Final, NamedTuple
 from hedgerow.bus.outbox.records import PRIORITIES
 
 _MARK: Final = struct.Struct(f"<16s{PRIORITIES}QI")
+RESERVE_BYTES: Final = 8 << 20
+"""As much as the write-ahead log may hold: 4 MB, and a group that came on top."""
 
 
 class Mark:
@@ -50,6 +56,43 @@ class Mark:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+class Reserve:
+    """Room on the disk, kept for when there is none.
+
+    Args:
+        path: of the file that takes it.
+        size: bytes.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._size = size
+        self._filled = False
+
+    def fill(self) -> None:
+        """Take the room, if it is not taken and there is plenty."""
+        if self._filled:
+            return
+        try:
+            disk = os.statvfs(self._path.parent)
+            if disk.f_bavail * disk.f_frsize < 2 * self._size:
+                return
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(file, 0, self._size)
+            finally:
+                os.close(file)
+        except OSError:
+            return  # some file systems cannot
+        self._filled = True
+
+    def release(self) -> None:
+        """Give the room back."""
+        self._filled = False
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
 
 class Boot(NamedTuple):

@@ -195,6 +195,7 @@ class Outbox:
         """The link to the site's broker came up or went down."""
         self._up = up
         if up:
+            self._window.link_up(time.monotonic())
             self._pump()
         else:
             self._window.link_down()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from hedgerow.bus.outbox.database import Damaged, Database, set_aside
-from hedgerow.bus.outbox.mark import Boot, Mark
+from hedgerow.bus.outbox.mark import RESERVE_BYTES, Boot, Mark, Reserve
 from hedgerow.bus.outbox.records import (
     PRIORITIES,
     Ack,
@@ -114,7 +114,9 @@ class Store:
         except OSError as error:
             database.close()
             raise OutboxError(f"{path}.mark cannot be written: {error}", remedy="Check the folder.") from error
+        self._reserve = Reserve(path.with_name(path.name + ".reserve"), min(RESERVE_BYTES, max_bytes // 8))
         self._load(damaged)
+        self._reserve.fill()
 
     def _open(self) -> Database:
         database = Database(self.path)
@@ -122,18 +124,17 @@ class Store:
             with database.reading():
                 if not database.rows("SELECT 1 FROM state WHERE clean"):
                     database.check()
+                self._state = database.rows("SELECT epoch, numbers, age_s, boot, boot_s FROM state")
+                self.entries = int(database.value("SELECT count(*) FROM entry"))
         except OutboxError:
             database.close()
             raise
         return database
 
     def _load(self, damaged: bool) -> None:
-        with self._database.reading():
-            state = self._database.rows("SELECT epoch, numbers, age_s, boot, boot_s FROM state")
-            self.entries = int(self._database.value("SELECT count(*) FROM entry"))
         now = self._boot()
-        if state:
-            self.epoch, numbers, age_s, *boot = state[0]
+        if self._state:
+            self.epoch, numbers, age_s, *boot = self._state[0]
             self.numbers = [int(number) for number in json.loads(numbers)]
             self._opened, self._age_s = now, age_s + now.since(Boot(*boot))
             ahead = self._mark.epoch == self.epoch and any(map(int.__gt__, self._mark.numbers, self.numbers))
@@ -205,6 +206,7 @@ class Store:
             raise
         with contextlib.suppress(OSError):  # a full disk cannot hinder it: the file has its size
             self._mark.note(self.epoch, self.numbers)
+        self._reserve.fill()
 
     def notes(self) -> Notes:
         """What happened since this was asked last; after the transaction."""
@@ -402,8 +404,9 @@ class Store:
 
     # House
 
-    def shorten_log(self) -> None:
-        """Move the write-ahead log into the database."""
+    def make_room(self) -> None:
+        """Move the write-ahead log into the database; on a full disk, with the help of the reserve."""
+        self._reserve.release()
         self._database.shorten_log()
 
     def close(self) -> None:

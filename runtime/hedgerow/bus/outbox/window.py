@@ -127,6 +127,12 @@ class Window:
             while waiting:
                 self._fall_back(waiting.popleft())
 
+    def link_up(self, now: float) -> None:
+        """The broker is back, perhaps without what it had: one is sent again, and the answer tells about the others."""
+        if self._under_way:
+            self.again(next(iter(self._under_way)))
+            self._heard_at = now
+
     def _fall_back(self, entry: Entry) -> None:
         self._waiting.discard(entry.key)
         self.rewind(entry.key)

@@ -18,7 +18,7 @@ from hedgerow.bus.outbox.records import Ack, Entry, OutboxError, Record
 from hedgerow.bus.outbox.store import Notes, Store
 from hedgerow.bus.outbox.window import Wanted
 
-_GROUP_BYTES: Final = 4 << 20
+_GROUP_BYTES: Final = 2 << 20
 _GROUP_JOBS: Final = 1000
 
 Done = Callable[[OutboxError | None], None]
@@ -189,7 +189,8 @@ class Writer(threading.Thread):
     def _failed(self, store: Store, error: OutboxError, outcome: Outcome) -> None:
         """Nothing of the group is stored. Make what room can be made without any, or begin with opening again."""
         outcome.failure = error
-        store.shorten_log()
+        if isinstance(error, DiskTrouble):
+            store.make_room()
         try:
             with store.transaction():
                 self._trim(store)

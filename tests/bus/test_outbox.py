@@ -1,0 +1,432 @@
+"""The outbox as a whole: real disks that fill and rot, real brokers that come late, nodes that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hedgerow.bus import Client, ClientOptions, Message
+from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record, read_gap
+from hedgerow.bus.outbox.mark import Boot
+from hedgerow.bus.outbox.records import key_of
+from hedgerow.bus.outbox.store import Store
+from hedgerow.testing.mosquitto import Mosquitto
+
+Eventually = Callable[..., Awaitable[None]]
+
+
+def record(text: str = "x", **more: Any) -> Record:
+    return Record("doors", "out/doors", text.encode(), **more)
+
+
+class Events(list[tuple[str, dict[str, Any]]]):
+    def __call__(self, kind: str, detail: dict[str, Any]) -> None:
+        self.append((kind, detail))
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self]
+
+
+class Bench(Outbox):
+    """An outbox whose publishes are kept in a list."""
+
+    def __init__(self, path: Path, **more: Any) -> None:
+        self.sent: list[tuple[str, bytes, Callable[[Exception | None], None]]] = []
+        self.events = Events()
+        super().__init__(path, gap_topic="gaps", publish=self.keep, on_event=self.events, **more)
+
+    def keep(self, topic: str, payload: bytes | memoryview, *, qos: int, properties: bytes, done: Any) -> None:
+        assert qos == 1
+        assert b"number" in properties
+        self.sent.append((topic, bytes(payload), done))
+
+    async def store(self, *records: Record) -> None:
+        """Append, and wait until it is safe."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: OutboxError | None) -> None:
+            waiting.set_exception(error) if error else waiting.set_result(None)
+
+        self.append(records, done)
+        await waiting
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [payload for topic, payload, _ in self.sent if topic != "gaps"]
+
+
+async def fill(outbox: Bench, text: str) -> None:
+    for _ in range(1000):
+        await outbox.store(record(text))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "outbox.db"
+
+
+async def test_what_waits_together_is_written_together_and_told_in_order(path: Path) -> None:
+    told: list[int] = []
+    async with Bench(path) as outbox:
+        for number in range(500):
+            outbox.append([record(str(number))], lambda _, number=number: told.append(number))  # type: ignore[misc]
+        await outbox.store(record("last"))
+
+    assert told == list(range(500))
+
+
+async def test_records_outlive_the_process_and_keep_their_numbers(path: Path, eventually: Eventually) -> None:
+    async with Bench(path) as outbox:
+        await outbox.store(record("a"), record("b"))
+        epoch = outbox.epoch
+    async with Bench(path) as outbox:
+        outbox.link(up=True)
+        await eventually(lambda: len(outbox.sent) == 2)
+
+        assert outbox.epoch == epoch
+        assert outbox.payloads == [b"a", b"b"]
+        outbox.acknowledge(Ack(epoch, {0: 2}))
+        await eventually(lambda: outbox.status.entries == 0)
+    assert outbox.events == []
+
+
+async def test_new_results_overtake_the_backlog_which_goes_by_priority(path: Path, eventually: Eventually) -> None:
+    async with Bench(path, window=4) as outbox:
+        await outbox.store(*(record(f"old {n}") for n in range(4)), record("old urgent", priority=9))
+        outbox.link(up=True)
+        await eventually(lambda: len(outbox.sent) >= 1)
+        await outbox.store(record("new"))
+        await eventually(lambda: b"new" in outbox.payloads)
+
+        assert outbox.payloads[0] == b"old urgent"
+        assert b"old 3" not in outbox.payloads
+
+
+async def test_results_reach_a_region_through_a_broker_that_comes_late_and_restarts(
+    mosquitto: Mosquitto, path: Path, eventually: Eventually
+) -> None:
+    """Every one comes, though the broker forgets all it had; twice perhaps, and then with the same number."""
+    mosquitto.kill()
+    got: dict[int, bytes] = {}
+    ledgers: list[Ledger] = []
+
+    options = ClientOptions(url=mosquitto.url, min_backoff_s=0.02, max_backoff_s=0.1)
+
+    def take_acks(messages: list[Message]) -> None:
+        for message in messages:
+            outbox.acknowledge(Ack.decode(message.payload))
+            node.ack(message)
+
+    def take_results(messages: list[Message]) -> None:
+        for message in messages:
+            [text] = [value for name, value in message.properties.user_properties if name == "number"]
+            number = Number.parse(text)
+            if not ledgers:
+                ledgers.append(Ledger(number.epoch))
+            payload = bytes(message.payload)
+            assert got.setdefault(number.sequence, payload) == payload
+            ledgers[0].take(number)
+            region.ack(message)
+        region.publish("ack", ledgers[0].ack().encode(), qos=1)
+
+    events = Events()
+    node = Client(options, take_acks, lambda up, _: outbox.link(up=up))
+    region = Client(options, take_results)
+    outbox = Outbox(path, gap_topic="out/gap", publish=node.publish, on_event=events, window=16)
+    async with outbox, node, region:
+        await node.subscribe({"ack": 1})
+        await region.subscribe({"out/#": 1})
+        answers: list[OutboxError | None] = []
+        for number in range(100):
+            outbox.append([record(str(number))], answers.append)
+        await eventually(lambda: len(answers) == 100)
+        mosquitto.start()
+        await eventually(lambda: len(got) >= 40)
+        mosquitto.kill()
+        for number in range(100, 200):
+            outbox.append([record(str(number))], answers.append)
+        mosquitto.start()
+        await eventually(lambda: len(got) == 200 and outbox.status.entries == 0, lambda: f"{len(got)}", 90)
+
+    assert answers == [None] * 200
+    assert sorted(map(int, got.values())) == list(range(200))
+    assert events == []
+
+
+async def test_a_full_outbox_gives_up_the_oldest_of_the_least_priority_and_declares_it(
+    path: Path, eventually: Eventually
+) -> None:
+    async with Bench(path, max_bytes=128 << 10) as outbox:
+        await outbox.store(record("urgent", priority=5))
+        for number in range(200):
+            await outbox.store(record(f"{number} " + "x" * 2000))
+        outbox.link(up=True)
+        await eventually(lambda: any(topic == "gaps" for topic, _, _ in outbox.sent))
+        [gap] = [read_gap(payload)[1] for topic, payload, _ in outbox.sent if topic == "gaps"]
+
+        assert gap.first == key_of(0, 1)
+        assert gap.reasons == {"evicted": gap.count}
+        assert gap.last == key_of(0, gap.count)
+        await eventually(lambda: len(outbox.payloads) == 201 - gap.count)
+        assert outbox.payloads[0] == b"urgent"
+        assert outbox.payloads[-1].startswith(b"199 ")
+        assert outbox.status.lost == {"evicted": gap.count}
+
+
+async def test_a_full_outbox_refuses_what_is_new_if_told_so(path: Path) -> None:
+    async with Bench(path, max_bytes=128 << 10, when_full="refuse") as outbox:
+        with pytest.raises(OutboxError) as caught:
+            await fill(outbox, "x" * 2000)
+
+        assert caught.value.code == "outbox-full"
+        entries = outbox.status.entries
+        outbox.acknowledge(Ack(outbox.epoch, {0: entries}))
+        await outbox.store(record("room again"))
+        assert outbox.status.entries == 1
+
+
+async def test_a_record_that_no_broker_takes_is_given_up_after_three_attempts(
+    path: Path, eventually: Eventually
+) -> None:
+    async with Bench(path) as outbox:
+        outbox.link(up=True)
+        await outbox.store(record("too large"))
+        for attempt in range(1, 4):
+            await eventually(lambda attempt=attempt: len(outbox.sent) == attempt)
+            outbox.sent[-1][2](RuntimeError("no"))
+        await eventually(lambda: outbox.sent[-1][0] == "gaps")
+
+        assert read_gap(outbox.sent[-1][1])[1].reasons == {"refused": 1}
+        assert "outbox-refused" in outbox.events.kinds
+
+
+async def test_a_store_in_use_is_neither_opened_nor_set_aside(path: Path) -> None:
+    async with Bench(path) as outbox:
+        await outbox.store(record())
+        with pytest.raises(OutboxError) as caught:
+            await Bench(path).__aenter__()
+
+        assert caught.value.code == "outbox-in-use"
+        await outbox.store(record())
+        assert outbox.status.entries == 2
+
+
+@pytest.mark.parametrize("harm", ["header", "page"])
+async def test_a_damaged_store_is_set_aside_and_the_next_epoch_says_so(
+    path: Path, eventually: Eventually, harm: str
+) -> None:
+    async with Bench(path) as outbox:
+        await outbox.store(*(record("x" * 500) for _ in range(100)))
+        old = outbox.epoch
+    with path.open("r+b") as file:
+        file.seek(0 if harm == "header" else 4096)
+        file.write(b"\xff" * 4096)
+
+    async with Bench(path) as outbox:
+        assert outbox.events.kinds == ["outbox-set-aside", "outbox-epoch-lost"]
+        outbox.link(up=True)
+        await eventually(lambda: len(outbox.sent) == 1)
+        epoch, gap = read_gap(outbox.sent[0][1])
+        [previous] = gap.previous
+        assert epoch != old
+        assert (previous.epoch, previous.numbers) == (old, (101, *[1] * 9))
+        assert len(list(path.parent.glob("outbox.db.damaged-*"))) >= 1
+        await outbox.store(record("goes on"))
+
+
+async def test_a_payload_that_rotted_on_the_disk_is_declared_lost_and_its_neighbours_go(
+    path: Path, eventually: Eventually
+) -> None:
+    async with Bench(path) as outbox:
+        await outbox.store(record("a"), record("rotting"), record("c"))
+    rot(path)
+
+    async with Bench(path) as outbox:
+        outbox.link(up=True)
+        await eventually(lambda: len(outbox.sent) == 3)
+        assert outbox.payloads == [b"a", b"c"]
+        assert outbox.status.lost == {"corrupt": 1}
+
+
+async def test_an_acknowledgement_of_numbers_never_given_begins_a_new_epoch(path: Path, eventually: Eventually) -> None:
+    """The store is an old copy, or its disk lied; the region knows better. What is stored gets through all the same."""
+    async with Bench(path) as outbox:
+        await outbox.store(record("a"), record("b"))
+        old = outbox.epoch
+        outbox.link(up=True)
+        outbox.acknowledge(Ack(old, {0: 7}))
+        await outbox.store(record("c"))
+        await eventually(lambda: outbox.epoch != old)
+        await outbox.store(record("d"))
+        await eventually(lambda: {b"a", b"b", b"c", b"d"} <= set(outbox.payloads))
+        gaps = [read_gap(payload)[1] for topic, payload, _ in outbox.sent if topic == "gaps"]
+
+        assert [previous.epoch for gap in gaps for previous in gap.previous] == [old]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(mount)], check=False, capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"cannot mount: {made.stderr.strip()}")
+    yield mount
+    subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+
+async def test_a_full_disk_refuses_records_with_a_reason_and_room_heals_it(
+    small_disk: Path, eventually: Eventually
+) -> None:
+    async with Bench(small_disk / "outbox.db") as outbox:
+        with pytest.raises(OutboxError) as caught:
+            await fill(outbox, "x" * 200_000)
+        stored = outbox.status.entries
+
+        assert caught.value.code == "outbox-disk"
+        assert stored > 10
+        assert "room" in caught.value.remedy
+        assert outbox.status.failure is not None
+        outbox.acknowledge(Ack(outbox.epoch, {0: stored - 1}))
+        await eventually(lambda: outbox.status.entries == 1)
+        await outbox.store(record("goes on"))
+        assert outbox.status.failure is None
+        assert outbox.events.kinds == ["outbox-failing", "outbox-recovered"]
+    async with Bench(small_disk / "outbox.db") as outbox:
+        outbox.link(up=True)
+        await eventually(lambda: len(outbox.sent) == 2)
+
+
+async def test_a_disk_that_is_full_at_the_start_is_waited_for(small_disk: Path, eventually: Eventually) -> None:
+    ballast = small_disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb") as file:
+        for _ in range(10_000):
+            file.write(b"x" * 4096)
+    async with Bench(small_disk / "outbox.db") as outbox:
+        with pytest.raises(OutboxError):
+            await outbox.store(record())
+        ballast.unlink()
+        await eventually(lambda: outbox.status.failure is None)
+        await outbox.store(record())
+
+
+def rot(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"rotting", b"rotten!"))
+
+
+def store(path: Path, boot: Boot) -> Store:
+    return Store(path, max_bytes=1 << 20, boot=lambda: boot)
+
+
+def expired(path: Path, boot: Boot) -> int:
+    """Open at a moment, expire, close. Returns: records lost."""
+    opened = store(path, boot)
+    with opened.transaction():
+        opened.expire()
+    lost = opened.notes().lost["expired"]
+    opened.close()
+    return lost
+
+
+def test_time_that_a_node_was_down_counts_within_one_boot(path: Path) -> None:
+    first = store(path, Boot("a", 1000.0))
+    with first.transaction():
+        first.append([record(ttl_s=60.0)])
+    first.close()
+
+    assert expired(path, Boot("a", 1059.0)) == 0
+    assert expired(path, Boot("a", 1061.0)) == 1
+
+
+def test_after_a_boot_only_the_time_since_then_counts(path: Path) -> None:
+    """Whatever the wall clock says, which may be an hour off or have begun in 1970."""
+    first = store(path, Boot("a", 1000.0))
+    with first.transaction():
+        first.append([record(ttl_s=60.0)])
+    first.close()
+
+    assert expired(path, Boot("b", 30.0)) == 0
+    assert expired(path, Boot("c", 20.0)) == 0
+    assert expired(path, Boot("c", 31.0)) == 1
+
+
+async def test_a_clock_that_jumps_expires_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Bench(path) as outbox:
+        await outbox.store(record(ttl_s=600.0))
+        for jump_s in (3600.0, -7200.0, 50 * 365 * 86400.0):
+            now = __import__("time").time() + jump_s
+            monkeypatch.setattr("time.time", lambda now=now: now)
+            await outbox.store(record())
+
+        assert outbox.status.lost == {}
+
+
+CHILD = """
+import asyncio, itertools, sys
+from pathlib import Path
+from hedgerow.bus.outbox import Outbox, Record
+
+async def main():
+    def safe(first, error):
+        sys.stdout.write(f"{first}\\n")
+        sys.stdout.flush()
+    outbox = Outbox(Path(sys.argv[1]), gap_topic="g", publish=lambda *a, **k: None, on_event=print)
+    async with outbox:
+        outbox.link(up=True)
+        for turn in itertools.count():
+            first = int(sys.argv[2]) + 3 * turn
+            records = [Record("p", "t", b"%d" % number * 40) for number in range(first, first + 3)]
+            outbox.append(records, lambda error, first=first: safe(first, error))
+            if turn % 10 == 0:
+                await asyncio.sleep(0)
+
+asyncio.run(main())
+"""
+
+
+def killed_at_random(path: Path, rounds: int, seed: int) -> None:
+    """Every record that a node called safe before it was killed is there afterwards, under the number it had."""
+    chance = random.Random(seed)
+    safe: set[int] = set()
+    numbers: dict[bytes, int] = {}
+    first = 0
+    for _ in range(rounds):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(first)], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        for _ in range(chance.randint(1, 150)):
+            safe.add(int(child.stdout.readline()))
+        os.kill(child.pid, signal.SIGKILL)
+        safe.update(int(line) for line in child.stdout.read().split(b"\n")[:-1])
+        child.wait()
+        child.stdout.close()
+        first = max(safe) + 100_000
+        opened = Store(path, max_bytes=1 << 30)
+        entries = opened.read(0, 1 << 60, 1_000_000, 1 << 40)
+        opened.abandon()
+        assert [entry.key for entry in entries] == list(range(1, len(entries) + 1))
+        for entry in entries:
+            assert numbers.setdefault(entry.payload, entry.key) == entry.key
+        assert all(b"%d" % number * 40 in numbers for start in safe for number in range(start, start + 3))
+
+
+def test_what_was_called_safe_survives_kill_9(path: Path) -> None:
+    killed_at_random(path, rounds=4, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_what_was_called_safe_survives_kill_9_a_hundred_times(path: Path) -> None:
+    killed_at_random(path, rounds=100, seed=2)

@@ -1,0 +1,246 @@
+"""The outbox's laws, against a model: whatever happens, the region gets every record or is told that it will not."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from hedgerow.bus.outbox.ledger import Ledger
+from hedgerow.bus.outbox.mark import Boot
+from hedgerow.bus.outbox.records import PRIORITIES, Entry, Gap, Number, Record, key_of, priority_of, sequence_of
+from hedgerow.bus.outbox.store import Full, Store
+from hedgerow.bus.outbox.window import Window
+
+MAX_BYTES = 96 << 10
+
+
+class NodeAndRegion(RuleBasedStateMachine):
+    """A store and a window as the outbox uses them, a way that loses messages, and a region that keeps a ledger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="outbox-"))
+        self.lives = itertools.count()
+        self.boot = Boot("first", 100.0)
+        self.now = 0.0
+        self.count = 0
+        self.safe: dict[int, bytes] = {}  # what was called safe, by key
+        self.got: dict[int, bytes] = {}
+        self.gaps: list[tuple[int, int]] = []  # what the region was told
+        self.way: list[Entry] = []
+        self.acked = 0
+
+    @initialize(when_full=st.sampled_from(["evict", "refuse"]), window=st.integers(2, 12))
+    def begin(self, when_full: str, window: int) -> None:
+        self.when_full = when_full
+        self.window = Window(window, 40_000, 0.5)
+        self.most = window
+        self.path = self.folder / "0" / "outbox.db"
+        self.open()
+        self.ledger = Ledger(self.store.epoch)
+
+    def open(self) -> None:
+        self.store = Store(self.path, max_bytes=MAX_BYTES, when_full=self.when_full, boot=lambda: self.boot)  # type: ignore[arg-type]
+        self.store.notes()
+        self.window.begin([key_of(priority, 1) for priority in range(PRIORITIES)], self.store.tops)
+
+    def follow(self, appended: list[Entry], up: bool) -> None:
+        """What the outbox does after every group."""
+        notes = self.store.notes()
+        self.window.appended(appended, self.store.tops, up=up)
+        self.window.gone(notes.gone)
+        for key in notes.touched:
+            self.window.rewind(key)
+
+    @rule(
+        shapes=st.lists(
+            st.tuples(st.sampled_from([0, 3, 9]), st.integers(0, 9000), st.sampled_from([None, 50.0])),
+            min_size=1,
+            max_size=8,
+        ),
+        up=st.booleans(),
+    )
+    def append(self, shapes: list[tuple[int, int, float | None]], up: bool) -> None:
+        records = []
+        for priority, size, ttl_s in shapes:
+            self.count += 1
+            payload = b"%d " % self.count + b"x" * size
+            records.append(Record("p", "t", payload, priority=priority, ttl_s=ttl_s))
+        tops = self.store.tops
+        try:
+            with self.store.transaction():
+                keys = self.store.append(records)
+        except Full:
+            assert self.when_full == "refuse"
+            assert self.store.tops == tops
+            return
+        assert len(set(keys)) == len(keys)
+        assert self.safe.keys().isdisjoint(keys)
+        for key, record in zip(keys, records, strict=True):
+            assert key >= tops[record.priority]
+            self.safe[key] = record.payload
+        self.follow([Entry(key, key, r.topic, b"", r.payload) for key, r in zip(keys, records, strict=True)], up)
+
+    @rule()
+    def send(self) -> None:
+        entries, wanted = self.window.next(self.now)
+        self.way += entries
+        if wanted is not None:
+            read = self.store.read(*wanted)
+            assert len(read) <= wanted.most
+            self.way += self.window.offer(wanted, read, self.now)
+        assert self.window.under_way <= self.most
+
+    @precondition(lambda self: self.way)
+    @rule(data=st.data(), lost=st.booleans())
+    def messages_arrive_or_are_lost(self, data: st.DataObject, lost: bool) -> None:
+        many = data.draw(st.integers(1, len(self.way)))
+        for entry in self.way[:many]:
+            if not lost:
+                self.receive(entry)
+        del self.way[:many]
+
+    def receive(self, entry: Entry) -> None:
+        if not entry.topic:
+            self.gaps.append((entry.key, entry.last))
+            self.ledger.take_gap(Gap.read(entry.key, entry.last, entry.payload))
+            return
+        assert entry.payload == self.safe[entry.key], "one number, two records"
+        self.ledger.take(Number(self.store.epoch, priority_of(entry.key), sequence_of(entry.key)))
+        self.got[entry.key] = entry.payload
+
+    @rule()
+    def the_region_acknowledges(self) -> None:
+        ack = self.ledger.ack()
+        self.window.acked(ack, self.now)
+        with self.store.transaction():
+            assert self.store.trim(ack)
+        self.follow([], False)
+
+    @rule(seconds=st.floats(1, 100))
+    def time_passes(self, seconds: float) -> None:
+        self.boot = Boot(self.boot.id, self.boot.seconds + seconds)
+        self.now += seconds
+        self.window.probe(self.now)
+
+    @rule()
+    def old_ones_expire(self) -> None:
+        with self.store.transaction():
+            assert not self.store.expire()
+        self.follow([], False)
+
+    @rule()
+    def the_link_breaks(self) -> None:
+        self.window.link_down()
+        self.way.clear()
+
+    @rule(data=st.data(), torn=st.booleans(), reboots=st.booleans())
+    def the_node_crashes(self, data: st.DataObject, torn: bool, reboots: bool) -> None:
+        """What is on the disk is what there was, with the end of the log cut off anywhere."""
+        tops = self.store.tops
+        self.path = self.folder / str(next(self.lives) + 1) / "outbox.db"
+        shutil.copytree(self.store.path.parent, self.path.parent)
+        self.store.abandon()
+        log = self.path.with_name("outbox.db-wal")
+        if torn and log.exists():
+            with log.open("r+b") as file:
+                file.truncate(data.draw(st.integers(0, log.stat().st_size)))
+        if reboots:
+            self.boot = Boot(f"boot {self.count}", 1.0)
+        epoch = self.store.epoch
+        self.open()
+        if epoch == self.store.epoch:
+            assert self.store.tops == tops
+        else:  # not even the store itself had come to the database: nothing of the old epoch can come any more
+            assert torn
+            self.the_epoch_ended(epoch)
+
+    def the_epoch_ended(self, epoch: str) -> None:
+        [row] = self.store.read(key_of(PRIORITIES - 1, 1), key_of(PRIORITIES, 0), 1, 1)
+        [previous] = Gap.read(row.key, row.last, row.payload).previous
+        assert previous.epoch == epoch
+        assert previous.numbers is not None
+        for key in self.safe:
+            assert sequence_of(key) < previous.numbers[priority_of(key)], "lost, and not declared"
+        self.safe.clear()
+        self.got.clear()
+        self.gaps.clear()
+        self.way.clear()
+        self.ledger = Ledger(self.store.epoch)
+
+    @rule()
+    def the_node_restarts(self) -> None:
+        tops = self.store.tops
+        self.store.close()
+        self.open()
+        assert self.store.tops == tops
+
+    @invariant()
+    def the_quota_holds(self) -> None:
+        if hasattr(self, "store"):
+            assert self.store.used_bytes <= MAX_BYTES
+
+    @invariant()
+    def every_number_is_somewhere(self) -> None:
+        """A record, part of a gap, or with the region."""
+        if not hasattr(self, "store"):
+            return
+        count = 0
+        for priority, top in enumerate(self.store.tops):
+            expected = key_of(priority, 1)
+            gap_before = False
+            for entry in self.store.read(expected, top, 10_000, 1 << 30):
+                count += 1
+                self.with_the_region(expected, entry.key)
+                assert not (gap_before and not entry.topic), "two gaps with nothing between them"
+                gap_before = not entry.topic
+                if entry.topic:
+                    assert entry.payload == self.safe[entry.key]
+                expected = entry.last + 1
+            self.with_the_region(expected, top)
+        assert count == self.store.entries
+
+    def with_the_region(self, start: int, end: int) -> None:
+        for key in range(start, end):
+            assert key in self.got or self.declared(key), f"number {sequence_of(key)} is nowhere"
+
+    def declared(self, key: int) -> bool:
+        return any(first <= key <= last for first, last in self.gaps)
+
+    def teardown(self) -> None:
+        """Once the way is good, the region hears of every number, and the outbox is empty."""
+        if not hasattr(self, "store"):
+            return
+        for _ in range(1000):
+            if not self.store.entries:
+                break
+            self.send()
+            for entry in self.way:
+                self.receive(entry)
+            self.way.clear()
+            self.the_region_acknowledges()
+            self.now += 1000
+            self.window.probe(self.now)
+        assert self.store.entries == 0
+        for key, payload in self.safe.items():
+            assert self.got.get(key) == payload or self.declared(key)
+        for priority, number in enumerate(self.store.numbers):
+            assert self.ledger.ack().through.get(priority, 0) == number - 1
+        self.store.close()
+        shutil.rmtree(self.folder)
+
+
+NodeAndRegion.TestCase.settings = settings(
+    derandomize=True,
+    max_examples=200,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestNodeAndRegion = NodeAndRegion.TestCase
