@@ -30,7 +30,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import open_database
 from hedgerow.region.items import Item, Ping
 from hedgerow.region.metrics import Counts, RegionMetrics
-from hedgerow.region.pace import LATEST_S, Pace
+from hedgerow.region.pace import AFTER, LATEST_S, Pace
 from hedgerow.region.reading import filters, read
 from hedgerow.region.store import LedgerKey, Store
 from hedgerow.region.writer import Done, Given, Writer
@@ -194,6 +194,8 @@ class Collector:
         for message in done.messages:
             self._client.ack(message)
         now = time.monotonic()
+        for key, ack in done.acks:
+            self._pace.owe(key, ack, AFTER, now)
         for outcome in done.outcomes:
             counts.add(outcome)
             counts.batches += 1

@@ -14,11 +14,10 @@ from typing import Any, Final
 
 import orjson
 
-from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.errors import FrameError
 from hedgerow.region.database import Database
 from hedgerow.region.judge import Verdict, judge
-from hedgerow.region.store import signs
+from hedgerow.region.store import ledger_of, signs
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 
 _PAGE: Final = 500
@@ -239,7 +238,7 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
 
 def _holes(epoch: str, state: str) -> int:
     """Numbers that have not come though later ones have."""
-    ledger = Ledger(epoch, {int(priority): ranges for priority, ranges in orjson.loads(state).items()})
+    ledger = ledger_of(epoch, state)
     return sum(
         high - low + 1
         for priority, ranges in ledger.state().items()

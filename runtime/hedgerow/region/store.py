@@ -207,6 +207,17 @@ class Store:
         """The nodes that are known."""
         return list(self._nodes)
 
+    def acks(self) -> list[tuple[LedgerKey, Ack]]:
+        """What has come of every outbox, of its newest epoch: said again at the start, in case it was not heard before."""
+        rows = self._database.rows(
+            "SELECT n.region, n.site, n.name, l.epoch, l.state FROM ledger l JOIN node n ON n.id = l.node "
+            "WHERE l.id IN (SELECT max(id) FROM ledger GROUP BY node)"
+        )
+        return [
+            ((Address(region, site, name), epoch), ledger_of(epoch, state).ack())
+            for region, site, name, epoch, state in rows
+        ]
+
     def verdicts(self, now: float) -> Counter[Verdict]:
         """How many nodes are how."""
         after_s = self._config.region.silent_after_s
@@ -474,7 +485,7 @@ class Store:
         rows = self._database.rows("SELECT id, state FROM ledger WHERE node = ? AND epoch = ?", (node.id, epoch))
         if rows:
             ((row, state),) = rows
-            ledger = Ledger(epoch, {int(priority): ranges for priority, ranges in orjson.loads(state).items()})
+            ledger = ledger_of(epoch, state)
         elif self._epochs[node.id] >= MOST_EPOCHS:
             self._reject(_refused(item, "too-many-epochs", f"{MOST_EPOCHS} of {node.site}/{node.name}"), None, batch)
             return None
@@ -568,6 +579,11 @@ def _refused(item: Item, reason: str, detail: str, *, durable: bool = False) -> 
     return Rejected(
         item.address, item.size, item.received_at, item.fresh, topic, reason, clean(detail, 500), number, bytes(payload[:4096])
     )  # fmt: skip
+
+
+def ledger_of(epoch: str, state: str) -> Ledger:
+    """A ledger as it is stored."""
+    return Ledger(epoch, {int(priority): ranges for priority, ranges in orjson.loads(state).items()})
 
 
 def _changing(node: Node) -> list[Any]:

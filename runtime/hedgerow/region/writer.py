@@ -17,10 +17,11 @@ from typing import Final
 import structlog
 
 from hedgerow.bus.message import Message
+from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.database import StoreError, StoreTrouble
 from hedgerow.region.items import Item
 from hedgerow.region.judge import Verdict
-from hedgerow.region.store import Outcome, Store, apply_each, refuses
+from hedgerow.region.store import LedgerKey, Outcome, Store, apply_each, refuses
 from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
@@ -54,6 +55,7 @@ class Done:
         outcomes: of the batch.
         took_s: the writing took.
         opened: nodes the store knows; only once, when it is open.
+        acks: what had come of every outbox by then.
         failure: why the store does not work; None if it does.
         fatal: whether there is no point in trying again.
         verdicts: how many nodes are how; None if not counted now.
@@ -64,6 +66,7 @@ class Done:
     outcomes: list[Outcome] = field(default_factory=list)
     took_s: float = 0.0
     opened: list[Address] | None = None
+    acks: list[tuple[LedgerKey, Ack]] = field(default_factory=list)
     failure: StoreError | None = None
     fatal: bool = False
     verdicts: Counter[Verdict] | None = None
@@ -150,8 +153,9 @@ class Writer(threading.Thread):
         store = self._store
         if store is None:
             store = self._store = self._open_store()
-            self._report(Done(opened=None if self._was_opened else store.nodes, stored_bytes=store.stored_bytes))
-            self._was_opened = True
+            if not self._was_opened:
+                self._report(Done(opened=store.nodes, acks=store.acks(), stored_bytes=store.stored_bytes))
+                self._was_opened = True
         began = time.monotonic()
         if given.items:
             outcomes = self._stored(store, given.items)

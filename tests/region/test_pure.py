@@ -1,0 +1,73 @@
+"""Deciders of the region: when to acknowledge, and how a node is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hedgerow.bus.outbox.records import Ack
+from hedgerow.region.judge import Signs, Verdict, judge
+from hedgerow.region.pace import AFTER, LATEST_S, Pace
+
+
+def signs(
+    online: bool | None = True,
+    heard_at: float | None = 99.0,
+    health: str | None = "ok",
+    answered_at: float | None = None,
+    unanswered: int = 0,
+) -> Signs:
+    return Signs(online, heard_at, health, "", answered_at, unanswered)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        (signs(), Verdict.OK),
+        (signs(online=None), Verdict.OK),
+        (signs(online=False), Verdict.OFFLINE),
+        (signs(heard_at=None), Verdict.UNKNOWN),
+        (signs(heard_at=10.0), Verdict.SILENT),
+        (signs(unanswered=1), Verdict.OK),
+        (signs(unanswered=2), Verdict.DEAF),
+        (signs(heard_at=10.0, unanswered=5), Verdict.SILENT),
+        (signs(health="failing"), Verdict.TROUBLED),
+        (signs(heard_at=200.0), Verdict.OK),
+    ],
+)
+def test_a_node_is_judged_by_what_came_of_it(given: Signs, verdict: Verdict) -> None:
+    assert judge(given, 100.0, 35.0)[0] is verdict
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 100), st.floats(0, 1)), max_size=100))
+def test_every_debt_is_paid_soon_and_the_newest_word_is_the_last(stored: list[tuple[int, int, float]]) -> None:
+    pace: Pace[int] = Pace()
+    now = 0.0
+    said: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for step, (key, records, later) in enumerate(stored):
+        now += later
+        last[key] = step
+        pace.owe(key, Ack("e", {0: step}), records, now)
+        for due, ack in pace.due(now):
+            said[due] = ack.through[0]
+            pace.sent(due)
+    for due, ack in pace.due(now + 2 * LATEST_S):
+        said[due] = ack.through[0]
+        pace.sent(due)
+
+    assert said == last
+    assert len(pace) == 0
+
+
+def test_a_busy_outbox_is_answered_four_times_a_window_and_an_idle_one_soon() -> None:
+    pace: Pace[str] = Pace()
+    pace.owe("a", Ack("e", {0: 1}), 1, 0.0)
+    assert pace.due(0.0) == []
+    pace.owe("a", Ack("e", {0: AFTER}), AFTER, 0.1)
+    assert pace.due(0.1) == [("a", Ack("e", {0: AFTER}))]
+    pace.owe("a", Ack("e", {0: 500}), AFTER, 0.2)
+    assert pace.due(5.0) == [], "one at a time"
+    pace.sent("a")
+    assert pace.due(5.0) == [("a", Ack("e", {0: 500}))]
