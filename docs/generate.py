@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
 from hedgerow import config
 from hedgerow.node.health import gauges
+from hedgerow.region import config as region
+from hedgerow.region.metrics import Counts, RegionMetrics
 from hedgerow.telemetry import metrics
 from hedgerow.telemetry.tally import DropReason, Tally
 from hedgerow.topology import model as topology
@@ -78,16 +81,24 @@ def metric_table() -> str:
     lines = [line for line in inspect.getsource(gauges).splitlines() if "yield" in line or '"' in line]
     named = re.findall(r'"(hedgerow_\w+)", "([^"]+)"', re.sub(r",\s+", ", ", " ".join(line.strip() for line in lines)))
     labels = {"hedgerow_connected": "link", "hedgerow_model": "model, digest, backend, device"}
-    families = list(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()).collect())
-    rows = [
-        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} "
-        f"| {', '.join(family._labelnames)} | {family.documentation} |"  # type: ignore[attr-defined]
-        for family in families
-    ]
+    rows = _families(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()))
     for name, text in dict.fromkeys(named):  # one may stand for several things
         by = next((value for prefix, value in labels.items() if name.startswith(prefix)), "pipeline")
         rows.append(f"| `{name}` | gauge | {by} | {text} |")
     return "\n".join(["| metric | kind | labels | |", "|---|---|---|---|", *rows])
+
+
+def region_metric_table() -> str:
+    """A table of the metrics of a region's service."""
+    return "\n".join(["| metric | kind | labels | |", "|---|---|---|---|", *_families(RegionMetrics(Counts()))])
+
+
+def _families(collector: Collector) -> list[str]:
+    return [
+        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} "
+        f"| {', '.join(family._labelnames)} | {family.documentation} |"  # type: ignore[attr-defined]
+        for family in collector.collect()
+    ]
 
 
 def tables() -> dict[str, Callable[[], str]]:
@@ -111,6 +122,11 @@ def tables() -> dict[str, Callable[[], str]]:
         "topology-node": topology.NodeEntry,
         "topology-limits": topology.LimitsSection,
         "topology-machine": topology.MachineSection,
+        "region": region.RegionConfig,
+        "region-collector": region.CollectorSection,
+        "region-store": region.StoreSection,
+        "region-retention": region.RetentionSection,
+        "region-canary": region.CanarySection,
         "health": messages.Health,
         "pipeline-health": messages.PipelineHealth,
         "model-health": messages.ModelHealth,
@@ -119,7 +135,7 @@ def tables() -> dict[str, Callable[[], str]]:
         name: (lambda model=model: section(model))  # type: ignore[misc]
         for name, model in sections.items()
     }
-    return made | {"drop-reasons": drop_reasons, "metrics": metric_table}
+    return made | {"drop-reasons": drop_reasons, "metrics": metric_table, "region-metrics": region_metric_table}
 
 
 def stale() -> Iterator[tuple[Path, str]]:

@@ -83,7 +83,7 @@ class Gateway:
             payload = result(pipeline, self.count, **more)
             topic = self.address.topic(Channel.RESULT, pipeline)
             records.append(Record(pipeline, topic, payload, properties, priority, time.time()))
-        self.outbox.append(records, lambda error: None)
+        self.outbox.append(records, lambda _: None)
 
     def status(self, state: str = "online", session: str = "s1") -> None:
         said = Status.model_validate(
@@ -212,7 +212,7 @@ class CollectorProcess:
 @asynccontextmanager
 async def sender(url: str) -> AsyncIterator[Client]:
     """A client that only publishes."""
-    async with Client(ClientOptions(url=url), lambda messages: None) as client:
+    async with Client(ClientOptions(url=url), lambda _: None) as client:
         await client.wait_connected(PATIENCE_S)
         yield client
 
@@ -250,9 +250,8 @@ class PostgresServer:
             time.sleep(0.05)
 
     def _answers(self) -> bool:
-        ready = subprocess.run(
-            [self._binaries / "pg_isready", "-h", self.folder, "-U", "hedgerow"], capture_output=True
-        )
+        command = [self._binaries / "pg_isready", "-h", self.folder, "-U", "hedgerow"]
+        ready = subprocess.run(command, capture_output=True, check=False)
         return ready.returncode == 0
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:

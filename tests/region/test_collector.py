@@ -143,7 +143,7 @@ async def test_a_declared_gap_is_recorded_and_lets_the_outbox_go_on(
         records = [
             Record("p", topic, result("p", n), b"", 0, time.time(), 0.01 if n <= 3 else None) for n in range(1, 6)
         ]
-        node.outbox.append(records, lambda error: None)
+        node.outbox.append(records, lambda _: None)
         await eventually(lambda: node.outbox.status.lost.get("expired") == 3, lambda: node.outbox.status)
         node.client.resume()
         collector.start()
@@ -200,12 +200,10 @@ async def test_status_says_who_is_silent_deaf_offline_and_well(
         assert abs(said["clock_offset_s"]) < PATIENCE_S
         counted = 'hedgerow_region_nodes{verdict="silent"} 1.0'
         await eventually(lambda: counted in collector.probe("metrics")[1], lambda: collector.probe("metrics")[1])
-    text = subprocess.run(
-        [sys.executable, "-m", "hedgerow", "region", "status", "--store", collector.store],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert f"{REGION}/s1/silent is silent: nothing came for" in text
-    assert f"{REGION}/s1/deaf is" in text
+    command = [sys.executable, "-m", "hedgerow", "region", "status", "--store", collector.store]
+    told = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    assert f"{REGION}/s1/silent is silent: nothing came for" in told.stdout
+    assert f"{REGION}/s1/deaf is" in told.stdout
 
 
 async def test_the_will_of_an_earlier_run_does_not_bury_a_newer_birth(

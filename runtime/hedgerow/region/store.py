@@ -548,14 +548,14 @@ def apply_each(store: Store, items: Sequence[Item]) -> list[Outcome]:
 
     Raises: StoreError: the store does not work at all.
     """
-    if len(items) == 1 and isinstance(items[0], Rejected):
-        return []  # not even that: the log has to do
     store.refresh()
     try:
         return [store.apply(items)]
     except StoreError as error:
         if not refuses(error):
             raise
+        if len(items) == 1 and isinstance(items[0], Rejected):
+            return []  # not even that it was rejected: the log has to do
         if len(items) == 1:
             return apply_each(store, [_refused(items[0], "unstorable", str(error), durable=True)])
     middle = len(items) // 2
