@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks import (
     batching,
+    collected,
     compared,
     large,
     latency,
@@ -69,6 +70,7 @@ SUITES: dict[str, Suite] = {
     "noop": Suite(noop.run, 5),
     "large": Suite(large.run, 0, 6, 9),
     "receive": Suite(received.run, 0, 15),
+    "collect": Suite(collected.run, 0, 8),
     "streams": Suite(streams.run, 2, 0, 11),
     "batching": Suite(batching.run, 0, 15),
     "overload": Suite(overload.run, 3, 6),
