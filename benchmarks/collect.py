@@ -48,14 +48,13 @@ _PATIENCE_S = 120.0
 def loop(port: int, path: str) -> None:
     """The loop, as one writes it first. It acknowledges to the broker when it has committed."""
     import paho.mqtt.client as library
+    from paho.mqtt.enums import CallbackAPIVersion
 
     database = sqlite3.connect(path, isolation_level=None)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
     database.execute("CREATE TABLE result (ingest INTEGER PRIMARY KEY, topic TEXT, received_at REAL, payload BLOB)")
-    client = library.Client(
-        library.CallbackAPIVersion.VERSION2, client_id="loop", protocol=library.MQTTv5, manual_ack=True
-    )
+    client = library.Client(CallbackAPIVersion.VERSION2, client_id="loop", protocol=library.MQTTv5, manual_ack=True)
 
     def on_message(client: library.Client, _: Any, message: library.MQTTMessage) -> None:
         database.execute("BEGIN")
@@ -74,7 +73,7 @@ def _session() -> Any:
     from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
 
-    properties = Properties(PacketTypes.CONNECT)
+    properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = 3600
     return properties
 

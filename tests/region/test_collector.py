@@ -206,6 +206,38 @@ async def test_status_says_who_is_silent_deaf_offline_and_well(
     assert f"{REGION}/s1/deaf is" in told.stdout
 
 
+async def test_a_bridge_that_carries_nothing_down_is_found_though_it_is_connected(
+    collector: CollectorProcess, mosquitto: Mosquitto, gateway: Callable[..., Any]
+) -> None:
+    """Results and health go up through it all the while; pings do not come down."""
+    up = [
+        f"topic hedgerow/v1/{REGION}/s1/+/{what} out 1"
+        for what in ("status", "health", "result/#", "event/#", "reply/#")
+    ]
+    down = [f"topic hedgerow/v1/{REGION}/s1/+/{what} in 1" for what in ("ack", "command/ping")]
+    bridge = [
+        "connection region",
+        f"address 127.0.0.1:{mosquitto.port}",
+        "bridge_protocol_version mqttv50",
+        "restart_timeout 1",
+    ]
+    collector.configure(canary={"every_s": 0.5, "timeout_s": 1}, region={"silent_after_s": 60})
+    collector.start()
+    with Mosquitto(config=[*bridge, *up, *down]) as site:
+        async with gateway(url=site.url) as node:
+            node.status()
+            node.send(100)
+            await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+            await eventually(lambda: node_of(collector.store).get("answered_s") is not None)
+            assert node_of(collector.store)["verdict"] == "ok"
+    with Mosquitto(config=[*bridge, *up, down[0]]) as site:
+        async with gateway(url=site.url) as node:
+            node.send(100)
+            await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+            await eventually(lambda: node_of(collector.store)["verdict"] == "deaf", lambda: node_of(collector.store))
+    assert node_of(collector.store)["durable"] == 200
+
+
 async def test_the_will_of_an_earlier_run_does_not_bury_a_newer_birth(
     collector: CollectorProcess, gateway: Callable[..., Any]
 ) -> None:
