@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.console import Json, on_terminal, plural, print_columns, print_json, print_error
+from hedgerow.cli.console import Json, on_terminal, plural, print_columns, print_error, print_json
 
 if TYPE_CHECKING:
     from hedgerow.pki.folder import Entry, Pki
@@ -102,7 +102,7 @@ def issue(
         print_json(_told(entry))
         return
     typer.echo(
-        f"{entry.name}: a {entry.role}'s certificate until {entry.ends:%Y-%m-%d %H:%M} UTC, serial {entry.serial}."
+        f"{entry.name} ({entry.role}) has a certificate until {entry.ends:%Y-%m-%d %H:%M} UTC, serial {entry.serial}."
     )
     typer.echo(f"{entry.folder}/: tls.crt, tls.key (a secret), trust.crt, trust.crl")
     if entry.ends - _now() < life - timedelta(minutes=1):
@@ -135,14 +135,16 @@ def renew(
     Safe in a timer: it does nothing when nothing is due, replaces each file as a whole, and one certificate that cannot
     be renewed holds up no other. A certificate that was revoked is not renewed. Exits with 1 if one could not be.
     """
+    from hedgerow.pki.folder import Renewal
     from hedgerow.pki.names import parse
 
     pki = _open(folder)
     if authority is not None:
-        renewed, failed = [pki.renew_authority(authority, _passphrase(passphrase, passphrase_file))], []
+        outcome = Renewal([pki.renew_authority(authority, _passphrase(passphrase, passphrase_file))], [])
     else:
         within = None if within_days is None else timedelta(days=within_days)
-        renewed, failed = pki.renew([parse(one) for one in who or ()], within, new_key=new_key)
+        outcome = pki.renew([parse(one) for one in who or ()], within, new_key=new_key)
+    renewed, failed = outcome
     if json:
         print_json({"renewed": [_told(entry) for entry in renewed], "failed": [str(error) for error in failed]})
     else:
@@ -194,9 +196,15 @@ def revoke(
     for path in sorted(lists, key=lambda path: path.parent.name != "broker"):
         typer.echo(f"  {path}")
     typer.echo(
-        "Then restart each broker: Mosquitto reads new lists only when it starts, and a connection that is open\n"
-        "stays open until then. Sessions and queued messages are kept if it has `persistence true`."
+        "Then restart each broker: it keeps lists that it has read before."
+        if authority is not None
+        else "Then `kill -HUP` each broker: Mosquitto reads certificates and lists anew, and refuses new connections.\n"
+        "One that is open stays open: restart the broker to end it. With `persistence true`, sessions are kept."
     )
+    if authority is not None:
+        typer.echo(
+            f"To begin anew, move {folder / authority} away; then `init --site {authority}`, and issue all anew."
+        )
 
 
 def show(folder: Folder = Path("pki"), json: Json = False) -> None:

@@ -142,15 +142,17 @@ class Signer:
     def write_revocations(self, key: Key, now: datetime) -> None:
         """Write the revocation list, with the next number."""
         before = self.revocations()
-        number = 1
+        number, dated = 1, now - certificates.BACK_DATED
         if before is not None:
+            # Of two lists, OpenSSL takes the one dated later; a broker that was told to reload has both.
+            dated = max(dated, (before.last_update_utc or dated) + timedelta(seconds=1))
             number += before.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         revoked = [
             (int(entry["serial"], 16), datetime.fromtimestamp(entry["revoked"], now.tzinfo), entry["reason"])
             for entry in self.issued()
             if "revoked" in entry
         ]
-        made = certificates.revocation_list(self.certificate(), key, revoked, number, now)
+        made = certificates.revocation_list(self.certificate(), key, revoked, number, dated)
         files.write(self.revocations_file, certificates.pem(made))
 
     def _keep(self, entries: list[dict[str, Any]], now: datetime) -> None:

@@ -114,7 +114,7 @@ def revocation_list(
     signing: Key,
     revoked: Iterable[tuple[int, datetime, str]],
     number: int,
-    now: datetime,
+    dated: datetime,
 ) -> x509.CertificateRevocationList:
     """What a signer has revoked: serial, when, why.
 
@@ -124,7 +124,7 @@ def revocation_list(
     made = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(signer.subject)
-        .last_update(now - BACK_DATED)
+        .last_update(dated)
         .next_update(signer.not_valid_after_utc)
         .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key()), critical=False)

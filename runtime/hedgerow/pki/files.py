@@ -2,6 +2,7 @@
 
 Rules:
 - A reader sees the old file or the new one, whole, also after a power cut: write aside, fsync, rename, fsync the folder.
+- A file belongs to whom its folder belongs to, so that a timer of root's may renew what a service reads.
 - A private key is never readable by others, not even for a moment: it is created with 0600, in a folder of 0700.
 """
 
@@ -35,6 +36,9 @@ def write(path: Path, data: bytes, *, private: bool = False) -> None:
         file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(file, "wb") as out:
+                if os.geteuid() == 0:
+                    owner = path.parent.stat()
+                    os.fchown(out.fileno(), owner.st_uid, owner.st_gid)
                 os.fchmod(out.fileno(), 0o600 if private else 0o644)
                 out.write(data)
                 out.flush()

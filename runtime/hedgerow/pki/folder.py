@@ -23,6 +23,7 @@ from cryptography import x509
 from hedgerow.pki import certificates, files, names
 from hedgerow.pki.authority import Signer
 from hedgerow.pki.names import Identity, Kind, PkiError
+from hedgerow.topics import is_name
 
 Passphrase = Callable[[], bytes | None]
 
@@ -106,7 +107,7 @@ class Pki:
         """
         now, made = self._now(), []
         wanted = [names.REGION, *(names.check_site(site) for site in sites)]
-        if not names.is_name(region):
+        if not is_name(region):
             raise PkiError(f"{region!r} cannot be a region", remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`.")
         with files.locked(self.folder):
             secret = passphrase() if not self.root.exists or self._missing(wanted) else None
@@ -146,7 +147,7 @@ class Pki:
                 if who.kind is Kind.BROKER
                 else "Leave --host out.",
             )
-        if role is not None and not names.is_name(role):
+        if role is not None and not is_name(role):
             raise PkiError(f"{role!r} cannot be a role", remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`.")
         with files.locked(self.folder):
             home = self._home(who)
@@ -172,7 +173,8 @@ class Pki:
             within: only what ends sooner than this; None: all that are chosen, else what has less than a third left.
             new_key: make a new private key too.
         """
-        renewed, failed = [], []
+        renewed: list[Entry] = []
+        failed: list[PkiError] = []
         with files.locked(self.folder):
             for home in [self._home(who) for who in chosen] or list(self._ours()):
                 try:
@@ -303,8 +305,13 @@ class Pki:
         return self._entry(home)
 
     def _refresh(self, homes: Sequence[Path] | None = None) -> None:
-        """Let everybody's files say what is known here of authorities and revocations; write only what changes."""
-        known = self.authorities()
+        """Let everybody's files say what is known here of authorities and revocations; write only what changes.
+
+        Of an authority that is revoked they hold nothing, its own list neither: Mosquitto looks for the list of who
+        signed a client's certificate, not for that of the root, and refuses a client for whom it finds none.
+        """
+        out = self.root.revoked()
+        known = [one for one in self.authorities() if one.certificate().serial_number not in out]
         trust = certificates.pem(self.root.certificate(), *(signer.certificate() for signer in known))
         lists = [found for signer in (self.root, *known) if (found := signer.revocations()) is not None]
         revoked = certificates.pem(*lists)
