@@ -37,6 +37,7 @@ from hedgerow.bus.packets import (
     decode_puback,
     decode_suback,
     encode_connect,
+    encode_disconnect,
     encode_puback,
     reason_name,
 )
@@ -48,6 +49,11 @@ log: Final = structlog.get_logger(__name__)
 
 _STEADY_S: Final = 5.0
 """A link that lasted this long was a good one: the next pause before connecting is short again."""
+
+_SETTLE_S: Final = 5.0
+"""How long a link that is renewed waits for the broker's acknowledgements."""
+
+_LOOK_S: Final = 0.005
 
 _WRITE_BYTES: Final = 256 * 1024  # in one turn of the loop
 
@@ -93,6 +99,7 @@ class Session:
         self._drained: asyncio.Future[None] | None = None
         self._said: tuple[bool, str] = (False, "")
         self._task: asyncio.Task[None] | None = None
+        self._renewing: Link | None = None
 
     def start(self) -> None:
         """Connect and stay connected."""
@@ -121,20 +128,38 @@ class Session:
             await task
         self._say(False, why, "")
 
+    async def renew(self) -> None:
+        """Make a new link in the place of the present one, in good order.
+
+        No publish is begun until the broker has acknowledged those under way, as far as that takes no longer than
+        `_SETTLE_S`; what we acknowledge goes out before we leave; and frames still with us are known when they come again.
+        """
+        link = self.link
+        if link is None or self._renewing is link:
+            return  # the next one is made with the files of then
+        self._renewing = link
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _SETTLE_S
+        while self.link is link and self.outbound.under_way and loop.time() < deadline:
+            await asyncio.sleep(_LOOK_S)
+        link.close(encode_disconnect())
+        await link.closed.wait()
+
     async def _run(self) -> None:
         backoff = self.options.min_backoff_s
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
             try:
-                await self._live()
+                if await self._live():
+                    backoff = self.options.min_backoff_s
+                    continue
+                return
             except HedgerowError as error:
                 self._failed(error)
             except Exception as error:  # the link must come back whatever happens
                 log.exception("bus-failed")
                 self._failed(BusError(f"Unexpected: {error!r}", remedy="Report this with the log around it."))
-            else:
-                return
             if loop.time() - started > _STEADY_S:
                 backoff = self.options.min_backoff_s
             await asyncio.sleep(random.uniform(backoff / 2, backoff))
@@ -144,8 +169,12 @@ class Session:
         self.last_error = error
         self._say(False, str(error), error.remedy)
 
-    async def _live(self) -> None:
-        """Open a link and stay until it ends. Returns when we left. Raises: HedgerowError: it failed, and why."""
+    async def _live(self) -> bool:
+        """Open a link and stay until it ends.
+
+        Returns: whether to make another at once; not if we left.
+        Raises: HedgerowError: it failed, and why.
+        """
         options = self.options
         accepted = self._accepted = asyncio.get_running_loop().create_future()
         link: Link | None = None
@@ -166,8 +195,11 @@ class Session:
                 self.connected.set()
                 self._say(True, "connected", "")
             await link.closed.wait()
-            if asyncio.current_task() is self._task:  # nobody has called `leave`
-                raise self._cause(link)
+            if asyncio.current_task() is not self._task:  # somebody has called `leave`
+                return False
+            if link is self._renewing and link.error is None:
+                return True
+            raise self._cause(link)
         finally:
             accepted.cancel()
             if link is not None:
@@ -232,6 +264,8 @@ class Session:
         size = 0
         written: list[Outgoing] = []
         more = True
+        if link is self._renewing:
+            return False
         while size < _WRITE_BYTES and not link.paused:
             taken = self.outbound.take()
             if taken is None:
