@@ -88,6 +88,13 @@ class TlsSection(Section):
     )
     cert_file: Path | None = Field(None, description="This node's certificate, PEM.")
     key_file: Path | None = Field(None, description="This node's private key, PEM.")
+    crl_file: Path | None = Field(
+        None,
+        description="Revocation lists of all authorities, PEM; a broker whose certificate is revoked is then refused.",
+    )
+    min_version: Literal["1.2", "1.3"] = Field(
+        "1.3", description="Oldest TLS that will do. 1.2 is for brokers that have nothing newer."
+    )
 
 
 class BrokerSection(Section):

@@ -24,6 +24,17 @@ _CONNECT_REMEDIES: Final = {
     0x9F: "Wait; the broker limits how often clients connect. Trying goes on.",
 }
 
+_ALERTS: Final = {
+    "CERTIFICATE_REQUIRED": ("there is none", "Set `cert_file` and `key_file`: this broker asks for certificates."),
+    "CERTIFICATE_EXPIRED": ("it has ended", "Bring a new one (`hedgerow pki renew`), and look at the clocks of both."),
+    "CERTIFICATE_REVOKED": ("it is revoked", "If that is a mistake, have a new one issued: `hedgerow pki issue`."),
+    "UNKNOWN_CA": (
+        "it does not know who signed it, or has no revocation list of them",
+        "Take a certificate of an authority that the broker's `cafile` and `crlfile` name.",
+    ),
+}
+"""What a broker's TLS alert (RFC 8446 §6.2) means for us, and what to do."""
+
 
 def unreachable(where: str, error: BaseException) -> BusError:
     """What a failure to connect means, and what to do."""
@@ -33,6 +44,9 @@ def unreachable(where: str, error: BaseException) -> BusError:
             remedy="Set `ca_file` to the authority that signed it, and connect by a name the certificate carries.",
         )
     if isinstance(error, ssl.SSLError):
+        for alert, (what, remedy) in _ALERTS.items():
+            if alert in (error.reason or ""):
+                return BusError(f"{where} refuses our certificate: {what}", remedy=remedy)
         return BusError(
             f"TLS with {where} failed: {error.reason or error}",
             remedy="Check that the port speaks TLS, and `cert_file` and `key_file` if the broker asks for certificates.",

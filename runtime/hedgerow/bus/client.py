@@ -267,6 +267,13 @@ class Client:
         """Leave the broker but keep the session: QoS 1 messages wait there until `resume`."""
         await self._session.leave(encode_disconnect(), "paused")
 
+    async def renew(self) -> None:
+        """Make a new connection in the place of the present one, with certificate files as they are now.
+
+        The session goes on. Does nothing while there is no connection.
+        """
+        await self._session.renew()
+
     def resume(self) -> None:
         """Come back after `pause`."""
         self._session.start()

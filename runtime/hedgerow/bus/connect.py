@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from hedgerow.bus.causes import unreachable
@@ -17,6 +17,7 @@ from hedgerow.errors import ConfigError
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
+_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 
 
@@ -30,6 +31,8 @@ class ClientOptions:
         username, password: if the broker asks for them.
         ca_file: authority that signed the broker's certificate; the system's if None.
         cert_file, key_file: our own certificate, if the broker asks for one.
+        crl_file: revocation lists of all authorities; a broker whose certificate is on one is refused.
+        min_tls: oldest version of TLS that will do.
         keepalive_s: longest silence before the link counts as dead; 0 for ever.
         session_expiry_s: how long the broker keeps subscriptions and QoS 1 messages while we are away.
         clean_start: forget what an earlier process left at the broker; reconnects keep the session all the same.
@@ -47,6 +50,8 @@ class ClientOptions:
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    crl_file: Path | None = None
+    min_tls: Literal["1.2", "1.3"] = "1.3"
     keepalive_s: int = 30
     session_expiry_s: int = 86_400
     clean_start: bool = False
@@ -86,19 +91,24 @@ async def open_transport(options: ClientOptions, protocol: Callable[[], P]) -> P
 
 
 def tls_context(options: ClientOptions) -> ssl.SSLContext:
-    """The TLS settings of an mqtts:// address: the broker's name is checked, TLS 1.2 at least.
+    """The TLS settings of an mqtts:// address: the broker's name is checked, and whether it is revoked if there are lists.
+
+    Made for each connection anew, so that each takes the files as they then are.
 
     Raises: ConfigError: a certificate file is missing or unreadable.
     """
     try:
         context = ssl.create_default_context(cafile=options.ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.minimum_version = _VERSIONS[options.min_tls]
+        if options.crl_file is not None:
+            context.load_verify_locations(options.crl_file)
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
         if options.cert_file is not None:
             context.load_cert_chain(options.cert_file, options.key_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"The certificates for {options.url} cannot be loaded: {error}",
-            remedy="Check `ca_file`, `cert_file` and `key_file`: PEM files that this process may read, and a pair.",
+            remedy="Check `ca_file`, `cert_file`, `key_file` and `crl_file`: PEM files that this process may read, and a pair.",
         ) from error
     return context
 

@@ -66,6 +66,11 @@ class Outbound:
         """Those of QoS 1."""
         return len(self._waiting) + len(self._again) + len(self._sent)
 
+    @property
+    def under_way(self) -> int:
+        """Those of QoS 1 that the broker may have, without having said so."""
+        return len(self._again) + len(self._sent)
+
     def add(self, publish: Outgoing) -> None:
         """Enter a publish."""
         (self._waiting if publish.head[0] & 0x06 else self._fleeting).append(publish)

@@ -37,6 +37,7 @@ from hedgerow.bus.packets import (
     decode_puback,
     decode_suback,
     encode_connect,
+    encode_disconnect,
     encode_puback,
     reason_name,
 )
@@ -45,6 +46,9 @@ from hedgerow.bus.subscriptions import Refused, Subscriptions
 from hedgerow.errors import BusError, HedgerowError
 
 log: Final = structlog.get_logger(__name__)
+
+_SETTLE_S: Final = 5.0
+"""How long a link that is renewed waits for the broker's acknowledgements."""
 
 _WRITE_BYTES: Final = 256 * 1024  # in one turn of the loop
 
@@ -91,6 +95,8 @@ class Session:
         self._drained: asyncio.Future[None] | None = None
         self._said: tuple[bool, str] = (False, "")
         self._task: asyncio.Task[None] | None = None
+        self._renewing: Link | None = None
+        self._settled = asyncio.Event()
 
     def start(self) -> None:
         """Connect and stay connected."""
@@ -119,16 +125,34 @@ class Session:
             await task
         self._say(False, why, "")
 
+    async def renew(self) -> None:
+        """Make a new link in the place of the present one, in good order.
+
+        No publish is begun until the broker has acknowledged those under way, as far as that takes no longer than
+        `_SETTLE_S`; what we acknowledge goes out before we leave; and frames still with us are known when they come again.
+        """
+        link = self.link
+        if link is None or self._renewing is link:
+            return  # the next one is made with the files of then
+        self._renewing, self._settled = link, asyncio.Event()
+        if self.outbound.under_way:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), _SETTLE_S)
+        link.close(encode_disconnect())
+        await link.closed.wait()
+
     async def _run(self) -> None:
         while True:
             try:
-                await self._live()
+                again = await self._live()
             except HedgerowError as error:
                 self._failed(error)
             except Exception as error:  # the link must come back whatever happens
                 log.exception("bus-failed")
                 self._failed(BusError(f"Unexpected: {error!r}", remedy="Report this with the log around it."))
             else:
+                if again:
+                    continue
                 return
             await self._backoff.pause()
 
@@ -136,8 +160,12 @@ class Session:
         self.last_error = error
         self._say(False, str(error), error.remedy)
 
-    async def _live(self) -> None:
-        """Open a link and stay until it ends. Returns when we left. Raises: HedgerowError: it failed, and why."""
+    async def _live(self) -> bool:
+        """Open a link and stay until it ends.
+
+        Returns: whether to make another at once; not if we left.
+        Raises: HedgerowError: it failed, and why.
+        """
         options = self.options
         accepted = self._accepted = asyncio.get_running_loop().create_future()
         link: Link | None = None
@@ -159,8 +187,11 @@ class Session:
                 self.connected.set()
                 self._say(True, "connected", "")
             await link.closed.wait()
-            if asyncio.current_task() is self._task:  # nobody has called `leave`
-                raise self._cause(link)
+            if asyncio.current_task() is not self._task:  # somebody has called `leave`
+                return False
+            if link is self._renewing and link.error is None:
+                return True
+            raise self._cause(link)
         finally:
             accepted.cancel()
             self._backoff.link_down()
@@ -205,6 +236,8 @@ class Session:
                 reason = acked.reasons[0]
                 self.tell(publish, None if reason < 0x80 else publish_refused(reason, acked.text))
                 link.flush_soon()
+            if link is self._renewing and not self.outbound.under_way:
+                self._settled.set()
         elif kind in (SUBACK, UNSUBACK):
             self.subscriptions.answered(decode_suback(body))
         elif kind == CONNACK:
@@ -223,6 +256,8 @@ class Session:
             link.put(b"".join(map(encode_puback, ready)))
         if not link.reading and (self.outbound.unacknowledged or not self._too_many()):
             link.read(True)
+        if link is self._renewing:
+            return False
         size = 0
         written: list[Outgoing] = []
         more = True
@@ -251,6 +286,7 @@ class Session:
         self.bytes_sent += link.bytes_sent
         if link is not self.link:
             return
+        self._settled.set()
         self.link = None
         self.connected.clear()
         self.acknowledgements.link_lost()

@@ -103,6 +103,26 @@ _RESULTS = Group(
     """,
 )
 
+_PKI = Group(
+    {
+        "init": Verb("hedgerow.cli.pki:init", "Make the root, the region's authority and those of sites."),
+        "issue": Verb("hedgerow.cli.pki:issue", "Issue a certificate, with a key of its own."),
+        "renew": Verb("hedgerow.cli.pki:renew", "Renew certificates that end soon."),
+        "revoke": Verb("hedgerow.cli.pki:revoke", "Revoke certificates, and say what to do so that brokers know."),
+        "show": Verb("hedgerow.cli.pki:show", "Show all certificates, and how long they count."),
+    },
+    "Give nodes, brokers and people their identity: certificates.",
+    """Give nodes, brokers and people their identity: certificates.
+
+    Examples:
+      hedgerow pki init --region plant-7 --site hall-2
+      hedgerow pki issue hall-2/broker --host broker.hall-2.lan
+      hedgerow pki issue hall-2/gateway
+      hedgerow pki renew
+      hedgerow pki show
+    """,
+)
+
 _HEDGEROW = Group(
     {
         "demo": Verb("hedgerow.cli.demo:demo", "See real models work on this machine; nothing to set up."),
@@ -114,6 +134,7 @@ _HEDGEROW = Group(
         "site": _SITE,
         "region": _REGION,
         "results": _RESULTS,
+        "pki": _PKI,
         "publish": Verb("hedgerow.cli.publish:publish", "Send pictures, sound, video or tables as frames."),
         "watch": Verb("hedgerow.cli.watch:watch", "Watch results come in: rate, latency, what was found."),
         "explain": Verb("hedgerow.cli.explain:explain", "Say where a result came from, or why a frame died."),

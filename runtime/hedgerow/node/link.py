@@ -34,6 +34,8 @@ def link_options(
         ca_file=broker.tls.ca_file,
         cert_file=broker.tls.cert_file,
         key_file=broker.tls.key_file,
+        crl_file=broker.tls.crl_file,
+        min_tls=broker.tls.min_version,
         keepalive_s=broker.keepalive_s,
         session_expiry_s=broker.session_expiry_s if keep_session else 0,
         clean_start=not keep_session,

@@ -46,12 +46,16 @@ class TlsFiles:
         cert_file: the broker's certificate.
         key_file: the broker's private key.
         require_certificate: refuse clients without a certificate of the authority.
+        crl_file: who of them does not count any more; a list of each authority.
+        identity_as_username: the common name of a client's certificate is its user name.
     """
 
     ca_file: Path
     cert_file: Path
     key_file: Path
     require_certificate: bool = False
+    crl_file: Path | None = None
+    identity_as_username: bool = False
 
 
 class Mosquitto:
@@ -137,6 +141,11 @@ class Mosquitto:
         """Stop it at once (SIGKILL): what was not saved is lost."""
         self._end(signal.SIGKILL)
 
+    def reload(self) -> None:
+        """Have it read its certificates and access lists again (SIGHUP)."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)
+
     def restart(self) -> None:
         """Stop it in good order and start it again on the same port."""
         self.stop()
@@ -206,6 +215,8 @@ class Mosquitto:
         if self._tls:
             lines += [f"cafile {self._tls.ca_file}", f"certfile {self._tls.cert_file}", f"keyfile {self._tls.key_file}"]
             lines += [f"require_certificate {str(self._tls.require_certificate).lower()}"]
+            lines += [f"crlfile {self._tls.crl_file}"] if self._tls.crl_file else []
+            lines += ["use_identity_as_username true"] if self._tls.identity_as_username else []
         if self._unix_socket:
             lines += [f"listener 0 {self._unix_socket}"]
         return [*lines, *self._config]

@@ -1,0 +1,260 @@
+"""The certificates and revocation lists themselves. No files, no clock: who calls says what time it is.
+
+Everything is dated back by a day. A gateway whose clock is somewhat behind that of the machine that issued must not find
+its certificate not yet valid.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from hedgerow.pki.files import Key
+from hedgerow.pki.names import Kind, PkiError
+
+BACK_DATED: Final = timedelta(days=1)
+ROOT_LIFE: Final = timedelta(days=3650)
+AUTHORITY_LIFE: Final = timedelta(days=730)
+
+REASONS: Final = {
+    "unspecified": x509.ReasonFlags.unspecified,
+    "key-compromise": x509.ReasonFlags.key_compromise,
+    "superseded": x509.ReasonFlags.superseded,
+    "cessation-of-operation": x509.ReasonFlags.cessation_of_operation,
+    "affiliation-changed": x509.ReasonFlags.affiliation_changed,
+}
+"""Why a certificate may be revoked (RFC 5280 §5.3.1)."""
+
+
+def new_key() -> Key:
+    """A private key of ECDSA on P-256."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def root(region: str, key: Key, now: datetime) -> x509.Certificate:
+    """The root: signed by itself, above authorities alone."""
+    subject = _subject(region, "root", f"Hedgerow root of {region}"[:64])
+    made = _begin(subject, subject, key.public_key(), key.public_key(), now, now + ROOT_LIFE)
+    return _as_authority(made, path_length=1).sign(key, hashes.SHA256())
+
+
+def authority(
+    name: str,
+    public: ec.EllipticCurvePublicKey,
+    signer: x509.Certificate,
+    signing: Key,
+    now: datetime,
+    names: Sequence[str] = (),
+) -> x509.Certificate:
+    """An authority: it signs certificates of its own, and no further authorities.
+
+    Args:
+        names: domains and networks that brokers certified by it must be in; empty: any.
+    """
+    subject = _subject(region_of(signer), "authority", name)
+    ends = min(now + AUTHORITY_LIFE, signer.not_valid_after_utc)
+    made = _as_authority(_begin(subject, signer.subject, public, signing.public_key(), now, ends), path_length=0)
+    if names:
+        made = made.add_extension(_constraints(names), critical=True)
+    return made.sign(signing, hashes.SHA256())
+
+
+def reissue(old: x509.Certificate, signer: x509.Certificate, signing: Key, now: datetime) -> x509.Certificate:
+    """An authority's next certificate: another serial and another life, all else as it was."""
+    made = x509.CertificateBuilder().subject_name(old.subject).issuer_name(signer.subject).public_key(_public(old))
+    made = (
+        made.serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACK_DATED)
+        .not_valid_after(min(now + AUTHORITY_LIFE, signer.not_valid_after_utc))
+    )
+    for extension in old.extensions:
+        made = made.add_extension(extension.value, critical=extension.critical)
+    return made.sign(signing, hashes.SHA256())
+
+
+def leaf(
+    kind: Kind,
+    user: str,
+    role: str,
+    public: ec.EllipticCurvePublicKey,
+    signer: x509.Certificate,
+    signing: Key,
+    now: datetime,
+    ends: datetime,
+    hosts: Sequence[str] = (),
+) -> x509.Certificate:
+    """A certificate of a broker (for servers alone) or of anybody else (for clients alone).
+
+    Args:
+        role: what it is, for people to read.
+        hosts: names and addresses of a broker.
+    """
+    made = _begin(_subject(region_of(signer), role, user), signer.subject, public, signing.public_key(), now, ends)
+    use = ExtendedKeyUsageOID.SERVER_AUTH if kind is Kind.BROKER else ExtendedKeyUsageOID.CLIENT_AUTH
+    made = (
+        made.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+    )
+    if hosts:
+        made = made.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+    return made.sign(signing, hashes.SHA256())
+
+
+def revocation_list(
+    signer: x509.Certificate,
+    signing: Key,
+    revoked: Iterable[tuple[int, datetime, str]],
+    number: int,
+    dated: datetime,
+) -> x509.CertificateRevocationList:
+    """What a signer has revoked: serial, when, why.
+
+    It is valid for as long as the signer. A broker refuses everybody once its list has ended, so a list that ends sooner
+    would stop a site that nobody brings new files to.
+    """
+    made = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(signer.subject)
+        .last_update(dated)
+        .next_update(signer.not_valid_after_utc)
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key()), critical=False)
+    )
+    for serial, at, why in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at)
+        if why != "unspecified":  # RFC 5280 §5.3.1: left out instead
+            entry = entry.add_extension(x509.CRLReason(REASONS[why]), critical=False)
+        made = made.add_revoked_certificate(entry.build())
+    return made.sign(signing, hashes.SHA256())
+
+
+def pem(*items: x509.Certificate | x509.CertificateRevocationList) -> bytes:
+    """As PEM, one after the other."""
+    return b"".join(item.public_bytes(Encoding.PEM) for item in items)
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """The common name, "" if there is none: on a broker, the user's name."""
+    return _attribute(certificate, NameOID.COMMON_NAME)
+
+
+def role_of(certificate: x509.Certificate) -> str:
+    """What the certificate is, "" if it does not say: `node`, `broker`, `operator`…"""
+    return _attribute(certificate, NameOID.ORGANIZATIONAL_UNIT_NAME)
+
+
+def region_of(certificate: x509.Certificate) -> str:
+    """The region it belongs to, "" if it does not say."""
+    return _attribute(certificate, NameOID.ORGANIZATION_NAME)
+
+
+def hosts_of(certificate: x509.Certificate) -> list[str]:
+    """Host names and addresses a certificate carries."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+
+
+def constraints_of(certificate: x509.Certificate) -> x509.NameConstraints | None:
+    """Which host names an authority may certify; None: any."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _public(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise PkiError("Not an ECDSA certificate", remedy="Use certificates that `hedgerow pki` has made.")
+    return key
+
+
+def _attribute(certificate: x509.Certificate, which: x509.ObjectIdentifier) -> str:
+    found = certificate.subject.get_attributes_for_oid(which)
+    return str(found[0].value) if found else ""
+
+
+def _subject(region: str, role: str, name: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, region),
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role),
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+        ]
+    )
+
+
+def _begin(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    signing: ec.EllipticCurvePublicKey,
+    now: datetime,
+    ends: datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACK_DATED)
+        .not_valid_after(ends)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing), critical=False)
+    )
+
+
+def _as_authority(made: x509.CertificateBuilder, *, path_length: int) -> x509.CertificateBuilder:
+    return made.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True).add_extension(
+        _usage(signs_certificates=True), critical=True
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _host(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return _dns(text)
+
+
+def _dns(text: str) -> x509.DNSName:
+    if not text or any(not (sign.isascii() and (sign.isalnum() or sign in "-.*_")) for sign in text):
+        raise PkiError(f"{text!r} is no host name", remedy="Give names as the DNS knows them, or IP addresses.")
+    return x509.DNSName(text)
+
+
+def _constraints(names: Sequence[str]) -> x509.NameConstraints:
+    permitted: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_network("127.0.0.0/8"))]
+    for name in names:
+        try:
+            permitted.append(x509.IPAddress(ipaddress.ip_network(name)))
+        except ValueError:
+            permitted.append(_dns(name))
+    return x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None)

@@ -1,0 +1,135 @@
+"""Files of keys and certificates.
+
+Rules:
+- A reader sees the old file or the new one, whole, also after a power cut: write aside, fsync, rename, fsync the folder.
+- A file belongs to whom its folder belongs to, so that a timer of root's may renew what a service reads.
+- A private key is never readable by others, not even for a moment: it is created with 0600, in a folder of 0700.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hedgerow.pki.names import PkiError
+
+Key = ec.EllipticCurvePrivateKey
+
+
+def write(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Put `data` in the place of a file.
+
+    Args:
+        private: for the owner alone.
+    Raises: PkiError: it cannot be written; the old file is as it was.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(file, "wb") as out:
+                if os.geteuid() == 0:
+                    owner = path.parent.stat()
+                    os.fchown(out.fileno(), owner.st_uid, owner.st_gid)
+                os.fchmod(out.fileno(), 0o600 if private else 0o644)
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            aside.replace(path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+    except OSError as error:
+        raise PkiError(
+            f"{path} cannot be written: {error.strerror}", remedy="Make room, or let this user write there."
+        ) from error
+
+
+def sync(folder: Path) -> None:
+    """Let a rename in a folder survive a power cut."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def make_folder(folder: Path, *, private: bool = False) -> None:
+    """Make a folder and those above it. Raises: PkiError: that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if private:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise PkiError(
+            f"{folder} cannot be made: {error.strerror}", remedy="Let this user write there, or name another --folder."
+        ) from error
+
+
+def read(path: Path) -> bytes:
+    """A file's bytes. Raises: PkiError: it is not there, or not for us."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PkiError(
+            f"{path} cannot be read: {error.strerror}", remedy="Is it the right --folder, and may this user read it?"
+        ) from error
+
+
+def read_certificates(path: Path) -> list[x509.Certificate]:
+    """The certificates of a PEM file, at least one. Raises: PkiError: it cannot be read or holds none."""
+    try:
+        return x509.load_pem_x509_certificates(read(path))
+    except ValueError as error:
+        raise PkiError(f"{path} holds no certificate: {error}", remedy="Give a PEM file.") from error
+
+
+def read_key(path: Path, passphrase: bytes | None = None) -> Key:
+    """A private key. Raises: PkiError: it cannot be read, or the passphrase is wrong."""
+    data = read(path)
+    encrypted = b"ENCRYPTED" in data
+    if encrypted and passphrase is None:
+        raise PkiError(f"{path} has a passphrase", remedy="Give it with --passphrase or --passphrase-file.")
+    try:
+        key = serialization.load_pem_private_key(data, passphrase if encrypted else None)
+    except (ValueError, TypeError) as error:
+        what = "the passphrase is wrong, or the file is damaged" if encrypted else "it holds no private key"
+        raise PkiError(f"{path} cannot be read: {what}", remedy="Give the right passphrase, or a PEM file.") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise PkiError(f"{path} is no ECDSA key", remedy="Use keys that `hedgerow pki` has made.")
+    return key
+
+
+def write_key(path: Path, key: Key, passphrase: bytes | None = None) -> None:
+    """Keep a private key, with a passphrase if there is one."""
+    protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        protection = serialization.BestAvailableEncryption(passphrase)
+    data = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+    write(path, data, private=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let nobody else change a folder meanwhile: two renewals at once would each undo a part of the other."""
+    make_folder(folder)
+    try:
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise PkiError(
+            f"{folder} cannot be written: {error.strerror}", remedy="Run this as the user whom the folder belongs to."
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)

@@ -1,0 +1,211 @@
+"""What may be wrong with the files that a node or a broker uses: for `doctor`, and for a node's own health.
+
+Certificates may come from elsewhere than `hedgerow pki`; keys of any kind are understood.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+
+from hedgerow.pki import certificates, files
+from hedgerow.pki.names import PkiError
+
+
+class Trouble(NamedTuple):
+    """Something that is wrong.
+
+    Attributes:
+        grave: whether connections fail by it, or a secret is open; else it will come to that.
+        detail: what is wrong.
+        remedy: what to do.
+    """
+
+    grave: bool
+    detail: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """When a certificate counts.
+
+    Attributes:
+        name: its common name.
+        serial: tells it from its successor.
+    """
+
+    name: str
+    serial: str
+    begins: datetime
+    ends: datetime
+
+    @classmethod
+    def of(cls, path: Path) -> Life:
+        """That of the first certificate of a file. Raises: PkiError: it cannot be read."""
+        one = files.read_certificates(path)[0]
+        return cls(
+            certificates.common_name(one), f"{one.serial_number:x}", one.not_valid_before_utc, one.not_valid_after_utc
+        )
+
+    def state(self, now: datetime) -> Literal["early", "good", "ending", "ended"]:
+        """`ending`: less than a quarter is left, so whatever renews it does not."""
+        if now < self.begins:
+            return "early"
+        if now >= self.ends:
+            return "ended"
+        return "ending" if self.ends - now < (self.ends - self.begins) / 4 else "good"
+
+    def trouble(self, now: datetime) -> Trouble | None:
+        """What is wrong with it at some time; None if nothing is."""
+        state = self.state(now)
+        if state == "early":
+            return Trouble(
+                True,
+                f"times are doubtful: the clock says {now:%Y-%m-%d %H:%M} UTC, and the certificate of {self.name} begins on "
+                f"{self.begins:%Y-%m-%d %H:%M}",
+                "Set the clock of this machine, or of the one that issued; `timedatectl` shows it.",
+            )
+        if state == "ended":
+            return Trouble(
+                True,
+                f"the certificate of {self.name} ended on {self.ends:%Y-%m-%d %H:%M} UTC",
+                "Bring a new one: `hedgerow pki renew`. If it ended long ago, look whether the clock is right.",
+            )
+        if state == "ending":
+            left = self.ends - now
+            told = f"{left.days} days" if left.days > 1 else f"{left.total_seconds() / 3600:.0f} hours"
+            return Trouble(
+                False,
+                f"the certificate of {self.name} ends in {told} and is not renewed",
+                "Look whether the timer of `hedgerow pki renew` runs, and whether its files reach this machine.",
+            )
+        return None
+
+
+def examine(
+    now: datetime,
+    cert_file: Path | None,
+    key_file: Path | None,
+    ca_file: Path | None = None,
+    crl_file: Path | None = None,
+    user: str | None = None,
+) -> Iterator[Trouble]:
+    """Look at the files of one identity.
+
+    Args:
+        user: the common name that is expected; None: any.
+    """
+    try:
+        chain = files.read_certificates(cert_file) if cert_file is not None else []
+        trusted = files.read_certificates(ca_file) if ca_file is not None else []
+        lists = x509_lists(crl_file) if crl_file is not None else []
+    except PkiError as error:
+        yield Trouble(True, str(error), error.remedy)
+        return
+    if cert_file is not None and chain:
+        key_file = key_file or cert_file
+        yield from _key(key_file, chain[0])
+        if (trouble := Life.of(cert_file).trouble(now)) is not None:
+            yield trouble
+        if user is not None and (called := certificates.common_name(chain[0])) != user:
+            yield Trouble(
+                True,
+                f"{cert_file} is the certificate of {called!r}, and this node is {user!r}",
+                f"Take the files of {user}, or mend `node: {{site, name}}`.",
+            )
+        if trusted:
+            yield from _chain(chain, trusted, lists, now)
+    for one in lists:
+        if one.next_update_utc is not None and now >= one.next_update_utc:
+            yield Trouble(
+                True,
+                f"{crl_file}: the list of {one.issuer.rfc4514_string()} ended on {one.next_update_utc:%Y-%m-%d}",
+                "Bring a new one: whoever checks against it refuses everybody.",
+            )
+
+
+def x509_lists(path: Path) -> list[x509.CertificateRevocationList]:
+    """The revocation lists of a PEM file. Raises: PkiError: it cannot be read."""
+    end = b"-----END X509 CRL-----"
+    data = files.read(path)
+    try:
+        return [x509.load_pem_x509_crl(part + end) for part in data.split(end)[:-1]]
+    except ValueError as error:
+        raise PkiError(f"{path} holds no revocation lists: {error}", remedy="Give a PEM file.") from error
+
+
+def _key(key_file: Path, certificate: x509.Certificate) -> Iterator[Trouble]:
+    try:
+        mode = stat.S_IMODE(key_file.stat().st_mode)
+        data = files.read(key_file)
+    except OSError as error:
+        yield Trouble(True, f"{key_file}: {error.strerror}", "Name the private key of the certificate as `key_file`.")
+        return
+    except PkiError as error:
+        yield Trouble(True, str(error), "Let the node's user read it, and nobody else.")
+        return
+    if mode & 0o007:
+        yield Trouble(
+            True, f"{key_file} can be read by everybody on this machine ({mode:04o})", f"`chmod 600 {key_file}`"
+        )
+    try:
+        key = serialization.load_pem_private_key(data, None)
+    except (ValueError, TypeError) as error:
+        yield Trouble(True, f"{key_file} holds no private key that can be used: {error}", "Give a PEM file.")
+        return
+    if key.public_key() != certificate.public_key():
+        yield Trouble(True, f"{key_file} is not the key of the certificate", "Take both from the same folder.")
+
+
+def _chain(
+    chain: Sequence[x509.Certificate],
+    trusted: Sequence[x509.Certificate],
+    lists: Sequence[x509.CertificateRevocationList],
+    now: datetime,
+) -> Iterator[Trouble]:
+    one = chain[0]
+    for _ in range(8):
+        if one.subject == one.issuer:
+            if one not in trusted:
+                yield Trouble(True, "its root is not in `ca_file`", "Take both from the same folder.")
+            return
+        signer = next((other for other in (*chain[1:], *trusted) if _signed(one, other)), None)
+        if signer is None:
+            yield Trouble(
+                True,
+                f"nobody in `cert_file` or `ca_file` has signed {one.subject.rfc4514_string()}",
+                "Put the intermediate behind the certificate, and take `ca_file` from the same folder.",
+            )
+            return
+        for known in lists:
+            if (
+                known.issuer == one.issuer
+                and known.get_revoked_certificate_by_serial_number(one.serial_number) is not None
+            ):
+                yield Trouble(
+                    True, f"{one.subject.rfc4514_string()} is revoked", "Issue a new one: `hedgerow pki issue`."
+                )
+        if not signer.not_valid_before_utc <= now < signer.not_valid_after_utc and one is chain[0]:
+            yield Trouble(
+                True,
+                f"the authority {signer.subject.rfc4514_string()} is not valid now; it ends on {signer.not_valid_after_utc:%Y-%m-%d}",
+                "`hedgerow pki renew --authority NAME`, where the root's key is; or the clock is wrong.",
+            )
+        one = signer
+
+
+def _signed(one: x509.Certificate, other: x509.Certificate) -> bool:
+    try:
+        one.verify_directly_issued_by(other)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True

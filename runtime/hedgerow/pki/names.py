@@ -1,0 +1,104 @@
+"""What an identity may be called, and which authority signs it.
+
+AUTHORITY/broker    a broker; its certificate carries host names and addresses
+SITE/NODE           a node or a sensor
+SITE                the bridge of a site's broker to the region, so the region signs it
+NAME@AUTHORITY      a service or a person
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from hedgerow.errors import HedgerowError
+from hedgerow.topics import is_name
+
+REGION: Final = "region"
+"""The region's authority; no site may be called so."""
+
+_LONGEST: Final = 64
+"""Characters a common name may have (RFC 5280, ub-common-name)."""
+
+_FORMS: Final = (
+    "Write SITE/NODE, AUTHORITY/broker, SITE (a bridge) or NAME@AUTHORITY; names are of `A-Z a-z 0-9 . _ -`."
+)
+
+
+class PkiError(HedgerowError):
+    """A certificate cannot be made, renewed, revoked or read."""
+
+    code = "pki"
+
+
+class Kind(StrEnum):
+    """What an identity is for."""
+
+    BROKER = "broker"
+    BRIDGE = "bridge"
+    NODE = "node"
+    SERVICE = "service"
+
+
+class Identity(NamedTuple):
+    """Somebody who can have a certificate.
+
+    Attributes:
+        kind: decides what the certificate may be used for.
+        authority: who signs it.
+        name: its folder below the authority's `issued/`.
+    """
+
+    kind: Kind
+    authority: str
+    name: str
+
+    @property
+    def user(self) -> str:
+        """The common name, which is the user name on a broker. A broker's own common name is its host name instead."""
+        if self.kind is Kind.BRIDGE:
+            return self.name
+        return f"{self.name}@{self.authority}" if self.kind is Kind.SERVICE else f"{self.authority}/{self.name}"
+
+    def __str__(self) -> str:
+        return self.user
+
+
+def parse(text: str) -> Identity:
+    """Read an identity.
+
+    Raises: PkiError: it is none, or is too long for a certificate.
+    """
+    if len(text) > _LONGEST:
+        raise PkiError(
+            f"{text!r} has {len(text)} characters, and a certificate's name at most {_LONGEST}",
+            remedy="Give the site or the node a shorter name.",
+        )
+    left, at, authority = text.partition("@")
+    if at:
+        found = Identity(Kind.SERVICE, authority, left)
+    else:
+        left, slash, right = text.partition("/")
+        if not slash:
+            found = Identity(Kind.BRIDGE, REGION, left)
+        elif right == Kind.BROKER:
+            found = Identity(Kind.BROKER, left, right)
+        else:
+            found = Identity(Kind.NODE, left, right)
+    if not (is_name(found.authority) and is_name(found.name)):
+        raise PkiError(f"{text!r} cannot be the name of a certificate", remedy=_FORMS)
+    if (found.authority == REGION and found.kind is Kind.NODE) or (found.kind, found.name) == (Kind.BRIDGE, REGION):
+        raise PkiError(f"{text!r}: `{REGION}` is the region's authority, not a site", remedy=_FORMS)
+    if found.kind is Kind.SERVICE and found.name == Kind.BROKER:
+        raise PkiError(f"{text!r}: the folder `broker` is the broker's own", remedy="Call the service otherwise.")
+    return found
+
+
+def check_site(name: str) -> str:
+    """Check a site's name and give it back. Raises: PkiError: it cannot be one."""
+    if not is_name(name) or name == REGION:
+        raise PkiError(
+            f"{name!r} cannot be a site",
+            remedy=f"Use 1 to 64 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit, and not `{REGION}`.",
+        )
+    return name
