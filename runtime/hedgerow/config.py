@@ -241,11 +241,34 @@ class PublishSection(Section):
     format: Literal["json", "msgpack"] = Field("json", description="Encoding of results.")
     qos: Literal[0, 1] = Field(1, description="QoS of results.")
     expiry_s: int | None = Field(None, ge=1, description="The broker forgets a result nobody took after this time.")
+    durable: bool = Field(
+        False,
+        description="Results must reach the region: they go into the node's outbox before their frame is acknowledged, and "
+        "stay there until the region says that it has them. See `outbox:`.",
+    )
+    priority: int = Field(
+        0, ge=0, le=9, description="Of durable results: higher ones are sent first and given up last."
+    )
+    ttl_s: float | None = Field(
+        None, gt=0, description="A durable result is of no use after this time; a gap is declared in its place."
+    )
     fields: FieldsSection = Field(
         FieldsSection(),
         description="Which fields of a result go out, e.g. `{keep: [detections]}`. One that has none (a picture, a list) goes "
         "out empty with `keep` and whole with `drop`.",
     )
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> PublishSection:
+        if self.durable and self.qos == 0:
+            raise ValueError("durable results have `qos: 1`")
+        if self.durable and self.expiry_s is not None:
+            raise ValueError(
+                "durable results have no `expiry_s`, by which a broker would lose them unseen: use `ttl_s`"
+            )
+        if not self.durable and (self.priority or self.ttl_s is not None):
+            raise ValueError("`priority` and `ttl_s` are for durable results: add `durable: true`")
+        return self
 
 
 class StageEntry(Section):
@@ -327,6 +350,26 @@ class PipelineConfig(Section):
     )
 
 
+class OutboxSection(Section):
+    """Where durable results wait until the region has them: a file `outbox.db` in `state_dir`."""
+
+    max_bytes: int = Field(
+        2**30, ge=2**20, description="Most bytes it may take on the disk (and 12 MB for its log and for hard times)."
+    )
+    when_full: Literal["evict", "refuse"] = Field(
+        "evict",
+        description="`evict` gives up the oldest of the lowest priority and declares a gap. `refuse` takes nothing new: QoS 1 "
+        "frames then wait at the broker, QoS 0 ones are dropped.",
+    )
+    window: int = Field(
+        256, ge=2, le=65_535, description="Results under way: sent to the region and not acknowledged by it."
+    )
+    window_bytes: int = Field(16 * 2**20, ge=1024, description="Bytes of them.")
+    backlog_share: float = Field(
+        0.5, gt=0, lt=1, description="Part of the window for what waits from an outage; the rest is for what is new."
+    )
+
+
 class MetricsSection(Section):
     """Prometheus metrics and health probes over HTTP: /metrics, /healthz, /readyz."""
 
@@ -359,5 +402,6 @@ class NodeConfig(Section):
     broker: BrokerSection = Field(BrokerSection(), description="The site's broker.")
     models: dict[Name, ModelConfig] = Field(default_factory=dict, description="Models by name.")
     pipelines: dict[Name, PipelineConfig] = Field(default_factory=dict, description="Pipelines by name.")
+    outbox: OutboxSection = Field(OutboxSection(), description="Where durable results wait for the region.")
     metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")

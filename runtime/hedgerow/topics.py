@@ -37,6 +37,7 @@ class Channel(StrEnum):
     DEAD = "dead"
 
 
+_LATE = "/late"
 _WITH_TAIL = frozenset({Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Channel.BLOB, Channel.DEAD})
 
 
@@ -73,6 +74,19 @@ class Parsed(NamedTuple):
     address: Address
     channel: Channel
     tail: str
+
+    @property
+    def pipeline(self) -> str:
+        """The tail of a result or dead letter without what says that it is late."""
+        return self.tail.removesuffix(_LATE)
+
+
+def late(topic: str) -> str:
+    """Where a durable result goes that is sent again, or was made when it could not be sent.
+
+    `result/doors/#` takes in both, `result/doors` only what is new.
+    """
+    return topic + _LATE
 
 
 def parse(topic: str) -> Parsed | None:

@@ -19,8 +19,9 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record, read_gap
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import key_of
-from hedgerow.bus.outbox.store import Store
+from hedgerow.bus.outbox.store import RECENT, Store
 from hedgerow.testing.mosquitto import Mosquitto
+from hedgerow.topics import late
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -44,21 +45,21 @@ class Bench(Outbox):
     def __init__(self, path: Path, **more: Any) -> None:
         self.sent: list[tuple[str, bytes, Callable[[Exception | None], None]]] = []
         self.events = Events()
-        super().__init__(path, gap_topic="gaps", publish=self.keep, on_event=self.events, **more)
+        super().__init__(path, gap_topic="gaps", late=late, publish=self.keep, on_event=self.events, **more)
 
     def keep(self, topic: str, payload: bytes | memoryview, *, qos: int, properties: bytes, done: Any) -> None:
         assert qos == 1
         assert b"number" in properties
         self.sent.append((topic, bytes(payload), done))
 
-    async def store(self, *records: Record) -> None:
+    async def store(self, *records: Record, origins: tuple[int, ...] = ()) -> None:
         """Append, and wait until it is safe."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(error: OutboxError | None) -> None:
             waiting.set_exception(error) if error else waiting.set_result(None)
 
-        self.append(records, done)
+        self.append(records, origins, done)
         await waiting
 
     @property
@@ -80,7 +81,7 @@ async def test_what_waits_together_is_written_together_and_told_in_order(path: P
     told: list[int] = []
     async with Bench(path) as outbox:
         for number in range(500):
-            outbox.append([record(str(number))], lambda _, number=number: told.append(number))  # type: ignore[misc]
+            outbox.append([record(str(number))], [], lambda _, number=number: told.append(number))  # type: ignore[misc]
         await outbox.store(record("last"))
 
     assert told == list(range(500))
@@ -113,6 +114,58 @@ async def test_new_results_overtake_the_backlog_which_goes_by_priority(path: Pat
         assert b"old 3" not in outbox.payloads
 
 
+async def test_what_goes_again_or_late_goes_beside_what_is_new(path: Path, eventually: Eventually) -> None:
+    """Who opens a door on a result must not see that of an hour ago."""
+    async with Bench(path) as outbox:
+        await outbox.store(record("made while the link was down"))
+        outbox.link(up=True)
+        await outbox.store(record("new"))
+        await eventually(lambda: len(outbox.sent) == 2)
+        outbox.link(up=False)
+        outbox.link(up=True)
+        await eventually(lambda: len(outbox.sent) == 3)
+
+        assert {(topic, payload) for topic, payload, _ in outbox.sent[:2]} == {
+            ("out/doors/late", b"made while the link was down"),
+            ("out/doors", b"new"),
+        }
+        assert outbox.sent[2][0] == "out/doors/late"
+
+
+async def test_the_site_sees_what_is_new_however_long_the_region_is_silent(path: Path, eventually: Eventually) -> None:
+    """The window bounds what the region has to answer for; nobody else waits for it."""
+    async with Bench(path, window=4) as outbox:
+        outbox.link(up=True)
+        for number in range(40):
+            await outbox.store(record(str(number)))
+        await eventually(lambda: len(outbox.sent) == 40)
+
+        assert [(topic, int(payload)) for topic, payload, _ in outbox.sent] == [("out/doors", n) for n in range(40)]
+        assert outbox.status.under_way == 4
+        ledger = Ledger(outbox.epoch)
+        while outbox.status.entries:  # the region is back: it has what was under way, and gets the others from the disk
+            for key in [int(payload) + 1 for topic, payload, _ in outbox.sent[40:] if topic.endswith("late")]:
+                ledger.take(Number(outbox.epoch, 0, key))
+            for key in range(1, 5):
+                ledger.take(Number(outbox.epoch, 0, key))
+            outbox.acknowledge(ledger.ack())
+            await asyncio.sleep(0.01)
+
+        assert [int(payload) for _, payload, _ in outbox.sent[40:]] == list(range(4, 40))
+
+
+async def test_what_results_were_made_of_is_known_again_in_another_run(path: Path) -> None:
+    async with Bench(path) as outbox:
+        await outbox.store(record("a"), origins=(-7, 1 << 62))
+        assert outbox.has_stored(-7)
+        await outbox.store(record("b"), origins=tuple(range(10, 10 + RECENT)))
+        assert not outbox.has_stored(-7)  # a broker does not give again what is that long ago
+    async with Bench(path) as outbox:
+        assert outbox.has_stored(10)
+        assert outbox.has_stored(9 + RECENT)
+        assert not outbox.has_stored(1 << 62)
+
+
 async def test_results_reach_a_region_through_a_broker_that_comes_late_and_restarts(
     mosquitto: Mosquitto, path: Path, eventually: Eventually
 ) -> None:
@@ -143,19 +196,19 @@ async def test_results_reach_a_region_through_a_broker_that_comes_late_and_resta
     events = Events()
     node = Client(options, take_acks, lambda up, _: outbox.link(up=up))
     region = Client(options, take_results)
-    outbox = Outbox(path, gap_topic="out/gap", publish=node.publish, on_event=events, window=16)
+    outbox = Outbox(path, gap_topic="out/gap", late=late, publish=node.publish, on_event=events, window=16)
     async with outbox, node, region:
         await node.subscribe({"ack": 1})
         await region.subscribe({"out/#": 1})
         answers: list[OutboxError | None] = []
         for number in range(100):
-            outbox.append([record(str(number))], answers.append)
+            outbox.append([record(str(number))], [], answers.append)
         await eventually(lambda: len(answers) == 100)
         mosquitto.start()
         await eventually(lambda: len(got) >= 40)
         mosquitto.kill()
         for number in range(100, 200):
-            outbox.append([record(str(number))], answers.append)
+            outbox.append([record(str(number))], [], answers.append)
         mosquitto.start()
         await eventually(lambda: len(got) == 200 and outbox.status.entries == 0, lambda: f"{len(got)}", 90)
 
@@ -383,14 +436,14 @@ async def main():
     def safe(first, error):
         sys.stdout.write(f"{first}\\n")
         sys.stdout.flush()
-    outbox = Outbox(Path(sys.argv[1]), gap_topic="g", publish=lambda *a, **k: None, on_event=print)
+    outbox = Outbox(Path(sys.argv[1]), gap_topic="g", late=str, publish=lambda *a, **k: None, on_event=print)
     async with outbox:
         outbox.link(up=True)
         for turn in itertools.count():
             first = int(sys.argv[2]) + 3 * turn
             records = [Record("p", "t", b"%d" % number * 40) for number in range(first, first + 3)]
-            outbox.append(records, lambda error, first=first: safe(first, error))
-            if turn % 10 == 0:
+            outbox.append(records, [], lambda error, first=first: safe(first, error))
+            while outbox.status.appending > 300:
                 await asyncio.sleep(0)
 
 asyncio.run(main())

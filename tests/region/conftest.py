@@ -28,7 +28,7 @@ from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.node.commands import CommandDesk
 from hedgerow.region.database import Database, open_database
 from hedgerow.testing import Mosquitto
-from hedgerow.topics import Address, Channel
+from hedgerow.topics import Address, Channel, late
 from hedgerow.wire.messages import Health, Status
 
 PATIENCE_S = 90.0
@@ -65,6 +65,7 @@ class Gateway:
         self.outbox = Outbox(
             folder / f"{address.site}-{address.node}.outbox",
             gap_topic=address.topic(Channel.EVENT, "gap"),
+            late=late,
             publish=self.client.publish,
             on_event=lambda kind, detail: self.events.append((kind, detail)),
             **outbox,
@@ -83,7 +84,7 @@ class Gateway:
             payload = result(pipeline, self.count, **more)
             topic = self.address.topic(Channel.RESULT, pipeline)
             records.append(Record(pipeline, topic, payload, properties, priority, time.time()))
-        self.outbox.append(records, lambda _: None)
+        self.outbox.append(records, [], lambda _: None)
 
     def status(self, state: str = "online", session: str = "s1") -> None:
         said = Status.model_validate(

@@ -109,7 +109,7 @@ def sight(
         text = f"{content_type}, {size(len(payload))}"
         body = {"content_type": content_type, "payload_bytes": len(payload), "user_properties": said}
         stream, at = said.get("subject", ""), _time(said.get("time"))
-        return Sighting(topic, parsed.channel, node, parsed.tail, stream, received_at, at, None, text, body)
+        return Sighting(topic, parsed.channel, node, parsed.pipeline, stream, received_at, at, None, text, body)
     try:
         body = decode_payload(payload, mime(content_type))
     except FrameError:
@@ -118,7 +118,7 @@ def sight(
         return None
     told = body.get("frame")
     frame: Mapping[str, Any] = told if isinstance(told, dict) else {}
-    pipeline = parsed.tail if parsed.channel in (Channel.RESULT, Channel.DEAD) else str(body.get("pipeline") or "")
+    pipeline = parsed.pipeline if parsed.channel in (Channel.RESULT, Channel.DEAD) else str(body.get("pipeline") or "")
     return Sighting(
         topic,
         parsed.channel,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hedgerow.wire.messages import Health, ModelHealth, PipelineHealth
+from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
 
 if TYPE_CHECKING:
     from hedgerow.errors import HedgerowError
@@ -42,12 +42,14 @@ class HealthReporter:
     session: str
     started_at: float = field(default_factory=time.monotonic)
     _marks: dict[str, _Mark] = field(default_factory=dict)
+    _lost: Counter[str] = field(default_factory=Counter)
 
     def report(
         self,
         runners: dict[str, PipelineRunner],
         failures: dict[str, HedgerowError],
         loading: list[str],
+        outbox: OutboxHealth | None,
     ) -> Health:
         """A report of now."""
         reasons = [f"pipeline {name}: {error}" for name, error in failures.items()]
@@ -69,6 +71,9 @@ class HealthReporter:
                 failing = True
                 reasons.append(f"pipeline {name}: a stage has not come back for {stuck:.0f} s")
             reasons.extend(f"pipeline {name}: stage {stage} keeps failing" for stage in runner.plan.failing())
+        if outbox is not None:
+            failing |= outbox.failure is not None
+            reasons += self._losses(outbox)
         models = {}
         for info in serving(runners.values()).values():
             models[info.name] = ModelHealth.model_validate(info, from_attributes=True)
@@ -83,6 +88,7 @@ class HealthReporter:
             reasons=reasons,
             pipelines=pipelines,
             models=models,
+            outbox=outbox,
             memory_bytes=resident_bytes(),
             cpu_s=round(time.process_time(), 3),
         )
@@ -97,9 +103,20 @@ class HealthReporter:
         (worst, _), *_ = dead.most_common(1)
         return [f"pipeline {name}: {dead.total()} frames died, most of {worst}; {out} gave results"]
 
-    def begin_period(self, runners: dict[str, PipelineRunner]) -> None:
+    def _losses(self, outbox: OutboxHealth) -> list[str]:
+        """What there is to say if the outbox cannot store, or has given up results since the last period began."""
+        if outbox.failure is not None:
+            return [f"outbox: {outbox.failure}"]
+        lost = Counter(outbox.lost) - self._lost
+        if not lost:
+            return []
+        (worst, _), *_ = lost.most_common(1)
+        return [f"outbox: {lost.total()} results given up, most as {worst}; {outbox.entries} wait for the region"]
+
+    def begin_period(self, runners: dict[str, PipelineRunner], outbox: OutboxHealth | None) -> None:
         """Let rates and quantiles count from now."""
         now = time.monotonic()
+        self._lost = Counter() if outbox is None else Counter(outbox.lost)
         self._marks = {
             name: _Mark(now, runner.tally.out, list(runner.tally.latency.counts), runner.tally.dead.copy())
             for name, runner in runners.items()
@@ -112,6 +129,7 @@ class HealthReporter:
         return PipelineHealth(
             state=runner.state,
             received=tally.received,
+            bytes_in=tally.bytes_in,
             out=tally.out,
             dropped=dict(tally.dropped),
             dead=dict(tally.dead),

@@ -27,6 +27,7 @@ from hedgerow.node.answers import Answers
 from hedgerow.node.commands import LARGEST_COMMAND, CommandDesk
 from hedgerow.node.health import HealthReporter, gauges, unready
 from hedgerow.node.link import link_options, on_loopback
+from hedgerow.node.outbox import NodeOutbox
 from hedgerow.node.pipelines import Pipelines
 from hedgerow.pipeline.run import PipelineRunner
 from hedgerow.telemetry.metrics import ProbeServer, TallyCollector
@@ -65,7 +66,8 @@ class Node:
         )
         self._control = self._announcer.client = Client(options, self._take_commands, self._link_changed)
         base_dir = path.parent if path is not None else Path.cwd()
-        self._pipelines = Pipelines(config, base_dir, self.cores, self._announcer)
+        self._outbox = NodeOutbox(config, self.address, base_dir / config.node.state_dir, self._outbox_event)
+        self._pipelines = Pipelines(config, base_dir, self.cores, self._announcer, self._outbox)
         self._desk = CommandDesk(self.address, self._control, Answers(self).handlers())
         self._health = HealthReporter(str(self.address), self.session)
         self._probes: ProbeServer | None = None
@@ -108,7 +110,10 @@ class Node:
         if metrics.enabled:
             tallies = TallyCollector(
                 self._books,
-                lambda: gauges(self.runners.copy(), control_connected=self._control.connected),
+                lambda: (
+                    *gauges(self.runners.copy(), control_connected=self._control.connected),
+                    *self._outbox.gauges(),
+                ),
             )
             self._probes = ProbeServer(metrics.host, metrics.port, tallies, self._why_dead, self._why_unready)
             log.info("probes", url=f"http://{metrics.host}:{self._probes.port}/metrics")
@@ -125,7 +130,7 @@ class Node:
                     failed=sorted(self.failures),
                 )
                 started()
-                reporting = self._announcer.keep_reporting(self.health, lambda: self._health.begin_period(self.runners))
+                reporting = self._announcer.keep_reporting(self.health, self._begin_period)
                 health = self._loop.create_task(reporting)
                 await self._stop.wait()
                 health.cancel()
@@ -134,6 +139,7 @@ class Node:
             beat.cancel()
             for task in list(self._tasks):
                 task.cancel()
+            await self._outbox.close()
             self._pipelines.close()
             if self._probes is not None:
                 self._probes.close()
@@ -159,7 +165,7 @@ class Node:
 
     def health(self) -> Health:
         """A health report of now."""
-        return self._health.report(self.runners, self.failures, self._pipelines.loading())
+        return self._health.report(self.runners, self.failures, self._pipelines.loading(), self._outbox.health())
 
     async def reload(self, text: str | None = None) -> dict[str, list[str]]:
         """Go over to a new configuration; if any part of it is bad, nothing changes.
@@ -170,7 +176,7 @@ class Node:
         Raises: HedgerowError: why it cannot be used; the old configuration runs on.
         """
         config = await asyncio.to_thread(self._read, text)
-        for section in ("node", "broker", "metrics", "log"):
+        for section in ("node", "broker", "outbox", "metrics", "log"):
             if getattr(config, section) != getattr(self.config, section):
                 raise CommandError(
                     f"A reload cannot change `{section}:`",
@@ -202,6 +208,7 @@ class Node:
 
     async def _drain(self) -> None:
         await self._pipelines.drain()
+        await self._outbox.close()
         self._announcer.status("offline", reason="stopped")
         await self._control.close(timeout_s=2.0)  # if the broker is away, its will tells
         lost = {name: runner.tally.in_flight for name, runner in self.runners.items() if runner.tally.in_flight}
@@ -211,6 +218,13 @@ class Node:
         for message in messages:
             self._spawn(self._desk.answer(message))
             self._control.ack(message)
+
+    def _begin_period(self) -> None:
+        self._health.begin_period(self.runners, self._outbox.health())
+
+    def _outbox_event(self, kind: str, detail: dict[str, Any]) -> None:
+        log.warning(kind, **detail)
+        self._announcer.event(kind, detail)
 
     def _link_changed(self, connected: bool, reason: str) -> None:
         if connected:  # after a lost link too: the will has said otherwise meanwhile

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -17,6 +18,7 @@ from hedgerow.errors import BusError, CommandError, HedgerowError
 from hedgerow.models.slot import ModelPool
 from hedgerow.node.announce import Announcer
 from hedgerow.node.link import link_options
+from hedgerow.node.outbox import NodeOutbox
 from hedgerow.pipeline.plan import LocalPlan, Plan, pipeline_digest
 from hedgerow.pipeline.run import PipelineRunner
 from hedgerow.pipeline.workers import WorkerPlan
@@ -33,6 +35,7 @@ class Pipelines:
         base_dir: folder that relative paths start at.
         cores: cores the node owns.
         announcer: where events go.
+        outbox: where durable results go.
     Attributes:
         config: the configuration in force.
         runners: the pipelines that run, by name.
@@ -40,13 +43,16 @@ class Pipelines:
         closing: the node is stopping, so nothing new may start.
     """
 
-    def __init__(self, config: NodeConfig, base_dir: Path, cores: int, announcer: Announcer) -> None:
+    def __init__(
+        self, config: NodeConfig, base_dir: Path, cores: int, announcer: Announcer, outbox: NodeOutbox
+    ) -> None:
         self.config = config
         self.runners: dict[str, PipelineRunner] = {}
         self.failures: dict[str, HedgerowError] = {}
         self._base_dir = base_dir
         self._cores = cores
         self._announcer = announcer
+        self._outbox = outbox
         self._pool = ModelPool(cores=cores, state_dir=config.node.state_dir)
         self._reloading = asyncio.Lock()
         self._committing = asyncio.Lock()  # held while runners come and go
@@ -57,7 +63,10 @@ class Pipelines:
         return sorted(self.config.pipelines.keys() - self.runners.keys() - self.failures.keys())
 
     async def start(self) -> None:
-        """Build and start all of them."""
+        """Build and start all of them; and send what an earlier run could not."""
+        if self._outbox.left_over:
+            with suppress(HedgerowError):  # a pipeline that needs it says why not
+                await self._outbox.open()
         plans = await self._build(self.config, self.config.pipelines, self.failures)
         async with self._committing:
             for plan in plans.values():
@@ -180,15 +189,24 @@ class Pipelines:
             max_payload_bytes=plan.config.max_payload_bytes,
         )
         sink = link_options(self.config.broker, f"{client_id}/results")
-        runner = PipelineRunner(plan, source, sink, self._announcer.events_of(plan.name), tally)
+        try:
+            outbox = await self._outbox.open() if plan.config.publish.durable else None
+        except HedgerowError as error:
+            plan.retire()
+            self._failed(plan.name, error)
+            return
+        runner = PipelineRunner(plan, source, sink, self._announcer.events_of(plan.name), outbox, tally)
         self.runners[plan.name] = runner
         try:
             await runner.start(paused=paused)
         except HedgerowError as error:
             await runner.stop(0)
             del self.runners[plan.name]
-            self.failures[plan.name] = error
-            self._tell_failure(plan.name, error)
+            self._failed(plan.name, error)
+
+    def _failed(self, name: str, error: HedgerowError) -> None:
+        self.failures[name] = error
+        self._tell_failure(name, error)
 
     def _tell_failure(self, name: str, error: HedgerowError) -> None:
         detail = {"code": error.code, "error": str(error), "remedy": error.remedy}

@@ -7,7 +7,8 @@ Rules:
 - A lane takes all that waits, up to `batch`, as one list, and runs it through the whole chain: one hop there, one back.
 - A stream is in one lane at a time, so its results keep their order; different streams use different cores.
 - Without lanes (`lanes: 0`) the lists run on the event loop.
-- A frame is acknowledged when the broker has accepted all its results, or its dead letter, or when it is dropped.
+- A frame is acknowledged when the broker has accepted all its results, or the outbox has them on its disk, or the broker
+  has its dead letter, or when it is dropped.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import structlog
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
+from hedgerow.bus.outbox import Outbox
 from hedgerow.config import QueueSection
 from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.models.portion import LONG_S
@@ -75,6 +77,7 @@ class PipelineRunner:
         source: the link that frames come in on.
         sink: the link that results go out on.
         on_event: takes what operators should know.
+        outbox: where results go if the pipeline is durable; else the sink takes them.
         tally: counts to go on from, of a runner this one takes over from.
     """
 
@@ -84,6 +87,7 @@ class PipelineRunner:
         source: ClientOptions,
         sink: ClientOptions,
         on_event: EventSink,
+        outbox: Outbox | None = None,
         tally: Tally | None = None,
     ) -> None:
         self.plan = plan
@@ -92,7 +96,7 @@ class PipelineRunner:
         self.snapshot: Snapshot | None = None
         self._source = Client(source, self._take_in)
         self._sink = Client(sink, _nothing_comes)
-        self._settler = Settler(self._source, self._sink, self.tally, on_event, self._wake)
+        self._settler = Settler(self._source, self._sink, self.tally, on_event, self._wake, outbox)
         self._streams: OrderedDict[str, int] = OrderedDict()
         # One for all lanes; or one a lane, where a stream must stay in its lane.
         self._queues: list[FrameQueue[Delivery]] = [
@@ -142,7 +146,7 @@ class PipelineRunner:
         self.state = "stopping"
         deadline = time.monotonic() + drain_s
         while self.tally.held and time.monotonic() < deadline:
-            if self.connected or self._has_ready or len(self._idle) < len(self._lanes):
+            if self.connected or self._settler.storing or self._has_ready or len(self._idle) < len(self._lanes):
                 await asyncio.sleep(0.01)
             else:
                 break  # all that is left waits for a broker that is away
@@ -182,7 +186,10 @@ class PipelineRunner:
 
     def can_swap(self, plan: Plan) -> bool:
         """Whether it can go over to a plan as it runs; what is settled when links and lanes are made must be the same."""
-        now, then = ((c.receive_maximum, c.max_payload_bytes, c.workers) for c in (plan.config, self.plan.config))
+        now, then = (
+            (c.receive_maximum, c.max_payload_bytes, c.workers, c.publish.durable)
+            for c in (plan.config, self.plan.config)
+        )
         return now == then and plan.lanes >= len(self._lanes)
 
     async def subscribe_also(self, plan: Plan) -> None:

@@ -2,19 +2,23 @@
 
 The only place that acknowledges and that counts what became of frames. A delivery is held, and so in flight, until it
 is settled here, exactly once.
+
+    results ──▶ the broker, or for a durable pipeline the outbox ──▶ acknowledgement of their frame
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from hedgerow.bus.causes import packet_too_large
 from hedgerow.bus.client import Client
+from hedgerow.bus.outbox import Outbox, OutboxError
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement, shed_reason
+from hedgerow.pipeline.durable import Keeper, Kept
 from hedgerow.pipeline.plan import Plan
 from hedgerow.pipeline.results import Encoded
 from hedgerow.telemetry.tally import DropReason, Tally
@@ -35,12 +39,19 @@ class Settler:
         tally: what became of frames.
         on_event: takes what operators should know.
         wake: called when the broker has accepted something.
+        outbox: where the results of a durable pipeline go.
     Attributes:
         closing: the links are being closed, so what they could not do is no refusal.
     """
 
     def __init__(
-        self, source: Client, sink: Client, tally: Tally, on_event: EventSink, wake: Callable[[], None]
+        self,
+        source: Client,
+        sink: Client,
+        tally: Tally,
+        on_event: EventSink,
+        wake: Callable[[], None],
+        outbox: Outbox | None,
     ) -> None:
         self.closing = False
         self._source = source
@@ -48,26 +59,40 @@ class Settler:
         self._tally = tally
         self._on_event = on_event
         self._wake = wake
+        self._keeper = None if outbox is None else Keeper(outbox, self._stored, self._not_stored)
 
     @property
     def full(self) -> bool:
-        """Whether the broker has as much to accept as may wait for it."""
-        sink = self._sink
-        return sink.outstanding >= MOST_OUTSTANDING or sink.outstanding_bytes >= MOST_OUTSTANDING_BYTES
+        """Whether the broker, or the outbox, has as much to accept as may wait for it."""
+        sink, keeper = self._sink, self._keeper
+        if sink.outstanding >= MOST_OUTSTANDING or sink.outstanding_bytes >= MOST_OUTSTANDING_BYTES:
+            return True
+        return keeper is not None and (keeper.results >= MOST_OUTSTANDING or keeper.size >= MOST_OUTSTANDING_BYTES)
+
+    @property
+    def storing(self) -> bool:
+        """Whether results wait for the outbox, which needs no broker."""
+        return self._keeper is not None and self._keeper.results > 0
 
     def settle(self, plan: Plan, settlements: Iterable[Settlement]) -> None:
         """Do what a list's run has decided."""
         held, now = self._tally.held, time.monotonic()
+        keeper = self._keeper
         for settlement in settlements:
             delivery = settlement.delivery
             if delivery not in held:
                 continue  # given up when the pipeline was stopped
             if settlement.results is not None:
-                self._publish(plan, delivery, settlement.results, now)
+                if keeper is None:
+                    self._publish(plan, delivery, settlement.results, now)
+                else:
+                    self._keep(keeper, plan, delivery, settlement.results)
             elif settlement.dead is not None:
                 self._publish_dead(plan, settlement)
             else:
                 self.drop(delivery, settlement.dropped or "dropped")
+        if keeper is not None:
+            keeper.flush()
 
     def bury(self, plan: Plan, delivery: Delivery, error: HedgerowError) -> None:
         """Dead-letter a delivery that never reached a lane, or came back from one."""
@@ -82,8 +107,28 @@ class Settler:
 
     def give_up(self) -> None:
         """Drop whatever is still held: the pipeline has stopped."""
+        if self._keeper is not None:
+            self._keeper.close()
         for delivery in list(self._tally.held):
             self.drop(delivery, shed_reason(delivery))
+
+    def _keep(self, keeper: Keeper, plan: Plan, delivery: Delivery, results: list[Encoded]) -> None:
+        try:
+            if not keeper.keep(plan, delivery, results):
+                self.drop(delivery, DropReason.DUPLICATE)
+        except OutboxError as error:
+            self._unpublishable(plan, delivery, error)
+
+    def _stored(self, those: Sequence[Kept]) -> None:
+        now, held = time.monotonic(), self._tally.held
+        for kept in those:
+            if kept.delivery in held:
+                self._out(kept.delivery, len(kept.records), now)
+        self._wake()
+
+    def _not_stored(self, kept: Kept) -> None:
+        if kept.delivery in self._tally.held:
+            self.drop(kept.delivery, DropReason.OUTBOX)
 
     def _publish(self, plan: Plan, delivery: Delivery, results: list[Encoded], now: float) -> None:
         sink, topic, qos = self._sink, plan.encoder.topic, plan.config.publish.qos

@@ -86,7 +86,7 @@ def _read(
     if (channel, tail) == GAP:
         return _gap(message, head, number)
     if channel is Channel.RESULT:
-        return _result(tail, message, head, said, number)
+        return _result(parsed.pipeline, message, head, said, number)
     if channel is Channel.EVENT:
         return _event(tail, message, head, said)
     if channel is Channel.HEALTH:

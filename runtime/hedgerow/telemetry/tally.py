@@ -33,6 +33,10 @@ class DropReason(StrEnum):
     """A QoS 0 frame that came, or still waited, when the pipeline stopped."""
     BROKER_AWAY = "broker-away"
     """Its QoS 0 result was ready while the broker could not be reached; or a bad QoS 0 frame, while it took no more."""
+    OUTBOX = "outbox"
+    """Its durable result could not be stored: the outbox is full or its disk fails. QoS 0 only; QoS 1 frames wait."""
+    DUPLICATE = "duplicate"
+    """A QoS 1 frame that came again, though its durable results had been stored: they are not stored twice."""
     RETURNED = "returned-to-broker"
     """A QoS 1 frame that still waited when the pipeline stopped: the broker keeps it and delivers it again."""
 

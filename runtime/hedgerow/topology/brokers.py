@@ -92,7 +92,7 @@ def _up_of_site(topology: Topology, site: str) -> Iterator[str]:
         if fields:
             what = f"only {', '.join(fields.keep)}" if fields.keep is not None else f"without {', '.join(fields.drop)}"
             yield f"# {pipeline}: {what} (the node leaves the rest out)"
-        yield f"topic {address.topic(Channel.RESULT, pipeline)} out 1"
+        yield f"topic {address.topic(Channel.RESULT, pipeline)}/# out 1"
     yield "# Parts of models and other large things, asked for and given:"
     yield _topic(address, Channel.BLOB, "both")
     yield "# Frames and dead letters, which carry frames, have no line here and do not leave."

@@ -58,6 +58,7 @@ class PipelineHealth(Message):
 
     state: Literal["loading", "running", "paused", "failed", "stopping"]
     received: int = 0
+    bytes_in: int = Field(0, description="Payload bytes of them.")
     out: int = 0
     dropped: dict[str, int] = Field(default_factory=dict)
     dead: dict[str, int] = Field(default_factory=dict)
@@ -86,6 +87,18 @@ class ModelHealth(Message):
     frames: int = 0
 
 
+class OutboxHealth(Message):
+    """How the node's outbox is doing."""
+
+    epoch: str = Field("", description="Of its numbers; empty as long as it could not be opened.")
+    entries: int = Field(0, description="Results and gaps that the region does not have.")
+    used_bytes: int = 0
+    max_bytes: int = 0
+    under_way: int = Field(0, description="Sent to the region and not acknowledged by it.")
+    lost: dict[str, int] = Field(default_factory=dict, description="Given up since the node's start, by reason.")
+    failure: str | None = Field(None, description="Why nothing can be stored.")
+
+
 class Health(Message):
     """A node's periodic measure of itself."""
 
@@ -98,6 +111,7 @@ class Health(Message):
     reasons: list[str] = Field(default_factory=list)
     pipelines: dict[str, PipelineHealth] = Field(default_factory=dict)
     models: dict[str, ModelHealth] = Field(default_factory=dict)
+    outbox: OutboxHealth | None = None
     memory_bytes: int = 0
     cpu_s: float = 0.0
 

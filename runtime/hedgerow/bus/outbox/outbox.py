@@ -2,7 +2,7 @@
 
     async with Outbox(path, gap_topic=…, publish=client.publish, on_event=…) as outbox:
         outbox.link(up=True)                       # client's on_state
-        outbox.append([record], done)              # done(None): safe, so acknowledge the frame
+        outbox.append([record], [], done)          # done(None): safe, so acknowledge the frame
         outbox.acknowledge(Ack.decode(payload))    # from the region
 
 Rules:
@@ -10,13 +10,15 @@ Rules:
 - Safe means: it stays until the region acknowledges it, or a gap is declared for it.
 - What is published carries its number as a user property `number`: `EPOCH/PRIORITY/SEQUENCE`. A gap is published to a topic
   of its own, at its place in the sequence.
+- What is new goes to its topic, once. What goes again, or could not go when it was new, goes to the late one: who acts on
+  results as they come is not to see old ones.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +40,7 @@ from hedgerow.bus.outbox.records import (
     priority_of,
     sequence_of,
 )
-from hedgerow.bus.outbox.store import Store
+from hedgerow.bus.outbox.store import LARGEST, RECENT, Store
 from hedgerow.bus.outbox.window import Window
 from hedgerow.bus.outbox.writer import Append, Close, Done, Lose, Outcome, Sweep, Writer
 from hedgerow.bus.properties import Property, encode_properties
@@ -94,6 +96,7 @@ class Outbox:
     Args:
         path: of its database.
         gap_topic: where gaps are published.
+        late: the late topic, of a topic.
         publish: how to publish to the site's broker.
         on_event: takes what operators should know: kind, detail.
         max_bytes: most it may take on the disk (and 4 MB for its log).
@@ -102,6 +105,8 @@ class Outbox:
         window_bytes: of them.
         backlog_share: part of the window for what waits from an outage, so that the rest is free for what is new.
         boot: tells the time.
+    Attributes:
+        largest: bytes that one record may have.
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class Outbox:
         path: Path,
         *,
         gap_topic: str,
+        late: Callable[[str], str],
         publish: Publish,
         on_event: Callable[[str, dict[str, Any]], None],
         max_bytes: int = 1 << 30,
@@ -119,6 +125,7 @@ class Outbox:
         boot: Callable[[], Boot] = Boot.now,
     ) -> None:
         self._gap_topic = gap_topic
+        self._late = late
         self._publish = publish
         self._on_event = on_event
         self._window = Window(window, window_bytes, backlog_share)
@@ -132,6 +139,8 @@ class Outbox:
         self._appending = 0
         self._again: set[int] = set()
         self._failure: OutboxError | None = None
+        self._origins: OrderedDict[int, None] = OrderedDict()
+        self.largest = max_bytes // LARGEST
 
     async def __aenter__(self) -> Self:
         """Open the store.
@@ -170,10 +179,15 @@ class Outbox:
             None if self._failure is None else str(self._failure),
         )
 
-    def append(self, records: Sequence[Record], done: Done) -> None:
+    def has_stored(self, origin: int) -> bool:
+        """Whether records of this origin were stored not long ago, in this run or an earlier one."""
+        return origin in self._origins
+
+    def append(self, records: Sequence[Record], origins: Sequence[int], done: Done) -> None:
         """Store records, together.
 
         Args:
+            origins: what they were made of, as signed 64-bit numbers, to be known again; the last `RECENT` are remembered.
             done: called once, later: with None when they are on the disk, else with why they are not; then none is.
         """
         if self._closing:
@@ -181,7 +195,7 @@ class Outbox:
             self._loop.call_soon(done, error)
             return
         self._appending += 1
-        self._writer.give(Append(records, done))
+        self._writer.give(Append(records, origins, done))
 
     def acknowledge(self, ack: Ack) -> None:
         """The region has something."""
@@ -224,12 +238,16 @@ class Outbox:
         self._note(outcome)
         now = time.monotonic()
         for wanted, entries in outcome.read:
-            self._send(self._window.offer(wanted, entries, now))
+            self._send(self._window.offer(wanted, entries, now), self._late)
         if outcome.failure is None:
             self._pump()
 
     def _tell(self, outcome: Outcome) -> None:
         self._appending -= len(outcome.done)
+        origins = self._origins
+        origins.update(dict.fromkeys(outcome.origins))
+        while len(origins) > RECENT:
+            origins.popitem(last=False)
         for done, error in outcome.done:
             try:
                 done(error)
@@ -270,7 +288,7 @@ class Outbox:
         if wanted is not None:
             self._writer.give(wanted)
 
-    def _send(self, entries: Sequence[Entry]) -> None:
+    def _send(self, entries: Sequence[Entry], late: Callable[[str], str] | None = None) -> None:
         epoch = self.epoch
         for entry in entries:
             number = Number(epoch, priority_of(entry.key), sequence_of(entry.key))
@@ -278,6 +296,8 @@ class Outbox:
             if not topic:
                 topic, properties = self._gap_topic, _GAP_TYPE
                 payload = Gap.read(entry.key, entry.last, payload).message(epoch)
+            elif late is not None:
+                topic = late(topic)
             properties += encode_properties([(Property.USER, ("number", str(number)))])
             done = partial(self._published, epoch, entry.key)
             try:

@@ -261,7 +261,7 @@ class Ack:
                 for name, ranges in said.get("also", {}).items()
             }
             return cls(str(said["epoch"]), through, also)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"This is no acknowledgement: {bytes(payload[:80])!r}") from error
 
 

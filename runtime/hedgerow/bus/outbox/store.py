@@ -40,8 +40,11 @@ from hedgerow.bus.outbox.records import (
 _FIRST: Final = (1,) * PRIORITIES
 _AT_ONCE: Final = 1000
 """Records expired or evicted with one look."""
-_LARGEST: Final = 4
+LARGEST: Final = 4
 """A record may take no more than this part (a fourth) of the quota."""
+RECENT: Final = 16_384
+"""Origins that are remembered. A broker gives a frame again only while it is among the last that were under way, of which it
+has no more than Receive Maximum for each pipeline."""
 
 Event = tuple[str, dict[str, Any]]
 
@@ -126,6 +129,7 @@ class Store:
                     database.check()
                 self._state = database.rows("SELECT epoch, numbers, age_s, boot, boot_s FROM state")
                 self.entries = int(database.value("SELECT count(*) FROM entry"))
+                self._turns = int(database.value("SELECT coalesce(max(turn), 0) + 1 FROM recent"))
         except OutboxError:
             database.close()
             raise
@@ -215,13 +219,15 @@ class Store:
 
     # In
 
-    def append(self, records: Sequence[Record]) -> list[int]:
-        """Store records. Returns: their keys.
+    def append(self, records: Sequence[Record], origins: Sequence[int] = ()) -> list[int]:
+        """Store records, and what they were made of. Returns: their keys.
 
+        Args:
+            origins: signed 64-bit numbers.
         Raises: OutboxError: they are not stored, but what else was done in this transaction stands.
         """
         for record in records:
-            if record.size > self._max_bytes // _LARGEST:
+            if record.size > self._max_bytes // LARGEST:
                 raise OutboxError(
                     f"A result of {record.size} bytes is too large for an outbox of {self._max_bytes}",
                     remedy="Raise the outbox's `max_bytes`, or publish less at once.",
@@ -232,11 +238,11 @@ class Store:
         try:
             with self._database.part():
                 keys = [self._number(record.priority) for record in records]
-                self._database.insert(
-                    "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (_row(key, record, age_s) for key, record in zip(keys, records, strict=True)),
-                )
+                rows = [_row(key, record, age_s) for key, record in zip(keys, records, strict=True)]
+                self._database.insert("entry", rows)
                 self.entries += len(keys)
+                if origins:
+                    self._remember(origins)
                 self._make_room()
         except BaseException:
             (self.numbers, self.entries), self._notes = before, notes
@@ -246,6 +252,19 @@ class Store:
         notes.lost.update(self._notes.lost)
         self._notes = notes
         return keys
+
+    def _remember(self, origins: Sequence[int]) -> None:
+        before = self._turns
+        self._turns += len(origins)
+        self._database.insert("recent", list(enumerate(origins, before)))
+        if self._turns // _AT_ONCE > before // _AT_ONCE:
+            self._database.rows("DELETE FROM recent WHERE turn < ?", (self._turns - RECENT,))
+
+    def origins(self) -> list[int]:
+        """What the last records that were stored were made of, the oldest first."""
+        with self._database.reading():
+            rows = self._database.rows("SELECT origin FROM recent ORDER BY turn DESC LIMIT ?", (RECENT,))
+        return [origin for (origin,) in reversed(rows)]
 
     def _number(self, priority: int) -> int:
         number = self.numbers[priority]

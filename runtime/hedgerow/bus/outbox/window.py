@@ -8,6 +8,8 @@ Rules:
 - The way keeps the order. If something is acknowledged that was sent later, what was sent earlier is lost and is sent
   again (as in RFC 9002 §6.1, with a packet threshold of 1). If nothing is acknowledged for long, one is sent again, as a
   probe: the answer tells about all the others (§6.2).
+- Those who look on at the site do not wait for the region. If the window is full and stays so, what is new goes out past it,
+  once, and is backlog for the region.
 - The backlog is on the disk, only its place is known here: a cursor for each priority. What is under way or about to be
   is passed over.
 """
@@ -22,6 +24,10 @@ from hedgerow.bus.outbox.records import PRIORITIES, Ack, Entry, priority_of
 
 _PATIENCE_S: Final = 30.0
 _MOST_PATIENCE_S: Final = 960.0
+_WAITING: Final = 16
+"""New records may wait for room, as many as so many windows, or the bytes of one;"""
+_SILENT_S: Final = 1.0
+"""and no longer than this without hearing anything."""
 
 
 def share_out(
@@ -84,13 +90,14 @@ class Window:
         self._tops = list(tops)
         self._under_way: dict[int, _UnderWay] = {}  # in the order of their turns
         self._live: list[deque[Entry]] = [deque() for _ in range(PRIORITIES)]
-        self._waiting: set[int] = set()  # keys in _live
+        self._waiting: dict[int, int] = {}  # size by key of those in _live
+        self._waiting_bytes = 0
         self._bytes = [0, 0]  # of the backlog, of what is new
         self._live_under_way = 0
         self._turn = 0
         self._reading: Wanted | None = None
         self._rewound: int | None = None
-        self._heard_at = float("-inf")
+        self._heard_at = self._asked_at = float("-inf")
         self._patience_s = _PATIENCE_S
 
     @property
@@ -116,26 +123,32 @@ class Window:
                 if self._cursors[priority] == entry.key:
                     self._cursors[priority] = entry.last + 1  # nothing of the backlog is before it
                 self._live[priority].append(entry)
-                self._waiting.add(entry.key)
-                while len(self._live[priority]) > self._most:  # fallen behind: the newest are what is live
-                    self._fall_back(self._live[priority].popleft())
+                self._waiting[entry.key] = entry.size
+                self._waiting_bytes += entry.size
         self._tops = list(tops)
 
     def link_down(self) -> None:
         """Nothing can be sent for a while: what is new becomes backlog."""
-        for waiting in self._live:
-            while waiting:
-                self._fall_back(waiting.popleft())
+        while self._waiting:
+            self._to_backlog()
 
     def link_up(self, now: float) -> None:
         """The broker is back, perhaps without what it had: one is sent again, and the answer tells about the others."""
         if self._under_way:
             self.again(next(iter(self._under_way)))
-            self._heard_at = now
+            self._asked_at = now
 
-    def _fall_back(self, entry: Entry) -> None:
-        self._waiting.discard(entry.key)
+    def _to_backlog(self) -> Entry:
+        """Make the first that waits backlog."""
+        entry = self._take()
         self.rewind(entry.key)
+        return entry
+
+    def _take(self) -> Entry:
+        """The next of those that wait."""
+        entry = next(waiting for waiting in reversed(self._live) if waiting).popleft()
+        self._waiting_bytes -= self._waiting.pop(entry.key)
+        return entry
 
     def rewind(self, key: int) -> None:
         """There is something to send at this key, which may have been passed already."""
@@ -146,13 +159,13 @@ class Window:
 
     def gone(self, keys: Iterable[int]) -> None:
         """Records are given up: those that wait are not sent."""
-        lost = self._waiting.intersection(keys)
+        lost = self._waiting.keys() & set(keys)
         if lost:
-            self._waiting -= lost
+            self._waiting_bytes -= sum(self._waiting.pop(key) for key in lost)
             self._live = [deque(entry for entry in waiting if entry.key not in lost) for waiting in self._live]
 
     def next(self, now: float) -> tuple[list[Entry], Wanted | None]:
-        """What to send now, and what to read from the store and `offer`.
+        """What is new and to be sent now, and what to read from the store and `offer`.
 
         Args:
             now: monotonic seconds.
@@ -167,12 +180,16 @@ class Window:
             backlog_under_way=backlog_under_way,
         )
         entries: list[Entry] = []
-        for waiting in reversed(self._live):
-            while waiting and len(entries) < live and sum(self._bytes) < self._max_bytes:
-                entry = waiting.popleft()
-                self._waiting.discard(entry.key)
-                self._send(entry, now, live=True)
-                entries.append(entry)
+        while live and sum(self._bytes) < self._max_bytes:
+            entry = self._take()
+            self._send(entry, now, live=True)
+            entries.append(entry)
+            live -= 1
+        silent = now - self._heard_at >= _SILENT_S
+        while self._waiting and (
+            silent or len(self._waiting) > _WAITING * self._most or self._waiting_bytes > self._max_bytes
+        ):
+            entries.append(self._to_backlog())
         max_bytes = min(int(self._max_bytes * self._share) - self._bytes[0], self._max_bytes - sum(self._bytes))
         if self._reading is not None or not old or (max_bytes <= 0 and backlog_under_way):
             return entries, None
@@ -239,8 +256,8 @@ class Window:
 
     def probe(self, now: float) -> bool:
         """If nothing has been heard for long, have one sent again. Returns: whether it did."""
-        if not self._under_way or now - self._heard_at < self._patience_s:
+        if not self._under_way or now - max(self._heard_at, self._asked_at) < self._patience_s:
             return False
         self.again(next(iter(self._under_way)))
-        self._heard_at, self._patience_s = now, min(2 * self._patience_s, _MOST_PATIENCE_S)
+        self._asked_at, self._patience_s = now, min(2 * self._patience_s, _MOST_PATIENCE_S)
         return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,9 +27,10 @@ Done = Callable[[OutboxError | None], None]
 
 @dataclass(slots=True, eq=False)
 class Append:
-    """Store these."""
+    """Store these, and that they came of these."""
 
     records: Sequence[Record]
+    origins: Sequence[int]
     done: Done
 
 
@@ -61,6 +62,7 @@ class Outcome:
         epoch, tops, used_bytes, entries: of the store; epoch "" if it could not be opened yet.
         done: whom to tell about appends, and what.
         appended: new entries.
+        origins: of them; at opening, of earlier ones.
         read: what was wanted, and what it is; None if it could not be read.
         notes: what was lost.
         wrote: whether the disk took something.
@@ -73,6 +75,7 @@ class Outcome:
     entries: int = 0
     done: list[tuple[Done, OutboxError | None]] = field(default_factory=list)
     appended: list[Entry] = field(default_factory=list)
+    origins: list[int] = field(default_factory=list)
     read: list[tuple[Wanted, list[Entry] | None]] = field(default_factory=list)
     notes: Notes = field(default_factory=Notes)
     wrote: bool = False
@@ -134,6 +137,7 @@ class Writer(threading.Thread):
         if self._store is None:
             try:
                 self._store = self._open_store()
+                outcome.origins = self._store.origins()
                 outcome.wrote = True
             except OutboxError as error:
                 outcome.failure = error
@@ -163,6 +167,7 @@ class Writer(threading.Thread):
     def _write(self, store: Store, appends: Sequence[Append], losses: Sequence[Lose], outcome: Outcome) -> None:
         done: list[tuple[Done, OutboxError | None]] = []
         appended: list[Entry] = []
+        origins: list[int] = []
         with store.transaction():
             self._trim(store)
             if store.expire():
@@ -170,17 +175,24 @@ class Writer(threading.Thread):
             for loss in losses:
                 if loss.epoch == store.epoch:
                     store.lose([loss.key], loss.reason)
-            for job in appends:
+            for jobs in _together_first(appends):
+                records = [record for job in jobs for record in job.records]
+                made_of = [origin for job in jobs for origin in job.origins]
                 try:
-                    keys = store.append(job.records)
+                    keys = store.append(records, made_of)
                 except OutboxError as error:
-                    done.append((job.done, error))
+                    if len(jobs) == 1:
+                        done.append((jobs[0].done, error))
                     continue
-                done.append((job.done, None))
-                for key, record in zip(keys, job.records, strict=True):
+                done += [(job.done, None) for job in jobs]
+                origins += made_of
+                for key, record in zip(keys, records, strict=True):
                     appended.append(Entry(key, key, record.topic, record.properties, record.payload))
+                if len(jobs) > 1:
+                    break
         self._acks.clear()
         outcome.done, outcome.appended, outcome.wrote = done, appended, True
+        outcome.origins += origins
 
     def _trim(self, store: Store) -> None:
         for ack in self._acks:
@@ -207,3 +219,10 @@ class Writer(threading.Thread):
             with contextlib.suppress(OutboxError):
                 outcome.used_bytes = store.used_bytes
         self._report(outcome)
+
+
+def _together_first(jobs: Sequence[Append]) -> Iterator[Sequence[Append]]:
+    """All at once; and, for whoever goes on, one by one: one that is too large is not to harm the others."""
+    if len(jobs) > 1:
+        yield jobs
+    yield from ([job] for job in jobs)
