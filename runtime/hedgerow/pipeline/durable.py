@@ -1,8 +1,8 @@
 """Durable results on their way into the outbox: `publish: {durable: true}`.
 
 Rules:
-- A pipeline's results go to the outbox one group at a time; the next gathers while one is written. So a stream keeps its
-  order, also when the disk fails and a group has to be given again.
+- A pipeline's results go to the outbox one group at a time, of no more bytes than it will surely take once it is empty; the
+  next gathers while one is written. So a stream keeps its order, also when a group has to be given again.
 - While nothing can be stored, QoS 1 frames wait here, unacknowledged: Receive Maximum holds the others at the broker.
 - A QoS 1 frame that comes again although its results are stored (the node died between that and the acknowledgement, or the
   broker forgot it) adds nothing.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,12 +36,14 @@ class Kept:
     """A frame whose results are to be stored.
 
     Attributes:
+        size: bytes of the records.
         origin: names the frame; None for QoS 0, which nobody sends again.
     """
 
     plan: Plan
     delivery: Delivery
     records: list[Record]
+    size: int
     origin: int | None
 
 
@@ -62,21 +65,21 @@ class Keeper:
         self._outbox = outbox
         self._stored = stored
         self._refused = refused
-        self._gathered: list[Kept] = []
+        self._gathered: deque[Kept] = deque()
         self._given: list[Kept] = []
         self._origins: set[int] = set()  # of both
         self._again: asyncio.TimerHandle | None = None
 
     @property
     def largest(self) -> int:
-        """Bytes that a result may have."""
+        """Bytes that the results of a frame may have."""
         return self._outbox.largest
 
     def keep(self, plan: Plan, delivery: Delivery, results: Sequence[Encoded]) -> bool:
         """Take the results of a frame; `flush` sends them on.
 
         Returns: False if those of an earlier delivery of it are safe, or about to be.
-        Raises: OutboxError: one is too large for the outbox.
+        Raises: OutboxError: they are too large for the outbox.
         """
         key: int | None = None
         if delivery.durable:
@@ -85,9 +88,9 @@ class Keeper:
                 return False
         records = [_record(plan, result) for result in results]
         size = sum(record.size for record in records)
-        if max(record.size for record in records) > self.largest:
+        if size > self.largest:
             raise OutboxError(
-                f"A result of {size} bytes is too large for the outbox, which takes {self.largest}",
+                f"Results of {size} bytes are too large for the outbox, which takes {self.largest}",
                 remedy="Raise the outbox's `max_bytes`, or publish less at once.",
                 code="outbox-too-large",
             )
@@ -95,14 +98,18 @@ class Keeper:
             self._origins.add(key)
         self.results += len(records)
         self.size += size
-        self._gathered.append(Kept(plan, delivery, records, key))
+        self._gathered.append(Kept(plan, delivery, records, size, key))
         return True
 
     def flush(self) -> None:
         """Give what has gathered, unless a group is under way."""
         if self._given or not self._gathered:
             return
-        self._given, self._gathered = self._gathered, []
+        size = 0
+        while self._gathered and (not size or size + self._gathered[0].size <= self.largest):
+            kept = self._gathered.popleft()
+            size += kept.size
+            self._given.append(kept)
         self._give()
 
     def close(self) -> None:
@@ -134,7 +141,7 @@ class Keeper:
     def _let_go(self, those: Sequence[Kept]) -> None:
         for kept in those:
             self.results -= len(kept.records)
-            self.size -= sum(record.size for record in kept.records)
+            self.size -= kept.size
         self._origins.difference_update(kept.origin for kept in those if kept.origin is not None)
 
 
