@@ -143,7 +143,7 @@ async def test_a_declared_gap_is_recorded_and_lets_the_outbox_go_on(
         records = [
             Record("p", topic, result("p", n), b"", 0, time.time(), 0.01 if n <= 3 else None) for n in range(1, 6)
         ]
-        node.outbox.append(records, lambda _: None)
+        node.outbox.append(records, [], lambda _: None)
         await eventually(lambda: node.outbox.status.lost.get("expired") == 3, lambda: node.outbox.status)
         node.client.resume()
         collector.start()

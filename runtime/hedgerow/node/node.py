@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hedgerow.backends.cores import cores
 from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
-from hedgerow.errors import CommandError, HedgerowError
+from hedgerow.errors import BusError, CommandError, HedgerowError
 from hedgerow.node.announce import Announcer
 from hedgerow.node.answers import Answers
 from hedgerow.node.commands import LARGEST_COMMAND, CommandDesk
@@ -37,6 +38,8 @@ from hedgerow.wire.messages import Health
 log = structlog.get_logger(__name__)
 
 BEAT_EVERY_S = 1.0
+LINKS_S = 2.0
+"""How long a start waits for the links, one after the other: who reads "node-started" may send frames."""
 
 
 class Node:
@@ -122,6 +125,9 @@ class Node:
             async with self._control:
                 await self._control.subscribe(self._desk.filters())
                 await self._pipelines.start()
+                with suppress(BusError):  # the broker is away, and nobody knows for how long
+                    await self._control.wait_connected(LINKS_S)
+                    await self._pipelines.wait_connected(LINKS_S)
                 log.info(
                     "node-started",
                     node=str(self.address),

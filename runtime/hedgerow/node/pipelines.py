@@ -72,6 +72,11 @@ class Pipelines:
             for plan in plans.values():
                 await self._start(plan)
 
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Wait until the pipelines' links are up, or the time is over."""
+        waits = (runner.wait_connected(timeout_s) for runner in self.runners.values() if runner.state == "running")
+        await asyncio.gather(*waits, return_exceptions=True)
+
     async def drain(self) -> None:
         """Finish what is in flight, within the configured limit, and start nothing any more."""
         self.closing = True

@@ -230,6 +230,14 @@ class PipelineRunner:
         """Whether frames can come in and results go out."""
         return self._source.connected and self._sink.connected
 
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Wait until frames can come in and results go out.
+
+        Raises: BusError: they cannot yet.
+        """
+        await self._source.wait_connected(timeout_s)
+        await self._sink.wait_connected(timeout_s)
+
     @property
     def refused(self) -> Mapping[str, str]:
         """Subscriptions that the broker refuses: why, by filter."""

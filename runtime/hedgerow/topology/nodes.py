@@ -10,6 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from hedgerow.config import FieldsSection
 from hedgerow.topology.model import Topology
 
 
@@ -36,14 +37,24 @@ def node_config(topology: Topology, site: str, node: str, base: str) -> str:
             document.insert(0, section, there)
     for pipeline, fields in topology.up_of(site).items():
         written = document.get("pipelines", {}).get(pipeline)
-        if fields and isinstance(written, dict) and not (written.get("publish") or {}).get("fields"):
-            merge(written, {"publish": {"fields": fields.model_dump(mode="json", exclude_defaults=True)}})
+        if isinstance(written, dict) and (publish := _publish(written.get("publish") or {}, fields)):
+            merge(written, {"publish": publish})
     out = io.StringIO()
     writer = YAML(typ="rt", pure=True)
     writer.width = 4096
     writer.indent(mapping=2, sequence=4, offset=2)
     writer.dump(document, out)
     return out.getvalue()
+
+
+def _publish(written: Mapping[str, Any], fields: FieldsSection) -> dict[str, Any]:
+    """What goes up must arrive, unless the base file wants otherwise; and only what may go."""
+    added: dict[str, Any] = {}
+    if not written.keys() & {"durable", "expiry_s"} and written.get("qos") != 0:
+        added["durable"] = True
+    if fields and not written.get("fields"):
+        added["fields"] = fields.model_dump(mode="json", exclude_defaults=True)
+    return added
 
 
 def merge(document: Any, changes: Mapping[str, Any]) -> None:
