@@ -123,6 +123,14 @@ class BrokerSection(Section):
             raise ValueError("give `password` or `password_file`, not both")
         return self
 
+    def anchored(self, folder: Path) -> BrokerSection:
+        """The same, with paths that count from a folder."""
+        files = {name: folder / path for name, path in self.tls if isinstance(path, Path)}
+        changes: dict[str, Any] = {"tls": self.tls.model_copy(update=files)}
+        if self.password_file is not None:
+            changes["password_file"] = folder / self.password_file
+        return self.model_copy(update=changes)
+
 
 class ModelConfig(Section):
     """A model and how to run it."""

@@ -218,11 +218,7 @@ def _said(value: Any) -> str:
 def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
     """Paths count from the file's folder, wherever the node is started from."""
     node = config.node.model_copy(update={"state_dir": folder / config.node.state_dir})
-    files = {name: folder / path for name, path in config.broker.tls if isinstance(path, Path)}
-    changes: dict[str, Any] = {"tls": config.broker.tls.model_copy(update=files)}
-    if config.broker.password_file is not None:
-        changes["password_file"] = folder / config.broker.password_file
-    return config.model_copy(update={"node": node, "broker": config.broker.model_copy(update=changes)})
+    return config.model_copy(update={"node": node, "broker": config.broker.anchored(folder)})
 
 
 def _read_yaml(text: str, path: Path) -> CommentedMap:

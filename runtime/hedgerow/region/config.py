@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import ConfigDict, Field
 
@@ -84,12 +83,7 @@ def on_postgres(url: str) -> bool:
 
 
 def _anchored(config: RegionConfig, folder: Path) -> RegionConfig:
-    broker = config.broker
-    files = {name: folder / path for name, path in broker.tls if path is not None}
-    changes: dict[str, Any] = {"tls": broker.tls.model_copy(update=files)}
-    if broker.password_file is not None:
-        changes["password_file"] = folder / broker.password_file
     store = config.store
     if not on_postgres(store.url):
         store = store.model_copy(update={"url": str(folder / store.url)})
-    return config.model_copy(update={"broker": broker.model_copy(update=changes), "store": store})
+    return config.model_copy(update={"broker": config.broker.anchored(folder), "store": store})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from hedgerow.config import NodeConfig
 from hedgerow.configfile import BadConfigFile, Document, Problem
@@ -12,6 +13,8 @@ from hedgerow.topology import check
 from hedgerow.topology.check import Finding
 from hedgerow.topology.model import Topology
 from hedgerow.topology.nodes import node_config
+
+_LONGEST_PATH: Final = 512
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Described:
         topology: what the file says; its paths are absolute.
         texts: the configuration of each node, by site and name.
         nodes: what these say.
-        models: files that models come from, by the place they have below the site's folder `nodes/`.
+        models: files that models come from and stages name, by the place they have below the site's folder `nodes/`.
     """
 
     source: str
@@ -102,6 +105,9 @@ class _Reading:
             return
         self.texts[site, node], self.nodes[site, node] = text, config
         yield from self._models(site, node, base, config, keys)
+        for pipeline in config.pipelines.values():
+            for stage in pipeline.stages:
+                self._take_along(site, base.parent, stage.config.values())
 
     def _models(self, site: str, node: str, base: Path, config: NodeConfig, keys: tuple[str, ...]) -> Iterator[Finding]:
         for name, model in config.models.items():
@@ -123,6 +129,15 @@ class _Reading:
                     f"{site} has two models at {path}: {source} and {self.models[site][path]}",
                     "Rename one of them.",
                 )
+            elif path.suffix == ".xml":  # OpenVINO's weights stand beside it
+                self._take_along(site, base.parent, [str(path.with_suffix(".bin"))])
+
+    def _take_along(self, site: str, folder: Path, values: Iterable[Any]) -> None:
+        """Note the files that settings of a stage name, e.g. `labels_file`."""
+        for value in values:
+            path = Path(value) if isinstance(value, str) and len(value) < _LONGEST_PATH else None
+            if path is not None and not path.is_absolute() and ".." not in path.parts and (folder / path).is_file():
+                self.models[site].setdefault(path, folder / path)
 
 
 def _anchored(topology: Topology, folder: Path) -> Topology:
