@@ -8,12 +8,18 @@ READY := $(VENV)/.ready
 PLUGINS := plugins/vision plugins/audio plugins/signal
 ARGS ?=
 
-.PHONY: help demo test check format lint types bench lock clean system
+.PHONY: help demo demo-region test test-faults check format lint types bench lock clean system
 help: ## List what can be made.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: $(READY) ## Run the demo: a real broker, a node, real models on real frames. ARGS="--seconds 20 --json"
 	@$(BIN)/hedgerow demo $(ARGS)
+
+demo-region: $(READY) ## Run three sites and their region; one is cut off for a while. ARGS="--seconds 60 --json"
+	@$(BIN)/hedgerow demo region $(ARGS)
+
+test-faults: $(READY) ## Run the fault and stress tests at full size; takes an hour.
+	$(BIN)/pytest -n auto --dist worksteal -m slow --timeout 3600 $(ARGS)
 
 test: $(READY) ## Run all tests.
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow" --cov --cov-report=term $(ARGS)

@@ -98,6 +98,7 @@ class Estate:
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
         self.sites: list[Site] = []
         self.store = self.folder / "region.db"
+        self._metrics_port = 0
 
     def __enter__(self) -> Estate:
         try:
@@ -119,9 +120,10 @@ class Estate:
             shutil.rmtree(self.folder / old, ignore_errors=True)
         for old_file in self.folder.glob("region.db*"):
             old_file.unlink()
+        self._metrics_port = free_port()
         self._say("Rendering brokers, nodes and access lists from topology.yaml…")
         region_port, loopback = free_port(), {name: free_port() for name in SITES}
-        metrics = self._render(region_port, loopback)
+        self._render(region_port, loopback)
         self._say("Making certificates: a root, an authority for each site, one for everybody…")
         self._certify()
         self._broker(_REGION)
@@ -140,9 +142,9 @@ class Estate:
         self._say(f"Starting three nodes, each with the models of `hedgerow demo`… (logs: {self.folder / 'logs'})")
         for name in SITES:
             self._run(f"node-{name}", "node", "run", f"rendered/{name}/nodes/{_NODE}.yaml")
-        self._say(f"The region's metrics: http://127.0.0.1:{metrics}/metrics")
+        self._say(f"The region's metrics: http://127.0.0.1:{self._metrics_port}/metrics")
 
-    def _render(self, region_port: int, loopback: dict[str, int]) -> int:
+    def _render(self, region_port: int, loopback: dict[str, int]) -> None:
         from hedgerow.testing.mosquitto import free_port
         from hedgerow.topology import files as rendered_files
         from hedgerow.topology.load import load
@@ -162,8 +164,6 @@ class Estate:
         out = self.folder / "rendered"
         rendered_files.write(render(described), described.source, out)
         rendered_files.copy_models(described.models, out)
-        self.metrics_port = free_port()
-        return self.metrics_port
 
     def _certify(self) -> None:
         from hedgerow.pki.folder import Pki
@@ -196,7 +196,7 @@ class Estate:
             "broker": {"url": f"mqtts://localhost:{port}", "tls": self._tls("region", "collector@region")},
             "store": {"url": str(self.store)},
             "canary": {"every_s": 2},
-            "metrics": {"port": self.metrics_port},
+            "metrics": {"port": self._metrics_port},
         }
         path.write_bytes(encode_json(config))  # which is YAML
         return path

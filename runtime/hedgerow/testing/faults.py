@@ -80,9 +80,9 @@ class FaultProxy:
         self._swallow = True
 
     def cut(self) -> None:
-        """End all connections and refuse new ones."""
+        """End all connections and refuse new ones, as where nobody listens."""
         self._refuse = True
-        self._do(self._end_all)
+        self._do(self._stop_listening)
 
     def drop(self) -> None:
         """End all connections; new ones are welcome."""
@@ -95,7 +95,10 @@ class FaultProxy:
     def restore(self) -> None:
         """Let everything through again. What was swallowed is gone, and so are connections that were cut."""
         self._delay_s = self._bytes_per_s = 0.0
-        self._swallow = self._refuse = False
+        self._swallow = False
+        if self._refuse:
+            self._refuse = False
+            asyncio.run_coroutine_threadsafe(self._listen(self.port), self._loop).result()
 
     def _do(self, action: Callable[[], None]) -> None:
         done = threading.Event()
@@ -107,10 +110,10 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(act)
         done.wait()
 
-    async def _listen(self) -> int:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+    async def _listen(self, port: int = 0) -> int:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port)
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
 
     async def _shut(self) -> None:
         self._server.close()
@@ -120,7 +123,7 @@ class FaultProxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._refuse:
+        if self._refuse:  # it came with the cut
             writer.transport.abort()
             return
         self.connections += 1
@@ -160,6 +163,10 @@ class FaultProxy:
             kept += data
         writer.write(data)
         await writer.drain()
+
+    def _stop_listening(self) -> None:
+        self._server.close()
+        self._end_all()
 
     def _end_all(self) -> None:
         for writer in self._writers:
