@@ -344,7 +344,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 async def test_a_full_disk_refuses_records_with_a_reason_and_room_heals_it(
     small_disk: Path, eventually: Eventually
 ) -> None:
-    async with Bench(small_disk / "outbox.db") as outbox:
+    async with Bench(small_disk / "outbox.db", when_full="refuse") as outbox:
         with pytest.raises(OutboxError) as caught:
             await fill(outbox, "x" * 200_000)
         stored = outbox.status.entries
@@ -361,6 +361,31 @@ async def test_a_full_disk_refuses_records_with_a_reason_and_room_heals_it(
     async with Bench(small_disk / "outbox.db") as outbox:
         outbox.link(up=True)
         await eventually(lambda: len(outbox.sent) == 2)
+
+
+async def test_a_full_disk_lets_the_oldest_go_for_what_is_new_until_there_is_room(
+    small_disk: Path, eventually: Eventually
+) -> None:
+    """The quota says what it may take, the disk what it can."""
+    async with Bench(small_disk / "outbox.db") as outbox:
+        for number in range(300):
+            await outbox.store(record(f"{number} " + "x" * 200_000))
+        assert outbox.status.failure is None
+        assert outbox.status.lost["evicted"] > 100
+        assert outbox.events.kinds.count("outbox-disk-full") == 1
+        kept = outbox.status.entries
+        assert kept > 10
+        outbox.link(up=True)
+        ledger = Ledger(outbox.epoch)
+        while outbox.status.entries:
+            for topic, payload, _ in outbox.sent:
+                if topic == "gaps":
+                    ledger.take_gap(read_gap(payload)[1])
+                else:
+                    ledger.take(Number(outbox.epoch, 0, int(payload.split()[0]) + 1))
+            outbox.acknowledge(ledger.ack())
+            await asyncio.sleep(0.01)
+        assert ledger.of(0).all() == [(1, 300)]
 
 
 async def test_a_disk_that_is_full_at_the_start_is_waited_for(small_disk: Path, eventually: Eventually) -> None:

@@ -86,11 +86,11 @@ class Sensors:
         self.resent |= set(range(self.count)) - self.accepted
 
     def send(self, count: int = 1, **body: Any) -> None:
-        """Send frames, over five streams; every other one says its id."""
+        """Send frames, over five streams; every other one says its id and time."""
         for n in range(self.count, self.count + count):
             properties = Properties(PacketTypes.PUBLISH)
             if n % 2:
-                properties.UserProperty = [("id", f"frame-{n}")]
+                properties.UserProperty = [("id", f"frame-{n}"), ("time", f"{time.time():.3f}")]
             payload = orjson.dumps({"n": n, **body})
             self.count += 1
             sent = self._client.publish(f"{self.topic}/{n % 5}", payload, qos=1, properties=properties)
@@ -142,6 +142,7 @@ class NodeProcess:
         self.topic = f"{self.site}/in"
         self.said = f"hedgerow/v1/test/{self.site}/#"
         self.file = folder / "node.yaml"
+        self.environment: dict[str, str] = {}
         self.port = free_port()
         self._broker = broker
         self._folder = folder
@@ -169,7 +170,7 @@ class NodeProcess:
                 [sys.executable, "-m", "hedgerow", "node", "run", str(self.file)],
                 stderr=log,
                 stdout=log,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, "PYTHONPATH": path, **self.environment},
             )
         if wait:
             until(lambda: self.probe("readyz")[0] == 200, lambda: self.log[-3000:])

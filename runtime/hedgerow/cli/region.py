@@ -133,7 +133,7 @@ def _print(said: dict[str, Any]) -> None:
         console.print(Text("No node has been heard yet."))
         return
     sites = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("SITE", "NODES", "OK", "HEARD", "RESULTS", "AWAITED", "LOST", "UP"):
+    for heading in ("SITE", "NODES", "OK", "HEARD", "RESULTS", "AWAITED", "LOST", "IN", "UP"):
         sites.add_column(heading, justify="left" if heading == "SITE" else "right", no_wrap=True)
     for site in said["sites"]:
         counts = [f"{site[name]:,}" for name in ("results", "awaited", "lost")]
@@ -143,6 +143,7 @@ def _print(said: dict[str, Any]) -> None:
             str(site["ok"]),
             _spell(site["heard_s"]),
             *counts,
+            size(site["bytes_in"]),
             size(site["bytes_up"]),
         )
         sites.add_row(*map(Text, cells))

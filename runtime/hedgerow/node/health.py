@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hedgerow.errors import HedgerowError
     from hedgerow.models.slot import SlotInfo
     from hedgerow.pipeline.run import PipelineRunner
+    from hedgerow.telemetry.clock import Clock
 
 STUCK_AFTER_S = 30.0
 """A list of frames that has been in a chain for longer makes the node unhealthy: a stage hangs."""
@@ -50,6 +51,7 @@ class HealthReporter:
         failures: dict[str, HedgerowError],
         loading: list[str],
         outbox: OutboxHealth | None,
+        clock: Clock,
     ) -> Health:
         """A report of now."""
         reasons = [f"pipeline {name}: {error}" for name, error in failures.items()]
@@ -71,6 +73,10 @@ class HealthReporter:
                 failing = True
                 reasons.append(f"pipeline {name}: a stage has not come back for {stuck:.0f} s")
             reasons.extend(f"pipeline {name}: stage {stage} keeps failing" for stage in runner.plan.failing())
+        if clock.doubtful:
+            reasons.append(
+                f"the clock jumped, or is not set: it says {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
+            )
         if outbox is not None:
             failing |= outbox.failure is not None
             reasons += self._losses(outbox)

@@ -31,6 +31,7 @@ from hedgerow.node.link import link_options, on_loopback
 from hedgerow.node.outbox import NodeOutbox
 from hedgerow.node.pipelines import Pipelines
 from hedgerow.pipeline.run import PipelineRunner
+from hedgerow.telemetry.clock import Clock
 from hedgerow.telemetry.metrics import ProbeServer, TallyCollector
 from hedgerow.telemetry.tally import Tally
 from hedgerow.wire.messages import Health
@@ -56,6 +57,7 @@ class Node:
         self._path = path
         self._started_at = time.time()
         self._beat = time.monotonic()
+        self._clock = Clock()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
@@ -171,7 +173,9 @@ class Node:
 
     def health(self) -> Health:
         """A health report of now."""
-        return self._health.report(self.runners, self.failures, self._pipelines.loading(), self._outbox.health())
+        return self._health.report(
+            self.runners, self.failures, self._pipelines.loading(), self._outbox.health(), self._clock
+        )
 
     async def reload(self, text: str | None = None) -> dict[str, list[str]]:
         """Go over to a new configuration; if any part of it is bad, nothing changes.
@@ -239,6 +243,10 @@ class Node:
     async def _keep_beat(self) -> None:
         while True:
             self._beat = time.monotonic()
+            jump_s = self._clock.look(time.time(), self._beat)
+            if jump_s is not None:
+                log.warning("clock-jumped", by_s=round(jump_s, 3))
+                self._announcer.event("clock-jumped", {"by_s": round(jump_s, 3)})
             await asyncio.sleep(BEAT_EVERY_S)
 
     def _books(self) -> dict[str, Tally]:

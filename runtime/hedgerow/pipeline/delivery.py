@@ -13,6 +13,7 @@ from hedgerow.config import PipelineConfig
 from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Frame
 from hedgerow.pipeline.results import Encoded
+from hedgerow.telemetry.clock import Clock
 from hedgerow.telemetry.tally import DropReason
 from hedgerow.wire.codec import (
     ENVELOPE,
@@ -129,9 +130,14 @@ def _field(body: Any, name: str) -> str | None:
 
 
 class FrameMaker:
-    """Makes frames of deliveries: identity, time and type from what the message says."""
+    """Makes frames of deliveries: identity, time and type from what the message says.
+
+    Attributes:
+        clock: this machine's; while it is doubtful, no frame is judged by it.
+    """
 
     def __init__(self, config: PipelineConfig) -> None:
+        self.clock = Clock()
         self._content_type = config.content_type or ""
         self._tolerance_s = config.clock_tolerance_s
         self._run_id = os.urandom(4).hex()
@@ -185,7 +191,7 @@ class FrameMaker:
             frame = open_envelope(frame)
             frame.stream = stream  # `StreamKey` decided: state and order hang on it, whatever an envelope says
         ahead_s = frame.captured_at - time.time()
-        if ahead_s > self._tolerance_s:
+        if ahead_s > self._tolerance_s and not self.clock.doubtful:
             raise FrameError(
                 f"The frame says it was captured {ahead_s:.0f} s in the future",
                 code="captured-in-future",

@@ -140,7 +140,9 @@ class LocalPlan(Plan):
     def run(self, deliveries: Sequence[Delivery], lane: int) -> Completed:
         """See `Plan.run`."""
         maker, encoder = self._maker, self.encoder
-        clock_offset_s = time.time() - time.monotonic()
+        wall, monotonic = time.time(), time.monotonic()
+        maker.clock.look(wall, monotonic)
+        clock_offset_s = wall - monotonic
         settlements: list[Settlement] = []
         frames: list[Frame] = []
         owners: list[Delivery] = []
@@ -153,6 +155,8 @@ class LocalPlan(Plan):
                 settlements.append(self._dead(delivery, frame, error, ""))
         run = self._chain.run(frames)
         lineage = encoder.lineage(run.timings)
+        if maker.clock.doubtful:
+            lineage["clock"] = "doubtful"
         at = time.time()
         snapshot = None
         for delivery, frame, fate in zip(owners, frames, run.fates, strict=True):

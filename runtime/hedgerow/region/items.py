@@ -65,9 +65,11 @@ class Event(Item):
 
 @dataclass(frozen=True, slots=True)
 class HealthReport(Item):
-    """A node's measure of itself; `reasons` is a JSON list."""
+    """A node's measure of itself; `reasons` is a JSON list, `bytes_in` those of frames since its session began."""
 
     at: float
+    session: str
+    bytes_in: int
     state: str
     reasons: str
     payload: Buffer

@@ -199,13 +199,13 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
         awaited[node] = awaited.get(node, 0) + _holes(epoch, state)
     rows = database.rows(
         "SELECT id, region, site, name, heard_at, online, health_state, health_reasons, messages_up, bytes_up, results, "
-        "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered FROM node "
+        "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in FROM node "
         "ORDER BY region, site, name"
     )
     shown = []
     for row in rows:
         row_id, region, site, name, heard_at, online, health_state, reasons, messages, size, results, durable, repeats = row[:13]  # fmt: skip
-        captured_at, stored_at, answered_at, round_trip_s, offset_s, unanswered = row[13:]
+        captured_at, stored_at, answered_at, round_trip_s, offset_s, unanswered, bytes_in = row[13:]
         verdict, why = judge(
             signs(online, heard_at, health_state, reasons, answered_at, unanswered), as_of, silent_after_s
         )
@@ -230,6 +230,7 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
                 "unanswered": unanswered,
                 "clock_offset_s": None if offset_s is None else round(offset_s, 3),
                 "messages_up": messages,
+                "bytes_in": bytes_in,
                 "bytes_up": size,
             }
         )
@@ -251,13 +252,13 @@ def _sites(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for node in nodes:
         site = sites.setdefault(
             node["site"],
-            {"site": node["site"], "nodes": 0, "ok": 0, "heard_s": None, "results": 0, "lost": 0, "awaited": 0, "bytes_up": 0},
+            {"site": node["site"], "nodes": 0, "ok": 0, "heard_s": None, "results": 0, "lost": 0, "awaited": 0, "bytes_in": 0, "bytes_up": 0},
         )  # fmt: skip
         site["nodes"] += 1
         site["ok"] += node["verdict"] == Verdict.OK
         if node["heard_s"] is not None:
             site["heard_s"] = node["heard_s"] if site["heard_s"] is None else min(site["heard_s"], node["heard_s"])
-        for name in ("results", "lost", "awaited", "bytes_up"):
+        for name in ("results", "lost", "awaited", "bytes_in", "bytes_up"):
             site[name] += node[name]
     return list(sites.values())
 

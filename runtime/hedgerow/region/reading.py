@@ -27,6 +27,7 @@ GAP: Final = (Channel.EVENT, "gap")
 MOST_KEPT: Final = 4096
 """Bytes that are kept of a rejected payload."""
 _LATEST: Final = 253_402_300_799.0  # the year 9999
+_MOST_BYTES: Final = 1 << 60
 _MOST: Final = (1 << 48) - 1
 _CHANNELS: Final = (Channel.RESULT, Channel.EVENT, Channel.HEALTH, Channel.STATUS, Channel.REPORTED)
 
@@ -217,7 +218,17 @@ def _health(message: Message, head: tuple[Address | None, int, float, bool]) -> 
     except (ValidationError, ValueError) as error:
         raise Refusal("unreadable-payload", f"no health: {error}") from error
     at = _time(health.at)
-    return HealthReport(*head, head[2] if at is None else at, health.state, reasons, message.payload)
+    bytes_in = sum(min(max(pipeline.bytes_in, 0), _MOST_BYTES) for pipeline in health.pipelines.values())
+    session = clean(health.session, 100)
+    return HealthReport(
+        *head,
+        head[2] if at is None else at,
+        session,
+        min(bytes_in, _MOST_BYTES),
+        health.state,
+        reasons,
+        message.payload,
+    )
 
 
 def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> Birth:

@@ -41,6 +41,7 @@ MOST_REJECTED: Final = 1000
 ROW_BYTES: Final = 200
 """About what a result takes beside its payload."""
 PRUNED_AT_ONCE: Final = 500
+_MOST_BYTES: Final = 1 << 62
 
 LedgerKey = tuple[Address, str]
 """An outbox and its epoch."""
@@ -62,6 +63,9 @@ class Node:
     health_at: float | None = None
     health_state: str | None = None
     health_reasons: str | None = None
+    health_session: str | None = None
+    bytes_in: int = 0
+    bytes_in_now: int = 0
     messages_up: int = 0
     bytes_up: int = 0
     results: int = 0
@@ -335,6 +339,10 @@ class Store:
         elif isinstance(item, HealthReport):
             batch.health.append((node.id, item.at, item.received_at, bytes(item.payload)))
             node.health_at, node.health_state, node.health_reasons = item.received_at, item.state, item.reasons
+            if item.session != node.health_session:  # it counts anew since it started
+                node.health_session, node.bytes_in_now = item.session, 0
+            node.bytes_in = min(node.bytes_in + max(0, item.bytes_in - node.bytes_in_now), _MOST_BYTES)
+            node.bytes_in_now = item.bytes_in
         elif isinstance(item, Missing):
             self._missing(item, node, batch)
         elif isinstance(item, Event):

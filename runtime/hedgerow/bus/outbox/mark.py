@@ -71,22 +71,23 @@ class Reserve:
         self._size = size
         self._filled = False
 
-    def fill(self) -> None:
-        """Take the room, if it is not taken and there is plenty."""
+    def fill(self) -> bool:
+        """Take the room, if it is not taken and there is plenty. Returns: whether there is plenty."""
         if self._filled:
-            return
+            return True
         try:
             disk = os.statvfs(self._path.parent)
             if disk.f_bavail * disk.f_frsize < 2 * self._size:
-                return
+                return False
             file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 os.posix_fallocate(file, 0, self._size)
             finally:
                 os.close(file)
         except OSError:
-            return  # some file systems cannot
+            return True  # some file systems cannot
         self._filled = True
+        return True
 
     def release(self) -> None:
         """Give the room back."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from hedgerow.bus.outbox.database import Damaged, Database, set_aside
+from hedgerow.bus.outbox.database import PAGE_BYTES, Damaged, Database, set_aside
 from hedgerow.bus.outbox.mark import RESERVE_BYTES, Boot, Mark, Reserve
 from hedgerow.bus.outbox.records import (
     PRIORITIES,
@@ -40,6 +40,8 @@ from hedgerow.bus.outbox.records import (
 _FIRST: Final = (1,) * PRIORITIES
 _AT_ONCE: Final = 1000
 """Records expired or evicted with one look."""
+_LEAST_BYTES: Final = 1 << 18
+"""On a full disk no more is given up than down to this."""
 LARGEST: Final = 4
 """A record may take no more than this part (a fourth) of the quota."""
 RECENT: Final = 16_384
@@ -97,6 +99,7 @@ class Store:
     ) -> None:
         self.path = path
         self._max_bytes = max_bytes
+        self._ceiling = max_bytes  # lower while the disk is full
         self._when_full = when_full
         self._boot = boot
         self._notes = Notes()
@@ -210,7 +213,8 @@ class Store:
             raise
         with contextlib.suppress(OSError):  # a full disk cannot hinder it: the file has its size
             self._mark.note(self.epoch, self.numbers)
-        self._reserve.fill()
+        if self._reserve.fill():
+            self._ceiling = self._max_bytes
 
     def notes(self) -> Notes:
         """What happened since this was asked last; after the transaction."""
@@ -273,7 +277,7 @@ class Store:
 
     def _make_room(self) -> None:
         """Give up records until the quota holds."""
-        while (excess := self._database.used_bytes - self._max_bytes) > 0:
+        while (excess := self._database.used_bytes - self._ceiling) > 0:
             rows = self._when_full == "evict" and self._database.rows(
                 "SELECT key, length(payload) + length(properties) + length(topic) FROM entry"
                 " WHERE topic <> '' ORDER BY key LIMIT ?",
@@ -423,10 +427,26 @@ class Store:
 
     # House
 
-    def make_room(self) -> None:
-        """Move the write-ahead log into the database; on a full disk, with the help of the reserve."""
+    def make_room(self) -> bool:
+        """Prepare for writing though the disk is full: with the reserve, and by making do with less than there is.
+
+        Returns: whether it is worth another try.
+        """
         self._reserve.release()
         self._database.shorten_log()
+        if self._when_full == "refuse":
+            return False
+        try:
+            used = min(self.used_bytes, self._ceiling)
+        except OutboxError:
+            return False
+        if used <= _LEAST_BYTES:
+            return False
+        if self._ceiling == self._max_bytes:
+            remedy = "Make room there. Until then the oldest results of the lowest priority are given up for new ones."
+            self._notes.events.append(("outbox-disk-full", {"bytes": used, "remedy": remedy}))
+        self._ceiling = used - max(used // 16, PAGE_BYTES)
+        return True
 
     def close(self) -> None:
         """Close it; a store that was closed need not be looked through when it is opened."""

@@ -20,6 +20,8 @@ from hedgerow.bus.outbox.window import Wanted
 
 _GROUP_BYTES: Final = 2 << 20
 _GROUP_JOBS: Final = 1000
+_TRIES: Final = 4
+"""On a full disk, each with less room to be used than the one before."""
 
 Done = Callable[[OutboxError | None], None]
 """Called once: with None when the records are safe, else with why they are not stored."""
@@ -152,17 +154,21 @@ class Writer(threading.Thread):
             outcome.done = [(job.done, outcome.failure) for job in appends]
             outcome.read = [(wanted, None) for wanted in reads]
             return
-        try:
-            losses = [job for job in jobs if isinstance(job, Lose)]
-            idle = all(isinstance(job, Ack) for job in jobs)
-            if appends or losses or (not idle and (self._acks or store.may_expire)):
-                self._write(store, appends, losses, outcome)
-            outcome.read = [(wanted, store.read(*wanted)) for wanted in reads]
-        except OutboxError as error:
-            self._failed(store, error, outcome)
-            if not outcome.done:  # else they were written, and reading failed
-                outcome.done = [(job.done, error) for job in appends]
-            outcome.read = [(wanted, None) for wanted in reads]
+        losses = [job for job in jobs if isinstance(job, Lose)]
+        idle = all(isinstance(job, Ack) for job in jobs)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                if appends or losses or (not idle and (self._acks or store.may_expire)):
+                    self._write(store, appends, losses, outcome)
+                outcome.read = [(wanted, store.read(*wanted)) for wanted in reads]
+            except OutboxError as error:
+                if self._failed(store, error) and tries_left and not outcome.done:
+                    continue
+                outcome.failure = error
+                if not outcome.done:  # else they were written, and reading failed
+                    outcome.done = [(job.done, error) for job in appends]
+                outcome.read = [(wanted, None) for wanted in reads]
+            return
 
     def _write(self, store: Store, appends: Sequence[Append], losses: Sequence[Lose], outcome: Outcome) -> None:
         done: list[tuple[Done, OutboxError | None]] = []
@@ -198,11 +204,12 @@ class Writer(threading.Thread):
         for ack in self._acks:
             store.trim(ack)
 
-    def _failed(self, store: Store, error: OutboxError, outcome: Outcome) -> None:
-        """Nothing of the group is stored. Make what room can be made without any, or begin with opening again."""
-        outcome.failure = error
-        if isinstance(error, DiskTrouble):
-            store.make_room()
+    def _failed(self, store: Store, error: OutboxError) -> bool:
+        """Nothing of the group is stored. Make what room can be made without any, or begin with opening again.
+
+        Returns: whether it is worth another try.
+        """
+        again = isinstance(error, DiskTrouble) and store.make_room()
         try:
             with store.transaction():
                 self._trim(store)
@@ -210,6 +217,8 @@ class Writer(threading.Thread):
         except OutboxError:
             store.abandon()
             self._store = None
+            return False
+        return again
 
     def _finish(self, outcome: Outcome) -> None:
         store = self._store

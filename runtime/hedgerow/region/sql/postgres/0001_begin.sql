@@ -5,6 +5,7 @@ CREATE TABLE node (
   first_heard_at DOUBLE PRECISION NOT NULL, heard_at DOUBLE PRECISION,
   session TEXT, online BIGINT, status_at DOUBLE PRECISION,
   health_at DOUBLE PRECISION, health_state TEXT, health_reasons TEXT,
+  health_session TEXT, bytes_in BIGINT NOT NULL DEFAULT 0, bytes_in_now BIGINT NOT NULL DEFAULT 0,
   messages_up BIGINT NOT NULL, bytes_up BIGINT NOT NULL,
   results BIGINT NOT NULL, durable BIGINT NOT NULL, repeats BIGINT NOT NULL,
   captured_at DOUBLE PRECISION, stored_at DOUBLE PRECISION,

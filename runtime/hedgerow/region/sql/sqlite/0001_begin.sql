@@ -5,6 +5,7 @@ CREATE TABLE node (
   first_heard_at REAL NOT NULL, heard_at REAL,
   session TEXT, online INTEGER, status_at REAL,
   health_at REAL, health_state TEXT, health_reasons TEXT,
+  health_session TEXT, bytes_in INTEGER NOT NULL DEFAULT 0, bytes_in_now INTEGER NOT NULL DEFAULT 0,
   messages_up INTEGER NOT NULL, bytes_up INTEGER NOT NULL,
   results INTEGER NOT NULL, durable INTEGER NOT NULL, repeats INTEGER NOT NULL,
   captured_at REAL, stored_at REAL,
