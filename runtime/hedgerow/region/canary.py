@@ -11,6 +11,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,9 +55,12 @@ class Canaries:
         config: how often; `every_s` must be set.
         client: to the region's broker.
         tell: is given what became of each ping.
+    Attributes:
+        strays: answers to nothing that was asked, or asked too long ago.
     """
 
     def __init__(self, region: str, config: CanarySection, client: Client, tell: Callable[[Ping], None]) -> None:
+        self.strays = 0
         self._every_s = config.every_s or 0.0
         self._timeout_s = config.timeout_s
         self._client = client
@@ -88,11 +92,11 @@ class Canaries:
         if parsed is None or (parsed.channel, parsed.tail) != (Channel.REPLY, REPLY):
             return False
         canary = self._nodes.get(parsed.address)
-        try:
+        correlation = None
+        with suppress(FrameError):
             correlation = message.properties.correlation_data
-        except FrameError:
-            return True
         if canary is None or canary.sent_at is None or correlation != canary.correlation:
+            self.strays += 1
             return True
         round_trip_s = time.monotonic() - canary.sent_at
         canary.sent_at = None

@@ -161,6 +161,7 @@ class Collector:
         full = self._writer.waiting >= MOST_WAITING
         for message in messages:
             if self._canaries is not None and self._canaries.take(message):
+                self.counts.strays = self._canaries.strays
                 self._client.ack(message)
             elif full and message.qos == 0:
                 self.counts.overload += 1

@@ -33,6 +33,7 @@ class Counts:
     batches: int = 0
     write_s: float = 0.0
     acks: int = 0
+    strays: int = 0
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     stored_bytes: int = 0
     waiting: int = 0
@@ -77,6 +78,9 @@ class RegionMetrics(MetricsCollector):
         yield CounterMetricFamily("hedgerow_region_write_seconds", "Time they took.", value=counts.write_s)
         yield CounterMetricFamily(
             "hedgerow_region_acknowledgements", "Acknowledgements sent to outboxes.", value=counts.acks
+        )
+        yield CounterMetricFamily(
+            "hedgerow_region_stray_replies", "Answers to pings that nobody waits for.", value=counts.strays
         )
         nodes = GaugeMetricFamily("hedgerow_region_nodes", "Nodes, by how they are.", labels=["verdict"])
         for verdict in Verdict:
