@@ -31,6 +31,7 @@ from hedgerow.node.link import link_options, on_loopback
 from hedgerow.node.outbox import NodeOutbox
 from hedgerow.node.pipelines import Pipelines
 from hedgerow.pipeline.run import PipelineRunner
+from hedgerow.telemetry import systemd
 from hedgerow.telemetry.clock import Clock
 from hedgerow.telemetry.metrics import ProbeServer, TallyCollector
 from hedgerow.telemetry.tally import Tally
@@ -138,9 +139,11 @@ class Node:
                     failed=sorted(self.failures),
                 )
                 started()
+                systemd.ready()
                 reporting = self._announcer.keep_reporting(self.health, self._begin_period)
                 health = self._loop.create_task(reporting)
                 await self._stop.wait()
+                systemd.stopping()
                 health.cancel()
                 await self._drain()
         finally:
@@ -210,11 +213,14 @@ class Node:
         return configfile.load(self._path)
 
     async def _reload_on_signal(self) -> None:
+        systemd.reloading()
         try:
             await self.reload()
         except HedgerowError as error:
             log.error("reload-refused", code=error.code, error=str(error), remedy=error.remedy)
             self._announcer.event("reload-refused", {"code": error.code, "error": str(error)})
+        finally:
+            systemd.ready()
 
     async def _drain(self) -> None:
         await self._pipelines.drain()
@@ -243,6 +249,7 @@ class Node:
     async def _keep_beat(self) -> None:
         while True:
             self._beat = time.monotonic()
+            systemd.alive()
             jump_s = self._clock.look(time.time(), self._beat)
             if jump_s is not None:
                 log.warning("clock-jumped", by_s=round(jump_s, 3))

@@ -34,6 +34,7 @@ from hedgerow.region.pace import AFTER, LATEST_S, Pace
 from hedgerow.region.reading import filters, read
 from hedgerow.region.store import LedgerKey, Store
 from hedgerow.region.writer import Done, Given, Writer
+from hedgerow.telemetry import systemd
 from hedgerow.telemetry.metrics import ProbeServer
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import JSON
@@ -121,7 +122,9 @@ class Collector:
                     await self._client.subscribe(wanted)
                     log.info("region-started", region=self._region, broker=config.broker.url)
                     started()
+                    systemd.ready()
                     await self._stop.wait()
+                    systemd.stopping()
                     await self._drain()
             else:
                 self._writer.close()
@@ -261,6 +264,7 @@ class Collector:
     async def _keep_beat(self) -> None:
         while True:
             self._beat = time.monotonic()
+            systemd.alive()
             await asyncio.sleep(_BEAT_EVERY_S)
 
     def _why_dead(self) -> list[str]:
