@@ -270,11 +270,13 @@ class Session:
             link.put(head)
             if payload:
                 link.put(payload)
-            if finished is not None:
+            if finished is not None and finished.done is not None:
                 written.append(finished)
             self.sent += 1
             size += len(head) + len(payload)
-        if written:  # one call for all of them: a turn of the loop each costs more than the telling
+        if (
+            written or self._drained is not None
+        ):  # one call for all of them: a turn of the loop each costs more than the telling
             asyncio.get_running_loop().call_soon(self._tell_written, written)
         return more and not link.paused  # if it is, it asks again when it takes more
 
@@ -353,6 +355,7 @@ class Session:
     def _tell_written(self, written: list[Outgoing]) -> None:
         for publish in written:
             self.tell(publish, None)
+        self._tell_drained()
 
     def tell(self, publish: Outgoing, error: Exception | None) -> None:
         """Tell who published what came of it."""
@@ -361,6 +364,9 @@ class Session:
                 publish.done(error)
             except Exception:
                 log.exception("publish-callback-failed")
+        self._tell_drained()
+
+    def _tell_drained(self) -> None:
         if self._drained is not None and not self.outbound:
             if not self._drained.done():
                 self._drained.set_result(None)

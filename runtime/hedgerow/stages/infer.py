@@ -112,11 +112,9 @@ class Infer(Stage[InferConfig]):
             outcomes[i] = self._outcome(frames[i], outcomes[i], result)
 
     def _outcome(self, frame: Frame, request: dict[str, Array], result: Any) -> Frame | Exception:
-        if isinstance(result, ModelMismatch):
-            return self._misfit(request) or result
-        if isinstance(result, Exception):
-            return result
-        return frame.with_tensors({**frame.tensors, **result} if self.config.keep else result)
+        if result.__class__ is dict:
+            return frame.with_tensors({**frame.tensors, **result} if self.config.keep else result)
+        return (self._misfit(request) if isinstance(result, ModelMismatch) else None) or result
 
     def _request(self, frame: Frame) -> dict[str, Array]:
         tensors = frame.tensors

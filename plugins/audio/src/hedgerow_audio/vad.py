@@ -60,25 +60,28 @@ class VadWindow(Stage[VadWindowConfig]):
         """As one by one, but frames of one window each, if all are, are cut together: each then costs half."""
         pieces: list[Samples] = []
         tails: dict[str, _Tail] = {}
+        began: list[float] = []
         for frame in frames:
             tail = tails[frame.stream] = self._tails[frame.stream]
-            if not self._is_one_window(frame, tail):
+            at = sampled_at(frame)
+            if not self._is_one_window(frame, tail, at):
                 return super().process_many(frames)
             pieces += (tail.samples, frame.array)
+            began.append(at)
         heard = np.concatenate(pieces).reshape(-1, CONTEXT + SIZE) if pieces else np.empty((0, 0), np.float32)
         if len(tails) < len(frames) or not is_finite(heard):
             return super().process_many(frames)
         outcomes: list[Outcome | Exception] = []
-        for frame, tail, window in zip(frames, tails.values(), heard[:, np.newaxis], strict=True):
+        for frame, tail, window, at in zip(frames, tails.values(), heard[:, np.newaxis], began, strict=True):
             tail.samples[...] = window[0, SIZE:]
-            position, at = tail.position, sampled_at(frame)
+            position = tail.position
             tail.position = position + SIZE
             tail.continuity.take(frame, at + SIZE / RATE)
             tensors = {self.config.input: window}
             outcomes.append(frame.with_tensors(tensors, position=position, begins=position == 0, window_at=at))
         return outcomes
 
-    def _is_one_window(self, frame: Frame, tail: _Tail) -> bool:
+    def _is_one_window(self, frame: Frame, tail: _Tail, at: float) -> bool:
         """Whether it is as long as a window, follows on what was heard, and nothing is left over from before."""
         array = frame.array if frame.has_array else None
         return (
@@ -87,7 +90,7 @@ class VadWindow(Stage[VadWindowConfig]):
             and array.dtype == np.float32
             and len(tail.samples) == CONTEXT
             and frame.meta.get("rate") == RATE
-            and not tail.continuity.broken_by(frame, sampled_at(frame), self.config.max_gap_s)
+            and not tail.continuity.broken_by(frame, at, self.config.max_gap_s)
         )
 
     def process(self, frame: Frame) -> Frame | list[Frame]:
