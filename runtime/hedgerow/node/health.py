@@ -50,9 +50,14 @@ class HealthReporter:
         failures: dict[str, HedgerowError],
         loading: list[str],
         outbox: OutboxHealth | None,
+        certificates: Iterable[str] = (),
     ) -> Health:
-        """A report of now."""
-        reasons = [f"pipeline {name}: {error}" for name, error in failures.items()]
+        """A report of now.
+
+        Args:
+            certificates: what is wrong with them.
+        """
+        reasons = [*certificates, *(f"pipeline {name}: {error}" for name, error in failures.items())]
         pipelines = {
             name: PipelineHealth(state="failed", error=str(error), remedy=error.remedy)
             for name, error in failures.items()
