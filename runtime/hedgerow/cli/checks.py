@@ -252,7 +252,7 @@ def _encryption(broker: BrokerSection) -> Iterator[Finding]:
 
 
 def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[Finding]:
-    """The node's own files. A name is only compared where the certificate is named as `hedgerow pki` names a node's."""
+    """The files that the links are made with, and whether the certificate is this node's."""
     from hedgerow.pki.inspect import Life, examine
 
     tls, now = broker.tls, datetime.now(UTC)
