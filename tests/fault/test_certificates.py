@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from tests.e2e.conftest import Collector, NodeProcess, Sensors, until
 from tests.e2e.test_faults import duplicates_say_so, every_frame_has_a_result, load
 
+from hedgerow.bus.packets import encode_connect
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import parse
 from hedgerow.testing.mosquitto import Mosquitto, TlsFiles, free_port
@@ -156,3 +159,48 @@ def test_a_node_with_a_clock_that_is_behind_says_so_and_waits(tmp_path: Path) ->
         every_frame_has_a_result(secured.sensors, secured.collector, until)
     finally:
         secured.close()
+
+
+def serial_of_broker(secured: Secured) -> str:
+    """As the broker shows it to somebody who connects now; "" if TLS refuses them."""
+    own = secured.files("other", "kept")
+    context = ssl.create_default_context(cafile=own["ca_file"])
+    context.load_cert_chain(own["cert_file"], own["key_file"])
+    try:
+        with (
+            socket.create_connection(("localhost", secured.broker.port), PATIENCE_S) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as link,
+        ):
+            link.sendall(encode_connect(client_id="", clean_start=True, keepalive_s=60))
+            return link.getpeercert()["serialNumber"].lower() if link.recv(1) == b"\x20" else ""  # type: ignore[index, union-attr]
+    except (ssl.SSLError, ConnectionError):
+        return ""
+
+
+@pytest.mark.timeout(300)
+def test_a_broker_takes_renewed_files_on_sighup_and_keeps_its_links(secured: Secured) -> None:
+    """Certificate and key, and the revocation list."""
+    shutil.copytree(secured.folder / "pki", secured.folder / "kept")
+    secured.node.start()
+    (entry,) = secured.pki.renew([parse("site/broker")], new_key=True).renewed
+    assert serial_of_broker(secured) not in ("", entry.serial)
+
+    secured.broker.reload()
+    until(lambda: serial_of_broker(secured) == entry.serial, lambda: secured.broker.log)
+    secured.pki.revoke(parse("site/other"), "key-compromise")
+    secured.broker.reload()
+    until(lambda: serial_of_broker(secured) == "", lambda: secured.broker.log)
+
+    assert secured.node.probe("readyz")[0] == 200
+    assert secured.node.metric("hedgerow_reconnects") == 0
+
+
+@pytest.mark.timeout(300)
+def test_who_was_certified_by_an_authority_that_is_revoked_is_refused(secured: Secured) -> None:
+    """It is left out of the trust files: Mosquitto looks for the list of a certificate's own issuer and for no other."""
+    shutil.copytree(secured.folder / "pki", secured.folder / "kept")
+    assert serial_of_broker(secured) != ""
+
+    secured.pki.revoke_authority("site", "key-compromise")
+    secured.broker.restart()
+    assert serial_of_broker(secured) == ""
