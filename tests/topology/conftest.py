@@ -87,7 +87,13 @@ class Window:
 
 
 class Running:
-    """A rendered topology with its brokers."""
+    """A rendered topology with its brokers.
+
+    Attributes:
+        more: lines that its brokers get beside those rendered.
+    """
+
+    more = ""
 
     def __init__(self, folder: Path, described: Described, out: Path) -> None:
         self.folder, self.described, self.out = folder, described, out
@@ -124,7 +130,7 @@ class Running:
         rendered = conf.read_text("utf-8")
         bridge = rendered.find("# --- The bridge")
         at = bridge if bridge > 0 else len(rendered)
-        window = f"listener {port} 127.0.0.1\nallow_anonymous true\n\n"
+        window = f"listener {port} 127.0.0.1\nallow_anonymous true\n{self.more}\n"
         started = self.folder / f"{name}.conf"
         started.write_text(rendered[:at] + window + rendered[at:])
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -210,7 +216,7 @@ def revocations(authority: trustme.CA, *revoked: int) -> bytes:
     return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def begin(folder: Path, text: str) -> Running:
+def begin(folder: Path, text: str, kind: type[Running] = Running) -> Running:
     """Render a topology, and certify all whom it names. PORT… in the text become free ports."""
     while "PORT" in text:
         text = text.replace("PORT", str(rendered_port()), 1)
@@ -219,7 +225,7 @@ def begin(folder: Path, text: str) -> Running:
     (folder / "topology.yaml").write_text(text)
     described = load(folder / "topology.yaml")
     files.write(render(described), described.source, folder / "out")
-    running = Running(folder, described, folder / "out")
+    running = kind(folder, described, folder / "out")
     topology = described.topology
     running.certify("region", "broker", "localhost")
     for site, place in topology.sites.items():

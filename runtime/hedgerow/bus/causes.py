@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 from hedgerow.bus.packets import reason_name
@@ -36,9 +37,24 @@ _ALERTS: Final = {
 """What a broker's TLS alert (RFC 8446 §6.2) means for us, and what to do."""
 
 
+_BY_CLOCK: Final = {
+    9: "the broker's certificate is not valid yet, so that clock is likely wrong",
+    10: "the broker's certificate has ended",
+    11: "a revocation list is not valid yet, so that clock is likely wrong",
+    12: "a revocation list has ended",
+}
+"""What OpenSSL (X509_V_ERR_CERT_NOT_YET_VALID and those after it) says when times do not fit."""
+
+
 def unreachable(where: str, error: BaseException) -> BusError:
     """What a failure to connect means, and what to do."""
     if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _BY_CLOCK:
+            return BusError(
+                f"By this machine's clock ({datetime.now(UTC):%Y-%m-%d %H:%M} UTC), {_BY_CLOCK[error.verify_code]}: {where}",
+                remedy="Set the clock first (`timedatectl` shows it); if it is right, bring new certificates and lists. "
+                "Trying goes on.",
+            )
         return BusError(
             f"The certificate of {where} is not trusted: {error.verify_message}",
             remedy="Set `ca_file` to the authority that signed it, and connect by a name the certificate carries.",

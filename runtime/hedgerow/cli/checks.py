@@ -79,6 +79,9 @@ def examine(url: str | None, config_file: Path | None) -> Iterator[Finding]:
             yield _failed("broker", error)
         return
     yield from _broker(broker, config, _given_by(broker, url, config_file))
+    yield from _encryption(broker)
+    if broker.url.startswith("mqtts:"):
+        yield from _certificates(broker, config)
 
 
 def _given_by(broker: BrokerSection, url: str | None, config_file: Path | None) -> str:
@@ -240,9 +243,32 @@ def _broker(broker: BrokerSection, config: NodeConfig | None, given_by: str) -> 
         yield Finding("round trip", "failed", f"{trip_ms:.1f} ms, and MQTT 5 properties are lost on the way", remedy)
     else:
         yield Finding("round trip", "ok", f"{trip_ms:.1f} ms, MQTT 5 properties are kept")
+
+
+def _encryption(broker: BrokerSection) -> Iterator[Finding]:
     if broker.url.startswith("mqtt:") and not on_loopback(broker.url):
         remedy = "Use mqtts:// with certificates (`broker.tls`), or keep the listener on loopback."
         yield Finding("encryption", "warning", f"{broker.url} is plain text on a network: frames can be read", remedy)
+
+
+def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[Finding]:
+    """The files that the links are made with, and whether the certificate is this node's."""
+    from hedgerow.pki.inspect import Life, examine
+
+    tls, now = broker.tls, datetime.now(UTC)
+    user = f"{config.node.site}/{config.node.name}" if config is not None and tls.cert_file is not None else None
+    grave = False
+    for trouble in examine(now, tls.cert_file, tls.key_file, tls.ca_file, tls.crl_file, user):
+        grave |= trouble.grave
+        yield Finding("certificates", "failed" if trouble.grave else "warning", trouble.detail, trouble.remedy)
+    if tls.cert_file is None:
+        remedy = "Set `broker: {tls: {cert_file, key_file}}`; `hedgerow pki issue` makes them."
+        yield Finding(
+            "certificates", "warning", "this node has none: who it is rests on a password, or on nothing", remedy
+        )
+    elif not grave:
+        life = Life.of(tls.cert_file)
+        yield Finding("certificates", "ok", f"{life.name}, until {life.ends:%Y-%m-%d %H:%M} UTC")
 
 
 def _told(limits: Any) -> str:

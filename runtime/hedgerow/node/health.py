@@ -52,9 +52,14 @@ class HealthReporter:
         loading: list[str],
         outbox: OutboxHealth | None,
         clock: Clock,
+        certificates: Iterable[str] = (),
     ) -> Health:
-        """A report of now."""
-        reasons = [f"pipeline {name}: {error}" for name, error in failures.items()]
+        """A report of now.
+
+        Args:
+            certificates: what is wrong with them.
+        """
+        reasons = [*certificates, *(f"pipeline {name}: {error}" for name, error in failures.items())]
         pipelines = {
             name: PipelineHealth(state="failed", error=str(error), remedy=error.remedy)
             for name, error in failures.items()

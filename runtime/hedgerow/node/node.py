@@ -13,13 +13,14 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from hedgerow import configfile
 from hedgerow.backends.cores import cores
 from hedgerow.bus.client import Client
+from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError
@@ -36,6 +37,9 @@ from hedgerow.telemetry.clock import Clock
 from hedgerow.telemetry.metrics import ProbeServer, TallyCollector
 from hedgerow.telemetry.tally import Tally
 from hedgerow.wire.messages import Health
+
+if TYPE_CHECKING:
+    from hedgerow.node.certificates import CertificateWatch
 
 log = structlog.get_logger(__name__)
 
@@ -72,10 +76,11 @@ class Node:
         )
         self._control = self._announcer.client = Client(options, self._take_commands, self._link_changed)
         base_dir = path.parent if path is not None else Path.cwd()
-        self._outbox = NodeOutbox(config, self.address, base_dir / config.node.state_dir, self._outbox_event)
+        self._outbox = NodeOutbox(config, self.address, base_dir / config.node.state_dir, self._warn)
         self._pipelines = Pipelines(config, base_dir, self.cores, self._announcer, self._outbox)
         self._desk = CommandDesk(self.address, self._control, Answers(self).handlers())
         self._health = HealthReporter(str(self.address), self.session)
+        self._certificates = self._watch(options) if config.broker.url.startswith("mqtts:") else None
         self._probes: ProbeServer | None = None
 
     @property
@@ -119,11 +124,14 @@ class Node:
                 lambda: (
                     *gauges(self.runners.copy(), control_connected=self._control.connected),
                     *self._outbox.gauges(),
+                    *(self._certificates.gauges() if self._certificates is not None else ()),
                 ),
             )
             self._probes = ProbeServer(metrics.host, metrics.port, tallies, self._why_dead, self._why_unready)
             log.info("probes", url=f"http://{metrics.host}:{self._probes.port}/metrics")
         beat = self._loop.create_task(self._keep_beat())
+        if self._certificates is not None:
+            self._spawn(self._certificates.run())
         try:
             async with self._control:
                 await self._control.subscribe(self._desk.filters())
@@ -176,9 +184,9 @@ class Node:
 
     def health(self) -> Health:
         """A health report of now."""
-        return self._health.report(
-            self.runners, self.failures, self._pipelines.loading(), self._outbox.health(), self._clock
-        )
+        certificates = self._certificates.reasons() if self._certificates is not None else []
+        loading, outbox = self._pipelines.loading(), self._outbox.health()
+        return self._health.report(self.runners, self.failures, loading, outbox, self._clock, certificates)
 
     async def reload(self, text: str | None = None) -> dict[str, list[str]]:
         """Go over to a new configuration; if any part of it is bad, nothing changes.
@@ -238,7 +246,16 @@ class Node:
     def _begin_period(self) -> None:
         self._health.begin_period(self.runners, self._outbox.health())
 
-    def _outbox_event(self, kind: str, detail: dict[str, Any]) -> None:
+    def _watch(self, options: ClientOptions) -> CertificateWatch:
+        from hedgerow.node.certificates import CertificateWatch  # with a library that a node without TLS never needs
+
+        async def renew_others() -> None:
+            await self._pipelines.renew_links()
+            await self._outbox.renew_link()
+
+        return CertificateWatch(options, self._control, renew_others, self._warn)
+
+    def _warn(self, kind: str, detail: dict[str, Any]) -> None:
         log.warning(kind, **detail)
         self._announcer.event(kind, detail)
 

@@ -91,6 +91,11 @@ class NodeOutbox:
                 log.info("outbox-open", path=str(self._path), waiting=outbox.status.entries)
             return self._outbox
 
+    async def renew_link(self) -> None:
+        """Make the link anew, with certificate files as they are now."""
+        if self._client is not None:
+            await self._client.renew()
+
     async def close(self) -> None:
         """Write what was given; what the region does not have stays for the next run."""
         if self._outbox is None or self._client is None or self._closed:

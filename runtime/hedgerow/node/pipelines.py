@@ -77,6 +77,11 @@ class Pipelines:
         waits = (runner.wait_connected(timeout_s) for runner in self.runners.values() if runner.state == "running")
         await asyncio.gather(*waits, return_exceptions=True)
 
+    async def renew_links(self) -> None:
+        """Make the links of all pipelines anew, one after the other, with certificate files as they are now."""
+        for runner in list(self.runners.values()):
+            await runner.renew_links()
+
     async def drain(self) -> None:
         """Finish what is in flight, within the configured limit, and start nothing any more."""
         self.closing = True

@@ -184,6 +184,11 @@ class PipelineRunner:
                 self._source.resume()
                 self._dispatch()
 
+    async def renew_links(self) -> None:
+        """Make both links anew, with certificate files as they are now; no frame is lost and none comes twice."""
+        await self._sink.renew()
+        await self._source.renew()
+
     def can_swap(self, plan: Plan) -> bool:
         """Whether it can go over to a plan as it runs; what is settled when links and lanes are made must be the same."""
         now, then = (

@@ -124,6 +124,15 @@ def examine(
             )
         if trusted:
             yield from _chain(chain, trusted, lists, now)
+    if crl_file is not None:
+        listed = {one.issuer for one in lists}
+        for authority in trusted:
+            if authority.subject not in listed:
+                yield Trouble(
+                    True,
+                    f"{crl_file} has no list of {authority.subject.rfc4514_string()}",
+                    "Take it and `ca_file` from the same folder: whomever that authority has certified is refused.",
+                )
     for one in lists:
         if one.next_update_utc is not None and now >= one.next_update_utc:
             yield Trouble(

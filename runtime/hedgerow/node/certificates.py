@@ -1,0 +1,166 @@
+"""A node's certificate files: looked at every few seconds, and taken by all its links when they have been renewed.
+
+Rules:
+- New files are taken when two looks in a row have found the same and they load: whoever renews replaces one after the other.
+- The node's own link goes first; the others follow when the broker has taken it. No frame is lost: see `Client.renew`.
+- Files that cannot be used leave the links as they are. A link that breaks meanwhile waits for better files, as it does
+  for a broker that is away.
+- Nothing here ends the node: a clock that is wrong, a certificate that has ended are told, with what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from hedgerow.bus.client import Client
+from hedgerow.bus.connect import ClientOptions, tls_context
+from hedgerow.errors import BusError, HedgerowError
+from hedgerow.pki.inspect import Life
+from hedgerow.pki.names import PkiError
+
+log = structlog.get_logger(__name__)
+
+LOOK_EVERY_S: Final = 2.0
+TELL_EVERY_S: Final = 86_400.0
+_TAKEN_S: Final = 30.0
+
+
+class CertificateWatch:
+    """Watches the files that links are made with.
+
+    Args:
+        options: of any of the links; all use the same files.
+        control: the node's own link.
+        renew_others: makes the other links anew.
+        on_event: takes what operators should know.
+    """
+
+    def __init__(
+        self,
+        options: ClientOptions,
+        control: Client,
+        renew_others: Callable[[], Awaitable[None]],
+        on_event: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self._options = options
+        self._files = [
+            path for path in (options.ca_file, options.cert_file, options.key_file, options.crl_file) if path
+        ]
+        self._control = control
+        self._renew_others = renew_others
+        self._on_event = on_event
+        self._in_force = self._seen = self._contents()
+        self._life = self._read_life()
+        self._complained_of = ""
+        self._others_wait = False
+        self._told: dict[tuple[str, str], float] = {}
+
+    async def run(self) -> None:
+        """Watch for ever."""
+        while True:
+            try:
+                await self.look(datetime.now(UTC))
+            except Exception:
+                log.exception("certificate-watch-failed")  # the next look may do better; without any, links would end
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def look(self, now: datetime) -> None:
+        """Take what is new, and tell what is wrong."""
+        contents = await asyncio.to_thread(self._contents)
+        if contents == self._seen and contents != self._in_force:
+            await self._take(contents, now)
+        self._seen = contents
+        if self._others_wait and self._control.connected:
+            self._others_wait = False
+            await self._renew_others()
+            self._on_event("certificate-renewed", self._facts())
+        self._tell_trouble(now)
+
+    def reasons(self) -> list[str]:
+        """What there is to say in a health report."""
+        trouble = self._life.trouble(datetime.now(UTC)) if self._life is not None else None
+        return [] if trouble is None else [trouble.detail]
+
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """What /metrics shows: name, help, labels, value."""
+        if self._life is not None:
+            ends = self._life.ends.timestamp()
+            yield "hedgerow_certificate_ends_seconds", "When the node's certificate ends, in Unix time.", {}, ends
+
+    async def _take(self, contents: str, now: datetime) -> None:
+        try:
+            life = await asyncio.to_thread(self._load, now)
+        except HedgerowError as error:
+            if contents != self._complained_of:
+                self._complained_of = contents
+                self._on_event("certificate-unusable", {"error": str(error), "remedy": error.remedy})
+            return
+        self._in_force, self._life, self._others_wait = contents, life, True
+        was_connected = self._control.connected
+        await self._control.renew()
+        if not was_connected:
+            return  # each link takes the new files when it comes up
+        try:
+            await self._control.wait_connected(_TAKEN_S)
+        except BusError as error:
+            self._on_event("certificate-refused", {**self._facts(), "error": str(error), "remedy": error.remedy})
+
+    def _load(self, now: datetime) -> Life | None:
+        """Whether the files would make a link. Raises: HedgerowError: they would not."""
+        tls_context(self._options)
+        if self._options.cert_file is None:
+            return None
+        life, old = Life.of(self._options.cert_file), self._life
+        if old is not None and life.name != old.name:
+            raise PkiError(
+                f"{self._options.cert_file} is now the certificate of {life.name!r}, and this node is {old.name!r}",
+                remedy=f"Put the files of {old.name} back; to give the node another name, restart it.",
+            )
+        if life.state(now) in ("early", "ended") and (trouble := life.trouble(now)) is not None:
+            raise PkiError(trouble.detail, remedy=trouble.remedy)
+        return life
+
+    def _read_life(self) -> Life | None:
+        if self._options.cert_file is None:
+            return None
+        try:
+            return Life.of(self._options.cert_file)
+        except PkiError as error:  # the links say so too, and try again
+            log.error("certificate-unreadable", error=str(error), remedy=error.remedy)
+            return None
+
+    def _contents(self) -> str:
+        """What is in the files, told from anything else; also when a file is another by a link in its path."""
+        digest = hashlib.sha256()
+        for path in self._files:
+            try:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+            except OSError as error:
+                digest.update(f"{error.errno}".encode())
+        return digest.hexdigest()
+
+    def _facts(self) -> dict[str, Any]:
+        life = self._life
+        return {} if life is None else {"name": life.name, "serial": life.serial, "ends": life.ends.isoformat()}
+
+    def _tell_trouble(self, now: datetime) -> None:
+        """Once a day: who does not act on one event does not act on a thousand."""
+        if self._life is None or (trouble := self._life.trouble(now)) is None:
+            return
+        state = self._life.state(now)
+        key, at = (self._life.serial, state), time.monotonic()
+        if at - self._told.get(key, -TELL_EVERY_S) < TELL_EVERY_S:
+            return
+        self._told[key] = at
+        detail = {**self._facts(), "detail": trouble.detail, "remedy": trouble.remedy}
+        if state == "early":
+            self._on_event("clock-doubtful", detail)
+        else:
+            self._on_event("certificate-ending", detail)

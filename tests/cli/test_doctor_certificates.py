@@ -1,0 +1,137 @@
+"""`hedgerow doctor` on what a node's identity rests on: certificates, keys, revocation lists, and no plain text."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from hedgerow.cli.main import app
+from hedgerow.pki.folder import Pki
+from hedgerow.pki.names import parse
+from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
+
+LIFE = timedelta(days=8)
+
+
+class Node:
+    """The files of a node and its broker."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        now = datetime.now(UTC)
+        self.pki = Pki(folder / "pki", lambda: now)
+        self.pki.init("test", ["hall"])
+        self.broker_home = self.pki.issue(parse("hall/broker"), LIFE, hosts=["localhost"]).folder
+        self.home = self.pki.issue(parse("hall/gateway"), LIFE).folder
+        self.other = self.pki.issue(parse("hall/other"), LIFE).folder
+
+    def reissue(self, ago: timedelta) -> None:
+        """Let the node's certificate be of some time ago."""
+        past = Pki(self.folder / "past", lambda: datetime.now(UTC) - ago)
+        past.init("test", ["hall"])
+        home = past.issue(parse("hall/gateway"), LIFE).folder
+        for name in ("tls.crt", "tls.key", "trust.crt", "trust.crl"):
+            shutil.copy(home / name, self.home / name)
+
+    def config(self, url: str) -> Path:
+        path = self.folder / "node.yaml"
+        tls = f"{{ca_file: {self.home}/trust.crt, cert_file: {self.home}/tls.crt, key_file: {self.home}/tls.key, crl_file: {self.home}/trust.crl}}"
+        path.write_text(
+            f"node: {{site: hall, name: gateway}}\nbroker:\n  url: {url}\n  tls: {tls}\n"
+            "pipelines: {doors: {subscribe: plant/+, stages: [parse]}}\n"
+        )
+        return path
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+@pytest.fixture
+def certificates(hedgerow: Callable[..., Any], node: Node) -> Callable[..., list[dict[str, str]]]:
+    """What doctor finds of them."""
+
+    def look(url: str = "mqtts://localhost:1") -> list[dict[str, str]]:
+        said = hedgerow("doctor", "--json", "--config", node.config(url))
+        return [check for check in said.json["checks"] if check["check"] == "certificates"]
+
+    return look
+
+
+def test_good_certificates_are_shown_with_their_end(node: Node, certificates: Callable[..., Any]) -> None:
+    own = node.broker_home
+    tls = TlsFiles(own / "trust.crt", own / "tls.crt", own / "tls.key", True, own / "trust.crl", True)
+    with Mosquitto(tls=tls) as broker:
+        (found,) = certificates(f"mqtts://localhost:{broker.port}")
+
+    assert found["state"] == "ok"
+    assert found["detail"].startswith("hall/gateway, until 20")
+
+
+def key_for_everybody(node: Node) -> None:
+    (node.home / "tls.key").chmod(0o644)
+
+
+def anothers_files(node: Node) -> None:
+    for name in ("tls.crt", "tls.key"):
+        shutil.copy(node.other / name, node.home / name)
+
+
+def anothers_key(node: Node) -> None:
+    shutil.copy(node.other / "tls.key", node.home / "tls.key")
+
+
+def revoked(node: Node) -> None:
+    node.pki.revoke(parse("hall/gateway"), "key-compromise")
+
+
+def no_list_of_an_authority(node: Node) -> None:
+    shutil.copy(node.pki.folder / "root.crl", node.home / "trust.crl")
+
+
+def of_ten_years_ago(node: Node) -> None:
+    node.reissue(timedelta(days=3660))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "state", "detail", "remedy"),
+    [
+        (key_for_everybody, "failed", "can be read by everybody on this machine (0644)", "chmod 600"),
+        (anothers_files, "failed", "is the certificate of 'hall/other', and this node is 'hall/gateway'", "Take the files of"),
+        (anothers_key, "failed", "is not the key of the certificate", "from the same folder"),
+        (revoked, "failed", "is revoked", "hedgerow pki issue"),
+        (no_list_of_an_authority, "failed", "has no list of", "from the same folder"),
+        (lambda node: node.reissue(timedelta(days=7)), "warning", "ends in", "hedgerow pki renew"),
+        (lambda node: node.reissue(timedelta(days=9)), "failed", "the certificate of hall/gateway ended on", "hedgerow pki renew"),
+        (lambda node: node.reissue(timedelta(days=-5)), "failed", "times are doubtful: the clock says", "Set the clock"),
+        (of_ten_years_ago, "failed", "the list of ", "Bring a new one"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_certificates_is_told_with_its_remedy(
+    node: Node, certificates: Callable[..., Any], spoil: Callable[[Node], None], state: str, detail: str, remedy: str
+) -> None:
+    spoil(node)
+    found = [check for check in certificates() if detail in check["detail"]]
+
+    assert found, certificates()
+    assert found[0]["state"] == state
+    assert remedy in found[0]["remedy"]
+
+
+def test_plain_text_to_a_broker_that_is_not_on_loopback_is_told_in_red(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.0.0.0 is this machine too, but says nothing of it."""
+    monkeypatch.delenv("HEDGEROW_BROKER__URL", raising=False)
+    said = CliRunner().invoke(app, ["doctor", "--broker", f"mqtt://0.0.0.0:{broker.port}"], color=True)
+    (line,) = [line for line in said.output.splitlines() if " is plain text on a network" in line]
+
+    assert "\x1b[31m" in line
+    assert "Use mqtts:// with certificates" in said.output
