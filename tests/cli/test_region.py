@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hedgerow.bus.outbox.records import Number
+from hedgerow.region import config
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import open_database
 from hedgerow.region.items import Result
@@ -166,3 +167,8 @@ def test_a_configuration_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> 
     assert "Did you mean `days`?" in done.stderr
     (tmp_path / "region.yaml").write_text("region: {name: test}\n")
     assert "ok (region test)" in hedgerow("region", "check", "region.yaml", cwd=tmp_path).stdout
+
+
+def test_the_example_can_be_used() -> None:
+    example = Path(__file__).parents[2] / "configs" / "region.yaml"
+    assert config.load(example).region.name == "retail"
