@@ -189,7 +189,14 @@ def revoke(
         count = pki.revoke(parse(who or ""), reason)
     lists = pki.lists()
     if json:
-        print_json({"revoked": who or authority, "certificates": count, "reason": reason, "distribute": lists})
+        print_json(
+            {
+                "revoked": who or authority,
+                "certificates": count,
+                "reason": reason,
+                "distribute": [str(path) for path in lists],
+            }
+        )
         return
     typer.echo(f"{who or authority}: {plural(count, 'certificate')} revoked, {reason}.")
     typer.echo("Now bring these to their machines; those of the brokers first:")

@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -320,8 +321,9 @@ class Pki:
             for name, data in (("trust.crt", trust), ("trust.crl", revoked)):
                 _write_if_changed(home / name, data)
             if (home / "tls.crt").exists():
-                leaf = files.read_certificates(home / "tls.crt")[0]
-                _write_if_changed(home / "tls.crt", certificates.pem(leaf, issuer))
+                with suppress(PkiError):  # one that is spoiled must not keep a revocation from everybody else
+                    leaf = files.read_certificates(home / "tls.crt")[0]
+                    _write_if_changed(home / "tls.crt", certificates.pem(leaf, issuer))
 
     def _home(self, who: Identity) -> Path:
         return self.folder / who.authority / "issued" / who.name

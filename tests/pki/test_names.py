@@ -1,0 +1,79 @@
+"""What an identity may be called: whoever is named on a certificate is one and the same everywhere."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from hedgerow.pki.names import Identity, Kind, PkiError, check_site, parse
+from hedgerow.topics import is_name
+
+NAMES = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=20).filter(is_name)
+
+
+@given(NAMES, NAMES, st.sampled_from(["{0}/{1}", "{0}/broker", "{0}", "{1}@{0}"]))
+def test_a_name_says_who_it_is_and_reads_back_the_same(authority: str, name: str, form: str) -> None:
+    assume(authority != "region" and name != "broker")
+    text = form.format(authority, name)
+    who = parse(text)
+
+    assert str(who) == who.user == text
+    assert parse(str(who)) == who
+
+
+@given(st.text(max_size=70))
+def test_any_text_is_an_identity_or_an_error_with_a_remedy(text: str) -> None:
+    """And an identity's folder never leaves that of its authority, nor is its authority's name a path."""
+    problem, who = "", None
+    try:
+        who = parse(text)
+    except PkiError as error:
+        problem = error.remedy
+    if who is None:
+        assert problem
+        return
+    for part in (who.authority, who.name):
+        assert is_name(part)
+        assert part not in (".", "..")
+        assert "/" not in part
+
+
+@given(st.lists(st.tuples(NAMES, NAMES, st.sampled_from(["{0}/{1}", "{0}", "{1}@{0}"])), min_size=2, max_size=2))
+def test_two_identities_never_have_one_user_name(two: list[tuple[str, str, str]]) -> None:
+    found = []
+    for authority, name, form in two:
+        assume(authority != "region" and name != "broker")
+        found.append(parse(form.format(authority, name)))
+    assert (found[0] == found[1]) is (found[0].user == found[1].user)
+
+
+@pytest.mark.parametrize(
+    ("text", "who"),
+    [
+        ("hall/gateway", Identity(Kind.NODE, "hall", "gateway")),
+        ("hall/broker", Identity(Kind.BROKER, "hall", "broker")),
+        ("region/broker", Identity(Kind.BROKER, "region", "broker")),
+        ("hall", Identity(Kind.BRIDGE, "region", "hall")),
+        ("anna@region", Identity(Kind.SERVICE, "region", "anna")),
+        ("kim@hall", Identity(Kind.SERVICE, "hall", "kim")),
+    ],
+)
+def test_each_form_has_its_kind_and_its_authority(text: str, who: Identity) -> None:
+    assert parse(text) == who
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a/b/c", "a@b@c", "a/", "/a", "@a", "../a", "a/..", "region", "region/node", "broker@hall", "a b", "a" * 65, "a\0b"]
+)  # fmt: skip
+def test_what_is_no_identity_is_refused(text: str) -> None:
+    with pytest.raises(PkiError):
+        parse(text)
+
+
+def test_no_site_is_called_as_the_regions_authority() -> None:
+    assert check_site("hall-2") == "hall-2"
+    with pytest.raises(PkiError):
+        check_site("region")
