@@ -11,6 +11,7 @@ The sections named are those of the OASIS standard MQTT 5.0 of 2019.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from hedgerow.bus.properties import (
@@ -183,7 +184,7 @@ def encode_publish_head(
         ValueError: the topic is too long or holds NUL.
         OverflowError: the packet is larger than MQTT allows.
     """
-    body = encode_text(topic)
+    body = _topic(topic)
     if qos:
         body += packet_id.to_bytes(2, "big")
     if properties:
@@ -194,6 +195,11 @@ def encode_publish_head(
     if size > MAX_VARINT:
         raise OverflowError(f"{size} bytes do not fit a packet")
     return bytes((PUBLISH | qos << 1 | retain,)) + encode_varint(size) + body
+
+
+@lru_cache(256)  # a pipeline publishes to one topic, and asks for it with every result
+def _topic(topic: str) -> bytes:
+    return encode_text(topic)
 
 
 def encode_puback(packet_id: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from hedgerow import __version__
@@ -20,6 +21,11 @@ _BYTES: Final = (bytes, bytearray, memoryview)
 _ID, _TIME, _SUBJECT, _TRACEPARENT = (
     bytes([Property.USER]) + encode_text(name) for name in ("id", "time", "subject", "traceparent")
 )
+
+
+@lru_cache(4096)  # streams come again with every frame
+def _subject(stream: str) -> bytes:
+    return _SUBJECT + encode_text(stream)
 
 
 class Encoded(NamedTuple):
@@ -53,6 +59,7 @@ class ResultEncoder:
         self.dead_topic = address.topic(Channel.DEAD, pipeline)
         self._content_type = wire.MSGPACK if publish.format == "msgpack" else wire.JSON
         self._fields = publish.fields
+        self._chooses = bool(publish.fields)
         self._encode = wire.encode_msgpack if publish.format == "msgpack" else wire.encode_json
         self._head = {"node": str(address), "pipeline": pipeline}
         self._result_head = {"schema": wire.RESULT_SCHEMA, **self._head}
@@ -86,7 +93,7 @@ class ResultEncoder:
             at: when, Unix seconds.
         Raises: FrameError: a result cannot be encoded.
         """
-        lineage["waited_ms"] = round(waited_s * 1e3, 3)
+        lineage["waited_ms"] = int(waited_s * 1e6 + 0.5) / 1e3  # `round` goes by way of text
         made_at, time = self._time
         if made_at != at:  # all results of a list were made at the same time
             time = _TIME + encode_text(wire.rfc3339(at))
@@ -106,10 +113,10 @@ class ResultEncoder:
             static = encode_properties([(Property.CONTENT_TYPE, content_type)]) + static[self._own_type :]
         else:
             body = wire.result_body(frame, index, self._result_head, lineage, at)
-            if self._fields:
+            if self._chooses:
                 body["result"] = _only(self._fields, body["result"])
             payload, result_id = self._encode(body), body["id"]
-        properties = static + time + _ID + encode_text(result_id) + _SUBJECT + encode_text(frame.stream)
+        properties = b"".join((static, time, _ID, encode_text(result_id), _subject(frame.stream)))
         if frame.traceparent is not None:
             properties += _TRACEPARENT + encode_text(trace_child(frame.traceparent))
         return Encoded(payload, properties, content_type)

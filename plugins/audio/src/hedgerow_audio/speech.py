@@ -80,7 +80,7 @@ class Speech(Stage[SpeechConfig]):
         if self.config.every_window:
             told.insert(0, _told_window(at, position, probability, segmenter.speaking))
         if told:
-            return [frame.with_result(result) for result in told]
+            return frame.with_result(told[0]) if len(told) == 1 else [frame.with_result(each) for each in told]
         return None if segmenter.speaking else _NO_SPEECH
 
     def _read(self, frame: Frame) -> tuple[float, int, float]:
