@@ -182,12 +182,12 @@ def revoke(
         raise typer.BadParameter("name one: WHO, or --authority")
     if reason not in REASONS:
         raise typer.BadParameter(f"--reason is one of {', '.join(REASONS)}")
-    pki = _open(folder)
+    pki, signer = _open(folder), authority or parse(who or "").authority
     if authority is not None:
         count = pki.revoke_authority(authority, reason, _passphrase(passphrase, passphrase_file))
     else:
         count = pki.revoke(parse(who or ""), reason)
-    lists = pki.lists()
+    lists = pki.lists(signer)
     if json:
         print_json(
             {

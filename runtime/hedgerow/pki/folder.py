@@ -258,9 +258,9 @@ class Pki:
         """The folder of an identity's files."""
         return self._home(who)
 
-    def lists(self) -> list[Path]:
-        """Every file with revocations in it that machines use: to be distributed when one is revoked."""
-        return sorted(self.folder.glob("*/issued/*/trust.crl"))
+    def lists(self, authority: str) -> list[Path]:
+        """The revocation lists of those whom an authority has certified: to be distributed when it revokes one."""
+        return sorted(self.folder.glob(f"{authority}/issued/*/trust.crl"))
 
     def _now(self) -> datetime:
         return self._clock().replace(microsecond=0)
@@ -308,18 +308,19 @@ class Pki:
     def _refresh(self, homes: Sequence[Path] | None = None) -> None:
         """Let everybody's files say what is known here of authorities and revocations; write only what changes.
 
-        Of an authority that is revoked they hold nothing, its own list neither: Mosquitto looks for the list of who
-        signed a client's certificate, not for that of the root, and refuses a client for whom it finds none.
+        They hold the root and the own authority with its list, and no other: who speaks to whom has one authority. The
+        list is what keeps others out. Mosquitto looks for the list of who signed a client's certificate, and refuses a
+        client for whom it finds none; without that, every authority below the root could certify any name everywhere.
+        Of an authority that is revoked they hold nothing, since Mosquitto never looks at the root's list.
         """
         out = self.root.revoked()
-        known = [one for one in self.authorities() if one.certificate().serial_number not in out]
-        trust = certificates.pem(self.root.certificate(), *(signer.certificate() for signer in known))
-        lists = [found for signer in (self.root, *known) if (found := signer.revocations()) is not None]
-        revoked = certificates.pem(*lists)
         for home in homes or sorted(self.folder.glob("*/issued/*")):
-            issuer = self.authority(home.parent.parent.name).certificate()
-            for name, data in (("trust.crt", trust), ("trust.crl", revoked)):
-                _write_if_changed(home / name, data)
+            own = self.authority(home.parent.parent.name)
+            issuer = own.certificate()
+            known = [self.root] if issuer.serial_number in out else [self.root, own]
+            lists = [found for signer in known if (found := signer.revocations()) is not None]
+            _write_if_changed(home / "trust.crt", certificates.pem(*(signer.certificate() for signer in known)))
+            _write_if_changed(home / "trust.crl", certificates.pem(*lists))
             if (home / "tls.crt").exists():
                 with suppress(PkiError):  # one that is spoiled must not keep a revocation from everybody else
                     leaf = files.read_certificates(home / "tls.crt")[0]
