@@ -53,7 +53,7 @@ lock: ## Write requirements.lock anew from requirements.in, and that of the benc
 	  --constraints <(grep -E '^(numpy|onnxruntime|openvino)==' requirements.lock | tr -d '\\')
 
 clean: ## Remove what was made.
-	rm -rf $(VENV) .venv-peers demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers demo-out demo-region-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Everything the project needs, once: programs, the locked packages, the project, two models.
 $(READY): requirements.lock pyproject.toml $(PLUGINS:%=%/pyproject.toml)
