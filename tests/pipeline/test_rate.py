@@ -47,3 +47,10 @@ def test_another_rate_counts_from_the_next_frame_on() -> None:
     limit = RateLimit()
     assert [limit.admits("a", 10.0 + n / 10, 1.0) for n in range(10)].count(True) == 2
     assert [limit.admits("a", 14.0 + n / 10, 10.0) for n in range(10)].count(True) == 10
+
+
+@given(st.floats(0, 1e9), st.floats(1e-4, 1e5))
+def test_two_frames_of_one_moment_pass_and_a_third_does_not(at: float, per_s: float) -> None:
+    limit = RateLimit()
+
+    assert [limit.admits("s", at, per_s) for _ in range(3)] == [True, True, at + 1 / per_s == at]

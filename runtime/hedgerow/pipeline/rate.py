@@ -11,21 +11,27 @@ class RateLimit:
     """Lets through at most `rate × t + 2` frames of a stream in any t seconds."""
 
     def __init__(self) -> None:
-        self._due: dict[str, float] = {}  # by stream: when its next frame would come if it kept to the rate
+        # By stream: when its last frame would have come if it had kept to the rate. Not when its next one would: to take the
+        # interval off again would be off by a rounding, and the second of two frames of one moment refused.
+        self._kept: dict[str, float] = {}
+        self._interval_s = 0.0
 
     def __len__(self) -> int:
         """Streams that something is known about."""
-        return len(self._due)
+        return len(self._kept)
 
     def admits(self, stream: str, at: float, per_s: float) -> bool:
         """Whether a frame that came `at` (monotonic seconds) may pass, at so many frames a second."""
-        interval_s = 1 / per_s
-        due = self._due.get(stream, at)
-        if at < due - interval_s:
+        interval_s = self._interval_s = 1 / per_s
+        kept = self._kept.get(stream)
+        if kept is None:
+            self._kept[stream] = at
+            return True
+        if at < kept:
             return False
-        self._due[stream] = max(due, at) + interval_s
+        self._kept[stream] = max(kept + interval_s, at)
         return True
 
     def sweep(self, now: float) -> None:
         """Forget streams that have kept to their rate: nothing would be held against them."""
-        self._due = {stream: due for stream, due in self._due.items() if due > now}
+        self._kept = {stream: kept for stream, kept in self._kept.items() if kept + self._interval_s > now}
