@@ -73,6 +73,11 @@ class NodeSection(Section):
     threads: int | None = Field(
         None, ge=1, description="Cores this node may use; by default those the container or the affinity mask allows."
     )
+    event_loop: Literal["asyncio", "uvloop"] = Field(
+        "asyncio",
+        description="`uvloop` (`pip install hedgerow[uvloop]`) costs less where most frames are QoS 1 or nearly nothing is "
+        "computed; with a model it made no difference, or cost more. Measure.",
+    )
 
     @property
     def address(self) -> Address:

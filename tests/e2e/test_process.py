@@ -15,11 +15,18 @@ def states(collector: Any) -> list[tuple[str, str]]:
     return [(status["state"], status.get("reason", "")) for status in collector.said["status"]]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "loop"), [(signal.SIGTERM, "uvloop"), (signal.SIGINT, "asyncio")])
 def test_a_signal_drains_and_what_waited_goes_to_the_next_run(
-    node: Any, sensors: Any, collector: Any, until: Callable[..., None], tmp_path: Path, number: signal.Signals
+    node: Any,
+    sensors: Any,
+    collector: Any,
+    until: Callable[..., None],
+    tmp_path: Path,
+    number: signal.Signals,
+    loop: str,
 ) -> None:
-    """Every frame has a result once both runs are over, and none has two."""
+    """Every frame has a result once both runs are over, and none has two; on either event loop."""
+    node.environment["HEDGEROW_NODE__EVENT_LOOP"] = loop
     gate = tmp_path / "gate"
     node.configure("trial", {"gate": {"path": str(gate)}}, batch=2, receive_maximum=20)
     node.start()

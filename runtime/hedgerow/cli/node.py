@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import gc
 from pathlib import Path
@@ -22,6 +21,7 @@ def run(
         HEDGEROW_BROKER__URL=mqtts://broker:8883 hedgerow node run node.yaml
     """
     from hedgerow import configfile
+    from hedgerow.cli.event_loop import run_on
     from hedgerow.node.node import Node
     from hedgerow.telemetry import logs
 
@@ -33,7 +33,7 @@ def run(
         node.handle_signals()
         await node.run(_settle_memory)
 
-    asyncio.run(main())
+    run_on(settings.node.event_loop, main())
 
 
 def _settle_memory() -> None:

@@ -1,0 +1,31 @@
+"""Which event loop a service runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Coroutine
+from typing import Any, Literal
+
+from hedgerow.errors import ConfigError
+
+Kind = Literal["asyncio", "uvloop"]
+
+
+def run_on(kind: Kind, main: Coroutine[Any, Any, None]) -> None:
+    """Run a service to its end.
+
+    Raises: ConfigError: uvloop is asked for and not installed.
+    """
+    if kind == "asyncio":
+        asyncio.run(main)
+        return
+    if importlib.util.find_spec("uvloop") is None:
+        main.close()
+        raise ConfigError(
+            "`node.event_loop` is uvloop, which is not installed",
+            remedy="Run `pip install hedgerow[uvloop]`, or set `event_loop: asyncio`.",
+        )
+    import uvloop
+
+    uvloop.run(main)
