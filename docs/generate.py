@@ -114,6 +114,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "publish": config.PublishSection,
         "fields": config.FieldsSection,
         "metrics-section": config.MetricsSection,
+        "fleet": config.FleetSection,
         "log": config.LogSection,
         "topology": topology.Topology,
         "topology-region": topology.RegionSection,

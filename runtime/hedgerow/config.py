@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from hedgerow.errors import ConfigError
+from hedgerow.labels import check_labels
 from hedgerow.topics import Address, check_filter, is_name
 
 
@@ -47,6 +48,14 @@ def _filter(text: str) -> str:
         raise ValueError(error.explain()) from error
 
 
+def _labelled(labels: dict[str, str]) -> dict[str, str]:
+    try:
+        check_labels(labels)
+    except ConfigError as error:
+        raise ValueError(error.explain()) from error
+    return labels
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -65,6 +74,11 @@ class NodeSection(Section):
     region: Name = Field("local", description="Region the site belongs to.")
     site: Name = Field("site", description="Site (one LAN, one broker) the node stands in.")
     name: Name = Field("node", description="Name of the node, unique within its site.")
+    labels: Annotated[dict[str, str], AfterValidator(_labelled)] = Field(
+        default_factory=dict,
+        description="What the region chooses nodes by, besides what the machine says of itself (`arch`, `cores`, `site` …).",
+        examples=[{"hardware": "nuc", "ring": "early"}],
+    )
     state_dir: Path = Field(
         Path(".hedgerow"),
         description="Folder for what the node keeps (compiled and tuned models), relative to this file.",
@@ -141,9 +155,9 @@ class ModelConfig(Section):
     """A model and how to run it."""
 
     path: str = Field(
-        description="Model file (.onnx, .xml, .tflite), relative to this file; or `package:NAME/path/inside` for a file "
-        "inside an installed Python package.",
-        examples=["models/door.onnx", "package:silero_vad/data/silero_vad_16k_op15.onnx"],
+        description="Model file (.onnx, .xml, .tflite), relative to this file; `package:NAME/path/inside` for a file inside an "
+        "installed Python package; or `bundle:NAME` for whichever version of that model the region has this node serve.",
+        examples=["models/door.onnx", "package:silero_vad/data/silero_vad_16k_op15.onnx", "bundle:door"],
     )
     backend: Literal["auto", "onnxruntime", "openvino"] = Field(
         "auto", description="`auto` takes what `hedgerow tune` measured as best here, else the first that can run it."
@@ -383,6 +397,33 @@ class OutboxSection(Section):
     )
 
 
+class FleetSection(Section):
+    """Models that come from the region: signed, fetched, tried, and served as it says. Off without `root_file`."""
+
+    root_file: Path | None = Field(
+        None,
+        description="Root of trust, as `hedgerow trust init` made it: what it does not lead to is not served. Relative to this "
+        "file.",
+    )
+    store_max_bytes: int = Field(
+        4 * 2**30, ge=2**20, description="Most bytes that fetched models may take; those unused for longest go first."
+    )
+    fetch_bytes_per_s: int | None = Field(
+        None,
+        ge=1024,
+        description="Most bytes a second that fetching takes; by default it makes room for results by itself.",
+    )
+    serve_neighbours: bool = Field(True, description="Whether to give other nodes of the site what this one has.")
+    sources: tuple[Annotated[str, Field(pattern=r"^(https|oci)://\S+$")], ...] = Field(
+        (),
+        description="Where large files may come from besides the region: https://HOST/PATH, oci://HOST/NAME. What comes is "
+        "checked all the same.",
+    )
+    max_crashes: int = Field(
+        1, ge=1, description="Times the process may die with a new model before that is left alone for good."
+    )
+
+
 class MetricsSection(Section):
     """Prometheus metrics and health probes over HTTP: /metrics, /healthz, /readyz."""
 
@@ -416,5 +457,6 @@ class NodeConfig(Section):
     models: dict[Name, ModelConfig] = Field(default_factory=dict, description="Models by name.")
     pipelines: dict[Name, PipelineConfig] = Field(default_factory=dict, description="Pipelines by name.")
     outbox: OutboxSection = Field(OutboxSection(), description="Where durable results wait for the region.")
+    fleet: FleetSection = Field(FleetSection(), description="Models that come from the region.")
     metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")

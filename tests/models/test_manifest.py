@@ -1,0 +1,91 @@
+"""Manifests: canonical bytes, one digest, and nothing that leads out of the bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hedgerow.models.manifest import LARGEST_MANIFEST, BadManifest, Manifest, digest_of, read_manifest
+
+DIGEST = digest_of(b"x")
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    file = {"path": "variants/v/m.onnx", "size": 3, "digest": DIGEST, "chunks": [{"digest": DIGEST, "size": 3}]}
+    variant = {"name": "v", "format": "onnx", "precision": "fp32", "files": [file], "model_digest": DIGEST}
+    variant["needs"] = {"backends": ["onnxruntime"]}
+    return {"name": "door", "version": "1.0.0", "inputs": [], "outputs": [], "variants": [variant], **changes}
+
+
+def test_what_was_read_and_written_again_has_the_same_digest() -> None:
+    once = Manifest.model_validate(manifest())
+
+    again = read_manifest(once.encode(), once.digest)
+
+    assert again == once
+    assert again.encode() == once.encode()
+    assert once.digest == f"sha256:{hashlib.sha256(once.encode()).hexdigest()}"
+
+
+def test_another_manifest_than_the_one_that_was_meant_is_refused() -> None:
+    meant = Manifest.model_validate(manifest())
+    other = Manifest.model_validate(manifest(version="1.0.1"))
+
+    with pytest.raises(BadManifest, match="not sha256"):
+        read_manifest(other.encode(), meant.digest)
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../up", "a/../../b", "a\\b", "", ".", "a//b", "a/", "./a", "manifest.json", "a\0b"]
+)
+def test_a_path_that_leads_out_of_the_bundle_is_refused(path: str) -> None:
+    bad = manifest()
+    bad["variants"][0]["files"][0]["path"] = path
+
+    with pytest.raises(BadManifest):
+        read_manifest(json.dumps(bad).encode())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schema": "hedgerow.model/2"},
+        {"version": "1.0"},
+        {"name": "no name"},
+        {"variants": []},
+        {"serving": {"path": "/elsewhere"}},
+        {"serving": {"no-such-setting": 1}},
+        {"surprise": True},
+    ],
+    ids=str,
+)
+def test_what_does_not_hold_together_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(BadManifest) as refused:
+        read_manifest(json.dumps(manifest(**changes)).encode())
+
+    assert refused.value.remedy
+
+
+def test_chunks_must_make_up_their_file() -> None:
+    bad = manifest()
+    bad["variants"][0]["files"][0]["size"] = 4
+
+    with pytest.raises(BadManifest, match="chunks"):
+        read_manifest(json.dumps(bad).encode())
+
+
+def test_a_manifest_without_end_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(BadManifest, match="more than"):
+        read_manifest(bytes(LARGEST_MANIFEST + 1))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_manifest_or_refused(content: bytes) -> None:
+    with suppress(BadManifest):
+        read_manifest(content)
