@@ -86,7 +86,7 @@ def test_yes_and_on_are_words() -> None:
         ),
         pytest.param(
             "zzz: 1\n",
-            "node.yaml:1: zzz: unknown key\n    → Known here: broker, log, metrics, models, node, outbox, pipelines.",
+            "node.yaml:1: zzz: unknown key\n    → Known here: broker, fleet, log, metrics, models, node, outbox, pipelines.",
             id="unknown",
         ),
         pytest.param(
