@@ -215,10 +215,28 @@ def _said(value: Any) -> str:
     return ", ".join(str(value).rsplit(" or ", 1))  # of choices: 'a', 'b' or 'c'
 
 
+def merge(document: Any, changes: Mapping[str, Any]) -> None:
+    """Lay changes over a document: mappings are merged, anything else replaced, null takes away."""
+    for key, value in changes.items():
+        if value is None:
+            document.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(document.get(key), dict):
+            merge(document[key], value)
+        elif key not in document and isinstance(document, CommentedMap):
+            document.insert(0, key, value)  # at the end it would come between a comment and what the comment is about
+        else:
+            document[key] = value
+
+
 def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
     """Paths count from the file's folder, wherever the node is started from."""
-    node = config.node.model_copy(update={"state_dir": folder / config.node.state_dir})
-    return config.model_copy(update={"node": node, "broker": config.broker.anchored(folder)})
+    changes: dict[str, Any] = {
+        "node": config.node.model_copy(update={"state_dir": folder / config.node.state_dir}),
+        "broker": config.broker.anchored(folder),
+    }
+    if config.fleet.root_file is not None:
+        changes["fleet"] = config.fleet.model_copy(update={"root_file": folder / config.fleet.root_file})
+    return config.model_copy(update=changes)
 
 
 def _read_yaml(text: str, path: Path) -> CommentedMap:

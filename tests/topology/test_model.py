@@ -15,7 +15,8 @@ from hedgerow.topics import Channel, matches, overlap, parse
 from hedgerow.topology import check
 from hedgerow.topology.load import Described, load
 from hedgerow.topology.model import Topology
-from hedgerow.topology.nodes import merge, node_config
+from hedgerow.configfile import merge
+from hedgerow.topology.nodes import node_config
 from hedgerow.topology.render import render
 
 NAMES = ("a", "a.b", "0_0", "hall-2", "A", "hedgerow", "v1", "status", "x" * 64)

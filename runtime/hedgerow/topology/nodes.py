@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from hedgerow.config import FieldsSection
+from hedgerow.configfile import merge
 from hedgerow.topology.model import Topology
 
 
@@ -55,19 +56,6 @@ def _publish(written: Mapping[str, Any], fields: FieldsSection) -> dict[str, Any
     if fields and not written.get("fields"):
         added["fields"] = fields.model_dump(mode="json", exclude_defaults=True)
     return added
-
-
-def merge(document: Any, changes: Mapping[str, Any]) -> None:
-    """Lay changes over a document: mappings are merged, anything else replaced, null takes away."""
-    for key, value in changes.items():
-        if value is None:
-            document.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(document.get(key), dict):
-            merge(document[key], value)
-        elif key not in document and isinstance(document, CommentedMap):
-            document.insert(0, key, value)  # at the end it would come between a comment and what the comment is about
-        else:
-            document[key] = value
 
 
 def _takes_away(changes: Mapping[str, Any]) -> bool:
