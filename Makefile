@@ -75,6 +75,7 @@ system:
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
 	command -v npm >/dev/null || missing+=(npm); \
 	command -v faketime >/dev/null || missing+=(faketime); \
+	command -v softhsm2-util >/dev/null || missing+=(softhsm2); \
 	command -v curl >/dev/null || missing+=(curl); \
 	test -d /usr/share/sounds/alsa || missing+=(alsa-utils); \
 	test -d /usr/share/pocketsphinx/test || missing+=(pocketsphinx-testdata); \

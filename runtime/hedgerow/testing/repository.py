@@ -1,0 +1,68 @@
+"""A repository of models for tests and demos: real metadata, real signatures, and keys that nobody has to type a word for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from securesystemslib.signer import Signer
+
+from hedgerow.trust import ceremony
+from hedgerow.trust.keys import Secrets, make_key, open_signer, public_half, read_public
+from hedgerow.trust.repository import Repository
+
+
+@dataclass(frozen=True)
+class TestRepository:
+    """A repository, and who may do what.
+
+    Attributes:
+        repository: publish to it, serve its folder.
+        owner: signs models: `repository.publish(bundle, owner)`.
+        root: what nodes are given.
+        keys: the folder with the private keys, none with a passphrase.
+    """
+
+    __test__ = False
+
+    repository: Repository
+    owner: Signer
+    root: bytes
+    keys: Path
+
+
+def make_repository(
+    folder: Path, models: Sequence[str] = ("*",), *, clock: Callable[[], float] = time.time
+) -> TestRepository:
+    """Make a repository with one owner.
+
+    Args:
+        folder: a new one; keys come to be beside it, in `FOLDER.keys`.
+        models: what the owner may sign.
+    """
+    keys = folder.with_name(f"{folder.name}.keys")
+    repository = Repository(folder, clock=clock)
+    for name in ("root-1", "root-2", "targets", "owner"):
+        make_key(keys / f"{name}.pem", None)
+    make_key(repository.online_key, None)
+    roots = [str(keys / f"root-{number}.pem") for number in (1, 2)]
+    signers = {name: open_signer(name, Secrets()) for name in (*roots, str(keys / "targets.pem"))}
+    ceremony.begin(
+        repository,
+        root_keys=[read_public(name) for name in roots],
+        root_threshold=2,
+        targets_keys=[read_public(str(keys / "targets.pem"))],
+        online_key=read_public(str(public_half(repository.online_key))),
+        signers=list(signers.values()),
+    )
+    ceremony.add_owner(
+        repository,
+        "owner",
+        models=models,
+        keys=[read_public(str(keys / "owner.pem"))],
+        signers=[signers[str(keys / "targets.pem")]],
+    )
+    root = (repository.metadata / "1.root.json").read_bytes()
+    return TestRepository(repository, open_signer(str(keys / "owner.pem"), Secrets()), root, keys)

@@ -1,0 +1,112 @@
+"""Where a repository's documents come from: one method, whatever is behind it, and tuf's fetcher over it.
+
+A path is `metadata/3.root.json` or `targets/NAME/VERSION/HASH.manifest.json`, as in the repository's folder.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Final, Protocol
+
+from tuf.api.exceptions import DownloadHTTPError, DownloadLengthMismatchError, SlowRetrievalError
+from tuf.ngclient.fetcher import FetcherInterface
+
+from hedgerow.trust.errors import BadRepository
+
+_PATIENCE_S: Final = 30.0
+_SLOWEST_BYTES_S: Final = 1024.0
+"""A document may take so long, and so much longer for its size."""
+_BLOCK: Final = 1 << 16
+
+
+class DocumentMissing(Exception):  # noqa: N818, RUF100  # an answer, not a failure: after the last root there is none
+    """There is no such document."""
+
+
+class Documents(Protocol):
+    """Brings documents."""
+
+    def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+        """Bring a document, piece by piece.
+
+        It waits for a piece only as long as its own timeout says. What it raises besides is handed on as it is: that it
+        could not be reached is no refusal.
+
+        Args:
+            max_bytes: more is of no use; who knows that there is more may stop.
+        Raises: DocumentMissing: there is none.
+        """
+        ...
+
+
+class FolderDocuments:
+    """The documents of a repository in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+        """See `Documents.get`."""
+        parts = PurePosixPath(path).parts
+        if parts[:1] not in (("metadata",), ("targets",)) or ".." in parts:
+            raise DocumentMissing(path)
+        try:
+            with (self._folder / path).open("rb") as file:
+                left = max_bytes + 1
+                while left > 0 and (block := file.read(min(_BLOCK, left))):
+                    left -= len(block)
+                    yield block
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise DocumentMissing(path) from error
+        except OSError as error:
+            raise BadRepository(
+                f"{self._folder / path} cannot be read: {error.strerror}", remedy="Let this user read the repository."
+            ) from error
+
+
+class Fetcher(FetcherInterface):
+    """tuf's fetcher over documents.
+
+    Attributes:
+        path: of the document asked for last.
+        data: what has come of it.
+        max_bytes: how much was allowed to come.
+    """
+
+    def __init__(self, documents: Documents, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._documents = documents
+        self._monotonic = monotonic
+        self.path = ""
+        self.data = b""
+        self.max_bytes = 0
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        return self._documents.get(url, self.max_bytes)
+
+    @contextmanager
+    def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
+        """The document in memory: none is larger than a manifest may be.
+
+        Raises:
+            DownloadHTTPError: there is none.
+            DownloadLengthMismatchError: it has more bytes than it may have; no more than a piece beyond is taken.
+            SlowRetrievalError: it takes too long.
+        """
+        self.path, self.data, self.max_bytes = url, b"", max_length
+        began, pieces = self._monotonic(), bytearray()
+        try:
+            for piece in self._fetch(url):
+                pieces += piece
+                if len(pieces) > max_length:
+                    raise DownloadLengthMismatchError(f"{url} has more than {max_length} bytes")
+                if self._monotonic() - began > _PATIENCE_S + len(pieces) / _SLOWEST_BYTES_S:
+                    raise SlowRetrievalError(f"{url}: {len(pieces)} bytes in {self._monotonic() - began:.0f} s")
+        except DocumentMissing as error:
+            raise DownloadHTTPError(f"{url} is not there", 404) from error
+        finally:
+            self.data = bytes(pieces)
+        yield io.BytesIO(self.data)

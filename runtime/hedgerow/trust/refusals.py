@@ -1,0 +1,151 @@
+"""Why tuf's client refused, in the words of operators. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from securesystemslib.exceptions import StorageError
+from tuf.api.exceptions import (
+    BadVersionNumberError,
+    DownloadError,
+    DownloadHTTPError,
+    DownloadLengthMismatchError,
+    ExpiredMetadataError,
+    LengthOrHashMismatchError,
+    RepositoryError,
+    SlowRetrievalError,
+    UnsignedMetadataError,
+)
+from tuf.api.metadata import Metadata, Root, Signed, Snapshot, Targets
+from tuf.api.serialization import DeserializationError
+
+from hedgerow.trust import errors
+from hedgerow.trust.errors import TrustError
+from hedgerow.trust.roles import TOP
+from hedgerow.trust.updater import JudgedUpdater
+
+_METADATA: Final = re.compile(r"metadata/(?:(?P<version>\d+)\.)?(?P<role>[^/]+)\.json")
+_REFUSALS: Final = (RepositoryError, DownloadError, StorageError)
+REFUSALS: Final[tuple[type[Exception], ...]] = _REFUSALS
+"""What tuf's client raises when it refuses."""
+
+_SERVES: Final = "; what serves goes on"
+
+
+def explain(error: Exception, updater: JudgedUpdater) -> TrustError:
+    """The refusal that stands for what tuf's client raised."""
+    path, data, limit = updater.fetcher.path, updater.fetcher.data, updater.fetcher.max_bytes
+    place = _METADATA.fullmatch(path)
+    role = place["role"] if place else ""
+    kind: type[TrustError]
+    match error:
+        case ExpiredMetadataError():
+            return _expired(updater, role, data)
+        case UnsignedMetadataError():
+            return _unsigned(updater, role, data)
+        case BadVersionNumberError():
+            kind, message = _bad_version(error, updater, role, data)
+        case LengthOrHashMismatchError() if len(data) < limit and _length_is_signed(updater, role):
+            kind, message = errors.TruncatedData, f"of {path} came {len(data):,} bytes, and {limit:,} are signed for"
+        case LengthOrHashMismatchError() if role:
+            kind, message = errors.MixAndMatch, f"{path} is not the one that belongs to the others"
+        case LengthOrHashMismatchError():
+            kind, message = errors.WrongContent, f"{path} is not what was signed"
+        case DownloadLengthMismatchError():
+            kind, message = errors.EndlessData, f"of {path} more than the {limit:,} bytes come that it may have"
+        case SlowRetrievalError():
+            kind, message = errors.SlowData, f"{error}"
+        case DownloadHTTPError():
+            kind, message = errors.MissingMetadata, f"{path} is not there"
+        case DeserializationError() if not data.rstrip().endswith(b"}"):
+            kind, message = errors.TruncatedData, f"{path} ends in its midst, after {len(data):,} bytes"
+        case DeserializationError():
+            kind, message = errors.BadMetadata, f"{path} cannot be read: {error}"
+        case RepositoryError() if "missing info" in str(error):
+            kind, message = errors.RollbackAttack, f"{path} no longer knows of a role that was there: {error}"
+        case RepositoryError() if "not part of snapshot" in str(error):
+            kind, message = errors.UnknownTarget, f"its owner has published nothing yet: {error}"
+        case _:
+            kind, message = errors.BadMetadata, f"{path}: {error}"
+    return kind(f"Refused: {message}{_SERVES}")
+
+
+def _length_is_signed(updater: JudgedUpdater, role: str) -> bool:
+    """Whether the most bytes that might come are those that were signed for."""
+    if not role:
+        return True
+    if role == "snapshot":
+        return updater.timestamp.snapshot_meta.length is not None
+    snapshot = updater.trusted("snapshot")
+    meta = snapshot.meta.get(f"{role}.json") if isinstance(snapshot, Snapshot) else None
+    return meta is not None and meta.length is not None
+
+
+def _expired(updater: JudgedUpdater, role: str, data: bytes) -> TrustError:
+    moment = updater.judged_at
+    for name in ("root", "timestamp", "snapshot"):
+        signed = updater.trusted(name)
+        if signed is not None and signed.is_expired(moment):
+            role, ends = name, signed.expires
+            break
+    else:
+        ends = _signed(data).expires
+    return errors.ExpiredMetadata(
+        f"Refused: the {_named(role)} counted until {ends:%Y-%m-%d %H:%M} UTC, and it is {moment:%Y-%m-%d %H:%M}{_SERVES}",
+        remedy="Sign it anew: `hedgerow trust renew`. Or is this node's clock ahead?"
+        if role not in ("snapshot", "timestamp")
+        else None,
+    )
+
+
+def _unsigned(updater: JudgedUpdater, role: str, data: bytes) -> TrustError:
+    metadata: Metadata[Any] = Metadata.from_bytes(data)
+    delegators: list[Root | Targets | None] = [updater.delegator(role)]
+    if role == "root" and isinstance(metadata.signed, Root):
+        delegators.append(metadata.signed)
+    for delegator in delegators:
+        if delegator is None:
+            continue
+        found = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
+        if found.verified:
+            continue
+        known = metadata.signatures.keys() & {*found.signed, *found.unsigned}
+        if not known:
+            keys = ", ".join(sorted(key[:8] for key in metadata.signatures)) or "none"
+            return errors.UnknownSigningKey(
+                f"Refused: the {_named(role)} is signed by keys that do not count for it ({keys}){_SERVES}"
+            )
+        if len(known) > len(found.signed):
+            bad = ", ".join(sorted(key[:8] for key in known - found.signed.keys()))
+            return errors.BadSignature(
+                f"Refused: a signature of the {_named(role)} does not fit what it signs (key {bad}){_SERVES}"
+            )
+        return errors.TooFewSignatures(
+            f"Refused: {len(found.signed)} of the {found.threshold} signatures that the {_named(role)} needs{_SERVES}"
+        )
+    return errors.BadSignature(f"Refused: the {_named(role)} is not signed as it must be{_SERVES}")
+
+
+def _bad_version(error: Exception, updater: JudgedUpdater, role: str, data: bytes) -> tuple[type[TrustError], str]:
+    version = _signed(data).version
+    if role == "root":
+        return errors.BrokenRootChain, f"after root {updater.root.version} comes one that says it is {version}"
+    if role == "timestamp":
+        known = updater.timestamp
+        if version < known.version:
+            return errors.RollbackAttack, f"timestamp {version} comes, and {known.version} was seen"
+        return errors.RollbackAttack, f"timestamp {version} goes back behind snapshot {known.snapshot_meta.version}"
+    if role == "snapshot" and version == updater.timestamp.snapshot_meta.version:
+        return errors.RollbackAttack, f"snapshot {version} goes back: {error}"
+    return errors.MixAndMatch, f"{_named(role)} says that it is version {version}, and the others that it is another"
+
+
+def _signed(data: bytes) -> Signed:
+    metadata: Metadata[Any] = Metadata.from_bytes(data)
+    signed: Signed = metadata.signed
+    return signed
+
+
+def _named(role: str) -> str:
+    return role if role in TOP else f"owner {role}"

@@ -1,0 +1,428 @@
+"""A repository of models: metadata that is signed, manifests, and the chunks that these vouch for.
+
+    metadata/1.root.json … timestamp.json     what the roles say; each version a file of its own
+    targets/NAME/VERSION/HASH.manifest.json   the manifest of a version
+    blobs/sha256/ab/HEX                       chunks
+    staged/3.root.json                        what still lacks signatures
+
+Rules:
+- A file is written aside, synced and renamed. What is new lies there whole before anything says that it is so:
+  chunks, manifest, owner's metadata, snapshot; the timestamp last. So whoever is killed in between has changed nothing
+  that a node sees, and what is done again goes on from there.
+- What an owner has signed and put there counts as soon as whoever has the online key takes it in: publishing needs only
+  the owner's key. The online key is never in the repository's folder, since that is what is given away.
+- A version is published once. The same again changes nothing; other content is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from securesystemslib.signer import Signer
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.serialization import DeserializationError
+
+from hedgerow.labels import Selector
+from hedgerow.models.manifest import File, Manifest
+from hedgerow.pki.files import locked, make_folder, read, write
+from hedgerow.trust.errors import BadRepository, NotAllowed, VersionPublished
+from hedgerow.trust.keys import Secrets, open_signer
+from hedgerow.trust.roles import REFRESH_EVERY, custom, lifetime, selector_of, signed_at, stamp, target_path
+
+SomeSigned = TypeVar("SomeSigned", Root, Targets, Snapshot, Timestamp)
+Clock = Callable[[], float]
+
+
+class Publishable(Protocol):
+    """What can be published: a bundle."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it is."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What publishing has done.
+
+    Attributes:
+        owner: in whose name.
+        path: of the target.
+        digest: that identifies the bundle: what a rollout names.
+        selector: the nodes it is for; empty: all.
+        chunks, bytes: how many were added; the others were there.
+        changed: whether there was anything to do.
+        live: whether nodes see it; else it waits for whoever has the online key.
+    """
+
+    name: str
+    version: str
+    digest: str
+    owner: str
+    path: str
+    selector: str
+    chunks: int
+    bytes: int
+    changed: bool
+    live: bool
+
+
+class Repository:
+    """A repository in a folder.
+
+    Attributes:
+        folder: that is it.
+        online_key: the file with the key for snapshot and timestamp; it need not be there.
+    """
+
+    def __init__(
+        self, folder: Path, online_key: Path | None = None, *, secrets: Secrets | None = None, clock: Clock = time.time
+    ) -> None:
+        self.folder = folder
+        self.online_key = online_key or online_key_of(folder)
+        self._secrets = secrets
+        self._clock = clock
+
+    @classmethod
+    def open(
+        cls, folder: Path, online_key: Path | None = None, *, secrets: Secrets | None = None, clock: Clock = time.time
+    ) -> Repository:
+        """The repository in a folder.
+
+        Raises: BadRepository: there is none.
+        """
+        repository = cls(folder, online_key, secrets=secrets, clock=clock)
+        if not (repository.metadata / "1.root.json").exists():
+            raise BadRepository(f"{folder} is no repository: there is no metadata/1.root.json in it")
+        return repository
+
+    @property
+    def metadata(self) -> Path:
+        """Where metadata is."""
+        return self.folder / "metadata"
+
+    @property
+    def has_online_key(self) -> bool:
+        """Whether what is signed can be made visible to nodes from here."""
+        return self.online_key.exists()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Let nobody else change the repository meanwhile."""
+        with locked(self.folder):
+            yield
+
+    # What is there
+
+    def root(self) -> Metadata[Root]:
+        """The newest root that follows from the first. Raises: BadRepository: the chain is broken."""
+        current = self.read("1.root", Root)
+        while (self.metadata / f"{current.signed.version + 1}.root.json").exists():
+            following = self.read(f"{current.signed.version + 1}.root", Root)
+            try:
+                for judge in (current.signed, following.signed):
+                    judge.verify_delegate("root", following.signed_bytes, following.signatures)
+            except RepositoryError as error:
+                raise BadRepository(
+                    f"{self.metadata}/{following.signed.version}.root.json does not follow the one before: {error}",
+                    remedy="Restore it from a copy; nodes refuse it as it is.",
+                ) from error
+            current = following
+        return current
+
+    def timestamp(self) -> Metadata[Timestamp] | None:
+        """What nodes see; None: nothing yet."""
+        return self.read("timestamp", Timestamp) if (self.metadata / "timestamp.json").exists() else None
+
+    def snapshot(self) -> Metadata[Snapshot] | None:
+        """The snapshot that nodes see."""
+        timestamp = self.timestamp()
+        return self.read(f"{timestamp.signed.snapshot_meta.version}.snapshot", Snapshot) if timestamp else None
+
+    def targets(self) -> Metadata[Targets]:
+        """The newest list of owners that is signed as it must be. Raises: BadRepository: there is none."""
+        newest = self.newest("targets", self.root().signed)
+        if newest is None:
+            raise BadRepository(f"{self.metadata} has no targets.json that its keys have signed")
+        return newest
+
+    def owners(self) -> dict[str, DelegatedRole]:
+        """Owners and what they may sign."""
+        delegations = self.targets().signed.delegations
+        return dict(delegations.roles or {}) if delegations else {}
+
+    def newest(self, role: str, delegator: Root | Targets) -> Metadata[Targets] | None:
+        """The newest metadata of targets or of an owner that is signed as it must be; nodes may not see it yet."""
+        snapshot = self.snapshot()
+        seen = snapshot.signed.meta.get(f"{role}.json") if snapshot else None
+        found: Metadata[Targets] | None = None
+        version = seen.version if seen else 1
+        while (self.metadata / f"{version}.{role}.json").exists():
+            metadata = self.read(f"{version}.{role}", Targets)
+            try:
+                delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+            except RepositoryError:
+                # An owner's key was changed: what the old one signed counts no longer, what follows may.
+                if seen is None or version > seen.version:
+                    break
+            else:
+                if metadata.signed.version == version:
+                    found = metadata
+            version += 1
+        return found
+
+    def latest_version(self, role: str) -> int:
+        """The highest version that nodes may have seen, or that lies there signed; 0: none."""
+        snapshot = self.snapshot()
+        seen = snapshot.signed.meta.get(f"{role}.json") if snapshot else None
+        version = seen.version if seen else 0
+        while (self.metadata / f"{version + 1}.{role}.json").exists():
+            version += 1
+        return version
+
+    def read(self, name: str, kind: type[SomeSigned]) -> Metadata[SomeSigned]:
+        """A file of metadata. Raises: BadRepository: it is none of that kind."""
+        path = self.metadata / f"{name}.json"
+        try:
+            metadata: Metadata[SomeSigned] = Metadata.from_bytes(read(path))
+        except DeserializationError as error:
+            raise BadRepository(f"{path} is no metadata", remedy="Restore it from a copy.") from error
+        if not isinstance(metadata.signed, kind):
+            raise BadRepository(f"{path} holds {metadata.signed.type}", remedy="Restore it from a copy.")
+        return metadata
+
+    # What is changed
+
+    def sign(self, signed: Signed, role: str, signers: Sequence[Signer]) -> Metadata[Any]:
+        """Put signatures below metadata that begins to count now."""
+        stamp(signed, role, self._clock())
+        metadata: Metadata[Any] = Metadata(signed)
+        for signer in signers:
+            metadata.sign(signer, append=True)
+        return metadata
+
+    def put(self, role: str, metadata: Metadata[Any]) -> None:
+        """Write a version of a role's metadata; not the timestamp's."""
+        write(self.metadata / f"{metadata.signed.version}.{role}.json", metadata.to_bytes())
+
+    def publish(
+        self,
+        bundle: Publishable,
+        signer: Signer | Sequence[Signer],
+        selector: Selector | None = None,
+        *,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Published:
+        """Publish a version of a model.
+
+        Args:
+            signer: the owner's key; several, if so many must sign.
+            selector: the nodes it is for; None: all.
+            progress: told of bytes that are done with.
+        Raises:
+            NotAllowed: the keys may not sign for that model.
+            VersionPublished: it is there with other content.
+            BadRepository: a file of the bundle is not what its manifest says.
+        """
+        signers = [signer] if isinstance(signer, Signer) else list(signer)
+        manifest, selector = bundle.manifest, selector or Selector()
+        content = manifest.encode()
+        path = target_path(manifest.name, manifest.version)
+        with self.changing():
+            targets = self.targets().signed
+            owner = self._owner_of(path, targets, signers)
+            newest = self.newest(owner.name, targets)
+            if newest is None and self.latest_version(owner.name):
+                raise NotAllowed(
+                    f"What {owner.name} signed before does not count with the keys it has now",
+                    remedy=f"First say what is to count: `hedgerow trust renew {owner.name} --key KEY` signs it anew.",
+                )
+            signed = newest.signed if newest else Targets()
+            target = TargetFile.from_data(path, content, ["sha256"])
+            target.unrecognized_fields["custom"] = custom(selector)
+            there = signed.targets.get(path)
+            if there is not None and there.hashes != target.hashes:
+                raise VersionPublished(
+                    f"{manifest.name} {manifest.version} is published, as sha256:{there.hashes.get('sha256')}; this is "
+                    f"{manifest.digest}"
+                )
+            chunks, size = self._put_chunks(bundle, progress)
+            directory, _, file = path.rpartition("/")
+            make_folder(self.folder / "targets" / directory)
+            write(self.folder / "targets" / directory / f"{target.hashes['sha256']}.{file}", content)
+            changed = there is None or str(selector_of(there)) != str(selector)
+            if changed:
+                signed.targets[path] = target
+                signed.version = self.latest_version(owner.name) + 1
+                self.put(owner.name, self.sign(signed, owner.name, signers))
+            live = self.has_online_key
+            if live:
+                self.take_in()
+        return Published(
+            name=manifest.name,
+            version=manifest.version,
+            digest=manifest.digest,
+            owner=owner.name,
+            path=path,
+            selector=str(selector),
+            chunks=chunks,
+            bytes=size,
+            changed=changed,
+            live=live,
+        )
+
+    def refresh_timestamp(self, now: float | None = None) -> bool:
+        """Take in what owners have signed, and say that this is the newest, if it was not said today.
+
+        Args:
+            now: Unix seconds; the clock's, if left out.
+        Returns: whether there was anything to do.
+        Raises:
+            KeyUnusable: the online key cannot be read.
+            BadRepository: the clock is before the time at which the last timestamp was signed: nodes would refuse it.
+        """
+        with self.changing():
+            return self.take_in(now)
+
+    def take_in(self, now: float | None = None) -> bool:
+        """What `refresh_timestamp` does, for who is changing the repository anyway."""
+        now = self._clock() if now is None else now
+        root, targets = self.root().signed, self.targets()
+        seen_timestamp, seen_snapshot = self.timestamp(), self.snapshot()
+        last = signed_at(seen_timestamp.signed) if seen_timestamp else None
+        if last is not None and now < last - 60:
+            raise BadRepository(
+                f"The clock is {last - now:,.0f} s before the time at which the last timestamp was signed",
+                remedy="Set this machine's clock. If it was ahead then, rotate the online key: see docs/operator/trust.md.",
+            )
+        meta = dict(seen_snapshot.signed.meta) if seen_snapshot else {}  # nodes refuse a snapshot that forgets a role
+        meta["targets.json"] = self._meta("targets", targets.signed.version)
+        for owner in self.owners():
+            newest = self.newest(owner, targets.signed)
+            if newest is not None:
+                meta[f"{owner}.json"] = self._meta(owner, newest.signed.version)
+        snapshot_counts = seen_snapshot is not None and _counts(seen_snapshot, "snapshot", root, now)
+        timestamp_counts = seen_timestamp is not None and _counts(seen_timestamp, "timestamp", root, now)
+        if seen_snapshot is not None and snapshot_counts and meta == seen_snapshot.signed.meta:
+            if timestamp_counts:
+                return False
+            version = seen_snapshot.signed.version
+        else:
+            version = seen_snapshot.signed.version + 1 if seen_snapshot else 1
+            self.put("snapshot", self._sign_online(Snapshot(version=version, meta=meta), "snapshot", now))
+        timestamp = Timestamp(
+            version=seen_timestamp.signed.version + 1 if seen_timestamp else 1,
+            snapshot_meta=self._meta("snapshot", version),
+        )
+        write(self.metadata / "timestamp.json", self._sign_online(timestamp, "timestamp", now).to_bytes())
+        return True
+
+    def _sign_online(self, signed: Signed, role: str, now: float) -> Metadata[Any]:
+        signer = open_signer(str(self.online_key), self._secrets or Secrets.here())
+        if signer.public_key.keyid not in self.root().signed.roles[role].keyids:
+            raise NotAllowed(
+                f"{self.online_key} is not the key that the root says is for the {role}",
+                remedy="Give the right online key, or rotate it: `hedgerow trust rotate online`.",
+            )
+        stamp(signed, role, now)
+        metadata: Metadata[Any] = Metadata(signed)
+        metadata.sign(signer)
+        return metadata
+
+    def _meta(self, role: str, version: int) -> MetaFile:
+        return MetaFile.from_data(version, read(self.metadata / f"{version}.{role}.json"), ["sha256"])
+
+    def _owner_of(self, path: str, targets: Targets, signers: Sequence[Signer]) -> DelegatedRole:
+        keys = {signer.public_key.keyid for signer in signers}
+        roles = (targets.delegations.roles or {}) if targets.delegations else {}
+        name = path.partition("/")[0]
+        for role in roles.values():
+            if not role.is_delegated_path(path):
+                continue
+            given = keys & set(role.keyids)
+            if len(given) >= role.threshold:
+                return role
+            raise NotAllowed(
+                f"{name} is {role.name}'s, and {len(given)} of the {role.threshold} keys needed to sign for it are given",
+                remedy=f"Sign with {role.name}'s key, or change whose the model is: `hedgerow trust add`.",
+            )
+        raise NotAllowed(
+            f"Nobody may sign for {name} yet",
+            remedy=f"Say who: `hedgerow trust add OWNER --model {name} --public-key …`.",
+        )
+
+    def _put_chunks(self, bundle: Publishable, progress: Callable[[int], None]) -> tuple[int, int]:
+        added = size = 0
+        for file in {file.digest: file for file in bundle.manifest.files()}.values():
+            for digest, data in _chunks_of(bundle.folder, file):
+                path = blob_path(self.folder, digest)
+                if not (path.exists() and _digest(path.read_bytes()) == digest):
+                    make_folder(path.parent)
+                    write(path, data)
+                    added, size = added + 1, size + len(data)
+                progress(len(data))
+        return added, size
+
+
+def online_key_of(folder: Path) -> Path:
+    """Where a repository's online key is if nothing else is said: beside its folder, never in it."""
+    return folder.with_name(f"{folder.name}.online.pem")
+
+
+def blob_path(folder: Path, digest: str) -> Path:
+    """Where a chunk is in a repository."""
+    kind, _, value = digest.partition(":")
+    return folder / "blobs" / kind / value[:2] / value
+
+
+def _chunks_of(folder: Path, file: File) -> Iterator[tuple[str, bytes]]:
+    try:
+        with (folder / file.path).open("rb") as source:
+            whole = hashlib.sha256()
+            for chunk in file.chunks:
+                data = source.read(chunk.size)
+                whole.update(data)
+                if _digest(data) != chunk.digest:
+                    raise _changed(folder, file)
+                yield chunk.digest, data
+            if source.read(1) or f"sha256:{whole.hexdigest()}" != file.digest:
+                raise _changed(folder, file)
+    except OSError as error:
+        raise BadRepository(
+            f"{folder / file.path} cannot be read: {error.strerror}", remedy="Build the bundle again."
+        ) from error
+
+
+def _changed(folder: Path, file: File) -> BadRepository:
+    return BadRepository(
+        f"{folder / file.path} is not what the manifest says",
+        remedy="It was changed or damaged: build the bundle again.",
+    )
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _counts(metadata: Metadata[Snapshot] | Metadata[Timestamp], role: str, root: Root, now: float) -> bool:
+    """Whether it need not be signed anew yet: by the key that the root says, today, or for a snapshot in half its life."""
+    try:
+        root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except RepositoryError:
+        return False
+    at = signed_at(metadata.signed)
+    rest = REFRESH_EVERY if role == "timestamp" else lifetime(role) / 2
+    return at is not None and now < at + rest.total_seconds()
