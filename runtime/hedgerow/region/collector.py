@@ -25,6 +25,7 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.node.link import link_options, on_loopback
+from hedgerow.region.books import LedgerKey
 from hedgerow.region.canary import Canaries
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import open_database
@@ -32,7 +33,7 @@ from hedgerow.region.items import Item, Ping
 from hedgerow.region.metrics import Counts, RegionMetrics
 from hedgerow.region.pace import AFTER, LATEST_S, Pace
 from hedgerow.region.reading import filters, read
-from hedgerow.region.store import LedgerKey, Store
+from hedgerow.region.store import Store
 from hedgerow.region.writer import Done, Given, Writer
 from hedgerow.telemetry import systemd
 from hedgerow.telemetry.metrics import ProbeServer

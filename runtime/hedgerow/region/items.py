@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hedgerow.bus.outbox.records import Gap, Number
 from hedgerow.frame import Buffer
 from hedgerow.topics import Address
+from hedgerow.wire.messages import clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +114,17 @@ class Ping(Item):
 
     round_trip_s: float | None
     clock_offset_s: float | None
+
+
+def refused(item: Item, reason: str, detail: str, *, durable: bool = False) -> Rejected:
+    """An item as one that cannot be used.
+
+    Args:
+        durable: whether it would not be any better if it came again.
+    """
+    topic = "" if item.address is None else f"{type(item).__name__.lower()} of {item.address}"
+    number: Number | None = item.number if durable and isinstance(item, Result) else None
+    payload = getattr(item, "payload", b"")
+    return Rejected(
+        item.address, item.size, item.received_at, item.fresh, topic, reason, clean(detail, 500), number, bytes(payload[:4096])
+    )  # fmt: skip

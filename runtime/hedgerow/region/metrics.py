@@ -12,8 +12,8 @@ from typing import Final
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector as MetricsCollector
 
+from hedgerow.region.batch import Outcome
 from hedgerow.region.judge import Verdict
-from hedgerow.region.store import Outcome
 
 LAG_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 86_400.0)
 """Edges of the histogram of lags: seconds when all is well, hours after an outage."""

@@ -15,9 +15,10 @@ from typing import Any, Final
 import orjson
 
 from hedgerow.errors import FrameError
+from hedgerow.region.books import ledger_of
 from hedgerow.region.database import Database
 from hedgerow.region.judge import Verdict, judge
-from hedgerow.region.store import ledger_of, signs
+from hedgerow.region.nodes import signs_of
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 
 _PAGE: Final = 500
@@ -207,7 +208,7 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
         row_id, region, site, name, heard_at, online, health_state, reasons, messages, size, results, durable, repeats = row[:13]  # fmt: skip
         captured_at, stored_at, answered_at, round_trip_s, offset_s, unanswered, bytes_in = row[13:]
         verdict, why = judge(
-            signs(online, heard_at, health_state, reasons, answered_at, unanswered), as_of, silent_after_s
+            signs_of(online, heard_at, health_state, reasons, answered_at, unanswered), as_of, silent_after_s
         )
         count, lost = gaps.get(row_id, (0, 0))
         shown.append(

@@ -18,10 +18,12 @@ import structlog
 
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import Ack
+from hedgerow.region.batch import Outcome
+from hedgerow.region.books import LedgerKey
 from hedgerow.region.database import StoreError, StoreTrouble
 from hedgerow.region.items import Item
 from hedgerow.region.judge import Verdict
-from hedgerow.region.store import LedgerKey, Outcome, Store, apply_each, refuses
+from hedgerow.region.store import Store, apply_each, refuses
 from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
