@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Signed, TargetFile
 
 from hedgerow.labels import Selector, parse_selector
@@ -38,6 +39,20 @@ REFRESH_EVERY: Final = timedelta(days=1)
 
 SIGNED_AT: Final = "x-hedgerow-signed-at"
 """A field of signed metadata: Unix seconds; no earlier can it be where that is known."""
+
+_NAME: Final = "x-hedgerow-name"
+
+
+def named(key: Key, name: str) -> Key:
+    """A key with a name for people to read; its id and what it signs are the same."""
+    key.unrecognized_fields[_NAME] = name
+    return key
+
+
+def name_of(key: Key) -> str:
+    """A key's name, or the beginning of its id."""
+    name = key.unrecognized_fields.get(_NAME)
+    return name if isinstance(name, str) and name else key.keyid[:8]
 
 
 def lifetime(role: str) -> timedelta:
