@@ -298,7 +298,11 @@ class Repository:
         now = self._clock() if now is None else now
         root, targets = self.root().signed, self.targets()
         seen_timestamp, seen_snapshot = self.timestamp(), self.snapshot()
-        last = signed_at(seen_timestamp.signed) if seen_timestamp else None
+        last = (
+            signed_at(seen_timestamp.signed)
+            if seen_timestamp and _verified(seen_timestamp, "timestamp", root)
+            else None
+        )
         if last is not None and now < last - 60:
             raise BadRepository(
                 f"The clock is {last - now:,.0f} s before the time at which the last timestamp was signed",
@@ -411,10 +415,14 @@ def _changed(folder: Path, file: File) -> BadRepository:
 
 def _counts(metadata: Metadata[Snapshot] | Metadata[Timestamp], role: str, root: Root, now: float) -> bool:
     """Whether it need not be signed anew yet: by the key that the root says, today, or for a snapshot in half its life."""
+    at = signed_at(metadata.signed)
+    rest = REFRESH_EVERY if role == "timestamp" else lifetime(role) / 2
+    return _verified(metadata, role, root) and at is not None and now < at + rest.total_seconds()
+
+
+def _verified(metadata: Metadata[Snapshot] | Metadata[Timestamp], role: str, root: Root) -> bool:
     try:
         root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
     except RepositoryError:
         return False
-    at = signed_at(metadata.signed)
-    rest = REFRESH_EVERY if role == "timestamp" else lifetime(role) / 2
-    return at is not None and now < at + rest.total_seconds()
+    return True

@@ -9,6 +9,7 @@ from typing import Any, Final
 from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Signed, TargetFile
 
+from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector, parse_selector
 from hedgerow.topics import is_name
 from hedgerow.trust.errors import BadMetadata, BadRepository
@@ -106,6 +107,9 @@ def selector_of(target: TargetFile) -> Selector:
     said = target.custom
     ours = said.get("hedgerow", {}) if isinstance(said, dict) else {}
     text = ours.get("selector", "") if isinstance(ours, dict) else None
-    if not isinstance(text, str):
-        raise BadMetadata(f"{target.path} does not say for which nodes it is in a way that can be read")
-    return parse_selector(text)
+    try:
+        if isinstance(text, str):
+            return parse_selector(text)
+    except ConfigError as error:
+        raise BadMetadata(f"{target.path} does not say for which nodes it is: {error}") from error
+    raise BadMetadata(f"{target.path} does not say for which nodes it is in a way that can be read")
