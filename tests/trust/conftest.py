@@ -16,7 +16,7 @@ from hedgerow.labels import parse_selector
 from hedgerow.models.manifest import Chunk, File, Manifest, Needs, Variant, digest_of
 from hedgerow.trust import ceremony
 from hedgerow.trust.client import TrustClient
-from hedgerow.trust.documents import FolderDocuments
+from hedgerow.trust.documents import DocumentMissing, FolderDocuments
 from hedgerow.trust.repository import Published, Repository, online_key_of
 from hedgerow.wire.fleet import ModelRef
 
@@ -69,7 +69,8 @@ def make_bundle(folder: Path, content: bytes = b"weights", *, name: str = "door"
     return Bundle(folder, manifest)
 
 
-Tamper = Callable[[str, bytes], bytes | None]
+Tamper = Callable[[str, Any], Any]
+"""Gets a path and what is there, and gives what comes instead; None: nothing."""
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Between:
     """Documents of a repository, with somebody in between.
 
     Attributes:
-        tamper: gets every document and gives what comes instead; None: nothing is there.
+        tamper: who is in between.
         asked: paths that were asked for.
     """
 
@@ -88,8 +89,13 @@ class Between:
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
         self.asked.append(path)
-        data = self.tamper(path, b"".join(FolderDocuments(self.folder).get(path, max_bytes)))
-        assert data is not None
+        try:
+            honest = b"".join(FolderDocuments(self.folder).get(path, max_bytes))
+        except DocumentMissing:
+            honest = None
+        data = self.tamper(path, honest)
+        if data is None:
+            raise DocumentMissing(path)
         for at in range(0, len(data), self.piece):
             yield data[at : at + self.piece]
 

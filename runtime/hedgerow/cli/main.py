@@ -123,6 +123,40 @@ _PKI = Group(
     """,
 )
 
+_TRUST = Group(
+    {
+        "init": Verb("hedgerow.cli.trust:init", "Begin a repository of models: keys, and the root for nodes."),
+        "key": Verb("hedgerow.cli.trust:key", "Make a key to sign with."),
+        "add": Verb("hedgerow.cli.trust:add", "Let an owner sign models."),
+        "remove": Verb("hedgerow.cli.trust:remove", "Let nothing count any more that an owner has signed."),
+        "rotate": Verb("hedgerow.cli.trust:rotate", "Exchange keys of a role or an owner."),
+        "sign": Verb("hedgerow.cli.trust:sign", "Sign changes that wait for signatures."),
+        "renew": Verb("hedgerow.cli.trust:renew", "Sign anew what a role has signed; withdraw versions."),
+        "refresh": Verb("hedgerow.cli.trust:refresh", "Let nodes see what was signed, and that it is the newest."),
+        "status": Verb("hedgerow.cli.trust:status", "Show who may sign what, and what is published."),
+    },
+    "Say who may sign which models; nodes serve no others.",
+    """Say who may sign which models; nodes serve no others.
+
+    Examples:
+      hedgerow trust init --dry-run
+      hedgerow trust init
+      hedgerow trust add vision-team --model door-state --public-key vision-team.pub --key keys/targets.pem
+      hedgerow model publish door-state-1.4.0 --to models --key vision-team.pem
+      hedgerow trust status
+    """,
+)
+
+_MODEL = Group(
+    {"publish": Verb("hedgerow.cli.publish_model:publish", "Publish a version of a model, signed by its owner.")},
+    "Publish models.",
+    """Publish models.
+
+    Examples:
+      hedgerow model publish door-state-1.4.0 --to models --key vision-team.pem
+    """,
+)
+
 _HEDGEROW = Group(
     {
         "demo": Verb("hedgerow.cli.demo:demo", "See real models work on this machine; nothing to set up."),
@@ -135,6 +169,8 @@ _HEDGEROW = Group(
         "region": _REGION,
         "results": _RESULTS,
         "pki": _PKI,
+        "model": _MODEL,
+        "trust": _TRUST,
         "publish": Verb("hedgerow.cli.publish:publish", "Send pictures, sound, video or tables as frames."),
         "watch": Verb("hedgerow.cli.watch:watch", "Watch results come in: rate, latency, what was found."),
         "explain": Verb("hedgerow.cli.explain:explain", "Say where a result came from, or why a frame died."),

@@ -19,7 +19,7 @@ from hedgerow.pki.files import make_folder, read, write
 from hedgerow.topics import is_name
 from hedgerow.trust.errors import BadRepository, NotAllowed
 from hedgerow.trust.repository import Repository
-from hedgerow.trust.roles import TOP, patterns
+from hedgerow.trust.roles import TOP, name_of, patterns
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Step:
     Attributes:
         role, version: the metadata that was made.
         missing: signatures it still needs; 0: it counts.
-        waits_for: ids of keys that could give them.
+        waits_for: names of keys that could give them.
         live: whether nodes see it; else it waits for signatures, or for whoever has the online key.
     """
 
@@ -101,8 +101,8 @@ def add_owner(
     owner: str,
     *,
     models: Sequence[str],
-    keys: Sequence[Key],
-    threshold: int = 1,
+    keys: Sequence[Key] = (),
+    threshold: int | None = None,
     signers: Sequence[Signer],
 ) -> Step:
     """Let an owner sign models; an owner that is there may sign these too, with these keys too.
@@ -122,12 +122,11 @@ def add_owner(
                     f"{model} is {other.name}'s",
                     remedy=f"Give it another name, or `hedgerow trust remove {other.name}`.",
                 )
-        roles[owner] = DelegatedRole(
-            owner, list(there.keyids) if there else [], threshold, terminating=True, paths=paths
-        )
+        needed = threshold or (there.threshold if there else 1)
+        roles[owner] = DelegatedRole(owner, list(there.keyids) if there else [], needed, terminating=True, paths=paths)
         for key in keys:
             targets.add_key(key, owner)
-        _check_threshold(owner, threshold, len(roles[owner].keyids))
+        _check_threshold(owner, needed, len(roles[owner].keyids))
 
     return _change_targets(repository, change, signers)
 
@@ -158,13 +157,13 @@ def rotate_owner(
     """Exchange keys of an owner.
 
     Args:
-        old: ids of keys that count no longer, or beginnings of them.
+        old: names of keys that count no longer, or beginnings of their ids.
     Raises: BadRepository: there is no such owner or key, or the threshold will not do.
     """
 
     def change(targets: Targets) -> None:
         role = _owner(targets, owner)
-        for keyid in _found(old, role.keyids):
+        for keyid in _found(old, [targets.get_key(keyid) for keyid in role.keyids]):
             targets.revoke_key(keyid, owner)
         for key in new:
             targets.add_key(key, owner)
@@ -187,13 +186,13 @@ def rotate(
 
     Args:
         roles: `root`, `targets`, or both of `snapshot` and `timestamp`.
-        old: ids of keys that count no longer, or beginnings of them.
+        old: names of keys that count no longer, or beginnings of their ids.
         signers: keys of the root: enough of the old ones and of the new.
     """
     with repository.changing():
         root = repository.root().signed
         for role in roles:
-            for keyid in _found(old, root.roles[role].keyids):
+            for keyid in _found(old, [root.get_key(keyid) for keyid in root.roles[role].keyids]):
                 root.revoke_key(keyid, role)
             for key in new:
                 root.add_key(key, role)
@@ -261,17 +260,17 @@ def read_staged(path: Path) -> Metadata[Any]:
         raise BadRepository(f"{path} is no metadata", remedy="Remove it, and make the change again.") from error
 
 
-def missing_signatures(repository: Repository, metadata: Metadata[Any]) -> tuple[int, tuple[str, ...]]:
-    """How many signatures staged metadata needs, and ids of keys that could give them."""
+def missing_signatures(repository: Repository, metadata: Metadata[Any]) -> tuple[int, dict[str, str]]:
+    """How many signatures staged metadata needs, and the keys that could give them: id → name."""
     role, root = metadata.signed.type, repository.root().signed
     judges: list[Root] = [root, metadata.signed] if isinstance(metadata.signed, Root) else [root]
-    missing, waits_for = 0, set[str]()
+    missing, waits_for = 0, dict[str, str]()
     for judge in judges:
         found = judge.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
         if not found.verified:
             missing = max(missing, found.missing)
-            waits_for |= found.unsigned.keys()
-    return missing, tuple(sorted(waits_for))
+            waits_for |= {keyid: name_of(key) for keyid, key in found.unsigned.items()}
+    return missing, waits_for
 
 
 def _change_targets(repository: Repository, change: Callable[[Targets], None], signers: Sequence[Signer]) -> Step:
@@ -290,7 +289,7 @@ def _settle(repository: Repository, metadata: Metadata[Any]) -> Step:
     if missing:
         make_folder(aside.parent)
         write(aside, metadata.to_bytes())
-        return Step(role, version, missing, waits_for, live=False)
+        return Step(role, version, missing, tuple(sorted(waits_for.values())), live=False)
     repository.put(role, metadata)
     aside.unlink(missing_ok=True)
     return Step(role, version, live=_show(repository))
@@ -331,14 +330,14 @@ def _owner(targets: Targets, owner: str) -> DelegatedRole:
     return roles[owner]
 
 
-def _found(beginnings: Sequence[str], keyids: Sequence[str]) -> list[str]:
+def _found(wanted: Sequence[str], keys: Sequence[Key]) -> list[str]:
     found = []
-    for beginning in beginnings:
-        matching = [keyid for keyid in keyids if keyid.startswith(beginning)]
+    for one in wanted:
+        matching = [key.keyid for key in keys if name_of(key) == one or key.keyid.startswith(one)]
         if len(matching) != 1:
             raise BadRepository(
-                f"{beginning!r} is {'no key' if not matching else 'more than one key'} of that role",
-                remedy=f"Its keys: {', '.join(keyid[:8] for keyid in keyids)}.",
+                f"{one!r} is {'no key' if not matching else 'more than one key'} of that role",
+                remedy=f"Its keys: {', '.join(f'{name_of(key)} ({key.keyid[:8]})' for key in keys)}.",
             )
         found += matching
     return found

@@ -31,6 +31,7 @@ from securesystemslib.signer import CryptoSigner, HSMSigner, Key, Signature, Sig
 
 from hedgerow.pki.files import make_folder, read, write
 from hedgerow.trust.errors import KeyUnusable
+from hedgerow.trust.roles import named
 
 TOKEN: Final = "hsm:"  # noqa: S105  # the beginning of a name
 PASSPHRASE: Final = "HEDGEROW_TRUST_PASSPHRASE"  # noqa: S105  # a variable's name
@@ -79,7 +80,7 @@ class Secrets:
         return self.ask(f"PIN of {name}")
 
 
-def make_key(path: Path, passphrase: str | None) -> SSlibKey:
+def make_key(path: Path, passphrase: str | None) -> Key:
     """Make a key pair (Ed25519): `path`, for its owner alone, and the public half beside it.
 
     Raises:
@@ -96,7 +97,7 @@ def make_key(path: Path, passphrase: str | None) -> SSlibKey:
     write(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection), private=True)
     public = private.public_key()
     write(public_half(path), public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return SSlibKey.from_crypto(public)
+    return named(SSlibKey.from_crypto(public), path.stem)
 
 
 def public_half(path: Path) -> Path:
@@ -109,15 +110,15 @@ def is_encrypted(path: Path) -> bool:
     return b"ENCRYPTED" in read(path)
 
 
-def read_public(name: str) -> SSlibKey:
-    """A public key: of a `.pub`, of a private key's file, or on a token; no passphrase is needed.
+def read_public(name: str, secrets: Secrets | None = None) -> Key:
+    """A public key: of a `.pub`, of a private key's file, or on a token, which may want a PIN.
 
     Raises:
         KeyUnusable: it is none.
         PkiError: the file cannot be read.
     """
     if name.startswith(TOKEN):
-        return _token_key(name, Secrets())
+        return named(_token_key(name, secrets or Secrets()), name)
     path = Path(name)
     if path.suffix != ".pub" and public_half(path).exists():
         path = public_half(path)
@@ -130,7 +131,7 @@ def read_public(name: str) -> SSlibKey:
     if not isinstance(public, ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
         raise KeyUnusable(f"{path} is of a kind that signs nothing here", remedy="Use Ed25519, ECDSA or RSA keys.")
     try:
-        return SSlibKey.from_crypto(public)
+        return named(SSlibKey.from_crypto(public), path.stem)
     except ValueError as error:
         raise KeyUnusable(f"{path} is of a kind that signs nothing here: {error}") from error
 

@@ -111,8 +111,8 @@ def _unsigned(updater: JudgedUpdater, role: str, data: bytes) -> TrustError:
         if found.verified:
             continue
         known = metadata.signatures.keys() & {*found.signed, *found.unsigned}
-        if not known:
-            keys = ", ".join(sorted(key[:8] for key in metadata.signatures)) or "none"
+        if not known and metadata.signatures:
+            keys = ", ".join(sorted(key[:8] for key in metadata.signatures))
             return errors.UnknownSigningKey(
                 f"Refused: the {_named(role)} is signed by keys that do not count for it ({keys}){_SERVES}"
             )

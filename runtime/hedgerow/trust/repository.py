@@ -30,7 +30,7 @@ from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Signed, Sn
 from tuf.api.serialization import DeserializationError
 
 from hedgerow.labels import Selector
-from hedgerow.models.manifest import File, Manifest
+from hedgerow.models.manifest import MANIFEST, File, Manifest, digest_of, read_manifest
 from hedgerow.pki.files import locked, make_folder, read, write
 from hedgerow.trust.errors import BadRepository, NotAllowed, VersionPublished
 from hedgerow.trust.keys import Secrets, open_signer
@@ -44,13 +44,8 @@ class Publishable(Protocol):
     """What can be published: a bundle."""
 
     @property
-    def manifest(self) -> Manifest:
-        """What it is."""
-        ...
-
-    @property
     def folder(self) -> Path:
-        """Where its files are."""
+        """Where its manifest and files are."""
         ...
 
 
@@ -235,11 +230,12 @@ class Repository:
         Raises:
             NotAllowed: the keys may not sign for that model.
             VersionPublished: it is there with other content.
+            BadManifest: the bundle's manifest cannot be used.
             BadRepository: a file of the bundle is not what its manifest says.
         """
         signers = [signer] if isinstance(signer, Signer) else list(signer)
-        manifest, selector = bundle.manifest, selector or Selector()
-        content = manifest.encode()
+        content, selector = read(bundle.folder / MANIFEST), selector or Selector()
+        manifest = read_manifest(content)
         path = target_path(manifest.name, manifest.version)
         with self.changing():
             targets = self.targets().signed
@@ -257,9 +253,9 @@ class Repository:
             if there is not None and there.hashes != target.hashes:
                 raise VersionPublished(
                     f"{manifest.name} {manifest.version} is published, as sha256:{there.hashes.get('sha256')}; this is "
-                    f"{manifest.digest}"
+                    f"{digest_of(content)}"
                 )
-            chunks, size = self._put_chunks(bundle, progress)
+            chunks, size = self._put_chunks(bundle.folder, manifest, progress)
             directory, _, file = path.rpartition("/")
             make_folder(self.folder / "targets" / directory)
             write(self.folder / "targets" / directory / f"{target.hashes['sha256']}.{file}", content)
@@ -274,7 +270,7 @@ class Repository:
         return Published(
             name=manifest.name,
             version=manifest.version,
-            digest=manifest.digest,
+            digest=digest_of(content),
             owner=owner.name,
             path=path,
             selector=str(selector),
@@ -302,7 +298,11 @@ class Repository:
         now = self._clock() if now is None else now
         root, targets = self.root().signed, self.targets()
         seen_timestamp, seen_snapshot = self.timestamp(), self.snapshot()
-        last = signed_at(seen_timestamp.signed) if seen_timestamp else None
+        last = (
+            signed_at(seen_timestamp.signed)
+            if seen_timestamp and _verified(seen_timestamp, "timestamp", root)
+            else None
+        )
         if last is not None and now < last - 60:
             raise BadRepository(
                 f"The clock is {last - now:,.0f} s before the time at which the last timestamp was signed",
@@ -364,12 +364,12 @@ class Repository:
             remedy=f"Say who: `hedgerow trust add OWNER --model {name} --public-key …`.",
         )
 
-    def _put_chunks(self, bundle: Publishable, progress: Callable[[int], None]) -> tuple[int, int]:
+    def _put_chunks(self, folder: Path, manifest: Manifest, progress: Callable[[int], None]) -> tuple[int, int]:
         added = size = 0
-        for file in {file.digest: file for file in bundle.manifest.files()}.values():
-            for digest, data in _chunks_of(bundle.folder, file):
+        for file in {file.path: file for file in manifest.files()}.values():
+            for digest, data in _chunks_of(folder, file):
                 path = blob_path(self.folder, digest)
-                if not (path.exists() and _digest(path.read_bytes()) == digest):
+                if not (path.exists() and digest_of(path.read_bytes()) == digest):
                     make_folder(path.parent)
                     write(path, data)
                     added, size = added + 1, size + len(data)
@@ -395,7 +395,7 @@ def _chunks_of(folder: Path, file: File) -> Iterator[tuple[str, bytes]]:
             for chunk in file.chunks:
                 data = source.read(chunk.size)
                 whole.update(data)
-                if _digest(data) != chunk.digest:
+                if digest_of(data) != chunk.digest:
                     raise _changed(folder, file)
                 yield chunk.digest, data
             if source.read(1) or f"sha256:{whole.hexdigest()}" != file.digest:
@@ -413,16 +413,16 @@ def _changed(folder: Path, file: File) -> BadRepository:
     )
 
 
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
 def _counts(metadata: Metadata[Snapshot] | Metadata[Timestamp], role: str, root: Root, now: float) -> bool:
     """Whether it need not be signed anew yet: by the key that the root says, today, or for a snapshot in half its life."""
+    at = signed_at(metadata.signed)
+    rest = REFRESH_EVERY if role == "timestamp" else lifetime(role) / 2
+    return _verified(metadata, role, root) and at is not None and now < at + rest.total_seconds()
+
+
+def _verified(metadata: Metadata[Snapshot] | Metadata[Timestamp], role: str, root: Root) -> bool:
     try:
         root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
     except RepositoryError:
         return False
-    at = signed_at(metadata.signed)
-    rest = REFRESH_EVERY if role == "timestamp" else lifetime(role) / 2
-    return at is not None and now < at + rest.total_seconds()
+    return True

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Signed, TargetFile
 
+from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector, parse_selector
 from hedgerow.topics import is_name
 from hedgerow.trust.errors import BadMetadata, BadRepository
@@ -38,6 +40,20 @@ REFRESH_EVERY: Final = timedelta(days=1)
 
 SIGNED_AT: Final = "x-hedgerow-signed-at"
 """A field of signed metadata: Unix seconds; no earlier can it be where that is known."""
+
+_NAME: Final = "x-hedgerow-name"
+
+
+def named(key: Key, name: str) -> Key:
+    """A key with a name for people to read; its id and what it signs are the same."""
+    key.unrecognized_fields[_NAME] = name
+    return key
+
+
+def name_of(key: Key) -> str:
+    """A key's name, or the beginning of its id."""
+    name = key.unrecognized_fields.get(_NAME)
+    return name if isinstance(name, str) and name else key.keyid[:8]
 
 
 def lifetime(role: str) -> timedelta:
@@ -91,6 +107,9 @@ def selector_of(target: TargetFile) -> Selector:
     said = target.custom
     ours = said.get("hedgerow", {}) if isinstance(said, dict) else {}
     text = ours.get("selector", "") if isinstance(ours, dict) else None
-    if not isinstance(text, str):
-        raise BadMetadata(f"{target.path} does not say for which nodes it is in a way that can be read")
-    return parse_selector(text)
+    try:
+        if isinstance(text, str):
+            return parse_selector(text)
+    except ConfigError as error:
+        raise BadMetadata(f"{target.path} does not say for which nodes it is: {error}") from error
+    raise BadMetadata(f"{target.path} does not say for which nodes it is in a way that can be read")
