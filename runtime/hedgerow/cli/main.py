@@ -123,6 +123,18 @@ _PKI = Group(
     """,
 )
 
+_MODEL = Group(
+    {
+        "build": Verb("hedgerow.cli.model_build:build", "Make a bundle of a model's file."),
+    },
+    "Build models into bundles; look at them, compare and check them.",
+    """Build models into bundles; look at them, compare and check them.
+
+    Examples:
+      hedgerow model build door.onnx --version 1.0.0 --samples frames.npz
+    """,
+)
+
 _HEDGEROW = Group(
     {
         "demo": Verb("hedgerow.cli.demo:demo", "See real models work on this machine; nothing to set up."),
@@ -135,6 +147,7 @@ _HEDGEROW = Group(
         "region": _REGION,
         "results": _RESULTS,
         "pki": _PKI,
+        "model": _MODEL,
         "publish": Verb("hedgerow.cli.publish:publish", "Send pictures, sound, video or tables as frames."),
         "watch": Verb("hedgerow.cli.watch:watch", "Watch results come in: rate, latency, what was found."),
         "explain": Verb("hedgerow.cli.explain:explain", "Say where a result came from, or why a frame died."),
