@@ -17,11 +17,11 @@ RNG = np.random.default_rng(1)
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=200)
 
 
-def gathered(*arrays: Array, **options: float) -> Distribution:
-    accumulator = Accumulator(**options)  # type: ignore[arg-type]
+def gathered(*arrays: Array, resolution: float = 0.0) -> Distribution:
+    accumulator = Accumulator()
     for array in arrays:
         accumulator.add(array)
-    return accumulator.distribution()
+    return accumulator.distribution(resolution)
 
 
 @given(VALUES, st.integers(1, 50))

@@ -148,12 +148,16 @@ _TRUST = Group(
 )
 
 _MODEL = Group(
-    {"publish": Verb("hedgerow.cli.publish_model:publish", "Publish a version of a model, signed by its owner.")},
-    "Publish models.",
-    """Publish models.
+    {
+        "build": Verb("hedgerow.cli.model_build:build", "Make a bundle of a model's file."),
+        "publish": Verb("hedgerow.cli.publish_model:publish", "Publish a version of a model, signed by its owner."),
+    },
+    "Build models into bundles; look at them, compare, check and publish them.",
+    """Build models into bundles; look at them, compare, check and publish them.
 
     Examples:
-      hedgerow model publish door-state-1.4.0 --to models --key vision-team.pem
+      hedgerow model build door.onnx --version 1.0.0 --samples frames.npz
+      hedgerow model publish door-1.0.0 --to models --key vision-team.pem
     """,
 )
 

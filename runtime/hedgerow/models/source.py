@@ -12,7 +12,6 @@ import difflib
 import hashlib
 import importlib.machinery
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,7 +60,7 @@ def resolve(path: str, base_dir: Path) -> Source:
 
 def digest(path: Path) -> str:
     """`sha256:…` of a model's files; reads them only if they have changed since it last did."""
-    stats = tuple((file, file.stat()) for file in _files(path))
+    stats = tuple((file, file.stat()) for file in files_of(path))
     return _digest(tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats))
 
 
@@ -77,13 +76,13 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def _files(path: Path) -> Iterator[Path]:
-    yield path
+def files_of(path: Path) -> tuple[Path, ...]:
+    """All files that make a model: the one that is opened, and those beside it that belong to it."""
     if path.suffix == ".xml":
         beside = [path.with_suffix(".bin")]
     else:
         beside = [path.with_name(f"{path.name}.data"), path.with_name(f"{path.name}_data")]
-    yield from filter(Path.is_file, beside)
+    return (path, *filter(Path.is_file, beside))
 
 
 def _in_package(path: str) -> Path:

@@ -37,20 +37,16 @@ class Accumulator:
     Args:
         edges: borders of the bins, as of a baseline that is to be compared with; None: they are found by the values.
         at_most: values looked at of one array, evenly spread; None: all. A detector's raw output has a million.
-        resolution: values no further apart are the same, as far as bins go: what devices and variants may differ by.
 
     Attributes:
         values: how many finite ones came.
         not_finite: how many others.
     """
 
-    def __init__(
-        self, edges: Sequence[float] | None = None, *, at_most: int | None = None, resolution: float = 0.0
-    ) -> None:
+    def __init__(self, edges: Sequence[float] | None = None, *, at_most: int | None = None) -> None:
         self.values = 0
         self.not_finite = 0
         self._at_most = at_most
-        self._resolution = resolution
         self._mean = 0.0
         self._squares = 0.0
         self._least, self._most = math.inf, -math.inf
@@ -83,13 +79,21 @@ class Accumulator:
         """Values by bin; empty before there are edges."""
         return tuple(self._counts.tolist())
 
-    def distribution(self) -> Distribution:
-        """What has been gathered. Where more values came than are kept, `counts` are of those that were."""
+    def counts_in(self, edges: Sequence[float]) -> tuple[int, ...]:
+        """Values by the bins of another distribution; of those that are kept, where there were no edges."""
+        return tuple(_count(self._kept, np.asarray(edges, np.float64)).tolist())
+
+    def distribution(self, resolution: float = 0.0) -> Distribution:
+        """What has been gathered. Where more values came than are kept, `counts` are of those that were.
+
+        Args:
+            resolution: values no further apart are the same, as far as bins go: what devices and variants may differ by.
+        """
         if not self.values:
             return Distribution(values=0, not_finite=self.not_finite, mean=0, deviation=0, minimum=0, maximum=0)
         edges, counts = self._edges, self._counts
         if edges is None:
-            near = max(_NEAR * (self._most - self._least or abs(self._most)), self._resolution, _LEAST)
+            near = max(_NEAR * (self._most - self._least or abs(self._most)), resolution, _LEAST)
             edges = _edges(self._kept, near)
             counts = _count(self._kept, edges)
         return Distribution(
