@@ -24,9 +24,9 @@ from tests.topology.conftest import PATIENCE_S, Running, Window, begin
 
 from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
 
-UP = ("status", "health", "event/gap", "result/doors", "reported", "reply/1", "blob/1")
-DOWN = ("desired", "ack", "command/ping", "blob/2")
-STAYS = ("dead/doors", "result/secrets", "desired", "command/ping", "ack")
+UP = ("status", "health", "event/gap", "result/doors", "reported", "reply/1", "blob/ask/part")
+DOWN = ("desired", "ack", "command/ping")
+STAYS = ("dead/doors", "result/secrets", "desired", "command/ping", "ack", "blob/want", "blob/part/1/2")
 NODE = "hedgerow/v1/north/hall/a"
 
 
@@ -48,15 +48,16 @@ async def test_each_channel_goes_its_way_and_no_other(two_levels: Running) -> No
 
         assert north.topics("up") == {f"{NODE}/{channel}": 1 for channel in (*UP, "event/end")}
 
-        for channel in (*DOWN, "command/snapshot", "status", "result/doors", "dead/doors", "reply/2"):
+        for channel in (*DOWN, "command/snapshot", "status", "result/doors", "dead/doors", "reply/2", "blob/part/1/3"):
             await north.client.publish(f"{NODE}/{channel}", "down", qos=1)
         await north.client.publish("hedgerow/v1/north/hall/~/command/ping", "down", qos=1)
         await north.client.publish("hedgerow/v1/north/yard/a/desired", "down", qos=1)
-        await north.client.publish(f"{NODE}/blob/end", "down", qos=1)
-        await hall.sees(f"{NODE}/blob/end", "down")
+        await north.client.publish("hedgerow/v1/north/hall/~/blob/end", "down", qos=1)
+        await hall.sees("hedgerow/v1/north/hall/~/blob/end", "down")
 
-        expected = {f"{NODE}/{channel}": 1 for channel in (*DOWN, "blob/end")}
-        assert hall.topics("down") == expected | {"hedgerow/v1/north/hall/~/command/ping": 1}
+        expected = {f"{NODE}/{channel}": 1 for channel in DOWN}
+        everyone = {f"hedgerow/v1/north/hall/~/{channel}": 1 for channel in ("command/ping", "blob/end")}
+        assert hall.topics("down") == expected | everyone
         assert set(yard.topics("down")) <= {"hedgerow/v1/north/yard/a/desired"}
         assert max(north.topics("down").values()) == 1
         assert max(hall.topics("up").values()) == 1
@@ -218,9 +219,11 @@ async def test_a_third_level_works_with_the_same_file(tmp_path_factory: pytest.T
             await world.sees(f"{NODE}/event/end", "up")
 
             at_most_once = {"health"}  # of QoS 0 from broker to broker
-            assert world.topics("up").keys() | {f"{NODE}/{one}" for one in at_most_once} == {
+            ends_here = {"blob/ask/part"}  # the region has what is asked for
+            assert world.topics("up").keys() | {f"{NODE}/{one}" for one in at_most_once | ends_here} == {
                 f"{NODE}/{channel}" for channel in (*UP, "event/end")
             }
+            assert not world.topics("up")[f"{NODE}/blob/ask/part"]
             await world.client.publish(f"{NODE}/command/ping", "down", qos=1)
             await hall.sees(f"{NODE}/command/ping", "down")
     finally:

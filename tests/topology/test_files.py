@@ -104,7 +104,8 @@ def test_the_bridge_says_what_leaves_and_what_comes(texts: dict[str, str]) -> No
         "topic hedgerow/v1/retail/shop-12/+/reply/# out 1",
         "topic hedgerow/v1/retail/shop-12/+/result/visitors/# out 1",
         "topic hedgerow/v1/retail/shop-12/+/result/delivery-notes/# out 1",
-        "topic hedgerow/v1/retail/shop-12/+/blob/# both 1",
+        "topic hedgerow/v1/retail/shop-12/+/blob/ask/# out 1",
+        "topic hedgerow/v1/retail/shop-12/~/blob/# in 1",
         "topic hedgerow/v1/retail/shop-12/+/desired in 1",
         "topic hedgerow/v1/retail/shop-12/+/ack in 1",
         *(

@@ -14,12 +14,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any, Final
 
 import structlog
 
+from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
@@ -79,6 +80,9 @@ class Collector:
             max_payload_bytes=config.region.max_payload_bytes,
         )
         self._client = Client(options, self._take, self._link_changed)
+        self._blobs = None
+        if config.models.repository is not None:
+            self._blobs = BlobServer(options, self._region, config.models.repository)
         self._canaries = None
         if config.canary.every_s is not None:
             self._canaries = Canaries(self._region, config.canary, self._client, self._ping)
@@ -107,7 +111,11 @@ class Collector:
         if config.metrics.enabled:
             metrics = config.metrics
             self._probes = ProbeServer(
-                metrics.host, metrics.port, RegionMetrics(self.counts), self._why_dead, self._why_unready
+                metrics.host,
+                metrics.port,
+                RegionMetrics(self.counts, self._blobs.gauges if self._blobs is not None else lambda: ()),
+                self._why_dead,
+                self._why_unready,
             )
             log.info("probes", url=f"http://{metrics.host}:{self._probes.port}/metrics")
         self._writer.start()
@@ -115,7 +123,7 @@ class Collector:
         try:
             await self._either(self._store_opened, self._stop)
             if self._store_opened.is_set():
-                async with self._client:
+                async with self._blobs or nullcontext(), self._client:
                     wanted = filters(self._region)
                     if self._canaries is not None:
                         wanted |= self._canaries.filters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector as MetricsCollector
 
 from hedgerow.region.batch import Outcome
 from hedgerow.region.judge import Verdict
+from hedgerow.telemetry.metrics import gauge_families
 
 LAG_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 86_400.0)
 """Edges of the histogram of lags: seconds when all is well, hours after an outage."""
@@ -57,10 +58,19 @@ class Counts:
 
 
 class RegionMetrics(MetricsCollector):
-    """Turns counts into metrics when Prometheus asks."""
+    """Turns counts into metrics when Prometheus asks.
 
-    def __init__(self, counts: Counts) -> None:
+    Args:
+        gauges: other numbers: name, help, labels, value.
+    """
+
+    def __init__(
+        self,
+        counts: Counts,
+        gauges: Callable[[], Iterable[tuple[str, str, dict[str, str], float]]] = lambda: (),
+    ) -> None:
         self._counts = counts
+        self._gauges = gauges
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of now."""
@@ -99,6 +109,7 @@ class RegionMetrics(MetricsCollector):
         totals = map(float, accumulate(counts.lags))
         lag.add_metric([], list(zip(edges, totals, strict=True)), counts.lag_total_s)
         yield lag
+        yield from gauge_families(self._gauges())
 
 
 def _counter(name: str, text: str, label: str, counts: Counter[str]) -> CounterMetricFamily:

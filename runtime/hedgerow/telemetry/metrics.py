@@ -77,13 +77,18 @@ class TallyCollector(Collector):
                 stage_s.add_metric([name, stage], seconds)
                 stage_frames.add_metric([name, stage], tally.stage_frames[stage])
         yield from (received, received_bytes, out, results, dropped, dead, held, latency, stage_s, stage_frames)
-        families: dict[str, GaugeMetricFamily] = {}
-        for metric, text, labels, value in self._gauges():
-            family = families.get(metric)
-            if family is None:
-                family = families[metric] = GaugeMetricFamily(metric, text, labels=list(labels))
-            family.add_metric(list(labels.values()), value)
-        yield from families.values()
+        yield from gauge_families(self._gauges())
+
+
+def gauge_families(gauges: Iterable[tuple[str, str, dict[str, str], float]]) -> Iterator[Metric]:
+    """Numbers as metrics: name, help, labels, value."""
+    families: dict[str, GaugeMetricFamily] = {}
+    for metric, text, labels, value in gauges:
+        family = families.get(metric)
+        if family is None:
+            family = families[metric] = GaugeMetricFamily(metric, text, labels=list(labels))
+        family.add_metric(list(labels.values()), value)
+    yield from families.values()
 
 
 def _cumulative(tally: Tally) -> Iterator[tuple[str, float]]:

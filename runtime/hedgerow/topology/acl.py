@@ -66,6 +66,8 @@ def site_acl(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) -> 
         lines += ["# What is meant for every node of the site."]
         lines += _topics("read", every, (Channel.DESIRED, Channel.COMMAND))
         lines += _topics("write", every, (Channel.REPLY,))
+        lines += ["# Parts of models: from the region, and from the other nodes."]
+        lines += _topics("read", own._replace(node="+"), (Channel.BLOB,))
     for sensor, filters in topology.sensors_of(site).items():
         lines += ["", f"# Sensor {sensor}: sends, and reads nothing.", f"user {site}/{sensor}"]
         lines += [f"topic write {one}" for one in filters]

@@ -61,7 +61,7 @@ def region_conf(topology: Topology) -> str:
         "# All that came up from the sites: what is to stay there did not get here.",
         *(_topic(everyone, channel, "out") for channel in _ALWAYS_UP),
         _topic(everyone, Channel.RESULT, "out"),
-        _topic(everyone, Channel.BLOB, "both"),
+        "# Models come from the region's own repository and have no line here.",
     ]
     return text + _bridge(
         topology, region.name, parent, f"to {parent.name}", parent.name, up, _down(topology, region.name, "+")
@@ -93,8 +93,10 @@ def _up_of_site(topology: Topology, site: str) -> Iterator[str]:
             what = f"only {', '.join(fields.keep)}" if fields.keep is not None else f"without {', '.join(fields.drop)}"
             yield f"# {pipeline}: {what} (the node leaves the rest out)"
         yield f"topic {address.topic(Channel.RESULT, pipeline)}/# out 1"
-    yield "# Parts of models and other large things, asked for and given:"
-    yield _topic(address, Channel.BLOB, "both")
+    yield "# Parts of models: asked for by a node, and given to all nodes of the site at once. What nodes tell and give each"
+    yield "# other has no line here."
+    yield f"topic {address.topic(Channel.BLOB, 'ask')}/# out 1"
+    yield _topic(address.everyone(), Channel.BLOB, "in")
     yield "# Frames and dead letters, which carry frames, have no line here and do not leave."
 
 

@@ -1,0 +1,167 @@
+"""A region with a repository, and a site: two real brokers, a WAN that counts and fails between them, fetchers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from hedgerow.blobs.fetch import Fetcher
+from hedgerow.blobs.serve import BlobServer
+from hedgerow.blobs.store import BlobStore
+from hedgerow.bus.client import Client
+from hedgerow.bus.connect import ClientOptions
+from hedgerow.models.manifest import Chunk, File, Manifest, digest_of
+from hedgerow.testing.faults import FaultProxy
+from hedgerow.testing.mosquitto import Mosquitto
+from hedgerow.topics import Address
+from hedgerow.topology.brokers import site_conf
+from hedgerow.topology.model import Topology
+
+REGION, SITE = "north", "hall"
+SITE_ADDRESS = Address(REGION, SITE, "n1")
+PATIENCE_S = 90
+
+
+def made_file(path: str, content: bytes, chunk_bytes: int = 64 << 10) -> tuple[File, dict[str, bytes]]:
+    """A file as a manifest lists it, and its chunks by digest."""
+    pieces = [content[at : at + chunk_bytes] for at in range(0, len(content), chunk_bytes)]
+    chunks = tuple(Chunk(digest=digest_of(piece), size=len(piece)) for piece in pieces)
+    file = File(path=path, size=len(content), digest=digest_of(content), chunks=chunks)
+    return file, {digest_of(piece): piece for piece in pieces}
+
+
+def noise(size: int, seed: int) -> bytes:
+    return Random(seed).randbytes(size)
+
+
+def made_manifest(files: Sequence[File], version: str = "1.0.0") -> bytes:
+    """A manifest of one variant with these files."""
+    content = {
+        "schema": "hedgerow.model/1", "name": "doors", "version": version, "inputs": [], "outputs": [],
+        "variants": [
+            {
+                "name": "fp32", "format": "onnx", "precision": "fp32", "needs": {"backends": ["onnxruntime"]},
+                "files": [file.model_dump() for file in files], "model_digest": files[0].digest,
+            }
+        ],
+    }  # fmt: skip
+    return Manifest.model_validate(content).encode()
+
+
+class Repository:
+    """A repository's folder, filled by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "metadata").mkdir(parents=True)
+
+    def add(self, path: str, content: bytes, chunk_bytes: int = 64 << 10) -> File:
+        file, chunks = made_file(path, content, chunk_bytes)
+        for digest, piece in chunks.items():
+            self.path(digest).parent.mkdir(parents=True, exist_ok=True)
+            self.path(digest).write_bytes(piece)
+        return file
+
+    def path(self, digest: str) -> Path:
+        name = digest.removeprefix("sha256:")
+        return self.folder / "blobs" / "sha256" / name[:2] / name
+
+
+class Estate:
+    """Brokers and WAN.
+
+    Attributes:
+        wan: between the site's broker and the region's; it counts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.repository = Repository(folder / "repository")
+        self.upper = Mosquitto(config=["max_inflight_messages 1000"])
+        self.upper.start()
+        self.wan = FaultProxy("127.0.0.1", self.upper.port, record=True)
+        self.wan.__enter__()
+        self.lower = Mosquitto(config=rendered_bridge(self.wan.port))
+        self.lower.start()
+
+    @property
+    def wan_bytes(self) -> int:
+        return len(self.wan.up) + len(self.wan.down)
+
+    def options(self, name: str) -> ClientOptions:
+        return ClientOptions(url=self.lower.url, client_id=name, max_backoff_s=1.0)
+
+    def store(self, name: str, max_bytes: int = 1 << 30) -> BlobStore:
+        return BlobStore(self.folder / name, max_bytes)
+
+    def fetcher(self, name: str, store: BlobStore | None = None, **more: object) -> Fetcher:
+        address = SITE_ADDRESS._replace(node=name)
+        return Fetcher(self.options(name), address, store or self.store(name), **more)  # type: ignore[arg-type]
+
+    @asynccontextmanager
+    async def fetchers(self, *names: str) -> AsyncIterator[list[Fetcher]]:
+        async with AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(self.fetcher(name)) for name in names]
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[BlobServer]:
+        """The region serves, and the bridge carries."""
+        options = ClientOptions(url=self.upper.url)
+        async with BlobServer(options, REGION, self.repository.folder) as server:
+            await server.client.wait_connected(PATIENCE_S)
+            await self.bridged()
+            yield server
+
+    async def bridged(self) -> None:
+        """Wait until what the region says comes to the site."""
+        heard = asyncio.Event()
+        async with (
+            Client(ClientOptions(url=self.lower.url), lambda _: heard.set()) as below,
+            Client(ClientOptions(url=self.upper.url), lambda _: None) as above,
+        ):
+            await below.subscribe({f"hedgerow/v1/{REGION}/{SITE}/~/blob/probe": 1})
+            while not heard.is_set():
+                above.publish(f"hedgerow/v1/{REGION}/{SITE}/~/blob/probe", b"", qos=1)
+                await asyncio.sleep(0.05)
+
+    def close(self) -> None:
+        self.lower.close()
+        self.wan.__exit__(None, None, None)
+        self.upper.close()
+
+
+def rendered_bridge(port: int) -> list[str]:
+    """The bridge as the topology renders it, without its certificates."""
+    topology = Topology.model_validate(
+        {
+            "region": {"name": REGION, "broker": "region.example"},
+            "sites": {SITE: {"broker": "hall.example", "nodes": ["n1"]}},
+        }
+    )
+    text = site_conf(topology, SITE)
+    lines = text[text.index("# --- The bridge") :].splitlines()
+    tls = ("bridge_cafile", "bridge_certfile", "bridge_keyfile", "bridge_tls_version", "bridge_insecure")
+    kept = [line for line in lines if line and not line.startswith(("#", "address", "restart_timeout", *tls))]
+    at = next(number for number, line in enumerate(kept) if line.startswith("connection ")) + 1
+    return [*kept[:at], f"address 127.0.0.1:{port}", "restart_timeout 1 2", *kept[at:]]
+
+
+@pytest.fixture
+def estate(tmp_path: Path) -> Iterator[Estate]:
+    made = Estate(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def content_of(store: BlobStore, manifest: bytes, file: File) -> str:
+    """The digest of a file as it lies in its bundle."""
+    folder = store.install(manifest, [file])
+    return f"sha256:{hashlib.sha256((folder / file.path).read_bytes()).hexdigest()}"
