@@ -46,11 +46,17 @@ bench: $(READY) ## Run the benchmarks side by side with their peers. ONLY=1,9 or
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url -q
 PEERS := benchmarks/peers/requirements
-lock: ## Write requirements.lock anew from requirements.in, and that of the benchmarks' peers.
+SETS := containers/requirements
+lock: ## Write requirements.lock anew from requirements.in, and those of the benchmarks' peers and of the images.
 	$(COMPILE) --excludes requirements.excludes requirements.in -o requirements.lock >/dev/null
 	sed -i '/^\./d' requirements.lock
 	$(COMPILE) --excludes $(PEERS).excludes $(PEERS).in -o $(PEERS).lock >/dev/null \
 	  --constraints <(grep -E '^(numpy|onnxruntime|openvino)==' requirements.lock | tr -d '\\')
+	for set in onnx openvino region build; do \
+	  $(COMPILE) --excludes requirements.excludes $(SETS)/$$set.in -o $(SETS)/$$set.lock >/dev/null \
+	    --constraints <(grep -E '^[a-z].*==' requirements.lock | tr -d '\\'; echo uv==$(UV_VERSION)) && \
+	  sed -i '/^\./d' $(SETS)/$$set.lock || exit; \
+	done
 
 clean: ## Remove what was made.
 	rm -rf $(VENV) .venv-peers demo-out demo-region-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
