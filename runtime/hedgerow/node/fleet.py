@@ -1,0 +1,186 @@
+"""What makes a node one of a fleet: its agent, and what that works with, put together from the node's configuration.
+
+    desired ─▶ agent ─▶ trust (who signed it) ─▶ blobs (fetch, store) ─▶ swaps (try, serve, keep or take back) ─▶ reported
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from hedgerow.blobs.fetch import Fetcher
+from hedgerow.blobs.store import BlobStore
+from hedgerow.bus.client import Client
+from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.config import NodeConfig
+from hedgerow.errors import ConfigError, HedgerowError
+from hedgerow.node.agent import Agent
+from hedgerow.node.labels import own_labels
+from hedgerow.node.link import link_options
+from hedgerow.node.memory import Memory
+from hedgerow.node.overlay import overlaid
+from hedgerow.node.reconcile import Overlay
+from hedgerow.node.swaps import Swaps
+from hedgerow.topics import Channel
+from hedgerow.trust.client import TrustClient
+from hedgerow.wire.fleet import Reported
+from hedgerow.wire.messages import JSON
+
+if TYPE_CHECKING:
+    from hedgerow.models.pool import ModelPool
+
+log = structlog.get_logger(__name__)
+
+FOLDER = "fleet"
+_JSON = encode_properties([(Property.CONTENT_TYPE, JSON)])
+
+
+class FleetMember:
+    """A node's part in a fleet. `restore`, then `open`, then `run`; `close` at the end.
+
+    Args:
+        config: as the node's file says.
+        session: this run of the node.
+        cores: cores the node owns.
+        client: the node's own link.
+        pool: its models.
+        reload: puts another configuration into force.
+        states: how each pipeline is.
+        clock_doubtful: whether the clock may be wrong.
+        on_event: takes what operators should know.
+    Raises: ConfigError: the root of trust cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        session: str,
+        cores: int,
+        client: Client,
+        pool: ModelPool,
+        reload: Callable[[NodeConfig], Any],
+        states: Callable[[], dict[str, str]],
+        clock_doubtful: Callable[[], bool],
+        on_event: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        address, fleet = config.node.address, config.fleet
+        assert fleet.root_file is not None  # noqa: S101 - without it there is no member
+        folder = config.node.state_dir / FOLDER
+        self._config = config
+        self._address = address
+        self._client = client
+        self._reload = reload
+        self._event = on_event
+        self._states = states
+        self._clock_doubtful = clock_doubtful
+        self._overlay: Overlay = {}
+        store = BlobStore(folder / "store", fleet.store_max_bytes)
+        self._fetcher = Fetcher(
+            link_options(config.broker, f"hedgerow/{address}/blobs", keep_session=False),
+            address,
+            store,
+            max_bytes_per_s=fleet.fetch_bytes_per_s,
+            serve_neighbours=fleet.serve_neighbours,
+        )
+        trust = TrustClient(folder / "trust", _root(fleet.root_file), self._fetcher.documents)
+        self.swaps = Swaps(pool, folder / "trials", on_event)
+        labels = own_labels(address, cores) | config.node.labels
+        self.agent = Agent(address, session, self, Memory(folder), trust, self._fetcher, store, self.swaps, labels)
+        self._work: asyncio.Task[None] | None = None
+
+    # What the node does with it
+
+    def restore(self) -> NodeConfig:
+        """Let the versions serve that were kept; blocks. Returns: the configuration to start with."""
+        self._overlay = self.agent.restore()
+        try:
+            return overlaid(self._config, self._overlay)
+        except HedgerowError as error:  # it was right when it came; the file has changed since
+            log.warning("overlay-refused", error=str(error), remedy=error.remedy)
+            self._event("overlay-refused", {"error": str(error)})
+            self.agent.refuse_overlay()
+            self._overlay = {}
+            return self._config
+
+    def with_overlay(self, config: NodeConfig) -> NodeConfig:
+        """The node's file has changed: what is to be in force now. Raises: DesiredError: the overlay does not fit it."""
+        changed = overlaid(config, self._overlay)
+        self._config = config
+        return changed
+
+    @property
+    def filter(self) -> str:
+        """What the node's own link subscribes to for it."""
+        return self._address.topic(Channel.DESIRED)
+
+    async def open(self) -> None:
+        """Connect, and begin with what there is to do."""
+        await self._fetcher.__aenter__()
+        self._work = asyncio.create_task(self.agent.run(), name="agent")
+
+    async def renew_link(self) -> None:
+        """Make the link anew, with certificate files as they are now."""
+        await self._fetcher.client.renew()
+
+    async def close(self) -> None:
+        """Leave all as it is, for the next run."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+            await self._fetcher.__aexit__(None, None, None)
+
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """What /metrics shows of it: name, help, labels, value."""
+        yield from self._fetcher.gauges()
+        for what, count in self.agent.counts.items():
+            yield "hedgerow_desired", "Desired documents, by what became of them.", {"what": what}, count
+
+    # What the agent asks of the node
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """See `Host`."""
+        return {name: model.path for name, model in self._config.models.items()}
+
+    @property
+    def pipelines(self) -> frozenset[str]:
+        """See `Host`."""
+        return frozenset(self._config.pipelines)
+
+    @property
+    def clock_doubtful(self) -> bool:
+        """See `Host`."""
+        return self._clock_doubtful()
+
+    async def overlay(self, pipelines: Overlay) -> None:
+        """See `Host`."""
+        await self._reload(overlaid(self._config, pipelines))
+        self._overlay = pipelines
+
+    def states(self) -> dict[str, str]:
+        """See `Host`."""
+        return self._states()
+
+    def publish(self, reported: Reported) -> None:
+        """See `Host`."""
+        topic = self._address.topic(Channel.REPORTED)
+        self._client.publish(topic, reported.encode(), qos=1, retain=True, properties=_JSON)
+
+    def event(self, kind: str, detail: dict[str, Any]) -> None:
+        """See `Host`."""
+        self._event(kind, detail)
+
+
+def _root(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"The root of trust {path} cannot be read: {error.strerror}",
+            remedy="Copy `root.json` there, as `hedgerow trust init` made it; or remove `fleet: root_file`.",
+        ) from error
+
