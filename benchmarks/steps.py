@@ -21,7 +21,7 @@ from benchmarks import vad
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.frame import Frame
-from hedgerow.models.slot import ModelPool
+from hedgerow.models.pool import ModelPool
 from hedgerow.pipeline.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain import Chain
 from hedgerow.pipeline.delivery import Delivery, FrameMaker
@@ -56,7 +56,8 @@ def measure(batch: int, lists: int) -> dict[str, float]:
     chain = build_chain(main.stages, context)
     encoder = ResultEncoder(config.node.address, "main", main.publish, "0" * 12, [])
     maker, sound, watch = FrameMaker(main), vad.sound(), Stopwatch()
-    session: Any = context.slots[0]._session
+    engine: Any = context.slots[0].serving
+    session = engine._session
     run = session.run
     session.run = lambda inputs: watch(_BACKEND, lambda: run(inputs))
     try:

@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
+
+from hedgerow.frame import Array
+from hedgerow.models.arrays import write_arrays
+from hedgerow.models.candidate import Candidate
+from hedgerow.models.manifest import (
+    Baseline,
+    Chunk,
+    Distribution,
+    File,
+    GoldenCase,
+    Manifest,
+    Needs,
+    Tensor,
+    Tolerance,
+    Variant,
+    digest_of,
+)
+from hedgerow.models.source import digest
+from hedgerow.models.statistics import Accumulator
+from hedgerow.wire.fleet import ModelRef
 
 OnnxFile = Callable[..., Path]
 
@@ -24,3 +47,91 @@ def onnx_file(tmp_path: Path) -> OnnxFile:
         return tmp_path / name
 
     return write
+
+
+MakeCandidate = Callable[..., Candidate]
+
+
+@pytest.fixture
+def make_candidate(tmp_path: Path) -> MakeCandidate:
+    """Makes a version of a model that lies on the disk: `make_candidate("(float[N,3] x) => …", version="1.1.0")`.
+
+    Its golden outputs and its baseline are what ONNX Runtime makes of some noise, unless `golden_body` names another
+    model that is to have made them.
+    """
+
+    def make(
+        body: str,
+        version: str = "1.0.0",
+        *,
+        name: str = "door",
+        golden_body: str | None = None,
+        samples: dict[str, Array] | None = None,
+        baseline: bool = False,
+        memory_bytes: int = 0,
+        tolerance: Tolerance | None = None,
+        parameters: dict[str, Any] | None = None,
+        domains: str = "",
+        **serving: Any,
+    ) -> Candidate:
+        folder = tmp_path / "bundles" / f"{name}-{version}"
+        (folder / "variants/onnx").mkdir(parents=True)
+        (folder / "golden/onnx").mkdir(parents=True)
+        path = folder / "variants/onnx/model.onnx"
+        onnx.save(_parsed(body, domains), path)
+        inputs = samples or {"x": np.random.default_rng(0).random((16, 3), np.float32)}
+        session = onnxruntime.InferenceSession(_parsed(golden_body or body, domains).SerializeToString())
+        names = [one.name for one in session.get_outputs()]
+        outputs = dict(zip(names, session.run(names, inputs), strict=True))
+        write_arrays(folder / "golden/0.inputs.npz", inputs)
+        write_arrays(folder / "golden/onnx/0.outputs.npz", outputs)
+        manifest = Manifest(
+            schema="hedgerow.model/1",
+            name=name,
+            version=version,
+            inputs=tuple(Tensor(name=k, dtype=str(a.dtype), shape=(None, *a.shape[1:])) for k, a in inputs.items()),
+            outputs=tuple(Tensor(name=k, dtype=str(a.dtype), shape=(None, *a.shape[1:])) for k, a in outputs.items()),
+            parameters=parameters or {},
+            serving=serving,
+            variants=(
+                Variant(
+                    name="onnx",
+                    format="onnx",
+                    precision="fp32",
+                    files=(_file(folder, path),),
+                    model_digest=digest(path),
+                    needs=Needs(backends=("onnxruntime",), memory_bytes=memory_bytes),
+                    tolerance=tolerance or Tolerance(),
+                ),
+            ),
+            golden=(
+                GoldenCase(
+                    inputs=_file(folder, folder / "golden/0.inputs.npz"),
+                    outputs={"onnx": _file(folder, folder / "golden/onnx/0.outputs.npz")},
+                ),
+            ),
+            baseline=Baseline(samples=16, outputs={key: _spread(array) for key, array in outputs.items()})
+            if baseline
+            else None,
+        )
+        (folder / "manifest.json").write_bytes(manifest.encode())
+        ref = ModelRef(name=name, version=version, digest=manifest.digest)
+        return Candidate(name, ref, manifest, manifest.variants[0], folder)
+
+    return make
+
+
+def _parsed(body: str, domains: str = "") -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17{domains}]>\ngraph {body}')
+
+
+def _file(folder: Path, path: Path) -> File:
+    content = path.read_bytes()
+    chunk = Chunk(digest=digest_of(content), size=len(content))
+    return File(path=path.relative_to(folder).as_posix(), size=len(content), digest=digest_of(content), chunks=(chunk,))
+
+
+def _spread(array: Array) -> Distribution:
+    gathered = Accumulator()
+    gathered.add(array)
+    return gathered.distribution()

@@ -88,6 +88,14 @@ class ModelHandle(Protocol):
         """Hidden state of a stream that has just begun, by input name, with a batch axis of size 1."""
         ...
 
+    @property
+    def state_token(self) -> object:
+        """What hidden state belongs to: it changes when the node goes over to another version of the model.
+
+        State that was kept under another token must begin at `zero_state` again. It is the same throughout a list of frames.
+        """
+        ...
+
 
 class PerStream(dict[str, S]):
     """State by stream: `state[frame.stream]` makes a new one at first sight.

@@ -24,7 +24,8 @@ from hedgerow.errors import (
     ModelUnreadable,
 )
 from hedgerow.frame import Array
-from hedgerow.models.slot import ModelPool, Slot
+from hedgerow.models.pool import ModelPool
+from hedgerow.models.slot import Slot
 
 OnnxFile = Callable[..., Path]
 MakeSlot = Callable[..., Slot]
@@ -238,7 +239,7 @@ def test_opening_leaves_a_constant_and_an_open_axis_as_they_are(slot: MakeSlot) 
 def test_batches_are_padded_to_the_sizes_the_model_was_compiled_for(slot: MakeSlot) -> None:
     """A size that is not among them is never run, and what was padded never comes back."""
     door = slot(DOUBLE, backend="openvino", static_batches=True, max_batch=6)
-    session = door._session
+    session = door.serving._session
     shapes: list[int] = []
     run, session.run = session.run, lambda inputs: (shapes.append(len(inputs["x"])), run(inputs))[1]
 
@@ -269,7 +270,7 @@ def test_onnx_runtime_takes_any_size_alike(slot: MakeSlot) -> None:
     door = slot(DOUBLE, backend="onnxruntime", static_batches=True)
 
     assert len(door.infer([row(value) for value in range(5)])) == 5
-    assert door._session.batch_sizes == ()
+    assert door.serving._session.batch_sizes == ()
 
 
 def test_frames_of_different_sizes_go_in_different_batches(slot: MakeSlot) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import ConfigError, HedgerowError
-from hedgerow.models.slot import ModelPool
+from hedgerow.models.pool import ModelPool
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import Completed, LocalPlan, Plan
 from hedgerow.pipeline.workers import WorkerPlan

@@ -22,7 +22,7 @@ from hedgerow.cli.broker import broker_section, connected, payload_of, publish_p
 from hedgerow.cli.console import plural, size
 from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.errors import BackendMissing, HedgerowError
-from hedgerow.models.slot import ModelPool
+from hedgerow.models.pool import ModelPool
 from hedgerow.node.link import on_loopback
 from hedgerow.topics import Address, Channel
 

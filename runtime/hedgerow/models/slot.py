@@ -1,112 +1,99 @@
-"""Where a model serves: one slot for every pipeline that names the model.
+"""Where a model serves: one slot for every pipeline that names the model. It can go over to another version.
+
+    stages hold ──▶ slot ──▶ the engine that serves      a list of frames pins one of them when it begins
+                        └──▶ an engine on trial, for some of the streams
 
 Rules:
-- A slot batches what waits, across streams and pipelines; nothing waits for a batch to fill.
-- A request that cannot run fails alone: if a batch fails, its requests run again one at a time.
-- Many a model says that it takes batches and does not: it was exported with a reshape to one frame, or gives a list of
-  boxes without saying whose. So two frames of the first batch are run alone as well, and batches end if that disagrees.
-- `SlotInfo` says what *is*: the backend, the device and the digest that serve, not those that were asked for.
+- A list of frames pins the versions that it begins with, so it never mixes two. Who asks outside a list gets the one that
+  serves at that moment.
+- An engine is let go of only when no list runs on it any more.
+- A version must fit what the stages saw of the model when they were set up; else it never gets here.
+- While nothing serves (a gap, where memory does not allow two), whoever asks waits.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
+import xxhash
+
+from hedgerow.backends.base import TensorSpec
 from hedgerow.config import ModelConfig
-from hedgerow.errors import HedgerowError, InferenceError, ModelMismatch
+from hedgerow.errors import HedgerowError
 from hedgerow.frame import Array
-from hedgerow.models import batching
-from hedgerow.models.combine import Combiner, Ticket
-from hedgerow.models.fit import Fit
-from hedgerow.models.load import Loaded, load
-from hedgerow.models.source import Source, resolve
+from hedgerow.models.engine import Engine, SlotInfo
 
 
-@dataclass(frozen=True, slots=True)
-class SlotInfo:
-    """What a slot is and what it has done.
+class _Pinned(threading.local):
+    """What the list that runs in this thread runs on."""
 
-    Attributes:
-        name: the model's name in the configuration.
-        path: its file.
-        digest: `sha256:…` of its file.
-        backend: what runs it, and that library's version.
-        device: where it runs, as the backend names it.
-        device_asked: where it was to run.
-        degraded: why it does not run there; None: it does.
-        passed_over: why backends that come first were not taken, by name.
-        streams: inferences at the same time.
-        threads: threads one inference may use.
-        max_batch: most rows in a batch; 1: the model takes no batches.
-        unbatched: why batches ended although the model says that it takes them; None: they did not.
-        inputs, outputs: as text, `name: dtype[shape]`.
-        inferences: runs of the backend so far.
-        frames: rows they took in.
-        failures: requests that failed.
-        batches: how many runs had how many rows.
-        busy_s: seconds spent in the backend, all streams together.
-    """
+    engines: Mapping[Slot, Engine] = MappingProxyType({})
 
-    name: str
-    path: str
-    digest: str
-    backend: str
-    backend_version: str
-    device: str
-    device_asked: str
-    degraded: str | None
-    passed_over: Mapping[str, str]
-    streams: int
-    threads: int
-    max_batch: int
-    unbatched: str | None
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    inferences: int
-    frames: int
-    failures: int
-    batches: Mapping[int, int]
-    busy_s: float
+
+_pinned: Final = _Pinned()
+_NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
 class Slot:
-    """A loaded model that serves many callers; a `stage.ModelHandle`.
+    """A model that stages hold, whichever version of it serves; a `stage.ModelHandle`.
 
-    Attributes:
-        inputs: what a caller must give; `constants` are left out, hidden state is not.
-        outputs: what comes back.
-        state: hidden state, input name → output name.
-        batch_axis: axis batches are stacked on, of the inputs and outputs where it is not 0.
+    Args:
+        config: what the node's file says of the model.
+        base_dir: what a relative path in it is relative to.
+        engine: what serves to begin with.
     """
 
-    def __init__(self, name: str, source: Source, config: ModelConfig, loaded: Loaded) -> None:
-        session = loaded.session
-        fit = Fit(name, config, session.inputs, session.outputs)
-        self.name = name
-        self.inputs = fit.inputs
-        self.outputs = session.outputs
-        self.state: Mapping[str, str] = config.state
-        self.batch_axis: Mapping[str, int] = config.batch_axis
-        self.metadata = session.metadata
-        self._fit = fit
-        self._source = source
-        self._device_asked = config.device
-        self._loaded = loaded
-        self._session = session
-        self._sizes = (fit.fixed,) if fit.fixed is not None else session.batch_sizes if fit.batches else ()
-        self._combiner = Combiner(self._run, streams=session.streams, limit=fit.limit(loaded.max_batch))
+    def __init__(self, config: ModelConfig, base_dir: Path, engine: Engine) -> None:
+        self.name = engine.name
+        self.config = config
+        self.base_dir = base_dir
         self._lock = threading.Lock()
-        self._unbatched: str | None = None
-        self._proven = False
-        self._failures = 0
-        self._busy_s = 0.0
-        self._batches: Counter[int] = Counter()
+        self._changed = threading.Condition(self._lock)
+        self._serving: Engine | None = engine
+        self._last = engine
+        self._trial: tuple[Engine, int] | None = None
+        self._closed = False
+
+    # What stages see
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What a caller must give; see `ModelHandle.inputs`."""
+        return self._here().inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What comes back."""
+        return self._here().outputs
+
+    @property
+    def state(self) -> Mapping[str, str]:
+        """Hidden state, input name → output name."""
+        return self._here().state
+
+    @property
+    def state_token(self) -> object:
+        """What hidden state belongs to; see `ModelHandle.state_token`."""
+        return self._here().state_token
+
+    @property
+    def batch_axis(self) -> Mapping[str, int]:
+        """Axis batches are stacked on, of the inputs and outputs where it is not 0."""
+        return self._here().batch_axis
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The model's own metadata."""
+        return self._here().metadata
+
+    def zero_state(self) -> dict[str, Array]:
+        """Hidden state of a stream that has just begun, by input name."""
+        return self._here().zero_state()
 
     def infer(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """Run the model on every request; see `ModelHandle.infer`."""
@@ -118,204 +105,143 @@ class Slot:
 
     def infer_each(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array] | HedgerowError]:
         """Run the model on every request; see `ModelHandle.infer_each`."""
-        admit = self._fit.admit
-        outcomes: list[Any] = []
-        for request in requests:
-            try:
-                outcomes.append(Ticket(*admit(request), request))
-            except ModelMismatch as error:
-                outcomes.append(error)
-        self._combiner.submit([ticket for ticket in outcomes if ticket.__class__ is Ticket])
-        return [ticket.result if ticket.__class__ is Ticket else ticket for ticket in outcomes]
-
-    def zero_state(self) -> dict[str, Array]:
-        """Hidden state of a stream that has just begun, by input name."""
-        return self._fit.zero_state()
-
-    def info(self) -> SlotInfo:
-        """What the slot is and what it has done so far."""
-        session, loaded = self._session, self._loaded
-        with self._lock:
-            batches, busy_s, failures = dict(sorted(self._batches.items())), self._busy_s, self._failures
-        return SlotInfo(
-            name=self.name,
-            path=str(self._source.path),
-            digest=self._source.digest,
-            backend=session.backend,
-            backend_version=loaded.version,
-            device=session.device,
-            device_asked=self._device_asked,
-            degraded=loaded.degraded,
-            passed_over=loaded.passed_over,
-            streams=session.streams,
-            threads=loaded.threads,
-            max_batch=self._combiner.portion.limit,
-            unbatched=self._unbatched,
-            inputs=tuple(str(spec) for spec in session.inputs),
-            outputs=tuple(str(spec) for spec in session.outputs),
-            inferences=sum(batches.values()),
-            frames=sum(rows * count for rows, count in batches.items()),
-            failures=failures,
-            batches=batches,
-            busy_s=busy_s,
-        )
-
-    def close(self) -> None:
-        """Free the model."""
-        self._session.close()
-
-    def _run(self, tickets: list[Ticket]) -> None:
-        """Run one batch, and one at a time if it fails. Every ticket gets a result."""
+        engine = _pinned.engines.get(self)
+        if engine is not None:
+            return engine.infer_each(requests)
+        engine = self.take()  # outside a list: a test of a stage, a thread of an author's own
         try:
-            if len(tickets) == 1:
-                tickets[0].result = self._run_alone(tickets[0])
-                return
-            try:
-                results = self._infer(tickets)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it may concern one request alone
-                for ticket in tickets:
-                    ticket.result = self._run_alone(ticket)
-                if not any(isinstance(ticket.result, Exception) for ticket in tickets):
-                    self._end_batches(f"a batch of {len(tickets)} failed and its requests alone did not: {error}")
-                return
-            for ticket, result in zip(tickets, results, strict=True):
-                ticket.result = result
-            if not self._proven:
-                self._prove(tickets)
-        except BaseException as error:  # an interrupt: the other callers must not wait for ever
-            for ticket in tickets:
-                ticket.result = ticket.result or _failed(self.name, error)
-            raise
+            return engine.infer_each(requests)
+        finally:
+            self.give_back(engine)
 
-    def _run_alone(self, ticket: Ticket) -> dict[str, Array] | HedgerowError:
-        try:
-            return self._infer([ticket])[0]
-        except Exception as error:  # noqa: BLE001 - no caller may be left without an answer
-            with self._lock:
-                self._failures += 1
-            return error if isinstance(error, HedgerowError) else _failed(self.name, error)
+    # What the node sees
 
-    def _prove(self, tickets: list[Ticket]) -> None:
-        """Compare the ends of the first batch with the same requests run alone; run all alone if they disagree."""
-        if all(_agrees(ticket.result, self._run_alone(ticket)) for ticket in (tickets[0], tickets[-1])):
-            self._proven = True
-            return
-        for ticket in tickets:
-            ticket.result = self._run_alone(ticket)
-        self._end_batches(f"in a batch of {len(tickets)} a request gets other outputs than alone")
+    @property
+    def serving(self) -> Engine | None:
+        """The engine that serves; None in a gap."""
+        return self._serving
 
-    def _end_batches(self, why: str) -> None:
-        self._unbatched = why
-        self._combiner.portion.limit = 1
+    @property
+    def splits(self) -> bool:
+        """Whether some streams are served by a version on trial."""
+        return self._trial is not None
 
-    def _infer(self, tickets: list[Ticket]) -> list[dict[str, Array]]:
-        fit = self._fit
-        rows = [ticket.rows for ticket in tickets]
-        total = sum(rows)
-        padded = next((size for size in self._sizes if size >= total), total)
-        batch = batching.stack([ticket.request for ticket in tickets], fit.axes, padded - total)
-        batch.update(fit.constants)
-        began = time.perf_counter()
-        outputs = self._session.run(batch)
-        took = time.perf_counter() - began
-        with self._lock:
-            self._busy_s += took
-            self._batches[total] += 1
-        if len(tickets) == 1 and padded == total:
-            return [outputs]
-        return batching.split(outputs, fit.output_axes, rows, padded)
+    def side(self, stream: str) -> bool:
+        """Whether a stream is served by the version on trial: always the same answer as long as that one is."""
+        trial = self._trial
+        return trial is not None and lot(stream, trial[0].source.digest) < trial[1]
 
-
-def _agrees(batched: dict[str, Array], alone: dict[str, Array] | HedgerowError) -> bool:
-    return isinstance(alone, dict) and batching.alike(alone, batched)
-
-
-def _failed(model: str, error: BaseException) -> InferenceError:
-    return InferenceError(
-        f"Model {model} failed: {type(error).__name__}: {error}",
-        remedy="Try it alone with `hedgerow tune`; `batch_axis` or `max_batch: 1` may mend it.",
-    )
-
-
-class _Place:
-    """A slot's place in the pool: one caller loads it while the others wait."""
-
-    __slots__ = ("lock", "slot", "uses")
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.slot: Slot | None = None
-        self.uses = 0
-
-
-class ModelPool:
-    """The slots of a node. Thread-safe.
-
-    Args:
-        cores: cores the node owns; models share them.
-        state_dir: folder for compiled and tuned models; None: nothing is kept.
-    """
-
-    def __init__(self, cores: int, state_dir: Path | None = None) -> None:
-        self._cores = cores
-        self._state_dir = state_dir
-        self._lock = threading.Lock()
-        self._places: dict[Hashable, _Place] = {}
-
-    def acquire(self, name: str, config: ModelConfig, base_dir: Path) -> Slot:
-        """The slot for a model; the same one for the same file and settings. Give it back with `release`.
+    def take(self, on_trial: bool = False) -> Engine:
+        """The engine for a list that begins; waits while nothing serves. Give it back with `give_back`.
 
         Args:
-            base_dir: what a relative path in the configuration is relative to.
-        Raises: ConfigError, ModelError: it cannot be loaded, or does not fit its configuration.
+            on_trial: take the one on trial, if there still is one.
         """
-        source = resolve(config.path, base_dir)
-        key = (source, config.model_dump_json(exclude={"path"}))
         with self._lock:
-            place = self._places.setdefault(key, _Place())
-            place.uses += 1
-        try:
-            with place.lock:
-                if place.slot is None:
-                    place.slot = self._load(name, source, config)
-                return place.slot
-        except BaseException:
-            self._leave(key, place)
-            raise
+            while True:
+                if on_trial and self._trial is not None:
+                    engine = self._trial[0]
+                    break
+                if self._serving is not None or self._closed:
+                    engine = self._serving or self._last  # a closed one says that it is
+                    break
+                self._changed.wait()
+            engine.lists += 1
+            return engine
 
-    def release(self, slot: Slot) -> None:
-        """Give a slot back; the model is freed when nobody holds it any more."""
+    def give_back(self, engine: Engine) -> None:
+        """Say that a list no longer runs on an engine."""
         with self._lock:
-            found = next((item for item in self._places.items() if item[1].slot is slot), None)
-        if found is not None:
-            self._leave(*found)
+            engine.lists -= 1
+            if not engine.lists and engine is not self._serving:
+                self._changed.notify_all()
 
-    def slots(self) -> tuple[Slot, ...]:
-        """The slots that serve now."""
+    def info(self) -> SlotInfo:
+        """What serves, or, in a gap, what served last, and what it has done so far."""
+        return self._last.info()
+
+    def split(self, engine: Engine, percent: int) -> None:
+        """Let an engine serve some of the streams, from their next list on."""
         with self._lock:
-            return tuple(place.slot for place in self._places.values() if place.slot is not None)
+            self._trial = (engine, percent)
+
+    def switch(self, engine: Engine) -> Engine | None:
+        """Let an engine serve all streams, from their next list on. Returns: the one that served before; None in a gap."""
+        with self._lock:
+            before, self._serving, self._trial = self._serving, engine, None
+            self._last = engine
+            engine.since = time.time()
+            self._changed.notify_all()
+            return before
+
+    def end_split(self) -> None:
+        """Let the serving engine serve all streams again, from their next list on."""
+        with self._lock:
+            self._trial = None
+
+    def begin_gap(self) -> Engine | None:
+        """Let nothing serve: whoever asks waits for the next `switch`. Returns: the one that served."""
+        with self._lock:
+            before, self._serving, self._trial = self._serving, None, None
+            return before
+
+    def drained(self, engine: Engine, timeout_s: float | None = None) -> bool:
+        """Wait until no list runs on an engine that no longer serves. Returns: whether it is so."""
+        with self._lock:
+            return self._changed.wait_for(lambda: not engine.lists, timeout_s)
 
     def close(self) -> None:
-        """Free every model, whoever holds it."""
+        """Free the model; whoever waits in a gap gets an error."""
         with self._lock:
-            places, self._places = list(self._places.values()), {}
-        for place in places:
-            if place.slot is not None:
-                place.slot.close()
+            self._closed = True
+            self._trial = None
+            self._changed.notify_all()
+        self._last.close()
 
-    def _load(self, name: str, source: Source, config: ModelConfig) -> Slot:
-        loaded = load(source, config, self._cores, self._state_dir)
-        try:
-            return Slot(name, source, config, loaded)
-        except BaseException:
-            loaded.session.close()
-            raise
+    @property
+    def closed(self) -> bool:
+        """Whether nobody needs it any more."""
+        return self._closed
 
-    def _leave(self, key: Hashable, place: _Place) -> None:
-        with self._lock:
-            place.uses -= 1
-            if place.uses or self._places.get(key) is not place:
-                return
-            del self._places[key]
-        if place.slot is not None:
-            place.slot.close()
+    def _here(self) -> Engine:
+        return _pinned.engines.get(self) or self._last
+
+
+def lot(stream: str, salt: str) -> int:
+    """A number from 0 to 99 that a stream always draws; other streams are others' for another salt."""
+    return xxhash.xxh32_intdigest(f"{salt}/{stream}".encode()) % 100
+
+
+class Pins:
+    """The versions that one list runs on, in the thread that runs it: `with Pins(slots) as engines`.
+
+    Args:
+        slots: those of the pipeline.
+        sides: of each slot, whether the list's streams are served by the version on trial.
+    """
+
+    __slots__ = ("_sides", "_slots", "engines")
+
+    def __init__(self, slots: Sequence[Slot], sides: Iterable[bool] | None = None) -> None:
+        self._slots = slots
+        self._sides = sides
+        self.engines: tuple[Engine, ...] = ()
+
+    def __enter__(self) -> tuple[Engine, ...]:
+        slots = self._slots
+        if self._sides is None:
+            self.engines = tuple([slot.take() for slot in slots])
+        else:
+            self.engines = tuple([slot.take(side) for slot, side in zip(slots, self._sides, strict=True)])
+        _pinned.engines = dict(zip(slots, self.engines, strict=True))
+        return self.engines
+
+    def __exit__(self, *_: object) -> None:
+        _pinned.engines = _NOTHING
+        for slot, engine in zip(self._slots, self.engines, strict=True):
+            slot.give_back(engine)
+
+
+def sides(slots: Sequence[Slot], stream: str) -> tuple[bool, ...]:
+    """Of each slot, whether a stream is served by the version on trial."""
+    return tuple([slot.side(stream) for slot in slots])

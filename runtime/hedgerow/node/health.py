@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHe
 
 if TYPE_CHECKING:
     from hedgerow.errors import HedgerowError
-    from hedgerow.models.slot import SlotInfo
+    from hedgerow.models.engine import SlotInfo
     from hedgerow.pipeline.run import PipelineRunner
     from hedgerow.telemetry.clock import Clock
 
@@ -49,7 +49,7 @@ class HealthReporter:
         self,
         runners: dict[str, PipelineRunner],
         failures: dict[str, HedgerowError],
-        loading: list[str],
+        loading: Mapping[str, HedgerowError | None],
         outbox: OutboxHealth | None,
         clock: Clock,
         certificates: Iterable[str] = (),
@@ -57,6 +57,7 @@ class HealthReporter:
         """A report of now.
 
         Args:
+            loading: pipelines that do not run yet, and what each waits for, if for more than time.
             certificates: what is wrong with them.
         """
         reasons = [*certificates, *(f"pipeline {name}: {error}" for name, error in failures.items())]
@@ -64,7 +65,9 @@ class HealthReporter:
             name: PipelineHealth(state="failed", error=str(error), remedy=error.remedy)
             for name, error in failures.items()
         }
-        pipelines.update({name: PipelineHealth(state="loading") for name in loading})
+        for name, awaited in loading.items():
+            said = {} if awaited is None else {"error": str(awaited), "remedy": awaited.remedy}
+            pipelines[name] = PipelineHealth(state="loading", **said)
         failing = bool(failures)
         for name, runner in runners.items():
             pipelines[name] = self._pipeline(name, runner)
@@ -207,6 +210,7 @@ def gauges(
     for info in serving(runners.values()).values():
         labels = {
             "model": info.name,
+            "version": info.version or "",
             "digest": info.digest.removeprefix("sha256:")[:12],
             "backend": info.backend,
             "device": info.device,

@@ -31,6 +31,7 @@ from hedgerow.node.health import HealthReporter, gauges, unready
 from hedgerow.node.link import link_options, on_loopback
 from hedgerow.node.outbox import NodeOutbox
 from hedgerow.node.pipelines import Pipelines
+from hedgerow.node.swaps import Swaps
 from hedgerow.pipeline.run import PipelineRunner
 from hedgerow.telemetry import systemd
 from hedgerow.telemetry.clock import Clock
@@ -97,6 +98,11 @@ class Node:
     def runners(self) -> dict[str, PipelineRunner]:
         """The pipelines that run, by name."""
         return self._pipelines.runners
+
+    @property
+    def swaps(self) -> Swaps:
+        """Takes its models from version to version."""
+        return self._pipelines.swaps
 
     @property
     def failures(self) -> dict[str, HedgerowError]:
@@ -301,7 +307,10 @@ class Node:
             flow_timeout_s=self.config.metrics.flow_timeout_s,
             started_at=self._started_at,
         )
-        reasons.extend(f"pipeline {name} is loading its models" for name in self._pipelines.loading())
+        for name, awaited in self._pipelines.loading().items():
+            reasons.append(
+                f"pipeline {name} is loading its models" if awaited is None else f"pipeline {name}: {awaited}"
+            )
         return reasons
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -15,10 +15,12 @@ import structlog
 
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError
-from hedgerow.models.slot import ModelPool
+from hedgerow.models.engine import SlotInfo
+from hedgerow.models.pool import ModelAwaited, ModelPool
 from hedgerow.node.announce import Announcer
 from hedgerow.node.link import link_options
 from hedgerow.node.outbox import NodeOutbox
+from hedgerow.node.swaps import Swaps
 from hedgerow.pipeline.plan import LocalPlan, Plan, pipeline_digest
 from hedgerow.pipeline.run import PipelineRunner
 from hedgerow.pipeline.workers import WorkerPlan
@@ -40,6 +42,8 @@ class Pipelines:
         config: the configuration in force.
         runners: the pipelines that run, by name.
         failures: why others do not, by name.
+        waiting: why others do not yet, by name: a model of theirs is to come from the region.
+        swaps: takes models from version to version.
         closing: the node is stopping, so nothing new may start.
     """
 
@@ -53,14 +57,20 @@ class Pipelines:
         self._cores = cores
         self._announcer = announcer
         self._outbox = outbox
+        self.waiting: dict[str, HedgerowError] = {}
+        self._loop = asyncio.get_running_loop()
         self._pool = ModelPool(cores=cores, state_dir=config.node.state_dir)
+        self._pool.on_assigned = self._assigned
+        self._late: set[asyncio.Task[None]] = set()
+        self.swaps = Swaps(self._pool, base_dir / config.node.state_dir, announcer.event, self)
         self._reloading = asyncio.Lock()
         self._committing = asyncio.Lock()  # held while runners come and go
         self.closing = False
 
-    def loading(self) -> list[str]:
-        """Pipelines that are configured and neither run nor have failed yet."""
-        return sorted(self.config.pipelines.keys() - self.runners.keys() - self.failures.keys())
+    def loading(self) -> dict[str, HedgerowError | None]:
+        """Pipelines that are configured and neither run nor have failed yet; and what they wait for, if for more than time."""
+        names = sorted(self.config.pipelines.keys() - self.runners.keys() - self.failures.keys())
+        return {name: self.waiting.get(name) for name in names}
 
     async def start(self) -> None:
         """Build and start all of them; and send what an earlier run could not."""
@@ -91,7 +101,51 @@ class Pipelines:
 
     def close(self) -> None:
         """Free the models."""
+        for task in list(self._late):
+            task.cancel()
         self._pool.close()
+
+    def infos(self) -> list[SlotInfo]:
+        """The models of pipelines with workers."""
+        return [info for runner in self.runners.values() if runner.plan.config.workers for info in runner.plan.models()]
+
+    async def go_over(self, name: str) -> None:
+        """Let pipelines with workers that use a model go over to the version it is assigned: to new workers that have it.
+
+        Raises: HedgerowError: one cannot; those go on as they were.
+        """
+        async with self._reloading:
+            for pipeline, runner in list(self.runners.items()):
+                if not runner.plan.config.workers or name not in {info.name for info in runner.plan.models()}:
+                    continue
+                plan = await asyncio.to_thread(self._plan, self.config, pipeline)
+                async with self._committing:
+                    if self.closing or self.runners.get(pipeline) is not runner:
+                        plan.retire()
+                        continue
+                    await self._replace(pipeline, plan)
+
+    def _assigned(self, name: str) -> None:
+        """(any thread) A model has got a version: let pipelines that wait for it start."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._start_late)
+
+    def _start_late(self) -> None:
+        if self.waiting and not self.closing:
+            task = self._loop.create_task(self._start_waiting())
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+
+    async def _start_waiting(self) -> None:
+        async with self._reloading:
+            names = [name for name in self.waiting if name in self.config.pipelines]
+            plans = await self._build(self.config, names, self.failures)
+            async with self._committing:
+                for plan in plans.values():
+                    if self.closing:
+                        plan.retire()
+                    else:
+                        await self._start(plan)
 
     async def reload(self, config: NodeConfig) -> dict[str, list[str]]:
         """Go over to a new configuration; if any part of it is bad, nothing changes.
@@ -136,6 +190,7 @@ class Pipelines:
         }
         self.config = config
         self.failures.clear()
+        self.waiting = {name: why for name, why in self.waiting.items() if name in config.pipelines}
         for name in outcome["removed"]:
             await self.runners.pop(name).stop(config.node.drain_s, forget_session=True)
         for name, plan in plans.items():
@@ -175,6 +230,10 @@ class Pipelines:
         for name in names:
             try:
                 plans[name] = await asyncio.to_thread(self._plan, config, name)
+                self.waiting.pop(name, None)
+            except ModelAwaited as error:
+                self.waiting[name] = error
+                log.info("pipeline-waits", pipeline=name, reason=str(error))
             except HedgerowError as error:
                 failures[name] = error
                 self._tell_failure(name, error)

@@ -8,16 +8,22 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from hedgerow.config import NodeConfig
 from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Frame
-from hedgerow.models.slot import ModelPool, SlotInfo
+from hedgerow.models.engine import Engine, SlotInfo
+from hedgerow.models.pool import ModelPool
+from hedgerow.models.slot import Pins, sides
 from hedgerow.pipeline.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, FrameMaker, Settlement
 from hedgerow.pipeline.results import Encoded, ResultEncoder
+
+_ENCODERS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +141,46 @@ class LocalPlan(Plan):
         super().__init__(config, name, cores if lanes is None else lanes)
         self._context = PipelineContext(name, config.models, base_dir, pool)
         self._chain = build_chain(self.config.stages, self._context, on_event)
-        self.encoder = make_encoder(config, name, self.models())
+        self._slots = tuple(dict.fromkeys(self._context.slots))
+        self._make_encoder = partial(make_encoder, config, name)
+        self.encoder = self._make_encoder(self.models())
+        self._encoders: dict[tuple[Engine, ...], ResultEncoder] = {}
 
     def run(self, deliveries: Sequence[Delivery], lane: int) -> Completed:
-        """See `Plan.run`."""
-        maker, encoder = self._maker, self.encoder
+        """See `Plan.run`. The list pins the versions of its models that serve when it begins."""
+        for slot in self._slots:
+            if slot.splits:
+                return self._run_divided(deliveries)
+        with Pins(self._slots) as engines:
+            return self._run(deliveries, engines)
+
+    def _run_divided(self, deliveries: Sequence[Delivery]) -> Completed:
+        """Run a list as several: one for each choice of versions that serves some of its streams."""
+        groups: dict[tuple[bool, ...], list[Delivery]] = {}
+        for delivery in deliveries:
+            groups.setdefault(sides(self._slots, delivery.stream), []).append(delivery)
+        settlements: list[Settlement] = []
+        timings: list[tuple[str, float, int]] = []
+        snapshot = None
+        for chosen, group in groups.items():
+            with Pins(self._slots, chosen) as engines:
+                completed = self._run(group, engines)
+            settlements += completed.settlements
+            timings += completed.timings
+            snapshot = completed.snapshot or snapshot
+        return Completed(settlements, timings, snapshot)
+
+    def _encoder_for(self, engines: tuple[Engine, ...]) -> ResultEncoder:
+        """The encoder whose results name these versions."""
+        encoder = self._encoders.get(engines)
+        if encoder is None:
+            if len(self._encoders) >= _ENCODERS:  # versions that served once are not worth their memory
+                self._encoders.clear()
+            encoder = self._encoders[engines] = self._make_encoder([engine.info() for engine in engines])
+        return encoder
+
+    def _run(self, deliveries: Sequence[Delivery], engines: tuple[Engine, ...]) -> Completed:
+        maker, encoder = self._maker, self._encoder_for(engines)
         wall, monotonic = time.time(), time.monotonic()
         maker.clock.look(wall, monotonic)
         clock_offset_s = wall - monotonic
@@ -181,7 +222,7 @@ class LocalPlan(Plan):
 
     def models(self) -> list[SlotInfo]:
         """See `Plan.models`."""
-        return [slot.info() for slot in dict.fromkeys(self._context.slots)]
+        return [slot.info() for slot in self._slots]
 
     def failing(self) -> list[str]:
         """See `Plan.failing`."""
@@ -202,6 +243,9 @@ def pipeline_digest(config: NodeConfig, name: str) -> str:
 
 def make_encoder(config: NodeConfig, name: str, models: Iterable[SlotInfo]) -> ResultEncoder:
     """The encoder of a pipeline's results, which name the models that made them."""
-    lineage = [{key: getattr(info, key) for key in ("name", "digest", "backend", "device")} for info in models]
+    lineage = []
+    for info in models:
+        said = {key: getattr(info, key) for key in ("name", "digest", "backend", "device")}
+        lineage.append(said if info.version is None else {**said, "version": info.version})
     publish = config.pipelines[name].publish
     return ResultEncoder(config.node.address, name, publish, pipeline_digest(config, name), lineage)

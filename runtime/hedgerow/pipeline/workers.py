@@ -34,7 +34,8 @@ import structlog
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
-from hedgerow.models.slot import ModelPool, SlotInfo
+from hedgerow.models.engine import SlotInfo
+from hedgerow.models.pool import ModelPool
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.plan import Completed, LocalPlan, Plan, Snapshot, make_encoder

@@ -34,7 +34,8 @@ class Infer(Stage[InferConfig]):
 
     Takes the frame's tensors; for a model with one input, and a frame without tensors, its array. One that lacks the
     batch axis gets it. A model's hidden state is kept for each stream and moves on only when an inference succeeds; a
-    frame whose meta says `begins`, the first after a gap, finds it at zero again.
+    frame whose meta says `begins`, the first after a gap, finds it at zero again; so does every stream when the node goes over to another version of the
+    model, but where that one's manifest says `state: carries-over` under its parameters.
     Outputs keep their batch axis, of size 1.
     """
 
@@ -58,11 +59,8 @@ class Infer(Stage[InferConfig]):
                     remedy=f"Did you mean {near[0]!r}?" if near else f"Use one of {', '.join(names)}.",
                 )
         self._feeds = [_Feed(spec, self.config.inputs.get(spec.name, spec.name), self._model) for spec in self._specs]
-        zero = self._model.zero_state()
         self._moves = tuple(self._model.state.items())
-        self._states: PerStream[dict[str, Array]] | None = (
-            context.per_stream(lambda: {name: state.copy() for name, state in zero.items()}) if zero else None
-        )
+        self._states: PerStream[_Hidden] | None = context.per_stream(_Hidden) if self._moves else None
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Run the model on all frames that wait, in as few batches as it can."""
@@ -86,19 +84,22 @@ class Infer(Stage[InferConfig]):
             outcomes[i] = self._outcome(frames[i], outcomes[i], result)
 
     def _infer_with_state(
-        self, frames: Sequence[Frame], outcomes: list[Any], turn: list[int], states: PerStream[dict[str, Array]]
+        self, frames: Sequence[Frame], outcomes: list[Any], turn: list[int], states: PerStream[_Hidden]
     ) -> None:
         """As `_infer`, for frames of different streams."""
         moves = self._moves
+        token, zero = self._model.state_token, self._model.zero_state
         requests, before = [], []
         for i in turn:
             frame, request = frames[i], outcomes[i]
             if frame.meta.get("begins"):
                 states.pop(frame.stream, None)
-            state = states[frame.stream]
-            request.update(state)
+            hidden = states[frame.stream]
+            if hidden.token is not token:  # it has just begun, or belongs to a version that no longer serves the stream
+                hidden.token, hidden.arrays = token, zero()
+            request.update(hidden.arrays)
             requests.append(request)
-            before.append(state)
+            before.append(hidden.arrays)
         results = self._model.infer_each(requests)
         for i, state, result in zip(turn, before, results, strict=True):
             if result.__class__ is dict:
@@ -165,6 +166,16 @@ class Infer(Stage[InferConfig]):
                     remedy="Resize or cut in a stage before `infer`, or send frames of that size.",
                 )
         return None
+
+
+class _Hidden:
+    """A stream's hidden state, and what it belongs to."""
+
+    __slots__ = ("arrays", "token")
+
+    def __init__(self) -> None:
+        self.token: object = None
+        self.arrays: dict[str, Array] = {}
 
 
 class _Feed:

@@ -79,6 +79,10 @@ class ModelHealth(Message):
     """What a model provably runs as."""
 
     digest: str
+    version: str | None = Field(
+        None, description="Of the bundle that its file belongs to; none: a file of the node's own."
+    )
+    bundle: str | None = Field(None, description="Digest of that bundle's manifest.")
     backend: str
     device: str
     device_asked: str

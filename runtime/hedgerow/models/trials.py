@@ -1,0 +1,173 @@
+"""Versions that are being tried, kept on disk: so that one which brings the process down is not tried for ever.
+
+Before each step that runs a version's code (load, golden, switch) the trial is written and synced. It is cleared when the
+version is kept or taken back. A trial that is still there when the node starts was interrupted in that step:
+
+- by a crash of native code, if that left its mark (`faulthandler` writes it while the process dies): quarantined at once;
+- or by a power cut, a kill, the system's want of memory: nobody knows, so it counts. The third time is quarantine.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO, Final
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hedgerow.models.candidate import Candidate
+from hedgerow.wire.fleet import Quarantined
+
+MOST_TRIES: Final = 3
+_FILE: Final = "trials.json"
+_MARK: Final = "crash.txt"
+
+
+class _Trial(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    step: str
+    tries: int
+    open: bool
+
+
+class _State(BaseModel):
+    trials: dict[str, _Trial] = {}
+    quarantined: dict[str, Quarantined] = {}
+
+
+class Trials:
+    """The trial counter of a node.
+
+    Args:
+        folder: where it is kept; made if it is not there.
+    Attributes:
+        fresh: versions that were put into quarantine because of how the process ended before.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._state = self._read()
+        self._mark: IO[str] | None = None
+        self.fresh: list[Quarantined] = []
+        self._judge_the_interrupted()
+
+    def quarantined(self) -> list[Quarantined]:
+        """Versions that are not to be tried again."""
+        return sorted(self._state.quarantined.values(), key=lambda each: each.at)
+
+    def why_not(self, digest: str) -> Quarantined | None:
+        """Why a bundle is not to be tried; None: it may be."""
+        return self._state.quarantined.get(digest)
+
+    def enter(self, candidate: Candidate, step: str) -> None:
+        """Note, on disk, that a step begins which may bring the process down."""
+        digest = candidate.ref.digest
+        before = self._state.trials.get(digest)
+        tries = before.tries if before is not None else 0
+        if before is None or not before.open:
+            tries += 1
+        self._state.trials[digest] = _Trial(
+            name=candidate.ref.name, version=candidate.ref.version, step=step, tries=tries, open=True
+        )
+        self._write()
+        self._watch_for_crashes()
+
+    def leave(self, candidate: Candidate, *, passed: bool) -> None:
+        """Note that a trial is over and the process lives.
+
+        Args:
+            passed: the version was kept; its tries are forgotten.
+        """
+        digest = candidate.ref.digest
+        trial = self._state.trials.pop(digest, None)
+        if trial is not None and not passed:
+            self._state.trials[digest] = trial.model_copy(update={"open": False, "tries": trial.tries - 1})
+        self._write()
+        self._end_watch()
+
+    def quarantine(self, candidate: Candidate, code: str, reason: str) -> None:
+        """Never try a version again, until it is released."""
+        self._state.trials.pop(candidate.ref.digest, None)
+        self._quarantine(candidate.ref.digest, candidate.ref.name, candidate.ref.version, code, reason)
+        self._write()
+        self._end_watch()
+
+    def release(self, digest: str) -> None:
+        """Let a version be tried again: somebody says so."""
+        self._state.trials.pop(digest, None)
+        if self._state.quarantined.pop(digest, None) is not None:
+            self._write()
+
+    def _judge_the_interrupted(self) -> None:
+        mark = self._folder / _MARK
+        try:
+            crash = mark.read_text(errors="replace").strip().partition("\n")[0]
+        except OSError:
+            crash = ""
+        for digest, trial in list(self._state.trials.items()):
+            if not trial.open:
+                continue
+            if crash:
+                reason = f"the process crashed while it did {trial.step}: {crash}"
+                self._quarantine(digest, trial.name, trial.version, "crashed", reason)
+            elif trial.tries >= MOST_TRIES:
+                reason = f"the process ended {trial.tries} times while it did {trial.step}"
+                self._quarantine(digest, trial.name, trial.version, "interrupted", reason)
+            else:
+                self._state.trials[digest] = trial.model_copy(update={"open": False})
+                continue
+            del self._state.trials[digest]
+            self.fresh.append(self._state.quarantined[digest])
+        self._write()
+        mark.unlink(missing_ok=True)
+
+    def _quarantine(self, digest: str, name: str, version: str, code: str, reason: str) -> None:
+        self._state.quarantined[digest] = Quarantined(
+            digest=digest, name=name, version=version, code=code, reason=reason, at=time.time()
+        )
+
+    def _watch_for_crashes(self) -> None:
+        if self._mark is None:
+            self._mark = (self._folder / _MARK).open("w")
+            self._was_watched = faulthandler.is_enabled()
+            faulthandler.enable(self._mark, all_threads=False)
+
+    def _end_watch(self) -> None:
+        if self._mark is None:
+            return
+        faulthandler.disable()
+        if self._was_watched and sys.__stderr__ is not None:
+            faulthandler.enable(sys.__stderr__)
+        self._mark.close()
+        self._mark = None
+        (self._folder / _MARK).unlink(missing_ok=True)
+
+    def _read(self) -> _State:
+        try:
+            return _State.model_validate_json((self._folder / _FILE).read_bytes())
+        except FileNotFoundError:
+            return _State()
+        except (OSError, ValidationError):  # half a file cannot be: it was renamed into place; somebody wrote into it
+            (self._folder / _FILE).rename(self._folder / f"{_FILE}.unreadable")
+            return _State()
+
+    def _write(self) -> None:
+        aside = self._folder / f"{_FILE}.new"
+        with aside.open("wb") as file:
+            file.write(orjson.dumps(self._state.model_dump(), option=orjson.OPT_INDENT_2))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self._folder / _FILE)
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

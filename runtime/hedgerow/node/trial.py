@@ -1,0 +1,307 @@
+"""A version on its way through the slots of a model: each step of a swap, and the way back. For one thread at a time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hedgerow.config import ModelConfig
+from hedgerow.errors import ModelError
+from hedgerow.models.candidate import Candidate
+from hedgerow.models.compatible import IncompatibleVersion, misfits
+from hedgerow.models.engine import Engine
+from hedgerow.models.golden import check_golden
+from hedgerow.models.memory import free_bytes
+from hedgerow.models.pool import BUNDLE, ModelPool
+from hedgerow.models.probation import Measures, Verdict, judge, slowdown
+from hedgerow.models.shadow import Shadow
+from hedgerow.models.slot import Slot
+from hedgerow.models.warm import warm_up
+from hedgerow.models.watch import Watch
+from hedgerow.node.health import resident_bytes
+from hedgerow.wire.fleet import SwapPolicy
+
+_HEAD_ROOM: Final = 1.1
+"""Times what a version needs that has to be free, since nobody measured it here."""
+
+
+class Refused(ModelError):
+    """A guard has stopped a version."""
+
+    def __init__(self, code: str, message: str, remedy: str) -> None:
+        super().__init__(message, remedy=remedy)
+        self.code = code
+
+
+@dataclass(slots=True)
+class _Place:
+    """One slot of the model, and what is to serve there."""
+
+    slot: Slot
+    old: Engine | None
+    new: Engine | None = None
+    watch: Watch | None = None
+    shadow: Shadow | None = None
+    before: Watch | None = None
+
+
+class SlotTrial:
+    """A version's way through all slots of its model in this process; mostly there is one.
+
+    Args:
+        pool: where the slots are.
+        name: the model's in the configuration.
+        candidate: the version; None: the file that the configuration names.
+        policy: how to go over.
+    Attributes:
+        served: whether it has ever served.
+        kept: whether it is there to stay.
+        measures: what has been measured of it.
+    """
+
+    def __init__(self, pool: ModelPool, name: str, candidate: Candidate | None, policy: SwapPolicy) -> None:
+        self.name = name
+        self.candidate = candidate
+        self.served = False
+        self.kept = False
+        self.measures: dict[str, Any] = {}
+        self._pool = pool
+        self._policy = policy
+        self._places = [_Place(slot, slot.serving) for slot in pool.slots(name)]
+        self._before = pool.assigned().get(name)
+        self._alone: Engine | None = None
+        self._gap = False
+        self._gap_began = 0.0
+        self._switched = False
+        self._resident = 0
+
+    def check_memory(self) -> None:
+        """See whether old and new fit into memory together; if not, there is a gap or a refusal.
+
+        Raises: Refused: they do not, and the policy is to refuse it then.
+        """
+        if self.candidate is None:
+            return
+        need, free = int(self.candidate.variant.needs.memory_bytes * _HEAD_ROOM), free_bytes()
+        if free is None or need <= free:
+            return
+        if self._policy.memory == "refuse" or not any(place.old for place in self._places):
+            raise Refused(
+                "no-memory",
+                f"{self.candidate.ref} needs {need:,} bytes beside the version that serves, and {free:,} are free",
+                "Free memory, choose a smaller variant, or set `memory: brief-gap` in the swap policy.",
+            )
+        self._gap = True
+
+    def load(self) -> None:
+        """Load it beside what serves, or, in a gap, after that has been unloaded.
+
+        Raises: HedgerowError: it cannot be loaded, or does not fit what its stages know of the model.
+        """
+        if self._gap:
+            self._begin_gap()
+        for place in self._places:
+            self._check_bundle(place.slot.config)
+            if place.old is not None:
+                place.before = Watch(place.old)
+            place.new = self._pool.open(self.name, place.slot.config, place.slot.base_dir, self.candidate)
+            self._check_digest(place.new)
+            if place.old is not None:
+                why = misfits(place.old, place.new)
+                if why:
+                    raise IncompatibleVersion(self.name, str(place.new), why)
+                place.new.carry_on_state(place.old)
+        if not self._places and self.candidate is not None:  # nobody uses it now; whether it works is seen all the same
+            config = ModelConfig(path=f"{BUNDLE}{self.candidate.ref.name}")
+            self._alone = self._pool.open(self.name, config, Path(), self.candidate)
+            self._check_digest(self._alone)
+
+    def try_golden(self) -> None:
+        """Warm it up and see whether it computes here what it computed where it was built.
+
+        Raises: Refused: it does not.
+        """
+        for engine in self._new():
+            if self.candidate is not None:
+                outcome = check_golden(
+                    engine.run_batch, self.candidate.folder, self.candidate.manifest, self.candidate.variant
+                )
+                self.measures["golden_worst"] = outcome.worst
+                if not outcome.passed:
+                    raise Refused(
+                        "golden-failed",
+                        f"On this device it does not give what it should: {outcome.detail}",
+                        "Build a variant for this device, or widen its tolerance if the difference does no harm.",
+                    )
+            warm_up(engine)
+            engine.forget_times()
+
+    def begin_shadow(self) -> bool:
+        """Let it run on live frames unheard. Returns: whether anything serves that it could run beside."""
+        for place in self._places:
+            if place.new is not None and place.slot.serving is not None:
+                place.shadow = Shadow(place.slot.serving, place.new)
+        return any(place.shadow for place in self._places)
+
+    def end_shadow(self) -> None:
+        """Let it no longer run on live frames unheard."""
+        for place in self._places:
+            if place.shadow is not None:
+                place.shadow.end()
+                place.shadow = None
+
+    def begin_split(self) -> bool:
+        """Let it serve some of the streams. Returns: whether anything serves the others."""
+        self._begin_watch()
+        for place in self._places:
+            if place.new is not None and place.slot.serving is not None:
+                place.slot.split(place.new, self._policy.split_percent)
+                self.served = True
+        return self.served
+
+    def switch(self) -> None:
+        """Let it serve all streams."""
+        self._begin_watch()
+        self._switched = True
+        for place in self._places:
+            if place.new is not None:
+                place.slot.switch(place.new)
+                self.served = True
+        if self._gap_began:
+            self.measures["gap_s"] = round(time.monotonic() - self._gap_began, 3)
+            self._gap_began = 0.0
+        self._pool.assign(self.name, self.candidate)
+
+    def judge(self, step: str, elapsed_s: float, period_s: float) -> Verdict:
+        """Decide on it."""
+        measured = self._measure(step, elapsed_s)
+        self.measures = {**self.measures, **measured.as_dict(), "step": step}
+        return judge(self._policy, measured, period_s)
+
+    def keep(self) -> None:
+        """Free the version before."""
+        self.kept = True
+        for place in self._places:
+            self._end_watches(place)
+            if place.old is not None:
+                place.slot.drained(place.old)
+                place.old.close()
+            if place.slot.closed and place.new is not None:
+                place.new.close()
+        if self._alone is not None:
+            self._alone.close()
+
+    def undo(self) -> None:
+        """Let the version before serve again, and free this one."""
+        if self.kept:
+            return
+        self.end_shadow()
+        if self._switched:
+            self._pool.assign(self.name, self._before)
+        for place in self._places:
+            place.slot.end_split()
+            if place.old is not None and place.slot.serving is not place.old:
+                self._put_back(place)
+            self._end_watches(place)
+            if place.new is not None:
+                place.slot.drained(place.new)
+                place.new.close()
+        if self._alone is not None:
+            self._alone.close()
+
+    def _put_back(self, place: _Place) -> None:
+        old = place.old
+        if self._gap:  # it was unloaded
+            old = self._pool.open(self.name, place.slot.config, place.slot.base_dir, self._before)
+            if place.old is not None:
+                old.state_token = place.old.state_token
+        if old is not None:
+            place.slot.switch(old)
+        if self._gap_began:
+            self.measures["gap_s"] = round(time.monotonic() - self._gap_began, 3)
+            self._gap_began = 0.0
+
+    def _begin_gap(self) -> None:
+        self._gap_began = time.monotonic()
+        for place in self._places:
+            old = place.slot.begin_gap()
+            if old is not None:
+                place.slot.drained(old)
+                old.close()
+
+    def _begin_watch(self) -> None:
+        if self._resident == 0:
+            self._resident = resident_bytes()
+        for place in self._places:
+            if place.new is not None and place.watch is None:
+                place.watch = Watch(place.new)
+
+    def _end_watches(self, place: _Place) -> None:
+        for watch in (place.watch, place.before):
+            if watch is not None:
+                watch.end()
+
+    def _new(self) -> list[Engine]:
+        engines = [place.new for place in self._places if place.new is not None]
+        return engines if self._alone is None else [*engines, self._alone]
+
+    def _check_bundle(self, config: ModelConfig) -> None:
+        wanted = config.path.removeprefix(BUNDLE)
+        if self.candidate is not None and config.path.startswith(BUNDLE) and wanted != self.candidate.ref.name:
+            raise Refused(
+                "wrong-bundle",
+                f"Model {self.name} is to be {config.path}; {self.candidate.ref} is another model",
+                f"Name a version of {wanted}, or mend the node's `path:`.",
+            )
+
+    def _check_digest(self, engine: Engine) -> None:
+        if self.candidate is not None and engine.source.digest != self.candidate.variant.model_digest:
+            engine_digest = engine.source.digest
+            raise Refused(
+                "wrong-digest",
+                f"The file of {self.candidate.ref} is {engine_digest}, not {self.candidate.variant.model_digest}",
+                "The store is damaged: remove the bundle's folder, and it is fetched again.",
+            )
+
+    def _measure(self, step: str, elapsed_s: float) -> Measures:
+        frames = failures = not_finite = compared = disagreed = 0
+        failed_before = seen_before = 0
+        slow: float | None = None
+        moved: dict[str, float] = {}
+        for place in self._places:
+            watch = place.shadow.watch if place.shadow is not None else place.watch
+            if watch is None or place.new is None:
+                continue
+            frames += watch.frames
+            failures += watch.failures
+            not_finite += watch.not_finite
+            old_shift: dict[str, float] = {}
+            if place.before is not None and place.old is not None:
+                failed_before += place.before.failures
+                seen_before += place.before.frames
+                old_shift = place.before.shift()
+                times = slowdown(place.old.recent_s(), place.new.recent_s())
+                slow = times if slow is None or (times is not None and times > slow) else slow
+            for name, apart in watch.shift().items():
+                moved[name] = max(moved.get(name, 0.0), apart - old_shift.get(name, 0.0))
+            if place.shadow is not None:
+                frames = max(frames, place.shadow.compared)
+                failures += place.shadow.failed
+                compared += place.shadow.compared
+                disagreed += place.shadow.disagreed
+                self.measures["shed"] = place.shadow.shed
+        growth = resident_bytes() - self._resident if self._resident else 0
+        return Measures(
+            elapsed_s=round(elapsed_s, 3),
+            frames=frames,
+            failures=failures,
+            failures_before=failed_before / seen_before if seen_before else 0.0,
+            not_finite=not_finite,
+            slowdown=None if step == "shadow" else slow,
+            shift=moved,
+            growth_bytes=max(0, growth),
+            compared=compared,
+            disagreed=disagreed,
+        )

@@ -1,0 +1,308 @@
+"""Going over to other versions of a model, on real models, with frames flowing through real plans."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from trial_site import until
+
+from hedgerow.bus.message import Message
+from hedgerow.config import NodeConfig
+from hedgerow.models.candidate import Candidate
+from hedgerow.models.engine import Engine
+from hedgerow.models.pool import ModelPool
+from hedgerow.node.swaps import Swaps
+from hedgerow.pipeline.delivery import Delivery
+from hedgerow.pipeline.plan import LocalPlan
+from hedgerow.wire.fleet import SwapPolicy
+
+MakeCandidate = Callable[..., Candidate]
+OnnxFile = Callable[..., Path]
+
+TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
+TWICE_AGAIN = "(float[N,3] x) => (float[N,3] y) <float two = {2.0}> { y = Mul(x, two) }"
+THRICE = "(float[N,3] x) => (float[N,3] y) <float three = {3.0}> { y = Mul(x, three) }"
+# Right for the author's samples, which lie between 0 and 1, and for no others.
+NAN_ABOVE_ONE = """(float[N,3] x) => (float[N,3] y)
+    <float one = {1.0}> { d = Sub(one, x) r = Sqrt(d) z = Sub(r, r) w = Add(x, x) y = Add(w, z) }"""
+WRONG_ABOVE_ONE = """(float[N,3] x) => (float[N,3] y)
+    <float one = {1.0}, float zero = {0.0}> { d = Sub(x, one) e = Relu(d) f = Mul(e, x) w = Add(x, x) y = Add(w, f) }"""
+
+QUICK = SwapPolicy(probation_s=0.2, min_frames=20, max_slowdown=1000)
+
+
+@dataclass
+class Result:
+    sequence: int
+    y: float
+    version: str | None
+    digest: str
+
+
+@dataclass
+class Flow:
+    """Threads that take lists of frames through a plan, as lanes do, each with streams of its own."""
+
+    plan: LocalPlan
+    value: float = 0.5
+    streams: int = 8
+    results: dict[str, list[Result]] = field(default_factory=lambda: defaultdict(list))
+    dead: list[Any] = field(default_factory=list)
+    sent: int = 0
+
+    def lane(self, number: int, stop: threading.Event) -> None:
+        sequence = 0
+        while not stop.is_set():
+            sequence += 1
+            payload = np.full(3, self.value, np.float32).tobytes()
+            names = [f"s{number}-{stream}" for stream in range(self.streams)]
+            deliveries = [
+                Delivery(Message(name, payload, 0, 0, time.monotonic()), name, sequence, None) for name in names
+            ]
+            self.sent += len(deliveries)
+            for settled in self.plan.run(deliveries, number).settlements:
+                for result in settled.results or []:
+                    body = orjson.loads(result.payload)
+                    (model,) = body["lineage"]["models"]
+                    self.results[settled.delivery.stream].append(
+                        Result(
+                            body["frame"]["sequence"], body["result"]["y"][0][0], model.get("version"), model["digest"]
+                        )
+                    )
+                if settled.dead is not None:
+                    self.dead.append(orjson.loads(settled.dead.payload))
+
+    @property
+    def all(self) -> list[Result]:
+        return [one for each in self.results.values() for one in each]
+
+
+@dataclass
+class Bench:
+    """A pool, a plan on it, and what takes its model from version to version."""
+
+    pool: ModelPool
+    plan: LocalPlan
+    swaps: Swaps
+    events: list[tuple[str, dict[str, Any]]]
+    steps: list[str] = field(default_factory=list)
+
+    def on_step(self, step: str, progress: float | None) -> None:
+        if step not in self.steps:
+            self.steps.append(step)
+
+    async def go_over(self, candidate: Candidate, policy: SwapPolicy = QUICK) -> Any:
+        return await self.swaps.go_over(candidate, policy, self.on_step)
+
+    @contextlib.asynccontextmanager
+    async def flow(self, value: float = 0.5) -> AsyncIterator[Flow]:
+        flow, stop = Flow(self.plan, value), threading.Event()
+        lanes = [threading.Thread(target=flow.lane, args=(number, stop)) for number in range(2)]
+        for lane in lanes:
+            lane.start()
+        await until(lambda: len(flow.all) >= 40)
+        try:
+            yield flow
+        finally:
+            stop.set()
+            for lane in lanes:
+                lane.join()
+
+    @property
+    def engine(self) -> Engine:
+        (slot,) = self.pool.slots()
+        assert slot.serving is not None
+        return slot.serving
+
+
+@pytest.fixture
+async def bench(onnx_file: OnnxFile, tmp_path: Path) -> AsyncIterator[Bench]:
+    """Serves a file of the node's own, which doubles numbers."""
+    config = NodeConfig.model_validate(
+        {
+            "models": {"door": {"path": str(onnx_file(TWICE))}},
+            "pipelines": {
+                "p": {"subscribe": "s/#", "stages": [{"parse": {"format": "raw"}}, {"infer": {"model": "door"}}]}
+            },
+        }
+    )
+    pool = ModelPool(cores=1)
+    events: list[tuple[str, dict[str, Any]]] = []
+    plan = LocalPlan(config, "p", tmp_path, pool, 1, lambda kind, detail: events.append((kind, detail)))
+    swaps = Swaps(pool, tmp_path / "state", lambda kind, detail: events.append((kind, detail)))
+    yield Bench(pool, plan, swaps, events)
+    plan.close()
+    pool.close()
+
+
+def check(flow: Flow) -> None:
+    """None lost, none twice, in order, and each result made by the version that its lineage names."""
+    assert flow.sent == len(flow.all) + len(flow.dead)
+    for results in flow.results.values():
+        numbers = [one.sequence for one in results]
+        assert numbers == sorted(set(numbers))
+
+
+async def test_a_version_that_does_well_is_kept(bench: Bench, make_candidate: MakeCandidate) -> None:
+    async with bench.flow() as flow:
+        outcome = await bench.go_over(make_candidate(TWICE_AGAIN, "1.1.0"))
+
+    assert (outcome.kept, outcome.reason) == (True, "")
+    assert bench.steps == ["load", "golden", "switch", "probation"]
+    check(flow)
+    assert not flow.dead
+    assert [one.version for one in flow.results["s0-0"]] == sorted(
+        (one.version for one in flow.results["s0-0"]), key=lambda each: each is not None
+    )
+    assert {one.version for one in flow.all} == {None, "1.1.0"}
+    (serving,) = bench.swaps.serving().values()
+    assert serving.model is not None
+    assert (serving.model.version, serving.stage, serving.previous) == ("1.1.0", "kept", None)
+
+
+async def test_a_version_that_computes_something_else_here_never_serves(
+    bench: Bench, make_candidate: MakeCandidate
+) -> None:
+    before = bench.engine
+    async with bench.flow() as flow:
+        outcome = await bench.go_over(make_candidate(THRICE, "1.1.0", golden_body=TWICE))
+
+    assert (outcome.kept, outcome.code, outcome.served) == (False, "golden-failed", False)
+    assert "case 1 of 1, y" in outcome.reason
+    assert bench.engine is before
+    check(flow)
+    assert {one.y for one in flow.all} == {1.0}
+
+
+async def test_a_version_that_gives_nan_for_live_frames_only_is_taken_back(
+    bench: Bench, make_candidate: MakeCandidate
+) -> None:
+    """Its golden cases and the author's samples are fine."""
+    before = bench.engine
+    async with bench.flow(1.5) as flow:
+        outcome = await bench.go_over(make_candidate(NAN_ABOVE_ONE, "1.1.0"))
+
+    assert (outcome.kept, outcome.code, outcome.served) == (False, "not-finite", True)
+    assert bench.engine is before
+    check(flow)
+    assert flow.results["s0-0"][-1].version is None
+    assert ("model-rolled-back", "not-finite") in [(kind, detail["code"]) for kind, detail in bench.events]
+
+
+async def test_a_version_that_is_wrong_for_live_frames_only_is_found_out_by_its_shadow(
+    bench: Bench, make_candidate: MakeCandidate
+) -> None:
+    async with bench.flow(1.5) as flow:
+        policy = QUICK.model_copy(update={"shadow_s": 5})
+        outcome = await bench.go_over(make_candidate(WRONG_ABOVE_ONE, "1.1.0"), policy)
+
+    assert (outcome.kept, outcome.code, outcome.served) == (False, "disagrees", False)
+    check(flow)
+    assert {one.y for one in flow.all} == {3.0}, "a shadow is not heard"
+
+
+async def test_a_version_whose_outputs_are_not_as_its_author_saw_them_is_taken_back(
+    bench: Bench, make_candidate: MakeCandidate
+) -> None:
+    async with bench.flow(1.5):
+        outcome = await bench.go_over(make_candidate(WRONG_ABOVE_ONE, "1.1.0", baseline=True))
+
+    assert (outcome.kept, outcome.code) == (False, "shifted")
+
+
+async def test_part_of_the_streams_can_be_served_first_and_each_stays_on_its_side(
+    bench: Bench, make_candidate: MakeCandidate
+) -> None:
+    policy = QUICK.model_copy(update={"split_percent": 50, "split_s": 0.3})
+    async with bench.flow() as flow:
+        outcome = await bench.go_over(make_candidate(TWICE_AGAIN, "1.1.0"), policy)
+
+    assert outcome.kept
+    assert bench.steps == ["load", "golden", "split", "switch", "probation"]
+    check(flow)
+    for results in flow.results.values():
+        versions = [one.version for one in results]
+        changes = sum(a != b for a, b in pairwise(versions))
+        assert changes == 1, "from the old one to the new one, and never back"
+
+
+async def test_a_version_that_does_not_fit_the_stages_is_refused(bench: Bench, make_candidate: MakeCandidate) -> None:
+    other = make_candidate(
+        "(float[N,4] x) => (float[N,4] y) { y = Add(x, x) }",
+        "2.0.0",
+        samples={"x": np.zeros((2, 4), np.float32)},
+    )
+    outcome = await bench.go_over(other)
+
+    assert (outcome.kept, outcome.code) == (False, "incompatible-version")
+    assert "x: float32[?, 4], it was x: float32[?, 3]" in outcome.reason
+    assert "pipelines:" in outcome.remedy
+
+
+async def test_cancelling_puts_back_what_served(bench: Bench, make_candidate: MakeCandidate) -> None:
+    before = bench.engine
+    async with bench.flow() as flow:
+        policy = QUICK.model_copy(update={"probation_s": 100})
+        going = asyncio.create_task(bench.go_over(make_candidate(TWICE_AGAIN, "1.1.0"), policy))
+        await until(lambda: "probation" in bench.steps)
+        assert bench.engine is not before
+        going.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await going
+        assert bench.engine is before
+
+    check(flow)
+    assert not flow.dead
+
+
+async def test_what_does_not_fit_into_memory_is_refused_or_costs_a_gap(
+    bench: Bench, make_candidate: MakeCandidate
+) -> None:
+    huge = make_candidate(TWICE_AGAIN, "1.1.0", memory_bytes=1 << 60)
+    async with bench.flow() as flow:
+        refused = await bench.go_over(huge)
+        gapped = await bench.go_over(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
+
+    assert (refused.kept, refused.code) == (False, "no-memory")
+    assert gapped.kept
+    assert gapped.measures["gap_s"] > 0
+    check(flow)
+    assert not flow.dead
+
+
+async def test_what_fails_in_a_gap_gives_way_to_what_served(bench: Bench, make_candidate: MakeCandidate) -> None:
+    huge = make_candidate(THRICE, "1.1.0", golden_body=TWICE, memory_bytes=1 << 60)
+    async with bench.flow() as flow:
+        outcome = await bench.go_over(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
+
+    assert (outcome.kept, outcome.code) == (False, "golden-failed")
+    check(flow)
+    assert not flow.dead
+    assert {one.y for one in flow.all} == {1.0}
+
+
+async def test_the_version_before_is_known_and_can_be_gone_back_to(bench: Bench, make_candidate: MakeCandidate) -> None:
+    first, second = make_candidate(TWICE_AGAIN, "1.1.0"), make_candidate(THRICE, "1.2.0")
+    async with bench.flow() as flow:
+        for each in (first, second):
+            assert (await bench.go_over(each)).kept
+        assert bench.swaps.previous("door") is first
+        assert (await bench.go_over(first)).kept
+        assert (await bench.swaps.go_back_to_file("door", QUICK, bench.on_step)).kept
+
+    check(flow)
+    assert bench.engine.candidate is None
+    by_version = {one.version: one.y for one in flow.all}
+    assert by_version == {None: 1.0, "1.1.0": 1.0, "1.2.0": 1.5}
