@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PLUGINS := plugins/vision plugins/audio plugins/signal
 ARGS ?=
 
-.PHONY: help demo demo-region test test-faults check format lint types bench lock clean system
+.PHONY: help demo demo-region test test-faults test-images images check format lint types bench lock clean system
 help: ## List what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -42,6 +42,12 @@ types: $(READY) ## Check types.
 
 bench: $(READY) ## Run the benchmarks side by side with their peers. ONLY=1,9 or ONLY=vad, ARGS="--quick"
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+images: ## Build the images of node and region's service. ENGINE=podman ARCH=arm64 BASE=… ONLY="onnx region"
+	@containers/build.sh $(ONLY)
+
+test-images: $(READY) ## Build the images, and run them against a real broker. Takes minutes the first time.
+	$(BIN)/pytest -m "slow or not slow" --timeout 3600 tests/containers $(ARGS)
 
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url -q

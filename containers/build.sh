@@ -51,7 +51,7 @@ for set in "$@"; do
     esac
     # shellcheck disable=SC2086 # words on purpose
     "$engine" $how --platform "linux/$arch" -f containers/Containerfile --target "$target" \
-        --build-arg SET="$set" --build-arg TARGETARCH="$arch" \
+        --build-arg SET="$set" --build-arg TARGETARCH="$arch" --build-arg BUILDPLATFORM="linux/$own" \
         ${BASE:+--build-arg BASE="$BASE"} ${BUILD_BASE:+--build-arg BUILD_BASE="$BUILD_BASE"} \
         ${INDEX:+--build-arg INDEX="$INDEX"} $trust ${OPTIONS:-} $tags .
 done

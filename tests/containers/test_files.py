@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,26 @@ def test_an_image_has_what_the_lock_file_has(name: str) -> None:
     assert {package: whole.get(package, set()) for package in part} == part
     uv = re.findall(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert name != "build" or f"uv=={uv[0]}" in lock(FOLDER / "requirements" / "build.lock")
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"), [("onnx", ["onnx"]), ("openvino", ["onnx", "openvino"]), ("region", ["region"])]
+)
+def test_an_image_has_all_that_the_project_asks_for(name: str, extras: list[str]) -> None:
+    """Or a new dependency would be missed only where the image runs."""
+    projects = (
+        [ROOT] if name == "region" else [ROOT, *(ROOT / "plugins" / one for one in ("vision", "audio", "signal"))]
+    )
+    asked = []
+    for project in projects:
+        told = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+        asked += told["dependencies"]
+        if project == ROOT:
+            asked += [one for extra in extras for one in told["optional-dependencies"][extra]]
+    wanted = {re.split(r"[^\w.-]", one)[0].lower().replace("_", "-").replace(".", "-") for one in asked} - {"hedgerow"}
+    there = {package.partition("==")[0] for package in lock(FOLDER / "requirements" / f"{name}.lock")}
+
+    assert not wanted - there, "run `make lock`"
 
 
 @pytest.mark.parametrize("script", sorted(FOLDER.glob("*.sh")), ids=lambda path: path.name)

@@ -89,7 +89,7 @@ def test_every_blank_is_filled_in_and_lines_are_short(texts: dict[str, str]) -> 
     for path, text in texts.items():
         assert "${" not in text, path
         assert text.endswith("\n"), path
-        if "nodes/" not in path and not path.endswith(".md"):
+        if "nodes/" not in path and not path.endswith((".md", "k3s.yaml")):  # those hold what is written elsewhere
             assert max(map(len, text.splitlines())) <= 120, path
 
 

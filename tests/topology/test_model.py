@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from tests.topology.conftest import BASE
 
 from hedgerow.config import NodeConfig
-from hedgerow.configfile import BadConfigFile, Document
+from hedgerow.configfile import BadConfigFile, Document, merge
 from hedgerow.topics import Channel, matches, overlap, parse
 from hedgerow.topology import check
 from hedgerow.topology.load import Described, load
 from hedgerow.topology.model import Topology
-from hedgerow.configfile import merge
 from hedgerow.topology.nodes import node_config
 from hedgerow.topology.render import render
 

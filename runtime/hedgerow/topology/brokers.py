@@ -18,7 +18,7 @@ from hedgerow.topology.nodes import certificate
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 
 
-def template(name: str, **values: object) -> str:
+def template(name: str, /, **values: object) -> str:
     """A text of `templates/` with its blanks filled in."""
     return _read(name).substitute({key: str(value) for key, value in values.items()})
 

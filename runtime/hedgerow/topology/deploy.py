@@ -1,138 +1,238 @@
-"""Compose file, Quadlet units, systemd units, and a README: what runs a site on its machines. Pure."""
+"""Compose file, Quadlet units and systemd units: what runs brokers, nodes and the region's service on their machines. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
 
-from hedgerow.config import NodeConfig
-from hedgerow.topology.brokers import state_of, template
-from hedgerow.topology.model import REGION_AUTHORITY, Topology
+from hedgerow.config import MetricsSection, NodeConfig
+from hedgerow.topology.brokers import template
+from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, SiteSection, Topology
 from hedgerow.topology.nodes import certificate
 
+# Of the region's service: its own defaults, written out, since the units rely on them.
+_STOP_S: Final = 10
+_PORT: Final = 9465
 
-def broker_files(topology: Topology, name: str, certificates: list[Path]) -> dict[str, str]:
-    """What runs a broker in a container: `compose.yaml` and a Quadlet unit.
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 # where to reach what listens there
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process of ours on a machine: a node, or the region's service.
+
+    Attributes:
+        name: of its units and its service in the compose file.
+        what: what it is, for people.
+        words: its command line after `hedgerow`.
+        image: of its container.
+        config: the folder of its configuration.
+        state: the only folder it writes to.
+        tls: the folder of its certificate.
+        metrics: where its probes are.
+        memory_mib: what it may take.
+        stop_s: how long it may take to stop.
+        drain: the setting that says how long it takes at most.
+        reloads: whether it reads its file again on SIGHUP.
+    """
+
+    name: str
+    what: str
+    words: tuple[str, ...]
+    image: str
+    config: Path
+    state: Path
+    tls: Path
+    metrics: MetricsSection
+    memory_mib: int
+    stop_s: int
+    drain: str
+    reloads: bool
+
+    @property
+    def unit(self) -> str:
+        """Its systemd unit."""
+        return f"hedgerow-{self.name}"
+
+    @property
+    def probe(self) -> str | None:
+        """Address of its health check; None if it has none that is known beforehand."""
+        if not self.metrics.enabled or not self.metrics.port:
+            return None
+        host = _ANYWHERE.get(self.metrics.host, self.metrics.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.metrics.port}/healthz"
+
+
+def node_service(topology: Topology, site: str, node: str, config: NodeConfig) -> Service:
+    """A node of a site."""
+    machine = topology.machine
+    return Service(
+        name=node,
+        what=f"node {site}/{node}",
+        words=("node", "run", f"{machine.config / site}/nodes/{node}.yaml"),
+        image=machine.node_image,
+        config=machine.config / site / "nodes",
+        state=machine.state / site / node,
+        tls=certificate(topology, site, node),
+        metrics=config.metrics,
+        memory_mib=machine.node_memory_bytes >> 20,
+        stop_s=math.ceil(config.node.drain_s) + 20,
+        drain="the node's `drain_s`: it finishes what is in flight",
+        reloads=True,
+    )
+
+
+def region_service(topology: Topology) -> Service | None:
+    """What collects in the region, if anybody has that role: only one may write to a store, so the first."""
+    machine, name = topology.machine, topology.region.name
+    collectors = topology.region.roles.get("collector", ())
+    if not collectors:
+        return None
+    return Service(
+        name="region",
+        what=f"service of region {name}",
+        words=("region", "run", f"{machine.config / name}/service/region.yaml"),
+        image=machine.region_image,
+        config=machine.config / name / "service",
+        state=machine.state / name / "region",
+        tls=certificate(topology, REGION_AUTHORITY, collectors[0]),
+        metrics=MetricsSection(port=_PORT),
+        memory_mib=machine.region_memory_bytes >> 20,
+        stop_s=_STOP_S + 20,
+        drain="the service's `stop_s`: it stores what is in hand",
+        reloads=False,
+    )
+
+
+def region_yaml(topology: Topology, service: Service, host: str = "127.0.0.1") -> str:
+    """The configuration of the region's service, with its probes at an address."""
+    return template(
+        "region.yaml",
+        region=topology.region.name,
+        broker=topology.region.broker,
+        tls=service.tls,
+        state=service.state,
+        stop_s=_STOP_S,
+        host=host,
+        port=_PORT,
+    )
+
+
+def broker_files(
+    topology: Topology, name: str, place: SiteSection | RegionSection, tls: Sequence[Path]
+) -> dict[str, str]:
+    """What runs a broker in a container: its part of `compose.yaml` and a Quadlet unit.
 
     Args:
         name: of the site, region or what is above.
-        certificates: the folders it reads.
+        tls: the folders of certificates that it reads.
     """
     machine = topology.machine
-    common = {"where": name, "config": machine.config / name, "state": machine.state / name}
+    user, _, group = machine.broker_ids.partition(":")
+    values = {
+        "where": name,
+        "config": machine.config / name,
+        "state": machine.state / name,
+        "image": machine.broker_image,
+        "ids": machine.broker_ids,
+        "user": user,
+        "group": group,
+        "port": urlsplit(place.broker).port,
+        "memory_mib": machine.broker_memory_bytes >> 20,
+        "unit": "hedgerow-broker",
+    }
     compose = template(
-        "compose.yaml",
-        **common,
-        and_nodes=" and nodes" if name in topology.sites else "",
-        broker_image=machine.broker_image,
-        certificates="\n".join(f"      - {path}:{path}:ro" for path in certificates),
+        "compose-broker.yaml", **values, certificates="\n".join(f"      - {one}:{one}:ro" for one in tls)
     )
-    unit = template(
-        "broker.container",
-        **common,
-        image=machine.broker_image,
-        unit="hedgerow-broker",
-        certificates="\n".join(f"Volume={path}:{path}:ro" for path in certificates),
-    )
+    unit = template("broker.container", **values, certificates="\n".join(f"Volume={one}:{one}:ro" for one in tls))
     return {"compose.yaml": compose, "quadlet/hedgerow-broker.container": unit}
 
 
-def site_files(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) -> dict[str, str]:
-    """What runs a site: its broker, and each of its nodes in three ways."""
+def service_files(topology: Topology, service: Service) -> dict[str, str]:
+    """What runs a process of ours in three ways: its part of `compose.yaml`, a Quadlet unit, and one without containers."""
     machine = topology.machine
-    files = broker_files(
-        topology, site, [certificate(topology, site, "broker"), certificate(topology, REGION_AUTHORITY, site)]
-    )
-    for node, config in nodes.items():
-        unit = f"hedgerow-{node}"
-        values = {
-            "site": site,
-            "node": node,
-            "unit": unit,
-            "image": machine.node_image,
-            "command": machine.command,
-            "config": machine.config / site,
-            "state": machine.state / site,
-            "tls": certificate(topology, site, node),
-            "stop_s": math.ceil(config.node.drain_s) + 20,
-        }
-        files["compose.yaml"] += template("compose-node.yaml", **values)
-        files[f"quadlet/{unit}.container"] = template("node.container", **values)
-        files[f"systemd/{unit}.service"] = template("node.service", **values)
-    files["README.md"] = _site_readme(topology, site)
-    return files
+    user, _, group = machine.node_ids.partition(":")
+    values = {
+        "service": service.name,
+        "what": service.what,
+        "unit": service.unit,
+        "image": service.image,
+        "command": machine.command,
+        "config": service.config,
+        "state": service.state,
+        "tls": service.tls,
+        "ids": machine.node_ids,
+        "user": user,
+        "group": group,
+        "memory_mib": service.memory_mib,
+        "stop_s": service.stop_s,
+        "unit_stop_s": service.stop_s + 15,
+        "drain": service.drain,
+    }
+    listed = ", ".join(f'"{word}"' for word in service.words)
+    spoken = " ".join(service.words)
+    reload = "ExecReload=/bin/kill -HUP $MAINPID\n" if service.reloads else ""
+    return {
+        "compose.yaml": template("compose-node.yaml", **values, words=listed, health=_compose_health(service.probe)),
+        f"quadlet/{service.unit}.container": template(
+            "node.container", **values, words=spoken, health=_quadlet_health(service.probe)
+        ),
+        f"systemd/{service.unit}.service": template("node.service", **values, words=spoken, reload=reload),
+    }
 
 
-def region_files(topology: Topology, name: str, authority: str, bridge: Path | None) -> dict[str, str]:
-    """What runs the broker of the region, or of what is above.
+def site_files(topology: Topology, site: str, services: Sequence[Service]) -> dict[str, str]:
+    """What runs a site: its broker, and each of its nodes in three ways."""
+    tls = [certificate(topology, site, "broker"), certificate(topology, REGION_AUTHORITY, site)]
+    parts = [broker_files(topology, site, topology.sites[site], tls)]
+    parts += [service_files(topology, service) for service in services]
+    return _together(parts, "The broker and nodes", site)
+
+
+def region_files(topology: Topology, service: Service | None, tls: Sequence[Path]) -> dict[str, str]:
+    """What runs the region: its broker, unless that is not ours, and its service.
 
     Args:
-        bridge: the folder of the certificate for the next one above, if there is one.
+        tls: the folders of certificates that the broker reads.
     """
-    own = [certificate(topology, authority, "broker")]
-    files = broker_files(topology, name, own if bridge is None else [*own, bridge])
-    section = topology.region if name == topology.region.name or topology.parent is None else topology.parent
-    people = [
-        f"| {authority}/issued/{one} | `{one}@{authority}` | {role} |"
-        for role, names in section.roles.items()
-        for one in names
-    ]
-    files["README.md"] = "\n".join(
-        [
-            f"# {name}",
-            "",
-            f"Lay this folder at `{topology.machine.config / name}`, certificates below `{topology.machine.pki}`, and make",
-            f"`{state_of(topology, name)}` for the broker to write to. Then `mosquitto -c {topology.machine.config / name}/mosquitto.conf`,",
-            "or one of `compose.yaml` and `quadlet/`.",
-            "",
-            *_certificate_table([f"| {authority}/issued/broker | the broker's host name | broker |", *people]),
-        ]
-    )
-    return files
+    region, parts = topology.region, []
+    if not region.external:
+        parts.append(broker_files(topology, region.name, region, tls))
+    if service is not None:
+        parts.append(service_files(topology, service) | {"service/region.yaml": region_yaml(topology, service)})
+    what = "The broker and service" if len(parts) > 1 else "The service" if region.external else "The broker"
+    return _together(parts, what, region.name)
 
 
-def _site_readme(topology: Topology, site: str) -> str:
-    place, machine = topology.sites[site], topology.machine
-    rows = [f"| {site}/issued/broker | the broker's host name | broker |"]
-    rows += [f"| region/issued/{site} | `{site}` | the broker's bridge, certified by the region |"]
-    rows += [f"| {site}/issued/{node} | `{site}/{node}` | node |" for node in place.nodes]
-    rows += [f"| {site}/issued/{sensor} | `{site}/{sensor}` | sensor |" for sensor in topology.sensors_of(site)]
-    rows += [
-        f"| {site}/issued/{one} | `{one}@{site}` | {role} |" for role, names in place.roles.items() for one in names
-    ]
-    config = machine.config / site
-    return "\n".join(
-        [
-            f"# {site}",
-            "",
-            f"Everything finds its files at the same places, with containers and without: lay this folder at `{config}`",
-            f"and certificates below `{machine.pki}`, and make a folder below `{machine.state / site}` for the broker",
-            "(`broker`) and for each node (its name), for them to write to.",
-            "",
-            "| | in containers | without |",
-            "|---|---|---|",
-            f"| broker | `compose.yaml`, `quadlet/hedgerow-broker.container` | `mosquitto -c {config}/mosquitto.conf` |",
-            *(
-                f"| {node} | `compose.yaml`, `quadlet/hedgerow-{node}.container` | `systemd/hedgerow-{node}.service` |"
-                for node in place.nodes
-            ),
-            "",
-            "Models that come from files lie below `nodes/`. `hedgerow config check` says what is missing on the machine:",
-            "",
-            *(f"    hedgerow config check {config}/nodes/{node}.yaml" for node in place.nodes),
-            "",
-            *_certificate_table(rows),
-        ]
+def parent_files(topology: Topology, parent: RegionSection, tls: Sequence[Path]) -> dict[str, str]:
+    """What runs the broker above the region."""
+    return _together([broker_files(topology, parent.name, parent, tls)], "The broker", parent.name)
+
+
+def _together(parts: list[dict[str, str]], what: str, where: str) -> dict[str, str]:
+    """All files, with one `compose.yaml` from the parts of it."""
+    files = {path: text for part in parts for path, text in part.items()}
+    head = template("compose.yaml", what=what, where=where)
+    return files | {"compose.yaml": head + "".join(part["compose.yaml"] for part in parts)}
+
+
+_UNKNOWN_PORT: Final = "`metrics:` is off or has no port of its own, so nobody knows beforehand where to ask."
+
+
+def _compose_health(probe: str | None) -> str:
+    if probe is None:
+        return f"      # {_UNKNOWN_PORT}\n      disable: true"
+    return (
+        f'      test: ["CMD", "probe", "{probe}"]\n'
+        "      interval: 30s\n      timeout: 5s\n      retries: 3\n      start_period: 300s"
     )
 
 
-def _certificate_table(rows: list[str]) -> list[str]:
-    return [
-        "Each machine needs only the certificates of what runs on it:",
-        "",
-        "| folder | common name | whose |",
-        "|---|---|---|",
-        *rows,
-        "",
-    ]
+def _quadlet_health(probe: str | None) -> str:
+    if probe is None:
+        return f"# {_UNKNOWN_PORT}\nHealthCmd=none"
+    return f"HealthCmd=probe {probe}\nHealthInterval=30s\nHealthTimeout=5s\nHealthRetries=3\nHealthStartPeriod=300s"

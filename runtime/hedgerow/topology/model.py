@@ -172,7 +172,25 @@ class MachineSection(Section):
     broker_image: str = Field(
         "docker.io/library/eclipse-mosquitto:2.0", description="Container image of the broker.", pattern=r"^\S+$"
     )
+    broker_ids: str = Field(
+        "1883:1883", pattern=r"^\d+:\d+$", description="Who the broker is in its container, UID:GID."
+    )
+    broker_memory_bytes: int = Field(
+        2**30,
+        ge=2**26,
+        description="What a broker may take: room for `limits.queue_bytes` of each client that is away.",
+    )
     node_image: str = Field("localhost/hedgerow:latest", description="Container image of the nodes.", pattern=r"^\S+$")
+    region_image: str = Field(
+        "localhost/hedgerow-region:latest", description="Container image of the region's service.", pattern=r"^\S+$"
+    )
+    node_ids: str = Field(
+        "10001:10001",
+        pattern=r"^[1-9]\d*:\d+$",
+        description="Who nodes and the region's service are in their containers, UID:GID.",
+    )
+    node_memory_bytes: int = Field(3 * 2**29, ge=2**27, description="What a node may take, models and queues included.")
+    region_memory_bytes: int = Field(2**30, ge=2**27, description="What the region's service may take.")
     command: Path = Field(Path("/opt/hedgerow/bin/hedgerow"), description="The command, for nodes without containers.")
 
 

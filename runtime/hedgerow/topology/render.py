@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
+from typing import Final
 
-from hedgerow.topology import acl, brokers, deploy
+from hedgerow.topology import acl, brokers, deploy, k3s, readme
 from hedgerow.topology.load import Described
-from hedgerow.topology.model import REGION_AUTHORITY
+from hedgerow.topology.model import REGION_AUTHORITY, ParentSection, Topology
 from hedgerow.topology.nodes import certificate
+
+_GIB: Final = 2**30
 
 
 def render(described: Described) -> dict[PurePosixPath, str]:
@@ -18,26 +21,77 @@ def render(described: Described) -> dict[PurePosixPath, str]:
 
 def _files(described: Described) -> Iterator[tuple[str, str]]:
     topology = described.topology
-    for site, place in topology.sites.items():
-        nodes = {node: described.nodes[site, node] for node in place.nodes}
-        yield f"{site}/mosquitto.conf", brokers.site_conf(topology, site)
-        yield f"{site}/acl", acl.site_acl(topology, site, nodes)
-        if place.loopback_port is not None:
-            yield f"{site}/acl.loopback", acl.loopback_acl(topology, site)
-        for node in place.nodes:
-            yield f"{site}/nodes/{node}.yaml", described.texts[site, node]
-        for path, text in deploy.site_files(topology, site, nodes).items():
-            yield f"{site}/{path}", text
-    region, parent = topology.region, topology.parent
-    yield f"{region.name}/acl", acl.region_acl(topology)
+    for site in topology.sites:
+        yield from _below(site, _site(described, site))
+    yield from _below(topology.region.name, _region(topology))
+    if topology.parent is not None:
+        yield from _below(topology.parent.name, _parent(topology, topology.parent))
+
+
+def _below(folder: str, files: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    return ((f"{folder}/{path}", text) for path, text in files.items())
+
+
+def _site(described: Described, site: str) -> dict[str, str]:
+    topology = described.topology
+    place = topology.sites[site]
+    nodes = {node: described.nodes[site, node] for node in place.nodes}
+    services = [deploy.node_service(topology, site, node, config) for node, config in nodes.items()]
+    broker = {"mosquitto.conf": brokers.site_conf(topology, site), "acl": acl.site_acl(topology, site, nodes)}
+    if place.loopback_port is not None:
+        broker["acl.loopback"] = acl.loopback_acl(topology, site)
+    tls = {"broker": certificate(topology, site, "broker"), "bridge": certificate(topology, REGION_AUTHORITY, site)}
+    manifests = k3s.head("The broker and nodes", site) + k3s.broker(topology, site, place, broker, tls)
+    for service, (node, config) in zip(services, nodes.items(), strict=True):
+        manifests += k3s.service(
+            topology,
+            site,
+            service,
+            described.texts[site, node],
+            stored_bytes=config.outbox.max_bytes + _GIB,  # and compiled models
+            with_files=bool(described.models.get(site)),
+        )
+    return {
+        **broker,
+        **{f"nodes/{node}.yaml": described.texts[site, node] for node in nodes},
+        **deploy.site_files(topology, site, services),
+        "k3s.yaml": manifests,
+        "README.md": readme.site(topology, site, services),
+    }
+
+
+def _region(topology: Topology) -> dict[str, str]:
+    region, parent, service = topology.region, topology.parent, deploy.region_service(topology)
+    broker = {"acl": acl.region_acl(topology)}
+    tls = {"broker": certificate(topology, REGION_AUTHORITY, "broker")}
+    manifests = ""
     if not region.external:
-        yield f"{region.name}/mosquitto.conf", brokers.region_conf(topology)
-        bridge = certificate(topology, parent.name, region.name) if parent is not None else None
-        for path, text in deploy.region_files(topology, region.name, REGION_AUTHORITY, bridge).items():
-            yield f"{region.name}/{path}", text
-    if parent is not None:
-        yield f"{parent.name}/acl", acl.parent_acl(topology)
-        if not parent.external:
-            yield f"{parent.name}/mosquitto.conf", brokers.parent_conf(topology, parent)
-            for path, text in deploy.region_files(topology, parent.name, parent.name, None).items():
-                yield f"{parent.name}/{path}", text
+        broker["mosquitto.conf"] = brokers.region_conf(topology)
+        if parent is not None:
+            tls["bridge"] = certificate(topology, parent.name, region.name)
+        manifests += k3s.broker(topology, region.name, region, broker, tls)
+    if service is not None:
+        config = deploy.region_yaml(topology, service, host="0.0.0.0")  # noqa: S104 # the address of its pod
+        manifests += k3s.service(topology, region.name, service, config, stored_bytes=20 * _GIB)
+    if not manifests:
+        return broker
+    return {
+        **broker,
+        **deploy.region_files(topology, service, list(tls.values())),
+        "k3s.yaml": k3s.head("What runs in region", region.name) + manifests,
+        "README.md": readme.region(topology, service),
+    }
+
+
+def _parent(topology: Topology, parent: ParentSection) -> dict[str, str]:
+    broker = {"acl": acl.parent_acl(topology)}
+    if parent.external:
+        return broker
+    broker["mosquitto.conf"] = brokers.parent_conf(topology, parent)
+    tls = {"broker": certificate(topology, parent.name, "broker")}
+    return {
+        **broker,
+        **deploy.parent_files(topology, parent, list(tls.values())),
+        "k3s.yaml": k3s.head("The broker", parent.name) + k3s.broker(topology, parent.name, parent, broker, tls),
+        "README.md": readme.parent(topology, parent.name, parent.roles),
+    }

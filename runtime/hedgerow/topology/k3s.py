@@ -1,0 +1,156 @@
+"""Manifests for K3s, or any Kubernetes: the same brokers, nodes and service as `deploy.py` has for single machines. Pure.
+
+Configurations are ConfigMaps, certificates secrets that are only named here, state is a volume of each StatefulSet's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from hedgerow.topology.brokers import template
+from hedgerow.topology.deploy import Service
+from hedgerow.topology.model import RegionSection, SiteSection, Topology
+
+NAMESPACE: Final = "hedgerow"
+_LONGEST: Final = 48  # a pod's name and the labels made from it add to this, and end at 63
+_PORT: Final = 9464
+_GIB: Final = 2**30
+
+
+def named(where: str, what: str) -> str:
+    """The name of an object: lower-case letters, digits and `-`; what had to be changed is told apart by a digest."""
+    plain = f"{where}-{what}"
+    name = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
+    if name == plain and len(name) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(f"{where}/{what}".encode()).hexdigest()[:6]
+    return f"{name[: _LONGEST - 7].rstrip('-')}-{digest}"
+
+
+def head(what: str, where: str) -> str:
+    """What a file of manifests begins with."""
+    return template("k3s.yaml", what=what, where=where, label=named(where, "broker"), namespace=NAMESPACE)
+
+
+def broker(
+    topology: Topology,
+    where: str,
+    place: SiteSection | RegionSection,
+    files: Mapping[str, str],
+    tls: Mapping[str, Path],
+) -> str:
+    """The manifests of a broker.
+
+    Args:
+        files: its configuration by name: `mosquitto.conf`, `acl`, …
+        tls: the folder of each certificate it reads, by what it is for: `broker`, `bridge`.
+    """
+    machine = topology.machine
+    user, _, group = machine.broker_ids.partition(":")
+    name = named(where, "broker")
+    return template(
+        "k3s-broker.yaml",
+        name=name,
+        label=name,
+        namespace=NAMESPACE,
+        files=_data(files),
+        digest=_digest(files),
+        image=machine.broker_image,
+        user=user,
+        group=group,
+        config=machine.config / where,
+        state=machine.state / where / "broker",
+        port=urlsplit(place.broker).port,
+        memory_mib=machine.broker_memory_bytes >> 20,
+        # A snapshot is written beside the one before it.
+        storage_gib=math.ceil(2 * machine.broker_memory_bytes / _GIB),
+        mounts=_lines(
+            12, (f"{{name: tls-{what}, mountPath: {folder}, readOnly: true}}" for what, folder in tls.items())
+        ),
+        volumes=_lines(8, (f"{{name: tls-{what}, {_secret(named(where, what))}" for what in tls)),
+    )
+
+
+def service(
+    topology: Topology, where: str, what: Service, config: str, *, stored_bytes: int, with_files: bool = False
+) -> str:
+    """The manifests of a node or of the region's service.
+
+    Args:
+        where: its site or region.
+        config: the text of its configuration.
+        stored_bytes: what it may write.
+        with_files: models and other files lie beside its configuration, on the machine.
+    """
+    machine = topology.machine
+    user, _, group = machine.node_ids.partition(":")
+    file = Path(what.words[-1])
+    is_node = what.words[0] == "node"
+    volumes = [f"{{name: config, configMap: {{name: {named(where, what.name)}}}}}"]
+    if with_files:
+        # The whole folder as it was laid on the machine, and over it this configuration.
+        mounts = [
+            f"{{name: files, mountPath: {what.config}, readOnly: true}}",
+            f"{{name: config, mountPath: {file}, subPath: {file.name}, readOnly: true}}",
+        ]
+        volumes += [f"{{name: files, hostPath: {{path: {what.config}, type: Directory}}}}"]
+    else:
+        mounts = [f"{{name: config, mountPath: {what.config}, readOnly: true}}"]
+    return template(
+        "k3s-service.yaml",
+        name=named(where, what.name),
+        component="node" if is_node else "region",
+        namespace=NAMESPACE,
+        files=_data({file.name: config}),
+        digest=_digest({file.name: config}),
+        image=what.image,
+        words=", ".join(what.words),
+        env=_PROBES if is_node else "",
+        port=_PORT if is_node else what.metrics.port,
+        user=user,
+        group=group,
+        tls=what.tls,
+        state=what.state,
+        memory_mib=what.memory_mib,
+        storage_gib=math.ceil(stored_bytes / _GIB),
+        stop_s=what.stop_s,
+        drain=what.drain,
+        mounts=_lines(12, mounts),
+        volumes=_lines(8, volumes),
+    )
+
+
+# A pod has an address of its own, so its probes may have a port that is known.
+_PROBES: Final = f"""\
+          env:
+            - {{name: HEDGEROW_METRICS__ENABLED, value: "true"}}
+            - {{name: HEDGEROW_METRICS__HOST, value: 0.0.0.0}}
+            - {{name: HEDGEROW_METRICS__PORT, value: "{_PORT}"}}
+"""
+
+
+def _secret(name: str) -> str:
+    return f"secret: {{secretName: {name}-tls, defaultMode: 288}}}} # 0440"
+
+
+def _data(files: Mapping[str, str]) -> str:
+    """Texts as they are; the 2 says how far they are indented, whatever their own first line is."""
+    parts = []
+    for name, text in files.items():
+        parts.append(f"  {name}: |2")
+        parts += [f"    {line}" if line else "" for line in text.rstrip("\n").split("\n")]
+    return "\n".join(parts)
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    return hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in files.items()).encode()).hexdigest()[:16]
+
+
+def _lines(indent: int, items: Iterable[str]) -> str:
+    return "\n".join(f"{' ' * indent}- {item}" for item in items)

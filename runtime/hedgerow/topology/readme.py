@@ -1,0 +1,131 @@
+"""The README beside what runs a site or a region: where everything goes, who must own it, which certificates. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hedgerow.topology.deploy import Service
+from hedgerow.topology.k3s import NAMESPACE, named
+from hedgerow.topology.model import REGION_AUTHORITY, Roles, Topology
+
+
+def site(topology: Topology, name: str, services: list[Service]) -> str:
+    """For a site: its broker and nodes."""
+    place = topology.sites[name]
+    certificates = [
+        (name, "broker", "the broker's host name", "broker"),
+        (REGION_AUTHORITY, name, f"`{name}`", "the broker's bridge, certified by the region"),
+        *((name, node, f"`{name}/{node}`", "node") for node in place.nodes),
+        *((name, sensor, f"`{name}/{sensor}`", "sensor") for sensor in topology.sensors_of(name)),
+        *_people(name, place.roles),
+    ]
+    files = (
+        "Models that come from files lie below `nodes/`. `hedgerow config check` says what is missing on the machine:"
+    )
+    checks = [f"    hedgerow config check {service.words[-1]}" for service in services]
+    secrets = [("broker", name, "broker"), ("bridge", REGION_AUTHORITY, name)]
+    secrets += [(service.name, name, service.name) for service in services]
+    return _text(topology, name, services, [files, "", *checks, ""], certificates, secrets, with_broker=True)
+
+
+def region(topology: Topology, service: Service | None) -> str:
+    """For the region: its broker, unless that is not ours, and its service."""
+    section = topology.region
+    certificates = [*_people(REGION_AUTHORITY, section.roles)]
+    secrets = [("region", REGION_AUTHORITY, service.tls.name)] if service is not None else []
+    if not section.external:
+        certificates.insert(0, (REGION_AUTHORITY, "broker", "the broker's host name", "broker"))
+        secrets.insert(0, ("broker", REGION_AUTHORITY, "broker"))
+    if topology.parent is not None:
+        bridge = (
+            topology.parent.name,
+            section.name,
+            f"`{section.name}`",
+            f"the broker's bridge to {topology.parent.name}",
+        )
+        certificates.append(bridge)
+        secrets.append(("bridge", topology.parent.name, section.name))
+    services = [service] if service is not None else []
+    return _text(topology, section.name, services, [], certificates, secrets, with_broker=not section.external)
+
+
+def parent(topology: Topology, name: str, roles: Roles) -> str:
+    """For the broker above the region."""
+    certificates = [(name, "broker", "the broker's host name", "broker"), *_people(name, roles)]
+    return _text(topology, name, [], [], certificates, [("broker", name, "broker")], with_broker=True)
+
+
+def _people(authority: str, roles: Roles) -> list[tuple[str, str, str, str]]:
+    return [(authority, one, f"`{one}@{authority}`", role) for role, names in roles.items() for one in names]
+
+
+def _text(
+    topology: Topology,
+    name: str,
+    services: list[Service],
+    checks: list[str],
+    certificates: Iterable[tuple[str, str, str, str]],
+    secrets: list[tuple[str, str, str]],
+    *,
+    with_broker: bool,
+) -> str:
+    machine = topology.machine
+    config = machine.config / name
+    rows = []
+    owners = []
+    if with_broker:
+        rows.append(
+            f"| broker | `compose.yaml`, `quadlet/hedgerow-broker.container` | `mosquitto -c {config}/mosquitto.conf` |"
+        )
+        owners.append((machine.broker_ids, machine.state / name / "broker"))
+    for service in services:
+        unit = service.unit
+        rows.append(f"| {service.name} | `compose.yaml`, `quadlet/{unit}.container` | `systemd/{unit}.service` |")
+        owners.append((machine.node_ids, service.state))
+    made = " ".join(str(folder) for _, folder in owners)
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"Everything finds its files at the same places, with containers and without: lay this folder at `{config}`",
+            f"and certificates below `{machine.pki}`, and make a folder for each to write to:",
+            "",
+            f"    mkdir -p {made}",
+            "",
+            "| | in containers | without |",
+            "|---|---|---|",
+            *rows,
+            "",
+            "In containers, each must be able to write its folder and to read its certificate (`tls.key` is for its owner only):",
+            "",
+            *(f"    chown -R {ids} {folder}" for ids, folder in owners),
+            *(f"    chown -R {machine.node_ids} {service.tls}" for service in services),
+            *(
+                f"    chown -R {machine.broker_ids} {machine.pki / authority / 'issued' / one}"
+                for secret, authority, one in secrets
+                if secret in ("broker", "bridge")
+            ),
+            "",
+            *checks,
+            "## On K3s",
+            "",
+            "`k3s.yaml` holds the same for Kubernetes. Certificates are no part of it; each is a secret made on the machine:",
+            "",
+            f"    kubectl create namespace {NAMESPACE}",
+            *(
+                f"    kubectl -n {NAMESPACE} create secret generic {named(name, secret)}-tls"
+                f" --from-file={machine.pki / authority / 'issued' / one}"
+                for secret, authority, one in secrets
+            ),
+            "    kubectl apply -f k3s.yaml",
+            "",
+            "## Certificates",
+            "",
+            "Each machine needs only the certificates of what runs on it:",
+            "",
+            "| folder | common name | whose |",
+            "|---|---|---|",
+            *(f"| {authority}/issued/{one} | {common} | {whose} |" for authority, one, common, whose in certificates),
+            "",
+        ]
+    )

@@ -1,0 +1,217 @@
+"""What runs a site and a region: containers that may do no more than they must, the same in all three ways."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+from tests.topology.conftest import BASE
+
+from hedgerow.config import MetricsSection
+from hedgerow.region.config import RegionConfig
+from hedgerow.region.config import load as load_region
+from hedgerow.topology.k3s import named
+from hedgerow.topology.load import load
+from hedgerow.topology.render import render
+
+ROOT = Path(__file__).parents[2]
+PLACES = ("shop-12", "shop-13", "shop-14", "retail")
+UID = re.search(r"^USER (\S+)$", (ROOT / "containers" / "Containerfile").read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    return {str(path): text for path, text in render(load(ROOT / "configs" / "topology.yaml")).items()}
+
+
+def compose(texts: dict[str, str], place: str) -> dict[str, Any]:
+    services: dict[str, Any] = YAML(typ="safe").load(texts[f"{place}/compose.yaml"])["services"]
+    return services
+
+
+def quadlet(text: str) -> configparser.ConfigParser:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(text)
+    return unit
+
+
+def manifests(text: str) -> list[dict[str, Any]]:
+    return list(YAML(typ="safe").load_all(text))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_container_may_do_no_more_than_it_must(texts: dict[str, str], place: str) -> None:
+    for name, service in compose(texts, place).items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert re.fullmatch(r"\d+m", service["mem_limit"])
+        assert int(service["user"].split(":")[0]) > 0
+        assert service["healthcheck"]["test"][0] == "CMD"
+        written = [volume for volume in service["volumes"] if not volume.endswith(":ro")]
+        assert len(written) == 1, "its state"
+        assert written[0].startswith("/var/lib/hedgerow/")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_quadlet_units_say_what_the_compose_file_says(texts: dict[str, str], place: str) -> None:
+    for name, service in compose(texts, place).items():
+        unit = quadlet(texts[f"{place}/quadlet/hedgerow-{name}.container"])["Container"]
+        assert unit["ReadOnly"] == unit["NoNewPrivileges"] == "true"
+        assert unit["DropCapability"] == "all"
+        assert f"{unit['User']}:{unit['Group']}" == service["user"]
+        assert unit["Exec"].split() == service["command"]
+        assert unit["Image"] == service["image"]
+        assert f"--memory={service['mem_limit']}" in unit["PodmanArgs"]
+        assert f"--stop-timeout={service['stop_grace_period'].rstrip('s')}" in unit["PodmanArgs"]
+        assert unit["HealthCmd"].split() == service["healthcheck"]["test"][1:]
+        for volume in service["volumes"]:
+            assert f"\nVolume={volume}\n" in texts[f"{place}/quadlet/hedgerow-{name}.container"]
+
+
+def test_nodes_and_the_regions_service_tell_systemd_that_they_are_alive(texts: dict[str, str]) -> None:
+    for path in ("shop-14/quadlet/hedgerow-office.container", "retail/quadlet/hedgerow-region.container"):
+        unit = quadlet(texts[path])
+        assert unit["Container"]["Notify"] == "true"
+        assert unit["Container"]["Environment"] == f"WATCHDOG_USEC={unit['Service']['WatchdogSec']}000000"
+    for path in ("shop-14/systemd/hedgerow-office.service", "retail/systemd/hedgerow-region.service"):
+        assert "Type=notify\n" in texts[path]
+        assert "WatchdogSec=60\n" in texts[path]
+    assert "ExecReload=/bin/kill -HUP $MAINPID\n" in texts["shop-14/systemd/hedgerow-office.service"]
+    assert "ExecReload" not in texts["retail/systemd/hedgerow-region.service"], "SIGHUP would end it"
+
+
+def test_the_user_of_containers_is_the_one_of_the_image(texts: dict[str, str]) -> None:
+    assert UID is not None
+    assert compose(texts, "shop-12")["gateway"]["user"] == UID[1]
+    assert f"chown -R {UID[1]} /var/lib/hedgerow/shop-12/gateway" in texts["shop-12/README.md"]
+
+
+def test_the_regions_service_is_valid_and_is_asked_where_it_answers(texts: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "region.yaml").write_text(texts["retail/service/region.yaml"])
+    config = load_region(tmp_path / "region.yaml")
+
+    assert config.region.name == "retail"
+    assert config.metrics == RegionConfig().metrics == MetricsSection(port=9465)
+    service = compose(texts, "retail")["region"]
+    assert service["healthcheck"]["test"] == ["CMD", "probe", f"http://127.0.0.1:{config.metrics.port}/healthz"]
+    assert service["volumes"][-1].split(":")[0] == str(Path(config.store.url).parent)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "probe"),
+    [
+        ("{port: 9000}", "http://127.0.0.1:9000/healthz"),
+        ("{port: 9000, host: 0.0.0.0}", "http://127.0.0.1:9000/healthz"),
+        ("{port: 9000, host: '::'}", "http://[::1]:9000/healthz"),
+        ("{port: 9000, host: 10.0.0.7}", "http://10.0.0.7:9000/healthz"),
+        ("{port: 0}", None),
+        ("{enabled: false}", None),
+    ],
+)
+def test_a_node_is_asked_for_its_health_where_it_answers(tmp_path: Path, metrics: str, probe: str | None) -> None:
+    (tmp_path / "base.yaml").write_text(BASE.replace("metrics: {port: 0}", f"metrics: {metrics}"))
+    made = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\n")
+
+    check = compose(made, "hall")["a"]["healthcheck"]
+    unit = quadlet(made["hall/quadlet/hedgerow-a.container"])["Container"]["HealthCmd"]
+    assert (check.get("test"), unit) == ((["CMD", "probe", probe], f"probe {probe}") if probe else (None, "none"))
+
+
+def rendered(folder: Path, text: str) -> dict[str, str]:
+    if not (folder / "base.yaml").exists():
+        (folder / "base.yaml").write_text(BASE)
+    (folder / "t.yaml").write_text(text + "sites: {hall: {broker: h, nodes: [a]}}\n")
+    return {str(path): made for path, made in render(load(folder / "t.yaml")).items()}
+
+
+def test_a_region_whose_broker_is_not_ours_has_only_its_service(tmp_path: Path) -> None:
+    made = rendered(tmp_path, "region: {name: north, broker: r, external: true}\npipelines: base.yaml\n")
+
+    assert list(compose(made, "north")) == ["region"]
+    assert "north/mosquitto.conf" not in made
+    assert [one["kind"] for one in manifests(made["north/k3s.yaml"])] == ["Namespace", "ConfigMap", "StatefulSet"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_manifests_hold_together(texts: dict[str, str], place: str) -> None:
+    """Every volume is mounted, every name is there, the configuration is the one that lies beside, and no secret is inside."""
+    found = manifests(texts[f"{place}/k3s.yaml"])
+    assert {one["kind"] for one in found} == {"Namespace", "ConfigMap", "StatefulSet"}
+    maps = {one["metadata"]["name"]: one["data"] for one in found if one["kind"] == "ConfigMap"}
+    assert "PRIVATE KEY" not in texts[f"{place}/k3s.yaml"]
+    for stateful in (one for one in found if one["kind"] == "StatefulSet"):
+        pod = stateful["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert stateful["spec"]["replicas"] == 1
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["enableServiceLinks"] is pod["automountServiceAccountToken"] is False
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"]["memory"]
+        assert container["livenessProbe"]
+        volumes = {one["name"]: one for one in pod["volumes"]} | {"state": {}}
+        mounted = {one["name"]: one for one in container["volumeMounts"]}
+        assert mounted.keys() == volumes.keys()
+        assert all(one.get("readOnly") for name, one in mounted.items() if name not in ("state", "tmp"))
+        assert volumes["config"]["configMap"]["name"] in maps
+        for volume in volumes.values():
+            if "secret" in volume:
+                assert f"create secret generic {volume['secret']['secretName']} " in texts[f"{place}/README.md"]
+    for name, data in maps.items():
+        for file, text in data.items():
+            beside = [one for path, one in texts.items() if PurePosixPath(path).name == file and path.startswith(place)]
+            assert text in [one.replace("host: 127.0.0.1", "host: 0.0.0.0") for one in beside], (name, file)
+
+
+def test_models_from_files_are_mounted_below_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"model")
+    (tmp_path / "base.yaml").write_text("models: {m: {path: m.onnx}}\n" + BASE)
+    made = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\n")
+    pod = manifests(made["hall/k3s.yaml"])[-1]["spec"]["template"]["spec"]
+
+    folder = "/etc/hedgerow/hall/nodes"
+    assert {"name": "files", "hostPath": {"path": folder, "type": "Directory"}} in pod["volumes"]
+    assert pod["containers"][0]["volumeMounts"][:2] == [
+        {"name": "files", "mountPath": folder, "readOnly": True},
+        {"name": "config", "mountPath": f"{folder}/a.yaml", "subPath": "a.yaml", "readOnly": True},
+    ]
+
+
+def test_manifests_are_what_kubernetes_takes(texts: dict[str, str]) -> None:
+    """By its own schemas, unknown keys refused."""
+    validate = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate is not installed: its schemas take 100 MB"
+    )
+    for place in PLACES:
+        for one in manifests(texts[f"{place}/k3s.yaml"]):
+            validate.validate(one, validate.latest_version(), strict=True)
+
+
+@pytest.mark.skipif(shutil.which("podman-compose") is None, reason="podman-compose is not installed")
+def test_compose_files_are_what_compose_takes(texts: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text(texts["shop-14/compose.yaml"])
+    subprocess.run(["podman-compose", "config"], cwd=tmp_path, check=True, capture_output=True)
+
+
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
+
+
+@given(st.lists(st.tuples(names, names), min_size=2, max_size=2, unique=True))
+def test_objects_have_names_that_kubernetes_takes_and_no_two_the_same(pairs: list[tuple[str, str]]) -> None:
+    first, second = (named(*pair) for pair in pairs)
+
+    for name in (first, second):
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name)
+        assert len(name) <= 48
+    plain = {"-".join(pair) for pair in pairs}
+    assert first != second or len(plain) == 1
