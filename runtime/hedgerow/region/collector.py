@@ -32,6 +32,7 @@ from hedgerow.region.items import Item, Ping
 from hedgerow.region.metrics import Counts, RegionMetrics
 from hedgerow.region.pace import AFTER, LATEST_S, Pace
 from hedgerow.region.reading import filters, read
+from hedgerow.region.steward import Steward
 from hedgerow.region.store import LedgerKey, Store
 from hedgerow.region.writer import Done, Given, Writer
 from hedgerow.telemetry import systemd
@@ -78,6 +79,7 @@ class Collector:
             max_payload_bytes=config.region.max_payload_bytes,
         )
         self._client = Client(options, self._take, self._link_changed)
+        self._steward = Steward(config, self._client, self._loop)
         self._canaries = None
         if config.canary.every_s is not None:
             self._canaries = Canaries(self._region, config.canary, self._client, self._ping)
@@ -120,6 +122,7 @@ class Collector:
                         wanted |= self._canaries.filters
                         tasks.append(self._loop.create_task(self._canaries.keep_pinging()))
                     await self._client.subscribe(wanted)
+                    self._steward.start()
                     log.info("region-started", region=self._region, broker=config.broker.url)
                     started()
                     systemd.ready()
@@ -131,6 +134,7 @@ class Collector:
         finally:
             for task in tasks:
                 task.cancel()
+            self._steward.close()
             if self._timer is not None:
                 self._timer.cancel()
             if self._probes is not None:
@@ -248,6 +252,7 @@ class Collector:
     async def _drain(self) -> None:
         """Store what is in hand, acknowledge it, and leave."""
         self._closing = True
+        self._steward.close()
         deadline = time.monotonic() + self.config.region.stop_s
         self._writer.close()
         await asyncio.to_thread(self._writer.join, self.config.region.stop_s)
@@ -260,6 +265,7 @@ class Collector:
 
     def _link_changed(self, connected: bool, reason: str) -> None:
         self._writer.connected = self.counts.connected = connected
+        self._steward.link_changed(connected=connected)
 
     async def _keep_beat(self) -> None:
         while True:

@@ -41,6 +41,14 @@ class CanarySection(Section):
     timeout_s: float = Field(15, gt=0, description="A ping is unanswered after this time.")
 
 
+class ModelsSection(Section):
+    """Where the region's models are."""
+
+    repository: Path | None = Field(
+        None, description="Folder of the model repository, as `hedgerow model publish` fills it; relative to this file."
+    )
+
+
 class CollectorSection(Section):
     """Which region this is, and how the collector works."""
 
@@ -65,6 +73,7 @@ class RegionConfig(Section):
     store: StoreSection = Field(StoreSection(), description="Where what comes up is kept.")
     retention: RetentionSection = Field(RetentionSection(), description="How long it is kept.")
     canary: CanarySection = Field(CanarySection(), description="Pings through all bridges and back.")
+    models: ModelsSection = Field(ModelsSection(), description="The models it can give to nodes.")
     metrics: MetricsSection = Field(MetricsSection(port=9465), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
 
@@ -86,4 +95,7 @@ def _anchored(config: RegionConfig, folder: Path) -> RegionConfig:
     store = config.store
     if not on_postgres(store.url):
         store = store.model_copy(update={"url": str(folder / store.url)})
-    return config.model_copy(update={"broker": config.broker.anchored(folder), "store": store})
+    models = config.models
+    if models.repository is not None:
+        models = models.model_copy(update={"repository": folder / models.repository})
+    return config.model_copy(update={"broker": config.broker.anchored(folder), "store": store, "models": models})
