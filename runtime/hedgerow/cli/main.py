@@ -25,12 +25,21 @@ _CONFIG = Group(
 )
 
 _NODE = Group(
-    {"run": Verb("hedgerow.cli.node:run", "Run a node until it is stopped.")},
-    "Run a node.",
-    """Run a node: the process that takes frames from the broker through its pipelines.
+    {
+        "run": Verb("hedgerow.cli.node:run", "Run a node until it is stopped."),
+        "show": Verb("hedgerow.cli.nodes:show", "Show all that the region knows of a node."),
+        "label": Verb("hedgerow.cli.nodes:label", "Set labels of a node, from the region."),
+        "pin": Verb("hedgerow.cli.nodes:pin", "Let a node serve one version of a model, whatever rollouts say."),
+        "unpin": Verb("hedgerow.cli.nodes:unpin", "Let rollouts decide again what a node serves."),
+    },
+    "Run a node; see and label nodes from the region.",
+    """Run a node: the process that takes frames from the broker through its pipelines. And, from the region: see what
+    nodes run, label them, pin a version.
 
     Examples:
       hedgerow node run node.yaml
+      hedgerow node show shop-12/gateway
+      hedgerow node label shop-12/gateway ring=early
     """,
 )
 
@@ -90,6 +99,28 @@ _REGION = Group(
     Examples:
       hedgerow region run region.yaml
       hedgerow region status
+    """,
+)
+
+_ROLLOUT = Group(
+    {
+        "start": Verb("hedgerow.cli.rollout:start", "Start one; --dry-run only says what it would do."),
+        "status": Verb("hedgerow.cli.rollout:status", "Say how far one is, or follow it."),
+        "pause": Verb("hedgerow.cli.rollout:pause", "Give the change to nobody else for now."),
+        "resume": Verb("hedgerow.cli.rollout:resume", "Let one that is paused go on."),
+        "abort": Verb("hedgerow.cli.rollout:abort", "End one, and put nodes back."),
+        "history": Verb("hedgerow.cli.rollout:history", "List them: what, who, why, what became of it."),
+        "check": Verb("hedgerow.cli.rollout:check", "Find everything that is wrong with a rollout's file."),
+        "schema": Verb("hedgerow.cli.rollout:schema", "Print the JSON Schema of rollouts."),
+    },
+    "Take another version of a model through the fleet, in waves.",
+    """Take another version of a model through the fleet: in waves, watched by gates, and back where it does harm. The
+    region's service carries it out.
+
+    Examples:
+      hedgerow rollout start -f rollout.yaml --dry-run
+      hedgerow rollout start -f rollout.yaml --why "faces in poor light"
+      hedgerow rollout status --watch
     """,
 )
 
@@ -172,6 +203,9 @@ _HEDGEROW = Group(
         "site": _SITE,
         "region": _REGION,
         "results": _RESULTS,
+        "nodes": Verb("hedgerow.cli.nodes:nodes", "List the nodes of a region, and what they provably run."),
+        "rollout": _ROLLOUT,
+        "audit": Verb("hedgerow.cli.nodes:audit", "Say who did what to the fleet, when and why."),
         "pki": _PKI,
         "model": _MODEL,
         "trust": _TRUST,

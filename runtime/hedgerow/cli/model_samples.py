@@ -39,7 +39,7 @@ def record(
     Raises: ConfigError: no pipeline uses the model, or a source cannot be read; HedgerowError: a stage cannot be set up.
     """
     from hedgerow.backends.cores import cores
-    from hedgerow.models.slot import ModelPool
+    from hedgerow.models.pool import ModelPool
     from hedgerow.pipeline.build import PipelineContext, build_chain
 
     which, stages = _stages(config, name, pipeline)

@@ -100,9 +100,11 @@ def status(store: StoreUrl = None, config: StoreConfig = None, json: Json = Fals
         _print(said)
 
 
-def open_store(store: str | None, config: Path | None) -> Database:
+def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) -> Database:
     """The store a tool is to read: the option, else that of the file, else that of region.yaml here.
 
+    Args:
+        to_ask: whether it is to ask the service for something, which is to write a line into it.
     Raises:
         ConfigError: none is named, or the file is wrong.
         StoreError: it cannot be read.
@@ -117,7 +119,7 @@ def open_store(store: str | None, config: Path | None) -> Database:
                 f"No store is named, and there is no {CONFIG} here", remedy="Give --store STORE or --config FILE."
             )
         store = load(config or CONFIG).store.url
-    return open_database(store, write=False)
+    return open_database(store, write=False, beside=to_ask)
 
 
 def _print(said: dict[str, Any]) -> None:

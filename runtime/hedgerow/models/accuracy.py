@@ -116,7 +116,7 @@ class Spread:
 def _apart(right: Array, got: Array) -> NDArray[np.float64]:
     """Distances, infinite where only one is a number; of whole numbers, 1 where they differ."""
     if right.dtype.kind != "f":
-        return (right != got).astype(np.float64)
+        return np.asarray(right != got, np.float64)
     one, two = right.astype(np.float64), got.astype(np.float64)
     same = (one == two) | (np.isnan(one) & np.isnan(two))
     with np.errstate(invalid="ignore"):

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from hedgerow.blobs.fetch import Fetcher
     from hedgerow.blobs.store import BlobStore
     from hedgerow.bus.message import Message
-    from hedgerow.node.swaps import Swaps
+    from hedgerow.node.swaps import SwapOutcome, Swaps
     from hedgerow.topics import Address
     from hedgerow.trust.client import TrustClient
 
@@ -263,8 +263,11 @@ class Agent:
             case GoOver(model, ref):
                 await self._go_over(model, ref, desired)
             case GoBack(model):
-                self._step("go-back", model)
-                await self._swaps.go_back(model)
+                outcome = await self._swaps.go_back_to_file(
+                    model, desired.swap, lambda stage, progress: self._step(stage, model, progress)
+                )
+                if not outcome.kept:
+                    raise DesiredNotKept(f"{model}: its own file does not serve: {outcome.reason}", outcome)
                 self._kept.pop(model, None)
                 await self._remember()
             case Overlie(pipelines):
@@ -312,8 +315,9 @@ class Agent:
         )
         if not outcome.kept:
             self._protect()
-            self._tell(rolled_back=[*self._report.rolled_back, model])
-            raise DesiredNotKept(f"{model}: {ref} was taken back: {outcome.reason}", code=outcome.code)
+            if outcome.served:
+                self._tell(rolled_back=[*self._report.rolled_back, model])
+            raise DesiredNotKept(f"{model}: {ref} was taken back: {outcome.reason}", outcome)
         old = self._kept.get(model)
         self._kept[model] = KeptModel(
             ref=ref,
@@ -418,11 +422,9 @@ class Agent:
 class DesiredNotKept(HedgerowError):
     """A version did not pass what it had to pass on this node."""
 
-    def __init__(self, message: str, *, code: str) -> None:
-        super().__init__(
-            message, remedy="Nothing to do here: the version before serves. Mend the model, and send another."
-        )
-        self.code = code
+    def __init__(self, message: str, outcome: SwapOutcome) -> None:
+        super().__init__(message, remedy=outcome.remedy or "Mend the model, and send another version.")
+        self.code = outcome.code
 
 
 async def _end(work: asyncio.Task[None] | None) -> None:

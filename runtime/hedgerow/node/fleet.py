@@ -1,6 +1,6 @@
 """What makes a node one of a fleet: its agent, and what that works with, put together from the node's configuration.
 
-    desired ─▶ agent ─▶ trust (who signed it) ─▶ blobs (fetch, store) ─▶ swaps (try, serve, keep or take back) ─▶ reported
+desired ─▶ agent ─▶ trust (who signed it) ─▶ blobs (fetch, store) ─▶ swaps (try, serve, keep or take back) ─▶ reported
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from hedgerow.node.link import link_options
 from hedgerow.node.memory import Memory
 from hedgerow.node.overlay import overlaid
 from hedgerow.node.reconcile import Overlay
-from hedgerow.node.swaps import Swaps
 from hedgerow.topics import Channel
 from hedgerow.trust.client import TrustClient
 from hedgerow.wire.fleet import Reported
 from hedgerow.wire.messages import JSON
 
 if TYPE_CHECKING:
-    from hedgerow.models.pool import ModelPool
+    from hedgerow.node.swaps import Swaps
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +46,7 @@ class FleetMember:
         session: this run of the node.
         cores: cores the node owns.
         client: the node's own link.
-        pool: its models.
+        swaps: takes its models from version to version.
         reload: puts another configuration into force.
         states: how each pipeline is.
         clock_doubtful: whether the clock may be wrong.
@@ -61,7 +60,7 @@ class FleetMember:
         session: str,
         cores: int,
         client: Client,
-        pool: ModelPool,
+        swaps: Swaps,
         reload: Callable[[NodeConfig], Any],
         states: Callable[[], dict[str, str]],
         clock_doubtful: Callable[[], bool],
@@ -87,9 +86,8 @@ class FleetMember:
             serve_neighbours=fleet.serve_neighbours,
         )
         trust = TrustClient(folder / "trust", _root(fleet.root_file), self._fetcher.documents)
-        self.swaps = Swaps(pool, folder / "trials", on_event)
         labels = own_labels(address, cores) | config.node.labels
-        self.agent = Agent(address, session, self, Memory(folder), trust, self._fetcher, store, self.swaps, labels)
+        self.agent = Agent(address, session, self, Memory(folder), trust, self._fetcher, store, swaps, labels)
         self._work: asyncio.Task[None] | None = None
 
     # What the node does with it
@@ -106,15 +104,17 @@ class FleetMember:
             self._overlay = {}
             return self._config
 
-    def with_overlay(self, config: NodeConfig) -> NodeConfig:
-        """The node's file has changed: what is to be in force now. Raises: DesiredError: the overlay does not fit it."""
-        changed = overlaid(config, self._overlay)
+    def overlaid(self, config: NodeConfig) -> NodeConfig:
+        """What is to be in force if the node's file says this. Raises: DesiredError: the overlay does not fit it."""
+        return overlaid(config, self._overlay)
+
+    def adopt(self, config: NodeConfig) -> None:
+        """The node's file says this now."""
         self._config = config
-        return changed
 
     @property
-    def filter(self) -> str:
-        """What the node's own link subscribes to for it."""
+    def topic(self) -> str:
+        """Where desired documents come."""
         return self._address.topic(Channel.DESIRED)
 
     async def open(self) -> None:
@@ -183,4 +183,3 @@ def _root(path: Path) -> bytes:
             f"The root of trust {path} cannot be read: {error.strerror}",
             remedy="Copy `root.json` there, as `hedgerow trust init` made it; or remove `fleet: root_file`.",
         ) from error
-

@@ -41,6 +41,7 @@ from hedgerow.wire.messages import Health
 
 if TYPE_CHECKING:
     from hedgerow.node.certificates import CertificateWatch
+    from hedgerow.node.fleet import FleetMember
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +84,9 @@ class Node:
         self._health = HealthReporter(str(self.address), self.session)
         self._certificates = self._watch(options) if config.broker.url.startswith("mqtts:") else None
         self._probes: ProbeServer | None = None
+        self._fleet: FleetMember | None = None
+        if config.fleet.root_file is not None:
+            self._fleet = self._join(config)
 
     @property
     def config(self) -> NodeConfig:
@@ -130,6 +134,7 @@ class Node:
                 lambda: (
                     *gauges(self.runners.copy(), control_connected=self._control.connected),
                     *self._outbox.gauges(),
+                    *(self._fleet.gauges() if self._fleet is not None else ()),
                     *(self._certificates.gauges() if self._certificates is not None else ()),
                 ),
             )
@@ -140,8 +145,12 @@ class Node:
             self._spawn(self._certificates.run())
         try:
             async with self._control:
-                await self._control.subscribe(self._desk.filters())
+                await self._control.subscribe(self._desk.filters() | self._fleet_filter())
+                if self._fleet is not None:
+                    self._pipelines.config = await asyncio.to_thread(self._fleet.restore)
                 await self._pipelines.start()
+                if self._fleet is not None:
+                    await self._fleet.open()
                 with suppress(BusError):  # the broker is away, and nobody knows for how long
                     await self._control.wait_connected(LINKS_S)
                     await self._pipelines.wait_connected(LINKS_S)
@@ -164,6 +173,8 @@ class Node:
             beat.cancel()
             for task in list(self._tasks):
                 task.cancel()
+            if self._fleet is not None:
+                await self._fleet.close()
             await self._outbox.close()
             self._pipelines.close()
             if self._probes is not None:
@@ -203,14 +214,17 @@ class Node:
         Raises: HedgerowError: why it cannot be used; the old configuration runs on.
         """
         config = await asyncio.to_thread(self._read, text)
-        for section in ("node", "broker", "outbox", "metrics", "log"):
+        for section in ("node", "broker", "outbox", "fleet", "metrics", "log"):
             if getattr(config, section) != getattr(self.config, section):
                 raise CommandError(
                     f"A reload cannot change `{section}:`",
                     code="restart-needed",
                     remedy="Restart the node for that; pipelines and models can be changed by a reload.",
                 )
-        outcome = await self._pipelines.reload(config)
+        in_force = config if self._fleet is None else self._fleet.overlaid(config)
+        outcome = await self._pipelines.reload(in_force)
+        if self._fleet is not None:
+            self._fleet.adopt(config)
         log.info("reloaded", **outcome)
         self._announcer.event("reloaded", dict(outcome))
         return outcome
@@ -246,8 +260,33 @@ class Node:
 
     def _take_commands(self, messages: list[Message]) -> None:
         for message in messages:
-            self._spawn(self._desk.answer(message))
+            if self._fleet is not None and message.topic == self._fleet.topic:
+                self._fleet.agent.take(message)
+            else:
+                self._spawn(self._desk.answer(message))
             self._control.ack(message)
+
+    def _fleet_filter(self) -> dict[str, int]:
+        return {} if self._fleet is None else {self._fleet.topic: 1}
+
+    def _join(self, config: NodeConfig) -> FleetMember:
+        from hedgerow.node.fleet import FleetMember  # with libraries that a node of its own never needs
+
+        return FleetMember(
+            config,
+            self.session,
+            self.cores,
+            self._control,
+            self._pipelines.swaps,
+            self._pipelines.reload,
+            self._states,
+            lambda: self._clock.doubtful,
+            self._announcer.event,
+        )
+
+    def _states(self) -> dict[str, str]:
+        states = {name: str(runner.state) for name, runner in self.runners.items()}
+        return states | dict.fromkeys(self.failures, "failed") | dict.fromkeys(self._pipelines.loading(), "loading")
 
     def _begin_period(self) -> None:
         self._health.begin_period(self.runners, self._outbox.health())
@@ -258,6 +297,8 @@ class Node:
         async def renew_others() -> None:
             await self._pipelines.renew_links()
             await self._outbox.renew_link()
+            if self._fleet is not None:
+                await self._fleet.renew_link()
 
         return CertificateWatch(options, self._control, renew_others, self._warn)
 

@@ -34,6 +34,7 @@ from hedgerow.region.items import Item, Ping
 from hedgerow.region.metrics import Counts, RegionMetrics
 from hedgerow.region.pace import AFTER, LATEST_S, Pace
 from hedgerow.region.reading import filters, read
+from hedgerow.region.steward import Steward
 from hedgerow.region.store import Store
 from hedgerow.region.writer import Done, Given, Writer
 from hedgerow.telemetry import systemd
@@ -83,6 +84,7 @@ class Collector:
         self._blobs = None
         if config.models.repository is not None:
             self._blobs = BlobServer(options, self._region, config.models.repository)
+        self._steward = Steward(config, self._client, self._loop)
         self._canaries = None
         if config.canary.every_s is not None:
             self._canaries = Canaries(self._region, config.canary, self._client, self._ping)
@@ -129,6 +131,7 @@ class Collector:
                         wanted |= self._canaries.filters
                         tasks.append(self._loop.create_task(self._canaries.keep_pinging()))
                     await self._client.subscribe(wanted)
+                    self._steward.start()
                     log.info("region-started", region=self._region, broker=config.broker.url)
                     started()
                     systemd.ready()
@@ -140,6 +143,7 @@ class Collector:
         finally:
             for task in tasks:
                 task.cancel()
+            self._steward.close()
             if self._timer is not None:
                 self._timer.cancel()
             if self._probes is not None:
@@ -257,6 +261,7 @@ class Collector:
     async def _drain(self) -> None:
         """Store what is in hand, acknowledge it, and leave."""
         self._closing = True
+        self._steward.close()
         deadline = time.monotonic() + self.config.region.stop_s
         self._writer.close()
         await asyncio.to_thread(self._writer.join, self.config.region.stop_s)
@@ -269,6 +274,7 @@ class Collector:
 
     def _link_changed(self, connected: bool, reason: str) -> None:
         self._writer.connected = self.counts.connected = connected
+        self._steward.link_changed(connected=connected)
 
     async def _keep_beat(self) -> None:
         while True:

@@ -61,19 +61,20 @@ class Database(Protocol):
         """Close it."""
 
 
-def open_database(url: str, *, write: bool) -> Database:
+def open_database(url: str, *, write: bool, beside: bool = False) -> Database:
     """Open a store's database.
 
     Args:
         url: path of an SQLite file, or address of a PostgreSQL database.
-        write: make and migrate it, and be the only one who writes. Else it is only read, while somebody writes or not.
+        write: make and migrate it, and be the collector that writes. Else it is only read, while somebody writes or not.
+        beside: write beside the collector, into tables that are not the collector's; `write` is false then.
     Raises: StoreError: it cannot be opened.
     """
     if on_postgres(url):
         from hedgerow.region.postgres import Postgres
 
-        return Postgres(url, write=write)
-    return Sqlite(Path(url), write=write)
+        return Postgres(url, write=write, beside=beside)
+    return Sqlite(Path(url), write=write, beside=beside)
 
 
 def migrate(database: Database, dialect: Literal["sqlite", "postgres"], name: str) -> None:
@@ -128,11 +129,11 @@ class Sqlite:
 
     Args:
         path: of the file; its folder is made if need be.
-        write: as for `open_database`.
+        write, beside: as for `open_database`.
     Raises: StoreError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, *, write: bool) -> None:
+    def __init__(self, path: Path, *, write: bool, beside: bool = False) -> None:
         self._path = path
         self._lock: int | None = None
         if not write and not path.exists():
@@ -152,7 +153,7 @@ class Sqlite:
                 ) from error
         try:
             with self._translating():
-                target = path.resolve().as_uri() + ("" if write else "?mode=ro")
+                target = path.resolve().as_uri() + ("" if write else "?mode=rw" if beside else "?mode=ro")
                 self._connection = sqlite3.connect(
                     target, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False
                 )
@@ -163,6 +164,7 @@ class Sqlite:
                     self._connection.execute("PRAGMA cache_size = -32000")
                     migrate(self, "sqlite", str(path))
                 else:
+                    self._connection.execute("PRAGMA synchronous = FULL")
                     self._connection.execute("SELECT 1 FROM collector LIMIT 1")
         except BaseException:
             self.close()

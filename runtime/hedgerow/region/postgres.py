@@ -28,11 +28,11 @@ class Postgres:
 
     Args:
         url: its address.
-        write: as for `open_database`.
+        write, beside: as for `open_database`.
     Raises: StoreError: it cannot be opened.
     """
 
-    def __init__(self, url: str, *, write: bool) -> None:
+    def __init__(self, url: str, *, write: bool, beside: bool = False) -> None:
         self._shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "…", url)
         try:
             self._connection = psycopg.connect(
@@ -50,7 +50,8 @@ class Postgres:
                     raise in_use(self._shown)
                 migrate(self, "postgres", self._shown)
             else:
-                self.run("SET default_transaction_read_only = on")
+                if not beside:
+                    self.run("SET default_transaction_read_only = on")
                 if self.rows("SELECT to_regclass('collector') IS NULL") == [(True,)]:
                     raise not_there(self._shown)
         except BaseException:

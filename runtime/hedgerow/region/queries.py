@@ -22,7 +22,7 @@ from hedgerow.region.nodes import signs_of
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 
 _PAGE: Final = 500
-_LATE_S: Final = 10.0
+LATE_S: Final = 10.0
 """The collector writes down that it is there every two seconds; after this time it is not."""
 
 
@@ -165,7 +165,7 @@ def status(database: Database, now: float) -> dict[str, Any]:
     if not collectors:
         return {"region": None, "at": iso(now), "collector": None, "sites": [], "nodes": [], "rejected": {}}
     ((region, started_at, beat_at, connected, version, silent_after_s, stored_bytes),) = collectors
-    runs = now - beat_at <= _LATE_S
+    runs = now - beat_at <= LATE_S
     # Where the collector is away nobody can be heard: nodes are shown as they were when it last was there.
     as_of = now if runs and connected else beat_at
     nodes = _nodes(database, as_of, silent_after_s)

@@ -1,0 +1,318 @@
+"""Whether a node is good after a change, from what is known of it. Pure.
+
+Rules:
+- Good is proved: by the digest of what runs, as the node reports it and its health shows it, and by frames that went
+  through it. That a node is connected, or says "succeeded", is not enough.
+- Who is not heard is not good. Who is not heard for long is bad.
+- What a node says of its own failure counts at once; what its health shows counts from when the new version serves, by
+  the node's own clock.
+- As long as nobody listens (the service or its link is down) nobody is silent or late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from statistics import median
+from typing import Final
+
+from hedgerow.region.judge import spell
+from hedgerow.region.plan import GateSection
+from hedgerow.wire.fleet import JobState, ModelRef, Reported, ReportedModel
+
+MOST_SAMPLES: Final = 12
+"""Health reports of a node that are looked at: two minutes."""
+_NEGLIGIBLE_MS: Final = 1.0
+"""A latency below this is never too slow, whatever it was before."""
+_ENDED_BADLY: Final = frozenset({"failed", "timed-out", "rejected", "removed", "canceled"})
+
+
+class Verdict(StrEnum):
+    """What is to be thought of a node."""
+
+    GOOD = "good"
+    BAD = "bad"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A verdict and why.
+
+    Attributes:
+        state: what the node's job has come to.
+        code, reason: why it is not good.
+        heard: whether it is heard at all.
+    """
+
+    verdict: Verdict
+    state: JobState
+    code: str = ""
+    reason: str = ""
+    heard: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What a pipeline has done since its node started, and its latency of late."""
+
+    received: int = 0
+    dead: int = 0
+    dropped: int = 0
+    p99_ms: float | None = None
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A health report, as far as gates need it. `at` is the node's clock."""
+
+    at: float
+    session: str
+    state: str
+    reasons: str = ""
+    flows: Mapping[str, Flow] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    drift: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a node.
+
+    Attributes:
+        online: what its last status says; None: there was none.
+        heard_at: when something came of it.
+        samples: its last health reports, in order.
+    """
+
+    online: bool | None = None
+    heard_at: float | None = None
+    reported: Reported | None = None
+    samples: Sequence[Sample] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ear:
+    """How long the region has been listening.
+
+    Attributes:
+        since: Unix seconds since which it hears the broker without a break; None: it does not.
+        silent_after_s: longest silence of a node that is well.
+    """
+
+    since: float | None
+    silent_after_s: float
+
+    def hears(self, facts: Facts, now: float) -> bool:
+        """Whether a node is heard."""
+        if self.since is None or facts.online is False or facts.heard_at is None:
+            return False
+        return now - facts.heard_at <= self.silent_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a node was given.
+
+    Attributes:
+        models: what it is to serve.
+        files: digests of the files that may serve it, by model; none: any.
+        generation, at: of the desired document.
+        p99_ms: latency before, by pipeline.
+    """
+
+    models: Mapping[str, ModelRef]
+    files: Mapping[str, frozenset[str]]
+    generation: int
+    at: float
+    p99_ms: Mapping[str, float]
+
+
+def examine(given: Given, facts: Facts, limits: GateSection, ear: Ear, now: float) -> Finding:
+    """What is to be thought of a node that was given something.
+
+    Args:
+        now: Unix seconds.
+    """
+    heard = ear.hears(facts, now)
+    if ear.since is None:
+        return Finding(Verdict.UNKNOWN, "in-progress", "not-listening", "the region hears nobody", heard=False)
+    if (finding := _said(given, facts, heard)) is not None:
+        return finding
+    silent_s = now - max(facts.heard_at or 0.0, ear.since, given.at)
+    if silent_s > limits.max_silence_s:
+        return Finding(Verdict.BAD, "timed-out", "silent", f"nothing came for {spell(silent_s)}", heard=False)
+    wrong = _flow(given, facts, limits)
+    if wrong is not None:
+        return Finding(Verdict.BAD, "failed", *wrong, heard=heard)
+    if missing := _unproved(given, facts, limits):
+        if now > max(given.at + limits.timeout_s, ear.since + ear.silent_after_s):
+            reason = f"not good after {spell(now - given.at)}: {missing}"
+            return Finding(Verdict.BAD, "timed-out", "timed-out", reason, heard)
+        return Finding(Verdict.UNKNOWN, "in-progress", "unproved", missing, heard)
+    if not heard:
+        return Finding(Verdict.UNKNOWN, "in-progress", "not-heard", "it is not heard", heard=False)
+    return Finding(Verdict.GOOD, "succeeded")
+
+
+def examine_back(before: Mapping[str, ModelRef | None], generation: int, facts: Facts, ear: Ear, now: float) -> Finding:
+    """Whether a node that was put back serves what it served before."""
+    heard = ear.hears(facts, now)
+    reported = facts.reported
+    if reported is None or reported.generation < generation:
+        return Finding(Verdict.UNKNOWN, "in-progress", "unproved", "it has not taken the change back yet", heard)
+    for name, ref in before.items():
+        serving = reported.models.get(name)
+        if ref is not None and not _serves(serving, ref):
+            return Finding(Verdict.UNKNOWN, "in-progress", "unproved", f"{name} is {_named(serving)}", heard)
+    return Finding(Verdict.GOOD, "succeeded", heard=heard)
+
+
+def usual_p99(samples: Sequence[Sample]) -> dict[str, float]:
+    """A node's usual latency, by pipeline: the median of what its reports say."""
+    known: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, flow in sample.flows.items():
+            if flow.p99_ms is not None:
+                known.setdefault(name, []).append(flow.p99_ms)
+    return {name: round(median(values), 3) for name, values in known.items()}
+
+
+def _said(given: Given, facts: Facts, heard: bool) -> Finding | None:
+    """What the node says itself has gone wrong."""
+    reported = facts.reported
+    if reported is None or reported.generation < given.generation:
+        return None
+    error = reported.error
+    said = "it gives no reason" if error is None else error.message
+    for name, ref in given.models.items():
+        if name in reported.rolled_back and not _serves(reported.models.get(name), ref):
+            code = "rolled-back" if error is None else error.code
+            return Finding(Verdict.BAD, "failed", code, f"{name} went back by itself: {said}", heard)
+        for kept in reported.quarantined:
+            if kept.digest == ref.digest:
+                return Finding(Verdict.BAD, "failed", kept.code, f"{ref} is in quarantine: {kept.reason}", heard)
+        serving = reported.models.get(name)
+        files = given.files.get(name)
+        if files and serving is not None and _serves(serving, ref) and serving.file_digest not in files:
+            reason = f"{name} runs {serving.file_digest[:19]}…, which is no file of {ref}"
+            return Finding(Verdict.BAD, "failed", "wrong-file", reason, heard)
+    if reported.generation == given.generation and reported.state in _ENDED_BADLY:
+        return Finding(Verdict.BAD, reported.state, reported.state if error is None else error.code, said, heard)
+    return None
+
+
+def _unproved(given: Given, facts: Facts, limits: GateSection) -> str:
+    """What is missing before it is proved that the node serves what it was given; empty: nothing."""
+    reported = facts.reported
+    if reported is None:
+        return "it has not reported what it runs"
+    if reported.generation < given.generation:
+        return f"it is at generation {reported.generation}, not {given.generation}"
+    if reported.generation == given.generation and reported.state != "succeeded":
+        return f"{reported.state}: {reported.step}".removesuffix(": ")
+    shown = facts.samples[-1].digests if facts.samples else {}
+    for name, ref in given.models.items():
+        serving = reported.models.get(name)
+        if serving is None or not _serves(serving, ref):
+            return f"{name} is {_named(serving)}"
+        if serving.stage != "kept":
+            return f"{name} is on {serving.stage}"
+        if shown.get(name, serving.file_digest) != serving.file_digest:
+            return f"its health still shows another file for {name}"
+        if serving.results < limits.min_frames:
+            return f"{serving.results} of {limits.min_frames} frames went through {name}"
+    return ""
+
+
+def _serves(serving: ReportedModel | None, ref: ModelRef) -> bool:
+    return serving is not None and serving.model is not None and serving.model.digest == ref.digest
+
+
+def _named(serving: ReportedModel | None) -> str:
+    if serving is None:
+        return "not served"
+    return f"a file of the node's own ({serving.file_digest[:19]}…)" if serving.model is None else str(serving.model)
+
+
+def _flow(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
+    """What health shows to be wrong since the new version serves: code and reason."""
+    since = _serving_since(given, facts)
+    after = [] if since is None else [sample for sample in facts.samples if sample.at >= since]
+    if since is None or not after:
+        return None
+    last = after[-1]
+    if last.state == "failing":
+        return "failing", f"its health says failing: {last.reasons}".removesuffix(": ")
+    if limits.max_drift is not None and last.drift is not None and last.drift > limits.max_drift:
+        return "drift", f"drift is {last.drift:.3g}, and {limits.max_drift:.3g} is allowed"
+    names = [name for name, flow in last.flows.items() if set(flow.models) & given.models.keys()] or list(last.flows)
+    base = _base(facts.samples, after, since)
+    if base is not None and (wrong := _shares(names, base, last, limits)) is not None:
+        return wrong
+    return _slow(names, after, given.p99_ms, limits)
+
+
+def _serving_since(given: Given, facts: Facts) -> float | None:
+    """When the last of the given models began to serve, by the node's clock; None: not all of them do."""
+    since = []
+    for name, ref in given.models.items():
+        serving = None if facts.reported is None else facts.reported.models.get(name)
+        if serving is None or not _serves(serving, ref):
+            return None
+        since.append(serving.since)
+    return max(since)
+
+
+def _base(samples: Sequence[Sample], after: Sequence[Sample], since: float) -> Mapping[str, Flow] | None:
+    """What to count from: counts begin anew with each session."""
+    last = after[-1]
+    before = [sample for sample in samples if sample.at < since and sample.session == last.session]
+    if before:
+        return before[-1].flows
+    if any(sample.session != last.session for sample in samples):
+        return {}
+    return after[0].flows if len(after) > 1 else None
+
+
+def _shares(
+    names: Sequence[str], base: Mapping[str, Flow], last: Sample, limits: GateSection
+) -> tuple[str, str] | None:
+    none = Flow()
+    pairs = [(base.get(name, none), last.flows[name]) for name in names]
+    received = sum(max(0, new.received - old.received) for old, new in pairs)
+    if received < max(1, limits.min_frames):
+        return None
+    dead = sum(max(0, new.dead - old.dead) for old, new in pairs) / received
+    if dead > limits.max_error_share:
+        return "error-rate", f"{dead:.1%} of {received:,} frames died, and {limits.max_error_share:.1%} may"
+    dropped = sum(max(0, new.dropped - old.dropped) for old, new in pairs) / received
+    if limits.max_dropped_share is not None and dropped > limits.max_dropped_share:
+        return (
+            "dropped",
+            f"{dropped:.1%} of {received:,} frames were dropped, and {limits.max_dropped_share:.1%} may be",
+        )
+    return None
+
+
+def _slow(
+    names: Sequence[str], after: Sequence[Sample], before_ms: Mapping[str, float], limits: GateSection
+) -> tuple[str, str] | None:
+    latest = after[-limits.slow_reports :]
+    if limits.max_slowdown is None or len(latest) < limits.slow_reports:
+        return None
+    for name in names:
+        before = before_ms.get(name)
+        if not before:
+            continue
+        now = [sample.flows[name].p99_ms for sample in latest if name in sample.flows]
+        known = [value for value in now if value is not None]
+        allowed = max(limits.max_slowdown * before, _NEGLIGIBLE_MS)
+        if len(known) == len(latest) and min(known) > allowed:
+            return (
+                "latency",
+                f"p99 of {name} is {known[-1]:.1f} ms; it was {before:.1f} ms, and {allowed:.1f} ms is allowed",
+            )
+    return None

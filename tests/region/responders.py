@@ -1,0 +1,185 @@
+"""Nodes that speak of models and run none: they take Desired in and say Reported and Health, over a real broker.
+
+They stand in for real ones where it is the region that is tested: many, quick, and bad on demand. Each does what a node
+promises: older generations are ignored, what was taken in is reported, a version that does harm goes back by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hedgerow.bus import Client, ClientOptions, Message
+from hedgerow.topics import Address, Channel
+from hedgerow.wire.fleet import Desired, ModelRef, Reported, ReportedModel
+from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth, Status
+
+Behaviour = Callable[[ModelRef], str]
+"""What a version does to the node that takes it: `good`, `rolls-back`, `rejects`, `errors`, `slow`, `stuck`, `silent`."""
+
+
+def ref(version: str, name: str = "faces") -> ModelRef:
+    """A version of a model that nobody has built."""
+    return ModelRef(name=name, version=version, digest=digest(f"{name}{version}"))
+
+
+def digest(text: str) -> str:
+    return f"sha256:{text.encode().hex():0>64}"
+
+
+def good(_: ModelRef) -> str:
+    return "good"
+
+
+class Responder:
+    """One node. `seen` are the generations that came to it, in order."""
+
+    def __init__(self, address: Address, behaves: Behaviour, publish: Callable[..., None], **labels: str) -> None:
+        self.address = address
+        self.behaves = behaves
+        self.labels = labels
+        self.seen: list[int] = []
+        self.desired: Desired | None = None
+        self.serving: dict[str, ReportedModel] = {}
+        self.online = True
+        self._publish = publish
+        self._generation = 0
+        self._received = self._dead = 0
+        self._p99_ms = 5.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def version(self) -> str | None:
+        serving = self.serving.get("faces")
+        return serving.model.version if serving is not None and serving.model is not None else None
+
+    def take(self, payload: bytes) -> None:
+        desired = Desired.model_validate_json(payload)
+        assert desired.node == str(self.address)
+        if not self.online:
+            return
+        self.seen.append(desired.generation)
+        if desired.generation <= self._generation:
+            return
+        self._generation = desired.generation
+        self.desired = desired
+        task = asyncio.get_running_loop().create_task(self._reconcile(desired))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reconcile(self, desired: Desired) -> None:
+        self.report("in-progress", step="fetch")
+        await asyncio.sleep(random.uniform(0.0, 0.05))
+        for name, wanted in desired.models.items():
+            has = self.serving.get(name)
+            if has is not None and has.model == wanted:
+                continue
+            how = self.behaves(wanted)
+            if self._generation != desired.generation or how == "stuck":
+                return
+            if how == "silent":
+                self.online = False
+                return
+            if how in ("rolls-back", "rejects"):
+                error = ErrorBody(code="golden-mismatch", message="numbers are off by 0.3", remedy="Mend the model.")
+                state = "failed" if how == "rolls-back" else "rejected"
+                self.report(state, error=error, rolled_back=[name] if how == "rolls-back" else [])
+                return
+            self.serving[name] = ReportedModel(
+                model=wanted, variant="onnx-fp32", file_digest=digest(f"file{wanted.version}"), backend="onnxruntime",
+                device="CPU", since=time.time(), results=100, previous=has.model if has else None,
+            )  # fmt: skip
+        for name in list(self.serving):
+            if name not in desired.models:
+                del self.serving[name]
+        self.report("succeeded")
+        self.health()
+
+    def report(self, state: str, **more: Any) -> None:
+        self._say(
+            Channel.REPORTED,
+            Reported.model_validate(
+                {"node": str(self.address), "session": "s", "at": time.time(), "generation": self._generation, "state": state,
+                 "models": self.serving, "labels": {**self.labels, **(self.desired.labels if self.desired else {})}} | more
+            ),
+        )  # fmt: skip
+
+    def health(self) -> None:
+        """A health report; a version that makes errors or is slow shows it here."""
+        how = {self.behaves(one.model) for one in self.serving.values() if one.model is not None}
+        self._received += 200
+        self._dead += 100 if "errors" in how else 0
+        p99 = 5 * self._p99_ms if "slow" in how else self._p99_ms
+        pipeline = PipelineHealth(
+            state="running", received=self._received, dead={"bad": self._dead}, out=self._received - self._dead,
+            latency_p99_ms=p99, models=list(self.serving),
+        )  # fmt: skip
+        models = {
+            name: ModelHealth(digest=one.file_digest, backend=one.backend, device=one.device, device_asked="CPU")
+            for name, one in self.serving.items()
+        }
+        said = Health(
+            node=str(self.address), session="s", at=time.time(), uptime_s=1, state="ok", pipelines={"doors": pipeline},
+            models=models,
+        )  # fmt: skip
+        self._say(Channel.HEALTH, said)
+
+    def birth(self) -> None:
+        said = Status(state="online", session="s", node=str(self.address), version="0", at=time.time())
+        self._say(Channel.STATUS, said)
+
+    def _say(self, channel: Channel, said: Any) -> None:
+        if self.online:
+            retain = channel is not Channel.HEALTH
+            self._publish(self.address.topic(channel), said.encode(), qos=int(retain), retain=retain)
+
+
+class Responders:
+    """Many of them on one link, each with its own health every half second.
+
+    Args:
+        addresses: who they are.
+        behaves: what a version does to them; may be changed later, for each.
+    """
+
+    def __init__(self, url: str, addresses: Sequence[Address], behaves: Behaviour = good, **labels: str) -> None:
+        self.client = Client(ClientOptions(url=url, client_id="responders", max_backoff_s=0.3), self._take)
+        self.nodes = {address: Responder(address, behaves, self.client.publish, **labels) for address in addresses}
+        self._beats: list[asyncio.Task[None]] = []
+
+    def __getitem__(self, number: int) -> Responder:
+        return list(self.nodes.values())[number]
+
+    def versions(self) -> list[str | None]:
+        return [node.version for node in self.nodes.values()]
+
+    async def __aenter__(self) -> Responders:
+        await self.client.__aenter__()
+        await self.client.subscribe({address.topic(Channel.DESIRED): 1 for address in self.nodes})
+        await self.client.wait_connected(30)
+        for node in self.nodes.values():
+            node.birth()
+            node.report("succeeded")
+            node.health()
+        self._beats = [asyncio.get_running_loop().create_task(self._beat())]
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        for beat in self._beats:
+            beat.cancel()
+        await self.client.close(timeout_s=0.2)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            for node in self.nodes.values():
+                node.health()
+
+    def _take(self, messages: list[Message]) -> None:
+        for message in messages:
+            node = self.nodes[Address(*message.topic.split("/")[2:5])]
+            node.take(bytes(message.payload))
+            self.client.ack(message)
