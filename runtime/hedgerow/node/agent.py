@@ -57,7 +57,7 @@ _AGAIN_S: Final = (1.0, 30.0)
 """Pause before the region is asked again: the first, and the longest."""
 _TELL_EVERY_S: Final = 1.0
 """Progress is not told more often; a new step is told at once."""
-_LOOK_EVERY_S: Final = 5.0
+_LOOK_EVERY_S: Final = 2.0
 """How often an idle node looks whether what it has to say of its models has changed."""
 
 

@@ -1,0 +1,292 @@
+"""A node that carries out what its region wants: real signatures, a real broker, real models, frames all the while."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from securesystemslib.signer import CryptoSigner
+from trial_site import Site, until
+
+from hedgerow.blobs.serve import BlobServer
+from hedgerow.bus.connect import ClientOptions
+from hedgerow.labels import parse_selector
+from hedgerow.models.candidate import Candidate
+from hedgerow.models.manifest import MANIFEST
+from hedgerow.node.node import Node
+from hedgerow.topics import Channel
+from hedgerow.trust import ceremony
+from hedgerow.trust.repository import Repository, online_key_of
+from hedgerow.wire.fleet import Desired, ModelRef, Reported
+
+MakeCandidate = Callable[..., Candidate]
+
+TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
+TWICE_AGAIN = "(float[N,3] x) => (float[N,3] y) <float two = {2.0}> { y = Mul(x, two) }"
+THRICE = "(float[N,3] x) => (float[N,3] y) <float three = {3.0}> { y = Mul(x, three) }"
+QUICK = {"probation_s": 0.2, "min_frames": 5, "max_slowdown": 1000.0, "timeout_s": 60.0}
+
+
+@dataclass
+class Region:
+    """The region's part: a repository with keys, and desired documents."""
+
+    site: Site
+    repository: Repository
+    root: Path
+    owner: CryptoSigner
+
+    def publish(self, candidate: Candidate, selector: str = "") -> ModelRef:
+        self.repository.publish(candidate, self.owner, parse_selector(selector))
+        return candidate.ref
+
+    async def wants(self, generation: int, **said: Any) -> None:
+        document = Desired.model_validate(
+            {"node": str(self.site.address), "generation": generation, "at": time.time(), "swap": QUICK, **said}
+        )
+        topic = self.site.address.topic(Channel.DESIRED)
+        await self.site.client.publish(topic, document.encode(), qos=1, retain=True)
+
+    @property
+    def reported(self) -> Reported:
+        said = self.site.said("reported")
+        return Reported.model_validate(said[-1].body) if said else Reported(node="", session="", at=0)
+
+    async def done(self, generation: int, state: str = "succeeded") -> Reported:
+        await until(
+            lambda: self.reported.generation == generation and self.reported.state != "in-progress",
+            lambda: f"generation {generation}: {self.reported}",
+        )
+        assert self.reported.state == state, self.reported
+        return self.reported
+
+    async def serves(self, ref: ModelRef) -> Reported:
+        """Wait until the node says that a version serves: a pipeline that waited for it has to start first."""
+        await until(
+            lambda: (model := self.reported.models.get("door")) is not None and model.model == ref,
+            lambda: f"{ref}: {self.reported}",
+        )
+        return self.reported
+
+
+@pytest.fixture
+async def region(own_site: Site, tmp_path: Path) -> AsyncIterator[Region]:
+    root_keys = [CryptoSigner.generate_ed25519() for _ in range(2)]
+    targets, online, owner = (CryptoSigner.generate_ed25519() for _ in range(3))
+    repository = Repository(tmp_path / "repository")
+    private: Any = online._private_key
+    online_key_of(repository.folder).write_bytes(
+        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    ceremony.begin(
+        repository,
+        root_keys=[key.public_key for key in root_keys],
+        root_threshold=2,
+        targets_keys=[targets.public_key],
+        online_key=online.public_key,
+        signers=[*root_keys, targets],
+    )
+    ceremony.add_owner(repository, "doors", models=["door"], keys=[owner.public_key], signers=[targets])
+    root = tmp_path / "root.json"
+    root.write_bytes((repository.metadata / "1.root.json").read_bytes())
+    options = ClientOptions(url=f"mqtt://127.0.0.1:{own_site.port}")
+    async with BlobServer(options, "test", repository.folder):
+        yield Region(own_site, repository, root, owner)
+
+
+@contextlib.asynccontextmanager
+async def member(region: Region, path: str = "bundle:door", **sections: Any) -> AsyncIterator[Node]:
+    """A node with the root of trust, and one pipeline that runs the model; it need not run yet."""
+    from hedgerow import configfile
+
+    site = region.site
+    pipeline = {
+        "subscribe": f"{site.name}/in/+",
+        "stages": [{"parse": {"format": "raw"}}, {"infer": {"model": "door"}}],
+    }
+    file = site.folder / "node.yaml"
+    text = site.yaml(
+        {"p": pipeline}, models={"door": {"path": path}}, fleet={"root_file": str(region.root)}, **sections
+    )
+    file.write_text(text)
+    node = Node(configfile.load(file), file)
+    running = asyncio.create_task(node.run())
+    try:
+        await until(lambda: running.done() or region.site.said("reported"), lambda: "the first report")
+        if running.done():
+            await running
+        yield node
+    finally:
+        node.stop()
+        await running
+
+
+@contextlib.asynccontextmanager
+async def frames(site: Site) -> AsyncIterator[list[int]]:
+    """Frames all the while; how many were sent."""
+    sent = [0]
+
+    async def send() -> None:
+        while True:
+            await site.client.publish(site.topic(), np.full(3, 0.5, np.float32).tobytes(), qos=1)
+            sent[0] += 1
+            await asyncio.sleep(0.005)
+
+    sending = asyncio.create_task(send())
+    try:
+        yield sent
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+def versions(site: Site) -> list[str | None]:
+    return [body["lineage"]["models"][0].get("version") for body in site.results()]
+
+
+async def test_a_version_is_fetched_verified_and_served_and_the_next_takes_its_place(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """The pipeline waits for its first version; the second comes without a frame lost or answered twice."""
+    site = region.site
+    one = region.publish(make_candidate(TWICE, "1.0.0"))
+    two = region.publish(make_candidate(TWICE_AGAIN, "2.0.0"))
+    async with member(region) as node:
+        assert node.health().pipelines["p"].state == "loading"
+        await region.wants(1, models={"door": one})
+        await until(lambda: "p" in node.runners, lambda: str(region.reported))
+        async with frames(site) as sent:
+            await region.done(1)
+            await region.serves(one)
+            await region.wants(2, models={"door": two})
+            second = await region.done(2)
+            await until(lambda: versions(site)[-1:] == ["2.0.0"], lambda: str(versions(site)[-3:]))
+        await site.wait_results(sent[0])
+
+        assert (second.models["door"].model, second.models["door"].previous) == (two, one)
+        assert second.models["door"].file_digest == make_digest(two, region)
+        ids = [body["id"] for body in site.results()]
+        assert len(ids) == len(set(ids)) == sent[0]
+        numbers = [body["frame"]["sequence"] for body in site.results()]
+        assert numbers == sorted(numbers)
+        assert set(versions(site)) == {"1.0.0", "2.0.0"}
+        assert versions(site) == sorted(versions(site), key=str)
+
+
+def make_digest(ref: ModelRef, region: Region) -> str:
+    """The digest of the file, as the signed manifest has it."""
+    folder = region.repository.folder / "targets" / ref.name / ref.version
+    (manifest,) = folder.glob(f"*{MANIFEST}")
+    return str(orjson.loads(manifest.read_bytes())["variants"][0]["model_digest"])
+
+
+async def test_a_version_that_computes_wrongly_here_is_refused_and_the_old_one_serves_on(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    site = region.site
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    bad = region.publish(make_candidate(THRICE, "2.0.0", golden_body=TWICE))
+    async with member(region):
+        await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
+        await region.done(1)
+        await region.serves(good)
+        async with frames(site):
+            await region.wants(2, models={"door": bad})
+            report = await region.done(2, "failed")
+
+        assert report.error is not None
+        assert report.error.code == "golden-failed"
+        assert report.models["door"].model == good
+        assert set(versions(site)) <= {"1.0.0"}
+
+
+async def test_what_nobody_signed_for_this_node_is_refused_with_the_reason(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    elsewhere = region.publish(make_candidate(TWICE_AGAIN, "2.0.0"), "site=another")
+    unsigned = make_candidate(THRICE, "3.0.0").ref
+    async with member(region):
+        for generation, ref, code in (
+            (1, elsewhere, "not-for-this-node"),
+            (2, unsigned, "unknown-target"),
+            (3, good.model_copy(update={"digest": f"sha256:{0:064x}"}), "wrong-digest"),
+        ):
+            await region.wants(generation, models={"door": ref})
+            report = await region.done(generation, "failed")
+            assert report.error is not None
+            assert report.error.code == code
+            assert report.error.remedy
+
+
+async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
+    own_site: Site, region: Region, make_candidate: MakeCandidate
+) -> None:
+    """No document, no repository: what was verified once is on its disk."""
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    async with member(region):
+        await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
+        await region.done(1)
+        await region.serves(good)
+    await own_site.client.publish(own_site.address.topic(Channel.DESIRED), b"", qos=1, retain=True)
+    for part in ("metadata", "blobs", "targets"):
+        (region.repository.folder / part).rename(region.repository.folder / f"{part}.away")
+    own_site.heard.clear()
+    async with member(region) as node:
+        await until(lambda: "p" in node.runners)
+        await own_site.client.publish(own_site.topic(), np.full(3, 0.5, np.float32).tobytes(), qos=1)
+        (result,) = await own_site.wait_results(1)
+
+        assert result["result"]["y"] == [[1.0, 1.0, 1.0]]
+        await region.serves(good)
+
+
+async def test_an_older_generation_is_ignored_and_a_stray_document_too(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    async with member(region):
+        await region.wants(5, models={"door": good}, labels={"ring": "late"}, swap={**QUICK, "min_frames": 0})
+        await region.done(5)
+        await region.serves(good)
+        await region.wants(4)
+        await region.wants(6, node="test/elsewhere/node")
+        refusal = await region.site.wait_event("desired-refused")
+        await until(lambda: len(region.site.events("desired-refused")) == 2)
+
+        assert refusal["detail"]["reason"] == "old-generation"
+        assert region.reported.generation == 5
+        assert region.reported.labels["ring"] == "late"
+        assert region.reported.models["door"].model == good
+
+
+async def test_a_pipeline_is_changed_and_taken_away_by_the_region(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    swap = {**QUICK, "min_frames": 0}
+    async with member(region) as node:
+        await region.wants(1, models={"door": good}, pipelines={"p": {"batch": 7}}, swap=swap)
+        await region.done(1)
+        assert node.config.pipelines["p"].batch == 7
+        await region.wants(2, models={"door": good}, pipelines={"p": {"batch": "many"}}, swap=swap)
+        report = await region.done(2, "rejected")
+        assert report.error is not None
+        assert "batch" in report.error.message
+        assert node.config.pipelines["p"].batch == 7
+        await region.wants(3, models={"door": good}, pipelines={"p": None}, swap=swap)
+        await region.done(3)
+        assert not node.runners
+        await region.wants(4, models={"door": good}, swap=swap)
+        await region.done(4)
+        await until(lambda: "p" in node.runners)
+        assert node.config.pipelines["p"].batch != 7
