@@ -133,10 +133,10 @@ async def member(region: Region, path: str = "bundle:door", **sections: Any) -> 
 @contextlib.asynccontextmanager
 async def frames(site: Site) -> AsyncIterator[list[int]]:
     """Frames all the while; how many were sent."""
-    sent = [0]
+    sent, stop = [0], asyncio.Event()
 
     async def send() -> None:
-        while True:
+        while not stop.is_set():
             await site.client.publish(site.topic(), np.full(3, 0.5, np.float32).tobytes(), qos=1)
             sent[0] += 1
             await asyncio.sleep(0.005)
@@ -145,8 +145,8 @@ async def frames(site: Site) -> AsyncIterator[list[int]]:
     try:
         yield sent
     finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+        stop.set()  # not cancelled: one could be sent then and not counted
+        await sending
 
 
 def versions(site: Site) -> list[str | None]:
