@@ -31,6 +31,13 @@ class HedgerowError(Exception):
         return f"{self}\n  → {self.remedy}"
 
 
+def internal(error: Exception) -> HedgerowError:
+    """A fault of ours, or of a library that did what it never should, as what can be told of it."""
+    fault = HedgerowError(f"{type(error).__name__}: {error}", remedy="See the node's log, and report it.")
+    fault.code = "internal"
+    return fault
+
+
 class ConfigError(HedgerowError):
     """The configuration cannot be used: mend the file."""
 

@@ -28,6 +28,7 @@ from typing import Final
 import orjson
 import structlog
 
+from hedgerow import disk
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, DiskFull, StoreError, StoreFull
 from hedgerow.blobs.parts import THERE, PartialFile, fits, hex_of, same
 from hedgerow.models.manifest import MANIFEST, Chunk, File, Manifest, digest_of, read_manifest
@@ -260,10 +261,10 @@ class BlobStore:
             else:
                 shutil.rmtree(staging, ignore_errors=True)
                 staging.mkdir()
-                _write(staging / MANIFEST, manifest)
+                disk.write(staging / MANIFEST, manifest)
                 self._fill(staging, files)
                 staging.replace(folder)
-                _sync(folder.parent)
+                disk.sync(folder.parent)
             self._used = None
             self._open_bundle(folder)
             for file in _each(files):
@@ -343,7 +344,7 @@ class BlobStore:
                 with target.open("rb") as stream:
                     os.fsync(stream.fileno())
         for each in sorted(folders, reverse=True):
-            _sync(each)
+            disk.sync(each)
 
     def _open_bundle(self, folder: Path) -> None:
         try:
@@ -458,18 +459,3 @@ def _positions(parts: Collection[PartialFile]) -> dict[str, list[tuple[PartialFi
         for index, chunk in enumerate(part.file.chunks):
             found.setdefault(hex_of(chunk.digest), []).append((part, index))
     return found
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -10,7 +10,6 @@ version is kept or taken back. A trial that is still there when the node starts 
 from __future__ import annotations
 
 import faulthandler
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import IO, Final
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hedgerow import disk
 from hedgerow.models.candidate import Candidate
 from hedgerow.wire.fleet import Quarantined
 
@@ -160,14 +160,4 @@ class Trials:
             return _State()
 
     def _write(self) -> None:
-        aside = self._folder / f"{_FILE}.new"
-        with aside.open("wb") as file:
-            file.write(orjson.dumps(self._state.model_dump(), option=orjson.OPT_INDENT_2))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self._folder / _FILE)
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        disk.replace(self._folder / _FILE, orjson.dumps(self._state.model_dump(), option=orjson.OPT_INDENT_2))

@@ -22,7 +22,7 @@ import structlog
 from pydantic import ValidationError
 
 from hedgerow import backends
-from hedgerow.errors import BackendMissing, BusError, HedgerowError
+from hedgerow.errors import BackendMissing, BusError, HedgerowError, internal
 from hedgerow.models.candidate import Candidate, choose_variant
 from hedgerow.models.manifest import MANIFEST, Manifest, read_manifest
 from hedgerow.node.memory import KeptModel, Memory
@@ -248,7 +248,7 @@ class Agent:
             state, failure = "failed", error
         except Exception as error:
             log.exception("desired-failed", generation=desired.generation)
-            state, failure = "failed", _internal(error)
+            state, failure = "failed", internal(error)
         if failure is not None:
             detail = {"generation": desired.generation, "code": failure.code, "error": str(failure)}
             log.warning("desired-not-carried-out", **detail, remedy=failure.remedy)
@@ -309,12 +309,12 @@ class Agent:
         candidate = await asyncio.to_thread(self._candidate, model, ref, None)
         before = self._swaps.serving().get(model)
         previous = None if before is None else before.model
-        self._protect(ref)
+        await asyncio.to_thread(self._protect, ref)
         outcome = await self._swaps.go_over(
             candidate, desired.swap, lambda stage, progress: self._step(stage, model, progress)
         )
         if not outcome.kept:
-            self._protect()
+            await asyncio.to_thread(self._protect)
             if outcome.served:
                 self._tell(rolled_back=[*self._report.rolled_back, model])
             raise DesiredNotKept(f"{model}: {ref} was taken back: {outcome.reason}", outcome)
@@ -328,7 +328,7 @@ class Agent:
         await self._remember()
 
     async def _remember(self) -> None:
-        self._protect()
+        await asyncio.to_thread(self._protect)
         await asyncio.to_thread(self._memory.keep_models, self._kept)
 
     def _protect(self, *also: ModelRef) -> None:
@@ -456,9 +456,3 @@ def _without_counts(report: Reported) -> dict[str, Any]:
     for model in said["models"].values():
         model["results"] = model["results"] > 0
     return said
-
-
-def _internal(error: Exception) -> HedgerowError:
-    internal = HedgerowError(f"{type(error).__name__}: {error}", remedy="See the node's log, and report it.")
-    internal.code = "internal"
-    return internal

@@ -6,13 +6,13 @@ new one. One that cannot be read counts as not there; what it said comes again f
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hedgerow import disk
 from hedgerow.wire.fleet import Desired, ModelRef
 
 log = structlog.get_logger(__name__)
@@ -63,7 +63,7 @@ class Memory:
 
     def keep_desired(self, desired: Desired) -> None:
         """Remember a document before anything is done about it."""
-        self._write(_DESIRED, desired.encode())
+        disk.replace(self._folder / _DESIRED, desired.encode())
 
     def kept(self) -> dict[str, KeptModel]:
         """The versions that were kept."""
@@ -72,7 +72,7 @@ class Memory:
 
     def keep_models(self, models: dict[str, KeptModel]) -> None:
         """Remember which versions are kept."""
-        self._write(_KEPT, Kept(models=models).model_dump_json(by_alias=True).encode())
+        disk.replace(self._folder / _KEPT, Kept(models=models).model_dump_json(by_alias=True).encode())
 
     def _read(self, name: str, kind: type[T]) -> T | None:
         path = self._folder / name
@@ -83,16 +83,3 @@ class Memory:
         except (OSError, ValidationError) as error:
             log.warning("memory-unreadable", path=str(path), error=str(error)[:300])
             return None
-
-    def _write(self, name: str, content: bytes) -> None:
-        aside = self._folder / f"{name}.new"
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(self._folder / name)
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

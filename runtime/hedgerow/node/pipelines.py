@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from hedgerow.config import NodeConfig
-from hedgerow.errors import BusError, CommandError, HedgerowError
+from hedgerow.errors import BusError, CommandError, HedgerowError, internal
 from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import ModelAwaited, ModelPool
 from hedgerow.node.announce import Announcer
@@ -239,7 +239,7 @@ class Pipelines:
                 self._tell_failure(name, error)
             except Exception as error:  # a library did what it never should: that pipeline's misfortune alone
                 log.exception("pipeline-failed", pipeline=name)
-                failures[name] = _internal(error)
+                failures[name] = internal(error)
                 self._tell_failure(name, failures[name])
         return plans
 
@@ -281,9 +281,3 @@ class Pipelines:
         detail = {"code": error.code, "error": str(error), "remedy": error.remedy}
         log.error("pipeline-failed", pipeline=name, **detail)
         self._announcer.event("pipeline-failed", detail, name)
-
-
-def _internal(error: Exception) -> HedgerowError:
-    internal = HedgerowError(f"{type(error).__name__}: {error}", remedy="See the node's log, and report it.")
-    internal.code = "internal"
-    return internal

@@ -14,13 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from hedgerow.errors import HedgerowError
+from hedgerow.models.pool import BUNDLE
 from hedgerow.wire.fleet import Desired, ModelRef, Quarantined
-
-BUNDLE: Final = "bundle:"
-"""How a model's `path` begins that has no file of its own."""
 
 Overlay: TypeAlias = Mapping[str, Mapping[str, Any] | None]
 """Pipelines: what is different from the node's file; None: does not run."""

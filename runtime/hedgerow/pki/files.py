@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hedgerow import disk
 from hedgerow.pki.names import PkiError
 
 Key = ec.EllipticCurvePrivateKey
@@ -47,20 +48,11 @@ def write(path: Path, data: bytes, *, private: bool = False) -> None:
         except OSError:
             aside.unlink(missing_ok=True)
             raise
-        sync(path.parent)
+        disk.sync(path.parent)
     except OSError as error:
         raise PkiError(
             f"{path} cannot be written: {error.strerror}", remedy="Make room, or let this user write there."
         ) from error
-
-
-def sync(folder: Path) -> None:
-    """Let a rename in a folder survive a power cut."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def make_folder(folder: Path, *, private: bool = False) -> None:
