@@ -228,6 +228,30 @@ async def test_what_nobody_signed_for_this_node_is_refused_with_the_reason(
             assert report.error.remedy
 
 
+async def test_a_version_that_is_released_from_quarantine_is_tried_again(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """It was not the model's fault: whoever says so need not make the region want it anew."""
+    candidate = make_candidate(TWICE, "1.0.0")
+    ref = region.publish(candidate)
+    async with member(region) as node:
+        node.swaps._trials.quarantine(candidate, "interrupted", "the power failed three times")
+        await region.wants(1, models={"door": ref}, swap={**QUICK, "min_frames": 0})
+        report = await region.done(1, "rejected")
+        assert report.error is not None
+        assert report.error.code == "quarantined"
+        assert f"{region.site.address} release digest={ref.digest}" in report.error.remedy
+
+        stranger = await region.site.command("release", {"digest": f"sha256:{0:064x}"})
+        reply = await region.site.command("release", {"digest": ref.digest})
+        await region.serves(ref)
+
+        assert stranger["error"]["code"] == "unknown-digest"
+        assert reply["value"]["reason"] == "the power failed three times"
+        assert region.site.events("model-released")
+        assert region.reported.quarantined == []
+
+
 async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
     own_site: Site, region: Region, make_candidate: MakeCandidate
 ) -> None:
