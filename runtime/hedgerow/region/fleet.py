@@ -16,7 +16,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import Database
 from hedgerow.region.desires import at_once, before, renewed
 from hedgerow.region.fleetstore import Actor, FleetStore, Kept, Wanted
-from hedgerow.region.gate import Ear, usual_p99
+from hedgerow.region.gate import Ear, Presence, usual_memory, usual_p99
 from hedgerow.region.knowledge import Knowledge
 from hedgerow.region.rollout import (
     CatchUp,
@@ -79,7 +79,8 @@ class Fleet:
 
     def member(self, node: Address, ear: Ear, now: float) -> Member:
         """A node, as waves see it."""
-        return Member(node, self.labels(node), ear.hears(self.knowledge.facts[node], now))
+        there = ear.presence(self.knowledge.facts[node], now) is not Presence.GONE
+        return Member(node, self.labels(node), there)
 
     def keep(self, new: Kept, old: Kept) -> None:
         """Write a rollout that has changed."""
@@ -132,6 +133,7 @@ class Fleet:
                 given_at=now,
                 before=before(old.document if old else None, facts.reported, rollout.models),
                 p99_ms=usual_p99(facts.samples),
+                memory_bytes=usual_memory(facts.samples),
                 back="no",
             )
         return replace(rollout, tasks=tasks), wanted

@@ -24,6 +24,7 @@ from hedgerow.wire.fleet import Desired, ModelRef
 
 _TASK_COLUMNS: Final = (
     "wave", "state", "late", "generation", "given_at", "prior", "p99_ms", "back", "back_generation", "code", "reason",
+    "memory_bytes",
 )  # fmt: skip
 _ROLLOUT_COLUMNS: Final = (
     "id", "name", "plan", "models", "waves", "who", "why", "started_at", "changed_at", "ended_at", "phase", "wave",
@@ -229,16 +230,15 @@ def _task_row(task: Task) -> tuple[Any, ...]:
     before = {name: None if ref is None else ref.model_dump() for name, ref in task.before.items()}
     return (
         task.wave, task.state, int(task.late), task.generation, task.given_at, _json(before), _json(task.p99_ms),
-        task.back, task.back_generation, task.code, task.reason,
+        task.back, task.back_generation, task.code, task.reason, task.memory_bytes,
     )  # fmt: skip
 
 
 def _task(row: tuple[Any, ...]) -> Task:
-    wave, state, late, generation, given_at, before, p99_ms, back, back_generation, code, reason = row
+    wave, state, late, generation, given_at, before, p99_ms, back, back_generation, code, reason, memory_bytes = row
     refs = {name: None if ref is None else ModelRef.model_validate(ref) for name, ref in orjson.loads(before).items()}
-    return Task(
-        wave, state, bool(late), generation, given_at, refs, orjson.loads(p99_ms), back, back_generation, code, reason
-    )  # fmt: skip
+    usual = orjson.loads(p99_ms), memory_bytes
+    return Task(wave, state, bool(late), generation, given_at, refs, *usual, back, back_generation, code, reason)
 
 
 def _json(value: Any) -> str:

@@ -15,30 +15,32 @@ PINNED: Final = "pinned"
 """Code of a task on a node where a person has said what it is to serve."""
 
 
-def conflict(models: Collection[str], nodes: Collection[Address], others: Iterable[Rollout]) -> str | None:
-    """Why a rollout cannot begin beside those that are under way; None: it can."""
+def conflict(nodes: Collection[Address], others: Iterable[Rollout]) -> str | None:
+    """Why a rollout cannot begin beside those that are under way; None: it can.
+
+    A node is in one at a time, also where they bring different models: if it does badly, it has to be clear why.
+    """
     wanted = set(nodes)
     for other in others:
-        shared = sorted(set(models) & other.models.keys())
-        if other.phase.ended or not shared:
-            continue
-        both = sorted(wanted & other.tasks.keys())
+        both = [] if other.phase.ended else sorted(node for node in wanted & other.tasks.keys() if _has(other, node))
         if both:
             shown = ", ".join(map(str, both[:3])) + (f" and {len(both) - 3} more" if len(both) > 3 else "")
-            return f"{other.name} is {other.phase} and has {', '.join(shared)} on {shown}, too"
+            return f"{other.name} is {other.phase} and has {shown}, too"
     return None
 
 
 def joins(node: Address, labels: Labels, pinned: Collection[str], rollouts: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts that a node is to join since it is new, or has new labels, or what it was part of came to nothing.
 
-    For each model that is the newest one that chooses it and has not failed.
+    For each model that is the newest one that chooses it and has not failed. A node is in one that is under way at a time.
 
     Args:
         pinned: models that rollouts leave alone on this node.
         rollouts: newest first.
     """
-    found = []
+    found: list[Rollout] = []
+    if any(not other.phase.ended and node in other.tasks and _has(other, node) for other in rollouts):
+        return found
     decided = set(pinned)
     for rollout in rollouts:
         if rollout.phase in (Phase.FAILED, Phase.CANCELED) or not rollout.plan.selector.matches(labels):
@@ -50,6 +52,8 @@ def joins(node: Address, labels: Labels, pinned: Collection[str], rollouts: Sequ
             continue
         if task is None or (task.state == "removed" and task.code in (SUPERSEDED, PINNED)):
             found.append(rollout)
+            if not rollout.phase.ended:
+                break
     return found
 
 
@@ -64,6 +68,10 @@ def superseded(
     if not (rollout.phase.ended or also_under_way) or not rollout.models.keys() & set(models):
         return []
     return [node for node in nodes if (task := rollout.tasks.get(node)) is not None and _unsettled(task, rollout)]
+
+
+def _has(rollout: Rollout, node: Address) -> bool:
+    return rollout.tasks[node].state != "removed"
 
 
 def _unsettled(task: Task, rollout: Rollout) -> bool:
