@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hedgerow.region.rollout import Phase, Rollout
 
-from .world import PLAN, SILENT_AFTER_S, Node, World
+from .world import PLAN, SILENT_AFTER_S, World
 
 OLD, NEW = "1.0.0", "2.0.0"
 NAME = f"faces-{NEW}"
@@ -56,16 +56,12 @@ class Onlooker:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.spoke: dict[Node, float] = {}
         self.lines = 0
         self.before: Rollout | None = None
 
     def look(self) -> None:
         """See what the last turn has done."""
         world = self.world
-        for node in world.nodes.values():
-            if node.online and not world.deaf:
-                self.spoke[node] = world.now
         audit = world.audit()
         new, self.lines = audit[self.lines :], len(audit)
         for at, who, action, name, detail in new:
@@ -87,7 +83,7 @@ class Onlooker:
             if not task.late:
                 assert task.state in ("succeeded", "failed", "timed-out", "rejected", "removed"), (address, task)
             if task.state == "succeeded":
-                assert self.world.nodes[address].version == NEW
+                assert self.world.nodes[address].told == NEW
         if any(task.wave == wave - 1 and task.state == "succeeded" for task in earlier.values()):
             (*_, soaked) = (
                 at for at, _, action, _, detail in audit if action == "soak-started" and detail["wave"] == wave - 1
@@ -98,8 +94,8 @@ class Onlooker:
         """Who counts as good is heard, and serves what it was given."""
         for address, node in self.world.nodes.items():
             if moves.get(str(address), [""])[0] == "succeeded":
-                assert node.version == NEW
-                assert self.world.now - self.spoke[node] <= SILENT_AFTER_S
+                assert node.told == NEW
+                assert self.world.now - node.told_at <= SILENT_AFTER_S
 
 
 def happen(world: World, what: str, number: int) -> None:

@@ -133,7 +133,7 @@ BAD = {
     "golden-failed": "golden-failed",  # wrong numbers
     "not-finite": "not-finite",  # NaN on live frames
     "slow": "latency",  # three times slower
-    "crashes": "quarantined",
+    "crashes": "crashed",
     "restarts": "restarts",  # crashes later, again and again
     "memory-growth": "memory-growth",  # leaks on probation
     "leaks": "memory-growth",  # leaks later

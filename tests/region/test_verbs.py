@@ -215,7 +215,7 @@ def test_a_file_is_checked_without_a_region(operator: Operator) -> None:
 
     assert (good.code, "ok (rollout faces-check)" in good.out) == (0, True)
     assert bad.code == 2
-    assert "soak_s" in json.loads(bad.out)["problems"][0]
+    assert json.loads(bad.out)["problems"][0]["field"] == "soak_s"
     assert schema["title"] == "Hedgerow rollout"
 
 

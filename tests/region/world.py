@@ -15,6 +15,7 @@ from typing import Any, Self
 from hedgerow.region.conductor import Conductor, Parcel
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import Database, Row, open_database
+from hedgerow.region.fleetstore import FleetStore
 from hedgerow.region.gate import Ear
 from hedgerow.region.items import Birth, HealthReport, Item, Reported
 from hedgerow.region.rollout import Rollout
@@ -79,6 +80,7 @@ class Node:
             ends with it), `dies` (nothing is heard any more).
         online: whether it has a link.
         seen: generations that came to it, in order.
+        told, told_at: the version that it last said it serves, and when.
     """
 
     def __init__(self, address: Address, version: str | None) -> None:
@@ -86,6 +88,8 @@ class Node:
         self.does: dict[str, str] = {}
         self.online = True
         self.seen: list[int] = []
+        self.told: str | None = None
+        self.told_at = 0.0
         self.labels: dict[str, str] = {}
         self.runs = 1
         self._desired: wire.Desired | None = None
@@ -146,6 +150,7 @@ class Node:
         self._memory += (200 << 20) if does == "leaks" else 0
         if not self.online:
             return []
+        self.told, self.told_at = self._version, now
         session = f"run-{self.runs}"
         models = {}
         shown = {}
@@ -277,8 +282,9 @@ class World:
         return [(bool(accepted), json.loads(answer)) for accepted, answer in rows]
 
     def rollout(self, name: str = "faces-2.0.0") -> Rollout:
-        """A rollout as the conductor sees it."""
-        return self._alive(None).fleet.rollouts[name].rollout
+        """A rollout as it is kept."""
+        (kept,) = FleetStore(self._asker).rollouts(names=[name])
+        return kept.rollout
 
     def busy(self) -> bool:
         """Whether anything of a rollout is under way."""
@@ -286,7 +292,8 @@ class World:
 
     def waits(self, name: str = "faces-2.0.0") -> str:
         """What a rollout waits for."""
-        return self._alive(None).fleet.rollouts[name].waits
+        (kept,) = FleetStore(self._asker).rollouts(names=[name])
+        return kept.waits
 
     def versions(self) -> set[str | None]:
         return {node.version for node in self.nodes.values()}

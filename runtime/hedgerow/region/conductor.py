@@ -111,7 +111,9 @@ class Conductor:
         """Take a rollout as far as it goes now."""
         fleet = self.fleet
         for _ in range(_MOST_STEPS):
-            kept = fleet.rollouts[name]
+            kept = fleet.rollouts.get(name)
+            if kept is None:  # it has ended
+                return
             step = next_step(kept.rollout, find(kept.rollout, fleet.knowledge.facts, ear, now), now)
             if isinstance(step, Wait):
                 if step.why != kept.waits and not kept.rollout.phase.ended:

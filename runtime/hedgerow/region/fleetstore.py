@@ -19,6 +19,7 @@ import orjson
 from hedgerow.region.database import Database
 from hedgerow.region.plan import stored_plan
 from hedgerow.region.rollout import Phase, Rollout, Task
+from hedgerow.region.standing import standing
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import Desired, ModelRef
 
@@ -115,20 +116,10 @@ class FleetStore:
         return [self._kept(row, self._tasks(row[0]) if tasks else {}) for row in rows]
 
     def standing(self) -> list[Kept]:
-        """The rollouts that matter still, newest first: those under way, and what new and late nodes are to get."""
-        found: list[Kept] = []
-        covered: set[tuple[str, tuple[str, ...]]] = set()
-        for kept in self.rollouts(tasks=False):
-            rollout = kept.rollout
-            if rollout.phase in (Phase.FAILED, Phase.CANCELED):
-                continue
-            key = (str(rollout.plan.selector), tuple(sorted(rollout.models)))
-            if rollout.phase is Phase.SUCCEEDED:
-                if key in covered:
-                    continue
-                covered.add(key)
-            found.append(replace(kept, rollout=replace(rollout, tasks=self._tasks(kept.id))))
-        return found
+        """The rollouts that matter still, newest first."""
+        kept = {one.rollout.name: one for one in self.rollouts(tasks=False)}
+        matter = [kept[rollout.name] for rollout in standing(one.rollout for one in kept.values())]
+        return [replace(one, rollout=replace(one.rollout, tasks=self._tasks(one.id))) for one in matter]
 
     def add(self, kept: Kept, nodes: Mapping[Address, int]) -> Kept:
         """Write a new rollout. Returns: it with its id."""

@@ -185,8 +185,7 @@ def _abort(request: Request) -> Any:
     because = f"aborted by {by.who}: {by.why}"
     step: Step = Finish(Phase.CANCELED, because) if keep else take_back(kept.rollout, Phase.CANCELED, because)
     fleet.store.audit(by, "rollout-aborted", now, rollout=name, keep=keep)
-    fleet.carry(kept, step, by, now)
-    return {"rollout": name, "phase": fleet.rollouts[name].rollout.phase.value}
+    return {"rollout": name, "phase": fleet.carry(kept, step, by, now).phase.value}
 
 
 def _under_way(request: Request, *phases: Phase) -> Kept:

@@ -15,6 +15,21 @@ PINNED: Final = "pinned"
 """Code of a task on a node where a person has said what it is to serve."""
 
 
+def standing(newest_first: Iterable[Rollout]) -> list[Rollout]:
+    """The rollouts that matter still: those under way, and what new and late nodes are to get."""
+    found: list[Rollout] = []
+    covered: set[tuple[str, frozenset[str]]] = set()
+    for rollout in newest_first:
+        if rollout.phase in (Phase.FAILED, Phase.CANCELED):
+            continue
+        key = (str(rollout.plan.selector), frozenset(rollout.models))
+        if rollout.phase is not Phase.SUCCEEDED or key not in covered:
+            found.append(rollout)
+        if rollout.phase is Phase.SUCCEEDED:
+            covered.add(key)
+    return found
+
+
 def conflict(nodes: Collection[Address], others: Iterable[Rollout]) -> str | None:
     """Why a rollout cannot begin beside those that are under way; None: it can.
 
