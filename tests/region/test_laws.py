@@ -88,7 +88,7 @@ class Onlooker:
             (*_, soaked) = (
                 at for at, _, action, _, detail in audit if action == "soak-started" and detail["wave"] == wave - 1
             )
-            assert self.world.now - soaked >= PLAN["soak_s"]  # type: ignore[operator]
+            assert self.world.now - soaked >= PLAN["soak_s"]
 
     def good_is_proved(self, moves: dict[str, list[str]]) -> None:
         """Who counts as good is heard, and serves what it was given."""

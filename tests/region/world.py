@@ -29,7 +29,10 @@ from .responders import digest, ref
 TURN_S = 10.0
 """Seconds that one turn of the world takes: a health report of each node."""
 SILENT_AFTER_S = 25.0
-PLAN = {"soak_s": 30, "gate": {"min_frames": 20, "max_silence_s": 60, "timeout_s": 120, "slow_reports": 2}}
+PLAN: dict[str, Any] = {
+    "soak_s": 30,
+    "gate": {"min_frames": 20, "max_silence_s": 60, "timeout_s": 120, "slow_reports": 2},
+}
 
 
 class Killed(BaseException):
@@ -272,7 +275,7 @@ class World:
         """Ask for a rollout."""
         name = str(plan.pop("rollout", f"faces-{version}"))
         models = {"faces": {"version": version, "digest": ref(version).digest}}
-        gate = {**PLAN["gate"], **plan.pop("gate", {})}  # type: ignore[dict-item]
+        gate = {**PLAN["gate"], **plan.pop("gate", {})}
         self.ask("rollout-start", rollout=name, plan={**PLAN, "rollout": name, "models": models, "gate": gate, **plan})
         return name
 

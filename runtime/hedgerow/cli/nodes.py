@@ -222,10 +222,9 @@ def audit(
         for line in lines:
             print_json_line(line)
         return
-    rows = [("AT", "WHO", "ACTION", "ROLLOUT", "WHY")]
-    for line in lines:
-        rows.append((line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", _told(line)))
-    print_columns(rows)
+    heading = ("AT", "WHO", "ACTION", "ROLLOUT", "WHY")
+    rows = [(line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", _told(line)) for line in lines]
+    print_columns([heading, *rows])
 
 
 def _told(line: dict[str, Any]) -> str:

@@ -164,7 +164,11 @@ def _forward(rollout: Rollout, findings: Mapping[Address, Finding], now: float) 
     members = [node for node, task in rollout.tasks.items() if task.wave == wave_number and task.state == "queued"]
     if unclear := [node for node in members if _presence(findings, node) is Presence.OPEN]:
         return Wait(f"it is open whether {_some(unclear)} {'is' if len(unclear) == 1 else 'are'} there")
-    return StartWave(wave_number, tuple(node for node in members if _heard(findings, node)))
+    there = tuple(node for node in members if _heard(findings, node))
+    if rollout.plan.offline == "fail" and len(there) < len(members):  # before anybody is given anything
+        missed = Move("failed", "offline", "it was not heard when its wave came")
+        return Settle({node: missed for node in members if node not in there})
+    return StartWave(wave_number, there)
 
 
 def _catch_up(rollout: Rollout, findings: Mapping[Address, Finding], now: float) -> Step | None:

@@ -208,7 +208,7 @@ def after(rollout: Rollout, step: Step, now: float) -> Rollout:
             there = set(nodes)
             for node, task in rollout.tasks.items():
                 if task.wave == wave and task.state == "queued" and node not in there:
-                    tasks[node] = _missed(task, rollout.plan)
+                    tasks[node] = replace(task, late=True)
             tasks |= {node: replace(tasks[node], state="in-progress") for node in nodes}
             return replace(rollout, tasks=tasks, wave=wave, soaking_since=None)
         case CatchUp(nodes):
@@ -256,9 +256,3 @@ def resume(rollout: Rollout) -> Rollout:
 def _left(task: Task) -> Task:
     """A task when nothing more will come of it."""
     return replace(task, state="canceled") if task.state in ("queued", "in-progress") else task
-
-
-def _missed(task: Task, plan: RolloutPlan) -> Task:
-    if plan.offline == "fail":
-        return replace(task, state="failed", late=True, code="offline", reason="it was not heard when its wave came")
-    return replace(task, late=True)
