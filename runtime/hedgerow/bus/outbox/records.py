@@ -17,6 +17,9 @@ from hedgerow.errors import BusError
 PRIORITIES: Final = 10
 """Priorities are 0 (least) to 9."""
 
+ASK: Final = ("ack", "now")
+"""The user property that asks the region to acknowledge at once what it has got."""
+
 _SHIFT: Final = 48
 _SEQUENCE: Final = (1 << _SHIFT) - 1
 
