@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import orjson
+
 from hedgerow.errors import BusError
 
 PRIORITIES: Final = 10
@@ -248,7 +250,7 @@ class Ack:
     def encode(self) -> bytes:
         """As JSON."""
         said = {"schema": "hedgerow.ack/1", "epoch": self.epoch, "through": self.through, "also": self.also}
-        return json.dumps(said, separators=(",", ":")).encode()
+        return orjson.dumps(said, option=orjson.OPT_NON_STR_KEYS)
 
     @classmethod
     def decode(cls, payload: bytes | memoryview) -> Ack:
