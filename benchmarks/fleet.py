@@ -1,10 +1,10 @@
 """What a message costs a region, by the number of nodes: real brokers, real bridges, real sessions, light nodes.
 
-A light node is simulated: it has its own session, numbers without holes, health and status, hears acknowledgements and
-answers pings, but runs no pipeline and keeps nothing on a disk.
+A light node is simulated: it has its own session, numbers without holes, health (once) and status, hears acknowledgements
+and answers pings, but runs no pipeline and keeps nothing on a disk.
 
-Both fleets stand side by side, and send in turns: as many results from few nodes as from many; and each node as many, which
-is how a fleet grows.
+A small and a large fleet stand side by side and are measured in the same seconds, when acknowledgements have become as steady
+as results: with as many results from few nodes as from many; and with as many from each node, which is how a fleet grows.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Number
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.canary import COMMAND
+from hedgerow.region.pace import LATEST_OF_ALL_S
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import Health, Status
@@ -143,11 +144,18 @@ class Fleet:
         self._collector.kill()
         self._collector.wait()
 
-    async def cost(self, results: int, per_s: float) -> float:
-        """Have the nodes send so many results, in turns. Returns: the collector's processor time for one, in µs."""
-        before = self._cpu_s()
-        await self.send(results, per_s)
-        return (self._cpu_s() - before) / results * 1e6
+    async def keep_sending(self, per_s: float) -> None:
+        """Have the nodes send, in turns, until this is cancelled."""
+        began, number = time.monotonic(), 0
+        while True:
+            self.nodes[number % len(self.nodes)].send()
+            number += 1
+            await asyncio.sleep(max(0.0, began + number / per_s - time.monotonic()))
+
+    @property
+    def sent(self) -> int:
+        """Results so far."""
+        return sum(node.sent for node in self.nodes)
 
     async def send(self, results: int, per_s: float) -> None:
         """Have the nodes send so many results, in turns, and wait until all are acknowledged."""
@@ -159,6 +167,11 @@ class Fleet:
                 await asyncio.sleep(ahead_s)
         await self._until(lambda: all(node.acked == node.sent for node in self.nodes), "all acknowledged")
 
+    def cpu_s(self) -> float:
+        """What the collector has computed, to the nanosecond: psutil counts in hundredths of a second."""
+        threads = Path(f"/proc/{self._collector.pid}/task").iterdir()
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
     def count(self, table: str) -> int:
         """Rows of a table of the store."""
         try:
@@ -166,11 +179,6 @@ class Fleet:
                 return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
         except sqlite3.Error:  # not there yet
             return 0
-
-    def _cpu_s(self) -> float:
-        """What the collector has computed, to the nanosecond: psutil counts in hundredths of a second."""
-        threads = Path(f"/proc/{self._collector.pid}/task").iterdir()
-        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
     async def _until(self, condition: object, what: str) -> None:
         deadline = time.monotonic() + _PATIENCE_S
@@ -183,24 +191,38 @@ class Fleet:
             await asyncio.sleep(0.05)
 
 
-async def costs(options: Options) -> dict[str, list[float]]:
+async def costs(options: Options) -> dict[str, dict[int, list[float]]]:
     """The collector's processor time a result, in µs, by load and number of nodes."""
-    few, many = ((2, 2), (3, 4)) if options.smoke else ((1, 10), (50, 20))
-    seconds, together, each = (0.3, 200.0, 20.0) if options.smoke else (4.0, 600.0, 1.0)
-    found: dict[str, list[float]] = {}
+    sizes = ((2, 2), (3, 4)) if options.smoke else ((1, 10), (50, 20))
+    warmup_s, seconds, together, each = (1.0, 0.5, 200.0, 20.0) if options.smoke else (LATEST_OF_ALL_S, 4.0, 600.0, 1.0)
+    found: dict[str, dict[int, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
             fleets = []
-            for sites, nodes in (few, many):
+            for sites, nodes in sizes:
                 place = Path(folder) / str(sites)
                 place.mkdir()
                 fleets.append(await stack.enter_async_context(Fleet(sites, nodes, place)))
-            for _ in range(options.repeats):
-                for load, per_s in (("together", lambda _: together), ("each", lambda nodes: nodes * each)):
-                    for fleet in fleets:
-                        rate = per_s(len(fleet.nodes))
-                        key = f"{load}.{'few' if fleet is fleets[0] else 'many'}"
-                        found.setdefault(key, []).append(await fleet.cost(round(rate * seconds), rate))
+            for load, rates in (
+                ("together", [together for _ in fleets]),
+                ("each", [each * len(fleet.nodes) for fleet in fleets]),
+            ):
+                found[load] = {len(fleet.nodes): [] for fleet in fleets}
+                async with asyncio.TaskGroup() as group:
+                    loads = [
+                        group.create_task(fleet.keep_sending(rate)) for fleet, rate in zip(fleets, rates, strict=True)
+                    ]
+                    await asyncio.sleep(warmup_s)
+                    for _ in range(options.repeats):
+                        before = [(fleet.cpu_s(), fleet.sent) for fleet in fleets]
+                        await asyncio.sleep(seconds)
+                        for fleet, (cpu_s, sent) in zip(fleets, before, strict=True):
+                            took = (fleet.cpu_s() - cpu_s) / (fleet.sent - sent) * 1e6
+                            found[load][len(fleet.nodes)].append(took)
+                    for task in loads:
+                        task.cancel()
+            for fleet in fleets:
+                await fleet.send(0, 1)
     return found
 
 
@@ -208,11 +230,12 @@ def run(options: Options) -> list[Cell]:
     """From 10 and from 1,000 nodes: 600 results a second together, and one a second each."""
     found = asyncio.run(costs(options))
     cells = []
-    for load, what in (("together", "600/s together"), ("each", "one a second each")):
-        few, many = found[f"{load}.few"], found[f"{load}.many"]
+    for load, what in (("together", "600 results/s together"), ("each", "one result/s each")):
+        few, many = found[load].values()
         cells += [
-            cell(f"fleet.{load}.cpu.10", f"10 nodes, {what}: collector, a result", few, "µs"),
-            cell(f"fleet.{load}.cpu.1000", f"1,000 nodes, {what}: collector, a result", many, "µs"),
-            ratio(f"fleet.{load}.many_per_few", f"1,000 nodes ÷ 10, {what}: processor time a result", many, few, "", "cost ×"),
+            cell(f"fleet.{load}.cpu.{nodes}", f"{nodes:,} nodes, {what}: collector, a result", took, "µs")
+            for nodes, took in found[load].items()
         ]
+        name = f"Most nodes ÷ fewest, {what}: processor time a result"
+        cells.append(ratio(f"fleet.{load}.many_per_few", name, many, few, unit="cost ×"))
     return cells

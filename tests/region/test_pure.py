@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.judge import Signs, Verdict, judge
-from hedgerow.region.pace import A_SECOND, AFTER, LATEST_OF_ALL_S, LATEST_S, Pace
+from hedgerow.region.pace import A_SECOND, AFTER, LATEST_OF_ALL_S, LATEST_S, TURN_S, Pace
 
 
 def signs(
@@ -53,7 +53,7 @@ def test_every_debt_is_paid_soon_and_the_newest_word_is_the_last(stored: list[tu
         for due, ack in pace.due(now):
             said[due] = ack.through[0]
             pace.sent(due)
-    for due, ack in pace.due(now + LATEST_OF_ALL_S):
+    for due, ack in pace.due(now + LATEST_OF_ALL_S + TURN_S):
         said[due] = ack.through[0]
         pace.sent(due)
 
@@ -85,11 +85,11 @@ def test_quiet_outboxes_share_so_many_answers_a_second_and_one_that_asks_has_its
     assert pace.due(0.01) == [(asking % many, Ack("e", {0: 2}))]
 
     answered: list[int] = []
-    for tick in range(2, 1 + int(100 * (LATEST_OF_ALL_S + 0.1))):
+    for tick in range(2, 1 + int(100 * (LATEST_OF_ALL_S + TURN_S + 0.1))):
         due = [key for key, _ in pace.due(tick / 100)]
         for key in due:
             pace.sent(key)
         answered += due
         if many > 1 and not answered:
-            assert tick / 100 <= max(LATEST_S, min(LATEST_OF_ALL_S, (many - 1) / A_SECOND)) + 0.02
+            assert tick / 100 <= max(LATEST_S, min(LATEST_OF_ALL_S, (many - 1) / A_SECOND)) + TURN_S + 0.02
     assert answered == [outbox for outbox in range(many) if outbox != asking % many]

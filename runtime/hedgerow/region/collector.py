@@ -32,7 +32,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import open_database
 from hedgerow.region.items import Item, Ping
 from hedgerow.region.metrics import Counts, RegionMetrics
-from hedgerow.region.pace import LATEST_S, Pace
+from hedgerow.region.pace import TURN_S, Pace
 from hedgerow.region.reading import filters, read
 from hedgerow.region.steward import Steward
 from hedgerow.region.store import Store
@@ -247,7 +247,7 @@ class Collector:
                 address.topic(Channel.ACK), ack.encode(), qos=1, properties=_JSON, done=partial(self._acknowledged, key)
             )
         if len(self._pace) and self._timer is None:
-            self._timer = self._loop.call_later(LATEST_S / 2, self._later)
+            self._timer = self._loop.call_later(TURN_S, self._later)
 
     def _acknowledged(self, key: LedgerKey, error: Exception | None) -> None:
         self._pace.sent(key)

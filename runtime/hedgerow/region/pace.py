@@ -9,6 +9,7 @@ not grow with the number of outboxes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -23,6 +24,9 @@ A_SECOND: Final = 100
 """where more are, no more than about so many of these go in a second,"""
 LATEST_OF_ALL_S: Final = 10.0
 """but none later than this: after 30 s an outbox that hears nothing sends again."""
+
+TURN_S: Final = 0.25
+"""These are looked at so often, so that those that are due leave together."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -41,6 +45,7 @@ class Pace(Generic[Key]):
         self._owed: dict[Key, _Owed] = {}  # the oldest debt first
         self._at_once: dict[Key, None] = {}
         self._under_way: set[Key] = set()
+        self._turn_at = float("-inf")
 
     def __len__(self) -> int:
         """Acknowledgements owed, and those under way."""
@@ -68,12 +73,11 @@ class Pace(Generic[Key]):
 
     def due(self, now: float, *, all_of_them: bool = False) -> list[tuple[Key, Ack]]:
         """What to publish now; until `sent`, nothing more goes to the same one."""
-        since = now if all_of_them else now - self.latest_s
         keys = list(self._at_once)
-        for key, owed in self._owed.items():
-            if owed.since > since:
-                break
-            keys.append(key)
+        if all_of_them or now >= self._turn_at:
+            self._turn_at = now + TURN_S
+            since = now if all_of_them else now - self.latest_s
+            keys += itertools.takewhile(lambda key: self._owed[key].since <= since, self._owed)
         due = []
         for key in keys:
             if key in self._under_way or key not in self._owed:
