@@ -137,7 +137,9 @@ def test_a_region_that_answers_only_when_it_is_asked_holds_up_nobody(
     made.begin([key_of(p, 1) for p in range(PRIORITIES)], tops(old))
     there = {entry(n).key: entry(n, size=sizes[n % len(sizes)]) for n in range(1, old + new + 1)}
     unsent, came = set(there), dict[int, Entry]()
-    made.appended([entry(n, size=sizes[n % len(sizes)]) for n in range(old + 1, old + new + 1)], tops(old + new), up=True)
+    made.appended(
+        [entry(n, size=sizes[n % len(sizes)]) for n in range(old + 1, old + new + 1)], tops(old + new), up=True
+    )
     while True:
         sent, wanted = made.next(0.0)
         if wanted is not None:

@@ -18,7 +18,15 @@ from typing import Any, Final, Literal
 
 from hedgerow import backends, configcheck, plugins
 from hedgerow.backends.cores import cores
-from hedgerow.cli.broker import SILENT_S, broker_section, connected, hung, payload_of, publish_properties, user_properties
+from hedgerow.cli.broker import (
+    SILENT_S,
+    broker_section,
+    connected,
+    hung,
+    payload_of,
+    publish_properties,
+    user_properties,
+)
 from hedgerow.cli.console import plural, size
 from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.errors import BackendMissing, HedgerowError
