@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
 
@@ -198,17 +198,15 @@ def _refusals(name: str, runner: PipelineRunner) -> list[str]:
     return [f"pipeline {name}: the broker refuses {pattern}: {reason}" for pattern, reason in runner.refused.items()]
 
 
-REFUSED: Final = "hedgerow_refused_publishes", "QoS 1 messages that the broker did not take."
-"""A metric of every link, and what it says."""
-
-
 def gauges(runners: dict[str, PipelineRunner], control: Client) -> Iterator[tuple[str, str, dict[str, str], float]]:
     """What /metrics shows beside the pipelines' counts: name, help, labels, value."""
     yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "node"}, control.connected
-    yield *REFUSED, {"link": "node"}, control.refused_publishes
+    refused = control.refused_publishes
+    yield "hedgerow_refused_publishes", "QoS 1 messages that the broker did not take.", {"link": "node"}, refused
     for name, runner in runners.items():
         yield "hedgerow_connected", "Whether the broker can be reached.", {"link": name}, runner.connected
-        yield *REFUSED, {"link": name}, runner.refused_publishes
+        refused = runner.refused_publishes
+        yield "hedgerow_refused_publishes", "QoS 1 messages that the broker did not take.", {"link": name}, refused
         yield "hedgerow_frames_queued", "Frames that wait.", {"pipeline": name}, runner.queued
         yield "hedgerow_streams", "Streams known.", {"pipeline": name}, runner.streams
         yield "hedgerow_reconnects", "Times the link was made anew.", {"pipeline": name}, runner.reconnects
