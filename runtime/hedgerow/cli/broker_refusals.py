@@ -15,7 +15,7 @@ from hedgerow.cli.console import Json, plural, print_columns, print_json_line
 from hedgerow.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hedgerow.topology.refusals import Refusal, Refusals
+    from hedgerow.topology.refusals import Refusal, Refusals, What
 
 _TELL_AGAIN_S: Final = 60
 _WHAT: Final = {"connect": "to connect", "publish": "to publish", "subscribe": "to read"}
@@ -76,7 +76,7 @@ def _words(refusal: Refusal) -> str:
     return f"{when:%Y-%m-%d %H:%M:%S}  refused {who}{client} {_WHAT[refusal.what]}: {refusal.detail}"
 
 
-def _print(counts: Counter[tuple[str, str]]) -> None:
+def _print(counts: Counter[tuple[What, str]]) -> None:
     rows = [(user or "?", what, f"{count:,}") for (what, user), count in counts.most_common()]
     if rows:
         print_columns([("USER", "REFUSED", "TIMES"), *rows])
