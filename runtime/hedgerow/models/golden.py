@@ -53,6 +53,10 @@ def check_golden(run: Run, folder: Path, manifest: Manifest, variant: Variant) -
     worst, where = 0.0, ""
     for number, case in enumerate(cases, 1):
         expected = read_arrays(folder / case.outputs[variant.name].path)
+        missing = sorted({output.name for output in manifest.outputs} - expected.keys())
+        if missing or not expected:
+            what = ", ".join(missing) or "any output"
+            return GoldenOutcome(False, _INFINITE, f"case {number} of {len(cases)} does not say what {what} should be")
         try:
             got = run(read_arrays(folder / case.inputs.path))
         except HedgerowError as error:
