@@ -61,7 +61,7 @@ def variant(content: dict[str, Any]) -> dict[str, Any]:
         (lambda m: variant(m)["files"][0].update(path="a" * 300), "file system"),
         (lambda m: variant(m)["files"][0].update(path="golden"), "a file and a folder"),
         (lambda m: variant(m)["files"][0].update(size=10**15), "chunks"),
-        (lambda m: variant(m)["needs"].update(memory_bytes=10**18), "memory_bytes"),
+        (lambda m: variant(m)["needs"].update(memory_bytes=10**19), "memory_bytes"),
         (lambda m: variant(m)["needs"].update(memory_bytes=10**30), "JSON"),
         (lambda m: variant(m)["tolerance"].update(relative=1e9), "tolerance.relative"),
         (lambda m: m["inputs"][0].update(dtype="float31"), "inputs.0.dtype"),
@@ -163,6 +163,7 @@ def test_a_manifest_that_is_a_pipe_does_not_keep_anybody_waiting(tmp_path: Path)
 
 def test_chunks_that_no_node_could_fetch_are_found(candidate: Candidate) -> None:
     """The file is right, so whoever looks at it alone finds nothing."""
+
     def swap(manifest: dict[str, Any]) -> None:
         variant(manifest)["files"][0]["chunks"][0]["digest"] = f"sha256:{0:064}"
 
@@ -192,7 +193,14 @@ def npy(array: np.ndarray[Any, Any], shape: str | None = None, descr: str | None
 
 @pytest.mark.parametrize(
     ("shape", "descr"),
-    [("(1000000000000,)", None), ("(-3,)", None), ("(3, 1000000000000, 0)", None), (None, "'|O'"), (None, "'<U4'"), (None, "'<q9'")],
+    [
+        ("(1000000000000,)", None),
+        ("(-3,)", None),
+        ("(3, 1000000000000, 0)", None),
+        (None, "'|O'"),
+        (None, "'<U4'"),
+        (None, "'<q9'"),
+    ],
     ids=str,
 )
 def test_an_array_whose_head_lies_is_refused_before_room_is_made_for_it(
@@ -236,6 +244,7 @@ def test_damaged_arrays_are_read_or_refused(tmp_path_factory: pytest.TempPathFac
 
 def with_golden(candidate: Candidate, inputs: dict[str, Any], outputs: dict[str, Any] | None = None) -> Bundle:
     """The bundle with other golden arrays, and a manifest that knows them."""
+
     def described(path: str) -> dict[str, Any]:
         file: File = describe_file(candidate.folder / path, path)
         found: dict[str, Any] = file.model_dump()

@@ -26,7 +26,9 @@ Named = Annotated[
 From = Annotated[
     Path | None,
     typer.Option(
-        "--from", metavar="STORE", help="Where to look for it: a repository, or the state folder of a node on this machine."
+        "--from",
+        metavar="STORE",
+        help="Where to look for it: a repository, or the state folder of a node on this machine.",
     ),
 ]
 
@@ -95,7 +97,8 @@ def _find(named: str, store: Path) -> _Entry:
             f"{store} has more than one {named}: {', '.join(map(str, found))}", remedy="Give more of the digest."
         )
     raise ModelNotFound(
-        f"{store} has no {named}", remedy=f"It has {', '.join(map(str, there))}." if there else "It has no bundle at all."
+        f"{store} has no {named}",
+        remedy=f"It has {', '.join(map(str, there))}." if there else "It has no bundle at all.",
     )
 
 

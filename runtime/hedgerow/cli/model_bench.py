@@ -27,7 +27,8 @@ def bench(
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch to try.")] = 64,
     threads: Annotated[int | None, typer.Option(min=1, help="Cores to use; by default all of this process.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Keep the figures here; by default in BUNDLE.bench.json beside it.")
+        Path | None,
+        typer.Option("--out", "-o", help="Keep the figures here; by default in BUNDLE.bench.json beside it."),
     ] = None,
     save: Annotated[bool, typer.Option(help="Keep the figures at all.")] = True,
     json: Json = False,
@@ -95,7 +96,9 @@ def _figure(benched: Benched) -> Figure:
 
     tuning, not_run = benched.tuning, dict(benched.not_run)
     if tuning is None or tuning.choice is None:
-        return Figure(variant=benched.variant, device=benched.device, not_run={**not_run, **(tuning.refused if tuning else {})})
+        return Figure(
+            variant=benched.variant, device=benched.device, not_run={**not_run, **(tuning.refused if tuning else {})}
+        )
     choice = tuning.choice
     alone = [
         setting.time_s

@@ -21,7 +21,9 @@ _LONGEST = 48
 
 
 def diff(
-    before: Annotated[str, typer.Argument(metavar="A", help="A bundle's folder; with --from NAME/VERSION or a digest.")],
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="A bundle's folder; with --from NAME/VERSION or a digest.")
+    ],
     after: Annotated[str, typer.Argument(metavar="B", help="Another.")],
     from_: From = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if they differ, as git does.")] = False,
@@ -114,7 +116,12 @@ def _print_golden(one: Bundle, found: Difference) -> None:
 
 
 def _short(value: Any) -> str:
+    """A value on one line; whole variants and files by what tells them apart."""
     if value is None:
         return "-"
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, dict) and "model_digest" in value:
+        return f"{size(value['bytes'])}, {value['model_digest'][:19]}"
+    if isinstance(value, dict) and value.keys() == {"file", "digest"}:
+        return f"{value['file']} {value['digest'][:19]}"
+    text = ", ".join(map(_short, value)) if isinstance(value, list | tuple) else str(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

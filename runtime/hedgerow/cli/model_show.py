@@ -155,7 +155,8 @@ def tensor_type(tensor: Tensor) -> str:
 
 def _tolerance(tolerance: Tolerance) -> str:
     outliers = f", but for {tolerance.outliers:.1%}" if tolerance.outliers else ""
-    return f"{tolerance.absolute:g} + {tolerance.relative:.2%}{outliers}"
+    wider = "".join(f", {name} {absolute:g}" for name, absolute in tolerance.outputs.items())
+    return f"{tolerance.absolute:g}{wider} + {tolerance.relative:.2%}{outliers}"
 
 
 def _labels(labels: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ from hedgerow.cli.model_show import total_size
 
 if TYPE_CHECKING:
     from hedgerow.models.bundle import BadBundle, Bundle
+    from hedgerow.models.manifest import File
     from hedgerow.models.verification import Outcome
 
 _STATES = {"passed": "passed", "failed": "FAILED", "not-run": "not run"}
@@ -24,7 +25,9 @@ def verify(
     digest: Annotated[
         str | None, typer.Option(metavar="SHA256", help="What the bundle has to be, as a rollout or a result names it.")
     ] = None,
-    variant: Annotated[list[str] | None, typer.Option("--variant", "-v", help="Run only this one.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option("--variant", "-v", help="Check and run only this one, with what it needs.")
+    ] = None,
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Run nothing: for bundles whose maker you do not trust.")
     ] = False,
@@ -39,29 +42,36 @@ def verify(
       hedgerow model verify door/1.2.0 --from models --strict
 
     Each variant runs on each backend and device that its manifest names and that is here; what is not run is said, and
-    why. Where a file is not what it should be, nothing is run. That a bundle is whole says nothing about who made it: that
+    why. Where a file is not what it should be, nothing is run. Of a bundle in a node's store, those variants are checked
+    that the node has fetched. That a bundle is whole says nothing about who made it: that
     is what signatures are for (`hedgerow model publish`, `hedgerow trust status`).
 
     Exits with 1 if a file is damaged or a golden case failed; with --strict also if a variant was not run.
     """
-    from hedgerow.models.verification import verify_golden
+    from hedgerow.models.verification import Outcome, verify_golden
 
     with opened(bundle, from_, everything) as there:
-        chosen = [there.manifest.variant(name) for name in variant] if variant else list(there.manifest.variants)
         _check_digest(there, digest)
+        chosen = [there.manifest.variant(name) for name in variant] if variant else list(there.manifest.variants)
+        fetched = there.fetched() if from_ and not variant else chosen
         with reading(total_size(there.manifest), "checking", quiet=json) as progress:
-            problems = list(there.problems(progress=progress))
+            parts = [one.name for one in fetched] if variant or fetched != chosen else [None]
+            problems = [problem for part in parts for problem in there.problems(part, progress)]
         outcomes: list[Outcome] = []
         if not problems and not files_only:
             for one in chosen:
-                outcomes += verify_golden(there, one)
+                if one in fetched:
+                    outcomes += verify_golden(there, one)
+                else:
+                    outcomes.append(Outcome(one.name, "-", "-", "not-run", "it has not been fetched"))
         sound = not problems and not any(
             outcome.state == "failed" or (strict and outcome.state == "not-run") for outcome in outcomes
         )
         if json:
             print_json(_report(there, problems, outcomes, sound=sound))
         else:
-            _print(there, problems, outcomes, ran=not files_only)
+            files = [file for name in parts for file in _files(there, name)]
+            _print(there, files, problems, outcomes, ran=not files_only)
     if not sound:
         raise typer.Exit(1)
 
@@ -76,12 +86,17 @@ def _check_digest(bundle: Bundle, wanted: str | None) -> None:
         )
 
 
-def _print(bundle: Bundle, problems: list[BadBundle], outcomes: list[Outcome], *, ran: bool) -> None:
+def _files(bundle: Bundle, variant: str | None) -> list[File]:
+    manifest = bundle.manifest
+    return manifest.files() if variant is None else manifest.files_for(manifest.variant(variant))
+
+
+def _print(bundle: Bundle, files: list[File], problems: list[BadBundle], outcomes: list[Outcome], *, ran: bool) -> None:
     manifest = bundle.manifest
     print_columns([(f"{manifest.name} {manifest.version}", bundle.digest)])
-    files = {file.path: file for file in manifest.files()}.values()
-    chunks = sum(len(file.chunks) for file in files)
-    what = f"{plural(len(files), 'file')}, {plural(chunks, 'chunk')}, {size(total_size(manifest))}"
+    each = {file.path: file for file in files}.values()
+    chunks, bytes_ = sum(len(file.chunks) for file in each), sum(file.size for file in each)
+    what = f"{plural(len(each), 'file')}, {plural(chunks, 'chunk')}, {size(bytes_)}"
     typer.echo(f"{what}: {'as the manifest says' if not problems else plural(len(problems), 'problem')}.")
     for problem in problems:
         print_columns([(str(problem),), (f"  → {problem.remedy}",)])

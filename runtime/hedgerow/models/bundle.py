@@ -65,6 +65,11 @@ class Bundle:
         """Where one of its files is."""
         return self.folder / file.path
 
+    def fetched(self) -> list[Variant]:
+        """Variants whose files are there, as far as one can tell without looking into them; a node fetches but one."""
+        variants = self.manifest.variants
+        return [one for one in variants if all(self.path(file).is_file() for file in self.manifest.files_for(one))]
+
     def verify(self, variant: str | None = None, progress: Callable[[int], None] | None = None) -> None:
         """Check every file and every chunk of it against its digest.
 

@@ -186,7 +186,7 @@ def _golden(before: Bundle, after: Bundle, number: int, one: GoldenCase, two: Go
         worst = ("", -1.0, "")
         for output, array in right.items():
             if output in got:
-                off, detail = compare(array, got[output], variant.tolerance)
+                off, detail = compare(array, got[output], variant.tolerance.of(output))
                 worst = max(worst, (output, off, detail), key=lambda each: each[1])
         if worst[0]:
             yield GoldenChange(name, number, *worst)

@@ -94,8 +94,10 @@ def gather(
             if number in chosen:
                 golden.setdefault(number, {})[form.name] = got
     tolerances = {name: tolerance or spread.tolerance() for name, spread in spreads.items()}
-    resolution = max(each.absolute for each in tolerances.values())
-    spread_out = {name: each.distribution(resolution) for name, each in outputs.items()}
+    spread_out = {
+        name: each.distribution(max(tolerance.of(name).absolute for tolerance in tolerances.values()))
+        for name, each in outputs.items()
+    }
     return Evidence(
         golden,
         tolerances,

@@ -47,8 +47,8 @@ _LONGEST_PATH, _LONGEST_NAME = 1024, 255
 
 _LARGEST_DIM: Final = 2**31 - 1
 _MOST_DIMS: Final = 32
-_MOST_BYTES: Final = 1 << 44
-"""Memory that any machine has: 16 TiB."""
+_MOST_BYTES: Final = 1 << 62
+"""What every reader can count with."""
 
 
 class BadManifest(ModelError):
@@ -157,6 +157,16 @@ class Tolerance(Part):
     relative: float = Field(1e-3, ge=0, le=1)
     absolute: float = Field(1e-4, ge=0)
     outliers: float = Field(0.0, ge=0, lt=1, description="Share of an output's values that may be further off.")
+    outputs: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="Absolute ones of outputs that need another: a box in pixels beside a score."
+    )
+
+    def of(self, output: str) -> Tolerance:
+        """That of one output."""
+        absolute = self.outputs.get(output)
+        return (
+            self if absolute is None else Tolerance(relative=self.relative, absolute=absolute, outliers=self.outliers)
+        )
 
 
 class Needs(Part):

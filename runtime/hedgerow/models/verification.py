@@ -137,7 +137,10 @@ def _checked(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 def _other_tensors(manifest: Manifest, session: Session) -> str | None:
     """What the manifest says otherwise of inputs and outputs; shapes aside, on which backends do not agree."""
-    for kind, said, specs in (("inputs", manifest.inputs, session.inputs), ("outputs", manifest.outputs, session.outputs)):
+    for kind, said, specs in (
+        ("inputs", manifest.inputs, session.inputs),
+        ("outputs", manifest.outputs, session.outputs),
+    ):
         there = {spec.name: str(spec.dtype) for spec in specs}
         if _dtypes(said) != there:
             return f"the manifest says of {kind} {_dtypes(said)}, and the model has {there}"
