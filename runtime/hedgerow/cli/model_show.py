@@ -166,6 +166,10 @@ def _labels(labels: tuple[str, ...]) -> str:
     return f"{len(labels)}: {', '.join(labels[:_SHOWN_LABELS])}{more}"
 
 
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
 def print_figures(machine: Machine) -> None:
     """What was measured on a machine."""
     print_columns([(f"Measured on {machine.machine}, {machine.at}",)])
@@ -175,7 +179,9 @@ def print_figures(machine: Machine) -> None:
             figure.variant,
             figure.device,
             figure.backend or "-",
-            *("-" if value is None else str(value) for value in (figure.streams, figure.threads, figure.batch)),
+            _or_dash(figure.streams),
+            _or_dash(figure.threads),
+            _or_dash(figure.batch),
             "-" if figure.frames_per_s is None else f"{figure.frames_per_s:,.0f}",
             "-" if figure.single_s is None else f"{figure.single_s * 1000:.2f}",
         )

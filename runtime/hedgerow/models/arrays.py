@@ -100,11 +100,12 @@ def _read(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
         if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
             raise ValueError(f"{entry.filename} is said to be {dtype}{list(shape)}, and is not")
         array = np.empty(math.prod(shape), dtype)
-        room, at = memoryview(array.view(np.uint8)), 0
-        while at < len(room):
-            if not (came := stream.readinto(room[at : at + _READ_BYTES])):
-                raise EOFError(f"{entry.filename} is cut short")
-            at += came
+        room, at = array.view(np.uint8), 0
+        while piece := stream.read(min(_READ_BYTES, room.size - at)):
+            room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+            at += len(piece)
+        if at < room.size:
+            raise EOFError(f"{entry.filename} is cut short")
         if stream.read(1):  # the checksum is looked at where the end is met
             raise ValueError(f"{entry.filename} is longer than it says")
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
