@@ -134,8 +134,8 @@ def _entries(store: Path) -> Iterator[_Entry]:
 
 def _put_together(entry: _Entry, repository: Path, folder: Path, files: Files) -> None:
     from hedgerow.models.manifest import LARGEST_MANIFEST, MANIFEST, read_manifest
+    from hedgerow.trust.chunks import blob_path
     from hedgerow.trust.errors import BadRepository
-    from hedgerow.trust.repository import blob_path
 
     path = entry.folder / f"{entry.digest.partition(':')[2]}.{MANIFEST}"
     try:
