@@ -81,7 +81,11 @@ def metric_table() -> str:
     """A table of the metrics, as a scrape shows them."""
     lines = [line for line in inspect.getsource(gauges).splitlines() if "yield" in line or '"' in line]
     named = re.findall(r'"(hedgerow_\w+)", "([^"]+)"', re.sub(r",\s+", ", ", " ".join(line.strip() for line in lines)))
-    labels = {"hedgerow_connected": "link", "hedgerow_model": "model, digest, backend, device"}
+    labels = {
+        "hedgerow_connected": "link",
+        "hedgerow_refused": "link",
+        "hedgerow_model": "model, digest, backend, device",
+    }
     rows = _families(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()))
     for name, text in dict.fromkeys(named):  # one may stand for several things
         by = next((value for prefix, value in labels.items() if name.startswith(prefix)), "pipeline")
