@@ -188,3 +188,36 @@ def test_what_a_broker_has_lost_is_said_again(world: World) -> None:
 
     assert ended(world, "faces-2.0.0") is Phase.SUCCEEDED
     assert {tuple(node.seen) for node in world.nodes.values()} == {(1,)}
+
+
+def test_what_failed_goes_back_at_once_though_the_rollout_goes_on(world: World) -> None:
+    one, *_ = world.nodes.values()
+    one.labels["ring"], one.does["2.0.0"] = "early", "errors"
+    world.nodes[list(world.nodes)[1]].labels["ring"] = "early"
+    world.turn()
+    world.start("2.0.0", waves=["ring=early"], max_failed=1, soak_s=3600)
+    world.turns(20)
+
+    assert world.rollout().phase is Phase.RUNNING
+    assert one.version == "1.0.0"
+    assert sum(node.version == "2.0.0" for node in world.nodes.values()) == 1
+
+
+def test_a_region_killed_at_every_statement_loses_and_repeats_nothing(world: World) -> None:
+    """Each turn is cut off at its first statement, then at its second, and so on, until it is done."""
+    for node in world.nodes.values():
+        node.does["3.0.0"] = "errors"
+    for version, phase in (("2.0.0", Phase.SUCCEEDED), ("3.0.0", Phase.FAILED)):
+        name = world.start(version, waves=[2])
+        statements = kills = 0
+        while not (world.known(name) and world.rollout(name).phase.ended):
+            world.turn(killed_at=statements)
+            statements = statements + 1 if world.kills > kills else 0
+            kills = world.kills
+        assert world.rollout(name).phase is phase
+    world.no_step_is_lost_or_repeated()
+    started = [(line[3], line[4]["wave"]) for line in world.audit() if line[2] == "wave-started"]
+
+    assert started == [("faces-2.0.0", 0), ("faces-2.0.0", 1), ("faces-3.0.0", 0)]
+    assert world.versions() == {"2.0.0"}
+    assert world.kills > 50

@@ -310,6 +310,10 @@ class World:
         (kept,) = FleetStore(self._asker).rollouts(names=[name])
         return kept.rollout
 
+    def known(self, name: str) -> bool:
+        """Whether there is such a rollout."""
+        return bool(FleetStore(self._asker).rollouts(names=[name], tasks=False))
+
     def busy(self) -> bool:
         """Whether anything of a rollout is under way."""
         return bool(self._alive(None).fleet.live())
