@@ -56,16 +56,18 @@ MakeCandidate = Callable[..., Candidate]
 def make_candidate(tmp_path: Path) -> MakeCandidate:
     """Makes a version of a model that lies on the disk: `make_candidate("(float[N,3] x) => …", version="1.1.0")`.
 
+    A model may also be given as it is, parsed.
+
     Its golden outputs and its baseline are what ONNX Runtime makes of some noise, unless `golden_body` names another
     model that is to have made them.
     """
 
     def make(
-        body: str,
+        body: str | onnx.ModelProto,
         version: str = "1.0.0",
         *,
         name: str = "door",
-        golden_body: str | None = None,
+        golden_body: str | onnx.ModelProto | None = None,
         samples: dict[str, Array] | None = None,
         baseline: bool = False,
         memory_bytes: int = 0,
@@ -121,7 +123,9 @@ def make_candidate(tmp_path: Path) -> MakeCandidate:
     return make
 
 
-def _parsed(body: str, domains: str = "") -> onnx.ModelProto:
+def _parsed(body: str | onnx.ModelProto, domains: str = "") -> onnx.ModelProto:
+    if isinstance(body, onnx.ModelProto):
+        return body
     return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17{domains}]>\ngraph {body}')
 
 

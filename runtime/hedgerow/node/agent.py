@@ -22,9 +22,10 @@ import structlog
 from pydantic import ValidationError
 
 from hedgerow import backends
-from hedgerow.errors import BackendMissing, BusError, HedgerowError, internal
-from hedgerow.models.candidate import Candidate, choose_variant
-from hedgerow.models.manifest import MANIFEST, Manifest, read_manifest
+from hedgerow.errors import BusError, HedgerowError, internal
+from hedgerow.models.candidate import Candidate, DamagedModel, choose_variant
+from hedgerow.models.manifest import MANIFEST, Manifest, Variant, read_manifest
+from hedgerow.models.source import digest
 from hedgerow.node.memory import KeptModel, Memory
 from hedgerow.node.reconcile import (
     Admission,
@@ -63,6 +64,10 @@ _LOOK_EVERY_S: Final = 2.0
 
 class Host(Protocol):
     """What the agent asks of the node it works for."""
+
+    def labels(self) -> dict[str, str]:
+        """What the machine and the node's file say; blocks, since drivers are asked."""
+        ...
 
     @property
     def models(self) -> Mapping[str, str]:
@@ -108,7 +113,6 @@ class Agent:
         fetcher: brings their content.
         store: where that lies.
         swaps: lets versions serve.
-        labels: what the machine and the node's file say.
     """
 
     def __init__(
@@ -121,7 +125,6 @@ class Agent:
         fetcher: Fetcher,
         store: BlobStore,
         swaps: Swaps,
-        labels: Mapping[str, str],
     ) -> None:
         self._address = str(address)
         self._session = session
@@ -131,7 +134,7 @@ class Agent:
         self._fetcher = fetcher
         self._store = store
         self._swaps = swaps
-        self._own_labels = dict(labels)
+        self._own_labels: dict[str, str] = {}
         self._wanted: Desired | None = memory.desired()
         self._kept = memory.kept()
         self._overlay: Overlay = {}
@@ -153,6 +156,7 @@ class Agent:
 
         Returns: what is different about pipelines.
         """
+        self._own_labels = self._host.labels()
         for model, kept in list(self._kept.items()):
             if model not in self._host.models:
                 continue
@@ -160,7 +164,7 @@ class Agent:
                 if ref is None or ref.digest in self._quarantined():
                     continue
                 try:
-                    self._swaps.restore(model, self._candidate(model, ref, variant))
+                    self._swaps.restore(model, self._undamaged(self._candidate(model, ref, variant)))
                     break
                 except HedgerowError as error:
                     log.warning("model-not-restored", model=model, version=str(ref), error=str(error))
@@ -280,7 +284,7 @@ class Agent:
         self._step("verify", model)
         content = await asyncio.to_thread(self._verify, ref)
         manifest = read_manifest(content, ref.digest)
-        variant = choose_variant(manifest, await asyncio.to_thread(_there), None)
+        variant = await asyncio.to_thread(choose_variant, manifest, backends.Here(), None)
         files = manifest.files_for(variant)
         self._step("fetch", model, 0.0)
         await self._fetcher.fetch(files, lambda done: self._step("fetch", model, done))
@@ -346,10 +350,22 @@ class Agent:
                 code="not-installed",
                 remedy="It is fetched again when the region sends a new document.",
             )
-        manifest = read_manifest((folder / MANIFEST).read_bytes(), ref.digest)
+        manifest = _manifest(ref.digest, folder)
         if variant is None:
-            variant = choose_variant(_with_files(manifest, folder), _there(), None).name
+            whole = manifest.model_copy(update={"variants": _with_files(manifest, folder)})
+            variant = choose_variant(whole, backends.Here(), None).name
         return Candidate(model, ref, manifest, manifest.variant(variant), folder)
+
+    def _undamaged(self, candidate: Candidate) -> Candidate:
+        """A version, if its file is still what was signed; else the store sets it aside, so that it is fetched anew.
+
+        Raises: DamagedModel: it is not.
+        """
+        found = digest(candidate.path)
+        if found != candidate.variant.model_digest:
+            self._store.check(candidate.manifest.files_for(candidate.variant))
+            raise DamagedModel(candidate, found)
+        return candidate
 
     def _running(self) -> Running:
         serving = {name: report.model for name, report in self._swaps.serving().items() if report.model is not None}
@@ -363,7 +379,9 @@ class Agent:
         )
 
     def _installed(self) -> dict[str, Path]:
-        return {each.digest: each.folder for each in self._store.installed()}
+        """Folders of the bundles that have a variant whole, by digest."""
+        there = {each.digest: each.folder for each in self._store.installed()}
+        return {key: folder for key, folder in there.items() if _with_files(_manifest(key, folder), folder)}
 
     def _quarantined(self) -> dict[str, Any]:
         return {each.digest: each for each in self._swaps.quarantined()}
@@ -434,20 +452,13 @@ async def _end(work: asyncio.Task[None] | None) -> None:
             await work
 
 
-def _there() -> dict[str, tuple[str, ...]]:
-    """Devices by backend, as they are here; blocks, since drivers are asked."""
-    found: dict[str, tuple[str, ...]] = {}
-    for backend in backends.backends():
-        with suppress(BackendMissing):
-            _ = backend.version
-            found[backend.name] = tuple(backend.devices())
-    return found
+def _manifest(bundle: str, folder: Path) -> Manifest:
+    return read_manifest((folder / MANIFEST).read_bytes(), bundle)
 
 
-def _with_files(manifest: Manifest, folder: Path) -> Manifest:
-    """The manifest with those variants only whose files are all there."""
-    there = tuple(v for v in manifest.variants if all((folder / file.path).is_file() for file in v.files))
-    return manifest.model_copy(update={"variants": there})
+def _with_files(manifest: Manifest, folder: Path) -> tuple[Variant, ...]:
+    """Those variants whose files are all there."""
+    return tuple(v for v in manifest.variants if all((folder / file.path).is_file() for file in v.files))
 
 
 def _without_counts(report: Reported) -> dict[str, Any]:
