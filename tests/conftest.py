@@ -15,9 +15,9 @@ import pytest
 from hedgerow.frame import Array
 from hedgerow.models.arrays import write_arrays
 from hedgerow.models.candidate import Candidate
+from hedgerow.models.chunks import describe_file
 from hedgerow.models.manifest import (
     Baseline,
-    Chunk,
     Distribution,
     File,
     GoldenCase,
@@ -26,7 +26,6 @@ from hedgerow.models.manifest import (
     Tensor,
     Tolerance,
     Variant,
-    digest_of,
 )
 from hedgerow.models.source import digest
 from hedgerow.models.statistics import Accumulator
@@ -130,9 +129,7 @@ def _parsed(body: str | onnx.ModelProto, domains: str = "") -> onnx.ModelProto:
 
 
 def _file(folder: Path, path: Path) -> File:
-    content = path.read_bytes()
-    chunk = Chunk(digest=digest_of(content), size=len(content))
-    return File(path=path.relative_to(folder).as_posix(), size=len(content), digest=digest_of(content), chunks=(chunk,))
+    return describe_file(path, path.relative_to(folder).as_posix())
 
 
 def _spread(array: Array) -> Distribution:
