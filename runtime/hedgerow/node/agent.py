@@ -15,17 +15,13 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 from pydantic import ValidationError
 
-from hedgerow import backends
 from hedgerow.errors import BusError, HedgerowError, internal
-from hedgerow.models.candidate import Candidate, DamagedModel, choose_variant
-from hedgerow.models.manifest import MANIFEST, Manifest, Variant, read_manifest
-from hedgerow.models.source import digest
 from hedgerow.node.memory import KeptModel, Memory
 from hedgerow.node.reconcile import (
     Admission,
@@ -45,11 +41,9 @@ from hedgerow.wire.fleet import Desired, JobState, ModelRef, Reported
 from hedgerow.wire.messages import ErrorBody
 
 if TYPE_CHECKING:
-    from hedgerow.blobs.fetch import Fetcher
-    from hedgerow.blobs.store import BlobStore
     from hedgerow.bus.message import Message
+    from hedgerow.node.supply import Supply
     from hedgerow.node.swaps import SwapOutcome, Swaps
-    from hedgerow.node.verify import Verifier
     from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
@@ -110,9 +104,7 @@ class Agent:
         session: this run of it.
         host: the node.
         memory: what it remembers.
-        verifier: says which bundles are what they are called.
-        fetcher: brings their content.
-        store: where that lies.
+        supply: where versions come from.
         swaps: lets versions serve.
     """
 
@@ -122,18 +114,14 @@ class Agent:
         session: str,
         host: Host,
         memory: Memory,
-        verifier: Verifier,
-        fetcher: Fetcher,
-        store: BlobStore,
+        supply: Supply,
         swaps: Swaps,
     ) -> None:
         self._address = str(address)
         self._session = session
         self._host = host
         self._memory = memory
-        self._verifier = verifier
-        self._fetcher = fetcher
-        self._store = store
+        self._supply = supply
         self._swaps = swaps
         self._own_labels: dict[str, str] = {}
         self._wanted: Desired | None = memory.desired()
@@ -165,7 +153,7 @@ class Agent:
                 if ref is None or ref.digest in self._quarantined():
                     continue
                 try:
-                    self._swaps.restore(model, self._undamaged(self._candidate(model, ref, variant)))
+                    self._swaps.restore(model, self._supply.undamaged(model, ref, variant))
                     break
                 except HedgerowError as error:
                     log.warning("model-not-restored", model=model, version=str(ref), error=str(error))
@@ -269,10 +257,11 @@ class Agent:
     async def _take_step(self, step: Step, desired: Desired) -> None:
         match step:
             case Fetch(model, ref):
-                await self._until_there(lambda: self._fetch(model, ref))
+                tell = partial(self._step, model=model)
+                await self._until_there(lambda: self._supply.fetch(ref, self.labels, tell))
             case Recheck(model, ref):
                 self._step("verify", model)
-                await self._verifier.again(ref, self.labels)
+                await self._supply.recheck(ref, self.labels)
             case GoOver(model, ref):
                 await self._go_over(model, ref, desired)
             case GoBack(model):
@@ -287,18 +276,6 @@ class Agent:
                 self._step("pipelines", "")
                 await self._host.overlay(pipelines)
                 self._overlay = pipelines
-
-    async def _fetch(self, model: str, ref: ModelRef) -> None:
-        """Have a version verified, and all of it brought here."""
-        self._step("verify", model)
-        content = await self._verifier.manifest(ref, self.labels)
-        manifest = read_manifest(content, ref.digest)
-        variant = await asyncio.to_thread(choose_variant, manifest, backends.Here(), None)
-        files = manifest.files_for(variant)
-        self._step("fetch", model, 0.0)
-        await self._fetcher.fetch(files, lambda done: self._step("fetch", model, done))
-        self._step("install", model)
-        await asyncio.to_thread(self._store.install, content, files)
 
     async def _until_there(self, attempt: Callable[[], Any]) -> None:
         """Try until the region, or the broker, can be reached."""
@@ -315,7 +292,7 @@ class Agent:
             pause_s = min(2 * pause_s, _AGAIN_S[1])
 
     async def _go_over(self, model: str, ref: ModelRef, desired: Desired) -> None:
-        candidate = await asyncio.to_thread(self._candidate, model, ref, None)
+        candidate = await asyncio.to_thread(self._supply.candidate, model, ref)
         before = self._swaps.serving().get(model)
         previous = None if before is None else before.model
         await asyncio.to_thread(self._protect, ref)
@@ -344,49 +321,18 @@ class Agent:
         """Keep the store from evicting what serves and what would serve if that were taken back."""
         refs = [kept.ref for kept in self._kept.values()]
         refs += [kept.previous for kept in self._kept.values() if kept.previous is not None]
-        self._store.protect({ref.digest for ref in [*refs, *also]})
-
-    def _candidate(self, model: str, ref: ModelRef, variant: str | None) -> Candidate:
-        """A version that lies in the store. Raises: HedgerowError: it does not, or cannot run here."""
-        folder = self._installed().get(ref.digest)
-        if folder is None:
-            raise DesiredError(
-                f"{ref} is not in the store any more",
-                code="not-installed",
-                remedy="It is fetched again when the region sends a new document.",
-            )
-        manifest = _manifest(ref.digest, folder)
-        if variant is None:
-            whole = manifest.model_copy(update={"variants": _with_files(manifest, folder)})
-            variant = choose_variant(whole, backends.Here(), None).name
-        return Candidate(model, ref, manifest, manifest.variant(variant), folder)
-
-    def _undamaged(self, candidate: Candidate) -> Candidate:
-        """A version, if its file is still what was signed; else the store sets it aside, so that it is fetched anew.
-
-        Raises: DamagedModel: it is not.
-        """
-        found = digest(candidate.path)
-        if found != candidate.variant.model_digest:
-            self._store.check(candidate.manifest.files_for(candidate.variant))
-            raise DamagedModel(candidate, found)
-        return candidate
+        self._supply.protect({ref.digest for ref in [*refs, *also]})
 
     def _running(self) -> Running:
         serving = {name: report.model for name, report in self._swaps.serving().items() if report.model is not None}
         return Running(
             models=self._host.models,
             serving=serving,
-            installed=frozenset(self._installed()),
+            installed=frozenset(self._supply.installed()),
             quarantined=self._quarantined(),
             pipelines=self._host.pipelines,
             overlay=self._overlay,
         )
-
-    def _installed(self) -> dict[str, Path]:
-        """Folders of the bundles that have a variant whole, by digest."""
-        there = {each.digest: each.folder for each in self._store.installed()}
-        return {key: folder for key, folder in there.items() if _with_files(_manifest(key, folder), folder)}
 
     def _quarantined(self) -> dict[str, Any]:
         return {each.digest: each for each in self._swaps.quarantined()}
@@ -414,8 +360,8 @@ class Agent:
                 "pipelines": self._host.states(),
                 "quarantined": self._swaps.quarantined(),
                 "labels": self.labels,
-                "store_bytes": self._store.used_bytes,
-                "store_max_bytes": self._store.max_bytes,
+                "store_bytes": self._supply.used_bytes,
+                "store_max_bytes": self._supply.max_bytes,
             }
         )
         telling = _without_counts(report)
@@ -455,15 +401,6 @@ async def _end(work: asyncio.Task[None] | None) -> None:
         work.cancel()
         with suppress(asyncio.CancelledError):
             await work
-
-
-def _manifest(bundle: str, folder: Path) -> Manifest:
-    return read_manifest((folder / MANIFEST).read_bytes(), bundle)
-
-
-def _with_files(manifest: Manifest, folder: Path) -> tuple[Variant, ...]:
-    """Those variants whose files are all there."""
-    return tuple(v for v in manifest.variants if all((folder / file.path).is_file() for file in v.files))
 
 
 def _without_counts(report: Reported) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from hedgerow.node.link import link_options
 from hedgerow.node.memory import Memory
 from hedgerow.node.overlay import overlaid
 from hedgerow.node.reconcile import Overlay
+from hedgerow.node.supply import Supply
 from hedgerow.node.verify import Verifier
 from hedgerow.topics import Channel
 from hedgerow.trust.client import TrustClient
@@ -93,7 +94,8 @@ class FleetMember:
         trust = TrustClient(folder / "trust", _root(fleet.root_file), self._fetcher.documents, *copies)
         self._verifier = Verifier(trust, on_event)
         self._own_labels = own_labels(address, cores)
-        self.agent = Agent(address, session, self, Memory(folder), self._verifier, self._fetcher, store, swaps)
+        supply = Supply(self._verifier, self._fetcher, store)
+        self.agent = Agent(address, session, self, Memory(folder), supply, swaps)
         self._work: asyncio.Task[None] | None = None
 
     # What the node does with it

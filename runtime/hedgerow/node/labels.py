@@ -46,7 +46,7 @@ def own_labels(address: Address, cores: int) -> dict[str, str]:
 
 def device_labels(names: Iterable[str]) -> dict[str, str]:
     """`device/cpu`, `device/gpu` … of these backends; blocks, since drivers are asked."""
-    labels = {}
+    labels: dict[str, str] = {}
     here = backends.Here()
     for name in names:
         labels |= {f"device/{device.partition('.')[0].lower()}": "" for device in here.get(name, ())}
@@ -58,7 +58,7 @@ def backends_in_use(models: Mapping[str, ModelConfig]) -> set[str]:
 
     For a model of a bundle that is the first one installed, unless the file names another.
     """
-    names = set()
+    names: set[str] = set()
     for model in models.values():
         if model.backend != "auto":
             names.add(model.backend)
