@@ -87,6 +87,16 @@ _SITE = Group(
     """,
 )
 
+_BROKER = Group(
+    {"refusals": Verb("hedgerow.cli.broker_refusals:refusals", "Say who tried what a broker refuses.")},
+    "Watch a broker.",
+    """Watch a broker.
+
+    Examples:
+      docker compose logs -f --no-log-prefix broker | hedgerow broker refusals - --acl acl
+    """,
+)
+
 _REGION = Group(
     {
         "run": Verb("hedgerow.cli.region:run", "Collect and keep what comes up from the sites."),
@@ -213,6 +223,7 @@ _HEDGEROW = Group(
         "plugin": _PLUGIN,
         "topology": _TOPOLOGY,
         "site": _SITE,
+        "broker": _BROKER,
         "region": _REGION,
         "results": _RESULTS,
         "nodes": Verb("hedgerow.cli.nodes:nodes", "List the nodes of a region, and what they provably run."),
