@@ -418,6 +418,20 @@ def test_a_bundle_is_found_in_a_repository_by_name_version_or_digest(shelf: Shel
     assert compared["golden_shared"] == 1
 
 
+def test_a_chunk_that_was_changed_in_a_repository_is_not_put_together(
+    repository: Path, hedgerow, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(repository, tmp_path / "models")
+    for chunk in (copy / "blobs").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"other")
+
+    said = hedgerow("model", "verify", "voice", "--from", copy)
+
+    assert said.code == 1
+    assert "it is not what its name says" in said.err
+
+
 def test_a_bundle_in_a_nodes_store_is_checked_as_far_as_it_was_fetched(shelf: Shelf, hedgerow, tmp_path: Path) -> None:
     """A node fetches one variant, and its golden cases."""
     bundle = Bundle.open(shelf.first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from hedgerow.models.manifest import Manifest, Tensor, Tolerance
 
 _SHOWN_LABELS = 8
+_LONGEST = 240
+"""Signs of what an author may say that are shown; --json has all."""
 
 
 def show(bundle: Named, from_: From = None, json: Json = False) -> None:
@@ -104,7 +107,7 @@ def _print(bundle: Bundle, measured: Figures) -> None:
         **{f"parameters.{name}": said(value) for name, value in manifest.parameters.items()},
         **{f"serving.{name}": said(value) for name, value in manifest.serving.items()},
     }
-    print_columns([(name, text) for name, text in about.items() if text])
+    print_columns([(name, shorten(text, _LONGEST, placeholder=" …")) for name, text in about.items() if text])
     _tensors(manifest)
     typer.echo("")
     rows = [("VARIANT", "SIZE", "MEMORY", "RUNS ON", "TOLERANCE", "COST")]
