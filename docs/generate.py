@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from hedgerow import config
 from hedgerow.node.health import gauges
 from hedgerow.region import config as region
+from hedgerow.region import plan
 from hedgerow.region.metrics import Counts, RegionMetrics
 from hedgerow.telemetry import metrics
 from hedgerow.telemetry.tally import DropReason, Tally
@@ -132,6 +133,11 @@ def tables() -> dict[str, Callable[[], str]]:
         "region-store": region.StoreSection,
         "region-retention": region.RetentionSection,
         "region-canary": region.CanarySection,
+        "rollout": plan.RolloutPlan,
+        "rollout-model": plan.ModelSection,
+        "rollout-gate": plan.GateSection,
+        "rollout-window": plan.WindowSection,
+        "rollout-swap": plan.SwapSection,
         "health": messages.Health,
         "pipeline-health": messages.PipelineHealth,
         "model-health": messages.ModelHealth,

@@ -19,9 +19,9 @@ from hedgerow.frame import Array
 from hedgerow.labels import parse_selector
 from hedgerow.models.arrays import write_arrays
 from hedgerow.models.candidate import Candidate
+from hedgerow.models.chunks import describe_file
 from hedgerow.models.manifest import (
     Baseline,
-    Chunk,
     Distribution,
     File,
     GoldenCase,
@@ -30,7 +30,6 @@ from hedgerow.models.manifest import (
     Tensor,
     Tolerance,
     Variant,
-    digest_of,
 )
 from hedgerow.models.source import digest
 from hedgerow.models.statistics import Accumulator
@@ -62,16 +61,18 @@ MakeCandidate = Callable[..., Candidate]
 def make_candidate(tmp_path: Path) -> MakeCandidate:
     """Makes a version of a model that lies on the disk: `make_candidate("(float[N,3] x) => …", version="1.1.0")`.
 
+    A model may also be given as it is, parsed.
+
     Its golden outputs and its baseline are what ONNX Runtime makes of some noise, unless `golden_body` names another
     model that is to have made them.
     """
 
     def make(
-        body: str,
+        body: str | onnx.ModelProto,
         version: str = "1.0.0",
         *,
         name: str = "door",
-        golden_body: str | None = None,
+        golden_body: str | onnx.ModelProto | None = None,
         samples: dict[str, Array] | None = None,
         baseline: bool = False,
         memory_bytes: int = 0,
@@ -165,14 +166,14 @@ def signed_models(tmp_path: Path) -> SignedModels:
     return SignedModels(repository, root, owner)
 
 
-def _parsed(body: str, domains: str = "") -> onnx.ModelProto:
+def _parsed(body: str | onnx.ModelProto, domains: str = "") -> onnx.ModelProto:
+    if isinstance(body, onnx.ModelProto):
+        return body
     return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17{domains}]>\ngraph {body}')
 
 
 def _file(folder: Path, path: Path) -> File:
-    content = path.read_bytes()
-    chunk = Chunk(digest=digest_of(content), size=len(content))
-    return File(path=path.relative_to(folder).as_posix(), size=len(content), digest=digest_of(content), chunks=(chunk,))
+    return describe_file(path, path.relative_to(folder).as_posix())
 
 
 def _spread(array: Array) -> Distribution:

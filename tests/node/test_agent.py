@@ -129,6 +129,11 @@ async def frames(site: Site) -> AsyncIterator[list[int]]:
         await sending
 
 
+def takes_frames(node: Node) -> bool:
+    """Whether the pipeline runs and has subscribed: what is sent before reaches nobody."""
+    return "p" in node.runners and not node._why_unready()
+
+
 def versions(site: Site) -> list[str | None]:
     return [body["lineage"]["models"][0].get("version") for body in site.results()]
 
@@ -143,7 +148,7 @@ async def test_a_version_is_fetched_verified_and_served_and_the_next_takes_its_p
     async with member(region) as node:
         assert node.health().pipelines["p"].state == "loading"
         await region.wants(1, models={"door": one})
-        await until(lambda: "p" in node.runners, lambda: str(region.reported))
+        await until(lambda: takes_frames(node), lambda: str(region.reported))
         async with frames(site) as sent:
             await region.done(1)
             await region.serves(one)
@@ -208,6 +213,21 @@ async def test_what_nobody_signed_for_this_node_is_refused_with_the_reason(
             assert report.error.remedy
 
 
+async def test_a_version_that_is_signed_a_moment_after_it_was_asked_for_is_found(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """What the region said of its repository is remembered at the site for seconds, and may be older than a signature."""
+    candidate = make_candidate(TWICE, "1.0.0")
+    async with member(region):
+        await region.wants(1, models={"door": candidate.ref})
+        report = await region.done(1, "failed")
+        assert report.error is not None
+        assert report.error.code == "unknown-target"
+        region.publish(candidate)
+        await region.wants(2, models={"door": candidate.ref})
+        await region.done(2)
+
+
 async def test_a_version_that_is_released_from_quarantine_is_tried_again(
     region: Region, make_candidate: MakeCandidate
 ) -> None:
@@ -246,7 +266,7 @@ async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
         (region.repository.folder / part).rename(region.repository.folder / f"{part}.away")
     own_site.heard.clear()
     async with member(region) as node:
-        await until(lambda: "p" in node.runners)
+        await until(lambda: takes_frames(node))
         await own_site.client.publish(own_site.topic(), np.full(3, 0.5, np.float32).tobytes(), qos=1)
         (result,) = await own_site.wait_results(1)
 

@@ -143,7 +143,7 @@ def _forward(rollout: Rollout, findings: Mapping[Address, Finding], now: float) 
         return step
     waiting = _open(rollout)
     if waiting:
-        return Wait(f"{_some(waiting)} not proved yet")
+        return Wait(f"{_some(waiting)} not proved yet: {_why(findings, waiting[0])}")
     if rollout.wave >= 0:
         late = [node for node, task in rollout.begun if task.state in ("queued", "in-progress")]
         if late and not _any_good(rollout):
@@ -205,6 +205,11 @@ def _heard(findings: Mapping[Address, Finding], node: Address) -> bool:
 def _presence(findings: Mapping[Address, Finding], node: Address) -> Presence:
     finding = findings.get(node)
     return Presence.GONE if finding is None else finding.presence
+
+
+def _why(findings: Mapping[Address, Finding], node: Address) -> str:
+    finding = findings.get(node)
+    return "it is not known" if finding is None else finding.reason
 
 
 def _verdict(findings: Mapping[Address, Finding], node: Address) -> Verdict:

@@ -284,7 +284,8 @@ def _named(serving: ReportedModel | None) -> str:
 
 def _restarts(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
     """Whether its process keeps ending since the new version is there: code and reason."""
-    if limits.max_restarts is None:
+    runs = {sample.session for sample in facts.samples}
+    if limits.max_restarts is None or len(runs) - 1 <= limits.max_restarts:
         return None
     new = set().union(*given.files.values())
     for name, ref in given.models.items():
