@@ -113,7 +113,7 @@ class _Probe:
 
     async def properties(self) -> str:
         topic = self._topic()
-        sent = {
+        sent: dict[str, Any] = {
             "ContentType": "application/json",
             "CorrelationData": bytes(range(256)),
             "ResponseTopic": f"{topic}/reply",
@@ -241,7 +241,7 @@ def _limits(limits: Any, packet_bytes: int) -> Iterator[Finding]:
 
 
 async def _subscribe(client: Connection, pattern: str, **options: bool) -> None:
-    granted = await client.subscribe(pattern, options=SubscribeOptions(qos=1, **options))  # type: ignore[no-untyped-call]
+    granted = await client.subscribe(pattern, options=SubscribeOptions(qos=1, **options))
     codes = [getattr(code, "value", code) for code in granted]
     if any(code >= 0x80 for code in codes):
         raise _lacking(f"it refuses the subscription to {pattern}: {', '.join(map(str, granted))}")
