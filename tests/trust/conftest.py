@@ -208,6 +208,7 @@ class World:
         self.links = AsyncExitStack()
         self.given: list[Any] = []
         self.time = Time()
+        self.time_began = self.time.wall
         self.root_keys = [CryptoSigner.generate_ed25519() for _ in range(3)]
         self.targets_key = CryptoSigner.generate_ed25519()
         self.online_key = CryptoSigner.generate_ed25519()
@@ -268,7 +269,6 @@ class World:
 
     def read(self, name: str) -> Metadata[Any]:
         return Metadata.from_bytes((self.repository.metadata / f"{name}.json").read_bytes())
-
 
     def later(self) -> None:
         """So much later that the channel does not remember what it brought."""

@@ -6,6 +6,7 @@ This is the only module that reaches into tuf's `Updater`; `tests/trust/test_upd
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -57,7 +58,7 @@ class JudgedUpdater(Updater):
             target_dir=str(folder / "manifests"),
             target_base_url="targets/",
             fetcher=fetcher,
-            config=_LIMITS,
+            config=replace(_LIMITS),
             bootstrap=root,
         )
 
@@ -90,12 +91,19 @@ class JudgedUpdater(Updater):
         return None
 
     def _load_timestamp(self) -> None:
-        """The root is final from here on, so the time can be settled, before anything is judged by it."""
-        moment = self._judge(self.root, self._timestamp_before())
-        self._trusted_set.reference_time = datetime.fromtimestamp(min(max(moment, 0.0), _LAST_MOMENT), UTC)
+        """The root is final from here on, so the time can be settled, before anything is judged by it.
+
+        What comes after the timestamp is judged by when that was signed too.
+        """
+        self._settle_time(self._timestamp_before())
         if self.root.is_expired(self.judged_at):
             raise ExpiredMetadataError("root is expired")
         super()._load_timestamp()
+        self._settle_time(self.timestamp)
+
+    def _settle_time(self, timestamp: Timestamp | None) -> None:
+        moment = self._judge(self.root, timestamp)
+        self._trusted_set.reference_time = datetime.fromtimestamp(min(max(moment, 0.0), _LAST_MOMENT), UTC)
 
     def _timestamp_before(self) -> Timestamp | None:
         """What this node believed last, if the root still lets its key count."""
