@@ -66,9 +66,10 @@ class OnlineKeyThief:
         self.documents[f"metadata/{version}.{role}.json"] = content
         return self
 
-    def signs(self, *, snapshot_version: int | None = None) -> OnlineKeyThief:
+    def signs(self, *, snapshot_version: int | None = None, content: bytes | None = None) -> OnlineKeyThief:
+        """The timestamp, and the snapshot unless its `content` is given."""
         self.snapshot.signed.version = snapshot_version or self.snapshot.signed.version + 1
-        content = sign(self.snapshot, self.world.online_key)
+        content = content or sign(self.snapshot, self.world.online_key)
         self.timestamp.signed.version += 1
         self.timestamp.signed.snapshot_meta = MetaFile.from_data(self.snapshot.signed.version, content, ["sha256"])
         self.documents[f"metadata/{self.snapshot.signed.version}.snapshot.json"] = content

@@ -110,14 +110,35 @@ def test_what_was_changed_after_it_was_signed_is_refused(world: World, role: str
         world.node.manifest(ref, {})
 
 
-def test_without_a_signature_nothing_is_believed(world: World) -> None:
-    world.publish()
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "doors"])
+def test_without_a_signature_nothing_is_believed(world: World, role: str) -> None:
+    ref = world.publish()
+    content = sign(world.read(Path(current(world, role)).stem))
+    documents = replaced(current(world, role), content)
+    if role == "snapshot":
+        documents = OnlineKeyThief(world).signs(content=content).tamper
+    elif role != "timestamp":
+        documents = OnlineKeyThief(world).says(role, content).signs().tamper
 
-    with (
-        attacked(world, replaced("metadata/timestamp.json", sign(world.read("timestamp")))),
-        pytest.raises(errors.TooFewSignatures, match="0 of the 1"),
-    ):
-        world.node.refresh()
+    with attacked(world, documents), pytest.raises(errors.TooFewSignatures, match="0 of the 1"):
+        world.node.manifest(ref, {})
+
+
+def test_a_manifest_kept_here_that_was_damaged_is_brought_anew(world: World) -> None:
+    ref = world.publish()
+    good = world.node.manifest(ref, {})
+    (kept,) = (world.folder / "node" / "manifests").iterdir()
+    kept.write_bytes(good.replace(b"onnx", b"evil"))
+
+    assert world.node.manifest(ref, {}) == good
+
+
+def test_a_version_for_other_nodes_is_refused_here(world: World) -> None:
+    """Whoever may say what a node is to run may not say what it is for."""
+    ref = world.publish(selector="site=hall-2, hardware in (nuc)")
+
+    with pytest.raises(errors.NotForThisNode, match="site=hall-2"):
+        world.node.manifest(ref, {"site": "hall-3", "hardware": "nuc"})
 
 
 def test_a_document_of_another_kind_is_refused(world: World) -> None:
@@ -261,6 +282,24 @@ def test_a_timestamp_that_goes_back_behind_a_snapshot_is_refused(world: World) -
         world.node.refresh()
 
 
+def test_what_is_over_still_keeps_what_is_older_out(world: World) -> None:
+    """A node that was off for weeks knows by its old timestamp what it must not go back behind."""
+    old = world.read("timestamp")
+    world.publish()
+    world.node.refresh()
+    world.time.passes(18 * DAY)
+    for version, match in ((old.signed.version, "was seen"), (99, "goes back behind snapshot")):
+        old.signed.version = version
+        old.signed.expires = datetime.fromtimestamp(world.time.wall + DAY, UTC)
+        with (
+            attacked(world, replaced("metadata/timestamp.json", sign(old, world.online_key))),
+            pytest.raises(errors.RollbackAttack, match=match),
+        ):
+            world.client("node").refresh()
+    world.repository.refresh_timestamp()
+    world.client("node").refresh()
+
+
 @pytest.mark.parametrize("role", ["targets", "doors"])
 def test_a_snapshot_that_takes_a_role_back_is_refused(world: World, role: str) -> None:
     """Only whoever has the online key could try."""
@@ -325,6 +364,32 @@ def test_versions_driven_to_the_end_are_mended_by_another_online_key(world: Worl
         world.node.refresh()
 
 
+@pytest.mark.parametrize("role", ["targets", "doors"])
+def test_a_role_driven_to_the_end_is_mended_by_another_online_key_too(world: World, role: str) -> None:
+    """The snapshot says which versions were seen; with its key they are forgotten."""
+    ref = world.publish()
+    metadata = world.read(Path(current(world, role)).stem)
+    metadata.signed.version = 2**31
+    key = world.targets_key if role == "targets" else world.owner_key
+    with attacked(world, OnlineKeyThief(world).says(role, sign(metadata, key)).signs().tamper):
+        world.node.manifest(ref, {})
+    with pytest.raises(errors.RollbackAttack):
+        world.node.refresh()
+
+    new = CryptoSigner.generate_ed25519()
+    world.put_online_key(new)
+    ceremony.rotate(
+        world.repository,
+        ("snapshot", "timestamp"),
+        new=[new.public_key],
+        old=[world.online_key.public_key.keyid],
+        signers=world.root_keys[:2],
+    )
+    world.later()
+    assert world.node.refresh().root == 2
+    assert world.node.manifest(ref, {})
+
+
 # Freeze
 
 
@@ -373,6 +438,24 @@ def test_each_role_may_expire_while_the_others_count(world: World, role: str) ->
         world.node.manifest(ref, {})
 
 
+def test_a_root_that_is_over_is_followed_by_the_next_one(world: World) -> None:
+    """The holders were late: nodes refuse, and go on when they have signed. A root between may well be over."""
+    ref = world.publish()
+    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    world.time.passes(731 * DAY)
+    ceremony.renew(world.repository, "targets", [world.targets_key])
+    ceremony.renew(world.repository, "doors", [world.owner_key])
+    world.repository.refresh_timestamp()
+    with pytest.raises(errors.ExpiredMetadata, match="root counted until"):
+        world.node.refresh()
+
+    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    world.repository.refresh_timestamp()
+    world.later()
+    assert world.node.refresh().root == 3
+    assert world.node.manifest(ref, {})
+
+
 # Mix and match
 
 
@@ -396,12 +479,16 @@ def _length(world: World, role: str) -> int:
     return (world.repository.folder / current(world, role)).stat().st_size
 
 
-@pytest.mark.parametrize("role", ["targets", "doors"])
+@pytest.mark.parametrize("role", ["snapshot", "targets", "doors"])
 def test_a_version_in_the_name_that_is_not_the_one_inside_is_refused(world: World, role: str) -> None:
     ref = world.publish()
     content = (world.repository.folder / current(world, role)).read_bytes()
     version = world.read(Path(current(world, role)).stem).signed.version
-    thief = OnlineKeyThief(world).says(role, content, version + 1).signs()
+    thief = OnlineKeyThief(world)
+    if role == "snapshot":
+        thief.signs(snapshot_version=version + 1, content=content)
+    else:
+        thief.says(role, content, version + 1).signs()
 
     with attacked(world, thief.tamper), pytest.raises(errors.MixAndMatch, match=f"version {version}"):
         world.node.manifest(ref, {})

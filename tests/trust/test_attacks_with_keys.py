@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tests.trust.attackers import OnlineKeyThief, Served, current, other_target, owned, rooted, sign
+from tests.trust.attackers import OnlineKeyThief, Served, attacked, current, other_target, owned, replaced, rooted, sign
 from tuf.api.metadata import DelegatedRole, Delegations
 
 from hedgerow.models.manifest import digest_of
@@ -26,6 +27,81 @@ def world(wired: World) -> World:
 
 
 # Stolen keys of the root
+
+
+Table = tuple[list[int], int, list[int]]
+"""Numbers of the root's keys, how many must sign, and who does."""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "refusal"),
+    [
+        (([1], 1, [1]), ([2], 1, [1, 2]), None),
+        (([1], 1, [3, 1, 4]), ([2], 1, [3, 2, 1, 4]), None),
+        (([1], 1, [1]), ([2], 1, [2, 3, 4]), errors.UnknownSigningKey),
+        (([1], 1, [1]), ([2], 1, [1, 3, 4]), errors.UnknownSigningKey),
+        (([1], 1, [1]), ([1], 1, []), errors.TooFewSignatures),
+        (([0, 1, 2, 3, 4], 3, [0, 2, 4]), ([0, 1, 3, 4, 5], 3, [0, 4, 1]), None),
+        (([0, 1, 2, 3, 4], 3, [0, 2, 4]), ([0, 1, 3, 4, 5], 3, [0, 2, 4]), errors.TooFewSignatures),
+        (([0, 1, 2, 3, 4], 3, [0, 2, 4]), ([0, 1, 3, 4, 5], 3, [0, 4, 5]), errors.TooFewSignatures),
+        (([0, 1, 2, 3, 4], 3, [0, 2, 4]), ([5, 6, 7, 8, 9], 3, [0, 2, 4, 5, 6, 7]), None),
+        (([1, 2, 3], 1, [1]), ([1, 2, 3], 2, [1, 2]), None),
+        (([1, 2, 3], 1, [1]), ([1, 2, 3], 2, [2]), errors.TooFewSignatures),
+        (([1, 2, 3], 2, [1, 2]), ([1, 2, 3], 1, [1]), errors.TooFewSignatures),
+        (([1], 1, [1]), ([1, 2], 2, [1, 2]), None),
+    ],
+)
+def test_a_root_is_followed_if_enough_of_its_own_keys_and_of_those_before_have_signed(
+    world: World, before: Table, after: Table, refusal: type[errors.TrustError] | None
+) -> None:
+    keys = [CryptoSigner.generate_ed25519() for _ in range(10)]
+
+    def root(version: int, table: Table) -> bytes:
+        metadata, (names, threshold, signers) = world.read("1.root"), table
+        role = metadata.signed.roles["root"]
+        for keyid in list(role.keyids):
+            metadata.signed.revoke_key(keyid, "root")
+        for name in names:
+            metadata.signed.add_key(keys[name].public_key, "root")
+        role.threshold, metadata.signed.version = threshold, version
+        return sign(metadata, *(keys[name] for name in signers))
+
+    world.root = root(1, before)
+    node = world.client("node-2", Served(world, {"metadata/2.root.json": root(2, after)}))
+
+    if refusal is None:
+        assert node.refresh().root == 2
+    else:
+        with pytest.raises(refusal, match="root"):
+            node.refresh()
+
+
+def test_a_root_that_is_not_signed_is_not_skipped_for_one_that_is(world: World) -> None:
+    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    unsigned = sign(world.read("2.root"))
+
+    with (
+        attacked(world, replaced("metadata/2.root.json", unsigned)),
+        pytest.raises(errors.TooFewSignatures, match="0 of the 2"),
+    ):
+        world.node.refresh()
+    assert world.node.refresh().root == 3
+
+
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets"])
+def test_a_role_of_several_needs_as_many(world: World, role: str) -> None:
+    """One of them has been stolen."""
+    ref, partner = world.publish(), CryptoSigner.generate_ed25519()
+
+    def change(root: Any) -> None:
+        root.add_key(partner.public_key, role)
+        root.roles[role].threshold = 2
+
+    documents = {"metadata/2.root.json": rooted(world, *world.root_keys, change=change)}
+
+    with pytest.raises(errors.TooFewSignatures, match=f"1 of the 2 signatures that the {role} needs"):
+        world.client("other", Served(world, documents)).manifest(ref, {})
 
 
 def test_one_stolen_key_of_the_root_makes_no_root(world: World) -> None:
@@ -129,6 +205,56 @@ def test_an_owner_cannot_delegate_what_is_not_his(world: World) -> None:
 
     with pytest.raises(errors.UnknownTarget):
         world.client("other", thief).manifest(ref, {})
+
+
+def test_a_helper_of_one_owner_is_not_that_of_another(world: World) -> None:
+    """Both delegate to `release`, each with a key of his own; it is signed by one of them alone."""
+    ours, theirs, gates = (CryptoSigner.generate_ed25519() for _ in range(3))
+    world.add_owner("gates", gates, "turnstile")
+    world.publish()
+    world.publish(name="turnstile", key=gates)
+    mine, my_ref, where = other_target("door", world.bundle(b"mine", version="9.9.9").manifest.encode(), "9.9.9")
+    yours, your_ref, _ = other_target("turnstile", version="9.9.9")
+    thief = OnlineKeyThief(world, {where: world.bundle(b"mine", version="9.9.9").manifest.encode()})
+    for owner, key, helper in (("doors", world.owner_key, ours), ("gates", gates, theirs)):
+        metadata = world.read(Path(current(world, owner)).stem)
+        role = DelegatedRole("release", [helper.public_key.keyid], 1, True, paths=["*/*/manifest.json"])
+        metadata.signed.delegations = Delegations({helper.public_key.keyid: helper.public_key}, {"release": role})
+        metadata.signed.version += 1
+        thief.says(owner, sign(metadata, key))
+    release = world.read(Path(current(world, "doors")).stem)
+    release.signed.targets, release.signed.version = {mine.path: mine, yours.path: yours}, 1
+    node = world.client("other", thief.says("release", sign(release, ours)).signs())
+
+    assert digest_of(node.manifest(my_ref, {})) == my_ref.digest
+    with pytest.raises(errors.UnknownSigningKey, match="owner release"):
+        node.manifest(your_ref, {})
+
+
+def test_owners_who_delegate_in_a_circle_or_for_ever_end(world: World) -> None:
+    """A node follows no more than it must, and then says that nobody has signed it."""
+    ref = world.publish().model_copy(update={"version": "9.9.9"})
+    names = ["doors", *(f"deep-{number}" for number in range(60)), "doors"]
+    thief = OnlineKeyThief(world)
+    for name, following in itertools.pairwise(names):
+        metadata = world.read(Path(current(world, "doors")).stem)
+        role = DelegatedRole(following, [world.owner_key.public_key.keyid], 1, False, paths=["*/*/manifest.json"])
+        key = world.owner_key.public_key
+        metadata.signed.delegations = Delegations({key.keyid: key}, {following: role})
+        metadata.signed.version += 1
+        thief.says(name, sign(metadata, world.owner_key))
+    counted = Served(world, {})
+    asked: list[str] = []
+
+    def get(path: str, max_bytes: int) -> Any:
+        asked.append(path)
+        counted.documents = thief.signs().documents if not counted.documents else counted.documents
+        yield from Served(world, counted.documents).get(path, max_bytes)
+
+    counted.get = get  # type: ignore[method-assign]
+    with pytest.raises(errors.UnknownTarget):
+        world.client("other", counted).manifest(ref, {})
+    assert sum("deep-" in path for path in asked) <= 32
 
 
 def test_one_owners_word_does_not_pass_for_anothers(world: World) -> None:

@@ -18,6 +18,7 @@ from tuf.ngclient.updater import Updater
 
 from hedgerow.pki.files import make_folder, write
 from hedgerow.trust.documents import Fetcher
+from hedgerow.trust.roles import TOP
 
 _LIMITS: Final = UpdaterConfig(
     max_root_rotations=1024,
@@ -81,14 +82,12 @@ class JudgedUpdater(Updater):
         """What is believed of a role; None: nothing yet."""
         return self._trusted_set.get(role)
 
-    def delegator(self, role: str) -> Root | Targets | None:
-        """Who says whose keys count for a role."""
-        if role in ("root", "targets", "snapshot", "timestamp"):
-            return self.root
-        for delegator in self._trusted_set:
-            if isinstance(delegator, Targets) and delegator.delegations and role in (delegator.delegations.roles or {}):
-                return delegator
-        return None
+    def delegators(self, role: str) -> list[Root | Targets]:
+        """Who say whose keys count for a role: it has to be signed for each who leads to it."""
+        if role in TOP:
+            return [self.root]
+        owners = [each for each in self._trusted_set if isinstance(each, Targets) and each.delegations]
+        return [each for each in owners if each.delegations and role in (each.delegations.roles or {})]
 
     def _load_timestamp(self) -> None:
         """The root is final from here on, so the time can be settled, before anything is judged by it.
