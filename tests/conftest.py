@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import onnx
 import onnx.parser
 import onnxruntime
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from securesystemslib.signer import CryptoSigner
 
 from hedgerow.frame import Array
+from hedgerow.labels import parse_selector
 from hedgerow.models.arrays import write_arrays
 from hedgerow.models.candidate import Candidate
+from hedgerow.models.chunks import describe_file
 from hedgerow.models.manifest import (
     Baseline,
-    Chunk,
     Distribution,
     File,
     GoldenCase,
@@ -26,10 +30,11 @@ from hedgerow.models.manifest import (
     Tensor,
     Tolerance,
     Variant,
-    digest_of,
 )
 from hedgerow.models.source import digest
 from hedgerow.models.statistics import Accumulator
+from hedgerow.trust import ceremony
+from hedgerow.trust.repository import Repository, online_key_of
 from hedgerow.wire.fleet import ModelRef
 
 OnnxFile = Callable[..., Path]
@@ -56,16 +61,18 @@ MakeCandidate = Callable[..., Candidate]
 def make_candidate(tmp_path: Path) -> MakeCandidate:
     """Makes a version of a model that lies on the disk: `make_candidate("(float[N,3] x) => …", version="1.1.0")`.
 
+    A model may also be given as it is, parsed.
+
     Its golden outputs and its baseline are what ONNX Runtime makes of some noise, unless `golden_body` names another
     model that is to have made them.
     """
 
     def make(
-        body: str,
+        body: str | onnx.ModelProto,
         version: str = "1.0.0",
         *,
         name: str = "door",
-        golden_body: str | None = None,
+        golden_body: str | onnx.ModelProto | None = None,
         samples: dict[str, Array] | None = None,
         baseline: bool = False,
         memory_bytes: int = 0,
@@ -121,14 +128,52 @@ def make_candidate(tmp_path: Path) -> MakeCandidate:
     return make
 
 
-def _parsed(body: str, domains: str = "") -> onnx.ModelProto:
+@dataclass
+class SignedModels:
+    """A repository with keys, from which versions of `door` are served; `root` is the file that nodes trust."""
+
+    repository: Repository
+    root: Path
+    owner: CryptoSigner
+
+    def publish(self, candidate: Candidate, selector: str = "") -> ModelRef:
+        """Publish a version, for nodes that a selector chooses."""
+        self.repository.publish(candidate, self.owner, parse_selector(selector))
+        return candidate.ref
+
+
+@pytest.fixture
+def signed_models(tmp_path: Path) -> SignedModels:
+    """A repository of models, as a ceremony begins it."""
+    root_keys = [CryptoSigner.generate_ed25519() for _ in range(2)]
+    targets, online, owner = (CryptoSigner.generate_ed25519() for _ in range(3))
+    repository = Repository(tmp_path / "repository")
+    private: Any = online._private_key
+    online_key_of(repository.folder).write_bytes(
+        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    ceremony.begin(
+        repository,
+        root_keys=[key.public_key for key in root_keys],
+        root_threshold=2,
+        targets_keys=[targets.public_key],
+        online_key=online.public_key,
+        signers=[*root_keys, targets],
+    )
+    ceremony.add_owner(repository, "doors", models=["door"], keys=[owner.public_key], signers=[targets])
+    root = tmp_path / "root.json"
+    root.write_bytes((repository.metadata / "1.root.json").read_bytes())
+    return SignedModels(repository, root, owner)
+
+
+def _parsed(body: str | onnx.ModelProto, domains: str = "") -> onnx.ModelProto:
+    if isinstance(body, onnx.ModelProto):
+        return body
     return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17{domains}]>\ngraph {body}')
 
 
 def _file(folder: Path, path: Path) -> File:
-    content = path.read_bytes()
-    chunk = Chunk(digest=digest_of(content), size=len(content))
-    return File(path=path.relative_to(folder).as_posix(), size=len(content), digest=digest_of(content), chunks=(chunk,))
+    return describe_file(path, path.relative_to(folder).as_posix())
 
 
 def _spread(array: Array) -> Distribution:

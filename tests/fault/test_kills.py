@@ -9,10 +9,13 @@ from collections import Counter
 import pytest
 from tests.e2e.conftest import until
 from tests.e2e.test_faults import load
-from tests.fault.conftest import Estate
+from tests.fault.conftest import Estate, Witness
 
 SMALL = pytest.param(6, id="short")
 LARGE = pytest.param(100, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])
+
+
+SEVERAL = [pytest.param(2, id="short"), LARGE]
 
 
 def kill(estate: Estate, what: str) -> None:
@@ -53,3 +56,32 @@ def test_with_the_sites_broker_killed_too_no_result_that_was_stored_is_lost_or_d
     named = [n for n in numbers if n % 2]  # the others, without an id, are other frames when they are sent again
     assert {n: times for n, times in Counter(named).items() if times > 1} == {}
     assert len(set(numbers)) > 0.5 * estate.sensors.count
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("times", SEVERAL)
+def test_of_several_parts_that_die_at_once_nothing_that_was_called_safe_is_lost(estate: Estate, times: int) -> None:
+    """A power cut takes a whole site, or site and region. They come back in any order, and some die again on their way.
+
+    A result that somebody saw at the site was safe by then. It is in the store, once; and so is every number.
+    """
+    dice = random.Random(times)
+    parts = ["node", "lower", "upper", "collector"]
+    witness = Witness(estate.lower.port, f"{estate.node.said[:-2]}/+/result/#")
+    with load(estate.sensors, 100):
+        for turn in range(times):
+            time.sleep(dice.uniform(0.3, 2))
+            dying = dice.sample(parts, dice.randint(2, 4)) if turn else ["node", "lower", "collector"]
+            for part in dying:
+                getattr(estate, part).kill()
+            for part in dice.sample(dying, len(dying)):
+                getattr(estate, part).start(**({} if part in ("lower", "upper") else {"wait": False}))
+    estate.sensors.settle()
+    until(lambda: estate.node.probe("readyz")[0] == 200, lambda: estate.node.log[-2000:])
+    until(lambda: estate.waiting() == 0, lambda: f"{estate.waiting()} wait\n{estate.collector.log[-2000:]}", 120)
+    witness.close()
+    numbers = Counter(estate.numbers())
+    estate.no_number_is_missing()
+    assert len(witness.seen) > 20 * times
+    assert witness.seen <= numbers.keys()
+    assert {n: count for n, count in numbers.items() if count > 1 and n % 2} == {}

@@ -7,25 +7,20 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from securesystemslib.signer import CryptoSigner
 from trial_site import Site, until
 
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
-from hedgerow.labels import parse_selector
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.manifest import MANIFEST
 from hedgerow.node.node import Node
 from hedgerow.topics import Channel
-from hedgerow.trust import ceremony
-from hedgerow.trust.repository import Repository, online_key_of
+from hedgerow.trust.repository import Repository
 from hedgerow.wire.fleet import Desired, ModelRef, Reported
 
 MakeCandidate = Callable[..., Candidate]
@@ -41,13 +36,16 @@ class Region:
     """The region's part: a repository with keys, and desired documents."""
 
     site: Site
-    repository: Repository
-    root: Path
-    owner: CryptoSigner
+    models: Any
+
+    @property
+    def repository(self) -> Repository:
+        repository: Repository = self.models.repository
+        return repository
 
     def publish(self, candidate: Candidate, selector: str = "") -> ModelRef:
-        self.repository.publish(candidate, self.owner, parse_selector(selector))
-        return candidate.ref
+        ref: ModelRef = self.models.publish(candidate, selector)
+        return ref
 
     async def wants(self, generation: int, **said: Any) -> None:
         document = Desired.model_validate(
@@ -79,28 +77,10 @@ class Region:
 
 
 @pytest.fixture
-async def region(own_site: Site, tmp_path: Path) -> AsyncIterator[Region]:
-    root_keys = [CryptoSigner.generate_ed25519() for _ in range(2)]
-    targets, online, owner = (CryptoSigner.generate_ed25519() for _ in range(3))
-    repository = Repository(tmp_path / "repository")
-    private: Any = online._private_key
-    online_key_of(repository.folder).write_bytes(
-        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
-    ceremony.begin(
-        repository,
-        root_keys=[key.public_key for key in root_keys],
-        root_threshold=2,
-        targets_keys=[targets.public_key],
-        online_key=online.public_key,
-        signers=[*root_keys, targets],
-    )
-    ceremony.add_owner(repository, "doors", models=["door"], keys=[owner.public_key], signers=[targets])
-    root = tmp_path / "root.json"
-    root.write_bytes((repository.metadata / "1.root.json").read_bytes())
+async def region(own_site: Site, signed_models: Any) -> AsyncIterator[Region]:
     options = ClientOptions(url=f"mqtt://127.0.0.1:{own_site.port}")
-    async with BlobServer(options, "test", repository.folder):
-        yield Region(own_site, repository, root, owner)
+    async with BlobServer(options, "test", signed_models.repository.folder):
+        yield Region(own_site, signed_models)
 
 
 @contextlib.asynccontextmanager
@@ -115,7 +95,7 @@ async def member(region: Region, path: str = "bundle:door", **sections: Any) -> 
     }
     file = site.folder / "node.yaml"
     text = site.yaml(
-        {"p": pipeline}, models={"door": {"path": path}}, fleet={"root_file": str(region.root)}, **sections
+        {"p": pipeline}, models={"door": {"path": path}}, fleet={"root_file": str(region.models.root)}, **sections
     )
     file.write_text(text)
     node = Node(configfile.load(file), file)
@@ -149,6 +129,11 @@ async def frames(site: Site) -> AsyncIterator[list[int]]:
         await sending
 
 
+def takes_frames(node: Node) -> bool:
+    """Whether the pipeline runs and has subscribed: what is sent before reaches nobody."""
+    return "p" in node.runners and not node._why_unready()
+
+
 def versions(site: Site) -> list[str | None]:
     return [body["lineage"]["models"][0].get("version") for body in site.results()]
 
@@ -163,7 +148,7 @@ async def test_a_version_is_fetched_verified_and_served_and_the_next_takes_its_p
     async with member(region) as node:
         assert node.health().pipelines["p"].state == "loading"
         await region.wants(1, models={"door": one})
-        await until(lambda: "p" in node.runners, lambda: str(region.reported))
+        await until(lambda: takes_frames(node), lambda: str(region.reported))
         async with frames(site) as sent:
             await region.done(1)
             await region.serves(one)
@@ -228,6 +213,21 @@ async def test_what_nobody_signed_for_this_node_is_refused_with_the_reason(
             assert report.error.remedy
 
 
+async def test_a_version_that_is_signed_a_moment_after_it_was_asked_for_is_found(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """What the region said of its repository is remembered at the site for seconds, and may be older than a signature."""
+    candidate = make_candidate(TWICE, "1.0.0")
+    async with member(region):
+        await region.wants(1, models={"door": candidate.ref})
+        report = await region.done(1, "failed")
+        assert report.error is not None
+        assert report.error.code == "unknown-target"
+        region.publish(candidate)
+        await region.wants(2, models={"door": candidate.ref})
+        await region.done(2)
+
+
 async def test_a_version_that_is_released_from_quarantine_is_tried_again(
     region: Region, make_candidate: MakeCandidate
 ) -> None:
@@ -266,7 +266,7 @@ async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
         (region.repository.folder / part).rename(region.repository.folder / f"{part}.away")
     own_site.heard.clear()
     async with member(region) as node:
-        await until(lambda: "p" in node.runners)
+        await until(lambda: takes_frames(node))
         await own_site.client.publish(own_site.topic(), np.full(3, 0.5, np.float32).tobytes(), qos=1)
         (result,) = await own_site.wait_results(1)
 

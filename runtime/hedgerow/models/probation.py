@@ -3,12 +3,13 @@
 Rules:
 - What it is judged by is what it does to live frames, against limits that the policy sets and the version before it.
 - It is taken back as soon as a limit is broken beyond what more frames could mend, and kept no sooner than its time is over.
+- How its outputs are spread is looked at when its time is over: what comes one after the other is alike, so a few seconds of
+  a stream may be all speech or all silence.
 - A version that too few frames have gone through has shown nothing: after ten times its time it is taken back.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
@@ -20,7 +21,7 @@ from hedgerow.wire.fleet import SwapPolicy
 PATIENCE: Final = 10
 """Times its probation that a version is waited for to be given frames."""
 
-_LEAST_BATCHES: Final = 5
+_LEAST_BATCHES: Final = 16
 """Batches of one size that say how long it takes."""
 
 
@@ -87,7 +88,7 @@ def judge(policy: SwapPolicy, measures: Measures, period_s: float | None = None)
     if measures.elapsed_s < period_s:
         return _WAIT
     if measures.frames >= policy.min_frames:
-        return Verdict("keep")
+        return _shifted(policy, measures) or Verdict("keep")
     if measures.elapsed_s < PATIENCE * period_s:
         return _WAIT
     return Verdict(
@@ -125,13 +126,6 @@ def _broken(policy: SwapPolicy, measures: Measures) -> Verdict | None:
             "slower",
             f"it takes {measures.slowdown:.1f} times as long as the version before, with `max_slowdown: {policy.max_slowdown:g}`",
         )
-    for name, moved in measures.shift.items():
-        if moved > policy.max_shift:
-            return Verdict(
-                "take-back",
-                "shifted",
-                f"values of {name} are {moved:.2f} away from the baseline, with `max_shift: {policy.max_shift:g}`",
-            )
     if measures.growth_bytes > policy.max_growth_bytes:
         return Verdict(
             "take-back",
@@ -141,22 +135,39 @@ def _broken(policy: SwapPolicy, measures: Measures) -> Verdict | None:
     return None
 
 
+def _shifted(policy: SwapPolicy, measures: Measures) -> Verdict | None:
+    for name, moved in measures.shift.items():
+        if moved > policy.max_shift:
+            return Verdict(
+                "take-back",
+                "shifted",
+                f"values of {name} are {moved:.2f} away from the baseline, with `max_shift: {policy.max_shift:g}`",
+            )
+    return None
+
+
 def slowdown(old: Mapping[int, Sequence[float]], new: Mapping[int, Sequence[float]]) -> float | None:
     """How many times as long a version takes as the one before; None: too little is known.
 
-    Medians are compared, batch size by batch size, so that neither another load nor a busy moment looks like a slow
-    model. For a size that the old one has not seen, what it would have taken is guessed high.
+    The quickest quarter is compared, batch size by batch size: another load, or neighbours that take the cores, make some
+    batches slow, and a slow model makes all of them slow. For a size that the old one has not seen, what it would have
+    taken is guessed high.
 
     Args:
         old, new: seconds of batches, by rows.
     """
-    known = {rows: statistics.median(times) for rows, times in old.items() if len(times) >= _LEAST_BATCHES}
+    known = {rows: _quick(times) for rows, times in old.items() if len(times) >= _LEAST_BATCHES}
     took = expected = 0.0
     for rows, times in new.items():
         if len(times) >= _LEAST_BATCHES and known:
-            took += statistics.median(times) * len(times)
+            took += _quick(times) * len(times)
             expected += _expected(known, rows) * len(times)
     return took / expected if expected else None
+
+
+def _quick(times: Sequence[float]) -> float:
+    """What a quarter of these does not take longer than."""
+    return sorted(times)[len(times) // 4]
 
 
 def _expected(known: Mapping[int, float], rows: int) -> float:
