@@ -237,11 +237,10 @@ def model_site(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[ModelSite]:
     made.close()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "times",
     [
-        pytest.param(5, id="short"),
+        pytest.param(5, id="short", marks=pytest.mark.timeout(300)),
         pytest.param(200, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
