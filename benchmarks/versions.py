@@ -72,7 +72,7 @@ class Region:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._versions = self._generation = 0
         self._steps, self._until = Steps(), ""
-        self._over = threading.Event()
+        self._over, self._flows = threading.Event(), threading.Event()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -94,6 +94,14 @@ class Region:
     def watch(self, node: str) -> None:
         """Hear what a node reports."""
         self._do(self._client.subscribe({_address(node).topic(Channel.REPORTED): 1}))
+
+    def wait_flow(self, node: str) -> None:
+        """Wait until a result comes. Raises: TimeoutError: none does."""
+        topic = _address(node).topic(Channel.RESULT, "main")
+        self._flows = threading.Event()
+        self._do(self._client.subscribe({topic: 0}))
+        self._flows.wait(PATIENCE_S)
+        self._do(self._client.unsubscribe([topic]))
 
     def want(self, node: str, ref: ModelRef, policy: dict[str, Any], until: str = "") -> Steps:
         """Have a node go over to a version, and wait until it has.
@@ -130,6 +138,9 @@ class Region:
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
+            if "/result/" in message.topic:
+                self._flows.set()
+                continue
             now, said = time.monotonic(), Reported.model_validate_json(bytes(message.payload))
             self._client.ack(message)
             if said.generation != self._generation or self._over.is_set():
