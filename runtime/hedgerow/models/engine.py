@@ -26,6 +26,7 @@ from hedgerow.models.candidate import Candidate, DamagedModel
 from hedgerow.models.combine import Combiner, Ticket
 from hedgerow.models.fit import Fit
 from hedgerow.models.load import Loaded, load
+from hedgerow.models.metadata import metadata_of
 from hedgerow.models.source import Source, resolve
 
 _RECENT: Final = 64
@@ -139,7 +140,8 @@ class Engine:
         self.outputs = session.outputs
         self.state: Mapping[str, str] = config.state
         self.batch_axis: Mapping[str, int] = config.batch_axis
-        self.metadata = session.metadata
+        said = metadata_of(candidate.manifest) if candidate is not None else {}
+        self.metadata: Mapping[str, str] = {**session.metadata, **said}
         self.state_token = object()
         self.lists = 0
         self.since = time.time()
