@@ -123,7 +123,7 @@ class Region:
         )
         topic = _address(node).topic(Channel.DESIRED)
         self._do(self._client.publish_and_wait(topic, desired.encode(), qos=1, retain=True))
-        if not self._over.wait(PATIENCE_S) or self._steps.state not in ("in-progress", "succeeded"):
+        if not self._over.wait(5 * PATIENCE_S) or self._steps.state not in ("in-progress", "succeeded"):
             raise RuntimeError(f"The node did not go over to {ref}: {self._steps}")
         return self._steps
 
