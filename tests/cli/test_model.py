@@ -139,6 +139,38 @@ def test_a_tflite_model_becomes_a_bundle_too(hedgerow, tmp_path: Path) -> None:
     assert hedgerow("model", "verify", tmp_path / "faces", "--json").json["golden"][0]["state"] == "passed"
 
 
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("--version", "1"), 2, "'1' is no semantic version"),
+        ((), 2, "has no version"),
+        (("--name", "a/b", "--version", "1.0.0"), 2, "letters, digits"),
+        (("--version", "1.0.0", "-v", "onnx-int4"), 2, "Choose among onnx-fp32, onnx-fp16"),
+        (("--version", "1.0.0", "-v", "openvino-int8"), 2, "needs samples"),
+        (("--version", "1.0.0", "-s", "nowhere.npz"), 2, "no samples nowhere.npz"),
+        (("--version", "1.0.0", "--licence", "Ours"), 2, "LicenseRef-NAME"),
+        (("--version", "1.0.0", "-o", "/proc/x/y"), 2, "cannot be written"),
+        (("--version", "1.0.0", "-o", "{here}", "--replace"), 1, "is no bundle"),
+    ],
+)
+def test_what_cannot_be_built_is_said_with_what_to_do(
+    hedgerow, tmp_path: Path, args: tuple[str, ...], code: int, says: str
+) -> None:
+    """And nothing is left lying about, nor taken away."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/precious").touch()
+    model = DEMO.parent / "models" / "vibration.onnx"
+    named = [arg.replace("{here}", str(tmp_path / "here")) for arg in args]
+    out = [] if "-o" in args else ["-o", tmp_path / "out"]
+
+    said = hedgerow("model", "build", model, "--golden", 1, "--state-dir", tmp_path / "state", *named, *out)
+
+    assert said.code == code
+    assert says in said.err
+    assert {path.name for path in tmp_path.iterdir()} <= {"here", "state"}
+    assert (tmp_path / "here/precious").exists()
+
+
 @pytest.mark.slow
 def test_a_detector_in_eight_bits_leaves_out_what_hurts(hedgerow, tmp_path: Path) -> None:
     """PP-OCR's first layers cost nearly all of its accuracy. Its sibling in CI is in tests/backends/test_quantise.py."""
