@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from hedgerow.blobs.store import BlobStore
+from hedgerow.cli.bundles import version_order
 from hedgerow.cli.main import app
 from hedgerow.models.bundle import Bundle
 from hedgerow.models.chunks import describe_file
@@ -448,6 +449,21 @@ def test_a_bundle_is_found_in_a_repository_by_name_version_or_digest(shelf: Shel
     assert missing.code == 1
     assert "voice/1.0.0" in missing.err
     assert compared["golden_shared"] == 1
+
+
+def test_the_newest_version_is_the_highest_and_a_candidate_comes_before_its_release() -> None:
+    versions = [
+        "0.9.0",
+        "1.0.0-alpha",
+        "1.0.0-alpha.1",
+        "1.0.0-rc.2",
+        "1.0.0-rc.10",
+        "1.0.0",
+        "1.2.0",
+        "1.10.0+build.7",
+    ]
+
+    assert sorted(reversed(versions), key=version_order) == versions
 
 
 def test_a_chunk_that_was_changed_in_a_repository_is_not_put_together(
