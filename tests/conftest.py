@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import onnx
 import onnx.parser
 import onnxruntime
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from securesystemslib.signer import CryptoSigner
 
@@ -180,3 +182,37 @@ def _spread(array: Array) -> Distribution:
     gathered = Accumulator()
     gathered.add(array)
     return gathered.distribution()
+
+
+_LABEL = "line 3+4"
+_SOFTHSM = (
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+)
+
+
+@pytest.fixture(scope="session")
+def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A token with a key on P-256 in slot 2, PIN 1234; its module reads where it is when it is first used."""
+    folder = tmp_path_factory.mktemp("softhsm")
+    (folder / "tokens").mkdir()
+    (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n")
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(pem)
+    module = next((each for each in _SOFTHSM if Path(each).exists()), None)
+    assert module is not None, "SoftHSM is missing: `make system` installs it"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOFTHSM2_CONF", str(folder / "softhsm2.conf"))
+        patch.setenv("PYKCS11LIB", module)
+        tool = ["softhsm2-util", "--module", module]
+        subprocess.run(
+            [*tool, "--init-token", "--free", "--label", _LABEL, "--pin", "1234", "--so-pin", "0000"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        subprocess.run(
+            [*tool, "--import", str(folder / "key.pem"), "--token", _LABEL, "--label", "root", "--id", "02", "--pin", "1234"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        yield f"hsm:2?label={_LABEL}"

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from securesystemslib.signer import CryptoSigner
 from trial_site import Site, until
+from tuf.api.metadata import Metadata
 
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
@@ -20,6 +22,7 @@ from hedgerow.models.candidate import Candidate
 from hedgerow.models.manifest import MANIFEST
 from hedgerow.node.node import Node
 from hedgerow.topics import Channel
+from hedgerow.trust import ceremony
 from hedgerow.trust.repository import Repository
 from hedgerow.wire.fleet import Desired, ModelRef, Reported
 
@@ -211,6 +214,9 @@ async def test_what_nobody_signed_for_this_node_is_refused_with_the_reason(
             assert report.error is not None
             assert report.error.code == code
             assert report.error.remedy
+            told = region.site.events("model-not-trusted")[-1]["detail"]
+            assert (told["code"], told["version"], told["digest"]) == (code, str(ref), ref.digest)
+            assert told["remedy"]
 
 
 async def test_a_version_that_is_signed_a_moment_after_it_was_asked_for_is_found(
@@ -226,6 +232,71 @@ async def test_a_version_that_is_signed_a_moment_after_it_was_asked_for_is_found
         region.publish(candidate)
         await region.wants(2, models={"door": candidate.ref})
         await region.done(2)
+
+
+async def test_while_the_repository_is_attacked_the_old_version_serves_on(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """Each attack is told by its own code, on an event and in the report; nothing else comes of it."""
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    timestamp = region.repository.metadata / "timestamp.json"
+    old = timestamp.read_bytes()
+    new = region.publish(make_candidate(TWICE_AGAIN, "2.0.0"))
+    honest = timestamp.read_bytes()
+    swap = {**QUICK, "min_frames": 0}
+    async with member(region) as node:
+        await region.wants(1, models={"door": good}, swap=swap)
+        await region.done(1)
+        await region.serves(good)
+        for generation, content, code in (
+            (2, _signed(honest, CryptoSigner.generate_ed25519()), "unknown-signing-key"),
+            (3, old[: len(old) // 2], "truncated-data"),
+            (4, honest.replace(b'"spec_version"', b'"spec-version"'), "bad-metadata"),
+        ):
+            assert node._fleet is not None
+            node._fleet._fetcher.documents.forget()  # as if some seconds had passed
+            await asyncio.sleep(1.1)  # what is asked again within a second is not sent again
+            timestamp.write_bytes(content)
+            await region.wants(generation, models={"door": new}, swap=swap)
+            report = await region.done(generation, "failed")
+            assert report.error is not None
+            assert report.error.code == code
+            assert region.site.events("model-not-trusted")[-1]["detail"]["code"] == code
+            assert report.models["door"].model == good
+        await asyncio.sleep(1.1)
+        timestamp.write_bytes(honest)
+        await region.wants(5, models={"door": new}, swap=swap)
+        await region.done(5)
+        await region.serves(new)
+
+
+def _signed(content: bytes, key: CryptoSigner) -> bytes:
+    metadata: Metadata[Any] = Metadata.from_bytes(content)
+    metadata.sign(key)
+    return metadata.to_bytes()
+
+
+async def test_a_withdrawn_version_does_not_serve_again_though_it_lies_here(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """Going back needs no network, but what the newest word takes back is refused."""
+    old, new = region.publish(make_candidate(TWICE, "1.0.0")), region.publish(make_candidate(TWICE_AGAIN, "2.0.0"))
+    swap = {**QUICK, "min_frames": 0}
+    async with member(region) as node:
+        for generation, ref in ((1, old), (2, new)):
+            await region.wants(generation, models={"door": ref}, swap=swap)
+            await region.done(generation)
+            await region.serves(ref)
+        ceremony.renew(region.repository, "doors", [region.models.owner], keep=lambda path: "1.0.0" not in path)
+        assert node._fleet is not None
+        node._fleet._fetcher.documents.forget()
+        await asyncio.sleep(1.1)
+        await region.wants(3, models={"door": old}, swap=swap)
+        report = await region.done(3, "failed")
+
+        assert report.error is not None
+        assert report.error.code == "unknown-target"
+        assert report.models["door"].model == new
 
 
 async def test_a_version_that_is_released_from_quarantine_is_tried_again(
@@ -272,6 +343,30 @@ async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
 
         assert result["result"]["y"] == [[1.0, 1.0, 1.0]]
         await region.serves(good)
+
+
+async def test_a_version_that_the_disk_has_damaged_does_not_serve_and_is_fetched_anew(
+    own_site: Site, region: Region, make_candidate: MakeCandidate
+) -> None:
+    """Whatever serves after a start is what was signed."""
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    async with member(region):
+        await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
+        await region.done(1)
+        await region.serves(good)
+    (file,) = (own_site.folder / "state" / "fleet" / "store").rglob("model.onnx")
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"Add", b"Sub"))
+    own_site.heard.clear()
+    async with member(region) as node:
+        event = await own_site.wait_event("model-not-restored")
+        await until(lambda: takes_frames(node), lambda: str(region.reported))
+        await own_site.client.publish(own_site.topic(), np.full(3, 0.5, np.float32).tobytes(), qos=1)
+        (result,) = await own_site.wait_results(1)
+
+    assert "is sha256:" in event["detail"]["error"]
+    assert result["result"]["y"] == [[1.0, 1.0, 1.0]]
+    assert file.read_bytes() == content
 
 
 async def test_an_older_generation_is_ignored_and_a_stray_document_too(

@@ -166,7 +166,6 @@ class TrustClient:
         _guarded(updater, updater.refresh)
         if self._seen is None or self._seen[0] != updater.timestamp.version:
             self._seen = (updater.timestamp.version, self._monotonic())
-        self._judge(updater.root, updater.timestamp)  # what is newest says best how late it is
         return updater
 
     def _judge(self, root: Root, timestamp: Timestamp | None) -> float:
