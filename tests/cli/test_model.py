@@ -462,8 +462,9 @@ def test_the_newest_version_is_the_highest_and_a_candidate_comes_before_its_rele
         "1.2.0",
         "1.10.0+build.7",
     ]
+    mixed = [*versions[3:], *versions[:3]]
 
-    assert sorted(reversed(versions), key=version_order) == versions
+    assert sorted(mixed, key=version_order) == versions
 
 
 def test_a_chunk_that_was_changed_in_a_repository_is_not_put_together(
