@@ -151,7 +151,7 @@ class Reader:
         deadline = time.monotonic() + (10 if block.info == "background" else 0)
         while True:
             printed = [log.read_text() for log in logs]
-            missing = [_first_missing(wanted, text) for text in printed]
+            missing = [first_missing(wanted, text) for text in printed]
             if None in missing:
                 return
             if time.monotonic() > deadline:
@@ -189,7 +189,8 @@ class Reader:
                 os.kill(int(pid_file.read_text()), signal.SIGKILL)
 
 
-def _first_missing(wanted: list[str], printed: str) -> str | None:
+def first_missing(wanted: list[str], printed: str) -> str | None:
+    """The first of these lines that was not printed after those before it; numbers may differ, `…` is anything."""
     lines = iter(printed.splitlines())
     for line in wanted:
         pieces = [_pattern(piece) for piece in re.split(r"(…|\d+|\s+)", line.strip())]
