@@ -29,6 +29,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", TO_RUN)
 def test_the_commands_of_a_document_do_what_it_says(name: str, reader: Callable[[Path], Any], blocks: Any) -> None:
     """In order, as a reader would type them, against a real broker."""
