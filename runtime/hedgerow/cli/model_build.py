@@ -76,7 +76,7 @@ def build(
 
     Golden inputs and outputs, tolerance, statistics and the calibration of int8 come from the samples: some ten to a few
     hundred frames as the model meets them in use. Without any, golden inputs are noise, there are no statistics, and
-    int8 is dynamic.
+    onnx-int8 is dynamic.
 
     A recipe (model.yaml) says the rest, and what flags say goes over it:
       name: door
@@ -130,23 +130,29 @@ def _recipe(model: str, path: Path | None, given: dict[str, Any]) -> Recipe:
     from hedgerow.models.recipe import RECIPE, Recipe, read_recipe
 
     file = None if model.endswith((".yaml", ".yml")) else model
-    beside = Path(model).parent / RECIPE if file is not None and not model.startswith("package:") else None
+    beside = Path(model).parent / RECIPE
     if file is None:
         path = Path(model)
-    elif path is None and beside is not None and beside.is_file():
+    found = file is not None and path is None and not model.startswith("package:") and beside.is_file()
+    if found:
         path = beside
     recipe = read_recipe(path) if path is not None else Recipe()
-    if file is not None and path == beside and recipe.model is not None and Path(recipe.model) != Path(file):
+    if found and recipe.model is not None and Path(recipe.model) != Path(model):
         raise ConfigError(
             f"{path} is the recipe of {recipe.model}, not of {file}",
-            remedy=f"Build that with `hedgerow model build {path}`, or give this one's with `--recipe`.",
+            remedy=f"Build that with `hedgerow model build {path}`; or say that this is meant: `--recipe {path}`.",
         )
     try:
         return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **given, "model": file or recipe.model})
     except ValidationError as error:
+        from hedgerow.configfile import explain
+
         first = error.errors()[0]
+        message, advice = explain(first)
+        if first["loc"] == ("version",):
+            message, advice = f"{first['input']!r} is no semantic version", "Write one such as 1.0.0 or 2.1.0-rc.1."
         raise ConfigError(
-            f"--{'-'.join(map(str, first['loc']))}: {first['msg']}", remedy="See `hedgerow model build --help`."
+            f"--{'-'.join(map(str, first['loc']))}: {message}", remedy=advice or "See `hedgerow model build --help`."
         ) from error
 
 
