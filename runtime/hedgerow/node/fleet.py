@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from hedgerow.blobs.fetch import Fetcher
+from hedgerow.blobs.sources import open_sources
 from hedgerow.blobs.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
@@ -84,6 +85,8 @@ class FleetMember:
             store,
             max_bytes_per_s=fleet.fetch_bytes_per_s,
             serve_neighbours=fleet.serve_neighbours,
+            sources=open_sources(fleet.sources),
+            on_event=on_event,
         )
         trust = TrustClient(folder / "trust", _root(fleet.root_file), self._fetcher.documents)
         labels = own_labels(address, cores) | config.node.labels
