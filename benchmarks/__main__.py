@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -49,32 +49,38 @@ class Suite:
         run: measures it.
         loads: runs of the load in a repeat; with `each_s` and `once_s` they say how long it will take.
         each_s, once_s: seconds that a repeat takes besides, and that all of it takes once, on two cores.
+        most: repeats that are enough where no target of a row rests on it.
     """
 
     run: Callable[[Options], list[Cell]]
     loads: int
     each_s: float = 0.0
     once_s: float = 4.0
+    most: int = 100
+
+    def of(self, options: Options) -> Options:
+        """The options with no more repeats than it needs."""
+        return replace(options, repeats=min(options.repeats, self.most))
 
     def planned_s(self, options: Options) -> float:
         """About how long it will take."""
         one_s = options.seconds + options.warmup_s + _START_S
-        return self.once_s + options.repeats * (self.loads * one_s + self.each_s)
+        return self.once_s + self.of(options).repeats * (self.loads * one_s + self.each_s)
 
 
 _START_S = 0.3
 """What it takes to start the load's process."""
 SUITES: dict[str, Suite] = {
     "vad": Suite(vad.run, 2, 5),
-    "peers": Suite(compared.run, 9, -6, 12),  # its loads are shorter
+    "peers": Suite(compared.run, 9, -6, 12, most=3),  # its loads are shorter
     "text": Suite(text.run, 2, 3, 15),
     "latency": Suite(latency.run, 4, 1, 12),
     "noop": Suite(noop.run, 5),
     "large": Suite(large.run, 0, 6, 9),
-    "receive": Suite(received.run, 0, 15),
-    "collect": Suite(collected.run, 0, 8),
-    "durable": Suite(durable.run, 2, 1),
-    "fleet": Suite(fleet.run, 0, 25, 10),
+    "receive": Suite(received.run, 0, 16, most=3),
+    "collect": Suite(collected.run, 0, 8, most=3),
+    "durable": Suite(durable.run, 2, 1, most=3),
+    "fleet": Suite(fleet.run, 0, 22, most=3),
     "streams": Suite(streams.run, 2, 0, 11),
     "batching": Suite(batching.run, 0, 15),
     "overload": Suite(overload.run, 3, 6),
@@ -82,10 +88,10 @@ SUITES: dict[str, Suite] = {
     "memory": Suite(memory.run, 1, 6, 0),
     "sharing": Suite(sharing.run, 2),
     "workers": Suite(workers.run, 2),
-    "reload": Suite(reload.run, 1, 3),
+    "reload": Suite(reload.run, 1, 3, most=3),
 }
 HERE = Path(__file__).parent
-FULL, QUICK, SMOKE = Options(5, 2.0, 0.5), Options(3, 1.5, 0.5), Options(1, 0.4, 0.3, smoke=True)
+FULL, QUICK, SMOKE = Options(5, 1.75, 0.5), Options(3, 1.5, 0.5), Options(1, 0.4, 0.3, smoke=True)
 
 
 def main(
@@ -113,8 +119,8 @@ def main(
         )
         measured = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
         with console.status(name), Company() as company:
-            cells = SUITES[name].run(options)
-        records[name] = report.Record.of(measured, options, company.cores, cells)
+            cells = SUITES[name].run(SUITES[name].of(options))
+        records[name] = report.Record.of(measured, SUITES[name].of(options), company.cores, cells)
         console.print(_table(name, cells))
         # After each, so that a run cut short leaves what it had.
         report.write(folder, {suite: records[suite] for suite in SUITES if suite in records})

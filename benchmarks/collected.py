@@ -13,7 +13,7 @@ from benchmarks.collect import LOOP
 
 def run(options: Options) -> list[Cell]:
     """Results a second and processor time a result, into SQLite with an fsync for each commit."""
-    flags = ["--smoke"] if options.smoke else ["--repeats", str(min(options.repeats, 3))]
+    flags = ["--smoke"] if options.smoke else ["--repeats", str(options.repeats)]
     command = [sys.executable, str(Path(__file__).with_name("collect.py")), "--json", *flags]
     runs = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     short = {"ours": "ours", LOOP: "loop"}

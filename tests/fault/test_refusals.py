@@ -97,11 +97,6 @@ class Certified(Running):
             Pki(self.folder / "pki", lambda: datetime.now(UTC) - timedelta(days=40)).init("north", ["hall", "yard"])
         return pki
 
-    def port(self, broker: str) -> int:
-        topology = self.described.topology
-        url = topology.sites[broker].broker if broker in topology.sites else topology.region.broker
-        return int(url.rpartition(":")[2])
-
     def options(self, broker: str, authority: str, name: str, client_id: str) -> ClientOptions:
         own = self.folder / "pki" / authority / "issued" / name
         return ClientOptions(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hedgerow.pki.names import Identity, Kind, PkiError, check_site, parse
+from hedgerow.pki.names import Identity, Kind, PkiError, check_site, of, parse
 from hedgerow.topics import is_name
 
 NAMES = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=20).filter(is_name)
@@ -16,7 +16,7 @@ NAMES = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_si
 
 @given(NAMES, NAMES, st.sampled_from(["{0}/{1}", "{0}/broker", "{0}", "{1}@{0}"]))
 def test_a_name_says_who_it_is_and_reads_back_the_same(authority: str, name: str, form: str) -> None:
-    assume(authority != "region" and name != "broker")
+    assume(authority not in ("region", "broker") and name != "broker")
     text = form.format(authority, name)
     who = parse(text)
 
@@ -45,7 +45,7 @@ def test_any_text_is_an_identity_or_an_error_with_a_remedy(text: str) -> None:
 def test_two_identities_never_have_one_user_name(two: list[tuple[str, str, str]]) -> None:
     found = []
     for authority, name, form in two:
-        assume(authority != "region" and name != "broker")
+        assume(authority not in ("region", "broker") and name != "broker")
         found.append(parse(form.format(authority, name)))
     assert (found[0] == found[1]) is (found[0].user == found[1].user)
 
@@ -57,6 +57,7 @@ def test_two_identities_never_have_one_user_name(two: list[tuple[str, str, str]]
         ("hall/broker", Identity(Kind.BROKER, "hall", "broker")),
         ("region/broker", Identity(Kind.BROKER, "region", "broker")),
         ("hall", Identity(Kind.BRIDGE, "region", "hall")),
+        ("world/bridge/north", Identity(Kind.BRIDGE, "world", "north")),
         ("anna@region", Identity(Kind.SERVICE, "region", "anna")),
         ("kim@hall", Identity(Kind.SERVICE, "hall", "kim")),
     ],
@@ -66,11 +67,20 @@ def test_each_form_has_its_kind_and_its_authority(text: str, who: Identity) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a/b/c", "a@b@c", "a/", "/a", "@a", "../a", "a/..", "region", "region/node", "broker@hall", "a b", "a" * 65, "a\0b"]
+    "text", ["", "a/b/c", "a/bridge/", "a/bridge/b/c", "broker", "a/bridge/broker", "a@b@c", "a/", "/a", "@a", "../a", "a/..", "region", "region/node", "broker@hall", "a b", "a" * 65, "a\0b"]
 )  # fmt: skip
 def test_what_is_no_identity_is_refused(text: str) -> None:
     with pytest.raises(PkiError):
         parse(text)
+
+
+def test_a_bridge_is_called_by_its_name_on_the_broker_above() -> None:
+    """Its authority tells it from a site's bridge of that name, in the text as in the folder."""
+    who = parse("world/bridge/north")
+
+    assert (who.user, str(who)) == ("north", "world/bridge/north")
+    assert of("world", "north", "north", broker=False) == who
+    assert of("region", "north", "north", broker=False) == parse("north")
 
 
 def test_no_site_is_called_as_the_regions_authority() -> None:

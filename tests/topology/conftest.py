@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 from hedgerow.testing.mosquitto import find_mosquitto
 from hedgerow.topology import files
+from hedgerow.topology.identities import needed
 from hedgerow.topology.load import Described, load
 from hedgerow.topology.render import render
 
@@ -116,6 +117,11 @@ class Running:
         (own / "trust.crl").write_bytes(revocations(ca))
         return own
 
+    def certify_everybody(self) -> None:
+        """A certificate for everybody whom the topology names."""
+        for (who, _, hosts), _ in needed(self.described.topology):
+            self.certify(who.authority, who.name, "localhost" if hosts else who.user)
+
     def revoke(self, authority: str, serial: int) -> None:
         """Put a certificate on the list of those that an authority's broker is to refuse."""
         own = self.folder / "pki" / authority / "issued" / "broker"
@@ -159,12 +165,18 @@ class Running:
             process.kill()
             process.wait()
 
+    def port(self, broker: str) -> int:
+        """Where a broker listens for those with certificates."""
+        topology = self.described.topology
+        places = {topology.region.name: topology.region, **topology.sites}
+        if topology.parent is not None:
+            places[topology.parent.name] = topology.parent
+        return int(places[broker].broker.rpartition(":")[2])
+
     def client(self, broker: str, authority: str, name: str | None, **options: object) -> aiomqtt.Client:
         """A client of a broker with somebody's certificate."""
-        topology = self.described.topology
-        url = topology.sites[broker].broker if broker in topology.sites else topology.region.broker
         return aiomqtt.Client(
-            "localhost", int(url.rpartition(":")[2]), protocol=aiomqtt.ProtocolVersion.V5, tls_context=self.tls(authority, name),
+            "localhost", self.port(broker), protocol=aiomqtt.ProtocolVersion.V5, tls_context=self.tls(authority, name),
             **{"timeout": PATIENCE_S} | options,
         )  # fmt: skip
 
@@ -226,22 +238,7 @@ def begin(folder: Path, text: str, kind: type[Running] = Running) -> Running:
     described = load(folder / "topology.yaml")
     files.write(render(described), described.source, folder / "out")
     running = kind(folder, described, folder / "out")
-    topology = described.topology
-    running.certify("region", "broker", "localhost")
-    for site, place in topology.sites.items():
-        running.certify(site, "broker", "localhost")
-        running.certify("region", site, site)
-        for name in (*place.nodes, *topology.sensors_of(site)):
-            running.certify(site, name, f"{site}/{name}")
-        for names in place.roles.values():
-            for name in names:
-                running.certify(site, name, f"{name}@{site}")
-    for names in topology.region.roles.values():
-        for name in names:
-            running.certify("region", name, f"{name}@region")
-    if topology.parent is not None:
-        running.certify(topology.parent.name, "broker", "localhost")
-        running.certify(topology.parent.name, topology.region.name, topology.region.name)
+    running.certify_everybody()
     return running
 
 

@@ -192,12 +192,8 @@ async def test_a_node_that_was_away_finds_its_frames_after_a_restart(alone: Runn
     assert found == [b"before", b"after"]
 
 
-THREE_LEVELS = """\
-parent:
-  name: world
-  broker: mqtts://localhost:PORT
-  roles: {}
-region: {name: north, broker: 'mqtts://localhost:PORT'}
+EXTERNAL = """\
+region: {name: north, external: true, broker: 'mqtts://localhost:PORT'}
 pipelines: base.yaml
 sensors: {camera: plant/1/door}
 up: {doors: {keep: [text]}}
@@ -205,35 +201,9 @@ sites: {hall: {broker: 'mqtts://localhost:PORT', nodes: [a]}}
 """
 
 
-async def test_a_third_level_works_with_the_same_file(tmp_path_factory: pytest.TempPathFactory) -> None:
-    running = begin(tmp_path_factory.mktemp("three"), THREE_LEVELS)
-    try:
-        for name in ("world", "north", "hall"):
-            running.start(name)
-        async with running.window("hall") as hall, running.window("north") as north, running.window("world") as world:
-            await running.flows(hall, north, "hedgerow/v1/north/hall")
-            await running.flows(hall, world, "hedgerow/v1/north/hall")
-            for channel in (*UP, "dead/doors", "result/secrets"):
-                await hall.client.publish(f"{NODE}/{channel}", "up", qos=1)
-            await hall.client.publish(f"{NODE}/event/end", "up", qos=1)
-            await world.sees(f"{NODE}/event/end", "up")
-
-            at_most_once = {"health"}  # of QoS 0 from broker to broker
-            ends_here = {"blob/ask/part"}  # the region has what is asked for
-            assert world.topics("up").keys() | {f"{NODE}/{one}" for one in at_most_once | ends_here} == {
-                f"{NODE}/{channel}" for channel in (*UP, "event/end")
-            }
-            assert not world.topics("up")[f"{NODE}/blob/ask/part"]
-            await world.client.publish(f"{NODE}/command/ping", "down", qos=1)
-            await hall.sees(f"{NODE}/command/ping", "down")
-    finally:
-        running.close()
-
-
 async def test_any_mqtt_5_broker_will_do_above(tmp_path_factory: pytest.TempPathFactory) -> None:
     """An external one is not told whether a bridge is connected: not every broker lets clients write to `$SYS`."""
-    text = THREE_LEVELS[THREE_LEVELS.index("region:") :].replace("name: north,", "name: north, external: true,")
-    running = begin(tmp_path_factory.mktemp("external"), text)
+    running = begin(tmp_path_factory.mktemp("external"), EXTERNAL)
     own = running.folder / "pki" / "region" / "issued" / "broker"
     port = int(running.described.topology.region.broker.rpartition(":")[2])
     assert not (running.out / "north" / "mosquitto.conf").exists()

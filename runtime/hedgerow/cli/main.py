@@ -137,6 +137,7 @@ _RESULTS = Group(
 _PKI = Group(
     {
         "init": Verb("hedgerow.cli.pki:init", "Make the root, the region's authority and those of sites."),
+        "apply": Verb("hedgerow.cli.pki_apply:apply", "Issue and renew all that a topology needs."),
         "issue": Verb("hedgerow.cli.pki:issue", "Issue a certificate, with a key of its own."),
         "renew": Verb("hedgerow.cli.pki:renew", "Renew certificates that end soon."),
         "revoke": Verb("hedgerow.cli.pki:revoke", "Revoke certificates, and say what to do so that brokers know."),
@@ -146,6 +147,7 @@ _PKI = Group(
     """Give nodes, brokers and people their identity: certificates.
 
     Examples:
+      hedgerow pki apply topology.yaml --init --passphrase
       hedgerow pki init --region plant-7 --site hall-2
       hedgerow pki issue hall-2/broker --host broker.hall-2.lan
       hedgerow pki issue hall-2/gateway

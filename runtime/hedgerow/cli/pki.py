@@ -12,7 +12,8 @@ import typer
 from hedgerow.cli.console import Json, on_terminal, plural, print_columns, print_error, print_json
 
 if TYPE_CHECKING:
-    from hedgerow.pki.folder import Entry, Pki
+    from hedgerow.pki.entry import Entry
+    from hedgerow.pki.folder import Pki
 
 Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where the certificates and keys are.")]
 AskPassphrase = Annotated[bool, typer.Option("--passphrase", help="Ask for the passphrase of the root's key.")]
@@ -49,8 +50,8 @@ def init(
     What is there stays: run it again to add a site. The root's key is needed for that, and for nothing that happens every
     day, so take it off the machine. With --host, an authority that is stolen cannot certify brokers elsewhere.
     """
-    pki = _open(folder)
-    made = pki.init(region, site or (), _passphrase(passphrase, passphrase_file, new=not pki.root.exists), host or ())
+    pki = open_folder(folder)
+    made = pki.init(region, site or (), passphrase_of(passphrase, passphrase_file, new=not pki.root.exists), host or ())
     if json:
         print_json({"folder": str(folder), "made": made, "root_key": str(pki.root.key_file)})
         return
@@ -91,7 +92,7 @@ def issue(
     """
     from hedgerow.pki.names import parse
 
-    pki = _open(folder)
+    pki = open_folder(folder)
     if days is not None and hours is not None:
         raise typer.BadParameter("give --days or --hours, not both")
     life = timedelta(hours=hours) if hours is not None else timedelta(days=30 if days is None else days)
@@ -99,7 +100,7 @@ def issue(
         raise typer.BadParameter("a certificate must count for a minute at least")
     entry = pki.issue(parse(who), life, role=role, hosts=host or ())
     if json:
-        print_json(_told(entry))
+        print_json(as_json(entry))
         return
     typer.echo(
         f"{entry.name} ({entry.role}) has a certificate until {entry.ends:%Y-%m-%d %H:%M} UTC, serial {entry.serial}."
@@ -119,6 +120,10 @@ def renew(
         str | None,
         typer.Option(metavar="AUTHORITY", help="Renew a site's authority, or `region`; needs the root's key."),
     ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DOMAIN|NETWORK", help="With --authority: where its brokers may be from now on."),
+    ] = None,
     folder: Folder = Path("pki"),
     passphrase: AskPassphrase = False,
     passphrase_file: PassphraseFile = None,
@@ -131,22 +136,26 @@ def renew(
       hedgerow pki renew --within-days 10
       hedgerow pki renew hall-2/gateway --new-key
       hedgerow pki renew --authority hall-2 --passphrase
+      hedgerow pki renew --authority hall-2 --host hall-2.lan --passphrase
 
     Safe in a timer: it does nothing when nothing is due, replaces each file as a whole, and one certificate that cannot
     be renewed holds up no other. A certificate that was revoked is not renewed. Exits with 1 if one could not be.
     """
-    from hedgerow.pki.folder import Renewal
+    from hedgerow.pki.entry import Renewal
     from hedgerow.pki.names import parse
 
-    pki = _open(folder)
+    pki = open_folder(folder)
     if authority is not None:
-        outcome = Renewal([pki.renew_authority(authority, _passphrase(passphrase, passphrase_file))], [])
+        secret = passphrase_of(passphrase, passphrase_file)
+        outcome = Renewal([pki.renew_authority(authority, secret, host or ())], [])
+    elif host:
+        raise typer.BadParameter("--host goes with --authority")
     else:
         within = None if within_days is None else timedelta(days=within_days)
         outcome = pki.renew([parse(one) for one in who or ()], within, new_key=new_key)
     renewed, failed = outcome
     if json:
-        print_json({"renewed": [_told(entry) for entry in renewed], "failed": [str(error) for error in failed]})
+        print_json({"renewed": [as_json(entry) for entry in renewed], "failed": [str(error) for error in failed]})
     else:
         for entry in renewed:
             typer.echo(f"{entry.name}: until {entry.ends:%Y-%m-%d %H:%M} UTC, {entry.folder}/")
@@ -182,9 +191,9 @@ def revoke(
         raise typer.BadParameter("name one: WHO, or --authority")
     if reason not in REASONS:
         raise typer.BadParameter(f"--reason is one of {', '.join(REASONS)}")
-    pki, signer = _open(folder), authority or parse(who or "").authority
+    pki, signer = open_folder(folder), authority or parse(who or "").authority
     if authority is not None:
-        count = pki.revoke_authority(authority, reason, _passphrase(passphrase, passphrase_file))
+        count = pki.revoke_authority(authority, reason, passphrase_of(passphrase, passphrase_file))
     else:
         count = pki.revoke(parse(who or ""), reason)
     lists = pki.lists(signer)
@@ -223,10 +232,10 @@ def show(folder: Folder = Path("pki"), json: Json = False) -> None:
 
     Red is what is revoked, has ended, or has less than a quarter of its life left. Exits with 1 if any has ended.
     """
-    now, entries = _now(), list(_open(folder).show())
+    now, entries = _now(), list(open_folder(folder).show())
     ended = any(entry.ends <= now and entry.revoked is None for entry in entries)
     if json:
-        print_json([{**_told(entry), "left_s": (entry.ends - now).total_seconds()} for entry in entries])
+        print_json([{**as_json(entry), "left_s": (entry.ends - now).total_seconds()} for entry in entries])
     else:
         rows = [
             (entry.name, entry.kind, entry.role, f"{entry.ends:%Y-%m-%d %H:%M}", _left(entry, now)) for entry in entries
@@ -251,13 +260,15 @@ def _left(entry: Entry, now: datetime) -> str:
     return typer.style(told, fg="red", bold=True) if on_terminal() else f"{told} !"
 
 
-def _told(entry: Entry) -> dict[str, Any]:
+def as_json(entry: Entry) -> dict[str, Any]:
+    """A certificate as JSON has it."""
     from dataclasses import asdict
 
     return {**asdict(entry), "folder": str(entry.folder), "begins": entry.begins, "ends": entry.ends}
 
 
-def _open(folder: Path) -> Pki:
+def open_folder(folder: Path) -> Pki:
+    """The identity system in a folder, which may be empty."""
     from hedgerow.pki.folder import Pki
 
     return Pki(folder, _now)
@@ -267,7 +278,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _passphrase(ask: bool, file: Path | None, *, new: bool = False) -> Callable[[], bytes | None]:
+def passphrase_of(ask: bool, file: Path | None, *, new: bool = False) -> Callable[[], bytes | None]:
     """How to come by the passphrase, when it is needed. Never an option's value: others would see it in the process list."""
 
     def get() -> bytes | None:

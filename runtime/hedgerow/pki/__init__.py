@@ -7,7 +7,9 @@ its broker, nodes, sensors, services and people. A certificate's common name is 
 - `certificates.py`: the certificates and revocation lists themselves. No files, no clock.
 - `files.py`: writing so that a reader sees the old file or the new one, and reading with errors that help.
 - `authority.py`: one authority's folder: its key, what it has issued, its revocation list.
+- `entry.py`: a certificate as people see it.
 - `folder.py`: all of them together: init, issue, renew, revoke, show.
+- `provide.py`: what somebody has written down is there: issued, renewed, or left as it is.
 - `inspect.py`: what may be wrong with the files that a node or a broker uses.
 
 Keys are ECDSA on P-256: whatever speaks TLS takes them, down to microcontrollers, which is not so of Ed25519.

@@ -67,8 +67,14 @@ def authority(
     return made.sign(signing, hashes.SHA256())
 
 
-def reissue(old: x509.Certificate, signer: x509.Certificate, signing: Key, now: datetime) -> x509.Certificate:
-    """An authority's next certificate: another serial and another life, all else as it was."""
+def reissue(
+    old: x509.Certificate, signer: x509.Certificate, signing: Key, now: datetime, names: Sequence[str] = ()
+) -> x509.Certificate:
+    """An authority's next certificate: another serial and another life, all else as it was.
+
+    Args:
+        names: domains and networks that brokers certified by it must be in from now on; empty: as before.
+    """
     made = x509.CertificateBuilder().subject_name(old.subject).issuer_name(signer.subject).public_key(_public(old))
     made = (
         made.serial_number(x509.random_serial_number())
@@ -76,7 +82,10 @@ def reissue(old: x509.Certificate, signer: x509.Certificate, signing: Key, now: 
         .not_valid_after(min(now + AUTHORITY_LIFE, signer.not_valid_after_utc))
     )
     for extension in old.extensions:
-        made = made.add_extension(extension.value, critical=extension.critical)
+        if not (names and isinstance(extension.value, x509.NameConstraints)):
+            made = made.add_extension(extension.value, critical=extension.critical)
+    if names:
+        made = made.add_extension(_constraints(names), critical=True)
     return made.sign(signing, hashes.SHA256())
 
 
@@ -166,12 +175,21 @@ def hosts_of(certificate: x509.Certificate) -> list[str]:
     return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
 
 
-def constraints_of(certificate: x509.Certificate) -> x509.NameConstraints | None:
-    """Which host names an authority may certify; None: any."""
+def permits(authority: x509.Certificate, host: str) -> bool:
+    """Whether an authority may certify a broker at a host name or address (RFC 5280 §4.2.1.10)."""
     try:
-        return certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+        constraints = authority.extensions.get_extension_for_class(x509.NameConstraints).value
     except x509.ExtensionNotFound:
-        return None
+        return True
+    name = _host(host)
+    return any(
+        name.value in one.value
+        if isinstance(one, x509.IPAddress) and isinstance(name, x509.IPAddress)
+        else isinstance(one, x509.DNSName)
+        and isinstance(name, x509.DNSName)
+        and f".{name.value}".lower().endswith(f".{one.value.lstrip('.')}".lower())
+        for one in constraints.permitted_subtrees or ()
+    )
 
 
 def _public(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:

@@ -12,60 +12,18 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
-
-from cryptography import x509
 
 from hedgerow.pki import certificates, files, names
 from hedgerow.pki.authority import Signer
+from hedgerow.pki.entry import Entry, Renewal
 from hedgerow.pki.names import Identity, Kind, PkiError
 from hedgerow.topics import is_name
 
 Passphrase = Callable[[], bytes | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A certificate as `show` lists it.
-
-    Attributes:
-        name: who; of an authority its name, or "root".
-        kind: "root", "authority", or what the identity is.
-        role: as the certificate says.
-        folder: where its files are.
-        revoked: why it was revoked; None if it was not.
-    """
-
-    name: str
-    kind: str
-    role: str
-    folder: Path
-    serial: str
-    begins: datetime
-    ends: datetime
-    hosts: list[str] = field(default_factory=list)
-    revoked: str | None = None
-
-    def is_short(self, now: datetime) -> bool:
-        """Whether less than a quarter of its life is left: it should have been renewed."""
-        return (self.ends - now) < (self.ends - self.begins) / 4
-
-
-class Renewal(NamedTuple):
-    """What a renewal came to.
-
-    Attributes:
-        renewed: the new certificates.
-        failed: why others were not renewed.
-    """
-
-    renewed: list[Entry]
-    failed: list[PkiError]
 
 
 class Pki:
@@ -83,6 +41,10 @@ class Pki:
             "root", folder / "root.crt", folder / "root.key", folder / "root.crl", folder / "root.issued.json"
         )
 
+    def now(self) -> datetime:
+        """What time it is, in whole seconds as certificates have it."""
+        return self._clock().replace(microsecond=0)
+
     def authority(self, name: str) -> Signer:
         """An authority, made already or not."""
         home = self.folder / name
@@ -92,42 +54,52 @@ class Pki:
         """Those known here, with their key or without."""
         return [self.authority(path.parent.name) for path in sorted(self.folder.glob("*/ca.crt"))]
 
+    def check_region(self, region: str) -> None:
+        """Raises: PkiError: this is no name of a region, or the folder is another's."""
+        if not is_name(region):
+            raise PkiError(f"{region!r} cannot be a region", remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`.")
+        if self.root.exists and (there := certificates.region_of(self.root.certificate())) != region:
+            raise PkiError(
+                f"{self.folder} belongs to the region {there}, not {region}",
+                remedy="Name another --folder: each region has a root of its own.",
+            )
+
+    def missing(self, wanted: Iterable[str]) -> list[str]:
+        """Which of some authorities are not made yet."""
+        return [name for name in dict.fromkeys(wanted) if not self.authority(name).exists]
+
     def init(
         self,
         region: str,
         sites: Sequence[str] = (),
         passphrase: Passphrase = lambda: None,
-        hosts: Sequence[str] = (),
+        hosts: Sequence[str] | Mapping[str, Sequence[str]] = (),
     ) -> list[str]:
         """Make the root, the region's authority and those of sites, as far as they are not there.
 
         Args:
+            sites: and what else shall have an authority of its own.
             passphrase: of the root's key; asked for only if that is made or used.
-            hosts: domains and networks that the brokers of the new sites are in; empty: any.
+            hosts: domains and networks that the brokers of the new sites are in, for all or by site; empty: any.
         Returns: what was made.
         """
-        now, made = self._now(), []
+        now, made = self.now(), []
         wanted = [names.REGION, *(names.check_site(site) for site in sites)]
-        if not is_name(region):
-            raise PkiError(f"{region!r} cannot be a region", remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`.")
+        self.check_region(region)
         with files.locked(self.folder):
-            secret = passphrase() if not self.root.exists or self._missing(wanted) else None
+            secret = passphrase() if not self.root.exists or self.missing(wanted) else None
             if not self.root.exists:
                 key = certificates.new_key()
                 files.write_key(self.root.key_file, key, secret)
                 files.write(self.root.certificate_file, certificates.pem(certificates.root(region, key, now)))
                 self.root.write_revocations(key, now)
                 made.append("root")
-            elif (there := certificates.region_of(self.root.certificate())) != region:
-                raise PkiError(
-                    f"{self.folder} belongs to the region {there}, not {region}",
-                    remedy="Name another --folder: each region has a root of its own.",
-                )
-            if missing := self._missing(wanted):
+            if missing := self.missing(wanted):
                 self.root.check_clock(now)
                 signing = self.root.key(secret)
                 for name in missing:
-                    self._make_authority(name, signing, now, () if name == names.REGION else hosts)
+                    own = hosts.get(name, ()) if isinstance(hosts, Mapping) else hosts
+                    self._make_authority(name, signing, now, () if name == names.REGION else own)
                     made.append(name)
             self._refresh()
         return made
@@ -151,15 +123,10 @@ class Pki:
         if role is not None and not is_name(role):
             raise PkiError(f"{role!r} cannot be a role", remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`.")
         with files.locked(self.folder):
-            home = self._home(who)
-            entry = self._entry(home) if (home / "tls.crt").exists() else None
-            if entry is not None and entry.name != str(who):
-                raise PkiError(
-                    f"{home} belongs to {entry.name}", remedy="Names below one authority must differ: choose another."
-                )
+            entry = self.find(who)
             if entry is not None and entry.revoked is None:
                 raise PkiError(
-                    f"{who} has a certificate until {entry.ends:%Y-%m-%d %H:%M} UTC: {home}",
+                    f"{who} has a certificate until {entry.ends:%Y-%m-%d %H:%M} UTC: {entry.folder}",
                     remedy=f"`hedgerow pki renew {who}` makes the next one; to begin anew, `revoke` it first.",
                 )
             return self._sign(who, role or who.kind, life, hosts, certificates.new_key())
@@ -177,7 +144,7 @@ class Pki:
         renewed: list[Entry] = []
         failed: list[PkiError] = []
         with files.locked(self.folder):
-            for home in [self._home(who) for who in chosen] or list(self._ours()):
+            for home in [self.home(who) for who in chosen] or list(self._ours()):
                 try:
                     if (entry := self._renew(home, within, new_key=new_key, named=bool(chosen))) is not None:
                         renewed.append(entry)
@@ -189,7 +156,7 @@ class Pki:
     def _renew(self, home: Path, within: timedelta | None, *, new_key: bool, named: bool) -> Entry | None:
         if not (home / "tls.crt").exists():
             raise PkiError(f"There is no certificate in {home}", remedy="`hedgerow pki issue` makes one.")
-        entry = self._entry(home)
+        entry = self.entry(home)
         if entry.revoked is not None:
             if not named:
                 return None
@@ -197,10 +164,8 @@ class Pki:
                 f"{entry.name} was revoked: {entry.revoked}",
                 remedy=f"`hedgerow pki issue {entry.name}` makes a new key and certificate, if that is meant.",
             )
-        who, key, now = names.parse(entry.name), _key_of(home), self._now()
-        life = self._known(who.authority).life_of(entry.serial)
-        if life is None:
-            life = entry.ends - entry.begins - certificates.BACK_DATED
+        who, key, now = names.parse(entry.name), _key_of(home), self.now()
+        life = self._life(who, entry)
         asked = named and within is None
         if not (asked or key is None or entry.ends - now < (life / 3 if within is None else within)):
             return None
@@ -208,15 +173,43 @@ class Pki:
             key = certificates.new_key()
         return self._sign(who, entry.role, life, entry.hosts, key)
 
-    def renew_authority(self, name: str, passphrase: Passphrase = lambda: None) -> Entry:
-        """Give an authority a new certificate for its old key: what it has issued goes on counting."""
-        now = self._now()
+    def is_due(self, who: Identity) -> bool:
+        """Whether `renew` would renew somebody's certificate: less than a third of its life is left, or its key is lost."""
+        entry = self.find(who)
+        if entry is None or entry.revoked is not None:
+            return False
+        return _key_of(entry.folder) is None or entry.ends - self.now() < self._life(who, entry) / 3
+
+    def amend(self, who: Identity, role: str, hosts: Sequence[str]) -> Entry:
+        """Give somebody another certificate for the same key, with another role or hosts, and for as long again.
+
+        Raises: PkiError: there is none, or the authority cannot sign here.
+        """
+        with files.locked(self.folder):
+            entry = self.find(who)
+            if entry is None or entry.revoked is not None:
+                raise PkiError(f"{who} has no certificate that counts", remedy=f"`hedgerow pki issue {who}` makes one.")
+            key = _key_of(entry.folder) or certificates.new_key()
+            return self._sign(who, role, self._life(who, entry), hosts, key)
+
+    def _life(self, who: Identity, entry: Entry) -> timedelta:
+        """What a certificate was asked for with."""
+        known = self._known(who.authority).life_of(entry.serial)
+        return entry.ends - entry.begins - certificates.BACK_DATED if known is None else known
+
+    def renew_authority(self, name: str, passphrase: Passphrase = lambda: None, hosts: Sequence[str] = ()) -> Entry:
+        """Give an authority a new certificate for its old key: what it has issued goes on counting.
+
+        Args:
+            hosts: domains and networks that its brokers are in from now on; empty: as before.
+        """
+        now = self.now()
         with files.locked(self.folder):
             signer = self._known(name)
             self.root.check_clock(now)
             old = signer.certificate()
             signing = self.root.key(passphrase())
-            made = certificates.reissue(old, self.root.certificate(), signing, now)
+            made = certificates.reissue(old, self.root.certificate(), signing, now, hosts)
             self.root.enter(name, made, now, certificates.AUTHORITY_LIFE)
             files.write(signer.certificate_file, certificates.pem(made))
             if signer.key_file.exists():
@@ -226,7 +219,7 @@ class Pki:
 
     def revoke(self, who: Identity, reason: str) -> int:
         """Revoke all certificates of somebody that still count. Returns: how many."""
-        now = self._now()
+        now = self.now()
         with files.locked(self.folder):
             signer = self._known(who.authority)
             count = signer.revoke([who.name], reason, now, signer.key())
@@ -239,7 +232,7 @@ class Pki:
 
     def revoke_authority(self, name: str, reason: str, passphrase: Passphrase = lambda: None) -> int:
         """Revoke an authority, and so all that it has issued. Returns: how many certificates of it."""
-        now = self._now()
+        now = self.now()
         with files.locked(self.folder):
             self._known(name)
             count = self.root.revoke([name], reason, now, self.root.key(passphrase()))
@@ -248,25 +241,44 @@ class Pki:
 
     def show(self) -> Iterator[Entry]:
         """Every certificate, the root first, then each authority with what it has issued."""
-        yield _entry("root", "root", self.root.certificate(), self.folder, {})
-        for signer in self.authorities():
-            yield self._authority_entry(signer)
-            for home in self._homes(signer):
-                yield self._entry(home)
+        for signer in self.signers():
+            yield signer
+            if signer.kind == "authority":
+                yield from map(self.entry, self.homes(signer.name))
+
+    def signers(self) -> Iterator[Entry]:
+        """The certificates of the root and of all authorities known here."""
+        yield Entry.of("root", "root", self.root.certificate(), self.folder, {})
+        yield from map(self._authority_entry, self.authorities())
+
+    def find(self, who: Identity) -> Entry | None:
+        """Somebody's certificate; None if there is none. Raises: PkiError: it cannot be read, or is another's."""
+        home = self.home(who)
+        if not (home / "tls.crt").exists():
+            return None
+        entry = self.entry(home)
+        if entry.name != str(who):
+            raise PkiError(
+                f"{home} belongs to {entry.name}", remedy="Names below one authority must differ: choose another."
+            )
+        return entry
+
+    def entry(self, home: Path) -> Entry:
+        """The certificate in a folder. Raises: PkiError: it cannot be read."""
+        signer = self.authority(home.parent.parent.name)
+        return Entry.of_somebody(signer.name, files.read_certificates(home / "tls.crt")[0], home, signer.revoked())
 
     def home(self, who: Identity) -> Path:
         """The folder of an identity's files."""
-        return self._home(who)
+        return self.folder / who.authority / "issued" / who.name
+
+    def homes(self, authority: str) -> list[Path]:
+        """The folders of all whom an authority has certified."""
+        return sorted(path.parent for path in self.folder.glob(f"{authority}/issued/*/tls.crt"))
 
     def lists(self, authority: str) -> list[Path]:
         """The revocation lists of those whom an authority has certified: to be distributed when it revokes one."""
         return sorted(self.folder.glob(f"{authority}/issued/*/trust.crl"))
-
-    def _now(self) -> datetime:
-        return self._clock().replace(microsecond=0)
-
-    def _missing(self, wanted: Sequence[str]) -> list[str]:
-        return [name for name in dict.fromkeys(wanted) if not self.authority(name).exists]
 
     def _known(self, name: str) -> Signer:
         signer = self.authority(name)
@@ -289,21 +301,27 @@ class Pki:
         signer.write_revocations(key, now)
 
     def _sign(self, who: Identity, role: str, life: timedelta, hosts: Sequence[str], key: files.Key) -> Entry:
-        now, signer = self._now(), self._known(who.authority)
+        now, signer = self.now(), self._known(who.authority)
         signer.check_clock(now)
         issuer = signer.certificate()
+        if strange := [host for host in hosts if not certificates.permits(issuer, host)]:
+            raise PkiError(
+                f"The authority {who.authority} may not certify a broker at {', '.join(strange)}",
+                remedy=f"If its broker has moved: `hedgerow pki renew --authority {who.authority}"
+                f"{''.join(f' --host {host}' for host in hosts)}`, where the root's key is.",
+            )
         ends = min(now + life, issuer.not_valid_after_utc)
         user = hosts[0] if who.kind is Kind.BROKER else who.user
         made = certificates.leaf(who.kind, user, role, key.public_key(), issuer, signer.key(), now, ends, hosts)
         signer.enter(who.name, made, now, life)
-        home = self._home(who)
+        home = self.home(who)
         files.make_folder(home.parent, private=True)
         files.make_folder(home, private=True)
         if _key_of(home) != key or not (home / "tls.key").exists():
             files.write_key(home / "tls.key", key)
         files.write(home / "tls.crt", certificates.pem(made, issuer))
         self._refresh([home])
-        return self._entry(home)
+        return self.entry(home)
 
     def _refresh(self, homes: Sequence[Path] | None = None) -> None:
         """Let everybody's files say what is known here of authorities and revocations; write only what changes.
@@ -326,41 +344,13 @@ class Pki:
                     leaf = files.read_certificates(home / "tls.crt")[0]
                     _write_if_changed(home / "tls.crt", certificates.pem(leaf, issuer))
 
-    def _home(self, who: Identity) -> Path:
-        return self.folder / who.authority / "issued" / who.name
-
-    def _homes(self, signer: Signer) -> list[Path]:
-        return sorted(path.parent for path in self.folder.glob(f"{signer.name}/issued/*/tls.crt"))
-
     def _ours(self) -> Iterator[Path]:
         for signer in self.authorities():
             if signer.key_file.exists():
-                yield from self._homes(signer)
-
-    def _entry(self, home: Path) -> Entry:
-        certificate = files.read_certificates(home / "tls.crt")[0]
-        signer = self.authority(home.parent.parent.name)
-        user = certificates.common_name(certificate)
-        broker = bool(certificates.hosts_of(certificate))
-        name = f"{signer.name}/{Kind.BROKER}" if broker else user
-        return _entry(name, names.parse(name).kind, certificate, home, signer.revoked())
+                yield from self.homes(signer.name)
 
     def _authority_entry(self, signer: Signer) -> Entry:
-        return _entry(signer.name, "authority", signer.certificate(), self.folder / signer.name, self.root.revoked())
-
-
-def _entry(name: str, kind: str, certificate: x509.Certificate, folder: Path, revoked: dict[int, str]) -> Entry:
-    return Entry(
-        name=name,
-        kind=kind,
-        role=certificates.role_of(certificate),
-        folder=folder,
-        serial=f"{certificate.serial_number:x}",
-        begins=certificate.not_valid_before_utc,
-        ends=certificate.not_valid_after_utc,
-        hosts=certificates.hosts_of(certificate),
-        revoked=revoked.get(certificate.serial_number),
-    )
+        return Entry.of(signer.name, "authority", signer.certificate(), self.folder / signer.name, self.root.revoked())
 
 
 def _key_of(home: Path) -> files.Key | None:

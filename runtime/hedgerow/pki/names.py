@@ -3,6 +3,7 @@
 AUTHORITY/broker    a broker; its certificate carries host names and addresses
 SITE/NODE           a node or a sensor
 SITE                the bridge of a site's broker to the region, so the region signs it
+ABOVE/bridge/NAME   the bridge of a region's broker to the one above, whose authority signs it
 NAME@AUTHORITY      a service or a person
 """
 
@@ -21,7 +22,8 @@ _LONGEST: Final = 64
 """Characters a common name may have (RFC 5280, ub-common-name)."""
 
 _FORMS: Final = (
-    "Write SITE/NODE, AUTHORITY/broker, SITE (a bridge) or NAME@AUTHORITY; names are of `A-Z a-z 0-9 . _ -`."
+    "Write SITE/NODE, AUTHORITY/broker, SITE or ABOVE/bridge/NAME (a bridge), or NAME@AUTHORITY; names are of "
+    "`A-Z a-z 0-9 . _ -`."
 )
 
 
@@ -61,7 +63,8 @@ class Identity(NamedTuple):
         return f"{self.name}@{self.authority}" if self.kind is Kind.SERVICE else f"{self.authority}/{self.name}"
 
     def __str__(self) -> str:
-        return self.user
+        bridge_above = self.kind is Kind.BRIDGE and self.authority != REGION
+        return f"{self.authority}/{self.kind}/{self.name}" if bridge_above else self.user
 
 
 def parse(text: str) -> Identity:
@@ -83,15 +86,32 @@ def parse(text: str) -> Identity:
             found = Identity(Kind.BRIDGE, REGION, left)
         elif right == Kind.BROKER:
             found = Identity(Kind.BROKER, left, right)
+        elif right.startswith(f"{Kind.BRIDGE}/"):
+            found = Identity(Kind.BRIDGE, left, right.partition("/")[2])
         else:
             found = Identity(Kind.NODE, left, right)
     if not (is_name(found.authority) and is_name(found.name)):
         raise PkiError(f"{text!r} cannot be the name of a certificate", remedy=_FORMS)
-    if (found.authority == REGION and found.kind is Kind.NODE) or (found.kind, found.name) == (Kind.BRIDGE, REGION):
+    if found.authority == REGION and (found.kind is Kind.NODE or found == (Kind.BRIDGE, REGION, REGION)):
         raise PkiError(f"{text!r}: `{REGION}` is the region's authority, not a site", remedy=_FORMS)
-    if found.kind is Kind.SERVICE and found.name == Kind.BROKER:
-        raise PkiError(f"{text!r}: the folder `broker` is the broker's own", remedy="Call the service otherwise.")
+    if found.kind is not Kind.BROKER and found.name == Kind.BROKER:
+        raise PkiError(f"{text!r}: the folder `broker` is the broker's own", remedy="Take another name.")
     return found
+
+
+def of(authority: str, folder: str, user: str, *, broker: bool) -> Identity:
+    """Whose a certificate is.
+
+    Args:
+        authority: who signed it.
+        folder: its folder below the authority's `issued/`.
+        user: its common name.
+        broker: whether it is for hosts.
+    Raises: PkiError: the common name is none of ours.
+    """
+    if broker:
+        return Identity(Kind.BROKER, authority, str(Kind.BROKER))
+    return Identity(Kind.BRIDGE, authority, user) if user == folder else parse(user)
 
 
 def check_site(name: str) -> str:

@@ -42,6 +42,8 @@ def clashes(topology: Topology) -> Iterator[Finding]:
         sensors = topology.sensors_of(name).keys()
         if name in above:
             yield Finding(here, f"{name} names something above the site too", "Give the site another name.")
+        if name == "broker":
+            yield Finding(here, "`broker` is the name of the broker's own certificate", "Give the site another name.")
         for both in sorted(site.nodes.keys() & sensors):
             yield Finding(
                 (*here, "nodes"),

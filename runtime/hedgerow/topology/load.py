@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,13 +46,28 @@ def load(path: Path) -> Described:
     reading = _Reading(topology, path.parent)
     findings = [*check.clashes(topology), *reading.findings()]
     findings += check.mismatches(topology, reading.nodes)
+    _refuse(document, path, findings)
+    return Described(path.name, topology, reading.texts, reading.nodes, reading.models)
+
+
+def load_alone(path: Path) -> Topology:
+    """Read a topology without the base files it names: who is there, and where.
+
+    Raises: BadConfigFile: it cannot be read or used; every problem with its line.
+    """
+    document = Document.read(path)
+    topology = _anchored(document.as_a(Topology, "topology"), path.parent.resolve())
+    _refuse(document, path, [*check.clashes(topology)])
+    return topology
+
+
+def _refuse(document: Document, path: Path, findings: Sequence[Finding]) -> None:
     if findings:
         problems = [
             Problem(document.line_of(keys), ".".join(map(str, keys)), message, remedy)
             for keys, message, remedy in findings
         ]
         raise BadConfigFile(path, problems, "topology")
-    return Described(path.name, topology, reading.texts, reading.nodes, reading.models)
 
 
 class _Reading:

@@ -72,19 +72,24 @@ def certificate(topology: Topology, authority: str, name: str) -> Path:
     return topology.machine.pki / authority / "issued" / name
 
 
+def tls(topology: Topology, authority: str, name: str) -> dict[str, str]:
+    """How whoever has that certificate connects: `tls:` of a configuration."""
+    own = certificate(topology, authority, name)
+    return {
+        "ca_file": str(own / "trust.crt"),
+        "cert_file": str(own / "tls.crt"),
+        "key_file": str(own / "tls.key"),
+    }
+
+
 def _where_it_is(topology: Topology, site: str, node: str) -> dict[str, Any]:
-    own = certificate(topology, site, node)
     return {
         "broker": {
             "url": topology.sites[site].broker,
             "username": None,
             "password": None,
             "password_file": None,
-            "tls": {
-                "ca_file": str(own / "trust.crt"),
-                "cert_file": str(own / "tls.crt"),
-                "key_file": str(own / "tls.key"),
-            },
+            "tls": tls(topology, site, node),
         },
         "node": {
             "region": topology.region.name,

@@ -4,59 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from hedgerow.pki.provide import Wanted
+from hedgerow.topology import identities
 from hedgerow.topology.deploy import Service
+from hedgerow.topology.identities import Needed
 from hedgerow.topology.k3s import NAMESPACE, named
-from hedgerow.topology.model import REGION_AUTHORITY, Roles, Topology
+from hedgerow.topology.model import REGION_AUTHORITY, Topology
 
 
 def site(topology: Topology, name: str, services: list[Service]) -> str:
     """For a site: its broker and nodes."""
-    place = topology.sites[name]
-    certificates = [
-        (name, "broker", "the broker's host name", "broker"),
-        (REGION_AUTHORITY, name, f"`{name}`", "the broker's bridge, certified by the region"),
-        *((name, node, f"`{name}/{node}`", "node") for node in place.nodes),
-        *((name, sensor, f"`{name}/{sensor}`", "sensor") for sensor in topology.sensors_of(name)),
-        *_people(name, place.roles),
-    ]
     files = (
         "Models that come from files lie below `nodes/`. `hedgerow config check` says what is missing on the machine:"
     )
     checks = [f"    hedgerow config check {service.words[-1]}" for service in services]
     secrets = [("broker", name, "broker"), ("bridge", REGION_AUTHORITY, name)]
     secrets += [(service.name, name, service.name) for service in services]
+    certificates = identities.of_site(topology, name)
     return _text(topology, name, services, [files, "", *checks, ""], certificates, secrets, with_broker=True)
 
 
 def region(topology: Topology, service: Service | None) -> str:
     """For the region: its broker, unless that is not ours, and its service."""
     section = topology.region
-    certificates = [*_people(REGION_AUTHORITY, section.roles)]
     secrets = [("region", REGION_AUTHORITY, service.tls.name)] if service is not None else []
     if not section.external:
-        certificates.insert(0, (REGION_AUTHORITY, "broker", "the broker's host name", "broker"))
         secrets.insert(0, ("broker", REGION_AUTHORITY, "broker"))
     if topology.parent is not None:
-        bridge = (
-            topology.parent.name,
-            section.name,
-            f"`{section.name}`",
-            f"the broker's bridge to {topology.parent.name}",
-        )
-        certificates.append(bridge)
         secrets.append(("bridge", topology.parent.name, section.name))
     services = [service] if service is not None else []
+    certificates = identities.of_region(topology)
     return _text(topology, section.name, services, [], certificates, secrets, with_broker=not section.external)
 
 
-def parent(topology: Topology, name: str, roles: Roles) -> str:
+def parent(topology: Topology, name: str) -> str:
     """For the broker above the region."""
-    certificates = [(name, "broker", "the broker's host name", "broker"), *_people(name, roles)]
-    return _text(topology, name, [], [], certificates, [("broker", name, "broker")], with_broker=True)
-
-
-def _people(authority: str, roles: Roles) -> list[tuple[str, str, str, str]]:
-    return [(authority, one, f"`{one}@{authority}`", role) for role, names in roles.items() for one in names]
+    secrets = [("broker", name, "broker")]
+    return _text(topology, name, [], [], identities.of_parent(topology), secrets, with_broker=True)
 
 
 def _text(
@@ -64,7 +48,7 @@ def _text(
     name: str,
     services: list[Service],
     checks: list[str],
-    certificates: Iterable[tuple[str, str, str, str]],
+    certificates: Iterable[Needed],
     secrets: list[tuple[str, str, str]],
     *,
     with_broker: bool,
@@ -125,7 +109,14 @@ def _text(
             "",
             "| folder | common name | whose |",
             "|---|---|---|",
-            *(f"| {authority}/issued/{one} | {common} | {whose} |" for authority, one, common, whose in certificates),
+            *(
+                f"| {one.who.authority}/issued/{one.who.name} | {_common_name(one)} | {whose} |"
+                for one, whose in certificates
+            ),
             "",
         ]
     )
+
+
+def _common_name(one: Wanted) -> str:
+    return "the broker's host name" if one.hosts else f"`{one.who.user}`"

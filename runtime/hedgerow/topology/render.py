@@ -93,5 +93,5 @@ def _parent(topology: Topology, parent: ParentSection) -> dict[str, str]:
         **broker,
         **deploy.parent_files(topology, parent, list(tls.values())),
         "k3s.yaml": k3s.head("The broker", parent.name) + k3s.broker(topology, parent.name, parent, broker, tls),
-        "README.md": readme.parent(topology, parent.name, parent.roles),
+        "README.md": readme.parent(topology, parent.name),
     }

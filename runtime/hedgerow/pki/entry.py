@@ -1,0 +1,78 @@
+"""A certificate as people see it: whose it is, how long it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography import x509
+
+from hedgerow.pki import certificates, names
+from hedgerow.pki.names import PkiError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A certificate as `show` lists it.
+
+    Attributes:
+        name: who; of an authority its name, or "root".
+        kind: "root", "authority", or what the identity is.
+        role: as the certificate says.
+        folder: where its files are.
+        revoked: why it was revoked; None if it was not.
+    """
+
+    name: str
+    kind: str
+    role: str
+    folder: Path
+    serial: str
+    begins: datetime
+    ends: datetime
+    hosts: list[str] = field(default_factory=list)
+    revoked: str | None = None
+
+    @classmethod
+    def of(cls, name: str, kind: str, certificate: x509.Certificate, folder: Path, revoked: dict[int, str]) -> Entry:
+        """From the certificate.
+
+        Args:
+            revoked: why certificates of its signer were, by serial.
+        """
+        return cls(
+            name=name,
+            kind=kind,
+            role=certificates.role_of(certificate),
+            folder=folder,
+            serial=f"{certificate.serial_number:x}",
+            begins=certificate.not_valid_before_utc,
+            ends=certificate.not_valid_after_utc,
+            hosts=certificates.hosts_of(certificate),
+            revoked=revoked.get(certificate.serial_number),
+        )
+
+    @classmethod
+    def of_somebody(cls, authority: str, certificate: x509.Certificate, folder: Path, revoked: dict[int, str]) -> Entry:
+        """From the certificate of somebody whom an authority has certified."""
+        broker = bool(certificates.hosts_of(certificate))
+        who = names.of(authority, folder.name, certificates.common_name(certificate), broker=broker)
+        return cls.of(str(who), who.kind, certificate, folder, revoked)
+
+    def is_short(self, now: datetime) -> bool:
+        """Whether less than a quarter of its life is left: it should have been renewed."""
+        return (self.ends - now) < (self.ends - self.begins) / 4
+
+
+class Renewal(NamedTuple):
+    """What a renewal came to.
+
+    Attributes:
+        renewed: the new certificates.
+        failed: why others were not renewed.
+    """
+
+    renewed: list[Entry]
+    failed: list[PkiError]

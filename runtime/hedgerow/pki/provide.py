@@ -1,0 +1,104 @@
+"""What somebody has written down is provided: certificates that are missing are issued, those that end soon are renewed.
+
+Doing it twice is as good as once. What cannot be provided is said, and holds up nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, NamedTuple
+
+from hedgerow.pki.entry import Entry
+from hedgerow.pki.folder import Pki
+from hedgerow.pki.names import Identity, PkiError
+
+Did = Literal["issued", "renewed", "changed", "kept", "elsewhere", "failed"]
+
+
+class Wanted(NamedTuple):
+    """A certificate that there shall be.
+
+    Attributes:
+        role: what it is, for people to read.
+        hosts: how clients reach a broker; nothing for anybody else.
+    """
+
+    who: Identity
+    role: str
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """What became of a wanted certificate.
+
+    Attributes:
+        did: "elsewhere" if its authority's key is not here, so that this folder has no say in it.
+        entry: the certificate that there is now; None if there is none.
+        why: why it was changed, or could not be provided.
+        remedy: what to do about that; "" if nothing.
+    """
+
+    who: Identity
+    role: str
+    did: Did
+    entry: Entry | None = None
+    why: str = ""
+    remedy: str = ""
+
+
+def provide(pki: Pki, wanted: Iterable[Wanted], life: timedelta, *, dry_run: bool = False) -> Iterator[Provided]:
+    """Provide certificates one after the other; each is done when it is given.
+
+    Args:
+        life: how long new ones count; those that are renewed count for as long as they were made for.
+        dry_run: only say what would be done; the entry is the one that there is.
+    """
+    for one in wanted:
+        try:
+            yield _provide(pki, one, life, dry_run=dry_run)
+        except PkiError as error:
+            yield Provided(who=one.who, role=one.role, did="failed", why=str(error), remedy=error.remedy)
+
+
+def _provide(pki: Pki, one: Wanted, life: timedelta, *, dry_run: bool) -> Provided:
+    who, entry = one.who, pki.find(one.who)
+    signer = pki.authority(who.authority)
+    if signer.exists and not signer.key_file.exists():
+        return Provided(who=who, role=one.role, did="elsewhere", entry=entry)
+    if entry is not None and entry.revoked is not None:
+        raise PkiError(
+            f"{who} was revoked: {entry.revoked}",
+            remedy=f"`hedgerow pki issue {who}` makes a new key and certificate, if that is meant; else take it out of the file.",
+        )
+    did, why = _due(pki, one, entry)
+    if not dry_run and did == "issued":
+        entry = pki.issue(who, life, role=one.role, hosts=one.hosts)
+    elif not dry_run and did != "kept" and entry is not None:
+        # Hosts that somebody has added by hand stay: an address, a name from before.
+        entry = pki.amend(who, one.role, tuple(dict.fromkeys((*one.hosts, *entry.hosts))))
+    return Provided(who=who, role=one.role, did=did, entry=entry, why=why)
+
+
+def _due(pki: Pki, one: Wanted, entry: Entry | None) -> tuple[Did, str]:
+    if entry is None:
+        return "issued", ""
+    if missing := [host for host in one.hosts if host not in entry.hosts]:
+        return "changed", f"now reached as {', '.join(missing)}"
+    if entry.role != one.role:
+        return "changed", f"was {entry.role}"
+    return ("renewed", "") if pki.is_due(one.who) else ("kept", "")
+
+
+def surplus(pki: Pki, wanted: Iterable[Wanted]) -> Iterator[Entry]:
+    """Certificates that count, whose authority's key is here, and that nobody wants."""
+    known = {str(one.who) for one in wanted}
+    for signer in pki.authorities():
+        for home in pki.homes(signer.name) if signer.key_file.exists() else ():
+            with suppress(PkiError):  # one that is spoiled is told where it is wanted
+                entry = pki.entry(home)
+                if entry.name not in known and entry.revoked is None and entry.ends > pki.now():
+                    yield entry

@@ -1,0 +1,73 @@
+"""All certificates that a topology needs, in a folder of `pki`: for `hedgerow pki apply`, and for demos."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import timedelta
+
+from hedgerow.pki.entry import Entry
+from hedgerow.pki.folder import Passphrase, Pki
+from hedgerow.pki.names import PkiError
+from hedgerow.pki.provide import Provided, provide, surplus
+from hedgerow.topology.identities import authorities, needed
+from hedgerow.topology.model import REGION_AUTHORITY, Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """What was done.
+
+    Attributes:
+        made: the root and the authorities that were made.
+        certificates: what became of each that the topology needs.
+        surplus: those that count and that the topology does not name; they are left as they are.
+        ending: authorities that end soon.
+    """
+
+    made: list[str]
+    certificates: list[Provided]
+    surplus: list[Entry]
+    ending: list[Entry]
+
+
+def certify(
+    topology: Topology,
+    pki: Pki,
+    life: timedelta,
+    *,
+    init: bool = False,
+    passphrase: Passphrase = lambda: None,
+    without: Collection[str] = (),
+    dry_run: bool = False,
+) -> Certified:
+    """See to it that everybody in a topology has a certificate that counts.
+
+    Args:
+        life: how long new certificates count.
+        init: make the root and authorities that are missing; they may certify no other hosts than the topology's.
+        passphrase: of the root's key; asked for only if that is made or used.
+        without: authorities that are somebody else's, with all whom they certify.
+        dry_run: only say what would be done.
+    Raises: PkiError: an authority is missing and is not to be made, or cannot be.
+    """
+    hosts = {name: names for name, names in authorities(topology).items() if name not in without}
+    pki.check_region(topology.region.name)
+    made = pki.missing([name for name in (REGION_AUTHORITY, *hosts) if name not in without])
+    if not pki.root.exists:
+        made.insert(0, "root")
+    if made and not init:
+        raise PkiError(
+            f"There is no {'root' if made[0] == 'root' else 'authority'} yet: {pki.folder} lacks {', '.join(made)}",
+            remedy="Say --init to make what is missing, where the root's key is; or name the right --folder. "
+            "An authority that is kept elsewhere: --without NAME.",
+        )
+    if not dry_run and made:
+        made = pki.init(topology.region.name, list(hosts), passphrase, hosts)
+    wanted = [one.wanted for one in needed(topology) if one.wanted.who.authority not in without]
+    return Certified(
+        made,
+        list(provide(pki, wanted, life, dry_run=dry_run)),
+        [entry for entry in surplus(pki, wanted) if entry.folder.parent.parent.name not in without],
+        [entry for entry in pki.signers() if entry.is_short(pki.now())] if pki.root.exists else [],
+    )

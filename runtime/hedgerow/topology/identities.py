@@ -1,0 +1,94 @@
+"""Who has a certificate in a topology, and from which authority. Pure.
+
+Brokers are certified for the host that the topology's URL names. A broker that is `external` needs one too: whoever comes
+to it believes the region's root and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from hedgerow.pki.names import Identity, Kind
+from hedgerow.pki.provide import Wanted
+from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, Roles, SiteSection, Topology
+
+
+class Needed(NamedTuple):
+    """A certificate that a machine needs.
+
+    Attributes:
+        whose: for people to read.
+    """
+
+    wanted: Wanted
+    whose: str
+
+
+def of_site(topology: Topology, name: str) -> Iterator[Needed]:
+    """Of a site's machines, its broker first."""
+    place = topology.sites[name]
+    yield _broker(name, place)
+    yield _bridge(REGION_AUTHORITY, name, "the broker's bridge, certified by the region")
+    for node in place.nodes:
+        yield Needed(Wanted(Identity(Kind.NODE, name, node), "node"), "node")
+    for sensor in topology.sensors_of(name):
+        yield Needed(Wanted(Identity(Kind.NODE, name, sensor), "sensor"), "sensor")
+    yield from _people(name, place.roles)
+
+
+def of_region(topology: Topology) -> Iterator[Needed]:
+    """Of the region's machines and people, its broker first."""
+    region, parent = topology.region, topology.parent
+    yield _broker(REGION_AUTHORITY, region)
+    if parent is not None:
+        yield _bridge(parent.name, region.name, f"the broker's bridge to {parent.name}")
+    yield from _people(REGION_AUTHORITY, region.roles)
+
+
+def of_parent(topology: Topology) -> Iterator[Needed]:
+    """Of what is above the region, if anything is: its broker, its people, and the bridges of other regions."""
+    if (parent := topology.parent) is None:
+        return
+    yield _broker(parent.name, parent)
+    for region in parent.regions:
+        if region != topology.region.name:
+            yield _bridge(parent.name, region, f"the bridge of region {region}: to be brought there")
+    yield from _people(parent.name, parent.roles)
+
+
+def needed(topology: Topology) -> list[Needed]:
+    """All of them, from below."""
+    sites = [one for site in topology.sites for one in of_site(topology, site)]
+    return [*sites, *of_region(topology), *of_parent(topology)]
+
+
+def authorities(topology: Topology) -> dict[str, tuple[str, ...]]:
+    """The authorities beside the region's: of sites, and of what is above; and the hosts that each may certify."""
+    found = {name: _hosts(place) for name, place in topology.sites.items()}
+    if topology.parent is not None:
+        found[topology.parent.name] = _hosts(topology.parent)
+    return found
+
+
+def _broker(authority: str, place: SiteSection | RegionSection) -> Needed:
+    external = isinstance(place, RegionSection) and place.external
+    whose = "broker: for whoever runs it" if external else "broker"
+    return Needed(Wanted(Identity(Kind.BROKER, authority, str(Kind.BROKER)), "broker", _hosts(place)), whose)
+
+
+def _bridge(authority: str, name: str, whose: str) -> Needed:
+    return Needed(Wanted(Identity(Kind.BRIDGE, authority, name), "bridge"), whose)
+
+
+def _people(authority: str, roles: Roles) -> Iterator[Needed]:
+    for role, names in roles.items():
+        for name in names:
+            yield Needed(Wanted(Identity(Kind.SERVICE, authority, name), role), role)
+
+
+def _hosts(place: SiteSection | RegionSection) -> tuple[str, ...]:
+    host = urlsplit(place.broker).hostname
+    assert host is not None  # noqa: S101 - `model.py` has seen to that
+    return (host,)
