@@ -184,6 +184,7 @@ _MODEL = Group(
     {
         "build": Verb("hedgerow.cli.model_build:build", "Make a bundle of a model's file."),
         "publish": Verb("hedgerow.cli.publish_model:publish", "Publish a version of a model, signed by its owner."),
+        "push": Verb("hedgerow.cli.push_model:push", "Bring a version's files to an OCI registry."),
     },
     "Build models into bundles; look at them, compare, check and publish them.",
     """Build models into bundles; look at them, compare, check and publish them.
