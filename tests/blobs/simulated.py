@@ -58,12 +58,14 @@ class SimulatedNode:
     Attributes:
         lies: what it gives to neighbours is damaged.
         mute: it offers, and sends nothing.
+        sourced: it asks another source than the region, and gives all what comes.
         here: chunks that it has.
     """
 
     name: str
     lies: bool = False
     mute: bool = False
+    sourced: bool = False
     here: set[str] = field(default_factory=set)
     alive: bool = False
     connected: bool = True
@@ -71,6 +73,7 @@ class SimulatedNode:
     plan: Plan | None = None
     offers: Offers | None = None
     wakes_at: float = float("inf")
+    bringing: set[str] = field(default_factory=set)
 
 
 class SimulatedSite:
@@ -81,7 +84,6 @@ class SimulatedSite:
         bytes_per_s: what the site's nodes may ask for.
     Attributes:
         wan_bytes: that came over the WAN.
-        wasted_bytes: those of them that an honest node of the site had already, when the region was asked.
         notes: said by nodes so far.
     """
 
@@ -91,8 +93,6 @@ class SimulatedSite:
         self.now = 0.0
         self.nodes: dict[str, SimulatedNode] = {}
         self.wan_bytes = 0
-        self.wasted_bytes = 0
-        self.most_per_s = 0.0
         self.notes = 0
         self._random = Random(seed)
         self._bytes_per_s = bytes_per_s
@@ -161,10 +161,13 @@ class SimulatedSite:
             node.plan, node.done_at = None, self.now
         if node.plan is not None:
             steps = node.plan.next(self.now)
-            for kind, digests in ((Kind.WANT, steps.want), (Kind.BUSY, steps.busy), (Kind.ASK, steps.ask)):
+            ask = Kind.TAKE if node.sourced else Kind.ASK
+            for kind, digests in ((Kind.WANT, steps.want), (Kind.BUSY, steps.busy), (ask, steps.ask)):
                 if digests:
                     but = steps.but if kind is Kind.WANT else ()
                     self._say(node, Note(kind, GROUP, tuple(digests), but))
+            if node.sourced:
+                self._bring(node, steps.ask)
             wakes_at = min(steps.wake_at, self.now + 1.0)
         due, again_at = node.offers.next(self.now)
         for group, digests in due.items():
@@ -210,25 +213,42 @@ class SimulatedSite:
         elif node.plan.arrived(part.digest, part.sender, self.now):
             node.here.add(part.digest)
 
-    # The region
+    # Beyond the site
+
+    def _bring(self, node: SimulatedNode, digests: list[str]) -> None:
+        """Another source gives chunks to one node; a cut breaks them off, and a chunk is asked for once at a time."""
+        for digest in digests:
+            if digest in node.bringing:
+                continue
+            node.bringing.add(digest)
+            self._region_free_at = max(self._region_free_at, self.now) + self.sizes[digest] / self.wan.bytes_per_s
+            self.at(self._region_free_at + 2 * self.wan.latency_s, lambda digest=digest: self._bring_in(node, digest))
+
+    def _bring_in(self, node: SimulatedNode, digest: str) -> None:
+        node.bringing.discard(digest)
+        self.wan_bytes += self.sizes[digest]
+        if not node.alive or node.plan is None or digest not in node.plan.missing:
+            return
+        if self.wan.up_at(self.now) and self._random.random() >= self.wan.corrupts:
+            node.plan.arrived(digest, None, self.now)
+            node.here.add(digest)
+            if not node.mute:
+                self._to_site(Part(digest, node.name, good=not node.lies))
+        else:
+            node.plan.bad(digest, None, self.now)
+        self._pump(node)
 
     def _region_hears(self, note: Note) -> None:
         for digest in note.digests:
             if self.now - self._sent_at.get(digest, float("-inf")) < AGAIN_S:
                 continue
             size = self.sizes[digest]
-            there = [n for n in self.nodes.values() if n.alive and n.connected and not n.lies and not n.mute]
-            wasted = any(digest in node.here for node in there)
             self._region_free_at = max(self._region_free_at, self.now) + size / self.wan.bytes_per_s
             self._sent_at[digest] = self._region_free_at
             part = Part(digest, None, good=self._random.random() >= self.wan.corrupts)
-            self.at(
-                self._region_free_at + self.wan.latency_s, lambda part=part, wasted=wasted: self._over(part, wasted)
-            )
+            self.at(self._region_free_at + self.wan.latency_s, lambda part=part: self._over(part))
 
-    def _over(self, part: Part, wasted: bool) -> None:
-        size = self.sizes[part.digest]
-        self.wan_bytes += size
-        self.wasted_bytes += size if wasted else 0
+    def _over(self, part: Part) -> None:
+        self.wan_bytes += self.sizes[part.digest]
         if self.wan.up_at(self.now):
             self._to_site(part)

@@ -102,6 +102,7 @@ class Course:
     absences: tuple[tuple[int, float, float], ...]
     lies: frozenset[int]
     mute: frozenset[int]
+    sourced: frozenset[int]
 
 
 moments = st.floats(0, 60)
@@ -126,14 +127,15 @@ def courses(draw: st.DrawFn, *, faults: bool) -> Course:
         absences=tuple(draw(st.lists(st.tuples(numbers, moments, st.floats(0.1, 40)), max_size=3))) if faults else (),
         lies=frozenset(draw(st.sets(numbers, max_size=2))) if faults else frozenset(),
         mute=frozenset(draw(st.sets(numbers, max_size=2))) if faults else frozenset(),
+        sourced=frozenset(draw(st.sampled_from([set(), set(range(7)), {0, 2}]))),
     )
 
 
 def course_of(course: Course) -> SimulatedSite:
     site = SimulatedSite(chunks(course.chunks, course.seed), course.wan, course.seed)
     for number, when in enumerate(course.joins):
-        node = SimulatedNode(f"n{number}", lies=number in course.lies, mute=number in course.mute)
-        site.joins(node, when)
+        lies, mute, sourced = (number in kind for kind in (course.lies, course.mute, course.sourced))
+        site.joins(SimulatedNode(f"n{number}", lies=lies, mute=mute, sourced=sourced), when)
     for number, when in course.deaths:
         site.dies(f"n{number}", max(when, course.joins[number]) + 0.01)
     for number, when, seconds in course.absences:

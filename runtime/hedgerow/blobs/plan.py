@@ -92,8 +92,6 @@ class Plan:
         missing: sizes of the chunks that are not here, by digest, in the order in which they are to come.
         window, bucket: limits of what is asked of the region; they outlive a fetch.
         random: draws pauses.
-    Attributes:
-        company: whether any neighbour is after the same.
     """
 
     def __init__(
@@ -112,7 +110,6 @@ class Plan:
         self._bucket = bucket
         self._random = random
         self._progress_at: float | None = None
-        self.company = False
 
     @property
     def missing(self) -> Mapping[str, int]:
@@ -121,8 +118,6 @@ class Plan:
 
     def heard(self, note: Note, sender: str, now: float) -> None:
         """A node of the site has said something; we hear ourselves too."""
-        if sender != self._node and note.group == self._group and note.kind is not Kind.HAVE:
-            self.company = True
         for digest in note.digests:
             size = self._missing.get(digest)
             if size is None:
