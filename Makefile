@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PLUGINS := plugins/vision plugins/audio plugins/signal
 ARGS ?=
 
-.PHONY: help demo demo-region test test-faults test-images images check format lint types bench lock clean system
+.PHONY: help demo demo-region demo-rollout test test-faults test-images images check format lint types bench lock clean system
 help: ## List what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -17,6 +17,9 @@ demo: $(READY) ## Run the demo: a real broker, a node, real models on real frame
 
 demo-region: $(READY) ## Run three sites and their region; one is cut off for a while. ARGS="--seconds 60 --json"
 	@$(BIN)/hedgerow demo region $(ARGS)
+
+demo-rollout: $(READY) ## Take versions of a model through three sites: a good one, a bad one, a forged one. ARGS="--json"
+	@$(BIN)/hedgerow demo rollout $(ARGS)
 
 test-faults: $(READY) ## Run the fault and stress tests at full size; takes an hour.
 	$(BIN)/pytest -n auto --dist worksteal -m slow --timeout 3600 $(ARGS)
@@ -65,7 +68,7 @@ lock: ## Write requirements.lock anew from requirements.in, and those of the ben
 	done
 
 clean: ## Remove what was made.
-	rm -rf $(VENV) .venv-peers demo-out demo-region-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers demo-out demo-region-out demo-rollout-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Everything the project needs, once: programs, the locked packages, the project, two models.
 $(READY): requirements.lock pyproject.toml $(PLUGINS:%=%/pyproject.toml)

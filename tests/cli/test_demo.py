@@ -67,3 +67,21 @@ def test_the_demo_of_a_region_loses_nothing_though_a_site_is_cut_off(tmp_path: P
     cut = account["cut"]
     assert cut["waiting_before_it_came_back"] > 0
     assert account["sites"][cut["site"]]["stored"] > cut["stored_when_cut"]
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_of_rollouts_takes_the_good_version_everywhere_and_no_other(tmp_path: Path) -> None:
+    """Real signatures, nodes and sound: what errs on live frames only goes back by itself, what is forged never serves."""
+    account = demo(tmp_path, "rollout", timeout_s=580)
+
+    assert account["ok"]
+    good, bad, forged = (account["versions"][version] for version in ("2.0.0", "3.0.0", "4.0.0"))
+    assert {one["digest"] for one in account["serving"].values()} == {good["digest"]}
+    assert len(account["serving"]) == good["reached"] == 3
+    assert (bad["reached"], bad["went_back"], bad["refusal"]["code"]) == (1, 1, "not-finite")
+    assert bad["results"] > 0
+    assert (forged["reached"], forged["results"], forged["refusal"]["code"]) == (1, 0, "wrong-digest")
+    assert account["lost"] == account["duplicated"] == account["disordered"] == 0
+    assert account["results"] == account["stored"] > 0
+    for version in account["versions"].values():
+        assert version["wan_bytes"] <= 1.05 * version["bytes"] * version["reached"]

@@ -7,25 +7,20 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from securesystemslib.signer import CryptoSigner
 from trial_site import Site, until
 
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
-from hedgerow.labels import parse_selector
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.manifest import MANIFEST
 from hedgerow.node.node import Node
 from hedgerow.topics import Channel
-from hedgerow.trust import ceremony
-from hedgerow.trust.repository import Repository, online_key_of
+from hedgerow.trust.repository import Repository
 from hedgerow.wire.fleet import Desired, ModelRef, Reported
 
 MakeCandidate = Callable[..., Candidate]
@@ -41,13 +36,16 @@ class Region:
     """The region's part: a repository with keys, and desired documents."""
 
     site: Site
-    repository: Repository
-    root: Path
-    owner: CryptoSigner
+    models: Any
+
+    @property
+    def repository(self) -> Repository:
+        repository: Repository = self.models.repository
+        return repository
 
     def publish(self, candidate: Candidate, selector: str = "") -> ModelRef:
-        self.repository.publish(candidate, self.owner, parse_selector(selector))
-        return candidate.ref
+        ref: ModelRef = self.models.publish(candidate, selector)
+        return ref
 
     async def wants(self, generation: int, **said: Any) -> None:
         document = Desired.model_validate(
@@ -79,28 +77,10 @@ class Region:
 
 
 @pytest.fixture
-async def region(own_site: Site, tmp_path: Path) -> AsyncIterator[Region]:
-    root_keys = [CryptoSigner.generate_ed25519() for _ in range(2)]
-    targets, online, owner = (CryptoSigner.generate_ed25519() for _ in range(3))
-    repository = Repository(tmp_path / "repository")
-    private: Any = online._private_key
-    online_key_of(repository.folder).write_bytes(
-        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
-    ceremony.begin(
-        repository,
-        root_keys=[key.public_key for key in root_keys],
-        root_threshold=2,
-        targets_keys=[targets.public_key],
-        online_key=online.public_key,
-        signers=[*root_keys, targets],
-    )
-    ceremony.add_owner(repository, "doors", models=["door"], keys=[owner.public_key], signers=[targets])
-    root = tmp_path / "root.json"
-    root.write_bytes((repository.metadata / "1.root.json").read_bytes())
+async def region(own_site: Site, signed_models: Any) -> AsyncIterator[Region]:
     options = ClientOptions(url=f"mqtt://127.0.0.1:{own_site.port}")
-    async with BlobServer(options, "test", repository.folder):
-        yield Region(own_site, repository, root, owner)
+    async with BlobServer(options, "test", signed_models.repository.folder):
+        yield Region(own_site, signed_models)
 
 
 @contextlib.asynccontextmanager
@@ -115,7 +95,7 @@ async def member(region: Region, path: str = "bundle:door", **sections: Any) -> 
     }
     file = site.folder / "node.yaml"
     text = site.yaml(
-        {"p": pipeline}, models={"door": {"path": path}}, fleet={"root_file": str(region.root)}, **sections
+        {"p": pipeline}, models={"door": {"path": path}}, fleet={"root_file": str(region.models.root)}, **sections
     )
     file.write_text(text)
     node = Node(configfile.load(file), file)
@@ -226,6 +206,30 @@ async def test_what_nobody_signed_for_this_node_is_refused_with_the_reason(
             assert report.error is not None
             assert report.error.code == code
             assert report.error.remedy
+
+
+async def test_a_version_that_is_released_from_quarantine_is_tried_again(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """It was not the model's fault: whoever says so need not make the region want it anew."""
+    candidate = make_candidate(TWICE, "1.0.0")
+    ref = region.publish(candidate)
+    async with member(region) as node:
+        node.swaps._trials.quarantine(candidate, "interrupted", "the power failed three times")
+        await region.wants(1, models={"door": ref}, swap={**QUICK, "min_frames": 0})
+        report = await region.done(1, "rejected")
+        assert report.error is not None
+        assert report.error.code == "quarantined"
+        assert f"{region.site.address} release digest={ref.digest}" in report.error.remedy
+
+        stranger = await region.site.command("release", {"digest": f"sha256:{0:064x}"})
+        reply = await region.site.command("release", {"digest": ref.digest})
+        await region.serves(ref)
+
+        assert stranger["error"]["code"] == "unknown-digest"
+        assert reply["value"]["reason"] == "the power failed three times"
+        assert region.site.events("model-released")
+        assert region.reported.quarantined == []
 
 
 async def test_a_node_that_starts_without_a_region_serves_what_it_kept(

@@ -16,6 +16,7 @@ from hedgerow.node.reconcile import (
     GoBack,
     GoOver,
     Overlie,
+    Recheck,
     Running,
     Step,
     admit,
@@ -60,7 +61,10 @@ def test_a_version_that_is_here_is_not_fetched_again() -> None:
     """Which is what makes going back quick, and possible without a network."""
     running = Running({"faces": "bundle:door"}, {"faces": ref(2)}, frozenset({ref(1).digest, ref(2).digest}))
 
-    assert reconcile(desired(models={"faces": ref(1)}), running) == [GoOver("faces", ref(1))]
+    assert reconcile(desired(models={"faces": ref(1)}), running) == [
+        Recheck("faces", ref(1)),
+        GoOver("faces", ref(1)),
+    ]
 
 
 def test_a_model_that_is_not_named_goes_back_to_its_file_or_serves_on() -> None:

@@ -14,11 +14,14 @@ from typing import Any
 
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.topics import Address, Channel
-from hedgerow.wire.fleet import Desired, ModelRef, Reported, ReportedModel
+from hedgerow.wire.fleet import Desired, ModelRef, Quarantined, Reported, ReportedModel
 from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth, Status
 
 Behaviour = Callable[[ModelRef], str]
-"""What a version does to the node that takes it: `good`, `rolls-back`, `rejects`, `errors`, `slow`, `stuck`, `silent`."""
+"""What a version does to the node that takes it: `good`; what the node notices itself: `golden-failed`, `not-finite` and
+`memory-growth` (on probation), `crashes` (its process ends, and it does not try again); what only its health shows: `errors`,
+`slow`, `leaks`, `restarts`; or `silent`: nothing is heard of it any more."""
+_ON_PROBATION = ("not-finite", "memory-growth")
 
 
 def ref(version: str, name: str = "faces") -> ModelRef:
@@ -47,8 +50,10 @@ class Responder:
         self.online = True
         self._publish = publish
         self._generation = 0
-        self._received = self._dead = 0
-        self._p99_ms = 5.0
+        self._received = self._dead = self._frames = 0
+        self._memory_bytes = 100 << 20
+        self._run = 1
+        self._quarantined: list[Quarantined] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -78,16 +83,19 @@ class Responder:
             if has is not None and has.model == wanted:
                 continue
             how = self.behaves(wanted)
-            if self._generation != desired.generation or how == "stuck":
+            if self._generation != desired.generation:
                 return
             if how == "silent":
                 self.online = False
                 return
-            if how in ("rolls-back", "rejects"):
-                error = ErrorBody(code="golden-mismatch", message="numbers are off by 0.3", remedy="Mend the model.")
-                state = "failed" if how == "rolls-back" else "rejected"
-                self.report(state, error=error, rolled_back=[name] if how == "rolls-back" else [])
+            if how == "crashes":
+                await self._crash(name, wanted)
                 return
+            if how in ("golden-failed", *_ON_PROBATION):
+                error = ErrorBody(code=how, message=f"{wanted} was taken back", remedy="Mend the model.")
+                self.report("failed", error=error, rolled_back=[name] if how in _ON_PROBATION else [])
+                return
+            self._frames = 0
             self.serving[name] = ReportedModel(
                 model=wanted, variant="onnx-fp32", file_digest=digest(f"file{wanted.version}"), backend="onnxruntime",
                 device="CPU", since=time.time(), results=100, previous=has.model if has else None,
@@ -98,38 +106,74 @@ class Responder:
         self.report("succeeded")
         self.health()
 
+    async def _crash(self, name: str, wanted: ModelRef) -> None:
+        """The process ends, the broker says so, and the next run does not try it again."""
+        self._status("offline")
+        await asyncio.sleep(0.2)
+        self._begin_run()
+        why = "the process crashed while it did switch"
+        self._quarantined = [
+            Quarantined(digest=wanted.digest, name=wanted.name, version=wanted.version, code="crashed", reason=why, at=time.time())
+        ]  # fmt: skip
+        self.birth()
+        error = ErrorBody(
+            code="quarantined", message=f"{wanted} is in quarantine here: {why}", remedy="Mend the model."
+        )
+        self.report("rejected", error=error)
+
+    def _begin_run(self) -> None:
+        self._run += 1
+        self._received = self._dead = self._frames = 0
+        now = time.time()
+        self.serving = {name: one.model_copy(update={"since": now}) for name, one in self.serving.items()}
+
+    @property
+    def session(self) -> str:
+        return f"run-{self._run}"
+
     def report(self, state: str, **more: Any) -> None:
         self._say(
             Channel.REPORTED,
             Reported.model_validate(
-                {"node": str(self.address), "session": "s", "at": time.time(), "generation": self._generation, "state": state,
-                 "models": self.serving, "labels": {**self.labels, **(self.desired.labels if self.desired else {})}} | more
+                {"node": str(self.address), "session": self.session, "at": time.time(), "generation": self._generation,
+                 "state": state, "models": self.serving, "quarantined": self._quarantined,
+                 "labels": {**self.labels, **(self.desired.labels if self.desired else {})}} | more
             ),
         )  # fmt: skip
 
     def health(self) -> None:
         """A health report; a version that makes errors or is slow shows it here."""
         how = {self.behaves(one.model) for one in self.serving.values() if one.model is not None}
+        if "restarts" in how:
+            self._begin_run()
+            self.birth()
+            self.report("succeeded")
         self._received += 200
+        self._frames += 200
         self._dead += 100 if "errors" in how else 0
-        p99 = 5 * self._p99_ms if "slow" in how else self._p99_ms
+        self._memory_bytes += 300 << 20 if "leaks" in how else 0
         pipeline = PipelineHealth(
             state="running", received=self._received, dead={"bad": self._dead}, out=self._received - self._dead,
-            latency_p99_ms=p99, models=list(self.serving),
+            latency_p99_ms=15.0 if "slow" in how else 5.0, models=list(self.serving),
         )  # fmt: skip
         models = {
-            name: ModelHealth(digest=one.file_digest, backend=one.backend, device=one.device, device_asked="CPU")
+            name: ModelHealth(
+                digest=one.file_digest, backend=one.backend, device=one.device, device_asked="CPU", frames=self._frames
+            )
             for name, one in self.serving.items()
         }
         said = Health(
-            node=str(self.address), session="s", at=time.time(), uptime_s=1, state="ok", pipelines={"doors": pipeline},
-            models=models,
+            node=str(self.address), session=self.session, at=time.time(), uptime_s=1, state="ok",
+            pipelines={"doors": pipeline}, models=models, memory_bytes=self._memory_bytes,
         )  # fmt: skip
         self._say(Channel.HEALTH, said)
 
     def birth(self) -> None:
-        said = Status(state="online", session="s", node=str(self.address), version="0", at=time.time())
-        self._say(Channel.STATUS, said)
+        self._status("online")
+
+    def _status(self, state: str) -> None:
+        said = {"state": state, "session": self.session, "node": str(self.address), "version": "0", "at": time.time()}
+        self._say(Channel.STATUS, Status.model_validate(said))
 
     def _say(self, channel: Channel, said: Any) -> None:
         if self.online:
@@ -138,14 +182,18 @@ class Responder:
 
 
 class Responders:
-    """Many of them on one link, each with its own health every half second.
+    """Many of them on one link, each with its own health.
 
     Args:
         addresses: who they are.
         behaves: what a version does to them; may be changed later, for each.
+        beat_s: seconds between two health reports of a node.
     """
 
-    def __init__(self, url: str, addresses: Sequence[Address], behaves: Behaviour = good, **labels: str) -> None:
+    def __init__(
+        self, url: str, addresses: Sequence[Address], behaves: Behaviour = good, beat_s: float = 0.5, **labels: str
+    ) -> None:
+        self._beat_s = beat_s
         self.client = Client(ClientOptions(url=url, client_id="responders", max_backoff_s=0.3), self._take)
         self.nodes = {address: Responder(address, behaves, self.client.publish, **labels) for address in addresses}
         self._beats: list[asyncio.Task[None]] = []
@@ -173,10 +221,11 @@ class Responders:
         await self.client.close(timeout_s=0.2)
 
     async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(0.5)
-            for node in self.nodes.values():
-                node.health()
+        while True:  # in ten parts, so that it is no burst
+            for part in range(10):
+                await asyncio.sleep(self._beat_s / 10)
+                for node in list(self.nodes.values())[part::10]:
+                    node.health()
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:

@@ -1,19 +1,36 @@
-"""A repository with real keys and files, a node that follows it, and what may lie between the two."""
+"""A repository with real keys and files, a node that follows it, and what may lie between the two.
+
+What a node gets comes over the blob channel: a real broker, the node's own fetcher, and a server that stands where the
+region's does and says whatever somebody in between lets it say.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, Protocol
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Metadata
 
+from hedgerow.blobs.documents import RegionDocuments
+from hedgerow.blobs.fetch import Fetcher
+from hedgerow.blobs.notes import LARGEST_PART, DocumentAsk, DocumentPart
+from hedgerow.blobs.serve import BlobServer
+from hedgerow.blobs.store import BlobStore
+from hedgerow.bus.connect import ClientOptions
 from hedgerow.labels import parse_selector
 from hedgerow.models.manifest import Chunk, File, Manifest, Needs, Variant, digest_of
+from hedgerow.testing.mosquitto import Mosquitto
+from hedgerow.topics import Address
 from hedgerow.trust import ceremony
 from hedgerow.trust.client import TrustClient
 from hedgerow.trust.documents import DocumentMissing, FolderDocuments
@@ -73,6 +90,12 @@ Tamper = Callable[[str, Any], Any]
 """Gets a path and what is there, and gives what comes instead; None: nothing."""
 
 
+class Source(Protocol):
+    """Documents, as somebody gives them out."""
+
+    def get(self, path: str, max_bytes: int) -> Iterator[bytes]: ...
+
+
 @dataclass
 class Between:
     """Documents of a repository, with somebody in between.
@@ -100,11 +123,90 @@ class Between:
             yield data[at : at + self.piece]
 
 
+class Impostor(BlobServer):
+    """Stands where the region's server does, and gives out what somebody in between gives."""
+
+    def __init__(self, options: ClientOptions, region: str, source: Source) -> None:
+        super().__init__(options, region, Path("nowhere"))
+        self._source = source
+
+    def _wish(self, site: str, wish: Any) -> None:
+        self._sent.clear()  # a second may well have passed
+        super()._wish(site, wish)
+
+    def _document(self, ask: DocumentAsk) -> DocumentPart:
+        data, whole = bytearray(), True
+        try:
+            for piece in self._source.get(ask.path, 1 << 62):
+                data += piece
+                if len(data) > ask.offset + LARGEST_PART:
+                    whole = False
+                    break
+        except DocumentMissing:
+            return DocumentPart(ask.path, ask.offset, None)
+        part = bytes(data[ask.offset : ask.offset + LARGEST_PART])
+        return DocumentPart(ask.path, ask.offset, len(data) if whole else 1 << 40, part)
+
+
+class AtOnce(Random):
+    """Draws no pauses."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return a
+
+
+class Wire:
+    """The blob channel of a site: nodes' fetchers on one end, whoever speaks for the region on the other."""
+
+    def __init__(self, broker: Mosquitto) -> None:
+        self._options = ClientOptions(url=broker.url)
+        self._numbers = itertools.count()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def over(self, source: Source, folder: Path, stack: AsyncExitStack) -> RegionDocuments:
+        """What a node gets of the documents that somebody gives out."""
+        return self.run(self._connect(source, folder, stack))
+
+    async def _connect(self, source: Source, folder: Path, stack: AsyncExitStack) -> RegionDocuments:
+        address = Address(f"region-{next(self._numbers)}", "hall", "n1")
+        await stack.enter_async_context(Impostor(self._options, address.region, source))
+        store = BlobStore(folder / "store", 1 << 20)
+        fetcher = Fetcher(self._options, address, store, serve_neighbours=False, random=AtOnce())
+        return (await stack.enter_async_context(fetcher)).documents
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@dataclass
+class Given:
+    """Documents with no channel in between, where a test needs thousands of them."""
+
+    source: Source
+    forgotten: int = 0
+
+    def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+        return self.source.get(path, max_bytes)
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
 class World:
     """A repository, its keys, and a node."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wire: Wire | None = None) -> None:
         self.folder = folder
+        self.wire = wire
+        self.links = AsyncExitStack()
+        self.given: list[Any] = []
         self.time = Time()
         self.root_keys = [CryptoSigner.generate_ed25519() for _ in range(3)]
         self.targets_key = CryptoSigner.generate_ed25519()
@@ -134,12 +236,15 @@ class World:
     def add_owner(self, name: str, key: Signer, *models: str) -> None:
         ceremony.add_owner(self.repository, name, models=models, keys=[key.public_key], signers=[self.targets_key])
 
-    def client(self, name: str, documents: Any = None) -> TrustClient:
+    def client(self, name: str, source: Source | None = None) -> TrustClient:
         """A node that was given the first root."""
+        source = source or self.between
+        given = self.wire.over(source, self.folder / name, self.links) if self.wire else Given(source)
+        self.given.append(given)
         return TrustClient(
             self.folder / name,
             self.root,
-            documents or self.between,
+            given,
             clock=lambda: self.time.wall,
             monotonic=lambda: self.time.passed,
         )
@@ -165,9 +270,41 @@ class World:
         return Metadata.from_bytes((self.repository.metadata / f"{name}.json").read_bytes())
 
 
+    def later(self) -> None:
+        """So much later that the channel does not remember what it brought."""
+        for given in self.given:
+            given.forget()
+
+    def close(self) -> None:
+        if self.wire is not None:
+            self.wire.run(self.links.aclose())
+
+
+@pytest.fixture(scope="session")
+def wire(broker: Mosquitto) -> Iterator[Wire]:
+    made = Wire(broker)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def near(tmp_path: Path) -> World:
+    """A node and its repository, one function call apart."""
     return World(tmp_path)
+
+
+@pytest.fixture
+def world(near: World) -> World:
+    """What most tests take."""
+    return near
+
+
+@pytest.fixture
+def wired(tmp_path: Path, wire: Wire) -> Iterator[World]:
+    """A node and its repository, with a broker in between."""
+    made = World(tmp_path, wire)
+    yield made
+    made.close()
 
 
 @pytest.fixture

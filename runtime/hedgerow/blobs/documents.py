@@ -4,7 +4,8 @@ Rules:
 - Only the region can speak on the topic of documents, and what it says to one node all hear and remember for a while: so
   twenty nodes that look at once cost the WAN one answer. Nodes wait a random moment, and leave to another what he has
   just asked for.
-- Nothing is believed here: signatures and lengths are `trust`'s part.
+- Nothing is believed here: signatures and lengths are `trust`'s part. What that refuses is not remembered, or one bad answer
+  would be given again for a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -78,6 +79,15 @@ class RegionDocuments:
             offset += len(part.data)
             if offset >= part.total or offset > max_bytes or not part.data:
                 return
+
+    def forget(self) -> None:
+        """What has come was refused: ask anew next time, for whoever sent it may be gone."""
+        self._loop.call_soon_threadsafe(self._forget)
+
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._kept_bytes = 0
+        self._asked_at.clear()
 
     async def part(self, path: str, offset: int) -> DocumentPart:
         """The part of a document that begins there. Raises: RegionAway: nobody answers."""

@@ -156,14 +156,14 @@ class BlobServer:
             self._wish(site, _Wish("", "", ask))
 
     def _wish(self, site: str, wish: _Wish) -> None:
-        waiting = self._sites.setdefault(site, OrderedDict())
+        waiting = self._sites.get(site, OrderedDict())
         sent_at = self._sent[site].get(wish, float("-inf")) if site in self._sent else float("-inf")
         if wish in waiting or time.monotonic() - sent_at < _AGAIN_S:
             self.counts.again += 1
         elif len(waiting) >= MOST_WAITING:
             self.counts.refused += 1
         else:
-            waiting[wish] = None
+            self._sites.setdefault(site, waiting)[wish] = None
 
     async def _serve(self) -> None:
         while True:

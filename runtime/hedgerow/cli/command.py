@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def command(
     node: Annotated[str, typer.Argument(help="REGION/SITE/NODE, or REGION/SITE/~ for every node of a site.")],
-    name: Annotated[str, typer.Argument(help="ping, info, pause, resume, reload, snapshot, stop…")],
+    name: Annotated[str, typer.Argument(help="ping, info, pause, resume, reload, snapshot, release, stop…")],
     args: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Arguments; @FILE as a value is a file's text.")
     ] = None,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -34,14 +35,19 @@ _SETTLE_S: Final = 20.0
 
 def demo(
     what: Annotated[
-        Literal["node", "region"],
-        typer.Argument(help="`node`: one broker and one node. `region`: three sites and their region."),
+        Literal["node", "region", "rollout"],
+        typer.Argument(
+            help="`node`: one broker and one node. `region`: three sites and their region. `rollout`: versions of a model on "
+            "their way to three sites."
+        ),
     ] = "node",
     seconds: Annotated[float | None, typer.Option(min=5, help="End after so long; by default at Ctrl-C.")] = None,
     json: Annotated[bool, typer.Option("--json", help="No table; end with one line of JSON.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for configurations, pictures and logs; demo-out or demo-region-out, if left out."),
+        typer.Option(
+            help="Folder for configurations, pictures and logs; demo-out, demo-region-out or demo-rollout-out, if left out."
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The broker's port; 0 takes a free one.")] = 0,
 ) -> None:
@@ -60,6 +66,9 @@ def demo(
     `hedgerow demo region` runs the same at three sites with a broker each, bridged to a region's broker with certificates,
     all from one topology. For a quarter of the time (60 s, if --seconds is left out) one site is cut off. At the end it counts
     what was made at the sites and what is in the region's store.
+
+    `hedgerow demo rollout` takes four versions of a model through three sites while sound flows: one that is better, one that
+    errs on live frames only, one that somebody has tampered with. It ends by itself, after about two minutes.
     """
     from hedgerow.config import BrokerSection
     from hedgerow.testing import Mosquitto
@@ -69,12 +78,14 @@ def demo(
 
         folder = out or Path("demo-region-out")
         account = demo_region.run(seconds, folder, json=json)
-        if json:
-            typer.echo(jsonlib.dumps(account))
-        else:
-            demo_region.print_account(account, folder)
-        if not account["ok"]:
-            raise typer.Exit(1)
+        _end(account, lambda: demo_region.print_account(account, folder), json=json)
+        return
+    if what == "rollout":
+        from hedgerow.cli import demo_rollout
+
+        folder = out or Path("demo-rollout-out")
+        account = demo_rollout.run(folder, json=json)
+        _end(account, lambda: demo_rollout.print_account(account, folder), json=json)
         return
     out = out or Path("demo-out")
     out.mkdir(parents=True, exist_ok=True)
@@ -97,6 +108,16 @@ def demo(
     else:
         _print_report(report, out)
     if not report["ok"]:
+        raise typer.Exit(1)
+
+
+def _end(account: dict[str, Any], in_words: Callable[[], None], *, json: bool) -> None:
+    """Tell how a demo went. Raises: typer.Exit: not as it should."""
+    if json:
+        typer.echo(jsonlib.dumps(account))
+    else:
+        in_words()
+    if not account["ok"]:
         raise typer.Exit(1)
 
 

@@ -58,22 +58,43 @@ def demo_feeds() -> list[Feed]:
     Raises: HedgerowError: a package or recording is not installed.
     """
     package = {name: resolve(f"package:{path}", Path()).path for name, path in _PICTURES.items()}
+    street = Cut(quality=85)
+    return [
+        Feed("office/scanner/page", _enlarged(package["page"]), every_s=3.0),
+        Feed("office/door/image", _again([package["astronaut"], package["cup"]], Cut()), every_s=1.0),
+        Feed("street/north/image", _again([package["street"]], street), every_s=0.25),
+        *microphones(3),
+        Feed("orbiter/1/readings", _labelled(package["readings"]), every_s=0.05),
+        Feed("plant/pump/vibration", _machine(seed=1, fault=None)),
+        Feed("plant/fan/vibration", _machine(seed=2, fault=_FAULT_AFTER_S)),
+    ]
+
+
+def microphones(count: int) -> list[Feed]:
+    """Recorded speech, a tenth of a second a frame.
+
+    Raises: ConfigError: the recordings are not installed.
+    """
+    speech = recordings()
+    return [Feed(f"hall/{number}/audio", _again(speech[number:], Cut(chunk_ms=100))) for number in range(count)]
+
+
+def recordings() -> list[Path]:
+    """Files of recorded speech. Raises: ConfigError: they are not installed."""
     speech = [path for folder in _RECORDINGS for path in sorted(folder.glob("*.wav")) if "Noise" not in path.name]
     if not speech:
         raise ConfigError(
             "The recordings of speech are not installed",
             remedy="`apt-get install alsa-utils pocketsphinx-testdata`, or leave it to `make demo`.",
         )
-    street = Cut(quality=85)
-    return [
-        Feed("office/scanner/page", _enlarged(package["page"]), every_s=3.0),
-        Feed("office/door/image", _again([package["astronaut"], package["cup"]], Cut()), every_s=1.0),
-        Feed("street/north/image", _again([package["street"]], street), every_s=0.25),
-        *(Feed(f"hall/{number}/audio", _again(speech[number:], Cut(chunk_ms=100))) for number in range(3)),
-        Feed("orbiter/1/readings", _labelled(package["readings"]), every_s=0.05),
-        Feed("plant/pump/vibration", _machine(seed=1, fault=None)),
-        Feed("plant/fan/vibration", _machine(seed=2, fault=_FAULT_AFTER_S)),
-    ]
+    return speech
+
+
+def muted(pieces: Iterator[Piece], every: int, frames: int) -> Iterator[Piece]:
+    """Sound with some frames in `every` muted: digital silence, all zeros."""
+    for number, piece in enumerate(pieces):
+        silent = number % every >= every - frames
+        yield piece._replace(payload=bytes(len(piece.payload))) if silent else piece
 
 
 _PICTURES: Final = {

@@ -158,15 +158,17 @@ _PKI = Group(
 
 _TRUST = Group(
     {
-        "init": Verb("hedgerow.cli.trust:init", "Begin a repository of models: keys, and the root for nodes."),
-        "key": Verb("hedgerow.cli.trust:key", "Make a key to sign with."),
+        "init": Verb("hedgerow.cli.trust_begin:init", "Begin a repository of models: keys, and the root for nodes."),
+        "key": Verb("hedgerow.cli.trust_begin:key", "Make a key to sign with."),
         "add": Verb("hedgerow.cli.trust:add", "Let an owner sign models."),
         "remove": Verb("hedgerow.cli.trust:remove", "Let nothing count any more that an owner has signed."),
         "rotate": Verb("hedgerow.cli.trust:rotate", "Exchange keys of a role or an owner."),
         "sign": Verb("hedgerow.cli.trust:sign", "Sign changes that wait for signatures."),
         "renew": Verb("hedgerow.cli.trust:renew", "Sign anew what a role has signed; withdraw versions."),
-        "refresh": Verb("hedgerow.cli.trust:refresh", "Let nodes see what was signed, and that it is the newest."),
-        "status": Verb("hedgerow.cli.trust:status", "Show who may sign what, and what is published."),
+        "refresh": Verb(
+            "hedgerow.cli.trust_status:refresh", "Let nodes see what was signed, and that it is the newest."
+        ),
+        "status": Verb("hedgerow.cli.trust_status:status", "Show who may sign what, and what is published."),
     },
     "Say who may sign which models; nodes serve no others.",
     """Say who may sign which models; nodes serve no others.

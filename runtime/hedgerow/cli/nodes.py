@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
@@ -221,11 +222,21 @@ def audit(
         for line in lines:
             print_json_line(line)
         return
-    rows = [("AT", "WHO", "ACTION", "ROLLOUT", "WHY")]
-    for line in lines:
-        why = line["why"] or line["detail"].get("reason", "")
-        rows.append((line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", why))
-    print_columns(rows)
+    heading = ("AT", "WHO", "ACTION", "ROLLOUT", "WHY")
+    rows = [(line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", _told(line)) for line in lines]
+    print_columns([heading, *rows])
+
+
+def _told(line: dict[str, Any]) -> str:
+    """Why something was done, and to how many."""
+    detail = line["detail"]
+    parts = [line["why"], detail.get("reason", "")]
+    if "given" in detail:
+        parts.append(plural(len(detail["given"]), "node"))
+    if line["action"] == "nodes-settled":
+        moves = Counter(move[0] for move in detail["nodes"].values())
+        parts += [f"{count} {'back' if state == 'proved' else state}" for state, count in sorted(moves.items())]
+    return "; ".join(filter(None, parts))
 
 
 def _generation(node: dict[str, Any]) -> str:

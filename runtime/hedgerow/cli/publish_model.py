@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hedgerow.cli.console import Json, plural, print_json, size
-from hedgerow.cli.trust import OnlineKey, PassphraseFile, open_repository, secrets_of, signers_of
+from hedgerow.cli.trust_options import OnlineKey, PassphraseFile, open_repository, secrets_of, signers_of
 
 
 def publish(

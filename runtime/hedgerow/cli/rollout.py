@@ -248,7 +248,7 @@ def _follow(database: Any, name: str | None, every_node: bool, json: bool) -> di
         while True:
             if shown != (told := {**said, "changed_at": None}):
                 shown = told
-                print_json_line(said) if json else typer.echo(_line(said))
+                print_json_line(said) if json else typer.echo(line(said))
             if said["ended"]:
                 return said
             time.sleep(_REDRAW_S)
@@ -263,7 +263,8 @@ def _follow(database: Any, name: str | None, every_node: bool, json: bool) -> di
     return said
 
 
-def _line(said: dict[str, Any]) -> str:
+def line(said: dict[str, Any]) -> str:
+    """How far a rollout is, in a line."""
     begun = sum(wave["begun"] for wave in said["waves"])
     states = ", ".join(f"{count} {state}" for state, count in sorted(said["states"].items()))
     rest = said["waits_for"] or said["because"]

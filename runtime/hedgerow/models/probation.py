@@ -3,6 +3,8 @@
 Rules:
 - What it is judged by is what it does to live frames, against limits that the policy sets and the version before it.
 - It is taken back as soon as a limit is broken beyond what more frames could mend, and kept no sooner than its time is over.
+- How its outputs are spread is looked at when its time is over: what comes one after the other is alike, so a few seconds of
+  a stream may be all speech or all silence.
 - A version that too few frames have gone through has shown nothing: after ten times its time it is taken back.
 """
 
@@ -87,7 +89,7 @@ def judge(policy: SwapPolicy, measures: Measures, period_s: float | None = None)
     if measures.elapsed_s < period_s:
         return _WAIT
     if measures.frames >= policy.min_frames:
-        return Verdict("keep")
+        return _shifted(policy, measures) or Verdict("keep")
     if measures.elapsed_s < PATIENCE * period_s:
         return _WAIT
     return Verdict(
@@ -125,6 +127,16 @@ def _broken(policy: SwapPolicy, measures: Measures) -> Verdict | None:
             "slower",
             f"it takes {measures.slowdown:.1f} times as long as the version before, with `max_slowdown: {policy.max_slowdown:g}`",
         )
+    if measures.growth_bytes > policy.max_growth_bytes:
+        return Verdict(
+            "take-back",
+            "memory-growth",
+            f"the node has gained {measures.growth_bytes:,} bytes, more than `max_growth_bytes: {policy.max_growth_bytes}`",
+        )
+    return None
+
+
+def _shifted(policy: SwapPolicy, measures: Measures) -> Verdict | None:
     for name, moved in measures.shift.items():
         if moved > policy.max_shift:
             return Verdict(
@@ -132,12 +144,6 @@ def _broken(policy: SwapPolicy, measures: Measures) -> Verdict | None:
                 "shifted",
                 f"values of {name} are {moved:.2f} away from the baseline, with `max_shift: {policy.max_shift:g}`",
             )
-    if measures.growth_bytes > policy.max_growth_bytes:
-        return Verdict(
-            "take-back",
-            "memory-growth",
-            f"the node has gained {measures.growth_bytes:,} bytes, more than `max_growth_bytes: {policy.max_growth_bytes}`",
-        )
     return None
 
 

@@ -34,6 +34,7 @@ from hedgerow.node.reconcile import (
     GoOver,
     Overlay,
     Overlie,
+    Recheck,
     Running,
     Step,
     admit,
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
     from hedgerow.blobs.store import BlobStore
     from hedgerow.bus.message import Message
     from hedgerow.node.swaps import SwapOutcome, Swaps
+    from hedgerow.node.verify import Verifier
     from hedgerow.topics import Address
-    from hedgerow.trust.client import TrustClient
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +105,7 @@ class Agent:
         session: this run of it.
         host: the node.
         memory: what it remembers.
-        trust: says which bundles are what they are called.
+        verifier: says which bundles are what they are called.
         fetcher: brings their content.
         store: where that lies.
         swaps: lets versions serve.
@@ -117,7 +118,7 @@ class Agent:
         session: str,
         host: Host,
         memory: Memory,
-        trust: TrustClient,
+        verifier: Verifier,
         fetcher: Fetcher,
         store: BlobStore,
         swaps: Swaps,
@@ -127,7 +128,7 @@ class Agent:
         self._session = session
         self._host = host
         self._memory = memory
-        self._trust = trust
+        self._verifier = verifier
         self._fetcher = fetcher
         self._store = store
         self._swaps = swaps
@@ -199,6 +200,11 @@ class Agent:
             )
             self._tell(generation=desired.generation, state="rejected", step="", error=ErrorBody.of(error))
 
+    def try_again(self) -> None:
+        """Carry the document in hand out anew: something that stood in its way is gone."""
+        if self._wanted is not None:
+            self._wake.set()
+
     async def run(self) -> None:
         """Carry documents out until cancelled."""
         self._tell(force=True)
@@ -260,6 +266,9 @@ class Agent:
         match step:
             case Fetch(model, ref):
                 await self._until_there(lambda: self._fetch(model, ref))
+            case Recheck(model, ref):
+                self._step("verify", model)
+                await self._verifier.again(ref, self.labels)
             case GoOver(model, ref):
                 await self._go_over(model, ref, desired)
             case GoBack(model):
@@ -278,7 +287,7 @@ class Agent:
     async def _fetch(self, model: str, ref: ModelRef) -> None:
         """Have a version verified, and all of it brought here."""
         self._step("verify", model)
-        content = await asyncio.to_thread(self._verify, ref)
+        content = await self._verifier.manifest(ref, self.labels)
         manifest = read_manifest(content, ref.digest)
         variant = choose_variant(manifest, await asyncio.to_thread(_there), None)
         files = manifest.files_for(variant)
@@ -286,10 +295,6 @@ class Agent:
         await self._fetcher.fetch(files, lambda done: self._step("fetch", model, done))
         self._step("install", model)
         await asyncio.to_thread(self._store.install, content, files)
-
-    def _verify(self, ref: ModelRef) -> bytes:
-        self._trust.refresh()
-        return self._trust.manifest(ref, self.labels)
 
     async def _until_there(self, attempt: Callable[[], Any]) -> None:
         """Try until the region, or the broker, can be reached."""

@@ -40,6 +40,7 @@ class Answers:
             "resume": self.resume,
             "reload": self.reload,
             "snapshot": self.snapshot,
+            "release": self.release,
             "stop": self.stop,
         }
 
@@ -120,6 +121,14 @@ class Answers:
         else:
             value["result_base64"] = base64.b64encode(result.payload).decode()
         return value
+
+    async def release(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Let a version of a model out of quarantine, and try again what the region wants."""
+        only(args, "digest")
+        held = {each.digest: each for each in self._node.swaps.quarantined()}
+        digest = argument(args, "digest", held)
+        await self._node.release(digest)
+        return held[digest].model_dump(include={"digest", "name", "version", "reason"})
 
     async def stop(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Drain and stop."""

@@ -25,8 +25,10 @@ from hedgerow.node.link import link_options
 from hedgerow.node.memory import Memory
 from hedgerow.node.overlay import overlaid
 from hedgerow.node.reconcile import Overlay
+from hedgerow.node.verify import Verifier
 from hedgerow.topics import Channel
 from hedgerow.trust.client import TrustClient
+from hedgerow.trust.https import HttpsDocuments
 from hedgerow.wire.fleet import Reported
 from hedgerow.wire.messages import JSON
 
@@ -88,9 +90,11 @@ class FleetMember:
             sources=open_sources(fleet.sources),
             on_event=on_event,
         )
-        trust = TrustClient(folder / "trust", _root(fleet.root_file), self._fetcher.documents)
+        copies = [HttpsDocuments(url) for url in fleet.sources if url.startswith("https:")]
+        trust = TrustClient(folder / "trust", _root(fleet.root_file), self._fetcher.documents, *copies)
+        self._verifier = Verifier(trust, on_event)
         labels = own_labels(address, cores) | config.node.labels
-        self.agent = Agent(address, session, self, Memory(folder), trust, self._fetcher, store, swaps, labels)
+        self.agent = Agent(address, session, self, Memory(folder), self._verifier, self._fetcher, store, swaps, labels)
         self._work: asyncio.Task[None] | None = None
 
     # What the node does with it
@@ -139,6 +143,7 @@ class FleetMember:
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """What /metrics shows of it: name, help, labels, value."""
         yield from self._fetcher.gauges()
+        yield from self._verifier.gauges()
         for what, count in self.agent.counts.items():
             yield "hedgerow_desired", "Desired documents, by what became of them.", {"what": what}, count
 

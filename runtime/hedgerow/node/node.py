@@ -229,6 +229,17 @@ class Node:
         self._announcer.event("reloaded", dict(outcome))
         return outcome
 
+    async def release(self, digest: str) -> None:
+        """Let a version of a model out of quarantine; if the region still wants it, it is tried again.
+
+        Raises: CommandError: another is on trial just now.
+        """
+        await self.swaps.release(digest)
+        log.info("model-released", digest=digest)
+        self._announcer.event("model-released", {"digest": digest})
+        if self._fleet is not None:
+            self._fleet.agent.try_again()
+
     def _read(self, text: str | None) -> NodeConfig:
         if text is not None:
             return configfile.parse(text, self._path or Path("command"))

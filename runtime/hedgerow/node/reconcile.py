@@ -95,6 +95,14 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Recheck:
+    """Ask whether a version that is here, and was verified then, may still serve."""
+
+    model: str
+    ref: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
 class GoOver:
     """Let a version serve, by way of all that it has to pass."""
 
@@ -116,7 +124,7 @@ class Overlie:
     pipelines: Overlay
 
 
-Step: TypeAlias = Fetch | GoOver | GoBack | Overlie
+Step: TypeAlias = Fetch | Recheck | GoOver | GoBack | Overlie
 
 
 def reconcile(desired: Desired, running: Running) -> list[Step]:
@@ -131,9 +139,8 @@ def reconcile(desired: Desired, running: Running) -> list[Step]:
         serving = running.serving.get(model)
         if serving is not None and serving.digest == ref.digest:
             continue
-        if ref.digest not in running.installed:
-            steps.append(Fetch(model, ref))
-        steps.append(GoOver(model, ref))
+        here = ref.digest in running.installed
+        steps += [Recheck(model, ref) if here else Fetch(model, ref), GoOver(model, ref)]
     steps += [
         GoBack(model)
         for model in sorted(running.serving.keys() - desired.models.keys())
@@ -158,8 +165,8 @@ def _check(desired: Desired, running: Running) -> None:
             raise DesiredError(
                 f"{ref} is in quarantine here: {known.reason}",
                 code="quarantined",
-                remedy=f"Send another version; or `hedgerow command {desired.node} release --arg digest={ref.digest}` if it "
-                "was not the model's fault.",
+                remedy=f"Send another version; or, if it was not the model's fault, `hedgerow command {desired.node} release "
+                f"digest={ref.digest}`.",
             )
         mine = running.models[model]
         if mine.startswith(BUNDLE) and mine.removeprefix(BUNDLE) != ref.name:

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 import structlog
 
-from hedgerow.errors import HedgerowError
+from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import BUNDLE, ModelPool
@@ -149,9 +149,16 @@ class Swaps:
         """Versions that this node does not try again."""
         return self._trials.quarantined()
 
-    def release(self, digest: str) -> None:
-        """Let a version out of quarantine."""
-        self._trials.release(digest)
+    async def release(self, digest: str) -> None:
+        """Let a version out of quarantine. Raises: CommandError: another version is on trial just now."""
+        if self._turn.locked():
+            raise CommandError(
+                "A version of a model is on trial just now",
+                code="busy",
+                remedy="Ask again when it is kept or taken back.",
+            )
+        async with self._turn:
+            await asyncio.to_thread(self._trials.release, digest)
 
     def _reported(self, info: SlotInfo) -> ReportedModel:
         previous = self._previous.get(info.name)

@@ -13,7 +13,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any, Final
@@ -31,6 +31,7 @@ from hedgerow.region.canary import Canaries
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import open_database
 from hedgerow.region.items import Item, Ping
+from hedgerow.region.keeper import Keeper
 from hedgerow.region.metrics import Counts, RegionMetrics
 from hedgerow.region.pace import AFTER, LATEST_S, Pace
 from hedgerow.region.reading import filters, read
@@ -81,9 +82,10 @@ class Collector:
             max_payload_bytes=config.region.max_payload_bytes,
         )
         self._client = Client(options, self._take, self._link_changed)
-        self._blobs = None
+        self._blobs = self._keeper = None
         if config.models.repository is not None:
             self._blobs = BlobServer(options, self._region, config.models.repository)
+            self._keeper = Keeper(config.models.repository, config.models.online_key)
         self._steward = Steward(config, self._client, self._loop)
         self._canaries = None
         if config.canary.every_s is not None:
@@ -115,13 +117,15 @@ class Collector:
             self._probes = ProbeServer(
                 metrics.host,
                 metrics.port,
-                RegionMetrics(self.counts, self._blobs.gauges if self._blobs is not None else lambda: ()),
+                RegionMetrics(self.counts, self._gauges),
                 self._why_dead,
                 self._why_unready,
             )
             log.info("probes", url=f"http://{metrics.host}:{self._probes.port}/metrics")
         self._writer.start()
         tasks = [self._loop.create_task(self._keep_beat())]
+        if self._keeper is not None:
+            tasks.append(self._loop.create_task(self._keeper.run()))
         try:
             await self._either(self._store_opened, self._stop)
             if self._store_opened.is_set():
@@ -282,6 +286,11 @@ class Collector:
             systemd.alive()
             await asyncio.sleep(_BEAT_EVERY_S)
 
+    def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        for part in (self._blobs, self._keeper):
+            if part is not None:
+                yield from part.gauges()
+
     def _why_dead(self) -> list[str]:
         silent_s = time.monotonic() - self._beat
         reasons = [f"the event loop has not turned for {silent_s:.0f} s"] if silent_s > _DEAD_AFTER_S else []
@@ -293,6 +302,8 @@ class Collector:
             reasons.append(f"the store does not work: {self._failure}")
         elif not self._store_opened.is_set():
             reasons.append("the store is not open yet")
+        if self._keeper is not None:
+            reasons += self._keeper.problems()
         return reasons + [f"the broker refuses {name}: {reason}" for name, reason in dict(self._client.refused).items()]
 
     async def _either(self, *events: asyncio.Event) -> None:

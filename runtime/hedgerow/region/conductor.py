@@ -14,11 +14,12 @@ from typing import Final
 
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import Database
+from hedgerow.region.decide import find, next_step
 from hedgerow.region.fleet import SERVICE, Fleet
 from hedgerow.region.fleetstore import Actor
-from hedgerow.region.gate import Ear
+from hedgerow.region.gate import Ear, Presence
 from hedgerow.region.requests import answer_all
-from hedgerow.region.rollout import Wait, admit, find, next_step
+from hedgerow.region.rollout import Wait, admit
 from hedgerow.region.standing import joins
 from hedgerow.topics import Address
 
@@ -55,11 +56,11 @@ class Conductor:
         Raises: StoreError: the store does not work; this is to be thrown away.
         """
         fleet = self.fleet
-        watched = {node for kept in fleet.live() for node in kept.rollout.tasks}
-        fleet.knowledge.refresh(fleet.database, watched)
+        fleet.knowledge.refresh(fleet.database)
         answer_all(fleet, now, ear)
         if ear.since is not None:
             self._join(now)
+            fleet.knowledge.watch(fleet.database, {node for kept in fleet.live() for node in kept.rollout.tasks})
             for kept in fleet.live():
                 self._advance(kept.rollout.name, now, ear)
         return bool(fleet.live())
@@ -102,7 +103,7 @@ class Conductor:
     def _missed(self, node: Address, generation: int, now: float, ear: Ear) -> bool:
         """Whether a node that is heard does not know its document: a broker may have lost what it had retained."""
         facts = self.fleet.knowledge.facts.get(node)
-        if facts is None or facts.reported is None or not ear.hears(facts, now):
+        if facts is None or facts.reported is None or ear.presence(facts, now) is not Presence.HERE:
             return False
         return facts.reported.generation < generation
 
@@ -110,7 +111,9 @@ class Conductor:
         """Take a rollout as far as it goes now."""
         fleet = self.fleet
         for _ in range(_MOST_STEPS):
-            kept = fleet.rollouts[name]
+            kept = fleet.rollouts.get(name)
+            if kept is None:  # it has ended
+                return
             step = next_step(kept.rollout, find(kept.rollout, fleet.knowledge.facts, ear, now), now)
             if isinstance(step, Wait):
                 if step.why != kept.waits and not kept.rollout.phase.ended:

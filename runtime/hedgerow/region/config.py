@@ -47,6 +47,12 @@ class ModelsSection(Section):
     repository: Path | None = Field(
         None, description="Its folder, relative to this file. Left out: no models are served."
     )
+    online_key: Path | None = Field(
+        None,
+        description="Key for snapshot and timestamp, relative to this file. With it, the service takes in what owners publish "
+        "and says every day that this is the newest. Left out: `REPOSITORY.online.pem` beside the repository, if it is there. "
+        "A passphrase is taken from HEDGEROW_TRUST_PASSPHRASE.",
+    )
 
 
 class CollectorSection(Section):
@@ -98,4 +104,6 @@ def _anchored(config: RegionConfig, folder: Path) -> RegionConfig:
     models = config.models
     if models.repository is not None:
         models = models.model_copy(update={"repository": folder / models.repository})
+    if models.online_key is not None:
+        models = models.model_copy(update={"online_key": folder / models.online_key})
     return config.model_copy(update={"broker": config.broker.anchored(folder), "store": store, "models": models})

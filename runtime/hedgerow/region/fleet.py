@@ -16,7 +16,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import Database
 from hedgerow.region.desires import at_once, before, renewed
 from hedgerow.region.fleetstore import Actor, FleetStore, Kept, Wanted
-from hedgerow.region.gate import Ear, usual_p99
+from hedgerow.region.gate import Ear, Presence, usual_memory, usual_p99
 from hedgerow.region.knowledge import Knowledge
 from hedgerow.region.rollout import (
     CatchUp,
@@ -31,6 +31,7 @@ from hedgerow.region.rollout import (
     TakeBack,
     after,
 )  # fmt: skip
+from hedgerow.region.standing import standing
 from hedgerow.region.waves import Member
 from hedgerow.topics import Address
 
@@ -79,7 +80,8 @@ class Fleet:
 
     def member(self, node: Address, ear: Ear, now: float) -> Member:
         """A node, as waves see it."""
-        return Member(node, self.labels(node), ear.hears(self.knowledge.facts[node], now))
+        there = ear.presence(self.knowledge.facts[node], now) is not Presence.GONE
+        return Member(node, self.labels(node), there)
 
     def keep(self, new: Kept, old: Kept) -> None:
         """Write a rollout that has changed."""
@@ -103,8 +105,8 @@ class Fleet:
             self.store.save_desired(wanted, self.knowledge.ids)
             self.desired.update(wanted)
 
-    def carry(self, kept: Kept, step: Step, by: Actor, now: float) -> None:
-        """Carry out a step, within a transaction."""
+    def carry(self, kept: Kept, step: Step, by: Actor, now: float) -> Rollout:
+        """Carry out a step, within a transaction. Returns: what the rollout is then."""
         rollout = after(kept.rollout, step, now)
         wanted: dict[Address, Wanted] = {}
         if isinstance(step, StartWave | CatchUp):
@@ -118,8 +120,13 @@ class Fleet:
         self.save(wanted)
         action, why, detail = _told(step, rollout, wanted)
         self.store.audit(replace(by, why=by.why or why), action, now, rollout=rollout.name, **detail)
-        self.reconsider |= ended
+        if ended:
+            self.reconsider = True
+            newest_first = sorted(self.rollouts.values(), key=lambda kept: -kept.id)
+            matter = {rollout.name for rollout in standing(kept.rollout for kept in newest_first)}
+            self.rollouts = {name: kept for name, kept in self.rollouts.items() if name in matter}
         log.info(action, rollout=rollout.name, phase=rollout.phase.value, nodes=len(wanted), why=why)
+        return rollout
 
     def _give(self, rollout: Rollout, nodes: Iterable[Address], now: float) -> tuple[Rollout, dict[Address, Wanted]]:
         tasks, wanted = dict(rollout.tasks), {}
@@ -132,6 +139,7 @@ class Fleet:
                 given_at=now,
                 before=before(old.document if old else None, facts.reported, rollout.models),
                 p99_ms=usual_p99(facts.samples),
+                memory_bytes=usual_memory(facts.samples),
                 back="no",
             )
         return replace(rollout, tasks=tasks), wanted

@@ -19,11 +19,13 @@ import orjson
 from hedgerow.region.database import Database
 from hedgerow.region.plan import stored_plan
 from hedgerow.region.rollout import Phase, Rollout, Task
+from hedgerow.region.standing import standing
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import Desired, ModelRef
 
 _TASK_COLUMNS: Final = (
     "wave", "state", "late", "generation", "given_at", "prior", "p99_ms", "back", "back_generation", "code", "reason",
+    "memory_bytes",
 )  # fmt: skip
 _ROLLOUT_COLUMNS: Final = (
     "id", "name", "plan", "models", "waves", "who", "why", "started_at", "changed_at", "ended_at", "phase", "wave",
@@ -114,20 +116,10 @@ class FleetStore:
         return [self._kept(row, self._tasks(row[0]) if tasks else {}) for row in rows]
 
     def standing(self) -> list[Kept]:
-        """The rollouts that matter still, newest first: those under way, and what new and late nodes are to get."""
-        found: list[Kept] = []
-        covered: set[tuple[str, tuple[str, ...]]] = set()
-        for kept in self.rollouts(tasks=False):
-            rollout = kept.rollout
-            if rollout.phase in (Phase.FAILED, Phase.CANCELED):
-                continue
-            key = (str(rollout.plan.selector), tuple(sorted(rollout.models)))
-            if rollout.phase is Phase.SUCCEEDED:
-                if key in covered:
-                    continue
-                covered.add(key)
-            found.append(replace(kept, rollout=replace(rollout, tasks=self._tasks(kept.id))))
-        return found
+        """The rollouts that matter still, newest first."""
+        kept = {one.rollout.name: one for one in self.rollouts(tasks=False)}
+        matter = [kept[rollout.name] for rollout in standing(one.rollout for one in kept.values())]
+        return [replace(one, rollout=replace(one.rollout, tasks=self._tasks(one.id))) for one in matter]
 
     def add(self, kept: Kept, nodes: Mapping[Address, int]) -> Kept:
         """Write a new rollout. Returns: it with its id."""
@@ -229,16 +221,15 @@ def _task_row(task: Task) -> tuple[Any, ...]:
     before = {name: None if ref is None else ref.model_dump() for name, ref in task.before.items()}
     return (
         task.wave, task.state, int(task.late), task.generation, task.given_at, _json(before), _json(task.p99_ms),
-        task.back, task.back_generation, task.code, task.reason,
+        task.back, task.back_generation, task.code, task.reason, task.memory_bytes,
     )  # fmt: skip
 
 
 def _task(row: tuple[Any, ...]) -> Task:
-    wave, state, late, generation, given_at, before, p99_ms, back, back_generation, code, reason = row
+    wave, state, late, generation, given_at, before, p99_ms, back, back_generation, code, reason, memory_bytes = row
     refs = {name: None if ref is None else ModelRef.model_validate(ref) for name, ref in orjson.loads(before).items()}
-    return Task(
-        wave, state, bool(late), generation, given_at, refs, orjson.loads(p99_ms), back, back_generation, code, reason
-    )  # fmt: skip
+    usual = orjson.loads(p99_ms), memory_bytes
+    return Task(wave, state, bool(late), generation, given_at, refs, *usual, back, back_generation, code, reason)
 
 
 def _json(value: Any) -> str:

@@ -3,7 +3,8 @@
 Rules:
 - Good is proved: by the digest of what runs, as the node reports it and its health shows it, and by frames that went
   through it. That a node is connected, or says "succeeded", is not enough.
-- Who is not heard is not good. Who is not heard for long is bad.
+- Who is not heard is not good. Who is not heard for long is bad. Whether somebody is gone can only be known when the region
+  has listened for as long as a node that is well may be silent; until then it is open.
 - What a node says of its own failure counts at once; what its health shows counts from when the new version serves, by
   the node's own clock.
 - As long as nobody listens (the service or its link is down) nobody is silent or late.
@@ -23,9 +24,20 @@ from hedgerow.wire.fleet import JobState, ModelRef, Reported, ReportedModel
 
 MOST_SAMPLES: Final = 12
 """Health reports of a node that are looked at: two minutes."""
+UNPROVED: Final = "unproved"
+"""Code of a finding: it is there, and what it reports does not prove yet that it serves what it should."""
 _NEGLIGIBLE_MS: Final = 1.0
 """A latency below this is never too slow, whatever it was before."""
 _ENDED_BADLY: Final = frozenset({"failed", "timed-out", "rejected", "removed", "canceled"})
+
+
+class Presence(StrEnum):
+    """Whether a node is there."""
+
+    HERE = "here"
+    GONE = "gone"
+    OPEN = "open"
+    """It is not heard, and the region has not listened for long enough to say more."""
 
 
 class Verdict(StrEnum):
@@ -43,14 +55,14 @@ class Finding:
     Attributes:
         state: what the node's job has come to.
         code, reason: why it is not good.
-        heard: whether it is heard at all.
+        presence: whether it is there at all.
     """
 
     verdict: Verdict
     state: JobState
     code: str = ""
     reason: str = ""
-    heard: bool = True
+    presence: Presence = Presence.HERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,14 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A model as health shows it: the digest of the file that runs, and the frames that went through it."""
+
+    digest: str
+    frames: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """A health report, as far as gates need it. `at` is the node's clock."""
 
@@ -73,7 +93,8 @@ class Sample:
     state: str
     reasons: str = ""
     flows: Mapping[str, Flow] = field(default_factory=dict)
-    digests: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, Shown] = field(default_factory=dict)
+    memory_bytes: int = 0
     drift: float | None = None
 
 
@@ -105,11 +126,15 @@ class Ear:
     since: float | None
     silent_after_s: float
 
-    def hears(self, facts: Facts, now: float) -> bool:
-        """Whether a node is heard."""
-        if self.since is None or facts.online is False or facts.heard_at is None:
-            return False
-        return now - facts.heard_at <= self.silent_after_s
+    def presence(self, facts: Facts, now: float) -> Presence:
+        """Whether a node is there."""
+        if self.since is None:
+            return Presence.OPEN
+        if facts.online is False:
+            return Presence.GONE
+        if facts.heard_at is not None and now - facts.heard_at <= self.silent_after_s:
+            return Presence.HERE
+        return Presence.GONE if now - self.since > self.silent_after_s else Presence.OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +145,18 @@ class Given:
         models: what it is to serve.
         files: digests of the files that may serve it, by model; none: any.
         generation, at: of the desired document.
+        due: Unix seconds at which it has to be good.
         p99_ms: latency before, by pipeline.
+        memory_bytes: of the node's process before; 0: not known.
     """
 
     models: Mapping[str, ModelRef]
     files: Mapping[str, frozenset[str]]
     generation: int
     at: float
+    due: float
     p99_ms: Mapping[str, float]
+    memory_bytes: int = 0
 
 
 def examine(given: Given, facts: Facts, limits: GateSection, ear: Ear, now: float) -> Finding:
@@ -136,38 +165,44 @@ def examine(given: Given, facts: Facts, limits: GateSection, ear: Ear, now: floa
     Args:
         now: Unix seconds.
     """
-    heard = ear.hears(facts, now)
+    there = ear.presence(facts, now)
     if ear.since is None:
-        return Finding(Verdict.UNKNOWN, "in-progress", "not-listening", "the region hears nobody", heard=False)
-    if (finding := _said(given, facts, heard)) is not None:
+        return Finding(Verdict.UNKNOWN, "in-progress", "not-listening", "the region hears nobody", there)
+    if (finding := _said(given, facts, there)) is not None:
         return finding
     silent_s = now - max(facts.heard_at or 0.0, ear.since, given.at)
     if silent_s > limits.max_silence_s:
-        return Finding(Verdict.BAD, "timed-out", "silent", f"nothing came for {spell(silent_s)}", heard=False)
-    wrong = _flow(given, facts, limits)
+        return Finding(Verdict.BAD, "timed-out", "silent", f"nothing came for {spell(silent_s)}", there)
+    wrong = _restarts(given, facts, limits) or _flow(given, facts, limits)
     if wrong is not None:
-        return Finding(Verdict.BAD, "failed", *wrong, heard=heard)
+        return Finding(Verdict.BAD, "failed", *wrong, there)
     if missing := _unproved(given, facts, limits):
-        if now > max(given.at + limits.timeout_s, ear.since + ear.silent_after_s):
+        if now > max(given.due, ear.since + ear.silent_after_s):
             reason = f"not good after {spell(now - given.at)}: {missing}"
-            return Finding(Verdict.BAD, "timed-out", "timed-out", reason, heard)
-        return Finding(Verdict.UNKNOWN, "in-progress", "unproved", missing, heard)
-    if not heard:
-        return Finding(Verdict.UNKNOWN, "in-progress", "not-heard", "it is not heard", heard=False)
+            return Finding(Verdict.BAD, "timed-out", "timed-out", reason, there)
+        return Finding(Verdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
+    if there is not Presence.HERE:
+        return Finding(Verdict.UNKNOWN, "in-progress", "not-heard", "it is not heard", there)
     return Finding(Verdict.GOOD, "succeeded")
 
 
 def examine_back(before: Mapping[str, ModelRef | None], generation: int, facts: Facts, ear: Ear, now: float) -> Finding:
     """Whether a node that was put back serves what it served before."""
-    heard = ear.hears(facts, now)
+    there = ear.presence(facts, now)
     reported = facts.reported
+    missing = ""
     if reported is None or reported.generation < generation:
-        return Finding(Verdict.UNKNOWN, "in-progress", "unproved", "it has not taken the change back yet", heard)
-    for name, ref in before.items():
-        serving = reported.models.get(name)
-        if ref is not None and not _serves(serving, ref):
-            return Finding(Verdict.UNKNOWN, "in-progress", "unproved", f"{name} is {_named(serving)}", heard)
-    return Finding(Verdict.GOOD, "succeeded", heard=heard)
+        missing = "it has not taken the change back yet"
+    elif reported.generation == generation and reported.state in ("queued", "in-progress"):
+        missing = f"{reported.state}: {reported.step}".removesuffix(": ")
+    else:
+        for name, ref in before.items():
+            serving = reported.models.get(name)
+            if ref is not None and not _serves(serving, ref):
+                missing = f"{name} is {_named(serving)}"
+    if missing:
+        return Finding(Verdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
+    return Finding(Verdict.GOOD, "succeeded", presence=there)
 
 
 def usual_p99(samples: Sequence[Sample]) -> dict[str, float]:
@@ -180,7 +215,13 @@ def usual_p99(samples: Sequence[Sample]) -> dict[str, float]:
     return {name: round(median(values), 3) for name, values in known.items()}
 
 
-def _said(given: Given, facts: Facts, heard: bool) -> Finding | None:
+def usual_memory(samples: Sequence[Sample]) -> int:
+    """What a node's process usually takes, bytes: the median of what its reports say; 0: they say nothing."""
+    known = [sample.memory_bytes for sample in samples if sample.memory_bytes]
+    return int(median(known)) if known else 0
+
+
+def _said(given: Given, facts: Facts, there: Presence) -> Finding | None:
     """What the node says itself has gone wrong."""
     reported = facts.reported
     if reported is None or reported.generation < given.generation:
@@ -190,17 +231,17 @@ def _said(given: Given, facts: Facts, heard: bool) -> Finding | None:
     for name, ref in given.models.items():
         if name in reported.rolled_back and not _serves(reported.models.get(name), ref):
             code = "rolled-back" if error is None else error.code
-            return Finding(Verdict.BAD, "failed", code, f"{name} went back by itself: {said}", heard)
+            return Finding(Verdict.BAD, "failed", code, f"{name} went back by itself: {said}", there)
         for kept in reported.quarantined:
             if kept.digest == ref.digest:
-                return Finding(Verdict.BAD, "failed", kept.code, f"{ref} is in quarantine: {kept.reason}", heard)
+                return Finding(Verdict.BAD, "failed", kept.code, f"{ref} is in quarantine: {kept.reason}", there)
         serving = reported.models.get(name)
         files = given.files.get(name)
         if files and serving is not None and _serves(serving, ref) and serving.file_digest not in files:
             reason = f"{name} runs {serving.file_digest[:19]}…, which is no file of {ref}"
-            return Finding(Verdict.BAD, "failed", "wrong-file", reason, heard)
+            return Finding(Verdict.BAD, "failed", "wrong-file", reason, there)
     if reported.generation == given.generation and reported.state in _ENDED_BADLY:
-        return Finding(Verdict.BAD, reported.state, reported.state if error is None else error.code, said, heard)
+        return Finding(Verdict.BAD, reported.state, reported.state if error is None else error.code, said, there)
     return None
 
 
@@ -213,17 +254,21 @@ def _unproved(given: Given, facts: Facts, limits: GateSection) -> str:
         return f"it is at generation {reported.generation}, not {given.generation}"
     if reported.generation == given.generation and reported.state != "succeeded":
         return f"{reported.state}: {reported.step}".removesuffix(": ")
-    shown = facts.samples[-1].digests if facts.samples else {}
+    last = facts.samples[-1] if facts.samples else None
     for name, ref in given.models.items():
         serving = reported.models.get(name)
         if serving is None or not _serves(serving, ref):
             return f"{name} is {_named(serving)}"
         if serving.stage != "kept":
             return f"{name} is on {serving.stage}"
-        if shown.get(name, serving.file_digest) != serving.file_digest:
+        if last is None or last.at < serving.since:
+            return f"no health report has come since {name} serves"
+        shown = last.models.get(name, Shown(serving.file_digest))
+        if shown.digest != serving.file_digest:
             return f"its health still shows another file for {name}"
-        if serving.results < limits.min_frames:
-            return f"{serving.results} of {limits.min_frames} frames went through {name}"
+        frames = max(serving.results, shown.frames)
+        if frames < limits.min_frames:
+            return f"{frames} of {limits.min_frames} frames went through {name}"
     return ""
 
 
@@ -237,6 +282,22 @@ def _named(serving: ReportedModel | None) -> str:
     return f"a file of the node's own ({serving.file_digest[:19]}…)" if serving.model is None else str(serving.model)
 
 
+def _restarts(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
+    """Whether its process keeps ending since the new version is there: code and reason."""
+    if limits.max_restarts is None:
+        return None
+    new = set().union(*given.files.values())
+    for name, ref in given.models.items():
+        serving = None if facts.reported is None else facts.reported.models.get(name)
+        if serving is not None and _serves(serving, ref):
+            new.add(serving.file_digest)
+    ran = [sample.session for sample in facts.samples if any(one.digest in new for one in sample.models.values())]
+    restarts = len(set(ran)) - 1
+    if restarts > limits.max_restarts:
+        return "restarts", f"it started anew {restarts} times lately, and {limits.max_restarts} are allowed"
+    return None
+
+
 def _flow(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
     """What health shows to be wrong since the new version serves: code and reason."""
     since = _serving_since(given, facts)
@@ -246,6 +307,10 @@ def _flow(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] | 
     last = after[-1]
     if last.state == "failing":
         return "failing", f"its health says failing: {last.reasons}".removesuffix(": ")
+    grown = last.memory_bytes - given.memory_bytes if given.memory_bytes else 0
+    if limits.max_growth_bytes is not None and grown > limits.max_growth_bytes:
+        allowed = limits.max_growth_bytes
+        return "memory-growth", f"it takes {grown:,} bytes more than before, and {allowed:,} are allowed"
     if limits.max_drift is not None and last.drift is not None and last.drift > limits.max_drift:
         return "drift", f"drift is {last.drift:.3g}, and {limits.max_drift:.3g} is allowed"
     names = [name for name, flow in last.flows.items() if set(flow.models) & given.models.keys()] or list(last.flows)

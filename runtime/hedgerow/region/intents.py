@@ -14,6 +14,8 @@ import orjson
 
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.region.database import Database, StoreError
+from hedgerow.region.judge import spell
+from hedgerow.region.queries import LATE_S
 
 EXPIRES_AFTER_S: Final = 30.0
 _POLL_S: Final = 0.05
@@ -52,10 +54,17 @@ def ask(
         waiting: called now and then meanwhile.
     Returns: what it answers.
     Raises:
-        CommandError: it refuses, with its reason; or it does not answer.
+        CommandError: it refuses, with its reason; or it does not run, or does not answer.
         StoreError: the store cannot be written.
     """
     now = time.time()
+    for (beat_at,) in database.rows("SELECT beat_at FROM collector"):
+        if now - beat_at > LATE_S:
+            raise CommandError(
+                f"The region's service does not run: it was last seen {spell(now - beat_at)} ago",
+                code="no-service",
+                remedy="`hedgerow region run region.yaml` starts it.",
+            )
     try:
         ((row,),) = database.rows(
             "INSERT INTO intent (at, expires_at, who, why, verb, args) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",

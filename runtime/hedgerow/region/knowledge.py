@@ -12,7 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from hedgerow.region.database import Database
-from hedgerow.region.gate import MOST_SAMPLES, Facts, Flow, Sample
+from hedgerow.region.gate import MOST_SAMPLES, Facts, Flow, Sample, Shown
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.fleet import Reported
 
@@ -49,13 +49,8 @@ class Knowledge:
         self._newest_health = 0
         self._watched: set[int] = set()
 
-    def refresh(self, database: Database, watched: Collection[Address]) -> None:
-        """Read what is new.
-
-        Args:
-            watched: the nodes whose health is of interest.
-        Raises: StoreError: it cannot be read.
-        """
+    def refresh(self, database: Database) -> None:
+        """Read who is heard, and what they report. Raises: StoreError: it cannot be read."""
         for row in database.rows("SELECT id, region, site, name, online, heard_at FROM node"):
             self._heard(*row)
         since = self._newest_said - _LATE_S
@@ -64,7 +59,10 @@ class Knowledge:
             (Channel.REPORTED.value, since),
         ):
             self._said(*row)
-        self._read_health(database, {self.ids[node] for node in watched if node in self.ids})
+
+    def watch(self, database: Database, nodes: Collection[Address]) -> None:
+        """Read the health of these nodes, and of no others. Raises: StoreError: it cannot be read."""
+        self._read_health(database, {self.ids[node] for node in nodes if node in self.ids})
 
     def labels(self, node: Address) -> dict[str, str]:
         """What a node is chosen by: what it reports, and where it stands."""
@@ -138,7 +136,11 @@ def read_sample(payload: bytes) -> Sample | None:
             str(health["state"]),
             "; ".join(map(str, health.get("reasons", ()))),
             {name: _flow(told) for name, told in health.get("pipelines", {}).items()},
-            {name: str(told["digest"]) for name, told in health.get("models", {}).items()},
+            {
+                name: Shown(str(told["digest"]), int(told.get("frames", 0)))
+                for name, told in health.get("models", {}).items()
+            },
+            int(health.get("memory_bytes", 0)),
             float(drift) if isinstance(drift, (int, float)) else None,
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):

@@ -105,6 +105,14 @@ class GateSection(Section):
     slow_reports: int = Field(
         3, ge=1, le=12, description="Health reports in a row that must say so, for one alone may be bad luck."
     )
+    max_growth_bytes: int | None = Field(
+        512 * 2**20,
+        ge=0,
+        description="Memory that the node's process may take beyond what it usually took before; empty: any.",
+    )
+    max_restarts: int | None = Field(
+        2, ge=0, description="Times the node may start anew within its last 12 health reports; empty: any number."
+    )
     max_drift: float | None = Field(
         None, gt=0, description="Drift that a node may report; empty: any. Nodes that report none are not judged by it."
     )

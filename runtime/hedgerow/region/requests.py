@@ -13,12 +13,13 @@ from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.labels import check_labels
 from hedgerow.region.catalog import Entry, look_up
 from hedgerow.region.database import StoreError
+from hedgerow.region.decide import take_back
 from hedgerow.region.fleet import Fleet
 from hedgerow.region.fleetstore import Actor, Kept
 from hedgerow.region.gate import Ear
 from hedgerow.region.intents import Intent, answer, open_intents
 from hedgerow.region.plan import ModelSection, RolloutPlan
-from hedgerow.region.rollout import Finish, Halt, Phase, Rollout, Step, Task, after, remove, resume, take_back
+from hedgerow.region.rollout import Finish, Halt, Phase, Rollout, Step, Task, after, remove, resume
 from hedgerow.region.standing import PINNED, SUPERSEDED, conflict, superseded
 from hedgerow.region.waves import Wave, assign, wave_of
 from hedgerow.topics import Address
@@ -115,11 +116,11 @@ def _start(request: Request) -> Any:
             remedy="`hedgerow nodes` shows their labels; `hedgerow node label` sets some.",
         )
     under_way = [kept.rollout for kept in fleet.rollouts.values()]
-    if why_not := conflict(plan.models, [member.address for member in members], under_way):
+    if why_not := conflict([member.address for member in members], under_way):
         raise CommandError(
             f"{plan.rollout} would collide: {why_not}",
             code="conflict",
-            remedy="Wait until that has ended, abort it, or choose other nodes.",
+            remedy="Wait until that has ended, abort it, or choose other nodes; one rollout may take several models.",
         )
     waves = assign(plan.rollout, plan.waves, members)
     if not dry_run:
@@ -184,8 +185,7 @@ def _abort(request: Request) -> Any:
     because = f"aborted by {by.who}: {by.why}"
     step: Step = Finish(Phase.CANCELED, because) if keep else take_back(kept.rollout, Phase.CANCELED, because)
     fleet.store.audit(by, "rollout-aborted", now, rollout=name, keep=keep)
-    fleet.carry(kept, step, by, now)
-    return {"rollout": name, "phase": fleet.rollouts[name].rollout.phase.value}
+    return {"rollout": name, "phase": fleet.carry(kept, step, by, now).phase.value}
 
 
 def _under_way(request: Request, *phases: Phase) -> Kept:

@@ -127,7 +127,7 @@ class _Reading:
     def _models(self, site: str, node: str, base: Path, config: NodeConfig, keys: tuple[str, ...]) -> Iterator[Finding]:
         for name, model in config.models.items():
             path = Path(model.path)
-            if model.path.startswith("package:") or path.is_absolute():
+            if model.path.startswith(("package:", "bundle:")) or path.is_absolute():
                 continue
             source = base.parent / path
             if ".." in path.parts:

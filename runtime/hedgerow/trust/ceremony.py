@@ -1,43 +1,22 @@
 """What is done with the keys that are kept off the network: begin, let owners come and go, exchange keys.
 
-What needs more signatures than there are keys at hand is staged in the repository; others sign it there, and it counts as
-soon as there are enough.
+What needs more signatures than there are keys at hand is staged in the repository (`trust.staging`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Role, Root, Targets
-from tuf.api.serialization import DeserializationError
 
-from hedgerow.pki.files import make_folder, read, write
+from hedgerow.pki.files import make_folder
 from hedgerow.topics import is_name
 from hedgerow.trust.errors import BadRepository, NotAllowed
 from hedgerow.trust.repository import Repository
 from hedgerow.trust.roles import TOP, name_of, patterns
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a change has come to.
-
-    Attributes:
-        role, version: the metadata that was made.
-        missing: signatures it still needs; 0: it counts.
-        waits_for: names of keys that could give them.
-        live: whether nodes see it; else it waits for signatures, or for whoever has the online key.
-    """
-
-    role: str
-    version: int
-    missing: int = 0
-    waits_for: tuple[str, ...] = ()
-    live: bool = True
+from hedgerow.trust.staging import Step, nothing_staged, settle, show
 
 
 def begin(
@@ -58,10 +37,7 @@ def begin(
         BadRepository: there is one, or a threshold cannot be met.
         NotAllowed: too few signers.
     """
-    if (repository.metadata / "1.root.json").exists():
-        raise BadRepository(
-            f"{repository.folder} is a repository already", remedy="See it with `hedgerow trust status`."
-        )
+    repository.demand_none()
     _check_threshold("root", root_threshold, len({key.keyid for key in root_keys}))
     _check_threshold("targets", targets_threshold, len({key.keyid for key in targets_keys}))
     root = Root(
@@ -115,6 +91,8 @@ def add_owner(
     def change(targets: Targets) -> None:
         roles = _owners(targets)
         there = roles.get(owner)
+        if there is None and not models:
+            raise BadRepository(f"{owner} is new, and no model is named", remedy="Say which: `--model NAME`.")
         paths = sorted({*(there.paths or () if there else ()), *patterns(models)})
         for other in roles.values():
             if other.name != owner and (model := _shared(paths, other)):
@@ -187,10 +165,14 @@ def rotate(
     Args:
         roles: `root`, `targets`, or both of `snapshot` and `timestamp`.
         old: names of keys that count no longer, or beginnings of their ids.
-        signers: keys of the root: enough of the old ones and of the new.
+        signers: keys of the root: enough of the old ones and of the new. For `targets`, enough of its new keys too, else the
+            list of owners has to be signed anew afterwards (`renew`).
+    Raises: BadRepository: there is no such key, the threshold will not do, or another change waits for signatures.
     """
     with repository.changing():
+        nothing_staged(repository, "root")
         root = repository.root().signed
+        counting = {*root.roles["root"].keyids}
         for role in roles:
             for keyid in _found(old, [root.get_key(keyid) for keyid in root.roles[role].keyids]):
                 root.revoke_key(keyid, role)
@@ -199,7 +181,12 @@ def rotate(
             root.roles[role].threshold = threshold or root.roles[role].threshold
             _check_threshold(role, root.roles[role].threshold, len(root.roles[role].keyids))
         root.version += 1
-        return _settle(repository, repository.sign(root, "root", signers))
+        counting |= {*root.roles["root"].keyids}
+        signed = repository.sign(root, "root", [one for one in signers if one.public_key.keyid in counting])
+        step = settle(repository, signed)
+        if "targets" not in step.to_renew:
+            return step
+        return _renew_targets(repository, root, signers) or step
 
 
 def renew(
@@ -221,86 +208,33 @@ def renew(
         metadata = repository.sign(signed, role, [one for one in signers if one.public_key.keyid in delegated.keyids])
         _demand(targets, role, metadata)
         repository.put(role, metadata)
-        return Step(role, signed.version, live=_show(repository))
-
-
-def staged(repository: Repository) -> list[Path]:
-    """What waits for signatures."""
-    return sorted((repository.folder / "staged").glob("*.*.json"))
-
-
-def sign_staged(repository: Repository, signers: Sequence[Signer]) -> list[Step]:
-    """Sign what waits for signatures, with those keys that it waits for.
-
-    Raises: NotAllowed: it waits for none of these keys.
-    """
-    steps = []
-    with repository.changing():
-        for path in staged(repository):
-            metadata = read_staged(path)
-            waits = missing_signatures(repository, metadata)[1]
-            usable = [signer for signer in signers if signer.public_key.keyid in waits]
-            for signer in usable:
-                metadata.sign(signer, append=True)
-            if usable:
-                steps.append(_settle(repository, metadata))
-    if not steps:
-        raise NotAllowed(
-            "Nothing waits for a signature of these keys",
-            remedy="See what waits, and for whom: `hedgerow trust status`.",
-        )
-    return steps
-
-
-def read_staged(path: Path) -> Metadata[Any]:
-    """What waits for signatures. Raises: BadRepository: it is none."""
-    try:
-        return Metadata.from_bytes(read(path))
-    except DeserializationError as error:
-        raise BadRepository(f"{path} is no metadata", remedy="Remove it, and make the change again.") from error
-
-
-def missing_signatures(repository: Repository, metadata: Metadata[Any]) -> tuple[int, dict[str, str]]:
-    """How many signatures staged metadata needs, and the keys that could give them: id → name."""
-    role, root = metadata.signed.type, repository.root().signed
-    judges: list[Root] = [root, metadata.signed] if isinstance(metadata.signed, Root) else [root]
-    missing, waits_for = 0, dict[str, str]()
-    for judge in judges:
-        found = judge.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
-        if not found.verified:
-            missing = max(missing, found.missing)
-            waits_for |= {keyid: name_of(key) for keyid, key in found.unsigned.items()}
-    return missing, waits_for
+        return Step(role, signed.version, live=show(repository))
 
 
 def _change_targets(repository: Repository, change: Callable[[Targets], None], signers: Sequence[Signer]) -> Step:
     with repository.changing():
-        targets = repository.targets().signed
+        nothing_staged(repository, "targets")
+        targets = repository.last_targets().signed
         change(targets)
         targets.version = repository.latest_version("targets") + 1
-        return _settle(repository, repository.sign(targets, "targets", signers))
+        keys = repository.root().signed.roles["targets"].keyids
+        usable = [one for one in signers if one.public_key.keyid in keys]
+        if not usable:
+            raise NotAllowed(
+                "None of the keys given counts for the list of owners",
+                remedy="Sign with the targets role's key: `hedgerow trust status` names it.",
+            )
+        return settle(repository, repository.sign(targets, "targets", usable))
 
 
-def _settle(repository: Repository, metadata: Metadata[Any]) -> Step:
-    """Let metadata count if it is signed enough; else stage it."""
-    role, version = metadata.signed.type, metadata.signed.version
-    aside = repository.folder / "staged" / f"{version}.{role}.json"
-    missing, waits_for = missing_signatures(repository, metadata)
-    if missing:
-        make_folder(aside.parent)
-        write(aside, metadata.to_bytes())
-        return Step(role, version, missing, tuple(sorted(waits_for.values())), live=False)
-    repository.put(role, metadata)
-    aside.unlink(missing_ok=True)
-    return Step(role, version, live=_show(repository))
-
-
-def _show(repository: Repository) -> bool:
-    """Let nodes see it, if the online key is here."""
-    if not repository.has_online_key:
-        return False
-    repository.take_in()
-    return True
+def _renew_targets(repository: Repository, root: Root, signers: Sequence[Signer]) -> Step | None:
+    """Sign the list of owners with the keys that a new root lets count. Returns: None: they are not at hand."""
+    usable = [one for one in signers if one.public_key.keyid in root.roles["targets"].keyids]
+    if len(usable) < root.roles["targets"].threshold:
+        return None
+    targets = repository.last_targets().signed
+    targets.version = repository.latest_version("targets") + 1
+    return settle(repository, repository.sign(targets, "targets", usable))
 
 
 def _demand(delegator: Root | Targets, role: str, metadata: Metadata[Any]) -> None:

@@ -7,6 +7,8 @@ Rules:
 - Time is the later of two: the machine's clock, and when the newest statement that is believed was signed plus what has
   passed since it came. So a clock that is not set accepts nothing that was known to be expired, and one that was wrongly
   ahead refuses only as long as it is wrong: nothing of the machine's clock is kept.
+- Where it asks has an order. A refresh is of one source as a whole; the next is asked only where one cannot be reached, never
+  where one is refused: who is attacked shall hear of it.
 - That second time is forgotten when the root lets another timestamp key count, as all that is judged by versions is. So a
   region whose clock was wrong for a while does not lock nodes out for good.
 """
@@ -21,16 +23,21 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import orjson
+import structlog
 from tuf.api.metadata import Root, TargetFile, Timestamp
 
+from hedgerow.errors import BusError
 from hedgerow.labels import Labels
 from hedgerow.models.manifest import LARGEST_MANIFEST
+from hedgerow.pki.names import PkiError
 from hedgerow.trust import errors
 from hedgerow.trust.documents import Documents, Fetcher
 from hedgerow.trust.refusals import REFUSALS, explain
 from hedgerow.trust.roles import selector_of, signed_at, target_path
 from hedgerow.trust.updater import JudgedUpdater
 from hedgerow.wire.fleet import ModelRef
+
+log = structlog.get_logger(__name__)
 
 _BEHIND_S: Final = 60.0
 _KEPT_MANIFESTS: Final = 64
@@ -63,7 +70,7 @@ class TrustClient:
     Args:
         folder: where it keeps what it has seen; only this client writes there.
         root: the root that this node was given, whichever: it goes on from there.
-        documents: where the rest comes from.
+        documents: where the rest comes from; several are asked in this order.
         clock: Unix seconds.
         monotonic: seconds that pass.
     """
@@ -72,14 +79,13 @@ class TrustClient:
         self,
         folder: Path,
         root: bytes,
-        documents: Documents,
-        *,
+        *documents: Documents,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._root = root
-        self._documents = documents
+        self._sources = documents
         self._clock = clock
         self._monotonic = monotonic
         self._updater: JudgedUpdater | None = None
@@ -92,7 +98,7 @@ class TrustClient:
 
         Raises:
             TrustError: it is refused; all is as it was.
-            Exception: what `documents` raises when it cannot be reached.
+            BusError: none of the sources can be reached; what the first of them said.
         """
         with self._lock:
             updater = self._refresh()
@@ -112,28 +118,46 @@ class TrustClient:
             labels: this node's.
         Raises:
             TrustError: it may not.
-            Exception: what `documents` raises when it cannot be reached.
+            BusError: none of the sources can be reached.
         """
         with self._lock:
             updater = self._updater
             if updater is None or updater.timestamp.expires.timestamp() <= self._judge(updater.root, updater.timestamp):
                 updater = self._refresh()
-            return self._manifest(updater, ref, labels)
+            try:
+                return self._manifest(updater, ref, labels)
+            except BusError:
+                self._updater = None  # the next attempt begins with whichever source can be reached
+                raise
 
     def _refresh(self) -> JudgedUpdater:
         self._updater = None
-        fetcher = Fetcher(self._documents, self._monotonic)
+        away: BusError | None = None
+        for documents in self._sources:
+            try:
+                self._updater = self._refresh_from(documents)
+            except BusError as error:
+                log.info("metadata-source-away", error=str(error))
+                away = away or error
+            else:
+                return self._updater
+        raise away or RuntimeError("no source of metadata is named")
+
+    def _refresh_from(self, documents: Documents) -> JudgedUpdater:
+        fetcher = Fetcher(documents, self._monotonic)
         try:
             updater = JudgedUpdater(self._folder, self._root, fetcher, self._judge)
         except REFUSALS as error:
             raise errors.BadMetadata(
                 f"The root that this node was given is none: {error}",
-                remedy="Give it the `root.json` that `hedgerow trust init` made, as `fleet: root_file`.",
+                remedy="Give it the `1.root.json` that `hedgerow trust init` made, as `fleet: root_file`.",
             ) from error
+        except (OSError, PkiError) as error:
+            raise _unwritable(error) from error
         _guarded(updater, updater.refresh)
         if self._seen is None or self._seen[0] != updater.timestamp.version:
             self._seen = (updater.timestamp.version, self._monotonic())
-        self._updater = updater
+        self._judge(updater.root, updater.timestamp)  # what is newest says best how late it is
         return updater
 
     def _judge(self, root: Root, timestamp: Timestamp | None) -> float:
@@ -182,7 +206,16 @@ def _guarded(updater: JudgedUpdater, action: Callable[[], Result]) -> Result:
     try:
         return action()
     except REFUSALS as error:
+        updater.fetcher.documents.forget()
         raise explain(error, updater) from error
+    except (ConnectionError, TimeoutError):
+        raise
+    except (OSError, PkiError) as error:
+        raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError | PkiError) -> errors.StateUnwritable:
+    return errors.StateUnwritable(f"What this node has seen cannot be kept: {error}; what serves goes on")
 
 
 def _check_says(content: bytes, ref: ModelRef) -> None:

@@ -33,13 +33,17 @@ class Documents(Protocol):
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
         """Bring a document, piece by piece.
 
-        It waits for a piece only as long as its own timeout says. What it raises besides is handed on as it is: that it
-        could not be reached is no refusal.
+        It waits for a piece only as long as its own timeout says. That it cannot be reached is no refusal: it raises a
+        `BusError` then, and the next source is asked.
 
         Args:
             max_bytes: more is of no use; who knows that there is more may stop.
         Raises: DocumentMissing: there is none.
         """
+        ...
+
+    def forget(self) -> None:
+        """What has come was refused: nothing of it is to be brought again from memory."""
         ...
 
 
@@ -67,25 +71,29 @@ class FolderDocuments:
                 f"{self._folder / path} cannot be read: {error.strerror}", remedy="Let this user read the repository."
             ) from error
 
+    def forget(self) -> None:
+        """See `Documents.forget`; nothing is remembered."""
+
 
 class Fetcher(FetcherInterface):
     """tuf's fetcher over documents.
 
     Attributes:
+        documents: what brings them.
         path: of the document asked for last.
         data: what has come of it.
         max_bytes: how much was allowed to come.
     """
 
     def __init__(self, documents: Documents, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._documents = documents
+        self.documents = documents
         self._monotonic = monotonic
         self.path = ""
         self.data = b""
         self.max_bytes = 0
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        return self._documents.get(url, self.max_bytes)
+        return self.documents.get(url, self.max_bytes)
 
     @contextmanager
     def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:

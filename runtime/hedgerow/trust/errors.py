@@ -145,6 +145,13 @@ class NotForThisNode(TrustError):
     advice = "Choose other nodes, or publish it for these too: `hedgerow model publish BUNDLE --for SELECTOR`."
 
 
+class StateUnwritable(TrustError):
+    """What this node has seen cannot be kept, and without that rollbacks would go unnoticed: nothing is believed."""
+
+    code = "trust-state"
+    advice = "Make room on the disk, or let this user write into `state_dir`."
+
+
 class KeyUnusable(TrustError):
     """A signing key cannot be read or used."""
 

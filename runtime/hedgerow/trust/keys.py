@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlencode
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -29,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from securesystemslib.exceptions import UnsupportedLibraryError
 from securesystemslib.signer import CryptoSigner, HSMSigner, Key, Signature, Signer, SSlibKey
 
-from hedgerow.pki.files import make_folder, read, write
+from hedgerow.pki.files import make_folder, write
 from hedgerow.trust.errors import KeyUnusable
 from hedgerow.trust.roles import named
 
@@ -59,9 +60,9 @@ class Secrets:
     def here(cls, file: Path | None = None, ask: Ask | None = None) -> Secrets:
         """From a file (each line a passphrase or PIN), the environment, a person.
 
-        Raises: PkiError: the file cannot be read.
+        Raises: KeyUnusable: the file cannot be read.
         """
-        lines = [line for line in read(file).decode().splitlines() if line] if file is not None else []
+        lines = _lines(file) if file is not None else []
         passphrase, pin = os.environ.get(PASSPHRASE), os.environ.get(PIN)
         return cls([*lines, *([passphrase] if passphrase else [])], [*([pin] if pin else []), *lines], ask)
 
@@ -84,11 +85,14 @@ def make_key(path: Path, passphrase: str | None) -> Key:
     """Make a key pair (Ed25519): `path`, for its owner alone, and the public half beside it.
 
     Raises:
-        KeyUnusable: there is one already.
+        KeyUnusable: there is one already, or the name is that of a public half.
         PkiError: it cannot be written.
     """
-    if path.exists():
-        raise KeyUnusable(f"{path} is there already", remedy="Choose another name; a key is never written over.")
+    if path.suffix == ".pub":
+        raise KeyUnusable(f"{path} would be a public key's name", remedy="Name the private one: NAME.pem.")
+    for file in (path, public_half(path)):
+        if file.exists():
+            raise KeyUnusable(f"{file} is there already", remedy="Choose another name; a key is never written over.")
     make_folder(path.parent)
     private = ed25519.Ed25519PrivateKey.generate()
     protection: KeySerializationEncryption = (
@@ -105,25 +109,21 @@ def public_half(path: Path) -> Path:
     return path.with_suffix(".pub")
 
 
-def is_encrypted(path: Path) -> bool:
-    """Whether a private key has a passphrase. Raises: PkiError: it cannot be read."""
-    return b"ENCRYPTED" in read(path)
-
-
 def read_public(name: str, secrets: Secrets | None = None) -> Key:
     """A public key: of a `.pub`, of a private key's file, or on a token, which may want a PIN.
 
-    Raises:
-        KeyUnusable: it is none.
-        PkiError: the file cannot be read.
+    Raises: KeyUnusable: it is none, or cannot be read.
     """
     if name.startswith(TOKEN):
         return named(_token_key(name, secrets or Secrets()), name)
     path = Path(name)
     if path.suffix != ".pub" and public_half(path).exists():
         path = public_half(path)
+    data = _read(path)
+    if b"PRIVATE KEY" in data:
+        return named(open_signer(name, secrets or Secrets()).public_key, path.stem)
     try:
-        public = load_pem_public_key(read(path))
+        public = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise KeyUnusable(
             f"{path} holds no public key", remedy="Give the `.pub` that `hedgerow trust key` made beside the key."
@@ -143,12 +143,11 @@ def open_signer(name: str, secrets: Secrets) -> Signer:
         name: a file, or `hsm:…`.
     Raises:
         KeyUnusable: it cannot be read, its passphrase is not known, or there is no such key on the token.
-        PkiError: the file cannot be read.
     """
     if name.startswith(TOKEN):
         public = _token_key(name, secrets)
-        return _TokenSigner(HSMSigner.from_priv_key_uri(_whole(name), public, lambda _: secrets.pin(name)), name)
-    data = read(Path(name))
+        return _TokenSigner(HSMSigner.from_priv_key_uri(_uri(name), public, lambda _: secrets.pin(name)), name)
+    data = _read(Path(name))
     if b"ENCRYPTED" not in data:
         return _signer(data, None, name)
     tried = 0
@@ -162,6 +161,26 @@ def open_signer(name: str, secrets: Secrets) -> Signer:
         f"{name} has a passphrase, and {'none was given' if not tried else 'what was given does not open it'}",
         remedy=f"Type it, put it into {PASSPHRASE}, or into a file: --passphrase-file.",
     )
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line for line in file.read_text("utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeyUnusable(
+            f"The file of passphrases {file} cannot be read: {getattr(error, 'strerror', None) or error}",
+            remedy="Give a text file with a passphrase or PIN a line, and let this user read it.",
+        ) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KeyUnusable(
+            f"The key {path} cannot be read: {error.strerror}",
+            remedy="Is it the right file, is its stick plugged in, and may this user read it?",
+        ) from error
 
 
 class _WrongPassphrase(Exception):  # noqa: N818, RUF100
@@ -228,9 +247,10 @@ def _token_key(name: str, secrets: Secrets) -> SSlibKey:
     return public
 
 
-def _whole(name: str) -> str:
-    ident, _, label = name.removeprefix(TOKEN).partition("?")
-    return f"{TOKEN}{ident or HSMSigner.SCHEME_KEYID}{'?' if label else ''}{label}"
+def _uri(name: str) -> str:
+    """The name as the signing library reads it: the label's signs escaped."""
+    ident, _, label = name.removeprefix(TOKEN).partition("?label=")
+    return f"{TOKEN}{ident or HSMSigner.SCHEME_KEYID}" + (f"?{urlencode({'label': label})}" if label else "")
 
 
 def _unusable(name: str, error: Exception) -> KeyUnusable:

@@ -16,27 +16,26 @@ Rules:
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from securesystemslib.signer import Signer
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
-from tuf.api.serialization import DeserializationError
+from tuf.api.metadata import DelegatedRole, Metadata, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
 from hedgerow.labels import Selector
-from hedgerow.models.manifest import MANIFEST, File, Manifest, digest_of, read_manifest
+from hedgerow.models.manifest import MANIFEST, digest_of, read_manifest
 from hedgerow.pki.files import locked, make_folder, read, write
+from hedgerow.trust.chunks import put_chunks
 from hedgerow.trust.errors import BadRepository, NotAllowed, VersionPublished
 from hedgerow.trust.keys import Secrets, open_signer
+from hedgerow.trust.metadata import SignedFolder
 from hedgerow.trust.roles import REFRESH_EVERY, custom, lifetime, selector_of, signed_at, stamp, target_path
 
-SomeSigned = TypeVar("SomeSigned", Root, Targets, Snapshot, Timestamp)
 Clock = Callable[[], float]
 
 
@@ -75,18 +74,17 @@ class Published:
     live: bool
 
 
-class Repository:
+class Repository(SignedFolder):
     """A repository in a folder.
 
     Attributes:
-        folder: that is it.
         online_key: the file with the key for snapshot and timestamp; it need not be there.
     """
 
     def __init__(
         self, folder: Path, online_key: Path | None = None, *, secrets: Secrets | None = None, clock: Clock = time.time
     ) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.online_key = online_key or online_key_of(folder)
         self._secrets = secrets
         self._clock = clock
@@ -104,10 +102,10 @@ class Repository:
             raise BadRepository(f"{folder} is no repository: there is no metadata/1.root.json in it")
         return repository
 
-    @property
-    def metadata(self) -> Path:
-        """Where metadata is."""
-        return self.folder / "metadata"
+    def demand_none(self) -> None:
+        """Raises: BadRepository: there is one already."""
+        if (self.metadata / "1.root.json").exists():
+            raise BadRepository(f"{self.folder} is a repository already", remedy="See it with `hedgerow trust status`.")
 
     @property
     def has_online_key(self) -> bool:
@@ -119,87 +117,6 @@ class Repository:
         """Let nobody else change the repository meanwhile."""
         with locked(self.folder):
             yield
-
-    # What is there
-
-    def root(self) -> Metadata[Root]:
-        """The newest root that follows from the first. Raises: BadRepository: the chain is broken."""
-        current = self.read("1.root", Root)
-        while (self.metadata / f"{current.signed.version + 1}.root.json").exists():
-            following = self.read(f"{current.signed.version + 1}.root", Root)
-            try:
-                for judge in (current.signed, following.signed):
-                    judge.verify_delegate("root", following.signed_bytes, following.signatures)
-            except RepositoryError as error:
-                raise BadRepository(
-                    f"{self.metadata}/{following.signed.version}.root.json does not follow the one before: {error}",
-                    remedy="Restore it from a copy; nodes refuse it as it is.",
-                ) from error
-            current = following
-        return current
-
-    def timestamp(self) -> Metadata[Timestamp] | None:
-        """What nodes see; None: nothing yet."""
-        return self.read("timestamp", Timestamp) if (self.metadata / "timestamp.json").exists() else None
-
-    def snapshot(self) -> Metadata[Snapshot] | None:
-        """The snapshot that nodes see."""
-        timestamp = self.timestamp()
-        return self.read(f"{timestamp.signed.snapshot_meta.version}.snapshot", Snapshot) if timestamp else None
-
-    def targets(self) -> Metadata[Targets]:
-        """The newest list of owners that is signed as it must be. Raises: BadRepository: there is none."""
-        newest = self.newest("targets", self.root().signed)
-        if newest is None:
-            raise BadRepository(f"{self.metadata} has no targets.json that its keys have signed")
-        return newest
-
-    def owners(self) -> dict[str, DelegatedRole]:
-        """Owners and what they may sign."""
-        delegations = self.targets().signed.delegations
-        return dict(delegations.roles or {}) if delegations else {}
-
-    def newest(self, role: str, delegator: Root | Targets) -> Metadata[Targets] | None:
-        """The newest metadata of targets or of an owner that is signed as it must be; nodes may not see it yet."""
-        snapshot = self.snapshot()
-        seen = snapshot.signed.meta.get(f"{role}.json") if snapshot else None
-        found: Metadata[Targets] | None = None
-        version = seen.version if seen else 1
-        while (self.metadata / f"{version}.{role}.json").exists():
-            metadata = self.read(f"{version}.{role}", Targets)
-            try:
-                delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-            except RepositoryError:
-                # An owner's key was changed: what the old one signed counts no longer, what follows may.
-                if seen is None or version > seen.version:
-                    break
-            else:
-                if metadata.signed.version == version:
-                    found = metadata
-            version += 1
-        return found
-
-    def latest_version(self, role: str) -> int:
-        """The highest version that nodes may have seen, or that lies there signed; 0: none."""
-        snapshot = self.snapshot()
-        seen = snapshot.signed.meta.get(f"{role}.json") if snapshot else None
-        version = seen.version if seen else 0
-        while (self.metadata / f"{version + 1}.{role}.json").exists():
-            version += 1
-        return version
-
-    def read(self, name: str, kind: type[SomeSigned]) -> Metadata[SomeSigned]:
-        """A file of metadata. Raises: BadRepository: it is none of that kind."""
-        path = self.metadata / f"{name}.json"
-        try:
-            metadata: Metadata[SomeSigned] = Metadata.from_bytes(read(path))
-        except DeserializationError as error:
-            raise BadRepository(f"{path} is no metadata", remedy="Restore it from a copy.") from error
-        if not isinstance(metadata.signed, kind):
-            raise BadRepository(f"{path} holds {metadata.signed.type}", remedy="Restore it from a copy.")
-        return metadata
-
-    # What is changed
 
     def sign(self, signed: Signed, role: str, signers: Sequence[Signer]) -> Metadata[Any]:
         """Put signatures below metadata that begins to count now."""
@@ -255,7 +172,7 @@ class Repository:
                     f"{manifest.name} {manifest.version} is published, as sha256:{there.hashes.get('sha256')}; this is "
                     f"{digest_of(content)}"
                 )
-            chunks, size = self._put_chunks(bundle.folder, manifest, progress)
+            chunks, size = put_chunks(self.folder, bundle.folder, manifest, progress)
             directory, _, file = path.rpartition("/")
             make_folder(self.folder / "targets" / directory)
             write(self.folder / "targets" / directory / f"{target.hashes['sha256']}.{file}", content)
@@ -287,7 +204,8 @@ class Repository:
             now: Unix seconds; the clock's, if left out.
         Returns: whether there was anything to do.
         Raises:
-            KeyUnusable: the online key cannot be read.
+            NotAllowed: the online key is not here, or is not the one that the root names.
+            KeyUnusable: it cannot be read.
             BadRepository: the clock is before the time at which the last timestamp was signed: nodes would refuse it.
         """
         with self.changing():
@@ -309,11 +227,11 @@ class Repository:
                 remedy="Set this machine's clock. If it was ahead then, rotate the online key: see docs/operator/trust.md.",
             )
         meta = dict(seen_snapshot.signed.meta) if seen_snapshot else {}  # nodes refuse a snapshot that forgets a role
-        meta["targets.json"] = self._meta("targets", targets.signed.version)
+        meta["targets.json"] = self.meta("targets", targets.signed.version)
         for owner in self.owners():
             newest = self.newest(owner, targets.signed)
             if newest is not None:
-                meta[f"{owner}.json"] = self._meta(owner, newest.signed.version)
+                meta[f"{owner}.json"] = self.meta(owner, newest.signed.version)
         snapshot_counts = seen_snapshot is not None and _counts(seen_snapshot, "snapshot", root, now)
         timestamp_counts = seen_timestamp is not None and _counts(seen_timestamp, "timestamp", root, now)
         if seen_snapshot is not None and snapshot_counts and meta == seen_snapshot.signed.meta:
@@ -325,12 +243,17 @@ class Repository:
             self.put("snapshot", self._sign_online(Snapshot(version=version, meta=meta), "snapshot", now))
         timestamp = Timestamp(
             version=seen_timestamp.signed.version + 1 if seen_timestamp else 1,
-            snapshot_meta=self._meta("snapshot", version),
+            snapshot_meta=self.meta("snapshot", version),
         )
         write(self.metadata / "timestamp.json", self._sign_online(timestamp, "timestamp", now).to_bytes())
         return True
 
     def _sign_online(self, signed: Signed, role: str, now: float) -> Metadata[Any]:
+        if not self.has_online_key:
+            raise NotAllowed(
+                f"The online key is not here: there is no {self.online_key}",
+                remedy="Do this where it is, or name it: `--online-key FILE`.",
+            )
         signer = open_signer(str(self.online_key), self._secrets or Secrets.here())
         if signer.public_key.keyid not in self.root().signed.roles[role].keyids:
             raise NotAllowed(
@@ -341,9 +264,6 @@ class Repository:
         metadata: Metadata[Any] = Metadata(signed)
         metadata.sign(signer)
         return metadata
-
-    def _meta(self, role: str, version: int) -> MetaFile:
-        return MetaFile.from_data(version, read(self.metadata / f"{version}.{role}.json"), ["sha256"])
 
     def _owner_of(self, path: str, targets: Targets, signers: Sequence[Signer]) -> DelegatedRole:
         keys = {signer.public_key.keyid for signer in signers}
@@ -364,53 +284,11 @@ class Repository:
             remedy=f"Say who: `hedgerow trust add OWNER --model {name} --public-key …`.",
         )
 
-    def _put_chunks(self, folder: Path, manifest: Manifest, progress: Callable[[int], None]) -> tuple[int, int]:
-        added = size = 0
-        for file in {file.path: file for file in manifest.files()}.values():
-            for digest, data in _chunks_of(folder, file):
-                path = blob_path(self.folder, digest)
-                if not (path.exists() and digest_of(path.read_bytes()) == digest):
-                    make_folder(path.parent)
-                    write(path, data)
-                    added, size = added + 1, size + len(data)
-                progress(len(data))
-        return added, size
-
 
 def online_key_of(folder: Path) -> Path:
     """Where a repository's online key is if nothing else is said: beside its folder, never in it."""
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
     return folder.with_name(f"{folder.name}.online.pem")
-
-
-def blob_path(folder: Path, digest: str) -> Path:
-    """Where a chunk is in a repository."""
-    kind, _, value = digest.partition(":")
-    return folder / "blobs" / kind / value[:2] / value
-
-
-def _chunks_of(folder: Path, file: File) -> Iterator[tuple[str, bytes]]:
-    try:
-        with (folder / file.path).open("rb") as source:
-            whole = hashlib.sha256()
-            for chunk in file.chunks:
-                data = source.read(chunk.size)
-                whole.update(data)
-                if digest_of(data) != chunk.digest:
-                    raise _changed(folder, file)
-                yield chunk.digest, data
-            if source.read(1) or f"sha256:{whole.hexdigest()}" != file.digest:
-                raise _changed(folder, file)
-    except OSError as error:
-        raise BadRepository(
-            f"{folder / file.path} cannot be read: {error.strerror}", remedy="Build the bundle again."
-        ) from error
-
-
-def _changed(folder: Path, file: File) -> BadRepository:
-    return BadRepository(
-        f"{folder / file.path} is not what the manifest says",
-        remedy="It was changed or damaged: build the bundle again.",
-    )
 
 
 def _counts(metadata: Metadata[Snapshot] | Metadata[Timestamp], role: str, root: Root, now: float) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import DelegatedRole, Key, Root, Targets
 
-from hedgerow.trust.ceremony import missing_signatures, read_staged, staged
 from hedgerow.trust.repository import Repository
 from hedgerow.trust.roles import models_of, name_of, selector_of
+from hedgerow.trust.staging import missing_signatures, read_staged, staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def look(repository: Repository, now: float) -> RepositoryStatus:
 
     Raises: BadRepository: something in it cannot be read.
     """
-    root, targets = repository.root(), repository.targets()
+    root, targets = repository.root(), repository.last_targets()
     snapshot, timestamp = repository.snapshot(), repository.timestamp()
     roles = []
     for role, metadata in (("root", root), ("targets", targets), ("snapshot", snapshot), ("timestamp", timestamp)):
@@ -101,7 +101,8 @@ def look(repository: Repository, now: float) -> RepositoryStatus:
             try:
                 root.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
             except RepositoryError:
-                problem = "what is signed does not count with the keys it has now; run `hedgerow trust refresh`"
+                verb = "renew targets" if role == "targets" else "refresh"
+                problem = f"what is signed does not count with the keys it has now; run `hedgerow trust {verb}`"
         expires = metadata.signed.expires.timestamp() if metadata else None
         roles.append(
             RoleStatus(
@@ -132,9 +133,11 @@ def look(repository: Repository, now: float) -> RepositoryStatus:
 
 def _owner(repository: Repository, targets: Targets, owner: DelegatedRole, now: float) -> RoleStatus:
     newest = repository.newest(owner.name, targets)
-    problem = None
-    if newest is None and repository.latest_version(owner.name):
+    problem, latest = None, repository.latest_version(owner.name)
+    if newest is None and latest:
         problem = f"what it signed does not count with the keys it has now; run `hedgerow trust renew {owner.name}`"
+    elif newest is not None and latest > newest.signed.version:
+        problem = f"{latest}.{owner.name}.json does not count: it is damaged, or signed by others"
     expires = newest.signed.expires.timestamp() if newest else None
     published = []
     for path, target in sorted(newest.signed.targets.items()) if newest else ():

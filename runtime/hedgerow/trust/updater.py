@@ -26,6 +26,9 @@ _LIMITS: Final = UpdaterConfig(
     targets_max_length=16_000_000,
 )
 
+_LAST_MOMENT: Final = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+"""A clock, or a thief's signature, may say what no calendar has."""
+
 Judge = Callable[[Root, Timestamp | None], float]
 """The time, Unix seconds, by which metadata is judged: given the root, and the timestamp that was good before."""
 
@@ -89,7 +92,7 @@ class JudgedUpdater(Updater):
     def _load_timestamp(self) -> None:
         """The root is final from here on, so the time can be settled, before anything is judged by it."""
         moment = self._judge(self.root, self._timestamp_before())
-        self._trusted_set.reference_time = datetime.fromtimestamp(moment, UTC)
+        self._trusted_set.reference_time = datetime.fromtimestamp(min(max(moment, 0.0), _LAST_MOMENT), UTC)
         if self.root.is_expired(self.judged_at):
             raise ExpiredMetadataError("root is expired")
         super()._load_timestamp()
