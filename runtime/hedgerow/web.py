@@ -33,6 +33,7 @@ _RETRIES: Final = urllib3.Retry(connect=1, read=1, redirect=3, status=0, other=0
 _BREAKS: Final = 3
 """Times that a connection may break before what was asked for has come."""
 _BLOCK: Final = 1 << 16
+_AS_IT_IS: Final = {"Accept-Encoding": "identity"}
 _LONGEST_TOKEN: Final = 64 << 10
 _PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
 
@@ -102,11 +103,8 @@ class Web:
             if response.status == 401 and self._get_token(response.headers.get("WWW-Authenticate", "")):
                 response.drain_conn()
                 response = self._send(method, url, headers or {}, body)
-            if response.status in (401, 403) and method != "HEAD":
-                raise SourceAway(
-                    f"{url} answers with {response.status} {response.reason or ''}".rstrip(),
-                    remedy="Check the credentials for it (`credentials_file`), and what they may do there.",
-                )
+            if response.status == 401:
+                raise _refused(response, url)
             if urlsplit(response.url or url).scheme not in ("https", ""):
                 raise SourceAway(
                     f"{url} leads to {response.url}, which is not HTTPS", remedy="Let that server redirect to HTTPS."
@@ -117,6 +115,23 @@ class Web:
         finally:
             if response is not None:
                 response.close()
+
+    def stream(self, url: str, max_bytes: int, *, missing: tuple[int, ...] = (404, 410)) -> Iterator[bytes]:
+        """What is there, piece by piece.
+
+        Args:
+            max_bytes: no more than a piece beyond is read.
+            missing: statuses that say that there is nothing.
+        Raises:
+            NotThere: there is nothing.
+            SourceAway: it cannot be reached, or breaks off.
+        """
+        with self.request("GET", url, headers=_AS_IT_IS) as response:
+            _expect(response, url, (200,), missing)
+            left = max_bytes + 1
+            while left > 0 and (piece := response.read1(min(_BLOCK, left))):
+                left -= len(piece)
+                yield piece
 
     def bring(self, url: str, size: int, offset: int | None = None) -> bytes:
         """Some bytes; where the connection breaks, it goes on from there.
@@ -132,11 +147,9 @@ class Web:
         for _ in range(_BREAKS):
             begin = (offset or 0) + len(got)
             part = offset is not None or len(got) > 0
-            asked = {"Accept-Encoding": "identity"}
-            if part:
-                asked["Range"] = f"bytes={begin}-{(offset or 0) + size - 1}"
+            asked = {"Range": f"bytes={begin}-{(offset or 0) + size - 1}"} if part else {}
             try:
-                with self.request("GET", url, headers=asked) as response:
+                with self.request("GET", url, headers=_AS_IT_IS | asked) as response:
                     if part and response.status == 200:
                         if offset:
                             raise SourceAway(
@@ -229,13 +242,22 @@ class Web:
         return bool(self._token)
 
 
-def _expect(response: Response, url: str, statuses: tuple[int, ...]) -> None:
-    if response.status in (404, 410):
+def _expect(response: Response, url: str, statuses: tuple[int, ...], missing: tuple[int, ...] = (404, 410)) -> None:
+    if response.status in missing:
         raise NotThere(url)
+    if response.status == 403:
+        raise _refused(response, url)
     if response.status not in statuses:
         raise SourceAway(
             f"{url} answers with {response.status} {response.reason or ''}".rstrip(), remedy="Look at that server."
         )
+
+
+def _refused(response: Response, url: str) -> SourceAway:
+    return SourceAway(
+        f"{url} answers with {response.status} {response.reason or ''}".rstrip(),
+        remedy="Check the credentials for it (`credentials_file`), and what they may do there.",
+    )
 
 
 def _away(url: str, error: urllib3.exceptions.HTTPError) -> SourceAway:

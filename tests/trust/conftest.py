@@ -269,7 +269,6 @@ class World:
     def read(self, name: str) -> Metadata[Any]:
         return Metadata.from_bytes((self.repository.metadata / f"{name}.json").read_bytes())
 
-
     def later(self) -> None:
         """So much later that the channel does not remember what it brought."""
         for given in self.given:

@@ -5,18 +5,24 @@ What comes from there is checked as anything else is, so a copy may be anywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
+
+import structlog
 
 from hedgerow.blobs.errors import ContentMissing
 from hedgerow.blobs.parts import hex_of
 from hedgerow.config import SourceSection
-from hedgerow.models.manifest import Chunk, File
-from hedgerow.trust.documents import DocumentMissing
+from hedgerow.errors import HedgerowError
+from hedgerow.models.manifest import Chunk, File, digest_of
+from hedgerow.trust.documents import Documents
 from hedgerow.web import NotThere, Web
 
-_MANIFEST: Final = ".manifest.json"
+log = structlog.get_logger(__name__)
+
+_MANIFEST: Final = re.compile(r"targets/[^/]+/[^/]+/([0-9a-f]{64})\.manifest\.json")
 
 
 class Piece(NamedTuple):
@@ -44,6 +50,18 @@ class Source(Protocol):
         """
         ...
 
+    def manifest(self, path: str, max_bytes: int) -> bytes:
+        """A manifest, not checked yet.
+
+        Args:
+            path: in the repository: `targets/NAME/VERSION/HASH.manifest.json`.
+            max_bytes: no more than a piece beyond comes.
+        Raises:
+            NotThere: it is not there.
+            SourceAway: nothing comes.
+        """
+        ...
+
 
 class HttpsSource:
     """A web server that gives out a repository's folder as it is, or a copy of it: `blobs/sha256/ab/HEX` is a chunk."""
@@ -64,12 +82,13 @@ class HttpsSource:
         except NotThere as error:
             raise _missing(self.url, piece.chunk.digest, "Copy the repository's folder there again.") from error
 
+    def manifest(self, path: str, max_bytes: int) -> bytes:
+        """See `Source.manifest`."""
+        return b"".join(self._web.stream(f"/{quote(path)}", max_bytes))
+
 
 class OciSource:
-    """A repository of an OCI registry: files are blobs there, and a chunk is a part of one.
-
-    It gives manifests too, as documents (`trust.documents.Documents`): one is the blob that its name says.
-    """
+    """A repository of an OCI registry: files and manifests are blobs there, and a chunk is a part of one."""
 
     def __init__(self, url: str, web: Web) -> None:
         self.url = url
@@ -82,23 +101,46 @@ class OciSource:
         except NotThere as error:
             raise _missing(self.url, piece.file.digest, "Bring the version there: `hedgerow model push`.") from error
 
-    def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-        """A manifest; nothing else is there.
+    def manifest(self, path: str, max_bytes: int) -> bytes:
+        """See `Source.manifest`."""
+        return b"".join(self._web.stream(f"/blobs/sha256:{hash_of(path)}", max_bytes))
 
-        Raises:
-            DocumentMissing: it is not.
-            SourceAway: nothing comes.
-        """
-        folder, _, name = path.rpartition("/")
-        if not folder.startswith("targets/") or not name.endswith(_MANIFEST):
-            raise DocumentMissing(path)
-        with self._web.request("GET", f"/blobs/sha256:{name.removesuffix(_MANIFEST)}") as response:
-            if response.status != 200:
-                raise DocumentMissing(path)
-            left = max_bytes + 1
-            while left > 0 and (block := response.read1(min(left, 1 << 16))):
-                left -= len(block)
-                yield block
+
+class SourcedDocuments:
+    """A repository's documents (`trust.documents.Documents`): manifests from other sources, all else from the region.
+
+    Metadata is what the region says, as it is now. A manifest never changes and may be large; its name has its digest.
+    """
+
+    def __init__(self, region: Documents, sources: Sequence[Source]) -> None:
+        self._region = region
+        self._sources = sources
+
+    def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+        """See `Documents.get`."""
+        for source in self._sources if hash_of(path) else ():
+            try:
+                content = source.manifest(path, max_bytes)
+            except NotThere:
+                continue
+            except HedgerowError as error:
+                log.info("manifest-elsewhere", source=source.url, error=str(error))
+                continue
+            if digest_of(content) == f"sha256:{hash_of(path)}":
+                yield content
+                return
+            log.warning("manifest-damaged", source=source.url, path=path)
+        yield from self._region.get(path, max_bytes)
+
+    def forget(self) -> None:
+        """See `Documents.forget`."""
+        self._region.forget()
+
+
+def hash_of(path: str) -> str:
+    """The digest that a manifest's name says, hexadecimal; empty: it is another document."""
+    found = _MANIFEST.fullmatch(path)
+    return found[1] if found else ""
 
 
 def open_sources(sections: Sequence[SourceSection]) -> list[Source]:
