@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
+from tests.blobs.servers import PASSWORD, USER, Authority, FolderServer, basic
 from trial_site import Site, until
 
 from hedgerow.blobs.serve import BlobServer
@@ -95,7 +98,10 @@ async def member(region: Region, path: str = "bundle:door", **sections: Any) -> 
     }
     file = site.folder / "node.yaml"
     text = site.yaml(
-        {"p": pipeline}, models={"door": {"path": path}}, fleet={"root_file": str(region.models.root)}, **sections
+        {"p": pipeline},
+        models={"door": {"path": path}},
+        fleet={"root_file": str(region.models.root), **sections.pop("fleet", {})},
+        **sections,
     )
     file.write_text(text)
     node = Node(configfile.load(file), file)
@@ -164,7 +170,7 @@ async def test_a_version_is_fetched_verified_and_served_and_the_next_takes_its_p
 
 def make_digest(ref: ModelRef, region: Region) -> str:
     """The digest of the file, as the signed manifest has it."""
-    folder = region.repository.folder / "targets" / ref.name / ref.version
+    folder = region.models.repository.folder / "targets" / ref.name / ref.version
     (manifest,) = folder.glob(f"*{MANIFEST}")
     return str(orjson.loads(manifest.read_bytes())["variants"][0]["model_digest"])
 
@@ -243,7 +249,7 @@ async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
         await region.serves(good)
     await own_site.client.publish(own_site.address.topic(Channel.DESIRED), b"", qos=1, retain=True)
     for part in ("metadata", "blobs", "targets"):
-        (region.repository.folder / part).rename(region.repository.folder / f"{part}.away")
+        (region.models.repository.folder / part).rename(region.models.repository.folder / f"{part}.away")
     own_site.heard.clear()
     async with member(region) as node:
         await until(lambda: "p" in node.runners)
@@ -252,6 +258,29 @@ async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
 
         assert result["result"]["y"] == [[1.0, 1.0, 1.0]]
         await region.serves(good)
+
+
+async def test_a_node_fetches_from_a_web_server_what_its_region_names(
+    region: Region, make_candidate: MakeCandidate, tmp_path: Path
+) -> None:
+    """The region has the metadata and no chunk; the server wants credentials. Paths count from the node's file."""
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    copy = tmp_path / "copy"
+    shutil.copytree(region.models.repository.folder, copy)
+    for part in ("blobs", "targets"):
+        (region.models.repository.folder / part).rename(tmp_path / f"{part}.away")
+    authority = Authority(region.site.folder)
+    (region.site.folder / "secret").write_text(f"{USER}:{PASSWORD}\n")
+    with FolderServer(copy, authority) as server:
+        server.authorization = basic(USER, PASSWORD)
+        source = {"url": server.url, "ca_file": authority.file.name, "credentials_file": "secret"}
+        async with member(region, fleet={"sources": [source]}):
+            await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
+            await region.done(1)
+            await region.serves(good)
+
+    assert server.sent > 0
+    assert region.site.events("source-left-alone") == []
 
 
 async def test_an_older_generation_is_ignored_and_a_stray_document_too(

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from random import Random
 from typing import Final
 
@@ -91,8 +92,6 @@ class Plan:
         missing: sizes of the chunks that are not here, by digest, in the order in which they are to come.
         window, bucket: limits of what is asked of the region; they outlive a fetch.
         random: draws pauses.
-    Attributes:
-        company: whether any neighbour is after the same.
     """
 
     def __init__(
@@ -111,7 +110,6 @@ class Plan:
         self._bucket = bucket
         self._random = random
         self._progress_at: float | None = None
-        self.company = False
 
     @property
     def missing(self) -> Mapping[str, int]:
@@ -120,15 +118,13 @@ class Plan:
 
     def heard(self, note: Note, sender: str, now: float) -> None:
         """A node of the site has said something; we hear ourselves too."""
-        if sender != self._node and note.group == self._group and note.kind is not Kind.HAVE:
-            self.company = True
         for digest in note.digests:
             size = self._missing.get(digest)
             if size is None:
                 continue
             entry = self._entries.get(digest)
             match note.kind:
-                case Kind.ASK:
+                case Kind.ASK | Kind.TAKE:
                     if sender != self._node:
                         self._bucket.take(size, now)
                         self._others_asked(digest, entry, sender, note.group, now)
@@ -239,7 +235,7 @@ class Plan:
         room = min(ahead, MOST_DIGESTS) - waiting
         if room < min(ahead, MOST_DIGESTS) / 2 and waiting:
             return
-        for digest in list(self._free)[: max(0, min(room, MOST_DIGESTS - len(steps.want)))]:
+        for digest in list(islice(self._free, max(0, min(room, MOST_DIGESTS - len(steps.want))))):
             del self._free[digest]
             self._entries[digest] = _Entry(self._node, State.SAID, now, now)
             steps.want.append(digest)
@@ -258,6 +254,8 @@ class Plan:
     def _expire(self, now: float) -> None:
         stalled = self._progress_at is not None and now - self._progress_at > max(_STALL_S, 3 * self._window.timeout_s)
         for digest, entry in list(self._entries.items()):
+            if self._entries.get(digest) is not entry:  # went with another's word
+                continue
             if now < self._ends(digest, entry) and not (stalled and self._idle(entry)):
                 continue
             match entry.state:
@@ -269,10 +267,8 @@ class Plan:
                     if not entry.by:
                         self._window.lost(now)
                     self._give_up(digest, now)
-                    continue
                 case State.SAID:
-                    pass
-            self._release(digest)
+                    self._release(digest)
         for name, until in list(self._doubted.items()):
             if until <= now:
                 del self._doubted[name]
