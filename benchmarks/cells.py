@@ -48,6 +48,9 @@ TARGETS: Final[dict[str, Target]] = {
     "fleet.together.many_per_few": Target(0, 1.2, "1,000 nodes ÷ 10, as much together: cost of a result"),
     "fleet.each.many_per_few": Target(0, 1.2, "1,000 nodes ÷ 10, as much each: cost of a result"),
     "reload.lost": Target(0, 0.0, "Reloads under load: frames lost"),
+    "rollout.cpu_many_per_few": Target(0, 1.2, "A rollout to 1,004 nodes ÷ to 10: the region's processor time a node"),
+    "rollout.many.wan": Target(0, 1.05, "A rollout: bytes to sites ÷ variant × sites"),
+    "rollout.many.answered": Target(0, 2000.0, "1,004 nodes: until all have answered a command"),
 }
 """What the node is to reach, by cell. All other cells inform."""
 

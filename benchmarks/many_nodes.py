@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import resource
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any, Final
+from urllib.request import urlopen
 
 import orjson
 import psutil  # type: ignore[import-untyped]
@@ -30,6 +32,7 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.database import Database, open_database
 from hedgerow.testing import Mosquitto
+from hedgerow.testing.mosquitto import free_port
 from hedgerow.topics import EVERY_NODE, Address, Channel
 from hedgerow.wire.messages import Command, Reply
 
@@ -81,6 +84,7 @@ class ManyNodes:
         self._stack = AsyncExitStack()
         self._brokers: dict[str, Mosquitto] = {}
         self._feeding: list[asyncio.Task[None]] = []
+        self._metrics_port = free_port()
         self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     async def __aenter__(self) -> ManyNodes:
@@ -91,7 +95,7 @@ class ManyNodes:
             "broker": {"url": self._region.url},
             "store": {"url": self.store},
             "models": {"repository": str(self._repository)},
-            "metrics": {"enabled": False},
+            "metrics": {"port": self._metrics_port},
         }
         file = self._folder / "region.yaml"
         file.write_text(json.dumps(config))
@@ -181,7 +185,13 @@ class ManyNodes:
 
         def start() -> None:
             with closing(open_database(self.store, write=False, beside=True)) as database:
-                ask(database, "rollout-start", {"rollout": name, "plan": plan, "dry_run": False}, who="a test", why="a test")
+                ask(
+                    database,
+                    "rollout-start",
+                    {"rollout": name, "plan": plan, "dry_run": False},
+                    who="a test",
+                    why="a test",
+                )
 
         def look() -> dict[str, Any]:
             with closing(self.open()) as database:
@@ -229,6 +239,13 @@ class ManyNodes:
             version = ((reported["models"].get("door") or {}).get("model") or {}).get("version", "none")
             counts[version] = counts.get(version, 0) + 1
         return counts
+
+    async def wan_bytes(self) -> int:
+        """Bytes of chunks that the region has sent to sites."""
+        url = f"http://127.0.0.1:{self._metrics_port}/metrics"
+        text = await asyncio.to_thread(lambda: urlopen(url, timeout=10).read().decode())
+        found = re.search(r'^hedgerow_region_blob_bytes(?:_total)?\{of="chunks"\} (\S+)$', text, re.MULTILINE)
+        return 0 if found is None else int(float(found[1]))
 
     def cpu_s(self) -> float:
         """Processor time of the region's service so far, in seconds."""
