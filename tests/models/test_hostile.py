@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hedgerow.cli.console import printable
 from hedgerow.configfile import BadConfigFile
 from hedgerow.errors import ModelMismatch, ModelUnreadable
-from hedgerow.models.arrays import BadArrays, read_arrays, write_arrays
+from hedgerow.models.arrays import BadArrays, read_array, read_arrays, write_arrays
 from hedgerow.models.bundle import BadBundle, Bundle
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.chunks import describe_file
@@ -209,8 +209,12 @@ def test_an_array_whose_head_lies_is_refused_before_room_is_made_for_it(
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
         file.writestr("x.npy", npy(np.zeros(3, np.float32), shape, descr))
 
+    (tmp_path / "x.npy").write_bytes(npy(np.zeros(3, np.float32), shape, descr))
+
     with pytest.raises(BadArrays):
         read_arrays(tmp_path / "x.npz")
+    with pytest.raises(BadArrays):
+        read_array(tmp_path / "x.npy")
 
 
 def test_zeros_without_end_are_refused_by_what_they_say_they_are(tmp_path: Path) -> None:

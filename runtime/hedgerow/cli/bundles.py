@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import tempfile
 import time
@@ -133,7 +134,7 @@ def _entries(store: Path) -> Iterator[_Entry]:
 
 
 def _put_together(entry: _Entry, repository: Path, folder: Path, files: Files) -> None:
-    from hedgerow.models.manifest import LARGEST_MANIFEST, MANIFEST, read_manifest
+    from hedgerow.models.manifest import LARGEST_MANIFEST, MANIFEST, digest_of, read_manifest
     from hedgerow.trust.chunks import blob_path
     from hedgerow.trust.errors import BadRepository
 
@@ -147,7 +148,10 @@ def _put_together(entry: _Entry, repository: Path, folder: Path, files: Files) -
             with (folder / file.path).open("wb") as out:
                 for chunk in file.chunks:
                     path = blob_path(repository, chunk.digest)
-                    out.write(path.read_bytes())
+                    data = path.read_bytes()
+                    if digest_of(data) != chunk.digest:
+                        raise OSError(errno.EIO, "it is not what its name says")
+                    out.write(data)
     except OSError as error:
         raise BadRepository(
             f"{path} cannot be read: {error.strerror}", remedy="Publish the version again, or restore it from a copy."

@@ -86,6 +86,15 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
         typer.echo("  ".join([*cells, row[-1]]).rstrip())
 
 
+def said(value: Any) -> str:
+    """A value out of a file as people write it: `a, b`, `name: value`; `-` for what is not there."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {said(one)}" for key, one in value.items())
+    return ", ".join(map(said, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def plural(count: int, noun: str) -> str:
     """`1 frame`, `2 frames`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

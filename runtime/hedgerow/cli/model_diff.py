@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hedgerow.cli.bundles import From, opened
-from hedgerow.cli.console import Json, plural, print_columns, print_json, size
+from hedgerow.cli.console import Json, plural, print_columns, print_json, said, size
 
 if TYPE_CHECKING:
     from hedgerow.models.bundle import Bundle
@@ -110,18 +110,20 @@ def _print_golden(one: Bundle, found: Difference) -> None:
         typer.echo(f"\nOutputs of {plural(found.golden_shared, 'golden case')} that both have are the same.")
         return
     typer.echo("")
-    rows = [("GOLDEN", "CASE", "FURTHEST", "TOLERANCES", "")]
-    rows += [(each.variant, str(each.case), each.output, f"{each.off:.3g}", each.detail) for each in found.golden]
+    rows = [("GOLDEN", "OTHER", "FURTHEST OFF", "TOLERANCES", "")]
+    for variant in dict.fromkeys(each.variant for each in found.golden):
+        mine = [each for each in found.golden if each.variant == variant]
+        worst = max(mine, key=lambda each: each.off)
+        other = f"{sum(each.off > 1 for each in mine)} of {found.golden_shared}"
+        rows.append((variant, other, f"case {worst.case}, {worst.output}", f"{worst.off:.3g}", worst.detail))
     print_columns(rows)
 
 
 def _short(value: Any) -> str:
     """A value on one line; whole variants and files by what tells them apart."""
-    if value is None:
-        return "-"
     if isinstance(value, dict) and "model_digest" in value:
         return f"{size(value['bytes'])}, {value['model_digest'][:19]}"
     if isinstance(value, dict) and value.keys() == {"file", "digest"}:
         return f"{value['file']} {value['digest'][:19]}"
-    text = ", ".join(map(_short, value)) if isinstance(value, list | tuple) else str(value)
+    text = ", ".join(map(_short, value)) if isinstance(value, list | tuple) else said(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hedgerow.cli.bundles import From, Named, nothing, opened
-from hedgerow.cli.console import Json, plural, print_columns, print_json, size
+from hedgerow.cli.console import Json, plural, print_columns, print_json, said, size
 from hedgerow.cli.model_build import cost
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from hedgerow.models.manifest import Manifest, Tensor, Tolerance
 
 _SHOWN_LABELS = 8
+_LONGEST = 240
+"""Signs of what an author may say that are shown; --json has all."""
 
 
 def show(bundle: Named, from_: From = None, json: Json = False) -> None:
@@ -91,8 +94,9 @@ def total_size(manifest: Manifest) -> int:
 def _print(bundle: Bundle, measured: Figures) -> None:
     manifest, provenance = bundle.manifest, bundle.manifest.provenance
     print_columns([(f"{manifest.name} {manifest.version}", bundle.digest)])
-    said = {
-        "": manifest.description,
+    if manifest.description:
+        print_columns([(manifest.description,)])
+    about = {
         "licence": manifest.licence,
         "author": provenance.author,
         "made": " by ".join(filter(None, (provenance.made_at, provenance.made_by))),
@@ -100,10 +104,10 @@ def _print(bundle: Bundle, measured: Figures) -> None:
         "training data": provenance.training_data,
         "metrics": ", ".join(f"{name} {value:g}" for name, value in provenance.metrics.items()),
         "labels": _labels(manifest.labels),
-        **{f"parameters.{name}": str(value) for name, value in manifest.parameters.items()},
-        **{f"serving.{name}": str(value) for name, value in manifest.serving.items()},
+        **{f"parameters.{name}": said(value) for name, value in manifest.parameters.items()},
+        **{f"serving.{name}": said(value) for name, value in manifest.serving.items()},
     }
-    print_columns([(name, text) for name, text in said.items() if text])
+    print_columns([(name, shorten(text, _LONGEST, placeholder=" …")) for name, text in about.items() if text])
     _tensors(manifest)
     typer.echo("")
     rows = [("VARIANT", "SIZE", "MEMORY", "RUNS ON", "TOLERANCE", "COST")]

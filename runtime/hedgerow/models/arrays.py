@@ -1,4 +1,4 @@
-"""Arrays by name in .npz files whose bytes depend on nothing but the arrays."""
+"""Arrays in files: by name in .npz files whose bytes depend on nothing but the arrays, alone in .npy files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import numpy as np
 
@@ -54,21 +55,58 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """Read arrays; nothing in the file is run, and no more memory is taken than it says truly that it needs.
+    """Read arrays of an .npz file; nothing in it is run, and memory is taken for what is really there.
 
     Raises: BadArrays: it cannot be read, holds something else, or unpacks to more than `LARGEST_ARRAYS`.
     """
+    with _refusing(path), zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+        size = sum(entry.file_size for entry in entries)
+        if size > LARGEST_ARRAYS or len(entries) > _MOST_ARRAYS:
+            raise BadArrays(
+                f"{path} unpacks to {size:,} bytes in {len(entries):,} arrays; {LARGEST_ARRAYS:,} in {_MOST_ARRAYS:,} may be",
+                remedy="Give fewer or smaller arrays.",
+            )
+        arrays = {}
+        for entry in entries:
+            with file.open(entry) as stream:
+                arrays[entry.filename.removesuffix(".npy")] = _read(stream, entry.file_size)
+        return arrays
+
+
+def read_array(path: Path) -> Array:
+    """Read the array of an .npy file, likewise. Raises: BadArrays."""
+    with _refusing(path), path.open("rb") as stream:
+        return _read(stream, path.stat().st_size)
+
+
+def _read(stream: IO[bytes], size: int) -> Array:
+    """One array. numpy would make room for whatever an array's head says before it looks at what follows."""
+    version = np.lib.format.read_magic(stream)
+    read_head = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_head:
+        raise ValueError(f"an array of version {version}")
+    shape, fortran, dtype = read_head[version](stream)
+    if dtype.hasobject or dtype.kind not in _KINDS:
+        raise ValueError(f"an array of {dtype} values")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - stream.tell():
+        raise ValueError(f"an array is said to be {dtype}{list(shape)}, and is not")
+    array = np.empty(math.prod(shape), dtype)
+    room, at = array.view(np.uint8), 0
+    while piece := stream.read(min(_READ_BYTES, room.size - at)):
+        room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        at += len(piece)
+    # The checksum of a packed array is looked at where its end is met.
+    if at < room.size or stream.read(1):
+        raise EOFError("an array is not as long as it says")
+    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Make all that readers of arrays raise one error of ours."""
     try:
-        with zipfile.ZipFile(path) as file:
-            entries = file.infolist()
-            size = sum(entry.file_size for entry in entries)
-            if size > LARGEST_ARRAYS or len(entries) > _MOST_ARRAYS:
-                raise BadArrays(
-                    f"{path} unpacks to {size:,} bytes in {len(entries):,} arrays; {LARGEST_ARRAYS:,} in {_MOST_ARRAYS:,} "
-                    "may be",
-                    remedy="Give fewer or smaller arrays.",
-                )
-            return {entry.filename.removesuffix(".npy"): _read(file, entry) for entry in entries}
+        yield
     except (
         OSError,
         ValueError,
@@ -83,29 +121,6 @@ def read_arrays(path: Path) -> dict[str, Array]:
         lzma.LZMAError,
     ) as error:
         raise BadArrays(
-            f"{path} holds no arrays that can be read: {error}", remedy="Save them with `numpy.savez`, without objects."
+            f"{path} holds no arrays that can be read: {error}",
+            remedy="Save them with `numpy.savez` or `numpy.save`, without objects.",
         ) from error
-
-
-def _read(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Array:
-    """One array. numpy would make room for whatever an array's head says before it looks at what follows."""
-    with file.open(entry) as stream:
-        version = np.lib.format.read_magic(stream)
-        read_head = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in read_head:
-            raise ValueError(f"{entry.filename} is of version {version}")
-        shape, fortran, dtype = read_head[version](stream)
-        if dtype.hasobject or dtype.kind not in _KINDS:
-            raise ValueError(f"{entry.filename} holds {dtype} values")
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
-            raise ValueError(f"{entry.filename} is said to be {dtype}{list(shape)}, and is not")
-        array = np.empty(math.prod(shape), dtype)
-        room, at = array.view(np.uint8), 0
-        while piece := stream.read(min(_READ_BYTES, room.size - at)):
-            room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-            at += len(piece)
-        if at < room.size:
-            raise EOFError(f"{entry.filename} is cut short")
-        if stream.read(1):  # the checksum is looked at where the end is met
-            raise ValueError(f"{entry.filename} is longer than it says")
-    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
