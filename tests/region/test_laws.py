@@ -111,7 +111,7 @@ def happen(world: World, what: str, number: int) -> None:
         case "back":
             node.online = True
         case "reboot":
-            node.runs += 1
+            node.restart()
         case "new" if len(nodes) < 12:
             world.add()
         case "deaf" | "hearing":
@@ -129,7 +129,7 @@ def test_whatever_happens_no_rule_of_a_rollout_is_broken(
     plan: dict[str, Any], does: dict[int, str], happenings: list[tuple[str, int]]
 ) -> None:
     """No wave begins too early, good is proved, no step is lost or repeated, and in the end everybody is where it should."""
-    with tempfile.TemporaryDirectory() as folder, World(Path(folder), 8) as world:
+    with tempfile.TemporaryDirectory() as folder, World(str(Path(folder) / "region.db"), 8) as world:
         for number, what in does.items():
             list(world.nodes.values())[number].does[NEW] = what
         onlooker = Onlooker(world)

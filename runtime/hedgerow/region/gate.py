@@ -186,8 +186,14 @@ def examine(given: Given, facts: Facts, limits: GateSection, ear: Ear, now: floa
     return Finding(Verdict.GOOD, "succeeded")
 
 
-def examine_back(before: Mapping[str, ModelRef | None], generation: int, facts: Facts, ear: Ear, now: float) -> Finding:
-    """Whether a node that was put back serves what it served before."""
+def examine_back(
+    before: Mapping[str, ModelRef | None], generation: int, due: float, facts: Facts, ear: Ear, now: float
+) -> Finding:
+    """Whether a node that was put back serves what it served before.
+
+    Args:
+        generation, due: of the desired document that put it back, and Unix seconds until which it is waited for.
+    """
     there = ear.presence(facts, now)
     reported = facts.reported
     missing = ""
@@ -200,6 +206,8 @@ def examine_back(before: Mapping[str, ModelRef | None], generation: int, facts: 
             serving = reported.models.get(name)
             if ref is not None and not _serves(serving, ref):
                 missing = f"{name} is {_named(serving)}"
+    if missing and ear.since is not None and now > max(due, ear.since + ear.silent_after_s):
+        return Finding(Verdict.BAD, "timed-out", "timed-out", missing, there)
     if missing:
         return Finding(Verdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
     return Finding(Verdict.GOOD, "succeeded", presence=there)

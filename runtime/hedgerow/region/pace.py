@@ -2,7 +2,7 @@
 
 An outbox that fills a good part of its window asks for an acknowledgement with the record that does, and has it at once: so
 a busy one, and one that catches up, never waits. (If the question is lost, so many records do as well.) All others lose
-nothing by waiting: their records stay on their disks a little longer. So they are answered within half a second where there
+nothing by waiting: their records stay on their disks a little longer. So they are answered within a second where there
 are few, and where there are many, so many a second, the one that has waited longest first; what acknowledgements cost does
 not grow with the number of outboxes.
 """
