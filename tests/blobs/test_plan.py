@@ -58,6 +58,20 @@ def test_what_a_neighbour_took_with_it_is_asked_for_again() -> None:
     assert site.wan_bytes < 2 * sum(site.sizes.values())
 
 
+def test_a_cut_costs_no_more_time_than_it_lasts_and_a_little() -> None:
+    """All have given up and want again at the same moment; who was first still is."""
+    size, rate = sum(chunks(40, 7).values()), 1e6
+    for begins in range(1, 4):
+        site = SimulatedSite(chunks(40, 7), Wan(bytes_per_s=rate, outages=((begins, 3.0),)), begins)
+        for number in range(3):
+            site.joins(SimulatedNode(f"n{number}"), 0.001 * number)
+
+        site.run(LONG_S)
+
+        assert site.unfinished == []
+        assert last_done(site) <= begins + 3.0 + 10.0 + 2 * size / rate
+
+
 def test_one_who_gives_damaged_chunks_is_not_asked_twice() -> None:
     site = site_of(60, 1, Wan(), 4)
     site.nodes["n0"].lies = True
@@ -149,9 +163,19 @@ def course_of(course: Course) -> SimulatedSite:
 @given(courses(faults=False), courses(faults=True))
 def test_sites_pay_once_and_end_whole_in_a_thousand_courses(quiet: Course, faulty: Course) -> None:
     """As the next two, many more of them."""
-    site = course_of(quiet)
-    assert site.unfinished == course_of(faulty).unfinished == []
+    site, troubled = course_of(quiet), course_of(faulty)
+    assert site.unfinished == troubled.unfinished == []
+    assert last_done(troubled) <= soon(faulty, troubled)
     assert site.wan_bytes <= 1.05 * sum(site.sizes.values())
+
+
+def last_done(site: SimulatedSite) -> float:
+    return max((node.done_at for node in site.nodes.values() if node.done_at is not None), default=0.0)
+
+
+def soon(course: Course, site: SimulatedSite) -> float:
+    """When all should have come: nothing is wrong any more after 100 s, and who lied is left alone at once."""
+    return 100 + 90 + 10 * sum(site.sizes.values()) / course.wan.bytes_per_s
 
 
 @settings(max_examples=20)
@@ -166,7 +190,8 @@ def test_a_site_pays_once_whoever_joins_when_and_whatever_the_link_is_like(cours
 @settings(max_examples=20)
 @given(courses(faults=True))
 def test_everyone_who_lives_ends_whole_whatever_fails(course: Course) -> None:
-    """Nodes die, go away, lie and keep silent; chunks come damaged; the WAN is cut."""
+    """Nodes die, go away, lie and keep silent; chunks come damaged; the WAN is cut. Nobody waits for long after that."""
     site = course_of(course)
 
     assert site.unfinished == []
+    assert last_done(site) <= soon(course, site)
