@@ -80,7 +80,7 @@ SUITES: dict[str, Suite] = {
     "receive": Suite(received.run, 0, 16, most=3),
     "collect": Suite(collected.run, 0, 8, most=3),
     "durable": Suite(durable.run, 2, 1, most=3),
-    "fleet": Suite(fleet.run, 0, 22, most=3),
+    "fleet": Suite(fleet.run, 0, 8, 38, most=3),
     "streams": Suite(streams.run, 2, 0, 11),
     "batching": Suite(batching.run, 0, 15),
     "overload": Suite(overload.run, 3, 6),

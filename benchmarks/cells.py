@@ -45,6 +45,8 @@ TARGETS: Final[dict[str, Target]] = {
     "sharing.rate_shared_per_copies": Target(12, 1.0, "A shared model ÷ two copies: rate"),
     "sharing.memory_shared_per_copies": Target(12, 0.6, "A shared model ÷ two copies: memory"),
     "workers.two_per_one": Target(13, 1.7, "Two workers ÷ one: rate"),
+    "fleet.together.many_per_few": Target(0, 1.2, "1,000 nodes ÷ 10, as much together: cost of a result"),
+    "fleet.each.many_per_few": Target(0, 1.2, "1,000 nodes ÷ 10, as much each: cost of a result"),
     "reload.lost": Target(0, 0.0, "Reloads under load: frames lost"),
 }
 """What the node is to reach, by cell. All other cells inform."""

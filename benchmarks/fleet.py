@@ -1,7 +1,10 @@
 """What a message costs a region, by the number of nodes: real brokers, real bridges, real sessions, light nodes.
 
-A light node is simulated: it has its own session, numbers without holes, health and status, and hears acknowledgements, but
-runs no pipeline and keeps nothing on a disk.
+A light node is simulated: it has its own session, numbers without holes, health (once) and status, hears acknowledgements
+and answers pings, but runs no pipeline and keeps nothing on a disk.
+
+A small and a large fleet stand side by side and are measured in the same seconds, when acknowledgements have become as steady
+as results: with as many results from few nodes as from many; and with as many from each node, which is how a fleet grows.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import orjson
 
 from benchmarks.cells import Cell, Options, cell, ratio
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Number
 from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.region.canary import COMMAND
+from hedgerow.region.pace import LATEST_OF_ALL_S
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import Health, Status
@@ -38,17 +43,20 @@ class LightNode:
     Attributes:
         sent: results so far.
         acked: the last number that the region says it has, with all before it.
+        pings: answered.
     """
 
     def __init__(self, address: Address, url: str) -> None:
         self.address = address
         self.sent = 0
         self.acked = 0
+        self.pings = 0
         self.client = Client(ClientOptions(url=url, client_id=f"light/{address}"), self._take)
 
     async def start(self) -> None:
         """Say that it is there, and listen."""
-        await self.client.subscribe({self.address.topic(Channel.ACK): 1})
+        filters = {self.address.topic(Channel.ACK): 1, self.address.topic(Channel.COMMAND, COMMAND): 1}
+        await self.client.subscribe(filters)
         await self.client.wait_connected(60)
         said = Status(state="online", session="s", node=str(self.address), version="0", at=time.time())
         self.client.publish(self.address.topic(Channel.STATUS), said.encode(), qos=1, retain=True, properties=_JSON)
@@ -69,7 +77,12 @@ class LightNode:
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
-            self.acked = max(self.acked, Ack.decode(message.payload).through.get(0, 0))
+            if (reply_to := message.properties.response_topic) is not None:
+                self.pings += 1
+                answer = encode_properties([(Property.CORRELATION_DATA, message.properties.correlation_data or b"")])
+                self.client.publish(reply_to, orjson.dumps({"value": {"at": time.time()}}), qos=1, properties=answer)
+            else:
+                self.acked = max(self.acked, Ack.decode(message.payload).through.get(0, 0))
             self.client.ack(message)
 
 
@@ -115,7 +128,9 @@ class Fleet:
                 self.nodes.append(light)
         for light in self.nodes:
             await light.start()
-        await self._until(lambda: self.count("node") == len(self.nodes), "nodes known")
+        # Who is new is pinged within a second; after that each once a minute.
+        await self._until(lambda: all(node.pings for node in self.nodes), "all pinged")
+        await self._until(lambda: self.count("node WHERE answered_at IS NOT NULL") == len(self.nodes), "answers stored")
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -124,22 +139,38 @@ class Fleet:
     def _begin(self, command: Sequence[str]) -> None:
         self._collector = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self._stack.callback(self._end)
-        self.process = psutil.Process(self._collector.pid)
 
     def _end(self) -> None:
         self._collector.kill()
         self._collector.wait()
 
-    async def send(self, results: int, per_s: float) -> float:
-        """Have the nodes send so many results, in turns. Returns: the collector's processor time, in seconds."""
-        before, began = self._cpu(), time.monotonic()
+    async def keep_sending(self, per_s: float) -> None:
+        """Have the nodes send, in turns, until this is cancelled."""
+        began, number = time.monotonic(), 0
+        while True:
+            self.nodes[number % len(self.nodes)].send()
+            number += 1
+            await asyncio.sleep(max(0.0, began + number / per_s - time.monotonic()))
+
+    @property
+    def sent(self) -> int:
+        """Results so far."""
+        return sum(node.sent for node in self.nodes)
+
+    async def send(self, results: int, per_s: float) -> None:
+        """Have the nodes send so many results, in turns, and wait until all are acknowledged."""
+        began = time.monotonic()
         for number in range(results):
             self.nodes[number % len(self.nodes)].send()
             ahead_s = began + number / per_s - time.monotonic()
             if ahead_s > 0.01:
                 await asyncio.sleep(ahead_s)
         await self._until(lambda: all(node.acked == node.sent for node in self.nodes), "all acknowledged")
-        return self._cpu() - before
+
+    def cpu_s(self) -> float:
+        """What the collector has computed, to the nanosecond: psutil counts in hundredths of a second."""
+        threads = Path(f"/proc/{self._collector.pid}/task").iterdir()
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
     def count(self, table: str) -> int:
         """Rows of a table of the store."""
@@ -148,10 +179,6 @@ class Fleet:
                 return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
         except sqlite3.Error:  # not there yet
             return 0
-
-    def _cpu(self) -> float:
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
 
     async def _until(self, condition: object, what: str) -> None:
         deadline = time.monotonic() + _PATIENCE_S
@@ -164,23 +191,51 @@ class Fleet:
             await asyncio.sleep(0.05)
 
 
-async def cost(sites: int, nodes_a_site: int, results: int, per_s: float) -> float:
-    """The collector's processor time a result, in µs."""
+async def costs(options: Options) -> dict[str, dict[int, list[float]]]:
+    """The collector's processor time a result, in µs, by load and number of nodes."""
+    sizes = ((2, 2), (3, 4)) if options.smoke else ((1, 10), (50, 20))
+    warmup_s, seconds, together, each = (1.0, 0.5, 200.0, 20.0) if options.smoke else (LATEST_OF_ALL_S, 4.0, 600.0, 1.0)
+    found: dict[str, dict[int, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        async with Fleet(sites, nodes_a_site, Path(folder)) as fleet:
-            return await fleet.send(results, per_s) / results * 1e6
+        async with AsyncExitStack() as stack:
+            fleets = []
+            for sites, nodes in sizes:
+                place = Path(folder) / str(sites)
+                place.mkdir()
+                fleets.append(await stack.enter_async_context(Fleet(sites, nodes, place)))
+            for load, rates in (
+                ("together", [together for _ in fleets]),
+                ("each", [each * len(fleet.nodes) for fleet in fleets]),
+            ):
+                found[load] = {len(fleet.nodes): [] for fleet in fleets}
+                async with asyncio.TaskGroup() as group:
+                    loads = [
+                        group.create_task(fleet.keep_sending(rate)) for fleet, rate in zip(fleets, rates, strict=True)
+                    ]
+                    await asyncio.sleep(warmup_s)
+                    for _ in range(options.repeats):
+                        before = [(fleet.cpu_s(), fleet.sent) for fleet in fleets]
+                        await asyncio.sleep(seconds)
+                        for fleet, (cpu_s, sent) in zip(fleets, before, strict=True):
+                            took = (fleet.cpu_s() - cpu_s) / (fleet.sent - sent) * 1e6
+                            found[load][len(fleet.nodes)].append(took)
+                    for task in loads:
+                        task.cancel()
+            for fleet in fleets:
+                await fleet.send(0, 1)
+    return found
 
 
 def run(options: Options) -> list[Cell]:
-    """The same number of results in the same time, from 10 and from 1,000 nodes."""
-    sizes: Sequence[tuple[int, int]] = [(2, 2), (3, 4)] if options.smoke else [(1, 10), (50, 20)]
-    results, per_s = (60, 200.0) if options.smoke else (3000, 600.0)
-    costs: dict[int, list[float]] = {}
-    for _ in range(options.repeats):
-        for sites, nodes in sizes:
-            costs.setdefault(sites * nodes, []).append(asyncio.run(cost(sites, nodes, results, per_s)))
-    cells = [
-        cell(f"fleet.cpu.{nodes}", f"{nodes:,} nodes: collector, a result", each, "µs") for nodes, each in costs.items()
-    ]
-    few, many = costs.values()
-    return [*cells, ratio("fleet.many_per_few", "most nodes ÷ fewest: processor time a result", many, few)]
+    """From 10 and from 1,000 nodes: 600 results a second together, and one a second each."""
+    found = asyncio.run(costs(options))
+    cells = []
+    for load, what in (("together", "600 results/s together"), ("each", "one result/s each")):
+        few, many = found[load].values()
+        cells += [
+            cell(f"fleet.{load}.cpu.{nodes}", f"{nodes:,} nodes, {what}: collector, a result", took, "µs")
+            for nodes, took in found[load].items()
+        ]
+        name = f"Most nodes ÷ fewest, {what}: processor time a result"
+        cells.append(ratio(f"fleet.{load}.many_per_few", name, many, few, unit="cost ×"))
+    return cells

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from hedgerow import config
 from hedgerow.node.health import gauges
 from hedgerow.region import config as region
+from hedgerow.region import plan
 from hedgerow.region.metrics import Counts, RegionMetrics
 from hedgerow.telemetry import metrics
 from hedgerow.telemetry.tally import DropReason, Tally
@@ -80,7 +81,11 @@ def metric_table() -> str:
     """A table of the metrics, as a scrape shows them."""
     lines = [line for line in inspect.getsource(gauges).splitlines() if "yield" in line or '"' in line]
     named = re.findall(r'"(hedgerow_\w+)", "([^"]+)"', re.sub(r",\s+", ", ", " ".join(line.strip() for line in lines)))
-    labels = {"hedgerow_connected": "link", "hedgerow_model": "model, digest, backend, device"}
+    labels = {
+        "hedgerow_connected": "link",
+        "hedgerow_refused": "link",
+        "hedgerow_model": "model, digest, backend, device",
+    }
     rows = _families(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()))
     for name, text in dict.fromkeys(named):  # one may stand for several things
         by = next((value for prefix, value in labels.items() if name.startswith(prefix)), "pipeline")
@@ -128,6 +133,11 @@ def tables() -> dict[str, Callable[[], str]]:
         "region-store": region.StoreSection,
         "region-retention": region.RetentionSection,
         "region-canary": region.CanarySection,
+        "rollout": plan.RolloutPlan,
+        "rollout-model": plan.ModelSection,
+        "rollout-gate": plan.GateSection,
+        "rollout-window": plan.WindowSection,
+        "rollout-swap": plan.SwapSection,
         "health": messages.Health,
         "pipeline-health": messages.PipelineHealth,
         "model-health": messages.ModelHealth,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import onnx
 import onnx.parser
 import onnxruntime
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from securesystemslib.signer import CryptoSigner
 
@@ -19,9 +21,9 @@ from hedgerow.frame import Array
 from hedgerow.labels import parse_selector
 from hedgerow.models.arrays import write_arrays
 from hedgerow.models.candidate import Candidate
+from hedgerow.models.chunks import describe_file
 from hedgerow.models.manifest import (
     Baseline,
-    Chunk,
     Distribution,
     File,
     GoldenCase,
@@ -30,7 +32,6 @@ from hedgerow.models.manifest import (
     Tensor,
     Tolerance,
     Variant,
-    digest_of,
 )
 from hedgerow.models.source import digest
 from hedgerow.models.statistics import Accumulator
@@ -62,16 +63,18 @@ MakeCandidate = Callable[..., Candidate]
 def make_candidate(tmp_path: Path) -> MakeCandidate:
     """Makes a version of a model that lies on the disk: `make_candidate("(float[N,3] x) => …", version="1.1.0")`.
 
+    A model may also be given as it is, parsed.
+
     Its golden outputs and its baseline are what ONNX Runtime makes of some noise, unless `golden_body` names another
     model that is to have made them.
     """
 
     def make(
-        body: str,
+        body: str | onnx.ModelProto,
         version: str = "1.0.0",
         *,
         name: str = "door",
-        golden_body: str | None = None,
+        golden_body: str | onnx.ModelProto | None = None,
         samples: dict[str, Array] | None = None,
         baseline: bool = False,
         memory_bytes: int = 0,
@@ -165,17 +168,51 @@ def signed_models(tmp_path: Path) -> SignedModels:
     return SignedModels(repository, root, owner)
 
 
-def _parsed(body: str, domains: str = "") -> onnx.ModelProto:
+def _parsed(body: str | onnx.ModelProto, domains: str = "") -> onnx.ModelProto:
+    if isinstance(body, onnx.ModelProto):
+        return body
     return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17{domains}]>\ngraph {body}')
 
 
 def _file(folder: Path, path: Path) -> File:
-    content = path.read_bytes()
-    chunk = Chunk(digest=digest_of(content), size=len(content))
-    return File(path=path.relative_to(folder).as_posix(), size=len(content), digest=digest_of(content), chunks=(chunk,))
+    return describe_file(path, path.relative_to(folder).as_posix())
 
 
 def _spread(array: Array) -> Distribution:
     gathered = Accumulator()
     gathered.add(array)
     return gathered.distribution()
+
+
+_LABEL = "line 3+4"
+_SOFTHSM = (
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+)
+
+
+@pytest.fixture(scope="session")
+def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A token with a key on P-256 in slot 2, PIN 1234; its module reads where it is when it is first used."""
+    folder = tmp_path_factory.mktemp("softhsm")
+    (folder / "tokens").mkdir()
+    (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n")
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(pem)
+    module = next((each for each in _SOFTHSM if Path(each).exists()), None)
+    assert module is not None, "SoftHSM is missing: `make system` installs it"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOFTHSM2_CONF", str(folder / "softhsm2.conf"))
+        patch.setenv("PYKCS11LIB", module)
+        tool = ["softhsm2-util", "--module", module]
+        subprocess.run(
+            [*tool, "--init-token", "--free", "--label", _LABEL, "--pin", "1234", "--so-pin", "0000"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        subprocess.run(
+            [*tool, "--import", str(folder / "key.pem"), "--token", _LABEL, "--label", "root", "--id", "02", "--pin", "1234"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        yield f"hsm:2?label={_LABEL}"

@@ -451,7 +451,10 @@ class FleetSection(Section):
         examples=[["https://models.example/repository"]],
     )
     max_crashes: int = Field(
-        1, ge=1, description="Times the process may die with a new model before that is left alone for good."
+        1,
+        ge=1,
+        description="Times the process may crash with a version on trial before that is put into quarantine; three ends "
+        "without a trace (a kill, a power cut, want of memory) count as a crash.",
     )
 
     def anchored(self, folder: Path) -> FleetSection:

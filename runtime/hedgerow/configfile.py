@@ -243,6 +243,8 @@ def _read_yaml(text: str, path: Path) -> CommentedMap:
         raise BadConfigFile(path, [Problem(line, "", f"nests deeper than {_DEEPEST}", "Check brackets there.")])
     try:
         document = YAML(typ="rt").load(text)
+        if not _small(document):
+            raise ValueError(f"its references make more than {_MOST_VALUES:,} values of it")
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
@@ -266,6 +268,20 @@ def _read_yaml(text: str, path: Path) -> CommentedMap:
 
 
 _DEEPEST = 50
+_MOST_VALUES = 200_000
+
+
+def _small(node: Any) -> bool:
+    """Whether a document stays small where every reference (`*name`) is what it stands for; one to itself never does."""
+    left, waiting = _MOST_VALUES, [node]
+    while waiting:
+        one = waiting.pop()
+        inside = one.values() if isinstance(one, Mapping) else one if isinstance(one, list) else ()
+        left -= len(inside)
+        if left < 0:
+            return False
+        waiting += inside
+    return True
 
 
 def _too_deep(text: str) -> int | None:

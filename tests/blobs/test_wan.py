@@ -106,19 +106,16 @@ class Sites:
             ]
             try:
                 yield
-                await until(lambda: all(len(set(site.came)) == site.sent for site in self.sites))
             finally:
                 for task in sending:
                     task.cancel()
 
     async def _send(self, site: Site, client: Client) -> None:
         topic = Address(REGION, site.name, "n1").topic(Channel.RESULT, "doors")
-        while not self.enough:
+        while True:
             client.publish(topic, str(site.sent).encode(), qos=1)
             site.sent += 1
             await asyncio.sleep(0.02)
-
-    enough = False
 
 
 def _client(site: Site) -> Client:
@@ -217,7 +214,6 @@ async def roll_out(
         used = [site.bytes / size for site in sites.sites]
         print(f"{size:,} bytes; of that over each bridge: {', '.join(f'{each:.3f}' for each in used)}; {meanwhile}")
         assert all(node.store.installed()[0].digest == ref.digest for node in nodes)
-        sites.enough = True
     return meanwhile
 
 

@@ -125,6 +125,58 @@ def test_large_records_fill_the_window_before_many_do() -> None:
     assert len(sent) == 7  # two wait, of as many bytes as a window may have; the others go past it
 
 
+@given(
+    st.integers(2, 300), st.floats(0.01, 0.99), st.integers(100, 3000), st.integers(0, 400), st.integers(0, 400),
+    st.lists(st.integers(1, 2000), min_size=1, max_size=5),
+)  # fmt: skip
+def test_a_region_that_answers_only_when_it_is_asked_holds_up_nobody(
+    most: int, share: float, max_bytes: int, old: int, new: int, sizes: list[int]
+) -> None:
+    """Whatever the window: it asks before it is full. What is left unanswered in the end is less than a window of it."""
+    made = Window(most, max_bytes, share)
+    made.begin([key_of(p, 1) for p in range(PRIORITIES)], tops(old))
+    there = {entry(n).key: entry(n, size=sizes[n % len(sizes)]) for n in range(1, old + new + 1)}
+    unsent, came = set(there), dict[int, Entry]()
+    made.appended(
+        [entry(n, size=sizes[n % len(sizes)]) for n in range(old + 1, old + new + 1)], tops(old + new), up=True
+    )
+    while True:
+        sent, wanted = made.next(0.0)
+        if wanted is not None:
+            found = [there[key] for key in sorted(there) if wanted.start <= key < wanted.end][: wanted.most]
+            read = list(itertools.takewhile(lambda one, budget=[wanted.max_bytes]: _spend(budget, one), found))
+            sent = sent + made.offer(wanted, read or found[:1], 0.0)
+        if not sent and wanted is None:
+            break
+        came.update((one.key, one) for one in sent)
+        unsent -= came.keys()
+        if any(made.asks(one.key) for one in sent):
+            ranges = [(key, key) for key in came]
+            made.acked(Ack("e", {}, {0: ranges}), 0.0)
+            for key in came:
+                there.pop(key, None)
+            came.clear()
+    assert unsent == set()
+
+
+def _spend(budget: list[int], one: Entry) -> bool:
+    """As the store reads: so many bytes, and one entry whatever its size."""
+    budget[0] -= one.size
+    return budget[0] >= 0
+
+
+def test_a_burst_after_a_quiet_time_waits_for_the_window_though_little_was_heard() -> None:
+    """The region answers quiet outboxes in its own time: only a window that stays full is a reason to go past it."""
+    made = window()
+    made.appended([entry(1)], tops(1), up=True)
+    made.next(100.0)
+    made.appended([entry(n) for n in range(2, 9)], tops(8), up=True)
+
+    assert [one.key for one in made.next(109.0)[0]] == [key_of(0, n) for n in (2, 3, 4)]
+    assert made.next(109.9)[0] == []
+    assert [one.key for one in made.next(110.1)[0]] == [key_of(0, n) for n in (5, 6, 7, 8)], "it stays full"
+
+
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 10))))
 def test_ranges_are_a_set(added: list[tuple[int, int]]) -> None:
     ranges, model = Ranges(), set[int]()

@@ -15,7 +15,7 @@ from paho.mqtt.properties import Properties
 
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel, parse
-from hedgerow.wire.messages import Command, ErrorBody, Reply
+from hedgerow.wire.messages import Command, ErrorBody, Reply, Status
 
 
 class Responder:
@@ -156,6 +156,20 @@ async def test_answers_of_a_site_as_json_are_a_list(aside, broker, site: Address
 
     assert said.code == 0
     assert sorted(reply["value"] for reply in said.json) == [1, 2]
+
+
+async def test_a_node_that_is_online_and_does_not_answer_is_named(aside, broker, site: Address) -> None:
+    """The broker knows who is there, so nobody is waited for longer than need be, and nobody forgotten."""
+    async with Responder(broker, site, {"press": 1, "saw": 2}):
+        async with aiomqtt.Client("127.0.0.1", broker.port) as nodes:
+            for name, state in (("press", "online"), ("saw", "online"), ("drill", "online"), ("lathe", "offline")):
+                said = Status.model_validate({"state": state, "session": "s", "node": name, "version": "0"})
+                await nodes.publish(site._replace(node=name).topic(Channel.STATUS), said.encode(), qos=1, retain=True)
+        said = await aside("command", f"local/{site.site}/~", "ping", "--timeout", "1.5", "--broker", broker.url)
+
+    assert said.code == 1
+    assert said.out.endswith("2 of 3 nodes did it.\n")
+    assert f"local/{site.site}/drill: error: It is online, and has not answered within 1.5 s (no-answer)" in said.err
 
 
 def test_no_answer_is_told_with_where_to_look(hedgerow, broker, site: Address) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +104,23 @@ def test_a_broker_whose_address_was_given_must_be_there(
 
     assert (found["exit"], found["ok"], found["broker"]["state"]) == (1, False, "failed")
     assert found["broker"]["detail"].endswith(f"(the address is from {giver})")
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "mqtts"])
+def test_a_broker_that_accepts_connections_and_answers_nothing_is_called_hung(
+    findings, monkeypatch: pytest.MonkeyPatch, mosquitto: Mosquitto, scheme: str
+) -> None:
+    """Stopped by a signal, which stands for one that spins: for both the kernel accepts connections all the same."""
+    monkeypatch.setattr("hedgerow.cli.broker.SILENT_S", 0.3)
+    assert mosquitto.pid is not None
+    os.kill(mosquitto.pid, signal.SIGSTOP)
+
+    found = findings("--broker", f"{scheme}://127.0.0.1:{mosquitto.port}")["broker"]
+
+    assert found["state"] == "failed"
+    assert found["detail"].startswith(f"{scheme}://127.0.0.1:{mosquitto.port} accepts connections and answered nothing")
+    assert "likely hung" in found["detail"]
+    assert found["remedy"].startswith("Restart it")
 
 
 def test_what_the_broker_limits_is_told(findings) -> None:

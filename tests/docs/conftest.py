@@ -78,7 +78,7 @@ class Reader:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        self._ports = {"1883": str(port), "9464": str(free_port())}
+        self._ports = {"1883": str(port)} | {usual: str(free_port()) for usual in ("8883", "8884", "9464")}
         self._background: list[subprocess.Popen[str]] = []
         self._log = folder / ".out"
         self._background_logs: list[Path] = []

@@ -14,6 +14,7 @@ from skimage import data
 
 from hedgerow import configcheck, configfile
 from hedgerow.frame import Frame
+from hedgerow.region.plan import load_plan
 from hedgerow.testing import PipelineRun, frame, frames, run_pipeline
 from hedgerow_signal.generate import Machine
 
@@ -24,6 +25,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_everything_an_example_names_is_there(path: Path) -> None:
     """Stages, their settings, models: what `hedgerow config check` looks at."""
     assert configcheck.load(path).pipelines
+
+
+def test_the_rollout_is_one_that_a_region_would_take() -> None:
+    assert load_plan(CONFIGS / "rollout.yaml").rollout == "faces-2"
 
 
 def run(file: str, pipeline: str, given: list[Frame]) -> PipelineRun:

@@ -120,7 +120,9 @@ class Collector:
         assert subscribed.wait(PATIENCE_S)
 
     def _take(self, client: Any, userdata: Any, message: mqtt.MQTTMessage) -> None:
-        self.said[message.topic.split("/", 5)[5]].append(orjson.loads(message.payload))
+        channel = message.topic.split("/", 5)[5]
+        if not channel.startswith("blob"):  # parts of models, which are no JSON
+            self.said[channel].append(orjson.loads(message.payload))
 
     def ids(self) -> dict[int, list[str]]:
         """The frame ids of the results, by number."""

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as mqtt
 import pytest
 from tests.e2e.conftest import NodeProcess, Sensors, until
 from tests.region.conftest import REGION, CollectorProcess
@@ -111,6 +112,29 @@ class Estate:
 
     def _how_far(self) -> str:
         return f"{self.stored()} of {self.sensors.count} stored, {self.waiting()} wait\n{self.node.log[-1500:]}"
+
+
+class Witness:
+    """Somebody at the site who looks on, and comes back when its broker does.
+
+    Attributes:
+        seen: numbers of the frames whose results he saw.
+    """
+
+    def __init__(self, port: int, topic: str) -> None:
+        self.seen: set[int] = set()
+        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self._client.reconnect_delay_set(0.05, 0.2)
+        self._client.on_connect = lambda client, *_: client.subscribe(topic, 1)
+        self._client.on_message = lambda _client, _data, message: self.seen.add(
+            json.loads(message.payload)["result"]["n"]
+        )
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
 
 
 @pytest.fixture

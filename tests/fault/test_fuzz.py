@@ -22,7 +22,7 @@ from tests.region.conftest import REGION, CollectorProcess, result
 from hedgerow.bus.outbox.records import Ack, Gap, key_of
 from hedgerow.testing import Mosquitto
 
-SMALL = pytest.param(1500, id="short")
+SMALL = pytest.param(1500, id="short", marks=pytest.mark.timeout(300))
 LARGE = pytest.param(12_000, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 _MOST_MORE_BYTES = 200 << 20
 _TYPES = ["application/json", "application/msgpack", "image/jpeg", "", "x" * 300, "application/vnd.hedgerow.frame"]
@@ -114,7 +114,6 @@ def garbage(dice: random.Random, valid: bytes) -> bytes:
     return valid[:300_000]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("messages", [SMALL, LARGE])
 def test_a_region_counts_whatever_comes_and_goes_on(
     mosquitto: Mosquitto, sender: Sender, tmp_path: Path, messages: int
@@ -180,7 +179,6 @@ def test_a_region_counts_whatever_comes_and_goes_on(
         collector.close()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("messages", [SMALL, LARGE])
 def test_a_node_counts_whatever_comes_and_goes_on(
     mosquitto: Mosquitto, sender: Sender, tmp_path: Path, messages: int

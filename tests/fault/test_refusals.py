@@ -8,14 +8,18 @@ another's are let in and held to its rights: what they publish is refused by its
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import socket
 import ssl
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import PIPE
+from urllib.request import urlopen
 
 import pytest
 from tests.e2e.conftest import until
@@ -27,6 +31,7 @@ from hedgerow.errors import BusError
 from hedgerow.pki import certificates, files
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import Kind, parse
+from hedgerow.topology.refusals import Refusal, Refusals, is_chatter, readable
 
 REGION = "hedgerow/v1/north"
 A, B, YARD = f"{REGION}/hall/a", f"{REGION}/hall/b", f"{REGION}/yard/a"
@@ -71,9 +76,7 @@ READS = {
 
 
 class Certified(Running):
-    """With certificates of our own, among them one that has ended and one that was revoked; debug lines in the logs."""
-
-    more = "log_type debug\n"
+    """With certificates of our own, among them one that has ended and one that was revoked."""
 
     def certify(self, authority: str, name: str, common_name: str) -> Path:
         """A certificate where a topology looks for it."""
@@ -143,11 +146,17 @@ def attack(estate: Certified, broker: str, who: str | None, authority: str = "ha
     return answer
 
 
+def refused(estate: Certified, broker: str) -> list[Refusal]:
+    """What a broker's log says was refused, as `hedgerow broker refusals` reads it."""
+    reader = Refusals(readable((estate.out / broker / "acl").read_text()))
+    found = [refusal for line in estate.log(broker).splitlines() if (refusal := reader.take(line)) is not None]
+    assert reader.counts.total() == len(found)
+    return found
+
+
 def refusals(estate: Certified, broker: str) -> int:
     """How many connections a broker's log says were refused by TLS."""
-    return estate.log(broker).count("certificate verify failed") + estate.log(broker).count(
-        "did not return a certificate"
-    )
+    return sum(one.what == "connect" for one in refused(estate, broker))
 
 
 @pytest.mark.parametrize("broker", ["hall", "north"])
@@ -241,12 +250,16 @@ OTHERS = [
 ]
 
 
+def user_of(authority: str, name: str) -> str:
+    return name if authority == "region" else f"{authority}/{name}"
+
+
 @pytest.mark.parametrize("act", PUBLISHES)
 @pytest.mark.parametrize(("broker", "authority", "name"), OTHERS)
 async def test_with_anothers_certificate_nobody_can(
     estate: Certified, broker: str, authority: str, name: str, act: str
 ) -> None:
-    """Whoever tries is told so, nobody hears it, and the broker's log has it at its level `debug`."""
+    """Whoever tries is told so, nobody hears it, and the broker's log says who it was."""
     said, topic = f"{authority}/{name} tries to {act}", PUBLISHES[act]
     async with estate.window(broker) as window, intruder(estate, broker, authority, name) as (client, _):
         with pytest.raises(BusError, match="refuses the message: not authorised"):
@@ -255,8 +268,8 @@ async def test_with_anothers_certificate_nobody_can(
         await window.sees("end", said)
 
         assert window.topics(said) == {"end": 1}
-    denied = f"Denied PUBLISH from intruder-{name}"
-    assert any(denied in line and f"'{topic}'" in line for line in estate.log(broker).splitlines())
+    tried = ("publish", user_of(authority, name), f"intruder-{name}", topic)
+    await asyncio.to_thread(until, lambda: tried in [one[1:] for one in refused(estate, broker)])
 
 
 @pytest.mark.parametrize("what", READS)
@@ -264,7 +277,7 @@ async def test_with_anothers_certificate_nobody_can(
 async def test_with_anothers_certificate_nobody_reads(
     estate: Certified, broker: str, authority: str, name: str, what: str
 ) -> None:
-    """A subscription may be taken, but it brings nothing. What is published last is its own to read."""
+    """A subscription is taken, but it brings nothing, and the log tells of it. What is published last is its own to read."""
     own = f"{YARD}/desired" if name == "yard" else None
     async with estate.window(broker) as window, intruder(estate, broker, authority, name) as (client, heard):
         for pattern in ("#", READS[what]):
@@ -283,6 +296,8 @@ async def test_with_anothers_certificate_nobody_reads(
             await client.publish_and_wait("nobody/may", b"")
 
         assert {message.topic for message in heard} <= {last}
+    tried = ("subscribe", user_of(authority, name), f"intruder-{name}", READS[what])
+    await asyncio.to_thread(until, lambda: tried in [one[1:] for one in refused(estate, broker)])
 
 
 @pytest.mark.parametrize(("name", "count"), [("a", 4), ("b", 0)])
@@ -315,3 +330,31 @@ async def test_raw_frames_do_not_leave_the_site(estate: Certified) -> None:
         await north.sees(f"{A}/event/end", "frame")
 
         assert north.topics("frame") == {f"{A}/event/end": 1}
+
+
+async def test_refusals_are_counted_by_user_and_served_while_the_log_is_read(estate: Certified) -> None:
+    """One who tries a thousand times is told once a minute and counted each time; what there is for each message is left out."""
+    async with intruder(estate, "yard", "yard", "a") as (client, _):
+        for _ in range(1000):
+            client.publish("nobody/may", b"", qos=1, done=lambda _: None)
+        await client.flush(PATIENCE_S)
+        assert client.refused_publishes == 1000
+        count = ("publish", "yard/a")
+        await asyncio.to_thread(until, lambda: [one[1:3] for one in refused(estate, "yard")].count(count) >= 1000)
+    assert not any(map(is_chatter, estate.log("yard").splitlines()))
+
+    reading = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "hedgerow", "broker", "refusals", "-", "--acl", estate.out / "yard/acl", "--metrics-port", "0",
+        stdin=PIPE, stdout=PIPE, stderr=PIPE,
+    )  # fmt: skip
+    assert reading.stdin is not None
+    assert reading.stderr is not None
+    (address,) = re.findall(rb"http://\S+", await reading.stderr.readline())
+    reading.stdin.write(estate.log("yard").encode())
+    await reading.stdin.drain()
+    metric = 'hedgerow_broker_refused_total{user="yard/a",what="publish"} 1000.0'
+    await asyncio.to_thread(until, lambda: metric in urlopen(address.decode()).read().decode())
+    reading.stdin.close()
+    said, _ = await reading.communicate()
+    assert len(re.findall(rb"refused yard/a \(client intruder-a\) to publish: nobody/may", said)) <= 3
+    assert re.search(rb"yard/a +publish +1,000\n", said)

@@ -11,11 +11,10 @@ from tests.e2e.conftest import until
 from tests.e2e.test_faults import load
 from tests.fault.conftest import Estate
 
-SMALL = pytest.param(1, id="short")
+SMALL = pytest.param(1, id="short", marks=pytest.mark.timeout(300))
 LARGE = pytest.param(30, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("times", [SMALL, LARGE])
 def test_results_made_during_a_cut_arrive_once_and_in_order(estate: Estate, times: int) -> None:
     with load(estate.sensors, 100):
@@ -28,7 +27,6 @@ def test_results_made_during_a_cut_arrive_once_and_in_order(estate: Estate, time
     estate.everything_is_stored_once()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("times", [SMALL, LARGE])
 def test_a_link_that_is_half_open_is_noticed_and_made_anew(estate: Estate, times: int) -> None:
     """Bytes vanish and nobody says so: only the keepalive, and our own acknowledgements, can tell."""
@@ -44,7 +42,6 @@ def test_a_link_that_is_half_open_is_noticed_and_made_anew(estate: Estate, times
     estate.everything_is_stored_once()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("times", [SMALL, LARGE])
 def test_a_slow_link_that_is_reset_again_and_again_loses_nothing(estate: Estate, times: int) -> None:
     dice = random.Random(times)

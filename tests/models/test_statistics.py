@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hedgerow.frame import Array
 from hedgerow.models.manifest import Distribution
-from hedgerow.models.statistics import Accumulator, shift
+from hedgerow.models.statistics import Accumulator, rebinned, shift
 
 RNG = np.random.default_rng(1)
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=200)
@@ -158,3 +158,27 @@ def test_deciles_closer_than_what_variants_differ_by_are_one() -> None:
     live.add(np.round(scores * 255) / 255)
 
     assert shift(coarse, live.counts) < 0.05
+
+
+@given(VALUES)
+def test_in_its_own_bins_a_distribution_is_what_it_was(values: list[float]) -> None:
+    found = gathered(np.array(values))
+
+    np.testing.assert_allclose(rebinned(found, found.edges), found.counts, atol=1e-6)
+
+
+@given(VALUES, VALUES)
+def test_no_value_is_lost_between_the_bins_of_another(values: list[float], others: list[float]) -> None:
+    found = rebinned(gathered(np.array(values)), gathered(np.array(others)).edges)
+
+    assert found.min() >= -1e-6
+    assert found.sum() == pytest.approx(len(values))
+
+
+def test_what_moved_is_told_from_what_did_not_by_bins_of_their_own() -> None:
+    """Two bundles have bins of their own each; values that are like each other stay so."""
+    draw = np.random.default_rng(0)
+    before, alike, moved = (gathered(draw.normal(mean, 1, 20_000)) for mean in (0, 0, 1))
+
+    assert shift(before, rebinned(alike, before.edges).round().astype(int).tolist()) < 0.05
+    assert shift(before, rebinned(moved, before.edges).round().astype(int).tolist()) > 0.5

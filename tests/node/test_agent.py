@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from securesystemslib.signer import CryptoSigner
 from tests.blobs.servers import PASSWORD, USER, Authority, FolderServer, basic
 from trial_site import Site, until
+from tuf.api.metadata import Metadata
 
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
@@ -23,6 +25,7 @@ from hedgerow.models.candidate import Candidate
 from hedgerow.models.manifest import MANIFEST
 from hedgerow.node.node import Node
 from hedgerow.topics import Channel
+from hedgerow.trust import ceremony
 from hedgerow.trust.repository import Repository
 from hedgerow.wire.fleet import Desired, ModelRef, Reported
 
@@ -135,6 +138,11 @@ async def frames(site: Site) -> AsyncIterator[list[int]]:
         await sending
 
 
+def takes_frames(node: Node) -> bool:
+    """Whether the pipeline runs and has subscribed: what is sent before reaches nobody."""
+    return "p" in node.runners and not node._why_unready()
+
+
 def versions(site: Site) -> list[str | None]:
     return [body["lineage"]["models"][0].get("version") for body in site.results()]
 
@@ -149,7 +157,7 @@ async def test_a_version_is_fetched_verified_and_served_and_the_next_takes_its_p
     async with member(region) as node:
         assert node.health().pipelines["p"].state == "loading"
         await region.wants(1, models={"door": one})
-        await until(lambda: "p" in node.runners, lambda: str(region.reported))
+        await until(lambda: takes_frames(node), lambda: str(region.reported))
         async with frames(site) as sent:
             await region.done(1)
             await region.serves(one)
@@ -212,6 +220,89 @@ async def test_what_nobody_signed_for_this_node_is_refused_with_the_reason(
             assert report.error is not None
             assert report.error.code == code
             assert report.error.remedy
+            told = region.site.events("model-not-trusted")[-1]["detail"]
+            assert (told["code"], told["version"], told["digest"]) == (code, str(ref), ref.digest)
+            assert told["remedy"]
+
+
+async def test_a_version_that_is_signed_a_moment_after_it_was_asked_for_is_found(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """What the region said of its repository is remembered at the site for seconds, and may be older than a signature."""
+    candidate = make_candidate(TWICE, "1.0.0")
+    async with member(region):
+        await region.wants(1, models={"door": candidate.ref})
+        report = await region.done(1, "failed")
+        assert report.error is not None
+        assert report.error.code == "unknown-target"
+        region.publish(candidate)
+        await region.wants(2, models={"door": candidate.ref})
+        await region.done(2)
+
+
+async def test_while_the_repository_is_attacked_the_old_version_serves_on(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """Each attack is told by its own code, on an event and in the report; nothing else comes of it."""
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    timestamp = region.repository.metadata / "timestamp.json"
+    old = timestamp.read_bytes()
+    new = region.publish(make_candidate(TWICE_AGAIN, "2.0.0"))
+    honest = timestamp.read_bytes()
+    swap = {**QUICK, "min_frames": 0}
+    async with member(region) as node:
+        await region.wants(1, models={"door": good}, swap=swap)
+        await region.done(1)
+        await region.serves(good)
+        for generation, content, code in (
+            (2, _signed(honest, CryptoSigner.generate_ed25519()), "unknown-signing-key"),
+            (3, old[: len(old) // 2], "truncated-data"),
+            (4, honest.replace(b'"spec_version"', b'"spec-version"'), "bad-metadata"),
+        ):
+            assert node._fleet is not None
+            node._fleet._fetcher.documents.forget()  # as if some seconds had passed
+            await asyncio.sleep(1.1)  # what is asked again within a second is not sent again
+            timestamp.write_bytes(content)
+            await region.wants(generation, models={"door": new}, swap=swap)
+            report = await region.done(generation, "failed")
+            assert report.error is not None
+            assert report.error.code == code
+            assert region.site.events("model-not-trusted")[-1]["detail"]["code"] == code
+            assert report.models["door"].model == good
+        await asyncio.sleep(1.1)
+        timestamp.write_bytes(honest)
+        await region.wants(5, models={"door": new}, swap=swap)
+        await region.done(5)
+        await region.serves(new)
+
+
+def _signed(content: bytes, key: CryptoSigner) -> bytes:
+    metadata: Metadata[Any] = Metadata.from_bytes(content)
+    metadata.sign(key)
+    return metadata.to_bytes()
+
+
+async def test_a_withdrawn_version_does_not_serve_again_though_it_lies_here(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """Going back needs no network, but what the newest word takes back is refused."""
+    old, new = region.publish(make_candidate(TWICE, "1.0.0")), region.publish(make_candidate(TWICE_AGAIN, "2.0.0"))
+    swap = {**QUICK, "min_frames": 0}
+    async with member(region) as node:
+        for generation, ref in ((1, old), (2, new)):
+            await region.wants(generation, models={"door": ref}, swap=swap)
+            await region.done(generation)
+            await region.serves(ref)
+        ceremony.renew(region.repository, "doors", [region.models.owner], keep=lambda path: "1.0.0" not in path)
+        assert node._fleet is not None
+        node._fleet._fetcher.documents.forget()
+        await asyncio.sleep(1.1)
+        await region.wants(3, models={"door": old}, swap=swap)
+        report = await region.done(3, "failed")
+
+        assert report.error is not None
+        assert report.error.code == "unknown-target"
+        assert report.models["door"].model == new
 
 
 async def test_a_version_that_is_released_from_quarantine_is_tried_again(
@@ -252,7 +343,7 @@ async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
         (region.models.repository.folder / part).rename(region.models.repository.folder / f"{part}.away")
     own_site.heard.clear()
     async with member(region) as node:
-        await until(lambda: "p" in node.runners)
+        await until(lambda: takes_frames(node))
         await own_site.client.publish(own_site.topic(), np.full(3, 0.5, np.float32).tobytes(), qos=1)
         (result,) = await own_site.wait_results(1)
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hedgerow.bus import Client, ClientOptions, Message
-from hedgerow.topics import Address, Channel
+from hedgerow.node.commands import CommandDesk
+from hedgerow.topics import EVERY_NODE, ROOT, Address, Channel, parse
 from hedgerow.wire.fleet import Desired, ModelRef, Quarantined, Reported, ReportedModel
 from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth, Status
 
@@ -193,10 +194,13 @@ class Responders:
     def __init__(
         self, url: str, addresses: Sequence[Address], behaves: Behaviour = good, beat_s: float = 0.5, **labels: str
     ) -> None:
+        self.url = url
         self._beat_s = beat_s
         self.client = Client(ClientOptions(url=url, client_id="responders", max_backoff_s=0.3), self._take)
         self.nodes = {address: Responder(address, behaves, self.client.publish, **labels) for address in addresses}
+        self.desks = {address: CommandDesk(address, self.client, {"ping": self._ping}) for address in addresses}
         self._beats: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __getitem__(self, number: int) -> Responder:
         return list(self.nodes.values())[number]
@@ -207,6 +211,9 @@ class Responders:
     async def __aenter__(self) -> Responders:
         await self.client.__aenter__()
         await self.client.subscribe({address.topic(Channel.DESIRED): 1 for address in self.nodes})
+        await self.client.subscribe(
+            {f"{ROOT}/{region}/+/+/command/+": 1 for region in {one.region for one in self.nodes}}
+        )
         await self.client.wait_connected(30)
         for node in self.nodes.values():
             node.birth()
@@ -229,6 +236,18 @@ class Responders:
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
-            node = self.nodes[Address(*message.topic.split("/")[2:5])]
-            node.take(bytes(message.payload))
+            parsed = parse(message.topic)
+            assert parsed is not None
+            if parsed.channel is Channel.DESIRED:
+                self.nodes[parsed.address].take(bytes(message.payload))
+            else:
+                self._tasks |= {asyncio.create_task(desk.answer(message)) for desk in self._asked(parsed.address)}
             self.client.ack(message)
+
+    def _asked(self, address: Address) -> list[CommandDesk]:
+        """Who is meant and has a link."""
+        online = [one for one, node in self.nodes.items() if node.online and one.site == address.site]
+        return [self.desks[one] for one in online if address.node in (EVERY_NODE, one.node)]
+
+    async def _ping(self, args: Any) -> dict[str, float]:
+        return {"at": time.time()}

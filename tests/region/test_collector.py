@@ -60,6 +60,21 @@ async def test_what_an_outbox_sends_is_stored_and_acknowledged(
     assert status_of(collector.store)["sites"][0]["bytes_up"] == node_of(collector.store)["bytes_up"] > 100_000
 
 
+async def test_an_outbox_that_catches_up_with_a_small_window_does_not_wait_for_its_turn(
+    collector: CollectorProcess, gateway: Callable[..., Any]
+) -> None:
+    """One result under way at a time: it asks with each. Answered in its turn, it would be here for minutes."""
+    collector.start()
+    async with gateway(window=2) as node:
+        await node.client.pause()
+        node.send(200)
+        await eventually(lambda: node.outbox.status.entries == 200)
+        node.client.resume()
+        await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+
+    assert sorted(numbers(collector.store)) == list(range(1, 201))
+
+
 async def test_it_works_on_postgres_too_and_survives_its_restart(
     mosquitto: Mosquitto, postgres: Any, gateway: Callable[..., Any], tmp_path: Path
 ) -> None:

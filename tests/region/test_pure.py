@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.judge import Signs, Verdict, judge
-from hedgerow.region.pace import AFTER, LATEST_S, Pace
+from hedgerow.region.pace import A_SECOND, AFTER, LATEST_OF_ALL_S, LATEST_S, TURN_S, Pace
 
 
 def signs(
@@ -53,7 +53,7 @@ def test_every_debt_is_paid_soon_and_the_newest_word_is_the_last(stored: list[tu
         for due, ack in pace.due(now):
             said[due] = ack.through[0]
             pace.sent(due)
-    for due, ack in pace.due(now + 2 * LATEST_S):
+    for due, ack in pace.due(now + LATEST_OF_ALL_S + TURN_S):
         said[due] = ack.through[0]
         pace.sent(due)
 
@@ -71,3 +71,25 @@ def test_a_busy_outbox_is_answered_four_times_a_window_and_an_idle_one_soon() ->
     assert pace.due(5.0) == [], "one at a time"
     pace.sent("a")
     assert pace.due(5.0) == [("a", Ack("e", {0: 500}))]
+
+
+@given(st.integers(1, 3000), st.integers(0, 2999))
+def test_quiet_outboxes_share_so_many_answers_a_second_and_one_that_asks_has_its_own_at_once(
+    many: int, asking: int
+) -> None:
+    """What acknowledgements cost does not grow with the number of outboxes; who waited longest is answered first."""
+    pace: Pace[int] = Pace()
+    for outbox in range(many):
+        pace.owe(outbox, Ack("e", {0: 1}), 1, outbox / many / 100)
+    pace.owe(asking % many, Ack("e", {0: 2}), 1, 0.01, asked=True)
+    assert pace.due(0.01) == [(asking % many, Ack("e", {0: 2}))]
+
+    answered: list[int] = []
+    for tick in range(2, 1 + int(100 * (LATEST_OF_ALL_S + TURN_S + 0.1))):
+        due = [key for key, _ in pace.due(tick / 100)]
+        for key in due:
+            pace.sent(key)
+        answered += due
+        if many > 1 and not answered:
+            assert tick / 100 <= max(LATEST_S, min(LATEST_OF_ALL_S, (many - 1) / A_SECOND)) + TURN_S + 0.02
+    assert answered == [outbox for outbox in range(many) if outbox != asking % many]

@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from hedgerow.bus.message import Message
-from hedgerow.bus.outbox.records import Gap, Number, key_of
+from hedgerow.bus.outbox.records import ASK, Gap, Number, key_of
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import open_database
@@ -36,6 +36,17 @@ def test_a_result_is_read_with_its_number_and_the_time_of_its_capture() -> None:
 
     assert isinstance(item, Result)
     assert (item.number, item.said_id, item.captured_at, item.received_at) == (Number("e1", 3, 7), "f1", 1e9, 5.0)
+
+
+def test_an_outbox_that_asks_to_be_answered_is_heard_with_results_and_gaps() -> None:
+    number, gap = ("number", "e1/3/7"), Gap(key_of(3, 7), key_of(3, 7), {"expired": 1})
+    asks = [
+        read(message(f"{BASE}/{tail}", payload, number, *more), "test", 5.0).asks
+        for tail, payload in (("result/p", result("p", 1, 1e9)), ("event/gap", gap.message("e1")))
+        for more in ((), (ASK,))
+    ]
+
+    assert asks == [False, True, False, True]
 
 
 def test_messagepack_and_pictures_are_results_too() -> None:

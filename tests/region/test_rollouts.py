@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from hedgerow.cli.command import ask as ask_nodes
+from hedgerow.config import BrokerSection
 from hedgerow.region.database import Database, open_database
 from hedgerow.region.intents import ask
 from hedgerow.region.progress import audit, progress
 from hedgerow.testing import Mosquitto
-from hedgerow.topics import Address
+from hedgerow.topics import EVERY_NODE, Address
 
 from .conftest import REGION, CollectorProcess, eventually
 from .responders import Responders, ref
@@ -177,6 +179,9 @@ async def test_every_kind_of_bad_version_is_stopped_in_the_canary_wave(region: R
 async def test_a_thousand_nodes_are_spared_every_kind_of_bad_version(region: Region, mosquitto: Mosquitto) -> None:
     async with Responders(mosquitto.url, addresses(1000, sites=50), beat_s=5.0) as nodes:
         await known(region, 1000)
+        everybody = Address(REGION, EVERY_NODE, EVERY_NODE)
+        replies = await ask_nodes(BrokerSection(url=mosquitto.url), everybody, "ping", {}, 60.0)
+        assert {reply.node for reply in replies if reply.ok} == {str(address) for address in nodes.nodes}
         await bad_versions_stop_in_the_canary_wave(region, nodes, 1000)
 
 

@@ -65,7 +65,7 @@ def test_whatever_comes_in_any_order_and_often_is_stored_once(
         del sent[:size]
 
     assert sequences(reading(store_url)) == list(range(1, 201))
-    (ack, _), *_ = outcome.acks.values()
+    (ack, *_), *_ = outcome.acks.values()
     assert (ack.through, ack.also) == ({0: 200}, {})
 
 
@@ -75,7 +75,7 @@ def test_a_store_that_is_opened_again_knows_what_it_has(store_url: str, reading:
     first.close()
     second = opened(store_url)
     outcome = second.apply([item(2), item(5), item(3)])
-    (ack, _), *_ = outcome.acks.values()
+    (ack, *_), *_ = outcome.acks.values()
     acks = second.acks()
     second.close()
 
@@ -122,7 +122,7 @@ def test_what_the_store_does_not_take_is_rejected_and_the_rest_is_stored(
     object.__setattr__(bad, "said_id", object())
     outcomes = apply_each(store, [item(1), item(2), bad, item(4)])
 
-    acks = [ack for outcome in outcomes for ack, _ in outcome.acks.values()]
+    acks = [ack for outcome in outcomes for ack, *_ in outcome.acks.values()]
     assert acks[-1].through == {0: 4}
     assert sorted(sequences(reading(store_url))) == [1, 2, 4]
     assert status(reading(store_url), time.time())["rejected"] == {"unstorable": 1}

@@ -242,6 +242,15 @@ def test_nodes_are_filtered_by_label_model_digest_version_and_health(operator: O
     assert table.endswith("3 nodes.\n")
 
 
+def test_every_node_of_a_region_is_asked_at_once(operator: Operator) -> None:
+    asked = ("command", f"{REGION}/~/~", "ping", "--timeout", "30", "--broker", operator.nodes.url)
+    said = operator.hedgerow(*asked, asks=False)
+    answers = operator.hedgerow(*asked, "--json", asks=False).json
+
+    assert (said.code, said.out.splitlines()[-1]) == (0, "6 of 6 nodes did it.")
+    assert {answer["node"] for answer in answers} == set(map(str, NODES))
+
+
 def test_labels_are_set_from_the_region_and_reach_the_node(operator: Operator) -> None:
     set_ = operator.hedgerow("node", "label", "gate-1", "ring=early", "camera=new", "--why", "a test")
     eventually(lambda: "camera" in operator.nodes.nodes[NODES[2]].desired.labels)  # type: ignore[union-attr]

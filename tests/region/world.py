@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 from hedgerow.region.conductor import Conductor, Parcel
@@ -102,6 +101,7 @@ class Node:
         self._state: wire.JobState = "succeeded"
         self._error: ErrorBody | None = None
         self._returned = False
+        self._hidden = False
         self._received = self._dead = self._frames = 0
         self._memory = 100 << 20
 
@@ -140,6 +140,16 @@ class Node:
         else:
             self._version, self._since, self._frames = wanted.version, now, 0
 
+    def restart(self, *, hidden: bool = False) -> None:
+        """Its process starts anew.
+
+        Args:
+            hidden: whether it has not come to say what it runs yet.
+        """
+        self.runs += 1
+        self._received = self._dead = self._frames = 0
+        self._hidden = hidden
+
     def says(self, now: float) -> list[Item]:
         """What it sends in one turn, if it has a link."""
         does = self.does.get(self._version or "", "good")
@@ -157,7 +167,7 @@ class Node:
         session = f"run-{self.runs}"
         models = {}
         shown = {}
-        if self._version is not None:
+        if self._version is not None and not self._hidden:
             file = digest(f"file{self._version}")
             models["faces"] = wire.ReportedModel(
                 model=ref(self._version), file_digest=file, backend="onnxruntime", device="CPU", since=self._since,
@@ -194,13 +204,13 @@ class World:
     """A region, its nodes and time.
 
     Args:
-        folder: for the store.
+        url: of the store.
         count: nodes, over two sites.
         version: what they serve at first.
     """
 
-    def __init__(self, folder: Path, count: int, version: str | None = "1.0.0") -> None:
-        self.url = str(folder / "region.db")
+    def __init__(self, url: str, count: int, version: str | None = "1.0.0") -> None:
+        self.url = url
         self.config = RegionConfig.model_validate(
             {"region": {"name": "test", "silent_after_s": SILENT_AFTER_S}, "store": {"url": self.url}}
         )
@@ -234,17 +244,20 @@ class World:
         self.nodes[node.address] = node
         return node
 
-    def turn(self, *, killed_at: int | None = None) -> None:
+    def turn(self, *, killed_at: int | None = None, silent: bool = False, deliver: bool = True) -> None:
         """Let time pass: nodes speak, the conductor decides, documents go out.
 
         Args:
             killed_at: the statement of its store at which the region's process ends; it is started again in the next turn.
+            silent: whether nodes happen to say nothing in this turn.
+            deliver: whether the broker keeps what it is given.
         """
         self.now += TURN_S
         if self.deaf:
             self._since = None
         else:
-            self._store.apply([item for node in self.nodes.values() for item in node.says(self.now)])
+            said = [item for node in self.nodes.values() for item in node.says(self.now)]
+            self._store.apply([] if silent else said)
             self._since = self._since if self._since is not None else self.now
         try:
             conductor = self._alive(killed_at)
@@ -253,11 +266,19 @@ class World:
             if self.deaf:
                 return
             parcels = conductor.unpublished(self.now, ear)
-            self._deliver(parcels)
+            self._deliver(parcels if deliver else [])
             conductor.published({parcel.node: parcel.generation for parcel in parcels})
         except Killed:
             self.kills += 1
             self._die()
+
+    def restart(self, *, away_s: float, silent_turns: int) -> None:
+        """The region's process ends, is away, and starts; it takes some turns until nodes happen to say something."""
+        self._die()
+        self.now += away_s
+        self._since = None
+        for _ in range(silent_turns):
+            self.turn(silent=True)
 
     def turns(self, count: int) -> None:
         """Let more time pass."""
@@ -288,6 +309,10 @@ class World:
         """A rollout as it is kept."""
         (kept,) = FleetStore(self._asker).rollouts(names=[name])
         return kept.rollout
+
+    def known(self, name: str) -> bool:
+        """Whether there is such a rollout."""
+        return bool(FleetStore(self._asker).rollouts(names=[name], tasks=False))
 
     def busy(self) -> bool:
         """Whether anything of a rollout is under way."""

@@ -88,13 +88,7 @@ class Window:
 
 
 class Running:
-    """A rendered topology with its brokers.
-
-    Attributes:
-        more: lines that its brokers get beside those rendered.
-    """
-
-    more = ""
+    """A rendered topology with its brokers."""
 
     def __init__(self, folder: Path, described: Described, out: Path) -> None:
         self.folder, self.described, self.out = folder, described, out
@@ -136,12 +130,15 @@ class Running:
         rendered = conf.read_text("utf-8")
         bridge = rendered.find("# --- The bridge")
         at = bridge if bridge > 0 else len(rendered)
-        window = f"listener {port} 127.0.0.1\nallow_anonymous true\n{self.more}\n"
+        window = f"listener {port} 127.0.0.1\nallow_anonymous true\n\n"
         started = self.folder / f"{name}.conf"
         started.write_text(rendered[:at] + window + rendered[at:])
+        script = self.folder / f"{name}.sh"
+        script.write_text((conf.parent / "broker.sh").read_text("utf-8").replace(str(conf), str(started)))
         with (self.folder / f"{name}.log").open("ab") as log:
             begin = log.tell()
-            process = subprocess.Popen([find_mosquitto(), "-c", started], stderr=log, stdout=log)
+            where = {"PATH": f"{Path(find_mosquitto()).parent}:{os.environ['PATH']}"}
+            process = subprocess.Popen(["sh", script], stderr=log, stdout=log, env=os.environ | where)
         self._processes[name] = process
         deadline = time.monotonic() + PATIENCE_S
         while " running" not in self.log(name)[begin:]:

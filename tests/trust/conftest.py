@@ -208,6 +208,7 @@ class World:
         self.links = AsyncExitStack()
         self.given: list[Any] = []
         self.time = Time()
+        self.time_began = self.time.wall
         self.root_keys = [CryptoSigner.generate_ed25519() for _ in range(3)]
         self.targets_key = CryptoSigner.generate_ed25519()
         self.online_key = CryptoSigner.generate_ed25519()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import DelegatedRole, Delegations, Metadata, MetaFile, TargetFile
+from tests.trust.attackers import OnlineKeyThief, attacked, current, replaced, sign
+from tuf.api.metadata import MetaFile
 
 from hedgerow.blobs.errors import RegionAway
 from hedgerow.blobs.notes import LARGEST_PART
 from hedgerow.models.manifest import digest_of
 from hedgerow.trust import ceremony, errors
 from hedgerow.trust.roles import SIGNED_AT
-from hedgerow.wire.fleet import ModelRef
 
 DAY = 86_400.0
 World = Any
@@ -35,76 +34,6 @@ World = Any
 def world(wired: World) -> World:
     """Every attack comes over the blob channel; where it takes thousands of them, see `near`."""
     return wired
-
-
-Tamper = Callable[[str, Any], Any]
-
-
-@contextmanager
-def attacked(world: World, tamper: Tamper) -> Iterator[None]:
-    """While somebody tampers; afterwards the node believes the repository as before."""
-    honest, world.between.tamper = world.between.tamper, tamper
-    world.later()
-    try:
-        yield
-    finally:
-        world.between.tamper = honest
-        world.later()
-
-
-def replaced(path: str, content: bytes) -> Tamper:
-    return lambda asked, data: content if asked == path else data
-
-
-def current(world: World, role: str) -> str:
-    """The path of the metadata that nodes see of a role."""
-    if role == "timestamp":
-        return "metadata/timestamp.json"
-    if role == "snapshot":
-        return f"metadata/{world.repository.timestamp().signed.snapshot_meta.version}.snapshot.json"
-    return f"metadata/{world.repository.snapshot().signed.meta[f'{role}.json'].version}.{role}.json"
-
-
-def sign(metadata: Metadata[Any], *keys: CryptoSigner) -> bytes:
-    metadata.signatures.clear()
-    for key in keys:
-        metadata.sign(key, append=True)
-    return metadata.to_bytes()
-
-
-class OnlineKeyThief:
-    """Somebody who has the online key, and serves what he likes with it."""
-
-    def __init__(self, world: World, documents: dict[str, bytes] | None = None) -> None:
-        self.world = world
-        self.documents = documents or {}
-        self.snapshot = world.read(str(Path(current(world, "snapshot")).stem))
-        self.timestamp = world.read("timestamp")
-
-    def says(self, role: str, content: bytes, version: int | None = None) -> OnlineKeyThief:
-        """That this is the metadata of a role; `version`: what the snapshot says of it."""
-        version = version or json.loads(content)["signed"]["version"]
-        self.snapshot.signed.meta[f"{role}.json"] = MetaFile.from_data(version, content, ["sha256"])
-        self.documents[f"metadata/{version}.{role}.json"] = content
-        return self
-
-    def signs(self, *, snapshot_version: int | None = None) -> OnlineKeyThief:
-        self.snapshot.signed.version = snapshot_version or self.snapshot.signed.version + 1
-        content = sign(self.snapshot, self.world.online_key)
-        self.timestamp.signed.version += 1
-        self.timestamp.signed.snapshot_meta = MetaFile.from_data(self.snapshot.signed.version, content, ["sha256"])
-        self.documents[f"metadata/{self.snapshot.signed.version}.snapshot.json"] = content
-        self.documents["metadata/timestamp.json"] = sign(self.timestamp, self.world.online_key)
-        return self
-
-    def tamper(self, path: str, data: Any) -> Any:
-        return self.documents.get(path, data)
-
-    def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-        if path in self.documents:
-            yield self.documents[path]
-        else:
-            yield from self.world.between.get(path, max_bytes)
 
 
 # Arbitrary software
@@ -181,14 +110,35 @@ def test_what_was_changed_after_it_was_signed_is_refused(world: World, role: str
         world.node.manifest(ref, {})
 
 
-def test_without_a_signature_nothing_is_believed(world: World) -> None:
-    world.publish()
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "doors"])
+def test_without_a_signature_nothing_is_believed(world: World, role: str) -> None:
+    ref = world.publish()
+    content = sign(world.read(Path(current(world, role)).stem))
+    documents = replaced(current(world, role), content)
+    if role == "snapshot":
+        documents = OnlineKeyThief(world).signs(content=content).tamper
+    elif role != "timestamp":
+        documents = OnlineKeyThief(world).says(role, content).signs().tamper
 
-    with (
-        attacked(world, replaced("metadata/timestamp.json", sign(world.read("timestamp")))),
-        pytest.raises(errors.TooFewSignatures, match="0 of the 1"),
-    ):
-        world.node.refresh()
+    with attacked(world, documents), pytest.raises(errors.TooFewSignatures, match="0 of the 1"):
+        world.node.manifest(ref, {})
+
+
+def test_a_manifest_kept_here_that_was_damaged_is_brought_anew(world: World) -> None:
+    ref = world.publish()
+    good = world.node.manifest(ref, {})
+    (kept,) = (world.folder / "node" / "manifests").iterdir()
+    kept.write_bytes(good.replace(b"onnx", b"evil"))
+
+    assert world.node.manifest(ref, {}) == good
+
+
+def test_a_version_for_other_nodes_is_refused_here(world: World) -> None:
+    """Whoever may say what a node is to run may not say what it is for."""
+    ref = world.publish(selector="site=hall-2, hardware in (nuc)")
+
+    with pytest.raises(errors.NotForThisNode, match="site=hall-2"):
+        world.node.manifest(ref, {"site": "hall-3", "hardware": "nuc"})
 
 
 def test_a_document_of_another_kind_is_refused(world: World) -> None:
@@ -332,6 +282,24 @@ def test_a_timestamp_that_goes_back_behind_a_snapshot_is_refused(world: World) -
         world.node.refresh()
 
 
+def test_what_is_over_still_keeps_what_is_older_out(world: World) -> None:
+    """A node that was off for weeks knows by its old timestamp what it must not go back behind."""
+    old = world.read("timestamp")
+    world.publish()
+    world.node.refresh()
+    world.time.passes(18 * DAY)
+    for version, match in ((old.signed.version, "was seen"), (99, "goes back behind snapshot")):
+        old.signed.version = version
+        old.signed.expires = datetime.fromtimestamp(world.time.wall + DAY, UTC)
+        with (
+            attacked(world, replaced("metadata/timestamp.json", sign(old, world.online_key))),
+            pytest.raises(errors.RollbackAttack, match=match),
+        ):
+            world.client("node").refresh()
+    world.repository.refresh_timestamp()
+    world.client("node").refresh()
+
+
 @pytest.mark.parametrize("role", ["targets", "doors"])
 def test_a_snapshot_that_takes_a_role_back_is_refused(world: World, role: str) -> None:
     """Only whoever has the online key could try."""
@@ -396,6 +364,32 @@ def test_versions_driven_to_the_end_are_mended_by_another_online_key(world: Worl
         world.node.refresh()
 
 
+@pytest.mark.parametrize("role", ["targets", "doors"])
+def test_a_role_driven_to_the_end_is_mended_by_another_online_key_too(world: World, role: str) -> None:
+    """The snapshot says which versions were seen; with its key they are forgotten."""
+    ref = world.publish()
+    metadata = world.read(Path(current(world, role)).stem)
+    metadata.signed.version = 2**31
+    key = world.targets_key if role == "targets" else world.owner_key
+    with attacked(world, OnlineKeyThief(world).says(role, sign(metadata, key)).signs().tamper):
+        world.node.manifest(ref, {})
+    with pytest.raises(errors.RollbackAttack):
+        world.node.refresh()
+
+    new = CryptoSigner.generate_ed25519()
+    world.put_online_key(new)
+    ceremony.rotate(
+        world.repository,
+        ("snapshot", "timestamp"),
+        new=[new.public_key],
+        old=[world.online_key.public_key.keyid],
+        signers=world.root_keys[:2],
+    )
+    world.later()
+    assert world.node.refresh().root == 2
+    assert world.node.manifest(ref, {})
+
+
 # Freeze
 
 
@@ -444,6 +438,24 @@ def test_each_role_may_expire_while_the_others_count(world: World, role: str) ->
         world.node.manifest(ref, {})
 
 
+def test_a_root_that_is_over_is_followed_by_the_next_one(world: World) -> None:
+    """The holders were late: nodes refuse, and go on when they have signed. A root between may well be over."""
+    ref = world.publish()
+    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    world.time.passes(731 * DAY)
+    ceremony.renew(world.repository, "targets", [world.targets_key])
+    ceremony.renew(world.repository, "doors", [world.owner_key])
+    world.repository.refresh_timestamp()
+    with pytest.raises(errors.ExpiredMetadata, match="root counted until"):
+        world.node.refresh()
+
+    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    world.repository.refresh_timestamp()
+    world.later()
+    assert world.node.refresh().root == 3
+    assert world.node.manifest(ref, {})
+
+
 # Mix and match
 
 
@@ -467,230 +479,25 @@ def _length(world: World, role: str) -> int:
     return (world.repository.folder / current(world, role)).stat().st_size
 
 
-@pytest.mark.parametrize("role", ["targets", "doors"])
+@pytest.mark.parametrize("role", ["snapshot", "targets", "doors"])
 def test_a_version_in_the_name_that_is_not_the_one_inside_is_refused(world: World, role: str) -> None:
     ref = world.publish()
     content = (world.repository.folder / current(world, role)).read_bytes()
     version = world.read(Path(current(world, role)).stem).signed.version
-    thief = OnlineKeyThief(world).says(role, content, version + 1).signs()
+    thief = OnlineKeyThief(world)
+    if role == "snapshot":
+        thief.signs(snapshot_version=version + 1, content=content)
+    else:
+        thief.says(role, content, version + 1).signs()
 
     with attacked(world, thief.tamper), pytest.raises(errors.MixAndMatch, match=f"version {version}"):
         world.node.manifest(ref, {})
 
 
-# Stolen keys of the root
-
-
-def rooted(
-    world: World, *keys: CryptoSigner, version: int = 2, change: Callable[[Any], None] = lambda _: None
-) -> bytes:
-    root = world.read("1.root")
-    root.signed.version = version
-    change(root.signed)
-    return sign(root, *keys)
-
-
-class Served:
-    """The repository with further documents."""
-
-    def __init__(self, world: World, documents: dict[str, bytes]) -> None:
-        self.world, self.documents = world, documents
-
-    def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-        if path in self.documents:
-            yield self.documents[path]
-        else:
-            yield from self.world.between.get(path, max_bytes)
-
-
-def test_one_stolen_key_of_the_root_makes_no_root(world: World) -> None:
-    content = rooted(world, world.root_keys[0])
-
-    with pytest.raises(errors.TooFewSignatures, match="1 of the 2"):
-        world.client("other", Served(world, {"metadata/2.root.json": content})).refresh()
-
-
-def test_a_key_that_signs_twice_counts_once(world: World) -> None:
-    twice = json.loads(rooted(world, world.root_keys[0]))
-    twice["signatures"] *= 2
-
-    with pytest.raises(errors.TrustError) as refused:
-        world.client("other", Served(world, {"metadata/2.root.json": json.dumps(twice).encode()})).refresh()
-    assert refused.value.code in ("bad-metadata", "too-few-signatures")
-
-
-def test_a_new_root_needs_the_old_keys(world: World) -> None:
-    """New keys that sign for themselves are nobody's."""
-    new = [CryptoSigner.generate_ed25519() for _ in range(2)]
-
-    def change(root: Any) -> None:
-        for key in new:
-            root.add_key(key.public_key, "root")
-
-    content = rooted(world, *new, change=change)
-    with pytest.raises(errors.UnknownSigningKey, match="root"):
-        world.client("other", Served(world, {"metadata/2.root.json": content})).refresh()
-
-
-def test_a_new_root_needs_its_own_keys(world: World) -> None:
-    """A root whose keys nobody has could never be followed by another."""
-    new = [CryptoSigner.generate_ed25519() for _ in range(2)]
-
-    def change(root: Any) -> None:
-        for old in world.root_keys:
-            root.revoke_key(old.public_key.keyid, "root")
-        for key in new:
-            root.add_key(key.public_key, "root")
-
-    content = rooted(world, *world.root_keys, change=change)
-    with pytest.raises(errors.UnknownSigningKey, match="root"):
-        world.client("other", Served(world, {"metadata/2.root.json": content})).refresh()
-
-
-@pytest.mark.parametrize("version", [1, 3, 7])
-def test_a_root_that_does_not_follow_is_refused(world: World, version: int) -> None:
-    content = rooted(world, *world.root_keys, version=version)
-
-    with pytest.raises(errors.BrokenRootChain, match=f"it is {version}"):
-        world.client("other", Served(world, {"metadata/2.root.json": content})).refresh()
-
-
-def test_a_gap_in_the_roots_leads_nowhere(world: World) -> None:
-    """A root cannot be skipped: what only a later one lets count is a stranger's."""
-    new = CryptoSigner.generate_ed25519()
-    world.put_online_key(new)
-    ceremony.rotate(
-        world.repository,
-        ("snapshot", "timestamp"),
-        new=[new.public_key],
-        old=[world.online_key.public_key.keyid],
-        signers=world.root_keys,
-    )
-    ceremony.rotate(world.repository, (), signers=world.root_keys)
-    gone = (world.repository.metadata / "2.root.json").read_bytes()
-    (world.repository.metadata / "2.root.json").unlink()
-
-    with pytest.raises(errors.UnknownSigningKey, match="timestamp"):
-        world.client("new").refresh()
-    (world.repository.metadata / "2.root.json").write_bytes(gone)
-    assert world.client("new").refresh().root == 3
-
-
-# Owners who reach for more
-
-
-def owned(world: World, change: Callable[[Any], None]) -> OnlineKeyThief:
-    """What an owner signs who does not use our tools, taken in by somebody with the online key."""
-    metadata = world.read(Path(current(world, "doors")).stem)
-    metadata.signed.version += 1
-    change(metadata.signed)
-    return OnlineKeyThief(world).says("doors", sign(metadata, world.owner_key)).signs()
-
-
-def other_target(name: str, content: bytes = b"{}", version: str = "1.0.0") -> tuple[TargetFile, ModelRef, str]:
-    path = f"{name}/{version}/manifest.json"
-    target = TargetFile.from_data(path, content, ["sha256"])
-    where = f"targets/{name}/{version}/{target.hashes['sha256']}.manifest.json"
-    return target, ModelRef(name=name, version=version, digest=digest_of(content)), where
-
-
-def test_an_owner_cannot_sign_for_anothers_model(world: World) -> None:
-    world.publish()
-    target, ref, _ = other_target("meter")
-    thief = owned(world, lambda signed: signed.targets.update({target.path: target}))
-
-    with pytest.raises(errors.UnknownTarget, match="meter"):
-        world.client("other", thief).manifest(ref, {})
-
-
-def test_an_owner_cannot_delegate_what_is_not_his(world: World) -> None:
-    world.publish()
-    target, ref, _ = other_target("meter")
-    helper = CryptoSigner.generate_ed25519()
-
-    def change(signed: Any) -> None:
-        role = DelegatedRole("helper", [helper.public_key.keyid], 1, True, paths=["*/*/manifest.json"])
-        signed.delegations = Delegations({helper.public_key.keyid: helper.public_key}, {"helper": role})
-
-    thief = owned(world, change)
-    metadata = world.read(Path(current(world, "doors")).stem)
-    metadata.signed.targets, metadata.signed.version = {target.path: target}, 1
-    thief.says("helper", sign(metadata, helper)).signs()
-
-    with pytest.raises(errors.UnknownTarget):
-        world.client("other", thief).manifest(ref, {})
-
-
-def test_one_owners_word_does_not_pass_for_anothers(world: World) -> None:
-    gates = CryptoSigner.generate_ed25519()
-    world.add_owner("gates", gates, "turnstile")
-    world.publish(name="turnstile", key=gates)
-    ref = world.publish("1.0.0")
-    theirs = (world.repository.folder / current(world, "gates")).read_bytes()
-
-    thief = OnlineKeyThief(world).says("doors", theirs, 9).signs()
-    with pytest.raises(errors.UnknownSigningKey, match="owner doors"):
-        world.client("other", thief).manifest(ref, {})
-
-
-def test_a_manifest_is_what_its_place_says(world: World) -> None:
-    """An owner who signs one version by the name of another."""
-    world.publish("1.0.0")
-    real = world.bundle(b"other", version="2.0.0").manifest.encode()
-    target, ref, where = other_target("door", real, "9.9.9")
-    thief = owned(world, lambda signed: signed.targets.update({target.path: target}))
-    thief.documents[where] = real
-
-    with pytest.raises(errors.WrongVersion, match=r"it is door 2\.0\.0"):
-        world.client("other", thief).manifest(ref, {})
-
-
-@pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b'"door"'])
-def test_what_is_no_manifest_is_refused(world: World, content: bytes) -> None:
-    world.publish("1.0.0")
-    target, ref, where = other_target("door", content, "9.9.9")
-    thief = owned(world, lambda signed: signed.targets.update({target.path: target}))
-    thief.documents[where] = content
-
-    with pytest.raises(errors.WrongVersion, match="no manifest"):
-        world.client("other", thief).manifest(ref, {})
-
-
-@pytest.mark.parametrize("custom", [{"hedgerow": {"selector": "= ="}}, {"hedgerow": {"selector": 7}}, {"hedgerow": []}])
-def test_for_whom_it_is_must_be_readable(world: World, custom: Any) -> None:
-    """A restriction that cannot be read is none that can be kept."""
-    world.publish("1.0.0")
-    target, ref, _ = other_target("door", b"{}", "9.9.9")
-    target.unrecognized_fields["custom"] = custom
-    thief = owned(world, lambda signed: signed.targets.update({target.path: target}))
-
-    with pytest.raises(errors.BadMetadata, match="for which nodes"):
-        world.client("other", thief).manifest(ref, {})
-
-
-def test_a_digest_that_is_not_the_signed_one_is_refused(world: World) -> None:
-    ref = world.publish()
-
-    with pytest.raises(errors.WrongDigest):
-        world.node.manifest(ref.model_copy(update={"digest": digest_of(b"other")}), {})
-
-
-def test_a_version_nobody_has_signed_is_refused(world: World) -> None:
-    ref = world.publish()
-
-    with pytest.raises(errors.UnknownTarget, match=r"door 1\.0\.1"):
-        world.node.manifest(ref.model_copy(update={"version": "1.0.1"}), {})
-
-
-def test_an_owner_who_has_published_nothing_has_no_models(world: World) -> None:
-    with pytest.raises(errors.UnknownTarget):
-        world.node.manifest(ModelRef(name="door", version="1.0.0", digest=digest_of(b"")), {})
-
-
 # Anything
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_change_to_any_document_is_believed(near: World, data: st.DataObject) -> None:
     """Whatever is flipped, cut or put in, anywhere: it is refused, or what comes out is the same."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hedgerow.backends.base import Backend
 from hedgerow.backends.onnxruntime import OnnxRuntime
 from hedgerow.backends.openvino import OpenVino
-from hedgerow.errors import ConfigError, ModelUnreadable
+from hedgerow.errors import BackendMissing, ConfigError, ModelUnreadable
 
 _BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (OnnxRuntime(), OpenVino())}
 
@@ -15,6 +16,27 @@ _BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (OnnxRunti
 def backends() -> tuple[Backend, ...]:
     """Every backend Hedgerow knows, installed or not, the one to try first in front."""
     return tuple(_BACKENDS.values())
+
+
+class Here(Mapping[str, tuple[str, ...]]):
+    """Devices of this machine by installed backend. A library is loaded when its devices are looked at, and no sooner."""
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        if name not in self:
+            raise KeyError(name)
+        try:
+            return tuple(_BACKENDS[name].devices())
+        except BackendMissing:  # installed, and cannot be loaded
+            return ()
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == there for there in self)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, backend in _BACKENDS.items() if backend.installed is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def get(name: str) -> Backend:

@@ -9,7 +9,10 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,6 +85,20 @@ def fixed_to_one(inputs: Iterable[TensorSpec], batch_axes: Mapping[str, int | No
     return None
 
 
+def installed_version(module: str, *distributions: str) -> str | None:
+    """Version of a library as it is installed, found without loading it.
+
+    Args:
+        module: what is imported of it.
+        distributions: packages that it may come in.
+    Returns: None: it is not there; empty: it is, and no package says which version.
+    """
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return None if find_spec(module) is None else ""
+
+
 class Session(Protocol):
     """A loaded model."""
 
@@ -119,6 +136,11 @@ class Backend(Protocol):
     name: str
     suffixes: frozenset[str]
     """Endings of the files it can open, with the dot: {".onnx"}."""
+
+    @property
+    def installed(self) -> str | None:
+        """Version of the vendor's library as it is installed, found without loading it; None: it is not."""
+        ...
 
     @property
     def version(self) -> str:

@@ -1,4 +1,4 @@
-"""From one form of a model to another: half precision, eight bits, OpenVINO's own format.
+"""From one form of a model to another: half precision, OpenVINO's own format; eight bits are in `quantise`.
 
 The vendors' converters do it. What stands here is what they need to give the same file each time, and an account of what
 they refuse.
@@ -6,19 +6,12 @@ they refuse.
 
 from __future__ import annotations
 
-import logging
 import math
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from hedgerow.errors import BackendMissing, HedgerowError, ModelUnreadable
-from hedgerow.frame import Array
-
-# What takes the time. Eight bits elsewhere cost accuracy and gain nothing.
-_HEAVY: Final = ["Conv", "Gemm", "MatMul"]
+from hedgerow.backends.vendors import explained, onnx_package, openvino_package
 
 
 def to_fp16(path: Path, out: Path) -> None:
@@ -27,55 +20,11 @@ def to_fp16(path: Path, out: Path) -> None:
     Raises: ModelUnreadable: it cannot be converted; BackendMissing: a package for that is missing.
     """
     onnx = onnx_package()
-    with _explained(path, "fp16"):
+    with explained(path, "fp16"):
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
         made = convert_float_to_float16(onnx.load(path), keep_io_types=True)
         onnx.save(made, out)
-
-
-def to_int8(path: Path, out: Path, samples: Iterable[Mapping[str, Array]]) -> str:
-    """Write an ONNX model whose convolutions and products are computed in eight bits.
-
-    Args:
-        samples: inputs of single runs, by which the range of every tensor is found; none: it is found anew at each run,
-            which costs time there.
-    Returns: how it was done: `static, per channel`, `static, per tensor` or `dynamic`.
-    Raises: ModelUnreadable: it cannot be quantised; BackendMissing: a package for that is missing.
-    """
-    samples = list(samples)
-    onnx_package()
-    with tempfile.TemporaryDirectory() as folder, _explained(path, "int8"):
-        from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        ready = Path(folder, path.name)
-        try:
-            quant_pre_process(path, ready, skip_symbolic_shape=True)
-        except Exception:  # noqa: BLE001 - shapes that it cannot follow; the model is quantised as it is
-            ready = path
-        failed: Exception | None = None
-        for per_channel in (True, False) if samples else ():
-            try:
-                quantize_static(
-                    ready,
-                    out,
-                    _Calibration(samples),
-                    op_types_to_quantize=_HEAVY,
-                    per_channel=per_channel,
-                    activation_type=QuantType.QInt8,
-                    weight_type=QuantType.QInt8,
-                )
-                _try(out, samples[0])
-            except Exception as error:  # noqa: BLE001 - the next way may do
-                failed = error
-            else:
-                return "static, per channel" if per_channel else "static, per tensor"
-        try:
-            quantize_dynamic(ready, out, per_channel=True, weight_type=QuantType.QInt8)
-        except Exception as error:
-            raise failed or error from error
-        return "dynamic"
 
 
 def to_openvino(path: Path, out: Path, *, half: bool) -> None:
@@ -85,8 +34,8 @@ def to_openvino(path: Path, out: Path, *, half: bool) -> None:
         half: keep weights in half precision; the device computes in what it likes best.
     Raises: ModelUnreadable: OpenVINO cannot read it; BackendMissing: it is not installed.
     """
-    openvino = _openvino()
-    with _explained(path, "OpenVINO's format"):
+    openvino = openvino_package()
+    with explained(path, "OpenVINO's format"):
         model = openvino.Core().read_model(path)
         for number, node in enumerate(model.get_ordered_ops()):
             # What has no name gets one that counts all nodes this process ever made, which differs each time.
@@ -100,7 +49,7 @@ def precision_of(path: Path) -> str:
 
     Raises: ModelUnreadable: it cannot be read; BackendMissing: a package for that is missing.
     """
-    with _explained(path, "out"):
+    with explained(path, "out"):
         sizes = _onnx_weights(path) if path.suffix == ".onnx" else _openvino_weights(path)
         return max(sizes, key=lambda name: (sizes[name], name), default="fp32")
 
@@ -111,7 +60,7 @@ def external_data(path: Path) -> list[str]:
     Raises: ModelUnreadable: it cannot be read; BackendMissing: the package `onnx` is missing.
     """
     onnx = onnx_package()
-    with _explained(path, "out"):
+    with explained(path, "out"):
         return sorted(
             {
                 entry.value
@@ -166,78 +115,7 @@ def _openvino_weights(path: Path) -> dict[str, int]:
         "u4": "int4",
     }
     sizes: dict[str, int] = {}
-    for node in _openvino().Core().read_model(path).get_ordered_ops():
+    for node in openvino_package().Core().read_model(path).get_ordered_ops():
         if node.get_type_name() == "Constant" and (kind := kinds.get(node.get_element_type().to_string())) is not None:
             sizes[kind] = sizes.get(kind, 0) + math.prod(node.get_output_shape(0))
     return sizes
-
-
-def onnx_package() -> Any:
-    """The package `onnx`. Raises: BackendMissing: it is not installed."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise BackendMissing(
-            f"To make and read ONNX files, the package onnx is needed: {error}",
-            remedy="Run `pip install 'hedgerow[build]'`.",
-        ) from error
-    return onnx
-
-
-def _openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise BackendMissing(
-            f"OpenVINO cannot be imported: {error}", remedy="Run `pip install 'hedgerow[openvino]'`."
-        ) from error
-    return openvino
-
-
-class _Calibration:
-    """Samples, as ONNX Runtime's quantiser asks for them."""
-
-    def __init__(self, samples: Iterable[Mapping[str, Array]]) -> None:
-        self._samples: Iterator[Mapping[str, Array]] = iter(samples)
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next one; None: that was all."""
-        sample = next(self._samples, None)
-        return None if sample is None else dict(sample)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Not asked of readers that give one sample after the other."""
-        raise NotImplementedError
-
-
-def _try(path: Path, sample: Mapping[str, Array]) -> None:
-    """The quantiser writes files that cannot be opened, now and then."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    onnxruntime.InferenceSession(path, options).run(None, dict(sample))
-
-
-@contextmanager
-def _explained(path: Path, form: str) -> Iterator[None]:
-    """Make a vendor's exception one of ours, and keep vendors' warnings to what they lead to."""
-    quiet = logging.getLogger()
-    before = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        yield
-    except HedgerowError:
-        raise
-    except ImportError as error:
-        raise BackendMissing(
-            f"A package that converts models is missing: {error}", remedy="Run `pip install 'hedgerow[build]'`."
-        ) from error
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelUnreadable(
-            f"{path.name} cannot be made {form}: {reason}",
-            remedy="Leave that variant out, or export the model in that form.",
-        ) from error
-    finally:
-        quiet.setLevel(before)

@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from hedgerow.backends.base import Session, SessionOptions, TensorSpec
+from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
 
 _SUFFIX: Final = "ExecutionProvider"
+_PACKAGES: Final = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-rocm")
 _GPU: Final = ("CUDA", "ROCM", "MIGraphX", "DML", "WebGPU")
 _DTYPES: Final = {
     "tensor(float)": np.float32,
@@ -46,6 +47,11 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     suffixes = frozenset({".onnx"})
+
+    @property
+    def installed(self) -> str | None:
+        """Version of onnxruntime as it is installed; see `Backend.installed`."""
+        return installed_version("onnxruntime", *_PACKAGES)
 
     @property
     def version(self) -> str:

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hedgerow.backends.base import Session, SessionOptions, TensorSpec
+from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
 
@@ -57,6 +57,11 @@ class OpenVino:
 
     name = "openvino"
     suffixes = frozenset({".onnx", ".xml", ".tflite"})
+
+    @property
+    def installed(self) -> str | None:
+        """Version of OpenVINO as it is installed; see `Backend.installed`."""
+        return installed_version("openvino", "openvino")
 
     @property
     def version(self) -> str:

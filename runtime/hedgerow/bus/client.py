@@ -69,6 +69,11 @@ class Client:
         return {name: reason_name(reason) for name, reason in self._session.subscriptions.refused.items()}
 
     @property
+    def refused_publishes(self) -> int:
+        """QoS 1 messages that the broker did not take; of QoS 0 it does not say."""
+        return self._session.refused
+
+    @property
     def outstanding(self) -> int:
         """Publishes not yet acknowledged (QoS 1) or written (QoS 0)."""
         return len(self._session.outbound)

@@ -35,6 +35,12 @@ class Outgoing:
         self.payload = payload
         self.done = done
 
+    @property
+    def topic(self) -> str:
+        """Where it is to go."""
+        at = _after_fixed_header(self.head)
+        return self.head[at + 2 : at + 2 + (self.head[at] << 8 | self.head[at + 1])].decode("utf-8", "replace")
+
 
 class Outbound:
     """The publishes not done with.
@@ -149,9 +155,14 @@ class Outbound:
 
 
 def _with_id(head: bytes, packet_id: int, dup: bool) -> bytes:
-    at = 2  # after the shortest fixed header
-    while head[at - 1] > 127:
-        at += 1
+    at = _after_fixed_header(head)
     at += 2 + (head[at] << 8 | head[at + 1])
     first = bytes((head[0] | DUP,)) if dup else head[:1]
     return first + head[1:at] + packet_id.to_bytes(2, "big") + head[at + 2 :]
+
+
+def _after_fixed_header(head: bytes) -> int:
+    at = 2  # after the shortest one
+    while head[at - 1] > 127:
+        at += 1
+    return at

@@ -50,6 +50,9 @@ log: Final = structlog.get_logger(__name__)
 _SETTLE_S: Final = 5.0
 """How long a link that is renewed waits for the broker's acknowledgements."""
 
+_TELL_REFUSALS_S: Final = 60.0
+"""A publish that is refused is logged no more often than this; all are counted."""
+
 _WRITE_BYTES: Final = 256 * 1024  # in one turn of the loop
 
 
@@ -65,6 +68,7 @@ class Session:
         links: links that came up so far.
         received, sent, bytes_received, bytes_sent: over all links that have ended; messages also of this one.
         handler_errors: times `on_messages` raised.
+        refused: publishes that the broker refused.
     """
 
     def __init__(
@@ -88,6 +92,8 @@ class Session:
         self.bytes_received = 0
         self.bytes_sent = 0
         self.handler_errors = 0
+        self.refused = 0
+        self._refusal_told_at = -_TELL_REFUSALS_S
         self._client_id = options.client_id
         self._backoff = Backoff(options.url, options.min_backoff_s, options.max_backoff_s)
         self._accepted: asyncio.Future[None] | None = None
@@ -234,6 +240,8 @@ class Session:
             publish = self.outbound.acked(acked.packet_id)
             if publish is not None:
                 reason = acked.reasons[0]
+                if reason >= 0x80:
+                    self._note_refusal(publish, reason)
                 self.tell(publish, None if reason < 0x80 else publish_refused(reason, acked.text))
                 link.flush_soon()
             if link is self._renewing and not self.outbound.under_way:
@@ -323,6 +331,13 @@ class Session:
         link.keep_alive(properties.get(Property.SERVER_KEEPALIVE, self.options.keepalive_s))
         link.flush_soon()
         self._accepted.set_result(None)
+
+    def _note_refusal(self, publish: Outgoing, reason: int) -> None:
+        self.refused += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._refusal_told_at >= _TELL_REFUSALS_S:
+            self._refusal_told_at = now
+            log.warning("publish-refused", topic=publish.topic, reason=reason_name(reason), refused=self.refused)
 
     def _too_many(self) -> bool:
         return self.acknowledgements.on_link > self.options.receive_maximum

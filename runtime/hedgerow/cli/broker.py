@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from hedgerow import configfile
 from hedgerow.bus.connect import place, tls_context
+from hedgerow.bus.packets import encode_connect, encode_disconnect
 from hedgerow.cli.console import size
 from hedgerow.config import BrokerSection
 from hedgerow.errors import BusError, ConfigError
@@ -38,6 +39,9 @@ _NOT_FOR_EVER: Final = {
     0x8D: "keep alive timeout",
 }
 """The broker's reason codes (MQTT 5 §2.4) after which it is worth trying again."""
+
+SILENT_S: Final = 5.0
+"""How long somebody may take to answer a connection before he counts as hung."""
 
 
 class BrokerAway(BusError):
@@ -123,6 +127,45 @@ def broker_section(url: str | None, config: Path | None) -> BrokerSection:
         raise ConfigError(
             f"{url!r} is no broker's address", remedy="Write mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///path."
         ) from error
+
+
+async def hung(broker: BrokerSection) -> bool:
+    """Whether somebody accepts connections at a broker's address, and then answers nothing: neither TLS nor MQTT.
+
+    The kernel accepts for a process that hangs, so a connection says little.
+
+    Raises: ConfigError: a certificate or password file cannot be read.
+    """
+    options = link_options(broker, "")
+    host, port = place(options.url)
+    tls = tls_context(options) if options.url.startswith("mqtts:") else None
+    opening = asyncio.open_connection(host, port) if port else asyncio.open_unix_connection(host)
+    try:
+        reader, writer = await asyncio.wait_for(opening, SILENT_S)
+    except (OSError, UnicodeError):  # a timeout among them: nobody is there
+        return False
+    try:
+        async with asyncio.timeout(SILENT_S):
+            if tls is not None:
+                await writer.start_tls(tls, server_hostname=host)
+            connect = encode_connect(
+                client_id="",
+                clean_start=True,
+                keepalive_s=options.keepalive_s,
+                username=options.username,
+                password=options.password,
+            )
+            writer.write(connect)
+            await reader.read(1)
+            writer.write(encode_disconnect())
+            await writer.drain()
+    except TimeoutError:
+        return True
+    except OSError:  # it hung up, or TLS does not fit: whoever connects in earnest will say why
+        return False
+    finally:
+        writer.close()
+    return False
 
 
 @asynccontextmanager

@@ -18,7 +18,15 @@ from typing import Any, Final, Literal
 
 from hedgerow import backends, configcheck, plugins
 from hedgerow.backends.cores import cores
-from hedgerow.cli.broker import broker_section, connected, payload_of, publish_properties, user_properties
+from hedgerow.cli.broker import (
+    SILENT_S,
+    broker_section,
+    connected,
+    hung,
+    payload_of,
+    publish_properties,
+    user_properties,
+)
 from hedgerow.cli.console import plural, size
 from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.errors import BackendMissing, HedgerowError
@@ -225,6 +233,9 @@ def _models(config: NodeConfig, base_dir: Path) -> Iterator[Finding]:
 def _broker(broker: BrokerSection, config: NodeConfig | None, given_by: str) -> Iterator[Finding]:
     address = config.node.address if config else Address("local", "site", "doctor")
     try:
+        if asyncio.run(hung(broker)):
+            yield Finding("broker", "failed" if given_by else "warning", *_hung(broker.url))
+            return
         limits, trip_ms, kept = asyncio.run(_round_trip(broker, address))
     except HedgerowError as error:
         if given_by:  # somebody counts on one there
@@ -243,6 +254,15 @@ def _broker(broker: BrokerSection, config: NodeConfig | None, given_by: str) -> 
         yield Finding("round trip", "failed", f"{trip_ms:.1f} ms, and MQTT 5 properties are lost on the way", remedy)
     else:
         yield Finding("round trip", "ok", f"{trip_ms:.1f} ms, MQTT 5 properties are kept")
+
+
+def _hung(url: str) -> tuple[str, str]:
+    detail = f"{url} accepts connections and answered nothing for {SILENT_S:g} s: the broker there is likely hung"
+    remedy = (
+        "Restart it; nodes and outboxes wait and lose nothing. If it hangs again with a core to itself (`top`): a bridge with TLS "
+        "to somebody who hangs up during the handshake does that to Mosquitto 2.0.11; see delivery.md."
+    )
+    return detail, remedy
 
 
 def _encryption(broker: BrokerSection) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
+from unicodedata import category
 
 import typer
 
@@ -39,8 +40,8 @@ def exit_code(error: HedgerowError) -> int:
 
 def print_error(error: HedgerowError) -> None:
     """What went wrong and what to do about it, on stderr."""
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {error}", err=True)
-    typer.echo(f"  → {error.remedy}", err=True)
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {_lines(str(error))}", err=True)
+    typer.echo(f"  → {_lines(error.remedy)}", err=True)
 
 
 def print_json(value: Any) -> None:
@@ -65,12 +66,33 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def printable(text: str) -> str:
+    """A text without signs that do something to a terminal: what others wrote may have them."""
+    if text.isprintable():
+        return text
+    return "".join(f"\\x{ord(sign):02x}" if category(sign)[0] == "C" else sign for sign in text)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
     """Rows in aligned columns; the last column is as long as it likes."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         typer.echo("  ".join([*cells, row[-1]]).rstrip())
+
+
+def said(value: Any) -> str:
+    """A value out of a file as people write it: `a, b`, `name: value`; `-` for what is not there."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {said(one)}" for key, one in value.items())
+    return ", ".join(map(said, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def plural(count: int, noun: str) -> str:

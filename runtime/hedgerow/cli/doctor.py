@@ -32,7 +32,7 @@ def doctor(broker: BrokerUrl = None, config: BrokerConfig = None, json: Json = F
     for finding in examine(broker, config):
         findings.append(finding)
         if not json:
-            _print(finding)
+            print_finding(finding)
     failed = sum(finding.state == "failed" for finding in findings)
     if json:
         print_json({"ok": not failed, "checks": findings})
@@ -43,7 +43,8 @@ def doctor(broker: BrokerUrl = None, config: BrokerConfig = None, json: Json = F
         raise typer.Exit(1)
 
 
-def _print(finding: Finding) -> None:
+def print_finding(finding: Finding) -> None:
+    """A line for what a check found, and one for what to do."""
     state = typer.style(f"{finding.state:<8}", fg=_COLOURS[finding.state], bold=finding.state != "ok")
     indent = " " * 23
     typer.echo(f"{state} {finding.check:<13} {finding.detail.replace(chr(10), chr(10) + indent)}")

@@ -87,6 +87,16 @@ _SITE = Group(
     """,
 )
 
+_BROKER = Group(
+    {"refusals": Verb("hedgerow.cli.broker_refusals:refusals", "Say who tried what a broker refuses.")},
+    "Watch a broker.",
+    """Watch a broker.
+
+    Examples:
+      docker compose logs -f --no-log-prefix broker | hedgerow broker refusals - --acl acl
+    """,
+)
+
 _REGION = Group(
     {
         "run": Verb("hedgerow.cli.region:run", "Collect and keep what comes up from the sites."),
@@ -185,6 +195,11 @@ _TRUST = Group(
 _MODEL = Group(
     {
         "build": Verb("hedgerow.cli.model_build:build", "Make a bundle of a model's file."),
+        "show": Verb("hedgerow.cli.model_show:show", "Show what a bundle is."),
+        "verify": Verb("hedgerow.cli.model_verify:verify", "Check a bundle's files, and what it computes here."),
+        "diff": Verb("hedgerow.cli.model_diff:diff", "Say what is different between two bundles."),
+        "bench": Verb("hedgerow.cli.model_bench:bench", "Measure each variant of a bundle on this machine."),
+        "bom": Verb("hedgerow.cli.model_show:bom", "Write what a bundle is made of: a CycloneDX ML-BOM."),
         "publish": Verb("hedgerow.cli.publish_model:publish", "Publish a version of a model, signed by its owner."),
         "push": Verb("hedgerow.cli.push_model:push", "Bring a version's files to an OCI registry."),
     },
@@ -193,6 +208,9 @@ _MODEL = Group(
 
     Examples:
       hedgerow model build door.onnx --version 1.0.0 --samples frames.npz
+      hedgerow model show bundles/door-1.0.0
+      hedgerow model verify bundles/door-1.0.0
+      hedgerow model diff bundles/door-1.0.0 bundles/door-1.1.0
       hedgerow model publish door-1.0.0 --to models --key vision-team.pem
     """,
 )
@@ -206,6 +224,7 @@ _HEDGEROW = Group(
         "plugin": _PLUGIN,
         "topology": _TOPOLOGY,
         "site": _SITE,
+        "broker": _BROKER,
         "region": _REGION,
         "results": _RESULTS,
         "nodes": Verb("hedgerow.cli.nodes:nodes", "List the nodes of a region, and what they provably run."),

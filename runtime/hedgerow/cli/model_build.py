@@ -13,7 +13,8 @@ from hedgerow.cli.console import Json, on_terminal, plural, print_columns, print
 from hedgerow.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hedgerow.models.build import Built, Progress, Requests
+    from hedgerow.models.build import Built, Requests
+    from hedgerow.models.evidence import Progress
     from hedgerow.models.manifest import Variant
     from hedgerow.models.recipe import Recipe
 

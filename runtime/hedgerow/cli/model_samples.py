@@ -12,7 +12,7 @@ from hedgerow.errors import ConfigError
 if TYPE_CHECKING:
     from hedgerow.config import ModelConfig, NodeConfig, StageEntry
     from hedgerow.frame import Array, Frame
-    from hedgerow.models.build import Progress
+    from hedgerow.models.evidence import Progress
 
 
 def record(

@@ -12,6 +12,8 @@ import typer
 from hedgerow.cli.console import Json, plural, print_json, size
 
 if TYPE_CHECKING:
+    from hedgerow.cli.checks import Finding
+    from hedgerow.region.config import RegionConfig
     from hedgerow.region.database import Database
 
 CONFIG: Final = Path("region.yaml")
@@ -50,13 +52,25 @@ def run(config: File) -> None:
     asyncio.run(main())
 
 
-def check(file: File, json: Json = False) -> None:
-    """Find everything that is wrong with a region's configuration; nothing is opened.
+def check(
+    file: File,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Also try whether the broker does all that is relied on.")
+    ] = False,
+    packet_bytes: Annotated[
+        int, typer.Option(min=1024, help="With --connect: `limits.bridge_packet_bytes` of the topology.")
+    ] = 2**20,
+    json: Json = False,
+) -> None:
+    """Find everything that is wrong with a region's configuration; nothing is opened unless --connect says so.
 
     Examples:
       hedgerow region check region.yaml
+      hedgerow region check region.yaml --connect
 
-    Exits with 2 if anything is wrong.
+    --connect is for a broker that was not rendered: any MQTT 5 broker or cluster. Each thing that bridges, nodes and the
+    service rely on is tried with the service's own certificate, on a topic that nobody else hears. Exits with 2 if anything
+    is wrong with the file, with 1 if the broker lacks something, with 3 if it cannot be reached.
     """
     from hedgerow.configfile import BadConfigFile
     from hedgerow.region.config import load
@@ -68,10 +82,26 @@ def check(file: File, json: Json = False) -> None:
             raise
         print_json({"file": str(file), "ok": False, "problems": error.problems})
         raise typer.Exit(2) from error
-    if json:
-        print_json({"file": str(file), "ok": True, "problems": []})
-    else:
+    if not json:
         typer.echo(f"{file}: {typer.style('ok', fg='green')} (region {config.region.name})")
+    findings = asyncio.run(_tried(config, packet_bytes, json=json)) if connect else []
+    failed = [finding for finding in findings if finding.state == "failed"]
+    if json:
+        print_json({"file": str(file), "ok": not failed, "problems": [], **({"broker": findings} if connect else {})})
+    if failed:
+        raise typer.Exit(1)
+
+
+async def _tried(config: RegionConfig, packet_bytes: int, *, json: bool) -> list[Finding]:
+    from hedgerow.cli.doctor import print_finding
+    from hedgerow.cli.reliance import examine
+
+    findings = []
+    async for finding in examine(config.broker, config.region.name, packet_bytes):
+        findings.append(finding)
+        if not json:
+            print_finding(finding)
+    return findings
 
 
 def status(store: StoreUrl = None, config: StoreConfig = None, json: Json = False) -> None:

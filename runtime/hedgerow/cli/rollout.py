@@ -290,7 +290,9 @@ def _drawn(said: dict[str, Any]) -> RenderableType:
         states = wave["states"]
         good = states.get("succeeded", 0)
         failed = sum(states.get(state, 0) for state in ("failed", "timed-out", "rejected"))
-        bar = ProgressBar(total=max(1, wave["nodes"]), completed=good, width=24)
+        bar = ProgressBar(
+            total=max(1, wave["nodes"]), completed=good, width=24, complete_style="cyan", finished_style="green"
+        )
         cells = (good, wave["nodes"], failed or "", wave["late"] or "", sum(wave["back"].values()) or "")
         table.add_row(Text(f"{number} ({wave['wave']})"), bar, *(Text(str(cell)) for cell in cells))
     lines.append(table)

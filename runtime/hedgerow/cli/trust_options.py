@@ -8,7 +8,6 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NamedTuple, ParamSpec
 
-import click
 import typer
 
 from hedgerow.cli.console import Json
@@ -118,7 +117,7 @@ def _ask(words: str, *, confirm: bool = False) -> str:
 
     try:
         said: str = typer.prompt(words, hide_input=True, confirmation_prompt=confirm, err=True)
-    except click.Abort as error:
+    except typer.Abort as error:
         raise KeyUnusable(
             f"Nobody typed this: {words[0].lower()}{words[1:]}",
             remedy="Type it, or give it with --passphrase-file or HEDGEROW_TRUST_PASSPHRASE (HEDGEROW_TRUST_PIN).",

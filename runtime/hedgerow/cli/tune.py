@@ -64,7 +64,7 @@ def tune(
     shapes = _shapes(shape or [], [spec.name for spec in fit.inputs])
     batches = [fit.fixed or 1] if fit.fixed or not fit.batches else [rows for rows in _BATCHES if rows <= max_batch]
 
-    with _progress(quiet=json) as progress:
+    with progress_bar(quiet=json) as progress:
         tuning = measure(
             source.path,
             candidates,
@@ -125,7 +125,7 @@ def _shapes(texts: list[str], inputs: list[str]) -> dict[str, tuple[int, ...]]:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[float], None] | None]:
+def progress_bar(*, quiet: bool) -> Iterator[Callable[[float], None] | None]:
     """Something that shows how far a measurement is: a bar on a terminal, else a line every quarter, on stderr."""
     if quiet:
         yield None

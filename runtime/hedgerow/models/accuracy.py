@@ -93,24 +93,30 @@ class Spread:
 
     def __init__(self, precision: str) -> None:
         self._floor = _FLOORS.get(precision, _QUANTISED)
-        self._absolute = self._floor.absolute
+        self._absolute: dict[str, float] = {}
 
     def between(self, right: Mapping[str, Array], others: Sequence[Mapping[str, Array]]) -> None:
         """Take in what backends made of one sample."""
         for other in others:
-            self._widen(_MARGIN * excess(right, other, self._floor.relative, self._floor.outliers))
+            self._widen(right, other, _MARGIN)
 
     def within(self, model: Mapping[str, Array], right: Mapping[str, Array]) -> None:
         """Take in what lower precision changed: another device may round the other way."""
-        self._widen(excess(model, right, self._floor.relative, self._floor.outliers))
+        self._widen(model, right, 1.0)
 
     def tolerance(self) -> Tolerance:
         """What covers it all."""
-        return self._floor.model_copy(update={"absolute": _short(self._absolute)})
+        wider = {
+            name: _short(needed) for name, needed in sorted(self._absolute.items()) if needed > self._floor.absolute
+        }
+        return self._floor.model_copy(update={"outputs": wider})
 
-    def _widen(self, absolute: float) -> None:
-        if math.isfinite(absolute):
-            self._absolute = max(self._absolute, absolute)
+    def _widen(self, right: Mapping[str, Array], other: Mapping[str, Array], margin: float) -> None:
+        for name, array in right.items():
+            if name in other:
+                needed = margin * excess({name: array}, {name: other[name]}, self._floor.relative, self._floor.outliers)
+                if math.isfinite(needed):
+                    self._absolute[name] = max(self._absolute.get(name, 0.0), needed)
 
 
 def _apart(right: Array, got: Array) -> NDArray[np.float64]:

@@ -9,66 +9,38 @@ Rules:
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
 
-import numpy as np
 from pydantic import ValidationError
 
-from hedgerow import __version__
 from hedgerow.backends import memory
 from hedgerow.backends.base import TensorSpec
 from hedgerow.config import ModelConfig
-from hedgerow.errors import ConfigError, ModelError, ModelMismatch
+from hedgerow.errors import ConfigError, ModelError
 from hedgerow.frame import Array
 from hedgerow.models import forms, gguf, sampling
-from hedgerow.models.accuracy import Cost, Spread
-from hedgerow.models.arrays import write_arrays
 from hedgerow.models.bundle import Bundle
 from hedgerow.models.chunks import describe_file
+from hedgerow.models.evidence import Evidence, Progress, gather, write_golden
 from hedgerow.models.fit import Fit
+from hedgerow.models.footprint import footprint
 from hedgerow.models.forms import Form
 from hedgerow.models.golden import check_golden
-from hedgerow.models.licences import check_spdx
-from hedgerow.models.load import batch_axes, signature
-from hedgerow.models.manifest import (
-    MANIFEST,
-    Baseline,
-    File,
-    GoldenCase,
-    Manifest,
-    Needs,
-    Origin,
-    Provenance,
-    Tensor,
-    Tolerance,
-    Variant,
-    digest_of,
-)
-from hedgerow.models.metadata import read_metadata
-from hedgerow.models.recipe import Recipe, read_labels
+from hedgerow.models.load import signature
+from hedgerow.models.manifest import MANIFEST, Baseline, File, GoldenCase, Manifest, Needs, Tensor, Variant
+from hedgerow.models.recipe import Recipe
 from hedgerow.models.sampling import Sample
 from hedgerow.models.source import digest, resolve
-from hedgerow.models.statistics import Accumulator
+from hedgerow.models.statement import provenance, statement
 from hedgerow.models.trial import Trial, close_all
-
-Progress = Callable[[str, float], None]
-"""Told what is being done, and what part of that is done, 0..1."""
 
 Requests = Callable[[Path, ModelConfig, int], Sequence[Mapping[str, Array]]]
 """Makes what stages ask of a model: of its file, its configuration, and at most so many."""
-
-_GOLDEN_BYTES: Final = 8 << 20
-"""Bytes of golden inputs, before they are packed; at least one case is kept."""
 
 
 class BundleExists(ModelError):
@@ -170,18 +142,20 @@ class _Work:
             raise ConfigError("There is no model to build", remedy="Give its file: `hedgerow model build MODEL.onnx`.")
         self.recipe, self._requests, self._state_dir, self._progress = recipe, requests, state_dir, progress
         self.source = resolve(recipe.model, Path())
-        self.given = forms.form_of(self.source.path)
+        path = self.source.path
+        self.given = forms.form_of(path)
         self.wanted = forms.check(self.given, recipe.variants)
-        self.config = _serving(recipe, self.source.path)
-        self.metadata: Mapping[str, str] = {}
+        self.config = _serving(recipe, path)
         self.trial: Trial | None = None
-        if self.given.format != "gguf":
+        metadata, head = {}, {}
+        if self.given.format == "gguf":
+            head = dict(gguf.read_header(path).metadata)
+        else:
             self._progress("Loading", 0)
-            self.trial = Trial(self.source.path, self.config)
-            self.metadata = next(iter(self.trial.sessions.values())).metadata
-        self.said = self._said()
-        self.name = str(self.said["name"])
-        self.version = self.said.get("version") or _no_version(recipe)
+            self.trial = Trial(path, self.config)
+            metadata = dict(next(iter(self.trial.sessions.values())).metadata)
+        self.said = statement(recipe, path.stem, metadata, head)
+        self.name, self.version = str(self.said["name"]), str(self.said["version"])
         self.real = 0
         self.made: dict[str, str] = {}
         self.refused: dict[str, dict[str, str]] = {}
@@ -195,25 +169,9 @@ class _Work:
         made = self._forms(draft, samples)
         trials = {form.name: Trial(form.files[0], self.config) for form in made}
         try:
-            return self._tried(draft, fit, samples, made, trials)
+            return self._tried(draft, self.trial, samples, made, trials)
         finally:
             close_all([*trials.values(), self.trial])
-
-    def _said(self) -> dict[str, Any]:
-        """What the manifest says that is not measured: the recipe goes over the file's own metadata."""
-        recipe = self.recipe
-        said = {"name": self.source.path.stem, **read_metadata(self.metadata)}
-        if self.trial is None:
-            said |= _of_gguf(gguf.read_header(self.source.path).metadata)
-        own = recipe.model_dump(
-            include={"name", "version", "description", "licence", "author", "training_data", "labels"}
-        )
-        said |= {key: value for key, value in own.items() if value}
-        if recipe.labels_file is not None:
-            said["labels"] = read_labels(recipe.labels_file)
-        said["parameters"] = {**said.get("parameters", {}), **recipe.parameters}
-        check_spdx(said.get("licence", ""))
-        return said
 
     def _samples(self, fit: Fit) -> list[Sample]:
         recipe = self.recipe
@@ -240,54 +198,30 @@ class _Work:
         return made
 
     def _tried(
-        self, draft: Path, fit: Fit, samples: Sequence[Sample], made: Sequence[Form], trials: Mapping[str, Trial]
+        self, draft: Path, model: Trial, samples: Sequence[Sample], made: Sequence[Form], trials: Mapping[str, Trial]
     ) -> Manifest:
-        assert self.trial is not None  # noqa: S101 - only what was loaded is tried
-        state = {*self.config.state, *self.config.state.values()}
-        inputs = {spec.name: Accumulator() for spec in fit.inputs if spec.name not in state}
-        outputs: dict[str, Accumulator] = {}
-        spreads = {form.name: Spread(form.precision) for form in made}
-        costs = {form.name: Cost(len(self.said.get("labels", ()))) for form in made}
-        chosen = _spread_evenly(samples, self.recipe.golden)
-        golden: dict[int, dict[str, dict[str, Array]]] = {}
-        for number, sample in enumerate(samples):
-            self._progress("Trying the variants", number / len(samples))
-            right, _ = self.trial.run(sample)
-            own = {name: array for name, array in right.items() if name not in state}
-            for name, accumulator in inputs.items():
-                accumulator.add(sample[name])
-            for name, array in own.items():
-                outputs.setdefault(name, Accumulator()).add(array)
-            for form in made:
-                got, others = trials[form.name].run(sample)
-                spreads[form.name].between(got, others)
-                spreads[form.name].within(right, got)
-                costs[form.name].add(own, got)
-                if number in chosen:
-                    golden.setdefault(number, {})[form.name] = got
-        tolerances = {name: self.recipe.tolerance or spread.tolerance() for name, spread in spreads.items()}
-        resolution = max(tolerance.absolute for tolerance in tolerances.values())
-        baseline = Baseline(
-            samples=self.real,
-            inputs={name: each.distribution() for name, each in inputs.items()},
-            outputs={name: each.distribution(resolution) for name, each in outputs.items()},
+        config, recipe = self.config, self.recipe
+        seen = gather(
+            model,
+            trials,
+            made,
+            samples,
+            hidden=frozenset([*config.state, *config.state.values(), *config.constants]),
+            labels=len(self.said.get("labels", ())),
+            cases=recipe.golden,
+            tolerance=recipe.tolerance,
+            progress=self._progress,
         )
-        self._check(costs, baseline)
-        cases = [self._case(draft, number, samples[at], golden[at]) for number, at in enumerate(sorted(golden))]
-        variants = [
-            self._variant(
-                draft, form, trials[form.name], tolerances[form.name], costs[form.name].report(baseline.outputs)
-            )
-            for form in made
-        ]
-        manifest = self._manifest(variants, cases, baseline if self.real else None)
+        self._check(seen)
+        cases = write_golden(draft, samples, seen.golden)
+        variants = [self._variant(draft, form, trials[form.name], seen) for form in made]
+        manifest = self._manifest(variants, cases, seen.baseline(self.real) if self.real else None)
         manifest = self._agreed(draft, manifest, trials)
-        return self._measured(draft, manifest, samples[0], trials)
+        return self._measured(manifest, samples[0], trials)
 
-    def _check(self, costs: Mapping[str, Cost], baseline: Baseline) -> None:
-        for name, cost in costs.items():
-            loss = cost.report(baseline.outputs)["rms"]
-            if not loss <= self.recipe.max_loss:
+    def _check(self, seen: Evidence) -> None:
+        for name, cost in seen.costs.items():
+            if not (loss := cost["rms"]) <= self.recipe.max_loss:
                 raise TooLossy(
                     f"{name} ({self.made[name]}) is off by {loss:.1%} of what the outputs vary by"
                     + ("" if self.real else ", on noise"),
@@ -295,27 +229,16 @@ class _Work:
                     f"with `max_loss: {loss * 1.1:.2g}`.",
                 )
 
-    def _case(self, draft: Path, number: int, sample: Sample, outputs: Mapping[str, Mapping[str, Array]]) -> GoldenCase:
-        write_arrays(draft / f"golden/{number}.inputs.npz", sample)
-        for name, arrays in outputs.items():
-            write_arrays(draft / f"golden/{name}/{number}.outputs.npz", arrays)
-        return GoldenCase(
-            inputs=_file(draft, f"golden/{number}.inputs.npz"),
-            outputs={name: _file(draft, f"golden/{name}/{number}.outputs.npz") for name in outputs},
-        )
-
-    def _variant(
-        self, draft: Path, form: Form, trial: Trial, tolerance: Tolerance, accuracy: dict[str, float]
-    ) -> Variant:
+    def _variant(self, draft: Path, form: Form, trial: Trial, seen: Evidence) -> Variant:
         return Variant(
             name=form.name,
             format=form.format,
             precision=form.precision,
-            files=tuple(_file(draft, file.relative_to(draft).as_posix()) for file in form.files),
+            files=tuple(_file(draft, path) for path in form.files),
             model_digest=digest(form.files[0]),
             needs=Needs(backends=tuple(trial.sessions), devices=self.recipe.devices or ("CPU",)),
-            tolerance=tolerance,
-            accuracy=accuracy if form.made_by else {},
+            tolerance=seen.tolerances[form.name],
+            accuracy=seen.costs[form.name] if form.made_by else {},
         )
 
     def _agreed(self, draft: Path, manifest: Manifest, trials: Mapping[str, Trial]) -> Manifest:
@@ -333,51 +256,33 @@ class _Work:
                 self.refused[variant.name] = dict(trial.refused)
         return manifest.model_copy(update={"variants": tuple(variants)})
 
-    def _measured(self, draft: Path, manifest: Manifest, sample: Sample, trials: Mapping[str, Trial]) -> Manifest:
+    def _measured(self, manifest: Manifest, sample: Sample, trials: Mapping[str, Trial]) -> Manifest:
         """The manifest with the memory that each variant takes, on the backend that takes most."""
         variants = []
         for number, variant in enumerate(manifest.variants):
             self._progress(f"Measuring {variant.name}", number / len(manifest.variants))
             path = trials[variant.name].path
-            most = max(self._memory(path, backend, sample) for backend in variant.needs.backends)
+            most = max(
+                footprint(path, backend, self.config, sample, self._state_dir) for backend in variant.needs.backends
+            )
             needs = variant.needs.model_copy(update={"memory_bytes": most})
             variants.append(variant.model_copy(update={"needs": needs}))
         return manifest.model_copy(update={"variants": tuple(variants)})
-
-    def _memory(self, path: Path, backend: str, sample: Sample) -> int:
-        settings = {
-            "batch_axes": batch_axes(self.config),
-            "open_batch": self.config.open_batch,
-            "vendor": self.config.options,
-        }
-        shapes = {name: [str(array.dtype), *array.shape] for name, array in sample.items()}
-        about = json.dumps([digest(path), backend, _version(backend), settings, shapes], sort_keys=True)
-        kept = self._state_dir / "measured" / f"{digest_of(about.encode()).partition(':')[2][:32]}.json"
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return int(json.loads(kept.read_bytes())["memory_bytes"])
-        with tempfile.TemporaryDirectory() as folder:
-            inputs = Path(folder, "inputs.npz")
-            write_arrays(inputs, sample)
-            size = memory.measure(path, backend, "CPU", settings, inputs)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"memory_bytes": size, "model": path.name, "backend": backend}) + "\n")
-        return size
 
     def _passed_through(self, draft: Path) -> Variant:
         """A language model: what runs it is not asked here, so nothing of it is measured."""
         form = forms.make(self.given, self.given.name, draft / "variants" / self.given.name, ())
         self.made[form.name] = "as it was given"
-        size = form.files[0].stat().st_size
         return Variant(
             name=form.name,
             format=form.format,
             precision=form.precision,
-            files=(_file(draft, form.files[0].relative_to(draft).as_posix(), self._progress),),
+            files=(_file(draft, form.files[0], self._progress),),
             model_digest=digest(form.files[0]),
             needs=Needs(
                 backends=("openvino-genai",),
                 devices=self.recipe.devices or ("CPU",),
-                memory_bytes=memory.rounded(size),
+                memory_bytes=memory.rounded(form.files[0].stat().st_size),
             ),
         )
 
@@ -400,14 +305,7 @@ class _Work:
                 variants=tuple(variants),
                 golden=tuple(cases),
                 baseline=baseline,
-                provenance=Provenance(
-                    author=said.get("author", ""),
-                    training_data=said.get("training_data", ""),
-                    metrics=recipe.metrics,
-                    made_from=tuple(Origin(file=f.name, digest=digest_of(f.read_bytes())) for f in self.given.files),
-                    made_by=_tools(),
-                    made_at=recipe.made_at or _time(self.source.path),
-                ),
+                provenance=provenance(said, recipe, self.given.files),
             )
         except ValidationError as error:
             first = error.errors()[0]
@@ -429,32 +327,11 @@ def _serving(recipe: Recipe, path: Path) -> ModelConfig:
         ) from error
 
 
-def _no_version(recipe: Recipe) -> str:
-    raise ConfigError(
-        f"{recipe.model} has no version",
-        remedy="Give one: `--version 1.0.0`, `version:` in model.yaml, or `hedgerow.version` in the model's metadata.",
-    )
-
-
-def _of_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    said: dict[str, Any] = {"parameters": {}}
-    for key, value in metadata.items():
-        section, _, name = key.partition(".")
-        if section == "general" and name == "author":
-            said["author"] = str(value)
-        elif section == "general" and name == "description":
-            said["description"] = str(value)
-        elif key == "general.architecture" or name in ("context_length", "embedding_length", "block_count"):
-            said["parameters"][name] = value
-    return said
-
-
 def _tensors(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
     return tuple(Tensor(name=spec.name, dtype=str(spec.dtype), shape=spec.shape) for spec in specs)
 
 
-def _file(draft: Path, inside: str, progress: Progress | None = None) -> File:
-    path = draft / inside
+def _file(draft: Path, path: Path, progress: Progress | None = None) -> File:
     size, done = max(1, path.stat().st_size), 0
 
     def count(read: int) -> None:
@@ -463,46 +340,8 @@ def _file(draft: Path, inside: str, progress: Progress | None = None) -> File:
         if progress is not None:
             progress("Reading", done / size)
 
-    return describe_file(path, inside, count)
-
-
-def _spread_evenly(samples: Sequence[Sample], count: int) -> set[int]:
-    """Which samples become golden cases: the first, the last, and some between."""
-    size = max(1, sum(array.nbytes for array in samples[0].values()))
-    count = min(count, len(samples), max(1, _GOLDEN_BYTES // size))
-    return set(np.linspace(0, len(samples) - 1, count).round().astype(int).tolist()) if count else set()
-
-
-def _time(path: Path) -> str:
-    """When it was made, as far as that is the same each time."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    try:
-        at = int(epoch) if epoch else int(path.stat().st_mtime)
-    except ValueError as error:
-        raise ConfigError(
-            f"SOURCE_DATE_EPOCH is {epoch!r}, which is no number of seconds", remedy="Set it right, or not at all."
-        ) from error
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _tools() -> str:
-    return ", ".join(
-        [
-            f"hedgerow {__version__}",
-            *(f"{name} {found}" for name in ("onnxruntime", "openvino") if (found := _version(name))),
-        ]
-    )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+    return describe_file(path, path.relative_to(draft).as_posix(), count)
 
 
 def _unseen(what: str, done: float) -> None:
     pass
-
-
-__all__ = ["Built", "BundleExists", "ModelMismatch", "Progress", "Requests", "TooLossy", "build"]

@@ -1,17 +1,22 @@
-"""A bundle on the disk: a folder with a manifest and the files it names."""
+"""A bundle on the disk: a folder with a manifest and the files it names.
+
+Only plain files count, in plain folders. A link could lead anywhere, and whoever opens a pipe waits for ever.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from hedgerow.errors import ModelError
 from hedgerow.models import source
-from hedgerow.models.manifest import LARGEST_MANIFEST, MANIFEST, File, Manifest, digest_of, read_manifest
-
-_READ_BYTES = 1 << 20
+from hedgerow.models.manifest import LARGEST_MANIFEST, MANIFEST, File, Manifest, Variant, digest_of, read_manifest
 
 
 class BadBundle(ModelError):
@@ -46,7 +51,7 @@ class Bundle:
         """
         path = folder / MANIFEST
         try:
-            with path.open("rb") as file:
+            with _open(folder, MANIFEST) as file:
                 content = file.read(LARGEST_MANIFEST + 1)
         except OSError as error:
             there = f"{folder} has no {MANIFEST}" if folder.is_dir() else f"There is no folder {folder}"
@@ -60,8 +65,13 @@ class Bundle:
         """Where one of its files is."""
         return self.folder / file.path
 
+    def fetched(self) -> list[Variant]:
+        """Variants whose files are there, as far as one can tell without looking into them; a node fetches but one."""
+        variants = self.manifest.variants
+        return [one for one in variants if all(self.path(file).is_file() for file in self.manifest.files_for(one))]
+
     def verify(self, variant: str | None = None, progress: Callable[[int], None] | None = None) -> None:
-        """Check every file against its digest.
+        """Check every file and every chunk of it against its digest.
 
         Args:
             variant: check what this one needs, as on a node that has fetched no more; None: all, and that there is no
@@ -71,50 +81,69 @@ class Bundle:
             BadBundle: a file is missing, changed or not listed; the message names it.
             BadManifest: there is no such variant.
         """
+        for problem in self.problems(variant, progress):
+            raise problem
+
+    def problems(
+        self, variant: str | None = None, progress: Callable[[int], None] | None = None
+    ) -> Iterator[BadBundle]:
+        """All that `verify` would find, one after the other. Raises: BadManifest: there is no such variant."""
         manifest = self.manifest
         variants = manifest.variants if variant is None else (manifest.variant(variant),)
         files = manifest.files() if variant is None else manifest.files_for(variants[0])
+        harmed = set()
         for file in {file.path: file for file in files}.values():
-            _check(self.path(file), file, progress)
+            try:
+                _check(self.folder, file, progress)
+            except BadBundle as problem:
+                harmed.add(file.path)
+                yield problem
         for one in variants:
-            # What lies beside a model's file may belong to it, whether the manifest lists it or not.
-            found = source.digest(self.folder / one.files[0].path)
-            if found != one.model_digest:
-                raise BadBundle(
-                    f"The files of {one.name} in {self.folder} are {found}, not {one.model_digest}",
-                    remedy=f"Remove what does not belong beside {one.files[0].path}, or build or fetch the model again.",
-                )
+            if harmed.isdisjoint(file.path for file in one.files):
+                yield from self._mismatch(one)
         if variant is None:
-            self._nothing_else(files)
+            yield from self._others(files)
 
-    def _nothing_else(self, files: Sequence[File]) -> None:
+    def _mismatch(self, variant: Variant) -> Iterator[BadBundle]:
+        """What lies beside a model's file may belong to it, whether the manifest lists it or not."""
+        found = source.digest(self.folder / variant.files[0].path)
+        if found != variant.model_digest:
+            yield BadBundle(
+                f"The files of {variant.name} in {self.folder} are {found}, not {variant.model_digest}",
+                remedy=f"Remove what does not belong beside {variant.files[0].path}, or build or fetch the model again.",
+            )
+
+    def _others(self, files: Sequence[File]) -> Iterator[BadBundle]:
         known = {MANIFEST, *(file.path for file in files)}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
-            if name not in known and not path.is_dir():
-                raise BadBundle(
+            if name not in known and (path.is_symlink() or not path.is_dir()):
+                yield BadBundle(
                     f"{path} is not in the manifest", remedy="Remove it, or build the model anew with what it is for."
                 )
 
 
-def _check(path: Path, file: File, progress: Callable[[int], None] | None) -> None:
-    found, size = hashlib.sha256(), 0
+def _check(folder: Path, file: File, progress: Callable[[int], None] | None) -> None:
+    path, found, size, wrong = folder / file.path, hashlib.sha256(), 0, None
     try:
-        with path.open("rb") as stream:
-            while size <= file.size and (piece := stream.read(_READ_BYTES)):
+        with _open(folder, file.path) as stream:
+            for number, chunk in enumerate(file.chunks):
+                piece = stream.read(chunk.size)
                 found.update(piece)
                 size += len(piece)
+                if digest_of(piece) != chunk.digest and wrong is None:
+                    wrong = number
                 if progress is not None:
                     progress(len(piece))
+            more = bool(stream.read(1))
     except OSError as error:
         raise BadBundle(
             f"{path} is in the manifest and cannot be read: {error.strerror}",
             remedy="Copy or fetch the bundle again, or build the model again.",
         ) from error
-    if size != file.size:
-        what = f"more than {file.size:,}" if size > file.size else f"{size:,}"
+    if more or size != file.size:
         raise BadBundle(
-            f"{path} has {what} bytes; the manifest says {file.size:,}",
+            f"{path} has {f'more than {file.size:,}' if more else f'{size:,}'} bytes; the manifest says {file.size:,}",
             remedy="It was changed, or cut short on its way: copy or fetch the bundle again.",
         )
     if f"sha256:{found.hexdigest()}" != file.digest:
@@ -122,3 +151,21 @@ def _check(path: Path, file: File, progress: Callable[[int], None] | None) -> No
             f"{path} is sha256:{found.hexdigest()}; the manifest says {file.digest}",
             remedy="It was changed or damaged: copy or fetch the bundle again. Whoever changed it on purpose builds it anew.",
         )
+    if wrong is not None:
+        raise BadBundle(
+            f"{path} is what it should be, but its chunk {wrong + 1} of {len(file.chunks):,} is not what the manifest says",
+            remedy="The manifest is wrong, and no node could fetch the file by it: build the model again.",
+        )
+
+
+def _open(folder: Path, inside: str) -> BinaryIO:
+    """Open a plain file of a folder. Raises: OSError: it is not there, or no such file."""
+    path = folder / inside
+    for part in (*Path(inside).parents, Path(inside)):
+        if part != Path() and (folder / part).is_symlink():
+            raise OSError(errno.ELOOP, f"{part} is a link")
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no plain file")
+    return os.fdopen(handle, "rb")

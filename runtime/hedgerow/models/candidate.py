@@ -7,9 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hedgerow.config import ModelConfig
-from hedgerow.errors import DeviceMissing
+from hedgerow.errors import DeviceMissing, ModelError
 from hedgerow.models.manifest import Manifest, Variant
 from hedgerow.wire.fleet import ModelRef
+
+
+class DamagedModel(ModelError):
+    """A version's file is not what its manifest says."""
+
+    code = "wrong-digest"
+
+    def __init__(self, candidate: Candidate, digest: str) -> None:
+        super().__init__(
+            f"The file of {candidate.ref} is {digest}, not {candidate.variant.model_digest}",
+            remedy="The disk has damaged it. What is damaged of it is fetched again with the next desired document; if that "
+            "happens often, replace the disk.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

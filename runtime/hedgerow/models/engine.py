@@ -22,10 +22,11 @@ from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError, InferenceError, ModelMismatch
 from hedgerow.frame import Array
 from hedgerow.models import batching
-from hedgerow.models.candidate import Candidate
+from hedgerow.models.candidate import Candidate, DamagedModel
 from hedgerow.models.combine import Combiner, Ticket
 from hedgerow.models.fit import Fit
 from hedgerow.models.load import Loaded, load
+from hedgerow.models.metadata import metadata_of
 from hedgerow.models.source import Source, resolve
 
 _RECENT: Final = 64
@@ -139,7 +140,8 @@ class Engine:
         self.outputs = session.outputs
         self.state: Mapping[str, str] = config.state
         self.batch_axis: Mapping[str, int] = config.batch_axis
-        self.metadata = session.metadata
+        said = metadata_of(candidate.manifest) if candidate is not None else {}
+        self.metadata: Mapping[str, str] = {**session.metadata, **said}
         self.state_token = object()
         self.lists = 0
         self.since = time.time()
@@ -205,10 +207,12 @@ class Engine:
         with self._lock:
             return {rows: tuple(times) for rows, times in self._recent_s.items()}
 
-    def forget_times(self) -> None:
-        """Forget what batches took so far: those of warming up say nothing."""
+    def forget(self) -> None:
+        """Forget what it has done so far: it was a rehearsal."""
         with self._lock:
             self._recent_s.clear()
+            self._batches.clear()
+            self._busy_s, self._failures = 0.0, 0
 
     def info(self) -> SlotInfo:
         """What it is and what it has done so far."""
@@ -333,11 +337,15 @@ def open_engine(
         cores: cores the node owns.
         state_dir: folder for compiled and tuned models; None: nothing is kept.
         candidate: the version to load; None: the file that the configuration names.
-    Raises: ConfigError, ModelError: it cannot be loaded, or does not fit its configuration.
+    Raises:
+        DamagedModel: the file is not the version's.
+        ConfigError, ModelError: it cannot be loaded, or does not fit its configuration.
     """
     if candidate is not None:
         config = candidate.config(config)
     source = resolve(config.path, base_dir)
+    if candidate is not None and source.digest != candidate.variant.model_digest:
+        raise DamagedModel(candidate, source.digest)
     loaded = load(source, config, cores, state_dir)
     try:
         return Engine(name, source, config, loaded, candidate)

@@ -10,6 +10,7 @@ Which requests may share a batch is found here:
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Final
 
@@ -21,6 +22,9 @@ from hedgerow.errors import ConfigError, ModelMismatch
 from hedgerow.frame import Array
 
 _REMEMBERED: Final = 512
+
+_LARGEST_TENSOR: Final = 1 << 34
+"""Bytes of a tensor by the sizes that a model fixes: no frame has as many, and asking for the memory would end the node."""
 
 
 class Fit:
@@ -39,6 +43,8 @@ class Fit:
         self, name: str, config: ModelConfig, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
     ) -> None:
         self._name = name
+        for spec in (*inputs, *outputs):
+            _check_size(name, spec)
         ins = {spec.name: spec for spec in inputs}
         outs = {spec.name: spec for spec in outputs}
         _known(name, "constants", config.constants, ins)
@@ -143,6 +149,15 @@ class Fit:
             return spec.fits(array.shape)
         open_shape = (*spec.shape[:axis], None, *spec.shape[axis + 1 :])
         return TensorSpec(spec.name, open_shape, spec.dtype).fits(array.shape) and 0 < array.shape[axis] <= self.fixed
+
+
+def _check_size(model: str, spec: TensorSpec) -> None:
+    size = math.prod(dim for dim in spec.shape if dim is not None) * spec.dtype.itemsize
+    if size > _LARGEST_TENSOR:
+        raise ModelMismatch(
+            f"Model {model}: {spec} would have {size:,} bytes",
+            remedy="The file is damaged, or made to do harm: export the model again.",
+        )
 
 
 def _known(model: str, field: str, names: Iterable[str], known: Mapping[str, TensorSpec]) -> None:

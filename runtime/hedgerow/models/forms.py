@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from hedgerow.backends import convert
+from hedgerow.backends import convert, quantise
 from hedgerow.errors import ConfigError, ModelUnreadable
 from hedgerow.models import gguf, source
 from hedgerow.models.sampling import Sample
@@ -113,14 +113,14 @@ def make(given: Form, name: str, folder: Path, samples: Sequence[Sample]) -> For
         if precision == "fp16":
             convert.to_fp16(path, out)
             return Form("onnx", precision, source.files_of(out), "converted by ONNX Runtime")
-        how = convert.to_int8(path, out, samples)
+        how = quantise.to_int8(path, out, samples)
         return Form("onnx", precision, source.files_of(out), f"quantised by ONNX Runtime, {how}")
     out = folder / f"{path.stem}.xml"
     if precision != "int8" or given.precision == "int8":
         convert.to_openvino(path, out, half=precision == "fp16")
         return Form("openvino", precision, source.files_of(out), "converted by OpenVINO")
     between = folder / path.name
-    how = convert.to_int8(path, between, samples)
+    how = quantise.to_int8(path, between, samples, unsigned=True)
     convert.to_openvino(between, out, half=False)
     for file in source.files_of(between):
         file.unlink()

@@ -53,6 +53,10 @@ def check_golden(run: Run, folder: Path, manifest: Manifest, variant: Variant) -
     worst, where = 0.0, ""
     for number, case in enumerate(cases, 1):
         expected = read_arrays(folder / case.outputs[variant.name].path)
+        missing = sorted({output.name for output in manifest.outputs} - expected.keys())
+        if missing or not expected:
+            what = ", ".join(missing) or "any output"
+            return GoldenOutcome(False, _INFINITE, f"case {number} of {len(cases)} does not say what {what} should be")
         try:
             got = run(read_arrays(folder / case.inputs.path))
         except HedgerowError as error:
@@ -60,14 +64,17 @@ def check_golden(run: Run, folder: Path, manifest: Manifest, variant: Variant) -
         for name, right in expected.items():
             if name not in got:
                 return GoldenOutcome(False, _INFINITE, f"case {number} of {len(cases)} gave no {name}")
-            off, what = compare(right, got[name], variant.tolerance)
+            off, what = compare(right, got[name], variant.tolerance.of(name))
             if off >= worst:
                 worst, where = off, f"case {number} of {len(cases)}, {name}: {what}"
     if not cases:
         return GoldenOutcome(True, 0.0, f"{variant.name} has no golden cases")
     if worst > 1:
         return GoldenOutcome(False, worst, where)
-    return GoldenOutcome(True, worst, f"{len(cases)} golden cases; furthest off: {where}")
+    many = "1 golden case" if len(cases) == 1 else f"{len(cases)} golden cases"
+    return GoldenOutcome(
+        True, worst, f"{many}; furthest off: {where}" if worst else f"{many}, the same to the last digit"
+    )
 
 
 def compare(right: Array, got: Array, tolerance: Tolerance) -> tuple[float, str]:

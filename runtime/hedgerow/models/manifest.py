@@ -10,13 +10,20 @@ A bundle is a folder with a `manifest.json` and the files it names:
 Rules:
 - A bundle is identified by the digest of its manifest's bytes. The manifest has the digest of every file, and of every
   chunk of every file, so that digest identifies it all, and a part can be checked as it comes.
-- The bytes of a manifest are canonical: keys sorted, no spaces, UTF-8. What was read and written again is the same.
-- A reader refuses a schema that it does not know, and paths that lead out of the bundle.
+- The bytes of a manifest are canonical: keys sorted, no spaces, UTF-8, each key once. What was read and written again is
+  the same, and two readers cannot read two things.
+- A reader refuses a schema that it does not know, paths that lead out of the bundle, and whatever would let everything
+  pass: numbers that are none, a tolerance without end.
+- A manifest does not reach into the node that reads it: options of vendors' libraries, some of which name files to read
+  or write, are for the node's own file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
@@ -31,6 +38,17 @@ from hedgerow.wire.fleet import Digest, Version
 MANIFEST: Final = "manifest.json"
 LARGEST_MANIFEST: Final = 8 << 20
 """Bytes a manifest may have: chunk digests of some 20 GB of files."""
+
+MOST_CASES: Final = 64
+"""Golden cases a bundle may have; a node runs them all before it serves."""
+
+_LONGEST_PATH, _LONGEST_NAME = 1024, 255
+"""Bytes that file systems take."""
+
+_LARGEST_DIM: Final = 2**31 - 1
+_MOST_DIMS: Final = 32
+_MOST_BYTES: Final = 1 << 62
+"""What every reader can count with."""
 
 
 class BadManifest(ModelError):
@@ -50,13 +68,57 @@ def _inside(text: str) -> str:
         raise ValueError("the path of a file inside the bundle, with `/` and without `..`")
     if text == MANIFEST:
         raise ValueError("a manifest does not list itself")
+    if not text.isprintable():
+        raise ValueError("a path of signs that can be printed")
+    if len(text.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in path.parts):
+        raise ValueError("a path that a file system takes")
     return text
+
+
+Dtype = Literal[
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+    "object",
+]
+"""What values of a tensor are, in numpy's words; `object` are texts."""
+
+
+def _json(value: dict[str, Any]) -> dict[str, Any]:
+    """A mapping as it will be read again. Numbers that are none would come back as null."""
+    try:
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"what JSON can hold ({error})") from error
+    if not _finite(value):
+        raise ValueError("finite numbers only")
+    return plain
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+Settings = Annotated[dict[str, Any], AfterValidator(_json)]
 
 
 class Part(BaseModel):
     """A part of a manifest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Chunk(Part):
@@ -84,27 +146,37 @@ class File(Part):
 class Tensor(Part):
     """An input or output. A dimension is a size, or null where it is dynamic."""
 
-    name: str
-    dtype: str
-    shape: tuple[int | None, ...]
+    name: str = Field(max_length=1024)
+    dtype: Dtype
+    shape: tuple[Annotated[int, Field(ge=0, le=_LARGEST_DIM)] | None, ...] = Field(max_length=_MOST_DIMS)
 
 
 class Tolerance(Part):
     """How far outputs may be from the golden ones: `|a - b| ≤ absolute + relative · |b|`, but for a share of the values."""
 
-    relative: float = Field(1e-3, ge=0)
+    relative: float = Field(1e-3, ge=0, le=1)
     absolute: float = Field(1e-4, ge=0)
     outliers: float = Field(0.0, ge=0, lt=1, description="Share of an output's values that may be further off.")
+    outputs: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="Absolute ones of outputs that need another: a box in pixels beside a score."
+    )
+
+    def of(self, output: str) -> Tolerance:
+        """That of one output."""
+        absolute = self.outputs.get(output)
+        return (
+            self if absolute is None else Tolerance(relative=self.relative, absolute=absolute, outliers=self.outliers)
+        )
 
 
 class Needs(Part):
     """What a variant needs of a node."""
 
     backends: tuple[Literal["onnxruntime", "openvino", "openvino-genai"], ...] = Field(min_length=1)
-    devices: tuple[str, ...] = Field(
+    devices: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
         ("CPU",), min_length=1, description="In the backend's words; the first that is there."
     )
-    memory_bytes: int = Field(0, ge=0, description="Measured: what a session adds to a process.")
+    memory_bytes: int = Field(0, ge=0, le=_MOST_BYTES, description="Measured: what a session adds to a process.")
 
 
 class Variant(Part):
@@ -142,7 +214,15 @@ class Distribution(Part):
     minimum: float
     maximum: float
     edges: tuple[float, ...] = ()
-    counts: tuple[int, ...] = ()
+    counts: tuple[Annotated[int, Field(ge=0)], ...] = ()
+
+    @model_validator(mode="after")
+    def _binned(self) -> Distribution:
+        if len(self.counts) != (len(self.edges) + 1 if self.edges else 0):
+            raise ValueError("there is a bin below and above each edge, or there are neither")
+        if any(low >= high for low, high in pairwise(self.edges)):
+            raise ValueError("edges rise")
+        return self
 
 
 class Baseline(Part):
@@ -182,15 +262,15 @@ class Manifest(Part):
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     labels: tuple[str, ...] = Field((), description="Names of the classes, by index.")
-    parameters: dict[str, Any] = Field(
+    parameters: Settings = Field(
         default_factory=dict, description="What pre- and post-processing need: sizes, means, thresholds."
     )
-    serving: dict[str, Any] = Field(
+    serving: Settings = Field(
         default_factory=dict,
         description="How it is to be run: what a node's file may say of a model, but for where it is.",
     )
-    variants: tuple[Variant, ...] = Field(min_length=1)
-    golden: tuple[GoldenCase, ...] = ()
+    variants: tuple[Variant, ...] = Field(min_length=1, max_length=64)
+    golden: tuple[GoldenCase, ...] = Field((), max_length=MOST_CASES)
     baseline: Baseline | None = None
     provenance: Provenance = Provenance()
 
@@ -206,8 +286,13 @@ class Manifest(Part):
         for file in self.files():
             if seen.setdefault(file.path, file.digest) != file.digest:
                 raise ValueError(f"{file.path} is there twice, with different content")
+        for path in seen:
+            if above := next((str(one) for one in PurePosixPath(path).parents if str(one) in seen), None):
+                raise ValueError(f"{above} is a file and a folder")
         if "path" in self.serving:
             raise ValueError("`serving` does not say where the model is")
+        if self.serving.get("options"):
+            raise ValueError("`serving` has no `options`: they are for a node's own file")
         ModelConfig.model_validate({"path": self.name, **self.serving})
         return self
 
@@ -249,7 +334,8 @@ def read_manifest(content: Buffer, digest: str | None = None) -> Manifest:
 
     Args:
         digest: what its bytes must have, if it is known.
-    Raises: BadManifest: it is too large, does not have that digest, is of another schema, or does not hold together.
+    Raises: BadManifest: it is too large, does not have that digest, is not canonical, is of another schema, or does not
+        hold together.
     """
     if len(content) > LARGEST_MANIFEST:
         raise BadManifest(
@@ -261,6 +347,11 @@ def read_manifest(content: Buffer, digest: str | None = None) -> Manifest:
             f"The manifest is {digest_of(content)}, not {digest}",
             remedy="It was changed or damaged on its way: fetch the model again, from another source if that does not help.",
         )
+    if not _canonical(content):
+        raise BadManifest(
+            "The manifest is no JSON with its keys in order, each once, and numbers that are some",
+            remedy="It was edited, or damaged: fetch it again, or build the model again.",
+        )
     try:
         return Manifest.model_validate_json(bytes(content))
     except ValidationError as error:
@@ -270,3 +361,10 @@ def read_manifest(content: Buffer, digest: str | None = None) -> Manifest:
             f"The manifest cannot be used: {where}: {first['msg']}",
             remedy="Build the model with this version of Hedgerow, or update the one that reads it.",
         ) from error
+
+
+def _canonical(content: Buffer) -> bool:
+    try:
+        return orjson.dumps(orjson.loads(content), option=orjson.OPT_SORT_KEYS) == bytes(content)
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return False

@@ -1,9 +1,14 @@
-"""Memory this process may still take: what the machine has available and its control groups allow."""
+"""Memory this process may still take: what the machine has available, its control groups and its own limits allow."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
+
+_LIMITS: Final = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
+"""Limits on a process (`ulimit -v`, `-d`), and what of /proc/self/status they are on."""
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
@@ -12,22 +17,27 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     Args:
         root: where /proc and /sys are.
     """
-    there = [*_available(root), *_groups(root)]
+    there = [*_available(root), *_groups(root), *_limits(root)]
     return max(0, min(there)) if there else None
 
 
 def _available(root: Path) -> Iterator[int]:
-    try:
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            if name == "MemAvailable":
-                yield int(rest.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        return
+    available = _field(root / "proc/meminfo", "MemAvailable")
+    if available is not None:
+        yield available
+
+
+def _limits(root: Path) -> Iterator[int]:
+    """What each limit on this process leaves."""
+    for limit, field in _LIMITS:
+        most, _ = resource.getrlimit(limit)
+        taken = _field(root / "proc/self/status", field)
+        if most != resource.RLIM_INFINITY and taken is not None:
+            yield most - taken
 
 
 def _groups(root: Path) -> Iterator[int]:
-    """What each control group above the process leaves (version 2); what it could drop of its caches counts as free."""
+    """What each control group above the process leaves; what it could drop of its caches counts as free."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -35,18 +45,36 @@ def _groups(root: Path) -> Iterator[int]:
     mount = root / "sys/fs/cgroup"
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers:
-            continue
-        folder = mount / path.lstrip("/")
-        while True:
-            try:
-                limit = (folder / "memory.max").read_text().strip()
-                if limit != "max":
-                    stats = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-                    used = int((folder / "memory.current").read_text())
-                    yield int(limit) - used + int(stats.get("inactive_file", 0))
-            except (OSError, ValueError):
-                pass  # the folder belongs to the host, or the group has no memory controller
-            if folder == mount:
-                break
-            folder = folder.parent
+        if not controllers:
+            yield from _left(mount, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):  # version 1
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            yield from _left(mount / "memory", path, *names)
+
+
+def _left(mount: Path, path: str, most: str, taken: str, cached: str) -> Iterator[int]:
+    """What a group and all above it leave. Args: most, taken: their files; cached: a row of `memory.stat`."""
+    folder = mount / path.lstrip("/")
+    while True:
+        try:
+            limit = (folder / most).read_text().strip()
+            if limit != "max":
+                stats = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                yield int(limit) - int((folder / taken).read_text()) + int(stats.get(cached, 0))
+        except (OSError, ValueError):
+            pass  # the folder belongs to the host, or the group has no memory controller
+        if folder == mount:
+            return
+        folder = folder.parent
+
+
+def _field(path: Path, name: str) -> int | None:
+    """Bytes of a row such as `VmData:  1234 kB`."""
+    try:
+        for line in path.read_text().splitlines():
+            key, _, rest = line.partition(":")
+            if key == name:
+                return int(rest.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None

@@ -1,4 +1,4 @@
-"""What a model's file says about itself: `hedgerow.*`, and what others write.
+"""What a model's file says about itself: `hedgerow.*`, and what others write. And what a manifest says in its place.
 
 | key | becomes |
 |---|---|
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from hedgerow.models.licences import is_spdx
+from hedgerow.models.manifest import Manifest
 
 PREFIX: Final = "hedgerow."
 
@@ -52,6 +53,24 @@ def read_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     if parameters:
         said["parameters"] = parameters
     return said
+
+
+def metadata_of(manifest: Manifest) -> dict[str, str]:
+    """What a manifest says to stages, as a model's file would: labels and parameters, by `hedgerow.NAME`.
+
+    An author's word goes over the file's, and a form that was converted may have lost what the file said.
+    """
+    said = {name: _text(value) for name, value in manifest.parameters.items()}
+    if manifest.labels:
+        said["labels"] = json.dumps(manifest.labels, ensure_ascii=False)
+    return {f"{PREFIX}{name}": text for name, text in said.items()}
+
+
+def _text(value: Any) -> str:
+    """What `_value` reads again as that: a text as it is, if it does not look like something else."""
+    if isinstance(value, str) and _value(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _labels(text: str) -> tuple[str, ...]:

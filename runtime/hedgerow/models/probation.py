@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
@@ -22,7 +21,7 @@ from hedgerow.wire.fleet import SwapPolicy
 PATIENCE: Final = 10
 """Times its probation that a version is waited for to be given frames."""
 
-_LEAST_BATCHES: Final = 5
+_LEAST_BATCHES: Final = 16
 """Batches of one size that say how long it takes."""
 
 
@@ -150,19 +149,25 @@ def _shifted(policy: SwapPolicy, measures: Measures) -> Verdict | None:
 def slowdown(old: Mapping[int, Sequence[float]], new: Mapping[int, Sequence[float]]) -> float | None:
     """How many times as long a version takes as the one before; None: too little is known.
 
-    Medians are compared, batch size by batch size, so that neither another load nor a busy moment looks like a slow
-    model. For a size that the old one has not seen, what it would have taken is guessed high.
+    The quickest quarter is compared, batch size by batch size: another load, or neighbours that take the cores, make some
+    batches slow, and a slow model makes all of them slow. For a size that the old one has not seen, what it would have
+    taken is guessed high.
 
     Args:
         old, new: seconds of batches, by rows.
     """
-    known = {rows: statistics.median(times) for rows, times in old.items() if len(times) >= _LEAST_BATCHES}
+    known = {rows: _quick(times) for rows, times in old.items() if len(times) >= _LEAST_BATCHES}
     took = expected = 0.0
     for rows, times in new.items():
         if len(times) >= _LEAST_BATCHES and known:
-            took += statistics.median(times) * len(times)
+            took += _quick(times) * len(times)
             expected += _expected(known, rows) * len(times)
     return took / expected if expected else None
+
+
+def _quick(times: Sequence[float]) -> float:
+    """What a quarter of these does not take longer than."""
+    return sorted(times)[len(times) // 4]
 
 
 def _expected(known: Mapping[int, float], rows: int) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hedgerow.errors import ConfigError, ModelMismatch
 from hedgerow.frame import Array
-from hedgerow.models.arrays import read_arrays
+from hedgerow.models.arrays import read_array, read_arrays
 from hedgerow.models.fit import Fit
 from hedgerow.models.samples import random_batch
 
@@ -79,10 +79,7 @@ def _samples(file: Path, fit: Fit) -> Iterator[Sample]:
     state = fit.zero_state()
     wanted = [spec for spec in fit.inputs if spec.name not in state]
     if file.suffix == ".npy":
-        try:
-            array = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ConfigError(f"{file} cannot be read: {error}", remedy="Save it with `numpy.save`.") from error
+        array = read_array(file)
         if len(wanted) != 1:
             names = ", ".join(spec.name for spec in wanted)
             raise ModelMismatch(

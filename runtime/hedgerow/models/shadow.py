@@ -112,10 +112,10 @@ class Shadow:
             axis = axes.get(name, 0)
             if array.ndim > axis and array.shape[axis] >= rows and got[name].shape == array.shape:
                 for row in range(rows):
-                    apart, _ = compare(array.take([row], axis), got[name].take([row], axis), self._tolerance)
+                    apart, _ = compare(array.take([row], axis), got[name].take([row], axis), self._tolerance.of(name))
                     off[row] = max(off[row], apart)
             else:
-                apart, _ = compare(array, got[name], self._tolerance)
+                apart, _ = compare(array, got[name], self._tolerance.of(name))
                 off = np.maximum(off, apart)
         self.disagreed += int((off > 1).sum())
         self.worst = max(self.worst, float(off.max(initial=0.0)))

@@ -7,6 +7,7 @@ Rules:
 - A list of frames pins the versions that it begins with, so it never mixes two. Who asks outside a list gets the one that
   serves at that moment.
 - An engine is let go of only when no list runs on it any more.
+- A list that goes to two versions is divided by what was on trial at one moment, so a stream's frames keep their order.
 - A version must fit what the stages saw of the model when they were set up; else it never gets here.
 - While nothing serves (a gap, where memory does not allow two), whoever asks waits.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -39,6 +41,23 @@ _pinned: Final = _Pinned()
 _NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A version on trial that serves some of the streams.
+
+    Attributes:
+        engine: that version, loaded.
+        percent: of the streams.
+    """
+
+    engine: Engine
+    percent: int
+
+    def takes(self, stream: str) -> bool:
+        """Whether it serves a stream; always the same answer."""
+        return lot(stream, self.engine.source.digest) < self.percent
+
+
 class Slot:
     """A model that stages hold, whichever version of it serves; a `stage.ModelHandle`.
 
@@ -46,17 +65,22 @@ class Slot:
         config: what the node's file says of the model.
         base_dir: what a relative path in it is relative to.
         engine: what serves to begin with.
+    Attributes:
+        never_waits: whether some of its callers must not be kept waiting, so that there can be no gap: they are the event
+            loop, which would have to end it.
     """
 
     def __init__(self, config: ModelConfig, base_dir: Path, engine: Engine) -> None:
         self.name = engine.name
         self.config = config
         self.base_dir = base_dir
+        self.never_waits = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._serving: Engine | None = engine
         self._last = engine
-        self._trial: tuple[Engine, int] | None = None
+        self._split: Split | None = None
+        self._late: set[Engine] = set()
         self._closed = False
 
     # What stages see
@@ -122,14 +146,9 @@ class Slot:
         return self._serving
 
     @property
-    def splits(self) -> bool:
-        """Whether some streams are served by a version on trial."""
-        return self._trial is not None
-
-    def side(self, stream: str) -> bool:
-        """Whether a stream is served by the version on trial: always the same answer as long as that one is."""
-        trial = self._trial
-        return trial is not None and lot(stream, trial[0].source.digest) < trial[1]
+    def on_trial(self) -> Split | None:
+        """The version that serves some of the streams, if there is one."""
+        return self._split
 
     def take(self, on_trial: bool = False) -> Engine:
         """The engine for a list that begins; waits while nothing serves. Give it back with `give_back`.
@@ -139,8 +158,8 @@ class Slot:
         """
         with self._lock:
             while True:
-                if on_trial and self._trial is not None:
-                    engine = self._trial[0]
+                if on_trial and self._split is not None:
+                    engine = self._split.engine
                     break
                 if self._serving is not None or self._closed:
                     engine = self._serving or self._last  # a closed one says that it is
@@ -153,8 +172,13 @@ class Slot:
         """Say that a list no longer runs on an engine."""
         with self._lock:
             engine.lists -= 1
-            if not engine.lists and engine is not self._serving:
-                self._changed.notify_all()
+            if engine.lists or engine is self._serving:
+                return
+            self._changed.notify_all()
+            if engine not in self._late:
+                return
+            self._late.remove(engine)
+        engine.close()
 
     def info(self) -> SlotInfo:
         """What serves, or, in a gap, what served last, and what it has done so far."""
@@ -163,12 +187,12 @@ class Slot:
     def split(self, engine: Engine, percent: int) -> None:
         """Let an engine serve some of the streams, from their next list on."""
         with self._lock:
-            self._trial = (engine, percent)
+            self._split = Split(engine, percent)
 
     def switch(self, engine: Engine) -> Engine | None:
         """Let an engine serve all streams, from their next list on. Returns: the one that served before; None in a gap."""
         with self._lock:
-            before, self._serving, self._trial = self._serving, engine, None
+            before, self._serving, self._split = self._serving, engine, None
             self._last = engine
             engine.since = time.time()
             self._changed.notify_all()
@@ -177,12 +201,12 @@ class Slot:
     def end_split(self) -> None:
         """Let the serving engine serve all streams again, from their next list on."""
         with self._lock:
-            self._trial = None
+            self._split = None
 
     def begin_gap(self) -> Engine | None:
         """Let nothing serve: whoever asks waits for the next `switch`. Returns: the one that served."""
         with self._lock:
-            before, self._serving, self._trial = self._serving, None, None
+            before, self._serving, self._split = self._serving, None, None
             return before
 
     def drained(self, engine: Engine, timeout_s: float | None = None) -> bool:
@@ -190,11 +214,23 @@ class Slot:
         with self._lock:
             return self._changed.wait_for(lambda: not engine.lists, timeout_s)
 
+    def retire(self, engine: Engine, patience_s: float) -> None:
+        """Free an engine that no longer serves, when no list runs on it.
+
+        Args:
+            patience_s: how long to wait for that here; after it the last of those lists frees it.
+        """
+        with self._lock:
+            if not self._changed.wait_for(lambda: not engine.lists, patience_s):
+                self._late.add(engine)
+                return
+        engine.close()
+
     def close(self) -> None:
         """Free the model; whoever waits in a gap gets an error."""
         with self._lock:
             self._closed = True
-            self._trial = None
+            self._split = None
             self._changed.notify_all()
         self._last.close()
 
@@ -240,8 +276,3 @@ class Pins:
         _pinned.engines = _NOTHING
         for slot, engine in zip(self._slots, self.engines, strict=True):
             slot.give_back(engine)
-
-
-def sides(slots: Sequence[Slot], stream: str) -> tuple[bool, ...]:
-    """Of each slot, whether a stream is served by the version on trial."""
-    return tuple([slot.side(stream) for slot in slots])

@@ -146,6 +146,21 @@ def shift(baseline: Distribution, counts: Sequence[int]) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
+def rebinned(distribution: Distribution, edges: Sequence[float]) -> NDArray[np.float64]:
+    """Values by the bins of another distribution, about: within a bin they are taken to be spread evenly.
+
+    Args:
+        edges: where the other bins end, ascending.
+    """
+    ends = np.array([distribution.minimum, *distribution.edges, distribution.maximum], np.float64)
+    below = np.concatenate([[0.0], np.cumsum(np.asarray(distribution.counts, np.float64))])
+    # The extremes may be met by an edge; of two equal places the later one counts.
+    ends = np.maximum.accumulate(ends)
+    last = np.append(ends[1:] > ends[:-1], True)
+    upto = np.interp(np.asarray(edges, np.float64), ends[last], below[last], left=0.0, right=below[-1])
+    return np.diff(np.concatenate([[0.0], upto, [below[-1]]]))
+
+
 def _edges(values: NDArray[np.float64], near: float) -> NDArray[np.float64]:
     """Deciles that are not near each other. Where several are, as at a rectifier's zero, there is a bin around them."""
     edges: list[float] = []

@@ -3,8 +3,10 @@
 Before each step that runs a version's code (load, golden, switch) the trial is written and synced. It is cleared when the
 version is kept or taken back. A trial that is still there when the node starts was interrupted in that step:
 
-- by a crash of native code, if that left its mark (`faulthandler` writes it while the process dies): quarantined at once;
-- or by a power cut, a kill, the system's want of memory: nobody knows, so it counts. The third time is quarantine.
+- by a crash of native code, if that left its mark (`faulthandler` writes it while the process dies);
+- or by a power cut, a kill, the system's want of memory: nobody knows whose fault it was, so three count as a crash.
+
+As many crashes as are allowed, and the version is in quarantine. Being taken back in an orderly way counts as neither.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from hedgerow import disk
 from hedgerow.models.candidate import Candidate
 from hedgerow.wire.fleet import Quarantined
 
-MOST_TRIES: Final = 3
+A_CRASH: Final = 3
+"""Ends that left no mark and count as much as a crash."""
 _FILE: Final = "trials.json"
 _MARK: Final = "crash.txt"
 
@@ -33,8 +36,9 @@ class _Trial(BaseModel):
     name: str
     version: str
     step: str
-    tries: int
     open: bool
+    crashes: int = 0
+    ends: int = 0
 
 
 class _State(BaseModel):
@@ -47,12 +51,14 @@ class Trials:
 
     Args:
         folder: where it is kept; made if it is not there.
+        max_crashes: crashes of a version that put it into quarantine.
     Attributes:
         fresh: versions that were put into quarantine because of how the process ended before.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, max_crashes: int = 1) -> None:
         self._folder = folder
+        self._max_crashes = max_crashes
         folder.mkdir(parents=True, exist_ok=True)
         self._state = self._read()
         self._mark: IO[str] | None = None
@@ -69,14 +75,9 @@ class Trials:
 
     def enter(self, candidate: Candidate, step: str) -> None:
         """Note, on disk, that a step begins which may bring the process down."""
-        digest = candidate.ref.digest
-        before = self._state.trials.get(digest)
-        tries = before.tries if before is not None else 0
-        if before is None or not before.open:
-            tries += 1
-        self._state.trials[digest] = _Trial(
-            name=candidate.ref.name, version=candidate.ref.version, step=step, tries=tries, open=True
-        )
+        ref = candidate.ref
+        trial = self._state.trials.get(ref.digest) or _Trial(name=ref.name, version=ref.version, step=step, open=True)
+        self._state.trials[ref.digest] = trial.model_copy(update={"step": step, "open": True})
         self._write()
         self._watch_for_crashes()
 
@@ -84,13 +85,13 @@ class Trials:
         """Note that a trial is over and the process lives.
 
         Args:
-            passed: the version was kept; its tries are forgotten.
+            passed: the version was kept; what happened before is forgotten.
         """
-        digest = candidate.ref.digest
-        trial = self._state.trials.pop(digest, None)
-        if trial is not None and not passed:
-            self._state.trials[digest] = trial.model_copy(update={"open": False, "tries": trial.tries - 1})
-        self._write()
+        trial = self._state.trials.pop(candidate.ref.digest, None)
+        if trial is not None:
+            if not passed and (trial.crashes or trial.ends):
+                self._state.trials[candidate.ref.digest] = trial.model_copy(update={"open": False})
+            self._write()
         self._end_watch()
 
     def quarantine(self, candidate: Candidate, code: str, reason: str) -> None:
@@ -112,21 +113,27 @@ class Trials:
             crash = mark.read_text(errors="replace").strip().partition("\n")[0]
         except OSError:
             crash = ""
-        for digest, trial in list(self._state.trials.items()):
-            if not trial.open:
+        interrupted = {digest: trial for digest, trial in self._state.trials.items() if trial.open}
+        for digest, trial in interrupted.items():
+            more = {"crashes": trial.crashes + 1} if crash else {"ends": trial.ends + 1}
+            trial = trial.model_copy(update={"open": False, **more})
+            self._state.trials[digest] = trial
+            if A_CRASH * trial.crashes + trial.ends < A_CRASH * self._max_crashes:
                 continue
             if crash:
-                reason = f"the process crashed while it did {trial.step}: {crash}"
-                self._quarantine(digest, trial.name, trial.version, "crashed", reason)
-            elif trial.tries >= MOST_TRIES:
-                reason = f"the process ended {trial.tries} times while it did {trial.step}"
-                self._quarantine(digest, trial.name, trial.version, "interrupted", reason)
+                times = f", {trial.crashes} times" if trial.crashes > 1 else ""
+                code, reason = "crashed", f"the process crashed while it did {trial.step}{times}: {crash}"
             else:
-                self._state.trials[digest] = trial.model_copy(update={"open": False})
-                continue
+                times = str(trial.ends + trial.crashes)
+                code, reason = (
+                    "interrupted",
+                    f"the process ended {times} times with it on trial, at last in {trial.step}",
+                )
             del self._state.trials[digest]
+            self._quarantine(digest, trial.name, trial.version, code, reason)
             self.fresh.append(self._state.quarantined[digest])
-        self._write()
+        if interrupted:
+            self._write()
         mark.unlink(missing_ok=True)
 
     def _quarantine(self, digest: str, name: str, version: str, code: str, reason: str) -> None:

@@ -1,20 +1,58 @@
-"""Warm a model up: its first runs are slow, and must not be those of live frames."""
+"""Rehearse with a model: its first runs are slow, and its first batch is compared with single frames. Not on live ones."""
 
 from __future__ import annotations
 
-from hedgerow.errors import HedgerowError, ModelMismatch
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from hedgerow.errors import HedgerowError
+from hedgerow.frame import Array
+from hedgerow.models.arrays import read_arrays
 from hedgerow.models.engine import Engine
+from hedgerow.models.manifest import Manifest
 from hedgerow.models.samples import random_batch
 
-_MOST_ROWS = 4
+_SIZES: Final = (1, 2, 3, 4)
+_MOST_SIZES: Final = 12
 
 
-def warm_up(engine: Engine) -> None:
-    """Run a few batches of noise through it, of sizes that it will meet. Noise that a model refuses does no harm."""
+def warm_up(engine: Engine, sizes: Iterable[int] = _SIZES) -> None:
+    """Run batches of noise through it. Noise that a model refuses does no harm.
+
+    Args:
+        sizes: rows of batches that it will meet; those of the version before, if there is one.
+    """
     fit = engine.fit
     shapes = {spec.name: [1 if dim is None else dim for dim in spec.shape] for spec in engine.inputs}
-    for rows in range(1, 1 + (_MOST_ROWS if fit.batches and fit.fixed is None else 1)):
+    wanted = sorted({*_SIZES, *sizes})[:_MOST_SIZES] if fit.batches and fit.fixed is None else [1]
+    for rows in wanted:
         try:
             engine.run_batch(random_batch(fit, rows, shapes))
-        except (HedgerowError, ModelMismatch):
+        except HedgerowError:
             return
+
+
+def prove_batches(engine: Engine, folder: Path, manifest: Manifest) -> None:
+    """Give it two golden inputs as two callers' requests: it compares its first batch with its requests run alone.
+
+    Args:
+        folder: of the bundle.
+    """
+    for case in manifest.golden:
+        arrays = read_arrays(folder / case.inputs.path)
+        requests = [_row(engine, arrays, row) for row in (0, -1)]
+        if not any(request is None for request in requests):
+            engine.infer_each([request for request in requests if request is not None])
+            return
+
+
+def _row(engine: Engine, arrays: dict[str, Array], row: int) -> dict[str, Array] | None:
+    """One of a batch's frames; None: it has not two."""
+    request = {}
+    for spec in engine.inputs:
+        axis, array = engine.fit.axes[spec.name], arrays.get(spec.name)
+        if array is None or axis is None or axis >= array.ndim or array.shape[axis] < 2:
+            return None
+        request[spec.name] = array.take([row], axis)
+    return request

@@ -15,16 +15,13 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 from pydantic import ValidationError
 
-from hedgerow import backends
-from hedgerow.errors import BackendMissing, BusError, HedgerowError, internal
-from hedgerow.models.candidate import Candidate, choose_variant
-from hedgerow.models.manifest import MANIFEST, Manifest, read_manifest
+from hedgerow.errors import BusError, HedgerowError, internal
 from hedgerow.node.memory import KeptModel, Memory
 from hedgerow.node.reconcile import (
     Admission,
@@ -44,11 +41,9 @@ from hedgerow.wire.fleet import Desired, JobState, ModelRef, Reported
 from hedgerow.wire.messages import ErrorBody
 
 if TYPE_CHECKING:
-    from hedgerow.blobs.fetch import Fetcher
-    from hedgerow.blobs.store import BlobStore
     from hedgerow.bus.message import Message
+    from hedgerow.node.supply import Supply
     from hedgerow.node.swaps import SwapOutcome, Swaps
-    from hedgerow.node.verify import Verifier
     from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
@@ -64,6 +59,10 @@ _LOOK_EVERY_S: Final = 2.0
 
 class Host(Protocol):
     """What the agent asks of the node it works for."""
+
+    def labels(self) -> dict[str, str]:
+        """What the machine and the node's file say; blocks, since drivers are asked."""
+        ...
 
     @property
     def models(self) -> Mapping[str, str]:
@@ -105,11 +104,8 @@ class Agent:
         session: this run of it.
         host: the node.
         memory: what it remembers.
-        verifier: says which bundles are what they are called.
-        fetcher: brings their content.
-        store: where that lies.
+        supply: where versions come from.
         swaps: lets versions serve.
-        labels: what the machine and the node's file say.
     """
 
     def __init__(
@@ -118,21 +114,16 @@ class Agent:
         session: str,
         host: Host,
         memory: Memory,
-        verifier: Verifier,
-        fetcher: Fetcher,
-        store: BlobStore,
+        supply: Supply,
         swaps: Swaps,
-        labels: Mapping[str, str],
     ) -> None:
         self._address = str(address)
         self._session = session
         self._host = host
         self._memory = memory
-        self._verifier = verifier
-        self._fetcher = fetcher
-        self._store = store
+        self._supply = supply
         self._swaps = swaps
-        self._own_labels = dict(labels)
+        self._own_labels: dict[str, str] = {}
         self._wanted: Desired | None = memory.desired()
         self._kept = memory.kept()
         self._overlay: Overlay = {}
@@ -154,6 +145,7 @@ class Agent:
 
         Returns: what is different about pipelines.
         """
+        self._own_labels = self._host.labels()
         for model, kept in list(self._kept.items()):
             if model not in self._host.models:
                 continue
@@ -161,7 +153,7 @@ class Agent:
                 if ref is None or ref.digest in self._quarantined():
                     continue
                 try:
-                    self._swaps.restore(model, self._candidate(model, ref, variant))
+                    self._swaps.restore(model, self._supply.undamaged(model, ref, variant))
                     break
                 except HedgerowError as error:
                     log.warning("model-not-restored", model=model, version=str(ref), error=str(error))
@@ -265,10 +257,11 @@ class Agent:
     async def _take_step(self, step: Step, desired: Desired) -> None:
         match step:
             case Fetch(model, ref):
-                await self._until_there(lambda: self._fetch(model, ref))
+                tell = partial(self._step, model=model)
+                await self._until_there(lambda: self._supply.fetch(ref, self.labels, tell))
             case Recheck(model, ref):
                 self._step("verify", model)
-                await self._verifier.again(ref, self.labels)
+                await self._supply.recheck(ref, self.labels)
             case GoOver(model, ref):
                 await self._go_over(model, ref, desired)
             case GoBack(model):
@@ -283,18 +276,6 @@ class Agent:
                 self._step("pipelines", "")
                 await self._host.overlay(pipelines)
                 self._overlay = pipelines
-
-    async def _fetch(self, model: str, ref: ModelRef) -> None:
-        """Have a version verified, and all of it brought here."""
-        self._step("verify", model)
-        content = await self._verifier.manifest(ref, self.labels)
-        manifest = read_manifest(content, ref.digest)
-        variant = choose_variant(manifest, await asyncio.to_thread(_there), None)
-        files = manifest.files_for(variant)
-        self._step("fetch", model, 0.0)
-        await self._fetcher.fetch(files, lambda done: self._step("fetch", model, done))
-        self._step("install", model)
-        await asyncio.to_thread(self._store.install, content, files)
 
     async def _until_there(self, attempt: Callable[[], Any]) -> None:
         """Try until the region, or the broker, can be reached."""
@@ -311,7 +292,7 @@ class Agent:
             pause_s = min(2 * pause_s, _AGAIN_S[1])
 
     async def _go_over(self, model: str, ref: ModelRef, desired: Desired) -> None:
-        candidate = await asyncio.to_thread(self._candidate, model, ref, None)
+        candidate = await asyncio.to_thread(self._supply.candidate, model, ref)
         before = self._swaps.serving().get(model)
         previous = None if before is None else before.model
         await asyncio.to_thread(self._protect, ref)
@@ -340,35 +321,18 @@ class Agent:
         """Keep the store from evicting what serves and what would serve if that were taken back."""
         refs = [kept.ref for kept in self._kept.values()]
         refs += [kept.previous for kept in self._kept.values() if kept.previous is not None]
-        self._store.protect({ref.digest for ref in [*refs, *also]})
-
-    def _candidate(self, model: str, ref: ModelRef, variant: str | None) -> Candidate:
-        """A version that lies in the store. Raises: HedgerowError: it does not, or cannot run here."""
-        folder = self._installed().get(ref.digest)
-        if folder is None:
-            raise DesiredError(
-                f"{ref} is not in the store any more",
-                code="not-installed",
-                remedy="It is fetched again when the region sends a new document.",
-            )
-        manifest = read_manifest((folder / MANIFEST).read_bytes(), ref.digest)
-        if variant is None:
-            variant = choose_variant(_with_files(manifest, folder), _there(), None).name
-        return Candidate(model, ref, manifest, manifest.variant(variant), folder)
+        self._supply.protect({ref.digest for ref in [*refs, *also]})
 
     def _running(self) -> Running:
         serving = {name: report.model for name, report in self._swaps.serving().items() if report.model is not None}
         return Running(
             models=self._host.models,
             serving=serving,
-            installed=frozenset(self._installed()),
+            installed=frozenset(self._supply.installed()),
             quarantined=self._quarantined(),
             pipelines=self._host.pipelines,
             overlay=self._overlay,
         )
-
-    def _installed(self) -> dict[str, Path]:
-        return {each.digest: each.folder for each in self._store.installed()}
 
     def _quarantined(self) -> dict[str, Any]:
         return {each.digest: each for each in self._swaps.quarantined()}
@@ -396,8 +360,8 @@ class Agent:
                 "pipelines": self._host.states(),
                 "quarantined": self._swaps.quarantined(),
                 "labels": self.labels,
-                "store_bytes": self._store.used_bytes,
-                "store_max_bytes": self._store.max_bytes,
+                "store_bytes": self._supply.used_bytes,
+                "store_max_bytes": self._supply.max_bytes,
             }
         )
         telling = _without_counts(report)
@@ -437,22 +401,6 @@ async def _end(work: asyncio.Task[None] | None) -> None:
         work.cancel()
         with suppress(asyncio.CancelledError):
             await work
-
-
-def _there() -> dict[str, tuple[str, ...]]:
-    """Devices by backend, as they are here; blocks, since drivers are asked."""
-    found: dict[str, tuple[str, ...]] = {}
-    for backend in backends.backends():
-        with suppress(BackendMissing):
-            _ = backend.version
-            found[backend.name] = tuple(backend.devices())
-    return found
-
-
-def _with_files(manifest: Manifest, folder: Path) -> Manifest:
-    """The manifest with those variants only whose files are all there."""
-    there = tuple(v for v in manifest.variants if all((folder / file.path).is_file() for file in v.files))
-    return manifest.model_copy(update={"variants": there})
 
 
 def _without_counts(report: Reported) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,12 @@ from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.config import NodeConfig
 from hedgerow.errors import ConfigError, HedgerowError
 from hedgerow.node.agent import Agent
-from hedgerow.node.labels import own_labels
+from hedgerow.node.labels import backends_in_use, device_labels, own_labels
 from hedgerow.node.link import link_options
 from hedgerow.node.memory import Memory
 from hedgerow.node.overlay import overlaid
 from hedgerow.node.reconcile import Overlay
+from hedgerow.node.supply import Supply
 from hedgerow.node.verify import Verifier
 from hedgerow.topics import Channel
 from hedgerow.trust.client import TrustClient
@@ -77,6 +79,7 @@ class FleetMember:
         self._client = client
         self._reload = reload
         self._event = on_event
+        self._loop = asyncio.get_running_loop()
         self._states = states
         self._clock_doubtful = clock_doubtful
         self._overlay: Overlay = {}
@@ -94,8 +97,9 @@ class FleetMember:
         copies = [HttpsDocuments(web_of(source)) for source in fleet.sources if source.url.startswith("https:")]
         trust = TrustClient(folder / "trust", _root(fleet.root_file), documents, *copies)
         self._verifier = Verifier(trust, on_event)
-        labels = own_labels(address, cores) | config.node.labels
-        self.agent = Agent(address, session, self, Memory(folder), self._verifier, self._fetcher, store, swaps, labels)
+        self._own_labels = own_labels(address, cores)
+        supply = Supply(self._verifier, self._fetcher, store)
+        self.agent = Agent(address, session, self, Memory(folder), supply, swaps)
         self._work: asyncio.Task[None] | None = None
 
     # What the node does with it
@@ -107,7 +111,7 @@ class FleetMember:
             return overlaid(self._config, self._overlay)
         except HedgerowError as error:  # it was right when it came; the file has changed since
             log.warning("overlay-refused", error=str(error), remedy=error.remedy)
-            self._event("overlay-refused", {"error": str(error)})
+            self.event("overlay-refused", {"error": str(error)})
             self.agent.refuse_overlay()
             self._overlay = {}
             return self._config
@@ -150,6 +154,11 @@ class FleetMember:
 
     # What the agent asks of the node
 
+    def labels(self) -> dict[str, str]:
+        """See `Host`."""
+        devices = device_labels(backends_in_use(self._config.models))
+        return self._own_labels | devices | self._config.node.labels
+
     @property
     def models(self) -> Mapping[str, str]:
         """See `Host`."""
@@ -180,8 +189,9 @@ class FleetMember:
         self._client.publish(topic, reported.encode(), qos=1, retain=True, properties=_JSON)
 
     def event(self, kind: str, detail: dict[str, Any]) -> None:
-        """See `Host`."""
-        self._event(kind, detail)
+        """See `Host`; for any thread, since restoring has one of its own."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._event, kind, detail)
 
 
 def _root(path: Path) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
 
 if TYPE_CHECKING:
+    from hedgerow.bus.client import Client
     from hedgerow.errors import HedgerowError
     from hedgerow.models.engine import SlotInfo
     from hedgerow.pipeline.run import PipelineRunner
@@ -197,13 +198,15 @@ def _refusals(name: str, runner: PipelineRunner) -> list[str]:
     return [f"pipeline {name}: the broker refuses {pattern}: {reason}" for pattern, reason in runner.refused.items()]
 
 
-def gauges(
-    runners: dict[str, PipelineRunner], *, control_connected: bool
-) -> Iterator[tuple[str, str, dict[str, str], float]]:
+def gauges(runners: dict[str, PipelineRunner], control: Client) -> Iterator[tuple[str, str, dict[str, str], float]]:
     """What /metrics shows beside the pipelines' counts: name, help, labels, value."""
-    yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "node"}, control_connected
+    yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "node"}, control.connected
+    refused = control.refused_publishes
+    yield "hedgerow_refused_publishes", "QoS 1 messages that the broker did not take.", {"link": "node"}, refused
     for name, runner in runners.items():
         yield "hedgerow_connected", "Whether the broker can be reached.", {"link": name}, runner.connected
+        refused = runner.refused_publishes
+        yield "hedgerow_refused_publishes", "QoS 1 messages that the broker did not take.", {"link": name}, refused
         yield "hedgerow_frames_queued", "Frames that wait.", {"pipeline": name}, runner.queued
         yield "hedgerow_streams", "Streams known.", {"pipeline": name}, runner.streams
         yield "hedgerow_reconnects", "Times the link was made anew.", {"pipeline": name}, runner.reconnects

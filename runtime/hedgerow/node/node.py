@@ -132,7 +132,7 @@ class Node:
             tallies = TallyCollector(
                 self._books,
                 lambda: (
-                    *gauges(self.runners.copy(), control_connected=self._control.connected),
+                    *gauges(self.runners.copy(), self._control),
                     *self._outbox.gauges(),
                     *(self._fleet.gauges() if self._fleet is not None else ()),
                     *(self._certificates.gauges() if self._certificates is not None else ()),

@@ -125,6 +125,8 @@ class NodeOutbox:
             return
         status = self._outbox.status
         yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "outbox"}, self._client.connected
+        refused = self._client.refused_publishes
+        yield "hedgerow_refused_publishes", "QoS 1 messages that the broker did not take.", {"link": "outbox"}, refused
         yield "hedgerow_outbox_entries", "Results and gaps that the region does not have.", {}, status.entries
         yield "hedgerow_outbox_bytes", "Bytes that the outbox takes on the disk.", {}, status.used_bytes
         yield "hedgerow_outbox_max_bytes", "Bytes that it may take.", {}, self._limits.max_bytes

@@ -62,7 +62,8 @@ class Pipelines:
         self._pool = ModelPool(cores=cores, state_dir=config.node.state_dir)
         self._pool.on_assigned = self._assigned
         self._late: set[asyncio.Task[None]] = set()
-        self.swaps = Swaps(self._pool, base_dir / config.node.state_dir, announcer.event, self)
+        state_dir = base_dir / config.node.state_dir
+        self.swaps = Swaps(self._pool, state_dir, announcer.event, self, config.fleet.max_crashes)
         self._reloading = asyncio.Lock()
         self._committing = asyncio.Lock()  # held while runners come and go
         self.closing = False

@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
 
@@ -83,6 +85,7 @@ class Swaps:
         state_dir: folder for what must outlive the process.
         on_event: told what operators should know.
         elsewhere: pipelines whose models are not in the pool.
+        max_crashes: crashes of a version on trial that put it into quarantine.
     """
 
     def __init__(
@@ -91,11 +94,12 @@ class Swaps:
         state_dir: Path,
         on_event: Callable[[str, dict[str, Any]], None],
         elsewhere: Elsewhere | None = None,
+        max_crashes: int = 1,
     ) -> None:
         self._pool = pool
         self._on_event = on_event
         self._elsewhere = elsewhere
-        self._trials = Trials(state_dir / "trials")
+        self._trials = Trials(state_dir / "trials", max_crashes)
         self._turn = asyncio.Lock()
         self._stages: dict[str, Literal["split", "probation"]] = {}
         self._previous: dict[str, Candidate | None] = {}
@@ -196,8 +200,8 @@ class Swaps:
         finally:
             self._stages.pop(name, None)
             if candidate is not None:
-                await asyncio.to_thread(self._trials.leave, candidate, passed=trial.kept)
-        self._on_event("model-kept", {"model": name, "version": what})
+                await _whole(partial(self._trials.leave, candidate, passed=trial.kept))
+        self._on_event("model-kept", {"model": name, "version": what, "measures": trial.measures})
         return SwapOutcome(kept=True, served=True, measures=trial.measures)
 
     async def _take(self, trial: SlotTrial, policy: SwapPolicy, on_step: OnStep) -> None:
@@ -256,7 +260,12 @@ class Swaps:
     async def _undo(self, trial: SlotTrial) -> None:
         """Let the version before serve, and free the new one."""
         elsewhere = trial.served and self._elsewhere is not None
-        await _whole(trial.undo)
+        try:
+            await _whole(trial.undo)
+        except HedgerowError as error:
+            detail = {"model": trial.name, "version": "the one before", "error": str(error)}
+            log.error("model-not-restored", **detail, remedy=error.remedy)
+            self._on_event("model-not-restored", detail)
         if elsewhere and self._elsewhere is not None:
             try:
                 await self._elsewhere.go_over(trial.name)
@@ -267,7 +276,7 @@ class Swaps:
         kind = "model-rolled-back" if trial.served else "model-refused"
         detail = {"model": name, "version": what, "code": refusal.code, "reason": str(refusal)}
         log.warning(kind, **detail, remedy=refusal.remedy)
-        self._on_event(kind, detail)
+        self._on_event(kind, {**detail, "measures": trial.measures})
         return SwapOutcome(
             False, refusal.code, str(refusal), refusal.remedy, served=trial.served, measures=trial.measures
         )
@@ -276,8 +285,14 @@ class Swaps:
 async def _whole(work: Callable[[], T]) -> T:
     """Do something in a thread, to its end: native code cannot be stopped half-way, so cancelling waits for it."""
     task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        with suppress(Exception):  # it is of no interest any more, and has been seen to
+            task.result()
+        raise cancelled
+    return task.result()

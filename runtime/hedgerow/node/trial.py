@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from hedgerow.config import ModelConfig
-from hedgerow.errors import ModelError
+from hedgerow.errors import HedgerowError, ModelError
+from hedgerow.models.background import low_priority
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.compatible import IncompatibleVersion, misfits
 from hedgerow.models.engine import Engine
@@ -18,13 +19,16 @@ from hedgerow.models.pool import BUNDLE, ModelPool
 from hedgerow.models.probation import Measures, Verdict, judge, slowdown
 from hedgerow.models.shadow import Shadow
 from hedgerow.models.slot import Slot
-from hedgerow.models.warm import warm_up
+from hedgerow.models.warm import prove_batches, warm_up
 from hedgerow.models.watch import Watch
 from hedgerow.node.health import resident_bytes
 from hedgerow.wire.fleet import SwapPolicy
 
 _HEAD_ROOM: Final = 1.1
 """Times what a version needs that has to be free, since nobody measured it here."""
+
+_DRAIN_S: Final = 30.0
+"""Longest wait for lists that run on a version that no longer serves; a stage may hang in one."""
 
 
 class Refused(ModelError):
@@ -45,6 +49,7 @@ class _Place:
     watch: Watch | None = None
     shadow: Shadow | None = None
     before: Watch | None = None
+    unloaded: bool = False
 
 
 class SlotTrial:
@@ -87,27 +92,33 @@ class SlotTrial:
         need, free = int(self.candidate.variant.needs.memory_bytes * _HEAD_ROOM), free_bytes()
         if free is None or need <= free:
             return
+        short = f"{self.candidate.ref} needs {need:,} bytes beside the version that serves, and {free:,} are free"
         if self._policy.memory == "refuse" or not any(place.old for place in self._places):
-            raise Refused(
-                "no-memory",
-                f"{self.candidate.ref} needs {need:,} bytes beside the version that serves, and {free:,} are free",
-                "Free memory, choose a smaller variant, or set `memory: brief-gap` in the swap policy.",
-            )
+            remedy = "Free memory, choose a smaller variant, or set `memory: brief-gap` in the swap policy."
+            raise Refused("no-memory", short, remedy)
+        if any(place.slot.never_waits for place in self._places):
+            why = "a gap cannot be, since a pipeline with `lanes: 0` uses it, whose event loop would wait for itself"
+            raise Refused("no-memory", f"{short}; {why}", "Free memory, or give that pipeline a lane.")
         self._gap = True
 
     def load(self) -> None:
-        """Load it beside what serves, or, in a gap, after that has been unloaded.
+        """Load it beside what serves and at low priority, or, in a gap, after that has been unloaded.
 
         Raises: HedgerowError: it cannot be loaded, or does not fit what its stages know of the model.
         """
         if self._gap:
             self._begin_gap()
+            self._load()
+            return
+        with low_priority():
+            self._load()
+
+    def _load(self) -> None:
         for place in self._places:
             self._check_bundle(place.slot.config)
             if place.old is not None:
                 place.before = Watch(place.old)
             place.new = self._pool.open(self.name, place.slot.config, place.slot.base_dir, self.candidate)
-            self._check_digest(place.new)
             if place.old is not None:
                 why = misfits(place.old, place.new)
                 if why:
@@ -116,13 +127,20 @@ class SlotTrial:
         if not self._places and self.candidate is not None:  # nobody uses it now; whether it works is seen all the same
             config = ModelConfig(path=f"{BUNDLE}{self.candidate.ref.name}")
             self._alone = self._pool.open(self.name, config, Path(), self.candidate)
-            self._check_digest(self._alone)
 
     def try_golden(self) -> None:
         """Warm it up and see whether it computes here what it computed where it was built.
 
         Raises: Refused: it does not.
         """
+        if self._gap:
+            self._try_golden()
+            return
+        with low_priority():
+            self._try_golden()
+
+    def _try_golden(self) -> None:
+        sizes = {rows for place in self._places if place.old is not None for rows in place.old.recent_s()}
         for engine in self._new():
             if self.candidate is not None:
                 outcome = check_golden(
@@ -135,8 +153,9 @@ class SlotTrial:
                         f"On this device it does not give what it should: {outcome.detail}",
                         "Build a variant for this device, or widen its tolerance if the difference does no harm.",
                     )
-            warm_up(engine)
-            engine.forget_times()
+                prove_batches(engine, self.candidate.folder, self.candidate.manifest)
+            warm_up(engine, sizes)
+            engine.forget()
 
     def begin_shadow(self) -> bool:
         """Let it run on live frames unheard. Returns: whether anything serves that it could run beside."""
@@ -169,9 +188,7 @@ class SlotTrial:
             if place.new is not None:
                 place.slot.switch(place.new)
                 self.served = True
-        if self._gap_began:
-            self.measures["gap_s"] = round(time.monotonic() - self._gap_began, 3)
-            self._gap_began = 0.0
+        self._end_gap()
         self._pool.assign(self.name, self.candidate)
 
     def judge(self, step: str, elapsed_s: float, period_s: float) -> Verdict:
@@ -186,50 +203,72 @@ class SlotTrial:
         for place in self._places:
             self._end_watches(place)
             if place.old is not None:
-                place.slot.drained(place.old)
-                place.old.close()
+                place.slot.retire(place.old, _DRAIN_S)
             if place.slot.closed and place.new is not None:
                 place.new.close()
         if self._alone is not None:
             self._alone.close()
 
     def undo(self) -> None:
-        """Let the version before serve again, and free this one."""
+        """Let the version before serve again, and free this one.
+
+        Raises: HedgerowError: the version before had to be unloaded and cannot be loaded again. Frames that need it are
+            dead-lettered.
+        """
         if self.kept:
             return
+        failure: HedgerowError | None = None
         self.end_shadow()
         if self._switched:
             self._pool.assign(self.name, self._before)
         for place in self._places:
             place.slot.end_split()
             if place.old is not None and place.slot.serving is not place.old:
-                self._put_back(place)
+                if place.unloaded and place.new is not None:  # there is no room for both
+                    self._gap_began = self._gap_began or time.monotonic()
+                    place.slot.begin_gap()
+                    place.slot.retire(place.new, _DRAIN_S)
+                try:
+                    self._put_back(place, place.old)
+                except HedgerowError as error:
+                    place.slot.switch(place.old)  # closed: who asks it is told so, and does not wait for ever
+                    failure = error
             self._end_watches(place)
             if place.new is not None:
-                place.slot.drained(place.new)
-                place.new.close()
+                place.slot.retire(place.new, _DRAIN_S)
         if self._alone is not None:
             self._alone.close()
+        self._end_gap()
+        if failure is not None:
+            raise failure
 
-    def _put_back(self, place: _Place) -> None:
-        old = place.old
-        if self._gap:  # it was unloaded
-            old = self._pool.open(self.name, place.slot.config, place.slot.base_dir, self._before)
-            if place.old is not None:
-                old.state_token = place.old.state_token
-        if old is not None:
-            place.slot.switch(old)
-        if self._gap_began:
-            self.measures["gap_s"] = round(time.monotonic() - self._gap_began, 3)
-            self._gap_began = 0.0
+    def _put_back(self, place: _Place, old: Engine) -> None:
+        if place.unloaded:
+            again = self._pool.open(self.name, place.slot.config, place.slot.base_dir, self._before)
+            again.state_token = old.state_token
+            old = again
+        place.slot.switch(old)
 
     def _begin_gap(self) -> None:
         self._gap_began = time.monotonic()
         for place in self._places:
             old = place.slot.begin_gap()
-            if old is not None:
-                place.slot.drained(old)
-                old.close()
+            if old is None:
+                continue
+            if not place.slot.drained(old, _DRAIN_S):
+                raise Refused(
+                    "busy",
+                    f"Frames still ran on the version that serves {_DRAIN_S:g} s after it was to be unloaded",
+                    "A stage hangs, or takes very long: look at the node's health.",
+                )
+            old.close()
+            place.unloaded = True
+
+    def _end_gap(self) -> None:
+        if self._gap_began:
+            gap_s = self.measures.get("gap_s", 0.0) + time.monotonic() - self._gap_began
+            self.measures["gap_s"] = round(gap_s, 3)
+            self._gap_began = 0.0
 
     def _begin_watch(self) -> None:
         if self._resident == 0:
@@ -254,15 +293,6 @@ class SlotTrial:
                 "wrong-bundle",
                 f"Model {self.name} is to be {config.path}; {self.candidate.ref} is another model",
                 f"Name a version of {wanted}, or mend the node's `path:`.",
-            )
-
-    def _check_digest(self, engine: Engine) -> None:
-        if self.candidate is not None and engine.source.digest != self.candidate.variant.model_digest:
-            engine_digest = engine.source.digest
-            raise Refused(
-                "wrong-digest",
-                f"The file of {self.candidate.ref} is {engine_digest}, not {self.candidate.variant.model_digest}",
-                "The store is damaged: remove the bundle's folder, and it is fetched again.",
             )
 
     def _measure(self, step: str, elapsed_s: float) -> Measures:

@@ -17,7 +17,7 @@ from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Frame
 from hedgerow.models.engine import Engine, SlotInfo
 from hedgerow.models.pool import ModelPool
-from hedgerow.models.slot import Pins, sides
+from hedgerow.models.slot import Pins
 from hedgerow.pipeline.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, FrameMaker, Settlement
@@ -142,6 +142,9 @@ class LocalPlan(Plan):
         self._context = PipelineContext(name, config.models, base_dir, pool)
         self._chain = build_chain(self.config.stages, self._context, on_event)
         self._slots = tuple(dict.fromkeys(self._context.slots))
+        if not self.lanes:
+            for slot in self._slots:
+                slot.never_waits = True
         self._make_encoder = partial(make_encoder, config, name)
         self.encoder = self._make_encoder(self.models())
         self._encoders: dict[tuple[Engine, ...], ResultEncoder] = {}
@@ -149,16 +152,18 @@ class LocalPlan(Plan):
     def run(self, deliveries: Sequence[Delivery], lane: int) -> Completed:
         """See `Plan.run`. The list pins the versions of its models that serve when it begins."""
         for slot in self._slots:
-            if slot.splits:
+            if slot.on_trial is not None:
                 return self._run_divided(deliveries)
         with Pins(self._slots) as engines:
             return self._run(deliveries, engines)
 
     def _run_divided(self, deliveries: Sequence[Delivery]) -> Completed:
         """Run a list as several: one for each choice of versions that serves some of its streams."""
+        splits = [slot.on_trial for slot in self._slots]  # looked at once: one may end meanwhile
         groups: dict[tuple[bool, ...], list[Delivery]] = {}
         for delivery in deliveries:
-            groups.setdefault(sides(self._slots, delivery.stream), []).append(delivery)
+            chosen = tuple([split is not None and split.takes(delivery.stream) for split in splits])
+            groups.setdefault(chosen, []).append(delivery)
         settlements: list[Settlement] = []
         timings: list[tuple[str, float, int]] = []
         snapshot = None

@@ -249,6 +249,11 @@ class PipelineRunner:
         return self._source.refused
 
     @property
+    def refused_publishes(self) -> int:
+        """Results and dead letters that the broker did not take."""
+        return self._sink.refused_publishes
+
+    @property
     def reconnects(self) -> int:
         """Times a link was made anew."""
         return self._source.reconnects + self._sink.reconnects

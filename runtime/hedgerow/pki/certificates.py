@@ -181,15 +181,13 @@ def permits(authority: x509.Certificate, host: str) -> bool:
         constraints = authority.extensions.get_extension_for_class(x509.NameConstraints).value
     except x509.ExtensionNotFound:
         return True
-    name = _host(host)
-    return any(
-        name.value in one.value
-        if isinstance(one, x509.IPAddress) and isinstance(name, x509.IPAddress)
-        else isinstance(one, x509.DNSName)
-        and isinstance(name, x509.DNSName)
-        and f".{name.value}".lower().endswith(f".{one.value.lstrip('.')}".lower())
-        for one in constraints.permitted_subtrees or ()
-    )
+    permitted = [one.value for one in constraints.permitted_subtrees or ()]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        domains = [one for one in permitted if isinstance(one, str)]
+        return any(f".{host}".lower().endswith(f".{one.lstrip('.')}".lower()) for one in domains)
+    return any(address in one for one in permitted if isinstance(one, ipaddress.IPv4Network | ipaddress.IPv6Network))
 
 
 def _public(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:

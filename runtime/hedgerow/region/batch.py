@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from hedgerow.bus.outbox.records import Ack, Number
 from hedgerow.region.books import Book, LedgerKey, save_books
@@ -40,12 +40,20 @@ _COUNT_REJECTED: Final = (
 )
 
 
+class Owed(NamedTuple):
+    """What an outbox is to hear: what has come of it, of how many records, and whether it asked to hear at once."""
+
+    ack: Ack
+    records: int
+    asked: bool
+
+
 @dataclass(slots=True)
 class Outcome:
     """What a batch came to.
 
     Attributes:
-        acks: of every outbox that sent something, and how many records.
+        acks: what every outbox that sent something is to hear.
         stored: results, durable ones among them as `durable`.
         repeats: that were there already.
         gaps, lost: declared, and the records lost by them.
@@ -55,7 +63,7 @@ class Outcome:
         known: nodes not known before.
     """
 
-    acks: dict[LedgerKey, tuple[Ack, int]] = field(default_factory=dict)
+    acks: dict[LedgerKey, Owed] = field(default_factory=dict)
     stored: int = 0
     durable: int = 0
     repeats: int = 0
@@ -82,6 +90,7 @@ class Batch:
     nodes: dict[int, Node] = field(default_factory=dict)
     books: dict[LedgerKey, Book] = field(default_factory=dict)
     records: Counter[LedgerKey] = field(default_factory=Counter)
+    asked: set[LedgerKey] = field(default_factory=set)
     added_bytes: int = 0
 
     def add_durable(self, node: Node, book: Book, number: Number, item: Result) -> None:

@@ -113,7 +113,7 @@ class Canaries:
                 canary.sent_at = None
                 self._tell(Ping(address, 0, time.time(), True, None, None))
             if canary.sent_at is None and now >= canary.due_at:
-                canary.due_at = now + self._every_s
+                canary.due_at = now + self._every_s * random.uniform(0.8, 1.2)  # who came together does not stay so
                 self._ping(address, canary, now)
 
     def _ping(self, address: Address, canary: _Canary, now: float) -> None:

@@ -33,7 +33,7 @@ from hedgerow.region.database import open_database
 from hedgerow.region.items import Item, Ping
 from hedgerow.region.keeper import Keeper
 from hedgerow.region.metrics import Counts, RegionMetrics
-from hedgerow.region.pace import AFTER, LATEST_S, Pace
+from hedgerow.region.pace import TURN_S, Pace
 from hedgerow.region.reading import filters, read
 from hedgerow.region.steward import Steward
 from hedgerow.region.store import Store
@@ -216,12 +216,12 @@ class Collector:
             self._client.ack(message)
         now = time.monotonic()
         for key, ack in done.acks:
-            self._pace.owe(key, ack, AFTER, now)
+            self._pace.owe(key, ack, 0, now, asked=True)
         for outcome in done.outcomes:
             counts.add(outcome)
             counts.batches += 1
-            for key, (ack, records) in outcome.acks.items():
-                self._pace.owe(key, ack, records, now)
+            for key, owed in outcome.acks.items():
+                self._pace.owe(key, owed.ack, owed.records, now, asked=owed.asked)
             for reason, count in outcome.rejected.items():
                 log.warning("rejected", reason=reason, count=count)
             if outcome.known and self._canaries is not None:
@@ -251,7 +251,7 @@ class Collector:
                 address.topic(Channel.ACK), ack.encode(), qos=1, properties=_JSON, done=partial(self._acknowledged, key)
             )
         if len(self._pace) and self._timer is None:
-            self._timer = self._loop.call_later(LATEST_S / 2, self._later)
+            self._timer = self._loop.call_later(TURN_S, self._later)
 
     def _acknowledged(self, key: LedgerKey, error: Exception | None) -> None:
         self._pace.sent(key)

@@ -18,6 +18,7 @@ from hedgerow.region.decide import find, next_step
 from hedgerow.region.fleet import SERVICE, Fleet
 from hedgerow.region.fleetstore import Actor
 from hedgerow.region.gate import Ear, Presence
+from hedgerow.region.queries import iso
 from hedgerow.region.requests import answer_all
 from hedgerow.region.rollout import Wait, admit
 from hedgerow.region.standing import joins
@@ -116,9 +117,10 @@ class Conductor:
                 return
             step = next_step(kept.rollout, find(kept.rollout, fleet.knowledge.facts, ear, now), now)
             if isinstance(step, Wait):
-                if step.why != kept.waits and not kept.rollout.phase.ended:
+                waits = step.why if step.until is None else f"{step.why}, until {iso(step.until)}"
+                if waits != kept.waits and not kept.rollout.phase.ended:
                     with fleet.database.transaction():
-                        fleet.keep(replace(kept, waits=step.why), kept)
+                        fleet.keep(replace(kept, waits=waits), kept)
                 return
             with fleet.database.transaction():
                 fleet.carry(kept, step, Actor(SERVICE), now)

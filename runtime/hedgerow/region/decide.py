@@ -50,7 +50,7 @@ def next_step(rollout: Rollout, findings: Mapping[Address, Finding], now: float)
     if rollout.phase is Phase.SUCCEEDED:
         return _strays(rollout) or _catch_up(rollout, findings, now) or Wait("it has ended")
     if rollout.phase is Phase.ROLLING_BACK:
-        return _strays(rollout) or _going_back(rollout, findings, now)
+        return _strays(rollout) or _going_back(rollout, findings)
     return _failures(rollout) or _forward(rollout, findings, now)
 
 
@@ -62,7 +62,8 @@ def find(rollout: Rollout, facts: Mapping[Address, Facts], ear: Ear, now: float)
 
 def _find(rollout: Rollout, task: Task, facts: Facts, ear: Ear, now: float) -> Finding:
     if task.back == "asked":
-        return examine_back(task.before, task.back_generation, facts, ear, now)
+        due = math.inf if rollout.turned_at is None else rollout.turned_at + rollout.plan.gate.timeout_s
+        return examine_back(task.before, task.back_generation, due, facts, ear, now)
     if task.reached and task.state in ("in-progress", "succeeded"):
         gate = rollout.plan.gate
         due = task.given_at + gate.timeout_s if task.state == "in-progress" else math.inf
@@ -143,7 +144,7 @@ def _forward(rollout: Rollout, findings: Mapping[Address, Finding], now: float) 
         return step
     waiting = _open(rollout)
     if waiting:
-        return Wait(f"{_some(waiting)} not proved yet")
+        return Wait(f"{_some(waiting)} not proved yet: {_why(findings, waiting[0])}")
     if rollout.wave >= 0:
         late = [node for node, task in rollout.begun if task.state in ("queued", "in-progress")]
         if late and not _any_good(rollout):
@@ -178,11 +179,15 @@ def _catch_up(rollout: Rollout, findings: Mapping[Address, Finding], now: float)
     return CatchUp(late)
 
 
-def _going_back(rollout: Rollout, findings: Mapping[Address, Finding], now: float) -> Step:
+def _going_back(rollout: Rollout, findings: Mapping[Address, Finding]) -> Step:
     asked = [node for node, task in rollout.tasks.items() if task.back == "asked"]
-    deadline = (rollout.turned_at or now) + rollout.plan.gate.timeout_s
-    if any(_presence(findings, node) is not Presence.GONE for node in asked) and now < deadline:
-        return Wait(f"{_some(asked)} not back yet", deadline)
+    awaited = [
+        node
+        for node in asked
+        if _presence(findings, node) is not Presence.GONE and _verdict(findings, node) is Verdict.UNKNOWN
+    ]
+    if awaited:
+        return Wait(f"{_some(awaited)} not back yet: {_why(findings, awaited[0])}")
     because = rollout.because
     if asked:
         because += f"; {_some(asked)} not proved to be back"
@@ -205,6 +210,11 @@ def _heard(findings: Mapping[Address, Finding], node: Address) -> bool:
 def _presence(findings: Mapping[Address, Finding], node: Address) -> Presence:
     finding = findings.get(node)
     return Presence.GONE if finding is None else finding.presence
+
+
+def _why(findings: Mapping[Address, Finding], node: Address) -> str:
+    finding = findings.get(node)
+    return "it is not known" if finding is None else finding.reason
 
 
 def _verdict(findings: Mapping[Address, Finding], node: Address) -> Verdict:

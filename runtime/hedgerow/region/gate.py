@@ -186,8 +186,14 @@ def examine(given: Given, facts: Facts, limits: GateSection, ear: Ear, now: floa
     return Finding(Verdict.GOOD, "succeeded")
 
 
-def examine_back(before: Mapping[str, ModelRef | None], generation: int, facts: Facts, ear: Ear, now: float) -> Finding:
-    """Whether a node that was put back serves what it served before."""
+def examine_back(
+    before: Mapping[str, ModelRef | None], generation: int, due: float, facts: Facts, ear: Ear, now: float
+) -> Finding:
+    """Whether a node that was put back serves what it served before.
+
+    Args:
+        generation, due: of the desired document that put it back, and Unix seconds until which it is waited for.
+    """
     there = ear.presence(facts, now)
     reported = facts.reported
     missing = ""
@@ -200,6 +206,8 @@ def examine_back(before: Mapping[str, ModelRef | None], generation: int, facts: 
             serving = reported.models.get(name)
             if ref is not None and not _serves(serving, ref):
                 missing = f"{name} is {_named(serving)}"
+    if missing and ear.since is not None and now > max(due, ear.since + ear.silent_after_s):
+        return Finding(Verdict.BAD, "timed-out", "timed-out", missing, there)
     if missing:
         return Finding(Verdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
     return Finding(Verdict.GOOD, "succeeded", presence=there)
@@ -284,7 +292,8 @@ def _named(serving: ReportedModel | None) -> str:
 
 def _restarts(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
     """Whether its process keeps ending since the new version is there: code and reason."""
-    if limits.max_restarts is None:
+    runs = {sample.session for sample in facts.samples}
+    if limits.max_restarts is None or len(runs) - 1 <= limits.max_restarts:
         return None
     new = set().union(*given.files.values())
     for name, ref in given.models.items():

@@ -188,3 +188,5 @@ class Intake:
         key = (item.address, book.ledger.epoch)
         batch.books[key] = book
         batch.records[key] += 1
+        if item.asks:
+            batch.asked.add(key)

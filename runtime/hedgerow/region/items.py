@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hedgerow.bus.outbox.records import Gap, Number
 from hedgerow.frame import Buffer
@@ -19,12 +19,14 @@ class Item:
         size: bytes of its payload.
         received_at: Unix seconds.
         fresh: whether it was said just now; what a broker retained may be old.
+        asks: whether the node's outbox wants to hear at once that it is stored.
     """
 
     address: Address | None
     size: int
     received_at: float
     fresh: bool
+    asks: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 import orjson
@@ -104,6 +105,7 @@ def signs_of(
 
 _COLUMNS: Final = tuple(Node.__dataclass_fields__)
 _CHANGING: Final = _COLUMNS[5:]
+_changing = attrgetter(*_CHANGING, "id")
 _LOAD_NODES: Final = f"SELECT {', '.join(_COLUMNS)} FROM node"  # noqa: S608 - names of our own
 _NEW_NODE: Final = (
     "INSERT INTO node (region, site, name, first_heard_at, messages_up, bytes_up, results, durable, repeats, unanswered) "
@@ -129,4 +131,4 @@ def add_node(database: Database, address: Address, at: float) -> Node:
 
 def save_nodes(database: Database, nodes: Iterable[Node]) -> None:
     """Write what has changed of them."""
-    database.many(_SAVE_NODE, [[*(getattr(node, name) for name in _CHANGING), node.id] for node in nodes])
+    database.many(_SAVE_NODE, map(_changing, nodes))

@@ -1,12 +1,15 @@
-"""When to acknowledge to an outbox: after so many, or soon, or never too often. Pure but for nothing: no clock, no link.
+"""When to acknowledge to an outbox: after so many, when it asks, or soon, and to quiet ones in turn. Pure: no clock, no link.
 
-An outbox sends no more than its window (256) without an acknowledgement. One for each batch stored would be many where
-batches are small, one a second would keep a busy outbox waiting: so at once when a good part of a window has come, and
-half a second later if not.
+An outbox that fills a good part of its window asks for an acknowledgement with the record that does, and has it at once: so
+a busy one, and one that catches up, never waits. (If the question is lost, so many records do as well.) All others lose
+nothing by waiting: their records stay on their disks a little longer. So they are answered within a second where there
+are few, and where there are many, so many a second, the one that has waited longest first; what acknowledgements cost does
+not grow with the number of outboxes.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -16,7 +19,14 @@ from hedgerow.bus.outbox.records import Ack
 AFTER: Final = 64
 """Records after which an acknowledgement goes at once."""
 LATEST_S: Final = 0.5
-"""Seconds after which it goes anyway."""
+"""Seconds after which it goes anyway, where few are owed;"""
+A_SECOND: Final = 100
+"""where more are, no more than about so many of these go in a second,"""
+LATEST_OF_ALL_S: Final = 10.0
+"""but none later than this: after 30 s an outbox that hears nothing sends again."""
+
+TURN_S: Final = 0.25
+"""These are looked at so often, so that those that are due leave together."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -32,31 +42,48 @@ class Pace(Generic[Key]):
     """What is owed, by outbox and epoch; a newer acknowledgement says all that an older one said."""
 
     def __init__(self) -> None:
-        self._owed: dict[Key, _Owed] = {}
+        self._owed: dict[Key, _Owed] = {}  # the oldest debt first
+        self._at_once: dict[Key, None] = {}
         self._under_way: set[Key] = set()
+        self._turn_at = float("-inf")
 
     def __len__(self) -> int:
-        """Acknowledgements owed or under way."""
-        return len(self._owed.keys() | self._under_way)
+        """Acknowledgements owed, and those under way."""
+        return len(self._owed) + len(self._under_way)
 
-    def owe(self, key: Key, ack: Ack, records: int, now: float) -> None:
-        """Something was stored, or came again."""
+    @property
+    def latest_s(self) -> float:
+        """Seconds that a quiet outbox waits now."""
+        return min(LATEST_OF_ALL_S, max(LATEST_S, len(self._owed) / A_SECOND))
+
+    def owe(self, key: Key, ack: Ack, records: int, now: float, *, asked: bool = False) -> None:
+        """Something was stored, or came again.
+
+        Args:
+            asked: whether the outbox wants to hear of it at once.
+        """
         owed = self._owed.get(key)
         if owed is None:
-            self._owed[key] = _Owed(ack, records, now)
+            owed = self._owed[key] = _Owed(ack, records, now)
         else:
             owed.ack = ack
             owed.records += records
+        if asked or owed.records >= AFTER:
+            self._at_once[key] = None
 
     def due(self, now: float, *, all_of_them: bool = False) -> list[tuple[Key, Ack]]:
         """What to publish now; until `sent`, nothing more goes to the same one."""
-        due = [
-            (key, owed.ack)
-            for key, owed in self._owed.items()
-            if key not in self._under_way and (all_of_them or owed.records >= AFTER or now - owed.since >= LATEST_S)
-        ]
-        for key, _ in due:
-            del self._owed[key]
+        keys = list(self._at_once)
+        if all_of_them or now >= self._turn_at:
+            self._turn_at = now + TURN_S
+            since = now if all_of_them else now - self.latest_s
+            keys += itertools.takewhile(lambda key: self._owed[key].since <= since, self._owed)
+        due = []
+        for key in keys:
+            if key in self._under_way or key not in self._owed:
+                continue
+            due.append((key, self._owed.pop(key).ack))
+            self._at_once.pop(key, None)
             self._under_way.add(key)
         return due
 

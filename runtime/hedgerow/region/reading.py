@@ -16,7 +16,7 @@ import orjson
 from pydantic import ValidationError
 
 from hedgerow.bus.message import Message
-from hedgerow.bus.outbox.records import PRIORITIES, Number, priority_of, read_gap, sequence_of
+from hedgerow.bus.outbox.records import ASK, PRIORITIES, Number, priority_of, read_gap, sequence_of
 from hedgerow.errors import FrameError
 from hedgerow.region.items import Birth, Event, HealthReport, Item, Missing, Rejected, Reported, Result
 from hedgerow.topics import EVERY_NODE, Address, Channel, Parsed, is_name, parse
@@ -85,7 +85,7 @@ def _read(
 ) -> Item:
     channel, tail = parsed.channel, parsed.tail
     if (channel, tail) == GAP:
-        return _gap(message, head, number)
+        return _gap(message, head, said, number)
     if channel is Channel.RESULT:
         return _result(parsed.pipeline, message, head, said, number)
     if channel is Channel.EVENT:
@@ -125,6 +125,11 @@ def _number(said: Mapping[str, str]) -> Number | None:
     raise Refusal("bad-number", text)
 
 
+def _asks(said: Mapping[str, str]) -> bool:
+    name, value = ASK
+    return said.get(name) == value
+
+
 def _result(
     pipeline: str,
     message: Message,
@@ -151,7 +156,7 @@ def _result(
         captured_at = head[2]
     said_id = None if said_id is None else clean(said_id, 1100)
     return Result(
-        *head, pipeline, number, said_id, captured_at, clean(content_type), properties, message.payload
+        *head, pipeline, number, said_id, captured_at, clean(content_type), properties, message.payload, asks=_asks(said)
     )  # fmt: skip
 
 
@@ -172,7 +177,9 @@ def _decoded(message: Message, content_type: str) -> Any:
         raise Refusal("unreadable-payload", f"no {content_type or JSON}: {error}") from error
 
 
-def _gap(message: Message, head: tuple[Address | None, int, float, bool], number: Number | None) -> Missing:
+def _gap(
+    message: Message, head: tuple[Address | None, int, float, bool], said: Mapping[str, str], number: Number | None
+) -> Missing:
     try:
         epoch, gap = read_gap(bytes(message.payload))
         right = (
@@ -195,7 +202,7 @@ def _gap(message: Message, head: tuple[Address | None, int, float, bool], number
         raise Refusal("bad-gap", str(error)) from error
     if not right:
         raise Refusal("bad-gap", "its numbers are none")
-    return Missing(*head, epoch, gap)
+    return Missing(*head, epoch, gap, asks=_asks(said))
 
 
 def _event(

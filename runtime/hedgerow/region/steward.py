@@ -25,12 +25,15 @@ from hedgerow.region.conductor import Conductor, Parcel
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import StoreError, open_database
 from hedgerow.region.gate import Ear
+from hedgerow.region.intents import open_intents
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import JSON
 
 log = structlog.get_logger(__name__)
 
 _TURN_S: Final = 0.5
+_REST_S: Final = 2.0
+"""How often it looks at all nodes while no rollout is under way: with a thousand of them that costs more than a turn else."""
 _RETRY_S: Final = (0.5, 10.0)
 _AT_ONCE: Final = 100
 """Documents under way to the broker at a time: a thousand nodes are no flood for whoever is behind a thin line."""
@@ -97,10 +100,12 @@ class Steward(threading.Thread):
         self._listening_since: float | None = None
         self._conductor: Conductor | None = None
         self._failing = False
+        self._rests_until = 0.0
 
     def link_changed(self, *, connected: bool) -> None:
         """The link to the broker came up or went down."""
         self._listening_since = time.time() if connected else None
+        self._rests_until = 0.0
 
     def close(self) -> None:
         """End with the turn that is under way."""
@@ -138,7 +143,9 @@ class Steward(threading.Thread):
                 database.close()
                 raise
         now, ear = time.time(), Ear(self._listening_since, self._config.region.silent_after_s)
-        self._conductor.turn(now, ear)
+        if time.monotonic() >= self._rests_until or open_intents(self._conductor.fleet.database):
+            under_way = self._conductor.turn(now, ear)
+            self._rests_until = 0.0 if under_way else time.monotonic() + _REST_S
         if ear.since is not None and (parcels := self._conductor.unpublished(now, ear)):
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._courier.take, parcels)

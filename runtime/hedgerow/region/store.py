@@ -19,7 +19,7 @@ import structlog
 
 from hedgerow import __version__
 from hedgerow.bus.outbox.records import Ack
-from hedgerow.region.batch import Batch, Outcome
+from hedgerow.region.batch import Batch, Outcome, Owed
 from hedgerow.region.books import LedgerKey, newest_acks
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import Database, StoreError, StoreRefused
@@ -98,7 +98,7 @@ class Store:
             raise StoreRefused(f"{type(error).__name__}: {error}", remedy="See the log.") from error
         self.stored_bytes += batch.added_bytes
         for key, book in batch.books.items():
-            batch.outcome.acks[key] = book.ledger.ack(), batch.records[key]
+            batch.outcome.acks[key] = Owed(book.ledger.ack(), batch.records[key], key in batch.asked)
         return batch.outcome
 
     def refresh(self) -> None:

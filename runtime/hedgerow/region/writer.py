@@ -1,6 +1,7 @@
 """The thread that owns the store: takes all that waits, stores it together, reports what may be acknowledged.
 
-Group commit without a timer: while one batch is being written the next one gathers. When the store does not work, what is
+Group commit: while one batch is being written the next one gathers. What comes alone is written at once; under load a batch
+gathers for a moment, since a commit costs the disk and the processor more than all that is in a small one. When the store does not work, what is
 in hand is kept and tried again; it is not acknowledged, so the broker sends no more than the receive maximum.
 """
 
@@ -32,6 +33,8 @@ BEAT_EVERY_S: Final = 2.0
 _MOST_ITEMS: Final = 4000
 _MOST_BYTES: Final = 32 << 20
 _TICK_S: Final = 1.0
+_GATHER_S: Final = 0.01
+"""From the beginning of one batch to that of the next, at least."""
 _RETRY_S: Final = (0.2, 10.0)
 
 
@@ -94,6 +97,7 @@ class Writer(threading.Thread):
         self._store: Store | None = None
         self._closing = threading.Event()
         self._beat_at = 0.0
+        self._began_at = 0.0
         self._was_opened = False
 
     @property
@@ -140,6 +144,8 @@ class Writer(threading.Thread):
         size = 0
         try:
             given = self._given.get(timeout=_TICK_S)
+            if (early_s := self._began_at + _GATHER_S - time.monotonic()) > 0:
+                self._closing.wait(early_s)
             while given is not None:
                 items += given.items
                 messages += given.messages
@@ -160,6 +166,7 @@ class Writer(threading.Thread):
                 self._was_opened = True
         began = time.monotonic()
         if given.items:
+            self._began_at = began
             outcomes = self._stored(store, given.items)
             self._report(Done(given.messages, outcomes, time.monotonic() - began, stored_bytes=store.stored_bytes))
         if began - self._beat_at >= BEAT_EVERY_S:

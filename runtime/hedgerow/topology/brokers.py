@@ -78,6 +78,20 @@ def parent_conf(topology: Topology, parent: RegionSection) -> str:
     )
 
 
+def start_files(topology: Topology, name: str) -> dict[str, str]:
+    """What a broker is started with, if not by Mosquitto alone."""
+    if not topology.log_refusals:
+        return {}
+    values = {"where": name, "config": topology.machine.config / name, "state": state_of(topology, name)}
+    return {"broker.sh": template("broker.sh", **values)}
+
+
+def command(topology: Topology, name: str) -> list[str]:
+    """What starts a broker."""
+    config = topology.machine.config / name
+    return ["sh", f"{config}/broker.sh"] if topology.log_refusals else ["mosquitto", "-c", f"{config}/mosquitto.conf"]
+
+
 _ALWAYS_UP: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.REPORTED, Channel.REPLY)
 
 

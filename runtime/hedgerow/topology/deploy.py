@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from hedgerow.config import MetricsSection, NodeConfig
-from hedgerow.topology.brokers import template
+from hedgerow.topology.brokers import command, template
 from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, SiteSection, Topology
 from hedgerow.topology.nodes import certificate
 
@@ -135,6 +135,8 @@ def broker_files(
     user, _, group = machine.broker_ids.partition(":")
     values = {
         "where": name,
+        "words": ", ".join(f'"{word}"' for word in command(topology, name)),
+        "spoken": " ".join(command(topology, name)),
         "config": machine.config / name,
         "state": machine.state / name,
         "image": machine.broker_image,

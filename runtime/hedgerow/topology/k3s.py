@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from hedgerow.topology.brokers import template
+from hedgerow.topology.brokers import command, template
 from hedgerow.topology.deploy import Service
 from hedgerow.topology.model import RegionSection, SiteSection, Topology
 
@@ -62,6 +62,7 @@ def broker(
         files=_data(files),
         digest=_digest(files),
         image=machine.broker_image,
+        words=", ".join(command(topology, where)),
         user=user,
         group=group,
         config=machine.config / where,

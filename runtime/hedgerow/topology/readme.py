@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from hedgerow.pki.provide import Wanted
 from hedgerow.topology import identities
+from hedgerow.topology.brokers import command
 from hedgerow.topology.deploy import Service
 from hedgerow.topology.identities import Needed
 from hedgerow.topology.k3s import NAMESPACE, named
@@ -59,7 +60,7 @@ def _text(
     owners = []
     if with_broker:
         rows.append(
-            f"| broker | `compose.yaml`, `quadlet/hedgerow-broker.container` | `mosquitto -c {config}/mosquitto.conf` |"
+            f"| broker | `compose.yaml`, `quadlet/hedgerow-broker.container` | `{' '.join(command(topology, name))}` |"
         )
         owners.append((machine.broker_ids, machine.state / name / "broker"))
     for service in services:

@@ -38,6 +38,7 @@ def _site(described: Described, site: str) -> dict[str, str]:
     nodes = {node: described.nodes[site, node] for node in place.nodes}
     services = [deploy.node_service(topology, site, node, config) for node, config in nodes.items()]
     broker = {"mosquitto.conf": brokers.site_conf(topology, site), "acl": acl.site_acl(topology, site, nodes)}
+    broker |= brokers.start_files(topology, site)
     if place.loopback_port is not None:
         broker["acl.loopback"] = acl.loopback_acl(topology, site)
     tls = {"broker": certificate(topology, site, "broker"), "bridge": certificate(topology, REGION_AUTHORITY, site)}
@@ -67,6 +68,7 @@ def _region(topology: Topology) -> dict[str, str]:
     manifests = ""
     if not region.external:
         broker["mosquitto.conf"] = brokers.region_conf(topology)
+        broker |= brokers.start_files(topology, region.name)
         if parent is not None:
             tls["bridge"] = certificate(topology, parent.name, region.name)
         manifests += k3s.broker(topology, region.name, region, broker, tls)
@@ -88,6 +90,7 @@ def _parent(topology: Topology, parent: ParentSection) -> dict[str, str]:
     if parent.external:
         return broker
     broker["mosquitto.conf"] = brokers.parent_conf(topology, parent)
+    broker |= brokers.start_files(topology, parent.name)
     tls = {"broker": certificate(topology, parent.name, "broker")}
     return {
         **broker,

@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 _BEHIND_S: Final = 60.0
 _KEPT_MANIFESTS: Final = 64
+_SIGNED_LATER: Final = (errors.UnknownTarget, errors.WrongDigest, errors.NotForThisNode)
+"""What may be refused for want of a signature that has just been given."""
 
 Result = TypeVar("Result")
 
@@ -126,6 +128,13 @@ class TrustClient:
                 updater = self._refresh()
             try:
                 return self._manifest(updater, ref, labels)
+            except _SIGNED_LATER as refusal:
+                # Documents are remembered for seconds. This one may have been signed since a neighbour was given them.
+                updater.fetcher.documents.forget()
+                try:
+                    return self._manifest(self._refresh(), ref, labels)
+                except BusError:
+                    raise refusal from None
             except BusError:
                 self._updater = None  # the next attempt begins with whichever source can be reached
                 raise
@@ -157,7 +166,6 @@ class TrustClient:
         _guarded(updater, updater.refresh)
         if self._seen is None or self._seen[0] != updater.timestamp.version:
             self._seen = (updater.timestamp.version, self._monotonic())
-        self._judge(updater.root, updater.timestamp)  # what is newest says best how late it is
         return updater
 
     def _judge(self, root: Root, timestamp: Timestamp | None) -> float:

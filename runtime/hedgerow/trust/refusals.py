@@ -17,7 +17,7 @@ from tuf.api.exceptions import (
     SlowRetrievalError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Metadata, Root, Signed, Snapshot, Targets
+from tuf.api.metadata import Metadata, Root, Signed, Snapshot
 from tuf.api.serialization import DeserializationError
 
 from hedgerow.trust import errors
@@ -101,12 +101,10 @@ def _expired(updater: JudgedUpdater, role: str, data: bytes) -> TrustError:
 
 def _unsigned(updater: JudgedUpdater, role: str, data: bytes) -> TrustError:
     metadata: Metadata[Any] = Metadata.from_bytes(data)
-    delegators: list[Root | Targets | None] = [updater.delegator(role)]
+    delegators = updater.delegators(role)
     if role == "root" and isinstance(metadata.signed, Root):
         delegators.append(metadata.signed)
     for delegator in delegators:
-        if delegator is None:
-            continue
         found = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
         if found.verified:
             continue

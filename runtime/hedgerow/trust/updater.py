@@ -6,6 +6,7 @@ This is the only module that reaches into tuf's `Updater`; `tests/trust/test_upd
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from tuf.ngclient.updater import Updater
 
 from hedgerow.pki.files import make_folder, write
 from hedgerow.trust.documents import Fetcher
+from hedgerow.trust.roles import TOP
 
 _LIMITS: Final = UpdaterConfig(
     max_root_rotations=1024,
@@ -57,7 +59,7 @@ class JudgedUpdater(Updater):
             target_dir=str(folder / "manifests"),
             target_base_url="targets/",
             fetcher=fetcher,
-            config=_LIMITS,
+            config=replace(_LIMITS),
             bootstrap=root,
         )
 
@@ -80,22 +82,27 @@ class JudgedUpdater(Updater):
         """What is believed of a role; None: nothing yet."""
         return self._trusted_set.get(role)
 
-    def delegator(self, role: str) -> Root | Targets | None:
-        """Who says whose keys count for a role."""
-        if role in ("root", "targets", "snapshot", "timestamp"):
-            return self.root
-        for delegator in self._trusted_set:
-            if isinstance(delegator, Targets) and delegator.delegations and role in (delegator.delegations.roles or {}):
-                return delegator
-        return None
+    def delegators(self, role: str) -> list[Root | Targets]:
+        """Who say whose keys count for a role: it has to be signed for each who leads to it."""
+        if role in TOP:
+            return [self.root]
+        owners = [each for each in self._trusted_set if isinstance(each, Targets) and each.delegations]
+        return [each for each in owners if each.delegations and role in (each.delegations.roles or {})]
 
     def _load_timestamp(self) -> None:
-        """The root is final from here on, so the time can be settled, before anything is judged by it."""
-        moment = self._judge(self.root, self._timestamp_before())
-        self._trusted_set.reference_time = datetime.fromtimestamp(min(max(moment, 0.0), _LAST_MOMENT), UTC)
+        """The root is final from here on, so the time can be settled, before anything is judged by it.
+
+        What comes after the timestamp is judged by when that was signed too.
+        """
+        self._settle_time(self._timestamp_before())
         if self.root.is_expired(self.judged_at):
             raise ExpiredMetadataError("root is expired")
         super()._load_timestamp()
+        self._settle_time(self.timestamp)
+
+    def _settle_time(self, timestamp: Timestamp | None) -> None:
+        moment = self._judge(self.root, timestamp)
+        self._trusted_set.reference_time = datetime.fromtimestamp(min(max(moment, 0.0), _LAST_MOMENT), UTC)
 
     def _timestamp_before(self) -> Timestamp | None:
         """What this node believed last, if the root still lets its key count."""

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, priority_of, sequence_of
+from hedgerow.bus.outbox.records import Ack, Gap, Number, priority_of, sequence_of
 
 MOST_RANGES: Final = 32
 """Ranges that an acknowledgement names; what is beyond is sent again or acknowledged later."""
@@ -68,29 +68,32 @@ class Ledger:
 
     def __init__(self, epoch: str, state: Mapping[int, Sequence[tuple[int, int]]] | None = None) -> None:
         self.epoch = epoch
-        self._got = [Ranges() for _ in range(PRIORITIES)]
+        self._got: dict[int, Ranges] = {}
         for priority, ranges in (state or {}).items():
             for first, last in ranges:
-                self._got[priority].add(first, last)
+                self.of(priority).add(first, last)
 
     def of(self, priority: int) -> Ranges:
         """What has come of a priority."""
-        return self._got[priority]
+        got = self._got.get(priority)
+        if got is None:
+            got = self._got[priority] = Ranges()
+        return got
 
     def state(self) -> dict[int, list[tuple[int, int]]]:
         """All that it knows, by priority: to be stored."""
-        return {priority: ranges for priority, got in enumerate(self._got) if (ranges := got.all())}
+        return {priority: ranges for priority, got in self._got.items() if (ranges := got.all())}
 
     def take(self, number: Number) -> bool:
         """Note a record. Returns: whether it is new; if not, it came or was declared lost before."""
-        return self._got[number.priority].add(number.sequence, number.sequence)
+        return self.of(number.priority).add(number.sequence, number.sequence)
 
     def take_gap(self, gap: Gap) -> bool:
         """Note a gap. Returns: whether it says anything new."""
-        return self._got[priority_of(gap.first)].add(sequence_of(gap.first), sequence_of(gap.last))
+        return self.of(priority_of(gap.first)).add(sequence_of(gap.first), sequence_of(gap.last))
 
     def ack(self) -> Ack:
         """What to tell the outbox."""
-        through = {priority: got.through for priority, got in enumerate(self._got) if got.through}
-        also = {priority: ranges for priority, got in enumerate(self._got) if (ranges := got.beyond(MOST_RANGES))}
+        through = {priority: got.through for priority, got in self._got.items() if got.through}
+        also = {priority: ranges for priority, got in self._got.items() if (ranges := got.beyond(MOST_RANGES))}
         return Ack(self.epoch, through, also)

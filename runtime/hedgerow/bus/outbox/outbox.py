@@ -9,7 +9,7 @@ Rules:
 - Everything is called on the event loop's thread and returns at once. `done` is called there too, after the fsync.
 - Safe means: it stays until the region acknowledges it, or a gap is declared for it.
 - What is published carries its number as a user property `number`: `EPOCH/PRIORITY/SEQUENCE`. A gap is published to a topic
-  of its own, at its place in the sequence.
+  of its own, at its place in the sequence. With `ack` beside it, `now`, the region is asked to answer at once.
 - What is new goes to its topic, once. What goes again, or could not go when it was new, goes to the late one: who acts on
   results as they come is not to see old ones.
 """
@@ -29,6 +29,7 @@ from typing import Any, Final, Literal, Protocol, Self
 from hedgerow.bus.outbox.database import DiskTrouble
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import (
+    ASK,
     PRIORITIES,
     Ack,
     Entry,
@@ -49,6 +50,7 @@ from hedgerow.errors import BusError
 _TICK_S: Final = 1.0
 _REFUSALS: Final = 3
 """Times that a broker may refuse a record before it is given up."""
+_ASK: Final = encode_properties([(Property.USER, ASK)])
 _GAP_TYPE: Final = encode_properties([(Property.CONTENT_TYPE, "application/json")])
 
 
@@ -299,6 +301,8 @@ class Outbox:
             elif late is not None:
                 topic = late(topic)
             properties += encode_properties([(Property.USER, ("number", str(number)))])
+            if self._window.asks(entry.key):
+                properties += _ASK
             done = partial(self._published, epoch, entry.key)
             try:
                 self._publish(topic, payload, qos=1, properties=properties, done=done)

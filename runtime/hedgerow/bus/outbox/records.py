@@ -12,10 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import orjson
+
 from hedgerow.errors import BusError
 
 PRIORITIES: Final = 10
 """Priorities are 0 (least) to 9."""
+
+ASK: Final = ("ack", "now")
+"""The user property that asks the region to acknowledge at once what it has got."""
 
 _SHIFT: Final = 48
 _SEQUENCE: Final = (1 << _SHIFT) - 1
@@ -245,7 +250,7 @@ class Ack:
     def encode(self) -> bytes:
         """As JSON."""
         said = {"schema": "hedgerow.ack/1", "epoch": self.epoch, "through": self.through, "also": self.also}
-        return json.dumps(said, separators=(",", ":")).encode()
+        return orjson.dumps(said, option=orjson.OPT_NON_STR_KEYS)
 
     @classmethod
     def decode(cls, payload: bytes | memoryview) -> Ack:

@@ -10,6 +10,8 @@ Rules:
   probe: the answer tells about all the others (§6.2).
 - Those who look on at the site do not wait for the region. If the window is full and stays so, what is new goes out past it,
   once, and is backlog for the region.
+- The region answers in its own time, unless it is asked to answer at once. One is asked with each half of what either may
+  have under way, in entries or bytes, and with what is sent again to learn what came: so a window of any size moves on.
 - The backlog is on the disk, only its place is known here: a cursor for each priority. What is under way or about to be
   is passed over.
 """
@@ -44,9 +46,13 @@ def share_out(
         backlog_under_way: others sent and not acknowledged.
     """
     free = max(0, window - live_under_way - backlog_under_way)
-    entitled = max(1, min(int(window * share), window - 1))
-    kept = min(backlog, free, max(0, entitled - backlog_under_way))
+    kept = min(backlog, free, max(0, _entitled(window, share) - backlog_under_way))
     return min(live, free - kept), kept
+
+
+def _entitled(window: int, share: float) -> int:
+    """How many of the backlog may be under way."""
+    return max(1, min(int(window * share), window - 1))
 
 
 class Wanted(NamedTuple):
@@ -62,6 +68,7 @@ class _UnderWay(NamedTuple):
     turn: int
     size: int
     live: bool
+    asks: bool
 
 
 class Window:
@@ -77,6 +84,8 @@ class Window:
         self._most = most
         self._max_bytes = max_bytes
         self._share = share
+        kept, kept_bytes = _entitled(most, share), int(max_bytes * share)
+        self._halves = (kept // 2, kept_bytes // 2), ((most - kept) // 2, (max_bytes - kept_bytes) // 2)
         self.begin([0] * PRIORITIES, [0] * PRIORITIES)
 
     def begin(self, starts: Sequence[int], tops: Sequence[int]) -> None:
@@ -93,17 +102,25 @@ class Window:
         self._waiting: dict[int, int] = {}  # size by key of those in _live
         self._waiting_bytes = 0
         self._bytes = [0, 0]  # of the backlog, of what is new
+        self._unasked = [(0, 0), (0, 0)]  # entries and bytes of either since the region was last asked to answer
         self._live_under_way = 0
         self._turn = 0
         self._reading: Wanted | None = None
         self._rewound: int | None = None
         self._heard_at = self._asked_at = float("-inf")
+        self._waits_since: float | None = None
+        self._probe: int | None = None
         self._patience_s = _PATIENCE_S
 
     @property
     def under_way(self) -> int:
         """Entries sent and not acknowledged."""
         return len(self._under_way)
+
+    def asks(self, key: int) -> bool:
+        """Whether what was just sent is to ask the region to answer at once."""
+        sent = self._under_way.get(key)
+        return sent is not None and sent.asks
 
     @property
     def backlog(self) -> bool:
@@ -135,8 +152,12 @@ class Window:
     def link_up(self, now: float) -> None:
         """The broker is back, perhaps without what it had: one is sent again, and the answer tells about the others."""
         if self._under_way:
-            self.again(next(iter(self._under_way)))
-            self._asked_at = now
+            self._send_probe(now)
+
+    def _send_probe(self, now: float) -> None:
+        self._probe = next(iter(self._under_way))
+        self.again(self._probe)
+        self._asked_at = now
 
     def _to_backlog(self) -> Entry:
         """Make the first that waits backlog."""
@@ -185,7 +206,12 @@ class Window:
             self._send(entry, now, live=True)
             entries.append(entry)
             live -= 1
-        silent = now - self._heard_at >= _SILENT_S
+        if not self._waiting:
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = now
+        since = now if self._waits_since is None else self._waits_since
+        silent = now - max(self._heard_at, since) >= _SILENT_S
         while self._waiting and (
             silent or len(self._waiting) > _WAITING * self._most or self._waiting_bytes > self._max_bytes
         ):
@@ -218,7 +244,12 @@ class Window:
         if not self._under_way:
             self._heard_at = now
         self._turn += 1
-        self._under_way[entry.key] = _UnderWay(self._turn, entry.size, live)
+        entries, size = self._unasked[live]
+        entries, size = entries + 1, size + entry.size
+        most, most_bytes = self._halves[live]
+        asks = entries >= most or size >= most_bytes or entry.key == self._probe
+        self._unasked[live] = (0, 0) if asks else (entries, size)
+        self._under_way[entry.key] = _UnderWay(self._turn, entry.size, live, asks)
         self._bytes[live] += entry.size
         self._live_under_way += live
 
@@ -258,6 +289,6 @@ class Window:
         """If nothing has been heard for long, have one sent again. Returns: whether it did."""
         if not self._under_way or now - max(self._heard_at, self._asked_at) < self._patience_s:
             return False
-        self.again(next(iter(self._under_way)))
-        self._asked_at, self._patience_s = now, min(2 * self._patience_s, _MOST_PATIENCE_S)
+        self._send_probe(now)
+        self._patience_s = min(2 * self._patience_s, _MOST_PATIENCE_S)
         return True

@@ -1,0 +1,105 @@
+"""Eight bits cost little where they can: what hurts stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from hedgerow.backends.quantise import to_int8
+from hedgerow.errors import ModelUnreadable
+from hedgerow.frame import Array
+
+WIDTH = 16
+RNG = np.random.default_rng(0)
+
+
+def chain(path: Path, *, opset: int = 17) -> Path:
+    """Six products with a rectifier between each two. The first looks past an input that is a thousand times as large."""
+    steps, weights, before = [], [], "x"
+    for number in range(6):
+        values = RNG.normal(0, WIDTH**-0.5, (WIDTH, WIDTH)).astype(np.float32)
+        if number == 0:
+            values[0] = 0
+        weights.append(numpy_helper.from_array(values, f"w{number}"))
+        steps.append(f"m{number} = MatMul({before}, w{number}) h{number} = Relu(m{number})")
+        before = f"h{number}"
+    text = f"(float[N,{WIDTH}] x) => (float[N,{WIDTH}] h5) {{ {' '.join(steps)} }}"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]>\ngraph {text}')
+    for number, node in enumerate(model.graph.node):
+        node.name = f"node{number}"
+    model.graph.initializer.extend(weights)
+    onnx.save(model, path)
+    return path
+
+
+def samples(spread: float) -> list[dict[str, Array]]:
+    scale = np.array([spread] + [1.0] * (WIDTH - 1))
+    return [{"x": (RNG.normal(0, 1, (4, WIDTH)) * scale).astype(np.float32)} for _ in range(8)]
+
+
+def cost(path: Path, eight: Path, inputs: list[dict[str, Array]]) -> float:
+    right, got = (
+        np.concatenate([onnxruntime.InferenceSession(each).run(None, one)[0] for one in inputs])
+        for each in (path, eight)
+    )
+    return float(np.sqrt(((got - right) ** 2).mean()) / right.std())
+
+
+def kinds(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_a_model_that_takes_it_well_is_quantised_whole(tmp_path: Path, unsigned: bool) -> None:
+    path, inputs = chain(tmp_path / "m.onnx"), samples(1)
+
+    how = to_int8(path, tmp_path / "8.onnx", inputs, unsigned=unsigned)
+
+    assert how == "static, per channel"
+    assert cost(path, tmp_path / "8.onnx", inputs) < 0.1
+    assert "QuantizeLinear" in kinds(tmp_path / "8.onnx")
+
+
+def test_what_hurts_stays_as_it_was(tmp_path: Path) -> None:
+    path, inputs = chain(tmp_path / "m.onnx"), samples(1000)
+
+    how = to_int8(path, tmp_path / "8.onnx", inputs)
+
+    assert how == "static, per channel, 1 of 6 operators left as they were"
+    assert cost(path, tmp_path / "8.onnx", inputs) < 0.1
+
+
+def test_an_old_model_has_a_scale_for_each_channel_too(tmp_path: Path) -> None:
+    """Operators of version 12 have no such thing; the quantiser would write a file that cannot be opened."""
+    path = chain(tmp_path / "m.onnx", opset=12)
+
+    assert to_int8(path, tmp_path / "8.onnx", samples(1)) == "static, per channel"
+
+
+def test_without_samples_ranges_are_found_at_each_run(tmp_path: Path) -> None:
+    path, inputs = chain(tmp_path / "m.onnx"), samples(1)
+
+    assert to_int8(path, tmp_path / "8.onnx", []) == "dynamic"
+    assert "DynamicQuantizeLinear" in kinds(tmp_path / "8.onnx")
+    assert cost(path, tmp_path / "8.onnx", inputs) < 0.1
+
+
+def test_the_same_samples_make_the_same_file(tmp_path: Path) -> None:
+    path, inputs = chain(tmp_path / "m.onnx"), samples(1000)
+    for name in ("one", "two"):
+        to_int8(path, tmp_path / f"{name}.onnx", inputs)
+
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+
+    with pytest.raises(ModelUnreadable, match=r"m\.onnx cannot be made int8"):
+        to_int8(tmp_path / "m.onnx", tmp_path / "8.onnx", samples(1))

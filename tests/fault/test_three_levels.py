@@ -1,0 +1,172 @@
+"""A site, its region and what is above: rendered brokers, certificates by `hedgerow pki apply`, and a real node.
+
+Everybody is certified by whom they come to, so on each level a certificate of another level, or of another root, is worth
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import until
+from tests.fault.test_refusals import Certified, attack, refusals
+from tests.topology.conftest import PATIENCE_S, begin
+
+from hedgerow.pki.folder import Pki
+from hedgerow.topology.certify import certify
+
+TOPOLOGY = """\
+parent:
+  name: world
+  broker: mqtts://localhost:PORT
+  roles: {viewer: [board], operator: [chief]}
+region: {name: north, broker: 'mqtts://localhost:PORT'}
+pipelines: base.yaml
+sensors: {camera: plant/1/door}
+up: {doors: true}
+sites: {hall: {broker: 'mqtts://localhost:PORT', nodes: [a]}}
+"""
+NODE = "hedgerow/v1/north/hall/a"
+BROKERS = ("world", "north", "hall")
+
+
+class Applied(Certified):
+    """Certified by the very function behind `hedgerow pki apply`."""
+
+    def certify_everybody(self) -> None:
+        for folder in ("pki", "foreign"):
+            done = certify(
+                self.described.topology,
+                Pki(self.folder / folder, lambda: datetime.now(UTC)),
+                timedelta(days=1),
+                init=True,
+            )
+            assert {one.did for one in done.certificates} == {"issued"}
+
+
+@pytest.fixture(scope="module")
+def levels() -> Iterator[Applied]:
+    """Three brokers, connected by two bridges. In the folder `foreign` all names have certificates of another root."""
+    folder = Path(tempfile.mkdtemp(prefix="levels-"))
+    running = begin(folder, TOPOLOGY, Applied)
+    assert isinstance(running, Applied)
+    try:
+        for name in BROKERS:
+            running.start(name)
+        yield running
+    finally:
+        running.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def node(levels: Applied) -> AsyncIterator[None]:
+    """The site's node, on its rendered configuration."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
+    with (levels.folder / "node.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "hedgerow", "node", "run", levels.out / "hall/nodes/a.yaml",
+            stdout=log, stderr=log, env=environment,
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_results_go_up_to_the_top_and_commands_come_down_from_there(levels: Applied) -> None:
+    """With nobody's certificate but their own: the camera's, the node's, the bridges', and two people's of the top."""
+    async with (
+        node(levels),
+        levels.client("hall", "hall", "camera") as camera,
+        levels.client("world", "world", "board") as board,
+        levels.client("world", "world", "chief") as chief,
+    ):
+        await board.subscribe(f"{NODE}/result/doors", qos=1)
+        async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(every_so_often(lambda: camera.publish("plant/1/door", b"[1, 2, 3]", qos=1)))
+            async for message in board.messages:
+                assert json.loads(message.payload)["node"] == "north/hall/a"
+                break
+            sending.cancel()
+
+        await chief.subscribe(f"{NODE}/reply/#", qos=1)
+        async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+            sending = tasks.create_task(every_so_often(lambda: chief.publish(f"{NODE}/command/ping", b"{}", qos=1)))
+            async for message in chief.messages:
+                assert message.topic.value.startswith(f"{NODE}/reply/")
+                break
+            sending.cancel()
+
+
+async def every_so_often(act: Callable[[], Awaitable[object]]) -> None:
+    """Until what was sent while a bridge was on its way to connect has been sent again."""
+    while True:
+        await act()
+        await asyncio.sleep(0.2)
+
+
+async def test_each_channel_goes_its_way_on_three_levels(levels: Applied) -> None:
+    """What the region keeps for itself ends there, and what a site keeps does not leave it."""
+    up = ("status", "event/gap", "result/doors", "reported", "reply/1")
+    async with levels.window("hall") as hall, levels.window("north") as north, levels.window("world") as world:
+        await levels.flows(hall, north, "hedgerow/v1/north/hall")
+        await levels.flows(hall, world, "hedgerow/v1/north/hall")
+        for channel in (*up, "blob/ask/part", "dead/doors", "result/secrets"):
+            await hall.client.publish(f"{NODE}/{channel}", "up", qos=1)
+        await hall.client.publish(f"{NODE}/event/end", "up", qos=1)
+        await world.sees(f"{NODE}/event/end", "up")
+
+        assert world.topics("up") == {f"{NODE}/{channel}": 1 for channel in (*up, "event/end")}
+        assert north.topics("up") == world.topics("up") | {f"{NODE}/blob/ask/part": 1}
+        await world.client.publish(f"{NODE}/command/ping", "down", qos=1)
+        await hall.sees(f"{NODE}/command/ping", "down")
+
+
+FOREIGN = [
+    pytest.param(broker, f"../foreign/{authority}", name, id=f"another root's at {broker}")
+    for broker, authority, name in (("world", "world", "north"), ("north", "region", "hall"), ("hall", "hall", "a"))
+]
+OF_ANOTHER_LEVEL = [
+    pytest.param("world", "region", "hall", id="a site's bridge at the top"),
+    pytest.param("world", "hall", "a", id="a node at the top"),
+    pytest.param("north", "world", "chief", id="somebody of the top at the region"),
+    pytest.param("north", "hall", "a", id="a node at the region"),
+    pytest.param("hall", "world", "north", id="the region's bridge at a site"),
+    pytest.param("hall", "region", "collector", id="the region's service at a site"),
+]
+
+
+@pytest.mark.parametrize(("broker", "authority", "name"), [*FOREIGN, *OF_ANOTHER_LEVEL])
+async def test_a_foreign_certificate_is_refused_on_each_level(
+    levels: Applied, broker: str, authority: str, name: str
+) -> None:
+    """Nothing it sends is heard, and the broker's log has a line for the try."""
+    before = refusals(levels, broker)
+    async with levels.window(broker) as window:
+        assert await asyncio.to_thread(attack, levels, broker, name, authority) == b""
+        await asyncio.to_thread(until, lambda: refusals(levels, broker) == before + 1)
+        await window.client.publish("end", f"{authority}/{name}", qos=1)
+        await window.sees("end", f"{authority}/{name}")
+
+        assert window.topics("attack") == {}
+
+
+def test_what_was_applied_is_what_the_configurations_name(levels: Applied) -> None:
+    """Nothing is due an instant later, and nothing is there that nobody needs."""
+    pki = Pki(levels.folder / "pki", lambda: datetime.now(UTC))
+    done = certify(levels.described.topology, pki, timedelta(days=1))
+
+    assert {one.did for one in done.certificates} == {"kept"}
+    assert (done.made, done.surplus) == ([], [])

@@ -1,0 +1,101 @@
+"""What a Mosquitto's log says was refused, whatever clients call themselves and topics are called."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hedgerow.topology.refusals import Refusal, Refusals, is_chatter, readable
+
+ACL = "# Ours.\nuser hall/a\ntopic read plant/+/door\ntopic write x/#\n\nuser hall/b\ntopic readwrite x/b\n"
+AT = 1795642290
+texts = st.text(st.characters(blacklist_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=30)
+awkward = texts | st.sampled_from(
+    [
+        "a b",
+        "it's",
+        "x (p5, c1, k60, u'root')",
+        "x (d0, q1, r0, m1, 'y', ... (2 bytes))",
+        "Sending PUBACK to x",
+        "# (QoS 1)",
+    ]
+)
+
+
+def read(*lines: str, acl: str | None = ACL) -> list[Refusal]:
+    reader = Refusals(None if acl is None else readable(acl))
+    return [found for line in lines if (found := reader.take(f"{AT}: {line}\n")) is not None]
+
+
+def connected(client: str, user: str) -> str:
+    return f"New client connected from 127.0.0.1:40576 as {client} (p5, c1, k60, u'{user}')."
+
+
+def denied(client: str, topic: str) -> str:
+    return f"Denied PUBLISH from {client} (d0, q1, r0, m1, '{topic}', ... (2 bytes))"
+
+
+@given(awkward, texts)
+def test_a_publish_that_is_refused_has_its_user_whatever_the_client_calls_itself(client: str, topic: str) -> None:
+    """A name cannot put the blame on another: the last of what looks like the broker's words are the broker's."""
+    assert read(connected(client, "hall/a"), denied(client, topic)) == [Refusal(AT, "publish", "hall/a", client, topic)]
+
+
+@given(texts, awkward)
+def test_every_refusal_counts_whatever_the_topic_is_called(client: str, topic: str) -> None:
+    (found,) = read(connected(client, "hall/a"), denied(client, topic))
+
+    assert (found.what, found.at) == ("publish", AT)
+
+
+@given(st.lists(awkward | st.sampled_from([connected("a", "hall/a"), denied("a", "x"), "Received SUBSCRIBE from a"])))
+def test_no_line_is_too_strange(lines: list[str]) -> None:
+    assert all(found.at == AT for found in read(*lines))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "brings"),
+    [
+        ("#", True),
+        ("plant/1/door", True),
+        ("$share/group/plant/1/door", True),
+        ("plant/1/safe", False),
+        ("x/b", False),
+        ("$SYS/#", False),
+        ("$share/group/x/b", False),
+    ],
+)
+def test_a_subscription_that_brings_nothing_is_told(wanted: str, brings: bool) -> None:
+    """Between the lines about one, a verbose broker has others."""
+    said = read(
+        connected("c", "hall/a"), "Received SUBSCRIBE from c", "\tplant/2/door (QoS 1)", "c 1 plant/2/door", f"\t{wanted} (QoS 1)"
+    )  # fmt: skip
+
+    assert said == ([] if brings else [Refusal(AT, "subscribe", "hall/a", "c", wanted)])
+
+
+def test_subscriptions_are_not_judged_without_an_access_list() -> None:
+    assert read(connected("c", "hall/a"), "Received SUBSCRIBE from c", "\tx (QoS 1)", acl=None) == []
+
+
+def test_a_will_is_no_subscription() -> None:
+    """Its topic looks like one's filter."""
+    assert read("Received SUBSCRIBE from c", "Will message specified (1 bytes) (r0, q1).", "\tx (QoS 1)") == []
+
+
+def test_who_comes_again_under_anothers_name_is_somebody_else() -> None:
+    found = read(
+        connected("c", "hall/a"), "Client c disconnected.", denied("c", "x"), connected("c", "hall/b"), denied("c", "x")
+    )
+
+    assert [one.user for one in found] == ["", "hall/b"]
+
+
+@pytest.mark.parametrize("before", ["", "broker  | ", "Nov 25 21:31:30 gateway mosquitto[123]: "])
+def test_what_others_put_before_a_line_does_not_matter(before: str) -> None:
+    reader = Refusals()
+
+    assert reader.take(f"{before}{AT}: {denied('c', 'x')}") == Refusal(AT, "publish", "", "c", "x")
+    assert is_chatter(f"{before}{AT}: Received PUBLISH from c (d0, q0, r0, m0, 'x', ... (2 bytes))")
+    assert not is_chatter(f"{before}{AT}: Received SUBSCRIBE from c")

@@ -1,0 +1,123 @@
+"""Those who sit between the repository and a node, or have stolen a key; and what they send."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, MetaFile, TargetFile
+
+from hedgerow.models.manifest import digest_of
+from hedgerow.wire.fleet import ModelRef
+
+World = Any
+Tamper = Callable[[str, Any], Any]
+
+
+@contextmanager
+def attacked(world: World, tamper: Tamper) -> Iterator[None]:
+    """While somebody tampers; afterwards the node believes the repository as before."""
+    honest, world.between.tamper = world.between.tamper, tamper
+    world.later()
+    try:
+        yield
+    finally:
+        world.between.tamper = honest
+        world.later()
+
+
+def replaced(path: str, content: bytes) -> Tamper:
+    return lambda asked, data: content if asked == path else data
+
+
+def current(world: World, role: str) -> str:
+    """The path of the metadata that nodes see of a role."""
+    if role == "timestamp":
+        return "metadata/timestamp.json"
+    if role == "snapshot":
+        return f"metadata/{world.repository.timestamp().signed.snapshot_meta.version}.snapshot.json"
+    return f"metadata/{world.repository.snapshot().signed.meta[f'{role}.json'].version}.{role}.json"
+
+
+def sign(metadata: Metadata[Any], *keys: CryptoSigner) -> bytes:
+    metadata.signatures.clear()
+    for key in keys:
+        metadata.sign(key, append=True)
+    return metadata.to_bytes()
+
+
+class OnlineKeyThief:
+    """Somebody who has the online key, and serves what he likes with it."""
+
+    def __init__(self, world: World, documents: dict[str, bytes] | None = None) -> None:
+        self.world = world
+        self.documents = documents or {}
+        self.snapshot = world.read(str(Path(current(world, "snapshot")).stem))
+        self.timestamp = world.read("timestamp")
+
+    def says(self, role: str, content: bytes, version: int | None = None) -> OnlineKeyThief:
+        """That this is the metadata of a role; `version`: what the snapshot says of it."""
+        version = version or json.loads(content)["signed"]["version"]
+        self.snapshot.signed.meta[f"{role}.json"] = MetaFile.from_data(version, content, ["sha256"])
+        self.documents[f"metadata/{version}.{role}.json"] = content
+        return self
+
+    def signs(self, *, snapshot_version: int | None = None, content: bytes | None = None) -> OnlineKeyThief:
+        """The timestamp, and the snapshot unless its `content` is given."""
+        self.snapshot.signed.version = snapshot_version or self.snapshot.signed.version + 1
+        content = content or sign(self.snapshot, self.world.online_key)
+        self.timestamp.signed.version += 1
+        self.timestamp.signed.snapshot_meta = MetaFile.from_data(self.snapshot.signed.version, content, ["sha256"])
+        self.documents[f"metadata/{self.snapshot.signed.version}.snapshot.json"] = content
+        self.documents["metadata/timestamp.json"] = sign(self.timestamp, self.world.online_key)
+        return self
+
+    def tamper(self, path: str, data: Any) -> Any:
+        return self.documents.get(path, data)
+
+    def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+        if path in self.documents:
+            yield self.documents[path]
+        else:
+            yield from self.world.between.get(path, max_bytes)
+
+
+class Served:
+    """The repository with further documents."""
+
+    def __init__(self, world: World, documents: dict[str, bytes]) -> None:
+        self.world, self.documents = world, documents
+
+    def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+        if path in self.documents:
+            yield self.documents[path]
+        else:
+            yield from self.world.between.get(path, max_bytes)
+
+
+def rooted(
+    world: World, *keys: CryptoSigner, version: int = 2, change: Callable[[Any], None] = lambda _: None
+) -> bytes:
+    root = world.read("1.root")
+    root.signed.version = version
+    change(root.signed)
+    return sign(root, *keys)
+
+
+def owned(world: World, change: Callable[[Any], None]) -> OnlineKeyThief:
+    """What an owner signs who does not use our tools, taken in by somebody with the online key."""
+    metadata = world.read(Path(current(world, "doors")).stem)
+    metadata.signed.version += 1
+    change(metadata.signed)
+    return OnlineKeyThief(world).says("doors", sign(metadata, world.owner_key)).signs()
+
+
+def other_target(name: str, content: bytes = b"{}", version: str = "1.0.0") -> tuple[TargetFile, ModelRef, str]:
+    path = f"{name}/{version}/manifest.json"
+    target = TargetFile.from_data(path, content, ["sha256"])
+    where = f"targets/{name}/{version}/{target.hashes['sha256']}.manifest.json"
+    return target, ModelRef(name=name, version=version, digest=digest_of(content)), where

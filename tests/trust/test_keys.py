@@ -1,0 +1,176 @@
+"""Keys in files and on tokens: what opens them, what does not, and that nobody else sees them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import dsa, x25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from hedgerow.trust.errors import KeyUnusable
+from hedgerow.trust.keys import PASSPHRASE, PIN, Secrets, make_key, open_signer, public_half, read_public
+from hedgerow.trust.roles import name_of
+
+WORD = "correct horse battery staple"
+
+
+def nobody(words: str) -> str:
+    raise AssertionError(f"somebody was asked: {words}")
+
+
+def signs(name: str, secrets: Secrets) -> None:
+    signer = open_signer(name, secrets)
+    signer.public_key.verify_signature(signer.sign(b"words"), b"words")
+
+
+# Files
+
+
+def test_a_key_signs_with_its_passphrase_and_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        made = make_key(tmp_path / "keys" / "anna.pem", WORD)
+    finally:
+        os.umask(before)
+
+    signs(str(tmp_path / "keys/anna.pem"), Secrets([WORD]))
+    assert stat.S_IMODE((tmp_path / "keys/anna.pem").stat().st_mode) == 0o600
+    assert b"ENCRYPTED" in (tmp_path / "keys/anna.pem").read_bytes()
+    assert b"PRIVATE" not in (tmp_path / "keys/anna.pub").read_bytes()
+    public = read_public(str(tmp_path / "keys/anna.pub"))
+    assert (public.keyid, name_of(public)) == (made.keyid, "anna")
+
+
+@pytest.mark.parametrize(("given", "said"), [([], "none was given"), (["wrong", "wrong too"], "does not open it")])
+def test_without_its_passphrase_a_key_stays_shut(tmp_path: Path, given: list[str], said: str) -> None:
+    """And what was tried is not told."""
+    make_key(tmp_path / "anna.pem", WORD)
+
+    with pytest.raises(KeyUnusable, match=said) as refused:
+        open_signer(str(tmp_path / "anna.pem"), Secrets(given))
+
+    assert "--passphrase-file" in refused.value.remedy
+    assert not any(word in refused.value.explain() for word in (WORD, *given))
+
+
+def test_passphrases_are_tried_in_order_and_a_person_is_asked_last_and_once(tmp_path: Path) -> None:
+    make_key(tmp_path / "anna.pem", WORD)
+    asked: list[str] = []
+
+    def person(words: str) -> str:
+        asked.append(words)
+        return WORD
+
+    signs(str(tmp_path / "anna.pem"), Secrets(["other", WORD], ask=nobody))
+    signs(str(tmp_path / "anna.pem"), Secrets(["other"], ask=person))
+    assert asked == [f"Passphrase of {tmp_path / 'anna.pem'}"]
+
+
+def test_passphrases_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "words").write_text(f"another\n\n{WORD}\n")
+    monkeypatch.setenv(PASSPHRASE, "from outside")
+    monkeypatch.setenv(PIN, "4711")
+
+    secrets = Secrets.here(tmp_path / "words")
+
+    assert list(secrets.passphrases("it")) == ["another", WORD, "from outside"]
+    assert secrets.pin("it") == "4711"
+    with pytest.raises(KeyUnusable, match="cannot be read"):
+        Secrets.here(tmp_path / "nowhere")
+
+
+def test_no_key_is_written_over(tmp_path: Path) -> None:
+    make_key(tmp_path / "anna.pem", None)
+    before = [(tmp_path / name).read_bytes() for name in ("anna.pem", "anna.pub")]
+
+    with pytest.raises(KeyUnusable, match=r"anna\.pem is there already"):
+        make_key(tmp_path / "anna.pem", None)
+    (tmp_path / "anna.pem").rename(tmp_path / "drawer.pem")
+    with pytest.raises(KeyUnusable, match=r"anna\.pub is there already"):
+        make_key(tmp_path / "anna.pem", None)
+    with pytest.raises(KeyUnusable, match="would be a public key's name"):
+        make_key(tmp_path / "bo.pub", None)
+    assert [(tmp_path / name).read_bytes() for name in ("drawer.pem", "anna.pub")] == before
+
+
+def test_a_private_key_without_its_public_half_gives_it(tmp_path: Path) -> None:
+    made = make_key(tmp_path / "anna.pem", WORD)
+    public_half(tmp_path / "anna.pem").unlink()
+
+    assert read_public(str(tmp_path / "anna.pem"), Secrets([WORD])).keyid == made.keyid
+    with pytest.raises(KeyUnusable, match="passphrase"):
+        read_public(str(tmp_path / "anna.pem"))
+
+
+def test_what_is_no_key_is_told_as_such(tmp_path: Path) -> None:
+    pem = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = (Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "text.pem").write_text("not a key")
+    (tmp_path / "x25519.pem").write_bytes(x25519.X25519PrivateKey.generate().private_bytes(*pem))
+    (tmp_path / "dsa.pub").write_bytes(dsa.generate_private_key(2048).public_key().public_bytes(*public))
+
+    with pytest.raises(KeyUnusable, match="holds no private key"):
+        open_signer(str(tmp_path / "text.pem"), Secrets())
+    with pytest.raises(KeyUnusable, match="holds no public key"):
+        read_public(str(tmp_path / "text.pem"))
+    with pytest.raises(KeyUnusable, match="signs nothing here"):
+        open_signer(str(tmp_path / "x25519.pem"), Secrets())
+    with pytest.raises(KeyUnusable, match="signs nothing here"):
+        read_public(str(tmp_path / "dsa.pub"))
+    with pytest.raises(KeyUnusable, match="cannot be read"):
+        open_signer(str(tmp_path / "nowhere.pem"), Secrets())
+
+
+# Tokens: a real PKCS#11 module, SoftHSM
+
+
+def test_a_key_on_a_token_signs(token: str) -> None:
+    """Its label may have any signs."""
+    signs(token, Secrets(pins=["1234"]))
+
+    assert name_of(read_public(token, Secrets(pins=["1234"]))) == token
+
+
+def test_the_pin_is_asked_for_and_a_wrong_one_is_tried_once(token: str) -> None:
+    """Tokens lock themselves after a few."""
+    asked: list[str] = []
+
+    def person(words: str) -> str:
+        asked.append(words)
+        return "1234"
+
+    signs(token, Secrets(ask=person))
+    assert f"PIN of {token}" in asked
+
+    with pytest.raises(KeyUnusable, match="cannot be used") as refused:
+        open_signer(token, Secrets(pins=["9999", "1234"], ask=nobody)).sign(b"words")
+    assert "PIN" in refused.value.remedy
+    assert "9999" not in refused.value.explain()
+    with pytest.raises(KeyUnusable, match="needs a PIN"):
+        open_signer(token, Secrets()).sign(b"words")
+    signs(token, Secrets(pins=["1234"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("hsm:7?label=line 3+4", "could not find"),
+        ("hsm:2?label=another", "another"),
+        ("hsm:two", "names no key of a token"),
+    ],
+)
+def test_a_key_that_is_on_no_token_is_told_as_such(token: str, name: str, said: str) -> None:
+    with pytest.raises(KeyUnusable, match=said) as refused:
+        open_signer(name, Secrets(pins=["1234"]))
+    assert refused.value.remedy
+
+
+def test_without_a_module_it_says_what_is_missing(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYKCS11LIB")
+
+    with pytest.raises(KeyUnusable, match="PYKCS11LIB") as refused:
+        open_signer(token, Secrets(pins=["1234"]))
+    assert "PYKCS11LIB" in refused.value.remedy

@@ -1,0 +1,278 @@
+"""A repository that several people write to, and that anybody may be killed over: nodes believe it at every moment."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from securesystemslib.signer import CryptoSigner
+
+from hedgerow.labels import parse_selector
+from hedgerow.models.manifest import read_manifest
+from hedgerow.trust import ceremony, chunks, errors, repository, staging
+from hedgerow.trust.repository import Repository, online_key_of
+from hedgerow.trust.status import look
+
+World = Any
+DAY = 86_400.0
+
+
+class Killed(BaseException):
+    """What a kill is to the code that runs: nothing after it happens."""
+
+
+def killed_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process die before it would write once more."""
+    left = itertools.count(writes, -1)
+    for module in (repository, chunks, staging):
+        write = module.write
+
+        def dying(path: Path, data: bytes, *, private: bool = False, write: Any = write) -> None:
+            if next(left) <= 0:
+                raise Killed
+            write(path, data, private=private)
+
+        monkeypatch.setattr(module, "write", dying)
+
+
+def at_every_write(
+    world: World, action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, then: Callable[[Any], Any]
+) -> int:
+    """Kill an action before each of its writes; a node looks at what is left; then it is done again, from there.
+
+    Args:
+        then: what the node sees when it is done.
+    Returns: at how many writes.
+    """
+    folder, before = world.repository.folder, world.folder / "before"
+    shutil.copytree(folder, before)
+    for writes in itertools.count():
+        shutil.rmtree(folder)
+        shutil.copytree(before, folder)
+        node = world.client(f"node-{writes}")
+        node.refresh()
+        with monkeypatch.context() as patch:
+            killed_after(writes, patch)
+            try:
+                action()
+            except Killed:
+                node.refresh()
+                world.client(f"new-{writes}").refresh()
+            else:
+                return writes
+        action()
+        node.refresh()
+        then(node)
+    raise AssertionError
+
+
+def test_whoever_is_killed_while_publishing_has_changed_nothing_and_goes_on_from_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = world.publish("1.0.0")
+    bundle = world.bundle(b"much better weights", version="1.1.0")
+    new = old.model_copy(update={"version": "1.1.0", "digest": bundle.manifest.digest})
+
+    def seen(node: Any) -> None:
+        assert node.manifest(old, {})
+        assert read_manifest(node.manifest(new, {}), new.digest).version == "1.1.0"
+
+    kills = at_every_write(world, lambda: world.repository.publish(bundle, world.owner_key), monkeypatch, seen)
+
+    assert kills == 7, "three chunks that are new, the manifest, the owner's metadata, the snapshot, the timestamp"
+
+
+def test_whoever_is_killed_while_an_owner_is_added_has_changed_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = CryptoSigner.generate_ed25519()
+
+    kills = at_every_write(
+        world,
+        lambda: world.add_owner("gates", key, "turnstile"),
+        monkeypatch,
+        lambda _: None,
+    )
+
+    assert kills == 3, "the list of owners, the snapshot, the timestamp"
+    assert world.client("late").manifest(world.publish(name="turnstile", key=key), {})
+
+
+def test_a_kill_between_a_new_online_key_and_its_first_word_is_mended_by_a_refresh(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one moment in which nodes refuse; what serves goes on."""
+    ref, new = world.publish(), CryptoSigner.generate_ed25519()
+    world.put_online_key(new)
+    with monkeypatch.context() as patch:
+        killed_after(1, patch)
+        with pytest.raises(Killed):
+            ceremony.rotate(
+                world.repository,
+                ("snapshot", "timestamp"),
+                new=[new.public_key],
+                old=[world.online_key.public_key.keyid],
+                signers=world.root_keys,
+            )
+    with pytest.raises(errors.UnknownSigningKey, match="timestamp"):
+        world.node.refresh()
+
+    assert world.repository.refresh_timestamp()
+    assert world.node.manifest(ref, {})
+
+
+def test_publishing_twice_changes_nothing(world: World) -> None:
+    world.publish("1.0.0")
+    before = {path: path.read_bytes() for path in world.repository.folder.rglob("*.json")}
+
+    again = world.repository.publish(world.bundle(version="1.0.0"), world.owner_key)
+
+    assert (again.changed, again.chunks, again.bytes) == (False, 0, 0)
+    assert {path: path.read_bytes() for path in world.repository.folder.rglob("*.json")} == before
+
+
+def test_for_whom_a_version_is_may_change_and_what_it_is_may_not(world: World) -> None:
+    ref = world.publish("1.0.0", selector="site=hall-2")
+    with pytest.raises(errors.NotForThisNode):
+        world.node.manifest(ref, {"site": "hall-3"})
+
+    done = world.repository.publish(world.bundle(version="1.0.0"), world.owner_key, parse_selector(""))
+    world.node.refresh()
+    with pytest.raises(errors.VersionPublished, match="is published, as sha256:"):
+        world.publish("1.0.0", b"other weights")
+
+    assert done.changed
+    assert world.node.manifest(ref, {"site": "hall-3"})
+
+
+def test_a_bundle_that_is_not_what_its_manifest_says_is_not_published(world: World) -> None:
+    bundle = world.bundle(b"weights")
+    (bundle.folder / "variants/onnx/model.onnx").write_bytes(b"weighty")
+
+    with pytest.raises(errors.BadRepository, match="is not what the manifest says"):
+        world.repository.publish(bundle, world.owner_key)
+    (bundle.folder / "variants/onnx/model.onnx").unlink()
+    with pytest.raises(errors.BadRepository, match="cannot be read"):
+        world.repository.publish(bundle, world.owner_key)
+
+
+def test_a_chunk_that_was_damaged_is_put_there_again(world: World) -> None:
+    world.publish("1.0.0")
+    damaged = next(path for path in (world.repository.folder / "blobs").rglob("*") if path.is_file())
+    good = damaged.read_bytes()
+    damaged.write_bytes(b"?")
+
+    assert world.repository.publish(world.bundle(version="1.0.0"), world.owner_key).chunks == 1
+    assert damaged.read_bytes() == good
+
+
+# Two owners
+
+
+def test_an_owner_publishes_his_own_models_and_nobody_elses(world: World) -> None:
+    gates = CryptoSigner.generate_ed25519()
+    world.add_owner("gates", gates, "turnstile")
+
+    assert world.node.manifest(world.publish(name="turnstile", key=gates), {})
+    with pytest.raises(errors.NotAllowed, match="door is doors's, and 0 of the 1 keys") as refused:
+        world.publish(key=gates)
+    assert "doors's key" in refused.value.remedy
+    with pytest.raises(errors.NotAllowed, match="Nobody may sign for meter yet") as refused:
+        world.publish(name="meter")
+    assert "hedgerow trust add" in refused.value.remedy
+
+
+def test_two_owners_who_publish_at_the_same_moment_are_both_seen(world: World) -> None:
+    gates = CryptoSigner.generate_ed25519()
+    world.add_owner("gates", gates, "turnstile")
+    refs: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda name=name, key=key: refs.append(world.publish(name=name, key=key)))  # type: ignore[misc]
+        for name, key in (("door", world.owner_key), ("turnstile", gates))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    world.node.refresh()
+    assert {ref.name for ref in refs if world.node.manifest(ref, {})} == {"door", "turnstile"}
+
+
+def test_an_owner_needs_no_online_key_and_is_seen_when_it_is_there_again(world: World) -> None:
+    """A laptop signs; the region, which alone has that key, takes it in."""
+    away = online_key_of(world.repository.folder).rename(world.folder / "away.pem")
+    first, second = world.publish("1.0.0"), world.publish("1.1.0", b"better")
+    with pytest.raises(errors.UnknownTarget):
+        world.node.manifest(first, {})
+    assert look(world.repository, world.time.wall).unseen == ("doors",)
+    with pytest.raises(errors.NotAllowed, match="online key is not here"):
+        world.repository.refresh_timestamp()
+
+    there = Repository(world.repository.folder, away, clock=lambda: world.time.wall)
+    assert there.refresh_timestamp()
+    world.node.refresh()
+    assert world.node.manifest(first, {})
+    assert world.node.manifest(second, {})
+    assert not there.refresh_timestamp(), "nothing is due"
+
+
+def test_half_a_file_of_one_owner_holds_up_no_other(world: World) -> None:
+    """Whoever copies files into the repository may be seen in the midst of it."""
+    gates = CryptoSigner.generate_ed25519()
+    world.add_owner("gates", gates, "turnstile")
+    world.publish()
+    (world.repository.metadata / "2.doors.json").write_text('{"signatures": [')
+
+    assert world.node.manifest(world.publish(name="turnstile", key=gates), {})
+    assert any("2.doors.json does not count" in problem for problem in look(world.repository, world.time.wall).problems)
+    assert world.client("late").manifest(world.publish("1.1.0", b"better"), {})
+    assert look(world.repository, world.time.wall).problems == []
+
+
+# Time
+
+
+def test_what_is_fresh_is_not_signed_again_before_a_day_is_over(world: World) -> None:
+    world.publish()
+    first = world.read("timestamp").signed.version
+
+    assert not world.repository.refresh_timestamp()
+    world.time.passes(1.01 * DAY)
+    assert world.repository.refresh_timestamp()
+    assert world.read("timestamp").signed.version == first + 1
+    world.time.passes(6.5 * DAY)
+    assert world.repository.refresh_timestamp()
+    assert world.node.refresh().timestamp == first + 2
+
+
+def test_a_clock_that_went_back_signs_nothing_that_nodes_would_refuse(world: World) -> None:
+    world.publish()
+    world.time.wall -= 2 * DAY
+
+    with pytest.raises(errors.BadRepository, match="before the time at which the last timestamp was signed") as refused:
+        world.repository.refresh_timestamp()
+    assert "clock" in refused.value.remedy
+
+
+def test_a_folder_that_is_no_repository_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(errors.BadRepository, match="is no repository") as refused:
+        Repository.open(tmp_path)
+    assert "hedgerow trust init" in refused.value.remedy
+
+
+def test_a_chain_of_roots_that_is_broken_is_told_as_such(world: World) -> None:
+    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    second = world.repository.metadata / "2.root.json"
+    changed = json.loads(second.read_bytes())
+    changed["signed"]["roles"]["root"]["threshold"] = 1
+    second.write_text(json.dumps(changed))
+
+    with pytest.raises(errors.BadRepository, match=r"2\.root\.json does not follow"):
+        world.repository.root()

@@ -1,0 +1,202 @@
+"""Where this reaches into tuf's client: that tuf is still as it takes it to be, and what a node keeps and gets over."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from securesystemslib.signer import CryptoSigner
+from tuf.ngclient.updater import Updater
+
+from hedgerow.trust import ceremony, errors, updater
+from hedgerow.trust.updater import JudgedUpdater
+
+World = Any
+DAY = 86_400.0
+KEPT = ("root.json", "timestamp.json", "snapshot.json", "targets.json", "doors.json")
+
+
+def kept(world: World, node: str = "node") -> Path:
+    folder: Path = world.folder / node / "metadata"
+    return folder
+
+
+def test_what_is_overridden_is_there_to_be_overridden() -> None:
+    """If tuf renames one of these, nothing would fail but the promises that rest on it."""
+    for name in ("_load_timestamp", "_persist_file", "_load_local_metadata"):
+        assert name in vars(Updater), name
+    assert list(inspect.signature(Updater._persist_file).parameters) == ["self", "filename", "data"]
+    assert "self._persist_file" in inspect.getsource(Updater._persist_metadata)
+    assert "self._persist_file" in inspect.getsource(Updater._persist_root)
+    assert "self._load_timestamp()" in inspect.getsource(Updater.refresh)
+
+
+def test_metadata_is_judged_by_the_time_that_is_given_and_no_other(world: World) -> None:
+    """Every expiry there is: the machine's own clock is asked by nobody."""
+    ref = world.publish()
+    world.node.manifest(ref, {})
+
+    inner = world.node._updater._trusted_set
+    assert inner.reference_time == datetime.fromtimestamp(world.time.wall, UTC)
+    assert abs(datetime.now(UTC) - inner.reference_time) > timedelta(days=0.1), "else this would show nothing"
+
+
+def test_all_that_is_kept_survives_a_power_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rollbacks are noticed by it."""
+    written: list[str] = []
+    write = updater.write
+
+    def noted(path: Path, data: bytes) -> None:
+        written.append(path.name)
+        write(path, data)
+
+    monkeypatch.setattr(updater, "write", noted)
+    world.node.manifest(world.publish(), {})
+
+    assert {"1.root.json", *KEPT[1:]} == set(written)
+    assert {path.name for path in kept(world).iterdir()} == {"root_history", *KEPT}
+
+
+def test_what_is_here_is_not_asked_for_again(world: World) -> None:
+    ref = world.publish()
+    world.node.manifest(ref, {})
+    world.between.asked.clear()
+
+    world.node.refresh()
+    world.node.manifest(ref, {})
+
+    assert world.between.asked == ["metadata/2.root.json", "metadata/timestamp.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'{"signatures": [], "signed": {}}', b"[]"])
+def test_a_node_gets_over_files_of_its_own_that_are_damaged(world: World, content: bytes) -> None:
+    """They are brought anew. What it had seen is forgotten with them: see docs/operator/trust.md."""
+    ref = world.publish()
+    world.node.manifest(ref, {})
+    for name in KEPT:
+        (kept(world) / name).unlink()
+        (kept(world) / name).write_bytes(content)
+
+    node = world.client("node")
+    node.refresh()
+    assert node.manifest(ref, {})
+    assert not [name for name in KEPT if (kept(world) / name).read_bytes() == content]
+
+
+def test_a_root_of_the_past_that_was_tampered_with_here_is_brought_anew(world: World) -> None:
+    for _ in range(2):
+        ceremony.rotate(world.repository, (), signers=world.root_keys)
+    world.node.refresh()
+    second = kept(world) / "root_history" / "2.root.json"
+    good = second.read_bytes()
+    second.write_bytes(good.replace(b'"threshold"', b'"Threshold"'))
+    world.between.asked.clear()
+
+    assert world.client("node").refresh().root == 3
+    assert second.read_bytes() == good
+    assert "metadata/2.root.json" in world.between.asked
+    assert "metadata/3.root.json" not in world.between.asked
+
+
+def test_a_node_may_be_given_any_root_and_goes_on_from_there(world: World) -> None:
+    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    world.root = (world.repository.metadata / "2.root.json").read_bytes()
+
+    assert world.client("late").refresh().root == 2
+
+
+@pytest.mark.parametrize("root", [b"", b"{}", b"no json", b'{"signatures": [], "signed": {"_type": "root"}}'])
+def test_a_root_that_is_none_is_told_as_such(world: World, root: bytes) -> None:
+    world.root = root
+
+    with pytest.raises(errors.BadMetadata, match="The root that this node was given is none") as refused:
+        world.client("lost").refresh()
+    assert "root_file" in refused.value.remedy
+
+
+def test_a_root_that_nobody_has_signed_is_none(world: World) -> None:
+    root = world.read("1.root")
+    root.signatures.clear()
+    world.root = root.to_bytes()
+
+    with pytest.raises(errors.BadMetadata, match="The root that this node was given is none"):
+        world.client("lost").refresh()
+
+
+def test_without_a_place_to_remember_nothing_is_believed(world: World) -> None:
+    ref = world.publish()
+    (world.folder / "full").mkdir()
+    (world.folder / "full" / "metadata").write_bytes(b"a file where a folder should be")
+
+    with pytest.raises(errors.StateUnwritable, match="cannot be kept") as refused:
+        world.client("full").manifest(ref, {})
+    assert "state_dir" in refused.value.remedy
+
+
+def test_no_more_roots_are_followed_at_once_than_there_may_be(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the root that it was given: an attacker with the root's keys could keep a node busy for ever."""
+    for _ in range(5):
+        ceremony.rotate(world.repository, (), signers=world.root_keys)
+    refresh = JudgedUpdater.refresh
+
+    def patient(self: JudgedUpdater) -> None:
+        self.config.max_root_rotations = 3
+        refresh(self)
+
+    monkeypatch.setattr(JudgedUpdater, "refresh", patient)
+
+    assert world.node.refresh().root == 4
+
+
+@pytest.mark.parametrize(
+    ("role", "most"), [("root", 512_000), ("timestamp", 16_384), ("snapshot", 2_000_000), ("targets", 16_000_000)]
+)
+def test_no_document_may_be_larger_than_such_a_one_can_be(world: World, role: str, most: int) -> None:
+    """Also where nobody has signed how large it is."""
+    world.node.refresh()
+    limits = world.node._updater.config
+
+    assert getattr(limits, f"{role}_max_length") == most
+    assert limits.max_delegations == 32
+
+
+def test_a_lot_of_versions_still_fits(world: World) -> None:
+    """An owner who publishes every day for ten years."""
+    signed = world.read("1.doors").signed if (world.repository.metadata / "1.doors.json").exists() else None
+    assert signed is None
+    ref = world.publish("1.0.0")
+    metadata = world.read("1.doors")
+    target = metadata.signed.targets["door/1.0.0/manifest.json"]
+    for number in range(1, 3650):
+        path = f"door/1.{number}.0/manifest.json"
+        metadata.signed.targets[path] = type(target)(target.length, target.hashes, path, target.unrecognized_fields)
+    metadata.signed.version = 2
+    metadata.signatures.clear()
+    metadata.sign(world.owner_key)
+    (world.repository.metadata / "2.doors.json").write_bytes(metadata.to_bytes())
+    world.repository.refresh_timestamp()
+
+    assert world.node.manifest(ref, {})
+
+
+def test_a_role_with_a_name_of_the_devils_leaves_the_folder_alone(world: World) -> None:
+    """No tool of ours makes such owners; a targets key that was stolen could."""
+    targets, key = world.repository.targets(), CryptoSigner.generate_ed25519()
+    role = next(iter(targets.signed.delegations.roles.values()))
+    wicked = type(role)("../../wicked", [], 1, True, paths=["wicked/*/manifest.json"])
+    targets.signed.delegations.roles["../../wicked"] = wicked
+    targets.signed.add_key(key.public_key, "../../wicked")
+    targets.signed.version += 1
+    targets.signatures.clear()
+    targets.sign(world.targets_key)
+    (world.repository.metadata / f"{targets.signed.version}.targets.json").write_bytes(targets.to_bytes())
+    world.repository.refresh_timestamp()
+
+    ref = world.publish().model_copy(update={"name": "wicked"})
+    with pytest.raises(errors.UnknownTarget):
+        world.node.manifest(ref, {})
+    assert not list(world.folder.glob("wicked*"))
+    assert {path.name for path in (world.folder / "node").iterdir()} == {"metadata", "manifests"}
