@@ -121,17 +121,17 @@ class Position(NamedTuple):
     """Where a chunk belongs in a file on its way."""
 
     part: PartialFile
-    index: int
+    number: int
 
     @property
     def chunk(self) -> Chunk:
         """The chunk."""
-        return self.part.file.chunks[self.index]
+        return self.part.file.chunks[self.number]
 
     @property
     def filled(self) -> bool:
         """Whether it was written."""
-        return self.part.has(self.index)
+        return self.part.has(self.number)
 
 
 class Parts:
