@@ -33,6 +33,7 @@ from benchmarks import (
     report,
     sharing,
     streams,
+    swap,
     text,
     vad,
     workers,
@@ -89,6 +90,7 @@ SUITES: dict[str, Suite] = {
     "sharing": Suite(sharing.run, 2),
     "workers": Suite(workers.run, 2),
     "reload": Suite(reload.run, 1, 3, most=3),
+    "swap": Suite(swap.run, 1, 4, 7, most=2),
 }
 HERE = Path(__file__).parent
 FULL, QUICK, SMOKE = Options(5, 1.75, 0.5), Options(3, 1.5, 0.5), Options(1, 0.4, 0.3, smoke=True)

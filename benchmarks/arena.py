@@ -72,10 +72,12 @@ class Arena:
         started = self._stack.enter_context(peer(peer_name, self.broker.port, **options))
         return Contender(name, started, results)
 
-    def add_node(self, name: str, pipeline: dict[str, Any], models: dict[str, Any] | None = None) -> Contender:
+    def add_node(
+        self, name: str, pipeline: dict[str, Any], models: dict[str, Any] | None = None, **sections: Any
+    ) -> Contender:
         """Start a node that runs one pipeline."""
         pipelines = {"main": {"subscribe": f"{name}/#", **pipeline}}
-        started = self._stack.enter_context(node(name, self.broker, self.folder, pipelines, models))
+        started = self._stack.enter_context(node(name, self.broker, self.folder, pipelines, models, **sections))
         return Contender(name, started, RESULTS.format(node=name, pipeline="main"))
 
     def payloads(self, contents: Sequence[bytes]) -> list[str]:

@@ -48,6 +48,9 @@ TARGETS: Final[dict[str, Target]] = {
     "fleet.together.many_per_few": Target(0, 1.2, "1,000 nodes ÷ 10, as much together: cost of a result"),
     "fleet.each.many_per_few": Target(0, 1.2, "1,000 nodes ÷ 10, as much each: cost of a result"),
     "reload.lost": Target(0, 0.0, "Reloads under load: frames lost"),
+    "swap.lost": Target(0, 0.0, "Models changed under load: frames lost"),
+    "swap.gap_per_bound": Target(0, 1.0, "A switch: longest pause ÷ a batch and a frame period"),
+    "swap.p99_per_before": Target(0, 1.5, "While a version loads and compiles ÷ before: p99"),
 }
 """What the node is to reach, by cell. All other cells inform."""
 

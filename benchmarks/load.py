@@ -84,6 +84,7 @@ class Measured:
         stalls: times that no result came for `stalled_s`.
         cpu_s: processor time by role, user and system together; the load's own as `load`.
         latencies_ms: from when a frame was due, within the measured time, to when its result came; open loop only.
+        due_s: when each of those was due, in seconds of the system's monotonic clock.
         lost: frames of the whole run whose result never came; open loop only.
         kept: payloads of the results, if asked for.
     """
@@ -94,6 +95,7 @@ class Measured:
     stalls: int
     cpu_s: dict[str, float]
     latencies_ms: list[float]
+    due_s: list[float]
     lost: int
     kept: list[str]
 
@@ -195,6 +197,7 @@ class Load:
         self._heard = time.monotonic()
         self._due: dict[int, float] = {}
         self._latencies_ms: list[float] = []
+        self._due_s: list[float] = []
         self._kept: list[str] = []
         self._since = math.inf
 
@@ -217,6 +220,7 @@ class Load:
             stalls=self._stalls - stalls,
             cpu_s=cpu_s,
             latencies_ms=self._latencies_ms,
+            due_s=self._due_s,
             lost=0,
             kept=self._kept.copy(),
         )
@@ -294,6 +298,7 @@ class Load:
                 due = self._due.pop(int(found[1]), None)
                 if due is not None and due >= self._since:
                     self._latencies_ms.append((now - due) * 1e3)
+                    self._due_s.append(due)
             if self._spec.keep:
                 self._kept.append(_payload(link.body(start, stop)).decode())
         return count

@@ -26,13 +26,18 @@ COMMAND = "hedgerow/v1/bench/site/{node}/{part}/{name}"
 
 @contextmanager
 def node(
-    name: str, broker: Mosquitto, folder: Path, pipelines: Mapping[str, Any], models: Mapping[str, Any] | None = None
+    name: str,
+    broker: Mosquitto,
+    folder: Path,
+    pipelines: Mapping[str, Any],
+    models: Mapping[str, Any] | None = None,
+    **sections: Any,
 ) -> Iterator[Started]:
     """A node in a process of its own.
 
     Args:
         name: of the node; it has a folder of that name inside `folder`.
-        pipelines, models: as in a configuration.
+        pipelines, models, sections: as in a configuration.
     """
     home = folder / name
     home.mkdir()
@@ -44,6 +49,7 @@ def node(
         "pipelines": dict(pipelines),
         "metrics": {"port": probes},
         "log": {"level": "warning", "format": "json"},
+        **sections,
     }
     path = home / "node.yaml"
     path.write_bytes(orjson.dumps(config))  # JSON is YAML

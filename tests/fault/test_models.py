@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import resource
 import threading
 import time
 from collections import Counter
@@ -237,11 +238,10 @@ def model_site(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[ModelSite]:
     made.close()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "times",
     [
-        pytest.param(5, id="short"),
+        pytest.param(5, id="short", marks=pytest.mark.timeout(300)),
         pytest.param(200, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
@@ -310,3 +310,35 @@ def test_a_version_that_crashes_the_node_is_quarantined_and_the_one_before_serve
     assert event["detail"]["version"] == bad.version
     site.every_frame_was_answered()
     site.every_result_was_made_by_a_signed_file(1.5)
+
+
+def test_what_does_not_fit_into_memory_is_refused_or_costs_a_gap_that_is_told(
+    model_site: ModelSite, make_candidate: MakeCandidate
+) -> None:
+    """A limit that the kernel sets on the running process; the version says that it needs more than is left."""
+    site = model_site
+    one = site.publish(make_candidate(TWICE, "1.0.0"), 2.0)
+    large = site.publish(make_candidate(multiplies(3.0, 600), "2.0.0", memory_bytes=256 << 20), 3.0)
+    with site.region(), site.starting_with(one), site.load():
+        room = 128 << 20
+        resource.prlimit(site.node.pid, resource.RLIMIT_AS, (taken_bytes(site.node.pid) + room,) * 2)
+        site.wants(large)
+        refused = site.done("failed")
+        site.serves(one)
+        site.wants(large, memory="brief-gap")
+        site.done("succeeded")
+        site.serves(large)
+        site.answers()
+
+    assert refused["error"]["code"] == "no-memory"
+    assert "brief-gap" in refused["error"]["remedy"]
+    kept = site.heard.said["event/model-kept"][-1]["detail"]
+    assert kept["version"] == str(large)
+    assert kept["measures"]["gap_s"] > 0
+    site.every_frame_was_answered()
+    site.every_result_was_made_by_a_signed_file()
+
+
+def taken_bytes(pid: int) -> int:
+    """Address space of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()

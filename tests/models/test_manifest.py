@@ -95,3 +95,29 @@ def test_a_manifest_without_end_is_refused_before_it_is_parsed() -> None:
 def test_any_bytes_are_a_manifest_or_refused(content: bytes) -> None:
     with suppress(BadManifest):
         read_manifest(content)
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8)
+ANYTHING = st.recursive(
+    LEAVES, lambda inside: st.lists(inside, max_size=2) | st.dictionaries(st.text(), inside, max_size=2)
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something stands in a document, from the top."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, one in inside for place in places(one, (*path, key)))]
+
+
+@given(st.data())
+def test_a_manifest_with_anything_anywhere_is_read_or_refused(data: st.DataObject) -> None:
+    """And what is read can be written."""
+    whole = orjson.loads(Manifest.model_validate(manifest(labels=["a"], parameters={"p": [1]})).encode())
+    *above, last = data.draw(st.sampled_from(places(whole)[1:]))
+    where = whole
+    for key in above:
+        where = where[key]
+    where[last] = data.draw(ANYTHING)
+
+    with suppress(BadManifest):
+        read_manifest(canonical(whole)).encode()

@@ -468,3 +468,40 @@ def test_every_error_of_a_slot_has_a_remedy(slot: MakeSlot) -> None:
     for outcome in outcomes:
         assert isinstance(outcome, HedgerowError)
         assert outcome.remedy
+
+
+def test_a_version_that_a_list_still_runs_on_is_freed_by_that_list(pool: ModelPool, slot: MakeSlot) -> None:
+    """A stage that hangs in one keeps neither the new version nor the next swap waiting."""
+    door = slot(DOUBLE)
+    old, new = door.take(), pool.open("door", door.config, Path(), None)
+    assert door.switch(new) is old
+
+    door.retire(old, patience_s=0)
+
+    assert old.run_batch(row(2))["y"][0, 0] == 4
+    door.give_back(old)
+    with pytest.raises(InferenceError, match="closed"):
+        old.run_batch(row(2))
+    assert door.infer([row(3)])[0]["y"][0, 0] == 6
+
+
+def test_who_is_served_by_a_version_on_trial_is_settled_by_name(pool: ModelPool, slot: MakeSlot) -> None:
+    door = slot(DOUBLE)
+    door.split(pool.open("door", door.config, Path(), None), 30)
+    split = door.on_trial
+    assert split is not None
+    chosen = {stream for stream in map(str, range(2000)) if split.takes(stream)}
+
+    assert 500 < len(chosen) < 700
+    assert chosen == {stream for stream in map(str, range(2000)) if split.takes(stream)}
+
+
+def test_nobody_waits_in_a_gap_for_ever_once_the_slot_is_closed(pool: ModelPool, slot: MakeSlot) -> None:
+    door = slot(DOUBLE)
+    assert door.begin_gap() is not None
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(door.infer_each, [row(1)])
+        door.close()
+        (outcome,) = waiting.result(20)
+
+    assert isinstance(outcome, InferenceError)

@@ -374,6 +374,30 @@ async def test_a_node_fetches_from_a_web_server_what_its_region_names(
     assert region.site.events("source-left-alone") == []
 
 
+async def test_a_version_that_the_disk_has_damaged_does_not_serve_and_is_fetched_anew(
+    own_site: Site, region: Region, make_candidate: MakeCandidate
+) -> None:
+    """Whatever serves after a start is what was signed."""
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    async with member(region):
+        await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
+        await region.done(1)
+        await region.serves(good)
+    (file,) = (own_site.folder / "state" / "fleet" / "store").rglob("model.onnx")
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"Add", b"Sub"))
+    own_site.heard.clear()
+    async with member(region) as node:
+        event = await own_site.wait_event("model-not-restored")
+        await until(lambda: takes_frames(node), lambda: str(region.reported))
+        await own_site.client.publish(own_site.topic(), np.full(3, 0.5, np.float32).tobytes(), qos=1)
+        (result,) = await own_site.wait_results(1)
+
+    assert "is sha256:" in event["detail"]["error"]
+    assert result["result"]["y"] == [[1.0, 1.0, 1.0]]
+    assert file.read_bytes() == content
+
+
 async def test_an_older_generation_is_ignored_and_a_stray_document_too(
     region: Region, make_candidate: MakeCandidate
 ) -> None:

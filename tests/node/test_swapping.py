@@ -124,11 +124,10 @@ async def taken_back(node: Node, candidate: Candidate, load: Load) -> None:
         await going
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "times",
     [
-        pytest.param(30, id="short"),
+        pytest.param(30, id="short", marks=pytest.mark.timeout(300)),
         pytest.param(1000, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )

@@ -278,8 +278,29 @@ async def test_what_does_not_fit_into_memory_is_refused_or_costs_a_gap(
     assert (refused.kept, refused.code) == (False, "no-memory")
     assert gapped.kept
     assert gapped.measures["gap_s"] > 0
+    ((_, told),) = [event for event in bench.events if event[0] == "model-kept"]
+    assert told["measures"]["gap_s"] == gapped.measures["gap_s"]
     check(flow)
     assert not flow.dead
+
+
+async def test_there_is_no_gap_where_the_event_loop_itself_would_wait(
+    bench: Bench, make_candidate: MakeCandidate, tmp_path: Path
+) -> None:
+    """It would wait for ever: it is the one that ends the gap."""
+    pipelines = {
+        "here": {"subscribe": "t/#", "lanes": 0, "stages": [{"parse": {"format": "raw"}}, {"infer": {"model": "door"}}]}
+    }
+    models = {"door": bench.engine.config.model_dump(exclude_unset=True)}
+    config = NodeConfig.model_validate({"models": models, "pipelines": pipelines})
+    plan = LocalPlan(config, "here", tmp_path, bench.pool, 1, lambda *_: None)
+    huge = make_candidate(TWICE_AGAIN, "1.1.0", memory_bytes=1 << 60)
+
+    outcome = await bench.go_over(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
+
+    assert (outcome.kept, outcome.code) == (False, "no-memory")
+    assert "lanes: 0" in outcome.reason
+    plan.close()
 
 
 async def test_what_fails_in_a_gap_gives_way_to_what_served(bench: Bench, make_candidate: MakeCandidate) -> None:

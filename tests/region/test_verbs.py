@@ -122,8 +122,8 @@ def test_a_dry_run_shows_the_waves_and_does_nothing(operator: Operator) -> None:
 
 
 def test_a_rollout_is_followed_to_its_end_and_stays_in_the_history(operator: Operator) -> None:
-    started = operator.start("faces-good", "1.1.0")
-    followed = operator.ends("faces-good")
+    file = operator.file("faces-good", "1.1.0")
+    started = followed = operator.hedgerow("rollout", "start", "-f", file, "--why", "a test", "--watch")
     shown = operator.hedgerow("rollout", "status", "faces-good")
     told = operator.hedgerow("rollout", "status", "faces-good", "--nodes", "--json").json
 

@@ -99,7 +99,7 @@ class PartialFile:
         return [self.file.chunks[index] for index in self.missing()]
 
     def adopt(self, path: Path) -> None:
-        """Begin with a file that was whole once: mend it here, and so where it is. Raises: OSError."""
+        """Begin with a file that was whole once; it is mended here. Raises: OSError."""
         self.path.unlink(missing_ok=True)
         try:
             os.link(path, self.path)

@@ -85,7 +85,7 @@ def opened(named: str, store: Path | None, files: Files) -> Iterator[Bundle]:
 
 
 def _find(named: str, store: Path) -> _Entry:
-    there = sorted(_entries(store), key=lambda entry: (entry.name, _order(entry.version), entry.digest))
+    there = sorted(_entries(store), key=lambda entry: (entry.name, version_order(entry.version), entry.digest))
     hexes = named.removeprefix("sha256:")
     found = [entry for entry in there if f"{entry.name}/{entry.version}" == named]
     found = found or [entry for entry in there if entry.name == named][-1:]
@@ -158,7 +158,7 @@ def _put_together(entry: _Entry, repository: Path, folder: Path, files: Files) -
         ) from error
 
 
-def _order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, str], ...]]:
+def version_order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, str], ...]]:
     """Semantic versions in their order: a pre-release comes before what it is of."""
     core, _, pre = version.partition("+")[0].partition("-")
     parts = tuple((not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in pre.split("."))

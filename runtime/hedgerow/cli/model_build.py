@@ -76,7 +76,7 @@ def build(
 
     Golden inputs and outputs, tolerance, statistics and the calibration of int8 come from the samples: some ten to a few
     hundred frames as the model meets them in use. Without any, golden inputs are noise, there are no statistics, and
-    int8 is dynamic.
+    onnx-int8 is dynamic.
 
     A recipe (model.yaml) says the rest, and what flags say goes over it:
       name: door
@@ -144,9 +144,14 @@ def _recipe(model: str, path: Path | None, given: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **given, "model": file or recipe.model})
     except ValidationError as error:
+        from hedgerow.configfile import explain
+
         first = error.errors()[0]
+        message, advice = explain(first)
+        if first["loc"] == ("version",):
+            message, advice = f"{first['input']!r} is no semantic version", "Write one such as 1.0.0 or 2.1.0-rc.1."
         raise ConfigError(
-            f"--{'-'.join(map(str, first['loc']))}: {first['msg']}", remedy="See `hedgerow model build --help`."
+            f"--{'-'.join(map(str, first['loc']))}: {message}", remedy=advice or "See `hedgerow model build --help`."
         ) from error
 
 

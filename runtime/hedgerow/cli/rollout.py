@@ -30,6 +30,9 @@ OneOrLatest = Annotated[
 def start(
     file: File,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do, to whom.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow it until it has ended, as `rollout status` does.")
+    ] = False,
     why: Why = "",
     as_: As = None,
     store: StoreUrl = None,
@@ -40,16 +43,19 @@ def start(
 
     Examples:
       hedgerow rollout start -f rollout.yaml --dry-run
-      hedgerow rollout start -f rollout.yaml --why "faces in poor light"
+      hedgerow rollout start -f rollout.yaml --why "faces in poor light" --watch
 
     The region's service carries it out; it goes on when this command ends. It is refused where the model is not in the
-    region's repository, nobody matches, or another rollout has the same model on the same nodes.
+    region's repository, nobody matches, or another rollout under way has some of the same nodes.
     """
     from hedgerow.region.plan import load_plan
 
     plan = load_plan(file)
     args = {"rollout": plan.rollout, "plan": plan.model_dump(mode="json", exclude_unset=True), "dry_run": dry_run}
     said = ask("rollout-start", args, why, as_, store, config)
+    if json and watch and not dry_run:
+        status(plan.rollout, watch=True, store=store, config=config, json=True)
+        return
     if json:
         print_json(said)
         return
@@ -69,6 +75,8 @@ def start(
         typer.echo(f"{said['rollout']} would reach {count}. Nothing was done.")
     else:
         typer.echo(f"{said['rollout']} has started, for {count}. `hedgerow rollout status {said['rollout']} --watch`")
+    if watch and not dry_run:
+        status(plan.rollout, watch=True, store=store, config=config)
 
 
 def check(

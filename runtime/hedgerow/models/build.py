@@ -9,7 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -91,47 +90,64 @@ def build(
         state_dir: where what was measured is kept.
         replace: whether another bundle may be replaced.
     Raises:
-        ConfigError: the recipe cannot be followed.
+        ConfigError: the recipe cannot be followed, or the folder not be written.
         BundleExists: there is another one of that version, and it may not be replaced.
         TooLossy: a variant costs more than it may.
         ModelError: the model cannot be read, or a variant cannot be made or run.
     """
     work = _Work(recipe, requests, state_dir, progress or _unseen)
     folder = out or Path("bundles", f"{work.name}-{work.version}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    _check_place(folder)
     try:
-        draft.chmod(0o755)
+        return _written(work, folder, replace=replace)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or folder} cannot be written: {error.strerror}",
+            remedy="Give another folder with --out, or make room; what is measured goes to --state-dir.",
+        ) from error
+
+
+def _written(work: _Work, folder: Path, *, replace: bool) -> Built:
+    """Make a bundle beside its place, look at it, and put it there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as aside:
+        draft = Path(aside, "new")
+        draft.mkdir()
         manifest = work.into(draft)
         (draft / MANIFEST).write_bytes(manifest.encode())
         bundle = Bundle.open(draft)
         bundle.verify()
         built = Built(Bundle(folder, manifest, bundle.digest), work.real, work.made, work.refused)
         if folder.exists():
-            built.unchanged = _settle(folder, bundle.digest, replace=replace)
-        if not built.unchanged:
-            draft.rename(folder)
+            built.unchanged = _is(folder, bundle.digest)
+            if built.unchanged:
+                return built
+            if not replace:
+                raise BundleExists(
+                    f"{folder} is there already, and is not what would be built now",
+                    remedy="Raise the version; or, if nobody has it yet, `--replace`.",
+                )
+            folder.rename(Path(aside, "old"))
+        draft.rename(folder)
         return built
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
-def _settle(folder: Path, new: str, *, replace: bool) -> bool:
-    """What becomes of a folder that is there already. Returns: whether it holds the very same bundle."""
-    old = None
+def _is(folder: Path, digest: str) -> bool:
+    """Whether a folder holds that very bundle, whole."""
     with suppress(ModelError):
         there = Bundle.open(folder)
         there.verify()
-        old = there.digest
-    if old == new:
-        return True
-    if not replace:
-        raise BundleExists(
-            f"{folder} is there already, and is not what would be built now",
-            remedy="Raise the version; or, if nobody has it yet, `--replace`.",
-        )
-    shutil.rmtree(folder)
+        return there.digest == digest
     return False
+
+
+def _check_place(folder: Path) -> None:
+    """What is no bundle is not written over, and that is said before there is work in one."""
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleExists(
+            f"{folder} is there already, and is no bundle",
+            remedy="Choose another folder with --out; what is no bundle is never replaced.",
+        )
 
 
 class _Work:

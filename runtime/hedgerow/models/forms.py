@@ -97,7 +97,9 @@ def make(given: Form, name: str, folder: Path, samples: Sequence[Sample]) -> For
         given: what it is made of.
         name: what it is to be, one of `possible(given)`.
         samples: what int8 is calibrated by; none: it is done without.
-    Raises: ModelUnreadable, BackendMissing: it cannot be made.
+    Raises:
+        ModelUnreadable, BackendMissing: it cannot be made.
+        ConfigError: it cannot be made without samples.
     """
     folder.mkdir(parents=True)
     path = given.files[0]
@@ -119,6 +121,11 @@ def make(given: Form, name: str, folder: Path, samples: Sequence[Sample]) -> For
     if precision != "int8" or given.precision == "int8":
         convert.to_openvino(path, out, half=precision == "fp16")
         return Form("openvino", precision, source.files_of(out), "converted by OpenVINO")
+    if not samples:
+        raise ConfigError(
+            f"{name} needs samples: without any, ranges are found anew at each run, which OpenVINO does not do right",
+            remedy="Give `--samples` of what the model meets in use, or make onnx-int8.",
+        )
     between = folder / path.name
     how = quantise.to_int8(path, between, samples, unsigned=True)
     convert.to_openvino(between, out, half=False)

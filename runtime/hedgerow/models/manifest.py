@@ -10,8 +10,8 @@ A bundle is a folder with a `manifest.json` and the files it names:
 Rules:
 - A bundle is identified by the digest of its manifest's bytes. The manifest has the digest of every file, and of every
   chunk of every file, so that digest identifies it all, and a part can be checked as it comes.
-- The bytes of a manifest are canonical: keys sorted, no spaces, UTF-8, each key once. What was read and written again is
-  the same, and two readers cannot read two things.
+- The bytes of a manifest are canonical: keys sorted, no spaces, UTF-8, each key once. So two readers cannot read two
+  things. Its digest is that of the bytes that came, never of what would be written for them now.
 - A reader refuses a schema that it does not know, paths that lead out of the bundle, and whatever would let everything
   pass: numbers that are none, a tolerance without end.
 - A manifest does not reach into the node that reads it: options of vendors' libraries, some of which name files to read

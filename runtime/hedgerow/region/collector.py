@@ -287,7 +287,7 @@ class Collector:
             await asyncio.sleep(_BEAT_EVERY_S)
 
     def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        for part in (self._blobs, self._keeper):
+        for part in (self._steward, self._blobs, self._keeper):
             if part is not None:
                 yield from part.gauges()
 
@@ -302,6 +302,8 @@ class Collector:
             reasons.append(f"the store does not work: {self._failure}")
         elif not self._store_opened.is_set():
             reasons.append("the store is not open yet")
+        if self._steward.failure is not None:
+            reasons.append(f"rollouts are not seen to: {self._steward.failure}")
         if self._keeper is not None:
             reasons += self._keeper.problems()
         return reasons + [f"the broker refuses {name}: {reason}" for name, reason in dict(self._client.refused).items()]

@@ -10,8 +10,8 @@ import asyncio
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -26,6 +26,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import StoreError, open_database
 from hedgerow.region.gate import Ear
 from hedgerow.region.intents import open_intents
+from hedgerow.region.rollout import Phase
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import JSON
 
@@ -88,6 +89,8 @@ class Steward(threading.Thread):
         config: the region's.
         client: to the region's broker.
         loop: the client's.
+    Attributes:
+        failure: why nothing is conducted just now; None: all is well.
     """
 
     def __init__(self, config: RegionConfig, client: Client, loop: asyncio.AbstractEventLoop) -> None:
@@ -99,7 +102,8 @@ class Steward(threading.Thread):
         self._closing = threading.Event()
         self._listening_since: float | None = None
         self._conductor: Conductor | None = None
-        self._failing = False
+        self.failure: str | None = None
+        self._phases: Counter[Phase] = Counter()
         self._rests_until = 0.0
 
     def link_changed(self, *, connected: bool) -> None:
@@ -118,17 +122,19 @@ class Steward(threading.Thread):
             try:
                 self._turn()
                 retry_s = _RETRY_S[0]
-                if self._failing:
+                if self.failure is not None:
                     log.info("steward-recovered")
-                    self._failing = False
+                    self.failure = None
             except StoreError as error:
-                if not self._failing:
+                if self.failure is None:
                     log.error("steward-failing", code=error.code, error=str(error), remedy=error.remedy)
+                self.failure = str(error)
                 self._abandon()
                 self._closing.wait(retry_s)
                 retry_s = min(2 * retry_s, _RETRY_S[1])
-            except Exception:  # ours to mend; the collector goes on
+            except Exception as error:  # ours to mend; the collector goes on
                 log.exception("steward-failed")
+                self.failure = f"{type(error).__name__}: {error}"
                 self._abandon()
                 self._closing.wait(retry_s)
                 retry_s = min(2 * retry_s, _RETRY_S[1])
@@ -150,6 +156,7 @@ class Steward(threading.Thread):
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._courier.take, parcels)
         self._conductor.published(self._what_arrived())
+        self._phases = Counter(kept.rollout.phase for kept in self._conductor.fleet.rollouts.values())
 
     def _what_arrived(self) -> dict[Address, int]:
         arrived: dict[Address, int] = {}
@@ -159,8 +166,14 @@ class Steward(threading.Thread):
                 arrived[node] = max(generation, arrived.get(node, 0))
         return arrived
 
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """What /metrics shows of it: name, help, labels, value; for any thread."""
+        yield "hedgerow_region_conducts", "Whether rollouts are seen to.", {}, self.failure is None
+        for phase in (Phase.RUNNING, Phase.PAUSED, Phase.ROLLING_BACK):
+            labels = {"phase": phase.value}
+            yield "hedgerow_region_rollouts", "Rollouts under way, by phase.", labels, self._phases[phase]
+
     def _abandon(self) -> None:
-        self._failing = True
         if self._conductor is not None:
             self._conductor.close()
             self._conductor = None
