@@ -134,6 +134,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "region-store": region.StoreSection,
         "region-retention": region.RetentionSection,
         "region-canary": region.CanarySection,
+        "region-models": region.ModelsSection,
         "rollout": plan.RolloutPlan,
         "rollout-model": plan.ModelSection,
         "rollout-gate": plan.GateSection,

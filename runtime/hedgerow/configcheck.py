@@ -19,6 +19,7 @@ from hedgerow.config import NodeConfig, PipelineConfig, StageEntry
 from hedgerow.configfile import BadConfigFile, Document, Problem
 from hedgerow.errors import HedgerowError
 from hedgerow.models import source
+from hedgerow.models.pool import BUNDLE
 
 Keys = tuple[int | str, ...]
 
@@ -100,6 +101,8 @@ def _at(pipeline: str, number: int, entry: StageEntry) -> Keys:
 
 def _findings(named: _Named, base_dir: Path) -> Iterator[_Finding]:
     for name, path in named.models.items():
+        if path.startswith(BUNDLE):  # it comes from the region
+            continue
         try:
             source.resolve(path, base_dir)
         except HedgerowError as error:

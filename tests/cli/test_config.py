@@ -223,3 +223,9 @@ def test_editors_and_the_loader_refuse_the_same_mistakes(validator, subscribe: s
     assert not validator.is_valid(_document(text))
     with pytest.raises(BadConfigFile):
         configfile.parse(text)
+
+
+def test_a_model_that_comes_from_the_region_needs_no_file(hedgerow, file) -> None:
+    said = hedgerow("config", "check", file(GOOD + "models: {door: {path: bundle:door}}\n"))
+
+    assert (said.code, said.err) == (0, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 
 from hedgerow.cli import pki as command
+from hedgerow.pki.certificates import leaf, new_key, pem
 from hedgerow.pki.files import read_certificates
 from hedgerow.pki.folder import Pki
-from hedgerow.pki.names import parse
+from hedgerow.pki.names import Kind, parse
 
 Run = Callable[..., Any]
 
@@ -173,6 +175,24 @@ def test_what_the_topology_says_otherwise_now_is_certified_anew_for_the_same_key
     assert pki.find(parse("region/broker")).hosts == ["mqtt.north.example", "r.example", "10.0.0.1"]  # type: ignore[union-attr]
     assert pki.find(parse("anna@region")).role == "viewer"  # type: ignore[union-attr]
     assert did(apply("--json")) == {}
+
+
+def test_a_stolen_site_authority_cannot_play_a_broker_elsewhere(apply: Run, tmp_path: Path) -> None:
+    """Everybody believes the root, and so what it has signed; but each of those only for its own host."""
+    apply("--init")
+    now, signer, key = datetime.now(UTC), Pki(tmp_path / "pki", lambda: datetime.now(UTC)).authority("yard"), new_key()
+
+    def certifies(host: str) -> bool:
+        made = leaf(
+            Kind.BROKER, host, "broker", key.public_key(), signer.certificate(), signer.key(), now, now + timedelta(days=1), [host]
+        )  # fmt: skip
+        (tmp_path / "forged.pem").write_bytes(pem(made))
+        (tmp_path / "authority.pem").write_bytes(pem(signer.certificate()))
+        checking = ["openssl", "verify", "-CAfile", tmp_path / "pki/root.crt", "-untrusted", tmp_path / "authority.pem"]
+        return subprocess.run([*checking, tmp_path / "forged.pem"], capture_output=True, check=False).returncode == 0
+
+    assert certifies("broker.yard.lan")
+    assert not certifies("r.example")
 
 
 def test_a_site_whose_broker_moves_needs_an_authority_that_may_say_so(

@@ -78,7 +78,7 @@ class Reader:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        self._ports = {"1883": str(port)} | {usual: str(free_port()) for usual in ("8883", "8884", "9464")}
+        self._ports = {"1883": str(port)} | {usual: str(free_port()) for usual in ("8883", "8884", "9464", "9466")}
         self._background: list[subprocess.Popen[str]] = []
         self._log = folder / ".out"
         self._background_logs: list[Path] = []
@@ -151,7 +151,7 @@ class Reader:
         deadline = time.monotonic() + (10 if block.info == "background" else 0)
         while True:
             printed = [log.read_text() for log in logs]
-            missing = [_first_missing(wanted, text) for text in printed]
+            missing = [first_missing(wanted, text) for text in printed]
             if None in missing:
                 return
             if time.monotonic() > deadline:
@@ -189,7 +189,8 @@ class Reader:
                 os.kill(int(pid_file.read_text()), signal.SIGKILL)
 
 
-def _first_missing(wanted: list[str], printed: str) -> str | None:
+def first_missing(wanted: list[str], printed: str) -> str | None:
+    """The first of these lines that was not printed after those before it; numbers may differ, `…` is anything."""
     lines = iter(printed.splitlines())
     for line in wanted:
         pieces = [_pattern(piece) for piece in re.split(r"(…|\d+|\s+)", line.strip())]

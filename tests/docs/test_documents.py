@@ -20,13 +20,16 @@ DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for pattern in OURS for pat
 WITH_COMMANDS = [
     name for name in DOCUMENTS if not name.startswith("plugins/") and "```sh" in (ROOT / name).read_text("utf-8")
 ]
-TO_RUN = [  # building, signing and rolling out two versions takes too many processes for every day; tests/region has its parts
-    pytest.param(name, marks=pytest.mark.slow if name == "docs/operator/rollouts.md" else ()) for name in WITH_COMMANDS
-]
+SLOW = {  # too many processes for every day
+    "docs/operator/rollouts.md",  # tests/region has its parts
+    "docs/operator/trust.md",  # tests/docs/test_trust.py runs its commands in one process
+}
+TO_RUN = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in WITH_COMMANDS]
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", TO_RUN)
 def test_the_commands_of_a_document_do_what_it_says(name: str, reader: Callable[[Path], Any], blocks: Any) -> None:
     """In order, as a reader would type them, against a real broker."""

@@ -29,6 +29,7 @@ TOPOLOGY = """\
 parent:
   name: world
   broker: mqtts://localhost:PORT
+  regions: [south]
   roles: {viewer: [board], operator: [chief]}
 region: {name: north, broker: 'mqtts://localhost:PORT'}
 pipelines: base.yaml
@@ -132,6 +133,16 @@ async def test_each_channel_goes_its_way_on_three_levels(levels: Applied) -> Non
         assert north.topics("up") == world.topics("up") | {f"{NODE}/blob/ask/part": 1}
         await world.client.publish(f"{NODE}/command/ping", "down", qos=1)
         await hall.sees(f"{NODE}/command/ping", "down")
+
+
+async def test_another_region_speaks_for_itself_alone(levels: Applied) -> None:
+    """Its bridge is certified by whom it comes to, in the folder of the region that renders the top."""
+    async with levels.window("world") as world, levels.client("world", "world", "south") as south:
+        for topic in (f"{NODE}/event/x", "hedgerow/v1/south/barn/a/event/x"):
+            await south.publish(topic, "south", qos=1)
+        await world.sees("hedgerow/v1/south/barn/a/event/x", "south")
+
+        assert world.topics("south") == {"hedgerow/v1/south/barn/a/event/x": 1}
 
 
 FOREIGN = [

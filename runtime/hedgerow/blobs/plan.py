@@ -105,6 +105,7 @@ class Plan:
         self._free = dict.fromkeys(missing)
         self._entries: dict[str, _Entry] = {}
         self._tries: dict[str, int] = {}
+        self._first_asked: dict[str, float] = {}
         self._doubted: dict[str, float] = {}
         self._heard_from: dict[str, float] = {}
         self._busy: list[str] = []
@@ -155,7 +156,9 @@ class Plan:
         self._progress_at = now
         if sender is not None:
             self._heard_from[sender] = now
-        elif entry is not None and entry.state is State.ASKED and not self._tries.get(digest):
+        elif self._tries.get(digest) and digest in self._first_asked:
+            self._window.late(now - self._first_asked[digest])
+        elif entry is not None and entry.state is State.ASKED and entry.seen:
             self._window.answered(now - entry.at, now)
         return True
 
@@ -171,8 +174,9 @@ class Plan:
         for entry in self._entries.values():
             entry.at += seconds
             entry.said_at += seconds
-        for name in self._heard_from:
-            self._heard_from[name] += seconds
+        for times in (self._heard_from, self._first_asked):
+            for name in times:
+                times[name] += seconds
         if self._progress_at is not None:
             self._progress_at += seconds
 
@@ -229,6 +233,7 @@ class Plan:
                 return
             if entry.owner == self._node and entry.state is State.WANTED and now >= entry.at + HOLD_S:
                 entry.state, entry.at = State.ASKED, now
+                self._first_asked.setdefault(digest, now)
                 self._bucket.take(self._missing[digest], now)
                 steps.ask.append(digest)
                 asked += 1

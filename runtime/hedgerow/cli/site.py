@@ -106,6 +106,7 @@ def init(
     typer.echo(
         "Next: name its sensors and what may leave it in the file, then\n"
         f"  hedgerow topology check {file}\n"
+        f"  hedgerow pki apply {file} --init --passphrase\n"
         f"  hedgerow topology render {file} --out rendered\n"
         f"rendered/{name}/README.md then says where each file goes and which certificates the site needs."
     )
