@@ -180,7 +180,7 @@ class Web:
             method,
             url,
             headers={**headers, **shown},
-            body=body,  # type: ignore[arg-type]  # it sends what can be read
+            body=body,
             preload_content=False,
             decode_content=False,
             timeout=_TIMEOUT,

@@ -136,15 +136,15 @@ class Estate:
         self.upper.close()
 
 
-def rendered_bridge(port: int) -> list[str]:
+def rendered_bridge(port: int, site: str = SITE) -> list[str]:
     """The bridge as the topology renders it, without its certificates."""
     topology = Topology.model_validate(
         {
             "region": {"name": REGION, "broker": "region.example"},
-            "sites": {SITE: {"broker": "hall.example", "nodes": ["n1"]}},
+            "sites": {site: {"broker": "hall.example", "nodes": ["n1"]}},
         }
     )
-    text = site_conf(topology, SITE)
+    text = site_conf(topology, site)
     lines = text[text.index("# --- The bridge") :].splitlines()
     tls = ("bridge_cafile", "bridge_certfile", "bridge_keyfile", "bridge_tls_version", "bridge_insecure")
     kept = [line for line in lines if line and not line.startswith(("#", "address", "restart_timeout", *tls))]

@@ -244,7 +244,7 @@ class SimulatedSite:
                 continue
             size = self.sizes[digest]
             self._region_free_at = max(self._region_free_at, self.now) + size / self.wan.bytes_per_s
-            self._sent_at[digest] = self._region_free_at
+            self._sent_at[digest] = self.now  # handed to its broker, which has it wait for the link
             part = Part(digest, None, good=self._random.random() >= self.wan.corrupts)
             self.at(self._region_free_at + self.wan.latency_s, lambda part=part: self._over(part))
 

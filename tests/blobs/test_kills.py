@@ -82,7 +82,7 @@ def kill_until_whole(estate: Estate, model: Path, *, bytes_per_s: float, longest
 async def test_a_fetch_that_is_killed_at_random_ends_with_a_model_that_serves(estate: Estate) -> None:
     """As the next, a few times."""
     async with estate.served():
-        await asyncio.to_thread(kill_until_whole, estate, SMALL, bytes_per_s=400_000, longest_s=1.5, least=1)
+        await asyncio.to_thread(kill_until_whole, estate, SMALL, bytes_per_s=600_000, longest_s=2.0, least=1)
 
 
 @pytest.mark.slow

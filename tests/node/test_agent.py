@@ -183,7 +183,7 @@ async def test_a_version_is_fetched_verified_and_served_and_the_next_takes_its_p
 
 def make_digest(ref: ModelRef, region: Region) -> str:
     """The digest of the file, as the signed manifest has it."""
-    folder = region.models.repository.folder / "targets" / ref.name / ref.version
+    folder = region.repository.folder / "targets" / ref.name / ref.version
     (manifest,) = folder.glob(f"*{MANIFEST}")
     return str(orjson.loads(manifest.read_bytes())["variants"][0]["model_digest"])
 
@@ -345,7 +345,7 @@ async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
         await region.serves(good)
     await own_site.client.publish(own_site.address.topic(Channel.DESIRED), b"", qos=1, retain=True)
     for part in ("metadata", "blobs", "targets"):
-        (region.models.repository.folder / part).rename(region.models.repository.folder / f"{part}.away")
+        (region.repository.folder / part).rename(region.repository.folder / f"{part}.away")
     own_site.heard.clear()
     async with member(region) as node:
         await until(lambda: takes_frames(node))
@@ -362,9 +362,9 @@ async def test_a_node_fetches_from_a_web_server_what_its_region_names(
     """The region has the metadata and no chunk; the server wants credentials. Paths count from the node's file."""
     good = region.publish(make_candidate(TWICE, "1.0.0"))
     copy = tmp_path / "copy"
-    shutil.copytree(region.models.repository.folder, copy)
+    shutil.copytree(region.repository.folder, copy)
     for part in ("blobs", "targets"):
-        (region.models.repository.folder / part).rename(tmp_path / f"{part}.away")
+        (region.repository.folder / part).rename(tmp_path / f"{part}.away")
     authority = Authority(region.site.folder)
     (region.site.folder / "secret").write_text(f"{USER}:{PASSWORD}\n")
     with FolderServer(copy, authority) as server:

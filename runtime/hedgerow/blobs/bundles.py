@@ -72,7 +72,7 @@ class Bundles:
         self._manifests: dict[str, Manifest] = {}
         self._whole: dict[str, Path] = {}
         self._places: dict[str, list[Place]] = {}
-        self._doubted: set[str] = set()
+        self._doubted: dict[str, list[Path]] = {}
 
     def open(self) -> None:
         """Look at what is there. Raises: OSError."""
@@ -106,7 +106,7 @@ class Bundles:
         """Where a file is whole, as far as is known without reading it."""
         path = self._whole.get(file.digest)
         with suppress(OSError):
-            if path is not None and file.digest not in self._doubted and path.stat().st_size == file.size:
+            if path is not None and path.stat().st_size == file.size:
                 return path
         return None
 
@@ -143,8 +143,12 @@ class Bundles:
             del self._places[key]
 
     def doubt(self, file: File) -> None:
-        """A file is damaged, wherever it lies here, until a bundle is made with it again."""
-        self._doubted.add(file.digest)
+        """A file is damaged: no bundle has it, until one is made with it again. Raises: OSError."""
+        had = [path for path in self._named(file) if path.exists()]
+        for path in had:
+            path.unlink()
+        self._doubted[file.digest] = [*self._doubted.get(file.digest, ()), *had]
+        self._index()
 
     def make(self, manifest: bytes, files: Sequence[File], source: Callable[[File], Path]) -> Path:
         """Make a bundle, or give one that is here files that it lacks; on the disk for good.
@@ -169,8 +173,10 @@ class Bundles:
             staging.replace(folder)
             disk.sync(folder.parent)
         for file in files:
-            if file.digest in self._doubted:
-                self._mended(file, folder / file.path)
+            for path in self._doubted.pop(file.digest, ()):
+                if path.parent.exists() and not path.exists():
+                    _name(folder / file.path, path)
+                    disk.sync(path.parent)
         self._manifests = self._manifests | {digest: described}
         self._index()
         return folder
@@ -202,14 +208,14 @@ class Bundles:
                     offset += chunk.size
         self._whole, self._places = whole, places  # at once: others read them meanwhile
 
-    def _mended(self, file: File, good: Path) -> None:
-        """Give every bundle that had a damaged copy of a file the good one."""
-        self._doubted.discard(file.digest)
-        for digest, manifest in self._manifests.items():
-            for path in {self.of(digest) / each.path for each in manifest.files() if each.digest == file.digest}:
-                if path.exists() and not path.samefile(good):
-                    _name(good, path)
-                    disk.sync(path.parent)
+    def _named(self, file: File) -> set[Path]:
+        """Where the bundles may have a file."""
+        return {
+            self.of(digest) / each.path
+            for digest, manifest in self._manifests.items()
+            for each in manifest.files()
+            if each.digest == file.digest
+        }
 
 
 def each_once(files: Iterable[File]) -> list[File]:

@@ -99,7 +99,7 @@ class PartialFile:
         return [self.file.chunks[index] for index in self.missing()]
 
     def adopt(self, path: Path) -> None:
-        """Begin with a file that was whole once: mend it here, and so where it is. Raises: OSError."""
+        """Begin with a file that was whole once; it is mended here. Raises: OSError."""
         self.path.unlink(missing_ok=True)
         try:
             os.link(path, self.path)
@@ -121,17 +121,17 @@ class Position(NamedTuple):
     """Where a chunk belongs in a file on its way."""
 
     part: PartialFile
-    index: int
+    number: int
 
     @property
     def chunk(self) -> Chunk:
         """The chunk."""
-        return self.part.file.chunks[self.index]
+        return self.part.file.chunks[self.number]
 
     @property
     def filled(self) -> bool:
         """Whether it was written."""
-        return self.part.has(self.index)
+        return self.part.has(self.number)
 
 
 class Parts:

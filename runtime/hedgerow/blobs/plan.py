@@ -63,6 +63,8 @@ class _Entry:
     at: float  # since when it is in this state
     said_at: float  # when the owner last said so
     by: str = ""  # who has offered it; of one asked for: the group, if that is another
+    seen: bool = True  # of one asked for: we know it; else we were only told to wait, and it may not be under way yet
+    told: bool = False  # of one of ours: we have told others to wait
 
 
 @dataclass(slots=True)
@@ -103,6 +105,7 @@ class Plan:
         self._free = dict.fromkeys(missing)
         self._entries: dict[str, _Entry] = {}
         self._tries: dict[str, int] = {}
+        self._first_asked: dict[str, float] = {}
         self._doubted: dict[str, float] = {}
         self._heard_from: dict[str, float] = {}
         self._busy: list[str] = []
@@ -133,8 +136,7 @@ class Plan:
                 case Kind.WANT if note.group == self._group and not self._doubts(sender, now):
                     self._others_want(digest, entry, sender, now)
                 case Kind.BUSY if sender != self._node and not self._doubts(sender, now):
-                    if entry is None or entry.state in (State.SAID, State.WANTED):
-                        self._enter(digest, _Entry(sender, State.ASKED, now, now))
+                    self._others_are_busy(digest, entry, sender, now)
                 case Kind.HAVE if sender != self._node and not self._doubts(sender, now):
                     if entry is None or entry.state in (State.SAID, State.WANTED):
                         self._heard_from[sender] = now
@@ -154,7 +156,9 @@ class Plan:
         self._progress_at = now
         if sender is not None:
             self._heard_from[sender] = now
-        elif entry is not None and entry.state is State.ASKED and not self._tries.get(digest):
+        elif self._tries.get(digest) and digest in self._first_asked:
+            self._window.late(now - self._first_asked[digest])
+        elif entry is not None and entry.state is State.ASKED and entry.seen:
             self._window.answered(now - entry.at, now)
         return True
 
@@ -170,8 +174,9 @@ class Plan:
         for entry in self._entries.values():
             entry.at += seconds
             entry.said_at += seconds
-        for name in self._heard_from:
-            self._heard_from[name] += seconds
+        for times in (self._heard_from, self._first_asked):
+            for name in times:
+                times[name] += seconds
         if self._progress_at is not None:
             self._progress_at += seconds
 
@@ -198,12 +203,22 @@ class Plan:
         self._enter(digest, _Entry(sender, State.ASKED, now, now, by="" if group == self._group else group))
 
     def _others_want(self, digest: str, entry: _Entry | None, sender: str, now: float) -> None:
-        if entry is None or entry.state is State.SAID:
-            self._enter(digest, _Entry(sender, State.WANTED, now, now))
+        if entry is None or entry.state is State.SAID or (entry.owner == sender and entry.state is State.ASKED):
+            self._enter(
+                digest, _Entry(sender, State.WANTED, now, now)
+            )  # he who has asked has given up, and wants it again
         elif entry.owner == sender:
             entry.said_at = now
         elif entry.owner == self._node and len(self._busy) < MOST_DIGESTS:
             self._busy.append(digest)
+            entry.told = True
+
+    def _others_are_busy(self, digest: str, entry: _Entry | None, sender: str, now: float) -> None:
+        if entry is not None and entry.state not in (State.SAID, State.WANTED):
+            return
+        # Two have told each other to wait: for both the one counts whose name comes first.
+        if entry is None or not (entry.owner == self._node and entry.told and self._node < sender):
+            self._enter(digest, _Entry(sender, State.ASKED, now, now, seen=False))
 
     def _echo(self, entry: _Entry | None, now: float) -> None:
         if entry is not None and entry.owner == self._node and entry.state is State.SAID:
@@ -218,6 +233,7 @@ class Plan:
                 return
             if entry.owner == self._node and entry.state is State.WANTED and now >= entry.at + HOLD_S:
                 entry.state, entry.at = State.ASKED, now
+                self._first_asked.setdefault(digest, now)
                 self._bucket.take(self._missing[digest], now)
                 steps.ask.append(digest)
                 asked += 1
@@ -241,7 +257,7 @@ class Plan:
             steps.want.append(digest)
 
     def _asked(self) -> int:
-        return sum(1 for entry in self._entries.values() if entry.state is State.ASKED)
+        return sum(1 for entry in self._entries.values() if entry.state is State.ASKED and entry.seen)
 
     def _lead(self) -> float:
         return max(1.0, 2 * HOLD_S / (self._window.smoothed_s or HOLD_S)) + 1
@@ -264,7 +280,7 @@ class Plan:
                 case State.WANTED:
                     self._doubt(entry.owner, now)
                 case State.ASKED:
-                    if not entry.by:
+                    if entry.seen and not entry.by:
                         self._window.lost(now)
                     self._give_up(digest, now)
                 case State.SAID:

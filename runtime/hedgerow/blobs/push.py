@@ -61,8 +61,8 @@ def push(bundle: Bundle, web: Web, progress: Callable[[int], None] = lambda _: N
     blobs = size = 0
     for file in {file.digest: file for file in files.values()}.values():
         if not _has(web, file.digest):
-            with bundle.path(file).open("rb") as content:
-                _upload(web, file.digest, file.size, content)
+            with bundle.path(file).open("rb") as stream:
+                _upload(web, file.digest, file.size, stream)
             blobs, size = blobs + 1, size + file.size
         progress(file.size)
     content = (bundle.folder / MANIFEST).read_bytes()

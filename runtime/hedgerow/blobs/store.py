@@ -181,8 +181,8 @@ class BlobStore:
                 path = self._bundles.whole(file)
                 if path is not None and not same(path, file):
                     log.warning("model-file-damaged", path=str(path))
-                    self._bundles.doubt(file)
                     self._parts.mend(path, file)
+                    self._bundles.doubt(file)
                     path = None
                 found = [] if path is not None else self._parts.of(file).check()
                 bad |= {chunk.digest: chunk for chunk in found}
