@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ import onnxruntime
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from securesystemslib.signer import CryptoSigner
 
 from hedgerow.frame import Array
-from hedgerow.labels import parse_selector
 from hedgerow.models.arrays import write_arrays
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.chunks import describe_file
@@ -35,8 +32,6 @@ from hedgerow.models.manifest import (
 )
 from hedgerow.models.source import digest
 from hedgerow.models.statistics import Accumulator
-from hedgerow.trust import ceremony
-from hedgerow.trust.repository import Repository, online_key_of
 from hedgerow.wire.fleet import ModelRef
 
 OnnxFile = Callable[..., Path]
@@ -128,44 +123,6 @@ def make_candidate(tmp_path: Path) -> MakeCandidate:
         return Candidate(name, ref, manifest, manifest.variants[0], folder)
 
     return make
-
-
-@dataclass
-class SignedModels:
-    """A repository with keys, from which versions of `door` are served; `root` is the file that nodes trust."""
-
-    repository: Repository
-    root: Path
-    owner: CryptoSigner
-
-    def publish(self, candidate: Candidate, selector: str = "") -> ModelRef:
-        """Publish a version, for nodes that a selector chooses."""
-        self.repository.publish(candidate, self.owner, parse_selector(selector))
-        return candidate.ref
-
-
-@pytest.fixture
-def signed_models(tmp_path: Path) -> SignedModels:
-    """A repository of models, as a ceremony begins it."""
-    root_keys = [CryptoSigner.generate_ed25519() for _ in range(2)]
-    targets, online, owner = (CryptoSigner.generate_ed25519() for _ in range(3))
-    repository = Repository(tmp_path / "repository")
-    private: Any = online._private_key
-    online_key_of(repository.folder).write_bytes(
-        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
-    ceremony.begin(
-        repository,
-        root_keys=[key.public_key for key in root_keys],
-        root_threshold=2,
-        targets_keys=[targets.public_key],
-        online_key=online.public_key,
-        signers=[*root_keys, targets],
-    )
-    ceremony.add_owner(repository, "doors", models=["door"], keys=[owner.public_key], signers=[targets])
-    root = tmp_path / "root.json"
-    root.write_bytes((repository.metadata / "1.root.json").read_bytes())
-    return SignedModels(repository, root, owner)
 
 
 def _parsed(body: str | onnx.ModelProto, domains: str = "") -> onnx.ModelProto:

@@ -378,6 +378,15 @@ def test_bench_measures_each_variant_and_keeps_the_figures_beside_the_bundle(she
     assert hedgerow("model", "verify", shelf.first, "--files-only").code == 0
 
 
+def test_a_file_that_holds_no_figures_is_said_to_hold_none(copy: Path, hedgerow) -> None:
+    copy.with_name("copy.bench.json").write_text('{"machines": "many"}')
+
+    said = hedgerow("model", "show", copy)
+
+    assert said.code == 1
+    assert "holds no measured figures" in said.err
+
+
 def test_what_nothing_here_runs_cannot_be_measured(copy: Path, hedgerow) -> None:
     rewrite(copy, lambda manifest: manifest["variants"][0]["needs"].update(devices=["NPU"]))
 

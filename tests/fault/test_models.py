@@ -138,12 +138,12 @@ class ModelSite:
         yield
 
     @contextmanager
-    def load(self, reading: float = 0.5) -> Iterator[None]:
-        """Frames all the while."""
+    def load(self, reading: float = 0.5, every_s: float = 0.02) -> Iterator[None]:
+        """Frames all the while; no more than 65,535 in all, since a client numbers its packets so far."""
         over = threading.Event()
 
         def send() -> None:
-            while not over.wait(0.02):
+            while not over.wait(every_s):
                 self.sensors.send(readings=[reading] * 3)
 
         thread = threading.Thread(target=send)
@@ -257,7 +257,7 @@ def test_a_node_killed_at_any_step_to_a_version_serves_one_that_was_verified(
         return site.publish(make_candidate(multiplies(factor, 600), f"{number}.0.0"), factor)
 
     killed: Counter[str] = Counter()
-    with site.region(), site.starting_with(version(1)), site.load():
+    with site.region(), site.starting_with(version(1)), site.load(every_s=0.02 if times < 20 else 0.2):
         for turn in range(times):
             step = STEPS[turn % len(STEPS)]
             ref = version(turn + 2)

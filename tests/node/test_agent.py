@@ -21,9 +21,11 @@ from tuf.api.metadata import Metadata
 
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
+from hedgerow.labels import parse_selector
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.manifest import MANIFEST
 from hedgerow.node.node import Node
+from hedgerow.testing.repository import TestRepository, make_repository
 from hedgerow.topics import Channel
 from hedgerow.trust import ceremony
 from hedgerow.trust.repository import Repository
@@ -42,16 +44,16 @@ class Region:
     """The region's part: a repository with keys, and desired documents."""
 
     site: Site
-    models: Any
+    models: TestRepository
+    root: Path
 
     @property
     def repository(self) -> Repository:
-        repository: Repository = self.models.repository
-        return repository
+        return self.models.repository
 
     def publish(self, candidate: Candidate, selector: str = "") -> ModelRef:
-        ref: ModelRef = self.models.publish(candidate, selector)
-        return ref
+        self.repository.publish(candidate, self.models.owner, parse_selector(selector))
+        return candidate.ref
 
     async def wants(self, generation: int, **said: Any) -> None:
         document = Desired.model_validate(
@@ -83,10 +85,13 @@ class Region:
 
 
 @pytest.fixture
-async def region(own_site: Site, signed_models: Any) -> AsyncIterator[Region]:
+async def region(own_site: Site, tmp_path: Path) -> AsyncIterator[Region]:
+    models = make_repository(tmp_path / "repository", ["door"])
+    root = tmp_path / "root.json"
+    root.write_bytes(models.root)
     options = ClientOptions(url=f"mqtt://127.0.0.1:{own_site.port}")
-    async with BlobServer(options, "test", signed_models.repository.folder):
-        yield Region(own_site, signed_models)
+    async with BlobServer(options, "test", models.repository.folder):
+        yield Region(own_site, models, root)
 
 
 @contextlib.asynccontextmanager
@@ -103,7 +108,7 @@ async def member(region: Region, path: str = "bundle:door", **sections: Any) -> 
     text = site.yaml(
         {"p": pipeline},
         models={"door": {"path": path}},
-        fleet={"root_file": str(region.models.root), **sections.pop("fleet", {})},
+        fleet={"root_file": str(region.root), **sections.pop("fleet", {})},
         **sections,
     )
     file.write_text(text)
@@ -293,7 +298,7 @@ async def test_a_withdrawn_version_does_not_serve_again_though_it_lies_here(
             await region.wants(generation, models={"door": ref}, swap=swap)
             await region.done(generation)
             await region.serves(ref)
-        ceremony.renew(region.repository, "doors", [region.models.owner], keep=lambda path: "1.0.0" not in path)
+        ceremony.renew(region.repository, "owner", [region.models.owner], keep=lambda path: "1.0.0" not in path)
         assert node._fleet is not None
         node._fleet._fetcher.documents.forget()
         await asyncio.sleep(1.1)

@@ -23,6 +23,7 @@ from hedgerow.config import NodeConfig
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.engine import Engine
 from hedgerow.models.pool import ModelPool
+from hedgerow.models.slot import Split
 from hedgerow.node.swaps import Swaps
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import LocalPlan
@@ -236,6 +237,39 @@ async def test_part_of_the_streams_can_be_served_first_and_each_stays_on_its_sid
         versions = [one.version for one in results]
         changes = sum(a != b for a, b in pairwise(versions))
         assert changes == 1, "from the old one to the new one, and never back"
+
+
+async def test_a_stream_keeps_its_order_though_a_trial_ends_while_its_list_is_divided(
+    bench: Bench, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its later frame would go with those of the old version, and they may have their turn first."""
+    (slot,) = bench.pool.slots()
+    slot.split(bench.pool.open("door", slot.config, slot.base_dir, make_candidate(TWICE_AGAIN, "1.1.0")), 50)
+    split = slot.on_trial
+    assert split is not None
+    new = next(name for name in map(str, range(100)) if split.takes(name))
+    old = next(name for name in map(str, range(100)) if not split.takes(name))
+    takes, asked = Split.takes, []
+
+    def takes_and_ends(self: Split, stream: str) -> bool:
+        asked.append(stream)
+        if len(asked) == 2:
+            slot.end_split()
+        return takes(self, stream)
+
+    monkeypatch.setattr(Split, "takes", takes_and_ends)
+    payload = np.full(3, 0.5, np.float32).tobytes()
+    completed = bench.plan.run(
+        [
+            Delivery(Message(name, payload, 0, 0, time.monotonic()), name, sequence, None)
+            for sequence, name in enumerate([old, new, new])
+        ],
+        0,
+    )
+
+    assert not slot.on_trial
+    sequences = [each.delivery.sequence for each in completed.settlements if each.delivery.stream == new]
+    assert sequences == [1, 2]
 
 
 async def test_a_version_that_does_not_fit_the_stages_is_refused(bench: Bench, make_candidate: MakeCandidate) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from hedgerow.cli.main import app
 from hedgerow.models.candidate import Candidate
 from hedgerow.node.node import Node
 from hedgerow.testing import Mosquitto
+from hedgerow.testing.repository import make_repository
 
 from .conftest import REGION, CollectorProcess, sender
 
@@ -50,9 +52,34 @@ async def hedgerow(*args: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-@contextlib.asynccontextmanager
-async def gateway(broker: Mosquitto, site: str, root: Path, folder: Path) -> AsyncIterator[Node]:
-    """A real node, whose pipeline waits until the region has given it a version of `door`."""
+def publish(folder: Path, versions: list[Candidate]) -> Path:
+    """Make a repository with these versions. Returns: the root that nodes are to trust."""
+    made = make_repository(folder / "repository", ["door"])
+    for version in versions:
+        made.repository.publish(version, made.owner)
+    root = folder / "root.json"
+    root.write_bytes(made.root)
+    return root
+
+
+async def roll_out(collector: CollectorProcess, version: str, **plan: Any) -> tuple[int, dict[str, Any]]:
+    """Roll a version out. Returns: the exit code of who watched it, and how it ended."""
+    said = {
+        "rollout": f"door-{version}", "models": {"door": {"version": version}}, "target": "ring=1", "waves": [1],
+        "soak_s": 0.5, "gate": GATE, "swap": SWAP, **plan,
+    }  # fmt: skip
+    file = collector.file.with_name("rollout.yaml")
+    file.write_text(json.dumps(said))
+    options = ("--why", "a test", "--watch", "--json", "--store", collector.store)
+    code, out = await hedgerow("rollout", "start", "-f", file, *options)
+    assert code in (0, 1), out
+    ended = json.loads(out.splitlines()[-1])
+    assert ended["ended"], out
+    return code, ended
+
+
+def configured(broker: Mosquitto, site: str, root: Path, folder: Path) -> Path:
+    """A node's file; its pipeline waits until the region has given it a version of `door`."""
     said = {
         "node": {"region": REGION, "site": site, "name": "gateway", "state_dir": str(folder / site), "labels": {"ring": "1"}},
         "broker": {"url": broker.url},
@@ -65,6 +92,13 @@ async def gateway(broker: Mosquitto, site: str, root: Path, folder: Path) -> Asy
     }  # fmt: skip
     file = folder / f"{site}.yaml"
     file.write_text(json.dumps(said))
+    return file
+
+
+@contextlib.asynccontextmanager
+async def gateway(broker: Mosquitto, site: str, root: Path, folder: Path) -> AsyncIterator[Node]:
+    """A real node, in this process."""
+    file = configured(broker, site, root, folder)
     node = Node(configfile.load(file), file)
     running = asyncio.create_task(node.run())
     try:
@@ -75,11 +109,11 @@ async def gateway(broker: Mosquitto, site: str, root: Path, folder: Path) -> Asy
 
 
 @contextlib.asynccontextmanager
-async def frames(broker: Mosquitto) -> AsyncIterator[None]:
+async def frames(broker: Mosquitto, values: tuple[float, ...] = (0.5, 0.0, 0.25)) -> AsyncIterator[None]:
     """Frames for every site, all the while; each has a 0 in it."""
 
     async def send(client: Client) -> None:
-        payload = np.array([0.5, 0.0, 0.25], np.float32).tobytes()
+        payload = np.array(values, np.float32).tobytes()
         while True:
             for site in SITES:
                 client.publish(f"{site}/camera", payload, qos=0)
@@ -96,7 +130,6 @@ async def frames(broker: Mosquitto) -> AsyncIterator[None]:
 async def test_good_versions_reach_everybody_and_bad_ones_come_back_from_the_first_node(
     collector: CollectorProcess,
     mosquitto: Mosquitto,
-    signed_models: Any,
     make_candidate: Callable[..., Candidate],
     tmp_path: Path,
 ) -> None:
@@ -107,35 +140,22 @@ async def test_good_versions_reach_everybody_and_bad_ones_come_back_from_the_fir
         "3.0.0": (THRICE, TWICE),
         "4.0.0": (NO_NUMBER_FOR_NOTHING, NO_NUMBER_FOR_NOTHING),
     }
-    for version, (body, golden) in versions.items():
-        signed_models.publish(make_candidate(body, version, golden_body=golden))
-    collector.configure(models={"repository": str(signed_models.repository.folder)})
+    root = publish(
+        tmp_path, [make_candidate(body, one, golden_body=golden) for one, (body, golden) in versions.items()]
+    )
+    collector.configure(models={"repository": str(tmp_path / "repository")})
     collector.start()
 
-    async def roll_out(version: str) -> tuple[int, dict[str, Any]]:
-        plan = {
-            "rollout": f"door-{version}", "models": {"door": {"version": version}}, "target": "ring=1", "waves": [1],
-            "soak_s": 0.5, "gate": GATE, "swap": SWAP,
-        }  # fmt: skip
-        file = tmp_path / "rollout.yaml"
-        file.write_text(json.dumps(plan))
-        code, said = await hedgerow("rollout", "start", "-f", file, "--why", "a test", "--store", collector.store)
-        assert code == 0, said
-        code, said = await hedgerow("rollout", "status", "--watch", "--nodes", "--json", "--store", collector.store)
-        return code, json.loads(said.splitlines()[-1])
-
     async with contextlib.AsyncExitStack() as stack:
-        nodes = [
-            await stack.enter_async_context(gateway(mosquitto, site, signed_models.root, tmp_path)) for site in SITES
-        ]
+        nodes = [await stack.enter_async_context(gateway(mosquitto, site, root, tmp_path)) for site in SITES]
         await stack.enter_async_context(frames(mosquitto))
         await known(collector, len(SITES))
         for version in ("1.0.0", "2.0.0"):
-            code, ended = await roll_out(version)
+            code, ended = await roll_out(collector, version)
             assert (code, ended["phase"], ended["states"]) == (0, "succeeded", {"succeeded": 3}), ended
         assert running(nodes) == ["2.0.0"] * 3
         for version, why in (("3.0.0", "golden-failed"), ("4.0.0", "not-finite")):
-            code, ended = await roll_out(version)
+            code, ended = await roll_out(collector, version)
             assert (code, ended["phase"]) == (1, "failed"), ended
             assert why in ended["because"]
             assert [wave["begun"] for wave in ended["waves"]] == [True, False]
@@ -157,3 +177,89 @@ async def known(collector: CollectorProcess, count: int) -> None:
             return
         await asyncio.sleep(0.1)
     raise AssertionError(said)
+
+
+SLOW = """(float[N,3] x) => (float[N,3] y) <int64[2] size = {400,400}, float none = {0.0}>
+    { m = ReduceMean<keepdims=0>(x) a = Expand(m, size) b = MatMul(a, a) c = MatMul(b, a) d = MatMul(c, a)
+      s = ReduceSum<keepdims=0>(d) nothing = Mul(s, none) twice = Add(x, x) y = Add(twice, nothing) }"""
+LEAKS = """(float[N,3] x) => (float[N,3] y) <float none = {0.0}, float many = {30000000.0}, float one = {1.0}, int64[1] shape = {1}>
+    { e = Equal(x, none) f = Cast<to=1>(e) c = ReduceMax<keepdims=0>(f) d = Mul(c, many) n = Add(d, one) i = Cast<to=7>(n)
+      r = Reshape(i, shape) big = Expand(one, r) s = ReduceMax<keepdims=0>(big) nothing = Mul(s, none) twice = Add(x, x)
+      y = Add(twice, nothing) }"""
+"""Takes and keeps 120 MB as soon as there is a 0 in a frame, which its author's samples have not."""
+CRASHES = """(float[N,3] x) => (float[N,3] y)
+    <float[2,3] table = {0,0,0,0,0,0}, float one = {1.0}, float far = {1000000000.0}>
+    { m = ReduceMean<axes=[1], keepdims=1>(x) above = Sub(m, one) over = Relu(above) s = Mul(over, far)
+      i = Cast<to=7>(s) row = GatherND(table, i) twice = Add(x, x) y = Add(twice, row) }"""
+"""Looks far past the end of a table where values are above 1, which OpenVINO does not notice: a segmentation fault."""
+
+
+class Watched:
+    """A node as a process, that is started again whenever it ends, as systemd does."""
+
+    def __init__(self, file: Path) -> None:
+        self.ends: list[int] = []
+        self._file = file
+        self._stop = False
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        self._watch = asyncio.create_task(self._again())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._stop = True
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        await self._watch
+
+    async def _start(self) -> None:
+        log = self._file.with_suffix(".log").open("ab")
+        command = (sys.executable, "-m", "hedgerow", "node", "run", str(self._file))
+        self._process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+
+    async def _again(self) -> None:
+        while True:
+            code = await self._process.wait()
+            if self._stop:
+                return
+            self.ends.append(code)
+            await self._start()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_every_kind_of_bad_version_comes_back_from_the_first_real_node(
+    collector: CollectorProcess, mosquitto: Mosquitto, make_candidate: Callable[..., Candidate], tmp_path: Path
+) -> None:
+    """Wrong numbers, NaN, too slow, a crash, a leak: node processes, with the health and the patience of every day."""
+    bad: dict[str, tuple[Candidate, str, dict[str, Any]]] = {
+        "2.0.0": (make_candidate(THRICE, "2.0.0", golden_body=TWICE), "golden-failed", {}),
+        "3.0.0": (make_candidate(NO_NUMBER_FOR_NOTHING, "3.0.0"), "not-finite", {}),
+        "4.0.0": (make_candidate(SLOW, "4.0.0"), "slower", {"max_slowdown": 3.0}),
+        "5.0.0": (make_candidate(LEAKS, "5.0.0"), "memory-growth", {"max_growth_bytes": 60 << 20}),
+        "6.0.0": (make_candidate(CRASHES, "6.0.0", backend="openvino"), "crashed", {}),
+    }
+    root = publish(tmp_path, [make_candidate(TWICE, "1.0.0"), *(candidate for candidate, _, _ in bad.values())])
+    collector.configure(models={"repository": str(tmp_path / "repository")})
+    collector.start()
+    async with contextlib.AsyncExitStack() as stack:
+        files = [configured(mosquitto, site, root, tmp_path) for site in SITES[:2]]
+        nodes = [await stack.enter_async_context(Watched(file)) for file in files]
+        await known(collector, len(nodes))
+        async with frames(mosquitto):
+            code, ended = await roll_out(collector, "1.0.0")
+            assert code == 0, ended
+        for version, (_, why, limits) in bad.items():
+            swap = {"probation_s": 10.0, "min_frames": 5, "max_slowdown": 1e6, **limits}
+            async with frames(mosquitto, (9.0, 9.0, 9.0) if why == "crashed" else (0.5, 0.0, 0.25)):
+                code, ended = await roll_out(
+                    collector, version, swap=swap, gate={"min_frames": 5, "max_slowdown": None}
+                )
+            assert (code, ended["phase"], why in ended["because"]) == (1, "failed", True), ended
+            assert [wave["begun"] for wave in ended["waves"]] == [True, False]
+            assert [task["back"] for task in ended["tasks"] if task["code"]] == ["proved"], ended
+            code, listed = await hedgerow("nodes", "--model", "door@1.0.0", "--json", "--store", collector.store)
+            assert len(json.loads(listed)) == len(nodes), listed
+        assert [code for node in nodes for code in node.ends] == [-signal.SIGSEGV] * len(nodes[0].ends + nodes[1].ends)
+        assert nodes[0].ends + nodes[1].ends

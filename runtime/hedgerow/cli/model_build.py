@@ -130,16 +130,17 @@ def _recipe(model: str, path: Path | None, given: dict[str, Any]) -> Recipe:
     from hedgerow.models.recipe import RECIPE, Recipe, read_recipe
 
     file = None if model.endswith((".yaml", ".yml")) else model
-    beside = Path(model).parent / RECIPE if file is not None and not model.startswith("package:") else None
+    beside = Path(model).parent / RECIPE
     if file is None:
         path = Path(model)
-    elif path is None and beside is not None and beside.is_file():
+    found = file is not None and path is None and not model.startswith("package:") and beside.is_file()
+    if found:
         path = beside
     recipe = read_recipe(path) if path is not None else Recipe()
-    if file is not None and path == beside and recipe.model is not None and Path(recipe.model) != Path(file):
+    if found and recipe.model is not None and Path(recipe.model) != Path(model):
         raise ConfigError(
             f"{path} is the recipe of {recipe.model}, not of {file}",
-            remedy=f"Build that with `hedgerow model build {path}`, or give this one's with `--recipe`.",
+            remedy=f"Build that with `hedgerow model build {path}`; or say that this is meant: `--recipe {path}`.",
         )
     try:
         return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **given, "model": file or recipe.model})

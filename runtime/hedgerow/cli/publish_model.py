@@ -33,14 +33,16 @@ def publish(
       hedgerow model publish door-state-1.4.0 --to models --key vision-team.pem --for 'hardware in (nuc, jetson)'
       hedgerow model publish door-state-1.4.0 --to models --key 'hsm:2?label=vision'
 
-    A version is published once: the same again changes nothing, but for whom it is; other content needs a new version. What
-    is stopped in its midst is done again from there. No node serves it before a rollout says so.
+    Every file is checked first; what the model computes, `hedgerow model verify` tries. A version is published once: the
+    same again changes nothing, but for whom it is; other content needs a new version. What is stopped in its midst is done
+    again from there. No node serves it before a rollout says so.
     """
     from hedgerow.labels import parse_selector
     from hedgerow.models.bundle import Bundle
 
     chosen, secrets = parse_selector(selector), secrets_of(passphrase_file)
     there, opened = open_repository(to, online_key, secrets), Bundle.open(bundle)
+    opened.verify()
     signers = signers_of(key, secrets)
     with progress_of("publishing", sum(file.size for file in opened.manifest.files()), shown=not json) as progress:
         done = there.publish(opened, signers, chosen, progress=progress)

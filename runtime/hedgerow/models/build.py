@@ -30,7 +30,6 @@ from hedgerow.models.fit import Fit
 from hedgerow.models.footprint import footprint
 from hedgerow.models.forms import Form
 from hedgerow.models.golden import check_golden
-from hedgerow.models.load import signature
 from hedgerow.models.manifest import MANIFEST, Baseline, File, GoldenCase, Manifest, Needs, Tensor, Variant
 from hedgerow.models.recipe import Recipe
 from hedgerow.models.sampling import Sample
@@ -180,10 +179,11 @@ class _Work:
         """Make all files, and the manifest that lists them."""
         if self.trial is None:
             return self._manifest([self._passed_through(draft)])
-        fit = signature(self.source, self.config)
-        samples = self._samples(fit)
+        session = next(iter(self.trial.sessions.values()))
+        samples = self._samples(Fit(self.source.path.name, self.config, session.inputs, session.outputs))
         made = self._forms(draft, samples)
-        trials = {form.name: Trial(form.files[0], self.config) for form in made}
+        # What was only copied is loaded already.
+        trials = {form.name: Trial(form.files[0], self.config) if form.made_by else self.trial for form in made}
         try:
             return self._tried(draft, self.trial, samples, made, trials)
         finally:

@@ -66,6 +66,7 @@ def gather(
     """Run samples through the model as it was given, and through each variant.
 
     Args:
+        model: as it was given. A variant that was only copied has the same trial.
         hidden: tensors that nobody looks at: hidden state, constants.
         labels: how many classes there are.
         cases: golden cases to make.
@@ -80,14 +81,15 @@ def gather(
     golden: Golden = {}
     for number, sample in enumerate(samples):
         progress("Trying the variants", number / len(samples))
-        right, _ = model.run(sample)
+        right, beside = model.run(sample)
         own = {name: array for name, array in right.items() if name not in hidden}
         for gathered, arrays in ((inputs, sample), (outputs, own)):
             for name, array in arrays.items():
                 if name not in hidden:
                     gathered.setdefault(name, Accumulator()).add(array)
         for form in forms:
-            got, others = trials[form.name].run(sample)
+            trial = trials[form.name]
+            got, others = (right, beside) if trial is model else trial.run(sample)
             spreads[form.name].between(got, others)
             spreads[form.name].within(right, got)
             costs[form.name].add(own, got)
