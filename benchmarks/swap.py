@@ -18,6 +18,7 @@ from benchmarks.arena import Arena
 from benchmarks.cells import Cell, Options, cell, percentile
 from benchmarks.load import Measured
 from benchmarks.versions import Region
+from hedgerow.wire.fleet import ModelRef
 
 SHARE = 0.5
 """Of the capacity."""
@@ -58,12 +59,13 @@ def run(options: Options) -> list[Cell]:
         capacity = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW, qos=1).rate
         rate = 200.0 if options.smoke else float(round(capacity * SHARE))
         for _ in range(options.repeats + (0 if options.smoke else _MORE)):
+            ref, other = region.publish(), region.publish()  # signing takes a core
             seconds = _BEFORE_S + took_s + _SETTLED_S
             spec: dict[str, Any] = {"qos": 1, "rate": rate, "stalled_s": 10.0, "seconds": seconds}
             load = thread.submit(arena.load, node, vad.STREAMS, payloads, options, **spec)
             region.wait_flow(node.name)
             time.sleep(options.warmup_s + _BEFORE_S)
-            swap = _there_and_back(region, node.name)
+            swap = _there_and_back(region, node.name, ref, other)
             measured = load.result()
             taken.append((measured, swap))
             took_s = swap.back - swap.asked
@@ -78,9 +80,8 @@ def _covers(measured: Measured, swap: _Swap) -> bool:
     return bool(due) and min(due) <= swap.asked - 2 * AROUND_S and swap.switch + AROUND_S <= max(due)
 
 
-def _there_and_back(region: Region, node: str) -> _Swap:
+def _there_and_back(region: Region, node: str, ref: ModelRef, other: ModelRef) -> _Swap:
     """Have a node keep a version, and call another one back that is on probation; it has seen neither before."""
-    ref, other = region.publish(), region.publish()
     asked = time.monotonic()
     steps = region.want(node, ref, _POLICY)
     region.want(node, other, {**_POLICY, "probation_s": 600}, until="probation")
