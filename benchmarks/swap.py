@@ -26,6 +26,7 @@ AROUND_S = 0.25
 """Before and after the switch, in which the longest pause is looked for."""
 _BEFORE_S = 1.5
 _SETTLED_S = 0.5
+_SMOKE_RATE = 200.0
 _MORE = 2
 """Repeats in place of those whose load was over before the switch: the machine had more to do than was thought."""
 _POLICY = {"probation_s": 0.3, "min_frames": 0, "max_slowdown": 100.0}
@@ -56,8 +57,10 @@ def run(options: Options) -> list[Cell]:
         began = time.monotonic()
         took_s = 1.5 * (region.want(node.name, region.publish(), _POLICY).ended - began)
         payloads = arena.payloads(vad.sound())
-        capacity = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW, qos=1).rate
-        rate = 200.0 if options.smoke else float(round(capacity * SHARE))
+        rate = _SMOKE_RATE
+        if not options.smoke:
+            capacity = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW, qos=1).rate
+            rate = float(round(capacity * SHARE))
         for _ in range(options.repeats + (0 if options.smoke else _MORE)):
             ref, other = region.publish(), region.publish()  # signing takes a core
             seconds = _BEFORE_S + took_s + _SETTLED_S
