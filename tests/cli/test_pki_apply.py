@@ -204,6 +204,7 @@ def test_a_site_whose_broker_moves_needs_an_authority_that_may_say_so(
     edit(tmp_path, "10.7.0.2", "10.7.0.3")
     refused = apply("--json")
     assert (refused.code, did(refused)) == (1, {"yard/broker": "failed", "hall/broker": "failed"})
+    assert did(apply("--dry-run", "--json")) == did(refused)
 
     for one in refused.json["certificates"]:
         if one["did"] == "failed":

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.region.gate import Ear, Facts, Finding, Flow, Given, Sample, Shown, Verdict, examine
+from hedgerow.region.gate import Ear, Facts, Finding, Given, Verdict, examine
+from hedgerow.region.measures import Flow, Sample, Shown, Usual, usual
 from hedgerow.region.plan import DAYS, GateSection, RolloutPlan, WindowSection, stored_plan
 from hedgerow.region.rollout import Phase, Rollout, Task
 from hedgerow.region.standing import conflict, joins
@@ -139,7 +140,7 @@ def test_a_plan_is_kept_as_it_was_written(said: dict[str, Any]) -> None:
 NOW = 1_800_000_000.0
 NEW = ref("2.0.0")
 FILE = digest("file2.0.0")
-GIVEN = Given({"faces": NEW}, {"faces": frozenset([FILE])}, 7, NOW - 100, NOW + 3500, {"doors": 5.0}, 100 << 20)
+GIVEN = Given({"faces": NEW}, {"faces": frozenset([FILE])}, 7, NOW - 100, NOW + 3500, Usual({"doors": 5.0}, 100 << 20))
 
 
 def sample(at: float, n: int, **changes: Any) -> Sample:
@@ -219,9 +220,19 @@ def test_frames_that_only_health_counts_prove_it_too() -> None:
     assert judged(facts(serving={"results": 1})).verdict is Verdict.GOOD
 
 
+def test_what_died_before_is_not_held_against_the_new_version() -> None:
+    """A camera that sends one broken picture in three did so before."""
+    before = [sample(NOW - 200 + 10 * n, n, dead=33 * n) for n in range(8)]
+    after = facts([sample(NOW - 20, 20, dead=660), sample(NOW - 10, 21, dead=693)])
+
+    assert usual(before, ["faces"]).dead_share == pytest.approx(0.33)
+    assert judged(after).code == "error-rate"
+    assert judged(after, given=replace(GIVEN, was=usual(before, ["faces"]))).verdict is Verdict.GOOD
+
+
 def test_latency_that_is_negligible_or_bad_once_is_not_held_against_a_node() -> None:
     once = facts([sample(NOW - 20, 1), sample(NOW - 10, 2, p99_ms=50.0)])
-    small = replace(GIVEN, p99_ms={"doors": 0.1})
+    small = replace(GIVEN, was=Usual({"doors": 0.1}))
 
     assert judged(once).verdict is Verdict.GOOD
     assert (

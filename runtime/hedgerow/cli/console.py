@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 from unicodedata import category
 
 import typer
 
 from hedgerow.errors import BusError, ConfigError, HedgerowError
+
+T = TypeVar("T")
 
 EXIT_CODES: Final = {
     0: "it worked",
@@ -36,6 +38,19 @@ def exit_code(error: HedgerowError) -> int:
     if isinstance(error, ConfigError):
         return 2
     return 3 if isinstance(error, BusError) else 1
+
+
+def read_checked(load: Callable[[Path], T], file: Path, *, json: bool) -> T:
+    """Read a file for a verb that checks it; with `json`, what is wrong with it is printed as such, and the verb ends with 2."""
+    from hedgerow.configfile import BadConfigFile
+
+    try:
+        return load(file)
+    except BadConfigFile as error:
+        if not json:
+            raise
+        print_json({"file": str(file), "ok": False, "problems": error.problems})
+        raise typer.Exit(2) from error
 
 
 def print_error(error: HedgerowError) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.console import Json, plural, print_json, size
+from hedgerow.cli.console import Json, plural, print_json, read_checked, size
 
 if TYPE_CHECKING:
     from hedgerow.cli.checks import Finding
@@ -72,16 +72,9 @@ def check(
     service rely on is tried with the service's own certificate, on a topic that nobody else hears. Exits with 2 if anything
     is wrong with the file, with 1 if the broker lacks something, with 3 if it cannot be reached.
     """
-    from hedgerow.configfile import BadConfigFile
     from hedgerow.region.config import load
 
-    try:
-        config = load(file)
-    except BadConfigFile as error:
-        if not json:
-            raise
-        print_json({"file": str(file), "ok": False, "problems": error.problems})
-        raise typer.Exit(2) from error
+    config = read_checked(load, file, json=json)
     if not json:
         typer.echo(f"{file}: {typer.style('ok', fg='green')} (region {config.region.name})")
     findings = asyncio.run(_tried(config, packet_bytes, json=json)) if connect else []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from hedgerow.cli.asking import As, Why, ask, short
-from hedgerow.cli.console import Json, on_terminal, plural, print_columns, print_json, print_json_line
+from hedgerow.cli.console import Json, on_terminal, plural, print_columns, print_json, print_json_line, read_checked
 from hedgerow.cli.region import StoreConfig, StoreUrl, open_store
 from hedgerow.errors import CommandError
 
@@ -90,16 +90,9 @@ def check(
 
     Exits with 2 if anything is wrong.
     """
-    from hedgerow.configfile import BadConfigFile
     from hedgerow.region.plan import load_plan
 
-    try:
-        plan = load_plan(file)
-    except BadConfigFile as error:
-        if not json:
-            raise
-        print_json({"file": str(file), "ok": False, "problems": error.problems})
-        raise typer.Exit(2) from error
+    plan = read_checked(load_plan, file, json=json)
     if json:
         print_json({"file": str(file), "ok": True, "problems": []})
     else:

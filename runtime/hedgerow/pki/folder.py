@@ -173,6 +173,16 @@ class Pki:
             key = certificates.new_key()
         return self._sign(who, entry.role, life, entry.hosts, key)
 
+    def check_hosts(self, authority: str, hosts: Sequence[str]) -> None:
+        """Raises: PkiError: an authority may not certify a broker there."""
+        issuer = self._known(authority).certificate()
+        if strange := [host for host in hosts if not certificates.permits(issuer, host)]:
+            raise PkiError(
+                f"The authority {authority} may not certify a broker at {', '.join(strange)}",
+                remedy=f"If its broker has moved: `hedgerow pki renew --authority {authority}"
+                f"{''.join(f' --host {host}' for host in hosts)}`, where the root's key is.",
+            )
+
     def is_due(self, who: Identity) -> bool:
         """Whether `renew` would renew somebody's certificate: less than a third of its life is left, or its key is lost."""
         entry = self.find(who)
@@ -304,12 +314,7 @@ class Pki:
         now, signer = self.now(), self._known(who.authority)
         signer.check_clock(now)
         issuer = signer.certificate()
-        if strange := [host for host in hosts if not certificates.permits(issuer, host)]:
-            raise PkiError(
-                f"The authority {who.authority} may not certify a broker at {', '.join(strange)}",
-                remedy=f"If its broker has moved: `hedgerow pki renew --authority {who.authority}"
-                f"{''.join(f' --host {host}' for host in hosts)}`, where the root's key is.",
-            )
+        self.check_hosts(who.authority, hosts)
         ends = min(now + life, issuer.not_valid_after_utc)
         user = hosts[0] if who.kind is Kind.BROKER else who.user
         made = certificates.leaf(who.kind, user, role, key.public_key(), issuer, signer.key(), now, ends, hosts)

@@ -75,11 +75,14 @@ def _provide(pki: Pki, one: Wanted, life: timedelta, *, dry_run: bool) -> Provid
             remedy=f"`hedgerow pki issue {who}` makes a new key and certificate, if that is meant; else take it out of the file.",
         )
     did, why = _due(pki, one, entry)
+    # Hosts that somebody has added by hand stay: an address, a name from before.
+    hosts = tuple(dict.fromkeys((*one.hosts, *(entry.hosts if entry is not None else ()))))
+    if did != "kept" and signer.exists:  # it does not before a dry run
+        pki.check_hosts(who.authority, hosts)
     if not dry_run and did == "issued":
-        entry = pki.issue(who, life, role=one.role, hosts=one.hosts)
-    elif not dry_run and did != "kept" and entry is not None:
-        # Hosts that somebody has added by hand stay: an address, a name from before.
-        entry = pki.amend(who, one.role, tuple(dict.fromkeys((*one.hosts, *entry.hosts))))
+        entry = pki.issue(who, life, role=one.role, hosts=hosts)
+    elif not dry_run and did != "kept":
+        entry = pki.amend(who, one.role, hosts)
     return Provided(who=who, role=one.role, did=did, entry=entry, why=why)
 
 

@@ -67,8 +67,8 @@ def _find(rollout: Rollout, task: Task, facts: Facts, ear: Ear, now: float) -> F
     if task.reached and task.state in ("in-progress", "succeeded"):
         gate = rollout.plan.gate
         due = task.given_at + gate.timeout_s if task.state == "in-progress" else math.inf
-        at, before = task.given_at, (task.p99_ms, task.memory_bytes)
-        return examine(Given(rollout.models, rollout.files, task.generation, at, due, *before), facts, gate, ear, now)
+        given = Given(rollout.models, rollout.files, task.generation, task.given_at, due, task.usual)
+        return examine(given, facts, gate, ear, now)
     return Finding(Verdict.UNKNOWN, task.state, presence=ear.presence(facts, now))
 
 

@@ -16,8 +16,9 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import Database
 from hedgerow.region.desires import at_once, before, renewed
 from hedgerow.region.fleetstore import Actor, FleetStore, Kept, Wanted
-from hedgerow.region.gate import Ear, Presence, usual_memory, usual_p99
+from hedgerow.region.gate import Ear, Presence
 from hedgerow.region.knowledge import Knowledge
+from hedgerow.region.measures import usual
 from hedgerow.region.rollout import (
     CatchUp,
     Finish,
@@ -138,8 +139,7 @@ class Fleet:
                 generation=wanted[node].document.generation,
                 given_at=now,
                 before=before(old.document if old else None, facts.reported, rollout.models),
-                p99_ms=usual_p99(facts.samples),
-                memory_bytes=usual_memory(facts.samples),
+                usual=usual(facts.samples, rollout.models),
                 back="no",
             )
         return replace(rollout, tasks=tasks), wanted

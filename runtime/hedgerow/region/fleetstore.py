@@ -17,6 +17,7 @@ from typing import Any, Final
 import orjson
 
 from hedgerow.region.database import Database
+from hedgerow.region.measures import Usual
 from hedgerow.region.plan import stored_plan
 from hedgerow.region.rollout import Phase, Rollout, Task
 from hedgerow.region.standing import standing
@@ -25,7 +26,7 @@ from hedgerow.wire.fleet import Desired, ModelRef
 
 _TASK_COLUMNS: Final = (
     "wave", "state", "late", "generation", "given_at", "prior", "p99_ms", "back", "back_generation", "code", "reason",
-    "memory_bytes",
+    "memory_bytes", "dead_share",
 )  # fmt: skip
 _ROLLOUT_COLUMNS: Final = (
     "id", "name", "plan", "models", "waves", "who", "why", "started_at", "changed_at", "ended_at", "phase", "wave",
@@ -220,16 +221,17 @@ def _changing(kept: Kept) -> tuple[Any, ...]:
 def _task_row(task: Task) -> tuple[Any, ...]:
     before = {name: None if ref is None else ref.model_dump() for name, ref in task.before.items()}
     return (
-        task.wave, task.state, int(task.late), task.generation, task.given_at, _json(before), _json(task.p99_ms),
-        task.back, task.back_generation, task.code, task.reason, task.memory_bytes,
+        task.wave, task.state, int(task.late), task.generation, task.given_at, _json(before), _json(task.usual.p99_ms),
+        task.back, task.back_generation, task.code, task.reason,
+        task.usual.memory_bytes, task.usual.dead_share,
     )  # fmt: skip
 
 
 def _task(row: tuple[Any, ...]) -> Task:
-    wave, state, late, generation, given_at, before, p99_ms, back, back_generation, code, reason, memory_bytes = row
+    wave, state, late, generation, given_at, before, p99_ms, back, back_generation, code, reason, memory, dead = row
     refs = {name: None if ref is None else ModelRef.model_validate(ref) for name, ref in orjson.loads(before).items()}
-    usual = orjson.loads(p99_ms), memory_bytes
-    return Task(wave, state, bool(late), generation, given_at, refs, *usual, back, back_generation, code, reason)
+    usual = Usual(orjson.loads(p99_ms), memory, dead)
+    return Task(wave, state, bool(late), generation, given_at, refs, usual, back, back_generation, code, reason)
 
 
 def _json(value: Any) -> str:

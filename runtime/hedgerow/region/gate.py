@@ -13,21 +13,17 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from statistics import median
 from typing import Final
 
 from hedgerow.region.judge import spell
+from hedgerow.region.measures import Sample, Shown, Usual, broken, restarts
 from hedgerow.region.plan import GateSection
 from hedgerow.wire.fleet import JobState, ModelRef, Reported, ReportedModel
 
-MOST_SAMPLES: Final = 12
-"""Health reports of a node that are looked at: two minutes."""
 UNPROVED: Final = "unproved"
 """Code of a finding: it is there, and what it reports does not prove yet that it serves what it should."""
-_NEGLIGIBLE_MS: Final = 1.0
-"""A latency below this is never too slow, whatever it was before."""
 _ENDED_BADLY: Final = frozenset({"failed", "timed-out", "rejected", "removed", "canceled"})
 
 
@@ -63,39 +59,6 @@ class Finding:
     code: str = ""
     reason: str = ""
     presence: Presence = Presence.HERE
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """What a pipeline has done since its node started, and its latency of late."""
-
-    received: int = 0
-    dead: int = 0
-    dropped: int = 0
-    p99_ms: float | None = None
-    models: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A model as health shows it: the digest of the file that runs, and the frames that went through it."""
-
-    digest: str
-    frames: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A health report, as far as gates need it. `at` is the node's clock."""
-
-    at: float
-    session: str
-    state: str
-    reasons: str = ""
-    flows: Mapping[str, Flow] = field(default_factory=dict)
-    models: Mapping[str, Shown] = field(default_factory=dict)
-    memory_bytes: int = 0
-    drift: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +109,7 @@ class Given:
         files: digests of the files that may serve it, by model; none: any.
         generation, at: of the desired document.
         due: Unix seconds at which it has to be good.
-        p99_ms: latency before, by pipeline.
-        memory_bytes: of the node's process before; 0: not known.
+        was: how it usually was before.
     """
 
     models: Mapping[str, ModelRef]
@@ -155,8 +117,7 @@ class Given:
     generation: int
     at: float
     due: float
-    p99_ms: Mapping[str, float]
-    memory_bytes: int = 0
+    was: Usual
 
 
 def examine(given: Given, facts: Facts, limits: GateSection, ear: Ear, now: float) -> Finding:
@@ -173,7 +134,7 @@ def examine(given: Given, facts: Facts, limits: GateSection, ear: Ear, now: floa
     silent_s = now - max(facts.heard_at or 0.0, ear.since, given.at)
     if silent_s > limits.max_silence_s:
         return Finding(Verdict.BAD, "timed-out", "silent", f"nothing came for {spell(silent_s)}", there)
-    wrong = _restarts(given, facts, limits) or _flow(given, facts, limits)
+    wrong = _shown(given, facts, limits)
     if wrong is not None:
         return Finding(Verdict.BAD, "failed", *wrong, there)
     if missing := _unproved(given, facts, limits):
@@ -211,22 +172,6 @@ def examine_back(
     if missing:
         return Finding(Verdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
     return Finding(Verdict.GOOD, "succeeded", presence=there)
-
-
-def usual_p99(samples: Sequence[Sample]) -> dict[str, float]:
-    """A node's usual latency, by pipeline: the median of what its reports say."""
-    known: dict[str, list[float]] = {}
-    for sample in samples:
-        for name, flow in sample.flows.items():
-            if flow.p99_ms is not None:
-                known.setdefault(name, []).append(flow.p99_ms)
-    return {name: round(median(values), 3) for name, values in known.items()}
-
-
-def usual_memory(samples: Sequence[Sample]) -> int:
-    """What a node's process usually takes, bytes: the median of what its reports say; 0: they say nothing."""
-    known = [sample.memory_bytes for sample in samples if sample.memory_bytes]
-    return int(median(known)) if known else 0
 
 
 def _said(given: Given, facts: Facts, there: Presence) -> Finding | None:
@@ -290,43 +235,14 @@ def _named(serving: ReportedModel | None) -> str:
     return f"a file of the node's own ({serving.file_digest[:19]}…)" if serving.model is None else str(serving.model)
 
 
-def _restarts(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
-    """Whether its process keeps ending since the new version is there: code and reason."""
-    runs = {sample.session for sample in facts.samples}
-    if limits.max_restarts is None or len(runs) - 1 <= limits.max_restarts:
-        return None
-    new = set().union(*given.files.values())
-    for name, ref in given.models.items():
-        serving = None if facts.reported is None else facts.reported.models.get(name)
-        if serving is not None and _serves(serving, ref):
-            new.add(serving.file_digest)
-    ran = [sample.session for sample in facts.samples if any(one.digest in new for one in sample.models.values())]
-    restarts = len(set(ran)) - 1
-    if restarts > limits.max_restarts:
-        return "restarts", f"it started anew {restarts} times lately, and {limits.max_restarts} are allowed"
-    return None
-
-
-def _flow(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
-    """What health shows to be wrong since the new version serves: code and reason."""
+def _shown(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
+    """What health shows to be wrong: code and reason."""
     since = _serving_since(given, facts)
-    after = [] if since is None else [sample for sample in facts.samples if sample.at >= since]
-    if since is None or not after:
-        return None
-    last = after[-1]
-    if last.state == "failing":
-        return "failing", f"its health says failing: {last.reasons}".removesuffix(": ")
-    grown = last.memory_bytes - given.memory_bytes if given.memory_bytes else 0
-    if limits.max_growth_bytes is not None and grown > limits.max_growth_bytes:
-        allowed = limits.max_growth_bytes
-        return "memory-growth", f"it takes {grown:,} bytes more than before, and {allowed:,} are allowed"
-    if limits.max_drift is not None and last.drift is not None and last.drift > limits.max_drift:
-        return "drift", f"drift is {last.drift:.3g}, and {limits.max_drift:.3g} is allowed"
-    names = [name for name, flow in last.flows.items() if set(flow.models) & given.models.keys()] or list(last.flows)
-    base = _base(facts.samples, after, since)
-    if base is not None and (wrong := _shares(names, base, last, limits)) is not None:
-        return wrong
-    return _slow(names, after, given.p99_ms, limits)
+    if since is not None and facts.reported is not None and limits.max_restarts is not None:
+        files = {facts.reported.models[name].file_digest for name in given.models}
+        if (often := restarts(facts.samples, files)) > limits.max_restarts:
+            return "restarts", f"it started anew {often} times lately, and {limits.max_restarts} are allowed"
+    return None if since is None else broken(facts.samples, since, given.models, given.was, limits)
 
 
 def _serving_since(given: Given, facts: Facts) -> float | None:
@@ -338,55 +254,3 @@ def _serving_since(given: Given, facts: Facts) -> float | None:
             return None
         since.append(serving.since)
     return max(since)
-
-
-def _base(samples: Sequence[Sample], after: Sequence[Sample], since: float) -> Mapping[str, Flow] | None:
-    """What to count from: counts begin anew with each session."""
-    last = after[-1]
-    before = [sample for sample in samples if sample.at < since and sample.session == last.session]
-    if before:
-        return before[-1].flows
-    if any(sample.session != last.session for sample in samples):
-        return {}
-    return after[0].flows if len(after) > 1 else None
-
-
-def _shares(
-    names: Sequence[str], base: Mapping[str, Flow], last: Sample, limits: GateSection
-) -> tuple[str, str] | None:
-    none = Flow()
-    pairs = [(base.get(name, none), last.flows[name]) for name in names]
-    received = sum(max(0, new.received - old.received) for old, new in pairs)
-    if received < max(1, limits.min_frames):
-        return None
-    dead = sum(max(0, new.dead - old.dead) for old, new in pairs) / received
-    if dead > limits.max_error_share:
-        return "error-rate", f"{dead:.1%} of {received:,} frames died, and {limits.max_error_share:.1%} may"
-    dropped = sum(max(0, new.dropped - old.dropped) for old, new in pairs) / received
-    if limits.max_dropped_share is not None and dropped > limits.max_dropped_share:
-        return (
-            "dropped",
-            f"{dropped:.1%} of {received:,} frames were dropped, and {limits.max_dropped_share:.1%} may be",
-        )
-    return None
-
-
-def _slow(
-    names: Sequence[str], after: Sequence[Sample], before_ms: Mapping[str, float], limits: GateSection
-) -> tuple[str, str] | None:
-    latest = after[-limits.slow_reports :]
-    if limits.max_slowdown is None or len(latest) < limits.slow_reports:
-        return None
-    for name in names:
-        before = before_ms.get(name)
-        if not before:
-            continue
-        now = [sample.flows[name].p99_ms for sample in latest if name in sample.flows]
-        known = [value for value in now if value is not None]
-        allowed = max(limits.max_slowdown * before, _NEGLIGIBLE_MS)
-        if len(known) == len(latest) and min(known) > allowed:
-            return (
-                "latency",
-                f"p99 of {name} is {known[-1]:.1f} ms; it was {before:.1f} ms, and {allowed:.1f} ms is allowed",
-            )
-    return None

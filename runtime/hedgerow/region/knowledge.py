@@ -12,7 +12,8 @@ import structlog
 from pydantic import ValidationError
 
 from hedgerow.region.database import Database
-from hedgerow.region.gate import MOST_SAMPLES, Facts, Flow, Sample, Shown
+from hedgerow.region.gate import Facts
+from hedgerow.region.measures import MOST_SAMPLES, Flow, Sample, Shown
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.fleet import Reported
 

@@ -92,7 +92,9 @@ class GateSection(Section):
     min_frames: int = Field(
         20, ge=0, description="Frames that went through the new version before a node counts as good."
     )
-    max_error_share: float = Field(0.01, ge=0, le=1, description="Share of frames that may die.")
+    max_error_share: float = Field(
+        0.01, ge=0, le=1, description="Share of frames that may die, beyond what usually died before."
+    )
     max_dropped_share: float | None = Field(
         None,
         ge=0,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
+from hedgerow.region.measures import Usual
 from hedgerow.region.plan import RolloutPlan
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import JobState, ModelRef
@@ -43,8 +44,7 @@ class Task:
         generation: of the desired document it was given; 0: none.
         given_at: when it was given that, or has had to prove itself anew.
         before: what it was to serve until then, by model; None: nothing that is known.
-        p99_ms: its usual latency until then, by pipeline.
-        memory_bytes: what its process usually took until then; 0: not known.
+        usual: how it usually was until then.
         back: whether it was put back, and whether that is proved.
         back_generation: of the document that put it back.
         code, reason: why it is not good.
@@ -56,8 +56,7 @@ class Task:
     generation: int = 0
     given_at: float = 0.0
     before: Mapping[str, ModelRef | None] = field(default_factory=dict)
-    p99_ms: Mapping[str, float] = field(default_factory=dict)
-    memory_bytes: int = 0
+    usual: Usual = field(default_factory=Usual)
     back: Literal["no", "asked", "proved"] = "no"
     back_generation: int = 0
     code: str = ""
