@@ -37,7 +37,9 @@ class RetentionSection(Section):
 class CanarySection(Section):
     """Pings to every node, through all bridges and back, since a bridge that says it is connected may carry nothing."""
 
-    every_s: float | None = Field(60, gt=0, description="About so many seconds are between two pings to a node; empty: none are sent.")
+    every_s: float | None = Field(
+        60, gt=0, description="About so many seconds are between two pings to a node; empty: none are sent."
+    )
     timeout_s: float = Field(15, gt=0, description="A ping is unanswered after this time.")
 
 
