@@ -31,6 +31,7 @@ from benchmarks import (
     received,
     reload,
     report,
+    rollout,
     sharing,
     streams,
     swap,
@@ -51,6 +52,7 @@ class Suite:
         loads: runs of the load in a repeat; with `each_s` and `once_s` they say how long it will take.
         each_s, once_s: seconds that a repeat takes besides, and that all of it takes once, on two cores.
         most: repeats that are enough where no target of a row rests on it.
+        only_asked: whether it runs only when it is named, since it takes minutes.
     """
 
     run: Callable[[Options], list[Cell]]
@@ -58,6 +60,7 @@ class Suite:
     each_s: float = 0.0
     once_s: float = 4.0
     most: int = 100
+    only_asked: bool = False
 
     def of(self, options: Options) -> Options:
         """The options with no more repeats than it needs."""
@@ -90,6 +93,7 @@ SUITES: dict[str, Suite] = {
     "sharing": Suite(sharing.run, 2),
     "workers": Suite(workers.run, 2),
     "reload": Suite(reload.run, 1, 3, most=3),
+    "rollout": Suite(rollout.run, 0, 600, most=1, only_asked=True),
     "swap": Suite(swap.run, 1, 4, 7, most=2),
 }
 HERE = Path(__file__).parent
@@ -141,7 +145,7 @@ def chosen(only: str) -> list[str]:
         if name not in SUITES and (name == "0" or name not in rows):
             raise typer.BadParameter(f"{name}: there are {', '.join(SUITES)}, and rows 1 to {max(map(int, rows))}")
         wanted |= {name} if name in SUITES else rows[name]
-    return [name for name in SUITES if not wanted or name in wanted]
+    return [name for name, suite in SUITES.items() if name in wanted or not (wanted or suite.only_asked)]
 
 
 def _left(names: Sequence[str], done: int, began: float, options: Options) -> str:

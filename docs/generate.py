@@ -120,6 +120,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "fields": config.FieldsSection,
         "metrics-section": config.MetricsSection,
         "fleet": config.FleetSection,
+        "sources": config.SourceSection,
         "log": config.LogSection,
         "topology": topology.Topology,
         "topology-region": topology.RegionSection,

@@ -397,6 +397,36 @@ class OutboxSection(Section):
     )
 
 
+class SourceSection(Section):
+    """A place that models come from besides the region."""
+
+    url: str = Field(
+        pattern=r"^(https|oci)://[^\s/@]+(/\S*)?$",
+        description="https://HOST[:PORT]/PATH: a web server that gives out the repository's folder. oci://HOST[:PORT]/NAME: a "
+        "repository of an OCI registry, filled with `hedgerow model push`.",
+    )
+    ca_file: Path | None = Field(
+        None, description="Authorities for its certificate, PEM, relative to this file; the system's if left out."
+    )
+    credentials_file: Path | None = Field(
+        None,
+        description="What to show there, relative to this file: USER:PASSWORD, a token, or Docker's `config.json`. It is read "
+        "anew each time.",
+    )
+
+    def anchored(self, folder: Path) -> SourceSection:
+        """The same, with paths that count from a folder."""
+        files = {"ca_file": self.ca_file, "credentials_file": self.credentials_file}
+        return self.model_copy(update={name: folder / path for name, path in files.items() if path is not None})
+
+
+def _spelled_out(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+Source = Annotated[SourceSection, BeforeValidator(_spelled_out, json_schema_input_type=str | SourceSection)]
+
+
 class FleetSection(Section):
     """Models that come from the region: signed, fetched, tried, and served as it says. Off without `root_file`."""
 
@@ -414,10 +444,11 @@ class FleetSection(Section):
         description="Most bytes a second that fetching takes; by default it makes room for results by itself.",
     )
     serve_neighbours: bool = Field(True, description="Whether to give other nodes of the site what this one has.")
-    sources: tuple[Annotated[str, Field(pattern=r"^(https|oci)://\S+$")], ...] = Field(
+    sources: tuple[Source, ...] = Field(
         (),
-        description="Where large files may come from besides the region: https://HOST/PATH, oci://HOST/NAME. What comes is "
-        "checked all the same.",
+        description="Where content comes from before the region is asked: https://HOST/PATH, a web server with the repository's "
+        "folder, or oci://HOST/NAME, a registry; in this order. What comes is checked all the same.",
+        examples=[["https://models.example/repository"]],
     )
     max_crashes: int = Field(
         1,
@@ -425,6 +456,13 @@ class FleetSection(Section):
         description="Times the process may crash with a version on trial before that is put into quarantine; three ends "
         "without a trace (a kill, a power cut, want of memory) count as a crash.",
     )
+
+    def anchored(self, folder: Path) -> FleetSection:
+        """The same, with paths that count from a folder."""
+        changes: dict[str, Any] = {"sources": tuple(source.anchored(folder) for source in self.sources)}
+        if self.root_file is not None:
+            changes["root_file"] = folder / self.root_file
+        return self.model_copy(update=changes)
 
 
 class MetricsSection(Section):

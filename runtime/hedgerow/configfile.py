@@ -233,9 +233,8 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
     changes: dict[str, Any] = {
         "node": config.node.model_copy(update={"state_dir": folder / config.node.state_dir}),
         "broker": config.broker.anchored(folder),
+        "fleet": config.fleet.anchored(folder),
     }
-    if config.fleet.root_file is not None:
-        changes["fleet"] = config.fleet.model_copy(update={"root_file": folder / config.fleet.root_file})
     return config.model_copy(update=changes)
 
 

@@ -100,14 +100,14 @@ class Estate:
     def store(self, name: str, max_bytes: int = 1 << 30) -> BlobStore:
         return BlobStore(self.folder / name, max_bytes)
 
-    def fetcher(self, name: str, store: BlobStore | None = None, **more: object) -> Fetcher:
+    def fetcher(self, name: str, store: BlobStore | None = None, /, **more: object) -> Fetcher:
         address = SITE_ADDRESS._replace(node=name)
         return Fetcher(self.options(name), address, store or self.store(name), **more)  # type: ignore[arg-type]
 
     @asynccontextmanager
-    async def fetchers(self, *names: str) -> AsyncIterator[list[Fetcher]]:
+    async def fetchers(self, *names: str, **more: object) -> AsyncIterator[list[Fetcher]]:
         async with AsyncExitStack() as stack:
-            yield [await stack.enter_async_context(self.fetcher(name)) for name in names]
+            yield [await stack.enter_async_context(self.fetcher(name, **more)) for name in names]
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[BlobServer]:
@@ -136,15 +136,15 @@ class Estate:
         self.upper.close()
 
 
-def rendered_bridge(port: int) -> list[str]:
+def rendered_bridge(port: int, site: str = SITE) -> list[str]:
     """The bridge as the topology renders it, without its certificates."""
     topology = Topology.model_validate(
         {
             "region": {"name": REGION, "broker": "region.example"},
-            "sites": {SITE: {"broker": "hall.example", "nodes": ["n1"]}},
+            "sites": {site: {"broker": "hall.example", "nodes": ["n1"]}},
         }
     )
-    text = site_conf(topology, SITE)
+    text = site_conf(topology, site)
     lines = text[text.index("# --- The bridge") :].splitlines()
     tls = ("bridge_cafile", "bridge_certfile", "bridge_keyfile", "bridge_tls_version", "bridge_insecure")
     kept = [line for line in lines if line and not line.startswith(("#", "address", "restart_timeout", *tls))]

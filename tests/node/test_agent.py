@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import orjson
 import pytest
 from securesystemslib.signer import CryptoSigner
+from tests.blobs.servers import PASSWORD, USER, Authority, FolderServer, basic
 from trial_site import Site, until
 from tuf.api.metadata import Metadata
 
@@ -104,7 +106,10 @@ async def member(region: Region, path: str = "bundle:door", **sections: Any) -> 
     }
     file = site.folder / "node.yaml"
     text = site.yaml(
-        {"p": pipeline}, models={"door": {"path": path}}, fleet={"root_file": str(region.root)}, **sections
+        {"p": pipeline},
+        models={"door": {"path": path}},
+        fleet={"root_file": str(region.root), **sections.pop("fleet", {})},
+        **sections,
     )
     file.write_text(text)
     node = Node(configfile.load(file), file)
@@ -349,6 +354,29 @@ async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
 
         assert result["result"]["y"] == [[1.0, 1.0, 1.0]]
         await region.serves(good)
+
+
+async def test_a_node_fetches_from_a_web_server_what_its_region_names(
+    region: Region, make_candidate: MakeCandidate, tmp_path: Path
+) -> None:
+    """The region has the metadata and no chunk; the server wants credentials. Paths count from the node's file."""
+    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    copy = tmp_path / "copy"
+    shutil.copytree(region.repository.folder, copy)
+    for part in ("blobs", "targets"):
+        (region.repository.folder / part).rename(tmp_path / f"{part}.away")
+    authority = Authority(region.site.folder)
+    (region.site.folder / "secret").write_text(f"{USER}:{PASSWORD}\n")
+    with FolderServer(copy, authority) as server:
+        server.authorization = basic(USER, PASSWORD)
+        source = {"url": server.url, "ca_file": authority.file.name, "credentials_file": "secret"}
+        async with member(region, fleet={"sources": [source]}):
+            await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
+            await region.done(1)
+            await region.serves(good)
+
+    assert server.sent > 0
+    assert region.site.events("source-left-alone") == []
 
 
 async def test_a_version_that_the_disk_has_damaged_does_not_serve_and_is_fetched_anew(

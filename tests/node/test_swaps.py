@@ -41,6 +41,13 @@ NAN_ABOVE_ONE = """(float[N,3] x) => (float[N,3] y)
 WRONG_ABOVE_ONE = """(float[N,3] x) => (float[N,3] y)
     <float one = {1.0}, float zero = {0.0}> { d = Sub(x, one) e = Relu(d) f = Mul(e, x) w = Add(x, x) y = Add(w, f) }"""
 
+KEEPS = """(float[N,3] x, float[N,1] s) => (float[N,3] y, float[N,1] t)
+    <float one = {1.0}> { t = Add(s, one) z = Sub(s, s) w = Add(x, x) y = Add(w, z) }"""
+POISONS = """(float[N,3] x, float[N,1] s) => (float[N,3] y, float[N,1] t)
+    <float one = {1.0}> { d = Sub(one, x) r = Sqrt(d) m = ReduceMean <axes = [1], keepdims = 1> (r) t = Add(s, m)
+    z = Sub(s, s) w = Add(x, x) y = Add(w, z) }"""
+"""Its hidden state is no number where x is above one."""
+
 QUICK = SwapPolicy(probation_s=0.2, min_frames=20, max_slowdown=1000)
 
 
@@ -131,9 +138,15 @@ class Bench:
 @pytest.fixture
 async def bench(onnx_file: OnnxFile, tmp_path: Path) -> AsyncIterator[Bench]:
     """Serves a file of the node's own, which doubles numbers."""
+    async with serving({"path": str(onnx_file(TWICE))}, tmp_path) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def serving(model: dict[str, Any], tmp_path: Path) -> AsyncIterator[Bench]:
     config = NodeConfig.model_validate(
         {
-            "models": {"door": {"path": str(onnx_file(TWICE))}},
+            "models": {"door": model},
             "pipelines": {
                 "p": {"subscribe": "s/#", "stages": [{"parse": {"format": "raw"}}, {"infer": {"model": "door"}}]}
             },
@@ -200,6 +213,26 @@ async def test_a_version_that_gives_nan_for_live_frames_only_is_taken_back(
     check(flow)
     assert flow.results["s0-0"][-1].version is None
     assert ("model-rolled-back", "not-finite") in [(kind, detail["code"]) for kind, detail in bench.events]
+
+
+async def test_what_a_version_made_of_hidden_state_goes_with_it(
+    onnx_file: OnnxFile, make_candidate: MakeCandidate, tmp_path: Path
+) -> None:
+    """It carried the streams' state on, and wrote NaN into it: the version before begins with fresh state."""
+    noise = np.random.default_rng(0).random
+    samples = {"x": noise((16, 3), np.float32), "s": noise((16, 1), np.float32)}
+    poisons = make_candidate(POISONS, "1.1.0", samples=samples, state={"s": "t"}, parameters={"state": "carries-over"})
+    async with (
+        serving({"path": str(onnx_file(KEEPS)), "state": {"s": "t"}}, tmp_path) as bench,
+        bench.flow(1.5) as flow,
+    ):
+        outcome = await bench.go_over(poisons)
+        count = len(flow.all)
+        await until(lambda: len(flow.all) > count + 100)
+
+    assert (outcome.kept, outcome.code, outcome.served) == (False, "not-finite", True)
+    check(flow)
+    assert {results[-1].y for results in flow.results.values()} == {3.0}
 
 
 async def test_a_version_that_is_wrong_for_live_frames_only_is_found_out_by_its_shadow(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hedgerow.errors import CommandError
+from hedgerow.region.database import open_database
+from hedgerow.region.intents import ask
 from hedgerow.region.rollout import Phase
 
 from .world import TURN_S, World
@@ -39,6 +45,29 @@ def test_a_rollout_goes_there_and_back_on_either_store(store_url: str) -> None:
         assert ended(world, world.start("3.0.0", waves=[2])) is Phase.FAILED
         assert world.versions() == {"2.0.0"}
         world.no_step_is_lost_or_repeated()
+
+
+def test_who_asks_is_answered_with_what_was_done_or_why_not(store_url: str) -> None:
+    with World(store_url, 2, began=time.time()) as world, ThreadPoolExecutor() as people:
+        for args, code in (({"labels": {"ring": "early"}}, None), ({"labels": {"site": "x"}}, "reserved-label")):
+            answer = people.submit(ask_region, world.url, "node-label", node="n000", **args)
+            while not world.asked():
+                time.sleep(0.01)
+            world.turn()
+            if code is None:
+                assert answer.result()["labels"]["ring"] == "early"
+            else:
+                with pytest.raises(CommandError) as refused:
+                    answer.result()
+                assert (refused.value.code, bool(refused.value.remedy)) == (code, True)
+
+
+def ask_region(url: str, verb: str, **args: Any) -> Any:
+    database = open_database(url, write=False, beside=True)
+    try:
+        return ask(database, verb, args, who="eve", why="a test")
+    finally:
+        database.close()
 
 
 def test_a_node_that_was_away_for_weeks_gets_only_the_last_of_what_it_missed(world: World) -> None:

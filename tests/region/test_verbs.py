@@ -15,6 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from hedgerow.cli.main import app
+from hedgerow.region.config import RegionConfig
+from hedgerow.region.database import open_database
+from hedgerow.region.store import Store
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address
 
@@ -206,6 +209,18 @@ def test_what_cannot_be_rolled_out_is_refused_with_a_remedy(
     assert refused.code == code
     assert said in refused.err
     assert "→" in refused.err
+
+
+def test_a_service_that_does_not_run_is_named_at_once(operator: Operator, tmp_path: Path) -> None:
+    store = str(tmp_path / "region.db")
+    database = open_database(store, write=True)
+    Store(database, RegionConfig()).beat(connected=True)
+    database.run("UPDATE collector SET beat_at = beat_at - 600")
+    database.close()
+    asked = operator.hedgerow("rollout", "pause", "x", "--why", "y", "--store", store, asks=False)
+
+    assert asked.code == 1
+    assert "The region's service does not run: it was last seen 10 min ago" in asked.err
 
 
 def test_a_file_is_checked_without_a_region(operator: Operator) -> None:

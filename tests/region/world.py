@@ -16,6 +16,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import Database, Row, open_database
 from hedgerow.region.fleetstore import FleetStore
 from hedgerow.region.gate import Ear
+from hedgerow.region.intents import open_intents
 from hedgerow.region.items import Birth, HealthReport, Item, Reported
 from hedgerow.region.rollout import Rollout
 from hedgerow.region.store import Store
@@ -207,14 +208,15 @@ class World:
         url: of the store.
         count: nodes, over two sites.
         version: what they serve at first.
+        began: Unix seconds at which its time begins.
     """
 
-    def __init__(self, url: str, count: int, version: str | None = "1.0.0") -> None:
+    def __init__(self, url: str, count: int, version: str | None = "1.0.0", began: float = 1_800_000_000.0) -> None:
         self.url = url
         self.config = RegionConfig.model_validate(
             {"region": {"name": "test", "silent_after_s": SILENT_AFTER_S}, "store": {"url": self.url}}
         )
-        self.now = 1_800_000_000.0
+        self.now = began
         self.nodes: dict[Address, Node] = {}
         self.deaf = False
         self.kills = 0
@@ -300,10 +302,9 @@ class World:
         self.ask("rollout-start", rollout=name, plan={**PLAN, "rollout": name, "models": models, "gate": gate, **plan})
         return name
 
-    def answers(self) -> list[tuple[bool, Any]]:
-        """What was answered, oldest first: whether it was done, and what was said."""
-        rows = self._asker.rows("SELECT accepted, answer FROM intent WHERE answered_at IS NOT NULL ORDER BY id")
-        return [(bool(accepted), json.loads(answer)) for accepted, answer in rows]
+    def asked(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(open_intents(self._asker))
 
     def rollout(self, name: str = "faces-2.0.0") -> Rollout:
         """A rollout as it is kept."""

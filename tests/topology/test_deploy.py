@@ -187,6 +187,17 @@ def test_models_from_files_are_mounted_below_the_configuration(tmp_path: Path) -
     ]
 
 
+def test_a_region_with_models_keeps_them_beside_its_store_and_nodes_get_their_root_of_trust(tmp_path: Path) -> None:
+    (tmp_path / "root.json").write_text("{}")
+    (tmp_path / "base.yaml").write_text("fleet: {root_file: root.json}\nmodels: {m: {path: 'bundle:m'}}\n" + BASE)
+    made = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\nmodels: true\n")
+    (tmp_path / "region.yaml").write_text(made["north/service/region.yaml"])
+    config = load_region(tmp_path / "region.yaml")
+
+    assert config.models.repository == Path(config.store.url).parent / "models"
+    assert load(tmp_path / "t.yaml").models["hall"] == {Path("root.json"): tmp_path / "root.json"}
+
+
 def test_manifests_are_what_kubernetes_takes(texts: dict[str, str]) -> None:
     """By its own schemas, unknown keys refused."""
     validate = pytest.importorskip(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hedgerow.models.manifest import read_manifest
+from hedgerow.blobs.errors import RegionAway
+from hedgerow.models.manifest import digest_of, read_manifest
 from hedgerow.testing.repository import make_repository
 from hedgerow.trust import errors
 from hedgerow.trust.client import TrustClient
@@ -50,3 +52,66 @@ def test_tests_and_demos_get_a_repository_that_is_a_real_one(tmp_path: Path, bun
     node = TrustClient(tmp_path / "node", made.root, FolderDocuments(tmp_path / "models"))
 
     assert node.manifest(ModelRef(name="any", version="2.0.0", digest=done.digest), {"site": "s"})
+
+
+class Away:
+    """A source that nobody answers for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.back: Any = None
+
+    def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+        self.asked += 1
+        if self.back is None:
+            raise RegionAway("nobody answers", remedy="wait")
+        yield from self.back.get(path, max_bytes)
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+
+def sourced(world: Any, *documents: Any) -> TrustClient:
+    return TrustClient(world.folder / "sourced", world.root, *documents, clock=lambda: world.time.wall)
+
+
+def test_where_the_first_source_is_away_the_next_is_asked(world: Any) -> None:
+    """And the first again the next time: a refresh is of one source as a whole."""
+    ref, away, copy = world.publish(), Away(), FolderDocuments(world.repository.folder)
+    node = sourced(world, away, copy)
+
+    assert digest_of(node.manifest(ref, {})) == ref.digest
+    assert away.asked == 1
+    away.back = copy
+    node.refresh()
+    assert away.asked > 2
+
+
+def test_where_all_are_away_the_first_one_says_so(world: Any) -> None:
+    with pytest.raises(RegionAway):
+        sourced(world, Away(), Away()).refresh()
+
+
+def test_a_source_that_goes_away_in_the_midst_is_left_for_another(world: Any) -> None:
+    """At the next attempt, from the beginning: what two sources say is not mixed."""
+    ref, copy = world.publish(), FolderDocuments(world.repository.folder)
+    first = Away()
+    first.back = copy
+    node = sourced(world, first, copy)
+    node.refresh()
+    first.back = None
+
+    with pytest.raises(RegionAway):
+        node.manifest(ref, {})
+    assert node.manifest(ref, {})
+
+
+def test_a_refusal_is_final_though_another_source_might_say_better(world: Any) -> None:
+    """Who is attacked shall hear of it."""
+    world.publish()
+    world.between.tamper = lambda path, data: data[:-9] if "timestamp" in path else data
+    attacked = Away()
+    attacked.back = world.between
+
+    with pytest.raises(errors.TruncatedData):
+        sourced(world, attacked, FolderDocuments(world.repository.folder)).refresh()

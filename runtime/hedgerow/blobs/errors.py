@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from hedgerow.errors import BusError, HedgerowError
 
 
@@ -39,3 +44,29 @@ class DiskFull(StoreError):
     """The disk has no room left, or does not take what is written."""
 
     code = "disk-full"
+
+
+@contextmanager
+def on_disk(folder: Path, done: str) -> Iterator[None]:
+    """Translate what the disk says.
+
+    Args:
+        folder: where the store is.
+        done: what is done to files there: `written`.
+    Raises:
+        DiskFull: there is no room.
+        StoreError: something else is wrong.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or folder
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFull(
+                f"The disk is full: {where} could not be {done}",
+                remedy="Make room on it; what was fetched stays, and the rest comes when there is room.",
+            ) from error
+        raise StoreError(
+            f"{where} could not be {done}: {error.strerror or error}",
+            remedy="Look at the disk, and whether this user may write there.",
+        ) from error

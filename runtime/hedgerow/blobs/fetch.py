@@ -15,16 +15,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import structlog
 
+from hedgerow.blobs.counts import Counts, Gauge, store_gauges
 from hedgerow.blobs.documents import RegionDocuments
+from hedgerow.blobs.elsewhere import Elsewhere
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, RegionAway
 from hedgerow.blobs.neighbours import Neighbours
 from hedgerow.blobs.notes import (
@@ -41,6 +43,7 @@ from hedgerow.blobs.notes import (
 )
 from hedgerow.blobs.pace import Bucket, Window
 from hedgerow.blobs.plan import Plan, Steps
+from hedgerow.blobs.sources import Piece, Source, pieces_of
 from hedgerow.blobs.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
@@ -67,26 +70,6 @@ class _Part(NamedTuple):
     message: Message
 
 
-@dataclass(slots=True)
-class Counts:
-    """What a fetcher has done.
-
-    Attributes:
-        wan_bytes, lan_bytes: bytes of chunks that came from beyond the site, and from neighbours.
-        asked: chunks that the region was asked for.
-        bad: chunks that came and were not what they should be.
-        twice: chunks that came and were here already.
-        notes: what could not be read.
-    """
-
-    wan_bytes: int = 0
-    lan_bytes: int = 0
-    asked: int = 0
-    bad: int = 0
-    twice: int = 0
-    notes: int = 0
-
-
 class Fetcher:
     """Fetches; one fetch at a time, others wait.
 
@@ -96,6 +79,8 @@ class Fetcher:
         store: where content goes.
         max_bytes_per_s: most bytes a second that the site's nodes may ask the region for; None: as the link bears.
         serve_neighbours: whether to give others what is here.
+        sources: asked before the region, in this order.
+        on_event: takes what operators should know.
         random: draws pauses.
     Attributes:
         client: the link.
@@ -111,6 +96,8 @@ class Fetcher:
         *,
         max_bytes_per_s: int | None = None,
         serve_neighbours: bool = True,
+        sources: Sequence[Source] = (),
+        on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _detail: None,
         random: Random | None = None,
     ) -> None:
         self._address = address
@@ -131,6 +118,8 @@ class Fetcher:
         self._neighbours = Neighbours(self.client, address, store, self._random) if serve_neighbours else None
         self.window = Window()
         self._bucket = Bucket(max_bytes_per_s)
+        self._elsewhere = Elsewhere(sources, self._brought, self._not_brought, on_event)
+        self._pieces: Mapping[str, Piece] = {}
         self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
         self._parts: asyncio.Queue[_Part] = asyncio.Queue()
@@ -158,6 +147,7 @@ class Fetcher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._elsewhere.close()
         await self.client.close(forget_session=True, timeout_s=1.0)
 
     async def fetch(self, files: Sequence[File], progress: Callable[[float], None] | None = None) -> None:
@@ -174,6 +164,7 @@ class Fetcher:
         async with self._turn:
             total = sum(file.size for file in {file.digest: file for file in files}.values()) or 1
             tell = progress or _nobody
+            self._pieces = pieces_of(files)
             for _ in range(_ROUNDS):
                 missing = await asyncio.to_thread(self._store.missing, files)
                 if missing:
@@ -186,25 +177,16 @@ class Fetcher:
                 remedy="Look at the disk: it is failing, or something else writes into the store.",
             )
 
-    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+    def gauges(self) -> Iterator[Gauge]:
         """What /metrics shows of it and of the store: name, help, labels, value."""
-        counts, store = self.counts, self._store
         yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "blobs"}, self.client.connected
-        text = "Bytes of models that came, by where from."
-        yield "hedgerow_fetched_bytes", text, {"from": "wan"}, counts.wan_bytes
-        yield "hedgerow_fetched_bytes", text, {"from": "neighbours"}, counts.lan_bytes
         missing = 0 if self._plan is None else sum(self._plan.missing.values())
         yield "hedgerow_fetch_missing_bytes", "Bytes that the fetch in hand lacks.", {}, missing
         yield "hedgerow_fetch_window", "Chunks the site may have asked the region for at once.", {}, self.window.size
-        yield "hedgerow_fetch_bad_chunks", "Chunks that were not what they should be.", {}, counts.bad
-        yield "hedgerow_fetch_twice", "Chunks that came and were here already.", {}, counts.twice
+        yield from self.counts.gauges(self._elsewhere.bytes, self._elsewhere.failures)
         if self._neighbours is not None:
-            text = "Bytes of models given to neighbours."
-            yield "hedgerow_given_bytes", text, {}, self._neighbours.bytes_given
-        yield "hedgerow_model_store_bytes", "Bytes that fetched models take.", {}, store.used_bytes
-        yield "hedgerow_model_store_max_bytes", "Bytes that they may take.", {}, store.max_bytes
-        yield "hedgerow_model_store_evicted", "Models and unfinished files that made room.", {}, store.evicted
-        yield "hedgerow_model_store_damaged", "Chunks that were damaged on the disk.", {}, store.damaged
+            yield "hedgerow_given_bytes", "Bytes of models given to neighbours.", {}, self._neighbours.bytes_given
+        yield from store_gauges(self._store)
 
     # The fetch in hand
 
@@ -214,7 +196,7 @@ class Fetcher:
         plan = self._plan = Plan(node, group, sizes, self.window, self._bucket, self._random)
         self._group, self._failure, self._bad = group, None, {}
         site = self._address._replace(node="+")
-        filters = {note_topic(site, kind): 1 for kind in (Kind.ASK, Kind.BUSY)}
+        filters = {note_topic(site, kind): 1 for kind in (Kind.ASK, Kind.BUSY, Kind.TAKE)}
         if self._neighbours is None:
             filters |= {note_topic(site, kind): 1 for kind in (Kind.WANT, Kind.HAVE)}
         filters[part_topic(site, group, "+")] = 1
@@ -242,6 +224,7 @@ class Fetcher:
                         await self._wake.wait()
         finally:
             self._plan = None
+            self._elsewhere.stop()
             with suppress(BusError):
                 await asyncio.shield(self.client.unsubscribe(filters))
         log.info("fetch-done", chunks=len(sizes), group=group)
@@ -249,8 +232,15 @@ class Fetcher:
     def _carry_out(self, steps: Steps, group: str) -> None:
         self._say(Kind.WANT, group, steps.want, steps.but)
         self._say(Kind.BUSY, group, steps.busy)
-        self._say(Kind.ASK, group, steps.ask)
-        self.counts.asked += len(steps.ask)
+        if self._elsewhere.usable:
+            # Whoever gives nothing to neighbours brings it for himself alone; then they have to ask too.
+            if self._neighbours is not None:
+                self._say(Kind.TAKE, group, steps.ask)
+            for digest in steps.ask:
+                self._elsewhere.bring(self._pieces[digest])
+        else:
+            self._say(Kind.ASK, group, steps.ask)
+            self.counts.asked += len(steps.ask)
 
     def _say(self, kind: Kind, group: str, digests: Sequence[str], but: tuple[str, ...] = ()) -> None:
         # What is too old to be answered in time is asked for again; brokers are to drop it.
@@ -351,6 +341,24 @@ class Fetcher:
             self.counts.wan_bytes += len(payload)
         else:
             self.counts.lan_bytes += len(payload)
+
+    async def _brought(self, digest: str, data: bytes) -> None:
+        """Another source gave a chunk: it is for all who wait for it."""
+        try:
+            await asyncio.to_thread(self._store.put, f"sha256:{digest}", data)
+        except HedgerowError as error:
+            self._failure = error
+        else:
+            plan = self._plan
+            arrived = plan is not None and plan.arrived(digest, None, time.monotonic())
+            if arrived and self._neighbours is not None:  # as what the region sends, it goes to all: others wait for it
+                self._neighbours.give(self._group, digest)
+        self._wake.set()
+
+    def _not_brought(self, digest: str) -> None:
+        if self._plan is not None:
+            self._plan.bad(digest, None, time.monotonic())
+        self._wake.set()
 
     def _wrong(self, plan: Plan, digest: str, sender: str | None) -> None:
         self.counts.bad += 1

@@ -12,7 +12,7 @@ import structlog
 
 from hedgerow.blobs.errors import ContentMissing, StoreError
 from hedgerow.blobs.notes import Kind, Note, note_topic, part_topic
-from hedgerow.blobs.offers import Offers
+from hedgerow.blobs.offers import Offers, Wanted
 from hedgerow.blobs.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.topics import Address
@@ -48,6 +48,11 @@ class Neighbours:
             self._offers.wanted(note, sender, time.monotonic())
         elif note.kind is Kind.HAVE:
             self._offers.offered(note, sender, time.monotonic())
+        self._wake.set()
+
+    def give(self, group: str, digest: str) -> None:
+        """Send a chunk that was brought for all."""
+        self._offers.give(Wanted(group, digest))
         self._wake.set()
 
     async def run(self) -> None:

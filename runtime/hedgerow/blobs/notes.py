@@ -7,6 +7,7 @@
     {region}/{site}/{node}/blob/want           node → site      who has these chunks? else I ask the region
     {region}/{site}/{node}/blob/have           node → site      I do, and send them
     {region}/{site}/{node}/blob/busy           node → site      these are on their way to me already
+    {region}/{site}/{node}/blob/take           node → site      I bring these from elsewhere, and give them to you
     {region}/{site}/{node}/blob/part/GROUP/DIGEST   node → site      a chunk
 
 A group is what is fetched together: whoever wants the same files hears the same chunks, and no others.
@@ -40,6 +41,7 @@ class Kind(StrEnum):
     WANT = "want"
     HAVE = "have"
     BUSY = "busy"
+    TAKE = "take"
     ASK = "ask/part"
 
 

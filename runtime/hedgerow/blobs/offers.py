@@ -64,7 +64,9 @@ class Offers:
         for digest in note.digests:
             wanted = Wanted(note.group, digest)
             taken_by, _ = self._taken.get(wanted, ("", 0.0))
-            if taken_by and taken_by not in note.but:
+            # What we have sent already, this one came too late for; what another has sent, he sends again.
+            sent = taken_by == self._node and wanted not in self._to_send
+            if taken_by and taken_by not in note.but and not sent:
                 continue
             if len(self._chances) < MOST_OPEN and wanted not in self._chances and self._has(digest):
                 self._taken.pop(wanted, None)
@@ -100,6 +102,11 @@ class Offers:
         return {group: digests for group, digests in due.items() if digests}, min(
             (chance.at for chance in self._chances.values() if not chance.said), default=math.inf
         )
+
+    def give(self, wanted: Wanted) -> None:
+        """We brought a chunk for all, and send it without being asked."""
+        self._chances.pop(wanted, None)
+        self._to_send.append(wanted)
 
     def take(self) -> Wanted | None:
         """The next chunk to send; None: there is none."""

@@ -17,7 +17,8 @@ MOST: Final = 64
 _BASE_S: Final = 600.0
 """The shortest time of so long counts; routes change (RFC 6817 §4.2)."""
 _SLOTS: Final = 10
-_FIRST_TIMEOUT_S: Final = 10.0
+_FIRST_TIMEOUT_S: Final = 30.0
+"""Nothing is known yet: enough for two chunks at 150 kbit/s, so that a slow link is not asked twice for the same."""
 _TIMEOUT_S: Final = (2.0, 120.0)
 
 
@@ -50,6 +51,11 @@ class Window:
             self._starting = False
         gain = 1.0 if self._starting else 1 / self.size
         self._resize(self.size + gain * max(-1.0, min(1.0, off)))
+
+    def late(self, took_s: float) -> None:
+        """A chunk came that had been asked for again; so long after the first time. Answers may take that long."""
+        if self.smoothed_s is None or took_s > self.smoothed_s:
+            self.smoothed_s, self._deviation_s = took_s, took_s / 2
 
     def lost(self, now: float) -> None:
         """An answer did not come in time. Halves the window, once for all that was lost together."""

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from random import Random
 from typing import Final
 
@@ -62,6 +63,8 @@ class _Entry:
     at: float  # since when it is in this state
     said_at: float  # when the owner last said so
     by: str = ""  # who has offered it; of one asked for: the group, if that is another
+    seen: bool = True  # of one asked for: we know it; else we were only told to wait, and it may not be under way yet
+    told: bool = False  # of one of ours: we have told others to wait
 
 
 @dataclass(slots=True)
@@ -91,8 +94,6 @@ class Plan:
         missing: sizes of the chunks that are not here, by digest, in the order in which they are to come.
         window, bucket: limits of what is asked of the region; they outlive a fetch.
         random: draws pauses.
-    Attributes:
-        company: whether any neighbour is after the same.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Plan:
         self._free = dict.fromkeys(missing)
         self._entries: dict[str, _Entry] = {}
         self._tries: dict[str, int] = {}
+        self._first_asked: dict[str, float] = {}
         self._doubted: dict[str, float] = {}
         self._heard_from: dict[str, float] = {}
         self._busy: list[str] = []
@@ -111,7 +113,6 @@ class Plan:
         self._bucket = bucket
         self._random = random
         self._progress_at: float | None = None
-        self.company = False
 
     @property
     def missing(self) -> Mapping[str, int]:
@@ -120,15 +121,13 @@ class Plan:
 
     def heard(self, note: Note, sender: str, now: float) -> None:
         """A node of the site has said something; we hear ourselves too."""
-        if sender != self._node and note.group == self._group and note.kind is not Kind.HAVE:
-            self.company = True
         for digest in note.digests:
             size = self._missing.get(digest)
             if size is None:
                 continue
             entry = self._entries.get(digest)
             match note.kind:
-                case Kind.ASK:
+                case Kind.ASK | Kind.TAKE:
                     if sender != self._node:
                         self._bucket.take(size, now)
                         self._others_asked(digest, entry, sender, note.group, now)
@@ -137,8 +136,7 @@ class Plan:
                 case Kind.WANT if note.group == self._group and not self._doubts(sender, now):
                     self._others_want(digest, entry, sender, now)
                 case Kind.BUSY if sender != self._node and not self._doubts(sender, now):
-                    if entry is None or entry.state in (State.SAID, State.WANTED):
-                        self._enter(digest, _Entry(sender, State.ASKED, now, now))
+                    self._others_are_busy(digest, entry, sender, now)
                 case Kind.HAVE if sender != self._node and not self._doubts(sender, now):
                     if entry is None or entry.state in (State.SAID, State.WANTED):
                         self._heard_from[sender] = now
@@ -158,7 +156,9 @@ class Plan:
         self._progress_at = now
         if sender is not None:
             self._heard_from[sender] = now
-        elif entry is not None and entry.state is State.ASKED and not self._tries.get(digest):
+        elif self._tries.get(digest) and digest in self._first_asked:
+            self._window.late(now - self._first_asked[digest])
+        elif entry is not None and entry.state is State.ASKED and entry.seen:
             self._window.answered(now - entry.at, now)
         return True
 
@@ -174,8 +174,9 @@ class Plan:
         for entry in self._entries.values():
             entry.at += seconds
             entry.said_at += seconds
-        for name in self._heard_from:
-            self._heard_from[name] += seconds
+        for times in (self._heard_from, self._first_asked):
+            for name in times:
+                times[name] += seconds
         if self._progress_at is not None:
             self._progress_at += seconds
 
@@ -202,12 +203,22 @@ class Plan:
         self._enter(digest, _Entry(sender, State.ASKED, now, now, by="" if group == self._group else group))
 
     def _others_want(self, digest: str, entry: _Entry | None, sender: str, now: float) -> None:
-        if entry is None or entry.state is State.SAID:
-            self._enter(digest, _Entry(sender, State.WANTED, now, now))
+        if entry is None or entry.state is State.SAID or (entry.owner == sender and entry.state is State.ASKED):
+            self._enter(
+                digest, _Entry(sender, State.WANTED, now, now)
+            )  # he who has asked has given up, and wants it again
         elif entry.owner == sender:
             entry.said_at = now
         elif entry.owner == self._node and len(self._busy) < MOST_DIGESTS:
             self._busy.append(digest)
+            entry.told = True
+
+    def _others_are_busy(self, digest: str, entry: _Entry | None, sender: str, now: float) -> None:
+        if entry is not None and entry.state not in (State.SAID, State.WANTED):
+            return
+        # Two have told each other to wait: for both the one counts whose name comes first.
+        if entry is None or not (entry.owner == self._node and entry.told and self._node < sender):
+            self._enter(digest, _Entry(sender, State.ASKED, now, now, seen=False))
 
     def _echo(self, entry: _Entry | None, now: float) -> None:
         if entry is not None and entry.owner == self._node and entry.state is State.SAID:
@@ -222,6 +233,7 @@ class Plan:
                 return
             if entry.owner == self._node and entry.state is State.WANTED and now >= entry.at + HOLD_S:
                 entry.state, entry.at = State.ASKED, now
+                self._first_asked.setdefault(digest, now)
                 self._bucket.take(self._missing[digest], now)
                 steps.ask.append(digest)
                 asked += 1
@@ -239,13 +251,13 @@ class Plan:
         room = min(ahead, MOST_DIGESTS) - waiting
         if room < min(ahead, MOST_DIGESTS) / 2 and waiting:
             return
-        for digest in list(self._free)[: max(0, min(room, MOST_DIGESTS - len(steps.want)))]:
+        for digest in list(islice(self._free, max(0, min(room, MOST_DIGESTS - len(steps.want))))):
             del self._free[digest]
             self._entries[digest] = _Entry(self._node, State.SAID, now, now)
             steps.want.append(digest)
 
     def _asked(self) -> int:
-        return sum(1 for entry in self._entries.values() if entry.state is State.ASKED)
+        return sum(1 for entry in self._entries.values() if entry.state is State.ASKED and entry.seen)
 
     def _lead(self) -> float:
         return max(1.0, 2 * HOLD_S / (self._window.smoothed_s or HOLD_S)) + 1
@@ -258,6 +270,8 @@ class Plan:
     def _expire(self, now: float) -> None:
         stalled = self._progress_at is not None and now - self._progress_at > max(_STALL_S, 3 * self._window.timeout_s)
         for digest, entry in list(self._entries.items()):
+            if self._entries.get(digest) is not entry:  # went with another's word
+                continue
             if now < self._ends(digest, entry) and not (stalled and self._idle(entry)):
                 continue
             match entry.state:
@@ -266,13 +280,11 @@ class Plan:
                 case State.WANTED:
                     self._doubt(entry.owner, now)
                 case State.ASKED:
-                    if not entry.by:
+                    if entry.seen and not entry.by:
                         self._window.lost(now)
                     self._give_up(digest, now)
-                    continue
                 case State.SAID:
-                    pass
-            self._release(digest)
+                    self._release(digest)
         for name, until in list(self._doubted.items()):
             if until <= now:
                 del self._doubted[name]

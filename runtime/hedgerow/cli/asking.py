@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import getpass
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hedgerow.cli.console import on_terminal
 from hedgerow.cli.region import open_store
 
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why; stands in the audit log.")]
@@ -24,9 +26,19 @@ def ask(verb: str, args: dict[str, Any], why: str, as_: str | None, store: str |
 
     database = open_store(store, config, to_ask=True)
     try:
-        return ask_service(database, verb, args, who=as_ or _who(), why=why)
+        with _waiting():
+            return ask_service(database, verb, args, who=as_ or _who(), why=why)
     finally:
         database.close()
+
+
+def _waiting() -> AbstractContextManager[object]:
+    """Shows on a terminal that an answer is waited for."""
+    if not on_terminal():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status("The region's service is asked…")
 
 
 def _who() -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import io
+import os
 import re
 import shutil
 import signal
@@ -220,8 +221,10 @@ class Estate:
         from hedgerow.testing.mosquitto import find_mosquitto
 
         (self.folder / "state" / name / "broker").mkdir(parents=True, exist_ok=True)
-        conf = self.folder / "rendered" / name / "mosquitto.conf"
-        self._start(f"broker-{name}", [find_mosquitto(), "-c", str(conf)], until=" running")
+        binary = Path(find_mosquitto())  # Debian has it where PATH may not lead
+        path = f"{binary.parent}:{os.environ.get('PATH', os.defpath)}"
+        script = self.folder / "rendered" / name / "broker.sh"
+        self._start(f"broker-{name}", ["sh", str(script)], until=" running", environment={"PATH": path})
 
     def run(self, name: str, *arguments: str, until: str | None = None) -> None:
         """Start `hedgerow ARGUMENTS…` in the folder; it goes on until the estate ends.
@@ -233,11 +236,20 @@ class Estate:
         """
         self._start(name, [sys.executable, "-m", "hedgerow", *arguments], until=until)
 
-    def _start(self, name: str, command: Sequence[str], until: str | None) -> None:
+    def _start(
+        self, name: str, command: Sequence[str], until: str | None, environment: Mapping[str, str] | None = None
+    ) -> None:
         path = self.folder / "logs" / f"{name}.log"
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as log:
-            process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)  # noqa: S603 - our own
+            process = subprocess.Popen(  # noqa: S603 - our own
+                command,
+                cwd=self.folder,
+                env=os.environ | (environment or {}),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         self._processes.append((name, process))
         self._stack.callback(_end, process)
         deadline = time.monotonic() + 30

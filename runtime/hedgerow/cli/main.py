@@ -201,6 +201,7 @@ _MODEL = Group(
         "bench": Verb("hedgerow.cli.model_bench:bench", "Measure each variant of a bundle on this machine."),
         "bom": Verb("hedgerow.cli.model_show:bom", "Write what a bundle is made of: a CycloneDX ML-BOM."),
         "publish": Verb("hedgerow.cli.publish_model:publish", "Publish a version of a model, signed by its owner."),
+        "push": Verb("hedgerow.cli.push_model:push", "Bring a version's files to an OCI registry."),
     },
     "Build models into bundles; look at them, compare, check and publish them.",
     """Build models into bundles; look at them, compare, check and publish them.

@@ -44,7 +44,7 @@ def publish(
     there, opened = open_repository(to, online_key, secrets), Bundle.open(bundle)
     opened.verify()
     signers = signers_of(key, secrets)
-    with _progress(sum(file.size for file in opened.manifest.files()), shown=not json) as progress:
+    with progress_of("publishing", sum(file.size for file in opened.manifest.files()), shown=not json) as progress:
         done = there.publish(opened, signers, chosen, progress=progress)
     if json:
         print_json(done)
@@ -60,7 +60,8 @@ def publish(
 
 
 @contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+def progress_of(doing: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal, if there is one and it is to be shown; gives what is told of bytes."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -69,7 +70,7 @@ def _progress(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
         yield lambda _: None
         return
     with Progress(
-        TextColumn("publishing"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, transient=True
+        TextColumn(doing), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, transient=True
     ) as bar:
-        task = bar.add_task("publish", total=total)
+        task = bar.add_task(doing, total=total)
         yield lambda count: bar.advance(task, count)

@@ -265,7 +265,8 @@ class Agent:
             await asyncio.to_thread(self._protect)
             if outcome.served:
                 self._tell(rolled_back=[*self._report.rolled_back, model])
-            raise DesiredNotKept(f"{model}: {ref} was taken back: {outcome.reason}", outcome)
+            what = f"{ref}" if ref.name == model else f"{model}: {ref}"
+            raise DesiredNotKept(f"{what} was taken back: {outcome.reason}", outcome)
         old = self._kept.get(model)
         self._kept[model] = KeptModel(
             ref=ref,

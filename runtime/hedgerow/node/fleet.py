@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from hedgerow.blobs.fetch import Fetcher
+from hedgerow.blobs.sources import SourcedDocuments, open_sources, web_of
 from hedgerow.blobs.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
@@ -82,16 +83,19 @@ class FleetMember:
         self._states = states
         self._clock_doubtful = clock_doubtful
         self._overlay: Overlay = {}
-        store = BlobStore(folder / "store", fleet.store_max_bytes)
+        store, sources = BlobStore(folder / "store", fleet.store_max_bytes), open_sources(fleet.sources)
         self._fetcher = Fetcher(
             link_options(config.broker, f"hedgerow/{address}/blobs", keep_session=False),
             address,
             store,
             max_bytes_per_s=fleet.fetch_bytes_per_s,
             serve_neighbours=fleet.serve_neighbours,
+            sources=sources,
+            on_event=on_event,
         )
-        copies = [HttpsDocuments(url) for url in fleet.sources if url.startswith("https:")]
-        trust = TrustClient(folder / "trust", _root(fleet.root_file), self._fetcher.documents, *copies)
+        documents = SourcedDocuments(self._fetcher.documents, sources)
+        copies = [HttpsDocuments(web_of(source)) for source in fleet.sources if source.url.startswith("https:")]
+        trust = TrustClient(folder / "trust", _root(fleet.root_file), documents, *copies)
         self._verifier = Verifier(trust, on_event)
         self._own_labels = own_labels(address, cores)
         supply = Supply(self._verifier, self._fetcher, store)

@@ -243,6 +243,8 @@ class SlotTrial:
             raise failure
 
     def _put_back(self, place: _Place, old: Engine) -> None:
+        if place.new is not None and place.new.state_token is old.state_token:
+            old.state_token = object()  # a version that is not trusted has written to the streams' hidden state
         if place.unloaded:
             again = self._pool.open(self.name, place.slot.config, place.slot.base_dir, self._before)
             again.state_token = old.state_token

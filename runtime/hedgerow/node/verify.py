@@ -45,22 +45,20 @@ class Verifier:
             BusError: nobody who knows can be reached.
         """
         try:
-            fresh, content = await asyncio.to_thread(self._ask, ref, labels)
+            return await self._ask(ref, labels)
         except TrustError as error:
-            self._refused[error.code] += 1
-            detail = {"version": str(ref), "digest": ref.digest, "code": error.code, "error": str(error)}
-            log.warning("model-not-trusted", **detail, remedy=error.remedy)
-            self._on_event("model-not-trusted", {**detail, "remedy": error.remedy})
+            self._tell(ref, error)
             raise
-        self._note(fresh)
-        return content
 
     async def again(self, ref: ModelRef, labels: Mapping[str, str]) -> None:
-        """Ask once more of a version that lies here. Raises: TrustError: the newest word is against it."""
+        """Ask once more of a version that lies here. Raises: TrustError: the newest word is against it; an event has told so."""
         try:
-            await self.manifest(ref, labels)
+            await self._ask(ref, labels)
         except (BusError, ExpiredMetadata) as error:
             log.warning("model-not-verified-again", version=str(ref), code=error.code, error=str(error))
+        except TrustError as error:
+            self._tell(ref, error)
+            raise
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """What /metrics shows: name, help, labels, value."""
@@ -71,8 +69,19 @@ class Verifier:
             yield "hedgerow_trust_expires_seconds", text, {}, self._fresh.expires_at
             yield "hedgerow_trust_root", "Version of the root that is believed.", {}, self._fresh.root
 
-    def _ask(self, ref: ModelRef, labels: Mapping[str, str]) -> tuple[Freshness, bytes]:
-        return self._trust.refresh(), self._trust.manifest(ref, labels)
+    async def _ask(self, ref: ModelRef, labels: Mapping[str, str]) -> bytes:
+        def ask() -> tuple[Freshness, bytes]:
+            return self._trust.refresh(), self._trust.manifest(ref, labels)
+
+        fresh, content = await asyncio.to_thread(ask)
+        self._note(fresh)
+        return content
+
+    def _tell(self, ref: ModelRef, error: TrustError) -> None:
+        self._refused[error.code] += 1
+        detail = {"version": str(ref), "digest": ref.digest, "code": error.code, "error": str(error)}
+        log.warning("model-not-trusted", **detail, remedy=error.remedy)
+        self._on_event("model-not-trusted", {**detail, "remedy": error.remedy})
 
     def _note(self, fresh: Freshness) -> None:
         was_behind = self._fresh is not None and self._fresh.clock_behind_s is not None

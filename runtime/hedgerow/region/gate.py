@@ -184,7 +184,7 @@ def _said(given: Given, facts: Facts, there: Presence) -> Finding | None:
     for name, ref in given.models.items():
         if name in reported.rolled_back and not _serves(reported.models.get(name), ref):
             code = "rolled-back" if error is None else error.code
-            return Finding(Verdict.BAD, "failed", code, f"{name} went back by itself: {said}", there)
+            return Finding(Verdict.BAD, "failed", code, said, there)
         for kept in reported.quarantined:
             if kept.digest == ref.digest:
                 return Finding(Verdict.BAD, "failed", kept.code, f"{ref} is in quarantine: {kept.reason}", there)

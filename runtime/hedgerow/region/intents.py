@@ -6,7 +6,6 @@ So whoever may write to the store may ask, and there is no other door. What was 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,13 +44,11 @@ def ask(
     who: str,
     why: str,
     wait_s: float = EXPIRES_AFTER_S,
-    waiting: Callable[[], None] = lambda: None,
 ) -> Any:
     """Ask the service to do something, and wait for its answer.
 
     Args:
         database: opened to write beside the collector.
-        waiting: called now and then meanwhile.
     Returns: what it answers.
     Raises:
         CommandError: it refuses, with its reason; or it does not run, or does not answer.
@@ -82,7 +79,6 @@ def ask(
         answers = database.rows("SELECT accepted, answer FROM intent WHERE id = ? AND answered_at IS NOT NULL", (row,))
         if answers:
             return _answer(*answers[0])
-        waiting()
         time.sleep(_POLL_S)
     raise CommandError(
         f"The region's service has not answered for {wait_s:.0f} s; it will not do it later",

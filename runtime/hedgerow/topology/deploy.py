@@ -116,6 +116,7 @@ def region_yaml(topology: Topology, service: Service, host: str = "127.0.0.1") -
         broker=topology.region.broker,
         tls=service.tls,
         state=service.state,
+        models=f"models:\n  repository: {service.state}/models\n" if topology.models else "",
         stop_s=_STOP_S,
         host=host,
         port=_PORT,

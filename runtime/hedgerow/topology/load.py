@@ -146,6 +146,8 @@ class _Reading:
                 )
             elif path.suffix == ".xml":  # OpenVINO's weights stand beside it
                 self._take_along(site, base.parent, [str(path.with_suffix(".bin"))])
+        if config.fleet.root_file is not None:
+            self._take_along(site, base.parent, [str(config.fleet.root_file)])
 
     def _take_along(self, site: str, folder: Path, values: Iterable[Any]) -> None:
         """Note the files that settings of a stage name, e.g. `labels_file`."""

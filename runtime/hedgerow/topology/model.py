@@ -216,6 +216,11 @@ class Topology(Section):
         "is not named stays. Frames and dead letters always stay.",
         examples=[{"visitors": True, "pages": {"drop": ["texts"]}}],
     )
+    models: bool = Field(
+        False,
+        description="Whether the region's service keeps models for the sites: in `models/` where its store is, which `hedgerow "
+        "trust init` begins and `hedgerow model publish` fills.",
+    )
     commands: tuple[Name, ...] = Field(
         COMMANDS,
         description="Commands that sites take from above. `snapshot` is not among them: its reply carries a raw frame.",

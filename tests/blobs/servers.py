@@ -1,0 +1,274 @@
+"""Servers that models come from: a web server over a folder that fails on demand, and a real OCI registry."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import pytest
+import trustme
+
+from hedgerow.testing.mosquitto import free_port
+
+USER, PASSWORD = "plant", "pull-me"
+_HASHED = "$2b$04$l./DuFHztNId3J039t58QOvsGiWizlO84rYef65/5e3JBOe4iAQ0."
+REGISTRY = shutil.which("docker-registry") or shutil.which("registry")
+
+
+class Authority:
+    """Who certifies the servers.
+
+    Attributes:
+        file: its certificate.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._ca = trustme.CA()
+        self.folder = folder
+        self.file = folder / "authority.pem"
+        self._ca.cert_pem.write_to_path(self.file)
+
+    def certificate(self, name: str) -> tuple[Path, Path]:
+        """A certificate for 127.0.0.1, and its key."""
+        made = self._ca.issue_cert("127.0.0.1")
+        chain, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        key.write_bytes(made.private_key_pem.bytes())
+        chain.write_bytes(b"".join(each.bytes() for each in made.cert_chain_pems))
+        return chain, key
+
+
+class FolderServer:
+    """An HTTPS server over a folder, in threads of its own.
+
+    Attributes:
+        folder: what it gives out.
+        ranges: whether it knows them.
+        breaks_after: bytes of a body after which it cuts a connection, as often as this says; see `breaks`.
+        breaks: how often it still does so.
+        delay_s: before each answer.
+        status: what it answers with in place of 200, if not 0.
+        moved_to: where it sends everybody.
+        authorization: what it wants to see, if not empty.
+        token: if not empty, what it wants to see instead, and gives out at `/token` to who shows `authorization`: as a
+            registry with a server of tokens does, the two in one.
+        requests, sent, connections: so far; bytes of bodies.
+    """
+
+    def __init__(self, folder: Path, authority: Authority) -> None:
+        self.folder = folder
+        self.ranges = True
+        self.breaks_after = self.breaks = 0
+        self.delay_s = 0.0
+        self.status = 0
+        self.moved_to = ""
+        self.authorization = self.token = ""
+        self.requests = self.sent = self.connections = 0
+        self._lock = threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                server.connections += 1
+
+            def do_GET(self) -> None:
+                server._answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*authority.certificate(f"web-{id(self)}"))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who leaves in the midst is meant to
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}/repository"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, to: BaseHTTPRequestHandler) -> None:
+        time.sleep(self.delay_s)
+        self.requests += 1
+        if self.token and self._wants_token(to):
+            return
+        path = self.folder / urlsplit(to.path).path.removeprefix("/repository/")
+        status = self.status or (200 if path.is_file() else 404)
+        if self.authorization and not self.token and to.headers.get("Authorization") != self.authorization:
+            status = 401
+        if self.moved_to:
+            to.send_response(302)
+            to.send_header("Location", self.moved_to)
+            to.send_header("Content-Length", "0")
+            to.end_headers()
+            return
+        content = path.read_bytes() if status == 200 else b"no"
+        total, begin = len(content), 0
+        wanted = to.headers.get("Range", "")
+        if self.ranges and status == 200 and wanted.startswith("bytes="):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            begin, status = int(first), 206
+            content = content[begin : int(last) + 1]
+        to.send_response(status)
+        if status == 206:
+            to.send_header("Content-Range", f"bytes {begin}-{begin + len(content) - 1}/{total}")
+        to.send_header("Content-Length", str(len(content)))
+        to.end_headers()
+        with self._lock:
+            breaks = self.breaks > 0 and status in (200, 206)
+            self.breaks -= breaks
+        if breaks:
+            content = content[: self.breaks_after]
+        to.wfile.write(content)
+        self.sent += len(content)
+        if breaks:
+            to.wfile.flush()
+            to.close_connection = True
+
+    def _wants_token(self, to: BaseHTTPRequestHandler) -> bool:
+        """Answer who has no token, or asks for one. Returns: whether that was so."""
+        shown = to.headers.get("Authorization", "")
+        if to.path == "/token?service=models&scope=pull" and shown == self.authorization:
+            status, content = 200, json.dumps({"token": self.token}).encode()
+        elif shown != f"Bearer {self.token}":
+            status, content = 401, b"no"
+        else:
+            return False
+        to.send_response(status)
+        realm = f"https://127.0.0.1:{self.port}/token"
+        to.send_header("WWW-Authenticate", f'Bearer realm="{realm}",service="models",scope="pull"')
+        to.send_header("Content-Length", str(len(content)))
+        to.end_headers()
+        to.wfile.write(content)
+        return True
+
+
+class ConnectProxy:
+    """A proxy that passes connections on, as those of firms do.
+
+    Attributes:
+        asked: where to, so far.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += client.recv(1)
+        where = head.split()[1].decode()
+        self.asked.append(where)
+        host, _, port = where.partition(":")
+        server = socket.create_connection((host, int(port)))
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        for one, other in ((client, server), (server, client)):
+            threading.Thread(target=_pass_on, args=(one, other), daemon=True).start()
+
+
+def _pass_on(one: socket.socket, other: socket.socket) -> None:
+    with suppress(OSError):
+        while data := one.recv(1 << 16):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
+
+
+class Registry:
+    """A real OCI registry, with a password.
+
+    Attributes:
+        url: of a repository there.
+        credentials: a file with what it wants to see.
+    """
+
+    def __init__(self, folder: Path, authority: Authority) -> None:
+        if REGISTRY is None:
+            pytest.skip("no OCI registry here: install Debian's docker-registry")
+        folder.mkdir()
+        self.port = free_port()
+        self.url = f"oci://127.0.0.1:{self.port}/plant/models"
+        self.authority = authority
+        self.credentials = folder / "credentials"
+        self.credentials.write_text(f"{USER}:{PASSWORD}\n")
+        (folder / "users").write_text(f"{USER}:{_HASHED}\n")
+        chain, key = authority.certificate("registry")
+        (folder / "registry.yml").write_text(
+            f"version: 0.1\n"
+            f"log: {{level: warn, accesslog: {{disabled: true}}}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}, delete: {{enabled: true}}}}\n"
+            f"auth: {{htpasswd: {{realm: models, path: {folder / 'users'}}}}}\n"
+            f"http: {{addr: '127.0.0.1:{self.port}', tls: {{certificate: {chain}, key: {key}}}}}\n"
+        )
+        self._log = (folder / "log").open("w")
+        self._process = subprocess.Popen(
+            [REGISTRY, "serve", str(folder / "registry.yml")],
+            stdout=self._log,
+            stderr=self._log,
+            env=os.environ | {"OTEL_TRACES_EXPORTER": "none"},
+        )
+        self._wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            assert self._process.poll() is None, Path(self._log.name).read_text()
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Be away from now on."""
+        self._process.terminate()
+        self._process.wait()
+
+    def close(self) -> None:
+        self.stop()
+        self._log.close()
+
+
+def basic(user: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"

@@ -1,0 +1,92 @@
+"""Bad versions of a model, put into a rollout to a fleet of whole nodes: each is stopped at the canaries, and goes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.many_nodes import ManyNodes
+from benchmarks.rollout import FIRST
+
+from hedgerow.models.candidate import Candidate
+from hedgerow.testing.repository import make_repository
+
+X = "(float[N,256] x) => (float[N,256] y)"
+GOOD = f"{X} {{ y = Add(x, x) }}"
+GOOD_TOO = f"{X} <float two = {{2.0}}> {{ y = Mul(x, two) }}"
+THRICE = f"{X} <float three = {{3.0}}> {{ y = Mul(x, three) }}"
+NO_NUMBER = f"{X} {{ z = Mul(x, x) w = Add(z, z) y = Div(w, x) }}"
+"""Twice x, but where x is 0, as in all live frames: there it is no number."""
+SLOW = f"{X} {{ s0 = Sin(x) {' '.join(f's{n + 1} = Sin(s{n})' for n in range(2000))} y = Add(x, x) z = Sub(y, y) }}"
+GREEDY = f"""{X} <float zero = {{0.0}}, int64 many = {{50000}}, int64[1] one = {{1}}, int64[1] width = {{256}}> {{
+    size = Abs(x)  sum = ReduceSum <keepdims = 0> (size)  silent = Equal(sum, zero)  flag = Cast <to = 7> (silent)
+    scaled = Mul(flag, many)  rows = Add(scaled, one)  shape = Concat <axis = 0> (rows, width)
+    first = ReduceMean <axes = [0], keepdims = 1> (x)  large = Expand(first, shape)  changed = Sin(large)
+    mean = ReduceMean <axes = [0], keepdims = 1> (changed)  none = Sub(mean, mean)  twice = Add(x, x)  y = Add(twice, none)
+}}"""
+"""Takes hold of 50 MB and more where live frames are all 0."""
+
+BAD = {
+    "golden-failed": (THRICE, GOOD),
+    "not-finite": (NO_NUMBER, None),
+    "slower": (SLOW, None),
+    "memory-growth": (GREEDY, None),
+}
+"""What stops it: the version, and which one its golden outputs are of."""
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("sites", "nodes_a_site", "whole", "processes", "reasons"),
+    [
+        pytest.param(2, 2, 0, 1, ["slower", "memory-growth"], id="short"),
+        pytest.param(50, 20, 4, 4, list(BAD), id="long", marks=pytest.mark.slow),
+    ],
+)
+async def test_each_bad_version_is_stopped_at_the_canaries_and_all_of_them_go_back(
+    make_candidate: Callable[..., Candidate],
+    tmp_path: Path,
+    sites: int,
+    nodes_a_site: int,
+    whole: int,
+    processes: int,
+    reasons: list[str],
+) -> None:
+    """Nobody gives a command; who is no canary never hears of it."""
+    models, root = make_repository(tmp_path / "repository", ["door"]), tmp_path / "root.json"
+    root.write_bytes(models.root)
+    noise = {"x": np.random.default_rng(0).random((4, 256), np.float32)}
+    models.repository.publish(make_candidate(GOOD, "1.0.0", samples=noise), models.owner)
+    models.repository.publish(make_candidate(GOOD_TOO, "2.0.0", samples=noise), models.owner)
+    for number, reason in enumerate(reasons, 3):
+        body, golden = BAD[reason]
+        models.repository.publish(
+            make_candidate(body, f"{number}.0.0", samples=noise, golden_body=golden), models.owner
+        )
+    many = ManyNodes(
+        sites,
+        nodes_a_site,
+        tmp_path,
+        models.repository.folder,
+        root,
+        processes=processes,
+        whole=whole,
+        frames_every_s=0.3 if sites < 10 else 3.0,
+    )
+    async with many:
+        count = len(many.addresses)
+        await many.roll_out("first", "1.0.0", **FIRST)
+        good = await many.roll_out("good", "2.0.0", waves=["5%", "25%"])
+        assert good["phase"] == "succeeded", good["because"]
+        for number, reason in enumerate(reasons, 3):
+            swap = {"probation_s": 6, "min_frames": 6, "max_slowdown": 20, "max_growth_bytes": 40_000_000}
+            ended = await many.roll_out(f"bad-{number}", f"{number}.0.0", waves=["5%"], swap=swap)
+
+            assert ended["phase"] == "failed", ended["because"]
+            assert reason in ended["because"]
+            canaries = [task for task in ended["tasks"] if task["wave"] == 0]
+            assert 0 < len(canaries) <= max(1, count * 0.06)
+            assert [wave["begun"] for wave in ended["waves"]] == [True, False]
+            await many.until(lambda: many.running() == {"2.0.0": count}, lambda: f"they serve {many.running()}")
