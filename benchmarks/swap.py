@@ -18,6 +18,7 @@ from benchmarks.arena import Arena
 from benchmarks.cells import Cell, Options, cell, percentile
 from benchmarks.load import Measured
 from benchmarks.versions import Region
+from hedgerow.wire.fleet import ModelRef
 
 SHARE = 0.5
 """Of the capacity."""
@@ -25,6 +26,7 @@ AROUND_S = 0.25
 """Before and after the switch, in which the longest pause is looked for."""
 _BEFORE_S = 1.5
 _SETTLED_S = 0.5
+_SMOKE_RATE = 200.0
 _MORE = 2
 """Repeats in place of those whose load was over before the switch: the machine had more to do than was thought."""
 _POLICY = {"probation_s": 0.3, "min_frames": 0, "max_slowdown": 100.0}
@@ -55,15 +57,18 @@ def run(options: Options) -> list[Cell]:
         began = time.monotonic()
         took_s = 1.5 * (region.want(node.name, region.publish(), _POLICY).ended - began)
         payloads = arena.payloads(vad.sound())
-        capacity = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW, qos=1).rate
-        rate = 200.0 if options.smoke else float(round(capacity * SHARE))
+        rate = _SMOKE_RATE
+        if not options.smoke:
+            capacity = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW, qos=1).rate
+            rate = float(round(capacity * SHARE))
         for _ in range(options.repeats + (0 if options.smoke else _MORE)):
+            ref, other = region.publish(), region.publish()  # signing takes a core
             seconds = _BEFORE_S + took_s + _SETTLED_S
             spec: dict[str, Any] = {"qos": 1, "rate": rate, "stalled_s": 10.0, "seconds": seconds}
             load = thread.submit(arena.load, node, vad.STREAMS, payloads, options, **spec)
             region.wait_flow(node.name)
             time.sleep(options.warmup_s + _BEFORE_S)
-            swap = _there_and_back(region, node.name)
+            swap = _there_and_back(region, node.name, ref, other)
             measured = load.result()
             taken.append((measured, swap))
             took_s = swap.back - swap.asked
@@ -78,9 +83,8 @@ def _covers(measured: Measured, swap: _Swap) -> bool:
     return bool(due) and min(due) <= swap.asked - 2 * AROUND_S and swap.switch + AROUND_S <= max(due)
 
 
-def _there_and_back(region: Region, node: str) -> _Swap:
+def _there_and_back(region: Region, node: str, ref: ModelRef, other: ModelRef) -> _Swap:
     """Have a node keep a version, and call another one back that is on probation; it has seen neither before."""
-    ref, other = region.publish(), region.publish()
     asked = time.monotonic()
     steps = region.want(node, ref, _POLICY)
     region.want(node, other, {**_POLICY, "probation_s": 600}, until="probation")

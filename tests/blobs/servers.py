@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +62,8 @@ class FolderServer:
         status: what it answers with in place of 200, if not 0.
         moved_to: where it sends everybody.
         authorization: what it wants to see, if not empty.
+        token: if not empty, what it wants to see instead, and gives out at `/token` to who shows `authorization`: as a
+            registry with a server of tokens does, the two in one.
         requests, sent, connections: so far; bytes of bodies.
     """
 
@@ -68,7 +74,7 @@ class FolderServer:
         self.delay_s = 0.0
         self.status = 0
         self.moved_to = ""
-        self.authorization = ""
+        self.authorization = self.token = ""
         self.requests = self.sent = self.connections = 0
         self._lock = threading.Lock()
         server = self
@@ -85,8 +91,6 @@ class FolderServer:
 
             def log_message(self, *_: object) -> None:
                 pass
-
-        import ssl
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*authority.certificate(f"web-{id(self)}"))
@@ -114,9 +118,11 @@ class FolderServer:
     def _answer(self, to: BaseHTTPRequestHandler) -> None:
         time.sleep(self.delay_s)
         self.requests += 1
+        if self.token and self._wants_token(to):
+            return
         path = self.folder / urlsplit(to.path).path.removeprefix("/repository/")
         status = self.status or (200 if path.is_file() else 404)
-        if self.authorization and to.headers.get("Authorization") != self.authorization:
+        if self.authorization and not self.token and to.headers.get("Authorization") != self.authorization:
             status = 401
         if self.moved_to:
             to.send_response(302)
@@ -146,6 +152,65 @@ class FolderServer:
         if breaks:
             to.wfile.flush()
             to.close_connection = True
+
+    def _wants_token(self, to: BaseHTTPRequestHandler) -> bool:
+        """Answer who has no token, or asks for one. Returns: whether that was so."""
+        shown = to.headers.get("Authorization", "")
+        if to.path == "/token?service=models&scope=pull" and shown == self.authorization:
+            status, content = 200, json.dumps({"token": self.token}).encode()
+        elif shown != f"Bearer {self.token}":
+            status, content = 401, b"no"
+        else:
+            return False
+        to.send_response(status)
+        realm = f"https://127.0.0.1:{self.port}/token"
+        to.send_header("WWW-Authenticate", f'Bearer realm="{realm}",service="models",scope="pull"')
+        to.send_header("Content-Length", str(len(content)))
+        to.end_headers()
+        to.wfile.write(content)
+        return True
+
+
+class ConnectProxy:
+    """A proxy that passes connections on, as those of firms do.
+
+    Attributes:
+        asked: where to, so far.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += client.recv(1)
+        where = head.split()[1].decode()
+        self.asked.append(where)
+        host, _, port = where.partition(":")
+        server = socket.create_connection((host, int(port)))
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        for one, other in ((client, server), (server, client)):
+            threading.Thread(target=_pass_on, args=(one, other), daemon=True).start()
+
+
+def _pass_on(one: socket.socket, other: socket.socket) -> None:
+    with suppress(OSError):
+        while data := one.recv(1 << 16):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
 
 
 class Registry:
@@ -184,8 +249,6 @@ class Registry:
         self._wait()
 
     def _wait(self) -> None:
-        import socket
-
         deadline = time.monotonic() + 30
         while True:
             assert self._process.poll() is None, Path(self._log.name).read_text()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.blobs.conftest import PATIENCE_S, Estate, Repository, content_of, made_manifest, noise
-from tests.blobs.servers import PASSWORD, USER, Authority, FolderServer, Registry, basic
+from tests.blobs.servers import PASSWORD, USER, Authority, ConnectProxy, FolderServer, Registry, basic
 
 from hedgerow.blobs.errors import ContentMissing
 from hedgerow.blobs.push import push, tag_of
@@ -161,6 +161,40 @@ def test_credentials_go_to_no_other_host(
         with pytest.raises(SourceAway, match="401"):
             source_of(server.url, authority, credentials_file=secret).bring(piece)
         assert other.requests == 1
+
+
+def test_a_token_is_fetched_with_the_credentials_and_again_when_it_ends(
+    server: FolderServer, authority: Authority, file: File, tmp_path: Path
+) -> None:
+    """As registries want it that have a server of tokens."""
+    secret = tmp_path / "secret"
+    secret.write_text(f"{USER}:{PASSWORD}\n")
+    server.authorization, server.token = basic(USER, PASSWORD), "one"
+    source, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
+    assert source.bring(piece)
+
+    server.token = "two"
+    assert source.bring(piece)
+
+    secret.write_text("somebody:else\n")
+    server.token = "three"
+    with pytest.raises(SourceAway, match="401"):
+        source.bring(piece)
+
+
+def test_a_proxy_is_used_where_the_environment_names_one(
+    server: FolderServer, authority: Authority, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = ConnectProxy()
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+    monkeypatch.setenv("NO_PROXY", "elsewhere.example")
+    assert source_of(server.url, authority).bring(pieces(file)[0])
+    assert proxy.asked == [f"127.0.0.1:{server.port}"]
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert source_of(server.url, authority).bring(pieces(file)[0])
+    proxy.close()
+    assert len(proxy.asked) == 1
 
 
 def test_a_file_that_cannot_be_read_is_found_at_the_start(authority: Authority, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from tests.blobs.conftest import REGION, made_manifest, rendered_bridge
-from tests.conftest import SignedModels
 
 from hedgerow.blobs.fetch import Fetcher
 from hedgerow.blobs.serve import BlobServer
@@ -28,6 +27,7 @@ from hedgerow.models.chunks import describe_file
 from hedgerow.models.manifest import Manifest, read_manifest
 from hedgerow.testing.faults import FaultProxy
 from hedgerow.testing.mosquitto import Mosquitto
+from hedgerow.testing.repository import TestRepository, make_repository
 from hedgerow.topics import Address, Channel
 from hedgerow.trust.client import TrustClient
 from hedgerow.wire.fleet import ModelRef
@@ -137,7 +137,12 @@ def sites() -> Iterator[Sites]:
         made.close()
 
 
-def publish(models: SignedModels, folder: Path, model: Path) -> tuple[ModelRef, int]:
+@pytest.fixture
+def models(tmp_path: Path) -> TestRepository:
+    return make_repository(tmp_path / "repository", ["door"])
+
+
+def publish(models: TestRepository, folder: Path, model: Path) -> tuple[ModelRef, int]:
     """Publish a version of one variant, signed and cut as it always is. Gives: it, and how large it is."""
     path = folder / "bundle" / "variants" / "fp32" / "model.onnx"
     path.parent.mkdir(parents=True)
@@ -154,14 +159,14 @@ def publish(models: SignedModels, folder: Path, model: Path) -> tuple[ModelRef, 
 class Node:
     """A node as far as models go: it verifies, fetches and installs."""
 
-    def __init__(self, site: Site, name: str, models: SignedModels, folder: Path, bytes_per_s: int | None) -> None:
+    def __init__(self, site: Site, name: str, models: TestRepository, folder: Path, bytes_per_s: int | None) -> None:
         self.site = site
         folder = folder / site.name / name
         self.store = BlobStore(folder / "store", 1 << 30)
         address = Address(REGION, site.name, name)
         options = ClientOptions(url=site.broker.url, max_backoff_s=1.0)
         self.fetcher = Fetcher(options, address, self.store, max_bytes_per_s=bytes_per_s)
-        self.trust = TrustClient(folder / "trust", models.root.read_bytes(), self.fetcher.documents)
+        self.trust = TrustClient(folder / "trust", models.root, self.fetcher.documents)
 
     async def take(self, ref: ModelRef) -> None:
         """As its agent does. A region that is away is waited for."""
@@ -179,7 +184,13 @@ class Node:
 
 
 async def roll_out(
-    sites: Sites, models: SignedModels, folder: Path, model: Path, *, bytes_per_s: int | None = None, cut: bool = False
+    sites: Sites,
+    models: TestRepository,
+    folder: Path,
+    model: Path,
+    *,
+    bytes_per_s: int | None = None,
+    cut: bool = False,
 ) -> list[tuple[int, int]]:
     """All nodes take the version at once. Gives for each site: results sent, and in the region, when its nodes had it."""
     ref, size = publish(models, folder, model)
@@ -223,10 +234,10 @@ def paid(sites: Sites, size: int) -> list[float]:
 
 
 async def test_each_of_three_sites_pays_once_for_its_three_nodes(
-    sites: Sites, signed_models: SignedModels, tmp_path: Path
+    sites: Sites, models: TestRepository, tmp_path: Path
 ) -> None:
     """One of them is cut off in the midst; results flow all the while where there is a link."""
-    meanwhile = await roll_out(sites, signed_models, tmp_path, SMALL, bytes_per_s=1_000_000, cut=True)
+    meanwhile = await roll_out(sites, models, tmp_path, SMALL, bytes_per_s=1_000_000, cut=True)
 
     assert max(paid(sites, SMALL.stat().st_size)) <= 1.05
     assert all(came > 0.8 * sent - 5 for sent, came in meanwhile[:-1])
@@ -235,9 +246,9 @@ async def test_each_of_three_sites_pays_once_for_its_three_nodes(
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, True])
 async def test_each_of_three_sites_pays_once_for_a_large_model(
-    sites: Sites, signed_models: SignedModels, tmp_path: Path, cut: bool
+    sites: Sites, models: TestRepository, tmp_path: Path, cut: bool
 ) -> None:
-    meanwhile = await roll_out(sites, signed_models, tmp_path, LARGE, bytes_per_s=1_000_000, cut=cut)
+    meanwhile = await roll_out(sites, models, tmp_path, LARGE, bytes_per_s=1_000_000, cut=cut)
 
     assert max(paid(sites, LARGE.stat().st_size)) <= 1.05
     assert all(came > 0.8 * sent - 5 for sent, came in meanwhile[: -1 if cut else 3])

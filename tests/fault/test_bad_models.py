@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from benchmarks.many_nodes import ManyNodes
 from benchmarks.rollout import FIRST
 
 from hedgerow.models.candidate import Candidate
+from hedgerow.testing.repository import make_repository
 
 X = "(float[N,256] x) => (float[N,256] y)"
 GOOD = f"{X} {{ y = Add(x, x) }}"
@@ -47,7 +47,6 @@ BAD = {
 )
 async def test_each_bad_version_is_stopped_at_the_canaries_and_all_of_them_go_back(
     make_candidate: Callable[..., Candidate],
-    signed_models: Any,
     tmp_path: Path,
     sites: int,
     nodes_a_site: int,
@@ -56,18 +55,22 @@ async def test_each_bad_version_is_stopped_at_the_canaries_and_all_of_them_go_ba
     reasons: list[str],
 ) -> None:
     """Nobody gives a command; who is no canary never hears of it."""
+    models, root = make_repository(tmp_path / "repository", ["door"]), tmp_path / "root.json"
+    root.write_bytes(models.root)
     noise = {"x": np.random.default_rng(0).random((4, 256), np.float32)}
-    signed_models.publish(make_candidate(GOOD, "1.0.0", samples=noise))
-    signed_models.publish(make_candidate(GOOD_TOO, "2.0.0", samples=noise))
+    models.repository.publish(make_candidate(GOOD, "1.0.0", samples=noise), models.owner)
+    models.repository.publish(make_candidate(GOOD_TOO, "2.0.0", samples=noise), models.owner)
     for number, reason in enumerate(reasons, 3):
         body, golden = BAD[reason]
-        signed_models.publish(make_candidate(body, f"{number}.0.0", samples=noise, golden_body=golden))
+        models.repository.publish(
+            make_candidate(body, f"{number}.0.0", samples=noise, golden_body=golden), models.owner
+        )
     many = ManyNodes(
         sites,
         nodes_a_site,
         tmp_path,
-        signed_models.repository.folder,
-        signed_models.root,
+        models.repository.folder,
+        root,
         processes=processes,
         whole=whole,
         frames_every_s=0.3 if sites < 10 else 3.0,

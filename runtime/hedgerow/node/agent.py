@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from pydantic import ValidationError
@@ -42,6 +42,7 @@ from hedgerow.wire.messages import ErrorBody
 
 if TYPE_CHECKING:
     from hedgerow.bus.message import Message
+    from hedgerow.node.host import Host
     from hedgerow.node.supply import Supply
     from hedgerow.node.swaps import SwapOutcome, Swaps
     from hedgerow.topics import Address
@@ -55,45 +56,6 @@ _TELL_EVERY_S: Final = 1.0
 """Progress is not told more often; a new step is told at once."""
 _LOOK_EVERY_S: Final = 2.0
 """How often an idle node looks whether what it has to say of its models has changed."""
-
-
-class Host(Protocol):
-    """What the agent asks of the node it works for."""
-
-    def labels(self) -> dict[str, str]:
-        """What the machine and the node's file say; blocks, since drivers are asked."""
-        ...
-
-    @property
-    def models(self) -> Mapping[str, str]:
-        """Every model of the node's file, and the path it gives."""
-        ...
-
-    @property
-    def pipelines(self) -> frozenset[str]:
-        """Every pipeline of the node's file."""
-        ...
-
-    @property
-    def clock_doubtful(self) -> bool:
-        """Whether the clock may be wrong."""
-        ...
-
-    async def overlay(self, pipelines: Overlay) -> None:
-        """Put what is different about pipelines into force. Raises: HedgerowError: it cannot be; nothing has changed."""
-        ...
-
-    def states(self) -> dict[str, str]:
-        """How each pipeline is."""
-        ...
-
-    def publish(self, reported: Reported) -> None:
-        """Tell the region."""
-        ...
-
-    def event(self, kind: str, detail: dict[str, Any]) -> None:
-        """Tell of something that happened."""
-        ...
 
 
 class Agent:
