@@ -200,5 +200,5 @@ def _root(path: Path) -> bytes:
     except OSError as error:
         raise ConfigError(
             f"The root of trust {path} cannot be read: {error.strerror}",
-            remedy="Copy `root.json` there, as `hedgerow trust init` made it; or remove `fleet: root_file`.",
+            remedy="Copy the repository's `metadata/1.root.json` there, which `hedgerow trust init` made; or remove `fleet: root_file`.",
         ) from error

@@ -1,0 +1,263 @@
+"""Metadata over HTTPS: a real web server with a real certificate, and what is wrong with such servers."""
+
+from __future__ import annotations
+
+import http.server
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from hedgerow.models.manifest import digest_of
+from hedgerow.trust import errors
+from hedgerow.trust.client import TrustClient
+from hedgerow.trust.https import HttpsDocuments
+from hedgerow.web import SourceAway, Web
+
+World = Any
+Answer = Callable[[http.server.BaseHTTPRequestHandler, bytes | None], None]
+
+
+class Server:
+    """Gives out a folder over HTTPS.
+
+    Attributes:
+        folder: what it gives out.
+        answer: answers in its own way, given what there is; None: as it should.
+    """
+
+    def __init__(self, authority: trustme.CA) -> None:
+        self.folder = Path("nowhere")
+        self.answer: Answer | None = None
+        owner = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                path = owner.folder / self.path.removeprefix("/models/")
+                content = path.read_bytes() if path.is_file() else None
+                (owner.answer or owner.honest)(self, content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(context)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.port = self._server.server_address[1]
+        self.url = f"https://localhost:{self.port}/models"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    @staticmethod
+    def honest(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
+        handler.send_response(404 if content is None else 200)
+        handler.send_header("Content-Length", str(len(content or b"")))
+        handler.end_headers()
+        handler.wfile.write(content or b"")
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def running(authority: trustme.CA) -> Iterator[Server]:
+    made = Server(authority)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server(running: Server, world: World) -> Iterator[Server]:
+    running.folder, running.answer = world.repository.folder, None
+    yield running
+    running.answer = None
+
+
+@pytest.fixture
+def node(server: Server, world: World, ca_file: Path) -> TrustClient:
+    """It knows nothing but this server."""
+    return TrustClient(
+        world.folder / "https",
+        world.root,
+        HttpsDocuments(Web(server.url, ca_file=ca_file)),
+        clock=lambda: world.time.wall,
+    )
+
+
+def test_a_copy_of_the_folder_on_a_web_server_is_believed(world: World, node: TrustClient) -> None:
+    ref = world.publish()
+
+    assert digest_of(node.manifest(ref, {})) == ref.digest
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "refusal"),
+    [
+        ("timestamp", lambda data: data[: len(data) // 2], errors.TruncatedData),
+        ("timestamp", lambda data: data.replace(b"2026-", b"2027-"), errors.BadSignature),
+        ("snapshot", lambda data: data + b" ", errors.EndlessData),
+        ("doors", lambda data: b"x" * len(data), errors.MixAndMatch),
+        ("manifest", lambda data: b"x" * len(data), errors.WrongContent),
+        ("timestamp", lambda _: None, errors.MissingMetadata),
+    ],
+)
+def test_what_is_tampered_with_on_a_web_server_is_refused(
+    world: World, server: Server, node: TrustClient, where: str, change: Callable[[Any], Any], refusal: Any
+) -> None:
+    ref = world.publish()
+
+    def tampered(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
+        server.honest(handler, change(content) if where in handler.path else content)
+
+    server.answer = tampered
+    with pytest.raises(refusal):
+        node.manifest(ref, {})
+    server.answer = None
+    assert node.manifest(ref, {})
+
+
+def test_a_server_that_says_403_of_what_is_not_there_will_do(world: World, server: Server, node: TrustClient) -> None:
+    """Stores of files do, to who may not list them."""
+    ref = world.publish()
+
+    def store(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
+        if content is None:
+            handler.send_error(403)
+        else:
+            server.honest(handler, content)
+
+    server.answer = store
+    assert node.manifest(ref, {})
+
+
+@pytest.mark.parametrize("status", [401, 429, 500, 503])
+def test_a_server_that_is_ill_is_away_and_nobody_is_suspected(server: Server, node: TrustClient, status: int) -> None:
+    server.answer = lambda handler, _: handler.send_error(status)
+
+    with pytest.raises(SourceAway, match=str(status)) as away:
+        node.refresh()
+    assert away.value.remedy
+
+
+def test_a_connection_that_breaks_off_is_no_refusal(server: Server, node: TrustClient) -> None:
+    def torn(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
+        if content is None:
+            server.honest(handler, content)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content[:100])
+        handler.close_connection = True
+
+    server.answer = torn
+    with pytest.raises(SourceAway):
+        node.refresh()
+
+
+def test_data_without_end_is_cut_off(server: Server, node: TrustClient) -> None:
+    sent = []
+
+    def endless(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
+        if "timestamp" not in handler.path:
+            server.honest(handler, content)
+            return
+        handler.send_response(200)
+        handler.end_headers()
+        handler.close_connection = True
+        try:
+            while True:
+                sent.append(handler.wfile.write(b"\0" * 4096))
+        except OSError:
+            return
+
+    server.answer = endless
+    with pytest.raises(errors.EndlessData):
+        node.refresh()
+    assert sum(sent) < 16 << 20, "what fits into the sockets, and no more"
+
+
+def test_data_that_trickles_is_given_up(world: World, server: Server, ca_file: Path) -> None:
+    """Each byte comes in time: no timeout of a socket would notice."""
+    passed = [0.0]
+
+    def trickling(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
+        if "timestamp" not in handler.path:
+            server.honest(handler, content)
+            return
+        handler.send_response(200)
+        handler.end_headers()
+        handler.close_connection = True
+        try:
+            for _ in range(1000):
+                handler.wfile.write(b" ")
+                time.sleep(0.01)
+        except OSError:
+            return
+
+    def hurried() -> float:
+        passed[0] += 5
+        return passed[0]
+
+    server.answer = trickling
+    documents = HttpsDocuments(Web(server.url, ca_file=ca_file))
+    node = TrustClient(world.folder / "https", world.root, documents, clock=lambda: world.time.wall, monotonic=hurried)
+    with pytest.raises(errors.SlowData):
+        node.refresh()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_not_accepted(world: World, server: Server) -> None:
+    """What comes is signed all the same; but who asks for what is nobody else's business."""
+    node = TrustClient(world.folder / "https", world.root, HttpsDocuments(Web(server.url)))
+
+    with pytest.raises(SourceAway, match="certificate") as away:
+        node.refresh()
+    assert "certificate" in away.value.remedy
+
+
+def test_a_redirection_that_leads_away_from_https_is_not_followed_to_its_end(
+    world: World, server: Server, node: TrustClient
+) -> None:
+    plain = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=plain.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def redirecting(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", f"http://127.0.0.1:{plain.server_address[1]}/")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    server.answer = redirecting
+    try:
+        with pytest.raises(SourceAway):
+            node.refresh()
+    finally:
+        plain.shutdown()
+        plain.server_close()
+
+
+def test_a_server_that_is_not_there_is_away(world: World, ca_file: Path) -> None:
+    web = Web("https://127.0.0.1:1/models", ca_file=ca_file)
+
+    with pytest.raises(SourceAway, match="cannot be fetched"):
+        TrustClient(world.folder / "https", world.root, HttpsDocuments(web)).refresh()
