@@ -55,6 +55,7 @@ class ManyNodes:
         processes: which share the nodes.
         whole: nodes beside those, each in a process of its own, as `hedgerow node run` starts it.
         frames_every_s: pause between two frames to a node.
+        health_every_s: pause between two health reports of nodes that share a process; in earnest it is 10 s.
     Attributes:
         addresses: of all nodes.
         store: the region's.
@@ -71,6 +72,7 @@ class ManyNodes:
         processes: int = 1,
         whole: int = 0,
         frames_every_s: float = 2.0,
+        health_every_s: float = 10.0,
     ) -> None:
         self.addresses = [Address(REGION, f"s{n % sites}", f"n{n}") for n in range(sites * nodes_a_site + whole)]
         self.store = str(folder / "region.db")
@@ -81,6 +83,7 @@ class ManyNodes:
         self._processes = processes
         self._whole = whole
         self._every_s = frames_every_s
+        self._health_every_s = health_every_s
         self._stack = AsyncExitStack()
         self._brokers: dict[str, Mosquitto] = {}
         self._feeding: list[asyncio.Task[None]] = []
@@ -106,7 +109,8 @@ class ManyNodes:
         shared, alone = nodes[: len(nodes) - self._whole], nodes[len(nodes) - self._whole :]
         for number in range(self._processes):
             file = self._folder / f"host{number}.json"
-            file.write_text(json.dumps([str(path) for path in shared[number :: self._processes]]))
+            nodes_here = [str(path) for path in shared[number :: self._processes]]
+            file.write_text(json.dumps({"nodes": nodes_here, "health_every_s": self._health_every_s}))
             self._begin(file, "benchmarks.many_nodes")
         for path in alone:
             self._begin(path, "hedgerow", "node", "run")
@@ -292,11 +296,13 @@ def _bridge(site: str, port: int) -> list[str]:
     ]
 
 
-async def _host(files: Sequence[Path]) -> None:
+async def _host(files: Sequence[Path], health_every_s: float) -> None:
     """Run nodes until told to stop."""
     from hedgerow import configfile
+    from hedgerow.node import announce
     from hedgerow.node.node import Node
 
+    announce.HEALTH_EVERY_S = health_every_s  # type: ignore[misc]
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(32))
     nodes = [Node(configfile.load(file), file) for file in files]
@@ -314,7 +320,8 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.run(_host([Path(file) for file in json.loads(Path(sys.argv[1]).read_text())]))
+    told = json.loads(Path(sys.argv[1]).read_text())
+    asyncio.run(_host([Path(file) for file in told["nodes"]], told["health_every_s"]))
 
 
 if __name__ == "__main__":

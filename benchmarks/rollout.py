@@ -62,7 +62,7 @@ def model(path: Path, seed: int) -> None:
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-async def measure(size: Size, folder: Path) -> Seen:
+async def measure(size: Size, folder: Path, *, smoke: bool) -> Seen:
     """Take two versions through a fleet. Raises: RuntimeError: the second did not reach everybody."""
     made = make_repository(folder / "repository", ["door"])
     root = folder / "root.json"
@@ -73,7 +73,8 @@ async def measure(size: Size, folder: Path) -> Seen:
         recipe = Recipe(model=str(folder / f"{version}.onnx"), name="door", version=version, golden=1)
         built = await asyncio.to_thread(build.build, recipe, folder / f"door-{version}", state_dir=folder / "state")
         bytes_ = made.repository.publish(built.bundle, made.owner).bytes
-    many = ManyNodes(size.sites, size.nodes_a_site, folder, made.repository.folder, root, processes=size.processes, whole=size.whole)  # fmt: skip
+    quick = {"frames_every_s": 0.1, "health_every_s": 0.5} if smoke else {}
+    many = ManyNodes(size.sites, size.nodes_a_site, folder, made.repository.folder, root, processes=size.processes, whole=size.whole, **quick)  # fmt: skip
     async with many:
         await many.roll_out("first", "1.0.0", **FIRST)
         cpu_s, sent = many.cpu_s(), await many.wan_bytes()
@@ -88,12 +89,12 @@ async def measure(size: Size, folder: Path) -> Seen:
 
 def run(options: Options) -> list[Cell]:
     """Few nodes, then many."""
-    few, many = (Size(1, 2, 0, 1), Size(2, 2, 0, 1)) if options.smoke else (Size(1, 10, 0, 1), Size(50, 20, 4, 4))
+    few, many = (Size(1, 1, 0, 1), Size(2, 1, 0, 1)) if options.smoke else (Size(1, 10, 0, 1), Size(50, 20, 4, 4))
     seen: dict[Size, list[Seen]] = {few: [], many: []}
     for _ in range(options.repeats):
         for size, each in seen.items():
             with tempfile.TemporaryDirectory() as folder:
-                each.append(asyncio.run(measure(size, Path(folder))))
+                each.append(asyncio.run(measure(size, Path(folder), smoke=options.smoke)))
     cells = []
     for key, each in zip(("few", "many"), seen.values(), strict=True):
         name = f"{each[0].nodes:,} nodes"

@@ -88,7 +88,8 @@ async def _run(estate: Estate, workshop: Workshop, versions: dict[str, Version],
     for site in estate.sites:
         feeds[site.name] = microphones(2)
         feeds[site.name][0].pieces = muted(feeds[site.name][0].pieces, every=20, frames=5)
-    feeding = [asyncio.create_task(run_feeds(site.sensors, feeds[site.name])) for site in estate.sites]
+    silence = asyncio.Event()
+    feeding = [asyncio.create_task(run_feeds(site.sensors, feeds[site.name], silence)) for site in estate.sites]
     try:
         await tale.pause(3.0)
         await tale.roll_out(BETTER, "half the bytes", waves=[1], swap={**SWAP, "shadow_s": 1})
@@ -97,9 +98,10 @@ async def _run(estate: Estate, workshop: Workshop, versions: dict[str, Version],
         await tale.roll_out(TAMPERED, "nobody knows", waves=[1])
         await tale.pause(2.0)
     finally:
-        for task in feeding:
-            task.cancel()
-        await asyncio.gather(*feeding, return_exceptions=True)
+        silence.set()
+        for ended in await asyncio.gather(*feeding, return_exceptions=True):
+            if isinstance(ended, BaseException):
+                say(f"A site's microphones failed: {ended}")
     say("The microphones have stopped. What is still on its way arrives…")
     await _settled(estate)
     sent = {name: sum(feed.sent for feed in there) for name, there in feeds.items()}

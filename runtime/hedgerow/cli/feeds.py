@@ -9,6 +9,7 @@ import io
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -157,22 +158,28 @@ def _machine(seed: int, fault: float | None) -> Iterator[Piece]:
         number += 1
 
 
-async def run_feeds(broker: BrokerSection, feeds: Sequence[Feed]) -> None:
+async def run_feeds(broker: BrokerSection, feeds: Sequence[Feed], stop: asyncio.Event | None = None) -> None:
     """Publish all sensors' frames, each at its own pace, until cancelled.
 
+    Args:
+        stop: ends it between two frames, so that each that went out is counted; being cancelled may not.
     Raises: BusError: the broker cannot be reached or goes away.
     """
+    stop = stop or asyncio.Event()
     async with connected(broker) as client, asyncio.TaskGroup() as group:
         for feed in feeds:
-            group.create_task(_run(client, feed))
+            group.create_task(_run(client, feed, stop))
 
 
-async def _run(client: Connection, feed: Feed) -> None:
+async def _run(client: Connection, feed: Feed, stop: asyncio.Event) -> None:
     began = time.monotonic()
     while True:
         piece = await asyncio.to_thread(next, feed.pieces)
         due_s = feed.sent * feed.every_s if feed.every_s is not None else piece.due_s or 0.0
-        await asyncio.sleep(max(0.0, began + due_s - time.monotonic()))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), max(0.0, began + due_s - time.monotonic()))
+        if stop.is_set():
+            return
         user = [("id", uuid4().hex), ("time", f"{time.time():.6f}")]
         properties = publish_properties(ContentType=piece.content_type, UserProperty=user)
         await client.send(feed.topic, piece.payload, qos=1, properties=properties)
