@@ -302,7 +302,7 @@ async def _host(files: Sequence[Path], health_every_s: float) -> None:
     from hedgerow.node import announce
     from hedgerow.node.node import Node
 
-    announce.HEALTH_EVERY_S = health_every_s  # type: ignore[misc]
+    announce.HEALTH_EVERY_S = health_every_s
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(32))
     nodes = [Node(configfile.load(file), file) for file in files]
