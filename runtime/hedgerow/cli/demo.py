@@ -70,6 +70,7 @@ def demo(
     `hedgerow demo rollout` takes four versions of a model through three sites while sound flows: one that is better, one that
     errs on live frames only, one that somebody has tampered with. It ends by itself, after about two minutes.
     """
+    from hedgerow.cli.estate import silent
     from hedgerow.config import BrokerSection
     from hedgerow.testing import Mosquitto
 
@@ -93,7 +94,7 @@ def demo(
     quiet = json or not on_terminal()
     with Mosquitto(port=port) as mosquitto:
         broker = BrokerSection(url=mosquitto.url)
-        say = _nothing if json else typer.echo
+        say = silent if json else typer.echo
         say(f"Broker on {mosquitto.url}. In another terminal:")
         say(f"  mosquitto_sub -p {mosquitto.port} -t 'hedgerow/#' -v")
         say(f"  hedgerow publish YOUR-PHOTO.jpg --topic office/door/image --broker {mosquitto.url}")
@@ -119,10 +120,6 @@ def _end(account: dict[str, Any], in_words: Callable[[], None], *, json: bool) -
         in_words()
     if not account["ok"]:
         raise typer.Exit(1)
-
-
-def _nothing(text: str) -> None:
-    pass
 
 
 def prepare(out: Path, config: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import typer
 
 from hedgerow.cli.demo import prepare
-from hedgerow.cli.estate import Estate, Say
+from hedgerow.cli.estate import Estate, Say, silent
 
 SITES: Final = ("north", "harbour", "mill")
 CUT: Final = "harbour"
@@ -27,13 +27,9 @@ PICTURE: Final = """\
 """
 
 
-def _nothing(text: str) -> None:
-    pass
-
-
 def run(seconds: float | None, folder: Path, *, json: bool) -> dict[str, Any]:
     """Run the demo. Returns: its account."""
-    say: Say = _nothing if json else typer.echo
+    say: Say = silent if json else typer.echo
     say(PICTURE)
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder, "demo.yaml")
@@ -86,7 +82,7 @@ async def _run(estate: Estate, seconds: float, say: Say) -> dict[str, Any]:
     await asyncio.gather(*feeding, return_exceptions=True)
     lasted = time.monotonic() - began
     say("Sensors have stopped. What is still on its way arrives…")
-    await _settled(estate, say)
+    await settled(estate, say)
     account = account_of(estate)
     _show(estate, "up", time.monotonic() - began, say)
     ok = all(
@@ -97,7 +93,7 @@ async def _run(estate: Estate, seconds: float, say: Say) -> dict[str, Any]:
     return {"ok": ok, "seconds": round(lasted, 1), "sites": account, "cut": cut, **total}
 
 
-async def _settled(estate: Estate, say: Say) -> None:
+async def settled(estate: Estate, say: Say) -> None:
     """Wait until nothing is on its way any more."""
     deadline = time.monotonic() + _SETTLE_S
     while time.monotonic() < deadline:

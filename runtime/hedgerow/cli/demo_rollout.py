@@ -27,8 +27,8 @@ from urllib.request import urlopen
 import typer
 
 from hedgerow.cli.demo_models import BAD, BETTER, FIRST, MODEL, RECIPES, TAMPERED, Version, Workshop, lay_out
-from hedgerow.cli.demo_region import account_of
-from hedgerow.cli.estate import Estate, Say
+from hedgerow.cli.demo_region import account_of, settled
+from hedgerow.cli.estate import Estate, Say, silent
 from hedgerow.errors import HedgerowError
 
 if TYPE_CHECKING:
@@ -45,12 +45,11 @@ PICTURE: Final = """\
   3 sites    sound ▸ broker ▸ node ▸ voice activity ▸ results     ╚═▸ node ╝
 """
 _ENDS_S: Final = 180.0
-_SETTLE_S: Final = 60.0
 
 
 def run(folder: Path, *, json: bool) -> dict[str, Any]:
     """Run the demo. Returns: its account."""
-    say: Say = _nothing if json else typer.echo
+    say: Say = silent if json else typer.echo
     say(PICTURE)
     began = time.monotonic()
     folder = folder.absolute()
@@ -68,10 +67,6 @@ def run(folder: Path, *, json: bool) -> dict[str, Any]:
     ) as estate:
         account = asyncio.run(_run(estate, workshop, versions, say))
     return account | {"seconds": round(time.monotonic() - began, 1)}
-
-
-def _nothing(text: str) -> None:
-    pass
 
 
 async def _run(estate: Estate, workshop: Workshop, versions: dict[str, Version], say: Say) -> dict[str, Any]:
@@ -103,7 +98,7 @@ async def _run(estate: Estate, workshop: Workshop, versions: dict[str, Version],
             if isinstance(ended, BaseException):
                 say(f"A site's microphones failed: {ended}")
     say("The microphones have stopped. What is still on its way arrives…")
-    await _settled(estate)
+    await settled(estate, say)
     sent = {name: sum(feed.sent for feed in there) for name, there in feeds.items()}
     return tale.account(sent)
 
@@ -259,18 +254,6 @@ def _told(which: Version, by_version: Counter[str]) -> dict[str, Any]:
         "refusal": None if bad is None else {key: bad[key] for key in ("node", "code", "reason")},
         "results": sum(count for name, count in by_version.items() if name.startswith(f"{which.version} ")),
     }
-
-
-async def _settled(estate: Estate) -> None:
-    """Wait until nothing is on its way any more."""
-    deadline = time.monotonic() + _SETTLE_S
-    while time.monotonic() < deadline:
-        estate.check()
-        await estate.ask_all()
-        in_flight = sum(flow["in_flight"] for site in estate.sites for flow in site.pipelines())
-        if not in_flight and not sum(each["waiting"] for each in account_of(estate).values()):
-            return
-        await asyncio.sleep(0.3)
 
 
 def print_account(account: dict[str, Any], folder: Path) -> None:

@@ -43,6 +43,10 @@ _LIFE: Final = timedelta(days=1)
 Say = Callable[[str], None]
 
 
+def silent(text: str) -> None:
+    """Tell nobody."""
+
+
 @dataclass
 class Site:
     """One site.
