@@ -51,6 +51,7 @@ class Spec:
         qos: of frames.
         window: closed loop: frames under way.
         rate: open loop: frames a second, all streams together.
+        timed: take latencies in the closed loop too: from when a frame is sent.
         warmup_s, seconds: time before measuring, and measured.
         stalled_s: without a result for this long the frames under way count as lost; the closed loop sends as many anew.
         frames_a_result: how many frames a result answers; for contenders that answer only now and then.
@@ -66,6 +67,7 @@ class Spec:
     qos: int = 0
     window: int = 256
     rate: float | None = None
+    timed: bool = False
     warmup_s: float = 1.0
     seconds: float = 3.0
     stalled_s: float = 1.0
@@ -83,9 +85,9 @@ class Measured:
         sent, results: frames out, results in.
         stalls: times that no result came for `stalled_s`.
         cpu_s: processor time by role, user and system together; the load's own as `load`.
-        latencies_ms: from when a frame was due, within the measured time, to when its result came; open loop only.
+        latencies_ms: from when a frame was due, within the measured time, to when its result came; open loop, or `timed`.
         due_s: when each of those was due, in seconds of the system's monotonic clock.
-        lost: frames of the whole run whose result never came; open loop only.
+        lost: frames of the whole run whose result never came; open loop, or `timed`.
         kept: payloads of the results, if asked for.
     """
 
@@ -151,13 +153,13 @@ class Connection:
 
 
 class Packets:
-    """Frames, encoded: the n-th one of the run. In the open loop each carries its number as its id."""
+    """Frames, encoded: the n-th one of the run. Where latencies are taken, each carries its number as its id."""
 
     def __init__(self, spec: Spec) -> None:
         static = encode_properties([(Property.CONTENT_TYPE, spec.content_type)] if spec.content_type else [])
         payloads = [Path(path).read_bytes() for path in spec.payloads]
         self._qos = spec.qos
-        self._numbered = spec.rate is not None
+        self._numbered = spec.timed or spec.rate is not None
         self._static = static
         self._cases = [
             (topic, payloads[(index + turn) % len(payloads)])
@@ -249,6 +251,8 @@ class Load:
                 self._missing, self._heard = self._spec.window, now
                 self._stalls += 1
             if self._missing:
+                if self._spec.timed:
+                    self._due |= dict.fromkeys(range(self._sent, self._sent + self._missing), now)
                 self._send(self._missing)
             self._missing = self._take(min(until - now, 0.1))
             if self._missing:

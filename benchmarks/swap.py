@@ -1,7 +1,8 @@
 """Going over to another version of a model under load: how long results pause, what loading costs those who wait, and rollback.
 
-Voice activity at half of its capacity, open loop. The versions are signed bundles of one model, each another file to
-backend and compile cache; the node fetches, checks, compiles and serves them as in a fleet.
+Voice activity, once with as much load as the node takes (closed loop), once at half of its capacity (open loop). The
+versions are signed bundles of one model, each another file to backend and compile cache; the node fetches, checks, compiles
+and serves them as in a fleet.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from benchmarks.versions import Region
 from hedgerow.wire.fleet import ModelRef
 
 SHARE = 0.5
-"""Of the capacity."""
+"""Of what the node takes: half load."""
 AROUND_S = 0.25
 """Before and after the switch, in which the longest pause is looked for."""
 _BEFORE_S = 1.5
@@ -48,8 +49,7 @@ class _Swap:
 
 
 def run(options: Options) -> list[Cell]:
-    """A load for each repeat, within which one version is kept and another one is called back."""
-    taken: list[tuple[Measured, _Swap]] = []
+    """A load for each repeat of both kinds, within which one version is kept and another one is called back."""
     with Arena() as arena, Region(arena) as region, ThreadPoolExecutor(1) as thread:
         model = {**vad.MODEL, "path": "bundle:vad", "static_batches": not options.smoke}  # twelve to compile
         node = arena.add_node("node", {**vad.PIPELINE, "qos": 1}, {"vad": model}, fleet=region.section())
@@ -59,22 +59,28 @@ def run(options: Options) -> list[Cell]:
         payloads = arena.payloads(vad.sound())
         rate = _SMOKE_RATE
         if not options.smoke:
-            capacity = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW, qos=1).rate
-            rate = float(round(capacity * SHARE))
-        for _ in range(options.repeats + (0 if options.smoke else _MORE)):
-            ref, other = region.publish(), region.publish()  # signing takes a core
-            seconds = _BEFORE_S + took_s + _SETTLED_S
-            spec: dict[str, Any] = {"qos": 1, "rate": rate, "stalled_s": 10.0, "seconds": seconds}
-            load = thread.submit(arena.load, node, vad.STREAMS, payloads, options, **spec)
-            region.wait_flow(node.name)
-            time.sleep(options.warmup_s + _BEFORE_S)
-            swap = _there_and_back(region, node.name, ref, other)
-            measured = load.result()
-            taken.append((measured, swap))
-            took_s = swap.back - swap.asked
-            if sum(_covers(*each) for each in taken) == options.repeats:
-                break
-    return _cells([each for each in taken if _covers(*each)] or taken[-1:], rate)
+            rate = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW, qos=1).rate
+
+        def during(**spec: Any) -> list[tuple[Measured, _Swap]]:
+            nonlocal took_s
+            taken: list[tuple[Measured, _Swap]] = []
+            for _ in range(options.repeats + (0 if options.smoke else _MORE)):
+                ref, other = region.publish(), region.publish()  # signing takes a core
+                seconds = _BEFORE_S + took_s + _SETTLED_S
+                given = {"qos": 1, "stalled_s": 10.0, "seconds": seconds, **spec}
+                load = thread.submit(arena.load, node, vad.STREAMS, payloads, options, **given)
+                region.wait_flow(node.name)
+                time.sleep(options.warmup_s + _BEFORE_S)
+                swap = _there_and_back(region, node.name, ref, other)
+                taken.append((load.result(), swap))
+                took_s = swap.back - swap.asked
+                if sum(_covers(*each) for each in taken) == options.repeats:
+                    break
+            return [each for each in taken if _covers(*each)] or taken[-1:]
+
+        full = during(window=vad.WINDOW, timed=True)
+        half = during(rate=float(round(rate * SHARE)))
+    return [*_cells("full", "full load", full), *_cells("half", "half load", half)]
 
 
 def _covers(measured: Measured, swap: _Swap) -> bool:
@@ -93,13 +99,12 @@ def _there_and_back(region: Region, node: str, ref: ModelRef, other: ModelRef) -
     return _Swap(asked, steps.began["load"], steps.began["switch"], steps.ended, called_back, back.ended)
 
 
-def _cells(taken: Sequence[tuple[Measured, _Swap]], rate: float) -> list[Cell]:
+def _cells(kind: str, load: str, taken: Sequence[tuple[Measured, _Swap]]) -> list[Cell]:
     before: list[float] = []
     slower: list[float] = []
     gaps: list[float] = []
     usual: list[float] = []
     bounds: list[float] = []
-    period_ms = vad.STREAMS / rate * 1e3
     for measured, swap in taken:
         frames = sorted(zip(measured.due_s, measured.latencies_ms, strict=True))
         calm = [late for due, late in frames if due < swap.asked] or measured.latencies_ms
@@ -109,36 +114,35 @@ def _cells(taken: Sequence[tuple[Measured, _Swap]], rate: float) -> list[Cell]:
         arrived = sorted(due + late / 1e3 for due, late in frames)
         gaps.append(_longest_ms(arrived, swap.switch - AROUND_S, swap.switch + AROUND_S))
         usual.append(_longest_ms(arrived, swap.asked - 2 * AROUND_S, swap.asked))
-        bounds.append(percentile(calm, 0.5) + period_ms)
-    at = f"{rate:.0f} frames/s, {vad.STREAMS} streams: {period_ms:.1f} ms between two frames of one"
+        bounds.append(percentile(calm, 0.5) + vad.STREAMS / measured.rate * 1e3)
     return [
+        cell(f"swap.{kind}.lost", f"{load}: frames lost", [measured.lost for measured, _ in taken], "frames"),
+        cell(f"swap.{kind}.rate", f"{load}: results", [measured.rate for measured, _ in taken], "frames/s"),
+        cell(f"swap.{kind}.p99_before", f"{load}: latency before, p99", before, "ms"),
         cell(
-            "swap.lost",
-            "frames lost while versions came and went",
-            [measured.lost for measured, _ in taken],
-            "frames",
-            at,
+            f"swap.{kind}.p99_per_before",
+            f"{load}: p99 while a version is loaded, compiled and tried ÷ before",
+            slower,
+            "latency ×",
         ),
-        cell("swap.p99_before", "latency before, p99", before, "ms"),
-        cell("swap.p99_per_before", "while a version is loaded, compiled and tried ÷ before: p99", slower, "latency ×"),
-        cell("swap.gap", f"longest pause between results within {AROUND_S:g} s of a switch", gaps, "ms"),
-        cell("swap.gap_before", "the same for as long before", usual, "ms"),
+        cell(f"swap.{kind}.gap", f"{load}: longest pause within {AROUND_S:g} s of a switch", gaps, "ms"),
+        cell(f"swap.{kind}.gap_before", f"{load}: the same for as long before", usual, "ms"),
         cell(
-            "swap.gap_per_bound",
-            "longest pause around a switch ÷ a batch's way and a frame period",
+            f"swap.{kind}.gap_per_bound",
+            f"{load}: longest pause around a switch ÷ a batch's way and a frame period",
             [gap / bound for gap, bound in zip(gaps, bounds, strict=True)],
             "latency ×",
-            "a batch's way: p50 of latency before",
+            "a batch's way: p50 of latency before; a period: between two frames of one stream",
         ),
         cell(
-            "swap.took",
-            "from when a version is wanted until it is kept, fetching and probation included",
+            f"swap.{kind}.took",
+            f"{load}: from when a version is wanted until it is kept, fetching and probation included",
             [_ms(swap.asked, swap.kept) for _, swap in taken],
             "ms",
         ),
         cell(
-            "swap.rollback",
-            "from when a version on probation is called back until the one before serves",
+            f"swap.{kind}.rollback",
+            f"{load}: from when a version on probation is called back until the one before serves",
             [_ms(swap.called_back, swap.back) for _, swap in taken],
             "ms",
         ),

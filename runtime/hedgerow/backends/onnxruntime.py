@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from hedgerow.backends.background import leftovers
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
@@ -98,7 +99,8 @@ class OnnxRuntime:
         if device != "CPU":
             providers.append(("CPU" + _SUFFIX, {}))
         try:
-            session = ort.InferenceSession(path, wanted, providers=providers)
+            with leftovers():
+                session = ort.InferenceSession(path, wanted, providers=providers)
         except Exception as error:
             raise _unreadable(path, error) from error
         got = session.get_providers()[0].removesuffix(_SUFFIX)

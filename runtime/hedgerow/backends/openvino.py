@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from hedgerow.backends.background import leftovers
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
@@ -238,7 +239,8 @@ def _compile(core: Any, model: Any, device: str, options: SessionOptions) -> Any
         settings["CACHE_DIR"] = str(options.cache_dir)
     settings |= options.vendor
     try:
-        return core.compile_model(model, device, settings)
+        with leftovers():
+            return core.compile_model(model, device, settings)
     except Exception:
         if options.cache_dir is None or not options.cache_dir.exists():
             raise

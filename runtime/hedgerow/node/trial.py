@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hedgerow.backends.background import low_priority
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError, ModelError
-from hedgerow.models.background import low_priority
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.compatible import IncompatibleVersion, misfits
 from hedgerow.models.engine import Engine
