@@ -94,7 +94,7 @@ SUITES: dict[str, Suite] = {
     "workers": Suite(workers.run, 2),
     "reload": Suite(reload.run, 1, 3, most=3),
     "rollout": Suite(rollout.run, 0, 600, most=1, only_asked=True),
-    "swap": Suite(swap.run, 1, 4, 7, most=2),
+    "swap": Suite(swap.run, 2, 18, 9, most=2),
 }
 HERE = Path(__file__).parent
 FULL, QUICK, SMOKE = Options(5, 1.75, 0.5), Options(3, 1.5, 0.5), Options(1, 0.4, 0.3, smoke=True)

@@ -51,9 +51,10 @@ TARGETS: Final[dict[str, Target]] = {
     "rollout.cpu_many_per_few": Target(0, 1.2, "A rollout to 1,004 nodes ÷ to 10: the region's processor time a node"),
     "rollout.many.wan": Target(0, 1.05, "A rollout: bytes to sites ÷ variant × sites"),
     "rollout.many.answered": Target(0, 2000.0, "1,004 nodes: until all have answered a command"),
-    "swap.lost": Target(0, 0.0, "Models changed under load: frames lost"),
-    "swap.gap_per_bound": Target(0, 1.0, "A switch: longest pause ÷ a batch and a frame period"),
-    "swap.p99_per_before": Target(0, 1.5, "While a version loads and compiles ÷ before: p99"),
+    "swap.full.lost": Target(0, 0.0, "Models changed at full load: frames lost"),
+    "swap.half.lost": Target(0, 0.0, "Models changed at half load: frames lost"),
+    "swap.full.gap_per_bound": Target(0, 1.0, "A switch: longest pause ÷ a batch and a frame period"),
+    "swap.full.p99_per_before": Target(0, 1.5, "While a version loads and compiles ÷ before: p99"),
 }
 """What the node is to reach, by cell. All other cells inform."""
 

@@ -25,9 +25,9 @@ SHARE = 0.5
 """Of what the node takes: half load."""
 AROUND_S = 0.25
 """Before and after the switch, in which the longest pause is looked for."""
-_BEFORE_S = 1.5
+_BEFORE_S, _BEFORE_SMOKE_S = 1.5, 0.6
 _SETTLED_S = 0.5
-_SMOKE_RATE = 200.0
+_SMOKE_RATE, _SMOKE_WINDOW = 200.0, 8
 _MORE = 2
 """Repeats in place of those whose load was over before the switch: the machine had more to do than was thought."""
 _POLICY = {"probation_s": 0.3, "min_frames": 0, "max_slowdown": 100.0}
@@ -57,7 +57,7 @@ def run(options: Options) -> list[Cell]:
         began = time.monotonic()
         took_s = 1.5 * (region.want(node.name, region.publish(), _POLICY).ended - began)
         payloads = arena.payloads(vad.sound())
-        rate = _SMOKE_RATE
+        rate, before_s = _SMOKE_RATE, _BEFORE_SMOKE_S if options.smoke else _BEFORE_S
         if not options.smoke:
             rate = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW, qos=1).rate
 
@@ -66,11 +66,11 @@ def run(options: Options) -> list[Cell]:
             taken: list[tuple[Measured, _Swap]] = []
             for _ in range(options.repeats + (0 if options.smoke else _MORE)):
                 ref, other = region.publish(), region.publish()  # signing takes a core
-                seconds = _BEFORE_S + took_s + _SETTLED_S
+                seconds = before_s + took_s + _SETTLED_S
                 given = {"qos": 1, "stalled_s": 10.0, "seconds": seconds, **spec}
                 load = thread.submit(arena.load, node, vad.STREAMS, payloads, options, **given)
                 region.wait_flow(node.name)
-                time.sleep(options.warmup_s + _BEFORE_S)
+                time.sleep(options.warmup_s + before_s)
                 swap = _there_and_back(region, node.name, ref, other)
                 taken.append((load.result(), swap))
                 took_s = swap.back - swap.asked
@@ -78,7 +78,7 @@ def run(options: Options) -> list[Cell]:
                     break
             return [each for each in taken if _covers(*each)] or taken[-1:]
 
-        full = during(window=vad.WINDOW, timed=True)
+        full = during(window=_SMOKE_WINDOW if options.smoke else vad.WINDOW, timed=True)
         half = during(rate=float(round(rate * SHARE)))
     return [*_cells("full", "full load", full), *_cells("half", "half load", half)]
 

@@ -82,6 +82,21 @@ def test_an_old_model_has_a_scale_for_each_channel_too(tmp_path: Path) -> None:
     assert to_int8(path, tmp_path / "8.onnx", samples(1)) == "static, per channel"
 
 
+def test_sums_do_not_overflow_on_processors_without_eight_bit_dot_products(tmp_path: Path) -> None:
+    """There, pairs of products are added in 16 bits: of weights up to 127 two may be too much for it."""
+    path = chain(tmp_path / "m.onnx")
+    for name, given in (("static", samples(1)), ("dynamic", [])):
+        to_int8(path, tmp_path / f"{name}.onnx", given)
+        weights = [
+            numpy_helper.to_array(each)
+            for each in onnx.load(tmp_path / f"{name}.onnx").graph.initializer
+            if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2
+        ]
+
+        assert len(weights) == 6
+        assert max(int(np.abs(each.astype(int)).max()) for each in weights) <= 64
+
+
 def test_without_samples_ranges_are_found_at_each_run(tmp_path: Path) -> None:
     path, inputs = chain(tmp_path / "m.onnx"), samples(1)
 

@@ -91,10 +91,14 @@ class OpenVino:
         if options.open_batch:
             _open_batch(path, model, options.batch_axes)
         inputs, outputs = _specs(path, model.inputs), _specs(path, model.outputs)
-        variants = {rows: _with_rows(path, model, options.batch_axes, rows) for rows in options.batch_sizes}
         try:
             compiled = _compile(core, model, device, options)
-            by_rows = {rows: _compile(core, variant, device, options) for rows, variant in variants.items()}
+            by_rows = {  # one after the other: copying a model holds the interpreter lock, and takes memory
+                rows: _compile(core, _with_rows(path, model, options.batch_axes, rows), device, options)
+                for rows in options.batch_sizes
+            }
+        except ConfigError:
+            raise
         except Exception as error:
             option = next((name for name in options.vendor if name in str(error)), None)
             if option is not None:

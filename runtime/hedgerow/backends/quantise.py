@@ -4,6 +4,8 @@ Rules:
 - Ranges of tensors are found by samples; without any they are found anew at each run (`dynamic`).
 - Weights have a scale for each channel where the model lets them. That needs operators of version 13: older models are
   raised to it.
+- Weights have seven bits: of eight, the sums overflow on processors without 8-bit dot products (AVX2), signed activations or
+  not, and one file would give different numbers on different gateways.
 - Often a few operators do nearly all the harm: first layers, whose values spread widest. If the whole costs more than a
   little, operators are tried in groups, each alone, and the groups that hurt most stay as they were.
 """
@@ -44,8 +46,7 @@ def to_int8(path: Path, out: Path, samples: Iterable[Sample], *, unsigned: bool 
 
     Args:
         samples: inputs of single runs; none: ranges are found anew at each run, which costs time there.
-        unsigned: let activations go from 0 to 255. OpenVINO gives something else where they are signed; ONNX Runtime
-            gives the same, but on processors without 8-bit dot products sums may then overflow.
+        unsigned: let activations go from 0 to 255. OpenVINO gives something else where they are signed.
     Returns: how it was done: `static, per channel`, `static, per tensor` or `dynamic`, and what was left as it was.
     Raises: ModelUnreadable: it cannot be quantised; BackendMissing: a package for that is missing.
     """
@@ -64,7 +65,7 @@ def to_int8(path: Path, out: Path, samples: Iterable[Sample], *, unsigned: bool 
             else:
                 return f"static, per {'channel' if per_channel else 'tensor'}{left}"
         try:
-            quantize_dynamic(ready, out, per_channel=True, weight_type=QuantType.QInt8)
+            quantize_dynamic(ready, out, per_channel=True, weight_type=QuantType.QInt8, reduce_range=True)
         except Exception as error:
             raise failed or error from error
         return "dynamic"
@@ -144,6 +145,7 @@ class _Static:
             per_channel=self._per_channel,
             activation_type=QuantType.QUInt8 if self._unsigned else QuantType.QInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=True,
             **({"calibration_cache_path": self._ranges} if keep else {}),
         )
 

@@ -37,9 +37,13 @@ def run(
 
 
 def _settle_memory() -> None:
-    """Give back what loading took, and look for cyclic garbage less often: frames make none."""
+    """Give back what loading took, and look for cyclic garbage less often: frames make none.
+
+    What is there now is there to stay, and not looked at again: that takes some 50 ms, in which no thread can go on.
+    """
     gc.set_threshold(20_000, 10, 10)
     gc.collect()
+    gc.freeze()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; musl has none
     if trim is not None:
         trim(0)

@@ -203,7 +203,8 @@ class SlotTrial:
         for place in self._places:
             self._end_watches(place)
             if place.old is not None:
-                place.slot.retire(place.old, _DRAIN_S)
+                with low_priority():
+                    place.slot.retire(place.old, _DRAIN_S)
             if place.slot.closed and place.new is not None:
                 place.new.close()
         if self._alone is not None:
