@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from hedgerow.frame import Array
+from hedgerow.models.conduct import Conduct
 from hedgerow.models.engine import Engine
 from hedgerow.models.manifest import Baseline
 from hedgerow.models.probation import excess_shift
@@ -83,6 +84,16 @@ class Watch:
                 )
                 for name, gathered in self._gathered.items()
             }
+
+    def conduct(self) -> Conduct:
+        """All of that."""
+        return Conduct(
+            frames=self.frames,
+            failures=self.failures,
+            not_finite=self.not_finite,
+            recent_s=self._engine.recent_s(),
+            shift=self.shift(),
+        )
 
     def end(self) -> None:
         """Look at no more."""

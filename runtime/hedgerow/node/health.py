@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hedgerow.models.memory import resident_bytes
 from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
 
 if TYPE_CHECKING:
@@ -221,12 +220,3 @@ def gauges(runners: dict[str, PipelineRunner], control: Client) -> Iterator[tupl
         yield "hedgerow_model_frames", "Frames a model has seen.", labels, info.frames
         yield "hedgerow_model_inferences", "Inferences a model has run.", labels, info.inferences
         yield "hedgerow_model_degraded", "Whether it runs on another device than asked.", labels, bool(info.degraded)
-
-
-def resident_bytes() -> int:
-    """Memory this process has in RAM; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

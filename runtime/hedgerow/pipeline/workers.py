@@ -8,6 +8,8 @@ again, a frame at a time; the frame that brings it down again is dead-lettered.
 
 Rules:
 - A stream always goes to the same worker, which has its state. What a crashed worker knew of its streams is lost.
+- Workers run the versions of models that they were started with, also one that is started anew; for another version
+  there are other workers. What a model does is watched where it runs, and told with each list.
 - What crosses the pipe is MessagePack; nothing is pickled.
 - A worker ends when its pipe does, so none outlives its node.
 """
@@ -23,9 +25,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgpack
@@ -34,8 +38,13 @@ import structlog
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
+from hedgerow.models.candidate import Candidate
+from hedgerow.models.conduct import Conduct
 from hedgerow.models.engine import SlotInfo
-from hedgerow.models.pool import ModelPool
+from hedgerow.models.memory import resident_bytes
+from hedgerow.models.pool import ModelAwaited, ModelPool
+from hedgerow.models.warm import rehearse
+from hedgerow.models.watch import Watch
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.plan import Completed, LocalPlan, Plan, Snapshot, make_encoder
@@ -45,6 +54,7 @@ log = structlog.get_logger(__name__)
 
 _START_S: Final = 300.0
 _STOP_S: Final = 5.0
+_NOTHING: Final = Conduct()
 
 
 class WorkerDied(HedgerowError):
@@ -86,13 +96,29 @@ class WorkerPlan(Plan):
         base_dir: folder that relative paths start at.
         cores: cores the node owns; the workers share them.
         on_event: takes what operators should know.
-    Raises: HedgerowError: a stage or a model is missing or broken.
+        versions: those that models are to be, by name; the others are the files that the configuration names.
+        rehearsed: models to be tried out before the first frame, and batch sizes that they will meet.
+    Attributes:
+        versions: as given.
+    Raises:
+        ModelAwaited: a version is the region's to choose, which has not happened yet.
+        HedgerowError: a stage or a model is missing or broken.
     """
 
     pinned = True
 
-    def __init__(self, config: NodeConfig, name: str, base_dir: Path, cores: int, on_event: EventSink) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        name: str,
+        base_dir: Path,
+        cores: int,
+        on_event: EventSink,
+        versions: Mapping[str, Candidate] = MappingProxyType({}),
+        rehearsed: Mapping[str, Iterable[int]] = MappingProxyType({}),
+    ) -> None:
         super().__init__(config, name, config.pipelines[name].workers)
+        self.versions = versions
         self._on_event = on_event
         each = max(1, cores // self.lanes)
         task = {
@@ -100,6 +126,8 @@ class WorkerPlan(Plan):
             "name": name,
             "base_dir": str(base_dir.absolute()),
             "cores": each,
+            "versions": [each.as_dict() for each in versions.values()],
+            "rehearsed": {model: list(sizes) for model, sizes in rehearsed.items()},
         }
         self._workers = [_Worker(task) for _ in range(self.lanes)]
         try:
@@ -131,7 +159,7 @@ class WorkerPlan(Plan):
                 completed = self._run(worker, [delivery])
             except (EOFError, OSError):
                 settlements.append(self.bury(delivery, WorkerDied(self.name, worker.returncode)))
-                self._revive(worker)
+                self._revive(worker, Conduct(frames=1, failures=1))
             else:
                 settlements += completed.settlements
                 timings += completed.timings
@@ -151,6 +179,16 @@ class WorkerPlan(Plan):
                 other = merged.get(info.name)
                 merged[info.name] = info if other is None else _sum(info, other)
         return list(merged.values())
+
+    def watch(self, model: str | None) -> None:
+        """Have a model watched, from the next lists on; None: none. One that is watched already goes on being."""
+        for worker in self._workers:
+            if worker.watched.model != model:
+                worker.watched = _Watched(model)
+
+    def conduct(self) -> Conduct:
+        """That of the model that is watched, in all workers."""
+        return sum((worker.watched.conduct for worker in self._workers), Conduct())
 
     def failing(self) -> list[str]:
         """See `Plan.failing`."""
@@ -179,14 +217,38 @@ class WorkerPlan(Plan):
             snapshot = Snapshot(frame, (given.results or [])[-1])
         return Completed(settlements, [(name, seconds, count) for name, seconds, count in timings], snapshot)
 
-    def _revive(self, worker: _Worker) -> None:
+    def _revive(self, worker: _Worker, lost: Conduct = _NOTHING) -> None:
         worker.join()
+        worker.watched.crashed(lost)
         self._on_event("worker-crashed", {"pid": worker.pid, "code": worker.returncode})
         try:
             worker.start()
             worker.wait_ready()
         except (HedgerowError, EOFError, OSError) as error:
             self._on_event("worker-not-restarted", {"error": str(error)})
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A model that a worker is to watch, and what came of it; another one for another model, since lists are under way.
+
+    Attributes:
+        model: its name; None: none.
+        told: what the process has told since it was started.
+        ended: what those before it had told, and that they crashed.
+    """
+
+    model: str | None = None
+    told: Conduct = field(default_factory=Conduct)
+    ended: Conduct = field(default_factory=Conduct)
+
+    @property
+    def conduct(self) -> Conduct:
+        return self.ended + self.told
+
+    def crashed(self, lost: Conduct) -> None:
+        told, self.told = self.told, Conduct()
+        self.ended += told + lost + Conduct(crashes=1)
 
 
 class _Worker:
@@ -196,6 +258,7 @@ class _Worker:
         self.models: list[SlotInfo] = []
         self.failing: list[str] = []
         self.forgotten: list[str] = []
+        self.watched = _Watched()
         self.pid = 0
         self.returncode: int | None = None
         self._task = task
@@ -219,11 +282,13 @@ class _Worker:
         self._pipe.send_bytes(_pack(self._task))
 
     def wait_ready(self) -> None:
-        """Raises: HedgerowError: the pipeline cannot be built there."""
+        """Raises: ModelAwaited, HedgerowError: the pipeline cannot be built there."""
         pipe = self._open_pipe()
         if not pipe.poll(_START_S):
             raise TimeoutError(f"a worker did not get ready within {_START_S:.0f} s")
         answer = _unpack(pipe.recv_bytes())
+        if "awaited" in answer:
+            raise ModelAwaited(*answer["awaited"])
         if "error" in answer:
             code, message, remedy = answer["error"]
             error = HedgerowError(message, remedy=remedy)
@@ -235,6 +300,7 @@ class _Worker:
         """Have a list run. Raises: EOFError, OSError: the process ended."""
         pipe = self._open_pipe()
         forgotten, self.forgotten = self.forgotten, []
+        watched = self.watched
         frames = [
             (
                 delivery.message.topic,
@@ -249,9 +315,11 @@ class _Worker:
             )
             for delivery in deliveries
         ]
-        pipe.send_bytes(_pack((frames, forgotten)))
-        settlements, timings, last, events, failing, models = _unpack(pipe.recv_bytes())
+        pipe.send_bytes(_pack((frames, forgotten, watched.model)))
+        settlements, timings, last, events, failing, models, conduct = _unpack(pipe.recv_bytes())
         self.failing = failing
+        if conduct is not None:
+            watched.told = Conduct(**conduct)
         if models:
             self.models = [_info(fields) for fields in models]
         return settlements, timings, last, events
@@ -321,6 +389,8 @@ def main(descriptor: int) -> None:
         try:
             config = NodeConfig.model_validate(task["config"])
             pool = ModelPool(cores=task["cores"], state_dir=config.node.state_dir)
+            for version in map(Candidate.from_dict, task["versions"]):
+                pool.assign(version.name, version)
             plan = LocalPlan(
                 config,
                 task["name"],
@@ -329,23 +399,33 @@ def main(descriptor: int) -> None:
                 task["cores"],
                 lambda kind, detail: events.append((kind, detail)),
             )
+            for slot in pool.slots():
+                if slot.name in task["rehearsed"] and slot.serving is not None:
+                    rehearse(slot.serving, task["rehearsed"][slot.name])
+        except ModelAwaited as error:
+            pipe.send_bytes(_pack({"awaited": (error.model, error.path)}))
+            return
         except HedgerowError as error:
             pipe.send_bytes(_pack({"error": (error.code, str(error), error.remedy)}))
             return
         pipe.send_bytes(_pack({"models": list(map(dataclasses.asdict, plan.models()))}))
         try:
-            _serve(pipe, plan, events)
+            _serve(pipe, plan, pool, events)
         finally:
             plan.close()
             pool.close()
 
 
-def _serve(pipe: Connection, plan: LocalPlan, events: list[tuple[str, dict[str, Any]]]) -> None:
+def _serve(pipe: Connection, plan: LocalPlan, pool: ModelPool, events: list[tuple[str, dict[str, Any]]]) -> None:
     told_at = 0.0
+    watching = _Watching(None, pool)
     while True:
-        frames, forgotten = _unpack(pipe.recv_bytes())
+        frames, forgotten, watched = _unpack(pipe.recv_bytes())
         for stream in forgotten:
             plan.forget(stream)
+        if watched != watching.model:
+            watching.end()
+            watching = _Watching(watched, pool)
         deliveries = [_delivery(*fields) for fields in frames]
         completed = plan.run(deliveries, 0)
         position = {id(delivery): index for index, delivery in enumerate(deliveries)}
@@ -361,7 +441,28 @@ def _serve(pipe: Connection, plan: LocalPlan, events: list[tuple[str, dict[str, 
             told_at = time.monotonic()
             models = list(map(dataclasses.asdict, plan.models()))
         last = gave[-1] if gave else None
-        pipe.send_bytes(_pack((settlements, completed.timings, last, happened, plan.failing(), models)))
+        conduct = watching.conduct()
+        pipe.send_bytes(_pack((settlements, completed.timings, last, happened, plan.failing(), models, conduct)))
+
+
+class _Watching:
+    """Watches a model of this process, from when it is made until `end`; None: none."""
+
+    def __init__(self, model: str | None, pool: ModelPool) -> None:
+        self.model = model
+        slots = pool.slots(model) if model is not None else ()
+        self._watches = [Watch(slot.serving) for slot in slots if slot.serving is not None]
+        self._resident = resident_bytes() if self._watches else 0
+
+    def conduct(self) -> dict[str, Any] | None:
+        if not self._watches:
+            return None
+        growth = Conduct(growth_bytes=max(0, resident_bytes() - self._resident))
+        return sum((watch.conduct() for watch in self._watches), growth).as_dict()
+
+    def end(self) -> None:
+        for watch in self._watches:
+            watch.end()
 
 
 def _delivery(
