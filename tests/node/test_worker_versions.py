@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pytest
 from trial_site import Site, doubles, until
 
 from hedgerow.models.candidate import Candidate
@@ -32,6 +33,7 @@ WRONG_ABOVE_ONE: Final = """(float[N,3] x) => (float[N,3] y)
     <float one = {1.0}, float zero = {0.0}> { d = Sub(x, one) e = Relu(d) f = Mul(e, x) w = Add(x, x) y = Add(w, f) }"""
 
 QUICK: Final = SwapPolicy(probation_s=0.1, min_frames=20, max_slowdown=1000)
+LONG: Final = QUICK.model_copy(update={"probation_s": 3600})
 
 
 class Sender:
@@ -109,44 +111,30 @@ def pid(node: Node) -> int:
     return worker.pid
 
 
-async def test_a_version_serves_in_workers_also_in_one_that_was_started_anew(
-    site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
-) -> None:
-    """The results name it; going back to the node's own file is a change like any other."""
-    candidate = make_candidate(THRICE, "1.1.0")
-    async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
-        outcome = await go_over(node, candidate)
-        os.kill(pid(node), signal.SIGKILL)
-        await site.wait_event("worker-crashed")
-        await sender.more(20)
-        assert sender.answers[-1][1:] == ("1.1.0", 1.5)
-        assert _model(site.results()[-1])["digest"] == candidate.variant.model_digest
-        reported = node.swaps.serving()["door"]
-        back = await node.swaps.go_back_to_file("door", QUICK, lambda *_: None)
-        await sender.more(5)
-
-    assert (outcome.kept, outcome.code) == (True, "")
-    assert outcome.measures["frames"] >= QUICK.min_frames
-    assert (reported.model, reported.stage) == (candidate.ref, "kept")
-    assert back.kept
-    versions = [version for _, version, _ in sender.answers]
-    assert {(version, value) for _, version, value in sender.answers} == {(None, 1.0), ("1.1.0", 1.5)}
-    assert [versions[0], versions[-1]] == [None, None]
-    assert sum(a != b for a, b in pairwise(versions)) == 2, "over, and back"
-    assert site.dead() == []
-
-
-async def test_a_pipeline_with_workers_starts_when_the_version_it_waits_for_comes(
+async def test_versions_come_one_after_the_other_and_a_worker_that_is_started_anew_has_the_last(
     own_site: Site, make_candidate: MakeCandidate
 ) -> None:
+    """The first lets the pipeline start, which waited for it. Each result names the version that made it."""
+    first, second = make_candidate(TWICE, "1.0.0"), make_candidate(THRICE, "1.1.0")
     async with waiting(own_site) as node:
-        assert (await go_over(node, make_candidate(THRICE, "1.1.0"))).kept
+        assert (await go_over(node, first)).kept
         await until(lambda: "p" in node.runners and not node._why_unready())
         async with Sender(own_site, 0.5).sending() as sender:
-            await sender.more(3)
+            outcome = await go_over(node, second)
+            os.kill(pid(node), signal.SIGKILL)
+            await own_site.wait_event("worker-crashed")
+            await sender.more(20)
+            reported = node.swaps.serving()["door"]
         no_file = await node.swaps.go_back_to_file("door", QUICK, lambda *_: None)
 
-    assert {each[1:] for each in sender.answers} == {("1.1.0", 1.5)}
+    assert outcome.kept
+    assert outcome.measures["frames"] >= QUICK.min_frames
+    assert (reported.model, reported.previous, reported.stage) == (second.ref, first.ref, "kept")
+    versions = [version for _, version, _ in sender.answers]
+    assert versions == sorted(versions, key=str)
+    assert {each[1:] for each in sender.answers} == {("1.0.0", 1.0), ("1.1.0", 1.5)}
+    assert _model(own_site.results()[-1])["digest"] == second.variant.model_digest
+    assert own_site.dead() == []
     assert (no_file.kept, no_file.code) == (False, "no-own-file")
 
 
@@ -167,52 +155,45 @@ async def waiting(site: Site) -> AsyncIterator[Node]:
         await running
 
 
-async def test_a_version_that_gives_nan_for_live_frames_is_taken_back_from_workers(
+async def test_what_workers_cannot_load_is_refused_and_what_gives_nan_for_live_frames_is_taken_back(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
+    """The first has its file damaged after it was tried; the second does well with its author's samples."""
+    damaged, nan = make_candidate(THRICE, "1.1.0"), make_candidate(NAN_ABOVE_ONE, "1.2.0")
+
+    def damage(step: str, _: float | None) -> None:
+        if step == "switch":
+            damaged.path.write_bytes(damaged.path.read_bytes() + b"\0")
+
     async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 1.5).sending() as sender:
-        outcome = await go_over(node, make_candidate(NAN_ABOVE_ONE, "1.1.0"))
+        before = pid(node)
+        refused = await node.swaps.go_over(damaged, QUICK, damage)
+        assert pid(node) == before
+        taken_back = await go_over(node, nan, LONG)
         await sender.more(5)
 
-    assert (outcome.kept, outcome.code, outcome.served) == (False, "not-finite", True)
-    assert {version for _, version, _ in sender.answers} == {None, "1.1.0"}
+    assert (refused.kept, refused.code, refused.served) == (False, "wrong-digest", False)
+    assert (taken_back.kept, taken_back.code, taken_back.served) == (False, "not-finite", True)
+    assert {version for _, version, _ in sender.answers} == {None, "1.2.0"}
     assert sender.answers[-1][1:] == (None, 3.0)
+    assert site.dead() == []
     assert site.events("model-rolled-back")[0]["detail"]["measures"]["not_finite"] > 0
 
 
+@pytest.mark.slow
 async def test_a_version_that_crashes_its_workers_is_taken_back(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
     async with serving(site, str(onnx_file(TWICE)), "brittle") as node, Sender(site, 1.5).sending() as sender:
-        outcome = await go_over(node, make_candidate(NAN_ABOVE_ONE, "1.1.0"))
+        outcome = await go_over(node, make_candidate(NAN_ABOVE_ONE, "1.1.0"), LONG)
         await sender.more(5)
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "crashed", True)
     assert sender.answers[-1][1:] == (None, 3.0)
-    assert {body["error"]["code"] for body in site.dead()} == {"worker-crashed"}
+    assert {body["reason"] for body in site.dead()} == {"worker-crashed"}
 
 
-async def test_a_version_that_workers_cannot_load_is_refused_and_they_go_on(
-    site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
-) -> None:
-    """Its file is damaged after it was tried."""
-    candidate = make_candidate(THRICE, "1.1.0")
-
-    def damage(step: str, _: float | None) -> None:
-        if step == "switch":
-            candidate.path.write_bytes(candidate.path.read_bytes() + b"\0")
-
-    async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
-        before = pid(node)
-        outcome = await node.swaps.go_over(candidate, QUICK, damage)
-        await sender.more(5)
-        assert pid(node) == before
-
-    assert (outcome.kept, outcome.code, outcome.served) == (False, "wrong-digest", False)
-    assert {version for _, version, _ in sender.answers} == {None}
-    assert site.dead() == []
-
-
+@pytest.mark.slow
 async def test_a_version_whose_outputs_are_spread_otherwise_is_taken_back_from_workers(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
@@ -221,3 +202,40 @@ async def test_a_version_whose_outputs_are_spread_otherwise_is_taken_back_from_w
         await sender.more(1)
 
     assert (outcome.kept, outcome.code) == (False, "shifted")
+
+
+@pytest.mark.slow
+async def test_workers_go_back_to_the_nodes_own_file(
+    site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
+) -> None:
+    async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
+        assert (await go_over(node, make_candidate(THRICE, "1.1.0"))).kept
+        assert (await node.swaps.go_back_to_file("door", QUICK, lambda *_: None)).kept
+        await sender.more(1)
+
+    versions = [version for _, version, _ in sender.answers]
+    assert [versions[0], versions[-1]] == [None, None]
+    assert sum(a != b for a, b in pairwise(versions)) == 2, "over, and back"
+
+
+@pytest.mark.slow
+async def test_what_is_not_wanted_any_more_is_taken_back_from_workers(
+    site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
+) -> None:
+    """While they start, it never serves; while it is on probation, the version before serves again."""
+    candidate = make_candidate(THRICE, "1.1.0")
+    async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
+        before = pid(node)
+        for last in ("switch", "probation"):
+            steps: list[str] = []
+            going = asyncio.create_task(node.swaps.go_over(candidate, LONG, lambda step, _, to=steps: to.append(step)))
+            await until(lambda at=last, seen=steps: at in seen)
+            await sender.more(1)
+            going.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await going
+            assert (pid(node) == before) == (last == "switch")
+        await sender.more(2)
+
+    assert sender.answers[-1][1] is None
+    assert {version for _, version, _ in sender.answers} == {None, "1.1.0"}

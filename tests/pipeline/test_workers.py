@@ -15,6 +15,7 @@ import pytest
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import ConfigError, HedgerowError
+from hedgerow.models.conduct import Conduct
 from hedgerow.models.pool import ModelPool
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import Completed, LocalPlan, Plan
@@ -147,6 +148,7 @@ def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are
 ) -> None:
     """The frame gets a second try, alone; the worker is started anew each time and reported."""
     before = outcome(plan.run(deliveries("x"), 0))[0]["pid"]
+    plan.watch("model")
 
     words = outcome(plan.run(deliveries("x", "crash", "y"), 0))
 
@@ -154,6 +156,9 @@ def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are
     assert words[0]["pid"] != before
     assert [kind for kind, _ in events] == ["worker-crashed", "worker-crashed"]
     assert events[0][1]["code"] == 11
+    assert plan.conduct() == Conduct(frames=1, failures=1, crashes=2), "what is held against a version on trial"
+    plan.watch(None)
+    assert plan.conduct() == Conduct()
 
 
 def test_a_forgotten_stream_begins_anew(plan: WorkerPlan) -> None:

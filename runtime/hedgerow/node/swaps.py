@@ -305,15 +305,19 @@ class Swaps:
     async def _undo(self, trial: SlotTrial) -> None:
         """Let the version before serve, and free the new one."""
         try:
-            try:
-                await _whole(trial.undo)
-            finally:
-                if await _to_the_end(self._elsewhere.go_over(trial.name)):
-                    trial.served = True
+            await self._restore(trial.name, asyncio.to_thread(trial.undo))
+        finally:
+            if await self._restore(trial.name, self._elsewhere.go_over(trial.name)):
+                trial.served = True
+
+    async def _restore(self, name: str, work: Awaitable[T]) -> T | None:
+        try:
+            return await _to_the_end(work)
         except HedgerowError as error:
-            detail = {"model": trial.name, "version": "the one before", "error": str(error)}
+            detail = {"model": name, "version": "the one before", "error": str(error)}
             log.error("model-not-restored", **detail, remedy=error.remedy)
             self._on_event("model-not-restored", detail)
+            return None
 
     def _refused(self, name: str, what: str, trial: SlotTrial, refusal: Refused) -> SwapOutcome:
         kind = "model-rolled-back" if trial.served else "model-refused"

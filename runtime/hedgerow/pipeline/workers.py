@@ -16,7 +16,6 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -24,7 +23,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -32,23 +30,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-import msgpack
 import structlog
 
-from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.conduct import Conduct
 from hedgerow.models.engine import SlotInfo
-from hedgerow.models.memory import resident_bytes
-from hedgerow.models.pool import ModelAwaited, ModelPool
-from hedgerow.models.warm import rehearse
-from hedgerow.models.watch import Watch
+from hedgerow.models.pool import ModelAwaited
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement
-from hedgerow.pipeline.plan import Completed, LocalPlan, Plan, Snapshot, make_encoder
+from hedgerow.pipeline.plan import Completed, Plan, Snapshot, make_encoder
 from hedgerow.pipeline.results import Encoded
+from hedgerow.pipeline.worker import pack, unpack
 
 log = structlog.get_logger(__name__)
 
@@ -272,21 +266,21 @@ class _Worker:
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "hedgerow.pipeline.workers", str(theirs.fileno())],
+                [sys.executable, "-m", "hedgerow.pipeline.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the node, which then hangs up
             )
         self.pid = self._process.pid
         self._pipe = Connection(ours.detach())
-        self._pipe.send_bytes(_pack(self._task))
+        self._pipe.send_bytes(pack(self._task))
 
     def wait_ready(self) -> None:
         """Raises: ModelAwaited, HedgerowError: the pipeline cannot be built there."""
         pipe = self._open_pipe()
         if not pipe.poll(_START_S):
             raise TimeoutError(f"a worker did not get ready within {_START_S:.0f} s")
-        answer = _unpack(pipe.recv_bytes())
+        answer = unpack(pipe.recv_bytes())
         if "awaited" in answer:
             raise ModelAwaited(*answer["awaited"])
         if "error" in answer:
@@ -315,8 +309,8 @@ class _Worker:
             )
             for delivery in deliveries
         ]
-        pipe.send_bytes(_pack((frames, forgotten, watched.model)))
-        settlements, timings, last, events, failing, models, conduct = _unpack(pipe.recv_bytes())
+        pipe.send_bytes(pack((frames, forgotten, watched.model)))
+        settlements, timings, last, events, failing, models, conduct = unpack(pipe.recv_bytes())
         self.failing = failing
         if conduct is not None:
             watched.told = Conduct(**conduct)
@@ -363,124 +357,3 @@ def _settlement(delivery: Delivery, results: Any, dropped: str | None, dead: Any
 
 def _info(fields: dict[str, Any]) -> SlotInfo:
     return SlotInfo(**{**fields, "inputs": tuple(fields["inputs"]), "outputs": tuple(fields["outputs"])})
-
-
-def _pack(value: Any) -> bytes:
-    packed: bytes = msgpack.packb(value, default=str)
-    return packed
-
-
-def _unpack(data: bytes) -> Any:
-    return msgpack.unpackb(data, strict_map_key=False)
-
-
-# In the worker
-
-
-def main(descriptor: int) -> None:
-    """Build the pipeline that the node names, then run lists until it hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the node drains; it hangs up when it is done
-    pipe = Connection(descriptor)
-    with contextlib.suppress(EOFError, ConnectionError):
-        task = _unpack(pipe.recv_bytes())
-        events: list[tuple[str, dict[str, Any]]] = []
-        pool = ModelPool(cores=task["cores"])
-        try:
-            config = NodeConfig.model_validate(task["config"])
-            pool = ModelPool(cores=task["cores"], state_dir=config.node.state_dir)
-            for version in map(Candidate.from_dict, task["versions"]):
-                pool.assign(version.name, version)
-            plan = LocalPlan(
-                config,
-                task["name"],
-                Path(task["base_dir"]),
-                pool,
-                task["cores"],
-                lambda kind, detail: events.append((kind, detail)),
-            )
-            for slot in pool.slots():
-                if slot.name in task["rehearsed"] and slot.serving is not None:
-                    rehearse(slot.serving, task["rehearsed"][slot.name])
-        except ModelAwaited as error:
-            pipe.send_bytes(_pack({"awaited": (error.model, error.path)}))
-            return
-        except HedgerowError as error:
-            pipe.send_bytes(_pack({"error": (error.code, str(error), error.remedy)}))
-            return
-        pipe.send_bytes(_pack({"models": list(map(dataclasses.asdict, plan.models()))}))
-        try:
-            _serve(pipe, plan, pool, events)
-        finally:
-            plan.close()
-            pool.close()
-
-
-def _serve(pipe: Connection, plan: LocalPlan, pool: ModelPool, events: list[tuple[str, dict[str, Any]]]) -> None:
-    told_at = 0.0
-    watching = _Watching(None, pool)
-    while True:
-        frames, forgotten, watched = _unpack(pipe.recv_bytes())
-        for stream in forgotten:
-            plan.forget(stream)
-        if watched != watching.model:
-            watching.end()
-            watching = _Watching(watched, pool)
-        deliveries = [_delivery(*fields) for fields in frames]
-        completed = plan.run(deliveries, 0)
-        position = {id(delivery): index for index, delivery in enumerate(deliveries)}
-        settlements = [
-            (position[id(each.delivery)], each.results, each.dropped, each.dead, each.reason)
-            for each in completed.settlements
-        ]
-        gave = [index for index, results, *_ in settlements if results]
-        happened = events[:]
-        del events[: len(happened)]
-        models: list[dict[str, Any]] = []
-        if time.monotonic() - told_at > 1.0:  # counts need not come with every list
-            told_at = time.monotonic()
-            models = list(map(dataclasses.asdict, plan.models()))
-        last = gave[-1] if gave else None
-        conduct = watching.conduct()
-        pipe.send_bytes(_pack((settlements, completed.timings, last, happened, plan.failing(), models, conduct)))
-
-
-class _Watching:
-    """Watches a model of this process, from when it is made until `end`; None: none."""
-
-    def __init__(self, model: str | None, pool: ModelPool) -> None:
-        self.model = model
-        slots = pool.slots(model) if model is not None else ()
-        self._watches = [Watch(slot.serving) for slot in slots if slot.serving is not None]
-        self._resident = resident_bytes() if self._watches else 0
-
-    def conduct(self) -> dict[str, Any] | None:
-        if not self._watches:
-            return None
-        growth = Conduct(growth_bytes=max(0, resident_bytes() - self._resident))
-        return sum((watch.conduct() for watch in self._watches), growth).as_dict()
-
-    def end(self) -> None:
-        for watch in self._watches:
-            watch.end()
-
-
-def _delivery(
-    topic: str,
-    payload: bytes,
-    flags: int,
-    packet_id: int,
-    received_at: float,
-    raw_properties: bytes,
-    stream: str,
-    sequence: int,
-    dispatched_at: float,
-) -> Delivery:
-    message = Message(topic, payload, flags, packet_id, received_at, raw_properties)
-    delivery = Delivery(message, stream, sequence, None)
-    delivery.dispatched_at = dispatched_at
-    return delivery
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
