@@ -160,6 +160,10 @@ def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are
     plan.watch(None)
     assert plan.conduct() == Conduct()
 
+    plan.retired, given = True, deliveries("x", "crash", "y")
+    completed = plan.run(given, 0)
+    assert (completed.settlements, completed.left) == ([], given), "a plan that took its place may do better"
+
 
 def test_a_forgotten_stream_begins_anew(plan: WorkerPlan) -> None:
     lane = hash("a/1") % 2

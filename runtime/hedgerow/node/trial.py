@@ -106,9 +106,12 @@ class SlotTrial:
         if free is None or need <= free:
             return
         short = f"{self.candidate.ref} needs {need:,} bytes beside the version that serves, and {free:,} are free"
-        if self._policy.memory == "refuse" or workers or not any(place.old for place in self._places):
+        if self._policy.memory == "refuse" or not any(place.old for place in self._places):
             remedy = "Free memory, choose a smaller variant, or set `memory: brief-gap` in the swap policy."
             raise Refused("no-memory", short, remedy)
+        if workers:
+            why = f"a gap would not do, since {workers} workers load it too, beside those that have the version before"
+            raise Refused("no-memory", f"{short}; {why}", "Free memory, or have fewer workers.")
         if any(place.slot.never_waits for place in self._places):
             why = "a gap cannot be, since a pipeline with `lanes: 0` uses it, whose event loop would wait for itself"
             raise Refused("no-memory", f"{short}; {why}", "Free memory, or give that pipeline a lane.")
