@@ -159,9 +159,13 @@ class Responder:
         )  # fmt: skip
         models = {
             name: ModelHealth(
-                digest=one.file_digest, backend=one.backend, device=one.device, device_asked="CPU", frames=self._frames,
+                digest=one.file_digest,
+                backend=one.backend,
+                device=one.device,
+                device_asked="CPU",
+                frames=self._frames,
                 drift=0.9 if "drifts" in how else 0.1,
-            )  # fmt: skip
+            )
             for name, one in self.serving.items()
         }
         said = Health(

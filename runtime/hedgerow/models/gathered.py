@@ -35,9 +35,7 @@ class Gathered:
         self._samples = samples
         self._axes = axes
         self._values = {
-            name: Accumulator(one.edges, at_most=_AT_MOST)
-            for name, one in baseline.items()
-            if one.counts and one.edges
+            name: Accumulator(one.edges, at_most=_AT_MOST) for name, one in baseline.items() if one.counts and one.edges
         }
 
     def __bool__(self) -> bool:

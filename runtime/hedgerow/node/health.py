@@ -239,7 +239,12 @@ def gauges(runners: dict[str, PipelineRunner], control: Client) -> Iterator[tupl
         yield "hedgerow_model_degraded", "Whether it runs on another device than asked.", labels, bool(info.degraded)
         if info.looked_at:
             share = info.not_finite / info.looked_at
-            yield "hedgerow_model_not_finite_share", "Frames looked at of late that gave NaN or infinity.", labels, share
+            yield (
+                "hedgerow_model_not_finite_share",
+                "Frames looked at of late that gave NaN or infinity.",
+                labels,
+                share,
+            )
         if info.drift is not None:
             yield "hedgerow_model_drift", "How far its outputs are from its author's samples.", labels, info.drift
         if info.input_drift is not None:

@@ -281,8 +281,12 @@ class _Worker:
 def _sum(one: SlotInfo, other: SlotInfo) -> SlotInfo:
     added = ("inferences", "frames", "failures", "busy_s", "looked_at", "not_finite")
     counts = {key: getattr(one, key) + getattr(other, key) for key in added}
-    drifts = {key: _larger(getattr(one, key), getattr(other, key)) for key in ("drift", "input_drift")}
-    return dataclasses.replace(one, **counts, **drifts)
+    return dataclasses.replace(
+        one,
+        **counts,
+        drift=_larger(one.drift, other.drift),
+        input_drift=_larger(one.input_drift, other.input_drift),
+    )
 
 
 def _larger(one: float | None, other: float | None) -> float | None:
