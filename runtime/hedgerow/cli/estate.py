@@ -28,6 +28,7 @@ from pathlib import Path
 from string import Template
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final
+from urllib.request import urlopen
 
 from hedgerow.errors import HedgerowError
 from hedgerow.topics import Address
@@ -312,6 +313,14 @@ class Estate:
         """How many nodes the region knows of."""
         with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True, timeout=10)) as database:
             return int(database.execute("SELECT count(*) FROM node").fetchone()[0])
+
+
+def model_bytes(metrics_port: int) -> int:
+    """Bytes of models that a region's service on this machine has sent to sites, as it says itself."""
+    with urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found = re.search(r'^hedgerow_region_blob_bytes(?:_total)?\{of="chunks"\} (\S+)$', text, re.MULTILINE)
+    return 0 if found is None else int(float(found[1]))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
