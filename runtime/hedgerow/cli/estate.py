@@ -14,7 +14,6 @@ import io
 import os
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from hedgerow.topology.model import Topology
 
 _START_S: Final = 240.0
+_END_S: Final = 20.0
 _LIFE: Final = timedelta(days=1)
 
 Say = Callable[[str], None]
@@ -256,7 +256,7 @@ class Estate:
                 start_new_session=True,
             )
         self._processes.append((name, process))
-        self._stack.callback(_end, process)
+        self._stack.callback(end, process)
         deadline = time.monotonic() + 30
         while until is not None and until not in path.read_text("utf-8", errors="replace"):
             self.check()
@@ -323,11 +323,11 @@ def model_bytes(metrics_port: int) -> int:
     return 0 if found is None else int(float(found[1]))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end; kill it if it takes long. One that has ended already is no error."""
+    process.terminate()
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
