@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import orjson
 import pytest
 
 from hedgerow.bus.message import Message
-from hedgerow.config import NodeConfig
+from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import ConfigError, HedgerowError
 from hedgerow.models.conduct import Conduct
 from hedgerow.models.pool import ModelPool
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import Completed, LocalPlan, Plan
-from hedgerow.pipeline.workers import WorkerPlan
+from hedgerow.pipeline.workers import WorkerPlan, _sum
 
 STAGES = '''
 import os
@@ -206,3 +207,16 @@ def test_a_worker_gets_the_configuration_the_node_has_and_no_secrets(
     assert body["result"]["most"] == "inf"
     assert body["node"] == str(made.node.address)
     assert [name for name in body["result"]["environment"] if name.startswith("HEDGEROW_")] == []
+
+
+def test_what_workers_see_of_a_model_is_told_as_one(onnx_file: Callable[..., Path]) -> None:
+    pool = ModelPool(cores=1)
+    path = onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
+    info = pool.acquire("door", ModelConfig(path=str(path)), Path()).info()
+    pool.close()
+    one = replace(info, looked_at=10, not_finite=1, drift=0.4)
+
+    both = _sum(one, replace(info, looked_at=5, drift=0.1, input_drift=0.2))
+
+    assert (both.looked_at, both.not_finite, both.drift, both.input_drift) == (15, 1, 0.4, 0.2)
+    assert _sum(info, info).drift is None

@@ -345,8 +345,18 @@ class _Worker:
 
 
 def _sum(one: SlotInfo, other: SlotInfo) -> SlotInfo:
-    counts = {key: getattr(one, key) + getattr(other, key) for key in ("inferences", "frames", "failures", "busy_s")}
-    return dataclasses.replace(one, **counts)
+    added = ("inferences", "frames", "failures", "busy_s", "looked_at", "not_finite")
+    counts = {key: getattr(one, key) + getattr(other, key) for key in added}
+    return dataclasses.replace(
+        one,
+        **counts,
+        drift=_larger(one.drift, other.drift),
+        input_drift=_larger(one.input_drift, other.input_drift),
+    )
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    return max((each for each in (one, other) if each is not None), default=None)
 
 
 def _settlement(delivery: Delivery, results: Any, dropped: str | None, dead: Any, reason: str) -> Settlement:
