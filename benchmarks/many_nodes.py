@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import resource
 import signal
 import subprocess
@@ -21,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any, Final
-from urllib.request import urlopen
 
 import orjson
 import psutil  # type: ignore[import-untyped]
@@ -30,6 +28,7 @@ import structlog
 from benchmarks.process import ended
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.cli.estate import model_bytes
 from hedgerow.region.database import Database, open_database
 from hedgerow.testing import Mosquitto
 from hedgerow.testing.mosquitto import free_port
@@ -246,10 +245,7 @@ class ManyNodes:
 
     async def wan_bytes(self) -> int:
         """Bytes of chunks that the region has sent to sites."""
-        url = f"http://127.0.0.1:{self._metrics_port}/metrics"
-        text = await asyncio.to_thread(lambda: urlopen(url, timeout=10).read().decode())
-        found = re.search(r'^hedgerow_region_blob_bytes(?:_total)?\{of="chunks"\} (\S+)$', text, re.MULTILINE)
-        return 0 if found is None else int(float(found[1]))
+        return await asyncio.to_thread(model_bytes, self._metrics_port)
 
     def cpu_s(self) -> float:
         """Processor time of the region's service so far, in seconds."""

@@ -84,7 +84,7 @@ def metric_table() -> str:
     labels = {
         "hedgerow_connected": "link",
         "hedgerow_refused": "link",
-        "hedgerow_model": "model, digest, backend, device",
+        "hedgerow_model": "model, version, digest, backend, device",
     }
     rows = _families(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()))
     for name, text in dict.fromkeys(named):  # one may stand for several things

@@ -114,7 +114,11 @@ def make_candidate(tmp_path: Path) -> MakeCandidate:
                     outputs={"onnx": _file(folder, folder / "golden/onnx/0.outputs.npz")},
                 ),
             ),
-            baseline=Baseline(samples=16, outputs={key: _spread(array) for key, array in outputs.items()})
+            baseline=Baseline(
+                samples=len(next(iter(inputs.values()))),
+                inputs={key: _spread(array) for key, array in inputs.items()},
+                outputs={key: _spread(array) for key, array in outputs.items()},
+            )
             if baseline
             else None,
         )

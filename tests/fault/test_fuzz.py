@@ -224,17 +224,17 @@ def test_a_node_counts_whatever_comes_and_goes_on(
             fates = ("hedgerow_frames_out_total", "hedgerow_frames_dropped_total", "hedgerow_frames_dead_total")
             return sum(node.metric(name) for name in fates)
 
-        def all_settled(sent: int) -> None:
-            until(lambda: settled() == sent, lambda: f"{settled()} of {sent}\n{node.log[-2000:]}", 120)
+        def wait_settled() -> None:
+            until(lambda: settled() == frames, lambda: f"{settled()} of {frames}\n{node.log[-2000:]}", 120)
 
-        all_settled(frames)
+        wait_settled()
         for _ in range(60):  # so many bad frames may have opened the stage's circuit: it closes again by itself
             if node.metric("hedgerow_results_total") > 0:
                 break
             time.sleep(1)
             sender.send(f"{node.topic}/last", b'{"n": 4}', [("id", "last")], "application/json")
             frames += 1
-            all_settled(frames)
+            wait_settled()
         assert node.metric("hedgerow_frames_received_total") == frames
         assert node.metric("hedgerow_outbox_entries") == node.metric("hedgerow_results_total") > 0
         assert 0 < node.metric("hedgerow_outbox_bad_acks") <= acks

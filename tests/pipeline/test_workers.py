@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import orjson
 import pytest
 
 from hedgerow.bus.message import Message
-from hedgerow.config import NodeConfig
+from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import ConfigError, HedgerowError
+from hedgerow.models.conduct import Conduct
 from hedgerow.models.pool import ModelPool
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import Completed, LocalPlan, Plan
-from hedgerow.pipeline.workers import WorkerPlan
+from hedgerow.pipeline.workers import WorkerPlan, _sum
 
 STAGES = '''
 import os
@@ -147,6 +149,7 @@ def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are
 ) -> None:
     """The frame gets a second try, alone; the worker is started anew each time and reported."""
     before = outcome(plan.run(deliveries("x"), 0))[0]["pid"]
+    plan.watch("model")
 
     words = outcome(plan.run(deliveries("x", "crash", "y"), 0))
 
@@ -154,6 +157,13 @@ def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are
     assert words[0]["pid"] != before
     assert [kind for kind, _ in events] == ["worker-crashed", "worker-crashed"]
     assert events[0][1]["code"] == 11
+    assert plan.conduct() == Conduct(frames=1, failures=1, crashes=2), "what is held against a version on trial"
+    plan.watch(None)
+    assert plan.conduct() == Conduct()
+
+    plan.retired, given = True, deliveries("x", "crash", "y")
+    completed = plan.run(given, 0)
+    assert (completed.settlements, completed.left) == ([], given), "a plan that took its place may do better"
 
 
 def test_a_forgotten_stream_begins_anew(plan: WorkerPlan) -> None:
@@ -197,3 +207,16 @@ def test_a_worker_gets_the_configuration_the_node_has_and_no_secrets(
     assert body["result"]["most"] == "inf"
     assert body["node"] == str(made.node.address)
     assert [name for name in body["result"]["environment"] if name.startswith("HEDGEROW_")] == []
+
+
+def test_what_workers_see_of_a_model_is_told_as_one(onnx_file: Callable[..., Path]) -> None:
+    pool = ModelPool(cores=1)
+    path = onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
+    info = pool.acquire("door", ModelConfig(path=str(path)), Path()).info()
+    pool.close()
+    one = replace(info, looked_at=10, not_finite=1, drift=0.4)
+
+    both = _sum(one, replace(info, looked_at=5, drift=0.1, input_drift=0.2))
+
+    assert (both.looked_at, both.not_finite, both.drift, both.input_drift) == (15, 1, 0.4, 0.2)
+    assert _sum(info, info).drift is None

@@ -21,7 +21,7 @@ from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealt
 Behaviour = Callable[[ModelRef], str]
 """What a version does to the node that takes it: `good`; what the node notices itself: `golden-failed`, `not-finite` and
 `memory-growth` (on probation), `crashes` (its process ends, and it does not try again); what only its health shows: `errors`,
-`slow`, `leaks`, `restarts`; or `silent`: nothing is heard of it any more."""
+`slow`, `leaks`, `drifts`, `restarts`; or `silent`: nothing is heard of it any more."""
 _ON_PROBATION = ("not-finite", "memory-growth")
 
 
@@ -159,7 +159,12 @@ class Responder:
         )  # fmt: skip
         models = {
             name: ModelHealth(
-                digest=one.file_digest, backend=one.backend, device=one.device, device_asked="CPU", frames=self._frames
+                digest=one.file_digest,
+                backend=one.backend,
+                device=one.device,
+                device_asked="CPU",
+                frames=self._frames,
+                drift=0.9 if "drifts" in how else 0.1,
             )
             for name, one in self.serving.items()
         }

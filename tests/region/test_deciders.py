@@ -178,7 +178,7 @@ ERROR = {"code": "golden-failed", "message": "numbers are off", "remedy": "Mend 
         (facts([sample(NOW - 20, 1), sample(NOW - 10, 2, memory_bytes=900 << 20)]), "memory-growth"),
         (facts([sample(NOW - 10, 1, state="failing", reasons="a stage hangs")]), "failing"),
         (facts([sample(NOW - 40 + 10 * n, 1, session=f"run-{n}") for n in range(4)]), "restarts"),
-        (facts([sample(NOW - 10, 1, drift=0.9)]), "drift"),
+        (facts([sample(NOW - 10, 1, models={"faces": Shown(FILE, 100, drift=0.9)})]), "drift"),
         (facts([sample(NOW - 20, 1), sample(NOW - 10, 2, dropped=90)]), "dropped"),
     ],
 )
@@ -213,6 +213,12 @@ def test_as_long_as_a_proof_is_missing_a_node_is_neither_good_nor_bad_and_late_a
 
     assert (waited_for.verdict, missing in waited_for.reason) == (Verdict.UNKNOWN, True), waited_for
     assert (overdue.verdict, overdue.code, overdue.state) == (Verdict.BAD, "timed-out", "timed-out")
+
+
+def test_a_model_is_not_judged_by_the_drift_of_another() -> None:
+    models = {"faces": Shown(FILE, 100, drift=0.4), "doors": Shown(digest("doors"), 100, drift=0.9)}
+
+    assert judged(facts([sample(NOW - 10, 1, models=models)]), max_drift=0.5).verdict is Verdict.GOOD
 
 
 def test_frames_that_only_health_counts_prove_it_too() -> None:

@@ -15,7 +15,7 @@ from .world import PLAN, SILENT_AFTER_S, World
 
 OLD, NEW = "1.0.0", "2.0.0"
 NAME = f"faces-{NEW}"
-BAD = ("refuses", "returns", "errors", "slow", "leaks", "restarts", "hangs", "dies")
+BAD = ("refuses", "returns", "errors", "slow", "leaks", "drifts", "restarts", "hangs", "dies")
 
 plans = st.fixed_dictionaries(
     {

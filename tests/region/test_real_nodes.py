@@ -7,7 +7,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ from hedgerow.node.node import Node
 from hedgerow.testing import Mosquitto
 from hedgerow.testing.repository import make_repository
 
-from .conftest import REGION, CollectorProcess, sender
+from .conftest import REGION, CollectorProcess, eventually, sender
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 TWICE_AGAIN = "(float[N,3] x) => (float[N,3] y) <float two = {2.0}> { y = Mul(x, two) }"
@@ -109,12 +109,14 @@ async def gateway(broker: Mosquitto, site: str, root: Path, folder: Path) -> Asy
 
 
 @contextlib.asynccontextmanager
-async def frames(broker: Mosquitto, values: tuple[float, ...] = (0.5, 0.0, 0.25)) -> AsyncIterator[None]:
-    """Frames for every site, all the while; each has a 0 in it."""
+async def frames(
+    broker: Mosquitto, values: Callable[[], Sequence[float]] = lambda: (0.5, 0.0, 0.25)
+) -> AsyncIterator[None]:
+    """Frames for every site, all the while; each has a 0 in it, unless `values` says otherwise."""
 
     async def send(client: Client) -> None:
-        payload = np.array(values, np.float32).tobytes()
         while True:
+            payload = np.array(values(), np.float32).tobytes()
             for site in SITES:
                 client.publish(f"{site}/camera", payload, qos=0)
             await asyncio.sleep(0.02)
@@ -177,6 +179,44 @@ async def known(collector: CollectorProcess, count: int) -> None:
             return
         await asyncio.sleep(0.1)
     raise AssertionError(said)
+
+
+@pytest.mark.slow
+async def test_a_version_that_gives_other_values_only_after_it_was_kept_is_stopped_by_its_drift(
+    collector: CollectorProcess,
+    mosquitto: Mosquitto,
+    make_candidate: Callable[..., Candidate],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its author's samples and its probation were fine; then the light changes, and it is wrong."""
+    monkeypatch.setattr("hedgerow.models.drift.WINDOW_S", 0.1)
+    monkeypatch.setattr("hedgerow.models.drift.LEAST_FRAMES", 10)
+    draw = np.random.default_rng(1)
+    samples = {"x": draw.random((200, 3), np.float32)}
+    versions = [make_candidate(TWICE, one, samples=samples, baseline=True) for one in ("1.0.0", "2.0.0")]
+    root = publish(tmp_path, versions)
+    collector.configure(models={"repository": str(tmp_path / "repository")})
+    collector.start()
+    light = 1.0
+
+    async with (
+        gateway(mosquitto, SITES[0], root, tmp_path) as node,
+        frames(mosquitto, lambda: list(light * draw.random(3))),
+    ):
+        await known(collector, 1)
+        assert (await roll_out(collector, "1.0.0"))[0] == 0
+        gate = {**GATE, "max_drift": 3.0}
+        watched = asyncio.create_task(roll_out(collector, "2.0.0", soak_s=60, gate=gate))
+        await eventually(lambda: node.health().models["door"].version == "2.0.0")
+        await eventually(lambda: node.swaps.serving()["door"].stage == "kept")
+        assert not watched.done()
+        light = 0.05
+        code, ended = await watched
+
+        assert (code, ended["phase"]) == (1, "failed"), ended
+        assert "drift of door is" in ended["because"]
+        assert running([node]) == ["1.0.0"]
 
 
 SLOW = """(float[N,3] x) => (float[N,3] y) <int64[2] size = {400,400}, float none = {0.0}>
@@ -252,7 +292,7 @@ async def test_every_kind_of_bad_version_comes_back_from_the_first_real_node(
             assert code == 0, ended
         for version, (_, why, limits) in bad.items():
             swap = {"probation_s": 10.0, "min_frames": 5, "max_slowdown": 1e6, **limits}
-            async with frames(mosquitto, (9.0, 9.0, 9.0) if why == "crashed" else (0.5, 0.0, 0.25)):
+            async with frames(mosquitto, lambda why=why: (9.0, 9.0, 9.0) if why == "crashed" else (0.5, 0.0, 0.25)):
                 code, ended = await roll_out(
                     collector, version, swap=swap, gate={"min_frames": 5, "max_slowdown": None}
                 )

@@ -276,6 +276,7 @@ def test_labels_are_set_from_the_region_and_reach_the_node(operator: Operator) -
     assert (set_.code, "ring=early" in set_.out) == (0, True)
     assert "early (set here)" in shown.out
     assert "node-labelled" in shown.out
+    assert "frames, drift 0.10" in shown.out
     assert told["labels_of_region"] == {"ring": "early"}
     assert told["labels"]["ring"] == "early"
 

@@ -79,7 +79,7 @@ class Node:
 
     Attributes:
         does: what a version does to it, by version: `good` unless said otherwise, `refuses` (golden inputs show it),
-            `returns` (it comes back by itself), `errors` (only health shows it), `slow`, `leaks`, `restarts`, `hangs` (it never
+            `returns` (it comes back by itself), `errors` (only health shows it), `slow`, `leaks`, `drifts`, `restarts`, `hangs` (it never
             ends with it), `dies` (nothing is heard any more).
         online: whether it has a link.
         seen: generations that came to it, in order.
@@ -175,8 +175,9 @@ class Node:
                 results=self._frames,
             )  # fmt: skip
             shown["faces"] = ModelHealth(
-                digest=file, backend="onnxruntime", device="CPU", device_asked="CPU", frames=self._frames
-            )
+                digest=file, backend="onnxruntime", device="CPU", device_asked="CPU", frames=self._frames,
+                drift=0.9 if does == "drifts" else 0.1,
+            )  # fmt: skip
         reported = wire.Reported(
             node=str(self.address), session=session, at=now, generation=self._generation, state=self._state,
             error=self._error, rolled_back=["faces"] if self._returned else [], models=models,

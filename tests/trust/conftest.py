@@ -234,6 +234,18 @@ class World:
             private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         )
 
+    def exchange_online_key(self) -> None:
+        """The root takes the online key away and trusts another one."""
+        before, self.online_key = self.online_key, CryptoSigner.generate_ed25519()
+        self.put_online_key(self.online_key)
+        ceremony.rotate(
+            self.repository,
+            ("snapshot", "timestamp"),
+            new=[self.online_key.public_key],
+            old=[before.public_key.keyid],
+            signers=self.root_keys[:2],
+        )
+
     def add_owner(self, name: str, key: Signer, *models: str) -> None:
         ceremony.add_owner(self.repository, name, models=models, keys=[key.public_key], signers=[self.targets_key])
 

@@ -348,15 +348,7 @@ def test_versions_driven_to_the_end_are_mended_by_another_online_key(world: Worl
     with pytest.raises(errors.RollbackAttack):
         world.node.refresh()
 
-    new = CryptoSigner.generate_ed25519()
-    world.put_online_key(new)
-    ceremony.rotate(
-        world.repository,
-        ("snapshot", "timestamp"),
-        new=[new.public_key],
-        old=[world.online_key.public_key.keyid],
-        signers=world.root_keys[:2],
-    )
+    world.exchange_online_key()
     ref = world.publish("1.1.0")
     assert world.node.refresh().root == 2
     assert world.node.manifest(ref, {})
@@ -376,15 +368,7 @@ def test_a_role_driven_to_the_end_is_mended_by_another_online_key_too(world: Wor
     with pytest.raises(errors.RollbackAttack):
         world.node.refresh()
 
-    new = CryptoSigner.generate_ed25519()
-    world.put_online_key(new)
-    ceremony.rotate(
-        world.repository,
-        ("snapshot", "timestamp"),
-        new=[new.public_key],
-        old=[world.online_key.public_key.keyid],
-        signers=world.root_keys[:2],
-    )
+    world.exchange_online_key()
     world.later()
     assert world.node.refresh().root == 2
     assert world.node.manifest(ref, {})

@@ -70,7 +70,7 @@ def demo(
     `hedgerow demo rollout` takes four versions of a model through three sites while sound flows: one that is better, one that
     errs on live frames only, one that somebody has tampered with. It ends by itself, after about two minutes.
     """
-    from hedgerow.cli.estate import silent
+    from hedgerow.cli.estate import end, silent
     from hedgerow.config import BrokerSection
     from hedgerow.testing import Mosquitto
 
@@ -103,7 +103,7 @@ def demo(
         try:
             report = asyncio.run(_run(broker, node, seconds, out, quiet=quiet))
         finally:
-            _stop_node(node)
+            end(node)
     if json:
         typer.echo(jsonlib.dumps(report))
     else:
@@ -165,16 +165,6 @@ def _start_node(out: Path, mosquitto: Mosquitto) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,  # Ctrl-C is ours to hand on, when the feeds have stopped
         )
-
-
-def _stop_node(node: subprocess.Popen[bytes]) -> None:
-    if node.poll() is None:
-        node.send_signal(signal.SIGTERM)
-    try:
-        node.wait(20)
-    except subprocess.TimeoutExpired:
-        node.kill()
-        node.wait()
 
 
 async def _run(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json as jsonlib
 import os
-import re
 import signal
 import time
 from collections import Counter
@@ -22,13 +21,12 @@ from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.request import urlopen
 
 import typer
 
 from hedgerow.cli.demo_models import BAD, BETTER, FIRST, MODEL, RECIPES, TAMPERED, Version, Workshop, lay_out
 from hedgerow.cli.demo_region import account_of, settled
-from hedgerow.cli.estate import Estate, Say, silent
+from hedgerow.cli.estate import Estate, Say, model_bytes, silent
 from hedgerow.errors import HedgerowError
 
 if TYPE_CHECKING:
@@ -174,10 +172,7 @@ class _Tale:
     def _wan_bytes(self) -> int:
         """Bytes of models that the region has sent to sites."""
         port = jsonlib.loads(self._estate.region_file.read_text("utf-8"))["metrics"]["port"]
-        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-        found = re.search(r'^hedgerow_region_blob_bytes(?:_total)?\{of="chunks"\} (\S+)$', text, re.MULTILINE)
-        return 0 if found is None else int(float(found[1]))
+        return model_bytes(port)
 
     def account(self, sent: dict[str, int]) -> dict[str, Any]:
         """All of it, in numbers.

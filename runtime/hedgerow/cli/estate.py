@@ -14,7 +14,6 @@ import io
 import os
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 from string import Template
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final
+from urllib.request import urlopen
 
 from hedgerow.errors import HedgerowError
 from hedgerow.topics import Address
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hedgerow.topology.model import Topology
 
 _START_S: Final = 240.0
+_END_S: Final = 20.0
 _LIFE: Final = timedelta(days=1)
 
 Say = Callable[[str], None]
@@ -255,7 +256,7 @@ class Estate:
                 start_new_session=True,
             )
         self._processes.append((name, process))
-        self._stack.callback(_end, process)
+        self._stack.callback(end, process)
         deadline = time.monotonic() + 30
         while until is not None and until not in path.read_text("utf-8", errors="replace"):
             self.check()
@@ -314,11 +315,19 @@ class Estate:
             return int(database.execute("SELECT count(*) FROM node").fetchone()[0])
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def model_bytes(metrics_port: int) -> int:
+    """Bytes of models that a region's service on this machine has sent to sites, as it says itself."""
+    with urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found = re.search(r'^hedgerow_region_blob_bytes(?:_total)?\{of="chunks"\} (\S+)$', text, re.MULTILINE)
+    return 0 if found is None else int(float(found[1]))
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end; kill it if it takes long. One that has ended already is no error."""
+    process.terminate()
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

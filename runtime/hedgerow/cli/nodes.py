@@ -74,7 +74,7 @@ def show(node: Node, store: StoreUrl = None, config: StoreConfig = None, json: J
     Examples:
       hedgerow node show shop-12/gateway
     """
-    from hedgerow.region.inventory import inventory
+    from hedgerow.region.inventory import inventory, newest_health
     from hedgerow.region.progress import audit
     from hedgerow.region.requests import find_node
     from hedgerow.topics import Address
@@ -83,7 +83,10 @@ def show(node: Node, store: StoreUrl = None, config: StoreConfig = None, json: J
     try:
         found = {Address(*one["node"].split("/")): one for one in inventory(database, time.time())}
         address = find_node(found, node)
-        said = found[address] | {"audit": audit(database, newest=10, node=str(address))}
+        said = found[address] | {
+            "health": newest_health(database, address),
+            "audit": audit(database, newest=10, node=str(address)),
+        }
     finally:
         database.close()
     if json:
@@ -96,7 +99,8 @@ def show(node: Node, store: StoreUrl = None, config: StoreConfig = None, json: J
         ref = one.get("model")
         what = short(ref) if ref else f"a file of its own ({_digest(one['file_digest'])})"
         runs = f"{what}, file {_digest(one['file_digest'])}, {one['backend']} on {one['device']}, {one.get('stage', 'kept')}"
-        rows.append((f"model {name}", f"{runs}, {one.get('results', 0):,} frames"))
+        seen = _seen(said["health"].get("models", {}).get(name, {}))
+        rows.append((f"model {name}", f"{runs}, {one.get('results', 0):,} frames{seen}"))
     for name, ref in said["desired_models"].items():
         pin = said["pins"].get(name)
         rows.append((f"wanted {name}", short(ref) + (f", pinned by {pin['who']}: {pin['why']}" if pin else "")))
@@ -262,6 +266,17 @@ def _models(node: dict[str, Any]) -> str:
         f"{name} → {ref['version']}" for name, ref in node["desired_models"].items() if name not in node["models"]
     ]
     return ", ".join(parts)
+
+
+def _seen(health: dict[str, Any]) -> str:
+    """What a model's health says of the values that it takes and gives."""
+    parts = []
+    if (drift := health.get("drift")) is not None:
+        came = health.get("input_drift")
+        parts.append(f"drift {drift:.2f}" + (f" (of what comes in: {came:.2f})" if came is not None else ""))
+    if not_finite := health.get("not_finite"):
+        parts.append(f"NaN or infinity in {not_finite:,} of {health.get('looked_at', 0):,}")
+    return "".join(f", {part}" for part in parts)
 
 
 def _digest(digest: str) -> str:

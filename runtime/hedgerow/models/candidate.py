@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hedgerow.config import ModelConfig
 from hedgerow.errors import DeviceMissing, ModelError
@@ -47,6 +48,23 @@ class Candidate:
     def path(self) -> Path:
         """The file that a backend opens."""
         return self.folder / self.variant.files[0].path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for another process of this node."""
+        return {
+            "name": self.name,
+            "ref": self.ref.model_dump(),
+            "manifest": self.manifest.model_dump_json(by_alias=True),
+            "variant": self.variant.name,
+            "folder": str(self.folder.absolute()),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Candidate:
+        """What `as_dict` was called on."""
+        manifest = Manifest.model_validate_json(fields["manifest"])
+        variant = manifest.variant(fields["variant"])
+        return cls(fields["name"], ModelRef.model_validate(fields["ref"]), manifest, variant, Path(fields["folder"]))
 
     def config(self, local: ModelConfig) -> ModelConfig:
         """How to run it: as the manifest says, but for what the node's file says otherwise.

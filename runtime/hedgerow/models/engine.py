@@ -24,6 +24,7 @@ from hedgerow.frame import Array
 from hedgerow.models import batching
 from hedgerow.models.candidate import Candidate, DamagedModel
 from hedgerow.models.combine import Combiner, Ticket
+from hedgerow.models.drift import Lookout, Seen
 from hedgerow.models.fit import Fit
 from hedgerow.models.load import Loaded, load
 from hedgerow.models.metadata import metadata_of
@@ -63,6 +64,7 @@ class SlotInfo:
         failures: requests that failed.
         batches: how many runs had how many rows.
         busy_s: seconds spent in the backend, all streams together.
+        looked_at, not_finite, drift, input_drift: what was seen of its live frames of late; see `drift.Seen`.
     """
 
     name: str
@@ -90,6 +92,10 @@ class SlotInfo:
     failures: int
     batches: Mapping[int, int]
     busy_s: float
+    looked_at: int = 0
+    not_finite: int = 0
+    drift: float | None = None
+    input_drift: float | None = None
 
 
 class Observer(Protocol):
@@ -145,7 +151,9 @@ class Engine:
         self.state_token = object()
         self.lists = 0
         self.since = time.time()
-        self.observers: tuple[Observer, ...] = ()
+        baseline = candidate.manifest.baseline if candidate is not None else None
+        self._lookout = Lookout(baseline, fit) if baseline is not None else None
+        self.observers: tuple[Observer, ...] = () if self._lookout is None else (self._lookout,)
         self._fit = fit
         self._loaded = loaded
         self._session = session
@@ -213,10 +221,13 @@ class Engine:
             self._recent_s.clear()
             self._batches.clear()
             self._busy_s, self._failures = 0.0, 0
+        if self._lookout is not None:
+            self._lookout.forget()
 
     def info(self) -> SlotInfo:
         """What it is and what it has done so far."""
         session, loaded, candidate = self._session, self._loaded, self.candidate
+        seen = self._lookout.seen() if self._lookout is not None else Seen()
         with self._lock:
             batches, busy_s, failures = dict(sorted(self._batches.items())), self._busy_s, self._failures
         return SlotInfo(
@@ -245,6 +256,10 @@ class Engine:
             failures=failures,
             batches=batches,
             busy_s=busy_s,
+            looked_at=seen.looked_at,
+            not_finite=seen.not_finite,
+            drift=seen.drift,
+            input_drift=seen.input_drift,
         )
 
     def close(self) -> None:

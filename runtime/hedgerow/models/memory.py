@@ -1,7 +1,8 @@
-"""Memory this process may still take: what the machine has available, its control groups and its own limits allow."""
+"""Memory this process takes, and may still take: what the machine has available, its groups and its own limits allow."""
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,15 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     """
     there = [*_available(root), *_groups(root), *_limits(root)]
     return max(0, min(there)) if there else None
+
+
+def resident_bytes() -> int:
+    """Memory this process has in RAM; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _available(root: Path) -> Iterator[int]:

@@ -28,6 +28,8 @@ class ModelAwaited(ModelError):
             f"Model {name} is {path}, and no version of it has come from the region yet",
             remedy="Start a rollout of it to this node; the pipeline starts by itself then. `reported` says how far it is.",
         )
+        self.model = name
+        self.path = path
 
 
 class _Place:

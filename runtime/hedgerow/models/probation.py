@@ -24,6 +24,9 @@ PATIENCE: Final = 10
 _LEAST_BATCHES: Final = 16
 """Batches of one size that say how long it takes."""
 
+_CRASHES: Final = 2
+"""Crashes of workers that are no accident: a list that brings a worker down is run again, and does so once more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measures:
@@ -35,9 +38,11 @@ class Measures:
         failures: frames it failed on.
         failures_before: share of its frames that the version before failed on.
         not_finite: frames whose outputs hold NaN or infinity where the author's samples had none.
+        crashes: times that workers which run it ended.
+        crashes_before: times that those of the version before did, since they were watched.
         slowdown: times the old one's time a frame; None: too little is known of one of them.
         shift: by output, how far its distribution is from the baseline, above what the old one and chance explain.
-        growth_bytes: memory that the node has gained meanwhile.
+        growth_bytes: memory that the node has gained meanwhile, its workers among it.
         compared: outputs of a shadow that were compared.
         disagreed: those of them that differed by more than the tolerance.
     """
@@ -47,6 +52,8 @@ class Measures:
     failures: int = 0
     failures_before: float = 0.0
     not_finite: int = 0
+    crashes: int = 0
+    crashes_before: int = 0
     slowdown: float | None = None
     shift: Mapping[str, float] = field(default_factory=dict)
     growth_bytes: int = 0
@@ -101,6 +108,8 @@ def judge(policy: SwapPolicy, measures: Measures, period_s: float | None = None)
 def _broken(policy: SwapPolicy, measures: Measures) -> Verdict | None:
     frames = max(measures.frames, policy.min_frames, 1)
     most = policy.max_error_share * frames
+    if measures.crashes >= _CRASHES and not measures.crashes_before:
+        return Verdict("take-back", "crashed", f"workers that run it crashed {measures.crashes} times, and not before")
     if measures.not_finite > most:
         return Verdict(
             "take-back",

@@ -17,6 +17,19 @@ _SIZES: Final = (1, 2, 3, 4)
 _MOST_SIZES: Final = 12
 
 
+def rehearse(engine: Engine, sizes: Iterable[int] = ()) -> None:
+    """Have it ready for live frames; what it did until then is forgotten.
+
+    Args:
+        sizes: as `warm_up` takes them.
+    Raises: ModelError: a golden input of its bundle cannot be read.
+    """
+    if engine.candidate is not None:
+        prove_batches(engine, engine.candidate.folder, engine.candidate.manifest)
+    warm_up(engine, sizes)
+    engine.forget()
+
+
 def warm_up(engine: Engine, sizes: Iterable[int] = _SIZES) -> None:
     """Run batches of noise through it. Noise that a model refuses does no harm.
 

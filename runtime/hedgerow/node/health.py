@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hedgerow.models.memory import resident_bytes
 from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
 
 if TYPE_CHECKING:
@@ -21,6 +20,10 @@ if TYPE_CHECKING:
 
 STUCK_AFTER_S = 30.0
 """A list of frames that has been in a chain for longer makes the node unhealthy: a stage hangs."""
+
+
+_ENOUGH = 10
+"""Frames of a model after which most of them being NaN is no chance."""
 
 
 @dataclass(slots=True)
@@ -92,6 +95,9 @@ class HealthReporter:
         models = {}
         for info in serving(runners.values()).values():
             models[info.name] = ModelHealth.model_validate(info, from_attributes=True)
+            if info.not_finite:
+                reasons.append(_not_finite(info))
+                failing |= info.looked_at >= _ENOUGH and info.not_finite > info.looked_at / 2
             if info.degraded:
                 reasons.append(f"model {info.name}: {info.degraded}")
         return Health(
@@ -194,6 +200,15 @@ def unready(
     return reasons
 
 
+def _not_finite(info: SlotInfo) -> str:
+    """What there is to say if some of a model's outputs are no numbers."""
+    what = info.name if info.version is None else f"{info.name} {info.version}"
+    return (
+        f"model {what}: {info.not_finite} of the last {info.looked_at} frames looked at gave NaN or infinity: see what comes "
+        "in with `hedgerow explain --last`, and if that is sound, roll out the version before"
+    )
+
+
 def _refusals(name: str, runner: PipelineRunner) -> list[str]:
     return [f"pipeline {name}: the broker refuses {pattern}: {reason}" for pattern, reason in runner.refused.items()]
 
@@ -221,12 +236,15 @@ def gauges(runners: dict[str, PipelineRunner], control: Client) -> Iterator[tupl
         yield "hedgerow_model_frames", "Frames a model has seen.", labels, info.frames
         yield "hedgerow_model_inferences", "Inferences a model has run.", labels, info.inferences
         yield "hedgerow_model_degraded", "Whether it runs on another device than asked.", labels, bool(info.degraded)
-
-
-def resident_bytes() -> int:
-    """Memory this process has in RAM; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        if info.looked_at:
+            share = info.not_finite / info.looked_at
+            yield (
+                "hedgerow_model_not_finite_share",
+                "Frames looked at of late that gave NaN or infinity.",
+                labels,
+                share,
+            )
+        if info.drift is not None:
+            yield "hedgerow_model_drift", "How far its outputs are from its author's samples.", labels, info.drift
+        if info.input_drift is not None:
+            yield "hedgerow_model_input_drift", "How far what comes in is from them.", labels, info.input_drift

@@ -7,14 +7,17 @@ config ──▶ plans (stages set up, models loaded) ──▶ runners (links o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 
-from hedgerow.config import NodeConfig
+from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError, internal
+from hedgerow.models.conduct import Conduct
 from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import ModelAwaited, ModelPool
 from hedgerow.node.announce import Announcer
@@ -62,6 +65,8 @@ class Pipelines:
         self._pool = ModelPool(cores=cores, state_dir=config.node.state_dir)
         self._pool.on_assigned = self._assigned
         self._late: set[asyncio.Task[None]] = set()
+        self._watched: str | None = None
+        self._before: dict[str, Conduct] = {}
         state_dir = base_dir / config.node.state_dir
         self.swaps = Swaps(self._pool, state_dir, announcer.event, self, config.fleet.max_crashes)
         self._reloading = asyncio.Lock()
@@ -106,25 +111,86 @@ class Pipelines:
             task.cancel()
         self._pool.close()
 
+    # Pipelines with workers, as the swaps of models see them
+
     def infos(self) -> list[SlotInfo]:
         """The models of pipelines with workers."""
-        return [info for runner in self.runners.values() if runner.plan.config.workers for info in runner.plan.models()]
+        return [info for _, plan in self._with_workers() for info in plan.models()]
 
-    async def go_over(self, name: str) -> None:
-        """Let pipelines with workers that use a model go over to the version it is assigned: to new workers that have it.
+    def said_of(self, name: str) -> ModelConfig | None:
+        """See `Elsewhere.said_of`."""
+        return self.config.models[name] if any(self._with_workers(name)) else None
 
-        Raises: HedgerowError: one cannot; those go on as they were.
-        """
+    def processes(self, name: str) -> int:
+        """See `Elsewhere.processes`."""
+        return sum(plan.lanes for _, plan in self._with_workers(name))
+
+    def watch(self, name: str | None) -> None:
+        """See `Elsewhere.watch`."""
+        self._watched = name
+        self._before.clear()
+        for _, plan in self._with_workers():
+            plan.watch(None)
+        for _, plan in self._with_workers(name):
+            plan.watch(name)
+
+    def conducts(self) -> list[tuple[Conduct, Conduct]]:
+        """See `Elsewhere.conducts`."""
+        pairs = []
+        for pipeline, plan in self._with_workers(self._watched):
+            if (before := self._before.get(pipeline)) is not None:
+                plan.watch(self._watched)  # a reload may have made it anew
+                pairs.append((before, plan.conduct()))
+        return pairs
+
+    async def go_over(self, name: str) -> int:
+        """See `Elsewhere.go_over`. They go over to new workers, which are started aside."""
         async with self._reloading:
-            for pipeline, runner in list(self.runners.items()):
-                if not runner.plan.config.workers or name not in {info.name for info in runner.plan.models()}:
-                    continue
-                plan = await asyncio.to_thread(self._plan, self.config, pipeline)
+            wanted = self._pool.assigned().get(name)
+            others = {
+                pipeline: plan for pipeline, plan in self._with_workers(name) if plan.versions.get(name) != wanted
+            }
+            fresh: dict[str, WorkerPlan] = {}
+            try:
+                for pipeline, plan in others.items():
+                    if not self.closing:
+                        fresh[pipeline] = await self._workers_anew(pipeline, name, plan.conduct())
                 async with self._committing:
-                    if self.closing or self.runners.get(pipeline) is not runner:
-                        plan.retire()
-                        continue
-                    await self._replace(pipeline, plan)
+                    if self.closing:
+                        return 0
+                    for pipeline in list(fresh):
+                        plan = fresh.pop(pipeline)
+                        self._before[pipeline] = others[pipeline].conduct()
+                        plan.watch(self._watched)
+                        await self._replace(pipeline, plan)
+            finally:
+                for plan in fresh.values():
+                    plan.retire()
+            return len(others)
+
+    async def _workers_anew(self, pipeline: str, name: str, conduct: Conduct) -> WorkerPlan:
+        """Workers that run what is assigned, started in a thread; being cancelled leaves none behind.
+
+        Args:
+            name: the model that has another version.
+            conduct: of the version before: batches of these sizes are tried out first.
+        """
+        start = partial(self._worker_plan, self.config, pipeline, {name: conduct.recent_s.keys()})
+        starting = asyncio.ensure_future(asyncio.to_thread(start))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_retire)
+            raise
+
+    def _with_workers(self, model: str | None = None) -> Iterator[tuple[str, WorkerPlan]]:
+        """Pipelines with workers that run, by name; those that use a model, if one is named."""
+        for pipeline, runner in self.runners.items():
+            plan = runner.plan
+            if isinstance(plan, WorkerPlan) and (model is None or model in {info.name for info in plan.models()}):
+                yield pipeline, plan
+
+    # Coming and going
 
     def _assigned(self, name: str) -> None:
         """(any thread) A model has got a version: let pipelines that wait for it start."""
@@ -245,10 +311,16 @@ class Pipelines:
         return plans
 
     def _plan(self, config: NodeConfig, name: str) -> Plan:
-        events = self._announcer.events_of(name)
         if config.pipelines[name].workers:
-            return WorkerPlan(config, name, self._base_dir, self._cores, events)
+            return self._worker_plan(config, name)
+        events = self._announcer.events_of(name)
         return LocalPlan(config, name, self._base_dir, self._pool, self._cores, events)
+
+    def _worker_plan(
+        self, config: NodeConfig, name: str, rehearsed: Mapping[str, Iterable[int]] = MappingProxyType({})
+    ) -> WorkerPlan:
+        events, versions = self._announcer.events_of(name), self._pool.assigned()
+        return WorkerPlan(config, name, self._base_dir, self._cores, events, versions, rehearsed)
 
     async def _start(self, plan: Plan, tally: Tally | None = None, *, paused: bool = False) -> None:
         client_id = f"hedgerow/{self._announcer.address}/{plan.name}"
@@ -282,3 +354,9 @@ class Pipelines:
         detail = {"code": error.code, "error": str(error), "remedy": error.remedy}
         log.error("pipeline-failed", pipeline=name, **detail)
         self._announcer.event("pipeline-failed", detail, name)
+
+
+def _retire(starting: asyncio.Future[WorkerPlan]) -> None:
+    """Nobody waits for these workers any more."""
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().retire()

@@ -7,13 +7,15 @@ Rules:
 - One at a time. Whatever happens, also when it is cancelled, one verified version serves afterwards.
 - The version before stays loaded until the new one is kept.
 - What may bring the process down is noted on disk before it is done (`models/trials.py`).
+- Pipelines with workers go over at the switch, to other workers, and are watched on probation there. They have no shadow
+  and no split.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,8 +24,10 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 import structlog
 
+from hedgerow.config import ModelConfig
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.models.candidate import Candidate
+from hedgerow.models.conduct import Conduct
 from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import BUNDLE, ModelPool
 from hedgerow.models.trials import Trials
@@ -69,12 +73,51 @@ class Elsewhere(Protocol):
         """Their models."""
         ...
 
-    async def go_over(self, name: str) -> None:
-        """Let those that use a model go over to the version it is assigned.
+    def said_of(self, name: str) -> ModelConfig | None:
+        """What the node's file says of a model that some of them use; None: none does."""
+        ...
 
-        Raises: HedgerowError: they cannot; they go on as they were.
+    def processes(self, name: str) -> int:
+        """How many processes have a model loaded."""
+        ...
+
+    def watch(self, name: str | None) -> None:
+        """Watch what a model does there from now on, until another is watched, or none."""
+        ...
+
+    def conducts(self) -> list[tuple[Conduct, Conduct]]:
+        """For each pipeline that has gone over since: how the version before behaved, and how the present one does."""
+        ...
+
+    async def go_over(self, name: str) -> int:
+        """Let those that use a model go over to the version it is assigned, if they do not run that already.
+
+        Returns: how many have gone over.
+        Raises: HedgerowError: one cannot; all go on as they were.
         """
         ...
+
+
+class _Nowhere:
+    """There are no such pipelines."""
+
+    def infos(self) -> list[SlotInfo]:
+        return []
+
+    def said_of(self, name: str) -> ModelConfig | None:
+        return None
+
+    def processes(self, name: str) -> int:
+        return 0
+
+    def watch(self, name: str | None) -> None:
+        pass
+
+    def conducts(self) -> list[tuple[Conduct, Conduct]]:
+        return []
+
+    async def go_over(self, name: str) -> int:
+        return 0
 
 
 class Swaps:
@@ -98,7 +141,7 @@ class Swaps:
     ) -> None:
         self._pool = pool
         self._on_event = on_event
-        self._elsewhere = elsewhere
+        self._elsewhere = elsewhere or _Nowhere()
         self._trials = Trials(state_dir / "trials", max_crashes)
         self._turn = asyncio.Lock()
         self._stages: dict[str, Literal["split", "probation"]] = {}
@@ -121,15 +164,17 @@ class Swaps:
         async with self._turn:
             if name not in self._pool.assigned():
                 return SwapOutcome(kept=True)
-            slots = self._pool.slots(name)
-            if any(slot.config.path.startswith(BUNDLE) for slot in slots):
+            said = [slot.config for slot in self._pool.slots(name)]
+            if (abroad := self._elsewhere.said_of(name)) is not None:
+                said.append(abroad)
+            if any(config.path.startswith(BUNDLE) for config in said):
                 return SwapOutcome(
                     False,
                     "no-own-file",
                     f"Model {name} has no file of this node's own; what served goes on",
                     "Give it a `path:` to a file in the node's configuration, or let the region name a version.",
                 )
-            if not slots:
+            if not said:
                 self._pool.assign(name, None)
                 return SwapOutcome(kept=True)
             return await self._go_over(name, None, policy, on_step)
@@ -140,9 +185,7 @@ class Swaps:
 
     def serving(self) -> dict[str, ReportedModel]:
         """What serves, by the model's name in the configuration; it is what results say, not what was asked for."""
-        infos = [slot.info() for slot in self._pool.slots()]
-        if self._elsewhere is not None:
-            infos += self._elsewhere.infos()
+        infos = [*(slot.info() for slot in self._pool.slots()), *self._elsewhere.infos()]
         return {info.name: self._reported(info) for info in infos}
 
     def previous(self, name: str) -> Candidate | None:
@@ -185,7 +228,7 @@ class Swaps:
         self, name: str, candidate: Candidate | None, policy: SwapPolicy, on_step: OnStep
     ) -> SwapOutcome:
         what = str(candidate.ref) if candidate is not None else f"the file of {name}"
-        trial = SlotTrial(self._pool, name, candidate, policy)
+        trial = SlotTrial(self._pool, name, candidate, policy, self._elsewhere.said_of(name))
         try:
             await self._take(trial, policy, on_step)
         except Refused as refusal:
@@ -199,6 +242,7 @@ class Swaps:
             raise
         finally:
             self._stages.pop(name, None)
+            self._elsewhere.watch(None)
             if candidate is not None:
                 await _whole(partial(self._trials.leave, candidate, passed=trial.kept))
         self._on_event("model-kept", {"model": name, "version": what, "measures": trial.measures})
@@ -212,7 +256,8 @@ class Swaps:
         candidate, name = trial.candidate, trial.name
         if candidate is not None and (held := self._trials.why_not(candidate.ref.digest)) is not None:
             raise Refused("quarantined", f"It is in quarantine: {held.reason}", "Build it anew, or release it.")
-        trial.check_memory()
+        trial.check_memory(self._elsewhere.processes(name))
+        self._elsewhere.watch(name)
         await self._enter(candidate, "load")
         on_step("load", None)
         await _whole(trial.load)
@@ -230,8 +275,8 @@ class Swaps:
         before = self._pool.assigned().get(name)
         trial.switch()
         self._stages[name] = "probation"
-        if self._elsewhere is not None:
-            await self._elsewhere.go_over(name)
+        if await self._elsewhere.go_over(name):
+            trial.served = True
         if trial.served:
             await self._watch(trial, "probation", policy.probation_s, on_step)
         self._previous[name] = before
@@ -246,7 +291,7 @@ class Swaps:
         while True:
             elapsed_s = time.monotonic() - began
             on_step(step, min(1.0, elapsed_s / period_s) if period_s else 1.0)
-            verdict = await asyncio.to_thread(trial.judge, step, elapsed_s, period_s)
+            verdict = await asyncio.to_thread(trial.judge, step, elapsed_s, period_s, self._elsewhere.conducts())
             if verdict.act == "keep":
                 return
             if verdict.act == "take-back":
@@ -259,18 +304,20 @@ class Swaps:
 
     async def _undo(self, trial: SlotTrial) -> None:
         """Let the version before serve, and free the new one."""
-        elsewhere = trial.served and self._elsewhere is not None
         try:
-            await _whole(trial.undo)
+            await self._restore(trial.name, asyncio.to_thread(trial.undo))
+        finally:
+            if await self._restore(trial.name, self._elsewhere.go_over(trial.name)):
+                trial.served = True
+
+    async def _restore(self, name: str, work: Awaitable[T]) -> T | None:
+        try:
+            return await _to_the_end(work)
         except HedgerowError as error:
-            detail = {"model": trial.name, "version": "the one before", "error": str(error)}
+            detail = {"model": name, "version": "the one before", "error": str(error)}
             log.error("model-not-restored", **detail, remedy=error.remedy)
             self._on_event("model-not-restored", detail)
-        if elsewhere and self._elsewhere is not None:
-            try:
-                await self._elsewhere.go_over(trial.name)
-            except HedgerowError as error:
-                log.error("swap-back-failed", model=trial.name, error=str(error), remedy=error.remedy)
+            return None
 
     def _refused(self, name: str, what: str, trial: SlotTrial, refusal: Refused) -> SwapOutcome:
         kind = "model-rolled-back" if trial.served else "model-refused"
@@ -283,8 +330,13 @@ class Swaps:
 
 
 async def _whole(work: Callable[[], T]) -> T:
-    """Do something in a thread, to its end: native code cannot be stopped half-way, so cancelling waits for it."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+    """Do something in a thread, to its end: native code cannot be stopped half-way."""
+    return await _to_the_end(asyncio.to_thread(work))
+
+
+async def _to_the_end(work: Awaitable[T]) -> T:
+    """Wait until something is done; being cancelled waits for it too."""
+    task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,16 +13,16 @@ from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError, ModelError
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.compatible import IncompatibleVersion, misfits
+from hedgerow.models.conduct import Conduct, measure
 from hedgerow.models.engine import Engine
 from hedgerow.models.golden import check_golden
-from hedgerow.models.memory import free_bytes
+from hedgerow.models.memory import free_bytes, resident_bytes
 from hedgerow.models.pool import BUNDLE, ModelPool
-from hedgerow.models.probation import Measures, Verdict, judge, slowdown
+from hedgerow.models.probation import Measures, Verdict, judge
 from hedgerow.models.shadow import Shadow
 from hedgerow.models.slot import Slot
-from hedgerow.models.warm import prove_batches, warm_up
+from hedgerow.models.warm import rehearse
 from hedgerow.models.watch import Watch
-from hedgerow.node.health import resident_bytes
 from hedgerow.wire.fleet import SwapPolicy
 
 _HEAD_ROOM: Final = 1.1
@@ -60,13 +61,21 @@ class SlotTrial:
         name: the model's in the configuration.
         candidate: the version; None: the file that the configuration names.
         policy: how to go over.
+        abroad: what the node's file says of the model, if workers have it.
     Attributes:
-        served: whether it has ever served.
+        served: whether it has ever served, here or in workers.
         kept: whether it is there to stay.
         measures: what has been measured of it.
     """
 
-    def __init__(self, pool: ModelPool, name: str, candidate: Candidate | None, policy: SwapPolicy) -> None:
+    def __init__(
+        self,
+        pool: ModelPool,
+        name: str,
+        candidate: Candidate | None,
+        policy: SwapPolicy,
+        abroad: ModelConfig | None = None,
+    ) -> None:
         self.name = name
         self.candidate = candidate
         self.served = False
@@ -74,6 +83,7 @@ class SlotTrial:
         self.measures: dict[str, Any] = {}
         self._pool = pool
         self._policy = policy
+        self._abroad = abroad
         self._places = [_Place(slot, slot.serving) for slot in pool.slots(name)]
         self._before = pool.assigned().get(name)
         self._alone: Engine | None = None
@@ -82,20 +92,26 @@ class SlotTrial:
         self._switched = False
         self._resident = 0
 
-    def check_memory(self) -> None:
+    def check_memory(self, workers: int = 0) -> None:
         """See whether old and new fit into memory together; if not, there is a gap or a refusal.
 
+        Args:
+            workers: processes that load it as well.
         Raises: Refused: they do not, and the policy is to refuse it then.
         """
         if self.candidate is None:
             return
-        need, free = int(self.candidate.variant.needs.memory_bytes * _HEAD_ROOM), free_bytes()
+        copies = max(1, bool(self._places) + workers)
+        need, free = int(self.candidate.variant.needs.memory_bytes * _HEAD_ROOM) * copies, free_bytes()
         if free is None or need <= free:
             return
         short = f"{self.candidate.ref} needs {need:,} bytes beside the version that serves, and {free:,} are free"
         if self._policy.memory == "refuse" or not any(place.old for place in self._places):
             remedy = "Free memory, choose a smaller variant, or set `memory: brief-gap` in the swap policy."
             raise Refused("no-memory", short, remedy)
+        if workers:
+            why = f"a gap would not do, since {workers} workers load it too, beside those that have the version before"
+            raise Refused("no-memory", f"{short}; {why}", "Free memory, or have fewer workers.")
         if any(place.slot.never_waits for place in self._places):
             why = "a gap cannot be, since a pipeline with `lanes: 0` uses it, whose event loop would wait for itself"
             raise Refused("no-memory", f"{short}; {why}", "Free memory, or give that pipeline a lane.")
@@ -125,7 +141,8 @@ class SlotTrial:
                     raise IncompatibleVersion(self.name, str(place.new), why)
                 place.new.carry_on_state(place.old)
         if not self._places and self.candidate is not None:  # nobody uses it now; whether it works is seen all the same
-            config = ModelConfig(path=f"{BUNDLE}{self.candidate.ref.name}")
+            config = self._abroad or ModelConfig(path=f"{BUNDLE}{self.candidate.ref.name}")
+            self._check_bundle(config)
             self._alone = self._pool.open(self.name, config, Path(), self.candidate)
 
     def try_golden(self) -> None:
@@ -153,9 +170,8 @@ class SlotTrial:
                         f"On this device it does not give what it should: {outcome.detail}",
                         "Build a variant for this device, or widen its tolerance if the difference does no harm.",
                     )
-                prove_batches(engine, self.candidate.folder, self.candidate.manifest)
-            warm_up(engine, sizes)
-            engine.forget()
+            rehearse(engine, sizes)
+        self._close_alone()
 
     def begin_shadow(self) -> bool:
         """Let it run on live frames unheard. Returns: whether anything serves that it could run beside."""
@@ -191,9 +207,15 @@ class SlotTrial:
         self._end_gap()
         self._pool.assign(self.name, self.candidate)
 
-    def judge(self, step: str, elapsed_s: float, period_s: float) -> Verdict:
-        """Decide on it."""
-        measured = self._measure(step, elapsed_s)
+    def judge(
+        self, step: str, elapsed_s: float, period_s: float, abroad: Iterable[tuple[Conduct, Conduct]] = ()
+    ) -> Verdict:
+        """Decide on it.
+
+        Args:
+            abroad: for all workers of each pipeline, how the version before behaved there, and how this one does.
+        """
+        measured = self._measure(elapsed_s, abroad)
         self.measures = {**self.measures, **measured.as_dict(), "step": step}
         return judge(self._policy, measured, period_s)
 
@@ -207,8 +229,6 @@ class SlotTrial:
                     place.slot.retire(place.old, _DRAIN_S)
             if place.slot.closed and place.new is not None:
                 place.new.close()
-        if self._alone is not None:
-            self._alone.close()
 
     def undo(self) -> None:
         """Let the version before serve again, and free this one.
@@ -237,8 +257,7 @@ class SlotTrial:
             self._end_watches(place)
             if place.new is not None:
                 place.slot.retire(place.new, _DRAIN_S)
-        if self._alone is not None:
-            self._alone.close()
+        self._close_alone()
         self._end_gap()
         if failure is not None:
             raise failure
@@ -285,6 +304,11 @@ class SlotTrial:
             if watch is not None:
                 watch.end()
 
+    def _close_alone(self) -> None:
+        if self._alone is not None:
+            self._alone.close()
+            self._alone = None
+
     def _new(self) -> list[Engine]:
         engines = [place.new for place in self._places if place.new is not None]
         return engines if self._alone is None else [*engines, self._alone]
@@ -298,43 +322,21 @@ class SlotTrial:
                 f"Name a version of {wanted}, or mend the node's `path:`.",
             )
 
-    def _measure(self, step: str, elapsed_s: float) -> Measures:
-        frames = failures = not_finite = compared = disagreed = 0
-        failed_before = seen_before = 0
-        slow: float | None = None
-        moved: dict[str, float] = {}
+    def _measure(self, elapsed_s: float, abroad: Iterable[tuple[Conduct, Conduct]]) -> Measures:
+        conducts = list(abroad)
+        compared = disagreed = 0
         for place in self._places:
-            watch = place.shadow.watch if place.shadow is not None else place.watch
-            if watch is None or place.new is None:
+            shadow = place.shadow
+            watch = shadow.watch if shadow is not None else place.watch
+            if watch is None:
                 continue
-            frames += watch.frames
-            failures += watch.failures
-            not_finite += watch.not_finite
-            old_shift: dict[str, float] = {}
-            if place.before is not None and place.old is not None:
-                failed_before += place.before.failures
-                seen_before += place.before.frames
-                old_shift = place.before.shift()
-                times = slowdown(place.old.recent_s(), place.new.recent_s())
-                slow = times if slow is None or (times is not None and times > slow) else slow
-            for name, apart in watch.shift().items():
-                moved[name] = max(moved.get(name, 0.0), apart - old_shift.get(name, 0.0))
-            if place.shadow is not None:
-                frames = max(frames, place.shadow.compared)
-                failures += place.shadow.failed
-                compared += place.shadow.compared
-                disagreed += place.shadow.disagreed
-                self.measures["shed"] = place.shadow.shed
+            new = watch.conduct()
+            if shadow is not None:
+                frames, failures = max(new.frames, shadow.compared), new.failures + shadow.failed
+                new = replace(new, frames=frames, failures=failures, recent_s={})
+                compared += shadow.compared
+                disagreed += shadow.disagreed
+                self.measures["shed"] = shadow.shed
+            conducts.append((place.before.conduct() if place.before is not None else Conduct(), new))
         growth = resident_bytes() - self._resident if self._resident else 0
-        return Measures(
-            elapsed_s=round(elapsed_s, 3),
-            frames=frames,
-            failures=failures,
-            failures_before=failed_before / seen_before if seen_before else 0.0,
-            not_finite=not_finite,
-            slowdown=None if step == "shadow" else slow,
-            shift=moved,
-            growth_bytes=max(0, growth),
-            compared=compared,
-            disagreed=disagreed,
-        )
+        return replace(measure(elapsed_s, conducts, growth), compared=compared, disagreed=disagreed)

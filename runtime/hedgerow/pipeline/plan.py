@@ -42,11 +42,14 @@ class Completed:
         settlements: what is to be done about each delivery; those of one stream in order.
         timings: (stage, seconds for the whole list, frames it saw), in order.
         snapshot: the last frame that gave a result, if any did.
+        left: deliveries at the list's end that did not run: it went badly, and another plan, which has taken this one's place,
+            is to run them.
     """
 
     settlements: list[Settlement]
     timings: list[tuple[str, float, int]]
     snapshot: Snapshot | None = None
+    left: Sequence[Delivery] = ()
 
 
 class Plan(ABC):

@@ -395,18 +395,23 @@ class PipelineRunner:
 
     def _finished(self, lane: Lane, job: Job, completed: Completed) -> None:
         lane.job = None
-        self._idle.append(lane)
         self._completed(self._queues[lane.index % len(self._queues)], job, completed)
+        if completed.left:  # their streams stay in this lane, so they keep their order
+            self.plan.running += 1
+            lane.give(Job(self.plan, list(completed.left), time.monotonic()))
+        else:
+            self._idle.append(lane)
         self._dispatch()
 
     def _completed(self, queue: FrameQueue[Delivery], job: Job, completed: Completed) -> None:
-        now, frames = time.monotonic(), len(job.deliveries)
-        self._pace.took(frames, now - job.began_at)
+        now, frames = time.monotonic(), len(job.deliveries) - len(completed.left)
+        if frames:
+            self._pace.took(frames, now - job.began_at)
         job.plan.running -= 1
         if job.plan.retired:
             job.plan.retire()
         streams = {delivery.stream for delivery in job.deliveries}
-        queue.release(streams)
+        queue.release(streams - {delivery.stream for delivery in completed.left})
         if self._parallelism is not None:
             self._parallelism.finished(frames, now, queue.has_ready)
         for stream in streams - self._streams.keys():  # forgotten while it was being worked on: its state has come back

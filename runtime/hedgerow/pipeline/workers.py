@@ -8,13 +8,14 @@ again, a frame at a time; the frame that brings it down again is dead-lettered.
 
 Rules:
 - A stream always goes to the same worker, which has its state. What a crashed worker knew of its streams is lost.
+- Workers run the versions of models that they were started with, also one that is started anew; for another version
+  there are other workers. What a model does is watched where it runs, and told with each list.
 - What crosses the pipe is MessagePack; nothing is pickled.
 - A worker ends when its pipe does, so none outlives its node.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -22,29 +23,32 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
-import msgpack
 import structlog
 
-from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
+from hedgerow.models.candidate import Candidate
+from hedgerow.models.conduct import Conduct
 from hedgerow.models.engine import SlotInfo
-from hedgerow.models.pool import ModelPool
+from hedgerow.models.pool import ModelAwaited
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement
-from hedgerow.pipeline.plan import Completed, LocalPlan, Plan, Snapshot, make_encoder
+from hedgerow.pipeline.plan import Completed, Plan, Snapshot, make_encoder
 from hedgerow.pipeline.results import Encoded
+from hedgerow.pipeline.worker import pack, unpack
 
 log = structlog.get_logger(__name__)
 
 _START_S: Final = 300.0
 _STOP_S: Final = 5.0
+_NOTHING: Final = Conduct()
 
 
 class WorkerDied(HedgerowError):
@@ -86,13 +90,29 @@ class WorkerPlan(Plan):
         base_dir: folder that relative paths start at.
         cores: cores the node owns; the workers share them.
         on_event: takes what operators should know.
-    Raises: HedgerowError: a stage or a model is missing or broken.
+        versions: those that models are to be, by name; the others are the files that the configuration names.
+        rehearsed: models to be tried out before the first frame, and batch sizes that they will meet.
+    Attributes:
+        versions: as given.
+    Raises:
+        ModelAwaited: a version is the region's to choose, which has not happened yet.
+        HedgerowError: a stage or a model is missing or broken.
     """
 
     pinned = True
 
-    def __init__(self, config: NodeConfig, name: str, base_dir: Path, cores: int, on_event: EventSink) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        name: str,
+        base_dir: Path,
+        cores: int,
+        on_event: EventSink,
+        versions: Mapping[str, Candidate] = MappingProxyType({}),
+        rehearsed: Mapping[str, Iterable[int]] = MappingProxyType({}),
+    ) -> None:
         super().__init__(config, name, config.pipelines[name].workers)
+        self.versions = versions
         self._on_event = on_event
         each = max(1, cores // self.lanes)
         task = {
@@ -100,6 +120,8 @@ class WorkerPlan(Plan):
             "name": name,
             "base_dir": str(base_dir.absolute()),
             "cores": each,
+            "versions": [each.as_dict() for each in versions.values()],
+            "rehearsed": {model: list(sizes) for model, sizes in rehearsed.items()},
         }
         self._workers = [_Worker(task) for _ in range(self.lanes)]
         try:
@@ -126,12 +148,14 @@ class WorkerPlan(Plan):
         settlements: list[Settlement] = []
         timings: list[tuple[str, float, int]] = []
         snapshot = None
-        for delivery in deliveries:
+        for position, delivery in enumerate(deliveries):
+            if self.retired:  # whatever took this one's place may do better, and each crash takes its time
+                return Completed(settlements, timings, snapshot, left=deliveries[position:])
             try:
                 completed = self._run(worker, [delivery])
             except (EOFError, OSError):
                 settlements.append(self.bury(delivery, WorkerDied(self.name, worker.returncode)))
-                self._revive(worker)
+                self._revive(worker, Conduct(frames=1, failures=1))
             else:
                 settlements += completed.settlements
                 timings += completed.timings
@@ -151,6 +175,16 @@ class WorkerPlan(Plan):
                 other = merged.get(info.name)
                 merged[info.name] = info if other is None else _sum(info, other)
         return list(merged.values())
+
+    def watch(self, model: str | None) -> None:
+        """Have a model watched, from the next lists on; None: none. One that is watched already goes on being."""
+        for worker in self._workers:
+            if worker.watched.model != model:
+                worker.watched = _Watched(model)
+
+    def conduct(self) -> Conduct:
+        """That of the model that is watched, in all workers."""
+        return sum((worker.watched.conduct for worker in self._workers), Conduct())
 
     def failing(self) -> list[str]:
         """See `Plan.failing`."""
@@ -179,14 +213,40 @@ class WorkerPlan(Plan):
             snapshot = Snapshot(frame, (given.results or [])[-1])
         return Completed(settlements, [(name, seconds, count) for name, seconds, count in timings], snapshot)
 
-    def _revive(self, worker: _Worker) -> None:
+    def _revive(self, worker: _Worker, lost: Conduct = _NOTHING) -> None:
         worker.join()
+        worker.watched.crashed(lost)
         self._on_event("worker-crashed", {"pid": worker.pid, "code": worker.returncode})
+        if self.retired:
+            return
         try:
             worker.start()
             worker.wait_ready()
         except (HedgerowError, EOFError, OSError) as error:
             self._on_event("worker-not-restarted", {"error": str(error)})
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A model that a worker is to watch, and what came of it; another one for another model, since lists are under way.
+
+    Attributes:
+        model: its name; None: none.
+        told: what the process has told since it was started.
+        ended: what those before it had told, and that they crashed.
+    """
+
+    model: str | None = None
+    told: Conduct = field(default_factory=Conduct)
+    ended: Conduct = field(default_factory=Conduct)
+
+    @property
+    def conduct(self) -> Conduct:
+        return self.ended + self.told
+
+    def crashed(self, lost: Conduct) -> None:
+        told, self.told = self.told, Conduct()
+        self.ended += told + lost + Conduct(crashes=1)
 
 
 class _Worker:
@@ -196,6 +256,7 @@ class _Worker:
         self.models: list[SlotInfo] = []
         self.failing: list[str] = []
         self.forgotten: list[str] = []
+        self.watched = _Watched()
         self.pid = 0
         self.returncode: int | None = None
         self._task = task
@@ -209,21 +270,23 @@ class _Worker:
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "hedgerow.pipeline.workers", str(theirs.fileno())],
+                [sys.executable, "-m", "hedgerow.pipeline.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the node, which then hangs up
             )
         self.pid = self._process.pid
         self._pipe = Connection(ours.detach())
-        self._pipe.send_bytes(_pack(self._task))
+        self._pipe.send_bytes(pack(self._task))
 
     def wait_ready(self) -> None:
-        """Raises: HedgerowError: the pipeline cannot be built there."""
+        """Raises: ModelAwaited, HedgerowError: the pipeline cannot be built there."""
         pipe = self._open_pipe()
         if not pipe.poll(_START_S):
             raise TimeoutError(f"a worker did not get ready within {_START_S:.0f} s")
-        answer = _unpack(pipe.recv_bytes())
+        answer = unpack(pipe.recv_bytes())
+        if "awaited" in answer:
+            raise ModelAwaited(*answer["awaited"])
         if "error" in answer:
             code, message, remedy = answer["error"]
             error = HedgerowError(message, remedy=remedy)
@@ -235,6 +298,7 @@ class _Worker:
         """Have a list run. Raises: EOFError, OSError: the process ended."""
         pipe = self._open_pipe()
         forgotten, self.forgotten = self.forgotten, []
+        watched = self.watched
         frames = [
             (
                 delivery.message.topic,
@@ -249,9 +313,11 @@ class _Worker:
             )
             for delivery in deliveries
         ]
-        pipe.send_bytes(_pack((frames, forgotten)))
-        settlements, timings, last, events, failing, models = _unpack(pipe.recv_bytes())
+        pipe.send_bytes(pack((frames, forgotten, watched.model)))
+        settlements, timings, last, events, failing, models, conduct = unpack(pipe.recv_bytes())
         self.failing = failing
+        if conduct is not None:
+            watched.told = Conduct(**conduct)
         if models:
             self.models = [_info(fields) for fields in models]
         return settlements, timings, last, events
@@ -279,8 +345,18 @@ class _Worker:
 
 
 def _sum(one: SlotInfo, other: SlotInfo) -> SlotInfo:
-    counts = {key: getattr(one, key) + getattr(other, key) for key in ("inferences", "frames", "failures", "busy_s")}
-    return dataclasses.replace(one, **counts)
+    added = ("inferences", "frames", "failures", "busy_s", "looked_at", "not_finite")
+    counts = {key: getattr(one, key) + getattr(other, key) for key in added}
+    return dataclasses.replace(
+        one,
+        **counts,
+        drift=_larger(one.drift, other.drift),
+        input_drift=_larger(one.input_drift, other.input_drift),
+    )
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    return max((each for each in (one, other) if each is not None), default=None)
 
 
 def _settlement(delivery: Delivery, results: Any, dropped: str | None, dead: Any, reason: str) -> Settlement:
@@ -295,91 +371,3 @@ def _settlement(delivery: Delivery, results: Any, dropped: str | None, dead: Any
 
 def _info(fields: dict[str, Any]) -> SlotInfo:
     return SlotInfo(**{**fields, "inputs": tuple(fields["inputs"]), "outputs": tuple(fields["outputs"])})
-
-
-def _pack(value: Any) -> bytes:
-    packed: bytes = msgpack.packb(value, default=str)
-    return packed
-
-
-def _unpack(data: bytes) -> Any:
-    return msgpack.unpackb(data, strict_map_key=False)
-
-
-# In the worker
-
-
-def main(descriptor: int) -> None:
-    """Build the pipeline that the node names, then run lists until it hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the node drains; it hangs up when it is done
-    pipe = Connection(descriptor)
-    with contextlib.suppress(EOFError, ConnectionError):
-        task = _unpack(pipe.recv_bytes())
-        events: list[tuple[str, dict[str, Any]]] = []
-        pool = ModelPool(cores=task["cores"])
-        try:
-            config = NodeConfig.model_validate(task["config"])
-            pool = ModelPool(cores=task["cores"], state_dir=config.node.state_dir)
-            plan = LocalPlan(
-                config,
-                task["name"],
-                Path(task["base_dir"]),
-                pool,
-                task["cores"],
-                lambda kind, detail: events.append((kind, detail)),
-            )
-        except HedgerowError as error:
-            pipe.send_bytes(_pack({"error": (error.code, str(error), error.remedy)}))
-            return
-        pipe.send_bytes(_pack({"models": list(map(dataclasses.asdict, plan.models()))}))
-        try:
-            _serve(pipe, plan, events)
-        finally:
-            plan.close()
-            pool.close()
-
-
-def _serve(pipe: Connection, plan: LocalPlan, events: list[tuple[str, dict[str, Any]]]) -> None:
-    told_at = 0.0
-    while True:
-        frames, forgotten = _unpack(pipe.recv_bytes())
-        for stream in forgotten:
-            plan.forget(stream)
-        deliveries = [_delivery(*fields) for fields in frames]
-        completed = plan.run(deliveries, 0)
-        position = {id(delivery): index for index, delivery in enumerate(deliveries)}
-        settlements = [
-            (position[id(each.delivery)], each.results, each.dropped, each.dead, each.reason)
-            for each in completed.settlements
-        ]
-        gave = [index for index, results, *_ in settlements if results]
-        happened = events[:]
-        del events[: len(happened)]
-        models: list[dict[str, Any]] = []
-        if time.monotonic() - told_at > 1.0:  # counts need not come with every list
-            told_at = time.monotonic()
-            models = list(map(dataclasses.asdict, plan.models()))
-        last = gave[-1] if gave else None
-        pipe.send_bytes(_pack((settlements, completed.timings, last, happened, plan.failing(), models)))
-
-
-def _delivery(
-    topic: str,
-    payload: bytes,
-    flags: int,
-    packet_id: int,
-    received_at: float,
-    raw_properties: bytes,
-    stream: str,
-    sequence: int,
-    dispatched_at: float,
-) -> Delivery:
-    message = Message(topic, payload, flags, packet_id, received_at, raw_properties)
-    delivery = Delivery(message, stream, sequence, None)
-    delivery.dispatched_at = dispatched_at
-    return delivery
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

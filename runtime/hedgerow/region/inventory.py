@@ -64,6 +64,16 @@ def inventory(database: Database, now: float, which: Filter | None = None) -> li
     return [node for node in _all(database, now) if which.takes(node)]
 
 
+def newest_health(database: Database, node: Address) -> dict[str, Any]:
+    """What a node has said last of how it is; nothing, if that is not known."""
+    rows = database.rows(
+        "SELECT h.payload FROM health h JOIN node n ON n.id = h.node WHERE n.region = ? AND n.site = ? AND n.name = ? "
+        "ORDER BY h.ingest DESC LIMIT 1",
+        (node.region, node.site, node.node),
+    )
+    return _read(rows[0][0]) if rows else {}
+
+
 def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
     collectors = database.rows("SELECT beat_at, connected, silent_after_s FROM collector")
     if not collectors:

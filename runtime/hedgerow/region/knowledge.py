@@ -130,22 +130,22 @@ def read_sample(payload: bytes) -> Sample | None:
     """A health report as far as gates need it; None: it cannot be read. It was checked when it was stored."""
     try:
         health: dict[str, Any] = orjson.loads(bytes(payload))
-        drift = health.get("drift")
         return Sample(
             float(health["at"]),
             str(health["session"]),
             str(health["state"]),
             "; ".join(map(str, health.get("reasons", ()))),
             {name: _flow(told) for name, told in health.get("pipelines", {}).items()},
-            {
-                name: Shown(str(told["digest"]), int(told.get("frames", 0)))
-                for name, told in health.get("models", {}).items()
-            },
+            {name: _shown(told) for name, told in health.get("models", {}).items()},
             int(health.get("memory_bytes", 0)),
-            float(drift) if isinstance(drift, (int, float)) else None,
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _shown(told: dict[str, Any]) -> Shown:
+    drift = told.get("drift")
+    return Shown(str(told["digest"]), int(told.get("frames", 0)), None if drift is None else float(drift))
 
 
 def _flow(told: dict[str, Any]) -> Flow:

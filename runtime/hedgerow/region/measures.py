@@ -31,10 +31,11 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A model as health shows it: the digest of the file that runs, and the frames that went through it."""
+    """A model as health shows it: the digest of the file that runs, the frames that went through it, its drift."""
 
     digest: str
     frames: int = 0
+    drift: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,6 @@ class Sample:
     flows: Mapping[str, Flow] = field(default_factory=dict)
     models: Mapping[str, Shown] = field(default_factory=dict)
     memory_bytes: int = 0
-    drift: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,8 @@ def broken(
     if limits.max_growth_bytes is not None and grown > limits.max_growth_bytes:
         allowed = limits.max_growth_bytes
         return "memory-growth", f"it takes {grown:,} bytes more than before, and {allowed:,} are allowed"
-    if limits.max_drift is not None and last.drift is not None and last.drift > limits.max_drift:
-        return "drift", f"drift is {last.drift:.3g}, and {limits.max_drift:.3g} is allowed"
+    if (drifted := _drifted(last, models, limits)) is not None:
+        return drifted
     names, base = _names(last, models), _base(samples, after, since)
     shares = None if base is None else _shares(names, base, last)
     if shares is not None and shares.received >= max(1, limits.min_frames):
@@ -136,6 +136,14 @@ def broken(
             share = limits.max_dropped_share
             return "dropped", f"{shares.dropped:.1%} of {shares.received:,} frames were dropped, and {share:.1%} may be"
     return _slow(names, after, was.p99_ms, limits)
+
+
+def _drifted(last: Sample, models: Collection[str], limits: GateSection) -> tuple[str, str] | None:
+    for name in models:
+        drift = last.models[name].drift if name in last.models else None
+        if limits.max_drift is not None and drift is not None and drift > limits.max_drift:
+            return "drift", f"drift of {name} is {drift:.3g}, and {limits.max_drift:.3g} is allowed"
+    return None
 
 
 def _names(sample: Sample, models: Collection[str]) -> list[str]:

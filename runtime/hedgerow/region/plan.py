@@ -116,7 +116,10 @@ class GateSection(Section):
         2, ge=0, description="Times the node may start anew within its last 12 health reports; empty: any number."
     )
     max_drift: float | None = Field(
-        None, gt=0, description="Drift that a node may report; empty: any. Nodes that report none are not judged by it."
+        None,
+        gt=0,
+        description="Drift that a node may report of the new version: population stability index; empty: any. Nodes that "
+        "report none are not judged by it.",
     )
     max_silence_s: float = Field(
         300, gt=0, description="A node that was given the change and is not heard for so long is bad."

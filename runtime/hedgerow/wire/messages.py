@@ -89,6 +89,18 @@ class ModelHealth(Message):
     degraded: str | None = None
     inferences: int = 0
     frames: int = 0
+    looked_at: int = Field(
+        0, description="Frames of late whose values were looked at; 0: its bundle has no statistics, or it has none."
+    )
+    not_finite: int = Field(
+        0, description="Those of them whose outputs hold NaN or infinity where its author's samples gave none."
+    )
+    drift: float | None = Field(
+        None,
+        description="How far the output that has moved most is from its author's samples, above what chance explains: "
+        "population stability index of the last minute or two; none: not known.",
+    )
+    input_drift: float | None = Field(None, description="The same of what came in.")
 
 
 class OutboxHealth(Message):
