@@ -11,6 +11,7 @@ import pytest
 
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.trials import Trials
+from hedgerow.wire.fleet import Quarantined
 
 MakeCandidate = Callable[..., Candidate]
 
@@ -116,9 +117,25 @@ def test_leaving_what_was_never_entered_forgets_nothing(tmp_path: Path, candidat
     assert [code for code, _ in why(folder)] == ["interrupted"]
 
 
+def crash_workers(trials: Trials, candidate: Candidate) -> Quarantined | None:
+    trials.enter(candidate, "switch")
+    return trials.leave(candidate, passed=False, crashed="workers that run it crashed twice")
+
+
+def test_crashes_of_workers_count_as_those_of_the_node(tmp_path: Path, candidate: Candidate) -> None:
+    trials = Trials(tmp_path / "trials", max_crashes=2)
+
+    assert crash_workers(trials, candidate) is None
+    held = crash_workers(trials, candidate)
+
+    assert held is not None
+    assert why(tmp_path / "trials") == [("crashed", "workers that run it crashed twice")]
+    assert trials.why_not(candidate.ref.digest) == held
+
+
 def test_what_is_released_may_be_tried_again(tmp_path: Path, candidate: Candidate) -> None:
     folder = tmp_path / "trials"
-    Trials(folder).quarantine(candidate, "crashed", "it did")
+    crash_workers(Trials(folder), candidate)
     Trials(folder).release(candidate.ref.digest)
 
     assert why(folder) == []
@@ -131,7 +148,7 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_the_node_starts(
     tmp_path: Path, candidate: Candidate, content: bytes
 ) -> None:
     folder = tmp_path / "trials"
-    Trials(folder).quarantine(candidate, "crashed", "it did")
+    crash_workers(Trials(folder), candidate)
     (file,) = [path for path in folder.iterdir() if path.suffix == ".json"]
     file.write_bytes(content)
 

@@ -187,8 +187,11 @@ async def test_a_version_that_crashes_its_workers_is_taken_back(
     async with serving(site, str(onnx_file(TWICE)), "brittle") as node, Sender(site, 1.5).sending() as sender:
         outcome = await go_over(node, make_candidate(NAN_ABOVE_ONE, "1.1.0"), LONG)
         await sender.more(5)
+        again = await go_over(node, make_candidate(NAN_ABOVE_ONE, "1.1.0"), LONG)
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "crashed", True)
+    assert (again.code, again.served) == ("quarantined", False)
+    assert site.events("model-quarantined")
     assert sender.answers[-1][1:] == (None, 3.0)
     assert {body["reason"] for body in site.dead()} == {"worker-crashed"}
 

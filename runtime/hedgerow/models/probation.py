@@ -18,6 +18,9 @@ from hedgerow.models.manifest import Distribution
 from hedgerow.models.statistics import shift
 from hedgerow.wire.fleet import SwapPolicy
 
+CRASHED: Final = "crashed"
+"""The code of a version that brings processes down."""
+
 PATIENCE: Final = 10
 """Times its probation that a version is waited for to be given frames."""
 
@@ -109,7 +112,7 @@ def _broken(policy: SwapPolicy, measures: Measures) -> Verdict | None:
     frames = max(measures.frames, policy.min_frames, 1)
     most = policy.max_error_share * frames
     if measures.crashes >= _CRASHES and not measures.crashes_before:
-        return Verdict("take-back", "crashed", f"workers that run it crashed {measures.crashes} times, and not before")
+        return Verdict("take-back", CRASHED, f"workers that run it crashed {measures.crashes} times, and not before")
     if measures.not_finite > most:
         return Verdict(
             "take-back",

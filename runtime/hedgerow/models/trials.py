@@ -6,6 +6,8 @@ version is kept or taken back. A trial that is still there when the node starts 
 - by a crash of native code, if that left its mark (`faulthandler` writes it while the process dies);
 - or by a power cut, a kill, the system's want of memory: nobody knows whose fault it was, so three count as a crash.
 
+Workers that a version brings down are a crash of it as well, which this process lives to tell.
+
 As many crashes as are allowed, and the version is in quarantine. Being taken back in an orderly way counts as neither.
 """
 
@@ -22,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hedgerow import disk
 from hedgerow.models.candidate import Candidate
+from hedgerow.models.probation import CRASHED
 from hedgerow.wire.fleet import Quarantined
 
 A_CRASH: Final = 3
@@ -81,25 +84,25 @@ class Trials:
         self._write()
         self._watch_for_crashes()
 
-    def leave(self, candidate: Candidate, *, passed: bool) -> None:
+    def leave(self, candidate: Candidate, *, passed: bool, crashed: str = "") -> Quarantined | None:
         """Note that a trial is over and the process lives.
 
         Args:
             passed: the version was kept; what happened before is forgotten.
+            crashed: how it brought down processes of its own; empty: it did not.
+        Returns: that it is in quarantine from now on; None: it is not.
         """
-        trial = self._state.trials.pop(candidate.ref.digest, None)
+        digest, fresh = candidate.ref.digest, None
+        trial = self._state.trials.pop(digest, None)
         if trial is not None:
-            if not passed and (trial.crashes or trial.ends):
-                self._state.trials[candidate.ref.digest] = trial.model_copy(update={"open": False})
+            trial = trial.model_copy(update={"open": False, "crashes": trial.crashes + bool(crashed)})
+            if crashed and self._is_enough(trial):
+                fresh = self._quarantine(digest, trial, CRASHED, crashed)
+            elif not passed and (trial.crashes or trial.ends):
+                self._state.trials[digest] = trial
             self._write()
         self._end_watch()
-
-    def quarantine(self, candidate: Candidate, code: str, reason: str) -> None:
-        """Never try a version again, until it is released."""
-        self._state.trials.pop(candidate.ref.digest, None)
-        self._quarantine(candidate.ref.digest, candidate.ref.name, candidate.ref.version, code, reason)
-        self._write()
-        self._end_watch()
+        return fresh
 
     def release(self, digest: str) -> None:
         """Let a version be tried again: somebody says so."""
@@ -118,11 +121,11 @@ class Trials:
             more = {"crashes": trial.crashes + 1} if crash else {"ends": trial.ends + 1}
             trial = trial.model_copy(update={"open": False, **more})
             self._state.trials[digest] = trial
-            if A_CRASH * trial.crashes + trial.ends < A_CRASH * self._max_crashes:
+            if not self._is_enough(trial):
                 continue
             if crash:
                 times = f", {trial.crashes} times" if trial.crashes > 1 else ""
-                code, reason = "crashed", f"the process crashed while it did {trial.step}{times}: {crash}"
+                code, reason = CRASHED, f"the process crashed while it did {trial.step}{times}: {crash}"
             else:
                 times = str(trial.ends + trial.crashes)
                 code, reason = (
@@ -130,16 +133,19 @@ class Trials:
                     f"the process ended {times} times with it on trial, at last in {trial.step}",
                 )
             del self._state.trials[digest]
-            self._quarantine(digest, trial.name, trial.version, code, reason)
-            self.fresh.append(self._state.quarantined[digest])
+            self.fresh.append(self._quarantine(digest, trial, code, reason))
         if interrupted:
             self._write()
         mark.unlink(missing_ok=True)
 
-    def _quarantine(self, digest: str, name: str, version: str, code: str, reason: str) -> None:
-        self._state.quarantined[digest] = Quarantined(
-            digest=digest, name=name, version=version, code=code, reason=reason, at=time.time()
+    def _is_enough(self, trial: _Trial) -> bool:
+        return A_CRASH * trial.crashes + trial.ends >= A_CRASH * self._max_crashes
+
+    def _quarantine(self, digest: str, trial: _Trial, code: str, reason: str) -> Quarantined:
+        self._state.quarantined[digest] = held = Quarantined(
+            digest=digest, name=trial.name, version=trial.version, code=code, reason=reason, at=time.time()
         )
+        return held
 
     def _watch_for_crashes(self) -> None:
         if self._mark is None:

@@ -30,6 +30,7 @@ from hedgerow.models.candidate import Candidate
 from hedgerow.models.conduct import Conduct
 from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import BUNDLE, ModelPool
+from hedgerow.models.probation import CRASHED
 from hedgerow.models.trials import Trials
 from hedgerow.node.trial import Refused, SlotTrial
 from hedgerow.wire.fleet import ModelRef, Quarantined, ReportedModel, SwapPolicy
@@ -229,10 +230,12 @@ class Swaps:
     ) -> SwapOutcome:
         what = str(candidate.ref) if candidate is not None else f"the file of {name}"
         trial = SlotTrial(self._pool, name, candidate, policy, self._elsewhere.said_of(name))
+        crashed = ""
         try:
             await self._take(trial, policy, on_step)
         except Refused as refusal:
             await self._undo(trial)
+            crashed = str(refusal) if refusal.code == CRASHED else ""
             return self._refused(name, what, trial, refusal)
         except HedgerowError as error:
             await self._undo(trial)
@@ -244,7 +247,9 @@ class Swaps:
             self._stages.pop(name, None)
             self._elsewhere.watch(None)
             if candidate is not None:
-                await _whole(partial(self._trials.leave, candidate, passed=trial.kept))
+                held = await _whole(partial(self._trials.leave, candidate, passed=trial.kept, crashed=crashed))
+                if held is not None:
+                    self._on_event("model-quarantined", held.model_dump(exclude_none=True))
         self._on_event("model-kept", {"model": name, "version": what, "measures": trial.measures})
         return SwapOutcome(kept=True, served=True, measures=trial.measures)
 
