@@ -76,15 +76,15 @@ _START_S = 0.3
 """What it takes to start the load's process."""
 SUITES: dict[str, Suite] = {
     "vad": Suite(vad.run, 2, 5),
-    "peers": Suite(compared.run, 9, -6, 12, most=3),  # its loads are shorter
+    "peers": Suite(compared.run, 9, -6, 14, most=2),  # its loads are shorter
     "text": Suite(text.run, 2, 3, 15),
     "latency": Suite(latency.run, 4, 1, 12),
     "noop": Suite(noop.run, 5),
     "large": Suite(large.run, 0, 6, 9),
-    "receive": Suite(received.run, 0, 16, most=3),
-    "collect": Suite(collected.run, 0, 8, most=3),
-    "durable": Suite(durable.run, 2, 1, most=3),
-    "fleet": Suite(fleet.run, 0, 8, 38, most=3),
+    "receive": Suite(received.run, 0, 16, most=2),
+    "collect": Suite(collected.run, 0, 8, most=2),
+    "durable": Suite(durable.run, 2, 1, most=2),
+    "fleet": Suite(fleet.run, 0, 8, 38, most=2),
     "streams": Suite(streams.run, 2, 0, 11),
     "batching": Suite(batching.run, 0, 15),
     "overload": Suite(overload.run, 3, 6),
@@ -92,7 +92,7 @@ SUITES: dict[str, Suite] = {
     "memory": Suite(memory.run, 1, 6, 0),
     "sharing": Suite(sharing.run, 2),
     "workers": Suite(workers.run, 2),
-    "reload": Suite(reload.run, 1, 3, most=3),
+    "reload": Suite(reload.run, 1, 3, most=2),
     "rollout": Suite(rollout.run, 0, 600, most=1, only_asked=True),
     "swap": Suite(swap.run, 2, 18, 9, most=2),
 }

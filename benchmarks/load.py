@@ -83,8 +83,8 @@ class Measured:
     Attributes:
         seconds: how long it really was.
         sent, results: frames out, results in.
-        stalls: times that no result came for `stalled_s`.
         cpu_s: processor time by role, user and system together; the load's own as `load`.
+        stalls: times that no result came for `stalled_s`.
         latencies_ms: from when a frame was due, within the measured time, to when its result came; open loop, or `timed`.
         due_s: when each of those was due, in seconds of the system's monotonic clock.
         lost: frames of the whole run whose result never came; open loop, or `timed`.
@@ -94,12 +94,12 @@ class Measured:
     seconds: float
     sent: int
     results: int
-    stalls: int
     cpu_s: dict[str, float]
-    latencies_ms: list[float]
-    due_s: list[float]
-    lost: int
-    kept: list[str]
+    stalls: int = 0
+    latencies_ms: list[float] = field(default_factory=list)
+    due_s: list[float] = field(default_factory=list)
+    lost: int = 0
+    kept: list[str] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
@@ -223,7 +223,6 @@ class Load:
             cpu_s=cpu_s,
             latencies_ms=self._latencies_ms,
             due_s=self._due_s,
-            lost=0,
             kept=self._kept.copy(),
         )
         self._drain()
