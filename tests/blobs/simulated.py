@@ -11,15 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from hedgerow.blobs.notes import Kind, Note
+from hedgerow.blobs.notes import AGAIN_S, Kind, Note
 from hedgerow.blobs.offers import Offers
 from hedgerow.blobs.pace import Bucket, Window
 from hedgerow.blobs.plan import Plan
 
 GROUP = "0123456789abcdef"
 LAN_S = 0.002
-AGAIN_S = 1.0
-"""As in `serve`: what was sent so lately is not sent again."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,15 @@ class SimulatedSite:
     Args:
         sizes: of the chunks, by digest.
         bytes_per_s: what the site's nodes may ask for.
+        lan_s: how long words and chunks take from node to node.
     Attributes:
         wan_bytes: that came over the WAN.
         notes: said by nodes so far.
     """
 
-    def __init__(self, sizes: dict[str, int], wan: Wan, seed: int, bytes_per_s: int | None = None) -> None:
+    def __init__(
+        self, sizes: dict[str, int], wan: Wan, seed: int, bytes_per_s: int | None = None, lan_s: float = LAN_S
+    ) -> None:
         self.sizes = sizes
         self.wan = wan
         self.now = 0.0
@@ -96,6 +97,7 @@ class SimulatedSite:
         self.notes = 0
         self._random = Random(seed)
         self._bytes_per_s = bytes_per_s
+        self._lan_s = lan_s
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._region_free_at = 0.0
@@ -185,7 +187,7 @@ class SimulatedSite:
         if note.kind is Kind.ASK and self.wan.up_at(self.now):
             self.at(self.now + self.wan.latency_s, lambda: self._region_hears(note))
         # The site's broker: all hear everything, in one order.
-        self.at(self.now + LAN_S, lambda: self._all(lambda each: self._hear(each, note, node.name)))
+        self.at(self.now + self._lan_s, lambda: self._all(lambda each: self._hear(each, note, node.name)))
 
     def _all(self, act: Callable[[SimulatedNode], None]) -> None:
         for node in list(self.nodes.values()):
@@ -203,7 +205,7 @@ class SimulatedSite:
             node.plan.heard(note, sender, self.now)
 
     def _to_site(self, part: Part) -> None:
-        self.at(self.now + LAN_S, lambda: self._all(lambda each: self._receive(each, part)))
+        self.at(self.now + self._lan_s, lambda: self._all(lambda each: self._receive(each, part)))
 
     def _receive(self, node: SimulatedNode, part: Part) -> None:
         if node.plan is None or part.digest not in node.plan.missing or part.sender == node.name:

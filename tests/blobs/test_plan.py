@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -21,7 +22,7 @@ def chunks(count: int, seed: int = 0) -> dict[str, int]:
     return {f"{random.getrandbits(256):064x}": random.randrange(64 << 10, 256 << 10) for _ in range(count)}
 
 
-def site_of(count: int, nodes: int, wan: Wan, seed: int, **more: int) -> SimulatedSite:
+def site_of(count: int, nodes: int, wan: Wan, seed: int, **more: Any) -> SimulatedSite:
     site = SimulatedSite(chunks(count, seed), wan, seed, **more)
     for number in range(nodes):
         site.joins(SimulatedNode(f"n{number}"), 0.001 * number)
@@ -41,6 +42,18 @@ def test_who_comes_later_costs_nothing() -> None:
     site = site_of(60, 2, Wan(), 2)
     site.joins(SimulatedNode("late"), 3.0)
     site.joins(SimulatedNode("later"), 3600.0)
+
+    site.run(LONG_S)
+
+    assert site.unfinished == []
+    assert site.wan_bytes == sum(site.sizes.values())
+
+
+@pytest.mark.parametrize("lan_s", [0.6, 2.0])
+def test_neighbours_come_first_also_where_every_word_takes_long(lan_s: float) -> None:
+    """Nodes that have much to do hear late, and answer late."""
+    site = site_of(10, 2, Wan(), 2, lan_s=lan_s)
+    site.joins(SimulatedNode("late"), 600.0)
 
     site.run(LONG_S)
 
@@ -82,6 +95,16 @@ def test_a_link_slower_than_was_thought_is_not_asked_again_and_again() -> None:
 
     assert site.unfinished == []
     assert site.wan_bytes <= 1.1 * sum(site.sizes.values())
+
+
+def test_what_comes_damaged_is_asked_for_when_the_region_would_send_it_again() -> None:
+    """Sooner it would take the wish for that of a second node, and whoever had it would wait until his patience ends."""
+    site = site_of(30, 2, Wan(corrupts=0.3), 4)
+
+    site.run(LONG_S)
+
+    assert site.unfinished == []
+    assert last_done(site) < 30
 
 
 def test_one_who_gives_damaged_chunks_is_not_asked_twice() -> None:

@@ -28,6 +28,8 @@ from hedgerow.topics import Address, Channel, is_name
 
 MOST_DIGESTS: Final = 64
 """Chunks that one note names."""
+AGAIN_S: Final = 1.0
+"""What the region has sent so lately it does not send again: two nodes may have asked at once."""
 LARGEST_PART: Final = 256 << 10
 """Bytes of a chunk, or of a part of a document."""
 LARGEST_PAYLOAD: Final = LARGEST_PART + (8 << 10)

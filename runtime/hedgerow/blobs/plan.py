@@ -7,7 +7,8 @@ first: that one asks, the others wait for what then comes to all. Nobody is elec
                         └──▶ offered ──▶ (here)        offered: a neighbour has it and sends it
 
 Rules:
-- Neighbours first: a chunk is asked of the region only when nobody has offered it for a while (`HOLD_S`).
+- Neighbours first: a chunk is asked of the region only when nobody has offered it for a while. On a site where all have much
+  to do, words take longer, and so do offers: the while grows with them.
 - What others are after is left alone, but not for ever: who says he asks and does not, or offers and does not send, is not
   believed for a while. So a node that dies, or lies, costs time and no more than that.
 - What is asked of the region counts for all nodes of the site together, against `Window` and `Bucket`.
@@ -24,11 +25,16 @@ from itertools import islice
 from random import Random
 from typing import Final
 
-from hedgerow.blobs.notes import MOST_DIGESTS, Kind, Note
+from hedgerow.blobs.notes import AGAIN_S, MOST_DIGESTS, Kind, Note
 from hedgerow.blobs.pace import Bucket, Window
 
 HOLD_S: Final = 0.5
-"""How long neighbours have to offer a chunk."""
+"""How long neighbours have to offer a chunk, at least."""
+_ECHOES: Final = 4.0
+"""They have so many times as long as our own words took to come back: who is slow to hear is slow to answer."""
+_MOST_HOLD_S: Final = 10.0
+_HOLD_AGAIN_S: Final = 1.2 * AGAIN_S
+"""At least, of what came damaged: asked for sooner, the region would not send it again, and we would wait in vain."""
 REFRESH_S: Final = 3.0
 """How often a node says again what it still wants."""
 _LEASE_S: Final = 10.0
@@ -65,6 +71,7 @@ class _Entry:
     by: str = ""  # who has offered it; of one asked for: the group, if that is another
     seen: bool = True  # of one asked for: we know it; else we were only told to wait, and it may not be under way yet
     told: bool = False  # of one of ours: we have told others to wait
+    hold_s: float = HOLD_S  # of one of ours that is wanted: how long neighbours have to offer it
 
 
 @dataclass(slots=True)
@@ -132,7 +139,7 @@ class Plan:
                         self._bucket.take(size, now)
                         self._others_asked(digest, entry, sender, note.group, now)
                 case Kind.WANT if sender == self._node:
-                    self._echo(entry, now)
+                    self._echo(digest, entry, now)
                 case Kind.WANT if note.group == self._group and not self._doubts(sender, now):
                     self._others_want(digest, entry, sender, now)
                 case Kind.BUSY if sender != self._node and not self._doubts(sender, now):
@@ -220,8 +227,10 @@ class Plan:
         if entry is None or not (entry.owner == self._node and entry.told and self._node < sender):
             self._enter(digest, _Entry(sender, State.ASKED, now, now, seen=False))
 
-    def _echo(self, entry: _Entry | None, now: float) -> None:
+    def _echo(self, digest: str, entry: _Entry | None, now: float) -> None:
         if entry is not None and entry.owner == self._node and entry.state is State.SAID:
+            least = _HOLD_AGAIN_S if self._tries.get(digest) else HOLD_S
+            entry.hold_s = min(max(least, _ECHOES * (now - entry.at)), _MOST_HOLD_S)
             entry.state, entry.at, entry.said_at = State.WANTED, now, now
 
     # What we do
@@ -231,7 +240,7 @@ class Plan:
         for digest, entry in self._entries.items():
             if asked >= int(self._window.size) or not self._may_take(now):
                 return
-            if entry.owner == self._node and entry.state is State.WANTED and now >= entry.at + HOLD_S:
+            if entry.owner == self._node and entry.state is State.WANTED and now >= entry.at + entry.hold_s:
                 entry.state, entry.at = State.ASKED, now
                 self._first_asked.setdefault(digest, now)
                 self._bucket.take(self._missing[digest], now)
@@ -314,7 +323,7 @@ class Plan:
             if entry.owner == self._node and entry.state is State.WANTED:
                 yield entry.said_at + REFRESH_S
                 if room:
-                    yield max(entry.at + HOLD_S, self._bucket.free_at(now))
+                    yield max(entry.at + entry.hold_s, self._bucket.free_at(now))
         if self._free and len(self._entries) < MOST_DIGESTS:
             yield now + HOLD_S
 

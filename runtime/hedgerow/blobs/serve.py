@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, Self
 import structlog
 
 from hedgerow.blobs.notes import (
+    AGAIN_S,
     LARGEST_PART,
     DocumentAsk,
     DocumentPart,
@@ -46,7 +47,6 @@ MOST_WAITING: Final = 256
 """Answers that a site may wait for; what it asks for beyond that, it has to ask for again."""
 MOST_UNDER_WAY: Final = 16
 """Answers that the broker has not acknowledged."""
-_AGAIN_S: Final = 1.0
 _REMEMBERED: Final = 1024
 _EXPIRY: Final = encode_properties([(Property.EXPIRY, 120)])
 
@@ -158,7 +158,7 @@ class BlobServer:
     def _wish(self, site: str, wish: _Wish) -> None:
         waiting = self._sites.get(site, OrderedDict())
         sent_at = self._sent[site].get(wish, float("-inf")) if site in self._sent else float("-inf")
-        if wish in waiting or time.monotonic() - sent_at < _AGAIN_S:
+        if wish in waiting or time.monotonic() - sent_at < AGAIN_S:
             self.counts.again += 1
         elif len(waiting) >= MOST_WAITING:
             self.counts.refused += 1
