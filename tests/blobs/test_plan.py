@@ -99,12 +99,12 @@ def test_a_link_slower_than_was_thought_is_not_asked_again_and_again() -> None:
 
 def test_what_comes_damaged_is_asked_for_when_the_region_would_send_it_again() -> None:
     """Sooner it would take the wish for that of a second node, and whoever had it would wait until his patience ends."""
-    site = site_of(30, 2, Wan(corrupts=0.3), 4)
+    site = site_of(30, 2, Wan(latency_s=0.005, bytes_per_s=4e6, corrupts=0.3), 0)
 
     site.run(LONG_S)
 
     assert site.unfinished == []
-    assert last_done(site) < 30
+    assert last_done(site) < 10
 
 
 def test_one_who_gives_damaged_chunks_is_not_asked_twice() -> None:

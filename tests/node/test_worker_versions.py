@@ -184,10 +184,11 @@ async def test_what_workers_cannot_load_is_refused_and_what_gives_nan_for_live_f
 async def test_a_version_that_crashes_its_workers_is_taken_back(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
+    bad = make_candidate(NAN_ABOVE_ONE, "1.1.0")
     async with serving(site, str(onnx_file(TWICE)), "brittle") as node, Sender(site, 1.5).sending() as sender:
-        outcome = await go_over(node, make_candidate(NAN_ABOVE_ONE, "1.1.0"), LONG)
+        outcome = await go_over(node, bad, LONG)
         await sender.more(5)
-        again = await go_over(node, make_candidate(NAN_ABOVE_ONE, "1.1.0"), LONG)
+        again = await go_over(node, bad, LONG)
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "crashed", True)
     assert (again.code, again.served) == ("quarantined", False)
