@@ -78,7 +78,7 @@ async def measure(size: Size, folder: Path, *, smoke: bool) -> Seen:
     async with many:
         await many.roll_out("first", "1.0.0", **FIRST)
         cpu_s, sent = many.cpu_s(), await many.wan_bytes()
-        ended = await many.roll_out("second", "2.0.0", waves=["5%", "25%"])
+        ended = await many.roll_out("second", "2.0.0", waves=[] if smoke else ["5%", "25%"])
         nodes = len(many.addresses)
         if many.running() != {"2.0.0": nodes}:
             raise RuntimeError(f"{ended['phase']}: {ended['because']}; they serve {many.running()}")
