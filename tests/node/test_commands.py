@@ -68,8 +68,15 @@ async def test_a_response_topic_that_is_none_does_not_swallow_the_reply(site: Si
 async def test_a_pipeline_that_gets_no_frames_makes_the_node_unready_if_it_should(site: Site) -> None:
     async with site.node(metrics={"enabled": False, "flow_timeout_s": 0.2}) as node:
         await until(lambda: any("no frame for" in reason for reason in node._why_unready()))
-        await site.frame(0)
+
+        async def feed() -> None:  # one frame makes it ready for 0.2 s, which a busy machine may miss
+            while True:
+                await site.frame(0)
+                await asyncio.sleep(0.02)
+
+        feeding = asyncio.create_task(feed())
         await until(lambda: not node._why_unready())
+        feeding.cancel()
 
 
 @pytest.mark.parametrize(
