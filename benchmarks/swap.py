@@ -27,7 +27,7 @@ AROUND_S = 0.25
 """Before and after the switch, in which the longest pause is looked for."""
 _BEFORE_S, _BEFORE_SMOKE_S = 1.5, 0.6
 _SETTLED_S = 0.5
-_SMOKE_WINDOW = 8
+_SMOKE_RATE, _SMOKE_WINDOW = 200.0, 8
 _MORE = 2
 """Repeats in place of those whose load was over before the switch: the machine had more to do than was thought."""
 _POLICY = {"probation_s": 0.3, "min_frames": 0, "max_slowdown": 100.0}
@@ -57,7 +57,7 @@ def run(options: Options) -> list[Cell]:
         began = time.monotonic()
         took_s = (0.5 if options.smoke else 1.5) * (region.want(node.name, region.publish(), _POLICY).ended - began)
         payloads = arena.payloads(vad.sound())
-        rate, before_s = 0.0, _BEFORE_SMOKE_S if options.smoke else _BEFORE_S
+        rate, before_s = _SMOKE_RATE, _BEFORE_SMOKE_S if options.smoke else _BEFORE_S
         if not options.smoke:
             rate = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW, qos=1).rate
 
@@ -79,7 +79,7 @@ def run(options: Options) -> list[Cell]:
             return [each for each in taken if _covers(*each)] or taken[-1:]
 
         full = during(window=_SMOKE_WINDOW if options.smoke else vad.WINDOW, timed=True)
-        half = full if options.smoke else during(rate=float(round(rate * SHARE)))
+        half = during(rate=float(round(rate * SHARE)))
     return [*_cells("full", "full load", full), *_cells("half", "half load", half)]
 
 
