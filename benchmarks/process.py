@@ -20,6 +20,7 @@ import psutil  # type: ignore[import-untyped]
 
 from benchmarks.load import PATIENCE_S, Measured, Spec
 from benchmarks.peers.environment import PYTHON
+from hedgerow.testing.processes import end
 
 ROOT = Path(__file__).parent.parent
 _END_S = 10.0
@@ -32,12 +33,7 @@ def ended(process: subprocess.Popen[Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, _END_S)
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -70,9 +70,10 @@ def demo(
     `hedgerow demo rollout` takes four versions of a model through three sites while sound flows: one that is better, one that
     errs on live frames only, one that somebody has tampered with. It ends by itself, after about two minutes.
     """
-    from hedgerow.cli.estate import end, silent
+    from hedgerow.cli.estate import silent
     from hedgerow.config import BrokerSection
     from hedgerow.testing import Mosquitto
+    from hedgerow.testing.processes import end
 
     if what == "region":
         from hedgerow.cli import demo_region

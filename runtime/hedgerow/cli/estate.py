@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.request import urlopen
 
 from hedgerow.errors import HedgerowError
+from hedgerow.testing.processes import end
 from hedgerow.topics import Address
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from hedgerow.topology.model import Topology
 
 _START_S: Final = 240.0
-_END_S: Final = 20.0
 _LIFE: Final = timedelta(days=1)
 
 Say = Callable[[str], None]
@@ -321,13 +321,3 @@ def model_bytes(metrics_port: int) -> int:
         text = answer.read().decode()
     found = re.search(r'^hedgerow_region_blob_bytes(?:_total)?\{of="chunks"\} (\S+)$', text, re.MULTILINE)
     return 0 if found is None else int(float(found[1]))
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end; kill it if it takes long. One that has ended already is no error."""
-    process.terminate()
-    try:
-        process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

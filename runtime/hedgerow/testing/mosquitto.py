@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import getpass
 import os
@@ -30,6 +29,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from hedgerow.errors import HedgerowError
+from hedgerow.testing.processes import end
 
 _START_S: Final = 10.0
 _STOP_S: Final = 10.0
@@ -225,13 +225,7 @@ class Mosquitto:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(how)
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, _STOP_S, how)
 
 
 def find_mosquitto() -> str:
