@@ -13,6 +13,8 @@ import pytest
 from hedgerow.cli.feeds import demo_feeds
 from hedgerow.errors import HedgerowError
 
+pytestmark = pytest.mark.long
+
 _STREET = Path(sys.prefix) / "models" / "ssd_mobilenetv2_oidv4.tflite"
 
 

@@ -88,6 +88,7 @@ def secured(tmp_path: Path) -> Iterator[Secured]:
     made.close()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_certificates_renewed_under_load_lose_no_frame(secured: Secured) -> None:
     """By `pki renew`, with new keys, while the node runs; every link of it takes them."""
@@ -109,6 +110,7 @@ def test_certificates_renewed_under_load_lose_no_frame(secured: Secured) -> None
     assert node.metric("hedgerow_frames_dropped_total") == node.metric("hedgerow_frames_dead_total") == 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_files_that_cannot_be_used_leave_the_links_alone(secured: Secured) -> None:
     """The wrong key, another's certificate, no file: each is told once, and the next good ones are taken."""

@@ -13,6 +13,8 @@ from tests.e2e.conftest import until
 from tests.e2e.test_faults import load
 from tests.fault.conftest import Estate
 
+pytestmark = pytest.mark.long
+
 Set = Callable[[str], None]
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from hedgerow.models.combine import Combiner, Ticket
 
@@ -155,7 +156,7 @@ def test_requests_of_other_keys_do_not_overtake_the_oldest_for_ever() -> None:
 
 @pytest.mark.parametrize("streams", [1, 2, 3])
 @given(seed=st.integers(0, 2**32), limit=st.integers(1, 9))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 def test_under_a_storm_of_callers_every_request_runs_once_and_goes_to_its_caller(
     streams: int, seed: int, limit: int
 ) -> None:

@@ -129,6 +129,7 @@ async def frames(
             sending.cancel()
 
 
+@pytest.mark.long
 async def test_good_versions_reach_everybody_and_bad_ones_come_back_from_the_first_node(
     collector: CollectorProcess,
     mosquitto: Mosquitto,
