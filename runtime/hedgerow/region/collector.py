@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import structlog
 
-from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
@@ -31,7 +30,6 @@ from hedgerow.region.canary import Canaries
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import open_database
 from hedgerow.region.items import Item, Ping
-from hedgerow.region.keeper import Keeper
 from hedgerow.region.metrics import Counts, RegionMetrics
 from hedgerow.region.pace import TURN_S, Pace
 from hedgerow.region.reading import filters, read
@@ -84,6 +82,10 @@ class Collector:
         self._client = Client(options, self._take, self._link_changed)
         self._blobs = self._keeper = None
         if config.models.repository is not None:
+            # With libraries that a region without models never needs.
+            from hedgerow.blobs.serve import BlobServer
+            from hedgerow.region.keeper import Keeper
+
             self._blobs = BlobServer(options, self._region, config.models.repository)
             self._keeper = Keeper(config.models.repository, config.models.online_key)
         self._steward = Steward(config, self._client, self._loop)
