@@ -19,7 +19,7 @@ def import_structlog(format: Literal["auto", "console", "json"]) -> None:
     """Import structlog if the log will be JSON, and hide rich from it, and from nothing else."""
     if readable(format) or "rich" in sys.modules:
         return
-    sys.modules["rich"] = None  # type: ignore[assignment] - how Python is told that there is none
+    sys.modules["rich"] = None  # type: ignore[assignment] # how Python is told that there is none
     try:
         import structlog  # noqa: F401
     finally:
