@@ -31,7 +31,7 @@ from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.cli.estate import model_bytes
 from hedgerow.region.database import Database, open_database
 from hedgerow.testing import Mosquitto
-from hedgerow.testing.mosquitto import free_port
+from hedgerow.testing.ports import held_port
 from hedgerow.topics import EVERY_NODE, Address, Channel
 from hedgerow.wire.messages import Command, Reply
 
@@ -86,12 +86,12 @@ class ManyNodes:
         self._stack = AsyncExitStack()
         self._brokers: dict[str, Mosquitto] = {}
         self._feeding: list[asyncio.Task[None]] = []
-        self._metrics_port = free_port()
         self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     async def __aenter__(self) -> ManyNodes:
         enter = self._stack.enter_context
         self._region = enter(Mosquitto())
+        self._metrics_port = enter(held_port())
         config = {
             "region": {"name": REGION},
             "broker": {"url": self._region.url},

@@ -1,4 +1,4 @@
-"""A real Mosquitto on a free port, for tests, benchmarks and demos.
+"""A real Mosquitto on a port of its own, for tests, benchmarks and demos.
 
     with Mosquitto() as broker:
         ...  # broker.url
@@ -16,19 +16,20 @@ import getpass
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from hedgerow.errors import HedgerowError
+from hedgerow.testing.ports import held_port
 from hedgerow.testing.processes import end
 
 _START_S: Final = 10.0
@@ -62,7 +63,7 @@ class Mosquitto:
     """A broker process. `with` starts and stops it.
 
     Args:
-        port: port to listen on; 0 takes a free one, which it keeps over restarts.
+        port: port to listen on; 0 takes one that it keeps, over restarts and while it is stopped, until it is closed.
         folder: where configuration, log and persistence live; by default a temporary folder, removed at the end.
         config: further lines of mosquitto.conf; a second listener comes after the first one.
         tls: certificates; the listener then speaks TLS only.
@@ -83,7 +84,7 @@ class Mosquitto:
     ) -> None:
         self.port = port
         self.folder = folder or Path(tempfile.mkdtemp(prefix="mosquitto-"))
-        self._fixed_port = port != 0
+        self._stack = ExitStack()
         self._owns_folder = folder is None
         self._config = tuple(config)
         self._tls = tls
@@ -120,18 +121,13 @@ class Mosquitto:
             return
         binary = find_mosquitto()
         self.folder.mkdir(parents=True, exist_ok=True)
-        for attempts_left in (2, 1, 0):
-            if not self.port:
-                self.port = free_port()
-            if self._start_once(binary):
-                return
-            if self._fixed_port or not attempts_left:
-                break
-            self.port = 0  # somebody else took the port meanwhile
-        raise HedgerowError(
-            f"Mosquitto did not start on port {self.port}:\n{self.log[-2000:]}",
-            remedy=f"Look at {self.folder / 'mosquitto.conf'}, or take another port.",
-        )
+        if not self.port:
+            self.port = self._stack.enter_context(held_port())
+        if not self._start_once(binary):
+            raise HedgerowError(
+                f"Mosquitto did not start on port {self.port}:\n{self.log[-2000:]}",
+                remedy=f"Look at {self.folder / 'mosquitto.conf'}, or take another port.",
+            )
 
     def stop(self) -> None:
         """Stop it in good order (SIGTERM): sessions and queued messages are saved."""
@@ -149,13 +145,13 @@ class Mosquitto:
     def restart(self) -> None:
         """Stop it in good order and start it again on the same port."""
         self.stop()
-        self._fixed_port = True
         self.start()
 
     def close(self) -> None:
         """Stop it and remove its temporary folder."""
         self.kill() if self._owns_folder else self.stop()
         atexit.unregister(self.close)
+        self._stack.close()
         if self._owns_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -239,14 +235,6 @@ def find_mosquitto() -> str:
     raise HedgerowError(
         "Mosquitto is not installed", remedy="Install it: `apt-get install mosquitto` or `brew install mosquitto`."
     )
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _die_with_parent() -> Callable[[], None] | None:
