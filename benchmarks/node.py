@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from benchmarks.process import Started, ended
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.testing.ports import held_port
 
@@ -55,7 +56,7 @@ def node(
         }
         path = home / "node.yaml"
         path.write_bytes(orjson.dumps(config))  # JSON is YAML
-        process = subprocess.Popen(
+        process = processes.start(
             [sys.executable, "-m", "hedgerow", "node", "run", str(path)],
             stdout=log,
             stderr=log,

@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
+from hedgerow.testing import processes
 from hedgerow.testing.ports import held_port
 
 USER, PASSWORD = "plant", "pull-me"
@@ -241,7 +241,7 @@ class Registry:
             f"http: {{addr: '127.0.0.1:{self.port}', tls: {{certificate: {chain}, key: {key}}}}}\n"
         )
         self._log = (folder / "log").open("w")
-        self._process = subprocess.Popen(
+        self._process = processes.start(
             [REGISTRY, "serve", str(folder / "registry.yml")],
             stdout=self._log,
             stderr=self._log,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from hedgerow.cli.feeds import demo_feeds
 from hedgerow.errors import HedgerowError
+from hedgerow.testing import processes
 
 _STREET = Path(sys.prefix) / "models" / "ssd_mobilenetv2_oidv4.tflite"
 
@@ -24,7 +24,7 @@ def demo(folder: Path, *arguments: str, timeout_s: float = 170) -> Any:
         demo_feeds()
     except HedgerowError as error:
         pytest.skip(error.explain())
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-m", "hedgerow", "demo", *arguments, "--json"],
         cwd=folder,
         capture_output=True,

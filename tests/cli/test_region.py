@@ -17,6 +17,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import open_database
 from hedgerow.region.items import Result
 from hedgerow.region.store import Store
+from hedgerow.testing import processes
 from hedgerow.topics import Address
 
 
@@ -24,7 +25,7 @@ def hedgerow(*args: str, cwd: Path, without: str | None = None) -> subprocess.Co
     """Run a command, as if a package were not installed."""
     code = f"import sys; sys.modules[{without!r}] = None; from hedgerow.cli.main import main; main()"
     program = ["-c", code] if without else ["-m", "hedgerow"]
-    return subprocess.run([sys.executable, *program, *args], capture_output=True, text=True, cwd=cwd, check=False)
+    return processes.run([sys.executable, *program, *args], capture_output=True, text=True, cwd=cwd, check=False)
 
 
 @pytest.fixture(scope="module")

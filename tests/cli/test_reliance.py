@@ -14,6 +14,7 @@ import pytest
 from tests.fault.ejabberd import Ejabberd, needs_ejabberd
 
 from hedgerow.cli import reliance
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 
 Check = Callable[..., Any]
@@ -88,7 +89,7 @@ def rumqttd(tmp_path: Path, held_port: int) -> Iterator[str]:
         "[v5.1.connections]\nconnection_timeout_ms = 60000\nmax_payload_size = 20480000\nmax_inflight_count = 1000\n"
         "dynamic_filters = true\n"
     )
-    process = subprocess.Popen(
+    process = processes.start(
         [sys.executable, "-m", "iotcore", "--config", tmp_path / "rumqttd.toml"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from tests.containers.conftest import USER, Container, Engine, inspected
 
-from hedgerow.testing import Mosquitto
+from hedgerow.testing import Mosquitto, processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("images")]
 
@@ -179,7 +179,7 @@ def test_an_image_is_small_and_holds_neither_tools_nor_models(engine: Engine, im
     assert found.split("\n")[1].split(": ") == ["models", ""]
     assert found.split("\n")[2].split(": ") == ["uncompiled", "0"]
 
-    save = subprocess.Popen([engine.name, "save", image], stdout=subprocess.PIPE)
+    save = processes.start([engine.name, "save", image], stdout=subprocess.PIPE)
     packed = subprocess.run(["gzip", "-c"], stdin=save.stdout, capture_output=True, check=True).stdout
     assert save.wait() == 0
     assert len(packed) < IMAGES[image] * 1e6

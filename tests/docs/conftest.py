@@ -33,6 +33,7 @@ from pathlib import Path
 
 import pytest
 
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.testing.ports import held_port
 
@@ -163,7 +164,7 @@ class Reader:
             time.sleep(0.1)
 
     def _shell(self, block: Block, log: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return processes.start(
             ["bash", "-euo", "pipefail", "-c", self._here(block.text)],
             cwd=self.folder,
             env=self._environment,

@@ -18,6 +18,7 @@ import trustme
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import find_mosquitto
 from hedgerow.testing.ports import held_port
 
@@ -82,7 +83,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         text = text.replace(theirs, str(ours))
     (folder / "mosquitto.conf").write_text(f"user {getpass.getuser()}\n{text}")
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([find_mosquitto(), "-c", folder / "mosquitto.conf"], stderr=log)
+        process = processes.start([find_mosquitto(), "-c", folder / "mosquitto.conf"], stderr=log)
     try:
         deadline = time.monotonic() + 10
         while not _listens(made.tls_port):

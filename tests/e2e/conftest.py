@@ -24,7 +24,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from hedgerow.testing import Mosquitto
+from hedgerow.testing import Mosquitto, processes
 from hedgerow.testing.ports import held_port
 
 PLUGINS = Path(__file__).parents[1] / "node" / "plugins"
@@ -146,6 +146,7 @@ class NodeProcess:
         self.said = f"hedgerow/v1/test/{self.site}/#"
         self.file = folder / "node.yaml"
         self.environment: dict[str, str] = {}
+        self.before: tuple[str, ...] = ()
         self._stack = ExitStack()
         self.port = self._stack.enter_context(held_port())
         self._broker = broker
@@ -170,8 +171,8 @@ class NodeProcess:
     def start(self, *, wait: bool = True) -> None:
         path = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
         with (self._folder / "node.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "hedgerow", "node", "run", str(self.file)],
+            self._process = processes.start(
+                [*self.before, sys.executable, "-m", "hedgerow", "node", "run", str(self.file)],
                 stderr=log,
                 stdout=log,
                 env={**os.environ, "PYTHONPATH": path, **self.environment},

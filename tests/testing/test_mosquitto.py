@@ -12,6 +12,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from hedgerow.errors import HedgerowError
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto, find_mosquitto
 
 
@@ -87,7 +88,7 @@ def test_it_dies_with_a_parent_that_is_killed() -> None:
         "import os, signal; from hedgerow.testing.mosquitto import Mosquitto; m = Mosquitto(); m.start();"
         "print(m.port, m.folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    parent = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    parent = processes.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     port, folder = parent.stdout.split()
 
     for path in Path(folder).iterdir():

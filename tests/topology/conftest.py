@@ -23,6 +23,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import find_mosquitto
 from hedgerow.testing.ports import held_port
 from hedgerow.topology import files
@@ -126,7 +127,7 @@ class Running:
         with (self.folder / f"{name}.log").open("ab") as log:
             begin = log.tell()
             where = {"PATH": f"{Path(find_mosquitto()).parent}:{os.environ['PATH']}"}
-            process = subprocess.Popen(["sh", script], stderr=log, stdout=log, env=os.environ | where)
+            process = processes.start(["sh", script], stderr=log, stdout=log, env=os.environ | where)
         self._processes[name] = process
         deadline = time.monotonic() + PATIENCE_S
         while " running" not in self.log(name)[begin:]:

@@ -156,9 +156,11 @@ def prepare(out: Path, config: str) -> None:
 
 
 def _start_node(out: Path, mosquitto: Mosquitto) -> subprocess.Popen[bytes]:
+    from hedgerow.testing.processes import start
+
     environment = {**os.environ, "HEDGEROW_BROKER__URL": mosquitto.url}
     with (out / "node.log").open("wb") as log:
-        return subprocess.Popen(
+        return start(
             [sys.executable, "-m", "hedgerow", "node", "run", "node.yaml"],
             cwd=out,
             env=environment,

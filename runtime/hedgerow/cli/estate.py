@@ -31,7 +31,7 @@ from urllib.request import urlopen
 
 from hedgerow.errors import HedgerowError
 from hedgerow.testing.ports import held_port
-from hedgerow.testing.processes import end
+from hedgerow.testing.processes import end, start
 from hedgerow.topics import Address
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Estate:
         path = self.folder / "logs" / f"{name}.log"
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603 - our own
+            process = start(
                 command,
                 cwd=self.folder,
                 env=os.environ | (environment or {}),

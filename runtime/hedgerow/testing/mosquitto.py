@@ -11,17 +11,14 @@ Rules:
 from __future__ import annotations
 
 import atexit
-import ctypes
 import getpass
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +27,11 @@ from typing import Final, Self
 
 from hedgerow.errors import HedgerowError
 from hedgerow.testing.ports import held_port
-from hedgerow.testing.processes import end
+from hedgerow.testing.processes import end, start
 
 _START_S: Final = 10.0
 _STOP_S: Final = 10.0
 _PLACES: Final = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/local/opt/mosquitto/sbin")
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +169,11 @@ class Mosquitto:
         conf.write_text("\n".join([*self._lines(), ""]))
         with (self.folder / "mosquitto.log").open("ab") as log:
             log_start = log.tell()
-            self._process = subprocess.Popen(  # noqa: S603 - the binary was looked up by us
+            self._process = start(
                 [binary, "-c", str(conf)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509 - the child makes one system call, no locks
             )
         atexit.register(self.close)
         return self._wait_until_running(self._process, log_start)
@@ -235,11 +230,3 @@ def find_mosquitto() -> str:
     raise HedgerowError(
         "Mosquitto is not installed", remedy="Install it: `apt-get install mosquitto` or `brew install mosquitto`."
     )
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    # The kernel sends the signal when the *thread* that forked ends, so only the main thread may ask for it.
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: the child may not take locks before it executes
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
