@@ -64,7 +64,7 @@ class Meter:
         self.count += count
         if self.count < self.expected:
             if held_up:
-                time.sleep(0.02)
+                time.sleep(0.02)  # as a callback that is held up
             return False
         cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
         print(json.dumps({"cpu_us": cpu / self.expected * 1e6, "rate": self.expected / wall}), flush=True)

@@ -23,7 +23,7 @@ async def test_a_large_payload_stays_in_the_buffer_that_the_kernel_filled(
     """What was copied and its copy are there at the same time, so the peak would show both."""
     (tmp_path / "payload").write_bytes(bytes(SIZE))
     async with listener(broker.url) as client:
-        await client.wait_connected(10)
+        await client.wait_connected(60)
         await client.subscribe({topic_prefix: 1})
         tracemalloc.start()
         try:

@@ -36,7 +36,7 @@ def demo(folder: Path, *arguments: str, timeout_s: float = 170) -> Any:
     return orjson.loads(done.stdout)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_demo_reads_sees_and_hears_and_accounts_for_every_frame(tmp_path: Path) -> None:
     """What came in went out, or was dropped for a reason; none died, and none is left."""
     report = demo(tmp_path, "--seconds", "8")

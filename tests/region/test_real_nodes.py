@@ -177,7 +177,7 @@ async def known(collector: CollectorProcess, count: int) -> None:
         _, said = await hedgerow("nodes", "-l", "ring=1", "--json", "--store", collector.store)
         if len(json.loads(said)) == count:
             return
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # and ask again
     raise AssertionError(said)
 
 
