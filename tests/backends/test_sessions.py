@@ -23,6 +23,7 @@ from hedgerow.errors import (
     ModelUnreadable,
 )
 from hedgerow.models.source import resolve
+from hedgerow.testing import processes
 
 OnnxFile = Callable[..., Path]
 
@@ -45,7 +46,8 @@ def packaged(path: str) -> Path:
 def test_importing_the_backends_imports_no_vendor() -> None:
     """`hedgerow --help` must be quick."""
     code = "import hedgerow.backends, sys; print({'onnxruntime', 'openvino'} & sys.modules.keys())"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+    shown = processes.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert shown.strip() == "set()"
 
 
 def test_names_shapes_and_types_are_those_of_the_model_on_every_backend(onnx_file: OnnxFile) -> None:

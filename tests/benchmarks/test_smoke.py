@@ -15,6 +15,7 @@ from benchmarks.cells import TARGETS, Options
 from benchmarks.peers import environment
 
 from benchmarks import compared
+from hedgerow.testing import processes
 
 _NEEDS = {
     **{suite: ["silero_vad"] for suite in ("vad", "peers", "latency", "streams", "memory", "reload", "swap")},
@@ -38,7 +39,7 @@ def test_a_benchmark_runs_and_gives_all_its_numbers(suite: str, tmp_path: Path) 
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
 
-    run = subprocess.run(
+    run = processes.run(
         [sys.executable, "-m", "benchmarks", "--smoke", "--only", suite, "--json", "--folder", str(tmp_path)],
         cwd=_ROOT,
         env=os.environ | {"NO_COLOR": "1"},

@@ -17,6 +17,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import open_database
 from hedgerow.region.items import Result
 from hedgerow.region.store import Store
+from hedgerow.testing import processes
 from hedgerow.topics import Address
 
 from .conftest import Hedgerow, Said
@@ -123,7 +124,7 @@ def test_a_parquet_file_holds_the_same(filled: Path, hedgerow: Hedgerow, tmp_pat
 )
 def test_without_a_library_it_is_said_what_to_install(filled: Path, package: str, args: list[str], extra: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from hedgerow.cli.main import main; main()"
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-c", code, *args], stderr=subprocess.PIPE, text=True, cwd=filled, check=False
     )
 

@@ -27,13 +27,15 @@ import sysconfig
 import time
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from hedgerow.testing.mosquitto import Mosquitto, free_port
+from hedgerow.testing import processes
+from hedgerow.testing.mosquitto import Mosquitto
+from hedgerow.testing.ports import held_port
 
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```(\w+)(?: +([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -78,7 +80,10 @@ class Reader:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        self._ports = {"1883": str(port)} | {usual: str(free_port()) for usual in ("8883", "8884", "9464", "9466")}
+        self._stack = ExitStack()
+        self._ports = {"1883": str(port)} | {
+            usual: str(self._stack.enter_context(held_port())) for usual in ("8883", "8884", "9464", "9466")
+        }
         self._background: list[subprocess.Popen[str]] = []
         self._log = folder / ".out"
         self._background_logs: list[Path] = []
@@ -159,7 +164,7 @@ class Reader:
             time.sleep(0.1)
 
     def _shell(self, block: Block, log: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return processes.start(
             ["bash", "-euo", "pipefail", "-c", self._here(block.text)],
             cwd=self.folder,
             env=self._environment,
@@ -187,6 +192,7 @@ class Reader:
         for pid_file in self.folder.rglob("*.pid"):  # what went into the background by itself
             with suppress(ProcessLookupError, ValueError):
                 os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        self._stack.close()
 
 
 def first_missing(wanted: list[str], printed: str) -> str | None:
@@ -226,20 +232,15 @@ def _virtual_environment(folder: Path) -> Path:
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Callable[[Path], Reader]]:
     """Makes a reader of a document, with a broker if the document starts none."""
-    made: list[Reader | Mosquitto] = []
+    stack = ExitStack()
 
     def make(document: Path) -> Reader:
         shell = "".join(block.text for block in blocks_of(document) if block.language == "sh")
         if _STARTS_A_BROKER.search(shell):
-            port = free_port()
+            port = stack.enter_context(held_port())
         else:
-            broker = Mosquitto()
-            made.append(broker)
-            broker.start()
-            port = broker.port
-        made.append(Reader(tmp_path, port))
-        return made[-1]  # type: ignore[return-value]
+            port = stack.enter_context(Mosquitto()).port
+        return stack.enter_context(closing(Reader(tmp_path, port)))
 
-    yield make
-    for one in reversed(made):
-        one.close()
+    with stack:
+        yield make

@@ -126,9 +126,9 @@ def test_a_node_that_is_killed_while_the_broker_restarts_loses_no_frame(
     node.configure({"trial": {"sleep_s": 0.001}})
     node.start()
     with load(sensors):
-        time.sleep(0.3)
+        until(collector.ids)
         mosquitto.stop()
-        time.sleep(0.1)
+        time.sleep(0.1)  # time to notice and to try again
         node.kill()
         mosquitto.start()
         node.start()

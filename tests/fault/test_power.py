@@ -95,7 +95,7 @@ def test_a_node_whose_disk_is_full_goes_on_and_heals(estate: Estate, small_disk:
         until(lambda: estate.node.metric("hedgerow_frames_out_total") > out + 100)
         assert estate.node.metric("hedgerow_outbox_failing") == 0
         estate.wan.restore()
-        time.sleep(2)
+        time.sleep(2)  # so long there is load while it catches up
     estate.sensors.settle()
     until(lambda: estate.waiting() == 0, lambda: f"{estate.waiting()} wait\n{estate.node.log[-2000:]}", 120)
     ((declared,),) = estate.rows("SELECT coalesce(sum(lost), 0) FROM gap")

@@ -35,7 +35,7 @@ def test_a_link_that_is_half_open_is_noticed_and_made_anew(estate: Estate, times
         until(lambda: estate.stored() >= 50)
         for _ in range(times):
             estate.wan.half_open()
-            time.sleep(4)
+            time.sleep(4)  # so long it is half open
             estate.wan.restore()
             estate.wan.reset()
             before = estate.stored()

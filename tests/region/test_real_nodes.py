@@ -21,7 +21,7 @@ from hedgerow.bus import Client
 from hedgerow.cli.main import app
 from hedgerow.models.candidate import Candidate
 from hedgerow.node.node import Node
-from hedgerow.testing import Mosquitto
+from hedgerow.testing import Mosquitto, processes
 from hedgerow.testing.repository import make_repository
 
 from .conftest import REGION, CollectorProcess, eventually, sender
@@ -178,7 +178,7 @@ async def known(collector: CollectorProcess, count: int) -> None:
         _, said = await hedgerow("nodes", "-l", "ring=1", "--json", "--store", collector.store)
         if len(json.loads(said)) == count:
             return
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # and ask again
     raise AssertionError(said)
 
 
@@ -257,7 +257,7 @@ class Watched:
     async def _start(self) -> None:
         log = self._file.with_suffix(".log").open("ab")
         command = (sys.executable, "-m", "hedgerow", "node", "run", str(self._file))
-        self._process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+        self._process = await processes.start_async(command, stdout=log, stderr=log)
 
     async def _again(self) -> None:
         while True:

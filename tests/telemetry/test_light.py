@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
+
+from hedgerow.testing import processes
 
 _IMPORT = """
 import json, sys
@@ -21,7 +22,7 @@ import rich.traceback
 
 def imported(module: str, format: str) -> set[str]:
     """What is imported along with a module; rich can be imported afterwards."""
-    run = subprocess.run(
+    run = processes.run(
         [sys.executable, "-c", _IMPORT.format(module=module, format=format)], capture_output=True, check=True
     )
     return set(json.loads(run.stdout))

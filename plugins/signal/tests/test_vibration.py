@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 from hedgerow import Frame
 from hedgerow.errors import ConfigError, ModelMismatch
-from hedgerow.testing import frame, run_pipeline, run_stage
+from hedgerow.testing import frame, processes, run_pipeline, run_stage
 from hedgerow_signal.anomaly import Anomaly
 from hedgerow_signal.generate import CONDITIONS, RATE, Condition, Machine
 from hedgerow_signal.train import WINDOW, fit, generated, to_onnx, train
@@ -162,7 +161,7 @@ def test_the_script_writes_a_model_that_says_what_it_is(trained: bytes, tmp_path
     import onnx
 
     path = tmp_path / "models" / "vibration.onnx"
-    said = subprocess.run(
+    said = processes.run(
         [sys.executable, "-m", "hedgerow_signal.train", str(path)], check=True, capture_output=True, text=True
     ).stdout
 

@@ -189,7 +189,7 @@ class Site:
             timeout=PATIENCE_S,
         )
         await until(lambda: self._replies(key), lambda: f"reply to {name}")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # a second reply would come now
         (reply,) = self._replies(key)
         return reply
 
