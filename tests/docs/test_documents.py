@@ -22,8 +22,10 @@ WITH_COMMANDS = [
 ]
 LONG = {  # too many processes for every day
     "README.md",
+    "docs/author/models.md",
     "docs/operator/distribution.md",
     "docs/operator/models.md",
+    "docs/operator/region.md",
     "docs/operator/rollouts.md",
     "docs/operator/topology.md",
     "docs/operator/trust.md",  # tests/docs/test_trust.py runs its commands in one process

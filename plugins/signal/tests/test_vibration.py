@@ -152,6 +152,7 @@ def test_a_window_or_a_rate_the_model_does_not_know_is_refused(model_file: Path)
     assert len(run.out) == 3
 
 
+@pytest.mark.long
 def test_training_twice_gives_the_same_bytes_and_another_seed_others(trained: bytes) -> None:
     assert train(seed=7) == trained
     assert train(seed=8) != trained
