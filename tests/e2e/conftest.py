@@ -36,7 +36,7 @@ def until(condition: Callable[[], Any], what: Callable[[], Any] = lambda: "it", 
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what()}"
-        time.sleep(0.01)
+        time.sleep(0.05)  # a look is often at /metrics, which costs the node
 
 
 def _client(name: str, port: int) -> mqtt.Client:

@@ -40,7 +40,7 @@ async def eventually(condition: Callable[[], Any], what: Callable[[], Any] = lam
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what()}"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.03)  # a look often opens the store
 
 
 def result(pipeline: str, n: int, captured_at: float | None = None, **more: Any) -> bytes:

@@ -20,7 +20,7 @@ from paho.mqtt.properties import Properties
 
 from hedgerow import configfile
 from hedgerow.node.node import Node
-from hedgerow.topics import Address, parse
+from hedgerow.topics import Address, Parsed, parse
 from hedgerow.wire.messages import decode_payload
 
 PATIENCE_S = 40.0
@@ -45,6 +45,7 @@ class Heard:
     content_type: str
     user: dict[str, str]
     correlation: bytes | None
+    parsed: Parsed | None
 
     @property
     def body(self) -> Any:
@@ -60,6 +61,7 @@ def heard(message: aiomqtt.Message) -> Heard:
         getattr(properties, "ContentType", ""),
         dict(getattr(properties, "UserProperty", [])),
         getattr(properties, "CorrelationData", None),
+        parse(str(message.topic)),
     )
 
 
@@ -116,12 +118,11 @@ class Site:
     # What the node said
 
     def said(self, channel: str, tail: str = "") -> list[Heard]:
-        found = []
-        for message in self.heard:
-            parsed = parse(message.topic)
-            if parsed is not None and parsed.channel == channel and tail in ("", parsed.tail):
-                found.append(message)
-        return found
+        return [
+            message
+            for message in self.heard
+            if message.parsed is not None and message.parsed.channel == channel and tail in ("", message.parsed.tail)
+        ]
 
     def results(self, pipeline: str = "p") -> list[dict[str, Any]]:
         return [message.body for message in self.said("result", pipeline)]
