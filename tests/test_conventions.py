@@ -54,7 +54,12 @@ def a_process_that_may_outlive_its_test(node: ast.AST, line: str) -> bool:
     name = called(node)
     if re.fullmatch(r"subprocess\.(run|call|check_call|check_output)", name):
         return "sys.executable" in ast.unparse(node)
-    return re.search(r"(^|\.)(Popen|create_subprocess_\w+|fork|spawn[lv]\w*|posix_spawn)$", name) is not None
+    return (
+        re.search(
+            r"(^|\.)(Popen|create_subprocess_\w+|fork|forkpty|spawn[lv]\w*|posix_spawnp?|multiprocessing\.\w+)$", name
+        )
+        is not None
+    )
 
 
 RULES: tuple[Rule, ...] = (

@@ -252,7 +252,7 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(in_folder: Path, onnx_file: Onn
             shown += some
     os.close(ours)
 
-    assert child.wait(30) == 0
+    assert child.wait(60) == 0
     assert b"Measuring" in shown
     assert b"Fastest:" in shown
 

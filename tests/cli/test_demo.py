@@ -16,7 +16,7 @@ from hedgerow.testing import processes
 _STREET = Path(sys.prefix) / "models" / "ssd_mobilenetv2_oidv4.tflite"
 
 
-def demo(folder: Path, *arguments: str, timeout_s: float = 170) -> Any:
+def demo(folder: Path, *arguments: str, timeout_s: float = 580) -> Any:
     """Run the demo. Returns: what it printed at the end."""
     if not _STREET.exists():
         pytest.skip(f"the street model is missing; `python -m hedgerow_vision.fetch_ssd {_STREET.parent}` fetches it")

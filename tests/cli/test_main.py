@@ -109,7 +109,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
     process = start("publish", __file__, *arguments, before=before)
     _wait_for(lambda: _sent(broker, topic_prefix))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert out.startswith("Sent ")

@@ -96,7 +96,7 @@ def rumqttd(tmp_path: Path, held_port: int) -> Iterator[str]:
     try:
         from iotcore.broker import port_in_use
 
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not port_in_use(port):
             assert process.poll() is None
             assert time.monotonic() < deadline

@@ -308,7 +308,7 @@ async def test_on_a_terminal_it_is_a_table(listen, broker, topic_prefix: str) ->
 
         shown = await until_done(reading, speak)
 
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     last = shown.rpartition("NODE")[2]
     assert "LATENCY ms p50/p99" in last
     assert "10.0 / 10.0" in last

@@ -259,7 +259,7 @@ class Estate:
             )
         self._processes.append((name, process))
         self._stack.callback(end, process)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + _START_S
         while until is not None and until not in path.read_text("utf-8", errors="replace"):
             self.check()
             if time.monotonic() > deadline:
