@@ -22,7 +22,7 @@ from hypothesis import settings
 settings.register_profile("hedgerow", deadline=None)
 settings.load_profile("hedgerow")
 
-LEFT_PATIENCE_S = 20.0
+LEFT_PATIENCE_S = 60.0
 """For what ends by itself once its parent has: a worker of a node that was killed."""
 _BEGINNINGS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 _SUBREAPER = 36
