@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.region.conftest import PATIENCE_S, REGION, CollectorProcess, eventually, result, sender
 
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.database import open_database
 from hedgerow.region.queries import Wanted, results, status
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel
-
-from .conftest import PATIENCE_S, REGION, CollectorProcess, eventually, result, sender
 
 
 def numbers(url: str) -> list[int]:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.region.world import TURN_S, World
 
 from hedgerow.errors import CommandError
 from hedgerow.region.database import open_database
 from hedgerow.region.intents import ask
 from hedgerow.region.rollout import Phase
-
-from .world import TURN_S, World
 
 DAY = 86_400.0
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.region.responders import digest, ref
 
 from hedgerow.region.gate import Ear, Facts, Finding, Given, Verdict, examine
 from hedgerow.region.measures import Flow, Sample, Shown, Usual, usual
@@ -20,8 +21,6 @@ from hedgerow.region.waves import Member, assign
 from hedgerow.region.windows import opens_at
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import Reported
-
-from .responders import digest, ref
 
 clocks = st.builds(lambda hour, minute: f"{hour:02}:{minute:02}", st.integers(0, 23), st.integers(0, 59))
 windows = st.builds(

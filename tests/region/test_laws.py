@@ -8,10 +8,9 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.region.world import PLAN, SILENT_AFTER_S, World
 
 from hedgerow.region.rollout import Phase, Rollout
-
-from .world import PLAN, SILENT_AFTER_S, World
 
 OLD, NEW = "1.0.0", "2.0.0"
 NAME = f"faces-{NEW}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from tests.region.conftest import result
 
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import ASK, Gap, Number, key_of
@@ -19,8 +20,6 @@ from hedgerow.region.items import Event, HealthReport, Item, Missing, Rejected, 
 from hedgerow.region.reading import read
 from hedgerow.region.store import Store, apply_each
 from hedgerow.topics import Address
-
-from .conftest import result
 
 BASE = "hedgerow/v1/test/s1/n1"
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import structlog
+from tests.region.conftest import REGION, CollectorProcess, eventually, sender
 from typer.testing import CliRunner
 
 from hedgerow import configfile
@@ -23,8 +24,6 @@ from hedgerow.models.candidate import Candidate
 from hedgerow.node.node import Node
 from hedgerow.testing import Mosquitto
 from hedgerow.testing.repository import make_repository
-
-from .conftest import REGION, CollectorProcess, eventually, sender
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 TWICE_AGAIN = "(float[N,3] x) => (float[N,3] y) <float two = {2.0}> { y = Mul(x, two) }"

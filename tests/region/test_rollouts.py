@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.region.conftest import REGION, CollectorProcess, eventually
+from tests.region.responders import Responders, ref
 
 from hedgerow.cli.command import ask as ask_nodes
 from hedgerow.config import BrokerSection
@@ -17,9 +19,6 @@ from hedgerow.region.intents import ask
 from hedgerow.region.progress import audit, progress
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import EVERY_NODE, Address
-
-from .conftest import REGION, CollectorProcess, eventually
-from .responders import Responders, ref
 
 
 def addresses(count: int, sites: int = 2) -> list[Address]:

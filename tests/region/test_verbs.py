@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.region.conftest import REGION, CollectorProcess
+from tests.region.responders import Responders, digest, ref
 from typer.testing import CliRunner
 
 from hedgerow.cli.main import app
@@ -20,9 +22,6 @@ from hedgerow.region.database import open_database
 from hedgerow.region.store import Store
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address
-
-from .conftest import REGION, CollectorProcess
-from .responders import Responders, digest, ref
 
 NODES = [Address(REGION, site, name) for site in ("hall-1", "hall-2") for name in ("east", "west", f"gate-{site[-1]}")]
 GATE = {"min_frames": 20, "slow_reports": 2}

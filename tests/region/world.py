@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+from tests.region.responders import digest, ref
+
 from hedgerow.region.conductor import Conductor, Parcel
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.database import Database, Row, open_database
@@ -23,8 +25,6 @@ from hedgerow.region.store import Store
 from hedgerow.topics import Address
 from hedgerow.wire import fleet as wire
 from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth
-
-from .responders import digest, ref
 
 TURN_S = 10.0
 """Seconds that one turn of the world takes: a health report of each node."""
