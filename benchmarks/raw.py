@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import silero
-from hedgerow.models.source import resolve
+from hedgerow.models.bundle.model_file import resolve
 
 VAD = "package:silero_vad/data/silero_vad_openvino_16k.onnx"
 """Of the package's files with the same weights, the one that every contender is quickest with."""

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from benchmarks.cells import Cell, Options, cell, ratio
 from benchmarks.many_nodes import ManyNodes
-from hedgerow.models import build
-from hedgerow.models.recipe import Recipe
+from hedgerow.models.build import builder
+from hedgerow.models.build.recipe import Recipe
 from hedgerow.testing.repository import make_repository
 
 FIRST: Final = {"waves": [], "gate": {"min_frames": 0, "max_slowdown": None}, "swap": {"probation_s": 0, "min_frames": 0}}  # fmt: skip
@@ -71,7 +71,7 @@ async def measure(size: Size, folder: Path, *, smoke: bool) -> Seen:
     for version in ("1.0.0", "2.0.0"):
         model(folder / f"{version}.onnx", seed=int(version[0]))
         recipe = Recipe(model=str(folder / f"{version}.onnx"), name="door", version=version, golden=1)
-        built = await asyncio.to_thread(build.build, recipe, folder / f"door-{version}", state_dir=folder / "state")
+        built = await asyncio.to_thread(builder.build, recipe, folder / f"door-{version}", state_dir=folder / "state")
         bytes_ = made.repository.publish(built.bundle, made.owner).bytes
     quick = {"frames_every_s": 0.1, "health_every_s": 0.5} if smoke else {}
     many = ManyNodes(size.sites, size.nodes_a_site, folder, made.repository.folder, root, processes=size.processes, whole=size.whole, **quick)  # fmt: skip

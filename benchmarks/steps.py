@@ -21,9 +21,9 @@ from benchmarks import vad
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.frame import Frame
-from hedgerow.models.pool import ModelPool
-from hedgerow.models.slot import Pins
-from hedgerow.models.watch import Watch
+from hedgerow.models.serving.observer import Watch
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain import Chain
 from hedgerow.pipeline.delivery import Delivery, FrameMaker

@@ -23,10 +23,10 @@ from benchmarks.load import PATIENCE_S
 from benchmarks.raw import VAD, path_of
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus import Client, ClientOptions, Message
-from hedgerow.models.arrays import write_arrays
-from hedgerow.models.chunks import describe_file
-from hedgerow.models.manifest import MANIFEST, GoldenCase, Manifest, Needs, Tensor, Tolerance, Variant
-from hedgerow.models.source import digest
+from hedgerow.models.bundle.arrays import write_arrays
+from hedgerow.models.bundle.chunks import describe_file
+from hedgerow.models.bundle.manifest import MANIFEST, GoldenCase, Manifest, Needs, Tensor, Tolerance, Variant
+from hedgerow.models.bundle.model_file import digest
 from hedgerow.testing.repository import make_repository
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.fleet import Desired, ModelRef, Reported

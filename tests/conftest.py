@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from hedgerow.frame import Array
-from hedgerow.models.arrays import write_arrays
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.chunks import describe_file
-from hedgerow.models.manifest import (
+from hedgerow.models.bundle.arrays import write_arrays
+from hedgerow.models.bundle.chunks import describe_file
+from hedgerow.models.bundle.distributions import Accumulator
+from hedgerow.models.bundle.manifest import (
     Baseline,
     Distribution,
     File,
@@ -30,8 +30,8 @@ from hedgerow.models.manifest import (
     Tolerance,
     Variant,
 )
-from hedgerow.models.source import digest
-from hedgerow.models.statistics import Accumulator
+from hedgerow.models.bundle.model_file import digest
+from hedgerow.models.bundle.version import Candidate
 from hedgerow.wire.fleet import ModelRef
 
 OnnxFile = Callable[..., Path]

@@ -16,7 +16,7 @@ from hedgerow.blobs.serve import BlobServer
 from hedgerow.blobs.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
-from hedgerow.models.manifest import Chunk, File, Manifest, digest_of
+from hedgerow.models.bundle.manifest import Chunk, File, Manifest, digest_of
 from hedgerow.testing.faults import FaultProxy
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.topics import Address

@@ -14,7 +14,7 @@ from hedgerow.blobs.sources import open_sources
 from hedgerow.blobs.store import BlobStore
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.config import SourceSection
-from hedgerow.models.manifest import read_manifest
+from hedgerow.models.bundle.manifest import read_manifest
 from hedgerow.topics import Address
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.blobs.conftest import Estate, made_manifest, noise
 from tests.blobs.servers import Authority, FolderServer
 
-from hedgerow.models.manifest import digest_of
+from hedgerow.models.bundle.manifest import digest_of
 
 MODELS = Path(sysconfig.get_path("purelib")) / "rapidocr_onnxruntime" / "models"
 SMALL, LARGE = MODELS / "ch_ppocr_mobile_v2.0_cls_infer.onnx", MODELS / "ch_PP-OCRv4_rec_infer.onnx"

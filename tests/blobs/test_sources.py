@@ -17,9 +17,9 @@ from hedgerow.blobs.push import push, tag_of
 from hedgerow.blobs.sources import Piece, Source, open_sources, pieces_of, web_of
 from hedgerow.config import SourceSection
 from hedgerow.errors import ConfigError
-from hedgerow.models.bundle import BadBundle, Bundle
-from hedgerow.models.chunks import describe_file
-from hedgerow.models.manifest import File, Manifest, digest_of
+from hedgerow.models.bundle.chunks import describe_file
+from hedgerow.models.bundle.folder import BadBundle, Bundle
+from hedgerow.models.bundle.manifest import File, Manifest, digest_of
 from hedgerow.web import SourceAway
 
 
@@ -45,16 +45,16 @@ def file(repository: Repository) -> File:
 
 
 def source_of(url: str, authority: Authority | None, **more: Any) -> Source:
-    (source,) = open_sources([SourceSection(url=url, ca_file=authority.file if authority else None, **more)])
-    return source
+    (model_file,) = open_sources([SourceSection(url=url, ca_file=authority.file if authority else None, **more)])
+    return model_file
 
 
 def pieces(file: File) -> list[Piece]:
     return list(pieces_of([file]).values())
 
 
-def brought(source: Source, file: File) -> bytes:
-    return b"".join(source.bring(piece) for piece in pieces(file))
+def brought(model_file: Source, file: File) -> bytes:
+    return b"".join(model_file.bring(piece) for piece in pieces(file))
 
 
 # A web server
@@ -63,9 +63,9 @@ def brought(source: Source, file: File) -> bytes:
 def test_a_copy_of_the_repository_gives_chunks_over_one_connection(
     server: FolderServer, authority: Authority, file: File
 ) -> None:
-    source = source_of(server.url, authority)
+    model_file = source_of(server.url, authority)
 
-    assert digest_of(brought(source, file)) == file.digest
+    assert digest_of(brought(model_file, file)) == file.digest
     assert server.connections == 1
 
 
@@ -108,20 +108,20 @@ def test_a_server_with_a_certificate_of_nobody_is_not_asked(
 
 
 def test_what_a_server_says_is_told_with_a_remedy(server: FolderServer, authority: Authority, file: File) -> None:
-    source, piece = source_of(server.url, authority), pieces(file)[0]
+    model_file, piece = source_of(server.url, authority), pieces(file)[0]
 
     server.status = 500
     with pytest.raises(SourceAway, match="500"):
-        source.bring(piece)
+        model_file.bring(piece)
     server.status = 404
     with pytest.raises(ContentMissing, match="does not have"):
-        source.bring(piece)
+        model_file.bring(piece)
     server.status, server.moved_to = 0, "http://127.0.0.1:9/elsewhere"
     with pytest.raises(SourceAway):
-        source.bring(piece)
+        model_file.bring(piece)
     server.moved_to, server.authorization = "", basic(USER, PASSWORD)
     with pytest.raises(SourceAway, match="401") as caught:
-        source.bring(piece)
+        model_file.bring(piece)
     assert "credentials_file" in caught.value.remedy
 
 
@@ -130,20 +130,20 @@ def test_credentials_come_from_a_file_and_may_change(
 ) -> None:
     secret = tmp_path / "secret"
     secret.write_text("plant:old\n")
-    source, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
+    model_file, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
     server.authorization = basic(USER, PASSWORD)
     with pytest.raises(SourceAway):
-        source.bring(piece)
+        model_file.bring(piece)
 
     secret.write_text(f"{USER}:{PASSWORD}\n")
-    assert source.bring(piece)
+    assert model_file.bring(piece)
     server.authorization = "Bearer t0ken"
     secret.write_text("t0ken\n")
-    assert source.bring(piece)
+    assert model_file.bring(piece)
     server.authorization = basic(USER, PASSWORD)
     auth = basic(USER, PASSWORD).removeprefix("Basic ")
     secret.write_text(json.dumps({"auths": {f"127.0.0.1:{server.port}": {"auth": auth}}}))
-    assert source.bring(piece)
+    assert model_file.bring(piece)
 
 
 def test_credentials_go_to_no_other_host(
@@ -170,16 +170,16 @@ def test_a_token_is_fetched_with_the_credentials_and_again_when_it_ends(
     secret = tmp_path / "secret"
     secret.write_text(f"{USER}:{PASSWORD}\n")
     server.authorization, server.token = basic(USER, PASSWORD), "one"
-    source, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
-    assert source.bring(piece)
+    model_file, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
+    assert model_file.bring(piece)
 
     server.token = "two"
-    assert source.bring(piece)
+    assert model_file.bring(piece)
 
     secret.write_text("somebody:else\n")
     server.token = "three"
     with pytest.raises(SourceAway, match="401"):
-        source.bring(piece)
+        model_file.bring(piece)
 
 
 def test_a_proxy_is_used_where_the_environment_names_one(
@@ -214,9 +214,9 @@ def made_bundle(folder: Path, version: str = "1.0.0", seed: int = 1) -> Bundle:
         (folder / path).write_bytes(content)
     files = [describe_file(folder / path, path) for path in paths]
     manifest = Manifest.model_validate_json(made_manifest(files, version))
-    from hedgerow.models import source
+    from hedgerow.models.bundle import model_file
 
-    digest = source.digest(folder / files[0].path)
+    digest = model_file.digest(folder / files[0].path)
     variant = manifest.variants[0].model_copy(update={"model_digest": digest})
     manifest = manifest.model_copy(update={"variants": (variant,)})
     (folder / "manifest.json").write_bytes(manifest.encode())
@@ -238,13 +238,13 @@ def section(registry: Registry, **more: Any) -> SourceSection:
 def test_what_was_pushed_comes_back_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
     bundle = made_bundle(tmp_path / "bundle")
     done = push(bundle, web_of(section(registry)))
-    (source,) = open_sources([section(registry)])
+    (model_file,) = open_sources([section(registry)])
 
     assert (done.tag, done.blobs) == ("doors-1.0.0", 3)
     for file in bundle.manifest.files():
-        assert digest_of(brought(source, file)) == file.digest
+        assert digest_of(brought(model_file, file)) == file.digest
     name = f"targets/doors/1.0.0/{bundle.digest.removeprefix('sha256:')}.manifest.json"
-    assert digest_of(source.manifest(name, 1 << 20)) == bundle.digest
+    assert digest_of(model_file.manifest(name, 1 << 20)) == bundle.digest
 
 
 def test_what_is_there_is_not_pushed_again(registry: Registry, tmp_path: Path) -> None:
@@ -291,10 +291,10 @@ def test_a_bundle_that_was_changed_is_not_pushed(registry: Registry, tmp_path: P
 
 
 def test_a_registry_without_the_version_says_so(registry: Registry, file: File) -> None:
-    (source,) = open_sources([section(registry)])
+    (model_file,) = open_sources([section(registry)])
 
     with pytest.raises(ContentMissing) as caught:
-        source.bring(pieces(file)[0])
+        model_file.bring(pieces(file)[0])
     assert "hedgerow model push" in caught.value.remedy
 
 

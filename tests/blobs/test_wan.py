@@ -21,10 +21,10 @@ from hedgerow.blobs.serve import BlobServer
 from hedgerow.blobs.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
-from hedgerow.models import source
-from hedgerow.models.bundle import Bundle
-from hedgerow.models.chunks import describe_file
-from hedgerow.models.manifest import Manifest, read_manifest
+from hedgerow.models.bundle import model_file
+from hedgerow.models.bundle.chunks import describe_file
+from hedgerow.models.bundle.folder import Bundle
+from hedgerow.models.bundle.manifest import Manifest, read_manifest
 from hedgerow.testing.faults import FaultProxy
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.testing.repository import TestRepository, make_repository
@@ -149,7 +149,7 @@ def publish(models: TestRepository, folder: Path, model: Path) -> tuple[ModelRef
     path.write_bytes(model.read_bytes())
     file = describe_file(path, "variants/fp32/model.onnx")
     manifest = Manifest.model_validate_json(made_manifest([file]))
-    variant = manifest.variants[0].model_copy(update={"model_digest": source.digest(path)})
+    variant = manifest.variants[0].model_copy(update={"model_digest": model_file.digest(path)})
     manifest = manifest.model_copy(update={"name": "door", "variants": (variant,)})
     (folder / "bundle" / "manifest.json").write_bytes(manifest.encode())
     done = models.repository.publish(Bundle.open(folder / "bundle"), models.owner)

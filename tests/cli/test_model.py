@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from hedgerow.blobs.store import BlobStore
 from hedgerow.cli.bundles import version_order
 from hedgerow.cli.main import app
-from hedgerow.models.bundle import Bundle
-from hedgerow.models.chunks import describe_file
-from hedgerow.models.source import digest as model_digest
-from hedgerow.models.source import resolve
+from hedgerow.models.bundle.chunks import describe_file
+from hedgerow.models.bundle.folder import Bundle
+from hedgerow.models.bundle.model_file import digest as model_digest
+from hedgerow.models.bundle.model_file import resolve
 from hedgerow.trust import ceremony
 from hedgerow.trust.keys import Secrets, make_key, open_signer
 from hedgerow.trust.repository import Repository, online_key_of

@@ -18,7 +18,7 @@ from hedgerow.blobs.fetch import Fetcher
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.blobs.store import BlobStore
 from hedgerow.bus.connect import ClientOptions
-from hedgerow.models.manifest import read_manifest
+from hedgerow.models.bundle.manifest import read_manifest
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address
 from hedgerow.trust.client import TrustClient

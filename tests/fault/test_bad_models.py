@@ -10,7 +10,7 @@ import pytest
 from benchmarks.many_nodes import ManyNodes
 from benchmarks.rollout import FIRST
 
-from hedgerow.models.candidate import Candidate
+from hedgerow.models.bundle.version import Candidate
 from hedgerow.testing.repository import make_repository
 
 X = "(float[N,256] x) => (float[N,256] y)"

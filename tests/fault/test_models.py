@@ -27,7 +27,7 @@ from tests.e2e.conftest import PATIENCE_S, Collector, NodeProcess, Sensors, unti
 
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
-from hedgerow.models.candidate import Candidate
+from hedgerow.models.bundle.version import Candidate
 from hedgerow.testing import Mosquitto
 from hedgerow.testing.repository import make_repository
 from hedgerow.wire.fleet import Desired, ModelRef

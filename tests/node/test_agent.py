@@ -22,8 +22,8 @@ from tuf.api.metadata import Metadata
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.labels import parse_selector
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.manifest import MANIFEST
+from hedgerow.models.bundle.manifest import MANIFEST
+from hedgerow.models.bundle.version import Candidate
 from hedgerow.node.node import Node
 from hedgerow.testing.repository import TestRepository, make_repository
 from hedgerow.topics import Channel

@@ -19,8 +19,8 @@ import onnx.numpy_helper
 import pytest
 from trial_site import Site, doubles, heard, properties, until
 
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.slot import Slot
+from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.serving.slot import Slot
 from hedgerow.node.node import Node
 from hedgerow.wire.fleet import SwapPolicy
 

@@ -20,10 +20,10 @@ from trial_site import until
 
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.engine import Engine
-from hedgerow.models.pool import ModelPool
-from hedgerow.models.slot import Split
+from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.serving.engine import Engine
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.models.serving.slot import Split
 from hedgerow.node.swaps import Swaps
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import LocalPlan

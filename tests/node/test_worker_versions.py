@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from trial_site import Site, doubles, until
 
-from hedgerow.models.candidate import Candidate
+from hedgerow.models.bundle.version import Candidate
 from hedgerow.node.node import Node
 from hedgerow.node.swaps import SwapOutcome
 from hedgerow.pipeline.workers import WorkerPlan

@@ -16,8 +16,8 @@ import pytest
 from hedgerow.bus.message import Message
 from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import ConfigError, HedgerowError
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.pool import ModelPool
+from hedgerow.models.monitor.observations import Conduct
+from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import Completed, LocalPlan, Plan
 from hedgerow.pipeline.workers import WorkerPlan, _sum

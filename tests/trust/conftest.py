@@ -28,7 +28,7 @@ from hedgerow.blobs.serve import BlobServer
 from hedgerow.blobs.store import BlobStore
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.labels import parse_selector
-from hedgerow.models.manifest import Chunk, File, Manifest, Needs, Variant, digest_of
+from hedgerow.models.bundle.manifest import Chunk, File, Manifest, Needs, Variant, digest_of
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.topics import Address
 from hedgerow.trust import ceremony

@@ -22,7 +22,7 @@ from tuf.api.metadata import MetaFile
 
 from hedgerow.blobs.errors import RegionAway
 from hedgerow.blobs.notes import LARGEST_PART
-from hedgerow.models.manifest import digest_of
+from hedgerow.models.bundle.manifest import digest_of
 from hedgerow.trust import ceremony, errors
 from hedgerow.trust.roles import SIGNED_AT
 

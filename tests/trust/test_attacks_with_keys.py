@@ -12,7 +12,7 @@ from securesystemslib.signer import CryptoSigner
 from tests.trust.attackers import OnlineKeyThief, Served, attacked, current, other_target, owned, replaced, rooted, sign
 from tuf.api.metadata import DelegatedRole, Delegations
 
-from hedgerow.models.manifest import digest_of
+from hedgerow.models.bundle.manifest import digest_of
 from hedgerow.trust import ceremony, errors
 from hedgerow.wire.fleet import ModelRef
 

@@ -14,7 +14,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from hedgerow.labels import parse_selector
-from hedgerow.models.manifest import read_manifest
+from hedgerow.models.bundle.manifest import read_manifest
 from hedgerow.trust import ceremony, chunks, errors, repository, staging
 from hedgerow.trust.repository import Repository, online_key_of
 from hedgerow.trust.status import look

@@ -18,7 +18,7 @@ import structlog
 
 from hedgerow import disk
 from hedgerow.blobs.parts import fits, hex_of
-from hedgerow.models.manifest import MANIFEST, Chunk, File, Manifest, digest_of, read_manifest
+from hedgerow.models.bundle.manifest import MANIFEST, Chunk, File, Manifest, digest_of, read_manifest
 
 log = structlog.get_logger(__name__)
 

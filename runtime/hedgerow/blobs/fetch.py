@@ -50,7 +50,7 @@ from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError, HedgerowError
-from hedgerow.models.manifest import Chunk, File
+from hedgerow.models.bundle.manifest import Chunk, File
 from hedgerow.topics import EVERY_NODE, Address, Channel, parse
 
 log = structlog.get_logger(__name__)

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import msgpack
 
-from hedgerow.models.manifest import File
+from hedgerow.models.bundle.manifest import File
 from hedgerow.topics import Address, Channel, is_name
 
 MOST_DIGESTS: Final = 64

@@ -19,7 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from hedgerow.models.manifest import Chunk, File
+from hedgerow.models.bundle.manifest import Chunk, File
 
 THERE: Final = ".there"
 _READ_BYTES: Final = 1 << 20

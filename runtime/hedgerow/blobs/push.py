@@ -16,8 +16,8 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 import orjson
 
-from hedgerow.models.bundle import Bundle
-from hedgerow.models.manifest import MANIFEST
+from hedgerow.models.bundle.folder import Bundle
+from hedgerow.models.bundle.manifest import MANIFEST
 from hedgerow.web import Response, SourceAway, Web
 
 _OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"

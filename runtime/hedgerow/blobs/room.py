@@ -15,7 +15,7 @@ import structlog
 from hedgerow.blobs.bundles import Bundles
 from hedgerow.blobs.errors import DiskFull, StoreFull
 from hedgerow.blobs.parts import Parts
-from hedgerow.models.manifest import File
+from hedgerow.models.bundle.manifest import File
 
 log = structlog.get_logger(__name__)
 

@@ -38,7 +38,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.models.manifest import digest_of
+from hedgerow.models.bundle.manifest import digest_of
 from hedgerow.topics import EVERY_NODE, Address, parse
 
 log = structlog.get_logger(__name__)

@@ -16,7 +16,7 @@ from hedgerow.blobs.errors import ContentMissing
 from hedgerow.blobs.parts import hex_of
 from hedgerow.config import SourceSection
 from hedgerow.errors import HedgerowError
-from hedgerow.models.manifest import Chunk, File, digest_of
+from hedgerow.models.bundle.manifest import Chunk, File, digest_of
 from hedgerow.trust.documents import Documents
 from hedgerow.web import NotThere, Web
 

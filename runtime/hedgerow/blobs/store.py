@@ -32,7 +32,7 @@ from hedgerow.blobs.bundles import Bundles, Installed, each_once
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, StoreError, on_disk
 from hedgerow.blobs.parts import PartialFile, Parts, fits, same
 from hedgerow.blobs.room import Room
-from hedgerow.models.manifest import Chunk, File, read_manifest
+from hedgerow.models.bundle.manifest import Chunk, File, read_manifest
 
 log = structlog.get_logger(__name__)
 

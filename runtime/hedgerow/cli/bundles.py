@@ -17,8 +17,8 @@ import typer
 from hedgerow.errors import ModelNotFound
 
 if TYPE_CHECKING:
-    from hedgerow.models.bundle import Bundle
-    from hedgerow.models.manifest import File, Manifest
+    from hedgerow.models.bundle.folder import Bundle
+    from hedgerow.models.bundle.manifest import File, Manifest
 
 Named = Annotated[
     str,
@@ -70,7 +70,7 @@ def opened(named: str, store: Path | None, files: Files) -> Iterator[Bundle]:
         ModelNotFound: the store does not have it, or more than one like it.
         BadRepository: the repository cannot be read, or lacks chunks.
     """
-    from hedgerow.models.bundle import Bundle
+    from hedgerow.models.bundle.folder import Bundle
 
     if store is None:
         yield Bundle.open(Path(named))
@@ -105,7 +105,7 @@ def _find(named: str, store: Path) -> _Entry:
 
 def _entries(store: Path) -> Iterator[_Entry]:
     from hedgerow.errors import HedgerowError
-    from hedgerow.models.bundle import Bundle
+    from hedgerow.models.bundle.folder import Bundle
 
     if (store / "metadata" / "1.root.json").is_file():
         from hedgerow.trust.repository import Repository
@@ -134,7 +134,7 @@ def _entries(store: Path) -> Iterator[_Entry]:
 
 
 def _put_together(entry: _Entry, repository: Path, folder: Path, files: Files) -> None:
-    from hedgerow.models.manifest import LARGEST_MANIFEST, MANIFEST, digest_of, read_manifest
+    from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, MANIFEST, digest_of, read_manifest
     from hedgerow.trust.chunks import blob_path
     from hedgerow.trust.errors import BadRepository
 

@@ -30,7 +30,7 @@ from hedgerow.cli.broker import (
 from hedgerow.cli.console import plural, size
 from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.errors import BackendMissing, HedgerowError
-from hedgerow.models.pool import ModelPool
+from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.link import on_loopback
 from hedgerow.topics import Address, Channel
 

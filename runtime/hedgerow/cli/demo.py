@@ -125,7 +125,7 @@ def _end(account: dict[str, Any], in_words: Callable[[], None], *, json: bool) -
 
 def prepare(out: Path, config: str) -> None:
     """Put the configuration, by this name, and the models that no Python package ships into the folder."""
-    from hedgerow.models.source import resolve
+    from hedgerow.models.bundle.model_file import resolve
 
     source = files("hedgerow.cli.templates").joinpath("demo.yaml")
     (out / config).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")

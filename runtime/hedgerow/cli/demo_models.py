@@ -124,7 +124,7 @@ def lay_out(folder: Path) -> None:
     for old_file in folder.glob("models.online.*"):
         old_file.unlink()
     from hedgerow.cli.feeds import recordings
-    from hedgerow.models.source import resolve
+    from hedgerow.models.bundle.model_file import resolve
 
     templates = files("hedgerow.cli.templates")
     (folder / "node.yaml").write_text(templates.joinpath("demo-rollout-node.yaml").read_text("utf-8"), "utf-8")

@@ -22,7 +22,7 @@ from hedgerow.cli.broker import Connection, connected, publish_properties
 from hedgerow.cli.sources import Cut, Piece, pieces
 from hedgerow.config import BrokerSection
 from hedgerow.errors import ConfigError
-from hedgerow.models.source import resolve
+from hedgerow.models.bundle.model_file import resolve
 from hedgerow.wire.codec import NPY
 from hedgerow.wire.messages import JSON
 

@@ -15,8 +15,8 @@ from hedgerow.cli.tune import progress_bar
 from hedgerow.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hedgerow.models.bench import Benched
-    from hedgerow.models.figures import Figure
+    from hedgerow.models.build.bench import Benched
+    from hedgerow.models.bundle.bench_results import Figure
 
 
 def bench(
@@ -48,9 +48,9 @@ def bench(
     """
     from hedgerow.backends import tuned
     from hedgerow.backends.cores import cores as owned_cores
-    from hedgerow.models import bench as benching
-    from hedgerow.models import figures
-    from hedgerow.models.statement import tools
+    from hedgerow.models.build import bench as benching
+    from hedgerow.models.build.provenance import tools
+    from hedgerow.models.bundle import bench_results
 
     cores = threads or owned_cores()
     found: list[Benched] = []
@@ -67,16 +67,16 @@ def bench(
                 found += benching.bench(
                     there, one, cores=cores, seconds=seconds / len(chosen), max_batch=max_batch, progress=told
                 )
-        machine = figures.Machine(
+        machine = bench_results.Machine(
             machine=tuned.machine(cores),
             at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             tools=tools(),
             figures=tuple(map(_figure, found)),
         )
-        path = out or (figures.beside(there.folder) if save and from_ is None else None)
+        path = out or (bench_results.beside(there.folder) if save and from_ is None else None)
         if path is not None:
             try:
-                figures.add(path, there.digest, machine)
+                bench_results.add(path, there.digest, machine)
             except OSError as error:
                 raise ConfigError(
                     f"{path} cannot be written: {error.strerror}", remedy="Give another file with --out, or --no-save."
@@ -92,7 +92,7 @@ def bench(
 
 
 def _figure(benched: Benched) -> Figure:
-    from hedgerow.models.figures import Figure
+    from hedgerow.models.bundle.bench_results import Figure
 
     tuning, not_run = benched.tuning, dict(benched.not_run)
     if tuning is None or tuning.choice is None:

@@ -13,10 +13,10 @@ from hedgerow.cli.console import Json, on_terminal, plural, print_columns, print
 from hedgerow.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hedgerow.models.build import Built, Requests
-    from hedgerow.models.evidence import Progress
-    from hedgerow.models.manifest import Variant
-    from hedgerow.models.recipe import Recipe
+    from hedgerow.models.build.builder import Built, Requests
+    from hedgerow.models.build.evidence import Progress
+    from hedgerow.models.build.recipe import Recipe
+    from hedgerow.models.bundle.manifest import Variant
 
 
 def build(
@@ -94,7 +94,7 @@ def build(
     The same inputs make the same bundle, to the byte; its time is SOURCE_DATE_EPOCH, or the model file's. Needs
     `pip install 'hedgerow[build]'`.
     """
-    from hedgerow.models import build as builder
+    from hedgerow.models.build import builder
 
     given = {
         "name": name,
@@ -127,7 +127,7 @@ def _recipe(model: str, path: Path | None, given: dict[str, Any]) -> Recipe:
     """The recipe of a file, with what flags say over it."""
     from pydantic import ValidationError
 
-    from hedgerow.models.recipe import RECIPE, Recipe, read_recipe
+    from hedgerow.models.build.recipe import RECIPE, Recipe, read_recipe
 
     file = None if model.endswith((".yaml", ".yml")) else model
     beside = Path(model).parent / RECIPE

@@ -13,9 +13,9 @@ from hedgerow.cli.bundles import From, opened
 from hedgerow.cli.console import Json, plural, print_columns, print_json, said, size
 
 if TYPE_CHECKING:
-    from hedgerow.models.bundle import Bundle
-    from hedgerow.models.difference import Difference
-    from hedgerow.models.manifest import File, Manifest
+    from hedgerow.models.bundle.diff import Difference
+    from hedgerow.models.bundle.folder import Bundle
+    from hedgerow.models.bundle.manifest import File, Manifest
 
 _LONGEST = 48
 
@@ -42,7 +42,7 @@ def diff(
 
     With --from, each is looked for as a folder first.
     """
-    from hedgerow.models.difference import difference
+    from hedgerow.models.bundle.diff import difference
 
     with opened(before, _store(before, from_), _golden) as one, opened(after, _store(after, from_), _golden) as two:
         found = difference(one, two)

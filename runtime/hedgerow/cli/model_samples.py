@@ -12,7 +12,7 @@ from hedgerow.errors import ConfigError
 if TYPE_CHECKING:
     from hedgerow.config import ModelConfig, NodeConfig, StageEntry
     from hedgerow.frame import Array, Frame
-    from hedgerow.models.evidence import Progress
+    from hedgerow.models.build.evidence import Progress
 
 
 def record(
@@ -39,7 +39,7 @@ def record(
     Raises: ConfigError: no pipeline uses the model, or a source cannot be read; HedgerowError: a stage cannot be set up.
     """
     from hedgerow.backends.cores import cores
-    from hedgerow.models.pool import ModelPool
+    from hedgerow.models.serving.pool import ModelPool
     from hedgerow.pipeline.build import PipelineContext, build_chain
 
     which, stages = _stages(config, name, pipeline)

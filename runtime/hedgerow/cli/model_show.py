@@ -13,9 +13,9 @@ from hedgerow.cli.console import Json, plural, print_columns, print_json, said, 
 from hedgerow.cli.model_build import cost
 
 if TYPE_CHECKING:
-    from hedgerow.models.bundle import Bundle
-    from hedgerow.models.figures import Figures, Machine
-    from hedgerow.models.manifest import Manifest, Tensor, Tolerance
+    from hedgerow.models.bundle.bench_results import Figures, Machine
+    from hedgerow.models.bundle.folder import Bundle
+    from hedgerow.models.bundle.manifest import Manifest, Tensor, Tolerance
 
 _SHOWN_LABELS = 8
 _LONGEST = 240
@@ -33,10 +33,10 @@ def show(bundle: Named, from_: From = None, json: Json = False) -> None:
     Its files are not looked at: `hedgerow model verify` does that. What `hedgerow model bench` has measured stands below,
     for each kind of machine.
     """
-    from hedgerow.models import figures
+    from hedgerow.models.bundle import bench_results
 
     with opened(bundle, from_, nothing) as there:
-        measured = figures.read(figures.beside(there.folder), there.digest)
+        measured = bench_results.read(bench_results.beside(there.folder), there.digest)
         if json:
             print_json(_report(there, measured, named=None if from_ else there.folder))
         else:
@@ -62,7 +62,7 @@ def bom(
 
     from hedgerow import disk
     from hedgerow.errors import ConfigError
-    from hedgerow.models.bom import bom as make
+    from hedgerow.models.bundle.bom import bom as make
 
     with opened(bundle, from_, nothing) as there:
         document = make(there)

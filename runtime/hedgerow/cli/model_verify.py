@@ -12,9 +12,9 @@ from hedgerow.cli.console import Json, plural, print_columns, print_json, size
 from hedgerow.cli.model_show import total_size
 
 if TYPE_CHECKING:
-    from hedgerow.models.bundle import BadBundle, Bundle
-    from hedgerow.models.manifest import File
-    from hedgerow.models.verification import Outcome
+    from hedgerow.models.build.verify import Outcome
+    from hedgerow.models.bundle.folder import BadBundle, Bundle
+    from hedgerow.models.bundle.manifest import File
 
 _STATES = {"passed": "passed", "failed": "FAILED", "not-run": "not run"}
 
@@ -48,7 +48,7 @@ def verify(
 
     Exits with 1 if a file is damaged or a golden case failed; with --strict also if a variant was not run.
     """
-    from hedgerow.models.verification import Outcome, verify_golden
+    from hedgerow.models.build.verify import Outcome, verify_golden
 
     with opened(bundle, from_, everything) as there:
         _check_digest(there, digest)
@@ -77,7 +77,7 @@ def verify(
 
 
 def _check_digest(bundle: Bundle, wanted: str | None) -> None:
-    from hedgerow.models.manifest import BadManifest
+    from hedgerow.models.bundle.manifest import BadManifest
 
     if wanted is not None and bundle.digest != f"sha256:{wanted.removeprefix('sha256:')}":
         raise BadManifest(

@@ -38,7 +38,7 @@ def publish(
     again from there. No node serves it before a rollout says so.
     """
     from hedgerow.labels import parse_selector
-    from hedgerow.models.bundle import Bundle
+    from hedgerow.models.bundle.folder import Bundle
 
     chosen, secrets = parse_selector(selector), secrets_of(passphrase_file)
     there, opened = open_repository(to, online_key, secrets), Bundle.open(bundle)

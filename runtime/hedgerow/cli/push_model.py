@@ -40,7 +40,7 @@ def push(
     from hedgerow.blobs.sources import web_of
     from hedgerow.config import SourceSection
     from hedgerow.errors import ConfigError
-    from hedgerow.models.bundle import Bundle
+    from hedgerow.models.bundle.folder import Bundle
 
     try:
         section = SourceSection(url=to, ca_file=ca_file, credentials_file=credentials_file)

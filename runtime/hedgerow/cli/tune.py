@@ -52,9 +52,9 @@ def tune(
     from hedgerow.backends import tuned
     from hedgerow.backends.cores import cores as owned_cores
     from hedgerow.backends.tune import tune as measure
-    from hedgerow.models.load import batch_axes, signature
-    from hedgerow.models.samples import random_batch
-    from hedgerow.models.source import resolve
+    from hedgerow.models.bundle.model_file import resolve
+    from hedgerow.models.session.load import batch_axes, signature
+    from hedgerow.models.session.random_inputs import random_batch
 
     settings, node, base_dir = _find(model, config)
     source = resolve(settings.path, base_dir)

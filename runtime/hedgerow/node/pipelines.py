@@ -17,9 +17,9 @@ import structlog
 
 from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError, internal
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
-from hedgerow.models.pool import ModelAwaited, ModelPool
+from hedgerow.models.monitor.observations import Conduct
+from hedgerow.models.serving.engine import SlotInfo
+from hedgerow.models.serving.pool import ModelAwaited, ModelPool
 from hedgerow.node.announce import Announcer
 from hedgerow.node.link import link_options
 from hedgerow.node.outbox import NodeOutbox

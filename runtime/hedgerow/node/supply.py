@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hedgerow import backends
-from hedgerow.models.candidate import Candidate, DamagedModel, choose_variant
-from hedgerow.models.manifest import MANIFEST, Manifest, Variant, read_manifest
-from hedgerow.models.source import digest
+from hedgerow.models.bundle.manifest import MANIFEST, Manifest, Variant, read_manifest
+from hedgerow.models.bundle.model_file import digest
+from hedgerow.models.bundle.version import Candidate, DamagedModel, choose_variant
 from hedgerow.node.reconcile import DesiredError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@
 Rules:
 - One at a time. Whatever happens, also when it is cancelled, one verified version serves afterwards.
 - The version before stays loaded until the new one is kept.
-- What may bring the process down is noted on disk before it is done (`models/trials.py`).
+- What may bring the process down is noted on disk before it is done (`models/monitor/quarantine.py`).
 - Pipelines with workers go over at the switch, to other workers, and are watched on probation there. They have no shadow
   and no split.
 """
@@ -26,12 +26,12 @@ import structlog
 
 from hedgerow.config import ModelConfig
 from hedgerow.errors import CommandError, HedgerowError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
-from hedgerow.models.pool import BUNDLE, ModelPool
-from hedgerow.models.probation import CRASHED
-from hedgerow.models.trials import Trials
+from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.monitor.canary_analysis import CRASHED
+from hedgerow.models.monitor.observations import Conduct
+from hedgerow.models.monitor.quarantine import Trials
+from hedgerow.models.serving.engine import SlotInfo
+from hedgerow.models.serving.pool import BUNDLE, ModelPool
 from hedgerow.node.trial import Refused, SlotTrial
 from hedgerow.wire.fleet import ModelRef, Quarantined, ReportedModel, SwapPolicy
 

@@ -11,18 +11,18 @@ from typing import Any, Final
 from hedgerow.backends.background import low_priority
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError, ModelError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.compatible import IncompatibleVersion, misfits
-from hedgerow.models.conduct import Conduct, measure
-from hedgerow.models.engine import Engine
-from hedgerow.models.golden import check_golden
-from hedgerow.models.memory import free_bytes, resident_bytes
-from hedgerow.models.pool import BUNDLE, ModelPool
-from hedgerow.models.probation import Measures, Verdict, judge
-from hedgerow.models.shadow import Shadow
-from hedgerow.models.slot import Slot
-from hedgerow.models.warm import rehearse
-from hedgerow.models.watch import Watch
+from hedgerow.models.bundle.golden import check_golden
+from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.monitor.canary_analysis import Measures, Verdict, judge
+from hedgerow.models.monitor.compatible import IncompatibleVersion, misfits
+from hedgerow.models.monitor.observations import Conduct, measure
+from hedgerow.models.serving.engine import Engine
+from hedgerow.models.serving.observer import Watch
+from hedgerow.models.serving.pool import BUNDLE, ModelPool
+from hedgerow.models.serving.shadow import Shadow
+from hedgerow.models.serving.slot import Slot
+from hedgerow.models.serving.warmup import rehearse
+from hedgerow.models.session.memory import free_bytes, resident_bytes
 from hedgerow.wire.fleet import SwapPolicy
 
 _HEAD_ROOM: Final = 1.1

@@ -16,12 +16,12 @@ import msgpack
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.memory import resident_bytes
-from hedgerow.models.pool import ModelAwaited, ModelPool
-from hedgerow.models.warm import rehearse
-from hedgerow.models.watch import Watch
+from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.monitor.observations import Conduct
+from hedgerow.models.serving.observer import Watch
+from hedgerow.models.serving.pool import ModelAwaited, ModelPool
+from hedgerow.models.serving.warmup import rehearse
+from hedgerow.models.session.memory import resident_bytes
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import LocalPlan
 

@@ -34,10 +34,10 @@ import structlog
 
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
-from hedgerow.models.pool import ModelAwaited
+from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.monitor.observations import Conduct
+from hedgerow.models.serving.engine import SlotInfo
+from hedgerow.models.serving.pool import ModelAwaited
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.plan import Completed, Plan, Snapshot, make_encoder

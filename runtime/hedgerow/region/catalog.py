@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hedgerow.errors import ModelError
-from hedgerow.models.manifest import LARGEST_MANIFEST, digest_of, read_manifest
+from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, digest_of, read_manifest
 from hedgerow.region.plan import ModelSection
 from hedgerow.wire.fleet import ModelRef
 

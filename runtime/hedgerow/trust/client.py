@@ -28,7 +28,7 @@ from tuf.api.metadata import Root, TargetFile, Timestamp
 
 from hedgerow.errors import BusError
 from hedgerow.labels import Labels
-from hedgerow.models.manifest import LARGEST_MANIFEST
+from hedgerow.models.bundle.manifest import LARGEST_MANIFEST
 from hedgerow.pki.names import PkiError
 from hedgerow.trust import errors
 from hedgerow.trust.documents import Documents, Fetcher
