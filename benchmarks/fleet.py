@@ -26,8 +26,8 @@ from benchmarks.cells import Cell, Options, cell, ratio
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Number
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.region.canary import COMMAND
-from hedgerow.region.pace import LATEST_OF_ALL_S
+from hedgerow.region.collector.ack_pacing import LATEST_OF_ALL_S
+from hedgerow.region.collector.pinger import COMMAND
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import Health, Status

@@ -29,7 +29,7 @@ from benchmarks.process import ended
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.cli.estate import model_bytes
-from hedgerow.region.database import Database, open_database
+from hedgerow.region.store.database import Database, open_database
 from hedgerow.testing import Mosquitto
 from hedgerow.testing.mosquitto import free_port
 from hedgerow.topics import EVERY_NODE, Address, Channel
@@ -174,8 +174,8 @@ class ManyNodes:
 
     async def roll_out(self, name: str, version: str, **plan: Any) -> dict[str, Any]:
         """Start a rollout of a version of `door`, and wait for its end. Returns: what `rollout status` shows."""
-        from hedgerow.region.intents import ask
-        from hedgerow.region.progress import progress
+        from hedgerow.region.rollouts.progress import progress
+        from hedgerow.region.rollouts.requests import ask
 
         plan = {
             "rollout": name,

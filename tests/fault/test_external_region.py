@@ -25,7 +25,7 @@ from tests.topology.conftest import begin
 
 from hedgerow.cli.region import open_store
 from hedgerow.errors import HedgerowError
-from hedgerow.region import queries
+from hedgerow.region.store import queries
 
 pytestmark = [needs_ejabberd, pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.records import Ack
-from hedgerow.region.judge import Signs, Verdict, judge
-from hedgerow.region.pace import A_SECOND, AFTER, LATEST_OF_ALL_S, LATEST_S, TURN_S, Pace
+from hedgerow.region.collector.ack_pacing import A_SECOND, AFTER, LATEST_OF_ALL_S, LATEST_S, TURN_S, Pace
+from hedgerow.region.store.liveness import Signs, Verdict, judge
 
 
 def signs(

@@ -13,15 +13,15 @@ from typing import Any, Self
 
 from tests.region.responders import digest, ref
 
-from hedgerow.region.conductor import Conductor, Parcel
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.database import Database, Row, open_database
-from hedgerow.region.fleetstore import FleetStore
-from hedgerow.region.gate import Ear
-from hedgerow.region.intents import open_intents
-from hedgerow.region.items import Birth, HealthReport, Item, Reported
-from hedgerow.region.rollout import Rollout
-from hedgerow.region.store import Store
+from hedgerow.region.rollouts.controller import Conductor, Parcel
+from hedgerow.region.rollouts.planning.gate import Ear
+from hedgerow.region.rollouts.planning.state import Rollout
+from hedgerow.region.rollouts.requests import open_intents
+from hedgerow.region.rollouts.store import FleetStore
+from hedgerow.region.store.database import Database, Row, open_database
+from hedgerow.region.store.records import Birth, HealthReport, Item, Reported
+from hedgerow.region.store.store import Store
 from hedgerow.topics import Address
 from hedgerow.wire import fleet as wire
 from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth

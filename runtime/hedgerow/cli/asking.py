@@ -22,7 +22,7 @@ def ask(verb: str, args: dict[str, Any], why: str, as_: str | None, store: str |
 
     Raises: CommandError: it refuses, or does not answer.
     """
-    from hedgerow.region.intents import ask as ask_service
+    from hedgerow.region.rollouts.requests import ask as ask_service
 
     database = open_store(store, config, to_ask=True)
     try:

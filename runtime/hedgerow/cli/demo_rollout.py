@@ -31,7 +31,7 @@ from hedgerow.errors import HedgerowError
 
 if TYPE_CHECKING:
     from hedgerow.cli.feeds import Feed
-    from hedgerow.region.database import Database
+    from hedgerow.region.store.database import Database
 
 GATE: Final = {"min_frames": 50, "max_slowdown": None}
 SWAP: Final = {"probation_s": 3, "min_frames": 50, "max_slowdown": 10, "max_shift": 5}
@@ -153,19 +153,19 @@ class _Tale:
             self._say(f"  {_line(said)}")
 
     def _progress(self, name: str) -> dict[str, Any]:
-        from hedgerow.region.progress import progress
+        from hedgerow.region.rollouts.progress import progress
 
         with closing(self._open()) as database:
             return progress(database, name, every_node=True) or {}
 
     def _inventory(self) -> list[dict[str, Any]]:
-        from hedgerow.region.inventory import inventory
+        from hedgerow.region.rollouts.inventory import inventory
 
         with closing(self._open()) as database:
             return inventory(database, time.time())
 
     def _open(self) -> Database:
-        from hedgerow.region.database import open_database
+        from hedgerow.region.store.database import open_database
 
         return open_database(str(self._estate.store), write=False)
 
@@ -180,7 +180,7 @@ class _Tale:
         Args:
             sent: frames, by site.
         """
-        from hedgerow.region.queries import Wanted, results
+        from hedgerow.region.store.queries import Wanted, results
 
         by_version: Counter[str] = Counter()
         made: dict[tuple[str, str], list[tuple[int, float]]] = {}

@@ -48,7 +48,7 @@ def nodes(
     model's version is the one that runs; an arrow leads to the one that should. *: the node's own file.
     """
     from hedgerow.labels import parse_selector
-    from hedgerow.region.inventory import Filter, health_of, inventory
+    from hedgerow.region.rollouts.inventory import Filter, health_of, inventory
 
     which = Filter(parse_selector(selector), model, None if health is None else health_of(health))
     database = open_store(store, config)
@@ -74,9 +74,9 @@ def show(node: Node, store: StoreUrl = None, config: StoreConfig = None, json: J
     Examples:
       hedgerow node show shop-12/gateway
     """
-    from hedgerow.region.inventory import inventory, newest_health
-    from hedgerow.region.progress import audit
-    from hedgerow.region.requests import find_node
+    from hedgerow.region.rollouts.handlers import find_node
+    from hedgerow.region.rollouts.inventory import inventory, newest_health
+    from hedgerow.region.rollouts.progress import audit
     from hedgerow.topics import Address
 
     database = open_store(store, config)
@@ -215,7 +215,7 @@ def audit(
 
     What was refused is in it, too. --json prints a line each, with the nodes and their generations.
     """
-    from hedgerow.region.progress import audit as read
+    from hedgerow.region.rollouts.progress import audit as read
 
     database = open_store(store, config)
     try:

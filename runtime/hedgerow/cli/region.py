@@ -14,7 +14,7 @@ from hedgerow.cli.console import Json, plural, print_json, read_checked, size
 if TYPE_CHECKING:
     from hedgerow.cli.checks import Finding
     from hedgerow.region.config import RegionConfig
-    from hedgerow.region.database import Database
+    from hedgerow.region.store.database import Database
 
 CONFIG: Final = Path("region.yaml")
 File = Annotated[Path, typer.Argument(help="The region's configuration (YAML). `configs/region.yaml` is one.")]
@@ -37,7 +37,7 @@ def run(config: File) -> None:
     It collects what nodes send up (results, events, health, status), each durable result exactly once, and tells their
     outboxes what it has stored. Only one may write to a store. A broker or database that is away is waited for.
     """
-    from hedgerow.region.collector import Collector
+    from hedgerow.region.collector.collector import Collector
     from hedgerow.region.config import load
     from hedgerow.telemetry import logs
 
@@ -110,7 +110,7 @@ def status(store: StoreUrl = None, config: StoreConfig = None, json: Json = Fals
     (heard, but pings stay unanswered), `silent`, `offline` (it said goodbye) or `unknown`. AWAITED are numbers that have
     not come though later ones have; LOST are those a node has declared lost.
     """
-    from hedgerow.region.queries import status as status_of
+    from hedgerow.region.store.queries import status as status_of
 
     database = open_store(store, config)
     try:
@@ -134,7 +134,7 @@ def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) 
     """
     from hedgerow.errors import ConfigError
     from hedgerow.region.config import load
-    from hedgerow.region.database import open_database
+    from hedgerow.region.store.database import open_database
 
     if store is None:
         if config is None and not CONFIG.exists():
@@ -212,6 +212,6 @@ def _complaints(said: dict[str, Any]) -> list[str]:
 
 
 def _spell(seconds: float | None) -> str:
-    from hedgerow.region.judge import spell
+    from hedgerow.region.store.liveness import spell
 
     return "" if seconds is None else spell(seconds) if abs(seconds) >= 0.1 else f"{seconds * 1e3:.0f} ms"

@@ -19,7 +19,7 @@ from hedgerow.topics import is_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hedgerow.region.queries import StoredResult
+    from hedgerow.region.store.queries import StoredResult
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _ROWS: Final = 50
@@ -56,7 +56,7 @@ def query(
     Times without a zone are UTC. It reads while the service runs, a page at a time; --json prints a line a result. What
     was not durable has no number.
     """
-    from hedgerow.region import queries
+    from hedgerow.region.store import queries
 
     for name in (site, node, pipeline):
         if name is not None and not is_name(name):
@@ -74,7 +74,7 @@ def query(
     try:
         found = queries.results(database, wanted)
         if parquet is not None:
-            from hedgerow.region.parquet import write
+            from hedgerow.region.store.parquet import write
 
             count = write(found, parquet)
             typer.echo(f"{plural(count, 'result')} in {parquet}")
@@ -93,7 +93,7 @@ def _print(found: Iterator[StoredResult], most: int) -> None:
     from rich.text import Text
 
     from hedgerow.cli.sightings import summarise
-    from hedgerow.region.queries import iso
+    from hedgerow.region.store.queries import iso
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("CAPTURED", "NODE", "PIPELINE", "NUMBER"):

@@ -48,7 +48,7 @@ def start(
     The region's service carries it out; it goes on when this command ends. It is refused where the model is not in the
     region's repository, nobody matches, or another rollout under way has some of the same nodes.
     """
-    from hedgerow.region.plan import load_plan
+    from hedgerow.region.rollouts.planning.spec import load_plan
 
     plan = load_plan(file)
     args = {"rollout": plan.rollout, "plan": plan.model_dump(mode="json", exclude_unset=True), "dry_run": dry_run}
@@ -90,7 +90,7 @@ def check(
 
     Exits with 2 if anything is wrong.
     """
-    from hedgerow.region.plan import load_plan
+    from hedgerow.region.rollouts.planning.spec import load_plan
 
     plan = read_checked(load_plan, file, json=json)
     if json:
@@ -106,7 +106,7 @@ def schema() -> None:
       hedgerow rollout schema > rollout.schema.json
     """
     from hedgerow import configfile
-    from hedgerow.region.plan import RolloutPlan
+    from hedgerow.region.rollouts.planning.spec import RolloutPlan
 
     print_json(configfile.schema(RolloutPlan))
 
@@ -202,7 +202,7 @@ def history(
       hedgerow rollout history
       hedgerow rollout history --newest 100 --json
     """
-    from hedgerow.region.progress import history as read
+    from hedgerow.region.rollouts.progress import history as read
 
     database = open_store(store, config)
     try:
@@ -228,7 +228,7 @@ def _say(said: Any, json: bool, text: str) -> None:
 
 
 def _progress(database: Any, name: str | None, every_node: bool) -> dict[str, Any]:
-    from hedgerow.region.progress import progress
+    from hedgerow.region.rollouts.progress import progress
 
     said = progress(database, name, every_node=every_node)
     if said is None:
