@@ -11,9 +11,9 @@ from random import Random
 
 import pytest
 
-from hedgerow.blobs.fetch import Fetcher
+from hedgerow.blobs.fetch.fetcher import Fetcher
 from hedgerow.blobs.serve import BlobServer
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.models.bundle.manifest import Chunk, File, Manifest, digest_of

@@ -17,14 +17,14 @@ from cyclonedx.validation.json import JsonStrictValidator
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.cli.bundles import version_order
 from hedgerow.cli.main import app
 from hedgerow.models.bundle.chunks import describe_file
 from hedgerow.models.bundle.folder import Bundle
 from hedgerow.models.bundle.model_file import digest as model_digest
 from hedgerow.models.bundle.model_file import resolve
-from hedgerow.trust import ceremony
+from hedgerow.trust import key_ceremony
 from hedgerow.trust.keys import Secrets, make_key, open_signer
 from hedgerow.trust.repository import Repository, online_key_of
 
@@ -429,7 +429,7 @@ def repository(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Path:
     paths = {name: folder / f"{name}.pem" for name in ("root", "targets", "owner")}
     keys = {name: make_key(path, None) for name, path in {**paths, "online": online_key_of(there.folder)}.items()}
     signers = {name: open_signer(str(path), Secrets()) for name, path in paths.items()}
-    ceremony.begin(
+    key_ceremony.begin(
         there,
         root_keys=[keys["root"]],
         root_threshold=1,
@@ -437,7 +437,7 @@ def repository(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Path:
         online_key=keys["online"],
         signers=[signers["root"], signers["targets"]],
     )
-    ceremony.add_owner(there, "team", models=["voice"], keys=[keys["owner"]], signers=[signers["targets"]])
+    key_ceremony.add_owner(there, "team", models=["voice"], keys=[keys["owner"]], signers=[signers["targets"]])
     for bundle in (shelf.first, shelf.second):
         there.publish(Bundle.open(bundle), signers["owner"])
     return there.folder

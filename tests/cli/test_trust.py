@@ -14,9 +14,9 @@ import onnx.parser
 import pytest
 from tests.trust.conftest import make_bundle
 
-from hedgerow.blobs.fetch import Fetcher
+from hedgerow.blobs.fetch.fetcher import Fetcher
 from hedgerow.blobs.serve import BlobServer
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.models.bundle.manifest import read_manifest
 from hedgerow.testing import Mosquitto

@@ -27,7 +27,7 @@ from hedgerow.models.bundle.version import Candidate
 from hedgerow.node.node import Node
 from hedgerow.testing.repository import TestRepository, make_repository
 from hedgerow.topics import Channel
-from hedgerow.trust import ceremony
+from hedgerow.trust import key_ceremony
 from hedgerow.trust.repository import Repository
 from hedgerow.wire.fleet import Desired, ModelRef, Reported
 
@@ -298,7 +298,7 @@ async def test_a_withdrawn_version_does_not_serve_again_though_it_lies_here(
             await region.wants(generation, models={"door": ref}, swap=swap)
             await region.done(generation)
             await region.serves(ref)
-        ceremony.renew(region.repository, "owner", [region.models.owner], keep=lambda path: "1.0.0" not in path)
+        key_ceremony.renew(region.repository, "owner", [region.models.owner], keep=lambda path: "1.0.0" not in path)
         assert node._fleet is not None
         node._fleet._fetcher.documents.forget()
         await asyncio.sleep(1.1)

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Self
 
 import structlog
 
-from hedgerow.blobs.notes import (
+from hedgerow.blobs.announcements import (
     AGAIN_S,
     LARGEST_PART,
     DocumentAsk,

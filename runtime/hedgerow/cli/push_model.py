@@ -36,8 +36,8 @@ def push(
     """
     from pydantic import ValidationError
 
-    from hedgerow.blobs import push as oci
-    from hedgerow.blobs.sources import web_of
+    from hedgerow.blobs.origins import push as oci
+    from hedgerow.blobs.origins.origins import web_of
     from hedgerow.config import SourceSection
     from hedgerow.errors import ConfigError
     from hedgerow.models.bundle.folder import Bundle

@@ -10,7 +10,7 @@ from hedgerow.cli.console import plural, print_json
 from hedgerow.cli.trust_options import NewKeys, SigningKeys, Threshold, Work, on_repository, signers_of
 
 if TYPE_CHECKING:
-    from hedgerow.trust.staging import Step
+    from hedgerow.trust.staged_metadata import Step
 
 
 @on_repository
@@ -33,10 +33,10 @@ def add(
       hedgerow trust add vision-team --model door-state --model 'vision-*' --public-key vision-team.pub --key keys/targets.pem
       hedgerow trust add vision-team --model gate-state --key keys/targets.pem
     """
-    from hedgerow.trust import ceremony
+    from hedgerow.trust import key_ceremony
     from hedgerow.trust.keys import read_public
 
-    step = ceremony.add_owner(
+    step = key_ceremony.add_owner(
         work.there,
         owner,
         models=model or (),
@@ -56,9 +56,9 @@ def remove(work: Work, owner: Annotated[str, typer.Argument(metavar="OWNER")], k
 
     Nodes take none of its models from then on. Those that serve one go on: a rollout puts another in its place.
     """
-    from hedgerow.trust import ceremony
+    from hedgerow.trust import key_ceremony
 
-    step = ceremony.remove_owner(work.there, owner, signers_of(key, work.secrets))
+    step = key_ceremony.remove_owner(work.there, owner, signers_of(key, work.secrets))
     _say_step(step, f"{owner} may sign no more", json=work.json)
 
 
@@ -85,16 +85,18 @@ def rotate(
     by enough of the old keys and of the new, so that nodes can go over from any earlier one. What a role has signed with keys
     that count no longer has to be signed anew: `hedgerow trust renew`.
     """
-    from hedgerow.trust import ceremony
+    from hedgerow.trust import key_ceremony
     from hedgerow.trust.keys import read_public
     from hedgerow.trust.roles import ONLINE
 
     new, signers = [read_public(name, work.secrets) for name in new_key or ()], signers_of(key, work.secrets)
     if role in ("root", "targets", "online"):
         roles = ONLINE if role == "online" else (role,)
-        step = ceremony.rotate(work.there, roles, new=new, old=old_key or (), threshold=threshold, signers=signers)
+        step = key_ceremony.rotate(work.there, roles, new=new, old=old_key or (), threshold=threshold, signers=signers)
     else:
-        step = ceremony.rotate_owner(work.there, role, new=new, old=old_key or (), threshold=threshold, signers=signers)
+        step = key_ceremony.rotate_owner(
+            work.there, role, new=new, old=old_key or (), threshold=threshold, signers=signers
+        )
     _say_step(step, f"Keys of {role} are changed", json=work.json)
     if role == "online" and step.live and not work.json:
         typer.echo(f"Give {work.there.online_key} to the region's service in the place of the old one.")
@@ -108,7 +110,7 @@ def sign(work: Work, key: SigningKeys = None) -> None:
       hedgerow trust status
       hedgerow trust sign --key root-2.pem
     """
-    from hedgerow.trust.staging import sign_staged
+    from hedgerow.trust.staged_metadata import sign_staged
 
     steps = sign_staged(work.there, signers_of(key, work.secrets))
     if work.json:
@@ -135,7 +137,7 @@ def renew(
       hedgerow trust renew vision-team --drop door-state/1.3.0 --key vision-team.pem
       hedgerow trust renew root --key root-1.pem --key root-2.pem
     """
-    from hedgerow.trust import ceremony
+    from hedgerow.trust import key_ceremony
 
     dropped = {name.rstrip("/") for name in drop or ()}
 
@@ -147,9 +149,9 @@ def renew(
         raise typer.BadParameter("--drop is for owners: only they sign models")
     signers = signers_of(key, work.secrets)
     step = (
-        ceremony.rotate(work.there, (), signers=signers)
+        key_ceremony.rotate(work.there, (), signers=signers)
         if role == "root"
-        else ceremony.renew(work.there, role, signers, keep=keep)
+        else key_ceremony.renew(work.there, role, signers, keep=keep)
     )
     _say_step(step, f"Signed {role} anew", json=work.json)
 

@@ -44,7 +44,7 @@ def init(
     All keys that it makes get the same passphrase, but for the online key, which has none: a service uses it. Where each
     holder is to have a word of his own, let them make keys first: `hedgerow trust key`.
     """
-    from hedgerow.trust import ceremony
+    from hedgerow.trust import key_ceremony
     from hedgerow.trust.keys import make_key, open_signer, read_public
     from hedgerow.trust.repository import Repository, online_key_of
 
@@ -69,7 +69,7 @@ def init(
         make_key(online, None)
     signers = [open_signer(name, secrets) for name in [*roots, *targets] if _signs(name)]
     there = Repository(repository, online, secrets=secrets)
-    ceremony.begin(
+    key_ceremony.begin(
         there,
         root_keys=[read_public(name, secrets) for name in roots],
         root_threshold=threshold,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from hedgerow.blobs.fetch import Fetcher
-from hedgerow.blobs.sources import SourcedDocuments, open_sources, web_of
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.fetch.fetcher import Fetcher
+from hedgerow.blobs.origins.origins import SourcedDocuments, open_sources, web_of
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.config import NodeConfig

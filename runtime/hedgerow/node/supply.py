@@ -17,8 +17,8 @@ from hedgerow.models.bundle.version import Candidate, DamagedModel, choose_varia
 from hedgerow.node.reconcile import DesiredError
 
 if TYPE_CHECKING:
-    from hedgerow.blobs.fetch import Fetcher
-    from hedgerow.blobs.store import BlobStore
+    from hedgerow.blobs.fetch.fetcher import Fetcher
+    from hedgerow.blobs.store.store import BlobStore
     from hedgerow.node.verify import Verifier
     from hedgerow.wire.fleet import ModelRef
 

@@ -32,7 +32,7 @@ from hedgerow.models.bundle.manifest import LARGEST_MANIFEST
 from hedgerow.pki.names import PkiError
 from hedgerow.trust import errors
 from hedgerow.trust.documents import Documents, Fetcher
-from hedgerow.trust.refusals import REFUSALS, explain
+from hedgerow.trust.rejected_updates import REFUSALS, explain
 from hedgerow.trust.roles import selector_of, signed_at, target_path
 from hedgerow.trust.updater import JudgedUpdater
 from hedgerow.wire.fleet import ModelRef

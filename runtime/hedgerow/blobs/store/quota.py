@@ -12,9 +12,9 @@ from pathlib import Path
 
 import structlog
 
-from hedgerow.blobs.bundles import Bundles
 from hedgerow.blobs.errors import DiskFull, StoreFull
-from hedgerow.blobs.parts import Parts
+from hedgerow.blobs.store.bundles import Bundles
+from hedgerow.blobs.store.parts import Parts
 from hedgerow.models.bundle.manifest import File
 
 log = structlog.get_logger(__name__)

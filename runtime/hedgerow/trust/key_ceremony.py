@@ -16,7 +16,7 @@ from hedgerow.topics import is_name
 from hedgerow.trust.errors import BadRepository, NotAllowed
 from hedgerow.trust.repository import Repository
 from hedgerow.trust.roles import TOP, name_of, patterns
-from hedgerow.trust.staging import Step, nothing_staged, settle, show
+from hedgerow.trust.staged_metadata import Step, nothing_staged, settle, show
 
 
 def begin(

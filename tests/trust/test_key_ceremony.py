@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from securesystemslib.signer import CryptoSigner, Signer
 
-from hedgerow.trust import ceremony, errors
+from hedgerow.trust import errors, key_ceremony
 from hedgerow.trust.repository import Repository
-from hedgerow.trust.staging import sign_staged, staged
+from hedgerow.trust.staged_metadata import sign_staged, staged
 from hedgerow.trust.status import look
 
 World = Any
@@ -22,7 +22,7 @@ def new_key() -> CryptoSigner:
 
 
 def rotate(world: World, *roles: str, new: Sequence[Signer] = (), old: Sequence[Signer] = (), **more: Any) -> Any:
-    return ceremony.rotate(
+    return key_ceremony.rotate(
         world.repository,
         roles,
         new=[key.public_key for key in new],
@@ -36,7 +36,7 @@ def rotate(world: World, *roles: str, new: Sequence[Signer] = (), old: Sequence[
 
 def test_a_repository_is_begun_once(world: World) -> None:
     with pytest.raises(errors.BadRepository, match="is a repository already"):
-        ceremony.begin(
+        key_ceremony.begin(
             world.repository,
             root_keys=[],
             root_threshold=1,
@@ -52,7 +52,7 @@ def test_a_root_that_nobody_could_change_is_not_begun(world: World, threshold: i
     there = Repository(world.folder / "another")
 
     with pytest.raises((errors.BadRepository, errors.NotAllowed)) as refused:
-        ceremony.begin(
+        key_ceremony.begin(
             there,
             root_keys=[key.public_key for key in keys],
             root_threshold=threshold,
@@ -154,7 +154,7 @@ def test_a_root_that_ends_soon_is_signed_anew(world: World) -> None:
     world.time.passes(700 * DAY)
     rotate(world, signers=world.root_keys[:2])
     world.time.passes(29 * DAY)
-    ceremony.renew(world.repository, "targets", [world.targets_key])
+    key_ceremony.renew(world.repository, "targets", [world.targets_key])
     world.repository.refresh_timestamp()
 
     assert world.node.refresh().root == 2
@@ -166,7 +166,7 @@ def test_a_root_that_ends_soon_is_signed_anew(world: World) -> None:
 @pytest.mark.parametrize("old", ["nobody", ""])
 def test_a_key_that_is_not_there_or_not_the_only_one_is_not_taken_away(world: World, old: str) -> None:
     with pytest.raises(errors.BadRepository, match="of that role") as refused:
-        ceremony.rotate(world.repository, ("root",), old=[old], signers=world.root_keys)
+        key_ceremony.rotate(world.repository, ("root",), old=[old], signers=world.root_keys)
     assert world.root_keys[0].public_key.keyid[:8] in refused.value.remedy
 
 
@@ -204,7 +204,7 @@ def test_or_in_two_where_not_everybody_is_at_the_table(world: World) -> None:
         world.publish("1.1.0")
     assert "hedgerow trust renew targets" in refused.value.remedy
 
-    assert ceremony.renew(world.repository, "targets", [new]).live
+    assert key_ceremony.renew(world.repository, "targets", [new]).live
     assert look(world.repository, world.time.wall).problems == []
     assert world.client("newer").manifest(ref, {})
 
@@ -217,11 +217,11 @@ def test_an_owner_goes_over_to_a_new_key_without_a_gap(world: World) -> None:
     ref, new, old = world.publish(), new_key(), world.owner_key
 
     def owner(**change: Any) -> Any:
-        return ceremony.rotate_owner(world.repository, "doors", signers=[world.targets_key], **change)
+        return key_ceremony.rotate_owner(world.repository, "doors", signers=[world.targets_key], **change)
 
     assert owner(new=[new.public_key]).to_renew == ()
     assert world.client("a").manifest(ref, {})
-    ceremony.renew(world.repository, "doors", [new])
+    key_ceremony.renew(world.repository, "doors", [new])
     assert world.client("b").manifest(ref, {})
     assert owner(old=[old.public_key.keyid]).to_renew == ()
     assert world.client("c").manifest(ref, {})
@@ -235,7 +235,7 @@ def test_what_a_stolen_key_has_signed_counts_no_more_until_its_owner_says_what_d
     bad = world.publish("6.6.6", b"malice")
     new = new_key()
 
-    step = ceremony.rotate_owner(
+    step = key_ceremony.rotate_owner(
         world.repository,
         "doors",
         new=[new.public_key],
@@ -249,7 +249,7 @@ def test_what_a_stolen_key_has_signed_counts_no_more_until_its_owner_says_what_d
     with pytest.raises(errors.NotAllowed, match="does not count with the keys it has now") as refused:
         world.publish("1.1.0", key=new)
     assert "hedgerow trust renew doors" in refused.value.remedy
-    ceremony.renew(world.repository, "doors", [new], keep=lambda path: "6.6.6" not in path)
+    key_ceremony.renew(world.repository, "doors", [new], keep=lambda path: "6.6.6" not in path)
     assert world.client("b").manifest(good, {})
     with pytest.raises(errors.UnknownTarget):
         world.client("b").manifest(bad, {})
@@ -257,7 +257,7 @@ def test_what_a_stolen_key_has_signed_counts_no_more_until_its_owner_says_what_d
 
 def test_an_owner_may_be_several_people(world: World) -> None:
     two = [new_key(), new_key()]
-    ceremony.add_owner(
+    key_ceremony.add_owner(
         world.repository,
         "board",
         models=["brake"],
@@ -274,7 +274,7 @@ def test_an_owner_may_be_several_people(world: World) -> None:
 def test_nothing_counts_of_an_owner_who_is_gone(world: World) -> None:
     """Nor if another of the same name comes."""
     ref = world.publish()
-    ceremony.remove_owner(world.repository, "doors", [world.targets_key])
+    key_ceremony.remove_owner(world.repository, "doors", [world.targets_key])
     with pytest.raises(errors.UnknownTarget):
         world.client("a").manifest(ref, {})
 
@@ -282,7 +282,7 @@ def test_nothing_counts_of_an_owner_who_is_gone(world: World) -> None:
     world.add_owner("doors", other, "door")
     with pytest.raises(errors.UnknownSigningKey):
         world.client("b").manifest(ref, {})
-    ceremony.renew(world.repository, "doors", [other], keep=lambda _: False)
+    key_ceremony.renew(world.repository, "doors", [other], keep=lambda _: False)
     with pytest.raises(errors.UnknownTarget):
         world.client("c").manifest(ref, {})
     assert world.client("d").manifest(world.publish("2.0.0", b"his", key=other), {})
@@ -312,9 +312,9 @@ def test_an_owner_who_will_not_do_is_refused(world: World, owner: str, models: l
 
 def test_an_owner_who_is_not_there_is_told_with_those_who_are(world: World) -> None:
     for act in (
-        lambda: ceremony.remove_owner(world.repository, "dors", [world.targets_key]),
-        lambda: ceremony.rotate_owner(world.repository, "dors", signers=[world.targets_key]),
-        lambda: ceremony.renew(world.repository, "dors", [world.owner_key]),
+        lambda: key_ceremony.remove_owner(world.repository, "dors", [world.targets_key]),
+        lambda: key_ceremony.rotate_owner(world.repository, "dors", signers=[world.targets_key]),
+        lambda: key_ceremony.renew(world.repository, "dors", [world.owner_key]),
     ):
         with pytest.raises(errors.BadRepository, match="There is no owner 'dors'") as refused:
             act()
@@ -323,5 +323,5 @@ def test_an_owner_who_is_not_there_is_told_with_those_who_are(world: World) -> N
 
 def test_a_strangers_key_changes_no_owner(world: World) -> None:
     with pytest.raises(errors.NotAllowed, match="None of the keys given counts"):
-        ceremony.remove_owner(world.repository, "doors", [new_key(), world.owner_key])
+        key_ceremony.remove_owner(world.repository, "doors", [new_key(), world.owner_key])
     assert staged(world.repository) == []

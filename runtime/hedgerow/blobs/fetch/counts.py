@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.store.store import BlobStore
 
 Gauge = tuple[str, str, dict[str, str], float]
 """Name, help, labels, value."""

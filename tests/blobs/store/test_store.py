@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.blobs.conftest import made_file, made_manifest, noise
 
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, DiskFull, StoreFull
-from hedgerow.blobs.store import MANIFEST_BYTES, BlobStore
+from hedgerow.blobs.store.store import MANIFEST_BYTES, BlobStore
 from hedgerow.models.bundle.manifest import File, digest_of
 
 CHUNK = 1024

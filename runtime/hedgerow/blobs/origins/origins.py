@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import structlog
 
 from hedgerow.blobs.errors import ContentMissing
-from hedgerow.blobs.parts import hex_of
+from hedgerow.blobs.store.parts import hex_of
 from hedgerow.config import SourceSection
 from hedgerow.errors import HedgerowError
 from hedgerow.models.bundle.manifest import Chunk, File, digest_of

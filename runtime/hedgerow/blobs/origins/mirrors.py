@@ -19,8 +19,8 @@ from typing import Any, Final
 import structlog
 
 from hedgerow.blobs.errors import ContentDamaged
-from hedgerow.blobs.parts import fits, hex_of
-from hedgerow.blobs.sources import Piece, Source
+from hedgerow.blobs.origins.origins import Piece, Source
+from hedgerow.blobs.store.parts import fits, hex_of
 from hedgerow.errors import HedgerowError, internal
 
 log = structlog.get_logger(__name__)

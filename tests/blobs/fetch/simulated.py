@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from hedgerow.blobs.notes import AGAIN_S, Kind, Note
-from hedgerow.blobs.offers import Offers
-from hedgerow.blobs.pace import Bucket, Window
-from hedgerow.blobs.plan import Plan
+from hedgerow.blobs.announcements import AGAIN_S, Kind, Note
+from hedgerow.blobs.fetch.pacing import Bucket, Window
+from hedgerow.blobs.fetch.scheduler import Plan
+from hedgerow.blobs.peers.peer_offers import Offers
 
 GROUP = "0123456789abcdef"
 LAN_S = 0.002

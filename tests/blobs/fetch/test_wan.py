@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from tests.blobs.conftest import REGION, made_manifest, rendered_bridge
 
-from hedgerow.blobs.fetch import Fetcher
+from hedgerow.blobs.fetch.fetcher import Fetcher
 from hedgerow.blobs.serve import BlobServer
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.models.bundle import model_file

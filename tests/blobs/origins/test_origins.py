@@ -13,8 +13,8 @@ from tests.blobs.conftest import PATIENCE_S, Estate, Repository, content_of, mad
 from tests.blobs.servers import PASSWORD, USER, Authority, ConnectProxy, FolderServer, Registry, basic
 
 from hedgerow.blobs.errors import ContentMissing
-from hedgerow.blobs.push import push, tag_of
-from hedgerow.blobs.sources import Piece, Source, open_sources, pieces_of, web_of
+from hedgerow.blobs.origins.origins import Piece, Source, open_sources, pieces_of, web_of
+from hedgerow.blobs.origins.push import push, tag_of
 from hedgerow.config import SourceSection
 from hedgerow.errors import ConfigError
 from hedgerow.models.bundle.chunks import describe_file

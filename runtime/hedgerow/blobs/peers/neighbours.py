@@ -10,10 +10,10 @@ from typing import Final
 
 import structlog
 
+from hedgerow.blobs.announcements import Kind, Note, note_topic, part_topic
 from hedgerow.blobs.errors import ContentMissing, StoreError
-from hedgerow.blobs.notes import Kind, Note, note_topic, part_topic
-from hedgerow.blobs.offers import Offers, Wanted
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.peers.peer_offers import Offers, Wanted
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.topics import Address
 

@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.blobs.conftest import noise
-from tests.blobs.test_store import Version, files_below
+from tests.blobs.store.test_store import Version, files_below
 
 from hedgerow.blobs.errors import ContentDamaged, StoreFull
-from hedgerow.blobs.store import MANIFEST_BYTES, BlobStore
+from hedgerow.blobs.store.store import MANIFEST_BYTES, BlobStore
 
 K = 1024
 SHARED = noise(3 * K, 100)

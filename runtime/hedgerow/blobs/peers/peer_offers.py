@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, NamedTuple
 
-from hedgerow.blobs.notes import MOST_DIGESTS, Note
+from hedgerow.blobs.announcements import MOST_DIGESTS, Note
 
 PAUSE_S: Final = 0.05
 """Longest pause before an offer."""

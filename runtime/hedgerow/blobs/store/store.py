@@ -28,10 +28,10 @@ import orjson
 import structlog
 
 from hedgerow import disk
-from hedgerow.blobs.bundles import Bundles, Installed, each_once
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, StoreError, on_disk
-from hedgerow.blobs.parts import PartialFile, Parts, fits, same
-from hedgerow.blobs.room import Room
+from hedgerow.blobs.store.bundles import Bundles, Installed, each_once
+from hedgerow.blobs.store.parts import PartialFile, Parts, fits, same
+from hedgerow.blobs.store.quota import Room
 from hedgerow.models.bundle.manifest import Chunk, File, read_manifest
 
 log = structlog.get_logger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tests.blobs.simulated import SimulatedNode, SimulatedSite, Wan
+from tests.blobs.fetch.simulated import SimulatedNode, SimulatedSite, Wan
 
 LONG_S = 4 * 3600.0
 COURSE = (Phase.explicit, Phase.reuse, Phase.generate)

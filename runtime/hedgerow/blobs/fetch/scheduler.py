@@ -25,8 +25,8 @@ from itertools import islice
 from random import Random
 from typing import Final
 
-from hedgerow.blobs.notes import AGAIN_S, MOST_DIGESTS, Kind, Note
-from hedgerow.blobs.pace import Bucket, Window
+from hedgerow.blobs.announcements import AGAIN_S, MOST_DIGESTS, Kind, Note
+from hedgerow.blobs.fetch.pacing import Bucket, Window
 
 HOLD_S: Final = 0.5
 """How long neighbours have to offer a chunk, at least."""

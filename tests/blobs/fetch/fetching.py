@@ -9,9 +9,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from hedgerow.blobs.fetch import Fetcher
-from hedgerow.blobs.sources import open_sources
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.fetch.fetcher import Fetcher
+from hedgerow.blobs.origins.origins import open_sources
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.config import SourceSection
 from hedgerow.models.bundle.manifest import read_manifest

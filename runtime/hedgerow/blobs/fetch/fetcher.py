@@ -24,12 +24,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import structlog
 
-from hedgerow.blobs.counts import Counts, Gauge, store_gauges
-from hedgerow.blobs.documents import RegionDocuments
-from hedgerow.blobs.elsewhere import Elsewhere
-from hedgerow.blobs.errors import ContentDamaged, ContentMissing, RegionAway
-from hedgerow.blobs.neighbours import Neighbours
-from hedgerow.blobs.notes import (
+from hedgerow.blobs.announcements import (
     LARGEST_PAYLOAD,
     MOST_DIGESTS,
     Kind,
@@ -41,10 +36,15 @@ from hedgerow.blobs.notes import (
     note_topic,
     part_topic,
 )
-from hedgerow.blobs.pace import Bucket, Window
-from hedgerow.blobs.plan import Plan, Steps
-from hedgerow.blobs.sources import Piece, Source, pieces_of
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.errors import ContentDamaged, ContentMissing, RegionAway
+from hedgerow.blobs.fetch.counts import Counts, Gauge, store_gauges
+from hedgerow.blobs.fetch.documents import RegionDocuments
+from hedgerow.blobs.fetch.pacing import Bucket, Window
+from hedgerow.blobs.fetch.scheduler import Plan, Steps
+from hedgerow.blobs.origins.mirrors import Elsewhere
+from hedgerow.blobs.origins.origins import Piece, Source, pieces_of
+from hedgerow.blobs.peers.neighbours import Neighbours
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message

@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Final
 
-from hedgerow.blobs.errors import RegionAway
-from hedgerow.blobs.notes import (
+from hedgerow.blobs.announcements import (
     BadNote,
     DocumentAsk,
     DocumentPart,
@@ -26,6 +25,7 @@ from hedgerow.blobs.notes import (
     decode_document_part,
     document_ask_topic,
 )
+from hedgerow.blobs.errors import RegionAway
 from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.topics import Address

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from hedgerow import disk
-from hedgerow.blobs.parts import fits, hex_of
+from hedgerow.blobs.store.parts import fits, hex_of
 from hedgerow.models.bundle.manifest import MANIFEST, Chunk, File, Manifest, digest_of, read_manifest
 
 log = structlog.get_logger(__name__)
