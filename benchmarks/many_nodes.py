@@ -28,7 +28,7 @@ import structlog
 from benchmarks.process import ended
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.cli.estate import model_bytes
+from hedgerow.cli.demo.processes import model_bytes
 from hedgerow.region.store.database import Database, open_database
 from hedgerow.testing import Mosquitto
 from hedgerow.testing.mosquitto import free_port

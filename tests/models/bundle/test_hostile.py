@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hedgerow.cli.console import printable
+from hedgerow.cli.base.console import printable
 from hedgerow.configfile import BadConfigFile
 from hedgerow.errors import ModelMismatch, ModelUnreadable
 from hedgerow.models.build.gguf import read_header
