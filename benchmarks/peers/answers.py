@@ -42,7 +42,7 @@ def text(options: dict[str, Any]) -> Answer:
     import simplejpeg
 
     from benchmarks.raw import text_runner
-    from hedgerow_vision.detect_text import find_quads
+    from hedgerow_vision.text.detect import find_quads
 
     run = text_runner(options["backend"], threads=options["threads"])
     mean = np.array([0.485, 0.456, 0.406], np.float32)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import Array, Frame, FrameError, HedgerowError, Stage, StageConfig, StageContext
-from hedgerow_vision.fit import fit_of
-from hedgerow_vision.nms import blend, suppress
+from hedgerow_vision.detection.nms import blend, suppress
+from hedgerow_vision.images.fit import fit_of
 
 
 class DetectorConfig(StageConfig):

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import Frame, HedgerowError, ModelHandle, Outcome, Stage, StageConfig, StageContext
-from hedgerow_vision.detect_text import QUADS
-from hedgerow_vision.pictures import Picture, picture
-from hedgerow_vision.quads import need_opencv, straighten
+from hedgerow_vision.images.pictures import Picture, picture
+from hedgerow_vision.text.detect import QUADS
+from hedgerow_vision.text.quads import need_opencv, straighten
 
 _WHOLE: Final = np.array([[[0, 0], [1, 0], [1, 1], [0, 1]]], np.float64)
 _STEP: Final = 64

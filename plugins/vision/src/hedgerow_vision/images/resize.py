@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
 from hedgerow import Array, Frame, Stage, StageConfig, StageContext
-from hedgerow_vision.fit import META, Fit
-from hedgerow_vision.pictures import Picture, picture, resample
+from hedgerow_vision.images.fit import META, Fit
+from hedgerow_vision.images.pictures import Picture, picture, resample
 
 
 def _pair(value: Any) -> Any:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import Frame, FrameError, StageContext
-from hedgerow_vision.anchors import AnchorConfig, make_anchors
-from hedgerow_vision.detections import Detector, DetectorConfig, Found, tensor
+from hedgerow_vision.detection.anchors import AnchorConfig, make_anchors
+from hedgerow_vision.detection.detections import Detector, DetectorConfig, Found, tensor
 
 Floats = NDArray[np.floating[Any]]
 

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from hedgerow import Frame
-from hedgerow_vision.detections import Detector, DetectorConfig, Found, tensor
+from hedgerow_vision.detection.detections import Detector, DetectorConfig, Found, tensor
 
 
 class CenterFaceConfig(DetectorConfig):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hedgerow import HedgerowError
-from hedgerow_vision.pictures import Picture, opencv
+from hedgerow_vision.images.pictures import Picture, opencv
 
 Quads = NDArray[np.floating[Any]]
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from hedgerow import Frame, FrameError, Stage, StageConfig
 from hedgerow.frame import Buffer
-from hedgerow_vision.pictures import Picture
+from hedgerow_vision.images.pictures import Picture
 
 _JPEG: Final = b"\xff\xd8\xff"
 _PNG: Final = b"\x89PNG\r\n\x1a\n"

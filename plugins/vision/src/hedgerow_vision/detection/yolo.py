@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import Frame, FrameError
-from hedgerow_vision.detections import Detector, DetectorConfig, Found, tensor
-from hedgerow_vision.fit import Fit, fit_of
+from hedgerow_vision.detection.detections import Detector, DetectorConfig, Found, tensor
+from hedgerow_vision.images.fit import Fit, fit_of
 
 
 class YoloConfig(DetectorConfig):

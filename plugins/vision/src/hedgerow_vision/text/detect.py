@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import Frame, Outcome, Stage, StageConfig, StageContext
-from hedgerow_vision.detections import with_part
-from hedgerow_vision.fit import Fit
-from hedgerow_vision.pictures import Picture, picture
-from hedgerow_vision.quads import clockwise, need_opencv, reading_order
-from hedgerow_vision.resize import InputFiller, ResizeConfig
+from hedgerow_vision.detection.detections import with_part
+from hedgerow_vision.images.fit import Fit
+from hedgerow_vision.images.pictures import Picture, picture
+from hedgerow_vision.images.resize import InputFiller, ResizeConfig
+from hedgerow_vision.text.quads import clockwise, need_opencv, reading_order
 
 QUADS: Final = "quads"
 """Key in a frame's meta: (N, 4, 2), float64, x y as fractions of the picture, clockwise from top left."""

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
 from hedgerow import Frame, PerStream, Stage, StageConfig, StageContext
-from hedgerow_vision.pictures import Picture, picture
+from hedgerow_vision.images.pictures import Picture, picture
 
 _log = logging.getLogger(__name__)
 

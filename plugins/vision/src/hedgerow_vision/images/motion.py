@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import Drop, Frame, PerStream, Stage, StageConfig, StageContext
-from hedgerow_vision.pictures import Picture, picture
+from hedgerow_vision.images.pictures import Picture, picture
 
 
 class MotionConfig(StageConfig):
