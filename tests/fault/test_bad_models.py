@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.many_nodes import ManyNodes
-from benchmarks.rollout import FIRST
+from benchmarks.fleet.many_nodes import ManyNodes
+from benchmarks.fleet.rollout import FIRST
 
 from hedgerow.models.bundle.version import Candidate
 from hedgerow.testing.repository import make_repository
