@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from hedgerow import config
 from hedgerow.node.health import gauges
 from hedgerow.region import config as region
-from hedgerow.region.collector.metrics import Counts, RegionMetrics
+from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.rollouts.planning import spec
 from hedgerow.telemetry import metrics
 from hedgerow.telemetry.tally import DropReason, Tally
@@ -95,7 +95,9 @@ def metric_table() -> str:
 
 def region_metric_table() -> str:
     """A table of the metrics of a region's service."""
-    return "\n".join(["| metric | kind | labels | |", "|---|---|---|---|", *_families(RegionMetrics(Counts()))])
+    return "\n".join(
+        ["| metric | kind | labels | |", "|---|---|---|---|", *_families(RegionMetrics(CollectorCounts()))]
+    )
 
 
 def _families(collector: Collector) -> list[str]:

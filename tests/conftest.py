@@ -31,7 +31,7 @@ from hedgerow.models.bundle.manifest import (
     Variant,
 )
 from hedgerow.models.bundle.model_file import digest
-from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.wire.fleet import ModelRef
 
 OnnxFile = Callable[..., Path]
@@ -51,7 +51,7 @@ def onnx_file(tmp_path: Path) -> OnnxFile:
     return write
 
 
-MakeCandidate = Callable[..., Candidate]
+MakeCandidate = Callable[..., ModelVersion]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def make_candidate(tmp_path: Path) -> MakeCandidate:
         parameters: dict[str, Any] | None = None,
         domains: str = "",
         **serving: Any,
-    ) -> Candidate:
+    ) -> ModelVersion:
         folder = tmp_path / "bundles" / f"{name}-{version}"
         (folder / "variants/onnx").mkdir(parents=True)
         (folder / "golden/onnx").mkdir(parents=True)
@@ -124,7 +124,7 @@ def make_candidate(tmp_path: Path) -> MakeCandidate:
         )
         (folder / "manifest.json").write_bytes(manifest.encode())
         ref = ModelRef(name=name, version=version, digest=manifest.digest)
-        return Candidate(name, ref, manifest, manifest.variants[0], folder)
+        return ModelVersion(name, ref, manifest, manifest.variants[0], folder)
 
     return make
 

@@ -21,7 +21,7 @@ from benchmarks.data_path import vad
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.frame import Frame
-from hedgerow.models.serving.observer import Watch
+from hedgerow.models.serving.observer import Observer
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.build import PipelineContext, build_chain
@@ -66,7 +66,7 @@ def measure(batch: int, lists: int, *, watched: bool = False) -> dict[str, float
     session = engine._session
     run = session.run
     if watched:
-        Watch(engine)
+        Observer(engine)
     session.run = lambda inputs: watch(_BACKEND, lambda: run(inputs))
     try:
         for number in range(_WARMUP + lists):

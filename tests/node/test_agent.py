@@ -23,7 +23,7 @@ from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.labels import parse_selector
 from hedgerow.models.bundle.manifest import MANIFEST
-from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.node import Node
 from hedgerow.testing.repository import TestRepository, make_repository
 from hedgerow.topics import Channel
@@ -31,7 +31,7 @@ from hedgerow.trust import key_ceremony
 from hedgerow.trust.repository import Repository
 from hedgerow.wire.fleet import Desired, ModelRef, Reported
 
-MakeCandidate = Callable[..., Candidate]
+MakeCandidate = Callable[..., ModelVersion]
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 TWICE_AGAIN = "(float[N,3] x) => (float[N,3] y) <float two = {2.0}> { y = Mul(x, two) }"
@@ -51,7 +51,7 @@ class Region:
     def repository(self) -> Repository:
         return self.models.repository
 
-    def publish(self, candidate: Candidate, selector: str = "") -> ModelRef:
+    def publish(self, candidate: ModelVersion, selector: str = "") -> ModelRef:
         self.repository.publish(candidate, self.models.owner, parse_selector(selector))
         return candidate.ref
 

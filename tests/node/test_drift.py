@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from trial_site import Site
 
-from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.health import gauges
 from hedgerow.wire.fleet import SwapPolicy
 
@@ -24,7 +24,7 @@ DRAW = np.random.default_rng(1)
 
 async def test_health_tells_a_drift_and_outputs_that_are_no_numbers_long_after_a_version_was_kept(
     site: Site,
-    make_candidate: Callable[..., Candidate],
+    make_candidate: Callable[..., ModelVersion],
     onnx_file: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

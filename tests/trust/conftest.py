@@ -23,7 +23,7 @@ from tuf.api.metadata import Metadata
 
 from hedgerow.blobs.announcements import LARGEST_PART, DocumentAsk, DocumentPart
 from hedgerow.blobs.fetch.documents import RegionDocuments
-from hedgerow.blobs.fetch.fetcher import Fetcher
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.connect import ClientOptions
@@ -173,7 +173,7 @@ class Wire:
         address = Address(f"region-{next(self._numbers)}", "hall", "n1")
         await stack.enter_async_context(Impostor(self._options, address.region, source))
         store = BlobStore(folder / "store", 1 << 20)
-        fetcher = Fetcher(self._options, address, store, serve_neighbours=False, random=AtOnce())
+        fetcher = BlobFetcher(self._options, address, store, serve_neighbours=False, random=AtOnce())
         return (await stack.enter_async_context(fetcher)).documents
 
     def run(self, work: Any) -> Any:

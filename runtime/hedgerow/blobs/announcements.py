@@ -37,7 +37,7 @@ _LONGEST_PATH: Final = 512
 _GROUP_DIGITS: Final = 16
 
 
-class Kind(StrEnum):
+class AnnouncementKind(StrEnum):
     """What a note says; the end of its topic."""
 
     WANT = "want"
@@ -47,12 +47,12 @@ class Kind(StrEnum):
     ASK = "ask/part"
 
 
-class BadNote(ValueError):
+class BadAnnouncement(ValueError):
     """A note cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class Announcement:
     """What is said of some chunks.
 
     Attributes:
@@ -62,7 +62,7 @@ class Note:
         but: nodes that shall not answer, or were not believed.
     """
 
-    kind: Kind
+    kind: AnnouncementKind
     group: str
     digests: tuple[str, ...]
     but: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Note:
         return packed
 
 
-def decode_note(kind: Kind, payload: bytes | memoryview) -> Note:
+def decode_note(kind: AnnouncementKind, payload: bytes | memoryview) -> Announcement:
     """Read a note. Raises: BadNote: it is none."""
     match _unpack(payload):
         case [str(group), [*digests], [*but]] if (
@@ -83,8 +83,8 @@ def decode_note(kind: Kind, payload: bytes | memoryview) -> Note:
             and len(but) <= MOST_DIGESTS
             and all(isinstance(name, str) and is_name(name) for name in but)
         ):
-            return Note(kind, group, tuple(one.hex() for one in digests), tuple(but))
-    raise BadNote(f"No note of kind {kind}: {bytes(payload[:40])!r}")
+            return Announcement(kind, group, tuple(one.hex() for one in digests), tuple(but))
+    raise BadAnnouncement(f"No note of kind {kind}: {bytes(payload[:40])!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def decode_document_ask(payload: bytes | memoryview) -> DocumentAsk:
     match _unpack(payload):
         case [str(path), int(offset)] if 0 < len(path) <= _LONGEST_PATH and 0 <= offset < 1 << 40:
             return DocumentAsk(path, offset)
-    raise BadNote(f"Asks for no document: {bytes(payload[:40])!r}")
+    raise BadAnnouncement(f"Asks for no document: {bytes(payload[:40])!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def decode_document_part(payload: bytes | memoryview) -> DocumentPart:
             0 < len(path) <= _LONGEST_PATH and offset >= 0 and len(data) <= LARGEST_PART
         ):
             return DocumentPart(path, offset, total, data)
-    raise BadNote(f"No part of a document: {bytes(payload[:40])!r}")
+    raise BadAnnouncement(f"No part of a document: {bytes(payload[:40])!r}")
 
 
 def group_of(files: Sequence[File]) -> str:
@@ -152,7 +152,7 @@ def is_group(text: str) -> bool:
     return len(text) == _GROUP_DIGITS and all(digit in "0123456789abcdef" for digit in text)
 
 
-def note_topic(address: Address, kind: Kind) -> str:
+def note_topic(address: Address, kind: AnnouncementKind) -> str:
     """Where a node says something."""
     return address.topic(Channel.BLOB, kind)
 
@@ -183,4 +183,4 @@ def _unpack(payload: bytes | memoryview) -> Any:
             max_ext_len=0,
         )
     except (ValueError, msgpack.UnpackException) as error:
-        raise BadNote(f"No MessagePack: {error}") from error
+        raise BadAnnouncement(f"No MessagePack: {error}") from error

@@ -16,7 +16,7 @@ from hedgerow.topics import is_name
 from hedgerow.trust.errors import BadRepository, NotAllowed
 from hedgerow.trust.repository import Repository
 from hedgerow.trust.roles import TOP, name_of, patterns
-from hedgerow.trust.staged_metadata import Step, nothing_staged, settle, show
+from hedgerow.trust.staged_metadata import StagedChange, nothing_staged, settle, show
 
 
 def begin(
@@ -80,7 +80,7 @@ def add_owner(
     keys: Sequence[Key] = (),
     threshold: int | None = None,
     signers: Sequence[Signer],
-) -> Step:
+) -> StagedChange:
     """Let an owner sign models; an owner that is there may sign these too, with these keys too.
 
     Raises: BadRepository: the name or the threshold will not do, or a model is another owner's.
@@ -109,7 +109,7 @@ def add_owner(
     return _change_targets(repository, change, signers)
 
 
-def remove_owner(repository: Repository, owner: str, signers: Sequence[Signer]) -> Step:
+def remove_owner(repository: Repository, owner: str, signers: Sequence[Signer]) -> StagedChange:
     """Let nothing count any more that an owner signs or has signed; what serves on nodes serves on.
 
     Raises: BadRepository: there is no such owner.
@@ -131,7 +131,7 @@ def rotate_owner(
     old: Sequence[str] = (),
     threshold: int | None = None,
     signers: Sequence[Signer],
-) -> Step:
+) -> StagedChange:
     """Exchange keys of an owner.
 
     Args:
@@ -159,7 +159,7 @@ def rotate(
     old: Sequence[str] = (),
     threshold: int | None = None,
     signers: Sequence[Signer],
-) -> Step:
+) -> StagedChange:
     """Exchange keys of top-level roles; without any, the root is signed anew and counts longer.
 
     Args:
@@ -191,7 +191,7 @@ def rotate(
 
 def renew(
     repository: Repository, role: str, signers: Sequence[Signer], *, keep: Callable[[str], bool] = lambda _: True
-) -> Step:
+) -> StagedChange:
     """Sign anew what an owner or the targets role has signed, so that it counts longer, or with other keys.
 
     Args:
@@ -208,10 +208,12 @@ def renew(
         metadata = repository.sign(signed, role, [one for one in signers if one.public_key.keyid in delegated.keyids])
         _demand(targets, role, metadata)
         repository.put(role, metadata)
-        return Step(role, signed.version, live=show(repository))
+        return StagedChange(role, signed.version, live=show(repository))
 
 
-def _change_targets(repository: Repository, change: Callable[[Targets], None], signers: Sequence[Signer]) -> Step:
+def _change_targets(
+    repository: Repository, change: Callable[[Targets], None], signers: Sequence[Signer]
+) -> StagedChange:
     with repository.changing():
         nothing_staged(repository, "targets")
         targets = repository.last_targets().signed
@@ -227,7 +229,7 @@ def _change_targets(repository: Repository, change: Callable[[Targets], None], s
         return settle(repository, repository.sign(targets, "targets", usable))
 
 
-def _renew_targets(repository: Repository, root: Root, signers: Sequence[Signer]) -> Step | None:
+def _renew_targets(repository: Repository, root: Root, signers: Sequence[Signer]) -> StagedChange | None:
     """Sign the list of owners with the keys that a new root lets count. Returns: None: they are not at hand."""
     usable = [one for one in signers if one.public_key.keyid in root.roles["targets"].keyids]
     if len(usable) < root.roles["targets"].threshold:

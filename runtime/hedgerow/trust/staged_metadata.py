@@ -23,7 +23,7 @@ from hedgerow.trust.roles import name_of
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StagedChange:
     """What a change has come to.
 
     Attributes:
@@ -47,7 +47,7 @@ def staged(repository: Repository) -> list[Path]:
     return sorted((repository.folder / "staged").glob("*.*.json"))
 
 
-def sign_staged(repository: Repository, signers: Sequence[Signer]) -> list[Step]:
+def sign_staged(repository: Repository, signers: Sequence[Signer]) -> list[StagedChange]:
     """Sign what waits for signatures, with those keys that it waits for.
 
     Raises:
@@ -104,7 +104,7 @@ def nothing_staged(repository: Repository, role: str) -> None:
             )
 
 
-def settle(repository: Repository, metadata: Metadata[Any]) -> Step:
+def settle(repository: Repository, metadata: Metadata[Any]) -> StagedChange:
     """Let metadata count if it is signed enough; else stage it."""
     role, version = metadata.signed.type, metadata.signed.version
     aside = repository.folder / "staged" / f"{version}.{role}.json"
@@ -112,11 +112,11 @@ def settle(repository: Repository, metadata: Metadata[Any]) -> Step:
     if missing:
         make_folder(aside.parent)
         write(aside, metadata.to_bytes())
-        return Step(role, version, missing, tuple(sorted(waits_for.values())), live=False)
+        return StagedChange(role, version, missing, tuple(sorted(waits_for.values())), live=False)
     repository.put(role, metadata)
     aside.unlink(missing_ok=True)
     to_renew = tuple(repository.to_renew())
-    return Step(role, version, live="targets" not in to_renew and show(repository), to_renew=to_renew)
+    return StagedChange(role, version, live="targets" not in to_renew and show(repository), to_renew=to_renew)
 
 
 def show(repository: Repository) -> bool:

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from hedgerow.blobs.fetch.fetcher import Fetcher
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.origins.origins import open_sources
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.connect import ClientOptions
@@ -23,7 +23,7 @@ async def main(content: bytes, broker: str, node: str, folder: str, *source: str
     store = BlobStore(Path(folder), 1 << 30)
     sources = open_sources([SourceSection(url=source[0], ca_file=Path(source[1]))] if source else [])
     options = ClientOptions(url=broker, client_id=node, max_backoff_s=0.5)
-    async with Fetcher(options, Address("north", "hall", node), store, sources=sources) as fetcher:
+    async with BlobFetcher(options, Address("north", "hall", node), store, sources=sources) as fetcher:
         print("fetching", flush=True)
         await fetcher.fetch(files)
         installed = store.install(content, files)

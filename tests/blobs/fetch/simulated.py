@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from hedgerow.blobs.announcements import AGAIN_S, Kind, Note
-from hedgerow.blobs.fetch.pacing import Bucket, Window
-from hedgerow.blobs.fetch.scheduler import Plan
-from hedgerow.blobs.peers.peer_offers import Offers
+from hedgerow.blobs.announcements import AGAIN_S, Announcement, AnnouncementKind
+from hedgerow.blobs.fetch.pacing import Bucket, FetchWindow
+from hedgerow.blobs.fetch.scheduler import FetchScheduler
+from hedgerow.blobs.peers.peer_offers import PeerOffers
 
 GROUP = "0123456789abcdef"
 LAN_S = 0.002
@@ -68,8 +68,8 @@ class SimulatedNode:
     alive: bool = False
     connected: bool = True
     done_at: float | None = None
-    plan: Plan | None = None
-    offers: Offers | None = None
+    plan: FetchScheduler | None = None
+    offers: PeerOffers | None = None
     wakes_at: float = float("inf")
     bringing: set[str] = field(default_factory=set)
 
@@ -149,9 +149,9 @@ class SimulatedSite:
     def _begin(self, node: SimulatedNode) -> None:
         node.alive = True
         missing = {digest: size for digest, size in self.sizes.items() if digest not in node.here}
-        node.offers = Offers(node.name, node.here.__contains__, Random(self._random.random()))
-        window, bucket = Window(), Bucket(self._bytes_per_s)
-        node.plan = Plan(node.name, GROUP, missing, window, bucket, Random(self._random.random()))
+        node.offers = PeerOffers(node.name, node.here.__contains__, Random(self._random.random()))
+        window, bucket = FetchWindow(), Bucket(self._bytes_per_s)
+        node.plan = FetchScheduler(node.name, GROUP, missing, window, bucket, Random(self._random.random()))
         self._pump(node)
 
     def _pump(self, node: SimulatedNode) -> None:
@@ -163,17 +163,21 @@ class SimulatedSite:
             node.plan, node.done_at = None, self.now
         if node.plan is not None:
             steps = node.plan.next(self.now)
-            ask = Kind.TAKE if node.sourced else Kind.ASK
-            for kind, digests in ((Kind.WANT, steps.want), (Kind.BUSY, steps.busy), (ask, steps.ask)):
+            ask = AnnouncementKind.TAKE if node.sourced else AnnouncementKind.ASK
+            for kind, digests in (
+                (AnnouncementKind.WANT, steps.want),
+                (AnnouncementKind.BUSY, steps.busy),
+                (ask, steps.ask),
+            ):
                 if digests:
-                    but = steps.but if kind is Kind.WANT else ()
-                    self._say(node, Note(kind, GROUP, tuple(digests), but))
+                    but = steps.but if kind is AnnouncementKind.WANT else ()
+                    self._say(node, Announcement(kind, GROUP, tuple(digests), but))
             if node.sourced:
                 self._bring(node, steps.ask)
             wakes_at = min(steps.wake_at, self.now + 1.0)
         due, again_at = node.offers.next(self.now)
         for group, digests in due.items():
-            self._say(node, Note(Kind.HAVE, group, tuple(digests)))
+            self._say(node, Announcement(AnnouncementKind.HAVE, group, tuple(digests)))
         while (wanted := node.offers.take()) is not None:
             if not node.mute:
                 self._to_site(Part(wanted.digest, node.name, good=not node.lies))
@@ -182,9 +186,9 @@ class SimulatedSite:
             node.wakes_at = wakes_at
             self.at(wakes_at, lambda: self._pump(node))
 
-    def _say(self, node: SimulatedNode, note: Note) -> None:
+    def _say(self, node: SimulatedNode, note: Announcement) -> None:
         self.notes += 1
-        if note.kind is Kind.ASK and self.wan.up_at(self.now):
+        if note.kind is AnnouncementKind.ASK and self.wan.up_at(self.now):
             self.at(self.now + self.wan.latency_s, lambda: self._region_hears(note))
         # The site's broker: all hear everything, in one order.
         self.at(self.now + self._lan_s, lambda: self._all(lambda each: self._hear(each, note, node.name)))
@@ -195,11 +199,11 @@ class SimulatedSite:
                 act(node)
                 self._pump(node)
 
-    def _hear(self, node: SimulatedNode, note: Note, sender: str) -> None:
+    def _hear(self, node: SimulatedNode, note: Announcement, sender: str) -> None:
         assert node.offers is not None
-        if note.kind is Kind.WANT:
+        if note.kind is AnnouncementKind.WANT:
             node.offers.wanted(note, sender, self.now)
-        elif note.kind is Kind.HAVE:
+        elif note.kind is AnnouncementKind.HAVE:
             node.offers.offered(note, sender, self.now)
         if node.plan is not None:
             node.plan.heard(note, sender, self.now)
@@ -240,7 +244,7 @@ class SimulatedSite:
             node.plan.bad(digest, None, self.now)
         self._pump(node)
 
-    def _region_hears(self, note: Note) -> None:
+    def _region_hears(self, note: Announcement) -> None:
         for digest in note.digests:
             if self.now - self._sent_at.get(digest, float("-inf")) < AGAIN_S:
                 continue

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.blobs.conftest import REGION, made_manifest, rendered_bridge
 
-from hedgerow.blobs.fetch.fetcher import Fetcher
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
@@ -165,7 +165,7 @@ class Node:
         self.store = BlobStore(folder / "store", 1 << 30)
         address = Address(REGION, site.name, name)
         options = ClientOptions(url=site.broker.url, max_backoff_s=1.0)
-        self.fetcher = Fetcher(options, address, self.store, max_bytes_per_s=bytes_per_s)
+        self.fetcher = BlobFetcher(options, address, self.store, max_bytes_per_s=bytes_per_s)
         self.trust = TrustClient(folder / "trust", models.root, self.fetcher.documents)
 
     async def take(self, ref: ModelRef) -> None:

@@ -13,7 +13,7 @@ from tests.blobs.conftest import PATIENCE_S, Estate, Repository, content_of, mad
 from tests.blobs.servers import PASSWORD, USER, Authority, ConnectProxy, FolderServer, Registry, basic
 
 from hedgerow.blobs.errors import ContentMissing
-from hedgerow.blobs.origins.origins import Piece, Source, open_sources, pieces_of, web_of
+from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, open_sources, pieces_of, web_of
 from hedgerow.blobs.origins.push import push, tag_of
 from hedgerow.config import SourceSection
 from hedgerow.errors import ConfigError
@@ -44,16 +44,16 @@ def file(repository: Repository) -> File:
     return repository.add("model.onnx", noise(300_000, 1))
 
 
-def source_of(url: str, authority: Authority | None, **more: Any) -> Source:
+def source_of(url: str, authority: Authority | None, **more: Any) -> ModelOrigin:
     (model_file,) = open_sources([SourceSection(url=url, ca_file=authority.file if authority else None, **more)])
     return model_file
 
 
-def pieces(file: File) -> list[Piece]:
+def pieces(file: File) -> list[PlacedChunk]:
     return list(pieces_of([file]).values())
 
 
-def brought(model_file: Source, file: File) -> bytes:
+def brought(model_file: ModelOrigin, file: File) -> bytes:
     return b"".join(model_file.bring(piece) for piece in pieces(file))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from hedgerow.backends.onnxruntime import OnnxRuntime
 from hedgerow.cli.diagnose import checks
-from hedgerow.cli.diagnose.checks import Finding
+from hedgerow.cli.diagnose.checks import CheckResult
 from hedgerow.config import BrokerSection
 from hedgerow.errors import BackendMissing
 from hedgerow.node.link import on_loopback
@@ -211,7 +211,7 @@ def test_a_clock_that_was_never_set_fails(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(checks, "datetime", Clock)
 
-    assert checks._clock() == Finding(
+    assert checks._clock() == CheckResult(
         "clock",
         "failed",
         "1970-01-01 00:01:00 UTC",

@@ -19,8 +19,8 @@ import trustme
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from hedgerow.cli.frames.publish import _Pace
-from hedgerow.cli.frames.sources import Piece
+from hedgerow.cli.frames.publish import _Throttle
+from hedgerow.cli.frames.sources import FileFrame
 from hedgerow.testing import Mosquitto
 from hedgerow.testing.mosquitto import TlsFiles
 
@@ -365,10 +365,10 @@ class _Clock:
         monkeypatch.setattr("hedgerow.cli.frames.publish.time.monotonic", lambda: self.now)
 
 
-async def _moments(pace: _Pace, due: list[float | None], clock: _Clock) -> list[float]:
+async def _moments(pace: _Throttle, due: list[float | None], clock: _Clock) -> list[float]:
     moments = []
     for index, due_s in enumerate(due):
-        await pace.wait(index, Piece(b"", "", "", due_s))
+        await pace.wait(index, FileFrame(b"", "", "", due_s))
         moments.append(round(clock.now - 1000, 3))
     return moments
 
@@ -376,18 +376,18 @@ async def _moments(pace: _Pace, due: list[float | None], clock: _Clock) -> list[
 async def test_a_recording_is_sent_at_its_own_pace_and_the_next_one_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock(monkeypatch)
 
-    assert await _moments(_Pace(None, True), [0.1, 0.2, 0.1, 0.2], clock) == [0.1, 0.2, 0.3, 0.4]
+    assert await _moments(_Throttle(None, True), [0.1, 0.2, 0.1, 0.2], clock) == [0.1, 0.2, 0.3, 0.4]
 
 
 async def test_a_rate_goes_before_a_recordings_own_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock(monkeypatch)
 
-    assert await _moments(_Pace(2, True), [0.1, None, 0.1], clock) == [0, 0.5, 1.0]
+    assert await _moments(_Throttle(2, True), [0.1, None, 0.1], clock) == [0, 0.5, 1.0]
 
 
 async def test_what_is_late_is_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock(monkeypatch)
-    pace = _Pace(10, True)
+    pace = _Throttle(10, True)
     await _moments(pace, [None], clock)
     clock.now += 0.25
 
@@ -397,4 +397,4 @@ async def test_what_is_late_is_sent_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_without_a_pace_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock(monkeypatch)
 
-    assert await _moments(_Pace(None, False), [0.1, 0.2], clock) == [0, 0]
+    assert await _moments(_Throttle(None, False), [0.1, 0.2], clock) == [0, 0]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hedgerow.cli.frames.sources import Cut, Piece, expand, pieces
+from hedgerow.cli.frames.sources import Cut, FileFrame, expand, pieces
 from hedgerow.errors import ConfigError
 from hedgerow.wire.codec import parse_npy
 
@@ -61,14 +61,14 @@ def npy(array: np.ndarray) -> bytes:
     ],
 )
 def test_a_file_goes_out_as_it_is_with_its_type(write: Write, name: str, content_type: str) -> None:
-    assert list(pieces(write(name, b"\x01\x02"), Cut())) == [Piece(b"\x01\x02", content_type, "door", None)]
+    assert list(pieces(write(name, b"\x01\x02"), Cut())) == [FileFrame(b"\x01\x02", content_type, "door", None)]
 
 
 def test_a_type_that_is_given_wins_over_the_ending(write: Write) -> None:
     """A WAV file can go out whole."""
     path = write("a.wav", sound(np.zeros(100, "<i2")))
 
-    assert list(pieces(path, Cut(content_type="audio/wav"))) == [Piece(path.read_bytes(), "audio/wav", "a", None)]
+    assert list(pieces(path, Cut(content_type="audio/wav"))) == [FileFrame(path.read_bytes(), "audio/wav", "a", None)]
 
 
 def test_sound_becomes_chunks_that_are_due_when_their_last_sample_was_taken(write: Write) -> None:

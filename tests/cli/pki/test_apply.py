@@ -15,7 +15,7 @@ from hedgerow.cli.pki import pki as command
 from hedgerow.pki.certificates import leaf, new_key, pem
 from hedgerow.pki.files import read_certificates
 from hedgerow.pki.folder import Pki
-from hedgerow.pki.names import Kind, parse
+from hedgerow.pki.names import IdentityKind, parse
 
 Run = Callable[..., Any]
 
@@ -184,7 +184,7 @@ def test_a_stolen_site_authority_cannot_play_a_broker_elsewhere(apply: Run, tmp_
 
     def certifies(host: str) -> bool:
         made = leaf(
-            Kind.BROKER, host, "broker", key.public_key(), signer.certificate(), signer.key(), now, now + timedelta(days=1), [host]
+            IdentityKind.BROKER, host, "broker", key.public_key(), signer.certificate(), signer.key(), now, now + timedelta(days=1), [host]
         )  # fmt: skip
         (tmp_path / "forged.pem").write_bytes(pem(made))
         (tmp_path / "authority.pem").write_bytes(pem(signer.certificate()))

@@ -15,8 +15,8 @@ from hedgerow.bus.outbox.records import Number
 from hedgerow.region import config
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database import open_database
-from hedgerow.region.store.records import Result
-from hedgerow.region.store.store import Store
+from hedgerow.region.store.records import ResultRecord
+from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address
 
 
@@ -34,7 +34,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "region.yaml").write_text("region: {name: test}\nstore: {url: here.db}\n")
     url = str(folder / "here.db")
     config = RegionConfig.model_validate({"region": {"name": "test"}, "store": {"url": url}})
-    store = Store(open_database(url, write=True), config)
+    store = RegionStore(open_database(url, write=True), config)
     now = time.time()
     items = []
     for n in range(1, 1201):
@@ -42,9 +42,13 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         node = Address("test", "s1" if n % 2 else "s2", "gate")
         number = Number("e1", 0, n) if n % 3 else None
         at = now - 7200 + n
-        items.append(Result(node, len(body), now, True, "doors", number, f"i{n}", at, "application/json", None, body))
+        items.append(
+            ResultRecord(node, len(body), now, True, "doors", number, f"i{n}", at, "application/json", None, body)
+        )
     picture = Address("test", "s1", "cam")
-    items.append(Result(picture, 3, now, True, "views", None, "pic", now, "image/jpeg", '[["a","b"]]', b"\xff\xd8\xff"))
+    items.append(
+        ResultRecord(picture, 3, now, True, "views", None, "pic", now, "image/jpeg", '[["a","b"]]', b"\xff\xd8\xff")
+    )
     store.apply(items)
     store.close()
     return folder

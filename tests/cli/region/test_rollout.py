@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from hedgerow.cli.main import app
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database import open_database
-from hedgerow.region.store.store import Store
+from hedgerow.region.store.store import RegionStore
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address
 
@@ -213,7 +213,7 @@ def test_what_cannot_be_rolled_out_is_refused_with_a_remedy(
 def test_a_service_that_does_not_run_is_named_at_once(operator: Operator, tmp_path: Path) -> None:
     store = str(tmp_path / "region.db")
     database = open_database(store, write=True)
-    Store(database, RegionConfig()).beat(connected=True)
+    RegionStore(database, RegionConfig()).beat(connected=True)
     database.run("UPDATE collector SET beat_at = beat_at - 600")
     database.close()
     asked = operator.hedgerow("rollout", "pause", "x", "--why", "y", "--store", store, asks=False)

@@ -14,7 +14,7 @@ import onnx.parser
 import pytest
 from tests.trust.conftest import make_bundle
 
-from hedgerow.blobs.fetch.fetcher import Fetcher
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.connect import ClientOptions
@@ -91,7 +91,7 @@ async def test_a_repository_of_the_command_lines_is_believed_by_a_node_over_a_br
     store = BlobStore(begun / "store", 1 << 30)
     async with (
         BlobServer(options, address.region, begun / "models"),
-        Fetcher(options, address, store) as fetcher,
+        BlobFetcher(options, address, store) as fetcher,
     ):
         root = (begun / "models/metadata/1.root.json").read_bytes()
         trust = TrustClient(begun / "trust", root, fetcher.documents)

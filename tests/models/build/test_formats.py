@@ -16,7 +16,7 @@ from hedgerow.errors import ConfigError, HedgerowError, ModelMismatch, ModelUnre
 from hedgerow.models.build import formats
 from hedgerow.models.build import samples as sampling
 from hedgerow.models.bundle.arrays import write_arrays
-from hedgerow.models.session.signature import Fit
+from hedgerow.models.session.signature import Signature
 
 SCALED = "(float[N,3] x) => (float[N,3] y) <float[3] w = {1, 2, 3}> { y = Mul(x, w) }"
 
@@ -77,8 +77,8 @@ X, STATE, Y, NEXT = (
 )
 
 
-def fit(*inputs: TensorSpec, **config: object) -> Fit:
-    return Fit("door", ModelConfig.model_validate({"path": "door.onnx", **config}), inputs, (Y, NEXT))
+def fit(*inputs: TensorSpec, **config: object) -> Signature:
+    return Signature("door", ModelConfig.model_validate({"path": "door.onnx", **config}), inputs, (Y, NEXT))
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (5, 3)])

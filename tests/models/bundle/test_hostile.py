@@ -28,19 +28,19 @@ from hedgerow.models.bundle.arrays import BadArrays, read_array, read_arrays, wr
 from hedgerow.models.bundle.chunks import describe_file
 from hedgerow.models.bundle.folder import BadBundle, Bundle
 from hedgerow.models.bundle.manifest import BadManifest, File, Manifest, read_manifest
-from hedgerow.models.bundle.model_file import Source, digest
-from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.bundle.model_file import ModelFile, digest
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.session.load import signature
 
 DOUBLE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 
 
 @pytest.fixture
-def candidate(make_candidate: Callable[..., Candidate]) -> Candidate:
+def candidate(make_candidate: Callable[..., ModelVersion]) -> ModelVersion:
     return make_candidate(DOUBLE, baseline=True)
 
 
-def rewritten(candidate: Candidate, change: Callable[[dict[str, Any]], object]) -> bytes:
+def rewritten(candidate: ModelVersion, change: Callable[[dict[str, Any]], object]) -> bytes:
     """The bytes of a manifest, changed as only somebody does who knows how they are made."""
     content = orjson.loads(candidate.manifest.encode())
     change(content)
@@ -75,7 +75,7 @@ def variant(content: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_a_manifest_that_says_what_cannot_be_is_refused(
-    candidate: Candidate, change: Callable[[dict[str, Any]], object], says: str
+    candidate: ModelVersion, change: Callable[[dict[str, Any]], object], says: str
 ) -> None:
     assert read_manifest(rewritten(candidate, lambda _: None)) == candidate.manifest
 
@@ -88,7 +88,7 @@ def test_a_manifest_that_says_what_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e999", b"-1e999"])
-def test_a_tolerance_that_lets_everything_pass_is_refused(candidate: Candidate, number: bytes) -> None:
+def test_a_tolerance_that_lets_everything_pass_is_refused(candidate: ModelVersion, number: bytes) -> None:
     content = candidate.manifest.encode()
     assert b'"absolute":0.0001' in content
 
@@ -115,7 +115,7 @@ def test_json_that_two_readers_could_read_as_two_things_is_refused(content: byte
         read_manifest(content)
 
 
-def test_a_key_that_is_there_twice_is_refused(candidate: Candidate) -> None:
+def test_a_key_that_is_there_twice_is_refused(candidate: ModelVersion) -> None:
     content = candidate.manifest.encode()
 
     with pytest.raises(BadManifest):
@@ -145,7 +145,7 @@ def folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("trick", [link, link_folder, pipe, folder])
-def test_what_is_no_plain_file_is_not_read(candidate: Candidate, trick: Callable[[Path], None]) -> None:
+def test_what_is_no_plain_file_is_not_read(candidate: ModelVersion, trick: Callable[[Path], None]) -> None:
     """A link leads out of the bundle, and a pipe never ends."""
     trick(candidate.path)
 
@@ -161,7 +161,7 @@ def test_a_manifest_that_is_a_pipe_does_not_keep_anybody_waiting(tmp_path: Path)
         Bundle.open(tmp_path)
 
 
-def test_chunks_that_no_node_could_fetch_are_found(candidate: Candidate) -> None:
+def test_chunks_that_no_node_could_fetch_are_found(candidate: ModelVersion) -> None:
     """The file is right, so whoever looks at it alone finds nothing."""
 
     def swap(manifest: dict[str, Any]) -> None:
@@ -246,7 +246,7 @@ def test_damaged_arrays_are_read_or_refused(tmp_path_factory: pytest.TempPathFac
         read_arrays(path)
 
 
-def with_golden(candidate: Candidate, inputs: dict[str, Any], outputs: dict[str, Any] | None = None) -> Bundle:
+def with_golden(candidate: ModelVersion, inputs: dict[str, Any], outputs: dict[str, Any] | None = None) -> Bundle:
     """The bundle with other golden arrays, and a manifest that knows them."""
 
     def described(path: str) -> dict[str, Any]:
@@ -283,7 +283,7 @@ X = np.random.default_rng(0).random((16, 3), np.float32)
     ],
     ids=["dtype", "shape", "name", "more", "none"],
 )
-def test_golden_inputs_that_do_not_fit_fail(candidate: Candidate, inputs: dict[str, Any], says: str) -> None:
+def test_golden_inputs_that_do_not_fit_fail(candidate: ModelVersion, inputs: dict[str, Any], says: str) -> None:
     """Some backends would convert them, and compare something else."""
     bundle = with_golden(candidate, inputs)
 
@@ -294,7 +294,7 @@ def test_golden_inputs_that_do_not_fit_fail(candidate: Candidate, inputs: dict[s
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_golden_outputs_that_are_no_numbers_prove_nothing_of_numbers(candidate: Candidate, number: float) -> None:
+def test_golden_outputs_that_are_no_numbers_prove_nothing_of_numbers(candidate: ModelVersion, number: float) -> None:
     bundle = with_golden(candidate, {"x": X}, {"y": np.full((16, 3), number, np.float32)})
 
     (outcome,) = verify_golden(bundle, bundle.manifest.variants[0])
@@ -302,7 +302,7 @@ def test_golden_outputs_that_are_no_numbers_prove_nothing_of_numbers(candidate: 
     assert outcome.state == "failed"
 
 
-def test_golden_outputs_of_nothing_prove_nothing(candidate: Candidate) -> None:
+def test_golden_outputs_of_nothing_prove_nothing(candidate: ModelVersion) -> None:
     """Cases that name no output, or another one, do not pass."""
     bundle = with_golden(candidate, {"x": X}, {})
 
@@ -312,7 +312,7 @@ def test_golden_outputs_of_nothing_prove_nothing(candidate: Candidate) -> None:
     assert "does not say what y should be" in outcome.detail
 
 
-def test_a_manifest_that_tells_of_other_tensors_fails(candidate: Candidate) -> None:
+def test_a_manifest_that_tells_of_other_tensors_fails(candidate: ModelVersion) -> None:
     """Stages would be built for what is not there."""
     content = rewritten(candidate, lambda manifest: manifest["outputs"][0].update(dtype="int64"))
     (candidate.folder / "manifest.json").write_bytes(content)
@@ -333,11 +333,11 @@ def test_a_model_of_impossible_size_is_refused_before_memory_is_asked_for(onnx_f
     path = onnx_file("(float[1000000,1000000,1000] x) => (float[1000000,1000000,1000] y) { y = Add(x, x) }")
 
     with pytest.raises(ModelMismatch, match="would have 4,000,000,000,000,000 bytes"):
-        signature(Source(path, digest(path)), ModelConfig(path=str(path)))
+        signature(ModelFile(path, digest(path)), ModelConfig(path=str(path)))
 
 
 @pytest.mark.parametrize("where", ["../secret.bin", "/etc/hostname", "weights/../../secret.bin"])
-def test_weights_that_lie_outside_of_a_bundle_are_not_read(candidate: Candidate, where: str) -> None:
+def test_weights_that_lie_outside_of_a_bundle_are_not_read(candidate: ModelVersion, where: str) -> None:
     """An ONNX file may name a file that its weights are in."""
     (candidate.folder.parent / "secret.bin").write_bytes(bytes(64))
     (candidate.path.parent.parent / "secret.bin").write_bytes(bytes(64))
@@ -452,7 +452,7 @@ def test_a_recipe_that_grows_without_end_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, {"deep": [{"x": float("-inf")}]}], ids=str)
-def test_parameters_that_json_cannot_hold_are_refused(candidate: Candidate, value: object) -> None:
+def test_parameters_that_json_cannot_hold_are_refused(candidate: ModelVersion, value: object) -> None:
     """They would be read again as something else."""
     said = {**candidate.manifest.model_dump(by_alias=True), "parameters": {"p": value}}
 

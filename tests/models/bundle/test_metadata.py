@@ -15,8 +15,8 @@ from hedgerow.backends.convert import to_openvino
 from hedgerow.config import ModelConfig
 from hedgerow.models.bundle.manifest import Manifest
 from hedgerow.models.bundle.metadata import metadata_of, read_metadata
-from hedgerow.models.bundle.model_file import Source, digest
-from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.bundle.model_file import ModelFile, digest
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.session.load import load
 
@@ -64,7 +64,7 @@ def test_what_a_manifest_says_is_read_from_metadata_again(parameters: dict[str, 
     assert said.get("labels", ()) == manifest.labels
 
 
-def test_stages_see_an_authors_word_over_the_files(make_candidate: Callable[..., Candidate]) -> None:
+def test_stages_see_an_authors_word_over_the_files(make_candidate: Callable[..., ModelVersion]) -> None:
     candidate = make_candidate(DOUBLE, parameters={"threshold": 0.7, "scale": "db"})
     pool = ModelPool(cores=1)
     engine = pool.open("door", ModelConfig(path="bundle:door"), Path(), candidate)
@@ -79,7 +79,9 @@ def test_a_model_that_is_converted_says_what_it_said(onnx_file: Callable[..., Pa
     path = onnx_file(DOUBLE, **{"hedgerow.threshold": "0.5", "names": "{0: 'a', 1: 'b'}"})
     to_openvino(path, tmp_path / "m.xml", half=False)
 
-    session = load(Source(tmp_path / "m.xml", digest(tmp_path / "m.xml")), ModelConfig(path="m.xml"), 1, None).session
+    session = load(
+        ModelFile(tmp_path / "m.xml", digest(tmp_path / "m.xml")), ModelConfig(path="m.xml"), 1, None
+    ).session
 
     assert session.metadata["hedgerow.threshold"] == "0.5"
     assert session.metadata["names"] == "{0: 'a', 1: 'b'}"

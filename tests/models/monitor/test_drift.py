@@ -15,13 +15,13 @@ from hedgerow.config import ModelConfig
 from hedgerow.frame import Array
 from hedgerow.models.bundle.distributions import Accumulator
 from hedgerow.models.bundle.manifest import Baseline
-from hedgerow.models.bundle.version import Candidate
-from hedgerow.models.monitor.drift import Lookout, Seen, Window
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.drift import DriftMonitor, DriftReport, DriftWindow
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.models.session.signature import Fit
+from hedgerow.models.session.signature import Signature
 
 LENGTH_S, LEAST = 10.0, 20
-FIT = Fit(
+FIT = Signature(
     "twice",
     ModelConfig(path="twice.onnx"),
     (TensorSpec("x", (None, 4), np.dtype(np.float32)),),
@@ -49,10 +49,10 @@ class Live:
     """A model that doubles, before whose window a frame comes every tenth of a second."""
 
     def __init__(self) -> None:
-        self.window = Window(BASELINE, FIT, length_s=LENGTH_S, least_frames=LEAST)
+        self.window = DriftWindow(BASELINE, FIT, length_s=LENGTH_S, least_frames=LEAST)
         self.at = 0.0
 
-    def sees(self, inputs: Array, outputs: Array | None = None) -> Seen:
+    def sees(self, inputs: Array, outputs: Array | None = None) -> DriftReport:
         for row, out in zip(inputs, 2 * inputs if outputs is None else outputs, strict=True):
             self.at += 0.1
             self.window.add(self.at, {"x": row[np.newaxis]}, {"y": out[np.newaxis]}, 1)
@@ -64,7 +64,7 @@ class Live:
     st.integers(1, 40),
 )
 def test_it_is_of_one_window_to_two_and_of_enough_frames(batches: Sequence[tuple[float, int]], least: int) -> None:
-    window = Window(BASELINE, FIT, length_s=LENGTH_S, least_frames=least)
+    window = DriftWindow(BASELINE, FIT, length_s=LENGTH_S, least_frames=least)
     times = list(accumulate(gap for gap, _ in batches))
     for at, (_, rows) in zip(times, batches, strict=True):
         window.add(at, {"x": noise(rows)}, {"y": noise(rows)}, rows)
@@ -86,7 +86,7 @@ def test_it_is_of_one_window_to_two_and_of_enough_frames(batches: Sequence[tuple
 def test_nothing_is_known_of_a_drift_before_a_whole_window_has_passed() -> None:
     live = Live()
 
-    assert live.sees(noise(99)) == Seen(99)
+    assert live.sees(noise(99)) == DriftReport(99)
     assert live.sees(noise(5)).drift is not None
 
 
@@ -127,7 +127,7 @@ def test_what_is_not_finite_shows_at_once_and_goes_with_its_window() -> None:
     live = Live()
     bad = np.full((3, 4), np.nan, np.float32)
 
-    assert live.sees(noise(3), bad) == Seen(3, 3)
+    assert live.sees(noise(3), bad) == DriftReport(3, 3)
     assert live.sees(noise(220)).not_finite == 0
 
 
@@ -137,7 +137,7 @@ def test_padding_is_not_looked_at() -> None:
 
     live.window.add(1.0, {"x": padded}, {"y": padded}, 2)
 
-    assert live.window.seen() == Seen(2)
+    assert live.window.seen() == DriftReport(2)
 
 
 @given(st.lists(st.floats(1e-6, 0.5), min_size=1, max_size=30), st.floats(1e-5, 1e-2))
@@ -152,7 +152,7 @@ def test_looking_takes_a_hundredth_of_the_time_however_long_a_look_takes(looks: 
             now, spent = now + took, spent + took
             return super().items()
 
-    lookout = Lookout(BASELINE, FIT, clock=lambda: now)
+    lookout = DriftMonitor(BASELINE, FIT, clock=lambda: now)
     row = noise(1)
     for _ in range(200):
         lookout({"x": row}, Slow(y=row), 1, 0.0)
@@ -169,7 +169,7 @@ def test_an_idle_hour_is_not_saved_up_for_a_burst() -> None:
         now += 0.001  # so each look takes a millisecond
         return now
 
-    lookout = Lookout(BASELINE, FIT, clock=clock)
+    lookout = DriftMonitor(BASELINE, FIT, clock=clock)
     for _ in range(100):
         lookout({"x": noise(1)}, {"y": noise(1)}, 1, 0.0)
 
@@ -181,7 +181,7 @@ DOUBLE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 
 @pytest.mark.parametrize("has_baseline", [True, False])
 def test_only_a_version_whose_bundle_has_statistics_is_looked_at(
-    make_candidate: Callable[..., Candidate], *, has_baseline: bool
+    make_candidate: Callable[..., ModelVersion], *, has_baseline: bool
 ) -> None:
     candidate = make_candidate(DOUBLE, baseline=has_baseline)
     pool = ModelPool(cores=1)

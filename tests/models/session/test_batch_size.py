@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.models.session.batch_size import LONG_S, Portion
+from hedgerow.models.session.batch_size import LONG_S, BatchSizePolicy
 
 
 def test_short_batches_take_all_that_waits() -> None:
-    portion = Portion(64, 2)
+    portion = BatchSizePolicy(64, 2)
     for _ in range(50):
         portion.took(20, 20 * LONG_S / 1000)
 
@@ -17,7 +17,7 @@ def test_short_batches_take_all_that_waits() -> None:
 
 
 def test_a_long_batch_leaves_the_other_stream_its_share() -> None:
-    portion = Portion(8, 2)
+    portion = BatchSizePolicy(8, 2)
     for _ in range(50):
         portion.took(8, 8 * LONG_S)
 
@@ -25,7 +25,7 @@ def test_a_long_batch_leaves_the_other_stream_its_share() -> None:
 
 
 def test_one_stream_has_nobody_to_leave_anything_to() -> None:
-    portion = Portion(8, 1)
+    portion = BatchSizePolicy(8, 1)
     for _ in range(50):
         portion.took(8, 8 * LONG_S)
 
@@ -36,7 +36,7 @@ def test_one_stream_has_nobody_to_leave_anything_to() -> None:
 def test_it_is_never_more_than_the_limit_nor_less_than_one(
     limit: int, streams: int, batches: list[tuple[int, float]]
 ) -> None:
-    portion = Portion(limit, streams)
+    portion = BatchSizePolicy(limit, streams)
     for waiting, seconds in batches:
         rows = min(waiting, portion.most(waiting))
         assert 1 <= rows <= limit

@@ -11,7 +11,7 @@ from hedgerow.backends.base import TensorSpec
 from hedgerow.config import ModelConfig
 from hedgerow.errors import ConfigError, ModelMismatch
 from hedgerow.models.session.random_inputs import random_batch
-from hedgerow.models.session.signature import Fit
+from hedgerow.models.session.signature import Signature
 
 
 def spec(name: str, *shape: int | None, dtype: str = "float32") -> TensorSpec:
@@ -27,8 +27,10 @@ VAD: dict[str, Any] = {
 }
 
 
-def fit(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...] = (spec("y", None),), **config: Any) -> Fit:
-    return Fit("door", ModelConfig(path="door.onnx", **config), inputs, outputs)
+def fit(
+    inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...] = (spec("y", None),), **config: Any
+) -> Signature:
+    return Signature("door", ModelConfig(path="door.onnx", **config), inputs, outputs)
 
 
 def test_a_stateful_model_fits_its_configuration() -> None:

@@ -17,7 +17,7 @@ from tests.region.conftest import PATIENCE_S, REGION, CollectorProcess, eventual
 
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.store.database import open_database
-from hedgerow.region.store.queries import Wanted, results, status
+from hedgerow.region.store.queries import ResultQuery, results, status
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel
 
@@ -26,7 +26,7 @@ def numbers(url: str) -> list[int]:
     """The results that are stored, as the gateways counted them."""
     database = open_database(url, write=False)
     try:
-        return [stored.body["result"]["n"] for stored in results(database, Wanted())]
+        return [stored.body["result"]["n"] for stored in results(database, ResultQuery())]
     finally:
         database.close()
 
@@ -118,7 +118,7 @@ async def test_a_collector_that_is_killed_again_and_again_stores_each_result_onc
 
         database = open_database(collector.store, write=False)
         found: dict[str, list[int]] = {"n1": [], "n2": []}
-        for stored in results(database, Wanted()):
+        for stored in results(database, ResultQuery()):
             found[stored.node].append(stored.body["result"]["n"])
         said = status(database, time.time())
         database.close()
@@ -181,7 +181,7 @@ async def test_results_without_a_number_are_stored_once_by_their_id_and_marked(
         await client.flush(PATIENCE_S)
         await eventually(lambda: node_of(collector.store).get("messages_up") == 4)
     database = open_database(collector.store, write=False)
-    found = list(results(database, Wanted()))
+    found = list(results(database, ResultQuery()))
     database.close()
     assert [(stored.id, stored.number) for stored in found] == [("i1", None), ("i2", None), ("i3", None)]
     assert node_of(collector.store)["durable"] == 0

@@ -17,8 +17,15 @@ from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.collector.decode import read
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database import open_database
-from hedgerow.region.store.records import Event, HealthReport, Item, Missing, Rejected, Result
-from hedgerow.region.store.store import Store, apply_each
+from hedgerow.region.store.records import (
+    EventRecord,
+    HealthRecord,
+    MissingRecord,
+    RejectedRecord,
+    ResultRecord,
+    StoreRecord,
+)
+from hedgerow.region.store.store import RegionStore, apply_each
 from hedgerow.topics import Address
 
 BASE = "hedgerow/v1/test/s1/n1"
@@ -33,7 +40,7 @@ def message(topic: str, payload: bytes, *user: tuple[str, str], content_type: st
 def test_a_result_is_read_with_its_number_and_the_time_of_its_capture() -> None:
     item = read(message(f"{BASE}/result/p", result("p", 1, 1e9), ("id", "f1"), ("number", "e1/3/7")), "test", 5.0)
 
-    assert isinstance(item, Result)
+    assert isinstance(item, ResultRecord)
     assert (item.number, item.said_id, item.captured_at, item.received_at) == (Number("e1", 3, 7), "f1", 1e9, 5.0)
 
 
@@ -54,9 +61,9 @@ def test_messagepack_and_pictures_are_results_too() -> None:
     said = ("time", "2026-01-01T00:00:00Z")
     picture = read(message(f"{BASE}/result/p", b"\xff\xd8", said, content_type="image/jpeg"), "test", 5.0)
 
-    assert isinstance(packed, Result)
+    assert isinstance(packed, ResultRecord)
     assert packed.captured_at == 2e9
-    assert isinstance(picture, Result)
+    assert isinstance(picture, ResultRecord)
     assert picture.captured_at == 1767225600
     assert json.loads(picture.properties or "") == [["time", "2026-01-01T00:00:00Z"]]
 
@@ -65,7 +72,7 @@ def test_a_gap_is_read() -> None:
     gap = Gap(key_of(2, 5), key_of(2, 9), {"evicted": 5})
     item = read(message(f"{BASE}/event/gap", gap.message("e1"), ("number", "e1/2/5")), "test", 5.0)
 
-    assert isinstance(item, Missing)
+    assert isinstance(item, MissingRecord)
     assert (item.epoch, item.gap) == ("e1", gap)
 
 
@@ -102,7 +109,7 @@ def test_what_cannot_be_used_is_rejected_by_its_reason(
 ) -> None:
     item = read(message(f"{BASE}/{topic}", payload, *user), "test", 5.0)
 
-    assert isinstance(item, Rejected)
+    assert isinstance(item, RejectedRecord)
     assert item.reason == reason
     assert item.number is None
 
@@ -113,17 +120,17 @@ def test_a_durable_result_that_cannot_be_read_is_rejected_with_its_number() -> N
     large = message(f"{BASE}/result/p", b"", ("number", "e1/0/2"))
     large.oversized = 10**9
 
-    assert isinstance(item, Rejected)
+    assert isinstance(item, RejectedRecord)
     assert item.number == Number("e1", 0, 1)
     skipped = read(large, "test", 5.0)
-    assert isinstance(skipped, Rejected)
+    assert isinstance(skipped, RejectedRecord)
     assert (skipped.reason, skipped.number, skipped.size) == ("too-large", Number("e1", 0, 2), 10**9)
 
 
 def test_another_regions_messages_are_not_of_ours() -> None:
     item = read(message("hedgerow/v1/other/s1/n1/result/p", b"{}"), "test", 5.0)
 
-    assert isinstance(item, Rejected)
+    assert isinstance(item, RejectedRecord)
     assert (item.reason, item.address) == ("bad-topic", None)
 
 
@@ -178,9 +185,9 @@ def test_no_message_whatever_is_in_it_stops_the_store(store_url: str, count: int
     """Each is stored, known already, or rejected and counted; nothing raises, in either database."""
     chance = random.Random(count)
     config = RegionConfig.model_validate({"region": {"name": "test"}, "store": {"url": store_url}})
-    store = Store(open_database(store_url, write=True), config)
+    store = RegionStore(open_database(store_url, write=True), config)
     rejected = stored = 0
-    kinds: set[type[Item]] = set()
+    kinds: set[type[StoreRecord]] = set()
     try:
         for _ in range(count // 50):
             items = [read(_mutated(chance), "test", time.time()) for _ in range(50)]
@@ -191,7 +198,7 @@ def test_no_message_whatever_is_in_it_stops_the_store(store_url: str, count: int
                 assert outcome.rejected["unstorable"] == 0, "nothing reaches the store that it does not take"
     finally:
         store.close()
-    assert {Result, Missing, Event, HealthReport, Rejected} <= kinds
+    assert {ResultRecord, MissingRecord, EventRecord, HealthRecord, RejectedRecord} <= kinds
     assert rejected > count / 10
     assert stored > 10
     assert {Address("test", "s1", "n1"), Address("test", "s1", "n2")} == set(store.nodes)

@@ -12,7 +12,7 @@ from tests.region.conftest import eventually
 from tests.trust.conftest import World
 
 from hedgerow.region.collector.collector import Collector
-from hedgerow.region.collector.metadata_refresher import Keeper
+from hedgerow.region.collector.metadata_refresher import MetadataRefresher
 from hedgerow.region.config import load
 from hedgerow.testing import Mosquitto
 from hedgerow.trust import errors
@@ -26,11 +26,11 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def keeper_of(world: World) -> Keeper:
-    return Keeper(world.repository.folder, None, lambda: world.time.wall)
+def keeper_of(world: World) -> MetadataRefresher:
+    return MetadataRefresher(world.repository.folder, None, lambda: world.time.wall)
 
 
-def expires(keeper: Keeper) -> dict[str, float]:
+def expires(keeper: MetadataRefresher) -> dict[str, float]:
     return {labels["role"]: value for name, _, labels, value in keeper.gauges() if name.endswith("expires_seconds")}
 
 
@@ -52,7 +52,7 @@ def test_a_repository_that_is_kept_stays_fresh_and_one_that_is_not_does_not(worl
 def test_what_an_owner_signs_elsewhere_is_taken_in(world: World) -> None:
     away = online_key_of(world.repository.folder).rename(world.folder / "region.pem")
     ref = world.publish()
-    keeper = Keeper(world.repository.folder, away, lambda: world.time.wall)
+    keeper = MetadataRefresher(world.repository.folder, away, lambda: world.time.wall)
 
     keeper.look()
 
@@ -94,7 +94,7 @@ def test_what_stands_in_the_way_is_told_once_and_so_is_that_it_is_over(world: Wo
 
 
 def test_a_folder_that_is_no_repository_holds_up_nothing(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path / "nowhere", None)
+    keeper = MetadataRefresher(tmp_path / "nowhere", None)
     keeper.look()
 
     assert "is no repository" in keeper.problems()[0]

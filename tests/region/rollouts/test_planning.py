@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.region.responders import digest, ref
 
-from hedgerow.region.rollouts.planning.gate import Ear, Facts, Finding, Given, Verdict, examine
+from hedgerow.region.rollouts.planning.gate import Assignment, Ear, Facts, GateFinding, GateVerdict, examine
 from hedgerow.region.rollouts.planning.health_samples import Flow, Sample, Shown, Usual, usual
 from hedgerow.region.rollouts.planning.membership import conflict, joins
 from hedgerow.region.rollouts.planning.spec import DAYS, GateSection, RolloutPlan, WindowSection, stored_plan
@@ -139,7 +139,9 @@ def test_a_plan_is_kept_as_it_was_written(said: dict[str, Any]) -> None:
 NOW = 1_800_000_000.0
 NEW = ref("2.0.0")
 FILE = digest("file2.0.0")
-GIVEN = Given({"faces": NEW}, {"faces": frozenset([FILE])}, 7, NOW - 100, NOW + 3500, Usual({"doors": 5.0}, 100 << 20))
+GIVEN = Assignment(
+    {"faces": NEW}, {"faces": frozenset([FILE])}, 7, NOW - 100, NOW + 3500, Usual({"doors": 5.0}, 100 << 20)
+)
 
 
 def sample(at: float, n: int, **changes: Any) -> Sample:
@@ -156,7 +158,7 @@ def facts(samples: list[Sample] | None = None, **reported: Any) -> Facts:
     return Facts(True, NOW - 5, Reported.model_validate(told), made)
 
 
-def judged(known: Facts, since: float | None = NOW - 1000, given: Given = GIVEN, **limits: Any) -> Finding:
+def judged(known: Facts, since: float | None = NOW - 1000, given: Assignment = GIVEN, **limits: Any) -> GateFinding:
     return examine(given, known, GateSection(**{"slow_reports": 2, **limits}), Ear(since, 35.0), NOW)
 
 
@@ -184,7 +186,7 @@ ERROR = {"code": "golden-failed", "message": "numbers are off", "remedy": "Mend 
 def test_what_is_wrong_with_a_node_is_found_and_named(known: Facts, code: str) -> None:
     finding = judged(known, max_drift=0.5, max_dropped_share=0.5)
 
-    assert (finding.verdict, finding.code) == (Verdict.BAD, code)
+    assert (finding.verdict, finding.code) == (GateVerdict.BAD, code)
     assert finding.reason
 
 
@@ -210,19 +212,19 @@ def test_as_long_as_a_proof_is_missing_a_node_is_neither_good_nor_bad_and_late_a
     waited_for = judged(known)
     overdue = judged(known, given=replace(GIVEN, due=NOW - 1))
 
-    assert (waited_for.verdict, missing in waited_for.reason) == (Verdict.UNKNOWN, True), waited_for
-    assert (overdue.verdict, overdue.code, overdue.state) == (Verdict.BAD, "timed-out", "timed-out")
+    assert (waited_for.verdict, missing in waited_for.reason) == (GateVerdict.UNKNOWN, True), waited_for
+    assert (overdue.verdict, overdue.code, overdue.state) == (GateVerdict.BAD, "timed-out", "timed-out")
 
 
 def test_a_model_is_not_judged_by_the_drift_of_another() -> None:
     models = {"faces": Shown(FILE, 100, drift=0.4), "doors": Shown(digest("doors"), 100, drift=0.9)}
 
-    assert judged(facts([sample(NOW - 10, 1, models=models)]), max_drift=0.5).verdict is Verdict.GOOD
+    assert judged(facts([sample(NOW - 10, 1, models=models)]), max_drift=0.5).verdict is GateVerdict.GOOD
 
 
 def test_frames_that_only_health_counts_prove_it_too() -> None:
     """What a node reports of frames is as old as its last change."""
-    assert judged(facts(serving={"results": 1})).verdict is Verdict.GOOD
+    assert judged(facts(serving={"results": 1})).verdict is GateVerdict.GOOD
 
 
 def test_what_died_before_is_not_held_against_the_new_version() -> None:
@@ -232,17 +234,17 @@ def test_what_died_before_is_not_held_against_the_new_version() -> None:
 
     assert usual(before, ["faces"]).dead_share == pytest.approx(0.33)
     assert judged(after).code == "error-rate"
-    assert judged(after, given=replace(GIVEN, was=usual(before, ["faces"]))).verdict is Verdict.GOOD
+    assert judged(after, given=replace(GIVEN, was=usual(before, ["faces"]))).verdict is GateVerdict.GOOD
 
 
 def test_latency_that_is_negligible_or_bad_once_is_not_held_against_a_node() -> None:
     once = facts([sample(NOW - 20, 1), sample(NOW - 10, 2, p99_ms=50.0)])
     small = replace(GIVEN, was=Usual({"doors": 0.1}))
 
-    assert judged(once).verdict is Verdict.GOOD
+    assert judged(once).verdict is GateVerdict.GOOD
     assert (
         judged(facts([sample(NOW - 20, 1, p99_ms=0.9), sample(NOW - 10, 2, p99_ms=0.9)]), given=small).verdict
-        is Verdict.GOOD
+        is GateVerdict.GOOD
     )
 
 
@@ -258,11 +260,11 @@ def test_silence_is_never_good_and_nobody_is_blamed_while_the_region_hears_nothi
     finding = judged(known, since=None if since_s is None else NOW - since_s)
     heard = online is not False and heard_s is not None and heard_s <= 35
 
-    if finding.verdict is Verdict.GOOD:
+    if finding.verdict is GateVerdict.GOOD:
         assert heard
         assert since_s is not None
     if since_s is None or since_s <= 35:
-        assert finding.verdict is not Verdict.BAD
+        assert finding.verdict is not GateVerdict.BAD
         assert finding.presence != "gone" or online is False
 
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from hedgerow import configfile
 from hedgerow.bus import Client
 from hedgerow.cli.main import app
-from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.node import Node
 from hedgerow.testing import Mosquitto
 from hedgerow.testing.repository import make_repository
@@ -51,7 +51,7 @@ async def hedgerow(*args: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def publish(folder: Path, versions: list[Candidate]) -> Path:
+def publish(folder: Path, versions: list[ModelVersion]) -> Path:
     """Make a repository with these versions. Returns: the root that nodes are to trust."""
     made = make_repository(folder / "repository", ["door"])
     for version in versions:
@@ -131,7 +131,7 @@ async def frames(
 async def test_good_versions_reach_everybody_and_bad_ones_come_back_from_the_first_node(
     collector: CollectorProcess,
     mosquitto: Mosquitto,
-    make_candidate: Callable[..., Candidate],
+    make_candidate: Callable[..., ModelVersion],
     tmp_path: Path,
 ) -> None:
     """Nobody has to do anything for it: not where golden inputs show it, and not where only live frames do."""
@@ -184,7 +184,7 @@ async def known(collector: CollectorProcess, count: int) -> None:
 async def test_a_version_that_gives_other_values_only_after_it_was_kept_is_stopped_by_its_drift(
     collector: CollectorProcess,
     mosquitto: Mosquitto,
-    make_candidate: Callable[..., Candidate],
+    make_candidate: Callable[..., ModelVersion],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -269,10 +269,10 @@ class Watched:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_every_kind_of_bad_version_comes_back_from_the_first_real_node(
-    collector: CollectorProcess, mosquitto: Mosquitto, make_candidate: Callable[..., Candidate], tmp_path: Path
+    collector: CollectorProcess, mosquitto: Mosquitto, make_candidate: Callable[..., ModelVersion], tmp_path: Path
 ) -> None:
     """Wrong numbers, NaN, too slow, a crash, a leak: node processes, with the health and the patience of every day."""
-    bad: dict[str, tuple[Candidate, str, dict[str, Any]]] = {
+    bad: dict[str, tuple[ModelVersion, str, dict[str, Any]]] = {
         "2.0.0": (make_candidate(THRICE, "2.0.0", golden_body=TWICE), "golden-failed", {}),
         "3.0.0": (make_candidate(NO_NUMBER_FOR_NOTHING, "3.0.0"), "not-finite", {}),
         "4.0.0": (make_candidate(SLOW, "4.0.0"), "slower", {"max_slowdown": 3.0}),

@@ -16,30 +16,39 @@ from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.records import Gap, Number, Previous, key_of
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.batch import MOST_REJECTED
-from hedgerow.region.store.database import Database, StoreError, StoreTrouble, open_database
-from hedgerow.region.store.queries import Wanted, results, status
-from hedgerow.region.store.records import Birth, Event, Item, Missing, Rejected, Result
-from hedgerow.region.store.store import Store, apply_each
+from hedgerow.region.store.database import Database, RegionStoreError, StoreTrouble, open_database
+from hedgerow.region.store.queries import ResultQuery, results, status
+from hedgerow.region.store.records import (
+    BirthRecord,
+    EventRecord,
+    MissingRecord,
+    RejectedRecord,
+    ResultRecord,
+    StoreRecord,
+)
+from hedgerow.region.store.store import RegionStore, apply_each
 from hedgerow.topics import Address
 
 NODE = Address("test", "s1", "n1")
 
 
-def item(sequence: int | None, *, at: float | None = None, received_at: float | None = None, **more: Any) -> Result:
+def item(
+    sequence: int | None, *, at: float | None = None, received_at: float | None = None, **more: Any
+) -> ResultRecord:
     now = time.time()
     number = None if sequence is None else Number("e1", 0, sequence)
     payload = more.pop("payload", b'{"result": {"n": %d}}' % (sequence or 0))
     came = now if received_at is None else received_at
     captured_at = came if at is None else at
     said_id = more.pop("said_id", None)
-    return Result(
+    return ResultRecord(
         NODE, len(payload), came, True, "p", number, said_id, captured_at, "application/json", None, payload
     )  # fmt: skip
 
 
-def opened(url: str, **sections: Any) -> Store:
+def opened(url: str, **sections: Any) -> RegionStore:
     config = RegionConfig.model_validate({"region": {"name": "test"}, "store": {"url": url}, **sections})
-    return Store(open_database(url, write=True), config)
+    return RegionStore(open_database(url, write=True), config)
 
 
 @pytest.fixture
@@ -50,11 +59,11 @@ def store(store_url: str) -> Any:
 
 
 def sequences(database: Database) -> list[int]:
-    return [int((stored.number or "0").rpartition("/")[2]) for stored in results(database, Wanted())]
+    return [int((stored.number or "0").rpartition("/")[2]) for stored in results(database, ResultQuery())]
 
 
 def test_whatever_comes_in_any_order_and_often_is_stored_once(
-    store: Store, store_url: str, reading: Callable[[str], Database]
+    store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:
     """In batches of any size; the acknowledgement says what the store holds."""
     sent = [item(n, at=1e9 + n) for n in range(1, 201)] * 3
@@ -85,14 +94,18 @@ def test_a_store_that_is_opened_again_knows_what_it_has(store_url: str, reading:
     assert sorted(sequences(reading(store_url))) == [1, 2, 3, 5]
 
 
-def test_only_one_may_write(store: Store, store_url: str) -> None:
-    with pytest.raises(StoreError, match="Another collector"):
+def test_only_one_may_write(store: RegionStore, store_url: str) -> None:
+    with pytest.raises(RegionStoreError, match="Another collector"):
         opened(store_url)
 
 
-def test_a_gap_that_grew_is_counted_once(store: Store, store_url: str, reading: Callable[[str], Database]) -> None:
-    def gap(first: int, last: int, count: int) -> Missing:
-        return Missing(NODE, 10, time.time(), True, "e1", Gap(key_of(0, first), key_of(0, last), {"evicted": count}))
+def test_a_gap_that_grew_is_counted_once(
+    store: RegionStore, store_url: str, reading: Callable[[str], Database]
+) -> None:
+    def gap(first: int, last: int, count: int) -> MissingRecord:
+        return MissingRecord(
+            NODE, 10, time.time(), True, "e1", Gap(key_of(0, first), key_of(0, last), {"evicted": count})
+        )
 
     store.apply([gap(2, 3, 2)])
     store.apply([gap(2, 6, 5), gap(2, 6, 5), item(1)])
@@ -103,11 +116,11 @@ def test_a_gap_that_grew_is_counted_once(store: Store, store_url: str, reading: 
 
 
 def test_an_epoch_that_ended_with_its_store_leaves_a_gap_of_what_had_not_come(
-    store: Store, store_url: str, reading: Callable[[str], Database]
+    store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:
     store.apply([item(1), item(2), item(5)])
     ended = Gap(key_of(0, 1), key_of(0, 1), {}, (Previous("e1", (9, 3)), Previous(None, None)))
-    store.apply([Missing(NODE, 10, time.time(), True, "e2", ended)])
+    store.apply([MissingRecord(NODE, 10, time.time(), True, "e2", ended)])
 
     (node,) = status(reading(store_url), time.time())["nodes"]
     assert node["lost"] == 2 + 3 + 2, "3 and 4, 6 to 8, and 1 and 2 of the other priority"
@@ -115,7 +128,7 @@ def test_an_epoch_that_ended_with_its_store_leaves_a_gap_of_what_had_not_come(
 
 
 def test_what_the_store_does_not_take_is_rejected_and_the_rest_is_stored(
-    store: Store, store_url: str, reading: Callable[[str], Database]
+    store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:
     """A value that no database holds stands for whatever nobody has thought of; its number is acknowledged."""
     bad = item(3)
@@ -129,10 +142,10 @@ def test_what_the_store_does_not_take_is_rejected_and_the_rest_is_stored(
 
 
 def test_rejected_messages_are_all_counted_and_the_newest_kept(
-    store: Store, store_url: str, reading: Callable[[str], Database]
+    store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:
     for _ in range(3):
-        store.apply([Rejected(None, 1, time.time(), True, "t", "bad-topic", "", None, b"x") for _ in range(700)])
+        store.apply([RejectedRecord(None, 1, time.time(), True, "t", "bad-topic", "", None, b"x") for _ in range(700)])
 
     assert status(reading(store_url), time.time())["rejected"] == {"bad-topic": 2100}
     assert reading(store_url).rows("SELECT count(*) FROM rejected") == [(MOST_REJECTED,)]
@@ -142,7 +155,7 @@ def test_what_is_too_old_goes_a_little_at_a_time(store_url: str, reading: Callab
     store = opened(store_url, retention={"days": 1})
     now = time.time()
     store.apply([item(n, received_at=now - 90_000) for n in range(1, 1201)] + [item(n) for n in range(1201, 1301)])
-    store.apply([Event(NODE, 2, now - 90_000, True, "reloaded", None, now, b"{}")])
+    store.apply([EventRecord(NODE, 2, now - 90_000, True, "reloaded", None, now, b"{}")])
     steps = 1
     while store.prune(now):
         steps += 1
@@ -170,7 +183,7 @@ def test_results_take_no_more_than_they_may(store_url: str, reading: Callable[[s
     assert len(kept) > 45
 
 
-def test_what_is_not_durable_is_counted_to_the_byte(store: Store, store_url: str) -> None:
+def test_what_is_not_durable_is_counted_to_the_byte(store: RegionStore, store_url: str) -> None:
     """Repeats within a batch among them, since the limit in bytes rests on it."""
     store.apply([item(None, said_id="a"), item(None, said_id="a"), item(None, said_id="b"), item(None)])
     before = store.stored_bytes
@@ -184,10 +197,10 @@ def test_what_is_not_durable_is_counted_to_the_byte(store: Store, store_url: str
 
 
 def test_a_status_of_an_earlier_session_is_ignored(
-    store: Store, store_url: str, reading: Callable[[str], Database]
+    store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:
-    def birth(online: bool, session: str) -> Item:
-        return Birth(NODE, 2, time.time(), True, online, session, b"{}")
+    def birth(online: bool, session: str) -> StoreRecord:
+        return BirthRecord(NODE, 2, time.time(), True, online, session, b"{}")
 
     store.apply([birth(True, "one"), birth(True, "two"), birth(False, "one")])
     assert reading(store_url).rows("SELECT online, session FROM node") == [(1, "two")]
@@ -200,16 +213,16 @@ def test_a_store_by_a_newer_version_is_refused(sqlite_url: str) -> None:
     store._database.run("INSERT INTO migration VALUES (999, 'later')")
     store.close()
 
-    with pytest.raises(StoreError, match="newer version"):
+    with pytest.raises(RegionStoreError, match="newer version"):
         opened(sqlite_url)
 
 
 def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8" + bytes(5000))
 
-    with pytest.raises(StoreError, match="no store"):
+    with pytest.raises(RegionStoreError, match="no store"):
         open_database(str(tmp_path / "photo.jpg"), write=False)
-    with pytest.raises(StoreError, match="There is no store"):
+    with pytest.raises(RegionStoreError, match="There is no store"):
         open_database(str(tmp_path / "nothing.db"), write=False)
 
 

@@ -12,7 +12,7 @@ Gauge = tuple[str, str, dict[str, str], float]
 
 
 @dataclass(slots=True)
-class Counts:
+class FetchCounts:
     """What a fetcher has done.
 
     Attributes:

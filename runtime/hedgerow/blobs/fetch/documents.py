@@ -18,7 +18,7 @@ from random import Random
 from typing import Final
 
 from hedgerow.blobs.announcements import (
-    BadNote,
+    BadAnnouncement,
     DocumentAsk,
     DocumentPart,
     decode_document_ask,
@@ -114,7 +114,7 @@ class RegionDocuments:
         """A node of the site, perhaps this one, asks for a document."""
         try:
             ask = decode_document_ask(payload)
-        except BadNote:
+        except BadAnnouncement:
             return
         if len(self._asked_at) > 1000:
             self._asked_at.clear()

@@ -27,8 +27,8 @@ import structlog
 from hedgerow.blobs.announcements import (
     LARGEST_PAYLOAD,
     MOST_DIGESTS,
-    Kind,
-    Note,
+    Announcement,
+    AnnouncementKind,
     decode_note,
     document_ask_topic,
     document_topic,
@@ -37,12 +37,12 @@ from hedgerow.blobs.announcements import (
     part_topic,
 )
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, RegionAway
-from hedgerow.blobs.fetch.counts import Counts, Gauge, store_gauges
+from hedgerow.blobs.fetch.counts import FetchCounts, Gauge, store_gauges
 from hedgerow.blobs.fetch.documents import RegionDocuments
-from hedgerow.blobs.fetch.pacing import Bucket, Window
-from hedgerow.blobs.fetch.scheduler import Plan, Steps
-from hedgerow.blobs.origins.mirrors import Elsewhere
-from hedgerow.blobs.origins.origins import Piece, Source, pieces_of
+from hedgerow.blobs.fetch.pacing import Bucket, FetchWindow
+from hedgerow.blobs.fetch.scheduler import FetchScheduler, Steps
+from hedgerow.blobs.origins.mirrors import Mirrors
+from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, pieces_of
 from hedgerow.blobs.peers.neighbours import Neighbours
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
@@ -64,13 +64,13 @@ _BAD_ANSWERS: Final = 3
 _LOOK_S: Final = 1.0
 
 
-class _Part(NamedTuple):
+class _FilePart(NamedTuple):
     digest: str
     sender: str | None
     message: Message
 
 
-class Fetcher:
+class BlobFetcher:
     """Fetches; one fetch at a time, others wait.
 
     Args:
@@ -96,7 +96,7 @@ class Fetcher:
         *,
         max_bytes_per_s: int | None = None,
         serve_neighbours: bool = True,
-        sources: Sequence[Source] = (),
+        sources: Sequence[ModelOrigin] = (),
         on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _detail: None,
         random: Random | None = None,
     ) -> None:
@@ -113,17 +113,17 @@ class Fetcher:
             will=None,
         )
         self.client = Client(options, self._take, self._link_changed)
-        self.counts = Counts()
+        self.counts = FetchCounts()
         self.documents = RegionDocuments(self.client, address, self._random)
         self._neighbours = Neighbours(self.client, address, store, self._random) if serve_neighbours else None
-        self.window = Window()
+        self.window = FetchWindow()
         self._bucket = Bucket(max_bytes_per_s)
-        self._elsewhere = Elsewhere(sources, self._brought, self._not_brought, on_event)
-        self._pieces: Mapping[str, Piece] = {}
+        self._elsewhere = Mirrors(sources, self._brought, self._not_brought, on_event)
+        self._pieces: Mapping[str, PlacedChunk] = {}
         self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._parts: asyncio.Queue[_Part] = asyncio.Queue()
-        self._plan: Plan | None = None
+        self._parts: asyncio.Queue[_FilePart] = asyncio.Queue()
+        self._plan: FetchScheduler | None = None
         self._group = ""
         self._failure: HedgerowError | None = None
         self._bad: dict[str, int] = {}
@@ -135,7 +135,7 @@ class Fetcher:
         wanted = {document_topic(self._address): 1, document_ask_topic(site): 1}
         self._tasks = [asyncio.create_task(self._keep(), name="blobs")]
         if self._neighbours is not None:
-            wanted |= {note_topic(site, Kind.WANT): 1, note_topic(site, Kind.HAVE): 1}
+            wanted |= {note_topic(site, AnnouncementKind.WANT): 1, note_topic(site, AnnouncementKind.HAVE): 1}
             self._tasks.append(asyncio.create_task(self._neighbours.run(), name="blobs to neighbours"))
         await self.client.subscribe(wanted)
         self.client.resume()
@@ -193,12 +193,14 @@ class Fetcher:
     async def _bring(self, group: str, missing: Sequence[Chunk], total: int, tell: Callable[[float], None]) -> None:
         sizes = {chunk.digest.removeprefix("sha256:"): chunk.size for chunk in missing}
         node = self._address.node
-        plan = self._plan = Plan(node, group, sizes, self.window, self._bucket, self._random)
+        plan = self._plan = FetchScheduler(node, group, sizes, self.window, self._bucket, self._random)
         self._group, self._failure, self._bad = group, None, {}
         site = self._address._replace(node="+")
-        filters = {note_topic(site, kind): 1 for kind in (Kind.ASK, Kind.BUSY, Kind.TAKE)}
+        filters = {
+            note_topic(site, kind): 1 for kind in (AnnouncementKind.ASK, AnnouncementKind.BUSY, AnnouncementKind.TAKE)
+        }
         if self._neighbours is None:
-            filters |= {note_topic(site, kind): 1 for kind in (Kind.WANT, Kind.HAVE)}
+            filters |= {note_topic(site, kind): 1 for kind in (AnnouncementKind.WANT, AnnouncementKind.HAVE)}
         filters[part_topic(site, group, "+")] = 1
         log.info("fetch-begins", chunks=len(sizes), missing_bytes=sum(sizes.values()), group=group)
         try:
@@ -230,23 +232,23 @@ class Fetcher:
         log.info("fetch-done", chunks=len(sizes), group=group)
 
     def _carry_out(self, steps: Steps, group: str) -> None:
-        self._say(Kind.WANT, group, steps.want, steps.but)
-        self._say(Kind.BUSY, group, steps.busy)
+        self._say(AnnouncementKind.WANT, group, steps.want, steps.but)
+        self._say(AnnouncementKind.BUSY, group, steps.busy)
         if self._elsewhere.usable:
             # Whoever gives nothing to neighbours brings it for himself alone; then they have to ask too.
             if self._neighbours is not None:
-                self._say(Kind.TAKE, group, steps.ask)
+                self._say(AnnouncementKind.TAKE, group, steps.ask)
             for digest in steps.ask:
                 self._elsewhere.bring(self._pieces[digest])
         else:
-            self._say(Kind.ASK, group, steps.ask)
+            self._say(AnnouncementKind.ASK, group, steps.ask)
             self.counts.asked += len(steps.ask)
 
-    def _say(self, kind: Kind, group: str, digests: Sequence[str], but: tuple[str, ...] = ()) -> None:
+    def _say(self, kind: AnnouncementKind, group: str, digests: Sequence[str], but: tuple[str, ...] = ()) -> None:
         # What is too old to be answered in time is asked for again; brokers are to drop it.
         properties = encode_properties([(Property.EXPIRY, math.ceil(self.window.timeout_s))])
         for begin in range(0, len(digests), MOST_DIGESTS):
-            note = Note(kind, group, tuple(digests[begin : begin + MOST_DIGESTS]), but)
+            note = Announcement(kind, group, tuple(digests[begin : begin + MOST_DIGESTS]), but)
             self.client.publish(note_topic(self._address, kind), note.encode(), qos=1, properties=properties)
 
     def _away(self, here: int, of: int) -> HedgerowError:
@@ -280,12 +282,12 @@ class Fetcher:
             elif tail == "ask/document":
                 self.documents.heard_ask(message.payload)
             elif sender != EVERY_NODE:
-                self._note(decode_note(Kind(tail), message.payload), sender)
+                self._note(decode_note(AnnouncementKind(tail), message.payload), sender)
         except ValueError:
             self.counts.notes += 1
         return False
 
-    def _note(self, note: Note, sender: str) -> None:
+    def _note(self, note: Announcement, sender: str) -> None:
         if self._neighbours is not None:
             self._neighbours.heard(note, sender)
         if self._plan is not None:
@@ -301,7 +303,7 @@ class Fetcher:
             self.counts.twice += 1
             return False
         if message.oversized is None and len(message.payload) == size:
-            self._parts.put_nowait(_Part(digest, sender, message))
+            self._parts.put_nowait(_FilePart(digest, sender, message))
             return True
         if sender is None and message.oversized is None and not message.payload:
             self._failure = ContentMissing(
@@ -328,7 +330,7 @@ class Fetcher:
                 self.client.ack(part.message)
             self._wake.set()
 
-    async def _put(self, plan: Plan, part: _Part) -> None:
+    async def _put(self, plan: FetchScheduler, part: _FilePart) -> None:
         payload = part.message.payload
         try:
             await asyncio.to_thread(self._store.put, f"sha256:{part.digest}", payload)
@@ -360,7 +362,7 @@ class Fetcher:
             self._plan.bad(digest, None, time.monotonic())
         self._wake.set()
 
-    def _wrong(self, plan: Plan, digest: str, sender: str | None) -> None:
+    def _wrong(self, plan: FetchScheduler, digest: str, sender: str | None) -> None:
         self.counts.bad += 1
         log.warning("bad-chunk", digest=digest, sender=sender or "region")
         plan.bad(digest, sender, time.monotonic())

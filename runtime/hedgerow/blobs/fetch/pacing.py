@@ -22,7 +22,7 @@ _FIRST_TIMEOUT_S: Final = 30.0
 _TIMEOUT_S: Final = (2.0, 120.0)
 
 
-class Window:
+class FetchWindow:
     """Chunks that may be on their way at once.
 
     Attributes:

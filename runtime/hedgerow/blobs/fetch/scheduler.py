@@ -11,7 +11,7 @@ Rules:
   to do, words take longer, and so do offers: the while grows with them.
 - What others are after is left alone, but not for ever: who says he asks and does not, or offers and does not send, is not
   believed for a while. So a node that dies, or lies, costs time and no more than that.
-- What is asked of the region counts for all nodes of the site together, against `Window` and `Bucket`.
+- What is asked of the region counts for all nodes of the site together, against `FetchWindow` and `Bucket`.
 - Should brokers order messages differently after all, a chunk comes twice. It is never missed.
 """
 
@@ -25,8 +25,8 @@ from itertools import islice
 from random import Random
 from typing import Final
 
-from hedgerow.blobs.announcements import AGAIN_S, MOST_DIGESTS, Kind, Note
-from hedgerow.blobs.fetch.pacing import Bucket, Window
+from hedgerow.blobs.announcements import AGAIN_S, MOST_DIGESTS, Announcement, AnnouncementKind
+from hedgerow.blobs.fetch.pacing import Bucket, FetchWindow
 
 HOLD_S: Final = 0.5
 """How long neighbours have to offer a chunk, at least."""
@@ -51,7 +51,7 @@ _PATIENCE_S: Final = 30.0
 _EARLIEST_S: Final = 0.01
 
 
-class State(Enum):
+class ChunkState(Enum):
     """How far a chunk is that is not here."""
 
     SAID = 1
@@ -61,11 +61,11 @@ class State(Enum):
 
 
 @dataclass(slots=True)
-class _Entry:
+class _ChunkEntry:
     """A chunk that somebody is after."""
 
     owner: str
-    state: State
+    state: ChunkState
     at: float  # since when it is in this state
     said_at: float  # when the owner last said so
     by: str = ""  # who has offered it; of one asked for: the group, if that is another
@@ -92,7 +92,7 @@ class Steps:
     wake_at: float = math.inf
 
 
-class Plan:
+class FetchScheduler:
     """The chunks of one fetch.
 
     Args:
@@ -104,13 +104,13 @@ class Plan:
     """
 
     def __init__(
-        self, node: str, group: str, missing: Mapping[str, int], window: Window, bucket: Bucket, random: Random
+        self, node: str, group: str, missing: Mapping[str, int], window: FetchWindow, bucket: Bucket, random: Random
     ) -> None:
         self._node = node
         self._group = group
         self._missing = dict(missing)
         self._free = dict.fromkeys(missing)
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _ChunkEntry] = {}
         self._tries: dict[str, int] = {}
         self._first_asked: dict[str, float] = {}
         self._doubted: dict[str, float] = {}
@@ -126,7 +126,7 @@ class Plan:
         """Sizes of the chunks that are not here."""
         return self._missing
 
-    def heard(self, note: Note, sender: str, now: float) -> None:
+    def heard(self, note: Announcement, sender: str, now: float) -> None:
         """A node of the site has said something; we hear ourselves too."""
         for digest in note.digests:
             size = self._missing.get(digest)
@@ -134,21 +134,21 @@ class Plan:
                 continue
             entry = self._entries.get(digest)
             match note.kind:
-                case Kind.ASK | Kind.TAKE:
+                case AnnouncementKind.ASK | AnnouncementKind.TAKE:
                     if sender != self._node:
                         self._bucket.take(size, now)
                         self._others_asked(digest, entry, sender, note.group, now)
-                case Kind.WANT if sender == self._node:
+                case AnnouncementKind.WANT if sender == self._node:
                     self._echo(digest, entry, now)
-                case Kind.WANT if note.group == self._group and not self._doubts(sender, now):
+                case AnnouncementKind.WANT if note.group == self._group and not self._doubts(sender, now):
                     self._others_want(digest, entry, sender, now)
-                case Kind.BUSY if sender != self._node and not self._doubts(sender, now):
+                case AnnouncementKind.BUSY if sender != self._node and not self._doubts(sender, now):
                     self._others_are_busy(digest, entry, sender, now)
-                case Kind.HAVE if sender != self._node and not self._doubts(sender, now):
-                    if entry is None or entry.state in (State.SAID, State.WANTED):
+                case AnnouncementKind.HAVE if sender != self._node and not self._doubts(sender, now):
+                    if entry is None or entry.state in (ChunkState.SAID, ChunkState.WANTED):
                         self._heard_from[sender] = now
                         owner = self._node if entry is None else entry.owner
-                        self._enter(digest, _Entry(owner, State.OFFERED, now, now, by=sender))
+                        self._enter(digest, _ChunkEntry(owner, ChunkState.OFFERED, now, now, by=sender))
 
     def arrived(self, digest: str, sender: str | None, now: float) -> bool:
         """A chunk came and is safe. Returns: whether it was missing.
@@ -165,7 +165,7 @@ class Plan:
             self._heard_from[sender] = now
         elif self._tries.get(digest) and digest in self._first_asked:
             self._window.late(now - self._first_asked[digest])
-        elif entry is not None and entry.state is State.ASKED and entry.seen:
+        elif entry is not None and entry.state is ChunkState.ASKED and entry.seen:
             self._window.answered(now - entry.at, now)
         return True
 
@@ -201,18 +201,22 @@ class Plan:
 
     # What others do
 
-    def _others_asked(self, digest: str, entry: _Entry | None, sender: str, group: str, now: float) -> None:
+    def _others_asked(self, digest: str, entry: _ChunkEntry | None, sender: str, group: str, now: float) -> None:
         # What others ask for with other files comes past us. The first time we wait: then they have it for us.
         if group != self._group and self._tries.get(digest):
             return
-        if entry is not None and entry.state is State.ASKED and entry.owner == self._node:
+        if entry is not None and entry.state is ChunkState.ASKED and entry.owner == self._node:
             return
-        self._enter(digest, _Entry(sender, State.ASKED, now, now, by="" if group == self._group else group))
+        self._enter(digest, _ChunkEntry(sender, ChunkState.ASKED, now, now, by="" if group == self._group else group))
 
-    def _others_want(self, digest: str, entry: _Entry | None, sender: str, now: float) -> None:
-        if entry is None or entry.state is State.SAID or (entry.owner == sender and entry.state is State.ASKED):
+    def _others_want(self, digest: str, entry: _ChunkEntry | None, sender: str, now: float) -> None:
+        if (
+            entry is None
+            or entry.state is ChunkState.SAID
+            or (entry.owner == sender and entry.state is ChunkState.ASKED)
+        ):
             self._enter(
-                digest, _Entry(sender, State.WANTED, now, now)
+                digest, _ChunkEntry(sender, ChunkState.WANTED, now, now)
             )  # he who has asked has given up, and wants it again
         elif entry.owner == sender:
             entry.said_at = now
@@ -220,18 +224,18 @@ class Plan:
             self._busy.append(digest)
             entry.told = True
 
-    def _others_are_busy(self, digest: str, entry: _Entry | None, sender: str, now: float) -> None:
-        if entry is not None and entry.state not in (State.SAID, State.WANTED):
+    def _others_are_busy(self, digest: str, entry: _ChunkEntry | None, sender: str, now: float) -> None:
+        if entry is not None and entry.state not in (ChunkState.SAID, ChunkState.WANTED):
             return
         # Two have told each other to wait: for both the one counts whose name comes first.
         if entry is None or not (entry.owner == self._node and entry.told and self._node < sender):
-            self._enter(digest, _Entry(sender, State.ASKED, now, now, seen=False))
+            self._enter(digest, _ChunkEntry(sender, ChunkState.ASKED, now, now, seen=False))
 
-    def _echo(self, digest: str, entry: _Entry | None, now: float) -> None:
-        if entry is not None and entry.owner == self._node and entry.state is State.SAID:
+    def _echo(self, digest: str, entry: _ChunkEntry | None, now: float) -> None:
+        if entry is not None and entry.owner == self._node and entry.state is ChunkState.SAID:
             least = _HOLD_AGAIN_S if self._tries.get(digest) else HOLD_S
             entry.hold_s = min(max(least, _ECHOES * (now - entry.at)), _MOST_HOLD_S)
-            entry.state, entry.at, entry.said_at = State.WANTED, now, now
+            entry.state, entry.at, entry.said_at = ChunkState.WANTED, now, now
 
     # What we do
 
@@ -240,8 +244,8 @@ class Plan:
         for digest, entry in self._entries.items():
             if asked >= int(self._window.size) or not self._may_take(now):
                 return
-            if entry.owner == self._node and entry.state is State.WANTED and now >= entry.at + entry.hold_s:
-                entry.state, entry.at = State.ASKED, now
+            if entry.owner == self._node and entry.state is ChunkState.WANTED and now >= entry.at + entry.hold_s:
+                entry.state, entry.at = ChunkState.ASKED, now
                 self._first_asked.setdefault(digest, now)
                 self._bucket.take(self._missing[digest], now)
                 steps.ask.append(digest)
@@ -250,9 +254,9 @@ class Plan:
     def _want(self, steps: Steps, now: float) -> None:
         waiting = 0
         for digest, entry in self._entries.items():
-            if entry.state in (State.SAID, State.WANTED):
+            if entry.state in (ChunkState.SAID, ChunkState.WANTED):
                 waiting += 1
-            if entry.owner == self._node and entry.state is State.WANTED and now >= entry.said_at + REFRESH_S:
+            if entry.owner == self._node and entry.state is ChunkState.WANTED and now >= entry.said_at + REFRESH_S:
                 entry.said_at = now
                 steps.want.append(digest)
         # As many as will be asked for, or come from neighbours, while the next ones are being offered.
@@ -262,11 +266,11 @@ class Plan:
             return
         for digest in list(islice(self._free, max(0, min(room, MOST_DIGESTS - len(steps.want))))):
             del self._free[digest]
-            self._entries[digest] = _Entry(self._node, State.SAID, now, now)
+            self._entries[digest] = _ChunkEntry(self._node, ChunkState.SAID, now, now)
             steps.want.append(digest)
 
     def _asked(self) -> int:
-        return sum(1 for entry in self._entries.values() if entry.state is State.ASKED and entry.seen)
+        return sum(1 for entry in self._entries.values() if entry.state is ChunkState.ASKED and entry.seen)
 
     def _lead(self) -> float:
         return max(1.0, 2 * HOLD_S / (self._window.smoothed_s or HOLD_S)) + 1
@@ -284,32 +288,32 @@ class Plan:
             if now < self._ends(digest, entry) and not (stalled and self._idle(entry)):
                 continue
             match entry.state:
-                case State.OFFERED:
+                case ChunkState.OFFERED:
                     self._doubt(entry.by, now)
-                case State.WANTED:
+                case ChunkState.WANTED:
                     self._doubt(entry.owner, now)
-                case State.ASKED:
+                case ChunkState.ASKED:
                     if entry.seen and not entry.by:
                         self._window.lost(now)
                     self._give_up(digest, now)
-                case State.SAID:
+                case ChunkState.SAID:
                     self._release(digest)
         for name, until in list(self._doubted.items()):
             if until <= now:
                 del self._doubted[name]
 
-    def _idle(self, entry: _Entry) -> bool:
+    def _idle(self, entry: _ChunkEntry) -> bool:
         """Whether it is another's, who only says that he wants it."""
-        return entry.owner != self._node and entry.state is State.WANTED
+        return entry.owner != self._node and entry.state is ChunkState.WANTED
 
-    def _ends(self, digest: str, entry: _Entry) -> float:
+    def _ends(self, digest: str, entry: _ChunkEntry) -> float:
         """When a state has lasted too long."""
         match entry.state:
-            case State.SAID:
+            case ChunkState.SAID:
                 return entry.at + _ECHO_S
-            case State.WANTED:
+            case ChunkState.WANTED:
                 return math.inf if entry.owner == self._node else entry.said_at + _LEASE_S
-            case State.OFFERED:
+            case ChunkState.OFFERED:
                 return max(entry.at, self._heard_from.get(entry.by, 0.0)) + _OFFER_S
         usual = self._window.timeout_s
         patience = max(usual, min(usual * (1 << self._tries.get(digest, 0)), _PATIENCE_S))
@@ -320,7 +324,7 @@ class Plan:
         room = self._asked() < int(self._window.size)
         for digest, entry in self._entries.items():
             yield self._ends(digest, entry)
-            if entry.owner == self._node and entry.state is State.WANTED:
+            if entry.owner == self._node and entry.state is ChunkState.WANTED:
                 yield entry.said_at + REFRESH_S
                 if room:
                     yield max(entry.at + entry.hold_s, self._bucket.free_at(now))
@@ -336,15 +340,15 @@ class Plan:
         if digest in self._missing:
             self._free[digest] = None
 
-    def _enter(self, digest: str, entry: _Entry) -> None:
+    def _enter(self, digest: str, entry: _ChunkEntry) -> None:
         self._free.pop(digest, None)
         self._entries[digest] = entry
 
     def _doubt(self, name: str, now: float) -> None:
         self._doubted[name] = now + DOUBT_S
         for digest, entry in list(self._entries.items()):
-            if (entry.state is State.OFFERED and entry.by == name) or (
-                entry.state is State.WANTED and entry.owner == name
+            if (entry.state is ChunkState.OFFERED and entry.by == name) or (
+                entry.state is ChunkState.WANTED and entry.owner == name
             ):
                 self._release(digest)
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import structlog
 
 from hedgerow.blobs.errors import ContentDamaged
-from hedgerow.blobs.origins.origins import Piece, Source
+from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk
 from hedgerow.blobs.store.parts import fits, hex_of
 from hedgerow.errors import HedgerowError, internal
 
@@ -32,17 +32,17 @@ _REST_S: Final = (30.0, 900.0)
 
 
 @dataclass(slots=True)
-class _State:
+class _MirrorState:
     """How it is with a source."""
 
-    source: Source
+    source: ModelOrigin
     rests_until: float = float("-inf")
     rest_s: float = _REST_S[0]
     failures: int = 0
     bytes: int = 0
 
 
-class Elsewhere:
+class Mirrors:
     """All other sources.
 
     Args:
@@ -54,12 +54,12 @@ class Elsewhere:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[ModelOrigin],
         came: Callable[[str, bytes], Awaitable[None]],
         gave_up: Callable[[str], None],
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        self._states = [_State(source) for source in sources]
+        self._states = [_MirrorState(source) for source in sources]
         self._came = came
         self._gave_up = gave_up
         self._event = on_event
@@ -81,7 +81,7 @@ class Elsewhere:
         """Times that a source was left alone, by source."""
         return {state.source.url: state.failures for state in self._states}
 
-    def bring(self, piece: Piece) -> None:
+    def bring(self, piece: PlacedChunk) -> None:
         """Have a chunk brought, unless that is done already."""
         key = hex_of(piece.chunk.digest)
         if key not in self._tasks:
@@ -100,7 +100,7 @@ class Elsewhere:
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _bring(self, key: str, piece: Piece) -> None:
+    async def _bring(self, key: str, piece: PlacedChunk) -> None:
         while (state := self._next()) is not None:
             try:
                 data = await asyncio.get_running_loop().run_in_executor(self._threads, _ask, state.source, piece)
@@ -113,11 +113,11 @@ class Elsewhere:
                 return
         self._gave_up(key)
 
-    def _next(self) -> _State | None:
+    def _next(self) -> _MirrorState | None:
         now = time.monotonic()
         return next((state for state in self._states if state.rests_until <= now), None)
 
-    def _failed(self, state: _State, error: HedgerowError) -> None:
+    def _failed(self, state: _MirrorState, error: HedgerowError) -> None:
         now = time.monotonic()
         if state.rests_until > now:  # others that were under way have said so
             return
@@ -135,7 +135,7 @@ class Elsewhere:
         self._event("source-left-alone", detail)
 
 
-def _ask(source: Source, piece: Piece) -> bytes:
+def _ask(source: ModelOrigin, piece: PlacedChunk) -> bytes:
     """(thread) A chunk, checked."""
     try:
         data = source.bring(piece)

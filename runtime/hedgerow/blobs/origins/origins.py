@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 _MANIFEST: Final = re.compile(r"targets/[^/]+/[^/]+/([0-9a-f]{64})\.manifest\.json")
 
 
-class Piece(NamedTuple):
+class PlacedChunk(NamedTuple):
     """A chunk, and where it belongs."""
 
     chunk: Chunk
@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     offset: int
 
 
-class Source(Protocol):
+class ModelOrigin(Protocol):
     """A place that chunks come from. Blocks; may be asked by several threads at once."""
 
     @property
@@ -41,7 +41,7 @@ class Source(Protocol):
         """What it is called in the node's file."""
         ...
 
-    def bring(self, piece: Piece) -> bytes:
+    def bring(self, piece: PlacedChunk) -> bytes:
         """A chunk, not checked yet.
 
         Raises:
@@ -63,7 +63,7 @@ class Source(Protocol):
         ...
 
 
-class HttpsSource:
+class HttpsOrigin:
     """A web server that gives out a repository's folder as it is, or a copy of it: `blobs/sha256/ab/HEX` is a chunk."""
 
     def __init__(self, web: Web) -> None:
@@ -71,11 +71,11 @@ class HttpsSource:
 
     @property
     def url(self) -> str:
-        """See `Source`."""
+        """See `ModelOrigin`."""
         return self._web.base
 
-    def bring(self, piece: Piece) -> bytes:
-        """See `Source.bring`."""
+    def bring(self, piece: PlacedChunk) -> bytes:
+        """See `ModelOrigin.bring`."""
         name = hex_of(piece.chunk.digest)
         try:
             return self._web.bring(f"/blobs/sha256/{name[:2]}/{name}", piece.chunk.size)
@@ -83,36 +83,36 @@ class HttpsSource:
             raise _missing(self.url, piece.chunk.digest, "Copy the repository's folder there again.") from error
 
     def manifest(self, path: str, max_bytes: int) -> bytes:
-        """See `Source.manifest`."""
+        """See `ModelOrigin.manifest`."""
         return b"".join(self._web.stream(f"/{quote(path)}", max_bytes))
 
 
-class OciSource:
+class OciOrigin:
     """A repository of an OCI registry: files and manifests are blobs there, and a chunk is a part of one."""
 
     def __init__(self, url: str, web: Web) -> None:
         self.url = url
         self._web = web
 
-    def bring(self, piece: Piece) -> bytes:
-        """See `Source.bring`."""
+    def bring(self, piece: PlacedChunk) -> bytes:
+        """See `ModelOrigin.bring`."""
         try:
             return self._web.bring(f"/blobs/{piece.file.digest}", piece.chunk.size, piece.offset)
         except NotThere as error:
             raise _missing(self.url, piece.file.digest, "Bring the version there: `hedgerow model push`.") from error
 
     def manifest(self, path: str, max_bytes: int) -> bytes:
-        """See `Source.manifest`."""
+        """See `ModelOrigin.manifest`."""
         return b"".join(self._web.stream(f"/blobs/sha256:{hash_of(path)}", max_bytes))
 
 
-class SourcedDocuments:
+class OriginDocuments:
     """A repository's documents (`trust.documents.Documents`): manifests from other sources, all else from the region.
 
     Metadata is what the region says, as it is now. A manifest never changes and may be large; its name has its digest.
     """
 
-    def __init__(self, region: Documents, sources: Sequence[Source]) -> None:
+    def __init__(self, region: Documents, sources: Sequence[ModelOrigin]) -> None:
         self._region = region
         self._sources = sources
 
@@ -143,7 +143,7 @@ def hash_of(path: str) -> str:
     return found[1] if found else ""
 
 
-def open_sources(sections: Sequence[SourceSection]) -> list[Source]:
+def open_sources(sections: Sequence[SourceSection]) -> list[ModelOrigin]:
     """The sources that a node's file names, in their order. Raises: ConfigError: a file that one needs cannot be read."""
     return [_open(section) for section in sections]
 
@@ -155,20 +155,20 @@ def web_of(section: SourceSection) -> Web:
     return Web(base, ca_file=section.ca_file, credentials_file=section.credentials_file)
 
 
-def pieces_of(files: Sequence[File]) -> Mapping[str, Piece]:
+def pieces_of(files: Sequence[File]) -> Mapping[str, PlacedChunk]:
     """All chunks of some files, by digest, hexadecimal."""
-    pieces: dict[str, Piece] = {}
+    pieces: dict[str, PlacedChunk] = {}
     for file in files:
         offset = 0
         for chunk in file.chunks:
-            pieces.setdefault(hex_of(chunk.digest), Piece(chunk, file, offset))
+            pieces.setdefault(hex_of(chunk.digest), PlacedChunk(chunk, file, offset))
             offset += chunk.size
     return pieces
 
 
-def _open(section: SourceSection) -> Source:
+def _open(section: SourceSection) -> ModelOrigin:
     web = web_of(section)
-    return HttpsSource(web) if section.url.startswith("https:") else OciSource(section.url, web)
+    return HttpsOrigin(web) if section.url.startswith("https:") else OciOrigin(section.url, web)
 
 
 def _missing(url: str, digest: str, remedy: str) -> ContentMissing:

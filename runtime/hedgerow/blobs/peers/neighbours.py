@@ -10,9 +10,9 @@ from typing import Final
 
 import structlog
 
-from hedgerow.blobs.announcements import Kind, Note, note_topic, part_topic
-from hedgerow.blobs.errors import ContentMissing, StoreError
-from hedgerow.blobs.peers.peer_offers import Offers, Wanted
+from hedgerow.blobs.announcements import Announcement, AnnouncementKind, note_topic, part_topic
+from hedgerow.blobs.errors import BlobStoreError, ContentMissing
+from hedgerow.blobs.peers.peer_offers import PeerOffers, PeerRequest
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.topics import Address
@@ -36,23 +36,23 @@ class Neighbours:
         self._client = client
         self._address = address
         self._store = store
-        self._offers = Offers(address.node, store.has, random)
+        self._offers = PeerOffers(address.node, store.has, random)
         self._wake = asyncio.Event()
         self._room = asyncio.Semaphore(MOST_UNDER_WAY)
         self.chunks_given = 0
         self.bytes_given = 0
 
-    def heard(self, note: Note, sender: str) -> None:
+    def heard(self, note: Announcement, sender: str) -> None:
         """Somebody wants chunks, or offers them."""
-        if note.kind is Kind.WANT:
+        if note.kind is AnnouncementKind.WANT:
             self._offers.wanted(note, sender, time.monotonic())
-        elif note.kind is Kind.HAVE:
+        elif note.kind is AnnouncementKind.HAVE:
             self._offers.offered(note, sender, time.monotonic())
         self._wake.set()
 
     def give(self, group: str, digest: str) -> None:
         """Send a chunk that was brought for all."""
-        self._offers.give(Wanted(group, digest))
+        self._offers.give(PeerRequest(group, digest))
         self._wake.set()
 
     async def run(self) -> None:
@@ -62,8 +62,8 @@ class Neighbours:
             now = time.monotonic()
             due, again_at = self._offers.next(now)
             for group, digests in due.items():
-                note = Note(Kind.HAVE, group, tuple(digests))
-                self._client.publish(note_topic(self._address, Kind.HAVE), note.encode(), qos=1)
+                note = Announcement(AnnouncementKind.HAVE, group, tuple(digests))
+                self._client.publish(note_topic(self._address, AnnouncementKind.HAVE), note.encode(), qos=1)
             while (wanted := self._offers.take()) is not None:
                 await self.send(wanted.group, wanted.digest)
             try:
@@ -77,7 +77,7 @@ class Neighbours:
         await self._room.acquire()
         try:
             data = await asyncio.to_thread(self._store.chunk, digest)
-        except (ContentMissing, StoreError) as error:
+        except (ContentMissing, BlobStoreError) as error:
             log.warning("chunk-not-given", digest=digest, error=str(error))
             self._room.release()
             return

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, NamedTuple
 
-from hedgerow.blobs.announcements import MOST_DIGESTS, Note
+from hedgerow.blobs.announcements import MOST_DIGESTS, Announcement
 
 PAUSE_S: Final = 0.05
 """Longest pause before an offer."""
@@ -23,7 +23,7 @@ MOST_OPEN: Final = 1024
 """Wants that are remembered at once; whoever wants more has to wait, or asks the region."""
 
 
-class Wanted(NamedTuple):
+class PeerRequest(NamedTuple):
     """A chunk, and with what it is fetched."""
 
     group: str
@@ -39,7 +39,7 @@ class _Chance:
     said: bool = False
 
 
-class Offers:
+class PeerOffers:
     """What this node could send, and does.
 
     Args:
@@ -52,17 +52,17 @@ class Offers:
         self._node = node
         self._has = has
         self._random = random
-        self._chances: dict[Wanted, _Chance] = {}
-        self._taken: dict[Wanted, tuple[str, float]] = {}
-        self._to_send: deque[Wanted] = deque()
+        self._chances: dict[PeerRequest, _Chance] = {}
+        self._taken: dict[PeerRequest, tuple[str, float]] = {}
+        self._to_send: deque[PeerRequest] = deque()
 
-    def wanted(self, note: Note, sender: str, now: float) -> None:
+    def wanted(self, note: Announcement, sender: str, now: float) -> None:
         """A neighbour wants chunks."""
         if sender == self._node or self._node in note.but:
             return
         self._forget(now)
         for digest in note.digests:
-            wanted = Wanted(note.group, digest)
+            wanted = PeerRequest(note.group, digest)
             taken_by, _ = self._taken.get(wanted, ("", 0.0))
             # What we have sent already, this one came too late for; what another has sent, he sends again.
             sent = taken_by == self._node and wanted not in self._to_send
@@ -72,10 +72,10 @@ class Offers:
                 self._taken.pop(wanted, None)
                 self._chances[wanted] = _Chance(now + self._random.uniform(0, PAUSE_S), note.but)
 
-    def offered(self, note: Note, sender: str, now: float) -> None:
+    def offered(self, note: Announcement, sender: str, now: float) -> None:
         """Somebody offers chunks; we hear ourselves too. The first one sends."""
         for digest in note.digests:
-            wanted = Wanted(note.group, digest)
+            wanted = PeerRequest(note.group, digest)
             ours = self._chances.get(wanted)
             if ours is not None and sender in ours.but:
                 continue  # he who wants it does not believe this one
@@ -103,12 +103,12 @@ class Offers:
             (chance.at for chance in self._chances.values() if not chance.said), default=math.inf
         )
 
-    def give(self, wanted: Wanted) -> None:
+    def give(self, wanted: PeerRequest) -> None:
         """We brought a chunk for all, and send it without being asked."""
         self._chances.pop(wanted, None)
         self._to_send.append(wanted)
 
-    def take(self) -> Wanted | None:
+    def take(self) -> PeerRequest | None:
         """The next chunk to send; None: there is none."""
         return self._to_send.popleft() if self._to_send else None
 

@@ -20,7 +20,7 @@ from hedgerow.models.bundle.manifest import File
 log = structlog.get_logger(__name__)
 
 
-class Room:
+class Quota:
     """The room of a store.
 
     Args:

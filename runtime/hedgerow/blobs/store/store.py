@@ -28,10 +28,10 @@ import orjson
 import structlog
 
 from hedgerow import disk
-from hedgerow.blobs.errors import ContentDamaged, ContentMissing, StoreError, on_disk
+from hedgerow.blobs.errors import BlobStoreError, ContentDamaged, ContentMissing, on_disk
 from hedgerow.blobs.store.bundles import Bundles, Installed, each_once
 from hedgerow.blobs.store.parts import PartialFile, Parts, fits, same
-from hedgerow.blobs.store.quota import Room
+from hedgerow.blobs.store.quota import Quota
 from hedgerow.models.bundle.manifest import Chunk, File, read_manifest
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ class BlobStore:
         self._turn = threading.RLock()
         self._bundles = Bundles(folder / "bundles", folder / "staging")
         self._parts = Parts(folder / "parts")
-        self._room = Room(self._bundles, self._parts, max_bytes)
+        self._room = Quota(self._bundles, self._parts, max_bytes)
         self._checked: set[str] = set()
         with on_disk(folder, "opened"):
             self._bundles.open()
@@ -243,7 +243,7 @@ class BlobStore:
         """Fill in a chunk from elsewhere in the store. Returns: whether it is there now."""
         try:
             data = self.chunk(part.file.chunks[index].digest)
-        except (ContentMissing, StoreError):
+        except (ContentMissing, BlobStoreError):
             return False
         part.write(index, data)
         return True

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from hedgerow.cli.base.connection import Connection, connected, publish_properties
-from hedgerow.cli.frames.sources import Cut, Piece, pieces
+from hedgerow.cli.frames.sources import Cut, FileFrame, pieces
 from hedgerow.config import BrokerSection
 from hedgerow.errors import ConfigError
 from hedgerow.models.bundle.model_file import resolve
@@ -48,7 +48,7 @@ class Feed:
     """
 
     topic: str
-    pieces: Iterator[Piece]
+    pieces: Iterator[FileFrame]
     every_s: float | None = None
     sent: int = field(default=0, init=False)
 
@@ -91,7 +91,7 @@ def recordings() -> list[Path]:
     return speech
 
 
-def muted(pieces: Iterator[Piece], every: int, frames: int) -> Iterator[Piece]:
+def muted(pieces: Iterator[FileFrame], every: int, frames: int) -> Iterator[FileFrame]:
     """Sound with some frames in `every` muted: digital silence, all zeros."""
     for number, piece in enumerate(pieces):
         silent = number % every >= every - frames
@@ -107,7 +107,7 @@ _PICTURES: Final = {
 }
 
 
-def _again(paths: Sequence[Path], cut: Cut) -> Iterator[Piece]:
+def _again(paths: Sequence[Path], cut: Cut) -> Iterator[FileFrame]:
     """Files one after the other, over and over, on one clock."""
     offset_s = 0.0
     while True:
@@ -119,7 +119,7 @@ def _again(paths: Sequence[Path], cut: Cut) -> Iterator[Piece]:
             offset_s += last_s + 0.1
 
 
-def _enlarged(path: Path) -> Iterator[Piece]:
+def _enlarged(path: Path) -> Iterator[FileFrame]:
     """A scanned page at about twice its size, the resolution of an office scanner's preview."""
     from PIL import Image
 
@@ -127,21 +127,21 @@ def _enlarged(path: Path) -> Iterator[Piece]:
         larger = page.convert("L").resize((1280, round(1280 * page.height / page.width)), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     larger.save(buffer, "PNG")
-    piece = Piece(buffer.getvalue(), "image/png", path.stem)
+    piece = FileFrame(buffer.getvalue(), "image/png", path.stem)
     while True:
         yield piece
 
 
-def _labelled(path: Path) -> Iterator[Piece]:
+def _labelled(path: Path) -> Iterator[FileFrame]:
     """Rows of a labelled table that the model has not seen: its last quarter, over and over."""
     with gzip.open(path, "rt", encoding="ascii") as file:
         rows = [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
     for *readings, anomaly in itertools.cycle(rows[len(rows) * 3 // 4 :]):
         body = orjson.dumps({"readings": readings, "anomaly": int(anomaly)})
-        yield Piece(body, JSON, path.stem)
+        yield FileFrame(body, JSON, path.stem)
 
 
-def _machine(seed: int, fault: float | None) -> Iterator[Piece]:
+def _machine(seed: int, fault: float | None) -> Iterator[FileFrame]:
     """A generated machine, a tenth of a second a frame; its bearing breaks after a while, if it is to."""
     from hedgerow_signal.generate import RATE, Machine
 
@@ -154,7 +154,7 @@ def _machine(seed: int, fault: float | None) -> Iterator[Piece]:
             machine.condition = "outer-race"
         buffer = io.BytesIO()
         np.save(buffer, machine.vibrate(samples).astype(np.float32), allow_pickle=False)
-        yield Piece(buffer.getvalue(), NPY, f"machine-{seed}", due_s)
+        yield FileFrame(buffer.getvalue(), NPY, f"machine-{seed}", due_s)
         number += 1
 
 

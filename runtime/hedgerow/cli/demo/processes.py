@@ -49,7 +49,7 @@ def silent(text: str) -> None:
 
 
 @dataclass
-class Site:
+class SiteProcesses:
     """One site.
 
     Attributes:
@@ -72,7 +72,7 @@ class Site:
         return [each for health in self.health.values() for each in health.get("pipelines", {}).values()]
 
 
-class Estate:
+class DemoProcesses:
     """Region and sites as processes. `with` starts and stops them.
 
     Args:
@@ -99,7 +99,7 @@ class Estate:
         region: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder.absolute()
-        self.sites: list[Site] = []
+        self.sites: list[SiteProcesses] = []
         self.region_file = self.folder / "region.yaml"
         self.store = self.folder / "region.db"
         self._template = template
@@ -110,7 +110,7 @@ class Estate:
         self._stack = ExitStack()
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
-    def __enter__(self) -> Estate:
+    def __enter__(self) -> DemoProcesses:
         try:
             self._begin()
         except BaseException:
@@ -220,7 +220,7 @@ class Estate:
         nodes = tuple(Address(topology.region.name, name, node) for node in place.nodes)
         operator = BrokerSection.model_validate({"url": place.broker, "tls": tls(topology, name, "operator")})
         sensors = BrokerSection(url=f"mqtt://127.0.0.1:{place.loopback_port}")
-        self.sites.append(Site(name, nodes, operator, sensors, wan))
+        self.sites.append(SiteProcesses(name, nodes, operator, sensors, wan))
 
     def _broker(self, name: str) -> None:
         from hedgerow.testing.mosquitto import find_mosquitto
@@ -276,7 +276,7 @@ class Estate:
         """Get all nodes' health, from their own sites: that needs no WAN."""
         from hedgerow.cli.frames.command import ask
 
-        async def ask_one(site: Site, node: Address) -> None:
+        async def ask_one(site: SiteProcesses, node: Address) -> None:
             with suppress(HedgerowError):
                 for reply in await ask(site.broker, node, "health", {}, 5.0):
                     site.health[node.node] = reply.value or site.health.get(node.node, {})

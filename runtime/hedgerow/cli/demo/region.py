@@ -14,7 +14,7 @@ from typing import Any, Final
 import typer
 
 from hedgerow.cli.demo.demo import prepare
-from hedgerow.cli.demo.processes import Estate, Say, silent
+from hedgerow.cli.demo.processes import DemoProcesses, Say, silent
 
 SITES: Final = ("north", "harbour", "mill")
 CUT: Final = "harbour"
@@ -34,11 +34,11 @@ def run(seconds: float | None, folder: Path, *, json: bool) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder, "demo.yaml")
     sites = {name: ["gateway"] for name in SITES}
-    with Estate(folder, "demo-region.yaml", sites, say) as estate:
+    with DemoProcesses(folder, "demo-region.yaml", sites, say) as estate:
         return asyncio.run(_run(estate, 60.0 if seconds is None else seconds, say))
 
 
-async def _run(estate: Estate, seconds: float, say: Say) -> dict[str, Any]:
+async def _run(estate: DemoProcesses, seconds: float, say: Say) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
 
     stop = asyncio.Event()
@@ -93,7 +93,7 @@ async def _run(estate: Estate, seconds: float, say: Say) -> dict[str, Any]:
     return {"ok": ok, "seconds": round(lasted, 1), "sites": account, "cut": cut, **total}
 
 
-async def settled(estate: Estate, say: Say) -> None:
+async def settled(estate: DemoProcesses, say: Say) -> None:
     """Wait until nothing is on its way any more."""
     deadline = time.monotonic() + _SETTLE_S
     while time.monotonic() < deadline:
@@ -107,7 +107,7 @@ async def settled(estate: Estate, say: Say) -> None:
     say(f"After {_SETTLE_S:.0f} s there is still something on its way.")
 
 
-def _show(estate: Estate, state: str, passed: float, say: Say) -> None:
+def _show(estate: DemoProcesses, state: str, passed: float, say: Say) -> None:
     for name, each in account_of(estate).items():
         wan = "✂ cut" if name == CUT and state == "cut" else "up"
         say(
@@ -115,7 +115,7 @@ def _show(estate: Estate, state: str, passed: float, say: Say) -> None:
         )
 
 
-def account_of(estate: Estate) -> dict[str, dict[str, Any]]:
+def account_of(estate: DemoProcesses) -> dict[str, dict[str, Any]]:
     """What was made at each site, and what of it the region has."""
     stored = _stored(estate.store)
     account = {}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from hedgerow.cli.demo.models import BAD, BETTER, FIRST, MODEL, RECIPES, TAMPERED, Version, Workshop, lay_out
-from hedgerow.cli.demo.processes import Estate, Say, model_bytes, silent
+from hedgerow.cli.demo.processes import DemoProcesses, Say, model_bytes, silent
 from hedgerow.cli.demo.region import account_of, settled
 from hedgerow.errors import HedgerowError
 
@@ -55,7 +55,7 @@ def run(folder: Path, *, json: bool) -> dict[str, Any]:
     workshop = Workshop(folder, say)
     workshop.open()
     versions = {version: workshop.build(f"model-{version}.yaml") for version in RECIPES}
-    with Estate(
+    with DemoProcesses(
         folder,
         "demo-rollout.yaml",
         {name: ["gateway"] for name in SITES},
@@ -67,7 +67,7 @@ def run(folder: Path, *, json: bool) -> dict[str, Any]:
     return account | {"seconds": round(time.monotonic() - began, 1)}
 
 
-async def _run(estate: Estate, workshop: Workshop, versions: dict[str, Version], say: Say) -> dict[str, Any]:
+async def _run(estate: DemoProcesses, workshop: Workshop, versions: dict[str, Version], say: Say) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import microphones, muted, run_feeds
 
     stop = asyncio.Event()
@@ -105,7 +105,7 @@ class _Tale:
     """What happens, version after version, and the account of it."""
 
     def __init__(
-        self, estate: Estate, workshop: Workshop, versions: dict[str, Version], say: Say, stop: asyncio.Event
+        self, estate: DemoProcesses, workshop: Workshop, versions: dict[str, Version], say: Say, stop: asyncio.Event
     ) -> None:
         self._estate = estate
         self._workshop = workshop
@@ -180,12 +180,12 @@ class _Tale:
         Args:
             sent: frames, by site.
         """
-        from hedgerow.region.store.queries import Wanted, results
+        from hedgerow.region.store.queries import ResultQuery, results
 
         by_version: Counter[str] = Counter()
         made: dict[tuple[str, str], list[tuple[int, float]]] = {}
         with closing(self._open()) as database:
-            for result in results(database, Wanted()):
+            for result in results(database, ResultQuery()):
                 frame, (model,) = result.body["frame"], result.body["lineage"]["models"]
                 by_version[f"{model['version']} {model['digest']}"] += 1
                 number = int((result.number or "").rpartition("/")[2])

@@ -19,7 +19,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from hedgerow.cli.base.connection import Connection, connected, payload_of, publish_properties, user_properties
 from hedgerow.cli.base.console import size
-from hedgerow.cli.diagnose.checks import Finding
+from hedgerow.cli.diagnose.checks import CheckResult
 from hedgerow.config import BrokerSection
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.topics import Address, Channel
@@ -37,7 +37,7 @@ class Lacking(BusError):
     code = "broker-lacks"
 
 
-async def examine(broker: BrokerSection, region: str, packet_bytes: int) -> AsyncIterator[Finding]:
+async def examine(broker: BrokerSection, region: str, packet_bytes: int) -> AsyncIterator[CheckResult]:
     """Try everything, on one connection and where needed on a second.
 
     Args:
@@ -64,14 +64,14 @@ async def examine(broker: BrokerSection, region: str, packet_bytes: int) -> Asyn
     ]  # fmt: skip
     for name, check, remedy in checks:
         try:
-            yield Finding(name, "ok", await check())
+            yield CheckResult(name, "ok", await check())
         except HedgerowError as error:
-            yield Finding(name, "failed", str(error), remedy)
+            yield CheckResult(name, "failed", str(error), remedy)
     try:
-        yield Finding("sessions", "ok", await probe.session())
+        yield CheckResult("sessions", "ok", await probe.session())
     except HedgerowError as error:
         remedy = "Results that are not durable are lost while the service restarts; the others come again."
-        yield Finding("sessions", "warning", str(error), remedy)
+        yield CheckResult("sessions", "warning", str(error), remedy)
 
 
 class _Probe:
@@ -201,41 +201,43 @@ class _Probe:
         return "what comes while the service restarts waits for it"
 
 
-def _tls(client: Connection, broker: BrokerSection) -> Finding:
+def _tls(client: Connection, broker: BrokerSection) -> CheckResult:
     socket = client._client.socket()
     version = getattr(socket, "version", lambda: None)()
     if version is None:
         remedy = "Between machines there is only TLS; `broker: {url: mqtts://…, tls: {…}}`."
-        return Finding("TLS", "warning", f"{broker.url} is plain text", remedy)
+        return CheckResult("TLS", "warning", f"{broker.url} is plain text", remedy)
     if version != "TLSv1.3":
-        return Finding("TLS", "failed", f"{version}", "Bridges speak TLS 1.3 alone: let the broker speak it.")
+        return CheckResult("TLS", "failed", f"{version}", "Bridges speak TLS 1.3 alone: let the broker speak it.")
     if broker.tls.cert_file is None:
         remedy = (
             "Who is who rests on certificates: let the broker ask for them (`broker: {tls: {cert_file, key_file}}`)."
         )
-        return Finding("TLS", "warning", f"{version}, without a certificate of ours", remedy)
-    return Finding("TLS", "ok", f"{version}, with our certificate")
+        return CheckResult("TLS", "warning", f"{version}, without a certificate of ours", remedy)
+    return CheckResult("TLS", "ok", f"{version}, with our certificate")
 
 
-def _limits(limits: Any, packet_bytes: int) -> Iterator[Finding]:
+def _limits(limits: Any, packet_bytes: int) -> Iterator[CheckResult]:
     """What the broker says of itself (MQTT 5 §3.2.2.3)."""
     window = getattr(limits, "ReceiveMaximum", 65_535)
     told = f"{window:,} QoS 1 messages under way to it: {window * 25:,} a second over 40 ms"
     if window < _FEW:
-        yield Finding("rate", "warning", told, "Raise the broker's Receive Maximum: it limits what a bridge can send.")
+        yield CheckResult(
+            "rate", "warning", told, "Raise the broker's Receive Maximum: it limits what a bridge can send."
+        )
     else:
-        yield Finding("rate", "ok", told)
+        yield CheckResult("rate", "ok", told)
     largest = getattr(limits, "MaximumPacketSize", None)
     if largest is not None and largest < packet_bytes:
         detail = f"it takes packets of {largest:,} bytes and no larger"
-        yield Finding(
+        yield CheckResult(
             "limits", "failed", detail, f"Let {packet_bytes:,} bytes pass, or lower `limits.bridge_packet_bytes`."
         )
     for name, missing in (
         ("MaximumQoS", "QoS 1"), ("RetainAvailable", "retained messages"), ("WildcardSubscriptionAvailable", "wildcards")
     ):  # fmt: skip
         if getattr(limits, name, 1) == 0:
-            yield Finding(
+            yield CheckResult(
                 "limits", "failed", f"it says that it has no {missing}", "Turn them on; all of Hedgerow needs them."
             )
 

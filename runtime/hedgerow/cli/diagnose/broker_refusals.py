@@ -15,7 +15,7 @@ from hedgerow.cli.base.console import Json, plural, print_columns, print_json_li
 from hedgerow.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hedgerow.topology.refusals import Refusal, Refusals, What
+    from hedgerow.topology.refusals import AccessDenial, AccessDenials, What
 
 _TELL_AGAIN_S: Final = 60
 _WHAT: Final = {"connect": "to connect", "publish": "to publish", "subscribe": "to read"}
@@ -44,9 +44,9 @@ def refusals(
     subscription and then delivers nothing; with --acl those are told that bring their client nothing at all. At the end of
     the log, or at Ctrl-C, the counts are shown. With --json each refusal is a line.
     """
-    from hedgerow.topology.refusals import Refusals, readable
+    from hedgerow.topology.refusals import AccessDenials, readable
 
-    reader = Refusals(None if acl is None else readable(_text(acl)))
+    reader = AccessDenials(None if acl is None else readable(_text(acl)))
     told: dict[tuple[str, ...], int] = {}
     with _opened(log) as lines, _served(reader, metrics_port):
         try:
@@ -67,7 +67,7 @@ def refusals(
         _print(reader.counts)
 
 
-def _words(refusal: Refusal) -> str:
+def _words(refusal: AccessDenial) -> str:
     from datetime import UTC, datetime
 
     when = datetime.fromtimestamp(refusal.at, UTC)
@@ -104,7 +104,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def _served(reader: Refusals, port: int | None) -> Iterator[None]:
+def _served(reader: AccessDenials, port: int | None) -> Iterator[None]:
     """The counts as metrics, for as long as this lasts."""
     if port is None:
         yield
@@ -114,14 +114,14 @@ def _served(reader: Refusals, port: int | None) -> Iterator[None]:
 
     from hedgerow.telemetry.metrics import ProbeServer
 
-    class Counts(Collector):
+    class RefusalCounts(Collector):
         def collect(self) -> Iterator[Metric]:
             family = CounterMetricFamily("hedgerow_broker_refused", "What the broker refused.", labels=["what", "user"])
             for (what, user), count in list(reader.counts.items()):
                 family.add_metric([what, user], count)
             yield family
 
-    server = ProbeServer("127.0.0.1", port, Counts(), list, list)
+    server = ProbeServer("127.0.0.1", port, RefusalCounts(), list, list)
     typer.echo(f"Metrics: http://127.0.0.1:{server.port}/metrics", err=True)
     try:
         yield

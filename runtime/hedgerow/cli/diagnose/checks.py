@@ -40,7 +40,7 @@ _NO_DISK: Final = 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """What a check found.
 
     Attributes:
@@ -56,7 +56,7 @@ class Finding:
     remedy: str = ""
 
 
-def examine(url: str | None, config_file: Path | None) -> Iterator[Finding]:
+def examine(url: str | None, config_file: Path | None) -> Iterator[CheckResult]:
     """Look at everything, cheapest first.
 
     Args:
@@ -73,7 +73,7 @@ def examine(url: str | None, config_file: Path | None) -> Iterator[Finding]:
         try:
             config = configcheck.load(config_file)
             what = f"{plural(len(config.pipelines), 'pipeline')}, {plural(len(config.models), 'model')}"
-            yield Finding("config", "ok", f"{config_file}: {what}")
+            yield CheckResult("config", "ok", f"{config_file}: {what}")
         except HedgerowError as error:
             yield _failed("config", error)
     yield _disk(config)
@@ -101,19 +101,19 @@ def _given_by(broker: BrokerSection, url: str | None, config_file: Path | None) 
     return "HEDGEROW_BROKER__URL" if config_file is None or "HEDGEROW_BROKER__URL" in os.environ else str(config_file)
 
 
-def _failed(check: str, error: HedgerowError) -> Finding:
-    return Finding(check, "failed", str(error), error.remedy)
+def _failed(check: str, error: HedgerowError) -> CheckResult:
+    return CheckResult(check, "failed", str(error), error.remedy)
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[CheckResult]:
     where = (
         f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} {platform.machine()}"
     )
-    yield Finding("python", "ok", where)
-    yield Finding("packages", "ok", ", ".join(f"{name} {_version(name)}" for name in ("hedgerow", *_LIBRARIES)))
+    yield CheckResult("python", "ok", where)
+    yield CheckResult("packages", "ok", ", ".join(f"{name} {_version(name)}" for name in ("hedgerow", *_LIBRARIES)))
     owned, there = cores(), os.cpu_count() or 1
     limited = "" if owned == there else f" of {there}; the affinity mask or the container's quota leaves out the rest"
-    yield Finding("cores", "ok", f"{owned}{limited}")
+    yield CheckResult("cores", "ok", f"{owned}{limited}")
 
 
 def _version(package: str) -> str:
@@ -123,11 +123,13 @@ def _version(package: str) -> str:
         return "(not installed as a package)"
 
 
-def _clock() -> Finding:
+def _clock() -> CheckResult:
     now = datetime.now(UTC)
     told = f"{now:%Y-%m-%d %H:%M:%S} UTC"
     if not 2026 <= now.year < 2100:
-        return Finding("clock", "failed", told, "Set the clock: frames would expire, and certificates not be valid.")
+        return CheckResult(
+            "clock", "failed", told, "Set the clock: frames would expire, and certificates not be valid."
+        )
     try:
         shown = subprocess.run(
             ["timedatectl", "show", "--property=NTPSynchronized", "--value"],  # noqa: S607 - wherever the system has it
@@ -140,30 +142,30 @@ def _clock() -> Finding:
         shown = ""
     if shown == "no":
         remedy = "Turn it on (`timedatectl set-ntp true`): latency and expiry compare clocks of several machines."
-        return Finding("clock", "warning", f"{told}, not synchronised", remedy)
-    return Finding(
+        return CheckResult("clock", "warning", f"{told}, not synchronised", remedy)
+    return CheckResult(
         "clock", "ok", f"{told}, {'synchronised' if shown == 'yes' else 'whether synchronised is not known'}"
     )
 
 
-def _backends() -> Iterator[Finding]:
+def _backends() -> Iterator[CheckResult]:
     missing = []
     known = backends.backends()
     for backend in known:
         try:
-            yield Finding(backend.name, "ok", f"{backend.version}, devices: {', '.join(backend.devices())}")
+            yield CheckResult(backend.name, "ok", f"{backend.version}, devices: {', '.join(backend.devices())}")
         except BackendMissing as error:
-            missing.append(Finding(backend.name, "warning", str(error), error.remedy))
+            missing.append(CheckResult(backend.name, "warning", str(error), error.remedy))
         except HedgerowError as error:
             yield _failed(backend.name, error)
     yield from missing
     if len(missing) == len(known):
-        yield Finding(
+        yield CheckResult(
             "backends", "failed", "none is installed, no model can run", "`pip install 'hedgerow[onnx,openvino]'`"
         )
 
 
-def _stages() -> Finding:
+def _stages() -> CheckResult:
     names, broken = [], []
     for name in plugins.installed():
         try:
@@ -173,40 +175,42 @@ def _stages() -> Finding:
             broken.append(f"{name}: {error}")
     if broken:
         detail = f"{plural(len(broken), 'stage')} broken: {'; '.join(broken)}"
-        return Finding(
+        return CheckResult(
             "stages", "warning", detail, "`hedgerow plugin list` has the reasons; no other stage is affected."
         )
-    return Finding("stages", "ok", f"{plural(len(names), 'stage')}: {', '.join(names)}")
+    return CheckResult("stages", "ok", f"{plural(len(names), 'stage')}: {', '.join(names)}")
 
 
-def _mosquitto() -> Finding:
+def _mosquitto() -> CheckResult:
     from hedgerow.testing.mosquitto import find_mosquitto
 
     try:
         binary = find_mosquitto()
     except HedgerowError as error:
-        return Finding("mosquitto", "warning", f"{error}; only `hedgerow demo` and tests need it here", error.remedy)
+        return CheckResult(
+            "mosquitto", "warning", f"{error}; only `hedgerow demo` and tests need it here", error.remedy
+        )
     shown = subprocess.run([binary, "-h"], capture_output=True, text=True, timeout=5, check=False).stdout  # noqa: S603 - found by us
     words = shown.partition("\n")[0].split()
-    return Finding("mosquitto", "ok", f"{words[2] if len(words) > 2 else '(unknown version)'}, {binary}")
+    return CheckResult("mosquitto", "ok", f"{words[2] if len(words) > 2 else '(unknown version)'}, {binary}")
 
 
-def _disk(config: NodeConfig | None = None) -> Finding:
+def _disk(config: NodeConfig | None = None) -> CheckResult:
     folder = (config.node.state_dir if config else Path(".hedgerow")).absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free
     detail = f"{size(free)} free for {folder}"
     if not os.access(there, os.W_OK):
         remedy = "Let the node's user write there, or set `node.state_dir`."
-        return Finding("disk", "failed", f"{folder} cannot be written: {there} is not ours", remedy)
+        return CheckResult("disk", "failed", f"{folder} cannot be written: {there} is not ours", remedy)
     if free < _NO_DISK:
-        return Finding("disk", "failed", detail, "Make room, or set `node.state_dir` to another disk.")
+        return CheckResult("disk", "failed", detail, "Make room, or set `node.state_dir` to another disk.")
     if free < _LITTLE_DISK:
-        return Finding("disk", "warning", detail, "Compiled models take some 100 MB; make room.")
-    return Finding("disk", "ok", detail)
+        return CheckResult("disk", "warning", detail, "Compiled models take some 100 MB; make room.")
+    return CheckResult("disk", "ok", detail)
 
 
-def _models(config: NodeConfig, base_dir: Path) -> Iterator[Finding]:
+def _models(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
     pool = ModelPool(cores=config.node.threads or cores())  # without a folder: a check leaves nothing behind
     try:
         for name, model in config.models.items():
@@ -223,37 +227,39 @@ def _models(config: NodeConfig, base_dir: Path) -> Iterator[Finding]:
             pool.release(slot)
             if info.degraded:
                 remedy = "Install the device's driver, or ask for a device that is here."
-                yield Finding(check, "warning", f"{detail}; {info.degraded}", remedy)
+                yield CheckResult(check, "warning", f"{detail}; {info.degraded}", remedy)
             else:
-                yield Finding(check, "ok", detail)
+                yield CheckResult(check, "ok", detail)
     finally:
         pool.close()
 
 
-def _broker(broker: BrokerSection, config: NodeConfig | None, given_by: str) -> Iterator[Finding]:
+def _broker(broker: BrokerSection, config: NodeConfig | None, given_by: str) -> Iterator[CheckResult]:
     address = config.node.address if config else Address("local", "site", "doctor")
     try:
         if asyncio.run(hung(broker)):
-            yield Finding("broker", "failed" if given_by else "warning", *_hung(broker.url))
+            yield CheckResult("broker", "failed" if given_by else "warning", *_hung(broker.url))
             return
         limits, trip_ms, kept = asyncio.run(_round_trip(broker, address))
     except HedgerowError as error:
         if given_by:  # somebody counts on one there
-            yield Finding("broker", "failed", f"{error} (the address is from {given_by})", error.remedy)
+            yield CheckResult("broker", "failed", f"{error} (the address is from {given_by})", error.remedy)
         else:
             detail = f"none at {broker.url}, the default, and no other address was given"
             remedy = "Start one, or give yours: --broker, `broker: {url: …}` or HEDGEROW_BROKER__URL. `hedgerow demo` brings its own."
-            yield Finding("broker", "warning", detail, remedy)
+            yield CheckResult("broker", "warning", detail, remedy)
         return
-    yield Finding("broker", "ok", f"{broker.url}, MQTT 5; {_told(limits)}")
+    yield CheckResult("broker", "ok", f"{broker.url}, MQTT 5; {_told(limits)}")
     if trip_ms is None:
         remedy = f"Let this user publish and subscribe below {address.topic(Channel.REPLY, '#')}; see the broker's ACL."
-        yield Finding("round trip", "warning", "a message that was published did not come back", remedy)
+        yield CheckResult("round trip", "warning", "a message that was published did not come back", remedy)
     elif not kept:
         remedy = "Is there a bridge or proxy that speaks MQTT 3.1.1? Use `bridge_protocol_version mqttv50`."
-        yield Finding("round trip", "failed", f"{trip_ms:.1f} ms, and MQTT 5 properties are lost on the way", remedy)
+        yield CheckResult(
+            "round trip", "failed", f"{trip_ms:.1f} ms, and MQTT 5 properties are lost on the way", remedy
+        )
     else:
-        yield Finding("round trip", "ok", f"{trip_ms:.1f} ms, MQTT 5 properties are kept")
+        yield CheckResult("round trip", "ok", f"{trip_ms:.1f} ms, MQTT 5 properties are kept")
 
 
 def _hung(url: str) -> tuple[str, str]:
@@ -265,13 +271,15 @@ def _hung(url: str) -> tuple[str, str]:
     return detail, remedy
 
 
-def _encryption(broker: BrokerSection) -> Iterator[Finding]:
+def _encryption(broker: BrokerSection) -> Iterator[CheckResult]:
     if broker.url.startswith("mqtt:") and not on_loopback(broker.url):
         remedy = "Use mqtts:// with certificates (`broker.tls`), or keep the listener on loopback."
-        yield Finding("encryption", "warning", f"{broker.url} is plain text on a network: frames can be read", remedy)
+        yield CheckResult(
+            "encryption", "warning", f"{broker.url} is plain text on a network: frames can be read", remedy
+        )
 
 
-def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[Finding]:
+def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[CheckResult]:
     """The files that the links are made with, and whether the certificate is this node's."""
     from hedgerow.pki.inspect import Life, examine
 
@@ -280,15 +288,15 @@ def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[
     grave = False
     for trouble in examine(now, tls.cert_file, tls.key_file, tls.ca_file, tls.crl_file, user):
         grave |= trouble.grave
-        yield Finding("certificates", "failed" if trouble.grave else "warning", trouble.detail, trouble.remedy)
+        yield CheckResult("certificates", "failed" if trouble.grave else "warning", trouble.detail, trouble.remedy)
     if tls.cert_file is None:
         remedy = "Set `broker: {tls: {cert_file, key_file}}`; `hedgerow pki issue` makes them."
-        yield Finding(
+        yield CheckResult(
             "certificates", "warning", "this node has none: who it is rests on a password, or on nothing", remedy
         )
     elif not grave:
         life = Life.of(tls.cert_file)
-        yield Finding("certificates", "ok", f"{life.name}, until {life.ends:%Y-%m-%d %H:%M} UTC")
+        yield CheckResult("certificates", "ok", f"{life.name}, until {life.ends:%Y-%m-%d %H:%M} UTC")
 
 
 def _told(limits: Any) -> str:

@@ -9,7 +9,7 @@ import typer
 from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, print_json
 
 if TYPE_CHECKING:
-    from hedgerow.cli.diagnose.checks import Finding
+    from hedgerow.cli.diagnose.checks import CheckResult
 
 _COLOURS: Final = {"ok": "green", "warning": "red", "failed": "red"}
 
@@ -43,7 +43,7 @@ def doctor(broker: BrokerUrl = None, config: BrokerConfig = None, json: Json = F
         raise typer.Exit(1)
 
 
-def print_finding(finding: Finding) -> None:
+def print_finding(finding: CheckResult) -> None:
     """A line for what a check found, and one for what to do."""
     state = typer.style(f"{finding.state:<8}", fg=_COLOURS[finding.state], bold=finding.state != "ok")
     indent = " " * 23

@@ -19,8 +19,8 @@ from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, pri
 from hedgerow.errors import BusError, ConfigError
 
 if TYPE_CHECKING:
-    from hedgerow.cli.frames.sender import Outgoing
-    from hedgerow.cli.frames.sources import Cut, Piece
+    from hedgerow.cli.frames.sender import OutgoingFrame
+    from hedgerow.cli.frames.sources import Cut, FileFrame
     from hedgerow.config import BrokerSection
 
 _NO_SUBSCRIBERS: Final = 0x10
@@ -114,7 +114,7 @@ def publish(
     _check_topic(topic)
     cut = Cut(chunk_ms=chunk_ms, window=window, quality=quality, content_type=content_type)
     frames = itertools.islice(_feed(expand(sources), cut, _times(loop)), count)
-    pace = _Pace(rate, realtime)
+    pace = _Throttle(rate, realtime)
     summary = Summary()
     try:
         with _progress(json) as advance:
@@ -143,7 +143,7 @@ def _times(loop: str) -> int | None:
     return int(loop)
 
 
-def _feed(files: Sequence[Path], cut: Cut, times: int | None) -> Iterator[Piece]:
+def _feed(files: Sequence[Path], cut: Cut, times: int | None) -> Iterator[FileFrame]:
     from hedgerow.cli.frames.sources import pieces
 
     for _ in itertools.count() if times is None else range(times):
@@ -156,7 +156,7 @@ def _feed(files: Sequence[Path], cut: Cut, times: int | None) -> Iterator[Piece]
             return
 
 
-class _Pace:
+class _Throttle:
     """When a frame is due."""
 
     def __init__(self, rate: float | None, realtime: bool) -> None:
@@ -165,7 +165,7 @@ class _Pace:
         self._began: float | None = None
         self._last_due_s = float("inf")
 
-    async def wait(self, index: int, piece: Piece) -> float | None:
+    async def wait(self, index: int, piece: FileFrame) -> float | None:
         """Wait until a frame is due; not at all for one that is late.
 
         Returns: when it was due, in the time of `time.monotonic()`; None: it has no time of its own.
@@ -183,11 +183,11 @@ class _Pace:
 
 
 async def _outgoing(
-    frames: Iterator[Piece], topic: str, pace: _Pace, summary: Summary
-) -> AsyncGenerator[Outgoing, None]:
+    frames: Iterator[FileFrame], topic: str, pace: _Throttle, summary: Summary
+) -> AsyncGenerator[OutgoingFrame, None]:
     """Frames ready to go out, each when it is due."""
     from hedgerow.cli.base.connection import publish_properties
-    from hedgerow.cli.frames.sender import Outgoing
+    from hedgerow.cli.frames.sender import OutgoingFrame
 
     run = uuid.uuid4().hex[:12]
     topics: set[str] = set()
@@ -202,12 +202,14 @@ async def _outgoing(
         summary.topic, summary.topics = summary.topic or to, len(topics)
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         user = [("id", f"{run}-{index}"), ("time", now)]
-        yield Outgoing(to, piece.payload, publish_properties(ContentType=piece.content_type, UserProperty=user), due)
+        yield OutgoingFrame(
+            to, piece.payload, publish_properties(ContentType=piece.content_type, UserProperty=user), due
+        )
 
 
 async def _send(
     broker: BrokerSection,
-    outgoing: AsyncGenerator[Outgoing, None],
+    outgoing: AsyncGenerator[OutgoingFrame, None],
     qos: int,
     give_up_after_s: float,
     summary: Summary,

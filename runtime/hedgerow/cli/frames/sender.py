@@ -32,7 +32,7 @@ _LONGEST_PAUSE_S: Final = 5.0
 
 
 @dataclass(slots=True, eq=False)
-class Outgoing:
+class OutgoingFrame:
     """A frame on its way.
 
     Attributes:
@@ -63,7 +63,7 @@ class Sender:
 
     def __init__(
         self,
-        frames: AsyncIterator[Outgoing],
+        frames: AsyncIterator[OutgoingFrame],
         qos: int,
         give_up_after_s: float,
         advance: Callable[[], None],
@@ -76,7 +76,7 @@ class Sender:
         self._qos = qos
         self._advance = advance
         self._patience = _Patience(give_up_after_s)
-        self._waiting: dict[Outgoing, None] = {}  # not sent yet, oldest first
+        self._waiting: dict[OutgoingFrame, None] = {}  # not sent yet, oldest first
         self._under_way: set[asyncio.Task[None]] = set()
         self._back_at: float | None = None
 
@@ -134,7 +134,7 @@ class Sender:
             await asyncio.gather(*self._under_way, return_exceptions=True)
             self._under_way.clear()
 
-    async def _hand_over(self, client: Connection, frame: Outgoing) -> None:
+    async def _hand_over(self, client: Connection, frame: OutgoingFrame) -> None:
         frame.handed_over = True
         self._under_way.add(asyncio.create_task(self._send_one(client, frame)))
         if len(self._under_way) >= _IN_FLIGHT:
@@ -150,7 +150,7 @@ class Sender:
             task.result()
         self._under_way -= done
 
-    async def _send_one(self, client: Connection, frame: Outgoing) -> None:
+    async def _send_one(self, client: Connection, frame: OutgoingFrame) -> None:
         await client.send(frame.topic, frame.payload, qos=self._qos, properties=frame.properties)
         del self._waiting[frame]
         self.sent += 1

@@ -29,7 +29,7 @@ _VIDEO: Final = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mj
 _LINES: Final = frozenset({".jsonl", ".ndjson"})
 
 
-class Piece(NamedTuple):
+class FileFrame(NamedTuple):
     """One frame to be sent.
 
     Attributes:
@@ -82,7 +82,7 @@ def expand(sources: Sequence[str]) -> list[Path]:
     return files
 
 
-def pieces(path: Path, cut: Cut) -> Iterator[Piece]:
+def pieces(path: Path, cut: Cut) -> Iterator[FileFrame]:
     """A file's frames, in order.
 
     Raises: ConfigError: it cannot be read, is not what its ending says, or needs a package that is not installed.
@@ -96,7 +96,7 @@ def pieces(path: Path, cut: Cut) -> Iterator[Piece]:
         ) from error
 
 
-def _reader(path: Path, cut: Cut) -> tuple[Callable[[Path, Cut], Iterator[Piece]] | None, str]:
+def _reader(path: Path, cut: Cut) -> tuple[Callable[[Path, Cut], Iterator[FileFrame]] | None, str]:
     suffix = path.suffix.lower()
     if cut.content_type is not None:
         return None, cut.content_type
@@ -113,19 +113,19 @@ def _reader(path: Path, cut: Cut) -> tuple[Callable[[Path, Cut], Iterator[Piece]
     return None, mimetypes.guess_type(path.name)[0] or "application/octet-stream"
 
 
-def _whole(path: Path, content_type: str) -> Iterator[Piece]:
+def _whole(path: Path, content_type: str) -> Iterator[FileFrame]:
     payload = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
-    yield Piece(payload, content_type, "stdin" if path == Path("-") else path.stem)
+    yield FileFrame(payload, content_type, "stdin" if path == Path("-") else path.stem)
 
 
-def _lines(path: Path, cut: Cut) -> Iterator[Piece]:  # noqa: ARG001 - all readers are called alike
+def _lines(path: Path, cut: Cut) -> Iterator[FileFrame]:  # noqa: ARG001 - all readers are called alike
     with path.open("rb") as lines:
         for line in lines:
             if line.strip():
-                yield Piece(line.strip(), JSON, path.stem)
+                yield FileFrame(line.strip(), JSON, path.stem)
 
 
-def _sound(path: Path, cut: Cut) -> Iterator[Piece]:
+def _sound(path: Path, cut: Cut) -> Iterator[FileFrame]:
     """Chunks of little-endian 16-bit samples, as `pcm16` reads them; rate and channels are in the content type."""
     try:
         with wave.open(str(path)) as file:
@@ -141,7 +141,7 @@ def _sound(path: Path, cut: Cut) -> Iterator[Piece]:
                 if not (chunk := file.readframes(samples)):
                     return
                 # A chunk is there to be sent once its last sample has been taken.
-                yield Piece(chunk, content_type, path.stem, (number + 1) * samples / rate)
+                yield FileFrame(chunk, content_type, path.stem, (number + 1) * samples / rate)
     except (wave.Error, EOFError) as error:
         raise ConfigError(
             f"{path} is not a WAV file of PCM samples: {error or 'it ends too early'}",
@@ -149,7 +149,7 @@ def _sound(path: Path, cut: Cut) -> Iterator[Piece]:
         ) from error
 
 
-def _table(path: Path, cut: Cut) -> Iterator[Piece]:
+def _table(path: Path, cut: Cut) -> Iterator[FileFrame]:
     """Rows as JSON, by column name if the first row names the columns; or windows of rows as float32 arrays."""
     with path.open(newline="", encoding="utf-8-sig") as lines:
         rows: Iterator[list[str]] = (row for row in csv.reader(lines) if row)
@@ -163,10 +163,12 @@ def _table(path: Path, cut: Cut) -> Iterator[Piece]:
             return
         for row in rows:
             cells = [_cell(cell) for cell in row]
-            yield Piece(orjson.dumps(dict(zip(columns, cells, strict=False)) if columns else cells), JSON, path.stem)
+            yield FileFrame(
+                orjson.dumps(dict(zip(columns, cells, strict=False)) if columns else cells), JSON, path.stem
+            )
 
 
-def _windows(path: Path, rows: Iterator[list[str]], size: int) -> Iterator[Piece]:
+def _windows(path: Path, rows: Iterator[list[str]], size: int) -> Iterator[FileFrame]:
     while len(window := list(itertools.islice(rows, size))) == size:
         try:
             array = np.array(window, np.float32)
@@ -175,7 +177,7 @@ def _windows(path: Path, rows: Iterator[list[str]], size: int) -> Iterator[Piece
                 f"{path} has cells that are no numbers, or rows of different lengths: {error}",
                 remedy="Leave out those columns, or send rows as JSON by leaving out --window.",
             ) from error
-        yield Piece(_npy(array), NPY, path.stem)
+        yield FileFrame(_npy(array), NPY, path.stem)
 
 
 def _cell(text: str) -> int | float | str:
@@ -187,7 +189,7 @@ def _cell(text: str) -> int | float | str:
     return text
 
 
-def _array(path: Path, cut: Cut) -> Iterator[Piece]:
+def _array(path: Path, cut: Cut) -> Iterator[FileFrame]:
     if cut.window is None:
         yield from _whole(path, NPY)
         return
@@ -198,7 +200,7 @@ def _array(path: Path, cut: Cut) -> Iterator[Piece]:
     if array.ndim == 0:
         raise ConfigError(f"{path} is a single number and cannot be cut", remedy="Leave out --window.")
     for start in range(0, len(array) - cut.window + 1, cut.window):
-        yield Piece(_npy(array[start : start + cut.window]), NPY, path.stem)
+        yield FileFrame(_npy(array[start : start + cut.window]), NPY, path.stem)
 
 
 _NPY_REMEDY: Final = "Save it with `numpy.save`, without pickled objects."
@@ -212,7 +214,7 @@ def _npy(array: Array) -> bytes:
     return stream.getvalue()
 
 
-def _video(path: Path, cut: Cut) -> Iterator[Piece]:
+def _video(path: Path, cut: Cut) -> Iterator[FileFrame]:
     """Frames of a video as JPEG."""
     try:
         import av
@@ -227,7 +229,7 @@ def _video(path: Path, cut: Cut) -> Iterator[Piece]:
                 raise ConfigError(f"{path} has no pictures", remedy="Give a video, or sound as WAV.")
             for number, frame in enumerate(container.decode(video=0)):
                 due_s = frame.time if frame.time is not None else number / 25
-                yield Piece(encode(frame), "image/jpeg", path.stem, float(due_s))
+                yield FileFrame(encode(frame), "image/jpeg", path.stem, float(due_s))
     except av.FFmpegError as error:
         raise ConfigError(
             f"{path} cannot be decoded: {error}", remedy="Check that the file is a whole video."

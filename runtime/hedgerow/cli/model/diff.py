@@ -13,7 +13,7 @@ from hedgerow.cli.base.console import Json, plural, print_columns, print_json, s
 from hedgerow.cli.model.lookup import From, opened
 
 if TYPE_CHECKING:
-    from hedgerow.models.bundle.diff import Difference
+    from hedgerow.models.bundle.diff import BundleDiff
     from hedgerow.models.bundle.folder import Bundle
     from hedgerow.models.bundle.manifest import File, Manifest
 
@@ -68,7 +68,7 @@ def _ref(bundle: Bundle) -> dict[str, Any]:
     return {"name": manifest.name, "version": manifest.version, "digest": bundle.digest}
 
 
-def _print(one: Bundle, two: Bundle, found: Difference) -> None:
+def _print(one: Bundle, two: Bundle, found: BundleDiff) -> None:
     old, new = (f"{each.manifest.name} {each.manifest.version}" for each in (one, two))
     print_columns([("A", old, one.digest), ("B", new, two.digest)])
     if found.same:
@@ -101,7 +101,7 @@ def _print(one: Bundle, two: Bundle, found: Difference) -> None:
     print_columns(rows3)
 
 
-def _print_golden(one: Bundle, found: Difference) -> None:
+def _print_golden(one: Bundle, found: BundleDiff) -> None:
     count = len(one.manifest.golden)
     if not found.golden_shared:
         typer.echo(f"\nNone of {plural(count, 'golden input')} of A is in B, so outputs cannot be compared.")

@@ -48,7 +48,7 @@ def nothing(manifest: Manifest) -> Iterable[File]:  # noqa: ARG001 - one of seve
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _StoredBundle:
     """A bundle in a store; `repository` is where its chunks are, else its files lie in `folder`."""
 
     name: str
@@ -84,7 +84,7 @@ def opened(named: str, store: Path | None, files: Files) -> Iterator[Bundle]:
         yield Bundle.open(Path(folder), entry.digest)
 
 
-def _find(named: str, store: Path) -> _Entry:
+def _find(named: str, store: Path) -> _StoredBundle:
     there = sorted(_entries(store), key=lambda entry: (entry.name, version_order(entry.version), entry.digest))
     hexes = named.removeprefix("sha256:")
     found = [entry for entry in there if f"{entry.name}/{entry.version}" == named]
@@ -103,7 +103,7 @@ def _find(named: str, store: Path) -> _Entry:
     )
 
 
-def _entries(store: Path) -> Iterator[_Entry]:
+def _entries(store: Path) -> Iterator[_StoredBundle]:
     from hedgerow.errors import HedgerowError
     from hedgerow.models.bundle.folder import Bundle
 
@@ -114,7 +114,7 @@ def _entries(store: Path) -> Iterator[_Entry]:
         for role in look(Repository.open(store), time.time()).roles:
             for one in role.published:
                 folder = store / "targets" / one.name / one.version
-                yield _Entry(one.name, one.version, one.digest, folder, store)
+                yield _StoredBundle(one.name, one.version, one.digest, folder, store)
         return
     # A node's state folder, what of it is the region's, or the store itself.
     for folder in (store / "fleet/store/bundles", store / "store/bundles", store / "bundles"):
@@ -125,7 +125,7 @@ def _entries(store: Path) -> Iterator[_Entry]:
                 bundle = Bundle.open(path, f"sha256:{path.name}")
             except HedgerowError:
                 continue  # being fetched, or taken away
-            yield _Entry(bundle.manifest.name, bundle.manifest.version, bundle.digest, path)
+            yield _StoredBundle(bundle.manifest.name, bundle.manifest.version, bundle.digest, path)
         return
     raise ModelNotFound(
         f"{store} is no repository, and no node's state folder with models in it",
@@ -133,7 +133,7 @@ def _entries(store: Path) -> Iterator[_Entry]:
     )
 
 
-def _put_together(entry: _Entry, repository: Path, folder: Path, files: Files) -> None:
+def _put_together(entry: _StoredBundle, repository: Path, folder: Path, files: Files) -> None:
     from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, MANIFEST, digest_of, read_manifest
     from hedgerow.trust.chunks import blob_path
     from hedgerow.trust.errors import BadRepository

@@ -12,7 +12,7 @@ from hedgerow.cli.model.lookup import From, Named, everything, opened, reading
 from hedgerow.cli.model.show import total_size
 
 if TYPE_CHECKING:
-    from hedgerow.models.build.verify import Outcome
+    from hedgerow.models.build.verify import VerificationOutcome
     from hedgerow.models.bundle.folder import BadBundle, Bundle
     from hedgerow.models.bundle.manifest import File
 
@@ -48,7 +48,7 @@ def verify(
 
     Exits with 1 if a file is damaged or a golden case failed; with --strict also if a variant was not run.
     """
-    from hedgerow.models.build.verify import Outcome, verify_golden
+    from hedgerow.models.build.verify import VerificationOutcome, verify_golden
 
     with opened(bundle, from_, everything) as there:
         _check_digest(there, digest)
@@ -57,13 +57,13 @@ def verify(
         with reading(total_size(there.manifest), "checking", quiet=json) as progress:
             parts = [one.name for one in fetched] if variant or fetched != chosen else [None]
             problems = [problem for part in parts for problem in there.problems(part, progress)]
-        outcomes: list[Outcome] = []
+        outcomes: list[VerificationOutcome] = []
         if not problems and not files_only:
             for one in chosen:
                 if one in fetched:
                     outcomes += verify_golden(there, one)
                 else:
-                    outcomes.append(Outcome(one.name, "-", "-", "not-run", "it has not been fetched"))
+                    outcomes.append(VerificationOutcome(one.name, "-", "-", "not-run", "it has not been fetched"))
         sound = not problems and not any(
             outcome.state == "failed" or (strict and outcome.state == "not-run") for outcome in outcomes
         )
@@ -91,7 +91,9 @@ def _files(bundle: Bundle, variant: str | None) -> list[File]:
     return manifest.files() if variant is None else manifest.files_for(manifest.variant(variant))
 
 
-def _print(bundle: Bundle, files: list[File], problems: list[BadBundle], outcomes: list[Outcome], *, ran: bool) -> None:
+def _print(
+    bundle: Bundle, files: list[File], problems: list[BadBundle], outcomes: list[VerificationOutcome], *, ran: bool
+) -> None:
     manifest = bundle.manifest
     print_columns([(f"{manifest.name} {manifest.version}", bundle.digest)])
     each = {file.path: file for file in files}.values()
@@ -113,7 +115,9 @@ def _print(bundle: Bundle, files: list[File], problems: list[BadBundle], outcome
     typer.echo(f"\n{counts}.")
 
 
-def _report(bundle: Bundle, problems: list[BadBundle], outcomes: list[Outcome], *, sound: bool) -> dict[str, Any]:
+def _report(
+    bundle: Bundle, problems: list[BadBundle], outcomes: list[VerificationOutcome], *, sound: bool
+) -> dict[str, Any]:
     return {
         "name": bundle.manifest.name,
         "version": bundle.manifest.version,

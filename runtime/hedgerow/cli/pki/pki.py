@@ -12,7 +12,7 @@ import typer
 from hedgerow.cli.base.console import Json, on_terminal, plural, print_columns, print_error, print_json
 
 if TYPE_CHECKING:
-    from hedgerow.pki.entry import Entry
+    from hedgerow.pki.entry import CertificateEntry
     from hedgerow.pki.folder import Pki
 
 Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where the certificates and keys are.")]
@@ -245,7 +245,7 @@ def show(folder: Folder = Path("pki"), json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _left(entry: Entry, now: datetime) -> str:
+def _left(entry: CertificateEntry, now: datetime) -> str:
     left = entry.ends - now
     if entry.revoked is not None:
         told = f"revoked: {entry.revoked}"
@@ -260,7 +260,7 @@ def _left(entry: Entry, now: datetime) -> str:
     return typer.style(told, fg="red", bold=True) if on_terminal() else f"{told} !"
 
 
-def as_json(entry: Entry) -> dict[str, Any]:
+def as_json(entry: CertificateEntry) -> dict[str, Any]:
     """A certificate as JSON has it."""
     from dataclasses import asdict
 

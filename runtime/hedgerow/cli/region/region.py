@@ -12,7 +12,7 @@ import typer
 from hedgerow.cli.base.console import Json, plural, print_json, read_checked, size
 
 if TYPE_CHECKING:
-    from hedgerow.cli.diagnose.checks import Finding
+    from hedgerow.cli.diagnose.checks import CheckResult
     from hedgerow.region.config import RegionConfig
     from hedgerow.region.store.database import Database
 
@@ -85,7 +85,7 @@ def check(
         raise typer.Exit(1)
 
 
-async def _tried(config: RegionConfig, packet_bytes: int, *, json: bool) -> list[Finding]:
+async def _tried(config: RegionConfig, packet_bytes: int, *, json: bool) -> list[CheckResult]:
     from hedgerow.cli.diagnose.broker_conformance import examine
     from hedgerow.cli.diagnose.doctor import print_finding
 

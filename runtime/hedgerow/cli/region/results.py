@@ -69,7 +69,7 @@ def query(
         newest = _ROWS
     if table and newest is not None and newest > _MOST_ROWS:
         raise ConfigError(f"A table of {newest:,} results", remedy=f"At most {_MOST_ROWS:,}; take --json for more.")
-    wanted = queries.Wanted(site, node, pipeline, _time(since, now), _time(until, now), newest)
+    wanted = queries.ResultQuery(site, node, pipeline, _time(since, now), _time(until, now), newest)
     database = open_store(store, config)
     try:
         found = queries.results(database, wanted)

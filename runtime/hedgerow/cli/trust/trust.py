@@ -10,7 +10,7 @@ from hedgerow.cli.base.console import plural, print_json
 from hedgerow.cli.trust.options import NewKeys, SigningKeys, Threshold, Work, on_repository, signers_of
 
 if TYPE_CHECKING:
-    from hedgerow.trust.staged_metadata import Step
+    from hedgerow.trust.staged_metadata import StagedChange
 
 
 @on_repository
@@ -156,7 +156,7 @@ def renew(
     _say_step(step, f"Signed {role} anew", json=work.json)
 
 
-def _say_step(step: Step, done: str, *, json: bool) -> None:
+def _say_step(step: StagedChange, done: str, *, json: bool) -> None:
     if json:
         print_json(step)
         return

@@ -16,10 +16,10 @@ from hedgerow.models.build.verify import serving_config, ways
 from hedgerow.models.bundle.arrays import read_arrays
 from hedgerow.models.bundle.folder import Bundle
 from hedgerow.models.bundle.manifest import Variant
-from hedgerow.models.bundle.model_file import Source
+from hedgerow.models.bundle.model_file import ModelFile
 from hedgerow.models.session.load import batch_axes, signature
 from hedgerow.models.session.random_inputs import random_batch
-from hedgerow.models.session.signature import Fit
+from hedgerow.models.session.signature import Signature
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 
@@ -94,7 +94,7 @@ def _measure(
 ) -> Tuning:
     way = next(way for way in ways(variant) if way.device == device and way.backend == names[0])
     config = serving_config(bundle, variant, way)
-    source = Source(bundle.path(variant.files[0]), variant.model_digest)
+    source = ModelFile(bundle.path(variant.files[0]), variant.model_digest)
     fit = signature(source, config)
     cases = [case for case in bundle.manifest.golden if variant.name in case.outputs]
     inputs = read_arrays(bundle.path(cases[0].inputs)) if cases else None
@@ -117,7 +117,7 @@ def _measure(
     )
 
 
-def stacked(fit: Fit, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+def stacked(fit: Signature, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
     """A batch of one sample, again and again.
 
     Args:

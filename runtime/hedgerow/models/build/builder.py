@@ -30,13 +30,13 @@ from hedgerow.models.build.memory_footprint import footprint
 from hedgerow.models.build.provenance import provenance, statement
 from hedgerow.models.build.recipe import Recipe
 from hedgerow.models.build.samples import Sample
-from hedgerow.models.build.smoke_test import Trial, close_all
+from hedgerow.models.build.smoke_test import SmokeTest, close_all
 from hedgerow.models.bundle.chunks import describe_file
 from hedgerow.models.bundle.folder import Bundle
 from hedgerow.models.bundle.golden import check_golden
 from hedgerow.models.bundle.manifest import MANIFEST, Baseline, File, GoldenCase, Manifest, Needs, Tensor, Variant
 from hedgerow.models.bundle.model_file import digest, resolve
-from hedgerow.models.session.signature import Fit
+from hedgerow.models.session.signature import Signature
 
 Requests = Callable[[Path, ModelConfig, int], Sequence[Mapping[str, Array]]]
 """Makes what stages ask of a model: of its file, its configuration, and at most so many."""
@@ -162,13 +162,13 @@ class _Work:
         self.given = formats.form_of(path)
         self.wanted = formats.check(self.given, recipe.variants)
         self.config = _serving(recipe, path)
-        self.trial: Trial | None = None
+        self.trial: SmokeTest | None = None
         metadata, head = {}, {}
         if self.given.format == "gguf":
             head = dict(gguf.read_header(path).metadata)
         else:
             self._progress("Loading", 0)
-            self.trial = Trial(path, self.config)
+            self.trial = SmokeTest(path, self.config)
             metadata = dict(next(iter(self.trial.sessions.values())).metadata)
         self.said = statement(recipe, path.stem, metadata, head)
         self.name, self.version = str(self.said["name"]), str(self.said["version"])
@@ -181,16 +181,16 @@ class _Work:
         if self.trial is None:
             return self._manifest([self._passed_through(draft)])
         session = next(iter(self.trial.sessions.values()))
-        samples = self._samples(Fit(self.source.path.name, self.config, session.inputs, session.outputs))
+        samples = self._samples(Signature(self.source.path.name, self.config, session.inputs, session.outputs))
         made = self._forms(draft, samples)
         # What was only copied is loaded already.
-        trials = {form.name: Trial(form.files[0], self.config) if form.made_by else self.trial for form in made}
+        trials = {form.name: SmokeTest(form.files[0], self.config) if form.made_by else self.trial for form in made}
         try:
             return self._tried(draft, self.trial, samples, made, trials)
         finally:
             close_all([*trials.values(), self.trial])
 
-    def _samples(self, fit: Fit) -> list[Sample]:
+    def _samples(self, fit: Signature) -> list[Sample]:
         recipe = self.recipe
         if self._requests is not None:
             self._progress("Running the stages", 0)
@@ -215,7 +215,12 @@ class _Work:
         return made
 
     def _tried(
-        self, draft: Path, model: Trial, samples: Sequence[Sample], made: Sequence[Form], trials: Mapping[str, Trial]
+        self,
+        draft: Path,
+        model: SmokeTest,
+        samples: Sequence[Sample],
+        made: Sequence[Form],
+        trials: Mapping[str, SmokeTest],
     ) -> Manifest:
         config, recipe = self.config, self.recipe
         seen = gather(
@@ -246,7 +251,7 @@ class _Work:
                     f"with `max_loss: {loss * 1.1:.2g}`.",
                 )
 
-    def _variant(self, draft: Path, form: Form, trial: Trial, seen: Evidence) -> Variant:
+    def _variant(self, draft: Path, form: Form, trial: SmokeTest, seen: Evidence) -> Variant:
         return Variant(
             name=form.name,
             format=form.format,
@@ -258,7 +263,7 @@ class _Work:
             accuracy=seen.costs[form.name] if form.made_by else {},
         )
 
-    def _agreed(self, draft: Path, manifest: Manifest, trials: Mapping[str, Trial]) -> Manifest:
+    def _agreed(self, draft: Path, manifest: Manifest, trials: Mapping[str, SmokeTest]) -> Manifest:
         """The manifest with those backends only that give the golden outputs."""
         variants = []
         for variant in manifest.variants:
@@ -273,7 +278,7 @@ class _Work:
                 self.refused[variant.name] = dict(trial.refused)
         return manifest.model_copy(update={"variants": tuple(variants)})
 
-    def _measured(self, manifest: Manifest, sample: Sample, trials: Mapping[str, Trial]) -> Manifest:
+    def _measured(self, manifest: Manifest, sample: Sample, trials: Mapping[str, SmokeTest]) -> Manifest:
         """The manifest with the memory that each variant takes, on the backend that takes most."""
         variants = []
         for number, variant in enumerate(manifest.variants):

@@ -13,7 +13,7 @@ from hedgerow.frame import Array
 from hedgerow.models.build.formats import Form
 from hedgerow.models.build.quantisation_loss import Cost, Spread
 from hedgerow.models.build.samples import Sample
-from hedgerow.models.build.smoke_test import Trial
+from hedgerow.models.build.smoke_test import SmokeTest
 from hedgerow.models.bundle.arrays import write_arrays
 from hedgerow.models.bundle.chunks import describe_file
 from hedgerow.models.bundle.distributions import Accumulator
@@ -52,8 +52,8 @@ class Evidence:
 
 
 def gather(
-    model: Trial,
-    trials: Mapping[str, Trial],
+    model: SmokeTest,
+    trials: Mapping[str, SmokeTest],
     forms: Sequence[Form],
     samples: Sequence[Sample],
     *,

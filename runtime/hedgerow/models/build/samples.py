@@ -17,14 +17,14 @@ from hedgerow.errors import ConfigError, ModelMismatch
 from hedgerow.frame import Array
 from hedgerow.models.bundle.arrays import read_array, read_arrays
 from hedgerow.models.session.random_inputs import random_batch
-from hedgerow.models.session.signature import Fit
+from hedgerow.models.session.signature import Signature
 
 Sample = Mapping[str, Array]
 
 SUFFIXES: Final = frozenset({".npz", ".npy"})
 
 
-def from_files(paths: Sequence[Path], fit: Fit, most: int) -> list[Sample]:
+def from_files(paths: Sequence[Path], fit: Signature, most: int) -> list[Sample]:
     """Samples from .npz files (arrays by input), .npy files (of the only input), and folders of them.
 
     An array may be one sample, with or without its batch axis, or many, stacked along it.
@@ -43,12 +43,12 @@ def from_files(paths: Sequence[Path], fit: Fit, most: int) -> list[Sample]:
     return samples
 
 
-def from_requests(requests: Sequence[Mapping[str, Array]], fit: Fit) -> list[Sample]:
+def from_requests(requests: Sequence[Mapping[str, Array]], fit: Signature) -> list[Sample]:
     """Samples from what stages asked of a model."""
     return [_whole(request, fit, "the pipeline") for request in requests]
 
 
-def noise(fit: Fit, shapes: Mapping[str, Sequence[int]], count: int) -> list[Sample]:
+def noise(fit: Signature, shapes: Mapping[str, Sequence[int]], count: int) -> list[Sample]:
     """Samples that mean nothing: they show whether a model computes the same everywhere, and no more.
 
     Raises: ModelMismatch: the model is open beyond the batch, and no shape is given.
@@ -75,7 +75,7 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _samples(file: Path, fit: Fit) -> Iterator[Sample]:
+def _samples(file: Path, fit: Signature) -> Iterator[Sample]:
     state = fit.zero_state()
     wanted = [spec for spec in fit.inputs if spec.name not in state]
     if file.suffix == ".npy":
@@ -118,7 +118,7 @@ def _samples(file: Path, fit: Fit) -> Iterator[Sample]:
         yield _whole({**state, **row}, fit, str(file))
 
 
-def _whole(request: Mapping[str, Array], fit: Fit, where: str) -> Sample:
+def _whole(request: Mapping[str, Array], fit: Signature, where: str) -> Sample:
     """A request with its constants, checked, and padded to the rows that the model is fixed to."""
     try:
         fit.admit(dict(request))

@@ -11,11 +11,11 @@ from hedgerow.backends.tune import TOLERANCE, difference
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError, ModelUnreadable
 from hedgerow.frame import Array
-from hedgerow.models.bundle.model_file import Source, digest
+from hedgerow.models.bundle.model_file import ModelFile, digest
 from hedgerow.models.session.load import load
 
 
-class Trial:
+class SmokeTest:
     """A variant's file, loaded on every backend that can.
 
     Attributes:
@@ -32,7 +32,7 @@ class Trial:
             # One thread: sums are then added up in the same order everywhere.
             changes = {"path": str(path), "backend": backend.name, "threads": 1, "streams": 1, "static_batches": False}
             try:
-                loaded = load(Source(path, digest(path)), config.model_copy(update=changes), 1, None)
+                loaded = load(ModelFile(path, digest(path)), config.model_copy(update=changes), 1, None)
             except HedgerowError as error:
                 self.refused[backend.name] = str(error)
                 continue
@@ -83,7 +83,7 @@ class Trial:
             )
 
 
-def close_all(trials: Iterable[Trial]) -> None:
+def close_all(trials: Iterable[SmokeTest]) -> None:
     """Free the sessions of trials."""
     for trial in trials:
         trial.close()

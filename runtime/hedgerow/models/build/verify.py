@@ -17,7 +17,7 @@ from hedgerow.frame import Array
 from hedgerow.models.bundle.folder import Bundle
 from hedgerow.models.bundle.golden import check_golden
 from hedgerow.models.bundle.manifest import Manifest, Tensor, Variant
-from hedgerow.models.bundle.model_file import Source
+from hedgerow.models.bundle.model_file import ModelFile
 from hedgerow.models.session.load import load
 from hedgerow.models.session.memory import free_bytes
 
@@ -27,7 +27,7 @@ _RUNNABLE: Final = frozenset(backend.name for backend in backends.backends())
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class DeviceChoice:
     """A way to run a variant here, or why there is none.
 
     Attributes:
@@ -41,7 +41,7 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class VerificationOutcome:
     """What came of one variant on one backend and device.
 
     Attributes:
@@ -57,18 +57,18 @@ class Outcome:
     worst: float | None = None
 
 
-def ways(variant: Variant) -> list[Way]:
+def ways(variant: Variant) -> list[DeviceChoice]:
     """How a variant could be run by what it needs, and what of that is here."""
-    found: list[Way] = []
+    found: list[DeviceChoice] = []
     free = free_bytes()
     for name in variant.needs.backends:
         if name not in _RUNNABLE:
-            found.append(Way(name, variant.needs.devices[0], f"nothing here runs models by {name}"))
+            found.append(DeviceChoice(name, variant.needs.devices[0], f"nothing here runs models by {name}"))
             continue
         try:
             there = backends.get(name).devices()
         except BackendMissing as error:
-            found.append(Way(name, variant.needs.devices[0], str(error)))
+            found.append(DeviceChoice(name, variant.needs.devices[0], str(error)))
             continue
         for device in variant.needs.devices:
             why = None
@@ -76,49 +76,51 @@ def ways(variant: Variant) -> list[Way]:
                 why = f"{name} has no {device} here (it has: {', '.join(there)})"
             elif free is not None and variant.needs.memory_bytes > free:
                 why = f"it needs {variant.needs.memory_bytes:,} bytes of memory, and {free:,} are free"
-            found.append(Way(name, device, why))
+            found.append(DeviceChoice(name, device, why))
     return found
 
 
-def serving_config(bundle: Bundle, variant: Variant, way: Way) -> ModelConfig:
+def serving_config(bundle: Bundle, variant: Variant, way: DeviceChoice) -> ModelConfig:
     """How a variant is run that way, as its manifest says."""
     path = str(bundle.path(variant.files[0]))
     own = {"path": path, "backend": way.backend, "device": way.device, "if_device_missing": "fail"}
     return ModelConfig.model_validate({**bundle.manifest.serving, **own})
 
 
-def verify_golden(bundle: Bundle, variant: Variant) -> Iterator[Outcome]:
+def verify_golden(bundle: Bundle, variant: Variant) -> Iterator[VerificationOutcome]:
     """Run a variant's golden cases in every way it names. Its files are believed: check them before.
 
     Raises: BadArrays: a golden file cannot be read.
     """
     for way in ways(variant):
         if way.why_not is not None:
-            yield Outcome(variant.name, way.backend, way.device, "not-run", way.why_not)
+            yield VerificationOutcome(variant.name, way.backend, way.device, "not-run", way.why_not)
         else:
             yield _run(bundle, variant, way)
 
 
-def _run(bundle: Bundle, variant: Variant, way: Way) -> Outcome:
+def _run(bundle: Bundle, variant: Variant, way: DeviceChoice) -> VerificationOutcome:
     manifest = bundle.manifest
     # One thread, as where the cases were made: sums are then added up in the same order.
     changes = {"threads": 1, "streams": 1, "static_batches": False}
     config = serving_config(bundle, variant, way).model_copy(update=changes)
-    source = Source(bundle.path(variant.files[0]), variant.model_digest)
+    source = ModelFile(bundle.path(variant.files[0]), variant.model_digest)
     try:
         session = load(source, config, 1, None).session
     except DeviceMissing as error:  # the library knows it, and the machine lacks a driver
-        return Outcome(variant.name, way.backend, way.device, "not-run", str(error))
+        return VerificationOutcome(variant.name, way.backend, way.device, "not-run", str(error))
     except HedgerowError as error:
-        return Outcome(variant.name, way.backend, way.device, "failed", str(error))
+        return VerificationOutcome(variant.name, way.backend, way.device, "failed", str(error))
     try:
         if why := _other_tensors(manifest, session):
-            return Outcome(variant.name, way.backend, session.device, "failed", why)
+            return VerificationOutcome(variant.name, way.backend, session.device, "failed", why)
         if not any(variant.name in case.outputs for case in manifest.golden):
-            return Outcome(variant.name, way.backend, session.device, "not-run", "it loads, and has no golden cases")
+            return VerificationOutcome(
+                variant.name, way.backend, session.device, "not-run", "it loads, and has no golden cases"
+            )
         outcome = check_golden(lambda inputs: _checked(session, inputs), bundle.folder, manifest, variant)
         state: State = "passed" if outcome.passed else "failed"
-        return Outcome(variant.name, way.backend, session.device, state, outcome.detail, outcome.worst)
+        return VerificationOutcome(variant.name, way.backend, session.device, state, outcome.detail, outcome.worst)
     finally:
         session.close()
 

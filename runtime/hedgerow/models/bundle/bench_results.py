@@ -23,11 +23,11 @@ class BadFigures(ModelError):
     code = "bad-figures"
 
 
-class _Part(BaseModel):
+class _FigurePart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Figure(_Part):
+class Figure(_FigurePart):
     """The best way to run a variant on a device, as it was measured; or why there is none.
 
     Attributes:
@@ -46,7 +46,7 @@ class Figure(_Part):
     not_run: dict[str, str] = Field(default_factory=dict)
 
 
-class Machine(_Part):
+class Machine(_FigurePart):
     """What was measured on one class of machine: a processor and a number of cores."""
 
     machine: str
@@ -55,7 +55,7 @@ class Machine(_Part):
     figures: tuple[Figure, ...]
 
 
-class Figures(_Part):
+class Figures(_FigurePart):
     """All that was measured of a bundle."""
 
     schema_: Literal["hedgerow.figures/1"] = Field("hedgerow.figures/1", alias="schema")

@@ -59,7 +59,7 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
+class Download:
     """What has to come.
 
     Attributes:
@@ -74,7 +74,7 @@ class Fetch:
 
 
 @dataclass(slots=True)
-class Difference:
+class BundleDiff:
     """All that is different.
 
     Attributes:
@@ -91,16 +91,16 @@ class Difference:
     golden: list[GoldenChange] = field(default_factory=list)
     golden_shared: int = 0
     moved: list[Moved] = field(default_factory=list)
-    fetch: list[Fetch] = field(default_factory=list)
+    fetch: list[Download] = field(default_factory=list)
 
 
-def difference(before: Bundle, after: Bundle) -> Difference:
+def difference(before: Bundle, after: Bundle) -> BundleDiff:
     """Compare two bundles; nothing is run.
 
     Raises: BadArrays: a golden file cannot be read.
     """
     old, new = before.manifest, after.manifest
-    found = Difference(before.digest == after.digest)
+    found = BundleDiff(before.digest == after.digest)
     found.fetch = list(to_fetch(old, new))
     if found.same:
         return found
@@ -126,7 +126,7 @@ def changes(old: Manifest, new: Manifest) -> Iterator[Change]:
         yield Change("order of variants", [one.name for one in old.variants], order)
 
 
-def to_fetch(old: Manifest, new: Manifest) -> Iterator[Fetch]:
+def to_fetch(old: Manifest, new: Manifest) -> Iterator[Download]:
     """What a node that has all of a bundle must fetch for another."""
     there = {chunk.digest for file in old.files() for chunk in file.chunks}
     yield _fetch(None, there, new.files())
@@ -134,10 +134,10 @@ def to_fetch(old: Manifest, new: Manifest) -> Iterator[Fetch]:
         yield _fetch(variant.name, there, new.files_for(variant))
 
 
-def _fetch(variant: str | None, there: set[str], files: Sequence[File]) -> Fetch:
+def _fetch(variant: str | None, there: set[str], files: Sequence[File]) -> Download:
     each = {file.digest: file for file in files}.values()
     missing = {chunk.digest: chunk.size for file in each for chunk in file.chunks if chunk.digest not in there}
-    return Fetch(variant, sum(missing.values()), sum(file.size for file in each))
+    return Download(variant, sum(missing.values()), sum(file.size for file in each))
 
 
 def _walk(what: str, before: Any, after: Any) -> Iterator[Change]:

@@ -23,7 +23,7 @@ _PACKAGE: Final = "package:"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelFile:
     """A model's file.
 
     Attributes:
@@ -35,7 +35,7 @@ class Source:
     digest: str
 
 
-def resolve(path: str, base_dir: Path) -> Source:
+def resolve(path: str, base_dir: Path) -> ModelFile:
     """Find a model's file.
 
     Args:
@@ -51,7 +51,7 @@ def resolve(path: str, base_dir: Path) -> Source:
             raise ModelNotFound(f"No model file {file}", remedy=_near(file, "Mend `path:`, or put the file there."))
     file = file.resolve()
     try:
-        return Source(file, digest(file))
+        return ModelFile(file, digest(file))
     except OSError as error:
         raise ModelNotFound(
             f"Model file {file} cannot be read: {error.strerror}", remedy="Let the node's user read it."

@@ -18,7 +18,7 @@ class DamagedModel(ModelError):
 
     code = "wrong-digest"
 
-    def __init__(self, candidate: Candidate, digest: str) -> None:
+    def __init__(self, candidate: ModelVersion, digest: str) -> None:
         super().__init__(
             f"The file of {candidate.ref} is {digest}, not {candidate.variant.model_digest}",
             remedy="The disk has damaged it. What is damaged of it is fetched again with the next desired document; if that "
@@ -27,7 +27,7 @@ class DamagedModel(ModelError):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ModelVersion:
     """A version that could serve.
 
     Attributes:
@@ -60,7 +60,7 @@ class Candidate:
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Candidate:
+    def from_dict(cls, fields: Mapping[str, Any]) -> ModelVersion:
         """What `as_dict` was called on."""
         manifest = Manifest.model_validate_json(fields["manifest"])
         variant = manifest.variant(fields["variant"])

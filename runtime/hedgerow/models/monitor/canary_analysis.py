@@ -69,7 +69,7 @@ class Measures:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CanaryVerdict:
     """What is to be done: `keep` it, `take-back`, or `wait`.
 
     Attributes:
@@ -82,10 +82,10 @@ class Verdict:
     reason: str = ""
 
 
-_WAIT: Final = Verdict("wait")
+_WAIT: Final = CanaryVerdict("wait")
 
 
-def judge(policy: SwapPolicy, measures: Measures, period_s: float | None = None) -> Verdict:
+def judge(policy: SwapPolicy, measures: Measures, period_s: float | None = None) -> CanaryVerdict:
     """Decide on a version.
 
     Args:
@@ -98,48 +98,50 @@ def judge(policy: SwapPolicy, measures: Measures, period_s: float | None = None)
     if measures.elapsed_s < period_s:
         return _WAIT
     if measures.frames >= policy.min_frames:
-        return _shifted(policy, measures) or Verdict("keep")
+        return _shifted(policy, measures) or CanaryVerdict("keep")
     if measures.elapsed_s < PATIENCE * period_s:
         return _WAIT
-    return Verdict(
+    return CanaryVerdict(
         "take-back",
         "too-few-frames",
         f"it was given {measures.frames} frames in {measures.elapsed_s:.0f} s, fewer than `min_frames: {policy.min_frames}`",
     )
 
 
-def _broken(policy: SwapPolicy, measures: Measures) -> Verdict | None:
+def _broken(policy: SwapPolicy, measures: Measures) -> CanaryVerdict | None:
     frames = max(measures.frames, policy.min_frames, 1)
     most = policy.max_error_share * frames
     if measures.crashes >= _CRASHES and not measures.crashes_before:
-        return Verdict("take-back", CRASHED, f"workers that run it crashed {measures.crashes} times, and not before")
+        return CanaryVerdict(
+            "take-back", CRASHED, f"workers that run it crashed {measures.crashes} times, and not before"
+        )
     if measures.not_finite > most:
-        return Verdict(
+        return CanaryVerdict(
             "take-back",
             "not-finite",
             f"outputs of {measures.not_finite} of {measures.frames} frames hold NaN or infinity",
         )
     if measures.failures > most + measures.failures_before * frames:
-        return Verdict(
+        return CanaryVerdict(
             "take-back",
             "errors",
             f"it failed on {measures.failures} of {measures.frames} frames, "
             f"with `max_error_share: {policy.max_error_share:g}` and {measures.failures_before:.2%} before",
         )
     if measures.disagreed > policy.max_disagreement * max(measures.compared, policy.min_frames, 1):
-        return Verdict(
+        return CanaryVerdict(
             "take-back",
             "disagrees",
             f"{measures.disagreed} of {measures.compared} outputs differ from the serving version's by more than the tolerance",
         )
     if measures.slowdown is not None and measures.slowdown > policy.max_slowdown:
-        return Verdict(
+        return CanaryVerdict(
             "take-back",
             "slower",
             f"it takes {measures.slowdown:.1f} times as long as the version before, with `max_slowdown: {policy.max_slowdown:g}`",
         )
     if measures.growth_bytes > policy.max_growth_bytes:
-        return Verdict(
+        return CanaryVerdict(
             "take-back",
             "memory-growth",
             f"the node has gained {measures.growth_bytes:,} bytes, more than `max_growth_bytes: {policy.max_growth_bytes}`",
@@ -147,10 +149,10 @@ def _broken(policy: SwapPolicy, measures: Measures) -> Verdict | None:
     return None
 
 
-def _shifted(policy: SwapPolicy, measures: Measures) -> Verdict | None:
+def _shifted(policy: SwapPolicy, measures: Measures) -> CanaryVerdict | None:
     for name, moved in measures.shift.items():
         if moved > policy.max_shift:
-            return Verdict(
+            return CanaryVerdict(
                 "take-back",
                 "shifted",
                 f"values of {name} are {moved:.2f} away from the baseline, with `max_shift: {policy.max_shift:g}`",

@@ -19,8 +19,8 @@ from typing import Final
 
 from hedgerow.frame import Array
 from hedgerow.models.bundle.manifest import Baseline
-from hedgerow.models.monitor.output_statistics import Gathered, not_finite_rows
-from hedgerow.models.session.signature import Fit
+from hedgerow.models.monitor.output_statistics import OutputStatistics, not_finite_rows
+from hedgerow.models.session.signature import Signature
 
 WINDOW_S: Final = 60.0
 """Shortest time that a drift is of."""
@@ -33,7 +33,7 @@ _SHARE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class DriftReport:
     """What was seen of a model of late.
 
     Attributes:
@@ -52,15 +52,15 @@ class Seen:
 class _Half:
     """What was gathered since a moment."""
 
-    def __init__(self, baseline: Baseline, fit: Fit, began: float) -> None:
+    def __init__(self, baseline: Baseline, fit: Signature, began: float) -> None:
         self.began = began
         self.frames = 0
         self.not_finite = 0
-        self.inputs = Gathered(baseline.inputs, baseline.samples, fit.axes)
-        self.outputs = Gathered(baseline.outputs, baseline.samples, fit.output_axes)
+        self.inputs = OutputStatistics(baseline.inputs, baseline.samples, fit.axes)
+        self.outputs = OutputStatistics(baseline.outputs, baseline.samples, fit.output_axes)
 
 
-class Window:
+class DriftWindow:
     """The last frames of a model, beside its baseline: it is told the time. Pure.
 
     Two halves take turns. When the newer one has lasted long enough, it becomes the older one, and the older one goes.
@@ -70,7 +70,7 @@ class Window:
         length_s, least_frames: how much makes a half.
     """
 
-    def __init__(self, baseline: Baseline, fit: Fit, *, length_s: float, least_frames: int) -> None:
+    def __init__(self, baseline: Baseline, fit: Signature, *, length_s: float, least_frames: int) -> None:
         self._baseline = baseline
         self._fit = fit
         self._length_s = length_s
@@ -94,14 +94,14 @@ class Window:
         half.inputs.add(batch, rows)
         half.outputs.add(outputs, rows)
 
-    def seen(self) -> Seen:
+    def seen(self) -> DriftReport:
         """What it has come to."""
         older, newer = self._older, self._newer
         if newer is None:
-            return Seen()
+            return DriftReport()
         if older is None:
-            return Seen(newer.frames, newer.not_finite)
-        return Seen(
+            return DriftReport(newer.frames, newer.not_finite)
+        return DriftReport(
             older.frames + newer.frames,
             older.not_finite + newer.not_finite,
             _most(newer.outputs.shift(older.outputs)),
@@ -109,7 +109,7 @@ class Window:
         )
 
 
-class Lookout:
+class DriftMonitor:
     """An observer of an engine whose bundle has a baseline, for as long as it serves.
 
     Args:
@@ -117,7 +117,7 @@ class Lookout:
         clock: seconds that do not jump.
     """
 
-    def __init__(self, baseline: Baseline, fit: Fit, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, baseline: Baseline, fit: Signature, clock: Callable[[], float] = time.perf_counter) -> None:
         self._baseline = baseline
         self._fit = fit
         self._clock = clock
@@ -137,7 +137,7 @@ class Lookout:
         finally:
             self._lock.release()
 
-    def seen(self) -> Seen:
+    def seen(self) -> DriftReport:
         """What was seen of late."""
         with self._lock:
             return self._window.seen()
@@ -145,7 +145,7 @@ class Lookout:
     def forget(self) -> None:
         """Begin anew: what it saw was a rehearsal."""
         with self._lock:
-            self._window = Window(self._baseline, self._fit, length_s=WINDOW_S, least_frames=LEAST_FRAMES)
+            self._window = DriftWindow(self._baseline, self._fit, length_s=WINDOW_S, least_frames=LEAST_FRAMES)
             self._rests_until = 0.0
 
 

@@ -10,7 +10,7 @@ from hedgerow.models.monitor.canary_analysis import Measures, slowdown
 
 
 @dataclass(frozen=True, slots=True)
-class Conduct:
+class Observations:
     """What was seen of a version since it has been watched; two of them add up. Plain values, which go over a pipe.
 
     Attributes:
@@ -35,9 +35,9 @@ class Conduct:
         """For the pipe; not copied, since it goes with every list."""
         return {name: getattr(self, name) for name in self.__slots__}
 
-    def __add__(self, other: Conduct) -> Conduct:
+    def __add__(self, other: Observations) -> Observations:
         sizes, outputs = self.recent_s.keys() | other.recent_s.keys(), self.shift.keys() | other.shift.keys()
-        return Conduct(
+        return Observations(
             frames=self.frames + other.frames,
             failures=self.failures + other.failures,
             not_finite=self.not_finite + other.not_finite,
@@ -48,7 +48,7 @@ class Conduct:
         )
 
 
-def measure(elapsed_s: float, conducts: Iterable[tuple[Conduct, Conduct]], growth_bytes: int = 0) -> Measures:
+def measure(elapsed_s: float, conducts: Iterable[tuple[Observations, Observations]], growth_bytes: int = 0) -> Measures:
     """What a version is judged by.
 
     Args:
@@ -57,7 +57,7 @@ def measure(elapsed_s: float, conducts: Iterable[tuple[Conduct, Conduct]], growt
             process has other cores, and other frames.
         growth_bytes: memory that the node's own process has gained.
     """
-    before, now = Conduct(), Conduct()
+    before, now = Observations(), Observations()
     times: list[float] = []
     moved: dict[str, float] = {}
     for old, new in conducts:

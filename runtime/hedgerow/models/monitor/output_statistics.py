@@ -17,7 +17,7 @@ _AT_MOST: Final = 4096
 """Values looked at of one array of one batch."""
 
 
-class Gathered:
+class OutputStatistics:
     """Values of some tensors, by the bins of their baseline.
 
     Args:
@@ -53,7 +53,7 @@ class Gathered:
             if (array := arrays.get(name)) is not None and array.dtype.kind in "biuf":
                 values.add(_rows(array, self._axes.get(name, 0), rows))
 
-    def shift(self, before: Gathered | None = None) -> dict[str, float]:
+    def shift(self, before: OutputStatistics | None = None) -> dict[str, float]:
         """By tensor, how far its values are from the baseline, above what chance explains.
 
         Args:

@@ -23,7 +23,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hedgerow import disk
-from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.monitor.canary_analysis import CRASHED
 from hedgerow.wire.fleet import Quarantined
 
@@ -33,7 +33,7 @@ _FILE: Final = "trials.json"
 _MARK: Final = "crash.txt"
 
 
-class _Trial(BaseModel):
+class _Attempt(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
@@ -44,12 +44,12 @@ class _Trial(BaseModel):
     ends: int = 0
 
 
-class _State(BaseModel):
-    trials: dict[str, _Trial] = {}
+class _QuarantineState(BaseModel):
+    trials: dict[str, _Attempt] = {}
     quarantined: dict[str, Quarantined] = {}
 
 
-class Trials:
+class QuarantineLog:
     """The trial counter of a node.
 
     Args:
@@ -76,15 +76,15 @@ class Trials:
         """Why a bundle is not to be tried; None: it may be."""
         return self._state.quarantined.get(digest)
 
-    def enter(self, candidate: Candidate, step: str) -> None:
+    def enter(self, candidate: ModelVersion, step: str) -> None:
         """Note, on disk, that a step begins which may bring the process down."""
         ref = candidate.ref
-        trial = self._state.trials.get(ref.digest) or _Trial(name=ref.name, version=ref.version, step=step, open=True)
+        trial = self._state.trials.get(ref.digest) or _Attempt(name=ref.name, version=ref.version, step=step, open=True)
         self._state.trials[ref.digest] = trial.model_copy(update={"step": step, "open": True})
         self._write()
         self._watch_for_crashes()
 
-    def leave(self, candidate: Candidate, *, passed: bool, crashed: str = "") -> Quarantined | None:
+    def leave(self, candidate: ModelVersion, *, passed: bool, crashed: str = "") -> Quarantined | None:
         """Note that a trial is over and the process lives.
 
         Args:
@@ -138,10 +138,10 @@ class Trials:
             self._write()
         mark.unlink(missing_ok=True)
 
-    def _is_enough(self, trial: _Trial) -> bool:
+    def _is_enough(self, trial: _Attempt) -> bool:
         return A_CRASH * trial.crashes + trial.ends >= A_CRASH * self._max_crashes
 
-    def _quarantine(self, digest: str, trial: _Trial, code: str, reason: str) -> Quarantined:
+    def _quarantine(self, digest: str, trial: _Attempt, code: str, reason: str) -> Quarantined:
         self._state.quarantined[digest] = held = Quarantined(
             digest=digest, name=trial.name, version=trial.version, code=code, reason=reason, at=time.time()
         )
@@ -163,14 +163,14 @@ class Trials:
         self._mark = None
         (self._folder / _MARK).unlink(missing_ok=True)
 
-    def _read(self) -> _State:
+    def _read(self) -> _QuarantineState:
         try:
-            return _State.model_validate_json((self._folder / _FILE).read_bytes())
+            return _QuarantineState.model_validate_json((self._folder / _FILE).read_bytes())
         except FileNotFoundError:
-            return _State()
+            return _QuarantineState()
         except (OSError, ValidationError):  # half a file cannot be: it was renamed into place; somebody wrote into it
             (self._folder / _FILE).rename(self._folder / f"{_FILE}.unreadable")
-            return _State()
+            return _QuarantineState()
 
     def _write(self) -> None:
         disk.replace(self._folder / _FILE, orjson.dumps(self._state.model_dump(), option=orjson.OPT_INDENT_2))

@@ -22,13 +22,13 @@ from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError, InferenceError, ModelMismatch
 from hedgerow.frame import Array
 from hedgerow.models.bundle.metadata import metadata_of
-from hedgerow.models.bundle.model_file import Source, resolve
-from hedgerow.models.bundle.version import Candidate, DamagedModel
-from hedgerow.models.monitor.drift import Lookout, Seen
+from hedgerow.models.bundle.model_file import ModelFile, resolve
+from hedgerow.models.bundle.version import DamagedModel, ModelVersion
+from hedgerow.models.monitor.drift import DriftMonitor, DriftReport
 from hedgerow.models.session import batching
 from hedgerow.models.session.combiner import Combiner, Ticket
 from hedgerow.models.session.load import Loaded, load
-from hedgerow.models.session.signature import Fit
+from hedgerow.models.session.signature import Signature
 
 _RECENT: Final = 64
 """Batches of each size whose times are kept."""
@@ -98,7 +98,7 @@ class SlotInfo:
     input_drift: float | None = None
 
 
-class Observer(Protocol):
+class RequestObserver(Protocol):
     """Looks at the batches of an engine. Called in the threads that run them, several at once; must not raise."""
 
     def __call__(self, batch: Mapping[str, Array], outputs: Mapping[str, Array], rows: int, took_s: float) -> None:
@@ -134,10 +134,10 @@ class Engine:
     """
 
     def __init__(
-        self, name: str, source: Source, config: ModelConfig, loaded: Loaded, candidate: Candidate | None = None
+        self, name: str, source: ModelFile, config: ModelConfig, loaded: Loaded, candidate: ModelVersion | None = None
     ) -> None:
         session = loaded.session
-        fit = Fit(name, config, session.inputs, session.outputs)
+        fit = Signature(name, config, session.inputs, session.outputs)
         self.name = name
         self.source = source
         self.config = config
@@ -152,8 +152,8 @@ class Engine:
         self.lists = 0
         self.since = time.time()
         baseline = candidate.manifest.baseline if candidate is not None else None
-        self._lookout = Lookout(baseline, fit) if baseline is not None else None
-        self.observers: tuple[Observer, ...] = () if self._lookout is None else (self._lookout,)
+        self._lookout = DriftMonitor(baseline, fit) if baseline is not None else None
+        self.observers: tuple[RequestObserver, ...] = () if self._lookout is None else (self._lookout,)
         self._fit = fit
         self._loaded = loaded
         self._session = session
@@ -206,7 +206,7 @@ class Engine:
             self.state_token = other.state_token
 
     @property
-    def fit(self) -> Fit:
+    def fit(self) -> Signature:
         """Its signature, seen through its configuration."""
         return self._fit
 
@@ -227,7 +227,7 @@ class Engine:
     def info(self) -> SlotInfo:
         """What it is and what it has done so far."""
         session, loaded, candidate = self._session, self._loaded, self.candidate
-        seen = self._lookout.seen() if self._lookout is not None else Seen()
+        seen = self._lookout.seen() if self._lookout is not None else DriftReport()
         with self._lock:
             batches, busy_s, failures = dict(sorted(self._batches.items())), self._busy_s, self._failures
         return SlotInfo(
@@ -341,7 +341,7 @@ def open_engine(
     base_dir: Path,
     cores: int,
     state_dir: Path | None,
-    candidate: Candidate | None = None,
+    candidate: ModelVersion | None = None,
 ) -> Engine:
     """Load a model.
 

@@ -9,15 +9,15 @@ from typing import Final
 
 from hedgerow.frame import Array
 from hedgerow.models.bundle.manifest import Baseline
-from hedgerow.models.monitor.observations import Conduct
-from hedgerow.models.monitor.output_statistics import Gathered, not_finite_rows
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.monitor.output_statistics import OutputStatistics, not_finite_rows
 from hedgerow.models.serving.engine import Engine
 
 _SHARE: Final = 0.05
 """Of the time, that gathering distributions may take."""
 
 
-class Watch:
+class Observer:
     """An observer of one engine, from when it is made until `end`."""
 
     def __init__(self, engine: Engine) -> None:
@@ -30,7 +30,7 @@ class Watch:
         self._not_finite = 0
         self._began = time.perf_counter()
         self._spent_s = 0.0
-        self._gathered = Gathered(self._baseline.outputs, self._baseline.samples, self._axes)
+        self._gathered = OutputStatistics(self._baseline.outputs, self._baseline.samples, self._axes)
         self._failed_before = engine.info().failures
         engine.observers = (*engine.observers, self)
 
@@ -65,9 +65,9 @@ class Watch:
         with self._lock:
             return self._gathered.shift()
 
-    def conduct(self) -> Conduct:
+    def conduct(self) -> Observations:
         """All of that."""
-        return Conduct(
+        return Observations(
             frames=self.frames,
             failures=self.failures,
             not_finite=self.not_finite,

@@ -10,7 +10,7 @@ from typing import Final
 from hedgerow.config import ModelConfig
 from hedgerow.errors import ModelError
 from hedgerow.models.bundle.model_file import resolve
-from hedgerow.models.bundle.version import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.serving.engine import Engine, open_engine
 from hedgerow.models.serving.slot import Slot
 
@@ -18,7 +18,7 @@ BUNDLE: Final = "bundle:"
 """How a model's `path` begins that is whichever version the region has the node serve."""
 
 
-class ModelAwaited(ModelError):
+class ModelNotAssigned(ModelError):
     """A model is to come from the region, and has not yet."""
 
     code = "model-awaited"
@@ -32,7 +32,7 @@ class ModelAwaited(ModelError):
         self.path = path
 
 
-class _Place:
+class _SlotEntry:
     """A slot's place in the pool: one caller loads it while the others wait."""
 
     __slots__ = ("lock", "slot", "uses")
@@ -58,8 +58,8 @@ class ModelPool:
         self._cores = cores
         self._state_dir = state_dir
         self._lock = threading.Lock()
-        self._places: dict[Hashable, _Place] = {}
-        self._assigned: dict[str, Candidate] = {}
+        self._places: dict[Hashable, _SlotEntry] = {}
+        self._assigned: dict[str, ModelVersion] = {}
 
     def acquire(self, name: str, config: ModelConfig, base_dir: Path) -> Slot:
         """The slot for a model; the same one for the same name, file and settings. Give it back with `release`.
@@ -72,11 +72,11 @@ class ModelPool:
         """
         awaited = config.path.startswith(BUNDLE)
         if awaited and name not in self._assigned:
-            raise ModelAwaited(name, config.path)
+            raise ModelNotAssigned(name, config.path)
         source = None if awaited else resolve(config.path, base_dir)
         key = (name, source, config.model_dump_json())
         with self._lock:
-            place = self._places.setdefault(key, _Place())
+            place = self._places.setdefault(key, _SlotEntry())
             place.uses += 1
         try:
             with place.lock:
@@ -88,7 +88,7 @@ class ModelPool:
             self._leave(key, place)
             raise
 
-    def open(self, name: str, config: ModelConfig, base_dir: Path, candidate: Candidate | None) -> Engine:
+    def open(self, name: str, config: ModelConfig, base_dir: Path, candidate: ModelVersion | None) -> Engine:
         """Load a version of a model, beside whatever serves.
 
         Args:
@@ -106,7 +106,7 @@ class ModelPool:
         if found is not None:
             self._leave(*found)
 
-    def assign(self, name: str, candidate: Candidate | None) -> None:
+    def assign(self, name: str, candidate: ModelVersion | None) -> None:
         """Say which version a model is to be, in slots that are made from now on.
 
         Args:
@@ -119,7 +119,7 @@ class ModelPool:
                 self._assigned[name] = candidate
         self.on_assigned(name)
 
-    def assigned(self) -> dict[str, Candidate]:
+    def assigned(self) -> dict[str, ModelVersion]:
         """The versions that models are to be, by their name in the configuration."""
         with self._lock:
             return self._assigned.copy()
@@ -142,7 +142,7 @@ class ModelPool:
             if place.slot is not None:
                 place.slot.close()
 
-    def _leave(self, key: Hashable, place: _Place) -> None:
+    def _leave(self, key: Hashable, place: _SlotEntry) -> None:
         with self._lock:
             place.uses -= 1
             if place.uses or self._places.get(key) is not place:

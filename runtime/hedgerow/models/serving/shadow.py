@@ -25,7 +25,7 @@ from hedgerow.frame import Array
 from hedgerow.models.bundle.golden import compare
 from hedgerow.models.bundle.manifest import Tolerance
 from hedgerow.models.serving.engine import Engine
-from hedgerow.models.serving.observer import Watch
+from hedgerow.models.serving.observer import Observer
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +53,7 @@ class Shadow:
         self.failed = 0
         self.shed = 0
         self.worst = 0.0
-        self.watch = Watch(shadow)
+        self.watch = Observer(shadow)
         self._serving = serving
         self._shadow = shadow
         self._tolerance = shadow.candidate.variant.tolerance if shadow.candidate is not None else Tolerance()

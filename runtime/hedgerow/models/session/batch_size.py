@@ -12,7 +12,7 @@ LONG_S: Final = 0.02
 """What would take longer than this leaves the others their share of what waits."""
 
 
-class Portion:
+class BatchSizePolicy:
     """Decides on batch sizes.
 
     Args:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from hedgerow.models.session.batch_size import Portion
+from hedgerow.models.session.batch_size import BatchSizePolicy
 from hedgerow.models.session.batching import pick
 
 
@@ -80,7 +80,7 @@ class Combiner:
     """
 
     def __init__(self, run: Callable[[list[Ticket]], None], *, streams: int, limit: int) -> None:
-        self.portion = Portion(limit, streams)
+        self.portion = BatchSizePolicy(limit, streams)
         self._run = run
         self._streams = streams
         self._lock = threading.Lock()

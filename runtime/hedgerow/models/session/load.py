@@ -10,8 +10,8 @@ from hedgerow.backends import cache, tuned
 from hedgerow.backends.base import Backend, Session, SessionOptions, fixed_to_one
 from hedgerow.config import ModelConfig
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, HedgerowError, ModelUnreadable
-from hedgerow.models.bundle.model_file import Source
-from hedgerow.models.session.signature import Fit
+from hedgerow.models.bundle.model_file import ModelFile
+from hedgerow.models.session.signature import Signature
 
 DEFAULT_MAX_BATCH = 16
 
@@ -37,7 +37,7 @@ class Loaded:
     passed_over: dict[str, str]
 
 
-def load(source: Source, config: ModelConfig, cores: int, state_dir: Path | None) -> Loaded:
+def load(source: ModelFile, config: ModelConfig, cores: int, state_dir: Path | None) -> Loaded:
     """Load a model on the best backend that can, and on the device asked for.
 
     Args:
@@ -100,21 +100,21 @@ def batch_sizes(most: int) -> tuple[int, ...]:
     return tuple(sorted(size for size in sizes if size <= most))
 
 
-def signature(source: Source, config: ModelConfig) -> Fit:
+def signature(source: ModelFile, config: ModelConfig) -> Signature:
     """What a model takes and gives, from the first backend that can open it.
 
     Raises: ConfigError, ModelError: none can, or the configuration does not fit the model.
     """
     session = load(source, config, 1, None).session
     try:
-        return Fit(source.path.name, config, session.inputs, session.outputs)
+        return Signature(source.path.name, config, session.inputs, session.outputs)
     finally:
         session.close()
 
 
 def _open(
     backend: Backend,
-    source: Source,
+    source: ModelFile,
     config: ModelConfig,
     device: str,
     cores: int,

@@ -9,10 +9,10 @@ import numpy as np
 from hedgerow.backends.base import TensorSpec
 from hedgerow.errors import ModelMismatch
 from hedgerow.frame import Array
-from hedgerow.models.session.signature import Fit
+from hedgerow.models.session.signature import Signature
 
 
-def random_batch(fit: Fit, rows: int, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Array]:
+def random_batch(fit: Signature, rows: int, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Array]:
     """Inputs of one batch: noise, with hidden state at zero and constants as configured.
 
     Args:

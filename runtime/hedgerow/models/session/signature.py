@@ -27,7 +27,7 @@ _LARGEST_TENSOR: Final = 1 << 34
 """Bytes of a tensor by the sizes that a model fixes: no frame has as many, and asking for the memory would end the node."""
 
 
-class Fit:
+class Signature:
     """A model's signature, seen through its configuration.
 
     Attributes:

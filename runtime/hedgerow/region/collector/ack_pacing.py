@@ -38,7 +38,7 @@ class _Owed:
     since: float
 
 
-class Pace(Generic[Key]):
+class AckPacing(Generic[Key]):
     """What is owed, by outbox and epoch; a newer acknowledgement says all that an older one said."""
 
     def __init__(self) -> None:

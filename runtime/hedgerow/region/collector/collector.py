@@ -26,18 +26,18 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.node.link import link_options, on_loopback
-from hedgerow.region.collector.ack_pacing import TURN_S, Pace
+from hedgerow.region.collector.ack_pacing import TURN_S, AckPacing
 from hedgerow.region.collector.decode import filters, read
-from hedgerow.region.collector.metadata_refresher import Keeper
-from hedgerow.region.collector.metrics import Counts, RegionMetrics
-from hedgerow.region.collector.pinger import Canaries
+from hedgerow.region.collector.metadata_refresher import MetadataRefresher
+from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
+from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.rollouts.service import Steward
+from hedgerow.region.rollouts.service import RolloutService
 from hedgerow.region.store.database import open_database
 from hedgerow.region.store.ledgers import LedgerKey
-from hedgerow.region.store.records import Item, Ping
-from hedgerow.region.store.store import Store
-from hedgerow.region.store.writer import Done, Given, Writer
+from hedgerow.region.store.records import PingRecord, StoreRecord
+from hedgerow.region.store.store import RegionStore
+from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest
 from hedgerow.telemetry import systemd
 from hedgerow.telemetry.metrics import ProbeServer
 from hedgerow.topics import Address, Channel
@@ -63,7 +63,7 @@ class Collector:
 
     def __init__(self, config: RegionConfig) -> None:
         self.config = config
-        self.counts = Counts()
+        self.counts = CollectorCounts()
         self._region = config.region.name
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
@@ -72,7 +72,7 @@ class Collector:
         self._failure: Exception | None = None
         self._closing = False
         self._beat = time.monotonic()
-        self._pace: Pace[LedgerKey] = Pace()
+        self._pace: AckPacing[LedgerKey] = AckPacing()
         self._timer: asyncio.TimerHandle | None = None
         self._probes: ProbeServer | None = None
         options = link_options(
@@ -85,13 +85,13 @@ class Collector:
         self._blobs = self._keeper = None
         if config.models.repository is not None:
             self._blobs = BlobServer(options, self._region, config.models.repository)
-            self._keeper = Keeper(config.models.repository, config.models.online_key)
-        self._steward = Steward(config, self._client, self._loop)
+            self._keeper = MetadataRefresher(config.models.repository, config.models.online_key)
+        self._steward = RolloutService(config, self._client, self._loop)
         self._canaries = None
         if config.canary.every_s is not None:
-            self._canaries = Canaries(self._region, config.canary, self._client, self._ping)
-        self._writer = Writer(
-            lambda: Store(open_database(config.store.url, write=True), config),
+            self._canaries = Pinger(self._region, config.canary, self._client, self._ping)
+        self._writer = StoreWriter(
+            lambda: RegionStore(open_database(config.store.url, write=True), config),
             self._tell,
         )
 
@@ -176,7 +176,7 @@ class Collector:
         if self._closing:
             return  # not acknowledged: the broker has them for the next run
         now = time.time()
-        items: list[Item] = []
+        items: list[StoreRecord] = []
         taken: list[Message] = []
         full = self._writer.waiting >= MOST_WAITING
         for message in messages:
@@ -189,17 +189,17 @@ class Collector:
                 items.append(read(message, self._region, now))
                 taken.append(message)
         if items:
-            self._writer.give(Given(items, taken))
+            self._writer.give(WriteRequest(items, taken))
 
-    def _ping(self, ping: Ping) -> None:
-        self._writer.give(Given([ping], []))
+    def _ping(self, ping: PingRecord) -> None:
+        self._writer.give(WriteRequest([ping], []))
 
-    def _tell(self, done: Done) -> None:
+    def _tell(self, done: WriteReport) -> None:
         """(writer's thread)"""
         with suppress(RuntimeError):  # the loop is closed: stopping took too long
             self._loop.call_soon_threadsafe(self._finished, done)
 
-    def _finished(self, done: Done) -> None:
+    def _finished(self, done: WriteReport) -> None:
         """A batch is stored, or could not be."""
         self._note_failure(done)
         if done.failure is not None:
@@ -229,7 +229,7 @@ class Collector:
         counts.write_s += done.took_s
         self._acknowledge()
 
-    def _note_failure(self, done: Done) -> None:
+    def _note_failure(self, done: WriteReport) -> None:
         self.counts.store_works = done.failure is None
         if done.failure is not None:
             if self._failure is None or done.fatal:

@@ -18,7 +18,16 @@ from pydantic import ValidationError
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import ASK, PRIORITIES, Number, priority_of, read_gap, sequence_of
 from hedgerow.errors import FrameError
-from hedgerow.region.store.records import Birth, Event, HealthReport, Item, Missing, Rejected, Reported, Result
+from hedgerow.region.store.records import (
+    BirthRecord,
+    EventRecord,
+    HealthRecord,
+    MissingRecord,
+    RejectedRecord,
+    ReportedRecord,
+    ResultRecord,
+    StoreRecord,
+)
 from hedgerow.topics import EVERY_NODE, Address, Channel, Parsed, is_name, parse
 from hedgerow.wire.messages import JSON, MSGPACK, Health, Status, clean
 
@@ -32,7 +41,7 @@ _MOST: Final = (1 << 48) - 1
 _CHANNELS: Final = (Channel.RESULT, Channel.EVENT, Channel.HEALTH, Channel.STATUS, Channel.REPORTED)
 
 
-class Refusal(Exception):
+class UnreadableMessage(Exception):
     """Why a message cannot be used."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -49,7 +58,7 @@ def filters(region: str) -> dict[str, int]:
     }
 
 
-def read(message: Message, region: str, received_at: float) -> Item:
+def read(message: Message, region: str, received_at: float) -> StoreRecord:
     """What a message says.
 
     Args:
@@ -64,16 +73,16 @@ def read(message: Message, region: str, received_at: float) -> Item:
     number: Number | None = None
     try:
         if parsed is None or address is None or message.malformed is not None:
-            raise Refusal("bad-topic", message.malformed or "no topic of a node of this region")
+            raise UnreadableMessage("bad-topic", message.malformed or "no topic of a node of this region")
         said = _user_properties(message)
         number = _number(said)
         if message.oversized is not None:
-            raise Refusal("too-large", f"{size} bytes")
+            raise UnreadableMessage("too-large", f"{size} bytes")
         return _read(parsed, message, head, said, number)
-    except Refusal as refusal:
+    except UnreadableMessage as refusal:
         beginning = bytes(message.payload[:MOST_KEPT])
         durable = number if parsed is not None and parsed.channel is Channel.RESULT else None
-        return Rejected(*head, clean(message.topic), refusal.reason, clean(str(refusal), 500), durable, beginning)
+        return RejectedRecord(*head, clean(message.topic), refusal.reason, clean(str(refusal), 500), durable, beginning)
 
 
 def _read(
@@ -82,7 +91,7 @@ def _read(
     head: tuple[Address | None, int, float, bool],
     said: Mapping[str, str],
     number: Number | None,
-) -> Item:
+) -> StoreRecord:
     channel, tail = parsed.channel, parsed.tail
     if (channel, tail) == GAP:
         return _gap(message, head, said, number)
@@ -95,18 +104,18 @@ def _read(
     if channel is Channel.STATUS:
         return _status(message, head)
     if channel is Channel.REPORTED:
-        return Reported(*head, message.payload)
-    raise Refusal("bad-topic", f"nothing is collected on {channel}")
+        return ReportedRecord(*head, message.payload)
+    raise UnreadableMessage("bad-topic", f"nothing is collected on {channel}")
 
 
 def _user_properties(message: Message) -> dict[str, str]:
     try:
         pairs = message.properties.user_properties
     except FrameError as error:
-        raise Refusal("malformed-properties", str(error)) from error
+        raise UnreadableMessage("malformed-properties", str(error)) from error
     said = dict(pairs)
     if len(said) < len(pairs) and sum(name == "number" for name, _ in pairs) > 1:
-        raise Refusal("bad-number", "there are two")
+        raise UnreadableMessage("bad-number", "there are two")
     return said
 
 
@@ -122,7 +131,7 @@ def _number(said: Mapping[str, str]) -> Number | None:
         and (sequence.isascii() and sequence.isdigit() and len(sequence) <= 15 and 1 <= int(sequence) <= _MOST)
     ):
         return Number(epoch, int(priority), int(sequence))
-    raise Refusal("bad-number", text)
+    raise UnreadableMessage("bad-number", text)
 
 
 def _asks(said: Mapping[str, str]) -> bool:
@@ -136,9 +145,9 @@ def _result(
     head: tuple[Address | None, int, float, bool],
     said: Mapping[str, str],
     number: Number | None,
-) -> Result:
+) -> ResultRecord:
     if not is_name(pipeline):
-        raise Refusal("bad-topic", "no pipeline has such a name")
+        raise UnreadableMessage("bad-topic", "no pipeline has such a name")
     content_type = message.properties.content_type
     body = _body(message, content_type)
     captured_at, properties, said_id = None, None, said.get("id")
@@ -155,7 +164,7 @@ def _result(
     if captured_at is None:
         captured_at = head[2]
     said_id = None if said_id is None else clean(said_id, 1100)
-    return Result(
+    return ResultRecord(
         *head, pipeline, number, said_id, captured_at, clean(content_type), properties, message.payload, asks=_asks(said)
     )  # fmt: skip
 
@@ -174,12 +183,12 @@ def _decoded(message: Message, content_type: str) -> Any:
             return msgpack.unpackb(message.payload, strict_map_key=False)
         return orjson.loads(message.payload)
     except Exception as error:
-        raise Refusal("unreadable-payload", f"no {content_type or JSON}: {error}") from error
+        raise UnreadableMessage("unreadable-payload", f"no {content_type or JSON}: {error}") from error
 
 
 def _gap(
     message: Message, head: tuple[Address | None, int, float, bool], said: Mapping[str, str], number: Number | None
-) -> Missing:
+) -> MissingRecord:
     try:
         epoch, gap = read_gap(bytes(message.payload))
         right = (
@@ -199,35 +208,35 @@ def _gap(
             and (number is None or number.epoch == epoch)
         )
     except Exception as error:
-        raise Refusal("bad-gap", str(error)) from error
+        raise UnreadableMessage("bad-gap", str(error)) from error
     if not right:
-        raise Refusal("bad-gap", "its numbers are none")
-    return Missing(*head, epoch, gap, asks=_asks(said))
+        raise UnreadableMessage("bad-gap", "its numbers are none")
+    return MissingRecord(*head, epoch, gap, asks=_asks(said))
 
 
 def _event(
     kind: str, message: Message, head: tuple[Address | None, int, float, bool], said: Mapping[str, str]
-) -> Event:
+) -> EventRecord:
     if not is_name(kind):
-        raise Refusal("bad-topic", "no kind of event has such a name")
+        raise UnreadableMessage("bad-topic", "no kind of event has such a name")
     body = _decoded(message, JSON)
     at = _time(body.get("at")) if isinstance(body, dict) else None
     said_id = said.get("id")
-    return Event(
+    return EventRecord(
         *head, kind, None if said_id is None else clean(said_id), head[2] if at is None else at, message.payload
     )
 
 
-def _health(message: Message, head: tuple[Address | None, int, float, bool]) -> HealthReport:
+def _health(message: Message, head: tuple[Address | None, int, float, bool]) -> HealthRecord:
     try:
         health = Health.model_validate_json(bytes(message.payload))
         reasons = orjson.dumps([clean(reason, 300) for reason in health.reasons[:20]]).decode()
     except (ValidationError, ValueError) as error:
-        raise Refusal("unreadable-payload", f"no health: {error}") from error
+        raise UnreadableMessage("unreadable-payload", f"no health: {error}") from error
     at = _time(health.at)
     bytes_in = sum(min(max(pipeline.bytes_in, 0), _MOST_BYTES) for pipeline in health.pipelines.values())
     session = clean(health.session, 100)
-    return HealthReport(
+    return HealthRecord(
         *head,
         head[2] if at is None else at,
         session,
@@ -238,13 +247,13 @@ def _health(message: Message, head: tuple[Address | None, int, float, bool]) -> 
     )
 
 
-def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> Birth:
+def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> BirthRecord:
     try:
         status = Status.model_validate_json(bytes(message.payload))
         session = clean(status.session)
     except (ValidationError, ValueError) as error:
-        raise Refusal("unreadable-payload", f"no status: {error}") from error
-    return Birth(*head, status.state == "online", session, message.payload)
+        raise UnreadableMessage("unreadable-payload", f"no status: {error}") from error
+    return BirthRecord(*head, status.state == "online", session, message.payload)
 
 
 def _time(value: Any) -> float | None:

@@ -27,7 +27,7 @@ _SHORT: Final = 10
 """A role is warned of when a tenth of its lifetime is left."""
 
 
-class Keeper:
+class MetadataRefresher:
     """Keeps a repository fresh. `look` blocks; `run` calls it in a thread.
 
     Args:

@@ -12,8 +12,8 @@ from typing import Final
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector as MetricsCollector
 
-from hedgerow.region.store.batch import Outcome
-from hedgerow.region.store.liveness import Verdict
+from hedgerow.region.store.batch import BatchOutcome
+from hedgerow.region.store.liveness import Liveness
 from hedgerow.telemetry.metrics import gauge_families
 
 LAG_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 86_400.0)
@@ -21,7 +21,7 @@ LAG_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 
 
 
 @dataclass(slots=True)
-class Counts:
+class CollectorCounts:
     """What the collector has done since it started. Changed on the event loop, read from the probes' thread."""
 
     results: Counter[str] = field(default_factory=Counter)
@@ -35,7 +35,7 @@ class Counts:
     write_s: float = 0.0
     acks: int = 0
     strays: int = 0
-    verdicts: Counter[Verdict] = field(default_factory=Counter)
+    verdicts: Counter[Liveness] = field(default_factory=Counter)
     stored_bytes: int = 0
     waiting: int = 0
     connected: bool = False
@@ -43,7 +43,7 @@ class Counts:
     lags: list[int] = field(default_factory=lambda: [0] * (len(LAG_S) + 1))
     lag_total_s: float = 0.0
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: BatchOutcome) -> None:
         """Count what a batch came to."""
         self.results["yes"] += outcome.durable
         self.results["no"] += outcome.stored - outcome.durable
@@ -66,7 +66,7 @@ class RegionMetrics(MetricsCollector):
 
     def __init__(
         self,
-        counts: Counts,
+        counts: CollectorCounts,
         gauges: Callable[[], Iterable[tuple[str, str, dict[str, str], float]]] = lambda: (),
     ) -> None:
         self._counts = counts
@@ -93,7 +93,7 @@ class RegionMetrics(MetricsCollector):
             "hedgerow_region_stray_replies", "Answers to pings that nobody waits for.", value=counts.strays
         )
         nodes = GaugeMetricFamily("hedgerow_region_nodes", "Nodes, by how they are.", labels=["verdict"])
-        for verdict in Verdict:
+        for verdict in Liveness:
             nodes.add_metric([verdict], counts.verdicts[verdict])
         yield nodes
         yield GaugeMetricFamily(

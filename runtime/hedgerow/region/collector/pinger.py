@@ -22,7 +22,7 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError, FrameError
 from hedgerow.region.config import CanarySection
-from hedgerow.region.store.records import Ping
+from hedgerow.region.store.records import PingRecord
 from hedgerow.topics import Address, Channel, parse
 from hedgerow.wire.messages import JSON
 
@@ -33,7 +33,7 @@ _TICK_S: Final = 0.25
 
 
 @dataclass(slots=True)
-class _Canary:
+class _NodePing:
     """The pings of one node; times are monotonic.
 
     Attributes:
@@ -47,7 +47,7 @@ class _Canary:
     correlation: bytes = b""
 
 
-class Canaries:
+class Pinger:
     """Pings the nodes of a region.
 
     Args:
@@ -59,13 +59,13 @@ class Canaries:
         strays: answers to nothing that was asked, or asked too long ago.
     """
 
-    def __init__(self, region: str, config: CanarySection, client: Client, tell: Callable[[Ping], None]) -> None:
+    def __init__(self, region: str, config: CanarySection, client: Client, tell: Callable[[PingRecord], None]) -> None:
         self.strays = 0
         self._every_s = config.every_s or 0.0
         self._timeout_s = config.timeout_s
         self._client = client
         self._tell = tell
-        self._nodes: dict[Address, _Canary] = {}
+        self._nodes: dict[Address, _NodePing] = {}
         self.filters = {Address(region, "+", "+").topic(Channel.REPLY, REPLY): 1}
 
     def add(self, nodes: Iterable[Address], *, at_once: bool) -> None:
@@ -77,7 +77,7 @@ class Canaries:
         now = time.monotonic()
         within_s = min(1.0, self._every_s) if at_once else self._every_s
         for node in nodes:
-            self._nodes.setdefault(node, _Canary(now + random.random() * within_s))
+            self._nodes.setdefault(node, _NodePing(now + random.random() * within_s))
 
     async def keep_pinging(self) -> None:
         """Ping for ever."""
@@ -104,19 +104,19 @@ class Canaries:
         at = _said_at(message)
         # As in NTP: what the node's clock said half way, against the middle of ours.
         offset_s = None if at is None else at - (now - round_trip_s / 2)
-        self._tell(Ping(parsed.address, 0, now, True, round_trip_s, offset_s))
+        self._tell(PingRecord(parsed.address, 0, now, True, round_trip_s, offset_s))
         return True
 
     def _turn(self, now: float) -> None:
         for address, canary in self._nodes.items():
             if canary.sent_at is not None and now - canary.sent_at > self._timeout_s:
                 canary.sent_at = None
-                self._tell(Ping(address, 0, time.time(), True, None, None))
+                self._tell(PingRecord(address, 0, time.time(), True, None, None))
             if canary.sent_at is None and now >= canary.due_at:
                 canary.due_at = now + self._every_s * random.uniform(0.8, 1.2)  # who came together does not stay so
                 self._ping(address, canary, now)
 
-    def _ping(self, address: Address, canary: _Canary, now: float) -> None:
+    def _ping(self, address: Address, canary: _NodePing, now: float) -> None:
         canary.sent_at, canary.correlation = now, uuid.uuid4().bytes
         properties = encode_properties(
             [

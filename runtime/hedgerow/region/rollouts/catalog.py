@@ -18,7 +18,7 @@ class UnknownModel(ModelError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogEntry:
     """A version that can be given.
 
     Attributes:
@@ -29,7 +29,7 @@ class Entry:
     files: frozenset[str] = frozenset()
 
 
-def look_up(repository: Path | None, name: str, wanted: ModelSection) -> Entry:
+def look_up(repository: Path | None, name: str, wanted: ModelSection) -> CatalogEntry:
     """Find the version that a plan names.
 
     Args:
@@ -46,7 +46,7 @@ def look_up(repository: Path | None, name: str, wanted: ModelSection) -> Entry:
                 f"Which {bundle} {wanted.version} is meant cannot be looked up: the region has no repository",
                 remedy="Set `models: {repository: PATH}` in the region's file, or give the `digest` in the rollout's.",
             )
-        return Entry(ModelRef(name=bundle, version=wanted.version, digest=wanted.digest))
+        return CatalogEntry(ModelRef(name=bundle, version=wanted.version, digest=wanted.digest))
     found = {
         digest_of(content): content
         for path in sorted((repository / "targets" / bundle / wanted.version).glob("*manifest.json"))
@@ -65,7 +65,7 @@ def look_up(repository: Path | None, name: str, wanted: ModelSection) -> Entry:
     ((digest, content),) = found.items()
     manifest = read_manifest(content, digest)
     files = frozenset(variant.model_digest for variant in manifest.variants)
-    return Entry(ModelRef(name=bundle, version=wanted.version, digest=digest), files)
+    return CatalogEntry(ModelRef(name=bundle, version=wanted.version, digest=digest), files)
 
 
 def _read(path: Path) -> bytes:

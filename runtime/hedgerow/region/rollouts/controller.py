@@ -38,7 +38,7 @@ class Parcel:
     payload: bytes
 
 
-class Conductor:
+class RolloutController:
     """Conducts a fleet. One thread uses it.
 
     Args:

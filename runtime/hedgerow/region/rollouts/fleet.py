@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.rollouts.observed import Knowledge
+from hedgerow.region.rollouts.observed import ObservedState
 from hedgerow.region.rollouts.planning.desired import at_once, before, renewed
 from hedgerow.region.rollouts.planning.gate import Ear, Presence
 from hedgerow.region.rollouts.planning.health_samples import usual
@@ -32,7 +32,7 @@ from hedgerow.region.rollouts.planning.state import (
     after,
 )  # fmt: skip
 from hedgerow.region.rollouts.planning.waves import Member
-from hedgerow.region.rollouts.store import Actor, FleetStore, Kept, Wanted
+from hedgerow.region.rollouts.store import Actor, FleetStore, StoredDesired, StoredRollout
 from hedgerow.region.store.database import Database
 from hedgerow.topics import Address
 
@@ -59,12 +59,12 @@ class Fleet:
         self.config = config
         self.database = database
         self.store = FleetStore(database)
-        self.knowledge = Knowledge()
+        self.knowledge = ObservedState()
         self.desired = self.store.desired()
         self.rollouts = {kept.rollout.name: kept for kept in self.store.standing()}
         self.reconsider = True
 
-    def live(self) -> list[Kept]:
+    def live(self) -> list[StoredRollout]:
         """Rollouts of which something may be to do, oldest first."""
         live = [kept for kept in self.rollouts.values() if not kept.rollout.phase.ended or _unfinished(kept.rollout)]
         return sorted(live, key=lambda kept: kept.id)
@@ -84,32 +84,32 @@ class Fleet:
         there = ear.presence(self.knowledge.facts[node], now) is not Presence.GONE
         return Member(node, self.labels(node), there)
 
-    def keep(self, new: Kept, old: Kept) -> None:
+    def keep(self, new: StoredRollout, old: StoredRollout) -> None:
         """Write a rollout that has changed."""
         self.store.save(new, old, self.knowledge.ids)
         self.rollouts[new.rollout.name] = new
 
     def want(
         self, node: Address, now: float, *, rollout: str | None = None, pins: Any = None, **changes: Any
-    ) -> Wanted:
+    ) -> StoredDesired:
         """What a node is to run from now on; nothing is written yet. `changes` are those of `renewed`."""
         old = self.desired.get(node)
         reported = self.knowledge.facts[node].reported
         document = renewed(old.document if old else None, node, reported, now, rollout=rollout, **changes)
         if old is None:
-            return Wanted(document, pins=pins or {})
+            return StoredDesired(document, pins=pins or {})
         return replace(old, document=document, pins=old.pins if pins is None else pins)
 
-    def save(self, wanted: Mapping[Address, Wanted]) -> None:
+    def save(self, wanted: Mapping[Address, StoredDesired]) -> None:
         """Write what nodes are to run."""
         if wanted:
             self.store.save_desired(wanted, self.knowledge.ids)
             self.desired.update(wanted)
 
-    def carry(self, kept: Kept, step: Step, by: Actor, now: float) -> Rollout:
+    def carry(self, kept: StoredRollout, step: Step, by: Actor, now: float) -> Rollout:
         """Carry out a step, within a transaction. Returns: what the rollout is then."""
         rollout = after(kept.rollout, step, now)
-        wanted: dict[Address, Wanted] = {}
+        wanted: dict[Address, StoredDesired] = {}
         if isinstance(step, StartWave | CatchUp):
             rollout, wanted = self._give(rollout, step.nodes, now)
         elif isinstance(step, TakeBack):
@@ -129,7 +129,9 @@ class Fleet:
         log.info(action, rollout=rollout.name, phase=rollout.phase.value, nodes=len(wanted), why=why)
         return rollout
 
-    def _give(self, rollout: Rollout, nodes: Iterable[Address], now: float) -> tuple[Rollout, dict[Address, Wanted]]:
+    def _give(
+        self, rollout: Rollout, nodes: Iterable[Address], now: float
+    ) -> tuple[Rollout, dict[Address, StoredDesired]]:
         tasks, wanted = dict(rollout.tasks), {}
         for node in nodes:
             facts, old = self.knowledge.facts[node], self.desired.get(node)
@@ -146,7 +148,7 @@ class Fleet:
 
     def _put_back(
         self, rollout: Rollout, nodes: Iterable[Address], now: float
-    ) -> tuple[Rollout, dict[Address, Wanted]]:
+    ) -> tuple[Rollout, dict[Address, StoredDesired]]:
         tasks, wanted = dict(rollout.tasks), {}
         for node in nodes:
             task, document = tasks[node], self.desired[node].document
@@ -169,7 +171,7 @@ def _unfinished(rollout: Rollout) -> bool:
     )
 
 
-def _told(step: Step, rollout: Rollout, wanted: Mapping[Address, Wanted]) -> tuple[str, str, dict[str, Any]]:
+def _told(step: Step, rollout: Rollout, wanted: Mapping[Address, StoredDesired]) -> tuple[str, str, dict[str, Any]]:
     """A step as the audit log has it: action, why, detail."""
     given = {str(node): one.document.generation for node, one in wanted.items()}
     match step:

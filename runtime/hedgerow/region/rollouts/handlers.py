@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.labels import check_labels
-from hedgerow.region.rollouts.catalog import Entry, look_up
+from hedgerow.region.rollouts.catalog import CatalogEntry, look_up
 from hedgerow.region.rollouts.fleet import Fleet
 from hedgerow.region.rollouts.planning.gate import Ear
 from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, superseded
@@ -19,9 +19,9 @@ from hedgerow.region.rollouts.planning.planner import take_back
 from hedgerow.region.rollouts.planning.spec import ModelSection, RolloutPlan
 from hedgerow.region.rollouts.planning.state import Finish, Halt, Phase, Rollout, Step, Task, after, remove, resume
 from hedgerow.region.rollouts.planning.waves import Wave, assign, wave_of
-from hedgerow.region.rollouts.requests import Intent, answer, open_intents
-from hedgerow.region.rollouts.store import Actor, Kept
-from hedgerow.region.store.database import StoreError
+from hedgerow.region.rollouts.requests import RolloutRequest, answer, open_intents
+from hedgerow.region.rollouts.store import Actor, StoredRollout
+from hedgerow.region.store.database import RegionStoreError
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import SwapPolicy
 
@@ -39,7 +39,7 @@ class Request:
     """
 
     fleet: Fleet
-    intent: Intent
+    intent: RolloutRequest
     by: Actor
     now: float
     ear: Ear
@@ -73,7 +73,7 @@ def answer_all(fleet: Fleet, now: float, ear: Ear) -> None:
                 if action is None:
                     raise CommandError(f"{intent.verb} is nothing it can do", remedy="Update the service.")
                 answer(fleet.database, intent, now, action(Request(fleet, intent, by, now, ear)))
-        except StoreError:
+        except RegionStoreError:
             raise
         except HedgerowError as error:
             _refuse(fleet, intent, by, now, error)
@@ -81,7 +81,7 @@ def answer_all(fleet: Fleet, now: float, ear: Ear) -> None:
             _refuse(fleet, intent, by, now, CommandError(f"It cannot be read: {error}", remedy="Use `hedgerow`."))
 
 
-def _refuse(fleet: Fleet, intent: Intent, by: Actor, now: float, error: HedgerowError) -> None:
+def _refuse(fleet: Fleet, intent: RolloutRequest, by: Actor, now: float, error: HedgerowError) -> None:
     log.info("refused", verb=intent.verb, who=by.who, code=error.code, error=str(error))
     told = {"verb": intent.verb, "code": error.code, "reason": str(error)}
     with fleet.database.transaction():
@@ -141,7 +141,7 @@ def _start(request: Request) -> Any:
 
 
 def _begin(
-    fleet: Fleet, plan: RolloutPlan, entries: Mapping[str, Entry], waves: Iterable[Wave], by: Actor, now: float
+    fleet: Fleet, plan: RolloutPlan, entries: Mapping[str, CatalogEntry], waves: Iterable[Wave], by: Actor, now: float
 ) -> None:
     waves = tuple(waves)
     rollout = Rollout(
@@ -155,7 +155,7 @@ def _begin(
     for kept in list(fleet.rollouts.values()):
         if gone := superseded(kept.rollout, rollout.models, rollout.tasks):
             fleet.keep(replace(kept, rollout=remove(kept.rollout, gone, SUPERSEDED, f"by {plan.rollout}")), kept)
-    fleet.rollouts[rollout.name] = fleet.store.add(Kept(0, rollout, by, now, now), fleet.knowledge.ids)
+    fleet.rollouts[rollout.name] = fleet.store.add(StoredRollout(0, rollout, by, now, now), fleet.knowledge.ids)
     sizes = [len(wave.nodes) for wave in waves]
     models = {name: ref.model_dump() for name, ref in rollout.models.items()}
     fleet.store.audit(by, "rollout-started", now, rollout=plan.rollout, waves=sizes, models=models)
@@ -188,7 +188,7 @@ def _abort(request: Request) -> Any:
     return {"rollout": name, "phase": fleet.carry(kept, step, by, now).phase.value}
 
 
-def _under_way(request: Request, *phases: Phase) -> Kept:
+def _under_way(request: Request, *phases: Phase) -> StoredRollout:
     """The rollout that is meant, if it is in one of these phases and a reason is given."""
     fleet, name = request.fleet, str(request.intent.args["rollout"])
     found = [fleet.rollouts[name]] if name in fleet.rollouts else fleet.store.rollouts(names=[name], tasks=False)

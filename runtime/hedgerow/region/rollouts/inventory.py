@@ -11,7 +11,7 @@ import orjson
 from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector
 from hedgerow.region.store.database import Database
-from hedgerow.region.store.liveness import Verdict, judge
+from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_of
 from hedgerow.region.store.queries import LATE_S, iso
 from hedgerow.topics import Address, Channel
@@ -35,7 +35,7 @@ class Filter:
 
     selector: Selector = field(default_factory=Selector)
     model: str | None = None
-    health: Verdict | None = None
+    health: Liveness | None = None
 
     def takes(self, node: dict[str, Any]) -> bool:
         """Whether a node is among them."""
@@ -46,12 +46,12 @@ class Filter:
         return self.selector.matches(node["labels"])
 
 
-def health_of(text: str) -> Verdict:
+def health_of(text: str) -> Liveness:
     """A verdict by its name. Raises: ConfigError: there is none."""
     try:
-        return Verdict(text)
+        return Liveness(text)
     except ValueError as error:
-        raise ConfigError(f"No node is {text!r}", remedy=f"Write one of {', '.join(Verdict)}.") from error
+        raise ConfigError(f"No node is {text!r}", remedy=f"Write one of {', '.join(Liveness)}.") from error
 
 
 def inventory(database: Database, now: float, which: Filter | None = None) -> list[dict[str, Any]]:

@@ -25,13 +25,13 @@ _AT_ONCE: Final = 20_000
 
 
 @dataclass(slots=True)
-class _Node:
+class _ObservedNode:
     facts: Facts = field(default_factory=Facts)
     reported_at: float = 0.0
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=MOST_SAMPLES))
 
 
-class Knowledge:
+class ObservedState:
     """What is known of every node.
 
     Attributes:
@@ -44,7 +44,7 @@ class Knowledge:
         self.ids: dict[Address, int] = {}
         self.facts: dict[Address, Facts] = {}
         self.changed: set[Address] = set()
-        self._nodes: dict[int, _Node] = {}
+        self._nodes: dict[int, _ObservedNode] = {}
         self._addresses: dict[int, Address] = {}
         self._newest_said = 0.0
         self._newest_health = 0
@@ -76,7 +76,7 @@ class Knowledge:
         node = self._nodes.get(row_id)
         if node is None:
             address = self._addresses[row_id] = Address(region, site, name)
-            node = self._nodes[row_id] = _Node()
+            node = self._nodes[row_id] = _ObservedNode()
             self.ids[address] = row_id
             self.changed.add(address)
         facts = node.facts

@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from hedgerow.region.rollouts.planning.state import Task
-from hedgerow.region.rollouts.store import FleetStore, Kept
+from hedgerow.region.rollouts.store import FleetStore, StoredRollout
 from hedgerow.region.store.database import Database
 from hedgerow.region.store.queries import iso
 
@@ -64,7 +64,7 @@ def audit(
     ]
 
 
-def _head(kept: Kept) -> dict[str, Any]:
+def _head(kept: StoredRollout) -> dict[str, Any]:
     rollout = kept.rollout
     return {
         "rollout": rollout.name,
@@ -82,7 +82,7 @@ def _head(kept: Kept) -> dict[str, Any]:
     }
 
 
-def _nodes(kept: Kept, every_node: bool) -> dict[str, Any]:
+def _nodes(kept: StoredRollout, every_node: bool) -> dict[str, Any]:
     rollout = kept.rollout
     waves = []
     for number, title in enumerate(rollout.waves):

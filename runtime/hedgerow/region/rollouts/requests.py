@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from hedgerow.errors import CommandError, HedgerowError
-from hedgerow.region.store.database import Database, StoreError
+from hedgerow.region.store.database import Database, RegionStoreError
 from hedgerow.region.store.liveness import spell
 from hedgerow.region.store.queries import LATE_S
 
@@ -21,7 +21,7 @@ _POLL_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Intent:
+class RolloutRequest:
     """Something that somebody wants done.
 
     Attributes:
@@ -67,9 +67,9 @@ def ask(
             "INSERT INTO intent (at, expires_at, who, why, verb, args) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
             (now, now + wait_s, who, why, verb, orjson.dumps(args).decode()),
         )
-    except StoreError as error:
+    except RegionStoreError as error:
         if "intent" in str(error) and ("no such table" in str(error) or "does not exist" in str(error)):
-            raise StoreError(
+            raise RegionStoreError(
                 "The store was made by a version that knows no rollouts",
                 remedy="Start this version's `hedgerow region run`: it adds what is missing.",
             ) from error
@@ -87,17 +87,18 @@ def ask(
     )
 
 
-def open_intents(database: Database) -> list[Intent]:
+def open_intents(database: Database) -> list[RolloutRequest]:
     """Those that have no answer, oldest first."""
     rows = database.rows(
         "SELECT id, expires_at, who, why, verb, args FROM intent WHERE answered_at IS NULL ORDER BY id"
     )
     return [
-        Intent(row, expires_at, who, why, verb, orjson.loads(args)) for row, expires_at, who, why, verb, args in rows
+        RolloutRequest(row, expires_at, who, why, verb, orjson.loads(args))
+        for row, expires_at, who, why, verb, args in rows
     ]
 
 
-def answer(database: Database, intent: Intent, now: float, outcome: Any) -> None:
+def answer(database: Database, intent: RolloutRequest, now: float, outcome: Any) -> None:
     """Answer: with what was done, or with the error for which it was not."""
     accepted = not isinstance(outcome, HedgerowError)
     if isinstance(outcome, HedgerowError):

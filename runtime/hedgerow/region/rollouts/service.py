@@ -22,11 +22,11 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.rollouts.controller import Conductor, Parcel
+from hedgerow.region.rollouts.controller import Parcel, RolloutController
 from hedgerow.region.rollouts.planning.gate import Ear
 from hedgerow.region.rollouts.planning.state import Phase
 from hedgerow.region.rollouts.requests import open_intents
-from hedgerow.region.store.database import StoreError, open_database
+from hedgerow.region.store.database import RegionStoreError, open_database
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import JSON
 
@@ -82,7 +82,7 @@ class Courier:
             asyncio.get_running_loop().call_soon(self._send)
 
 
-class Steward(threading.Thread):
+class RolloutService(threading.Thread):
     """Conducts the fleet until it is closed.
 
     Args:
@@ -101,7 +101,7 @@ class Steward(threading.Thread):
         self._arrived: queue.SimpleQueue[tuple[Address, int]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._listening_since: float | None = None
-        self._conductor: Conductor | None = None
+        self._conductor: RolloutController | None = None
         self.failure: str | None = None
         self._phases: Counter[Phase] = Counter()
         self._rests_until = 0.0
@@ -125,7 +125,7 @@ class Steward(threading.Thread):
                 if self.failure is not None:
                     log.info("steward-recovered")
                     self.failure = None
-            except StoreError as error:
+            except RegionStoreError as error:
                 if self.failure is None:
                     log.error("steward-failing", code=error.code, error=str(error), remedy=error.remedy)
                 self.failure = str(error)
@@ -144,7 +144,7 @@ class Steward(threading.Thread):
         if self._conductor is None:
             database = open_database(self._config.store.url, write=False, beside=True)
             try:
-                self._conductor = Conductor(database, self._config)
+                self._conductor = RolloutController(database, self._config)
             except BaseException:
                 database.close()
                 raise

@@ -63,7 +63,7 @@ class Actor:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredRollout:
     """A rollout as it is kept.
 
     Attributes:
@@ -81,7 +81,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class StoredDesired:
     """What a node is to run, as it is kept.
 
     Attributes:
@@ -104,7 +104,7 @@ class FleetStore:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def rollouts(self, *, names: Iterable[str] | None = None, tasks: bool = True) -> list[Kept]:
+    def rollouts(self, *, names: Iterable[str] | None = None, tasks: bool = True) -> list[StoredRollout]:
         """Rollouts, newest first.
 
         Args:
@@ -116,13 +116,13 @@ class FleetStore:
         rows = self.database.rows(f"{_ROLLOUTS}{where} ORDER BY id DESC", wanted or ())
         return [self._kept(row, self._tasks(row[0]) if tasks else {}) for row in rows]
 
-    def standing(self) -> list[Kept]:
+    def standing(self) -> list[StoredRollout]:
         """The rollouts that matter still, newest first."""
         kept = {one.rollout.name: one for one in self.rollouts(tasks=False)}
         matter = [kept[rollout.name] for rollout in standing(one.rollout for one in kept.values())]
         return [replace(one, rollout=replace(one.rollout, tasks=self._tasks(one.id))) for one in matter]
 
-    def add(self, kept: Kept, nodes: Mapping[Address, int]) -> Kept:
+    def add(self, kept: StoredRollout, nodes: Mapping[Address, int]) -> StoredRollout:
         """Write a new rollout. Returns: it with its id."""
         rollout = kept.rollout
         models = {
@@ -136,24 +136,24 @@ class FleetStore:
         self._save_tasks(kept, {}, nodes)
         return kept
 
-    def save(self, kept: Kept, old: Kept, nodes: Mapping[Address, int]) -> None:
+    def save(self, kept: StoredRollout, old: StoredRollout, nodes: Mapping[Address, int]) -> None:
         """Write what is different in a rollout."""
         self.database.run(_SAVE_ROLLOUT, (*_changing(kept), kept.id))
         self._save_tasks(kept, old.rollout.tasks, nodes)
 
-    def desired(self) -> dict[Address, Wanted]:
+    def desired(self) -> dict[Address, StoredDesired]:
         """What all nodes are to run."""
         rows = self.database.rows(
             "SELECT n.region, n.site, n.name, d.document, d.published, d.pins FROM desired d JOIN node n ON n.id = d.node"
         )
         return {
-            Address(region, site, name): Wanted(
+            Address(region, site, name): StoredDesired(
                 Desired.model_validate_json(document), published, orjson.loads(pins) if pins != "{}" else {}
             )
             for region, site, name, document, published, pins in rows
         }
 
-    def save_desired(self, wanted: Mapping[Address, Wanted], nodes: Mapping[Address, int]) -> None:
+    def save_desired(self, wanted: Mapping[Address, StoredDesired], nodes: Mapping[Address, int]) -> None:
         """Write new documents."""
         self.database.many(
             _SAVE_DESIRED,
@@ -171,7 +171,7 @@ class FleetStore:
         """Write a line into the audit log."""
         self.database.run(_SAVE_AUDIT, (now, by.who, by.why, action, rollout, _json(detail)))
 
-    def _kept(self, row: tuple[Any, ...], tasks: Mapping[Address, Task]) -> Kept:
+    def _kept(self, row: tuple[Any, ...], tasks: Mapping[Address, Task]) -> StoredRollout:
         one = dict(zip(_ROLLOUT_COLUMNS, row, strict=True))
         models = orjson.loads(one["models"])
         rollout = Rollout(
@@ -190,7 +190,9 @@ class FleetStore:
             one["because"],
         )
         by = Actor(one["who"], one["why"])
-        return Kept(one["id"], rollout, by, one["started_at"], one["changed_at"], one["ended_at"], one["waits"])
+        return StoredRollout(
+            one["id"], rollout, by, one["started_at"], one["changed_at"], one["ended_at"], one["waits"]
+        )
 
     def _tasks(self, rollout: int) -> dict[Address, Task]:
         rows = self.database.rows(
@@ -200,7 +202,7 @@ class FleetStore:
         )
         return {Address(*row[:3]): _task(row[3:]) for row in rows}
 
-    def _save_tasks(self, kept: Kept, old: Mapping[Address, Task], nodes: Mapping[Address, int]) -> None:
+    def _save_tasks(self, kept: StoredRollout, old: Mapping[Address, Task], nodes: Mapping[Address, int]) -> None:
         rows = [
             (kept.id, nodes[node], *_task_row(task))
             for node, task in kept.rollout.tasks.items()
@@ -210,7 +212,7 @@ class FleetStore:
             self.database.many(_SAVE_TASK, rows)
 
 
-def _changing(kept: Kept) -> tuple[Any, ...]:
+def _changing(kept: StoredRollout) -> tuple[Any, ...]:
     rollout = kept.rollout
     return (
         kept.changed_at, kept.ended_at, rollout.phase.value, rollout.wave, rollout.soaking_since, rollout.forgiven,

@@ -9,9 +9,16 @@ from typing import Any, Final, NamedTuple
 
 from hedgerow.bus.outbox.records import Ack, Number
 from hedgerow.region.store.database import Database
-from hedgerow.region.store.ledgers import Book, LedgerKey, save_books
-from hedgerow.region.store.nodes import Node, save_nodes
-from hedgerow.region.store.records import Birth, Event, HealthReport, Rejected, Reported, Result
+from hedgerow.region.store.ledgers import LedgerKey, OutboxLedger, save_books
+from hedgerow.region.store.nodes import KnownNode, save_nodes
+from hedgerow.region.store.records import (
+    BirthRecord,
+    EventRecord,
+    HealthRecord,
+    RejectedRecord,
+    ReportedRecord,
+    ResultRecord,
+)
 from hedgerow.topics import Address, Channel
 
 MOST_REJECTED: Final = 1000
@@ -49,7 +56,7 @@ class Owed(NamedTuple):
 
 
 @dataclass(slots=True)
-class Outcome:
+class BatchOutcome:
     """What a batch came to.
 
     Attributes:
@@ -80,44 +87,44 @@ class Batch:
     """Rows to be written."""
 
     now: float
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: BatchOutcome = field(default_factory=BatchOutcome)
     durable: list[Sequence[Any]] = field(default_factory=list)
     others: defaultdict[int, list[Sequence[Any]]] = field(default_factory=lambda: defaultdict(list))
     events: list[Sequence[Any]] = field(default_factory=list)
     health: list[Sequence[Any]] = field(default_factory=list)
     said: dict[tuple[int, str], Sequence[Any]] = field(default_factory=dict)
     rejected: list[Sequence[Any]] = field(default_factory=list)
-    nodes: dict[int, Node] = field(default_factory=dict)
-    books: dict[LedgerKey, Book] = field(default_factory=dict)
+    nodes: dict[int, KnownNode] = field(default_factory=dict)
+    books: dict[LedgerKey, OutboxLedger] = field(default_factory=dict)
     records: Counter[LedgerKey] = field(default_factory=Counter)
     asked: set[LedgerKey] = field(default_factory=set)
     added_bytes: int = 0
 
-    def add_durable(self, node: Node, book: Book, number: Number, item: Result) -> None:
+    def add_durable(self, node: KnownNode, book: OutboxLedger, number: Number, item: ResultRecord) -> None:
         """A result whose number is new."""
         self.durable.append((node.id, item.pipeline, book.id, number.priority, number.sequence, *_columns(item)))
         node.results += 1
         node.durable += 1
         self.added_bytes += item.size + ROW_BYTES
 
-    def add_unnumbered(self, node: Node, item: Result) -> None:
+    def add_unnumbered(self, node: KnownNode, item: ResultRecord) -> None:
         """A result without a number; whether it is new shows when it is written."""
         self.others[node.id].append((node.id, item.pipeline, None, None, None, *_columns(item)))
 
-    def add_event(self, node: Node, item: Event) -> None:
+    def add_event(self, node: KnownNode, item: EventRecord) -> None:
         """An event."""
         self.events.append((node.id, item.kind, item.said_id, item.at, item.received_at, bytes(item.payload)))
 
-    def add_health(self, node: Node, item: HealthReport) -> None:
+    def add_health(self, node: KnownNode, item: HealthRecord) -> None:
         """A report of a node's health."""
         self.health.append((node.id, item.at, item.received_at, bytes(item.payload)))
 
-    def add_said(self, node: Node, channel: Channel, item: Birth | Reported) -> None:
+    def add_said(self, node: KnownNode, channel: Channel, item: BirthRecord | ReportedRecord) -> None:
         """What a node last said on a channel."""
         key = (node.id, channel.value)
         self.said[key] = (*key, item.received_at, bytes(item.payload))
 
-    def add_rejected(self, item: Rejected) -> None:
+    def add_rejected(self, item: RejectedRecord) -> None:
         """A message that cannot be used."""
         number = None if item.number is None else str(item.number)
         self.rejected.append(
@@ -125,7 +132,7 @@ class Batch:
         )  # fmt: skip
         self.outcome.rejected[item.reason] += 1
 
-    def repeat(self, node: Node) -> None:
+    def repeat(self, node: KnownNode) -> None:
         """Something that was there already."""
         node.repeats += 1
         self.outcome.repeats += 1
@@ -165,7 +172,7 @@ class Batch:
         database.run("DELETE FROM rejected WHERE ingest <= (SELECT max(ingest) FROM rejected) - ?", (MOST_REJECTED,))
 
 
-def _columns(item: Result) -> tuple[Any, ...]:
+def _columns(item: ResultRecord) -> tuple[Any, ...]:
     return (
         item.said_id, item.captured_at, item.received_at, item.content_type, item.properties, item.size, item.payload,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """The database behind a region's store, as little of it as is needed: SQLite, or PostgreSQL in `postgres.py`.
 
 Statements are written once, with `?` for values; what differs between the two is in the migrations and here. Errors come
-out as `StoreError`: `StoreTrouble` may pass (try again), `StoreRefused` does not take these very values.
+out as `RegionStoreError`: `StoreTrouble` may pass (try again), `StoreRefused` does not take these very values.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _LOG_PAGES: Final = 4000
 """Pages in the write-ahead log after which they are moved into the database: 16 MB."""
 
 
-class StoreError(HedgerowError):
+class RegionStoreError(HedgerowError):
     """The region's store cannot be used: look at the disk or the database server."""
 
     code = "store"
 
 
-class StoreTrouble(StoreError):
+class StoreTrouble(RegionStoreError):
     """The store does not work just now; nothing of what was to be written is written."""
 
     code = "store-trouble"
 
 
-class StoreRefused(StoreError):
+class StoreRefused(RegionStoreError):
     """The store does not take these values."""
 
     code = "store-refused"
@@ -86,7 +86,7 @@ def migrate(database: Database, dialect: Literal["sqlite", "postgres"], name: st
     done = {number for (number,) in database.rows("SELECT number FROM migration")}
     there = _migrations(dialect)
     if newer := done - there.keys():
-        raise StoreError(
+        raise RegionStoreError(
             f"{name} was written by a newer version (migration {max(newer)})",
             remedy="Run that version, or name another store.",
         )
@@ -109,17 +109,17 @@ def _statements(script: str) -> Iterator[str]:
     yield from filter(None, map(str.strip, bare.split(";")))
 
 
-def not_there(name: str) -> StoreError:
+def not_there(name: str) -> RegionStoreError:
     """There is no store to read."""
-    return StoreError(
+    return RegionStoreError(
         f"There is no store at {name}",
         remedy="`hedgerow region run region.yaml` makes it; name it with --store, or its configuration with --config.",
     )
 
 
-def in_use(name: str) -> StoreError:
+def in_use(name: str) -> RegionStoreError:
     """Somebody else writes."""
-    return StoreError(
+    return RegionStoreError(
         f"Another collector writes to {name}", remedy="Stop it, or give this one a store of its own.",
     )  # fmt: skip
 
@@ -148,7 +148,7 @@ class Sqlite:
                 raise in_use(str(path)) from error
             except OSError as error:
                 self._unlock()
-                raise StoreError(
+                raise RegionStoreError(
                     f"{path} cannot be written: {error.strerror}", remedy="Check the folder and who may write there."
                 ) from error
         try:
@@ -226,7 +226,9 @@ class Sqlite:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             remedy = "Check the disk, and who may write there; the collector goes on by itself when it works again."
             if code == sqlite3.SQLITE_NOTADB or "no such table" in str(error):
-                raise StoreError(f"{self._path} is no store of a region: {error}", remedy="Name its file.") from error
+                raise RegionStoreError(
+                    f"{self._path} is no store of a region: {error}", remedy="Name its file."
+                ) from error
             if code == sqlite3.SQLITE_FULL:
                 remedy = "Make room on the disk; the collector goes on by itself then."
             elif code == sqlite3.SQLITE_TOOBIG:

@@ -10,18 +10,18 @@ from typing import Any, Final
 from hedgerow.bus.outbox.records import Previous, priority_of, sequence_of
 from hedgerow.region.store.batch import Batch
 from hedgerow.region.store.database import Database
-from hedgerow.region.store.ledgers import MOST_EPOCHS, MOST_RANGES, Book, Books, json_text, save_books
-from hedgerow.region.store.nodes import MOST_NODES, Node, add_node, load_nodes
+from hedgerow.region.store.ledgers import MOST_EPOCHS, MOST_RANGES, Ledgers, OutboxLedger, json_text, save_books
+from hedgerow.region.store.nodes import MOST_NODES, KnownNode, add_node, load_nodes
 from hedgerow.region.store.records import (
-    Birth,
-    Event,
-    HealthReport,
-    Item,
-    Missing,
-    Ping,
-    Rejected,
-    Reported,
-    Result,
+    BirthRecord,
+    EventRecord,
+    HealthRecord,
+    MissingRecord,
+    PingRecord,
+    RejectedRecord,
+    ReportedRecord,
+    ResultRecord,
+    StoreRecord,
     refused,
 )
 from hedgerow.topics import Channel
@@ -33,7 +33,7 @@ _SAVE_GAP: Final = (
 )
 
 
-class Intake:
+class Ingest:
     """Takes items, one at a time.
 
     Args:
@@ -44,40 +44,40 @@ class Intake:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.nodes = load_nodes(database)
-        self._books = Books(database)
+        self._books = Ledgers(database)
 
-    def take(self, item: Item, batch: Batch) -> None:
+    def take(self, item: StoreRecord, batch: Batch) -> None:
         """Take an item into a batch; within its transaction."""
-        if isinstance(item, Ping):
+        if isinstance(item, PingRecord):
             self._ping(item, batch)
             return
         node = self._node(item, batch)
         if node is None:
-            if not isinstance(item, Rejected):
+            if not isinstance(item, RejectedRecord):
                 item = refused(item, "too-many-nodes", f"{MOST_NODES} are known")
             self._reject(item, None, batch)
             return
         node.came(item)
         batch.outcome.bytes_up[node.site] += item.size
         batch.nodes[node.id] = node
-        if isinstance(item, Result):
+        if isinstance(item, ResultRecord):
             self._result(item, node, batch)
-        elif isinstance(item, HealthReport):
+        elif isinstance(item, HealthRecord):
             batch.add_health(node, item)
             node.reported(item)
-        elif isinstance(item, Missing):
+        elif isinstance(item, MissingRecord):
             self._missing(item, node, batch)
-        elif isinstance(item, Event):
+        elif isinstance(item, EventRecord):
             batch.add_event(node, item)
-        elif isinstance(item, Birth):
+        elif isinstance(item, BirthRecord):
             if node.born(item):
                 batch.add_said(node, Channel.STATUS, item)
-        elif isinstance(item, Reported):
+        elif isinstance(item, ReportedRecord):
             batch.add_said(node, Channel.REPORTED, item)
-        elif isinstance(item, Rejected):
+        elif isinstance(item, RejectedRecord):
             self._reject(item, node, batch)
 
-    def _node(self, item: Item, batch: Batch) -> Node | None:
+    def _node(self, item: StoreRecord, batch: Batch) -> KnownNode | None:
         if item.address is None:
             return None
         node = self.nodes.get(item.address)
@@ -86,7 +86,7 @@ class Intake:
             batch.outcome.known.append(item.address)
         return node
 
-    def _result(self, item: Result, node: Node, batch: Batch) -> None:
+    def _result(self, item: ResultRecord, node: KnownNode, batch: Batch) -> None:
         number = item.number
         if number is None:
             batch.add_unnumbered(node, item)
@@ -105,7 +105,7 @@ class Intake:
         node.captured_at, node.stored_at = item.captured_at, batch.now
         batch.outcome.lags.append(batch.now - item.captured_at)
 
-    def _missing(self, item: Missing, node: Node, batch: Batch) -> None:
+    def _missing(self, item: MissingRecord, node: KnownNode, batch: Batch) -> None:
         book = self._book(item, node, item.epoch, batch)
         if book is None:
             return
@@ -128,7 +128,7 @@ class Intake:
         for one in gap.previous:
             self._ended(one, item, node, batch)
 
-    def _ended(self, previous: Previous, item: Missing, node: Node, batch: Batch) -> None:
+    def _ended(self, previous: Previous, item: MissingRecord, node: KnownNode, batch: Batch) -> None:
         """An epoch ended with its store: what has not come of it never will."""
         if previous.epoch is None or previous.numbers is None:
             return
@@ -143,13 +143,13 @@ class Intake:
 
     def _gap(
         self,
-        book: Book,
+        book: OutboxLedger,
         priority: int,
         first: int,
         last: int,
         reasons: dict[str, int],
         previous: list[Any],
-        item: Item,
+        item: StoreRecord,
         batch: Batch,
     ) -> None:
         lost = sum(reasons.values())
@@ -159,7 +159,7 @@ class Intake:
         batch.outcome.gaps += 1
         batch.outcome.lost += lost
 
-    def _reject(self, item: Rejected, node: Node | None, batch: Batch) -> None:
+    def _reject(self, item: RejectedRecord, node: KnownNode | None, batch: Batch) -> None:
         if item.number is not None and node is not None:
             book = self._book(item, node, item.number.epoch, batch)
             if book is None:
@@ -170,20 +170,20 @@ class Intake:
                 return
         batch.add_rejected(item)
 
-    def _ping(self, item: Ping, batch: Batch) -> None:
+    def _ping(self, item: PingRecord, batch: Batch) -> None:
         node = None if item.address is None else self.nodes.get(item.address)
         if node is not None:
             batch.nodes[node.id] = node
             node.pinged(item)
 
-    def _book(self, item: Item, node: Node, epoch: str, batch: Batch) -> Book | None:
+    def _book(self, item: StoreRecord, node: KnownNode, epoch: str, batch: Batch) -> OutboxLedger | None:
         """The ledger of an epoch; None, and the item is rejected, if there are too many."""
         book = self._books.of(node, epoch)
         if book is None:
             self._reject(refused(item, "too-many-epochs", f"{MOST_EPOCHS} of {node.site}/{node.name}"), None, batch)
         return book
 
-    def _touch(self, item: Item, book: Book, batch: Batch) -> None:
+    def _touch(self, item: StoreRecord, book: OutboxLedger, batch: Batch) -> None:
         assert item.address is not None  # noqa: S101 - it has a node
         key = (item.address, book.ledger.epoch)
         batch.books[key] = book

@@ -12,7 +12,7 @@ import orjson
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.store.database import Database
-from hedgerow.region.store.nodes import Node
+from hedgerow.region.store.nodes import KnownNode
 from hedgerow.topics import Address
 
 MOST_EPOCHS: Final = 1000
@@ -25,7 +25,7 @@ LedgerKey: TypeAlias = tuple[Address, str]
 
 
 @dataclass(slots=True)
-class Book:
+class OutboxLedger:
     """A ledger and its row."""
 
     id: int
@@ -37,7 +37,7 @@ class Book:
         return len(came) >= MOST_RANGES and first > came.through + 1
 
 
-class Books:
+class Ledgers:
     """The ledgers of all outboxes.
 
     Args:
@@ -47,10 +47,10 @@ class Books:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._books: dict[LedgerKey, Book] = {}
+        self._books: dict[LedgerKey, OutboxLedger] = {}
         self._epochs: Counter[int] = Counter(dict(database.rows("SELECT node, count(*) FROM ledger GROUP BY node")))
 
-    def of(self, node: Node, epoch: str) -> Book | None:
+    def of(self, node: KnownNode, epoch: str) -> OutboxLedger | None:
         """The ledger of an epoch, a new one if need be; None if the node has too many."""
         key = (Address(node.region, node.site, node.name), epoch)
         book = self._books.get(key)
@@ -67,11 +67,11 @@ class Books:
             new = "INSERT INTO ledger (node, epoch, state) VALUES (?, ?, '{}') RETURNING id"
             ((row,),) = self._database.rows(new, (node.id, epoch))
             self._epochs[node.id] += 1
-        book = self._books[key] = Book(row, ledger)
+        book = self._books[key] = OutboxLedger(row, ledger)
         return book
 
 
-def save_books(database: Database, books: Iterable[Book]) -> None:
+def save_books(database: Database, books: Iterable[OutboxLedger]) -> None:
     """Write what has come of them."""
     states = [(json_text(book.ledger.state()), book.id) for book in books]
     database.many("UPDATE ledger SET state = ? WHERE id = ?", states)

@@ -14,7 +14,7 @@ _UNANSWERED: Final = 2
 """Pings in a row without an answer before a way counts as broken; one may be lost with a link."""
 
 
-class Verdict(StrEnum):
+class Liveness(StrEnum):
     """How a node is."""
 
     OK = "ok"
@@ -50,7 +50,7 @@ class Signs:
     unanswered: int
 
 
-def judge(signs: Signs, now: float, silent_after_s: float) -> tuple[Verdict, str]:
+def judge(signs: Signs, now: float, silent_after_s: float) -> tuple[Liveness, str]:
     """How a node is, and why.
 
     Args:
@@ -59,17 +59,17 @@ def judge(signs: Signs, now: float, silent_after_s: float) -> tuple[Verdict, str
     """
     silence_s = None if signs.heard_at is None else max(0.0, now - signs.heard_at)
     if signs.online is False:
-        return Verdict.OFFLINE, "said goodbye, or its broker did for it"
+        return Liveness.OFFLINE, "said goodbye, or its broker did for it"
     if silence_s is None:
-        return Verdict.UNKNOWN, "nothing came of it since the collector has been there"
+        return Liveness.UNKNOWN, "nothing came of it since the collector has been there"
     if silence_s > silent_after_s:
-        return Verdict.SILENT, f"nothing came for {spell(silence_s)}"
+        return Liveness.SILENT, f"nothing came for {spell(silence_s)}"
     if signs.unanswered >= _UNANSWERED:
         since = "never answered" if signs.answered_at is None else f"last answered {spell(now - signs.answered_at)} ago"
-        return Verdict.DEAF, f"{signs.unanswered} pings unanswered, {since}"
+        return Liveness.DEAF, f"{signs.unanswered} pings unanswered, {since}"
     if signs.health_state not in (None, "ok"):
-        return Verdict.TROUBLED, f"{signs.health_state}: {signs.health_reasons}".removesuffix(": ")
-    return Verdict.OK, ""
+        return Liveness.TROUBLED, f"{signs.health_state}: {signs.health_reasons}".removesuffix(": ")
+    return Liveness.OK, ""
 
 
 def spell(seconds: float) -> str:

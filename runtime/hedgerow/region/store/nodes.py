@@ -11,7 +11,7 @@ import orjson
 
 from hedgerow.region.store.database import Database
 from hedgerow.region.store.liveness import Signs
-from hedgerow.region.store.records import Birth, HealthReport, Item, Ping
+from hedgerow.region.store.records import BirthRecord, HealthRecord, PingRecord, StoreRecord
 from hedgerow.topics import Address
 
 MOST_NODES: Final = 100_000
@@ -19,7 +19,7 @@ _MOST_BYTES: Final = 1 << 62
 
 
 @dataclass(slots=True)
-class Node:
+class KnownNode:
     """A node as it is remembered; see the table of the same name."""
 
     id: int
@@ -57,14 +57,14 @@ class Node:
             self.online, self.heard_at, self.health_state, self.health_reasons, self.answered_at, self.unanswered
         )
 
-    def came(self, item: Item) -> None:
+    def came(self, item: StoreRecord) -> None:
         """A message of it came."""
         self.messages_up += 1
         self.bytes_up += item.size
         if item.fresh:
             self.heard_at = max(self.heard_at or 0.0, item.received_at)
 
-    def reported(self, item: HealthReport) -> None:
+    def reported(self, item: HealthRecord) -> None:
         """It said how it is."""
         self.health_at, self.health_state, self.health_reasons = item.received_at, item.state, item.reasons
         if item.session != self.health_session:  # it counts anew since it started
@@ -72,14 +72,14 @@ class Node:
         self.bytes_in = min(self.bytes_in + max(0, item.bytes_in - self.bytes_in_now), _MOST_BYTES)
         self.bytes_in_now = item.bytes_in
 
-    def born(self, item: Birth) -> bool:
+    def born(self, item: BirthRecord) -> bool:
         """It came or went. Returns: whether that is news; the will of an earlier run is not."""
         if not item.online and self.session not in (None, item.session):
             return False
         self.session, self.online, self.status_at = item.session, int(item.online), item.received_at
         return True
 
-    def pinged(self, item: Ping) -> None:
+    def pinged(self, item: PingRecord) -> None:
         """It was pinged, and answered or not."""
         self.pinged_at = item.received_at
         if item.round_trip_s is None:
@@ -103,7 +103,7 @@ def signs_of(
     return Signs(None if online is None else bool(online), heard_at, health_state, reasons, answered_at, unanswered)
 
 
-_COLUMNS: Final = tuple(Node.__dataclass_fields__)
+_COLUMNS: Final = tuple(KnownNode.__dataclass_fields__)
 _CHANGING: Final = _COLUMNS[5:]
 _changing = attrgetter(*_CHANGING, "id")
 _LOAD_NODES: Final = f"SELECT {', '.join(_COLUMNS)} FROM node"  # noqa: S608 - names of our own
@@ -114,21 +114,21 @@ _NEW_NODE: Final = (
 _SAVE_NODE: Final = f"UPDATE node SET {', '.join(f'{name} = ?' for name in _CHANGING)} WHERE id = ?"  # noqa: S608
 
 
-def load_nodes(database: Database) -> dict[Address, Node]:
+def load_nodes(database: Database) -> dict[Address, KnownNode]:
     """All nodes that are known.
 
     Raises: StoreError: they cannot be read.
     """
-    nodes = [Node(*row) for row in database.rows(_LOAD_NODES)]
+    nodes = [KnownNode(*row) for row in database.rows(_LOAD_NODES)]
     return {Address(node.region, node.site, node.name): node for node in nodes}
 
 
-def add_node(database: Database, address: Address, at: float) -> Node:
+def add_node(database: Database, address: Address, at: float) -> KnownNode:
     """Know one more."""
     ((row,),) = database.rows(_NEW_NODE, (*address, at))
-    return Node(row, *address, at)
+    return KnownNode(row, *address, at)
 
 
-def save_nodes(database: Database, nodes: Iterable[Node]) -> None:
+def save_nodes(database: Database, nodes: Iterable[KnownNode]) -> None:
     """Write what has changed of them."""
     database.many(_SAVE_NODE, map(_changing, nodes))

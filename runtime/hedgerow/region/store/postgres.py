@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final
 
-from hedgerow.region.store.database import Row, StoreError, StoreRefused, StoreTrouble, in_use, migrate, not_there
+from hedgerow.region.store.database import RegionStoreError, Row, StoreRefused, StoreTrouble, in_use, migrate, not_there
 
 try:
     import psycopg
 except ImportError as error:
-    raise StoreError(
+    raise RegionStoreError(
         "A store in PostgreSQL needs psycopg, which is not installed",
         remedy="`pip install 'hedgerow[region]'`, or name an SQLite file as the store.",
     ) from error

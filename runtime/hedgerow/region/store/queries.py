@@ -17,7 +17,7 @@ import orjson
 from hedgerow.errors import FrameError
 from hedgerow.region.store.database import Database
 from hedgerow.region.store.ledgers import ledger_of
-from hedgerow.region.store.liveness import Verdict, judge
+from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_of
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 
@@ -27,7 +27,7 @@ LATE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ResultQuery:
     """Which results. Times are Unix seconds of capture; `until` itself is not among them."""
 
     site: str | None = None
@@ -93,7 +93,7 @@ FROM result r JOIN node n ON n.id = r.node LEFT JOIN ledger l ON l.id = r.ledger
 _FROM: Final = " FROM result r JOIN node n ON n.id = r.node"
 
 
-def results(database: Database, wanted: Wanted) -> Iterator[StoredResult]:
+def results(database: Database, wanted: ResultQuery) -> Iterator[StoredResult]:
     """Results, in order of capture."""
     conditions, values = _conditions(wanted)
     after: tuple[float, int] | None = None
@@ -123,7 +123,7 @@ def results(database: Database, wanted: Wanted) -> Iterator[StoredResult]:
         left = None if left is None else left - len(rows)
 
 
-def _conditions(wanted: Wanted) -> tuple[list[str], list[Any]]:
+def _conditions(wanted: ResultQuery) -> tuple[list[str], list[Any]]:
     given = {
         "n.site = ?": wanted.site,
         "n.name = ?": wanted.node,
@@ -256,7 +256,7 @@ def _sites(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             {"site": node["site"], "nodes": 0, "ok": 0, "heard_s": None, "results": 0, "lost": 0, "awaited": 0, "bytes_in": 0, "bytes_up": 0},
         )  # fmt: skip
         site["nodes"] += 1
-        site["ok"] += node["verdict"] == Verdict.OK
+        site["ok"] += node["verdict"] == Liveness.OK
         if node["heard_s"] is not None:
             site["heard_s"] = node["heard_s"] if site["heard_s"] is None else min(site["heard_s"], node["heard_s"])
         for name in ("results", "lost", "awaited", "bytes_in", "bytes_up"):

@@ -11,7 +11,7 @@ from hedgerow.wire.messages import clean
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class StoreRecord:
     """Anything that came.
 
     Attributes:
@@ -30,7 +30,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Result(Item):
+class ResultRecord(StoreRecord):
     """A result.
 
     Attributes:
@@ -49,7 +49,7 @@ class Result(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class Missing(Item):
+class MissingRecord(StoreRecord):
     """A gap that an outbox declares: numbers that will never come."""
 
     epoch: str
@@ -57,7 +57,7 @@ class Missing(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class Event(Item):
+class EventRecord(StoreRecord):
     """Something that happened at a node."""
 
     kind: str
@@ -67,7 +67,7 @@ class Event(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class HealthReport(Item):
+class HealthRecord(StoreRecord):
     """A node's measure of itself; `reasons` is a JSON list, `bytes_in` those of frames since its session began."""
 
     at: float
@@ -79,7 +79,7 @@ class HealthReport(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class Birth(Item):
+class BirthRecord(StoreRecord):
     """A node's status: online or offline, with the session it speaks of."""
 
     online: bool
@@ -88,14 +88,14 @@ class Birth(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class Reported(Item):
+class ReportedRecord(StoreRecord):
     """What a node says it runs."""
 
     payload: Buffer
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected(Item):
+class RejectedRecord(StoreRecord):
     """A message that cannot be used.
 
     Attributes:
@@ -111,22 +111,22 @@ class Rejected(Item):
 
 
 @dataclass(frozen=True, slots=True)
-class Ping(Item):
+class PingRecord(StoreRecord):
     """A ping to a node and what became of it; `round_trip_s` is None if no answer came in time."""
 
     round_trip_s: float | None
     clock_offset_s: float | None
 
 
-def refused(item: Item, reason: str, detail: str, *, durable: bool = False) -> Rejected:
+def refused(item: StoreRecord, reason: str, detail: str, *, durable: bool = False) -> RejectedRecord:
     """An item as one that cannot be used.
 
     Args:
         durable: whether it would not be any better if it came again.
     """
     topic = "" if item.address is None else f"{type(item).__name__.lower()} of {item.address}"
-    number: Number | None = item.number if durable and isinstance(item, Result) else None
+    number: Number | None = item.number if durable and isinstance(item, ResultRecord) else None
     payload = getattr(item, "payload", b"")
-    return Rejected(
+    return RejectedRecord(
         item.address, item.size, item.received_at, item.fresh, topic, reason, clean(detail, 500), number, bytes(payload[:4096])
     )  # fmt: skip

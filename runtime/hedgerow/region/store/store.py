@@ -20,12 +20,12 @@ import structlog
 from hedgerow import __version__
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.store.batch import Batch, Outcome, Owed
-from hedgerow.region.store.database import Database, StoreError, StoreRefused
-from hedgerow.region.store.ingest import Intake
+from hedgerow.region.store.batch import Batch, BatchOutcome, Owed
+from hedgerow.region.store.database import Database, RegionStoreError, StoreRefused
+from hedgerow.region.store.ingest import Ingest
 from hedgerow.region.store.ledgers import LedgerKey, newest_acks
-from hedgerow.region.store.liveness import Verdict, judge
-from hedgerow.region.store.records import Item, Rejected, refused
+from hedgerow.region.store.liveness import Liveness, judge
+from hedgerow.region.store.records import RejectedRecord, StoreRecord, refused
 from hedgerow.region.store.retention import prune
 from hedgerow.topics import Address
 
@@ -39,7 +39,7 @@ _SAVE_COLLECTOR: Final = (
 )
 
 
-class Store:
+class RegionStore:
     """What came up from the sites.
 
     Args:
@@ -64,7 +64,7 @@ class Store:
         """What has come of every outbox, of its newest epoch: said again at the start, in case it was not heard before."""
         return newest_acks(self._database)
 
-    def verdicts(self, now: float) -> Counter[Verdict]:
+    def verdicts(self, now: float) -> Counter[Liveness]:
         """How many nodes are how."""
         after_s = self._config.region.silent_after_s
         return Counter(judge(node.signs, now, after_s)[0] for node in self._intake.nodes.values())
@@ -78,7 +78,7 @@ class Store:
         values = (config.region.name, self._started_at, time.time(), int(connected), __version__)
         self._database.run(_SAVE_COLLECTOR, (*values, config.region.silent_after_s, config.canary.every_s))
 
-    def apply(self, items: Sequence[Item]) -> Outcome:
+    def apply(self, items: Sequence[StoreRecord]) -> BatchOutcome:
         """Store a batch; when this returns it is on the disk.
 
         Raises: StoreError: nothing of it is stored.
@@ -89,7 +89,7 @@ class Store:
                 for item in items:
                     self._intake.take(item, batch)
                 batch.write(self._database)
-        except StoreError:
+        except RegionStoreError:
             self._stale = True
             raise
         except Exception as error:  # ours to mend; what came with it is rejected, and the rest goes on
@@ -124,12 +124,12 @@ class Store:
         self._database.close()
 
     def _load(self) -> None:
-        self._intake = Intake(self._database)
+        self._intake = Ingest(self._database)
         ((self.stored_bytes,),) = self._database.rows("SELECT stored_bytes FROM collector")
         self._stale = False
 
 
-def apply_each(store: Store, items: Sequence[Item]) -> list[Outcome]:
+def apply_each(store: RegionStore, items: Sequence[StoreRecord]) -> list[BatchOutcome]:
     """Store a batch of which something is not taken: what it is gets found by halves, and rejected.
 
     Raises: StoreError: the store does not work at all.
@@ -137,10 +137,10 @@ def apply_each(store: Store, items: Sequence[Item]) -> list[Outcome]:
     store.refresh()
     try:
         return [store.apply(items)]
-    except StoreError as error:
+    except RegionStoreError as error:
         if not refuses(error):
             raise
-        if len(items) == 1 and isinstance(items[0], Rejected):
+        if len(items) == 1 and isinstance(items[0], RejectedRecord):
             return []  # not even that it was rejected: the log has to do
         if len(items) == 1:
             return apply_each(store, [refused(items[0], "unstorable", str(error), durable=True)])
@@ -148,6 +148,6 @@ def apply_each(store: Store, items: Sequence[Item]) -> list[Outcome]:
     return apply_each(store, items[:middle]) + apply_each(store, items[middle:])
 
 
-def refuses(error: StoreError) -> bool:
+def refuses(error: RegionStoreError) -> bool:
     """Whether it is these values that the store does not take."""
     return error.code == "store-refused"

@@ -19,12 +19,12 @@ import structlog
 
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import Ack
-from hedgerow.region.store.batch import Outcome
-from hedgerow.region.store.database import StoreError, StoreTrouble
+from hedgerow.region.store.batch import BatchOutcome
+from hedgerow.region.store.database import RegionStoreError, StoreTrouble
 from hedgerow.region.store.ledgers import LedgerKey
-from hedgerow.region.store.liveness import Verdict
-from hedgerow.region.store.records import Item
-from hedgerow.region.store.store import Store, apply_each, refuses
+from hedgerow.region.store.liveness import Liveness
+from hedgerow.region.store.records import StoreRecord
+from hedgerow.region.store.store import RegionStore, apply_each, refuses
 from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
@@ -39,10 +39,10 @@ _RETRY_S: Final = (0.2, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class WriteRequest:
     """Items to be stored, and the messages they came with."""
 
-    items: list[Item]
+    items: list[StoreRecord]
     messages: list[Message]
 
     @property
@@ -52,7 +52,7 @@ class Given:
 
 
 @dataclass(slots=True)
-class Done:
+class WriteReport:
     """What came of what was given.
 
     Attributes:
@@ -68,17 +68,17 @@ class Done:
     """
 
     messages: list[Message] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[BatchOutcome] = field(default_factory=list)
     took_s: float = 0.0
     opened: list[Address] | None = None
     acks: list[tuple[LedgerKey, Ack]] = field(default_factory=list)
-    failure: StoreError | None = None
+    failure: RegionStoreError | None = None
     fatal: bool = False
-    verdicts: Counter[Verdict] | None = None
+    verdicts: Counter[Liveness] | None = None
     stored_bytes: int = 0
 
 
-class Writer(threading.Thread):
+class StoreWriter(threading.Thread):
     """Stores what it is given.
 
     Args:
@@ -88,13 +88,13 @@ class Writer(threading.Thread):
         connected: whether the broker can be reached, to be written down with every beat.
     """
 
-    def __init__(self, open_store: Callable[[], Store], report: Callable[[Done], None]) -> None:
+    def __init__(self, open_store: Callable[[], RegionStore], report: Callable[[WriteReport], None]) -> None:
         super().__init__(name="region-writer", daemon=True)
         self.connected = False
         self._open_store = open_store
         self._report = report
-        self._given: queue.SimpleQueue[Given | None] = queue.SimpleQueue()
-        self._store: Store | None = None
+        self._given: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
+        self._store: RegionStore | None = None
         self._closing = threading.Event()
         self._beat_at = 0.0
         self._began_at = 0.0
@@ -105,7 +105,7 @@ class Writer(threading.Thread):
         """Lists of items that wait."""
         return self._given.qsize()
 
-    def give(self, given: Given) -> None:
+    def give(self, given: WriteRequest) -> None:
         """Store this, after what was given before."""
         self._given.put(given)
 
@@ -116,30 +116,30 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         """(threading)"""
-        given, ending = Given([], []), False
+        given, ending = WriteRequest([], []), False
         retry_s = _RETRY_S[0]
         while True:
             if not given.items and not ending:
                 given, ending = self._next()
             try:
                 self._work(given)
-            except StoreError as error:
+            except RegionStoreError as error:
                 fatal = not self._was_opened and not isinstance(error, StoreTrouble)
-                self._report(Done(failure=error, fatal=fatal))
+                self._report(WriteReport(failure=error, fatal=fatal))
                 self._abandon()
                 if fatal or self._closing.wait(retry_s):
                     return
                 retry_s = min(2 * retry_s, _RETRY_S[1])
                 continue
             retry_s = _RETRY_S[0]
-            given = Given([], [])
+            given = WriteRequest([], [])
             if ending:
                 self._abandon()
                 return
 
-    def _next(self) -> tuple[Given, bool]:
+    def _next(self) -> tuple[WriteRequest, bool]:
         """All that waits, and whether it is the last; what is empty after a while is only a tick."""
-        items: list[Item] = []
+        items: list[StoreRecord] = []
         messages: list[Message] = []
         size = 0
         try:
@@ -151,36 +151,38 @@ class Writer(threading.Thread):
                 messages += given.messages
                 size += given.size
                 if len(items) >= _MOST_ITEMS or size >= _MOST_BYTES:
-                    return Given(items, messages), False
+                    return WriteRequest(items, messages), False
                 given = self._given.get_nowait()
         except queue.Empty:
-            return Given(items, messages), False
-        return Given(items, messages), True
+            return WriteRequest(items, messages), False
+        return WriteRequest(items, messages), True
 
-    def _work(self, given: Given) -> None:
+    def _work(self, given: WriteRequest) -> None:
         store = self._store
         if store is None:
             store = self._store = self._open_store()
             if not self._was_opened:
-                self._report(Done(opened=store.nodes, acks=store.acks(), stored_bytes=store.stored_bytes))
+                self._report(WriteReport(opened=store.nodes, acks=store.acks(), stored_bytes=store.stored_bytes))
                 self._was_opened = True
         began = time.monotonic()
         if given.items:
             self._began_at = began
             outcomes = self._stored(store, given.items)
-            self._report(Done(given.messages, outcomes, time.monotonic() - began, stored_bytes=store.stored_bytes))
+            self._report(
+                WriteReport(given.messages, outcomes, time.monotonic() - began, stored_bytes=store.stored_bytes)
+            )
         if began - self._beat_at >= BEAT_EVERY_S:
             self._beat_at = began
             store.beat(connected=self.connected)
             verdicts = store.verdicts(time.time())
             while store.prune(time.time()) and self._given.empty():
                 pass
-            self._report(Done(verdicts=verdicts, stored_bytes=store.stored_bytes))
+            self._report(WriteReport(verdicts=verdicts, stored_bytes=store.stored_bytes))
 
-    def _stored(self, store: Store, items: list[Item]) -> list[Outcome]:
+    def _stored(self, store: RegionStore, items: list[StoreRecord]) -> list[BatchOutcome]:
         try:
             return [store.apply(items)]
-        except StoreError as error:
+        except RegionStoreError as error:
             if not refuses(error):
                 raise
             log.warning("store-refused", error=str(error), items=len(items))

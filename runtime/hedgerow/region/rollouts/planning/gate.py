@@ -36,7 +36,7 @@ class Presence(StrEnum):
     """It is not heard, and the region has not listened for long enough to say more."""
 
 
-class Verdict(StrEnum):
+class GateVerdict(StrEnum):
     """What is to be thought of a node."""
 
     GOOD = "good"
@@ -45,7 +45,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class GateFinding:
     """A verdict and why.
 
     Attributes:
@@ -54,7 +54,7 @@ class Finding:
         presence: whether it is there at all.
     """
 
-    verdict: Verdict
+    verdict: GateVerdict
     state: JobState
     code: str = ""
     reason: str = ""
@@ -101,7 +101,7 @@ class Ear:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Assignment:
     """What a node was given.
 
     Attributes:
@@ -120,7 +120,7 @@ class Given:
     was: Usual
 
 
-def examine(given: Given, facts: Facts, limits: GateSection, ear: Ear, now: float) -> Finding:
+def examine(given: Assignment, facts: Facts, limits: GateSection, ear: Ear, now: float) -> GateFinding:
     """What is to be thought of a node that was given something.
 
     Args:
@@ -128,28 +128,28 @@ def examine(given: Given, facts: Facts, limits: GateSection, ear: Ear, now: floa
     """
     there = ear.presence(facts, now)
     if ear.since is None:
-        return Finding(Verdict.UNKNOWN, "in-progress", "not-listening", "the region hears nobody", there)
+        return GateFinding(GateVerdict.UNKNOWN, "in-progress", "not-listening", "the region hears nobody", there)
     if (finding := _said(given, facts, there)) is not None:
         return finding
     silent_s = now - max(facts.heard_at or 0.0, ear.since, given.at)
     if silent_s > limits.max_silence_s:
-        return Finding(Verdict.BAD, "timed-out", "silent", f"nothing came for {spell(silent_s)}", there)
+        return GateFinding(GateVerdict.BAD, "timed-out", "silent", f"nothing came for {spell(silent_s)}", there)
     wrong = _shown(given, facts, limits)
     if wrong is not None:
-        return Finding(Verdict.BAD, "failed", *wrong, there)
+        return GateFinding(GateVerdict.BAD, "failed", *wrong, there)
     if missing := _unproved(given, facts, limits):
         if now > max(given.due, ear.since + ear.silent_after_s):
             reason = f"not good after {spell(now - given.at)}: {missing}"
-            return Finding(Verdict.BAD, "timed-out", "timed-out", reason, there)
-        return Finding(Verdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
+            return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", reason, there)
+        return GateFinding(GateVerdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
     if there is not Presence.HERE:
-        return Finding(Verdict.UNKNOWN, "in-progress", "not-heard", "it is not heard", there)
-    return Finding(Verdict.GOOD, "succeeded")
+        return GateFinding(GateVerdict.UNKNOWN, "in-progress", "not-heard", "it is not heard", there)
+    return GateFinding(GateVerdict.GOOD, "succeeded")
 
 
 def examine_back(
     before: Mapping[str, ModelRef | None], generation: int, due: float, facts: Facts, ear: Ear, now: float
-) -> Finding:
+) -> GateFinding:
     """Whether a node that was put back serves what it served before.
 
     Args:
@@ -168,13 +168,13 @@ def examine_back(
             if ref is not None and not _serves(serving, ref):
                 missing = f"{name} is {_named(serving)}"
     if missing and ear.since is not None and now > max(due, ear.since + ear.silent_after_s):
-        return Finding(Verdict.BAD, "timed-out", "timed-out", missing, there)
+        return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", missing, there)
     if missing:
-        return Finding(Verdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
-    return Finding(Verdict.GOOD, "succeeded", presence=there)
+        return GateFinding(GateVerdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
+    return GateFinding(GateVerdict.GOOD, "succeeded", presence=there)
 
 
-def _said(given: Given, facts: Facts, there: Presence) -> Finding | None:
+def _said(given: Assignment, facts: Facts, there: Presence) -> GateFinding | None:
     """What the node says itself has gone wrong."""
     reported = facts.reported
     if reported is None or reported.generation < given.generation:
@@ -184,21 +184,25 @@ def _said(given: Given, facts: Facts, there: Presence) -> Finding | None:
     for name, ref in given.models.items():
         if name in reported.rolled_back and not _serves(reported.models.get(name), ref):
             code = "rolled-back" if error is None else error.code
-            return Finding(Verdict.BAD, "failed", code, said, there)
+            return GateFinding(GateVerdict.BAD, "failed", code, said, there)
         for kept in reported.quarantined:
             if kept.digest == ref.digest:
-                return Finding(Verdict.BAD, "failed", kept.code, f"{ref} is in quarantine: {kept.reason}", there)
+                return GateFinding(
+                    GateVerdict.BAD, "failed", kept.code, f"{ref} is in quarantine: {kept.reason}", there
+                )
         serving = reported.models.get(name)
         files = given.files.get(name)
         if files and serving is not None and _serves(serving, ref) and serving.file_digest not in files:
             reason = f"{name} runs {serving.file_digest[:19]}…, which is no file of {ref}"
-            return Finding(Verdict.BAD, "failed", "wrong-file", reason, there)
+            return GateFinding(GateVerdict.BAD, "failed", "wrong-file", reason, there)
     if reported.generation == given.generation and reported.state in _ENDED_BADLY:
-        return Finding(Verdict.BAD, reported.state, reported.state if error is None else error.code, said, there)
+        return GateFinding(
+            GateVerdict.BAD, reported.state, reported.state if error is None else error.code, said, there
+        )
     return None
 
 
-def _unproved(given: Given, facts: Facts, limits: GateSection) -> str:
+def _unproved(given: Assignment, facts: Facts, limits: GateSection) -> str:
     """What is missing before it is proved that the node serves what it was given; empty: nothing."""
     reported = facts.reported
     if reported is None:
@@ -235,7 +239,7 @@ def _named(serving: ReportedModel | None) -> str:
     return f"a file of the node's own ({serving.file_digest[:19]}…)" if serving.model is None else str(serving.model)
 
 
-def _shown(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
+def _shown(given: Assignment, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
     """What health shows to be wrong: code and reason."""
     since = _serving_since(given, facts)
     if since is not None and facts.reported is not None and limits.max_restarts is not None:
@@ -245,7 +249,7 @@ def _shown(given: Given, facts: Facts, limits: GateSection) -> tuple[str, str] |
     return None if since is None else broken(facts.samples, since, given.models, given.was, limits)
 
 
-def _serving_since(given: Given, facts: Facts) -> float | None:
+def _serving_since(given: Assignment, facts: Facts) -> float | None:
     """When the last of the given models began to serve, by the node's clock; None: not all of them do."""
     since = []
     for name, ref in given.models.items():

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping
 
 from hedgerow.region.rollouts.planning.gate import (
     UNPROVED,
+    Assignment,
     Ear,
     Facts,
-    Finding,
-    Given,
+    GateFinding,
+    GateVerdict,
     Presence,
-    Verdict,
     examine,
     examine_back,
 )
@@ -46,7 +46,7 @@ from hedgerow.region.rollouts.planning.windows import opens_at
 from hedgerow.topics import Address
 
 
-def next_step(rollout: Rollout, findings: Mapping[Address, Finding], now: float) -> Step:
+def next_step(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step:
     """What is to be done now.
 
     Args:
@@ -64,37 +64,37 @@ def next_step(rollout: Rollout, findings: Mapping[Address, Finding], now: float)
     return _failures(rollout) or _forward(rollout, findings, now)
 
 
-def find(rollout: Rollout, facts: Mapping[Address, Facts], ear: Ear, now: float) -> dict[Address, Finding]:
+def find(rollout: Rollout, facts: Mapping[Address, Facts], ear: Ear, now: float) -> dict[Address, GateFinding]:
     """What is to be thought of the nodes of a rollout, by what each was given."""
     unknown = Facts()
     return {node: _find(rollout, task, facts.get(node, unknown), ear, now) for node, task in rollout.tasks.items()}
 
 
-def _find(rollout: Rollout, task: Task, facts: Facts, ear: Ear, now: float) -> Finding:
+def _find(rollout: Rollout, task: Task, facts: Facts, ear: Ear, now: float) -> GateFinding:
     if task.back == "asked":
         due = math.inf if rollout.turned_at is None else rollout.turned_at + rollout.plan.gate.timeout_s
         return examine_back(task.before, task.back_generation, due, facts, ear, now)
     if task.reached and task.state in ("in-progress", "succeeded"):
         gate = rollout.plan.gate
         due = task.given_at + gate.timeout_s if task.state == "in-progress" else math.inf
-        given = Given(rollout.models, rollout.files, task.generation, task.given_at, due, task.usual)
+        given = Assignment(rollout.models, rollout.files, task.generation, task.given_at, due, task.usual)
         return examine(given, facts, gate, ear, now)
-    return Finding(Verdict.UNKNOWN, task.state, presence=ear.presence(facts, now))
+    return GateFinding(GateVerdict.UNKNOWN, task.state, presence=ear.presence(facts, now))
 
 
-def _moves(rollout: Rollout, findings: Mapping[Address, Finding]) -> Iterator[tuple[Address, Move]]:
+def _moves(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> Iterator[tuple[Address, Move]]:
     """What has become of nodes that were given something."""
     for node, task in rollout.tasks.items():
         finding = findings.get(node)
         if finding is None or not task.reached:
             continue
         if task.back == "asked":
-            if finding.verdict is Verdict.GOOD:
+            if finding.verdict is GateVerdict.GOOD:
                 yield node, Move(task.state, task.code, task.reason, back="proved")
         elif task.state == "in-progress" or (task.state == "succeeded" and not rollout.phase.ended):
-            if finding.verdict is Verdict.BAD:
+            if finding.verdict is GateVerdict.BAD:
                 yield node, Move(finding.state, finding.code, finding.reason)
-            elif finding.verdict is Verdict.GOOD and task.state == "in-progress":
+            elif finding.verdict is GateVerdict.GOOD and task.state == "in-progress":
                 yield node, Move("succeeded")
             elif finding.code == UNPROVED and task.state == "succeeded":
                 yield node, Move("in-progress", finding.code, finding.reason)
@@ -146,7 +146,7 @@ def take_back(rollout: Rollout, ending: Phase, because: str, *, wave_only: bool 
     return TakeBack(nodes, because, ending)
 
 
-def _forward(rollout: Rollout, findings: Mapping[Address, Finding], now: float) -> Step:
+def _forward(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step:
     """What is to be done when nothing is wrong."""
     if rollout.phase is Phase.PAUSED:
         return Wait(f"paused: {rollout.because}")
@@ -164,7 +164,7 @@ def _forward(rollout: Rollout, findings: Mapping[Address, Finding], now: float) 
             return Soak()
         if rollout.soaking_since is not None and now < (until := rollout.soaking_since + rollout.plan.soak_s):
             return Wait("soaking", until)
-        unsure = [node for node in wave if _verdict(findings, node) is not Verdict.GOOD]
+        unsure = [node for node in wave if _verdict(findings, node) is not GateVerdict.GOOD]
         if unsure:
             return Wait(f"{_some(unsure)} not known to be good just now")
     if rollout.wave + 1 >= len(rollout.waves):
@@ -182,19 +182,19 @@ def _forward(rollout: Rollout, findings: Mapping[Address, Finding], now: float) 
     return StartWave(wave_number, there)
 
 
-def _catch_up(rollout: Rollout, findings: Mapping[Address, Finding], now: float) -> Step | None:
+def _catch_up(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step | None:
     late = tuple(node for node, task in rollout.begun if task.state == "queued" and _heard(findings, node))
     if not late or opens_at(rollout.plan.windows, now) > now:
         return None
     return CatchUp(late)
 
 
-def _going_back(rollout: Rollout, findings: Mapping[Address, Finding]) -> Step:
+def _going_back(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> Step:
     asked = [node for node, task in rollout.tasks.items() if task.back == "asked"]
     awaited = [
         node
         for node in asked
-        if _presence(findings, node) is not Presence.GONE and _verdict(findings, node) is Verdict.UNKNOWN
+        if _presence(findings, node) is not Presence.GONE and _verdict(findings, node) is GateVerdict.UNKNOWN
     ]
     if awaited:
         return Wait(f"{_some(awaited)} not back yet: {_why(findings, awaited[0])}")
@@ -213,23 +213,23 @@ def _any_good(rollout: Rollout) -> bool:
     return any(task.state == "succeeded" for task in rollout.tasks.values())
 
 
-def _heard(findings: Mapping[Address, Finding], node: Address) -> bool:
+def _heard(findings: Mapping[Address, GateFinding], node: Address) -> bool:
     return _presence(findings, node) is Presence.HERE
 
 
-def _presence(findings: Mapping[Address, Finding], node: Address) -> Presence:
+def _presence(findings: Mapping[Address, GateFinding], node: Address) -> Presence:
     finding = findings.get(node)
     return Presence.GONE if finding is None else finding.presence
 
 
-def _why(findings: Mapping[Address, Finding], node: Address) -> str:
+def _why(findings: Mapping[Address, GateFinding], node: Address) -> str:
     finding = findings.get(node)
     return "it is not known" if finding is None else finding.reason
 
 
-def _verdict(findings: Mapping[Address, Finding], node: Address) -> Verdict:
+def _verdict(findings: Mapping[Address, GateFinding], node: Address) -> GateVerdict:
     finding = findings.get(node)
-    return Verdict.UNKNOWN if finding is None else finding.verdict
+    return GateVerdict.UNKNOWN if finding is None else finding.verdict
 
 
 def _failed(rollout: Rollout) -> str:
