@@ -174,7 +174,9 @@ def _document(text: str):
 def test_the_demos_example_is_what_the_demo_runs() -> None:
     """One is shipped in the wheel, the other is where people look. A copy, since not every checkout keeps links."""
     shipped = files("hedgerow.cli.demo.templates").joinpath("demo.yaml").read_bytes()
-    assert (CONFIGS / "demo.yaml").read_bytes() == shipped, "run: cp runtime/hedgerow/cli/templates/demo.yaml configs/"
+    assert (CONFIGS / "demo.yaml").read_bytes() == shipped, (
+        "run: cp runtime/hedgerow/cli/demo/templates/demo.yaml configs/"
+    )
 
 
 _OF_OTHERS = {CONFIGS / name for name in ("topology.yaml", "region.yaml", "rollout.yaml")}

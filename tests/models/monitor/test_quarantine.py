@@ -19,9 +19,9 @@ CRASH = """
 import ctypes, sys
 from pathlib import Path
 from types import SimpleNamespace
-from hedgerow.models.monitor.quarantine import Trials
+from hedgerow.models.monitor.quarantine import QuarantineLog
 from hedgerow.wire.fleet import ModelRef
-trials = Trials(Path(sys.argv[1]), int(sys.argv[2]))
+trials = QuarantineLog(Path(sys.argv[1]), int(sys.argv[2]))
 trials.enter(SimpleNamespace(ref=ModelRef.model_validate_json(sys.argv[3])), "golden")
 ctypes.string_at(0)
 """

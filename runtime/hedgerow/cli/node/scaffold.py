@@ -62,7 +62,7 @@ def create(stage: str, folder: Path) -> Path:
         "class_": class_,
         "hedgerow": hedgerow.__version__,
     }
-    templates = resources.files("hedgerow.cli") / "templates" / "plugin"
+    templates = resources.files("hedgerow.cli.node") / "templates" / "plugin"
     try:
         for path, template in _FILES.items():
             file = target / path.format(module=module)
