@@ -75,7 +75,7 @@ EXEMPT: dict[Rule, dict[str, str]] = {
     a_port_by_number: {
         "runtime/hedgerow/cli/main.py": "examples in help",
         "tests/bus/test_client.py": "addresses that are refused before anything connects",
-        "tests/cli/test_doctor.py": "addresses that are read, and not connected to",
+        "tests/cli/diagnose/test_doctor.py": "addresses that are read, and not connected to",
         "tests/docs/test_broker.py": "what is replaced in a file",
         "tests/topology/test_deploy.py": "what is rendered for other machines",
         "tests/topology/test_files.py": "what is rendered for other machines",
