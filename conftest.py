@@ -24,7 +24,7 @@ settings.register_profile("quick", deadline=None, max_examples=20, derandomize=T
 settings.register_profile("full", deadline=None, max_examples=100)
 settings.load_profile("quick")
 
-LEFT_PATIENCE_S = 20.0
+LEFT_PATIENCE_S = 60.0
 """For what ends by itself once its parent has: a worker of a node that was killed."""
 _BEGINNINGS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 _SUBREAPER = 36

@@ -73,8 +73,8 @@ def test_what_is_left_behind_is_an_error_of_the_test_and_killed(tmp_path: Path) 
     seconds = f"3600.{uuid.uuid4().int % 10**9:09}"  # by which those of this test are known
     (tmp_path / "test_sample.py").write_text(TESTS.replace("SECONDS", seconds))
     ours = CONFTEST.read_text()
-    assert "LEFT_PATIENCE_S = 20.0\n" in ours
-    (tmp_path / "conftest.py").write_text(ours.replace("LEFT_PATIENCE_S = 20.0\n", "LEFT_PATIENCE_S = 0.2\n"))
+    assert "LEFT_PATIENCE_S = 60.0\n" in ours
+    (tmp_path / "conftest.py").write_text(ours.replace("LEFT_PATIENCE_S = 60.0\n", "LEFT_PATIENCE_S = 0.2\n"))
     done = processes.run(
         [
             sys.executable,

@@ -54,7 +54,12 @@ def a_process_that_may_outlive_its_test(node: ast.AST, line: str) -> bool:
     name = called(node)
     if re.fullmatch(r"subprocess\.(run|call|check_call|check_output)", name):
         return "sys.executable" in ast.unparse(node)
-    return re.search(r"(^|\.)(Popen|create_subprocess_\w+|fork|spawn[lv]\w*|posix_spawn)$", name) is not None
+    return (
+        re.search(
+            r"(^|\.)(Popen|create_subprocess_\w+|fork|forkpty|spawn[lv]\w*|posix_spawnp?|multiprocessing\.\w+)$", name
+        )
+        is not None
+    )
 
 
 RULES: tuple[Rule, ...] = (
@@ -70,7 +75,7 @@ EXEMPT: dict[Rule, dict[str, str]] = {
     a_port_by_number: {
         "runtime/hedgerow/cli/main.py": "examples in help",
         "tests/bus/test_client.py": "addresses that are refused before anything connects",
-        "tests/cli/test_doctor.py": "addresses that are read, and not connected to",
+        "tests/cli/diagnose/test_doctor.py": "addresses that are read, and not connected to",
         "tests/docs/test_broker.py": "what is replaced in a file",
         "tests/topology/test_deploy.py": "what is rendered for other machines",
         "tests/topology/test_files.py": "what is rendered for other machines",

@@ -167,7 +167,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 def test_the_command_keeps_the_answer_where_auto_finds_it(in_folder: Path, onnx_file: OnnxFile) -> None:
     from hedgerow.backends.cores import cores
-    from hedgerow.models.source import digest
+    from hedgerow.models.bundle.model_file import digest
 
     path = onnx_file(DOUBLE, name="door.onnx")
 
@@ -252,7 +252,7 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(in_folder: Path, onnx_file: Onn
             shown += some
     os.close(ours)
 
-    assert child.wait(30) == 0
+    assert child.wait(60) == 0
     assert b"Measuring" in shown
     assert b"Fastest:" in shown
 

@@ -250,7 +250,7 @@ class Registry:
         self._wait()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             assert self._process.poll() is None, Path(self._log.name).read_text()
             try:

@@ -323,7 +323,7 @@ def mosquitto_with_acl(tmp_path: Path) -> Iterator[Mosquitto]:
 
 def set_acl(broker: Mosquitto, command: str) -> None:
     base = ["mosquitto_ctrl", "-p", str(broker.port), "-u", "admin", "-P", "pw", "dynsec"]
-    subprocess.run([*base, *command.split()], check=True, capture_output=True, timeout=20)
+    subprocess.run([*base, *command.split()], check=True, capture_output=True, timeout=60)
 
 
 async def test_unsubscribed_topics_bring_nothing_more(

@@ -38,6 +38,7 @@ from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.testing.ports import held_port
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120
 _BLOCK = re.compile(r"^```(\w+)(?: +([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _STARTS_A_BROKER = re.compile(r"^mosquitto -", re.MULTILINE)
 
@@ -130,7 +131,7 @@ class Reader:
         with self._log.open("w+") as log:
             process = self._shell(block, log)
             try:
-                code = process.wait(40)
+                code = process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise AssertionError(f"line {block.line} did not end:\n{block.text}\n{self._log.read_text()}") from None
@@ -143,7 +144,7 @@ class Reader:
             process = self._shell(block, log)
         self._background.append(process)
         self._background_logs.append(path)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while until not in path.read_text():
             assert process.poll() is None, f"line {block.line} ended:\n{path.read_text()}"
             assert time.monotonic() < deadline, f"line {block.line} never said {until!r}:\n{path.read_text()}"
@@ -153,7 +154,7 @@ class Reader:
         """Look for the block's lines in what was printed; what goes on may still be about to print them."""
         wanted = [line for line in block.text.splitlines() if line.strip()]
         logs = self._background_logs if block.info == "background" else [self._log]
-        deadline = time.monotonic() + (10 if block.info == "background" else 0)
+        deadline = time.monotonic() + (PATIENCE_S if block.info == "background" else 0)
         while True:
             printed = [log.read_text() for log in logs]
             missing = [first_missing(wanted, text) for text in printed]
@@ -186,7 +187,7 @@ class Reader:
                 os.killpg(process.pid, signal.SIGINT)
         for process in self._background:
             try:
-                process.wait(15)
+                process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
         for pid_file in self.folder.rglob("*.pid"):  # what went into the background by itself

@@ -85,7 +85,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with (folder / "log").open("w") as log:
         process = processes.start([find_mosquitto(), "-c", folder / "mosquitto.conf"], stderr=log)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not _listens(made.tls_port):
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline
@@ -93,7 +93,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
         ports.close()
 
 

@@ -32,7 +32,7 @@ def imported(module: str, format: str) -> set[str]:
     ("module", "not_needed"),
     [
         ("hedgerow.node.node", {"cryptography", "openvino", "onnxruntime", "tuf"}),
-        ("hedgerow.region.collector", {"cryptography", "numpy", "tuf"}),
+        ("hedgerow.region.collector.collector", {"cryptography", "numpy", "tuf"}),
     ],
 )
 def test_a_service_imports_no_more_than_it_needs(module: str, not_needed: set[str]) -> None:

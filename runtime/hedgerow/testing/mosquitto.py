@@ -29,8 +29,8 @@ from hedgerow.errors import HedgerowError
 from hedgerow.testing.ports import held_port
 from hedgerow.testing.processes import end, start
 
-_START_S: Final = 10.0
-_STOP_S: Final = 10.0
+_START_S: Final = 60.0
+_STOP_S: Final = 60.0
 _PLACES: Final = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/local/opt/mosquitto/sbin")
 
 

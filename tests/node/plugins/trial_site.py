@@ -23,7 +23,7 @@ from hedgerow.node.node import Node
 from hedgerow.topics import Address, Parsed, parse
 from hedgerow.wire.messages import decode_payload
 
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 """Long enough for the busiest machine; nothing waits this long when all is well."""
 
 
