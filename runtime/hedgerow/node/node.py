@@ -24,14 +24,14 @@ from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError
-from hedgerow.node.announce import Announcer
 from hedgerow.node.answers import Answers
 from hedgerow.node.commands import LARGEST_COMMAND, CommandDesk
 from hedgerow.node.health import HealthReporter, gauges, unready
-from hedgerow.node.link import link_options, on_loopback
-from hedgerow.node.outbox import NodeOutbox
-from hedgerow.node.pipelines import Pipelines
-from hedgerow.node.swaps import Swaps
+from hedgerow.node.link.announcer import Announcer
+from hedgerow.node.link.options import link_options, on_loopback
+from hedgerow.node.link.outbox import NodeOutbox
+from hedgerow.node.pipelines.pipelines import Pipelines
+from hedgerow.node.swap.swaps import Swaps
 from hedgerow.pipeline.run import PipelineRunner
 from hedgerow.telemetry import systemd
 from hedgerow.telemetry.clock import Clock
@@ -40,8 +40,8 @@ from hedgerow.telemetry.tally import Tally
 from hedgerow.wire.messages import Health
 
 if TYPE_CHECKING:
-    from hedgerow.node.certificates import CertificateWatch
-    from hedgerow.node.fleet import FleetMember
+    from hedgerow.node.fleet.assembler import FleetMember
+    from hedgerow.node.link.certificates import CertificateWatch
 
 log = structlog.get_logger(__name__)
 
@@ -281,7 +281,7 @@ class Node:
         return {} if self._fleet is None else {self._fleet.topic: 1}
 
     def _join(self, config: NodeConfig) -> FleetMember:
-        from hedgerow.node.fleet import FleetMember  # with libraries that a node of its own never needs
+        from hedgerow.node.fleet.assembler import FleetMember  # with libraries that a node of its own never needs
 
         return FleetMember(
             config,
@@ -303,7 +303,9 @@ class Node:
         self._health.begin_period(self.runners, self._outbox.health())
 
     def _watch(self, options: ClientOptions) -> CertificateWatch:
-        from hedgerow.node.certificates import CertificateWatch  # with a library that a node without TLS never needs
+        from hedgerow.node.link.certificates import (
+            CertificateWatch,  # with a library that a node without TLS never needs
+        )
 
         async def renew_others() -> None:
             await self._pipelines.renew_links()

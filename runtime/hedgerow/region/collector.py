@@ -25,7 +25,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
-from hedgerow.node.link import link_options, on_loopback
+from hedgerow.node.link.options import link_options, on_loopback
 from hedgerow.region.books import LedgerKey
 from hedgerow.region.canary import Canaries
 from hedgerow.region.config import RegionConfig

@@ -20,14 +20,14 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.config import NodeConfig
 from hedgerow.errors import ConfigError, HedgerowError
-from hedgerow.node.agent import Agent
-from hedgerow.node.labels import backends_in_use, device_labels, own_labels
-from hedgerow.node.link import link_options
-from hedgerow.node.memory import Memory
-from hedgerow.node.overlay import overlaid
-from hedgerow.node.reconcile import Overlay
-from hedgerow.node.supply import Supply
-from hedgerow.node.verify import Verifier
+from hedgerow.node.fleet.agent import Agent
+from hedgerow.node.fleet.labels import backends_in_use, device_labels, own_labels
+from hedgerow.node.fleet.model_source import Supply
+from hedgerow.node.fleet.reconcile import Overlay
+from hedgerow.node.fleet.state import Memory
+from hedgerow.node.fleet.verify import Verifier
+from hedgerow.node.link.options import link_options
+from hedgerow.node.pipelines.overlay import overlaid
 from hedgerow.topics import Channel
 from hedgerow.trust.client import TrustClient
 from hedgerow.trust.https import HttpsDocuments
@@ -35,7 +35,7 @@ from hedgerow.wire.fleet import Reported
 from hedgerow.wire.messages import JSON
 
 if TYPE_CHECKING:
-    from hedgerow.node.swaps import Swaps
+    from hedgerow.node.swap.swaps import Swaps
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.node.reconcile import (
+from hedgerow.node.fleet.reconcile import (
     Admission,
     DesiredError,
     Fetch,

@@ -14,7 +14,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack, Outbox
 from hedgerow.config import NodeConfig
-from hedgerow.node.link import link_options
+from hedgerow.node.link.options import link_options
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import OutboxHealth
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from hedgerow.config import NodeConfig, PipelineConfig
 from hedgerow.configfile import explain, merge
-from hedgerow.node.reconcile import DesiredError, Overlay
+from hedgerow.node.fleet.reconcile import DesiredError, Overlay
 
 
 def overlaid(config: NodeConfig, overlay: Overlay) -> NodeConfig:

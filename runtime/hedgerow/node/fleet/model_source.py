@@ -14,12 +14,12 @@ from hedgerow import backends
 from hedgerow.models.candidate import Candidate, DamagedModel, choose_variant
 from hedgerow.models.manifest import MANIFEST, Manifest, Variant, read_manifest
 from hedgerow.models.source import digest
-from hedgerow.node.reconcile import DesiredError
+from hedgerow.node.fleet.reconcile import DesiredError
 
 if TYPE_CHECKING:
     from hedgerow.blobs.fetch import Fetcher
     from hedgerow.blobs.store import BlobStore
-    from hedgerow.node.verify import Verifier
+    from hedgerow.node.fleet.verify import Verifier
     from hedgerow.wire.fleet import ModelRef
 
 

@@ -17,7 +17,7 @@ from trial_site import Site, doubles, until
 
 from hedgerow.models.candidate import Candidate
 from hedgerow.node.node import Node
-from hedgerow.node.swaps import SwapOutcome
+from hedgerow.node.swap.swaps import SwapOutcome
 from hedgerow.pipeline.workers import WorkerPlan
 from hedgerow.wire.fleet import SwapPolicy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from hedgerow.node.reconcile import Overlay
+from hedgerow.node.fleet.reconcile import Overlay
 from hedgerow.wire.fleet import Reported
 
 

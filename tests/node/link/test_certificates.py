@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hedgerow.bus import Client, ClientOptions, Message
-from hedgerow.node.certificates import CertificateWatch
+from hedgerow.node.link.certificates import CertificateWatch
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import parse
 

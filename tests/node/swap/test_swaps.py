@@ -24,7 +24,7 @@ from hedgerow.models.candidate import Candidate
 from hedgerow.models.engine import Engine
 from hedgerow.models.pool import ModelPool
 from hedgerow.models.slot import Split
-from hedgerow.node.swaps import Swaps
+from hedgerow.node.swap.swaps import Swaps
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import LocalPlan
 from hedgerow.wire.fleet import SwapPolicy

@@ -32,7 +32,7 @@ from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import BUNDLE, ModelPool
 from hedgerow.models.probation import CRASHED
 from hedgerow.models.trials import Trials
-from hedgerow.node.trial import Refused, SlotTrial
+from hedgerow.node.swap.swap_steps import Refused, SlotTrial
 from hedgerow.wire.fleet import ModelRef, Quarantined, ReportedModel, SwapPolicy
 
 log = structlog.get_logger(__name__)

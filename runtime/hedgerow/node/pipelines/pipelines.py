@@ -20,10 +20,10 @@ from hedgerow.errors import BusError, CommandError, HedgerowError, internal
 from hedgerow.models.conduct import Conduct
 from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import ModelAwaited, ModelPool
-from hedgerow.node.announce import Announcer
-from hedgerow.node.link import link_options
-from hedgerow.node.outbox import NodeOutbox
-from hedgerow.node.swaps import Swaps
+from hedgerow.node.link.announcer import Announcer
+from hedgerow.node.link.options import link_options
+from hedgerow.node.link.outbox import NodeOutbox
+from hedgerow.node.swap.swaps import Swaps
 from hedgerow.pipeline.plan import LocalPlan, Plan, pipeline_digest
 from hedgerow.pipeline.run import PipelineRunner
 from hedgerow.pipeline.workers import WorkerPlan

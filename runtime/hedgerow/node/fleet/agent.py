@@ -22,8 +22,7 @@ import structlog
 from pydantic import ValidationError
 
 from hedgerow.errors import BusError, HedgerowError, internal
-from hedgerow.node.memory import KeptModel, Memory
-from hedgerow.node.reconcile import (
+from hedgerow.node.fleet.reconcile import (
     Admission,
     DesiredError,
     Fetch,
@@ -37,14 +36,15 @@ from hedgerow.node.reconcile import (
     admit,
     reconcile,
 )
+from hedgerow.node.fleet.state import KeptModel, Memory
 from hedgerow.wire.fleet import Desired, JobState, ModelRef, Reported
 from hedgerow.wire.messages import ErrorBody
 
 if TYPE_CHECKING:
     from hedgerow.bus.message import Message
-    from hedgerow.node.host import Host
-    from hedgerow.node.supply import Supply
-    from hedgerow.node.swaps import SwapOutcome, Swaps
+    from hedgerow.node.fleet.agent_host import Host
+    from hedgerow.node.fleet.model_source import Supply
+    from hedgerow.node.swap.swaps import SwapOutcome, Swaps
     from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)

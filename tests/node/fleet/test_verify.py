@@ -10,7 +10,7 @@ import pytest
 from tests.trust.conftest import World
 
 from hedgerow.blobs.errors import RegionAway
-from hedgerow.node.verify import Verifier
+from hedgerow.node.fleet.verify import Verifier
 from hedgerow.trust import ceremony, errors
 
 DAY = 86_400.0

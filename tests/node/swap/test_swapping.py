@@ -26,7 +26,7 @@ from hedgerow.wire.fleet import SwapPolicy
 
 MakeCandidate = Callable[..., Candidate]
 
-VIBRATION: Final = Path(__file__).parents[2] / "configs/models/vibration.onnx"
+VIBRATION: Final = Path(__file__).parents[3] / "configs/models/vibration.onnx"
 AT_ONCE: Final = SwapPolicy(probation_s=0, min_frames=0, max_slowdown=1000)
 HALF_FIRST: Final = AT_ONCE.model_copy(update={"split_percent": 50, "split_s": 0.001})
 FOR_EVER: Final = AT_ONCE.model_copy(update={"probation_s": 3600})
