@@ -145,7 +145,7 @@ async def frames(site: Site) -> AsyncIterator[list[int]]:
 
 def takes_frames(node: Node) -> bool:
     """Whether the pipeline runs and has subscribed: what is sent before reaches nobody."""
-    return "p" in node.runners and not node._why_unready()
+    return "p" in node.runners and not node._probes.why_unready()
 
 
 def versions(site: Site) -> list[str | None]:

@@ -1,21 +1,26 @@
-"""Whether a version may serve here, by the word of trust; and what operators are told when it may not.
+"""Whether a version may serve on this node: signatures first, then which of its variants can run here.
 
 Rules:
-- A version that comes here is verified by what is newest, or not taken.
-- One that lies here was verified when it came. Before it serves again the newest word is asked: what that takes back serves no
-  more. Where it cannot be had, or is too old to count, the earlier word stands: going back must not depend on the WAN.
+- A version that comes here is verified against the newest metadata, or refused.
+- One that is on the disk was verified when it came. Before it serves again the newest metadata is consulted: a version that
+  was withdrawn serves no more. Where the metadata cannot be had, or has expired, the earlier verification stands: rolling
+  back must not depend on the WAN.
+- All that blocks is done in one thread hop for each version; events are raised afterwards, on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import structlog
 
-from hedgerow.errors import BusError
+from hedgerow import backends
+from hedgerow.errors import BusError, HedgerowError
+from hedgerow.models.candidate import choose_variant
+from hedgerow.models.manifest import File, Manifest, read_manifest
 from hedgerow.trust.client import Freshness, TrustClient
 from hedgerow.trust.errors import ExpiredMetadata, TrustError
 from hedgerow.wire.fleet import ModelRef
@@ -23,12 +28,24 @@ from hedgerow.wire.fleet import ModelRef
 log = structlog.get_logger(__name__)
 
 
+class VerifiedVersion(NamedTuple):
+    """A version that may serve here.
+
+    Attributes:
+        manifest: its manifest's bytes, as signed.
+        files: what the variant for this node consists of.
+    """
+
+    manifest: bytes
+    files: Sequence[File]
+
+
 class Verifier:
-    """Asks trust on behalf of a node.
+    """Verifies versions on behalf of a node.
 
     Args:
-        trust: says which bundles are what they are called.
-        on_event: takes what operators should know.
+        trust: checks signatures.
+        on_event: told what operators should know.
     """
 
     def __init__(self, trust: TrustClient, on_event: Callable[[str, dict[str, Any]], None]) -> None:
@@ -37,31 +54,43 @@ class Verifier:
         self._fresh: Freshness | None = None
         self._refused: Counter[str] = Counter()
 
-    async def manifest(self, ref: ModelRef, labels: Mapping[str, str]) -> bytes:
-        """The manifest of a version that is to come here.
+    async def verify(self, ref: ModelRef, labels: Mapping[str, str]) -> VerifiedVersion:
+        """Verify a version that is to come here, and choose its variant.
 
+        Args:
+            labels: this node's.
         Raises:
-            TrustError: it may not serve here; an event has told so.
-            BusError: nobody who knows can be reached.
+            TrustError: it may not serve here; an event says so.
+            BusError: no source of metadata can be reached.
+            ModelError: its manifest is broken, or none of its variants can run here.
         """
         try:
-            return await self._ask(ref, labels)
+            fresh, version = await asyncio.to_thread(self._verify, ref, labels)
         except TrustError as error:
-            self._tell(ref, error)
+            self._report_refusal(ref, error)
             raise
+        self._note(fresh)
+        if isinstance(version, HedgerowError):
+            raise version
+        return version
 
-    async def again(self, ref: ModelRef, labels: Mapping[str, str]) -> None:
-        """Ask once more of a version that lies here. Raises: TrustError: the newest word is against it; an event has told so."""
+    async def verify_again(self, ref: ModelRef, labels: Mapping[str, str]) -> None:
+        """Verify a version that is on the disk, if the newest metadata is to be had.
+
+        Raises: TrustError: that refuses it; an event says so.
+        """
         try:
-            await self._ask(ref, labels)
+            fresh, _ = await asyncio.to_thread(self._consult, ref, labels)
         except (BusError, ExpiredMetadata) as error:
             log.warning("model-not-verified-again", version=str(ref), code=error.code, error=str(error))
         except TrustError as error:
-            self._tell(ref, error)
+            self._report_refusal(ref, error)
             raise
+        else:
+            self._note(fresh)
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        """What /metrics shows: name, help, labels, value."""
+        """Its metrics: name, help, labels, value."""
         for code, count in self._refused.items():
             yield "hedgerow_trust_refused", "Versions of models that were not trusted.", {"code": code}, count
         if self._fresh is not None:
@@ -69,15 +98,19 @@ class Verifier:
             yield "hedgerow_trust_expires_seconds", text, {}, self._fresh.expires_at
             yield "hedgerow_trust_root", "Version of the root that is believed.", {}, self._fresh.root
 
-    async def _ask(self, ref: ModelRef, labels: Mapping[str, str]) -> bytes:
-        def ask() -> tuple[Freshness, bytes]:
-            return self._trust.refresh(), self._trust.manifest(ref, labels)
+    def _consult(self, ref: ModelRef, labels: Mapping[str, str]) -> tuple[Freshness, bytes]:
+        """(a thread) The newest metadata, and the manifest that it vouches for."""
+        return self._trust.refresh(), self._trust.manifest(ref, labels)
 
-        fresh, content = await asyncio.to_thread(ask)
-        self._note(fresh)
-        return content
+    def _verify(self, ref: ModelRef, labels: Mapping[str, str]) -> tuple[Freshness, VerifiedVersion | HedgerowError]:
+        """(a thread) The newest metadata, and the version; or why it cannot run here though it is trusted."""
+        fresh, content = self._consult(ref, labels)
+        try:
+            return fresh, VerifiedVersion(content, _files_for_here(read_manifest(content, ref.digest)))
+        except HedgerowError as error:
+            return fresh, error
 
-    def _tell(self, ref: ModelRef, error: TrustError) -> None:
+    def _report_refusal(self, ref: ModelRef, error: TrustError) -> None:
         self._refused[error.code] += 1
         detail = {"version": str(ref), "digest": ref.digest, "code": error.code, "error": str(error)}
         log.warning("model-not-trusted", **detail, remedy=error.remedy)
@@ -91,3 +124,8 @@ class Verifier:
             remedy = "Set this machine's clock: until then nobody can tell whether newer models are held back."
             log.warning("trust-clock-behind", **detail, remedy=remedy)
             self._on_event("trust-clock-behind", {**detail, "remedy": remedy})
+
+
+def _files_for_here(manifest: Manifest) -> list[File]:
+    """The files of the first variant that can run here; drivers are asked. Raises: DeviceMissing: none can."""
+    return manifest.files_for(choose_variant(manifest, backends.Here(), None))

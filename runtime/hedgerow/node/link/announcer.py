@@ -1,11 +1,10 @@
-"""What a node tells of itself over its own link: birth and death, events, health."""
+"""What a node says over its own link: birth and death, events, reports."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -21,37 +20,37 @@ from hedgerow.wire import messages as wire
 
 log = structlog.get_logger(__name__)
 
-HEALTH_EVERY_S = 10.0
-FIRST_HEALTH_S = 1.0
-
 _JSON = encode_properties([(Property.CONTENT_TYPE, wire.JSON)])
 
 
 class Announcer:
-    """Publishes a node's status, events and health.
+    """Publishes a node's status, events and reports.
 
     Args:
         address: of the node.
-    Attributes:
         session: names this run of the node; birth and death carry it, so a late will cannot bury a newer birth.
-        client: the link to speak over; set once it is made, since the link needs the will first.
+        client: the node's own link.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, session: str, client: Client) -> None:
         self.address = address
-        self.session = uuid.uuid4().hex
-        self.client: Client
+        self.session = session
+        self._client = client
         self._loop = asyncio.get_running_loop()
 
-    def will(self) -> Publication:
-        """What the broker is to say if the node falls silent."""
-        status = self._status("offline", "the link broke", None)
-        return Publication(self.address.topic(Channel.STATUS), status.encode(), qos=1, retain=True)
+    @property
+    def connected(self) -> bool:
+        """Whether the broker can be reached."""
+        return self._client.connected
 
     def status(self, state: str, reason: str | None = None) -> None:
         """Publish birth (`online`) or death (`offline`)."""
-        payload = self._status(state, reason, time.time()).encode()
-        self.client.publish(self.address.topic(Channel.STATUS), payload, qos=1, retain=True, properties=_JSON)
+        status = _status(self.address, self.session, state, reason, time.time())
+        self.publish(Channel.STATUS, status.encode(), qos=1, retain=True)
+
+    def publish(self, channel: Channel, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
+        """Publish JSON on one of the node's topics."""
+        self._client.publish(self.address.topic(channel), payload, qos=qos, retain=retain, properties=_JSON)
 
     def event(self, kind: str, detail: dict[str, Any], pipeline: str | None = None) -> None:
         """Publish something that happened."""
@@ -68,10 +67,15 @@ class Announcer:
         }
         pairs: list[tuple[Property, Value]] = [(Property.USER, pair) for pair in user.items()]
         properties = _JSON + encode_properties(pairs)
-        self.client.publish(self.address.topic(Channel.EVENT, kind), event.encode(), qos=1, properties=properties)
+        self._client.publish(self.address.topic(Channel.EVENT, kind), event.encode(), qos=1, properties=properties)
 
-    def events_of(self, pipeline: str) -> EventSink:
-        """Where a pipeline's events go; for any thread."""
+    def warn(self, kind: str, detail: dict[str, Any]) -> None:
+        """Log a warning and publish it as an event."""
+        log.warning(kind, **detail)
+        self.event(kind, detail)
+
+    def event_sink(self, pipeline: str) -> EventSink:
+        """Logs and publishes a pipeline's events; callable from any thread."""
 
         def sink(kind: str, detail: dict[str, Any]) -> None:
             log.warning(kind, pipeline=pipeline, **detail)
@@ -80,31 +84,21 @@ class Announcer:
 
         return sink
 
-    async def keep_reporting(self, report: Callable[[], wire.Health], begin_period: Callable[[], None]) -> None:
-        """Publish health for ever.
 
-        Args:
-            report: makes a report of now.
-            begin_period: called after each, since rates are those of the time between two.
-        """
-        await asyncio.sleep(FIRST_HEALTH_S)
-        while True:
-            health = report()
-            if health.state != "ok":
-                log.warning("health", state=health.state, reasons=health.reasons)
-            if self.client.connected:
-                self.client.publish(self.address.topic(Channel.HEALTH), health.encode(), properties=_JSON)
-            begin_period()
-            await asyncio.sleep(HEALTH_EVERY_S)
+def last_will(address: Address, session: str) -> Publication:
+    """What the broker publishes when the node disappears without a word."""
+    status = _status(address, session, "offline", "the link broke", None)
+    return Publication(address.topic(Channel.STATUS), status.encode(), qos=1, retain=True)
 
-    def _status(self, state: str, reason: str | None, at: float | None) -> wire.Status:
-        return wire.Status.model_validate(
-            {
-                "state": state,
-                "session": self.session,
-                "node": str(self.address),
-                "version": __version__,
-                "at": at,
-                "reason": reason,
-            }
-        )
+
+def _status(address: Address, session: str, state: str, reason: str | None, at: float | None) -> wire.Status:
+    return wire.Status.model_validate(
+        {
+            "state": state,
+            "session": session,
+            "node": str(address),
+            "version": __version__,
+            "at": at,
+            "reason": reason,
+        }
+    )

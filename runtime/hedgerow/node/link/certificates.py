@@ -1,4 +1,4 @@
-"""A node's certificate files: looked at every few seconds, and taken by all its links when they have been renewed.
+"""A node's certificate files: checked every few seconds, and used by all its links once they have been renewed.
 
 Rules:
 - New files are taken when two looks in a row have found the same and they load: whoever renews replaces one after the other.
@@ -20,7 +20,7 @@ from typing import Any, Final
 import structlog
 
 from hedgerow.bus.client import Client
-from hedgerow.bus.connect import ClientOptions, tls_context
+from hedgerow.bus.connect import tls_context
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.pki.inspect import Life
 from hedgerow.pki.names import PkiError
@@ -36,24 +36,22 @@ class CertificateWatch:
     """Watches the files that links are made with.
 
     Args:
-        options: of any of the links; all use the same files.
-        control: the node's own link.
-        renew_others: makes the other links anew.
-        on_event: takes what operators should know.
+        client: the node's own link; the others use the same files.
+        renew_others: reconnects the other links.
+        on_event: told what operators should know.
     """
 
     def __init__(
         self,
-        options: ClientOptions,
-        control: Client,
+        client: Client,
         renew_others: Callable[[], Awaitable[None]],
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        self._options = options
+        options = self._options = client.options
         self._files = [
             path for path in (options.ca_file, options.cert_file, options.key_file, options.crl_file) if path
         ]
-        self._control = control
+        self._client = client
         self._renew_others = renew_others
         self._on_event = on_event
         self._in_force = self._seen = self._contents()
@@ -77,7 +75,7 @@ class CertificateWatch:
         if contents == self._seen and contents != self._in_force:
             await self._take(contents, now)
         self._seen = contents
-        if self._others_wait and self._control.connected:
+        if self._others_wait and self._client.connected:
             self._others_wait = False
             await self._renew_others()
             self._on_event("certificate-renewed", self._facts())
@@ -103,12 +101,12 @@ class CertificateWatch:
                 self._on_event("certificate-unusable", {"error": str(error), "remedy": error.remedy})
             return
         self._in_force, self._life, self._others_wait = contents, life, True
-        was_connected = self._control.connected
-        await self._control.renew()
+        was_connected = self._client.connected
+        await self._client.renew()
         if not was_connected:
             return  # each link takes the new files when it comes up
         try:
-            await self._control.wait_connected(_TAKEN_S)
+            await self._client.wait_connected(_TAKEN_S)
         except BusError as error:
             self._on_event("certificate-refused", {**self._facts(), "error": str(error), "remedy": error.remedy})
 

@@ -1,196 +1,118 @@
-"""How a node goes over to another version of a model while frames flow, and comes back by itself.
+"""Swaps: a model gets another version while frames flow, and goes back to the one before by itself.
 
     load ─▶ golden ─▶ shadow ─▶ split ─▶ switch ─▶ probation ─▶ kept
-      └────────┴─────────┴────────┴────────┴──────────┴──▶ the version before serves (on)
+      └────────┴─────────┴────────┴────────┴──────────┴──▶ rolled back: the version before serves (on)
 
 Rules:
-- One at a time. Whatever happens, also when it is cancelled, one verified version serves afterwards.
+- One at a time. However a swap ends, cancelled at any point too, one verified version serves afterwards.
 - The version before stays loaded until the new one is kept.
-- What may bring the process down is noted on disk before it is done (`models/trials.py`).
-- Pipelines with workers go over at the switch, to other workers, and are watched on probation there. They have no shadow
-  and no split.
+- A step that may bring the process down is recorded on disk first (`models/trials.py`).
+- Pipelines with workers get new workers at the switch, and are observed there on probation. They have no shadow and no
+  split.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import structlog
 
-from hedgerow.config import ModelConfig
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.models.candidate import Candidate
-from hedgerow.models.conduct import Conduct
 from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import BUNDLE, ModelPool
 from hedgerow.models.probation import CRASHED
 from hedgerow.models.trials import Trials
-from hedgerow.node.swap.swap_steps import Refused, SlotTrial
+from hedgerow.node.pipelines.worker_pipelines import WorkerPipelines
+from hedgerow.node.swap.outcome import OnStep, SwapOutcome, SwapRefused
+from hedgerow.node.swap.swap_steps import SwapSteps
 from hedgerow.wire.fleet import ModelRef, Quarantined, ReportedModel, SwapPolicy
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-OnStep = Callable[[str, float | None], None]
-"""Told of each step and its progress, 0..1 or unknown."""
-
-LOOK_EVERY_S: Final = 0.25
-"""How often a version on trial is judged."""
-
-
-@dataclass(frozen=True, slots=True)
-class SwapOutcome:
-    """What came of going over to a version.
-
-    Attributes:
-        kept: whether it serves from now on.
-        code: why not, kebab-case; empty if it does.
-        reason: that as a sentence.
-        remedy: what to do about it.
-        served: whether live results came from it before it was taken back.
-        measures: what was measured: of the last trial, and `gap_s`, seconds in which nothing served.
-    """
-
-    kept: bool
-    code: str = ""
-    reason: str = ""
-    remedy: str = ""
-    served: bool = False
-    measures: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Elsewhere(Protocol):
-    """Pipelines whose models are not in this process: those with workers."""
-
-    def infos(self) -> list[SlotInfo]:
-        """Their models."""
-        ...
-
-    def said_of(self, name: str) -> ModelConfig | None:
-        """What the node's file says of a model that some of them use; None: none does."""
-        ...
-
-    def processes(self, name: str) -> int:
-        """How many processes have a model loaded."""
-        ...
-
-    def watch(self, name: str | None) -> None:
-        """Watch what a model does there from now on, until another is watched, or none."""
-        ...
-
-    def conducts(self) -> list[tuple[Conduct, Conduct]]:
-        """For each pipeline that has gone over since: how the version before behaved, and how the present one does."""
-        ...
-
-    async def go_over(self, name: str) -> int:
-        """Let those that use a model go over to the version it is assigned, if they do not run that already.
-
-        Returns: how many have gone over.
-        Raises: HedgerowError: one cannot; all go on as they were.
-        """
-        ...
-
-
-class _Nowhere:
-    """There are no such pipelines."""
-
-    def infos(self) -> list[SlotInfo]:
-        return []
-
-    def said_of(self, name: str) -> ModelConfig | None:
-        return None
-
-    def processes(self, name: str) -> int:
-        return 0
-
-    def watch(self, name: str | None) -> None:
-        pass
-
-    def conducts(self) -> list[tuple[Conduct, Conduct]]:
-        return []
-
-    async def go_over(self, name: str) -> int:
-        return 0
+_JUDGE_EVERY_S: Final = 0.25
 
 
 class Swaps:
-    """Takes the models of a node from version to version.
+    """Swaps the versions of a node's models.
 
     Args:
-        pool: where they serve.
-        state_dir: folder for what must outlive the process.
+        pool: the models in this process.
+        workers: the models in worker processes.
+        trials: keeps on disk which versions are being tried, and which are in quarantine.
         on_event: told what operators should know.
-        elsewhere: pipelines whose models are not in the pool.
-        max_crashes: crashes of a version on trial that put it into quarantine.
     """
 
     def __init__(
         self,
         pool: ModelPool,
-        state_dir: Path,
+        workers: WorkerPipelines,
+        trials: Trials,
         on_event: Callable[[str, dict[str, Any]], None],
-        elsewhere: Elsewhere | None = None,
-        max_crashes: int = 1,
     ) -> None:
         self._pool = pool
+        self._workers = workers
+        self._trials = trials
         self._on_event = on_event
-        self._elsewhere = elsewhere or _Nowhere()
-        self._trials = Trials(state_dir / "trials", max_crashes)
         self._turn = asyncio.Lock()
         self._stages: dict[str, Literal["split", "probation"]] = {}
         self._previous: dict[str, Candidate | None] = {}
-        for each in self._trials.fresh:
+        for each in trials.fresh:
             on_event("model-quarantined", each.model_dump(exclude_none=True))
 
-    async def go_over(self, candidate: Candidate, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
-        """Go over to a version that lies checked on this node's disk.
+    async def swap_to(self, candidate: Candidate, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
+        """Swap to a version that is on this node's disk, verified.
 
-        Cancelling it leaves, or puts back, the version that served before.
+        Cancelling it leaves, or restores, the version that served before.
 
         Returns: whether it was kept, and why not.
         """
         async with self._turn:
-            return await self._go_over(candidate.name, candidate, policy, on_step)
+            return await self._swap(candidate.name, candidate, policy, on_step)
 
-    async def go_back_to_file(self, name: str, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
-        """Go over to the file that the node's own configuration names: the region no longer says which version."""
+    async def swap_to_file(self, name: str, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
+        """Swap to the file that the node's own configuration names: the region no longer names a version.
+
+        Cancelling it leaves, or restores, the version that served before.
+
+        Returns: whether the file was kept, and why not.
+        """
         async with self._turn:
             if name not in self._pool.assigned():
                 return SwapOutcome(kept=True)
-            said = [slot.config for slot in self._pool.slots(name)]
-            if (abroad := self._elsewhere.said_of(name)) is not None:
-                said.append(abroad)
-            if any(config.path.startswith(BUNDLE) for config in said):
+            configs = [slot.config for slot in self._pool.slots(name)]
+            if (in_workers := self._workers.config_of(name)) is not None:
+                configs.append(in_workers)
+            if any(config.path.startswith(BUNDLE) for config in configs):
                 return SwapOutcome(
                     False,
                     "no-own-file",
                     f"Model {name} has no file of this node's own; what served goes on",
                     "Give it a `path:` to a file in the node's configuration, or let the region name a version.",
                 )
-            if not said:
+            if not configs:
                 self._pool.assign(name, None)
                 return SwapOutcome(kept=True)
-            return await self._go_over(name, None, policy, on_step)
+            return await self._swap(name, None, policy, on_step)
 
     def restore(self, name: str, candidate: Candidate) -> None:
-        """Let a version serve that served before the node was started; before pipelines are built."""
+        """Serve a version that was kept in an earlier run; to be called before pipelines are built."""
         self._pool.assign(name, candidate)
 
     def serving(self) -> dict[str, ReportedModel]:
-        """What serves, by the model's name in the configuration; it is what results say, not what was asked for."""
-        infos = [*(slot.info() for slot in self._pool.slots()), *self._elsewhere.infos()]
+        """The versions that serve, by the model's name in the configuration: as results name them, not as desired."""
+        infos = [*(slot.info() for slot in self._pool.slots()), *self._workers.models()]
         return {info.name: self._reported(info) for info in infos}
 
     def previous(self, name: str) -> Candidate | None:
-        """The version that served before the one that does, if it was one of a bundle's."""
+        """The version that served before the present one, if it came from a bundle."""
         return self._previous.get(name)
 
     def quarantined(self) -> list[Quarantined]:
@@ -198,12 +120,12 @@ class Swaps:
         return self._trials.quarantined()
 
     async def release(self, digest: str) -> None:
-        """Let a version out of quarantine. Raises: CommandError: another version is on trial just now."""
+        """Release a version from quarantine. Raises: CommandError: a swap is under way."""
         if self._turn.locked():
             raise CommandError(
                 "A version of a model is on trial just now",
                 code="busy",
-                remedy="Ask again when it is kept or taken back.",
+                remedy="Ask again when it is kept or rolled back.",
             )
         async with self._turn:
             await asyncio.to_thread(self._trials.release, digest)
@@ -225,122 +147,124 @@ class Swaps:
             previous=previous.ref if previous is not None else None,
         )
 
-    async def _go_over(
-        self, name: str, candidate: Candidate | None, policy: SwapPolicy, on_step: OnStep
-    ) -> SwapOutcome:
+    async def _swap(self, name: str, candidate: Candidate | None, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
         what = str(candidate.ref) if candidate is not None else f"the file of {name}"
-        trial = SlotTrial(self._pool, name, candidate, policy, self._elsewhere.said_of(name))
+        steps = SwapSteps(self._pool, name, candidate, policy, self._workers.config_of(name))
         crashed = ""
         try:
-            await self._take(trial, policy, on_step)
-        except Refused as refusal:
-            await self._undo(trial)
+            await self._take_all(steps, policy, on_step)
+        except SwapRefused as refusal:
+            await self._roll_back(steps)
             crashed = str(refusal) if refusal.code == CRASHED else ""
-            return self._refused(name, what, trial, refusal)
+            return self._refused(name, what, steps, refusal)
         except HedgerowError as error:
-            await self._undo(trial)
-            return self._refused(name, what, trial, Refused(error.code, str(error), error.remedy))
+            await self._roll_back(steps)
+            return self._refused(name, what, steps, SwapRefused(error.code, str(error), error.remedy))
         except BaseException:
-            await self._undo(trial)
+            await self._roll_back(steps)
             raise
         finally:
             self._stages.pop(name, None)
-            self._elsewhere.watch(None)
+            self._workers.observe(None)
             if candidate is not None:
-                held = await _whole(partial(self._trials.leave, candidate, passed=trial.kept, crashed=crashed))
+                held = await _in_thread(partial(self._trials.leave, candidate, passed=steps.kept, crashed=crashed))
                 if held is not None:
                     self._on_event("model-quarantined", held.model_dump(exclude_none=True))
-        self._on_event("model-kept", {"model": name, "version": what, "measures": trial.measures})
-        return SwapOutcome(kept=True, served=True, measures=trial.measures)
+        self._on_event("model-kept", {"model": name, "version": what, "measures": steps.measures})
+        return SwapOutcome(kept=True, served=True, measures=steps.measures)
 
-    async def _take(self, trial: SlotTrial, policy: SwapPolicy, on_step: OnStep) -> None:
-        """Take a version all the way.
+    async def _take_all(self, steps: SwapSteps, policy: SwapPolicy, on_step: OnStep) -> None:
+        """Take every step of a swap, up to keeping the version.
 
-        Raises: Refused, HedgerowError: a guard has stopped it.
+        Raises: SwapRefused, HedgerowError: one of them has not passed.
         """
-        candidate, name = trial.candidate, trial.name
+        candidate, name = steps.candidate, steps.name
         if candidate is not None and (held := self._trials.why_not(candidate.ref.digest)) is not None:
-            raise Refused("quarantined", f"It is in quarantine: {held.reason}", "Build it anew, or release it.")
-        trial.check_memory(self._elsewhere.processes(name))
-        self._elsewhere.watch(name)
-        await self._enter(candidate, "load")
+            raise SwapRefused(
+                "quarantined", f"It is in quarantine: {held.reason}", "Build another version, or release it."
+            )
+        steps.check_memory(self._workers.processes(name))
+        self._workers.observe(name)
+        await self._record(candidate, "load")
         on_step("load", None)
-        await _whole(trial.load)
-        await self._enter(candidate, "golden")
+        await _in_thread(steps.load)
+        await self._record(candidate, "golden")
         on_step("golden", None)
-        await _whole(trial.try_golden)
-        if policy.shadow_s and trial.begin_shadow():
-            await self._watch(trial, "shadow", policy.shadow_s, on_step)
-            await _whole(trial.end_shadow)
-        await self._enter(candidate, "switch")
-        if policy.split_percent and policy.split_s and trial.begin_split():
+        await _in_thread(steps.run_golden)
+        if policy.shadow_s and steps.start_shadow():
+            await self._observe(steps, "shadow", policy.shadow_s, on_step)
+            await _in_thread(steps.stop_shadow)
+        await self._record(candidate, "switch")
+        if policy.split_percent and policy.split_s and steps.start_split():
             self._stages[name] = "split"
-            await self._watch(trial, "split", policy.split_s, on_step)
+            await self._observe(steps, "split", policy.split_s, on_step)
         on_step("switch", None)
         before = self._pool.assigned().get(name)
-        trial.switch()
+        steps.promote()
         self._stages[name] = "probation"
-        if await self._elsewhere.go_over(name):
-            trial.served = True
-        if trial.served:
-            await self._watch(trial, "probation", policy.probation_s, on_step)
+        if await self._workers.activate(name):
+            steps.served = True
+        if steps.served:
+            await self._observe(steps, "probation", policy.probation_s, on_step)
         self._previous[name] = before
-        await _whole(trial.keep)
+        await _in_thread(steps.keep)
 
-    async def _watch(self, trial: SlotTrial, step: str, period_s: float, on_step: OnStep) -> None:
-        """Watch a version until it may go on.
+    async def _observe(self, steps: SwapSteps, step: str, period_s: float, on_step: OnStep) -> None:
+        """Observe a version until it may take the next step.
 
-        Raises: Refused: it may not.
+        Raises: SwapRefused: it may not.
         """
         began = time.monotonic()
         while True:
             elapsed_s = time.monotonic() - began
             on_step(step, min(1.0, elapsed_s / period_s) if period_s else 1.0)
-            verdict = await asyncio.to_thread(trial.judge, step, elapsed_s, period_s, self._elsewhere.conducts())
+            observations = self._workers.observations()
+            verdict = await _in_thread(partial(steps.judge, step, elapsed_s, period_s, observations))
             if verdict.act == "keep":
                 return
             if verdict.act == "take-back":
-                raise Refused(verdict.code, verdict.reason, "Look at its measures, and mend the model.")
-            await asyncio.sleep(min(LOOK_EVERY_S, max(0.01, period_s - elapsed_s)))
+                raise SwapRefused(verdict.code, verdict.reason, "Look at its measures, and fix the model.")
+            await asyncio.sleep(min(_JUDGE_EVERY_S, max(0.01, period_s - elapsed_s)))
 
-    async def _enter(self, candidate: Candidate | None, step: str) -> None:
+    async def _record(self, candidate: Candidate | None, step: str) -> None:
+        """Record on disk that a step begins which may bring the process down."""
         if candidate is not None:
-            await asyncio.to_thread(self._trials.enter, candidate, step)
+            await _in_thread(partial(self._trials.enter, candidate, step))
 
-    async def _undo(self, trial: SlotTrial) -> None:
+    async def _roll_back(self, steps: SwapSteps) -> None:
         """Let the version before serve, and free the new one."""
         try:
-            await self._restore(trial.name, asyncio.to_thread(trial.undo))
+            await self._restore(steps.name, asyncio.to_thread(steps.roll_back))
         finally:
-            if await self._restore(trial.name, self._elsewhere.go_over(trial.name)):
-                trial.served = True
+            if await self._restore(steps.name, self._workers.activate(steps.name)):
+                steps.served = True
 
     async def _restore(self, name: str, work: Awaitable[T]) -> T | None:
         try:
-            return await _to_the_end(work)
+            return await _uncancellable(work)
         except HedgerowError as error:
             detail = {"model": name, "version": "the one before", "error": str(error)}
             log.error("model-not-restored", **detail, remedy=error.remedy)
             self._on_event("model-not-restored", detail)
             return None
 
-    def _refused(self, name: str, what: str, trial: SlotTrial, refusal: Refused) -> SwapOutcome:
-        kind = "model-rolled-back" if trial.served else "model-refused"
+    def _refused(self, name: str, what: str, steps: SwapSteps, refusal: SwapRefused) -> SwapOutcome:
+        kind = "model-rolled-back" if steps.served else "model-refused"
         detail = {"model": name, "version": what, "code": refusal.code, "reason": str(refusal)}
         log.warning(kind, **detail, remedy=refusal.remedy)
-        self._on_event(kind, {**detail, "measures": trial.measures})
+        self._on_event(kind, {**detail, "measures": steps.measures})
         return SwapOutcome(
-            False, refusal.code, str(refusal), refusal.remedy, served=trial.served, measures=trial.measures
+            False, refusal.code, str(refusal), refusal.remedy, served=steps.served, measures=steps.measures
         )
 
 
-async def _whole(work: Callable[[], T]) -> T:
-    """Do something in a thread, to its end: native code cannot be stopped half-way."""
-    return await _to_the_end(asyncio.to_thread(work))
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run something in a thread, to its end: native code cannot be stopped half-way, nor may what comes next overtake it."""
+    return await _uncancellable(asyncio.to_thread(work))
 
 
-async def _to_the_end(work: Awaitable[T]) -> T:
-    """Wait until something is done; being cancelled waits for it too."""
+async def _uncancellable(work: Awaitable[T]) -> T:
+    """Wait until something is done, even if this is cancelled meanwhile; only then be cancelled."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -349,7 +273,7 @@ async def _to_the_end(work: Awaitable[T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        with suppress(Exception):  # it is of no interest any more, and has been seen to
+        with suppress(Exception):  # nobody waits for its outcome any more, and the caller rolls back
             task.result()
         raise cancelled
     return task.result()
