@@ -185,16 +185,14 @@ class Swaps:
             )
         steps.check_memory(self._workers.processes(name))
         self._workers.observe(name)
-        await self._record(candidate, "load")
         on_step("load", None)
-        await _in_thread(steps.load)
-        await self._record(candidate, "golden")
+        await self._run(candidate, "load", steps.load)
         on_step("golden", None)
-        await _in_thread(steps.run_golden)
+        await self._run(candidate, "golden", steps.run_golden)
         if policy.shadow_s and steps.start_shadow():
             await self._observe(steps, "shadow", policy.shadow_s, on_step)
             await _in_thread(steps.stop_shadow)
-        await self._record(candidate, "switch")
+        await self._run(candidate, "switch", lambda: None)  # from here on it meets live frames
         if policy.split_percent and policy.split_s and steps.start_split():
             self._stages[name] = "split"
             await self._observe(steps, "split", policy.split_s, on_step)
@@ -226,10 +224,15 @@ class Swaps:
                 raise SwapRefused(verdict.code, verdict.reason, "Look at its measures, and fix the model.")
             await asyncio.sleep(min(_JUDGE_EVERY_S, max(0.01, period_s - elapsed_s)))
 
-    async def _record(self, candidate: Candidate | None, step: str) -> None:
-        """Record on disk that a step begins which may bring the process down."""
-        if candidate is not None:
-            await _in_thread(partial(self._trials.enter, candidate, step))
+    async def _run(self, candidate: Candidate | None, step: str, work: Callable[[], None]) -> None:
+        """Run a step in a thread; since it may bring the process down, it is recorded on disk first."""
+
+        def recorded() -> None:
+            if candidate is not None:
+                self._trials.enter(candidate, step)
+            work()
+
+        await _in_thread(recorded)
 
     async def _roll_back(self, steps: SwapSteps) -> None:
         """Let the version before serve, and free the new one."""
