@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from hedgerow.models.memory import resident_bytes
+from hedgerow.models.session.memory import resident_bytes
 from hedgerow.topics import Channel
 from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
 
 if TYPE_CHECKING:
-    from hedgerow.models.engine import SlotInfo
+    from hedgerow.models.serving.engine import SlotInfo
     from hedgerow.node.link.announcer import Announcer
     from hedgerow.node.link.certificates import CertificateWatch
     from hedgerow.node.link.outbox import NodeOutbox

@@ -24,8 +24,8 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, HedgerowError
-from hedgerow.models.pool import ModelPool
-from hedgerow.models.trials import Trials
+from hedgerow.models.monitor.quarantine import QuarantineLog
+from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.answers import Answers
 from hedgerow.node.commands import LARGEST_COMMAND, CommandDesk
 from hedgerow.node.health import HealthReporter
@@ -88,7 +88,7 @@ class Node:
         self._pipelines = Pipelines(config, builder, self._announcer, self._outbox)
         self._pool.on_assigned = self._pipelines.model_assigned
         self._live_config = LiveConfig(config, path, self._pipelines, self._announcer)
-        trials = Trials(state_dir / "trials", config.fleet.max_crashes)
+        trials = QuarantineLog(state_dir / "trials", config.fleet.max_crashes)
         workers = WorkerPipelines(self._pipelines, builder)
         self.swaps = Swaps(self._pool, workers, trials, self._announcer.event)
         self._fleet = self._join(config)

@@ -15,7 +15,7 @@ from hedgerow import backends
 from hedgerow.blobs.errors import RegionAway
 from hedgerow.errors import DeviceMissing
 from hedgerow.node.fleet.verify import Verifier
-from hedgerow.trust import ceremony, errors
+from hedgerow.trust import errors, key_ceremony
 
 DAY = 86_400.0
 
@@ -74,7 +74,7 @@ async def test_a_version_that_lies_here_serves_again_though_nobody_can_be_asked(
 async def test_what_was_withdrawn_does_not_serve_again(world: World, verifier: Verifier, events: list[Any]) -> None:
     ref = world.publish()
     await verifier.verify_again(ref, {})
-    ceremony.renew(world.repository, "doors", [world.owner_key], keep=lambda _: False)
+    key_ceremony.renew(world.repository, "doors", [world.owner_key], keep=lambda _: False)
 
     with pytest.raises(errors.UnknownTarget):
         await verifier.verify_again(ref, {})

@@ -23,11 +23,11 @@ from trial_site import until
 from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.engine import Engine
-from hedgerow.models.pool import ModelPool
-from hedgerow.models.slot import Split
-from hedgerow.models.trials import Trials
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.quarantine import QuarantineLog
+from hedgerow.models.serving.engine import Engine
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.models.serving.slot import Split
 from hedgerow.node.link.announcer import Announcer
 from hedgerow.node.link.options import link_options
 from hedgerow.node.link.outbox import NodeOutbox
@@ -39,7 +39,7 @@ from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import LocalPlan
 from hedgerow.wire.fleet import SwapPolicy
 
-MakeCandidate = Callable[..., Candidate]
+MakeCandidate = Callable[..., ModelVersion]
 OnnxFile = Callable[..., Path]
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
@@ -121,7 +121,7 @@ class Bench:
         if step not in self.steps:
             self.steps.append(step)
 
-    async def swap_to(self, candidate: Candidate, policy: SwapPolicy = QUICK) -> Any:
+    async def swap_to(self, candidate: ModelVersion, policy: SwapPolicy = QUICK) -> Any:
         return await self.swaps.swap_to(candidate, policy, self.on_step)
 
     @contextlib.asynccontextmanager
@@ -165,7 +165,7 @@ async def serving(model: dict[str, Any], tmp_path: Path) -> AsyncIterator[Bench]
     pool = ModelPool(cores=1)
     events: list[tuple[str, dict[str, Any]]] = []
     plan = LocalPlan(config, "p", tmp_path, pool, 1, lambda kind, detail: events.append((kind, detail)))
-    trials = Trials(tmp_path / "state" / "trials")
+    trials = QuarantineLog(tmp_path / "state" / "trials")
     swaps = Swaps(pool, no_workers(config, pool, tmp_path), trials, lambda *event: events.append(event))
     yield Bench(pool, plan, swaps, events)
     plan.close()

@@ -21,7 +21,7 @@ import structlog
 from pydantic import ValidationError
 
 from hedgerow.errors import BusError, HedgerowError, internal
-from hedgerow.models.candidate import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.fleet.agent_host import AgentHost
 from hedgerow.node.fleet.model_source import ModelSource
 from hedgerow.node.fleet.reconcile import (
@@ -284,7 +284,7 @@ class Agent:
         self._state.keep_desired(desired)
         return self._source.installed()
 
-    def _prepare(self, model: str, ref: ModelRef) -> Candidate:
+    def _prepare(self, model: str, ref: ModelRef) -> ModelVersion:
         candidate = self._source.candidate(model, ref)
         self._protect(ref)
         return candidate

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hedgerow.blobs.fetch import Fetcher
-from hedgerow.blobs.sources import SourcedDocuments, open_sources, web_of
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
+from hedgerow.blobs.origins.origins import OriginDocuments, open_sources, web_of
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.config import NodeConfig
 from hedgerow.errors import ConfigError
 from hedgerow.node.fleet.agent import Agent
@@ -39,7 +39,7 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
     address, fleet = config.node.address, config.fleet
     folder = config.node.state_dir / FOLDER
     store, sources = BlobStore(folder / "store", fleet.store_max_bytes), open_sources(fleet.sources)
-    fetcher = Fetcher(
+    fetcher = BlobFetcher(
         link_options(config.broker, f"hedgerow/{address}/blobs", keep_session=False),
         address,
         store,
@@ -48,7 +48,7 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
         sources=sources,
         on_event=host.event,
     )
-    documents = SourcedDocuments(fetcher.documents, sources)
+    documents = OriginDocuments(fetcher.documents, sources)
     copies = [HttpsDocuments(web_of(source)) for source in fleet.sources if source.url.startswith("https:")]
     trust = TrustClient(folder / "trust", _root(root_file), documents, *copies)
     verifier = Verifier(trust, host.event)

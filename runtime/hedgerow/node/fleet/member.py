@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from hedgerow.blobs.fetch import Fetcher
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.node.fleet.agent import Agent
 from hedgerow.node.fleet.verify import Verifier
 
@@ -21,7 +21,7 @@ class FleetMember:
         agent: as given.
     """
 
-    def __init__(self, agent: Agent, fetcher: Fetcher, verifier: Verifier) -> None:
+    def __init__(self, agent: Agent, fetcher: BlobFetcher, verifier: Verifier) -> None:
         self.agent = agent
         self._fetcher = fetcher
         self._verifier = verifier

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from hedgerow import backends
-from hedgerow.blobs.fetch import Fetcher
-from hedgerow.blobs.store import BlobStore
-from hedgerow.models.candidate import Candidate, DamagedModel, choose_variant
-from hedgerow.models.manifest import MANIFEST, Manifest, Variant, read_manifest
-from hedgerow.models.source import digest
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
+from hedgerow.blobs.store.store import BlobStore
+from hedgerow.models.bundle.manifest import MANIFEST, Manifest, Variant, read_manifest
+from hedgerow.models.bundle.model_file import digest
+from hedgerow.models.bundle.version import DamagedModel, ModelVersion, choose_variant
 from hedgerow.node.fleet.reconcile import DesiredError
 from hedgerow.node.fleet.verify import Verifier
 from hedgerow.node.swap.outcome import OnStep
@@ -31,7 +31,7 @@ class ModelSource:
         store: keeps it.
     """
 
-    def __init__(self, verifier: Verifier, fetcher: Fetcher, store: BlobStore) -> None:
+    def __init__(self, verifier: Verifier, fetcher: BlobFetcher, store: BlobStore) -> None:
         self._verifier = verifier
         self._fetcher = fetcher
         self._store = store
@@ -71,7 +71,7 @@ class ModelSource:
         folders = {each.digest: each.folder for each in self._store.installed()}
         return {key: folder for key, folder in folders.items() if _complete(_manifest(key, folder), folder)}
 
-    def candidate(self, model: str, ref: ModelRef, variant: str | None = None) -> Candidate:
+    def candidate(self, model: str, ref: ModelRef, variant: str | None = None) -> ModelVersion:
         """A version that is in the store; blocks, since drivers may be asked.
 
         Args:
@@ -90,9 +90,9 @@ class ModelSource:
         if variant is None:
             complete = manifest.model_copy(update={"variants": _complete(manifest, folder)})
             variant = choose_variant(complete, backends.Here(), None).name
-        return Candidate(model, ref, manifest, manifest.variant(variant), folder)
+        return ModelVersion(model, ref, manifest, manifest.variant(variant), folder)
 
-    def undamaged(self, model: str, ref: ModelRef, variant: str | None) -> Candidate:
+    def undamaged(self, model: str, ref: ModelRef, variant: str | None) -> ModelVersion:
         """As `candidate`, if its file is what was signed; otherwise the store sets it aside, and it is fetched again.
 
         Raises:

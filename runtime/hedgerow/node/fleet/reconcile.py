@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from hedgerow.errors import HedgerowError
-from hedgerow.models.pool import BUNDLE
+from hedgerow.models.serving.pool import BUNDLE
 from hedgerow.node.pipelines.overlay import Overlay
 from hedgerow.wire.fleet import Desired, ModelRef, Quarantined
 

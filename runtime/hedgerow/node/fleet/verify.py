@@ -19,8 +19,8 @@ import structlog
 
 from hedgerow import backends
 from hedgerow.errors import BusError, HedgerowError
-from hedgerow.models.candidate import choose_variant
-from hedgerow.models.manifest import File, Manifest, read_manifest
+from hedgerow.models.bundle.manifest import File, Manifest, read_manifest
+from hedgerow.models.bundle.version import choose_variant
 from hedgerow.trust.client import Freshness, TrustClient
 from hedgerow.trust.errors import ExpiredMetadata, TrustError
 from hedgerow.wire.fleet import ModelRef

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from hedgerow.config import NodeConfig
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.pool import ModelPool
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.link.announcer import Announcer
 from hedgerow.pipeline.plan import LocalPlan, Plan
 from hedgerow.pipeline.workers import WorkerPlan
@@ -34,7 +34,7 @@ class PipelineBuilder:
         """Build a pipeline.
 
         Raises:
-            ModelAwaited: the region has not said yet which version of a model it uses.
+            ModelNotAssigned: the region has not said yet which version of a model it uses.
             HedgerowError: a stage or a model is missing or broken.
         """
         if config.pipelines[name].workers:
@@ -53,6 +53,6 @@ class PipelineBuilder:
         events = self._announcer.event_sink(name)
         return WorkerPlan(config, name, self._base_dir, self._cores, events, self.versions(), warm_up)
 
-    def versions(self) -> dict[str, Candidate]:
+    def versions(self) -> dict[str, ModelVersion]:
         """The versions that models are assigned, by model."""
         return self._pool.assigned()

@@ -14,7 +14,7 @@ import structlog
 
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError, internal
-from hedgerow.models.pool import ModelAwaited
+from hedgerow.models.serving.pool import ModelNotAssigned
 from hedgerow.node.link.announcer import Announcer
 from hedgerow.node.link.options import link_options
 from hedgerow.node.link.outbox import NodeOutbox
@@ -208,7 +208,7 @@ class Pipelines:
             try:
                 plans[name] = await asyncio.to_thread(self._builder.build, config, name)
                 self.waiting.pop(name, None)
-            except ModelAwaited as error:
+            except ModelNotAssigned as error:
                 self.waiting[name] = error
                 log.info("pipeline-waits", pipeline=name, reason=str(error))
             except HedgerowError as error:

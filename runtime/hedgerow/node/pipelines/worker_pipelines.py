@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from hedgerow.config import ModelConfig
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.serving.engine import SlotInfo
 from hedgerow.node.pipelines.builder import PipelineBuilder
 from hedgerow.node.pipelines.pipelines import Pipelines
 from hedgerow.pipeline.workers import WorkerPlan
@@ -30,7 +30,7 @@ class WorkerPipelines:
         self._pipelines = pipelines
         self._builder = builder
         self._observed: str | None = None
-        self._before: dict[str, Conduct] = {}
+        self._before: dict[str, Observations] = {}
 
     def models(self) -> list[SlotInfo]:
         """The models that run in workers."""
@@ -53,7 +53,7 @@ class WorkerPipelines:
         for _, plan in self._using(model):
             plan.watch(model)
 
-    def observations(self) -> list[tuple[Conduct, Conduct]]:
+    def observations(self) -> list[tuple[Observations, Observations]]:
         """What was seen of the observed model in each pipeline that has changed its version: before, and since."""
         pairs = []
         for pipeline, plan in self._using(self._observed):
@@ -91,7 +91,7 @@ class WorkerPipelines:
                     plan.retire()
             return len(old)
 
-    async def _start_workers(self, pipeline: str, model: str, before: Conduct) -> WorkerPlan:
+    async def _start_workers(self, pipeline: str, model: str, before: Observations) -> WorkerPlan:
         """Start workers in a thread; if this is cancelled, they are ended when they are ready.
 
         Args:

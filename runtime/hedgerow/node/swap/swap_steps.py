@@ -11,18 +11,18 @@ from typing import Any, Final
 from hedgerow.backends.background import low_priority
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.compatible import IncompatibleVersion, misfits
-from hedgerow.models.conduct import Conduct, measure
-from hedgerow.models.engine import Engine
-from hedgerow.models.golden import check_golden
-from hedgerow.models.memory import free_bytes, resident_bytes
-from hedgerow.models.pool import BUNDLE, ModelPool
-from hedgerow.models.probation import Measures, Verdict, judge
-from hedgerow.models.shadow import Shadow
-from hedgerow.models.slot import Slot
-from hedgerow.models.warm import rehearse
-from hedgerow.models.watch import Watch
+from hedgerow.models.bundle.golden import check_golden
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.canary_analysis import CanaryVerdict, Measures, judge
+from hedgerow.models.monitor.compatible import IncompatibleVersion, misfits
+from hedgerow.models.monitor.observations import Observations, measure
+from hedgerow.models.serving.engine import Engine
+from hedgerow.models.serving.observer import Observer
+from hedgerow.models.serving.pool import BUNDLE, ModelPool
+from hedgerow.models.serving.shadow import Shadow
+from hedgerow.models.serving.slot import Slot
+from hedgerow.models.serving.warmup import rehearse
+from hedgerow.models.session.memory import free_bytes, resident_bytes
 from hedgerow.node.swap.outcome import SwapRefused
 from hedgerow.wire.fleet import SwapPolicy
 
@@ -40,9 +40,9 @@ class _SlotSwap:
     slot: Slot
     old: Engine | None
     new: Engine | None = None
-    watch: Watch | None = None
+    watch: Observer | None = None
     shadow: Shadow | None = None
-    before: Watch | None = None
+    before: Observer | None = None
     unloaded: bool = False
 
 
@@ -65,7 +65,7 @@ class SwapSteps:
         self,
         pool: ModelPool,
         name: str,
-        candidate: Candidate | None,
+        candidate: ModelVersion | None,
         policy: SwapPolicy,
         worker_config: ModelConfig | None = None,
     ) -> None:
@@ -126,7 +126,7 @@ class SwapSteps:
         for swap in self._slot_swaps:
             self._check_bundle(swap.slot.config)
             if swap.old is not None:
-                swap.before = Watch(swap.old)
+                swap.before = Observer(swap.old)
             swap.new = self._pool.open(self.name, swap.slot.config, swap.slot.base_dir, self.candidate)
             if swap.old is not None:
                 why = misfits(swap.old, swap.new)
@@ -201,8 +201,8 @@ class SwapSteps:
         self._pool.assign(self.name, self.candidate)
 
     def judge(
-        self, step: str, elapsed_s: float, period_s: float, in_workers: Iterable[tuple[Conduct, Conduct]] = ()
-    ) -> Verdict:
+        self, step: str, elapsed_s: float, period_s: float, in_workers: Iterable[tuple[Observations, Observations]] = ()
+    ) -> CanaryVerdict:
         """Decide whether it may take the next step.
 
         Args:
@@ -290,7 +290,7 @@ class SwapSteps:
             self._resident = resident_bytes()
         for swap in self._slot_swaps:
             if swap.new is not None and swap.watch is None:
-                swap.watch = Watch(swap.new)
+                swap.watch = Observer(swap.new)
 
     def _stop_watches(self, swap: _SlotSwap) -> None:
         for watch in (swap.watch, swap.before):
@@ -315,7 +315,7 @@ class SwapSteps:
                 f"Name a version of {wanted}, or correct `path:` in the node's file.",
             )
 
-    def _measure(self, elapsed_s: float, in_workers: Iterable[tuple[Conduct, Conduct]]) -> Measures:
+    def _measure(self, elapsed_s: float, in_workers: Iterable[tuple[Observations, Observations]]) -> Measures:
         conducts = list(in_workers)
         compared = disagreed = 0
         for swap in self._slot_swaps:
@@ -330,6 +330,6 @@ class SwapSteps:
                 compared += shadow.compared
                 disagreed += shadow.disagreed
                 self.measures["shed"] = shadow.shed
-            conducts.append((swap.before.conduct() if swap.before is not None else Conduct(), new))
+            conducts.append((swap.before.conduct() if swap.before is not None else Observations(), new))
         growth = resident_bytes() - self._resident if self._resident else 0
         return replace(measure(elapsed_s, conducts, growth), compared=compared, disagreed=disagreed)

@@ -6,7 +6,7 @@
 Rules:
 - One at a time. However a swap ends, cancelled at any point too, one verified version serves afterwards.
 - The version before stays loaded until the new one is kept.
-- A step that may bring the process down is recorded on disk first (`models/trials.py`).
+- A step that may bring the process down is recorded on disk first (`models/monitor/quarantine.py`).
 - Pipelines with workers get new workers at the switch, and are observed there on probation. They have no shadow and no
   split.
 """
@@ -23,11 +23,11 @@ from typing import Any, Final, Literal, TypeVar
 import structlog
 
 from hedgerow.errors import CommandError, HedgerowError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.engine import SlotInfo
-from hedgerow.models.pool import BUNDLE, ModelPool
-from hedgerow.models.probation import CRASHED
-from hedgerow.models.trials import Trials
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.canary_analysis import CRASHED
+from hedgerow.models.monitor.quarantine import QuarantineLog
+from hedgerow.models.serving.engine import SlotInfo
+from hedgerow.models.serving.pool import BUNDLE, ModelPool
 from hedgerow.node.pipelines.worker_pipelines import WorkerPipelines
 from hedgerow.node.swap.outcome import OnStep, SwapOutcome, SwapRefused
 from hedgerow.node.swap.swap_steps import SwapSteps
@@ -54,7 +54,7 @@ class Swaps:
         self,
         pool: ModelPool,
         workers: WorkerPipelines,
-        trials: Trials,
+        trials: QuarantineLog,
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self._pool = pool
@@ -63,11 +63,11 @@ class Swaps:
         self._on_event = on_event
         self._turn = asyncio.Lock()
         self._stages: dict[str, Literal["split", "probation"]] = {}
-        self._previous: dict[str, Candidate | None] = {}
+        self._previous: dict[str, ModelVersion | None] = {}
         for each in trials.fresh:
             on_event("model-quarantined", each.model_dump(exclude_none=True))
 
-    async def swap_to(self, candidate: Candidate, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
+    async def swap_to(self, candidate: ModelVersion, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
         """Swap to a version that is on this node's disk, verified.
 
         Cancelling it leaves, or restores, the version that served before.
@@ -102,7 +102,7 @@ class Swaps:
                 return SwapOutcome(kept=True)
             return await self._swap(name, None, policy, on_step)
 
-    def restore(self, name: str, candidate: Candidate) -> None:
+    def restore(self, name: str, candidate: ModelVersion) -> None:
         """Serve a version that was kept in an earlier run; to be called before pipelines are built."""
         self._pool.assign(name, candidate)
 
@@ -111,7 +111,7 @@ class Swaps:
         infos = [*(slot.info() for slot in self._pool.slots()), *self._workers.models()]
         return {info.name: self._reported(info) for info in infos}
 
-    def previous(self, name: str) -> Candidate | None:
+    def previous(self, name: str) -> ModelVersion | None:
         """The version that served before the present one, if it came from a bundle."""
         return self._previous.get(name)
 
@@ -147,7 +147,9 @@ class Swaps:
             previous=previous.ref if previous is not None else None,
         )
 
-    async def _swap(self, name: str, candidate: Candidate | None, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
+    async def _swap(
+        self, name: str, candidate: ModelVersion | None, policy: SwapPolicy, on_step: OnStep
+    ) -> SwapOutcome:
         what = str(candidate.ref) if candidate is not None else f"the file of {name}"
         steps = SwapSteps(self._pool, name, candidate, policy, self._workers.config_of(name))
         crashed = ""
@@ -224,7 +226,7 @@ class Swaps:
                 raise SwapRefused(verdict.code, verdict.reason, "Look at its measures, and fix the model.")
             await asyncio.sleep(min(_JUDGE_EVERY_S, max(0.01, period_s - elapsed_s)))
 
-    async def _run(self, candidate: Candidate | None, step: str, work: Callable[[], None]) -> None:
+    async def _run(self, candidate: ModelVersion | None, step: str, work: Callable[[], None]) -> None:
         """Run a step in a thread; since it may bring the process down, it is recorded on disk first."""
 
         def recorded() -> None:
