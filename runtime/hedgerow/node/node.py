@@ -88,9 +88,9 @@ class Node:
         self._pipelines = Pipelines(config, builder, self._announcer, self._outbox)
         self._pool.on_assigned = self._pipelines.model_assigned
         self._live_config = LiveConfig(config, path, self._pipelines, self._announcer)
-        trials = QuarantineLog(state_dir / "trials", config.fleet.max_crashes)
+        quarantine = QuarantineLog(state_dir / "trials", config.fleet.max_crashes)
         workers = WorkerPipelines(self._pipelines, builder)
-        self.swaps = Swaps(self._pool, workers, trials, self._announcer.event)
+        self.swaps = Swaps(self._pool, workers, quarantine, self._announcer.event)
         self._fleet = self._join(config)
         self._certificates = self._watch_certificates(config)
         self._health = HealthReporter(

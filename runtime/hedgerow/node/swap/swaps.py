@@ -46,7 +46,7 @@ class Swaps:
     Args:
         pool: the models in this process.
         workers: the models in worker processes.
-        trials: keeps on disk which versions are being tried, and which are in quarantine.
+        quarantine: keeps on disk which versions are in quarantine, and which are being tried.
         on_event: told what operators should know.
     """
 
@@ -54,17 +54,17 @@ class Swaps:
         self,
         pool: ModelPool,
         workers: WorkerPipelines,
-        trials: QuarantineLog,
+        quarantine: QuarantineLog,
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self._pool = pool
         self._workers = workers
-        self._trials = trials
+        self._quarantine = quarantine
         self._on_event = on_event
         self._turn = asyncio.Lock()
         self._stages: dict[str, Literal["split", "probation"]] = {}
         self._previous: dict[str, ModelVersion | None] = {}
-        for each in trials.fresh:
+        for each in quarantine.fresh:
             on_event("model-quarantined", each.model_dump(exclude_none=True))
 
     async def swap_to(self, candidate: ModelVersion, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
@@ -117,7 +117,7 @@ class Swaps:
 
     def quarantined(self) -> list[Quarantined]:
         """Versions that this node does not try again."""
-        return self._trials.quarantined()
+        return self._quarantine.quarantined()
 
     async def release(self, digest: str) -> None:
         """Release a version from quarantine. Raises: CommandError: a swap is under way."""
@@ -128,7 +128,7 @@ class Swaps:
                 remedy="Ask again when it is kept or rolled back.",
             )
         async with self._turn:
-            await asyncio.to_thread(self._trials.release, digest)
+            await asyncio.to_thread(self._quarantine.release, digest)
 
     def _reported(self, info: SlotInfo) -> ReportedModel:
         previous = self._previous.get(info.name)
@@ -169,7 +169,7 @@ class Swaps:
             self._stages.pop(name, None)
             self._workers.observe(None)
             if candidate is not None:
-                held = await _in_thread(partial(self._trials.leave, candidate, passed=steps.kept, crashed=crashed))
+                held = await _in_thread(partial(self._quarantine.leave, candidate, passed=steps.kept, crashed=crashed))
                 if held is not None:
                     self._on_event("model-quarantined", held.model_dump(exclude_none=True))
         self._on_event("model-kept", {"model": name, "version": what, "measures": steps.measures})
@@ -181,7 +181,7 @@ class Swaps:
         Raises: SwapRefused, HedgerowError: one of them has not passed.
         """
         candidate, name = steps.candidate, steps.name
-        if candidate is not None and (held := self._trials.why_not(candidate.ref.digest)) is not None:
+        if candidate is not None and (held := self._quarantine.why_not(candidate.ref.digest)) is not None:
             raise SwapRefused(
                 "quarantined", f"It is in quarantine: {held.reason}", "Build another version, or release it."
             )
@@ -231,7 +231,7 @@ class Swaps:
 
         def recorded() -> None:
             if candidate is not None:
-                self._trials.enter(candidate, step)
+                self._quarantine.enter(candidate, step)
             work()
 
         await _in_thread(recorded)
