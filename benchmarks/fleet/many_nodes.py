@@ -295,10 +295,10 @@ def _bridge(site: str, port: int) -> list[str]:
 async def _host(files: Sequence[Path], health_every_s: float) -> None:
     """Run nodes until told to stop."""
     from hedgerow import configfile
-    from hedgerow.node import announce
+    from hedgerow.node import health
     from hedgerow.node.node import Node
 
-    announce.HEALTH_EVERY_S = health_every_s
+    health.HEALTH_EVERY_S = health_every_s
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(32))
     nodes = [Node(configfile.load(file), file) for file in files]

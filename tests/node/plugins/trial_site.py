@@ -227,7 +227,7 @@ class Site:
         node = Node(configfile.load(path), path)
         running = asyncio.create_task(node.run())
         try:
-            await until(lambda: running.done() or self._up(node), lambda: f"node: {node._why_unready()}")
+            await until(lambda: running.done() or self._up(node), lambda: f"node: {node._probes.why_unready()}")
             if running.done():
                 await running
             yield node
@@ -243,7 +243,7 @@ class Site:
     def _up(self, node: Node) -> bool:
         wanted = len(node.config.pipelines)
         return len(node.runners) + len(node.failures) == wanted and not (
-            [reason for reason in node._why_unready() if "cannot run" not in reason]
+            [reason for reason in node._probes.why_unready() if "cannot run" not in reason]
         )
 
 

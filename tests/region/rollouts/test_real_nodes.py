@@ -38,8 +38,8 @@ GATE = {"min_frames": 5, "max_slowdown": None}
 @pytest.fixture(autouse=True)
 def _quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nodes that tell their health often, and whose logs do not get among what commands print."""
-    monkeypatch.setattr("hedgerow.node.announce.HEALTH_EVERY_S", 0.3)
-    monkeypatch.setattr("hedgerow.node.announce.FIRST_HEALTH_S", 0.1)
+    monkeypatch.setattr("hedgerow.node.health.HEALTH_EVERY_S", 0.3)
+    monkeypatch.setattr("hedgerow.node.health.FIRST_HEALTH_S", 0.1)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
     yield
     structlog.reset_defaults()

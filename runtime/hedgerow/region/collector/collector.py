@@ -24,7 +24,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
-from hedgerow.node.link import link_options, on_loopback
+from hedgerow.node.link.options import link_options, on_loopback
 from hedgerow.region.collector.ack_pacing import TURN_S, AckPacing
 from hedgerow.region.collector.decode import filters, read
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics

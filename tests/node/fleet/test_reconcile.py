@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.node.reconcile import (
+from hedgerow.node.fleet.reconcile import (
     Admission,
+    ChangePipelines,
     DesiredError,
-    Fetch,
-    GoBack,
-    GoOver,
-    Overlie,
-    Recheck,
+    FetchVersion,
     Running,
     Step,
+    SwapToFile,
+    SwapVersion,
+    VerifyAgain,
     admit,
     reconcile,
 )
@@ -39,14 +39,14 @@ def carried_out(steps: list[Step], running: Running) -> Running:
     """What runs when these steps have been taken."""
     for step in steps:
         match step:
-            case Fetch(_, wanted):
+            case FetchVersion(_, wanted):
                 running = replace(running, installed=running.installed | {wanted.digest})
-            case GoOver(model, wanted):
+            case SwapVersion(model, wanted):
                 assert wanted.digest in running.installed, "nothing serves that is not here"
                 running = replace(running, serving={**running.serving, model: wanted})
-            case GoBack(model):
+            case SwapToFile(model):
                 running = replace(running, serving={k: v for k, v in running.serving.items() if k != model})
-            case Overlie(pipelines):
+            case ChangePipelines(pipelines):
                 running = replace(running, overlay=pipelines)
     return running
 
@@ -54,7 +54,10 @@ def carried_out(steps: list[Step], running: Running) -> Running:
 def test_a_new_version_is_fetched_and_then_serves() -> None:
     running = Running({"faces": "bundle:door"}, {"faces": ref(1)}, frozenset({ref(1).digest}))
 
-    assert reconcile(desired(models={"faces": ref(2)}), running) == [Fetch("faces", ref(2)), GoOver("faces", ref(2))]
+    assert reconcile(desired(models={"faces": ref(2)}), running) == [
+        FetchVersion("faces", ref(2)),
+        SwapVersion("faces", ref(2)),
+    ]
 
 
 def test_a_version_that_is_here_is_not_fetched_again() -> None:
@@ -62,15 +65,15 @@ def test_a_version_that_is_here_is_not_fetched_again() -> None:
     running = Running({"faces": "bundle:door"}, {"faces": ref(2)}, frozenset({ref(1).digest, ref(2).digest}))
 
     assert reconcile(desired(models={"faces": ref(1)}), running) == [
-        Recheck("faces", ref(1)),
-        GoOver("faces", ref(1)),
+        VerifyAgain("faces", ref(1)),
+        SwapVersion("faces", ref(1)),
     ]
 
 
 def test_a_model_that_is_not_named_goes_back_to_its_file_or_serves_on() -> None:
     running = Running({"own": "door.onnx", "sent": "bundle:door"}, {"own": ref(1), "sent": ref(2)})
 
-    assert reconcile(desired(), running) == [GoBack("own")]
+    assert reconcile(desired(), running) == [SwapToFile("own")]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from trial_site import Site, doubles, until
 
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.node import Node
-from hedgerow.node.swaps import SwapOutcome
+from hedgerow.node.swap.outcome import SwapOutcome
 from hedgerow.pipeline.workers import WorkerPlan
 from hedgerow.wire.fleet import SwapPolicy
 
@@ -100,8 +100,8 @@ async def serving(site: Site, path: str, *also: str) -> AsyncIterator[Node]:
         yield node
 
 
-async def go_over(node: Node, candidate: ModelVersion, policy: SwapPolicy = QUICK) -> SwapOutcome:
-    return await node.swaps.go_over(candidate, policy, lambda *_: None)
+async def swap_to(node: Node, candidate: ModelVersion, policy: SwapPolicy = QUICK) -> SwapOutcome:
+    return await node.swaps.swap_to(candidate, policy, lambda *_: None)
 
 
 def pid(node: Node) -> int:
@@ -117,15 +117,15 @@ async def test_versions_come_one_after_the_other_and_a_worker_that_is_started_an
     """The first lets the pipeline start, which waited for it. Each result names the version that made it."""
     first, second = make_candidate(TWICE, "1.0.0"), make_candidate(THRICE, "1.1.0")
     async with waiting(own_site) as node:
-        assert (await go_over(node, first)).kept
-        await until(lambda: "p" in node.runners and not node._why_unready())
+        assert (await swap_to(node, first)).kept
+        await until(lambda: "p" in node.runners and not node._probes.why_unready())
         async with Sender(own_site, 0.5).sending() as sender:
-            outcome = await go_over(node, second)
+            outcome = await swap_to(node, second)
             os.kill(pid(node), signal.SIGKILL)
             await own_site.wait_event("worker-crashed")
             await sender.more(20)
             reported = node.swaps.serving()["door"]
-        no_file = await node.swaps.go_back_to_file("door", QUICK, lambda *_: None)
+        no_file = await node.swaps.swap_to_file("door", QUICK, lambda *_: None)
 
     assert outcome.kept
     assert outcome.measures["frames"] >= QUICK.min_frames
@@ -168,9 +168,9 @@ async def test_what_workers_cannot_load_is_refused_and_what_gives_nan_for_live_f
 
     async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 1.5).sending() as sender:
         before = pid(node)
-        refused = await node.swaps.go_over(damaged, QUICK, damage)
+        refused = await node.swaps.swap_to(damaged, QUICK, damage)
         assert pid(node) == before
-        taken_back = await go_over(node, nan, LONG)
+        taken_back = await swap_to(node, nan, LONG)
         await sender.more(5)
 
     assert (refused.kept, refused.code, refused.served) == (False, "wrong-digest", False)
@@ -187,9 +187,9 @@ async def test_a_version_that_crashes_its_workers_is_taken_back(
 ) -> None:
     bad = make_candidate(NAN_ABOVE_ONE, "1.1.0")
     async with serving(site, str(onnx_file(TWICE)), "brittle") as node, Sender(site, 1.5).sending() as sender:
-        outcome = await go_over(node, bad, LONG)
+        outcome = await swap_to(node, bad, LONG)
         await sender.more(5)
-        again = await go_over(node, bad, LONG)
+        again = await swap_to(node, bad, LONG)
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "crashed", True)
     assert (again.code, again.served) == ("quarantined", False)
@@ -203,7 +203,7 @@ async def test_a_version_whose_outputs_are_spread_otherwise_is_taken_back_from_w
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
     async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 1.5).sending() as sender:
-        outcome = await go_over(node, make_candidate(WRONG_ABOVE_ONE, "1.1.0", baseline=True))
+        outcome = await swap_to(node, make_candidate(WRONG_ABOVE_ONE, "1.1.0", baseline=True))
         await sender.more(1)
 
     assert (outcome.kept, outcome.code) == (False, "shifted")
@@ -214,8 +214,8 @@ async def test_workers_go_back_to_the_nodes_own_file(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
     async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
-        assert (await go_over(node, make_candidate(THRICE, "1.1.0"))).kept
-        assert (await node.swaps.go_back_to_file("door", QUICK, lambda *_: None)).kept
+        assert (await swap_to(node, make_candidate(THRICE, "1.1.0"))).kept
+        assert (await node.swaps.swap_to_file("door", QUICK, lambda *_: None)).kept
         await sender.more(1)
 
     versions = [version for _, version, _ in sender.answers]
@@ -233,7 +233,7 @@ async def test_what_is_not_wanted_any_more_is_taken_back_from_workers(
         before = pid(node)
         for last in ("switch", "probation"):
             steps: list[str] = []
-            going = asyncio.create_task(node.swaps.go_over(candidate, LONG, lambda step, _, to=steps: to.append(step)))
+            going = asyncio.create_task(node.swaps.swap_to(candidate, LONG, lambda step, _, to=steps: to.append(step)))
             await until(lambda at=last, seen=steps: at in seen)
             await sender.more(1)
             going.cancel()

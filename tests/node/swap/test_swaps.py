@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
+import types
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +20,21 @@ import orjson
 import pytest
 from trial_site import until
 
+from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.quarantine import QuarantineLog
 from hedgerow.models.serving.engine import Engine
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Split
-from hedgerow.node.swaps import Swaps
+from hedgerow.node.link.announcer import Announcer
+from hedgerow.node.link.options import link_options
+from hedgerow.node.link.outbox import NodeOutbox
+from hedgerow.node.pipelines.builder import PipelineBuilder
+from hedgerow.node.pipelines.pipelines import Pipelines
+from hedgerow.node.pipelines.worker_pipelines import WorkerPipelines
+from hedgerow.node.swap.swaps import Swaps
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import LocalPlan
 from hedgerow.wire.fleet import SwapPolicy
@@ -111,8 +121,8 @@ class Bench:
         if step not in self.steps:
             self.steps.append(step)
 
-    async def go_over(self, candidate: ModelVersion, policy: SwapPolicy = QUICK) -> Any:
-        return await self.swaps.go_over(candidate, policy, self.on_step)
+    async def swap_to(self, candidate: ModelVersion, policy: SwapPolicy = QUICK) -> Any:
+        return await self.swaps.swap_to(candidate, policy, self.on_step)
 
     @contextlib.asynccontextmanager
     async def flow(self, value: float = 0.5) -> AsyncIterator[Flow]:
@@ -155,10 +165,20 @@ async def serving(model: dict[str, Any], tmp_path: Path) -> AsyncIterator[Bench]
     pool = ModelPool(cores=1)
     events: list[tuple[str, dict[str, Any]]] = []
     plan = LocalPlan(config, "p", tmp_path, pool, 1, lambda kind, detail: events.append((kind, detail)))
-    swaps = Swaps(pool, tmp_path / "state", lambda kind, detail: events.append((kind, detail)))
+    trials = QuarantineLog(tmp_path / "state" / "trials")
+    swaps = Swaps(pool, no_workers(config, pool, tmp_path), trials, lambda *event: events.append(event))
     yield Bench(pool, plan, swaps, events)
     plan.close()
     pool.close()
+
+
+def no_workers(config: NodeConfig, pool: ModelPool, folder: Path) -> WorkerPipelines:
+    """Those of a node that has started no pipeline."""
+    client = Client(link_options(config.broker, "node"), print)
+    announcer = Announcer(config.node.address, "session", client)
+    builder = PipelineBuilder(folder, 1, pool, announcer)
+    pipelines = Pipelines(config, builder, announcer, NodeOutbox(config, folder, announcer.warn))
+    return WorkerPipelines(pipelines, builder)
 
 
 def check(flow: Flow) -> None:
@@ -171,7 +191,7 @@ def check(flow: Flow) -> None:
 
 async def test_a_version_that_does_well_is_kept(bench: Bench, make_candidate: MakeCandidate) -> None:
     async with bench.flow() as flow:
-        outcome = await bench.go_over(make_candidate(TWICE_AGAIN, "1.1.0"))
+        outcome = await bench.swap_to(make_candidate(TWICE_AGAIN, "1.1.0"))
 
     assert (outcome.kept, outcome.reason) == (True, "")
     assert bench.steps == ["load", "golden", "switch", "probation"]
@@ -191,7 +211,7 @@ async def test_a_version_that_computes_something_else_here_never_serves(
 ) -> None:
     before = bench.engine
     async with bench.flow() as flow:
-        outcome = await bench.go_over(make_candidate(THRICE, "1.1.0", golden_body=TWICE))
+        outcome = await bench.swap_to(make_candidate(THRICE, "1.1.0", golden_body=TWICE))
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "golden-failed", False)
     assert "case 1 of 1, y" in outcome.reason
@@ -206,7 +226,7 @@ async def test_a_version_that_gives_nan_for_live_frames_only_is_taken_back(
     """Its golden cases and the author's samples are fine."""
     before = bench.engine
     async with bench.flow(1.5) as flow:
-        outcome = await bench.go_over(make_candidate(NAN_ABOVE_ONE, "1.1.0"))
+        outcome = await bench.swap_to(make_candidate(NAN_ABOVE_ONE, "1.1.0"))
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "not-finite", True)
     assert bench.engine is before
@@ -226,7 +246,7 @@ async def test_what_a_version_made_of_hidden_state_goes_with_it(
         serving({"path": str(onnx_file(KEEPS)), "state": {"s": "t"}}, tmp_path) as bench,
         bench.flow(1.5) as flow,
     ):
-        outcome = await bench.go_over(poisons)
+        outcome = await bench.swap_to(poisons)
         count = len(flow.all)
         await until(lambda: len(flow.all) > count + 100)
 
@@ -240,7 +260,7 @@ async def test_a_version_that_is_wrong_for_live_frames_only_is_found_out_by_its_
 ) -> None:
     async with bench.flow(1.5) as flow:
         policy = QUICK.model_copy(update={"shadow_s": 5})
-        outcome = await bench.go_over(make_candidate(WRONG_ABOVE_ONE, "1.1.0"), policy)
+        outcome = await bench.swap_to(make_candidate(WRONG_ABOVE_ONE, "1.1.0"), policy)
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "disagrees", False)
     check(flow)
@@ -251,7 +271,7 @@ async def test_a_version_whose_outputs_are_not_as_its_author_saw_them_is_taken_b
     bench: Bench, make_candidate: MakeCandidate
 ) -> None:
     async with bench.flow(1.5):
-        outcome = await bench.go_over(make_candidate(WRONG_ABOVE_ONE, "1.1.0", baseline=True))
+        outcome = await bench.swap_to(make_candidate(WRONG_ABOVE_ONE, "1.1.0", baseline=True))
 
     assert (outcome.kept, outcome.code) == (False, "shifted")
 
@@ -261,7 +281,7 @@ async def test_part_of_the_streams_can_be_served_first_and_each_stays_on_its_sid
 ) -> None:
     policy = QUICK.model_copy(update={"split_percent": 50, "split_s": 0.3})
     async with bench.flow() as flow:
-        outcome = await bench.go_over(make_candidate(TWICE_AGAIN, "1.1.0"), policy)
+        outcome = await bench.swap_to(make_candidate(TWICE_AGAIN, "1.1.0"), policy)
 
     assert outcome.kept
     assert bench.steps == ["load", "golden", "split", "switch", "probation"]
@@ -311,7 +331,7 @@ async def test_a_version_that_does_not_fit_the_stages_is_refused(bench: Bench, m
         "2.0.0",
         samples={"x": np.zeros((2, 4), np.float32)},
     )
-    outcome = await bench.go_over(other)
+    outcome = await bench.swap_to(other)
 
     assert (outcome.kept, outcome.code) == (False, "incompatible-version")
     assert "x: float32[?, 4], it was x: float32[?, 3]" in outcome.reason
@@ -322,7 +342,7 @@ async def test_cancelling_puts_back_what_served(bench: Bench, make_candidate: Ma
     before = bench.engine
     async with bench.flow() as flow:
         policy = QUICK.model_copy(update={"probation_s": 100})
-        going = asyncio.create_task(bench.go_over(make_candidate(TWICE_AGAIN, "1.1.0"), policy))
+        going = asyncio.create_task(bench.swap_to(make_candidate(TWICE_AGAIN, "1.1.0"), policy))
         await until(lambda: "probation" in bench.steps)
         assert bench.engine is not before
         going.cancel()
@@ -334,13 +354,77 @@ async def test_cancelling_puts_back_what_served(bench: Bench, make_candidate: Ma
     assert not flow.dead
 
 
+@types.coroutine
+def cancelled_at(turn: int, work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Do some work, and be cancelled where it waits for the `turn`-th time."""
+    task = asyncio.current_task()
+    assert task is not None
+    answer: Any = None
+    for number in itertools.count(1):
+        try:
+            waits_for = work.send(answer) if not isinstance(answer, BaseException) else work.throw(answer)
+        except StopIteration as end:
+            return end.value
+        if number == turn:
+            task.cancel()
+        try:
+            answer = yield waits_for
+        except asyncio.CancelledError as error:
+            answer = error
+    raise AssertionError
+
+
+async def test_wherever_a_swap_is_cancelled_one_version_serves_and_the_next_swap_goes_through(
+    bench: Bench, make_candidate: MakeCandidate, tmp_path: Path
+) -> None:
+    """The one before, or the new one once it is kept; never half of each, and none is left on trial on disk."""
+    policy = SwapPolicy(shadow_s=0.01, split_percent=50, split_s=0.01, probation_s=0.01, min_frames=0, max_slowdown=1e6)
+    one, other = make_candidate(TWICE_AGAIN, "1.1.0"), make_candidate(TWICE, "1.2.0")
+    cancelled_in: set[str] = set()
+    async with bench.flow() as flow:
+        for turn in itertools.count(1):
+            before = bench.engine.candidate
+            new = other if before is one else one
+            bench.steps.clear()
+            going = asyncio.create_task(_run(cancelled_at(turn, bench.swap_to(new, policy))))
+            await asyncio.wait([going])
+
+            (slot,) = bench.pool.slots()
+            assert bench.engine.candidate in (before, new)
+            assert bench.pool.assigned().get("door") is bench.engine.candidate
+            assert slot.on_trial is None
+            (serving,) = bench.swaps.serving().values()
+            assert serving.stage == "kept"
+            trials = orjson.loads((tmp_path / "state" / "trials" / "trials.json").read_bytes())
+            assert not any(trial["open"] for trial in trials["trials"].values())
+            if not going.cancelled():
+                assert going.result().kept
+                break
+            cancelled_in.update(bench.steps[-1:])
+
+    assert cancelled_in == {
+        "load",
+        "golden",
+        "shadow",
+        "split",
+        "probation",
+    }  # nothing is waited for at the switch itself
+    check(flow)
+    assert not flow.dead
+    assert {one.y for one in flow.all} == {1.0}
+
+
+async def _run(work: Any) -> Any:
+    return await work
+
+
 async def test_what_does_not_fit_into_memory_is_refused_or_costs_a_gap(
     bench: Bench, make_candidate: MakeCandidate
 ) -> None:
     huge = make_candidate(TWICE_AGAIN, "1.1.0", memory_bytes=1 << 60)
     async with bench.flow() as flow:
-        refused = await bench.go_over(huge)
-        gapped = await bench.go_over(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
+        refused = await bench.swap_to(huge)
+        gapped = await bench.swap_to(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
 
     assert (refused.kept, refused.code) == (False, "no-memory")
     assert gapped.kept
@@ -363,7 +447,7 @@ async def test_there_is_no_gap_where_the_event_loop_itself_would_wait(
     plan = LocalPlan(config, "here", tmp_path, bench.pool, 1, lambda *_: None)
     huge = make_candidate(TWICE_AGAIN, "1.1.0", memory_bytes=1 << 60)
 
-    outcome = await bench.go_over(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
+    outcome = await bench.swap_to(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
 
     assert (outcome.kept, outcome.code) == (False, "no-memory")
     assert "lanes: 0" in outcome.reason
@@ -373,7 +457,7 @@ async def test_there_is_no_gap_where_the_event_loop_itself_would_wait(
 async def test_what_fails_in_a_gap_gives_way_to_what_served(bench: Bench, make_candidate: MakeCandidate) -> None:
     huge = make_candidate(THRICE, "1.1.0", golden_body=TWICE, memory_bytes=1 << 60)
     async with bench.flow() as flow:
-        outcome = await bench.go_over(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
+        outcome = await bench.swap_to(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
 
     assert (outcome.kept, outcome.code) == (False, "golden-failed")
     check(flow)
@@ -385,10 +469,10 @@ async def test_the_version_before_is_known_and_can_be_gone_back_to(bench: Bench,
     first, second = make_candidate(TWICE_AGAIN, "1.1.0"), make_candidate(THRICE, "1.2.0")
     async with bench.flow() as flow:
         for each in (first, second):
-            assert (await bench.go_over(each)).kept
+            assert (await bench.swap_to(each)).kept
         assert bench.swaps.previous("door") is first
-        assert (await bench.go_over(first)).kept
-        assert (await bench.swaps.go_back_to_file("door", QUICK, bench.on_step)).kept
+        assert (await bench.swap_to(first)).kept
+        assert (await bench.swaps.swap_to_file("door", QUICK, bench.on_step)).kept
 
     check(flow)
     assert bench.engine.candidate is None

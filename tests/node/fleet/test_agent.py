@@ -145,7 +145,7 @@ async def frames(site: Site) -> AsyncIterator[list[int]]:
 
 def takes_frames(node: Node) -> bool:
     """Whether the pipeline runs and has subscribed: what is sent before reaches nobody."""
-    return "p" in node.runners and not node._why_unready()
+    return "p" in node.runners and not node._probes.why_unready()
 
 
 def versions(site: Site) -> list[str | None]:
@@ -317,8 +317,8 @@ async def test_a_version_that_is_released_from_quarantine_is_tried_again(
     candidate = make_candidate(TWICE, "1.0.0")
     ref = region.publish(candidate)
     async with member(region) as node:
-        node.swaps._trials.enter(candidate, "switch")
-        node.swaps._trials.leave(candidate, passed=False, crashed="the power failed three times")
+        node.swaps._quarantine.enter(candidate, "switch")
+        node.swaps._quarantine.leave(candidate, passed=False, crashed="the power failed three times")
         await region.wants(1, models={"door": ref}, swap={**QUICK, "min_frames": 0})
         report = await region.done(1, "rejected")
         assert report.error is not None
@@ -402,6 +402,32 @@ async def test_a_version_that_the_disk_has_damaged_does_not_serve_and_is_fetched
     assert "is sha256:" in event["detail"]["error"]
     assert result["result"]["y"] == [[1.0, 1.0, 1.0]]
     assert file.read_bytes() == content
+
+
+async def test_a_newer_document_ends_the_swap_under_way_and_the_version_before_serves(
+    region: Region, make_candidate: MakeCandidate
+) -> None:
+    """The newer one wants the version that the swap rolls back to, so it finds nothing left to do."""
+    site = region.site
+    one = region.publish(make_candidate(TWICE, "1.0.0"))
+    two = region.publish(make_candidate(TWICE_AGAIN, "2.0.0"))
+    async with member(region) as node:
+        await region.wants(1, models={"door": one}, swap={**QUICK, "min_frames": 0})
+        await region.done(1)
+        await until(lambda: takes_frames(node), lambda: str(region.reported))
+        async with frames(site) as sent:
+            await region.wants(2, models={"door": two}, swap={**QUICK, "probation_s": 3600})
+            await until(lambda: "2.0.0" in versions(site), lambda: str(region.reported))
+            await until(lambda: region.reported.step == "probation door", lambda: str(region.reported))
+            await region.wants(3, models={"door": one})
+            third = await region.done(3)
+        await site.wait_results(sent[0])
+
+    assert (third.models["door"].model, third.models["door"].stage, third.rolled_back) == (one, "kept", [])
+    assert (versions(site)[0], versions(site)[-1]) == ("1.0.0", "1.0.0")
+    numbers = [body["frame"]["sequence"] for body in site.results()]
+    assert numbers == list(range(sent[0]))
+    assert not site.dead()
 
 
 async def test_an_older_generation_is_ignored_and_a_stray_document_too(

@@ -11,7 +11,7 @@ import pytest
 from hedgerow import backends
 from hedgerow.config import ModelConfig
 from hedgerow.labels import check_labels
-from hedgerow.node.labels import backends_in_use, device_labels, own_labels
+from hedgerow.node.fleet.labels import backends_in_use, device_labels, own_labels
 from hedgerow.testing import processes
 from hedgerow.topics import Address
 
@@ -21,7 +21,7 @@ HERE = Address("north", "shop-1", "gateway")
 def test_a_node_says_what_is_installed_and_loads_none_of_it() -> None:
     code = """
 import json, sys
-from hedgerow.node.labels import own_labels
+from hedgerow.node.fleet.labels import own_labels
 from hedgerow.topics import Address
 labels = own_labels(Address("north", "shop-1", "gateway"), 4)
 print(json.dumps([labels, [name for name in ("onnxruntime", "openvino") if name in sys.modules]]))

@@ -1,6 +1,6 @@
-"""What a machine and its node say of themselves, to be chosen by: `arch`, `cores`, `memory-gib`, `backend/openvino` …
+"""Labels that a node gives itself, for selectors: `arch`, `cores`, `memory-gib`, `backend/openvino` …
 
-A node loads no library to say so. Which backends are installed is looked up; devices are those of backends in use, which
+No library is loaded for them. Which backends are installed is looked up; devices are those of the backends in use, which
 are loaded anyway.
 """
 
@@ -23,7 +23,7 @@ _UNFIT = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
 def own_labels(address: Address, cores: int) -> dict[str, str]:
-    """The labels of this node before anybody sets any, but for its devices.
+    """The labels of this node that nobody sets, without its devices.
 
     Args:
         cores: that the node owns.

@@ -1,7 +1,8 @@
-"""What a node remembers of its models over restarts: the document in hand, and which versions were kept.
+"""What an agent keeps on disk: the desired document in hand, and the versions that were kept.
 
-Each is a small JSON file, written aside, flushed to the disk and renamed: after a power cut there is the old one or the
-new one. One that cannot be read counts as not there; what it said comes again from the region, or is found anew.
+Each is a small JSON file, written beside the old one, flushed to the disk and renamed: after a power cut there is the old
+file or the new one. A file that cannot be read counts as missing; the region sends the document again, and versions are
+found again when it is carried out.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class KeptModel(BaseModel):
-    """A version that was kept: it serves from the first moment of the next run, without asking anybody.
+    """A version that was kept: it serves from the start of the next run, without the region.
 
     Attributes:
         ref: which one.
         variant: of its bundle.
-        previous: what would serve if it were taken back.
+        previous: the version to serve if it were rolled back.
+        previous_variant: of that version's bundle.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,16 +41,14 @@ class KeptModel(BaseModel):
     previous_variant: str | None = None
 
 
-class Kept(BaseModel):
-    """All of them, by the model's name in the node's file."""
-
+class _KeptModels(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     models: dict[str, KeptModel] = Field(default_factory=dict)
 
 
-class Memory:
-    """A node's memory, in a folder.
+class AgentState:
+    """An agent's state, in a folder of its own.
 
     Raises: OSError: the folder cannot be made.
     """
@@ -58,21 +58,21 @@ class Memory:
         self._folder = folder
 
     def desired(self) -> Desired | None:
-        """The document in hand."""
+        """The desired document in hand."""
         return self._read(_DESIRED, Desired)
 
     def keep_desired(self, desired: Desired) -> None:
-        """Remember a document before anything is done about it."""
+        """Keep a document, before anything is done about it."""
         disk.replace(self._folder / _DESIRED, desired.encode())
 
     def kept(self) -> dict[str, KeptModel]:
-        """The versions that were kept."""
-        kept = self._read(_KEPT, Kept)
+        """The versions that were kept, by the model's name in the node's file."""
+        kept = self._read(_KEPT, _KeptModels)
         return {} if kept is None else dict(kept.models)
 
     def keep_models(self, models: dict[str, KeptModel]) -> None:
-        """Remember which versions are kept."""
-        disk.replace(self._folder / _KEPT, Kept(models=models).model_dump_json(by_alias=True).encode())
+        """Keep which versions were kept."""
+        disk.replace(self._folder / _KEPT, _KeptModels(models=models).model_dump_json(by_alias=True).encode())
 
     def _read(self, name: str, kind: type[T]) -> T | None:
         path = self._folder / name
@@ -81,5 +81,5 @@ class Memory:
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
-            log.warning("memory-unreadable", path=str(path), error=str(error)[:300])
+            log.warning("agent-state-unreadable", path=str(path), error=str(error)[:300])
             return None

@@ -1,4 +1,4 @@
-"""The node's outbox and the link it speaks over: durable results and gaps out, the region's acknowledgements in."""
+"""The node's outbox and its link: durable results and gaps go out, the region's acknowledgements come in."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack, Outbox
 from hedgerow.config import NodeConfig
-from hedgerow.node.link import link_options
-from hedgerow.topics import Address, Channel
+from hedgerow.node.link.options import link_options
+from hedgerow.topics import Channel
 from hedgerow.wire.messages import OutboxHealth
 
 log = structlog.get_logger(__name__)
@@ -28,24 +28,23 @@ _LARGEST_ACK: Final = 64 << 10
 class NodeOutbox:
     """Opens the outbox when a pipeline first needs it, or when an earlier run left something in it.
 
-    Its link is its own: what waits from an outage holds up neither health nor commands.
+    It has a link of its own, so that a backlog holds up neither health nor commands.
 
     Args:
+        config: the broker, the node's address and the outbox's limits.
         folder: where it is kept.
-        on_event: takes what operators should know.
+        on_event: told what operators should know.
     Attributes:
         bad_acks: acknowledgements that could not be read.
     """
 
-    def __init__(
-        self, config: NodeConfig, address: Address, folder: Path, on_event: Callable[[str, dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, config: NodeConfig, folder: Path, on_event: Callable[[str, dict[str, Any]], None]) -> None:
         self.bad_acks = 0
         self._limits = config.outbox
         self._path = folder / FILE
-        self._address = address
+        self._address = config.node.address
         self._options = link_options(
-            config.broker, f"hedgerow/{address}/outbox", max_payload_bytes=_LARGEST_ACK, keep_session=False
+            config.broker, f"hedgerow/{self._address}/outbox", max_payload_bytes=_LARGEST_ACK, keep_session=False
         )
         self._on_event = on_event
         self._opening = asyncio.Lock()
@@ -66,7 +65,7 @@ class NodeOutbox:
     async def open(self) -> Outbox:
         """The outbox, open.
 
-        Raises: OutboxError: it is in use, or of another version. A full or failing disk is no reason: that may pass.
+        Raises: OutboxError: it is in use, or of another version. A full or failing disk does not raise: that may pass.
         """
         async with self._opening:
             if self._outbox is None:
@@ -92,12 +91,12 @@ class NodeOutbox:
             return self._outbox
 
     async def renew_link(self) -> None:
-        """Make the link anew, with certificate files as they are now."""
+        """Reconnect with the certificate files as they are now."""
         if self._client is not None:
             await self._client.renew()
 
     async def close(self) -> None:
-        """Write what was given; what the region does not have stays for the next run."""
+        """Write what is still in memory; what the region has not acknowledged stays for the next run."""
         if self._outbox is None or self._client is None or self._closed:
             return
         self._closed = True
@@ -105,7 +104,7 @@ class NodeOutbox:
         await self._client.close(forget_session=True, timeout_s=1.0)
 
     def health(self) -> OutboxHealth | None:
-        """How it does; None if it is not open."""
+        """Its part of the health report; None if it is not open."""
         if self._outbox is None:
             return None
         status = self._outbox.status
@@ -120,7 +119,7 @@ class NodeOutbox:
         )
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        """What /metrics shows of it: name, help, labels, value."""
+        """Its metrics: name, help, labels, value."""
         if self._outbox is None or self._client is None:
             return
         status = self._outbox.status

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hedgerow.bus import Client, ClientOptions, Message
-from hedgerow.node.certificates import CertificateWatch
+from hedgerow.node.link.certificates import CertificateWatch
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import parse
 
@@ -31,9 +31,7 @@ class Watched:
             url="mqtts://localhost:1", **{f"{part}_file": self.home / name for part, name in files.items()}
         )
         self.told: list[tuple[str, dict[str, Any]]] = []
-        self.watch = CertificateWatch(
-            options, Client(options, self._hears), self._renew, lambda *event: self.told.append(event)
-        )
+        self.watch = CertificateWatch(Client(options, self._hears), self._renew, lambda *event: self.told.append(event))
 
     def _hears(self, messages: list[Message]) -> None:
         raise AssertionError(messages)

@@ -26,7 +26,7 @@ from hedgerow.wire.fleet import SwapPolicy
 
 MakeCandidate = Callable[..., ModelVersion]
 
-VIBRATION: Final = Path(__file__).parents[2] / "configs/models/vibration.onnx"
+VIBRATION: Final = Path(__file__).parents[3] / "configs/models/vibration.onnx"
 AT_ONCE: Final = SwapPolicy(probation_s=0, min_frames=0, max_slowdown=1000)
 HALF_FIRST: Final = AT_ONCE.model_copy(update={"split_percent": 50, "split_s": 0.001})
 FOR_EVER: Final = AT_ONCE.model_copy(update={"probation_s": 3600})
@@ -116,7 +116,7 @@ def count_waits(slot: Slot) -> Counter[str]:
 async def taken_back(node: Node, candidate: ModelVersion, load: Load) -> None:
     """Let a version serve for a while on probation, and then let the one before serve again."""
     steps: list[str] = []
-    going = asyncio.create_task(node.swaps.go_over(candidate, FOR_EVER, lambda step, _: steps.append(step)))
+    going = asyncio.create_task(node.swaps.swap_to(candidate, FOR_EVER, lambda step, _: steps.append(step)))
     await until(lambda: "probation" in steps)
     await load.more(WINDOW)
     going.cancel()
@@ -164,7 +164,7 @@ async def test_versions_change_under_full_load_and_no_frame_is_lost_doubled_or_o
                 if policy is None:
                     await taken_back(node, candidate, load)
                 else:
-                    assert (await node.swaps.go_over(candidate, policy, lambda *_: None)).kept
+                    assert (await node.swaps.swap_to(candidate, policy, lambda *_: None)).kept
                 await load.more(WINDOW)  # whatever was under way has come
                 kept.append((before, len(load.results), turn % 2, policy))
 

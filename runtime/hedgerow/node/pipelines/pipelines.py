@@ -1,32 +1,26 @@
 """The pipelines of a node: built, started, replaced by a reload, drained.
 
 config ──▶ plans (stages set up, models loaded) ──▶ runners (links of their own) ──▶ drained and closed
-                  ▲ reload: built aside, swapped in, the old drained
+                  ▲ reload: built beside the running ones, swapped in, the old ones drained
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import partial
-from pathlib import Path
-from types import MappingProxyType
 
 import structlog
 
-from hedgerow.config import ModelConfig, NodeConfig
+from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError, internal
-from hedgerow.models.monitor.observations import Observations
-from hedgerow.models.serving.engine import SlotInfo
-from hedgerow.models.serving.pool import ModelNotAssigned, ModelPool
-from hedgerow.node.announce import Announcer
-from hedgerow.node.link import link_options
-from hedgerow.node.outbox import NodeOutbox
-from hedgerow.node.swaps import Swaps
-from hedgerow.pipeline.plan import LocalPlan, Plan, pipeline_digest
+from hedgerow.models.serving.pool import ModelNotAssigned
+from hedgerow.node.link.announcer import Announcer
+from hedgerow.node.link.options import link_options
+from hedgerow.node.link.outbox import NodeOutbox
+from hedgerow.node.pipelines.builder import PipelineBuilder
+from hedgerow.pipeline.plan import Plan, pipeline_digest
 from hedgerow.pipeline.run import PipelineRunner
-from hedgerow.pipeline.workers import WorkerPlan
 from hedgerow.telemetry.tally import Tally
 
 log = structlog.get_logger(__name__)
@@ -37,54 +31,51 @@ class Pipelines:
 
     Args:
         config: the configuration to begin with.
-        base_dir: folder that relative paths start at.
-        cores: cores the node owns.
-        announcer: where events go.
-        outbox: where durable results go.
+        builder: builds the pipelines.
+        announcer: publishes their events.
+        outbox: takes durable results.
     Attributes:
         config: the configuration in force.
         runners: the pipelines that run, by name.
         failures: why others do not, by name.
         waiting: why others do not yet, by name: a model of theirs is to come from the region.
-        swaps: takes models from version to version.
+        reloading: held while plans are built that replace running ones.
+        committing: held while runners come and go.
         closing: the node is stopping, so nothing new may start.
     """
 
-    def __init__(
-        self, config: NodeConfig, base_dir: Path, cores: int, announcer: Announcer, outbox: NodeOutbox
-    ) -> None:
+    def __init__(self, config: NodeConfig, builder: PipelineBuilder, announcer: Announcer, outbox: NodeOutbox) -> None:
         self.config = config
         self.runners: dict[str, PipelineRunner] = {}
         self.failures: dict[str, HedgerowError] = {}
-        self._base_dir = base_dir
-        self._cores = cores
+        self.waiting: dict[str, HedgerowError] = {}
+        self.reloading = asyncio.Lock()
+        self.committing = asyncio.Lock()
+        self.closing = False
+        self._builder = builder
         self._announcer = announcer
         self._outbox = outbox
-        self.waiting: dict[str, HedgerowError] = {}
         self._loop = asyncio.get_running_loop()
-        self._pool = ModelPool(cores=cores, state_dir=config.node.state_dir)
-        self._pool.on_assigned = self._assigned
         self._late: set[asyncio.Task[None]] = set()
-        self._watched: str | None = None
-        self._before: dict[str, Observations] = {}
-        state_dir = base_dir / config.node.state_dir
-        self.swaps = Swaps(self._pool, state_dir, announcer.event, self, config.fleet.max_crashes)
-        self._reloading = asyncio.Lock()
-        self._committing = asyncio.Lock()  # held while runners come and go
-        self.closing = False
 
     def loading(self) -> dict[str, HedgerowError | None]:
-        """Pipelines that are configured and neither run nor have failed yet; and what they wait for, if for more than time."""
+        """Pipelines that neither run nor have failed yet; and the model that each waits for, if it waits for one."""
         names = sorted(self.config.pipelines.keys() - self.runners.keys() - self.failures.keys())
         return {name: self.waiting.get(name) for name in names}
 
-    async def start(self) -> None:
-        """Build and start all of them; and send what an earlier run could not."""
+    def states(self) -> dict[str, str]:
+        """The state of every pipeline."""
+        states = {name: str(runner.state) for name, runner in self.runners.items()}
+        return states | dict.fromkeys(self.failures, "failed") | dict.fromkeys(self.loading(), "loading")
+
+    async def start(self, config: NodeConfig) -> None:
+        """Build and start all pipelines, and send what an earlier run could not."""
+        self.config = config
         if self._outbox.left_over:
             with suppress(HedgerowError):  # a pipeline that needs it says why not
                 await self._outbox.open()
-        plans = await self._build(self.config, self.config.pipelines, self.failures)
-        async with self._committing:
+        plans = await self._build(config, config.pipelines, self.failures)
+        async with self.committing:
             for plan in plans.values():
                 await self._start(plan)
 
@@ -94,106 +85,24 @@ class Pipelines:
         await asyncio.gather(*waits, return_exceptions=True)
 
     async def renew_links(self) -> None:
-        """Make the links of all pipelines anew, one after the other, with certificate files as they are now."""
+        """Reconnect all pipelines, one after the other, with the certificate files as they are now."""
         for runner in list(self.runners.values()):
             await runner.renew_links()
 
     async def drain(self) -> None:
-        """Finish what is in flight, within the configured limit, and start nothing any more."""
+        """Finish what is in flight, within the configured limit; nothing is started any more."""
         self.closing = True
-        async with self._committing:
+        async with self.committing:
             limit = self.config.node.drain_s
             await asyncio.gather(*(runner.stop(limit) for runner in self.runners.values()))
 
     def close(self) -> None:
-        """Free the models."""
+        """Start nothing any more."""
         for task in list(self._late):
             task.cancel()
-        self._pool.close()
 
-    # Pipelines with workers, as the swaps of models see them
-
-    def infos(self) -> list[SlotInfo]:
-        """The models of pipelines with workers."""
-        return [info for _, plan in self._with_workers() for info in plan.models()]
-
-    def said_of(self, name: str) -> ModelConfig | None:
-        """See `Elsewhere.said_of`."""
-        return self.config.models[name] if any(self._with_workers(name)) else None
-
-    def processes(self, name: str) -> int:
-        """See `Elsewhere.processes`."""
-        return sum(plan.lanes for _, plan in self._with_workers(name))
-
-    def watch(self, name: str | None) -> None:
-        """See `Elsewhere.watch`."""
-        self._watched = name
-        self._before.clear()
-        for _, plan in self._with_workers():
-            plan.watch(None)
-        for _, plan in self._with_workers(name):
-            plan.watch(name)
-
-    def conducts(self) -> list[tuple[Observations, Observations]]:
-        """See `Elsewhere.conducts`."""
-        pairs = []
-        for pipeline, plan in self._with_workers(self._watched):
-            if (before := self._before.get(pipeline)) is not None:
-                plan.watch(self._watched)  # a reload may have made it anew
-                pairs.append((before, plan.conduct()))
-        return pairs
-
-    async def go_over(self, name: str) -> int:
-        """See `Elsewhere.go_over`. They go over to new workers, which are started aside."""
-        async with self._reloading:
-            wanted = self._pool.assigned().get(name)
-            others = {
-                pipeline: plan for pipeline, plan in self._with_workers(name) if plan.versions.get(name) != wanted
-            }
-            fresh: dict[str, WorkerPlan] = {}
-            try:
-                for pipeline, plan in others.items():
-                    if not self.closing:
-                        fresh[pipeline] = await self._workers_anew(pipeline, name, plan.conduct())
-                async with self._committing:
-                    if self.closing:
-                        return 0
-                    for pipeline in list(fresh):
-                        plan = fresh.pop(pipeline)
-                        self._before[pipeline] = others[pipeline].conduct()
-                        plan.watch(self._watched)
-                        await self._replace(pipeline, plan)
-            finally:
-                for plan in fresh.values():
-                    plan.retire()
-            return len(others)
-
-    async def _workers_anew(self, pipeline: str, name: str, conduct: Observations) -> WorkerPlan:
-        """Workers that run what is assigned, started in a thread; being cancelled leaves none behind.
-
-        Args:
-            name: the model that has another version.
-            conduct: of the version before: batches of these sizes are tried out first.
-        """
-        start = partial(self._worker_plan, self.config, pipeline, {name: conduct.recent_s.keys()})
-        starting = asyncio.ensure_future(asyncio.to_thread(start))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(_retire)
-            raise
-
-    def _with_workers(self, model: str | None = None) -> Iterator[tuple[str, WorkerPlan]]:
-        """Pipelines with workers that run, by name; those that use a model, if one is named."""
-        for pipeline, runner in self.runners.items():
-            plan = runner.plan
-            if isinstance(plan, WorkerPlan) and (model is None or model in {info.name for info in plan.models()}):
-                yield pipeline, plan
-
-    # Coming and going
-
-    def _assigned(self, name: str) -> None:
-        """(any thread) A model has got a version: let pipelines that wait for it start."""
+    def model_assigned(self, model: str) -> None:
+        """(any thread) A model has been assigned a version: start the pipelines that wait for it."""
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._start_late)
 
@@ -204,10 +113,10 @@ class Pipelines:
             task.add_done_callback(self._late.discard)
 
     async def _start_waiting(self) -> None:
-        async with self._reloading:
+        async with self.reloading:
             names = [name for name in self.waiting if name in self.config.pipelines]
             plans = await self._build(self.config, names, self.failures)
-            async with self._committing:
+            async with self.committing:
                 for plan in plans.values():
                     if self.closing:
                         plan.retire()
@@ -215,12 +124,12 @@ class Pipelines:
                         await self._start(plan)
 
     async def reload(self, config: NodeConfig) -> dict[str, list[str]]:
-        """Go over to a new configuration; if any part of it is bad, nothing changes.
+        """Put a new configuration into force; if any part of it is bad, nothing changes.
 
         Returns: names of pipelines added, changed, removed and kept.
-        Raises: HedgerowError: why it cannot be used; the old configuration runs on.
+        Raises: HedgerowError: why it cannot be used; the old configuration stays in force.
         """
-        async with self._reloading:
+        async with self.reloading:
             fresh = [name for name in config.pipelines if self._is_fresh(config, name)]
             failures: dict[str, HedgerowError] = {}
             plans = await self._build(config, fresh, failures)
@@ -232,7 +141,7 @@ class Pipelines:
                         code=error.code,
                         remedy=f"{error.remedy} The old configuration runs on.",
                     ) from error
-                async with self._committing:
+                async with self.committing:
                     return await self._commit(config, plans)
             except HedgerowError:
                 for plan in plans.values():
@@ -246,7 +155,7 @@ class Pipelines:
 
     async def _commit(self, config: NodeConfig, plans: Mapping[str, Plan]) -> dict[str, list[str]]:
         """Put plans into force. Raises: HedgerowError: they cannot be; nothing has changed."""
-        if self.closing:  # what is started now, nobody would drain
+        if self.closing:  # nobody would drain what is started now
             raise CommandError("The node is stopping", code="stopping", remedy="Start it with the new file.")
         await self._subscribe_for(plans)
         outcome = {
@@ -261,11 +170,11 @@ class Pipelines:
         for name in outcome["removed"]:
             await self.runners.pop(name).stop(config.node.drain_s, forget_session=True)
         for name, plan in plans.items():
-            await self._replace(name, plan)
+            await self.replace(name, plan)
         return outcome
 
     async def _subscribe_for(self, plans: Mapping[str, Plan]) -> None:
-        """Make the subscriptions of all plans that are to be swapped in, or none.
+        """Subscribe for all plans that are to be swapped in, or for none.
 
         Raises: BusError: the broker refuses one.
         """
@@ -278,13 +187,14 @@ class Pipelines:
                 await self.runners[name].unsubscribe_others(plan)
             raise
 
-    async def _replace(self, name: str, plan: Plan) -> None:
+    async def replace(self, name: str, plan: Plan) -> None:
+        """Let a plan take the place of the running one, if there is one. To be called with `committing` held."""
         runner = self.runners.get(name)
         if runner is None:
             await self._start(plan)
         elif runner.can_swap(plan):
             await runner.swap(plan)
-        else:  # the link is made anew; the session bridges the gap
+        else:  # it needs another link; the session at the broker bridges the gap
             paused = runner.state == "paused"
             await runner.stop(self.config.node.drain_s)
             await self._start(plan, runner.tally, paused=paused)
@@ -296,31 +206,19 @@ class Pipelines:
         plans: dict[str, Plan] = {}
         for name in names:
             try:
-                plans[name] = await asyncio.to_thread(self._plan, config, name)
+                plans[name] = await asyncio.to_thread(self._builder.build, config, name)
                 self.waiting.pop(name, None)
             except ModelNotAssigned as error:
                 self.waiting[name] = error
                 log.info("pipeline-waits", pipeline=name, reason=str(error))
             except HedgerowError as error:
                 failures[name] = error
-                self._tell_failure(name, error)
-            except Exception as error:  # a library did what it never should: that pipeline's misfortune alone
+                self._report_failure(name, error)
+            except Exception as error:  # a fault in a library must not take the other pipelines with it
                 log.exception("pipeline-failed", pipeline=name)
                 failures[name] = internal(error)
-                self._tell_failure(name, failures[name])
+                self._report_failure(name, failures[name])
         return plans
-
-    def _plan(self, config: NodeConfig, name: str) -> Plan:
-        if config.pipelines[name].workers:
-            return self._worker_plan(config, name)
-        events = self._announcer.events_of(name)
-        return LocalPlan(config, name, self._base_dir, self._pool, self._cores, events)
-
-    def _worker_plan(
-        self, config: NodeConfig, name: str, rehearsed: Mapping[str, Iterable[int]] = MappingProxyType({})
-    ) -> WorkerPlan:
-        events, versions = self._announcer.events_of(name), self._pool.assigned()
-        return WorkerPlan(config, name, self._base_dir, self._cores, events, versions, rehearsed)
 
     async def _start(self, plan: Plan, tally: Tally | None = None, *, paused: bool = False) -> None:
         client_id = f"hedgerow/{self._announcer.address}/{plan.name}"
@@ -337,7 +235,7 @@ class Pipelines:
             plan.retire()
             self._failed(plan.name, error)
             return
-        runner = PipelineRunner(plan, source, sink, self._announcer.events_of(plan.name), outbox, tally)
+        runner = PipelineRunner(plan, source, sink, self._announcer.event_sink(plan.name), outbox, tally)
         self.runners[plan.name] = runner
         try:
             await runner.start(paused=paused)
@@ -348,15 +246,9 @@ class Pipelines:
 
     def _failed(self, name: str, error: HedgerowError) -> None:
         self.failures[name] = error
-        self._tell_failure(name, error)
+        self._report_failure(name, error)
 
-    def _tell_failure(self, name: str, error: HedgerowError) -> None:
+    def _report_failure(self, name: str, error: HedgerowError) -> None:
         detail = {"code": error.code, "error": str(error), "remedy": error.remedy}
         log.error("pipeline-failed", pipeline=name, **detail)
         self._announcer.event("pipeline-failed", detail, name)
-
-
-def _retire(starting: asyncio.Future[WorkerPlan]) -> None:
-    """Nobody waits for these workers any more."""
-    if not starting.cancelled() and starting.exception() is None:
-        starting.result().retire()

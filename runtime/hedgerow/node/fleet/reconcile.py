@@ -1,11 +1,11 @@
 """What a node has to do to run what it should: desired × running → steps. Pure.
 
 Rules:
-- A document is taken in or refused as a whole, before anything is done about it.
-- What serves already is not touched; so a document that comes twice does nothing the second time.
-- Models go first, pipelines after them: a pipeline finds its new model there.
+- A document is admitted or refused as a whole, before anything is done about it.
+- What serves already is not touched; so a document that comes again does nothing.
+- Models go first, pipelines after them: a pipeline finds its new model in place.
 - A model that the document does not name goes back to the file that the node's configuration names; one that has no such
-  file (`bundle:NAME`) serves on as it is.
+  file (`bundle:NAME`) keeps the version that serves.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from hedgerow.errors import HedgerowError
 from hedgerow.models.serving.pool import BUNDLE
+from hedgerow.node.pipelines.overlay import Overlay
 from hedgerow.wire.fleet import Desired, ModelRef, Quarantined
-
-Overlay: TypeAlias = Mapping[str, Mapping[str, Any] | None]
-"""Pipelines: what is different from the node's file; None: does not run."""
 
 
 class DesiredError(HedgerowError):
@@ -35,7 +33,7 @@ class DesiredError(HedgerowError):
 
 
 class Admission(StrEnum):
-    """What is to be done about a document that came."""
+    """What to do about a document that has arrived."""
 
     TAKE = "take"
     KNOWN = "known"
@@ -46,7 +44,7 @@ class Admission(StrEnum):
 
 
 def admit(desired: Desired, address: str, generation: int, now: float, *, clock_doubtful: bool) -> Admission:
-    """Whether to take a document in.
+    """Whether to take a document.
 
     Args:
         address: of this node.
@@ -72,10 +70,10 @@ class Running:
     Attributes:
         models: every model of its file: the path that the file gives.
         serving: model → version that serves; a model that is not in it serves its own file, or nothing yet.
-        installed: digests of the bundles that lie on its disk, whole and checked.
+        installed: digests of the bundles on its disk, complete and verified.
         quarantined: versions that it will not try again, by digest.
         pipelines: every pipeline of its file.
-        overlay: what is in force of an earlier document's `pipelines`.
+        overlay: the `pipelines` of an earlier document that are in force.
     """
 
     models: Mapping[str, str]
@@ -87,44 +85,44 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetch:
-    """Have a version verified and brought here."""
+class FetchVersion:
+    """Verify a version and fetch it."""
 
     model: str
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
-class Recheck:
-    """Ask whether a version that is here, and was verified then, may still serve."""
+class VerifyAgain:
+    """Verify once more a version that is on the disk and was verified when it came."""
 
     model: str
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
-class GoOver:
-    """Let a version serve, by way of all that it has to pass."""
+class SwapVersion:
+    """Swap to a version."""
 
     model: str
     ref: ModelRef
 
 
 @dataclass(frozen=True, slots=True)
-class GoBack:
-    """Let the file serve that the node's own configuration names."""
+class SwapToFile:
+    """Swap to the file that the node's own configuration names."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
-class Overlie:
-    """Put what is different about pipelines into force."""
+class ChangePipelines:
+    """Put another overlay into force."""
 
     pipelines: Overlay
 
 
-Step: TypeAlias = Fetch | Recheck | GoOver | GoBack | Overlie
+Step: TypeAlias = FetchVersion | VerifyAgain | SwapVersion | SwapToFile | ChangePipelines
 
 
 def reconcile(desired: Desired, running: Running) -> list[Step]:
@@ -140,14 +138,14 @@ def reconcile(desired: Desired, running: Running) -> list[Step]:
         if serving is not None and serving.digest == ref.digest:
             continue
         here = ref.digest in running.installed
-        steps += [Recheck(model, ref) if here else Fetch(model, ref), GoOver(model, ref)]
+        steps += [VerifyAgain(model, ref) if here else FetchVersion(model, ref), SwapVersion(model, ref)]
     steps += [
-        GoBack(model)
+        SwapToFile(model)
         for model in sorted(running.serving.keys() - desired.models.keys())
         if model in running.models and not running.models[model].startswith(BUNDLE)
     ]
     if dict(desired.pipelines) != dict(running.overlay):
-        steps.append(Overlie(desired.pipelines))
+        steps.append(ChangePipelines(desired.pipelines))
     return steps
 
 
