@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from hedgerow.region.plan import DAYS, WindowSection
 
-_LOOK_AHEAD_DAYS = 8
+_LOOK_AHEAD_DAYS: Final = 14
+"""Two weeks: a window that opens once a week may be left out by summer time in the next one."""
 
 
 def opens_at(windows: Sequence[WindowSection], now: float) -> float:
