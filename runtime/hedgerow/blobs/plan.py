@@ -22,7 +22,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
-from random import Random
 from typing import Final
 
 from hedgerow.blobs.notes import AGAIN_S, MOST_DIGESTS, Kind, Note
@@ -100,12 +99,9 @@ class Plan:
         group: what is fetched.
         missing: sizes of the chunks that are not here, by digest, in the order in which they are to come.
         window, bucket: limits of what is asked of the region; they outlive a fetch.
-        random: draws pauses.
     """
 
-    def __init__(
-        self, node: str, group: str, missing: Mapping[str, int], window: Window, bucket: Bucket, random: Random
-    ) -> None:
+    def __init__(self, node: str, group: str, missing: Mapping[str, int], window: Window, bucket: Bucket) -> None:
         self._node = node
         self._group = group
         self._missing = dict(missing)
@@ -118,7 +114,6 @@ class Plan:
         self._busy: list[str] = []
         self._window = window
         self._bucket = bucket
-        self._random = random
         self._progress_at: float | None = None
 
     @property
@@ -192,7 +187,7 @@ class Plan:
         if self._progress_at is None:
             self._progress_at = now
         self._expire(now)
-        steps = Steps(busy=self._busy, but=self._not_believed(now))
+        steps = Steps(busy=self._busy, but=self._not_believed())
         self._busy = []
         self._ask(steps, now)
         self._want(steps, now)
@@ -255,12 +250,10 @@ class Plan:
             if entry.owner == self._node and entry.state is State.WANTED and now >= entry.said_at + REFRESH_S:
                 entry.said_at = now
                 steps.want.append(digest)
-        # As many as will be asked for, or come from neighbours, while the next ones are being offered.
-        ahead = MOST_DIGESTS if self._window.smoothed_s is None else int(self._window.size * self._lead()) + 4
-        room = min(ahead, MOST_DIGESTS) - waiting
-        if room < min(ahead, MOST_DIGESTS) / 2 and waiting:
+        ahead = self._ahead()
+        if waiting > ahead / 2:
             return
-        for digest in list(islice(self._free, max(0, min(room, MOST_DIGESTS - len(steps.want))))):
+        for digest in list(islice(self._free, ahead - waiting)):
             del self._free[digest]
             self._entries[digest] = _Entry(self._node, State.SAID, now, now)
             steps.want.append(digest)
@@ -268,8 +261,12 @@ class Plan:
     def _asked(self) -> int:
         return sum(1 for entry in self._entries.values() if entry.state is State.ASKED and entry.seen)
 
-    def _lead(self) -> float:
-        return max(1.0, 2 * HOLD_S / (self._window.smoothed_s or HOLD_S)) + 1
+    def _ahead(self) -> int:
+        """As many as will be asked for, or come from neighbours, while the next ones are being offered."""
+        if self._window.smoothed_s is None:
+            return MOST_DIGESTS
+        lead = max(1.0, 2 * HOLD_S / self._window.smoothed_s) + 1
+        return min(int(self._window.size * lead) + 4, MOST_DIGESTS)
 
     def _may_take(self, now: float) -> bool:
         return self._bucket.free_at(now) <= now + 1e-6
@@ -333,8 +330,7 @@ class Plan:
 
     def _release(self, digest: str) -> None:
         del self._entries[digest]
-        if digest in self._missing:
-            self._free[digest] = None
+        self._free[digest] = None
 
     def _enter(self, digest: str, entry: _Entry) -> None:
         self._free.pop(digest, None)
@@ -351,5 +347,5 @@ class Plan:
     def _doubts(self, name: str, now: float) -> bool:
         return self._doubted.get(name, 0.0) > now
 
-    def _not_believed(self, now: float) -> tuple[str, ...]:
-        return tuple(name for name, until in self._doubted.items() if until > now)[:MOST_DIGESTS]
+    def _not_believed(self) -> tuple[str, ...]:
+        return tuple(self._doubted)[:MOST_DIGESTS]
