@@ -10,7 +10,7 @@ ARGS ?=
 # One more than cores: many a test waits for processes that it has started.
 SIDE_BY_SIDE := -n $(shell echo $$(($$(nproc) + 1))) --dist worksteal
 
-.PHONY: help demo demo-region demo-rollout test coverage test-faults test-images images check format lint types bench lock clean system
+.PHONY: help demo demo-region demo-rollout test coverage test-faults test-images mutants images check format lint types bench lock clean system
 help: ## List what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -31,6 +31,9 @@ test: $(READY) ## Run all tests.
 
 coverage: $(READY) ## Run all tests, and say which lines none of them reaches; takes half as long again.
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow" --cov --cov-report=term $(ARGS)
+
+mutants: $(READY) ## Change one thing at a time in what decides, and see that tests fail; an hour. ONLY=pipeline.queue
+	nice $(BIN)/python tests/mutants/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 check: format-check lint types ## Check format, lint, import layers and types.
 
