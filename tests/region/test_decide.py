@@ -51,6 +51,7 @@ HEARD = Finding(Verdict.UNKNOWN, "queued")
 GONE = replace(HEARD, presence=Presence.GONE)
 OPEN = replace(HEARD, presence=Presence.OPEN)
 WAITS = unknown(UNPROVED, "faces is not served")
+OTHERWISE = unknown(UNPROVED, "it takes its time")
 ENDED = Wait("it has ended")
 
 
@@ -303,7 +304,7 @@ def test_a_rollout_that_goes_back_waits_for_those_that_are_there() -> None:
     one = under_way(nodes, phase=Phase.ROLLING_BACK, because="it was bad", ending=Phase.CANCELED)
     late = bad("timed-out", "it does not answer", state="timed-out")
 
-    assert step(one, {A: WAITS, B: WAITS, C: late}) == Wait("s/a, s/b: 2 not back yet: faces is not served")
+    assert step(one, {A: WAITS, B: OTHERWISE, C: late}) == Wait("s/a, s/b: 2 not back yet: faces is not served")
     assert step(one, {A: OPEN, B: GONE, C: late}) == Wait("s/a not back yet: ")
     assert step(one, {A: late, B: GONE}) == Finish(Phase.CANCELED, "it was bad; s/a, s/b, s/c: 3 not proved to be back")
 
@@ -332,6 +333,9 @@ def test_a_wave_waits_as_long_as_it_is_open_whether_somebody_is_there() -> None:
     assert step(one, {A: HEARD, B: OPEN}) == Wait("it is open whether s/b is there")
     assert step(one, {A: OPEN, B: OPEN, C: HEARD}) == Wait("it is open whether s/a, s/b: 2 are there")
     assert step(one, {A: OPEN, B: OPEN, C: OPEN}) == Wait("it is open whether s/a, s/b, s/c: 3 are there")
+    assert step(one, dict.fromkeys((A, B, C, D), OPEN)) == Wait(
+        "it is open whether s/a, s/b, s/c and 1 more: 4 are there"
+    )
     assert step(one, dict.fromkeys((A, B, C, D, E), OPEN)) == Wait(
         "it is open whether s/a, s/b, s/c and 2 more: 5 are there"
     )
@@ -380,6 +384,8 @@ def test_a_wave_waits_for_those_that_were_there_and_not_for_who_is_late() -> Non
 
     assert step(under_way(waiting), {A: GOOD}) == Wait("s/b not proved yet: it is not known")
     assert step(under_way(waiting), {A: GOOD, B: WAITS}) == Wait("s/b not proved yet: faces is not served")
+    two = under_way({"a": given(), "b": given()})
+    assert step(two, {A: WAITS, B: OTHERWISE}) == Wait("s/a, s/b: 2 not proved yet: faces is not served")
     assert step(under_way({"a": given("succeeded"), "b": given(late=True)}), {A: GOOD, B: WAITS}) == Soak()
     later = under_way({"a": given("succeeded", wave=1), "b": given(wave=1), "c": given(wave=0)}, wave=0)
     assert step(later, {C: WAITS}) == Wait("s/c not proved yet: faces is not served"), "of waves that have begun"

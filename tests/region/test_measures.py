@@ -51,6 +51,8 @@ def test_what_was_usual_is_the_middle_of_what_was_reported() -> None:
 
 def test_of_a_node_that_said_nothing_nothing_is_usual() -> None:
     assert usual([], ["faces"]) == Usual({}, 0, 0.0) == Usual()
+    assert usual([report(1)], ["faces"]) == Usual()
+    assert Shown(FILE) == Shown(FILE, 0, None)
 
 
 def test_frames_that_usually_died_are_counted_over_the_reports_of_one_run() -> None:
@@ -101,7 +103,7 @@ def test_only_what_came_since_then_counts() -> None:
 
     assert found([failing]) == ("failing", "its health says failing: a stage hangs")
     assert found([failing], since=100.5) is None
-    assert found([failing, report(110)]) is None, "the last word counts"
+    assert found([failing, failing, report(110)]) is None, "the last word counts"
     assert found([]) is None
     assert found([report(100, state="degraded")]) is None
 
@@ -180,11 +182,15 @@ def test_frames_are_counted_from_the_last_report_before_in_the_same_run() -> Non
     last = report(110, doors(400, dead=40))
     earliest, before = report(80, doors(0)), report(99.9, doors(300))
 
-    assert died([earliest, before, last]) == "40.0% of 100"
+    assert died([earliest, report(85, doors(9)), before, last]) == "40.0% of 100"
     assert died([report(80, doors(0), session="run-0"), before, last]) == "40.0% of 100"
     assert died([report(99, doors(350), session="run-0"), last]) == "10.0% of 400", "it has started anew since"
     assert died([report(100, doors(350), session="run-0"), last]) == "10.0% of 400"
+    ran = [report(at, doors(300), session="run-0") for at in (90, 101, 105)]
+    assert died([*ran, last]) == "10.0% of 400"
+    assert died([report(90, doors(200)), report(100, doors(300)), last]) == "20.0% of 200", "just then is not before"
     assert died([report(100, doors(300)), report(105, doors(9)), last]) == "40.0% of 100", "the first one since then"
+    assert died([report(100, doors(300)), last]) == "40.0% of 100"
     assert died([last]) is None, "it is not known from where"
 
 
@@ -232,7 +238,10 @@ def test_so_many_reports_in_a_row_have_to_say_so() -> None:
     assert slow(5.0, 99.0, 99.0) is not None
     assert slow(99.0, 99.0, 5.0) is None
     assert slow(99.0, None) is None
-    assert slow(99.0, 99.0, 99.0, slow_reports=3) is not None
+    assert slow(97.0, 98.0, 99.0, slow_reports=3) == (
+        "latency",
+        "p99 of doors is 99.0 ms; it was 10.0 ms, and 20.0 ms is allowed",
+    )
     assert slow(99.0, 99.0, slow_reports=3) is None
 
 

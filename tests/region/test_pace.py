@@ -84,7 +84,10 @@ def test_nothing_more_goes_to_one_until_what_is_under_way_is_sent() -> None:
     assert answered(pace, 1.0) == [0]
     pace.owe(0, ack(9), 64, 1.1)
 
-    assert (answered(pace, 9.0), len(pace)) == ([], 2)
+    pace.owe(1, ack(), 1, 1.2)
+
+    assert (answered(pace, 9.0), len(pace)) == ([1], 3), "another one does not wait for it"
+    pace.sent(1)
     pace.sent(0)
     assert len(pace) == 1
     assert pace.due(9.0) == [(0, ack(9))]

@@ -307,7 +307,7 @@ class Plan:
             case State.WANTED:
                 return math.inf if entry.owner == self._node else entry.said_at + _LEASE_S
             case State.OFFERED:
-                return max(entry.at, self._heard_from.get(entry.by, 0.0)) + _OFFER_S
+                return self._heard_from[entry.by] + _OFFER_S
         usual = self._window.timeout_s
         patience = max(usual, min(usual * (1 << self._tries.get(digest, 0)), _PATIENCE_S))
         # Who has asked asks again; others leave them time for it.
@@ -345,7 +345,7 @@ class Plan:
                 self._release(digest)
 
     def _doubts(self, name: str, now: float) -> bool:
-        return self._doubted.get(name, 0.0) > now
+        return name in self._doubted and self._doubted[name] > now
 
     def _not_believed(self) -> tuple[str, ...]:
         return tuple(self._doubted)[:MOST_DIGESTS]
