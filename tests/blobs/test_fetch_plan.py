@@ -665,6 +665,35 @@ def test_what_another_asked_for_in_vain_is_asked_for_later_as_well() -> None:
     assert site.does(46.2) == ("", "a", "")
 
 
+def test_who_asks_again_is_waited_for_again() -> None:
+    site = Site()
+    site.hears(Kind.ASK, "a", "m", 0.0)
+    site.says(45.0)
+    site.hears(Kind.ASK, "a", "m", 45.1)
+
+    assert site.does(90.0) == NOTHING
+    assert site.does(90.2) == ("a", "", "")
+
+
+def test_what_is_offered_to_one_who_says_again_that_he_wants_it_stays_offered() -> None:
+    site = Site()
+    site.hears(Kind.WANT, "a", "m", 0.0)
+    site.hears(Kind.HAVE, "a", "z", 1.0)
+    site.hears(Kind.WANT, "a", "m", 2.0)
+
+    assert site.next(6.0).but == ("z",)
+
+
+def test_its_own_words_come_back_too_late_when_the_chunk_is_free_again() -> None:
+    site = Site()
+    site.next(0.0)
+    site.hears(Kind.HAVE, "a", "m", 0.1)
+    site.plan.bad("a", "m", 0.2)
+    site.hears(Kind.WANT, "a", "n", 0.3)
+
+    assert site.does(0.3) == ("a", "", "")
+
+
 # When nothing goes on
 
 

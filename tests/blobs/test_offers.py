@@ -123,10 +123,21 @@ def test_an_offer_of_one_who_is_not_believed_does_not_silence_us() -> None:
     one.wanted(want("a", "b", but=("liar",)), "them", 0.0)
     one.offered(have("a"), "liar", 0.0)
     one.offered(have("b"), "honest", 0.0)
+    one.offered(have("a", "c"), "liar", 0.0)
+    one.wanted(want("c"), "them", 0.1)
 
-    assert said(one, 0.0) == ["a"]
+    assert said(one, 0.1) == ["a"], "of c, nobody has said that he lies"
     one.offered(have("a"), "us", 0.0)
     assert sends(one) == ["a"]
+
+
+def test_each_chunk_of_a_note_is_looked_at() -> None:
+    one = offers()
+    one.offered(have("a"), "other", 0.0)
+    one.offered(have("a", "b"), "other", 1.0)
+    one.wanted(want("a", "b", "c"), "them", 1.1)
+
+    assert said(one, 1.1) == ["c"]
 
 
 def test_anothers_offer_counts_for_four_seconds() -> None:

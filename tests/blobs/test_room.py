@@ -178,13 +178,13 @@ def test_the_disk_has_what_was_written_already(tmp_path: Path, monkeypatch: pyte
 def test_what_takes_more_blocks_than_bytes_gives_no_room_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole file of 100 bytes takes a block of 4096."""
-    small = Version("1.0.0", noise(100, 1))
+    """A file of 10 kB takes three blocks of 4 kB."""
+    new = version(1)
     store = BlobStore(tmp_path, 10 * SIZE)
-    small.fetch(store)
+    new.fetch(store)
 
     free(monkeypatch, MANIFEST_BYTES)
-    assert store.missing(small.files) == []
+    assert store.missing(new.files) == []
     free(monkeypatch, MANIFEST_BYTES - 1)
     with pytest.raises(DiskFull):
-        store.missing(small.files)
+        store.missing(new.files)

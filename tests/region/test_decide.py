@@ -222,12 +222,13 @@ def test_a_percentage_of_failures_is_of_those_that_were_reached() -> None:
     )
 
 
-def test_a_share_of_nobody_reached_is_a_share_of_one() -> None:
+@pytest.mark.parametrize(("share", "allowed"), [("99%", 0), ("100%", 1)])
+def test_a_share_of_nobody_reached_is_a_share_of_one(share: str, allowed: int) -> None:
     """Nodes that were not there when their wave came count as failed, and were never given anything."""
     nodes = {"a": Task(0, "failed", code="offline", reason="not heard"), "b": Task(1)}
 
-    assert step(under_way(nodes, plan={"max_failed": "99%"})) == TakeBack(
-        (), "1 failed (s/a: offline: not heard); 0 may", Phase.FAILED
+    assert step(under_way(nodes, plan={"max_failed": share})) == TakeBack(
+        (), f"1 failed (s/a: offline: not heard); {allowed} may", Phase.FAILED
     )
 
 

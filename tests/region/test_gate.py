@@ -244,7 +244,7 @@ def test_what_is_missing_is_named(known: Facts, missing: str) -> None:
         facts([sample(NOW - 10, 0)], serving={"results": 20}),
         facts([sample(NOW - 10, 0, models={})], serving={"results": 20}),
         facts([sample(NOW - 10, 3, models={"faces": Shown(FILE, 20)})], serving={"results": 0}),
-        facts([sample(NOW - 95, 0), sample(NOW - 10, 3)]),
+        facts([sample(NOW - 95, 0), sample(NOW - 94, 0), sample(NOW - 10, 3)]),
         facts(generation=8, state="in-progress"),  # with what came after it
     ],
 )

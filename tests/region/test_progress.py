@@ -150,11 +150,12 @@ def test_unless_one_is_named_the_oldest_under_way_is_shown_or_else_the_last(book
     books.add("three", {})
     books.add("four", {}, Phase.PAUSED)
     books.add("five", {}, Phase.CANCELED)
+    books.add("six", {}, Phase.ROLLING_BACK)
 
     assert shown(books)["rollout"] == "three"
     assert shown(books, "five")["rollout"] == "five"
-    assert [one["rollout"] for one in history(books.database, 2)] == ["five", "four"]
-    assert [one["rollout"] for one in history(books.database, 99)] == ["five", "four", "three", "two", "one"]
+    assert [one["rollout"] for one in history(books.database, 2)] == ["six", "five"]
+    assert [one["rollout"] for one in history(books.database, 99)] == ["six", "five", "four", "three", "two", "one"]
 
 
 def test_what_is_wrong_with_the_first_twenty_nodes_is_shown(books: Books) -> None:

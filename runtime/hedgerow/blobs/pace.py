@@ -60,7 +60,7 @@ class Window:
     def lost(self, now: float) -> None:
         """An answer did not come in time. Halves the window, once for all that was lost together."""
         self._starting = False
-        if now - self._shrunk_at >= (self.smoothed_s or 0.0):
+        if self.smoothed_s is None or now - self._shrunk_at >= self.smoothed_s:
             self._shrunk_at = now
             self._resize(self.size / 2)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, auto
 from itertools import islice
 from typing import Final
 
@@ -32,7 +32,7 @@ HOLD_S: Final = 0.5
 _ECHOES: Final = 4.0
 """They have so many times as long as our own words took to come back: who is slow to hear is slow to answer."""
 _MOST_HOLD_S: Final = 10.0
-_HOLD_AGAIN_S: Final = 1.2 * AGAIN_S
+_HOLD_AGAIN_S: Final = AGAIN_S + 0.2
 """At least, of what came damaged: asked for sooner, the region would not send it again, and we would wait in vain."""
 REFRESH_S: Final = 3.0
 """How often a node says again what it still wants."""
@@ -53,10 +53,10 @@ _EARLIEST_S: Final = 0.01
 class State(Enum):
     """How far a chunk is that is not here."""
 
-    SAID = 1
-    WANTED = 2
-    ASKED = 3
-    OFFERED = 4
+    SAID = auto()
+    WANTED = auto()
+    ASKED = auto()
+    OFFERED = auto()
 
 
 @dataclass(slots=True)
@@ -233,7 +233,7 @@ class Plan:
     def _ask(self, steps: Steps, now: float) -> None:
         asked = self._asked()
         for digest, entry in self._entries.items():
-            if asked >= int(self._window.size) or not self._may_take(now):
+            if asked >= int(self._window.size) or self._bucket.free_at(now) > now:
                 return
             if entry.owner == self._node and entry.state is State.WANTED and now >= entry.at + entry.hold_s:
                 entry.state, entry.at = State.ASKED, now
@@ -268,16 +268,11 @@ class Plan:
         lead = max(1.0, 2 * HOLD_S / self._window.smoothed_s) + 1
         return min(int(self._window.size * lead) + 4, MOST_DIGESTS)
 
-    def _may_take(self, now: float) -> bool:
-        return self._bucket.free_at(now) <= now + 1e-6
-
     # What time does
 
     def _expire(self, now: float) -> None:
         stalled = self._progress_at is not None and now - self._progress_at > max(_STALL_S, 3 * self._window.timeout_s)
         for digest, entry in list(self._entries.items()):
-            if self._entries.get(digest) is not entry:  # went with another's word
-                continue
             if now < self._ends(digest, entry) and not (stalled and self._idle(entry)):
                 continue
             match entry.state:
