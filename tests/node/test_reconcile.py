@@ -94,6 +94,34 @@ def test_what_cannot_be_done_is_refused_as_a_whole(said: dict[str, Any], code: s
     assert refused.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("models", "wanted", "remedy"),
+    [
+        ({"faces": "door.onnx", "facets": "door.onnx"}, "face", "Did you mean 'faces'?"),
+        ({"gate": "g.onnx", "doors": "d.onnx"}, "face", "Its models: doors, gate. Add one to the node's file."),
+        ({}, "face", "Its models: none. Add one to the node's file."),
+    ],
+)
+def test_a_model_that_is_not_there_suggests_the_nearest_or_says_which_are(
+    models: dict[str, str], wanted: str, remedy: str
+) -> None:
+    with pytest.raises(DesiredError) as refused:
+        reconcile(desired(models={wanted: ref(1)}), Running(models))
+
+    assert refused.value.remedy == remedy
+
+
+def test_a_pipeline_that_is_not_there_may_be_added_with_all_it_needs() -> None:
+    new = {"doors": {"subscribe": "a/#", "stages": ["parse"]}}
+
+    assert reconcile(desired(pipelines=new), Running({})) == [Overlie(new)]
+
+
+def test_a_version_of_the_bundle_that_the_file_names_may_serve() -> None:
+    assert reconcile(desired(models={"faces": ref(1)}), Running({"faces": "bundle:door"}))
+    assert reconcile(desired(models={"faces": ref(1, "gate")}), Running({"faces": "own.onnx"})), "a file has no name"
+
+
 _refs = st.integers(1, 5).map(ref)
 _models = st.dictionaries(st.sampled_from(["a", "b", "c"]), _refs)
 _overlays = st.dictionaries(st.sampled_from(["p", "q"]), st.none() | st.just({"batch": 8}))
@@ -141,6 +169,7 @@ def test_a_node_that_dies_midway_does_the_rest_when_it_is_back(
         (desired(6), Admission.OLD),
         (desired(8, node="north/shop-2/gateway"), Admission.STRAY),
         (desired(8, expires_at=1999.0), Admission.EXPIRED),
+        (desired(8, expires_at=2000.0), Admission.TAKE),
         (desired(8, expires_at=2001.0), Admission.TAKE),
     ],
 )
