@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -199,7 +200,9 @@ def test_a_result_that_cannot_be_sent_at_all_makes_its_frame_a_dead_letter() -> 
     assert bench.sink.payloads == [(TOPIC, b"1"), ("dead", b"letter")]
     assert bench.events == [("result-refused", {"error": "too large", "remedy": "less"})]
     first(None)
-    assert bench.counts == (0, {}, {}, 1), "the part that was accepted changes nothing"
+    first(ValueError("refused after all"))
+    assert bench.counts == (0, {}, {}, 1), "what becomes of the other parts changes nothing"
+    assert len(bench.sink.sent) == 2
     letter(None)
     assert bench.counts == (0, {}, {BusError.code: 1}, 0)
 
@@ -285,6 +288,21 @@ def test_giving_up_leaves_durable_frames_to_the_broker() -> None:
 
     assert bench.counts == (0, {"returned-to-broker": 1, "shutdown": 1}, {}, 0)
     assert bench.source.acked == [fleeting.message]
+
+
+async def test_giving_up_ends_the_tries_to_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+    monkeypatch.setattr(loop, "call_later", lambda _, *call: call_later(0, *call))
+    bench = Bench(outbox=(outbox := Store()))
+    bench.publishes(bench.came())
+    outbox.waiting[0](OutboxError("disk full", remedy="", code="outbox-full"))
+    bench.settler.give_up()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    assert len(outbox.waiting) == 1
+    assert bench.counts == (0, {"returned-to-broker": 1}, {}, 0)
 
 
 @pytest.mark.parametrize(
