@@ -33,7 +33,7 @@ coverage: $(READY) ## Run all tests, and say which lines none of them reaches; t
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow" --cov --cov-report=term $(ARGS)
 
 mutants: $(READY) ## Change one thing at a time in what decides, and see that tests fail; an hour. ONLY=pipeline.queue
-	nice $(BIN)/python tests/mutants/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
+	nice env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/mutants/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 check: format-check lint types ## Check format, lint, import layers and types.
 

@@ -63,15 +63,17 @@ class Mutant:
 
 
 def mutants(module: str, source: str, seed: int | None = None) -> Iterator[Mutant]:
-    """All mutants of a module, or in an order drawn with a seed. Left out are those that do not parse or change nothing."""
+    """All mutants of a module, or in an order drawn with a seed. Left out: what does not parse, changes nothing, or came."""
     tree = get_ast(source)
     places = [(operator, number) for operator in _OPERATORS for number in range(_count(operator, tree))]
     if seed is not None:
         random.Random(f"{seed} {module}").shuffle(places)
-    runs = _what_runs(source)
+    seen = {_what_runs(source), None}
     for operator, number in places:
         mutated = mutate_code(source, operator, number)
-        if _what_runs(mutated) not in (runs, None):
+        runs = _what_runs(mutated)
+        if runs not in seen:
+            seen.add(runs)
             yield _compared(module, source, mutated)
 
 
@@ -91,8 +93,24 @@ def _count(operator: Any, tree: Any) -> int:
     return counter.count
 
 
+_OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+
+
 class _Bare(ast.NodeTransformer):
-    """Takes out annotations, which are not evaluated, and a dataclass's `frozen` and `slots`, which guard against slips."""
+    """Takes out annotations, which are not evaluated, and a dataclass's `frozen` and `slots`, which guard against slips.
+
+    A comparison that is negated is turned round: two operators may come to the same.
+    """
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        inner = node.operand
+        if isinstance(node.op, ast.Not) and isinstance(inner, ast.Compare) and len(inner.ops) == 1:
+            inner.ops = [_OPPOSITE[type(inner.ops[0])]()]
+            return self.generic_visit(inner)
+        return self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.annotation = ast.Constant(None)

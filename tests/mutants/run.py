@@ -41,8 +41,8 @@ ROOT = HERE.parents[1]
 _PYTEST = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", "--hypothesis-profile=mutants"]
 _PYTEST += ["--assert=plain"]  # rewriting them would import our modules past the hook below
 _NOT_IMPORTED = 99
-_LONGER = 10
-"""Times as long as the tests usually take that a mutant may: one that hangs is killed."""
+_PATIENCE_S = 10.0
+"""Longer than three times what the tests usually take, after which a mutant counts as hanging: it is killed."""
 _MOST_MEMORY = 4 << 30
 
 
@@ -143,7 +143,7 @@ class Runner:
 
     def survives(self, mutant: Mutant, tests: list[str], usual_s: float) -> bool:
         """Run the tests on a mutant: whether they all pass."""
-        return self._passes(tests, mutant, _LONGER * usual_s)
+        return self._passes(tests, mutant, 3 * usual_s + _PATIENCE_S)
 
     def _passes(self, tests: list[str], mutant: Mutant | None, limit_s: float) -> bool:
         process = multiprocessing.get_context("fork").Process(target=_child, args=(tests, self._output, mutant))
