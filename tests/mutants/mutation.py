@@ -100,7 +100,7 @@ _OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes out annotations, which are not evaluated, and a dataclass's `frozen` and `slots`, which guard against slips.
+    """Takes out annotations, which are not evaluated, and what guards against slips: a dataclass's `frozen` and `slots`.
 
     A comparison that is negated is turned round: two operators may come to the same.
     """
@@ -114,6 +114,13 @@ class _Bare(ast.NodeTransformer):
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_arguments(self, node: ast.arguments) -> ast.AST:
+        """A bare `*` guards against slips, too."""
+        node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
+        node.defaults += [each for each in node.kw_defaults if each is not None]
+        node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
         return self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.AST:

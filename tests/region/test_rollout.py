@@ -63,6 +63,7 @@ def test_a_node_is_reached_with_its_first_document() -> None:
 def test_a_new_task_is_queued_and_a_new_rollout_has_not_begun() -> None:
     task, one = Task(3), rollout("one", {"a": Task(0)})
 
+    assert (task.generation, one.wave) == (0, -1)
     assert (task.state, task.late, task.failed, task.reached, task.given_at) == ("queued", False, False, False, 0.0)
     assert (task.back, task.back_generation, task.code, task.reason, dict(task.before)) == ("no", 0, "", "", {})
     assert list(one.begun) == []

@@ -53,6 +53,7 @@ def test_a_collision_names_the_first_three_nodes_in_order() -> None:
     five = rollout("one", {node: Task(0) for node in "edcba"})
 
     assert conflict([C, A, B], [five]) == "one is in-progress and has r/s/a, r/s/b, r/s/c, too"
+    assert conflict([D, C, A, B], [five]) == "one is in-progress and has r/s/a, r/s/b, r/s/c and 1 more, too"
     assert conflict([E, D, C, A, B], [five]) == "one is in-progress and has r/s/a, r/s/b, r/s/c and 2 more, too"
     assert conflict([], [five]) is None
 
