@@ -60,8 +60,8 @@ def either_books(store_url: str) -> Iterator[Books]:
     database.close()
 
 
-def shown(books: Books, name: str | None = None, *, every_node: bool = False) -> dict[str, Any]:
-    found = progress(books.database, name, every_node=every_node)
+def shown(books: Books, name: str | None = None, **more: bool) -> dict[str, Any]:
+    found = progress(books.database, name, **more)
     assert found is not None
     return found
 
