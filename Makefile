@@ -12,7 +12,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/p
 # One more than cores: many a test waits for processes that it has started.
 SIDE_BY_SIDE := -n $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images images check format lint types bench lock clean system
+.PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images mutants images check format lint types bench lock clean system
 help: ## List what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -36,6 +36,9 @@ test-faults: $(READY) ## Run the fault and stress tests at full size; takes an h
 
 coverage: $(READY) ## Run both `test` and `test-long`, and say which lines none of them reaches.
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" --hypothesis-profile=full --cov --cov-report=term $(ARGS)
+
+mutants: $(READY) ## Change one thing at a time in what decides, and see that tests fail; an hour. ONLY=pipeline.queue
+	nice env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/mutants/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 check: format-check lint types ## Check format, lint, import layers and types.
 
