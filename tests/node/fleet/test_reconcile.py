@@ -103,13 +103,13 @@ def test_what_is_said_is_done_in_order_of_names_models_first() -> None:
     batch = {"doors": {"batch": 8, "subscribe": "x"}}
 
     assert reconcile(desired(models={"b": ref(2), "a": ref(3)}, pipelines=batch), running) == [
-        Recheck("a", ref(3)),
-        GoOver("a", ref(3)),
-        Fetch("b", ref(2)),
-        GoOver("b", ref(2)),
-        GoBack("c"),
-        GoBack("d"),
-        Overlie(batch),
+        VerifyAgain("a", ref(3)),
+        SwapVersion("a", ref(3)),
+        FetchVersion("b", ref(2)),
+        SwapVersion("b", ref(2)),
+        SwapToFile("c"),
+        SwapToFile("d"),
+        ChangePipelines(batch),
     ]
 
 
@@ -124,20 +124,20 @@ def test_what_serves_already_is_not_touched_though_its_bundle_is_gone() -> None:
 def test_what_was_different_about_pipelines_is_taken_back_when_it_is_not_named_any_more() -> None:
     running = Running({}, overlay={"doors": {"batch": 8}}, pipelines=frozenset({"doors"}))
 
-    assert reconcile(desired(), running) == [Overlie({})]
-    assert reconcile(desired(pipelines={"doors": {"batch": 9}}), running) == [Overlie({"doors": {"batch": 9}})]
+    assert reconcile(desired(), running) == [ChangePipelines({})]
+    assert reconcile(desired(pipelines={"doors": {"batch": 9}}), running) == [ChangePipelines({"doors": {"batch": 9}})]
 
 
 def test_a_model_with_a_file_of_its_own_may_serve_any_bundle() -> None:
     running = Running({"faces": "door.onnx"})
 
-    assert reconcile(desired(models={"faces": ref(1, "gate")}), running)[-1] == GoOver("faces", ref(1, "gate"))
+    assert reconcile(desired(models={"faces": ref(1, "gate")}), running)[-1] == SwapVersion("faces", ref(1, "gate"))
 
 
 def test_a_pipeline_that_the_file_lacks_is_new_if_it_says_what_it_subscribes_to() -> None:
     new = {"subscribe": "a/b", "stages": []}
 
-    assert reconcile(desired(pipelines={"new": new}), Running({})) == [Overlie({"new": new})]
+    assert reconcile(desired(pipelines={"new": new}), Running({})) == [ChangePipelines({"new": new})]
 
 
 RELEASE = f"`hedgerow command {NODE} release digest={ref(9).digest}`"

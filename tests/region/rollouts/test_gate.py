@@ -7,23 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.region.responders import digest, ref
-
-from hedgerow.region.rollouts.planning.gate import (
-    UNPROVED,
-    Ear,
-    Facts,
-    GateFinding,
-    GateVerdict,
-    Presence,
-    examine,
-    examine_back,
-)
-from hedgerow.region.rollouts.planning.health_samples import Shown, Usual
-from hedgerow.region.rollouts.planning.spec import GateSection
-from hedgerow.wire.fleet import ModelRef
-
-from .examples import (
+from tests.region.examples import (
     ERROR,
     FILE,
     GIVEN,
@@ -39,6 +23,21 @@ from .examples import (
     sample,
     unknown,
 )
+from tests.region.responders import digest, ref
+
+from hedgerow.region.rollouts.planning.gate import (
+    UNPROVED,
+    Ear,
+    Facts,
+    GateFinding,
+    GateVerdict,
+    Presence,
+    examine,
+    examine_back,
+)
+from hedgerow.region.rollouts.planning.health_samples import Shown, Usual
+from hedgerow.region.rollouts.planning.spec import GateSection
+from hedgerow.wire.fleet import ModelRef
 
 DOORS = ref("3.0.0", "doors")
 TWO = replace(GIVEN, models={"faces": NEW, "doors": DOORS}, files={})

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.region.examples import NEW, A, B, C, D, E, rollout
 
 from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, joins, standing, superseded
 from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
-
-from .examples import NEW, A, B, C, D, E, rollout
 
 ENDED = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELED)
 UNDER_WAY = (Phase.RUNNING, Phase.PAUSED, Phase.ROLLING_BACK)

@@ -7,6 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.region.examples import (
+    GOOD,
+    NOW,
+    OLD,
+    SILENT_AFTER_S,
+    A,
+    B,
+    C,
+    D,
+    E,
+    bad,
+    facts,
+    reported,
+    rollout,
+    sample,
+    unknown,
+)
 from tests.region.responders import digest
 
 from hedgerow.region.rollouts.planning.gate import UNPROVED, Ear, Facts, GateFinding, GateVerdict, Presence
@@ -28,24 +45,6 @@ from hedgerow.region.rollouts.planning.state import (
     Wait,
 )
 from hedgerow.topics import Address
-
-from .examples import (
-    GOOD,
-    NOW,
-    OLD,
-    SILENT_AFTER_S,
-    A,
-    B,
-    C,
-    D,
-    E,
-    bad,
-    facts,
-    reported,
-    rollout,
-    sample,
-    unknown,
-)
 
 HEARD = GateFinding(GateVerdict.UNKNOWN, "queued")
 GONE = replace(HEARD, presence=Presence.GONE)

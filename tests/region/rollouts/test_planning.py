@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.region.examples import ERROR, FILE, GIVEN, NOW, A, facts, judged, rollout, sample
 from tests.region.responders import digest, ref
 
 from hedgerow.region.rollouts.planning.gate import Facts, GateVerdict
@@ -20,8 +21,6 @@ from hedgerow.region.rollouts.planning.state import Phase, Task
 from hedgerow.region.rollouts.planning.waves import Member, assign
 from hedgerow.region.rollouts.planning.windows import opens_at
 from hedgerow.topics import Address
-
-from .examples import ERROR, FILE, GIVEN, NOW, A, facts, judged, rollout, sample
 
 clocks = st.builds(lambda hour, minute: f"{hour:02}:{minute:02}", st.integers(0, 23), st.integers(0, 59))
 windows = st.builds(

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from tests.region.examples import NEW, OLD, rollout
 
 from hedgerow.region.rollouts.planning.state import Phase, Task
 from hedgerow.region.rollouts.progress import audit, history, progress
 from hedgerow.region.rollouts.store import Actor, FleetStore, StoredRollout
 from hedgerow.region.store.database import Database, open_database
 from hedgerow.topics import Address
-
-from .examples import NEW, OLD, rollout
 
 AT = 1_800_000_000.0
 EVE = Actor("eve", "a test")

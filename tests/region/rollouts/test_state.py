@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.region.examples import NOW, A, B, C, D, E, rollout
 
 from hedgerow.region.rollouts.planning.state import (
     CatchUp,
@@ -26,8 +27,6 @@ from hedgerow.region.rollouts.planning.state import (
     resume,
 )
 from hedgerow.topics import Address
-
-from .examples import NOW, A, B, C, D, E, rollout
 
 GIVEN_AT = NOW - 100
 
