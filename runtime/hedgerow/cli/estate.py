@@ -18,7 +18,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,6 +29,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final
 from urllib.request import urlopen
 
+from hedgerow.cli.demo_prepare import without
 from hedgerow.errors import HedgerowError
 from hedgerow.testing.processes import end
 from hedgerow.topics import Address
@@ -83,6 +84,7 @@ class Estate:
         say: tells what is going on.
         node: what every node's configuration has beside what the base file says.
         region: what the configuration of the region's service has beside what it must.
+        skipped: pipelines that the template names and the base file lacks.
     Attributes:
         region_file: the configuration of the region's service.
         store: its store, an SQLite file.
@@ -97,6 +99,7 @@ class Estate:
         *,
         node: Mapping[str, Any] | None = None,
         region: Mapping[str, Any] | None = None,
+        skipped: Collection[str] = (),
     ) -> None:
         self.folder = folder.absolute()
         self.sites: list[Site] = []
@@ -107,6 +110,7 @@ class Estate:
         self._say = say
         self._node = node or {}
         self._region = region or {}
+        self._skipped = skipped
         self._stack = ExitStack()
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
@@ -170,7 +174,8 @@ class Estate:
         yaml.default_flow_style = False
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.dump(sites, written)
-        text = Template(files("hedgerow.cli.templates").joinpath(self._template).read_text("utf-8")).substitute(
+        template = files("hedgerow.cli.templates").joinpath(self._template).read_text("utf-8")
+        text = Template(without(template, self._skipped)).substitute(
             REGION_PORT=free_port(),
             SITES=indent(written.getvalue(), "  "),
             USER=getpass.getuser(),
