@@ -9,7 +9,7 @@ ARGS ?=
 # One more than cores: many a test waits for processes that it has started.
 SIDE_BY_SIDE := -n $(shell echo $$(($$(nproc) + 1))) --dist worksteal
 
-.PHONY: help demo demo-region demo-rollout test coverage test-faults test-images images check format lint types bench lock clean ready-for-demo $(READY)
+.PHONY: help demo demo-region demo-rollout test coverage test-faults test-images images check format lint types bench lock clean system
 help: ## List what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -60,7 +60,7 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-ha
 	  --no-emit-index-url -q
 PEERS := benchmarks/peers/requirements
 SETS := containers/requirements
-lock: ## Write requirements.lock anew from requirements.in, and those of the demos, the benchmarks' peers and the images.
+lock: $(READY) ## Write requirements.lock anew from requirements.in, and those of the demos, the benchmarks' peers and the images.
 	$(COMPILE) --excludes requirements.excludes requirements.in -o requirements.lock >/dev/null
 	sed -i '/^\./d' requirements.lock
 	$(COMPILE) --excludes requirements.excludes --excludes requirements-demo.excludes requirements-demo.in \
@@ -75,9 +75,10 @@ lock: ## Write requirements.lock anew from requirements.in, and those of the dem
 	done
 
 clean: ## Remove what was made.
-	rm -rf $(VENV) .venv-peers demo-out demo-region-out demo-rollout-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers configs/models demo-out demo-region-out demo-rollout-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# Each looks first, and does nothing where all is there.
+# Both look first, and do nothing where all is there.
+.PHONY: ready-for-demo $(READY)
 SETUP := PYTHON=$(PYTHON) UV_VERSION=$(UV_VERSION) ./setup.sh
 ready-for-demo:
 	@$(SETUP) demo

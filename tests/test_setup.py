@@ -36,6 +36,7 @@ echo "$step" >>steps
 [ "$2" = venv ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
 [ "$STOP" = "kill $step" ] && kill -9 0
 [ "$STOP" = "wait $step" ] && read -r _ <pipe
+[ "$STOP" = "fail $step" ] && exit 1
 [ $step = uv ] && cp "$0" .venv/bin/uv
 [ $step = hedgerow_signal.train ] && mkdir -p .venv/models && echo model >"$3"
 exit 0
@@ -67,8 +68,10 @@ class Checkout:
         shutil.copy2(ROOT / path, self.folder / path)
 
     def program(self, name: str, text: str) -> None:
-        (self.programs / name).write_text(text)
-        (self.programs / name).chmod(0o755)
+        path = self.programs / name
+        path.unlink(missing_ok=True)  # it may be a link to the machine's own
+        path.write_text(text)
+        path.chmod(0o755)
 
     def without(self, *names: str) -> None:
         for name in names:
@@ -147,6 +150,19 @@ def test_a_new_lock_file_is_installed_in_place_and_if_that_is_killed_all_is_made
     assert checkout.steps() == STEPS
 
 
+def test_a_model_that_cannot_be_fetched_holds_nothing_up_and_is_asked_for_again(checkout: Checkout) -> None:
+    fetch = "hedgerow_vision.fetch_ssd"
+    done = checkout.make(".venv/.ready", STOP=f"fail {fetch}")
+    assert done.returncode == 0
+    assert "Tests that use this model will be skipped." in done.stdout
+    checkout.steps()
+
+    assert checkout.make(".venv/.ready").returncode == 0
+    assert checkout.steps()[-1] == fetch
+    assert checkout.make(".venv/.ready").returncode == 0
+    assert checkout.steps() == []
+
+
 @pytest.mark.parametrize("what", ["gone", "upgraded", "moved"])
 def test_an_environment_whose_python_or_folder_is_another_is_made_anew(checkout: Checkout, what: str) -> None:
     checkout.make("ready-for-demo")
@@ -191,7 +207,8 @@ def test_a_second_set_up_waits_for_the_first_and_finds_all_done(checkout: Checko
     assert checkout.steps() == STEPS
 
 
-APT = '#!/bin/sh\necho "$@" >>apt\n'
+# Refuses to be given the lock: the broker that starts with its package would keep it.
+APT = '#!/bin/sh\n[ ! -e /proc/self/fd/9 ] && echo "$@" >>apt\n'
 
 
 def test_the_demo_asks_for_nothing_that_one_pipeline_or_test_needs(checkout: Checkout) -> None:
