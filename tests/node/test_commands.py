@@ -346,7 +346,7 @@ async def test_a_stage_that_takes_its_time_to_close_holds_nothing_up_but_the_end
         def close(stage: Trial) -> None:
             turned = threading.Event()
             node._loop.call_soon_threadsafe(turned.set)
-            turns.append(turned.wait(5))
+            turns.append(turned.wait(60))
 
         monkeypatch.setattr(Trial, "close", close)
         assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(batch=5)})}))["ok"]
@@ -362,7 +362,7 @@ async def test_asking_what_a_node_is_does_not_hold_its_frames_up(site: Site, mon
     def devices(backend: OnnxRuntime) -> tuple[str, ...]:
         turned = threading.Event()
         node._loop.call_soon_threadsafe(turned.set)
-        turns.append(turned.wait(5))
+        turns.append(turned.wait(60))
         return ("CPU",)
 
     monkeypatch.setattr(OnnxRuntime, "devices", devices)

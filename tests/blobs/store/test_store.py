@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.blobs.conftest import made_file, made_manifest, noise
+from tests.examples import examples
 
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, DiskFull, StoreFull
 from hedgerow.blobs.store.store import MANIFEST_BYTES, BlobStore
@@ -215,7 +216,7 @@ def test_a_damaged_chunk_is_given_to_nobody(tmp_path: Path) -> None:
     assert store.damaged == 3
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.data())
 def test_a_write_that_was_torn_at_any_byte_costs_no_more_than_a_fetch(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,14 @@ import pytest
 
 from hedgerow.cli.demo.feeds import demo_feeds
 from hedgerow.errors import HedgerowError
+from hedgerow.testing import processes
+
+pytestmark = pytest.mark.long
 
 _STREET = Path(sys.prefix) / "models" / "ssd_mobilenetv2_oidv4.tflite"
 
 
-def demo(folder: Path, *arguments: str, timeout_s: float = 170) -> Any:
+def demo(folder: Path, *arguments: str, timeout_s: float = 580) -> Any:
     """Run the demo. Returns: what it printed at the end."""
     if not _STREET.exists():
         pytest.skip(f"the street model is missing; `python -m hedgerow_vision.fetch_ssd {_STREET.parent}` fetches it")
@@ -24,7 +26,7 @@ def demo(folder: Path, *arguments: str, timeout_s: float = 170) -> Any:
         demo_feeds()
     except HedgerowError as error:
         pytest.skip(error.explain())
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-m", "hedgerow", "demo", *arguments, "--json"],
         cwd=folder,
         capture_output=True,
@@ -36,7 +38,7 @@ def demo(folder: Path, *arguments: str, timeout_s: float = 170) -> Any:
     return orjson.loads(done.stdout)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_demo_reads_sees_and_hears_and_accounts_for_every_frame(tmp_path: Path) -> None:
     """What came in went out, or was dropped for a reason; none died, and none is left."""
     report = demo(tmp_path, "--seconds", "8")

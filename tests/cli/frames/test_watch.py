@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from paho.mqtt.properties import Properties
 
 from hedgerow import Frame, FrameError
 from hedgerow.cli.frames.message_board import Board, sight, summarise
+from hedgerow.testing import processes
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import (
     JSON,
@@ -292,7 +292,7 @@ async def test_on_a_terminal_it_is_a_table(listen, broker, topic_prefix: str) ->
     health = Health(node=str(node), session="s", at=1.0, uptime_s=1.0, state="ok", pipelines={"doors": pumps})
     master, slave = pty.openpty()
     arguments = ["watch", "--node", f"{topic_prefix}/+/+", "--count", "40", "--broker", broker.url]
-    process = subprocess.Popen(  # noqa: ASYNC220 - starting it takes a moment, and nothing else waits
+    process = processes.start(
         [sys.executable, "-m", "hedgerow", *arguments],
         stdout=slave,
         stderr=slave,
@@ -308,7 +308,7 @@ async def test_on_a_terminal_it_is_a_table(listen, broker, topic_prefix: str) ->
 
         shown = await until_done(reading, speak)
 
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     last = shown.rpartition("NODE")[2]
     assert "LATENCY ms p50/p99" in last
     assert "10.0 / 10.0" in last

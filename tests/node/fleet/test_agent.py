@@ -274,7 +274,7 @@ async def test_while_the_repository_is_attacked_the_old_version_serves_on(
             assert report.error.code == code
             assert region.site.events("model-not-trusted")[-1]["detail"]["code"] == code
             assert report.models["door"].model == good
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(1.1)  # as above
         timestamp.write_bytes(honest)
         await region.wants(5, models={"door": new}, swap=swap)
         await region.done(5)
@@ -301,7 +301,7 @@ async def test_a_withdrawn_version_does_not_serve_again_though_it_lies_here(
         key_ceremony.renew(region.repository, "owner", [region.models.owner], keep=lambda path: "1.0.0" not in path)
         assert node._fleet is not None
         node._fleet._fetcher.documents.forget()
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(1.1)  # what is asked again within a second is not sent again
         await region.wants(3, models={"door": old}, swap=swap)
         report = await region.done(3, "failed")
 

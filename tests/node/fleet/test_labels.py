@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from importlib.metadata import version
 
@@ -13,6 +12,7 @@ from hedgerow import backends
 from hedgerow.config import ModelConfig
 from hedgerow.labels import check_labels
 from hedgerow.node.fleet.labels import backends_in_use, device_labels, own_labels
+from hedgerow.testing import processes
 from hedgerow.topics import Address
 
 HERE = Address("north", "shop-1", "gateway")
@@ -26,7 +26,7 @@ from hedgerow.topics import Address
 labels = own_labels(Address("north", "shop-1", "gateway"), 4)
 print(json.dumps([labels, [name for name in ("onnxruntime", "openvino") if name in sys.modules]]))
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     labels, loaded = json.loads(done.stdout)
 
     assert loaded == []

@@ -127,7 +127,8 @@ async def taken_back(node: Node, candidate: ModelVersion, load: Load) -> None:
 @pytest.mark.parametrize(
     "times",
     [
-        pytest.param(30, id="short", marks=pytest.mark.timeout(300)),
+        pytest.param(5, id="shortest"),
+        pytest.param(30, id="short", marks=[pytest.mark.long, pytest.mark.timeout(300)]),
         pytest.param(1000, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )

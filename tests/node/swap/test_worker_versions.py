@@ -155,6 +155,7 @@ async def waiting(site: Site) -> AsyncIterator[Node]:
         await running
 
 
+@pytest.mark.long
 async def test_what_workers_cannot_load_is_refused_and_what_gives_nan_for_live_frames_is_taken_back(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:

@@ -126,6 +126,7 @@ def _end(account: dict[str, Any], in_words: Callable[[], None], *, json: bool) -
 def prepare(out: Path, config: str) -> None:
     """Put the configuration, by this name, and the models that no Python package ships into the folder."""
     from hedgerow.models.bundle.model_file import resolve
+    from hedgerow.testing.processes import run
 
     source = files("hedgerow.cli.demo.templates").joinpath("demo.yaml")
     (out / config).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
@@ -145,9 +146,7 @@ def prepare(out: Path, config: str) -> None:
             shutil.copytree(kept, model.parent, dirs_exist_ok=True)
             if model.exists():
                 continue
-        done = subprocess.run(  # noqa: S603 - our own interpreter and modules
-            [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, check=False
-        )
+        done = run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True)
         if done.returncode:
             raise HedgerowError(
                 f"`python -m {module}` failed:\n{done.stderr.strip()[-800:]}",
@@ -156,9 +155,11 @@ def prepare(out: Path, config: str) -> None:
 
 
 def _start_node(out: Path, mosquitto: Mosquitto) -> subprocess.Popen[bytes]:
+    from hedgerow.testing.processes import start
+
     environment = {**os.environ, "HEDGEROW_BROKER__URL": mosquitto.url}
     with (out / "node.log").open("wb") as log:
-        return subprocess.Popen(
+        return start(
             [sys.executable, "-m", "hedgerow", "node", "run", "node.yaml"],
             cwd=out,
             env=environment,

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.request import urlopen
 
 from hedgerow.errors import HedgerowError
-from hedgerow.testing.processes import end
+from hedgerow.testing.ports import held_port
+from hedgerow.testing.processes import end, start
 from hedgerow.topics import Address
 
 if TYPE_CHECKING:
@@ -122,8 +123,6 @@ class DemoProcesses:
         self._stack.close()
 
     def _begin(self) -> None:
-        from hedgerow.testing.mosquitto import free_port
-
         for old in ("rendered", "pki", "state", "nodes"):
             shutil.rmtree(self.folder / old, ignore_errors=True)
         for old_file in self.folder.glob("region.db*"):
@@ -132,7 +131,7 @@ class DemoProcesses:
         topology = self._render()
         self._say("Making certificates: a root, an authority for each site, one for everybody…")
         self._certify(topology)
-        metrics_port = free_port()
+        metrics_port = self._port()
         self._write_region(topology, metrics_port)
         self._broker(topology.region.name)
         self.run("collector", "region", "run", str(self.region_file), until="region-started")
@@ -145,11 +144,14 @@ class DemoProcesses:
                 self.run(f"node-{site.name}-{node.node}", "node", "run", f"rendered/{site.name}/nodes/{node.node}.yaml")
         self._say(f"The region's metrics: http://127.0.0.1:{metrics_port}/metrics")
 
+    def _port(self) -> int:
+        """A port that is the estate's until it ends."""
+        return self._stack.enter_context(held_port())
+
     def _render(self) -> Topology:
         from ruamel.yaml import YAML
 
         from hedgerow.configfile import merge
-        from hedgerow.testing.mosquitto import free_port
         from hedgerow.topology import files as rendered_files
         from hedgerow.topology.load import load
         from hedgerow.topology.render import render
@@ -158,8 +160,8 @@ class DemoProcesses:
         merge(override, self._node)
         sites = {
             name: {
-                "broker": f"mqtts://localhost:{free_port()}",
-                "loopback_port": free_port(),
+                "broker": f"mqtts://localhost:{self._port()}",
+                "loopback_port": self._port(),
                 "roles": {"operator": ["operator"]},
                 "nodes": {node: {"override": override} for node in nodes},
             }
@@ -171,7 +173,7 @@ class DemoProcesses:
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.dump(sites, written)
         text = Template(files("hedgerow.cli.demo.templates").joinpath(self._template).read_text("utf-8")).substitute(
-            REGION_PORT=free_port(),
+            REGION_PORT=self._port(),
             SITES=indent(written.getvalue(), "  "),
             USER=getpass.getuser(),
         )
@@ -247,7 +249,7 @@ class DemoProcesses:
         path = self.folder / "logs" / f"{name}.log"
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603 - our own
+            process = start(
                 command,
                 cwd=self.folder,
                 env=os.environ | (environment or {}),
@@ -257,7 +259,7 @@ class DemoProcesses:
             )
         self._processes.append((name, process))
         self._stack.callback(end, process)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + _START_S
         while until is not None and until not in path.read_text("utf-8", errors="replace"):
             self.check()
             if time.monotonic() > deadline:

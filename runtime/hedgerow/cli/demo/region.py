@@ -57,17 +57,18 @@ async def _run(estate: DemoProcesses, seconds: float, say: Say) -> dict[str, Any
     (harbour,) = (site for site in estate.sites if site.name == CUT)
     say(f"Sensors are sending for {seconds:.0f} s. {'SITE':<10}{'MADE':>8}{'IN THE REGION':>16}{'WAITING':>10}   WAN")
     state = "up"
-    while (passed := time.monotonic() - began) < seconds and not stop.is_set():
+    while ((passed := time.monotonic() - began) < seconds or state != "back") and not stop.is_set():
         estate.check()
         for task in feeding:
             if task.done():
                 task.result()
-        if state == "up" and cut_at <= passed < back_at:
+        if state == "up" and passed >= cut_at:  # a busy machine may be late for it
             harbour.wan.cut()
-            state = "cut"
+            state, cut["from_s"] = "cut", round(passed, 1)
             await estate.ask_all()
             cut["stored_when_cut"] = account_of(estate)[CUT]["stored"]
-        elif state == "cut" and passed >= back_at:
+        elif state == "cut" and passed >= cut["from_s"] + back_at - cut_at:
+            cut["to_s"] = round(passed, 1)
             await estate.ask_all()
             cut["waiting_before_it_came_back"] = account_of(estate)[CUT]["waiting"]
             harbour.wan.restore()
