@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -19,6 +20,7 @@ except ImportError as error:
     ) from error
 
 _LOCK: Final = 0x68656467  # "hedg": an advisory lock that tells who may write
+_LET_GO_S: Final = 3.0  # the server may notice only now that the last writer has hung up
 _CONNECT_S: Final = 10
 _LONGEST_STATEMENT_MS: Final = 60_000
 
@@ -46,8 +48,7 @@ class Postgres:
         try:
             self.run(f"SET statement_timeout = {_LONGEST_STATEMENT_MS}")
             if write:
-                if self.rows(f"SELECT pg_try_advisory_lock({_LOCK})") != [(True,)]:
-                    raise in_use(self._shown)
+                self._become_writer()
                 migrate(self, "postgres", self._shown)
             else:
                 if not beside:
@@ -57,6 +58,13 @@ class Postgres:
         except BaseException:
             self.close()
             raise
+
+    def _become_writer(self) -> None:
+        deadline = time.monotonic() + _LET_GO_S
+        while self.rows(f"SELECT pg_try_advisory_lock({_LOCK})") != [(True,)]:
+            if time.monotonic() > deadline:
+                raise in_use(self._shown)
+            time.sleep(0.02)
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """The rows that a query gives."""
