@@ -248,7 +248,8 @@ class Bench:
 
         counts |= await self.counts()
         try:
-            await asyncio.wait_for(settled(), PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                await settled()
         except TimeoutError:
             raise AssertionError(f"not settled: {counts}, {self.books['fleeting'].sent.total()} sent") from None
 

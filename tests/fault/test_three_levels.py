@@ -97,24 +97,26 @@ async def test_results_go_up_to_the_top_and_commands_come_down_from_there(levels
     ):
         await board.subscribe(f"{NODE}/result/doors", qos=1)
         async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
-            sending = tasks.create_task(every_so_often(lambda: camera.publish("plant/1/door", b"[1, 2, 3]", qos=1)))
+            enough = asyncio.Event()
+            tasks.create_task(every_so_often(lambda: camera.publish("plant/1/door", b"[1, 2, 3]", qos=1), enough))
             async for message in board.messages:
                 assert json.loads(message.payload)["node"] == "north/hall/a"
                 break
-            sending.cancel()
+            enough.set()
 
         await chief.subscribe(f"{NODE}/reply/#", qos=1)
         async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
-            sending = tasks.create_task(every_so_often(lambda: chief.publish(f"{NODE}/command/ping", b"{}", qos=1)))
+            enough = asyncio.Event()
+            tasks.create_task(every_so_often(lambda: chief.publish(f"{NODE}/command/ping", b"{}", qos=1), enough))
             async for message in chief.messages:
                 assert message.topic.value.startswith(f"{NODE}/reply/")
                 break
-            sending.cancel()
+            enough.set()
 
 
-async def every_so_often(act: Callable[[], Awaitable[object]]) -> None:
+async def every_so_often(act: Callable[[], Awaitable[object]], enough: asyncio.Event) -> None:
     """Until what was sent while a bridge was on its way to connect has been sent again."""
-    while True:
+    while not enough.is_set():
         await act()
         await asyncio.sleep(0.2)
 

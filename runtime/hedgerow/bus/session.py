@@ -143,7 +143,8 @@ class MqttSession:
         self._renewing, self._settled = link, asyncio.Event()
         if self.outbound.under_way:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._settled.wait(), _SETTLE_S)
+                async with asyncio.timeout(_SETTLE_S):
+                    await self._settled.wait()
         link.close(encode_disconnect())
         await link.closed.wait()
 

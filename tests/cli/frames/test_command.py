@@ -36,8 +36,11 @@ class Responder:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        while (
+            not self._task.done()
+        ):  # aiomqtt waits by `asyncio.wait_for`, which Python 3.11 lets forget a cancellation
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.1)
 
     async def _serve(self, ready: asyncio.Event) -> None:
         async with aiomqtt.Client("127.0.0.1", self._broker.port, protocol=aiomqtt.ProtocolVersion.V5) as client:

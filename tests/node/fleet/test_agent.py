@@ -421,6 +421,7 @@ async def test_a_newer_document_ends_the_swap_under_way_and_the_version_before_s
             await until(lambda: region.reported.step == "probation door", lambda: str(region.reported))
             await region.wants(3, models={"door": one})
             third = await region.done(3)
+            await until(lambda: versions(site)[-1] == "1.0.0")  # a frame has come since
         await site.wait_results(sent[0])
 
     assert (third.models["door"].model, third.models["door"].stage, third.rolled_back) == (one, "kept", [])

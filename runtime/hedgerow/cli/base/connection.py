@@ -141,7 +141,8 @@ async def hung(broker: BrokerSection) -> bool:
     tls = tls_context(options) if options.url.startswith("mqtts:") else None
     opening = asyncio.open_connection(host, port) if port else asyncio.open_unix_connection(host)
     try:
-        reader, writer = await asyncio.wait_for(opening, SILENT_S)
+        async with asyncio.timeout(SILENT_S):
+            reader, writer = await opening
     except (OSError, UnicodeError):  # a timeout among them: nobody is there
         return False
     try:

@@ -179,7 +179,8 @@ async def _run(client: Connection, feed: Feed, stop: asyncio.Event) -> None:
         piece = await asyncio.to_thread(next, feed.pieces)
         due_s = feed.sent * feed.every_s if feed.every_s is not None else piece.due_s or 0.0
         with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), max(0.0, began + due_s - time.monotonic()))
+            async with asyncio.timeout(max(0.0, began + due_s - time.monotonic())):
+                await stop.wait()
         if stop.is_set():
             return
         user = [("id", uuid4().hex), ("time", f"{time.time():.6f}")]

@@ -78,7 +78,8 @@ async def _run(estate: DemoProcesses, seconds: float, skipped: Skipped, say: Say
         await estate.ask_all()
         _show(estate, state, passed, say)
         with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), min(5.0, max(0.1, seconds - passed)))
+            async with asyncio.timeout(min(5.0, max(0.1, seconds - passed))):
+                await stop.wait()
     harbour.wan.restore()
     for task in feeding:
         task.cancel()

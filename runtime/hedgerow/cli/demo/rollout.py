@@ -123,7 +123,8 @@ class _Tale:
     async def pause(self, seconds: float) -> None:
         """Let things go on for a while. Raises: KeyboardInterrupt: told to stop."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
             raise KeyboardInterrupt
 
     async def roll_out(self, version: str, why: str, **plan: Any) -> None:

@@ -126,7 +126,8 @@ class Agent:
         try:
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S)
+                    async with asyncio.timeout(_LOOK_EVERY_S):
+                        await self._wake.wait()
                 if not self._wake.is_set():
                     if work is None or work.done():
                         self._reporter.update()
