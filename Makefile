@@ -28,13 +28,13 @@ test: $(READY) ## Run the tests: every module, in minutes.
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not long" $(ARGS)
 
 test-long: $(READY) ## Run what takes longer: demos, long documents, faults, benchmarks, properties at full depth.
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and (long or hypothesis)" --hypothesis-profile=full $(ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and (long or hypothesis)" --hypothesis-profile=full --timeout 600 $(ARGS)
 
 test-faults: $(READY) ## Run the fault and stress tests at full size; takes an hour.
 	$(PYTEST) -n auto -m slow --timeout 3600 $(ARGS)
 
 coverage: $(READY) ## Run both `test` and `test-long`, and say which lines none of them reaches.
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" --hypothesis-profile=full --cov --cov-report=term $(ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" --hypothesis-profile=full --timeout 600 --cov --cov-report=term $(ARGS)
 
 mutants: $(READY) ## Change one thing at a time in what decides, and see that tests fail; an hour. ONLY=pipeline.queue
 	nice env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/mutants/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)

@@ -73,7 +73,9 @@ def _offer_stages(home: Path) -> None:
     info = home / "hedgerow_benchmarks-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hedgerow-benchmarks\nVersion: 0\n")
-    stages = (f"{name.lower()} = benchmarks.{name.lower()}_stage:{name}" for name in ("Count", "Noop", "Spin", "Weigh"))
+    stages = (
+        f"{name.lower()} = benchmarks.stages.{name.lower()}:{name}" for name in ("Count", "Noop", "Spin", "Weigh")
+    )
     (info / "entry_points.txt").write_text("\n".join(["[hedgerow.stages]", *stages, ""]))
 
 

@@ -97,6 +97,7 @@ class StoreWriter(threading.Thread):
         self._store: RegionStore | None = None
         self._closing = threading.Event()
         self._beat_at = 0.0
+        self._beat_connected = False
         self._began_at = 0.0
         self._was_opened = False
 
@@ -161,6 +162,7 @@ class StoreWriter(threading.Thread):
         store = self._store
         if store is None:
             store = self._store = self._open_store()
+            self._beat_connected = False  # is what a store says that was just opened
             if not self._was_opened:
                 self._report(WriteReport(opened=store.nodes, acks=store.acks(), stored_bytes=store.stored_bytes))
                 self._was_opened = True
@@ -171,9 +173,10 @@ class StoreWriter(threading.Thread):
             self._report(
                 WriteReport(given.messages, outcomes, time.monotonic() - began, stored_bytes=store.stored_bytes)
             )
-        if began - self._beat_at >= BEAT_EVERY_S:
-            self._beat_at = began
-            store.beat(connected=self.connected)
+        # At once when the link came or went: whoever asks for the status is not to read what was.
+        if began - self._beat_at >= BEAT_EVERY_S or self._beat_connected != self.connected:
+            self._beat_at, self._beat_connected = began, self.connected
+            store.beat(connected=self._beat_connected)
             verdicts = store.verdicts(time.time())
             while store.prune(time.time()) and self._given.empty():
                 pass

@@ -1,0 +1,42 @@
+"""The thread that writes to the store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.region.conftest import eventually
+
+from hedgerow.region.config import RegionConfig
+from hedgerow.region.store import writer
+from hedgerow.region.store.database import Database, open_database
+from hedgerow.region.store.queries import status
+from hedgerow.region.store.store import RegionStore
+from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest
+
+
+async def test_whether_the_broker_is_there_is_written_down_at_once(
+    sqlite_url: str, reading: Callable[[str], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the next beat only: until then `hedgerow region status` would say what was."""
+    monkeypatch.setattr(writer, "BEAT_EVERY_S", 3600.0)
+    config = RegionConfig.model_validate({"region": {"name": "test"}, "store": {"url": sqlite_url}})
+    reports: list[WriteReport] = []
+    thread = StoreWriter(lambda: RegionStore(open_database(sqlite_url, write=True), config), reports.append)
+
+    def collector() -> Any:
+        return status(reading(sqlite_url), time.time())["collector"]
+
+    thread.start()
+    try:
+        await eventually(lambda: reports)
+        for connected in (True, False):
+            thread.connected = connected
+            thread.give(WriteRequest([], []))
+            await eventually(lambda connected=connected: collector()["connected"] is connected)
+    finally:
+        thread.close()
+        await asyncio.to_thread(thread.join)
