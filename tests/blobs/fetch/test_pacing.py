@@ -30,10 +30,8 @@ def test_at_first_the_window_grows_by_one_for_each_answer_that_nothing_held_up()
 
 def test_it_grows_by_less_the_nearer_the_delay_is_to_a_tenth_of_a_second() -> None:
     assert window((0.2, 0.0), (0.25, 1.0)).size == pytest.approx(3.5)
-    assert window((0.2, 0.0), (0.3, 1.0)).size == pytest.approx(3.0)
-    assert window((0.2, 0.0), (0.3, 1.0), (0.2, 2.0)).size == pytest.approx(4.0), (
-        "as much as is allowed is not too much"
-    )
+    assert window((0.1, 0.0), (0.2, 1.0)).size == 3.0
+    assert window((0.1, 0.0), (0.2, 1.0), (0.1, 2.0)).size == 4.0, "as much as is allowed is not too much"
 
 
 def test_beyond_that_it_shrinks_and_grows_from_then_on_by_one_for_each_windowful() -> None:
@@ -63,16 +61,26 @@ def test_the_shortest_time_of_ten_minutes_is_what_an_idle_link_takes() -> None:
 
 
 def test_what_is_forgotten_is_forgotten_by_the_minute() -> None:
-    in_the_first = window((0.2, 0.0), (0.1, 59.9))
-    in_the_second = window((0.2, 0.0), (0.1, 60.0))
+    in_the_first = window((0.2, 1000.0), (0.1, 1059.9))
+    in_the_second = window((0.2, 1000.0), (0.1, 1060.0))
+    at_its_end = window((0.2, 940.0), (0.2, 1000.0), (0.1, 1059.9))
 
-    in_the_first.answered(0.2, 600.5)
-    in_the_second.answered(0.2, 600.5)
+    for made in (in_the_first, in_the_second, at_its_end):
+        made.answered(0.2, 1600.5)
     assert (in_the_first.size, in_the_second.size) == (pytest.approx(5.0), pytest.approx(4.0))
+    assert at_its_end.size == pytest.approx(6.0)
     still = window((0.2, 0.0), (0.1, 60.0), (0.2, 660.0))
     assert still.size == pytest.approx(4.0)
     gone = window((0.2, 0.0), (0.1, 60.0), (0.2, 660.5))
     assert gone.size == pytest.approx(5.0)
+
+
+def test_a_minute_does_not_know_of_the_one_before() -> None:
+    made = window((0.1, 0.0), (0.3, 60.0), (0.3, 70.0))
+    size = made.size
+
+    made.answered(0.4, 600.5)
+    assert made.size == pytest.approx(size), "0.3 s is the base now"
 
 
 def test_each_minute_keeps_its_own_shortest_time() -> None:

@@ -286,7 +286,9 @@ def test_who_is_put_back_is_who_was_reached_and_is_not_back() -> None:
     }  # fmt: skip
     f = Address("r", "s", "f")
 
-    assert take_back(under_way(nodes), Phase.CANCELED, "eve said so") == TakeBack((A, f), "eve said so", Phase.CANCELED)
+    assert take_back(under_way(nodes, wave=1), Phase.CANCELED, "eve said so") == TakeBack(
+        (A, f), "eve said so", Phase.CANCELED
+    )
 
 
 def test_a_wave_goes_back_with_all_that_failed_or_are_not_through() -> None:
