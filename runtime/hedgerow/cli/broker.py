@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from pydantic import ValidationError
 
 from hedgerow import configfile
+from hedgerow.bus.backoff import Backoff
 from hedgerow.bus.connect import place, tls_context
 from hedgerow.bus.packets import encode_connect, encode_disconnect
 from hedgerow.cli.console import size
@@ -40,6 +41,8 @@ _NOT_FOR_EVER: Final = {
 }
 """The broker's reason codes (MQTT 5 §2.4) after which it is worth trying again."""
 
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 10.0
 SILENT_S: Final = 5.0
 """How long somebody may take to answer a connection before he counts as hung."""
 
@@ -186,6 +189,41 @@ async def connected(broker: BrokerSection, **options: Any) -> AsyncIterator[Conn
             yield client
     except aiomqtt.MqttError as error:
         raise (_lost if entered else _not_reached)(broker.url, error) from error
+
+
+async def messages(
+    broker: BrokerSection, filters: Sequence[str], link: Callable[[str], None]
+) -> AsyncGenerator[aiomqtt.Message, None]:
+    """Messages on topics, for as long as they are asked for. A broker that goes away is waited for, and subscribed to again.
+
+    Args:
+        link: told why the connection was lost, and "" when it is back.
+    Raises:
+        BrokerAway: the broker cannot be reached to begin with.
+        BusError: it refuses us.
+        ConfigError: a certificate or password file cannot be read.
+    """
+    backoff = Backoff(broker.url, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+    was_there = away = False
+    while True:
+        try:
+            async with connected(broker) as client:
+                await client.subscribe([(pattern, 1) for pattern in filters])
+                backoff.link_up()
+                if away:
+                    link("")
+                was_there, away = True, False
+                async for message in client.messages:
+                    yield message
+        except BrokerAway as error:
+            if not was_there:
+                raise
+            if not away:
+                link(str(error))
+            away = True
+        finally:
+            backoff.link_down()
+        await backoff.pause()
 
 
 def _lost(url: str, error: aiomqtt.MqttError) -> BusError:
