@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import pty
-import subprocess
-import sys
+import io
+import signal
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import aiomqtt
 import pytest
+from click import unstyle
 from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from rich.console import Console
+from tests.cli.terminals import terminal
 
 from hedgerow import Frame, FrameError
 from hedgerow.cli.sightings import Board, sight, summarise
+from hedgerow.cli.tables import drawing
+from hedgerow.cli.watch import board_lines
+from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import (
     JSON,
@@ -290,41 +296,254 @@ async def test_on_a_terminal_it_is_a_table(listen, broker, topic_prefix: str) ->
     node = Address(topic_prefix, "site", "press")
     pumps = PipelineHealth(state="running", received=100, out=90, dropped={"too-dark": 10})
     health = Health(node=str(node), session="s", at=1.0, uptime_s=1.0, state="ok", pipelines={"doors": pumps})
-    master, slave = pty.openpty()
     arguments = ["watch", "--node", f"{topic_prefix}/+/+", "--count", "40", "--broker", broker.url]
-    process = subprocess.Popen(  # noqa: ASYNC220 - starting it takes a moment, and nothing else waits
-        [sys.executable, "-m", "hedgerow", *arguments],
-        stdout=slave,
-        stderr=slave,
-        env=os.environ | {"COLUMNS": "200", "LINES": "50", "TERM": "xterm"},
-    )
-    os.close(slave)
-    reading = asyncio.create_task(asyncio.to_thread(_read_all, master))
-    async with listen() as client:
+    with terminal(*arguments, columns=200) as shell:
+        async with listen() as client:
 
-        async def speak() -> None:
-            await say(client, node.topic(Channel.HEALTH), health.encode())
-            await say(client, node.topic(Channel.RESULT, "doors"), encode_json(result()))
+            async def speak() -> None:
+                await say(client, node.topic(Channel.HEALTH), health.encode())
+                await say(client, node.topic(Channel.RESULT, "doors"), encode_json(result()))
 
-        shown = await until_done(reading, speak)
+            code, shown = await until_done(asyncio.create_task(asyncio.to_thread(shell.end)), speak)
 
-    assert process.wait(30) == 0
-    last = shown.rpartition("NODE")[2]
+    assert code == 0
+    last = shown.rpartition("PIPELINE")[2]
     assert "LATENCY ms p50/p99" in last
     assert "10.0 / 10.0" in last
     assert "2 face" in last
     assert "doors running: 100 in, 90 out, 10 dropped (too-dark 10)" in last
 
 
-def _read_all(terminal: int) -> str:
-    parts = []
-    while True:
-        try:
-            part = os.read(terminal, 65536)
-        except OSError:  # Linux says so when the other side has closed
-            break
-        if not part:
-            break
-        parts.append(part)
-    os.close(terminal)
-    return b"".join(parts).decode(errors="replace")
+# What the table looks like
+
+
+PRESS, LATHE = Address("plant", "hall-1", "press"), Address("plant", "hall-2", "lathe")
+FOUND = {"texts": [{"text": "Region-based segmentation"}, {"text": "Let us first determine markers"}]}
+
+
+def filled(*nodes: Address) -> Board:
+    """A board with three streams of each node, of which one has had a bad frame, as it is at 110.0."""
+    board = Board()
+    for node in nodes:
+        for pipeline, stream, value in (
+            ("doors", "office/door/image", FACES),
+            ("pages", "office/scanner/page", FOUND),
+            ("pumps", "plant/pump/vibration", {"anomalous": True, "score": 4.56}),
+        ):
+            for number in range(20):
+                at = 100.0 + number * 0.5
+                body = result(number, value, captured_at=at - 0.02, at=at)
+                body["frame"]["stream"] = stream
+                seen = sight(node.topic(Channel.RESULT, pipeline), encode_json(body), JSON, [], at + 0.001)
+                assert seen is not None
+                board.take(seen)
+        doors = PipelineHealth(state="running", received=583, out=583, dropped={"no-speech": 13, "absorbed": 563})
+        pipelines = {"doors": doors, "pages": PipelineHealth(state="running", received=20, out=20)}
+        board.nodes[str(node)] = Health(
+            node=str(node), session="s", at=1.0, uptime_s=1.0, state="ok", pipelines=pipelines
+        )
+    board.streams[str(nodes[0]), "doors", "office/door/image"].dead = 1
+    return board
+
+
+def drawn(board: Board, width: int, height: int = 50, link: str = "") -> list[str]:
+    """What somebody sees on a terminal so wide."""
+    screen = Console(width=width, file=io.StringIO(), color_system=None)
+    screen.print(drawing(board_lines(board, width, height, 110.0, link)))
+    lines = screen.file.getvalue().rstrip().split("\n")  # type: ignore[attr-defined]
+    return [line.rstrip() for line in lines]
+
+
+ONE_NODE = {
+    60: """\
+PIPELINE  STREAM                RATE/S  LAST
+doors     office/door/image        2.0  2 face
+pages     office/scanner/page      2.0  'Region-based segme…
+pumps     plant/pump/vibration     2.0  anomalous True, sco…
+plant/hall-1/press: ok
+  doors running: 583 in, 583 out, 576 dropped (no-speech 13…
+  pages running: 20 in, 20 out""",
+    80: """\
+PIPELINE  STREAM                RATE/S  LATENCY ms p50/p99  COUNT  LAST
+doors     office/door/image        2.0         20.0 / 20.0     20  2 face
+pages     office/scanner/page      2.0         20.0 / 20.0     20  'Region-base…
+pumps     plant/pump/vibration     2.0         20.0 / 20.0     20  anomalous Tr…
+plant/hall-1/press: ok
+  doors running: 583 in, 583 out, 576 dropped (no-speech 13, absorbed 563)
+  pages running: 20 in, 20 out""",
+    120: """\
+PIPELINE  STREAM                RATE/S  LATENCY ms p50/p99  ARRIVAL ms p50/p99  COUNT  DEAD  LAST
+doors     office/door/image        2.0         20.0 / 20.0         21.0 / 21.0     20     1  2 face
+pages     office/scanner/page      2.0         20.0 / 20.0         21.0 / 21.0     20     0  'Region-based segmentation…
+pumps     plant/pump/vibration     2.0         20.0 / 20.0         21.0 / 21.0     20     0  anomalous True, score 4.56
+plant/hall-1/press: ok
+  doors running: 583 in, 583 out, 576 dropped (no-speech 13, absorbed 563)
+  pages running: 20 in, 20 out""",
+}
+
+TWO_NODES = {
+    60: """\
+NODE                PIPELINE  STREAM                RATE/S
+plant/hall-1/press  doors     office/door/image        2.0
+plant/hall-1/press  pages     office/scanner/page      2.0
+plant/hall-1/press  pumps     plant/pump/vibration     2.0
+plant/hall-2/lathe  doors     office/door/image        2.0""",
+    80: """\
+NODE                PIPELINE  STREAM                RATE/S  LAST
+plant/hall-1/press  doors     office/door/image        2.0  2 face
+plant/hall-1/press  pages     office/scanner/page      2.0  'Region-based segme…
+plant/hall-1/press  pumps     plant/pump/vibration     2.0  anomalous True, sco…
+plant/hall-2/lathe  doors     office/door/image        2.0  2 face""",
+    180: """\
+NODE                PIPELINE  STREAM                RATE/S  LATENCY ms p50/p99  ARRIVAL ms p50/p99  COUNT  DEAD  LAST
+plant/hall-1/press  doors     office/door/image        2.0         20.0 / 20.0         21.0 / 21.0     20     1  2 face
+plant/hall-1/press  pages     office/scanner/page      2.0         20.0 / 20.0         21.0 / 21.0     20     0  'Region-based segmentation', 'Let us first determine markers'
+plant/hall-1/press  pumps     plant/pump/vibration     2.0         20.0 / 20.0         21.0 / 21.0     20     0  anomalous True, score 4.56
+plant/hall-2/lathe  doors     office/door/image        2.0         20.0 / 20.0         21.0 / 21.0     20     0  2 face""",
+}
+
+
+@pytest.mark.parametrize("width", ONE_NODE)
+def test_one_nodes_streams_at_any_width(width: int) -> None:
+    """Names and rates are there, the last column gives way first, and the node needs no column."""
+    assert drawn(filled(PRESS), width) == ONE_NODE[width].splitlines()
+
+
+@pytest.mark.parametrize("width", TWO_NODES)
+def test_two_nodes_streams_at_any_width(width: int) -> None:
+    assert drawn(filled(PRESS, LATHE), width)[:5] == TWO_NODES[width].splitlines()
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 120, 180])
+@pytest.mark.parametrize("nodes", [[PRESS], [PRESS, LATHE]])
+def test_no_line_is_wider_than_the_terminal(width: int, nodes: list[Address]) -> None:
+    lines = board_lines(filled(*nodes), width, 50, 110.0, "it closed the connection without a reason code")
+
+    assert all(len(unstyle(line)) <= width for line in lines)
+
+
+def test_a_low_terminal_shows_as_many_streams_as_fit() -> None:
+    nodes = [PRESS._replace(node=f"press-{number}") for number in range(9)]
+    board = filled(*nodes)
+    ill = str(nodes[7])
+    board.nodes[ill] = board.nodes[ill].model_copy(update={"state": "degraded", "reasons": ["outbox: 90 % full"]})
+
+    lines = drawn(board, 80, height=16)
+
+    assert len(lines) <= 16
+    assert "… and 21 more" in lines
+    below = lines[lines.index("… and 21 more") + 1 :]
+    assert below[0] == f"{ill}: degraded; outbox: 90 % full", "what is ill comes first"
+    assert below[-1] == "… and 2 more"
+
+
+def test_a_broker_that_is_away_is_said_below_the_table() -> None:
+    assert drawn(filled(PRESS), 80, link="server shutting down")[-1] == (
+        "Broker away, trying again… (server shutting down)"
+    )
+
+
+# A broker that goes away, and Ctrl-C
+
+
+def coming(stream: IO[str]) -> list[str]:
+    """The lines of a stream, as they come."""
+    lines: list[str] = []
+    threading.Thread(target=lambda: lines.extend(iter(stream.readline, "")), daemon=True).start()
+    return lines
+
+
+async def publish_until(mosquitto: Mosquitto, condition: Callable[[], bool], sequence: int = 0) -> None:
+    """Publish results until somebody has heard enough; a broker that was started again may need a moment."""
+    async with (
+        asyncio.timeout(60),
+        aiomqtt.Client("127.0.0.1", mosquitto.port, protocol=aiomqtt.ProtocolVersion.V5) as client,
+    ):
+        while not condition():
+            await say(client, PRESS.topic(Channel.RESULT, "doors"), encode_json(result(sequence)))
+            await asyncio.sleep(0.05)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - nobody tells: it is what another process writes
+            await asyncio.sleep(0.02)
+
+
+def whole_tables(shown: str) -> list[str]:
+    """The tables that were drawn, from the first heading on to the last."""
+    return shown.split("PIPELINE")[1:-1]
+
+
+@pytest.mark.parametrize("form", ["--json", "--lines"])
+async def test_lines_go_on_when_the_broker_is_back_until_ctrl_c(mosquitto, start, form: str) -> None:
+    """It says on stderr that the broker is away and back; stdout holds results alone."""
+    process = start("watch", form, "--broker", mosquitto.url)
+    out, err = coming(process.stdout), coming(process.stderr)
+
+    await publish_until(mosquitto, lambda: len(out) > 0)
+    mosquitto.stop()
+    await until(lambda: len(err) > 0)
+    before = len(out)
+    mosquitto.start()
+    await publish_until(mosquitto, lambda: len(out) > before)
+    process.send_signal(signal.SIGINT)
+    code = await asyncio.to_thread(process.wait, 60)
+    await until(lambda: len(err) > 1)
+
+    assert code == 130
+    assert err[0].startswith(f"broker away, trying again… (The connection to the broker at {mosquitto.url} was lost: ")
+    assert err[1:] == ["broker back\n"]
+    assert all(("plant/hall-1/press" in line) and ("broker" not in line) for line in out)
+
+
+async def test_the_table_goes_on_when_the_broker_is_back_until_ctrl_c(mosquitto) -> None:
+    with terminal("watch", "--broker", mosquitto.url) as shell:
+        await publish_until(mosquitto, lambda: "2 face" in shell.shown)
+        mosquitto.stop()
+        away = f"Broker away, trying again… (The connection to the broker at {mosquitto.url} was lost: "
+        await until(lambda: away in shell.shown)
+        mosquitto.start()
+        seen = len(shell.shown)
+        await publish_until(mosquitto, lambda: "Broker away" not in (whole_tables(shell.shown[seen:]) or [away])[-1])
+        code, shown = await asyncio.to_thread(shell.interrupt)
+
+    assert code == 130
+    assert "Traceback" not in shown
+    assert shown.rindex("PIPELINE") > shown.rindex("Broker away"), "the last table does not say it any more"
+
+
+async def test_ctrl_c_ends_it_while_the_broker_is_away(mosquitto) -> None:
+    with terminal("watch", "--broker", mosquitto.url) as shell:
+        await publish_until(mosquitto, lambda: "2 face" in shell.shown)
+        mosquitto.stop()
+        await until(lambda: "Broker away" in shell.shown)
+        code, shown = await asyncio.to_thread(shell.interrupt)
+
+    assert code == 130
+    assert "Traceback" not in shown
+    assert shown.count("\x1b[?25h") == shown.count("\x1b[?25l") > 0, "the cursor is back"
+
+
+def test_a_broker_that_was_never_there_ends_it(hedgerow) -> None:
+    said = hedgerow("watch", "--broker", "mqtt://127.0.0.1:1")
+
+    assert said.code == 3
+    assert "cannot be reached" in said.err
+
+
+async def test_a_broker_that_refuses_it_when_it_is_back_ends_it(start, tmp_path: Path) -> None:
+    """It would refuse for ever."""
+    with Mosquitto() as mosquitto:
+        process = start("watch", "--lines", "--broker", mosquitto.url)
+        out, err = coming(process.stdout), coming(process.stderr)
+        await publish_until(mosquitto, lambda: len(out) > 0)
+        mosquitto.stop()
+        await until(lambda: len(err) > 0)
+        port = mosquitto.port
+        (tmp_path / "passwords").touch(0o600)
+        with Mosquitto(port=port, config=[f"password_file {tmp_path / 'passwords'}", "allow_anonymous false"]):
+            assert await asyncio.to_thread(process.wait, 60) == 3
+
+    await until(lambda: len(err) > 2)
+    assert err[1].startswith(f"error: The broker at {mosquitto.url} refuses us: ")

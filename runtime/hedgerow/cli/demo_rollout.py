@@ -27,6 +27,7 @@ import typer
 from hedgerow.cli.demo_models import BAD, BETTER, FIRST, MODEL, RECIPES, TAMPERED, Version, Workshop, lay_out
 from hedgerow.cli.demo_region import account_of, settled
 from hedgerow.cli.estate import Estate, Say, model_bytes, silent
+from hedgerow.cli.tables import print_table
 from hedgerow.errors import HedgerowError
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class _Tale:
 
 
 def _line(said: dict[str, Any]) -> str:
-    from hedgerow.cli.rollout import line
+    from hedgerow.cli.rollout_progress import line
 
     return line(said)
 
@@ -254,17 +255,24 @@ def _told(which: Version, by_version: Counter[str]) -> dict[str, Any]:
 def print_account(account: dict[str, Any], folder: Path) -> None:
     """The account in words."""
     typer.echo("")
-    for version, each in account["versions"].items():
-        why = "" if each["refusal"] is None else f" {each['refusal']['code']}: {each['refusal']['reason']}"
-        typer.echo(
-            f"{version}  {each['phase']:<10} {each['digest'][7:19]}  {each['reached']} of {len(SITES)} nodes, "
-            f"{each['results']:,} results, {each['wan_bytes'] / 1e6:.2f} MB over the WAN.{why}"
+    rows = [
+        (
+            version,
+            each["phase"],
+            each["digest"][7:19],
+            f"{each['reached']} of {len(SITES)}",
+            f"{each['results']:,}",
+            f"{each['wan_bytes'] / 1e6:.2f} MB",
+            "" if each["refusal"] is None else f"{each['refusal']['code']}: {each['refusal']['reason']}",
         )
+        for version, each in account["versions"].items()
+    ]
+    print_table(("VERSION", "STATUS", "DIGEST", ">NODES", ">RESULTS", ">OVER THE WAN", "REASON"), rows, names=2)
     for node, one in account["serving"].items():
         typer.echo(f"{node} serves {one['version']} ({one['digest'][7:19]}), file {one['file'][7:19]}.")
     typer.echo(
-        f"{account['sent']:,} frames of sound, {account['results']:,} results made, {account['stored']:,} in the region: "
-        f"{account['lost']} lost, {account['duplicated']} twice, {account['disordered']} out of order."
+        f"{account['sent']:,} frames of sound, {account['results']:,} results produced, {account['stored']:,} stored in the region: "
+        f"{account['lost']} lost, {account['duplicated']} duplicated, {account['disordered']} out of order."
     )
     where = os.path.relpath(folder)
     typer.echo(

@@ -29,6 +29,11 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"
     """Only what a broker had kept is known of it."""
 
+    @property
+    def status(self) -> str:
+        """The word for it that people are shown; its value is what metrics and older programs know."""
+        return {Verdict.TROUBLED: "degraded", Verdict.DEAF: "one-way"}.get(self, self.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Signs:
