@@ -22,7 +22,7 @@ from hedgerow.errors import (
     InferenceError,
     ModelUnreadable,
 )
-from hedgerow.models.source import resolve
+from hedgerow.models.bundle.model_file import resolve
 
 OnnxFile = Callable[..., Path]
 

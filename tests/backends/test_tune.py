@@ -167,7 +167,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 def test_the_command_keeps_the_answer_where_auto_finds_it(in_folder: Path, onnx_file: OnnxFile) -> None:
     from hedgerow.backends.cores import cores
-    from hedgerow.models.source import digest
+    from hedgerow.models.bundle.model_file import digest
 
     path = onnx_file(DOUBLE, name="door.onnx")
 

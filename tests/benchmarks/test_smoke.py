@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 from benchmarks.__main__ import SUITES
-from benchmarks.cells import TARGETS, Options
+from benchmarks.data_path import compared
+from benchmarks.harness.cells import TARGETS, Options
 from benchmarks.peers import environment
-
-from benchmarks import compared
 
 _NEEDS = {
     **{suite: ["silero_vad"] for suite in ("vad", "peers", "latency", "streams", "memory", "reload", "swap")},
@@ -74,7 +73,7 @@ def test_the_steps_of_a_frame_are_told_apart() -> None:
     """A list runs through the same chain as in a node, and every step took time."""
     if find_spec("silero_vad") is None:
         pytest.skip("silero_vad is not installed")
-    from benchmarks.steps import measure
+    from benchmarks.data_path.steps import measure
 
     steps = measure(batch=4, lists=3)
 

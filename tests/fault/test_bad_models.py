@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.many_nodes import ManyNodes
-from benchmarks.rollout import FIRST
+from benchmarks.fleet.many_nodes import ManyNodes
+from benchmarks.fleet.rollout import FIRST
 
-from hedgerow.models.candidate import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.testing.repository import make_repository
 
 X = "(float[N,256] x) => (float[N,256] y)"
@@ -46,7 +46,7 @@ BAD = {
     ],
 )
 async def test_each_bad_version_is_stopped_at_the_canaries_and_all_of_them_go_back(
-    make_candidate: Callable[..., Candidate],
+    make_candidate: Callable[..., ModelVersion],
     tmp_path: Path,
     sites: int,
     nodes_a_site: int,

@@ -23,9 +23,9 @@ from tests.fault.ejabberd import Ejabberd, needs_ejabberd
 from tests.fault.test_three_levels import Applied
 from tests.topology.conftest import begin
 
-from hedgerow.cli.region import open_store
+from hedgerow.cli.region.region import open_store
 from hedgerow.errors import HedgerowError
-from hedgerow.region import queries
+from hedgerow.region.store import queries
 
 pytestmark = [needs_ejabberd, pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -22,16 +22,16 @@ from tuf.api.metadata import Metadata
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.labels import parse_selector
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.manifest import MANIFEST
+from hedgerow.models.bundle.manifest import MANIFEST
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.node import Node
 from hedgerow.testing.repository import TestRepository, make_repository
 from hedgerow.topics import Channel
-from hedgerow.trust import ceremony
+from hedgerow.trust import key_ceremony
 from hedgerow.trust.repository import Repository
 from hedgerow.wire.fleet import Desired, ModelRef, Reported
 
-MakeCandidate = Callable[..., Candidate]
+MakeCandidate = Callable[..., ModelVersion]
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 TWICE_AGAIN = "(float[N,3] x) => (float[N,3] y) <float two = {2.0}> { y = Mul(x, two) }"
@@ -51,7 +51,7 @@ class Region:
     def repository(self) -> Repository:
         return self.models.repository
 
-    def publish(self, candidate: Candidate, selector: str = "") -> ModelRef:
+    def publish(self, candidate: ModelVersion, selector: str = "") -> ModelRef:
         self.repository.publish(candidate, self.models.owner, parse_selector(selector))
         return candidate.ref
 
@@ -298,7 +298,7 @@ async def test_a_withdrawn_version_does_not_serve_again_though_it_lies_here(
             await region.wants(generation, models={"door": ref}, swap=swap)
             await region.done(generation)
             await region.serves(ref)
-        ceremony.renew(region.repository, "owner", [region.models.owner], keep=lambda path: "1.0.0" not in path)
+        key_ceremony.renew(region.repository, "owner", [region.models.owner], keep=lambda path: "1.0.0" not in path)
         assert node._fleet is not None
         node._fleet._fetcher.documents.forget()
         await asyncio.sleep(1.1)

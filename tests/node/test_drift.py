@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from trial_site import Site
 
-from hedgerow.models.candidate import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.health import gauges
 from hedgerow.wire.fleet import SwapPolicy
 
@@ -24,14 +24,14 @@ DRAW = np.random.default_rng(1)
 
 async def test_health_tells_a_drift_and_outputs_that_are_no_numbers_long_after_a_version_was_kept(
     site: Site,
-    make_candidate: Callable[..., Candidate],
+    make_candidate: Callable[..., ModelVersion],
     onnx_file: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hedgerow.models.drift.WINDOW_S", 0.01)
-    monkeypatch.setattr("hedgerow.models.drift.LEAST_FRAMES", 30)
+    monkeypatch.setattr("hedgerow.models.monitor.drift.WINDOW_S", 0.01)
+    monkeypatch.setattr("hedgerow.models.monitor.drift.LEAST_FRAMES", 30)
     monkeypatch.setattr(
-        "hedgerow.models.drift._SHARE", 1.0
+        "hedgerow.models.monitor.drift._SHARE", 1.0
     )  # or it would take seconds until so many have been looked at
     samples = {"x": DRAW.random((500, 3), np.float32)}
     candidate = make_candidate(NAN_ABOVE_ONE, samples=samples, baseline=True)

@@ -19,12 +19,12 @@ import onnx.numpy_helper
 import pytest
 from trial_site import Site, doubles, heard, properties, until
 
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.slot import Slot
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.serving.slot import Slot
 from hedgerow.node.node import Node
 from hedgerow.wire.fleet import SwapPolicy
 
-MakeCandidate = Callable[..., Candidate]
+MakeCandidate = Callable[..., ModelVersion]
 
 VIBRATION: Final = Path(__file__).parents[2] / "configs/models/vibration.onnx"
 AT_ONCE: Final = SwapPolicy(probation_s=0, min_frames=0, max_slowdown=1000)
@@ -113,7 +113,7 @@ def count_waits(slot: Slot) -> Counter[str]:
     return waits
 
 
-async def taken_back(node: Node, candidate: Candidate, load: Load) -> None:
+async def taken_back(node: Node, candidate: ModelVersion, load: Load) -> None:
     """Let a version serve for a while on probation, and then let the one before serve again."""
     steps: list[str] = []
     going = asyncio.create_task(node.swaps.go_over(candidate, FOR_EVER, lambda step, _: steps.append(step)))

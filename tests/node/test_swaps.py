@@ -20,16 +20,16 @@ from trial_site import until
 
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.engine import Engine
-from hedgerow.models.pool import ModelPool
-from hedgerow.models.slot import Split
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.serving.engine import Engine
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.models.serving.slot import Split
 from hedgerow.node.swaps import Swaps
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import LocalPlan
 from hedgerow.wire.fleet import SwapPolicy
 
-MakeCandidate = Callable[..., Candidate]
+MakeCandidate = Callable[..., ModelVersion]
 OnnxFile = Callable[..., Path]
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
@@ -111,7 +111,7 @@ class Bench:
         if step not in self.steps:
             self.steps.append(step)
 
-    async def go_over(self, candidate: Candidate, policy: SwapPolicy = QUICK) -> Any:
+    async def go_over(self, candidate: ModelVersion, policy: SwapPolicy = QUICK) -> Any:
         return await self.swaps.go_over(candidate, policy, self.on_step)
 
     @contextlib.asynccontextmanager

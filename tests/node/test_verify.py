@@ -11,7 +11,7 @@ from tests.trust.conftest import World
 
 from hedgerow.blobs.errors import RegionAway
 from hedgerow.node.verify import Verifier
-from hedgerow.trust import ceremony, errors
+from hedgerow.trust import errors, key_ceremony
 
 DAY = 86_400.0
 
@@ -70,7 +70,7 @@ async def test_a_version_that_lies_here_serves_again_though_nobody_can_be_asked(
 async def test_what_was_withdrawn_does_not_serve_again(world: World, verifier: Verifier, events: list[Any]) -> None:
     ref = world.publish()
     await verifier.again(ref, {})
-    ceremony.renew(world.repository, "doors", [world.owner_key], keep=lambda _: False)
+    key_ceremony.renew(world.repository, "doors", [world.owner_key], keep=lambda _: False)
 
     with pytest.raises(errors.UnknownTarget):
         await verifier.again(ref, {})

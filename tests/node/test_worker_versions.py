@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from trial_site import Site, doubles, until
 
-from hedgerow.models.candidate import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.node import Node
 from hedgerow.node.swaps import SwapOutcome
 from hedgerow.pipeline.workers import WorkerPlan
 from hedgerow.wire.fleet import SwapPolicy
 
-MakeCandidate = Callable[..., Candidate]
+MakeCandidate = Callable[..., ModelVersion]
 OnnxFile = Callable[..., Path]
 
 TWICE: Final = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
@@ -100,7 +100,7 @@ async def serving(site: Site, path: str, *also: str) -> AsyncIterator[Node]:
         yield node
 
 
-async def go_over(node: Node, candidate: Candidate, policy: SwapPolicy = QUICK) -> SwapOutcome:
+async def go_over(node: Node, candidate: ModelVersion, policy: SwapPolicy = QUICK) -> SwapOutcome:
     return await node.swaps.go_over(candidate, policy, lambda *_: None)
 
 

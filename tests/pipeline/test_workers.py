@@ -16,8 +16,8 @@ import pytest
 from hedgerow.bus.message import Message
 from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import ConfigError, HedgerowError
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.pool import ModelPool
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.plan import Completed, LocalPlan, Plan
 from hedgerow.pipeline.workers import WorkerPlan, _sum
@@ -157,9 +157,9 @@ def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are
     assert words[0]["pid"] != before
     assert [kind for kind, _ in events] == ["worker-crashed", "worker-crashed"]
     assert events[0][1]["code"] == 11
-    assert plan.conduct() == Conduct(frames=1, failures=1, crashes=2), "what is held against a version on trial"
+    assert plan.conduct() == Observations(frames=1, failures=1, crashes=2), "what is held against a version on trial"
     plan.watch(None)
-    assert plan.conduct() == Conduct()
+    assert plan.conduct() == Observations()
 
     plan.retired, given = True, deliveries("x", "crash", "y")
     completed = plan.run(given, 0)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tuf.api.metadata import Metadata
 
-from hedgerow.trust import ceremony, errors
+from hedgerow.trust import errors, key_ceremony
 from hedgerow.trust.roles import SIGNED_AT
 
 World = Any
@@ -77,7 +77,7 @@ def test_what_was_signed_last_is_the_least_that_the_time_can_be(world: World) ->
     began = world.time.wall
     ref = world.publish()
     world.time.passes(364 * DAY)
-    ceremony.renew(world.repository, "targets", [world.targets_key])
+    key_ceremony.renew(world.repository, "targets", [world.targets_key])
     signed_now(world, began + 366 * DAY)
 
     with pytest.raises(errors.ExpiredMetadata, match="doors counted until"):

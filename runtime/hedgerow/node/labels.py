@@ -16,7 +16,7 @@ from pathlib import Path
 from hedgerow import __version__, backends
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError
-from hedgerow.models.pool import BUNDLE
+from hedgerow.models.serving.pool import BUNDLE
 from hedgerow.topics import Address
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._+-]+")

@@ -17,9 +17,9 @@ import structlog
 
 from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError, internal
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
-from hedgerow.models.pool import ModelAwaited, ModelPool
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.serving.engine import SlotInfo
+from hedgerow.models.serving.pool import ModelNotAssigned, ModelPool
 from hedgerow.node.announce import Announcer
 from hedgerow.node.link import link_options
 from hedgerow.node.outbox import NodeOutbox
@@ -66,7 +66,7 @@ class Pipelines:
         self._pool.on_assigned = self._assigned
         self._late: set[asyncio.Task[None]] = set()
         self._watched: str | None = None
-        self._before: dict[str, Conduct] = {}
+        self._before: dict[str, Observations] = {}
         state_dir = base_dir / config.node.state_dir
         self.swaps = Swaps(self._pool, state_dir, announcer.event, self, config.fleet.max_crashes)
         self._reloading = asyncio.Lock()
@@ -134,7 +134,7 @@ class Pipelines:
         for _, plan in self._with_workers(name):
             plan.watch(name)
 
-    def conducts(self) -> list[tuple[Conduct, Conduct]]:
+    def conducts(self) -> list[tuple[Observations, Observations]]:
         """See `Elsewhere.conducts`."""
         pairs = []
         for pipeline, plan in self._with_workers(self._watched):
@@ -168,7 +168,7 @@ class Pipelines:
                     plan.retire()
             return len(others)
 
-    async def _workers_anew(self, pipeline: str, name: str, conduct: Conduct) -> WorkerPlan:
+    async def _workers_anew(self, pipeline: str, name: str, conduct: Observations) -> WorkerPlan:
         """Workers that run what is assigned, started in a thread; being cancelled leaves none behind.
 
         Args:
@@ -298,7 +298,7 @@ class Pipelines:
             try:
                 plans[name] = await asyncio.to_thread(self._plan, config, name)
                 self.waiting.pop(name, None)
-            except ModelAwaited as error:
+            except ModelNotAssigned as error:
                 self.waiting[name] = error
                 log.info("pipeline-waits", pipeline=name, reason=str(error))
             except HedgerowError as error:

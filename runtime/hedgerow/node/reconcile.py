@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 from hedgerow.errors import HedgerowError
-from hedgerow.models.pool import BUNDLE
+from hedgerow.models.serving.pool import BUNDLE
 from hedgerow.wire.fleet import Desired, ModelRef, Quarantined
 
 Overlay: TypeAlias = Mapping[str, Mapping[str, Any] | None]

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hedgerow import backends
-from hedgerow.models.candidate import Candidate, DamagedModel, choose_variant
-from hedgerow.models.manifest import MANIFEST, Manifest, Variant, read_manifest
-from hedgerow.models.source import digest
+from hedgerow.models.bundle.manifest import MANIFEST, Manifest, Variant, read_manifest
+from hedgerow.models.bundle.model_file import digest
+from hedgerow.models.bundle.version import DamagedModel, ModelVersion, choose_variant
 from hedgerow.node.reconcile import DesiredError
 
 if TYPE_CHECKING:
-    from hedgerow.blobs.fetch import Fetcher
-    from hedgerow.blobs.store import BlobStore
+    from hedgerow.blobs.fetch.fetcher import BlobFetcher
+    from hedgerow.blobs.store.store import BlobStore
     from hedgerow.node.verify import Verifier
     from hedgerow.wire.fleet import ModelRef
 
@@ -40,7 +40,7 @@ class Supply:
         store: where that lies.
     """
 
-    def __init__(self, verifier: Verifier, fetcher: Fetcher, store: BlobStore) -> None:
+    def __init__(self, verifier: Verifier, fetcher: BlobFetcher, store: BlobStore) -> None:
         self._verifier = verifier
         self._fetcher = fetcher
         self._store = store
@@ -83,7 +83,7 @@ class Supply:
         there = {each.digest: each.folder for each in self._store.installed()}
         return {key: folder for key, folder in there.items() if _whole(_manifest(key, folder), folder)}
 
-    def candidate(self, model: str, ref: ModelRef, variant: str | None = None) -> Candidate:
+    def candidate(self, model: str, ref: ModelRef, variant: str | None = None) -> ModelVersion:
         """A version that lies here; blocks, since drivers may be asked.
 
         Args:
@@ -102,9 +102,9 @@ class Supply:
         if variant is None:
             whole = manifest.model_copy(update={"variants": _whole(manifest, folder)})
             variant = choose_variant(whole, backends.Here(), None).name
-        return Candidate(model, ref, manifest, manifest.variant(variant), folder)
+        return ModelVersion(model, ref, manifest, manifest.variant(variant), folder)
 
-    def undamaged(self, model: str, ref: ModelRef, variant: str | None) -> Candidate:
+    def undamaged(self, model: str, ref: ModelRef, variant: str | None) -> ModelVersion:
         """As `candidate`, if its file is still what was signed; else the store sets it aside, and it is fetched anew.
 
         Raises:

@@ -6,7 +6,7 @@
 Rules:
 - One at a time. Whatever happens, also when it is cancelled, one verified version serves afterwards.
 - The version before stays loaded until the new one is kept.
-- What may bring the process down is noted on disk before it is done (`models/trials.py`).
+- What may bring the process down is noted on disk before it is done (`models/monitor/quarantine.py`).
 - Pipelines with workers go over at the switch, to other workers, and are watched on probation there. They have no shadow
   and no split.
 """
@@ -26,12 +26,12 @@ import structlog
 
 from hedgerow.config import ModelConfig
 from hedgerow.errors import CommandError, HedgerowError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
-from hedgerow.models.pool import BUNDLE, ModelPool
-from hedgerow.models.probation import CRASHED
-from hedgerow.models.trials import Trials
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.canary_analysis import CRASHED
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.monitor.quarantine import QuarantineLog
+from hedgerow.models.serving.engine import SlotInfo
+from hedgerow.models.serving.pool import BUNDLE, ModelPool
 from hedgerow.node.trial import Refused, SlotTrial
 from hedgerow.wire.fleet import ModelRef, Quarantined, ReportedModel, SwapPolicy
 
@@ -86,7 +86,7 @@ class Elsewhere(Protocol):
         """Watch what a model does there from now on, until another is watched, or none."""
         ...
 
-    def conducts(self) -> list[tuple[Conduct, Conduct]]:
+    def conducts(self) -> list[tuple[Observations, Observations]]:
         """For each pipeline that has gone over since: how the version before behaved, and how the present one does."""
         ...
 
@@ -114,7 +114,7 @@ class _Nowhere:
     def watch(self, name: str | None) -> None:
         pass
 
-    def conducts(self) -> list[tuple[Conduct, Conduct]]:
+    def conducts(self) -> list[tuple[Observations, Observations]]:
         return []
 
     async def go_over(self, name: str) -> int:
@@ -143,14 +143,14 @@ class Swaps:
         self._pool = pool
         self._on_event = on_event
         self._elsewhere = elsewhere or _Nowhere()
-        self._trials = Trials(state_dir / "trials", max_crashes)
+        self._trials = QuarantineLog(state_dir / "trials", max_crashes)
         self._turn = asyncio.Lock()
         self._stages: dict[str, Literal["split", "probation"]] = {}
-        self._previous: dict[str, Candidate | None] = {}
+        self._previous: dict[str, ModelVersion | None] = {}
         for each in self._trials.fresh:
             on_event("model-quarantined", each.model_dump(exclude_none=True))
 
-    async def go_over(self, candidate: Candidate, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
+    async def go_over(self, candidate: ModelVersion, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
         """Go over to a version that lies checked on this node's disk.
 
         Cancelling it leaves, or puts back, the version that served before.
@@ -180,7 +180,7 @@ class Swaps:
                 return SwapOutcome(kept=True)
             return await self._go_over(name, None, policy, on_step)
 
-    def restore(self, name: str, candidate: Candidate) -> None:
+    def restore(self, name: str, candidate: ModelVersion) -> None:
         """Let a version serve that served before the node was started; before pipelines are built."""
         self._pool.assign(name, candidate)
 
@@ -189,7 +189,7 @@ class Swaps:
         infos = [*(slot.info() for slot in self._pool.slots()), *self._elsewhere.infos()]
         return {info.name: self._reported(info) for info in infos}
 
-    def previous(self, name: str) -> Candidate | None:
+    def previous(self, name: str) -> ModelVersion | None:
         """The version that served before the one that does, if it was one of a bundle's."""
         return self._previous.get(name)
 
@@ -226,7 +226,7 @@ class Swaps:
         )
 
     async def _go_over(
-        self, name: str, candidate: Candidate | None, policy: SwapPolicy, on_step: OnStep
+        self, name: str, candidate: ModelVersion | None, policy: SwapPolicy, on_step: OnStep
     ) -> SwapOutcome:
         what = str(candidate.ref) if candidate is not None else f"the file of {name}"
         trial = SlotTrial(self._pool, name, candidate, policy, self._elsewhere.said_of(name))
@@ -303,7 +303,7 @@ class Swaps:
                 raise Refused(verdict.code, verdict.reason, "Look at its measures, and mend the model.")
             await asyncio.sleep(min(LOOK_EVERY_S, max(0.01, period_s - elapsed_s)))
 
-    async def _enter(self, candidate: Candidate | None, step: str) -> None:
+    async def _enter(self, candidate: ModelVersion | None, step: str) -> None:
         if candidate is not None:
             await asyncio.to_thread(self._trials.enter, candidate, step)
 

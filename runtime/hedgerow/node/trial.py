@@ -11,18 +11,18 @@ from typing import Any, Final
 from hedgerow.backends.background import low_priority
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError, ModelError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.compatible import IncompatibleVersion, misfits
-from hedgerow.models.conduct import Conduct, measure
-from hedgerow.models.engine import Engine
-from hedgerow.models.golden import check_golden
-from hedgerow.models.memory import free_bytes, resident_bytes
-from hedgerow.models.pool import BUNDLE, ModelPool
-from hedgerow.models.probation import Measures, Verdict, judge
-from hedgerow.models.shadow import Shadow
-from hedgerow.models.slot import Slot
-from hedgerow.models.warm import rehearse
-from hedgerow.models.watch import Watch
+from hedgerow.models.bundle.golden import check_golden
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.canary_analysis import CanaryVerdict, Measures, judge
+from hedgerow.models.monitor.compatible import IncompatibleVersion, misfits
+from hedgerow.models.monitor.observations import Observations, measure
+from hedgerow.models.serving.engine import Engine
+from hedgerow.models.serving.observer import Observer
+from hedgerow.models.serving.pool import BUNDLE, ModelPool
+from hedgerow.models.serving.shadow import Shadow
+from hedgerow.models.serving.slot import Slot
+from hedgerow.models.serving.warmup import rehearse
+from hedgerow.models.session.memory import free_bytes, resident_bytes
 from hedgerow.wire.fleet import SwapPolicy
 
 _HEAD_ROOM: Final = 1.1
@@ -47,9 +47,9 @@ class _Place:
     slot: Slot
     old: Engine | None
     new: Engine | None = None
-    watch: Watch | None = None
+    watch: Observer | None = None
     shadow: Shadow | None = None
-    before: Watch | None = None
+    before: Observer | None = None
     unloaded: bool = False
 
 
@@ -72,7 +72,7 @@ class SlotTrial:
         self,
         pool: ModelPool,
         name: str,
-        candidate: Candidate | None,
+        candidate: ModelVersion | None,
         policy: SwapPolicy,
         abroad: ModelConfig | None = None,
     ) -> None:
@@ -133,7 +133,7 @@ class SlotTrial:
         for place in self._places:
             self._check_bundle(place.slot.config)
             if place.old is not None:
-                place.before = Watch(place.old)
+                place.before = Observer(place.old)
             place.new = self._pool.open(self.name, place.slot.config, place.slot.base_dir, self.candidate)
             if place.old is not None:
                 why = misfits(place.old, place.new)
@@ -208,8 +208,8 @@ class SlotTrial:
         self._pool.assign(self.name, self.candidate)
 
     def judge(
-        self, step: str, elapsed_s: float, period_s: float, abroad: Iterable[tuple[Conduct, Conduct]] = ()
-    ) -> Verdict:
+        self, step: str, elapsed_s: float, period_s: float, abroad: Iterable[tuple[Observations, Observations]] = ()
+    ) -> CanaryVerdict:
         """Decide on it.
 
         Args:
@@ -297,7 +297,7 @@ class SlotTrial:
             self._resident = resident_bytes()
         for place in self._places:
             if place.new is not None and place.watch is None:
-                place.watch = Watch(place.new)
+                place.watch = Observer(place.new)
 
     def _end_watches(self, place: _Place) -> None:
         for watch in (place.watch, place.before):
@@ -322,7 +322,7 @@ class SlotTrial:
                 f"Name a version of {wanted}, or mend the node's `path:`.",
             )
 
-    def _measure(self, elapsed_s: float, abroad: Iterable[tuple[Conduct, Conduct]]) -> Measures:
+    def _measure(self, elapsed_s: float, abroad: Iterable[tuple[Observations, Observations]]) -> Measures:
         conducts = list(abroad)
         compared = disagreed = 0
         for place in self._places:
@@ -337,6 +337,6 @@ class SlotTrial:
                 compared += shadow.compared
                 disagreed += shadow.disagreed
                 self.measures["shed"] = shadow.shed
-            conducts.append((place.before.conduct() if place.before is not None else Conduct(), new))
+            conducts.append((place.before.conduct() if place.before is not None else Observations(), new))
         growth = resident_bytes() - self._resident if self._resident else 0
         return replace(measure(elapsed_s, conducts, growth), compared=compared, disagreed=disagreed)

@@ -32,7 +32,7 @@ _AGAIN_S: Final = 1.0
 
 
 @dataclass(slots=True)
-class Kept:
+class PendingResults:
     """A frame whose results are to be stored.
 
     Attributes:
@@ -47,7 +47,7 @@ class Kept:
     origin: int | None
 
 
-class Keeper:
+class OutboxKeeper:
     """Gives the results of one pipeline to the outbox. For the event loop's thread.
 
     Args:
@@ -58,15 +58,18 @@ class Keeper:
     """
 
     def __init__(
-        self, outbox: Outbox, stored: Callable[[Sequence[Kept]], None], refused: Callable[[Kept], None]
+        self,
+        outbox: Outbox,
+        stored: Callable[[Sequence[PendingResults]], None],
+        refused: Callable[[PendingResults], None],
     ) -> None:
         self.results = 0
         self.size = 0
         self._outbox = outbox
         self._stored = stored
         self._refused = refused
-        self._gathered: deque[Kept] = deque()
-        self._given: list[Kept] = []
+        self._gathered: deque[PendingResults] = deque()
+        self._given: list[PendingResults] = []
         self._origins: set[int] = set()  # of both
         self._again: asyncio.TimerHandle | None = None
 
@@ -98,7 +101,7 @@ class Keeper:
             self._origins.add(key)
         self.results += len(records)
         self.size += size
-        self._gathered.append(Kept(plan, delivery, records, size, key))
+        self._gathered.append(PendingResults(plan, delivery, records, size, key))
         return True
 
     def flush(self) -> None:
@@ -138,7 +141,7 @@ class Keeper:
         else:
             self.flush()
 
-    def _let_go(self, those: Sequence[Kept]) -> None:
+    def _let_go(self, those: Sequence[PendingResults]) -> None:
         for kept in those:
             self.results -= len(kept.records)
             self.size -= kept.size

@@ -15,9 +15,9 @@ from typing import Final
 from hedgerow.config import NodeConfig
 from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Frame
-from hedgerow.models.engine import Engine, SlotInfo
-from hedgerow.models.pool import ModelPool
-from hedgerow.models.slot import Pins
+from hedgerow.models.serving.engine import Engine, SlotInfo
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, FrameMaker, Settlement

@@ -27,11 +27,11 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Outbox
 from hedgerow.config import QueueSection
 from hedgerow.errors import FrameError, HedgerowError
-from hedgerow.models.portion import LONG_S
+from hedgerow.models.session.batch_size import LONG_S
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, StreamKey, shed_reason, unusable
 from hedgerow.pipeline.lane import Job, Lane
-from hedgerow.pipeline.pace import Pace
+from hedgerow.pipeline.pace import ServiceTime
 from hedgerow.pipeline.parallelism import Parallelism
 from hedgerow.pipeline.placement import Placement
 from hedgerow.pipeline.plan import Completed, Plan, Snapshot
@@ -105,7 +105,7 @@ class PipelineRunner:
         self._placement = Placement(len(self._queues))
         self._lanes: list[Lane] = []
         self._idle: list[Lane] = []
-        self._pace = Pace()
+        self._pace = ServiceTime()
         self._rate = RateLimit()
         self._parallelism: Parallelism | None = None
         self._running_here = False

@@ -18,7 +18,7 @@ from hedgerow.bus.outbox import Outbox, OutboxError
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement, shed_reason
-from hedgerow.pipeline.durable import Keeper, Kept
+from hedgerow.pipeline.durable import OutboxKeeper, PendingResults
 from hedgerow.pipeline.plan import Plan
 from hedgerow.pipeline.results import Encoded
 from hedgerow.telemetry.tally import DropReason, Tally
@@ -59,7 +59,7 @@ class Settler:
         self._tally = tally
         self._on_event = on_event
         self._wake = wake
-        self._keeper = None if outbox is None else Keeper(outbox, self._stored, self._not_stored)
+        self._keeper = None if outbox is None else OutboxKeeper(outbox, self._stored, self._not_stored)
 
     @property
     def full(self) -> bool:
@@ -112,21 +112,21 @@ class Settler:
         for delivery in list(self._tally.held):
             self.drop(delivery, shed_reason(delivery))
 
-    def _keep(self, keeper: Keeper, plan: Plan, delivery: Delivery, results: list[Encoded]) -> None:
+    def _keep(self, keeper: OutboxKeeper, plan: Plan, delivery: Delivery, results: list[Encoded]) -> None:
         try:
             if not keeper.keep(plan, delivery, results):
                 self.drop(delivery, DropReason.DUPLICATE)
         except OutboxError as error:
             self._unpublishable(plan, delivery, error)
 
-    def _stored(self, those: Sequence[Kept]) -> None:
+    def _stored(self, those: Sequence[PendingResults]) -> None:
         now, held = time.monotonic(), self._tally.held
         for kept in those:
             if kept.delivery in held:
                 self._out(kept.delivery, len(kept.records), now)
         self._wake()
 
-    def _not_stored(self, kept: Kept) -> None:
+    def _not_stored(self, kept: PendingResults) -> None:
         if kept.delivery in self._tally.held:
             self.drop(kept.delivery, DropReason.OUTBOX)
 

@@ -34,10 +34,10 @@ import structlog
 
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
-from hedgerow.models.pool import ModelAwaited
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.serving.engine import SlotInfo
+from hedgerow.models.serving.pool import ModelNotAssigned
 from hedgerow.pipeline.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.plan import Completed, Plan, Snapshot, make_encoder
@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 _START_S: Final = 300.0
 _STOP_S: Final = 5.0
-_NOTHING: Final = Conduct()
+_NOTHING: Final = Observations()
 
 
 class WorkerDied(HedgerowError):
@@ -108,7 +108,7 @@ class WorkerPlan(Plan):
         base_dir: Path,
         cores: int,
         on_event: EventSink,
-        versions: Mapping[str, Candidate] = MappingProxyType({}),
+        versions: Mapping[str, ModelVersion] = MappingProxyType({}),
         rehearsed: Mapping[str, Iterable[int]] = MappingProxyType({}),
     ) -> None:
         super().__init__(config, name, config.pipelines[name].workers)
@@ -155,7 +155,7 @@ class WorkerPlan(Plan):
                 completed = self._run(worker, [delivery])
             except (EOFError, OSError):
                 settlements.append(self.bury(delivery, WorkerDied(self.name, worker.returncode)))
-                self._revive(worker, Conduct(frames=1, failures=1))
+                self._revive(worker, Observations(frames=1, failures=1))
             else:
                 settlements += completed.settlements
                 timings += completed.timings
@@ -182,9 +182,9 @@ class WorkerPlan(Plan):
             if worker.watched.model != model:
                 worker.watched = _Watched(model)
 
-    def conduct(self) -> Conduct:
+    def conduct(self) -> Observations:
         """That of the model that is watched, in all workers."""
-        return sum((worker.watched.conduct for worker in self._workers), Conduct())
+        return sum((worker.watched.conduct for worker in self._workers), Observations())
 
     def failing(self) -> list[str]:
         """See `Plan.failing`."""
@@ -213,7 +213,7 @@ class WorkerPlan(Plan):
             snapshot = Snapshot(frame, (given.results or [])[-1])
         return Completed(settlements, [(name, seconds, count) for name, seconds, count in timings], snapshot)
 
-    def _revive(self, worker: _Worker, lost: Conduct = _NOTHING) -> None:
+    def _revive(self, worker: _Worker, lost: Observations = _NOTHING) -> None:
         worker.join()
         worker.watched.crashed(lost)
         self._on_event("worker-crashed", {"pid": worker.pid, "code": worker.returncode})
@@ -237,16 +237,16 @@ class _Watched:
     """
 
     model: str | None = None
-    told: Conduct = field(default_factory=Conduct)
-    ended: Conduct = field(default_factory=Conduct)
+    told: Observations = field(default_factory=Observations)
+    ended: Observations = field(default_factory=Observations)
 
     @property
-    def conduct(self) -> Conduct:
+    def conduct(self) -> Observations:
         return self.ended + self.told
 
-    def crashed(self, lost: Conduct) -> None:
-        told, self.told = self.told, Conduct()
-        self.ended += told + lost + Conduct(crashes=1)
+    def crashed(self, lost: Observations) -> None:
+        told, self.told = self.told, Observations()
+        self.ended += told + lost + Observations(crashes=1)
 
 
 class _Worker:
@@ -286,7 +286,7 @@ class _Worker:
             raise TimeoutError(f"a worker did not get ready within {_START_S:.0f} s")
         answer = unpack(pipe.recv_bytes())
         if "awaited" in answer:
-            raise ModelAwaited(*answer["awaited"])
+            raise ModelNotAssigned(*answer["awaited"])
         if "error" in answer:
             code, message, remedy = answer["error"]
             error = HedgerowError(message, remedy=remedy)
@@ -317,7 +317,7 @@ class _Worker:
         settlements, timings, last, events, failing, models, conduct = unpack(pipe.recv_bytes())
         self.failing = failing
         if conduct is not None:
-            watched.told = Conduct(**conduct)
+            watched.told = Observations(**conduct)
         if models:
             self.models = [_info(fields) for fields in models]
         return settlements, timings, last, events

@@ -1,0 +1,180 @@
+"""`hedgerow demo region`: three sites and their region (`estate.py`), a WAN that is cut, and the account of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+
+from hedgerow.cli.base.tables import print_table
+from hedgerow.cli.demo.demo import prepare
+from hedgerow.cli.demo.processes import DemoProcesses, Say, silent
+
+SITES: Final = ("north", "harbour", "mill")
+CUT: Final = "harbour"
+_SETTLE_S: Final = 120.0
+
+PICTURE: Final = """\
+  north    sensors ▸ broker ▸ node ▸ outbox ▸ broker ══════════╗
+  harbour  sensors ▸ broker ▸ node ▸ outbox ▸ broker ══ ✂ ═════╬═▸ region's broker ▸ collector ▸ store
+  mill     sensors ▸ broker ▸ node ▸ outbox ▸ broker ══════════╝
+"""
+
+
+def run(seconds: float | None, folder: Path, *, json: bool) -> dict[str, Any]:
+    """Run the demo. Returns: its account."""
+    say: Say = silent if json else typer.echo
+    say(PICTURE)
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder, "demo.yaml")
+    sites = {name: ["gateway"] for name in SITES}
+    with DemoProcesses(folder, "demo-region.yaml", sites, say) as estate:
+        return asyncio.run(_run(estate, 60.0 if seconds is None else seconds, say))
+
+
+async def _run(estate: DemoProcesses, seconds: float, say: Say) -> dict[str, Any]:
+    from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await estate.ready(stop)
+    feeds = {site.name: demo_feeds() for site in estate.sites}
+    feeding = []
+    for site in estate.sites:
+        for feed in feeds[site.name]:
+            if feed.every_s is not None:
+                feed.every_s *= len(SITES)  # they share this machine
+        feeding.append(asyncio.create_task(run_feeds(site.sensors, feeds[site.name])))
+    began, cut_at, back_at = time.monotonic(), seconds / 4, seconds / 2
+    cut: dict[str, Any] = {"site": CUT, "from_s": round(cut_at, 1), "to_s": round(back_at, 1)}
+    (harbour,) = (site for site in estate.sites if site.name == CUT)
+    say(f"Sensors are sending for {seconds:.0f} s.")
+    say(f"{'TIME':>6}  {'SITE':<8}{'PRODUCED':>10}{'STORED':>10}{'WAITING':>10}  WAN")
+    state = "up"
+    while (passed := time.monotonic() - began) < seconds and not stop.is_set():
+        estate.check()
+        for task in feeding:
+            if task.done():
+                task.result()
+        if state == "up" and cut_at <= passed < back_at:
+            harbour.wan.cut()
+            state = "cut"
+            await estate.ask_all()
+            cut["stored_when_cut"] = account_of(estate)[CUT]["stored"]
+        elif state == "cut" and passed >= back_at:
+            await estate.ask_all()
+            cut["waiting_before_it_came_back"] = account_of(estate)[CUT]["waiting"]
+            harbour.wan.restore()
+            state = "back"
+        await estate.ask_all()
+        _show(estate, state, passed, say)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), min(5.0, max(0.1, seconds - passed)))
+    harbour.wan.restore()
+    for task in feeding:
+        task.cancel()
+    await asyncio.gather(*feeding, return_exceptions=True)
+    lasted = time.monotonic() - began
+    say("Sensors have stopped. What is still on its way arrives…")
+    await settled(estate, say)
+    account = account_of(estate)
+    _show(estate, "up", time.monotonic() - began, say)
+    ok = all(
+        each["results"] > 0 and not each["lost"] and not each["duplicated"] and not each["waiting"] and not each["gaps"]
+        for each in account.values()
+    )
+    total = {key: sum(each[key] for each in account.values()) for key in ("results", "stored", "lost", "duplicated", "gaps", "bytes_in", "bytes_up")}  # fmt: skip
+    return {"ok": ok, "seconds": round(lasted, 1), "sites": account, "cut": cut, **total}
+
+
+async def settled(estate: DemoProcesses, say: Say) -> None:
+    """Wait until nothing is on its way any more."""
+    deadline = time.monotonic() + _SETTLE_S
+    while time.monotonic() < deadline:
+        estate.check()
+        await estate.ask_all()
+        in_flight = sum(each["in_flight"] for site in estate.sites for each in site.pipelines())
+        waiting = sum(each["waiting"] for each in account_of(estate).values())
+        if not in_flight and not waiting:
+            return
+        await asyncio.sleep(0.3)
+    say(f"After {_SETTLE_S:.0f} s there is still something on its way.")
+
+
+def _show(estate: DemoProcesses, state: str, passed: float, say: Say) -> None:
+    for name, each in account_of(estate).items():
+        wan = "✂ cut" if name == CUT and state == "cut" else "up"
+        say(f"{passed:>4.0f} s  {name:<8}{each['results']:>10,}{each['stored']:>10,}{each['waiting']:>10,}  {wan}")
+
+
+def account_of(estate: DemoProcesses) -> dict[str, dict[str, Any]]:
+    """What was made at each site, and what of it the region has."""
+    stored = _stored(estate.store)
+    account = {}
+    for site in estate.sites:
+        made, frames, size = (
+            sum(each.get(key, 0) for each in site.pipelines()) for key in ("results", "received", "bytes_in")
+        )
+        kept = stored.get(site.name, {"stored": 0, "duplicated": 0, "bytes_up": 0, "gaps": 0, "declared_lost": 0})
+        account[site.name] = {
+            "frames": frames,
+            "results": made,
+            **kept,
+            "lost": made - (kept["stored"] - kept["duplicated"]),
+            "waiting": sum((health.get("outbox") or {}).get("entries", 0) for health in site.health.values()),
+            "bytes_in": size,
+            "bytes_in_per_byte_up": round(size / max(1, kept["bytes_up"]), 1),
+        }
+    return account
+
+
+def _stored(store: Path) -> dict[str, dict[str, int]]:
+    """What is in the region's store, by site: results, how many of them are repeats of another, gaps, lost, bytes up."""
+    query = (
+        "SELECT n.site, count(r.ingest), count(r.ingest) - count(DISTINCT r.pipeline || '/' || r.said_id), n.bytes_up"
+        " FROM node n LEFT JOIN result r ON r.node = n.id GROUP BY n.id"
+    )
+    gaps = (
+        "SELECT n.site, count(*), sum(g.lost) FROM gap g JOIN ledger l ON l.id = g.ledger"
+        " JOIN node n ON n.id = l.node GROUP BY n.site"
+    )
+    with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=10)) as database:
+        found = {
+            site: {"stored": stored, "duplicated": twice, "bytes_up": size, "gaps": 0, "declared_lost": 0}
+            for site, stored, twice, size in database.execute(query)
+        }
+        for site, count, lost in database.execute(gaps):
+            found[site].update(gaps=count, declared_lost=lost)
+    return found
+
+
+def print_account(account: dict[str, Any], folder: Path) -> None:
+    """The account in words."""
+    typer.echo("")
+    rows = [
+        (
+            name,
+            *(f"{each[key]:,}" for key in ("frames", "results", "stored", "lost", "duplicated")),
+            f"{each['bytes_in'] / 1e6:.1f} MB",
+            f"{each['bytes_up'] / 1e6:.2f} MB",
+            f"{each['bytes_in_per_byte_up']:g}",
+        )
+        for name, each in account["sites"].items()
+    ]
+    numbers = (">FRAMES", ">PRODUCED", ">STORED", ">LOST", ">DUPLICATED", ">BYTES IN", ">BYTES OUT", ">IN/OUT")
+    print_table(("SITE", *numbers), rows)
+    cut = account["cut"]
+    if "waiting_before_it_came_back" in cut:
+        typer.echo(
+            f"While {cut['site']} was cut off for {cut['to_s'] - cut['from_s']:.0f} s, "
+            f"{cut['waiting_before_it_came_back']:,} results waited on its disk."
+        )
+    typer.echo(f"Look around: cd {os.path.relpath(folder)}; hedgerow results query; less topology.yaml rendered/")

@@ -1,0 +1,61 @@
+"""`hedgerow doctor`: is this machine, its broker and its configuration fit to run a node?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, print_json
+from hedgerow.cli.base.tables import elided, hanging, terminal_width
+
+if TYPE_CHECKING:
+    from hedgerow.cli.diagnose.checks import CheckResult
+
+_COLOURS: Final = {"ok": "green", "warning": "red", "failed": "red"}
+
+
+def doctor(broker: BrokerUrl = None, config: BrokerConfig = None, json: Json = False) -> None:
+    """Check this machine, its backends, the broker and, with --config, the models of a node.
+
+    Examples:
+      hedgerow doctor
+      hedgerow doctor --config node.yaml
+      hedgerow doctor --broker mqtts://broker.site.lan:8883 --json
+
+    A line a check; below one that is not ok stands what to do. Exits with 1 if a check failed; warnings are for what
+    may be meant so. That no broker answers is a failure if its address was given (--broker, the file, the environment),
+    and a warning if it is only the default.
+    """
+    from hedgerow.cli.diagnose.checks import examine
+
+    findings = []
+    for finding in examine(broker, config):
+        findings.append(finding)
+        if not json:
+            print_finding(finding)
+    failed = sum(finding.state == "failed" for finding in findings)
+    if json:
+        print_json({"ok": not failed, "checks": findings})
+    else:
+        warnings = sum(finding.state == "warning" for finding in findings)
+        typer.echo(f"\n{plural(failed, 'check')} failed, {plural(warnings, 'warning')}.")
+    if failed:
+        raise typer.Exit(1)
+
+
+def print_finding(finding: CheckResult) -> None:
+    """A line for what a check found, and one for what to do."""
+    width = terminal_width()
+    beside = f"{finding.state:<8} {finding.check:<13} "
+    indent = " " * len(beside)
+    first, *more = finding.detail.split("\n")
+    if finding.state == "ok" and width is not None:
+        first = elided(first, max(1, width - len(beside)))
+    lines = hanging(beside, first, width)
+    for text in more:
+        lines += hanging(indent, text, width)
+    if finding.remedy:
+        lines += hanging(indent, f"→ {finding.remedy}", width)
+    state = typer.style(finding.state, fg=_COLOURS[finding.state], bold=finding.state != "ok")
+    typer.echo("\n".join([lines[0].replace(finding.state, state, 1), *lines[1:]]))

@@ -1,0 +1,215 @@
+"""`hedgerow region`: the region's service, and how its sites and nodes are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from hedgerow.cli.base.console import Json, plural, print_json, printable, read_checked, size
+from hedgerow.cli.base.tables import Marked, hanging, print_facts, print_table, terminal_width
+
+if TYPE_CHECKING:
+    from hedgerow.cli.diagnose.checks import CheckResult
+    from hedgerow.region.config import RegionConfig
+    from hedgerow.region.store.database import Database
+
+CONFIG: Final = Path("region.yaml")
+_COUNTS: Final = (">RESULTS", ">LOST", ">MISSING")
+File = Annotated[Path, typer.Argument(help="The region's configuration (YAML). `configs/region.yaml` is one.")]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", metavar="STORE", help="The store: an SQLite file, or postgresql://USER@HOST/DATABASE."),
+]
+StoreConfig = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Take the store from this file; else from region.yaml here."),
+]
+
+
+def run(config: File) -> None:
+    """Run a region's service until Ctrl-C or SIGTERM; then store what is in hand and stop.
+
+    Examples:
+      hedgerow region run region.yaml
+
+    It collects what nodes send up (results, events, health, status), each durable result exactly once, and tells their
+    outboxes what it has stored. Only one may write to a store. A broker or database that is away is waited for.
+    """
+    from hedgerow.region.collector.collector import Collector
+    from hedgerow.region.config import load
+    from hedgerow.telemetry import logs
+
+    settings = load(config)
+    logs.configure(settings.log.level, settings.log.format)
+
+    async def main() -> None:
+        collector = Collector(settings)
+        collector.handle_signals()
+        await collector.run()
+
+    asyncio.run(main())
+
+
+def check(
+    file: File,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Also try whether the broker does all that is relied on.")
+    ] = False,
+    packet_bytes: Annotated[
+        int, typer.Option(min=1024, help="With --connect: `limits.bridge_packet_bytes` of the topology.")
+    ] = 2**20,
+    json: Json = False,
+) -> None:
+    """Find everything that is wrong with a region's configuration; nothing is opened unless --connect says so.
+
+    Examples:
+      hedgerow region check region.yaml
+      hedgerow region check region.yaml --connect
+
+    --connect is for a broker that was not rendered: any MQTT 5 broker or cluster. Each thing that bridges, nodes and the
+    service rely on is tried with the service's own certificate, on a topic that nobody else hears. Exits with 2 if anything
+    is wrong with the file, with 1 if the broker lacks something, with 3 if it cannot be reached.
+    """
+    from hedgerow.region.config import load
+
+    config = read_checked(load, file, json=json)
+    if not json:
+        typer.echo(f"{file}: {typer.style('ok', fg='green')} (region {config.region.name})")
+    findings = asyncio.run(_tried(config, packet_bytes, json=json)) if connect else []
+    failed = [finding for finding in findings if finding.state == "failed"]
+    if json:
+        print_json({"file": str(file), "ok": not failed, "problems": [], **({"broker": findings} if connect else {})})
+    if failed:
+        raise typer.Exit(1)
+
+
+async def _tried(config: RegionConfig, packet_bytes: int, *, json: bool) -> list[CheckResult]:
+    from hedgerow.cli.diagnose.broker_conformance import examine
+    from hedgerow.cli.diagnose.doctor import print_finding
+
+    findings = []
+    async for finding in examine(config.broker, config.region.name, packet_bytes):
+        findings.append(finding)
+        if not json:
+            print_finding(finding)
+    return findings
+
+
+def status(store: StoreUrl = None, config: StoreConfig = None, json: Json = False) -> None:
+    """Say how a region is: who is silent, who does not answer, how old results are when they arrive, what was lost.
+
+    Examples:
+      hedgerow region status
+      hedgerow region status --store /var/lib/hedgerow/region.db
+      hedgerow region status --store postgresql://hedgerow@db.example/hedgerow --json
+
+    It reads the store, whether the service runs or not. LAG is the time from the capture of the newest result to the store,
+    TRIP that of a ping through all bridges to the node and back. A node is `ok`, `troubled` (it says so itself), `deaf`
+    (heard, but pings stay unanswered), `silent`, `offline` (it said goodbye) or `unknown`. AWAITED are numbers that have
+    not come though later ones have; LOST are those a node has declared lost.
+    """
+    from hedgerow.region.store.queries import status as status_of
+
+    database = open_store(store, config)
+    try:
+        said = status_of(database, time.time())
+    finally:
+        database.close()
+    if json:
+        print_json(said)
+    else:
+        _print(said)
+
+
+def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) -> Database:
+    """The store a tool is to read: the option, else that of the file, else that of region.yaml here.
+
+    Args:
+        to_ask: whether it is to ask the service for something, which is to write a line into it.
+    Raises:
+        ConfigError: none is named, or the file is wrong.
+        StoreError: it cannot be read.
+    """
+    from hedgerow.errors import ConfigError
+    from hedgerow.region.config import load
+    from hedgerow.region.store.database import open_database
+
+    if store is None:
+        if config is None and not CONFIG.exists():
+            raise ConfigError(
+                f"No store is named, and there is no {CONFIG} here", remedy="Give --store STORE or --config FILE."
+            )
+        store = load(config or CONFIG).store.url
+    return open_database(store, write=False, beside=to_ask)
+
+
+def _print(said: dict[str, Any]) -> None:
+    print_facts([(_head(said),)])
+    for complaint in _complaints(said):
+        for line in hanging("", printable(complaint), terminal_width()):
+            typer.echo(typer.style(line, fg="red"))
+    if not said["nodes"]:
+        typer.echo("No node has been seen yet.")
+        return
+    sites = [
+        (
+            site["site"],
+            str(site["nodes"]),
+            str(site["ok"]),
+            *_counts(site),
+            _spell(site["heard_s"]),
+            size(site["bytes_in"]),
+            size(site["bytes_up"]),
+        )
+        for site in said["sites"]
+    ]
+    print_table(("SITE", ">NODES", ">OK", *_COUNTS, ">LAST SEEN", ">BYTES IN", ">BYTES OUT"), sites, spare=("MISSING",))
+    typer.echo()
+    nodes = []
+    for node in said["nodes"]:
+        status = node["status"] if node["status"] == "ok" else Marked(node["status"])
+        rtt = "" if node["round_trip_s"] is None else f"{node['round_trip_s'] * 1e3:.1f} ms"
+        times = (_spell(node["heard_s"]), _spell(node["lag_s"]), rtt, _spell(node["answered_s"]))
+        nodes.append((node["node"], status, *_counts(node), *times))
+    headings = ("NODE", "STATUS", *_COUNTS, ">LAST SEEN", ">LAG", ">RTT", ">LAST REPLY")
+    print_table(headings, nodes, names=2, spare=("LAST REPLY", "RTT", "LAG", "MISSING"))
+
+
+def _counts(row: dict[str, Any]) -> list[str]:
+    """What stands below `_COUNTS`."""
+    return [f"{row[name]:,}" for name in ("results", "lost", "awaited")]
+
+
+def _head(said: dict[str, Any]) -> str:
+    collector = said["collector"]
+    if collector is None:
+        return "The store is empty: no collector has run on it."
+    state = "collecting" if collector["connected"] else "running, but not connected to its broker"
+    if not collector["running"]:
+        state = f"not running: last seen {_spell(collector['last_seen_s'])} ago; what follows is as it was then"
+    return f"Region {said['region']}: {state}. {size(said['stored_bytes'])} of results are stored."
+
+
+def _complaints(said: dict[str, Any]) -> list[str]:
+    """What an operator should look at, in words."""
+    lines = [f"{node['node']} is {node['status']}: {node['why']}" for node in said["nodes"] if node["status"] != "ok"]
+    if said["rejected"]:
+        each = ", ".join(f"{reason} {count:,}" for reason, count in said["rejected"].items())
+        lines.append(f"{plural(sum(said['rejected'].values()), 'message')} could not be used: {each}")
+    lines += [
+        f"{node['node']}: its clock is {abs(node['clock_offset_s']):.1f} s "
+        f"{'ahead' if node['clock_offset_s'] > 0 else 'behind'}, so its lag is wrong by that"
+        for node in said["nodes"]
+        if node["clock_offset_s"] is not None and abs(node["clock_offset_s"]) > 2
+    ]
+    return lines
+
+
+def _spell(seconds: float | None) -> str:
+    from hedgerow.region.store.liveness import spell
+
+    return "" if seconds is None else spell(seconds) if abs(seconds) >= 0.1 else f"{seconds * 1e3:.0f} ms"
