@@ -21,7 +21,7 @@ from hedgerow.cli.base.verbs import Group
 from hedgerow.cli.main import _HEDGEROW
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database import open_database
-from hedgerow.region.store.store import Store
+from hedgerow.region.store.store import RegionStore
 from hedgerow.telemetry import logs
 from hedgerow.terminal import takes_escapes
 from hedgerow.testing import Mosquitto
@@ -116,7 +116,7 @@ def folder(tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.Mo
     (tmp_path / "wrong.yaml").write_text("pipeline: {doors: {}}\n")
     (tmp_path / "region.yaml").write_text("region: {name: plant}\nstore: {url: region.db}\n")
     config = RegionConfig.model_validate({"region": {"name": "plant"}, "store": {"url": str(tmp_path / "region.db")}})
-    Store(open_database(str(tmp_path / "region.db"), write=True), config).close()
+    RegionStore(open_database(str(tmp_path / "region.db"), write=True), config).close()
     make_bundle(tmp_path / "door-1.0.0")
     made = make_candidate("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
     made.folder.rename(tmp_path / "door")

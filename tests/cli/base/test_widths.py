@@ -22,7 +22,7 @@ from hedgerow.cli.region import rollout_progress
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database import open_database
 from hedgerow.region.store.records import ResultRecord
-from hedgerow.region.store.store import Store
+from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address
 from hedgerow.wire.messages import Reply
 
@@ -53,7 +53,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A region's store with results of two nodes."""
     path = tmp_path_factory.mktemp("region") / "region.db"
     config = RegionConfig.model_validate({"region": {"name": "retail"}, "store": {"url": str(path)}})
-    filled = Store(open_database(str(path), write=True), config)
+    filled = RegionStore(open_database(str(path), write=True), config)
     now = time.time()
     said = {"detections": [{"label": label} for label in ("person", "dog", "bicycle", "umbrella", "shopping trolley")]}
     body = json.dumps({"at": now, "result": said}).encode()

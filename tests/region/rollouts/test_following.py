@@ -19,7 +19,7 @@ from hedgerow.region.rollouts.planning.spec import RolloutPlan
 from hedgerow.region.rollouts.planning.state import Phase, Rollout
 from hedgerow.region.rollouts.store import Actor, FleetStore, StoredRollout
 from hedgerow.region.store.database import open_database
-from hedgerow.region.store.store import Store
+from hedgerow.region.store.store import RegionStore
 from hedgerow.wire.fleet import ModelRef
 
 FACES = ModelRef(name="faces", version="2.0.0", digest=f"sha256:{'0' * 64}")
@@ -28,7 +28,7 @@ FACES = ModelRef(name="faces", version="2.0.0", digest=f"sha256:{'0' * 64}")
 def begin(url: str) -> StoredRollout:
     """Put a rollout that is under way into a new store."""
     config = RegionConfig.model_validate({"region": {"name": "retail"}, "store": {"url": url}})
-    Store(open_database(url, write=True), config).close()
+    RegionStore(open_database(url, write=True), config).close()
     plan = RolloutPlan.model_validate({"rollout": "faces-2", "models": {"faces": {"version": "2.0.0"}}})
     rollout = Rollout("faces-2", plan, {"faces": FACES}, ("all",), {}, wave=0)
     with closing(open_database(url, write=False, beside=True)) as database:
