@@ -185,12 +185,16 @@ async def _run(
     table = None if quiet else Table(finds.board)
     watching = asyncio.create_task(_watch(broker, finds, print_link if table is None else table.show_link))
     drawing = None
+    stopping = asyncio.create_task(stop.wait())
     try:
-        await _ready(broker, node, out)
+        ready = asyncio.create_task(_ready(broker, node, out))
+        await asyncio.wait((ready, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            raise KeyboardInterrupt  # there is nothing to tell of yet
+        ready.result()
         drawing = None if table is None else asyncio.create_task(table.keep_drawing())
         began = time.monotonic()
         feeding = asyncio.create_task(run_feeds(broker, feeds))
-        stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((feeding, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         lasted = time.monotonic() - began
         stopping.cancel()
