@@ -108,9 +108,9 @@ def status(store: StoreUrl = None, config: StoreConfig = None, json: Json = Fals
       hedgerow region status --store postgresql://hedgerow@db.example/hedgerow --json
 
     It reads the store, whether the service runs or not. LAG is the time from the capture of the newest result to the store,
-    TRIP that of a ping through all bridges to the node and back. A node is `ok`, `troubled` (it says so itself), `deaf`
-    (heard, but pings stay unanswered), `silent`, `offline` (it said goodbye) or `unknown`. AWAITED are numbers that have
-    not come though later ones have; LOST are those a node has declared lost.
+    RTT that of a ping through all bridges to the node and back. A node is `ok`, `degraded` (its own health says so), `one-way`
+    (its reports arrive, but pings stay unanswered), `silent`, `offline` (it said goodbye) or `unknown`. MISSING counts sequence
+    numbers not received although later ones were; LOST counts those that a node has declared lost.
     """
     from hedgerow.region.store.queries import status as status_of
 
