@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
 from hedgerow import config
-from hedgerow.node.health import gauges
+from hedgerow.node.probes import gauges
 from hedgerow.region import config as region
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.rollouts.planning import spec

@@ -20,7 +20,6 @@ from benchmarks.harness.arena import Arena, Contender, cheaper, costs
 from benchmarks.harness.cells import Cell, Options, ratio
 from benchmarks.harness.raw import VAD, path_of
 from benchmarks.peers import environment
-from hedgerow.testing.mosquitto import free_port
 
 _LOOPS = {
     "paho": "loop_forever, its quickest loop; model and publishing within on_message",
@@ -98,7 +97,7 @@ def _strangers(arena: Arena) -> Turns:
     note = f"FastStream {environment.version('faststream')}: {_FASTSTREAM}"
     turns: Turns = [(arena.add_peer("faststream", "vad-faststream", **given), note, {})]
     for name, (protocol, settings) in _SERVERS.items():
-        port = free_port()
+        port = arena.port()
         adapter = arena.add_peer(f"{name}-mqtt", f"vad-{name}", server_port=port, **given)
         native = Contender(f"{name}-{protocol}", adapter.process, "", past=name)
         note = f"{name} {environment.version(name)}: {settings}; one frame of a stream under way"

@@ -24,6 +24,7 @@ from benchmarks.harness.process import ROOT, ended
 from benchmarks.harness.processor import Processor
 from hedgerow.backends.cores import cores
 from hedgerow.bus.packets import PUBLISH, encode_connect, encode_disconnect, encode_publish_head
+from hedgerow.testing import processes
 
 SIZE = 1_000_000
 COUNT, FEW = 600, 10
@@ -64,7 +65,7 @@ def _sub(arena: Arena, count: int) -> tuple[float, float]:
     port, topic = str(arena.broker.port), "sub/frames"
     subprocess.run(["mosquitto_pub", "-p", port, "-t", topic, "-r", "-m", "first"], check=True)
     command = [SUB, "-V", "mqttv5", "-p", port, "-t", topic, "-C", str(count + 1), "-F", "%l"]
-    with ended(process := subprocess.Popen(command, stdout=subprocess.PIPE)):
+    with ended(process := processes.start(command, stdout=subprocess.PIPE)):
         assert process.stdout is not None
         process.stdout.readline()  # the retained message: it has subscribed
         began = _send(arena, topic, count)

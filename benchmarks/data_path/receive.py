@@ -28,6 +28,7 @@ from typing import Any
 
 import structlog
 
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 
 BUSY = "64 B, QoS 0, busy"
@@ -63,7 +64,7 @@ class Meter:
         self.count += count
         if self.count < self.expected:
             if held_up:
-                time.sleep(0.02)
+                time.sleep(0.02)  # as a callback that is held up
             return False
         cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
         print(json.dumps({"cpu_us": cpu / self.expected * 1e6, "rate": self.expected / wall}), flush=True)
@@ -194,10 +195,10 @@ def measure(client: str, port: int, case: str, count: int) -> dict[str, float]:
     numbers = [str(port), str(size), str(qos), str(count)]
     if client == SUB:
         command = [SUB, "-V", "mqttv5", "-p", str(port), "-t", TOPIC, "-q", str(qos), "-C", str(count), "-F", "%l"]
-        listener = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        listener = processes.start(command, stdout=subprocess.DEVNULL)
         time.sleep(0.2)  # it does not say when it has subscribed
         start = time.perf_counter()
-        sender = subprocess.Popen([sys.executable, __file__, "--load", *numbers])
+        sender = processes.start([sys.executable, __file__, "--load", *numbers])
         usage = os.wait4(listener.pid, 0)[2]
         sender.wait()
         return {
@@ -205,10 +206,10 @@ def measure(client: str, port: int, case: str, count: int) -> dict[str, float]:
             "rate": count / (time.perf_counter() - start),
         }
     command = [sys.executable, __file__, "--receive", client, case, *numbers]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as receiver:
+    with processes.start(command, stdout=subprocess.PIPE, text=True) as receiver:
         assert receiver.stdout is not None
         assert receiver.stdout.readline() == "ready\n", f"{client} did not subscribe"
-        subprocess.run([sys.executable, __file__, "--load", *numbers], check=True)
+        processes.run([sys.executable, __file__, "--load", *numbers], check=True)
         result: dict[str, float] = json.loads(receiver.stdout.readline())
         return result
 

@@ -35,6 +35,7 @@ import structlog
 from hedgerow.bus import Client, ClientOptions
 from hedgerow.bus.outbox.records import Number
 from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.topics import Address, Channel
 
@@ -129,7 +130,7 @@ def measure(contender: str, count: int) -> dict[str, float]:
             client_id = "loop"
             command = [sys.executable, __file__, "--loop", str(broker.port), str(store)]
         asyncio.run(fill(broker.url, client_id, count))
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        with processes.start(command, stderr=subprocess.DEVNULL) as process:
             try:
                 return _watch(psutil.Process(process.pid), store, count)
             finally:

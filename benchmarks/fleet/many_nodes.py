@@ -30,8 +30,8 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.cli.demo.processes import model_bytes
 from hedgerow.region.store.database import Database, open_database
-from hedgerow.testing import Mosquitto
-from hedgerow.testing.mosquitto import free_port
+from hedgerow.testing import Mosquitto, processes
+from hedgerow.testing.ports import held_port
 from hedgerow.topics import EVERY_NODE, Address, Channel
 from hedgerow.wire.messages import Command, Reply
 
@@ -86,12 +86,12 @@ class ManyNodes:
         self._stack = AsyncExitStack()
         self._brokers: dict[str, Mosquitto] = {}
         self._feeding: list[asyncio.Task[None]] = []
-        self._metrics_port = free_port()
         self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     async def __aenter__(self) -> ManyNodes:
         enter = self._stack.enter_context
         self._region = enter(Mosquitto())
+        self._metrics_port = enter(held_port())
         config = {
             "region": {"name": REGION},
             "broker": {"url": self._region.url},
@@ -154,7 +154,7 @@ class ManyNodes:
 
     def _begin(self, file: Path, module: str, *words: str) -> psutil.Process:
         with (self._folder / f"{file.stem}.log").open("wb") as log:
-            process = subprocess.Popen([sys.executable, "-m", module, *words, str(file)], stdout=log, stderr=log)
+            process = processes.start([sys.executable, "-m", module, *words, str(file)], stdout=log, stderr=log)
         self._stack.enter_context(ended(process))
         self._started.append((file.stem, process))
         return psutil.Process(process.pid)
@@ -295,10 +295,10 @@ def _bridge(site: str, port: int) -> list[str]:
 async def _host(files: Sequence[Path], health_every_s: float) -> None:
     """Run nodes until told to stop."""
     from hedgerow import configfile
-    from hedgerow.node import announce
+    from hedgerow.node import health
     from hedgerow.node.node import Node
 
-    announce.HEALTH_EVERY_S = health_every_s
+    health.HEALTH_EVERY_S = health_every_s
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(32))
     nodes = [Node(configfile.load(file), file) for file in files]

@@ -28,7 +28,7 @@ from hedgerow.bus.outbox import Ack, Number
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.collector.ack_pacing import LATEST_OF_ALL_S
 from hedgerow.region.collector.pinger import COMMAND
-from hedgerow.testing import Mosquitto
+from hedgerow.testing import Mosquitto, processes
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import Health, Status
 
@@ -137,7 +137,7 @@ class Fleet:
         await self._stack.aclose()
 
     def _begin(self, command: Sequence[str]) -> None:
-        self._collector = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._collector = processes.start(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self._stack.callback(self._end)
 
     def _end(self) -> None:

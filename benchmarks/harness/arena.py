@@ -19,6 +19,7 @@ from benchmarks.harness.load import Measured, Spec
 from benchmarks.harness.node import RESULTS, node
 from benchmarks.harness.process import Started, measure, peer
 from hedgerow.testing.mosquitto import Mosquitto
+from hedgerow.testing.ports import held_port
 
 
 @dataclass(slots=True)
@@ -64,6 +65,10 @@ class Arena:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def port(self) -> int:
+        """A port that is the arena's until it ends."""
+        return self._stack.enter_context(held_port())
 
     def add_peer(self, name: str, peer_name: str, qos: int = 0, **options: Any) -> Contender:
         """Start a peer."""

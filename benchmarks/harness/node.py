@@ -16,7 +16,9 @@ from typing import Any
 import orjson
 
 from benchmarks.harness.process import Started, ended
-from hedgerow.testing.mosquitto import Mosquitto, free_port
+from hedgerow.testing import processes
+from hedgerow.testing.mosquitto import Mosquitto
+from hedgerow.testing.ports import held_port
 
 _READY_S = 120.0
 _ROOT = Path(__file__).parents[2]
@@ -41,30 +43,29 @@ def node(
     """
     home = folder / name
     home.mkdir()
-    probes = free_port()
-    config = {
-        "node": {"region": "bench", "site": "site", "name": name, "state_dir": str(home / "state"), "drain_s": 1},
-        "broker": {"url": broker.url},
-        "models": dict(models or {}),
-        "pipelines": dict(pipelines),
-        "metrics": {"port": probes},
-        "log": {"level": "warning", "format": "json"},
-        **sections,
-    }
-    path = home / "node.yaml"
-    path.write_bytes(orjson.dumps(config))  # JSON is YAML
     _offer_stages(home)
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(
+    with held_port() as probes, (home / "log").open("wb") as log:
+        config = {
+            "node": {"region": "bench", "site": "site", "name": name, "state_dir": str(home / "state"), "drain_s": 1},
+            "broker": {"url": broker.url},
+            "models": dict(models or {}),
+            "pipelines": dict(pipelines),
+            "metrics": {"port": probes},
+            "log": {"level": "warning", "format": "json"},
+            **sections,
+        }
+        path = home / "node.yaml"
+        path.write_bytes(orjson.dumps(config))  # JSON is YAML
+        process = processes.start(
             [sys.executable, "-m", "hedgerow", "node", "run", str(path)],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
             env=_environment(home),
         )
-    with ended(process):
-        said = (home / "log").read_text
-        yield Started(process.pid, lambda: _wait_ready(process, probes, said), said, config)
+        with ended(process):
+            said = (home / "log").read_text
+            yield Started(process.pid, lambda: _wait_ready(process, probes, said), said, config)
 
 
 def _offer_stages(home: Path) -> None:

@@ -20,6 +20,7 @@ import psutil  # type: ignore[import-untyped]
 
 from benchmarks.harness.load import PATIENCE_S, Measured, Spec
 from benchmarks.peers.environment import PYTHON
+from hedgerow.testing import processes
 from hedgerow.testing.processes import end
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +111,7 @@ def _python(
     module: str, argument: str, given: Mapping[str, Any], python: str = sys.executable, log: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
     """A module of ours as a process that finds what it is given on its standard input."""
-    process = subprocess.Popen(
+    process = processes.start(
         [python, "-m", module, *([argument] if argument else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -11,6 +11,7 @@ from benchmarks.data_path import vad
 from benchmarks.harness.arena import Arena, Contender
 from benchmarks.harness.cells import Cell, Options, cell
 from benchmarks.harness.process import ended
+from hedgerow.testing import processes
 
 IDLE_STREAMS = 1000
 _PATIENCE_S = 20.0
@@ -71,7 +72,7 @@ def _rss(node: Contender) -> int:
 
 
 def _bare_mb() -> float:
-    process = subprocess.Popen([sys.executable, "-c", _BARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = processes.start([sys.executable, "-c", _BARE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with ended(process):
         assert process.stdout is not None
         process.stdout.readline()

@@ -20,6 +20,7 @@ from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import key_of
 from hedgerow.bus.outbox.store import RECENT, OutboxStore
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.topics import late
 
@@ -482,7 +483,7 @@ def killed_at_random(path: Path, rounds: int, seed: int) -> None:
     numbers: dict[bytes, int] = {}
     first = 0
     for _ in range(rounds):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(first)], stdout=subprocess.PIPE)
+        child = processes.start([sys.executable, "-c", CHILD, str(path), str(first)], stdout=subprocess.PIPE)
         assert child.stdout is not None
         for _ in range(chance.randint(1, 150)):
             safe.add(int(child.stdout.readline()))

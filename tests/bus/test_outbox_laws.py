@@ -10,6 +10,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.examples import examples
 
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.mark import Boot
@@ -238,7 +239,7 @@ class NodeAndRegion(RuleBasedStateMachine):
 
 NodeAndRegion.TestCase.settings = settings(
     derandomize=True,
-    max_examples=200,
+    max_examples=examples(200),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from hedgerow.testing import processes
+
 _END_S = 110.0
 
 
@@ -23,13 +25,12 @@ class Terminal:
     """
 
     def __init__(self, command: Sequence[str], master: int, slave: int, environment: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
+        self.process = processes.start(
             command,
             stdin=subprocess.DEVNULL,  # nobody answers questions
             stdout=slave,
             stderr=slave,
             env=environment,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it takes no lock
         )
         os.close(slave)
         self._master = master

@@ -13,6 +13,8 @@ from benchmarks.fleet.rollout import FIRST
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.testing.repository import make_repository
 
+pytestmark = pytest.mark.long
+
 X = "(float[N,256] x) => (float[N,256] y)"
 GOOD = f"{X} {{ y = Add(x, x) }}"
 GOOD_TOO = f"{X} <float two = {{2.0}}> {{ y = Mul(x, two) }}"

@@ -32,6 +32,8 @@ from hedgerow.testing import Mosquitto
 from hedgerow.testing.repository import make_repository
 from hedgerow.wire.fleet import Desired, ModelRef
 
+pytestmark = pytest.mark.long
+
 MakeCandidate = Callable[..., ModelVersion]
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"

@@ -31,6 +31,7 @@ from hedgerow.errors import BusError
 from hedgerow.pki import certificates, files
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import IdentityKind, parse
+from hedgerow.testing import processes
 from hedgerow.topology.refusals import AccessDenial, AccessDenials, is_chatter, readable
 
 REGION = "hedgerow/v1/north"
@@ -350,8 +351,8 @@ async def test_refusals_are_counted_by_user_and_served_while_the_log_is_read(est
         await asyncio.to_thread(until, lambda: [one[1:3] for one in refused(estate, "yard")].count(count) >= 1000)
     assert not any(map(is_chatter, estate.log("yard").splitlines()))
 
-    reading = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "hedgerow", "broker", "refusals", "-", "--acl", estate.out / "yard/acl", "--metrics-port", "0",
+    reading = await processes.start_async(
+        [sys.executable, "-m", "hedgerow", "broker", "refusals", "-", "--acl", estate.out / "yard/acl", "--metrics-port", "0"],
         stdin=PIPE, stdout=PIPE, stderr=PIPE,
     )  # fmt: skip
     assert reading.stdin is not None

@@ -11,7 +11,7 @@ import pytest
 from trial_site import Site
 
 from hedgerow.models.bundle.version import ModelVersion
-from hedgerow.node.health import gauges
+from hedgerow.node.probes import gauges
 from hedgerow.wire.fleet import SwapPolicy
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
@@ -55,7 +55,7 @@ async def test_health_tells_a_drift_and_outputs_that_are_no_numbers_long_after_a
 
         await frames()
         assert door().looked_at == 0, "a file of the node's own has no statistics"
-        assert (await node.swaps.go_over(candidate, AT_ONCE, lambda *_: None)).kept
+        assert (await node.swaps.swap_to(candidate, AT_ONCE, lambda *_: None)).kept
 
         await seen(lambda: door().drift is not None)
         health = node.health()
@@ -70,7 +70,7 @@ async def test_health_tells_a_drift_and_outputs_that_are_no_numbers_long_after_a
         assert node.health().state in ("degraded", "failing")
         assert "NaN" in node.health().reasons[0]
         await seen(lambda: node.health().state == "failing", offset=2.0)
-        shown = {name: value for name, _, _, value in gauges(node.runners, node._control)}
+        shown = {name: value for name, _, _, value in gauges(node.runners, node._link)}
         assert shown["hedgerow_model_not_finite_share"] > 0.5
         assert {"hedgerow_model_drift", "hedgerow_model_input_drift"} <= shown.keys()
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner
+from tests.examples import examples
 from tests.trust.attackers import OnlineKeyThief, attacked, current, replaced, sign
 from tuf.api.metadata import MetaFile
 
@@ -481,7 +482,7 @@ def test_a_version_in_the_name_that_is_not_the_one_inside_is_refused(world: Worl
 # Anything
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_change_to_any_document_is_believed(near: World, data: st.DataObject) -> None:
     """Whatever is flipped, cut or put in, anywhere: it is refused, or what comes out is the same."""

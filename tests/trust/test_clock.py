@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 from tuf.api.metadata import Metadata
 
 from hedgerow.trust import errors, key_ceremony
@@ -138,7 +139,7 @@ def test_a_region_whose_clock_was_wrong_is_forgiven_with_another_online_key(worl
     assert world.node.manifest(ref, {})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wall=st.floats(-1e12, 1e18), passed=st.floats(0, 1e9))
 def test_whatever_the_clock_says_the_answer_is_one_or_the_other(world: World, wall: float, passed: float) -> None:
     """Believed, or refused as over; no clock brings anything else about."""

@@ -211,7 +211,7 @@ def test_data_that_trickles_is_given_up(world: World, server: Server, ca_file: P
         try:
             for _ in range(1000):
                 handler.wfile.write(b" ")
-                time.sleep(0.01)
+                time.sleep(0.01)  # that slowly it sends
         except OSError:
             return
 

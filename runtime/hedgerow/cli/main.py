@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -279,4 +280,6 @@ app = app_of(
 
 def main() -> None:
     """Run the command line."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script starts what is in its background like that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     app(prog_name="hedgerow")

@@ -8,6 +8,7 @@ from typing import Literal
 
 import structlog
 
+from hedgerow.telemetry.light import readable
 from hedgerow.terminal import takes_escapes
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -15,15 +16,15 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 def configure(level: str = "info", format: Literal["auto", "console", "json"] = "auto") -> None:
     """Set up structlog for the process; lines go to standard error, which leaves standard output to results."""
-    readable = format == "console" or (format == "auto" and sys.stderr.isatty())
-    renderer = _for_reading() if readable else structlog.processors.JSONRenderer()
+    for_people = readable(format)
+    renderer = _for_reading() if for_people else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if readable else "iso", utc=not readable),
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if for_people else "iso", utc=not for_people),
             structlog.processors.StackInfoRenderer(),
-            *([] if readable else [structlog.processors.format_exc_info]),
+            *([] if for_people else [structlog.processors.format_exc_info]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),

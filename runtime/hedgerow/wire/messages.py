@@ -13,15 +13,16 @@ from __future__ import annotations
 import base64
 import time
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgpack
-import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from hedgerow.errors import FrameError, HedgerowError
-from hedgerow.frame import Buffer, Frame
+
+if TYPE_CHECKING:  # a region reads messages and has no frames, nor the arrays that come with them
+    from hedgerow.frame import Buffer, Frame
 
 RESULT_SCHEMA: Final = "hedgerow.result/1"
 DEAD_SCHEMA: Final = "hedgerow.dead/1"
@@ -187,16 +188,19 @@ _TRIES: Final = (
 
 def _plain(value: Any) -> Any:
     """Turn what an encoder does not know into what it does."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode()
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, BaseModel):
         return value.model_dump()
+
+    import numpy as np  # see above
+
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
     raise TypeError(f"{type(value).__name__} cannot be published")
 
 

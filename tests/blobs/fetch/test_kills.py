@@ -16,6 +16,7 @@ from tests.blobs.conftest import Estate, made_manifest, noise
 from tests.blobs.servers import Authority, FolderServer
 
 from hedgerow.models.bundle.manifest import digest_of
+from hedgerow.testing import processes
 
 MODELS = Path(sysconfig.get_path("purelib")) / "rapidocr_onnxruntime" / "models"
 SMALL, LARGE = MODELS / "ch_ppocr_mobile_v2.0_cls_infer.onnx", MODELS / "ch_PP-OCRv4_rec_infer.onnx"
@@ -27,7 +28,7 @@ class Process:
 
     def __init__(self, *arguments: str) -> None:
         script = Path(__file__).with_name("fetching.py")
-        self.process = subprocess.Popen(
+        self.process = processes.start(
             [sys.executable, "-u", str(script), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

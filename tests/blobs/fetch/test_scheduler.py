@@ -10,6 +10,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tests.blobs.fetch.simulated import SimulatedNode, SimulatedSite, Wan
+from tests.examples import examples
 
 LONG_S = 4 * 3600.0
 COURSE = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -213,7 +214,7 @@ def soon(course: Course, site: SimulatedSite) -> float:
     return 100 + 300 + 10 * sum(site.sizes.values()) / course.wan.bytes_per_s
 
 
-@settings(max_examples=12, phases=COURSE)
+@settings(max_examples=examples(12), phases=COURSE)
 @given(courses(faults=False))
 def test_a_site_pays_once_whoever_joins_when_and_whatever_the_link_is_like(course: Course) -> None:
     site = course_of(course)
@@ -222,7 +223,7 @@ def test_a_site_pays_once_whoever_joins_when_and_whatever_the_link_is_like(cours
     assert site.wan_bytes <= 1.05 * sum(site.sizes.values())
 
 
-@settings(max_examples=12, phases=COURSE)
+@settings(max_examples=examples(12), phases=COURSE)
 @given(courses(faults=True))
 def test_everyone_who_lives_ends_whole_whatever_fails(course: Course) -> None:
     """Nodes die, go away, lie and keep silent; chunks come damaged; the WAN is cut. Nobody waits for long after that."""

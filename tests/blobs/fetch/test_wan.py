@@ -220,7 +220,7 @@ async def roll_out(
             await asyncio.sleep(3)  # long enough for nodes to ask again
             site.wan.restore()
 
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(120):
             await asyncio.gather(*map(all_of, sites.sites), *([cut_off(sites.sites[0])] if cut else []))
         used = [site.bytes / size for site in sites.sites]
         print(f"{size:,} bytes; of that over each bridge: {', '.join(f'{each:.3f}' for each in used)}; {meanwhile}")

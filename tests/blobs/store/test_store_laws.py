@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.blobs.conftest import noise
 from tests.blobs.store.test_store import Version, files_below
+from tests.examples import examples
 
 from hedgerow.blobs.errors import ContentDamaged, StoreFull
 from hedgerow.blobs.store.store import MANIFEST_BYTES, BlobStore
@@ -102,4 +103,4 @@ class Store(RuleBasedStateMachine):
 
 
 TestStore = Store.TestCase
-TestStore.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestStore.settings = settings(max_examples=examples(15), stateful_step_count=25, deadline=None)

@@ -15,7 +15,7 @@ from hedgerow.cli.base.console import EXIT_CODES, exit_code, size
 from hedgerow.cli.base.verbs import Group
 from hedgerow.cli.main import _HEDGEROW
 from hedgerow.errors import BusError, ConfigError, FrameError, ModelNotFound
-from hedgerow.testing import Mosquitto
+from hedgerow.testing import Mosquitto, processes
 
 HEAVY = ("numpy", "pydantic", "rich", "aiomqtt", "paho", "onnxruntime", "openvino", "ruamel")
 
@@ -32,7 +32,7 @@ VERBS = list(_verbs(_HEDGEROW))
 
 def test_the_overview_imports_nothing_heavy() -> None:
     """`hedgerow --help` is quick because it waits for nothing that only a verb needs."""
-    shown = subprocess.run(
+    shown = processes.run(
         [sys.executable, "-X", "importtime", "-m", "hedgerow", "--help"], capture_output=True, text=True, check=True
     )
 
@@ -100,16 +100,16 @@ def test_an_error_is_two_lines_on_stderr_and_no_traceback(start) -> None:
     )
 
 
+@pytest.mark.parametrize("before", [(), ("sh", "-c", "trap '' INT; exec \"$@\"", "-")], ids=["terminal", "script"])
 def test_ctrl_c_ends_with_130_and_no_traceback(
-    start: Callable[..., subprocess.Popen[str]], broker: Mosquitto, topic_prefix: str
+    start: Callable[..., subprocess.Popen[str]], broker: Mosquitto, topic_prefix: str, before: tuple[str, ...]
 ) -> None:
-    """What had been sent until then is still told."""
-    process = start(
-        "publish", __file__, "-t", topic_prefix, "--loop", "forever", "--rate", "20", "--broker", broker.url
-    )
+    """What had been sent until then is still told; in the background of a script as well, which has it ignore Ctrl-C."""
+    arguments = ("-t", topic_prefix, "--loop", "forever", "--rate", "20", "--broker", broker.url)
+    process = start("publish", __file__, *arguments, before=before)
     _wait_for(lambda: _sent(broker, topic_prefix))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert out.startswith("Sent ")
@@ -139,7 +139,7 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
 def test_completion_knows_the_verbs() -> None:
     """As bash asks for it, after `hedgerow pl<TAB>`."""
     environment = {"_HEDGEROW_COMPLETE": "complete_bash", "COMP_WORDS": "hedgerow pl", "COMP_CWORD": "1", "PATH": ""}
-    shown = subprocess.run(
+    shown = processes.run(
         [sys.executable, "-m", "hedgerow"], env=environment, capture_output=True, text=True, check=False
     )
 

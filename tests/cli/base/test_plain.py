@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from hedgerow.region.store.database import open_database
 from hedgerow.region.store.store import RegionStore
 from hedgerow.telemetry import logs
 from hedgerow.terminal import takes_escapes
-from hedgerow.testing import Mosquitto
+from hedgerow.testing import Mosquitto, processes
 
 ESCAPE = "\x1b"
 AWAY = ("--broker", "mqtt://127.0.0.1:1")
@@ -159,7 +158,7 @@ def test_no_verb_writes_an_escape_sequence_on_a_terminal_that_wants_none(
 @pytest.mark.usefixtures("folder")
 def test_no_verb_writes_an_escape_sequence_into_a_pipe(broker: Mosquitto) -> None:
     """Not even where color is asked for: what reads a pipe is a program."""
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-c", PROGRAM, commands(broker)],
         capture_output=True,
         text=True,

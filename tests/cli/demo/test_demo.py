@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import shutil
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from tests.cli.terminals import terminal
 
 from hedgerow.cli.demo.feeds import demo_feeds
 from hedgerow.errors import HedgerowError
+from hedgerow.testing import processes
+
+pytestmark = pytest.mark.long
 
 _STREET = Path(sys.prefix) / "models" / "ssd_mobilenetv2_oidv4.tflite"
 
@@ -26,10 +31,10 @@ def skip_where_it_cannot_run() -> None:
         pytest.skip(error.explain())
 
 
-def demo(folder: Path, *arguments: str, timeout_s: float = 170) -> Any:
+def demo(folder: Path, *arguments: str, timeout_s: float = 580) -> Any:
     """Run the demo. Returns: what it printed at the end."""
     skip_where_it_cannot_run()
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-m", "hedgerow", "demo", *arguments, "--json"],
         cwd=folder,
         capture_output=True,
@@ -41,7 +46,7 @@ def demo(folder: Path, *arguments: str, timeout_s: float = 170) -> Any:
     return orjson.loads(done.stdout)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_demo_reads_sees_and_hears_and_accounts_for_every_frame(tmp_path: Path) -> None:
     """What came in went out, or was dropped for a reason; none died, and none is left."""
     report = demo(tmp_path, "--seconds", "8")
@@ -56,6 +61,33 @@ def test_the_demo_reads_sees_and_hears_and_accounts_for_every_frame(tmp_path: Pa
     for name, each in report["pipelines"].items():
         assert each["received"] == each["out"] + sum(each["dropped"].values()), name
         assert each["in_flight"] == 0, name
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("which", ["node", "region"])
+def test_without_npm_a_demo_shows_all_but_the_street(tmp_path: Path, which: str) -> None:
+    """In an environment that has no detector."""
+    venv.create(tmp_path / ".venv", symlinks=True, with_pip=False)
+    (site,) = tmp_path.glob(".venv/lib/python*/site-packages")
+    (site / "here.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+
+    (tmp_path / "programs").mkdir()
+    for program in ("awk", "mkfifo", "rm", "sh"):  # what a region's broker is started with
+        (tmp_path / "programs" / program).symlink_to(shutil.which(program) or program)
+
+    done = processes.run(
+        [tmp_path / ".venv/bin/python", "-m", "hedgerow", "demo", which, "--seconds", "16", "--json"],
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path / "programs")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = orjson.loads(done.stdout)
+    assert report["ok"]
+    assert report["skipped"].keys() == {"street"}
 
 
 @pytest.mark.timeout(600)

@@ -14,7 +14,8 @@ import pytest
 from tests.fault.ejabberd import Ejabberd, needs_ejabberd
 
 from hedgerow.cli.diagnose import broker_conformance
-from hedgerow.testing.mosquitto import Mosquitto, free_port
+from hedgerow.testing import processes
+from hedgerow.testing.mosquitto import Mosquitto
 
 Check = Callable[..., Any]
 
@@ -66,9 +67,9 @@ def test_what_a_broker_lacks_is_named(check: Check, lines: list[str], lacks: set
 
 
 def test_a_broker_that_is_not_there_is_another_matter(
-    check: Check, hedgerow: Callable[..., Any], tmp_path: Path
+    check: Check, hedgerow: Callable[..., Any], tmp_path: Path, held_port: int
 ) -> None:
-    (tmp_path / "region.yaml").write_text(f"broker: {{url: 'mqtt://127.0.0.1:{free_port()}'}}\n")
+    (tmp_path / "region.yaml").write_text(f"broker: {{url: 'mqtt://127.0.0.1:{held_port}'}}\n")
     said = hedgerow("region", "check", tmp_path / "region.yaml", "--connect")
 
     assert said.code == 3
@@ -76,11 +77,11 @@ def test_a_broker_that_is_not_there_is_another_matter(
 
 
 @pytest.fixture
-def rumqttd(tmp_path: Path) -> Iterator[str]:
+def rumqttd(tmp_path: Path, held_port: int) -> Iterator[str]:
     """Another MQTT 5 broker, in Rust; the package `iotcore` brings it."""
     if importlib.util.find_spec("iotcore") is None:
         pytest.skip("rumqttd is not installed: `pip install iotcore`")
-    port = free_port()
+    port = held_port
     (tmp_path / "rumqttd.toml").write_text(
         "id = 0\n[router]\nid = 0\nmax_connections = 100\nmax_outgoing_packet_count = 200\n"
         "max_segment_size = 104857600\nmax_segment_count = 10\n"
@@ -88,14 +89,14 @@ def rumqttd(tmp_path: Path) -> Iterator[str]:
         "[v5.1.connections]\nconnection_timeout_ms = 60000\nmax_payload_size = 20480000\nmax_inflight_count = 1000\n"
         "dynamic_filters = true\n"
     )
-    process = subprocess.Popen(
+    process = processes.start(
         [sys.executable, "-m", "iotcore", "--config", tmp_path / "rumqttd.toml"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         from iotcore.broker import port_in_use
 
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not port_in_use(port):
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -121,10 +122,10 @@ def test_rumqttd_speaks_mqtt_5_and_will_not_do(rumqttd: str, check: Check) -> No
 
 
 @needs_ejabberd
-def test_ejabberd_has_everything(check: Check, tmp_path: Path) -> None:
+def test_ejabberd_has_everything(check: Check, tmp_path: Path, held_port: int) -> None:
     """A broker that clusters."""
     (tmp_path / "ejabberd").mkdir()
-    with Ejabberd(tmp_path / "ejabberd", free_port()) as broker:
+    with Ejabberd(tmp_path / "ejabberd", held_port) as broker:
         found = check(f"mqtt://127.0.0.1:{broker.port}", user="service@localhost")
 
     assert {name for name, state in found.items() if state == "ok"} == EVERYTHING | {"rate"}

@@ -17,7 +17,7 @@ from hedgerow.cli.diagnose import checks
 from hedgerow.cli.diagnose.checks import CheckResult
 from hedgerow.config import BrokerSection
 from hedgerow.errors import BackendMissing
-from hedgerow.node.link import on_loopback
+from hedgerow.node.link.options import on_loopback
 from hedgerow.testing import Mosquitto
 
 

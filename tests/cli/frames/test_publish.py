@@ -26,7 +26,7 @@ from hedgerow.testing.mosquitto import TlsFiles
 
 
 async def arrivals(client: aiomqtt.Client, count: int) -> list[aiomqtt.Message]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         return [await anext(client.messages) for _ in range(count)]
 
 
@@ -241,7 +241,7 @@ def test_at_qos_0_what_fell_due_while_the_broker_was_away_is_counted(start, talk
     talkative.stop()
     assert process.stderr.readline() == "broker away, trying again…\n"
     talkative.start()
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
 
     summary = orjson.loads(out)
     assert process.returncode == 0
@@ -257,7 +257,7 @@ def test_a_broker_that_stays_away_is_given_up(
     """With one error that says so, and no traceback of the frames that were under way."""
     process = _goes_on(start, talkative, photos / "left.jpg", "--give-up-after", patience)
     talkative.kill()
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
 
     assert process.returncode == 3
     assert out.startswith("Sent ")
@@ -272,7 +272,7 @@ def test_ctrl_c_ends_it_while_the_broker_is_away(start, talkative: Mosquitto, ph
     talkative.kill()
     assert process.stderr.readline() == "broker away, trying again…\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert out.startswith("Sent ")

@@ -13,6 +13,7 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from hedgerow.cli.frames.sources import Cut, FileFrame, expand, pieces
 from hedgerow.errors import ConfigError
@@ -81,7 +82,7 @@ def test_sound_becomes_chunks_that_are_due_when_their_last_sample_was_taken(writ
     assert [chunk.due_s for chunk in chunks] == pytest.approx([0.032, 0.064, 0.096])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(40), deadline=None)
 @given(st.integers(0, 3000), st.integers(1, 2), st.floats(1, 200))
 def test_no_sample_is_lost_or_doubled(write: Write, count: int, channels: int, chunk_ms: float) -> None:
     samples = np.arange(count * channels, dtype="<i2")

@@ -107,6 +107,7 @@ def test_a_folder_that_is_there_is_left_alone(hedgerow, tmp_path: Path) -> None:
     assert list((tmp_path / "hedgerow-dim-light").iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_new_plugin_installs_passes_its_tests_is_listed_and_runs(hedgerow, tmp_path: Path) -> None:
     """The whole of an author's first five minutes."""
     assert hedgerow("plugin", "new", "dim-light", "--dir", tmp_path).code == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.conftest import Hedgerow, Said
 
 from hedgerow.bus.outbox.records import Number
 from hedgerow.region import config
@@ -17,24 +18,18 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database import open_database
 from hedgerow.region.store.records import ResultRecord
 from hedgerow.region.store.store import RegionStore
+from hedgerow.testing import processes
 from hedgerow.topics import Address
 
 
-def hedgerow(*args: str, cwd: Path, without: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command, as if a package were not installed."""
-    code = f"import sys; sys.modules[{without!r}] = None; from hedgerow.cli.main import main; main()"
-    program = ["-c", code] if without else ["-m", "hedgerow"]
-    return subprocess.run([sys.executable, *program, *args], capture_output=True, text=True, cwd=cwd, check=False)
-
-
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with region.yaml and its store: 1200 results of two nodes, up to two hours old, and a picture."""
     folder = tmp_path_factory.mktemp("region")
     (folder / "region.yaml").write_text("region: {name: test}\nstore: {url: here.db}\n")
     url = str(folder / "here.db")
     config = RegionConfig.model_validate({"region": {"name": "test"}, "store": {"url": url}})
-    store = RegionStore(open_database(url, write=True), config)
+    filled = RegionStore(open_database(url, write=True), config)
     now = time.time()
     items = []
     for n in range(1, 1201):
@@ -49,18 +44,25 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     items.append(
         ResultRecord(picture, 3, now, True, "views", None, "pic", now, "image/jpeg", '[["a","b"]]', b"\xff\xd8\xff")
     )
-    store.apply(items)
-    store.close()
+    filled.apply(items)
+    filled.close()
     return folder
 
 
-def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+@pytest.fixture
+def filled(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder, entered."""
+    monkeypatch.chdir(store)
+    return store
 
 
-def test_all_results_come_as_lines_in_order_of_capture(filled: Path) -> None:
-    found = lines(hedgerow("results", "query", "--json", cwd=filled))
+def lines(done: Said) -> list[dict[str, Any]]:
+    assert done.code == 0, done.err
+    return list(done.json_lines)
+
+
+def test_all_results_come_as_lines_in_order_of_capture(filled: Path, hedgerow: Hedgerow) -> None:
+    found = lines(hedgerow("results", "query", "--json"))
 
     assert len(found) == 1201
     assert [row["captured_at"] for row in found] == sorted(row["captured_at"] for row in found)
@@ -86,26 +88,28 @@ def test_all_results_come_as_lines_in_order_of_capture(filled: Path) -> None:
         (["--since", "2020-01-01"], 1201),
     ],
 )
-def test_results_are_found_by_place_pipeline_and_time(filled: Path, options: list[str], count: int) -> None:
-    found = lines(hedgerow("results", "query", "--json", *options, cwd=filled))
+def test_results_are_found_by_place_pipeline_and_time(
+    filled: Path, hedgerow: Hedgerow, options: list[str], count: int
+) -> None:
+    found = lines(hedgerow("results", "query", "--json", *options))
 
     assert len(found) == count
     assert [row["captured_at"] for row in found] == sorted(row["captured_at"] for row in found)
 
 
-def test_a_table_shows_the_newest(filled: Path) -> None:
-    done = hedgerow("results", "query", "--newest", "2", cwd=filled)
+def test_a_table_shows_the_newest(filled: Path, hedgerow: Hedgerow) -> None:
+    done = hedgerow("results", "query", "--newest", "2")
 
-    assert " face" in done.stdout
-    assert "image/jpeg, 3 bytes" in done.stdout
-    assert done.stdout.endswith("2 results.\n")
+    assert " face" in done.out
+    assert "image/jpeg, 3 bytes" in done.out
+    assert done.out.endswith("2 results.\n")
 
 
-def test_a_parquet_file_holds_the_same(filled: Path, tmp_path: Path) -> None:
+def test_a_parquet_file_holds_the_same(filled: Path, hedgerow: Hedgerow, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    done = hedgerow("results", "query", "--parquet", str(tmp_path / "all.parquet"), cwd=filled)
+    done = hedgerow("results", "query", "--parquet", str(tmp_path / "all.parquet"))
 
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     table = parquet.read_table(tmp_path / "all.parquet")
     assert table.num_rows == 1201
     assert table.column("id").to_pylist()[:3] == ["i1", "i2", "i3"]
@@ -122,19 +126,22 @@ def test_a_parquet_file_holds_the_same(filled: Path, tmp_path: Path) -> None:
     ],
 )
 def test_without_a_library_it_is_said_what_to_install(filled: Path, package: str, args: list[str], extra: str) -> None:
-    done = hedgerow(*args, cwd=filled, without=package)
+    code = f"import sys; sys.modules[{package!r}] = None; from hedgerow.cli.main import main; main()"
+    done = processes.run(
+        [sys.executable, "-c", code, *args], stderr=subprocess.PIPE, text=True, cwd=filled, check=False
+    )
 
     assert done.returncode == 1
     assert extra in done.stderr
 
 
-def test_status_of_a_store_whose_collector_is_gone_says_so(filled: Path) -> None:
-    said = json.loads(hedgerow("region", "status", "--json", cwd=filled).stdout)
+def test_status_of_a_store_whose_collector_is_gone_says_so(filled: Path, hedgerow: Hedgerow) -> None:
+    said = hedgerow("region", "status", "--json").json
 
     assert [site["site"] for site in said["sites"]] == ["s1", "s2"]
     assert sum(site["results"] for site in said["sites"]) == 1201
     assert said["collector"]["connected"] is False
-    assert "test/s2/gate" in hedgerow("region", "status", cwd=filled).stdout
+    assert "test/s2/gate" in hedgerow("region", "status").out
 
 
 @pytest.mark.parametrize(
@@ -147,30 +154,36 @@ def test_status_of_a_store_whose_collector_is_gone_says_so(filled: Path) -> None
         (["region", "status", "--config", "nothing.yaml"], 2, "cannot be read"),
     ],
 )
-def test_what_is_asked_wrongly_is_answered_with_a_remedy(filled: Path, args: list[str], code: int, said: str) -> None:
-    done = hedgerow(*args, cwd=filled)
+def test_what_is_asked_wrongly_is_answered_with_a_remedy(
+    filled: Path, hedgerow: Hedgerow, args: list[str], code: int, said: str
+) -> None:
+    done = hedgerow(*args)
 
-    assert done.returncode == code
-    assert said in done.stderr
-    assert "→" in done.stderr
-
-
-def test_without_a_store_one_is_asked_for(tmp_path: Path) -> None:
-    done = hedgerow("region", "status", cwd=tmp_path)
-
-    assert done.returncode == 2
-    assert "--store STORE or --config FILE" in done.stderr
+    assert done.code == code
+    assert said in done.err
+    assert "→" in done.err
 
 
-def test_a_configuration_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
+def test_without_a_store_one_is_asked_for(tmp_path: Path, hedgerow: Hedgerow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = hedgerow("region", "status")
+
+    assert done.code == 2
+    assert "--store STORE or --config FILE" in done.err
+
+
+def test_a_configuration_that_is_wrong_is_said_with_its_line(
+    tmp_path: Path, hedgerow: Hedgerow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "region.yaml").write_text("region:\n  name: test\nretention:\n  day: 3\n")
-    done = hedgerow("region", "check", "region.yaml", cwd=tmp_path)
+    done = hedgerow("region", "check", "region.yaml")
 
-    assert done.returncode == 2
-    assert "region.yaml:4: retention.day: unknown key" in done.stderr
-    assert "Did you mean `days`?" in done.stderr
+    assert done.code == 2
+    assert "region.yaml:4: retention.day: unknown key" in done.err
+    assert "Did you mean `days`?" in done.err
     (tmp_path / "region.yaml").write_text("region: {name: test}\n")
-    assert "ok (region test)" in hedgerow("region", "check", "region.yaml", cwd=tmp_path).stdout
+    assert "ok (region test)" in hedgerow("region", "check", "region.yaml").out
 
 
 def test_the_example_can_be_used() -> None:

@@ -17,6 +17,7 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from hedgerow.cli.base.console import printable
 from hedgerow.configfile import BadConfigFile
@@ -232,7 +233,7 @@ def test_zeros_without_end_are_refused_by_what_they_say_they_are(tmp_path: Path)
         read_arrays(tmp_path / "x.npz")
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.data())
 def test_damaged_arrays_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.npz"

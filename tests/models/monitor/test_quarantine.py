@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.monitor.quarantine import QuarantineLog
+from hedgerow.testing import processes
 from hedgerow.wire.fleet import Quarantined
 
 MakeCandidate = Callable[..., ModelVersion]
@@ -35,7 +35,7 @@ def candidate(make_candidate: MakeCandidate) -> ModelVersion:
 def crash(folder: Path, max_crashes: int, candidate: ModelVersion) -> None:
     """A process that dies of a segmentation fault in the midst of a trial."""
     ref = candidate.ref.model_dump_json()
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-c", CRASH, str(folder), str(max_crashes), ref], check=False, capture_output=True
     )
     assert done.returncode == -11, done.stderr

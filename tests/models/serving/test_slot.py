@@ -118,7 +118,7 @@ def test_a_request_that_fails_harms_no_other_caller(slot: MakeSlot) -> None:
     start = threading.Barrier(6)
 
     def caller(number: int) -> list[Any]:
-        start.wait(10)
+        start.wait(60)
         return [door.infer_each([{"id": np.array([number])}])[0] for _ in range(50)]
 
     with ThreadPoolExecutor(6) as threads:
@@ -349,7 +349,7 @@ def test_pipelines_that_start_together_load_a_model_once(pool: ModelPool, onnx_f
     start = threading.Barrier(8)
 
     def acquire(_: int) -> Slot:
-        start.wait(10)
+        start.wait(60)
         return pool.acquire("door", config, Path())
 
     with ThreadPoolExecutor(8) as threads:

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from hedgerow.models.session.combiner import Combiner, Ticket
 
@@ -49,7 +50,7 @@ class Bench:
             begun, may_end = self.gates.get(ticket.request, (None, None))
             if begun and may_end:
                 begun.set()
-                assert may_end.wait(10)
+                assert may_end.wait(60)
         with self._lock:
             self.at_work -= 1
         for ticket in tickets:
@@ -79,7 +80,7 @@ def test_what_waits_while_another_runs_becomes_one_batch_across_callers() -> Non
     begun, may_end = bench.hold("first")
     with ThreadPoolExecutor(4) as pool:
         pool.submit(bench.ask, "first")
-        begun.wait(10)
+        begun.wait(60)
         others = [pool.submit(bench.ask, name) for name in ("b", "c", "d")]
         bench.waits_until_queued(3)
         may_end.set()
@@ -96,12 +97,12 @@ def test_a_leader_goes_home_when_its_own_is_done_and_another_takes_over() -> Non
     begun_theirs, may_end_theirs = bench.hold("theirs")
     with ThreadPoolExecutor(2) as pool:
         mine = pool.submit(bench.ask, "mine")
-        begun.wait(10)
+        begun.wait(60)
         theirs = pool.submit(bench.ask, "theirs")
         bench.waits_until_queued(1)
         may_end.set()
         assert mine.result(10) == [("done", "mine")]  # although theirs cannot end yet
-        begun_theirs.wait(10)
+        begun_theirs.wait(60)
         may_end_theirs.set()
         assert theirs.result(10) == [("done", "theirs")]
 
@@ -114,8 +115,8 @@ def test_as_many_callers_lead_as_there_are_streams() -> None:
     begun_b, may_end_b = bench.hold("b")
     with ThreadPoolExecutor(2) as pool:
         a, b = pool.submit(bench.ask, "a"), pool.submit(bench.ask, "b")
-        assert begun_a.wait(10)
-        assert begun_b.wait(10)  # at the same time
+        assert begun_a.wait(60)
+        assert begun_b.wait(60)  # at the same time
         may_end_a.set()
         may_end_b.set()
         a.result(10), b.result(10)
@@ -129,7 +130,7 @@ def test_a_leader_whose_request_another_one_runs_waits_for_it() -> None:
     begun, may_end = bench.hold("slow")
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(bench.ask, "slow", "quick")
-        begun.wait(10)
+        begun.wait(60)
         second: Future[list[object]] = pool.submit(bench.ask, "other")
         assert second.result(10) == [("done", "other")]  # the other stream serves, perhaps `quick` too
         assert not first.done()
@@ -142,7 +143,7 @@ def test_requests_of_other_keys_do_not_overtake_the_oldest_for_ever() -> None:
     begun, may_end = bench.hold("first")
     with ThreadPoolExecutor(8) as pool:
         pool.submit(bench.ask, "first")
-        begun.wait(10)
+        begun.wait(60)
         pool.submit(bench.ask, "odd", key="odd")
         bench.waits_until_queued(1)
         for number in range(5):
@@ -155,7 +156,7 @@ def test_requests_of_other_keys_do_not_overtake_the_oldest_for_ever() -> None:
 
 @pytest.mark.parametrize("streams", [1, 2, 3])
 @given(seed=st.integers(0, 2**32), limit=st.integers(1, 9))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 def test_under_a_storm_of_callers_every_request_runs_once_and_goes_to_its_caller(
     streams: int, seed: int, limit: int
 ) -> None:
@@ -211,6 +212,6 @@ def test_an_interrupt_in_a_leader_leaves_the_queue_usable() -> None:
     ask: Callable[[], None] = lambda: combiner.submit([after])  # noqa: E731 - one line for a thread
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert after.result == "settled"
     assert tickets[1].result is None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from hedgerow.models.session.memory import free_bytes
+from hedgerow.testing import processes
 
 MIB = 1 << 20
 
@@ -85,7 +85,7 @@ left = free_bytes()
 block = bytearray(256 << 20)
 print(left < (1 << 30), left - free_bytes() >= 256 << 20)
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "True"]
 
 

@@ -99,6 +99,7 @@ async def test_it_works_on_postgres_too_and_survives_its_restart(
         collector.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 async def test_a_collector_that_is_killed_again_and_again_stores_each_result_once(
     collector: CollectorProcess, gateway: Callable[..., Any], kills: int

@@ -20,6 +20,7 @@ from hedgerow.region.rollouts.planning.state import Phase, Rollout
 from hedgerow.region.rollouts.store import Actor, FleetStore, StoredRollout
 from hedgerow.region.store.database import open_database
 from hedgerow.region.store.store import RegionStore
+from hedgerow.testing import processes
 from hedgerow.wire.fleet import ModelRef
 
 FACES = ModelRef(name="faces", version="2.0.0", digest=f"sha256:{'0' * 64}")
@@ -59,13 +60,7 @@ def until(condition: Callable[[], bool]) -> None:
 @contextmanager
 def following(url: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "hedgerow", "rollout", "status", "--watch", "--store", url]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it takes no lock
-    ) as process:
+    with processes.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:

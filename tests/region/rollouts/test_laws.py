@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 from tests.region.world import PLAN, SILENT_AFTER_S, World
 
 from hedgerow.region.rollouts.planning.state import Phase, Rollout
@@ -122,7 +123,7 @@ def happen(world: World, what: str, number: int) -> None:
     world.turn(killed_at=killed_at)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(plans, does, happenings)
 def test_whatever_happens_no_rule_of_a_rollout_is_broken(
     plan: dict[str, Any], does: dict[int, str], happenings: list[tuple[str, int]]

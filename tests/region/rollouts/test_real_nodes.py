@@ -22,7 +22,7 @@ from hedgerow.bus import Client
 from hedgerow.cli.main import app
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.node import Node
-from hedgerow.testing import Mosquitto
+from hedgerow.testing import Mosquitto, processes
 from hedgerow.testing.repository import make_repository
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
@@ -38,8 +38,8 @@ GATE = {"min_frames": 5, "max_slowdown": None}
 @pytest.fixture(autouse=True)
 def _quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nodes that tell their health often, and whose logs do not get among what commands print."""
-    monkeypatch.setattr("hedgerow.node.announce.HEALTH_EVERY_S", 0.3)
-    monkeypatch.setattr("hedgerow.node.announce.FIRST_HEALTH_S", 0.1)
+    monkeypatch.setattr("hedgerow.node.health.HEALTH_EVERY_S", 0.3)
+    monkeypatch.setattr("hedgerow.node.health.FIRST_HEALTH_S", 0.1)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
     yield
     structlog.reset_defaults()
@@ -128,6 +128,7 @@ async def frames(
             sending.cancel()
 
 
+@pytest.mark.long
 async def test_good_versions_reach_everybody_and_bad_ones_come_back_from_the_first_node(
     collector: CollectorProcess,
     mosquitto: Mosquitto,
@@ -176,7 +177,7 @@ async def known(collector: CollectorProcess, count: int) -> None:
         _, said = await hedgerow("nodes", "-l", "ring=1", "--json", "--store", collector.store)
         if len(json.loads(said)) == count:
             return
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # and ask again
     raise AssertionError(said)
 
 
@@ -255,7 +256,7 @@ class Watched:
     async def _start(self) -> None:
         log = self._file.with_suffix(".log").open("ab")
         command = (sys.executable, "-m", "hedgerow", "node", "run", str(self._file))
-        self._process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+        self._process = await processes.start_async(command, stdout=log, stderr=log)
 
     async def _again(self) -> None:
         while True:

@@ -168,6 +168,7 @@ async def bad_versions_stop_in_the_canary_wave(region: Region, nodes: Responders
     assert {line["who"] for line in region.audit() if line["action"] == "nodes-put-back"} == {"service"}
 
 
+@pytest.mark.long
 async def test_every_kind_of_bad_version_is_stopped_in_the_canary_wave(region: Region, mosquitto: Mosquitto) -> None:
     async with Responders(mosquitto.url, addresses(40)) as nodes:
         await known(region, 40)
@@ -214,6 +215,7 @@ async def killed_on_the_way(
         assert node.seen[-1] == wanted[str(node.address)]
 
 
+@pytest.mark.long
 async def test_a_region_that_is_killed_goes_on_exactly_where_it_was(
     region: Region, collector: CollectorProcess, mosquitto: Mosquitto
 ) -> None:

@@ -24,7 +24,7 @@ from hedgerow.bus.packets import encode_connect, encode_disconnect
 from hedgerow.cli.base.console import size
 from hedgerow.config import BrokerSection
 from hedgerow.errors import BusError, ConfigError
-from hedgerow.node.link import link_options
+from hedgerow.node.link.options import link_options
 
 _LOG: Final = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())  # what paho would print on stderr is in our errors

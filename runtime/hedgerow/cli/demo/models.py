@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from hedgerow.cli.demo.processes import Say
 from hedgerow.errors import HedgerowError
+from hedgerow.testing.processes import run
 
 MODEL: Final = "voice"
 SILERO: Final = "package:silero_vad/data/silero_vad_16k_op15.onnx"
@@ -99,10 +100,8 @@ class Workshop:
     def _run(self, *words: str) -> dict[str, Any]:
         """Run one of our commands as a person would. Raises: HedgerowError: it failed."""
         self._say(f"$ hedgerow {' '.join(words)}")
-        done = subprocess.run(  # noqa: S603 - our own
-            [sys.executable, "-m", "hedgerow", *words, "--json"], cwd=self.folder, capture_output=True, text=True,
-            check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "hedgerow", *words, "--json"]
+        done = run(command, cwd=self.folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise HedgerowError(
                 f"`hedgerow {' '.join(words)}` ended with {done.returncode}:\n{done.stderr.strip()[-1200:]}",

@@ -18,7 +18,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,8 +29,10 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final
 from urllib.request import urlopen
 
+from hedgerow.cli.demo.prepare import without
 from hedgerow.errors import HedgerowError
-from hedgerow.testing.processes import end
+from hedgerow.testing.ports import held_port
+from hedgerow.testing.processes import end, start
 from hedgerow.topics import Address
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class DemoProcesses:
         say: tells what is going on.
         node: what every node's configuration has beside what the base file says.
         region: what the configuration of the region's service has beside what it must.
+        skipped: pipelines that the template names and the base file lacks.
     Attributes:
         region_file: the configuration of the region's service.
         store: its store, an SQLite file.
@@ -97,6 +100,7 @@ class DemoProcesses:
         *,
         node: Mapping[str, Any] | None = None,
         region: Mapping[str, Any] | None = None,
+        skipped: Collection[str] = (),
     ) -> None:
         self.folder = folder.absolute()
         self.sites: list[SiteProcesses] = []
@@ -107,6 +111,7 @@ class DemoProcesses:
         self._say = say
         self._node = node or {}
         self._region = region or {}
+        self._skipped = skipped
         self._stack = ExitStack()
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
@@ -122,8 +127,6 @@ class DemoProcesses:
         self._stack.close()
 
     def _begin(self) -> None:
-        from hedgerow.testing.mosquitto import free_port
-
         for old in ("rendered", "pki", "state", "nodes"):
             shutil.rmtree(self.folder / old, ignore_errors=True)
         for old_file in self.folder.glob("region.db*"):
@@ -132,7 +135,7 @@ class DemoProcesses:
         topology = self._render()
         self._say("Making certificates: a root, an authority for each site, one for everybody…")
         self._certify(topology)
-        metrics_port = free_port()
+        metrics_port = self._port()
         self._write_region(topology, metrics_port)
         self._broker(topology.region.name)
         self.run("collector", "region", "run", str(self.region_file), until="region-started")
@@ -145,11 +148,14 @@ class DemoProcesses:
                 self.run(f"node-{site.name}-{node.node}", "node", "run", f"rendered/{site.name}/nodes/{node.node}.yaml")
         self._say(f"The region's metrics: http://127.0.0.1:{metrics_port}/metrics")
 
+    def _port(self) -> int:
+        """A port that is the estate's until it ends."""
+        return self._stack.enter_context(held_port())
+
     def _render(self) -> Topology:
         from ruamel.yaml import YAML
 
         from hedgerow.configfile import merge
-        from hedgerow.testing.mosquitto import free_port
         from hedgerow.topology import files as rendered_files
         from hedgerow.topology.load import load
         from hedgerow.topology.render import render
@@ -158,8 +164,8 @@ class DemoProcesses:
         merge(override, self._node)
         sites = {
             name: {
-                "broker": f"mqtts://localhost:{free_port()}",
-                "loopback_port": free_port(),
+                "broker": f"mqtts://localhost:{self._port()}",
+                "loopback_port": self._port(),
                 "roles": {"operator": ["operator"]},
                 "nodes": {node: {"override": override} for node in nodes},
             }
@@ -170,8 +176,9 @@ class DemoProcesses:
         yaml.default_flow_style = False
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.dump(sites, written)
-        text = Template(files("hedgerow.cli.demo.templates").joinpath(self._template).read_text("utf-8")).substitute(
-            REGION_PORT=free_port(),
+        template = files("hedgerow.cli.demo.templates").joinpath(self._template).read_text("utf-8")
+        text = Template(without(template, self._skipped)).substitute(
+            REGION_PORT=self._port(),
             SITES=indent(written.getvalue(), "  "),
             USER=getpass.getuser(),
         )
@@ -247,7 +254,7 @@ class DemoProcesses:
         path = self.folder / "logs" / f"{name}.log"
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603 - our own
+            process = start(
                 command,
                 cwd=self.folder,
                 env=os.environ | (environment or {}),
@@ -257,7 +264,7 @@ class DemoProcesses:
             )
         self._processes.append((name, process))
         self._stack.callback(end, process)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + _START_S
         while until is not None and until not in path.read_text("utf-8", errors="replace"):
             self.check()
             if time.monotonic() > deadline:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import typer
 
 from hedgerow.cli.base.tables import print_table
-from hedgerow.cli.demo.demo import prepare
+from hedgerow.cli.demo.prepare import Skipped, prepare, reasons, say_skipped
 from hedgerow.cli.demo.processes import DemoProcesses, Say, silent
 
 SITES: Final = ("north", "harbour", "mill")
@@ -33,20 +33,22 @@ def run(seconds: float | None, folder: Path, *, json: bool) -> dict[str, Any]:
     say: Say = silent if json else typer.echo
     say(PICTURE)
     folder.mkdir(parents=True, exist_ok=True)
-    prepare(folder, "demo.yaml")
+    skipped = prepare(folder, "demo.yaml")
+    say_skipped(skipped, say)
     sites = {name: ["gateway"] for name in SITES}
-    with DemoProcesses(folder, "demo-region.yaml", sites, say) as estate:
-        return asyncio.run(_run(estate, 60.0 if seconds is None else seconds, say))
+    with DemoProcesses(folder, "demo-region.yaml", sites, say, skipped=skipped) as estate:
+        account = asyncio.run(_run(estate, 60.0 if seconds is None else seconds, skipped, say))
+    return account | {"skipped": reasons(skipped)}
 
 
-async def _run(estate: DemoProcesses, seconds: float, say: Say) -> dict[str, Any]:
+async def _run(estate: DemoProcesses, seconds: float, skipped: Skipped, say: Say) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await estate.ready(stop)
-    feeds = {site.name: demo_feeds() for site in estate.sites}
+    feeds = {site.name: demo_feeds(skipped) for site in estate.sites}
     feeding = []
     for site in estate.sites:
         for feed in feeds[site.name]:
@@ -59,17 +61,18 @@ async def _run(estate: DemoProcesses, seconds: float, say: Say) -> dict[str, Any
     say(f"Sensors are sending for {seconds:.0f} s.")
     say(f"{'TIME':>6}  {'SITE':<8}{'PRODUCED':>10}{'STORED':>10}{'WAITING':>10}  WAN")
     state = "up"
-    while (passed := time.monotonic() - began) < seconds and not stop.is_set():
+    while ((passed := time.monotonic() - began) < seconds or state != "back") and not stop.is_set():
         estate.check()
         for task in feeding:
             if task.done():
                 task.result()
-        if state == "up" and cut_at <= passed < back_at:
+        if state == "up" and passed >= cut_at:  # a busy machine may be late for it
             harbour.wan.cut()
-            state = "cut"
+            state, cut["from_s"] = "cut", round(passed, 1)
             await estate.ask_all()
             cut["stored_when_cut"] = account_of(estate)[CUT]["stored"]
-        elif state == "cut" and passed >= back_at:
+        elif state == "cut" and passed >= cut["from_s"] + back_at - cut_at:
+            cut["to_s"] = round(passed, 1)
             await estate.ask_all()
             cut["waiting_before_it_came_back"] = account_of(estate)[CUT]["waiting"]
             harbour.wan.restore()

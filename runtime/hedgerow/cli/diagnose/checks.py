@@ -31,7 +31,7 @@ from hedgerow.cli.base.console import plural, size
 from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.errors import BackendMissing, HedgerowError
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.node.link import on_loopback
+from hedgerow.node.link.options import on_loopback
 from hedgerow.topics import Address, Channel
 
 _LIBRARIES: Final = ("numpy", "pydantic", "aiomqtt")

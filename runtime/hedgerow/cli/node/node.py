@@ -22,10 +22,13 @@ def run(
     """
     from hedgerow import configfile
     from hedgerow.cli.base.event_loop import run_on
+    from hedgerow.telemetry.light import import_structlog
+
+    settings = configfile.load(config)
+    import_structlog(settings.log.format)
     from hedgerow.node.node import Node
     from hedgerow.telemetry import logs
 
-    settings = configfile.load(config)
     logs.configure(settings.log.level, settings.log.format)
 
     async def main() -> None:

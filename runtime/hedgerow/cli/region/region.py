@@ -39,11 +39,14 @@ def run(config: File) -> None:
     It collects what nodes send up (results, events, health, status), each durable result exactly once, and tells their
     outboxes what it has stored. Only one may write to a store. A broker or database that is away is waited for.
     """
-    from hedgerow.region.collector.collector import Collector
     from hedgerow.region.config import load
-    from hedgerow.telemetry import logs
+    from hedgerow.telemetry.light import import_structlog
 
     settings = load(config)
+    import_structlog(settings.log.format)
+    from hedgerow.region.collector.collector import Collector
+    from hedgerow.telemetry import logs
+
     logs.configure(settings.log.level, settings.log.format)
 
     async def main() -> None:

@@ -25,15 +25,17 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hedgerow.config import ModelConfig, Name
 from hedgerow.errors import ModelError
-from hedgerow.frame import Buffer
 from hedgerow.wire.fleet import Digest, Version
+
+if TYPE_CHECKING:  # a region reads manifests and has no frames, nor the arrays that come with them
+    from hedgerow.frame import Buffer
 
 MANIFEST: Final = "manifest.json"
 LARGEST_MANIFEST: Final = 8 << 20

@@ -20,15 +20,13 @@ from typing import Any, Final
 
 import structlog
 
-from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
-from hedgerow.node.link import link_options, on_loopback
+from hedgerow.node.link.options import link_options, on_loopback
 from hedgerow.region.collector.ack_pacing import TURN_S, AckPacing
 from hedgerow.region.collector.decode import filters, read
-from hedgerow.region.collector.metadata_refresher import MetadataRefresher
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.config import RegionConfig
@@ -84,6 +82,10 @@ class Collector:
         self._client = Client(options, self._take, self._link_changed)
         self._blobs = self._keeper = None
         if config.models.repository is not None:
+            # With libraries that a region without models never needs.
+            from hedgerow.blobs.serve import BlobServer
+            from hedgerow.region.collector.metadata_refresher import MetadataRefresher
+
             self._blobs = BlobServer(options, self._region, config.models.repository)
             self._keeper = MetadataRefresher(config.models.repository, config.models.online_key)
         self._steward = RolloutService(config, self._client, self._loop)

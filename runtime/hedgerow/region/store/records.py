@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hedgerow.bus.outbox.records import Gap, Number
-from hedgerow.frame import Buffer
 from hedgerow.topics import Address
 from hedgerow.wire.messages import clean
+
+if TYPE_CHECKING:  # a region has no frames, nor the arrays that come with them
+    from hedgerow.frame import Buffer
 
 
 @dataclass(frozen=True, slots=True)
