@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self, TypeVar
 
 import aiomqtt
 import paho.mqtt.client as mqtt
@@ -29,6 +29,7 @@ from hedgerow.node.link.options import link_options
 _LOG: Final = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())  # what paho would print on stderr is in our errors
 
+T = TypeVar("T")
 _GONE: Final = frozenset({mqtt.MQTT_ERR_NO_CONN, mqtt.MQTT_ERR_CONN_LOST, mqtt.MQTT_ERR_KEEPALIVE})
 """paho's codes for a connection that is no more."""
 
@@ -65,6 +66,7 @@ class Connection(aiomqtt.Client):
         super().__init__(*args, **kwargs)
         self.reasons: Counter[int] = Counter()
         self.limits: Properties | None = None
+        self._given_up = False
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
         self.limits = properties
@@ -105,11 +107,44 @@ class Connection(aiomqtt.Client):
 
         self._loop.call_soon_threadsafe(register)
 
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt asks for it
+        # aiomqtt's uses asyncio.wait_for, which Python 3.11 lets swallow a cancellation that comes with the result.
+        try:
+            async with asyncio.timeout(self.timeout if timeout is None else timeout):
+                return await fut
+        except TimeoutError:
+            raise aiomqtt.MqttError("Operation timed out") from None
+
     def raise_if_lost(self) -> None:
         """Raises: MqttError: the broker has hung up."""
         if self._disconnected.done():
             error = self._disconnected.exception()
             raise error if isinstance(error, aiomqtt.MqttError) else aiomqtt.MqttError(str(error or "it hung up"))
+
+    async def __aenter__(self) -> Self:
+        """Connect. One that fails or is cancelled leaves nothing behind: aiomqtt would leave its socket to the event loop."""
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            self._given_up = True
+            self._let_go()
+            raise
+
+    def _client_connect(self) -> None:  # in a thread, which goes on where the task that waits for it is cancelled
+        super()._client_connect()
+        if self._given_up:
+            self._loop.call_soon_threadsafe(self._let_go)
+
+    def _let_go(self) -> None:
+        client = self._client
+        client.on_disconnect = client.on_socket_close = client.on_socket_unregister_write = None
+        client.on_socket_register_write = None
+        if self._misc_task is not None:
+            self._misc_task.cancel()
+        if (sock := client.socket()) is not None and sock.fileno() >= 0:
+            self._loop.remove_reader(sock.fileno())
+            self._loop.remove_writer(sock.fileno())
+            sock.close()
 
     async def __aexit__(self, *exception: Any) -> None:
         """Disconnect."""
@@ -188,6 +223,9 @@ async def connected(broker: BrokerSection, **options: Any) -> AsyncIterator[Conn
             entered = True
             yield client
     except aiomqtt.MqttError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # a disconnect that fails must not hide that we were stopped
+            raise asyncio.CancelledError from error
         raise (_lost if entered else _not_reached)(broker.url, error) from error
 
 
