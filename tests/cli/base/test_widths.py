@@ -189,7 +189,7 @@ def test_doctor(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr(tables, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
     stages = ", ".join(["annotate", "anomaly", "boxes", "decode", "infer", "letterbox", "resize", "ssd"] * 2)
-    wrong = "The broker at mqtt://127.0.0.1:1883 cannot be reached: [Errno 111] Connection refused"
+    wrong = "The broker at mqtt://127.0.0.1:1 cannot be reached: [Errno 111] Connection refused"
     remedy = "Is it running there? Another address goes in --broker mqtt://HOST:PORT."
 
     doctor.print_finding(CheckResult("stages", "ok", stages))
