@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.records import Ack
+from hedgerow.errors import ConfigError
 from hedgerow.region.collector.ack_pacing import A_SECOND, AFTER, LATEST_OF_ALL_S, LATEST_S, TURN_S, AckPacing
+from hedgerow.region.rollouts.inventory import health_of
 from hedgerow.region.store.liveness import Liveness, Signs, judge
 
 
@@ -38,6 +40,15 @@ def signs(
 )
 def test_a_node_is_judged_by_what_came_of_it(given: Signs, verdict: Liveness) -> None:
     assert judge(given, 100.0, 35.0)[0] is verdict
+
+
+def test_people_are_shown_the_fields_words_and_may_use_the_older_ones() -> None:
+    assert [verdict.status for verdict in Liveness] == ["ok", "degraded", "one-way", "silent", "offline", "unknown"]
+    for verdict in Liveness:
+        assert health_of(verdict.status) is health_of(verdict.value) is verdict
+    with pytest.raises(ConfigError, match="No node is 'ill'") as refused:
+        health_of("ill")
+    assert refused.value.remedy == "Write one of ok, degraded, one-way, silent, offline, unknown."
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 100), st.floats(0, 1)), max_size=100))

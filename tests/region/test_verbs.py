@@ -184,7 +184,7 @@ def test_a_bad_version_is_named_with_its_node_and_the_command_fails(operator: Op
     assert ended.code == 1
     assert "1 failed" in ended.out
     assert "golden-failed: faces 6.6.6 was taken back" in shown.out
-    assert ", back" in shown.out
+    assert ", rolled back" in shown.out
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_nodes_are_filtered_by_label_model_digest_version_and_health(operator: O
     assert found("--health", "ok") == everybody
     assert found("--health", "silent") == []
     table = operator.hedgerow("nodes", "-l", "site=hall-1").out
-    assert table.splitlines()[0].split() == ["NODE", "IS", "GENERATION", "STATE", "MODELS", "LABELS"]
+    assert table.splitlines()[0].split() == ["NODE", "STATUS", "GENERATION", "STATE", "MODELS", "LABELS"]
     assert f"faces {version}" in table
     assert table.endswith("3 nodes.\n")
 

@@ -60,7 +60,7 @@ class Backoff:
         others.add(back := asyncio.Event())
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout(pause_s):  # wait_for may swallow a cancellation (Python 3.11)
                     await back.wait()
         finally:
             others.discard(back)

@@ -9,6 +9,7 @@ from typing import Literal
 import structlog
 
 from hedgerow.telemetry.light import readable
+from hedgerow.terminal import takes_escapes
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -16,9 +17,7 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 def configure(level: str = "info", format: Literal["auto", "console", "json"] = "auto") -> None:
     """Set up structlog for the process; lines go to standard error, which leaves standard output to results."""
     for_people = readable(format)
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if for_people else structlog.processors.JSONRenderer()
-    )
+    renderer = _for_reading() if for_people else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -32,3 +31,10 @@ def configure(level: str = "info", format: Literal["auto", "console", "json"] = 
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def _for_reading() -> structlog.typing.Processor:
+    if takes_escapes(sys.stderr):
+        return structlog.dev.ConsoleRenderer(colors=True)
+    # Its usual tracebacks are colored, whatever `colors` says.
+    return structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hedgerow.cli.base.connection import broker_section, connected
+from hedgerow.cli.base.connection import broker_section, connected, messages
+from hedgerow.config import BrokerSection
 from hedgerow.testing import Mosquitto
 
 
@@ -29,3 +31,25 @@ async def test_a_tool_finds_a_socket_where_a_node_finds_it(
     with Mosquitto(unix_socket=folder / "m"):
         async with connected(broker_section(url.format(folder=folder), None)) as client:
             await client.publish("a", b"x", qos=1)
+
+
+async def test_who_is_stopped_while_connecting_ends_and_leaves_nothing_behind(broker: Mosquitto) -> None:
+    """At whatever moment it comes: before, with or after the broker's answer."""
+    section = BrokerSection(url=broker.url)
+
+    async def for_ever() -> None:
+        async for _ in messages(section, ["#"], lambda _: None):
+            pass
+
+    before = asyncio.all_tasks()
+    for moment in range(100):
+        listening = asyncio.create_task(for_ever())
+        await asyncio.sleep(moment / 10_000)  # not to wait for anything: to come at another moment each time
+        listening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(30):
+                await listening
+    await asyncio.get_running_loop().shutdown_default_executor()
+    await asyncio.sleep(0)
+
+    assert asyncio.all_tasks() == before

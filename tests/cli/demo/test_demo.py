@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+from tests.cli.terminals import terminal
 
 from hedgerow.cli.demo.feeds import demo_feeds
 from hedgerow.errors import HedgerowError
@@ -21,14 +22,18 @@ pytestmark = pytest.mark.long
 _STREET = Path(sys.prefix) / "models" / "ssd_mobilenetv2_oidv4.tflite"
 
 
-def demo(folder: Path, *arguments: str, timeout_s: float = 580) -> Any:
-    """Run the demo. Returns: what it printed at the end."""
+def skip_where_it_cannot_run() -> None:
     if not _STREET.exists():
         pytest.skip(f"the street model is missing; `python -m hedgerow_vision.fetch_ssd {_STREET.parent}` fetches it")
     try:
         demo_feeds()
     except HedgerowError as error:
         pytest.skip(error.explain())
+
+
+def demo(folder: Path, *arguments: str, timeout_s: float = 580) -> Any:
+    """Run the demo. Returns: what it printed at the end."""
+    skip_where_it_cannot_run()
     done = processes.run(
         [sys.executable, "-m", "hedgerow", "demo", *arguments, "--json"],
         cwd=folder,
@@ -117,3 +122,16 @@ def test_the_demo_of_rollouts_takes_the_good_version_everywhere_and_no_other(tmp
     assert account["results"] == account["stored"] > 0
     for version in account["versions"].values():
         assert version["wan_bytes"] <= 1.05 * version["bytes"] * version["reached"]
+
+
+@pytest.mark.timeout(180)
+def test_ctrl_c_ends_it_while_models_load(tmp_path: Path) -> None:
+    """There is nothing to tell of yet."""
+    skip_where_it_cannot_run()
+    with terminal("demo", "--out", tmp_path, columns=80) as shell:
+        shell.until(lambda shown: "Loading models" in shown)
+        code, shown = shell.interrupt()
+
+    assert code == 130
+    assert "Traceback" not in shown
+    assert "frames in" not in shown

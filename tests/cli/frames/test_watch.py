@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import pty
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from tests.cli.terminals import terminal
 
 from hedgerow import Frame, FrameError
 from hedgerow.cli.frames.message_board import Board, sight, summarise
-from hedgerow.testing import processes
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import (
     JSON,
@@ -290,41 +287,19 @@ async def test_on_a_terminal_it_is_a_table(listen, broker, topic_prefix: str) ->
     node = Address(topic_prefix, "site", "press")
     pumps = PipelineHealth(state="running", received=100, out=90, dropped={"too-dark": 10})
     health = Health(node=str(node), session="s", at=1.0, uptime_s=1.0, state="ok", pipelines={"doors": pumps})
-    master, slave = pty.openpty()
     arguments = ["watch", "--node", f"{topic_prefix}/+/+", "--count", "40", "--broker", broker.url]
-    process = processes.start(
-        [sys.executable, "-m", "hedgerow", *arguments],
-        stdout=slave,
-        stderr=slave,
-        env=os.environ | {"COLUMNS": "200", "LINES": "50", "TERM": "xterm"},
-    )
-    os.close(slave)
-    reading = asyncio.create_task(asyncio.to_thread(_read_all, master))
-    async with listen() as client:
+    with terminal(*arguments, columns=200) as shell:
+        async with listen() as client:
 
-        async def speak() -> None:
-            await say(client, node.topic(Channel.HEALTH), health.encode())
-            await say(client, node.topic(Channel.RESULT, "doors"), encode_json(result()))
+            async def speak() -> None:
+                await say(client, node.topic(Channel.HEALTH), health.encode())
+                await say(client, node.topic(Channel.RESULT, "doors"), encode_json(result()))
 
-        shown = await until_done(reading, speak)
+            code, shown = await until_done(asyncio.create_task(asyncio.to_thread(shell.end)), speak)
 
-    assert process.wait(60) == 0
-    last = shown.rpartition("NODE")[2]
+    assert code == 0
+    last = shown.rpartition("PIPELINE")[2]
     assert "LATENCY ms p50/p99" in last
     assert "10.0 / 10.0" in last
     assert "2 face" in last
     assert "doors running: 100 in, 90 out, 10 dropped (too-dark 10)" in last
-
-
-def _read_all(terminal: int) -> str:
-    parts = []
-    while True:
-        try:
-            part = os.read(terminal, 65536)
-        except OSError:  # Linux says so when the other side has closed
-            break
-        if not part:
-            break
-        parts.append(part)
-    os.close(terminal)
-    return b"".join(parts).decode(errors="replace")

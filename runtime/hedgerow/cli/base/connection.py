@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self, TypeVar
 
 import aiomqtt
 import paho.mqtt.client as mqtt
@@ -18,6 +18,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from pydantic import ValidationError
 
 from hedgerow import configfile
+from hedgerow.bus.backoff import Backoff
 from hedgerow.bus.connect import place, tls_context
 from hedgerow.bus.packets import encode_connect, encode_disconnect
 from hedgerow.cli.base.console import size
@@ -28,6 +29,7 @@ from hedgerow.node.link.options import link_options
 _LOG: Final = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())  # what paho would print on stderr is in our errors
 
+T = TypeVar("T")
 _GONE: Final = frozenset({mqtt.MQTT_ERR_NO_CONN, mqtt.MQTT_ERR_CONN_LOST, mqtt.MQTT_ERR_KEEPALIVE})
 """paho's codes for a connection that is no more."""
 
@@ -40,6 +42,8 @@ _NOT_FOR_EVER: Final = {
 }
 """The broker's reason codes (MQTT 5 §2.4) after which it is worth trying again."""
 
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 10.0
 SILENT_S: Final = 5.0
 """How long somebody may take to answer a connection before he counts as hung."""
 
@@ -62,6 +66,7 @@ class Connection(aiomqtt.Client):
         super().__init__(*args, **kwargs)
         self.reasons: Counter[int] = Counter()
         self.limits: Properties | None = None
+        self._given_up = False
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
         self.limits = properties
@@ -102,11 +107,44 @@ class Connection(aiomqtt.Client):
 
         self._loop.call_soon_threadsafe(register)
 
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt asks for it
+        # aiomqtt's uses asyncio.wait_for, which Python 3.11 lets swallow a cancellation that comes with the result.
+        try:
+            async with asyncio.timeout(self.timeout if timeout is None else timeout):
+                return await fut
+        except TimeoutError:
+            raise aiomqtt.MqttError("Operation timed out") from None
+
     def raise_if_lost(self) -> None:
         """Raises: MqttError: the broker has hung up."""
         if self._disconnected.done():
             error = self._disconnected.exception()
             raise error if isinstance(error, aiomqtt.MqttError) else aiomqtt.MqttError(str(error or "it hung up"))
+
+    async def __aenter__(self) -> Self:
+        """Connect. One that fails or is cancelled leaves nothing behind: aiomqtt would leave its socket to the event loop."""
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            self._given_up = True
+            self._let_go()
+            raise
+
+    def _client_connect(self) -> None:  # in a thread, which goes on where the task that waits for it is cancelled
+        super()._client_connect()
+        if self._given_up:
+            self._loop.call_soon_threadsafe(self._let_go)
+
+    def _let_go(self) -> None:
+        client = self._client
+        client.on_disconnect = client.on_socket_close = client.on_socket_unregister_write = None
+        client.on_socket_register_write = None
+        if self._misc_task is not None:
+            self._misc_task.cancel()
+        if (sock := client.socket()) is not None and sock.fileno() >= 0:
+            self._loop.remove_reader(sock.fileno())
+            self._loop.remove_writer(sock.fileno())
+            sock.close()
 
     async def __aexit__(self, *exception: Any) -> None:
         """Disconnect."""
@@ -186,7 +224,45 @@ async def connected(broker: BrokerSection, **options: Any) -> AsyncIterator[Conn
             entered = True
             yield client
     except aiomqtt.MqttError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # a disconnect that fails must not hide that we were stopped
+            raise asyncio.CancelledError from error
         raise (_lost if entered else _not_reached)(broker.url, error) from error
+
+
+async def messages(
+    broker: BrokerSection, filters: Sequence[str], link: Callable[[str], None]
+) -> AsyncGenerator[aiomqtt.Message, None]:
+    """Messages on topics, for as long as they are asked for. A broker that goes away is waited for, and subscribed to again.
+
+    Args:
+        link: told why the connection was lost, and "" when it is back.
+    Raises:
+        BrokerAway: the broker cannot be reached to begin with.
+        BusError: it refuses us.
+        ConfigError: a certificate or password file cannot be read.
+    """
+    backoff = Backoff(broker.url, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+    was_there = away = False
+    while True:
+        try:
+            async with connected(broker) as client:
+                await client.subscribe([(pattern, 1) for pattern in filters])
+                backoff.link_up()
+                if away:
+                    link("")
+                was_there, away = True, False
+                async for message in client.messages:
+                    yield message
+        except BrokerAway as error:
+            if not was_there:
+                raise
+            if not away:
+                link(str(error))
+            away = True
+        finally:
+            backoff.link_down()
+        await backoff.pause()
 
 
 def _lost(url: str, error: aiomqtt.MqttError) -> BusError:

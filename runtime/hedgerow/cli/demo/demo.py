@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from hedgerow.cli.base.console import on_terminal
+from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.prepare import Skipped, prepare, reasons, say_skipped
 from hedgerow.errors import HedgerowError
+from hedgerow.terminal import takes_escapes
 from hedgerow.topics import ROOT, Address
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def demo(
     out = out or Path("demo-out")
     out.mkdir(parents=True, exist_ok=True)
     skipped = prepare(out, "node.yaml")
-    quiet = json or not on_terminal()
+    quiet = json or not takes_escapes(sys.stdout)
     with Mosquitto(port=port) as mosquitto:
         broker = BrokerSection(url=mosquitto.url)
         say = silent if json else typer.echo
@@ -150,7 +151,7 @@ async def _run(
 ) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
     from hedgerow.cli.frames.message_board import Board
-    from hedgerow.cli.frames.watch import Table
+    from hedgerow.cli.frames.watch import Table, print_link
 
     feeds = demo_feeds(skipped)
     finds = _Finds(Board())
@@ -158,15 +159,19 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    watching = asyncio.create_task(_watch(broker, finds))
     table = None if quiet else Table(finds.board)
+    watching = asyncio.create_task(_watch(broker, finds, print_link if table is None else table.show_link))
     drawing = None
+    stopping = asyncio.create_task(stop.wait())
     try:
-        await _ready(broker, node, out)
+        ready = asyncio.create_task(_ready(broker, node, out))
+        await asyncio.wait((ready, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            raise KeyboardInterrupt  # there is nothing to tell of yet
+        ready.result()
         drawing = None if table is None else asyncio.create_task(table.keep_drawing())
         began = time.monotonic()
         feeding = asyncio.create_task(run_feeds(broker, feeds))
-        stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((feeding, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         lasted = time.monotonic() - began
         stopping.cancel()
@@ -212,18 +217,12 @@ class _Finds:
             self.right += result["anomalous"] == bool(result["label"])
 
 
-async def _watch(broker: BrokerSection, finds: _Finds) -> None:
-    from hedgerow.cli.base.connection import connected, content_type, payload_of, user_properties
-    from hedgerow.cli.frames.message_board import sight
+async def _watch(broker: BrokerSection, finds: _Finds, link: Callable[[str], None]) -> None:
+    from hedgerow.cli.frames.watch import sightings
 
-    async with connected(broker) as client:
-        base = f"{ROOT}/{NODE}"
-        await client.subscribe([(f"{base}/{channel}/#", 1) for channel in ("result", "dead", "health", "event")])
-        async for message in client.messages:
-            said = user_properties(message)
-            sighting = sight(str(message.topic), payload_of(message), content_type(message), said, time.time())
-            if sighting is not None:
-                finds.take(sighting)
+    filters = [f"{ROOT}/{NODE}/{channel}/#" for channel in ("result", "dead", "health", "event")]
+    async for sighting in sightings(broker, filters, link):
+        finds.take(sighting)
 
 
 async def _ready(broker: BrokerSection, node: subprocess.Popen[bytes], out: Path) -> None:
@@ -303,9 +302,16 @@ def _report(
 def _print_report(report: dict[str, Any], out: Path) -> None:
     typer.echo("")
     typer.echo(f"{report['frames']:,} frames in, {report['results']:,} results out in {report['seconds']} s.")
-    for name, each in report["pipelines"].items():
-        drops = ", ".join(f"{reason} {count:,}" for reason, count in each["dropped"].items()) or "none"
-        typer.echo(f"  {name:<10} {each['received']:>6,} in  {each['results']:>6,} results   dropped: {drops}")
+    rows = [
+        (
+            name,
+            f"{each['received']:,}",
+            f"{each['results']:,}",
+            ", ".join(f"{reason} {count:,}" for reason, count in each["dropped"].items()) or "none",
+        )
+        for name, each in report["pipelines"].items()
+    ]
+    print_table(("PIPELINE", ">FRAMES", ">RESULTS", "DROPPED"), rows)
     typer.echo(f"Read: {', '.join(repr(text) for text in report['texts'][:4])}")
     found = ", ".join(f"{count:,} {label}" for label, count in list(report["labels"].items())[:6])
     typer.echo(f"Found: {found}; {report['speech_s']} s of speech; {report['anomalies']:,} anomalous windows.")

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import typer
 
+from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.prepare import Skipped, prepare, reasons, say_skipped
 from hedgerow.cli.demo.processes import DemoProcesses, Say, silent
 
@@ -57,7 +58,8 @@ async def _run(estate: DemoProcesses, seconds: float, skipped: Skipped, say: Say
     began, cut_at, back_at = time.monotonic(), seconds / 4, seconds / 2
     cut: dict[str, Any] = {"site": CUT, "from_s": round(cut_at, 1), "to_s": round(back_at, 1)}
     (harbour,) = (site for site in estate.sites if site.name == CUT)
-    say(f"Sensors are sending for {seconds:.0f} s. {'SITE':<10}{'MADE':>8}{'IN THE REGION':>16}{'WAITING':>10}   WAN")
+    say(f"Sensors are sending for {seconds:.0f} s.")
+    say(f"{'TIME':>6}  {'SITE':<8}{'PRODUCED':>10}{'STORED':>10}{'WAITING':>10}  WAN")
     state = "up"
     while ((passed := time.monotonic() - began) < seconds or state != "back") and not stop.is_set():
         estate.check()
@@ -114,9 +116,7 @@ async def settled(estate: DemoProcesses, say: Say) -> None:
 def _show(estate: DemoProcesses, state: str, passed: float, say: Say) -> None:
     for name, each in account_of(estate).items():
         wan = "✂ cut" if name == CUT and state == "cut" else "up"
-        say(
-            f"{passed:>5.0f} s {'':<19} {name:<10}{each['results']:>8,}{each['stored']:>16,}{each['waiting']:>10,}   {wan}"
-        )
+        say(f"{passed:>4.0f} s  {name:<8}{each['results']:>10,}{each['stored']:>10,}{each['waiting']:>10,}  {wan}")
 
 
 def account_of(estate: DemoProcesses) -> dict[str, dict[str, Any]]:
@@ -163,12 +163,18 @@ def _stored(store: Path) -> dict[str, dict[str, int]]:
 def print_account(account: dict[str, Any], folder: Path) -> None:
     """The account in words."""
     typer.echo("")
-    for name, each in account["sites"].items():
-        typer.echo(
-            f"{name:<8} {each['frames']:>6,} frames in ({each['bytes_in'] / 1e6:.1f} MB), {each['results']:,} results made, "
-            f"{each['stored']:,} in the region: {each['lost']} lost, {each['duplicated']} twice. "
-            f"{each['bytes_up'] / 1e6:.2f} MB went up: 1 byte for {each['bytes_in_per_byte_up']:g}."
+    rows = [
+        (
+            name,
+            *(f"{each[key]:,}" for key in ("frames", "results", "stored", "lost", "duplicated")),
+            f"{each['bytes_in'] / 1e6:.1f} MB",
+            f"{each['bytes_up'] / 1e6:.2f} MB",
+            f"{each['bytes_in_per_byte_up']:g}",
         )
+        for name, each in account["sites"].items()
+    ]
+    numbers = (">FRAMES", ">PRODUCED", ">STORED", ">LOST", ">DUPLICATED", ">BYTES IN", ">BYTES OUT", ">IN/OUT")
+    print_table(("SITE", *numbers), rows)
     cut = account["cut"]
     if "waiting_before_it_came_back" in cut:
         typer.echo(

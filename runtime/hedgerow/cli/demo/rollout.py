@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.models import BAD, BETTER, FIRST, MODEL, RECIPES, TAMPERED, Version, Workshop, lay_out
 from hedgerow.cli.demo.processes import DemoProcesses, Say, model_bytes, silent
 from hedgerow.cli.demo.region import account_of, settled
@@ -229,7 +230,7 @@ class _Tale:
 
 
 def _line(said: dict[str, Any]) -> str:
-    from hedgerow.cli.region.rollout import line
+    from hedgerow.cli.region.rollout_progress import line
 
     return line(said)
 
@@ -255,17 +256,24 @@ def _told(which: Version, by_version: Counter[str]) -> dict[str, Any]:
 def print_account(account: dict[str, Any], folder: Path) -> None:
     """The account in words."""
     typer.echo("")
-    for version, each in account["versions"].items():
-        why = "" if each["refusal"] is None else f" {each['refusal']['code']}: {each['refusal']['reason']}"
-        typer.echo(
-            f"{version}  {each['phase']:<10} {each['digest'][7:19]}  {each['reached']} of {len(SITES)} nodes, "
-            f"{each['results']:,} results, {each['wan_bytes'] / 1e6:.2f} MB over the WAN.{why}"
+    rows = [
+        (
+            version,
+            each["phase"],
+            each["digest"][7:19],
+            f"{each['reached']} of {len(SITES)}",
+            f"{each['results']:,}",
+            f"{each['wan_bytes'] / 1e6:.2f} MB",
+            "" if each["refusal"] is None else f"{each['refusal']['code']}: {each['refusal']['reason']}",
         )
+        for version, each in account["versions"].items()
+    ]
+    print_table(("VERSION", "STATUS", "DIGEST", ">NODES", ">RESULTS", ">OVER THE WAN", "REASON"), rows, names=2)
     for node, one in account["serving"].items():
         typer.echo(f"{node} serves {one['version']} ({one['digest'][7:19]}), file {one['file'][7:19]}.")
     typer.echo(
-        f"{account['sent']:,} frames of sound, {account['results']:,} results made, {account['stored']:,} in the region: "
-        f"{account['lost']} lost, {account['duplicated']} twice, {account['disordered']} out of order."
+        f"{account['sent']:,} frames of sound, {account['results']:,} results produced, {account['stored']:,} stored in the region: "
+        f"{account['lost']} lost, {account['duplicated']} duplicated, {account['disordered']} out of order."
     )
     where = os.path.relpath(folder)
     typer.echo(

@@ -11,7 +11,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_columns, print_json_line
+from hedgerow.cli.base.console import Json, plural, print_json_line
+from hedgerow.cli.base.tables import print_table
 from hedgerow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _words(refusal: AccessDenial) -> str:
 def _print(counts: Counter[tuple[What, str]]) -> None:
     rows = [(user or "?", what, f"{count:,}") for (what, user), count in counts.most_common()]
     if rows:
-        print_columns([("USER", "REFUSED", "TIMES"), *rows])
+        print_table(("USER", "REFUSED", ">TIMES"), rows, names=2)
     typer.echo(f"{plural(sum(counts.values()), 'refusal')}.")
 
 

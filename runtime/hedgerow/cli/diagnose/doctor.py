@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, print_json
+from hedgerow.cli.base.tables import elided, hanging, terminal_width
 
 if TYPE_CHECKING:
     from hedgerow.cli.diagnose.checks import CheckResult
@@ -45,8 +46,16 @@ def doctor(broker: BrokerUrl = None, config: BrokerConfig = None, json: Json = F
 
 def print_finding(finding: CheckResult) -> None:
     """A line for what a check found, and one for what to do."""
-    state = typer.style(f"{finding.state:<8}", fg=_COLOURS[finding.state], bold=finding.state != "ok")
-    indent = " " * 23
-    typer.echo(f"{state} {finding.check:<13} {finding.detail.replace(chr(10), chr(10) + indent)}")
+    width = terminal_width()
+    beside = f"{finding.state:<8} {finding.check:<13} "
+    indent = " " * len(beside)
+    first, *more = finding.detail.split("\n")
+    if finding.state == "ok" and width is not None:
+        first = elided(first, max(1, width - len(beside)))
+    lines = hanging(beside, first, width)
+    for text in more:
+        lines += hanging(indent, text, width)
     if finding.remedy:
-        typer.echo(f"{indent}→ {finding.remedy}")
+        lines += hanging(indent, f"→ {finding.remedy}", width)
+    state = typer.style(finding.state, fg=_COLOURS[finding.state], bold=finding.state != "ok")
+    typer.echo("\n".join([lines[0].replace(finding.state, state, 1), *lines[1:]]))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, print_columns, print_json
+from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, print_json
+from hedgerow.cli.base.tables import print_facts
 from hedgerow.errors import CommandError, ConfigError
 from hedgerow.topics import EVERY_NODE, Address, Channel, is_name, parse
 
@@ -246,7 +247,7 @@ def _print(reply: Reply, *, many: bool) -> None:
     else:
         if head:
             typer.echo(head.rstrip())
-        print_columns(_rows(reply.value))
+        print_facts(_rows(reply.value))
 
 
 def _rows(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

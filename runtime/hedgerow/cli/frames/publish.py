@@ -17,6 +17,7 @@ import typer
 
 from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, print_json, size
 from hedgerow.errors import BusError, ConfigError
+from hedgerow.terminal import takes_escapes
 
 if TYPE_CHECKING:
     from hedgerow.cli.frames.sender import OutgoingFrame
@@ -243,7 +244,7 @@ class _progress:  # noqa: N801 - used like a function
 
     def __init__(self, json: bool) -> None:
         self._bar: Any = None
-        if sys.stderr.isatty() and not json:
+        if takes_escapes(sys.stderr) and not json:
             from rich.console import Console
             from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

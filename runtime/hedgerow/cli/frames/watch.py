@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from hedgerow import topics
-from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, on_terminal, print_json_line
+from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, print_json_line, printable
+from hedgerow.cli.base.tables import Marked, drawing, elided, table
 from hedgerow.errors import ConfigError
+from hedgerow.terminal import takes_escapes
 from hedgerow.topics import ROOT, Channel, is_name
 
 if TYPE_CHECKING:
-    from hedgerow.cli.frames.message_board import Board, Sighting
+    from hedgerow.cli.frames.message_board import Board, Sighting, StreamCount
     from hedgerow.config import BrokerSection
     from hedgerow.wire.messages import Health, PipelineHealth
 
 _REDRAW_S: Final = 0.5
+_FEWEST_ROWS: Final = 3
 _MOST_ROWS: Final = 200
+_HEADINGS: Final = (
+    *("NODE", "PIPELINE", "STREAM"),
+    *(">RATE/S", ">LATENCY ms p50/p99", ">ARRIVAL ms p50/p99", ">COUNT", ">DEAD"),
+    "LAST",
+)
+_SPARE: Final = ("ARRIVAL ms p50/p99", "DEAD", "COUNT", "LATENCY ms p50/p99")
 
 
 def watch(
@@ -49,21 +60,23 @@ def watch(
 
     On a terminal it draws a table until Ctrl-C; elsewhere, and with --lines or --json, it prints a line a message.
     Latency runs from a frame's capture to its result, arrival from capture to here; rates are those of the last ten
-    seconds. Drops are counted by the nodes and come with their health, every ten seconds.
+    seconds. Drops are counted by the nodes and come with their health, every ten seconds. On a narrow terminal, columns
+    that do not fit are left out; names and rates are not. If the broker goes away, the watch waits for it and goes on.
     """
     from hedgerow.cli.base.connection import broker_section
     from hedgerow.cli.frames.message_board import Board
 
     filters = [topics.check_filter(pattern) for pattern in filter] if filter else _filters(node, pipeline)
     board = Board()
-    table = None if json or lines or not on_terminal() else Table(board)
-    show: Callable[[Sighting], None] = _print_json if json else _print_line if table is None else board.take
-    watching = _watch(broker_section(broker, config), filters, show, count, raw=bool(filter))
+    drawn = None if json or lines or not takes_escapes(sys.stdout) else Table(board)
+    show: Callable[[Sighting], None] = _print_json if json else _print_line if drawn is None else board.take
+    link = print_link if drawn is None else drawn.show_link
+    coming = sightings(broker_section(broker, config), filters, link)
     try:
-        asyncio.run(_until(watching, seconds, table))
+        asyncio.run(_until(_watch(coming, show, count, raw=bool(filter)), seconds, drawn))
     finally:
-        if table is not None:
-            table.close()
+        if drawn is not None:
+            drawn.close()
 
 
 def _filters(node: str, pipeline: str) -> list[str]:
@@ -93,30 +106,34 @@ async def _until(watching: Any, seconds: float | None, table: Table | None) -> N
 
 
 async def _watch(
-    broker: BrokerSection,
-    filters: Sequence[str],
-    show: Callable[[Sighting], None],
-    count: int | None,
-    *,
-    raw: bool,
+    coming: AsyncIterator[Sighting], show: Callable[[Sighting], None], count: int | None, *, raw: bool
 ) -> None:
-    from hedgerow.cli.base.connection import connected, content_type, payload_of, user_properties
+    async for sighting in coming:
+        show(sighting)
+        if count is not None and (raw or sighting.channel is Channel.RESULT):
+            count -= 1
+            if count == 0:
+                return
+
+
+async def sightings(
+    broker: BrokerSection, filters: Sequence[str], link: Callable[[str], None]
+) -> AsyncGenerator[Sighting, None]:
+    """What comes on topics, for as long as it is asked for; arguments and errors are those of `broker.messages`."""
+    from hedgerow.cli.base.connection import content_type, messages, payload_of, user_properties
     from hedgerow.cli.frames.message_board import sight
 
-    async with connected(broker) as client:
-        await client.subscribe([(pattern, 1) for pattern in filters])
-        async for message in client.messages:
-            received_at = time.time()
-            sighting = sight(
-                str(message.topic), payload_of(message), content_type(message), user_properties(message), received_at
-            )
-            if sighting is None:
-                continue
-            show(sighting)
-            if count is not None and (raw or sighting.channel is Channel.RESULT):
-                count -= 1
-                if count == 0:
-                    return
+    async with aclosing(messages(broker, filters, link)) as coming:
+        async for message in coming:
+            said = user_properties(message)
+            sighting = sight(str(message.topic), payload_of(message), content_type(message), said, time.time())
+            if sighting is not None:
+                yield sighting
+
+
+def print_link(why: str) -> None:
+    """Say on stderr that the connection was lost, or is back."""
+    typer.echo(f"broker away, trying again… ({printable(why)})" if why else "broker back", err=True)
 
 
 def _print_json(sighting: Sighting) -> None:
@@ -135,48 +152,83 @@ class Table:
         from rich.live import Live
 
         self._board = board
-        self._live = Live(self._drawn(), auto_refresh=False, screen=False)
+        self._link = ""
+        self._live = Live(auto_refresh=False, screen=False)
+
+    def show_link(self, why: str) -> None:
+        """Show below the table why the connection was lost; "": it is back."""
+        self._link = why
 
     async def keep_drawing(self) -> None:
         """Draw it anew, twice a second."""
         self._live.start()
         while True:
-            self._live.update(self._drawn(), refresh=True)
+            self._draw(self._live.console.height)
             await asyncio.sleep(_REDRAW_S)
 
     def close(self) -> None:
-        """Draw it a last time and leave it there."""
+        """Draw all of it a last time and leave it there."""
         if self._live.is_started:
-            self._live.update(self._drawn(), refresh=True)
+            self._draw(None)
             self._live.stop()
 
-    def _drawn(self) -> Any:
-        from rich.console import Group
-        from rich.table import Table as Grid
-        from rich.text import Text
-
-        now = time.time()
-        table = Grid(box=None, pad_edge=False, header_style="bold")
-        for heading in ("NODE", "PIPELINE", "STREAM"):
-            table.add_column(heading, overflow="fold")
-        for heading in ("RATE/S", "LATENCY ms p50/p99", "ARRIVAL ms p50/p99", "SEEN", "DEAD"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("LAST", overflow="ellipsis", no_wrap=True)
-        for (node, pipeline, stream), count in sorted(self._board.streams.items())[:_MOST_ROWS]:
-            rate, latency, arrival = count.rate(now), count.latency(), count.arrival()
-            figures = (f"{rate:.1f}", str(latency or ""), str(arrival or ""), f"{count.results:,}", f"{count.dead:,}")
-            # Text: a result may hold what rich would take for markup.
-            table.add_row(*map(Text, (node, pipeline, stream, *figures, count.last.text)))
-        parts: list[Any] = [table if self._board.streams else Text("No results yet…", style="dim")]
-        for node, health in sorted(self._board.nodes.items()):
-            parts.append(Text(f"{node}: {_health(health)}", style="" if health.state == "ok" else "red"))
-        parts += [Text(sighting.line(), style="dim") for sighting in self._board.news]
-        return Group(*parts)
+    def _draw(self, height: int | None) -> None:
+        lines = board_lines(self._board, self._live.console.width, height, time.time(), self._link)
+        self._live.update(drawing(lines), refresh=True)
 
 
-def _health(health: Health) -> str:
-    told = [f"{name} {_counts(pipeline)}" for name, pipeline in health.pipelines.items()]
-    return "; ".join([health.state, *health.reasons, *told])
+def board_lines(board: Board, width: int, height: int | None, now: float, link: str = "") -> list[str]:
+    """A board as lines for a terminal: streams, below them the nodes' health and what is new.
+
+    Args:
+        width, height: of the terminal; streams that it has no room for are only counted. None: all are shown.
+        now: Unix seconds.
+        link: why the connection was lost.
+    """
+    nodes = sorted({node for node, _, _ in board.streams} | board.nodes.keys())
+    below = _health_lines({node: board.nodes.get(node) for node in nodes if node}, width, height)
+    below += [typer.style(elided(printable(each.line()), width), dim=True) for each in board.news]
+    if link:
+        below.append(typer.style(elided(f"Broker away, trying again… ({printable(link)})", width), fg="red"))
+    if not board.streams:
+        return [typer.style("No results yet…", dim=True), *below]
+    most = len(board.streams) if height is None else max(_FEWEST_ROWS, height - len(below) - 2)
+    shown = sorted(board.streams.items())[: min(most, _MOST_ROWS)]
+    rows = [_row(*key, count, now) for key, count in shown]
+    left = 1 if len(nodes) == 1 else 0
+    lines = table(_HEADINGS[left:], [row[left:] for row in rows], width, names=3 - left, spare=_SPARE)
+    if more := len(board.streams) - len(shown):
+        lines.append(f"… and {more} more")
+    return [*lines, *below]
+
+
+def _row(node: str, pipeline: str, stream: str, count: StreamCount, now: float) -> tuple[str, ...]:
+    rate, latency, arrival = count.rate(now), count.latency(), count.arrival()
+    dead = Marked(f"{count.dead:,}") if count.dead else "0"
+    numbers = (f"{rate:.1f}", str(latency or ""), str(arrival or ""), f"{count.results:,}", dead)
+    return node, pipeline, stream, *numbers, count.last.text
+
+
+def _health_lines(nodes: Mapping[str, Health | None], width: int, height: int | None) -> list[str]:
+    """A line for each node and each of its pipelines; where that is too much, for some nodes, the ill ones first."""
+    most = None if height is None else max(_FEWEST_ROWS, height // 2)
+    heads = {node: _health_line(node, health, width) for node, health in nodes.items()}
+    lines = []
+    for node, health in nodes.items():
+        told = health.pipelines if health is not None else {}
+        lines += [heads[node], *(elided(f"  {name} {_counts(each)}", width) for name, each in told.items())]
+    if most is None or len(lines) <= most:
+        return lines
+    ill_first = sorted(nodes, key=lambda node: (health := nodes[node]) is not None and health.state == "ok")
+    left = [f"… and {len(nodes) - most + 1} more"] if len(nodes) > most else []
+    return [heads[node] for node in ill_first[: most - len(left)]] + left
+
+
+def _health_line(node: str, health: Health | None, width: int) -> str:
+    if health is None:
+        return elided(f"{node}: no health report yet", width)
+    line = elided(printable(f"{node}: {'; '.join([health.state, *health.reasons])}"), width)
+    return line if health.state == "ok" else typer.style(line, fg="red")
 
 
 def _counts(pipeline: PipelineHealth) -> str:

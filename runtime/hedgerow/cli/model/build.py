@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, on_terminal, plural, print_columns, print_json, size
+from hedgerow.cli.base.console import Json, plural, print_json, size
+from hedgerow.cli.base.tables import print_table
 from hedgerow.errors import ConfigError
+from hedgerow.terminal import takes_escapes
 
 if TYPE_CHECKING:
     from hedgerow.models.build.builder import Built, Requests
@@ -196,7 +199,7 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, float], None] | None]:
     """Something that shows what is being done: a bar on a terminal, else a line for each step, on stderr."""
     if quiet:
         yield None
-    elif on_terminal():
+    elif takes_escapes(sys.stderr):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
@@ -220,8 +223,9 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, float], None] | None]:
 def _print(built: Built) -> None:
     manifest, bundle = built.bundle.manifest, built.bundle
     typer.echo(f"{manifest.name} {manifest.version}  {bundle.digest}")
-    head = ("VARIANT", "SIZE", "MEMORY", "RUNS ON", f"COST ON {'THE SAMPLES' if built.samples else 'NOISE'}", "HOW")
-    print_columns([head, *(variant_row(variant, built.made) for variant in manifest.variants)])
+    cost_on = f"COST ON {'THE SAMPLES' if built.samples else 'NOISE'}"
+    headings = ("VARIANT", ">SIZE", ">MEMORY", "RUNS ON", cost_on, "HOW")
+    print_table(headings, [variant_row(variant, built.made) for variant in manifest.variants], spare=("HOW",))
     for variant_name, refused in built.refused.items():
         for backend, why in refused.items():
             typer.echo(f"\n{variant_name} does not run on {backend}: {why}")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_columns, print_json, said, size
+from hedgerow.cli.base.console import Json, plural, print_json, said, size
+from hedgerow.cli.base.tables import print_facts, print_table
 from hedgerow.cli.model.lookup import From, opened
 
 if TYPE_CHECKING:
@@ -70,21 +71,20 @@ def _ref(bundle: Bundle) -> dict[str, Any]:
 
 def _print(one: Bundle, two: Bundle, found: BundleDiff) -> None:
     old, new = (f"{each.manifest.name} {each.manifest.version}" for each in (one, two))
-    print_columns([("A", old, one.digest), ("B", new, two.digest)])
+    print_facts([("A", old, one.digest), ("B", new, two.digest)])
     if found.same:
         typer.echo("\nThe very same.")
         return
     typer.echo("")
     if found.changes:
-        rows = [("CHANGED", "A", "B")]
-        print_columns(rows + [(each.what, _short(each.before), _short(each.after)) for each in found.changes])
+        changes = [(each.what, _short(each.before), _short(each.after)) for each in found.changes]
+        print_table(("CHANGED", "A", "B"), changes)
     else:
         typer.echo("The manifests say the same.")
     _print_golden(one, found)
     if found.moved:
         typer.echo("")
-        rows4 = [("TENSOR", "MEAN", "DEVIATION", "RANGE", "SHIFT")]
-        rows4 += [
+        moved = [
             (
                 each.tensor,
                 " → ".join(f"{value:.4g}" for value in each.mean),
@@ -94,11 +94,10 @@ def _print(one: Bundle, two: Bundle, found: BundleDiff) -> None:
             )
             for each in found.moved
         ]
-        print_columns(rows4)
+        print_table(("TENSOR", ">MEAN", ">DEVIATION", ">RANGE", ">SHIFT"), moved, spare=("RANGE", "DEVIATION", "MEAN"))
     typer.echo("")
-    rows3 = [(f"TO FETCH FOR {new}", "NEW", "OF")]
-    rows3 += [(each.variant or "all of it", size(each.bytes), size(each.of)) for each in found.fetch]
-    print_columns(rows3)
+    fetched = [(each.variant or "all of it", size(each.bytes), size(each.of)) for each in found.fetch]
+    print_table((f"TO FETCH FOR {new}", ">NEW", ">OF"), fetched)
 
 
 def _print_golden(one: Bundle, found: BundleDiff) -> None:
@@ -110,13 +109,13 @@ def _print_golden(one: Bundle, found: BundleDiff) -> None:
         typer.echo(f"\nOutputs of {plural(found.golden_shared, 'golden case')} that both have are the same.")
         return
     typer.echo("")
-    rows = [("GOLDEN", "OTHER", "FURTHEST OFF", "TOLERANCES", "")]
+    rows = []
     for variant in dict.fromkeys(each.variant for each in found.golden):
         mine = [each for each in found.golden if each.variant == variant]
         worst = max(mine, key=lambda each: each.off)
         other = f"{sum(each.off > 1 for each in mine)} of {found.golden_shared}"
         rows.append((variant, other, f"case {worst.case}, {worst.output}", f"{worst.off:.3g}", worst.detail))
-    print_columns(rows)
+    print_table(("GOLDEN", "OTHER", "FURTHEST OFF", ">TOLERANCES", ""), rows)
 
 
 def _short(value: Any) -> str:

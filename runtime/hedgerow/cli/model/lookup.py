@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hedgerow.errors import ModelNotFound
+from hedgerow.terminal import takes_escapes
 
 if TYPE_CHECKING:
     from hedgerow.models.bundle.folder import Bundle
@@ -168,14 +170,13 @@ def version_order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool
 @contextmanager
 def reading(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, by bytes."""
+    if quiet or not takes_escapes(sys.stderr):
+        yield lambda _: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda _: None
-        return
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)

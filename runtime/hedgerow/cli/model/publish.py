@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hedgerow.cli.base.console import Json, plural, print_json, size
+from hedgerow.cli.model.lookup import reading
 from hedgerow.cli.trust.options import OnlineKey, PassphraseFile, open_repository, secrets_of, signers_of
 
 
@@ -44,7 +43,7 @@ def publish(
     there, opened = open_repository(to, online_key, secrets), Bundle.open(bundle)
     opened.verify()
     signers = signers_of(key, secrets)
-    with progress_of("publishing", sum(file.size for file in opened.manifest.files()), shown=not json) as progress:
+    with reading(sum(file.size for file in opened.manifest.files()), "publishing", quiet=json) as progress:
         done = there.publish(opened, signers, chosen, progress=progress)
     if json:
         print_json(done)
@@ -57,20 +56,3 @@ def publish(
     typer.echo(f"{done.digest}; {plural(done.chunks, 'new chunk')}, {size(done.bytes)}")
     if not done.live:
         typer.echo("Nodes see it when the region's service takes it in, or after `hedgerow trust refresh` there.")
-
-
-@contextmanager
-def progress_of(doing: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal, if there is one and it is to be shown; gives what is told of bytes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not shown or not console.is_terminal:
-        yield lambda _: None
-        return
-    with Progress(
-        TextColumn(doing), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as bar:
-        task = bar.add_task(doing, total=total)
-        yield lambda count: bar.advance(task, count)

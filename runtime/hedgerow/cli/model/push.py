@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hedgerow.cli.base.console import Json, plural, print_json, size
-from hedgerow.cli.model.publish import progress_of
+from hedgerow.cli.model.lookup import reading
 
 
 def push(
@@ -52,7 +52,7 @@ def push(
             remedy="Give oci://HOST/NAME. A web server is given a copy of the repository's folder.",
         )
     opened = Bundle.open(bundle)
-    with progress_of("pushing", sum(file.size for file in opened.manifest.files()), shown=not json) as progress:
+    with reading(sum(file.size for file in opened.manifest.files()), "pushing", quiet=json) as progress:
         done = oci.push(opened, web_of(section), progress)
     if json:
         print_json(done)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_columns, print_json, said, size
+from hedgerow.cli.base.console import Json, plural, print_json, said, size
+from hedgerow.cli.base.tables import print_facts, print_table
 from hedgerow.cli.model.build import cost
 from hedgerow.cli.model.lookup import From, Named, nothing, opened
 
@@ -93,9 +94,9 @@ def total_size(manifest: Manifest) -> int:
 
 def _print(bundle: Bundle, measured: Figures) -> None:
     manifest, provenance = bundle.manifest, bundle.manifest.provenance
-    print_columns([(f"{manifest.name} {manifest.version}", bundle.digest)])
+    print_facts([(f"{manifest.name} {manifest.version}", bundle.digest)])
     if manifest.description:
-        print_columns([(manifest.description,)])
+        print_facts([(manifest.description,)])
     about = {
         "licence": manifest.licence,
         "author": provenance.author,
@@ -107,11 +108,11 @@ def _print(bundle: Bundle, measured: Figures) -> None:
         **{f"parameters.{name}": said(value) for name, value in manifest.parameters.items()},
         **{f"serving.{name}": said(value) for name, value in manifest.serving.items()},
     }
-    print_columns([(name, shorten(text, _LONGEST, placeholder=" …")) for name, text in about.items() if text])
+    print_facts([(name, shorten(text, _LONGEST, placeholder=" …")) for name, text in about.items() if text])
     _tensors(manifest)
     typer.echo("")
-    rows = [("VARIANT", "SIZE", "MEMORY", "RUNS ON", "TOLERANCE", "COST")]
-    rows += [
+    headings = ("VARIANT", ">SIZE", ">MEMORY", "RUNS ON", "TOLERANCE", "COST")
+    rows = [
         (
             variant.name,
             size(sum(file.size for file in variant.files)),
@@ -122,7 +123,7 @@ def _print(bundle: Bundle, measured: Figures) -> None:
         )
         for variant in manifest.variants
     ]
-    print_columns(rows)
+    print_table(headings, rows, spare=("TOLERANCE",))
     typer.echo("")
     baseline = f"statistics of {plural(manifest.baseline.samples, 'sample')}" if manifest.baseline else "no statistics"
     typer.echo(f"{plural(len(manifest.golden), 'golden case')}, {baseline}, {size(total_size(manifest))}.")
@@ -135,7 +136,8 @@ def _tensors(manifest: Manifest) -> None:
     if not manifest.inputs and not manifest.outputs:
         return
     baseline = manifest.baseline
-    rows = [("", "TENSOR", "TYPE", "MEAN", "DEVIATION", "RANGE")]
+    headings = ("", "TENSOR", "TYPE", ">MEAN", ">DEVIATION", ">RANGE")
+    rows = []
     for kind, tensors, known in (
         ("in", manifest.inputs, baseline.inputs if baseline else {}),
         ("out", manifest.outputs, baseline.outputs if baseline else {}),
@@ -149,7 +151,7 @@ def _tensors(manifest: Manifest) -> None:
                 spread = f"{seen.minimum:.4g} to {seen.maximum:.4g}"
                 rows.append((*row, f"{seen.mean:.4g}", f"{seen.deviation:.4g}", spread))
     typer.echo("")
-    print_columns(rows)
+    print_table(headings, rows, names=2)
 
 
 def tensor_type(tensor: Tensor) -> str:
@@ -176,9 +178,9 @@ def _or_dash(value: int | None) -> str:
 
 def print_figures(machine: Machine) -> None:
     """What was measured on a machine."""
-    print_columns([(f"Measured on {machine.machine}, {machine.at}",)])
-    rows = [("VARIANT", "DEVICE", "BACKEND", "STREAMS", "THREADS", "BATCH", "FRAMES/S", "MS ALONE")]
-    rows += [
+    print_facts([(f"Measured on {machine.machine}, {machine.at}",)])
+    headings = ("VARIANT", "DEVICE", "BACKEND", ">STREAMS", ">THREADS", ">BATCH", ">FRAMES/S", ">MS ALONE")
+    rows = [
         (
             figure.variant,
             figure.device,
@@ -191,7 +193,7 @@ def print_figures(machine: Machine) -> None:
         )
         for figure in machine.figures
     ]
-    print_columns(rows)
+    print_table(headings, rows, names=2, spare=("THREADS", "STREAMS", "BATCH"))
     for figure in machine.figures:
         for backend, why in figure.not_run.items():
-            print_columns([(f"{figure.variant} on {figure.device} by {backend}:", why)])
+            print_facts([(f"{figure.variant} on {figure.device} by {backend}:", why)])

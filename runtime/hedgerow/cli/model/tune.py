@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, on_terminal, print_columns, print_json
+from hedgerow.cli.base.console import Json, print_json
+from hedgerow.cli.base.tables import print_table
+from hedgerow.terminal import takes_escapes
 
 if TYPE_CHECKING:
     from hedgerow.backends.tune import Tuning
@@ -129,7 +132,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[float], None] | None]:
     """Something that shows how far a measurement is: a bar on a terminal, else a line every quarter, on stderr."""
     if quiet:
         yield None
-    elif on_terminal():
+    elif takes_escapes(sys.stderr):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -151,7 +154,8 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[float], None] | None]:
 
 def _print(tuning: Tuning, path: Path, machine: str, kept: Path | None) -> None:
     typer.echo(f"{path.name} on {machine}\n")
-    rows = [("", "BACKEND", "STREAMS", "THREADS", "BATCH", "FRAMES/S", "MS/INFERENCE", "")]
+    headings = ("", "BACKEND", ">STREAMS", ">THREADS", ">BATCH", ">FRAMES/S", ">MS/INFERENCE", "")
+    rows = []
     choice = tuning.choice
     for setting in sorted(tuning.settings, key=lambda setting: -setting.rows_per_s):
         chosen = choice is not None and (setting.backend, setting.streams, setting.batch) == (
@@ -172,8 +176,8 @@ def _print(tuning: Tuning, path: Path, machine: str, kept: Path | None) -> None:
                 setting.failed or ("" if measured else "no time left to measure it"),
             )
         )
-    if len(rows) > 1:
-        print_columns(rows)
+    if rows:
+        print_table(headings, rows, names=2)
     for backend, why in tuning.refused.items():
         typer.echo(f"\n{backend} is not chosen: {why}")
     if choice is None:

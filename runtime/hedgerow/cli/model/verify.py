@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_columns, print_json, size
+from hedgerow.cli.base.console import Json, plural, print_json, size
+from hedgerow.cli.base.tables import print_facts, print_table
 from hedgerow.cli.model.lookup import From, Named, everything, opened, reading
 from hedgerow.cli.model.show import total_size
 
@@ -95,20 +96,19 @@ def _print(
     bundle: Bundle, files: list[File], problems: list[BadBundle], outcomes: list[VerificationOutcome], *, ran: bool
 ) -> None:
     manifest = bundle.manifest
-    print_columns([(f"{manifest.name} {manifest.version}", bundle.digest)])
+    print_facts([(f"{manifest.name} {manifest.version}", bundle.digest)])
     each = {file.path: file for file in files}.values()
     chunks, bytes_ = sum(len(file.chunks) for file in each), sum(file.size for file in each)
     what = f"{plural(len(each), 'file')}, {plural(chunks, 'chunk')}, {size(bytes_)}"
     typer.echo(f"{what}: {'as the manifest says' if not problems else plural(len(problems), 'problem')}.")
     for problem in problems:
-        print_columns([(str(problem),), (f"  → {problem.remedy}",)])
+        print_facts([(str(problem),), (f"  → {problem.remedy}",)])
     if problems or not ran:
         typer.echo("No golden case was run.")
         return
     typer.echo("")
-    rows = [("VARIANT", "BACKEND", "DEVICE", "GOLDEN", "")]
-    rows += [(each.variant, each.backend, each.device, _STATES[each.state], each.detail) for each in outcomes]
-    print_columns(rows)
+    rows = [(each.variant, each.backend, each.device, _STATES[each.state], each.detail) for each in outcomes]
+    print_table(("VARIANT", "BACKEND", "DEVICE", "GOLDEN", ""), rows, names=4)
     counts = ", ".join(
         f"{sum(each.state == state for each in outcomes)} {said.lower()}" for state, said in _STATES.items()
     )

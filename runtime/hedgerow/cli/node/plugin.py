@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, print_columns, print_json
+from hedgerow.cli.base.console import Json, print_json
+from hedgerow.cli.base.tables import Marked, print_facts, print_table
 from hedgerow.errors import ConfigError, HedgerowError
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ def list_(json: Json = False) -> None:
         (
             item["name"],
             f"{item['package']} {item['version']}",
-            item["summary"] or typer.style(f"broken: {item['error']}", fg="red"),
+            item["summary"] or Marked(f"broken: {item['error']}"),
         )
         for item in listed
     ]
-    print_columns([("STAGE", "PACKAGE", ""), *rows])
+    print_table(("STAGE", "PACKAGE", ""), rows, spare=("PACKAGE",))
 
 
 def _listed(plugin: Any) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def show(stage: Annotated[str, typer.Argument(help="Name of the stage.")], json:
     typer.echo(f"From {plugin.package} {plugin.version}, {plugin.target}\n")
     if settings:
         typer.echo("Settings:")
-        print_columns([(f"  {item['name']}", item["type"], _facts(item)) for item in settings])
+        print_facts([(f"  {item['name']}", item["type"], _facts(item)) for item in settings])
     else:
         typer.echo("It takes no settings.")
     typer.echo(f"\nIn a pipeline:\n  stages:\n    - {_example(stage, settings)}")

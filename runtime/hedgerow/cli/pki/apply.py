@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_columns, print_json
+from hedgerow.cli.base.console import Json, plural, print_json
+from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.pki.pki import AskPassphrase, Folder, PassphraseFile, as_json, open_folder, passphrase_of
 from hedgerow.cli.topology.topology import File
 
@@ -107,7 +108,7 @@ def _print(done: Certified, folder: Path, *, dry_run: bool) -> None:
         typer.echo(f"{'To make' if dry_run else 'Made'} {', '.join(done.made)} in {folder}.")
     rows = [_row(one, dry_run=dry_run) for one in done.certificates if one.did not in ("kept", "elsewhere", "failed")]
     if rows:
-        print_columns([("WHO", "ROLE", "WHAT", "UNTIL (UTC)", ""), *rows])
+        print_table(("WHO", "ROLE", "WHAT", "UNTIL (UTC)", ""), rows, spare=("ROLE",))
     counts: dict[str, int] = {}
     for one in done.certificates:
         counts[one.did] = counts.get(one.did, 0) + 1

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, on_terminal, plural, print_columns, print_error, print_json
+from hedgerow.cli.base.console import Json, plural, print_error, print_json
+from hedgerow.cli.base.tables import alert, print_table
 
 if TYPE_CHECKING:
     from hedgerow.pki.entry import CertificateEntry
@@ -240,7 +241,7 @@ def show(folder: Folder = Path("pki"), json: Json = False) -> None:
         rows = [
             (entry.name, entry.kind, entry.role, f"{entry.ends:%Y-%m-%d %H:%M}", _left(entry, now)) for entry in entries
         ]
-        print_columns([("WHO", "KIND", "ROLE", "ENDS (UTC)", "LEFT"), *rows])
+        print_table(("WHO", "KIND", "ROLE", "ENDS (UTC)", "LEFT"), rows, spare=("ROLE", "KIND"))
     if ended:
         raise typer.Exit(1)
 
@@ -257,7 +258,7 @@ def _left(entry: CertificateEntry, now: datetime) -> str:
         told = plural(left.days, "day") if left.days else plural(left.seconds // 3600, "hour")
         if not entry.is_short(now):
             return told
-    return typer.style(told, fg="red", bold=True) if on_terminal() else f"{told} !"
+    return alert(told)
 
 
 def as_json(entry: CertificateEntry) -> dict[str, Any]:

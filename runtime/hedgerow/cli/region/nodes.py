@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_columns, print_json, print_json_line, size
+from hedgerow.cli.base.console import Json, plural, print_json, print_json_line, size
+from hedgerow.cli.base.tables import Marked, print_facts, print_table
 from hedgerow.cli.region.options import As, Why, ask, short
 from hedgerow.cli.region.region import StoreConfig, StoreUrl, open_store
 from hedgerow.errors import ConfigError
@@ -31,7 +32,7 @@ def nodes(
     ] = None,
     health: Annotated[
         str | None,
-        typer.Option("--health", metavar="HOW", help="Only nodes that are ok, troubled, deaf, silent, offline."),
+        typer.Option("--health", metavar="HOW", help="Only nodes that are ok, degraded, one-way, silent, offline."),
     ] = None,
     store: StoreUrl = None,
     config: StoreConfig = None,
@@ -59,12 +60,14 @@ def nodes(
     if json:
         print_json(found)
         return
-    rows = [("NODE", "IS", "GENERATION", "STATE", "MODELS", "LABELS")]
+    headings = ("NODE", "STATUS", "GENERATION", "STATE", "MODELS", "LABELS")
+    rows = []
     for node in found:
         labels = {key: value for key, value in node["labels"].items() if key not in ("region", "site", "node")}
         shown = ", ".join(f"{key}={value}" for key, value in labels.items())
-        rows.append((node["node"], node["verdict"], _generation(node), _state(node), _models(node), shown))
-    print_columns(rows)
+        status = node["status"] if node["status"] == "ok" else Marked(node["status"])
+        rows.append((node["node"], status, _generation(node), _state(node), _models(node), shown))
+    print_table(headings, rows, names=2, spare=("LABELS", "GENERATION", "STATE"))
     typer.echo(f"{plural(len(found), 'node')}.")
 
 
@@ -93,7 +96,7 @@ def show(node: Node, store: StoreUrl = None, config: StoreConfig = None, json: J
         print_json(said)
         return
     why = f" ({said['why']})" if said["why"] else ""
-    rows = [("node", said["node"]), ("is", f"{said['verdict']}{why}")]
+    rows = [("node", said["node"]), ("status", f"{said['status']}{why}")]
     rows.append(("generation", f"{_generation(said)}{'' if not _state(said) else ', ' + _state(said)}"))
     for name, one in said["models"].items():
         ref = one.get("model")
@@ -110,7 +113,7 @@ def show(node: Node, store: StoreUrl = None, config: StoreConfig = None, json: J
     if said["store_max_bytes"]:
         rows.append(("model store", f"{size(said['store_bytes'])} of {size(said['store_max_bytes'])}"))
     rows += [(line["at"][:19] + "Z", f"{line['action']} by {line['who']}: {line['why']}") for line in said["audit"]]
-    print_columns(rows)
+    print_facts(rows)
 
 
 def label(
@@ -226,9 +229,8 @@ def audit(
         for line in lines:
             print_json_line(line)
         return
-    heading = ("AT", "WHO", "ACTION", "ROLLOUT", "WHY")
     rows = [(line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", _told(line)) for line in lines]
-    print_columns([heading, *rows])
+    print_table(("AT", "WHO", "ACTION", "ROLLOUT", "WHY"), rows, names=3, spare=("ROLLOUT",))
 
 
 def _told(line: dict[str, Any]) -> str:

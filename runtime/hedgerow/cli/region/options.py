@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import getpass
 import socket
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import on_terminal
 from hedgerow.cli.region.region import open_store
+from hedgerow.terminal import takes_escapes
 
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why; stands in the audit log.")]
 As = Annotated[str | None, typer.Option("--as", metavar="WHO", help="Who asks; by default USER@HOST.")]
@@ -34,7 +35,7 @@ def ask(verb: str, args: dict[str, Any], why: str, as_: str | None, store: str |
 
 def _waiting() -> AbstractContextManager[object]:
     """Shows on a terminal that an answer is waited for."""
-    if not on_terminal():
+    if not takes_escapes(sys.stderr):
         return nullcontext()
     from rich.console import Console
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json, read_checked, size
+from hedgerow.cli.base.console import Json, plural, print_json, printable, read_checked, size
+from hedgerow.cli.base.tables import Marked, hanging, print_facts, print_table, terminal_width
 
 if TYPE_CHECKING:
     from hedgerow.cli.diagnose.checks import CheckResult
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hedgerow.region.store.database import Database
 
 CONFIG: Final = Path("region.yaml")
+_COUNTS: Final = (">RESULTS", ">LOST", ">MISSING")
 File = Annotated[Path, typer.Argument(help="The region's configuration (YAML). `configs/region.yaml` is one.")]
 StoreUrl = Annotated[
     str | None,
@@ -109,9 +111,9 @@ def status(store: StoreUrl = None, config: StoreConfig = None, json: Json = Fals
       hedgerow region status --store postgresql://hedgerow@db.example/hedgerow --json
 
     It reads the store, whether the service runs or not. LAG is the time from the capture of the newest result to the store,
-    TRIP that of a ping through all bridges to the node and back. A node is `ok`, `troubled` (it says so itself), `deaf`
-    (heard, but pings stay unanswered), `silent`, `offline` (it said goodbye) or `unknown`. AWAITED are numbers that have
-    not come though later ones have; LOST are those a node has declared lost.
+    RTT that of a ping through all bridges to the node and back. A node is `ok`, `degraded` (its own health says so), `one-way`
+    (its reports arrive, but pings stay unanswered), `silent`, `offline` (it said goodbye) or `unknown`. MISSING counts sequence
+    numbers not received although later ones were; LOST counts those that a node has declared lost.
     """
     from hedgerow.region.store.queries import status as status_of
 
@@ -149,44 +151,40 @@ def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) 
 
 
 def _print(said: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(Text(_head(said)))
-    for line in _complaints(said):
-        console.print(Text(line, style="red"))
+    print_facts([(_head(said),)])
+    for complaint in _complaints(said):
+        for line in hanging("", printable(complaint), terminal_width()):
+            typer.echo(typer.style(line, fg="red"))
     if not said["nodes"]:
-        console.print(Text("No node has been heard yet."))
+        typer.echo("No node has been seen yet.")
         return
-    sites = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("SITE", "NODES", "OK", "HEARD", "RESULTS", "AWAITED", "LOST", "IN", "UP"):
-        sites.add_column(heading, justify="left" if heading == "SITE" else "right", no_wrap=True)
-    for site in said["sites"]:
-        counts = [f"{site[name]:,}" for name in ("results", "awaited", "lost")]
-        cells = (
+    sites = [
+        (
             site["site"],
             str(site["nodes"]),
             str(site["ok"]),
+            *_counts(site),
             _spell(site["heard_s"]),
-            *counts,
             size(site["bytes_in"]),
             size(site["bytes_up"]),
         )
-        sites.add_row(*map(Text, cells))
-    nodes = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("NODE", "IS", "HEARD", "LAG", "TRIP", "ANSWERED", "RESULTS", "AWAITED", "LOST"):
-        nodes.add_column(heading, justify="left" if heading in ("NODE", "IS") else "right", no_wrap=True)
+        for site in said["sites"]
+    ]
+    print_table(("SITE", ">NODES", ">OK", *_COUNTS, ">LAST SEEN", ">BYTES IN", ">BYTES OUT"), sites, spare=("MISSING",))
+    typer.echo()
+    nodes = []
     for node in said["nodes"]:
-        counts = [f"{node[name]:,}" for name in ("results", "awaited", "lost")]
-        trip = "" if node["round_trip_s"] is None else f"{node['round_trip_s'] * 1e3:.1f} ms"
-        times = (_spell(node["heard_s"]), _spell(node["lag_s"]), trip, _spell(node["answered_s"]))
-        style = "" if node["verdict"] == "ok" else "red"
-        nodes.add_row(Text(node["node"]), Text(node["verdict"], style=style), *map(Text, (*times, *counts)))
-    console.print(sites)
-    console.print()
-    console.print(nodes)
+        status = node["status"] if node["status"] == "ok" else Marked(node["status"])
+        rtt = "" if node["round_trip_s"] is None else f"{node['round_trip_s'] * 1e3:.1f} ms"
+        times = (_spell(node["heard_s"]), _spell(node["lag_s"]), rtt, _spell(node["answered_s"]))
+        nodes.append((node["node"], status, *_counts(node), *times))
+    headings = ("NODE", "STATUS", *_COUNTS, ">LAST SEEN", ">LAG", ">RTT", ">LAST REPLY")
+    print_table(headings, nodes, names=2, spare=("LAST REPLY", "RTT", "LAG", "MISSING"))
+
+
+def _counts(row: dict[str, Any]) -> list[str]:
+    """What stands below `_COUNTS`."""
+    return [f"{row[name]:,}" for name in ("results", "lost", "awaited")]
 
 
 def _head(said: dict[str, Any]) -> str:
@@ -201,7 +199,7 @@ def _head(said: dict[str, Any]) -> str:
 
 def _complaints(said: dict[str, Any]) -> list[str]:
     """What an operator should look at, in words."""
-    lines = [f"{node['node']} is {node['verdict']}: {node['why']}" for node in said["nodes"] if node["verdict"] != "ok"]
+    lines = [f"{node['node']} is {node['status']}: {node['why']}" for node in said["nodes"] if node["status"] != "ok"]
     if said["rejected"]:
         each = ", ".join(f"{reason} {count:,}" for reason, count in said["rejected"].items())
         lines.append(f"{plural(sum(said['rejected'].values()), 'message')} could not be used: {each}")

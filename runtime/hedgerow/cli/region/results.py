@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from hedgerow.cli.base.console import Json, plural, print_json_line
+from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.region.region import StoreConfig, StoreUrl, open_store
 from hedgerow.errors import ConfigError
 from hedgerow.topics import is_name
@@ -88,30 +89,20 @@ def query(
 
 
 def _print(found: Iterator[StoredResult], most: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from hedgerow.cli.frames.message_board import summarise
     from hedgerow.region.store.queries import iso
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("CAPTURED", "NODE", "PIPELINE", "NUMBER"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("RESULT", overflow="ellipsis", no_wrap=True)
-    count = 0
+    rows = []
     for result in islice(found, most):
         body = result.body
         said = body.get("result") if isinstance(body, dict) else body
         text = summarise(said) if body is not None else f"{result.content_type}, {len(result.payload):,} bytes"
         number = "not durable" if result.number is None else result.number.partition("/")[2]
-        # Text: a result may hold what rich would take for markup.
-        cells = (iso(result.captured_at), f"{result.site}/{result.node}", result.pipeline, number, text)
-        table.add_row(*map(Text, cells))
-        count += 1
-    if count:
-        Console(highlight=False).print(table)
-    typer.echo(f"{plural(count, 'result')}.")
+        rows.append((iso(result.captured_at), f"{result.site}/{result.node}", result.pipeline, number, text))
+    if rows:
+        headings = ("CAPTURED", "NODE", "PIPELINE", ">NUMBER", "RESULT")
+        print_table(headings, rows, names=3, spare=("NUMBER",))
+    typer.echo(f"{plural(len(rows), 'result')}.")
 
 
 def _time(text: str | None, now: float) -> float | None:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import (
-    Json,
-    on_terminal,
-    plural,
-    print_columns,
-    print_json,
-    print_json_line,
-    read_checked,
-)
+from hedgerow.cli.base.console import Json, plural, print_json, read_checked
+from hedgerow.cli.base.tables import print_table, terminal_width
 from hedgerow.cli.region.options import As, Why, ask, short
 from hedgerow.cli.region.region import StoreConfig, StoreUrl, open_store
-from hedgerow.errors import CommandError
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-_REDRAW_S: Final = 0.5
 _NAMED: Final = 8
 """Nodes of a wave that a dry run names; --json has all."""
 
@@ -69,13 +57,13 @@ def start(
         return
     for name, ref in said["models"].items():
         typer.echo(f"{name} → {short(ref)}")
-    rows = [("WAVE", "NODES", "NOT HEARD", "WHO")]
+    rows = []
     for number, wave in enumerate(said["waves"], 1):
         nodes = [node.partition("/")[2] for node in wave["nodes"]]
         more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
         who = ", ".join(nodes[:_NAMED]) + more
         rows.append((f"{number} ({wave['wave']})", f"{len(nodes)}", f"{wave['not_heard'] or ''}", who))
-    print_columns(rows)
+    print_table(("WAVE", ">NODES", ">NOT SEEN", "WHO"), rows)
     if said["pinned"]:
         typer.echo(f"Left out, since a person has pinned them: {', '.join(said['pinned'])}")
     count = plural(said["nodes"], "node")
@@ -135,22 +123,22 @@ def status(
       hedgerow rollout status faces-2 --nodes --json
 
     With --watch it draws bars on a terminal, and prints a line for every change elsewhere; it exits with 1 if the
-    rollout failed or was canceled. The service carries the rollout out whether anybody watches or not.
+    rollout failed or was canceled. A store that is away meanwhile is waited for. The service carries the rollout out whether
+    anybody watches or not.
     """
-    database = open_store(store, config)
-    try:
-        if watch:
-            said = _follow(database, name, every_node, json)
-        else:
-            said = _progress(database, name, every_node)
-            if json:
-                print_json(said)
-            else:
-                _print(_drawn(said))
-    finally:
-        database.close()
-    if watch and said["phase"] != "succeeded":
-        raise typer.Exit(1)
+    from hedgerow.cli.region.rollout_progress import drawn, follow, read
+
+    if watch:
+        if follow(lambda: open_store(store, config), name, every_node=every_node, json=json)["phase"] != "succeeded":
+            raise typer.Exit(1)
+        return
+    with closing(open_store(store, config)) as database:
+        said = read(database, name, every_node=every_node)
+    if json:
+        print_json(said)
+        return
+    for line in drawn(said, terminal_width()):
+        typer.echo(line)
 
 
 def pause(
@@ -220,12 +208,13 @@ def history(
     if json:
         print_json(said)
         return
-    rows = [("ROLLOUT", "IS", "STARTED", "MODELS", "WHO", "WHY", "BECAUSE")]
+    rows = []
     for one in said:
         models = ", ".join(f"{ref['name']} {ref['version']}" for ref in one["models"].values())
         began = one["started_at"][:16] + "Z"
         rows.append((one["rollout"], one["phase"], began, models, one["who"], one["why"], one["because"]))
-    print_columns(rows)
+    headings = ("ROLLOUT", "STATUS", "STARTED", "MODELS", "WHO", "WHY", "REASON")
+    print_table(headings, rows, names=2, spare=("WHO", "STARTED", "WHY"))
 
 
 def _say(said: Any, json: bool, text: str) -> None:
@@ -233,92 +222,3 @@ def _say(said: Any, json: bool, text: str) -> None:
         print_json(said)
     else:
         typer.echo(text)
-
-
-def _progress(database: Any, name: str | None, every_node: bool) -> dict[str, Any]:
-    from hedgerow.region.rollouts.progress import progress
-
-    said = progress(database, name, every_node=every_node)
-    if said is None:
-        raise CommandError(
-            f"There is no rollout {name}" if name else "There was no rollout yet",
-            code="unknown-rollout",
-            remedy="`hedgerow rollout history` lists them; `hedgerow rollout start -f FILE` starts one.",
-        )
-    return said
-
-
-def _follow(database: Any, name: str | None, every_node: bool, json: bool) -> dict[str, Any]:
-    """Show a rollout until it has ended."""
-    said = _progress(database, name, every_node)
-    name = said["rollout"]
-    if json or not on_terminal():
-        shown: Any = None
-        while True:
-            if shown != (told := {**said, "changed_at": None}):
-                shown = told
-                print_json_line(said) if json else typer.echo(line(said))
-            if said["ended"]:
-                return said
-            time.sleep(_REDRAW_S)
-            said = _progress(database, name, every_node)
-    from rich.live import Live
-
-    with Live(_drawn(said), auto_refresh=False) as live:
-        while not said["ended"]:
-            time.sleep(_REDRAW_S)
-            said = _progress(database, name, every_node)
-            live.update(_drawn(said), refresh=True)
-    return said
-
-
-def line(said: dict[str, Any]) -> str:
-    """How far a rollout is, in a line."""
-    begun = sum(wave["begun"] for wave in said["waves"])
-    states = ", ".join(f"{count} {state}" for state, count in sorted(said["states"].items()))
-    rest = said["waits_for"] or said["because"]
-    return f"{said['rollout']}: {said['phase']}, wave {begun} of {len(said['waves'])}: {states}{f' ({rest})' if rest else ''}"
-
-
-def _drawn(said: dict[str, Any]) -> RenderableType:
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    phase = said["phase"]
-    style = {"succeeded": "green", "in-progress": "", "paused": "yellow"}.get(phase, "red")
-    head = Text(f"{said['rollout']}: ").append(phase, style=style)
-    models = ", ".join(f"{name} → {short(ref)}" for name, ref in said["models"].items())
-    head.append(f"  {models}")
-    lines: list[RenderableType] = [head, Text(f"by {said['who']}: {said['why']}", style="dim")]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("WAVE", "", "GOOD", "NODES", "FAILED", "LATE", "BACK"):
-        table.add_column(heading, justify="left" if heading in ("WAVE", "") else "right", no_wrap=True)
-    for number, wave in enumerate(said["waves"], 1):
-        states = wave["states"]
-        good = states.get("succeeded", 0)
-        failed = sum(states.get(state, 0) for state in ("failed", "timed-out", "rejected"))
-        bar = ProgressBar(
-            total=max(1, wave["nodes"]), completed=good, width=24, complete_style="cyan", finished_style="green"
-        )
-        cells = (good, wave["nodes"], failed or "", wave["late"] or "", sum(wave["back"].values()) or "")
-        table.add_row(Text(f"{number} ({wave['wave']})"), bar, *(Text(str(cell)) for cell in cells))
-    lines.append(table)
-    rest = said["waits_for"] or said["because"]
-    if rest:
-        lines.append(Text(rest[:1].upper() + rest[1:] + "."))
-    for task in said["tasks"]:
-        reason = f": {task['code']}: {task['reason']}" if task["code"] else ""
-        late = ", late" if task["late"] and task["state"] in ("queued", "in-progress") else ""
-        back = {"asked": ", going back", "proved": ", back"}.get(task["back"], "")
-        lines.append(Text(f"{task['node']}: {task['state']}{late}{back}{reason}"))
-    if said["tasks_left_out"]:
-        lines.append(Text(f"… and {said['tasks_left_out']} more; --nodes lists all."))
-    return Group(*lines)
-
-
-def _print(drawn: RenderableType) -> None:
-    from rich.console import Console
-
-    Console(highlight=False, soft_wrap=True).print(drawn)

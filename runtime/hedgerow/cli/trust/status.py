@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hedgerow.cli.base.console import Json, on_terminal, plural, print_columns, print_json
+from hedgerow.cli.base.console import Json, plural, print_json
+from hedgerow.cli.base.tables import alert, print_table
 from hedgerow.cli.trust.options import Where, Work, on_repository
 
 if TYPE_CHECKING:
@@ -84,11 +85,11 @@ def _plain(seen: RepositoryStatus) -> dict[str, object]:
 
 
 def _print_status(seen: RepositoryStatus, now: float) -> None:
-    rows = [("ROLE", "SIGNED BY", "VERSION", "COUNTS")]
+    rows = []
     for role in seen.roles:
         keys = f"{role.threshold} of {', '.join(key.name for key in role.keys)}"
         rows.append((role.role, keys, str(role.version or "-"), _told(role.problem, role.expires_at, now)))
-    print_columns(rows)
+    print_table(("ROLE", "SIGNED BY", ">VERSION", "COUNTS"), rows)
     models = [
         (one.name, one.version, role.role, one.selector or "all nodes", one.digest[:19] + "…")
         for role in seen.roles
@@ -96,7 +97,7 @@ def _print_status(seen: RepositoryStatus, now: float) -> None:
     ]
     if models:
         typer.echo()
-        print_columns([("MODEL", "VERSION", "OWNER", "FOR", "DIGEST"), *models])
+        print_table(("MODEL", "VERSION", "OWNER", "FOR", "DIGEST"), models, names=2, spare=("DIGEST",))
     for waiting in seen.staged:
         typer.echo(
             f"\n{waiting.role} {waiting.version} waits for {plural(waiting.missing, 'signature')} "
@@ -110,7 +111,7 @@ def _print_status(seen: RepositoryStatus, now: float) -> None:
 
 def _told(problem: str | None, expires_at: float | None, now: float) -> str:
     if problem:
-        return typer.style(problem, fg="red", bold=True) if on_terminal() else f"{problem} !"
+        return alert(problem)
     if expires_at is None:
         return "signed nothing yet"
     return (

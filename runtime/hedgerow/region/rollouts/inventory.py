@@ -47,11 +47,11 @@ class Filter:
 
 
 def health_of(text: str) -> Liveness:
-    """A verdict by its name. Raises: ConfigError: there is none."""
-    try:
-        return Liveness(text)
-    except ValueError as error:
-        raise ConfigError(f"No node is {text!r}", remedy=f"Write one of {', '.join(Liveness)}.") from error
+    """A verdict by its status, or by its older name. Raises: ConfigError: there is none."""
+    for verdict in Liveness:
+        if text in (verdict.status, verdict.value):
+            return verdict
+    raise ConfigError(f"No node is {text!r}", remedy=f"Write one of {', '.join(each.status for each in Liveness)}.")
 
 
 def inventory(database: Database, now: float, which: Filter | None = None) -> list[dict[str, Any]]:
@@ -95,6 +95,7 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
         }
         yield {
             "node": str(Address(region, site, name)),
+            "status": verdict.status,
             "verdict": verdict.value,
             "why": why,
             "first_heard_at": iso(first_heard_at),

@@ -29,6 +29,11 @@ class Liveness(StrEnum):
     UNKNOWN = "unknown"
     """Only what a broker had kept is known of it."""
 
+    @property
+    def status(self) -> str:
+        """The word for it that people are shown; its value is what metrics and older programs know."""
+        return {Liveness.TROUBLED: "degraded", Liveness.DEAF: "one-way"}.get(self, self.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Signs:

@@ -215,6 +215,7 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
             {
                 "node": f"{region}/{site}/{name}",
                 "site": site,
+                "status": verdict.status,
                 "verdict": verdict.value,
                 "why": why,
                 "heard_s": _ago(as_of, heard_at),

@@ -1,0 +1,255 @@
+"""No escape sequence where nobody wants one: NO_COLOR, a terminal that knows none, a pipe; verbs and the node's log alike."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import structlog
+from tests.cli.base.test_main import VERBS
+from tests.cli.terminals import terminal
+from tests.conftest import MakeCandidate
+from tests.trust.conftest import make_bundle
+
+from hedgerow.cli.base.verbs import Group
+from hedgerow.cli.main import _HEDGEROW
+from hedgerow.region.config import RegionConfig
+from hedgerow.region.store.database import open_database
+from hedgerow.region.store.store import RegionStore
+from hedgerow.telemetry import logs
+from hedgerow.terminal import takes_escapes
+from hedgerow.testing import Mosquitto, processes
+
+ESCAPE = "\x1b"
+AWAY = ("--broker", "mqtt://127.0.0.1:1")
+STORE = ("--store", "region.db")
+
+# All verbs, so that most of them have something to say; a broker's address stands for BROKER.
+RUN = [
+    ("demo", "nothing"),
+    ("doctor", *AWAY),
+    ("node", "run", "wrong.yaml"),
+    ("node", "show", "hall-1/gateway", *STORE),
+    ("node", "label", "hall-1/gateway", "ring=early", *STORE),
+    ("node", "pin", "hall-1/gateway", "door=1.0.0", *STORE),
+    ("node", "unpin", "hall-1/gateway", "door", *STORE),
+    ("config", "check", "right.yaml", "wrong.yaml"),
+    ("config", "schema"),
+    ("plugin", "list"),
+    ("plugin", "show", "motion"),
+    ("plugin", "test", "parse", "right.yaml"),
+    ("plugin", "new", "dim-light"),
+    ("site", "init", "--name", "hall-1", "--broker", "127.0.0.1", "--node", "gateway", "--region", "plant"),
+    ("topology", "check", "topology.yaml"),
+    ("topology", "render", "topology.yaml", "--out", "rendered"),
+    ("topology", "schema"),
+    ("broker", "refusals", "right.yaml"),
+    ("region", "run", "wrong.yaml"),
+    ("region", "status", *STORE),
+    ("region", "check", "region.yaml"),
+    ("region", "check", "wrong.yaml"),
+    ("results", "query", *STORE),
+    ("nodes", *STORE),
+    ("audit", *STORE),
+    ("rollout", "start", "-f", "wrong.yaml", *STORE),
+    ("rollout", "status", *STORE),
+    ("rollout", "pause", "door-2", *STORE),
+    ("rollout", "resume", "door-2", *STORE),
+    ("rollout", "abort", "door-2", *STORE),
+    ("rollout", "history", *STORE),
+    ("rollout", "check", "wrong.yaml"),
+    ("rollout", "schema"),
+    ("pki", "init", "--region", "plant", "--site", "hall-1"),
+    ("pki", "issue", "hall-1/gateway", "--days", "1"),
+    ("pki", "show"),
+    ("pki", "renew"),
+    ("pki", "revoke", "hall-1/gateway"),
+    ("pki", "show"),
+    ("pki", "apply", "topology.yaml", "--dry-run"),
+    ("trust", "init", "--no-passphrase"),
+    ("trust", "key", "vision.pem", "--no-passphrase"),
+    ("trust", "add", "vision", "--model", "door", "--public-key", "vision.pub", "--key", "keys/targets.pem"),
+    ("model", "publish", "door-1.0.0", "--to", "models", "--key", "vision.pem"),
+    ("trust", "status", "--explain"),
+    ("trust", "refresh"),
+    ("trust", "sign", "--key", "vision.pem"),
+    ("trust", "renew", "vision", "--key", "vision.pem"),
+    ("trust", "rotate", "vision", "--old", "vision.pem", "--new", "vision.pub", "--key", "keys/targets.pem"),
+    ("trust", "remove", "vision", "--key", "keys/targets.pem"),
+    ("model", "build", "nothing.onnx", "--version", "1.0.0"),
+    ("model", "show", "door"),
+    ("model", "verify", "door"),
+    ("model", "diff", "door", "door-1.0.0"),
+    ("model", "bench", "door", "--seconds", "1", "--threads", "1", "--no-save"),
+    ("model", "bom", "door", "--out", "door.cdx.json"),
+    ("model", "push", "door", "oci://127.0.0.1:1/models"),
+    ("publish", "right.yaml", "--topic", "hall-1/notes", "BROKER"),
+    ("watch", "--seconds", "0.3", "BROKER"),
+    ("explain", "--last", "doors", "--timeout", "0.05", "BROKER"),
+    ("command", "plant/hall-1/gateway", "ping", "--timeout", "0.05", "BROKER"),
+    ("tune", "door/variants/onnx/model.onnx", "--seconds", "1", "--max-batch", "1", "--no-save"),
+]
+
+# One after the other in one process: starting fifty would take a minute.
+PROGRAM = """
+import json, sys
+from hedgerow.cli.main import app
+for arguments in json.loads(sys.argv[1]):
+    print(">", *arguments, flush=True)
+    try:
+        app(arguments, prog_name="hedgerow")
+    except SystemExit as end:
+        print("ended with", end.code, flush=True)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files for verbs to work on."""
+    (tmp_path / "right.yaml").write_text("pipelines: {doors: {subscribe: hall-1/+, stages: [parse]}}\n")
+    (tmp_path / "wrong.yaml").write_text("pipeline: {doors: {}}\n")
+    (tmp_path / "region.yaml").write_text("region: {name: plant}\nstore: {url: region.db}\n")
+    config = RegionConfig.model_validate({"region": {"name": "plant"}, "store": {"url": str(tmp_path / "region.db")}})
+    RegionStore(open_database(str(tmp_path / "region.db"), write=True), config).close()
+    make_bundle(tmp_path / "door-1.0.0")
+    made = make_candidate("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
+    made.folder.rename(tmp_path / "door")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SOME = [line for line in RUN if line[0] in ("config", "pki", "watch", "publish")]
+
+
+def commands(broker: Mosquitto, lines: Sequence[tuple[str, ...]] = RUN) -> str:
+    return json.dumps([[*(each for each in line if each != "BROKER"), *(("--broker", broker.url) if "BROKER" in line else ())] for line in lines])  # fmt: skip
+
+
+def test_every_verb_is_run_here() -> None:
+    def verb_of(line: tuple[str, ...]) -> tuple[str, ...]:
+        return line[:2] if isinstance(_HEDGEROW.verbs[line[0]], Group) else line[:1]
+
+    alone = {verb for verb in VERBS if not any(other[: len(verb)] == verb != other for other in VERBS)}
+    assert {verb_of(line) for line in RUN} == alone
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("setting", "lines"), [({"NO_COLOR": "1"}, RUN), ({"TERM": "dumb"}, SOME)], ids=["NO_COLOR", "dumb"]
+)
+def test_no_verb_writes_an_escape_sequence_on_a_terminal_that_wants_none(
+    broker: Mosquitto, setting: dict[str, str], lines: list[tuple[str, ...]]
+) -> None:
+    with terminal("-c", PROGRAM, commands(broker, lines), columns=80, **setting) as shell:
+        code, shown = shell.end()
+
+    assert code == 0, shown
+    assert "Traceback" not in shown
+    assert shown.count("ended with 0") > len(lines) / 2, "most have something to show"
+    assert shown.count("ended with") == len(lines)
+    assert [line for line in shown.splitlines() if ESCAPE in line] == []
+
+
+@pytest.mark.usefixtures("folder")
+def test_no_verb_writes_an_escape_sequence_into_a_pipe(broker: Mosquitto) -> None:
+    """Not even where color is asked for: what reads a pipe is a program."""
+    done = processes.run(
+        [sys.executable, "-c", PROGRAM, commands(broker)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "NO_COLOR": "", "TERM": "xterm", "FORCE_COLOR": "1"},
+    )
+
+    assert done.stdout.count("ended with") == len(RUN)
+    assert ESCAPE not in done.stdout + done.stderr
+
+
+def test_a_terminal_that_knows_color_gets_it(folder: Path) -> None:
+    """So the others could fail."""
+    with terminal("pki", "init", "--region", "plant", "--site", "hall-1") as shell:
+        assert shell.end()[0] == 0
+    with terminal("pki", "issue", "hall-1/gateway", "--days", "1") as shell:
+        assert shell.end()[0] == 0
+    with terminal("pki", "revoke", "hall-1/gateway") as shell:
+        assert shell.end()[0] == 0
+    with terminal("pki", "show") as shell:
+        assert "\x1b[31m" in shell.end()[1]
+    with terminal("config", "check", folder / "wrong.yaml") as shell:
+        assert ESCAPE in shell.end()[1]
+
+
+@pytest.mark.parametrize("setting", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}], ids=["NO_COLOR", "dumb", "color"])
+def test_the_nodes_log_on_a_terminal(
+    broker: Mosquitto, topic_prefix: str, tmp_path: Path, setting: dict[str, str]
+) -> None:
+    node = (
+        f"node: {{region: {topic_prefix}, state_dir: state}}\nbroker: {{url: '{broker.url}'}}\nmetrics: {{port: 0}}\n"
+    )
+    pipelines = f"pipelines: {{doors: {{subscribe: {topic_prefix}/+, stages: [parse]}}}}\n"
+    (tmp_path / "node.yaml").write_text(node + pipelines)
+    with terminal("node", "run", tmp_path / "node.yaml", **setting) as shell:
+        shell.until(lambda shown: "node-started" in shown)
+        code, shown = shell.interrupt()
+
+    assert code == 0
+    assert "pipeline" in shown
+    assert (ESCAPE in shown) == (setting == {})
+
+
+class Screen(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "setting", "expected"),
+    [
+        (Screen(), {"TERM": "xterm"}, True),
+        (Screen(), {"TERM": "xterm", "NO_COLOR": ""}, True),
+        (Screen(), {"TERM": "xterm", "NO_COLOR": "0"}, False),
+        (Screen(), {"TERM": "dumb"}, False),
+        (Screen(), {}, False),
+        (io.StringIO(), {"TERM": "xterm"}, False),
+        (io.StringIO(), {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_who_gets_escape_sequences(
+    stream: io.StringIO, setting: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NO_COLOR counts if it is not empty, whatever it says."""
+    for name in ("TERM", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+
+    assert takes_escapes(stream) is expected
+
+
+@pytest.mark.parametrize("setting", ["NO_COLOR", "pipe", "color"])
+def test_tracebacks_in_the_log_are_as_plain_as_the_rest(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO() if setting == "pipe" else Screen()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if setting == "NO_COLOR":
+        monkeypatch.setenv("NO_COLOR", "1")
+    logs.configure(format="console")
+    try:
+        try:
+            raise ValueError("no such stage")
+        except ValueError:
+            structlog.get_logger().exception("stage-failed")
+    finally:
+        structlog.reset_defaults()
+
+    assert "ValueError" in stream.getvalue()
+    assert "no such stage" in stream.getvalue()
+    assert (ESCAPE in stream.getvalue()) == (setting == "color")

@@ -1,0 +1,110 @@
+"""`hedgerow rollout status --watch` while the store goes away and comes back, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import IO
+
+from tests.region.conftest import PostgresServer
+
+from hedgerow.region.config import RegionConfig
+from hedgerow.region.rollouts.planning.spec import RolloutPlan
+from hedgerow.region.rollouts.planning.state import Phase, Rollout
+from hedgerow.region.rollouts.store import Actor, FleetStore, StoredRollout
+from hedgerow.region.store.database import open_database
+from hedgerow.region.store.store import RegionStore
+from hedgerow.testing import processes
+from hedgerow.wire.fleet import ModelRef
+
+FACES = ModelRef(name="faces", version="2.0.0", digest=f"sha256:{'0' * 64}")
+
+
+def begin(url: str) -> StoredRollout:
+    """Put a rollout that is under way into a new store."""
+    config = RegionConfig.model_validate({"region": {"name": "retail"}, "store": {"url": url}})
+    RegionStore(open_database(url, write=True), config).close()
+    plan = RolloutPlan.model_validate({"rollout": "faces-2", "models": {"faces": {"version": "2.0.0"}}})
+    rollout = Rollout("faces-2", plan, {"faces": FACES}, ("all",), {}, wave=0)
+    with closing(open_database(url, write=False, beside=True)) as database:
+        return FleetStore(database).add(StoredRollout(0, rollout, Actor("ada"), 1.0, 1.0), {})
+
+
+def end(url: str, kept: StoredRollout) -> None:
+    """The rollout has succeeded."""
+    ended = replace(kept, rollout=replace(kept.rollout, phase=Phase.SUCCEEDED), ended_at=2.0)
+    with closing(open_database(url, write=False, beside=True)) as database:
+        FleetStore(database).save(ended, kept, {})
+
+
+def coming(stream: IO[str]) -> list[str]:
+    """The lines of a stream, as they come."""
+    lines: list[str] = []
+    threading.Thread(target=lambda: lines.extend(iter(stream.readline, "")), daemon=True).start()
+    return lines
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextmanager
+def following(url: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "hedgerow", "rollout", "status", "--watch", "--store", url]
+    with processes.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_it_waits_for_the_store_and_goes_on(postgres: PostgresServer) -> None:
+    url = postgres.database()
+    kept = begin(url)
+    with following(url) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out, err = coming(process.stdout), coming(process.stderr)
+        until(lambda: len(out) == 1)
+        postgres.stop()
+        try:
+            until(lambda: len(err) == 1)
+        finally:
+            postgres.start()
+        until(lambda: len(err) == 2)
+        end(url, kept)
+        code = process.wait(60)
+
+    assert code == 0
+    assert err[0].startswith("store away, trying again… (")
+    assert err[1] == "store back\n"
+    assert [line.partition(",")[0] for line in out] == ["faces-2: in-progress", "faces-2: succeeded"]
+
+
+def test_ctrl_c_ends_it_while_the_store_is_away(postgres: PostgresServer) -> None:
+    url = postgres.database()
+    begin(url)
+    with following(url) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out, err = coming(process.stdout), coming(process.stderr)
+        until(lambda: len(out) == 1)
+        postgres.stop()
+        try:
+            until(lambda: len(err) == 1)
+            process.send_signal(signal.SIGINT)
+            code = process.wait(60)
+        finally:
+            postgres.start()
+
+    assert code == 130
+    assert "Traceback" not in "".join(err)
