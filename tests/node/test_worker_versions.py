@@ -18,7 +18,7 @@ from trial_site import Site, doubles, until
 from hedgerow.models.candidate import Candidate
 from hedgerow.node.node import Node
 from hedgerow.node.swaps import SwapOutcome
-from hedgerow.pipeline.workers import WorkerPlan
+from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 from hedgerow.wire.fleet import SwapPolicy
 
 MakeCandidate = Callable[..., Candidate]
@@ -105,9 +105,9 @@ async def go_over(node: Node, candidate: Candidate, policy: SwapPolicy = QUICK) 
 
 
 def pid(node: Node) -> int:
-    plan = node.runners["p"].plan
-    assert isinstance(plan, WorkerPlan)
-    (worker,) = plan._workers
+    built = node.runners["p"].built
+    assert isinstance(built, WorkerPipeline)
+    (worker,) = built._workers
     return worker.pid
 
 

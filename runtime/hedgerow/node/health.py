@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hedgerow.bus.client import Client
     from hedgerow.errors import HedgerowError
     from hedgerow.models.engine import SlotInfo
-    from hedgerow.pipeline.run import PipelineRunner
+    from hedgerow.pipeline.runner import PipelineRunner
     from hedgerow.telemetry.clock import Clock
 
 STUCK_AFTER_S = 30.0
@@ -84,7 +84,7 @@ class HealthReporter:
             if (stuck := runner.stuck_for_s()) > STUCK_AFTER_S:
                 failing = True
                 reasons.append(f"pipeline {name}: a stage has not come back for {stuck:.0f} s")
-            reasons.extend(f"pipeline {name}: stage {stage} keeps failing" for stage in runner.plan.failing())
+            reasons.extend(f"pipeline {name}: stage {stage} keeps failing" for stage in runner.built.failing())
         if clock.doubtful:
             reasons.append(
                 f"the clock jumped, or is not set: it says {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
@@ -162,13 +162,13 @@ class HealthReporter:
             latency_p50_ms=None if p50 is None else round(p50 * 1e3, 3),
             latency_p99_ms=None if p99 is None else round(p99 * 1e3, 3),
             last_result_at=tally.last_result_at,
-            models=sorted({model.name for model in runner.plan.models()}),
+            models=sorted({model.name for model in runner.built.models()}),
         )
 
 
 def serving(runners: Iterable[PipelineRunner]) -> dict[str, SlotInfo]:
     """The models that pipelines run, by name."""
-    return {info.name: info for runner in runners for info in runner.plan.models()}
+    return {info.name: info for runner in runners for info in runner.built.models()}
 
 
 def unready(

@@ -32,7 +32,7 @@ from hedgerow.node.link import link_options, on_loopback
 from hedgerow.node.outbox import NodeOutbox
 from hedgerow.node.pipelines import Pipelines
 from hedgerow.node.swaps import Swaps
-from hedgerow.pipeline.run import PipelineRunner
+from hedgerow.pipeline.runner import PipelineRunner
 from hedgerow.telemetry import systemd
 from hedgerow.telemetry.clock import Clock
 from hedgerow.telemetry.metrics import ProbeServer, TallyCollector

@@ -24,9 +24,10 @@ from hedgerow.node.announce import Announcer
 from hedgerow.node.link import link_options
 from hedgerow.node.outbox import NodeOutbox
 from hedgerow.node.swaps import Swaps
-from hedgerow.pipeline.plan import LocalPlan, Plan, pipeline_digest
-from hedgerow.pipeline.run import PipelineRunner
-from hedgerow.pipeline.workers import WorkerPlan
+from hedgerow.pipeline.built_pipeline import BuiltPipeline, pipeline_digest
+from hedgerow.pipeline.local_pipeline import LocalPipeline
+from hedgerow.pipeline.runner import PipelineRunner
+from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 from hedgerow.telemetry.tally import Tally
 
 log = structlog.get_logger(__name__)
@@ -150,7 +151,7 @@ class Pipelines:
             others = {
                 pipeline: plan for pipeline, plan in self._with_workers(name) if plan.versions.get(name) != wanted
             }
-            fresh: dict[str, WorkerPlan] = {}
+            fresh: dict[str, WorkerPipeline] = {}
             try:
                 for pipeline, plan in others.items():
                     if not self.closing:
@@ -168,7 +169,7 @@ class Pipelines:
                     plan.retire()
             return len(others)
 
-    async def _workers_anew(self, pipeline: str, name: str, conduct: Conduct) -> WorkerPlan:
+    async def _workers_anew(self, pipeline: str, name: str, conduct: Conduct) -> WorkerPipeline:
         """Workers that run what is assigned, started in a thread; being cancelled leaves none behind.
 
         Args:
@@ -183,11 +184,11 @@ class Pipelines:
             starting.add_done_callback(_retire)
             raise
 
-    def _with_workers(self, model: str | None = None) -> Iterator[tuple[str, WorkerPlan]]:
+    def _with_workers(self, model: str | None = None) -> Iterator[tuple[str, WorkerPipeline]]:
         """Pipelines with workers that run, by name; those that use a model, if one is named."""
         for pipeline, runner in self.runners.items():
-            plan = runner.plan
-            if isinstance(plan, WorkerPlan) and (model is None or model in {info.name for info in plan.models()}):
+            plan = runner.built
+            if isinstance(plan, WorkerPipeline) and (model is None or model in {info.name for info in plan.models()}):
                 yield pipeline, plan
 
     # Coming and going
@@ -244,7 +245,7 @@ class Pipelines:
             return True
         return pipeline_digest(config, name) != pipeline_digest(self.config, name)
 
-    async def _commit(self, config: NodeConfig, plans: Mapping[str, Plan]) -> dict[str, list[str]]:
+    async def _commit(self, config: NodeConfig, plans: Mapping[str, BuiltPipeline]) -> dict[str, list[str]]:
         """Put plans into force. Raises: HedgerowError: they cannot be; nothing has changed."""
         if self.closing:  # what is started now, nobody would drain
             raise CommandError("The node is stopping", code="stopping", remedy="Start it with the new file.")
@@ -264,7 +265,7 @@ class Pipelines:
             await self._replace(name, plan)
         return outcome
 
-    async def _subscribe_for(self, plans: Mapping[str, Plan]) -> None:
+    async def _subscribe_for(self, plans: Mapping[str, BuiltPipeline]) -> None:
         """Make the subscriptions of all plans that are to be swapped in, or none.
 
         Raises: BusError: the broker refuses one.
@@ -278,7 +279,7 @@ class Pipelines:
                 await self.runners[name].unsubscribe_others(plan)
             raise
 
-    async def _replace(self, name: str, plan: Plan) -> None:
+    async def _replace(self, name: str, plan: BuiltPipeline) -> None:
         runner = self.runners.get(name)
         if runner is None:
             await self._start(plan)
@@ -291,9 +292,9 @@ class Pipelines:
 
     async def _build(
         self, config: NodeConfig, names: Iterable[str], failures: dict[str, HedgerowError]
-    ) -> dict[str, Plan]:
+    ) -> dict[str, BuiltPipeline]:
         """Build plans in a worker thread, so that frames, pings and commands go on meanwhile."""
-        plans: dict[str, Plan] = {}
+        plans: dict[str, BuiltPipeline] = {}
         for name in names:
             try:
                 plans[name] = await asyncio.to_thread(self._plan, config, name)
@@ -310,19 +311,19 @@ class Pipelines:
                 self._tell_failure(name, failures[name])
         return plans
 
-    def _plan(self, config: NodeConfig, name: str) -> Plan:
+    def _plan(self, config: NodeConfig, name: str) -> BuiltPipeline:
         if config.pipelines[name].workers:
             return self._worker_plan(config, name)
         events = self._announcer.events_of(name)
-        return LocalPlan(config, name, self._base_dir, self._pool, self._cores, events)
+        return LocalPipeline(config, name, self._base_dir, self._pool, self._cores, events)
 
     def _worker_plan(
         self, config: NodeConfig, name: str, rehearsed: Mapping[str, Iterable[int]] = MappingProxyType({})
-    ) -> WorkerPlan:
+    ) -> WorkerPipeline:
         events, versions = self._announcer.events_of(name), self._pool.assigned()
-        return WorkerPlan(config, name, self._base_dir, self._cores, events, versions, rehearsed)
+        return WorkerPipeline(config, name, self._base_dir, self._cores, events, versions, rehearsed)
 
-    async def _start(self, plan: Plan, tally: Tally | None = None, *, paused: bool = False) -> None:
+    async def _start(self, plan: BuiltPipeline, tally: Tally | None = None, *, paused: bool = False) -> None:
         client_id = f"hedgerow/{self._announcer.address}/{plan.name}"
         source = link_options(
             self.config.broker,
@@ -356,7 +357,7 @@ class Pipelines:
         self._announcer.event("pipeline-failed", detail, name)
 
 
-def _retire(starting: asyncio.Future[WorkerPlan]) -> None:
+def _retire(starting: asyncio.Future[WorkerPipeline]) -> None:
     """Nobody waits for these workers any more."""
     if not starting.cancelled() and starting.exception() is None:
         starting.result().retire()

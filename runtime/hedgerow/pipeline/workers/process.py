@@ -1,4 +1,4 @@
-"""What runs in a worker process: builds the pipeline, runs the lists that `pipeline/workers.py` sends, watches its models."""
+"""What runs in a worker process: builds the pipeline, runs the lists that `pipeline/workers/worker_pipeline.py` sends, watches its models."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
@@ -23,18 +21,8 @@ from hedgerow.models.pool import ModelAwaited, ModelPool
 from hedgerow.models.warm import rehearse
 from hedgerow.models.watch import Watch
 from hedgerow.pipeline.delivery import Delivery
-from hedgerow.pipeline.plan import LocalPlan
-
-
-def pack(value: Any) -> bytes:
-    """For the pipe."""
-    packed: bytes = msgpack.packb(value, default=str)
-    return packed
-
-
-def unpack(data: bytes) -> Any:
-    """From the pipe."""
-    return msgpack.unpackb(data, strict_map_key=False)
+from hedgerow.pipeline.local_pipeline import LocalPipeline
+from hedgerow.pipeline.workers.pipe import pack, unpack
 
 
 def main(descriptor: int) -> None:
@@ -51,7 +39,7 @@ def main(descriptor: int) -> None:
             pool = ModelPool(cores=task["cores"], state_dir=config.node.state_dir)
             for version in map(Candidate.from_dict, task["versions"]):
                 pool.assign(version.name, version)
-            plan = LocalPlan(
+            built = LocalPipeline(
                 config,
                 task["name"],
                 Path(task["base_dir"]),
@@ -68,26 +56,26 @@ def main(descriptor: int) -> None:
         except HedgerowError as error:
             pipe.send_bytes(pack({"error": (error.code, str(error), error.remedy)}))
             return
-        pipe.send_bytes(pack({"models": list(map(dataclasses.asdict, plan.models()))}))
+        pipe.send_bytes(pack({"models": list(map(dataclasses.asdict, built.models()))}))
         try:
-            _serve(pipe, plan, pool, events)
+            _serve(pipe, built, pool, events)
         finally:
-            plan.close()
+            built.close()
             pool.close()
 
 
-def _serve(pipe: Connection, plan: LocalPlan, pool: ModelPool, events: list[tuple[str, dict[str, Any]]]) -> None:
+def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list[tuple[str, dict[str, Any]]]) -> None:
     told_at = 0.0
     watching = _Watching(None, pool)
     while True:
         frames, forgotten, watched = unpack(pipe.recv_bytes())
         for stream in forgotten:
-            plan.forget(stream)
+            built.forget(stream)
         if watched != watching.model:
             watching.end()
             watching = _Watching(watched, pool)
         deliveries = [_delivery(*fields) for fields in frames]
-        completed = plan.run(deliveries, 0)
+        completed = built.run(deliveries, 0)
         position = {id(delivery): index for index, delivery in enumerate(deliveries)}
         settlements = [
             (position[id(each.delivery)], each.results, each.dropped, each.dead, each.reason)
@@ -99,10 +87,10 @@ def _serve(pipe: Connection, plan: LocalPlan, pool: ModelPool, events: list[tupl
         models: list[dict[str, Any]] = []
         if time.monotonic() - told_at > 1.0:  # counts need not come with every list
             told_at = time.monotonic()
-            models = list(map(dataclasses.asdict, plan.models()))
+            models = list(map(dataclasses.asdict, built.models()))
         last = gave[-1] if gave else None
         conduct = watching.conduct()
-        pipe.send_bytes(pack((settlements, completed.timings, last, happened, plan.failing(), models, conduct)))
+        pipe.send_bytes(pack((settlements, completed.timings, last, happened, built.failing(), models, conduct)))
 
 
 class _Watching:

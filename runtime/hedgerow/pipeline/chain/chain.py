@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Drop, Frame
-from hedgerow.pipeline.circuit import Circuit
+from hedgerow.pipeline.chain.circuit import Circuit
 from hedgerow.stage import Outcome, Stage
 
 ABSORBED: Final = "absorbed"
@@ -93,7 +93,7 @@ def _no_events(kind: str, detail: dict[str, Any]) -> None:
     pass
 
 
-class Step:
+class ChainStep:
     """A stage in a chain, observed: isolates exceptions, opens a circuit when the stage keeps failing.
 
     While the circuit is open, frames are refused. After its pause one frame of one list is the try; the rest of that
@@ -156,7 +156,7 @@ class Step:
 class Chain:
     """Stages in order."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[ChainStep]) -> None:
         self.steps = tuple(steps)
 
     def run(self, frames: Sequence[Frame]) -> ChainRun:

@@ -1,4 +1,4 @@
-"""Lanes: threads that take lists of frames through a plan."""
+"""Lanes: threads that run lists of frames through a built pipeline."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from queue import SimpleQueue
 import structlog
 
 from hedgerow.errors import FrameError
+from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed
 from hedgerow.pipeline.delivery import Delivery
-from hedgerow.pipeline.plan import Completed, Plan
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class Job:
-    """A list on its way through a plan; `began_at` in monotonic seconds."""
+    """A list on its way through a built pipeline; `began_at` in monotonic seconds."""
 
-    plan: Plan
+    built: BuiltPipeline
     deliveries: list[Delivery]
     began_at: float
 
     def run(self, lane: int) -> Completed:
         """Take the list through. For any thread; never raises."""
         try:
-            return self.plan.run(self.deliveries, lane)
+            return self.built.run(self.deliveries, lane)
         except Exception as error:  # nothing gets here that we know of, but a lane that ends takes its frames along
-            log.exception("lane-failed", pipeline=self.plan.name)
+            log.exception("lane-failed", pipeline=self.built.name)
             fault = FrameError(f"The node failed: {error!r}", code="internal", remedy="Report it, with the node's log.")
-            return Completed([self.plan.bury(delivery, fault) for delivery in self.deliveries], [])
+            return Completed([self.built.bury(delivery, fault) for delivery in self.deliveries], [])
 
 
 class Lane(threading.Thread):
-    """Takes lists through plans, one after the other.
+    """Runs lists, one after the other.
 
     Args:
         index: which of the pipeline's lanes, from 0.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.pipeline.parallelism import Parallelism
+from hedgerow.pipeline.lanes.lane_tuner import LaneTuner
 
 
 def run(
@@ -19,7 +19,7 @@ def run(
     *,
     machine: Callable[[float], float] = lambda _: 1.0,
     more: bool = True,
-) -> tuple[Parallelism, list[int]]:
+) -> tuple[LaneTuner, list[int]]:
     """A simulated pipeline in lists of ten.
 
     Args:
@@ -27,7 +27,7 @@ def run(
         machine: how fast the machine is, by time.
     Returns: the decider, and how many lanes were in use after each list.
     """
-    decider, now, used = Parallelism(most), 0.0, []
+    decider, now, used = LaneTuner(most), 0.0, []
     while now < seconds:
         now += 10 / (rate(decider.lanes) * machine(now))
         decider.finished(10, now, more)
@@ -87,7 +87,7 @@ def test_without_a_queue_all_lanes_are_in_use(most: int) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 64), st.floats(0, 1), st.booleans())), st.integers(1, 4))
 def test_it_never_uses_no_lane_nor_more_than_there_are(lists: list[tuple[int, float, bool]], most: int) -> None:
-    decider, now = Parallelism(most), 0.0
+    decider, now = LaneTuner(most), 0.0
     for frames, took, more in lists:
         now += took
         decider.finished(frames, now, more)

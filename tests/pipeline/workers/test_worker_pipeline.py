@@ -18,9 +18,10 @@ from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import ConfigError, HedgerowError
 from hedgerow.models.conduct import Conduct
 from hedgerow.models.pool import ModelPool
+from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed
 from hedgerow.pipeline.delivery import Delivery
-from hedgerow.pipeline.plan import Completed, LocalPlan, Plan
-from hedgerow.pipeline.workers import WorkerPlan, _sum
+from hedgerow.pipeline.local_pipeline import LocalPipeline
+from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline, _sum
 
 STAGES = '''
 import os
@@ -95,10 +96,10 @@ def events() -> list[tuple[str, dict[str, Any]]]:
 
 
 @pytest.fixture
-def plan(stages: None, events: list[tuple[str, dict[str, Any]]]) -> Iterator[WorkerPlan]:
-    plan = WorkerPlan(config(workers=2), "p", Path.cwd(), 2, lambda kind, detail: events.append((kind, detail)))
-    yield plan
-    plan.close()
+def built(stages: None, events: list[tuple[str, dict[str, Any]]]) -> Iterator[WorkerPipeline]:
+    built = WorkerPipeline(config(workers=2), "p", Path.cwd(), 2, lambda kind, detail: events.append((kind, detail)))
+    yield built
+    built.close()
 
 
 def deliveries(*words: str, stream: str = "a/1") -> list[Delivery]:
@@ -115,11 +116,11 @@ def outcome(completed: Completed) -> list[Any]:
     ]
 
 
-def test_a_worker_gives_what_the_node_itself_would_give(plan: WorkerPlan) -> None:
-    local: Plan = LocalPlan(config(), "p", Path.cwd(), ModelPool(cores=1), 1, quiet)
+def test_a_worker_gives_what_the_node_itself_would_give(built: WorkerPipeline) -> None:
+    local: BuiltPipeline = LocalPipeline(config(), "p", Path.cwd(), ModelPool(cores=1), 1, quiet)
     given = deliveries("x", "drop", "die", "y")
 
-    there, here = plan.run(given, 0), local.run(given, 0)
+    there, here = built.run(given, 0), local.run(given, 0)
 
     (first, *_), (other, *_) = outcome(there), outcome(here)
     assert first["pid"] != other["pid"] == os.getpid()
@@ -136,49 +137,49 @@ def test_a_worker_gives_what_the_node_itself_would_give(plan: WorkerPlan) -> Non
     local.close()
 
 
-def test_each_lane_has_a_process_and_keeps_its_streams_state(plan: WorkerPlan) -> None:
-    one, two = (outcome(plan.run(deliveries("x", stream=f"a/{lane}"), lane))[0] for lane in (0, 1))
-    again = outcome(plan.run(deliveries("x", stream="a/0"), 0))[0]
+def test_each_lane_has_a_process_and_keeps_its_streams_state(built: WorkerPipeline) -> None:
+    one, two = (outcome(built.run(deliveries("x", stream=f"a/{lane}"), lane))[0] for lane in (0, 1))
+    again = outcome(built.run(deliveries("x", stream="a/0"), 0))[0]
 
     assert one["pid"] != two["pid"]
     assert (again["pid"], again["count"]) == (one["pid"], 2)
 
 
 def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are_not(
-    plan: WorkerPlan, events: list[tuple[str, dict[str, Any]]]
+    built: WorkerPipeline, events: list[tuple[str, dict[str, Any]]]
 ) -> None:
     """The frame gets a second try, alone; the worker is started anew each time and reported."""
-    before = outcome(plan.run(deliveries("x"), 0))[0]["pid"]
-    plan.watch("model")
+    before = outcome(built.run(deliveries("x"), 0))[0]["pid"]
+    built.watch("model")
 
-    words = outcome(plan.run(deliveries("x", "crash", "y"), 0))
+    words = outcome(built.run(deliveries("x", "crash", "y"), 0))
 
     assert [each if isinstance(each, str) else "result" for each in words] == ["result", "worker-crashed", "result"]
     assert words[0]["pid"] != before
     assert [kind for kind, _ in events] == ["worker-crashed", "worker-crashed"]
     assert events[0][1]["code"] == 11
-    assert plan.conduct() == Conduct(frames=1, failures=1, crashes=2), "what is held against a version on trial"
-    plan.watch(None)
-    assert plan.conduct() == Conduct()
+    assert built.conduct() == Conduct(frames=1, failures=1, crashes=2), "what is held against a version on trial"
+    built.watch(None)
+    assert built.conduct() == Conduct()
 
-    plan.retired, given = True, deliveries("x", "crash", "y")
-    completed = plan.run(given, 0)
-    assert (completed.settlements, completed.left) == ([], given), "a plan that took its place may do better"
+    built.retired, given = True, deliveries("x", "crash", "y")
+    completed = built.run(given, 0)
+    assert (completed.settlements, completed.left) == ([], given), "the pipeline that took its place may do better"
 
 
-def test_a_forgotten_stream_begins_anew(plan: WorkerPlan) -> None:
+def test_a_forgotten_stream_begins_anew(built: WorkerPipeline) -> None:
     lane = hash("a/1") % 2
-    plan.run(deliveries("x", "y"), lane)
-    plan.forget("a/1")
+    built.run(deliveries("x", "y"), lane)
+    built.forget("a/1")
 
-    assert outcome(plan.run(deliveries("z"), lane))[0]["count"] == 1
+    assert outcome(built.run(deliveries("z"), lane))[0]["count"] == 1
 
 
 def test_a_pipeline_that_cannot_be_built_says_so_as_it_would_in_the_node(stages: None) -> None:
     broken = config(workers=1, stages=["treat", {"infer": {"model": "nobody"}}])
 
     with pytest.raises(HedgerowError, match="No model 'nobody'") as raised:
-        WorkerPlan(broken, "p", Path.cwd(), 1, quiet)
+        WorkerPipeline(broken, "p", Path.cwd(), 1, quiet)
 
     assert raised.value.code == ConfigError.code
 
@@ -186,7 +187,7 @@ def test_a_pipeline_that_cannot_be_built_says_so_as_it_would_in_the_node(stages:
 def test_a_stage_that_brings_its_worker_down_in_setup_is_an_error_of_its_pipeline(stages: None) -> None:
     """A native library may do so; were it no HedgerowError, it would end the node."""
     with pytest.raises(HedgerowError, match="ended with code 12") as raised:
-        WorkerPlan(config(workers=2, stages=["doomed"]), "p", Path.cwd(), 2, quiet)
+        WorkerPipeline(config(workers=2, stages=["doomed"]), "p", Path.cwd(), 2, quiet)
 
     assert raised.value.code == "worker-not-started"
 
@@ -198,10 +199,10 @@ def test_a_worker_gets_the_configuration_the_node_has_and_no_secrets(
     made = config(workers=1, stages=[{"limited": {"most": float("inf")}}])
     monkeypatch.setenv("HEDGEROW_NODE__NAME", "another")
     monkeypatch.setenv("HEDGEROW_BROKER__PASSWORD", "hush")
-    plan = WorkerPlan(made, "p", Path.cwd(), 1, quiet)
+    built = WorkerPipeline(made, "p", Path.cwd(), 1, quiet)
 
-    (settlement,) = plan.run(deliveries("x"), 0).settlements
-    plan.close()
+    (settlement,) = built.run(deliveries("x"), 0).settlements
+    built.close()
 
     body = orjson.loads((settlement.results or [])[0].payload)
     assert body["result"]["most"] == "inf"

@@ -27,7 +27,7 @@ _FIRST_PAUSE_S: Final = 10.0
 _LONGEST_PAUSE_S: Final = 640.0
 
 
-class Parallelism:
+class LaneTuner:
     """Finds the number of lanes that gives the highest rate.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.pipeline.placement import Placement
+from hedgerow.pipeline.intake.placement import Placement
 
 
 @given(st.lists(st.text(max_size=3)), st.integers(1, 5))

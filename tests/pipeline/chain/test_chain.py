@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hedgerow import Drop, Frame, FrameError, Stage, StageConfig
 from hedgerow.errors import InferenceError
-from hedgerow.pipeline.chain import ABSORBED, Chain, Fate, Step
+from hedgerow.pipeline.chain.chain import ABSORBED, Chain, ChainStep, Fate
 
 
 class Make(Stage[StageConfig]):
@@ -65,7 +65,7 @@ def generator(*parts: Any, then: Exception | None = None) -> Callable[[Frame], A
 
 
 def chain(*acts: Callable[[Frame], Any], kind: type[Make] = Make) -> Chain:
-    return Chain([Step(f"stage-{number}", kind(act)) for number, act in enumerate(acts)])
+    return Chain([ChainStep(f"stage-{number}", kind(act)) for number, act in enumerate(acts)])
 
 
 def say(fate: Fate) -> str:
@@ -150,7 +150,7 @@ def test_a_list_that_fails_as_a_whole_is_given_again_one_at_a_time() -> None:
                 raise ValueError("number 2")
             return frames
 
-    run = Chain([Step("picky", Picky(StageConfig()))]).run(numbered(4))
+    run = Chain([ChainStep("picky", Picky(StageConfig()))]).run(numbered(4))
 
     assert [say(fate) for fate in run.fates] == ["results 1", "results 1", "dead stage-failed", "results 1"]
     assert seen == [4, 1, 1, 1, 1]
@@ -163,7 +163,7 @@ def test_a_list_of_the_wrong_length_kills_its_frames_and_says_so(made: Any) -> N
         def process_many(self, frames: Sequence[Frame]) -> Sequence[Frame]:
             return made  # type: ignore[no-any-return]
 
-    run = Chain([Step("miscounting", Miscounting(StageConfig()))]).run(numbered(3))
+    run = Chain([ChainStep("miscounting", Miscounting(StageConfig()))]).run(numbered(3))
 
     assert [say(fate) for fate in run.fates] == ["dead stage-failed"] * 3
 
@@ -182,9 +182,9 @@ def test_a_stage_sees_only_what_the_one_before_let_through() -> None:
     assert run.fates[0].stage == "stage-0"
 
 
-def step(act: Callable[[Frame], Any]) -> tuple[Step, list[str]]:
+def step(act: Callable[[Frame], Any]) -> tuple[ChainStep, list[str]]:
     events: list[str] = []
-    made = Step("shaky", Make(act), lambda kind, detail: events.append(f"{kind} {detail['stage']}"))
+    made = ChainStep("shaky", Make(act), lambda kind, detail: events.append(f"{kind} {detail['stage']}"))
     return made, events
 
 
@@ -251,7 +251,7 @@ def test_while_one_lane_tries_the_lists_of_the_others_are_refused() -> None:
     class Concurrent(Make):
         concurrent = True
 
-    shaky = Step("shaky", Concurrent(act))
+    shaky = ChainStep("shaky", Concurrent(act))
     chain = Chain([shaky])
     shaky.circuit.pause_s = 3600.0
     for _ in range(shaky.circuit.threshold):
@@ -295,7 +295,7 @@ def test_a_stage_is_in_one_thread_at_a_time_unless_it_says_it_is_concurrent() ->
                     inside -= 1
                 return frame
 
-        counting = Chain([Step("counting", Counting(StageConfig()))])
+        counting = Chain([ChainStep("counting", Counting(StageConfig()))])
         threads = [threading.Thread(target=counting.run, args=(numbered(1),)) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -318,7 +318,7 @@ def test_a_stage_that_cannot_close_does_not_keep_the_others_from_it() -> None:
             closed.append("closed")
 
     steps = [
-        Step(name, Closing(act), lambda kind, _: events.append(kind))
+        ChainStep(name, Closing(act), lambda kind, _: events.append(kind))
         for name, act in (("a", lambda f: f), ("b", lambda _: None), ("c", lambda f: f))
     ]
     Chain(steps).close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.pipeline.rate import RateLimit
+from hedgerow.pipeline.intake.rate_limit import RateLimit
 
 GAPS = st.lists(st.floats(0, 3), max_size=80)
 

@@ -16,11 +16,11 @@ from hedgerow.bus.causes import packet_too_large
 from hedgerow.bus.client import Client
 from hedgerow.bus.outbox import Outbox, OutboxError
 from hedgerow.errors import BusError, HedgerowError
-from hedgerow.pipeline.chain import EventSink
+from hedgerow.pipeline.built_pipeline import BuiltPipeline
+from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement, shed_reason
-from hedgerow.pipeline.durable import Keeper, Kept
-from hedgerow.pipeline.plan import Plan
-from hedgerow.pipeline.results import Encoded
+from hedgerow.pipeline.result_encoder import Encoded
+from hedgerow.pipeline.settlement.outbox_keeper import OutboxKeeper, PendingResults
 from hedgerow.telemetry.tally import DropReason, Tally
 
 MOST_OUTSTANDING = 2048
@@ -59,7 +59,7 @@ class Settler:
         self._tally = tally
         self._on_event = on_event
         self._wake = wake
-        self._keeper = None if outbox is None else Keeper(outbox, self._stored, self._not_stored)
+        self._keeper = None if outbox is None else OutboxKeeper(outbox, self._stored, self._not_stored)
 
     @property
     def full(self) -> bool:
@@ -74,7 +74,7 @@ class Settler:
         """Whether results wait for the outbox, which needs no broker."""
         return self._keeper is not None and self._keeper.results > 0
 
-    def settle(self, plan: Plan, settlements: Iterable[Settlement]) -> None:
+    def settle(self, built: BuiltPipeline, settlements: Iterable[Settlement]) -> None:
         """Do what a list's run has decided."""
         held, now = self._tally.held, time.monotonic()
         keeper = self._keeper
@@ -84,19 +84,19 @@ class Settler:
                 continue  # given up when the pipeline was stopped
             if settlement.results is not None:
                 if keeper is None:
-                    self._publish(plan, delivery, settlement.results, now)
+                    self._publish(built, delivery, settlement.results, now)
                 else:
-                    self._keep(keeper, plan, delivery, settlement.results)
+                    self._keep(keeper, built, delivery, settlement.results)
             elif settlement.dead is not None:
-                self._publish_dead(plan, settlement)
+                self._publish_dead(built, settlement)
             else:
                 self.drop(delivery, settlement.dropped or "dropped")
         if keeper is not None:
             keeper.flush()
 
-    def bury(self, plan: Plan, delivery: Delivery, error: HedgerowError) -> None:
+    def bury(self, built: BuiltPipeline, delivery: Delivery, error: HedgerowError) -> None:
         """Dead-letter a delivery that never reached a lane, or came back from one."""
-        self._publish_dead(plan, plan.bury(delivery, error))
+        self._publish_dead(built, built.bury(delivery, error))
 
     def drop(self, delivery: Delivery, reason: str) -> None:
         """Drop a delivery; one that goes back to the broker is not acknowledged."""
@@ -112,53 +112,53 @@ class Settler:
         for delivery in list(self._tally.held):
             self.drop(delivery, shed_reason(delivery))
 
-    def _keep(self, keeper: Keeper, plan: Plan, delivery: Delivery, results: list[Encoded]) -> None:
+    def _keep(self, keeper: OutboxKeeper, built: BuiltPipeline, delivery: Delivery, results: list[Encoded]) -> None:
         try:
-            if not keeper.keep(plan, delivery, results):
+            if not keeper.keep(built, delivery, results):
                 self.drop(delivery, DropReason.DUPLICATE)
         except OutboxError as error:
-            self._unpublishable(plan, delivery, error)
+            self._unpublishable(built, delivery, error)
 
-    def _stored(self, those: Sequence[Kept]) -> None:
+    def _stored(self, group: Sequence[PendingResults]) -> None:
         now, held = time.monotonic(), self._tally.held
-        for kept in those:
-            if kept.delivery in held:
-                self._out(kept.delivery, len(kept.records), now)
+        for pending in group:
+            if pending.delivery in held:
+                self._out(pending.delivery, len(pending.records), now)
         self._wake()
 
-    def _not_stored(self, kept: Kept) -> None:
-        if kept.delivery in self._tally.held:
-            self.drop(kept.delivery, DropReason.OUTBOX)
+    def _not_stored(self, pending: PendingResults) -> None:
+        if pending.delivery in self._tally.held:
+            self.drop(pending.delivery, DropReason.OUTBOX)
 
-    def _publish(self, plan: Plan, delivery: Delivery, results: list[Encoded], now: float) -> None:
-        sink, topic, qos = self._sink, plan.encoder.topic, plan.config.publish.qos
+    def _publish(self, built: BuiltPipeline, delivery: Delivery, results: list[Encoded], now: float) -> None:
+        sink, topic, qos = self._sink, built.encoder.topic, built.config.publish.qos
         if qos == 0:
             if not sink.connected:
                 self.drop(delivery, DropReason.BROKER_AWAY)
                 return
             largest = sink.max_packet_bytes - len(topic)
             if (size := max(map(_packet_bytes, results))) > largest:  # nobody would tell us later
-                self._unpublishable(plan, delivery, packet_too_large(size, largest))
+                self._unpublishable(built, delivery, packet_too_large(size, largest))
                 return
         delivery.outstanding = len(results)
-        done = partial(self._published, plan, delivery, len(results)) if qos else None
+        done = partial(self._published, built, delivery, len(results)) if qos else None
         try:
             for result in results:
                 sink.publish(topic, result.payload, qos=qos, properties=result.properties, done=done)
         except BusError as error:  # larger than any packet; its neighbours go on
             delivery.outstanding = 0
-            self._unpublishable(plan, delivery, error)
+            self._unpublishable(built, delivery, error)
             return
         if qos == 0:
             self._out(delivery, len(results), now)
 
-    def _published(self, plan: Plan, delivery: Delivery, results: int, error: Exception | None) -> None:
+    def _published(self, built: BuiltPipeline, delivery: Delivery, results: int, error: Exception | None) -> None:
         if delivery not in self._tally.held or not delivery.outstanding:
             return  # settled, or about to be dead-lettered, by an earlier part's failure
         if error is not None:
             if not self.closing:
                 delivery.outstanding = 0
-                self._unpublishable(plan, delivery, error)
+                self._unpublishable(built, delivery, error)
             return
         delivery.outstanding -= 1
         if delivery.outstanding == 0:
@@ -176,21 +176,21 @@ class Settler:
         if delivery.durable:
             self._source.ack(delivery.message)
 
-    def _unpublishable(self, plan: Plan, delivery: Delivery, error: Exception) -> None:
+    def _unpublishable(self, built: BuiltPipeline, delivery: Delivery, error: Exception) -> None:
         refusal = (
             error if isinstance(error, HedgerowError) else BusError(str(error), remedy="Look at the broker's log.")
         )
         self._on_event("result-refused", {"error": str(refusal), "remedy": refusal.remedy})
-        self.bury(plan, delivery, refusal)
+        self.bury(built, delivery, refusal)
 
-    def _publish_dead(self, plan: Plan, settlement: Settlement) -> None:
+    def _publish_dead(self, built: BuiltPipeline, settlement: Settlement) -> None:
         assert settlement.dead is not None  # noqa: S101 - the caller looked
         if self.full and not settlement.delivery.durable:  # the durable are no more than Receive Maximum
             self.drop(settlement.delivery, DropReason.BROKER_AWAY)
             return
         done = partial(self._buried, settlement.delivery, settlement.reason)
         letter = settlement.dead
-        self._sink.publish(plan.encoder.dead_topic, letter.payload, qos=1, properties=letter.properties, done=done)
+        self._sink.publish(built.encoder.dead_topic, letter.payload, qos=1, properties=letter.properties, done=done)
 
     def _buried(self, delivery: Delivery, reason: str, error: Exception | None) -> None:
         if delivery not in self._tally.held or (error is not None and self.closing):

@@ -13,7 +13,7 @@ _DOUBT: Final = 7 / 8
 
 
 @dataclass(slots=True)
-class Pace:
+class ServiceTime:
     """Seconds a frame takes in a list; nothing is known before the first list.
 
     Attributes:

@@ -12,7 +12,7 @@ import pytest
 from hedgerow import Frame, FrameError
 from hedgerow.bus.properties import PublishProperties
 from hedgerow.config import PublishSection
-from hedgerow.pipeline.results import Encoded, ResultEncoder, trace_child
+from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder, trace_child
 from hedgerow.topics import Address
 from hedgerow.wire.messages import JSON, MSGPACK
 

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
-import msgpack
 import pytest
+from tests.pipeline.messages import config, message
 
 from hedgerow import FrameError
 from hedgerow.bus.message import Message
-from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.config import PipelineConfig
 from hedgerow.frame import Frame
-from hedgerow.pipeline.delivery import QOS0_MAX_AGE_S, Delivery, FrameMaker, StreamKey, unusable
+from hedgerow.pipeline.delivery import QOS0_MAX_AGE_S, Delivery
+from hedgerow.pipeline.frame_maker import FrameMaker, unusable
+from hedgerow.pipeline.intake.stream_key import StreamKey
 from hedgerow.wire.codec import ENVELOPE, pack_envelope
-
-
-def config(**fields: Any) -> PipelineConfig:
-    return PipelineConfig.model_validate({"subscribe": "#", "stages": ["parse"], **fields})
-
-
-def message(
-    payload: bytes = b"x", *, topic: str = "plant/line3/door", qos: int = 1, content_type: str = "", **user: str
-) -> Message:
-    pairs: list[tuple[Property, Any]] = [(Property.USER, pair) for pair in user.items()]
-    if content_type:
-        pairs.append((Property.CONTENT_TYPE, content_type))
-    return Message(topic, payload, qos << 1, 5 if qos else 0, time.monotonic(), encode_properties(pairs))
 
 
 def made(received: Message, **fields: Any) -> Frame:
@@ -91,12 +77,6 @@ def test_an_envelope_cannot_put_its_frame_into_another_stream_than_it_is_counted
     assert maker.complete(bare(maker, received, stream=key), received).stream == key == "line3"
 
 
-def test_an_envelope_is_one_however_its_type_is_written() -> None:
-    packed = pack_envelope(b"x", content_type="text/csv", stream="cam-2")
-
-    assert StreamKey(config())(message(packed, content_type=f"{ENVELOPE.upper()}; v=1")) == "cam-2"
-
-
 def test_a_sender_of_envelopes_need_not_speak_mqtt_5() -> None:
     """The pipeline's `content_type` says it for a sender that cannot."""
     received = message(pack_envelope(b"x", content_type="text/csv", stream="cam-2"))
@@ -104,54 +84,6 @@ def test_a_sender_of_envelopes_need_not_speak_mqtt_5() -> None:
 
     assert StreamKey(config(**pipeline))(received) == "cam-2"
     assert made(received, **pipeline).content_type == "text/csv"
-
-
-@pytest.mark.parametrize(
-    ("stream", "received", "key"),
-    [
-        ({}, message(), "plant/line3/door"),
-        ({"by": "level", "level": 1}, message(), "line3"),
-        ({"by": "field", "field": "machine"}, message(json.dumps({"machine": "m1"}).encode()), "m1"),
-        ({"by": "field", "field": "machine"}, message(json.dumps({"machine": 7}).encode()), "7"),
-        (
-            {"by": "field", "field": "machine"},
-            message(msgpack.packb({"machine": "m2"}), content_type="application/msgpack"),
-            "m2",
-        ),
-    ],
-)
-def test_streams_are_told_apart_as_configured(stream: dict[str, Any], received: Message, key: str) -> None:
-    assert StreamKey(config(stream=stream))(received) == key
-
-
-@pytest.mark.parametrize(
-    ("stream", "received", "code"),
-    [
-        ({"by": "level", "level": 9}, message(), "no-stream-key"),
-        ({"by": "field", "field": "machine"}, message(b"{}"), "no-stream-key"),
-        ({"by": "field", "field": "machine"}, message(b'{"machine": [1]}'), "no-stream-key"),
-        ({"by": "field", "field": "machine"}, message(b'{"machine": true}'), "no-stream-key"),
-        ({"by": "field", "field": "machine"}, message(b"[1]"), "no-stream-key"),
-        (
-            {"by": "field", "field": "machine"},
-            message(json.dumps({"machine": "m" * 1025}).encode()),
-            "long-stream-name",
-        ),
-        ({"by": "field", "field": "machine"}, message(b"\xff"), "bad-json"),
-        ({"by": "field", "field": "machine"}, message(b"\x81\x90\1", content_type="a/msgpack"), "bad-msgpack"),
-        ({}, message(b"\x81\x90\1", content_type=ENVELOPE), "bad-msgpack"),
-        (
-            {},
-            message(pack_envelope(b"", content_type="", stream="s" * 1025), content_type=ENVELOPE),
-            "long-stream-name",
-        ),
-    ],
-)
-def test_a_frame_of_no_stream_is_a_bad_frame(stream: dict[str, Any], received: Message, code: str) -> None:
-    with pytest.raises(FrameError) as caught:
-        StreamKey(config(stream=stream))(received)
-
-    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(

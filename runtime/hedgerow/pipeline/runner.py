@@ -28,24 +28,26 @@ from hedgerow.bus.outbox import Outbox
 from hedgerow.config import QueueSection
 from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.models.portion import LONG_S
-from hedgerow.pipeline.chain import EventSink
-from hedgerow.pipeline.delivery import Delivery, StreamKey, shed_reason, unusable
-from hedgerow.pipeline.lane import Job, Lane
-from hedgerow.pipeline.pace import Pace
-from hedgerow.pipeline.parallelism import Parallelism
-from hedgerow.pipeline.placement import Placement
-from hedgerow.pipeline.plan import Completed, Plan, Snapshot
-from hedgerow.pipeline.queue import FrameQueue
-from hedgerow.pipeline.rate import RateLimit
-from hedgerow.pipeline.settle import Settler
+from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot
+from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.pipeline.delivery import Delivery, shed_reason
+from hedgerow.pipeline.frame_maker import unusable
+from hedgerow.pipeline.intake.placement import Placement
+from hedgerow.pipeline.intake.queue import FrameQueue
+from hedgerow.pipeline.intake.rate_limit import RateLimit
+from hedgerow.pipeline.intake.stream_key import StreamKey
+from hedgerow.pipeline.lanes.lane import Job, Lane
+from hedgerow.pipeline.lanes.lane_tuner import LaneTuner
+from hedgerow.pipeline.lanes.service_time import ServiceTime
+from hedgerow.pipeline.settlement.settler import Settler
 from hedgerow.telemetry.tally import DropReason, Tally
 
 log = structlog.get_logger(__name__)
 
 
-def _filters(plan: Plan) -> dict[str, int]:
-    """What a plan subscribes to: QoS by filter."""
-    return dict.fromkeys(plan.config.subscribe, plan.config.qos)
+def _filters(built: BuiltPipeline) -> dict[str, int]:
+    """What a pipeline subscribes to: QoS by filter."""
+    return dict.fromkeys(built.config.subscribe, built.config.qos)
 
 
 def _share(limits: QueueSection, parts: int) -> QueueSection:
@@ -73,7 +75,7 @@ class PipelineRunner:
     not reading, while results still go and are acknowledged.
 
     Args:
-        plan: what to run.
+        built: what to run.
         source: the link that frames come in on.
         sink: the link that results go out on.
         on_event: takes what operators should know.
@@ -83,14 +85,14 @@ class PipelineRunner:
 
     def __init__(
         self,
-        plan: Plan,
+        built: BuiltPipeline,
         source: ClientOptions,
         sink: ClientOptions,
         on_event: EventSink,
         outbox: Outbox | None = None,
         tally: Tally | None = None,
     ) -> None:
-        self.plan = plan
+        self.built = built
         self.tally = tally or Tally()
         self.state: Literal["running", "paused", "stopping"] = "running"
         self.snapshot: Snapshot | None = None
@@ -100,23 +102,23 @@ class PipelineRunner:
         self._streams: OrderedDict[str, int] = OrderedDict()
         # One for all lanes; or one a lane, where a stream must stay in its lane.
         self._queues: list[FrameQueue[Delivery]] = [
-            FrameQueue(plan.config.queue) for _ in range(plan.lanes if plan.pinned else 1)
+            FrameQueue(built.config.queue) for _ in range(built.lanes if built.pinned else 1)
         ]
         self._placement = Placement(len(self._queues))
         self._lanes: list[Lane] = []
         self._idle: list[Lane] = []
-        self._pace = Pace()
+        self._service_time = ServiceTime()
         self._rate = RateLimit()
-        self._parallelism: Parallelism | None = None
+        self._lane_tuner: LaneTuner | None = None
         self._running_here = False
         self._turn = asyncio.Lock()
-        self._adopt(plan)
+        self._adopt(built)
 
-    def _adopt(self, plan: Plan) -> None:
-        self.plan = plan
-        self._key = StreamKey(plan.config)
+    def _adopt(self, built: BuiltPipeline) -> None:
+        self.built = built
+        self._key = StreamKey(built.config)
         for queue in self._queues:
-            queue.limits = _share(plan.config.queue, len(self._queues))
+            queue.limits = _share(built.config.queue, len(self._queues))
 
     # Lifecycle
 
@@ -127,14 +129,14 @@ class PipelineRunner:
             paused: wait for `resume` before connecting.
         """
         loop = asyncio.get_running_loop()
-        self._housekeeping = loop.create_task(self._keep_house(), name=f"{self.plan.name}-housekeeping")
+        self._housekeeping = loop.create_task(self._keep_house(), name=f"{self.built.name}-housekeeping")
         self._add_lanes()
         if paused:
             self.state = "paused"
         else:
             self._source.resume()
         self._sink.resume()
-        await self._source.subscribe(_filters(self.plan))
+        await self._source.subscribe(_filters(self.built))
 
     async def stop(self, drain_s: float, *, forget_session: bool = False) -> None:
         """Take no more, finish what is in flight within a limit, disconnect.
@@ -162,12 +164,12 @@ class PipelineRunner:
         self._settler.give_up()
         stuck = [lane for lane in self._lanes if lane.job is not None]
         if stuck:
-            log.warning("stage-stuck", pipeline=self.plan.name, lanes=len(stuck), drain_s=drain_s)
+            log.warning("stage-stuck", pipeline=self.built.name, lanes=len(stuck), drain_s=drain_s)
             return
-        self.plan.retire()
+        self.built.retire()
         limit_s = _left_s(deadline)
-        if not await asyncio.to_thread(self.plan.wait_closed, limit_s):
-            log.warning("stage-does-not-close", pipeline=self.plan.name, waited_s=limit_s)
+        if not await asyncio.to_thread(self.built.wait_closed, limit_s):
+            log.warning("stage-does-not-close", pipeline=self.built.name, waited_s=limit_s)
 
     async def pause(self) -> None:
         """Stop taking frames; the broker keeps QoS 1 frames meanwhile."""
@@ -189,46 +191,46 @@ class PipelineRunner:
         await self._sink.renew()
         await self._source.renew()
 
-    def can_swap(self, plan: Plan) -> bool:
-        """Whether it can go over to a plan as it runs; what is settled when links and lanes are made must be the same."""
+    def can_swap(self, built: BuiltPipeline) -> bool:
+        """Whether it can go over to another built pipeline as it runs; what is settled when links and lanes are made must be the same."""
         now, then = (
             (c.receive_maximum, c.max_payload_bytes, c.workers, c.publish.durable)
-            for c in (plan.config, self.plan.config)
+            for c in (built.config, self.built.config)
         )
-        return now == then and plan.lanes >= len(self._lanes)
+        return now == then and built.lanes >= len(self._lanes)
 
-    async def subscribe_also(self, plan: Plan) -> None:
-        """Subscribe to what another plan wants beside the present one's filters: the part of a swap that may fail.
+    async def subscribe_also(self, built: BuiltPipeline) -> None:
+        """Subscribe to what another built pipeline wants beside the present one's filters: the part of a swap that may fail.
 
         Raises: BusError: the broker refuses.
         """
-        had = _filters(self.plan)
-        await self._source.subscribe({name: qos for name, qos in _filters(plan).items() if had.get(name) != qos})
+        had = _filters(self.built)
+        await self._source.subscribe({name: qos for name, qos in _filters(built).items() if had.get(name) != qos})
 
-    async def unsubscribe_others(self, plan: Plan) -> None:
-        """Take back what `subscribe_also` did for a plan that does not come."""
-        await self._source.unsubscribe(_filters(plan).keys() - _filters(self.plan).keys())
+    async def unsubscribe_others(self, built: BuiltPipeline) -> None:
+        """Take back what `subscribe_also` did for a built pipeline that is not used after all."""
+        await self._source.unsubscribe(_filters(built).keys() - _filters(self.built).keys())
 
-    async def swap(self, plan: Plan) -> None:
-        """Go over to another plan, subscribed to already, between two lists; frames that run finish in the old one."""
-        old = self.plan
-        await self._source.unsubscribe(_filters(old).keys() - _filters(plan).keys())
-        self._adopt(plan)
-        self._parallelism = None  # other stages, another number of lanes
+    async def swap(self, built: BuiltPipeline) -> None:
+        """Go over to another built pipeline, subscribed to already, between two lists; frames that run finish in the old one."""
+        old = self.built
+        await self._source.unsubscribe(_filters(old).keys() - _filters(built).keys())
+        self._adopt(built)
+        self._lane_tuner = None  # other stages, another number of lanes
         self._add_lanes()
         old.retire()
         self._dispatch()
 
     def _add_lanes(self) -> None:
-        while len(self._lanes) < self.plan.lanes:
-            lane = Lane(len(self._lanes), self.plan.name, self._finished)
+        while len(self._lanes) < self.built.lanes:
+            lane = Lane(len(self._lanes), self.built.name, self._finished)
             self._lanes.append(lane)
             self._idle.append(lane)
             lane.start()
-        if self.plan.pinned or self.plan.config.lanes is not None:
-            self._parallelism = None
-        elif self._parallelism is None:
-            self._parallelism = Parallelism(len(self._lanes))
+        if self.built.pinned or self.built.config.lanes is not None:
+            self._lane_tuner = None
+        elif self._lane_tuner is None:
+            self._lane_tuner = LaneTuner(len(self._lanes))
 
     @property
     def connected(self) -> bool:
@@ -280,10 +282,10 @@ class PipelineRunner:
     # In
 
     def _take_in(self, messages: Sequence[Message]) -> None:
-        tally, queues, plan, key = self.tally, self._queues, self.plan, self._key
+        tally, queues, built, key = self.tally, self._queues, self.built, self._key
         tally.received += len(messages)
-        max_age_s, deadline_s = plan.config.queue.max_age_s, plan.config.queue.deadline_s
-        per_s, admits = plan.config.queue.max_rate_per_stream, self._rate.admits
+        max_age_s, deadline_s = built.config.queue.max_age_s, built.config.queue.deadline_s
+        per_s, admits = built.config.queue.max_rate_per_stream, self._rate.admits
         for message in messages:
             tally.bytes_in += len(message.payload)
             stream, expiry_s = message.topic, None
@@ -295,7 +297,7 @@ class PipelineRunner:
                 except FrameError as error:
                     problem = error
             else:
-                problem = unusable(message, plan.config.max_payload_bytes)
+                problem = unusable(message, built.config.max_payload_bytes)
             delivery = Delivery(message, stream, self._number(stream), max_age_s)
             if expiry_s is not None:
                 delivery.expire_in(expiry_s)
@@ -303,7 +305,7 @@ class PipelineRunner:
                 delivery.expire_in(deadline_s)
             tally.held.add(delivery)
             if problem is not None:
-                self._settler.bury(plan, delivery, problem)
+                self._settler.bury(built, delivery, problem)
             elif message.retain:
                 self._settler.drop(delivery, DropReason.RETAINED)
             elif self.state == "stopping":
@@ -323,8 +325,8 @@ class PipelineRunner:
         streams = self._streams
         number = streams.get(stream)
         if number is None:
-            while len(streams) >= self.plan.config.stream.max_streams:
-                self.plan.forget(streams.popitem(last=False)[0])
+            while len(streams) >= self.built.config.stream.max_streams:
+                self.built.forget(streams.popitem(last=False)[0])
             number = 0
         else:
             streams.move_to_end(stream)
@@ -335,7 +337,7 @@ class PipelineRunner:
         """Give every idle lane what waits for it."""
         if self.state == "paused":
             return
-        if not self.plan.lanes:
+        if not self.built.lanes:
             self._run_here()
             return
         for lane in tuple(self._idle):
@@ -357,28 +359,28 @@ class PipelineRunner:
 
     def _next(self, queue: FrameQueue[Delivery]) -> Job | None:
         """The next list; drops what is of no use any more."""
-        deadline_s = self.plan.config.queue.deadline_s
+        deadline_s = self.built.config.queue.deadline_s
         while queue.has_ready and not self._settler.full:
             now, most = time.monotonic(), self._most(queue)
             if deadline_s is None:
                 taken, expired = queue.take(most, now)
             else:
-                taken, expired = queue.take(most, now, self._pace.needs)
+                taken, expired = queue.take(most, now, self._service_time.needs)
             for delivery, reason in expired:
                 self._settler.drop(delivery, reason)
             if taken:
                 for delivery in taken:
                     delivery.dispatched_at = now
-                self.plan.running += 1
-                return Job(self.plan, taken, now)
+                self.built.running += 1
+                return Job(self.built, taken, now)
             if len(self._idle) == len(self._lanes) and any(reason is DropReason.LATE for _, reason in expired):
-                self._pace.doubt()  # nothing runs and nothing was worth starting
+                self._service_time.doubt()  # nothing runs and nothing was worth starting
         return None
 
     @property
     def _usable(self) -> int:
         """Lanes that may run at the same time."""
-        return self.plan.lanes if self._parallelism is None else self._parallelism.lanes
+        return self.built.lanes if self._lane_tuner is None else self._lane_tuner.lanes
 
     def _most(self, queue: FrameQueue[Delivery]) -> int:
         """Most frames for the next list.
@@ -386,10 +388,10 @@ class PipelineRunner:
         Short lists cost more a frame, so a lane takes all that waits; but not for long, where frames are slow: a list holds
         its streams, and the other lanes would have nothing to do.
         """
-        batch = self.plan.config.batch
-        if self.plan.pinned or self._usable <= 1 or self._pace.needs(queue.ready) <= LONG_S:
+        batch = self.built.config.batch
+        if self.built.pinned or self._usable <= 1 or self._service_time.needs(queue.ready) <= LONG_S:
             return batch
-        return min(batch, max(1, int(LONG_S / self._pace.needs(1))))
+        return min(batch, max(1, int(LONG_S / self._service_time.needs(1))))
 
     # Out
 
@@ -397,8 +399,8 @@ class PipelineRunner:
         lane.job = None
         self._completed(self._queues[lane.index % len(self._queues)], job, completed)
         if completed.left:  # their streams stay in this lane, so they keep their order
-            self.plan.running += 1
-            lane.give(Job(self.plan, list(completed.left), time.monotonic()))
+            self.built.running += 1
+            lane.give(Job(self.built, list(completed.left), time.monotonic()))
         else:
             self._idle.append(lane)
         self._dispatch()
@@ -406,26 +408,26 @@ class PipelineRunner:
     def _completed(self, queue: FrameQueue[Delivery], job: Job, completed: Completed) -> None:
         now, frames = time.monotonic(), len(job.deliveries) - len(completed.left)
         if frames:
-            self._pace.took(frames, now - job.began_at)
-        job.plan.running -= 1
-        if job.plan.retired:
-            job.plan.retire()
+            self._service_time.took(frames, now - job.began_at)
+        job.built.running -= 1
+        if job.built.retired:
+            job.built.retire()
         streams = {delivery.stream for delivery in job.deliveries}
         queue.release(streams - {delivery.stream for delivery in completed.left})
-        if self._parallelism is not None:
-            self._parallelism.finished(frames, now, queue.has_ready)
+        if self._lane_tuner is not None:
+            self._lane_tuner.finished(frames, now, queue.has_ready)
         for stream in streams - self._streams.keys():  # forgotten while it was being worked on: its state has come back
-            job.plan.forget(stream)
+            job.built.forget(stream)
         tally = self.tally
         self.snapshot = completed.snapshot or self.snapshot
         for name, seconds, count in completed.timings:
             tally.stage_s[name] += seconds
             tally.stage_frames[name] += count
-        self._settler.settle(job.plan, completed.settlements)
+        self._settler.settle(job.built, completed.settlements)
 
     def _wake(self) -> None:
         """Go on after the broker has accepted results, if that is what the queue was waiting for."""
-        if (self._idle or not self.plan.lanes) and self._has_ready:
+        if (self._idle or not self.built.lanes) and self._has_ready:
             self._dispatch()
 
     async def _keep_house(self) -> None:

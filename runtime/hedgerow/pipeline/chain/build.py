@@ -11,7 +11,7 @@ from hedgerow.config import ModelConfig, StageEntry
 from hedgerow.errors import ConfigError, HedgerowError, PluginError
 from hedgerow.models.pool import ModelPool
 from hedgerow.models.slot import Slot
-from hedgerow.pipeline.chain import Chain, EventSink, Step
+from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink
 from hedgerow.stage import PerStream, Stage
 
 S = TypeVar("S")
@@ -85,7 +85,7 @@ def build_chain(
     Raises: HedgerowError: a stage is missing, broken or wrongly configured, or a model cannot be loaded. What had been
         set up is closed again.
     """
-    steps: list[Step] = []
+    steps: list[ChainStep] = []
     try:
         for entry in stages:
             name, stage = (
@@ -100,7 +100,7 @@ def build_chain(
                     f"Stage {name} cannot be set up: {type(error).__name__}: {error}",
                     remedy=f"Mend its setup(); `hedgerow plugin show {name}` says who ships it.",
                 ) from error
-            steps.append(Step(name, stage, on_event))
+            steps.append(ChainStep(name, stage, on_event))
     except BaseException:
         Chain(steps).close()
         context.release()

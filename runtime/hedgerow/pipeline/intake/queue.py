@@ -18,7 +18,7 @@ from hedgerow.config import QueueSection
 from hedgerow.telemetry.tally import DropReason
 
 
-class Item(Protocol):
+class QueueItem(Protocol):
     """What can wait in the queue."""
 
     @property
@@ -42,7 +42,7 @@ class Item(Protocol):
         ...
 
 
-T = TypeVar("T", bound=Item)
+T = TypeVar("T", bound=QueueItem)
 
 
 def _no_time(items: int) -> float:  # noqa: ARG001 - the shape of a cost

@@ -23,16 +23,16 @@ import xxhash
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Outbox, OutboxError, Record
 from hedgerow.errors import FrameError
+from hedgerow.pipeline.built_pipeline import BuiltPipeline
 from hedgerow.pipeline.delivery import Delivery
-from hedgerow.pipeline.plan import Plan
-from hedgerow.pipeline.results import Encoded
+from hedgerow.pipeline.result_encoder import Encoded
 
 _AGAIN_S: Final = 1.0
 """Pause before a group that could not be stored is given again."""
 
 
 @dataclass(slots=True)
-class Kept:
+class PendingResults:
     """A frame whose results are to be stored.
 
     Attributes:
@@ -40,14 +40,14 @@ class Kept:
         origin: names the frame; None for QoS 0, which nobody sends again.
     """
 
-    plan: Plan
+    built: BuiltPipeline
     delivery: Delivery
     records: list[Record]
     size: int
     origin: int | None
 
 
-class Keeper:
+class OutboxKeeper:
     """Gives the results of one pipeline to the outbox. For the event loop's thread.
 
     Args:
@@ -58,15 +58,18 @@ class Keeper:
     """
 
     def __init__(
-        self, outbox: Outbox, stored: Callable[[Sequence[Kept]], None], refused: Callable[[Kept], None]
+        self,
+        outbox: Outbox,
+        stored: Callable[[Sequence[PendingResults]], None],
+        refused: Callable[[PendingResults], None],
     ) -> None:
         self.results = 0
         self.size = 0
         self._outbox = outbox
         self._stored = stored
         self._refused = refused
-        self._gathered: deque[Kept] = deque()
-        self._given: list[Kept] = []
+        self._gathered: deque[PendingResults] = deque()
+        self._given: list[PendingResults] = []
         self._origins: set[int] = set()  # of both
         self._again: asyncio.TimerHandle | None = None
 
@@ -75,7 +78,7 @@ class Keeper:
         """Bytes that the results of a frame may have."""
         return self._outbox.largest
 
-    def keep(self, plan: Plan, delivery: Delivery, results: Sequence[Encoded]) -> bool:
+    def keep(self, built: BuiltPipeline, delivery: Delivery, results: Sequence[Encoded]) -> bool:
         """Take the results of a frame; `flush` sends them on.
 
         Returns: False if those of an earlier delivery of it are safe, or about to be.
@@ -83,10 +86,10 @@ class Keeper:
         """
         key: int | None = None
         if delivery.durable:
-            key, certain = origin(plan.name, delivery.message)
+            key, certain = origin(built.name, delivery.message)
             if certain and (key in self._origins or self._outbox.has_stored(key)):
                 return False
-        records = [_record(plan, result) for result in results]
+        records = [_record(built, result) for result in results]
         size = sum(record.size for record in records)
         if size > self.largest:
             raise OutboxError(
@@ -98,7 +101,7 @@ class Keeper:
             self._origins.add(key)
         self.results += len(records)
         self.size += size
-        self._gathered.append(Kept(plan, delivery, records, size, key))
+        self._gathered.append(PendingResults(built, delivery, records, size, key))
         return True
 
     def flush(self) -> None:
@@ -107,9 +110,9 @@ class Keeper:
             return
         size = 0
         while self._gathered and (not size or size + self._gathered[0].size <= self.largest):
-            kept = self._gathered.popleft()
-            size += kept.size
-            self._given.append(kept)
+            pending = self._gathered.popleft()
+            size += pending.size
+            self._given.append(pending)
         self._give()
 
     def close(self) -> None:
@@ -118,8 +121,10 @@ class Keeper:
             self._again.cancel()
 
     def _give(self) -> None:
-        records = [record for kept in self._given for record in kept.records]
-        self._outbox.append(records, [kept.origin for kept in self._given if kept.origin is not None], self._done)
+        records = [record for pending in self._given for record in pending.records]
+        self._outbox.append(
+            records, [pending.origin for pending in self._given if pending.origin is not None], self._done
+        )
 
     def _done(self, error: OutboxError | None) -> None:
         if error is None:
@@ -128,28 +133,28 @@ class Keeper:
             self._stored(stored)
             self.flush()
             return
-        refused = [kept for kept in self._given if kept.origin is None]
-        self._given = [kept for kept in self._given if kept.origin is not None]
+        refused = [pending for pending in self._given if pending.origin is None]
+        self._given = [pending for pending in self._given if pending.origin is not None]
         self._let_go(refused)
-        for kept in refused:
-            self._refused(kept)
+        for pending in refused:
+            self._refused(pending)
         if self._given:
             self._again = asyncio.get_running_loop().call_later(_AGAIN_S, self._give)
         else:
             self.flush()
 
-    def _let_go(self, those: Sequence[Kept]) -> None:
-        for kept in those:
-            self.results -= len(kept.records)
-            self.size -= kept.size
-        self._origins.difference_update(kept.origin for kept in those if kept.origin is not None)
+    def _let_go(self, group: Sequence[PendingResults]) -> None:
+        for pending in group:
+            self.results -= len(pending.records)
+            self.size -= pending.size
+        self._origins.difference_update(pending.origin for pending in group if pending.origin is not None)
 
 
-def _record(plan: Plan, result: Encoded) -> Record:
-    publish = plan.config.publish
+def _record(built: BuiltPipeline, result: Encoded) -> Record:
+    publish = built.config.publish
     return Record(
-        plan.name,
-        plan.encoder.topic,
+        built.name,
+        built.encoder.topic,
         result.payload,
         result.properties,
         publish.priority,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hedgerow.config import QueueSection
-from hedgerow.pipeline.queue import FrameQueue
+from hedgerow.pipeline.intake.queue import FrameQueue
 from hedgerow.telemetry.tally import DropReason
 
 FOR_EVER = float("inf")

@@ -4,7 +4,7 @@ The node keeps what makes delivery safe: links, queue, counts, acknowledgements,
 gives back what is to be published, over a pipe. So a worker may crash: it is started anew, and the list it had is run
 again, a frame at a time; the frame that brings it down again is dead-lettered.
 
-    node: lane (a thread) ──list──▶ pipe ──▶ worker: LocalPlan.run ──settlements──▶ pipe ──▶ lane
+    node: lane (a thread) ──list──▶ pipe ──▶ worker: LocalPipeline.run ──settlements──▶ pipe ──▶ lane
 
 Rules:
 - A stream always goes to the same worker, which has its state. What a crashed worker knew of its streams is lost.
@@ -17,15 +17,9 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -37,17 +31,14 @@ from hedgerow.errors import HedgerowError
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.conduct import Conduct
 from hedgerow.models.engine import SlotInfo
-from hedgerow.models.pool import ModelAwaited
-from hedgerow.pipeline.chain import EventSink
+from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
+from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement
-from hedgerow.pipeline.plan import Completed, Plan, Snapshot, make_encoder
-from hedgerow.pipeline.results import Encoded
-from hedgerow.pipeline.worker import pack, unpack
+from hedgerow.pipeline.result_encoder import Encoded
+from hedgerow.pipeline.workers.worker import WatchedModel, Worker
 
 log = structlog.get_logger(__name__)
 
-_START_S: Final = 300.0
-_STOP_S: Final = 5.0
 _NOTHING: Final = Conduct()
 
 
@@ -81,7 +72,7 @@ def _ended(returncode: int | None) -> str:
     return f"ended by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with code {returncode}"
 
 
-class WorkerPlan(Plan):
+class WorkerPipeline(BuiltPipeline):
     """A pipeline whose stages run in `workers` processes.
 
     Args:
@@ -123,7 +114,7 @@ class WorkerPlan(Plan):
             "versions": [each.as_dict() for each in versions.values()],
             "rehearsed": {model: list(sizes) for model, sizes in rehearsed.items()},
         }
-        self._workers = [_Worker(task) for _ in range(self.lanes)]
+        self._workers = [Worker(task) for _ in range(self.lanes)]
         try:
             for worker in self._workers:
                 worker.start()
@@ -139,7 +130,7 @@ class WorkerPlan(Plan):
         self.encoder = make_encoder(config, name, self.models())
 
     def run(self, deliveries: Sequence[Delivery], lane: int) -> Completed:
-        """See `Plan.run`."""
+        """See `BuiltPipeline.run`."""
         worker = self._workers[lane]
         try:
             return self._run(worker, deliveries)
@@ -163,12 +154,12 @@ class WorkerPlan(Plan):
         return Completed(settlements, timings, snapshot)
 
     def forget(self, stream: str) -> None:
-        """See `Plan.forget`."""
+        """See `BuiltPipeline.forget`."""
         for worker in self._workers:  # one of them knows it
             worker.forgotten.append(stream)
 
     def models(self) -> list[SlotInfo]:
-        """See `Plan.models`; counts are those of all workers."""
+        """See `BuiltPipeline.models`; counts are those of all workers."""
         merged: dict[str, SlotInfo] = {}
         for worker in self._workers:
             for info in worker.models:
@@ -180,18 +171,18 @@ class WorkerPlan(Plan):
         """Have a model watched, from the next lists on; None: none. One that is watched already goes on being."""
         for worker in self._workers:
             if worker.watched.model != model:
-                worker.watched = _Watched(model)
+                worker.watched = WatchedModel(model)
 
     def conduct(self) -> Conduct:
         """That of the model that is watched, in all workers."""
         return sum((worker.watched.conduct for worker in self._workers), Conduct())
 
     def failing(self) -> list[str]:
-        """See `Plan.failing`."""
+        """See `BuiltPipeline.failing`."""
         return sorted({stage for worker in self._workers for stage in worker.failing})
 
     def close(self) -> None:
-        """See `Plan.close`."""
+        """See `BuiltPipeline.close`."""
         for worker in self._workers:
             worker.hang_up()
         # They end by themselves; somebody must see them off, but not the event loop.
@@ -201,7 +192,7 @@ class WorkerPlan(Plan):
         for worker in self._workers:
             worker.join()
 
-    def _run(self, worker: _Worker, deliveries: Sequence[Delivery]) -> Completed:
+    def _run(self, worker: Worker, deliveries: Sequence[Delivery]) -> Completed:
         packed, timings, last, events = worker.ask(deliveries)
         for kind, detail in events:
             self._on_event(kind, detail)
@@ -213,7 +204,7 @@ class WorkerPlan(Plan):
             snapshot = Snapshot(frame, (given.results or [])[-1])
         return Completed(settlements, [(name, seconds, count) for name, seconds, count in timings], snapshot)
 
-    def _revive(self, worker: _Worker, lost: Conduct = _NOTHING) -> None:
+    def _revive(self, worker: Worker, lost: Conduct = _NOTHING) -> None:
         worker.join()
         worker.watched.crashed(lost)
         self._on_event("worker-crashed", {"pid": worker.pid, "code": worker.returncode})
@@ -224,124 +215,6 @@ class WorkerPlan(Plan):
             worker.wait_ready()
         except (HedgerowError, EOFError, OSError) as error:
             self._on_event("worker-not-restarted", {"error": str(error)})
-
-
-@dataclass(slots=True)
-class _Watched:
-    """A model that a worker is to watch, and what came of it; another one for another model, since lists are under way.
-
-    Attributes:
-        model: its name; None: none.
-        told: what the process has told since it was started.
-        ended: what those before it had told, and that they crashed.
-    """
-
-    model: str | None = None
-    told: Conduct = field(default_factory=Conduct)
-    ended: Conduct = field(default_factory=Conduct)
-
-    @property
-    def conduct(self) -> Conduct:
-        return self.ended + self.told
-
-    def crashed(self, lost: Conduct) -> None:
-        told, self.told = self.told, Conduct()
-        self.ended += told + lost + Conduct(crashes=1)
-
-
-class _Worker:
-    """One process, seen from the node."""
-
-    def __init__(self, task: dict[str, Any]) -> None:
-        self.models: list[SlotInfo] = []
-        self.failing: list[str] = []
-        self.forgotten: list[str] = []
-        self.watched = _Watched()
-        self.pid = 0
-        self.returncode: int | None = None
-        self._task = task
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
-
-    def start(self) -> None:
-        ours, theirs = socket.socketpair()
-        # What HEDGEROW_* say is in the configuration that the node sends, but for secrets, which are not for stages.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-m", "hedgerow.pipeline.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the node, which then hangs up
-            )
-        self.pid = self._process.pid
-        self._pipe = Connection(ours.detach())
-        self._pipe.send_bytes(pack(self._task))
-
-    def wait_ready(self) -> None:
-        """Raises: ModelAwaited, HedgerowError: the pipeline cannot be built there."""
-        pipe = self._open_pipe()
-        if not pipe.poll(_START_S):
-            raise TimeoutError(f"a worker did not get ready within {_START_S:.0f} s")
-        answer = unpack(pipe.recv_bytes())
-        if "awaited" in answer:
-            raise ModelAwaited(*answer["awaited"])
-        if "error" in answer:
-            code, message, remedy = answer["error"]
-            error = HedgerowError(message, remedy=remedy)
-            error.code = code
-            raise error
-        self.models = [_info(fields) for fields in answer["models"]]
-
-    def ask(self, deliveries: Sequence[Delivery]) -> tuple[Any, Any, Any, Any]:
-        """Have a list run. Raises: EOFError, OSError: the process ended."""
-        pipe = self._open_pipe()
-        forgotten, self.forgotten = self.forgotten, []
-        watched = self.watched
-        frames = [
-            (
-                delivery.message.topic,
-                delivery.message.payload,
-                delivery.message.qos << 1,
-                delivery.message.packet_id,
-                delivery.message.received_at,
-                delivery.message.raw_properties,
-                delivery.stream,
-                delivery.sequence,
-                delivery.dispatched_at,
-            )
-            for delivery in deliveries
-        ]
-        pipe.send_bytes(pack((frames, forgotten, watched.model)))
-        settlements, timings, last, events, failing, models, conduct = unpack(pipe.recv_bytes())
-        self.failing = failing
-        if conduct is not None:
-            watched.told = Conduct(**conduct)
-        if models:
-            self.models = [_info(fields) for fields in models]
-        return settlements, timings, last, events
-
-    def hang_up(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-
-    def join(self) -> None:
-        """Wait until the process has ended; end it if it does not."""
-        self.hang_up()
-        if self._process is None:
-            return
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self.returncode = self._process.returncode
-
-    def _open_pipe(self) -> Connection:
-        if self._pipe is None or self._pipe.closed:
-            raise EOFError("the worker is not running")
-        return self._pipe
 
 
 def _sum(one: SlotInfo, other: SlotInfo) -> SlotInfo:
@@ -367,7 +240,3 @@ def _settlement(delivery: Delivery, results: Any, dropped: str | None, dead: Any
         dead=None if dead is None else Encoded(*dead),
         reason=reason,
     )
-
-
-def _info(fields: dict[str, Any]) -> SlotInfo:
-    return SlotInfo(**{**fields, "inputs": tuple(fields["inputs"]), "outputs": tuple(fields["outputs"])})

@@ -5,32 +5,32 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.pipeline.pace import Pace
+from hedgerow.pipeline.lanes.service_time import ServiceTime
 
 
 def test_nothing_is_promised_before_the_first_list() -> None:
-    assert Pace().needs(8) == 0
+    assert ServiceTime().needs(8) == 0
 
 
 def test_a_steady_pace_is_learnt() -> None:
-    pace = Pace()
+    service_time = ServiceTime()
     for _ in range(100):
-        pace.took(4, 0.040)
+        service_time.took(4, 0.040)
 
-    assert 0.010 <= pace.needs(1) < 0.0101
+    assert 0.010 <= service_time.needs(1) < 0.0101
 
 
 @given(st.lists(st.tuples(st.integers(1, 64), st.floats(0.001, 1.0)), min_size=1))
 def test_more_frames_never_need_less(runs: list[tuple[int, float]]) -> None:
-    pace = Pace()
+    service_time = ServiceTime()
     for frames, seconds in runs:
-        pace.took(frames, seconds)
+        service_time.took(frames, seconds)
 
-    assert 0 < pace.needs(1) <= pace.needs(2) <= pace.needs(64)
+    assert 0 < service_time.needs(1) <= service_time.needs(2) <= service_time.needs(64)
 
 
 def test_an_unsteady_pace_is_given_more_room() -> None:
-    steady, unsteady = Pace(), Pace()
+    steady, unsteady = ServiceTime(), ServiceTime()
     for number in range(200):
         steady.took(1, 0.010)
         unsteady.took(1, 0.005 if number % 2 else 0.015)
@@ -41,9 +41,9 @@ def test_an_unsteady_pace_is_given_more_room() -> None:
 @given(st.floats(0.001, 3600.0))
 def test_doubt_wears_any_stall_off(stall_s: float) -> None:
     """While nothing is worth starting, nothing is learnt; what was learnt must not last for ever."""
-    pace = Pace()
-    pace.took(1, stall_s)
+    service_time = ServiceTime()
+    service_time.took(1, stall_s)
     for _ in range(200):
-        pace.doubt()
+        service_time.doubt()
 
-    assert 0 < pace.needs(1) < 0.001
+    assert 0 < service_time.needs(1) < 0.001
