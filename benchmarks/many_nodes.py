@@ -29,7 +29,8 @@ from benchmarks.process import ended
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.cli.estate import model_bytes
-from hedgerow.region.database import Database, open_database
+from hedgerow.region.database import Database
+from hedgerow.region.open import open_database
 from hedgerow.testing import Mosquitto
 from hedgerow.testing.mosquitto import free_port
 from hedgerow.topics import EVERY_NODE, Address, Channel

@@ -14,8 +14,8 @@ import pytest
 from hedgerow.bus.outbox.records import Number
 from hedgerow.region import config
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.database import open_database
 from hedgerow.region.items import Result
+from hedgerow.region.open import open_database
 from hedgerow.region.store import Store
 from hedgerow.topics import Address
 

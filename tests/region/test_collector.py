@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.region.database import open_database
+from hedgerow.region.open import open_database
 from hedgerow.region.queries import Wanted, results, status
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from hedgerow.errors import CommandError
-from hedgerow.region.database import open_database
 from hedgerow.region.intents import ask
+from hedgerow.region.open import open_database
 from hedgerow.region.rollout import Phase
 
 from .world import TURN_S, World

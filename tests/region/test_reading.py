@@ -14,8 +14,8 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import ASK, Gap, Number, key_of
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.database import open_database
 from hedgerow.region.items import Event, HealthReport, Item, Missing, Rejected, Result
+from hedgerow.region.open import open_database
 from hedgerow.region.reading import read
 from hedgerow.region.store import Store, apply_each
 from hedgerow.topics import Address

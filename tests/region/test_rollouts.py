@@ -12,8 +12,9 @@ import pytest
 
 from hedgerow.cli.command import ask as ask_nodes
 from hedgerow.config import BrokerSection
-from hedgerow.region.database import Database, open_database
+from hedgerow.region.database import Database
 from hedgerow.region.intents import ask
+from hedgerow.region.open import open_database
 from hedgerow.region.progress import audit, progress
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import EVERY_NODE, Address

@@ -16,8 +16,9 @@ from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.records import Gap, Number, Previous, key_of
 from hedgerow.region.batch import MOST_REJECTED
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.database import Database, StoreError, StoreTrouble, open_database
+from hedgerow.region.database import Database, StoreError, StoreTrouble
 from hedgerow.region.items import Birth, Event, Item, Missing, Rejected, Result
+from hedgerow.region.open import open_database
 from hedgerow.region.queries import Wanted, results, status
 from hedgerow.region.store import Store, apply_each
 from hedgerow.topics import Address

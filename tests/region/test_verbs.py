@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from hedgerow.cli.main import app
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.database import open_database
+from hedgerow.region.open import open_database
 from hedgerow.region.store import Store
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address

@@ -13,11 +13,12 @@ from typing import Any, Self
 
 from hedgerow.region.conductor import Conductor, Parcel
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.database import Database, Row, open_database
+from hedgerow.region.database import Database, Row
 from hedgerow.region.fleetstore import FleetStore
 from hedgerow.region.gate import Ear
 from hedgerow.region.intents import open_intents
 from hedgerow.region.items import Birth, HealthReport, Item, Reported
+from hedgerow.region.open import open_database
 from hedgerow.region.rollout import Rollout
 from hedgerow.region.store import Store
 from hedgerow.topics import Address

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from hedgerow.cli.demo_account import account_of, settled
 from hedgerow.cli.demo_models import BAD, BETTER, FIRST, MODEL, RECIPES, TAMPERED, Version, Workshop, lay_out
-from hedgerow.cli.demo_region import account_of, settled
 from hedgerow.cli.estate import Estate, Say, model_bytes, silent
 from hedgerow.errors import HedgerowError
 
@@ -165,7 +165,7 @@ class _Tale:
             return inventory(database, time.time())
 
     def _open(self) -> Database:
-        from hedgerow.region.database import open_database
+        from hedgerow.region.open import open_database
 
         return open_database(str(self._estate.store), write=False)
 

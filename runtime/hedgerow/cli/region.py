@@ -134,7 +134,7 @@ def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) 
     """
     from hedgerow.errors import ConfigError
     from hedgerow.region.config import load
-    from hedgerow.region.database import open_database
+    from hedgerow.region.open import open_database
 
     if store is None:
         if config is None and not CONFIG.exists():

@@ -29,10 +29,10 @@ from hedgerow.node.link import link_options, on_loopback
 from hedgerow.region.books import LedgerKey
 from hedgerow.region.canary import Canaries
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.database import open_database
 from hedgerow.region.items import Item, Ping
 from hedgerow.region.keeper import Keeper
 from hedgerow.region.metrics import Counts, RegionMetrics
+from hedgerow.region.open import open_database
 from hedgerow.region.pace import TURN_S, Pace
 from hedgerow.region.reading import filters, read
 from hedgerow.region.steward import Steward

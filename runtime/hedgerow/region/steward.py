@@ -23,9 +23,10 @@ from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.region.conductor import Conductor, Parcel
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.database import StoreError, open_database
+from hedgerow.region.database import StoreError
 from hedgerow.region.gate import Ear
 from hedgerow.region.intents import open_intents
+from hedgerow.region.open import open_database
 from hedgerow.region.rollout import Phase
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import JSON
