@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hedgerow.models.memory import resident_bytes
-from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
+from hedgerow.wire.messages import Health, OutboxHealth, PipelineHealth
 
 if TYPE_CHECKING:
     from hedgerow.bus.client import Client
     from hedgerow.errors import HedgerowError
-    from hedgerow.models.engine import SlotInfo
+    from hedgerow.models.served_model import ServedModel
     from hedgerow.pipeline.runner import PipelineRunner
     from hedgerow.telemetry.clock import Clock
 
@@ -94,7 +94,7 @@ class HealthReporter:
             reasons += self._losses(outbox)
         models = {}
         for info in serving(runners.values()).values():
-            models[info.name] = ModelHealth.model_validate(info, from_attributes=True)
+            models[info.name] = info.as_health()
             if info.not_finite:
                 reasons.append(_not_finite(info))
                 failing |= info.looked_at >= _ENOUGH and info.not_finite > info.looked_at / 2
@@ -166,7 +166,7 @@ class HealthReporter:
         )
 
 
-def serving(runners: Iterable[PipelineRunner]) -> dict[str, SlotInfo]:
+def serving(runners: Iterable[PipelineRunner]) -> dict[str, ServedModel]:
     """The models that pipelines run, by name."""
     return {info.name: info for runner in runners for info in runner.built.models()}
 
@@ -200,7 +200,7 @@ def unready(
     return reasons
 
 
-def _not_finite(info: SlotInfo) -> str:
+def _not_finite(info: ServedModel) -> str:
     """What there is to say if some of a model's outputs are no numbers."""
     what = info.name if info.version is None else f"{info.name} {info.version}"
     return (

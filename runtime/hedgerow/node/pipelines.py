@@ -18,8 +18,8 @@ import structlog
 from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError, internal
 from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import ModelAwaited, ModelPool
+from hedgerow.models.served_model import ServedModel
 from hedgerow.node.announce import Announcer
 from hedgerow.node.link import link_options
 from hedgerow.node.outbox import NodeOutbox
@@ -114,7 +114,7 @@ class Pipelines:
 
     # Pipelines with workers, as the swaps of models see them
 
-    def infos(self) -> list[SlotInfo]:
+    def infos(self) -> list[ServedModel]:
         """The models of pipelines with workers."""
         return [info for _, plan in self._with_workers() for info in plan.models()]
 

@@ -28,12 +28,12 @@ from hedgerow.config import ModelConfig
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import BUNDLE, ModelPool
 from hedgerow.models.probation import CRASHED
+from hedgerow.models.served_model import ServedModel
 from hedgerow.models.trials import Trials
 from hedgerow.node.trial import Refused, SlotTrial
-from hedgerow.wire.fleet import ModelRef, Quarantined, ReportedModel, SwapPolicy
+from hedgerow.wire.fleet import Quarantined, ReportedModel, SwapPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +70,7 @@ class SwapOutcome:
 class Elsewhere(Protocol):
     """Pipelines whose models are not in this process: those with workers."""
 
-    def infos(self) -> list[SlotInfo]:
+    def infos(self) -> list[ServedModel]:
         """Their models."""
         ...
 
@@ -102,7 +102,7 @@ class Elsewhere(Protocol):
 class _Nowhere:
     """There are no such pipelines."""
 
-    def infos(self) -> list[SlotInfo]:
+    def infos(self) -> list[ServedModel]:
         return []
 
     def said_of(self, name: str) -> ModelConfig | None:
@@ -208,22 +208,10 @@ class Swaps:
         async with self._turn:
             await asyncio.to_thread(self._trials.release, digest)
 
-    def _reported(self, info: SlotInfo) -> ReportedModel:
+    def _reported(self, info: ServedModel) -> ReportedModel:
         previous = self._previous.get(info.name)
-        ref = None
-        if info.version is not None and info.bundle is not None:
-            ref = ModelRef(name=info.bundle_name or info.name, version=info.version, digest=info.bundle)
-        return ReportedModel(
-            model=ref,
-            variant=info.variant,
-            file_digest=info.digest,
-            backend=info.backend,
-            device=info.device,
-            since=info.since,
-            results=info.frames,
-            stage=self._stages.get(info.name, "kept"),
-            previous=previous.ref if previous is not None else None,
-        )
+        ref = previous.ref if previous is not None else None
+        return info.as_reported(self._stages.get(info.name, "kept"), ref)
 
     async def _go_over(
         self, name: str, candidate: Candidate | None, policy: SwapPolicy, on_step: OnStep

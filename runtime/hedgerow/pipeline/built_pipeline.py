@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Frame
-from hedgerow.models.engine import SlotInfo
+from hedgerow.models.served_model import ServedModel
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.frame_maker import FrameMaker
 from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder
@@ -80,7 +80,7 @@ class BuiltPipeline(ABC):
         """Forget what the stages keep about a stream."""
 
     @abstractmethod
-    def models(self) -> list[SlotInfo]:
+    def models(self) -> list[ServedModel]:
         """The models it runs, as they are now."""
 
     @abstractmethod
@@ -123,11 +123,8 @@ def pipeline_digest(config: NodeConfig, name: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def make_encoder(config: NodeConfig, name: str, models: Iterable[SlotInfo]) -> ResultEncoder:
+def make_encoder(config: NodeConfig, name: str, models: Iterable[ServedModel]) -> ResultEncoder:
     """The encoder of a pipeline's results, which name the models that made them."""
-    lineage = []
-    for info in models:
-        said = {key: getattr(info, key) for key in ("name", "digest", "backend", "device")}
-        lineage.append(said if info.version is None else {**said, "version": info.version})
+    lineage = [model.as_lineage() for model in models]
     publish = config.pipelines[name].publish
     return ResultEncoder(config.node.address, name, publish, pipeline_digest(config, name), lineage)

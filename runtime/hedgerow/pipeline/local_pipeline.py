@@ -11,8 +11,9 @@ from typing import Final
 from hedgerow.config import NodeConfig
 from hedgerow.errors import FrameError
 from hedgerow.frame import Frame
-from hedgerow.models.engine import Engine, SlotInfo
+from hedgerow.models.engine import Engine
 from hedgerow.models.pool import ModelPool
+from hedgerow.models.served_model import ServedModel
 from hedgerow.models.slot import Pins
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
@@ -127,7 +128,7 @@ class LocalPipeline(BuiltPipeline):
         """See `BuiltPipeline.forget`."""
         self._context.forget(stream)
 
-    def models(self) -> list[SlotInfo]:
+    def models(self) -> list[ServedModel]:
         """See `BuiltPipeline.models`."""
         return [slot.info() for slot in self._slots]
 

@@ -21,7 +21,7 @@ from hedgerow.models.pool import ModelPool
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.local_pipeline import LocalPipeline
-from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline, _sum
+from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 
 STAGES = '''
 import os
@@ -217,7 +217,7 @@ def test_what_workers_see_of_a_model_is_told_as_one(onnx_file: Callable[..., Pat
     pool.close()
     one = replace(info, looked_at=10, not_finite=1, drift=0.4)
 
-    both = _sum(one, replace(info, looked_at=5, drift=0.1, input_drift=0.2))
+    both = one + replace(info, looked_at=5, drift=0.1, input_drift=0.2)
 
     assert (both.looked_at, both.not_finite, both.drift, both.input_drift) == (15, 1, 0.4, 0.2)
-    assert _sum(info, info).drift is None
+    assert (info + info).drift is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import signal
 import sys
 import time
@@ -56,7 +55,7 @@ def main(descriptor: int) -> None:
         except HedgerowError as error:
             pipe.send_bytes(pack({"error": (error.code, str(error), error.remedy)}))
             return
-        pipe.send_bytes(pack({"models": list(map(dataclasses.asdict, built.models()))}))
+        pipe.send_bytes(pack({"models": [model.as_dict() for model in built.models()]}))
         try:
             _serve(pipe, built, pool, events)
         finally:
@@ -87,7 +86,7 @@ def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list
         models: list[dict[str, Any]] = []
         if time.monotonic() - told_at > 1.0:  # counts need not come with every list
             told_at = time.monotonic()
-            models = list(map(dataclasses.asdict, built.models()))
+            models = [model.as_dict() for model in built.models()]
         last = gave[-1] if gave else None
         conduct = watching.conduct()
         pipe.send_bytes(pack((settlements, completed.timings, last, happened, built.failing(), models, conduct)))

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from hedgerow.errors import HedgerowError
 from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
 from hedgerow.models.pool import ModelAwaited
+from hedgerow.models.served_model import ServedModel
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.workers.pipe import pack, unpack
 
@@ -61,7 +61,7 @@ class Worker:
     """
 
     def __init__(self, task: dict[str, Any]) -> None:
-        self.models: list[SlotInfo] = []
+        self.models: list[ServedModel] = []
         self.failing: list[str] = []
         self.forgotten: list[str] = []
         self.watched = WatchedModel()
@@ -101,7 +101,7 @@ class Worker:
             error = HedgerowError(message, remedy=remedy)
             error.code = code
             raise error
-        self.models = [_info(fields) for fields in answer["models"]]
+        self.models = [ServedModel.from_dict(fields) for fields in answer["models"]]
 
     def ask(self, deliveries: Sequence[Delivery]) -> tuple[Any, Any, Any, Any]:
         """Have a list run. Raises: EOFError, OSError: the process ended."""
@@ -128,7 +128,7 @@ class Worker:
         if conduct is not None:
             watched.told = Conduct(**conduct)
         if models:
-            self.models = [_info(fields) for fields in models]
+            self.models = [ServedModel.from_dict(fields) for fields in models]
         return settlements, timings, last, events
 
     def hang_up(self) -> None:
@@ -152,7 +152,3 @@ class Worker:
         if self._pipe is None or self._pipe.closed:
             raise EOFError("the worker is not running")
         return self._pipe
-
-
-def _info(fields: dict[str, Any]) -> SlotInfo:
-    return SlotInfo(**{**fields, "inputs": tuple(fields["inputs"]), "outputs": tuple(fields["outputs"])})

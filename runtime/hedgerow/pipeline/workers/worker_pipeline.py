@@ -16,7 +16,6 @@ Rules:
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +29,7 @@ from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.models.candidate import Candidate
 from hedgerow.models.conduct import Conduct
-from hedgerow.models.engine import SlotInfo
+from hedgerow.models.served_model import ServedModel
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement
@@ -158,13 +157,13 @@ class WorkerPipeline(BuiltPipeline):
         for worker in self._workers:  # one of them knows it
             worker.forgotten.append(stream)
 
-    def models(self) -> list[SlotInfo]:
+    def models(self) -> list[ServedModel]:
         """See `BuiltPipeline.models`; counts are those of all workers."""
-        merged: dict[str, SlotInfo] = {}
+        merged: dict[str, ServedModel] = {}
         for worker in self._workers:
             for info in worker.models:
                 other = merged.get(info.name)
-                merged[info.name] = info if other is None else _sum(info, other)
+                merged[info.name] = info if other is None else info + other
         return list(merged.values())
 
     def watch(self, model: str | None) -> None:
@@ -215,21 +214,6 @@ class WorkerPipeline(BuiltPipeline):
             worker.wait_ready()
         except (HedgerowError, EOFError, OSError) as error:
             self._on_event("worker-not-restarted", {"error": str(error)})
-
-
-def _sum(one: SlotInfo, other: SlotInfo) -> SlotInfo:
-    added = ("inferences", "frames", "failures", "busy_s", "looked_at", "not_finite")
-    counts = {key: getattr(one, key) + getattr(other, key) for key in added}
-    return dataclasses.replace(
-        one,
-        **counts,
-        drift=_larger(one.drift, other.drift),
-        input_drift=_larger(one.input_drift, other.input_drift),
-    )
-
-
-def _larger(one: float | None, other: float | None) -> float | None:
-    return max((each for each in (one, other) if each is not None), default=None)
 
 
 def _settlement(delivery: Delivery, results: Any, dropped: str | None, dead: Any, reason: str) -> Settlement:
