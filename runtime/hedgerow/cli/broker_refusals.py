@@ -11,7 +11,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from hedgerow.cli.console import Json, plural, print_columns, print_json_line
+from hedgerow.cli.console import plural, print_columns, print_json_line
+from hedgerow.cli.options import Json
 from hedgerow.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.console import BrokerConfig, BrokerUrl, Json, plural, print_columns, print_json
+from hedgerow.cli.console import plural, print_columns, print_json
+from hedgerow.cli.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.errors import CommandError, ConfigError
 from hedgerow.topics import EVERY_NODE, Address, Channel, is_name, parse
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from hedgerow.cli.console import BrokerConfig, BrokerUrl, Json, plural, print_json
+from hedgerow.cli.console import plural, print_json
+from hedgerow.cli.options import BrokerConfig, BrokerUrl, Json
 
 if TYPE_CHECKING:
     from hedgerow.cli.checks import Finding

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.console import Json, on_terminal, plural, print_columns, print_json, size
+from hedgerow.cli.console import on_terminal, plural, print_columns, print_json, size
+from hedgerow.cli.options import Json
 from hedgerow.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hedgerow.cli.bundles import From, opened
-from hedgerow.cli.console import Json, plural, print_columns, print_json, said, size
+from hedgerow.cli.console import plural, print_columns, print_json, said, size
+from hedgerow.cli.options import Json
 
 if TYPE_CHECKING:
     from hedgerow.models.bundle import Bundle

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hedgerow.cli.bundles import From, Named, nothing, opened
-from hedgerow.cli.console import Json, plural, print_columns, print_json, said, size
+from hedgerow.cli.console import plural, print_columns, print_json, said, size
 from hedgerow.cli.model_build import cost
+from hedgerow.cli.options import Json
 
 if TYPE_CHECKING:
     from hedgerow.models.bundle import Bundle

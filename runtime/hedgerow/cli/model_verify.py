@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hedgerow.cli.bundles import From, Named, everything, opened, reading
-from hedgerow.cli.console import Json, plural, print_columns, print_json, size
+from hedgerow.cli.console import plural, print_columns, print_json, size
 from hedgerow.cli.model_show import total_size
+from hedgerow.cli.options import Json
 
 if TYPE_CHECKING:
     from hedgerow.models.bundle import BadBundle, Bundle

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.console import Json, print_columns, print_json
+from hedgerow.cli.console import print_columns, print_json
+from hedgerow.cli.options import Json
 from hedgerow.errors import ConfigError, HedgerowError
 
 if TYPE_CHECKING:

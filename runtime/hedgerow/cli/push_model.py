@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from hedgerow.cli.console import Json, plural, print_json, size
+from hedgerow.cli.console import plural, print_json, size
+from hedgerow.cli.options import BundleFolder, Json
 from hedgerow.cli.publish_model import progress_of
 
 
 def push(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `hedgerow model build` made.")],
+    bundle: BundleFolder,
     to: Annotated[str, typer.Argument(metavar="oci://HOST/NAME", help="A repository of a registry.")],
     credentials_file: Annotated[
         Path | None,

@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.console import Json, plural, print_json, read_checked, size
+from hedgerow.cli.asking import StoreOptions, on_store
+from hedgerow.cli.console import plural, print_json, read_checked, size
+from hedgerow.cli.options import Json
 
 if TYPE_CHECKING:
     from hedgerow.cli.checks import Finding
     from hedgerow.region.config import RegionConfig
-    from hedgerow.region.database import Database
 
-CONFIG: Final = Path("region.yaml")
 File = Annotated[Path, typer.Argument(help="The region's configuration (YAML). `configs/region.yaml` is one.")]
-StoreUrl = Annotated[
-    str | None,
-    typer.Option("--store", metavar="STORE", help="The store: an SQLite file, or postgresql://USER@HOST/DATABASE."),
-]
-StoreConfig = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="Take the store from this file; else from region.yaml here."),
-]
 
 
 def run(config: File) -> None:
@@ -97,7 +89,8 @@ async def _tried(config: RegionConfig, packet_bytes: int, *, json: bool) -> list
     return findings
 
 
-def status(store: StoreUrl = None, config: StoreConfig = None, json: Json = False) -> None:
+@on_store
+def status(options: StoreOptions) -> None:
     """Say how a region is: who is silent, who does not answer, how old results are when they arrive, what was lost.
 
     Examples:
@@ -112,37 +105,12 @@ def status(store: StoreUrl = None, config: StoreConfig = None, json: Json = Fals
     """
     from hedgerow.region.queries import status as status_of
 
-    database = open_store(store, config)
-    try:
+    with options.open() as database:
         said = status_of(database, time.time())
-    finally:
-        database.close()
-    if json:
+    if options.json:
         print_json(said)
     else:
         _print(said)
-
-
-def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) -> Database:
-    """The store a tool is to read: the option, else that of the file, else that of region.yaml here.
-
-    Args:
-        to_ask: whether it is to ask the service for something, which is to write a line into it.
-    Raises:
-        ConfigError: none is named, or the file is wrong.
-        StoreError: it cannot be read.
-    """
-    from hedgerow.errors import ConfigError
-    from hedgerow.region.config import load
-    from hedgerow.region.open import open_database
-
-    if store is None:
-        if config is None and not CONFIG.exists():
-            raise ConfigError(
-                f"No store is named, and there is no {CONFIG} here", remedy="Give --store STORE or --config FILE."
-            )
-        store = load(config or CONFIG).store.url
-    return open_database(store, write=False, beside=to_ask)
 
 
 def _print(said: dict[str, Any]) -> None:

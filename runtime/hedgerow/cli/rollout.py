@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.asking import As, Why, ask, short
-from hedgerow.cli.console import Json, on_terminal, plural, print_columns, print_json, print_json_line, read_checked
-from hedgerow.cli.region import StoreConfig, StoreUrl, open_store
+from hedgerow.cli.asking import ServiceOptions, StoreOptions, on_service, on_store, short
+from hedgerow.cli.console import on_terminal, plural, print_columns, print_json, print_json_line, read_checked
+from hedgerow.cli.options import Json, Newest
 from hedgerow.errors import CommandError
 
 if TYPE_CHECKING:
@@ -27,17 +27,14 @@ OneOrLatest = Annotated[
 ]
 
 
+@on_service
 def start(
+    options: ServiceOptions,
     file: File,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do, to whom.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Follow it until it has ended, as `rollout status` does.")
     ] = False,
-    why: Why = "",
-    as_: As = None,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """Start a rollout: give nodes another version of a model, wave after wave, and take it back where it does harm.
 
@@ -52,11 +49,11 @@ def start(
 
     plan = load_plan(file)
     args = {"rollout": plan.rollout, "plan": plan.model_dump(mode="json", exclude_unset=True), "dry_run": dry_run}
-    said = ask("rollout-start", args, why, as_, store, config)
-    if json and watch and not dry_run:
-        status(plan.rollout, watch=True, store=store, config=config, json=True)
+    said = options.ask("rollout-start", args)
+    if options.store.json and watch and not dry_run:
+        _show_until_it_ends(options.store, plan.rollout)
         return
-    if json:
+    if options.store.json:
         print_json(said)
         return
     for name, ref in said["models"].items():
@@ -76,7 +73,7 @@ def start(
     else:
         typer.echo(f"{said['rollout']} has started, for {count}. `hedgerow rollout status {said['rollout']} --watch`")
     if watch and not dry_run:
-        status(plan.rollout, watch=True, store=store, config=config)
+        _show_until_it_ends(options.store, plan.rollout)
 
 
 def check(
@@ -111,13 +108,12 @@ def schema() -> None:
     print_json(configfile.schema(RolloutPlan))
 
 
+@on_store
 def status(
+    options: StoreOptions,
     name: OneOrLatest = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it until it has ended.")] = False,
     every_node: Annotated[bool, typer.Option("--nodes", help="List all nodes, not only those that failed.")] = False,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """Say how far a rollout is, what it waits for, and what went wrong.
 
@@ -129,56 +125,54 @@ def status(
     With --watch it draws bars on a terminal, and prints a line for every change elsewhere; it exits with 1 if the
     rollout failed or was canceled. The service carries the rollout out whether anybody watches or not.
     """
-    database = open_store(store, config)
-    try:
-        if watch:
-            said = _follow(database, name, every_node, json)
-        else:
-            said = _progress(database, name, every_node)
-            if json:
-                print_json(said)
-            else:
-                _print(_drawn(said))
-    finally:
-        database.close()
-    if watch and said["phase"] != "succeeded":
+    if watch:
+        _show_until_it_ends(options, name, every_node=every_node)
+        return
+    with options.open() as database:
+        said = _progress(database, name, every_node)
+    if options.json:
+        print_json(said)
+    else:
+        _print(_drawn(said))
+
+
+def _show_until_it_ends(options: StoreOptions, name: str | None, *, every_node: bool = False) -> None:
+    """Follow a rollout. Raises: typer.Exit: it did not succeed."""
+    with options.open() as database:
+        said = _follow(database, name, every_node, options.json)
+    if said["phase"] != "succeeded":
         raise typer.Exit(1)
 
 
-def pause(
-    name: Name, why: Why = "", as_: As = None, store: StoreUrl = None, config: StoreConfig = None, json: Json = False
-) -> None:
+@on_service
+def pause(options: ServiceOptions, name: Name) -> None:
     """Pause a rollout: nobody else is given anything. What fails is taken back all the same.
 
     Examples:
       hedgerow rollout pause faces-2 --why "the line is at capacity"
     """
-    said = ask("rollout-pause", {"rollout": name}, why, as_, store, config)
-    _say(said, json, f"{name} is paused.")
+    said = options.ask("rollout-pause", {"rollout": name})
+    _say(said, options.store.json, f"{name} is paused.")
 
 
-def resume(
-    name: Name, why: Why = "", as_: As = None, store: StoreUrl = None, config: StoreConfig = None, json: Json = False
-) -> None:
+@on_service
+def resume(options: ServiceOptions, name: Name) -> None:
     """Let a rollout that is paused go on. Failures so far are let pass and not counted again.
 
     Examples:
       hedgerow rollout resume faces-2 --why "looked at hall-2: its camera was covered"
     """
-    said = ask("rollout-resume", {"rollout": name}, why, as_, store, config)
-    _say(said, json, f"{name} goes on.")
+    said = options.ask("rollout-resume", {"rollout": name})
+    _say(said, options.store.json, f"{name} goes on.")
 
 
+@on_service
 def abort(
+    options: ServiceOptions,
     name: Name,
-    why: Why = "",
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave nodes as they are now, instead of putting them back.")
     ] = False,
-    as_: As = None,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """End a rollout, and put all nodes that it has reached back on what they served before.
 
@@ -186,15 +180,14 @@ def abort(
       hedgerow rollout abort faces-2 --why "wrong version"
       hedgerow rollout abort faces-2 --keep --why "good enough for this week"
     """
-    said = ask("rollout-abort", {"rollout": name, "keep": keep}, why, as_, store, config)
-    _say(said, json, f"{name} is {said['phase']}.")
+    said = options.ask("rollout-abort", {"rollout": name, "keep": keep})
+    _say(said, options.store.json, f"{name} is {said['phase']}.")
 
 
+@on_store
 def history(
-    newest: Annotated[int, typer.Option("--newest", min=1, metavar="N", help="The newest N.")] = 20,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
+    options: StoreOptions,
+    newest: Newest = 20,
 ) -> None:
     """List rollouts, the newest first: what, who, why, and what became of it.
 
@@ -204,12 +197,9 @@ def history(
     """
     from hedgerow.region.progress import history as read
 
-    database = open_store(store, config)
-    try:
+    with options.open() as database:
         said = read(database, newest)
-    finally:
-        database.close()
-    if json:
+    if options.json:
         print_json(said)
         return
     rows = [("ROLLOUT", "IS", "STARTED", "MODELS", "WHO", "WHY", "BECAUSE")]

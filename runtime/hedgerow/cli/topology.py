@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hedgerow.cli.console import Json, plural, print_json
+from hedgerow.cli.console import plural, print_json
+from hedgerow.cli.options import Json
 
 File = Annotated[Path, typer.Argument(metavar="TOPOLOGY", help="The topology (YAML). `configs/topology.yaml` is one.")]
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from hedgerow.cli.console import Json, plural, print_json
+from hedgerow.cli.console import plural, print_json
+from hedgerow.cli.options import Json
 from hedgerow.cli.trust_options import OnlineKey, PassphraseFile, Where, new_passphrase, secrets_of
 from hedgerow.cli.trust_status import print_roles
 

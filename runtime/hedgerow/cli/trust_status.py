@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hedgerow.cli.console import Json, on_terminal, plural, print_columns, print_json
+from hedgerow.cli.console import on_terminal, plural, print_columns, print_json
+from hedgerow.cli.options import Json
 from hedgerow.cli.trust_options import Where, Work, on_repository
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.console import Json, on_terminal, print_columns, print_json
+from hedgerow.cli.console import on_terminal, print_columns, print_json
+from hedgerow.cli.options import Json, MaxBatch, MeasuringTime
 
 if TYPE_CHECKING:
     from hedgerow.backends.tune import Tuning
@@ -31,8 +32,8 @@ def tune(
             "--shape", metavar="INPUT=N,N,...", help="Shape of an input whose dimensions the model leaves open."
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Time for all measurements.")] = 20,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch to try.")] = 64,
+    seconds: MeasuringTime = 20,
+    max_batch: MaxBatch = 64,
     save: Annotated[bool, typer.Option(help="Keep the answer, so that `backend: auto` uses it.")] = True,
     json: Json = False,
 ) -> None:

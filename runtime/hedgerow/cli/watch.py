@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from hedgerow import topics
-from hedgerow.cli.console import BrokerConfig, BrokerUrl, Json, on_terminal, print_json_line
+from hedgerow.cli.console import on_terminal, print_json_line
+from hedgerow.cli.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.errors import ConfigError
 from hedgerow.topics import ROOT, Channel, is_name
 
