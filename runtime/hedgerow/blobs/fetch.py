@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from random import Random
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -26,7 +27,7 @@ import structlog
 
 from hedgerow.blobs.counts import Counts, Gauge, store_gauges
 from hedgerow.blobs.documents import RegionDocuments
-from hedgerow.blobs.elsewhere import Elsewhere
+from hedgerow.blobs.elsewhere import PARALLEL, Elsewhere
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, RegionAway
 from hedgerow.blobs.neighbours import Neighbours
 from hedgerow.blobs.notes import (
@@ -215,7 +216,9 @@ class Fetcher:
                     raise self._away(len(sizes) - left, len(sizes))
                 wake_at = now + _LOOK_S
                 self._wake.clear()
-                if self.client.connected:
+                if self._neighbours is None and self._elsewhere.usable:
+                    wake_at = min(wake_at, self._bring_alone(plan, now))
+                elif self.client.connected:
                     steps = plan.next(now)
                     self._carry_out(steps, group)
                     wake_at = min(wake_at, steps.wake_at)
@@ -229,13 +232,23 @@ class Fetcher:
                 await asyncio.shield(self.client.unsubscribe(filters))
         log.info("fetch-done", chunks=len(sizes), group=group)
 
+    def _bring_alone(self, plan: Plan, now: float) -> float:
+        """Bring chunks from another source for this node alone. Others are told nothing: they would wait for what never comes.
+
+        Returns: when to look again.
+        """
+        for digest, size in islice(plan.missing.items(), 2 * PARALLEL):
+            if (free_at := self._bucket.free_at(now)) > now:
+                return free_at
+            if self._elsewhere.bring(self._pieces[digest]):
+                self._bucket.take(size, now)
+        return math.inf
+
     def _carry_out(self, steps: Steps, group: str) -> None:
         self._say(Kind.WANT, group, steps.want, steps.but)
         self._say(Kind.BUSY, group, steps.busy)
-        if self._elsewhere.usable:
-            # Whoever gives nothing to neighbours brings it for himself alone; then they have to ask too.
-            if self._neighbours is not None:
-                self._say(Kind.TAKE, group, steps.ask)
+        if self._elsewhere.usable and self._neighbours is not None:
+            self._say(Kind.TAKE, group, steps.ask)
             for digest in steps.ask:
                 self._elsewhere.bring(self._pieces[digest])
         else:
