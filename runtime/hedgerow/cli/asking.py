@@ -116,4 +116,9 @@ def _who() -> str:
 
 def short(ref: dict[str, Any]) -> str:
     """A model's version, as people say it."""
-    return f"{ref['name']} {ref['version']} ({ref['digest'].removeprefix('sha256:')[:12]})"
+    return f"{ref['name']} {ref['version']} ({short_digest(ref['digest'])})"
+
+
+def short_digest(digest: str) -> str:
+    """A digest's beginning, enough to tell it from others."""
+    return digest.removeprefix("sha256:")[:12]

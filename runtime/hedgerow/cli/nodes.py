@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hedgerow.cli.asking import ServiceOptions, StoreOptions, on_service, on_store, short
+from hedgerow.cli.asking import ServiceOptions, StoreOptions, on_service, on_store, short, short_digest
 from hedgerow.cli.console import plural, print_columns, print_json, print_json_line, size
 from hedgerow.cli.options import Newest
 from hedgerow.errors import ConfigError
@@ -91,8 +91,8 @@ def show(options: StoreOptions, node: Node) -> None:
     rows.append(("generation", f"{_generation(said)}{'' if not _state(said) else ', ' + _state(said)}"))
     for name, one in said["models"].items():
         ref = one.get("model")
-        what = short(ref) if ref else f"a file of its own ({_digest(one['file_digest'])})"
-        runs = f"{what}, file {_digest(one['file_digest'])}, {one['backend']} on {one['device']}, {one.get('stage', 'kept')}"
+        what = short(ref) if ref else f"a file of its own ({short_digest(one['file_digest'])})"
+        runs = f"{what}, file {short_digest(one['file_digest'])}, {one['backend']} on {one['device']}, {one.get('stage', 'kept')}"
         seen = _seen(said["health"].get("models", {}).get(name, {}))
         rows.append((f"model {name}", f"{runs}, {one.get('results', 0):,} frames{seen}"))
     for name, ref in said["desired_models"].items():
@@ -239,7 +239,7 @@ def _models(node: dict[str, Any]) -> str:
     parts = []
     for name, one in node["models"].items():
         ref, wanted = one.get("model"), node["desired_models"].get(name)
-        runs = ref["version"] if ref else f"*{_digest(one['file_digest'])}"
+        runs = ref["version"] if ref else f"*{short_digest(one['file_digest'])}"
         other = f" → {wanted['version']}" if wanted and (ref or {}).get("digest") != wanted["digest"] else ""
         pinned = " (pinned)" if name in node["pins"] else ""
         parts.append(f"{name} {runs}{other}{pinned}")
@@ -258,7 +258,3 @@ def _seen(health: dict[str, Any]) -> str:
     if not_finite := health.get("not_finite"):
         parts.append(f"NaN or infinity in {not_finite:,} of {health.get('looked_at', 0):,}")
     return "".join(f", {part}" for part in parts)
-
-
-def _digest(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]
