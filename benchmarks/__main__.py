@@ -21,6 +21,7 @@ from benchmarks import (
     batching,
     collected,
     compared,
+    distribution,
     durable,
     fleet,
     large,
@@ -94,6 +95,7 @@ SUITES: dict[str, Suite] = {
     "workers": Suite(workers.run, 2),
     "reload": Suite(reload.run, 1, 3, most=2),
     "rollout": Suite(rollout.run, 0, 600, most=1, only_asked=True),
+    "distribution": Suite(distribution.run, 0, 180, most=2, only_asked=True),
     "swap": Suite(swap.run, 2, 18, 9, most=2),
 }
 HERE = Path(__file__).parent
