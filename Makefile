@@ -7,10 +7,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PLUGINS := plugins/vision plugins/audio plugins/signal
 ARGS ?=
+# A run starts hundreds of processes: what they import is compiled once, whatever PYTHONDONTWRITEBYTECODE says.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/pycache $(BIN)/pytest --dist worksteal
 # One more than cores: many a test waits for processes that it has started.
-SIDE_BY_SIDE := -n $(shell echo $$(($$(nproc) + 1))) --dist worksteal
+SIDE_BY_SIDE := -n $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo demo-region demo-rollout test coverage test-faults test-images images check format lint types bench lock clean system
+.PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images images check format lint types bench lock clean system
 help: ## List what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -23,14 +25,17 @@ demo-region: $(READY) ## Run three sites and their region; one is cut off for a 
 demo-rollout: $(READY) ## Take versions of a model through three sites: a good one, a bad one, a forged one. ARGS="--json"
 	@$(BIN)/hedgerow demo rollout $(ARGS)
 
+test: $(READY) ## Run the tests: every module, in minutes.
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not long" $(ARGS)
+
+test-long: $(READY) ## Run what takes longer: demos, long documents, faults, benchmarks, properties at full depth.
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and (long or hypothesis)" --hypothesis-profile=full $(ARGS)
+
 test-faults: $(READY) ## Run the fault and stress tests at full size; takes an hour.
-	$(BIN)/pytest -n auto --dist worksteal -m slow --timeout 3600 $(ARGS)
+	$(PYTEST) -n auto -m slow --timeout 3600 $(ARGS)
 
-test: $(READY) ## Run all tests.
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
-
-coverage: $(READY) ## Run all tests, and say which lines none of them reaches; takes half as long again.
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow" --cov --cov-report=term $(ARGS)
+coverage: $(READY) ## Run both `test` and `test-long`, and say which lines none of them reaches.
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" --hypothesis-profile=full --cov --cov-report=term $(ARGS)
 
 check: format-check lint types ## Check format, lint, import layers and types.
 

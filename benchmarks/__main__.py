@@ -17,31 +17,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import (
-    batching,
-    collected,
+from benchmarks.data_path import (
     compared,
-    distribution,
     durable,
-    fleet,
     large,
     latency,
-    memory,
     noop,
     overload,
     received,
-    reload,
-    report,
-    rollout,
-    sharing,
     streams,
-    swap,
     text,
     vad,
     workers,
 )
-from benchmarks.cells import TARGETS, Cell, Options
-from benchmarks.process import Company
+from benchmarks.fleet import collected, distribution, messages, rollout
+from benchmarks.harness.cells import TARGETS, Cell, Options
+from benchmarks.harness.process import Company
+from benchmarks.models import batching, memory, reload, sharing, swap
+from benchmarks.report import report
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +78,7 @@ SUITES: dict[str, Suite] = {
     "receive": Suite(received.run, 0, 16, most=2),
     "collect": Suite(collected.run, 0, 8, most=2),
     "durable": Suite(durable.run, 2, 1, most=2),
-    "fleet": Suite(fleet.run, 0, 8, 38, most=2),
+    "fleet": Suite(messages.run, 0, 8, 38, most=2),
     "streams": Suite(streams.run, 2, 0, 11),
     "batching": Suite(batching.run, 0, 15),
     "overload": Suite(overload.run, 3, 6),

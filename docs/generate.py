@@ -18,10 +18,10 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
 from hedgerow import config
-from hedgerow.node.health import gauges
+from hedgerow.node.probes import gauges
 from hedgerow.region import config as region
-from hedgerow.region import plan
-from hedgerow.region.metrics import Counts, RegionMetrics
+from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
+from hedgerow.region.rollouts.planning import spec
 from hedgerow.telemetry import metrics
 from hedgerow.telemetry.tally import DropReason, Tally
 from hedgerow.topology import model as topology
@@ -95,7 +95,9 @@ def metric_table() -> str:
 
 def region_metric_table() -> str:
     """A table of the metrics of a region's service."""
-    return "\n".join(["| metric | kind | labels | |", "|---|---|---|---|", *_families(RegionMetrics(Counts()))])
+    return "\n".join(
+        ["| metric | kind | labels | |", "|---|---|---|---|", *_families(RegionMetrics(CollectorCounts()))]
+    )
 
 
 def _families(collector: Collector) -> list[str]:
@@ -135,11 +137,11 @@ def tables() -> dict[str, Callable[[], str]]:
         "region-retention": region.RetentionSection,
         "region-canary": region.CanarySection,
         "region-models": region.ModelsSection,
-        "rollout": plan.RolloutPlan,
-        "rollout-model": plan.ModelSection,
-        "rollout-gate": plan.GateSection,
-        "rollout-window": plan.WindowSection,
-        "rollout-swap": plan.SwapSection,
+        "rollout": spec.RolloutPlan,
+        "rollout-model": spec.ModelSection,
+        "rollout-gate": spec.GateSection,
+        "rollout-window": spec.WindowSection,
+        "rollout-swap": spec.SwapSection,
         "health": messages.Health,
         "pipeline-health": messages.PipelineHealth,
         "model-health": messages.ModelHealth,

@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from hedgerow.frame import Array
-from hedgerow.models.arrays import write_arrays
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.chunks import describe_file
-from hedgerow.models.manifest import (
+from hedgerow.models.bundle.arrays import write_arrays
+from hedgerow.models.bundle.chunks import describe_file
+from hedgerow.models.bundle.distributions import Accumulator
+from hedgerow.models.bundle.manifest import (
     Baseline,
     Distribution,
     File,
@@ -30,8 +30,8 @@ from hedgerow.models.manifest import (
     Tolerance,
     Variant,
 )
-from hedgerow.models.source import digest
-from hedgerow.models.statistics import Accumulator
+from hedgerow.models.bundle.model_file import digest
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.wire.fleet import ModelRef
 
 OnnxFile = Callable[..., Path]
@@ -51,7 +51,7 @@ def onnx_file(tmp_path: Path) -> OnnxFile:
     return write
 
 
-MakeCandidate = Callable[..., Candidate]
+MakeCandidate = Callable[..., ModelVersion]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def make_candidate(tmp_path: Path) -> MakeCandidate:
         parameters: dict[str, Any] | None = None,
         domains: str = "",
         **serving: Any,
-    ) -> Candidate:
+    ) -> ModelVersion:
         folder = tmp_path / "bundles" / f"{name}-{version}"
         (folder / "variants/onnx").mkdir(parents=True)
         (folder / "golden/onnx").mkdir(parents=True)
@@ -124,7 +124,7 @@ def make_candidate(tmp_path: Path) -> MakeCandidate:
         )
         (folder / "manifest.json").write_bytes(manifest.encode())
         ref = ModelRef(name=name, version=version, digest=manifest.digest)
-        return Candidate(name, ref, manifest, manifest.variants[0], folder)
+        return ModelVersion(name, ref, manifest, manifest.variants[0], folder)
 
     return make
 

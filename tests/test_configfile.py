@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
+from tests.examples import examples
 
 from hedgerow import configfile
 from hedgerow.config import NodeConfig
@@ -202,7 +203,7 @@ SECTIONS = [
 ]
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.sampled_from(SECTIONS), st.from_regex(r"x_[a-z_]{1,20}", fullmatch=True), st.data())
 def test_an_unknown_key_anywhere_is_told_with_its_line(section: tuple[str, ...], key: str, data: st.DataObject) -> None:
     """The line is that of the key, wherever in its section it stands."""
@@ -274,7 +275,7 @@ documents = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(documents)
 def test_a_configuration_survives_being_written_and_read(document: dict) -> None:
     """What a node reports as its configuration can be given back to it."""

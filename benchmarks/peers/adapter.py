@@ -39,7 +39,7 @@ def _running(server: str, options: dict[str, Any]) -> Iterator[subprocess.Popen[
     given = [str(options["server_port"]), options["model"]]
     command = [sys.executable, "-m", f"benchmarks.peers.on_{server}", *given]
     ctypes.CDLL(None).prctl(_SUBREAPER, 1)  # what the server's children took counts as ours when they have ended
-    process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
+    process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdout=sys.stderr, start_new_session=True)
     try:
         yield process
     finally:

@@ -15,12 +15,12 @@ Answer = Callable[[str, Any, str], bytes | None]
 
 def vad(options: dict[str, Any]) -> Answer:
     """Silero VAD on ONNX Runtime; its author's window: 64 samples of the one before and 512 new ones."""
-    from benchmarks import silero
+    from benchmarks.harness import silero
 
     if "model" in options:
         session = silero.session(options["model"])
     else:
-        from benchmarks.raw import vad_session
+        from benchmarks.harness.raw import vad_session
 
         session = vad_session(threads=1)
     states: dict[str, tuple[Any, Any]] = {}
@@ -41,8 +41,8 @@ def text(options: dict[str, Any]) -> Answer:
     """Text detection on the backend that is the quickest here; what follows the model is the plugin's own code."""
     import simplejpeg
 
-    from benchmarks.raw import text_runner
-    from hedgerow_vision.detect_text import find_quads
+    from benchmarks.harness.raw import text_runner
+    from hedgerow_vision.text.detect import find_quads
 
     run = text_runner(options["backend"], threads=options["threads"])
     mean = np.array([0.485, 0.456, 0.406], np.float32)

@@ -18,8 +18,8 @@ from typing import Any
 
 import uvloop
 
+from benchmarks.harness.processor import Processor
 from benchmarks.peers.asking import CLIENTS
-from benchmarks.processor import Processor
 
 
 async def measure(server: str, spec: dict[str, Any], payloads: list[bytes]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import litserve
 
-from benchmarks.silero import SIZES, Batches
+from benchmarks.harness.silero import SIZES, Batches
 
 
 class Vad(litserve.LitAPI):  # type: ignore[misc]  # has no types in this project's environment

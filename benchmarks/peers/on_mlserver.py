@@ -22,7 +22,7 @@ from mlserver import MLModel, MLServer, ModelSettings, Settings
 from mlserver.settings import ModelParameters
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
 
-from benchmarks.silero import session
+from benchmarks.harness.silero import session
 
 
 class Vad(MLModel):  # type: ignore[misc]  # has no types in this project's environment

@@ -18,8 +18,8 @@ from hedgerow import plugins
 from hedgerow.config import NodeConfig, PipelineConfig, StageEntry
 from hedgerow.configfile import BadConfigFile, Document, Problem
 from hedgerow.errors import HedgerowError
-from hedgerow.models import source
-from hedgerow.models.pool import BUNDLE
+from hedgerow.models.bundle import model_file
+from hedgerow.models.serving.pool import BUNDLE
 
 Keys = tuple[int | str, ...]
 
@@ -104,7 +104,7 @@ def _findings(named: _Named, base_dir: Path) -> Iterator[_Finding]:
         if path.startswith(BUNDLE):  # it comes from the region
             continue
         try:
-            source.resolve(path, base_dir)
+            model_file.resolve(path, base_dir)
         except HedgerowError as error:
             yield _Finding(("models", name, "path"), str(error), error.remedy)
     for keys, entry in named.stages.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 
@@ -13,6 +12,7 @@ from tests.e2e.conftest import until
 
 from hedgerow.backends import background
 from hedgerow.backends.background import NICE, leftovers, low_priority
+from hedgerow.testing import processes
 
 TRIED = """
 import json, os, sys, threading
@@ -44,7 +44,7 @@ print(json.dumps([may_raise(), seen]))
 
 
 def tried(who: str) -> tuple[bool, dict[str, int]]:
-    done = subprocess.run([sys.executable, "-c", TRIED, who], check=True, capture_output=True, text=True, cwd="/")
+    done = processes.run([sys.executable, "-c", TRIED, who], check=True, capture_output=True, text=True, cwd="/")
     may, seen = json.loads(done.stdout)
     return may, seen
 

@@ -22,7 +22,8 @@ from hedgerow.errors import (
     InferenceError,
     ModelUnreadable,
 )
-from hedgerow.models.source import resolve
+from hedgerow.models.bundle.model_file import resolve
+from hedgerow.testing import processes
 
 OnnxFile = Callable[..., Path]
 
@@ -45,7 +46,8 @@ def packaged(path: str) -> Path:
 def test_importing_the_backends_imports_no_vendor() -> None:
     """`hedgerow --help` must be quick."""
     code = "import hedgerow.backends, sys; print({'onnxruntime', 'openvino'} & sys.modules.keys())"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+    shown = processes.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert shown.strip() == "set()"
 
 
 def test_names_shapes_and_types_are_those_of_the_model_on_every_backend(onnx_file: OnnxFile) -> None:
@@ -263,13 +265,13 @@ def test_closing_wakes_those_that_wait_for_their_turn(onnx_file: OnnxFile) -> No
     class Slow(dict[str, np.ndarray]):
         def __getitem__(self, name: str) -> np.ndarray:
             inside.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
             return ones
 
     session = backends.get("openvino").open(onnx_file(DOUBLE), SessionOptions(streams=1))
     with ThreadPoolExecutor(3) as pool:
         under_way = pool.submit(session.run, Slow())
-        assert inside.wait(10)
+        assert inside.wait(60)
         waiting = [pool.submit(session.run, {"x": ones}) for _ in range(2)]
         time.sleep(0.05)  # for them to stand in line; if they come later, they are told at the door
         session.close()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from hedgerow.backends.tune import TOLERANCE, Setting, difference, tune
 from hedgerow.backends.tuned import Choice
 from hedgerow.cli.main import app
 from hedgerow.frame import Array
+from hedgerow.testing import processes
 
 OnnxFile = Callable[..., Path]
 
@@ -167,7 +167,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 def test_the_command_keeps_the_answer_where_auto_finds_it(in_folder: Path, onnx_file: OnnxFile) -> None:
     from hedgerow.backends.cores import cores
-    from hedgerow.models.source import digest
+    from hedgerow.models.bundle.model_file import digest
 
     path = onnx_file(DOUBLE, name="door.onnx")
 
@@ -240,7 +240,7 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(in_folder: Path, onnx_file: Onn
     ours, theirs = os.openpty()
     command = "from hedgerow.cli.main import main; main()"
 
-    child = subprocess.Popen(
+    child = processes.start(
         [sys.executable, "-c", command, "tune", "door.onnx", "--seconds", "1", "--max-batch", "1", "--no-save"],
         stdout=theirs,
         stderr=theirs,
@@ -252,7 +252,7 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(in_folder: Path, onnx_file: Onn
             shown += some
     os.close(ours)
 
-    assert child.wait(30) == 0
+    assert child.wait(60) == 0
     assert b"Measuring" in shown
     assert b"Fastest:" in shown
 

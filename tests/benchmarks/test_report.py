@@ -9,10 +9,9 @@ from xml.etree import ElementTree as Xml
 import pytest
 import typer
 from benchmarks.__main__ import SUITES, chosen
-from benchmarks.cells import TARGETS, Cell, Options, cell, percentile, ratio
-from benchmarks.report import Record
-
-from benchmarks import picture, report
+from benchmarks.harness.cells import TARGETS, Cell, Options, cell, percentile, ratio
+from benchmarks.report import picture, report
+from benchmarks.report.report import Record
 
 FULL = Options(5, 3.0, 1.0)
 

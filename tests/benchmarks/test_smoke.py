@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from benchmarks.__main__ import SUITES
-from benchmarks.cells import TARGETS, Options
+from benchmarks.data_path import compared
+from benchmarks.harness.cells import TARGETS, Options
 from benchmarks.peers import environment
 
-from benchmarks import compared
+from hedgerow.testing import processes
 
 _NEEDS = {
     **{suite: ["silero_vad"] for suite in ("vad", "peers", "latency", "streams", "memory", "reload", "swap")},
@@ -24,17 +25,21 @@ _NEEDS = {
 _MEASURED = {"frames/s", "MB/s", "µs"}
 """Of these something must have come. Differences may be below zero, and counts of what went wrong are to be zero."""
 _ROOT = Path(__file__).parents[2]
+QUICK = "collect"
+"""The suite that is run every day, so that what all have in common is seen to work."""
 
 
 @pytest.mark.timeout(600)  # seconds on a quiet machine
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize(
+    "suite", [pytest.param(suite, marks=pytest.mark.long if suite != QUICK else ()) for suite in SUITES]
+)
 def test_a_benchmark_runs_and_gives_all_its_numbers(suite: str, tmp_path: Path) -> None:
     """Real broker, real node, real peers, each for a moment."""
     for package in [*_NEEDS.get(suite, []), "paho", "aiomqtt"]:
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
 
-    run = subprocess.run(
+    run = processes.run(
         [sys.executable, "-m", "benchmarks", "--smoke", "--only", suite, "--json", "--folder", str(tmp_path)],
         cwd=_ROOT,
         env=os.environ | {"NO_COLOR": "1"},
@@ -54,6 +59,7 @@ def test_a_benchmark_runs_and_gives_all_its_numbers(suite: str, tmp_path: Path) 
     assert "| median |" in (tmp_path / "REPORT.md").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_peers_that_cannot_be_installed_are_named_and_the_rest_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without an index still compares the node with what is at hand."""
@@ -74,7 +80,7 @@ def test_the_steps_of_a_frame_are_told_apart() -> None:
     """A list runs through the same chain as in a node, and every step took time."""
     if find_spec("silero_vad") is None:
         pytest.skip("silero_vad is not installed")
-    from benchmarks.steps import measure
+    from benchmarks.data_path.steps import measure
 
     steps = measure(batch=4, lists=3)
 

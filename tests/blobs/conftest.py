@@ -11,12 +11,12 @@ from random import Random
 
 import pytest
 
-from hedgerow.blobs.fetch import Fetcher
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.serve import BlobServer
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
-from hedgerow.models.manifest import Chunk, File, Manifest, digest_of
+from hedgerow.models.bundle.manifest import Chunk, File, Manifest, digest_of
 from hedgerow.testing.faults import FaultProxy
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.topics import Address
@@ -100,12 +100,12 @@ class Estate:
     def store(self, name: str, max_bytes: int = 1 << 30) -> BlobStore:
         return BlobStore(self.folder / name, max_bytes)
 
-    def fetcher(self, name: str, store: BlobStore | None = None, /, **more: object) -> Fetcher:
+    def fetcher(self, name: str, store: BlobStore | None = None, /, **more: object) -> BlobFetcher:
         address = SITE_ADDRESS._replace(node=name)
-        return Fetcher(self.options(name), address, store or self.store(name), **more)  # type: ignore[arg-type]
+        return BlobFetcher(self.options(name), address, store or self.store(name), **more)  # type: ignore[arg-type]
 
     @asynccontextmanager
-    async def fetchers(self, *names: str, **more: object) -> AsyncIterator[list[Fetcher]]:
+    async def fetchers(self, *names: str, **more: object) -> AsyncIterator[list[BlobFetcher]]:
         async with AsyncExitStack() as stack:
             yield [await stack.enter_async_context(self.fetcher(name, **more)) for name in names]
 

@@ -8,10 +8,9 @@ import os
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,8 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from hedgerow.testing.mosquitto import free_port
+from hedgerow.testing import processes
+from hedgerow.testing.ports import held_port
 
 USER, PASSWORD = "plant", "pull-me"
 _HASHED = "$2b$04$l./DuFHztNId3J039t58QOvsGiWizlO84rYef65/5e3JBOe4iAQ0."
@@ -225,7 +225,8 @@ class Registry:
         if REGISTRY is None:
             pytest.skip("no OCI registry here: install Debian's docker-registry")
         folder.mkdir()
-        self.port = free_port()
+        self._stack = ExitStack()
+        self.port = self._stack.enter_context(held_port())
         self.url = f"oci://127.0.0.1:{self.port}/plant/models"
         self.authority = authority
         self.credentials = folder / "credentials"
@@ -240,7 +241,7 @@ class Registry:
             f"http: {{addr: '127.0.0.1:{self.port}', tls: {{certificate: {chain}, key: {key}}}}}\n"
         )
         self._log = (folder / "log").open("w")
-        self._process = subprocess.Popen(
+        self._process = processes.start(
             [REGISTRY, "serve", str(folder / "registry.yml")],
             stdout=self._log,
             stderr=self._log,
@@ -249,7 +250,7 @@ class Registry:
         self._wait()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             assert self._process.poll() is None, Path(self._log.name).read_text()
             try:
@@ -268,6 +269,7 @@ class Registry:
     def close(self) -> None:
         self.stop()
         self._log.close()
+        self._stack.close()
 
 
 def basic(user: str, password: str) -> str:

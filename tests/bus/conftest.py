@@ -45,7 +45,7 @@ class Listener(Client):
 
 
 async def eventually(
-    condition: Callable[[], bool], what: Callable[[], str] = lambda: "it", timeout_s: float = 20
+    condition: Callable[[], bool], what: Callable[[], str] = lambda: "it", timeout_s: float = 60
 ) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + timeout_s

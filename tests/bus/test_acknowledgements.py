@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.examples import examples
 
 from hedgerow.bus.acknowledgements import Acknowledgements, Unacked
 
@@ -160,5 +161,5 @@ class BrokerAndTable(RuleBasedStateMachine):
             self.inflight.clear()
 
 
-BrokerAndTable.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+BrokerAndTable.TestCase.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)
 TestBrokerAndTable = BrokerAndTable.TestCase

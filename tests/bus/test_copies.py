@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 
 SIZE = 8_000_000
@@ -23,12 +23,12 @@ async def test_a_large_payload_stays_in_the_buffer_that_the_kernel_filled(
     """What was copied and its copy are there at the same time, so the peak would show both."""
     (tmp_path / "payload").write_bytes(bytes(SIZE))
     async with listener(broker.url) as client:
-        await client.wait_connected(10)
+        await client.wait_connected(60)
         await client.subscribe({topic_prefix: 1})
         tracemalloc.start()
         try:
-            sender = await asyncio.create_subprocess_exec(
-                *("mosquitto_pub", "-p", str(broker.port), "-t", topic_prefix, "-q", "1", "-f", tmp_path / "payload")
+            sender = await processes.start_async(
+                ["mosquitto_pub", "-p", str(broker.port), "-t", topic_prefix, "-q", "1", "-f", tmp_path / "payload"]
             )
             await eventually(lambda: client.messages, timeout_s=60)
             now, peak = tracemalloc.get_traced_memory()

@@ -19,7 +19,8 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record, read_gap
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import key_of
-from hedgerow.bus.outbox.store import RECENT, Store
+from hedgerow.bus.outbox.store import RECENT, OutboxStore
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.topics import late
 
@@ -405,8 +406,8 @@ def rot(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"rotting", b"rotten!"))
 
 
-def store(path: Path, boot: Boot) -> Store:
-    return Store(path, max_bytes=1 << 20, boot=lambda: boot)
+def store(path: Path, boot: Boot) -> OutboxStore:
+    return OutboxStore(path, max_bytes=1 << 20, boot=lambda: boot)
 
 
 def expired(path: Path, boot: Boot) -> int:
@@ -482,7 +483,7 @@ def killed_at_random(path: Path, rounds: int, seed: int) -> None:
     numbers: dict[bytes, int] = {}
     first = 0
     for _ in range(rounds):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), str(first)], stdout=subprocess.PIPE)
+        child = processes.start([sys.executable, "-c", CHILD, str(path), str(first)], stdout=subprocess.PIPE)
         assert child.stdout is not None
         for _ in range(chance.randint(1, 150)):
             safe.add(int(child.stdout.readline()))
@@ -491,7 +492,7 @@ def killed_at_random(path: Path, rounds: int, seed: int) -> None:
         child.wait()
         child.stdout.close()
         first = max(safe) + 100_000
-        opened = Store(path, max_bytes=1 << 30)
+        opened = OutboxStore(path, max_bytes=1 << 30)
         entries = opened.read(0, 1 << 60, 1_000_000, 1 << 40)
         opened.abandon()
         assert [entry.key for entry in entries] == list(range(1, len(entries) + 1))

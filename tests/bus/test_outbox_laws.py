@@ -10,12 +10,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.examples import examples
 
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.mark import Boot
-from hedgerow.bus.outbox.records import PRIORITIES, Entry, Gap, Number, Record, key_of, priority_of, sequence_of
-from hedgerow.bus.outbox.store import Full, Store
-from hedgerow.bus.outbox.window import Window
+from hedgerow.bus.outbox.records import PRIORITIES, Gap, Number, OutboxEntry, Record, key_of, priority_of, sequence_of
+from hedgerow.bus.outbox.store import Full, OutboxStore
+from hedgerow.bus.outbox.window import SendWindow
 
 MAX_BYTES = 96 << 10
 
@@ -33,24 +34,24 @@ class NodeAndRegion(RuleBasedStateMachine):
         self.safe: dict[int, bytes] = {}  # what was called safe, by key
         self.got: dict[int, bytes] = {}
         self.gaps: list[tuple[int, int]] = []  # what the region was told
-        self.way: list[Entry] = []
+        self.way: list[OutboxEntry] = []
         self.acked = 0
 
     @initialize(when_full=st.sampled_from(["evict", "refuse"]), window=st.integers(2, 12))
     def begin(self, when_full: str, window: int) -> None:
         self.when_full = when_full
-        self.window = Window(window, 40_000, 0.5)
+        self.window = SendWindow(window, 40_000, 0.5)
         self.most = window
         self.path = self.folder / "0" / "outbox.db"
         self.open()
         self.ledger = Ledger(self.store.epoch)
 
     def open(self) -> None:
-        self.store = Store(self.path, max_bytes=MAX_BYTES, when_full=self.when_full, boot=lambda: self.boot)  # type: ignore[arg-type]
+        self.store = OutboxStore(self.path, max_bytes=MAX_BYTES, when_full=self.when_full, boot=lambda: self.boot)  # type: ignore[arg-type]
         self.store.notes()
         self.window.begin([key_of(priority, 1) for priority in range(PRIORITIES)], self.store.tops)
 
-    def follow(self, appended: list[Entry], up: bool) -> None:
+    def follow(self, appended: list[OutboxEntry], up: bool) -> None:
         """What the outbox does after every group."""
         notes = self.store.notes()
         self.window.appended(appended, self.store.tops, up=up)
@@ -85,7 +86,7 @@ class NodeAndRegion(RuleBasedStateMachine):
         for key, record in zip(keys, records, strict=True):
             assert key >= tops[record.priority]
             self.safe[key] = record.payload
-        self.follow([Entry(key, key, r.topic, b"", r.payload) for key, r in zip(keys, records, strict=True)], up)
+        self.follow([OutboxEntry(key, key, r.topic, b"", r.payload) for key, r in zip(keys, records, strict=True)], up)
 
     @rule()
     def send(self) -> None:
@@ -106,7 +107,7 @@ class NodeAndRegion(RuleBasedStateMachine):
                 self.receive(entry)
         del self.way[:many]
 
-    def receive(self, entry: Entry) -> None:
+    def receive(self, entry: OutboxEntry) -> None:
         if not entry.topic:
             self.gaps.append((entry.key, entry.last))
             self.ledger.take_gap(Gap.read(entry.key, entry.last, entry.payload))
@@ -238,7 +239,7 @@ class NodeAndRegion(RuleBasedStateMachine):
 
 NodeAndRegion.TestCase.settings = settings(
     derandomize=True,
-    max_examples=200,
+    max_examples=examples(200),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

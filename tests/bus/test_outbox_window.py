@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.ledger import Ledger, Ranges
-from hedgerow.bus.outbox.records import PRIORITIES, Ack, Entry, Gap, Number, Previous, key_of, read_gap
-from hedgerow.bus.outbox.window import Wanted, Window, share_out
+from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, OutboxEntry, Previous, key_of, read_gap
+from hedgerow.bus.outbox.window import ReadRequest, SendWindow, share_out
 
 COUNTS = st.integers(0, 500)
 
 
-def entry(sequence: int, priority: int = 0, size: int = 10) -> Entry:
+def entry(sequence: int, priority: int = 0, size: int = 10) -> OutboxEntry:
     key = key_of(priority, sequence)
-    return Entry(key, key, "t", b"", b"x" * (size - 1))
+    return OutboxEntry(key, key, "t", b"", b"x" * (size - 1))
 
 
-def window(most: int = 4, max_bytes: int = 10_000, stored: int = 0) -> Window:
-    made = Window(most, max_bytes, 0.5)
+def window(most: int = 4, max_bytes: int = 10_000, stored: int = 0) -> SendWindow:
+    made = SendWindow(most, max_bytes, 0.5)
     made.begin([key_of(p, 1) for p in range(PRIORITIES)], tops(stored))
     return made
 
@@ -85,7 +85,7 @@ def test_what_was_sent_before_something_acknowledged_goes_again() -> None:
     sent, wanted = made.next(0.0)
 
     assert sent == []
-    assert wanted == Wanted(key_of(0, 2), key_of(0, 4), 2, 5000)
+    assert wanted == ReadRequest(key_of(0, 2), key_of(0, 4), 2, 5000)
     assert made.offer(wanted, [entry(2), entry(3)], 0.0)[0] == entry(2)
 
 
@@ -133,10 +133,10 @@ def test_a_region_that_answers_only_when_it_is_asked_holds_up_nobody(
     most: int, share: float, max_bytes: int, old: int, new: int, sizes: list[int]
 ) -> None:
     """Whatever the window: it asks before it is full. What is left unanswered in the end is less than a window of it."""
-    made = Window(most, max_bytes, share)
+    made = SendWindow(most, max_bytes, share)
     made.begin([key_of(p, 1) for p in range(PRIORITIES)], tops(old))
     there = {entry(n).key: entry(n, size=sizes[n % len(sizes)]) for n in range(1, old + new + 1)}
-    unsent, came = set(there), dict[int, Entry]()
+    unsent, came = set(there), dict[int, OutboxEntry]()
     made.appended(
         [entry(n, size=sizes[n % len(sizes)]) for n in range(old + 1, old + new + 1)], tops(old + new), up=True
     )
@@ -159,7 +159,7 @@ def test_a_region_that_answers_only_when_it_is_asked_holds_up_nobody(
     assert unsent == set()
 
 
-def _spend(budget: list[int], one: Entry) -> bool:
+def _spend(budget: list[int], one: OutboxEntry) -> bool:
     """As the store reads: so many bytes, and one entry whatever its size."""
     budget[0] -= one.size
     return budget[0] >= 0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from hedgerow.bus.acknowledgements import Acknowledgements
 from hedgerow.bus.message import Message
@@ -57,7 +58,7 @@ message_specs = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(message_specs, st.integers(1, 70_000), st.sampled_from([100, 30_000, 2**22]))
 def test_however_a_stream_is_cut_the_messages_are_the_same(specs: list[Any], cut: int, limit: int) -> None:
     stream = bytearray()
@@ -85,7 +86,7 @@ def test_one_byte_at_a_time_is_enough() -> None:
     assert [(m.topic, len(m.payload)) for m in read(data, cut=1)] == [("a/b", 20_000), ("c", 0)]
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.binary(min_size=1, max_size=400), st.integers(1, 50))
 def test_random_bytes_are_read_or_called_malformed(data: bytes, cut: int) -> None:
     try:
@@ -99,7 +100,7 @@ def test_random_bytes_are_read_or_called_malformed(data: bytes, cut: int) -> Non
             assert error.code == "malformed-properties"  # noqa: PT017 - it may, but need not, be raised
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_a_publish_with_bytes_changed_is_read_or_called_malformed(data: st.DataObject) -> None:
     properties = encode_properties([(Property.USER, ("k", "v")), (Property.CONTENT_TYPE, "image/jpeg")])

@@ -6,9 +6,10 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from subprocess import PIPE
 from typing import Any
 
 import aiomqtt
@@ -17,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hedgerow.cli.main import app
-from hedgerow.testing import Mosquitto
+from hedgerow.testing import Mosquitto, processes
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,18 @@ def hedgerow(monkeypatch: pytest.MonkeyPatch) -> Hedgerow:
 
 
 @pytest.fixture
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts a command line as a process of its own."""
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command line as a process of its own, which ends with the test; after `before`, if that is given."""
+    with ExitStack() as stack:
 
-    def run(*args: object, **options: Any) -> subprocess.Popen[str]:
-        command: Sequence[str] = [sys.executable, "-m", "hedgerow", *map(str, args)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        def run(*args: object, before: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+            command = [*before, sys.executable, "-m", "hedgerow", *map(str, args)]
+            process = processes.start(command, stdout=PIPE, stderr=PIPE, text=True, **options)
+            stack.enter_context(process)  # closes its pipes
+            stack.callback(process.kill)
+            return process
 
-    return run
+        yield run
 
 
 Listen = Callable[..., AbstractAsyncContextManager[aiomqtt.Client]]

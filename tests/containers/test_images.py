@@ -21,8 +21,7 @@ import numpy as np
 import pytest
 from tests.containers.conftest import USER, Container, Engine, inspected
 
-from hedgerow.testing import Mosquitto
-from hedgerow.testing.mosquitto import free_port
+from hedgerow.testing import Mosquitto, processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("images")]
 
@@ -51,9 +50,8 @@ def mounted(site: Path) -> list[str]:
     return [f"--volume={site}/config:{site}/config:ro", f"--volume={site}/state:{site}/state"]
 
 
-def configure(site: Path, broker: Mosquitto, backend: str) -> tuple[list[str], int]:
-    """Write a node's file with the vibration model beside it; what to run, and the port of its probes."""
-    port = free_port()
+def configure(site: Path, broker: Mosquitto, port: int, backend: str) -> list[str]:
+    """Write a node's file with the vibration model beside it; what to run."""
     shutil.copyfile(MODEL, site / "config" / "vibration.onnx")
     config = {
         "node": {"region": "r", "site": "s", "name": "n", "state_dir": str(site / "state"), "drain_s": DRAIN_S},
@@ -77,7 +75,7 @@ def configure(site: Path, broker: Mosquitto, backend: str) -> tuple[list[str], i
         },
     }
     (site / "config" / "node.yaml").write_text(json.dumps(config))
-    return ["node", "run", f"{site}/config/node.yaml"], port
+    return ["node", "run", f"{site}/config/node.yaml"]
 
 
 async def first_result(broker: Mosquitto) -> dict[str, Any]:
@@ -93,16 +91,16 @@ async def first_result(broker: Mosquitto) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("image", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
 async def test_a_node_in_a_container_answers_a_frame_with_a_result(
-    engine: Engine, site: Path, mosquitto: Mosquitto, image: str, backend: str
+    engine: Engine, site: Path, mosquitto: Mosquitto, held_port: int, image: str, backend: str
 ) -> None:
     """Its root is read-only, its memory limited, it is nobody, has no rights, and ends within its time to drain."""
-    command, port = configure(site, mosquitto, backend)
+    command = configure(site, mosquitto, held_port, backend)
     with engine.running(f"localhost/hedgerow:{image}", *command, options=mounted(site)) as node:
-        until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), lambda: node.log)
-        assert answers(f"http://127.0.0.1:{port}/healthz")
+        until(lambda: answers(f"http://127.0.0.1:{held_port}/readyz"), lambda: node.log)
+        assert answers(f"http://127.0.0.1:{held_port}/healthz")
         result = await first_result(mosquitto)
         confined(node)
-        probed = node.inside("probe", f"http://127.0.0.1:{port}/healthz")
+        probed = node.inside("probe", f"http://127.0.0.1:{held_port}/healthz")
         assert probed.stdout.startswith("200 ")
 
         assert node.stop(DRAIN_S + 20) == 0, node.log
@@ -126,35 +124,42 @@ def confined(container: Container) -> None:
     assert container.inside("sh", "-c", f"cat {limits} 2>/dev/null", check=False).stdout.split() == [str(2**30)]
 
 
-def test_a_region_service_in_a_container_collects(engine: Engine, site: Path, mosquitto: Mosquitto) -> None:
-    port = free_port()
+def test_a_region_service_in_a_container_collects(
+    engine: Engine, site: Path, mosquitto: Mosquitto, held_port: int
+) -> None:
     (site / "config" / "region.yaml").write_text(
         json.dumps(
             {
                 "region": {"name": "r"},
                 "broker": {"url": mosquitto.url},
                 "store": {"url": str(site / "state" / "region.db")},
-                "metrics": {"port": port},
+                "metrics": {"port": held_port},
             }
         )
     )
     command = ("region", "run", f"{site}/config/region.yaml")
     with engine.running("localhost/hedgerow-region", *command, options=mounted(site)) as service:
-        until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), lambda: service.log)
+        until(lambda: answers(f"http://127.0.0.1:{held_port}/readyz"), lambda: service.log)
         confined(service)
-        status = service.inside("hedgerow", "region", "status", "--store", str(site / "state" / "region.db"), "--json")
-        assert json.loads(status.stdout)["collector"]["connected"]
+        until(lambda: collector(service, site).get("connected"), lambda: service.log)  # its first beat comes after
 
         assert service.stop(30) == 0, service.log
 
 
+def collector(service: Container, site: Path) -> dict[str, Any]:
+    """What the service's status says of its collector; nothing as long as it says nothing."""
+    command = ("hedgerow", "region", "status", "--store", str(site / "state" / "region.db"), "--json")
+    said = json.loads(service.inside(*command, check=False).stdout or "{}")
+    return said.get("collector") or {}
+
+
 def test_a_node_in_podman_tells_systemd_that_it_is_ready_and_alive(
-    engine: Engine, site: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, site: Path, mosquitto: Mosquitto, held_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the Quadlet units have it. Here the test holds the socket that would be systemd's."""
     if engine.name != "podman":
         pytest.skip("only podman hands on systemd's socket")
-    command, _ = configure(site, mosquitto, "auto")
+    command = configure(site, mosquitto, held_port, "auto")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(f"{site}/notify")
         os.chmod(f"{site}/notify", 0o777)  # noqa: PTH101 # a socket
@@ -180,7 +185,7 @@ def test_an_image_is_small_and_holds_neither_tools_nor_models(engine: Engine, im
     assert found.split("\n")[1].split(": ") == ["models", ""]
     assert found.split("\n")[2].split(": ") == ["uncompiled", "0"]
 
-    save = subprocess.Popen([engine.name, "save", image], stdout=subprocess.PIPE)
+    save = processes.start([engine.name, "save", image], stdout=subprocess.PIPE)
     packed = subprocess.run(["gzip", "-c"], stdin=save.stdout, capture_output=True, check=True).stdout
     assert save.wait() == 0
     assert len(packed) < IMAGES[image] * 1e6

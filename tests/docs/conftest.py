@@ -27,15 +27,18 @@ import sysconfig
 import time
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from hedgerow.testing.mosquitto import Mosquitto, free_port
+from hedgerow.testing import processes
+from hedgerow.testing.mosquitto import Mosquitto
+from hedgerow.testing.ports import held_port
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120
 _BLOCK = re.compile(r"^```(\w+)(?: +([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _STARTS_A_BROKER = re.compile(r"^mosquitto -", re.MULTILINE)
 
@@ -78,7 +81,10 @@ class Reader:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        self._ports = {"1883": str(port)} | {usual: str(free_port()) for usual in ("8883", "8884", "9464", "9466")}
+        self._stack = ExitStack()
+        self._ports = {"1883": str(port)} | {
+            usual: str(self._stack.enter_context(held_port())) for usual in ("8883", "8884", "9464", "9466")
+        }
         self._background: list[subprocess.Popen[str]] = []
         self._log = folder / ".out"
         self._background_logs: list[Path] = []
@@ -125,7 +131,7 @@ class Reader:
         with self._log.open("w+") as log:
             process = self._shell(block, log)
             try:
-                code = process.wait(40)
+                code = process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise AssertionError(f"line {block.line} did not end:\n{block.text}\n{self._log.read_text()}") from None
@@ -138,7 +144,7 @@ class Reader:
             process = self._shell(block, log)
         self._background.append(process)
         self._background_logs.append(path)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while until not in path.read_text():
             assert process.poll() is None, f"line {block.line} ended:\n{path.read_text()}"
             assert time.monotonic() < deadline, f"line {block.line} never said {until!r}:\n{path.read_text()}"
@@ -148,7 +154,7 @@ class Reader:
         """Look for the block's lines in what was printed; what goes on may still be about to print them."""
         wanted = [line for line in block.text.splitlines() if line.strip()]
         logs = self._background_logs if block.info == "background" else [self._log]
-        deadline = time.monotonic() + (10 if block.info == "background" else 0)
+        deadline = time.monotonic() + (PATIENCE_S if block.info == "background" else 0)
         while True:
             printed = [log.read_text() for log in logs]
             missing = [first_missing(wanted, text) for text in printed]
@@ -159,7 +165,7 @@ class Reader:
             time.sleep(0.1)
 
     def _shell(self, block: Block, log: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return processes.start(
             ["bash", "-euo", "pipefail", "-c", self._here(block.text)],
             cwd=self.folder,
             env=self._environment,
@@ -181,12 +187,13 @@ class Reader:
                 os.killpg(process.pid, signal.SIGINT)
         for process in self._background:
             try:
-                process.wait(15)
+                process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
         for pid_file in self.folder.rglob("*.pid"):  # what went into the background by itself
             with suppress(ProcessLookupError, ValueError):
                 os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        self._stack.close()
 
 
 def first_missing(wanted: list[str], printed: str) -> str | None:
@@ -226,20 +233,15 @@ def _virtual_environment(folder: Path) -> Path:
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Callable[[Path], Reader]]:
     """Makes a reader of a document, with a broker if the document starts none."""
-    made: list[Reader | Mosquitto] = []
+    stack = ExitStack()
 
     def make(document: Path) -> Reader:
         shell = "".join(block.text for block in blocks_of(document) if block.language == "sh")
         if _STARTS_A_BROKER.search(shell):
-            port = free_port()
+            port = stack.enter_context(held_port())
         else:
-            broker = Mosquitto()
-            made.append(broker)
-            broker.start()
-            port = broker.port
-        made.append(Reader(tmp_path, port))
-        return made[-1]  # type: ignore[return-value]
+            port = stack.enter_context(Mosquitto()).port
+        return stack.enter_context(closing(Reader(tmp_path, port)))
 
-    yield make
-    for one in reversed(made):
-        one.close()
+    with stack:
+        yield make

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,9 @@ import trustme
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from hedgerow.testing.mosquitto import find_mosquitto, free_port
+from hedgerow.testing import processes
+from hedgerow.testing.mosquitto import find_mosquitto
+from hedgerow.testing.ports import held_port
 
 SITE = Path(__file__).parents[2] / "broker" / "site"
 USERS = ("gateway", "operator", "shift-display", "pump-3")
@@ -54,6 +57,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    ports = ExitStack()
     folder = tmp_path_factory.mktemp("site")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "ca.pem")
@@ -66,7 +70,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         command = ["mosquitto_passwd", "-b", folder / "passwords", user, f"secret of {user}"]
         subprocess.run(command, check=True, capture_output=True)
     (folder / "acl").write_text((SITE / "acl").read_text("utf-8"))
-    made = Site(free_port(), free_port(), folder / "ca.pem")
+    made = Site(ports.enter_context(held_port()), ports.enter_context(held_port()), folder / "ca.pem")
     text = (SITE / "mosquitto.conf").read_text("utf-8")
     for theirs, ours in (
         ("/etc/mosquitto/certs", folder),
@@ -79,9 +83,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         text = text.replace(theirs, str(ours))
     (folder / "mosquitto.conf").write_text(f"user {getpass.getuser()}\n{text}")
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([find_mosquitto(), "-c", folder / "mosquitto.conf"], stderr=log)
+        process = processes.start([find_mosquitto(), "-c", folder / "mosquitto.conf"], stderr=log)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not _listens(made.tls_port):
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline
@@ -89,7 +93,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
+        ports.close()
 
 
 def _listens(port: int) -> bool:

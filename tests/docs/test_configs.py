@@ -14,7 +14,7 @@ from skimage import data
 
 from hedgerow import configcheck, configfile
 from hedgerow.frame import Frame
-from hedgerow.region.plan import load_plan
+from hedgerow.region.rollouts.planning.spec import load_plan
 from hedgerow.testing import PipelineRun, frame, frames, run_pipeline
 from hedgerow_signal.generate import Machine
 

@@ -20,11 +20,17 @@ DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for pattern in OURS for pat
 WITH_COMMANDS = [
     name for name in DOCUMENTS if not name.startswith("plugins/") and "```sh" in (ROOT / name).read_text("utf-8")
 ]
-SLOW = {  # too many processes for every day
-    "docs/operator/rollouts.md",  # tests/region has its parts
+LONG = {  # too many processes for every day
+    "README.md",
+    "docs/author/models.md",
+    "docs/operator/distribution.md",
+    "docs/operator/models.md",
+    "docs/operator/region.md",
+    "docs/operator/rollouts.md",
+    "docs/operator/topology.md",
     "docs/operator/trust.md",  # tests/docs/test_trust.py runs its commands in one process
 }
-TO_RUN = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in WITH_COMMANDS]
+TO_RUN = [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in WITH_COMMANDS]
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 

@@ -14,6 +14,7 @@ import urllib.request
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from hedgerow.testing import Mosquitto
-from hedgerow.testing.mosquitto import free_port
+from hedgerow.testing import Mosquitto, processes
+from hedgerow.testing.ports import held_port
 
 PLUGINS = Path(__file__).parents[1] / "node" / "plugins"
 PATIENCE_S = 60.0
@@ -35,7 +36,7 @@ def until(condition: Callable[[], Any], what: Callable[[], Any] = lambda: "it", 
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what()}"
-        time.sleep(0.01)
+        time.sleep(0.05)  # a look is often at /metrics, which costs the node
 
 
 def _client(name: str, port: int) -> mqtt.Client:
@@ -145,7 +146,9 @@ class NodeProcess:
         self.said = f"hedgerow/v1/test/{self.site}/#"
         self.file = folder / "node.yaml"
         self.environment: dict[str, str] = {}
-        self.port = free_port()
+        self.before: tuple[str, ...] = ()
+        self._stack = ExitStack()
+        self.port = self._stack.enter_context(held_port())
         self._broker = broker
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -168,8 +171,8 @@ class NodeProcess:
     def start(self, *, wait: bool = True) -> None:
         path = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
         with (self._folder / "node.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "hedgerow", "node", "run", str(self.file)],
+            self._process = processes.start(
+                [*self.before, sys.executable, "-m", "hedgerow", "node", "run", str(self.file)],
                 stderr=log,
                 stdout=log,
                 env={**os.environ, "PYTHONPATH": path, **self.environment},
@@ -223,6 +226,7 @@ class NodeProcess:
     def close(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self.kill()
+        self._stack.close()
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def duplicates_say_so(sensors: Any, collector: Any) -> None:
             assert owners.setdefault(frame_id, n) == n
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", SMALL_AND_LARGE)
 def test_a_node_that_is_killed_again_and_again_loses_no_frame(
     node: Any, sensors: Any, collector: Any, until: Callable[..., None], times: int
@@ -78,6 +79,7 @@ def test_a_node_that_is_killed_again_and_again_loses_no_frame(
     assert collector.said["dead/p"] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", SMALL_AND_LARGE)
 def test_a_broker_that_is_restarted_again_and_again_loses_no_frame(
     node: Any, sensors: Any, collector: Any, until: Callable[..., None], mosquitto: Mosquitto, times: int
@@ -96,6 +98,7 @@ def test_a_broker_that_is_restarted_again_and_again_loses_no_frame(
     assert collector.said["dead/p"] == []
 
 
+@pytest.mark.long
 def test_a_broker_that_is_frozen_does_not_keep_a_node_from_stopping(
     node: Any, sensors: Any, collector: Any, until: Callable[..., None], mosquitto: Mosquitto
 ) -> None:
@@ -123,9 +126,9 @@ def test_a_node_that_is_killed_while_the_broker_restarts_loses_no_frame(
     node.configure({"trial": {"sleep_s": 0.001}})
     node.start()
     with load(sensors):
-        time.sleep(0.3)
+        until(collector.ids)
         mosquitto.stop()
-        time.sleep(0.1)
+        time.sleep(0.1)  # time to notice and to try again
         node.kill()
         mosquitto.start()
         node.start()

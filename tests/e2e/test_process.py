@@ -48,6 +48,15 @@ def test_a_signal_drains_and_what_waited_goes_to_the_next_run(
     assert sessions[0][1] == sessions[1][1] != sessions[2][1], "birth and death name one session"
 
 
+def test_in_the_background_of_a_script_ctrl_c_still_stops_it(node: Any) -> None:
+    """Though a shell lets what it starts there ignore that."""
+    node.before = ("sh", "-c", "trap '' INT; exec \"$@\"", "-")
+    node.start()
+    node.signal(signal.SIGINT)
+
+    assert node.wait() == 0
+
+
 def test_a_second_signal_stops_at_once(node: Any, sensors: Any, collector: Any, until: Callable[..., None]) -> None:
     """Though a stage never comes back, and long before the time to drain is over; the will says it."""
     node.configure("stuck", drain_s=3600)

@@ -270,6 +270,7 @@ async def bench(node: Any, mosquitto: Mosquitto, onnx_file: Any) -> AsyncIterato
         yield made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     ("reloads", "results"),

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from hedgerow.testing import processes
+
 _HOMES = sorted(Path("/usr/lib").glob("*/ejabberd-*/ebin/mod_mqtt.beam"))
 PATIENCE_S = 60
 
@@ -62,7 +64,7 @@ class Ejabberd:
             "HOME": str(self._folder),
         }
         with (self._folder / "out").open("wb") as out:
-            self._process = subprocess.Popen(
+            self._process = processes.start(
                 ["erl", "-noinput", "-mnesia", "dir", f'"{self._folder / "mnesia"}"', "-s", "ejabberd"],
                 cwd=self._folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip

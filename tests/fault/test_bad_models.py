@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.many_nodes import ManyNodes
-from benchmarks.rollout import FIRST
+from benchmarks.fleet.many_nodes import ManyNodes
+from benchmarks.fleet.rollout import FIRST
 
-from hedgerow.models.candidate import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.testing.repository import make_repository
+
+pytestmark = pytest.mark.long
 
 X = "(float[N,256] x) => (float[N,256] y)"
 GOOD = f"{X} {{ y = Add(x, x) }}"
@@ -46,7 +48,7 @@ BAD = {
     ],
 )
 async def test_each_bad_version_is_stopped_at_the_canaries_and_all_of_them_go_back(
-    make_candidate: Callable[..., Candidate],
+    make_candidate: Callable[..., ModelVersion],
     tmp_path: Path,
     sites: int,
     nodes_a_site: int,

@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from tests.e2e.test_faults import duplicates_say_so, every_frame_has_a_result, l
 from hedgerow.bus.packets import encode_connect
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import parse
-from hedgerow.testing.mosquitto import Mosquitto, TlsFiles, free_port
+from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
+from hedgerow.testing.ports import held_port
 
 PATIENCE_S = 90.0
 LIFE = timedelta(days=2)
@@ -29,7 +31,8 @@ class Secured:
 
     def __init__(self, folder: Path, ahead: timedelta = timedelta()) -> None:
         self.folder = folder
-        self.pki, self.plain_port = self.certify("pki", ahead), free_port()
+        self._stack = ExitStack()
+        self.pki, self.plain_port = self.certify("pki", ahead), self._stack.enter_context(held_port())
         own = self.files("broker")
         tls = TlsFiles(own["ca_file"], own["cert_file"], own["key_file"], True, own["crl_file"], True)
         self.broker = Mosquitto(tls=tls, config=[f"listener {self.plain_port} 127.0.0.1"])
@@ -79,6 +82,7 @@ class Secured:
         self.sensors.close()
         self.collector.close()
         self.broker.stop()
+        self._stack.close()
 
 
 @pytest.fixture
@@ -88,6 +92,7 @@ def secured(tmp_path: Path) -> Iterator[Secured]:
     made.close()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_certificates_renewed_under_load_lose_no_frame(secured: Secured) -> None:
     """By `pki renew`, with new keys, while the node runs; every link of it takes them."""
@@ -109,6 +114,7 @@ def test_certificates_renewed_under_load_lose_no_frame(secured: Secured) -> None
     assert node.metric("hedgerow_frames_dropped_total") == node.metric("hedgerow_frames_dead_total") == 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_files_that_cannot_be_used_leave_the_links_alone(secured: Secured) -> None:
     """The wrong key, another's certificate, no file: each is told once, and the next good ones are taken."""

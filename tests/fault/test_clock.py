@@ -13,6 +13,8 @@ from tests.e2e.conftest import until
 from tests.e2e.test_faults import load
 from tests.fault.conftest import Estate
 
+pytestmark = pytest.mark.long
+
 Set = Callable[[str], None]
 
 
@@ -59,7 +61,7 @@ def test_a_clock_that_jumps_loses_nothing_and_says_so(estate: Estate, set_clock:
         for jump in ("+1h", "+0", "-1h"):
             estate.wan.cut()
             set_clock(jump)
-            time.sleep(2.5)
+            time.sleep(2.5)  # so long the WAN is cut, and results wait
             estate.wan.restore()
             before = estate.stored()
             until(lambda before=before: estate.stored() > before)  # type: ignore[misc]

@@ -23,9 +23,10 @@ from tests.fault.ejabberd import Ejabberd, needs_ejabberd
 from tests.fault.test_three_levels import Applied
 from tests.topology.conftest import begin
 
-from hedgerow.cli.asking import open_store
+from hedgerow.cli.region.options import open_store
 from hedgerow.errors import HedgerowError
-from hedgerow.region import queries
+from hedgerow.region.store import queries
+from hedgerow.testing import processes
 
 pytestmark = [needs_ejabberd, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -56,8 +57,8 @@ async def hedgerow(estate: Applied, *arguments: object) -> AsyncIterator[None]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
     log = estate.folder / f"{arguments[0]}.log"
     with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "hedgerow", *map(str, arguments), stdout=out, stderr=out, env=environment
+        process = await processes.start_async(
+            [sys.executable, "-m", "hedgerow", *map(str, arguments)], stdout=out, stderr=out, env=environment
         )
     try:
         yield

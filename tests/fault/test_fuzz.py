@@ -157,7 +157,7 @@ def test_a_region_counts_whatever_comes_and_goes_on(
         def counted() -> int:
             from contextlib import closing
 
-            from hedgerow.region.open import open_database
+            from hedgerow.region.store.open import open_database
 
             with closing(open_database(collector.store, write=False)) as database:
                 ((count,),) = database.rows("SELECT coalesce(sum(messages_up), 0) FROM node")
@@ -231,7 +231,7 @@ def test_a_node_counts_whatever_comes_and_goes_on(
         for _ in range(60):  # so many bad frames may have opened the stage's circuit: it closes again by itself
             if node.metric("hedgerow_results_total") > 0:
                 break
-            time.sleep(1)
+            time.sleep(1)  # a circuit closes by the clock
             sender.send(f"{node.topic}/last", b'{"n": 4}', [("id", "last")], "application/json")
             frames += 1
             wait_settled()

@@ -24,6 +24,7 @@ def kill(estate: Estate, what: str) -> None:
     part.start()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", [SMALL, LARGE])
 def test_a_node_and_everything_above_its_broker_may_be_killed_at_any_time(estate: Estate, times: int) -> None:
     """Whatever the site's broker accepted is in the store, once."""
@@ -36,6 +37,7 @@ def test_a_node_and_everything_above_its_broker_may_be_killed_at_any_time(estate
     estate.everything_is_stored_once()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", [SMALL, LARGE])
 def test_with_the_sites_broker_killed_too_no_result_that_was_stored_is_lost_or_doubled(
     estate: Estate, times: int

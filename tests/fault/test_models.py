@@ -27,12 +27,14 @@ from tests.e2e.conftest import PATIENCE_S, Collector, NodeProcess, Sensors, unti
 
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
-from hedgerow.models.candidate import Candidate
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.testing import Mosquitto
 from hedgerow.testing.repository import make_repository
 from hedgerow.wire.fleet import Desired, ModelRef
 
-MakeCandidate = Callable[..., Candidate]
+pytestmark = pytest.mark.long
+
+MakeCandidate = Callable[..., ModelVersion]
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 # Right for what lies between 0 and 1, as its author's samples do. Larger values look far past the end of a table, which
@@ -89,7 +91,7 @@ class ModelSite:
         config["fleet"] = {"root_file": str(self._root), **fleet}
         self.node.file.write_text(json.dumps(config))
 
-    def publish(self, candidate: Candidate, factor: float) -> ModelRef:
+    def publish(self, candidate: ModelVersion, factor: float) -> ModelRef:
         self._region.repository.publish(candidate, self._region.owner)
         self.factors[candidate.variant.model_digest] = factor
         return candidate.ref

@@ -35,6 +35,7 @@ def test_a_last_write_that_power_cut_short_is_cut_off_and_done_again(estate: Est
     estate.everything_is_stored_once()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_disk_that_loses_what_it_called_safe_is_found_out_and_declared(estate: Estate) -> None:
     """No number is given twice, and what is gone is named as gone."""
@@ -78,6 +79,7 @@ def small_disk(estate: Estate) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_node_whose_disk_is_full_goes_on_and_heals(estate: Estate, small_disk: Path) -> None:
     """It gives up the oldest results, says which, and wants nothing from anybody once there is room."""
@@ -93,7 +95,7 @@ def test_a_node_whose_disk_is_full_goes_on_and_heals(estate: Estate, small_disk:
         until(lambda: estate.node.metric("hedgerow_frames_out_total") > out + 100)
         assert estate.node.metric("hedgerow_outbox_failing") == 0
         estate.wan.restore()
-        time.sleep(2)
+        time.sleep(2)  # so long there is load while it catches up
     estate.sensors.settle()
     until(lambda: estate.waiting() == 0, lambda: f"{estate.waiting()} wait\n{estate.node.log[-2000:]}", 120)
     ((declared,),) = estate.rows("SELECT coalesce(sum(lost), 0) FROM gap")

@@ -30,8 +30,9 @@ from hedgerow.bus.packets import encode_connect, encode_publish_head, encode_sub
 from hedgerow.errors import BusError
 from hedgerow.pki import certificates, files
 from hedgerow.pki.folder import Pki
-from hedgerow.pki.names import Kind, parse
-from hedgerow.topology.refusals import Refusal, Refusals, is_chatter, readable
+from hedgerow.pki.names import IdentityKind, parse
+from hedgerow.testing import processes
+from hedgerow.topology.refusals import AccessDenial, AccessDenials, is_chatter, readable
 
 REGION = "hedgerow/v1/north"
 A, B, YARD = f"{REGION}/hall/a", f"{REGION}/hall/b", f"{REGION}/yard/a"
@@ -80,7 +81,7 @@ class Certified(Running):
 
     def certify(self, authority: str, name: str, common_name: str) -> Path:
         """A certificate where a topology looks for it."""
-        broker = name == Kind.BROKER
+        broker = name == IdentityKind.BROKER
         who = parse(f"{authority}/broker" if broker else common_name)
         at = datetime.now(UTC) - timedelta(days=30 if name == "expired" else 0)
         entry = self.pki(at).issue(who, timedelta(days=1), hosts=["localhost"] if broker else ())
@@ -146,9 +147,9 @@ def attack(estate: Certified, broker: str, who: str | None, authority: str = "ha
     return answer
 
 
-def refused(estate: Certified, broker: str) -> list[Refusal]:
+def refused(estate: Certified, broker: str) -> list[AccessDenial]:
     """What a broker's log says was refused, as `hedgerow broker refusals` reads it."""
-    reader = Refusals(readable((estate.out / broker / "acl").read_text()))
+    reader = AccessDenials(readable((estate.out / broker / "acl").read_text()))
     found = [refusal for line in estate.log(broker).splitlines() if (refusal := reader.take(line)) is not None]
     assert reader.counts.total() == len(found)
     return found
@@ -200,7 +201,14 @@ async def test_a_stolen_authority_makes_nobody_but_its_own(estate: Certified, br
     """What it signs in another's name is refused where that name has rights."""
     now, signer, key = datetime.now(UTC), estate.pki(datetime.now(UTC)).authority("hall"), certificates.new_key()
     made = certificates.leaf(
-        Kind.NODE, user, "forged", key.public_key(), signer.certificate(), signer.key(), now, now + timedelta(days=1)
+        IdentityKind.NODE,
+        user,
+        "forged",
+        key.public_key(),
+        signer.certificate(),
+        signer.key(),
+        now,
+        now + timedelta(days=1),
     )
     forged = estate.folder / "pki/hall/issued" / f"forged-{user.replace('/', '-')}"
     shutil.copytree(estate.folder / "pki/hall/issued/a", forged)
@@ -343,8 +351,8 @@ async def test_refusals_are_counted_by_user_and_served_while_the_log_is_read(est
         await asyncio.to_thread(until, lambda: [one[1:3] for one in refused(estate, "yard")].count(count) >= 1000)
     assert not any(map(is_chatter, estate.log("yard").splitlines()))
 
-    reading = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "hedgerow", "broker", "refusals", "-", "--acl", estate.out / "yard/acl", "--metrics-port", "0",
+    reading = await processes.start_async(
+        [sys.executable, "-m", "hedgerow", "broker", "refusals", "-", "--acl", estate.out / "yard/acl", "--metrics-port", "0"],
         stdin=PIPE, stdout=PIPE, stderr=PIPE,
     )  # fmt: skip
     assert reading.stdin is not None

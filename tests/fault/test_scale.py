@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.fleet import Fleet
+from benchmarks.fleet.messages import Fleet
 
 
 @pytest.mark.timeout(900)

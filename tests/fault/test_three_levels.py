@@ -23,6 +23,7 @@ from tests.fault.test_refusals import Certified, attack, refusals
 from tests.topology.conftest import PATIENCE_S, begin
 
 from hedgerow.pki.folder import Pki
+from hedgerow.testing import processes
 from hedgerow.topology.certify import certify
 
 TOPOLOGY = """\
@@ -75,8 +76,8 @@ async def node(levels: Applied) -> AsyncIterator[None]:
     """The site's node, on its rendered configuration."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
     with (levels.folder / "node.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "hedgerow", "node", "run", levels.out / "hall/nodes/a.yaml",
+        process = await processes.start_async(
+            [sys.executable, "-m", "hedgerow", "node", "run", levels.out / "hall/nodes/a.yaml"],
             stdout=log, stderr=log, env=environment,
         )  # fmt: skip
     try:

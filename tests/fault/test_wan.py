@@ -27,6 +27,7 @@ def test_results_made_during_a_cut_arrive_once_and_in_order(estate: Estate, time
     estate.everything_is_stored_once()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", [SMALL, LARGE])
 def test_a_link_that_is_half_open_is_noticed_and_made_anew(estate: Estate, times: int) -> None:
     """Bytes vanish and nobody says so: only the keepalive, and our own acknowledgements, can tell."""
@@ -34,7 +35,7 @@ def test_a_link_that_is_half_open_is_noticed_and_made_anew(estate: Estate, times
         until(lambda: estate.stored() >= 50)
         for _ in range(times):
             estate.wan.half_open()
-            time.sleep(4)
+            time.sleep(4)  # so long it is half open
             estate.wan.restore()
             estate.wan.reset()
             before = estate.stored()
@@ -42,6 +43,7 @@ def test_a_link_that_is_half_open_is_noticed_and_made_anew(estate: Estate, times
     estate.everything_is_stored_once()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", [SMALL, LARGE])
 def test_a_slow_link_that_is_reset_again_and_again_loses_nothing(estate: Estate, times: int) -> None:
     dice = random.Random(times)

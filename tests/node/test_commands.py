@@ -67,7 +67,7 @@ async def test_a_response_topic_that_is_none_does_not_swallow_the_reply(site: Si
 
 async def test_a_pipeline_that_gets_no_frames_makes_the_node_unready_if_it_should(site: Site) -> None:
     async with site.node(metrics={"enabled": False, "flow_timeout_s": 0.2}) as node:
-        await until(lambda: any("no frame for" in reason for reason in node._why_unready()))
+        await until(lambda: any("no frame for" in reason for reason in node._probes.why_unready()))
 
         async def feed() -> None:  # one frame makes it ready for 0.2 s, which a busy machine may miss
             while True:
@@ -75,7 +75,7 @@ async def test_a_pipeline_that_gets_no_frames_makes_the_node_unready_if_it_shoul
                 await asyncio.sleep(0.02)
 
         feeding = asyncio.create_task(feed())
-        await until(lambda: not node._why_unready())
+        await until(lambda: not node._probes.why_unready())
         feeding.cancel()
 
 
@@ -323,14 +323,14 @@ async def test_a_reload_that_was_still_building_when_the_node_is_stopped_starts_
 ) -> None:
     """What it started, nobody would drain."""
     async with site.node() as node:
-        built = node._pipelines._plan
+        built = node._pipelines._builder.build
 
         def build(config: NodeConfig, name: str) -> BuiltPipeline:
             plan = built(config, name)
             node.stop()
             return plan
 
-        monkeypatch.setattr(node._pipelines, "_plan", build)
+        monkeypatch.setattr(node._pipelines._builder, "build", build)
         with pytest.raises(CommandError, match="stopping"):
             await node.reload(site.yaml({"p": site.pipeline(lanes=1), "q": site.pipeline()}))
         assert list(node.runners) == ["p"]
@@ -346,7 +346,7 @@ async def test_a_stage_that_takes_its_time_to_close_holds_nothing_up_but_the_end
         def close(stage: Trial) -> None:
             turned = threading.Event()
             node._loop.call_soon_threadsafe(turned.set)
-            turns.append(turned.wait(5))
+            turns.append(turned.wait(60))
 
         monkeypatch.setattr(Trial, "close", close)
         assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(batch=5)})}))["ok"]
@@ -362,7 +362,7 @@ async def test_asking_what_a_node_is_does_not_hold_its_frames_up(site: Site, mon
     def devices(backend: OnnxRuntime) -> tuple[str, ...]:
         turned = threading.Event()
         node._loop.call_soon_threadsafe(turned.set)
-        turns.append(turned.wait(5))
+        turns.append(turned.wait(60))
         return ("CPU",)
 
     monkeypatch.setattr(OnnxRuntime, "devices", devices)
@@ -430,7 +430,7 @@ async def test_a_pipeline_whose_frames_all_die_is_not_called_well(site: Site) ->
         await until(lambda: node.runners["p"].tally.dead.total() == 3)
 
         health = node.health()
-        node._health.begin_period(node.runners, None)
+        node._health.begin_period()
 
         assert health.state == "degraded"
         assert health.reasons == ["pipeline p: 3 frames died, most of asked-to-die; 0 gave results"]
@@ -445,4 +445,6 @@ async def test_a_subscription_that_the_broker_refuses_makes_the_node_failing_and
         health = node.health()
 
         assert health.state == "failing"
-        assert health.reasons == node._why_unready() == ["pipeline p: the broker refuses plant/#: not authorised"]
+        assert (
+            health.reasons == node._probes.why_unready() == ["pipeline p: the broker refuses plant/#: not authorised"]
+        )

@@ -44,7 +44,7 @@ async def test_the_books_that_metrics_show_are_those_of_one_moment(site: Site) -
         tally = node.runners["p"].tally
         with ThreadPoolExecutor(1) as pool:
             tally.received += 1
-            reading = pool.submit(node._books)
+            reading = pool.submit(node._probes.tallies)
             wait([reading], timeout=0.2)
             tally.dropped["expired"] += 1
             read = await asyncio.wrap_future(reading)

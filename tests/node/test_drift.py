@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from trial_site import Site
 
-from hedgerow.models.candidate import Candidate
-from hedgerow.node.health import gauges
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.node.probes import gauges
 from hedgerow.wire.fleet import SwapPolicy
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
@@ -24,14 +24,14 @@ DRAW = np.random.default_rng(1)
 
 async def test_health_tells_a_drift_and_outputs_that_are_no_numbers_long_after_a_version_was_kept(
     site: Site,
-    make_candidate: Callable[..., Candidate],
+    make_candidate: Callable[..., ModelVersion],
     onnx_file: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("hedgerow.models.drift.WINDOW_S", 0.01)
-    monkeypatch.setattr("hedgerow.models.drift.LEAST_FRAMES", 30)
+    monkeypatch.setattr("hedgerow.models.monitor.drift.WINDOW_S", 0.01)
+    monkeypatch.setattr("hedgerow.models.monitor.drift.LEAST_FRAMES", 30)
     monkeypatch.setattr(
-        "hedgerow.models.drift._SHARE", 1.0
+        "hedgerow.models.monitor.drift._SHARE", 1.0
     )  # or it would take seconds until so many have been looked at
     samples = {"x": DRAW.random((500, 3), np.float32)}
     candidate = make_candidate(NAN_ABOVE_ONE, samples=samples, baseline=True)
@@ -55,7 +55,7 @@ async def test_health_tells_a_drift_and_outputs_that_are_no_numbers_long_after_a
 
         await frames()
         assert door().looked_at == 0, "a file of the node's own has no statistics"
-        assert (await node.swaps.go_over(candidate, AT_ONCE, lambda *_: None)).kept
+        assert (await node.swaps.swap_to(candidate, AT_ONCE, lambda *_: None)).kept
 
         await seen(lambda: door().drift is not None)
         health = node.health()
@@ -70,7 +70,7 @@ async def test_health_tells_a_drift_and_outputs_that_are_no_numbers_long_after_a
         assert node.health().state in ("degraded", "failing")
         assert "NaN" in node.health().reasons[0]
         await seen(lambda: node.health().state == "failing", offset=2.0)
-        shown = {name: value for name, _, _, value in gauges(node.runners, node._control)}
+        shown = {name: value for name, _, _, value in gauges(node.runners, node._link)}
         assert shown["hedgerow_model_not_finite_share"] > 0.5
         assert {"hedgerow_model_drift", "hedgerow_model_input_drift"} <= shown.keys()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hedgerow.pki.names import Identity, Kind, PkiError, check_site, of, parse
+from hedgerow.pki.names import Identity, IdentityKind, PkiError, check_site, of, parse
 from hedgerow.topics import is_name
 
 NAMES = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=20).filter(is_name)
@@ -53,13 +53,13 @@ def test_two_identities_never_have_one_user_name(two: list[tuple[str, str, str]]
 @pytest.mark.parametrize(
     ("text", "who"),
     [
-        ("hall/gateway", Identity(Kind.NODE, "hall", "gateway")),
-        ("hall/broker", Identity(Kind.BROKER, "hall", "broker")),
-        ("region/broker", Identity(Kind.BROKER, "region", "broker")),
-        ("hall", Identity(Kind.BRIDGE, "region", "hall")),
-        ("world/bridge/north", Identity(Kind.BRIDGE, "world", "north")),
-        ("anna@region", Identity(Kind.SERVICE, "region", "anna")),
-        ("kim@hall", Identity(Kind.SERVICE, "hall", "kim")),
+        ("hall/gateway", Identity(IdentityKind.NODE, "hall", "gateway")),
+        ("hall/broker", Identity(IdentityKind.BROKER, "hall", "broker")),
+        ("region/broker", Identity(IdentityKind.BROKER, "region", "broker")),
+        ("hall", Identity(IdentityKind.BRIDGE, "region", "hall")),
+        ("world/bridge/north", Identity(IdentityKind.BRIDGE, "world", "north")),
+        ("anna@region", Identity(IdentityKind.SERVICE, "region", "anna")),
+        ("kim@hall", Identity(IdentityKind.SERVICE, "hall", "kim")),
     ],
 )
 def test_each_form_has_its_kind_and_its_authority(text: str, who: Identity) -> None:

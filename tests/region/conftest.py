@@ -26,9 +26,9 @@ from hedgerow.bus.outbox.outbox import Outbox
 from hedgerow.bus.outbox.records import Ack, Record
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.node.commands import CommandDesk
-from hedgerow.region.database import Database
-from hedgerow.region.open import open_database
-from hedgerow.testing import Mosquitto
+from hedgerow.region.store.database import Database
+from hedgerow.region.store.open import open_database
+from hedgerow.testing import Mosquitto, processes
 from hedgerow.topics import Address, Channel, late
 from hedgerow.wire.messages import Health, Status
 
@@ -41,7 +41,7 @@ async def eventually(condition: Callable[[], Any], what: Callable[[], Any] = lam
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what()}"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.03)  # a look often opens the store
 
 
 def result(pipeline: str, n: int, captured_at: float | None = None, **more: Any) -> bytes:
@@ -169,7 +169,7 @@ class CollectorProcess:
     def start(self, *, wait: bool = True) -> None:
         before = self.log.count('"region-started"') if (self._folder / "region.log").exists() else 0
         with (self._folder / "region.log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = processes.start(
                 [sys.executable, "-m", "hedgerow", "region", "run", str(self.file)], stderr=log, stdout=log
             )
         if wait:
@@ -238,7 +238,7 @@ class PostgresServer:
 
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = processes.start(
                 [self._binaries / "postgres", "-D", self._data, "-k", self.folder, "-c", "listen_addresses="],
                 stdout=log,
                 stderr=log,

@@ -110,7 +110,7 @@ class Responder:
     async def _crash(self, name: str, wanted: ModelRef) -> None:
         """The process ends, the broker says so, and the next run does not try it again."""
         self._status("offline")
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # so long a process takes to start again
         self._begin_run()
         why = "the process crashed while it did switch"
         self._quarantined = [

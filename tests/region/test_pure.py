@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.records import Ack
-from hedgerow.region.judge import Signs, Verdict, judge
-from hedgerow.region.pace import A_SECOND, AFTER, LATEST_OF_ALL_S, LATEST_S, TURN_S, Pace
+from hedgerow.region.collector.ack_pacing import A_SECOND, AFTER, LATEST_OF_ALL_S, LATEST_S, TURN_S, AckPacing
+from hedgerow.region.store.liveness import Liveness, Signs, judge
 
 
 def signs(
@@ -24,25 +24,25 @@ def signs(
 @pytest.mark.parametrize(
     ("given", "verdict"),
     [
-        (signs(), Verdict.OK),
-        (signs(online=None), Verdict.OK),
-        (signs(online=False), Verdict.OFFLINE),
-        (signs(heard_at=None), Verdict.UNKNOWN),
-        (signs(heard_at=10.0), Verdict.SILENT),
-        (signs(unanswered=1), Verdict.OK),
-        (signs(unanswered=2), Verdict.DEAF),
-        (signs(heard_at=10.0, unanswered=5), Verdict.SILENT),
-        (signs(health="failing"), Verdict.TROUBLED),
-        (signs(heard_at=200.0), Verdict.OK),
+        (signs(), Liveness.OK),
+        (signs(online=None), Liveness.OK),
+        (signs(online=False), Liveness.OFFLINE),
+        (signs(heard_at=None), Liveness.UNKNOWN),
+        (signs(heard_at=10.0), Liveness.SILENT),
+        (signs(unanswered=1), Liveness.OK),
+        (signs(unanswered=2), Liveness.DEAF),
+        (signs(heard_at=10.0, unanswered=5), Liveness.SILENT),
+        (signs(health="failing"), Liveness.TROUBLED),
+        (signs(heard_at=200.0), Liveness.OK),
     ],
 )
-def test_a_node_is_judged_by_what_came_of_it(given: Signs, verdict: Verdict) -> None:
+def test_a_node_is_judged_by_what_came_of_it(given: Signs, verdict: Liveness) -> None:
     assert judge(given, 100.0, 35.0)[0] is verdict
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 100), st.floats(0, 1)), max_size=100))
 def test_every_debt_is_paid_soon_and_the_newest_word_is_the_last(stored: list[tuple[int, int, float]]) -> None:
-    pace: Pace[int] = Pace()
+    pace: AckPacing[int] = AckPacing()
     now = 0.0
     said: dict[int, int] = {}
     last: dict[int, int] = {}
@@ -62,7 +62,7 @@ def test_every_debt_is_paid_soon_and_the_newest_word_is_the_last(stored: list[tu
 
 
 def test_a_busy_outbox_is_answered_four_times_a_window_and_an_idle_one_soon() -> None:
-    pace: Pace[str] = Pace()
+    pace: AckPacing[str] = AckPacing()
     pace.owe("a", Ack("e", {0: 1}), 1, 0.0)
     assert pace.due(0.0) == []
     pace.owe("a", Ack("e", {0: AFTER}), AFTER, 0.1)
@@ -78,7 +78,7 @@ def test_quiet_outboxes_share_so_many_answers_a_second_and_one_that_asks_has_its
     many: int, asking: int
 ) -> None:
     """What acknowledgements cost does not grow with the number of outboxes; who waited longest is answered first."""
-    pace: Pace[int] = Pace()
+    pace: AckPacing[int] = AckPacing()
     for outbox in range(many):
         pace.owe(outbox, Ack("e", {0: 1}), 1, outbox / many / 100)
     pace.owe(asking % many, Ack("e", {0: 2}), 1, 0.01, asked=True)

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.region.conftest import REGION, CollectorProcess
+from tests.region.responders import Responders, digest, ref
 from typer.testing import CliRunner
 
 from hedgerow.cli.main import app
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.open import open_database
-from hedgerow.region.store import Store
+from hedgerow.region.store.open import open_database
+from hedgerow.region.store.store import RegionStore
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address
-
-from .conftest import REGION, CollectorProcess
-from .responders import Responders, digest, ref
 
 NODES = [Address(REGION, site, name) for site in ("hall-1", "hall-2") for name in ("east", "west", f"gate-{site[-1]}")]
 GATE = {"min_frames": 20, "slow_reports": 2}
@@ -214,7 +213,7 @@ def test_what_cannot_be_rolled_out_is_refused_with_a_remedy(
 def test_a_service_that_does_not_run_is_named_at_once(operator: Operator, tmp_path: Path) -> None:
     store = str(tmp_path / "region.db")
     database = open_database(store, write=True)
-    Store(database, RegionConfig()).beat(connected=True)
+    RegionStore(database, RegionConfig()).beat(connected=True)
     database.run("UPDATE collector SET beat_at = beat_at - 600")
     database.close()
     asked = operator.hedgerow("rollout", "pause", "x", "--why", "y", "--store", store, asks=False)

@@ -11,21 +11,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-from hedgerow.region.conductor import Conductor, Parcel
+from tests.region.responders import digest, ref
+
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.database import Database, Row
-from hedgerow.region.fleetstore import FleetStore
-from hedgerow.region.gate import Ear
-from hedgerow.region.intents import open_intents
-from hedgerow.region.items import Birth, HealthReport, Item, Reported
-from hedgerow.region.open import open_database
-from hedgerow.region.rollout import Rollout
-from hedgerow.region.store import Store
+from hedgerow.region.rollouts.controller import Parcel, RolloutController
+from hedgerow.region.rollouts.planning.gate import Ear
+from hedgerow.region.rollouts.planning.state import Rollout
+from hedgerow.region.rollouts.requests import open_intents
+from hedgerow.region.rollouts.store import FleetStore
+from hedgerow.region.store.database import Database, Row
+from hedgerow.region.store.open import open_database
+from hedgerow.region.store.records import BirthRecord, HealthRecord, ReportedRecord, StoreRecord
+from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address
 from hedgerow.wire import fleet as wire
 from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth
-
-from .responders import digest, ref
 
 TURN_S = 10.0
 """Seconds that one turn of the world takes: a health report of each node."""
@@ -152,7 +152,7 @@ class Node:
         self._received = self._dead = self._frames = 0
         self._hidden = hidden
 
-    def says(self, now: float) -> list[Item]:
+    def says(self, now: float) -> list[StoreRecord]:
         """What it sends in one turn, if it has a link."""
         does = self.does.get(self._version or "", "good")
         if does == "restarts":
@@ -193,9 +193,9 @@ class Node:
             models=shown, memory_bytes=self._memory,
         ).encode()  # fmt: skip
         return [
-            Birth(self.address, 1, now, True, True, session, b"{}"),
-            Reported(self.address, len(reported), now, True, reported),
-            HealthReport(self.address, len(health), now, True, now, session, 0, "ok", "[]", health),
+            BirthRecord(self.address, 1, now, True, True, session, b"{}"),
+            ReportedRecord(self.address, len(reported), now, True, reported),
+            HealthRecord(self.address, len(health), now, True, now, session, 0, "ok", "[]", health),
         ]
 
     def _fail(self, code: str) -> None:
@@ -225,8 +225,8 @@ class World:
         self._version = version
         self._since: float | None = None
         self._retained: dict[Address, bytes] = {}
-        self._store = Store(open_database(self.url, write=True), self.config)
-        self._conductor: Conductor | None = None
+        self._store = RegionStore(open_database(self.url, write=True), self.config)
+        self._conductor: RolloutController | None = None
         self._database: Mortal | None = None
         self._asker = open_database(self.url, write=False, beside=True)
         for _ in range(count):
@@ -346,10 +346,10 @@ class World:
         for node in self.nodes.values():
             assert node.seen == sorted(node.seen), node.seen
 
-    def _alive(self, killed_at: int | None) -> Conductor:
+    def _alive(self, killed_at: int | None) -> RolloutController:
         if self._conductor is None or self._database is None:
             self._database = Mortal(open_database(self.url, write=False, beside=True))
-            self._conductor = Conductor(self._database, self.config)
+            self._conductor = RolloutController(self._database, self.config)
         self._database.statements_left = killed_at
         return self._conductor
 

@@ -12,11 +12,12 @@ import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from hedgerow.config import ModelConfig
 from hedgerow.errors import ConfigError
 from hedgerow.frame import Array, Frame
-from hedgerow.models.pool import ModelPool
+from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext
 from hedgerow.stages.infer import Infer, InferConfig
 from hedgerow.testing.kit import PipelineRun, frame, frames, run_stage
@@ -182,7 +183,7 @@ def test_a_mapping_to_an_input_that_is_not_there_is_found_at_setup(onnx_file: On
     st.integers(1, 5),
     st.integers(1, 30),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_every_stream_has_its_own_state_however_frames_are_mixed_and_cut(
     tmp_path_factory: pytest.TempPathFactory, sent: list[tuple[str, float]], max_batch: int, cut: int
 ) -> None:

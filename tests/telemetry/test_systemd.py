@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hedgerow.telemetry import systemd
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 
 PATIENCE_S = 60.0
@@ -100,7 +101,7 @@ def test_a_node_tells_that_it_started_lives_reloads_and_stops(
         f"node: {{site: s, name: n{uuid.uuid4().hex[:8]}}}\nbroker: {{url: '{broker.url}'}}\n"
         "metrics: {enabled: false}\n"
     )
-    node = subprocess.Popen(
+    node = processes.start(
         [sys.executable, "-m", "hedgerow", "node", "run", str(config)],
         env={**os.environ, "WATCHDOG_USEC": "60000000"},
         stdout=subprocess.DEVNULL,

@@ -6,17 +6,15 @@ import asyncio
 import datetime
 import getpass
 import os
-import random
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import aiomqtt
@@ -25,7 +23,9 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import find_mosquitto
+from hedgerow.testing.ports import held_port
 from hedgerow.topology import files
 from hedgerow.topology.identities import needed
 from hedgerow.topology.load import Described, load
@@ -45,19 +45,6 @@ pipelines:
     subscribe: [plant/+/safe, $share/group/plant/+/vault]
     stages: [parse]
 """
-
-
-def rendered_port() -> int:
-    """A port that goes into a file long before a broker listens on it.
-
-    Below those that the system gives to whoever asks for any, and different for each worker of a test run.
-    """
-    first = 20_000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12)
-    for port in random.sample(range(first, first + 1000), 1000):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
 
 
 class Window:
@@ -88,10 +75,11 @@ class Window:
 
 
 class Running:
-    """A rendered topology with its brokers."""
+    """A rendered topology with its brokers, and the ports that it holds."""
 
-    def __init__(self, folder: Path, described: Described, out: Path) -> None:
+    def __init__(self, folder: Path, described: Described, out: Path, ports: ExitStack) -> None:
         self.folder, self.described, self.out = folder, described, out
+        self._ports = ports
         self.windows: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._authorities: dict[str, trustme.CA] = {}
@@ -124,13 +112,14 @@ class Running:
     def start(self, name: str) -> None:
         """Start a broker with what was rendered for it, and a listener of ours to look through."""
         conf = self.out / name / "mosquitto.conf"
-        port = self.windows.setdefault(name, rendered_port())
+        if name not in self.windows:
+            self.windows[name] = self._ports.enter_context(held_port())
         state = self.folder / "state" / name / "broker"
         state.mkdir(parents=True, exist_ok=True)
         rendered = conf.read_text("utf-8")
         bridge = rendered.find("# --- The bridge")
         at = bridge if bridge > 0 else len(rendered)
-        window = f"listener {port} 127.0.0.1\nallow_anonymous true\n\n"
+        window = f"listener {self.windows[name]} 127.0.0.1\nallow_anonymous true\n\n"
         started = self.folder / f"{name}.conf"
         started.write_text(rendered[:at] + window + rendered[at:])
         script = self.folder / f"{name}.sh"
@@ -138,7 +127,7 @@ class Running:
         with (self.folder / f"{name}.log").open("ab") as log:
             begin = log.tell()
             where = {"PATH": f"{Path(find_mosquitto()).parent}:{os.environ['PATH']}"}
-            process = subprocess.Popen(["sh", script], stderr=log, stdout=log, env=os.environ | where)
+            process = processes.start(["sh", script], stderr=log, stdout=log, env=os.environ | where)
         self._processes[name] = process
         deadline = time.monotonic() + PATIENCE_S
         while " running" not in self.log(name)[begin:]:
@@ -161,6 +150,7 @@ class Running:
         for process in self._processes.values():
             process.kill()
             process.wait()
+        self._ports.close()
 
     def port(self, broker: str) -> int:
         """Where a broker listens for those with certificates."""
@@ -205,7 +195,7 @@ class Running:
         for number in range(PATIENCE_S * 5):
             for window, channel in ((lower, "event/warm"), (upper, "ack")):
                 await window.client.publish(f"{base}/warm/{channel}", f"warm {number}", qos=1)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # and try again
             up = any(topic.endswith("/warm/event/warm") for topic, _ in upper.seen)
             if up and any(topic.endswith("/warm/ack") for topic, _ in lower.seen):
                 return
@@ -226,15 +216,16 @@ def revocations(authority: trustme.CA, *revoked: int) -> bytes:
 
 
 def begin(folder: Path, text: str, kind: type[Running] = Running) -> Running:
-    """Render a topology, and certify all whom it names. PORT… in the text become free ports."""
+    """Render a topology, and certify all whom it names. PORT… in the text become ports of its own."""
+    ports = ExitStack()
     while "PORT" in text:
-        text = text.replace("PORT", str(rendered_port()), 1)
+        text = text.replace("PORT", str(ports.enter_context(held_port())), 1)
     text += f"\nmachine: {{pki: pki, config: out, state: state, broker_user: {getpass.getuser()}}}\n"
     (folder / "base.yaml").write_text(BASE)
     (folder / "topology.yaml").write_text(text)
     described = load(folder / "topology.yaml")
     files.write(render(described), described.source, folder / "out")
-    running = kind(folder, described, folder / "out")
+    running = kind(folder, described, folder / "out", ports)
     running.certify_everybody()
     return running
 

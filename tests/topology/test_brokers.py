@@ -22,6 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from tests.topology.conftest import PATIENCE_S, Running, Window, begin
 
+from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
 
 UP = ("status", "health", "event/gap", "result/doors", "reported", "reply/1", "blob/ask/part")
@@ -365,8 +366,8 @@ async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(
     hedgerow = (sys.executable, "-m", "hedgerow")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
     with log.open("wb") as out:
-        node = await asyncio.create_subprocess_exec(
-            *hedgerow, "node", "run", two_levels.out / "hall/nodes/a.yaml", stdout=out, stderr=out, env=environment
+        node = await processes.start_async(
+            [*hedgerow, "node", "run", two_levels.out / "hall/nodes/a.yaml"], stdout=out, stderr=out, env=environment
         )
     try:
         async with two_levels.window("hall") as hall, two_levels.window("north") as north:
@@ -377,8 +378,8 @@ async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(
                         await camera.publish("plant/1/door", b"[1, 2, 3]", qos=1)
                         await asyncio.sleep(0.2)
             assert any(topic == f"{NODE}/status" for topic, _ in north.seen)
-            asking = await asyncio.create_subprocess_exec(
-                *hedgerow, "command", "north/hall/a", "ping", "--timeout", "60", "--config", folder / "anna.yaml",
+            asking = await processes.start_async(
+                [*hedgerow, "command", "north/hall/a", "ping", "--timeout", "60", "--config", folder / "anna.yaml"],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
             )  # fmt: skip
             said, _ = await asking.communicate()

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 from tests.topology.conftest import BASE
 
 from hedgerow.config import NodeConfig
@@ -80,7 +81,7 @@ def rights(acl: str) -> dict[str, list[tuple[str, str]]]:
 
 
 @given(topologies())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_nobody_may_write_below_another_name(topology: Topology) -> None:
     """Of all topologies: a node speaks for itself, a sensor for no node, a site's bridge for its site."""
     assert list(check.clashes(topology)) == []
@@ -107,7 +108,7 @@ def test_nobody_may_write_below_another_name(topology: Topology) -> None:
 
 
 @given(topologies())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_only_what_the_policy_names_leaves_a_site(topology: Topology) -> None:
     texts = {str(path): text for path, text in render(described(topology)).items()}
     for site in topology.sites:
@@ -123,7 +124,7 @@ def test_only_what_the_policy_names_leaves_a_site(topology: Topology) -> None:
 
 
 @given(topologies())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_the_same_topology_gives_the_same_bytes(topology: Topology) -> None:
     first, second = render(described(topology)), render(described(topology.model_copy(deep=True)))
 
@@ -132,7 +133,7 @@ def test_the_same_topology_gives_the_same_bytes(topology: Topology) -> None:
 
 
 @given(topologies())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_a_rendered_node_knows_who_it_is_and_what_it_may_say(topology: Topology) -> None:
     for (site, node), config in described(topology).nodes.items():
         assert str(config.node.address) == f"{topology.region.name}/{site}/{node}"

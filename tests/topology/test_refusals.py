@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.topology.refusals import Refusal, Refusals, is_chatter, readable
+from hedgerow.topology.refusals import AccessDenial, AccessDenials, is_chatter, readable
 
 ACL = "# Ours.\nuser hall/a\ntopic read plant/+/door\ntopic write x/#\n\nuser hall/b\ntopic readwrite x/b\n"
 AT = 1795642290
@@ -23,8 +23,8 @@ awkward = texts | st.sampled_from(
 )
 
 
-def read(*lines: str, acl: str | None = ACL) -> list[Refusal]:
-    reader = Refusals(None if acl is None else readable(acl))
+def read(*lines: str, acl: str | None = ACL) -> list[AccessDenial]:
+    reader = AccessDenials(None if acl is None else readable(acl))
     return [found for line in lines if (found := reader.take(f"{AT}: {line}\n")) is not None]
 
 
@@ -39,7 +39,9 @@ def denied(client: str, topic: str) -> str:
 @given(awkward, texts)
 def test_a_publish_that_is_refused_has_its_user_whatever_the_client_calls_itself(client: str, topic: str) -> None:
     """A name cannot put the blame on another: the last of what looks like the broker's words are the broker's."""
-    assert read(connected(client, "hall/a"), denied(client, topic)) == [Refusal(AT, "publish", "hall/a", client, topic)]
+    assert read(connected(client, "hall/a"), denied(client, topic)) == [
+        AccessDenial(AT, "publish", "hall/a", client, topic)
+    ]
 
 
 @given(texts, awkward)
@@ -72,7 +74,7 @@ def test_a_subscription_that_brings_nothing_is_told(wanted: str, brings: bool) -
         connected("c", "hall/a"), "Received SUBSCRIBE from c", "\tplant/2/door (QoS 1)", "c 1 plant/2/door", f"\t{wanted} (QoS 1)"
     )  # fmt: skip
 
-    assert said == ([] if brings else [Refusal(AT, "subscribe", "hall/a", "c", wanted)])
+    assert said == ([] if brings else [AccessDenial(AT, "subscribe", "hall/a", "c", wanted)])
 
 
 def test_subscriptions_are_not_judged_without_an_access_list() -> None:
@@ -94,8 +96,8 @@ def test_who_comes_again_under_anothers_name_is_somebody_else() -> None:
 
 @pytest.mark.parametrize("before", ["", "broker  | ", "Nov 25 21:31:30 gateway mosquitto[123]: "])
 def test_what_others_put_before_a_line_does_not_matter(before: str) -> None:
-    reader = Refusals()
+    reader = AccessDenials()
 
-    assert reader.take(f"{before}{AT}: {denied('c', 'x')}") == Refusal(AT, "publish", "", "c", "x")
+    assert reader.take(f"{before}{AT}: {denied('c', 'x')}") == AccessDenial(AT, "publish", "", "c", "x")
     assert is_chatter(f"{before}{AT}: Received PUBLISH from c (d0, q0, r0, m0, 'x', ... (2 bytes))")
     assert not is_chatter(f"{before}{AT}: Received SUBSCRIBE from c")

@@ -11,7 +11,7 @@ from typing import Any
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, TargetFile
 
-from hedgerow.models.manifest import digest_of
+from hedgerow.models.bundle.manifest import digest_of
 from hedgerow.wire.fleet import ModelRef
 
 World = Any

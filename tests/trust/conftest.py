@@ -21,17 +21,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Metadata
 
-from hedgerow.blobs.documents import RegionDocuments
-from hedgerow.blobs.fetch import Fetcher
-from hedgerow.blobs.notes import LARGEST_PART, DocumentAsk, DocumentPart
+from hedgerow.blobs.announcements import LARGEST_PART, DocumentAsk, DocumentPart
+from hedgerow.blobs.fetch.documents import RegionDocuments
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.serve import BlobServer
-from hedgerow.blobs.store import BlobStore
+from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.labels import parse_selector
-from hedgerow.models.manifest import Chunk, File, Manifest, Needs, Variant, digest_of
+from hedgerow.models.bundle.manifest import Chunk, File, Manifest, Needs, Variant, digest_of
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.topics import Address
-from hedgerow.trust import ceremony
+from hedgerow.trust import key_ceremony
 from hedgerow.trust.client import TrustClient
 from hedgerow.trust.documents import DocumentMissing, FolderDocuments
 from hedgerow.trust.repository import Published, Repository, online_key_of
@@ -173,7 +173,7 @@ class Wire:
         address = Address(f"region-{next(self._numbers)}", "hall", "n1")
         await stack.enter_async_context(Impostor(self._options, address.region, source))
         store = BlobStore(folder / "store", 1 << 20)
-        fetcher = Fetcher(self._options, address, store, serve_neighbours=False, random=AtOnce())
+        fetcher = BlobFetcher(self._options, address, store, serve_neighbours=False, random=AtOnce())
         return (await stack.enter_async_context(fetcher)).documents
 
     def run(self, work: Any) -> Any:
@@ -215,7 +215,7 @@ class World:
         self.owner_key = CryptoSigner.generate_ed25519()
         self.repository = Repository(folder / "repository", clock=lambda: self.time.wall)
         self.put_online_key(self.online_key)
-        ceremony.begin(
+        key_ceremony.begin(
             self.repository,
             root_keys=[key.public_key for key in self.root_keys],
             root_threshold=2,
@@ -238,7 +238,7 @@ class World:
         """The root takes the online key away and trusts another one."""
         before, self.online_key = self.online_key, CryptoSigner.generate_ed25519()
         self.put_online_key(self.online_key)
-        ceremony.rotate(
+        key_ceremony.rotate(
             self.repository,
             ("snapshot", "timestamp"),
             new=[self.online_key.public_key],
@@ -247,7 +247,7 @@ class World:
         )
 
     def add_owner(self, name: str, key: Signer, *models: str) -> None:
-        ceremony.add_owner(self.repository, name, models=models, keys=[key.public_key], signers=[self.targets_key])
+        key_ceremony.add_owner(self.repository, name, models=models, keys=[key.public_key], signers=[self.targets_key])
 
     def client(self, name: str, source: Source | None = None) -> TrustClient:
         """A node that was given the first root."""

@@ -17,13 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner
+from tests.examples import examples
 from tests.trust.attackers import OnlineKeyThief, attacked, current, replaced, sign
 from tuf.api.metadata import MetaFile
 
+from hedgerow.blobs.announcements import LARGEST_PART
 from hedgerow.blobs.errors import RegionAway
-from hedgerow.blobs.notes import LARGEST_PART
-from hedgerow.models.manifest import digest_of
-from hedgerow.trust import ceremony, errors
+from hedgerow.models.bundle.manifest import digest_of
+from hedgerow.trust import errors, key_ceremony
 from hedgerow.trust.roles import SIGNED_AT
 
 DAY = 86_400.0
@@ -404,16 +405,16 @@ def test_each_role_may_expire_while_the_others_count(world: World, role: str) ->
     else:
         if role == "root":
             world.time.passes(364 * DAY)
-            ceremony.renew(world.repository, "doors", [world.owner_key])
-            ceremony.renew(world.repository, "targets", [world.targets_key])
+            key_ceremony.renew(world.repository, "doors", [world.owner_key])
+            key_ceremony.renew(world.repository, "targets", [world.targets_key])
             world.time.passes(364 * DAY)
-            ceremony.renew(world.repository, "doors", [world.owner_key])
-            ceremony.renew(world.repository, "targets", [world.targets_key])
+            key_ceremony.renew(world.repository, "doors", [world.owner_key])
+            key_ceremony.renew(world.repository, "targets", [world.targets_key])
             world.time.passes(3 * DAY)
         else:
             world.time.passes(364 * DAY)
             other = {"targets": "doors", "doors": "targets"}[role]
-            ceremony.renew(world.repository, other, [world.owner_key if other == "doors" else world.targets_key])
+            key_ceremony.renew(world.repository, other, [world.owner_key if other == "doors" else world.targets_key])
             world.time.passes((lives[role] - 363) * DAY)
         world.repository.refresh_timestamp()
         documents = world.between.tamper
@@ -425,15 +426,15 @@ def test_each_role_may_expire_while_the_others_count(world: World, role: str) ->
 def test_a_root_that_is_over_is_followed_by_the_next_one(world: World) -> None:
     """The holders were late: nodes refuse, and go on when they have signed. A root between may well be over."""
     ref = world.publish()
-    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     world.time.passes(731 * DAY)
-    ceremony.renew(world.repository, "targets", [world.targets_key])
-    ceremony.renew(world.repository, "doors", [world.owner_key])
+    key_ceremony.renew(world.repository, "targets", [world.targets_key])
+    key_ceremony.renew(world.repository, "doors", [world.owner_key])
     world.repository.refresh_timestamp()
     with pytest.raises(errors.ExpiredMetadata, match="root counted until"):
         world.node.refresh()
 
-    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     world.repository.refresh_timestamp()
     world.later()
     assert world.node.refresh().root == 3
@@ -481,7 +482,7 @@ def test_a_version_in_the_name_that_is_not_the_one_inside_is_refused(world: Worl
 # Anything
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_change_to_any_document_is_believed(near: World, data: st.DataObject) -> None:
     """Whatever is flipped, cut or put in, anywhere: it is refused, or what comes out is the same."""

@@ -12,8 +12,8 @@ from securesystemslib.signer import CryptoSigner
 from tests.trust.attackers import OnlineKeyThief, Served, attacked, current, other_target, owned, replaced, rooted, sign
 from tuf.api.metadata import DelegatedRole, Delegations
 
-from hedgerow.models.manifest import digest_of
-from hedgerow.trust import ceremony, errors
+from hedgerow.models.bundle.manifest import digest_of
+from hedgerow.trust import errors, key_ceremony
 from hedgerow.wire.fleet import ModelRef
 
 DAY = 86_400.0
@@ -77,8 +77,8 @@ def test_a_root_is_followed_if_enough_of_its_own_keys_and_of_those_before_have_s
 
 
 def test_a_root_that_is_not_signed_is_not_skipped_for_one_that_is(world: World) -> None:
-    ceremony.rotate(world.repository, (), signers=world.root_keys)
-    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    key_ceremony.rotate(world.repository, (), signers=world.root_keys)
+    key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     unsigned = sign(world.read("2.root"))
 
     with (
@@ -160,14 +160,14 @@ def test_a_gap_in_the_roots_leads_nowhere(world: World) -> None:
     """A root cannot be skipped: what only a later one lets count is a stranger's."""
     new = CryptoSigner.generate_ed25519()
     world.put_online_key(new)
-    ceremony.rotate(
+    key_ceremony.rotate(
         world.repository,
         ("snapshot", "timestamp"),
         new=[new.public_key],
         old=[world.online_key.public_key.keyid],
         signers=world.root_keys,
     )
-    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     gone = (world.repository.metadata / "2.root.json").read_bytes()
     (world.repository.metadata / "2.root.json").unlink()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hedgerow.blobs.errors import RegionAway
-from hedgerow.models.manifest import digest_of, read_manifest
+from hedgerow.models.bundle.manifest import digest_of, read_manifest
 from hedgerow.testing.repository import make_repository
 from hedgerow.trust import errors
 from hedgerow.trust.client import TrustClient

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.examples import examples
 from tuf.api.metadata import Metadata
 
-from hedgerow.trust import ceremony, errors
+from hedgerow.trust import errors, key_ceremony
 from hedgerow.trust.roles import SIGNED_AT
 
 World = Any
@@ -77,7 +78,7 @@ def test_what_was_signed_last_is_the_least_that_the_time_can_be(world: World) ->
     began = world.time.wall
     ref = world.publish()
     world.time.passes(364 * DAY)
-    ceremony.renew(world.repository, "targets", [world.targets_key])
+    key_ceremony.renew(world.repository, "targets", [world.targets_key])
     signed_now(world, began + 366 * DAY)
 
     with pytest.raises(errors.ExpiredMetadata, match="doors counted until"):
@@ -138,7 +139,7 @@ def test_a_region_whose_clock_was_wrong_is_forgiven_with_another_online_key(worl
     assert world.node.manifest(ref, {})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wall=st.floats(-1e12, 1e18), passed=st.floats(0, 1e9))
 def test_whatever_the_clock_says_the_answer_is_one_or_the_other(world: World, wall: float, passed: float) -> None:
     """Believed, or refused as over; no clock brings anything else about."""

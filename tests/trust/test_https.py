@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trustme
 
-from hedgerow.models.manifest import digest_of
+from hedgerow.models.bundle.manifest import digest_of
 from hedgerow.trust import errors
 from hedgerow.trust.client import TrustClient
 from hedgerow.trust.https import HttpsDocuments
@@ -211,7 +211,7 @@ def test_data_that_trickles_is_given_up(world: World, server: Server, ca_file: P
         try:
             for _ in range(1000):
                 handler.wfile.write(b" ")
-                time.sleep(0.01)
+                time.sleep(0.01)  # that slowly it sends
         except OSError:
             return
 

@@ -14,8 +14,8 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from hedgerow.labels import parse_selector
-from hedgerow.models.manifest import read_manifest
-from hedgerow.trust import ceremony, chunks, errors, repository, staging
+from hedgerow.models.bundle.manifest import read_manifest
+from hedgerow.trust import chunks, errors, key_ceremony, repository, staged_metadata
 from hedgerow.trust.repository import Repository, online_key_of
 from hedgerow.trust.status import look
 
@@ -30,7 +30,7 @@ class Killed(BaseException):
 def killed_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the process die before it would write once more."""
     left = itertools.count(writes, -1)
-    for module in (repository, chunks, staging):
+    for module in (repository, chunks, staged_metadata):
         write = module.write
 
         def dying(path: Path, data: bytes, *, private: bool = False, write: Any = write) -> None:
@@ -113,7 +113,7 @@ def test_a_kill_between_a_new_online_key_and_its_first_word_is_mended_by_a_refre
     with monkeypatch.context() as patch:
         killed_after(1, patch)
         with pytest.raises(Killed):
-            ceremony.rotate(
+            key_ceremony.rotate(
                 world.repository,
                 ("snapshot", "timestamp"),
                 new=[new.public_key],
@@ -268,7 +268,7 @@ def test_a_folder_that_is_no_repository_is_told_as_such(tmp_path: Path) -> None:
 
 
 def test_a_chain_of_roots_that_is_broken_is_told_as_such(world: World) -> None:
-    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     second = world.repository.metadata / "2.root.json"
     changed = json.loads(second.read_bytes())
     changed["signed"]["roles"]["root"]["threshold"] = 1

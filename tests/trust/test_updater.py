@@ -11,7 +11,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.ngclient.updater import Updater
 
-from hedgerow.trust import ceremony, errors, updater
+from hedgerow.trust import errors, key_ceremony, updater
 from hedgerow.trust.updater import JudgedUpdater
 
 World = Any
@@ -88,7 +88,7 @@ def test_a_node_gets_over_files_of_its_own_that_are_damaged(world: World, conten
 
 def test_a_root_of_the_past_that_was_tampered_with_here_is_brought_anew(world: World) -> None:
     for _ in range(2):
-        ceremony.rotate(world.repository, (), signers=world.root_keys)
+        key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     world.node.refresh()
     second = kept(world) / "root_history" / "2.root.json"
     good = second.read_bytes()
@@ -102,7 +102,7 @@ def test_a_root_of_the_past_that_was_tampered_with_here_is_brought_anew(world: W
 
 
 def test_a_node_may_be_given_any_root_and_goes_on_from_there(world: World) -> None:
-    ceremony.rotate(world.repository, (), signers=world.root_keys)
+    key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     world.root = (world.repository.metadata / "2.root.json").read_bytes()
 
     assert world.client("late").refresh().root == 2
@@ -139,7 +139,7 @@ def test_without_a_place_to_remember_nothing_is_believed(world: World) -> None:
 def test_no_more_roots_are_followed_at_once_than_there_may_be(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the root that it was given: an attacker with the root's keys could keep a node busy for ever."""
     for _ in range(5):
-        ceremony.rotate(world.repository, (), signers=world.root_keys)
+        key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     refresh = JudgedUpdater.refresh
 
     def patient(self: JudgedUpdater) -> None:

@@ -10,14 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from numpy.typing import NDArray
 
 from hedgerow import Frame
 from hedgerow.testing import frame
-
-settings.register_profile("shared-machine", deadline=None, max_examples=60)
-settings.load_profile("shared-machine")
 
 ALSA = Path("/usr/share/sounds/alsa")
 SPHINX = Path("/usr/share/pocketsphinx/test/data")

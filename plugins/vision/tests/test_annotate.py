@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hedgerow import Frame, Stage, StageConfig
 from hedgerow.testing import frame, run_pipeline, run_stage
-from hedgerow_vision.annotate import Annotate, draw
+from hedgerow_vision.images.annotate import Annotate, draw
 
 Picture = NDArray[np.uint8]
 FOUND = {"label": "face", "score": 0.9, "box": [0.3, 0.1, 0.6, 0.4], "points": [[0.4, 0.2]]}
@@ -124,7 +124,7 @@ def test_a_disk_that_fails_costs_no_result(
 
     assert run.dead == {}
     assert run.results == [{"detections": [FOUND]}] * 3
-    assert len([record for record in caplog.records if record.name == "hedgerow_vision.annotate"]) == 1
+    assert len([record for record in caplog.records if record.name == "hedgerow_vision.images.annotate"]) == 1
 
 
 def test_a_disk_that_works_again_gets_pictures_again(astronaut: Picture, tmp_path: Path) -> None:

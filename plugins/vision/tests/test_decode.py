@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from hedgerow import Frame, FrameError
 from hedgerow.testing import frame, frames, run_stage
-from hedgerow_vision.decode import Decode, DecodeConfig
+from hedgerow_vision.images.decode import Decode, DecodeConfig
 
 Picture = NDArray[np.uint8]
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from hedgerow import Frame, HedgerowError
 from hedgerow.testing import PipelineRun, frame, frames, run_pipeline, run_stage
-from hedgerow_vision.anchors import AnchorConfig, make_anchors
-from hedgerow_vision.fit import META, Fit
-from hedgerow_vision.nms import overlaps
-from hedgerow_vision.ready import Boxes
-from hedgerow_vision.ssd import Ssd
-from hedgerow_vision.yolo import Yolo
+from hedgerow_vision.detection.anchors import AnchorConfig, make_anchors
+from hedgerow_vision.detection.boxes import Boxes
+from hedgerow_vision.detection.nms import overlaps
+from hedgerow_vision.detection.ssd import Ssd
+from hedgerow_vision.detection.yolo import Yolo
+from hedgerow_vision.images.fit import META, Fit
 
 Picture = NDArray[np.uint8]
 

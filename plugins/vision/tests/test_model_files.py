@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hedgerow_vision import fetch_ssd, free_shapes
+from hedgerow_vision import fetch_ssd
+from hedgerow_vision.text import free_shapes
 
 LOADER = (
     'x({"files": [{"filename": "/a.txt", "start": 0, "end": 3}, {"filename": "/deep/b.tflite", "start": 3, "end": 7}]})'

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hedgerow import Frame
 from hedgerow.testing import frame, frames, run_stage
-from hedgerow_vision.motion import Motion
+from hedgerow_vision.images.motion import Motion
 
 Picture = NDArray[np.uint8]
 

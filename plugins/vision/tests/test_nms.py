@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hedgerow_vision.nms import blend, overlaps, suppress
+from hedgerow_vision.detection.nms import blend, overlaps, suppress
 
 corner = st.integers(0, 20)
 thing = st.tuples(corner, corner, st.integers(1, 10), st.integers(1, 10), st.integers(0, 5), st.integers(0, 2))

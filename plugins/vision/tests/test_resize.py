@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from hedgerow import HedgerowError
 from hedgerow.testing import frame, run_stage
-from hedgerow_vision import pictures
-from hedgerow_vision.fit import Fit
-from hedgerow_vision.resize import Letterbox, Resize
+from hedgerow_vision.images import pictures
+from hedgerow_vision.images.fit import Fit
+from hedgerow_vision.images.resize import Letterbox, Resize
 
 Picture = NDArray[np.uint8]
 

@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hedgerow import FrameError
 from hedgerow.testing import PipelineRun, frame, frames, run_pipeline, run_stage
-from hedgerow_vision import detect_text, quads
-from hedgerow_vision.detect_text import QUADS, find_quads
-from hedgerow_vision.quads import clockwise, reading_order, straighten
-from hedgerow_vision.read_text import read_ctc
+from hedgerow_vision.text import detect, quads
+from hedgerow_vision.text.detect import QUADS, find_quads
+from hedgerow_vision.text.quads import clockwise, reading_order, straighten
+from hedgerow_vision.text.read import read_ctc
 
 Picture = NDArray[np.uint8]
 Models = dict[str, Any]
@@ -206,7 +206,7 @@ def test_nothing_but_blanks_is_no_text() -> None:
 
 
 def test_a_wide_picture_is_scaled_to_a_grid_of_32(text_models: Models) -> None:
-    stage = detect_text.DetectText(detect_text.DetectTextConfig(model="find", max_side=320))
-    stage._fill = detect_text.InputFiller(detect_text.ResizeConfig(size=32))
+    stage = detect.DetectText(detect.DetectTextConfig(model="find", max_side=320))
+    stage._fill = detect.InputFiller(detect.ResizeConfig(size=32))
 
     assert stage._prepare(np.zeros((90, 1000, 3), np.uint8)).shape == (1, 3, 32, 320)

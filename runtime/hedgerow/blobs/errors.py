@@ -28,19 +28,19 @@ class ContentDamaged(HedgerowError):
     code = "content-damaged"
 
 
-class StoreError(HedgerowError):
+class BlobStoreError(HedgerowError):
     """The store cannot take or give something: look at the node's disk."""
 
     code = "model-store"
 
 
-class StoreFull(StoreError):
+class StoreFull(BlobStoreError):
     """What is needed does not fit into the store's quota beside what must stay."""
 
     code = "store-full"
 
 
-class DiskFull(StoreError):
+class DiskFull(BlobStoreError):
     """The disk has no room left, or does not take what is written."""
 
     code = "disk-full"
@@ -66,7 +66,7 @@ def on_disk(folder: Path, done: str) -> Iterator[None]:
                 f"The disk is full: {where} could not be {done}",
                 remedy="Make room on it; what was fetched stays, and the rest comes when there is room.",
             ) from error
-        raise StoreError(
+        raise BlobStoreError(
             f"{where} could not be {done}: {error.strerror or error}",
             remedy="Look at the disk, and whether this user may write there.",
         ) from error

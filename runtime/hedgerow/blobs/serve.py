@@ -21,12 +21,12 @@ from typing import Final, NamedTuple, Self
 
 import structlog
 
-from hedgerow.blobs.notes import (
+from hedgerow.blobs.announcements import (
     AGAIN_S,
     LARGEST_PART,
+    AnnouncementKind,
     DocumentAsk,
     DocumentPart,
-    Kind,
     decode_document_ask,
     decode_note,
     document_ask_topic,
@@ -38,7 +38,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.models.manifest import digest_of
+from hedgerow.models.bundle.manifest import digest_of
 from hedgerow.topics import EVERY_NODE, Address, parse
 
 log = structlog.get_logger(__name__)
@@ -107,7 +107,7 @@ class BlobServer:
 
     async def __aenter__(self) -> Self:
         everyone = Address(self._region, "+", "+")
-        await self.client.subscribe({note_topic(everyone, Kind.ASK): 1, document_ask_topic(everyone): 1})
+        await self.client.subscribe({note_topic(everyone, AnnouncementKind.ASK): 1, document_ask_topic(everyone): 1})
         self.client.resume()
         self._task = asyncio.create_task(self._serve(), name="blobs to sites")
         log.info("blobs-served", repository=str(self._folder))
@@ -147,8 +147,8 @@ class BlobServer:
             self.counts.unreadable += 1
             return
         site = parsed.address.site
-        if parsed.tail == Kind.ASK:
-            note = decode_note(Kind.ASK, message.payload)
+        if parsed.tail == AnnouncementKind.ASK:
+            note = decode_note(AnnouncementKind.ASK, message.payload)
             for digest in note.digests:
                 self._wish(site, _Wish(note.group, digest))
         else:

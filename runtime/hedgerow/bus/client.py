@@ -23,7 +23,7 @@ from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
 from hedgerow.bus.outgoing import Done, Outgoing
 from hedgerow.bus.packets import MAX_PACKET_BYTES, encode_disconnect, encode_publish_head, reason_name, session_expiry
-from hedgerow.bus.session import Session
+from hedgerow.bus.session import MqttSession
 from hedgerow.errors import BusError
 from hedgerow.topics import check_filter
 
@@ -44,7 +44,7 @@ class Client:
         on_state: Callable[[bool, str], None] | None = None,
     ) -> None:
         self.options = options
-        self._session = Session(options, on_messages, on_state)
+        self._session = MqttSession(options, on_messages, on_state)
 
     async def __aenter__(self) -> Self:
         self.resume()

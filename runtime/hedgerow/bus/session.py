@@ -56,7 +56,7 @@ _TELL_REFUSALS_S: Final = 60.0
 _WRITE_BYTES: Final = 256 * 1024  # in one turn of the loop
 
 
-class Session:
+class MqttSession:
     """What outlives a link, and the task that keeps links coming. It is the owner of its links (`link.Owner`).
 
     Args:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
 
 import hedgerow
-from hedgerow.cli.console import EXIT_CODES
-from hedgerow.cli.verbs import Group, Verb, app_of
+from hedgerow.cli.base.console import EXIT_CODES
+from hedgerow.cli.base.verbs import Group, Verb, app_of
 
 _CONFIG = Group(
     {
-        "check": Verb("hedgerow.cli.config:check", "Find everything that is wrong with configuration files."),
-        "schema": Verb("hedgerow.cli.config:schema", "Print the JSON Schema of configuration files."),
+        "check": Verb("hedgerow.cli.node.config:check", "Find everything that is wrong with configuration files."),
+        "schema": Verb("hedgerow.cli.node.config:schema", "Print the JSON Schema of configuration files."),
     },
     "Check configuration files.",
     """Check configuration files.
@@ -26,11 +27,11 @@ _CONFIG = Group(
 
 _NODE = Group(
     {
-        "run": Verb("hedgerow.cli.node:run", "Run a node until it is stopped."),
-        "show": Verb("hedgerow.cli.nodes:show", "Show all that the region knows of a node."),
-        "label": Verb("hedgerow.cli.nodes:label", "Set labels of a node, from the region."),
-        "pin": Verb("hedgerow.cli.nodes:pin", "Let a node serve one version of a model, whatever rollouts say."),
-        "unpin": Verb("hedgerow.cli.nodes:unpin", "Let rollouts decide again what a node serves."),
+        "run": Verb("hedgerow.cli.node.node:run", "Run a node until it is stopped."),
+        "show": Verb("hedgerow.cli.region.nodes:show", "Show all that the region knows of a node."),
+        "label": Verb("hedgerow.cli.region.nodes:label", "Set labels of a node, from the region."),
+        "pin": Verb("hedgerow.cli.region.nodes:pin", "Let a node serve one version of a model, whatever rollouts say."),
+        "unpin": Verb("hedgerow.cli.region.nodes:unpin", "Let rollouts decide again what a node serves."),
     },
     "Run a node; see and label nodes from the region.",
     """Run a node: the process that takes frames from the broker through its pipelines. And, from the region: see what
@@ -45,10 +46,10 @@ _NODE = Group(
 
 _PLUGIN = Group(
     {
-        "list": Verb("hedgerow.cli.plugin:list_", "List the stages that are installed."),
-        "show": Verb("hedgerow.cli.plugin:show", "Show what a stage does and what it takes."),
-        "test": Verb("hedgerow.cli.plugin:try_", "Try whether a stage keeps what stages promise."),
-        "new": Verb("hedgerow.cli.plugin:new", "Begin a plugin: a package with one stage and its test."),
+        "list": Verb("hedgerow.cli.node.plugin:list_", "List the stages that are installed."),
+        "show": Verb("hedgerow.cli.node.plugin:show", "Show what a stage does and what it takes."),
+        "test": Verb("hedgerow.cli.node.plugin:try_", "Try whether a stage keeps what stages promise."),
+        "new": Verb("hedgerow.cli.node.plugin:new", "Begin a plugin: a package with one stage and its test."),
     },
     "Find, read about, write and try stages.",
     """Find, read about, write and try stages.
@@ -63,9 +64,9 @@ _PLUGIN = Group(
 
 _TOPOLOGY = Group(
     {
-        "check": Verb("hedgerow.cli.topology:check", "Find everything that is wrong with a topology."),
-        "render": Verb("hedgerow.cli.topology:render", "Write all files that a region and its sites need."),
-        "schema": Verb("hedgerow.cli.topology:schema", "Print the JSON Schema of topologies."),
+        "check": Verb("hedgerow.cli.topology.topology:check", "Find everything that is wrong with a topology."),
+        "render": Verb("hedgerow.cli.topology.topology:render", "Write all files that a region and its sites need."),
+        "schema": Verb("hedgerow.cli.topology.topology:schema", "Print the JSON Schema of topologies."),
     },
     "Describe a region and its sites once; make all files from it.",
     """Describe a region, its sites and nodes in one file, and make all others from it.
@@ -77,7 +78,7 @@ _TOPOLOGY = Group(
 )
 
 _SITE = Group(
-    {"init": Verb("hedgerow.cli.site:init", "Begin a topology, or add a site to one.")},
+    {"init": Verb("hedgerow.cli.topology.site:init", "Begin a topology, or add a site to one.")},
     "Add a site.",
     """Add a site to a region.
 
@@ -88,7 +89,7 @@ _SITE = Group(
 )
 
 _BROKER = Group(
-    {"refusals": Verb("hedgerow.cli.broker_refusals:refusals", "Say who tried what a broker refuses.")},
+    {"refusals": Verb("hedgerow.cli.diagnose.broker_refusals:refusals", "Say who tried what a broker refuses.")},
     "Watch a broker.",
     """Watch a broker.
 
@@ -99,9 +100,11 @@ _BROKER = Group(
 
 _REGION = Group(
     {
-        "run": Verb("hedgerow.cli.region:run", "Collect and keep what comes up from the sites."),
-        "status": Verb("hedgerow.cli.region:status", "Say how sites and nodes are, and who is silent."),
-        "check": Verb("hedgerow.cli.region:check", "Find everything that is wrong with a region's configuration."),
+        "run": Verb("hedgerow.cli.region.region:run", "Collect and keep what comes up from the sites."),
+        "status": Verb("hedgerow.cli.region.region:status", "Say how sites and nodes are, and who is silent."),
+        "check": Verb(
+            "hedgerow.cli.region.region:check", "Find everything that is wrong with a region's configuration."
+        ),
     },
     "Run a region's service; see how its sites are.",
     """Run a region's service: what collects results from the sites and keeps them; and see how the sites are.
@@ -114,14 +117,14 @@ _REGION = Group(
 
 _ROLLOUT = Group(
     {
-        "start": Verb("hedgerow.cli.rollout:start", "Start one; --dry-run only says what it would do."),
-        "status": Verb("hedgerow.cli.rollout:status", "Say how far one is, or follow it."),
-        "pause": Verb("hedgerow.cli.rollout:pause", "Give the change to nobody else for now."),
-        "resume": Verb("hedgerow.cli.rollout:resume", "Let one that is paused go on."),
-        "abort": Verb("hedgerow.cli.rollout:abort", "End one, and put nodes back."),
-        "history": Verb("hedgerow.cli.rollout:history", "List them: what, who, why, what became of it."),
-        "check": Verb("hedgerow.cli.rollout:check", "Find everything that is wrong with a rollout's file."),
-        "schema": Verb("hedgerow.cli.rollout:schema", "Print the JSON Schema of rollouts."),
+        "start": Verb("hedgerow.cli.region.rollout:start", "Start one; --dry-run only says what it would do."),
+        "status": Verb("hedgerow.cli.region.rollout:status", "Say how far one is, or follow it."),
+        "pause": Verb("hedgerow.cli.region.rollout:pause", "Give the change to nobody else for now."),
+        "resume": Verb("hedgerow.cli.region.rollout:resume", "Let one that is paused go on."),
+        "abort": Verb("hedgerow.cli.region.rollout:abort", "End one, and put nodes back."),
+        "history": Verb("hedgerow.cli.region.rollout:history", "List them: what, who, why, what became of it."),
+        "check": Verb("hedgerow.cli.region.rollout:check", "Find everything that is wrong with a rollout's file."),
+        "schema": Verb("hedgerow.cli.region.rollout:schema", "Print the JSON Schema of rollouts."),
     },
     "Take another version of a model through the fleet, in waves.",
     """Take another version of a model through the fleet: in waves, watched by gates, and back where it does harm. The
@@ -135,7 +138,7 @@ _ROLLOUT = Group(
 )
 
 _RESULTS = Group(
-    {"query": Verb("hedgerow.cli.results:query", "Get results out of a region's store.")},
+    {"query": Verb("hedgerow.cli.region.results:query", "Get results out of a region's store.")},
     "Get results out of a region's store.",
     """Get results out of a region's store.
 
@@ -146,12 +149,12 @@ _RESULTS = Group(
 
 _PKI = Group(
     {
-        "init": Verb("hedgerow.cli.pki:init", "Make the root, the region's authority and those of sites."),
-        "apply": Verb("hedgerow.cli.pki_apply:apply", "Issue and renew all that a topology needs."),
-        "issue": Verb("hedgerow.cli.pki:issue", "Issue a certificate, with a key of its own."),
-        "renew": Verb("hedgerow.cli.pki:renew", "Renew certificates that end soon."),
-        "revoke": Verb("hedgerow.cli.pki:revoke", "Revoke certificates, and say what to do so that brokers know."),
-        "show": Verb("hedgerow.cli.pki:show", "Show all certificates, and how long they count."),
+        "init": Verb("hedgerow.cli.pki.pki:init", "Make the root, the region's authority and those of sites."),
+        "apply": Verb("hedgerow.cli.pki.apply:apply", "Issue and renew all that a topology needs."),
+        "issue": Verb("hedgerow.cli.pki.pki:issue", "Issue a certificate, with a key of its own."),
+        "renew": Verb("hedgerow.cli.pki.pki:renew", "Renew certificates that end soon."),
+        "revoke": Verb("hedgerow.cli.pki.pki:revoke", "Revoke certificates, and say what to do so that brokers know."),
+        "show": Verb("hedgerow.cli.pki.pki:show", "Show all certificates, and how long they count."),
     },
     "Give nodes, brokers and people their identity: certificates.",
     """Give nodes, brokers and people their identity: certificates.
@@ -168,17 +171,17 @@ _PKI = Group(
 
 _TRUST = Group(
     {
-        "init": Verb("hedgerow.cli.trust_begin:init", "Begin a repository of models: keys, and the root for nodes."),
-        "key": Verb("hedgerow.cli.trust_begin:key", "Make a key to sign with."),
-        "add": Verb("hedgerow.cli.trust:add", "Let an owner sign models."),
-        "remove": Verb("hedgerow.cli.trust:remove", "Let nothing count any more that an owner has signed."),
-        "rotate": Verb("hedgerow.cli.trust:rotate", "Exchange keys of a role or an owner."),
-        "sign": Verb("hedgerow.cli.trust:sign", "Sign changes that wait for signatures."),
-        "renew": Verb("hedgerow.cli.trust:renew", "Sign anew what a role has signed; withdraw versions."),
+        "init": Verb("hedgerow.cli.trust.begin:init", "Begin a repository of models: keys, and the root for nodes."),
+        "key": Verb("hedgerow.cli.trust.begin:key", "Make a key to sign with."),
+        "add": Verb("hedgerow.cli.trust.trust:add", "Let an owner sign models."),
+        "remove": Verb("hedgerow.cli.trust.trust:remove", "Let nothing count any more that an owner has signed."),
+        "rotate": Verb("hedgerow.cli.trust.trust:rotate", "Exchange keys of a role or an owner."),
+        "sign": Verb("hedgerow.cli.trust.trust:sign", "Sign changes that wait for signatures."),
+        "renew": Verb("hedgerow.cli.trust.trust:renew", "Sign anew what a role has signed; withdraw versions."),
         "refresh": Verb(
-            "hedgerow.cli.trust_status:refresh", "Let nodes see what was signed, and that it is the newest."
+            "hedgerow.cli.trust.status:refresh", "Let nodes see what was signed, and that it is the newest."
         ),
-        "status": Verb("hedgerow.cli.trust_status:status", "Show who may sign what, and what is published."),
+        "status": Verb("hedgerow.cli.trust.status:status", "Show who may sign what, and what is published."),
     },
     "Say who may sign which models; nodes serve no others.",
     """Say who may sign which models; nodes serve no others.
@@ -194,14 +197,14 @@ _TRUST = Group(
 
 _MODEL = Group(
     {
-        "build": Verb("hedgerow.cli.model_build:build", "Make a bundle of a model's file."),
-        "show": Verb("hedgerow.cli.model_show:show", "Show what a bundle is."),
-        "verify": Verb("hedgerow.cli.model_verify:verify", "Check a bundle's files, and what it computes here."),
-        "diff": Verb("hedgerow.cli.model_diff:diff", "Say what is different between two bundles."),
-        "bench": Verb("hedgerow.cli.model_bench:bench", "Measure each variant of a bundle on this machine."),
-        "bom": Verb("hedgerow.cli.model_show:bom", "Write what a bundle is made of: a CycloneDX ML-BOM."),
-        "publish": Verb("hedgerow.cli.publish_model:publish", "Publish a version of a model, signed by its owner."),
-        "push": Verb("hedgerow.cli.push_model:push", "Bring a version's files to an OCI registry."),
+        "build": Verb("hedgerow.cli.model.build:build", "Make a bundle of a model's file."),
+        "show": Verb("hedgerow.cli.model.show:show", "Show what a bundle is."),
+        "verify": Verb("hedgerow.cli.model.verify:verify", "Check a bundle's files, and what it computes here."),
+        "diff": Verb("hedgerow.cli.model.diff:diff", "Say what is different between two bundles."),
+        "bench": Verb("hedgerow.cli.model.bench:bench", "Measure each variant of a bundle on this machine."),
+        "bom": Verb("hedgerow.cli.model.show:bom", "Write what a bundle is made of: a CycloneDX ML-BOM."),
+        "publish": Verb("hedgerow.cli.model.publish:publish", "Publish a version of a model, signed by its owner."),
+        "push": Verb("hedgerow.cli.model.push:push", "Bring a version's files to an OCI registry."),
     },
     "Build models into bundles; look at them, compare, check and publish them.",
     """Build models into bundles; look at them, compare, check and publish them.
@@ -217,8 +220,8 @@ _MODEL = Group(
 
 _HEDGEROW = Group(
     {
-        "demo": Verb("hedgerow.cli.demo:demo", "See real models work on this machine; nothing to set up."),
-        "doctor": Verb("hedgerow.cli.doctor:doctor", "Check this machine, its broker and its models."),
+        "demo": Verb("hedgerow.cli.demo.demo:demo", "See real models work on this machine; nothing to set up."),
+        "doctor": Verb("hedgerow.cli.diagnose.doctor:doctor", "Check this machine, its broker and its models."),
         "node": _NODE,
         "config": _CONFIG,
         "plugin": _PLUGIN,
@@ -227,17 +230,17 @@ _HEDGEROW = Group(
         "broker": _BROKER,
         "region": _REGION,
         "results": _RESULTS,
-        "nodes": Verb("hedgerow.cli.nodes:nodes", "List the nodes of a region, and what they provably run."),
+        "nodes": Verb("hedgerow.cli.region.nodes:nodes", "List the nodes of a region, and what they provably run."),
         "rollout": _ROLLOUT,
-        "audit": Verb("hedgerow.cli.nodes:audit", "Say who did what to the fleet, when and why."),
+        "audit": Verb("hedgerow.cli.region.nodes:audit", "Say who did what to the fleet, when and why."),
         "pki": _PKI,
         "model": _MODEL,
         "trust": _TRUST,
-        "publish": Verb("hedgerow.cli.publish:publish", "Send pictures, sound, video or tables as frames."),
-        "watch": Verb("hedgerow.cli.watch:watch", "Watch results come in: rate, latency, what was found."),
-        "explain": Verb("hedgerow.cli.explain:explain", "Say where a result came from, or why a frame died."),
-        "command": Verb("hedgerow.cli.command:command", "Ask a running node, or a whole site, to do something."),
-        "tune": Verb("hedgerow.cli.tune:tune", "Measure the fastest way to run a model on this machine."),
+        "publish": Verb("hedgerow.cli.frames.publish:publish", "Send pictures, sound, video or tables as frames."),
+        "watch": Verb("hedgerow.cli.frames.watch:watch", "Watch results come in: rate, latency, what was found."),
+        "explain": Verb("hedgerow.cli.frames.explain:explain", "Say where a result came from, or why a frame died."),
+        "command": Verb("hedgerow.cli.frames.command:command", "Ask a running node, or a whole site, to do something."),
+        "tune": Verb("hedgerow.cli.model.tune:tune", "Measure the fastest way to run a model on this machine."),
     },
     "",
     """Hedgerow: sensor frames in over MQTT, inference at the edge, results out.
@@ -277,4 +280,6 @@ app = app_of(
 
 def main() -> None:
     """Run the command line."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script starts what is in its background like that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     app(prog_name="hedgerow")

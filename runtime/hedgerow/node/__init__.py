@@ -1,1 +1,1 @@
-"""The node: pipelines, commands and health put together."""
+"""The node: one process that runs pipelines, and swaps their models as a region desires."""

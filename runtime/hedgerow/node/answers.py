@@ -8,26 +8,28 @@ import platform
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hedgerow import __version__, backends
 from hedgerow.errors import BackendMissing, CommandError
 from hedgerow.node.commands import Handler, argument, only
+from hedgerow.node.control import NodeControl
 from hedgerow.node.health import serving
 from hedgerow.pipeline.runner import PipelineRunner
 from hedgerow.wire import messages as wire
-
-if TYPE_CHECKING:
-    from hedgerow.node.node import Node
 
 LARGEST_SNAPSHOT = 8 << 20
 """Bytes of a frame that a `snapshot` reply may carry."""
 
 
 class Answers:
-    """The commands of a node. Each takes arguments and gives what the reply is to say."""
+    """The commands of a node: each takes the command's arguments and returns the value of the reply.
 
-    def __init__(self, node: Node) -> None:
+    Args:
+        node: the node that they are about.
+    """
+
+    def __init__(self, node: NodeControl) -> None:
         self._node = node
 
     def handlers(self) -> dict[str, Handler]:
@@ -45,7 +47,7 @@ class Answers:
         }
 
     async def ping(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Whether it is there."""
+        """Reply at once."""
         only(args)
         return {"at": time.time(), "session": self._node.session}
 
@@ -89,7 +91,7 @@ class Answers:
         return await self._each(args, PipelineRunner.resume)
 
     async def reload(self, args: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Go over to a new configuration."""
+        """Put a new configuration into force."""
         only(args, "config")
         text = args.get("config")
         if text is not None and not isinstance(text, str):
@@ -97,7 +99,7 @@ class Answers:
         return await self._node.reload(text)
 
     async def snapshot(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """The last frame of a pipeline that gave a result, and the result."""
+        """The last frame of a pipeline that gave a result, and that result."""
         only(args, "pipeline")
         name = argument(args, "pipeline", self._node.runners)
         snapshot = self._node.runners[name].snapshot
@@ -123,7 +125,7 @@ class Answers:
         return value
 
     async def release(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Let a version of a model out of quarantine, and try again what the region wants."""
+        """Release a version of a model from quarantine, and try again what the region wants."""
         only(args, "digest")
         held = {each.digest: each for each in self._node.swaps.quarantined()}
         digest = argument(args, "digest", held)
@@ -142,7 +144,7 @@ class Answers:
         runners = self._node.runners
         names = [argument(args, "pipeline", runners)] if "pipeline" in args else list(runners)
         for name in names:
-            if runners[name].state == "stopping":  # who comes after it would know nothing of this
+            if runners[name].state == "stopping":  # its successor would not learn of it
                 raise CommandError(
                     f"Pipeline {name} is being replaced or stopped", code="busy", remedy="Ask again in a moment."
                 )

@@ -1,7 +1,7 @@
 """Commands: MQTT 5 requests on `command/{name}`, and their replies.
 
-A command is answered exactly once, on its response topic, or on `reply/{name}` if it names none. What is wrong with a
-command is in the reply; a command that is too old, retained or malformed is never carried out.
+Each command gets exactly one reply, on its response topic, or on `reply/{name}` if it names none. The reply says what is
+wrong with a command; one that is expired, retained or malformed is never executed.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 LARGEST_COMMAND: Final = 1 << 20
-"""Bytes a command's payload may have; a configuration to reload fits many times over."""
+"""Bytes of a command's payload; a configuration to reload is far smaller."""
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
-"""Carries out a command; returns what the reply is to say."""
+"""Executes a command; returns the value of the reply."""
 
 
 class CommandDesk:
-    """Takes commands, has them carried out, replies.
+    """Receives commands, executes them, replies.
 
     Args:
         address: of the node.
-        client: where replies go.
-        handlers: what carries out a command, by name.
+        client: publishes the replies.
+        handlers: executes each command, by name.
     """
 
     def __init__(self, address: Address, client: Client, handlers: Mapping[str, Handler]) -> None:
@@ -53,11 +53,11 @@ class CommandDesk:
         return dict.fromkeys(topics, 1)
 
     async def answer(self, message: Message) -> None:
-        """Carry out a command and reply. Never raises."""
+        """Execute a command and reply. Never raises."""
         parsed = parse(message.topic)
         name = parsed.tail if parsed is not None else message.topic
         try:
-            value = await self._carry_out(name, message)
+            value = await self._execute(name, message)
             reply = Reply(command=name, node=str(self._address), ok=True, value=value)
             self.counts["done"] += 1
         except HedgerowError as error:
@@ -71,7 +71,7 @@ class CommandDesk:
             self.counts["refused"] += 1
         self._reply(message, name, reply)
 
-    async def _carry_out(self, name: str, message: Message) -> Any:
+    async def _execute(self, name: str, message: Message) -> Any:
         if message.oversized is not None:
             raise CommandError(
                 f"The command has {message.oversized} bytes, more than {LARGEST_COMMAND}",
@@ -126,7 +126,7 @@ class CommandDesk:
         encoded = encode_properties(pairs)
         try:
             self._client.publish(topic, payload, qos=1, properties=encoded)
-        except BusError:  # the asker named a topic that nobody can publish to
+        except BusError:  # the response topic cannot be published to
             self._client.publish(self._default_topic(name), payload, qos=1, properties=encoded)
 
     def _default_topic(self, command: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Frame
-from hedgerow.models.served_model import ServedModel
+from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.frame_maker import FrameMaker
 from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder

@@ -11,10 +11,10 @@ from typing import Final
 from hedgerow.config import NodeConfig
 from hedgerow.errors import FrameError
 from hedgerow.frame import Frame
-from hedgerow.models.engine import Engine
-from hedgerow.models.pool import ModelPool
-from hedgerow.models.served_model import ServedModel
-from hedgerow.models.slot import Pins
+from hedgerow.models.serving.engine import Engine
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.models.serving.served_model import ServedModel
+from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import EventSink

@@ -27,7 +27,7 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Outbox
 from hedgerow.config import QueueSection
 from hedgerow.errors import FrameError, HedgerowError
-from hedgerow.models.portion import LONG_S
+from hedgerow.models.session.batch_size import LONG_S
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, shed_reason

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hedgerow.pki.files import Key
-from hedgerow.pki.names import Kind, PkiError
+from hedgerow.pki.names import IdentityKind, PkiError
 
 BACK_DATED: Final = timedelta(days=1)
 ROOT_LIFE: Final = timedelta(days=3650)
@@ -90,7 +90,7 @@ def reissue(
 
 
 def leaf(
-    kind: Kind,
+    kind: IdentityKind,
     user: str,
     role: str,
     public: ec.EllipticCurvePublicKey,
@@ -107,7 +107,7 @@ def leaf(
         hosts: names and addresses of a broker.
     """
     made = _begin(_subject(region_of(signer), role, user), signer.subject, public, signing.public_key(), now, ends)
-    use = ExtendedKeyUsageOID.SERVER_AUTH if kind is Kind.BROKER else ExtendedKeyUsageOID.CLIENT_AUTH
+    use = ExtendedKeyUsageOID.SERVER_AUTH if kind is IdentityKind.BROKER else ExtendedKeyUsageOID.CLIENT_AUTH
     made = (
         made.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)

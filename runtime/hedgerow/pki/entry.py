@@ -14,7 +14,7 @@ from hedgerow.pki.names import PkiError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class CertificateEntry:
     """A certificate as `show` lists it.
 
     Attributes:
@@ -36,7 +36,9 @@ class Entry:
     revoked: str | None = None
 
     @classmethod
-    def of(cls, name: str, kind: str, certificate: x509.Certificate, folder: Path, revoked: dict[int, str]) -> Entry:
+    def of(
+        cls, name: str, kind: str, certificate: x509.Certificate, folder: Path, revoked: dict[int, str]
+    ) -> CertificateEntry:
         """From the certificate.
 
         Args:
@@ -55,7 +57,9 @@ class Entry:
         )
 
     @classmethod
-    def of_somebody(cls, authority: str, certificate: x509.Certificate, folder: Path, revoked: dict[int, str]) -> Entry:
+    def of_somebody(
+        cls, authority: str, certificate: x509.Certificate, folder: Path, revoked: dict[int, str]
+    ) -> CertificateEntry:
         """From the certificate of somebody whom an authority has certified."""
         broker = bool(certificates.hosts_of(certificate))
         who = names.of(authority, folder.name, certificates.common_name(certificate), broker=broker)
@@ -74,5 +78,5 @@ class Renewal(NamedTuple):
         failed: why others were not renewed.
     """
 
-    renewed: list[Entry]
+    renewed: list[CertificateEntry]
     failed: list[PkiError]

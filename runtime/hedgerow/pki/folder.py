@@ -19,8 +19,8 @@ from pathlib import Path
 
 from hedgerow.pki import certificates, files, names
 from hedgerow.pki.authority import Signer
-from hedgerow.pki.entry import Entry, Renewal
-from hedgerow.pki.names import Identity, Kind, PkiError
+from hedgerow.pki.entry import CertificateEntry, Renewal
+from hedgerow.pki.names import Identity, IdentityKind, PkiError
 from hedgerow.topics import is_name
 
 Passphrase = Callable[[], bytes | None]
@@ -104,7 +104,9 @@ class Pki:
             self._refresh()
         return made
 
-    def issue(self, who: Identity, life: timedelta, *, role: str | None = None, hosts: Sequence[str] = ()) -> Entry:
+    def issue(
+        self, who: Identity, life: timedelta, *, role: str | None = None, hosts: Sequence[str] = ()
+    ) -> CertificateEntry:
         """Issue a certificate with a new key.
 
         Args:
@@ -113,11 +115,11 @@ class Pki:
             hosts: names and addresses of a broker.
         Raises: PkiError: there is one that counts, or the authority cannot sign here.
         """
-        if (who.kind is Kind.BROKER) != bool(hosts):
+        if (who.kind is IdentityKind.BROKER) != bool(hosts):
             raise PkiError(
-                f"{who}: {'a broker needs' if who.kind is Kind.BROKER else 'only a broker has'} host names",
+                f"{who}: {'a broker needs' if who.kind is IdentityKind.BROKER else 'only a broker has'} host names",
                 remedy="Say how clients reach it: --host broker.site.lan --host 10.7.0.2."
-                if who.kind is Kind.BROKER
+                if who.kind is IdentityKind.BROKER
                 else "Leave --host out.",
             )
         if role is not None and not is_name(role):
@@ -141,7 +143,7 @@ class Pki:
             within: only what ends sooner than this; None: all that are chosen, else what has less than a third left.
             new_key: make a new private key too.
         """
-        renewed: list[Entry] = []
+        renewed: list[CertificateEntry] = []
         failed: list[PkiError] = []
         with files.locked(self.folder):
             for home in [self.home(who) for who in chosen] or list(self._ours()):
@@ -153,7 +155,7 @@ class Pki:
             self._refresh()
         return Renewal(renewed, failed)
 
-    def _renew(self, home: Path, within: timedelta | None, *, new_key: bool, named: bool) -> Entry | None:
+    def _renew(self, home: Path, within: timedelta | None, *, new_key: bool, named: bool) -> CertificateEntry | None:
         if not (home / "tls.crt").exists():
             raise PkiError(f"There is no certificate in {home}", remedy="`hedgerow pki issue` makes one.")
         entry = self.entry(home)
@@ -190,7 +192,7 @@ class Pki:
             return False
         return _key_of(entry.folder) is None or entry.ends - self.now() < self._life(who, entry) / 3
 
-    def amend(self, who: Identity, role: str, hosts: Sequence[str]) -> Entry:
+    def amend(self, who: Identity, role: str, hosts: Sequence[str]) -> CertificateEntry:
         """Give somebody another certificate for the same key, with another role or hosts, and for as long again.
 
         Raises: PkiError: there is none, or the authority cannot sign here.
@@ -202,12 +204,14 @@ class Pki:
             key = _key_of(entry.folder) or certificates.new_key()
             return self._sign(who, role, self._life(who, entry), hosts, key)
 
-    def _life(self, who: Identity, entry: Entry) -> timedelta:
+    def _life(self, who: Identity, entry: CertificateEntry) -> timedelta:
         """What a certificate was asked for with."""
         known = self._known(who.authority).life_of(entry.serial)
         return entry.ends - entry.begins - certificates.BACK_DATED if known is None else known
 
-    def renew_authority(self, name: str, passphrase: Passphrase = lambda: None, hosts: Sequence[str] = ()) -> Entry:
+    def renew_authority(
+        self, name: str, passphrase: Passphrase = lambda: None, hosts: Sequence[str] = ()
+    ) -> CertificateEntry:
         """Give an authority a new certificate for its old key: what it has issued goes on counting.
 
         Args:
@@ -249,19 +253,19 @@ class Pki:
             self._refresh()
         return count
 
-    def show(self) -> Iterator[Entry]:
+    def show(self) -> Iterator[CertificateEntry]:
         """Every certificate, the root first, then each authority with what it has issued."""
         for signer in self.signers():
             yield signer
             if signer.kind == "authority":
                 yield from map(self.entry, self.homes(signer.name))
 
-    def signers(self) -> Iterator[Entry]:
+    def signers(self) -> Iterator[CertificateEntry]:
         """The certificates of the root and of all authorities known here."""
-        yield Entry.of("root", "root", self.root.certificate(), self.folder, {})
+        yield CertificateEntry.of("root", "root", self.root.certificate(), self.folder, {})
         yield from map(self._authority_entry, self.authorities())
 
-    def find(self, who: Identity) -> Entry | None:
+    def find(self, who: Identity) -> CertificateEntry | None:
         """Somebody's certificate; None if there is none. Raises: PkiError: it cannot be read, or is another's."""
         home = self.home(who)
         if not (home / "tls.crt").exists():
@@ -273,10 +277,12 @@ class Pki:
             )
         return entry
 
-    def entry(self, home: Path) -> Entry:
+    def entry(self, home: Path) -> CertificateEntry:
         """The certificate in a folder. Raises: PkiError: it cannot be read."""
         signer = self.authority(home.parent.parent.name)
-        return Entry.of_somebody(signer.name, files.read_certificates(home / "tls.crt")[0], home, signer.revoked())
+        return CertificateEntry.of_somebody(
+            signer.name, files.read_certificates(home / "tls.crt")[0], home, signer.revoked()
+        )
 
     def home(self, who: Identity) -> Path:
         """The folder of an identity's files."""
@@ -310,13 +316,15 @@ class Pki:
         files.write(signer.certificate_file, certificates.pem(made))
         signer.write_revocations(key, now)
 
-    def _sign(self, who: Identity, role: str, life: timedelta, hosts: Sequence[str], key: files.Key) -> Entry:
+    def _sign(
+        self, who: Identity, role: str, life: timedelta, hosts: Sequence[str], key: files.Key
+    ) -> CertificateEntry:
         now, signer = self.now(), self._known(who.authority)
         signer.check_clock(now)
         issuer = signer.certificate()
         self.check_hosts(who.authority, hosts)
         ends = min(now + life, issuer.not_valid_after_utc)
-        user = hosts[0] if who.kind is Kind.BROKER else who.user
+        user = hosts[0] if who.kind is IdentityKind.BROKER else who.user
         made = certificates.leaf(who.kind, user, role, key.public_key(), issuer, signer.key(), now, ends, hosts)
         signer.enter(who.name, made, now, life)
         home = self.home(who)
@@ -354,8 +362,10 @@ class Pki:
             if signer.key_file.exists():
                 yield from self.homes(signer.name)
 
-    def _authority_entry(self, signer: Signer) -> Entry:
-        return Entry.of(signer.name, "authority", signer.certificate(), self.folder / signer.name, self.root.revoked())
+    def _authority_entry(self, signer: Signer) -> CertificateEntry:
+        return CertificateEntry.of(
+            signer.name, "authority", signer.certificate(), self.folder / signer.name, self.root.revoked()
+        )
 
 
 def _key_of(home: Path) -> files.Key | None:

@@ -33,7 +33,7 @@ class PkiError(HedgerowError):
     code = "pki"
 
 
-class Kind(StrEnum):
+class IdentityKind(StrEnum):
     """What an identity is for."""
 
     BROKER = "broker"
@@ -51,19 +51,19 @@ class Identity(NamedTuple):
         name: its folder below the authority's `issued/`.
     """
 
-    kind: Kind
+    kind: IdentityKind
     authority: str
     name: str
 
     @property
     def user(self) -> str:
         """The common name, which is the user name on a broker. A broker's own common name is its host name instead."""
-        if self.kind is Kind.BRIDGE:
+        if self.kind is IdentityKind.BRIDGE:
             return self.name
-        return f"{self.name}@{self.authority}" if self.kind is Kind.SERVICE else f"{self.authority}/{self.name}"
+        return f"{self.name}@{self.authority}" if self.kind is IdentityKind.SERVICE else f"{self.authority}/{self.name}"
 
     def __str__(self) -> str:
-        bridge_above = self.kind is Kind.BRIDGE and self.authority != REGION
+        bridge_above = self.kind is IdentityKind.BRIDGE and self.authority != REGION
         return f"{self.authority}/{self.kind}/{self.name}" if bridge_above else self.user
 
 
@@ -79,22 +79,24 @@ def parse(text: str) -> Identity:
         )
     left, at, authority = text.partition("@")
     if at:
-        found = Identity(Kind.SERVICE, authority, left)
+        found = Identity(IdentityKind.SERVICE, authority, left)
     else:
         left, slash, right = text.partition("/")
         if not slash:
-            found = Identity(Kind.BRIDGE, REGION, left)
-        elif right == Kind.BROKER:
-            found = Identity(Kind.BROKER, left, right)
-        elif right.startswith(f"{Kind.BRIDGE}/"):
-            found = Identity(Kind.BRIDGE, left, right.partition("/")[2])
+            found = Identity(IdentityKind.BRIDGE, REGION, left)
+        elif right == IdentityKind.BROKER:
+            found = Identity(IdentityKind.BROKER, left, right)
+        elif right.startswith(f"{IdentityKind.BRIDGE}/"):
+            found = Identity(IdentityKind.BRIDGE, left, right.partition("/")[2])
         else:
-            found = Identity(Kind.NODE, left, right)
+            found = Identity(IdentityKind.NODE, left, right)
     if not (is_name(found.authority) and is_name(found.name)):
         raise PkiError(f"{text!r} cannot be the name of a certificate", remedy=_FORMS)
-    if found.authority == REGION and (found.kind is Kind.NODE or found == (Kind.BRIDGE, REGION, REGION)):
+    if found.authority == REGION and (
+        found.kind is IdentityKind.NODE or found == (IdentityKind.BRIDGE, REGION, REGION)
+    ):
         raise PkiError(f"{text!r}: `{REGION}` is the region's authority, not a site", remedy=_FORMS)
-    if found.kind is not Kind.BROKER and found.name == Kind.BROKER:
+    if found.kind is not IdentityKind.BROKER and found.name == IdentityKind.BROKER:
         raise PkiError(f"{text!r}: the folder `broker` is the broker's own", remedy="Take another name.")
     return found
 
@@ -110,8 +112,8 @@ def of(authority: str, folder: str, user: str, *, broker: bool) -> Identity:
     Raises: PkiError: the common name is none of ours.
     """
     if broker:
-        return Identity(Kind.BROKER, authority, str(Kind.BROKER))
-    return Identity(Kind.BRIDGE, authority, user) if user == folder else parse(user)
+        return Identity(IdentityKind.BROKER, authority, str(IdentityKind.BROKER))
+    return Identity(IdentityKind.BRIDGE, authority, user) if user == folder else parse(user)
 
 
 def check_site(name: str) -> str:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, NamedTuple
 
-from hedgerow.pki.entry import Entry
+from hedgerow.pki.entry import CertificateEntry
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import Identity, PkiError
 
 Did = Literal["issued", "renewed", "changed", "kept", "elsewhere", "failed"]
 
 
-class Wanted(NamedTuple):
+class CertificateRequest(NamedTuple):
     """A certificate that there shall be.
 
     Attributes:
@@ -45,12 +45,14 @@ class Provided:
     who: Identity
     role: str
     did: Did
-    entry: Entry | None = None
+    entry: CertificateEntry | None = None
     why: str = ""
     remedy: str = ""
 
 
-def provide(pki: Pki, wanted: Iterable[Wanted], life: timedelta, *, dry_run: bool = False) -> Iterator[Provided]:
+def provide(
+    pki: Pki, wanted: Iterable[CertificateRequest], life: timedelta, *, dry_run: bool = False
+) -> Iterator[Provided]:
     """Provide certificates one after the other; each is done when it is given.
 
     Args:
@@ -64,7 +66,7 @@ def provide(pki: Pki, wanted: Iterable[Wanted], life: timedelta, *, dry_run: boo
             yield Provided(who=one.who, role=one.role, did="failed", why=str(error), remedy=error.remedy)
 
 
-def _provide(pki: Pki, one: Wanted, life: timedelta, *, dry_run: bool) -> Provided:
+def _provide(pki: Pki, one: CertificateRequest, life: timedelta, *, dry_run: bool) -> Provided:
     who, entry = one.who, pki.find(one.who)
     signer = pki.authority(who.authority)
     if signer.exists and not signer.key_file.exists():
@@ -86,7 +88,7 @@ def _provide(pki: Pki, one: Wanted, life: timedelta, *, dry_run: bool) -> Provid
     return Provided(who=who, role=one.role, did=did, entry=entry, why=why)
 
 
-def _due(pki: Pki, one: Wanted, entry: Entry | None) -> tuple[Did, str]:
+def _due(pki: Pki, one: CertificateRequest, entry: CertificateEntry | None) -> tuple[Did, str]:
     if entry is None:
         return "issued", ""
     if missing := [host for host in one.hosts if host not in entry.hosts]:
@@ -96,7 +98,7 @@ def _due(pki: Pki, one: Wanted, entry: Entry | None) -> tuple[Did, str]:
     return ("renewed", "") if pki.is_due(one.who) else ("kept", "")
 
 
-def surplus(pki: Pki, wanted: Iterable[Wanted]) -> Iterator[Entry]:
+def surplus(pki: Pki, wanted: Iterable[CertificateRequest]) -> Iterator[CertificateEntry]:
     """Certificates that count, whose authority's key is here, and that nobody wants."""
     known = {str(one.who) for one in wanted}
     for signer in pki.authorities():

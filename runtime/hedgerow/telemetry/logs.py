@@ -8,22 +8,24 @@ from typing import Literal
 
 import structlog
 
+from hedgerow.telemetry.light import readable
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 def configure(level: str = "info", format: Literal["auto", "console", "json"] = "auto") -> None:
     """Set up structlog for the process; lines go to standard error, which leaves standard output to results."""
-    readable = format == "console" or (format == "auto" and sys.stderr.isatty())
+    for_people = readable(format)
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if readable else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if for_people else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if readable else "iso", utc=not readable),
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if for_people else "iso", utc=not for_people),
             structlog.processors.StackInfoRenderer(),
-            *([] if readable else [structlog.processors.format_exc_info]),
+            *([] if for_people else [structlog.processors.format_exc_info]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),

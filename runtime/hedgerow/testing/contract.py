@@ -20,7 +20,7 @@ from hedgerow.backends.cores import cores
 from hedgerow.config import ModelConfig, StageEntry
 from hedgerow.errors import FrameError
 from hedgerow.frame import Frame
-from hedgerow.models.pool import ModelPool
+from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import Fate, StageFailed
 

@@ -15,8 +15,11 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Self
+
+from hedgerow.testing.ports import held_port
 
 _CHUNK: Final = 64 * 1024
 
@@ -46,6 +49,7 @@ class FaultProxy:
         self._swallow = False
         self._refuse = False
         self._writers: set[asyncio.StreamWriter] = set()
+        self._stack = ExitStack()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
 
@@ -56,7 +60,8 @@ class FaultProxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self.port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+        self.port = self._stack.enter_context(held_port())  # its own while it is cut as well
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
         return self
 
     def __exit__(
@@ -66,6 +71,7 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._stack.close()
 
     def delay(self, seconds: float) -> None:
         """Hold every chunk back for this long, in both directions."""
@@ -98,7 +104,7 @@ class FaultProxy:
         self._swallow = False
         if self._refuse:
             self._refuse = False
-            asyncio.run_coroutine_threadsafe(self._listen(self.port), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
 
     def _do(self, action: Callable[[], None]) -> None:
         done = threading.Event()
@@ -110,10 +116,8 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(act)
         done.wait()
 
-    async def _listen(self, port: int = 0) -> int:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port)
-        bound: int = self._server.sockets[0].getsockname()[1]
-        return bound
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, reuse_address=True)
 
     async def _shut(self) -> None:
         self._server.close()

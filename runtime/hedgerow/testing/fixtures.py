@@ -3,6 +3,7 @@
 - `mosquitto`: a broker of the test's own, which it may stop, kill and restart.
 - `broker`: one broker for all tests of a process; take topics under `topic_prefix` so that tests do not meet.
 - `topic_prefix`: a topic prefix no other test has.
+- `held_port`: a TCP port no other process is given while the test runs.
 """
 
 from __future__ import annotations
@@ -39,3 +40,12 @@ def broker() -> Iterator[Mosquitto]:
 def topic_prefix() -> str:
     """A topic prefix no other test has, without a slash at its end."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def held_port() -> Iterator[int]:
+    """A TCP port that is the test's own: nobody listens there, and nobody else is given it, until the test has ended."""
+    from hedgerow.testing import ports
+
+    with ports.held_port() as port:
+        yield port

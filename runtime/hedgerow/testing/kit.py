@@ -18,7 +18,7 @@ from hedgerow import plugins
 from hedgerow.config import ModelConfig, PipelineConfig, StageEntry
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Array, Buffer, Frame
-from hedgerow.models.pool import ModelPool
+from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import Chain
 from hedgerow.stage import Stage

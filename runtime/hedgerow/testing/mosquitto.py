@@ -1,4 +1,4 @@
-"""A real Mosquitto on a free port, for tests, benchmarks and demos.
+"""A real Mosquitto on a port of its own, for tests, benchmarks and demos.
 
     with Mosquitto() as broker:
         ...  # broker.url
@@ -11,30 +11,27 @@ Rules:
 from __future__ import annotations
 
 import atexit
-import ctypes
 import getpass
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from hedgerow.errors import HedgerowError
-from hedgerow.testing.processes import end
+from hedgerow.testing.ports import held_port
+from hedgerow.testing.processes import end, start
 
-_START_S: Final = 10.0
-_STOP_S: Final = 10.0
+_START_S: Final = 60.0
+_STOP_S: Final = 60.0
 _PLACES: Final = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/local/opt/mosquitto/sbin")
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class Mosquitto:
     """A broker process. `with` starts and stops it.
 
     Args:
-        port: port to listen on; 0 takes a free one, which it keeps over restarts.
+        port: port to listen on; 0 takes one that it keeps, over restarts and while it is stopped, until it is closed.
         folder: where configuration, log and persistence live; by default a temporary folder, removed at the end.
         config: further lines of mosquitto.conf; a second listener comes after the first one.
         tls: certificates; the listener then speaks TLS only.
@@ -83,7 +80,7 @@ class Mosquitto:
     ) -> None:
         self.port = port
         self.folder = folder or Path(tempfile.mkdtemp(prefix="mosquitto-"))
-        self._fixed_port = port != 0
+        self._stack = ExitStack()
         self._owns_folder = folder is None
         self._config = tuple(config)
         self._tls = tls
@@ -120,18 +117,13 @@ class Mosquitto:
             return
         binary = find_mosquitto()
         self.folder.mkdir(parents=True, exist_ok=True)
-        for attempts_left in (2, 1, 0):
-            if not self.port:
-                self.port = free_port()
-            if self._start_once(binary):
-                return
-            if self._fixed_port or not attempts_left:
-                break
-            self.port = 0  # somebody else took the port meanwhile
-        raise HedgerowError(
-            f"Mosquitto did not start on port {self.port}:\n{self.log[-2000:]}",
-            remedy=f"Look at {self.folder / 'mosquitto.conf'}, or take another port.",
-        )
+        if not self.port:
+            self.port = self._stack.enter_context(held_port())
+        if not self._start_once(binary):
+            raise HedgerowError(
+                f"Mosquitto did not start on port {self.port}:\n{self.log[-2000:]}",
+                remedy=f"Look at {self.folder / 'mosquitto.conf'}, or take another port.",
+            )
 
     def stop(self) -> None:
         """Stop it in good order (SIGTERM): sessions and queued messages are saved."""
@@ -149,13 +141,13 @@ class Mosquitto:
     def restart(self) -> None:
         """Stop it in good order and start it again on the same port."""
         self.stop()
-        self._fixed_port = True
         self.start()
 
     def close(self) -> None:
         """Stop it and remove its temporary folder."""
         self.kill() if self._owns_folder else self.stop()
         atexit.unregister(self.close)
+        self._stack.close()
         if self._owns_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -177,12 +169,11 @@ class Mosquitto:
         conf.write_text("\n".join([*self._lines(), ""]))
         with (self.folder / "mosquitto.log").open("ab") as log:
             log_start = log.tell()
-            self._process = subprocess.Popen(  # noqa: S603 - the binary was looked up by us
+            self._process = start(
                 [binary, "-c", str(conf)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509 - the child makes one system call, no locks
             )
         atexit.register(self.close)
         return self._wait_until_running(self._process, log_start)
@@ -239,19 +230,3 @@ def find_mosquitto() -> str:
     raise HedgerowError(
         "Mosquitto is not installed", remedy="Install it: `apt-get install mosquitto` or `brew install mosquitto`."
     )
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    # The kernel sends the signal when the *thread* that forked ends, so only the main thread may ask for it.
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: the child may not take locks before it executes
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

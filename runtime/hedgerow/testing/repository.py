@@ -9,7 +9,7 @@ from pathlib import Path
 
 from securesystemslib.signer import Signer
 
-from hedgerow.trust import ceremony
+from hedgerow.trust import key_ceremony
 from hedgerow.trust.keys import Secrets, make_key, open_signer, public_half, read_public
 from hedgerow.trust.repository import Repository
 
@@ -49,7 +49,7 @@ def make_repository(
     make_key(repository.online_key, None)
     roots = [str(keys / f"root-{number}.pem") for number in (1, 2)]
     signers = {name: open_signer(name, Secrets()) for name in (*roots, str(keys / "targets.pem"))}
-    ceremony.begin(
+    key_ceremony.begin(
         repository,
         root_keys=[read_public(name) for name in roots],
         root_threshold=2,
@@ -57,7 +57,7 @@ def make_repository(
         online_key=read_public(str(public_half(repository.online_key))),
         signers=list(signers.values()),
     )
-    ceremony.add_owner(
+    key_ceremony.add_owner(
         repository,
         "owner",
         models=models,

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 
-from hedgerow.pki.entry import Entry
+from hedgerow.pki.entry import CertificateEntry
 from hedgerow.pki.folder import Passphrase, Pki
 from hedgerow.pki.names import PkiError
 from hedgerow.pki.provide import Provided, provide, surplus
@@ -27,8 +27,8 @@ class Certified:
 
     made: list[str]
     certificates: list[Provided]
-    surplus: list[Entry]
-    ending: list[Entry]
+    surplus: list[CertificateEntry]
+    ending: list[CertificateEntry]
 
 
 def certify(

@@ -13,7 +13,7 @@ Nodes = Mapping[tuple[str, str], NodeConfig]
 """The configuration of every node, by site and name."""
 
 
-class Finding(NamedTuple):
+class TopologyIssue(NamedTuple):
     """Something to mend, and where.
 
     Attributes:
@@ -25,11 +25,11 @@ class Finding(NamedTuple):
     remedy: str
 
 
-def clashes(topology: Topology) -> Iterator[Finding]:
+def clashes(topology: Topology) -> Iterator[TopologyIssue]:
     """Names that two would share: a folder, a topic or a certificate."""
     above = [topology.region.name, REGION_AUTHORITY, *([topology.parent.name] if topology.parent else [])]
     if topology.parent is not None and topology.parent.name in above[:2]:
-        yield Finding(
+        yield TopologyIssue(
             ("parent", "name"), f"{topology.parent.name} names the region or its authority too", "Give it another name."
         )
     yield from _roles(("region",), topology.region.roles, {"broker", *topology.sites})
@@ -41,39 +41,41 @@ def clashes(topology: Topology) -> Iterator[Finding]:
         here = ("sites", name)
         sensors = topology.sensors_of(name).keys()
         if name in above:
-            yield Finding(here, f"{name} names something above the site too", "Give the site another name.")
+            yield TopologyIssue(here, f"{name} names something above the site too", "Give the site another name.")
         if name == "broker":
-            yield Finding(here, "`broker` is the name of the broker's own certificate", "Give the site another name.")
+            yield TopologyIssue(
+                here, "`broker` is the name of the broker's own certificate", "Give the site another name."
+            )
         for both in sorted(site.nodes.keys() & sensors):
-            yield Finding(
+            yield TopologyIssue(
                 (*here, "nodes"),
                 f"{both} is both a node and a sensor; one certificate would stand for both",
                 "Rename one.",
             )
         if "broker" in site.nodes.keys() | sensors:
-            yield Finding(
+            yield TopologyIssue(
                 (*here, "nodes"), "`broker` is the name of the broker's own certificate", "Take another name."
             )
         yield from _roles(here, site.roles, {"broker", *site.nodes, *sensors})
 
 
-def _roles(here: tuple[str, ...], roles: Roles, taken: set[str]) -> Iterator[Finding]:
+def _roles(here: tuple[str, ...], roles: Roles, taken: set[str]) -> Iterator[TopologyIssue]:
     seen: set[str] = set()
     for role, names in roles.items():
         for name in names:
             if name in taken:
-                yield Finding(
+                yield TopologyIssue(
                     (*here, "roles", role), f"{name} is also the name of a machine; their certificates would share a folder",
                     "Take another name for the person or service.",
                 )  # fmt: skip
             if name in seen:
-                yield Finding(
+                yield TopologyIssue(
                     (*here, "roles", role), f"{name} has two roles", "Leave the higher one: it includes the lower."
                 )
             seen.add(name)
 
 
-def mismatches(topology: Topology, nodes: Nodes) -> Iterator[Finding]:
+def mismatches(topology: Topology, nodes: Nodes) -> Iterator[TopologyIssue]:
     """Rules about pipelines that no node runs, and fields that are chosen twice."""
     for site, place in topology.sites.items():
         configs = [nodes[site, node] for node in place.nodes if (site, node) in nodes]
@@ -81,21 +83,21 @@ def mismatches(topology: Topology, nodes: Nodes) -> Iterator[Finding]:
         for pipeline, fields in topology.up_of(site).items():
             keys = ("sites", site, "up", pipeline) if place.up is not None else ("up", pipeline)
             if pipeline not in known and place.up is not None:
-                yield Finding(
+                yield TopologyIssue(
                     keys,
                     f"no node of {site} runs a pipeline {pipeline!r}",
                     f"It runs: {', '.join(sorted(known)) or 'none'}.",
                 )
             for config in configs:
                 if fields and pipeline in config.pipelines and config.pipelines[pipeline].publish.fields != fields:
-                    yield Finding(
+                    yield TopologyIssue(
                         keys, "fields are chosen here and in the base file's `publish:`", "Leave one of the two."
                     )
                     break
     if nodes:
         everywhere = {pipeline for config in nodes.values() for pipeline in config.pipelines}
         for pipeline in sorted(topology.up.keys() - everywhere):
-            yield Finding(
+            yield TopologyIssue(
                 ("up", pipeline),
                 f"no node runs a pipeline {pipeline!r}",
                 f"There are: {', '.join(sorted(everywhere))}.",

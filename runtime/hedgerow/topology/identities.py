@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from hedgerow.pki.names import Identity, Kind
-from hedgerow.pki.provide import Wanted
+from hedgerow.pki.names import Identity, IdentityKind
+from hedgerow.pki.provide import CertificateRequest
 from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, Roles, SiteSection, Topology
 
 
@@ -22,7 +22,7 @@ class Needed(NamedTuple):
         whose: for people to read.
     """
 
-    wanted: Wanted
+    wanted: CertificateRequest
     whose: str
 
 
@@ -32,9 +32,9 @@ def of_site(topology: Topology, name: str) -> Iterator[Needed]:
     yield _broker(name, place)
     yield _bridge(REGION_AUTHORITY, name, "the broker's bridge, certified by the region")
     for node in place.nodes:
-        yield Needed(Wanted(Identity(Kind.NODE, name, node), "node"), "node")
+        yield Needed(CertificateRequest(Identity(IdentityKind.NODE, name, node), "node"), "node")
     for sensor in topology.sensors_of(name):
-        yield Needed(Wanted(Identity(Kind.NODE, name, sensor), "sensor"), "sensor")
+        yield Needed(CertificateRequest(Identity(IdentityKind.NODE, name, sensor), "sensor"), "sensor")
     yield from _people(name, place.roles)
 
 
@@ -75,17 +75,20 @@ def authorities(topology: Topology) -> dict[str, tuple[str, ...]]:
 def _broker(authority: str, place: SiteSection | RegionSection) -> Needed:
     external = isinstance(place, RegionSection) and place.external
     whose = "broker: for whoever runs it" if external else "broker"
-    return Needed(Wanted(Identity(Kind.BROKER, authority, str(Kind.BROKER)), "broker", _hosts(place)), whose)
+    return Needed(
+        CertificateRequest(Identity(IdentityKind.BROKER, authority, str(IdentityKind.BROKER)), "broker", _hosts(place)),
+        whose,
+    )
 
 
 def _bridge(authority: str, name: str, whose: str) -> Needed:
-    return Needed(Wanted(Identity(Kind.BRIDGE, authority, name), "bridge"), whose)
+    return Needed(CertificateRequest(Identity(IdentityKind.BRIDGE, authority, name), "bridge"), whose)
 
 
 def _people(authority: str, roles: Roles) -> Iterator[Needed]:
     for role, names in roles.items():
         for name in names:
-            yield Needed(Wanted(Identity(Kind.SERVICE, authority, name), role), role)
+            yield Needed(CertificateRequest(Identity(IdentityKind.SERVICE, authority, name), role), role)
 
 
 def _hosts(place: SiteSection | RegionSection) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from hedgerow.config import NodeConfig
 from hedgerow.configfile import BadConfigFile, Document, Problem
 from hedgerow.topology import check
-from hedgerow.topology.check import Finding
+from hedgerow.topology.check import TopologyIssue
 from hedgerow.topology.model import Topology
 from hedgerow.topology.nodes import node_config
 
@@ -61,7 +61,7 @@ def load_alone(path: Path) -> Topology:
     return topology
 
 
-def _refuse(document: Document, path: Path, findings: Sequence[Finding]) -> None:
+def _refuse(document: Document, path: Path, findings: Sequence[TopologyIssue]) -> None:
     if findings:
         problems = [
             Problem(document.line_of(keys), ".".join(map(str, keys)), message, remedy)
@@ -81,7 +81,7 @@ class _Reading:
         self.models: dict[str, dict[Path, Path]] = {site: {} for site in topology.sites}
         self._bases: dict[Path, Document | None] = {}
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[TopologyIssue]:
         for site, place in self._topology.sites.items():
             for node, entry in place.nodes.items():
                 base = self._topology.base_of(site, node)
@@ -91,14 +91,14 @@ class _Reading:
                 elif place.pipelines is not None:
                     keys = ("sites", site, "pipelines")
                 if base is None:
-                    yield Finding(
+                    yield TopologyIssue(
                         ("sites", site, "nodes", node), f"{site}/{node} has no base file",
                         "Name one with `pipelines: FILE.yaml`, at the top of the file or here.",
                     )  # fmt: skip
                     continue
                 yield from self._node(site, node, self._folder / base, keys)
 
-    def _node(self, site: str, node: str, base: Path, keys: tuple[str, ...]) -> Iterator[Finding]:
+    def _node(self, site: str, node: str, base: Path, keys: tuple[str, ...]) -> Iterator[TopologyIssue]:
         if base not in self._bases:
             try:
                 self._bases[base] = Document.read(base)
@@ -108,7 +108,7 @@ class _Reading:
                 self._bases[base] = None
                 for problem in error.problems:
                     where = f"{base}:{problem.line}" if problem.line else f"{base}"
-                    yield Finding(keys, f"{where}: {problem}", problem.remedy)
+                    yield TopologyIssue(keys, f"{where}: {problem}", problem.remedy)
         if self._bases[base] is None:
             return
         text = node_config(self._topology, site, node, base.read_text("utf-8"))
@@ -116,7 +116,7 @@ class _Reading:
             config = Document(text, base).as_a(NodeConfig, "config")
         except BadConfigFile as error:  # the base file is right by itself
             for problem in error.problems:
-                yield Finding(("sites", site, "nodes", node, "override"), str(problem), problem.remedy)
+                yield TopologyIssue(("sites", site, "nodes", node, "override"), str(problem), problem.remedy)
             return
         self.texts[site, node], self.nodes[site, node] = text, config
         yield from self._models(site, node, base, config, keys)
@@ -124,22 +124,24 @@ class _Reading:
             for stage in pipeline.stages:
                 self._take_along(site, base.parent, stage.config.values())
 
-    def _models(self, site: str, node: str, base: Path, config: NodeConfig, keys: tuple[str, ...]) -> Iterator[Finding]:
+    def _models(
+        self, site: str, node: str, base: Path, config: NodeConfig, keys: tuple[str, ...]
+    ) -> Iterator[TopologyIssue]:
         for name, model in config.models.items():
             path = Path(model.path)
             if model.path.startswith(("package:", "bundle:")) or path.is_absolute():
                 continue
             source = base.parent / path
             if ".." in path.parts:
-                yield Finding(
+                yield TopologyIssue(
                     keys, f"model {name} of {site}/{node} lies above its base file: {path}", "Move it beside or below."
                 )
             elif not source.is_file():
-                yield Finding(
+                yield TopologyIssue(
                     keys, f"model {name} of {site}/{node} is not there: {source}", "Mend its `path:`, or put it there."
                 )
             elif self.models[site].setdefault(path, source) != source:
-                yield Finding(
+                yield TopologyIssue(
                     keys,
                     f"{site} has two models at {path}: {source} and {self.models[site][path]}",
                     "Rename one of them.",

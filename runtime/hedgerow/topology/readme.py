@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from hedgerow.pki.provide import Wanted
+from hedgerow.pki.provide import CertificateRequest
 from hedgerow.topology import identities
 from hedgerow.topology.brokers import command
 from hedgerow.topology.deploy import Service
@@ -119,5 +119,5 @@ def _text(
     )
 
 
-def _common_name(one: Wanted) -> str:
+def _common_name(one: CertificateRequest) -> str:
     return "the broker's host name" if one.hosts else f"`{one.who.user}`"

@@ -36,7 +36,7 @@ _CAUSES: Final = {
 _CHATTER: Final = re.compile(r"(?:^|\s)\d{9,11}: (?:Received P(?:UB|ING)|Sending )")
 
 
-class Refusal(NamedTuple):
+class AccessDenial(NamedTuple):
     """Something that somebody tried and may not do.
 
     Attributes:
@@ -53,7 +53,7 @@ class Refusal(NamedTuple):
     detail: str
 
 
-class Refusals:
+class AccessDenials:
     """Reads a log line by line.
 
     Args:
@@ -68,7 +68,7 @@ class Refusals:
         self._asking = ""
         self.counts: Counter[tuple[What, str]] = Counter()
 
-    def take(self, line: str) -> Refusal | None:
+    def take(self, line: str) -> AccessDenial | None:
         """What a line says was refused; None if nothing."""
         found = _LINE.search(line.rstrip("\r\n"))
         if found is None:
@@ -78,7 +78,7 @@ class Refusals:
             self.counts[refusal.what, refusal.user] += 1
         return refusal
 
-    def _read(self, at: int, said: str) -> Refusal | None:
+    def _read(self, at: int, said: str) -> AccessDenial | None:
         if said.startswith("\t"):
             return self._subscription(at, said)
         if said.startswith(("Will message", "Received UNSUBSCRIBE")):  # what they list looks like what is subscribed to
@@ -88,17 +88,17 @@ class Refusals:
         elif (match := _GONE.match(said)) is not None:
             self._users.pop(match[1], None)
             if said.endswith(", not authorised."):
-                return Refusal(at, "connect", "", "", "no user or password that counts")
+                return AccessDenial(at, "connect", "", "", "no user or password that counts")
         elif (match := _DENIED.fullmatch(said)) is not None:
-            return Refusal(at, "publish", self._users.get(match[1], ""), match[1], match[2])
+            return AccessDenial(at, "publish", self._users.get(match[1], ""), match[1], match[2])
         elif (match := _SUBSCRIBE.fullmatch(said)) is not None:
             self._asking = match[1]
         elif said.startswith("OpenSSL Error"):
             cause = next((told for words, told in _CAUSES.items() if words in said), None)
-            return Refusal(at, "connect", "", "", cause) if cause is not None else None
+            return AccessDenial(at, "connect", "", "", cause) if cause is not None else None
         return None
 
-    def _subscription(self, at: int, said: str) -> Refusal | None:
+    def _subscription(self, at: int, said: str) -> AccessDenial | None:
         match = _FILTER.fullmatch(said)
         if match is None or not self._asking or self._may_read is None:
             return None
@@ -106,7 +106,7 @@ class Refusals:
         bare = wanted.split("/", 2)[2] if wanted.startswith("$share/") and wanted.count("/") > 1 else wanted
         if any(overlap(bare, one) for one in self._may_read.get(user, ())):
             return None
-        return Refusal(at, "subscribe", user, self._asking, wanted)
+        return AccessDenial(at, "subscribe", user, self._asking, wanted)
 
 
 def is_chatter(line: str) -> bool:

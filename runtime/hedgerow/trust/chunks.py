@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hedgerow.models.manifest import File, Manifest, digest_of
+from hedgerow.models.bundle.manifest import File, Manifest, digest_of
 from hedgerow.pki.files import make_folder, write
 from hedgerow.trust.errors import BadRepository
 

@@ -28,11 +28,11 @@ from tuf.api.metadata import Root, TargetFile, Timestamp
 
 from hedgerow.errors import BusError
 from hedgerow.labels import Labels
-from hedgerow.models.manifest import LARGEST_MANIFEST
+from hedgerow.models.bundle.manifest import LARGEST_MANIFEST
 from hedgerow.pki.names import PkiError
 from hedgerow.trust import errors
-from hedgerow.trust.documents import Documents, Fetcher
-from hedgerow.trust.refusals import REFUSALS, explain
+from hedgerow.trust.documents import Documents, TufFetcher
+from hedgerow.trust.rejected_updates import REFUSALS, explain
 from hedgerow.trust.roles import selector_of, signed_at, target_path
 from hedgerow.trust.updater import JudgedUpdater
 from hedgerow.wire.fleet import ModelRef
@@ -153,7 +153,7 @@ class TrustClient:
         raise away or RuntimeError("no source of metadata is named")
 
     def _refresh_from(self, documents: Documents) -> JudgedUpdater:
-        fetcher = Fetcher(documents, self._monotonic)
+        fetcher = TufFetcher(documents, self._monotonic)
         try:
             updater = JudgedUpdater(self._folder, self._root, fetcher, self._judge)
         except REFUSALS as error:

@@ -75,7 +75,7 @@ class FolderDocuments:
         """See `Documents.forget`; nothing is remembered."""
 
 
-class Fetcher(FetcherInterface):
+class TufFetcher(FetcherInterface):
     """tuf's fetcher over documents.
 
     Attributes:

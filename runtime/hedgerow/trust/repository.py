@@ -28,7 +28,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import DelegatedRole, Metadata, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
 from hedgerow.labels import Selector
-from hedgerow.models.manifest import MANIFEST, digest_of, read_manifest
+from hedgerow.models.bundle.manifest import MANIFEST, digest_of, read_manifest
 from hedgerow.pki.files import locked, make_folder, read, write
 from hedgerow.trust.chunks import put_chunks
 from hedgerow.trust.errors import BadRepository, NotAllowed, VersionPublished

@@ -10,7 +10,7 @@ from tuf.api.metadata import DelegatedRole, Key, Root, Targets
 
 from hedgerow.trust.repository import Repository
 from hedgerow.trust.roles import models_of, name_of, selector_of
-from hedgerow.trust.staging import missing_signatures, read_staged, staged
+from hedgerow.trust.staged_metadata import missing_signatures, read_staged, staged
 
 
 @dataclass(frozen=True, slots=True)

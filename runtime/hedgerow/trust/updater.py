@@ -17,7 +17,7 @@ from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.updater import Updater
 
 from hedgerow.pki.files import make_folder, write
-from hedgerow.trust.documents import Fetcher
+from hedgerow.trust.documents import TufFetcher
 from hedgerow.trust.roles import TOP
 
 _LIMITS: Final = UpdaterConfig(
@@ -42,7 +42,7 @@ class JudgedUpdater(Updater):
         fetcher: where documents came from; it knows the last.
     """
 
-    def __init__(self, folder: Path, root: bytes, fetcher: Fetcher, judge: Judge) -> None:
+    def __init__(self, folder: Path, root: bytes, fetcher: TufFetcher, judge: Judge) -> None:
         """Begin at a root.
 
         Raises:

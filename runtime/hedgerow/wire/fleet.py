@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 from hedgerow.errors import ConfigError
 from hedgerow.labels import check_labels
 from hedgerow.topics import is_name
-from hedgerow.wire.messages import ErrorBody, Message
+from hedgerow.wire.messages import ErrorBody, WireMessage
 
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 VERSION_PATTERN = r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$"
@@ -46,7 +46,7 @@ JobState = Literal["queued", "in-progress", "succeeded", "failed", "timed-out", 
 """How far a node is with a desired document: the words of AWS IoT Jobs."""
 
 
-class ModelRef(Message):
+class ModelRef(WireMessage):
     """A version of a model. The digest is that of its manifest's bytes, and so of everything in the bundle."""
 
     name: Named
@@ -57,7 +57,7 @@ class ModelRef(Message):
         return f"{self.name} {self.version}"
 
 
-class SwapPolicy(Message):
+class SwapPolicy(WireMessage):
     """How a node goes over to another version of a model, and when it comes back by itself.
 
     A new version is loaded beside the old one, warmed up and tried on its golden inputs. Then, if told to, it runs on live
@@ -94,7 +94,7 @@ class SwapPolicy(Message):
     )
 
 
-class Desired(Message):
+class Desired(WireMessage):
     """What a node is to run.
 
     Attributes:
@@ -122,7 +122,7 @@ class Desired(Message):
     rollout: str | None = None
 
 
-class ReportedModel(Message):
+class ReportedModel(WireMessage):
     """A model of a node, as it serves.
 
     Attributes:
@@ -147,7 +147,7 @@ class ReportedModel(Message):
     previous: ModelRef | None = None
 
 
-class Quarantined(Message):
+class Quarantined(WireMessage):
     """A version that this node will not load again by itself, and why."""
 
     digest: Digest
@@ -158,7 +158,7 @@ class Quarantined(Message):
     at: float
 
 
-class Reported(Message):
+class Reported(WireMessage):
     """What a node runs, and how far it is with what it should run.
 
     Attributes:

@@ -13,15 +13,16 @@ from __future__ import annotations
 import base64
 import time
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgpack
-import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from hedgerow.errors import FrameError, HedgerowError
-from hedgerow.frame import Buffer, Frame
+
+if TYPE_CHECKING:  # a region reads messages and has no frames, nor the arrays that come with them
+    from hedgerow.frame import Buffer, Frame
 
 RESULT_SCHEMA: Final = "hedgerow.result/1"
 DEAD_SCHEMA: Final = "hedgerow.dead/1"
@@ -31,7 +32,7 @@ LARGEST_DEAD_PAYLOAD: Final = 1 << 20
 """Bytes of a dead frame's payload that go along with its dead letter; a larger one stays behind."""
 
 
-class Message(BaseModel):
+class WireMessage(BaseModel):
     """Base of the messages that are models."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -41,7 +42,7 @@ class Message(BaseModel):
         return orjson.dumps(self.model_dump(exclude_none=True, by_alias=True), default=_plain, option=_ORJSON)
 
 
-class Status(Message):
+class Status(WireMessage):
     """Birth and death of a node; both carry the session's id, so a late will cannot bury a newer birth."""
 
     schema_: Literal["hedgerow.status/1"] = Field("hedgerow.status/1", alias="schema")
@@ -53,7 +54,7 @@ class Status(Message):
     reason: str | None = None
 
 
-class PipelineHealth(Message):
+class PipelineHealth(WireMessage):
     """How one pipeline is doing. Counts are since the node's start: `received = out + dropped + dead + in_flight`."""
 
     state: Literal["loading", "running", "paused", "failed", "stopping"]
@@ -75,7 +76,7 @@ class PipelineHealth(Message):
     remedy: str | None = None
 
 
-class ModelHealth(Message):
+class ModelHealth(WireMessage):
     """What a model provably runs as."""
 
     digest: str
@@ -103,7 +104,7 @@ class ModelHealth(Message):
     input_drift: float | None = Field(None, description="The same of what came in.")
 
 
-class OutboxHealth(Message):
+class OutboxHealth(WireMessage):
     """How the node's outbox is doing."""
 
     epoch: str = Field("", description="Of its numbers; empty as long as it could not be opened.")
@@ -115,7 +116,7 @@ class OutboxHealth(Message):
     failure: str | None = Field(None, description="Why nothing can be stored.")
 
 
-class Health(Message):
+class Health(WireMessage):
     """A node's periodic measure of itself."""
 
     schema_: Literal["hedgerow.health/1"] = Field("hedgerow.health/1", alias="schema")
@@ -132,7 +133,7 @@ class Health(Message):
     cpu_s: float = 0.0
 
 
-class Event(Message):
+class Event(WireMessage):
     """Something that happened."""
 
     schema_: Literal["hedgerow.event/1"] = Field("hedgerow.event/1", alias="schema")
@@ -144,7 +145,7 @@ class Event(Message):
     detail: dict[str, Any] = Field(default_factory=dict)
 
 
-class ErrorBody(Message):
+class ErrorBody(WireMessage):
     """An error as it crosses the wire."""
 
     code: str
@@ -157,7 +158,7 @@ class ErrorBody(Message):
         return cls(code=error.code, message=str(error), remedy=error.remedy)
 
 
-class Reply(Message):
+class Reply(WireMessage):
     """The answer to a command."""
 
     schema_: Literal["hedgerow.reply/1"] = Field("hedgerow.reply/1", alias="schema")
@@ -187,16 +188,19 @@ _TRIES: Final = (
 
 def _plain(value: Any) -> Any:
     """Turn what an encoder does not know into what it does."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode()
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, BaseModel):
         return value.model_dump()
+
+    import numpy as np  # see above
+
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
     raise TypeError(f"{type(value).__name__} cannot be published")
 
 

@@ -20,10 +20,10 @@ from paho.mqtt.properties import Properties
 
 from hedgerow import configfile
 from hedgerow.node.node import Node
-from hedgerow.topics import Address, parse
+from hedgerow.topics import Address, Parsed, parse
 from hedgerow.wire.messages import decode_payload
 
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 """Long enough for the busiest machine; nothing waits this long when all is well."""
 
 
@@ -45,6 +45,7 @@ class Heard:
     content_type: str
     user: dict[str, str]
     correlation: bytes | None
+    parsed: Parsed | None
 
     @property
     def body(self) -> Any:
@@ -60,6 +61,7 @@ def heard(message: aiomqtt.Message) -> Heard:
         getattr(properties, "ContentType", ""),
         dict(getattr(properties, "UserProperty", [])),
         getattr(properties, "CorrelationData", None),
+        parse(str(message.topic)),
     )
 
 
@@ -116,12 +118,11 @@ class Site:
     # What the node said
 
     def said(self, channel: str, tail: str = "") -> list[Heard]:
-        found = []
-        for message in self.heard:
-            parsed = parse(message.topic)
-            if parsed is not None and parsed.channel == channel and tail in ("", parsed.tail):
-                found.append(message)
-        return found
+        return [
+            message
+            for message in self.heard
+            if message.parsed is not None and message.parsed.channel == channel and tail in ("", message.parsed.tail)
+        ]
 
     def results(self, pipeline: str = "p") -> list[dict[str, Any]]:
         return [message.body for message in self.said("result", pipeline)]
@@ -189,7 +190,7 @@ class Site:
             timeout=PATIENCE_S,
         )
         await until(lambda: self._replies(key), lambda: f"reply to {name}")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # a second reply would come now
         (reply,) = self._replies(key)
         return reply
 
@@ -226,7 +227,7 @@ class Site:
         node = Node(configfile.load(path), path)
         running = asyncio.create_task(node.run())
         try:
-            await until(lambda: running.done() or self._up(node), lambda: f"node: {node._why_unready()}")
+            await until(lambda: running.done() or self._up(node), lambda: f"node: {node._probes.why_unready()}")
             if running.done():
                 await running
             yield node
@@ -242,7 +243,7 @@ class Site:
     def _up(self, node: Node) -> bool:
         wanted = len(node.config.pipelines)
         return len(node.runners) + len(node.failures) == wanted and not (
-            [reason for reason in node._why_unready() if "cannot run" not in reason]
+            [reason for reason in node._probes.why_unready() if "cannot run" not in reason]
         )
 
 

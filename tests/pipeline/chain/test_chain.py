@@ -245,7 +245,7 @@ def test_while_one_lane_tries_the_lists_of_the_others_are_refused() -> None:
 
     def act(frame: Frame) -> Frame:
         trying.set()
-        assert done.wait(10)
+        assert done.wait(60)
         return frame
 
     class Concurrent(Make):
@@ -258,7 +258,7 @@ def test_while_one_lane_tries_the_lists_of_the_others_are_refused() -> None:
         shaky.circuit.failed(-3600.0)  # the pause has been over since 0
     trier = threading.Thread(target=chain.run, args=(numbered(1),))
     trier.start()
-    assert trying.wait(10)
+    assert trying.wait(60)
 
     assert [say(fate) for fate in chain.run(numbered(2)).fates] == ["dead circuit-open"] * 2
     done.set()

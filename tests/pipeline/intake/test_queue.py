@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.examples import examples
 
 from hedgerow.config import QueueSection
 from hedgerow.pipeline.intake.queue import FrameQueue
@@ -236,7 +237,7 @@ class EverythingIsAccountedFor(RuleBasedStateMachine):
 
 
 TestEverythingIsAccountedFor = EverythingIsAccountedFor.TestCase
-TestEverythingIsAccountedFor.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestEverythingIsAccountedFor.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)
 
 
 def ten_ms_each(items: int) -> float:

@@ -16,8 +16,8 @@ import pytest
 from hedgerow.bus.message import Message
 from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import ConfigError, HedgerowError
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.pool import ModelPool
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.local_pipeline import LocalPipeline
@@ -158,9 +158,9 @@ def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are
     assert words[0]["pid"] != before
     assert [kind for kind, _ in events] == ["worker-crashed", "worker-crashed"]
     assert events[0][1]["code"] == 11
-    assert built.conduct() == Conduct(frames=1, failures=1, crashes=2), "what is held against a version on trial"
+    assert built.conduct() == Observations(frames=1, failures=1, crashes=2), "what is held against a version on trial"
     built.watch(None)
-    assert built.conduct() == Conduct()
+    assert built.conduct() == Observations()
 
     built.retired, given = True, deliveries("x", "crash", "y")
     completed = built.run(given, 0)

@@ -10,7 +10,7 @@ Rules:
 """
 
 from hedgerow.bus.outbox.ledger import Ledger
-from hedgerow.bus.outbox.outbox import Outbox, Publish, Status
+from hedgerow.bus.outbox.outbox import Outbox, OutboxStatus, Publish
 from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, OutboxError, Record, read_gap
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "Number",
     "Outbox",
     "OutboxError",
+    "OutboxStatus",
     "Publish",
     "Record",
-    "Status",
     "read_gap",
 ]

@@ -76,7 +76,7 @@ def _translated(error: sqlite3.Error, path: Path) -> OutboxError:
     )
 
 
-class Database:
+class OutboxDatabase:
     """One open database.
 
     Args:

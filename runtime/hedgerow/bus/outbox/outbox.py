@@ -32,18 +32,18 @@ from hedgerow.bus.outbox.records import (
     ASK,
     PRIORITIES,
     Ack,
-    Entry,
     Gap,
     Number,
+    OutboxEntry,
     OutboxError,
     Record,
     key_of,
     priority_of,
     sequence_of,
 )
-from hedgerow.bus.outbox.store import LARGEST, RECENT, Store
-from hedgerow.bus.outbox.window import Window
-from hedgerow.bus.outbox.writer import Append, Close, Done, Lose, Outcome, Sweep, Writer
+from hedgerow.bus.outbox.store import LARGEST, RECENT, OutboxStore
+from hedgerow.bus.outbox.window import SendWindow
+from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, Lose, OutboxWriter, Sweep
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 
@@ -70,7 +70,7 @@ class Publish(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class OutboxStatus:
     """How an outbox does, for health.
 
     Attributes:
@@ -130,11 +130,11 @@ class Outbox:
         self._late = late
         self._publish = publish
         self._on_event = on_event
-        self._window = Window(window, window_bytes, backlog_share)
-        self._open_store = partial(Store, path, max_bytes=max_bytes, when_full=when_full, boot=boot)
+        self._window = SendWindow(window, window_bytes, backlog_share)
+        self._open_store = partial(OutboxStore, path, max_bytes=max_bytes, when_full=when_full, boot=boot)
         self._up = False
         self._closing = False
-        self._last = Outcome()
+        self._last = CommitOutcome()
         self._lost: Counter[str] = Counter()
         self._to_report: Counter[str] = Counter()
         self._refusals: dict[int, int] = {}
@@ -151,7 +151,7 @@ class Outbox:
         """
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
-        self._writer = Writer(self._open_store, self._report)
+        self._writer = OutboxWriter(self._open_store, self._report)
         self._writer.start()
         await self._opened
         self._timer = self._loop.call_later(_TICK_S, self._tick)
@@ -168,10 +168,10 @@ class Outbox:
         return self._last.epoch
 
     @property
-    def status(self) -> Status:
+    def status(self) -> OutboxStatus:
         """How it does."""
         last = self._last
-        return Status(
+        return OutboxStatus(
             last.epoch,
             last.entries,
             last.used_bytes,
@@ -225,11 +225,11 @@ class Outbox:
         self._writer.give(Close())
         await asyncio.to_thread(self._writer.join)
 
-    def _report(self, outcome: Outcome) -> None:
+    def _report(self, outcome: CommitOutcome) -> None:
         """(writer's thread)"""
         self._loop.call_soon_threadsafe(self._finished, outcome)
 
-    def _finished(self, outcome: Outcome) -> None:
+    def _finished(self, outcome: CommitOutcome) -> None:
         """A group is written."""
         if not self._opened.done():
             if outcome.failure is not None and not isinstance(outcome.failure, DiskTrouble):
@@ -244,7 +244,7 @@ class Outbox:
         if outcome.failure is None:
             self._pump()
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _tell(self, outcome: CommitOutcome) -> None:
         self._appending -= len(outcome.done)
         origins = self._origins
         origins.update(dict.fromkeys(outcome.origins))
@@ -262,7 +262,7 @@ class Outbox:
             self._failure = None
             self._on_event("outbox-recovered", {})
 
-    def _note(self, outcome: Outcome) -> None:
+    def _note(self, outcome: CommitOutcome) -> None:
         """Follow what has changed in the store."""
         window, notes = self._window, outcome.notes
         for event in notes.events:
@@ -290,7 +290,7 @@ class Outbox:
         if wanted is not None:
             self._writer.give(wanted)
 
-    def _send(self, entries: Sequence[Entry], late: Callable[[str], str] | None = None) -> None:
+    def _send(self, entries: Sequence[OutboxEntry], late: Callable[[str], str] | None = None) -> None:
         epoch = self.epoch
         for entry in entries:
             number = Number(epoch, priority_of(entry.key), sequence_of(entry.key))

@@ -111,7 +111,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class OutboxEntry:
     """A record with its number, or a gap in place of several.
 
     Attributes:

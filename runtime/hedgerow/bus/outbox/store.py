@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from hedgerow.bus.outbox.database import PAGE_BYTES, Damaged, Database, set_aside
+from hedgerow.bus.outbox.database import PAGE_BYTES, Damaged, OutboxDatabase, set_aside
 from hedgerow.bus.outbox.mark import RESERVE_BYTES, Boot, Mark, Reserve
 from hedgerow.bus.outbox.records import (
     PRIORITIES,
     Ack,
-    Entry,
     Gap,
+    OutboxEntry,
     OutboxError,
     Previous,
     Record,
@@ -58,7 +58,7 @@ class Full(OutboxError):
 
 
 @dataclass(slots=True)
-class Notes:
+class OutboxChanges:
     """What happened since the notes were taken last.
 
     Attributes:
@@ -74,7 +74,7 @@ class Notes:
     events: list[Event] = field(default_factory=list)
 
 
-class Store:
+class OutboxStore:
     """The records of one node.
 
     Args:
@@ -102,7 +102,7 @@ class Store:
         self._ceiling = max_bytes  # lower while the disk is full
         self._when_full = when_full
         self._boot = boot
-        self._notes = Notes()
+        self._notes = OutboxChanges()
         self.entries = 0
         self._age_s = 0.0
         damaged = False
@@ -124,8 +124,8 @@ class Store:
         self._load(damaged)
         self._reserve.fill()
 
-    def _open(self) -> Database:
-        database = Database(self.path)
+    def _open(self) -> OutboxDatabase:
+        database = OutboxDatabase(self.path)
         try:
             with database.reading():
                 if not database.rows("SELECT 1 FROM state WHERE clean"):
@@ -199,7 +199,9 @@ class Store:
         Raises: OutboxError: none has happened.
         """
         before = self.epoch, list(self.numbers), self.entries
-        kept = Notes(list(self._notes.gone), list(self._notes.touched), self._notes.lost.copy(), [*self._notes.events])
+        kept = OutboxChanges(
+            list(self._notes.gone), list(self._notes.touched), self._notes.lost.copy(), [*self._notes.events]
+        )
         try:
             with self._database.transaction():
                 yield
@@ -216,9 +218,9 @@ class Store:
         if self._reserve.fill():
             self._ceiling = self._max_bytes
 
-    def notes(self) -> Notes:
+    def notes(self) -> OutboxChanges:
         """What happened since this was asked last; after the transaction."""
-        notes, self._notes = self._notes, Notes()
+        notes, self._notes = self._notes, OutboxChanges()
         return notes
 
     # In
@@ -238,7 +240,7 @@ class Store:
                     code="outbox-too-large",
                 )
         before, notes, age_s = (list(self.numbers), self.entries), self._notes, self.age_s
-        self._notes = Notes()
+        self._notes = OutboxChanges()
         try:
             with self._database.part():
                 keys = [self._number(record.priority) for record in records]
@@ -294,7 +296,7 @@ class Store:
 
     # Out
 
-    def read(self, start: int, end: int, most: int, max_bytes: int) -> list[Entry]:
+    def read(self, start: int, end: int, most: int, max_bytes: int) -> list[OutboxEntry]:
         """Entries in the order of their numbers; those whose bytes are not what was written become gaps.
 
         Args:
@@ -303,7 +305,7 @@ class Store:
             most: entries.
             max_bytes: of them; the first comes whatever its size.
         """
-        entries: list[Entry] = []
+        entries: list[OutboxEntry] = []
         corrupt: list[int] = []
         size = 0
         with self._database.reading():
@@ -320,7 +322,7 @@ class Store:
                 if topic and crc != _crc(topic, properties, payload):
                     corrupt.append(key)
                 else:
-                    entries.append(Entry(key, last, topic, properties, payload))
+                    entries.append(OutboxEntry(key, last, topic, properties, payload))
         if not corrupt:
             return entries
         with self.transaction():

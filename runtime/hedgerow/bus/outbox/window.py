@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from hedgerow.bus.outbox.records import PRIORITIES, Ack, Entry, priority_of
+from hedgerow.bus.outbox.records import PRIORITIES, Ack, OutboxEntry, priority_of
 
 _PATIENCE_S: Final = 30.0
 _MOST_PATIENCE_S: Final = 960.0
@@ -55,7 +55,7 @@ def _entitled(window: int, share: float) -> int:
     return max(1, min(int(window * share), window - 1))
 
 
-class Wanted(NamedTuple):
+class ReadRequest(NamedTuple):
     """Entries to be read from the store: from a key, before a key, at most so many, of at most so many bytes."""
 
     start: int
@@ -71,7 +71,7 @@ class _UnderWay(NamedTuple):
     asks: bool
 
 
-class Window:
+class SendWindow:
     """What is under way to the region, and what goes next.
 
     Args:
@@ -98,14 +98,14 @@ class Window:
         self._cursors = list(starts)
         self._tops = list(tops)
         self._under_way: dict[int, _UnderWay] = {}  # in the order of their turns
-        self._live: list[deque[Entry]] = [deque() for _ in range(PRIORITIES)]
+        self._live: list[deque[OutboxEntry]] = [deque() for _ in range(PRIORITIES)]
         self._waiting: dict[int, int] = {}  # size by key of those in _live
         self._waiting_bytes = 0
         self._bytes = [0, 0]  # of the backlog, of what is new
         self._unasked = [(0, 0), (0, 0)]  # entries and bytes of either since the region was last asked to answer
         self._live_under_way = 0
         self._turn = 0
-        self._reading: Wanted | None = None
+        self._reading: ReadRequest | None = None
         self._rewound: int | None = None
         self._heard_at = self._asked_at = float("-inf")
         self._waits_since: float | None = None
@@ -127,7 +127,7 @@ class Window:
         """Whether there may be something that is neither new nor under way."""
         return any(cursor < top for cursor, top in zip(self._cursors, self._tops, strict=True))
 
-    def appended(self, entries: Iterable[Entry], tops: Sequence[int], *, up: bool) -> None:
+    def appended(self, entries: Iterable[OutboxEntry], tops: Sequence[int], *, up: bool) -> None:
         """New records are stored.
 
         Args:
@@ -159,13 +159,13 @@ class Window:
         self.again(self._probe)
         self._asked_at = now
 
-    def _to_backlog(self) -> Entry:
+    def _to_backlog(self) -> OutboxEntry:
         """Make the first that waits backlog."""
         entry = self._take()
         self.rewind(entry.key)
         return entry
 
-    def _take(self) -> Entry:
+    def _take(self) -> OutboxEntry:
         """The next of those that wait."""
         entry = next(waiting for waiting in reversed(self._live) if waiting).popleft()
         self._waiting_bytes -= self._waiting.pop(entry.key)
@@ -185,7 +185,7 @@ class Window:
             self._waiting_bytes -= sum(self._waiting.pop(key) for key in lost)
             self._live = [deque(entry for entry in waiting if entry.key not in lost) for waiting in self._live]
 
-    def next(self, now: float) -> tuple[list[Entry], Wanted | None]:
+    def next(self, now: float) -> tuple[list[OutboxEntry], ReadRequest | None]:
         """What is new and to be sent now, and what to read from the store and `offer`.
 
         Args:
@@ -200,7 +200,7 @@ class Window:
             live_under_way=self._live_under_way,
             backlog_under_way=backlog_under_way,
         )
-        entries: list[Entry] = []
+        entries: list[OutboxEntry] = []
         while live and sum(self._bytes) < self._max_bytes:
             entry = self._take()
             self._send(entry, now, live=True)
@@ -220,11 +220,11 @@ class Window:
         if self._reading is not None or not old or (max_bytes <= 0 and backlog_under_way):
             return entries, None
         priority = max(p for p in range(PRIORITIES) if self._cursors[p] < self._tops[p])
-        self._reading = Wanted(self._cursors[priority], self._tops[priority], old, max(0, max_bytes))
+        self._reading = ReadRequest(self._cursors[priority], self._tops[priority], old, max(0, max_bytes))
         self._rewound = None
         return entries, self._reading
 
-    def offer(self, wanted: Wanted, entries: Sequence[Entry] | None, now: float) -> list[Entry]:
+    def offer(self, wanted: ReadRequest, entries: Sequence[OutboxEntry] | None, now: float) -> list[OutboxEntry]:
         """What was read; None if it could not be. Returns: what of it to send."""
         if wanted is not self._reading:
             return []  # read before it all began anew
@@ -240,7 +240,7 @@ class Window:
         self._cursors[priority_of(wanted.start)] = reached
         return chosen
 
-    def _send(self, entry: Entry, now: float, *, live: bool) -> None:
+    def _send(self, entry: OutboxEntry, now: float, *, live: bool) -> None:
         if not self._under_way:
             self._heard_at = now
         self._turn += 1

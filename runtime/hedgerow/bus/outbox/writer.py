@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from hedgerow.bus.outbox.database import DiskTrouble
-from hedgerow.bus.outbox.records import Ack, Entry, OutboxError, Record
-from hedgerow.bus.outbox.store import Notes, Store
-from hedgerow.bus.outbox.window import Wanted
+from hedgerow.bus.outbox.records import Ack, OutboxEntry, OutboxError, Record
+from hedgerow.bus.outbox.store import OutboxChanges, OutboxStore
+from hedgerow.bus.outbox.window import ReadRequest
 
 _GROUP_BYTES: Final = 2 << 20
 _GROUP_JOBS: Final = 1000
@@ -53,11 +53,11 @@ class Close:
     """End."""
 
 
-Job = Append | Ack | Lose | Wanted | Sweep | Close
+Job = Append | Ack | Lose | ReadRequest | Sweep | Close
 
 
 @dataclass(slots=True)
-class Outcome:
+class CommitOutcome:
     """What a group of jobs came to.
 
     Attributes:
@@ -76,15 +76,15 @@ class Outcome:
     used_bytes: int = 0
     entries: int = 0
     done: list[tuple[Done, OutboxError | None]] = field(default_factory=list)
-    appended: list[Entry] = field(default_factory=list)
+    appended: list[OutboxEntry] = field(default_factory=list)
     origins: list[int] = field(default_factory=list)
-    read: list[tuple[Wanted, list[Entry] | None]] = field(default_factory=list)
-    notes: Notes = field(default_factory=Notes)
+    read: list[tuple[ReadRequest, list[OutboxEntry] | None]] = field(default_factory=list)
+    notes: OutboxChanges = field(default_factory=OutboxChanges)
     wrote: bool = False
     failure: OutboxError | None = None
 
 
-class Writer(threading.Thread):
+class OutboxWriter(threading.Thread):
     """Works off jobs in groups.
 
     Args:
@@ -92,12 +92,12 @@ class Writer(threading.Thread):
         report: gets the outcome of every group, first that of opening; called in this thread.
     """
 
-    def __init__(self, open_store: Callable[[], Store], report: Callable[[Outcome], None]) -> None:
+    def __init__(self, open_store: Callable[[], OutboxStore], report: Callable[[CommitOutcome], None]) -> None:
         super().__init__(name="outbox-writer", daemon=True)
         self._open_store = open_store
         self._report = report
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._store: Store | None = None
+        self._store: OutboxStore | None = None
         self._acks: list[Ack] = []
 
     def give(self, job: Job) -> None:
@@ -106,14 +106,14 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         """(threading)"""
-        outcome = Outcome()
+        outcome = CommitOutcome()
         self._opened(outcome)
         self._finish(outcome)
         if outcome.failure is not None and not isinstance(outcome.failure, DiskTrouble):
             return  # nothing that passes
         while True:
             jobs = self._take()
-            outcome = Outcome()
+            outcome = CommitOutcome()
             self._work(jobs, outcome)
             closing = any(isinstance(job, Close) for job in jobs)
             if closing and self._store is not None:
@@ -135,7 +135,7 @@ class Writer(threading.Thread):
                 jobs.append(self._jobs.get_nowait())
         return jobs
 
-    def _opened(self, outcome: Outcome) -> Store | None:
+    def _opened(self, outcome: CommitOutcome) -> OutboxStore | None:
         if self._store is None:
             try:
                 self._store = self._open_store()
@@ -145,9 +145,9 @@ class Writer(threading.Thread):
                 outcome.failure = error
         return self._store
 
-    def _work(self, jobs: Sequence[Job], outcome: Outcome) -> None:
+    def _work(self, jobs: Sequence[Job], outcome: CommitOutcome) -> None:
         appends = [job for job in jobs if isinstance(job, Append)]
-        reads = [job for job in jobs if isinstance(job, Wanted)]
+        reads = [job for job in jobs if isinstance(job, ReadRequest)]
         self._acks += [job for job in jobs if isinstance(job, Ack)]
         store = self._opened(outcome)
         if store is None:
@@ -170,9 +170,11 @@ class Writer(threading.Thread):
                 outcome.read = [(wanted, None) for wanted in reads]
             return
 
-    def _write(self, store: Store, appends: Sequence[Append], losses: Sequence[Lose], outcome: Outcome) -> None:
+    def _write(
+        self, store: OutboxStore, appends: Sequence[Append], losses: Sequence[Lose], outcome: CommitOutcome
+    ) -> None:
         done: list[tuple[Done, OutboxError | None]] = []
-        appended: list[Entry] = []
+        appended: list[OutboxEntry] = []
         origins: list[int] = []
         with store.transaction():
             self._trim(store)
@@ -193,18 +195,18 @@ class Writer(threading.Thread):
                 done += [(job.done, None) for job in jobs]
                 origins += made_of
                 for key, record in zip(keys, records, strict=True):
-                    appended.append(Entry(key, key, record.topic, record.properties, record.payload))
+                    appended.append(OutboxEntry(key, key, record.topic, record.properties, record.payload))
                 if len(jobs) > 1:
                     break
         self._acks.clear()
         outcome.done, outcome.appended, outcome.wrote = done, appended, True
         outcome.origins += origins
 
-    def _trim(self, store: Store) -> None:
+    def _trim(self, store: OutboxStore) -> None:
         for ack in self._acks:
             store.trim(ack)
 
-    def _failed(self, store: Store, error: OutboxError) -> bool:
+    def _failed(self, store: OutboxStore, error: OutboxError) -> bool:
         """Nothing of the group is stored. Make what room can be made without any, or begin with opening again.
 
         Returns: whether it is worth another try.
@@ -220,7 +222,7 @@ class Writer(threading.Thread):
             return False
         return again
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self, outcome: CommitOutcome) -> None:
         store = self._store
         if store is not None:
             outcome.epoch, outcome.tops, outcome.entries = store.epoch, store.tops, store.entries

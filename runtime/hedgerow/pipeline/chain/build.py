@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from hedgerow import plugins
 from hedgerow.config import ModelConfig, StageEntry
 from hedgerow.errors import ConfigError, HedgerowError, PluginError
-from hedgerow.models.pool import ModelPool
-from hedgerow.models.slot import Slot
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.models.serving.slot import Slot
 from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink
 from hedgerow.stage import PerStream, Stage
 

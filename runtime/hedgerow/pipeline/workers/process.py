@@ -13,12 +13,12 @@ from typing import Any
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.memory import resident_bytes
-from hedgerow.models.pool import ModelAwaited, ModelPool
-from hedgerow.models.warm import rehearse
-from hedgerow.models.watch import Watch
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.serving.observer import Observer
+from hedgerow.models.serving.pool import ModelNotAssigned, ModelPool
+from hedgerow.models.serving.warmup import rehearse
+from hedgerow.models.session.memory import resident_bytes
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.pipeline.workers.pipe import pack, unpack
@@ -36,7 +36,7 @@ def main(descriptor: int) -> None:
         try:
             config = NodeConfig.model_validate(task["config"])
             pool = ModelPool(cores=task["cores"], state_dir=config.node.state_dir)
-            for version in map(Candidate.from_dict, task["versions"]):
+            for version in map(ModelVersion.from_dict, task["versions"]):
                 pool.assign(version.name, version)
             built = LocalPipeline(
                 config,
@@ -49,7 +49,7 @@ def main(descriptor: int) -> None:
             for slot in pool.slots():
                 if slot.name in task["rehearsed"] and slot.serving is not None:
                     rehearse(slot.serving, task["rehearsed"][slot.name])
-        except ModelAwaited as error:
+        except ModelNotAssigned as error:
             pipe.send_bytes(pack({"awaited": (error.model, error.path)}))
             return
         except HedgerowError as error:
@@ -98,13 +98,13 @@ class _Watching:
     def __init__(self, model: str | None, pool: ModelPool) -> None:
         self.model = model
         slots = pool.slots(model) if model is not None else ()
-        self._watches = [Watch(slot.serving) for slot in slots if slot.serving is not None]
+        self._watches = [Observer(slot.serving) for slot in slots if slot.serving is not None]
         self._resident = resident_bytes() if self._watches else 0
 
     def conduct(self) -> dict[str, Any] | None:
         if not self._watches:
             return None
-        growth = Conduct(growth_bytes=max(0, resident_bytes() - self._resident))
+        growth = Observations(growth_bytes=max(0, resident_bytes() - self._resident))
         return sum((watch.conduct() for watch in self._watches), growth).as_dict()
 
     def end(self) -> None:

@@ -12,9 +12,9 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from hedgerow.errors import HedgerowError
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.pool import ModelAwaited
-from hedgerow.models.served_model import ServedModel
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.serving.pool import ModelNotAssigned
+from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.workers.pipe import pack, unpack
 
@@ -33,18 +33,18 @@ class WatchedModel:
     """
 
     model: str | None = None
-    told: Conduct = field(default_factory=Conduct)
-    ended: Conduct = field(default_factory=Conduct)
+    told: Observations = field(default_factory=Observations)
+    ended: Observations = field(default_factory=Observations)
 
     @property
-    def conduct(self) -> Conduct:
+    def conduct(self) -> Observations:
         """What all processes have told since it is watched."""
         return self.ended + self.told
 
-    def crashed(self, lost: Conduct) -> None:
+    def crashed(self, lost: Observations) -> None:
         """The process has ended: count that, and what was under way in it."""
-        told, self.told = self.told, Conduct()
-        self.ended += told + lost + Conduct(crashes=1)
+        told, self.told = self.told, Observations()
+        self.ended += told + lost + Observations(crashes=1)
 
 
 class Worker:
@@ -89,13 +89,13 @@ class Worker:
         self._pipe.send_bytes(pack(self._task))
 
     def wait_ready(self) -> None:
-        """Raises: ModelAwaited, HedgerowError: the pipeline cannot be built there."""
+        """Raises: ModelNotAssigned, HedgerowError: the pipeline cannot be built there."""
         pipe = self._open_pipe()
         if not pipe.poll(_START_S):
             raise TimeoutError(f"a worker did not get ready within {_START_S:.0f} s")
         answer = unpack(pipe.recv_bytes())
         if "awaited" in answer:
-            raise ModelAwaited(*answer["awaited"])
+            raise ModelNotAssigned(*answer["awaited"])
         if "error" in answer:
             code, message, remedy = answer["error"]
             error = HedgerowError(message, remedy=remedy)
@@ -126,7 +126,7 @@ class Worker:
         settlements, timings, last, events, failing, models, conduct = unpack(pipe.recv_bytes())
         self.failing = failing
         if conduct is not None:
-            watched.told = Conduct(**conduct)
+            watched.told = Observations(**conduct)
         if models:
             self.models = [ServedModel.from_dict(fields) for fields in models]
         return settlements, timings, last, events

@@ -27,9 +27,9 @@ import structlog
 
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
-from hedgerow.models.candidate import Candidate
-from hedgerow.models.conduct import Conduct
-from hedgerow.models.served_model import ServedModel
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement
@@ -38,7 +38,7 @@ from hedgerow.pipeline.workers.worker import WatchedModel, Worker
 
 log = structlog.get_logger(__name__)
 
-_NOTHING: Final = Conduct()
+_NOTHING: Final = Observations()
 
 
 class WorkerDied(HedgerowError):
@@ -98,7 +98,7 @@ class WorkerPipeline(BuiltPipeline):
         base_dir: Path,
         cores: int,
         on_event: EventSink,
-        versions: Mapping[str, Candidate] = MappingProxyType({}),
+        versions: Mapping[str, ModelVersion] = MappingProxyType({}),
         rehearsed: Mapping[str, Iterable[int]] = MappingProxyType({}),
     ) -> None:
         super().__init__(config, name, config.pipelines[name].workers)
@@ -145,7 +145,7 @@ class WorkerPipeline(BuiltPipeline):
                 completed = self._run(worker, [delivery])
             except (EOFError, OSError):
                 settlements.append(self.bury(delivery, WorkerDied(self.name, worker.returncode)))
-                self._revive(worker, Conduct(frames=1, failures=1))
+                self._revive(worker, Observations(frames=1, failures=1))
             else:
                 settlements += completed.settlements
                 timings += completed.timings
@@ -172,9 +172,9 @@ class WorkerPipeline(BuiltPipeline):
             if worker.watched.model != model:
                 worker.watched = WatchedModel(model)
 
-    def conduct(self) -> Conduct:
+    def conduct(self) -> Observations:
         """That of the model that is watched, in all workers."""
-        return sum((worker.watched.conduct for worker in self._workers), Conduct())
+        return sum((worker.watched.conduct for worker in self._workers), Observations())
 
     def failing(self) -> list[str]:
         """See `BuiltPipeline.failing`."""
@@ -203,7 +203,7 @@ class WorkerPipeline(BuiltPipeline):
             snapshot = Snapshot(frame, (given.results or [])[-1])
         return Completed(settlements, [(name, seconds, count) for name, seconds, count in timings], snapshot)
 
-    def _revive(self, worker: Worker, lost: Conduct = _NOTHING) -> None:
+    def _revive(self, worker: Worker, lost: Observations = _NOTHING) -> None:
         worker.join()
         worker.watched.crashed(lost)
         self._on_event("worker-crashed", {"pid": worker.pid, "code": worker.returncode})

@@ -1,0 +1,41 @@
+"""Many streams: voice activity from 16 microphones and from 1,000, at the same rate of frames altogether."""
+
+from __future__ import annotations
+
+from benchmarks.data_path import vad
+from benchmarks.harness.arena import Arena
+from benchmarks.harness.cells import Cell, Options, cell, ratio
+
+FEW, MANY = 16, 1000
+SHARE = 0.3
+"""Of the capacity: below saturation even on a machine that is not ours alone."""
+
+
+def run(options: Options) -> list[Cell]:
+    """Open loop, QoS 0; one node, the two loads in turns."""
+    cost: dict[int, list[float]] = {FEW: [], MANY: []}
+    answered: dict[int, list[float]] = {FEW: [], MANY: []}
+    with Arena() as arena:
+        node = arena.add_node("node", vad.PIPELINE, {"vad": vad.MODEL})
+        payloads = arena.payloads(vad.sound())
+        full = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW).rate
+        rate = float(round(full * SHARE))
+        arena.load(node, MANY, payloads, options, rate=rate)  # every stream is known before it counts
+        for repeat in range(options.repeats):
+            for count in (FEW, MANY) if repeat % 2 == 0 else (MANY, FEW):
+                run = arena.load(node, count, payloads, options, rate=rate)
+                cost[count].append(run.cpu_s["contender"] / run.results * 1e6)
+                answered[count].append(run.results / run.sent)
+    at = f"at {rate:.0f} frames/s"
+    return [
+        *(cell(f"streams.cpu.{n}", f"{n} streams: processor time a frame", cost[n], "µs", at) for n in (FEW, MANY)),
+        *(cell(f"streams.answered.{n}", f"{n} streams: results ÷ frames", answered[n], "share") for n in (FEW, MANY)),
+        ratio(
+            "streams.cpu_many_per_few",
+            f"processor time a frame, {MANY} streams ÷ {FEW} (less is better)",
+            cost[MANY],
+            cost[FEW],
+            at,
+            unit="cost ×",
+        ),
+    ]

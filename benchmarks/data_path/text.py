@@ -1,0 +1,90 @@
+"""Text detection in pictures, four cameras: the backend alone, a loop written by hand, the node."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from benchmarks.harness.arena import Arena, cheaper, costs
+from benchmarks.harness.cells import Cell, Options, cell, ratio
+from benchmarks.harness.process import raw
+from benchmarks.harness.raw import SIDE, TEXT
+from hedgerow.backends.cores import cores
+
+_SETTINGS = [
+    f"{backend}, {callers} on {cores() // callers} threads, batch {batch}"
+    for backend in ("openvino", "onnxruntime")
+    for callers in sorted({1, cores()})
+    for batch in (1, 4)
+]
+"""Of the backend alone; the best of them bounds what a node can do."""
+STREAMS = 4
+WINDOW = 8
+BACKEND = "openvino"
+"""For all contenders, in float32. Not picked by a trial run: on a busy machine that picks now this one, now that."""
+
+
+def pictures() -> list[bytes]:
+    """A scanned page, cut in four places, as JPEG."""
+    spec = find_spec("skimage")
+    assert spec is not None
+    assert spec.origin is not None
+    with Image.open(Path(spec.origin).parent / "data" / "page.png") as page:
+        whole = page.convert("RGB").resize((2 * SIDE, SIDE), Image.Resampling.LANCZOS)
+    cuts = [whole.crop((left, 0, left + SIDE, SIDE)) for left in (0, 100, 200, 300)]
+    return [simplejpeg.encode_jpeg(np.ascontiguousarray(cut), quality=85) for cut in cuts]
+
+
+def run(options: Options) -> list[Cell]:
+    """Saturating load, QoS 0."""
+    seconds = min(options.seconds, 2.0) / 2
+    sweep = raw("text", seconds, cases=_SETTINGS[:1] if options.smoke else _SETTINGS)
+    best = max(sweep, key=lambda case: float(sweep[case]["rate"]))
+    alone = []
+    model = {"path": TEXT, "backend": BACKEND, "streams": 2, "threads": 1, "max_batch": 1}
+    pipeline = {
+        "content_type": "image/jpeg",
+        # With `latest`, frames that a newer one replaces have no result, and a closed loop comes to have fewer under way.
+        "queue": {"policy": "fifo", "max_frames_per_stream": WINDOW},
+        "stages": ["decode", {"detect-text": {"model": "text"}}],
+        "publish": {"qos": 0},
+        "qos": 0,
+    }
+    with Arena() as arena:
+        loop = arena.add_peer("loop", "text-paho", backend=BACKEND, threads=2)
+        node = arena.add_node("node", pipeline, {"text": model})
+        payloads = arena.payloads(pictures())
+        for _ in range(options.repeats):
+            alone.append(raw("text", seconds, cases=[best])[best])
+            for contender in (loop, node):
+                arena.load(contender, STREAMS, payloads, options, window=WINDOW)
+    rates = [each["rate"] for each in alone]
+    around = node.cpu_us("broker", "load")
+    bound = [cores() / (each["cpu_us"] + other) * 1e6 for each, other in zip(alone, around, strict=True)]
+    return [
+        cell(
+            "text.rate.raw_best",
+            "backend alone, both cores",
+            rates,
+            "frames/s",
+            f"the best of the sweep, in float32: {best}",
+        ),
+        cell("text.cpu.raw_best", "backend alone: processor time a frame", [e["cpu_us"] for e in alone], "µs"),
+        *costs("text", loop),
+        *costs("text", node),
+        ratio(
+            "text.node_per_loop",
+            "node ÷ loop",
+            node.rates,
+            loop.rates,
+            "the loop: same backend, one call on two threads",
+        ),
+        cheaper("text.cpu_loop_per_node", loop, node),
+        cell("text.bound", "bound by backend, broker and load", bound, "frames/s"),
+        ratio("text.node_per_bound", "node ÷ bound by backend, broker and load", node.rates, bound),
+        ratio("text.node_per_raw", "node ÷ backend alone", node.rates, rates, unit="share"),
+    ]

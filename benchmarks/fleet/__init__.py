@@ -1,0 +1,1 @@
+"""What a region and many nodes cost."""

@@ -1,0 +1,212 @@
+"""What it costs a region to store a result: the collector beside a loop with a client, an INSERT and a COMMIT each.
+
+    python benchmarks/fleet/collect.py            # about half a minute
+    python benchmarks/fleet/collect.py --smoke    # a few seconds, numbers not to be quoted
+    python benchmarks/fleet/collect.py --json
+
+Both are processes of their own and store what waits for them at one Mosquitto, with an fsync for each commit, into SQLite
+on the same disk: durable, numbered results of a few hundred bytes, from 20 nodes. All have been published, into a session
+of each, before it starts; what is measured is the time from its first commit to the last result being on the disk, and
+its processor time in between. The loop checks nothing: no ledger, no acknowledgement to outboxes, one INSERT a result.
+Repeats are interleaved; medians are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import structlog
+
+from hedgerow.bus import Client, ClientOptions
+from hedgerow.bus.outbox.records import Number
+from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.testing import processes
+from hedgerow.testing.mosquitto import Mosquitto
+from hedgerow.topics import Address, Channel
+
+REGION, NODES = "bench", 20
+FILTER = Address(REGION, "+", "+").topic(Channel.RESULT, "#")
+LOOP = "paho, INSERT, COMMIT"
+COUNTS = {"ours": (20_000, 500), LOOP: (2_000, 200)}
+"""Results for each, and in a smoke run: the loop needs fewer to be measured as well."""
+_PATIENCE_S = 120.0
+
+
+def loop(port: int, path: str) -> None:
+    """The loop, as one writes it first. It acknowledges to the broker when it has committed."""
+    import paho.mqtt.client as library
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    database.execute("CREATE TABLE result (ingest INTEGER PRIMARY KEY, topic TEXT, received_at REAL, payload BLOB)")
+    client = library.Client(CallbackAPIVersion.VERSION2, client_id="loop", protocol=library.MQTTv5, manual_ack=True)
+
+    def on_message(client: library.Client, _: Any, message: library.MQTTMessage) -> None:
+        database.execute("BEGIN")
+        row = (message.topic, time.time(), message.payload)
+        database.execute("INSERT INTO result (topic, received_at, payload) VALUES (?, ?, ?)", row)
+        database.execute("COMMIT")
+        client.ack(message.mid, message.qos)
+
+    client.on_message = on_message
+    client.on_connect = lambda client, *_: client.subscribe(FILTER, 1)
+    client.connect("127.0.0.1", port, clean_start=False, properties=_session())
+    client.loop_forever()
+
+
+def _session() -> Any:
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
+
+    properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = 3600
+    return properties
+
+
+async def fill(url: str, client_id: str, count: int) -> None:
+    """Leave results in the session of a client that has not come yet."""
+    options = ClientOptions(url=url, client_id=client_id, session_expiry_s=3600)
+    async with Client(options, lambda _: None) as absent:
+        await absent.wait_connected(10)
+        await absent.subscribe({FILTER: 1})
+        await absent.pause()
+        async with Client(ClientOptions(url=url), lambda _: None) as sender:
+            await sender.wait_connected(10)
+            for n in range(count):
+                address = Address(REGION, f"site-{n % NODES}", "gateway")
+                frame = {"id": f"f{n}", "stream": "door", "topic": "door", "sequence": n, "captured_at": time.time()}
+                body = {
+                    "schema": "hedgerow.result/1",
+                    "id": f"f{n}",
+                    "at": time.time(),
+                    "frame": frame,
+                    "result": "x" * 200,
+                }
+                number = Number("epoch", 0, n // NODES + 1)
+                properties = encode_properties(
+                    [(Property.CONTENT_TYPE, "application/json"), (Property.USER, ("number", str(number)))]
+                )
+                sender.publish(
+                    address.topic(Channel.RESULT, "doors"), json.dumps(body).encode(), qos=1, properties=properties
+                )  # fmt: skip
+            await sender.flush(_PATIENCE_S)
+        # It leaves without having been there: what waits is for who comes under its name.
+
+
+def measure(contender: str, count: int) -> dict[str, float]:
+    """Messages a second and processor time a message, of one contender on a broker and a disk of its own."""
+    with Mosquitto() as broker, tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "store.db"
+        if contender == "ours":
+            client_id = f"hedgerow/{REGION}/collector"
+            config = {
+                "region": {"name": REGION},
+                "broker": {"url": broker.url},
+                "store": {"url": str(store)},
+                "canary": {"every_s": None},
+                "metrics": {"enabled": False},
+            }
+            file = Path(folder) / "region.yaml"
+            file.write_text(json.dumps(config))
+            command = [sys.executable, "-m", "hedgerow", "region", "run", str(file)]
+        else:
+            client_id = "loop"
+            command = [sys.executable, __file__, "--loop", str(broker.port), str(store)]
+        asyncio.run(fill(broker.url, client_id, count))
+        with processes.start(command, stderr=subprocess.DEVNULL) as process:
+            try:
+                return _watch(psutil.Process(process.pid), store, count)
+            finally:
+                process.send_signal(signal.SIGKILL)
+
+
+def _watch(process: psutil.Process, store: Path, count: int) -> dict[str, float]:
+    stored = _counter(store)
+    deadline = time.monotonic() + _PATIENCE_S
+    while not (first := stored()):
+        assert time.monotonic() < deadline, "it stores nothing"
+        time.sleep(0.001)
+    began, cpu = time.perf_counter(), _cpu(process)
+    while (now := stored()) < count:
+        assert time.monotonic() < deadline, f"it stored {now} of {count}"
+        time.sleep(0.002)
+    took = max(time.perf_counter() - began, 1e-3)
+    rest = max(count - first, 1)
+    used = _cpu(process) - cpu or _cpu(process)  # all was stored at the first look: then with what it took to start
+    return {"rate": rest / took, "cpu_us": used / rest * 1e6}
+
+
+def _counter(store: Path) -> Callable[[], int]:
+    """Asks the store how many results it holds; cheap, since they are counted by their key."""
+    connection: list[sqlite3.Connection] = []
+
+    def count() -> int:
+        try:
+            if not connection:
+                connection.append(sqlite3.connect(f"file:{store}?mode=ro", uri=True, isolation_level=None))
+            return int(connection[0].execute("SELECT coalesce(max(ingest), 0) FROM result").fetchone()[0])
+        except sqlite3.Error:  # not there yet
+            return 0
+
+    return count
+
+
+def _cpu(process: psutil.Process) -> float:
+    """Seconds, by the scheduler's clock: the other one counts hundredths, and a quick run is shorter."""
+    used = 0
+    for stat in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            used += int(stat.read_text().split()[0])
+    return used / 1e9
+
+
+def compare(repeats: int, *, smoke: bool) -> dict[str, list[dict[str, float]]]:
+    """What each repeat measured, by contender."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in COUNTS}
+    for _ in range(repeats):
+        for name, (full, few) in COUNTS.items():
+            runs[name].append(measure(name, few if smoke else full))
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="a quick run, to see that it works")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--loop", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.loop:
+        loop(int(args.loop[0]), args.loop[1])
+        return
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    runs = compare(1 if args.smoke else args.repeats, smoke=args.smoke)
+    if args.json:
+        print(json.dumps(runs, indent=2))
+        return
+    print(f"{'':24}{'results/s':>12}{'CPU µs/result':>16}{'rate ÷ loop':>14}")
+    loops = statistics.median(run["rate"] for run in runs[LOOP])
+    for name, done in runs.items():
+        rate, cpu = (statistics.median(run[key] for run in done) for key in ("rate", "cpu_us"))
+        print(f"{name:24}{rate:>12,.0f}{cpu:>16.1f}{rate / loops:>14.1f}")
+
+
+if __name__ == "__main__":
+    main()

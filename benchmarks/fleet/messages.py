@@ -1,0 +1,241 @@
+"""What a message costs a region, by the number of nodes: real brokers, real bridges, real sessions, light nodes.
+
+A light node is simulated: it has its own session, numbers without holes, health (once) and status, hears acknowledgements
+and answers pings, but runs no pipeline and keeps nothing on a disk.
+
+A small and a large fleet stand side by side and are measured in the same seconds, when acknowledgements have become as steady
+as results: with as many results from few nodes as from many; and with as many from each node, which is how a fleet grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+
+import orjson
+
+from benchmarks.harness.cells import Cell, Options, cell, ratio
+from hedgerow.bus import Client, ClientOptions, Message
+from hedgerow.bus.outbox import Ack, Number
+from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.region.collector.ack_pacing import LATEST_OF_ALL_S
+from hedgerow.region.collector.pinger import COMMAND
+from hedgerow.testing import Mosquitto, processes
+from hedgerow.topics import Address, Channel
+from hedgerow.wire.messages import Health, Status
+
+REGION = "fleet"
+_PATIENCE_S = 240.0
+_JSON = encode_properties([(Property.CONTENT_TYPE, "application/json")])
+
+
+class LightNode:
+    """A node as brokers and region see it.
+
+    Attributes:
+        sent: results so far.
+        acked: the last number that the region says it has, with all before it.
+        pings: answered.
+    """
+
+    def __init__(self, address: Address, url: str) -> None:
+        self.address = address
+        self.sent = 0
+        self.acked = 0
+        self.pings = 0
+        self.client = Client(ClientOptions(url=url, client_id=f"light/{address}"), self._take)
+
+    async def start(self) -> None:
+        """Say that it is there, and listen."""
+        filters = {self.address.topic(Channel.ACK): 1, self.address.topic(Channel.COMMAND, COMMAND): 1}
+        await self.client.subscribe(filters)
+        await self.client.wait_connected(60)
+        said = Status(state="online", session="s", node=str(self.address), version="0", at=time.time())
+        self.client.publish(self.address.topic(Channel.STATUS), said.encode(), qos=1, retain=True, properties=_JSON)
+        health = Health(node=str(self.address), session="s", at=time.time(), uptime_s=1, state="ok")
+        self.client.publish(self.address.topic(Channel.HEALTH), health.encode(), properties=_JSON)
+
+    def send(self) -> None:
+        """One result."""
+        self.sent += 1
+        now = time.time()
+        frame = {"id": f"f{self.sent}", "stream": "door", "topic": "door", "sequence": self.sent, "captured_at": now}
+        body = {"schema": "hedgerow.result/1", "id": f"f{self.sent}", "at": now, "frame": frame, "result": "x" * 200}
+        number = str(Number("epoch", 0, self.sent))
+        properties = _JSON + encode_properties([(Property.USER, ("number", number))])
+        self.client.publish(
+            self.address.topic(Channel.RESULT, "doors"), json.dumps(body).encode(), qos=1, properties=properties
+        )
+
+    def _take(self, messages: list[Message]) -> None:
+        for message in messages:
+            if (reply_to := message.properties.response_topic) is not None:
+                self.pings += 1
+                answer = encode_properties([(Property.CORRELATION_DATA, message.properties.correlation_data or b"")])
+                self.client.publish(reply_to, orjson.dumps({"value": {"at": time.time()}}), qos=1, properties=answer)
+            else:
+                self.acked = max(self.acked, Ack.decode(message.payload).through.get(0, 0))
+            self.client.ack(message)
+
+
+class Fleet:
+    """Sites with a broker each, bridged to a region's broker, light nodes, and a collector. `async with`."""
+
+    def __init__(self, sites: int, nodes_a_site: int, folder: Path) -> None:
+        self.nodes: list[LightNode] = []
+        self._sites = sites
+        self._nodes_a_site = nodes_a_site
+        self._folder = folder
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Fleet:
+        enter = self._stack.enter_context
+        region = enter(Mosquitto())
+        self.store = self._folder / "region.db"
+        config = {
+            "region": {"name": REGION},
+            "broker": {"url": region.url},
+            "store": {"url": str(self.store)},
+            "metrics": {"enabled": False},
+        }
+        file = self._folder / "region.yaml"
+        file.write_text(json.dumps(config))
+        command = [sys.executable, "-m", "hedgerow", "region", "run", str(file)]
+        self._begin(command)
+        for site in range(self._sites):
+            base = f"hedgerow/v1/{REGION}/s{site}/+"
+            bridge = [
+                "connection region",
+                f"address 127.0.0.1:{region.port}",
+                "bridge_protocol_version mqttv50",
+                f"remote_clientid bridge/s{site}",
+                "restart_timeout 1",
+                *(f"topic {base}/{up} out 1" for up in ("status", "health", "event/#", "result/#", "reply/#")),
+                *(f"topic {base}/{down} in 1" for down in ("ack", "command/#")),
+            ]
+            broker = enter(Mosquitto(config=bridge))
+            for node in range(self._nodes_a_site):
+                light = LightNode(Address(REGION, f"s{site}", f"n{node}"), broker.url)
+                await self._stack.enter_async_context(light.client)
+                self.nodes.append(light)
+        for light in self.nodes:
+            await light.start()
+        # Who is new is pinged within a second; after that each once a minute.
+        await self._until(lambda: all(node.pings for node in self.nodes), "all pinged")
+        await self._until(lambda: self.count("node WHERE answered_at IS NOT NULL") == len(self.nodes), "answers stored")
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    def _begin(self, command: Sequence[str]) -> None:
+        self._collector = processes.start(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._stack.callback(self._end)
+
+    def _end(self) -> None:
+        self._collector.kill()
+        self._collector.wait()
+
+    async def keep_sending(self, per_s: float) -> None:
+        """Have the nodes send, in turns, until this is cancelled."""
+        began, number = time.monotonic(), 0
+        while True:
+            self.nodes[number % len(self.nodes)].send()
+            number += 1
+            await asyncio.sleep(max(0.0, began + number / per_s - time.monotonic()))
+
+    @property
+    def sent(self) -> int:
+        """Results so far."""
+        return sum(node.sent for node in self.nodes)
+
+    async def send(self, results: int, per_s: float) -> None:
+        """Have the nodes send so many results, in turns, and wait until all are acknowledged."""
+        began = time.monotonic()
+        for number in range(results):
+            self.nodes[number % len(self.nodes)].send()
+            ahead_s = began + number / per_s - time.monotonic()
+            if ahead_s > 0.01:
+                await asyncio.sleep(ahead_s)
+        await self._until(lambda: all(node.acked == node.sent for node in self.nodes), "all acknowledged")
+
+    def cpu_s(self) -> float:
+        """What the collector has computed, to the nanosecond: psutil counts in hundredths of a second."""
+        threads = Path(f"/proc/{self._collector.pid}/task").iterdir()
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+    def count(self, table: str) -> int:
+        """Rows of a table of the store."""
+        try:
+            with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as database:
+                return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+        except sqlite3.Error:  # not there yet
+            return 0
+
+    async def _until(self, condition: object, what: str) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not condition():  # type: ignore[operator]
+            if self._collector.poll() is not None:
+                raise RuntimeError("the collector has ended")
+            if time.monotonic() > deadline:
+                behind = sum(node.sent - node.acked for node in self.nodes)
+                raise TimeoutError(f"waited in vain for: {what}; {behind} results are not acknowledged")
+            await asyncio.sleep(0.05)
+
+
+async def costs(options: Options) -> dict[str, dict[int, list[float]]]:
+    """The collector's processor time a result, in µs, by load and number of nodes."""
+    sizes = ((2, 2), (3, 4)) if options.smoke else ((1, 10), (50, 20))
+    warmup_s, seconds, together, each = (1.0, 0.5, 200.0, 20.0) if options.smoke else (LATEST_OF_ALL_S, 4.0, 600.0, 1.0)
+    found: dict[str, dict[int, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        async with AsyncExitStack() as stack:
+            fleets = []
+            for sites, nodes in sizes:
+                place = Path(folder) / str(sites)
+                place.mkdir()
+                fleets.append(await stack.enter_async_context(Fleet(sites, nodes, place)))
+            for load, rates in (
+                ("together", [together for _ in fleets]),
+                ("each", [each * len(fleet.nodes) for fleet in fleets]),
+            ):
+                found[load] = {len(fleet.nodes): [] for fleet in fleets}
+                async with asyncio.TaskGroup() as group:
+                    loads = [
+                        group.create_task(fleet.keep_sending(rate)) for fleet, rate in zip(fleets, rates, strict=True)
+                    ]
+                    await asyncio.sleep(warmup_s)
+                    for _ in range(options.repeats):
+                        before = [(fleet.cpu_s(), fleet.sent) for fleet in fleets]
+                        await asyncio.sleep(seconds)
+                        for fleet, (cpu_s, sent) in zip(fleets, before, strict=True):
+                            took = (fleet.cpu_s() - cpu_s) / (fleet.sent - sent) * 1e6
+                            found[load][len(fleet.nodes)].append(took)
+                    for task in loads:
+                        task.cancel()
+            for fleet in fleets:
+                await fleet.send(0, 1)
+    return found
+
+
+def run(options: Options) -> list[Cell]:
+    """From 10 and from 1,000 nodes: 600 results a second together, and one a second each."""
+    found = asyncio.run(costs(options))
+    cells = []
+    for load, what in (("together", "600 results/s together"), ("each", "one result/s each")):
+        few, many = found[load].values()
+        cells += [
+            cell(f"fleet.{load}.cpu.{nodes}", f"{nodes:,} nodes, {what}: collector, a result", took, "µs")
+            for nodes, took in found[load].items()
+        ]
+        name = f"Most nodes ÷ fewest, {what}: processor time a result"
+        cells.append(ratio(f"fleet.{load}.many_per_few", name, many, few, unit="cost ×"))
+    return cells

@@ -1,0 +1,1 @@
+"""What models cost: batches, memory, swaps, reloads."""

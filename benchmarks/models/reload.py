@@ -1,0 +1,86 @@
+"""Live reloads under load: batch limits and queue changed and changed back while frames come. None may be lost.
+
+Voice activity, QoS 0, open loop below capacity: what is lost would not come again.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import orjson
+
+from benchmarks.data_path import vad
+from benchmarks.harness.arena import Arena, Contender
+from benchmarks.harness.cells import Cell, Options, cell
+from benchmarks.harness.load import PATIENCE_S, Connection
+from benchmarks.harness.node import COMMAND
+from hedgerow.bus.packets import PUBLISH, encode_publish_head
+
+SHARE = 0.3
+"""Of the capacity."""
+CHANGES: tuple[tuple[str, str, Any], ...] = (
+    ("model", "max_batch", 16),
+    ("pipeline", "batch", 16),
+    ("queue", "max_frames_per_stream", 256),
+    ("queue", "max_rate_per_stream", 10_000.0),
+)
+"""Where, what and to which value."""
+_PAUSE_S = 0.3
+
+
+def run(options: Options) -> list[Cell]:
+    """A load for each repeat, with all changes made and taken back within it."""
+    lost: list[float] = []
+    took: list[float] = []
+    tails: list[float] = []
+    with Arena() as arena, ThreadPoolExecutor(1) as thread:
+        node = arena.add_node("node", vad.PIPELINE, {"vad": vad.MODEL})
+        payloads = arena.payloads(vad.sound())
+        capacity = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW).rate
+        rate = float(round(capacity * SHARE))
+        for _ in range(options.repeats):
+            load = thread.submit(arena.load, node, vad.STREAMS, payloads, options, rate=rate, stalled_s=10.0)
+            while not load.done():
+                for where, what, value in CHANGES:
+                    for config in (_changed(node, where, what, value), node.process.config):
+                        took.append(_reload(arena, node, config))
+                        time.sleep(_PAUSE_S)
+            measured = load.result()
+            lost.append(measured.lost)
+            tails.append(max(measured.latencies_ms))
+    at = f"{len(took)} reloads, {rate:.0f} frames/s"
+    return [
+        cell("reload.lost", "frames lost while batch limits and queue were changed", lost, "frames", at),
+        cell("reload.latency", "the same: longest from when a frame was due to its result", tails, "ms"),
+        cell("reload.took", "a reload, from command to answer", took, "ms"),
+    ]
+
+
+def _changed(node: Contender, where: str, what: str, value: Any) -> dict[str, Any]:
+    config: dict[str, Any] = orjson.loads(orjson.dumps(node.process.config))
+    pipeline, model = config["pipelines"]["main"], config["models"]["vad"]
+    {"model": model, "pipeline": pipeline, "queue": pipeline["queue"]}[where][what] = value
+    return config
+
+
+def _reload(arena: Arena, node: Contender, config: dict[str, Any]) -> float:
+    """Have the node go over to a configuration. Returns: ms. Raises: RuntimeError: it refuses, or says nothing."""
+    link = Connection(arena.broker.port, COMMAND.format(node=node.name, part="reply", name="reload"), "operator")
+    payload = orjson.dumps({"args": {"config": orjson.dumps(config).decode()}})
+    began = time.monotonic()
+    topic = COMMAND.format(node=node.name, part="command", name="reload")
+    link.socket.sendall(encode_publish_head(topic, len(payload)) + payload)
+    answer = b""
+    while not answer:
+        if not select.select([link.socket], [], [], PATIENCE_S)[0]:
+            raise RuntimeError(f"The node does not answer\n{node.process.said()[-3000:]}")
+        link.receive()
+        answer = b"".join(link.body(*span) for first, *span in link.packets() if first & 0xF0 == PUBLISH)
+    ms = (time.monotonic() - began) * 1e3
+    link.socket.close()
+    if b'"ok":true' not in answer:
+        raise RuntimeError(f"The node refused: {answer!r}")
+    return ms

@@ -1,0 +1,48 @@
+"""`boxes`: detectors that give finished boxes, scores and classes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from hedgerow import Frame, FrameError
+from hedgerow_vision.detection.detections import Detector, DetectorConfig, Found, tensor
+from hedgerow_vision.images.fit import fit_of
+
+
+class BoxesConfig(DetectorConfig):
+    """What the model's outputs are called and how they are to be read.
+
+    The defaults are those of a TensorFlow Lite detector that ends in TFLite_Detection_PostProcess.
+    """
+
+    boxes: str = Field("detection_boxes", description="Name of the tensor with the boxes, (1, N, 4).")
+    scores: str = Field("detection_scores", description="Name of the tensor with the scores, (1, N).")
+    classes: str | None = Field(
+        "detection_classes", description="Name of the tensor with the classes, (1, N); null: all of class 0."
+    )
+    order: Literal["yxyx", "xyxy"] = Field("yxyx", description="Order of a box's corners.")
+    unit: Literal["fraction", "pixel"] = Field("fraction", description="Of the model's input.")
+
+
+class Boxes(Detector[BoxesConfig]):
+    """Take boxes as the model gives them; doubles that it left in are taken out."""
+
+    def find(self, frame: Frame) -> Found:
+        """See `Detector.find`."""
+        config = self.config
+        boxes = tensor(frame, config.boxes, None, 4).astype(np.float32, copy=False)
+        scores = tensor(frame, config.scores, None)
+        classes = np.zeros(len(scores)) if config.classes is None else tensor(frame, config.classes, None)
+        if not len(boxes) == len(scores) == len(classes):
+            raise FrameError(f"{len(boxes)} boxes, {len(scores)} scores, {len(classes)} classes", code="bad-tensor")
+        rows = np.flatnonzero(scores >= config.min_score)
+        boxes = boxes[rows]
+        if config.order == "yxyx":
+            boxes = boxes[:, [1, 0, 3, 2]]
+        if config.unit == "pixel":
+            fit = fit_of(frame)
+            boxes = boxes / np.array([fit.input_width, fit.input_height] * 2)
+        return Found(boxes, scores[rows], classes[rows].astype(np.intp))

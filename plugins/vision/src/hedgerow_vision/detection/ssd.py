@@ -1,0 +1,88 @@
+"""`ssd`: detectors whose outputs are relative to anchors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from hedgerow import Frame, FrameError, StageContext
+from hedgerow_vision.detection.anchors import AnchorConfig, make_anchors
+from hedgerow_vision.detection.detections import Detector, DetectorConfig, Found, tensor
+
+Floats = NDArray[np.floating[Any]]
+
+
+class SsdConfig(DetectorConfig):
+    """How the detector encodes what it finds."""
+
+    anchors: AnchorConfig = Field(description="How its anchors are laid out.")
+    boxes: str = Field("boxes", description="Name of the tensor with the boxes, (1, N, 4 + 2K); K points, if any.")
+    scores: str = Field("scores", description="Name of the tensor with the scores, (1, N, classes).")
+    coding: Literal["pixels", "scaled"] = Field(
+        "scaled",
+        description="`scaled`: y x h w, in tenths and fifths of the anchor, sizes as logarithms (Faster R-CNN, TensorFlow); "
+        "`pixels`: x y w h and points, in pixels of the input (MediaPipe's BlazeFace).",
+    )
+    activation: Literal["sigmoid", "softmax", "none"] = Field(
+        "sigmoid", description="What makes scores of the outputs."
+    )
+    background: bool = Field(False, description="The first class means that nothing is there.")
+
+
+class Ssd(Detector[SsdConfig]):
+    """Decode boxes, scores and points that are relative to anchors: SSD, MobileNet-SSD, BlazeFace.
+
+    Liu et al. 2016, "SSD: Single Shot MultiBox Detector"; Bazarevsky et al. 2019, "BlazeFace".
+    """
+
+    def setup(self, context: StageContext) -> None:
+        """Lay out the anchors. Raises: BadLabels: the labels cannot be used."""
+        super().setup(context)
+        self._anchors = make_anchors(self.config.anchors)
+
+    def find(self, frame: Frame) -> Found:
+        """See `Detector.find`."""
+        config = self.config
+        raw = tensor(frame, config.scores, None, None)
+        codes = tensor(frame, config.boxes, None, None)
+        if not len(self._anchors) == len(raw) == len(codes) or codes.shape[1] < 4 or codes.shape[1] % 2:
+            raise FrameError(
+                f"{len(self._anchors)} anchors, but boxes {list(codes.shape)} and scores {list(raw.shape)}",
+                code="bad-tensor",
+                remedy="Lay out `anchors` as the model was trained: strides, aspect_ratios, between, fewer_in_first.",
+            )
+        rows, classes, scores = _above(raw, config.activation, config.min_score, int(config.background))
+        boxes, points = _decode(codes[rows], self._anchors[rows], config.coding, config.anchors.size)
+        return Found(boxes, scores, classes, points)
+
+
+def _above(raw: Floats, activation: str, floor: float, first: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
+    """The entries that score at least `floor`: row, class, score; the activation is applied to few, not all."""
+    if activation == "softmax":
+        raised = np.exp(raw - raw.max(axis=1, keepdims=True))
+        raw = raised / raised.sum(axis=1, keepdims=True)
+    elif activation == "sigmoid":
+        with np.errstate(divide="ignore"):
+            floor = float(np.log(floor) - np.log1p(-floor))
+    rows, classes = np.nonzero(raw[:, first:] >= floor)
+    classes += first
+    scores = raw[rows, classes]
+    if activation == "sigmoid":
+        scores = 1 / (1 + np.exp(-np.clip(scores, -80, 80)))
+    return rows, classes, scores
+
+
+def _decode(codes: Floats, anchors: Floats, coding: str, size: int) -> tuple[Floats, Floats | None]:
+    """Boxes (N, 4) and points (N, K, 2) or None, 0..1 of the input."""
+    pairs = codes.reshape(len(codes), codes.shape[1] // 2, 2)  # centre, size, points
+    if coding == "scaled":
+        pairs = pairs[:, :, ::-1]
+        size_in_anchors, offsets = np.exp(np.clip(pairs[:, 1] / 5, -20, 20)), pairs / 10
+    else:
+        size_in_anchors, offsets = pairs[:, 1] / size, pairs / size
+    places = offsets * anchors[:, None, 2:] + anchors[:, None, :2]
+    centre, half = places[:, 0], size_in_anchors * anchors[:, 2:] / 2
+    return np.concatenate([centre - half, centre + half], axis=1), places[:, 2:] if pairs.shape[1] > 2 else None

@@ -1,0 +1,191 @@
+"""`annotate`: pictures with what was found drawn onto them, in a folder."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from zlib import crc32
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
+
+from hedgerow import Frame, PerStream, Stage, StageConfig, StageContext
+from hedgerow_vision.images.pictures import Picture, picture
+
+_log = logging.getLogger(__name__)
+
+_COLOURS: Final = ("#ff6b35", "#1a936f", "#3d5a98", "#c1292e", "#7b2d8b", "#0f8b8d", "#b8860b", "#d6336c")
+_SMALLEST: Final = 6
+_Point = tuple[float, float]
+
+
+class AnnotateConfig(StageConfig):
+    """Where the pictures go, and how many."""
+
+    folder: Path = Field(
+        description="Folder the pictures are written to, relative to the configuration file; made if it is not there."
+    )
+    every_s: float = Field(0, ge=0, description="Least time between two pictures of one stream, by capture time.")
+    keep: int = Field(200, ge=1, description="Most pictures of this pipeline in the folder; the oldest are deleted.")
+    only_found: bool = Field(False, description="Write only pictures in which something was found.")
+    quality: int = Field(85, ge=1, le=100, description="JPEG quality.")
+
+
+class Annotate(Stage[AnnotateConfig]):
+    """Draw detections and texts onto a copy of the picture and write it as a JPEG; the frame goes on.
+
+    Texts that were read are set beside the picture, each where it stands. Meta `annotated` is the file's path. A disk
+    that is full or gone costs the pictures, never a result: it is logged once, and once more when it works again.
+    """
+
+    concurrent = True
+
+    def setup(self, context: StageContext) -> None:
+        """See what this pipeline left in the folder before."""
+        self._folder = context.path(self.config.folder)
+        self._prefix = f"{context.pipeline}@"  # no pipeline's name has an @, so none begins with another's
+        self._written_at: PerStream[list[float]] = context.per_stream(list)
+        self._lock = threading.Lock()
+        self._failing = False
+        try:
+            mine = self._folder.glob(f"{self._prefix}*.jpg")
+            self._files = deque(sorted(mine, key=lambda path: path.stat().st_mtime))
+        except OSError as error:
+            self._files = deque()
+            self._report(error)
+
+    def process(self, frame: Frame) -> Frame:
+        """Raises: FrameError: not-decoded, not-a-picture."""
+        image = picture(frame)
+        result = frame.result if isinstance(frame.result, Mapping) else {}
+        detections, texts = result.get("detections") or (), result.get("texts") or ()
+        last = self._written_at[frame.stream]
+        if self.config.only_found and not detections and not texts:
+            return frame
+        if last and self.config.every_s and 0 <= frame.captured_at - last[0] < self.config.every_s:
+            return frame
+        last[:] = [frame.captured_at]
+        path = self._folder / f"{self._prefix}{_slug(frame.stream)}-{frame.sequence:08d}.jpg"
+        try:
+            _write(path, simplejpeg.encode_jpeg(draw(image, detections, texts), self.config.quality))
+            self._keep(path)
+        except OSError as error:
+            self._report(error)
+            return frame
+        self._report(None)
+        return frame.with_meta(annotated=str(path))
+
+    def _keep(self, path: Path) -> None:
+        """Count a picture in, and delete the oldest when there are too many."""
+        with self._lock:
+            if path in self._files:
+                self._files.remove(path)
+            self._files.append(path)
+            while len(self._files) > self.config.keep:
+                self._files.popleft().unlink(missing_ok=True)
+
+    def _report(self, error: OSError | None) -> None:
+        """Say it when writing begins to fail, and when it works again."""
+        with self._lock:
+            before, self._failing = self._failing, error is not None
+        if error is not None and not before:
+            _log.warning("No pictures can be written to %s: %s", self._folder, error)
+        elif before and error is None:
+            _log.warning("Pictures are written to %s again", self._folder)
+
+
+def draw(image: Picture, detections: Sequence[Mapping[str, Any]], texts: Sequence[Mapping[str, Any]]) -> Picture:
+    """A copy of a picture with what was found drawn onto it.
+
+    Args:
+        image: (H, W, 3), uint8, RGB.
+        detections: as in a result, with `label`, `score`, `box` and perhaps `points`.
+        texts: as in a result, with `box`, four points, and perhaps `text`.
+    Returns: (H, W, 3); (H, 2 W, 3) if any text was read.
+    """
+    height, width = image.shape[:2]
+    pen = _Pen(max(2, round(min(height, width) / 200)), max(12, round(min(height, width) / 28)))
+    sheet = Image.fromarray(image)
+    if texts:
+        sheet = _draw_texts(sheet, texts, pen)
+    # Weakest first, so that the surest labels lie on top.
+    for detection in sorted(detections, key=lambda one: float(one["score"])):
+        _draw_detection(ImageDraw.Draw(sheet), detection, (width, height), pen)
+    return np.ascontiguousarray(sheet)
+
+
+class _Pen(NamedTuple):
+    width: int
+    letters: int
+
+
+def _draw_detection(canvas: ImageDraw.ImageDraw, found: Mapping[str, Any], size: tuple[int, int], pen: _Pen) -> None:
+    width, height = size
+    colour = _COLOURS[crc32(str(found["label"]).encode()) % len(_COLOURS)]
+    x0, y0, x1, y1 = (fraction * side for fraction, side in zip(found["box"], (width, height) * 2, strict=True))
+    canvas.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=pen.width)
+    for x, y in found.get("points", ()):
+        canvas.circle((x * width, y * height), pen.width * 1.5, fill=colour, outline="white")
+    label = f"{found['label']} {float(found['score']):.0%}"
+    font = ImageFont.load_default(pen.letters)
+    _, _, right, bottom = canvas.textbbox((0, 0), label, font=font)
+    gap = pen.letters // 4
+    chip_width, chip_height = right + 2 * gap, bottom + gap
+    left = min(max(x0, 0), max(0, width - chip_width))
+    top = y0 - chip_height if y0 >= chip_height else y0  # above the box, or inside it at the picture's edge
+    canvas.rectangle((left, top, left + chip_width, top + chip_height), fill=colour)
+    canvas.text((left + gap, top), label, fill="white", font=font)
+
+
+def _draw_texts(sheet: Image.Image, texts: Sequence[Mapping[str, Any]], pen: _Pen) -> Image.Image:
+    width, height = sheet.size
+    read = any("text" in text for text in texts)
+    wide = Image.new("RGB", (width * 2 if read else width, height), "white")
+    wide.paste(sheet)
+    canvas = ImageDraw.Draw(wide, "RGBA")
+    for text in texts:
+        corners: list[_Point] = [(x * width, y * height) for x, y in text["box"]]
+        canvas.polygon(corners, fill=(26, 147, 111, 40), outline=(26, 147, 111, 255), width=max(1, pen.width // 2))
+        if "text" in text:
+            _set_text(canvas, str(text["text"]), corners, width)
+    return wide
+
+
+def _set_text(canvas: ImageDraw.ImageDraw, text: str, corners: Sequence[_Point], shift: int) -> None:
+    """Set a text in the box it was read from, `shift` pixels to the right."""
+    left, top = min(x for x, _ in corners), min(y for _, y in corners)
+    right, bottom = max(x for x, _ in corners), max(y for _, y in corners)
+    letters = max(_SMALLEST, int(math.dist(corners[0], corners[3]) * 0.7))
+    needed = ImageFont.load_default(letters).getlength(text)
+    if needed > right - left:
+        letters = max(_SMALLEST, int(letters * (right - left) / needed))
+    place = (left + shift, (top + bottom) / 2)
+    canvas.text(place, text, fill="black", font=ImageFont.load_default(letters), anchor="lm")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: who watches the folder never sees half a picture."""
+    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _slug(stream: str) -> str:
+    """A stream's name as part of a file's: `/` becomes `_`, and what that would not tell apart gets a number."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", stream).strip("._")[:80] or "stream"
+    if name == stream.replace("/", "_") and "_" not in stream:
+        return name
+    return f"{name}.{crc32(stream.encode()):08x}"

@@ -1,0 +1,140 @@
+"""`decode`: from JPEG or PNG bytes to a picture."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+from pydantic import Field
+
+from hedgerow import Frame, FrameError, Stage, StageConfig
+from hedgerow.frame import Buffer
+from hedgerow_vision.images.pictures import Picture
+
+_JPEG: Final = b"\xff\xd8\xff"
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_EXIF_REACH: Final = 64 * 1024
+_ORIENTATION: Final = 0x0112
+
+
+class DecodeConfig(StageConfig):
+    """Limits, and how small a picture may be decoded."""
+
+    max_pixels: int = Field(40_000_000, ge=1, description="A larger picture is refused before any of it is decoded.")
+    min_width: int = Field(
+        0, ge=0, description="JPEG: decode at a fraction of its size, but no narrower than this; 0: at full size."
+    )
+    min_height: int = Field(
+        0, ge=0, description="JPEG: decode at a fraction of its size, but no lower than this; 0: at full size."
+    )
+    orient: bool = Field(True, description="Turn the picture upright as its EXIF orientation says.")
+
+
+class Decode(Stage[DecodeConfig]):
+    """Decode JPEG and PNG to (H, W, 3) uint8 RGB; a frame that is decoded already passes.
+
+    What the bytes are is told by their first few, not by what the sender claims. Transparency is laid on white, 16 bits
+    become 8, grey becomes RGB.
+    """
+
+    concurrent = True
+
+    def process(self, frame: Frame) -> Frame:
+        """Raises: FrameError: empty-payload, unknown-content-type, image-too-large, truncated-image, bad-image."""
+        if frame.has_array:
+            return frame
+        payload = frame.payload
+        if not len(payload):
+            raise FrameError("The frame has no bytes to decode", code="empty-payload")
+        magic = bytes(payload[:8])
+        if magic.startswith(_JPEG):
+            return frame.with_array(self._jpeg(payload))
+        if magic == _PNG:
+            return frame.with_array(self._png(payload))
+        raise FrameError(
+            f"{len(payload)} bytes beginning {magic.hex(' ')} are neither JPEG nor PNG"
+            + (f", though the sender says {frame.content_type}" if frame.content_type else ""),
+            code="unknown-content-type",
+            remedy="Let the sensor send JPEG or PNG; for arrays use `parse` instead of `decode`.",
+        )
+
+    def _jpeg(self, payload: Buffer) -> Picture:
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(payload)
+        except ValueError as error:
+            raise FrameError(f"The JPEG header cannot be read: {error}", code="bad-image") from error
+        self._check_size(width, height)
+        try:
+            image: Picture = simplejpeg.decode_jpeg(
+                payload, min_width=self.config.min_width, min_height=self.config.min_height
+            )
+        except ValueError as error:
+            cut = "premature end" in str(error).lower()
+            raise FrameError(
+                f"The JPEG ({width}x{height}, {len(payload)} bytes) cannot be decoded: {error}",
+                code="truncated-image" if cut else "bad-image",
+            ) from error
+        return _upright(image, payload) if self.config.orient else image
+
+    def _png(self, payload: Buffer) -> Picture:
+        if len(payload) < 33 or bytes(payload[12:16]) != b"IHDR":
+            raise FrameError(f"A PNG of {len(payload)} bytes has no header", code="truncated-image")
+        self._check_size(*struct.unpack(">II", payload[16:24]))
+        try:
+            with Image.open(io.BytesIO(payload), formats=["PNG"]) as image:
+                return _rgb(image)
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            cut = "truncated" in str(error) or isinstance(error, EOFError)
+            raise FrameError(
+                f"The PNG ({len(payload)} bytes) cannot be decoded: {error}",
+                code="truncated-image" if cut else "bad-image",
+            ) from error
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self.config.max_pixels:
+            raise FrameError(
+                f"The picture is {width}x{height}, {width * height / 1e6:.1f} MP; "
+                f"at most {self.config.max_pixels / 1e6:.1f} MP are decoded",
+                code="image-too-large",
+                remedy="Let the sensor send smaller pictures, or raise max_pixels of `decode`.",
+            )
+
+
+def _rgb(image: Image.Image) -> Picture:
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow would clip them at 255
+        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, "white")
+        ground.alpha_composite(image.convert("RGBA"))
+        image = ground
+    return np.array(image.convert("RGB"))
+
+
+_TURNS: Final[dict[int, Callable[[Picture], Picture]]] = {
+    2: np.fliplr,
+    3: lambda image: np.rot90(image, 2),
+    4: np.flipud,
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: np.rot90(image, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+"""What sets a picture upright, by EXIF orientation (CIPA DC-008, tag 0x0112); 1 is upright."""
+
+
+def _upright(image: Picture, payload: Buffer) -> Picture:
+    head = bytes(payload[:_EXIF_REACH])
+    if b"Exif\0\0" not in head:
+        return image
+    try:
+        with Image.open(io.BytesIO(payload), formats=["JPEG"]) as opened:
+            turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - broken EXIF is no reason to refuse a picture that could be decoded
+        return image
+    return image if turn is None else np.ascontiguousarray(turn(image))

@@ -1,0 +1,84 @@
+"""`motion`: let only those frames pass in which something moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from hedgerow import Drop, Frame, PerStream, Stage, StageConfig, StageContext
+from hedgerow_vision.images.pictures import Picture, picture
+
+
+class MotionConfig(StageConfig):
+    """What counts as motion."""
+
+    threshold: float = Field(
+        0.06, gt=0, lt=1, description="A cell has changed when its brightness moved by this much of full scale."
+    )
+    min_area: float = Field(0.005, ge=0, le=1, description="Motion is when this share of the cells has changed.")
+    adapt: float = Field(
+        0.1, gt=0, le=1, description="How fast the background takes on what is seen: its share of each new frame."
+    )
+    max_quiet_s: float | None = Field(
+        None, gt=0, description="Let a still frame pass when none has passed for this long: a sign of life."
+    )
+    min_interval_s: float = Field(0, ge=0, description="Let no frame pass sooner than this after the one before.")
+
+
+@dataclass(slots=True)
+class _Seen:
+    background: NDArray[np.float32] | None = None
+    passed_at: float = 0.0
+
+
+class Motion(Stage[MotionConfig]):
+    """Drop frames in which nothing has moved; meta `motion` is the share of cells that changed.
+
+    Each stream has a background of about 64 cells across, a running average of what was seen. A change of light alone,
+    alike everywhere, is no motion. The first frame of a stream, and the first of a new size, always passes.
+    """
+
+    concurrent = True
+
+    def setup(self, context: StageContext) -> None:
+        """Keep a background for each stream."""
+        self._seen: PerStream[_Seen] = context.per_stream(_Seen)
+
+    def process(self, frame: Frame) -> Frame | Drop:
+        """Drops: no-motion, too-soon. Raises: FrameError: not-decoded, not-a-picture."""
+        cells = _cells(picture(frame))
+        seen = self._seen[frame.stream]
+        if seen.background is None or seen.background.shape != cells.shape:
+            seen.background, seen.passed_at = cells, frame.captured_at
+            return frame.with_meta(motion=1.0)
+        change = cells - seen.background
+        seen.background += self.config.adapt * change
+        change -= np.median(change)
+        moved = float(np.mean(np.abs(change) > self.config.threshold * 255))
+        # A sensor whose clock was set back must not stay silent until it has caught up.
+        seen.passed_at = min(seen.passed_at, frame.captured_at)
+        since = frame.captured_at - seen.passed_at
+        overdue = self.config.max_quiet_s is not None and since >= self.config.max_quiet_s
+        if moved < max(self.config.min_area, 1 / change.size) and not overdue:
+            return Drop("no-motion")
+        if since < self.config.min_interval_s:
+            return Drop("too-soon")
+        seen.passed_at = frame.captured_at
+        return frame.with_meta(motion=moved)
+
+
+def _cells(image: Picture) -> NDArray[np.float32]:
+    """A picture's brightness, averaged over cells; (h, w), 0..255, w about 64."""
+    # Green stands for brightness, and of a large picture every k-th pixel will do: averaging evens out the noise.
+    step = max(1, image.shape[1] // 256)
+    green = image[::step, ::step, 1]
+    side = max(1, green.shape[1] // 64)
+    height, width = green.shape[0] // side, green.shape[1] // side
+    if not height or not width:
+        return green.astype(np.float32)
+    blocks = green[: height * side, : width * side].reshape(height, side, width, side)
+    means: NDArray[np.float32] = blocks.mean(axis=(1, 3), dtype=np.float32)
+    return means

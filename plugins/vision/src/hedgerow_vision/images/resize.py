@@ -1,0 +1,163 @@
+"""`resize` and `letterbox`: from a picture to a model's input, in one pass."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, model_validator
+
+from hedgerow import Array, Frame, Stage, StageConfig, StageContext
+from hedgerow_vision.images.fit import META, Fit
+from hedgerow_vision.images.pictures import Picture, picture, resample
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _three(value: Any) -> Any:
+    return (value, value, value) if isinstance(value, int | float) else value
+
+
+Side = Annotated[int, Field(ge=1, le=16_384)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
+Channels = Annotated[tuple[float, float, float], BeforeValidator(_three)]
+
+
+class ResizeConfig(StageConfig):
+    """The input that the model wants.
+
+    A value is `(p − mean) ÷ std`, with p the pixel spread over `range`.
+    """
+
+    size: Size = Field(description="Width and height of the input, or one number for both.", examples=[640, [640, 480]])
+    layout: Literal["nchw", "nhwc"] = Field("nchw", description="Order of axes: channels first or last.")
+    channels: Literal["rgb", "bgr"] = Field("rgb", description="Order of the colours.")
+    dtype: Literal["float32", "uint8"] = Field(
+        "float32", description="uint8 gives the pixels as they are; range, mean and std must then be left out."
+    )
+    range: tuple[float, float] = Field((0, 1), description="What the darkest and the brightest pixel become.")
+    mean: Channels = Field(
+        (0, 0, 0), description="Subtracted, per colour in the order of `channels`, or one for all.", examples=[0.5]
+    )
+    std: Channels = Field((1, 1, 1), description="Divided by, per colour in the order of `channels`, or one for all.")
+    tensor: str = Field("image", description="Name of the tensor made.")
+
+    @model_validator(mode="after")
+    def _sane(self) -> ResizeConfig:
+        if 0 in self.std:
+            raise ValueError("std must not be 0")
+        if self.dtype == "uint8" and {"range", "mean", "std"} & self.model_fields_set:
+            raise ValueError("uint8 takes the pixels as they are: leave out range, mean and std")
+        return self
+
+
+class LetterboxConfig(ResizeConfig):
+    """The input that the model wants, and what surrounds the picture in it."""
+
+    pad: int = Field(114, ge=0, le=255, description="Grey that fills the rest, as a pixel value.")
+    align: Literal["centre", "top-left"] = Field("centre", description="Where in the input the picture lies.")
+
+
+R = TypeVar("R", bound=ResizeConfig)
+
+
+class _ToInput(Stage[R]):
+    """What both stages share: all but where the picture goes."""
+
+    concurrent = True
+
+    def setup(self, context: StageContext) -> None:
+        self._fill = InputFiller(self.config, getattr(self.config, "pad", 0))
+
+    def process(self, frame: Frame) -> Frame:
+        """Raises: FrameError: not-decoded, not-a-picture."""
+        image = picture(frame)
+        fit = self._fit(image.shape[1], image.shape[0])
+        return frame.with_tensors({self.config.tensor: self._fill(image, fit)}, **{META: fit})
+
+    def _fit(self, width: int, height: int) -> Fit:
+        raise NotImplementedError
+
+
+class Resize(_ToInput[ResizeConfig]):
+    """Stretch the picture to a model's input; the picture itself stays in `frame.array`.
+
+    Leaves the tensor (1, 3, H, W) or (1, H, W, 3) and, in meta `fit`, where the picture lies in it.
+    """
+
+    def _fit(self, width: int, height: int) -> Fit:
+        return Fit.stretch(*self.config.size)
+
+
+class Letterbox(_ToInput[LetterboxConfig]):
+    """Fit the picture into a model's input with its aspect ratio kept; the rest is grey.
+
+    Otherwise as `resize`.
+    """
+
+    def _fit(self, width: int, height: int) -> Fit:
+        return Fit.inside((width, height), *self.config.size, centred=self.config.align == "centre")
+
+
+class InputFiller:
+    """Writes a picture into a fresh input tensor: scaled, normalised and in the layout asked for.
+
+    Normalising is one multiplication and one addition per value, straight into the tensor: for channels first that
+    goes plane by plane, for channels last row by row with the factors repeated along the row, each several times as
+    fast as broadcasting over the colours.
+    """
+
+    def __init__(self, config: ResizeConfig, pad: int = 0) -> None:
+        low, high = config.range
+        mean, std = np.array(config.mean), np.array(config.std)
+        self._factor = ((high - low) / 255 / std).astype(np.float32)
+        self._offset = ((low - mean) / std).astype(np.float32)
+        self._pad = (pad * self._factor + self._offset).astype(np.float32)
+        self._raw_pad = pad
+        self._dtype = np.dtype(config.dtype)
+        self._first = config.layout == "nchw"
+        self._bgr = config.channels == "bgr"
+
+    def __call__(self, image: Picture, fit: Fit) -> Array:
+        """One input.
+
+        Args:
+            image: (H, W, 3), uint8, RGB.
+            fit: where in the input it goes.
+        Returns: (1, 3, H, W) or (1, H, W, 3), C-contiguous.
+        """
+        scaled = resample(image, fit.width, fit.height)
+        if self._bgr:
+            scaled = scaled[:, :, ::-1]
+        return self._channels_first(scaled, fit) if self._first else self._channels_last(scaled, fit)
+
+    def _channels_first(self, scaled: Picture, fit: Fit) -> Array:
+        out = np.empty((1, 3, fit.input_height, fit.input_width), self._dtype)
+        whole = (fit.width, fit.height) == (fit.input_width, fit.input_height)
+        rows, columns = slice(fit.top, fit.top + fit.height), slice(fit.left, fit.left + fit.width)
+        for channel in range(3):
+            plane = out[0, channel]
+            if not whole:
+                plane.fill(self._raw_pad if self._dtype == np.uint8 else self._pad[channel])
+            target = plane[rows, columns]
+            target[...] = scaled[:, :, channel]
+            if self._dtype != np.uint8:
+                target *= self._factor[channel]
+                target += self._offset[channel]
+        return out
+
+    def _channels_last(self, scaled: Picture, fit: Fit) -> Array:
+        out = np.empty((1, fit.input_height, fit.input_width, 3), self._dtype)
+        if (fit.width, fit.height) != (fit.input_width, fit.input_height):
+            out[...] = self._raw_pad if self._dtype == np.uint8 else self._pad
+        if self._dtype == np.uint8:
+            out[0, fit.top : fit.top + fit.height, fit.left : fit.left + fit.width] = scaled
+            return out
+        lines: NDArray[np.float32] = out.reshape(fit.input_height, fit.input_width * 3)
+        target = lines[fit.top : fit.top + fit.height, fit.left * 3 : (fit.left + fit.width) * 3]
+        np.multiply(scaled.reshape(fit.height, fit.width * 3), np.tile(self._factor, fit.width), out=target)
+        target += np.tile(self._offset, fit.width)
+        return out

@@ -1,0 +1,140 @@
+"""`detect-text`: where in a picture text stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from hedgerow import Frame, Outcome, Stage, StageConfig, StageContext
+from hedgerow_vision.detection.detections import with_part
+from hedgerow_vision.images.fit import Fit
+from hedgerow_vision.images.pictures import Picture, picture
+from hedgerow_vision.images.resize import InputFiller, ResizeConfig
+from hedgerow_vision.text.quads import clockwise, need_opencv, reading_order
+
+QUADS: Final = "quads"
+"""Key in a frame's meta: (N, 4, 2), float64, x y as fractions of the picture, clockwise from top left."""
+_GRID: Final = 32
+_SMALLEST: Final = 3
+
+
+class DetectTextConfig(StageConfig):
+    """The model, and what counts as text."""
+
+    model: str = Field(description="A text detector of the DB kind, e.g. PP-OCR's.")
+    max_side: int = Field(
+        960, ge=_GRID, description="A picture with a longer side is scaled down; it costs by its square."
+    )
+    min_side: int = Field(
+        0, ge=0, description="A picture with a shorter side less than this is scaled up, within max_side."
+    )
+    threshold: float = Field(0.3, gt=0, lt=1, description="A pixel is text when the model gives it at least this.")
+    min_score: float = Field(0.5, ge=0, le=1, description="Leave out boxes whose pixels score less on average.")
+    grow: float = Field(
+        1.6, ge=0, description="The model marks the core of a line; its box is grown by area × this ÷ perimeter."
+    )
+    limit: int = Field(1000, ge=1, description="Most boxes in a picture.")
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Subtracted, per colour, of 0..1.")
+    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Divided by, per colour.")
+
+
+class DetectText(Stage[DetectTextConfig]):
+    """Find lines of text by differentiable binarisation (Liao et al. 2020, "Real-time Scene Text Detection…").
+
+    The result has `texts`, in reading order, each with `score` and `box`: four points, clockwise from top left. Meta
+    `quads` holds the same for `read-text`. Pictures of one size run as one batch.
+    """
+
+    concurrent = True
+
+    def setup(self, context: StageContext) -> None:
+        """Load the model. Raises: OpenCvMissing: the extra is not installed. ModelError: it cannot be loaded."""
+        need_opencv("detect-text")
+        self._model = context.model(self.config.model)
+        (self._input,), (self._output,) = self._model.inputs, self._model.outputs
+        norm = ResizeConfig(size=_GRID, channels="bgr", mean=self.config.mean, std=self.config.std)
+        self._fill = InputFiller(norm)
+
+    def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
+        """Raises: FrameError: not-decoded, not-a-picture."""
+        outcomes: list[Outcome | Exception] = [None] * len(frames)
+        pictures: dict[int, Picture] = {}
+        for index, frame in enumerate(frames):
+            try:
+                pictures[index] = picture(frame)
+            except Exception as error:  # noqa: BLE001 - it is this frame's outcome
+                outcomes[index] = error
+        if pictures:
+            inputs = [{self._input.name: self._prepare(image)} for image in pictures.values()]
+            for index, output in zip(pictures, self._model.infer_each(inputs), strict=True):
+                if isinstance(output, Exception):
+                    outcomes[index] = output
+                else:
+                    outcomes[index] = self._finish(frames[index], output[self._output.name][0, 0])
+        return outcomes
+
+    def _prepare(self, image: Picture) -> NDArray[Any]:
+        height, width = image.shape[:2]
+        scale = max(1.0, self.config.min_side / min(width, height))
+        scale = min(scale, self.config.max_side / max(width, height))
+        return self._fill(image, Fit.stretch(_on_grid(width * scale), _on_grid(height * scale)))
+
+    def _finish(self, frame: Frame, heat: NDArray[np.float32]) -> Frame:
+        config = self.config
+        quads, scores = find_quads(heat, config.threshold, config.min_score, config.grow, config.limit)
+        order = reading_order(quads)
+        quads, scores = quads[order], scores[order]
+        texts = [
+            {"score": score, "box": box}
+            for score, box in zip(scores.round(4).tolist(), quads.round(5).tolist(), strict=True)
+        ]
+        return with_part(frame.with_meta(**{QUADS: quads}), "texts", texts)
+
+
+def find_quads(
+    heat: NDArray[np.float32], threshold: float, min_score: float, grow: float, limit: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rectangles around what a text detector marked.
+
+    The paper grows each outline by clipping polygons; of a rectangle's outline, grown with round corners, the smallest
+    rectangle around it is that rectangle with every side moved out, so no clipping is needed.
+
+    Args:
+        heat: (h, w), 0..1, how surely each pixel is text.
+    Returns: quads (N, 4, 2), x y as fractions, clockwise from top left; scores (N,).
+    """
+    cv2 = need_opencv("detect-text")
+    height, width = heat.shape
+    mask = cv2.dilate((heat > threshold).astype(np.uint8), np.ones((2, 2), np.uint8))
+    outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    quads: list[NDArray[np.float64]] = []
+    scores: list[float] = []
+    for outline in outlines[:limit]:
+        middle, (w, h), angle = cv2.minAreaRect(outline)
+        if min(w, h) < _SMALLEST:
+            continue
+        score = _mean_inside(heat, outline[:, 0])
+        if score < min_score:
+            continue
+        out = w * h * grow / (w + h)  # twice area × grow ÷ perimeter
+        corners = clockwise(cv2.boxPoints((middle, (w + out, h + out), angle)).astype(np.float64))
+        quads.append(np.clip(corners / (width, height), 0, 1))
+        scores.append(score)
+    return np.array(quads).reshape(-1, 4, 2), np.array(scores)
+
+
+def _mean_inside(heat: NDArray[np.float32], outline: NDArray[np.int32]) -> float:
+    """Mean within an outline, not its box: a bent line fills only part of that and would score too low."""
+    cv2 = need_opencv("detect-text")
+    left, top, width, height = cv2.boundingRect(outline)
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [outline - (left, top)], 1)
+    return float(cv2.mean(heat[top : top + height, left : left + width], mask)[0])
+
+
+def _on_grid(side: float) -> int:
+    return max(_GRID, round(side / _GRID) * _GRID)

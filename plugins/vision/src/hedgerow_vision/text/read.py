@@ -1,0 +1,177 @@
+"""`read-text`: what the text in a picture says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from hedgerow import Frame, HedgerowError, ModelHandle, Outcome, Stage, StageConfig, StageContext
+from hedgerow_vision.images.pictures import Picture, picture
+from hedgerow_vision.text.detect import QUADS
+from hedgerow_vision.text.quads import need_opencv, straighten
+
+_WHOLE: Final = np.array([[[0, 0], [1, 0], [1, 1], [0, 1]]], np.float64)
+_STEP: Final = 64
+"""Widths of inputs are multiples of this, so that lines of about one length share a batch and little of it is padding.
+Sorting all lines into a few wide batches was measured too: on a CPU it took half as long again."""
+_NARROWEST: Final = 320 / 48
+"""Width ÷ height of the narrowest input; the models were trained on lines padded to this."""
+
+
+_SURE: Final = 0.9
+
+
+class ReadTextConfig(StageConfig):
+    """The models, and what is left out."""
+
+    model: str = Field(description="A text recogniser of the CTC kind that carries its characters, e.g. PP-OCR's.")
+    angle_model: str | None = Field(None, description="A classifier that tells text that stands on its head.")
+    min_score: float = Field(0.5, ge=0, le=1, description="Leave out lines that score less.")
+    height: int = Field(48, ge=8, description="Height of the recogniser's input, pixels.")
+    max_width: int = Field(2400, ge=48, description="A longer line is squeezed to this, pixels.")
+
+
+class Line(NamedTuple):
+    """A line of text that was read."""
+
+    text: str
+    score: float
+
+
+class _Crop(NamedTuple):
+    frame: int
+    line: int
+    image: Picture
+
+
+class ReadText(Stage[ReadTextConfig]):
+    """Read each line that `detect-text` found; without it, take the whole picture as one line.
+
+    The result has `texts`, in reading order, each with `text`, `score` and `box`, four points clockwise from top left.
+    The lines of all waiting pictures run together; those of about one length share a batch.
+
+    Shi et al. 2015, "An End-to-End Trainable Neural Network for Image-based Sequence Recognition" (CRNN, CTC).
+    """
+
+    concurrent = True
+
+    def setup(self, context: StageContext) -> None:
+        """Load the models.
+
+        Raises:
+            OpenCvMissing: the extra is not installed.
+            NoAlphabet: the recogniser does not say which characters it reads.
+            ModelError: a model cannot be loaded.
+        """
+        need_opencv("read-text")
+        self._reader = context.model(self.config.model)
+        self._turner = None if self.config.angle_model is None else context.model(self.config.angle_model)
+        self._alphabet = _alphabet(self._reader)
+
+    def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
+        """Raises: FrameError: not-decoded, not-a-picture."""
+        outcomes: list[Outcome | Exception] = [None] * len(frames)
+        quads: dict[int, NDArray[np.float64]] = {}
+        crops: list[_Crop] = []
+        for index, frame in enumerate(frames):
+            try:
+                image = picture(frame)
+            except Exception as error:  # noqa: BLE001 - it is this frame's outcome
+                outcomes[index] = error
+                continue
+            quads[index] = frame.meta.get(QUADS, _WHOLE)
+            for number, quad in enumerate(quads[index] * (image.shape[1], image.shape[0])):
+                crops.append(_Crop(index, number, straighten(image, quad, self.config.height)))
+        lines = self._read(crops)
+        for index, found in quads.items():
+            outcomes[index] = self._finish(frames[index], found, lines.get(index, {}))
+        return outcomes
+
+    def _read(self, crops: list[_Crop]) -> dict[int, dict[int, Line]]:
+        """Every line, by frame and number."""
+        images = [crop.image for crop in crops]
+        if self._turner is not None:
+            heads = self._infer(self._turner, [_input(image, 192) for image in images])
+            images = [
+                np.ascontiguousarray(image[::-1, ::-1]) if head[0, 1] > _SURE else image
+                for image, head in zip(images, heads, strict=True)
+            ]
+        outputs = self._infer(self._reader, [_input(image, self._width(image)) for image in images])
+        lines: dict[int, dict[int, Line]] = {}
+        for crop, output in zip(crops, outputs, strict=True):
+            lines.setdefault(crop.frame, {})[crop.line] = read_ctc(output[0], self._alphabet)
+        return lines
+
+    def _width(self, image: Picture) -> int:
+        wanted: float = max(image.shape[1], _NARROWEST * self.config.height)
+        return min(self.config.max_width, _STEP * math.ceil(wanted / _STEP))
+
+    def _infer(self, model: ModelHandle, inputs: list[NDArray[np.float32]]) -> list[NDArray[Any]]:
+        outputs = model.infer([{model.inputs[0].name: one} for one in inputs]) if inputs else []
+        return [output[model.outputs[0].name] for output in outputs]
+
+    def _finish(self, frame: Frame, quads: NDArray[np.float64], lines: dict[int, Line]) -> Frame:
+        texts = [
+            {"text": lines[number].text, "score": round(lines[number].score, 4), "box": box}
+            for number, box in enumerate(quads.round(5).tolist())
+            if lines[number].text and lines[number].score >= self.config.min_score
+        ]
+        before = frame.result if isinstance(frame.result, dict) else {}
+        return frame.with_result({**before, "texts": texts})
+
+
+def _input(image: Picture, width: int) -> NDArray[np.float32]:
+    """A line as a model's input, squeezed if it is wider, else followed by zeros.
+
+    Returns: (1, 3, h, width), BGR, -1..1.
+    """
+    if image.shape[1] > width:
+        cv2 = need_opencv("read-text")
+        image = cv2.resize(image, (width, image.shape[0]), interpolation=cv2.INTER_AREA)
+    out = np.zeros((1, 3, image.shape[0], width), np.float32)
+    filled = out[0, :, :, : image.shape[1]]
+    filled[...] = image[:, :, ::-1].transpose(2, 0, 1)
+    filled /= 127.5
+    filled -= 1
+    return out
+
+
+def read_ctc(probabilities: NDArray[np.floating[Any]], alphabet: Sequence[str]) -> Line:
+    """The likeliest character at each step, repeats and blanks taken out (Graves et al. 2006, §3.2, best path).
+
+    Args:
+        probabilities: (steps, classes), class 0 the blank.
+        alphabet: the character of each class.
+    Returns: the line; its score is the mean probability of the characters kept, 0 if there are none.
+    """
+    best = probabilities.argmax(axis=1)
+    kept = best != 0
+    kept[1:] &= best[1:] != best[:-1]
+    if not kept.any():
+        return Line("", 0.0)
+    text = "".join(alphabet[index] for index in best[kept]).strip()
+    return Line(text, float(probabilities[kept, best[kept]].mean()))
+
+
+class NoAlphabet(HedgerowError):
+    """A text recogniser does not say which characters it reads."""
+
+    code = "no-alphabet"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"Model {model} does not carry its characters",
+            remedy="Write them, one a line, into the ONNX metadata under `character`, as PP-OCR's models have them.",
+        )
+
+
+def _alphabet(model: ModelHandle) -> tuple[str, ...]:
+    characters = model.metadata.get("character")
+    if not characters:
+        raise NoAlphabet(model.name)
+    return ("", *characters.splitlines(), " ")

@@ -1,0 +1,1 @@
+"""Bringing model files to a node."""

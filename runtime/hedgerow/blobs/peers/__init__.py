@@ -1,0 +1,1 @@
+"""Model chunks from node to node within a site."""

@@ -1,0 +1,340 @@
+"""`hedgerow demo`: a broker, a node with the three plugins, real models on real frames, and a picture of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsonlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+
+from hedgerow.cli.base.console import on_terminal
+from hedgerow.errors import HedgerowError
+from hedgerow.topics import ROOT, Address
+
+if TYPE_CHECKING:
+    from hedgerow.cli.frames.message_board import Board, Sighting
+    from hedgerow.config import BrokerSection
+    from hedgerow.testing import Mosquitto
+
+NODE: Final = Address("demo", "site", "gateway")
+_START_S: Final = 120.0
+_SETTLE_S: Final = 20.0
+
+
+def demo(
+    what: Annotated[
+        Literal["node", "region", "rollout"],
+        typer.Argument(
+            help="`node`: one broker and one node. `region`: three sites and their region. `rollout`: versions of a model on "
+            "their way to three sites."
+        ),
+    ] = "node",
+    seconds: Annotated[float | None, typer.Option(min=5, help="End after so long; by default at Ctrl-C.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="No table; end with one line of JSON.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for configurations, pictures and logs; demo-out, demo-region-out or demo-rollout-out, if left out."
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The broker's port; 0 takes a free one.")] = 0,
+) -> None:
+    """See real models turn real frames from a real Mosquitto into results; nothing to set up.
+
+    Examples:
+      hedgerow demo
+      hedgerow demo --seconds 20 --json
+      hedgerow demo region --seconds 60
+
+    It starts a broker of its own on a free port and a node with the three plugins, and publishes scanned pages,
+    pictures, a street video, recorded speech, readings of a space shuttle, and the vibration of machines that are
+    generated. Pages are read,
+    faces and street objects found, speech and anomalies noticed. Annotated pictures go to demo-out/.
+
+    `hedgerow demo region` runs the same at three sites with a broker each, bridged to a region's broker with certificates,
+    all from one topology. For a quarter of the time (60 s, if --seconds is left out) one site is cut off. At the end it counts
+    what was made at the sites and what is in the region's store.
+
+    `hedgerow demo rollout` takes four versions of a model through three sites while sound flows: one that is better, one that
+    errs on live frames only, one that somebody has tampered with. It ends by itself, after about two minutes.
+    """
+    from hedgerow.cli.demo.processes import silent
+    from hedgerow.config import BrokerSection
+    from hedgerow.testing import Mosquitto
+    from hedgerow.testing.processes import end
+
+    if what == "region":
+        from hedgerow.cli.demo import region
+
+        folder = out or Path("demo-region-out")
+        account = region.run(seconds, folder, json=json)
+        _end(account, lambda: region.print_account(account, folder), json=json)
+        return
+    if what == "rollout":
+        from hedgerow.cli.demo import rollout
+
+        folder = out or Path("demo-rollout-out")
+        account = rollout.run(folder, json=json)
+        _end(account, lambda: rollout.print_account(account, folder), json=json)
+        return
+    out = out or Path("demo-out")
+    out.mkdir(parents=True, exist_ok=True)
+    prepare(out, "node.yaml")
+    quiet = json or not on_terminal()
+    with Mosquitto(port=port) as mosquitto:
+        broker = BrokerSection(url=mosquitto.url)
+        say = silent if json else typer.echo
+        say(f"Broker on {mosquitto.url}. In another terminal:")
+        say(f"  mosquitto_sub -p {mosquitto.port} -t 'hedgerow/#' -v")
+        say(f"  hedgerow publish YOUR-PHOTO.jpg --topic office/door/image --broker {mosquitto.url}")
+        say(f"Loading models… (the node's log is {out / 'node.log'})")
+        node = _start_node(out, mosquitto)
+        try:
+            report = asyncio.run(_run(broker, node, seconds, out, quiet=quiet))
+        finally:
+            end(node)
+    if json:
+        typer.echo(jsonlib.dumps(report))
+    else:
+        _print_report(report, out)
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+def _end(account: dict[str, Any], in_words: Callable[[], None], *, json: bool) -> None:
+    """Tell how a demo went. Raises: typer.Exit: not as it should."""
+    if json:
+        typer.echo(jsonlib.dumps(account))
+    else:
+        in_words()
+    if not account["ok"]:
+        raise typer.Exit(1)
+
+
+def prepare(out: Path, config: str) -> None:
+    """Put the configuration, by this name, and the models that no Python package ships into the folder."""
+    from hedgerow.models.bundle.model_file import resolve
+    from hedgerow.testing.processes import run
+
+    source = files("hedgerow.cli.demo.templates").joinpath("demo.yaml")
+    (out / config).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    vibration = out / "models" / "vibration.onnx"
+    street = out / "models" / "ssd_mobilenetv2_oidv4.tflite"
+    shuttle = out / "models" / "shuttle.onnx"
+    readings = resolve("package:river/datasets/shuttle.csv.gz", out).path
+    for model, module, *arguments in (
+        (vibration, "hedgerow_signal.train", vibration),
+        (shuttle, "hedgerow_signal.train_table", shuttle, readings),
+        (street, "hedgerow_vision.fetch_ssd", street.parent),
+    ):
+        if model.exists():
+            continue
+        model.parent.mkdir(exist_ok=True)
+        if (kept := Path(sys.prefix) / "models").is_dir():  # set-up has fetched some already
+            shutil.copytree(kept, model.parent, dirs_exist_ok=True)
+            if model.exists():
+                continue
+        done = run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True)
+        if done.returncode:
+            raise HedgerowError(
+                f"`python -m {module}` failed:\n{done.stderr.strip()[-800:]}",
+                remedy="Install what the demo needs: `make demo` does, or `pip install 'hedgerow[demo]'`.",
+            )
+
+
+def _start_node(out: Path, mosquitto: Mosquitto) -> subprocess.Popen[bytes]:
+    from hedgerow.testing.processes import start
+
+    environment = {**os.environ, "HEDGEROW_BROKER__URL": mosquitto.url}
+    with (out / "node.log").open("wb") as log:
+        return start(
+            [sys.executable, "-m", "hedgerow", "node", "run", "node.yaml"],
+            cwd=out,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is ours to hand on, when the feeds have stopped
+        )
+
+
+async def _run(
+    broker: BrokerSection, node: subprocess.Popen[bytes], seconds: float | None, out: Path, *, quiet: bool
+) -> dict[str, Any]:
+    from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
+    from hedgerow.cli.frames.message_board import Board
+    from hedgerow.cli.frames.watch import Table
+
+    feeds = demo_feeds()
+    finds = _Finds(Board())
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    watching = asyncio.create_task(_watch(broker, finds))
+    table = None if quiet else Table(finds.board)
+    drawing = None
+    try:
+        await _ready(broker, node, out)
+        drawing = None if table is None else asyncio.create_task(table.keep_drawing())
+        began = time.monotonic()
+        feeding = asyncio.create_task(run_feeds(broker, feeds))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((feeding, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        lasted = time.monotonic() - began
+        stopping.cancel()
+        failed = feeding.done()
+        feeding.cancel()
+        with suppress(asyncio.CancelledError):
+            await feeding
+        health = await _settled(broker)
+        await asyncio.sleep(0.2)  # for the last results to reach us too
+    finally:
+        watching.cancel()
+        if drawing is not None:
+            drawing.cancel()
+        if table is not None:
+            table.close()
+    return _report(health, finds, sum(feed.sent for feed in feeds), lasted, out, failed=failed)
+
+
+class _Finds:
+    """What the demo's results have shown so far."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.texts: Counter[str] = Counter()
+        self.labels: Counter[str] = Counter()
+        self.speech_s = 0.0
+        self.anomalies = 0
+        self.labelled = self.right = 0
+
+    def take(self, sighting: Sighting) -> None:
+        self.board.take(sighting)
+        result = sighting.body.get("result") if isinstance(sighting.body, dict) else None
+        if not isinstance(result, dict):
+            return
+        self.texts.update(item["text"] for item in result.get("texts", ()))
+        self.labels.update(item["label"] for item in result.get("detections", ()))
+        if "start" in result and "end" in result:
+            self.speech_s += result["end"] - result["start"]
+        self.anomalies += bool(result.get("anomalous"))
+        if "label" in result:
+            self.labelled += 1
+            self.right += result["anomalous"] == bool(result["label"])
+
+
+async def _watch(broker: BrokerSection, finds: _Finds) -> None:
+    from hedgerow.cli.base.connection import connected, content_type, payload_of, user_properties
+    from hedgerow.cli.frames.message_board import sight
+
+    async with connected(broker) as client:
+        base = f"{ROOT}/{NODE}"
+        await client.subscribe([(f"{base}/{channel}/#", 1) for channel in ("result", "dead", "health", "event")])
+        async for message in client.messages:
+            said = user_properties(message)
+            sighting = sight(str(message.topic), payload_of(message), content_type(message), said, time.time())
+            if sighting is not None:
+                finds.take(sighting)
+
+
+async def _ready(broker: BrokerSection, node: subprocess.Popen[bytes], out: Path) -> None:
+    """Wait until the node runs all its pipelines."""
+    deadline = time.monotonic() + _START_S
+    why = "it does not answer"
+    while time.monotonic() < deadline:
+        if node.poll() is not None:
+            why = f"it ended with code {node.returncode}"
+            break
+        health = await _health(broker, timeout_s=2.0)
+        states = {name: each["state"] for name, each in health.get("pipelines", {}).items()}
+        if failed := [name for name, state in states.items() if state == "failed"]:
+            why = "; ".join(health["reasons"])
+            raise HedgerowError(f"Pipelines {', '.join(failed)} cannot run: {why}", remedy=f"See {out / 'node.log'}.")
+        if states and "loading" not in states.values():
+            return
+        await asyncio.sleep(0.2)
+    raise HedgerowError(f"The node did not start: {why}", remedy=f"See {out / 'node.log'}.")
+
+
+async def _health(broker: BrokerSection, timeout_s: float) -> dict[str, Any]:
+    """The node's report of itself; empty if it does not answer."""
+    from hedgerow.cli.frames.command import ask
+
+    replies = await ask(broker, NODE, "health", {}, timeout_s)
+    return dict(replies[0].value or {}) if replies else {}
+
+
+async def _settled(broker: BrokerSection) -> dict[str, Any]:
+    """The node's health once nothing is in flight any more."""
+    deadline = time.monotonic() + _SETTLE_S
+    health: dict[str, Any] = {}
+    while time.monotonic() < deadline:
+        health = await _health(broker, timeout_s=5.0) or health
+        if health and not any(each["in_flight"] for each in health["pipelines"].values()):
+            break
+        await asyncio.sleep(0.1)
+    return health
+
+
+def _report(
+    health: dict[str, Any], finds: _Finds, sent: int, lasted: float, out: Path, *, failed: bool
+) -> dict[str, Any]:
+    pipelines = {
+        name: {key: each.get(key) for key in ("received", "out", "results", "dropped", "dead", "in_flight")}
+        for name, each in health.get("pipelines", {}).items()
+    }
+    dropped: Counter[str] = Counter()
+    dead: Counter[str] = Counter()
+    for each in pipelines.values():
+        dropped.update(each["dropped"])
+        dead.update(each["dead"])
+    frames, results = (sum(each[key] for each in pipelines.values()) for key in ("received", "results"))
+    pictures = len(list((out / "pictures").glob("*.jpg")))
+    return {
+        "ok": not failed and frames >= sent > 0 and results > 0 and bool(finds.texts) and not dead,
+        "seconds": round(lasted, 1),
+        "published": sent,
+        "frames": frames,
+        "results": results,
+        "dropped": dict(dropped),
+        "dead": dict(dead),
+        "pipelines": pipelines,
+        "devices": {
+            name: f"{model['backend']} on {model['device']}" for name, model in health.get("models", {}).items()
+        },
+        "texts": [text for text, _ in finds.texts.most_common() if len(text) > 3][:12],
+        "labels": dict(finds.labels.most_common()),
+        "speech_s": round(finds.speech_s, 1),
+        "anomalies": finds.anomalies,
+        "labelled": {"readings": finds.labelled, "judged_right": finds.right},
+        "pictures": pictures,
+    }
+
+
+def _print_report(report: dict[str, Any], out: Path) -> None:
+    typer.echo("")
+    typer.echo(f"{report['frames']:,} frames in, {report['results']:,} results out in {report['seconds']} s.")
+    for name, each in report["pipelines"].items():
+        drops = ", ".join(f"{reason} {count:,}" for reason, count in each["dropped"].items()) or "none"
+        typer.echo(f"  {name:<10} {each['received']:>6,} in  {each['results']:>6,} results   dropped: {drops}")
+    typer.echo(f"Read: {', '.join(repr(text) for text in report['texts'][:4])}")
+    found = ", ".join(f"{count:,} {label}" for label, count in list(report["labels"].items())[:6])
+    typer.echo(f"Found: {found}; {report['speech_s']} s of speech; {report['anomalies']:,} anomalous windows.")
+    labelled = report["labelled"]
+    typer.echo(f"Of {labelled['readings']:,} labelled readings, {labelled['judged_right']:,} judged right.")
+    typer.echo(f"Models ran by: {', '.join(sorted(set(report['devices'].values())))}.")
+    typer.echo(f"{report['pictures']} annotated pictures are in {out / 'pictures'}/.")
+    if shutil.which("xdg-open"):
+        typer.echo(f"  xdg-open {out / 'pictures'}")

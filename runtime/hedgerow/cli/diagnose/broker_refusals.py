@@ -1,0 +1,130 @@
+"""`hedgerow broker refusals`: who tried what a broker refuses, by the broker's log."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from hedgerow.cli.base.console import plural, print_columns, print_json_line
+from hedgerow.cli.base.options import Json
+from hedgerow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hedgerow.topology.refusals import AccessDenial, AccessDenials, What
+
+_TELL_AGAIN_S: Final = 60
+_WHAT: Final = {"connect": "to connect", "publish": "to publish", "subscribe": "to read"}
+
+
+def refusals(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="The broker's log; - reads what comes in, as it comes.")],
+    acl: Annotated[
+        Path | None,
+        typer.Option("--acl", metavar="FILE", help="Its access list: tells subscriptions that bring nothing."),
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Serve the counts to Prometheus meanwhile.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say who tried what a broker refuses: to connect, to publish, to read; and how often.
+
+    Examples:
+      docker compose logs -f --no-log-prefix broker | hedgerow broker refusals - --acl acl --metrics-port 9466
+      journalctl -f -o cat -u hedgerow-broker | hedgerow broker refusals - --acl /etc/hedgerow/shop-12/acl
+      hedgerow broker refusals broker.log --json
+
+    The log is that of a Mosquitto started by the `broker.sh` that `hedgerow topology render` makes, or otherwise as
+    `mosquitto -v`. Who tries the same again within a minute is counted, and told when it is over. Mosquitto takes any
+    subscription and then delivers nothing; with --acl those are told that bring their client nothing at all. At the end of
+    the log, or at Ctrl-C, the counts are shown. With --json each refusal is a line.
+    """
+    from hedgerow.topology.refusals import AccessDenials, readable
+
+    reader = AccessDenials(None if acl is None else readable(_text(acl)))
+    told: dict[tuple[str, ...], int] = {}
+    with _opened(log) as lines, _served(reader, metrics_port):
+        try:
+            for line in lines:
+                refusal = reader.take(line)
+                if refusal is None:
+                    continue
+                if json:
+                    print_json_line(refusal._asdict())
+                    continue
+                key = (refusal.what, refusal.user, refusal.detail)
+                if refusal.at - told.get(key, refusal.at - _TELL_AGAIN_S) >= _TELL_AGAIN_S:
+                    told[key] = refusal.at
+                    typer.echo(_words(refusal))
+        except KeyboardInterrupt:
+            pass
+    if not json:
+        _print(reader.counts)
+
+
+def _words(refusal: AccessDenial) -> str:
+    from datetime import UTC, datetime
+
+    when = datetime.fromtimestamp(refusal.at, UTC)
+    who = refusal.user or "somebody"
+    client = f" (client {refusal.client})" if refusal.client else ""
+    return f"{when:%Y-%m-%d %H:%M:%S}  refused {who}{client} {_WHAT[refusal.what]}: {refusal.detail}"
+
+
+def _print(counts: Counter[tuple[What, str]]) -> None:
+    rows = [(user or "?", what, f"{count:,}") for (what, user), count in counts.most_common()]
+    if rows:
+        print_columns([("USER", "REFUSED", "TIMES"), *rows])
+    typer.echo(f"{plural(sum(counts.values()), 'refusal')}.")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", remedy="Name the broker's access list, `acl`.") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    if str(path) == "-":
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+        yield sys.stdin
+        return
+    try:
+        with path.open("r", encoding="utf-8", errors="replace") as file:
+            yield file
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Name the broker's log, or -.") from error
+
+
+@contextmanager
+def _served(reader: AccessDenials, port: int | None) -> Iterator[None]:
+    """The counts as metrics, for as long as this lasts."""
+    if port is None:
+        yield
+        return
+    from prometheus_client.metrics_core import CounterMetricFamily, Metric
+    from prometheus_client.registry import Collector
+
+    from hedgerow.telemetry.metrics import ProbeServer
+
+    class RefusalCounts(Collector):
+        def collect(self) -> Iterator[Metric]:
+            family = CounterMetricFamily("hedgerow_broker_refused", "What the broker refused.", labels=["what", "user"])
+            for (what, user), count in list(reader.counts.items()):
+                family.add_metric([what, user], count)
+            yield family
+
+    server = ProbeServer("127.0.0.1", port, RefusalCounts(), list, list)
+    typer.echo(f"Metrics: http://127.0.0.1:{server.port}/metrics", err=True)
+    try:
+        yield
+    finally:
+        server.close()

@@ -1,0 +1,53 @@
+"""`hedgerow doctor`: is this machine, its broker and its configuration fit to run a node?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
+
+if TYPE_CHECKING:
+    from hedgerow.cli.diagnose.checks import CheckResult
+
+_COLOURS: Final = {"ok": "green", "warning": "red", "failed": "red"}
+
+
+def doctor(broker: BrokerUrl = None, config: BrokerConfig = None, json: Json = False) -> None:
+    """Check this machine, its backends, the broker and, with --config, the models of a node.
+
+    Examples:
+      hedgerow doctor
+      hedgerow doctor --config node.yaml
+      hedgerow doctor --broker mqtts://broker.site.lan:8883 --json
+
+    A line a check; below one that is not ok stands what to do. Exits with 1 if a check failed; warnings are for what
+    may be meant so. That no broker answers is a failure if its address was given (--broker, the file, the environment),
+    and a warning if it is only the default.
+    """
+    from hedgerow.cli.diagnose.checks import examine
+
+    findings = []
+    for finding in examine(broker, config):
+        findings.append(finding)
+        if not json:
+            print_finding(finding)
+    failed = sum(finding.state == "failed" for finding in findings)
+    if json:
+        print_json({"ok": not failed, "checks": findings})
+    else:
+        warnings = sum(finding.state == "warning" for finding in findings)
+        typer.echo(f"\n{plural(failed, 'check')} failed, {plural(warnings, 'warning')}.")
+    if failed:
+        raise typer.Exit(1)
+
+
+def print_finding(finding: CheckResult) -> None:
+    """A line for what a check found, and one for what to do."""
+    state = typer.style(f"{finding.state:<8}", fg=_COLOURS[finding.state], bold=finding.state != "ok")
+    indent = " " * 23
+    typer.echo(f"{state} {finding.check:<13} {finding.detail.replace(chr(10), chr(10) + indent)}")
+    if finding.remedy:
+        typer.echo(f"{indent}→ {finding.remedy}")

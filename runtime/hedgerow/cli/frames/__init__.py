@@ -1,0 +1,1 @@
+"""Sending frames and commands, watching results."""

@@ -1,0 +1,268 @@
+"""`hedgerow command`: ask a node, or every node of a site or region, to do something, and show what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from hedgerow.cli.base.console import plural, print_columns, print_json
+from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
+from hedgerow.errors import CommandError, ConfigError
+from hedgerow.topics import EVERY_NODE, Address, Channel, is_name, parse
+
+if TYPE_CHECKING:
+    from hedgerow.cli.base.connection import Connection
+    from hedgerow.config import BrokerSection
+    from hedgerow.wire.messages import Reply
+
+
+_QUIET_S: Final = 0.5
+"""A broker that has sent nothing for so long has sent all that it had kept."""
+
+
+def command(
+    node: Annotated[
+        str, typer.Argument(help="REGION/SITE/NODE; REGION/SITE/~ is every node of a site, REGION/~/~ of a region.")
+    ],
+    name: Annotated[str, typer.Argument(help="ping, info, pause, resume, reload, snapshot, release, stop…")],
+    args: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Arguments; @FILE as a value is a file's text.")
+    ] = None,
+    args_json: Annotated[
+        str | None, typer.Option("--args", metavar="JSON", help="All arguments as one mapping.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.05, max=3600, help="Seconds to wait for the answer.")] = 5.0,
+    broker: BrokerUrl = None,
+    config: BrokerConfig = None,
+    json: Json = False,
+) -> None:
+    """Ask a running node to do something, and show its answer.
+
+    Examples:
+      hedgerow command local/site/node ping
+      hedgerow command local/site/node info --json
+      hedgerow command local/site/node pause pipeline=doors
+      hedgerow command local/site/node reload config=@node.yaml
+      hedgerow command 'local/site/~' ping --timeout 2
+      hedgerow command 'local/~/~' snapshot --timeout 30 --json
+
+    The node knows what commands there are and says so when it is asked for another. It refuses to carry out one that
+    reaches it after the timeout. With `~`, answers are collected until all nodes that are online, as the broker has it,
+    have answered, or until the timeout. Exits with 1 if a node answers with an error, or one that is online does not.
+    """
+    from hedgerow.cli.base.connection import broker_section
+
+    address = _address(node)
+    if not is_name(name):
+        raise ConfigError(f"{name!r} cannot be a command", remedy="Write a name such as `ping`.")
+    replies = asyncio.run(
+        ask(broker_section(broker, config), address, name, _arguments(args or [], args_json), timeout)
+    )
+    many = address.node == EVERY_NODE
+    if json:
+        shown = [reply.model_dump(by_alias=True) for reply in replies]
+        print_json(shown if many else shown[0] if shown else None)
+    else:
+        for reply in replies:
+            _print(reply, many=many)
+        if many and replies:
+            typer.echo(f"{sum(reply.ok for reply in replies):,} of {plural(len(replies), 'node')} did it.")
+    if not replies:
+        raise CommandError(
+            f"No answer from {address} within {timeout:g} s",
+            code="no-answer",
+            remedy=f"Does it run, under this name and on this broker? `hedgerow watch --node '{address.region}/+/+'` shows who does.",
+        )
+    if not all(reply.ok for reply in replies):
+        raise typer.Exit(1)
+
+
+def _address(text: str) -> Address:
+    parts = text.split("/")
+    named = [part for index, part in enumerate(parts) if parts[index:] not in ([EVERY_NODE], [EVERY_NODE] * 2)]
+    if len(parts) != 3 or not named or not all(map(is_name, named)):
+        raise ConfigError(
+            f"{text!r} is not a node's address",
+            remedy="Write REGION/SITE/NODE as in its configuration, REGION/SITE/~ or REGION/~/~.",
+        )
+    return Address(*parts)
+
+
+def _arguments(pairs: Sequence[str], text: str | None) -> dict[str, Any]:
+    import orjson
+
+    args: dict[str, Any] = {}
+    if text is not None:
+        try:
+            args = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise ConfigError(
+                f"--args is not JSON: {error}", remedy="""Write --args '{"pipeline": "doors"}'."""
+            ) from error
+        if not isinstance(args, dict):
+            raise ConfigError("--args is not a mapping", remedy="""Write --args '{"pipeline": "doors"}'.""")
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"{pair!r} is not KEY=VALUE", remedy="Write arguments as pipeline=doors.")
+        args[key] = _value(value)
+    return args
+
+
+def _value(text: str) -> Any:
+    """What a word on the command line stands for: a file's text, JSON, or itself."""
+    import orjson
+
+    if text.startswith("@"):
+        try:
+            return Path(text[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{text[1:]} cannot be read: {error}", remedy="Give the path of a text file.") from error
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+async def ask(
+    broker: BrokerSection, address: Address, name: str, args: Mapping[str, Any], timeout_s: float
+) -> list[Reply]:
+    """Send a command and collect its replies, one a node, in order of arrival (MQTT 5 §4.10, request/response).
+
+    Returns: them; where every node is asked, an error stands for each that is online and did not answer.
+    """
+    from hedgerow.cli.base.connection import connected, payload_of
+
+    request = uuid.uuid4().hex
+    replies: dict[str, Reply] = {}
+    async with connected(broker) as client:
+        everybody = address.node == EVERY_NODE
+        online = await _online(client, address) if everybody else {str(address)}
+        sites = [address.site] if address.site != EVERY_NODE else sorted({node.split("/")[1] for node in online})
+        await client.subscribe(_each(address).topic(Channel.REPLY, request), qos=1)
+        for site in sites:
+            await _send(client, address._replace(site=site), name, args, request, timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s if sites else 0):
+                async for message in client.messages:
+                    if getattr(message.properties, "CorrelationData", None) != request.encode():
+                        continue
+                    reply = _reply(payload_of(message))
+                    replies.setdefault(reply.node, reply)
+                    if online and online <= replies.keys():
+                        break
+        except TimeoutError:
+            pass
+    missing = [_silence(node, name, timeout_s) for node in sorted(online - replies.keys())] if everybody else []
+    return [*replies.values(), *missing]
+
+
+async def _online(client: Connection, address: Address) -> set[str]:
+    """The nodes of a site or region that are online, as they, or their wills, have told the broker."""
+    from pydantic import ValidationError
+
+    from hedgerow.cli.base.connection import payload_of
+    from hedgerow.wire.messages import Status
+
+    online = set()
+    topic = _each(address)._replace(node="+").topic(Channel.STATUS)
+    await client.subscribe(topic, qos=0)
+    try:
+        while True:
+            async with asyncio.timeout(_QUIET_S):
+                message = await anext(client.messages)
+            parsed = parse(str(message.topic))
+            with suppress(ValidationError):
+                if parsed is not None and Status.model_validate_json(payload_of(message)).state == "online":
+                    online.add(str(parsed.address))
+    except TimeoutError:
+        await client.unsubscribe(topic)
+        return online
+
+
+async def _send(
+    client: Connection, address: Address, name: str, args: Mapping[str, Any], request: str, timeout_s: float
+) -> None:
+    from hedgerow.cli.base.connection import publish_properties
+    from hedgerow.wire.messages import JSON, Command
+
+    command = Command(args=dict(args), expires_at=time.time() + timeout_s)
+    properties = publish_properties(
+        ContentType=JSON,
+        ResponseTopic=address.topic(Channel.REPLY, request),
+        CorrelationData=request.encode(),
+        MessageExpiryInterval=max(1, round(timeout_s)),  # so that a node that is away does not find it when it is back
+    )
+    topic = address.topic(Channel.COMMAND, name)
+    await client.send(topic, command.model_dump_json().encode(), qos=1, properties=properties)
+
+
+def _each(address: Address) -> Address:
+    """The address, or what stands for that of each site in a filter."""
+    return address._replace(site="+") if address.site == EVERY_NODE else address
+
+
+def _reply(payload: bytes) -> Reply:
+    from pydantic import ValidationError
+
+    from hedgerow.wire.messages import Reply
+
+    try:
+        return Reply.model_validate_json(payload)
+    except ValidationError as error:
+        raise CommandError(
+            f"The answer cannot be read: {error.errors()[0]['msg']}",
+            code="unreadable-reply",
+            remedy="Is the node's version of Hedgerow the same as this one's?",
+        ) from error
+
+
+def _silence(node: str, name: str, timeout_s: float) -> Reply:
+    from hedgerow.wire.messages import ErrorBody, Reply
+
+    error = ErrorBody(
+        code="no-answer",
+        message=f"It is online, and has not answered within {timeout_s:g} s",
+        remedy="Give it more time with --timeout; `hedgerow region status` says whether the way to it and back works.",
+    )
+    return Reply(command=name, node=node, ok=False, error=error)
+
+
+def _print(reply: Reply, *, many: bool) -> None:
+    head = f"{reply.node}: " if many else ""
+    if reply.error is not None:
+        typer.echo(
+            f"{head}{typer.style('error:', fg='red', bold=True)} {reply.error.message} ({reply.error.code})", err=True
+        )
+        typer.echo(f"  → {reply.error.remedy}", err=True)
+    elif not isinstance(reply.value, dict) or not reply.value:
+        typer.echo(f"{head}{_text(reply.value) if reply.value not in (None, {}) else 'ok'}")
+    else:
+        if head:
+            typer.echo(head.rstrip())
+        print_columns(_rows(reply.value))
+
+
+def _rows(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as dotted keys and values."""
+    rows: list[tuple[str, str]] = []
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            rows += _rows(item, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", _text(item)))
+    return rows
+
+
+def _text(value: Any) -> str:
+    import orjson
+
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return text if len(text) <= 200 else f"{text[:200]}… ({len(text):,} characters; --json has all)"

@@ -1,0 +1,230 @@
+"""`hedgerow explain`: where a result came from, or why a frame died, as a tree to be read."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
+from hedgerow.errors import CommandError, ConfigError, FrameError
+from hedgerow.topics import ROOT, Channel, is_name
+
+if TYPE_CHECKING:
+    from hedgerow.config import BrokerSection
+
+
+def explain(
+    result: Annotated[
+        str | None,
+        typer.Argument(metavar="[RESULT]", help="File with the payload of a result or dead letter; `-` is stdin."),
+    ] = None,
+    last: Annotated[
+        str | None,
+        typer.Option("--last", metavar="PIPELINE", help="Take the next result or dead letter of a pipeline."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.05, help="Seconds --last waits.")] = 30.0,
+    broker: BrokerUrl = None,
+    config: BrokerConfig = None,
+    json: Json = False,
+) -> None:
+    """Say where a result came from: which frame, which stages and how long each took, which model on which device.
+
+    Examples:
+      hedgerow explain --last doors
+      hedgerow explain result.json
+      mosquitto_sub -t 'hedgerow/v1/+/+/+/dead/#' -C 1 | hedgerow explain -
+
+    Works on results and on dead letters, JSON or MessagePack, from anywhere: all it says is in the payload.
+    """
+    if (result is None) == (last is None):
+        raise ConfigError("Give either a result or --last PIPELINE", remedy="`hedgerow explain --help` has examples.")
+    if last is not None:
+        from hedgerow.cli.base.connection import broker_section
+
+        if not is_name(last):
+            raise ConfigError(f"{last!r} names no pipeline", remedy="Write its name as in the node's configuration.")
+        body = asyncio.run(_next(broker_section(broker, config), last, timeout))
+    else:
+        body = _read(result or "-")
+    if json:
+        print_json(body)
+        return
+    _print(tree(body, time.time()))
+
+
+def _read(source: str) -> dict[str, Any]:
+    try:
+        payload = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read: {error.strerror}", remedy="Give a file, or `-`.") from error
+    return decode(payload)
+
+
+def decode(payload: bytes) -> dict[str, Any]:
+    """A result or dead letter, whichever way it is encoded.
+
+    Raises: FrameError: it is neither.
+    """
+    from hedgerow.wire.messages import DEAD_SCHEMA, JSON, MSGPACK, RESULT_SCHEMA, decode_payload
+
+    for content_type in (JSON, MSGPACK):
+        try:
+            body = decode_payload(payload, content_type)
+        except FrameError:
+            continue
+        if isinstance(body, dict) and body.get("schema") in (RESULT_SCHEMA, DEAD_SCHEMA):
+            return body
+    raise FrameError(
+        f"This is neither a result nor a dead letter ({size(len(payload))} that begin with {payload[:24]!r})",
+        code="no-result",
+        remedy="Save a payload from `…/result/PIPELINE` or `…/dead/PIPELINE`, or use --last PIPELINE. A result that is "
+        "a picture or sound has its lineage beside it: `hedgerow watch --json` shows it.",
+    )
+
+
+async def _next(broker: BrokerSection, pipeline: str, timeout_s: float) -> dict[str, Any]:
+    from hedgerow.cli.base.connection import connected, payload_of
+
+    async with connected(broker) as client:
+        await client.subscribe(
+            [(f"{ROOT}/+/+/+/{channel}/{pipeline}", 1) for channel in (Channel.RESULT, Channel.DEAD)]
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                async for message in client.messages:
+                    return decode(payload_of(message))
+        except TimeoutError:
+            pass
+    raise CommandError(
+        f"Pipeline {pipeline} gave nothing within {timeout_s:g} s",
+        code="no-result",
+        remedy="Publish a frame (`hedgerow publish`), or see with `hedgerow watch` whether it runs.",
+    )
+
+
+@dataclass(slots=True)
+class Branch:
+    """A line of the tree and the lines below it."""
+
+    text: str
+    below: list[Branch] = field(default_factory=list)
+
+
+def tree(body: Mapping[str, Any], now: float) -> Branch:
+    """A result or dead letter as a tree.
+
+    Args:
+        now: Unix seconds, for "how long ago".
+    """
+    frame, at = _mapping(body.get("frame")), _number(body.get("at"))
+    head = f"by {body.get('node', '?')}, pipeline {body.get('pipeline', '?')}, {_when(at, now)}"
+    if body.get("schema") == "hedgerow.dead/1":
+        root = Branch(f"Dead letter {head}", [_cause(body)])
+        root.below += [_frame(frame, at, now), Branch(f"payload: {_payload(body)}")]
+        return root
+    from hedgerow.cli.frames.message_board import summarise
+
+    lineage = _mapping(body.get("lineage"))
+    said = summarise(body.get("result"), 200) or "(empty)"
+    root = Branch(f"Result {body.get('id', '?')} {head}", [Branch(f"said: {said}"), _frame(frame, at, now)])
+    if (waited := _number(lineage.get("waited_ms"))) is not None:
+        root.below.append(Branch(f"waited {waited:.3g} ms in the queue"))
+    root.below.append(_stages(_list(lineage.get("stages"))))
+    root.below += [_model(_mapping(model)) for model in _list(lineage.get("models"))]
+    root.below.append(
+        Branch(f"made with hedgerow {lineage.get('hedgerow', '?')}, configuration {lineage.get('config', '?')}")
+    )
+    return root
+
+
+def _cause(body: Mapping[str, Any]) -> Branch:
+    where = f"in stage {body['stage']}" if body.get("stage") else "before the first stage"
+    lines = str(body.get("message") or "").splitlines() or ["(no message)"]
+    return Branch(
+        f"died {where}: {body.get('reason', '?')}",
+        [*map(Branch, lines), Branch(f"→ {body.get('remedy') or 'no remedy'}")],
+    )
+
+
+def _payload(body: Mapping[str, Any]) -> str:
+    there = (
+        "in the letter, as payload_base64" if body.get("payload_base64") else "not in the letter, too large or empty"
+    )
+    return f"{size(_number(body.get('payload_bytes')) or 0)} of {body.get('content_type') or 'unknown type'}, {there}"
+
+
+def _frame(frame: Mapping[str, Any], at: float | None, now: float) -> Branch:
+    captured = _number(frame.get("captured_at"))
+    branch = Branch(f"frame {frame.get('id', '?')}")
+    branch.below.append(Branch(f"number {frame.get('sequence', '?')} of stream {frame.get('stream', '?')}"))
+    branch.below.append(Branch(f"came on {frame.get('topic', '?')}"))
+    branch.below.append(Branch(f"captured {_when(captured, now)}"))
+    if captured is not None and at is not None:
+        branch.below.append(Branch(f"{(at - captured) * 1e3:.1f} ms old when this was made of it"))
+    return branch
+
+
+def _stages(stages: Sequence[Sequence[Any]]) -> Branch:
+    stages = [stage for stage in stages if isinstance(stage, (list, tuple)) and len(stage) == 3]
+    total = sum(_number(ms) or 0.0 for _, ms, _ in stages)
+    branch = Branch(f"{plural(len(stages), 'stage')}, {total:.1f} ms for all frames that went together")
+    width = max((len(str(stage[0])) for stage in stages), default=0)
+    for name, ms, frames in stages:
+        took, count = _number(ms) or 0.0, int(_number(frames) or 0)
+        branch.below.append(Branch(f"{name!s:<{width}}  {took:9.3f} ms  {plural(count, 'frame')}"))
+    return branch
+
+
+def _model(model: Mapping[str, Any]) -> Branch:
+    where = f"{model.get('backend', '?')} on {model.get('device', '?')}"
+    return Branch(f"model {model.get('name', '?')}, {where}", [Branch(str(model.get("digest", "?")))])
+
+
+def _when(at: float | None, now: float) -> str:
+    if at is None:
+        return "at an unknown time"
+    try:
+        clock = datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="milliseconds").replace("+00:00", " UTC")
+    except (ValueError, OverflowError, OSError):
+        return f"at {at} (not a time)"
+    return f"at {clock} ({_ago(now - at)})"
+
+
+def _ago(seconds: float) -> str:
+    direction = "ago" if seconds >= 0 else "in the future"
+    seconds = abs(seconds)
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return f"{plural(int(seconds // length), unit)} {direction}"
+    return f"{seconds:.1f} s {direction}"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _number(value: Any) -> float | None:
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    return number if math.isfinite(number) else None
+
+
+def _print(branch: Branch, prefix: str = "", joint: str = "") -> None:
+    typer.echo(f"{prefix}{joint}{branch.text}")
+    if joint:
+        prefix += "   " if joint == "└─ " else "│  "
+    for number, below in enumerate(branch.below):
+        _print(below, prefix, "└─ " if number == len(branch.below) - 1 else "├─ ")

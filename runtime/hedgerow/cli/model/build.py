@@ -1,0 +1,270 @@
+"""`hedgerow model build`: from a model's file to a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hedgerow.cli.base.console import on_terminal, plural, print_columns, print_json, size
+from hedgerow.cli.base.options import Json
+from hedgerow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hedgerow.models.build.builder import Built, Requests
+    from hedgerow.models.build.evidence import Progress
+    from hedgerow.models.build.recipe import Recipe
+    from hedgerow.models.bundle.manifest import Variant
+
+
+def build(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model's file (.onnx, .xml, .tflite, .gguf), `package:NAME/path/inside`, or a recipe (.yaml)."
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the model; by default its file's.")] = None,
+    version: Annotated[str | None, typer.Option(help="Semantic version, such as 1.0.0.")] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            "-v",
+            help="A form to make: onnx-fp16, openvino-int8 …; the one nodes should take first in front.",
+        ),
+    ] = None,
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option("--samples", "-s", help="What it meets in use: .npz, .npy, a folder; with --config frames."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="A node's configuration: samples are frames, and its stages make inputs of them."
+        ),
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(help="Which pipeline of --config; by default the first that uses the model.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="File with the names of the classes, one a line.")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", "--license", help="SPDX expression: Apache-2.0.")] = None,
+    author: Annotated[str | None, typer.Option(help="Who made it.")] = None,
+    description: Annotated[str | None, typer.Option(help="What it does.")] = None,
+    training_data: Annotated[str | None, typer.Option(help="Where that is described.")] = None,
+    golden: Annotated[int | None, typer.Option(min=0, max=64, help="Golden cases to make; 4 by default.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="INPUT=N,N,...", help="Without samples: shape of an open input, for noise."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; by default bundles/NAME-VERSION.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe; by default model.yaml beside the model, if it is there.")
+    ] = None,
+    state_dir: Annotated[Path, typer.Option(help="Where measurements are kept.")] = Path(".hedgerow"),
+    replace: Annotated[bool, typer.Option("--replace", help="Replace another bundle of this version.")] = False,
+    json: Json = False,
+) -> None:
+    """Build a bundle: a model in its variants, with all that a node needs to trust, try and run it.
+
+    Examples:
+      hedgerow model build door.onnx --version 1.0.0 --samples door-inputs.npz
+      hedgerow model build door.onnx --version 1.0.0 -v openvino-int8 -v onnx-fp32 -s frames/ --config node.yaml
+      hedgerow model build recipe.yaml
+
+    Golden inputs and outputs, tolerance, statistics and the calibration of int8 come from the samples: some ten to a few
+    hundred frames as the model meets them in use. Without any, golden inputs are noise, there are no statistics, and
+    onnx-int8 is dynamic.
+
+    A recipe (model.yaml) says the rest, and what flags say goes over it:
+      name: door
+      version: 1.2.0
+      licence: Apache-2.0
+      labels: [open, closed]
+      parameters: {threshold: 0.4}
+      serving: {max_batch: 8}
+      training_data: https://example.org/doors
+      metrics: {f1: 0.97}
+      variants: [openvino-int8, onnx-fp32]
+      samples: [frames/]
+      config: node.yaml
+
+    The same inputs make the same bundle, to the byte; its time is SOURCE_DATE_EPOCH, or the model file's. Needs
+    `pip install 'hedgerow[build]'`.
+    """
+    from hedgerow.models.build import builder
+
+    given = {
+        "name": name,
+        "version": version,
+        "variants": tuple(variant) if variant else None,
+        "samples": tuple(samples) if samples else None,
+        "config": config,
+        "pipeline": pipeline,
+        "labels_file": labels,
+        "licence": licence,
+        "author": author,
+        "description": description,
+        "training_data": training_data,
+        "golden": golden,
+        "shapes": dict(map(_shape, shape)) if shape else None,
+    }
+    whole = _recipe(model, recipe, {key: value for key, value in given.items() if value is not None})
+    with _progress(quiet=json) as progress:
+        requests = None
+        if whole.config is not None:
+            requests, whole = _through_stages(whole, progress)
+        built = builder.build(whole, out, requests=requests, state_dir=state_dir, replace=replace, progress=progress)
+    if json:
+        print_json(_report(built))
+    else:
+        _print(built)
+
+
+def _recipe(model: str, path: Path | None, given: dict[str, Any]) -> Recipe:
+    """The recipe of a file, with what flags say over it."""
+    from pydantic import ValidationError
+
+    from hedgerow.models.build.recipe import RECIPE, Recipe, read_recipe
+
+    file = None if model.endswith((".yaml", ".yml")) else model
+    beside = Path(model).parent / RECIPE
+    if file is None:
+        path = Path(model)
+    found = file is not None and path is None and not model.startswith("package:") and beside.is_file()
+    if found:
+        path = beside
+    recipe = read_recipe(path) if path is not None else Recipe()
+    if found and recipe.model is not None and Path(recipe.model) != Path(model):
+        raise ConfigError(
+            f"{path} is the recipe of {recipe.model}, not of {file}",
+            remedy=f"Build that with `hedgerow model build {path}`; or say that this is meant: `--recipe {path}`.",
+        )
+    try:
+        return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **given, "model": file or recipe.model})
+    except ValidationError as error:
+        from hedgerow.configfile import explain
+
+        first = error.errors()[0]
+        message, advice = explain(first)
+        if first["loc"] == ("version",):
+            message, advice = f"{first['input']!r} is no semantic version", "Write one such as 1.0.0 or 2.1.0-rc.1."
+        raise ConfigError(
+            f"--{'-'.join(map(str, first['loc']))}: {message}", remedy=advice or "See `hedgerow model build --help`."
+        ) from error
+
+
+def _through_stages(recipe: Recipe, progress: Progress | None) -> tuple[Requests, Recipe]:
+    """What makes samples by a node's stages, and the recipe, served as that node serves the model."""
+    from hedgerow import configfile
+    from hedgerow.cli.model.samples import record
+
+    assert recipe.config is not None  # noqa: S101 - the caller has looked
+    path, node = recipe.config, configfile.load(recipe.config)
+    if not recipe.samples:
+        raise ConfigError(
+            "There are no frames to run through the stages",
+            remedy="Give pictures, sound or tables: `--samples FOLDER`.",
+        )
+    name = recipe.name or Path(str(recipe.model)).stem
+    if name in node.models and not recipe.serving:
+        fields = {"constants", "state", "batch_axis", "open_batch", "static_batches", "max_batch"}
+        serving = node.models[name].model_dump(include=fields, exclude_defaults=True)
+        recipe = recipe.model_copy(update={"serving": serving})
+
+    def requests(file: Path, config: Any, most: int) -> Any:
+        return record(node, path.absolute().parent, name, recipe.pipeline, recipe.samples, file, config, most, progress)
+
+    return requests, recipe
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition("=")
+    try:
+        shape = tuple(int(number) for number in sizes.split(","))
+    except ValueError:
+        shape = ()
+    if not name or not shape or min(shape) < 1:
+        raise typer.BadParameter(f"{text!r}: write INPUT=N,N,..., for example x=1,3,320,320")
+    return name, shape
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[str, float], None] | None]:
+    """Something that shows what is being done: a bar on a terminal, else a line for each step, on stderr."""
+    if quiet:
+        yield None
+    elif on_terminal():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), transient=True
+        ) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda what, done: bar.update(task, description=what, completed=done)
+    else:
+        said = ""
+
+        def line(what: str, done: float) -> None:  # noqa: ARG001 - a log has no place for parts of a step
+            nonlocal said
+            if (step := what.partition(":")[0]) != said:
+                said = step
+                typer.echo(f"{step}…", err=True)
+
+        yield line
+
+
+def _print(built: Built) -> None:
+    manifest, bundle = built.bundle.manifest, built.bundle
+    typer.echo(f"{manifest.name} {manifest.version}  {bundle.digest}")
+    head = ("VARIANT", "SIZE", "MEMORY", "RUNS ON", f"COST ON {'THE SAMPLES' if built.samples else 'NOISE'}", "HOW")
+    print_columns([head, *(variant_row(variant, built.made) for variant in manifest.variants)])
+    for variant_name, refused in built.refused.items():
+        for backend, why in refused.items():
+            typer.echo(f"\n{variant_name} does not run on {backend}: {why}")
+    typer.echo("")
+    if not built.samples:
+        typer.echo("Without --samples, golden inputs are noise, and there are no statistics.")
+    there = "is there already, the very same" if built.unchanged else "written"
+    typer.echo(
+        f"{bundle.folder} {there}: {plural(len(manifest.golden), 'golden case')}, "
+        f"{size(sum({file.path: file.size for file in manifest.files()}.values()))}."
+    )
+
+
+def variant_row(variant: Variant, made: dict[str, str]) -> tuple[str, ...]:
+    """A variant in a table."""
+    return (
+        variant.name,
+        size(sum(file.size for file in variant.files)),
+        size(variant.needs.memory_bytes),
+        ", ".join(variant.needs.backends),
+        cost(variant.accuracy),
+        made.get(variant.name, ""),
+    )
+
+
+def cost(accuracy: dict[str, float]) -> str:
+    """What lower precision costs, in words."""
+    if not accuracy:
+        return "-"
+    decisions = f", {accuracy['top1']:.1%} of decisions the same" if "top1" in accuracy else ""
+    return f"off by {accuracy['rms']:.2%}, at worst {accuracy['worst']:.2%}{decisions}"
+
+
+def _report(built: Built) -> dict[str, Any]:
+    return {
+        "folder": str(built.bundle.folder),
+        "name": built.bundle.manifest.name,
+        "version": built.bundle.manifest.version,
+        "digest": built.bundle.digest,
+        "samples": built.samples,
+        "unchanged": built.unchanged,
+        "made": built.made,
+        "refused": built.refused,
+        "variants": {variant.name: variant.accuracy for variant in built.bundle.manifest.variants},
+    }

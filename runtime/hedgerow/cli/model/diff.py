@@ -1,0 +1,130 @@
+"""`hedgerow model diff`: what is different between two bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hedgerow.cli.base.console import plural, print_columns, print_json, said, size
+from hedgerow.cli.base.options import Json
+from hedgerow.cli.model.lookup import From, opened
+
+if TYPE_CHECKING:
+    from hedgerow.models.bundle.diff import BundleDiff
+    from hedgerow.models.bundle.folder import Bundle
+    from hedgerow.models.bundle.manifest import File, Manifest
+
+_LONGEST = 48
+
+
+def diff(
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="A bundle's folder; with --from NAME/VERSION or a digest.")
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    from_: From = None,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if they differ, as git does.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what is different between two bundles, and how much a node that has A fetches for B.
+
+    Examples:
+      hedgerow model diff bundles/door-1.1.0 bundles/door-1.2.0
+      hedgerow model diff door/1.1.0 door/1.2.0 --from models
+      hedgerow model diff bundles/door-1.1.0 bundles/door-1.2.0 --json --exit-code
+
+    Nothing is run: what variants make of golden inputs that both have is compared as it was written down, in tolerances of
+    A; more than 1 is another answer. SHIFT is the population stability index of a tensor's values on the authors' samples:
+    less than 0.1 is no change, more than 0.25 is one.
+
+    With --from, each is looked for as a folder first.
+    """
+    from hedgerow.models.bundle.diff import difference
+
+    with opened(before, _store(before, from_), _golden) as one, opened(after, _store(after, from_), _golden) as two:
+        found = difference(one, two)
+        if json:
+            print_json({"before": _ref(one), "after": _ref(two), **asdict(found)})
+        else:
+            _print(one, two, found)
+    if exit_code and not found.same:
+        raise typer.Exit(1)
+
+
+def _golden(manifest: Manifest) -> Iterable[File]:
+    return [file for case in manifest.golden for file in case.outputs.values()]
+
+
+def _store(named: str, from_: Path | None) -> Path | None:
+    """Where to look; a folder is there already, so that what is published can be compared with what is not yet."""
+    return None if from_ is None or (Path(named) / "manifest.json").is_file() else from_
+
+
+def _ref(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {"name": manifest.name, "version": manifest.version, "digest": bundle.digest}
+
+
+def _print(one: Bundle, two: Bundle, found: BundleDiff) -> None:
+    old, new = (f"{each.manifest.name} {each.manifest.version}" for each in (one, two))
+    print_columns([("A", old, one.digest), ("B", new, two.digest)])
+    if found.same:
+        typer.echo("\nThe very same.")
+        return
+    typer.echo("")
+    if found.changes:
+        rows = [("CHANGED", "A", "B")]
+        print_columns(rows + [(each.what, _short(each.before), _short(each.after)) for each in found.changes])
+    else:
+        typer.echo("The manifests say the same.")
+    _print_golden(one, found)
+    if found.moved:
+        typer.echo("")
+        rows4 = [("TENSOR", "MEAN", "DEVIATION", "RANGE", "SHIFT")]
+        rows4 += [
+            (
+                each.tensor,
+                " → ".join(f"{value:.4g}" for value in each.mean),
+                " → ".join(f"{value:.4g}" for value in each.deviation),
+                " → ".join(f"{low:.4g} to {high:.4g}" for low, high in each.range),
+                "-" if each.shift is None else f"{each.shift:.2f}",
+            )
+            for each in found.moved
+        ]
+        print_columns(rows4)
+    typer.echo("")
+    rows3 = [(f"TO FETCH FOR {new}", "NEW", "OF")]
+    rows3 += [(each.variant or "all of it", size(each.bytes), size(each.of)) for each in found.fetch]
+    print_columns(rows3)
+
+
+def _print_golden(one: Bundle, found: BundleDiff) -> None:
+    count = len(one.manifest.golden)
+    if not found.golden_shared:
+        typer.echo(f"\nNone of {plural(count, 'golden input')} of A is in B, so outputs cannot be compared.")
+        return
+    if not found.golden:
+        typer.echo(f"\nOutputs of {plural(found.golden_shared, 'golden case')} that both have are the same.")
+        return
+    typer.echo("")
+    rows = [("GOLDEN", "OTHER", "FURTHEST OFF", "TOLERANCES", "")]
+    for variant in dict.fromkeys(each.variant for each in found.golden):
+        mine = [each for each in found.golden if each.variant == variant]
+        worst = max(mine, key=lambda each: each.off)
+        other = f"{sum(each.off > 1 for each in mine)} of {found.golden_shared}"
+        rows.append((variant, other, f"case {worst.case}, {worst.output}", f"{worst.off:.3g}", worst.detail))
+    print_columns(rows)
+
+
+def _short(value: Any) -> str:
+    """A value on one line; whole variants and files by what tells them apart."""
+    if isinstance(value, dict) and "model_digest" in value:
+        return f"{size(value['bytes'])}, {value['model_digest'][:19]}"
+    if isinstance(value, dict) and value.keys() == {"file", "digest"}:
+        return f"{value['file']} {value['digest'][:19]}"
+    text = ", ".join(map(_short, value)) if isinstance(value, list | tuple) else said(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -1,0 +1,181 @@
+"""What the verbs of bundles share: a bundle is named by its folder, or found in a repository or a node's store."""
+
+from __future__ import annotations
+
+import errno
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hedgerow.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from hedgerow.models.bundle.folder import Bundle
+    from hedgerow.models.bundle.manifest import File, Manifest
+
+Named = Annotated[
+    str,
+    typer.Argument(metavar="BUNDLE", help="A bundle's folder; with --from its NAME, NAME/VERSION or digest."),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="STORE",
+        help="Where to look for it: a repository, or the state folder of a node on this machine.",
+    ),
+]
+
+Files = Callable[["Manifest"], "Iterable[File]"]
+"""Which files of a bundle are needed."""
+
+
+def everything(manifest: Manifest) -> Iterable[File]:
+    """All files."""
+    return manifest.files()
+
+
+def nothing(manifest: Manifest) -> Iterable[File]:  # noqa: ARG001 - one of several ways to choose
+    """The manifest is enough."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredBundle:
+    """A bundle in a store; `repository` is where its chunks are, else its files lie in `folder`."""
+
+    name: str
+    version: str
+    digest: str
+    folder: Path
+    repository: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version} {self.digest.partition(':')[2][:12]}"
+
+
+@contextmanager
+def opened(named: str, store: Path | None, files: Files) -> Iterator[Bundle]:
+    """A bundle; one of a repository lies in a folder of its own meanwhile, with the files that are needed.
+
+    Raises:
+        BadBundle, BadManifest: it is none, or cannot be used.
+        ModelNotFound: the store does not have it, or more than one like it.
+        BadRepository: the repository cannot be read, or lacks chunks.
+    """
+    from hedgerow.models.bundle.folder import Bundle
+
+    if store is None:
+        yield Bundle.open(Path(named))
+        return
+    entry = _find(named, store)
+    if entry.repository is None:
+        yield Bundle.open(entry.folder, entry.digest)
+        return
+    with tempfile.TemporaryDirectory(prefix="hedgerow.") as folder:
+        _put_together(entry, entry.repository, Path(folder), files)
+        yield Bundle.open(Path(folder), entry.digest)
+
+
+def _find(named: str, store: Path) -> _StoredBundle:
+    there = sorted(_entries(store), key=lambda entry: (entry.name, version_order(entry.version), entry.digest))
+    hexes = named.removeprefix("sha256:")
+    found = [entry for entry in there if f"{entry.name}/{entry.version}" == named]
+    found = found or [entry for entry in there if entry.name == named][-1:]
+    if not found and re.fullmatch(r"[0-9a-f]{6,64}", hexes):
+        found = [entry for entry in there if entry.digest.partition(":")[2].startswith(hexes)]
+    if len({entry.digest for entry in found}) == 1:
+        return found[0]
+    if found:
+        raise ModelNotFound(
+            f"{store} has more than one {named}: {', '.join(map(str, found))}", remedy="Give more of the digest."
+        )
+    raise ModelNotFound(
+        f"{store} has no {named}",
+        remedy=f"It has {', '.join(map(str, there))}." if there else "It has no bundle at all.",
+    )
+
+
+def _entries(store: Path) -> Iterator[_StoredBundle]:
+    from hedgerow.errors import HedgerowError
+    from hedgerow.models.bundle.folder import Bundle
+
+    if (store / "metadata" / "1.root.json").is_file():
+        from hedgerow.trust.repository import Repository
+        from hedgerow.trust.status import look
+
+        for role in look(Repository.open(store), time.time()).roles:
+            for one in role.published:
+                folder = store / "targets" / one.name / one.version
+                yield _StoredBundle(one.name, one.version, one.digest, folder, store)
+        return
+    # A node's state folder, what of it is the region's, or the store itself.
+    for folder in (store / "fleet/store/bundles", store / "store/bundles", store / "bundles"):
+        if not folder.is_dir():
+            continue
+        for path in sorted(folder.iterdir()):
+            try:
+                bundle = Bundle.open(path, f"sha256:{path.name}")
+            except HedgerowError:
+                continue  # being fetched, or taken away
+            yield _StoredBundle(bundle.manifest.name, bundle.manifest.version, bundle.digest, path)
+        return
+    raise ModelNotFound(
+        f"{store} is no repository, and no node's state folder with models in it",
+        remedy="Give a folder that `hedgerow trust init` made, or a node's `state_dir`; a bundle's own folder needs no --from.",
+    )
+
+
+def _put_together(entry: _StoredBundle, repository: Path, folder: Path, files: Files) -> None:
+    from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, MANIFEST, digest_of, read_manifest
+    from hedgerow.trust.chunks import blob_path
+    from hedgerow.trust.errors import BadRepository
+
+    path = entry.folder / f"{entry.digest.partition(':')[2]}.{MANIFEST}"
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST_MANIFEST + 1)
+        (folder / MANIFEST).write_bytes(content)
+        for file in files(read_manifest(content, entry.digest)):
+            (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / file.path).open("wb") as out:
+                for chunk in file.chunks:
+                    path = blob_path(repository, chunk.digest)
+                    data = path.read_bytes()
+                    if digest_of(data) != chunk.digest:
+                        raise OSError(errno.EIO, "it is not what its name says")
+                    out.write(data)
+    except OSError as error:
+        raise BadRepository(
+            f"{path} cannot be read: {error.strerror}", remedy="Publish the version again, or restore it from a copy."
+        ) from error
+
+
+def version_order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, str], ...]]:
+    """Semantic versions in their order: a pre-release comes before what it is of."""
+    core, _, pre = version.partition("+")[0].partition("-")
+    parts = tuple((not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in pre.split("."))
+    return tuple(map(int, core.split("."))), not pre, parts
+
+
+@contextmanager
+def reading(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, by bytes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)

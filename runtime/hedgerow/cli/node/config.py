@@ -1,0 +1,71 @@
+"""`hedgerow config`: check files, print the schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.options import Json
+
+
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Configuration files.")], json: Json = False
+) -> None:
+    """Find everything that is wrong with configuration files, at once.
+
+    Examples:
+      hedgerow config check node.yaml
+      hedgerow config check configs/*.yaml --json
+
+    Beside the file itself this checks what it names on this machine: stages, their settings, models and their files.
+    No model is loaded and no broker is asked; `hedgerow doctor --config FILE` does that. Exits with 2 if anything is
+    wrong.
+    """
+    from hedgerow import configcheck
+    from hedgerow.configfile import BadConfigFile
+
+    reports: list[dict[str, Any]] = []
+    for file in files:
+        report: dict[str, Any] = {"file": str(file), "ok": True, "problems": []}
+        try:
+            config = configcheck.load(file)
+            report |= {"pipelines": sorted(config.pipelines), "models": sorted(config.models)}
+        except BadConfigFile as error:
+            report |= {"ok": False, "problems": error.problems}
+        reports.append(report)
+        if not json:
+            _print_report(report)
+    if json:
+        print_json(reports)
+    if not all(report["ok"] for report in reports):
+        raise typer.Exit(2)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    file = report["file"]
+    if report["ok"]:
+        ok = typer.style("ok", fg="green")
+        typer.echo(
+            f"{file}: {ok} ({plural(len(report['pipelines']), 'pipeline')}, {plural(len(report['models']), 'model')})"
+        )
+    for problem in report["problems"]:
+        typer.echo(f"{file}:{problem.line or 1}: {typer.style('error:', fg='red', bold=True)} {problem}", err=True)
+        typer.echo(f"  → {problem.remedy}", err=True)
+
+
+def schema() -> None:
+    """Print the JSON Schema of configuration files, for editors.
+
+    Examples:
+      hedgerow config schema > node.schema.json
+
+    With the YAML language server, put this on a file's first line:
+
+      # yaml-language-server: $schema=node.schema.json
+    """
+    from hedgerow import configfile
+
+    print_json(configfile.schema())

@@ -1,0 +1,1 @@
+"""The region's service and its fleet."""

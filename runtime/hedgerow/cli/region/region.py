@@ -1,0 +1,188 @@
+"""`hedgerow region`: the region's service, and how its sites and nodes are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hedgerow.cli.base.console import plural, print_json, read_checked, size
+from hedgerow.cli.base.options import Json
+from hedgerow.cli.region.options import StoreOptions, on_store
+
+if TYPE_CHECKING:
+    from hedgerow.cli.diagnose.checks import CheckResult
+    from hedgerow.region.config import RegionConfig
+
+File = Annotated[Path, typer.Argument(help="The region's configuration (YAML). `configs/region.yaml` is one.")]
+
+
+def run(config: File) -> None:
+    """Run a region's service until Ctrl-C or SIGTERM; then store what is in hand and stop.
+
+    Examples:
+      hedgerow region run region.yaml
+
+    It collects what nodes send up (results, events, health, status), each durable result exactly once, and tells their
+    outboxes what it has stored. Only one may write to a store. A broker or database that is away is waited for.
+    """
+    from hedgerow.region.config import load
+    from hedgerow.telemetry.light import import_structlog
+
+    settings = load(config)
+    import_structlog(settings.log.format)
+    from hedgerow.region.collector.collector import Collector
+    from hedgerow.telemetry import logs
+
+    logs.configure(settings.log.level, settings.log.format)
+
+    async def main() -> None:
+        collector = Collector(settings)
+        collector.handle_signals()
+        await collector.run()
+
+    asyncio.run(main())
+
+
+def check(
+    file: File,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Also try whether the broker does all that is relied on.")
+    ] = False,
+    packet_bytes: Annotated[
+        int, typer.Option(min=1024, help="With --connect: `limits.bridge_packet_bytes` of the topology.")
+    ] = 2**20,
+    json: Json = False,
+) -> None:
+    """Find everything that is wrong with a region's configuration; nothing is opened unless --connect says so.
+
+    Examples:
+      hedgerow region check region.yaml
+      hedgerow region check region.yaml --connect
+
+    --connect is for a broker that was not rendered: any MQTT 5 broker or cluster. Each thing that bridges, nodes and the
+    service rely on is tried with the service's own certificate, on a topic that nobody else hears. Exits with 2 if anything
+    is wrong with the file, with 1 if the broker lacks something, with 3 if it cannot be reached.
+    """
+    from hedgerow.region.config import load
+
+    config = read_checked(load, file, json=json)
+    if not json:
+        typer.echo(f"{file}: {typer.style('ok', fg='green')} (region {config.region.name})")
+    findings = asyncio.run(_tried(config, packet_bytes, json=json)) if connect else []
+    failed = [finding for finding in findings if finding.state == "failed"]
+    if json:
+        print_json({"file": str(file), "ok": not failed, "problems": [], **({"broker": findings} if connect else {})})
+    if failed:
+        raise typer.Exit(1)
+
+
+async def _tried(config: RegionConfig, packet_bytes: int, *, json: bool) -> list[CheckResult]:
+    from hedgerow.cli.diagnose.broker_conformance import examine
+    from hedgerow.cli.diagnose.doctor import print_finding
+
+    findings = []
+    async for finding in examine(config.broker, config.region.name, packet_bytes):
+        findings.append(finding)
+        if not json:
+            print_finding(finding)
+    return findings
+
+
+@on_store
+def status(options: StoreOptions) -> None:
+    """Say how a region is: who is silent, who does not answer, how old results are when they arrive, what was lost.
+
+    Examples:
+      hedgerow region status
+      hedgerow region status --store /var/lib/hedgerow/region.db
+      hedgerow region status --store postgresql://hedgerow@db.example/hedgerow --json
+
+    It reads the store, whether the service runs or not. LAG is the time from the capture of the newest result to the store,
+    TRIP that of a ping through all bridges to the node and back. A node is `ok`, `troubled` (it says so itself), `deaf`
+    (heard, but pings stay unanswered), `silent`, `offline` (it said goodbye) or `unknown`. AWAITED are numbers that have
+    not come though later ones have; LOST are those a node has declared lost.
+    """
+    from hedgerow.region.store.queries import status as status_of
+
+    with options.open() as database:
+        said = status_of(database, time.time())
+    if options.json:
+        print_json(said)
+    else:
+        _print(said)
+
+
+def _print(said: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text(_head(said)))
+    for line in _complaints(said):
+        console.print(Text(line, style="red"))
+    if not said["nodes"]:
+        console.print(Text("No node has been heard yet."))
+        return
+    sites = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("SITE", "NODES", "OK", "HEARD", "RESULTS", "AWAITED", "LOST", "IN", "UP"):
+        sites.add_column(heading, justify="left" if heading == "SITE" else "right", no_wrap=True)
+    for site in said["sites"]:
+        counts = [f"{site[name]:,}" for name in ("results", "awaited", "lost")]
+        cells = (
+            site["site"],
+            str(site["nodes"]),
+            str(site["ok"]),
+            _spell(site["heard_s"]),
+            *counts,
+            size(site["bytes_in"]),
+            size(site["bytes_up"]),
+        )
+        sites.add_row(*map(Text, cells))
+    nodes = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("NODE", "IS", "HEARD", "LAG", "TRIP", "ANSWERED", "RESULTS", "AWAITED", "LOST"):
+        nodes.add_column(heading, justify="left" if heading in ("NODE", "IS") else "right", no_wrap=True)
+    for node in said["nodes"]:
+        counts = [f"{node[name]:,}" for name in ("results", "awaited", "lost")]
+        trip = "" if node["round_trip_s"] is None else f"{node['round_trip_s'] * 1e3:.1f} ms"
+        times = (_spell(node["heard_s"]), _spell(node["lag_s"]), trip, _spell(node["answered_s"]))
+        style = "" if node["verdict"] == "ok" else "red"
+        nodes.add_row(Text(node["node"]), Text(node["verdict"], style=style), *map(Text, (*times, *counts)))
+    console.print(sites)
+    console.print()
+    console.print(nodes)
+
+
+def _head(said: dict[str, Any]) -> str:
+    collector = said["collector"]
+    if collector is None:
+        return "The store is empty: no collector has run on it."
+    state = "collecting" if collector["connected"] else "running, but not connected to its broker"
+    if not collector["running"]:
+        state = f"not running: last seen {_spell(collector['last_seen_s'])} ago; what follows is as it was then"
+    return f"Region {said['region']}: {state}. {size(said['stored_bytes'])} of results are stored."
+
+
+def _complaints(said: dict[str, Any]) -> list[str]:
+    """What an operator should look at, in words."""
+    lines = [f"{node['node']} is {node['verdict']}: {node['why']}" for node in said["nodes"] if node["verdict"] != "ok"]
+    if said["rejected"]:
+        each = ", ".join(f"{reason} {count:,}" for reason, count in said["rejected"].items())
+        lines.append(f"{plural(sum(said['rejected'].values()), 'message')} could not be used: {each}")
+    lines += [
+        f"{node['node']}: its clock is {abs(node['clock_offset_s']):.1f} s "
+        f"{'ahead' if node['clock_offset_s'] > 0 else 'behind'}, so its lag is wrong by that"
+        for node in said["nodes"]
+        if node["clock_offset_s"] is not None and abs(node["clock_offset_s"]) > 2
+    ]
+    return lines
+
+
+def _spell(seconds: float | None) -> str:
+    from hedgerow.region.store.liveness import spell
+
+    return "" if seconds is None else spell(seconds) if abs(seconds) >= 0.1 else f"{seconds * 1e3:.0f} ms"

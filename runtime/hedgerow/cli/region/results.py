@@ -1,0 +1,128 @@
+"""`hedgerow results`: what is in a region's store."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from hedgerow.cli.base.console import plural, print_json_line
+from hedgerow.cli.region.options import StoreOptions, on_store
+from hedgerow.errors import ConfigError
+from hedgerow.topics import is_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hedgerow.region.store.queries import StoredResult
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_ROWS: Final = 50
+"""Results that a table shows if nobody says how many."""
+_MOST_ROWS: Final = 10_000
+
+
+@on_store
+def query(
+    options: StoreOptions,
+    site: Annotated[str | None, typer.Option(metavar="SITE", help="Only this site.")] = None,
+    node: Annotated[str | None, typer.Option(metavar="NODE", help="Only nodes of this name.")] = None,
+    pipeline: Annotated[str | None, typer.Option(metavar="NAME", help="Only this pipeline.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Captured since: 90s, 15m, 1h, 7d ago, or 2026-11-23T08:00Z.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Captured before; as for --since.")] = None,
+    newest: Annotated[
+        int | None, typer.Option("--newest", min=1, metavar="N", help=f"Only the newest N. Of a table, {_ROWS}.")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option("--parquet", metavar="FILE", help="Write a Parquet file instead.")
+    ] = None,
+) -> None:
+    """Get results out of a region's store, in order of capture.
+
+    Examples:
+      hedgerow results query --since 1h
+      hedgerow results query --site shop-12 --pipeline visitors --newest 10
+      hedgerow results query --since 2026-11-01 --until 2026-12-01 --json > november.jsonl
+      hedgerow results query --since 7d --parquet week.parquet
+
+    Times without a zone are UTC. It reads while the service runs, a page at a time; --json prints a line a result. What
+    was not durable has no number.
+    """
+    from hedgerow.region.store import queries
+
+    for name in (site, node, pipeline):
+        if name is not None and not is_name(name):
+            raise ConfigError(f"{name!r} is no name", remedy="Write it as `hedgerow region status` shows it.")
+    if parquet is not None and options.json:
+        raise ConfigError("Both --parquet and --json", remedy="Give one of them.")
+    now = time.time()
+    table = parquet is None and not options.json
+    if table and newest is None:
+        newest = _ROWS
+    if table and newest is not None and newest > _MOST_ROWS:
+        raise ConfigError(f"A table of {newest:,} results", remedy=f"At most {_MOST_ROWS:,}; take --json for more.")
+    wanted = queries.ResultQuery(site, node, pipeline, _time(since, now), _time(until, now), newest)
+    with options.open() as database:
+        found = queries.results(database, wanted)
+        if parquet is not None:
+            from hedgerow.region.store.parquet import write
+
+            count = write(found, parquet)
+            typer.echo(f"{plural(count, 'result')} in {parquet}")
+        elif options.json:
+            for result in found:
+                print_json_line(result.record())
+        else:
+            _print(found, newest or _ROWS)
+
+
+def _print(found: Iterator[StoredResult], most: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from hedgerow.cli.frames.message_board import summarise
+    from hedgerow.region.store.queries import iso
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("CAPTURED", "NODE", "PIPELINE", "NUMBER"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("RESULT", overflow="ellipsis", no_wrap=True)
+    count = 0
+    for result in islice(found, most):
+        body = result.body
+        said = body.get("result") if isinstance(body, dict) else body
+        text = summarise(said) if body is not None else f"{result.content_type}, {len(result.payload):,} bytes"
+        number = "not durable" if result.number is None else result.number.partition("/")[2]
+        # Text: a result may hold what rich would take for markup.
+        cells = (iso(result.captured_at), f"{result.site}/{result.node}", result.pipeline, number, text)
+        table.add_row(*map(Text, cells))
+        count += 1
+    if count:
+        Console(highlight=False).print(table)
+    typer.echo(f"{plural(count, 'result')}.")
+
+
+def _time(text: str | None, now: float) -> float | None:
+    """A time as people write it, as Unix seconds.
+
+    Raises: ConfigError: it is none.
+    """
+    if text is None:
+        return None
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip()):
+        return now - float(match[1]) * _UNITS[match[2]]
+    try:
+        at = datetime.fromisoformat(text.strip())
+        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"{text!r} is no time", remedy="Write 90s, 15m, 1h or 7d (ago), or 2026-11-23 or 2026-11-23T08:00Z."
+        ) from error

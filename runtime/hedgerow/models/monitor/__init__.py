@@ -1,0 +1,1 @@
+"""How a version behaves while it serves: drift, canary analysis, quarantine. Pure."""

@@ -1,0 +1,1 @@
+"""Where models serve: slots, their engines, and the pool of a node."""

@@ -1,0 +1,1 @@
+"""A loaded model: its signature, its memory, and the batches it runs."""

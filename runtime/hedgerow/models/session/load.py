@@ -1,0 +1,152 @@
+"""From a model's configuration to a session: which backend, which device, how many streams and threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hedgerow import backends
+from hedgerow.backends import cache, tuned
+from hedgerow.backends.base import Backend, Session, SessionOptions, fixed_to_one
+from hedgerow.config import ModelConfig
+from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, HedgerowError, ModelUnreadable
+from hedgerow.models.bundle.model_file import ModelFile
+from hedgerow.models.session.signature import Signature
+
+DEFAULT_MAX_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A session and how it came about.
+
+    Attributes:
+        session: the model, loaded.
+        version: version of the backend's library.
+        threads: threads one inference may use.
+        max_batch: most rows in a batch.
+        degraded: why it does not run as asked; None: it does.
+        passed_over: why backends that come before this one were not taken, by name.
+    """
+
+    session: Session
+    version: str
+    threads: int
+    max_batch: int
+    degraded: str | None
+    passed_over: dict[str, str]
+
+
+def load(source: ModelFile, config: ModelConfig, cores: int, state_dir: Path | None) -> Loaded:
+    """Load a model on the best backend that can, and on the device asked for.
+
+    Args:
+        cores: cores the node owns.
+        state_dir: folder for what the node keeps; None: nothing is kept, and nothing tuned is known.
+    Raises:
+        BackendMissing: no backend that opens such files is installed, or not the one asked for.
+        DeviceMissing: the device is not here, and the policy is `fail`.
+        ModelUnreadable: no backend can read the file.
+        ConfigError: an option is refused, or the batch axis cannot be opened.
+    """
+    choice = tuned.load(state_dir, source.digest, config.device, cores) if state_dir is not None else None
+    candidates = backends.candidates(source.path, config.backend)
+    if choice is not None:  # stable: what was tuned goes to the front, the others keep their order
+        candidates = tuple(sorted(candidates, key=lambda backend: backend.name != choice.backend))
+    passed_over: dict[str, str] = {}
+    absent: list[tuple[Backend, DeviceMissing]] = []
+    first: HedgerowError | None = None
+    for backend in candidates:
+        try:
+            return _open(backend, source, config, config.device, cores, state_dir, choice, None, passed_over)
+        except DeviceMissing as error:
+            absent.append((backend, error))
+            passed_over[backend.name] = str(error)
+            first = first or error
+        except (BackendMissing, ModelUnreadable, ConfigError) as error:
+            passed_over[backend.name] = str(error)
+            # That a library is missing says less than why another one failed.
+            first = error if first is None or isinstance(first, BackendMissing) else first
+    if not absent:
+        raise _summary(first, passed_over)
+    if config.if_device_missing == "degrade":
+        for backend, missing in absent:
+            degraded = f"{missing}; runs on the CPU"
+            try:
+                return _open(backend, source, config, "CPU", cores, state_dir, None, degraded, passed_over)
+            except (ModelUnreadable, ConfigError) as unreadable:
+                passed_over[backend.name] = str(unreadable)
+                first = unreadable
+        raise _summary(first, passed_over)
+    there = "; ".join(f"{backend.name} has {', '.join(backend.devices())}" for backend, _ in absent)
+    raise DeviceMissing(
+        f"No {config.device} here for {source.path.name}: {there}",
+        remedy="Set `device:` to one of these, install the driver, or set `if_device_missing: degrade` to run on the CPU.",
+    ) from absent[0][1]
+
+
+def batch_axes(config: ModelConfig) -> dict[str, int | None]:
+    """Where frames are stacked, as `SessionOptions` takes it."""
+    return {**config.batch_axis, **dict.fromkeys(config.constants)}
+
+
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """Batch sizes to compile for: 1, 2, 3, 4, 6, 8, 12, 16 …, the largest last. Padding adds a third on average at most."""
+    sizes = {most}
+    step = 1
+    while step < most:
+        sizes |= {step, step * 3 // 2}
+        step *= 2
+    return tuple(sorted(size for size in sizes if size <= most))
+
+
+def signature(source: ModelFile, config: ModelConfig) -> Signature:
+    """What a model takes and gives, from the first backend that can open it.
+
+    Raises: ConfigError, ModelError: none can, or the configuration does not fit the model.
+    """
+    session = load(source, config, 1, None).session
+    try:
+        return Signature(source.path.name, config, session.inputs, session.outputs)
+    finally:
+        session.close()
+
+
+def _open(
+    backend: Backend,
+    source: ModelFile,
+    config: ModelConfig,
+    device: str,
+    cores: int,
+    state_dir: Path | None,
+    choice: tuned.Choice | None,
+    degraded: str | None,
+    passed_over: dict[str, str],
+) -> Loaded:
+    version = backend.version
+    if choice is not None and choice.backend != backend.name:
+        choice = None
+    streams = config.streams or (choice.streams if choice else 1)
+    threads = config.threads or (choice.threads if choice and not config.streams else max(1, cores // streams))
+    max_batch = config.max_batch or (choice.max_batch if choice else DEFAULT_MAX_BATCH)
+    folder = cache.folder(state_dir, source.digest) if state_dir is not None else None
+    axes = batch_axes(config)
+    sizes = batch_sizes(max_batch) if config.static_batches else ()
+    options = SessionOptions(device, threads, streams, config.options, axes, config.open_batch, sizes, folder)
+    session = backend.open(source.path, options)
+    if config.open_batch and choice is None and (name := fixed_to_one(session.inputs, axes)) is not None:
+        session.close()
+        raise ConfigError(
+            f"{backend.name} cannot open the batch axis of {name}, which {source.path.name} fixes to 1",
+            remedy="Use `backend: openvino`, export the model with an open batch axis, or remove `open_batch`.",
+        )
+    if folder is not None:
+        cache.used(folder)
+    return Loaded(session, version, threads, max_batch, degraded, passed_over)
+
+
+def _summary(first: HedgerowError | None, passed_over: dict[str, str]) -> HedgerowError:
+    assert first is not None  # noqa: S101 - every candidate that is not returned leaves an error
+    if len(passed_over) < 2:
+        return first
+    return type(first)("; ".join(passed_over.values()), remedy=first.remedy)

@@ -1,0 +1,334 @@
+"""A node's agent: takes what the region desires, gets there step by step, and reports how far it is.
+
+    desired ─▶ admit ─▶ reconcile ─▶ verify, fetch, install ─▶ swap ─▶ keep ─▶ reported
+
+Rules:
+- One document at a time. A newer one ends the work on the older, wherever that is; what serves goes on serving.
+- What was kept serves from the start of the next run, without network and region.
+- A region that is away is waited for; everything else that goes wrong is reported and ends the document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from pydantic import ValidationError
+
+from hedgerow.errors import BusError, HedgerowError, internal
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.node.fleet.agent_host import AgentHost
+from hedgerow.node.fleet.model_source import ModelSource
+from hedgerow.node.fleet.reconcile import (
+    Admission,
+    ChangePipelines,
+    DesiredError,
+    FetchVersion,
+    Running,
+    Step,
+    SwapToFile,
+    SwapVersion,
+    VerifyAgain,
+    admit,
+    reconcile,
+)
+from hedgerow.node.fleet.reporter import Reporter
+from hedgerow.node.fleet.state import AgentState, KeptModel
+from hedgerow.node.pipelines.overlay import OverlayError
+from hedgerow.node.swap.outcome import OnStep, SwapOutcome
+from hedgerow.node.swap.swaps import Swaps
+from hedgerow.wire.fleet import Desired, JobState, ModelRef
+from hedgerow.wire.messages import ErrorBody
+
+if TYPE_CHECKING:
+    from hedgerow.bus.message import Message
+
+log = structlog.get_logger(__name__)
+
+_RETRY_S: Final = (1.0, 30.0)
+"""Pause before the region is asked again: the first, and the longest."""
+_LOOK_EVERY_S: Final = 2.0
+"""How often an idle node checks whether there is something new to report."""
+
+
+class Agent:
+    """Gets a node to run what it should.
+
+    Args:
+        host: the node.
+        state: what outlives the process.
+        source: where versions come from.
+        swaps: lets versions serve.
+    Attributes:
+        counts: documents, by what became of them.
+    """
+
+    def __init__(self, host: AgentHost, state: AgentState, source: ModelSource, swaps: Swaps) -> None:
+        self.counts = {"taken": 0, "refused": 0}
+        self._host = host
+        self._state = state
+        self._source = source
+        self._swaps = swaps
+        self._reporter = Reporter(host, source, swaps)
+        self._own_labels: dict[str, str] = {}
+        self._wanted: Desired | None = state.desired()
+        self._kept = state.kept()
+        self._wake = asyncio.Event()
+
+    # What the node asks of it
+
+    async def restore(self) -> None:
+        """Let the versions serve that were kept, and take up the overlay; to be called before pipelines are built."""
+        for failure in await asyncio.to_thread(self._restore):
+            self._host.event("model-not-restored", failure)
+        if self._wanted is not None:
+            self._host.restore_overlay(self._wanted.pipelines)
+
+    def take(self, message: Message) -> None:
+        """Take a document, or refuse it."""
+        desired = self._read(message)
+        if desired is None:
+            return
+        in_hand = 0 if self._wanted is None else self._wanted.generation
+        admission = admit(desired, self._host.address, in_hand, time.time(), clock_doubtful=self._host.clock_doubtful)
+        if admission is Admission.TAKE:
+            self.counts["taken"] += 1
+            self._wanted = desired
+            self._wake.set()
+            return
+        if admission is Admission.KNOWN:
+            return
+        self._refuse(admission.value, f"generation {desired.generation}, and {in_hand} is in hand")
+        if admission is Admission.EXPIRED:
+            error = DesiredError(
+                f"Generation {desired.generation} expired before it came here",
+                code=admission.value,
+                remedy="Make a new one; if the node was not away for long, compare the clocks.",
+            )
+            self._reporter.update(generation=desired.generation, state="rejected", step="", error=ErrorBody.of(error))
+
+    def try_again(self) -> None:
+        """Carry out the document in hand once more: something that stood in its way is gone."""
+        if self._wanted is not None:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Carry out documents until cancelled."""
+        self._reporter.update(labels=self._labels, force=True)
+        work: asyncio.Task[None] | None = None
+        if self._wanted is not None:
+            self._wake.set()
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S)
+                if not self._wake.is_set():
+                    if work is None or work.done():
+                        self._reporter.update()
+                    continue
+                self._wake.clear()
+                await _end(work)
+                assert self._wanted is not None  # noqa: S101 - it is set before the event is
+                work = asyncio.create_task(self._carry_out(self._wanted), name="desired")
+        finally:
+            await _end(work)
+
+    # Carrying out a document
+
+    async def _carry_out(self, desired: Desired) -> None:
+        """Take every step, and report the result. Raises only CancelledError: there is a newer document."""
+        self._reporter.update(
+            generation=desired.generation,
+            state="in-progress",
+            step="",
+            progress=None,
+            error=None,
+            rolled_back=[],
+            labels=self._labels,
+        )
+        state: JobState = "succeeded"
+        failure: HedgerowError | None = None
+        try:
+            installed = await asyncio.to_thread(self._begin, desired)
+            async with asyncio.timeout(desired.swap.timeout_s):
+                for step in reconcile(desired, self._running(installed)):
+                    await self._take_step(step, desired)
+        except TimeoutError:
+            state = "timed-out"
+            failure = DesiredError(
+                f"Generation {desired.generation} was not done within {desired.swap.timeout_s:g} s; it was at: "
+                f"{self._reporter.report.step or 'the beginning'}",
+                code="timed-out",
+                remedy="Look at the link to the region, or give it more time (`timeout_s`).",
+            )
+        except (DesiredError, OverlayError) as error:
+            state, failure = "rejected", error
+        except HedgerowError as error:
+            state, failure = "failed", error
+        except Exception as error:
+            log.exception("desired-failed", generation=desired.generation)
+            state, failure = "failed", internal(error)
+        if failure is not None:
+            detail = {"generation": desired.generation, "code": failure.code, "error": str(failure)}
+            log.warning("desired-not-carried-out", **detail, remedy=failure.remedy)
+            self._host.event("desired-not-carried-out", detail)
+        body = None if failure is None else ErrorBody.of(failure)
+        self._reporter.update(state=state, step="", progress=None, error=body, force=True)
+
+    async def _take_step(self, step: Step, desired: Desired) -> None:
+        match step:
+            case FetchVersion(model, ref):
+                await self._until_region_is_back(lambda: self._source.fetch(ref, self._labels, self._steps_of(model)))
+            case VerifyAgain(model, ref):
+                self._reporter.step("verify", model)
+                await self._source.verify_again(ref, self._labels)
+            case SwapVersion(model, ref):
+                await self._swap(model, ref, desired)
+            case SwapToFile(model):
+                await self._swap_to_file(model, desired)
+            case ChangePipelines(overlay):
+                self._reporter.step("pipelines", "")
+                await self._host.set_overlay(overlay)
+
+    async def _until_region_is_back(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Try until the region, or the broker, can be reached."""
+        pause_s = _RETRY_S[0]
+        while True:
+            try:
+                await attempt()
+            except BusError as error:
+                log.info("region-away", error=str(error), again_s=round(pause_s, 1))
+                self._reporter.update(error=ErrorBody.of(error))
+            else:
+                return
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, _RETRY_S[1])
+
+    async def _swap(self, model: str, ref: ModelRef, desired: Desired) -> None:
+        candidate = await asyncio.to_thread(self._prepare, model, ref)
+        before = self._swaps.serving().get(model)
+        previous = None if before is None else before.model
+        outcome = await self._swaps.swap_to(candidate, desired.swap, self._steps_of(model))
+        if not outcome.kept:
+            await asyncio.to_thread(self._protect)
+            if outcome.served:
+                self._reporter.update(rolled_back=[*self._reporter.report.rolled_back, model])
+            what = f"{ref}" if ref.name == model else f"{model}: {ref}"
+            raise VersionNotKept(f"{what} was rolled back: {outcome.reason}", outcome)
+        old = self._kept.get(model)
+        self._kept[model] = KeptModel(
+            ref=ref,
+            variant=candidate.variant.name,
+            previous=previous,
+            previous_variant=old.variant if old is not None and old.ref == previous else None,
+        )
+        await asyncio.to_thread(self._keep)
+
+    async def _swap_to_file(self, model: str, desired: Desired) -> None:
+        outcome = await self._swaps.swap_to_file(model, desired.swap, self._steps_of(model))
+        if not outcome.kept:
+            raise VersionNotKept(f"{model}: its own file does not serve: {outcome.reason}", outcome)
+        self._kept.pop(model, None)
+        await asyncio.to_thread(self._keep)
+
+    def _steps_of(self, model: str) -> OnStep:
+        return lambda stage, progress: self._reporter.step(stage, model, progress)
+
+    def _running(self, installed: Iterable[str]) -> Running:
+        serving = {name: report.model for name, report in self._swaps.serving().items() if report.model is not None}
+        return Running(
+            models=self._host.models,
+            serving=serving,
+            installed=frozenset(installed),
+            quarantined=self._quarantined(),
+            pipelines=self._host.pipelines,
+            overlay=self._host.overlay,
+        )
+
+    def _quarantined(self) -> dict[str, Any]:
+        return {each.digest: each for each in self._swaps.quarantined()}
+
+    @property
+    def _labels(self) -> dict[str, str]:
+        """All labels of the node: the machine's, its file's, the region's."""
+        return self._own_labels | (self._wanted.labels if self._wanted is not None else {})
+
+    # In a thread
+
+    def _restore(self) -> list[dict[str, Any]]:
+        """Let the versions serve that were kept. Returns: those that cannot, each as the detail of an event."""
+        self._own_labels = self._host.labels()
+        failures = []
+        for model, kept in list(self._kept.items()):
+            if model not in self._host.models:
+                continue
+            for ref, variant in ((kept.ref, kept.variant), (kept.previous, kept.previous_variant)):
+                if ref is None or ref.digest in self._quarantined():
+                    continue
+                try:
+                    self._swaps.restore(model, self._source.undamaged(model, ref, variant))
+                    break
+                except HedgerowError as error:
+                    failures.append({"model": model, "version": str(ref), "error": str(error)})
+                    log.warning("model-not-restored", **failures[-1])
+        self._protect()
+        return failures
+
+    def _begin(self, desired: Desired) -> Iterable[str]:
+        """Keep a document before anything is done about it. Returns: digests of the versions that are in the store."""
+        self._state.keep_desired(desired)
+        return self._source.installed()
+
+    def _prepare(self, model: str, ref: ModelRef) -> ModelVersion:
+        candidate = self._source.candidate(model, ref)
+        self._protect(ref)
+        return candidate
+
+    def _keep(self) -> None:
+        self._protect()
+        self._state.keep_models(self._kept)
+
+    def _protect(self, *also: ModelRef) -> None:
+        """Keep the store from evicting what serves, and what would serve if that were rolled back."""
+        refs = [kept.ref for kept in self._kept.values()]
+        refs += [kept.previous for kept in self._kept.values() if kept.previous is not None]
+        self._source.protect({ref.digest for ref in [*refs, *also]})
+
+    # Taking a document
+
+    def _read(self, message: Message) -> Desired | None:
+        if message.oversized is not None or message.malformed is not None or not message.payload:
+            if message.payload or message.oversized:  # an empty one only clears what the broker had retained
+                self._refuse("unreadable", message.malformed or f"{message.oversized} bytes")
+            return None
+        try:
+            return Desired.model_validate_json(bytes(message.payload))
+        except ValidationError as error:
+            first = error.errors()[0]
+            self._refuse("unreadable", f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300])
+            return None
+
+    def _refuse(self, reason: str, detail: str) -> None:
+        self.counts["refused"] += 1
+        log.warning("desired-refused", reason=reason, detail=detail)
+        self._host.event("desired-refused", {"reason": reason, "detail": detail})
+
+
+class VersionNotKept(HedgerowError):
+    """A version has not passed every step of its swap on this node."""
+
+    def __init__(self, message: str, outcome: SwapOutcome) -> None:
+        super().__init__(message, remedy=outcome.remedy or "Fix the model, and send another version.")
+        self.code = outcome.code
+
+
+async def _end(work: asyncio.Task[None] | None) -> None:
+    if work is not None:
+        work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work

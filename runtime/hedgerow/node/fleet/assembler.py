@@ -1,0 +1,66 @@
+"""Builds a node's part in a fleet from its configuration.
+
+desired ─▶ agent ─▶ verifier (who signed it) ─▶ fetcher, store (its content) ─▶ swaps (try, serve, keep) ─▶ reported
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
+from hedgerow.blobs.origins.origins import OriginDocuments, open_sources, web_of
+from hedgerow.blobs.store.store import BlobStore
+from hedgerow.config import NodeConfig
+from hedgerow.errors import ConfigError
+from hedgerow.node.fleet.agent import Agent
+from hedgerow.node.fleet.agent_host import AgentHost
+from hedgerow.node.fleet.member import FleetMember
+from hedgerow.node.fleet.model_source import ModelSource
+from hedgerow.node.fleet.state import AgentState
+from hedgerow.node.fleet.verify import Verifier
+from hedgerow.node.link.options import link_options
+from hedgerow.node.swap.swaps import Swaps
+from hedgerow.trust.client import TrustClient
+from hedgerow.trust.https import HttpsDocuments
+
+FOLDER = "fleet"
+
+
+def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps) -> FleetMember:
+    """Build the agent, and what it works with.
+
+    Args:
+        config: as the node's file says.
+        root_file: the root of trust.
+        host: the node, as the agent sees it.
+        swaps: swaps versions of the node's models.
+    Raises: ConfigError: the root of trust cannot be read.
+    """
+    address, fleet = config.node.address, config.fleet
+    folder = config.node.state_dir / FOLDER
+    store, sources = BlobStore(folder / "store", fleet.store_max_bytes), open_sources(fleet.sources)
+    fetcher = BlobFetcher(
+        link_options(config.broker, f"hedgerow/{address}/blobs", keep_session=False),
+        address,
+        store,
+        max_bytes_per_s=fleet.fetch_bytes_per_s,
+        serve_neighbours=fleet.serve_neighbours,
+        sources=sources,
+        on_event=host.event,
+    )
+    documents = OriginDocuments(fetcher.documents, sources)
+    copies = [HttpsDocuments(web_of(source)) for source in fleet.sources if source.url.startswith("https:")]
+    trust = TrustClient(folder / "trust", _root(root_file), documents, *copies)
+    verifier = Verifier(trust, host.event)
+    source = ModelSource(verifier, fetcher, store)
+    return FleetMember(Agent(host, AgentState(folder), source, swaps), fetcher, verifier)
+
+
+def _root(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"The root of trust {path} cannot be read: {error.strerror}",
+            remedy="Copy the repository's `metadata/1.root.json` there, which `hedgerow trust init` made; or remove `fleet: root_file`.",
+        ) from error

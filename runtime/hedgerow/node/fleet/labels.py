@@ -1,0 +1,71 @@
+"""Labels that a node gives itself, for selectors: `arch`, `cores`, `memory-gib`, `backend/openvino` …
+
+No library is loaded for them. Which backends are installed is looked up; devices are those of the backends in use, which
+are loaded anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from hedgerow import __version__, backends
+from hedgerow.config import ModelConfig
+from hedgerow.errors import HedgerowError
+from hedgerow.models.serving.pool import BUNDLE
+from hedgerow.topics import Address
+
+_UNFIT = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+def own_labels(address: Address, cores: int) -> dict[str, str]:
+    """The labels of this node that nobody sets, without its devices.
+
+    Args:
+        cores: that the node owns.
+    """
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    labels = {
+        "region": address.region,
+        "site": address.site,
+        "node": address.node,
+        "arch": platform.machine(),
+        "cores": str(cores),
+        "memory-gib": f"{memory_gib:.0f}",
+        "hedgerow": __version__,
+    }
+    for backend in backends.backends():
+        if (version := backend.installed) is not None:
+            labels[f"backend/{backend.name}"] = version
+    return {key: _UNFIT.sub("-", value).strip("-._+") for key, value in labels.items()}
+
+
+def device_labels(names: Iterable[str]) -> dict[str, str]:
+    """`device/cpu`, `device/gpu` … of these backends; blocks, since drivers are asked."""
+    labels: dict[str, str] = {}
+    here = backends.Here()
+    for name in names:
+        labels |= {f"device/{device.partition('.')[0].lower()}": "" for device in here.get(name, ())}
+    return labels
+
+
+def backends_in_use(models: Mapping[str, ModelConfig]) -> set[str]:
+    """The backends that would run these models, going by what the node's file says.
+
+    For a model of a bundle that is the first one installed, unless the file names another.
+    """
+    names: set[str] = set()
+    for model in models.values():
+        if model.backend != "auto":
+            names.add(model.backend)
+            continue
+        there = backends.backends()
+        if not model.path.startswith(BUNDLE):
+            with suppress(HedgerowError):
+                there = backends.candidates(Path(model.path))
+        names |= {next((backend.name for backend in there if backend.installed is not None), "")}
+    return names - {""}

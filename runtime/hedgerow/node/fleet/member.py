@@ -1,0 +1,51 @@
+"""A node's part in a fleet while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
+from hedgerow.node.fleet.agent import Agent
+from hedgerow.node.fleet.verify import Verifier
+
+
+class FleetMember:
+    """Runs an agent and its link: `agent.restore`, then `open`; `close` at the end.
+
+    Args:
+        agent: carries out what the region desires.
+        fetcher: has the link for models.
+        verifier: for its metrics.
+    Attributes:
+        agent: as given.
+    """
+
+    def __init__(self, agent: Agent, fetcher: BlobFetcher, verifier: Verifier) -> None:
+        self.agent = agent
+        self._fetcher = fetcher
+        self._verifier = verifier
+        self._work: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect, and start the agent."""
+        await self._fetcher.__aenter__()
+        self._work = asyncio.create_task(self.agent.run(), name="agent")
+
+    async def renew_link(self) -> None:
+        """Reconnect with the certificate files as they are now."""
+        await self._fetcher.client.renew()
+
+    async def close(self) -> None:
+        """Stop the agent; the next run goes on where it was."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+            await self._fetcher.__aexit__(None, None, None)
+
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """Its metrics: name, help, labels, value."""
+        yield from self._fetcher.gauges()
+        yield from self._verifier.gauges()
+        for what, count in self.agent.counts.items():
+            yield "hedgerow_desired", "Desired documents, by what became of them.", {"what": what}, count

@@ -1,0 +1,49 @@
+"""The node's heartbeat: shows that the event loop turns, and watches the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import structlog
+
+from hedgerow.node.link.announcer import Announcer
+from hedgerow.telemetry import systemd
+from hedgerow.telemetry.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+BEAT_EVERY_S: Final = 1.0
+_DEAD_AFTER_S: Final = 10 * BEAT_EVERY_S
+
+
+class Heartbeat:
+    """Beats once a second as long as the event loop turns.
+
+    Args:
+        announcer: publishes that the clock jumped.
+    Attributes:
+        clock: whether the machine's clock can be trusted.
+    """
+
+    def __init__(self, announcer: Announcer) -> None:
+        self.clock = Clock()
+        self._announcer = announcer
+        self._last = time.monotonic()
+
+    async def run(self) -> None:
+        """Beat for ever."""
+        while True:
+            self._last = time.monotonic()
+            systemd.alive()
+            jump_s = self.clock.look(time.time(), self._last)
+            if jump_s is not None:
+                log.warning("clock-jumped", by_s=round(jump_s, 3))
+                self._announcer.event("clock-jumped", {"by_s": round(jump_s, 3)})
+            await asyncio.sleep(BEAT_EVERY_S)
+
+    def why_dead(self) -> list[str]:
+        """(any thread) Why the node counts as dead; empty: it lives."""
+        silent_s = time.monotonic() - self._last
+        return [f"the event loop has not turned for {silent_s:.0f} s"] if silent_s > _DEAD_AFTER_S else []

@@ -1,0 +1,104 @@
+"""What a node says over its own link: birth and death, events, reports."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from hedgerow import __version__
+from hedgerow.bus.client import Client
+from hedgerow.bus.packets import Publication
+from hedgerow.bus.properties import Property, Value, encode_properties
+from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.topics import Address, Channel
+from hedgerow.wire import messages as wire
+
+log = structlog.get_logger(__name__)
+
+_JSON = encode_properties([(Property.CONTENT_TYPE, wire.JSON)])
+
+
+class Announcer:
+    """Publishes a node's status, events and reports.
+
+    Args:
+        address: of the node.
+        session: names this run of the node; birth and death carry it, so a late will cannot bury a newer birth.
+        client: the node's own link.
+    """
+
+    def __init__(self, address: Address, session: str, client: Client) -> None:
+        self.address = address
+        self.session = session
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker can be reached."""
+        return self._client.connected
+
+    def status(self, state: str, reason: str | None = None) -> None:
+        """Publish birth (`online`) or death (`offline`)."""
+        status = _status(self.address, self.session, state, reason, time.time())
+        self.publish(Channel.STATUS, status.encode(), qos=1, retain=True)
+
+    def publish(self, channel: Channel, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
+        """Publish JSON on one of the node's topics."""
+        self._client.publish(self.address.topic(channel), payload, qos=qos, retain=retain, properties=_JSON)
+
+    def event(self, kind: str, detail: dict[str, Any], pipeline: str | None = None) -> None:
+        """Publish something that happened."""
+        at = time.time()
+        event = wire.Event(
+            kind=kind, node=str(self.address), session=self.session, at=at, pipeline=pipeline, detail=detail
+        )
+        user = {
+            "specversion": "1.0",
+            "id": uuid.uuid4().hex,
+            "source": f"/hedgerow/{self.address}",
+            "type": f"hedgerow.event.{kind}",
+            "time": wire.rfc3339(at),
+        }
+        pairs: list[tuple[Property, Value]] = [(Property.USER, pair) for pair in user.items()]
+        properties = _JSON + encode_properties(pairs)
+        self._client.publish(self.address.topic(Channel.EVENT, kind), event.encode(), qos=1, properties=properties)
+
+    def warn(self, kind: str, detail: dict[str, Any]) -> None:
+        """Log a warning and publish it as an event."""
+        log.warning(kind, **detail)
+        self.event(kind, detail)
+
+    def event_sink(self, pipeline: str) -> EventSink:
+        """Logs and publishes a pipeline's events; callable from any thread."""
+
+        def sink(kind: str, detail: dict[str, Any]) -> None:
+            log.warning(kind, pipeline=pipeline, **detail)
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self.event, kind, detail, pipeline)
+
+        return sink
+
+
+def last_will(address: Address, session: str) -> Publication:
+    """What the broker publishes when the node disappears without a word."""
+    status = _status(address, session, "offline", "the link broke", None)
+    return Publication(address.topic(Channel.STATUS), status.encode(), qos=1, retain=True)
+
+
+def _status(address: Address, session: str, state: str, reason: str | None, at: float | None) -> wire.Status:
+    return wire.Status.model_validate(
+        {
+            "state": state,
+            "session": session,
+            "node": str(address),
+            "version": __version__,
+            "at": at,
+            "reason": reason,
+        }
+    )

@@ -1,0 +1,150 @@
+"""The node's outbox and its link: durable results and gaps go out, the region's acknowledgements come in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from hedgerow import topics
+from hedgerow.bus.client import Client
+from hedgerow.bus.message import Message
+from hedgerow.bus.outbox import Ack, Outbox
+from hedgerow.config import NodeConfig
+from hedgerow.node.link.options import link_options
+from hedgerow.topics import Channel
+from hedgerow.wire.messages import OutboxHealth
+
+log = structlog.get_logger(__name__)
+
+FILE: Final = "outbox.db"
+_GAP: Final = "gap"
+_LARGEST_ACK: Final = 64 << 10
+
+
+class NodeOutbox:
+    """Opens the outbox when a pipeline first needs it, or when an earlier run left something in it.
+
+    It has a link of its own, so that a backlog holds up neither health nor commands.
+
+    Args:
+        config: the broker, the node's address and the outbox's limits.
+        folder: where it is kept.
+        on_event: told what operators should know.
+    Attributes:
+        bad_acks: acknowledgements that could not be read.
+    """
+
+    def __init__(self, config: NodeConfig, folder: Path, on_event: Callable[[str, dict[str, Any]], None]) -> None:
+        self.bad_acks = 0
+        self._limits = config.outbox
+        self._path = folder / FILE
+        self._address = config.node.address
+        self._options = link_options(
+            config.broker, f"hedgerow/{self._address}/outbox", max_payload_bytes=_LARGEST_ACK, keep_session=False
+        )
+        self._on_event = on_event
+        self._opening = asyncio.Lock()
+        self._outbox: Outbox | None = None
+        self._client: Client | None = None
+        self._closed = False
+
+    @property
+    def left_over(self) -> bool:
+        """Whether there is one from an earlier run."""
+        return self._path.exists()
+
+    @property
+    def client(self) -> Client | None:
+        """Its link, once it is open."""
+        return self._client
+
+    async def open(self) -> Outbox:
+        """The outbox, open.
+
+        Raises: OutboxError: it is in use, or of another version. A full or failing disk does not raise: that may pass.
+        """
+        async with self._opening:
+            if self._outbox is None:
+                client = Client(self._options, self._take, self._link_changed)
+                limits = self._limits
+                outbox = Outbox(
+                    self._path,
+                    gap_topic=self._address.topic(Channel.EVENT, _GAP),
+                    late=topics.late,
+                    publish=client.publish,
+                    on_event=self._on_event,
+                    max_bytes=limits.max_bytes,
+                    when_full=limits.when_full,
+                    window=limits.window,
+                    window_bytes=limits.window_bytes,
+                    backlog_share=limits.backlog_share,
+                )
+                await outbox.__aenter__()
+                self._outbox, self._client = outbox, client
+                client.resume()
+                await client.subscribe({self._address.topic(Channel.ACK): 1})
+                log.info("outbox-open", path=str(self._path), waiting=outbox.status.entries)
+            return self._outbox
+
+    async def renew_link(self) -> None:
+        """Reconnect with the certificate files as they are now."""
+        if self._client is not None:
+            await self._client.renew()
+
+    async def close(self) -> None:
+        """Write what is still in memory; what the region has not acknowledged stays for the next run."""
+        if self._outbox is None or self._client is None or self._closed:
+            return
+        self._closed = True
+        await self._outbox.close()
+        await self._client.close(forget_session=True, timeout_s=1.0)
+
+    def health(self) -> OutboxHealth | None:
+        """Its part of the health report; None if it is not open."""
+        if self._outbox is None:
+            return None
+        status = self._outbox.status
+        return OutboxHealth(
+            epoch=status.epoch,
+            entries=status.entries,
+            used_bytes=status.used_bytes,
+            max_bytes=self._limits.max_bytes,
+            under_way=status.under_way,
+            lost=status.lost,
+            failure=status.failure,
+        )
+
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """Its metrics: name, help, labels, value."""
+        if self._outbox is None or self._client is None:
+            return
+        status = self._outbox.status
+        yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "outbox"}, self._client.connected
+        refused = self._client.refused_publishes
+        yield "hedgerow_refused_publishes", "QoS 1 messages that the broker did not take.", {"link": "outbox"}, refused
+        yield "hedgerow_outbox_entries", "Results and gaps that the region does not have.", {}, status.entries
+        yield "hedgerow_outbox_bytes", "Bytes that the outbox takes on the disk.", {}, status.used_bytes
+        yield "hedgerow_outbox_max_bytes", "Bytes that it may take.", {}, self._limits.max_bytes
+        yield "hedgerow_outbox_under_way", "Results sent and not acknowledged by the region.", {}, status.under_way
+        yield "hedgerow_outbox_failing", "Whether nothing can be stored.", {}, status.failure is not None
+        yield "hedgerow_outbox_bad_acks", "Acknowledgements that could not be read.", {}, self.bad_acks
+        for reason, count in status.lost.items():
+            yield "hedgerow_outbox_lost", "Durable results given up, by reason.", {"reason": reason}, count
+
+    def _take(self, messages: list[Message]) -> None:
+        assert self._outbox is not None and self._client is not None  # noqa: S101, PT018 - the link comes after both
+        for message in messages:
+            try:
+                self._outbox.acknowledge(Ack.decode(message.payload))
+            except ValueError as error:
+                self.bad_acks += 1
+                log.warning("bad-ack", error=str(error)[:200])
+            self._client.ack(message)
+
+    def _link_changed(self, connected: bool, reason: str) -> None:
+        if self._outbox is not None:
+            self._outbox.link(up=connected)

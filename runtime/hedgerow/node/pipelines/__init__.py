@@ -1,0 +1,1 @@
+"""A node's pipelines, and the configuration that they run by."""

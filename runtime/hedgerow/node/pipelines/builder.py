@@ -1,0 +1,59 @@
+"""Builds a node's pipelines from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from hedgerow.config import NodeConfig
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.node.link.announcer import Announcer
+from hedgerow.pipeline.built_pipeline import BuiltPipeline
+from hedgerow.pipeline.local_pipeline import LocalPipeline
+from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
+
+
+class PipelineBuilder:
+    """Sets stages up and loads models. Its methods block: call them in a thread.
+
+    Args:
+        base_dir: folder that relative paths start at.
+        cores: cores the node owns.
+        pool: the node's models.
+        announcer: publishes the pipelines' events.
+    """
+
+    def __init__(self, base_dir: Path, cores: int, pool: ModelPool, announcer: Announcer) -> None:
+        self._base_dir = base_dir
+        self._cores = cores
+        self._pool = pool
+        self._announcer = announcer
+
+    def build(self, config: NodeConfig, name: str) -> BuiltPipeline:
+        """Build a pipeline.
+
+        Raises:
+            ModelNotAssigned: the region has not said yet which version of a model it uses.
+            HedgerowError: a stage or a model is missing or broken.
+        """
+        if config.pipelines[name].workers:
+            return self.build_workers(config, name)
+        return LocalPipeline(config, name, self._base_dir, self._pool, self._cores, self._announcer.event_sink(name))
+
+    def build_workers(
+        self, config: NodeConfig, name: str, warm_up: Mapping[str, Iterable[int]] = MappingProxyType({})
+    ) -> WorkerPipeline:
+        """Build a pipeline with workers, which run the versions that models are assigned now.
+
+        Args:
+            warm_up: batch sizes to run before the first frame, by model.
+        Raises: as `build`.
+        """
+        events = self._announcer.event_sink(name)
+        return WorkerPipeline(config, name, self._base_dir, self._cores, events, self.versions(), warm_up)
+
+    def versions(self) -> dict[str, ModelVersion]:
+        """The versions that models are assigned, by model."""
+        return self._pool.assigned()

@@ -1,0 +1,272 @@
+"""Swaps: a model gets another version while frames flow, and goes back to the one before by itself.
+
+    load ─▶ golden ─▶ shadow ─▶ split ─▶ switch ─▶ probation ─▶ kept
+      └────────┴─────────┴────────┴────────┴──────────┴──▶ rolled back: the version before serves (on)
+
+Rules:
+- One at a time. However a swap ends, cancelled at any point too, one verified version serves afterwards.
+- The version before stays loaded until the new one is kept.
+- A step that may bring the process down is recorded on disk first (`models/monitor/quarantine.py`).
+- Pipelines with workers get new workers at the switch, and are observed there on probation. They have no shadow and no
+  split.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, Literal, TypeVar
+
+import structlog
+
+from hedgerow.errors import CommandError, HedgerowError
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.canary_analysis import CRASHED
+from hedgerow.models.monitor.quarantine import QuarantineLog
+from hedgerow.models.serving.pool import BUNDLE, ModelPool
+from hedgerow.models.serving.served_model import ServedModel
+from hedgerow.node.pipelines.worker_pipelines import WorkerPipelines
+from hedgerow.node.swap.outcome import OnStep, SwapOutcome, SwapRefused
+from hedgerow.node.swap.swap_steps import SwapSteps
+from hedgerow.wire.fleet import Quarantined, ReportedModel, SwapPolicy
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_JUDGE_EVERY_S: Final = 0.25
+
+
+class Swaps:
+    """Swaps the versions of a node's models.
+
+    Args:
+        pool: the models in this process.
+        workers: the models in worker processes.
+        quarantine: keeps on disk which versions are in quarantine, and which are being tried.
+        on_event: told what operators should know.
+    """
+
+    def __init__(
+        self,
+        pool: ModelPool,
+        workers: WorkerPipelines,
+        quarantine: QuarantineLog,
+        on_event: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self._pool = pool
+        self._workers = workers
+        self._quarantine = quarantine
+        self._on_event = on_event
+        self._turn = asyncio.Lock()
+        self._stages: dict[str, Literal["split", "probation"]] = {}
+        self._previous: dict[str, ModelVersion | None] = {}
+        for each in quarantine.fresh:
+            on_event("model-quarantined", each.model_dump(exclude_none=True))
+
+    async def swap_to(self, candidate: ModelVersion, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
+        """Swap to a version that is on this node's disk, verified.
+
+        Cancelling it leaves, or restores, the version that served before.
+
+        Returns: whether it was kept, and why not.
+        """
+        async with self._turn:
+            return await self._swap(candidate.name, candidate, policy, on_step)
+
+    async def swap_to_file(self, name: str, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
+        """Swap to the file that the node's own configuration names: the region no longer names a version.
+
+        Cancelling it leaves, or restores, the version that served before.
+
+        Returns: whether the file was kept, and why not.
+        """
+        async with self._turn:
+            if name not in self._pool.assigned():
+                return SwapOutcome(kept=True)
+            configs = [slot.config for slot in self._pool.slots(name)]
+            if (in_workers := self._workers.config_of(name)) is not None:
+                configs.append(in_workers)
+            if any(config.path.startswith(BUNDLE) for config in configs):
+                return SwapOutcome(
+                    False,
+                    "no-own-file",
+                    f"Model {name} has no file of this node's own; what served goes on",
+                    "Give it a `path:` to a file in the node's configuration, or let the region name a version.",
+                )
+            if not configs:
+                self._pool.assign(name, None)
+                return SwapOutcome(kept=True)
+            return await self._swap(name, None, policy, on_step)
+
+    def restore(self, name: str, candidate: ModelVersion) -> None:
+        """Serve a version that was kept in an earlier run; to be called before pipelines are built."""
+        self._pool.assign(name, candidate)
+
+    def serving(self) -> dict[str, ReportedModel]:
+        """The versions that serve, by the model's name in the configuration: as results name them, not as desired."""
+        infos = [*(slot.info() for slot in self._pool.slots()), *self._workers.models()]
+        return {info.name: self._reported(info) for info in infos}
+
+    def previous(self, name: str) -> ModelVersion | None:
+        """The version that served before the present one, if it came from a bundle."""
+        return self._previous.get(name)
+
+    def quarantined(self) -> list[Quarantined]:
+        """Versions that this node does not try again."""
+        return self._quarantine.quarantined()
+
+    async def release(self, digest: str) -> None:
+        """Release a version from quarantine. Raises: CommandError: a swap is under way."""
+        if self._turn.locked():
+            raise CommandError(
+                "A version of a model is on trial just now",
+                code="busy",
+                remedy="Ask again when it is kept or rolled back.",
+            )
+        async with self._turn:
+            await asyncio.to_thread(self._quarantine.release, digest)
+
+    def _reported(self, info: ServedModel) -> ReportedModel:
+        previous = self._previous.get(info.name)
+        ref = previous.ref if previous is not None else None
+        return info.as_reported(self._stages.get(info.name, "kept"), ref)
+
+    async def _swap(
+        self, name: str, candidate: ModelVersion | None, policy: SwapPolicy, on_step: OnStep
+    ) -> SwapOutcome:
+        what = str(candidate.ref) if candidate is not None else f"the file of {name}"
+        steps = SwapSteps(self._pool, name, candidate, policy, self._workers.config_of(name))
+        crashed = ""
+        try:
+            await self._take_all(steps, policy, on_step)
+        except SwapRefused as refusal:
+            await self._roll_back(steps)
+            crashed = str(refusal) if refusal.code == CRASHED else ""
+            return self._refused(name, what, steps, refusal)
+        except HedgerowError as error:
+            await self._roll_back(steps)
+            return self._refused(name, what, steps, SwapRefused(error.code, str(error), error.remedy))
+        except BaseException:
+            await self._roll_back(steps)
+            raise
+        finally:
+            self._stages.pop(name, None)
+            self._workers.observe(None)
+            if candidate is not None:
+                held = await _in_thread(partial(self._quarantine.leave, candidate, passed=steps.kept, crashed=crashed))
+                if held is not None:
+                    self._on_event("model-quarantined", held.model_dump(exclude_none=True))
+        self._on_event("model-kept", {"model": name, "version": what, "measures": steps.measures})
+        return SwapOutcome(kept=True, served=True, measures=steps.measures)
+
+    async def _take_all(self, steps: SwapSteps, policy: SwapPolicy, on_step: OnStep) -> None:
+        """Take every step of a swap, up to keeping the version.
+
+        Raises: SwapRefused, HedgerowError: one of them has not passed.
+        """
+        candidate, name = steps.candidate, steps.name
+        if candidate is not None and (held := self._quarantine.why_not(candidate.ref.digest)) is not None:
+            raise SwapRefused(
+                "quarantined", f"It is in quarantine: {held.reason}", "Build another version, or release it."
+            )
+        steps.check_memory(self._workers.processes(name))
+        self._workers.observe(name)
+        on_step("load", None)
+        await self._run(candidate, "load", steps.load)
+        on_step("golden", None)
+        await self._run(candidate, "golden", steps.run_golden)
+        if policy.shadow_s and steps.start_shadow():
+            await self._observe(steps, "shadow", policy.shadow_s, on_step)
+            await _in_thread(steps.stop_shadow)
+        await self._run(candidate, "switch", lambda: None)  # from here on it meets live frames
+        if policy.split_percent and policy.split_s and steps.start_split():
+            self._stages[name] = "split"
+            await self._observe(steps, "split", policy.split_s, on_step)
+        on_step("switch", None)
+        before = self._pool.assigned().get(name)
+        steps.promote()
+        self._stages[name] = "probation"
+        if await self._workers.activate(name):
+            steps.served = True
+        if steps.served:
+            await self._observe(steps, "probation", policy.probation_s, on_step)
+        self._previous[name] = before
+        await _in_thread(steps.keep)
+
+    async def _observe(self, steps: SwapSteps, step: str, period_s: float, on_step: OnStep) -> None:
+        """Observe a version until it may take the next step.
+
+        Raises: SwapRefused: it may not.
+        """
+        began = time.monotonic()
+        while True:
+            elapsed_s = time.monotonic() - began
+            on_step(step, min(1.0, elapsed_s / period_s) if period_s else 1.0)
+            observations = self._workers.observations()
+            verdict = await _in_thread(partial(steps.judge, step, elapsed_s, period_s, observations))
+            if verdict.act == "keep":
+                return
+            if verdict.act == "take-back":
+                raise SwapRefused(verdict.code, verdict.reason, "Look at its measures, and fix the model.")
+            await asyncio.sleep(min(_JUDGE_EVERY_S, max(0.01, period_s - elapsed_s)))
+
+    async def _run(self, candidate: ModelVersion | None, step: str, work: Callable[[], None]) -> None:
+        """Run a step in a thread; since it may bring the process down, it is recorded on disk first."""
+
+        def recorded() -> None:
+            if candidate is not None:
+                self._quarantine.enter(candidate, step)
+            work()
+
+        await _in_thread(recorded)
+
+    async def _roll_back(self, steps: SwapSteps) -> None:
+        """Let the version before serve, and free the new one."""
+        try:
+            await self._restore(steps.name, asyncio.to_thread(steps.roll_back))
+        finally:
+            if await self._restore(steps.name, self._workers.activate(steps.name)):
+                steps.served = True
+
+    async def _restore(self, name: str, work: Awaitable[T]) -> T | None:
+        try:
+            return await _uncancellable(work)
+        except HedgerowError as error:
+            detail = {"model": name, "version": "the one before", "error": str(error)}
+            log.error("model-not-restored", **detail, remedy=error.remedy)
+            self._on_event("model-not-restored", detail)
+            return None
+
+    def _refused(self, name: str, what: str, steps: SwapSteps, refusal: SwapRefused) -> SwapOutcome:
+        kind = "model-rolled-back" if steps.served else "model-refused"
+        detail = {"model": name, "version": what, "code": refusal.code, "reason": str(refusal)}
+        log.warning(kind, **detail, remedy=refusal.remedy)
+        self._on_event(kind, {**detail, "measures": steps.measures})
+        return SwapOutcome(
+            False, refusal.code, str(refusal), refusal.remedy, served=steps.served, measures=steps.measures
+        )
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run something in a thread, to its end: native code cannot be stopped half-way, nor may what comes next overtake it."""
+    return await _uncancellable(asyncio.to_thread(work))
+
+
+async def _uncancellable(work: Awaitable[T]) -> T:
+    """Wait until something is done, even if this is cancelled meanwhile; only then be cancelled."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        with suppress(Exception):  # nobody waits for its outcome any more, and the caller rolls back
+            task.result()
+        raise cancelled
+    return task.result()

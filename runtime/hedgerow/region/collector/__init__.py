@@ -1,0 +1,1 @@
+"""From the region's broker into the store, and acknowledgements back."""

@@ -1,0 +1,92 @@
+"""When to acknowledge to an outbox: after so many, when it asks, or soon, and to quiet ones in turn. Pure: no clock, no link.
+
+An outbox that fills a good part of its window asks for an acknowledgement with the record that does, and has it at once: so
+a busy one, and one that catches up, never waits. (If the question is lost, so many records do as well.) All others lose
+nothing by waiting: their records stay on their disks a little longer. So they are answered within a second where there
+are few, and where there are many, so many a second, the one that has waited longest first; what acknowledgements cost does
+not grow with the number of outboxes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from hedgerow.bus.outbox.records import Ack
+
+AFTER: Final = 64
+"""Records after which an acknowledgement goes at once."""
+LATEST_S: Final = 0.5
+"""Seconds after which it goes anyway, where few are owed;"""
+A_SECOND: Final = 100
+"""where more are, no more than about so many of these go in a second,"""
+LATEST_OF_ALL_S: Final = 10.0
+"""but none later than this: after 30 s an outbox that hears nothing sends again."""
+
+TURN_S: Final = 0.25
+"""These are looked at so often, so that those that are due leave together."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(slots=True)
+class _Owed:
+    ack: Ack
+    records: int
+    since: float
+
+
+class AckPacing(Generic[Key]):
+    """What is owed, by outbox and epoch; a newer acknowledgement says all that an older one said."""
+
+    def __init__(self) -> None:
+        self._owed: dict[Key, _Owed] = {}  # the oldest debt first
+        self._at_once: dict[Key, None] = {}
+        self._under_way: set[Key] = set()
+        self._turn_at = float("-inf")
+
+    def __len__(self) -> int:
+        """Acknowledgements owed, and those under way."""
+        return len(self._owed) + len(self._under_way)
+
+    @property
+    def latest_s(self) -> float:
+        """Seconds that a quiet outbox waits now."""
+        return min(LATEST_OF_ALL_S, max(LATEST_S, len(self._owed) / A_SECOND))
+
+    def owe(self, key: Key, ack: Ack, records: int, now: float, *, asked: bool = False) -> None:
+        """Something was stored, or came again.
+
+        Args:
+            asked: whether the outbox wants to hear of it at once.
+        """
+        owed = self._owed.get(key)
+        if owed is None:
+            owed = self._owed[key] = _Owed(ack, records, now)
+        else:
+            owed.ack = ack
+            owed.records += records
+        if asked or owed.records >= AFTER:
+            self._at_once[key] = None
+
+    def due(self, now: float, *, all_of_them: bool = False) -> list[tuple[Key, Ack]]:
+        """What to publish now; until `sent`, nothing more goes to the same one."""
+        keys = list(self._at_once)
+        if all_of_them or now >= self._turn_at:
+            self._turn_at = now + TURN_S
+            since = now if all_of_them else now - self.latest_s
+            keys += itertools.takewhile(lambda key: self._owed[key].since <= since, self._owed)
+        due = []
+        for key in keys:
+            if key in self._under_way or key not in self._owed:
+                continue
+            due.append((key, self._owed.pop(key).ack))
+            self._at_once.pop(key, None)
+            self._under_way.add(key)
+        return due
+
+    def sent(self, key: Key) -> None:
+        """The broker has it, or will not take it: what is lost on the way is asked for again by the outbox."""
+        self._under_way.discard(key)

@@ -1,0 +1,317 @@
+"""The region's collector: from the region's broker into the store, and acknowledgements back to the outboxes.
+
+Rules:
+- A message is acknowledged to the broker, and a result to its outbox, only when the store has it on the disk.
+- Acknowledgements to an outbox are cumulative and paced; what comes again is acknowledged again, for then the outbox has
+  not heard the last one.
+- A broker or store that is away is waited for. Nothing in hand is given up for that but health reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from hedgerow.bus.client import Client
+from hedgerow.bus.message import Message
+from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.errors import BusError
+from hedgerow.node.link.options import link_options, on_loopback
+from hedgerow.region.collector.ack_pacing import TURN_S, AckPacing
+from hedgerow.region.collector.decode import filters, read
+from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
+from hedgerow.region.collector.pinger import Pinger
+from hedgerow.region.config import RegionConfig
+from hedgerow.region.rollouts.service import RolloutService
+from hedgerow.region.store.ledgers import LedgerKey
+from hedgerow.region.store.open import open_database
+from hedgerow.region.store.records import PingRecord, StoreRecord
+from hedgerow.region.store.store import RegionStore
+from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest
+from hedgerow.telemetry import systemd
+from hedgerow.telemetry.metrics import ProbeServer
+from hedgerow.topics import Address, Channel
+from hedgerow.wire.messages import JSON
+
+log = structlog.get_logger(__name__)
+
+MOST_WAITING: Final = 2000
+"""Lists of messages that wait for the store, after which health reports are dropped; all else is held by the broker."""
+_BEAT_EVERY_S: Final = 1.0
+_DEAD_AFTER_S: Final = 30.0
+_JSON: Final = encode_properties([(Property.CONTENT_TYPE, JSON)])
+
+
+class Collector:
+    """Collects what comes up to a region's broker until it is told to stop.
+
+    Args:
+        config: which region, which broker, which store.
+    Attributes:
+        counts: what it has done.
+    """
+
+    def __init__(self, config: RegionConfig) -> None:
+        self.config = config
+        self.counts = CollectorCounts()
+        self._region = config.region.name
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._store_opened = asyncio.Event()
+        self._fatal: Exception | None = None
+        self._failure: Exception | None = None
+        self._closing = False
+        self._beat = time.monotonic()
+        self._pace: AckPacing[LedgerKey] = AckPacing()
+        self._timer: asyncio.TimerHandle | None = None
+        self._probes: ProbeServer | None = None
+        options = link_options(
+            config.broker,
+            f"hedgerow/{self._region}/collector",
+            receive_maximum=config.region.receive_maximum,
+            max_payload_bytes=config.region.max_payload_bytes,
+        )
+        self._client = Client(options, self._take, self._link_changed)
+        self._blobs = self._keeper = None
+        if config.models.repository is not None:
+            # With libraries that a region without models never needs.
+            from hedgerow.blobs.serve import BlobServer
+            from hedgerow.region.collector.metadata_refresher import MetadataRefresher
+
+            self._blobs = BlobServer(options, self._region, config.models.repository)
+            self._keeper = MetadataRefresher(config.models.repository, config.models.online_key)
+        self._steward = RolloutService(config, self._client, self._loop)
+        self._canaries = None
+        if config.canary.every_s is not None:
+            self._canaries = Pinger(self._region, config.canary, self._client, self._ping)
+        self._writer = StoreWriter(
+            lambda: RegionStore(open_database(config.store.url, write=True), config),
+            self._tell,
+        )
+
+    @property
+    def probe_port(self) -> int | None:
+        """Port of the metrics and probes; None if they are off."""
+        return self._probes.port if self._probes is not None else None
+
+    async def run(self, started: Callable[[], None] = lambda: None) -> None:
+        """Collect until `stop` is called or a signal comes; then store what is in hand.
+
+        Args:
+            started: called once, when the store is open.
+        Raises:
+            StoreError: the store cannot be used at all.
+            ConfigError: the probes' address is taken.
+        """
+        config = self.config
+        if not on_loopback(config.broker.url) and config.broker.url.startswith("mqtt:"):
+            log.warning("plain-text-broker", url=config.broker.url, remedy="Use mqtts:// with certificates.")
+        if config.metrics.enabled:
+            metrics = config.metrics
+            self._probes = ProbeServer(
+                metrics.host,
+                metrics.port,
+                RegionMetrics(self.counts, self._gauges),
+                self._why_dead,
+                self._why_unready,
+            )
+            log.info("probes", url=f"http://{metrics.host}:{self._probes.port}/metrics")
+        self._writer.start()
+        tasks = [self._loop.create_task(self._keep_beat())]
+        if self._keeper is not None:
+            tasks.append(self._loop.create_task(self._keeper.run()))
+        try:
+            await self._either(self._store_opened, self._stop)
+            if self._store_opened.is_set():
+                async with self._blobs or nullcontext(), self._client:
+                    wanted = filters(self._region)
+                    if self._canaries is not None:
+                        wanted |= self._canaries.filters
+                        tasks.append(self._loop.create_task(self._canaries.keep_pinging()))
+                    await self._client.subscribe(wanted)
+                    self._steward.start()
+                    log.info("region-started", region=self._region, broker=config.broker.url)
+                    started()
+                    systemd.ready()
+                    await self._stop.wait()
+                    systemd.stopping()
+                    await self._drain()
+            else:
+                self._writer.close()
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._steward.close()
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._probes is not None:
+                self._probes.close()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def stop(self) -> None:
+        """Ask it to store what is in hand and stop."""
+        self._stop.set()
+
+    def handle_signals(self) -> None:
+        """SIGTERM and Ctrl-C store what is in hand and stop; a second one stops at once, which loses nothing either."""
+
+        def interrupt(number: signal.Signals) -> None:
+            if self._stop.is_set():
+                log.warning("stopping-at-once", signal=number.name)
+                os._exit(128 + number)
+            log.info("stopping", signal=number.name, stop_s=self.config.region.stop_s)
+            self.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, interrupt, number)
+
+    def _take(self, messages: list[Message]) -> None:
+        if self._closing:
+            return  # not acknowledged: the broker has them for the next run
+        now = time.time()
+        items: list[StoreRecord] = []
+        taken: list[Message] = []
+        full = self._writer.waiting >= MOST_WAITING
+        for message in messages:
+            if self._canaries is not None and self._canaries.take(message):
+                self.counts.strays = self._canaries.strays
+                self._client.ack(message)
+            elif full and message.qos == 0:
+                self.counts.overload += 1
+            else:
+                items.append(read(message, self._region, now))
+                taken.append(message)
+        if items:
+            self._writer.give(WriteRequest(items, taken))
+
+    def _ping(self, ping: PingRecord) -> None:
+        self._writer.give(WriteRequest([ping], []))
+
+    def _tell(self, done: WriteReport) -> None:
+        """(writer's thread)"""
+        with suppress(RuntimeError):  # the loop is closed: stopping took too long
+            self._loop.call_soon_threadsafe(self._finished, done)
+
+    def _finished(self, done: WriteReport) -> None:
+        """A batch is stored, or could not be."""
+        self._note_failure(done)
+        if done.failure is not None:
+            return
+        counts = self.counts
+        counts.waiting, counts.stored_bytes = self._writer.waiting, done.stored_bytes
+        if done.verdicts is not None:
+            counts.verdicts = done.verdicts
+        if done.opened is not None:
+            self._store_opened.set()
+            if self._canaries is not None:
+                self._canaries.add(done.opened, at_once=False)
+        for message in done.messages:
+            self._client.ack(message)
+        now = time.monotonic()
+        for key, ack in done.acks:
+            self._pace.owe(key, ack, 0, now, asked=True)
+        for outcome in done.outcomes:
+            counts.add(outcome)
+            counts.batches += 1
+            for key, owed in outcome.acks.items():
+                self._pace.owe(key, owed.ack, owed.records, now, asked=owed.asked)
+            for reason, count in outcome.rejected.items():
+                log.warning("rejected", reason=reason, count=count)
+            if outcome.known and self._canaries is not None:
+                self._canaries.add(outcome.known, at_once=True)
+        counts.write_s += done.took_s
+        self._acknowledge()
+
+    def _note_failure(self, done: WriteReport) -> None:
+        self.counts.store_works = done.failure is None
+        if done.failure is not None:
+            if self._failure is None or done.fatal:
+                log.error("store-failing", code=done.failure.code, error=str(done.failure), remedy=done.failure.remedy)
+            self._failure = done.failure
+            if done.fatal:
+                self._fatal = done.failure
+                self.stop()
+        elif self._failure is not None:
+            log.info("store-recovered")
+            self._failure = None
+
+    def _acknowledge(self, *, all_of_them: bool = False) -> None:
+        """Publish the acknowledgements that are due, and see to those that will be."""
+        for key, ack in self._pace.due(time.monotonic(), all_of_them=all_of_them):
+            self.counts.acks += 1
+            address: Address = key[0]
+            self._client.publish(
+                address.topic(Channel.ACK), ack.encode(), qos=1, properties=_JSON, done=partial(self._acknowledged, key)
+            )
+        if len(self._pace) and self._timer is None:
+            self._timer = self._loop.call_later(TURN_S, self._later)
+
+    def _acknowledged(self, key: LedgerKey, error: Exception | None) -> None:
+        self._pace.sent(key)
+        if error is not None and not self._closing:
+            log.warning("acknowledgement-refused", node=str(key[0]), error=str(error))
+
+    def _later(self) -> None:
+        self._timer = None
+        self._acknowledge()
+
+    async def _drain(self) -> None:
+        """Store what is in hand, acknowledge it, and leave."""
+        self._closing = True
+        self._steward.close()
+        deadline = time.monotonic() + self.config.region.stop_s
+        self._writer.close()
+        await asyncio.to_thread(self._writer.join, self.config.region.stop_s)
+        await asyncio.sleep(0)  # what the writer has reported
+        self._acknowledge(all_of_them=True)
+        with suppress(BusError):
+            await self._client.flush(max(0.1, min(2.0, deadline - time.monotonic())))
+        unstored = self._client.unacknowledged
+        log.info("region-stopped", stored=sum(self.counts.results.values()), left_to_broker=unstored)
+
+    def _link_changed(self, connected: bool, reason: str) -> None:
+        self._writer.connected = self.counts.connected = connected
+        self._steward.link_changed(connected=connected)
+
+    async def _keep_beat(self) -> None:
+        while True:
+            self._beat = time.monotonic()
+            systemd.alive()
+            await asyncio.sleep(_BEAT_EVERY_S)
+
+    def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        for part in (self._steward, self._blobs, self._keeper):
+            if part is not None:
+                yield from part.gauges()
+
+    def _why_dead(self) -> list[str]:
+        silent_s = time.monotonic() - self._beat
+        reasons = [f"the event loop has not turned for {silent_s:.0f} s"] if silent_s > _DEAD_AFTER_S else []
+        return reasons if self._writer.is_alive() else [*reasons, "the store's writer has ended"]
+
+    def _why_unready(self) -> list[str]:
+        reasons = [] if self._client.connected else ["not connected to the broker"]
+        if self._failure is not None:
+            reasons.append(f"the store does not work: {self._failure}")
+        elif not self._store_opened.is_set():
+            reasons.append("the store is not open yet")
+        if self._steward.failure is not None:
+            reasons.append(f"rollouts are not seen to: {self._steward.failure}")
+        if self._keeper is not None:
+            reasons += self._keeper.problems()
+        return reasons + [f"the broker refuses {name}: {reason}" for name, reason in dict(self._client.refused).items()]
+
+    async def _either(self, *events: asyncio.Event) -> None:
+        waits: list[asyncio.Task[Any]] = [self._loop.create_task(event.wait()) for event in events]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()

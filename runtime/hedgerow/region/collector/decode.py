@@ -1,0 +1,272 @@
+"""From a message to an item. Any message at all becomes one; nothing here raises. Pure.
+
+A durable result that cannot be read is rejected with its number, and so acknowledged: sent again it would be no better,
+and the outbox would wait for it for ever. Who only has the number wrong is rejected without one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import msgpack
+import orjson
+from pydantic import ValidationError
+
+from hedgerow.bus.message import Message
+from hedgerow.bus.outbox.records import ASK, PRIORITIES, Number, priority_of, read_gap, sequence_of
+from hedgerow.errors import FrameError
+from hedgerow.region.store.records import (
+    BirthRecord,
+    EventRecord,
+    HealthRecord,
+    MissingRecord,
+    RejectedRecord,
+    ReportedRecord,
+    ResultRecord,
+    StoreRecord,
+)
+from hedgerow.topics import EVERY_NODE, Address, Channel, Parsed, is_name, parse
+from hedgerow.wire.messages import JSON, MSGPACK, Health, Status, clean
+
+GAP: Final = (Channel.EVENT, "gap")
+"""Channel and tail of the topic on which outboxes declare gaps."""
+MOST_KEPT: Final = 4096
+"""Bytes that are kept of a rejected payload."""
+_LATEST: Final = 253_402_300_799.0  # the year 9999
+_MOST_BYTES: Final = 1 << 60
+_MOST: Final = (1 << 48) - 1
+_CHANNELS: Final = (Channel.RESULT, Channel.EVENT, Channel.HEALTH, Channel.STATUS, Channel.REPORTED)
+
+
+class UnreadableMessage(Exception):
+    """Why a message cannot be used."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def filters(region: str) -> dict[str, int]:
+    """What to subscribe to, with the highest QoS."""
+    everyone = Address(region, "+", "+")
+    tails = {Channel.RESULT: "#", Channel.EVENT: "#"}
+    return {
+        everyone.topic(channel, tails.get(channel, "")): 0 if channel is Channel.HEALTH else 1 for channel in _CHANNELS
+    }
+
+
+def read(message: Message, region: str, received_at: float) -> StoreRecord:
+    """What a message says.
+
+    Args:
+        region: that it should come from.
+        received_at: Unix seconds.
+    """
+    size = len(message.payload) if message.oversized is None else message.oversized
+    parsed = parse(message.topic)
+    ours = parsed is not None and parsed.address.region == region and parsed.address.node != EVERY_NODE
+    address = parsed.address if parsed is not None and ours else None
+    head = (address, size, received_at, not message.retain)
+    number: Number | None = None
+    try:
+        if parsed is None or address is None or message.malformed is not None:
+            raise UnreadableMessage("bad-topic", message.malformed or "no topic of a node of this region")
+        said = _user_properties(message)
+        number = _number(said)
+        if message.oversized is not None:
+            raise UnreadableMessage("too-large", f"{size} bytes")
+        return _read(parsed, message, head, said, number)
+    except UnreadableMessage as refusal:
+        beginning = bytes(message.payload[:MOST_KEPT])
+        durable = number if parsed is not None and parsed.channel is Channel.RESULT else None
+        return RejectedRecord(*head, clean(message.topic), refusal.reason, clean(str(refusal), 500), durable, beginning)
+
+
+def _read(
+    parsed: Parsed,
+    message: Message,
+    head: tuple[Address | None, int, float, bool],
+    said: Mapping[str, str],
+    number: Number | None,
+) -> StoreRecord:
+    channel, tail = parsed.channel, parsed.tail
+    if (channel, tail) == GAP:
+        return _gap(message, head, said, number)
+    if channel is Channel.RESULT:
+        return _result(parsed.pipeline, message, head, said, number)
+    if channel is Channel.EVENT:
+        return _event(tail, message, head, said)
+    if channel is Channel.HEALTH:
+        return _health(message, head)
+    if channel is Channel.STATUS:
+        return _status(message, head)
+    if channel is Channel.REPORTED:
+        return ReportedRecord(*head, message.payload)
+    raise UnreadableMessage("bad-topic", f"nothing is collected on {channel}")
+
+
+def _user_properties(message: Message) -> dict[str, str]:
+    try:
+        pairs = message.properties.user_properties
+    except FrameError as error:
+        raise UnreadableMessage("malformed-properties", str(error)) from error
+    said = dict(pairs)
+    if len(said) < len(pairs) and sum(name == "number" for name, _ in pairs) > 1:
+        raise UnreadableMessage("bad-number", "there are two")
+    return said
+
+
+def _number(said: Mapping[str, str]) -> Number | None:
+    text = said.get("number")
+    if text is None:
+        return None
+    epoch, _, rest = text.partition("/")
+    priority, _, sequence = rest.partition("/")
+    if (
+        is_name(epoch)
+        and (priority.isascii() and priority.isdigit() and len(priority) <= 2 and int(priority) < PRIORITIES)
+        and (sequence.isascii() and sequence.isdigit() and len(sequence) <= 15 and 1 <= int(sequence) <= _MOST)
+    ):
+        return Number(epoch, int(priority), int(sequence))
+    raise UnreadableMessage("bad-number", text)
+
+
+def _asks(said: Mapping[str, str]) -> bool:
+    name, value = ASK
+    return said.get(name) == value
+
+
+def _result(
+    pipeline: str,
+    message: Message,
+    head: tuple[Address | None, int, float, bool],
+    said: Mapping[str, str],
+    number: Number | None,
+) -> ResultRecord:
+    if not is_name(pipeline):
+        raise UnreadableMessage("bad-topic", "no pipeline has such a name")
+    content_type = message.properties.content_type
+    body = _body(message, content_type)
+    captured_at, properties, said_id = None, None, said.get("id")
+    if body is not None:
+        frame = body.get("frame")
+        captured_at = _time(frame.get("captured_at")) if isinstance(frame, dict) else None
+        captured_at = _time(body.get("at")) if captured_at is None else captured_at
+        if said_id is None and isinstance(body.get("id"), str):
+            said_id = body["id"]
+    elif said:  # its lineage is nowhere else
+        properties = orjson.dumps(message.properties.user_properties).decode()
+    if captured_at is None:
+        captured_at = _time_of(said.get("time"))
+    if captured_at is None:
+        captured_at = head[2]
+    said_id = None if said_id is None else clean(said_id, 1100)
+    return ResultRecord(
+        *head, pipeline, number, said_id, captured_at, clean(content_type), properties, message.payload, asks=_asks(said)
+    )  # fmt: skip
+
+
+def _body(message: Message, content_type: str) -> dict[str, Any] | None:
+    """A result's body; None if it is a picture, sound or the like."""
+    if content_type not in (JSON, MSGPACK, ""):
+        return None
+    body = _decoded(message, content_type)
+    return body if isinstance(body, dict) else {}
+
+
+def _decoded(message: Message, content_type: str) -> Any:
+    try:
+        if content_type == MSGPACK:
+            return msgpack.unpackb(message.payload, strict_map_key=False)
+        return orjson.loads(message.payload)
+    except Exception as error:
+        raise UnreadableMessage("unreadable-payload", f"no {content_type or JSON}: {error}") from error
+
+
+def _gap(
+    message: Message, head: tuple[Address | None, int, float, bool], said: Mapping[str, str], number: Number | None
+) -> MissingRecord:
+    try:
+        epoch, gap = read_gap(bytes(message.payload))
+        right = (
+            is_name(epoch)
+            and 0 <= priority_of(gap.first) < PRIORITIES
+            and priority_of(gap.first) == priority_of(gap.last)
+            and 1 <= sequence_of(gap.first) <= sequence_of(gap.last) <= _MOST
+            and all(isinstance(name, str) and type(n) is int and 0 <= n <= _MOST for name, n in gap.reasons.items())
+            and len(gap.reasons) <= 100
+            and len(gap.previous) <= 100
+            and all(one.epoch is None or is_name(one.epoch) for one in gap.previous)
+            and all(
+                len(one.numbers) <= PRIORITIES and all(type(n) is int and 0 <= n <= _MOST + 1 for n in one.numbers)
+                for one in gap.previous
+                if one.numbers is not None
+            )
+            and (number is None or number.epoch == epoch)
+        )
+    except Exception as error:
+        raise UnreadableMessage("bad-gap", str(error)) from error
+    if not right:
+        raise UnreadableMessage("bad-gap", "its numbers are none")
+    return MissingRecord(*head, epoch, gap, asks=_asks(said))
+
+
+def _event(
+    kind: str, message: Message, head: tuple[Address | None, int, float, bool], said: Mapping[str, str]
+) -> EventRecord:
+    if not is_name(kind):
+        raise UnreadableMessage("bad-topic", "no kind of event has such a name")
+    body = _decoded(message, JSON)
+    at = _time(body.get("at")) if isinstance(body, dict) else None
+    said_id = said.get("id")
+    return EventRecord(
+        *head, kind, None if said_id is None else clean(said_id), head[2] if at is None else at, message.payload
+    )
+
+
+def _health(message: Message, head: tuple[Address | None, int, float, bool]) -> HealthRecord:
+    try:
+        health = Health.model_validate_json(bytes(message.payload))
+        reasons = orjson.dumps([clean(reason, 300) for reason in health.reasons[:20]]).decode()
+    except (ValidationError, ValueError) as error:
+        raise UnreadableMessage("unreadable-payload", f"no health: {error}") from error
+    at = _time(health.at)
+    bytes_in = sum(min(max(pipeline.bytes_in, 0), _MOST_BYTES) for pipeline in health.pipelines.values())
+    session = clean(health.session, 100)
+    return HealthRecord(
+        *head,
+        head[2] if at is None else at,
+        session,
+        min(bytes_in, _MOST_BYTES),
+        health.state,
+        reasons,
+        message.payload,
+    )
+
+
+def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> BirthRecord:
+    try:
+        status = Status.model_validate_json(bytes(message.payload))
+        session = clean(status.session)
+    except (ValidationError, ValueError) as error:
+        raise UnreadableMessage("unreadable-payload", f"no status: {error}") from error
+    return BirthRecord(*head, status.state == "online", session, message.payload)
+
+
+def _time(value: Any) -> float | None:
+    """Unix seconds, if they are a time at all."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _LATEST and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _time_of(text: str | None) -> float | None:
+    """A time of CloudEvents (RFC 3339)."""
+    try:
+        at = None if text is None else datetime.fromisoformat(text)
+        return None if at is None or at.tzinfo is None else _time(at.timestamp())
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,119 @@
+"""What the collector counts, and how Prometheus sees it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector as MetricsCollector
+
+from hedgerow.region.store.batch import BatchOutcome
+from hedgerow.region.store.liveness import Liveness
+from hedgerow.telemetry.metrics import gauge_families
+
+LAG_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 86_400.0)
+"""Edges of the histogram of lags: seconds when all is well, hours after an outage."""
+
+
+@dataclass(slots=True)
+class CollectorCounts:
+    """What the collector has done since it started. Changed on the event loop, read from the probes' thread."""
+
+    results: Counter[str] = field(default_factory=Counter)
+    repeats: int = 0
+    gaps: int = 0
+    lost: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    bytes_up: Counter[str] = field(default_factory=Counter)
+    overload: int = 0
+    batches: int = 0
+    write_s: float = 0.0
+    acks: int = 0
+    strays: int = 0
+    verdicts: Counter[Liveness] = field(default_factory=Counter)
+    stored_bytes: int = 0
+    waiting: int = 0
+    connected: bool = False
+    store_works: bool = False
+    lags: list[int] = field(default_factory=lambda: [0] * (len(LAG_S) + 1))
+    lag_total_s: float = 0.0
+
+    def add(self, outcome: BatchOutcome) -> None:
+        """Count what a batch came to."""
+        self.results["yes"] += outcome.durable
+        self.results["no"] += outcome.stored - outcome.durable
+        self.repeats += outcome.repeats
+        self.gaps += outcome.gaps
+        self.lost += outcome.lost
+        self.rejected += outcome.rejected
+        self.bytes_up += outcome.bytes_up
+        for lag_s in outcome.lags:
+            self.lags[bisect_left(LAG_S, lag_s)] += 1
+            self.lag_total_s += max(0.0, lag_s)
+
+
+class RegionMetrics(MetricsCollector):
+    """Turns counts into metrics when Prometheus asks.
+
+    Args:
+        gauges: other numbers: name, help, labels, value.
+    """
+
+    def __init__(
+        self,
+        counts: CollectorCounts,
+        gauges: Callable[[], Iterable[tuple[str, str, dict[str, str], float]]] = lambda: (),
+    ) -> None:
+        self._counts = counts
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of now."""
+        counts = self._counts
+        yield _counter("results", "Results stored; durable ones are numbered.", "durable", counts.results)
+        yield CounterMetricFamily("hedgerow_region_repeats", "Things that were stored already.", value=counts.repeats)
+        yield CounterMetricFamily("hedgerow_region_gaps", "Gaps that outboxes declared.", value=counts.gaps)
+        yield CounterMetricFamily("hedgerow_region_lost", "Results lost in those gaps.", value=counts.lost)
+        yield _counter("rejected", "Messages that could not be used.", "reason", counts.rejected)
+        yield _counter("up_bytes", "Payload bytes that came up.", "site", counts.bytes_up)
+        yield CounterMetricFamily(
+            "hedgerow_region_dropped_health", "Health reports dropped under overload.", value=counts.overload
+        )
+        yield CounterMetricFamily("hedgerow_region_batches", "Transactions of the store.", value=counts.batches)
+        yield CounterMetricFamily("hedgerow_region_write_seconds", "Time they took.", value=counts.write_s)
+        yield CounterMetricFamily(
+            "hedgerow_region_acknowledgements", "Acknowledgements sent to outboxes.", value=counts.acks
+        )
+        yield CounterMetricFamily(
+            "hedgerow_region_stray_replies", "Answers to pings that nobody waits for.", value=counts.strays
+        )
+        nodes = GaugeMetricFamily("hedgerow_region_nodes", "Nodes, by how they are.", labels=["verdict"])
+        for verdict in Liveness:
+            nodes.add_metric([verdict], counts.verdicts[verdict])
+        yield nodes
+        yield GaugeMetricFamily(
+            "hedgerow_region_stored_bytes", "About what stored results take.", value=counts.stored_bytes
+        )
+        yield GaugeMetricFamily("hedgerow_region_waiting", "Reads that wait to be stored.", value=counts.waiting)
+        yield GaugeMetricFamily(
+            "hedgerow_region_connected", "Whether the region's broker can be reached.", value=counts.connected
+        )
+        yield GaugeMetricFamily("hedgerow_region_store_works", "Whether the store works.", value=counts.store_works)
+        lag = HistogramMetricFamily("hedgerow_region_lag_seconds", "From capture to the store.")
+        edges = [*map(repr, LAG_S), "+Inf"]
+        totals = map(float, accumulate(counts.lags))
+        lag.add_metric([], list(zip(edges, totals, strict=True)), counts.lag_total_s)
+        yield lag
+        yield from gauge_families(self._gauges())
+
+
+def _counter(name: str, text: str, label: str, counts: Counter[str]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"hedgerow_region_{name}", text, labels=[label])
+    for value, count in counts.copy().items():
+        family.add_metric([value], count)
+    return family

@@ -1,0 +1,143 @@
+"""Pings to every node, all the way down through the bridges and back: what tells a way that works from one that claims to.
+
+A ping is the node's own command `ping` with a reply topic of the region's. It expires in brokers, so that none pile up
+behind a bridge that is stuck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from hedgerow.bus.client import Client
+from hedgerow.bus.message import Message
+from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.errors import BusError, FrameError
+from hedgerow.region.config import CanarySection
+from hedgerow.region.store.records import PingRecord
+from hedgerow.topics import Address, Channel, parse
+from hedgerow.wire.messages import JSON
+
+COMMAND: Final = "ping"
+REPLY: Final = "region-canary"
+"""Tail of the topic on which nodes answer."""
+_TICK_S: Final = 0.25
+
+
+@dataclass(slots=True)
+class _NodePing:
+    """The pings of one node; times are monotonic.
+
+    Attributes:
+        due_at: of the next.
+        sent_at: of the one under way; None if none is.
+        correlation: tells its answer from those of earlier ones.
+    """
+
+    due_at: float
+    sent_at: float | None = None
+    correlation: bytes = b""
+
+
+class Pinger:
+    """Pings the nodes of a region.
+
+    Args:
+        region: its name.
+        config: how often; `every_s` must be set.
+        client: to the region's broker.
+        tell: is given what became of each ping.
+    Attributes:
+        strays: answers to nothing that was asked, or asked too long ago.
+    """
+
+    def __init__(self, region: str, config: CanarySection, client: Client, tell: Callable[[PingRecord], None]) -> None:
+        self.strays = 0
+        self._every_s = config.every_s or 0.0
+        self._timeout_s = config.timeout_s
+        self._client = client
+        self._tell = tell
+        self._nodes: dict[Address, _NodePing] = {}
+        self.filters = {Address(region, "+", "+").topic(Channel.REPLY, REPLY): 1}
+
+    def add(self, nodes: Iterable[Address], *, at_once: bool) -> None:
+        """Ping these too.
+
+        Args:
+            at_once: within a second; else spread over the time between two pings.
+        """
+        now = time.monotonic()
+        within_s = min(1.0, self._every_s) if at_once else self._every_s
+        for node in nodes:
+            self._nodes.setdefault(node, _NodePing(now + random.random() * within_s))
+
+    async def keep_pinging(self) -> None:
+        """Ping for ever."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            if self._client.connected:
+                self._turn(time.monotonic())
+
+    def take(self, message: Message) -> bool:
+        """Look at a message. Returns: whether it was an answer to a ping, though perhaps to an old one."""
+        parsed = parse(message.topic)
+        if parsed is None or (parsed.channel, parsed.tail) != (Channel.REPLY, REPLY):
+            return False
+        canary = self._nodes.get(parsed.address)
+        correlation = None
+        with suppress(FrameError):
+            correlation = message.properties.correlation_data
+        if canary is None or canary.sent_at is None or correlation != canary.correlation:
+            self.strays += 1
+            return True
+        round_trip_s = time.monotonic() - canary.sent_at
+        canary.sent_at = None
+        now = time.time()
+        at = _said_at(message)
+        # As in NTP: what the node's clock said half way, against the middle of ours.
+        offset_s = None if at is None else at - (now - round_trip_s / 2)
+        self._tell(PingRecord(parsed.address, 0, now, True, round_trip_s, offset_s))
+        return True
+
+    def _turn(self, now: float) -> None:
+        for address, canary in self._nodes.items():
+            if canary.sent_at is not None and now - canary.sent_at > self._timeout_s:
+                canary.sent_at = None
+                self._tell(PingRecord(address, 0, time.time(), True, None, None))
+            if canary.sent_at is None and now >= canary.due_at:
+                canary.due_at = now + self._every_s * random.uniform(0.8, 1.2)  # who came together does not stay so
+                self._ping(address, canary, now)
+
+    def _ping(self, address: Address, canary: _NodePing, now: float) -> None:
+        canary.sent_at, canary.correlation = now, uuid.uuid4().bytes
+        properties = encode_properties(
+            [
+                (Property.EXPIRY, max(1, round(self._timeout_s))),
+                (Property.CONTENT_TYPE, JSON),
+                (Property.RESPONSE_TOPIC, address.topic(Channel.REPLY, REPLY)),
+                (Property.CORRELATION_DATA, canary.correlation),
+            ]
+        )
+
+        def published(error: Exception | None) -> None:
+            if isinstance(error, BusError) and canary.sent_at == now:
+                canary.sent_at = now - self._timeout_s  # the next turn says that it is unanswered
+
+        self._client.publish(address.topic(Channel.COMMAND, COMMAND), b"", qos=1, properties=properties, done=published)
+
+
+def _said_at(message: Message) -> float | None:
+    """What the node's clock said, if it did."""
+    try:
+        value: Any = orjson.loads(message.payload)["value"]["at"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    return float(value) if isinstance(value, (int, float)) and 0 < value < 1e11 else None

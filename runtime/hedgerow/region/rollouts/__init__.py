@@ -1,0 +1,1 @@
+"""Taking models through the fleet: requests in, desired documents out."""

@@ -1,0 +1,82 @@
+"""The models that a region can give its nodes: manifests in its repository, by name and version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hedgerow.errors import ModelError
+from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, digest_of, read_manifest
+from hedgerow.region.rollouts.planning.spec import ModelSection
+from hedgerow.wire.fleet import ModelRef
+
+
+class UnknownModel(ModelError):
+    """The repository has no such version of a model."""
+
+    code = "unknown-model"
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """A version that can be given.
+
+    Attributes:
+        files: digests of the files that may serve it; empty: not known.
+    """
+
+    ref: ModelRef
+    files: frozenset[str] = frozenset()
+
+
+def look_up(repository: Path | None, name: str, wanted: ModelSection) -> CatalogEntry:
+    """Find the version that a plan names.
+
+    Args:
+        repository: the folder; None: there is none, and the plan has to have the digest.
+        name: the model's name in nodes' files.
+    Raises:
+        UnknownModel: it is not there, or not as the plan says.
+        BadManifest: its manifest cannot be used.
+    """
+    bundle = wanted.model or name
+    if repository is None:
+        if wanted.digest is None:
+            raise UnknownModel(
+                f"Which {bundle} {wanted.version} is meant cannot be looked up: the region has no repository",
+                remedy="Set `models: {repository: PATH}` in the region's file, or give the `digest` in the rollout's.",
+            )
+        return CatalogEntry(ModelRef(name=bundle, version=wanted.version, digest=wanted.digest))
+    found = {
+        digest_of(content): content
+        for path in sorted((repository / "targets" / bundle / wanted.version).glob("*manifest.json"))
+        if len(content := _read(path)) <= LARGEST_MANIFEST
+    }
+    if wanted.digest is not None:
+        found = {digest: content for digest, content in found.items() if digest == wanted.digest}
+    if len(found) != 1:
+        what = f"{bundle} {wanted.version}" + (f" with {wanted.digest}" if wanted.digest else "")
+        raise UnknownModel(
+            f"{repository} has {'no' if not found else 'more than one'} {what}",
+            remedy=f"`hedgerow model publish` puts it there. Versions of {bundle}: {_versions(repository, bundle)}."
+            if not found
+            else f"Give the `digest` of the one that is meant: {', '.join(found)}.",
+        )
+    ((digest, content),) = found.items()
+    manifest = read_manifest(content, digest)
+    files = frozenset(variant.model_digest for variant in manifest.variants)
+    return CatalogEntry(ModelRef(name=bundle, version=wanted.version, digest=digest), files)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnknownModel(
+            f"{path} cannot be read: {error.strerror}", remedy="Let the service's user read the repository."
+        ) from error
+
+
+def _versions(repository: Path, bundle: str) -> str:
+    folder = repository / "targets" / bundle
+    return ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "none"

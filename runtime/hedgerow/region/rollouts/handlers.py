@@ -1,0 +1,281 @@
+"""What people may ask of the region's service, and how it answers. Each is done, logged and answered in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import structlog
+from pydantic import ValidationError
+
+from hedgerow.errors import CommandError, HedgerowError
+from hedgerow.labels import check_labels
+from hedgerow.region.rollouts.catalog import CatalogEntry, look_up
+from hedgerow.region.rollouts.fleet import Fleet
+from hedgerow.region.rollouts.planning.gate import Ear
+from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, superseded
+from hedgerow.region.rollouts.planning.planner import take_back
+from hedgerow.region.rollouts.planning.spec import ModelSection, RolloutPlan
+from hedgerow.region.rollouts.planning.state import Finish, Halt, Phase, Rollout, Step, Task, after, remove, resume
+from hedgerow.region.rollouts.planning.waves import Wave, assign, wave_of
+from hedgerow.region.rollouts.requests import RolloutRequest, answer, open_intents
+from hedgerow.region.rollouts.store import Actor, StoredRollout
+from hedgerow.region.store.database import RegionStoreError
+from hedgerow.topics import Address
+from hedgerow.wire.fleet import SwapPolicy
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Something asked for, and of what it is asked.
+
+    Attributes:
+        by: who asks, and why.
+        now: Unix seconds.
+        ear: who is heard.
+    """
+
+    fleet: Fleet
+    intent: RolloutRequest
+    by: Actor
+    now: float
+    ear: Ear
+
+    @property
+    def node(self) -> Address:
+        """The node that is meant."""
+        return find_node(self.fleet.knowledge.ids, str(self.intent.args["node"]))
+
+    def needs_a_reason(self) -> None:
+        """Raises: CommandError: none is given."""
+        if not self.by.why:
+            raise CommandError("Nobody says why", code="no-reason", remedy="Say it with --why.")
+
+
+Action = Callable[[Request], Any]
+
+
+def answer_all(fleet: Fleet, now: float, ear: Ear) -> None:
+    """Do what was asked for since, and answer.
+
+    Raises: StoreError: the store does not work.
+    """
+    for intent in open_intents(fleet.database):
+        by = Actor(intent.who, intent.why)
+        try:
+            with fleet.database.transaction():
+                if now > intent.expires_at:
+                    raise CommandError("It was asked for too long ago", code="expired", remedy="Ask again.")
+                action = _ACTIONS.get(intent.verb)
+                if action is None:
+                    raise CommandError(f"{intent.verb} is nothing it can do", remedy="Update the service.")
+                answer(fleet.database, intent, now, action(Request(fleet, intent, by, now, ear)))
+        except RegionStoreError:
+            raise
+        except HedgerowError as error:
+            _refuse(fleet, intent, by, now, error)
+        except (ValidationError, KeyError, TypeError, ValueError) as error:  # not as our own command line writes it
+            _refuse(fleet, intent, by, now, CommandError(f"It cannot be read: {error}", remedy="Use `hedgerow`."))
+
+
+def _refuse(fleet: Fleet, intent: RolloutRequest, by: Actor, now: float, error: HedgerowError) -> None:
+    log.info("refused", verb=intent.verb, who=by.who, code=error.code, error=str(error))
+    told = {"verb": intent.verb, "code": error.code, "reason": str(error)}
+    with fleet.database.transaction():
+        fleet.store.audit(by, "refused", now, rollout=intent.args.get("rollout"), **told)
+        answer(fleet.database, intent, now, error)
+
+
+def _start(request: Request) -> Any:
+    fleet, intent, by, now, ear = request.fleet, request.intent, request.by, request.now, request.ear
+    plan = RolloutPlan.model_validate(intent.args["plan"])
+    by = replace(by, why=by.why or plan.why)
+    dry_run = bool(intent.args.get("dry_run"))
+    if not by.why and not dry_run:
+        raise CommandError(
+            f"Nobody says why {plan.rollout}", code="no-reason", remedy="Say it with --why, or as `why:` in the file."
+        )
+    if fleet.store.rollouts(names=[plan.rollout], tasks=False):
+        raise CommandError(
+            f"There is a rollout {plan.rollout} already",
+            code="name-taken",
+            remedy=f"Give this one another name; `hedgerow rollout status {plan.rollout}` shows the other.",
+        )
+    entries = {name: look_up(fleet.config.models.repository, name, wanted) for name, wanted in plan.models.items()}
+    chosen = [node for node in sorted(fleet.knowledge.facts) if plan.selector.matches(fleet.labels(node))]
+    pinned = [node for node in chosen if plan.models.keys() & set(fleet.pins(node))]
+    members = [fleet.member(node, ear, now) for node in chosen if node not in pinned]
+    if not members:
+        known = f"{len(fleet.knowledge.facts)} are known" + (f", {len(pinned)} are pinned" if pinned else "")
+        raise CommandError(
+            f"No node matches {plan.target!r}: {known}" if plan.target else f"There are no nodes: {known}",
+            code="no-nodes",
+            remedy="`hedgerow nodes` shows their labels; `hedgerow node label` sets some.",
+        )
+    under_way = [kept.rollout for kept in fleet.rollouts.values()]
+    if why_not := conflict([member.address for member in members], under_way):
+        raise CommandError(
+            f"{plan.rollout} would collide: {why_not}",
+            code="conflict",
+            remedy="Wait until that has ended, abort it, or choose other nodes; one rollout may take several models.",
+        )
+    waves = assign(plan.rollout, plan.waves, members)
+    if not dry_run:
+        _begin(fleet, plan, entries, waves, by, now)
+    unheard = {member.address for member in members if not member.heard}
+    return {
+        "rollout": plan.rollout,
+        "dry_run": dry_run,
+        "models": {name: entry.ref.model_dump() for name, entry in entries.items()},
+        "nodes": len(members),
+        "not_heard": len(unheard),
+        "pinned": [str(node) for node in pinned],
+        "waves": [
+            {"wave": wave.title, "nodes": [*map(str, wave.nodes)], "not_heard": len(unheard & set(wave.nodes))}
+            for wave in waves
+        ],
+    }
+
+
+def _begin(
+    fleet: Fleet, plan: RolloutPlan, entries: Mapping[str, CatalogEntry], waves: Iterable[Wave], by: Actor, now: float
+) -> None:
+    waves = tuple(waves)
+    rollout = Rollout(
+        plan.rollout,
+        plan,
+        {name: entry.ref for name, entry in entries.items()},
+        tuple(wave.title for wave in waves),
+        {node: Task(number) for node, number in sorted(wave_of(waves).items())},
+        {name: entry.files for name, entry in entries.items()},
+    )
+    for kept in list(fleet.rollouts.values()):
+        if gone := superseded(kept.rollout, rollout.models, rollout.tasks):
+            fleet.keep(replace(kept, rollout=remove(kept.rollout, gone, SUPERSEDED, f"by {plan.rollout}")), kept)
+    fleet.rollouts[rollout.name] = fleet.store.add(StoredRollout(0, rollout, by, now, now), fleet.knowledge.ids)
+    sizes = [len(wave.nodes) for wave in waves]
+    models = {name: ref.model_dump() for name, ref in rollout.models.items()}
+    fleet.store.audit(by, "rollout-started", now, rollout=plan.rollout, waves=sizes, models=models)
+
+
+def _pause(request: Request) -> Any:
+    fleet, by, now = request.fleet, request.by, request.now
+    kept = _under_way(request, Phase.RUNNING)
+    step = Halt(f"by {by.who}: {by.why}")
+    fleet.keep(replace(kept, rollout=after(kept.rollout, step, now), changed_at=now, waits=""), kept)
+    fleet.store.audit(by, "rollout-paused", now, rollout=kept.rollout.name)
+    return {"rollout": kept.rollout.name, "phase": Phase.PAUSED.value}
+
+
+def _resume(request: Request) -> Any:
+    fleet, by, now = request.fleet, request.by, request.now
+    kept = _under_way(request, Phase.PAUSED)
+    fleet.keep(replace(kept, rollout=resume(kept.rollout), changed_at=now, waits=""), kept)
+    fleet.store.audit(by, "rollout-resumed", now, rollout=kept.rollout.name, forgiven=kept.rollout.failed)
+    return {"rollout": kept.rollout.name, "phase": Phase.RUNNING.value, "forgiven": kept.rollout.failed}
+
+
+def _abort(request: Request) -> Any:
+    fleet, intent, by, now = request.fleet, request.intent, request.by, request.now
+    kept = _under_way(request, Phase.RUNNING, Phase.PAUSED)
+    name, keep = kept.rollout.name, bool(intent.args.get("keep"))
+    because = f"aborted by {by.who}: {by.why}"
+    step: Step = Finish(Phase.CANCELED, because) if keep else take_back(kept.rollout, Phase.CANCELED, because)
+    fleet.store.audit(by, "rollout-aborted", now, rollout=name, keep=keep)
+    return {"rollout": name, "phase": fleet.carry(kept, step, by, now).phase.value}
+
+
+def _under_way(request: Request, *phases: Phase) -> StoredRollout:
+    """The rollout that is meant, if it is in one of these phases and a reason is given."""
+    fleet, name = request.fleet, str(request.intent.args["rollout"])
+    found = [fleet.rollouts[name]] if name in fleet.rollouts else fleet.store.rollouts(names=[name], tasks=False)
+    if not found:
+        raise CommandError(
+            f"There is no rollout {name}", code="unknown-rollout", remedy="`hedgerow rollout history` lists them."
+        )
+    if found[0].rollout.phase not in phases:
+        raise CommandError(
+            f"{name} is {found[0].rollout.phase}",
+            code="wrong-phase",
+            remedy=f"That can be done with one that is {' or '.join(phases)}.",
+        )
+    request.needs_a_reason()
+    return found[0]
+
+
+def _label(request: Request) -> Any:
+    fleet, intent, by, now, node = request.fleet, request.intent, request.by, request.now, request.node
+    changes: dict[str, str | None] = dict(intent.args["labels"])
+    check_labels({key: value or "" for key, value in changes.items()})
+    if own := sorted(changes.keys() & {"region", "site", "node"}):
+        raise CommandError(
+            f"{own[0]} says where a node stands", code="reserved-label", remedy="Choose another key: it cannot be set."
+        )
+    wanted = fleet.want(node, now, labels=changes)
+    fleet.save({node: wanted})
+    fleet.knowledge.changed.add(node)
+    fleet.store.audit(
+        by, "node-labelled", now, node=str(node), labels=changes, given={str(node): wanted.document.generation}
+    )
+    return {"node": str(node), "labels": fleet.labels(node), "generation": wanted.document.generation}
+
+
+def _pin(request: Request) -> Any:
+    fleet, intent, by, now, node = request.fleet, request.intent, request.by, request.now, request.node
+    name = str(intent.args["model"])
+    request.needs_a_reason()
+    section = ModelSection.model_validate(intent.args["version"])
+    ref = look_up(fleet.config.models.repository, name, section).ref
+    old = fleet.desired.get(node)
+    pins = {**(old.pins if old else {}), name: {"who": by.who, "why": by.why, "at": now}}
+    wanted = fleet.want(node, now, models={name: ref}, swap=SwapPolicy(), pins=pins)
+    for kept in list(fleet.rollouts.values()):
+        if gone := superseded(kept.rollout, {name}, [node], also_under_way=True):
+            fleet.keep(replace(kept, rollout=remove(kept.rollout, gone, PINNED, f"by {by.who}: {by.why}")), kept)
+    fleet.save({node: wanted})
+    given = {str(node): wanted.document.generation}
+    fleet.store.audit(by, "node-pinned", now, node=str(node), model=name, ref=ref.model_dump(), given=given)
+    return {"node": str(node), "model": name, "ref": ref.model_dump(), "generation": wanted.document.generation}
+
+
+def _unpin(request: Request) -> Any:
+    fleet, intent, by, now, node = request.fleet, request.intent, request.by, request.now, request.node
+    name = str(intent.args["model"])
+    old = fleet.desired.get(node)
+    if old is None or name not in old.pins:
+        raise CommandError(f"{name} is not pinned on {node}", code="not-pinned", remedy="See `hedgerow node show`.")
+    pins = {model: pin for model, pin in old.pins.items() if model != name}
+    fleet.save({node: replace(old, pins=pins)})
+    fleet.knowledge.changed.add(node)
+    fleet.store.audit(by, "node-unpinned", now, node=str(node), model=name)
+    return {"node": str(node), "model": name}
+
+
+def find_node(nodes: Iterable[Address], text: str) -> Address:
+    """The node that is meant by `region/site/node`, `site/node` or its name alone.
+
+    Raises: CommandError: none is, or several are.
+    """
+    found = [node for node in nodes if text in (str(node), f"{node.site}/{node.node}", node.node)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise CommandError(
+            f"No node {text} was ever heard", code="unknown-node", remedy="`hedgerow nodes` lists those that were."
+        )
+    shown = ", ".join(map(str, sorted(found)[:5]))
+    raise CommandError(f"{text} may be any of {len(found)} nodes", code="ambiguous-node", remedy=f"Say which: {shown}.")
+
+
+_ACTIONS: Final[Mapping[str, Action]] = {
+    "rollout-start": _start,
+    "rollout-pause": _pause,
+    "rollout-resume": _resume,
+    "rollout-abort": _abort,
+    "node-label": _label,
+    "node-pin": _pin,
+    "node-unpin": _unpin,
+}

@@ -1,0 +1,144 @@
+"""The nodes of a region: what they are, what they provably run, what they are to run. Only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from hedgerow.errors import ConfigError
+from hedgerow.labels import Selector
+from hedgerow.region.store.database import Database
+from hedgerow.region.store.liveness import Liveness, judge
+from hedgerow.region.store.nodes import signs_of
+from hedgerow.region.store.queries import LATE_S, iso
+from hedgerow.topics import Address, Channel
+
+_NODES = """
+SELECT n.region, n.site, n.name, n.first_heard_at, n.heard_at, n.online, n.health_state, n.health_reasons, n.answered_at,
+       n.unanswered, s.received_at, s.payload, d.generation, d.published, d.document, d.pins
+FROM node n LEFT JOIN said s ON s.node = n.id AND s.channel = ? LEFT JOIN desired d ON d.node = n.id
+ORDER BY n.region, n.site, n.name
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which nodes.
+
+    Attributes:
+        model: `NAME`, `NAME@VERSION` or the beginning of a digest: of the bundle, or of the file that runs.
+        health: how they are.
+    """
+
+    selector: Selector = field(default_factory=Selector)
+    model: str | None = None
+    health: Liveness | None = None
+
+    def takes(self, node: dict[str, Any]) -> bool:
+        """Whether a node is among them."""
+        if self.health is not None and node["verdict"] != self.health.value:
+            return False
+        if self.model is not None and not any(_is(self.model, name, one) for name, one in node["models"].items()):
+            return False
+        return self.selector.matches(node["labels"])
+
+
+def health_of(text: str) -> Liveness:
+    """A verdict by its name. Raises: ConfigError: there is none."""
+    try:
+        return Liveness(text)
+    except ValueError as error:
+        raise ConfigError(f"No node is {text!r}", remedy=f"Write one of {', '.join(Liveness)}.") from error
+
+
+def inventory(database: Database, now: float, which: Filter | None = None) -> list[dict[str, Any]]:
+    """The nodes, in order of their addresses.
+
+    Args:
+        now: Unix seconds.
+    """
+    which = which or Filter()
+    return [node for node in _all(database, now) if which.takes(node)]
+
+
+def newest_health(database: Database, node: Address) -> dict[str, Any]:
+    """What a node has said last of how it is; nothing, if that is not known."""
+    rows = database.rows(
+        "SELECT h.payload FROM health h JOIN node n ON n.id = h.node WHERE n.region = ? AND n.site = ? AND n.name = ? "
+        "ORDER BY h.ingest DESC LIMIT 1",
+        (node.region, node.site, node.node),
+    )
+    return _read(rows[0][0]) if rows else {}
+
+
+def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
+    collectors = database.rows("SELECT beat_at, connected, silent_after_s FROM collector")
+    if not collectors:
+        return
+    ((beat_at, connected, silent_after_s),) = collectors
+    # Where the collector is away nobody can be heard: nodes are shown as they were when it last was there.
+    as_of = now if now - beat_at <= LATE_S and connected else beat_at
+    for row in database.rows(_NODES, (Channel.REPORTED.value,)):
+        region, site, name, first_heard_at, heard_at, online, state, reasons, answered_at, unanswered = row[:10]
+        reported_at, payload, generation, published, document, pins = row[10:]
+        verdict, why = judge(signs_of(online, heard_at, state, reasons, answered_at, unanswered), as_of, silent_after_s)
+        reported, desired = _read(payload), _read(document)
+        labels = {
+            "region": region,
+            "site": site,
+            "node": name,
+            **reported.get("labels", {}),
+            **desired.get("labels", {}),
+        }
+        yield {
+            "node": str(Address(region, site, name)),
+            "verdict": verdict.value,
+            "why": why,
+            "first_heard_at": iso(first_heard_at),
+            "heard_s": None if heard_at is None else round(max(0.0, as_of - heard_at), 1),
+            "labels": dict(sorted(labels.items())),
+            "labels_of_region": desired.get("labels", {}),
+            "models": reported.get("models", {}),
+            "state": reported.get("state"),
+            "step": reported.get("step", ""),
+            "progress": reported.get("progress"),
+            "error": reported.get("error"),
+            "rolled_back": reported.get("rolled_back", []),
+            "quarantined": reported.get("quarantined", []),
+            "pipelines": reported.get("pipelines", {}),
+            "store_bytes": reported.get("store_bytes"),
+            "store_max_bytes": reported.get("store_max_bytes"),
+            "reported_at": None if reported_at is None else iso(reported_at),
+            "generation": reported.get("generation"),
+            "desired_generation": generation,
+            "published_generation": published,
+            "desired_models": desired.get("models", {}),
+            "rollout": desired.get("rollout"),
+            "pins": _read(pins),
+        }
+
+
+def _read(payload: Any) -> dict[str, Any]:
+    """A stored document; nothing, if there is none or it cannot be read."""
+    if payload is None:
+        return {}
+    try:
+        body = orjson.loads(payload if isinstance(payload, str) else bytes(payload))
+    except orjson.JSONDecodeError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _is(wanted: str, name: str, serving: dict[str, Any]) -> bool:
+    ref = serving.get("model") or {}
+    digests = [
+        str(digest).removeprefix("sha256:") for digest in (ref.get("digest"), serving.get("file_digest")) if digest
+    ]
+    asked, at, version = wanted.partition("@")
+    if asked in (name, ref.get("name")):
+        return not at or ref.get("version") == version
+    beginning = wanted.removeprefix("sha256:")
+    return len(beginning) >= 4 and any(digest.startswith(beginning) for digest in digests)

@@ -1,0 +1,1 @@
+"""What a rollout does next. Pure: no clock, no store, no broker."""

@@ -1,0 +1,194 @@
+"""What a node's health reports say of it, beside what it usually was before a change. Pure.
+
+Counts begin anew with each session of a node; times are those of the node's own clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Final
+
+from hedgerow.region.rollouts.planning.spec import GateSection
+
+MOST_SAMPLES: Final = 12
+"""Health reports of a node that are looked at: two minutes."""
+_NEGLIGIBLE_MS: Final = 1.0
+"""A latency below this is never too slow, whatever it was before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What a pipeline has done since its node started, and its latency of late."""
+
+    received: int = 0
+    dead: int = 0
+    dropped: int = 0
+    p99_ms: float | None = None
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A model as health shows it: the digest of the file that runs, the frames that went through it, its drift."""
+
+    digest: str
+    frames: int = 0
+    drift: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A health report, as far as gates need it. `at` is the node's clock."""
+
+    at: float
+    session: str
+    state: str
+    reasons: str = ""
+    flows: Mapping[str, Flow] = field(default_factory=dict)
+    models: Mapping[str, Shown] = field(default_factory=dict)
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """How a node usually was before a change.
+
+    Attributes:
+        p99_ms: latency, by pipeline.
+        memory_bytes: of its process; 0: not known.
+        dead_share: share of the frames that died.
+    """
+
+    p99_ms: Mapping[str, float] = field(default_factory=dict)
+    memory_bytes: int = 0
+    dead_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """What became of frames: how many came, and which shares of them died or were dropped."""
+
+    received: int
+    dead: float
+    dropped: float
+
+
+def usual(samples: Sequence[Sample], models: Collection[str]) -> Usual:
+    """How a node usually is: medians of what its reports say, and what became of frames meanwhile.
+
+    Args:
+        models: whose pipelines count.
+    """
+    known: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, flow in sample.flows.items():
+            if flow.p99_ms is not None:
+                known.setdefault(name, []).append(flow.p99_ms)
+    memory = [sample.memory_bytes for sample in samples if sample.memory_bytes]
+    shares = None
+    if samples:
+        first, last = samples[0], samples[-1]
+        same_run = first is not last and first.session == last.session
+        shares = _shares(_names(last, models), first.flows if same_run else {}, last)
+    return Usual(
+        {name: round(median(values), 3) for name, values in known.items()},
+        int(median(memory)) if memory else 0,
+        0.0 if shares is None else round(shares.dead, 4),
+    )
+
+
+def restarts(samples: Sequence[Sample], files: Collection[str]) -> int:
+    """How often a node has started anew since one of these files runs on it."""
+    ran = {sample.session for sample in samples if any(one.digest in files for one in sample.models.values())}
+    return max(0, len(ran) - 1)
+
+
+def broken(
+    samples: Sequence[Sample], since: float, models: Collection[str], was: Usual, limits: GateSection
+) -> tuple[str, str] | None:
+    """The limit that a node breaks since new versions of models serve: code and reason; None: none.
+
+    Args:
+        since: when they began to serve.
+        was: how it was before.
+    """
+    after = [sample for sample in samples if sample.at >= since]
+    if not after:
+        return None
+    last = after[-1]
+    if last.state == "failing":
+        return "failing", f"its health says failing: {last.reasons}".removesuffix(": ")
+    grown = last.memory_bytes - was.memory_bytes if was.memory_bytes else 0
+    if limits.max_growth_bytes is not None and grown > limits.max_growth_bytes:
+        allowed = limits.max_growth_bytes
+        return "memory-growth", f"it takes {grown:,} bytes more than before, and {allowed:,} are allowed"
+    if (drifted := _drifted(last, models, limits)) is not None:
+        return drifted
+    names, base = _names(last, models), _base(samples, after, since)
+    shares = None if base is None else _shares(names, base, last)
+    if shares is not None and shares.received >= max(1, limits.min_frames):
+        allowed_share = limits.max_error_share + was.dead_share
+        if shares.dead > allowed_share:
+            return "error-rate", f"{shares.dead:.1%} of {shares.received:,} frames died, and {allowed_share:.1%} may"
+        if limits.max_dropped_share is not None and shares.dropped > limits.max_dropped_share:
+            share = limits.max_dropped_share
+            return "dropped", f"{shares.dropped:.1%} of {shares.received:,} frames were dropped, and {share:.1%} may be"
+    return _slow(names, after, was.p99_ms, limits)
+
+
+def _drifted(last: Sample, models: Collection[str], limits: GateSection) -> tuple[str, str] | None:
+    for name in models:
+        drift = last.models[name].drift if name in last.models else None
+        if limits.max_drift is not None and drift is not None and drift > limits.max_drift:
+            return "drift", f"drift of {name} is {drift:.3g}, and {limits.max_drift:.3g} is allowed"
+    return None
+
+
+def _names(sample: Sample, models: Collection[str]) -> list[str]:
+    """The pipelines that run one of these models; all, if none says so."""
+    return [name for name, flow in sample.flows.items() if set(flow.models) & set(models)] or list(sample.flows)
+
+
+def _base(samples: Sequence[Sample], after: Sequence[Sample], since: float) -> Mapping[str, Flow] | None:
+    """What to count from; None: that is not known yet."""
+    last = after[-1]
+    before = [sample for sample in samples if sample.at < since and sample.session == last.session]
+    if before:
+        return before[-1].flows
+    if any(sample.session != last.session for sample in samples):
+        return {}
+    return after[0].flows if len(after) > 1 else None
+
+
+def _shares(names: Sequence[str], base: Mapping[str, Flow], last: Sample) -> _Shares | None:
+    none = Flow()
+    pairs = [(base.get(name, none), last.flows[name]) for name in names]
+    received = sum(max(0, new.received - old.received) for old, new in pairs)
+    if not received:
+        return None
+    dead = sum(max(0, new.dead - old.dead) for old, new in pairs)
+    dropped = sum(max(0, new.dropped - old.dropped) for old, new in pairs)
+    return _Shares(received, dead / received, dropped / received)
+
+
+def _slow(
+    names: Sequence[str], after: Sequence[Sample], before_ms: Mapping[str, float], limits: GateSection
+) -> tuple[str, str] | None:
+    latest = after[-limits.slow_reports :]
+    if limits.max_slowdown is None or len(latest) < limits.slow_reports:
+        return None
+    for name in names:
+        before = before_ms.get(name)
+        if not before:
+            continue
+        now = [sample.flows[name].p99_ms for sample in latest if name in sample.flows]
+        known = [value for value in now if value is not None]
+        allowed = max(limits.max_slowdown * before, _NEGLIGIBLE_MS)
+        if len(known) == len(latest) and min(known) > allowed:
+            return (
+                "latency",
+                f"p99 of {name} is {known[-1]:.1f} ms; it was {before:.1f} ms, and {allowed:.1f} ms is allowed",
+            )
+    return None

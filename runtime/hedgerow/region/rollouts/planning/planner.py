@@ -1,0 +1,256 @@
+"""What a rollout does next. Pure: no clock, no store, no broker; a restarted process decides the same again.
+
+Rules:
+- A node is given the change only when its wave has begun and it is heard. Who is not there does not hold its wave up: it
+  is late, and catches up when it returns. As long as it is open whether somebody is there, a wave waits.
+- A wave is good when all who are not late are good, and at least one node of the rollout is.
+- More failures than allowed end it. What failed goes back at once, whatever becomes of the rest.
+- Good is not for ever: a node that reports what does not prove it any more has to prove itself anew, and the wave under
+  way to soak anew.
+- A pause begins nothing new; failures are still seen to.
+- What has ended does not change any more, but that late nodes of one that succeeded catch up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from hedgerow.region.rollouts.planning.gate import (
+    UNPROVED,
+    Assignment,
+    Ear,
+    Facts,
+    GateFinding,
+    GateVerdict,
+    Presence,
+    examine,
+    examine_back,
+)
+from hedgerow.region.rollouts.planning.state import (
+    CatchUp,
+    Finish,
+    Halt,
+    Move,
+    Phase,
+    Rollout,
+    Settle,
+    Soak,
+    StartWave,
+    Step,
+    TakeBack,
+    Task,
+    Wait,
+)
+from hedgerow.region.rollouts.planning.windows import opens_at
+from hedgerow.topics import Address
+
+
+def next_step(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step:
+    """What is to be done now.
+
+    Args:
+        findings: of all nodes that are known, as `Facts` are examined for the task they have.
+        now: Unix seconds.
+    """
+    if rollout.phase in (Phase.FAILED, Phase.CANCELED):
+        return Wait("it has ended")
+    if moves := dict(_moves(rollout, findings)):
+        return Settle(moves)
+    if rollout.phase is Phase.SUCCEEDED:
+        return _strays(rollout) or _catch_up(rollout, findings, now) or Wait("it has ended")
+    if rollout.phase is Phase.ROLLING_BACK:
+        return _strays(rollout) or _going_back(rollout, findings)
+    return _failures(rollout) or _forward(rollout, findings, now)
+
+
+def find(rollout: Rollout, facts: Mapping[Address, Facts], ear: Ear, now: float) -> dict[Address, GateFinding]:
+    """What is to be thought of the nodes of a rollout, by what each was given."""
+    unknown = Facts()
+    return {node: _find(rollout, task, facts.get(node, unknown), ear, now) for node, task in rollout.tasks.items()}
+
+
+def _find(rollout: Rollout, task: Task, facts: Facts, ear: Ear, now: float) -> GateFinding:
+    if task.back == "asked":
+        due = math.inf if rollout.turned_at is None else rollout.turned_at + rollout.plan.gate.timeout_s
+        return examine_back(task.before, task.back_generation, due, facts, ear, now)
+    if task.reached and task.state in ("in-progress", "succeeded"):
+        gate = rollout.plan.gate
+        due = task.given_at + gate.timeout_s if task.state == "in-progress" else math.inf
+        given = Assignment(rollout.models, rollout.files, task.generation, task.given_at, due, task.usual)
+        return examine(given, facts, gate, ear, now)
+    return GateFinding(GateVerdict.UNKNOWN, task.state, presence=ear.presence(facts, now))
+
+
+def _moves(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> Iterator[tuple[Address, Move]]:
+    """What has become of nodes that were given something."""
+    for node, task in rollout.tasks.items():
+        finding = findings.get(node)
+        if finding is None or not task.reached:
+            continue
+        if task.back == "asked":
+            if finding.verdict is GateVerdict.GOOD:
+                yield node, Move(task.state, task.code, task.reason, back="proved")
+        elif task.state == "in-progress" or (task.state == "succeeded" and not rollout.phase.ended):
+            if finding.verdict is GateVerdict.BAD:
+                yield node, Move(finding.state, finding.code, finding.reason)
+            elif finding.verdict is GateVerdict.GOOD and task.state == "in-progress":
+                yield node, Move("succeeded")
+            elif finding.code == UNPROVED and task.state == "succeeded":
+                yield node, Move("in-progress", finding.code, finding.reason)
+
+
+def _failures(rollout: Rollout) -> Step | None:
+    """What is to be done about failures."""
+    plan = rollout.plan
+    reached = sum(task.reached for task in rollout.tasks.values())
+    failed = rollout.failed - rollout.forgiven
+    allowed = plan.allowed_failures(max(reached, 1))
+    too_many = failed > allowed
+    if (
+        not too_many
+        and failed
+        and not any(task.state in ("in-progress", "succeeded") for task in rollout.tasks.values())
+    ):
+        too_many = True  # all who were reached have failed: whatever is allowed, nothing speaks for it
+    if too_many and plan.on_failure != "pause":
+        wave_only = plan.on_failure == "roll-back-wave"
+        return take_back(rollout, Phase.FAILED, f"{_failed(rollout)}; {allowed} may", wave_only=wave_only)
+    if (step := _strays(rollout)) is not None:
+        return step
+    if too_many and rollout.phase is Phase.RUNNING:
+        return Halt(f"{_failed(rollout)}; {allowed} may")
+    return None
+
+
+def _strays(rollout: Rollout) -> TakeBack | None:
+    """What failed and is not back yet."""
+    strays = tuple(node for node, task in rollout.tasks.items() if task.failed and task.reached and task.back == "no")
+    return TakeBack(strays, "they failed") if strays else None
+
+
+def take_back(rollout: Rollout, ending: Phase, because: str, *, wave_only: bool = False) -> TakeBack:
+    """The step that puts back all nodes that were reached.
+
+    Args:
+        wave_only: only those of the wave under way, and who failed.
+    """
+    nodes = tuple(
+        node
+        for node, task in rollout.tasks.items()
+        if task.reached
+        and task.back == "no"
+        and task.state != "removed"
+        and (not wave_only or task.wave == rollout.wave or task.failed or task.state == "in-progress")
+    )
+    return TakeBack(nodes, because, ending)
+
+
+def _forward(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step:
+    """What is to be done when nothing is wrong."""
+    if rollout.phase is Phase.PAUSED:
+        return Wait(f"paused: {rollout.because}")
+    if (step := _catch_up(rollout, findings, now)) is not None:
+        return step
+    waiting = _open(rollout)
+    if waiting:
+        return Wait(f"{_some(waiting)} not proved yet: {_why(findings, waiting[0])}")
+    if rollout.wave >= 0:
+        late = [node for node, task in rollout.begun if task.state in ("queued", "in-progress")]
+        if late and not _any_good(rollout):
+            return Wait(f"nobody has proved it good yet; {_some(late)} late")
+        wave = [node for node, task in rollout.begun if task.wave == rollout.wave and task.state == "succeeded"]
+        if wave and rollout.soaking_since is None:
+            return Soak()
+        if rollout.soaking_since is not None and now < (until := rollout.soaking_since + rollout.plan.soak_s):
+            return Wait("soaking", until)
+        unsure = [node for node in wave if _verdict(findings, node) is not GateVerdict.GOOD]
+        if unsure:
+            return Wait(f"{_some(unsure)} not known to be good just now")
+    if rollout.wave + 1 >= len(rollout.waves):
+        return Finish(Phase.SUCCEEDED, _summary(rollout))
+    if (opens := opens_at(rollout.plan.windows, now)) > now:
+        return Wait("outside of its maintenance windows", opens)
+    wave_number = rollout.wave + 1
+    members = [node for node, task in rollout.tasks.items() if task.wave == wave_number and task.state == "queued"]
+    if unclear := [node for node in members if _presence(findings, node) is Presence.OPEN]:
+        return Wait(f"it is open whether {_some(unclear)} {'is' if len(unclear) == 1 else 'are'} there")
+    there = tuple(node for node in members if _heard(findings, node))
+    if rollout.plan.offline == "fail" and len(there) < len(members):  # before anybody is given anything
+        missed = Move("failed", "offline", "it was not heard when its wave came")
+        return Settle({node: missed for node in members if node not in there})
+    return StartWave(wave_number, there)
+
+
+def _catch_up(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step | None:
+    late = tuple(node for node, task in rollout.begun if task.state == "queued" and _heard(findings, node))
+    if not late or opens_at(rollout.plan.windows, now) > now:
+        return None
+    return CatchUp(late)
+
+
+def _going_back(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> Step:
+    asked = [node for node, task in rollout.tasks.items() if task.back == "asked"]
+    awaited = [
+        node
+        for node in asked
+        if _presence(findings, node) is not Presence.GONE and _verdict(findings, node) is GateVerdict.UNKNOWN
+    ]
+    if awaited:
+        return Wait(f"{_some(awaited)} not back yet: {_why(findings, awaited[0])}")
+    because = rollout.because
+    if asked:
+        because += f"; {_some(asked)} not proved to be back"
+    return Finish(rollout.ending or Phase.FAILED, because)
+
+
+def _open(rollout: Rollout) -> list[Address]:
+    """Nodes that hold the wave up."""
+    return [node for node, task in rollout.begun if task.state == "in-progress" and not task.late]
+
+
+def _any_good(rollout: Rollout) -> bool:
+    return any(task.state == "succeeded" for task in rollout.tasks.values())
+
+
+def _heard(findings: Mapping[Address, GateFinding], node: Address) -> bool:
+    return _presence(findings, node) is Presence.HERE
+
+
+def _presence(findings: Mapping[Address, GateFinding], node: Address) -> Presence:
+    finding = findings.get(node)
+    return Presence.GONE if finding is None else finding.presence
+
+
+def _why(findings: Mapping[Address, GateFinding], node: Address) -> str:
+    finding = findings.get(node)
+    return "it is not known" if finding is None else finding.reason
+
+
+def _verdict(findings: Mapping[Address, GateFinding], node: Address) -> GateVerdict:
+    finding = findings.get(node)
+    return GateVerdict.UNKNOWN if finding is None else finding.verdict
+
+
+def _failed(rollout: Rollout) -> str:
+    """Who failed and why, the first ones by name."""
+    failed = [(node, task) for node, task in rollout.tasks.items() if task.failed]
+    shown = "; ".join(f"{node.site}/{node.node}: {task.code}: {task.reason}" for node, task in failed[:3])
+    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    return f"{len(failed)} failed ({shown}{more})"
+
+
+def _some(nodes: list[Address]) -> str:
+    shown = ", ".join(f"{node.site}/{node.node}" for node in nodes[:3])
+    return (
+        f"{shown}{f' and {len(nodes) - 3} more' if len(nodes) > 3 else ''}: {len(nodes)}" if len(nodes) > 1 else shown
+    )
+
+
+def _summary(rollout: Rollout) -> str:
+    states = [task.state for task in rollout.tasks.values()]
+    late = states.count("queued") + states.count("in-progress")
+    parts = [f"{states.count('succeeded')} of {len(states)} nodes serve it"]
+    parts += [f"{rollout.failed} failed"] if rollout.failed else []
+    parts += [f"{late} late"] if late else []
+    return ", ".join(parts)

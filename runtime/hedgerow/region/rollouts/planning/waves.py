@@ -1,0 +1,95 @@
+"""Who is in which wave of a rollout. Pure.
+
+Rules:
+- Each node is in exactly one wave.
+- Nodes that are heard come before those that are not: a wave of nodes that are switched off proves nothing.
+- Among those, chance decides, and the same one every time: a digest of the rollout's name and the node's. So it is not
+  always the same nodes that are first, and a plan shown is the plan carried out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hedgerow.labels import Labels, Selector, parse_selector
+from hedgerow.region.rollouts.planning.spec import EACH_SITE, percent, sites
+from hedgerow.topics import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node that a rollout is for."""
+
+    address: Address
+    labels: Labels
+    heard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """A wave: what it is called, and its nodes in order."""
+
+    title: str
+    nodes: tuple[Address, ...]
+
+
+def assign(name: str, waves: Sequence[int | str], members: Sequence[Member]) -> tuple[Wave, ...]:
+    """Share out a rollout's nodes; waves that nobody would be in are left out.
+
+    Args:
+        name: of the rollout.
+        waves: as the plan has them.
+    """
+    left = sorted(members, key=lambda member: (not member.heard, _chance(name, member.address)))
+    made: list[Wave] = []
+
+    def take(title: str, chosen: Callable[[Member], bool]) -> None:
+        nodes = tuple(member.address for member in left if chosen(member))
+        left[:] = [member for member in left if not chosen(member)]
+        if nodes:
+            made.append(Wave(title, nodes))
+
+    def first(count: int) -> Callable[[Member], bool]:
+        wanted = {member.address for member in left[: max(0, count)]}
+        return lambda member: member.address in wanted
+
+    for wave in waves:
+        if isinstance(wave, int):
+            take(f"{wave} node{'s' if wave > 1 else ''}", first(wave))
+        elif (share := percent(wave)) is not None:
+            take(f"to {wave}", first(max(1, math.ceil(share * len(members) - 1e-9)) - (len(members) - len(left))))
+        elif (count := sites(wave)) is not None:
+            chosen = _sites_of(left)[:count]
+            take(", ".join(sorted(chosen)), _at(chosen))
+        elif wave == EACH_SITE:
+            for site in _sites_of(left):
+                take(f"site {site}", _at([site]))
+        else:
+            take(wave, _fits(parse_selector(wave)))
+    take("the rest" if made else "all", lambda _: True)
+    return tuple(made)
+
+
+def wave_of(waves: Sequence[Wave]) -> Mapping[Address, int]:
+    """The wave each node is in, from 0."""
+    return {node: number for number, wave in enumerate(waves) for node in wave.nodes}
+
+
+def _at(chosen: Sequence[str]) -> Callable[[Member], bool]:
+    return lambda member: member.address.site in chosen
+
+
+def _fits(selector: Selector) -> Callable[[Member], bool]:
+    return lambda member: selector.matches(member.labels)
+
+
+def _sites_of(members: Sequence[Member]) -> list[str]:
+    """Sites in the order in which their first node comes."""
+    return list(dict.fromkeys(member.address.site for member in members))
+
+
+def _chance(name: str, address: Address) -> bytes:
+    return hashlib.blake2b(f"{name}/{address}".encode(), digest_size=8).digest()

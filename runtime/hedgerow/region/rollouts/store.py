@@ -1,0 +1,240 @@
+"""The fleet's part of the region's store: desired documents, rollouts, and the audit log of all that was done.
+
+Rules:
+- What belongs together is written in one transaction, the audit log's line with it: an action is in the log if and only
+  if it was done.
+- A desired document is written first and published then. `published` says which one the broker has, so what was written
+  and not known to be published is published again; its generation makes that harmless.
+- One thread writes: the steward's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import orjson
+
+from hedgerow.region.rollouts.planning.health_samples import Usual
+from hedgerow.region.rollouts.planning.membership import standing
+from hedgerow.region.rollouts.planning.spec import stored_plan
+from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
+from hedgerow.region.store.database import Database
+from hedgerow.topics import Address
+from hedgerow.wire.fleet import Desired, ModelRef
+
+_TASK_COLUMNS: Final = (
+    "wave", "state", "late", "generation", "given_at", "prior", "p99_ms", "back", "back_generation", "code", "reason",
+    "memory_bytes", "dead_share",
+)  # fmt: skip
+_ROLLOUT_COLUMNS: Final = (
+    "id", "name", "plan", "models", "waves", "who", "why", "started_at", "changed_at", "ended_at", "phase", "wave",
+    "soaking_since", "forgiven", "turned_at", "ending", "because", "waits",
+)  # fmt: skip
+_ROLLOUTS: Final = f"SELECT {', '.join(_ROLLOUT_COLUMNS)} FROM rollout"  # noqa: S608 - names of our own
+_NEW_ROLLOUT: Final = (
+    f"INSERT INTO rollout ({', '.join(_ROLLOUT_COLUMNS[1:])}) "  # noqa: S608
+    f"VALUES ({', '.join('?' * len(_ROLLOUT_COLUMNS[1:]))}) RETURNING id"
+)
+_SAVE_ROLLOUT: Final = (
+    "UPDATE rollout SET changed_at = ?, ended_at = ?, phase = ?, wave = ?, soaking_since = ?, forgiven = ?, turned_at = ?, "
+    "ending = ?, because = ?, waits = ? WHERE id = ?"
+)
+_SAVE_TASK: Final = (
+    f"INSERT INTO rollout_node (rollout, node, {', '.join(_TASK_COLUMNS)}) "  # noqa: S608
+    f"VALUES (?, ?, {', '.join('?' * len(_TASK_COLUMNS))}) ON CONFLICT (rollout, node) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _TASK_COLUMNS)
+)
+_SAVE_DESIRED: Final = (
+    "INSERT INTO desired (node, generation, published, document, pins) VALUES (?, ?, ?, ?, ?) ON CONFLICT (node) DO UPDATE "
+    "SET generation = excluded.generation, document = excluded.document, pins = excluded.pins"
+)
+_PUBLISHED: Final = "UPDATE desired SET published = ? WHERE node = ? AND published < ?"
+_SAVE_AUDIT: Final = "INSERT INTO audit (at, who, why, action, rollout, detail) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does something, and why."""
+
+    who: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRollout:
+    """A rollout as it is kept.
+
+    Attributes:
+        id: of its row; they count up.
+        waits: what it waits for, in words.
+    """
+
+    id: int
+    rollout: Rollout
+    by: Actor
+    started_at: float
+    changed_at: float
+    ended_at: float | None = None
+    waits: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDesired:
+    """What a node is to run, as it is kept.
+
+    Attributes:
+        published: generation that the broker has.
+        pins: models that rollouts leave alone, and who said so.
+    """
+
+    document: Desired
+    published: int = 0
+    pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class FleetStore:
+    """Reads and writes those tables.
+
+    Args:
+        database: opened to write beside the collector; or to read.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def rollouts(self, *, names: Iterable[str] | None = None, tasks: bool = True) -> list[StoredRollout]:
+        """Rollouts, newest first.
+
+        Args:
+            names: only these.
+            tasks: whether to read the nodes' parts too.
+        """
+        wanted = None if names is None else list(names)
+        where = "" if wanted is None else f" WHERE name IN ({', '.join('?' * len(wanted))})"
+        rows = self.database.rows(f"{_ROLLOUTS}{where} ORDER BY id DESC", wanted or ())
+        return [self._kept(row, self._tasks(row[0]) if tasks else {}) for row in rows]
+
+    def standing(self) -> list[StoredRollout]:
+        """The rollouts that matter still, newest first."""
+        kept = {one.rollout.name: one for one in self.rollouts(tasks=False)}
+        matter = [kept[rollout.name] for rollout in standing(one.rollout for one in kept.values())]
+        return [replace(one, rollout=replace(one.rollout, tasks=self._tasks(one.id))) for one in matter]
+
+    def add(self, kept: StoredRollout, nodes: Mapping[Address, int]) -> StoredRollout:
+        """Write a new rollout. Returns: it with its id."""
+        rollout = kept.rollout
+        models = {
+            name: {"ref": ref.model_dump(), "files": sorted(rollout.files.get(name, ()))}
+            for name, ref in rollout.models.items()
+        }
+        plan = rollout.plan.model_dump_json(exclude_unset=True)
+        head = (rollout.name, plan, _json(models), _json(rollout.waves), kept.by.who, kept.by.why, kept.started_at)
+        ((row,),) = self.database.rows(_NEW_ROLLOUT, (*head, *_changing(kept)))
+        kept = replace(kept, id=row)
+        self._save_tasks(kept, {}, nodes)
+        return kept
+
+    def save(self, kept: StoredRollout, old: StoredRollout, nodes: Mapping[Address, int]) -> None:
+        """Write what is different in a rollout."""
+        self.database.run(_SAVE_ROLLOUT, (*_changing(kept), kept.id))
+        self._save_tasks(kept, old.rollout.tasks, nodes)
+
+    def desired(self) -> dict[Address, StoredDesired]:
+        """What all nodes are to run."""
+        rows = self.database.rows(
+            "SELECT n.region, n.site, n.name, d.document, d.published, d.pins FROM desired d JOIN node n ON n.id = d.node"
+        )
+        return {
+            Address(region, site, name): StoredDesired(
+                Desired.model_validate_json(document), published, orjson.loads(pins) if pins != "{}" else {}
+            )
+            for region, site, name, document, published, pins in rows
+        }
+
+    def save_desired(self, wanted: Mapping[Address, StoredDesired], nodes: Mapping[Address, int]) -> None:
+        """Write new documents."""
+        self.database.many(
+            _SAVE_DESIRED,
+            [
+                (nodes[node], one.document.generation, one.published, one.document.encode().decode(), _json(one.pins))
+                for node, one in wanted.items()
+            ],
+        )
+
+    def published(self, generations: Mapping[int, int]) -> None:
+        """Write down what the broker has: node's row → generation."""
+        self.database.many(_PUBLISHED, [(one, node, one) for node, one in generations.items()])
+
+    def audit(self, by: Actor, action: str, now: float, *, rollout: str | None = None, **detail: Any) -> None:
+        """Write a line into the audit log."""
+        self.database.run(_SAVE_AUDIT, (now, by.who, by.why, action, rollout, _json(detail)))
+
+    def _kept(self, row: tuple[Any, ...], tasks: Mapping[Address, Task]) -> StoredRollout:
+        one = dict(zip(_ROLLOUT_COLUMNS, row, strict=True))
+        models = orjson.loads(one["models"])
+        rollout = Rollout(
+            one["name"],
+            stored_plan(orjson.loads(one["plan"])),
+            {name: ModelRef.model_validate(told["ref"]) for name, told in models.items()},
+            tuple(orjson.loads(one["waves"])),
+            tasks,
+            {name: frozenset(told["files"]) for name, told in models.items()},
+            Phase(one["phase"]),
+            one["wave"],
+            one["soaking_since"],
+            one["forgiven"],
+            one["turned_at"],
+            None if one["ending"] is None else Phase(one["ending"]),
+            one["because"],
+        )
+        by = Actor(one["who"], one["why"])
+        return StoredRollout(
+            one["id"], rollout, by, one["started_at"], one["changed_at"], one["ended_at"], one["waits"]
+        )
+
+    def _tasks(self, rollout: int) -> dict[Address, Task]:
+        rows = self.database.rows(
+            f"SELECT n.region, n.site, n.name, {', '.join(f't.{name}' for name in _TASK_COLUMNS)} "  # noqa: S608
+            "FROM rollout_node t JOIN node n ON n.id = t.node WHERE t.rollout = ? ORDER BY n.region, n.site, n.name",
+            (rollout,),
+        )
+        return {Address(*row[:3]): _task(row[3:]) for row in rows}
+
+    def _save_tasks(self, kept: StoredRollout, old: Mapping[Address, Task], nodes: Mapping[Address, int]) -> None:
+        rows = [
+            (kept.id, nodes[node], *_task_row(task))
+            for node, task in kept.rollout.tasks.items()
+            if old.get(node) is not task
+        ]
+        if rows:
+            self.database.many(_SAVE_TASK, rows)
+
+
+def _changing(kept: StoredRollout) -> tuple[Any, ...]:
+    rollout = kept.rollout
+    return (
+        kept.changed_at, kept.ended_at, rollout.phase.value, rollout.wave, rollout.soaking_since, rollout.forgiven,
+        rollout.turned_at, None if rollout.ending is None else rollout.ending.value, rollout.because, kept.waits,
+    )  # fmt: skip
+
+
+def _task_row(task: Task) -> tuple[Any, ...]:
+    before = {name: None if ref is None else ref.model_dump() for name, ref in task.before.items()}
+    return (
+        task.wave, task.state, int(task.late), task.generation, task.given_at, _json(before), _json(task.usual.p99_ms),
+        task.back, task.back_generation, task.code, task.reason,
+        task.usual.memory_bytes, task.usual.dead_share,
+    )  # fmt: skip
+
+
+def _task(row: tuple[Any, ...]) -> Task:
+    wave, state, late, generation, given_at, before, p99_ms, back, back_generation, code, reason, memory, dead = row
+    refs = {name: None if ref is None else ModelRef.model_validate(ref) for name, ref in orjson.loads(before).items()}
+    usual = Usual(orjson.loads(p99_ms), memory, dead)
+    return Task(wave, state, bool(late), generation, given_at, refs, usual, back, back_generation, code, reason)
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()

@@ -1,0 +1,1 @@
+"""The region's store: records in, queries out, on SQLite or PostgreSQL."""

@@ -1,0 +1,178 @@
+"""A batch on its way into the store: the rows that its items come to, written together, and what it came to."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from hedgerow.bus.outbox.records import Ack, Number
+from hedgerow.region.store.database import Database
+from hedgerow.region.store.ledgers import LedgerKey, OutboxLedger, save_books
+from hedgerow.region.store.nodes import KnownNode, save_nodes
+from hedgerow.region.store.records import (
+    BirthRecord,
+    EventRecord,
+    HealthRecord,
+    RejectedRecord,
+    ReportedRecord,
+    ResultRecord,
+)
+from hedgerow.topics import Address, Channel
+
+MOST_REJECTED: Final = 1000
+"""Messages kept of those that could not be used; all are counted."""
+ROW_BYTES: Final = 200
+"""About what a result takes beside its payload."""
+
+_SAVE_RESULT: Final = (
+    "INSERT INTO result (node, pipeline, ledger, priority, sequence, said_id, captured_at, received_at, content_type, "
+    "properties, size, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
+_SAVE_EVENT: Final = (
+    "INSERT INTO event (node, kind, said_id, at, received_at, payload) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
+_SAVE_HEALTH: Final = "INSERT INTO health (node, at, received_at, payload) VALUES (?, ?, ?, ?)"
+_SAVE_SAID: Final = (
+    "INSERT INTO said (node, channel, received_at, payload) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (node, channel) DO UPDATE SET received_at = excluded.received_at, payload = excluded.payload"
+)
+_SAVE_REJECTED: Final = (
+    "INSERT INTO rejected (received_at, topic, reason, detail, number, size, payload) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_COUNT_REJECTED: Final = (
+    "INSERT INTO rejections (reason, count) VALUES (?, ?) "
+    "ON CONFLICT (reason) DO UPDATE SET count = rejections.count + excluded.count"
+)
+
+
+class Owed(NamedTuple):
+    """What an outbox is to hear: what has come of it, of how many records, and whether it asked to hear at once."""
+
+    ack: Ack
+    records: int
+    asked: bool
+
+
+@dataclass(slots=True)
+class BatchOutcome:
+    """What a batch came to.
+
+    Attributes:
+        acks: what every outbox that sent something is to hear.
+        stored: results, durable ones among them as `durable`.
+        repeats: that were there already.
+        gaps, lost: declared, and the records lost by them.
+        rejected: by reason.
+        lags: of results, seconds from capture to the store.
+        bytes_up: payload bytes, by site.
+        known: nodes not known before.
+    """
+
+    acks: dict[LedgerKey, Owed] = field(default_factory=dict)
+    stored: int = 0
+    durable: int = 0
+    repeats: int = 0
+    gaps: int = 0
+    lost: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    lags: list[float] = field(default_factory=list)
+    bytes_up: Counter[str] = field(default_factory=Counter)
+    known: list[Address] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows to be written."""
+
+    now: float
+    outcome: BatchOutcome = field(default_factory=BatchOutcome)
+    durable: list[Sequence[Any]] = field(default_factory=list)
+    others: defaultdict[int, list[Sequence[Any]]] = field(default_factory=lambda: defaultdict(list))
+    events: list[Sequence[Any]] = field(default_factory=list)
+    health: list[Sequence[Any]] = field(default_factory=list)
+    said: dict[tuple[int, str], Sequence[Any]] = field(default_factory=dict)
+    rejected: list[Sequence[Any]] = field(default_factory=list)
+    nodes: dict[int, KnownNode] = field(default_factory=dict)
+    books: dict[LedgerKey, OutboxLedger] = field(default_factory=dict)
+    records: Counter[LedgerKey] = field(default_factory=Counter)
+    asked: set[LedgerKey] = field(default_factory=set)
+    added_bytes: int = 0
+
+    def add_durable(self, node: KnownNode, book: OutboxLedger, number: Number, item: ResultRecord) -> None:
+        """A result whose number is new."""
+        self.durable.append((node.id, item.pipeline, book.id, number.priority, number.sequence, *_columns(item)))
+        node.results += 1
+        node.durable += 1
+        self.added_bytes += item.size + ROW_BYTES
+
+    def add_unnumbered(self, node: KnownNode, item: ResultRecord) -> None:
+        """A result without a number; whether it is new shows when it is written."""
+        self.others[node.id].append((node.id, item.pipeline, None, None, None, *_columns(item)))
+
+    def add_event(self, node: KnownNode, item: EventRecord) -> None:
+        """An event."""
+        self.events.append((node.id, item.kind, item.said_id, item.at, item.received_at, bytes(item.payload)))
+
+    def add_health(self, node: KnownNode, item: HealthRecord) -> None:
+        """A report of a node's health."""
+        self.health.append((node.id, item.at, item.received_at, bytes(item.payload)))
+
+    def add_said(self, node: KnownNode, channel: Channel, item: BirthRecord | ReportedRecord) -> None:
+        """What a node last said on a channel."""
+        key = (node.id, channel.value)
+        self.said[key] = (*key, item.received_at, bytes(item.payload))
+
+    def add_rejected(self, item: RejectedRecord) -> None:
+        """A message that cannot be used."""
+        number = None if item.number is None else str(item.number)
+        self.rejected.append(
+            (item.received_at, item.topic, item.reason, item.detail, number, item.size, item.payload)
+        )  # fmt: skip
+        self.outcome.rejected[item.reason] += 1
+
+    def repeat(self, node: KnownNode) -> None:
+        """Something that was there already."""
+        node.repeats += 1
+        self.outcome.repeats += 1
+
+    def write(self, database: Database) -> None:
+        """Write all of it; within a transaction."""
+        outcome = self.outcome
+        if self.durable:
+            outcome.durable = outcome.stored = database.many(_SAVE_RESULT, self.durable)
+        for node_id, rows in self.others.items():
+            ((before,),) = database.rows("SELECT coalesce(max(ingest), 0) FROM result")
+            stored = database.many(_SAVE_RESULT, rows)
+            node = self.nodes[node_id]
+            node.results += stored
+            node.repeats += len(rows) - stored
+            outcome.stored += stored
+            outcome.repeats += len(rows) - stored
+            ((size,),) = database.rows("SELECT coalesce(sum(size), 0) FROM result WHERE ingest > ?", (before,))
+            self.added_bytes += int(size) + stored * ROW_BYTES
+        for statement, rows in (
+            (_SAVE_EVENT, self.events), (_SAVE_HEALTH, self.health), (_SAVE_SAID, list(self.said.values())),
+        ):  # fmt: skip
+            if rows:
+                database.many(statement, rows)
+        if self.books:
+            save_books(database, self.books.values())
+        if self.nodes:
+            save_nodes(database, self.nodes.values())
+        if self.rejected:
+            self._write_rejected(database)
+        if self.added_bytes:
+            database.run("UPDATE collector SET stored_bytes = stored_bytes + ?", (self.added_bytes,))
+
+    def _write_rejected(self, database: Database) -> None:
+        database.many(_SAVE_REJECTED, self.rejected[-MOST_REJECTED:])
+        database.many(_COUNT_REJECTED, list(self.outcome.rejected.items()))
+        database.run("DELETE FROM rejected WHERE ingest <= (SELECT max(ingest) FROM rejected) - ?", (MOST_REJECTED,))
+
+
+def _columns(item: ResultRecord) -> tuple[Any, ...]:
+    return (
+        item.said_id, item.captured_at, item.received_at, item.content_type, item.properties, item.size, item.payload,
+    )  # fmt: skip

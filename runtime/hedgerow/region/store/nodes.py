@@ -1,0 +1,134 @@
+"""The nodes that a store knows: a row of each, held in memory, changed by what comes and written with the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Final
+
+import orjson
+
+from hedgerow.region.store.database import Database
+from hedgerow.region.store.liveness import Signs
+from hedgerow.region.store.records import BirthRecord, HealthRecord, PingRecord, StoreRecord
+from hedgerow.topics import Address
+
+MOST_NODES: Final = 100_000
+_MOST_BYTES: Final = 1 << 62
+
+
+@dataclass(slots=True)
+class KnownNode:
+    """A node as it is remembered; see the table of the same name."""
+
+    id: int
+    region: str
+    site: str
+    name: str
+    first_heard_at: float
+    heard_at: float | None = None
+    session: str | None = None
+    online: int | None = None
+    status_at: float | None = None
+    health_at: float | None = None
+    health_state: str | None = None
+    health_reasons: str | None = None
+    health_session: str | None = None
+    bytes_in: int = 0
+    bytes_in_now: int = 0
+    messages_up: int = 0
+    bytes_up: int = 0
+    results: int = 0
+    durable: int = 0
+    repeats: int = 0
+    captured_at: float | None = None
+    stored_at: float | None = None
+    pinged_at: float | None = None
+    answered_at: float | None = None
+    round_trip_s: float | None = None
+    clock_offset_s: float | None = None
+    unanswered: int = 0
+
+    @property
+    def signs(self) -> Signs:
+        """What it is judged by."""
+        return signs_of(
+            self.online, self.heard_at, self.health_state, self.health_reasons, self.answered_at, self.unanswered
+        )
+
+    def came(self, item: StoreRecord) -> None:
+        """A message of it came."""
+        self.messages_up += 1
+        self.bytes_up += item.size
+        if item.fresh:
+            self.heard_at = max(self.heard_at or 0.0, item.received_at)
+
+    def reported(self, item: HealthRecord) -> None:
+        """It said how it is."""
+        self.health_at, self.health_state, self.health_reasons = item.received_at, item.state, item.reasons
+        if item.session != self.health_session:  # it counts anew since it started
+            self.health_session, self.bytes_in_now = item.session, 0
+        self.bytes_in = min(self.bytes_in + max(0, item.bytes_in - self.bytes_in_now), _MOST_BYTES)
+        self.bytes_in_now = item.bytes_in
+
+    def born(self, item: BirthRecord) -> bool:
+        """It came or went. Returns: whether that is news; the will of an earlier run is not."""
+        if not item.online and self.session not in (None, item.session):
+            return False
+        self.session, self.online, self.status_at = item.session, int(item.online), item.received_at
+        return True
+
+    def pinged(self, item: PingRecord) -> None:
+        """It was pinged, and answered or not."""
+        self.pinged_at = item.received_at
+        if item.round_trip_s is None:
+            self.unanswered += 1
+        else:
+            self.answered_at, self.round_trip_s, self.unanswered = item.received_at, item.round_trip_s, 0
+            self.clock_offset_s = item.clock_offset_s
+            self.heard_at = max(self.heard_at or 0.0, item.received_at)
+
+
+def signs_of(
+    online: int | None,
+    heard_at: float | None,
+    health_state: str | None,
+    health_reasons: str | None,
+    answered_at: float | None,
+    unanswered: int,
+) -> Signs:
+    """What a node is judged by, from its row."""
+    reasons = "; ".join(orjson.loads(health_reasons)) if health_reasons else ""
+    return Signs(None if online is None else bool(online), heard_at, health_state, reasons, answered_at, unanswered)
+
+
+_COLUMNS: Final = tuple(KnownNode.__dataclass_fields__)
+_CHANGING: Final = _COLUMNS[5:]
+_changing = attrgetter(*_CHANGING, "id")
+_LOAD_NODES: Final = f"SELECT {', '.join(_COLUMNS)} FROM node"  # noqa: S608 - names of our own
+_NEW_NODE: Final = (
+    "INSERT INTO node (region, site, name, first_heard_at, messages_up, bytes_up, results, durable, repeats, unanswered) "
+    "VALUES (?, ?, ?, ?, 0, 0, 0, 0, 0, 0) RETURNING id"
+)
+_SAVE_NODE: Final = f"UPDATE node SET {', '.join(f'{name} = ?' for name in _CHANGING)} WHERE id = ?"  # noqa: S608
+
+
+def load_nodes(database: Database) -> dict[Address, KnownNode]:
+    """All nodes that are known.
+
+    Raises: StoreError: they cannot be read.
+    """
+    nodes = [KnownNode(*row) for row in database.rows(_LOAD_NODES)]
+    return {Address(node.region, node.site, node.name): node for node in nodes}
+
+
+def add_node(database: Database, address: Address, at: float) -> KnownNode:
+    """Know one more."""
+    ((row,),) = database.rows(_NEW_NODE, (*address, at))
+    return KnownNode(row, *address, at)
+
+
+def save_nodes(database: Database, nodes: Iterable[KnownNode]) -> None:
+    """Write what has changed of them."""
+    database.many(_SAVE_NODE, map(_changing, nodes))

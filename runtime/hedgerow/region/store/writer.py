@@ -1,0 +1,194 @@
+"""The thread that owns the store: takes all that waits, stores it together, reports what may be acknowledged.
+
+Group commit: while one batch is being written the next one gathers. What comes alone is written at once; under load a batch
+gathers for a moment, since a commit costs the disk and the processor more than all that is in a small one. When the store does not work, what is
+in hand is kept and tried again; it is not acknowledged, so the broker sends no more than the receive maximum.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from hedgerow.bus.message import Message
+from hedgerow.bus.outbox.records import Ack
+from hedgerow.region.store.batch import BatchOutcome
+from hedgerow.region.store.database import RegionStoreError, StoreTrouble
+from hedgerow.region.store.ledgers import LedgerKey
+from hedgerow.region.store.liveness import Liveness
+from hedgerow.region.store.records import StoreRecord
+from hedgerow.region.store.store import RegionStore, apply_each, refuses
+from hedgerow.topics import Address
+
+log = structlog.get_logger(__name__)
+
+BEAT_EVERY_S: Final = 2.0
+_MOST_ITEMS: Final = 4000
+_MOST_BYTES: Final = 32 << 20
+_TICK_S: Final = 1.0
+_GATHER_S: Final = 0.01
+"""From the beginning of one batch to that of the next, at least."""
+_RETRY_S: Final = (0.2, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """Items to be stored, and the messages they came with."""
+
+    items: list[StoreRecord]
+    messages: list[Message]
+
+    @property
+    def size(self) -> int:
+        """Bytes of their payloads."""
+        return sum(item.size for item in self.items)
+
+
+@dataclass(slots=True)
+class WriteReport:
+    """What came of what was given.
+
+    Attributes:
+        messages: that may be acknowledged to the broker.
+        outcomes: of the batch.
+        took_s: the writing took.
+        opened: nodes the store knows; only once, when it is open.
+        acks: what had come of every outbox by then.
+        failure: why the store does not work; None if it does.
+        fatal: whether there is no point in trying again.
+        verdicts: how many nodes are how; None if not counted now.
+        stored_bytes: that results take.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    outcomes: list[BatchOutcome] = field(default_factory=list)
+    took_s: float = 0.0
+    opened: list[Address] | None = None
+    acks: list[tuple[LedgerKey, Ack]] = field(default_factory=list)
+    failure: RegionStoreError | None = None
+    fatal: bool = False
+    verdicts: Counter[Liveness] | None = None
+    stored_bytes: int = 0
+
+
+class StoreWriter(threading.Thread):
+    """Stores what it is given.
+
+    Args:
+        open_store: opens the store; called here, and again after trouble.
+        report: is told of everything; called in this thread.
+    Attributes:
+        connected: whether the broker can be reached, to be written down with every beat.
+    """
+
+    def __init__(self, open_store: Callable[[], RegionStore], report: Callable[[WriteReport], None]) -> None:
+        super().__init__(name="region-writer", daemon=True)
+        self.connected = False
+        self._open_store = open_store
+        self._report = report
+        self._given: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
+        self._store: RegionStore | None = None
+        self._closing = threading.Event()
+        self._beat_at = 0.0
+        self._began_at = 0.0
+        self._was_opened = False
+
+    @property
+    def waiting(self) -> int:
+        """Lists of items that wait."""
+        return self._given.qsize()
+
+    def give(self, given: WriteRequest) -> None:
+        """Store this, after what was given before."""
+        self._given.put(given)
+
+    def close(self) -> None:
+        """Store what was given, and end. If the store does not work, only end."""
+        self._closing.set()
+        self._given.put(None)
+
+    def run(self) -> None:
+        """(threading)"""
+        given, ending = WriteRequest([], []), False
+        retry_s = _RETRY_S[0]
+        while True:
+            if not given.items and not ending:
+                given, ending = self._next()
+            try:
+                self._work(given)
+            except RegionStoreError as error:
+                fatal = not self._was_opened and not isinstance(error, StoreTrouble)
+                self._report(WriteReport(failure=error, fatal=fatal))
+                self._abandon()
+                if fatal or self._closing.wait(retry_s):
+                    return
+                retry_s = min(2 * retry_s, _RETRY_S[1])
+                continue
+            retry_s = _RETRY_S[0]
+            given = WriteRequest([], [])
+            if ending:
+                self._abandon()
+                return
+
+    def _next(self) -> tuple[WriteRequest, bool]:
+        """All that waits, and whether it is the last; what is empty after a while is only a tick."""
+        items: list[StoreRecord] = []
+        messages: list[Message] = []
+        size = 0
+        try:
+            given = self._given.get(timeout=_TICK_S)
+            if (early_s := self._began_at + _GATHER_S - time.monotonic()) > 0:
+                self._closing.wait(early_s)
+            while given is not None:
+                items += given.items
+                messages += given.messages
+                size += given.size
+                if len(items) >= _MOST_ITEMS or size >= _MOST_BYTES:
+                    return WriteRequest(items, messages), False
+                given = self._given.get_nowait()
+        except queue.Empty:
+            return WriteRequest(items, messages), False
+        return WriteRequest(items, messages), True
+
+    def _work(self, given: WriteRequest) -> None:
+        store = self._store
+        if store is None:
+            store = self._store = self._open_store()
+            if not self._was_opened:
+                self._report(WriteReport(opened=store.nodes, acks=store.acks(), stored_bytes=store.stored_bytes))
+                self._was_opened = True
+        began = time.monotonic()
+        if given.items:
+            self._began_at = began
+            outcomes = self._stored(store, given.items)
+            self._report(
+                WriteReport(given.messages, outcomes, time.monotonic() - began, stored_bytes=store.stored_bytes)
+            )
+        if began - self._beat_at >= BEAT_EVERY_S:
+            self._beat_at = began
+            store.beat(connected=self.connected)
+            verdicts = store.verdicts(time.time())
+            while store.prune(time.time()) and self._given.empty():
+                pass
+            self._report(WriteReport(verdicts=verdicts, stored_bytes=store.stored_bytes))
+
+    def _stored(self, store: RegionStore, items: list[StoreRecord]) -> list[BatchOutcome]:
+        try:
+            return [store.apply(items)]
+        except RegionStoreError as error:
+            if not refuses(error):
+                raise
+            log.warning("store-refused", error=str(error), items=len(items))
+            return apply_each(store, items)
+
+    def _abandon(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None

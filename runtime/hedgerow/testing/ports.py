@@ -1,0 +1,37 @@
+"""TCP ports that belong to whoever chose them, long before a server listens there.
+
+    with held_port() as port:
+        ...  # write it into files, start the server, kill it, start it again
+
+A port that was only found free is anybody's a moment later. A held one is bound, by a socket that never listens: the
+kernel gives it to nobody who asks for any port, nor to a connection that goes out, and clients are refused until a server
+has come. A server that sets SO_REUSEADDR, as nearly all do, may listen there, and again after it was killed.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A TCP port, on all addresses of this machine, that nobody else is given while the block runs."""
+    with _bound() as holder:
+        port: int = holder.getsockname()[1]
+        if sys.platform != "linux":
+            holder.close()  # only Linux lets a server bind what a socket that does not listen holds
+        yield port
+
+
+def _bound() -> socket.socket:
+    # A server may listen on every address, so that the port must be free on all.
+    dual_stack = socket.has_dualstack_ipv6()
+    holder = socket.socket(socket.AF_INET6 if dual_stack else socket.AF_INET)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if dual_stack:
+        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    holder.bind(("", 0))
+    return holder

@@ -1,0 +1,298 @@
+"""What is done with the keys that are kept off the network: begin, let owners come and go, exchange keys.
+
+What needs more signatures than there are keys at hand is staged in the repository (`trust.staging`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from securesystemslib.signer import Key, Signer
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Role, Root, Targets
+
+from hedgerow.pki.files import make_folder
+from hedgerow.topics import is_name
+from hedgerow.trust.errors import BadRepository, NotAllowed
+from hedgerow.trust.repository import Repository
+from hedgerow.trust.roles import TOP, name_of, patterns
+from hedgerow.trust.staged_metadata import StagedChange, nothing_staged, settle, show
+
+
+def begin(
+    repository: Repository,
+    *,
+    root_keys: Sequence[Key],
+    root_threshold: int,
+    targets_keys: Sequence[Key],
+    targets_threshold: int = 1,
+    online_key: Key,
+    signers: Sequence[Signer],
+) -> None:
+    """Make a repository.
+
+    Args:
+        signers: enough of the root's and of the targets' keys, to sign with.
+    Raises:
+        BadRepository: there is one, or a threshold cannot be met.
+        NotAllowed: too few signers.
+    """
+    repository.demand_none()
+    _check_threshold("root", root_threshold, len({key.keyid for key in root_keys}))
+    _check_threshold("targets", targets_threshold, len({key.keyid for key in targets_keys}))
+    root = Root(
+        version=1,
+        consistent_snapshot=True,
+        roles={
+            "root": Role([], root_threshold),
+            "targets": Role([], targets_threshold),
+            "snapshot": Role([], 1),
+            "timestamp": Role([], 1),
+        },
+    )
+    for role, keys in {
+        "root": root_keys,
+        "targets": targets_keys,
+        "snapshot": [online_key],
+        "timestamp": [online_key],
+    }.items():
+        for key in keys:
+            root.add_key(key, role)
+    signed_root = repository.sign(root, "root", _of(root_keys, signers))
+    targets = repository.sign(
+        Targets(version=1, delegations=Delegations({}, {})), "targets", _of(targets_keys, signers)
+    )
+    _demand(root, "root", signed_root)
+    _demand(root, "targets", targets)
+    make_folder(repository.metadata)
+    with repository.changing():
+        repository.put("targets", targets)
+        repository.put("root", signed_root)
+    if repository.has_online_key:
+        repository.refresh_timestamp()
+
+
+def add_owner(
+    repository: Repository,
+    owner: str,
+    *,
+    models: Sequence[str],
+    keys: Sequence[Key] = (),
+    threshold: int | None = None,
+    signers: Sequence[Signer],
+) -> StagedChange:
+    """Let an owner sign models; an owner that is there may sign these too, with these keys too.
+
+    Raises: BadRepository: the name or the threshold will not do, or a model is another owner's.
+    """
+    if not is_name(owner) or owner in TOP or owner == "online":
+        raise BadRepository(f"{owner!r} is no name for an owner", remedy="Use letters, digits, `-`, `_` and `.`.")
+
+    def change(targets: Targets) -> None:
+        roles = _owners(targets)
+        there = roles.get(owner)
+        if there is None and not models:
+            raise BadRepository(f"{owner} is new, and no model is named", remedy="Say which: `--model NAME`.")
+        paths = sorted({*(there.paths or () if there else ()), *patterns(models)})
+        for other in roles.values():
+            if other.name != owner and (model := _shared(paths, other)):
+                raise BadRepository(
+                    f"{model} is {other.name}'s",
+                    remedy=f"Give it another name, or `hedgerow trust remove {other.name}`.",
+                )
+        needed = threshold or (there.threshold if there else 1)
+        roles[owner] = DelegatedRole(owner, list(there.keyids) if there else [], needed, terminating=True, paths=paths)
+        for key in keys:
+            targets.add_key(key, owner)
+        _check_threshold(owner, needed, len(roles[owner].keyids))
+
+    return _change_targets(repository, change, signers)
+
+
+def remove_owner(repository: Repository, owner: str, signers: Sequence[Signer]) -> StagedChange:
+    """Let nothing count any more that an owner signs or has signed; what serves on nodes serves on.
+
+    Raises: BadRepository: there is no such owner.
+    """
+
+    def change(targets: Targets) -> None:
+        for keyid in list(_owner(targets, owner).keyids):
+            targets.revoke_key(keyid, owner)
+        del _owners(targets)[owner]
+
+    return _change_targets(repository, change, signers)
+
+
+def rotate_owner(
+    repository: Repository,
+    owner: str,
+    *,
+    new: Sequence[Key] = (),
+    old: Sequence[str] = (),
+    threshold: int | None = None,
+    signers: Sequence[Signer],
+) -> StagedChange:
+    """Exchange keys of an owner.
+
+    Args:
+        old: names of keys that count no longer, or beginnings of their ids.
+    Raises: BadRepository: there is no such owner or key, or the threshold will not do.
+    """
+
+    def change(targets: Targets) -> None:
+        role = _owner(targets, owner)
+        for keyid in _found(old, [targets.get_key(keyid) for keyid in role.keyids]):
+            targets.revoke_key(keyid, owner)
+        for key in new:
+            targets.add_key(key, owner)
+        role.threshold = threshold or role.threshold
+        _check_threshold(owner, role.threshold, len(role.keyids))
+
+    return _change_targets(repository, change, signers)
+
+
+def rotate(
+    repository: Repository,
+    roles: Sequence[str],
+    *,
+    new: Sequence[Key] = (),
+    old: Sequence[str] = (),
+    threshold: int | None = None,
+    signers: Sequence[Signer],
+) -> StagedChange:
+    """Exchange keys of top-level roles; without any, the root is signed anew and counts longer.
+
+    Args:
+        roles: `root`, `targets`, or both of `snapshot` and `timestamp`.
+        old: names of keys that count no longer, or beginnings of their ids.
+        signers: keys of the root: enough of the old ones and of the new. For `targets`, enough of its new keys too, else the
+            list of owners has to be signed anew afterwards (`renew`).
+    Raises: BadRepository: there is no such key, the threshold will not do, or another change waits for signatures.
+    """
+    with repository.changing():
+        nothing_staged(repository, "root")
+        root = repository.root().signed
+        counting = {*root.roles["root"].keyids}
+        for role in roles:
+            for keyid in _found(old, [root.get_key(keyid) for keyid in root.roles[role].keyids]):
+                root.revoke_key(keyid, role)
+            for key in new:
+                root.add_key(key, role)
+            root.roles[role].threshold = threshold or root.roles[role].threshold
+            _check_threshold(role, root.roles[role].threshold, len(root.roles[role].keyids))
+        root.version += 1
+        counting |= {*root.roles["root"].keyids}
+        signed = repository.sign(root, "root", [one for one in signers if one.public_key.keyid in counting])
+        step = settle(repository, signed)
+        if "targets" not in step.to_renew:
+            return step
+        return _renew_targets(repository, root, signers) or step
+
+
+def renew(
+    repository: Repository, role: str, signers: Sequence[Signer], *, keep: Callable[[str], bool] = lambda _: True
+) -> StagedChange:
+    """Sign anew what an owner or the targets role has signed, so that it counts longer, or with other keys.
+
+    Args:
+        keep: whether a target is to count on.
+    """
+    if role == "targets":
+        return _change_targets(repository, lambda _: None, signers)
+    with repository.changing():
+        targets = repository.targets().signed
+        delegated, version = _owner(targets, role), repository.latest_version(role)
+        signed = repository.read(f"{version}.{role}", Targets).signed if version else Targets(version=0)
+        signed.targets = {path: target for path, target in signed.targets.items() if keep(path)}
+        signed.version = version + 1
+        metadata = repository.sign(signed, role, [one for one in signers if one.public_key.keyid in delegated.keyids])
+        _demand(targets, role, metadata)
+        repository.put(role, metadata)
+        return StagedChange(role, signed.version, live=show(repository))
+
+
+def _change_targets(
+    repository: Repository, change: Callable[[Targets], None], signers: Sequence[Signer]
+) -> StagedChange:
+    with repository.changing():
+        nothing_staged(repository, "targets")
+        targets = repository.last_targets().signed
+        change(targets)
+        targets.version = repository.latest_version("targets") + 1
+        keys = repository.root().signed.roles["targets"].keyids
+        usable = [one for one in signers if one.public_key.keyid in keys]
+        if not usable:
+            raise NotAllowed(
+                "None of the keys given counts for the list of owners",
+                remedy="Sign with the targets role's key: `hedgerow trust status` names it.",
+            )
+        return settle(repository, repository.sign(targets, "targets", usable))
+
+
+def _renew_targets(repository: Repository, root: Root, signers: Sequence[Signer]) -> StagedChange | None:
+    """Sign the list of owners with the keys that a new root lets count. Returns: None: they are not at hand."""
+    usable = [one for one in signers if one.public_key.keyid in root.roles["targets"].keyids]
+    if len(usable) < root.roles["targets"].threshold:
+        return None
+    targets = repository.last_targets().signed
+    targets.version = repository.latest_version("targets") + 1
+    return settle(repository, repository.sign(targets, "targets", usable))
+
+
+def _demand(delegator: Root | Targets, role: str, metadata: Metadata[Any]) -> None:
+    found = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
+    if not found.verified:
+        raise NotAllowed(
+            f"{role} needs {found.threshold} signatures, and the keys given make {len(found.signed)}",
+            remedy="Give more of its keys.",
+        )
+
+
+def _of(keys: Sequence[Key], signers: Sequence[Signer]) -> list[Signer]:
+    ids = {key.keyid for key in keys}
+    return [signer for signer in signers if signer.public_key.keyid in ids]
+
+
+def _owners(targets: Targets) -> dict[str, DelegatedRole]:
+    if targets.delegations is None or targets.delegations.roles is None:
+        raise BadRepository("targets.json delegates in a way that `hedgerow trust` does not write")
+    return targets.delegations.roles
+
+
+def _owner(targets: Targets, owner: str) -> DelegatedRole:
+    roles = _owners(targets)
+    if owner not in roles:
+        raise BadRepository(f"There is no owner {owner!r}", remedy=f"There are: {', '.join(sorted(roles)) or 'none'}.")
+    return roles[owner]
+
+
+def _found(wanted: Sequence[str], keys: Sequence[Key]) -> list[str]:
+    found = []
+    for one in wanted:
+        matching = [key.keyid for key in keys if name_of(key) == one or key.keyid.startswith(one)]
+        if len(matching) != 1:
+            raise BadRepository(
+                f"{one!r} is {'no key' if not matching else 'more than one key'} of that role",
+                remedy=f"Its keys: {', '.join(f'{name_of(key)} ({key.keyid[:8]})' for key in keys)}.",
+            )
+        found += matching
+    return found
+
+
+def _shared(paths: Sequence[str], other: DelegatedRole) -> str | None:
+    for pattern in other.paths or ():
+        for path in paths:
+            model, theirs = path.partition("/")[0], pattern.partition("/")[0]
+            mine = DelegatedRole("mine", [], 1, True, paths=[path])
+            if other.is_delegated_path(f"{model.replace('*', 'x')}/1/manifest.json") or mine.is_delegated_path(
+                f"{theirs.replace('*', 'x')}/1/manifest.json"
+            ):
+                return model
+    return None
+
+
+def _check_threshold(role: str, threshold: int, keys: int) -> None:
+    if not 1 <= threshold <= keys:
+        raise BadRepository(
+            f"{role} would need {threshold} signatures of {keys} keys", remedy="Give more keys, or a lower threshold."
+        )

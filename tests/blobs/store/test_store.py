@@ -1,0 +1,388 @@
+"""The store of models on a real disk: what it takes, what goes, what stays, and what a torn write costs."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.blobs.conftest import made_file, made_manifest, noise
+from tests.examples import examples
+
+from hedgerow.blobs.errors import ContentDamaged, ContentMissing, DiskFull, StoreFull
+from hedgerow.blobs.store.store import MANIFEST_BYTES, BlobStore
+from hedgerow.models.bundle.manifest import File, digest_of
+
+CHUNK = 1024
+
+
+class Version:
+    """A version of a model: its manifest, one file or more, and their chunks."""
+
+    def __init__(self, version: str, *contents: bytes) -> None:
+        made = [made_file(f"model-{number}.onnx", content, CHUNK) for number, content in enumerate(contents)]
+        self.files: list[File] = [file for file, _ in made]
+        self.contents = contents
+        self.chunks = {digest: piece for _, pieces in made for digest, piece in pieces.items()}
+        self.manifest = made_manifest(self.files, version)
+        self.digest = digest_of(self.manifest)
+
+    def fetch(self, store: BlobStore, most: int = 1 << 30) -> int:
+        """Put what is missing, `most` chunks. Returns: how many."""
+        missing = store.missing(self.files)[:most]
+        for chunk in missing:
+            store.put(chunk.digest, self.chunks[chunk.digest])
+        return len(missing)
+
+    def install(self, store: BlobStore) -> Path:
+        """Fetch and install, as a node does: what the disk gives back damaged comes again."""
+        self.fetch(store)
+        if store.check(self.files):
+            self.fetch(store)
+        return store.install(self.manifest, self.files)
+
+    def is_whole_in(self, store: BlobStore) -> bool:
+        found = {each.digest: each.folder for each in store.installed()}
+        return self.digest in found and all(
+            (found[self.digest] / file.path).read_bytes() == content
+            for file, content in zip(self.files, self.contents, strict=True)
+        )
+
+
+def aged(store: BlobStore, *versions: Version) -> None:
+    """These were used in this order, long ago."""
+    for age, version in enumerate(versions):
+        (folder,) = [each.folder for each in store.installed() if each.digest == version.digest]
+        os.utime(folder / "manifest.json", (1e9 + age, 1e9 + age))
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_was_installed_is_there_after_a_restart(tmp_path: Path) -> None:
+    version = Version("1.0.0", noise(5000, 1), noise(3000, 2))
+    version.install(BlobStore(tmp_path, 1 << 20))
+
+    store = BlobStore(tmp_path, 1 << 20)
+
+    assert version.is_whole_in(store)
+    assert all(store.chunk(digest) == piece for digest, piece in version.chunks.items())
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    first, second, third = (Version(f"{number}.0.0", noise(10_000, number)) for number in (1, 2, 3))
+    store = BlobStore(tmp_path, 24_000 + MANIFEST_BYTES)
+    first.install(store)
+    second.install(store)
+    aged(store, second, first)
+
+    third.install(store)
+
+    assert {each.digest for each in store.installed()} == {first.digest, third.digest}
+    assert store.used_bytes <= store.max_bytes
+
+
+def test_what_serves_and_what_served_before_stay_and_nothing_goes_in_vain(tmp_path: Path) -> None:
+    """Too large a version is refused before anything was evicted for it."""
+    serving, previous, other = (Version(f"{number}.0.0", noise(10_000, number)) for number in (1, 2, 3))
+    store = BlobStore(tmp_path, 34_000 + MANIFEST_BYTES)
+    for each in (serving, previous, other):
+        each.install(store)
+    store.protect({serving.digest, previous.digest})
+    aged(store, previous, serving, other)
+
+    with pytest.raises(StoreFull):
+        Version("4.0.0", noise(30_000, 4)).install(store)
+    assert store.evicted == 0
+
+    again = BlobStore(tmp_path, 34_000 + MANIFEST_BYTES)
+    Version("5.0.0", noise(10_000, 5)).install(again)
+    assert serving.is_whole_in(again)
+    assert previous.is_whole_in(again)
+    assert not other.is_whole_in(again)
+
+
+def test_what_must_stay_is_on_the_disk_before_the_store_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written aside, synced, renamed, and the rename synced too: seen by looking at each fsync, which still happens."""
+    version = Version("1.0.0", noise(2000, 1))
+    store = BlobStore(tmp_path, 1 << 20)
+    version.install(store)
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def seen(number: int) -> None:
+        fsync(number)
+        synced.append((str(Path(f"/proc/self/fd/{number}").readlink()), (tmp_path / "protected.json").exists()))
+
+    monkeypatch.setattr(os, "fsync", seen)
+    store.protect({version.digest})
+
+    assert synced == [(str(tmp_path / "protected.json.new"), False), (str(tmp_path), True)]
+
+
+def test_versions_share_the_chunks_that_are_equal(tmp_path: Path) -> None:
+    """Only what is new is fetched, and an equal file lies on the disk once."""
+    same, old = noise(4 * CHUNK, 1), noise(6 * CHUNK, 2)
+    new = old[: 2 * CHUNK] + noise(CHUNK, 3) + old[3 * CHUNK :]
+    first, second = Version("1.0.0", same, old), Version("2.0.0", same, new)
+    store = BlobStore(tmp_path, 1 << 20)
+    first.install(store)
+    before = store.used_bytes
+
+    assert second.fetch(store) == 1
+    second.install(store)
+
+    assert second.is_whole_in(store)
+    assert store.used_bytes == before + len(new) + len(second.manifest)
+
+
+def test_what_shares_chunks_with_what_is_fetched_goes_last(tmp_path: Path) -> None:
+    """They would have to come over the WAN again, though others were used since."""
+    old = noise(8 * CHUNK, 1)
+    first, other = Version("1.0.0", old), Version("1.0.1", noise(8 * CHUNK, 2))
+    store = BlobStore(tmp_path, 25 * CHUNK + MANIFEST_BYTES)
+    first.install(store)
+    other.install(store)
+    aged(store, first, other)
+
+    assert Version("2.0.0", old[: 7 * CHUNK] + noise(CHUNK, 3)).fetch(store) == 1
+    assert [each.digest for each in store.installed()] == [first.digest]
+
+
+def test_a_file_that_had_to_make_room_for_its_own_bundle_is_fetched_again(tmp_path: Path) -> None:
+    """The other half of the version lay in a bundle that was evicted for it."""
+    shared = noise(4 * CHUNK, 1)
+    store = BlobStore(tmp_path, 15 * CHUNK + MANIFEST_BYTES)
+    Version("1.0.0", shared, noise(6 * CHUNK, 2)).install(store)
+    second = Version("2.0.0", shared, noise(9 * CHUNK, 3))
+
+    assert second.fetch(store) == 13
+    second.install(store)
+
+    assert second.is_whole_in(store)
+    assert store.used_bytes <= store.max_bytes
+
+
+def test_a_damaged_file_is_mended_in_every_bundle_that_has_it(tmp_path: Path) -> None:
+    """Only the chunks that are damaged come again."""
+    shared = noise(6 * CHUNK, 1)
+    versions = [Version(f"{number}.0.0", shared, noise(CHUNK, 10 + number)) for number in range(3)]
+    store = BlobStore(tmp_path, 1 << 20)
+    folders = [version.install(store) for version in versions]
+    with (folders[0] / "model-0.onnx").open("r+b") as file:
+        file.seek(3 * CHUNK)
+        file.write(bytes(10))
+
+    with pytest.raises(ContentDamaged):
+        store.install(versions[0].manifest, versions[0].files)
+    assert versions[0].fetch(store) == 1
+    versions[0].install(store)
+
+    assert all(version.is_whole_in(store) for version in versions)
+
+
+def test_a_chunk_that_is_not_what_its_digest_says_is_refused(tmp_path: Path) -> None:
+    version = Version("1.0.0", noise(3 * CHUNK, 1))
+    store = BlobStore(tmp_path, 1 << 20)
+    (first, *_) = store.missing(version.files)
+
+    with pytest.raises(ContentDamaged):
+        store.put(first.digest, bytes(first.size))
+
+    assert not store.has(first.digest)
+    assert version.fetch(store) == 3
+
+
+def test_a_damaged_chunk_is_given_to_nobody(tmp_path: Path) -> None:
+    version = Version("1.0.0", noise(3 * CHUNK, 1))
+    store = BlobStore(tmp_path, 1 << 20)
+    folder = version.install(store)
+    (folder / "model-0.onnx").write_bytes(bytes(3 * CHUNK))
+
+    for chunk in version.files[0].chunks:
+        with pytest.raises(ContentMissing):
+            store.chunk(chunk.digest)
+    assert store.damaged == 3
+
+
+@settings(max_examples=examples(30))
+@given(st.data())
+def test_a_write_that_was_torn_at_any_byte_costs_no_more_than_a_fetch(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Any file of the store is cut off, or filled with zeros from some byte on, as after a power cut: it ends whole."""
+    folder = tmp_path_factory.mktemp("store")
+    version = Version("1.0.0", noise(5 * CHUNK + 100, 1))
+    store = BlobStore(folder, 1 << 20)
+    version.fetch(store, data.draw(st.integers(0, 6), "chunks that came"))
+    store.protect({version.digest})
+
+    file = data.draw(st.sampled_from(files_below(folder)), "file")
+    size = file.stat().st_size
+    at = data.draw(st.integers(0, size), "byte")
+    os.truncate(file, at)
+    if data.draw(st.booleans(), "zeros"):
+        os.truncate(file, size)
+
+    again = BlobStore(folder, 1 << 20)
+    version.install(again)
+    assert version.is_whole_in(again)
+
+
+def test_chunks_are_not_fetched_again_only_because_the_hint_is_gone(tmp_path: Path) -> None:
+    version = Version("1.0.0", noise(6 * CHUNK, 1))
+    version.fetch(BlobStore(tmp_path, 1 << 20), 4)
+    for hint in (tmp_path / "parts").glob("*.there"):
+        hint.unlink()
+
+    assert version.fetch(BlobStore(tmp_path, 1 << 20)) == 2
+
+
+@contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """The kernel lets this process write no longer files."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_the_disk_does_not_take_is_said_and_what_is_there_goes_on(tmp_path: Path) -> None:
+    version = Version("1.0.0", noise(6 * CHUNK, 1))
+    store = BlobStore(tmp_path, 1 << 20)
+    version.fetch(store, 3)
+    missing = store.missing(version.files)
+
+    with no_file_longer_than(4 * CHUNK):
+        store.put(missing[0].digest, version.chunks[missing[0].digest])
+        with pytest.raises(DiskFull) as caught:
+            store.put(missing[1].digest, version.chunks[missing[1].digest])
+    assert "Make room" in caught.value.remedy
+
+    assert version.fetch(BlobStore(tmp_path, 1 << 20)) == 2
+    version.install(store)
+    assert version.is_whole_in(store)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 320 kB."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(mount)]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"cannot mount: {made.stderr.strip()}")
+    yield mount
+    subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take all the room there is."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(bytes(1024)):
+            pass
+
+
+def test_a_disk_that_fills_under_way_keeps_what_came_and_takes_the_rest_later(small_disk: Path) -> None:
+    """Somebody else takes the room; the quota said there would be enough."""
+    version = Version("1.0.0", noise(100 * CHUNK, 1))
+    store = BlobStore(small_disk / "store", 1 << 30)
+    version.fetch(store, 20)
+    other = small_disk / "other"
+    fill(other)
+
+    with pytest.raises(DiskFull):
+        version.install(store)
+    other.unlink()
+    assert version.fetch(store) <= 80
+    version.install(store)
+    assert version.is_whole_in(store)
+
+    with pytest.raises(DiskFull):
+        Version("2.0.0", noise(300 * CHUNK, 2)).fetch(store)
+    assert version.is_whole_in(store)
+
+
+def test_many_read_while_versions_come_and_go(tmp_path: Path) -> None:
+    """Whoever reads gets the right bytes, or is told that they are not here."""
+    versions = [Version(f"{number}.0.0", noise(20 * CHUNK, number), noise(CHUNK, 99)) for number in range(4)]
+    chunks = [(digest, piece) for version in versions for digest, piece in version.chunks.items()]
+    store = BlobStore(tmp_path, 60 * CHUNK + MANIFEST_BYTES)
+    done = threading.Event()
+    wrong: list[str] = []
+    found = [0]
+
+    def read() -> None:
+        while not done.is_set():
+            for digest, piece in chunks:
+                store.has(digest)
+                store.installed()
+                try:
+                    if store.chunk(digest) != piece:
+                        wrong.append(digest)
+                    found[0] += 1
+                except ContentMissing:
+                    pass
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for version in versions * 3:
+        version.install(store)
+        assert store.used_bytes <= store.max_bytes
+    done.set()
+    for reader in readers:
+        reader.join()
+
+    assert not wrong
+    assert found[0] > 0
+    assert store.evicted > 0
+
+
+def test_an_event_loop_that_asks_does_not_wait_for_who_is_writing(tmp_path: Path) -> None:
+    version = Version("1.0.0", noise(3 * CHUNK, 1))
+    store = BlobStore(tmp_path, 1 << 20)
+    version.install(store)
+    holds, ends = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with store._turn:
+            holds.set()
+            ends.wait()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    holds.wait()
+    try:
+        assert store.has(version.files[0].chunks[0].digest)
+        assert store.chunk(version.files[0].chunks[0].digest)
+        assert store.installed()
+        assert store.used_bytes > 0
+    finally:
+        ends.set()
+        writer.join()
+
+
+def test_what_is_no_bundle_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    good = Version("1.0.0", noise(2000, 1))
+    good.install(BlobStore(tmp_path, 1 << 20))
+    (tmp_path / "bundles" / "nonsense").mkdir()
+    shutil.copytree(tmp_path / "bundles" / good.digest.removeprefix("sha256:"), tmp_path / "bundles" / ("0" * 64))
+
+    store = BlobStore(tmp_path, 1 << 20)
+
+    assert [each.digest for each in store.installed()] == [good.digest]

@@ -1,0 +1,233 @@
+"""`hedgerow config`: what is wrong with a file, at once and with its line; and the schema that editors use."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import orjson
+import pytest
+from ruamel.yaml import YAML
+
+from hedgerow import configcheck, configfile
+from hedgerow.configfile import BadConfigFile
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+GOOD = """\
+pipelines:
+  pumps:
+    subscribe: plant/+/accel
+    stages:
+      - parse: {format: json}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path):
+    def write(text: str, name: str = "node.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_good_file_is_ok(hedgerow, file) -> None:
+    path = file(GOOD)
+
+    said = hedgerow("config", "check", path)
+
+    assert (said.code, said.out, said.err) == (0, f"{path}: ok (1 pipeline, 0 models)\n", "")
+
+
+def test_every_problem_is_told_at_once_with_line_and_remedy(hedgerow, file) -> None:
+    path = file(
+        """\
+models:
+  door: {path: door.onnx}
+pipelines:
+  doors:
+    subscribe: plant/+/door
+    stages:
+      - prase
+      - parse: {fromat: json}
+      - parse: {max_bytes: 0}
+      - infer: {model: dor}
+"""
+    )
+
+    said = hedgerow("config", "check", path)
+
+    assert said.code == 2
+    assert said.out == ""
+    assert said.err == (
+        f"{path}:2: error: models.door.path: No model file {path.parent}/door.onnx\n"
+        "  → Mend `path:`, or put the file there.\n"
+        f"{path}:7: error: pipelines.doors.stages.0.prase: No installed package offers a stage 'prase'\n"
+        "  → Did you mean 'parse'? `hedgerow plugin list` shows what is installed; `pip install` the package that ships it.\n"
+        f"{path}:8: error: pipelines.doors.stages.1.parse.fromat: unknown key, did you mean 'format'?\n"
+        "  → `hedgerow plugin show parse` lists what it takes.\n"
+        f"{path}:9: error: pipelines.doors.stages.2.parse.max_bytes: must be at least 1; got 0\n"
+        "  → `hedgerow plugin show parse` lists what it takes.\n"
+        f"{path}:10: error: pipelines.doors.stages.3.infer.model: no model 'dor' in this file\n"
+        "  → Did you mean `door`? Add `models: {dor: {path: …}}`.\n"
+    )
+
+
+def test_what_a_wrong_file_names_in_its_right_parts_is_checked_too(file) -> None:
+    """One look tells everything: nobody mends the file only to learn that a model is missing."""
+    path = file(
+        """\
+models:
+  door: {path: door.onnx, max_batch: 0}
+  gate: {}
+pipelines:
+  doors:
+    subscribe: plant/+/door
+    quue: {}
+    stages:
+      - parse: 3
+      - prase
+      - infer: {model: gate}
+      - infer: {model: dor}
+  none: {subscribe: x, stages: 7}
+"""
+    )
+
+    with pytest.raises(BadConfigFile) as caught:
+        configcheck.load(path)
+
+    assert [(problem.line, problem.field) for problem in caught.value.problems] == [
+        (2, "models.door.max_batch"),
+        (2, "models.door.path"),
+        (3, "models.gate.path"),
+        (7, "pipelines.doors.quue"),
+        (9, "pipelines.doors.stages.0"),
+        (10, "pipelines.doors.stages.1.prase"),
+        (12, "pipelines.doors.stages.3.infer.model"),
+        (13, "pipelines.none.stages"),
+    ]
+
+
+def test_several_files_are_checked_and_one_bad_one_fails_all(hedgerow, file) -> None:
+    good, bad = file(GOOD), file("nodes: {}\n", "bad.yaml")
+
+    said = hedgerow("config", "check", good, bad)
+
+    assert said.code == 2
+    assert said.out == f"{good}: ok (1 pipeline, 0 models)\n"
+    assert said.err == f"{bad}:1: error: nodes: unknown key\n  → Did you mean `node`?\n"
+
+
+def test_json_has_the_same_for_machines(hedgerow, file) -> None:
+    path = file("pipelines:\n  pumps:\n    subscribe: a/#/b\n    stages: [parse]\n")
+
+    said = hedgerow("config", "check", "--json", path)
+
+    assert said.code == 2
+    (report,) = said.json
+    assert (report["file"], report["ok"]) == (str(path), False)
+    (problem,) = report["problems"]
+    assert (problem["line"], problem["field"]) == (3, "pipelines.pumps.subscribe")
+    assert problem["message"] == "'a/#/b' is not a topic filter: level '#'; got 'a/#/b'"
+    assert problem["remedy"].startswith("`+` stands for one whole level")
+
+
+def test_a_file_that_is_not_there_is_said_plainly(hedgerow, tmp_path: Path) -> None:
+    said = hedgerow("config", "check", tmp_path / "no.yaml")
+
+    assert said.code == 2
+    assert "cannot be read: [Errno 2] No such file or directory" in said.err
+
+
+def test_relative_model_paths_count_from_the_file(file, tmp_path: Path) -> None:
+    """So a folder with a configuration and its models can be moved as a whole."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "door.onnx").write_bytes(b"any bytes: nothing is loaded")
+    path = file("models:\n  door: {path: models/door.onnx}\n")
+
+    assert list(configcheck.load(path).models) == ["door"]
+
+
+def test_the_schema_that_is_kept_is_current() -> None:
+    """Mend with `hedgerow config schema > configs/node.schema.json`."""
+    assert orjson.loads((CONFIGS / "node.schema.json").read_bytes()) == orjson.loads(orjson.dumps(configfile.schema()))
+
+
+def test_the_schema_is_printed(hedgerow) -> None:
+    assert hedgerow("config", "schema").json == orjson.loads(orjson.dumps(configfile.schema()))
+
+
+@pytest.fixture(scope="module")
+def validator() -> jsonschema.protocols.Validator:
+    kind = jsonschema.validators.validator_for(configfile.schema())
+    kind.check_schema(configfile.schema())
+    return kind(configfile.schema())
+
+
+def _document(text: str):
+    return YAML(typ="safe").load(text)
+
+
+def test_the_demos_example_is_what_the_demo_runs() -> None:
+    """One is shipped in the wheel, the other is where people look. A copy, since not every checkout keeps links."""
+    shipped = files("hedgerow.cli.demo.templates").joinpath("demo.yaml").read_bytes()
+    assert (CONFIGS / "demo.yaml").read_bytes() == shipped, (
+        "run: cp runtime/hedgerow/cli/demo/templates/demo.yaml configs/"
+    )
+
+
+_OF_OTHERS = {CONFIGS / name for name in ("topology.yaml", "region.yaml", "rollout.yaml")}
+
+
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.rglob("*.yaml")) - _OF_OTHERS), ids=lambda path: path.name)
+def test_every_example_fits_the_schema_and_the_loader(path: Path, validator) -> None:
+    validator.validate(_document(path.read_text()))
+    configfile.load(path)
+
+
+PIPELINE = "pipelines:\n  p:\n    subscribe: {subscribe}\n    stages: {stages}\n"
+
+
+@pytest.mark.parametrize(
+    ("subscribe", "stages"),
+    [
+        ("a/b", "[parse]"),
+        ("[a/b, c/+]", "[parse: {format: json}]"),
+        ("a/#", "[parse: ]"),
+        ("a/#", "[parse, infer: {model: x}]"),
+    ],
+)
+def test_editors_and_the_loader_take_the_same_short_forms(validator, subscribe: str, stages: str) -> None:
+    text = PIPELINE.format(subscribe=subscribe, stages=stages)
+
+    assert validator.is_valid(_document(text))
+    configfile.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("subscribe", "stages"),
+    [
+        ("[]", "[parse]"),
+        ("1", "[parse]"),
+        ("a", "[]"),
+        ("a", "parse"),
+        ("a", "[parse: 1]"),
+        ("a", "[{a: , b: }]"),
+        ("a", "[1]"),
+    ],
+)
+def test_editors_and_the_loader_refuse_the_same_mistakes(validator, subscribe: str, stages: str) -> None:
+    text = PIPELINE.format(subscribe=subscribe, stages=stages)
+
+    assert not validator.is_valid(_document(text))
+    with pytest.raises(BadConfigFile):
+        configfile.parse(text)
+
+
+def test_a_model_that_comes_from_the_region_needs_no_file(hedgerow, file) -> None:
+    said = hedgerow("config", "check", file(GOOD + "models: {door: {path: bundle:door}}\n"))
+
+    assert (said.code, said.err) == (0, "")

@@ -1,0 +1,133 @@
+"""Which file is what, what can be made of it, and samples out of files of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from hedgerow.backends import convert
+from hedgerow.backends.base import TensorSpec
+from hedgerow.config import ModelConfig
+from hedgerow.errors import ConfigError, HedgerowError, ModelMismatch, ModelUnreadable
+from hedgerow.models.build import formats
+from hedgerow.models.build import samples as sampling
+from hedgerow.models.bundle.arrays import write_arrays
+from hedgerow.models.session.signature import Signature
+
+SCALED = "(float[N,3] x) => (float[N,3] y) <float[3] w = {1, 2, 3}> { y = Mul(x, w) }"
+
+
+def test_a_file_is_named_by_its_format_and_what_most_of_its_weights_are(
+    onnx_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = onnx_file(SCALED)
+    convert.to_fp16(path, tmp_path / "half.onnx")
+    convert.to_openvino(path, tmp_path / "half.xml", half=True)
+
+    assert formats.form_of(path).name == "onnx-fp32"
+    assert formats.form_of(tmp_path / "half.onnx").name == "onnx-fp16"
+    assert [file.name for file in formats.form_of(tmp_path / "half.xml").files] == ["half.xml", "half.bin"]
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(b"", "door.pt"), (b"no model", "door.onnx"), (b"<net/>", "door.xml"), (b"TFL3", "door.tflite")],
+)
+def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(ModelUnreadable, match=name) as refused:
+        formats.form_of(tmp_path / name)
+    assert refused.value.remedy
+
+
+def test_weights_in_a_file_that_the_digest_would_not_cover_are_refused(onnx_file: Callable[..., Path]) -> None:
+    path = onnx_file(SCALED)
+    model = onnx.load(path)
+    big = onnx.numpy_helper.from_array(np.ones(3, np.float32), "w")
+    model.graph.initializer[0].CopyFrom(big)
+    onnx.save(model, path, save_as_external_data=True, location="elsewhere.bin", size_threshold=0)
+
+    with pytest.raises(ModelUnreadable, match=r"elsewhere\.bin"):
+        formats.form_of(path)
+
+
+def test_a_variant_that_cannot_be_made_is_refused_with_those_that_can(onnx_file: Callable[..., Path]) -> None:
+    given = formats.form_of(onnx_file(SCALED))
+
+    assert formats.check(given, ()) == ("onnx-fp32",)
+    assert formats.check(given, ("openvino-fp16", "onnx-fp32")) == ("openvino-fp16", "onnx-fp32")
+    with pytest.raises(ConfigError, match="tflite-fp32") as refused:
+        formats.check(given, ("tflite-fp32",))
+    assert "openvino-int8" in refused.value.remedy
+
+
+# Samples
+
+FLOAT = np.dtype(np.float32)
+X, STATE, Y, NEXT = (
+    TensorSpec("x", (None, 3), FLOAT),
+    TensorSpec("h", (None, 2), FLOAT),
+    TensorSpec("y", (None, 3), FLOAT),
+    TensorSpec("g", (None, 2), FLOAT),
+)
+
+
+def fit(*inputs: TensorSpec, **config: object) -> Signature:
+    return Signature("door", ModelConfig.model_validate({"path": "door.onnx", **config}), inputs, (Y, NEXT))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (5, 3)])
+def test_an_array_is_one_sample_or_many(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "x.npy", np.ones(shape, np.float32))
+
+    samples = sampling.from_files([tmp_path], fit(X), 100)
+
+    assert len(samples) == (5 if shape[0] == 5 else 1)
+    assert all(sample["x"].shape == (1, 3) for sample in samples)
+
+
+def test_samples_are_completed_with_state_and_no_more_are_taken_than_asked_for(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "a.npz", {"x": np.ones((5, 3), np.float32)})
+    write_arrays(tmp_path / "b.npz", {"x": np.ones((5, 3), np.float32)})
+
+    samples = sampling.from_files([tmp_path / "a.npz", tmp_path / "b.npz"], fit(X, STATE, state={"h": "g"}), 7)
+
+    assert len(samples) == 7
+    assert all(sample["h"].tolist() == [[0, 0]] for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "says"),
+    [
+        ("a.npz", {"z": np.ones((1, 3), np.float32)}, "'z', which is no input"),
+        ("a.npz", {"x": np.ones((1, 4), np.float32)}, "does not fit"),
+        ("a.npz", {"x": np.ones((1, 3))}, "does not fit"),
+        ("a.npz", {}, "has no x"),
+        ("a.txt", None, "holds no arrays"),
+        ("a.npy", None, "no arrays that can be read"),
+    ],
+    ids=["name", "shape", "dtype", "nothing", "text", "damaged"],
+)
+def test_samples_that_do_not_fit_are_refused_by_the_file(tmp_path: Path, name: str, arrays: object, says: str) -> None:
+    path = tmp_path / name
+    if isinstance(arrays, dict):
+        write_arrays(path, arrays)
+    else:
+        path.write_bytes(b"\x93NUMPY damaged")
+
+    with pytest.raises(HedgerowError, match=says) as refused:
+        sampling.from_files([path], fit(X), 10)
+    assert name in str(refused.value)
+
+
+def test_noise_needs_the_shapes_that_a_model_leaves_open() -> None:
+    open_ended = fit(TensorSpec("x", (None, None, 3), FLOAT))
+
+    with pytest.raises(ModelMismatch, match="open in more than the batch"):
+        sampling.noise(open_ended, {}, 2)
+    assert [sample["x"].shape for sample in sampling.noise(open_ended, {"x": (1, 7, 3)}, 2)] == [(1, 7, 3)] * 2

@@ -1,0 +1,83 @@
+"""What a version on probation is judged by, and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hedgerow.models.monitor.canary_analysis import PATIENCE, Measures, judge, slowdown
+from hedgerow.wire.fleet import SwapPolicy
+
+POLICY = SwapPolicy(probation_s=60, min_frames=100, max_error_share=0.01, max_slowdown=2, max_shift=0.5)
+
+
+@pytest.mark.parametrize(
+    ("measured", "act", "code"),
+    [
+        ({"elapsed_s": 59, "frames": 1000}, "wait", ""),
+        ({"elapsed_s": 60, "frames": 1000}, "keep", ""),
+        ({"elapsed_s": 60, "frames": 99}, "wait", ""),
+        ({"elapsed_s": 60 * PATIENCE, "frames": 99}, "take-back", "too-few-frames"),
+        ({"elapsed_s": 1, "frames": 10, "not_finite": 1}, "wait", ""),
+        ({"elapsed_s": 1, "frames": 10, "not_finite": 2}, "take-back", "not-finite"),
+        ({"elapsed_s": 1, "frames": 1000, "failures": 11}, "take-back", "errors"),
+        ({"elapsed_s": 1, "frames": 1000, "failures": 11, "failures_before": 0.01}, "wait", ""),
+        ({"elapsed_s": 1, "frames": 0, "crashes": 1}, "wait", ""),
+        ({"elapsed_s": 1, "frames": 0, "crashes": 2}, "take-back", "crashed"),
+        ({"elapsed_s": 1, "frames": 0, "crashes": 2, "crashes_before": 1}, "wait", ""),
+        ({"elapsed_s": 1, "frames": 1000, "slowdown": 2.1}, "take-back", "slower"),
+        ({"elapsed_s": 1, "frames": 1000, "shift": {"y": 0.6}}, "wait", ""),
+        ({"elapsed_s": 60, "frames": 1000, "shift": {"y": 0.6}}, "take-back", "shifted"),
+        ({"elapsed_s": 1, "frames": 1000, "compared": 1000, "disagreed": 51}, "take-back", "disagrees"),
+        ({"elapsed_s": 1, "frames": 1000, "growth_bytes": 1 << 40}, "take-back", "memory-growth"),
+    ],
+)
+def test_a_version_is_kept_taken_back_or_watched_for_longer(measured: dict[str, Any], act: str, code: str) -> None:
+    """One frame in ten is not a hundredth yet if a hundred are to be seen; two are more than the rest could mend."""
+    verdict = judge(POLICY, Measures(**measured))
+
+    assert (verdict.act, verdict.code) == (act, code)
+    assert bool(verdict.reason) == (act == "take-back")
+
+
+_counts = st.integers(0, 500)
+
+
+@given(_counts, _counts, _counts, st.floats(0, 1000), st.booleans())
+def test_more_of_what_is_wrong_never_makes_a_verdict_better(
+    frames: int, failures: int, not_finite: int, elapsed_s: float, late: bool
+) -> None:
+    order = {"keep": 0, "wait": 1, "take-back": 2}
+    period_s = 0 if late else 60
+    one = Measures(elapsed_s=elapsed_s, frames=frames, failures=failures, not_finite=not_finite)
+    worse = Measures(elapsed_s=elapsed_s, frames=frames, failures=failures + 1, not_finite=not_finite + 1)
+
+    assert order[judge(POLICY, one, period_s).act] <= order[judge(POLICY, worse, period_s).act]
+
+
+@given(st.lists(st.floats(1, 50), min_size=16, max_size=64), st.lists(st.floats(1, 50), min_size=16, max_size=64))
+def test_busy_neighbours_do_not_make_a_version_slow(old: list[float], new: list[float]) -> None:
+    """Three batches of four may be held up for any time, in either version."""
+    quarter = {rows: [1.0] * (rows * 8) for rows in (1, 2, 4)}
+    held_up = {rows: sorted(new * rows)[: rows * 24] for rows in quarter}
+    busy = {rows: quarter[rows] + held_up[rows][: 3 * len(quarter[rows]) - 1] for rows in quarter}
+
+    assert slowdown({1: old + [1.0] * len(old)}, {1: new + [1.0] * len(new)}) == 1.0
+    assert slowdown(quarter, busy) in (None, 1.0)
+
+
+def test_a_version_that_is_slow_throughout_is_found_whatever_the_sizes_of_its_batches() -> None:
+    old = {1: [1.0] * 20, 4: [2.0] * 20}
+
+    assert slowdown(old, {1: [3.0] * 20}) == 3.0
+    assert slowdown(old, {4: [6.0] * 20}) == 3.0
+    assert slowdown(old, {2: [6.0] * 20}) == 3.0, "for two it would have taken as long as for four, at most"
+    assert slowdown(old, {8: [12.0] * 20}) == 3.0
+
+
+def test_too_few_batches_say_nothing() -> None:
+    assert slowdown({1: [1.0] * 20}, {1: [9.0] * 15}) is None
+    assert slowdown({1: [1.0] * 15}, {1: [9.0] * 20}) is None

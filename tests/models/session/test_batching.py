@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hedgerow.models.session.batching import alike, pick, split, stack
+
+WAITING = st.lists(st.tuples(st.sampled_from([None, "a", "b"]), st.integers(1, 5)), max_size=40)
+
+
+@given(WAITING, st.integers(1, 8))
+def test_a_batch_has_the_oldest_request_one_key_and_no_more_rows_than_the_limit(
+    waiting: list[tuple[str | None, int]], limit: int
+) -> None:
+    chosen = pick(waiting, limit)
+
+    assert chosen == sorted(set(chosen))
+    if waiting:
+        assert chosen[0] == 0
+        assert {waiting[i][0] for i in chosen} == {waiting[0][0]}
+        assert len(chosen) == 1 or sum(waiting[i][1] for i in chosen) <= limit
+    else:
+        assert chosen == []
+
+
+@given(WAITING, st.integers(1, 8))
+def test_taking_batches_until_none_is_left_takes_each_request_once_and_keeps_a_keys_order(
+    waiting: list[tuple[str | None, int]], limit: int
+) -> None:
+    left = list(enumerate(waiting))
+    taken: list[int] = []
+    while left:
+        chosen = pick([request for _, request in left], limit)
+        taken += [left[i][0] for i in chosen]
+        left = [item for i, item in enumerate(left) if i not in chosen]
+
+    assert sorted(taken) == list(range(len(waiting)))
+    for key in ("a", "b"):
+        own = [i for i in taken if waiting[i][0] == key]
+        assert own == sorted(own)
+
+
+@given(WAITING, st.integers(1, 8))
+def test_no_place_is_left_empty_that_the_next_of_the_key_would_fit_in(
+    waiting: list[tuple[str | None, int]], limit: int
+) -> None:
+    chosen = pick(waiting, limit)
+    if waiting and waiting[0][0] is not None:
+        rows = sum(waiting[i][1] for i in chosen)
+        after = next(
+            (n for i, (key, n) in enumerate(waiting) if key == waiting[0][0] and i > chosen[-1] and i not in chosen),
+            None,
+        )
+        assert after is None or rows + after > limit
+
+
+def test_a_request_without_a_key_runs_alone() -> None:
+    assert pick([(None, 1), (None, 1)], 8) == [0]
+
+
+def test_a_request_larger_than_the_limit_runs_alone() -> None:
+    assert pick([("a", 9), ("a", 1)], 8) == [0]
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 2), st.integers(0, 9))
+def test_what_is_stacked_and_split_comes_back(rows: list[int], axis: int, padding: int) -> None:
+    """On any batch axis, with any rows a request, padded or not."""
+    rng = np.random.default_rng(0)
+
+    def shape(count: int) -> list[int]:
+        return [2] * axis + [count] + [3] * (2 - axis)
+
+    requests = [{"x": rng.random(shape(count)), "scale": np.float32(2) * np.ones(())} for count in rows]
+    axes = {"x": axis, "scale": None}
+    total = sum(rows)
+
+    batch = stack(requests, axes, padding)
+    parts = split({"x": batch["x"]}, {"x": axis}, rows, total + padding)
+
+    assert batch["x"].shape[axis] == total + padding
+    assert batch["scale"] == 2
+    for part, request in zip(parts, requests, strict=True):
+        np.testing.assert_array_equal(part["x"], request["x"])
+
+
+def test_padding_repeats_the_last_row() -> None:
+    """A model may divide by what it gets; zeros would be a frame that no sensor sent."""
+    batch = stack([{"x": np.array([[1], [2]])}], {"x": 0}, 2)
+
+    assert batch["x"].tolist() == [[1], [2], [2], [2]]
+
+
+def test_a_single_request_is_not_copied() -> None:
+    array = np.ones((1, 3))
+
+    assert stack([{"x": array}], {"x": 0})["x"] is array
+
+
+def test_a_transposed_image_is_put_in_order_for_the_backend() -> None:
+    image = np.ones((1, 4, 4, 3)).transpose(0, 3, 1, 2)
+
+    assert stack([{"x": image}], {"x": 0})["x"].flags.c_contiguous
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (), (1, 2)])
+def test_an_output_without_a_row_for_every_request_cannot_be_split(shape: Sequence[int]) -> None:
+    with pytest.raises(ValueError, match="y came back as"):
+        split({"y": np.zeros(shape)}, {"y": 0}, [1, 1], 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (np.array([1.0, 2.0]), np.array([1.0, 2.001]), True),
+        (np.array([1.0, 2.0]), np.array([1.0, 2.5]), False),
+        (np.array([1.0]), np.array([1.0, 1.0]), False),
+        (np.array([1.0], np.float32), np.array([1.0], np.float64), False),
+        (np.array([np.nan]), np.array([np.nan]), True),
+        (np.array([3]), np.array([4]), True),
+    ],
+    ids=["rounding", "other", "shape", "type", "nan", "whole numbers may flip"],
+)
+def test_outputs_are_alike_but_for_rounding(one: np.ndarray, other: np.ndarray, same: bool) -> None:
+    assert alike({"y": one}, {"y": other}) is same

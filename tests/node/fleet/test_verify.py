@@ -1,0 +1,141 @@
+"""What a node asks of trust before a version serves: the first time, and when it is to serve again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trust.conftest import World
+
+from hedgerow import backends
+from hedgerow.blobs.errors import RegionAway
+from hedgerow.errors import DeviceMissing
+from hedgerow.node.fleet.verify import Verifier
+from hedgerow.trust import errors, key_ceremony
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+def events() -> list[tuple[str, dict[str, Any]]]:
+    return []
+
+
+@pytest.fixture
+def verifier(world: World, events: list[Any]) -> Verifier:
+    return Verifier(world.node, lambda kind, detail: events.append((kind, detail)))
+
+
+async def test_a_refusal_is_told_with_its_code_and_counted(world: World, verifier: Verifier, events: list[Any]) -> None:
+    ref = world.publish(selector="site=hall-2")
+
+    for _ in range(2):
+        with pytest.raises(errors.NotForThisNode):
+            await verifier.verify(ref, {"site": "hall-3"})
+    assert await verifier.verify(ref, {"site": "hall-2"})
+
+    assert [(kind, detail["code"]) for kind, detail in events] == [("model-not-trusted", "not-for-this-node")] * 2
+    assert events[0][1]["remedy"]
+    gauges = {(name, labels.get("code")): value for name, _, labels, value in verifier.gauges()}
+    assert gauges["hedgerow_trust_refused", "not-for-this-node"] == 2
+    assert gauges["hedgerow_trust_expires_seconds", None] == world.time.wall + 7 * DAY
+    assert gauges["hedgerow_trust_root", None] == 1
+
+
+async def test_a_version_that_lies_here_serves_again_though_nobody_can_be_asked(
+    world: World, verifier: Verifier, events: list[Any]
+) -> None:
+    """Or only somebody whose word is too old: going back must not depend on the WAN."""
+    ref = world.publish()
+    world.time.passes(8 * DAY)
+    with pytest.raises(errors.ExpiredMetadata):
+        await verifier.verify(ref, {})
+    told = len(events)
+
+    await verifier.verify_again(ref, {})
+
+    class Away:
+        def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+            raise RegionAway("nobody answers", remedy="wait")
+
+    await Verifier(world.client("other", Away()), lambda *_: None).verify_again(ref, {})
+    assert len(events) == told == 1
+
+
+async def test_what_was_withdrawn_does_not_serve_again(world: World, verifier: Verifier, events: list[Any]) -> None:
+    ref = world.publish()
+    await verifier.verify_again(ref, {})
+    key_ceremony.renew(world.repository, "doors", [world.owner_key], keep=lambda _: False)
+
+    with pytest.raises(errors.UnknownTarget):
+        await verifier.verify_again(ref, {})
+    assert [detail["code"] for _, detail in events] == ["unknown-target"]
+
+
+async def test_a_clock_that_is_surely_behind_is_told_of_once(
+    world: World, verifier: Verifier, events: list[Any]
+) -> None:
+    ref = world.publish()
+    right = world.time.wall
+    world.time.wall = 0.0
+    for _ in range(3):
+        await verifier.verify(ref, {})
+    world.time.wall = right
+    await verifier.verify(ref, {})
+    world.time.wall = 0.0
+    await verifier.verify(ref, {})
+
+    assert [kind for kind, _ in events] == ["trust-clock-behind", "trust-clock-behind"]
+    assert events[0][1]["behind_s"] == pytest.approx(right, abs=1)
+
+
+async def test_a_version_takes_one_hop_into_a_thread_and_its_events_are_raised_on_the_event_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metadata, manifest and drivers all block: they share the hop."""
+    told, hops, threads = [], [], []
+    to_thread, devices = asyncio.to_thread, backends.Here
+
+    async def counted(work: Callable[..., Any], *args: Any) -> Any:
+        hops.append(work)
+        return await to_thread(work, *args)
+
+    def asked() -> backends.Here:
+        threads.append(threading.current_thread())
+        return devices()
+
+    monkeypatch.setattr(asyncio, "to_thread", counted)
+    monkeypatch.setattr(backends, "Here", asked)
+    verifier = Verifier(world.node, lambda kind, _: told.append((kind, threading.current_thread())))
+    ref, other = world.publish(), world.publish(version="2.0.0", selector="site=hall-2")
+    world.time.wall = 0.0
+
+    version = await verifier.verify(ref, {})
+    with pytest.raises(errors.NotForThisNode):
+        await verifier.verify(other, {})
+
+    assert [file.path for file in version.files] == ["variants/onnx/model.onnx"]
+    assert len(hops) == 2
+    assert threads
+    assert threading.main_thread() not in threads
+    assert told == [(kind, threading.main_thread()) for kind in ("trust-clock-behind", "model-not-trusted")]
+
+
+async def test_a_version_that_is_trusted_and_cannot_run_here_is_refused_for_that(
+    world: World, verifier: Verifier, events: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "Here", dict)
+    with pytest.raises(DeviceMissing):
+        await verifier.verify(world.publish(), {})
+
+    assert events == []
+    assert {name for name, *_ in verifier.gauges()} == {"hedgerow_trust_expires_seconds", "hedgerow_trust_root"}

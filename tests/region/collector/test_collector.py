@@ -1,0 +1,324 @@
+"""The collector against a real broker and real outboxes: nothing is lost, and each thing is there once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.region.conftest import PATIENCE_S, REGION, CollectorProcess, eventually, result, sender
+
+from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.region.store.open import open_database
+from hedgerow.region.store.queries import ResultQuery, results, status
+from hedgerow.testing import Mosquitto
+from hedgerow.topics import Address, Channel
+
+
+def numbers(url: str) -> list[int]:
+    """The results that are stored, as the gateways counted them."""
+    database = open_database(url, write=False)
+    try:
+        return [stored.body["result"]["n"] for stored in results(database, ResultQuery())]
+    finally:
+        database.close()
+
+
+def status_of(url: str) -> dict[str, Any]:
+    database = open_database(url, write=False)
+    try:
+        return status(database, time.time())
+    finally:
+        database.close()
+
+
+def node_of(url: str, name: str = f"{REGION}/s1/n1") -> dict[str, Any]:
+    found = [node for node in status_of(url)["nodes"] if node["node"] == name]
+    return found[0] if found else {}
+
+
+async def test_what_an_outbox_sends_is_stored_and_acknowledged(
+    collector: CollectorProcess, gateway: Callable[..., Any]
+) -> None:
+    """The outbox is empty in the end, and needed fewer acknowledgements than it sent results."""
+    collector.start()
+    async with gateway() as node:
+        node.send(1000)
+        await eventually(lambda: node.count == 1000 and node.entries == 0, lambda: node.outbox.status)
+
+    assert sorted(numbers(collector.store)) == list(range(1, 1001))
+    assert 0 < len(node.acks) < 200
+    assert node_of(collector.store)["durable"] == 1000
+    assert status_of(collector.store)["sites"][0]["bytes_up"] == node_of(collector.store)["bytes_up"] > 100_000
+
+
+async def test_an_outbox_that_catches_up_with_a_small_window_does_not_wait_for_its_turn(
+    collector: CollectorProcess, gateway: Callable[..., Any]
+) -> None:
+    """One result under way at a time: it asks with each. Answered in its turn, it would be here for minutes."""
+    collector.start()
+    async with gateway(window=2) as node:
+        await node.client.pause()
+        node.send(200)
+        await eventually(lambda: node.outbox.status.entries == 200)
+        node.client.resume()
+        await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+
+    assert sorted(numbers(collector.store)) == list(range(1, 201))
+
+
+async def test_it_works_on_postgres_too_and_survives_its_restart(
+    mosquitto: Mosquitto, postgres: Any, gateway: Callable[..., Any], tmp_path: Path
+) -> None:
+    """While the server is away nothing is acknowledged; when it is back nothing is missing."""
+    url = postgres.database()
+    collector = CollectorProcess(mosquitto.url, url, tmp_path)
+    collector.configure()
+    try:
+        collector.start()
+        async with gateway() as node:
+            node.send(300)
+            await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+            await asyncio.to_thread(postgres.stop)
+            node.send(300)
+            await eventually(lambda: '"store-failing"' in collector.log, lambda: collector.log[-2000:])
+            assert node.entries > 0
+            assert collector.probe("readyz")[0] == 503
+            await asyncio.to_thread(postgres.start)
+            await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+        assert sorted(numbers(url)) == list(range(1, 601))
+        assert '"store-recovered"' in collector.log
+    finally:
+        collector.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+async def test_a_collector_that_is_killed_again_and_again_stores_each_result_once(
+    collector: CollectorProcess, gateway: Callable[..., Any], kills: int
+) -> None:
+    """At random, under load, from two nodes and with priorities."""
+    async with gateway("n1") as one, gateway("n2") as two:
+        for _ in range(kills):
+            await asyncio.to_thread(collector.start)
+            until = time.monotonic() + random.random() * 0.8
+            while time.monotonic() < until:
+                one.send(20, priority=random.randrange(3))
+                two.send(20)
+                await asyncio.sleep(0.02)
+            await asyncio.to_thread(collector.kill)
+        await asyncio.to_thread(collector.start)
+        await eventually(lambda: one.entries == two.entries == 0, lambda: (one.outbox.status, two.outbox.status))
+
+        database = open_database(collector.store, write=False)
+        found: dict[str, list[int]] = {"n1": [], "n2": []}
+        for stored in results(database, ResultQuery()):
+            found[stored.node].append(stored.body["result"]["n"])
+        said = status(database, time.time())
+        database.close()
+    assert sorted(found["n1"]) == list(range(1, one.count + 1))
+    assert sorted(found["n2"]) == list(range(1, two.count + 1))
+    assert [node["awaited"] for node in said["nodes"]] == [0, 0]
+    assert said["rejected"] == {}
+
+
+async def test_what_comes_again_is_acknowledged_again_and_not_stored_again(
+    collector: CollectorProcess, mosquitto: Mosquitto, gateway: Callable[..., Any]
+) -> None:
+    """An outbox that did not hear the acknowledgement asks by sending again."""
+    collector.start()
+    properties = encode_properties([(Property.CONTENT_TYPE, "application/json"), (Property.USER, ("number", "e1/0/1"))])
+    async with gateway() as node, sender(mosquitto.url) as other:
+        for times in (1, 2, 3):
+            other.publish(
+                node.address.topic(Channel.RESULT, "p"), result("p", 1), qos=1, properties=properties
+            )  # fmt: skip
+            await eventually(lambda times=times: len(node.acks) == times, lambda: node.acks)
+    assert {(ack.epoch, ack.through[0]) for ack in node.acks} == {("e1", 1)}
+    assert numbers(collector.store) == [1]
+    assert node_of(collector.store)["repeats"] == 2
+
+
+async def test_a_declared_gap_is_recorded_and_lets_the_outbox_go_on(
+    collector: CollectorProcess, gateway: Callable[..., Any]
+) -> None:
+    """Results that expire in the outbox are a gap, which says how many and why."""
+    from hedgerow.bus.outbox.records import Record
+
+    async with gateway() as node:
+        topic = node.address.topic(Channel.RESULT, "p")
+        await node.client.pause()
+        records = [
+            Record("p", topic, result("p", n), b"", 0, time.time(), 0.01 if n <= 3 else None) for n in range(1, 6)
+        ]
+        node.outbox.append(records, [], lambda _: None)
+        await eventually(lambda: node.outbox.status.lost.get("expired") == 3, lambda: node.outbox.status)
+        node.client.resume()
+        collector.start()
+        await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+    said = node_of(collector.store)
+    assert (said["lost"], said["awaited"]) == (3, 0)
+    assert sorted(numbers(collector.store)) == [4, 5]
+
+
+async def test_results_without_a_number_are_stored_once_by_their_id_and_marked(
+    collector: CollectorProcess, mosquitto: Mosquitto
+) -> None:
+    collector.start()
+    address = Address(REGION, "s1", "n1")
+    async with sender(mosquitto.url) as client:
+        for n in (1, 2, 2, 3):
+            properties = encode_properties(
+                [(Property.CONTENT_TYPE, "application/json"), (Property.USER, ("id", f"i{n}"))]
+            )
+            client.publish(address.topic(Channel.RESULT, "p"), result("p", n), qos=1, properties=properties)
+        await client.flush(PATIENCE_S)
+        await eventually(lambda: node_of(collector.store).get("messages_up") == 4)
+    database = open_database(collector.store, write=False)
+    found = list(results(database, ResultQuery()))
+    database.close()
+    assert [(stored.id, stored.number) for stored in found] == [("i1", None), ("i2", None), ("i3", None)]
+    assert node_of(collector.store)["durable"] == 0
+
+
+async def test_status_says_who_is_silent_deaf_offline_and_well(
+    mosquitto: Mosquitto, collector: CollectorProcess, gateway: Callable[..., Any]
+) -> None:
+    """A node that is heard but does not answer pings is found, though every connection stands."""
+    collector.configure(canary={"every_s": 0.4, "timeout_s": 0.5}, region={"silent_after_s": 3})
+    collector.start()
+    async with gateway("well") as well, gateway("deaf", answers=False) as deaf, gateway("gone") as gone:
+        for node in (well, deaf, gone):
+            node.status()
+            node.health()
+        async with gateway("silent") as silent:
+            silent.status()
+            await silent.client.flush(PATIENCE_S)
+        gone.status("offline")
+
+        def verdicts() -> dict[str, str]:
+            for node in (well, deaf):
+                node.health()
+            return {node["node"].split("/")[2]: node["verdict"] for node in status_of(collector.store)["nodes"]}
+
+        wanted = {"well": "ok", "deaf": "deaf", "gone": "offline", "silent": "silent"}
+        await eventually(lambda: verdicts() == wanted, verdicts)
+        said = node_of(collector.store, f"{REGION}/s1/well")
+        assert 0 < said["round_trip_s"] < PATIENCE_S
+        assert abs(said["clock_offset_s"]) < PATIENCE_S
+        counted = 'hedgerow_region_nodes{verdict="silent"} 1.0'
+        await eventually(lambda: counted in collector.probe("metrics")[1], lambda: collector.probe("metrics")[1])
+    command = [sys.executable, "-m", "hedgerow", "region", "status", "--store", collector.store]
+    told = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    assert f"{REGION}/s1/silent is silent: nothing came for" in told.stdout
+    assert f"{REGION}/s1/deaf is" in told.stdout
+
+
+async def test_a_bridge_that_carries_nothing_down_is_found_though_it_is_connected(
+    collector: CollectorProcess, mosquitto: Mosquitto, gateway: Callable[..., Any]
+) -> None:
+    """Results and health go up through it all the while; pings do not come down."""
+    up = [
+        f"topic hedgerow/v1/{REGION}/s1/+/{what} out 1"
+        for what in ("status", "health", "result/#", "event/#", "reply/#")
+    ]
+    down = [f"topic hedgerow/v1/{REGION}/s1/+/{what} in 1" for what in ("ack", "command/ping")]
+    bridge = [
+        "connection region",
+        f"address 127.0.0.1:{mosquitto.port}",
+        "bridge_protocol_version mqttv50",
+        "restart_timeout 1",
+    ]
+    collector.configure(canary={"every_s": 0.5, "timeout_s": 1}, region={"silent_after_s": 60})
+    collector.start()
+    with Mosquitto(config=[*bridge, *up, *down]) as site:
+        async with gateway(url=site.url) as node:
+            node.status()
+            node.send(100)
+            await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+            await eventually(lambda: node_of(collector.store).get("answered_s") is not None)
+            assert node_of(collector.store)["verdict"] == "ok"
+    with Mosquitto(config=[*bridge, *up, down[0]]) as site:
+        async with gateway(url=site.url) as node:
+            node.send(100)
+            await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+            await eventually(lambda: node_of(collector.store)["verdict"] == "deaf", lambda: node_of(collector.store))
+    assert node_of(collector.store)["durable"] == 200
+
+
+async def test_the_will_of_an_earlier_run_does_not_bury_a_newer_birth(
+    collector: CollectorProcess, gateway: Callable[..., Any]
+) -> None:
+    collector.start()
+    async with gateway() as node:
+        node.status("online", "run-2")
+        node.status("offline", "run-1")
+        node.health()
+        await eventually(lambda: node_of(collector.store).get("verdict") == "ok", lambda: node_of(collector.store))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stores_what_is_in_hand_and_ends_with_zero(
+    collector: CollectorProcess, gateway: Callable[..., Any], number: signal.Signals
+) -> None:
+    collector.start()
+    async with gateway() as node:
+        node.send(500)
+        collector.signal(number)
+        assert await asyncio.to_thread(collector.wait) == 0
+        assert '"region-stopped"' in collector.log
+        stored = len(numbers(collector.store))
+        collector.start()
+        await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+    assert stored <= 500
+    assert sorted(numbers(collector.store)) == list(range(1, 501))
+
+
+async def test_a_broker_that_restarts_loses_nothing_that_is_durable(
+    collector: CollectorProcess, mosquitto: Mosquitto, gateway: Callable[..., Any]
+) -> None:
+    """Killed, so that it forgets its queues: the outboxes have it all."""
+    collector.start()
+    async with gateway() as node:
+        for _ in range(3):
+            node.send(200)
+            await asyncio.to_thread(mosquitto.kill)
+            await asyncio.to_thread(mosquitto.start)
+        node.send(10)
+        await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
+    assert sorted(numbers(collector.store)) == list(range(1, 611))
+
+
+def test_a_second_collector_on_the_same_store_is_refused(
+    collector: CollectorProcess, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    collector.start()
+    (tmp_path / "other").mkdir()
+    other = CollectorProcess(mosquitto.url, collector.store, tmp_path / "other")
+    other.configure()
+    other.start(wait=False)
+
+    assert other.wait() == 1
+    assert "Another collector writes" in other.log
+
+
+def test_a_broker_that_is_away_is_waited_for(collector: CollectorProcess, mosquitto: Mosquitto) -> None:
+    """And said by the probe."""
+    mosquitto.stop()
+    collector.start(wait=False)
+    deadline = time.monotonic() + PATIENCE_S
+    while "not connected to the broker" not in collector.probe("readyz")[1]:
+        assert time.monotonic() < deadline, collector.log
+        time.sleep(0.05)
+    assert collector.probe("healthz")[0] == 200
+    mosquitto.start()
+    while collector.probe("readyz")[0] != 200:
+        assert time.monotonic() < deadline, collector.log
+        time.sleep(0.05)

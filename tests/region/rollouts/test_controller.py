@@ -1,0 +1,252 @@
+"""Rollouts of days in moments: a conductor on a real store, nodes in a box, and a clock of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.region.world import TURN_S, World
+
+from hedgerow.errors import CommandError
+from hedgerow.region.rollouts.planning.state import Phase
+from hedgerow.region.rollouts.requests import ask
+from hedgerow.region.store.open import open_database
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(str(tmp_path / "region.db"), 6) as made:
+        yield made
+
+
+def ended(world: World, name: str, most: int = 100) -> Phase:
+    """Let time pass until a rollout has ended."""
+    for _ in range(most):
+        world.turn()
+        if world.rollout(name).phase.ended:
+            return world.rollout(name).phase
+    raise AssertionError(f"{name}: {world.waits(name)}")
+
+
+def test_a_rollout_goes_there_and_back_on_either_store(store_url: str) -> None:
+    with World(store_url, 6) as world:
+        assert ended(world, world.start("2.0.0", waves=[2])) is Phase.SUCCEEDED
+        assert world.versions() == {"2.0.0"}
+        for node in world.nodes.values():
+            node.does["3.0.0"] = "errors"
+        assert ended(world, world.start("3.0.0", waves=[2])) is Phase.FAILED
+        assert world.versions() == {"2.0.0"}
+        world.no_step_is_lost_or_repeated()
+
+
+def test_who_asks_is_answered_with_what_was_done_or_why_not(store_url: str) -> None:
+    with World(store_url, 2, began=time.time()) as world, ThreadPoolExecutor() as people:
+        for args, code in (({"labels": {"ring": "early"}}, None), ({"labels": {"site": "x"}}, "reserved-label")):
+            answer = people.submit(ask_region, world.url, "node-label", node="n000", **args)
+            while not world.asked():
+                time.sleep(0.01)
+            world.turn()
+            if code is None:
+                assert answer.result()["labels"]["ring"] == "early"
+            else:
+                with pytest.raises(CommandError) as refused:
+                    answer.result()
+                assert (refused.value.code, bool(refused.value.remedy)) == (code, True)
+
+
+def ask_region(url: str, verb: str, **args: Any) -> Any:
+    database = open_database(url, write=False, beside=True)
+    try:
+        return ask(database, verb, args, who="eve", why="a test")
+    finally:
+        database.close()
+
+
+def test_a_node_that_was_away_for_weeks_gets_only_the_last_of_what_it_missed(world: World) -> None:
+    away, *_ = world.nodes.values()
+    away.online = False
+    for version in ("2.0.0", "3.0.0", "4.0.0"):
+        assert ended(world, world.start(version)) is Phase.SUCCEEDED
+        world.now += 10 * DAY
+        world.turns(4)
+    assert away.version == "1.0.0"
+    away.online = True
+    world.turns(4)
+
+    assert away.version == "4.0.0"
+    assert len(away.seen) == 1
+    assert not world.busy()
+
+
+def test_a_late_node_on_which_it_does_badly_goes_back_alone(world: World) -> None:
+    away, *others = world.nodes.values()
+    away.online, away.does["2.0.0"] = False, "errors"
+    assert ended(world, world.start("2.0.0")) is Phase.SUCCEEDED
+    away.online = True
+    world.turns(6)
+
+    assert away.version == "1.0.0"
+    assert {node.version for node in others} == {"2.0.0"}
+    assert world.rollout("faces-2.0.0").phase is Phase.SUCCEEDED
+
+
+def test_a_new_node_gets_what_the_others_have_and_nothing_that_failed(world: World) -> None:
+    assert ended(world, world.start("2.0.0")) is Phase.SUCCEEDED
+    for node in world.nodes.values():
+        node.does["3.0.0"] = "refuses"
+    assert ended(world, world.start("3.0.0")) is Phase.FAILED
+    new = world.add()
+    world.turns(3)
+
+    assert new.version == "2.0.0"
+
+
+def test_a_node_that_is_labelled_gets_what_those_with_that_label_have(world: World) -> None:
+    one, other, *_ = world.nodes.values()
+    one.labels["ring"] = "early"
+    world.turn()
+    assert ended(world, world.start("2.0.0", target="ring=early")) is Phase.SUCCEEDED
+    assert (one.version, other.version) == ("2.0.0", "1.0.0")
+    world.ask("node-label", node=str(other.address), labels={"ring": "early"})
+    world.turns(4)
+
+    assert other.version == "2.0.0"
+
+
+def test_nothing_is_given_outside_of_a_window_and_going_back_is_always_allowed(world: World) -> None:
+    """The window closes between two waves; then a node of the first one does badly."""
+    now = datetime.fromtimestamp(world.now + 3 * TURN_S, UTC)
+    closes = datetime.fromtimestamp(world.now + 60, UTC)
+    window = {"begin": f"{now:%H}:00", "end": f"{closes:%H:%M}"}
+    world.start("2.0.0", waves=[2], soak_s=120, windows=[window])
+    world.turns(25)
+    given = [node for node in world.nodes.values() if node.version == "2.0.0"]
+    assert len(given) == 2
+    assert world.waits().startswith("outside of its maintenance windows, until 20")
+    given[0].does["2.0.0"] = "errors"
+    world.turns(5)
+
+    assert world.rollout().phase is Phase.FAILED
+    assert world.versions() == {"1.0.0"}
+
+
+def test_a_window_that_opens_lets_the_next_wave_begin(world: World) -> None:
+    opens = datetime.fromtimestamp(world.now + 300, UTC)
+    closes = datetime.fromtimestamp(world.now + 3600, UTC)
+    world.start("2.0.0", windows=[{"begin": f"{opens:%H:%M}", "end": f"{closes:%H:%M}"}])
+    world.turns(5)
+    assert {node.seen == [] for node in world.nodes.values()} == {True}
+
+    assert ended(world, "faces-2.0.0") is Phase.SUCCEEDED
+
+
+def test_a_region_that_comes_back_does_not_take_those_it_has_not_heard_yet_for_gone(world: World) -> None:
+    """It was away when the window opened: the first wave does not begin without its nodes, nor does anybody fail."""
+    opens, closes = (datetime.fromtimestamp(world.now + ahead_s, UTC) for ahead_s in (600, 4000))
+    world.start("2.0.0", offline="fail", windows=[{"begin": f"{opens:%H:%M}", "end": f"{closes:%H:%M}"}])
+    world.turns(3)
+    world.restart(away_s=900, silent_turns=2)
+    assert "it is open whether" in world.waits()
+    assert ended(world, "faces-2.0.0") is Phase.SUCCEEDED
+    assert world.rollout().failed == 0
+
+
+def test_a_region_that_comes_back_waits_for_those_who_go_back(world: World) -> None:
+    for node in world.nodes.values():
+        node.does["2.0.0"] = "errors"
+    world.start("2.0.0", waves=[2])
+    world.turn()
+    while world.rollout().phase is not Phase.ROLLING_BACK:
+        world.turn()
+    world.restart(away_s=3600, silent_turns=2)
+    assert world.rollout().phase is Phase.ROLLING_BACK
+    assert ended(world, "faces-2.0.0") is Phase.FAILED
+    assert "not proved" not in world.rollout().because
+    assert world.versions() == {"1.0.0"}
+
+
+def test_a_node_that_restarts_long_after_it_was_good_proves_itself_anew_and_is_not_overdue(world: World) -> None:
+    world.start("2.0.0", waves=[1], soak_s=400)
+    world.turns(30)
+    (one,) = [node for node in world.nodes.values() if node.version == "2.0.0"]
+    one.restart(hidden=True)
+    world.turn()
+    assert "not proved yet" in world.waits()
+    one.restart()
+    assert ended(world, "faces-2.0.0", 300) is Phase.SUCCEEDED
+
+
+def test_a_pause_lets_nobody_begin_and_a_person_lets_failures_pass(world: World) -> None:
+    one, *_ = world.nodes.values()
+    one.labels["ring"], one.does["2.0.0"] = "early", "refuses"
+    world.nodes[list(world.nodes)[1]].labels["ring"] = "early"
+    world.turn()
+    world.start("2.0.0", waves=["ring=early"], on_failure="pause")
+    world.turns(20)
+    assert world.rollout().phase is Phase.PAUSED
+    assert sum(node.version == "2.0.0" for node in world.nodes.values()) == 1
+    world.ask("rollout-resume", rollout="faces-2.0.0")
+
+    assert ended(world, "faces-2.0.0") is Phase.SUCCEEDED
+    assert one.version == "1.0.0"
+    assert sum(node.version == "2.0.0" for node in world.nodes.values()) == 5
+
+
+def test_earlier_waves_keep_the_version_where_only_the_wave_goes_back(world: World) -> None:
+    late = list(world.nodes.values())[-1]
+    late.labels["ring"], late.does["2.0.0"] = "late", "errors"
+    world.turn()
+    world.start("2.0.0", waves=["ring!=late"], on_failure="roll-back-wave")
+
+    assert ended(world, "faces-2.0.0") is Phase.FAILED
+    assert late.version == "1.0.0"
+    assert sum(node.version == "2.0.0" for node in world.nodes.values()) == 5
+
+
+def test_what_a_broker_has_lost_is_said_again(world: World) -> None:
+    world.start("2.0.0")
+    world.turn(deliver=False)
+    assert world.versions() == {"1.0.0"}
+
+    assert ended(world, "faces-2.0.0") is Phase.SUCCEEDED
+    assert {tuple(node.seen) for node in world.nodes.values()} == {(1,)}
+
+
+def test_what_failed_goes_back_at_once_though_the_rollout_goes_on(world: World) -> None:
+    one, *_ = world.nodes.values()
+    one.labels["ring"], one.does["2.0.0"] = "early", "errors"
+    world.nodes[list(world.nodes)[1]].labels["ring"] = "early"
+    world.turn()
+    world.start("2.0.0", waves=["ring=early"], max_failed=1, soak_s=3600)
+    world.turns(20)
+
+    assert world.rollout().phase is Phase.RUNNING
+    assert one.version == "1.0.0"
+    assert sum(node.version == "2.0.0" for node in world.nodes.values()) == 1
+
+
+def test_a_region_killed_at_every_statement_loses_and_repeats_nothing(world: World) -> None:
+    """Each turn is cut off at its first statement, then at its second, and so on, until it is done."""
+    for node in world.nodes.values():
+        node.does["3.0.0"] = "errors"
+    for version, phase in (("2.0.0", Phase.SUCCEEDED), ("3.0.0", Phase.FAILED)):
+        name = world.start(version, waves=[2])
+        statements = kills = 0
+        while not (world.known(name) and world.rollout(name).phase.ended):
+            world.turn(killed_at=statements)
+            statements = statements + 1 if world.kills > kills else 0
+            kills = world.kills
+        assert world.rollout(name).phase is phase
+    world.no_step_is_lost_or_repeated()
+    started = [(line[3], line[4]["wave"]) for line in world.audit() if line[2] == "wave-started"]
+
+    assert started == [("faces-2.0.0", 0), ("faces-2.0.0", 1), ("faces-3.0.0", 0)]
+    assert world.versions() == {"2.0.0"}
+    assert world.kills > 50

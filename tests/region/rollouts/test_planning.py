@@ -1,0 +1,297 @@
+"""The deciders of rollouts alone: windows, waves, gates, who joins and who collides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.region.responders import digest, ref
+
+from hedgerow.region.rollouts.planning.gate import Assignment, Ear, Facts, GateFinding, GateVerdict, examine
+from hedgerow.region.rollouts.planning.health_samples import Flow, Sample, Shown, Usual, usual
+from hedgerow.region.rollouts.planning.membership import conflict, joins
+from hedgerow.region.rollouts.planning.spec import DAYS, GateSection, RolloutPlan, WindowSection, stored_plan
+from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
+from hedgerow.region.rollouts.planning.waves import Member, assign
+from hedgerow.region.rollouts.planning.windows import opens_at
+from hedgerow.topics import Address
+from hedgerow.wire.fleet import Reported
+
+clocks = st.builds(lambda hour, minute: f"{hour:02}:{minute:02}", st.integers(0, 23), st.integers(0, 59))
+windows = st.builds(
+    WindowSection, days=st.lists(st.sampled_from(DAYS), min_size=1, unique=True).map(tuple), begin=clocks, end=clocks
+)
+times = st.integers(1_700_000_000, 1_900_000_000).map(float)
+
+
+def is_open(window: WindowSection, at: float) -> bool:
+    """By the clock on the wall, minute by minute."""
+    now = datetime.fromtimestamp(at, UTC)
+    today, yesterday = DAYS[now.weekday()] in window.days, DAYS[now.weekday() - 1] in window.days
+    clock = now.time()
+    if window.opens < window.closes:
+        return today and window.opens <= clock < window.closes
+    return (today and clock >= window.opens) or (yesterday and clock < window.closes)
+
+
+@given(st.lists(windows, min_size=1, max_size=3), times)
+def test_a_window_is_open_when_the_clock_says_so_and_opens_no_earlier_than_said(
+    some: list[WindowSection], now: float
+) -> None:
+    at = opens_at(some, now)
+
+    assert (at <= now) == any(is_open(window, now) for window in some)
+    if at > now:
+        assert any(is_open(window, at) for window in some)
+        steps = min(200, math.ceil((at - now) / 60))
+        assert not any(is_open(window, now + n * (at - now) / steps) for n in range(steps) for window in some)
+
+
+@pytest.mark.parametrize(
+    ("now", "opens"),
+    [
+        ("2026-03-28T20:00+00:00", "2026-03-28T21:00+00:00"),  # winter: 22:00 in Berlin is 21:00 UTC
+        ("2026-03-29T19:00+00:00", "2026-03-29T20:00+00:00"),  # summer time has begun that morning
+        ("2026-03-29T01:30+00:00", "2026-03-29T01:30+00:00"),  # the night that is an hour shorter: still open
+        ("2026-10-25T04:30+00:00", "2026-10-25T04:30+00:00"),  # … and the one that is longer
+    ],
+)
+def test_a_window_moves_with_the_summer_time_of_its_zone(now: str, opens: str) -> None:
+    night = WindowSection(begin="22:00", end="06:00", time_zone="Europe/Berlin")
+    at = datetime.fromisoformat(now).timestamp()
+
+    assert max(at, opens_at([night], at)) == datetime.fromisoformat(opens).timestamp()
+
+
+members = st.lists(
+    st.builds(
+        lambda site, number, heard, ring: Member(Address("r", f"s{site}", f"n{number}"), {"ring": ring}, heard),
+        st.integers(0, 4),
+        st.integers(0, 30),
+        st.booleans(),
+        st.sampled_from(["early", "late"]),
+    ),
+    min_size=1,
+    max_size=40,
+    unique_by=lambda member: member.address,
+)
+wave_lists = st.lists(
+    st.one_of(
+        st.integers(1, 10), st.integers(0, 100).map(lambda n: f"{n}%"), st.sampled_from(["2 sites", "each site", "ring=early"])
+    ),
+    max_size=5,
+)  # fmt: skip
+
+
+@given(wave_lists, members, st.randoms())
+def test_each_node_is_in_one_wave_and_chance_is_the_same_every_time(
+    waves: list[int | str], some: list[Member], chance: Any
+) -> None:
+    made = assign("faces-2", waves, some)
+    mixed = list(some)
+    chance.shuffle(mixed)
+
+    assert sorted(node for wave in made for node in wave.nodes) == sorted(member.address for member in some)
+    assert all(wave.nodes for wave in made)
+    assert assign("faces-2", waves, mixed) == made
+
+
+@given(st.integers(1, 100), members)
+def test_the_first_wave_by_share_is_as_large_as_it_says_and_of_nodes_that_are_there(
+    share: int, some: list[Member]
+) -> None:
+    first = assign("faces-2", [f"{share}%"], some)[0]
+    there = {member.address for member in some if member.heard}
+
+    assert len(first.nodes) == max(1, math.ceil(share * len(some) / 100))
+    assert len(there & set(first.nodes)) == min(len(there), len(first.nodes))
+
+
+@given(st.sampled_from(["1 site", "2 sites", "each site"]), members)
+def test_a_wave_by_site_holds_all_of_a_site(wave: str, some: list[Member]) -> None:
+    for one in assign("faces-2", [wave], some)[:-1]:
+        sites = {node.site for node in one.nodes}
+        assert set(one.nodes) == {member.address for member in some if member.address.site in sites}
+
+
+plans = st.fixed_dictionaries(
+    {"rollout": st.just("r"), "models": st.just({"faces": {"version": "1.0.0"}})},
+    optional={
+        "waves": wave_lists, "max_failed": st.one_of(st.integers(0, 9), st.just("12.5%")), "soak_s": st.integers(0, 9999),
+        "target": st.sampled_from(["", "site=a", "x in (a, b), !y"]), "windows": st.lists(windows.map(lambda w: w.model_dump())),
+    },
+)  # fmt: skip
+
+
+@given(plans)
+def test_a_plan_is_kept_as_it_was_written(said: dict[str, Any]) -> None:
+    plan = RolloutPlan.model_validate(said)
+
+    assert stored_plan(plan.model_dump(mode="json", exclude_unset=True)) == plan
+    assert 0 <= plan.allowed_failures(8) <= 9
+
+
+NOW = 1_800_000_000.0
+NEW = ref("2.0.0")
+FILE = digest("file2.0.0")
+GIVEN = Assignment(
+    {"faces": NEW}, {"faces": frozenset([FILE])}, 7, NOW - 100, NOW + 3500, Usual({"doors": 5.0}, 100 << 20)
+)
+
+
+def sample(at: float, n: int, **changes: Any) -> Sample:
+    flow = Flow(100 * n, changes.pop("dead", 0), changes.pop("dropped", 0), changes.pop("p99_ms", 5.0), ("faces",))
+    made = Sample(at, "run-1", "ok", "", {"doors": flow}, {"faces": Shown(FILE, 100 * n)}, 120 << 20)
+    return replace(made, **changes)
+
+
+def facts(samples: list[Sample] | None = None, **reported: Any) -> Facts:
+    serving = {"model": NEW, "file_digest": FILE, "backend": "b", "device": "CPU", "since": NOW - 90, "results": 300}
+    serving |= reported.pop("serving", {})
+    told = {"node": "r/s/n", "session": "run-1", "at": NOW, "generation": 7, "models": {"faces": serving}, **reported}
+    made = [sample(NOW - 30 + 10 * n, n + 1) for n in range(3)] if samples is None else samples
+    return Facts(True, NOW - 5, Reported.model_validate(told), made)
+
+
+def judged(known: Facts, since: float | None = NOW - 1000, given: Assignment = GIVEN, **limits: Any) -> GateFinding:
+    return examine(given, known, GateSection(**{"slow_reports": 2, **limits}), Ear(since, 35.0), NOW)
+
+
+ERROR = {"code": "golden-failed", "message": "numbers are off", "remedy": "Mend it."}
+
+
+@pytest.mark.parametrize(
+    ("known", "code"),
+    [
+        (facts(state="failed", error=ERROR, serving={"model": ref("1.0.0")}), "golden-failed"),
+        (facts(state="failed", error=ERROR, rolled_back=["faces"], serving={"model": ref("1.0.0")}), "golden-failed"),
+        (facts(generation=8, rolled_back=["faces"], serving={"model": ref("1.0.0")}), "rolled-back"),
+        (facts(state="rejected"), "rejected"),
+        (facts(state="timed-out"), "timed-out"),
+        (facts(serving={"file_digest": digest("another")}), "wrong-file"),
+        (facts([sample(NOW - 20, 1), sample(NOW - 10, 2, dead=60)]), "error-rate"),
+        (facts([sample(NOW - 20, 1, p99_ms=15.0), sample(NOW - 10, 2, p99_ms=16.0)]), "latency"),
+        (facts([sample(NOW - 20, 1), sample(NOW - 10, 2, memory_bytes=900 << 20)]), "memory-growth"),
+        (facts([sample(NOW - 10, 1, state="failing", reasons="a stage hangs")]), "failing"),
+        (facts([sample(NOW - 40 + 10 * n, 1, session=f"run-{n}") for n in range(4)]), "restarts"),
+        (facts([sample(NOW - 10, 1, models={"faces": Shown(FILE, 100, drift=0.9)})]), "drift"),
+        (facts([sample(NOW - 20, 1), sample(NOW - 10, 2, dropped=90)]), "dropped"),
+    ],
+)
+def test_what_is_wrong_with_a_node_is_found_and_named(known: Facts, code: str) -> None:
+    finding = judged(known, max_drift=0.5, max_dropped_share=0.5)
+
+    assert (finding.verdict, finding.code) == (GateVerdict.BAD, code)
+    assert finding.reason
+
+
+@pytest.mark.parametrize(
+    ("known", "missing"),
+    [
+        (Facts(True, NOW - 1), "has not reported"),
+        (facts(generation=6), "generation 6, not 7"),
+        (facts(state="in-progress", step="fetch faces"), "in-progress: fetch faces"),
+        (facts(models={}), "not served"),
+        (facts(serving={"model": ref("1.0.0")}), "faces is faces 1.0.0"),
+        (facts(serving={"model": None}), "a file of the node's own"),
+        (facts(serving={"stage": "probation"}), "on probation"),
+        (facts([]), "no health report has come"),
+        (facts([sample(NOW - 95, 3)]), "no health report has come"),
+        (facts([sample(NOW - 10, 3, models={"faces": Shown(digest("file1.0.0"))})]), "still shows another file"),
+        (facts([sample(NOW - 10, 0)], serving={"results": 3}), "3 of 20 frames"),
+    ],
+)
+def test_as_long_as_a_proof_is_missing_a_node_is_neither_good_nor_bad_and_late_at_last(
+    known: Facts, missing: str
+) -> None:
+    waited_for = judged(known)
+    overdue = judged(known, given=replace(GIVEN, due=NOW - 1))
+
+    assert (waited_for.verdict, missing in waited_for.reason) == (GateVerdict.UNKNOWN, True), waited_for
+    assert (overdue.verdict, overdue.code, overdue.state) == (GateVerdict.BAD, "timed-out", "timed-out")
+
+
+def test_a_model_is_not_judged_by_the_drift_of_another() -> None:
+    models = {"faces": Shown(FILE, 100, drift=0.4), "doors": Shown(digest("doors"), 100, drift=0.9)}
+
+    assert judged(facts([sample(NOW - 10, 1, models=models)]), max_drift=0.5).verdict is GateVerdict.GOOD
+
+
+def test_frames_that_only_health_counts_prove_it_too() -> None:
+    """What a node reports of frames is as old as its last change."""
+    assert judged(facts(serving={"results": 1})).verdict is GateVerdict.GOOD
+
+
+def test_what_died_before_is_not_held_against_the_new_version() -> None:
+    """A camera that sends one broken picture in three did so before."""
+    before = [sample(NOW - 200 + 10 * n, n, dead=33 * n) for n in range(8)]
+    after = facts([sample(NOW - 20, 20, dead=660), sample(NOW - 10, 21, dead=693)])
+
+    assert usual(before, ["faces"]).dead_share == pytest.approx(0.33)
+    assert judged(after).code == "error-rate"
+    assert judged(after, given=replace(GIVEN, was=usual(before, ["faces"]))).verdict is GateVerdict.GOOD
+
+
+def test_latency_that_is_negligible_or_bad_once_is_not_held_against_a_node() -> None:
+    once = facts([sample(NOW - 20, 1), sample(NOW - 10, 2, p99_ms=50.0)])
+    small = replace(GIVEN, was=Usual({"doors": 0.1}))
+
+    assert judged(once).verdict is GateVerdict.GOOD
+    assert (
+        judged(facts([sample(NOW - 20, 1, p99_ms=0.9), sample(NOW - 10, 2, p99_ms=0.9)]), given=small).verdict
+        is GateVerdict.GOOD
+    )
+
+
+@given(
+    online=st.sampled_from([True, False, None]),
+    heard_s=st.one_of(st.none(), st.floats(0, 1000)),
+    since_s=st.one_of(st.none(), st.floats(0, 1000)),
+)
+def test_silence_is_never_good_and_nobody_is_blamed_while_the_region_hears_nothing(
+    online: bool | None, heard_s: float | None, since_s: float | None
+) -> None:
+    known = replace(facts(), online=online, heard_at=None if heard_s is None else NOW - heard_s)
+    finding = judged(known, since=None if since_s is None else NOW - since_s)
+    heard = online is not False and heard_s is not None and heard_s <= 35
+
+    if finding.verdict is GateVerdict.GOOD:
+        assert heard
+        assert since_s is not None
+    if since_s is None or since_s <= 35:
+        assert finding.verdict is not GateVerdict.BAD
+        assert finding.presence != "gone" or online is False
+
+
+def rollout(name: str, nodes: dict[str, Task], phase: Phase = Phase.RUNNING, target: str = "") -> Rollout:
+    plan = RolloutPlan.model_validate({"rollout": name, "models": {"faces": {"version": "2.0.0"}}, "target": target})
+    tasks = {Address("r", "s", node): task for node, task in nodes.items()}
+    return Rollout(name, plan, {"faces": NEW}, ("all",), tasks, phase=phase)
+
+
+A = Address("r", "s", "a")
+
+
+def test_a_node_is_in_one_rollout_at_a_time() -> None:
+    under_way = rollout("one", {"a": Task(0), "b": Task(0, state="removed")})
+
+    assert conflict([A], [under_way]) == "one is in-progress and has r/s/a, too"
+    assert conflict([Address("r", "s", "b"), Address("r", "s", "c")], [under_way]) is None
+    assert conflict([A], [replace(under_way, phase=Phase.FAILED)]) is None
+    assert joins(A, {}, [], [rollout("two", {}), under_way]) == []
+
+
+def test_a_new_node_gets_what_the_newest_rollout_that_chose_it_has_brought() -> None:
+    older = rollout("older", {}, Phase.SUCCEEDED)
+    newer = rollout("newer", {}, Phase.SUCCEEDED, "ring=early")
+    failed = rollout("failed", {}, Phase.FAILED)
+
+    assert joins(A, {"ring": "early"}, [], [failed, newer, older]) == [newer]
+    assert joins(A, {"ring": "late"}, [], [failed, newer, older]) == [older]
+    assert joins(A, {"ring": "late"}, ["faces"], [failed, newer, older]) == []
+    assert joins(A, {"ring": "early"}, [], [replace(newer, phase=Phase.ROLLING_BACK), older]) == []

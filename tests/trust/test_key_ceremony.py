@@ -1,0 +1,327 @@
+"""Keys that are lost, stolen, exchanged and gathered at one table; and a node that goes along with all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from securesystemslib.signer import CryptoSigner, Signer
+
+from hedgerow.trust import errors, key_ceremony
+from hedgerow.trust.repository import Repository
+from hedgerow.trust.staged_metadata import sign_staged, staged
+from hedgerow.trust.status import look
+
+World = Any
+DAY = 86_400.0
+
+
+def new_key() -> CryptoSigner:
+    return CryptoSigner.generate_ed25519()
+
+
+def rotate(world: World, *roles: str, new: Sequence[Signer] = (), old: Sequence[Signer] = (), **more: Any) -> Any:
+    return key_ceremony.rotate(
+        world.repository,
+        roles,
+        new=[key.public_key for key in new],
+        old=[key.public_key.keyid for key in old],
+        **more,
+    )
+
+
+# Beginning
+
+
+def test_a_repository_is_begun_once(world: World) -> None:
+    with pytest.raises(errors.BadRepository, match="is a repository already"):
+        key_ceremony.begin(
+            world.repository,
+            root_keys=[],
+            root_threshold=1,
+            targets_keys=[],
+            online_key=new_key().public_key,
+            signers=[],
+        )
+
+
+@pytest.mark.parametrize(("threshold", "signers"), [(3, 2), (0, 2), (2, 1)])
+def test_a_root_that_nobody_could_change_is_not_begun(world: World, threshold: int, signers: int) -> None:
+    keys, targets = [new_key(), new_key()], new_key()
+    there = Repository(world.folder / "another")
+
+    with pytest.raises((errors.BadRepository, errors.NotAllowed)) as refused:
+        key_ceremony.begin(
+            there,
+            root_keys=[key.public_key for key in keys],
+            root_threshold=threshold,
+            targets_keys=[targets.public_key],
+            online_key=new_key().public_key,
+            signers=[*keys[:signers], targets],
+        )
+    assert refused.value.remedy
+    assert not there.metadata.exists()
+
+
+# The root: two of three
+
+
+def test_one_of_three_stages_a_change_and_a_second_makes_it_count(world: World) -> None:
+    ref, dora = world.publish(), new_key()
+
+    step = rotate(world, "root", new=[dora], old=[world.root_keys[2]], signers=world.root_keys[:1])
+
+    assert (step.missing, step.live) == (1, False)
+    assert world.node.refresh().root == 1
+    (waiting,) = look(world.repository, world.time.wall).staged
+    assert (waiting.role, waiting.version, waiting.missing) == ("root", 2, 1)
+    with pytest.raises(errors.NotAllowed, match="Nothing waits for a signature of these keys"):
+        sign_staged(world.repository, [new_key(), world.root_keys[0]])
+
+    (done,) = sign_staged(world.repository, [world.root_keys[1]])
+
+    assert (done.missing, done.live) == (0, True)
+    assert staged(world.repository) == []
+    assert world.node.refresh().root == 2
+    assert world.node.manifest(ref, {})
+
+
+def test_a_second_change_does_not_do_away_with_one_that_waits(world: World) -> None:
+    rotate(world, "root", new=[new_key()], signers=world.root_keys[:1])
+    before = staged(world.repository)[0].read_bytes()
+
+    with pytest.raises(errors.BadRepository, match="waits for signatures already") as refused:
+        rotate(world, "root", new=[new_key()], signers=world.root_keys[:2])
+
+    assert "hedgerow trust sign" in refused.value.remedy
+    assert staged(world.repository)[0].read_bytes() == before
+
+
+def test_a_change_that_another_has_overtaken_is_not_signed_over_it(world: World) -> None:
+    rotate(world, "root", new=[new_key()], signers=world.root_keys[:1])
+    (waiting,) = staged(world.repository)
+    content = waiting.read_bytes()
+    waiting.unlink()
+    rotate(world, "root", signers=world.root_keys)
+    waiting.write_bytes(content)  # somebody's copy of it comes back
+    counts = (world.repository.metadata / "2.root.json").read_bytes()
+
+    with pytest.raises(errors.BadRepository, match="is overtaken: root 2 counts already"):
+        sign_staged(world.repository, [world.root_keys[1]])
+    assert (world.repository.metadata / "2.root.json").read_bytes() == counts
+
+
+def test_a_lost_key_of_the_root_is_replaced_by_those_that_are_left(world: World) -> None:
+    """And what the lost one signs from then on counts nothing."""
+    ref, dora = world.publish(), new_key()
+    lost, *left = world.root_keys
+
+    assert rotate(world, "root", new=[dora], old=[lost], signers=left).live
+    assert world.node.refresh().root == 2
+    assert world.node.manifest(ref, {})
+    step = rotate(world, signers=[lost, left[0]])
+    assert step.missing == 1
+    (done,) = sign_staged(world.repository, [dora])
+    assert done.live
+    assert world.client("new").refresh().root == 3
+
+
+def test_all_keys_of_the_root_may_go_one_after_the_other(world: World) -> None:
+    """A node that slept meanwhile goes from root to root."""
+    ref, keys = world.publish(), list(world.root_keys)
+    for _ in range(3):
+        fresh = new_key()
+        rotate(world, "root", new=[fresh], old=[keys[0]], signers=[*keys, fresh])
+        keys = [*keys[1:], fresh]
+
+    assert world.node.refresh().root == 4
+    assert world.node.manifest(ref, {})
+
+
+def test_a_threshold_is_raised_and_lowered(world: World) -> None:
+    rotate(world, "root", threshold=3, signers=world.root_keys)
+    assert world.node.refresh().root == 2
+    assert rotate(world, "root", threshold=2, signers=world.root_keys[:2]).missing == 1
+    with pytest.raises(errors.BadRepository, match="waits"):
+        rotate(world, "root", threshold=4, signers=world.root_keys)
+    staged(world.repository)[0].unlink()
+    with pytest.raises(errors.BadRepository, match="would need 4 signatures of 3 keys"):
+        rotate(world, "root", threshold=4, signers=world.root_keys)
+
+
+def test_a_root_that_ends_soon_is_signed_anew(world: World) -> None:
+    world.time.passes(700 * DAY)
+    rotate(world, signers=world.root_keys[:2])
+    world.time.passes(29 * DAY)
+    key_ceremony.renew(world.repository, "targets", [world.targets_key])
+    world.repository.refresh_timestamp()
+
+    assert world.node.refresh().root == 2
+    world.time.passes(2 * DAY)
+    world.repository.refresh_timestamp()
+    assert world.node.refresh().root == 2
+
+
+@pytest.mark.parametrize("old", ["nobody", ""])
+def test_a_key_that_is_not_there_or_not_the_only_one_is_not_taken_away(world: World, old: str) -> None:
+    with pytest.raises(errors.BadRepository, match="of that role") as refused:
+        key_ceremony.rotate(world.repository, ("root",), old=[old], signers=world.root_keys)
+    assert world.root_keys[0].public_key.keyid[:8] in refused.value.remedy
+
+
+# The targets role
+
+
+def test_a_lost_key_of_the_targets_role_is_replaced_in_one_step(world: World) -> None:
+    """The root takes it away, and the new one signs the list of owners."""
+    ref, new = world.publish(), new_key()
+
+    step = rotate(world, "targets", new=[new], old=[world.targets_key], signers=[*world.root_keys[:2], new])
+
+    assert (step.role, step.missing, step.live) == ("targets", 0, True)
+    assert world.node.manifest(ref, {})
+    assert world.node.refresh().root == 2
+    with pytest.raises(errors.NotAllowed, match="None of the keys given counts"):
+        world.add_owner("gates", new_key(), "turnstile")
+    world.targets_key = new
+    world.add_owner("gates", new_key(), "turnstile")
+    assert world.node.manifest(ref, {})
+
+
+def test_or_in_two_where_not_everybody_is_at_the_table(world: World) -> None:
+    """In between nodes refuse what changes; the repository says what is to be done."""
+    ref, new = world.publish(), new_key()
+
+    step = rotate(world, "targets", new=[new], old=[world.targets_key], signers=world.root_keys[:2])
+
+    assert (step.missing, step.live, step.to_renew) == (0, False, ("targets",))
+    with pytest.raises(errors.UnknownSigningKey, match="targets"):
+        world.client("new").refresh()
+    (problem,) = look(world.repository, world.time.wall).problems
+    assert "hedgerow trust renew targets" in problem
+    with pytest.raises(errors.BadRepository) as refused:
+        world.publish("1.1.0")
+    assert "hedgerow trust renew targets" in refused.value.remedy
+
+    assert key_ceremony.renew(world.repository, "targets", [new]).live
+    assert look(world.repository, world.time.wall).problems == []
+    assert world.client("newer").manifest(ref, {})
+
+
+# Owners
+
+
+def test_an_owner_goes_over_to_a_new_key_without_a_gap(world: World) -> None:
+    """First both count, then the new one signs, then the old one goes."""
+    ref, new, old = world.publish(), new_key(), world.owner_key
+
+    def owner(**change: Any) -> Any:
+        return key_ceremony.rotate_owner(world.repository, "doors", signers=[world.targets_key], **change)
+
+    assert owner(new=[new.public_key]).to_renew == ()
+    assert world.client("a").manifest(ref, {})
+    key_ceremony.renew(world.repository, "doors", [new])
+    assert world.client("b").manifest(ref, {})
+    assert owner(old=[old.public_key.keyid]).to_renew == ()
+    assert world.client("c").manifest(ref, {})
+    with pytest.raises(errors.NotAllowed):
+        world.publish("1.1.0", key=old)
+    assert world.client("d").manifest(world.publish("1.1.0", b"better", key=new), {})
+
+
+def test_what_a_stolen_key_has_signed_counts_no_more_until_its_owner_says_what_does(world: World) -> None:
+    good = world.publish("1.0.0")
+    bad = world.publish("6.6.6", b"malice")
+    new = new_key()
+
+    step = key_ceremony.rotate_owner(
+        world.repository,
+        "doors",
+        new=[new.public_key],
+        old=[world.owner_key.public_key.keyid],
+        signers=[world.targets_key],
+    )
+
+    assert step.to_renew == ("doors",)
+    with pytest.raises(errors.UnknownSigningKey, match="owner doors"):
+        world.client("a").manifest(good, {})
+    with pytest.raises(errors.NotAllowed, match="does not count with the keys it has now") as refused:
+        world.publish("1.1.0", key=new)
+    assert "hedgerow trust renew doors" in refused.value.remedy
+    key_ceremony.renew(world.repository, "doors", [new], keep=lambda path: "6.6.6" not in path)
+    assert world.client("b").manifest(good, {})
+    with pytest.raises(errors.UnknownTarget):
+        world.client("b").manifest(bad, {})
+
+
+def test_an_owner_may_be_several_people(world: World) -> None:
+    two = [new_key(), new_key()]
+    key_ceremony.add_owner(
+        world.repository,
+        "board",
+        models=["brake"],
+        keys=[key.public_key for key in two],
+        threshold=2,
+        signers=[world.targets_key],
+    )
+
+    with pytest.raises(errors.NotAllowed, match="1 of the 2 keys"):
+        world.publish(name="brake", key=two[0])
+    assert world.node.manifest(world.publish(name="brake", key=two), {})
+
+
+def test_nothing_counts_of_an_owner_who_is_gone(world: World) -> None:
+    """Nor if another of the same name comes."""
+    ref = world.publish()
+    key_ceremony.remove_owner(world.repository, "doors", [world.targets_key])
+    with pytest.raises(errors.UnknownTarget):
+        world.client("a").manifest(ref, {})
+
+    other = new_key()
+    world.add_owner("doors", other, "door")
+    with pytest.raises(errors.UnknownSigningKey):
+        world.client("b").manifest(ref, {})
+    key_ceremony.renew(world.repository, "doors", [other], keep=lambda _: False)
+    with pytest.raises(errors.UnknownTarget):
+        world.client("c").manifest(ref, {})
+    assert world.client("d").manifest(world.publish("2.0.0", b"his", key=other), {})
+
+
+@pytest.mark.parametrize(
+    ("owner", "models", "said"),
+    [
+        ("root", ["meter"], "is no name for an owner"),
+        ("online", ["meter"], "is no name for an owner"),
+        ("../up", ["meter"], "is no name for an owner"),
+        ("gates", ["a/b"], "is no model's name"),
+        ("gates", [], "no model is named"),
+        ("gates", ["door"], "door is doors's"),
+        ("gates", ["gate-7"], "gate-7 is doors's"),
+        ("gates", ["*"], r"\* is doors's"),
+    ],
+)
+def test_an_owner_who_will_not_do_is_refused(world: World, owner: str, models: list[str], said: str) -> None:
+    before = world.repository.latest_version("targets")
+
+    with pytest.raises(errors.BadRepository, match=said) as refused:
+        world.add_owner(owner, new_key(), *models)
+    assert refused.value.remedy
+    assert world.repository.latest_version("targets") == before
+
+
+def test_an_owner_who_is_not_there_is_told_with_those_who_are(world: World) -> None:
+    for act in (
+        lambda: key_ceremony.remove_owner(world.repository, "dors", [world.targets_key]),
+        lambda: key_ceremony.rotate_owner(world.repository, "dors", signers=[world.targets_key]),
+        lambda: key_ceremony.renew(world.repository, "dors", [world.owner_key]),
+    ):
+        with pytest.raises(errors.BadRepository, match="There is no owner 'dors'") as refused:
+            act()
+        assert "doors" in refused.value.remedy
+
+
+def test_a_strangers_key_changes_no_owner(world: World) -> None:
+    with pytest.raises(errors.NotAllowed, match="None of the keys given counts"):
+        key_ceremony.remove_owner(world.repository, "doors", [new_key(), world.owner_key])
+    assert staged(world.repository) == []
