@@ -5,24 +5,23 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PLUGINS := plugins/vision plugins/audio plugins/signal
 ARGS ?=
 # A run starts hundreds of processes: what they import is compiled once, whatever PYTHONDONTWRITEBYTECODE says.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/pycache $(BIN)/pytest --dist worksteal
 # One more than cores: many a test waits for processes that it has started.
 SIDE_BY_SIDE := -n $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images images check format lint types bench lock clean system
+.PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images mutants images check format lint types bench lock clean
 help: ## List what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: $(READY) ## Run the demo: a real broker, a node, real models on real frames. ARGS="--seconds 20 --json"
+demo: ready-for-demo ## Run the demo: a real broker, a node, real models on real frames. ARGS="--seconds 20 --json"
 	@$(BIN)/hedgerow demo $(ARGS)
 
-demo-region: $(READY) ## Run three sites and their region; one is cut off for a while. ARGS="--seconds 60 --json"
+demo-region: ready-for-demo ## Run three sites and their region; one is cut off for a while. ARGS="--seconds 60 --json"
 	@$(BIN)/hedgerow demo region $(ARGS)
 
-demo-rollout: $(READY) ## Take versions of a model through three sites: a good one, a bad one, a forged one. ARGS="--json"
+demo-rollout: ready-for-demo ## Take versions of a model through three sites: a good one, a bad one, a forged one. ARGS="--json"
 	@$(BIN)/hedgerow demo rollout $(ARGS)
 
 test: $(READY) ## Run the tests: every module, in minutes.
@@ -36,6 +35,9 @@ test-faults: $(READY) ## Run the fault and stress tests at full size; takes an h
 
 coverage: $(READY) ## Run both `test` and `test-long`, and say which lines none of them reaches.
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" --hypothesis-profile=full --cov --cov-report=term $(ARGS)
+
+mutants: $(READY) ## Change one thing at a time in what decides, and see that tests fail; an hour. ONLY=pipeline.queue
+	nice env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/mutants/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 check: format-check lint types ## Check format, lint, import layers and types.
 
@@ -66,9 +68,12 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-ha
 	  --no-emit-index-url -q
 PEERS := benchmarks/peers/requirements
 SETS := containers/requirements
-lock: ## Write requirements.lock anew from requirements.in, and those of the benchmarks' peers and of the images.
+lock: $(READY) ## Write requirements.lock anew from requirements.in, and those of the demos, the benchmarks' peers and the images.
 	$(COMPILE) --excludes requirements.excludes requirements.in -o requirements.lock >/dev/null
 	sed -i '/^\./d' requirements.lock
+	$(COMPILE) --excludes requirements.excludes --excludes requirements-demo.excludes requirements-demo.in \
+	  --constraints <(grep -E '^[a-z].*==' requirements.lock | tr -d '\\') -o requirements-demo.lock >/dev/null
+	sed -i '/^\./d' requirements-demo.lock
 	$(COMPILE) --excludes $(PEERS).excludes $(PEERS).in -o $(PEERS).lock >/dev/null \
 	  --constraints <(grep -E '^(numpy|onnxruntime|openvino)==' requirements.lock | tr -d '\\')
 	for set in onnx openvino region build; do \
@@ -78,37 +83,12 @@ lock: ## Write requirements.lock anew from requirements.in, and those of the ben
 	done
 
 clean: ## Remove what was made.
-	rm -rf $(VENV) .venv-peers demo-out demo-region-out demo-rollout-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers configs/models demo-out demo-region-out demo-rollout-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# Everything the project needs, once: programs, the locked packages, the project, two models.
-$(READY): requirements.lock pyproject.toml $(PLUGINS:%=%/pyproject.toml)
-	@$(MAKE) --no-print-directory system
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@echo "Installing the locked packages…"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . $(PLUGINS:%=-e %)
-	@$(BIN)/python -m hedgerow_vision.fetch_ssd $(VENV)/models
-	@$(BIN)/python -m hedgerow_signal.train configs/models/vibration.onnx
-	@touch $@
-
-# Programs that come from the distribution. Only asked for where they are missing.
-system:
-	@missing=(); \
-	{ command -v mosquitto || test -x /usr/sbin/mosquitto; } >/dev/null || missing+=(mosquitto); \
-	command -v mosquitto_sub >/dev/null || missing+=(mosquitto-clients); \
-	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
-	command -v npm >/dev/null || missing+=(npm); \
-	command -v faketime >/dev/null || missing+=(faketime); \
-	command -v softhsm2-util >/dev/null || missing+=(softhsm2); \
-	command -v curl >/dev/null || missing+=(curl); \
-	test -d /usr/share/sounds/alsa || missing+=(alsa-utils); \
-	test -d /usr/share/pocketsphinx/test || missing+=(pocketsphinx-testdata); \
-	if [ $${#missing[@]} -gt 0 ]; then \
-	  if ! command -v apt-get >/dev/null; then \
-	    echo "Please install: $${missing[*]}" >&2; exit 1; fi; \
-	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	  echo "Installing $${missing[*]} with apt-get…"; \
-	  $$sudo apt-get update -qq && \
-	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; \
-	fi
+# Both look first, and do nothing where all is there.
+.PHONY: ready-for-demo $(READY)
+SETUP := PYTHON=$(PYTHON) UV_VERSION=$(UV_VERSION) ./setup.sh
+ready-for-demo:
+	@$(SETUP) demo
+$(READY):
+	@$(SETUP) test

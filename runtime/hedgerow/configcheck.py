@@ -124,8 +124,8 @@ def _stage_findings(keys: Keys, entry: StageEntry, known_models: Collection[str]
     # By convention a stage that runs a model calls the setting that names it `model`.
     model = getattr(stage.config, "model", None)
     if isinstance(model, str) and model not in known_models:
-        near = difflib.get_close_matches(model, known_models, n=1)
-        meant = f"Did you mean `{near[0]}`? " if near else ""
+        near = next(iter(difflib.get_close_matches(model, known_models)), None)
+        meant = f"Did you mean `{near}`? " if near else ""
         yield _Finding(
             (*keys, "model"), f"no model {model!r} in this file", f"{meant}Add `models: {{{model}: {{path: …}}}}`."
         )

@@ -57,10 +57,11 @@ class Requirement:
                 return self.key
             case "absent":
                 return f"!{self.key}"
-        values = sorted(self.values)
-        if len(values) == 1:
-            return f"{self.key}{'=' if self.is_ == 'in' else '!='}{values[0]}"
-        return f"{self.key} {self.is_} ({', '.join(values)})"
+        match sorted(self.values):
+            case [value]:
+                return f"{self.key}{'=' if self.is_ == 'in' else '!='}{value}"
+            case values:
+                return f"{self.key} {self.is_} ({', '.join(values)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def parse_selector(text: str) -> Selector:
     position = 0
     while position < len(text.rstrip()):
         part = _PART.match(text, position)
-        if part is None or part.end() == position:
+        if part is None:
             raise ConfigError(f"{text!r} is no label selector, from {text[position:]!r} on", remedy=_REMEDY)
         requirements.append(_requirement(part, text))
         position = part.end()

@@ -83,6 +83,53 @@ def test_with_the_session_lost_every_message_is_void() -> None:
     assert table.received(7, dup=True) is not None
 
 
+def test_a_message_is_neither_done_nor_void_when_it_comes() -> None:
+    table = Acknowledgements()
+    message = received(table, 7)
+
+    assert (message.packet_id, message.done, message.void, table.redelivered) == (7, False, False, 0)
+
+
+def test_there_is_something_ready_as_soon_as_the_first_is_done() -> None:
+    table = Acknowledgements()
+    assert not table.ready
+    first, second = received(table, 1), received(table, 2)
+    second.done = True
+    assert not table.ready
+    first.done = True
+    assert table.ready
+    table.take_ready()
+    assert not table.ready
+
+
+def test_what_came_on_the_link_before_counts_but_not_as_on_this_one() -> None:
+    table = Acknowledgements()
+    received(table, 1), received(table, 2)
+    table.link_lost()
+    received(table, 3)
+
+    assert (len(table), table.on_link) == (3, 1)
+
+
+def test_a_second_copy_on_the_same_link_is_swallowed() -> None:
+    table = Acknowledgements()
+    message = received(table, 7)
+
+    assert table.received(7, dup=True) is None
+    assert table.redelivered == 1
+    assert not message.void
+
+
+def test_messages_of_this_link_and_of_the_one_before_are_void_with_the_session() -> None:
+    table = Acknowledgements()
+    before = received(table, 1)
+    table.link_lost()
+    here = received(table, 2)
+    table.session_lost()
+
+    assert (before.void, here.void, len(table), table.ready) == (True, True, 0, False)
+
+
 class BrokerAndTable(RuleBasedStateMachine):
     """A broker that keeps to the standard, links that die at any moment, a pipeline that finishes in any order."""
 

@@ -84,3 +84,51 @@ async def test_pauses_grow_to_their_limit_and_are_short_again_after_a_good_link(
     await backoff.pause()
 
     assert limits == [1.0, 2.0, 4.0, 4.0, 4.0, 1.0]
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """Between what each pause was drawn; none takes any time."""
+    drawn: list[tuple[float, float]] = []
+    monkeypatch.setattr("random.uniform", lambda low, high: drawn.append((low, high)) or 0.0)
+    return drawn
+
+
+async def test_a_pause_is_drawn_from_its_upper_half_and_grows_to_its_limit(limits: list[tuple[float, float]]) -> None:
+    backoff = Backoff(URL, 1.0, 5.0)
+    for _ in range(4):
+        await backoff.pause()
+
+    assert limits == [(0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (2.5, 5.0)]
+
+
+@pytest.mark.parametrize(("lasted_s", "next_s"), [(5.0, 2.0), (5.1, 1.0)])
+async def test_a_link_was_a_good_one_if_it_lasted_longer_than_five_seconds(
+    limits: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch, lasted_s: float, next_s: float
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    backoff = Backoff(URL, 1.0, 5.0)
+    await backoff.pause()
+    backoff.link_up()
+    backoff.link_down()
+    now = lasted_s
+    await backoff.pause()
+
+    assert [high for _, high in limits] == [1.0, next_s]
+
+
+async def test_a_link_shows_that_the_broker_is_back_after_three_tenths_of_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timers: list[float] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+    monkeypatch.setattr(loop, "call_later", lambda delay, *call: timers.append(delay) or call_later(0, *call))
+    pause = asyncio.create_task(Backoff(URL, LONG_S, LONG_S).pause())
+    await asyncio.sleep(0)
+    timers.clear()
+    Backoff(URL, LONG_S, LONG_S).link_up()
+    await pause
+
+    assert timers == [0.3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,6 +127,104 @@ def test_one_that_is_larger_than_the_broker_takes_fails_and_the_next_goes() -> N
     assert [topic for topic, _, _ in sent(outbound)] == ["t/2"]
     assert isinstance(outcomes[0], BusError)
     assert outbound.payload_bytes == 1
+
+
+def test_what_is_not_done_with_is_counted_where_it_stands() -> None:
+    outbound = Outbound(_tell)
+    assert (len(outbound), outbound.payload_bytes, outbound.max_packet_bytes) == (0, 0, 0)
+    up(outbound, window=2)
+    for number in (1, 2, 3):
+        outbound.add(outgoing(number, size=10))
+    sent(outbound)
+    assert (len(outbound), outbound.unacknowledged, outbound.under_way, outbound.payload_bytes) == (3, 3, 2, 30)
+
+    outbound.link_lost()
+    outbound.add(Outgoing(encode_publish_head("f", 1), b"x", None))
+    assert (len(outbound), outbound.unacknowledged, outbound.under_way, outbound.payload_bytes) == (4, 3, 2, 31)
+    up(outbound, window=1)
+    sent(outbound)
+    assert (len(outbound), outbound.unacknowledged, outbound.under_way, outbound.payload_bytes) == (3, 3, 2, 30)
+
+    assert outbound.acked(1) is not None
+    assert outbound.acked(1) is None
+    assert (len(outbound), outbound.unacknowledged, outbound.under_way, outbound.payload_bytes) == (2, 2, 1, 20)
+
+
+def test_what_is_given_up_is_handed_back_oldest_first() -> None:
+    outbound = Outbound(_tell)
+    up(outbound, window=2)
+    for number in (1, 2, 3):
+        outbound.add(outgoing(number))
+    sent(outbound)
+    outbound.link_lost()
+    up(outbound, window=1)
+    sent(outbound)
+    outbound.link_lost()
+    up(outbound, window=1)
+    sent(outbound)
+    outbound.add(Outgoing(encode_publish_head("f", 1), b"x", None))
+
+    assert [publish.topic for publish in outbound.clear()] == ["t/1", "t/2", "t/3", "f"]
+    assert (len(outbound), outbound.payload_bytes, outbound.clear()) == (0, 0, [])
+    assert sent(outbound) == []
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize(("room", "goes"), [(0, True), (-1, False)])
+def test_one_as_large_as_the_broker_takes_goes(*, qos: int, room: int, goes: bool) -> None:
+    outbound = Outbound(_tell)
+    outcomes: list[Exception | None] = []
+    publish = Outgoing(encode_publish_head("t", 50, qos=qos), bytes(50), outcomes.append)
+    outbound.add(publish)
+    outbound.add(Outgoing(encode_publish_head("t", 1, qos=qos), b"x", None))
+    up(outbound, max_packet=len(publish.head) + 50 + room)
+    first = outbound.take()
+
+    assert first is not None
+    assert len(first[1]) == (50 if goes else 1)
+    assert len(outcomes) == (0 if goes else 1)
+
+
+def test_what_the_broker_is_to_keep_goes_at_once_with_qos_0() -> None:
+    outbound = Outbound(_tell)
+    up(outbound)
+    kept = Outgoing(encode_publish_head("t", 1, retain=True), b"x", None)
+    outbound.add(kept)
+
+    assert outbound.take() == (kept.head, b"x", kept)
+    assert outbound.unacknowledged == 0
+
+
+@pytest.mark.parametrize("topic", ["a", "b" * 100, "c" * 256, "d" * 20_000])
+def test_topic_and_packet_identifier_are_found_whatever_their_place(topic: str) -> None:
+    """A packet's length takes one to four bytes, and a topic's two."""
+    outbound = Outbound(_tell)
+    outbound._next_id = 0x1233
+    publish = Outgoing(encode_publish_head(topic, 3, qos=1, properties=b"\x01\x01"), b"abc", None)
+    outbound.add(publish)
+    up(outbound)
+
+    assert publish.topic == topic
+    assert sent(outbound) == [(topic, 0x1234, False)]
+    outbound.link_lost()
+    up(outbound, session_present=True)
+    assert sent(outbound) == [(topic, 0x1234, True)]
+
+
+def test_identifiers_are_given_out_in_turn_up_to_65000() -> None:
+    """Those above are for subscriptions; no more are under way than there are, whatever the broker takes."""
+    outbound = Outbound(_tell)
+    outbound._next_id = 64_998
+    up(outbound)
+    for number in range(4):
+        outbound.add(outgoing(number))
+
+    assert [packet_id for _, packet_id, _ in sent(outbound)] == [64_999, 65_000, 1, 2]
+    for number in range(65_000):
+        outbound.add(outgoing(number))
+    while outbound.take() is not None:
+        pass
+    assert outbound.under_way == 65_000
 
 
 @given(st.data())

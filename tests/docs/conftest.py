@@ -237,6 +237,8 @@ def reader(tmp_path: Path) -> Iterator[Callable[[Path], Reader]]:
 
     def make(document: Path) -> Reader:
         shell = "".join(block.text for block in blocks_of(document) if block.language == "sh")
+        if re.search(r"\bcurl ", shell) and shutil.which("curl") is None:
+            pytest.skip("curl is not installed: apt-get install curl")
         if _STARTS_A_BROKER.search(shell):
             port = stack.enter_context(held_port())
         else:

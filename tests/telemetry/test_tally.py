@@ -37,6 +37,33 @@ def test_a_copy_stays_as_it_is() -> None:
     assert (copied.out, copied.in_flight, copied.dead.total(), copied.latency.count) == (0, 1, 0, 0)
 
 
+def test_at_first_nothing_was_counted() -> None:
+    tally = Tally()
+
+    assert (tally.received, tally.bytes_in, tally.out, tally.results, tally.in_flight, tally.settled) == (0,) * 6
+    assert (tally.dropped.total(), tally.dead.total(), tally.latency.count, tally.latency.total_s) == (0, 0, 0, 0)
+    assert (tally.last_frame_at, tally.last_result_at) == (None, None)
+    assert tally.balanced
+
+
+def test_what_is_settled_is_out_dropped_or_dead() -> None:
+    tally = Tally()
+    tally.out, tally.dropped["late"], tally.dead["bad"] = 1, 2, 4
+
+    assert tally.settled == 7
+
+
+def test_latencies_are_counted_up_to_the_edge_of_their_bucket_and_added_up() -> None:
+    histogram = LatencyHistogram()
+    for seconds in (1.0, 1.5, 2.0, 60.0, 61.0):
+        histogram.add(seconds)
+
+    assert (histogram.count, histogram.total_s) == (5, 125.5)
+    assert histogram.counts[BUCKETS_S.index(1.0)] == 1
+    assert histogram.counts[BUCKETS_S.index(2.0)] == 2
+    assert histogram.counts[-2:] == [1, 1], "the last is for what is longer than all"
+
+
 def test_without_latencies_there_is_no_quantile() -> None:
     assert LatencyHistogram().quantile(0.5) is None
 
@@ -79,3 +106,7 @@ def test_longer_than_the_last_bucket_is_said_to_be_the_last() -> None:
 def test_buckets_are_numbers_a_person_would_write() -> None:
     assert all(len(repr(edge)) <= 7 for edge in BUCKETS_S)
     assert list(BUCKETS_S) == sorted(set(BUCKETS_S))
+    assert BUCKETS_S == (
+        0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.007,
+        0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
+    )  # fmt: skip

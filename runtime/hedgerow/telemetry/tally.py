@@ -83,10 +83,8 @@ class LatencyHistogram:
         if total == 0:
             return None
         rank = max(q * total, 1)
-        for position, below in enumerate(accumulate(counts)):
-            if below >= rank:
-                return BUCKETS_S[min(position, len(BUCKETS_S) - 1)]
-        return BUCKETS_S[-1]
+        position = next(position for position, below in enumerate(accumulate(counts)) if below >= rank)
+        return BUCKETS_S[min(position, len(BUCKETS_S) - 1)]
 
 
 class Tally:

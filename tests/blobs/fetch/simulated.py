@@ -151,7 +151,7 @@ class SimulatedSite:
         missing = {digest: size for digest, size in self.sizes.items() if digest not in node.here}
         node.offers = PeerOffers(node.name, node.here.__contains__, Random(self._random.random()))
         window, bucket = FetchWindow(), Bucket(self._bytes_per_s)
-        node.plan = FetchScheduler(node.name, GROUP, missing, window, bucket, Random(self._random.random()))
+        node.plan = FetchScheduler(node.name, GROUP, missing, window, bucket)
         self._pump(node)
 
     def _pump(self, node: SimulatedNode) -> None:

@@ -14,54 +14,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.blobs.conftest import made_file, made_manifest, noise
+from tests.blobs.conftest import noise
+from tests.blobs.versions import CHUNK, Version, aged
 from tests.examples import examples
 
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, DiskFull, StoreFull
 from hedgerow.blobs.store.store import MANIFEST_BYTES, BlobStore
-from hedgerow.models.bundle.manifest import File, digest_of
-
-CHUNK = 1024
-
-
-class Version:
-    """A version of a model: its manifest, one file or more, and their chunks."""
-
-    def __init__(self, version: str, *contents: bytes) -> None:
-        made = [made_file(f"model-{number}.onnx", content, CHUNK) for number, content in enumerate(contents)]
-        self.files: list[File] = [file for file, _ in made]
-        self.contents = contents
-        self.chunks = {digest: piece for _, pieces in made for digest, piece in pieces.items()}
-        self.manifest = made_manifest(self.files, version)
-        self.digest = digest_of(self.manifest)
-
-    def fetch(self, store: BlobStore, most: int = 1 << 30) -> int:
-        """Put what is missing, `most` chunks. Returns: how many."""
-        missing = store.missing(self.files)[:most]
-        for chunk in missing:
-            store.put(chunk.digest, self.chunks[chunk.digest])
-        return len(missing)
-
-    def install(self, store: BlobStore) -> Path:
-        """Fetch and install, as a node does: what the disk gives back damaged comes again."""
-        self.fetch(store)
-        if store.check(self.files):
-            self.fetch(store)
-        return store.install(self.manifest, self.files)
-
-    def is_whole_in(self, store: BlobStore) -> bool:
-        found = {each.digest: each.folder for each in store.installed()}
-        return self.digest in found and all(
-            (found[self.digest] / file.path).read_bytes() == content
-            for file, content in zip(self.files, self.contents, strict=True)
-        )
-
-
-def aged(store: BlobStore, *versions: Version) -> None:
-    """These were used in this order, long ago."""
-    for age, version in enumerate(versions):
-        (folder,) = [each.folder for each in store.installed() if each.digest == version.digest]
-        os.utime(folder / "manifest.json", (1e9 + age, 1e9 + age))
 
 
 def files_below(folder: Path) -> list[Path]:

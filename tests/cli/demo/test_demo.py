@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,33 @@ def test_the_demo_reads_sees_and_hears_and_accounts_for_every_frame(tmp_path: Pa
     for name, each in report["pipelines"].items():
         assert each["received"] == each["out"] + sum(each["dropped"].values()), name
         assert each["in_flight"] == 0, name
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("which", ["node", "region"])
+def test_without_npm_a_demo_shows_all_but_the_street(tmp_path: Path, which: str) -> None:
+    """In an environment that has no detector."""
+    venv.create(tmp_path / ".venv", symlinks=True, with_pip=False)
+    (site,) = tmp_path.glob(".venv/lib/python*/site-packages")
+    (site / "here.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+
+    (tmp_path / "programs").mkdir()
+    for program in ("awk", "mkfifo", "rm", "sh"):  # what a region's broker is started with
+        (tmp_path / "programs" / program).symlink_to(shutil.which(program) or program)
+
+    done = processes.run(
+        [tmp_path / ".venv/bin/python", "-m", "hedgerow", "demo", which, "--seconds", "16", "--json"],
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path / "programs")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = orjson.loads(done.stdout)
+    assert report["ok"]
+    assert report["skipped"].keys() == {"street"}
 
 
 @pytest.mark.timeout(600)

@@ -176,6 +176,90 @@ def test_an_idle_hour_is_not_saved_up_for_a_burst() -> None:
     assert lookout.seen().looked_at <= 2
 
 
+class AtWork:
+    """A lookout at a clock that the test sets; a look takes no time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.lookout = DriftMonitor(BASELINE, FIT, clock=lambda: self.now)
+
+    def sees(self, frames: int, every_s: float = 0.0, outputs: Array | None = None) -> DriftReport:
+        for _ in range(frames):
+            self.lookout({"x": noise(1)}, {"y": noise(1) if outputs is None else outputs}, 1, 0.0)
+            self.now += every_s
+        return self.lookout.seen()
+
+
+def test_before_the_first_frame_nothing_was_seen() -> None:
+    assert AtWork().lookout.seen() == DriftReport(looked_at=0, not_finite=0, drift=None, input_drift=None)
+
+
+def test_frames_of_one_moment_are_looked_at_as_long_as_looking_takes_no_time() -> None:
+    assert AtWork().sees(3).looked_at == 3
+
+
+def test_a_drift_is_of_a_minute_at_least() -> None:
+    at_work = AtWork()
+
+    assert at_work.sees(120, every_s=0.5).drift is None
+    assert at_work.now == 60.0
+    assert at_work.sees(1).drift is not None
+
+
+def test_a_drift_is_of_a_hundred_frames_at_least() -> None:
+    at_work = AtWork()
+
+    assert at_work.sees(100, every_s=1.0).drift is None
+    assert at_work.sees(1).drift is not None
+
+
+def test_what_is_seen_is_of_both_halves() -> None:
+    at_work = AtWork()
+    bad = np.full((1, 4), np.nan, np.float32)
+    at_work.sees(100, every_s=1.0)
+    at_work.sees(2, every_s=1.0, outputs=bad)
+    at_work.sees(98, every_s=1.0)
+    seen = at_work.sees(3, outputs=bad)
+
+    assert (seen.looked_at, seen.not_finite) == (103, 5)
+
+
+def test_a_drift_is_told_to_four_places() -> None:
+    seen = Live().sees(noise(150) + 1)
+
+    for drift in (seen.drift, seen.input_drift):
+        assert drift == round(drift or 0, 4) != round(drift or 0, 3)
+
+
+def test_once_it_has_forgotten_it_begins_anew_at_once() -> None:
+    now = 5.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.5
+        return now
+
+    lookout = DriftMonitor(BASELINE, FIT, clock=clock)
+    lookout({"x": noise(1)}, {"y": noise(1)}, 1, 0.0)
+    lookout.forget()
+    assert lookout.seen() == DriftReport()
+    lookout({"x": noise(1)}, {"y": noise(1)}, 1, 0.0)
+    assert lookout.seen() == DriftReport(1)
+
+
+def test_a_batch_does_not_wait_for_the_look_of_another() -> None:
+    at_work = AtWork()
+
+    class Meanwhile(dict[str, Array]):
+        def items(self):  # type: ignore[no-untyped-def]
+            at_work.lookout({"x": noise(1)}, {"y": noise(1)}, 1, 0.0)  # comes while this one is looked at
+            return super().items()
+
+    at_work.lookout({"x": noise(1)}, Meanwhile(y=noise(1)), 1, 0.0)
+
+    assert at_work.lookout.seen().looked_at == 1
+
+
 DOUBLE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgpack
 
+from hedgerow.models.monitor.canary_analysis import Measures
 from hedgerow.models.monitor.observations import Observations, measure
 
 FAST, SLOW = {1: (1.0,) * 16}, {1: (3.0,) * 16}
@@ -39,6 +40,38 @@ def test_each_place_is_compared_with_itself() -> None:
     assert (measures.crashes, measures.crashes_before, measures.shift) == (3, 1, {"y": 0.3})
     assert measures.growth_bytes == 0
     assert measure(1.0, [(places[0][0], places[1][1])]).slowdown == 3.0
+
+
+def test_a_version_that_has_not_begun_has_done_nothing() -> None:
+    assert Observations().as_dict() == {
+        "frames": 0, "failures": 0, "not_finite": 0, "crashes": 0, "recent_s": {}, "shift": {}, "growth_bytes": 0,
+    }  # fmt: skip
+    assert measure(0.0, []) == Measures()
+
+
+def test_what_the_version_before_had_moved_is_taken_off() -> None:
+    places = [
+        (Observations(shift={"y": 0.25, "z": 0.5}), Observations(shift={"y": 0.75, "z": 0.25})),
+        (Observations(shift={"y": 0.25}), Observations(shift={"y": 0.5})),
+    ]
+
+    assert measure(1.0, places).shift == {"y": 0.5, "z": 0.0}
+
+
+def test_memory_is_what_the_node_and_its_workers_have_gained() -> None:
+    places = [
+        (Observations(growth_bytes=99), Observations(growth_bytes=5)),
+        (Observations(), Observations(growth_bytes=6)),
+    ]
+
+    assert measure(1.0, places, growth_bytes=100).growth_bytes == 111
+
+
+def test_of_frames_and_of_time_it_says_what_was_counted() -> None:
+    measures = measure(1.23456, [(Observations(frames=8), Observations(frames=3, failures=1, not_finite=2))])
+
+    assert (measures.elapsed_s, measures.frames, measures.failures, measures.not_finite) == (1.235, 3, 1, 2)
+    assert (measures.failures_before, measures.slowdown) == (0.0, None)
 
 
 def test_it_goes_over_a_pipe() -> None:

@@ -29,7 +29,23 @@ def test_one_stream_has_nobody_to_leave_anything_to() -> None:
     for _ in range(50):
         portion.took(8, 8 * LONG_S)
 
-    assert portion.most(8) == 8
+    assert [portion.most(waiting) for waiting in (8, 5)] == [8, 5]
+
+
+def test_long_is_what_takes_more_than_a_fiftieth_of_a_second() -> None:
+    portion = BatchSizePolicy(64, 2)
+    assert portion.most(40) == 64, "before a batch has run, none is long"
+    portion.took(1, 0.004)  # counts an eighth: half a millisecond a row
+
+    assert [portion.most(waiting) for waiting in (40, 41)] == [64, 21]
+
+
+def test_the_time_of_a_row_is_a_moving_mean() -> None:
+    portion = BatchSizePolicy(64, 2)
+    for _ in range(2):
+        portion.took(2, 0.008)
+
+    assert [portion.most(waiting) for waiting in (21, 22)] == [64, 11], "0.9375 ms: an eighth of 4 ms, and of the rest"
 
 
 @given(st.integers(1, 64), st.integers(1, 4), st.lists(st.tuples(st.integers(1, 200), st.floats(1e-6, 1.0))))

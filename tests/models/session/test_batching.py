@@ -90,20 +90,22 @@ def test_what_is_stacked_and_split_comes_back(rows: list[int], axis: int, paddin
 def test_padding_repeats_the_last_row() -> None:
     """A model may divide by what it gets; zeros would be a frame that no sensor sent."""
     batch = stack([{"x": np.array([[1], [2]])}], {"x": 0}, 2)
+    of_two = stack([{"x": np.array([[1]])}, {"x": np.array([[2]])}], {"x": 0}, 1)
 
     assert batch["x"].tolist() == [[1], [2], [2], [2]]
+    assert of_two["x"].tolist() == [[1], [2], [2]]
 
 
 def test_a_single_request_is_not_copied() -> None:
     array = np.ones((1, 3))
 
-    assert stack([{"x": array}], {"x": 0})["x"] is array
+    assert stack([{"x": array}], {"x": 0}, 0)["x"] is array
 
 
 def test_a_transposed_image_is_put_in_order_for_the_backend() -> None:
     image = np.ones((1, 4, 4, 3)).transpose(0, 3, 1, 2)
 
-    assert stack([{"x": image}], {"x": 0})["x"].flags.c_contiguous
+    assert stack([{"x": image}], {"x": 0}, 0)["x"].flags.c_contiguous
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (), (1, 2)])
@@ -121,8 +123,9 @@ def test_an_output_without_a_row_for_every_request_cannot_be_split(shape: Sequen
         (np.array([1.0], np.float32), np.array([1.0], np.float64), False),
         (np.array([np.nan]), np.array([np.nan]), True),
         (np.array([3]), np.array([4]), True),
+        (np.array([0.001, 0.0]), np.array([0.001, 0.002]), False),
     ],
-    ids=["rounding", "other", "shape", "type", "nan", "whole numbers may flip"],
+    ids=["rounding", "other", "shape", "type", "nan", "whole numbers may flip", "small"],
 )
 def test_outputs_are_alike_but_for_rounding(one: np.ndarray, other: np.ndarray, same: bool) -> None:
     assert alike({"y": one}, {"y": other}) is same

@@ -97,6 +97,114 @@ def test_what_cannot_be_done_is_refused_as_a_whole(said: dict[str, Any], code: s
     assert refused.value.remedy
 
 
+def test_what_is_said_is_done_in_order_of_names_models_first() -> None:
+    files = {"b": "door.onnx", "a": "door.onnx", "d": "own.onnx", "c": "own.onnx", "e": "bundle:door"}
+    running = Running(files, {"d": ref(1), "c": ref(1), "e": ref(1), "gone": ref(1)}, frozenset({ref(3).digest}))
+    batch = {"doors": {"batch": 8, "subscribe": "x"}}
+
+    assert reconcile(desired(models={"b": ref(2), "a": ref(3)}, pipelines=batch), running) == [
+        VerifyAgain("a", ref(3)),
+        SwapVersion("a", ref(3)),
+        FetchVersion("b", ref(2)),
+        SwapVersion("b", ref(2)),
+        SwapToFile("c"),
+        SwapToFile("d"),
+        ChangePipelines(batch),
+    ]
+
+
+def test_what_serves_already_is_not_touched_though_its_bundle_is_gone() -> None:
+    running = Running(
+        {"faces": "bundle:door"}, {"faces": ref(1)}, overlay={"doors": None}, pipelines=frozenset({"doors"})
+    )
+
+    assert reconcile(desired(models={"faces": ref(1)}, pipelines={"doors": None}), running) == []
+
+
+def test_what_was_different_about_pipelines_is_taken_back_when_it_is_not_named_any_more() -> None:
+    running = Running({}, overlay={"doors": {"batch": 8}}, pipelines=frozenset({"doors"}))
+
+    assert reconcile(desired(), running) == [ChangePipelines({})]
+    assert reconcile(desired(pipelines={"doors": {"batch": 9}}), running) == [ChangePipelines({"doors": {"batch": 9}})]
+
+
+def test_a_model_with_a_file_of_its_own_may_serve_any_bundle() -> None:
+    running = Running({"faces": "door.onnx"})
+
+    assert reconcile(desired(models={"faces": ref(1, "gate")}), running)[-1] == SwapVersion("faces", ref(1, "gate"))
+
+
+def test_a_pipeline_that_the_file_lacks_is_new_if_it_says_what_it_subscribes_to() -> None:
+    new = {"subscribe": "a/b", "stages": []}
+
+    assert reconcile(desired(pipelines={"new": new}), Running({})) == [ChangePipelines({"new": new})]
+
+
+RELEASE = f"`hedgerow command {NODE} release digest={ref(9).digest}`"
+BAD_NINE = Quarantined(digest=ref(9).digest, name="door", version="9.0.0", code="crashed", reason="it crashed", at=1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "models", "message", "remedy"),
+    [
+        (
+            {"models": {"face": ref(1)}}, ["fence", "faces", "gates"],
+            "The node's file has no model 'face', which is to serve door 1.0.0", "Did you mean 'faces'?",
+        ),
+        (
+            {"models": {"x": ref(1)}}, ["gates", "faces"],
+            "The node's file has no model 'x', which is to serve door 1.0.0",
+            "Its models: faces, gates. Add one to the node's file.",
+        ),
+        (
+            {"models": {"x": ref(1)}}, [],
+            "The node's file has no model 'x', which is to serve door 1.0.0",
+            "Its models: none. Add one to the node's file.",
+        ),
+        (
+            {"models": {"faces": ref(9)}}, ["faces"],
+            "door 9.0.0 is in quarantine here: it crashed",
+            f"Send another version; or, if it was not the model's fault, {RELEASE}.",
+        ),
+        (
+            {"models": {"faces": ref(1, "gate")}}, ["faces"],
+            "The node's file wants bundle:door for model 'faces', and it is to serve gate 1.0.0",
+            "Send a version of door, or change `path:` in the node's file.",
+        ),
+        (
+            {"pipelines": {"x": {"batch": 1}}}, [],
+            "The node's file has no pipeline 'x' to change",
+            "Its pipelines: doors, gates. A new one needs `subscribe` and `stages`.",
+        ),
+        (
+            {"pipelines": {"doors": None, "x": None}}, [],
+            "The node's file has no pipeline 'x' to change",
+            "Its pipelines: doors, gates. A new one needs `subscribe` and `stages`.",
+        ),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_what_is_wrong_and_what_to_do(
+    said: dict[str, Any], models: list[str], message: str, remedy: str
+) -> None:
+    running = Running(
+        dict.fromkeys(models, "bundle:door"),
+        quarantined={ref(9).digest: BAD_NINE},
+        pipelines=frozenset({"gates", "doors"}),
+    )
+
+    with pytest.raises(DesiredError) as refused:
+        reconcile(desired(**said), running)
+
+    assert (str(refused.value), refused.value.remedy) == (message, remedy)
+
+
+def test_where_there_are_no_pipelines_a_refusal_says_so() -> None:
+    with pytest.raises(DesiredError) as refused:
+        reconcile(desired(pipelines={"x": None}), Running({}))
+
+    assert refused.value.remedy == "Its pipelines: none. A new one needs `subscribe` and `stages`."
+
+
 _refs = st.integers(1, 5).map(ref)
 _models = st.dictionaries(st.sampled_from(["a", "b", "c"]), _refs)
 _overlays = st.dictionaries(st.sampled_from(["p", "q"]), st.none() | st.just({"batch": 8}))
@@ -143,7 +251,12 @@ def test_a_node_that_dies_midway_does_the_rest_when_it_is_back(
         (desired(7), Admission.KNOWN),
         (desired(6), Admission.OLD),
         (desired(8, node="north/shop-2/gateway"), Admission.STRAY),
-        (desired(8, expires_at=1999.0), Admission.EXPIRED),
+        (desired(9), Admission.TAKE),
+        (desired(7, expires_at=1999.0), Admission.KNOWN),
+        (desired(6, expires_at=1999.0), Admission.OLD),
+        (desired(7, node="north/shop-2/gateway"), Admission.STRAY),
+        (desired(8, expires_at=1999.9), Admission.EXPIRED),
+        (desired(8, expires_at=2000.0), Admission.TAKE),
         (desired(8, expires_at=2001.0), Admission.TAKE),
     ],
 )

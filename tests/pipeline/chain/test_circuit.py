@@ -64,6 +64,18 @@ def test_every_failed_try_doubles_the_pause_up_to_the_longest() -> None:
     assert pauses == [2, 4, 8, 8, 8, 8]
 
 
+def test_ten_failures_open_it_for_a_second_and_at_most_for_a_minute() -> None:
+    circuit = Circuit()
+    assert [circuit.failed(0.0) for _ in range(10)] == [*[False] * 9, True]
+    pauses = [circuit.open_until]
+    for _ in range(7):
+        circuit.open_until = 0.0
+        assert not circuit.failed(0.0, trying=True)
+        pauses.append(circuit.open_until)
+
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
 def test_the_rest_of_a_failing_list_does_not_lengthen_the_pause() -> None:
     """A list of 64 frames that all fail is one failed try, not 54."""
     circuit = opened()

@@ -151,6 +151,103 @@ def test_a_stream_without_frames_is_forgotten() -> None:
     assert waiting._streams == {}
 
 
+def test_of_durable_frames_alone_none_makes_room_for_one_that_is_not() -> None:
+    waiting = queue(max_frames_per_stream=1)
+    fill(waiting, Item("a", 0, durable=True))
+
+    assert reasons(waiting.put(Item("a", 1))) == {"queue-full": 1}
+    assert [item.number for item in waiting.take(10, 0)[0]] == [0]
+
+
+def test_the_bytes_there_are_can_all_be_used() -> None:
+    waiting = queue(max_bytes=2000)
+
+    assert fill(waiting, Item("a", size=1200), Item("b", size=800)) == []
+    assert waiting.bytes == 2000
+    assert [(item.stream, reason) for item, reason in waiting.put(Item("c", size=1))] == [("a", "queue-full")]
+    assert queue(max_bytes=2000).put(Item("a", size=2000)) == []
+
+
+def test_the_places_there_are_can_all_be_used() -> None:
+    waiting = queue(max_frames=2)
+
+    assert fill(waiting, Item("a"), Item("b")) == []
+    assert [item.stream for item, _ in waiting.put(Item("c"))] == ["a"]
+
+
+def test_where_two_streams_hold_as_much_the_other_one_gives_way_to_the_newcomer() -> None:
+    waiting = queue(max_frames=1)
+    fill(waiting, Item("b", 0))
+    waiting.take(1, 0)
+    fill(waiting, Item("a", 1))
+
+    assert [item.number for item, _ in waiting.put(Item("b", 2))] == [1]
+    assert [item.number for item in waiting.drain()] == [2]
+
+
+def test_where_the_fattest_stream_has_nothing_to_give_the_next_one_does() -> None:
+    waiting = queue(max_frames=6)
+    fill(waiting, Item("thin"), *(Item("durable", durable=True) for _ in range(3)), Item("fat"), Item("fat"))
+
+    assert [item.stream for item, _ in waiting.put(Item("new"))] == ["fat"]
+
+
+def test_a_stream_that_is_the_fattest_itself_takes_no_place_of_others() -> None:
+    waiting = queue(max_frames=4)
+    fill(waiting, *(Item("fat", number, durable=True) for number in range(3)), Item("thin"))
+
+    assert [item.number for item, _ in waiting.put(Item("fat", 3))] == [3]
+
+
+def test_with_the_room_gone_in_bytes_the_stream_with_the_most_bytes_gives_way() -> None:
+    waiting = queue(max_bytes=4000)
+    fill(waiting, *(Item("many", size=100) for _ in range(5)), Item("large", size=3000))
+
+    assert [item.stream for item, _ in waiting.put(Item("new", size=1000))] == ["large"]
+    waiting = queue(max_bytes=4000)
+    fill(waiting, Item("other", size=2000), Item("own", size=1500))
+    assert [item.stream for item, _ in waiting.put(Item("own", size=1000))] == ["own"], "the newcomer counts as its own"
+
+
+def test_no_more_streams_are_taken_from_than_asked_for() -> None:
+    waiting = queue()
+    fill(waiting, Item("a"), Item("b"), Item("c"))
+    assert waiting.ready == 3
+
+    assert [item.stream for item in waiting.take(2, 0)[0]] == ["a", "b"]
+    assert waiting.ready == 1
+
+
+def test_a_frame_expires_after_its_time_and_not_with_it() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=4.9), Item("b", 1, expires_at=5.0))
+    taken, expired = waiting.take(10, 5.0)
+    assert ([item.number for item in taken], [item.number for item, _ in expired]) == ([1], [0])
+
+    fill(waiting, Item("c", 2, expires_at=5.0), Item("d", 3, expires_at=4.9))
+    assert [item.number for item, _ in waiting.expire(5.0)] == [3]
+
+
+def test_streams_that_were_never_taken_from_can_be_released() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0), Item("b"), Item("a", 1))
+    waiting.take(1, 0)
+    waiting.release(["nobody", "b", "a"])
+
+    assert [item.stream for item in waiting.take(10, 0)[0]] == ["b", "a"]
+
+
+def test_a_stream_is_held_while_it_waits_or_is_worked_on() -> None:
+    waiting = queue()
+    assert not waiting.holds("a")
+    fill(waiting, Item("a"))
+    assert waiting.holds("a")
+    waiting.take(1, 0)
+    assert waiting.holds("a")
+    waiting.release(["a"])
+    assert not waiting.holds("a")
+
+
 class EverythingIsAccountedFor(RuleBasedStateMachine):
     """Against a model: what was put in and has not come out."""
 
@@ -225,6 +322,11 @@ class EverythingIsAccountedFor(RuleBasedStateMachine):
         assert len(self.queue) == len(self.inside)
         assert self.queue.bytes == sum(item.size for item in self.inside)
         assert self.queue.has_ready == any(item.stream not in self.working for item in self.inside)
+        streams = self.queue._streams
+        assert all(stream.bytes == sum(item.size for item in stream.items) for stream in streams.values())
+        assert all(stream.listed == (bool(stream.items) and not stream.busy) for stream in streams.values())
+        assert sorted(self.queue._ready) == sorted(name for name, stream in streams.items() if stream.listed)
+        assert {name for name, stream in streams.items() if stream.busy} == self.working & streams.keys()
 
     @invariant()
     def bounds_hold_for_what_may_be_shed(self) -> None:
@@ -264,6 +366,27 @@ def test_what_would_come_too_late_even_alone_is_dropped_as_late() -> None:
 
     assert [item.number for item in taken] == [1]
     assert [(item.number, reason) for item, reason in shed] == [(0, DropReason.LATE)]
+
+
+def test_what_is_done_just_in_time_is_taken_and_what_has_no_time_left_is_late() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=5.0), Item("b", 1, expires_at=5.5), Item("c", 2, expires_at=6.0))
+
+    taken, shed = waiting.take(10, 5.0, lambda items: items * 0.5)
+
+    assert [item.number for item in taken] == [1, 2]
+    assert [(item.number, reason) for item, reason in shed] == [(0, DropReason.LATE)]
+
+
+def test_what_can_just_make_it_alone_waits_for_the_next_list() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=9.0), Item("b", 1, expires_at=5.5), Item("c", 2, expires_at=9.0))
+
+    taken, shed = waiting.take(10, 5.0, lambda items: items * 0.5)
+
+    assert ([item.number for item in taken], shed) == ([0], [])
+    assert (len(waiting), waiting.bytes) == (2, 200)
+    assert [item.number for item in waiting.take(10, 5.0, lambda items: items * 0.5)[0]] == [1, 2]
 
 
 def test_a_frame_put_off_keeps_its_place_in_its_stream() -> None:

@@ -12,6 +12,29 @@ def test_nothing_is_promised_before_the_first_list() -> None:
     assert ServiceTime().needs(8) == 0
 
 
+def test_the_first_list_counts_whole_and_half_of_it_is_doubted() -> None:
+    pace = ServiceTime()
+    assert (pace.mean_s, pace.deviation_s) == (0, 0)
+    pace.took(4, 0.5)
+
+    assert (pace.mean_s, pace.deviation_s) == (0.125, 0.0625)
+    assert [pace.needs(frames) for frames in (0, 1, 3)] == [0, 0.25, 0.75]
+
+
+def test_of_a_later_list_the_mean_takes_an_eighth_and_the_deviation_a_quarter() -> None:
+    pace = ServiceTime(mean_s=1.0, deviation_s=0.5)
+    pace.took(2, 6.0)
+
+    assert (pace.mean_s, pace.deviation_s) == (1.25, 0.875)
+
+
+def test_doubt_takes_an_eighth_off() -> None:
+    pace = ServiceTime(mean_s=1.0, deviation_s=0.5)
+    pace.doubt()
+
+    assert (pace.mean_s, pace.deviation_s) == (0.875, 0.4375)
+
+
 def test_a_steady_pace_is_learnt() -> None:
     service_time = ServiceTime()
     for _ in range(100):

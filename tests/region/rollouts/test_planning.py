@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.region.examples import ERROR, FILE, GIVEN, NOW, A, facts, judged, rollout, sample
 from tests.region.responders import digest, ref
 
-from hedgerow.region.rollouts.planning.gate import Assignment, Ear, Facts, GateFinding, GateVerdict, examine
-from hedgerow.region.rollouts.planning.health_samples import Flow, Sample, Shown, Usual, usual
+from hedgerow.region.rollouts.planning.gate import Facts, GateVerdict
+from hedgerow.region.rollouts.planning.health_samples import Shown, Usual, usual
 from hedgerow.region.rollouts.planning.membership import conflict, joins
-from hedgerow.region.rollouts.planning.spec import DAYS, GateSection, RolloutPlan, WindowSection, stored_plan
-from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
+from hedgerow.region.rollouts.planning.spec import DAYS, RolloutPlan, WindowSection, stored_plan
+from hedgerow.region.rollouts.planning.state import Phase, Task
 from hedgerow.region.rollouts.planning.waves import Member, assign
 from hedgerow.region.rollouts.planning.windows import opens_at
 from hedgerow.topics import Address
-from hedgerow.wire.fleet import Reported
 
 clocks = st.builds(lambda hour, minute: f"{hour:02}:{minute:02}", st.integers(0, 23), st.integers(0, 59))
 windows = st.builds(
@@ -136,35 +136,6 @@ def test_a_plan_is_kept_as_it_was_written(said: dict[str, Any]) -> None:
     assert 0 <= plan.allowed_failures(8) <= 9
 
 
-NOW = 1_800_000_000.0
-NEW = ref("2.0.0")
-FILE = digest("file2.0.0")
-GIVEN = Assignment(
-    {"faces": NEW}, {"faces": frozenset([FILE])}, 7, NOW - 100, NOW + 3500, Usual({"doors": 5.0}, 100 << 20)
-)
-
-
-def sample(at: float, n: int, **changes: Any) -> Sample:
-    flow = Flow(100 * n, changes.pop("dead", 0), changes.pop("dropped", 0), changes.pop("p99_ms", 5.0), ("faces",))
-    made = Sample(at, "run-1", "ok", "", {"doors": flow}, {"faces": Shown(FILE, 100 * n)}, 120 << 20)
-    return replace(made, **changes)
-
-
-def facts(samples: list[Sample] | None = None, **reported: Any) -> Facts:
-    serving = {"model": NEW, "file_digest": FILE, "backend": "b", "device": "CPU", "since": NOW - 90, "results": 300}
-    serving |= reported.pop("serving", {})
-    told = {"node": "r/s/n", "session": "run-1", "at": NOW, "generation": 7, "models": {"faces": serving}, **reported}
-    made = [sample(NOW - 30 + 10 * n, n + 1) for n in range(3)] if samples is None else samples
-    return Facts(True, NOW - 5, Reported.model_validate(told), made)
-
-
-def judged(known: Facts, since: float | None = NOW - 1000, given: Assignment = GIVEN, **limits: Any) -> GateFinding:
-    return examine(given, known, GateSection(**{"slow_reports": 2, **limits}), Ear(since, 35.0), NOW)
-
-
-ERROR = {"code": "golden-failed", "message": "numbers are off", "remedy": "Mend it."}
-
-
 @pytest.mark.parametrize(
     ("known", "code"),
     [
@@ -266,15 +237,6 @@ def test_silence_is_never_good_and_nobody_is_blamed_while_the_region_hears_nothi
     if since_s is None or since_s <= 35:
         assert finding.verdict is not GateVerdict.BAD
         assert finding.presence != "gone" or online is False
-
-
-def rollout(name: str, nodes: dict[str, Task], phase: Phase = Phase.RUNNING, target: str = "") -> Rollout:
-    plan = RolloutPlan.model_validate({"rollout": name, "models": {"faces": {"version": "2.0.0"}}, "target": target})
-    tasks = {Address("r", "s", node): task for node, task in nodes.items()}
-    return Rollout(name, plan, {"faces": NEW}, ("all",), tasks, phase=phase)
-
-
-A = Address("r", "s", "a")
 
 
 def test_a_node_is_in_one_rollout_at_a_time() -> None:

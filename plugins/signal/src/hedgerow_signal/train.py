@@ -22,6 +22,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hedgerow import disk
 from hedgerow_signal.features import features, names
 from hedgerow_signal.generate import RATE, Condition, Machine
 from hedgerow_signal.metadata import PREFIX
@@ -153,7 +154,7 @@ def main() -> None:
     args = parser.parse_args()
     model = train(args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_bytes(model)
+    disk.replace(args.out, model)
     sys.stdout.write(f"{args.out}: {len(model)} bytes, trained on generated data, seed {args.seed}\n")
 
 

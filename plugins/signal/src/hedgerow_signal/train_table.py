@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hedgerow import disk
 from hedgerow_signal.metadata import PREFIX
 from hedgerow_signal.train import Model, fit, to_onnx
 
@@ -70,7 +71,7 @@ def main() -> None:
         **{key: f"{share:.4f}" for key, share in judged.items()},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_bytes(to_onnx(model, {PREFIX + key: value for key, value in facts.items()}))
+    disk.replace(args.out, to_onnx(model, {PREFIX + key: value for key, value in facts.items()}))
     told = ", ".join(f"{key.replace('_', ' ')} {share:.1%}" for key, share in judged.items())
     sys.stdout.write(f"{args.out}: learnt from {args.table.name}; on rows it has not seen: {told}\n")
 

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from hedgerow import HedgerowError
+from hedgerow import HedgerowError, disk
 
 PACKAGE: Final = "@mediapipe/objectron@0.4.1675468480"
 TARBALL_SHA256: Final = "fc3e37b326b05e8f596099c90b3e0931b05a56cd3160b9ac450b621794bac94c"
@@ -67,9 +67,7 @@ def fetch_ssd(folder: Path) -> Path:
             raise FetchFailed(
                 f"{inside} in {PACKAGE} is not what it was", remedy="Do not use it; tell the maintainers."
             )
-        part = folder / f"{name}.part"
-        part.write_bytes(content)
-        part.replace(folder / name)
+        disk.replace(folder / name, content)
     return model
 
 
@@ -92,13 +90,15 @@ def cut(loader: str, assets: bytes, name: str) -> bytes:
 def _pack(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
-        raise FetchFailed("npm is not installed", remedy="Install Node.js, or do without this model.")
+        raise FetchFailed("npm is not installed", remedy="`apt-get install npm` as root, or do without this model.")
     done = subprocess.run(  # noqa: S603 - a fixed command with no outside input
-        [npm, "pack", PACKAGE, "--ignore-scripts", "--silent"], cwd=folder, capture_output=True, text=True, check=False
-    )
+        [npm, "pack", PACKAGE, "--ignore-scripts", "--loglevel=error", "--fetch-retry-mintimeout=1000", "--fetch-retry-factor=2"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     tarballs = list(folder.glob("*.tgz"))
     if done.returncode or len(tarballs) != 1:
-        raise FetchFailed(f"npm pack {PACKAGE} failed: {done.stderr.strip()}", remedy="Look at the network; try again.")
+        why = done.stderr.strip().partition("\n")[0] or f"exit code {done.returncode}"
+        raise FetchFailed(f"npm pack {PACKAGE} failed: {why}", remedy="Look at the network; try again.")
     if not _is(tarballs[0], TARBALL_SHA256):
         raise FetchFailed(f"{PACKAGE} is not what it was", remedy="Do not use it; tell the maintainers.")
     return tarballs[0]

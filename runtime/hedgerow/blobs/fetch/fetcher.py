@@ -194,7 +194,7 @@ class BlobFetcher:
     async def _bring(self, group: str, missing: Sequence[Chunk], total: int, tell: Callable[[float], None]) -> None:
         sizes = {chunk.digest.removeprefix("sha256:"): chunk.size for chunk in missing}
         node = self._address.node
-        plan = self._plan = FetchScheduler(node, group, sizes, self.window, self._bucket, self._random)
+        plan = self._plan = FetchScheduler(node, group, sizes, self.window, self._bucket)
         self._group, self._failure, self._bad = group, None, {}
         site = self._address._replace(node="+")
         filters = {

@@ -50,7 +50,7 @@ class FetchWindow:
         if off < 0:
             self._starting = False
         gain = 1.0 if self._starting else 1 / self.size
-        self._resize(self.size + gain * max(-1.0, min(1.0, off)))
+        self._resize(self.size + gain * max(-1.0, off))
 
     def late(self, took_s: float) -> None:
         """A chunk came that had been asked for again; so long after the first time. Answers may take that long."""
@@ -60,7 +60,7 @@ class FetchWindow:
     def lost(self, now: float) -> None:
         """An answer did not come in time. Halves the window, once for all that was lost together."""
         self._starting = False
-        if now - self._shrunk_at >= (self.smoothed_s or 0.0):
+        if self.smoothed_s is None or now - self._shrunk_at >= self.smoothed_s:
             self._shrunk_at = now
             self._resize(self.size / 2)
 
@@ -94,22 +94,13 @@ class Bucket:
 
     def __init__(self, bytes_per_s: int | None) -> None:
         self._rate = bytes_per_s
-        self._level = 0.0
-        self._at: float | None = None
+        self._free_at = float("-inf")
 
     def take(self, size: int, now: float) -> None:
         """So many bytes were asked for, by whomever."""
         if self._rate is not None:
-            self._level = self._level_at(now) - size
-            self._at = now
+            self._free_at = self.free_at(now) + size / self._rate
 
     def free_at(self, now: float) -> float:
         """When something may be asked for."""
-        if self._rate is None or (level := self._level_at(now)) >= 0:
-            return now
-        return now - level / self._rate
-
-    def _level_at(self, now: float) -> float:
-        if self._at is None or self._rate is None:
-            return 0.0
-        return min(0.0, self._level + (now - self._at) * self._rate)
+        return max(self._free_at, now)

@@ -20,9 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, auto
 from itertools import islice
-from random import Random
 from typing import Final
 
 from hedgerow.blobs.announcements import AGAIN_S, MOST_DIGESTS, Announcement, AnnouncementKind
@@ -33,7 +32,7 @@ HOLD_S: Final = 0.5
 _ECHOES: Final = 4.0
 """They have so many times as long as our own words took to come back: who is slow to hear is slow to answer."""
 _MOST_HOLD_S: Final = 10.0
-_HOLD_AGAIN_S: Final = 1.2 * AGAIN_S
+_HOLD_AGAIN_S: Final = AGAIN_S + 0.2
 """At least, of what came damaged: asked for sooner, the region would not send it again, and we would wait in vain."""
 REFRESH_S: Final = 3.0
 """How often a node says again what it still wants."""
@@ -54,10 +53,10 @@ _EARLIEST_S: Final = 0.01
 class ChunkState(Enum):
     """How far a chunk is that is not here."""
 
-    SAID = 1
-    WANTED = 2
-    ASKED = 3
-    OFFERED = 4
+    SAID = auto()
+    WANTED = auto()
+    ASKED = auto()
+    OFFERED = auto()
 
 
 @dataclass(slots=True)
@@ -100,12 +99,9 @@ class FetchScheduler:
         group: what is fetched.
         missing: sizes of the chunks that are not here, by digest, in the order in which they are to come.
         window, bucket: limits of what is asked of the region; they outlive a fetch.
-        random: draws pauses.
     """
 
-    def __init__(
-        self, node: str, group: str, missing: Mapping[str, int], window: FetchWindow, bucket: Bucket, random: Random
-    ) -> None:
+    def __init__(self, node: str, group: str, missing: Mapping[str, int], window: FetchWindow, bucket: Bucket) -> None:
         self._node = node
         self._group = group
         self._missing = dict(missing)
@@ -118,7 +114,6 @@ class FetchScheduler:
         self._busy: list[str] = []
         self._window = window
         self._bucket = bucket
-        self._random = random
         self._progress_at: float | None = None
 
     @property
@@ -192,7 +187,7 @@ class FetchScheduler:
         if self._progress_at is None:
             self._progress_at = now
         self._expire(now)
-        steps = Steps(busy=self._busy, but=self._not_believed(now))
+        steps = Steps(busy=self._busy, but=self._not_believed())
         self._busy = []
         self._ask(steps, now)
         self._want(steps, now)
@@ -242,7 +237,7 @@ class FetchScheduler:
     def _ask(self, steps: Steps, now: float) -> None:
         asked = self._asked()
         for digest, entry in self._entries.items():
-            if asked >= int(self._window.size) or not self._may_take(now):
+            if asked >= int(self._window.size) or self._bucket.free_at(now) > now:
                 return
             if entry.owner == self._node and entry.state is ChunkState.WANTED and now >= entry.at + entry.hold_s:
                 entry.state, entry.at = ChunkState.ASKED, now
@@ -259,12 +254,10 @@ class FetchScheduler:
             if entry.owner == self._node and entry.state is ChunkState.WANTED and now >= entry.said_at + REFRESH_S:
                 entry.said_at = now
                 steps.want.append(digest)
-        # As many as will be asked for, or come from neighbours, while the next ones are being offered.
-        ahead = MOST_DIGESTS if self._window.smoothed_s is None else int(self._window.size * self._lead()) + 4
-        room = min(ahead, MOST_DIGESTS) - waiting
-        if room < min(ahead, MOST_DIGESTS) / 2 and waiting:
+        ahead = self._ahead()
+        if waiting > ahead / 2:
             return
-        for digest in list(islice(self._free, max(0, min(room, MOST_DIGESTS - len(steps.want))))):
+        for digest in list(islice(self._free, ahead - waiting)):
             del self._free[digest]
             self._entries[digest] = _ChunkEntry(self._node, ChunkState.SAID, now, now)
             steps.want.append(digest)
@@ -272,19 +265,18 @@ class FetchScheduler:
     def _asked(self) -> int:
         return sum(1 for entry in self._entries.values() if entry.state is ChunkState.ASKED and entry.seen)
 
-    def _lead(self) -> float:
-        return max(1.0, 2 * HOLD_S / (self._window.smoothed_s or HOLD_S)) + 1
-
-    def _may_take(self, now: float) -> bool:
-        return self._bucket.free_at(now) <= now + 1e-6
+    def _ahead(self) -> int:
+        """As many as will be asked for, or come from neighbours, while the next ones are being offered."""
+        if self._window.smoothed_s is None:
+            return MOST_DIGESTS
+        lead = max(1.0, 2 * HOLD_S / self._window.smoothed_s) + 1
+        return min(int(self._window.size * lead) + 4, MOST_DIGESTS)
 
     # What time does
 
     def _expire(self, now: float) -> None:
         stalled = self._progress_at is not None and now - self._progress_at > max(_STALL_S, 3 * self._window.timeout_s)
         for digest, entry in list(self._entries.items()):
-            if self._entries.get(digest) is not entry:  # went with another's word
-                continue
             if now < self._ends(digest, entry) and not (stalled and self._idle(entry)):
                 continue
             match entry.state:
@@ -314,7 +306,7 @@ class FetchScheduler:
             case ChunkState.WANTED:
                 return math.inf if entry.owner == self._node else entry.said_at + _LEASE_S
             case ChunkState.OFFERED:
-                return max(entry.at, self._heard_from.get(entry.by, 0.0)) + _OFFER_S
+                return self._heard_from[entry.by] + _OFFER_S
         usual = self._window.timeout_s
         patience = max(usual, min(usual * (1 << self._tries.get(digest, 0)), _PATIENCE_S))
         # Who has asked asks again; others leave them time for it.
@@ -337,8 +329,7 @@ class FetchScheduler:
 
     def _release(self, digest: str) -> None:
         del self._entries[digest]
-        if digest in self._missing:
-            self._free[digest] = None
+        self._free[digest] = None
 
     def _enter(self, digest: str, entry: _ChunkEntry) -> None:
         self._free.pop(digest, None)
@@ -353,7 +344,7 @@ class FetchScheduler:
                 self._release(digest)
 
     def _doubts(self, name: str, now: float) -> bool:
-        return self._doubted.get(name, 0.0) > now
+        return name in self._doubted and self._doubted[name] > now
 
-    def _not_believed(self, now: float) -> tuple[str, ...]:
-        return tuple(name for name, until in self._doubted.items() if until > now)[:MOST_DIGESTS]
+    def _not_believed(self) -> tuple[str, ...]:
+        return tuple(self._doubted)[:MOST_DIGESTS]

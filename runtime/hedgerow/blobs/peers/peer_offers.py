@@ -63,10 +63,10 @@ class PeerOffers:
         self._forget(now)
         for digest in note.digests:
             wanted = PeerRequest(note.group, digest)
-            taken_by, _ = self._taken.get(wanted, ("", 0.0))
+            taken_by = self._taken[wanted][0] if wanted in self._taken else None
             # What we have sent already, this one came too late for; what another has sent, he sends again.
             sent = taken_by == self._node and wanted not in self._to_send
-            if taken_by and taken_by not in note.but and not sent:
+            if taken_by is not None and taken_by not in note.but and not sent:
                 continue
             if len(self._chances) < MOST_OPEN and wanted not in self._chances and self._has(digest):
                 self._taken.pop(wanted, None)

@@ -42,7 +42,7 @@ class Quota:
         """Look again how much is taken. Raises: OSError."""
         self.used_bytes = _size(self._bundles.folder, self._parts.folder)
 
-    def make(self, wanted: Callable[[], Sequence[File]], protected: Collection[str], more_bytes: int = 0) -> None:
+    def make(self, wanted: Callable[[], Sequence[File]], protected: Collection[str], more_bytes: int) -> None:
         """See that files fit into the quota and onto the disk.
 
         Args:

@@ -13,13 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
 from hedgerow.cli.base.console import on_terminal
+from hedgerow.cli.demo.prepare import Skipped, prepare, reasons, say_skipped
 from hedgerow.errors import HedgerowError
 from hedgerow.topics import ROOT, Address
 
@@ -91,18 +91,19 @@ def demo(
         return
     out = out or Path("demo-out")
     out.mkdir(parents=True, exist_ok=True)
-    prepare(out, "node.yaml")
+    skipped = prepare(out, "node.yaml")
     quiet = json or not on_terminal()
     with Mosquitto(port=port) as mosquitto:
         broker = BrokerSection(url=mosquitto.url)
         say = silent if json else typer.echo
+        say_skipped(skipped, say)
         say(f"Broker on {mosquitto.url}. In another terminal:")
         say(f"  mosquitto_sub -p {mosquitto.port} -t 'hedgerow/#' -v")
         say(f"  hedgerow publish YOUR-PHOTO.jpg --topic office/door/image --broker {mosquitto.url}")
         say(f"Loading models… (the node's log is {out / 'node.log'})")
         node = _start_node(out, mosquitto)
         try:
-            report = asyncio.run(_run(broker, node, seconds, out, quiet=quiet))
+            report = asyncio.run(_run(broker, node, seconds, out, skipped, quiet=quiet))
         finally:
             end(node)
     if json:
@@ -123,37 +124,6 @@ def _end(account: dict[str, Any], in_words: Callable[[], None], *, json: bool) -
         raise typer.Exit(1)
 
 
-def prepare(out: Path, config: str) -> None:
-    """Put the configuration, by this name, and the models that no Python package ships into the folder."""
-    from hedgerow.models.bundle.model_file import resolve
-    from hedgerow.testing.processes import run
-
-    source = files("hedgerow.cli.demo.templates").joinpath("demo.yaml")
-    (out / config).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    vibration = out / "models" / "vibration.onnx"
-    street = out / "models" / "ssd_mobilenetv2_oidv4.tflite"
-    shuttle = out / "models" / "shuttle.onnx"
-    readings = resolve("package:river/datasets/shuttle.csv.gz", out).path
-    for model, module, *arguments in (
-        (vibration, "hedgerow_signal.train", vibration),
-        (shuttle, "hedgerow_signal.train_table", shuttle, readings),
-        (street, "hedgerow_vision.fetch_ssd", street.parent),
-    ):
-        if model.exists():
-            continue
-        model.parent.mkdir(exist_ok=True)
-        if (kept := Path(sys.prefix) / "models").is_dir():  # set-up has fetched some already
-            shutil.copytree(kept, model.parent, dirs_exist_ok=True)
-            if model.exists():
-                continue
-        done = run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True)
-        if done.returncode:
-            raise HedgerowError(
-                f"`python -m {module}` failed:\n{done.stderr.strip()[-800:]}",
-                remedy="Install what the demo needs: `make demo` does, or `pip install 'hedgerow[demo]'`.",
-            )
-
-
 def _start_node(out: Path, mosquitto: Mosquitto) -> subprocess.Popen[bytes]:
     from hedgerow.testing.processes import start
 
@@ -170,13 +140,19 @@ def _start_node(out: Path, mosquitto: Mosquitto) -> subprocess.Popen[bytes]:
 
 
 async def _run(
-    broker: BrokerSection, node: subprocess.Popen[bytes], seconds: float | None, out: Path, *, quiet: bool
+    broker: BrokerSection,
+    node: subprocess.Popen[bytes],
+    seconds: float | None,
+    out: Path,
+    skipped: Skipped,
+    *,
+    quiet: bool,
 ) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
     from hedgerow.cli.frames.message_board import Board
     from hedgerow.cli.frames.watch import Table
 
-    feeds = demo_feeds()
+    feeds = demo_feeds(skipped)
     finds = _Finds(Board())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -206,7 +182,8 @@ async def _run(
             drawing.cancel()
         if table is not None:
             table.close()
-    return _report(health, finds, sum(feed.sent for feed in feeds), lasted, out, failed=failed)
+    report = _report(health, finds, sum(feed.sent for feed in feeds), lasted, out, failed=failed)
+    return report | {"skipped": reasons(skipped)}
 
 
 class _Finds:

@@ -18,7 +18,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,6 +29,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final
 from urllib.request import urlopen
 
+from hedgerow.cli.demo.prepare import without
 from hedgerow.errors import HedgerowError
 from hedgerow.testing.ports import held_port
 from hedgerow.testing.processes import end, start
@@ -84,6 +85,7 @@ class DemoProcesses:
         say: tells what is going on.
         node: what every node's configuration has beside what the base file says.
         region: what the configuration of the region's service has beside what it must.
+        skipped: pipelines that the template names and the base file lacks.
     Attributes:
         region_file: the configuration of the region's service.
         store: its store, an SQLite file.
@@ -98,6 +100,7 @@ class DemoProcesses:
         *,
         node: Mapping[str, Any] | None = None,
         region: Mapping[str, Any] | None = None,
+        skipped: Collection[str] = (),
     ) -> None:
         self.folder = folder.absolute()
         self.sites: list[SiteProcesses] = []
@@ -108,6 +111,7 @@ class DemoProcesses:
         self._say = say
         self._node = node or {}
         self._region = region or {}
+        self._skipped = skipped
         self._stack = ExitStack()
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
@@ -172,7 +176,8 @@ class DemoProcesses:
         yaml.default_flow_style = False
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.dump(sites, written)
-        text = Template(files("hedgerow.cli.demo.templates").joinpath(self._template).read_text("utf-8")).substitute(
+        template = files("hedgerow.cli.demo.templates").joinpath(self._template).read_text("utf-8")
+        text = Template(without(template, self._skipped)).substitute(
             REGION_PORT=self._port(),
             SITES=indent(written.getvalue(), "  "),
             USER=getpass.getuser(),

@@ -13,7 +13,7 @@ from typing import Any, Final
 import typer
 
 from hedgerow.cli.demo.account import account_of, settled
-from hedgerow.cli.demo.demo import prepare
+from hedgerow.cli.demo.prepare import Skipped, prepare, reasons, say_skipped
 from hedgerow.cli.demo.processes import DemoProcesses, Say, silent
 
 SITES: Final = ("north", "harbour", "mill")
@@ -32,20 +32,22 @@ def run(seconds: float | None, folder: Path, *, json: bool) -> dict[str, Any]:
     say: Say = silent if json else typer.echo
     say(PICTURE)
     folder.mkdir(parents=True, exist_ok=True)
-    prepare(folder, "demo.yaml")
+    skipped = prepare(folder, "demo.yaml")
+    say_skipped(skipped, say)
     sites = {name: ["gateway"] for name in SITES}
-    with DemoProcesses(folder, "demo-region.yaml", sites, say) as estate:
-        return asyncio.run(_run(estate, 60.0 if seconds is None else seconds, say))
+    with DemoProcesses(folder, "demo-region.yaml", sites, say, skipped=skipped) as estate:
+        account = asyncio.run(_run(estate, 60.0 if seconds is None else seconds, skipped, say))
+    return account | {"skipped": reasons(skipped)}
 
 
-async def _run(estate: DemoProcesses, seconds: float, say: Say) -> dict[str, Any]:
+async def _run(estate: DemoProcesses, seconds: float, skipped: Skipped, say: Say) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await estate.ready(stop)
-    feeds = {site.name: demo_feeds() for site in estate.sites}
+    feeds = {site.name: demo_feeds(skipped) for site in estate.sites}
     feeding = []
     for site in estate.sites:
         for feed in feeds[site.name]:

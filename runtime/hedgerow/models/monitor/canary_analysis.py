@@ -185,11 +185,9 @@ def _quick(times: Sequence[float]) -> float:
 
 
 def _expected(known: Mapping[int, float], rows: int) -> float:
-    if rows in known:
-        return known[rows]
-    larger = [size for size in known if size > rows]
-    if larger:
-        return known[min(larger)]
+    as_large = [size for size in known if size >= rows]
+    if as_large:
+        return known[min(as_large)]
     largest = max(known)
     return known[largest] * rows / largest
 

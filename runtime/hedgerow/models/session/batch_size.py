@@ -33,7 +33,7 @@ class BatchSizePolicy:
         Args:
             waiting: rows that wait, of all callers.
         """
-        if self._streams == 1 or waiting * self._row_s <= LONG_S:
+        if waiting * self._row_s <= LONG_S:
             return self.limit
         return min(self.limit, -(-waiting // self._streams))
 

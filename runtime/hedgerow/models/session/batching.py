@@ -34,8 +34,6 @@ def pick(waiting: Sequence[tuple[Hashable, int]], limit: int) -> list[int]:
     if key is None:
         return chosen
     for position in range(1, len(waiting)):
-        if total >= limit:
-            break
         other, rows = waiting[position]
         if other == key:
             if total + rows > limit:
@@ -45,9 +43,7 @@ def pick(waiting: Sequence[tuple[Hashable, int]], limit: int) -> list[int]:
     return chosen
 
 
-def stack(
-    requests: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None], padding: int = 0
-) -> dict[str, Array]:
+def stack(requests: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None], padding: int) -> dict[str, Array]:
     """One input from those of several requests.
 
     Args:

@@ -40,7 +40,7 @@ from hedgerow.node.fleet.reconcile import (
 from hedgerow.node.fleet.reporter import Reporter
 from hedgerow.node.fleet.state import AgentState, KeptModel
 from hedgerow.node.pipelines.overlay import OverlayError
-from hedgerow.node.swap.outcome import OnStep, SwapOutcome
+from hedgerow.node.swap.outcome import SwapOutcome
 from hedgerow.node.swap.swaps import Swaps
 from hedgerow.wire.fleet import Desired, JobState, ModelRef
 from hedgerow.wire.messages import ErrorBody
@@ -183,7 +183,9 @@ class Agent:
     async def _take_step(self, step: Step, desired: Desired) -> None:
         match step:
             case FetchVersion(model, ref):
-                await self._until_region_is_back(lambda: self._source.fetch(ref, self._labels, self._steps_of(model)))
+                await self._until_region_is_back(
+                    lambda: self._source.fetch(ref, self._labels, self._reporter.steps_of(model))
+                )
             case VerifyAgain(model, ref):
                 self._reporter.step("verify", model)
                 await self._source.verify_again(ref, self._labels)
@@ -213,7 +215,7 @@ class Agent:
         candidate = await asyncio.to_thread(self._prepare, model, ref)
         before = self._swaps.serving().get(model)
         previous = None if before is None else before.model
-        outcome = await self._swaps.swap_to(candidate, desired.swap, self._steps_of(model))
+        outcome = await self._swaps.swap_to(candidate, desired.swap, self._reporter.steps_of(model))
         if not outcome.kept:
             await asyncio.to_thread(self._protect)
             if outcome.served:
@@ -230,14 +232,11 @@ class Agent:
         await asyncio.to_thread(self._keep)
 
     async def _swap_to_file(self, model: str, desired: Desired) -> None:
-        outcome = await self._swaps.swap_to_file(model, desired.swap, self._steps_of(model))
+        outcome = await self._swaps.swap_to_file(model, desired.swap, self._reporter.steps_of(model))
         if not outcome.kept:
             raise VersionNotKept(f"{model}: its own file does not serve: {outcome.reason}", outcome)
         self._kept.pop(model, None)
         await asyncio.to_thread(self._keep)
-
-    def _steps_of(self, model: str) -> OnStep:
-        return lambda stage, progress: self._reporter.step(stage, model, progress)
 
     def _running(self, installed: Iterable[str]) -> Running:
         serving = {name: report.model for name, report in self._swaps.serving().items() if report.model is not None}

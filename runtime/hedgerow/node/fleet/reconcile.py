@@ -152,12 +152,12 @@ def reconcile(desired: Desired, running: Running) -> list[Step]:
 def _check(desired: Desired, running: Running) -> None:
     for model, ref in desired.models.items():
         if model not in running.models:
-            near = get_close_matches(model, running.models, n=1)
+            near = next(iter(get_close_matches(model, running.models)), None)
             there = ", ".join(sorted(running.models)) or "none"
             raise DesiredError(
                 f"The node's file has no model {model!r}, which is to serve {ref}",
                 code="unknown-model",
-                remedy=f"Did you mean {near[0]!r}?" if near else f"Its models: {there}. Add one to the node's file.",
+                remedy=f"Did you mean {near!r}?" if near else f"Its models: {there}. Add one to the node's file.",
             )
         if (known := running.quarantined.get(ref.digest)) is not None:
             raise DesiredError(

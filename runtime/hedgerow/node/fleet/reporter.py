@@ -9,6 +9,7 @@ import structlog
 
 from hedgerow.node.fleet.agent_host import AgentHost
 from hedgerow.node.fleet.model_source import ModelSource
+from hedgerow.node.swap.outcome import OnStep
 from hedgerow.node.swap.swaps import Swaps
 from hedgerow.wire.fleet import Reported
 
@@ -47,6 +48,10 @@ class Reporter:
         if new:
             log.info("desired-step", step=stage, model=model or None)
         self.update(step=step, progress=progress, force=new)
+
+    def steps_of(self, model: str) -> OnStep:
+        """Reports the steps of a model; handed to what takes them."""
+        return lambda stage, progress: self.step(stage, model, progress)
 
     def update(self, *, force: bool = False, **fields: Any) -> None:
         """Change fields of the report, and publish it if there is something new in it and it is not too soon.

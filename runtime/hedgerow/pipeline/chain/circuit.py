@@ -22,8 +22,8 @@ class Circuit:
     longest_pause_s: float = 60.0
     failures: int = 0
     open_until: float | None = None
-    _pause: float = 0.0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _pause: float = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def is_open(self) -> bool:
@@ -45,7 +45,7 @@ class Circuit:
         """Note a success; True if it closed the circuit."""
         with self._lock:
             closed = self.is_open
-            self.failures, self.open_until, self._pause = 0, None, 0.0
+            self.failures, self.open_until = 0, None
             return closed
 
     def failed(self, now: float, *, trying: bool = False) -> bool:

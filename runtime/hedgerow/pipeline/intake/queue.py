@@ -172,14 +172,13 @@ class FrameQueue(Generic[T]):
                 ready.appendleft(name) if full else ready.append(name)
             elif not stream.busy:
                 del streams[name]
-        if taken and ready:
-            # Streams taken from stay busy until released; those with more to give wait outside the ring meanwhile.
-            for _ in range(len(ready)):
-                name = ready.popleft()
-                if streams[name].busy:
-                    streams[name].listed = False
-                else:
-                    ready.append(name)
+        # Streams taken from stay busy until released; those with more to give wait outside the ring meanwhile.
+        for _ in range(len(ready)):
+            name = ready.popleft()
+            if streams[name].busy:
+                streams[name].listed = False
+            else:
+                ready.append(name)
         return taken, expired
 
     def release(self, streams: Iterable[str]) -> None:
@@ -190,9 +189,8 @@ class FrameQueue(Generic[T]):
                 continue
             stream.busy = False
             if stream.items:
-                if not stream.listed:
-                    stream.listed = True
-                    self._ready.append(name)
+                stream.listed = True
+                self._ready.append(name)
             else:
                 del self._streams[name]
 
@@ -218,7 +216,6 @@ class FrameQueue(Generic[T]):
             yield from stream.items
             stream.items.clear()
             stream.bytes = 0
-            stream.listed = False
         self._ready.clear()
         self._streams = {name: stream for name, stream in self._streams.items() if stream.busy}
         self._count = self._bytes = 0

@@ -80,7 +80,7 @@ class AckPacing(Generic[Key]):
             keys += itertools.takewhile(lambda key: self._owed[key].since <= since, self._owed)
         due = []
         for key in keys:
-            if key in self._under_way or key not in self._owed:
+            if key in self._under_way:
                 continue
             due.append((key, self._owed.pop(key).ack))
             self._at_once.pop(key, None)

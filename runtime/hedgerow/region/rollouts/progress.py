@@ -51,7 +51,8 @@ def audit(
     Args:
         node: only lines about this one, REGION/SITE/NODE.
     """
-    conditions = {"rollout = ?": rollout, "detail LIKE ?": None if node is None else f'%"{node}"%'}
+    # Not LIKE: to it `_` is any character, and to SQLite's an A is an a.
+    conditions = {"rollout = ?": rollout, "replace(detail, ?, '') <> detail": None if node is None else f'"{node}"'}
     given = {condition: value for condition, value in conditions.items() if value is not None}
     where = f" WHERE {' AND '.join(given)}" if given else ""
     rows = database.rows(

@@ -57,12 +57,11 @@ def judge(signs: Signs, now: float, silent_after_s: float) -> tuple[Liveness, st
         now: Unix seconds; of what is stored, when the collector last stored something.
         silent_after_s: longest silence of one that is well.
     """
-    silence_s = None if signs.heard_at is None else max(0.0, now - signs.heard_at)
     if signs.online is False:
         return Liveness.OFFLINE, "said goodbye, or its broker did for it"
-    if silence_s is None:
+    if signs.heard_at is None:
         return Liveness.UNKNOWN, "nothing came of it since the collector has been there"
-    if silence_s > silent_after_s:
+    if (silence_s := now - signs.heard_at) > silent_after_s:
         return Liveness.SILENT, f"nothing came for {spell(silence_s)}"
     if signs.unanswered >= _UNANSWERED:
         since = "never answered" if signs.answered_at is None else f"last answered {spell(now - signs.answered_at)} ago"

@@ -131,7 +131,7 @@ def examine(given: Assignment, facts: Facts, limits: GateSection, ear: Ear, now:
         return GateFinding(GateVerdict.UNKNOWN, "in-progress", "not-listening", "the region hears nobody", there)
     if (finding := _said(given, facts, there)) is not None:
         return finding
-    silent_s = now - max(facts.heard_at or 0.0, ear.since, given.at)
+    silent_s = now - max(facts.heard_at or ear.since, ear.since, given.at)
     if silent_s > limits.max_silence_s:
         return GateFinding(GateVerdict.BAD, "timed-out", "silent", f"nothing came for {spell(silent_s)}", there)
     wrong = _shown(given, facts, limits)

@@ -120,15 +120,14 @@ def broken(
     last = after[-1]
     if last.state == "failing":
         return "failing", f"its health says failing: {last.reasons}".removesuffix(": ")
-    grown = last.memory_bytes - was.memory_bytes if was.memory_bytes else 0
-    if limits.max_growth_bytes is not None and grown > limits.max_growth_bytes:
-        allowed = limits.max_growth_bytes
+    grown, allowed = last.memory_bytes - was.memory_bytes, limits.max_growth_bytes
+    if was.memory_bytes and allowed is not None and grown > allowed:
         return "memory-growth", f"it takes {grown:,} bytes more than before, and {allowed:,} are allowed"
     if (drifted := _drifted(last, models, limits)) is not None:
         return drifted
-    names, base = _names(last, models), _base(samples, after, since)
-    shares = None if base is None else _shares(names, base, last)
-    if shares is not None and shares.received >= max(1, limits.min_frames):
+    names = _names(last, models)
+    shares = _shares(names, _base(samples, after, since), last)
+    if shares is not None and shares.received >= limits.min_frames:
         allowed_share = limits.max_error_share + was.dead_share
         if shares.dead > allowed_share:
             return "error-rate", f"{shares.dead:.1%} of {shares.received:,} frames died, and {allowed_share:.1%} may"
@@ -151,18 +150,19 @@ def _names(sample: Sample, models: Collection[str]) -> list[str]:
     return [name for name, flow in sample.flows.items() if set(flow.models) & set(models)] or list(sample.flows)
 
 
-def _base(samples: Sequence[Sample], after: Sequence[Sample], since: float) -> Mapping[str, Flow] | None:
-    """What to count from; None: that is not known yet."""
+def _base(samples: Sequence[Sample], after: Sequence[Sample], since: float) -> Mapping[str, Flow]:
+    """What to count from; the only report, if that is not known yet."""
     last = after[-1]
     before = [sample for sample in samples if sample.at < since and sample.session == last.session]
     if before:
         return before[-1].flows
     if any(sample.session != last.session for sample in samples):
         return {}
-    return after[0].flows if len(after) > 1 else None
+    return after[0].flows
 
 
 def _shares(names: Sequence[str], base: Mapping[str, Flow], last: Sample) -> _Shares | None:
+    """What became of frames; None: none came."""
     none = Flow()
     pairs = [(base.get(name, none), last.flows[name]) for name in names]
     received = sum(max(0, new.received - old.received) for old, new in pairs)

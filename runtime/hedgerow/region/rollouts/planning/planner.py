@@ -155,18 +155,17 @@ def _forward(rollout: Rollout, findings: Mapping[Address, GateFinding], now: flo
     waiting = _open(rollout)
     if waiting:
         return Wait(f"{_some(waiting)} not proved yet: {_why(findings, waiting[0])}")
-    if rollout.wave >= 0:
-        late = [node for node, task in rollout.begun if task.state in ("queued", "in-progress")]
-        if late and not _any_good(rollout):
-            return Wait(f"nobody has proved it good yet; {_some(late)} late")
-        wave = [node for node, task in rollout.begun if task.wave == rollout.wave and task.state == "succeeded"]
-        if wave and rollout.soaking_since is None:
-            return Soak()
-        if rollout.soaking_since is not None and now < (until := rollout.soaking_since + rollout.plan.soak_s):
-            return Wait("soaking", until)
-        unsure = [node for node in wave if _verdict(findings, node) is not GateVerdict.GOOD]
-        if unsure:
-            return Wait(f"{_some(unsure)} not known to be good just now")
+    late = [node for node, task in rollout.begun if task.state in ("queued", "in-progress")]
+    if late and not _any_good(rollout):
+        return Wait(f"nobody has proved it good yet; {_some(late)} late")
+    wave = [node for node, task in rollout.begun if task.wave == rollout.wave and task.state == "succeeded"]
+    if wave and rollout.soaking_since is None:
+        return Soak()
+    if rollout.soaking_since is not None and now < (until := rollout.soaking_since + rollout.plan.soak_s):
+        return Wait("soaking", until)
+    unsure = [node for node in wave if _verdict(findings, node) is not GateVerdict.GOOD]
+    if unsure:
+        return Wait(f"{_some(unsure)} not known to be good just now")
     if rollout.wave + 1 >= len(rollout.waves):
         return Finish(Phase.SUCCEEDED, _summary(rollout))
     if (opens := opens_at(rollout.plan.windows, now)) > now:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from hedgerow.region.rollouts.planning.spec import DAYS, WindowSection
 
-_LOOK_AHEAD_DAYS = 8
+_LOOK_AHEAD_DAYS: Final = 15
+"""Two weeks and today: a window that opens once a week may be left out by summer time in the next one."""
 
 
 def opens_at(windows: Sequence[WindowSection], now: float) -> float:
@@ -26,7 +28,7 @@ def _openings(window: WindowSection, now: float) -> Iterator[tuple[float, float]
     """When it opens and closes, from yesterday's on: Unix seconds."""
     zone = ZoneInfo(window.time_zone)
     today = datetime.fromtimestamp(now, zone).date()
-    for ahead in range(-1, _LOOK_AHEAD_DAYS + 1):
+    for ahead in range(-1, _LOOK_AHEAD_DAYS):
         day = today + timedelta(days=ahead)
         if DAYS[day.weekday()] not in window.days:
             continue

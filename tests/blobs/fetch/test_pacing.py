@@ -1,0 +1,181 @@
+"""How much is asked for at once, and how fast: exact numbers, as the window and the bucket should have them."""
+
+from __future__ import annotations
+
+import pytest
+
+from hedgerow.blobs.fetch.pacing import Bucket, FetchWindow
+
+
+def window(*answers: tuple[float, float]) -> FetchWindow:
+    """A window after answers that took so long, and came then."""
+    made = FetchWindow()
+    for took_s, now in answers:
+        made.answered(took_s, now)
+    return made
+
+
+# The window's size
+
+
+def test_two_chunks_are_asked_for_before_anything_is_known() -> None:
+    assert (FetchWindow().size, FetchWindow().smoothed_s) == (2.0, None)
+
+
+def test_at_first_the_window_grows_by_one_for_each_answer_that_nothing_held_up() -> None:
+    assert window((0.2, 0.0)).size == 3.0
+    assert window((0.2, 0.0), (0.2, 1.0)).size == 4.0
+    assert window((0.2, 0.0), (0.15, 1.0)).size == 4.0
+
+
+def test_it_grows_by_less_the_nearer_the_delay_is_to_a_tenth_of_a_second() -> None:
+    assert window((0.2, 0.0), (0.25, 1.0)).size == pytest.approx(3.5)
+    assert window((0.2, 0.0), (0.3, 1.0)).size == pytest.approx(3.0)
+    assert window((0.2, 0.0), (0.3, 1.0), (0.2, 2.0)).size == pytest.approx(4.0), (
+        "as much as is allowed is not too much"
+    )
+
+
+def test_beyond_that_it_shrinks_and_grows_from_then_on_by_one_for_each_windowful() -> None:
+    shrunk = window((0.2, 0.0), (0.35, 1.0))
+    assert shrunk.size == pytest.approx(3 - 0.5 / 3)
+
+    size = shrunk.size
+    shrunk.answered(0.2, 2.0)
+    assert shrunk.size == pytest.approx(size + 1 / size)
+
+
+def test_one_answer_shrinks_it_by_no_more_than_one_windowfuls_share() -> None:
+    assert window((0.2, 0.0), (9.0, 1.0)).size == pytest.approx(3 - 1 / 3)
+
+
+def test_the_window_has_between_one_chunk_and_sixty_four() -> None:
+    assert window(*((0.2, 0.01 * number) for number in range(61))).size == 63.0
+    assert window(*((0.2, 0.01 * number) for number in range(99))).size == 64.0
+    slow = window((0.2, 0.0), *((9.0, 1.0 + number) for number in range(30)))
+    assert slow.size == 1.0
+
+
+def test_the_shortest_time_of_ten_minutes_is_what_an_idle_link_takes() -> None:
+    """An answer that takes a tenth of a second more leaves the window as it is; with nothing to compare it grows."""
+    assert window((0.1, 0.0), (0.2, 600.0)).size == pytest.approx(3.0)
+    assert window((0.1, 0.0), (0.2, 600.5)).size == pytest.approx(4.0)
+
+
+def test_what_is_forgotten_is_forgotten_by_the_minute() -> None:
+    in_the_first = window((0.2, 0.0), (0.1, 59.9))
+    in_the_second = window((0.2, 0.0), (0.1, 60.0))
+
+    in_the_first.answered(0.2, 600.5)
+    in_the_second.answered(0.2, 600.5)
+    assert (in_the_first.size, in_the_second.size) == (pytest.approx(5.0), pytest.approx(4.0))
+    still = window((0.2, 0.0), (0.1, 60.0), (0.2, 660.0))
+    assert still.size == pytest.approx(4.0)
+    gone = window((0.2, 0.0), (0.1, 60.0), (0.2, 660.5))
+    assert gone.size == pytest.approx(5.0)
+
+
+def test_each_minute_keeps_its_own_shortest_time() -> None:
+    made = window((0.3, 0.0), (0.2, 30.0), (0.4, 59.0), (0.3, 61.0), (0.3, 125.0))
+    size = made.size
+
+    made.answered(0.3, 126.0)
+    assert made.size == pytest.approx(size), "0.2 s is the base still"
+
+
+# Losses
+
+
+def test_a_loss_halves_the_window_once_for_all_that_was_lost_together() -> None:
+    made = window(*((0.25, 0.0) for _ in range(6)))
+    assert made.size == 8.0
+
+    made.lost(10.0)
+    made.lost(10.24)
+    assert made.size == 4.0
+    made.lost(10.25)
+    assert made.size == 2.0
+    made.lost(20.0)
+    made.lost(30.0)
+    assert made.size == 1.0
+
+
+def test_a_loss_ends_the_quick_growth() -> None:
+    made = window(*((0.2, 0.0) for _ in range(6)))
+    made.lost(1.0)
+
+    made.answered(0.2, 2.0)
+    assert made.size == pytest.approx(4.25)
+
+
+# Times
+
+
+def test_half_a_minute_is_waited_before_anything_is_known_and_no_less_than_two_seconds_then() -> None:
+    assert FetchWindow().timeout_s == 30.0
+    assert window((0.4, 0.0)).timeout_s == 2.0
+
+
+def test_an_answer_is_waited_for_twice_its_usual_time_and_four_deviations() -> None:
+    first = window((1.0, 0.0))
+    assert (first.smoothed_s, first.timeout_s) == (1.0, pytest.approx(2 * 1.0 + 4 * 0.5))
+
+    first.answered(1.8, 1.0)
+    assert first.smoothed_s == pytest.approx(1.1)
+    assert first.timeout_s == pytest.approx(2 * 1.1 + 4 * (0.5 + (0.8 - 0.5) / 4))
+    first.answered(1.1, 2.0)
+    assert first.timeout_s == pytest.approx(2 * 1.1 + 4 * 0.575 * 0.75)
+
+
+def test_no_answer_is_waited_for_longer_than_two_minutes() -> None:
+    assert window((29.0, 0.0)).timeout_s == pytest.approx(116.0)
+    assert window((31.0, 0.0)).timeout_s == 120.0
+
+
+def test_an_answer_that_came_at_once_took_some_time() -> None:
+    assert window((0.0, 0.0)).smoothed_s == 1e-6
+
+
+def test_a_late_answer_says_how_long_answers_may_take() -> None:
+    first = FetchWindow()
+    first.late(5.0)
+    assert (first.smoothed_s, first.timeout_s, first.size) == (5.0, 20.0, 2.0)
+
+    first.late(4.9)
+    assert (first.smoothed_s, first.timeout_s) == (5.0, 20.0)
+    first.answered(5.0, 0.0)
+    assert first.timeout_s < 20.0
+    first.late(5.0)
+    assert first.timeout_s < 20.0
+    first.late(6.0)
+    assert (first.smoothed_s, first.timeout_s) == (6.0, 24.0)
+
+
+# The bucket
+
+
+def test_without_a_limit_anything_may_be_asked_for_at_any_time() -> None:
+    bucket = Bucket(None)
+    bucket.take(10**12, 5.0)
+
+    assert bucket.free_at(5.0) == 5.0
+
+
+def test_what_was_asked_for_has_to_be_worked_off() -> None:
+    bucket = Bucket(100)
+    assert bucket.free_at(5.0) == 5.0
+
+    bucket.take(50, 5.0)
+    assert bucket.free_at(5.0) == 5.5
+    assert bucket.free_at(5.2) == 5.5
+    assert bucket.free_at(5.6) == 5.6
+    bucket.take(100, 5.2)
+    assert bucket.free_at(5.2) == 6.5
+
+
+def test_what_was_not_asked_for_is_not_saved_up() -> None:
+    bucket = Bucket(100)
+    bucket.take(50, 0.0)
+    bucket.take(200, 1000.0)
+
+    assert bucket.free_at(1000.0) == 1002.0

@@ -1,0 +1,77 @@
+"""A node that was given a new version and does well, and a rollout: what tests of deciders start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tests.region.responders import digest, ref
+
+from hedgerow.region.rollouts.planning.gate import Assignment, Ear, Facts, GateFinding, GateVerdict, Presence, examine
+from hedgerow.region.rollouts.planning.health_samples import Flow, Sample, Shown, Usual
+from hedgerow.region.rollouts.planning.spec import GateSection, RolloutPlan
+from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
+from hedgerow.topics import Address
+from hedgerow.wire.fleet import Reported
+
+NOW = 1_800_000_000.0
+SILENT_AFTER_S = 35.0
+OLD = ref("1.0.0")
+NEW = ref("2.0.0")
+FILE = digest("file2.0.0")
+GIVEN = Assignment(
+    {"faces": NEW}, {"faces": frozenset([FILE])}, 7, NOW - 100, NOW + 3500, Usual({"doors": 5.0}, 100 << 20)
+)
+ERROR = {"code": "golden-failed", "message": "numbers are off", "remedy": "Mend it."}
+A, B, C, D, E = (Address("r", "s", node) for node in "abcde")
+
+
+def sample(at: float, n: int, **changes: Any) -> Sample:
+    """A health report after `n` hundred frames."""
+    flow = Flow(100 * n, changes.pop("dead", 0), changes.pop("dropped", 0), changes.pop("p99_ms", 5.0), ("faces",))
+    made = Sample(at, "run-1", "ok", "", {"doors": flow}, {"faces": Shown(FILE, 100 * n)}, 120 << 20)
+    return replace(made, **changes)
+
+
+def reported(**told: Any) -> Reported:
+    """What a node reports that serves the new version; `serving` changes what it says of the model."""
+    serving = {"model": NEW, "file_digest": FILE, "backend": "b", "device": "CPU", "since": NOW - 90, "results": 300}
+    serving |= told.pop("serving", {})
+    return Reported.model_validate(
+        {"node": "r/s/n", "session": "run-1", "at": NOW, "generation": 7, "models": {"faces": serving}, **told}
+    )
+
+
+def facts(samples: list[Sample] | None = None, **told: Any) -> Facts:
+    """What is known of that node."""
+    made = [sample(NOW - 30 + 10 * n, n + 1) for n in range(3)] if samples is None else samples
+    return Facts(True, NOW - 5, reported(**told), made)
+
+
+def judged(known: Facts, since: float | None = NOW - 1000, given: Assignment = GIVEN, **limits: Any) -> GateFinding:
+    """The finding for that node."""
+    return examine(given, known, GateSection(**{"slow_reports": 2, **limits}), Ear(since, SILENT_AFTER_S), NOW)
+
+
+def rollout(
+    name: str, nodes: Mapping[str, Task], phase: Phase = Phase.RUNNING, target: str = "", **changes: Any
+) -> Rollout:
+    """A rollout of the new version to some nodes; `plan` changes what its file says."""
+    plan = {"rollout": name, "models": {"faces": {"version": "2.0.0"}}, "target": target, **changes.pop("plan", {})}
+    tasks = {Address("r", "s", node): task for node, task in nodes.items()}
+    made = Rollout(name, RolloutPlan.model_validate(plan), {"faces": NEW}, ("all",), tasks, phase=phase)
+    return replace(made, **changes)
+
+
+GOOD = GateFinding(GateVerdict.GOOD, "succeeded")
+
+
+def unknown(code: str = "", reason: str = "", presence: Presence = Presence.HERE) -> GateFinding:
+    """Neither good nor bad."""
+    return GateFinding(GateVerdict.UNKNOWN, "in-progress", code, reason, presence)
+
+
+def bad(code: str, reason: str = "", presence: Presence = Presence.HERE, state: Any = "failed") -> GateFinding:
+    """A node that failed."""
+    return GateFinding(GateVerdict.BAD, state, code, reason, presence)

@@ -1,0 +1,202 @@
+"""What region and node tell each other: what is refused, and what is meant where nothing is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import ValidationError
+
+from hedgerow.region.rollouts.planning.spec import SwapSection
+from hedgerow.wire.fleet import Desired, ModelRef, Quarantined, Reported, ReportedModel, SwapPolicy
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+NODE = "north/hall/n1"
+
+
+def ref(**changes: Any) -> ModelRef:
+    return ModelRef.model_validate({"name": "faces", "version": "1.2.3", "digest": DIGEST, **changes})
+
+
+def desired(**said: Any) -> Desired:
+    return Desired.model_validate({"node": NODE, "generation": 1, "at": 1.5, **said})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "f"},
+        {"name": "f" * 64},
+        {"version": "0.0.0"},
+        {"version": "10.20.30-rc.1+build.7"},
+        {"version": "1.2.3-" + "a" * 58},
+        {"digest": "sha256:" + "f" * 64},
+    ],
+)
+def test_a_version_of_a_model_is_named_by_name_version_and_digest(changes: dict[str, Any]) -> None:
+    assert ref(**changes).model_dump() == {"name": "faces", "version": "1.2.3", "digest": DIGEST, **changes}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": ""},
+        {"name": "f" * 65},
+        {"name": "a/b"},
+        {"version": "1.2"},
+        {"version": "01.2.3"},
+        {"version": "1.2.3-"},
+        {"version": "1.2.3-" + "a" * 59},
+        {"version": "v1.2.3"},
+        {"digest": "sha256:" + "f" * 63},
+        {"digest": "sha256:" + "f" * 65},
+        {"digest": "sha256:" + "F" * 64},
+        {"digest": "f" * 64},
+    ],
+)
+def test_what_names_no_version_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ref(**changes)
+
+
+def test_a_version_is_written_with_its_models_name() -> None:
+    assert str(ref()) == "faces 1.2.3"
+
+
+def test_a_desired_document_that_says_nothing_wants_nothing_else() -> None:
+    assert orjson.loads(desired().encode()) == {
+        "schema": "hedgerow.desired/1",
+        "node": NODE,
+        "generation": 1,
+        "at": 1.5,
+        "models": {},
+        "pipelines": {},
+        "labels": {},
+        "swap": {
+            "shadow_s": 0,
+            "split_percent": 0,
+            "split_s": 0,
+            "probation_s": 60,
+            "min_frames": 20,
+            "max_error_share": 0.01,
+            "max_disagreement": 0.05,
+            "max_slowdown": 2.0,
+            "max_growth_bytes": 268_435_456,
+            "max_shift": 0.5,
+            "memory": "refuse",
+            "timeout_s": 3600,
+        },
+    }
+    assert (desired().expires_at, desired().rollout) == (None, None)
+
+
+def test_a_rollout_goes_over_as_a_node_does_by_itself() -> None:
+    assert SwapSection().model_dump() == SwapPolicy().model_dump()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"generation": 0},
+        {"models": {"a/b": ref()}},
+        {"pipelines": {"": None}},
+        {"labels": {"-": "a"}},
+        {"labels": {"a": "b "}},
+        {"schema": "hedgerow.desired/2"},
+    ],
+)
+def test_what_is_no_desired_document_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        desired(**said)
+
+
+def test_a_label_is_refused_with_the_rule_it_breaks() -> None:
+    with pytest.raises(ValidationError, match="'-' is no key of a label"):
+        desired(labels={"-": "a"})
+    with pytest.raises(ValidationError, match="no name"):
+        desired(models={"a/b": ref()})
+
+
+NOUGHT_OR_MORE = ("shadow_s", "split_s", "probation_s", "min_frames", "max_growth_bytes")
+MORE_THAN_NOUGHT = ("max_slowdown", "max_shift", "timeout_s")
+SHARES = ("max_error_share", "max_disagreement")
+
+
+def swap(name: str, value: float) -> float:
+    got: float = getattr(SwapPolicy.model_validate({name: value}), name)
+    return got
+
+
+def test_how_a_node_goes_over_has_limits() -> None:
+    for name in NOUGHT_OR_MORE:
+        assert swap(name, 0) == 0
+    for name in MORE_THAN_NOUGHT:
+        assert swap(name, 0.001) == 0.001
+    for name in SHARES:
+        assert (swap(name, 0), swap(name, 1)) == (0, 1)
+    assert (swap("split_percent", 0), swap("split_percent", 99)) == (0, 99)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, -1) for name in NOUGHT_OR_MORE),
+        *((name, 0) for name in MORE_THAN_NOUGHT),
+        *((name, value) for name in SHARES for value in (-0.001, 1.001)),
+        ("split_percent", -1),
+        ("split_percent", 100),
+    ],
+)
+def test_what_is_beyond_the_limits_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValidationError):
+        swap(name, value)
+
+
+def test_a_node_that_reports_nothing_else_has_taken_in_nothing_and_is_done() -> None:
+    reported = Reported(node=NODE, session="s", at=1.5)
+
+    assert orjson.loads(reported.encode()) == {
+        "schema": "hedgerow.reported/1",
+        "node": NODE,
+        "session": "s",
+        "at": 1.5,
+        "generation": 0,
+        "state": "succeeded",
+        "step": "",
+        "rolled_back": [],
+        "models": {},
+        "pipelines": {},
+        "quarantined": [],
+        "labels": {},
+        "store_bytes": 0,
+        "store_max_bytes": 0,
+    }
+    assert (reported.progress, reported.error) == (None, None)
+
+
+def test_a_model_that_nothing_else_is_reported_of_is_a_file_of_the_nodes_own() -> None:
+    model = ReportedModel(file_digest=DIGEST, backend="onnxruntime", device="CPU", since=1.5)
+
+    assert orjson.loads(model.encode()) == {
+        "file_digest": DIGEST, "backend": "onnxruntime", "device": "CPU", "since": 1.5, "results": 0, "stage": "kept",
+    }  # fmt: skip
+    assert (model.model, model.variant, model.previous) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"state": "done"}, {"rolled_back": ["a/b"]}, {"labels": {"a": "-"}}, {"schema": "hedgerow.desired/1"}],
+)
+def test_what_is_no_report_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Reported.model_validate({"node": NODE, "session": "s", "at": 1.5, **said})
+
+
+@pytest.mark.parametrize("said", [{"digest": "x"}, {"name": "a/b"}, {"version": "1"}])
+def test_a_version_in_quarantine_is_named_as_any_other(said: dict[str, Any]) -> None:
+    kept = {"digest": DIGEST, "name": "faces", "version": "1.2.3", "code": "crashed", "reason": "it crashed", "at": 1.5}
+
+    assert Quarantined.model_validate(kept).model_dump() == kept
+    with pytest.raises(ValidationError):
+        Quarantined.model_validate({**kept, **said})
