@@ -30,7 +30,7 @@ from benchmarks.data_path import (
     vad,
     workers,
 )
-from benchmarks.fleet import collected, messages, rollout
+from benchmarks.fleet import collected, distribution, messages, rollout
 from benchmarks.harness.cells import TARGETS, Cell, Options
 from benchmarks.harness.process import Company
 from benchmarks.models import batching, memory, reload, sharing, swap
@@ -88,6 +88,7 @@ SUITES: dict[str, Suite] = {
     "workers": Suite(workers.run, 2),
     "reload": Suite(reload.run, 1, 3, most=2),
     "rollout": Suite(rollout.run, 0, 600, most=1, only_asked=True),
+    "distribution": Suite(distribution.run, 0, 180, most=2, only_asked=True),
     "swap": Suite(swap.run, 2, 18, 9, most=2),
 }
 HERE = Path(__file__).parent

@@ -24,10 +24,11 @@ from hedgerow.frame import Frame
 from hedgerow.models.serving.observer import Observer
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Pins
-from hedgerow.pipeline.build import PipelineContext, build_chain
-from hedgerow.pipeline.chain import Chain
-from hedgerow.pipeline.delivery import Delivery, FrameMaker
-from hedgerow.pipeline.results import ResultEncoder
+from hedgerow.pipeline.chain.build import PipelineContext, build_chain
+from hedgerow.pipeline.chain.chain import Chain
+from hedgerow.pipeline.delivery import Delivery
+from hedgerow.pipeline.frame_maker import FrameMaker
+from hedgerow.pipeline.result_encoder import ResultEncoder
 
 T = TypeVar("T")
 _WARMUP = 3

@@ -58,7 +58,7 @@ TARGETS: Final[dict[str, Target]] = {
 }
 """What the node is to reach, by cell. All other cells inform."""
 
-LESS_IS_BETTER: Final = frozenset({"ms", "µs", "latency ×", "cost ×", "MB", "kB", "copies", "frames"})
+LESS_IS_BETTER: Final = frozenset({"ms", "µs", "latency ×", "cost ×", "MB", "kB", "copies", "frames", "messages"})
 
 
 @dataclass(frozen=True, slots=True)

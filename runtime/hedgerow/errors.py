@@ -11,6 +11,11 @@ Rules:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class HedgerowError(Exception):
     """Something that Hedgerow can explain.
@@ -136,3 +141,13 @@ class CommandError(HedgerowError):
         super().__init__(message, remedy=remedy)
         if code is not None:
             self.code = code
+
+
+def first_problem(error: ValidationError, whole: str) -> str:
+    """The first thing that is wrong with a document: `where: what`.
+
+    Args:
+        whole: what to call it where it is wrong as a whole.
+    """
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"

@@ -33,13 +33,8 @@ class StageConfig(BaseModel):
 C = TypeVar("C", bound=StageConfig)
 
 
-class ModelHandle(Protocol):
-    """All that a stage sees of a model: what goes in, what comes out, and a call that runs it."""
-
-    @property
-    def name(self) -> str:
-        """The model's name in the configuration."""
-        ...
+class ModelSignature(Protocol):
+    """What goes into a model and what comes out; what a stage has seen of it must stay true."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -59,6 +54,15 @@ class ModelHandle(Protocol):
     @property
     def batch_axis(self) -> Mapping[str, int]:
         """Axis that batches are stacked on, of the inputs and outputs where it is not 0."""
+        ...
+
+
+class ModelHandle(ModelSignature, Protocol):
+    """All that a stage sees of a model: what goes in, what comes out, and a call that runs it."""
+
+    @property
+    def name(self) -> str:
+        """The model's name in the configuration."""
         ...
 
     @property

@@ -23,7 +23,7 @@ from tests.fault.ejabberd import Ejabberd, needs_ejabberd
 from tests.fault.test_three_levels import Applied
 from tests.topology.conftest import begin
 
-from hedgerow.cli.region.region import open_store
+from hedgerow.cli.region.options import open_store
 from hedgerow.errors import HedgerowError
 from hedgerow.region.store import queries
 from hedgerow.testing import processes

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from trial_site import Site, books, until
 
-from hedgerow.pipeline import settle
+from hedgerow.pipeline.settlement import settler
 from hedgerow.wire.codec import ENVELOPE
 
 
@@ -136,7 +136,7 @@ async def test_dead_letters_that_cannot_go_out_do_not_fill_the_memory(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever may publish QoS 0 could otherwise kill the node while results are held up."""
-    monkeypatch.setattr(settle, "MOST_OUTSTANDING_BYTES", 1 << 20)
+    monkeypatch.setattr(settler, "MOST_OUTSTANDING_BYTES", 1 << 20)
     async with site.node({"p": site.pipeline(stream={"by": "field", "field": "machine"})}) as node:
         runner = node.runners["p"]
         await runner._sink.pause()
@@ -154,7 +154,7 @@ async def test_dead_letters_that_cannot_go_out_do_not_fill_the_memory(
 async def test_results_that_cannot_go_out_hold_frames_back_by_their_bytes(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settle, "MOST_OUTSTANDING_BYTES", 1 << 20)
+    monkeypatch.setattr(settler, "MOST_OUTSTANDING_BYTES", 1 << 20)
     async with site.node({"p": site.pipeline(batch=1, lanes=1)}) as node:
         runner = node.runners["p"]
         await runner._sink.pause()

@@ -17,7 +17,7 @@ from trial_stages import Trial
 from hedgerow.backends.onnxruntime import OnnxRuntime
 from hedgerow.config import NodeConfig
 from hedgerow.errors import CommandError
-from hedgerow.pipeline.plan import Plan
+from hedgerow.pipeline.built_pipeline import BuiltPipeline
 from hedgerow.wire.messages import Health
 
 
@@ -325,7 +325,7 @@ async def test_a_reload_that_was_still_building_when_the_node_is_stopped_starts_
     async with site.node() as node:
         built = node._pipelines._builder.build
 
-        def build(config: NodeConfig, name: str) -> Plan:
+        def build(config: NodeConfig, name: str) -> BuiltPipeline:
             plan = built(config, name)
             node.stop()
             return plan

@@ -18,7 +18,7 @@ from hedgerow.config import ModelConfig
 from hedgerow.errors import ConfigError
 from hedgerow.frame import Array, Frame
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.pipeline.build import PipelineContext
+from hedgerow.pipeline.chain.build import PipelineContext
 from hedgerow.stages.infer import Infer, InferConfig
 from hedgerow.testing.kit import PipelineRun, frame, frames, run_stage
 

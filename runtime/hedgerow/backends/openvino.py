@@ -27,7 +27,8 @@ import numpy as np
 
 from hedgerow.backends.background import leftovers
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
-from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
+from hedgerow.backends.vendors import openvino_package
+from hedgerow.errors import ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
 
 _DTYPES: Final = {
@@ -67,7 +68,7 @@ class OpenVino:
     @property
     def version(self) -> str:
         """Version of OpenVINO. Raises: BackendMissing: it is not installed."""
-        return str(_vendor().__version__).partition("-")[0]
+        return str(openvino_package().__version__).partition("-")[0]
 
     def devices(self) -> tuple[str, ...]:
         """Devices on this machine. Raises: BackendMissing: OpenVINO is not installed."""
@@ -142,7 +143,7 @@ class OpenVinoSession:
         self.batch_sizes = tuple(by_rows)
         self.metadata = metadata
         self._path = path
-        self._tensor = _vendor().Tensor
+        self._tensor = openvino_package().Tensor
         self._ports = [(number, spec.name) for number, spec in enumerate(inputs)]
         self._names = [spec.name for spec in outputs]
         self._any = _Requests(compiled, self.streams)
@@ -211,22 +212,12 @@ class _Requests:
         self._idle.put(None)
 
 
-def _vendor() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise BackendMissing(
-            f"OpenVINO cannot be imported: {error}", remedy="Run `pip install 'hedgerow[openvino]'`."
-        ) from error
-    return openvino
-
-
 def _shared_core() -> Any:
     """The process's one Core: each loads the device plugins again and holds its own threads."""
     global _core  # noqa: PLW0603 - there is one a process, made when first needed
     with _once:
         if _core is None:
-            _core = _vendor().Core()
+            _core = openvino_package().Core()
         return _core
 
 

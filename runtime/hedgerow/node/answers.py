@@ -15,7 +15,7 @@ from hedgerow.errors import BackendMissing, CommandError
 from hedgerow.node.commands import Handler, argument, only
 from hedgerow.node.control import NodeControl
 from hedgerow.node.health import serving
-from hedgerow.pipeline.run import PipelineRunner
+from hedgerow.pipeline.runner import PipelineRunner
 from hedgerow.wire import messages as wire
 
 LARGEST_SNAPSHOT = 8 << 20
@@ -66,10 +66,10 @@ class Answers:
             "pipelines": {
                 name: {
                     "state": runner.state,
-                    "config": runner.plan.digest,
-                    "subscribe": list(runner.plan.config.subscribe),
-                    "stages": [stage.name for stage in runner.plan.config.stages],
-                    "models": sorted({model.name for model in runner.plan.models()}),
+                    "config": runner.built.digest,
+                    "subscribe": list(runner.built.config.subscribe),
+                    "stages": [stage.name for stage in runner.built.config.stages],
+                    "models": sorted({model.name for model in runner.built.models()}),
                 }
                 for name, runner in node.runners.items()
             }

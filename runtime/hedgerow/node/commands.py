@@ -15,7 +15,7 @@ import structlog
 from pydantic import ValidationError
 
 from hedgerow.bus.properties import Property, PublishProperties, Value, encode_properties
-from hedgerow.errors import BusError, CommandError, HedgerowError
+from hedgerow.errors import BusError, CommandError, HedgerowError, first_problem
 from hedgerow.topics import Address, Channel, parse
 from hedgerow.wire.messages import JSON, Command, ErrorBody, Reply
 
@@ -95,10 +95,8 @@ class CommandDesk:
         try:
             command = Command.model_validate_json(bytes(message.payload) or b"{}")
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "payload"
             raise CommandError(
-                f"The command is malformed: {where}: {first['msg']}",
+                f"The command is malformed: {first_problem(error, 'payload')}",
                 code="malformed-command",
                 remedy='Send JSON like {"args": {"pipeline": "doors"}, "expires_at": 1750000000.0}, or nothing.',
             ) from error

@@ -8,7 +8,7 @@ from typing import Protocol
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.node.swap.swaps import Swaps
-from hedgerow.pipeline.run import PipelineRunner
+from hedgerow.pipeline.runner import PipelineRunner
 from hedgerow.wire.messages import Health
 
 

@@ -16,12 +16,12 @@ from hedgerow.topics import Channel
 from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
 
 if TYPE_CHECKING:
-    from hedgerow.models.serving.engine import SlotInfo
+    from hedgerow.models.serving.served_model import ServedModel
     from hedgerow.node.link.announcer import Announcer
     from hedgerow.node.link.certificates import CertificateWatch
     from hedgerow.node.link.outbox import NodeOutbox
     from hedgerow.node.pipelines.pipelines import Pipelines
-    from hedgerow.pipeline.run import PipelineRunner
+    from hedgerow.pipeline.runner import PipelineRunner
     from hedgerow.telemetry.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -138,7 +138,7 @@ class HealthReporter:
             findings.fails(*refused_subscriptions(name, runner))
             if (stuck := runner.stuck_for_s()) > STUCK_AFTER_S:
                 findings.fails(f"pipeline {name}: a stage has not come back for {stuck:.0f} s")
-            findings.degraded(*(f"pipeline {name}: stage {stage} keeps failing" for stage in runner.plan.failing()))
+            findings.degraded(*(f"pipeline {name}: stage {stage} keeps failing" for stage in runner.built.failing()))
         return pipelines
 
     def _report_pipeline(self, name: str, runner: PipelineRunner) -> PipelineHealth:
@@ -160,7 +160,7 @@ class HealthReporter:
             latency_p50_ms=None if p50 is None else round(p50 * 1e3, 3),
             latency_p99_ms=None if p99 is None else round(p99 * 1e3, 3),
             last_result_at=tally.last_result_at,
-            models=sorted({model.name for model in runner.plan.models()}),
+            models=sorted({model.name for model in runner.built.models()}),
         )
 
     def _deaths(self, name: str, runner: PipelineRunner) -> Iterator[str]:
@@ -198,9 +198,9 @@ class _Findings:
         self.failing |= bool(reasons)
 
 
-def serving(runners: Iterable[PipelineRunner]) -> dict[str, SlotInfo]:
+def serving(runners: Iterable[PipelineRunner]) -> dict[str, ServedModel]:
     """The models that pipelines run, by name."""
-    return {info.name: info for runner in runners for info in runner.plan.models()}
+    return {info.name: info for runner in runners for info in runner.built.models()}
 
 
 def refused_subscriptions(name: str, runner: PipelineRunner) -> list[str]:
@@ -211,7 +211,7 @@ def refused_subscriptions(name: str, runner: PipelineRunner) -> list[str]:
 def _report_models(runners: Iterable[PipelineRunner], findings: _Findings) -> dict[str, ModelHealth]:
     models = {}
     for info in serving(runners).values():
-        models[info.name] = ModelHealth.model_validate(info, from_attributes=True)
+        models[info.name] = info.as_health()
         if info.not_finite:
             report = findings.fails if _mostly_not_finite(info) else findings.degraded
             report(_not_finite(info))
@@ -220,11 +220,11 @@ def _report_models(runners: Iterable[PipelineRunner], findings: _Findings) -> di
     return models
 
 
-def _mostly_not_finite(info: SlotInfo) -> bool:
+def _mostly_not_finite(info: ServedModel) -> bool:
     return info.looked_at >= _ENOUGH and info.not_finite > info.looked_at / 2
 
 
-def _not_finite(info: SlotInfo) -> str:
+def _not_finite(info: ServedModel) -> str:
     what = info.name if info.version is None else f"{info.name} {info.version}"
     return (
         f"model {what}: {info.not_finite} of the last {info.looked_at} frames looked at gave NaN or infinity: see what comes "

@@ -39,7 +39,7 @@ from hedgerow.node.pipelines.pipelines import Pipelines
 from hedgerow.node.pipelines.worker_pipelines import WorkerPipelines
 from hedgerow.node.probes import Probes
 from hedgerow.node.swap.swaps import Swaps
-from hedgerow.pipeline.run import PipelineRunner
+from hedgerow.pipeline.runner import PipelineRunner
 from hedgerow.telemetry import systemd
 from hedgerow.topics import Channel
 from hedgerow.wire.messages import Health

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hedgerow.bus.client import Client
     from hedgerow.node.heartbeat import Heartbeat
     from hedgerow.node.pipelines.pipelines import Pipelines
-    from hedgerow.pipeline.run import PipelineRunner
+    from hedgerow.pipeline.runner import PipelineRunner
     from hedgerow.telemetry.tally import Tally
 
 log = structlog.get_logger(__name__)

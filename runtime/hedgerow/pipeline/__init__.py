@@ -1,1 +1,1 @@
-"""Frames through stages: queue, chain, run."""
+"""Frames through stages: intake, lanes, a built pipeline, settlement; the runner holds them together."""

@@ -21,8 +21,8 @@ from hedgerow.config import ModelConfig, StageEntry
 from hedgerow.errors import FrameError
 from hedgerow.frame import Frame
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.pipeline.build import PipelineContext, build_chain
-from hedgerow.pipeline.chain import Fate, StageFailed
+from hedgerow.pipeline.chain.build import PipelineContext, build_chain
+from hedgerow.pipeline.chain.chain import Fate, StageFailed
 
 _TOLERANCE: Final = 1e-3
 """How far numbers may lie apart between a batch and single frames: backends add up in another order."""

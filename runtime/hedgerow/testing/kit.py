@@ -19,8 +19,8 @@ from hedgerow.config import ModelConfig, PipelineConfig, StageEntry
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Array, Buffer, Frame
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.pipeline.build import PipelineContext, build_chain
-from hedgerow.pipeline.chain import Chain
+from hedgerow.pipeline.chain.build import PipelineContext, build_chain
+from hedgerow.pipeline.chain.chain import Chain
 from hedgerow.stage import Stage
 
 ModelLike = str | Path | Mapping[str, Any] | ModelConfig

@@ -9,17 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.blobs.conftest import PATIENCE_S, Estate, Repository, content_of, made_manifest, noise
+from tests.blobs.conftest import (
+    PATIENCE_S,
+    REGION,
+    SITE,
+    Estate,
+    Repository,
+    content_of,
+    made_manifest,
+    noise,
+)
 from tests.blobs.servers import PASSWORD, USER, Authority, ConnectProxy, FolderServer, Registry, basic
 
 from hedgerow.blobs.errors import ContentMissing
 from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, open_sources, pieces_of, web_of
 from hedgerow.blobs.origins.push import push, tag_of
+from hedgerow.bus.client import Client
 from hedgerow.config import SourceSection
 from hedgerow.errors import ConfigError
 from hedgerow.models.bundle.chunks import describe_file
 from hedgerow.models.bundle.folder import BadBundle, Bundle
 from hedgerow.models.bundle.manifest import File, Manifest, digest_of
+from hedgerow.topics import Address, Channel
 from hedgerow.web import SourceAway
 
 
@@ -318,6 +329,27 @@ async def test_a_site_fetches_from_a_web_server_once(estate: Estate, authority: 
     assert region.counts.chunks == 0
     for fetcher in fetchers:
         assert content_of(fetcher._store, made_manifest([file]), file) == file.digest
+
+
+async def test_who_gives_neighbours_nothing_brings_it_alone_and_lets_nobody_wait(
+    estate: Estate, authority: Authority
+) -> None:
+    """A word that it wants something would have others wait for what it brings for itself alone."""
+    file = estate.repository.add("model.onnx", noise(2 << 20, 1))
+    said: list[str] = []
+    with FolderServer(estate.repository.folder, authority) as server:
+        alone = {"sources": [source_of(server.url, authority)], "serve_neighbours": False}
+        async with (
+            estate.served() as region,
+            Client(estate.options("ear"), lambda messages: said.extend(each.topic for each in messages)) as ear,
+            estate.fetchers("n1", "n2", "n3", **alone) as fetchers,
+        ):
+            await ear.subscribe({Address(REGION, SITE, "+").topic(Channel.BLOB, "#"): 1})
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.gather(*(fetcher.fetch([file]) for fetcher in fetchers))
+
+    assert server.sent == 3 * file.size
+    assert (said, region.counts.chunks) == ([], 0)
 
 
 async def test_sources_are_asked_in_their_order_and_the_region_last(

@@ -36,7 +36,7 @@ from hedgerow.node.pipelines.pipelines import Pipelines
 from hedgerow.node.pipelines.worker_pipelines import WorkerPipelines
 from hedgerow.node.swap.swaps import Swaps
 from hedgerow.pipeline.delivery import Delivery
-from hedgerow.pipeline.plan import LocalPlan
+from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.wire.fleet import SwapPolicy
 
 MakeCandidate = Callable[..., ModelVersion]
@@ -71,9 +71,9 @@ class Result:
 
 @dataclass
 class Flow:
-    """Threads that take lists of frames through a plan, as lanes do, each with streams of its own."""
+    """Threads that take lists of frames through a built, as lanes do, each with streams of its own."""
 
-    plan: LocalPlan
+    built: LocalPipeline
     value: float = 0.5
     streams: int = 8
     results: dict[str, list[Result]] = field(default_factory=lambda: defaultdict(list))
@@ -90,7 +90,7 @@ class Flow:
                 Delivery(Message(name, payload, 0, 0, time.monotonic()), name, sequence, None) for name in names
             ]
             self.sent += len(deliveries)
-            for settled in self.plan.run(deliveries, number).settlements:
+            for settled in self.built.run(deliveries, number).settlements:
                 for result in settled.results or []:
                     body = orjson.loads(result.payload)
                     (model,) = body["lineage"]["models"]
@@ -109,10 +109,10 @@ class Flow:
 
 @dataclass
 class Bench:
-    """A pool, a plan on it, and what takes its model from version to version."""
+    """A pool, a built on it, and what takes its model from version to version."""
 
     pool: ModelPool
-    plan: LocalPlan
+    built: LocalPipeline
     swaps: Swaps
     events: list[tuple[str, dict[str, Any]]]
     steps: list[str] = field(default_factory=list)
@@ -126,7 +126,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def flow(self, value: float = 0.5) -> AsyncIterator[Flow]:
-        flow, stop = Flow(self.plan, value), threading.Event()
+        flow, stop = Flow(self.built, value), threading.Event()
         lanes = [threading.Thread(target=flow.lane, args=(number, stop)) for number in range(2)]
         for lane in lanes:
             lane.start()
@@ -164,11 +164,11 @@ async def serving(model: dict[str, Any], tmp_path: Path) -> AsyncIterator[Bench]
     )
     pool = ModelPool(cores=1)
     events: list[tuple[str, dict[str, Any]]] = []
-    plan = LocalPlan(config, "p", tmp_path, pool, 1, lambda kind, detail: events.append((kind, detail)))
+    built = LocalPipeline(config, "p", tmp_path, pool, 1, lambda kind, detail: events.append((kind, detail)))
     trials = QuarantineLog(tmp_path / "state" / "trials")
     swaps = Swaps(pool, no_workers(config, pool, tmp_path), trials, lambda *event: events.append(event))
-    yield Bench(pool, plan, swaps, events)
-    plan.close()
+    yield Bench(pool, built, swaps, events)
+    built.close()
     pool.close()
 
 
@@ -312,7 +312,7 @@ async def test_a_stream_keeps_its_order_though_a_trial_ends_while_its_list_is_di
 
     monkeypatch.setattr(Split, "takes", takes_and_ends)
     payload = np.full(3, 0.5, np.float32).tobytes()
-    completed = bench.plan.run(
+    completed = bench.built.run(
         [
             Delivery(Message(name, payload, 0, 0, time.monotonic()), name, sequence, None)
             for sequence, name in enumerate([old, new, new])
@@ -444,14 +444,14 @@ async def test_there_is_no_gap_where_the_event_loop_itself_would_wait(
     }
     models = {"door": bench.engine.config.model_dump(exclude_unset=True)}
     config = NodeConfig.model_validate({"models": models, "pipelines": pipelines})
-    plan = LocalPlan(config, "here", tmp_path, bench.pool, 1, lambda *_: None)
+    built = LocalPipeline(config, "here", tmp_path, bench.pool, 1, lambda *_: None)
     huge = make_candidate(TWICE_AGAIN, "1.1.0", memory_bytes=1 << 60)
 
     outcome = await bench.swap_to(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
 
     assert (outcome.kept, outcome.code) == (False, "no-memory")
     assert "lanes: 0" in outcome.reason
-    plan.close()
+    built.close()
 
 
 async def test_what_fails_in_a_gap_gives_way_to_what_served(bench: Bench, make_candidate: MakeCandidate) -> None:

@@ -18,7 +18,7 @@ from trial_site import Site, doubles, until
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.node import Node
 from hedgerow.node.swap.outcome import SwapOutcome
-from hedgerow.pipeline.workers import WorkerPlan
+from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 from hedgerow.wire.fleet import SwapPolicy
 
 MakeCandidate = Callable[..., ModelVersion]
@@ -105,9 +105,9 @@ async def swap_to(node: Node, candidate: ModelVersion, policy: SwapPolicy = QUIC
 
 
 def pid(node: Node) -> int:
-    plan = node.runners["p"].plan
-    assert isinstance(plan, WorkerPlan)
-    (worker,) = plan._workers
+    built = node.runners["p"].built
+    assert isinstance(built, WorkerPipeline)
+    (worker,) = built._workers
     return worker.pid
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from random import Random
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -41,7 +42,7 @@ from hedgerow.blobs.fetch.counts import FetchCounts, Gauge, store_gauges
 from hedgerow.blobs.fetch.documents import RegionDocuments
 from hedgerow.blobs.fetch.pacing import Bucket, FetchWindow
 from hedgerow.blobs.fetch.scheduler import FetchScheduler, Steps
-from hedgerow.blobs.origins.mirrors import Mirrors
+from hedgerow.blobs.origins.mirrors import PARALLEL, Mirrors
 from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, pieces_of
 from hedgerow.blobs.peers.neighbours import Neighbours
 from hedgerow.blobs.store.store import BlobStore
@@ -217,7 +218,9 @@ class BlobFetcher:
                     raise self._away(len(sizes) - left, len(sizes))
                 wake_at = now + _LOOK_S
                 self._wake.clear()
-                if self.client.connected:
+                if self._neighbours is None and self._elsewhere.usable:
+                    wake_at = min(wake_at, self._bring_alone(plan, now))
+                elif self.client.connected:
                     steps = plan.next(now)
                     self._carry_out(steps, group)
                     wake_at = min(wake_at, steps.wake_at)
@@ -231,13 +234,23 @@ class BlobFetcher:
                 await asyncio.shield(self.client.unsubscribe(filters))
         log.info("fetch-done", chunks=len(sizes), group=group)
 
+    def _bring_alone(self, plan: FetchScheduler, now: float) -> float:
+        """Bring chunks from another source for this node alone. Others are told nothing: they would wait for what never comes.
+
+        Returns: when to look again.
+        """
+        for digest, size in islice(plan.missing.items(), 2 * PARALLEL):
+            if (free_at := self._bucket.free_at(now)) > now:
+                return free_at
+            if self._elsewhere.bring(self._pieces[digest]):
+                self._bucket.take(size, now)
+        return math.inf
+
     def _carry_out(self, steps: Steps, group: str) -> None:
         self._say(AnnouncementKind.WANT, group, steps.want, steps.but)
         self._say(AnnouncementKind.BUSY, group, steps.busy)
-        if self._elsewhere.usable:
-            # Whoever gives nothing to neighbours brings it for himself alone; then they have to ask too.
-            if self._neighbours is not None:
-                self._say(AnnouncementKind.TAKE, group, steps.ask)
+        if self._elsewhere.usable and self._neighbours is not None:
+            self._say(AnnouncementKind.TAKE, group, steps.ask)
             for digest in steps.ask:
                 self._elsewhere.bring(self._pieces[digest])
         else:

@@ -81,12 +81,14 @@ class Mirrors:
         """Times that a source was left alone, by source."""
         return {state.source.url: state.failures for state in self._states}
 
-    def bring(self, piece: PlacedChunk) -> None:
-        """Have a chunk brought, unless that is done already."""
+    def bring(self, piece: PlacedChunk) -> bool:
+        """Have a chunk brought. Returns: False if that is being done already."""
         key = hex_of(piece.chunk.digest)
-        if key not in self._tasks:
-            task = self._tasks[key] = asyncio.create_task(self._bring(key, piece), name=f"bring {key[:8]}")
-            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        if key in self._tasks:
+            return False
+        task = self._tasks[key] = asyncio.create_task(self._bring(key, piece), name=f"bring {key[:8]}")
+        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        return True
 
     def stop(self) -> None:
         """Let go of what is not under way yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 from unicodedata import category
 
 import typer
@@ -21,16 +21,6 @@ EXIT_CODES: Final = {
     3: "the broker cannot be reached, or refuses",
     130: "stopped with Ctrl-C",
 }
-
-BrokerUrl = Annotated[
-    str | None,
-    typer.Option("--broker", metavar="URL", help="mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///path/to/socket."),
-]
-BrokerConfig = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="Take the broker, with user and certificates, from this file."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def exit_code(error: HedgerowError) -> int:

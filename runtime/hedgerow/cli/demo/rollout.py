@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from hedgerow.cli.base.tables import print_table
+from hedgerow.cli.demo.account import account_of, settled
 from hedgerow.cli.demo.models import BAD, BETTER, FIRST, MODEL, RECIPES, TAMPERED, Version, Workshop, lay_out
 from hedgerow.cli.demo.processes import DemoProcesses, Say, model_bytes, silent
-from hedgerow.cli.demo.region import account_of, settled
 from hedgerow.errors import HedgerowError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class _Tale:
             return inventory(database, time.time())
 
     def _open(self) -> Database:
-        from hedgerow.region.store.database import open_database
+        from hedgerow.region.store.open import open_database
 
         return open_database(str(self._estate.store), write=False)
 

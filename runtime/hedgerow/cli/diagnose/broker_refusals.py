@@ -11,7 +11,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json_line
+from hedgerow.cli.base.console import plural, print_json_line
+from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_table
 from hedgerow.errors import ConfigError
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, print_json
+from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.cli.base.tables import elided, hanging, terminal_width
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, print_json
+from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.cli.base.tables import print_facts
 from hedgerow.errors import CommandError, ConfigError
 from hedgerow.topics import EVERY_NODE, Address, Channel, is_name, parse

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, print_json, size
+from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.errors import CommandError, ConfigError, FrameError
 from hedgerow.topics import ROOT, Channel, is_name
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, plural, print_json, size
+from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.errors import BusError, ConfigError
 from hedgerow.terminal import takes_escapes
 

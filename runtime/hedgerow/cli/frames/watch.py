@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from hedgerow import topics
-from hedgerow.cli.base.console import BrokerConfig, BrokerUrl, Json, print_json_line, printable
+from hedgerow.cli.base.console import print_json_line, printable
+from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.cli.base.tables import Marked, drawing, elided, table
 from hedgerow.errors import ConfigError
 from hedgerow.terminal import takes_escapes

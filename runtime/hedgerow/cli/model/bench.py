@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hedgerow.cli.base.console import Json, print_json
+from hedgerow.cli.base.console import print_json
+from hedgerow.cli.base.options import Json, MaxBatch, MeasuringTime
 from hedgerow.cli.model.lookup import From, Named, everything, opened
 from hedgerow.cli.model.show import print_figures
 from hedgerow.cli.model.tune import progress_bar
@@ -23,8 +24,8 @@ def bench(
     bundle: Named,
     from_: From = None,
     variant: Annotated[list[str] | None, typer.Option("--variant", "-v", help="Measure only this one.")] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Time for all measurements.")] = 30,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch to try.")] = 64,
+    seconds: MeasuringTime = 30,
+    max_batch: MaxBatch = 64,
     threads: Annotated[int | None, typer.Option(min=1, help="Cores to use; by default all of this process.")] = None,
     out: Annotated[
         Path | None,

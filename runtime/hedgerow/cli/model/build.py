@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json, size
+from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_table
 from hedgerow.errors import ConfigError
 from hedgerow.terminal import takes_escapes

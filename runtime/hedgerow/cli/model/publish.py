@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json, size
+from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.options import BundleFolder, Json
 from hedgerow.cli.model.lookup import reading
 from hedgerow.cli.trust.options import OnlineKey, PassphraseFile, open_repository, secrets_of, signers_of
 
 
 def publish(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `hedgerow model build` made.")],
+    bundle: BundleFolder,
     to: Annotated[Path, typer.Option("--to", metavar="REPOSITORY", help="The repository's folder.")],
     key: Annotated[
         list[str], typer.Option("--key", metavar="KEY", help="The owner's key: a file, or hsm:ID?label=TOKEN.")

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json, size
+from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.options import BundleFolder, Json
 from hedgerow.cli.model.lookup import reading
 
 
 def push(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `hedgerow model build` made.")],
+    bundle: BundleFolder,
     to: Annotated[str, typer.Argument(metavar="oci://HOST/NAME", help="A repository of a registry.")],
     credentials_file: Annotated[
         Path | None,

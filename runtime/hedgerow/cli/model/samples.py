@@ -40,7 +40,7 @@ def record(
     """
     from hedgerow.backends.cores import cores
     from hedgerow.models.serving.pool import ModelPool
-    from hedgerow.pipeline.build import PipelineContext, build_chain
+    from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 
     which, stages = _stages(config, name, pipeline)
     noted: list[Mapping[str, Array]] = []

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, print_json
+from hedgerow.cli.base.console import print_json
+from hedgerow.cli.base.options import Json, MaxBatch, MeasuringTime
 from hedgerow.cli.base.tables import print_table
 from hedgerow.terminal import takes_escapes
 
@@ -34,8 +35,8 @@ def tune(
             "--shape", metavar="INPUT=N,N,...", help="Shape of an input whose dimensions the model leaves open."
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Time for all measurements.")] = 20,
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch to try.")] = 64,
+    seconds: MeasuringTime = 20,
+    max_batch: MaxBatch = 64,
     save: Annotated[bool, typer.Option(help="Keep the answer, so that `backend: auto` uses it.")] = True,
     json: Json = False,
 ) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json, size
+from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_facts, print_table
 from hedgerow.cli.model.lookup import From, Named, everything, opened, reading
 from hedgerow.cli.model.show import total_size

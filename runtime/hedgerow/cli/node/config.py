@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json
+from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.options import Json
 
 
 def check(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, print_json
+from hedgerow.cli.base.console import print_json
+from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import Marked, print_facts, print_table
 from hedgerow.errors import ConfigError, HedgerowError
 

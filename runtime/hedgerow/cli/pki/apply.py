@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json
+from hedgerow.cli.base.console import plural, print_json
 from hedgerow.cli.base.tables import print_table
-from hedgerow.cli.pki.pki import AskPassphrase, Folder, PassphraseFile, as_json, open_folder, passphrase_of
+from hedgerow.cli.pki.pki import (
+    FolderOptions,
+    as_json,
+    on_folder,
+)
 from hedgerow.cli.topology.topology import File
 
 if TYPE_CHECKING:
@@ -20,7 +24,9 @@ if TYPE_CHECKING:
 _WOULD: Final = {"issued": "to issue", "renewed": "to renew", "changed": "to change"}
 
 
+@on_folder
 def apply(
+    options: FolderOptions,
     file: File,
     init: Annotated[
         bool, typer.Option("--init", help="Make the root and authorities that are missing; needs the root's key.")
@@ -33,10 +39,6 @@ def apply(
             "--without", metavar="AUTHORITY", help="Somebody else's, with all it certifies; may be given again."
         ),
     ] = None,
-    folder: Folder = Path("pki"),
-    passphrase: AskPassphrase = False,
-    passphrase_file: PassphraseFile = None,
-    json: Json = False,
 ) -> None:
     """See to it that everybody in a topology has a certificate that counts: brokers, bridges, nodes, sensors, people.
 
@@ -59,17 +61,17 @@ def apply(
 
     if init and REGION_AUTHORITY in (without or ()):
         raise typer.BadParameter("--init makes the region's authority: leave out --without region")
-    topology, pki = load_alone(file), open_folder(folder)
+    topology, folder, pki = load_alone(file), options.folder, options.open()
     done = certify(
         topology,
         pki,
         timedelta(days=days),
         init=init,
-        passphrase=passphrase_of(passphrase, passphrase_file, new=not pki.root.exists),
+        passphrase=options.passphrase(new=not pki.root.exists),
         without=without or (),
         dry_run=dry_run,
     )
-    if json:
+    if options.json:
         print_json(_as_json(done, folder, dry_run=dry_run))
     else:
         _print(done, folder, dry_run=dry_run)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_error, print_json
+from hedgerow.cli.base.console import plural, print_error, print_json
+from hedgerow.cli.base.options import Json, with_options
 from hedgerow.cli.base.tables import alert, print_table
 
 if TYPE_CHECKING:
@@ -30,17 +31,69 @@ Reason = Annotated[
 ]
 
 
+class FolderOptions(NamedTuple):
+    """Where certificates and keys are, and how to come by the passphrase of the root's key.
+
+    Attributes:
+        folder: where they are.
+        ask: whether to ask for the passphrase.
+        file: what has it on its first line.
+        json: whether to answer in JSON.
+    """
+
+    folder: Path
+    ask: bool
+    file: Path | None
+    json: bool
+
+    def open(self) -> Pki:
+        """The identity system in the folder, which may be empty."""
+        return open_folder(self.folder)
+
+    def passphrase(self, *, new: bool = False) -> Callable[[], bytes | None]:
+        """How to come by it, when it is needed. Never an option's value: others would see it in the process list."""
+
+        def get() -> bytes | None:
+            from hedgerow.pki.files import read
+            from hedgerow.pki.names import PkiError
+
+            if self.file is not None:
+                words = (read(self.file).splitlines() or [b""])[0]
+                if not words:
+                    raise PkiError(f"{self.file} has no passphrase", remedy="Put it on the first line.")
+                return words
+            if self.ask:
+                said: str = typer.prompt(
+                    "Passphrase of the root's key", hide_input=True, confirmation_prompt=new, err=True
+                )
+                return said.encode()
+            return None
+
+        return get
+
+
+def _folder_options(
+    folder: Folder = Path("pki"),
+    passphrase: AskPassphrase = False,
+    passphrase_file: PassphraseFile = None,
+    json: Json = False,
+) -> FolderOptions:
+    return FolderOptions(folder, passphrase, passphrase_file, json)
+
+
+on_folder = with_options(_folder_options)
+"""Gives a verb the options of all verbs that may need the root's key."""
+
+
+@on_folder
 def init(
+    options: FolderOptions,
     region: Annotated[str, typer.Option(metavar="NAME", help="The region; it stands in every certificate.")],
     site: Annotated[list[str] | None, typer.Option(metavar="SITE", help="A site; may be given many times.")] = None,
     host: Annotated[
         list[str] | None,
         typer.Option(metavar="DOMAIN|NETWORK", help="Where brokers of these new sites may be; any, if left out."),
     ] = None,
-    folder: Folder = Path("pki"),
-    passphrase: AskPassphrase = False,
-    passphrase_file: PassphraseFile = None,
-    json: Json = False,
 ) -> None:
     """Make the root, the region's authority and those of sites.
 
@@ -51,9 +104,9 @@ def init(
     What is there stays: run it again to add a site. The root's key is needed for that, and for nothing that happens every
     day, so take it off the machine. With --host, an authority that is stolen cannot certify brokers elsewhere.
     """
-    pki = open_folder(folder)
-    made = pki.init(region, site or (), passphrase_of(passphrase, passphrase_file, new=not pki.root.exists), host or ())
-    if json:
+    folder, pki = options.folder, options.open()
+    made = pki.init(region, site or (), options.passphrase(new=not pki.root.exists), host or ())
+    if options.json:
         print_json({"folder": str(folder), "made": made, "root_key": str(pki.root.key_file)})
         return
     typer.echo(f"Made {', '.join(made)} in {folder}." if made else f"Nothing to make: all of it is in {folder}.")
@@ -111,7 +164,9 @@ def issue(
         typer.echo("It ends sooner than asked for, since its authority does: `hedgerow pki renew --authority`.")
 
 
+@on_folder
 def renew(
+    options: FolderOptions,
     who: Annotated[list[str] | None, typer.Argument(metavar="[WHO...]", help="Which; all that end soon.")] = None,
     within_days: Annotated[
         float | None, typer.Option(help="What ends within so many days; else what has less than a third left.", min=0)
@@ -125,10 +180,6 @@ def renew(
         list[str] | None,
         typer.Option(metavar="DOMAIN|NETWORK", help="With --authority: where its brokers may be from now on."),
     ] = None,
-    folder: Folder = Path("pki"),
-    passphrase: AskPassphrase = False,
-    passphrase_file: PassphraseFile = None,
-    json: Json = False,
 ) -> None:
     """Renew certificates that end soon, or those that are named.
 
@@ -145,17 +196,16 @@ def renew(
     from hedgerow.pki.entry import Renewal
     from hedgerow.pki.names import parse
 
-    pki = open_folder(folder)
+    pki = options.open()
     if authority is not None:
-        secret = passphrase_of(passphrase, passphrase_file)
-        outcome = Renewal([pki.renew_authority(authority, secret, host or ())], [])
+        outcome = Renewal([pki.renew_authority(authority, options.passphrase(), host or ())], [])
     elif host:
         raise typer.BadParameter("--host goes with --authority")
     else:
         within = None if within_days is None else timedelta(days=within_days)
         outcome = pki.renew([parse(one) for one in who or ()], within, new_key=new_key)
     renewed, failed = outcome
-    if json:
+    if options.json:
         print_json({"renewed": [as_json(entry) for entry in renewed], "failed": [str(error) for error in failed]})
     else:
         for entry in renewed:
@@ -168,16 +218,14 @@ def renew(
         raise typer.Exit(1)
 
 
+@on_folder
 def revoke(
+    options: FolderOptions,
     who: Annotated[str | None, typer.Argument(metavar="[WHO]", help="Whose certificates count no longer.")] = None,
     reason: Reason = "unspecified",
     authority: Annotated[
         str | None, typer.Option(metavar="AUTHORITY", help="A whole authority instead; needs the root's key.")
     ] = None,
-    folder: Folder = Path("pki"),
-    passphrase: AskPassphrase = False,
-    passphrase_file: PassphraseFile = None,
-    json: Json = False,
 ) -> None:
     """Revoke somebody's certificates, all that still count, and say what to do so that brokers know.
 
@@ -192,13 +240,13 @@ def revoke(
         raise typer.BadParameter("name one: WHO, or --authority")
     if reason not in REASONS:
         raise typer.BadParameter(f"--reason is one of {', '.join(REASONS)}")
-    pki, signer = open_folder(folder), authority or parse(who or "").authority
+    pki, signer = options.open(), authority or parse(who or "").authority
     if authority is not None:
-        count = pki.revoke_authority(authority, reason, passphrase_of(passphrase, passphrase_file))
+        count = pki.revoke_authority(authority, reason, options.passphrase())
     else:
         count = pki.revoke(parse(who or ""), reason)
     lists = pki.lists(signer)
-    if json:
+    if options.json:
         print_json(
             {
                 "revoked": who or authority,
@@ -220,7 +268,7 @@ def revoke(
     )
     if authority is not None:
         typer.echo(
-            f"To begin anew, move {folder / authority} away; then `init --site {authority}`, and issue all anew."
+            f"To begin anew, move {options.folder / authority} away; then `init --site {authority}`, and issue all anew."
         )
 
 
@@ -277,23 +325,3 @@ def open_folder(folder: Path) -> Pki:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def passphrase_of(ask: bool, file: Path | None, *, new: bool = False) -> Callable[[], bytes | None]:
-    """How to come by the passphrase, when it is needed. Never an option's value: others would see it in the process list."""
-
-    def get() -> bytes | None:
-        from hedgerow.pki.files import read
-        from hedgerow.pki.names import PkiError
-
-        if file is not None:
-            words = (read(file).splitlines() or [b""])[0]
-            if not words:
-                raise PkiError(f"{file} has no passphrase", remedy="Put it on the first line.")
-            return words
-        if ask:
-            said: str = typer.prompt("Passphrase of the root's key", hide_input=True, confirmation_prompt=new, err=True)
-            return said.encode()
-        return None
-
-    return get

@@ -8,10 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json, print_json_line, size
+from hedgerow.cli.base.console import plural, print_json, print_json_line, size
+from hedgerow.cli.base.options import Newest
 from hedgerow.cli.base.tables import Marked, print_facts, print_table
-from hedgerow.cli.region.options import As, Why, ask, short
-from hedgerow.cli.region.region import StoreConfig, StoreUrl, open_store
+from hedgerow.cli.region.options import (
+    ServiceOptions,
+    StoreOptions,
+    on_service,
+    on_store,
+    short,
+    short_digest,
+)
 from hedgerow.errors import ConfigError
 
 Node = Annotated[
@@ -19,7 +26,9 @@ Node = Annotated[
 ]
 
 
+@on_store
 def nodes(
+    options: StoreOptions,
     selector: Annotated[
         str,
         typer.Option("--selector", "-l", metavar="SELECTOR", help="Only nodes with such labels: site=shop-12, !spare."),
@@ -34,9 +43,6 @@ def nodes(
         str | None,
         typer.Option("--health", metavar="HOW", help="Only nodes that are ok, degraded, one-way, silent, offline."),
     ] = None,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """List the nodes of a region: how they are, and what they provably run.
 
@@ -52,12 +58,9 @@ def nodes(
     from hedgerow.region.rollouts.inventory import Filter, health_of, inventory
 
     which = Filter(parse_selector(selector), model, None if health is None else health_of(health))
-    database = open_store(store, config)
-    try:
+    with options.open() as database:
         found = inventory(database, time.time(), which)
-    finally:
-        database.close()
-    if json:
+    if options.json:
         print_json(found)
         return
     headings = ("NODE", "STATUS", "GENERATION", "STATE", "MODELS", "LABELS")
@@ -71,7 +74,8 @@ def nodes(
     typer.echo(f"{plural(len(found), 'node')}.")
 
 
-def show(node: Node, store: StoreUrl = None, config: StoreConfig = None, json: Json = False) -> None:
+@on_store
+def show(options: StoreOptions, node: Node) -> None:
     """Show all that the region knows of a node.
 
     Examples:
@@ -82,17 +86,14 @@ def show(node: Node, store: StoreUrl = None, config: StoreConfig = None, json: J
     from hedgerow.region.rollouts.progress import audit
     from hedgerow.topics import Address
 
-    database = open_store(store, config)
-    try:
+    with options.open() as database:
         found = {Address(*one["node"].split("/")): one for one in inventory(database, time.time())}
         address = find_node(found, node)
         said = found[address] | {
             "health": newest_health(database, address),
             "audit": audit(database, newest=10, node=str(address)),
         }
-    finally:
-        database.close()
-    if json:
+    if options.json:
         print_json(said)
         return
     why = f" ({said['why']})" if said["why"] else ""
@@ -100,8 +101,8 @@ def show(node: Node, store: StoreUrl = None, config: StoreConfig = None, json: J
     rows.append(("generation", f"{_generation(said)}{'' if not _state(said) else ', ' + _state(said)}"))
     for name, one in said["models"].items():
         ref = one.get("model")
-        what = short(ref) if ref else f"a file of its own ({_digest(one['file_digest'])})"
-        runs = f"{what}, file {_digest(one['file_digest'])}, {one['backend']} on {one['device']}, {one.get('stage', 'kept')}"
+        what = short(ref) if ref else f"a file of its own ({short_digest(one['file_digest'])})"
+        runs = f"{what}, file {short_digest(one['file_digest'])}, {one['backend']} on {one['device']}, {one.get('stage', 'kept')}"
         seen = _seen(said["health"].get("models", {}).get(name, {}))
         rows.append((f"model {name}", f"{runs}, {one.get('results', 0):,} frames{seen}"))
     for name, ref in said["desired_models"].items():
@@ -116,14 +117,11 @@ def show(node: Node, store: StoreUrl = None, config: StoreConfig = None, json: J
     print_facts(rows)
 
 
+@on_service
 def label(
+    options: ServiceOptions,
     node: Node,
     labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE…", help="Labels to set; KEY- takes one away.")],
-    why: Why = "",
-    as_: As = None,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """Set labels of a node, from the region; they go before those of its own file.
 
@@ -139,27 +137,24 @@ def label(
         if not equals and not text.endswith("-"):
             raise ConfigError(f"{text!r} says nothing of a label", remedy="Write KEY=VALUE, or KEY- to take it away.")
         changes[key if equals else text[:-1]] = value if equals else None
-    said = ask("node-label", {"node": node, "labels": changes}, why, as_, store, config)
-    if json:
+    said = options.ask("node-label", {"node": node, "labels": changes})
+    if options.store.json:
         print_json(said)
     else:
         typer.echo(f"{said['node']}: " + ", ".join(f"{key}={value}" for key, value in sorted(said["labels"].items())))
 
 
+@on_service
 def pin(
+    options: ServiceOptions,
     node: Node,
     model: Annotated[
         str, typer.Argument(metavar="MODEL=VERSION", help="Model's name in the node's file, and the version.")
     ],
-    why: Why = "",
     digest: Annotated[str | None, typer.Option("--digest", metavar="DIGEST", help="Of the bundle's manifest.")] = None,
     bundle: Annotated[
         str | None, typer.Option("--bundle", metavar="NAME", help="The bundle's name, if it is another.")
     ] = None,
-    as_: As = None,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """Let a node serve one version of a model, whatever rollouts say.
 
@@ -170,45 +165,41 @@ def pin(
     if not equals:
         raise ConfigError(f"{model!r} names no version", remedy="Write MODEL=VERSION: faces=1.4.0.")
     wanted = {"version": version, "digest": digest, "model": bundle}
-    said = ask("node-pin", {"node": node, "model": name, "version": wanted}, why, as_, store, config)
-    if json:
+    said = options.ask("node-pin", {"node": node, "model": name, "version": wanted})
+    if options.store.json:
         print_json(said)
     else:
         typer.echo(f"{said['node']} is to serve {short(said['ref'])} as {name}, until it is unpinned.")
 
 
+@on_service
 def unpin(
+    options: ServiceOptions,
     node: Node,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model's name in the node's file.")],
-    why: Why = "",
-    as_: As = None,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """Let rollouts decide again what a node serves. If one has passed it by meanwhile, it catches up.
 
     Examples:
       hedgerow node unpin shop-12/gateway faces
     """
-    said = ask("node-unpin", {"node": node, "model": model}, why, as_, store, config)
-    if json:
+    said = options.ask("node-unpin", {"node": node, "model": model})
+    if options.store.json:
         print_json(said)
     else:
         typer.echo(f"{model} of {said['node']} is for rollouts to decide.")
 
 
+@on_store
 def audit(
+    options: StoreOptions,
     rollout: Annotated[
         str | None, typer.Option("--rollout", metavar="NAME", help="Only what concerns this rollout.")
     ] = None,
     node: Annotated[
         str | None, typer.Option("--node", metavar="NODE", help="Only what concerns REGION/SITE/NODE.")
     ] = None,
-    newest: Annotated[int, typer.Option("--newest", min=1, metavar="N", help="The newest N.")] = 50,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
+    newest: Newest = 50,
 ) -> None:
     """Say who did what to the fleet, when and why; what the service did by itself is among it.
 
@@ -220,12 +211,9 @@ def audit(
     """
     from hedgerow.region.rollouts.progress import audit as read
 
-    database = open_store(store, config)
-    try:
+    with options.open() as database:
         lines = read(database, newest=newest, rollout=rollout, node=node)
-    finally:
-        database.close()
-    if json:
+    if options.json:
         for line in lines:
             print_json_line(line)
         return
@@ -260,7 +248,7 @@ def _models(node: dict[str, Any]) -> str:
     parts = []
     for name, one in node["models"].items():
         ref, wanted = one.get("model"), node["desired_models"].get(name)
-        runs = ref["version"] if ref else f"*{_digest(one['file_digest'])}"
+        runs = ref["version"] if ref else f"*{short_digest(one['file_digest'])}"
         other = f" → {wanted['version']}" if wanted and (ref or {}).get("digest") != wanted["digest"] else ""
         pinned = " (pinned)" if name in node["pins"] else ""
         parts.append(f"{name} {runs}{other}{pinned}")
@@ -279,7 +267,3 @@ def _seen(health: dict[str, Any]) -> str:
     if not_finite := health.get("not_finite"):
         parts.append(f"NaN or infinity in {not_finite:,} of {health.get('looked_at', 0):,}")
     return "".join(f", {part}" for part in parts)
-
-
-def _digest(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]

@@ -1,36 +1,101 @@
-"""What verbs share that ask the region's service for something: who asks, and why."""
+"""What verbs share that look into a region's store, or ask its service for something."""
 
 from __future__ import annotations
 
 import getpass
 import socket
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import typer
-
-from hedgerow.cli.region.region import open_store
+from hedgerow.cli.base.options import As, Json, StoreConfig, StoreUrl, Why, with_options
+from hedgerow.errors import ConfigError
 from hedgerow.terminal import takes_escapes
 
-Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why; stands in the audit log.")]
-As = Annotated[str | None, typer.Option("--as", metavar="WHO", help="Who asks; by default USER@HOST.")]
+if TYPE_CHECKING:
+    from hedgerow.region.store.database import Database
+
+_CONFIG: Final = Path("region.yaml")
 
 
-def ask(verb: str, args: dict[str, Any], why: str, as_: str | None, store: str | None, config: Path | None) -> Any:
-    """Ask the service for something, and wait for its answer.
+class StoreOptions(NamedTuple):
+    """Where a region's store is.
 
-    Raises: CommandError: it refuses, or does not answer.
+    Attributes:
+        url: the store's.
+        config: the file that names it, where `url` does not.
+        json: whether to answer in JSON.
     """
-    from hedgerow.region.rollouts.requests import ask as ask_service
 
-    database = open_store(store, config, to_ask=True)
-    try:
-        with _waiting():
-            return ask_service(database, verb, args, who=as_ or _who(), why=why)
-    finally:
-        database.close()
+    url: str | None
+    config: Path | None
+    json: bool
+
+    def open(self) -> closing[Database]:
+        """The store, to be read. Raises: ConfigError, StoreError: see `open_store`."""
+        return closing(open_store(self.url, self.config))
+
+
+class ServiceOptions(NamedTuple):
+    """Where a region's store is, and who asks its service, and why.
+
+    Attributes:
+        store: where it is.
+        why, who: for the audit log.
+    """
+
+    store: StoreOptions
+    why: str
+    who: str
+
+    def ask(self, verb: str, args: dict[str, Any]) -> Any:
+        """Ask the service for something, and wait for its answer.
+
+        Raises: CommandError: it refuses, or does not answer.
+        """
+        from hedgerow.region.rollouts.requests import ask
+
+        with closing(open_store(self.store.url, self.store.config, to_ask=True)) as database, _waiting():
+            return ask(database, verb, args, who=self.who, why=self.why)
+
+
+def _store_options(store: StoreUrl = None, config: StoreConfig = None, json: Json = False) -> StoreOptions:
+    return StoreOptions(store, config, json)
+
+
+def _service_options(
+    why: Why = "", as_: As = None, store: StoreUrl = None, config: StoreConfig = None, json: Json = False
+) -> ServiceOptions:
+    return ServiceOptions(StoreOptions(store, config, json), why, as_ or _who())
+
+
+on_store = with_options(_store_options)
+"""Gives a verb the options that say where the store is."""
+
+on_service = with_options(_service_options)
+"""Gives a verb the options that say where the store is, who asks, and why."""
+
+
+def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) -> Database:
+    """The store a tool is to read: the option, else that of the file, else that of region.yaml here.
+
+    Args:
+        to_ask: whether it is to ask the service for something, which is to write a line into it.
+    Raises:
+        ConfigError: none is named, or the file is wrong.
+        StoreError: it cannot be read.
+    """
+    from hedgerow.region.config import load
+    from hedgerow.region.store.open import open_database
+
+    if store is None:
+        if config is None and not _CONFIG.exists():
+            raise ConfigError(
+                f"No store is named, and there is no {_CONFIG} here", remedy="Give --store STORE or --config FILE."
+            )
+        store = load(config or _CONFIG).store.url
+    return open_database(store, write=False, beside=to_ask)
 
 
 def _waiting() -> AbstractContextManager[object]:
@@ -52,4 +117,9 @@ def _who() -> str:
 
 def short(ref: dict[str, Any]) -> str:
     """A model's version, as people say it."""
-    return f"{ref['name']} {ref['version']} ({ref['digest'].removeprefix('sha256:')[:12]})"
+    return f"{ref['name']} {ref['version']} ({short_digest(ref['digest'])})"
+
+
+def short_digest(digest: str) -> str:
+    """A digest's beginning, enough to tell it from others."""
+    return digest.removeprefix("sha256:")[:12]

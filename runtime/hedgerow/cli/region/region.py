@@ -9,25 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json, printable, read_checked, size
+from hedgerow.cli.base.console import plural, print_json, printable, read_checked, size
+from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import Marked, hanging, print_facts, print_table, terminal_width
+from hedgerow.cli.region.options import StoreOptions, on_store
 
 if TYPE_CHECKING:
     from hedgerow.cli.diagnose.checks import CheckResult
     from hedgerow.region.config import RegionConfig
-    from hedgerow.region.store.database import Database
 
-CONFIG: Final = Path("region.yaml")
 _COUNTS: Final = (">RESULTS", ">LOST", ">MISSING")
 File = Annotated[Path, typer.Argument(help="The region's configuration (YAML). `configs/region.yaml` is one.")]
-StoreUrl = Annotated[
-    str | None,
-    typer.Option("--store", metavar="STORE", help="The store: an SQLite file, or postgresql://USER@HOST/DATABASE."),
-]
-StoreConfig = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="Take the store from this file; else from region.yaml here."),
-]
 
 
 def run(config: File) -> None:
@@ -102,7 +94,8 @@ async def _tried(config: RegionConfig, packet_bytes: int, *, json: bool) -> list
     return findings
 
 
-def status(store: StoreUrl = None, config: StoreConfig = None, json: Json = False) -> None:
+@on_store
+def status(options: StoreOptions) -> None:
     """Say how a region is: who is silent, who does not answer, how old results are when they arrive, what was lost.
 
     Examples:
@@ -117,37 +110,12 @@ def status(store: StoreUrl = None, config: StoreConfig = None, json: Json = Fals
     """
     from hedgerow.region.store.queries import status as status_of
 
-    database = open_store(store, config)
-    try:
+    with options.open() as database:
         said = status_of(database, time.time())
-    finally:
-        database.close()
-    if json:
+    if options.json:
         print_json(said)
     else:
         _print(said)
-
-
-def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) -> Database:
-    """The store a tool is to read: the option, else that of the file, else that of region.yaml here.
-
-    Args:
-        to_ask: whether it is to ask the service for something, which is to write a line into it.
-    Raises:
-        ConfigError: none is named, or the file is wrong.
-        StoreError: it cannot be read.
-    """
-    from hedgerow.errors import ConfigError
-    from hedgerow.region.config import load
-    from hedgerow.region.store.database import open_database
-
-    if store is None:
-        if config is None and not CONFIG.exists():
-            raise ConfigError(
-                f"No store is named, and there is no {CONFIG} here", remedy="Give --store STORE or --config FILE."
-            )
-        store = load(config or CONFIG).store.url
-    return open_database(store, write=False, beside=to_ask)
 
 
 def _print(said: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json_line
+from hedgerow.cli.base.console import plural, print_json_line
 from hedgerow.cli.base.tables import print_table
-from hedgerow.cli.region.region import StoreConfig, StoreUrl, open_store
+from hedgerow.cli.region.options import StoreOptions, on_store
 from hedgerow.errors import ConfigError
 from hedgerow.topics import is_name
 
@@ -28,7 +28,9 @@ _ROWS: Final = 50
 _MOST_ROWS: Final = 10_000
 
 
+@on_store
 def query(
+    options: StoreOptions,
     site: Annotated[str | None, typer.Option(metavar="SITE", help="Only this site.")] = None,
     node: Annotated[str | None, typer.Option(metavar="NODE", help="Only nodes of this name.")] = None,
     pipeline: Annotated[str | None, typer.Option(metavar="NAME", help="Only this pipeline.")] = None,
@@ -42,9 +44,6 @@ def query(
     parquet: Annotated[
         Path | None, typer.Option("--parquet", metavar="FILE", help="Write a Parquet file instead.")
     ] = None,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """Get results out of a region's store, in order of capture.
 
@@ -62,30 +61,27 @@ def query(
     for name in (site, node, pipeline):
         if name is not None and not is_name(name):
             raise ConfigError(f"{name!r} is no name", remedy="Write it as `hedgerow region status` shows it.")
-    if parquet is not None and json:
+    if parquet is not None and options.json:
         raise ConfigError("Both --parquet and --json", remedy="Give one of them.")
     now = time.time()
-    table = parquet is None and not json
+    table = parquet is None and not options.json
     if table and newest is None:
         newest = _ROWS
     if table and newest is not None and newest > _MOST_ROWS:
         raise ConfigError(f"A table of {newest:,} results", remedy=f"At most {_MOST_ROWS:,}; take --json for more.")
     wanted = queries.ResultQuery(site, node, pipeline, _time(since, now), _time(until, now), newest)
-    database = open_store(store, config)
-    try:
+    with options.open() as database:
         found = queries.results(database, wanted)
         if parquet is not None:
             from hedgerow.region.store.parquet import write
 
             count = write(found, parquet)
             typer.echo(f"{plural(count, 'result')} in {parquet}")
-        elif json:
+        elif options.json:
             for result in found:
                 print_json_line(result.record())
         else:
             _print(found, newest or _ROWS)
-    finally:
-        database.close()
 
 
 def _print(found: Iterator[StoredResult], most: int) -> None:

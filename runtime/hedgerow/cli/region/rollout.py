@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json, read_checked
+from hedgerow.cli.base.console import plural, print_json, read_checked
+from hedgerow.cli.base.options import Json, Newest
 from hedgerow.cli.base.tables import print_table, terminal_width
-from hedgerow.cli.region.options import As, Why, ask, short
-from hedgerow.cli.region.region import StoreConfig, StoreUrl, open_store
+from hedgerow.cli.region.options import ServiceOptions, StoreOptions, on_service, on_store, open_store, short
 
 _NAMED: Final = 8
 """Nodes of a wave that a dry run names; --json has all."""
@@ -23,17 +22,14 @@ OneOrLatest = Annotated[
 ]
 
 
+@on_service
 def start(
+    options: ServiceOptions,
     file: File,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do, to whom.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Follow it until it has ended, as `rollout status` does.")
     ] = False,
-    why: Why = "",
-    as_: As = None,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """Start a rollout: give nodes another version of a model, wave after wave, and take it back where it does harm.
 
@@ -48,11 +44,11 @@ def start(
 
     plan = load_plan(file)
     args = {"rollout": plan.rollout, "plan": plan.model_dump(mode="json", exclude_unset=True), "dry_run": dry_run}
-    said = ask("rollout-start", args, why, as_, store, config)
-    if json and watch and not dry_run:
-        status(plan.rollout, watch=True, store=store, config=config, json=True)
+    said = options.ask("rollout-start", args)
+    if options.store.json and watch and not dry_run:
+        _show_until_it_ends(options.store, plan.rollout)
         return
-    if json:
+    if options.store.json:
         print_json(said)
         return
     for name, ref in said["models"].items():
@@ -72,7 +68,7 @@ def start(
     else:
         typer.echo(f"{said['rollout']} has started, for {count}. `hedgerow rollout status {said['rollout']} --watch`")
     if watch and not dry_run:
-        status(plan.rollout, watch=True, store=store, config=config)
+        _show_until_it_ends(options.store, plan.rollout)
 
 
 def check(
@@ -107,13 +103,12 @@ def schema() -> None:
     print_json(configfile.schema(RolloutPlan))
 
 
+@on_store
 def status(
+    options: StoreOptions,
     name: OneOrLatest = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it until it has ended.")] = False,
     every_node: Annotated[bool, typer.Option("--nodes", help="List all nodes, not only those that failed.")] = False,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """Say how far a rollout is, what it waits for, and what went wrong.
 
@@ -126,55 +121,60 @@ def status(
     rollout failed or was canceled. A store that is away meanwhile is waited for. The service carries the rollout out whether
     anybody watches or not.
     """
-    from hedgerow.cli.region.rollout_progress import drawn, follow, read
-
     if watch:
-        if follow(lambda: open_store(store, config), name, every_node=every_node, json=json)["phase"] != "succeeded":
-            raise typer.Exit(1)
+        _show_until_it_ends(options, name, every_node=every_node)
         return
-    with closing(open_store(store, config)) as database:
+    from hedgerow.cli.region.rollout_progress import drawn, read
+
+    with options.open() as database:
         said = read(database, name, every_node=every_node)
-    if json:
+    if options.json:
         print_json(said)
         return
     for line in drawn(said, terminal_width()):
         typer.echo(line)
 
 
-def pause(
-    name: Name, why: Why = "", as_: As = None, store: StoreUrl = None, config: StoreConfig = None, json: Json = False
-) -> None:
+def _show_until_it_ends(options: StoreOptions, name: str | None, *, every_node: bool = False) -> None:
+    """Follow a rollout. Raises: typer.Exit: it did not succeed."""
+    from hedgerow.cli.region.rollout_progress import follow
+
+    if (
+        follow(lambda: open_store(options.url, options.config), name, every_node=every_node, json=options.json)["phase"]
+        != "succeeded"
+    ):
+        raise typer.Exit(1)
+
+
+@on_service
+def pause(options: ServiceOptions, name: Name) -> None:
     """Pause a rollout: nobody else is given anything. What fails is taken back all the same.
 
     Examples:
       hedgerow rollout pause faces-2 --why "the line is at capacity"
     """
-    said = ask("rollout-pause", {"rollout": name}, why, as_, store, config)
-    _say(said, json, f"{name} is paused.")
+    said = options.ask("rollout-pause", {"rollout": name})
+    _say(said, options.store.json, f"{name} is paused.")
 
 
-def resume(
-    name: Name, why: Why = "", as_: As = None, store: StoreUrl = None, config: StoreConfig = None, json: Json = False
-) -> None:
+@on_service
+def resume(options: ServiceOptions, name: Name) -> None:
     """Let a rollout that is paused go on. Failures so far are let pass and not counted again.
 
     Examples:
       hedgerow rollout resume faces-2 --why "looked at hall-2: its camera was covered"
     """
-    said = ask("rollout-resume", {"rollout": name}, why, as_, store, config)
-    _say(said, json, f"{name} goes on.")
+    said = options.ask("rollout-resume", {"rollout": name})
+    _say(said, options.store.json, f"{name} goes on.")
 
 
+@on_service
 def abort(
+    options: ServiceOptions,
     name: Name,
-    why: Why = "",
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave nodes as they are now, instead of putting them back.")
     ] = False,
-    as_: As = None,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
 ) -> None:
     """End a rollout, and put all nodes that it has reached back on what they served before.
 
@@ -182,15 +182,14 @@ def abort(
       hedgerow rollout abort faces-2 --why "wrong version"
       hedgerow rollout abort faces-2 --keep --why "good enough for this week"
     """
-    said = ask("rollout-abort", {"rollout": name, "keep": keep}, why, as_, store, config)
-    _say(said, json, f"{name} is {said['phase']}.")
+    said = options.ask("rollout-abort", {"rollout": name, "keep": keep})
+    _say(said, options.store.json, f"{name} is {said['phase']}.")
 
 
+@on_store
 def history(
-    newest: Annotated[int, typer.Option("--newest", min=1, metavar="N", help="The newest N.")] = 20,
-    store: StoreUrl = None,
-    config: StoreConfig = None,
-    json: Json = False,
+    options: StoreOptions,
+    newest: Newest = 20,
 ) -> None:
     """List rollouts, the newest first: what, who, why, and what became of it.
 
@@ -200,12 +199,9 @@ def history(
     """
     from hedgerow.region.rollouts.progress import history as read
 
-    database = open_store(store, config)
-    try:
+    with options.open() as database:
         said = read(database, newest)
-    finally:
-        database.close()
-    if json:
+    if options.json:
         print_json(said)
         return
     rows = []

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json
+from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.options import Json
 
 File = Annotated[Path, typer.Argument(metavar="TOPOLOGY", help="The topology (YAML). `configs/topology.yaml` is one.")]
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json
+from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.options import Json
 from hedgerow.cli.trust.options import OnlineKey, PassphraseFile, Where, new_passphrase, secrets_of
 from hedgerow.cli.trust.status import print_roles
 

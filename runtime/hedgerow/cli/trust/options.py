@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from hedgerow.cli.base.console import Json
+from hedgerow.cli.base.options import Json, with_options
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
 
     from hedgerow.trust.keys import Secrets
     from hedgerow.trust.repository import Repository
-
-P = ParamSpec("P")
 
 Where = Annotated[Path, typer.Option("--repository", metavar="DIR", help="The repository's folder.")]
 OnlineKey = Annotated[
@@ -66,21 +62,8 @@ def _work(
     return Work(open_repository(repository, online_key, secrets), secrets, json)
 
 
-def on_repository(verb: Callable[Concatenate[Work, P], None]) -> Callable[..., None]:
-    """Give a verb the options of all verbs that work on a repository; it is called with what they come to."""
-    own = list(inspect.signature(verb).parameters.values())[1:]
-    shared = inspect.signature(_work, eval_str=True).parameters
-
-    @wraps(verb)
-    def run(**given: Any) -> None:
-        work = _work(**{name: given.pop(name) for name in shared})
-        verb(work, **given)  # type: ignore[call-arg]  # which there are, typer knows from the signature
-
-    hints = inspect.get_annotations(verb, eval_str=True)
-    parameters = [*(one.replace(annotation=hints[one.name]) for one in own), *shared.values()]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    return run
+on_repository = with_options(_work)
+"""Gives a verb the options of all verbs that work on a repository."""
 
 
 def open_repository(folder: Path, online_key: Path | None, secrets: Secrets) -> Repository:

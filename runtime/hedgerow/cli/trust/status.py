@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hedgerow.cli.base.console import Json, plural, print_json
+from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import alert, print_table
 from hedgerow.cli.trust.options import Where, Work, on_repository
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from hedgerow.backends import memory
 from hedgerow.backends.base import TensorSpec
 from hedgerow.config import ModelConfig
-from hedgerow.errors import ConfigError, ModelError
+from hedgerow.errors import ConfigError, ModelError, first_problem
 from hedgerow.frame import Array
 from hedgerow.models.build import formats, gguf
 from hedgerow.models.build import samples as sampling
@@ -330,10 +330,8 @@ class _Work:
                 provenance=provenance(said, recipe, self.given.files),
             )
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "manifest"
             raise ConfigError(
-                f"The manifest would not be valid: {where}: {first['msg']}",
+                f"The manifest would not be valid: {first_problem(error, 'manifest')}",
                 remedy="Mend it in the recipe or with a flag; what the model's own metadata says can be overridden there.",
             ) from error
 

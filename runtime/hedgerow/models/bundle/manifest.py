@@ -31,7 +31,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hedgerow.config import ModelConfig, Name
-from hedgerow.errors import ModelError
+from hedgerow.errors import ModelError, first_problem
 from hedgerow.wire.fleet import Digest, Version
 
 if TYPE_CHECKING:  # a region reads manifests and has no frames, nor the arrays that come with them
@@ -357,10 +357,8 @@ def read_manifest(content: Buffer, digest: str | None = None) -> Manifest:
     try:
         return Manifest.model_validate_json(bytes(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise BadManifest(
-            f"The manifest cannot be used: {where}: {first['msg']}",
+            f"The manifest cannot be used: {first_problem(error, 'manifest')}",
             remedy="Build the model with this version of Hedgerow, or update the one that reads it.",
         ) from error
 

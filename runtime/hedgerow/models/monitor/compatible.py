@@ -7,34 +7,10 @@ they have seen must stay true.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
 
 from hedgerow.backends.base import TensorSpec
 from hedgerow.errors import ModelError
-
-
-class Signature(Protocol):
-    """What a stage sees of a model."""
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """What a caller must give."""
-        ...
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """What comes back."""
-        ...
-
-    @property
-    def state(self) -> Mapping[str, str]:
-        """Hidden state, input name → output name."""
-        ...
-
-    @property
-    def batch_axis(self) -> Mapping[str, int]:
-        """Axis batches are stacked on where it is not 0."""
-        ...
+from hedgerow.stage import ModelSignature
 
 
 class IncompatibleVersion(ModelError):
@@ -49,7 +25,7 @@ class IncompatibleVersion(ModelError):
         )
 
 
-def misfits(old: Signature, new: Signature) -> list[str]:
+def misfits(old: ModelSignature, new: ModelSignature) -> list[str]:
     """Why stages that were set up for one version cannot use another; empty if they can.
 
     An input may become more open and an output more exact. Hidden state may have other sizes: it begins at zero again.
@@ -72,8 +48,8 @@ def _differing(
     kind: str,
     before: Iterable[TensorSpec],
     after: Iterable[TensorSpec],
-    old: Signature,
-    new: Signature,
+    old: ModelSignature,
+    new: ModelSignature,
     hidden: Iterable[str],
 ) -> Iterator[str]:
     by_name = {spec.name: spec for spec in after}

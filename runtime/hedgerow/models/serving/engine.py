@@ -5,7 +5,7 @@ Rules:
 - A request that cannot run fails alone: if a batch fails, its requests run again one at a time.
 - Many a model says that it takes batches and does not: it was exported with a reshape to one frame, or gives a list of
   boxes without saying whose. So two frames of the first batch are run alone as well, and batches end if that disagrees.
-- `SlotInfo` says what *is*: the backend, the device and the digest that serve, not those that were asked for.
+- `ServedModel` says what *is*: the backend, the device and the digest that serve, not those that were asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -25,6 +24,7 @@ from hedgerow.models.bundle.metadata import metadata_of
 from hedgerow.models.bundle.model_file import ModelFile, resolve
 from hedgerow.models.bundle.version import DamagedModel, ModelVersion
 from hedgerow.models.monitor.drift import DriftMonitor, DriftReport
+from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.models.session import batching
 from hedgerow.models.session.combiner import Combiner, Ticket
 from hedgerow.models.session.load import Loaded, load
@@ -34,68 +34,6 @@ _RECENT: Final = 64
 """Batches of each size whose times are kept."""
 
 _CARRIES_OVER: Final = "carries-over"
-
-
-@dataclass(frozen=True, slots=True)
-class SlotInfo:
-    """What serves in a slot, and what it has done.
-
-    Attributes:
-        name: the model's name in the configuration.
-        path: its file.
-        digest: `sha256:…` of its file.
-        version: of the bundle it belongs to; None: it is a file of the node's own.
-        bundle: digest of that bundle's manifest.
-        bundle_name: the model's name there, which the node's file need not share.
-        variant: which of the bundle's variants it is.
-        since: Unix seconds since which it serves.
-        backend: what runs it, and that library's version.
-        device: where it runs, as the backend names it.
-        device_asked: where it was to run.
-        degraded: why it does not run there; None: it does.
-        passed_over: why backends that come first were not taken, by name.
-        streams: inferences at the same time.
-        threads: threads one inference may use.
-        max_batch: most rows in a batch; 1: the model takes no batches.
-        unbatched: why batches ended although the model says that it takes them; None: they did not.
-        inputs, outputs: as text, `name: dtype[shape]`.
-        inferences: runs of the backend so far.
-        frames: rows they took in.
-        failures: requests that failed.
-        batches: how many runs had how many rows.
-        busy_s: seconds spent in the backend, all streams together.
-        looked_at, not_finite, drift, input_drift: what was seen of its live frames of late; see `drift.Seen`.
-    """
-
-    name: str
-    path: str
-    digest: str
-    version: str | None
-    bundle: str | None
-    bundle_name: str | None
-    variant: str | None
-    since: float
-    backend: str
-    backend_version: str
-    device: str
-    device_asked: str
-    degraded: str | None
-    passed_over: Mapping[str, str]
-    streams: int
-    threads: int
-    max_batch: int
-    unbatched: str | None
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    inferences: int
-    frames: int
-    failures: int
-    batches: Mapping[int, int]
-    busy_s: float
-    looked_at: int = 0
-    not_finite: int = 0
-    drift: float | None = None
-    input_drift: float | None = None
 
 
 class RequestObserver(Protocol):
@@ -224,13 +162,13 @@ class Engine:
         if self._lookout is not None:
             self._lookout.forget()
 
-    def info(self) -> SlotInfo:
+    def info(self) -> ServedModel:
         """What it is and what it has done so far."""
         session, loaded, candidate = self._session, self._loaded, self.candidate
         seen = self._lookout.seen() if self._lookout is not None else DriftReport()
         with self._lock:
             batches, busy_s, failures = dict(sorted(self._batches.items())), self._busy_s, self._failures
-        return SlotInfo(
+        return ServedModel(
             name=self.name,
             path=str(self.source.path),
             digest=self.source.digest,

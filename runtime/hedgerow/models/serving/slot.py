@@ -28,7 +28,8 @@ from hedgerow.backends.base import TensorSpec
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Array
-from hedgerow.models.serving.engine import Engine, SlotInfo
+from hedgerow.models.serving.engine import Engine
+from hedgerow.models.serving.served_model import ServedModel
 
 
 class _Pinned(threading.local):
@@ -180,7 +181,7 @@ class Slot:
             self._late.remove(engine)
         engine.close()
 
-    def info(self) -> SlotInfo:
+    def info(self) -> ServedModel:
         """What serves, or, in a gap, what served last, and what it has done so far."""
         return self._last.info()
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from hedgerow.backends.cgroups import memory_left
+
 _LIMITS: Final = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
 """Limits on a process (`ulimit -v`, `-d`), and what of /proc/self/status they are on."""
 
@@ -18,7 +20,7 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     Args:
         root: where /proc and /sys are.
     """
-    there = [*_available(root), *_groups(root), *_limits(root)]
+    there = [*_available(root), *memory_left(root), *_limits(root)]
     return max(0, min(there)) if there else None
 
 
@@ -44,38 +46,6 @@ def _limits(root: Path) -> Iterator[int]:
         taken = _field(root / "proc/self/status", field)
         if most != resource.RLIM_INFINITY and taken is not None:
             yield most - taken
-
-
-def _groups(root: Path) -> Iterator[int]:
-    """What each control group above the process leaves; what it could drop of its caches counts as free."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    mount = root / "sys/fs/cgroup"
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            yield from _left(mount, path, "memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):  # version 1
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            yield from _left(mount / "memory", path, *names)
-
-
-def _left(mount: Path, path: str, most: str, taken: str, cached: str) -> Iterator[int]:
-    """What a group and all above it leave. Args: most, taken: their files; cached: a row of `memory.stat`."""
-    folder = mount / path.lstrip("/")
-    while True:
-        try:
-            limit = (folder / most).read_text().strip()
-            if limit != "max":
-                stats = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-                yield int(limit) - int((folder / taken).read_text()) + int(stats.get(cached, 0))
-        except (OSError, ValueError):
-            pass  # the folder belongs to the host, or the group has no memory controller
-        if folder == mount:
-            return
-        folder = folder.parent
 
 
 def _field(path: Path, name: str) -> int | None:

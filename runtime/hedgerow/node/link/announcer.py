@@ -14,7 +14,7 @@ from hedgerow import __version__
 from hedgerow.bus.client import Client
 from hedgerow.bus.packets import Publication
 from hedgerow.bus.properties import Property, Value, encode_properties
-from hedgerow.pipeline.chain import EventSink
+from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.topics import Address, Channel
 from hedgerow.wire import messages as wire
 

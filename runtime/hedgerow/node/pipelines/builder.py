@@ -10,8 +10,9 @@ from hedgerow.config import NodeConfig
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.link.announcer import Announcer
-from hedgerow.pipeline.plan import LocalPlan, Plan
-from hedgerow.pipeline.workers import WorkerPlan
+from hedgerow.pipeline.built_pipeline import BuiltPipeline
+from hedgerow.pipeline.local_pipeline import LocalPipeline
+from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 
 
 class PipelineBuilder:
@@ -30,7 +31,7 @@ class PipelineBuilder:
         self._pool = pool
         self._announcer = announcer
 
-    def build(self, config: NodeConfig, name: str) -> Plan:
+    def build(self, config: NodeConfig, name: str) -> BuiltPipeline:
         """Build a pipeline.
 
         Raises:
@@ -39,11 +40,11 @@ class PipelineBuilder:
         """
         if config.pipelines[name].workers:
             return self.build_workers(config, name)
-        return LocalPlan(config, name, self._base_dir, self._pool, self._cores, self._announcer.event_sink(name))
+        return LocalPipeline(config, name, self._base_dir, self._pool, self._cores, self._announcer.event_sink(name))
 
     def build_workers(
         self, config: NodeConfig, name: str, warm_up: Mapping[str, Iterable[int]] = MappingProxyType({})
-    ) -> WorkerPlan:
+    ) -> WorkerPipeline:
         """Build a pipeline with workers, which run the versions that models are assigned now.
 
         Args:
@@ -51,7 +52,7 @@ class PipelineBuilder:
         Raises: as `build`.
         """
         events = self._announcer.event_sink(name)
-        return WorkerPlan(config, name, self._base_dir, self._cores, events, self.versions(), warm_up)
+        return WorkerPipeline(config, name, self._base_dir, self._cores, events, self.versions(), warm_up)
 
     def versions(self) -> dict[str, ModelVersion]:
         """The versions that models are assigned, by model."""

@@ -1,6 +1,6 @@
 """The pipelines of a node: built, started, replaced by a reload, drained.
 
-config ──▶ plans (stages set up, models loaded) ──▶ runners (links of their own) ──▶ drained and closed
+config ──▶ built pipelines (stages set up, models loaded) ──▶ runners (links of their own) ──▶ drained and closed
                   ▲ reload: built beside the running ones, swapped in, the old ones drained
 """
 
@@ -19,8 +19,8 @@ from hedgerow.node.link.announcer import Announcer
 from hedgerow.node.link.options import link_options
 from hedgerow.node.link.outbox import NodeOutbox
 from hedgerow.node.pipelines.builder import PipelineBuilder
-from hedgerow.pipeline.plan import Plan, pipeline_digest
-from hedgerow.pipeline.run import PipelineRunner
+from hedgerow.pipeline.built_pipeline import BuiltPipeline, pipeline_digest
+from hedgerow.pipeline.runner import PipelineRunner
 from hedgerow.telemetry.tally import Tally
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ class Pipelines:
         runners: the pipelines that run, by name.
         failures: why others do not, by name.
         waiting: why others do not yet, by name: a model of theirs is to come from the region.
-        reloading: held while plans are built that replace running ones.
+        reloading: held while pipelines are built that replace running ones.
         committing: held while runners come and go.
         closing: the node is stopping, so nothing new may start.
     """
@@ -74,10 +74,10 @@ class Pipelines:
         if self._outbox.left_over:
             with suppress(HedgerowError):  # a pipeline that needs it says why not
                 await self._outbox.open()
-        plans = await self._build(config, config.pipelines, self.failures)
+        built_pipelines = await self._build(config, config.pipelines, self.failures)
         async with self.committing:
-            for plan in plans.values():
-                await self._start(plan)
+            for built in built_pipelines.values():
+                await self._start(built)
 
     async def wait_connected(self, timeout_s: float) -> None:
         """Wait until the pipelines' links are up, or the time is over."""
@@ -115,13 +115,13 @@ class Pipelines:
     async def _start_waiting(self) -> None:
         async with self.reloading:
             names = [name for name in self.waiting if name in self.config.pipelines]
-            plans = await self._build(self.config, names, self.failures)
+            built_pipelines = await self._build(self.config, names, self.failures)
             async with self.committing:
-                for plan in plans.values():
+                for built in built_pipelines.values():
                     if self.closing:
-                        plan.retire()
+                        built.retire()
                     else:
-                        await self._start(plan)
+                        await self._start(built)
 
     async def reload(self, config: NodeConfig) -> dict[str, list[str]]:
         """Put a new configuration into force; if any part of it is bad, nothing changes.
@@ -132,7 +132,7 @@ class Pipelines:
         async with self.reloading:
             fresh = [name for name in config.pipelines if self._is_fresh(config, name)]
             failures: dict[str, HedgerowError] = {}
-            plans = await self._build(config, fresh, failures)
+            built_pipelines = await self._build(config, fresh, failures)
             try:
                 if failures:
                     name, error = next(iter(failures.items()))
@@ -142,10 +142,10 @@ class Pipelines:
                         remedy=f"{error.remedy} The old configuration runs on.",
                     ) from error
                 async with self.committing:
-                    return await self._commit(config, plans)
+                    return await self._commit(config, built_pipelines)
             except HedgerowError:
-                for plan in plans.values():
-                    plan.retire()
+                for built in built_pipelines.values():
+                    built.retire()
                 raise
 
     def _is_fresh(self, config: NodeConfig, name: str) -> bool:
@@ -153,60 +153,64 @@ class Pipelines:
             return True
         return pipeline_digest(config, name) != pipeline_digest(self.config, name)
 
-    async def _commit(self, config: NodeConfig, plans: Mapping[str, Plan]) -> dict[str, list[str]]:
-        """Put plans into force. Raises: HedgerowError: they cannot be; nothing has changed."""
+    async def _commit(self, config: NodeConfig, built_pipelines: Mapping[str, BuiltPipeline]) -> dict[str, list[str]]:
+        """Put built pipelines into force. Raises: HedgerowError: they cannot be; nothing has changed."""
         if self.closing:  # nobody would drain what is started now
             raise CommandError("The node is stopping", code="stopping", remedy="Start it with the new file.")
-        await self._subscribe_for(plans)
+        await self._subscribe_for(built_pipelines)
         outcome = {
-            "added": [name for name in plans if name not in self.runners],
-            "changed": [name for name in plans if name in self.runners],
+            "added": [name for name in built_pipelines if name not in self.runners],
+            "changed": [name for name in built_pipelines if name in self.runners],
             "removed": [name for name in self.runners if name not in config.pipelines],
-            "kept": [name for name in config.pipelines if name not in plans],
+            "kept": [name for name in config.pipelines if name not in built_pipelines],
         }
         self.config = config
         self.failures.clear()
         self.waiting = {name: why for name, why in self.waiting.items() if name in config.pipelines}
         for name in outcome["removed"]:
             await self.runners.pop(name).stop(config.node.drain_s, forget_session=True)
-        for name, plan in plans.items():
-            await self.replace(name, plan)
+        for name, built in built_pipelines.items():
+            await self.replace(name, built)
         return outcome
 
-    async def _subscribe_for(self, plans: Mapping[str, Plan]) -> None:
-        """Subscribe for all plans that are to be swapped in, or for none.
+    async def _subscribe_for(self, built_pipelines: Mapping[str, BuiltPipeline]) -> None:
+        """Subscribe for all that are to be swapped in, or for none.
 
         Raises: BusError: the broker refuses one.
         """
-        swaps = {name: plan for name, plan in plans.items() if (r := self.runners.get(name)) and r.can_swap(plan)}
+        swaps = {
+            name: built
+            for name, built in built_pipelines.items()
+            if (r := self.runners.get(name)) and r.can_swap(built)
+        }
         try:
-            for name, plan in swaps.items():
-                await self.runners[name].subscribe_also(plan)
+            for name, built in swaps.items():
+                await self.runners[name].subscribe_also(built)
         except BusError:
-            for name, plan in swaps.items():
-                await self.runners[name].unsubscribe_others(plan)
+            for name, built in swaps.items():
+                await self.runners[name].unsubscribe_others(built)
             raise
 
-    async def replace(self, name: str, plan: Plan) -> None:
-        """Let a plan take the place of the running one, if there is one. To be called with `committing` held."""
+    async def replace(self, name: str, built: BuiltPipeline) -> None:
+        """Let a built pipeline take the place of the running one, if there is one. To be called with `committing` held."""
         runner = self.runners.get(name)
         if runner is None:
-            await self._start(plan)
-        elif runner.can_swap(plan):
-            await runner.swap(plan)
+            await self._start(built)
+        elif runner.can_swap(built):
+            await runner.swap(built)
         else:  # it needs another link; the session at the broker bridges the gap
             paused = runner.state == "paused"
             await runner.stop(self.config.node.drain_s)
-            await self._start(plan, runner.tally, paused=paused)
+            await self._start(built, runner.tally, paused=paused)
 
     async def _build(
         self, config: NodeConfig, names: Iterable[str], failures: dict[str, HedgerowError]
-    ) -> dict[str, Plan]:
-        """Build plans in a worker thread, so that frames, pings and commands go on meanwhile."""
-        plans: dict[str, Plan] = {}
+    ) -> dict[str, BuiltPipeline]:
+        """Build pipelines in a worker thread, so that frames, pings and commands go on meanwhile."""
+        built_pipelines: dict[str, BuiltPipeline] = {}
         for name in names:
             try:
-                plans[name] = await asyncio.to_thread(self._builder.build, config, name)
+                built_pipelines[name] = await asyncio.to_thread(self._builder.build, config, name)
                 self.waiting.pop(name, None)
             except ModelNotAssigned as error:
                 self.waiting[name] = error
@@ -218,31 +222,31 @@ class Pipelines:
                 log.exception("pipeline-failed", pipeline=name)
                 failures[name] = internal(error)
                 self._report_failure(name, failures[name])
-        return plans
+        return built_pipelines
 
-    async def _start(self, plan: Plan, tally: Tally | None = None, *, paused: bool = False) -> None:
-        client_id = f"hedgerow/{self._announcer.address}/{plan.name}"
+    async def _start(self, built: BuiltPipeline, tally: Tally | None = None, *, paused: bool = False) -> None:
+        client_id = f"hedgerow/{self._announcer.address}/{built.name}"
         source = link_options(
             self.config.broker,
             client_id,
-            receive_maximum=plan.config.receive_maximum,
-            max_payload_bytes=plan.config.max_payload_bytes,
+            receive_maximum=built.config.receive_maximum,
+            max_payload_bytes=built.config.max_payload_bytes,
         )
         sink = link_options(self.config.broker, f"{client_id}/results")
         try:
-            outbox = await self._outbox.open() if plan.config.publish.durable else None
+            outbox = await self._outbox.open() if built.config.publish.durable else None
         except HedgerowError as error:
-            plan.retire()
-            self._failed(plan.name, error)
+            built.retire()
+            self._failed(built.name, error)
             return
-        runner = PipelineRunner(plan, source, sink, self._announcer.event_sink(plan.name), outbox, tally)
-        self.runners[plan.name] = runner
+        runner = PipelineRunner(built, source, sink, self._announcer.event_sink(built.name), outbox, tally)
+        self.runners[built.name] = runner
         try:
             await runner.start(paused=paused)
         except HedgerowError as error:
             await runner.stop(0)
-            del self.runners[plan.name]
-            self._failed(plan.name, error)
+            del self.runners[built.name]
+            self._failed(built.name, error)
 
     def _failed(self, name: str, error: HedgerowError) -> None:
         self.failures[name] = error

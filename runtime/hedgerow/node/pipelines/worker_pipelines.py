@@ -12,10 +12,10 @@ from functools import partial
 
 from hedgerow.config import ModelConfig
 from hedgerow.models.monitor.observations import Observations
-from hedgerow.models.serving.engine import SlotInfo
+from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.node.pipelines.builder import PipelineBuilder
 from hedgerow.node.pipelines.pipelines import Pipelines
-from hedgerow.pipeline.workers import WorkerPlan
+from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 
 
 class WorkerPipelines:
@@ -32,9 +32,9 @@ class WorkerPipelines:
         self._observed: str | None = None
         self._before: dict[str, Observations] = {}
 
-    def models(self) -> list[SlotInfo]:
+    def models(self) -> list[ServedModel]:
         """The models that run in workers."""
-        return [info for _, plan in self._using() for info in plan.models()]
+        return [info for _, built in self._using() for info in built.models()]
 
     def config_of(self, model: str) -> ModelConfig | None:
         """The configuration of a model that workers run; None: none does."""
@@ -42,24 +42,24 @@ class WorkerPipelines:
 
     def processes(self, model: str) -> int:
         """How many worker processes have loaded a model."""
-        return sum(plan.lanes for _, plan in self._using(model))
+        return sum(built.lanes for _, built in self._using(model))
 
     def observe(self, model: str | None) -> None:
         """Observe a model from now on, until another one is observed; None: observe none."""
         self._observed = model
         self._before.clear()
-        for _, plan in self._using():
-            plan.watch(None)
-        for _, plan in self._using(model):
-            plan.watch(model)
+        for _, built in self._using():
+            built.watch(None)
+        for _, built in self._using(model):
+            built.watch(model)
 
     def observations(self) -> list[tuple[Observations, Observations]]:
         """What was seen of the observed model in each pipeline that has changed its version: before, and since."""
         pairs = []
-        for pipeline, plan in self._using(self._observed):
+        for pipeline, built in self._using(self._observed):
             if (before := self._before.get(pipeline)) is not None:
-                plan.watch(self._observed)  # a reload may have replaced it
-                pairs.append((before, plan.conduct()))
+                built.watch(self._observed)  # a reload may have replaced it
+                pairs.append((before, built.conduct()))
         return pairs
 
     async def activate(self, model: str) -> int:
@@ -72,26 +72,26 @@ class WorkerPipelines:
         """
         async with self._pipelines.reloading:
             wanted = self._builder.versions().get(model)
-            old = {pipeline: plan for pipeline, plan in self._using(model) if plan.versions.get(model) != wanted}
-            fresh: dict[str, WorkerPlan] = {}
+            old = {pipeline: built for pipeline, built in self._using(model) if built.versions.get(model) != wanted}
+            fresh: dict[str, WorkerPipeline] = {}
             try:
-                for pipeline, plan in old.items():
+                for pipeline, built in old.items():
                     if not self._pipelines.closing:
-                        fresh[pipeline] = await self._start_workers(pipeline, model, plan.conduct())
+                        fresh[pipeline] = await self._start_workers(pipeline, model, built.conduct())
                 async with self._pipelines.committing:
                     if self._pipelines.closing:
                         return 0
                     for pipeline in list(fresh):
-                        plan = fresh.pop(pipeline)
+                        built = fresh.pop(pipeline)
                         self._before[pipeline] = old[pipeline].conduct()
-                        plan.watch(self._observed)
-                        await self._pipelines.replace(pipeline, plan)
+                        built.watch(self._observed)
+                        await self._pipelines.replace(pipeline, built)
             finally:
-                for plan in fresh.values():
-                    plan.retire()
+                for built in fresh.values():
+                    built.retire()
             return len(old)
 
-    async def _start_workers(self, pipeline: str, model: str, before: Observations) -> WorkerPlan:
+    async def _start_workers(self, pipeline: str, model: str, before: Observations) -> WorkerPipeline:
         """Start workers in a thread; if this is cancelled, they are ended when they are ready.
 
         Args:
@@ -106,15 +106,15 @@ class WorkerPipelines:
             starting.add_done_callback(_retire)
             raise
 
-    def _using(self, model: str | None = None) -> Iterator[tuple[str, WorkerPlan]]:
+    def _using(self, model: str | None = None) -> Iterator[tuple[str, WorkerPipeline]]:
         """Running pipelines with workers, by name; those that use a model, if one is named."""
         for pipeline, runner in self._pipelines.runners.items():
-            plan = runner.plan
-            if isinstance(plan, WorkerPlan) and (model is None or model in {info.name for info in plan.models()}):
-                yield pipeline, plan
+            built = runner.built
+            if isinstance(built, WorkerPipeline) and (model is None or model in {info.name for info in built.models()}):
+                yield pipeline, built
 
 
-def _retire(starting: asyncio.Future[WorkerPlan]) -> None:
+def _retire(starting: asyncio.Future[WorkerPipeline]) -> None:
     """End workers that nobody waits for any more."""
     if not starting.cancelled() and starting.exception() is None:
         starting.result().retire()

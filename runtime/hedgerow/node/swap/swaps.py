@@ -26,12 +26,12 @@ from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.monitor.canary_analysis import CRASHED
 from hedgerow.models.monitor.quarantine import QuarantineLog
-from hedgerow.models.serving.engine import SlotInfo
 from hedgerow.models.serving.pool import BUNDLE, ModelPool
+from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.node.pipelines.worker_pipelines import WorkerPipelines
 from hedgerow.node.swap.outcome import OnStep, SwapOutcome, SwapRefused
 from hedgerow.node.swap.swap_steps import SwapSteps
-from hedgerow.wire.fleet import ModelRef, Quarantined, ReportedModel, SwapPolicy
+from hedgerow.wire.fleet import Quarantined, ReportedModel, SwapPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -130,22 +130,10 @@ class Swaps:
         async with self._turn:
             await asyncio.to_thread(self._quarantine.release, digest)
 
-    def _reported(self, info: SlotInfo) -> ReportedModel:
+    def _reported(self, info: ServedModel) -> ReportedModel:
         previous = self._previous.get(info.name)
-        ref = None
-        if info.version is not None and info.bundle is not None:
-            ref = ModelRef(name=info.bundle_name or info.name, version=info.version, digest=info.bundle)
-        return ReportedModel(
-            model=ref,
-            variant=info.variant,
-            file_digest=info.digest,
-            backend=info.backend,
-            device=info.device,
-            since=info.since,
-            results=info.frames,
-            stage=self._stages.get(info.name, "kept"),
-            previous=previous.ref if previous is not None else None,
-        )
+        ref = previous.ref if previous is not None else None
+        return info.as_reported(self._stages.get(info.name, "kept"), ref)
 
     async def _swap(
         self, name: str, candidate: ModelVersion | None, policy: SwapPolicy, on_step: OnStep

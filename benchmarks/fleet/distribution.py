@@ -1,0 +1,370 @@
+"""A model on its way to the nodes of one site: from neighbours, from the region alone, from a mirror. Bytes and processor time.
+
+    python -m benchmarks.fleet.distribution nodes|region|web FILE     # one process of it, as FILE says
+
+Real brokers, a real bridge, a real web server; between site and region a proxy that counts. `make bench ONLY=distribution`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http.server
+import json
+import logging
+import os
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import psutil  # type: ignore[import-untyped]
+import structlog
+import trustme
+
+from benchmarks.harness.cells import Cell, Options, cell
+from benchmarks.harness.process import ended
+from hedgerow.blobs.fetch.fetcher import BlobFetcher
+from hedgerow.blobs.origins.origins import open_sources
+from hedgerow.blobs.serve import BlobServer
+from hedgerow.blobs.store.store import BlobStore
+from hedgerow.bus import Client, ClientOptions, Message
+from hedgerow.config import SourceSection
+from hedgerow.models.bundle.chunks import describe_file
+from hedgerow.models.bundle.manifest import File
+from hedgerow.testing import Mosquitto, processes
+from hedgerow.testing.faults import FaultProxy
+from hedgerow.topics import Address
+
+REGION: Final = "plant"
+SITE: Final = "hall"
+_WAN_DELAY_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How nodes come by a model.
+
+    Attributes:
+        neighbours: whether they give each other what they have.
+        web: where a copy of the repository is that they ask first: beside the region, at the site, or, `away`, nowhere
+            any more; empty: they know of none.
+    """
+
+    neighbours: bool
+    web: str = ""
+
+
+WAYS: Final = {
+    "neighbours": Way(True),
+    "region": Way(False),
+    "region_each": Way(False, "region"),
+    "mirror": Way(False, "site"),
+    "mirror_away": Way(False, "away"),
+    "mirror_away_neighbours": Way(True, "away"),
+}
+IN_WORDS: Final = {
+    "neighbours": "from neighbours",
+    "region": "from the region, whose answers all nodes hear",
+    "region_each": "from a web server in the region, each node for itself",
+    "mirror": "from a mirror at the site",
+    "mirror_away": "from a mirror that is down",
+    "mirror_away_neighbours": "from a mirror that is down, and neighbours",
+}
+
+
+@dataclass(slots=True)
+class Cost:
+    """What a step cost: bytes, messages of the site's broker, and processor time in milliseconds."""
+
+    wan_bytes: int = 0
+    lan_bytes: int = 0
+    messages: int = 0
+    nodes_ms: float = 0.0
+    broker_ms: float = 0.0
+    web_ms: float = 0.0
+    region_ms: float = 0.0
+    took_s: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+@dataclass(slots=True)
+class Site:
+    """A region and one site: what is to be looked at."""
+
+    wan: list[FaultProxy]
+    lan: list[FaultProxy]
+    processes: dict[str, psutil.Process]
+    broker: dict[str, int] = field(default_factory=dict)
+    ticks: int = 0
+
+    def heard(self, messages: list[Message]) -> None:
+        """The broker tells its counts."""
+        for message in messages:
+            name = message.topic.removeprefix("$SYS/broker/")
+            if name == "uptime":
+                self.ticks += 1
+            else:
+                self.broker[name] = int(bytes(message.payload))
+
+    async def now(self) -> Cost:
+        """All of it so far, when the broker's counts are those of now."""
+        seen = self.ticks
+        async with asyncio.timeout(30):
+            while self.ticks < seen + 2:  # noqa: ASYNC110 - the broker tells them once a second
+                await asyncio.sleep(0.05)
+        wan, lan = (sum(len(proxy.up) + len(proxy.down) for proxy in each) for each in (self.wan, self.lan))
+        bridged = len(self.wan[0].up) + len(self.wan[0].down)
+        total = self.broker["bytes/received"] + self.broker["bytes/sent"]
+        times = {name: sum(one.cpu_times()[:2]) * 1e3 for name, one in self.processes.items()}
+        return Cost(
+            wan,
+            lan + total - bridged,
+            self.broker["messages/received"] + self.broker["messages/sent"],
+            times["nodes"],
+            times["broker"],
+            times.get("web", 0.0),
+            times["region"],
+            time.monotonic(),
+        )
+
+
+def less(after: Cost, before: Cost) -> Cost:
+    """What has been spent in between."""
+    return Cost(*(getattr(after, name) - getattr(before, name) for name in Cost.__slots__))
+
+
+@asynccontextmanager
+async def _site(way: Way, folder: Path, nodes: Sequence[str], file: File) -> AsyncIterator[tuple[Site, Any]]:
+    """A site whose nodes wait for their steps."""
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_context
+        upper = enter(Mosquitto(config=["max_inflight_messages 1000"]))
+        bridge = enter(FaultProxy("127.0.0.1", upper.port, record=True))
+        bridge.delay(_WAN_DELAY_S)
+        lower = enter(Mosquitto(config=["sys_interval 1", *_bridge(bridge.port)]))
+        site = Site([bridge], [], {"broker": psutil.Process(lower.pid)})
+        repository = str(folder / "repository")
+        site.processes["region"], _ = _begin(enter, "region", folder, {"url": upper.url, "repository": repository})
+        sources = []
+        if way.web:
+            sources = [_web(enter, way, folder, site)]
+        client = Client(ClientOptions(url=lower.url, client_id="looks-on"), site.heard)
+        await stack.enter_async_context(client)
+        kinds = ("bytes/received", "bytes/sent", "messages/received", "messages/sent", "uptime")
+        await client.subscribe({f"$SYS/broker/{kind}": 0 for kind in kinds})
+        client.resume()
+        job = {
+            "url": lower.url,
+            "folder": str(folder / "nodes"),
+            "nodes": list(nodes),
+            "neighbours": way.neighbours,
+            "sources": sources,
+            "file": file.model_dump(mode="json"),
+        }
+        site.processes["nodes"], pipe = _begin(enter, "nodes", folder, job)
+        yield site, pipe
+
+
+def _web(enter: Any, way: Way, folder: Path, site: Site) -> dict[str, str]:
+    """Start a web server over the repository. Returns: how nodes are told of it."""
+    ca = trustme.CA()
+    made = ca.issue_cert("127.0.0.1")
+    ca.cert_pem.write_to_path(folder / "ca.pem")
+    made.private_key_and_cert_chain_pem.write_to_path(folder / "web.pem")
+    job = {"certificate": str(folder / "web.pem"), "repository": str(folder / "repository")}
+    process, pipe = _begin(enter, "web", folder, job)
+    proxy = enter(FaultProxy("127.0.0.1", int(pipe.said["port"]), record=True))
+    if way.web == "region":
+        proxy.delay(_WAN_DELAY_S)
+        site.wan.append(proxy)
+    else:
+        site.lan.append(proxy)
+    if way.web == "away":
+        proxy.cut()
+    else:
+        site.processes["web"] = process
+    return {"url": f"https://127.0.0.1:{proxy.port}", "ca_file": str(folder / "ca.pem")}
+
+
+class Pipe:
+    """A process that answers each line with a line."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.said = self._read()
+
+    def ask(self, value: Any) -> Any:
+        """Say something and wait for the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(value).encode() + b"\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("a process of the benchmark has ended; it has said why")
+        return json.loads(line)
+
+
+def _begin(enter: Any, what: str, folder: Path, job: dict[str, Any]) -> tuple[psutil.Process, Pipe]:
+    path = folder / f"{what}.json"
+    path.write_text(json.dumps(job))
+    command = [sys.executable, "-m", "benchmarks.fleet.distribution", what, str(path)]
+    process = processes.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    enter(ended(process))
+    return psutil.Process(process.pid), Pipe(process)
+
+
+def _bridge(port: int) -> list[str]:
+    base = f"hedgerow/v1/{REGION}/{SITE}"
+    return [
+        "max_inflight_messages 1000",
+        "connection region",
+        f"address 127.0.0.1:{port}",
+        "bridge_protocol_version mqttv50",
+        f"remote_clientid bridge/{SITE}",
+        "restart_timeout 1",
+        f"topic {base}/+/blob/ask/# out 1",
+        f"topic {base}/~/blob/# in 1",
+    ]
+
+
+async def measure(way: Way, folder: Path, steps: Sequence[int], size: int) -> list[Cost]:
+    """What it costs that so many nodes fetch a file of so many bytes at once, and then so many more.
+
+    Returns: the cost of each step.
+    """
+    repository = folder / "repository" / "blobs" / "sha256"
+    (folder / "model").write_bytes(os.urandom(size))
+    file = describe_file(folder / "model", "model")
+    content, offset = (folder / "model").read_bytes(), 0
+    for chunk in file.chunks:
+        name = chunk.digest.removeprefix("sha256:")
+        (repository / name[:2]).mkdir(parents=True, exist_ok=True)
+        (repository / name[:2] / name).write_bytes(content[offset : offset + chunk.size])
+        offset += chunk.size
+    names = [f"n{number}" for number in range(sum(steps))]
+    costs = []
+    async with _site(way, folder, names, file) as (site, pipe):
+        for step in steps:
+            here, names = names[:step], names[step:]
+            before = await site.now()
+            took_s = (await asyncio.to_thread(pipe.ask, here))["took_s"]
+            cost = less(await site.now(), before)
+            cost.took_s = took_s
+            costs.append(cost)
+    return costs
+
+
+def run(options: Options) -> list[Cell]:
+    """Each way, for all nodes of a site at once and then one more, and for one node and then the others."""
+    size, site, ways = 8 << 20, 10, list(WAYS)
+    if options.smoke:
+        size, site, ways = 1 << 18, 2, ["mirror_away_neighbours"]  # which has all the parts
+    cells = []
+    for key in ways:
+        seen: dict[str, list[Cost]] = {"at_once": [], "late": [], "waves": []}
+        for _ in range(options.repeats):
+            for steps in ((site, 1), (1, site - 1)):
+                with tempfile.TemporaryDirectory() as folder:
+                    first, second = asyncio.run(measure(WAYS[key], Path(folder), steps, size))
+                if steps[0] == site:
+                    seen["at_once"].append(first)
+                    seen["late"].append(second)
+                else:
+                    seen["waves"].append(first + second)
+        words = {"at_once": f"{site} nodes at once", "late": "one more, later", "waves": f"one node, then {site - 1}"}
+        for when, costs in seen.items():
+            cells += _cells(f"distribution.{key}.{when}", f"{IN_WORDS[key]}, {words[when]}", costs, size)
+    return cells
+
+
+def _cells(ident: str, name: str, costs: Sequence[Cost], size: int) -> list[Cell]:
+    return [
+        cell(f"{ident}.wan", f"{name}: bytes over the WAN ÷ model", [one.wan_bytes / size for one in costs], "cost ×"),
+        cell(f"{ident}.lan", f"{name}: bytes in the site ÷ model", [one.lan_bytes / size for one in costs], "cost ×"),
+        cell(f"{ident}.messages", f"{name}: messages of the site's broker", [one.messages for one in costs], "messages"),
+        cell(f"{ident}.nodes", f"{name}: processor time of all nodes", [one.nodes_ms for one in costs], "ms"),
+        cell(f"{ident}.broker", f"{name}: processor time of the site's broker", [one.broker_ms for one in costs], "ms"),
+        cell(f"{ident}.web", f"{name}: processor time of the web server", [one.web_ms for one in costs], "ms"),
+        cell(f"{ident}.region", f"{name}: processor time of the region's service", [one.region_ms for one in costs], "ms"),
+        cell(f"{ident}.took", f"{name}: until all have it", [one.took_s * 1e3 for one in costs], "ms"),
+    ]  # fmt: skip
+
+
+# Each in a process of its own
+
+
+async def _nodes(job: dict[str, Any]) -> None:
+    """Nodes as far as models go: each line names those that are to fetch."""
+    sections = [SourceSection.model_validate(one) for one in job["sources"]]
+    file = File.model_validate(job["file"])
+    async with AsyncExitStack() as stack:
+        fetchers = {}
+        for name in job["nodes"]:
+            fetcher = BlobFetcher(
+                ClientOptions(url=job["url"], client_id=name),
+                Address(REGION, SITE, name),
+                BlobStore(Path(job["folder"]) / name, 1 << 30),
+                serve_neighbours=job["neighbours"],
+                sources=open_sources(sections),
+            )
+            fetchers[name] = await stack.enter_async_context(fetcher)
+        for fetcher in fetchers.values():
+            await fetcher.client.wait_connected(60)
+        print("{}", flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            began = time.monotonic()
+            await asyncio.gather(*(fetchers[name].fetch([file]) for name in json.loads(line)))
+            print(json.dumps({"took_s": time.monotonic() - began}), flush=True)
+
+
+async def _region(job: dict[str, Any]) -> None:
+    """The region's side of the blob channel."""
+    async with BlobServer(ClientOptions(url=job["url"]), REGION, Path(job["repository"])) as server:
+        await server.client.wait_connected(60)
+        print("{}", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _serve_web(job: dict[str, Any]) -> None:
+    """A web server over the repository."""
+    handler = functools.partial(_Handler, directory=job["repository"])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(job["certificate"])
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    print(json.dumps({"port": server.server_address[1]}), flush=True)
+    server.serve_forever()
+
+
+def main() -> None:
+    """Be one of the processes."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    what, job = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    if what == "web":
+        _serve_web(job)
+    else:
+        asyncio.run({"nodes": _nodes, "region": _region}[what](job))
+
+
+if __name__ == "__main__":
+    main()

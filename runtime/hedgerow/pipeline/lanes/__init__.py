@@ -1,0 +1,1 @@
+"""Threads that run lists of frames: how many, how long the lists."""

@@ -1,0 +1,142 @@
+"""A pipeline whose stages run in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from hedgerow.config import NodeConfig
+from hedgerow.errors import FrameError
+from hedgerow.frame import Frame
+from hedgerow.models.serving.engine import Engine
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.models.serving.served_model import ServedModel
+from hedgerow.models.serving.slot import Pins
+from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
+from hedgerow.pipeline.chain.build import PipelineContext, build_chain
+from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.pipeline.delivery import Delivery, Settlement
+from hedgerow.pipeline.result_encoder import ResultEncoder
+
+_ENCODERS: Final = 8
+
+
+class LocalPipeline(BuiltPipeline):
+    """A pipeline whose stages run in this process.
+
+    Args:
+        config: the whole configuration.
+        name: which of its pipelines.
+        base_dir: folder that relative paths start at.
+        pool: where models are.
+        cores: cores the node owns.
+        on_event: takes what operators should know.
+    Raises: HedgerowError: a stage or a model is missing or broken.
+    """
+
+    def __init__(
+        self, config: NodeConfig, name: str, base_dir: Path, pool: ModelPool, cores: int, on_event: EventSink
+    ) -> None:
+        lanes = config.pipelines[name].lanes
+        super().__init__(config, name, cores if lanes is None else lanes)
+        self._context = PipelineContext(name, config.models, base_dir, pool)
+        self._chain = build_chain(self.config.stages, self._context, on_event)
+        self._slots = tuple(dict.fromkeys(self._context.slots))
+        if not self.lanes:
+            for slot in self._slots:
+                slot.never_waits = True
+        self._make_encoder = partial(make_encoder, config, name)
+        self.encoder = self._make_encoder(self.models())
+        self._encoders: dict[tuple[Engine, ...], ResultEncoder] = {}
+
+    def run(self, deliveries: Sequence[Delivery], lane: int) -> Completed:
+        """See `BuiltPipeline.run`. The list pins the versions of its models that serve when it begins."""
+        for slot in self._slots:
+            if slot.on_trial is not None:
+                return self._run_divided(deliveries)
+        with Pins(self._slots) as engines:
+            return self._run(deliveries, engines)
+
+    def _run_divided(self, deliveries: Sequence[Delivery]) -> Completed:
+        """Run a list as several: one for each choice of versions that serves some of its streams."""
+        splits = [slot.on_trial for slot in self._slots]  # looked at once: one may end meanwhile
+        groups: dict[tuple[bool, ...], list[Delivery]] = {}
+        for delivery in deliveries:
+            chosen = tuple([split is not None and split.takes(delivery.stream) for split in splits])
+            groups.setdefault(chosen, []).append(delivery)
+        settlements: list[Settlement] = []
+        timings: list[tuple[str, float, int]] = []
+        snapshot = None
+        for chosen, group in groups.items():
+            with Pins(self._slots, chosen) as engines:
+                completed = self._run(group, engines)
+            settlements += completed.settlements
+            timings += completed.timings
+            snapshot = completed.snapshot or snapshot
+        return Completed(settlements, timings, snapshot)
+
+    def _encoder_for(self, engines: tuple[Engine, ...]) -> ResultEncoder:
+        """The encoder whose results name these versions."""
+        encoder = self._encoders.get(engines)
+        if encoder is None:
+            if len(self._encoders) >= _ENCODERS:  # versions that served once are not worth their memory
+                self._encoders.clear()
+            encoder = self._encoders[engines] = self._make_encoder([engine.info() for engine in engines])
+        return encoder
+
+    def _run(self, deliveries: Sequence[Delivery], engines: tuple[Engine, ...]) -> Completed:
+        maker, encoder = self._maker, self._encoder_for(engines)
+        wall, monotonic = time.time(), time.monotonic()
+        maker.clock.look(wall, monotonic)
+        clock_offset_s = wall - monotonic
+        settlements: list[Settlement] = []
+        frames: list[Frame] = []
+        owners: list[Delivery] = []
+        for delivery in deliveries:
+            frame = maker.bare(delivery, clock_offset_s)
+            try:
+                frames.append(maker.complete(frame, delivery.message))
+                owners.append(delivery)
+            except FrameError as error:
+                settlements.append(self._dead(delivery, frame, error, ""))
+        run = self._chain.run(frames)
+        lineage = encoder.lineage(run.timings)
+        if maker.clock.doubtful:
+            lineage["clock"] = "doubtful"
+        at = time.time()
+        snapshot = None
+        for delivery, frame, fate in zip(owners, frames, run.fates, strict=True):
+            if fate.error is not None:
+                settlements.append(self._dead(delivery, frame, fate.error, fate.stage))
+            elif fate.results:
+                waited_s = delivery.dispatched_at - delivery.message.received_at
+                try:
+                    encoded = encoder.results(fate.results, lineage, waited_s, at)
+                except FrameError as error:
+                    settlements.append(self._dead(delivery, frame, error, "publish"))
+                else:
+                    settlements.append(Settlement(delivery, results=encoded))
+                    snapshot = (frame, encoded[-1])
+            else:
+                settlements.append(Settlement(delivery, dropped=fate.dropped))
+        return Completed(settlements, run.timings, Snapshot(*snapshot) if snapshot is not None else None)
+
+    def forget(self, stream: str) -> None:
+        """See `BuiltPipeline.forget`."""
+        self._context.forget(stream)
+
+    def models(self) -> list[ServedModel]:
+        """See `BuiltPipeline.models`."""
+        return [slot.info() for slot in self._slots]
+
+    def failing(self) -> list[str]:
+        """See `BuiltPipeline.failing`."""
+        return [step.name for step in self._chain.steps if step.circuit.is_open]
+
+    def close(self) -> None:
+        """See `BuiltPipeline.close`."""
+        self._chain.close()
+        self._context.release()

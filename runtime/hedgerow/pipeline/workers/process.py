@@ -1,0 +1,133 @@
+"""What runs in a worker process: builds the pipeline, runs the lists that `pipeline/workers/worker_pipeline.py` sends, watches its models."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from hedgerow.bus.message import Message
+from hedgerow.config import NodeConfig
+from hedgerow.errors import HedgerowError
+from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.models.monitor.observations import Observations
+from hedgerow.models.serving.observer import Observer
+from hedgerow.models.serving.pool import ModelNotAssigned, ModelPool
+from hedgerow.models.serving.warmup import rehearse
+from hedgerow.models.session.memory import resident_bytes
+from hedgerow.pipeline.delivery import Delivery
+from hedgerow.pipeline.local_pipeline import LocalPipeline
+from hedgerow.pipeline.workers.pipe import pack, unpack
+
+
+def main(descriptor: int) -> None:
+    """Build the pipeline that the node names, then run lists until it hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the node drains; it hangs up when it is done
+    pipe = Connection(descriptor)
+    with contextlib.suppress(EOFError, ConnectionError):
+        task = unpack(pipe.recv_bytes())
+        events: list[tuple[str, dict[str, Any]]] = []
+        pool = ModelPool(cores=task["cores"])
+        try:
+            config = NodeConfig.model_validate(task["config"])
+            pool = ModelPool(cores=task["cores"], state_dir=config.node.state_dir)
+            for version in map(ModelVersion.from_dict, task["versions"]):
+                pool.assign(version.name, version)
+            built = LocalPipeline(
+                config,
+                task["name"],
+                Path(task["base_dir"]),
+                pool,
+                task["cores"],
+                lambda kind, detail: events.append((kind, detail)),
+            )
+            for slot in pool.slots():
+                if slot.name in task["rehearsed"] and slot.serving is not None:
+                    rehearse(slot.serving, task["rehearsed"][slot.name])
+        except ModelNotAssigned as error:
+            pipe.send_bytes(pack({"awaited": (error.model, error.path)}))
+            return
+        except HedgerowError as error:
+            pipe.send_bytes(pack({"error": (error.code, str(error), error.remedy)}))
+            return
+        pipe.send_bytes(pack({"models": [model.as_dict() for model in built.models()]}))
+        try:
+            _serve(pipe, built, pool, events)
+        finally:
+            built.close()
+            pool.close()
+
+
+def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list[tuple[str, dict[str, Any]]]) -> None:
+    told_at = 0.0
+    watching = _Watching(None, pool)
+    while True:
+        frames, forgotten, watched = unpack(pipe.recv_bytes())
+        for stream in forgotten:
+            built.forget(stream)
+        if watched != watching.model:
+            watching.end()
+            watching = _Watching(watched, pool)
+        deliveries = [_delivery(*fields) for fields in frames]
+        completed = built.run(deliveries, 0)
+        position = {id(delivery): index for index, delivery in enumerate(deliveries)}
+        settlements = [
+            (position[id(each.delivery)], each.results, each.dropped, each.dead, each.reason)
+            for each in completed.settlements
+        ]
+        gave = [index for index, results, *_ in settlements if results]
+        happened = events[:]
+        del events[: len(happened)]
+        models: list[dict[str, Any]] = []
+        if time.monotonic() - told_at > 1.0:  # counts need not come with every list
+            told_at = time.monotonic()
+            models = [model.as_dict() for model in built.models()]
+        last = gave[-1] if gave else None
+        conduct = watching.conduct()
+        pipe.send_bytes(pack((settlements, completed.timings, last, happened, built.failing(), models, conduct)))
+
+
+class _Watching:
+    """Watches a model of this process, from when it is made until `end`; None: none."""
+
+    def __init__(self, model: str | None, pool: ModelPool) -> None:
+        self.model = model
+        slots = pool.slots(model) if model is not None else ()
+        self._watches = [Observer(slot.serving) for slot in slots if slot.serving is not None]
+        self._resident = resident_bytes() if self._watches else 0
+
+    def conduct(self) -> dict[str, Any] | None:
+        if not self._watches:
+            return None
+        growth = Observations(growth_bytes=max(0, resident_bytes() - self._resident))
+        return sum((watch.conduct() for watch in self._watches), growth).as_dict()
+
+    def end(self) -> None:
+        for watch in self._watches:
+            watch.end()
+
+
+def _delivery(
+    topic: str,
+    payload: bytes,
+    flags: int,
+    packet_id: int,
+    received_at: float,
+    raw_properties: bytes,
+    stream: str,
+    sequence: int,
+    dispatched_at: float,
+) -> Delivery:
+    message = Message(topic, payload, flags, packet_id, received_at, raw_properties)
+    delivery = Delivery(message, stream, sequence, None)
+    delivery.dispatched_at = dispatched_at
+    return delivery
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

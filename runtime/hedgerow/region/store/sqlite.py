@@ -1,0 +1,128 @@
+"""A region's store in a file of SQLite."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from hedgerow.region.store.database import RegionStoreError, Row, StoreRefused, StoreTrouble, in_use, migrate, not_there
+
+_LOG_PAGES: Final = 4000
+"""Pages in the write-ahead log after which they are moved into the database: 16 MB."""
+
+
+class Sqlite:
+    """A store in a file.
+
+    Args:
+        path: of the file; its folder is made if need be.
+        write, beside: as for `open_database`.
+    Raises: RegionStoreError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, write: bool, beside: bool = False) -> None:
+        self._path = path
+        self._lock: int | None = None
+        if not write and not path.exists():
+            raise not_there(str(path))
+        if write:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                self._unlock()
+                raise in_use(str(path)) from error
+            except OSError as error:
+                self._unlock()
+                raise RegionStoreError(
+                    f"{path} cannot be written: {error.strerror}", remedy="Check the folder and who may write there."
+                ) from error
+        try:
+            with self._translating():
+                target = path.resolve().as_uri() + ("" if write else "?mode=rw" if beside else "?mode=ro")
+                self._connection = sqlite3.connect(
+                    target, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False
+                )
+                if write:
+                    self._connection.execute("PRAGMA journal_mode = WAL")
+                    self._connection.execute("PRAGMA synchronous = FULL")  # fsync with every commit
+                    self._connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+                    self._connection.execute("PRAGMA cache_size = -32000")
+                    migrate(self, "sqlite", str(path))
+                else:
+                    self._connection.execute("PRAGMA synchronous = FULL")
+                    self._connection.execute("SELECT 1 FROM collector LIMIT 1")
+        except BaseException:
+            self.close()
+            raise
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+        """The rows that a query gives."""
+        with self._translating():
+            return self._connection.execute(sql, values).fetchall()
+
+    def run(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """Carry out a statement. Returns: rows it touched."""
+        with self._translating():
+            return self._connection.execute(sql, values).rowcount
+
+    def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
+        """Carry out a statement for each. Returns: rows touched."""
+        with self._translating():
+            return self._connection.executemany(sql, rows).rowcount
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; on the disk when it ends."""
+        with self._translating():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    with suppress(sqlite3.Error):
+                        self._connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close it."""
+        with suppress(AttributeError, sqlite3.Error):
+            self._connection.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except (
+            sqlite3.DataError,
+            sqlite3.IntegrityError,
+            sqlite3.ProgrammingError,
+            OverflowError,
+            UnicodeError,
+        ) as error:
+            raise StoreRefused(f"{self._path} does not take this: {error}", remedy="See the log.") from error
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            remedy = "Check the disk, and who may write there; the collector goes on by itself when it works again."
+            if code == sqlite3.SQLITE_NOTADB or "no such table" in str(error):
+                raise RegionStoreError(
+                    f"{self._path} is no store of a region: {error}", remedy="Name its file."
+                ) from error
+            if code == sqlite3.SQLITE_FULL:
+                remedy = "Make room on the disk; the collector goes on by itself then."
+            elif code == sqlite3.SQLITE_TOOBIG:
+                raise StoreRefused(f"{self._path} does not take this: {error}", remedy="See the log.") from error
+            raise StoreTrouble(f"{self._path}: {error}", remedy=remedy) from error

@@ -1,0 +1,402 @@
+"""Where frames wait: nothing lost, nothing twice, bounded, fair."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.examples import examples
+
+from hedgerow.config import QueueSection
+from hedgerow.pipeline.intake.queue import FrameQueue
+from hedgerow.telemetry.tally import DropReason
+
+FOR_EVER = float("inf")
+
+
+@dataclass(eq=False)
+class Item:
+    stream: str
+    number: int = 0
+    size: int = 100
+    expires_at: float = FOR_EVER
+    durable: bool = False
+
+
+def queue(**limits: Any) -> FrameQueue[Item]:
+    return FrameQueue(QueueSection(**limits))
+
+
+def fill(waiting: FrameQueue[Item], *items: Item) -> list[tuple[Item, DropReason]]:
+    return [shed for item in items for shed in waiting.put(item)]
+
+
+def reasons(shed: list[tuple[Item, DropReason]]) -> dict[str, int]:
+    return dict(Counter(str(reason) for _, reason in shed))
+
+
+def test_the_newest_frame_takes_the_place_of_its_streams_oldest() -> None:
+    waiting = queue(max_frames_per_stream=2)
+    shed = fill(waiting, *(Item("a", number) for number in range(4)))
+
+    assert [(item.number, reason) for item, reason in shed] == [(0, "superseded"), (1, "superseded")]
+    assert [item.number for item in waiting.take(10, 0)[0]] == [2, 3]
+
+
+def test_with_fifo_the_newcomer_goes() -> None:
+    waiting = queue(policy="fifo", max_frames_per_stream=2)
+    shed = fill(waiting, *(Item("a", number) for number in range(4)))
+
+    assert [(item.number, reason) for item, reason in shed] == [(2, "queue-full"), (3, "queue-full")]
+    assert [item.number for item in waiting.take(10, 0)[0]] == [0, 1]
+
+
+def test_a_stream_that_gives_up_its_only_frame_to_itself_goes_on() -> None:
+    """The one place there is goes from the old frame to the new one of the same stream."""
+    waiting = queue(max_frames=1)
+    shed = fill(waiting, Item("a", 0), Item("a", 1))
+
+    assert reasons(shed) == {"queue-full": 1}
+    assert [item.number for item in waiting.take(10, 0)[0]] == [1]
+
+
+def test_a_durable_frame_is_never_shed() -> None:
+    """The broker bounds those by Receive Maximum."""
+    waiting = queue(max_frames_per_stream=1, max_frames=2, max_bytes=1024)
+    shed = fill(waiting, *(Item("a", number, size=1000, durable=True) for number in range(20)))
+
+    assert shed == []
+    assert reasons(waiting.put(Item("b"))) == {"queue-full": 1}, "but it counts: nothing else finds a place"
+    assert len(waiting) == 20
+
+
+def test_a_frame_larger_than_all_places_takes_nobody_along() -> None:
+    waiting = queue(max_bytes=1024)
+    fill(waiting, Item("a"), Item("b"))
+
+    assert reasons(waiting.put(Item("c", size=1025))) == {"queue-full": 1}
+    assert len(waiting) == 2
+
+
+def test_a_noisy_stream_gets_no_more_than_its_share_of_the_places() -> None:
+    waiting = queue(max_frames=20, max_frames_per_stream=100)
+    shed = fill(waiting, *(Item("noisy", number) for number in range(100)), *(Item(f"quiet-{n}") for n in range(10)))
+    fill(waiting, *(Item("noisy", number) for number in range(100, 200)))
+
+    assert {item.stream for item, _ in shed} == {"noisy"}
+    taken, _ = waiting.take(100, 0)
+    assert Counter(item.stream for item in taken) == {"noisy": 10, **{f"quiet-{n}": 1 for n in range(10)}}
+    assert [item.number for item in taken if item.stream == "noisy"] == list(range(190, 200))
+
+
+def test_a_stream_of_large_frames_does_not_push_out_small_ones() -> None:
+    waiting = queue(max_bytes=10_000)
+    fill(waiting, *(Item(f"small-{n}", size=100) for n in range(20)))
+    shed = fill(waiting, *(Item("large", number, size=4_000) for number in range(10)))
+
+    assert {item.stream for item, _ in shed} == {"large"}
+    assert len(waiting) == 22
+
+
+def test_a_noisy_stream_does_not_delay_the_others() -> None:
+    """Streams take turns within a list, however many wait in one of them."""
+    waiting = queue(max_frames_per_stream=100)
+    fill(waiting, *(Item("noisy", number) for number in range(50)), Item("quiet"))
+
+    assert [item.stream for item in waiting.take(3, 0)[0]] == ["noisy", "quiet", "noisy"]
+
+
+def test_a_stream_that_is_worked_on_waits_until_it_is_released() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0), Item("a", 1))
+    assert [item.number for item in waiting.take(1, 0)[0]] == [0]
+
+    assert waiting.take(1, 0) == ([], [])
+    assert not waiting.has_ready
+    waiting.release(["a"])
+    assert [item.number for item in waiting.take(1, 0)[0]] == [1]
+
+
+def test_an_expired_frame_is_handed_back_instead_of_taken() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=1.0), Item("a", 1, expires_at=9.0, durable=True))
+
+    taken, expired = waiting.take(10, 5.0)
+    assert [item.number for item in taken] == [1]
+    assert [(item.number, reason) for item, reason in expired] == [(0, "expired")]
+
+
+def test_frames_expire_while_nothing_is_taken() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=1.0), Item("a", 1, durable=True), Item("b", 2, expires_at=1.0))
+
+    assert sorted(item.number for item, _ in waiting.expire(5.0)) == [0, 2]
+    assert len(waiting) == 1
+    assert waiting.bytes == 100
+    assert [item.number for item in waiting.take(10, 5.0)[0]] == [1]
+    assert not waiting.has_ready
+
+
+def test_a_stream_without_frames_is_forgotten() -> None:
+    """Thousands of streams that each spoke once leave nothing behind."""
+    waiting = queue(max_frames=10_000)
+    fill(waiting, *(Item(f"stream-{n}") for n in range(5_000)))
+    while waiting.has_ready:
+        waiting.release(item.stream for item in waiting.take(64, 0)[0])
+
+    assert waiting._streams == {}
+
+
+def test_of_durable_frames_alone_none_makes_room_for_one_that_is_not() -> None:
+    waiting = queue(max_frames_per_stream=1)
+    fill(waiting, Item("a", 0, durable=True))
+
+    assert reasons(waiting.put(Item("a", 1))) == {"queue-full": 1}
+    assert [item.number for item in waiting.take(10, 0)[0]] == [0]
+
+
+def test_the_bytes_there_are_can_all_be_used() -> None:
+    waiting = queue(max_bytes=2000)
+
+    assert fill(waiting, Item("a", size=1200), Item("b", size=800)) == []
+    assert waiting.bytes == 2000
+    assert [(item.stream, reason) for item, reason in waiting.put(Item("c", size=1))] == [("a", "queue-full")]
+    assert queue(max_bytes=2000).put(Item("a", size=2000)) == []
+
+
+def test_the_places_there_are_can_all_be_used() -> None:
+    waiting = queue(max_frames=2)
+
+    assert fill(waiting, Item("a"), Item("b")) == []
+    assert [item.stream for item, _ in waiting.put(Item("c"))] == ["a"]
+
+
+def test_where_two_streams_hold_as_much_the_other_one_gives_way_to_the_newcomer() -> None:
+    waiting = queue(max_frames=1)
+    fill(waiting, Item("b", 0))
+    waiting.take(1, 0)
+    fill(waiting, Item("a", 1))
+
+    assert [item.number for item, _ in waiting.put(Item("b", 2))] == [1]
+    assert [item.number for item in waiting.drain()] == [2]
+
+
+def test_where_the_fattest_stream_has_nothing_to_give_the_next_one_does() -> None:
+    waiting = queue(max_frames=6)
+    fill(waiting, Item("thin"), *(Item("durable", durable=True) for _ in range(3)), Item("fat"), Item("fat"))
+
+    assert [item.stream for item, _ in waiting.put(Item("new"))] == ["fat"]
+
+
+def test_a_stream_that_is_the_fattest_itself_takes_no_place_of_others() -> None:
+    waiting = queue(max_frames=4)
+    fill(waiting, *(Item("fat", number, durable=True) for number in range(3)), Item("thin"))
+
+    assert [item.number for item, _ in waiting.put(Item("fat", 3))] == [3]
+
+
+def test_with_the_room_gone_in_bytes_the_stream_with_the_most_bytes_gives_way() -> None:
+    waiting = queue(max_bytes=4000)
+    fill(waiting, *(Item("many", size=100) for _ in range(5)), Item("large", size=3000))
+
+    assert [item.stream for item, _ in waiting.put(Item("new", size=1000))] == ["large"]
+    waiting = queue(max_bytes=4000)
+    fill(waiting, Item("other", size=2000), Item("own", size=1500))
+    assert [item.stream for item, _ in waiting.put(Item("own", size=1000))] == ["own"], "the newcomer counts as its own"
+
+
+def test_no_more_streams_are_taken_from_than_asked_for() -> None:
+    waiting = queue()
+    fill(waiting, Item("a"), Item("b"), Item("c"))
+    assert waiting.ready == 3
+
+    assert [item.stream for item in waiting.take(2, 0)[0]] == ["a", "b"]
+    assert waiting.ready == 1
+
+
+def test_a_frame_expires_after_its_time_and_not_with_it() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=4.9), Item("b", 1, expires_at=5.0))
+    taken, expired = waiting.take(10, 5.0)
+    assert ([item.number for item in taken], [item.number for item, _ in expired]) == ([1], [0])
+
+    fill(waiting, Item("c", 2, expires_at=5.0), Item("d", 3, expires_at=4.9))
+    assert [item.number for item, _ in waiting.expire(5.0)] == [3]
+
+
+def test_streams_that_were_never_taken_from_can_be_released() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0), Item("b"), Item("a", 1))
+    waiting.take(1, 0)
+    waiting.release(["nobody", "b", "a"])
+
+    assert [item.stream for item in waiting.take(10, 0)[0]] == ["b", "a"]
+
+
+def test_a_stream_is_held_while_it_waits_or_is_worked_on() -> None:
+    waiting = queue()
+    assert not waiting.holds("a")
+    fill(waiting, Item("a"))
+    assert waiting.holds("a")
+    waiting.take(1, 0)
+    assert waiting.holds("a")
+    waiting.release(["a"])
+    assert not waiting.holds("a")
+
+
+class EverythingIsAccountedFor(RuleBasedStateMachine):
+    """Against a model: what was put in and has not come out."""
+
+    @initialize(
+        policy=st.sampled_from(["latest", "fifo"]),
+        per_stream=st.integers(1, 4),
+        frames=st.integers(1, 10),
+        size=st.integers(1024, 4096),
+    )
+    def begin(self, policy: str, per_stream: int, frames: int, size: int) -> None:
+        self.limits = QueueSection(policy=policy, max_frames_per_stream=per_stream, max_frames=frames, max_bytes=size)
+        self.queue: FrameQueue[Item] = FrameQueue(self.limits)
+        self.inside: list[Item] = []
+        self.working: set[str] = set()
+        self.number = 0
+        self.now = 0.0
+
+    @rule(stream=st.sampled_from("abcde"), size=st.integers(0, 5000), ttl=st.integers(0, 20), durable=st.booleans())
+    def put(self, stream: str, size: int, ttl: int, durable: bool) -> None:
+        item = Item(stream, self.number, size, self.now + ttl, durable)
+        self.number += 1
+        self.inside.append(item)
+        for shed, reason in self.queue.put(item):
+            assert not shed.durable
+            assert reason in (DropReason.QUEUE_FULL, DropReason.SUPERSEDED)
+            assert reason is not DropReason.SUPERSEDED or (shed.stream == stream and self.limits.policy == "latest")
+            self.inside.remove(shed)
+
+    @rule(limit=st.integers(1, 8))
+    def take(self, limit: int) -> None:
+        waited = {item.stream for item in self.inside if item.expires_at >= self.now} - self.working
+        taken, expired = self.queue.take(limit, self.now)
+        assert len(taken) <= limit
+        assert bool(taken) == bool(waited), "what waits in a free stream can be taken"
+        for item in taken:
+            assert item.stream not in self.working, "a busy stream is not taken"
+            assert item.expires_at >= self.now
+        for item, reason in expired:
+            assert item.expires_at < self.now
+            assert reason is DropReason.EXPIRED
+            self.inside.remove(item)
+        for item in taken:
+            first = next(waiting for waiting in self.inside if waiting.stream == item.stream)
+            assert item is first, "a stream's frames leave in order"
+            self.inside.remove(item)
+        self.working |= {item.stream for item in taken}
+
+    @rule(streams=st.sets(st.sampled_from("abcde")))
+    def release(self, streams: set[str]) -> None:
+        self.queue.release(streams)
+        self.working -= streams
+
+    @rule(seconds=st.integers(0, 15))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule()
+    def expire(self) -> None:
+        for item, reason in self.queue.expire(self.now):
+            assert item.expires_at < self.now
+            assert reason is DropReason.EXPIRED
+            self.inside.remove(item)
+        assert all(item.expires_at >= self.now for item in self.inside)
+
+    @rule()
+    def drain(self) -> None:
+        assert {item.number for item in self.queue.drain()} == {item.number for item in self.inside}
+        self.inside.clear()
+
+    @invariant()
+    def counts_are_true(self) -> None:
+        assert len(self.queue) == len(self.inside)
+        assert self.queue.bytes == sum(item.size for item in self.inside)
+        assert self.queue.has_ready == any(item.stream not in self.working for item in self.inside)
+        streams = self.queue._streams
+        assert all(stream.bytes == sum(item.size for item in stream.items) for stream in streams.values())
+        assert all(stream.listed == (bool(stream.items) and not stream.busy) for stream in streams.values())
+        assert sorted(self.queue._ready) == sorted(name for name, stream in streams.items() if stream.listed)
+        assert {name for name, stream in streams.items() if stream.busy} == self.working & streams.keys()
+
+    @invariant()
+    def bounds_hold_for_what_may_be_shed(self) -> None:
+        durable = [item for item in self.inside if item.durable]
+        if not durable:
+            assert len(self.inside) <= self.limits.max_frames
+            assert self.queue.bytes <= self.limits.max_bytes
+            for stream, count in Counter(item.stream for item in self.inside).items():
+                assert count <= self.limits.max_frames_per_stream, stream
+
+
+TestEverythingIsAccountedFor = EverythingIsAccountedFor.TestCase
+TestEverythingIsAccountedFor.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)
+
+
+def ten_ms_each(items: int) -> float:
+    return items * 0.010
+
+
+def test_no_more_is_taken_than_can_be_done_in_time() -> None:
+    """Five frames of 10 ms each do not fit into 35 ms; three do, and the others may still make it next time."""
+    waiting = queue()
+    fill(waiting, *(Item(f"s{number}", number, expires_at=0.035) for number in range(5)))
+
+    taken, late = waiting.take(10, 0.0, ten_ms_each)
+
+    assert [item.number for item in taken] == [0, 1, 2]
+    assert (late, len(waiting)) == ([], 2)
+    assert [item.number for item in waiting.take(10, 0.010, ten_ms_each)[0]] == [3, 4]
+
+
+def test_what_would_come_too_late_even_alone_is_dropped_as_late() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=0.005), Item("b", 1, expires_at=0.050))
+
+    taken, shed = waiting.take(10, 0.0, ten_ms_each)
+
+    assert [item.number for item in taken] == [1]
+    assert [(item.number, reason) for item, reason in shed] == [(0, DropReason.LATE)]
+
+
+def test_what_is_done_just_in_time_is_taken_and_what_has_no_time_left_is_late() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=5.0), Item("b", 1, expires_at=5.5), Item("c", 2, expires_at=6.0))
+
+    taken, shed = waiting.take(10, 5.0, lambda items: items * 0.5)
+
+    assert [item.number for item in taken] == [1, 2]
+    assert [(item.number, reason) for item, reason in shed] == [(0, DropReason.LATE)]
+
+
+def test_what_can_just_make_it_alone_waits_for_the_next_list() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=9.0), Item("b", 1, expires_at=5.5), Item("c", 2, expires_at=9.0))
+
+    taken, shed = waiting.take(10, 5.0, lambda items: items * 0.5)
+
+    assert ([item.number for item in taken], shed) == ([0], [])
+    assert (len(waiting), waiting.bytes) == (2, 200)
+    assert [item.number for item in waiting.take(10, 5.0, lambda items: items * 0.5)[0]] == [1, 2]
+
+
+def test_a_frame_put_off_keeps_its_place_in_its_stream() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=0.011), Item("a", 1, expires_at=0.015), Item("b", 2, expires_at=1.0))
+
+    taken, _ = waiting.take(10, 0.0, ten_ms_each)
+    waiting.release({item.stream for item in taken})
+    again, late = waiting.take(10, 0.004, ten_ms_each)
+
+    assert [item.number for item in taken] == [0, 2]
+    assert [item.number for item in again] == [1]
+    assert late == []
