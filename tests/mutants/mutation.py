@@ -100,7 +100,7 @@ _OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes out annotations, which are not evaluated, and a dataclass's `frozen` and `slots`, which guard against slips.
+    """Takes out annotations, which are not evaluated, and what guards against slips: a dataclass's `frozen` and `slots`.
 
     A comparison that is negated is turned round: two operators may come to the same.
     """
@@ -117,7 +117,8 @@ class _Bare(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_arguments(self, node: ast.arguments) -> ast.AST:
-        node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]  # `*` between them is no operator
+        """A bare `*` guards against slips, too."""
+        node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
         node.defaults += [each for each in node.kw_defaults if each is not None]
         node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
         return self.generic_visit(node)

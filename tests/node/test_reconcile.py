@@ -111,6 +111,13 @@ def test_a_model_that_is_not_there_suggests_the_nearest_or_says_which_are(
     assert refused.value.remedy == remedy
 
 
+def test_a_pipeline_that_is_not_there_says_which_are() -> None:
+    for pipelines, there in (({"b", "a"}, "a, b"), (set(), "none")):
+        with pytest.raises(DesiredError) as refused:
+            reconcile(desired(pipelines={"c": {"batch": 1}}), Running({}, pipelines=frozenset(pipelines)))
+        assert refused.value.remedy.startswith(f"Its pipelines: {there}. A new one needs")
+
+
 def test_a_pipeline_that_is_not_there_may_be_added_with_all_it_needs() -> None:
     new = {"doors": {"subscribe": "a/#", "stages": ["parse"]}}
 
