@@ -140,6 +140,17 @@ def test_frames_expire_while_nothing_is_taken() -> None:
     assert not waiting.has_ready
 
 
+def test_frames_expire_in_a_stream_that_is_worked_on() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0), Item("a", 1, expires_at=1.0))
+    waiting.take(1, 0)
+
+    assert [item.number for item, _ in waiting.expire(5.0)] == [1]
+    assert (len(waiting), waiting.holds("a")) == (0, True)
+    waiting.release(["a"])
+    assert (waiting.holds("a"), waiting.has_ready) == (False, False)
+
+
 def test_a_stream_without_frames_is_forgotten() -> None:
     """Thousands of streams that each spoke once leave nothing behind."""
     waiting = queue(max_frames=10_000)
@@ -339,8 +350,9 @@ class EverythingIsAccountedFor(RuleBasedStateMachine):
         assert self.queue.has_ready == any(item.stream not in self.working for item in self.inside)
         streams = self.queue._streams
         assert all(stream.bytes == sum(item.size for item in stream.items) for stream in streams.values())
-        assert all(stream.listed == (bool(stream.items) and not stream.busy) for stream in streams.values())
-        assert sorted(self.queue._ready) == sorted(name for name, stream in streams.items() if stream.listed)
+        idle = {name: stream for name, stream in streams.items() if not stream.busy}
+        assert all(stream.items and stream.listed for stream in idle.values())
+        assert sorted(self.queue._ready) == sorted(idle)
         assert {name for name, stream in streams.items() if stream.busy} == self.working & streams.keys()
 
     @invariant()
@@ -411,7 +423,9 @@ def test_what_can_just_make_it_alone_waits_for_the_next_list() -> None:
 
     assert ([item.number for item in taken], shed) == ([0], [])
     assert (len(waiting), waiting.bytes) == (2, 200)
-    assert [item.number for item in waiting.take(10, 5.0, lambda items: items * 0.5)[0]] == [1, 2]
+    fill(waiting, Item("b", 3, expires_at=9.0))
+    assert waiting.ready == 2, "each stream stands once among those that are ready"
+    assert [item.number for item in waiting.take(10, 5.0, lambda items: items * 0.5)[0]] == [1, 2, 3]
 
 
 def test_a_frame_put_off_keeps_its_place_in_its_stream() -> None:
