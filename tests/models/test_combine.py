@@ -219,7 +219,7 @@ def test_how_long_a_batch_took_is_noted(monkeypatch: pytest.MonkeyPatch) -> None
     bench = Bench(streams=2)
     bench.ask(1)
 
-    assert bench.combiner.portion.most(100) == 8
+    assert bench.combiner.portion.most(10) == 8
 
 
 def test_an_interrupt_in_a_leader_leaves_the_queue_usable() -> None:
