@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hedgerow.bus.backoff import Backoff
+from hedgerow.bus.backoff import Backoff, _waiting
 from hedgerow.testing.mosquitto import Mosquitto
 
 LONG_S = 600.0
@@ -53,6 +53,17 @@ async def test_a_link_that_ends_at_once_tells_nobody() -> None:
 
     assert not done
     pause.cancel()
+
+
+async def test_those_that_wait_no_more_are_forgotten_and_the_others_still_told() -> None:
+    gone, other = (asyncio.create_task(Backoff(URL, LONG_S, LONG_S).pause()) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    Backoff(URL, LONG_S, LONG_S).link_up()
+    await other
+
+    assert (asyncio.get_running_loop(), URL) not in _waiting
 
 
 async def test_another_broker_says_nothing_about_this_one() -> None:

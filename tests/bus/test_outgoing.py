@@ -62,9 +62,15 @@ def test_qos_0_goes_at_once_whatever_is_under_way_and_fails_with_the_link() -> N
 def test_nothing_is_sent_without_a_link() -> None:
     outbound = Outbound(_tell)
     outbound.add(outgoing(1))
+    outbound.add(Outgoing(encode_publish_head("f", 1), b"x", None))
 
     assert sent(outbound) == []
-    assert len(outbound) == 1
+    assert len(outbound) == 2
+    up(outbound)
+    outbound.link_lost()
+    outbound.add(Outgoing(encode_publish_head("f", 1), b"x", None))
+    assert sent(outbound) == []
+    assert len(outbound) == 2
 
 
 def test_no_more_are_under_way_than_the_broker_takes() -> None:
@@ -209,6 +215,14 @@ def test_topic_and_packet_identifier_are_found_whatever_their_place(topic: str) 
     outbound.link_lost()
     up(outbound, session_present=True)
     assert sent(outbound) == [(topic, 0x1234, True)]
+
+
+@pytest.mark.parametrize("length", [126, 127, 128, 129, 16_383, 16_384])
+def test_a_topic_is_found_however_long_its_packet_is(length: int) -> None:
+    """The length takes another byte from 128 and from 16,384 on."""
+    head = encode_publish_head("topic", length - 8, qos=0)
+
+    assert Outgoing(head, bytes(length - 8), None).topic == "topic"
 
 
 def test_identifiers_are_given_out_in_turn_up_to_65000() -> None:

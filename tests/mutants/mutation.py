@@ -102,11 +102,13 @@ _OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
 class _Bare(ast.NodeTransformer):
     """Takes out annotations, which are not evaluated, and what guards against slips: a dataclass's `frozen` and `slots`.
 
-    A comparison that is negated is turned round: two operators may come to the same.
+    A comparison that is negated is turned round, and `not not` taken out: two operators may come to the same.
     """
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         inner = node.operand
+        if isinstance(node.op, ast.Not) and isinstance(inner, ast.UnaryOp) and isinstance(inner.op, ast.Not):
+            return self.visit(inner.operand)
         if isinstance(node.op, ast.Not) and isinstance(inner, ast.Compare) and len(inner.ops) == 1:
             inner.ops = [_OPPOSITE[type(inner.ops[0])]()]
             return self.generic_visit(inner)

@@ -47,8 +47,7 @@ class Backoff:
     async def pause(self) -> None:
         """Wait before the next try."""
         loop = asyncio.get_running_loop()
-        was_up_s = 0.0 if self._up_at is None else loop.time() - self._up_at
-        if was_up_s > _STEADY_S:
+        if self._up_at is not None and loop.time() - self._up_at > _STEADY_S:
             self._pause_s = self._min_s
         pause_s = random.uniform(self._pause_s / 2, self._pause_s)
         self._pause_s = min(2 * self._pause_s, self._max_s)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.examples import examples
 
-from hedgerow.models.session.combiner import Combiner, Ticket
+from hedgerow.models.session.combiner import Combiner, Ticket, _Call
 
 
 class Bench:
@@ -192,6 +192,35 @@ def test_under_a_storm_of_callers_every_request_runs_once_and_goes_to_its_caller
     for _, batch in bench.batches:
         assert len({ticket.key for ticket in batch}) == 1
         assert len(batch) == 1 or (batch[0].key is not None and sum(ticket.rows for ticket in batch) <= limit)
+
+
+def test_a_caller_that_is_woken_twice_wakes_once() -> None:
+    """Once to lead, and once because others have done its requests meanwhile."""
+    call = _Call(1)
+    call.wake()
+    for _ in range(2):
+        alarm = call.lie_down()
+        call.wake()
+        call.wake()
+        assert alarm.acquire(blocking=False)
+        assert not alarm.acquire(blocking=False)
+
+
+def test_a_caller_that_is_to_lead_does_not_go_to_sleep() -> None:
+    """It may have been made a leader just before."""
+    combiner, call = Bench().combiner, _Call(1)
+    call.leading = True
+
+    assert combiner._sleep(call)
+
+
+def test_how_long_a_batch_took_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that take no time leave nobody a share."""
+    monkeypatch.setattr("time.perf_counter", lambda: 5.0)
+    bench = Bench(streams=2)
+    bench.ask(1)
+
+    assert bench.combiner.portion.most(10) == 8
 
 
 def test_an_interrupt_in_a_leader_leaves_the_queue_usable() -> None:

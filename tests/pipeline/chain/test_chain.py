@@ -182,6 +182,46 @@ def test_a_stage_sees_only_what_the_one_before_let_through() -> None:
     assert run.fates[0].stage == "stage-0"
 
 
+def test_where_several_parts_of_a_frame_are_dropped_the_first_to_go_says_where_and_why() -> None:
+    for last in (lambda _: Drop("dark"), lambda _: None):
+        run = chain(
+            twice, lambda frame: Drop("blurred") if frame.meta["part"] == 1 else frame, last, lambda frame: frame
+        ).run(numbered(1))  # fmt: skip
+
+        assert (run.fates[0].dropped, run.fates[0].stage) == ("blurred", "stage-1")
+    lone = chain(lambda frame: frame, lambda _: Drop("dark")).run(numbered(1))
+    assert (lone.fates[0].dropped, lone.fates[0].stage) == ("dark", "stage-1")
+
+
+def test_where_several_parts_of_a_frame_die_the_first_one_says_where_and_of_what() -> None:
+    def act(frame: Frame) -> Frame:
+        raise FrameError("x", code=f"part-{frame.meta['part']}")
+
+    fate = chain(twice, act).run(numbered(1)).fates[0]
+
+    assert (say(fate), fate.stage) == ("dead part-0", "stage-1")
+
+
+def test_a_stage_is_timed_by_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def act(frame: Frame) -> Frame:
+        nonlocal now
+        now += 0.5
+        return frame
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+
+    assert chain(act, lambda frame: frame).run(numbered(3)).timings == [("stage-0", 1.5, 3), ("stage-1", 0.0, 3)]
+
+
+def test_an_error_names_its_stage_and_what_it_raised() -> None:
+    error = chain(raising(ValueError("bug"))).run(numbered(1)).fates[0].error
+
+    assert str(error) == "Stage stage-0 raised ValueError: bug"
+    assert isinstance(error.__cause__, ValueError)
+
+
 def step(act: Callable[[Frame], Any]) -> tuple[ChainStep, list[str]]:
     events: list[str] = []
     made = ChainStep("shaky", Make(act), lambda kind, detail: events.append(f"{kind} {detail['stage']}"))
@@ -238,6 +278,22 @@ def test_after_the_pause_one_frame_is_tried_and_the_rest_of_its_list_hangs_on_it
     assert [say(fate) for fate in chain.run(numbered(64)).fates] == ["results 1"] * 64
     assert calls == list(range(64)), "each is given once"
     assert events == ["circuit-open shaky", "circuit-closed shaky"]
+
+
+def test_a_list_that_fails_is_one_failure_to_the_pause_and_a_try_that_fails_doubles_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    shaky, _ = step(raising(OSError("device gone")))
+    Chain([shaky]).run(numbered(64))
+    assert shaky.circuit.open_until == 101.0
+
+    now = 101.0
+    run = Chain([shaky]).run(numbered(3))
+    assert shaky.circuit.open_until == 103.0
+    assert [say(fate) for fate in run.fates] == ["dead stage-failed", "dead circuit-open", "dead circuit-open"]
+    assert str(run.fates[2].error) == "Stage shaky failed 65 times in a row and is not called for now"
 
 
 def test_while_one_lane_tries_the_lists_of_the_others_are_refused() -> None:

@@ -29,4 +29,4 @@ def test_a_forgotten_stream_leaves_room_but_not_before_its_last_frame() -> None:
 
     assert len(place) == 3
     assert place("b") == 1
-    assert [place(stream) for stream in "ef"] == [0, 0]
+    assert [place(stream) for stream in "efg"] == [0, 0, 1]

@@ -141,6 +141,17 @@ def test_frames_expire_while_nothing_is_taken() -> None:
     assert not waiting.has_ready
 
 
+def test_frames_expire_in_a_stream_that_is_worked_on() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0), Item("a", 1, expires_at=1.0))
+    waiting.take(1, 0)
+
+    assert [item.number for item, _ in waiting.expire(5.0)] == [1]
+    assert (len(waiting), waiting.holds("a")) == (0, True)
+    waiting.release(["a"])
+    assert (waiting.holds("a"), waiting.has_ready) == (False, False)
+
+
 def test_a_stream_without_frames_is_forgotten() -> None:
     """Thousands of streams that each spoke once leave nothing behind."""
     waiting = queue(max_frames=10_000)
@@ -199,6 +210,20 @@ def test_a_stream_that_is_the_fattest_itself_takes_no_place_of_others() -> None:
     assert [item.number for item, _ in waiting.put(Item("fat", 3))] == [3]
 
 
+def test_a_newcomer_counts_as_its_streams_own() -> None:
+    waiting = queue(max_frames=2)
+    fill(waiting, Item("a", 0), Item("b", 1))
+
+    assert [item.number for item, _ in waiting.put(Item("b", 2))] == [1]
+
+
+def test_with_the_places_gone_and_just_enough_bytes_the_stream_with_the_most_frames_gives_way() -> None:
+    waiting = queue(max_frames=3, max_bytes=3000)
+    fill(waiting, Item("many", size=100), Item("many", size=100), Item("large", size=1800))
+
+    assert [item.stream for item, _ in waiting.put(Item("new", size=1000))] == ["many"]
+
+
 def test_with_the_room_gone_in_bytes_the_stream_with_the_most_bytes_gives_way() -> None:
     waiting = queue(max_bytes=4000)
     fill(waiting, *(Item("many", size=100) for _ in range(5)), Item("large", size=3000))
@@ -224,8 +249,10 @@ def test_a_frame_expires_after_its_time_and_not_with_it() -> None:
     taken, expired = waiting.take(10, 5.0)
     assert ([item.number for item in taken], [item.number for item, _ in expired]) == ([1], [0])
 
-    fill(waiting, Item("c", 2, expires_at=5.0), Item("d", 3, expires_at=4.9))
-    assert [item.number for item, _ in waiting.expire(5.0)] == [3]
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=5.0), Item("b", 1, expires_at=4.9), Item("b", 2, expires_at=5.0))
+    assert [item.number for item, _ in waiting.expire(5.0)] == [1]
+    assert [item.number for item in waiting.drain()] == [0, 2]
 
 
 def test_streams_that_were_never_taken_from_can_be_released() -> None:
@@ -324,8 +351,9 @@ class EverythingIsAccountedFor(RuleBasedStateMachine):
         assert self.queue.has_ready == any(item.stream not in self.working for item in self.inside)
         streams = self.queue._streams
         assert all(stream.bytes == sum(item.size for item in stream.items) for stream in streams.values())
-        assert all(stream.listed == (bool(stream.items) and not stream.busy) for stream in streams.values())
-        assert sorted(self.queue._ready) == sorted(name for name, stream in streams.items() if stream.listed)
+        idle = {name: stream for name, stream in streams.items() if not stream.busy}
+        assert all(stream.items and stream.listed for stream in idle.values())
+        assert sorted(self.queue._ready) == sorted(idle)
         assert {name for name, stream in streams.items() if stream.busy} == self.working & streams.keys()
 
     @invariant()
@@ -378,6 +406,16 @@ def test_what_is_done_just_in_time_is_taken_and_what_has_no_time_left_is_late() 
     assert [(item.number, reason) for item, reason in shed] == [(0, DropReason.LATE)]
 
 
+def test_what_could_not_make_it_alone_is_late_although_others_were_taken() -> None:
+    waiting = queue()
+    fill(waiting, Item("a", 0, expires_at=9.0), Item("b", 1, expires_at=5.4), Item("c", 2, expires_at=9.0))
+
+    taken, shed = waiting.take(10, 5.0, lambda items: items * 0.5)
+
+    assert [item.number for item in taken] == [0, 2]
+    assert [(item.number, reason) for item, reason in shed] == [(1, DropReason.LATE)]
+
+
 def test_what_can_just_make_it_alone_waits_for_the_next_list() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0, expires_at=9.0), Item("b", 1, expires_at=5.5), Item("c", 2, expires_at=9.0))
@@ -386,7 +424,9 @@ def test_what_can_just_make_it_alone_waits_for_the_next_list() -> None:
 
     assert ([item.number for item in taken], shed) == ([0], [])
     assert (len(waiting), waiting.bytes) == (2, 200)
-    assert [item.number for item in waiting.take(10, 5.0, lambda items: items * 0.5)[0]] == [1, 2]
+    fill(waiting, Item("b", 3, expires_at=9.0))
+    assert waiting.ready == 2, "each stream stands once among those that are ready"
+    assert [item.number for item in waiting.take(10, 5.0, lambda items: items * 0.5)[0]] == [1, 2, 3]
 
 
 def test_a_frame_put_off_keeps_its_place_in_its_stream() -> None:

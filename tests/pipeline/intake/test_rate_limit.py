@@ -42,6 +42,16 @@ def test_streams_do_not_share_a_rate_and_are_forgotten_once_they_have_kept_it() 
     assert len(limit) == 0
 
 
+def test_a_stream_is_forgotten_as_soon_as_its_next_frame_is_due() -> None:
+    limit = RateLimit()
+    limit.admits("a", 10.0, 1.0)
+
+    limit.sweep(10.9)
+    assert len(limit) == 1
+    limit.sweep(11.0)
+    assert len(limit) == 0
+
+
 def test_another_rate_counts_from_the_next_frame_on() -> None:
     """As after a reload."""
     limit = RateLimit()

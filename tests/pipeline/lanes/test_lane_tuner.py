@@ -170,7 +170,9 @@ def test_a_bad_trial_of_many_lists_is_not_waited_out_either() -> None:
 def test_three_quarters_are_looked_at_again_and_are_no_disaster() -> None:
     turns = Turns(2)
 
-    assert turns.turns(3200, 2400, 3200) == [1, 2, 2]
+    assert turns.turns(3200, 2400) == [1, 2]
+    assert turns.decider._rates == [3200, 2400]
+    assert turns.turn(3200) == 2
     assert turns.rest_s() == 20
 
 
@@ -205,6 +207,37 @@ def test_after_a_failure_the_other_direction_is_tried() -> None:
     assert turns.turns(4000, 4000) == [2, 2]
     turns.rest_s()
     assert turns.turn(4000) == 1
+
+
+def test_the_first_trial_is_of_fewer_lanes() -> None:
+    """All are in use at first; and where there are some on both sides, fewer are tried first."""
+    assert Turns(3).turn(3200) == 2
+
+    turns = Turns(3)
+    turns.decider._used = 2
+    assert turns.turn(3200) == 1
+
+
+def test_from_the_middle_the_highest_number_is_reached_at_once() -> None:
+    turns = Turns(4)
+    turns.turns(3200, 4000, 3200)
+    turns.turns(4000, 4800, 4000)
+    assert turns.decider._used == 2
+    turns.turns(4800, 3600, 4800)
+    turns.rest_s()
+
+    assert turns.turns(4800, 6400, 4800) == [3, 2, 3]
+    assert turns.turn(6400) == 4, "at once"
+
+
+def test_frames_count_in_one_turn_only() -> None:
+    decider = LaneTuner(2)
+    for turn in range(2):
+        decider.finished(1, float(turn), True)
+        for number in range(1, 13):
+            decider.finished(32, turn + number / 32, True)
+
+    assert decider._rates == [1024.0, 1024.0]
 
 
 def test_a_turn_with_more_than_a_tenth_of_its_lists_starved_begins_anew() -> None:

@@ -36,20 +36,20 @@ def test_doubt_takes_an_eighth_off() -> None:
 
 
 def test_a_steady_pace_is_learnt() -> None:
-    service_time = ServiceTime()
+    pace = ServiceTime()
     for _ in range(100):
-        service_time.took(4, 0.040)
+        pace.took(4, 0.040)
 
-    assert 0.010 <= service_time.needs(1) < 0.0101
+    assert 0.010 <= pace.needs(1) < 0.0101
 
 
 @given(st.lists(st.tuples(st.integers(1, 64), st.floats(0.001, 1.0)), min_size=1))
 def test_more_frames_never_need_less(runs: list[tuple[int, float]]) -> None:
-    service_time = ServiceTime()
+    pace = ServiceTime()
     for frames, seconds in runs:
-        service_time.took(frames, seconds)
+        pace.took(frames, seconds)
 
-    assert 0 < service_time.needs(1) <= service_time.needs(2) <= service_time.needs(64)
+    assert 0 < pace.needs(1) <= pace.needs(2) <= pace.needs(64)
 
 
 def test_an_unsteady_pace_is_given_more_room() -> None:
@@ -64,9 +64,9 @@ def test_an_unsteady_pace_is_given_more_room() -> None:
 @given(st.floats(0.001, 3600.0))
 def test_doubt_wears_any_stall_off(stall_s: float) -> None:
     """While nothing is worth starting, nothing is learnt; what was learnt must not last for ever."""
-    service_time = ServiceTime()
-    service_time.took(1, stall_s)
+    pace = ServiceTime()
+    pace.took(1, stall_s)
     for _ in range(200):
-        service_time.doubt()
+        pace.doubt()
 
-    assert 0 < service_time.needs(1) < 0.001
+    assert 0 < pace.needs(1) < 0.001

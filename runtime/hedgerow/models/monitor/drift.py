@@ -122,7 +122,7 @@ class DriftMonitor:
         self._fit = fit
         self._clock = clock
         self._lock = threading.Lock()
-        self._rests_until = 0.0
+        self._rests_until: float
         self.forget()
 
     def __call__(self, batch: Mapping[str, Array], outputs: Mapping[str, Array], rows: int, took_s: float) -> None:

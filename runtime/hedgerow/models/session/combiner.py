@@ -28,8 +28,7 @@ class _Call:
 
     def __init__(self, left: int) -> None:
         self.left = left
-        self.leading = False
-        self._asleep = False
+        self.leading = self._asleep = False
         self._alarm: threading.Lock | None = None  # always held but for the moment of waking; made when first needed
 
     def lie_down(self) -> threading.Lock:

@@ -121,20 +121,13 @@ class ChainStep:
 
     def _watched(self, frames: Sequence[Frame], *, trying: bool = False) -> Sequence[Outcome | Exception]:
         outcomes = self._call(frames)
-        failed = None
         for outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, FrameError):
-                failed = outcome
                 if self.circuit.failed(time.monotonic(), trying=trying):
                     self._on_event("circuit-open", {"stage": self.name, "error": _text(outcome)})
-            elif (self.circuit.failures or self.circuit.is_open) and self.circuit.succeeded():
+            elif self.circuit.failures and self.circuit.succeeded():
                 self._on_event("circuit-closed", {"stage": self.name})
-        if failed is None:
-            return outcomes
-        return [
-            StageFailed(self.name, o) if isinstance(o, Exception) and not isinstance(o, HedgerowError) else o
-            for o in outcomes
-        ]
+        return outcomes
 
     def _call(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         try:

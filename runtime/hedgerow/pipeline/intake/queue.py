@@ -175,9 +175,7 @@ class FrameQueue(Generic[T]):
         # Streams taken from stay busy until released; those with more to give wait outside the ring meanwhile.
         for _ in range(len(ready)):
             name = ready.popleft()
-            if streams[name].busy:
-                streams[name].listed = False
-            else:
+            if not streams[name].busy:
                 ready.append(name)
         return taken, expired
 
@@ -221,13 +219,11 @@ class FrameQueue(Generic[T]):
         self._count = self._bytes = 0
 
     def _tidy(self, name: str, stream: _Stream[T]) -> None:
-        if stream.items:
+        if stream.items or stream.busy:
             return
         if stream.listed:
             self._ready.remove(name)
-            stream.listed = False
-        if not stream.busy:
-            self._streams.pop(name, None)
+        self._streams.pop(name, None)
 
     def _shed_oldest(self, stream: _Stream[T]) -> T | None:
         for position, item in enumerate(stream.items):
