@@ -29,8 +29,8 @@ from benchmarks.harness.process import ended
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.cli.demo.processes import model_bytes
-from hedgerow.region.store.database import Database
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.testing import Mosquitto, processes
 from hedgerow.testing.ports import held_port
 from hedgerow.topics import EVERY_NODE, Address, Channel

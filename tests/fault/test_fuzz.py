@@ -157,7 +157,7 @@ def test_a_region_counts_whatever_comes_and_goes_on(
         def counted() -> int:
             from contextlib import closing
 
-            from hedgerow.region.store.open import open_database
+            from hedgerow.region.store.database.open import open_database
 
             with closing(open_database(collector.store, write=False)) as database:
                 ((count,),) = database.rows("SELECT coalesce(sum(messages_up), 0) FROM node")

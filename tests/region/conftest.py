@@ -26,8 +26,8 @@ from hedgerow.bus.outbox.outbox import Outbox
 from hedgerow.bus.outbox.records import Ack, Record
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.node.commands import CommandDesk
-from hedgerow.region.store.database import Database
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.testing import Mosquitto, processes
 from hedgerow.topics import Address, Channel, late
 from hedgerow.wire.messages import Health, Status

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from hedgerow.cli.main import app
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.store import RegionStore
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address

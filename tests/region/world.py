@@ -19,8 +19,8 @@ from hedgerow.region.rollouts.planning.gate import Ear
 from hedgerow.region.rollouts.planning.state import Rollout
 from hedgerow.region.rollouts.requests import open_intents
 from hedgerow.region.rollouts.store import FleetStore
-from hedgerow.region.store.database import Database, Row
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.database import Database, Row
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.records import BirthRecord, HealthRecord, ReportedRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address

@@ -15,7 +15,7 @@ from tests.cli.conftest import Hedgerow, Said
 from hedgerow.bus.outbox.records import Number
 from hedgerow.region import config
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.records import ResultRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.testing import processes

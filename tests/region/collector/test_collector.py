@@ -16,7 +16,7 @@ import pytest
 from tests.region.conftest import PATIENCE_S, REGION, CollectorProcess, eventually, result, sender
 
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.queries import ResultQuery, results, status
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel

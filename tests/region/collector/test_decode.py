@@ -16,7 +16,7 @@ from hedgerow.bus.outbox.records import ASK, Gap, Number, key_of
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.collector.decode import read
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.records import (
     EventRecord,
     HealthRecord,

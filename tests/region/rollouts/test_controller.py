@@ -15,7 +15,7 @@ from tests.region.world import TURN_S, World
 from hedgerow.errors import CommandError
 from hedgerow.region.rollouts.planning.state import Phase
 from hedgerow.region.rollouts.requests import ask
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.open import open_database
 
 DAY = 86_400.0
 

@@ -11,8 +11,8 @@ from tests.region.examples import NEW, OLD, rollout
 from hedgerow.region.rollouts.planning.state import Phase, Task
 from hedgerow.region.rollouts.progress import audit, history, progress
 from hedgerow.region.rollouts.store import Actor, FleetStore, StoredRollout
-from hedgerow.region.store.database import Database
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.topics import Address
 
 AT = 1_800_000_000.0

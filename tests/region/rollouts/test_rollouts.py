@@ -16,8 +16,8 @@ from hedgerow.cli.frames.command import ask as ask_nodes
 from hedgerow.config import BrokerSection
 from hedgerow.region.rollouts.progress import audit, progress
 from hedgerow.region.rollouts.requests import ask
-from hedgerow.region.store.database import Database
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import EVERY_NODE, Address
 

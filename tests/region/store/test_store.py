@@ -16,8 +16,8 @@ from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.records import Gap, Number, Previous, key_of
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.batch import MOST_REJECTED
-from hedgerow.region.store.database import Database, RegionStoreError, StoreTrouble
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.database import Database, RegionStoreError, StoreTrouble
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.queries import ResultQuery, results, status
 from hedgerow.region.store.records import (
     BirthRecord,

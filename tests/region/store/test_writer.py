@@ -12,7 +12,8 @@ from tests.region.conftest import eventually
 
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store import writer
-from hedgerow.region.store.database import Database, open_database
+from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.queries import status
 from hedgerow.region.store.store import RegionStore
 from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest

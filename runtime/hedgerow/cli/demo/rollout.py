@@ -32,7 +32,7 @@ from hedgerow.errors import HedgerowError
 
 if TYPE_CHECKING:
     from hedgerow.cli.demo.feeds import Feed
-    from hedgerow.region.store.database import Database
+    from hedgerow.region.store.database.database import Database
 
 GATE: Final = {"min_frames": 50, "max_slowdown": None}
 SWAP: Final = {"probation_s": 3, "min_frames": 50, "max_slowdown": 10, "max_shift": 5}
@@ -167,7 +167,7 @@ class _Tale:
             return inventory(database, time.time())
 
     def _open(self) -> Database:
-        from hedgerow.region.store.open import open_database
+        from hedgerow.region.store.database.open import open_database
 
         return open_database(str(self._estate.store), write=False)
 

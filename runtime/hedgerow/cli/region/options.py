@@ -14,7 +14,7 @@ from hedgerow.errors import ConfigError
 from hedgerow.terminal import takes_escapes
 
 if TYPE_CHECKING:
-    from hedgerow.region.store.database import Database
+    from hedgerow.region.store.database.database import Database
 
 _CONFIG: Final = Path("region.yaml")
 
@@ -87,7 +87,7 @@ def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) 
         StoreError: it cannot be read.
     """
     from hedgerow.region.config import load
-    from hedgerow.region.store.open import open_database
+    from hedgerow.region.store.database.open import open_database
 
     if store is None:
         if config is None and not _CONFIG.exists():

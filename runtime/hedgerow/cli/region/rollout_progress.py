@@ -16,7 +16,7 @@ from hedgerow.errors import CommandError
 from hedgerow.terminal import takes_escapes
 
 if TYPE_CHECKING:
-    from hedgerow.region.store.database import Database
+    from hedgerow.region.store.database.database import Database
 
 _REDRAW_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 10.0
@@ -126,7 +126,7 @@ def _away(trouble: str) -> str:
 
 def _states(open_: Callable[[], Database], name: str | None, every_node: bool) -> Iterator[tuple[dict[str, Any], str]]:
     """How a rollout is, twice a second until it has ended; and why the store cannot be read just now, else ""."""
-    from hedgerow.region.store.database import StoreTrouble
+    from hedgerow.region.store.database.database import StoreTrouble
 
     said: dict[str, Any] = {}
     database: Database | None = None

@@ -31,8 +31,8 @@ from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.service import RolloutService
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.ledgers import LedgerKey
-from hedgerow.region.store.open import open_database
 from hedgerow.region.store.records import PingRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest

@@ -20,7 +20,7 @@ from hedgerow.region.rollouts.planning.membership import joins
 from hedgerow.region.rollouts.planning.planner import find, next_step
 from hedgerow.region.rollouts.planning.state import Wait, admit
 from hedgerow.region.rollouts.store import Actor
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.queries import iso
 from hedgerow.topics import Address
 

@@ -33,7 +33,7 @@ from hedgerow.region.rollouts.planning.state import (
 )  # fmt: skip
 from hedgerow.region.rollouts.planning.waves import Member
 from hedgerow.region.rollouts.store import Actor, FleetStore, StoredDesired, StoredRollout
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)

@@ -21,7 +21,7 @@ from hedgerow.region.rollouts.planning.state import Finish, Halt, Phase, Rollout
 from hedgerow.region.rollouts.planning.waves import Wave, assign, wave_of
 from hedgerow.region.rollouts.requests import RolloutRequest, answer, open_intents
 from hedgerow.region.rollouts.store import Actor, StoredRollout
-from hedgerow.region.store.database import RegionStoreError
+from hedgerow.region.store.database.database import RegionStoreError
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import SwapPolicy
 

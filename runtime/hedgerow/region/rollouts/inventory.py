@@ -10,7 +10,7 @@ import orjson
 
 from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_of
 from hedgerow.region.store.queries import LATE_S, iso

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from hedgerow.region.rollouts.planning.gate import Facts
 from hedgerow.region.rollouts.planning.health_samples import MOST_SAMPLES, Flow, Sample, Shown
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.fleet import Reported
 

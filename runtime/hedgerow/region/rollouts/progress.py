@@ -9,7 +9,7 @@ import orjson
 
 from hedgerow.region.rollouts.planning.state import Task
 from hedgerow.region.rollouts.store import FleetStore, StoredRollout
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.queries import iso
 
 _MOST_BAD: Final = 20

@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from hedgerow.errors import CommandError, HedgerowError
-from hedgerow.region.store.database import Database, RegionStoreError
+from hedgerow.region.store.database.database import Database, RegionStoreError
 from hedgerow.region.store.liveness import spell
 from hedgerow.region.store.queries import LATE_S
 

@@ -26,8 +26,8 @@ from hedgerow.region.rollouts.controller import Parcel, RolloutController
 from hedgerow.region.rollouts.planning.gate import Ear
 from hedgerow.region.rollouts.planning.state import Phase
 from hedgerow.region.rollouts.requests import open_intents
-from hedgerow.region.store.database import RegionStoreError
-from hedgerow.region.store.open import open_database
+from hedgerow.region.store.database.database import RegionStoreError
+from hedgerow.region.store.database.open import open_database
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import JSON
 

@@ -20,7 +20,7 @@ from hedgerow.region.rollouts.planning.health_samples import Usual
 from hedgerow.region.rollouts.planning.membership import standing
 from hedgerow.region.rollouts.planning.spec import stored_plan
 from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import Desired, ModelRef
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from hedgerow.bus.outbox.records import Ack, Number
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.ledgers import LedgerKey, OutboxLedger, save_books
 from hedgerow.region.store.nodes import KnownNode, save_nodes
 from hedgerow.region.store.records import (

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from hedgerow.bus.outbox.records import Previous, priority_of, sequence_of
 from hedgerow.region.store.batch import Batch
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.ledgers import MOST_EPOCHS, MOST_RANGES, Ledgers, OutboxLedger, json_text, save_books
 from hedgerow.region.store.nodes import MOST_NODES, KnownNode, add_node, load_nodes
 from hedgerow.region.store.records import (

@@ -11,7 +11,7 @@ import orjson
 
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.records import Ack
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.nodes import KnownNode
 from hedgerow.topics import Address
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import orjson
 
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.liveness import Signs
 from hedgerow.region.store.records import BirthRecord, HealthRecord, PingRecord, StoreRecord
 from hedgerow.topics import Address

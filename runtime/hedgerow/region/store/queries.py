@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 
 from hedgerow.errors import FrameError
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.ledgers import ledger_of
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_of

@@ -6,7 +6,7 @@ from typing import Final
 
 from hedgerow.region.config import RetentionSection
 from hedgerow.region.store.batch import ROW_BYTES
-from hedgerow.region.store.database import Database
+from hedgerow.region.store.database.database import Database
 
 PRUNED_AT_ONCE: Final = 500
 

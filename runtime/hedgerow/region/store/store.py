@@ -21,7 +21,7 @@ from hedgerow import __version__
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.batch import Batch, BatchOutcome, Owed
-from hedgerow.region.store.database import Database, RegionStoreError, StoreRefused
+from hedgerow.region.store.database.database import Database, RegionStoreError, StoreRefused
 from hedgerow.region.store.ingest import Ingest
 from hedgerow.region.store.ledgers import LedgerKey, newest_acks
 from hedgerow.region.store.liveness import Liveness, judge

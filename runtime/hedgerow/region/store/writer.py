@@ -20,7 +20,7 @@ import structlog
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.store.batch import BatchOutcome
-from hedgerow.region.store.database import RegionStoreError, StoreTrouble
+from hedgerow.region.store.database.database import RegionStoreError, StoreTrouble
 from hedgerow.region.store.ledgers import LedgerKey
 from hedgerow.region.store.liveness import Liveness
 from hedgerow.region.store.records import StoreRecord

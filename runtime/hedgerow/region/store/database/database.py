@@ -76,7 +76,7 @@ def migrate(database: Database, dialect: Literal["sqlite", "postgres"], name: st
 
 
 def _migrations(dialect: str) -> dict[int, str]:
-    folder = files("hedgerow.region.store.sql") / dialect
+    folder = files("hedgerow.region.store.database.sql") / dialect
     return {int(one.name[:4]): one.read_text("utf-8") for one in folder.iterdir() if one.name.endswith(".sql")}
 
 

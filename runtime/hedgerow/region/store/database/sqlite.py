@@ -10,7 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from hedgerow.region.store.database import RegionStoreError, Row, StoreRefused, StoreTrouble, in_use, migrate, not_there
+from hedgerow.region.store.database.database import (
+    RegionStoreError,
+    Row,
+    StoreRefused,
+    StoreTrouble,
+    in_use,
+    migrate,
+    not_there,
+)
 
 _LOG_PAGES: Final = 4000
 """Pages in the write-ahead log after which they are moved into the database: 16 MB."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hedgerow.region.config import on_postgres
-from hedgerow.region.store.database import Database
-from hedgerow.region.store.sqlite import Sqlite
+from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.database.sqlite import Sqlite
 
 
 def open_database(url: str, *, write: bool, beside: bool = False) -> Database:
@@ -19,7 +19,7 @@ def open_database(url: str, *, write: bool, beside: bool = False) -> Database:
     Raises: StoreError: it cannot be opened.
     """
     if on_postgres(url):
-        from hedgerow.region.store.postgres import Postgres
+        from hedgerow.region.store.database.postgres import Postgres
 
         return Postgres(url, write=write, beside=beside)
     return Sqlite(Path(url), write=write, beside=beside)

@@ -9,7 +9,15 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final
 
-from hedgerow.region.store.database import RegionStoreError, Row, StoreRefused, StoreTrouble, in_use, migrate, not_there
+from hedgerow.region.store.database.database import (
+    RegionStoreError,
+    Row,
+    StoreRefused,
+    StoreTrouble,
+    in_use,
+    migrate,
+    not_there,
+)
 
 try:
     import psycopg

@@ -1,0 +1,1 @@
+"""The database behind the store: SQLite or PostgreSQL, and the tables as migrations."""
