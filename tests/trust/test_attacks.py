@@ -51,7 +51,7 @@ def test_other_content_of_the_same_length_is_refused(world: World) -> None:
     assert digest_of(world.node.manifest(ref, {})) == ref.digest
 
 
-def test_a_manifest_that_is_cut_short_is_refused(world: World) -> None:
+def test_a_truncated_manifest_is_refused(world: World) -> None:
     ref = world.publish()
 
     with (
@@ -62,7 +62,7 @@ def test_a_manifest_that_is_cut_short_is_refused(world: World) -> None:
     assert world.node.manifest(ref, {})
 
 
-def test_a_whole_repository_of_somebody_else_is_refused(world: World, tmp_path: Path) -> None:
+def test_another_repository_is_refused(world: World, tmp_path: Path) -> None:
     world.publish()
     world.node.refresh()
     (tmp_path / "other").mkdir()
@@ -78,7 +78,7 @@ def test_a_whole_repository_of_somebody_else_is_refused(world: World, tmp_path: 
 
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "doors"])
-def test_what_a_stranger_has_signed_is_refused(world: World, role: str) -> None:
+def test_metadata_signed_by_an_unknown_key_is_refused(world: World, role: str) -> None:
     """Even if he has the online key, for the roles below."""
     ref = world.publish()
     metadata, stranger = world.read(Path(current(world, role)).stem), CryptoSigner.generate_ed25519()
@@ -98,7 +98,7 @@ def test_what_a_stranger_has_signed_is_refused(world: World, role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["timestamp", "targets", "doors"])
-def test_what_was_changed_after_it_was_signed_is_refused(world: World, role: str) -> None:
+def test_metadata_changed_after_signing_is_refused(world: World, role: str) -> None:
     ref = world.publish()
     metadata = world.read(Path(current(world, role)).stem)
     metadata.signed.unrecognized_fields["more"] = "than was signed"
@@ -112,7 +112,7 @@ def test_what_was_changed_after_it_was_signed_is_refused(world: World, role: str
 
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "doors"])
-def test_without_a_signature_nothing_is_believed(world: World, role: str) -> None:
+def test_unsigned_metadata_is_refused(world: World, role: str) -> None:
     ref = world.publish()
     content = sign(world.read(Path(current(world, role)).stem))
     documents = replaced(current(world, role), content)
@@ -125,7 +125,7 @@ def test_without_a_signature_nothing_is_believed(world: World, role: str) -> Non
         world.node.manifest(ref, {})
 
 
-def test_a_manifest_kept_here_that_was_damaged_is_brought_anew(world: World) -> None:
+def test_a_damaged_local_manifest_is_fetched_again(world: World) -> None:
     ref = world.publish()
     good = world.node.manifest(ref, {})
     (kept,) = (world.folder / "node" / "manifests").iterdir()
@@ -134,7 +134,7 @@ def test_a_manifest_kept_here_that_was_damaged_is_brought_anew(world: World) -> 
     assert world.node.manifest(ref, {}) == good
 
 
-def test_a_version_for_other_nodes_is_refused_here(world: World) -> None:
+def test_a_version_for_other_nodes_is_refused(world: World) -> None:
     """Whoever may say what a node is to run may not say what it is for."""
     ref = world.publish(selector="site=hall-2, hardware in (nuc)")
 
@@ -180,7 +180,7 @@ class Endless:
         ("root", 512_000),
     ],
 )
-def test_endless_data_is_cut_off_at_what_is_signed_for(world: World, where: str, most: int) -> None:
+def test_endless_data_is_cut_off_at_the_signed_size(world: World, where: str, most: int) -> None:
     """The channel brings it in parts, and no part is asked for beyond that."""
     ref = world.publish()
     documents = Endless(world, where)
@@ -191,7 +191,7 @@ def test_endless_data_is_cut_off_at_what_is_signed_for(world: World, where: str,
     assert documents.taken <= sum(range(1, parts + 1)) * LARGEST_PART + parts * 4096
 
 
-def test_what_is_endless_is_not_taken_beyond_a_piece(near: World) -> None:
+def test_at_most_one_piece_is_read_beyond_the_limit(near: World) -> None:
     documents = Endless(near, "timestamp")
 
     with pytest.raises(errors.EndlessData):
@@ -199,7 +199,7 @@ def test_what_is_endless_is_not_taken_beyond_a_piece(near: World) -> None:
     assert documents.taken <= 16_384 + 4096
 
 
-def test_data_that_trickles_is_given_up(near: World) -> None:
+def test_slow_data_is_abandoned(near: World) -> None:
     """Each byte comes in time, and the document never would."""
 
     class Trickle:
@@ -216,7 +216,7 @@ def test_data_that_trickles_is_given_up(near: World) -> None:
 
 
 @pytest.mark.parametrize("where", ["timestamp", "snapshot", "targets", "doors"])
-def test_metadata_that_is_cut_short_is_refused(world: World, where: str) -> None:
+def test_truncated_metadata_is_refused(world: World, where: str) -> None:
     ref = world.publish()
 
     with (
@@ -227,7 +227,7 @@ def test_metadata_that_is_cut_short_is_refused(world: World, where: str) -> None
     assert world.node.manifest(ref, {})
 
 
-def test_what_cannot_be_reached_is_no_refusal(near: World) -> None:
+def test_an_unreachable_source_is_not_a_refusal(near: World) -> None:
     """A cut link raises what the link raises; nobody is suspected."""
 
     class Cut:
@@ -238,7 +238,7 @@ def test_what_cannot_be_reached_is_no_refusal(near: World) -> None:
         near.client("other", Cut()).refresh()
 
 
-def test_a_repository_that_is_not_whole_is_told_as_such(world: World) -> None:
+def test_an_incomplete_repository_is_reported_as_such(world: World) -> None:
     ref = world.publish()
 
     def gone(path: str, data: Any) -> Any:
@@ -268,7 +268,7 @@ def test_an_older_timestamp_is_refused_also_after_a_restart(world: World) -> Non
         node.refresh()
 
 
-def test_a_timestamp_that_goes_back_behind_a_snapshot_is_refused(world: World) -> None:
+def test_a_newer_timestamp_of_an_older_snapshot_is_refused(world: World) -> None:
     before = world.read("timestamp").signed.snapshot_meta
     world.publish()
     world.node.refresh()
@@ -283,7 +283,7 @@ def test_a_timestamp_that_goes_back_behind_a_snapshot_is_refused(world: World) -
         world.node.refresh()
 
 
-def test_what_is_over_still_keeps_what_is_older_out(world: World) -> None:
+def test_expired_metadata_still_blocks_older_metadata(world: World) -> None:
     """A node that was off for weeks knows by its old timestamp what it must not go back behind."""
     old = world.read("timestamp")
     world.publish()
@@ -302,7 +302,7 @@ def test_what_is_over_still_keeps_what_is_older_out(world: World) -> None:
 
 
 @pytest.mark.parametrize("role", ["targets", "doors"])
-def test_a_snapshot_that_takes_a_role_back_is_refused(world: World, role: str) -> None:
+def test_a_snapshot_that_rolls_a_role_back_is_refused(world: World, role: str) -> None:
     """Only whoever has the online key could try."""
     world.publish("1.0.0")
     old = (world.repository.folder / current(world, role)).read_bytes()
@@ -315,7 +315,7 @@ def test_a_snapshot_that_takes_a_role_back_is_refused(world: World, role: str) -
         world.node.refresh()
 
 
-def test_a_snapshot_that_forgets_an_owner_is_refused(world: World) -> None:
+def test_a_snapshot_that_omits_an_owner_is_refused(world: World) -> None:
     world.publish()
     world.node.refresh()
     thief = OnlineKeyThief(world)
@@ -339,7 +339,7 @@ def test_another_timestamp_of_the_same_version_changes_nothing(world: World) -> 
 # Fast-forward
 
 
-def test_versions_driven_to_the_end_are_mended_by_another_online_key(world: World) -> None:
+def test_inflated_versions_are_reset_by_a_new_online_key(world: World) -> None:
     """Whoever had the online key can make nodes refuse the true repository: until the root takes the key away."""
     world.publish()
     thief = OnlineKeyThief(world)
@@ -358,7 +358,7 @@ def test_versions_driven_to_the_end_are_mended_by_another_online_key(world: Worl
 
 
 @pytest.mark.parametrize("role", ["targets", "doors"])
-def test_a_role_driven_to_the_end_is_mended_by_another_online_key_too(world: World, role: str) -> None:
+def test_an_inflated_role_version_is_reset_by_a_new_online_key(world: World, role: str) -> None:
     """The snapshot says which versions were seen; with its key they are forgotten."""
     ref = world.publish()
     metadata = world.read(Path(current(world, role)).stem)
@@ -378,7 +378,7 @@ def test_a_role_driven_to_the_end_is_mended_by_another_online_key_too(world: Wor
 # Freeze
 
 
-def test_a_repository_held_at_one_moment_is_refused_when_that_is_over(world: World) -> None:
+def test_a_frozen_repository_is_refused_once_it_has_expired(world: World) -> None:
     ref = world.publish()
     world.node.refresh()
     world.time.passes(6.9 * DAY)
@@ -394,7 +394,7 @@ def test_a_repository_held_at_one_moment_is_refused_when_that_is_over(world: Wor
 
 
 @pytest.mark.parametrize("role", ["root", "snapshot", "targets", "doors"])
-def test_each_role_may_expire_while_the_others_count(world: World, role: str) -> None:
+def test_each_role_may_expire_while_the_others_are_valid(world: World, role: str) -> None:
     """The region signs on and on; who does not sign his own part anew is refused."""
     ref = world.publish()
     lives = {"root": 730, "targets": 365, "doors": 365, "snapshot": 0}
@@ -423,7 +423,7 @@ def test_each_role_may_expire_while_the_others_count(world: World, role: str) ->
         world.node.manifest(ref, {})
 
 
-def test_a_root_that_is_over_is_followed_by_the_next_one(world: World) -> None:
+def test_an_expired_root_leads_to_the_next_one(world: World) -> None:
     """The holders were late: nodes refuse, and go on when they have signed. A root between may well be over."""
     ref = world.publish()
     key_ceremony.rotate(world.repository, (), signers=world.root_keys)
@@ -445,7 +445,7 @@ def test_a_root_that_is_over_is_followed_by_the_next_one(world: World) -> None:
 
 
 @pytest.mark.parametrize("role", ["snapshot", "targets", "doors"])
-def test_parts_of_two_moments_do_not_go_together(world: World, role: str) -> None:
+def test_metadata_of_two_moments_cannot_be_mixed(world: World, role: str) -> None:
     """Each is signed; they were never true at once."""
     world.publish("1.0.0")
     old = (world.repository.folder / current(world, role)).read_bytes()
@@ -465,7 +465,7 @@ def _length(world: World, role: str) -> int:
 
 
 @pytest.mark.parametrize("role", ["snapshot", "targets", "doors"])
-def test_a_version_in_the_name_that_is_not_the_one_inside_is_refused(world: World, role: str) -> None:
+def test_a_file_name_with_another_version_than_its_content_is_refused(world: World, role: str) -> None:
     ref = world.publish()
     content = (world.repository.folder / current(world, role)).read_bytes()
     version = world.read(Path(current(world, role)).stem).signed.version
@@ -484,7 +484,7 @@ def test_a_version_in_the_name_that_is_not_the_one_inside_is_refused(world: Worl
 
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_change_to_any_document_is_believed(near: World, data: st.DataObject) -> None:
+def test_any_change_to_any_document_is_refused(near: World, data: st.DataObject) -> None:
     """Whatever is flipped, cut or put in, anywhere: it is refused, or what comes out is the same."""
     world = near
     ref = world.publish()
@@ -524,7 +524,7 @@ def test_no_change_to_any_document_is_believed(near: World, data: st.DataObject)
 _NUMBERS = itertools.count()
 
 
-def test_when_it_was_signed_is_signed_too(world: World) -> None:
+def test_the_signing_time_is_signed_too(world: World) -> None:
     timestamp = json.loads((world.repository.metadata / "timestamp.json").read_bytes())
     timestamp["signed"][SIGNED_AT] += 1
 

@@ -51,7 +51,7 @@ Table = tuple[list[int], int, list[int]]
         (([1], 1, [1]), ([1, 2], 2, [1, 2]), None),
     ],
 )
-def test_a_root_is_followed_if_enough_of_its_own_keys_and_of_those_before_have_signed(
+def test_a_root_needs_enough_of_its_own_and_of_the_previous_keys(
     world: World, before: Table, after: Table, refusal: type[errors.TrustError] | None
 ) -> None:
     keys = [CryptoSigner.generate_ed25519() for _ in range(10)]
@@ -76,7 +76,7 @@ def test_a_root_is_followed_if_enough_of_its_own_keys_and_of_those_before_have_s
             node.refresh()
 
 
-def test_a_root_that_is_not_signed_is_not_skipped_for_one_that_is(world: World) -> None:
+def test_an_unsigned_root_is_not_skipped_for_a_signed_one(world: World) -> None:
     key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     unsigned = sign(world.read("2.root"))
@@ -90,7 +90,7 @@ def test_a_root_that_is_not_signed_is_not_skipped_for_one_that_is(world: World) 
 
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets"])
-def test_a_role_of_several_needs_as_many(world: World, role: str) -> None:
+def test_a_role_needs_as_many_signatures_as_its_threshold(world: World, role: str) -> None:
     """One of them has been stolen."""
     ref, partner = world.publish(), CryptoSigner.generate_ed25519()
 
@@ -104,7 +104,7 @@ def test_a_role_of_several_needs_as_many(world: World, role: str) -> None:
         world.client("other", Served(world, documents)).manifest(ref, {})
 
 
-def test_one_stolen_key_of_the_root_makes_no_root(world: World) -> None:
+def test_one_stolen_root_key_cannot_sign_a_root(world: World) -> None:
     content = rooted(world, world.root_keys[0])
 
     with pytest.raises(errors.TooFewSignatures, match="1 of the 2"):
@@ -156,7 +156,7 @@ def test_a_root_that_does_not_follow_is_refused(world: World, version: int) -> N
         world.client("other", Served(world, {"metadata/2.root.json": content})).refresh()
 
 
-def test_a_gap_in_the_roots_leads_nowhere(world: World) -> None:
+def test_a_missing_root_breaks_the_chain(world: World) -> None:
     """A root cannot be skipped: what only a later one lets count is a stranger's."""
     new = CryptoSigner.generate_ed25519()
     world.put_online_key(new)
@@ -189,7 +189,7 @@ def test_an_owner_cannot_sign_for_anothers_model(world: World) -> None:
         world.client("other", thief).manifest(ref, {})
 
 
-def test_an_owner_cannot_delegate_what_is_not_his(world: World) -> None:
+def test_an_owner_cannot_delegate_another_ones_model(world: World) -> None:
     world.publish()
     target, ref, _ = other_target("meter")
     helper = CryptoSigner.generate_ed25519()
@@ -207,7 +207,7 @@ def test_an_owner_cannot_delegate_what_is_not_his(world: World) -> None:
         world.client("other", thief).manifest(ref, {})
 
 
-def test_a_helper_of_one_owner_is_not_that_of_another(world: World) -> None:
+def test_a_delegate_of_one_owner_cannot_sign_for_another(world: World) -> None:
     """Both delegate to `release`, each with a key of his own; it is signed by one of them alone."""
     ours, theirs, gates = (CryptoSigner.generate_ed25519() for _ in range(3))
     world.add_owner("gates", gates, "turnstile")
@@ -231,7 +231,7 @@ def test_a_helper_of_one_owner_is_not_that_of_another(world: World) -> None:
         node.manifest(your_ref, {})
 
 
-def test_owners_who_delegate_in_a_circle_or_for_ever_end(world: World) -> None:
+def test_circular_and_endless_delegations_are_refused(world: World) -> None:
     """A node follows no more than it must, and then says that nobody has signed it."""
     ref = world.publish().model_copy(update={"version": "9.9.9"})
     names = ["doors", *(f"deep-{number}" for number in range(60)), "doors"]
@@ -257,7 +257,7 @@ def test_owners_who_delegate_in_a_circle_or_for_ever_end(world: World) -> None:
     assert sum("deep-" in path for path in asked) <= 32
 
 
-def test_one_owners_word_does_not_pass_for_anothers(world: World) -> None:
+def test_one_owners_metadata_cannot_replace_another_ones(world: World) -> None:
     gates = CryptoSigner.generate_ed25519()
     world.add_owner("gates", gates, "turnstile")
     world.publish(name="turnstile", key=gates)
@@ -269,7 +269,7 @@ def test_one_owners_word_does_not_pass_for_anothers(world: World) -> None:
         world.client("other", thief).manifest(ref, {})
 
 
-def test_a_manifest_is_what_its_place_says(world: World) -> None:
+def test_a_manifest_must_match_its_path(world: World) -> None:
     """An owner who signs one version by the name of another."""
     world.publish("1.0.0")
     real = world.bundle(b"other", version="2.0.0").manifest.encode()
@@ -282,7 +282,7 @@ def test_a_manifest_is_what_its_place_says(world: World) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b'"door"'])
-def test_what_is_no_manifest_is_refused(world: World, content: bytes) -> None:
+def test_a_target_that_is_not_a_manifest_is_refused(world: World, content: bytes) -> None:
     world.publish("1.0.0")
     target, ref, where = other_target("door", content, "9.9.9")
     thief = owned(world, lambda signed: signed.targets.update({target.path: target}))
@@ -293,7 +293,7 @@ def test_what_is_no_manifest_is_refused(world: World, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("custom", [{"hedgerow": {"selector": "= ="}}, {"hedgerow": {"selector": 7}}, {"hedgerow": []}])
-def test_for_whom_it_is_must_be_readable(world: World, custom: Any) -> None:
+def test_an_unreadable_selector_is_refused(world: World, custom: Any) -> None:
     """A restriction that cannot be read is none that can be kept."""
     world.publish("1.0.0")
     target, ref, _ = other_target("door", b"{}", "9.9.9")
@@ -304,14 +304,14 @@ def test_for_whom_it_is_must_be_readable(world: World, custom: Any) -> None:
         world.client("other", thief).manifest(ref, {})
 
 
-def test_a_digest_that_is_not_the_signed_one_is_refused(world: World) -> None:
+def test_a_digest_other_than_the_signed_one_is_refused(world: World) -> None:
     ref = world.publish()
 
     with pytest.raises(errors.WrongDigest):
         world.node.manifest(ref.model_copy(update={"digest": digest_of(b"other")}), {})
 
 
-def test_a_version_nobody_has_signed_is_refused(world: World) -> None:
+def test_an_unsigned_version_is_refused(world: World) -> None:
     ref = world.publish()
 
     with pytest.raises(errors.UnknownTarget, match=r"door 1\.0\.1"):

@@ -37,7 +37,7 @@ def test_an_older_version_may_serve_again(world: Any) -> None:
     assert read_manifest(world.node.manifest(old, {})).version == "1.0.0"
 
 
-def test_what_is_for_others_is_refused_with_the_reason(world: Any) -> None:
+def test_a_version_for_other_nodes_is_refused_with_the_reason(world: Any) -> None:
     ref = world.publish("1.0.0", selector="site=hall-2, !spare")
 
     with pytest.raises(errors.NotForThisNode, match="site=hall-2, and the node has 'hall-3'"):
@@ -45,7 +45,7 @@ def test_what_is_for_others_is_refused_with_the_reason(world: Any) -> None:
     assert world.node.manifest(ref, {"site": "hall-2"})
 
 
-def test_tests_and_demos_get_a_repository_that_is_a_real_one(tmp_path: Path, bundle: Any) -> None:
+def test_the_repository_of_tests_and_demos_is_a_real_one(tmp_path: Path, bundle: Any) -> None:
     made = make_repository(tmp_path / "models")
     done = made.repository.publish(bundle(name="any", version="2.0.0"), made.owner)
 
@@ -75,7 +75,7 @@ def sourced(world: Any, *documents: Any) -> TrustClient:
     return TrustClient(world.folder / "sourced", world.root, *documents, clock=lambda: world.time.wall)
 
 
-def test_where_the_first_source_is_away_the_next_is_asked(world: Any) -> None:
+def test_the_next_source_is_asked_if_the_first_is_unreachable(world: Any) -> None:
     """And the first again the next time: a refresh is of one source as a whole."""
     ref, away, copy = world.publish(), Away(), FolderDocuments(world.repository.folder)
     node = sourced(world, away, copy)
@@ -87,12 +87,12 @@ def test_where_the_first_source_is_away_the_next_is_asked(world: Any) -> None:
     assert away.asked > 2
 
 
-def test_where_all_are_away_the_first_one_says_so(world: Any) -> None:
+def test_if_all_sources_are_unreachable_the_first_error_is_raised(world: Any) -> None:
     with pytest.raises(RegionAway):
         sourced(world, Away(), Away()).refresh()
 
 
-def test_a_source_that_goes_away_in_the_midst_is_left_for_another(world: Any) -> None:
+def test_a_source_lost_midway_is_replaced_by_the_next(world: Any) -> None:
     """At the next attempt, from the beginning: what two sources say is not mixed."""
     ref, copy = world.publish(), FolderDocuments(world.repository.folder)
     first = Away()
@@ -106,7 +106,7 @@ def test_a_source_that_goes_away_in_the_midst_is_left_for_another(world: Any) ->
     assert node.manifest(ref, {})
 
 
-def test_a_refusal_is_final_though_another_source_might_say_better(world: Any) -> None:
+def test_a_refusal_is_final_and_no_other_source_is_tried(world: Any) -> None:
     """Who is attacked shall hear of it."""
     world.publish()
     world.between.tamper = lambda path, data: data[:-9] if "timestamp" in path else data

@@ -31,7 +31,7 @@ def signed_now(world: World, at: float) -> None:
     world.time.wall = shown
 
 
-def test_a_new_node_whose_clock_is_not_set_takes_what_counts_and_says_how_late_it_is(world: World) -> None:
+def test_a_new_node_with_an_unset_clock_accepts_valid_metadata_and_reports_the_error(world: World) -> None:
     """A gateway without a battery wakes up in 1970; what was signed says at least that it is later."""
     began = world.time.wall
     ref = world.publish()
@@ -43,7 +43,7 @@ def test_a_new_node_whose_clock_is_not_set_takes_what_counts_and_says_how_late_i
     assert node.manifest(ref, {})
 
 
-def test_a_clock_before_what_was_seen_last_does_not_make_old_metadata_fresh(world: World) -> None:
+def test_a_clock_set_back_does_not_make_old_metadata_fresh(world: World) -> None:
     """Somebody waits for the power to fail, and brings back last month's repository: it is older than what is kept."""
     began = world.time.wall
     world.publish()
@@ -59,7 +59,7 @@ def test_a_clock_before_what_was_seen_last_does_not_make_old_metadata_fresh(worl
         node.refresh()
 
 
-def test_metadata_that_ends_while_the_clock_is_not_set_ends_all_the_same(world: World) -> None:
+def test_metadata_expires_although_the_clock_is_not_set(world: World) -> None:
     """Time passes, though nobody knows which."""
     ref = world.publish()
     world.node.refresh()
@@ -73,7 +73,7 @@ def test_metadata_that_ends_while_the_clock_is_not_set_ends_all_the_same(world: 
         node.refresh()
 
 
-def test_what_was_signed_last_is_the_least_that_the_time_can_be(world: World) -> None:
+def test_the_last_signing_time_is_the_lower_bound_of_the_time(world: World) -> None:
     """An owner's word that ended before the region signed last is over, though the clock says that it has not begun."""
     began = world.time.wall
     ref = world.publish()
@@ -85,7 +85,7 @@ def test_what_was_signed_last_is_the_least_that_the_time_can_be(world: World) ->
         boots(world, wall=began).manifest(ref, {})
 
 
-def test_a_clock_that_is_set_while_the_node_runs_is_believed_from_then_on(world: World) -> None:
+def test_a_clock_set_while_the_node_runs_is_used_from_then_on(world: World) -> None:
     began = world.time.wall
     world.publish()
     node = boots(world, wall=0.0)
@@ -98,7 +98,7 @@ def test_a_clock_that_is_set_while_the_node_runs_is_believed_from_then_on(world:
         node.refresh()
 
 
-def test_a_clock_that_was_ahead_refuses_only_while_it_is(world: World) -> None:
+def test_a_clock_ahead_causes_refusals_only_while_it_is_ahead(world: World) -> None:
     """Nothing of it is kept, so a node is not locked out for good."""
     began = world.time.wall
     ref = world.publish()
@@ -112,7 +112,7 @@ def test_a_clock_that_was_ahead_refuses_only_while_it_is(world: World) -> None:
     assert boots(world, wall=began).manifest(ref, {})
 
 
-def test_a_clock_that_goes_back_while_the_node_runs_wins_no_time(world: World) -> None:
+def test_setting_the_clock_back_does_not_delay_expiry(world: World) -> None:
     began = world.time.wall
     world.publish()
     world.node.refresh()
@@ -123,7 +123,7 @@ def test_a_clock_that_goes_back_while_the_node_runs_wins_no_time(world: World) -
         world.node.refresh()
 
 
-def test_a_region_whose_clock_was_wrong_is_forgiven_with_another_online_key(world: World) -> None:
+def test_a_new_online_key_repairs_a_region_with_a_wrong_clock(world: World) -> None:
     """It signed as if it were years later; that is believed until the root takes the key away."""
     ref = world.publish()
     signed = world.read("timestamp")
@@ -141,7 +141,7 @@ def test_a_region_whose_clock_was_wrong_is_forgiven_with_another_online_key(worl
 
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wall=st.floats(-1e12, 1e18), passed=st.floats(0, 1e9))
-def test_whatever_the_clock_says_the_answer_is_one_or_the_other(world: World, wall: float, passed: float) -> None:
+def test_any_clock_gives_a_result_or_a_refusal(world: World, wall: float, passed: float) -> None:
     """Believed, or refused as over; no clock brings anything else about."""
     if world.read("timestamp").signed.version < 3:
         world.publish()
@@ -156,7 +156,7 @@ def test_whatever_the_clock_says_the_answer_is_one_or_the_other(world: World, wa
 
 
 @pytest.mark.parametrize("said", [10**30, -(10**30), 2**53, True, "noon", None, []])
-def test_when_it_was_signed_may_be_nonsense(world: World, said: Any) -> None:
+def test_an_invalid_signing_time_is_ignored(world: World, said: Any) -> None:
     """A thief may sign what he likes: it is over for him, or it is as if he had said nothing."""
     ref = world.publish()
     timestamp = json.loads((world.repository.metadata / "timestamp.json").read_bytes())

@@ -34,7 +34,7 @@ def rotate(world: World, *roles: str, new: Sequence[Signer] = (), old: Sequence[
 # Beginning
 
 
-def test_a_repository_is_begun_once(world: World) -> None:
+def test_a_repository_is_created_once(world: World) -> None:
     with pytest.raises(errors.BadRepository, match="is a repository already"):
         key_ceremony.begin(
             world.repository,
@@ -47,7 +47,7 @@ def test_a_repository_is_begun_once(world: World) -> None:
 
 
 @pytest.mark.parametrize(("threshold", "signers"), [(3, 2), (0, 2), (2, 1)])
-def test_a_root_that_nobody_could_change_is_not_begun(world: World, threshold: int, signers: int) -> None:
+def test_a_root_that_could_never_be_changed_is_not_created(world: World, threshold: int, signers: int) -> None:
     keys, targets = [new_key(), new_key()], new_key()
     there = Repository(world.folder / "another")
 
@@ -67,7 +67,7 @@ def test_a_root_that_nobody_could_change_is_not_begun(world: World, threshold: i
 # The root: two of three
 
 
-def test_one_of_three_stages_a_change_and_a_second_makes_it_count(world: World) -> None:
+def test_one_of_three_stages_a_change_and_a_second_completes_it(world: World) -> None:
     ref, dora = world.publish(), new_key()
 
     step = rotate(world, "root", new=[dora], old=[world.root_keys[2]], signers=world.root_keys[:1])
@@ -87,7 +87,7 @@ def test_one_of_three_stages_a_change_and_a_second_makes_it_count(world: World) 
     assert world.node.manifest(ref, {})
 
 
-def test_a_second_change_does_not_do_away_with_one_that_waits(world: World) -> None:
+def test_a_second_change_does_not_replace_a_staged_one(world: World) -> None:
     rotate(world, "root", new=[new_key()], signers=world.root_keys[:1])
     before = staged(world.repository)[0].read_bytes()
 
@@ -98,7 +98,7 @@ def test_a_second_change_does_not_do_away_with_one_that_waits(world: World) -> N
     assert staged(world.repository)[0].read_bytes() == before
 
 
-def test_a_change_that_another_has_overtaken_is_not_signed_over_it(world: World) -> None:
+def test_an_outdated_staged_change_cannot_be_signed(world: World) -> None:
     rotate(world, "root", new=[new_key()], signers=world.root_keys[:1])
     (waiting,) = staged(world.repository)
     content = waiting.read_bytes()
@@ -112,7 +112,7 @@ def test_a_change_that_another_has_overtaken_is_not_signed_over_it(world: World)
     assert (world.repository.metadata / "2.root.json").read_bytes() == counts
 
 
-def test_a_lost_key_of_the_root_is_replaced_by_those_that_are_left(world: World) -> None:
+def test_a_lost_root_key_is_replaced_by_the_remaining_ones(world: World) -> None:
     """And what the lost one signs from then on counts nothing."""
     ref, dora = world.publish(), new_key()
     lost, *left = world.root_keys
@@ -127,7 +127,7 @@ def test_a_lost_key_of_the_root_is_replaced_by_those_that_are_left(world: World)
     assert world.client("new").refresh().root == 3
 
 
-def test_all_keys_of_the_root_may_go_one_after_the_other(world: World) -> None:
+def test_all_root_keys_can_be_replaced_one_by_one(world: World) -> None:
     """A node that slept meanwhile goes from root to root."""
     ref, keys = world.publish(), list(world.root_keys)
     for _ in range(3):
@@ -150,7 +150,7 @@ def test_a_threshold_is_raised_and_lowered(world: World) -> None:
         rotate(world, "root", threshold=4, signers=world.root_keys)
 
 
-def test_a_root_that_ends_soon_is_signed_anew(world: World) -> None:
+def test_a_root_close_to_expiry_is_signed_again(world: World) -> None:
     world.time.passes(700 * DAY)
     rotate(world, signers=world.root_keys[:2])
     world.time.passes(29 * DAY)
@@ -164,7 +164,7 @@ def test_a_root_that_ends_soon_is_signed_anew(world: World) -> None:
 
 
 @pytest.mark.parametrize("old", ["nobody", ""])
-def test_a_key_that_is_not_there_or_not_the_only_one_is_not_taken_away(world: World, old: str) -> None:
+def test_an_unknown_or_ambiguous_key_is_not_removed(world: World, old: str) -> None:
     with pytest.raises(errors.BadRepository, match="of that role") as refused:
         key_ceremony.rotate(world.repository, ("root",), old=[old], signers=world.root_keys)
     assert world.root_keys[0].public_key.keyid[:8] in refused.value.remedy
@@ -173,7 +173,7 @@ def test_a_key_that_is_not_there_or_not_the_only_one_is_not_taken_away(world: Wo
 # The targets role
 
 
-def test_a_lost_key_of_the_targets_role_is_replaced_in_one_step(world: World) -> None:
+def test_a_lost_targets_key_is_replaced_in_one_step(world: World) -> None:
     """The root takes it away, and the new one signs the list of owners."""
     ref, new = world.publish(), new_key()
 
@@ -189,7 +189,7 @@ def test_a_lost_key_of_the_targets_role_is_replaced_in_one_step(world: World) ->
     assert world.node.manifest(ref, {})
 
 
-def test_or_in_two_where_not_everybody_is_at_the_table(world: World) -> None:
+def test_a_lost_targets_key_is_replaced_in_two_steps_if_signers_are_absent(world: World) -> None:
     """In between nodes refuse what changes; the repository says what is to be done."""
     ref, new = world.publish(), new_key()
 
@@ -212,7 +212,7 @@ def test_or_in_two_where_not_everybody_is_at_the_table(world: World) -> None:
 # Owners
 
 
-def test_an_owner_goes_over_to_a_new_key_without_a_gap(world: World) -> None:
+def test_an_owner_switches_to_a_new_key_without_a_gap(world: World) -> None:
     """First both count, then the new one signs, then the old one goes."""
     ref, new, old = world.publish(), new_key(), world.owner_key
 
@@ -230,7 +230,7 @@ def test_an_owner_goes_over_to_a_new_key_without_a_gap(world: World) -> None:
     assert world.client("d").manifest(world.publish("1.1.0", b"better", key=new), {})
 
 
-def test_what_a_stolen_key_has_signed_counts_no_more_until_its_owner_says_what_does(world: World) -> None:
+def test_versions_signed_with_a_stolen_key_are_invalid_until_signed_again(world: World) -> None:
     good = world.publish("1.0.0")
     bad = world.publish("6.6.6", b"malice")
     new = new_key()
@@ -255,7 +255,7 @@ def test_what_a_stolen_key_has_signed_counts_no_more_until_its_owner_says_what_d
         world.client("b").manifest(bad, {})
 
 
-def test_an_owner_may_be_several_people(world: World) -> None:
+def test_an_owner_can_be_several_people(world: World) -> None:
     two = [new_key(), new_key()]
     key_ceremony.add_owner(
         world.repository,
@@ -271,7 +271,7 @@ def test_an_owner_may_be_several_people(world: World) -> None:
     assert world.node.manifest(world.publish(name="brake", key=two), {})
 
 
-def test_nothing_counts_of_an_owner_who_is_gone(world: World) -> None:
+def test_nothing_signed_by_a_removed_owner_is_valid(world: World) -> None:
     """Nor if another of the same name comes."""
     ref = world.publish()
     key_ceremony.remove_owner(world.repository, "doors", [world.targets_key])
@@ -301,7 +301,7 @@ def test_nothing_counts_of_an_owner_who_is_gone(world: World) -> None:
         ("gates", ["*"], r"\* is doors's"),
     ],
 )
-def test_an_owner_who_will_not_do_is_refused(world: World, owner: str, models: list[str], said: str) -> None:
+def test_an_invalid_owner_is_refused(world: World, owner: str, models: list[str], said: str) -> None:
     before = world.repository.latest_version("targets")
 
     with pytest.raises(errors.BadRepository, match=said) as refused:
@@ -310,7 +310,7 @@ def test_an_owner_who_will_not_do_is_refused(world: World, owner: str, models: l
     assert world.repository.latest_version("targets") == before
 
 
-def test_an_owner_who_is_not_there_is_told_with_those_who_are(world: World) -> None:
+def test_an_unknown_owner_is_reported_with_the_known_ones(world: World) -> None:
     for act in (
         lambda: key_ceremony.remove_owner(world.repository, "dors", [world.targets_key]),
         lambda: key_ceremony.rotate_owner(world.repository, "dors", signers=[world.targets_key]),
@@ -321,7 +321,7 @@ def test_an_owner_who_is_not_there_is_told_with_those_who_are(world: World) -> N
         assert "doors" in refused.value.remedy
 
 
-def test_a_strangers_key_changes_no_owner(world: World) -> None:
+def test_an_unknown_key_cannot_change_owners(world: World) -> None:
     with pytest.raises(errors.NotAllowed, match="None of the keys given counts"):
         key_ceremony.remove_owner(world.repository, "doors", [new_key(), world.owner_key])
     assert staged(world.repository) == []

@@ -29,7 +29,7 @@ def signs(name: str, secrets: Secrets) -> None:
 # Files
 
 
-def test_a_key_signs_with_its_passphrase_and_is_its_owners_alone(tmp_path: Path) -> None:
+def test_a_key_signs_with_its_passphrase_and_is_private_to_its_owner(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         made = make_key(tmp_path / "keys" / "anna.pem", WORD)
@@ -45,7 +45,7 @@ def test_a_key_signs_with_its_passphrase_and_is_its_owners_alone(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("given", "said"), [([], "none was given"), (["wrong", "wrong too"], "does not open it")])
-def test_without_its_passphrase_a_key_stays_shut(tmp_path: Path, given: list[str], said: str) -> None:
+def test_a_key_cannot_be_opened_without_its_passphrase(tmp_path: Path, given: list[str], said: str) -> None:
     """And what was tried is not told."""
     make_key(tmp_path / "anna.pem", WORD)
 
@@ -56,7 +56,7 @@ def test_without_its_passphrase_a_key_stays_shut(tmp_path: Path, given: list[str
     assert not any(word in refused.value.explain() for word in (WORD, *given))
 
 
-def test_passphrases_are_tried_in_order_and_a_person_is_asked_last_and_once(tmp_path: Path) -> None:
+def test_passphrases_are_tried_in_order_and_prompted_for_last_and_once(tmp_path: Path) -> None:
     make_key(tmp_path / "anna.pem", WORD)
     asked: list[str] = []
 
@@ -82,7 +82,7 @@ def test_passphrases_come_from_a_file_and_the_environment(tmp_path: Path, monkey
         Secrets.here(tmp_path / "nowhere")
 
 
-def test_no_key_is_written_over(tmp_path: Path) -> None:
+def test_no_key_is_overwritten(tmp_path: Path) -> None:
     make_key(tmp_path / "anna.pem", None)
     before = [(tmp_path / name).read_bytes() for name in ("anna.pem", "anna.pub")]
 
@@ -96,7 +96,7 @@ def test_no_key_is_written_over(tmp_path: Path) -> None:
     assert [(tmp_path / name).read_bytes() for name in ("drawer.pem", "anna.pub")] == before
 
 
-def test_a_private_key_without_its_public_half_gives_it(tmp_path: Path) -> None:
+def test_a_public_key_is_derived_from_a_private_key(tmp_path: Path) -> None:
     made = make_key(tmp_path / "anna.pem", WORD)
     public_half(tmp_path / "anna.pem").unlink()
 
@@ -105,7 +105,7 @@ def test_a_private_key_without_its_public_half_gives_it(tmp_path: Path) -> None:
         read_public(str(tmp_path / "anna.pem"))
 
 
-def test_what_is_no_key_is_told_as_such(tmp_path: Path) -> None:
+def test_an_invalid_key_is_reported_as_such(tmp_path: Path) -> None:
     pem = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = (Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "text.pem").write_text("not a key")
@@ -134,7 +134,7 @@ def test_a_key_on_a_token_signs(token: str) -> None:
     assert name_of(read_public(token, Secrets(pins=["1234"]))) == token
 
 
-def test_the_pin_is_asked_for_and_a_wrong_one_is_tried_once(token: str) -> None:
+def test_the_pin_is_prompted_for_and_a_wrong_one_is_tried_once(token: str) -> None:
     """Tokens lock themselves after a few."""
     asked: list[str] = []
 
@@ -162,13 +162,13 @@ def test_the_pin_is_asked_for_and_a_wrong_one_is_tried_once(token: str) -> None:
         ("hsm:two", "names no key of a token"),
     ],
 )
-def test_a_key_that_is_on_no_token_is_told_as_such(token: str, name: str, said: str) -> None:
+def test_a_key_missing_from_the_token_is_reported_as_such(token: str, name: str, said: str) -> None:
     with pytest.raises(KeyUnusable, match=said) as refused:
         open_signer(name, Secrets(pins=["1234"]))
     assert refused.value.remedy
 
 
-def test_without_a_module_it_says_what_is_missing(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_pkcs11_module_is_reported(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYKCS11LIB")
 
     with pytest.raises(KeyUnusable, match="PYKCS11LIB") as refused:
