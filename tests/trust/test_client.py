@@ -1,4 +1,4 @@
-"""What a node believes when nobody interferes."""
+"""The trust client of a node, without attacks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_node_gets_the_manifest_of_a_version_that_its_owner_signed(world: Any)
 
 
 def test_an_older_version_may_serve_again(world: Any) -> None:
-    """A rollback of a model is a choice among what is signed; that of metadata is an attack."""
+    """Rolling back a model is a choice among signed versions; rolling back metadata is an attack."""
     old, new = world.publish("1.0.0"), world.publish("1.1.0", b"better weights")
     world.node.refresh()
 
@@ -55,7 +55,7 @@ def test_the_repository_of_tests_and_demos_is_a_real_one(tmp_path: Path, bundle:
 
 
 class Away:
-    """A source that nobody answers for."""
+    """An unreachable source."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -68,7 +68,7 @@ class Away:
         yield from self.back.get(path, max_bytes)
 
     def forget(self) -> None:
-        """Nothing is remembered."""
+        """Nothing is cached."""
 
 
 def sourced(world: Any, *documents: Any) -> TrustClient:
@@ -76,7 +76,7 @@ def sourced(world: Any, *documents: Any) -> TrustClient:
 
 
 def test_the_next_source_is_asked_if_the_first_is_unreachable(world: Any) -> None:
-    """And the first again the next time: a refresh is of one source as a whole."""
+    """The next refresh starts with the first source again, because a refresh uses a single source."""
     ref, away, copy = world.publish(), Away(), FolderDocuments(world.repository.folder)
     node = sourced(world, away, copy)
 
@@ -93,7 +93,7 @@ def test_if_all_sources_are_unreachable_the_first_error_is_raised(world: Any) ->
 
 
 def test_a_source_lost_midway_is_replaced_by_the_next(world: Any) -> None:
-    """At the next attempt, from the beginning: what two sources say is not mixed."""
+    """The next attempt starts over: two sources are never mixed."""
     ref, copy = world.publish(), FolderDocuments(world.repository.folder)
     first = Away()
     first.back = copy
@@ -107,7 +107,7 @@ def test_a_source_lost_midway_is_replaced_by_the_next(world: Any) -> None:
 
 
 def test_a_refusal_is_final_and_no_other_source_is_tried(world: Any) -> None:
-    """Who is attacked shall hear of it."""
+    """Otherwise an attack would go unnoticed."""
     world.publish()
     world.between.tamper = lambda path, data: data[:-9] if "timestamp" in path else data
     attacked = Away()

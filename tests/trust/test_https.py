@@ -1,4 +1,4 @@
-"""Metadata over HTTPS: a real web server with a real certificate, and what is wrong with such servers."""
+"""Metadata over HTTPS: a real web server with a real certificate, and its possible faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Answer = Callable[[http.server.BaseHTTPRequestHandler, bytes | None], None]
 
 
 class Server:
-    """Gives out a folder over HTTPS.
+    """Serves a folder over HTTPS.
 
     Attributes:
         folder: what it gives out.
@@ -95,7 +95,7 @@ def server(running: Server, world: World) -> Iterator[Server]:
 
 @pytest.fixture
 def node(server: Server, world: World, ca_file: Path) -> TrustClient:
-    """It knows nothing but this server."""
+    """A client whose only source is this server."""
     return TrustClient(
         world.folder / "https",
         world.root,
@@ -137,7 +137,7 @@ def test_tampered_metadata_on_a_web_server_is_refused(
 
 
 def test_a_server_that_answers_403_for_missing_files_works(world: World, server: Server, node: TrustClient) -> None:
-    """Stores of files do, to who may not list them."""
+    """Object stores do this for clients that may not list files."""
     ref = world.publish()
 
     def store(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
@@ -198,7 +198,7 @@ def test_endless_data_is_cut_off(server: Server, node: TrustClient) -> None:
 
 
 def test_slow_data_is_abandoned(world: World, server: Server, ca_file: Path) -> None:
-    """Each byte comes in time: no timeout of a socket would notice."""
+    """Each byte arrives in time, so no socket timeout would notice."""
     passed = [0.0]
 
     def trickling(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
@@ -227,7 +227,7 @@ def test_slow_data_is_abandoned(world: World, server: Server, ca_file: Path) -> 
 
 
 def test_an_untrusted_certificate_is_not_accepted(world: World, server: Server) -> None:
-    """What comes is signed all the same; but who asks for what is nobody else's business."""
+    """The content is signed anyway, but the requests are private."""
     node = TrustClient(world.folder / "https", world.root, HttpsDocuments(Web(server.url)))
 
     with pytest.raises(SourceAway, match="certificate") as away:
@@ -235,9 +235,7 @@ def test_an_untrusted_certificate_is_not_accepted(world: World, server: Server) 
     assert "certificate" in away.value.remedy
 
 
-def test_a_redirect_away_from_https_is_not_followed(
-    world: World, server: Server, node: TrustClient
-) -> None:
+def test_a_redirect_away_from_https_is_not_followed(world: World, server: Server, node: TrustClient) -> None:
     plain = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=plain.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Keys that are lost, stolen, exchanged and gathered at one table; and a node that goes along with all of it."""
+"""Lost, stolen and rotated keys in key ceremonies, followed by a node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from securesystemslib.signer import CryptoSigner, Signer
 from hedgerow.trust import errors, key_ceremony
 from hedgerow.trust.repository import Repository
 from hedgerow.trust.staged_metadata import sign_staged, staged
-from hedgerow.trust.status import look
+from hedgerow.trust.status import read_status
 
 World = Any
 DAY = 86_400.0
@@ -36,7 +36,7 @@ def rotate(world: World, *roles: str, new: Sequence[Signer] = (), old: Sequence[
 
 def test_a_repository_is_created_once(world: World) -> None:
     with pytest.raises(errors.BadRepository, match="is a repository already"):
-        key_ceremony.begin(
+        key_ceremony.create(
             world.repository,
             root_keys=[],
             root_threshold=1,
@@ -52,7 +52,7 @@ def test_a_root_that_could_never_be_changed_is_not_created(world: World, thresho
     there = Repository(world.folder / "another")
 
     with pytest.raises((errors.BadRepository, errors.NotAllowed)) as refused:
-        key_ceremony.begin(
+        key_ceremony.create(
             there,
             root_keys=[key.public_key for key in keys],
             root_threshold=threshold,
@@ -74,9 +74,9 @@ def test_one_of_three_stages_a_change_and_a_second_completes_it(world: World) ->
 
     assert (step.missing, step.live) == (1, False)
     assert world.node.refresh().root == 1
-    (waiting,) = look(world.repository, world.time.wall).staged
+    (waiting,) = read_status(world.repository, world.time.wall).staged
     assert (waiting.role, waiting.version, waiting.missing) == ("root", 2, 1)
-    with pytest.raises(errors.NotAllowed, match="Nothing waits for a signature of these keys"):
+    with pytest.raises(errors.NotAllowed, match="No change waits for a signature of these keys"):
         sign_staged(world.repository, [new_key(), world.root_keys[0]])
 
     (done,) = sign_staged(world.repository, [world.root_keys[1]])
@@ -107,13 +107,13 @@ def test_an_outdated_staged_change_cannot_be_signed(world: World) -> None:
     waiting.write_bytes(content)  # somebody's copy of it comes back
     counts = (world.repository.metadata / "2.root.json").read_bytes()
 
-    with pytest.raises(errors.BadRepository, match="is overtaken: root 2 counts already"):
+    with pytest.raises(errors.BadRepository, match="is outdated: root 2 is valid already"):
         sign_staged(world.repository, [world.root_keys[1]])
     assert (world.repository.metadata / "2.root.json").read_bytes() == counts
 
 
 def test_a_lost_root_key_is_replaced_by_the_remaining_ones(world: World) -> None:
-    """And what the lost one signs from then on counts nothing."""
+    """Anything the lost key signs afterwards is invalid."""
     ref, dora = world.publish(), new_key()
     lost, *left = world.root_keys
 
@@ -128,7 +128,7 @@ def test_a_lost_root_key_is_replaced_by_the_remaining_ones(world: World) -> None
 
 
 def test_all_root_keys_can_be_replaced_one_by_one(world: World) -> None:
-    """A node that slept meanwhile goes from root to root."""
+    """A node that was off meanwhile follows every root."""
     ref, keys = world.publish(), list(world.root_keys)
     for _ in range(3):
         fresh = new_key()
@@ -146,7 +146,7 @@ def test_a_threshold_is_raised_and_lowered(world: World) -> None:
     with pytest.raises(errors.BadRepository, match="waits"):
         rotate(world, "root", threshold=4, signers=world.root_keys)
     staged(world.repository)[0].unlink()
-    with pytest.raises(errors.BadRepository, match="would need 4 signatures of 3 keys"):
+    with pytest.raises(errors.BadRepository, match="cannot require 4 signatures from 3 keys"):
         rotate(world, "root", threshold=4, signers=world.root_keys)
 
 
@@ -174,7 +174,7 @@ def test_an_unknown_or_ambiguous_key_is_not_removed(world: World, old: str) -> N
 
 
 def test_a_lost_targets_key_is_replaced_in_one_step(world: World) -> None:
-    """The root takes it away, and the new one signs the list of owners."""
+    """The root replaces the key, and the new one signs the list of owners."""
     ref, new = world.publish(), new_key()
 
     step = rotate(world, "targets", new=[new], old=[world.targets_key], signers=[*world.root_keys[:2], new])
@@ -182,7 +182,7 @@ def test_a_lost_targets_key_is_replaced_in_one_step(world: World) -> None:
     assert (step.role, step.missing, step.live) == ("targets", 0, True)
     assert world.node.manifest(ref, {})
     assert world.node.refresh().root == 2
-    with pytest.raises(errors.NotAllowed, match="None of the keys given counts"):
+    with pytest.raises(errors.NotAllowed, match="None of the given keys may sign the list of owners"):
         world.add_owner("gates", new_key(), "turnstile")
     world.targets_key = new
     world.add_owner("gates", new_key(), "turnstile")
@@ -190,7 +190,7 @@ def test_a_lost_targets_key_is_replaced_in_one_step(world: World) -> None:
 
 
 def test_a_lost_targets_key_is_replaced_in_two_steps_if_signers_are_absent(world: World) -> None:
-    """In between nodes refuse what changes; the repository says what is to be done."""
+    """In between, nodes refuse changes; the repository's status says what to do."""
     ref, new = world.publish(), new_key()
 
     step = rotate(world, "targets", new=[new], old=[world.targets_key], signers=world.root_keys[:2])
@@ -198,14 +198,14 @@ def test_a_lost_targets_key_is_replaced_in_two_steps_if_signers_are_absent(world
     assert (step.missing, step.live, step.to_renew) == (0, False, ("targets",))
     with pytest.raises(errors.UnknownSigningKey, match="targets"):
         world.client("new").refresh()
-    (problem,) = look(world.repository, world.time.wall).problems
+    (problem,) = read_status(world.repository, world.time.wall).problems
     assert "hedgerow trust renew targets" in problem
     with pytest.raises(errors.BadRepository) as refused:
         world.publish("1.1.0")
     assert "hedgerow trust renew targets" in refused.value.remedy
 
     assert key_ceremony.renew(world.repository, "targets", [new]).live
-    assert look(world.repository, world.time.wall).problems == []
+    assert read_status(world.repository, world.time.wall).problems == []
     assert world.client("newer").manifest(ref, {})
 
 
@@ -213,7 +213,7 @@ def test_a_lost_targets_key_is_replaced_in_two_steps_if_signers_are_absent(world
 
 
 def test_an_owner_switches_to_a_new_key_without_a_gap(world: World) -> None:
-    """First both count, then the new one signs, then the old one goes."""
+    """First both keys are valid, then the new one signs, then the old one is removed."""
     ref, new, old = world.publish(), new_key(), world.owner_key
 
     def owner(**change: Any) -> Any:
@@ -246,7 +246,7 @@ def test_versions_signed_with_a_stolen_key_are_invalid_until_signed_again(world:
     assert step.to_renew == ("doors",)
     with pytest.raises(errors.UnknownSigningKey, match="owner doors"):
         world.client("a").manifest(good, {})
-    with pytest.raises(errors.NotAllowed, match="does not count with the keys it has now") as refused:
+    with pytest.raises(errors.NotAllowed, match="signed its versions with keys it no longer has") as refused:
         world.publish("1.1.0", key=new)
     assert "hedgerow trust renew doors" in refused.value.remedy
     key_ceremony.renew(world.repository, "doors", [new], keep=lambda path: "6.6.6" not in path)
@@ -266,13 +266,13 @@ def test_an_owner_can_be_several_people(world: World) -> None:
         signers=[world.targets_key],
     )
 
-    with pytest.raises(errors.NotAllowed, match="1 of the 2 keys"):
+    with pytest.raises(errors.NotAllowed, match="only 1 of the 2 keys"):
         world.publish(name="brake", key=two[0])
     assert world.node.manifest(world.publish(name="brake", key=two), {})
 
 
 def test_nothing_signed_by_a_removed_owner_is_valid(world: World) -> None:
-    """Nor if another of the same name comes."""
+    """Nor if a new owner takes the same name."""
     ref = world.publish()
     key_ceremony.remove_owner(world.repository, "doors", [world.targets_key])
     with pytest.raises(errors.UnknownTarget):
@@ -291,14 +291,14 @@ def test_nothing_signed_by_a_removed_owner_is_valid(world: World) -> None:
 @pytest.mark.parametrize(
     ("owner", "models", "said"),
     [
-        ("root", ["meter"], "is no name for an owner"),
-        ("online", ["meter"], "is no name for an owner"),
-        ("../up", ["meter"], "is no name for an owner"),
-        ("gates", ["a/b"], "is no model's name"),
-        ("gates", [], "no model is named"),
-        ("gates", ["door"], "door is doors's"),
-        ("gates", ["gate-7"], "gate-7 is doors's"),
-        ("gates", ["*"], r"\* is doors's"),
+        ("root", ["meter"], "cannot be an owner's name"),
+        ("online", ["meter"], "cannot be an owner's name"),
+        ("../up", ["meter"], "cannot be an owner's name"),
+        ("gates", ["a/b"], "cannot be a model's name"),
+        ("gates", [], "is new and has no models"),
+        ("gates", ["door"], "door belongs to doors"),
+        ("gates", ["gate-7"], "gate-7 belongs to doors"),
+        ("gates", ["*"], r"\* belongs to doors"),
     ],
 )
 def test_an_invalid_owner_is_refused(world: World, owner: str, models: list[str], said: str) -> None:
@@ -322,6 +322,6 @@ def test_an_unknown_owner_is_reported_with_the_known_ones(world: World) -> None:
 
 
 def test_an_unknown_key_cannot_change_owners(world: World) -> None:
-    with pytest.raises(errors.NotAllowed, match="None of the keys given counts"):
+    with pytest.raises(errors.NotAllowed, match="None of the given keys may sign the list of owners"):
         key_ceremony.remove_owner(world.repository, "doors", [new_key(), world.owner_key])
     assert staged(world.repository) == []

@@ -1,4 +1,4 @@
-"""Where this reaches into tuf's client: that tuf is still as it takes it to be, and what a node keeps and gets over."""
+"""Tests of our overrides of tuf's client: tuf's internals, stored state and recovery."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def kept(world: World, node: str = "node") -> Path:
 
 
 def test_overridden_methods_exist_in_tuf() -> None:
-    """If tuf renames one of these, nothing would fail but the promises that rest on it."""
+    """If tuf renamed one of these, only the guarantees built on it would break, silently."""
     for name in ("_load_timestamp", "_persist_file", "_load_local_metadata"):
         assert name in vars(Updater), name
     assert list(inspect.signature(Updater._persist_file).parameters) == ["self", "filename", "data"]
@@ -35,7 +35,7 @@ def test_overridden_methods_exist_in_tuf() -> None:
 
 
 def test_expiry_is_judged_by_the_given_time_only(world: World) -> None:
-    """Every expiry there is: the machine's own clock is asked by nobody."""
+    """For every role; the machine's own clock is never read."""
     ref = world.publish()
     world.node.manifest(ref, {})
 
@@ -45,7 +45,7 @@ def test_expiry_is_judged_by_the_given_time_only(world: World) -> None:
 
 
 def test_all_stored_files_survive_a_power_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rollbacks are noticed by it."""
+    """Rollbacks are detected with these files."""
     written: list[str] = []
     write = updater.write
 
@@ -73,7 +73,7 @@ def test_local_documents_are_not_fetched_again(world: World) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'{"signatures": [], "signed": {}}', b"[]"])
 def test_a_node_recovers_from_damaged_local_files(world: World, content: bytes) -> None:
-    """They are brought anew. What it had seen is forgotten with them: see docs/operator/trust.md."""
+    """They are fetched again, and what they recorded is forgotten: see docs/operator/trust.md."""
     ref = world.publish()
     world.node.manifest(ref, {})
     for name in KEPT:
@@ -112,7 +112,7 @@ def test_a_node_can_start_from_any_root(world: World) -> None:
 def test_an_invalid_root_is_reported_as_such(world: World, root: bytes) -> None:
     world.root = root
 
-    with pytest.raises(errors.BadMetadata, match="The root that this node was given is none") as refused:
+    with pytest.raises(errors.BadMetadata, match="This node's root cannot be used") as refused:
         world.client("lost").refresh()
     assert "root_file" in refused.value.remedy
 
@@ -122,7 +122,7 @@ def test_an_unsigned_root_is_invalid(world: World) -> None:
     root.signatures.clear()
     world.root = root.to_bytes()
 
-    with pytest.raises(errors.BadMetadata, match="The root that this node was given is none"):
+    with pytest.raises(errors.BadMetadata, match="This node's root cannot be used"):
         world.client("lost").refresh()
 
 
@@ -131,13 +131,13 @@ def test_nothing_is_accepted_if_state_cannot_be_stored(world: World) -> None:
     (world.folder / "full").mkdir()
     (world.folder / "full" / "metadata").write_bytes(b"a file where a folder should be")
 
-    with pytest.raises(errors.StateUnwritable, match="cannot be kept") as refused:
+    with pytest.raises(errors.StateUnwritable, match="cannot be stored") as refused:
         world.client("full").manifest(ref, {})
     assert "state_dir" in refused.value.remedy
 
 
 def test_the_number_of_roots_followed_at_once_is_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the root that it was given: an attacker with the root's keys could keep a node busy for ever."""
+    """An attacker with the root's keys could otherwise keep a node busy forever."""
     for _ in range(5):
         key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     refresh = JudgedUpdater.refresh
@@ -155,7 +155,7 @@ def test_the_number_of_roots_followed_at_once_is_limited(world: World, monkeypat
     ("role", "most"), [("root", 512_000), ("timestamp", 16_384), ("snapshot", 2_000_000), ("targets", 16_000_000)]
 )
 def test_document_sizes_are_limited_per_kind(world: World, role: str, most: int) -> None:
-    """Also where nobody has signed how large it is."""
+    """Also where no size is signed."""
     world.node.refresh()
     limits = world.node._updater.config
 
@@ -183,7 +183,7 @@ def test_many_versions_still_fit(world: World) -> None:
 
 
 def test_a_role_name_with_a_path_cannot_escape_the_folder(world: World) -> None:
-    """No tool of ours makes such owners; a targets key that was stolen could."""
+    """Our tools never create such owners; a stolen targets key could."""
     targets, key = world.repository.targets(), CryptoSigner.generate_ed25519()
     role = next(iter(targets.signed.delegations.roles.values()))
     wicked = type(role)("../../wicked", [], 1, True, paths=["wicked/*/manifest.json"])
