@@ -1,4 +1,4 @@
-"""What an identity may be called: whoever is named on a certificate is one and the same everywhere."""
+"""Names of identities: each is unambiguous in text, folder and certificate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_names_round_trip(authority: str, name: str, form: str) -> None:
 
 @given(st.text(max_size=70))
 def test_any_text_is_an_identity_or_an_error_with_a_remedy(text: str) -> None:
-    """And an identity's folder never leaves that of its authority, nor is its authority's name a path."""
+    """An identity's folder stays inside its authority's, and an authority's name is never a path."""
     problem, who = "", None
     try:
         who = parse(text)
@@ -75,7 +75,7 @@ def test_invalid_identities_are_refused(text: str) -> None:
 
 
 def test_a_bridge_is_named_as_on_the_broker_above() -> None:
-    """Its authority tells it from a site's bridge of that name, in the text as in the folder."""
+    """Its authority distinguishes it from a site's bridge of the same name, in text and folder."""
     who = parse("world/bridge/north")
 
     assert (who.user, str(who)) == ("north", "world/bridge/north")

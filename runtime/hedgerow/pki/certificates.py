@@ -1,7 +1,7 @@
-"""The certificates and revocation lists themselves. No files, no clock: who calls says what time it is.
+"""Certificates and revocation lists. No files, no clock: the caller passes the time.
 
-Everything is dated back by a day. A gateway whose clock is somewhat behind that of the machine that issued must not find
-its certificate not yet valid.
+Everything is backdated by a day, so that a gateway whose clock is somewhat behind the issuer's does not consider its
+certificate not yet valid.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ REASONS: Final = {
     "cessation-of-operation": x509.ReasonFlags.cessation_of_operation,
     "affiliation-changed": x509.ReasonFlags.affiliation_changed,
 }
-"""Why a certificate may be revoked (RFC 5280 §5.3.1)."""
+"""Reasons to revoke a certificate (RFC 5280 §5.3.1)."""
 
 
 def new_key() -> Key:
-    """A private key of ECDSA on P-256."""
+    """Create a private key: ECDSA on P-256."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def root(region: str, key: Key, now: datetime) -> x509.Certificate:
-    """The root: signed by itself, above authorities alone."""
+    """Create the root: self-signed, and above authorities only."""
     subject = _subject(region, "root", f"Hedgerow root of {region}"[:64])
     made = _begin(subject, subject, key.public_key(), key.public_key(), now, now + ROOT_LIFE)
     return _as_authority(made, path_length=1).sign(key, hashes.SHA256())
@@ -54,10 +54,10 @@ def authority(
     now: datetime,
     names: Sequence[str] = (),
 ) -> x509.Certificate:
-    """An authority: it signs certificates of its own, and no further authorities.
+    """Create an authority, which signs certificates but no further authorities.
 
     Args:
-        names: domains and networks that brokers certified by it must be in; empty: any.
+        names: domains and networks in which it may certify brokers; empty: any.
     """
     subject = _subject(region_of(signer), "authority", name)
     ends = min(now + AUTHORITY_LIFE, signer.not_valid_after_utc)
@@ -70,10 +70,10 @@ def authority(
 def reissue(
     old: x509.Certificate, signer: x509.Certificate, signing: Key, now: datetime, names: Sequence[str] = ()
 ) -> x509.Certificate:
-    """An authority's next certificate: another serial and another life, all else as it was.
+    """Create an authority's next certificate, with a new serial and life; the rest is unchanged.
 
     Args:
-        names: domains and networks that brokers certified by it must be in from now on; empty: as before.
+        names: domains and networks in which it may certify brokers from now on; empty: unchanged.
     """
     made = x509.CertificateBuilder().subject_name(old.subject).issuer_name(signer.subject).public_key(_public(old))
     made = (
@@ -100,7 +100,7 @@ def leaf(
     ends: datetime,
     hosts: Sequence[str] = (),
 ) -> x509.Certificate:
-    """A certificate of a broker (for servers alone) or of anybody else (for clients alone).
+    """Create a certificate: for servers only if it is a broker's, otherwise for clients only.
 
     Args:
         role: what it is, for people to read.
@@ -125,10 +125,10 @@ def revocation_list(
     number: int,
     dated: datetime,
 ) -> x509.CertificateRevocationList:
-    """What a signer has revoked: serial, when, why.
+    """Create the list of revoked certificates: serial, time, reason.
 
-    It is valid for as long as the signer. A broker refuses everybody once its list has ended, so a list that ends sooner
-    would stop a site that nobody brings new files to.
+    It is valid as long as the signer. A broker refuses every client once its list has expired, so a shorter life would
+    stop a site that gets no new files.
     """
     made = (
         x509.CertificateRevocationListBuilder()
@@ -147,27 +147,27 @@ def revocation_list(
 
 
 def pem(*items: x509.Certificate | x509.CertificateRevocationList) -> bytes:
-    """As PEM, one after the other."""
+    """Encode as PEM, concatenated."""
     return b"".join(item.public_bytes(Encoding.PEM) for item in items)
 
 
 def common_name(certificate: x509.Certificate) -> str:
-    """The common name, "" if there is none: on a broker, the user's name."""
+    """Return the common name, "" if there is none: the user name on a broker."""
     return _attribute(certificate, NameOID.COMMON_NAME)
 
 
 def role_of(certificate: x509.Certificate) -> str:
-    """What the certificate is, "" if it does not say: `node`, `broker`, `operator`…"""
+    """Return the role, "" if not stated: `node`, `broker`, `operator`…"""
     return _attribute(certificate, NameOID.ORGANIZATIONAL_UNIT_NAME)
 
 
 def region_of(certificate: x509.Certificate) -> str:
-    """The region it belongs to, "" if it does not say."""
+    """Return the region, "" if not stated."""
     return _attribute(certificate, NameOID.ORGANIZATION_NAME)
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:
-    """Host names and addresses a certificate carries."""
+    """Return the certificate's host names and addresses."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -193,7 +193,7 @@ def permits(authority: x509.Certificate, host: str) -> bool:
 def _public(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise PkiError("Not an ECDSA certificate", remedy="Use certificates that `hedgerow pki` has made.")
+        raise PkiError("Not an ECDSA certificate", remedy="Use certificates that `hedgerow pki` issued.")
     return key
 
 
@@ -262,7 +262,7 @@ def _host(text: str) -> x509.GeneralName:
 
 def _dns(text: str) -> x509.DNSName:
     if not text or any(not (sign.isascii() and (sign.isalnum() or sign in "-.*_")) for sign in text):
-        raise PkiError(f"{text!r} is no host name", remedy="Give names as the DNS knows them, or IP addresses.")
+        raise PkiError(f"{text!r} is not a host name", remedy="Give DNS names or IP addresses.")
     return x509.DNSName(text)
 
 

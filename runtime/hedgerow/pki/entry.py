@@ -1,4 +1,4 @@
-"""A certificate as people see it: whose it is, how long it counts."""
+"""A certificate as `show` lists it: its identity, role and validity."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class CertificateEntry:
     """A certificate as `show` lists it.
 
     Attributes:
-        name: who; of an authority its name, or "root".
-        kind: "root", "authority", or what the identity is.
-        role: as the certificate says.
+        name: the identity; an authority's name, or "root".
+        kind: "root", "authority", or the kind of identity.
+        role: as the certificate states it.
         folder: where its files are.
-        revoked: why it was revoked; None if it was not.
+        revoked: the reason for its revocation; None if it is not revoked.
     """
 
     name: str
@@ -39,10 +39,10 @@ class CertificateEntry:
     def of(
         cls, name: str, kind: str, certificate: x509.Certificate, folder: Path, revoked: dict[int, str]
     ) -> CertificateEntry:
-        """From the certificate.
+        """Create the entry of a certificate.
 
         Args:
-            revoked: why certificates of its signer were, by serial.
+            revoked: reasons of its signer's revocations, by serial.
         """
         return cls(
             name=name,
@@ -57,25 +57,25 @@ class CertificateEntry:
         )
 
     @classmethod
-    def of_somebody(
+    def of_identity(
         cls, authority: str, certificate: x509.Certificate, folder: Path, revoked: dict[int, str]
     ) -> CertificateEntry:
-        """From the certificate of somebody whom an authority has certified."""
+        """Create the entry of a certificate that an authority has issued."""
         broker = bool(certificates.hosts_of(certificate))
         who = names.of(authority, folder.name, certificates.common_name(certificate), broker=broker)
         return cls.of(str(who), who.kind, certificate, folder, revoked)
 
     def is_short(self, now: datetime) -> bool:
-        """Whether less than a quarter of its life is left: it should have been renewed."""
+        """Whether less than a quarter of its life is left, so that it should have been renewed."""
         return (self.ends - now) < (self.ends - self.begins) / 4
 
 
 class Renewal(NamedTuple):
-    """What a renewal came to.
+    """Outcome of a renewal.
 
     Attributes:
         renewed: the new certificates.
-        failed: why others were not renewed.
+        failed: errors of those that were not renewed.
     """
 
     renewed: list[CertificateEntry]

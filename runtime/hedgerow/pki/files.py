@@ -1,9 +1,10 @@
 """Files of keys and certificates.
 
 Rules:
-- A reader sees the old file or the new one, whole, also after a power cut: write aside, fsync, rename, fsync the folder.
-- A file belongs to whom its folder belongs to, so that a timer of root's may renew what a service reads.
-- A private key is never readable by others, not even for a moment: it is created with 0600, in a folder of 0700.
+- A reader sees the old file or the new one, complete, even after a power cut: write aside, fsync, rename, fsync the
+  folder.
+- A file gets its folder's owner, so that a timer of root can renew what a service reads.
+- A private key is never readable by others, not even briefly: it is created with 0600, in a folder of 0700.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ Key = ec.EllipticCurvePrivateKey
 
 
 def write(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Put `data` in the place of a file.
+    """Replace a file's content with `data`.
 
     Args:
-        private: for the owner alone.
-    Raises: PkiError: it cannot be written; the old file is as it was.
+        private: readable by its owner only.
+    Raises: PkiError: it cannot be written; the old file is unchanged.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -51,34 +52,36 @@ def write(path: Path, data: bytes, *, private: bool = False) -> None:
         disk.sync(path.parent)
     except OSError as error:
         raise PkiError(
-            f"{path} cannot be written: {error.strerror}", remedy="Make room, or let this user write there."
+            f"{path} cannot be written: {error.strerror}", remedy="Free disk space, or let this user write there."
         ) from error
 
 
 def make_folder(folder: Path, *, private: bool = False) -> None:
-    """Make a folder and those above it. Raises: PkiError: that cannot be done."""
+    """Create a folder and its parents. Raises: PkiError: it cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if private:
             folder.chmod(0o700)
     except OSError as error:
         raise PkiError(
-            f"{folder} cannot be made: {error.strerror}", remedy="Let this user write there, or name another --folder."
+            f"{folder} cannot be created: {error.strerror}",
+            remedy="Let this user write there, or name another --folder.",
         ) from error
 
 
 def read(path: Path) -> bytes:
-    """A file's bytes. Raises: PkiError: it is not there, or not for us."""
+    """Read a file. Raises: PkiError: it does not exist, or is not readable."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise PkiError(
-            f"{path} cannot be read: {error.strerror}", remedy="Is it the right --folder, and may this user read it?"
+            f"{path} cannot be read: {error.strerror}",
+            remedy="Check that it is the right --folder, and that this user may read it.",
         ) from error
 
 
 def read_certificates(path: Path) -> list[x509.Certificate]:
-    """The certificates of a PEM file, at least one. Raises: PkiError: it cannot be read or holds none."""
+    """Read the certificates of a PEM file, at least one. Raises: PkiError: it cannot be read or holds none."""
     try:
         return x509.load_pem_x509_certificates(read(path))
     except ValueError as error:
@@ -86,7 +89,7 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
 
 
 def read_key(path: Path, passphrase: bytes | None = None) -> Key:
-    """A private key. Raises: PkiError: it cannot be read, or the passphrase is wrong."""
+    """Read a private key. Raises: PkiError: it cannot be read, or the passphrase is wrong."""
     data = read(path)
     encrypted = b"ENCRYPTED" in data
     if encrypted and passphrase is None:
@@ -97,12 +100,12 @@ def read_key(path: Path, passphrase: bytes | None = None) -> Key:
         what = "the passphrase is wrong, or the file is damaged" if encrypted else "it holds no private key"
         raise PkiError(f"{path} cannot be read: {what}", remedy="Give the right passphrase, or a PEM file.") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise PkiError(f"{path} is no ECDSA key", remedy="Use keys that `hedgerow pki` has made.")
+        raise PkiError(f"{path} is not an ECDSA key", remedy="Use keys that `hedgerow pki` created.")
     return key
 
 
 def write_key(path: Path, key: Key, passphrase: bytes | None = None) -> None:
-    """Keep a private key, with a passphrase if there is one."""
+    """Write a private key, encrypted if a passphrase is given."""
     protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase is not None:
         protection = serialization.BestAvailableEncryption(passphrase)
@@ -112,13 +115,13 @@ def write_key(path: Path, key: Key, passphrase: bytes | None = None) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let nobody else change a folder meanwhile: two renewals at once would each undo a part of the other."""
+    """Lock a folder against other changes: two renewals at once would partly undo each other."""
     make_folder(folder)
     try:
         file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise PkiError(
-            f"{folder} cannot be written: {error.strerror}", remedy="Run this as the user whom the folder belongs to."
+            f"{folder} cannot be written: {error.strerror}", remedy="Run this as the folder's owner."
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,13 +1,13 @@
-"""The folder of an identity system, and what can be done with it.
+"""The folder of all authorities and certificates, and its operations.
 
-    root.crt root.key root.crl       the root; its key belongs on no machine that is on a network
+    root.crt root.key root.crl       the root; keep its key off every networked machine
     AUTHORITY/ca.crt ca.key crl.pem  a site's authority, or the region's
-    AUTHORITY/issued/NAME/           what a machine gets: tls.crt tls.key trust.crt trust.crl
+    AUTHORITY/issued/NAME/           a machine's files: tls.crt tls.key trust.crt trust.crl
 
 Rules:
-- The root's key is needed to make, renew or revoke an authority, and for nothing else.
-- An authority's folder works by itself on the site's machine, beside root.crt, root.crl and what is known of the others.
-- Every change is made under a lock, and each file is replaced as a whole.
+- The root's key is needed only to create, renew or revoke an authority.
+- An authority's folder works alone on the site's machine, next to root.crt, root.crl and whatever it has of the others.
+- Every change holds a lock, and each file is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Passphrase = Callable[[], bytes | None]
 
 
 class Pki:
-    """An identity system in a folder.
+    """The authorities and certificates of a region, in a folder.
 
     Args:
-        folder: where it is or shall be.
-        clock: what time it is, with a time zone.
+        folder: where they are or will be.
+        clock: returns the time, with a time zone.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], datetime]) -> None:
@@ -42,30 +42,30 @@ class Pki:
         )
 
     def now(self) -> datetime:
-        """What time it is, in whole seconds as certificates have it."""
+        """Return the time in whole seconds, as certificates have it."""
         return self._clock().replace(microsecond=0)
 
     def authority(self, name: str) -> Signer:
-        """An authority, made already or not."""
+        """Return an authority, whether it exists or not."""
         home = self.folder / name
         return Signer(name, home / "ca.crt", home / "ca.key", home / "crl.pem", home / "issued.json")
 
     def authorities(self) -> list[Signer]:
-        """Those known here, with their key or without."""
+        """Return the authorities known here, with or without their key."""
         return [self.authority(path.parent.name) for path in sorted(self.folder.glob("*/ca.crt"))]
 
     def check_region(self, region: str) -> None:
-        """Raises: PkiError: this is no name of a region, or the folder is another's."""
+        """Raises: PkiError: the name is invalid, or the folder belongs to another region."""
         if not is_name(region):
             raise PkiError(f"{region!r} cannot be a region", remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`.")
         if self.root.exists and (there := certificates.region_of(self.root.certificate())) != region:
             raise PkiError(
                 f"{self.folder} belongs to the region {there}, not {region}",
-                remedy="Name another --folder: each region has a root of its own.",
+                remedy="Name another --folder: each region has its own root.",
             )
 
     def missing(self, wanted: Iterable[str]) -> list[str]:
-        """Which of some authorities are not made yet."""
+        """Return those authorities that do not exist yet."""
         return [name for name in dict.fromkeys(wanted) if not self.authority(name).exists]
 
     def init(
@@ -75,13 +75,13 @@ class Pki:
         passphrase: Passphrase = lambda: None,
         hosts: Sequence[str] | Mapping[str, Sequence[str]] = (),
     ) -> list[str]:
-        """Make the root, the region's authority and those of sites, as far as they are not there.
+        """Create the root, the region's authority and those of sites, unless they exist.
 
         Args:
-            sites: and what else shall have an authority of its own.
-            passphrase: of the root's key; asked for only if that is made or used.
-            hosts: domains and networks that the brokers of the new sites are in, for all or by site; empty: any.
-        Returns: what was made.
+            sites: names of the other authorities, for sites and the like.
+            passphrase: of the root's key; called only if the key is created or used.
+            hosts: domains and networks of the new sites' brokers, for all or by site; empty: any.
+        Returns: the names of what was created.
         """
         now, made = self.now(), []
         wanted = [names.REGION, *(names.check_site(site) for site in sites)]
@@ -110,15 +110,15 @@ class Pki:
         """Issue a certificate with a new key.
 
         Args:
-            life: how long it counts; cut where the authority itself ends.
+            life: how long it is valid; shorter if the authority expires first.
             role: what it is, for people to read; by default its kind.
             hosts: names and addresses of a broker.
-        Raises: PkiError: there is one that counts, or the authority cannot sign here.
+        Raises: PkiError: there is a valid one, or the authority cannot sign here.
         """
         if (who.kind is IdentityKind.BROKER) != bool(hosts):
             raise PkiError(
                 f"{who}: {'a broker needs' if who.kind is IdentityKind.BROKER else 'only a broker has'} host names",
-                remedy="Say how clients reach it: --host broker.site.lan --host 10.7.0.2."
+                remedy="Name the addresses clients use: --host broker.site.lan --host 10.7.0.2."
                 if who.kind is IdentityKind.BROKER
                 else "Leave --host out.",
             )
@@ -129,19 +129,20 @@ class Pki:
             if entry is not None and entry.revoked is None:
                 raise PkiError(
                     f"{who} has a certificate until {entry.ends:%Y-%m-%d %H:%M} UTC: {entry.folder}",
-                    remedy=f"`hedgerow pki renew {who}` makes the next one; to begin anew, `revoke` it first.",
+                    remedy=f"`hedgerow pki renew {who}` issues the next one; to start over, `revoke` it first.",
                 )
             return self._sign(who, role or who.kind, life, hosts, certificates.new_key())
 
     def renew(
         self, chosen: Sequence[Identity] = (), within: timedelta | None = None, *, new_key: bool = False
     ) -> Renewal:
-        """Renew certificates, for as long again as they were made for. One that cannot be renewed holds up no other.
+        """Renew certificates, each for its requested life. A failure does not stop the others.
 
         Args:
-            chosen: which; empty: all that an authority here can sign, as far as they end soon.
-            within: only what ends sooner than this; None: all that are chosen, else what has less than a third left.
-            new_key: make a new private key too.
+            chosen: identities; empty: all that an authority here can sign and that expire soon.
+            within: only those that expire sooner than this; None: all chosen ones, or without a choice those with less
+                than a third of their life left.
+            new_key: create a new private key too.
         """
         renewed: list[CertificateEntry] = []
         failed: list[PkiError] = []
@@ -157,14 +158,14 @@ class Pki:
 
     def _renew(self, home: Path, within: timedelta | None, *, new_key: bool, named: bool) -> CertificateEntry | None:
         if not (home / "tls.crt").exists():
-            raise PkiError(f"There is no certificate in {home}", remedy="`hedgerow pki issue` makes one.")
+            raise PkiError(f"There is no certificate in {home}", remedy="`hedgerow pki issue` issues one.")
         entry = self.entry(home)
         if entry.revoked is not None:
             if not named:
                 return None
             raise PkiError(
                 f"{entry.name} was revoked: {entry.revoked}",
-                remedy=f"`hedgerow pki issue {entry.name}` makes a new key and certificate, if that is meant.",
+                remedy=f"To give it a new key and certificate: `hedgerow pki issue {entry.name}`.",
             )
         who, key, now = names.parse(entry.name), _key_of(home), self.now()
         life = self._life(who, entry)
@@ -176,46 +177,46 @@ class Pki:
         return self._sign(who, entry.role, life, entry.hosts, key)
 
     def check_hosts(self, authority: str, hosts: Sequence[str]) -> None:
-        """Raises: PkiError: an authority may not certify a broker there."""
+        """Raises: PkiError: an authority may not certify a broker at these hosts."""
         issuer = self._known(authority).certificate()
-        if strange := [host for host in hosts if not certificates.permits(issuer, host)]:
+        if forbidden := [host for host in hosts if not certificates.permits(issuer, host)]:
             raise PkiError(
-                f"The authority {authority} may not certify a broker at {', '.join(strange)}",
+                f"The authority {authority} may not certify a broker at {', '.join(forbidden)}",
                 remedy=f"If its broker has moved: `hedgerow pki renew --authority {authority}"
                 f"{''.join(f' --host {host}' for host in hosts)}`, where the root's key is.",
             )
 
     def is_due(self, who: Identity) -> bool:
-        """Whether `renew` would renew somebody's certificate: less than a third of its life is left, or its key is lost."""
+        """Whether `renew` would renew an identity's certificate: less than a third of its life is left, or its key is lost."""
         entry = self.find(who)
         if entry is None or entry.revoked is not None:
             return False
         return _key_of(entry.folder) is None or entry.ends - self.now() < self._life(who, entry) / 3
 
     def amend(self, who: Identity, role: str, hosts: Sequence[str]) -> CertificateEntry:
-        """Give somebody another certificate for the same key, with another role or hosts, and for as long again.
+        """Issue a certificate for the same key with another role or hosts, for the requested life.
 
-        Raises: PkiError: there is none, or the authority cannot sign here.
+        Raises: PkiError: there is none to replace, or the authority cannot sign here.
         """
         with files.locked(self.folder):
             entry = self.find(who)
             if entry is None or entry.revoked is not None:
-                raise PkiError(f"{who} has no certificate that counts", remedy=f"`hedgerow pki issue {who}` makes one.")
+                raise PkiError(f"{who} has no valid certificate", remedy=f"`hedgerow pki issue {who}` issues one.")
             key = _key_of(entry.folder) or certificates.new_key()
             return self._sign(who, role, self._life(who, entry), hosts, key)
 
     def _life(self, who: Identity, entry: CertificateEntry) -> timedelta:
-        """What a certificate was asked for with."""
+        """Return the requested life of a certificate."""
         known = self._known(who.authority).life_of(entry.serial)
         return entry.ends - entry.begins - certificates.BACK_DATED if known is None else known
 
     def renew_authority(
         self, name: str, passphrase: Passphrase = lambda: None, hosts: Sequence[str] = ()
     ) -> CertificateEntry:
-        """Give an authority a new certificate for its old key: what it has issued goes on counting.
+        """Issue a new certificate for an authority's key: certificates it has issued stay valid.
 
         Args:
-            hosts: domains and networks that its brokers are in from now on; empty: as before.
+            hosts: domains and networks of its brokers from now on; empty: unchanged.
         """
         now = self.now()
         with files.locked(self.folder):
@@ -224,7 +225,7 @@ class Pki:
             old = signer.certificate()
             signing = self.root.key(passphrase())
             made = certificates.reissue(old, self.root.certificate(), signing, now, hosts)
-            self.root.enter(name, made, now, certificates.AUTHORITY_LIFE)
+            self.root.record(name, made, now, certificates.AUTHORITY_LIFE)
             files.write(signer.certificate_file, certificates.pem(made))
             if signer.key_file.exists():
                 signer.write_revocations(signer.key(), now)
@@ -232,20 +233,18 @@ class Pki:
             return self._authority_entry(signer)
 
     def revoke(self, who: Identity, reason: str) -> int:
-        """Revoke all certificates of somebody that still count. Returns: how many."""
+        """Revoke all valid certificates of an identity. Returns: how many."""
         now = self.now()
         with files.locked(self.folder):
             signer = self._known(who.authority)
             count = signer.revoke([who.name], reason, now, signer.key())
             if not count:
-                raise PkiError(
-                    f"{who} has no certificate that counts", remedy="`hedgerow pki show` lists what there is."
-                )
+                raise PkiError(f"{who} has no valid certificate", remedy="`hedgerow pki show` lists all certificates.")
             self._refresh()
         return count
 
     def revoke_authority(self, name: str, reason: str, passphrase: Passphrase = lambda: None) -> int:
-        """Revoke an authority, and so all that it has issued. Returns: how many certificates of it."""
+        """Revoke an authority, and with it everything it has issued. Returns: how many certificates it had itself."""
         now = self.now()
         with files.locked(self.folder):
             self._known(name)
@@ -254,46 +253,46 @@ class Pki:
         return count
 
     def show(self) -> Iterator[CertificateEntry]:
-        """Every certificate, the root first, then each authority with what it has issued."""
+        """Yield every certificate: the root, then each authority and what it has issued."""
         for signer in self.signers():
             yield signer
             if signer.kind == "authority":
                 yield from map(self.entry, self.homes(signer.name))
 
     def signers(self) -> Iterator[CertificateEntry]:
-        """The certificates of the root and of all authorities known here."""
+        """Yield the certificates of the root and of all authorities known here."""
         yield CertificateEntry.of("root", "root", self.root.certificate(), self.folder, {})
         yield from map(self._authority_entry, self.authorities())
 
     def find(self, who: Identity) -> CertificateEntry | None:
-        """Somebody's certificate; None if there is none. Raises: PkiError: it cannot be read, or is another's."""
+        """Return an identity's certificate; None if there is none. Raises: PkiError: it cannot be read, or is another's."""
         home = self.home(who)
         if not (home / "tls.crt").exists():
             return None
         entry = self.entry(home)
         if entry.name != str(who):
             raise PkiError(
-                f"{home} belongs to {entry.name}", remedy="Names below one authority must differ: choose another."
+                f"{home} belongs to {entry.name}", remedy="Names under one authority must differ: choose another."
             )
         return entry
 
     def entry(self, home: Path) -> CertificateEntry:
-        """The certificate in a folder. Raises: PkiError: it cannot be read."""
+        """Return the certificate in a folder. Raises: PkiError: it cannot be read."""
         signer = self.authority(home.parent.parent.name)
-        return CertificateEntry.of_somebody(
+        return CertificateEntry.of_identity(
             signer.name, files.read_certificates(home / "tls.crt")[0], home, signer.revoked()
         )
 
     def home(self, who: Identity) -> Path:
-        """The folder of an identity's files."""
+        """Return the folder of an identity's files."""
         return self.folder / who.authority / "issued" / who.name
 
     def homes(self, authority: str) -> list[Path]:
-        """The folders of all whom an authority has certified."""
+        """Return the folders of all identities that an authority has certified."""
         return sorted(path.parent for path in self.folder.glob(f"{authority}/issued/*/tls.crt"))
 
     def lists(self, authority: str) -> list[Path]:
-        """The revocation lists of those whom an authority has certified: to be distributed when it revokes one."""
+        """Return the revocation lists to distribute when an authority revokes a certificate."""
         return sorted(self.folder.glob(f"{authority}/issued/*/trust.crl"))
 
     def _known(self, name: str) -> Signer:
@@ -303,7 +302,7 @@ class Pki:
             command = "init --site " + name if name != names.REGION else "init --region NAME"
             raise PkiError(
                 f"There is no authority {name} in {self.folder}; there is {there}",
-                remedy=f"`hedgerow pki {command}` makes it, where the root's key is; or name the right --folder.",
+                remedy=f"Create it with `hedgerow pki {command}`, where the root's key is; or name the right --folder.",
             )
         return signer
 
@@ -311,7 +310,7 @@ class Pki:
         signer, key = self.authority(name), certificates.new_key()
         files.make_folder(self.folder / name, private=True)
         made = certificates.authority(name, key.public_key(), self.root.certificate(), signing, now, hosts)
-        self.root.enter(name, made, now, certificates.AUTHORITY_LIFE)
+        self.root.record(name, made, now, certificates.AUTHORITY_LIFE)
         files.write_key(signer.key_file, key)
         files.write(signer.certificate_file, certificates.pem(made))
         signer.write_revocations(key, now)
@@ -326,7 +325,7 @@ class Pki:
         ends = min(now + life, issuer.not_valid_after_utc)
         user = hosts[0] if who.kind is IdentityKind.BROKER else who.user
         made = certificates.leaf(who.kind, user, role, key.public_key(), issuer, signer.key(), now, ends, hosts)
-        signer.enter(who.name, made, now, life)
+        signer.record(who.name, made, now, life)
         home = self.home(who)
         files.make_folder(home.parent, private=True)
         files.make_folder(home, private=True)
@@ -337,12 +336,12 @@ class Pki:
         return self.entry(home)
 
     def _refresh(self, homes: Sequence[Path] | None = None) -> None:
-        """Let everybody's files say what is known here of authorities and revocations; write only what changes.
+        """Update authorities and revocation lists in every identity's files; write only what changed.
 
-        They hold the root and the own authority with its list, and no other: who speaks to whom has one authority. The
-        list is what keeps others out. Mosquitto looks for the list of who signed a client's certificate, and refuses a
-        client for whom it finds none; without that, every authority below the root could certify any name everywhere.
-        Of an authority that is revoked they hold nothing, since Mosquitto never looks at the root's list.
+        The files hold the root and the identity's own authority with its list, and no other: peers share one authority. The
+        list keeps others out: Mosquitto needs the list of a client's issuer, and refuses the client without it;
+        otherwise every authority below the root could certify any name everywhere. A revoked authority is left out,
+        since Mosquitto never checks the root's list.
         """
         out = self.root.revoked()
         for home in homes or sorted(self.folder.glob("*/issued/*")):
@@ -353,7 +352,7 @@ class Pki:
             _write_if_changed(home / "trust.crt", certificates.pem(*(signer.certificate() for signer in known)))
             _write_if_changed(home / "trust.crl", certificates.pem(*lists))
             if (home / "tls.crt").exists():
-                with suppress(PkiError):  # one that is spoiled must not keep a revocation from everybody else
+                with suppress(PkiError):  # a damaged one must not keep a revocation from the others
                     leaf = files.read_certificates(home / "tls.crt")[0]
                     _write_if_changed(home / "tls.crt", certificates.pem(leaf, issuer))
 
@@ -369,7 +368,7 @@ class Pki:
 
 
 def _key_of(home: Path) -> files.Key | None:
-    """The key that goes with a certificate; None if it does not: an earlier renewal was cut off between the two files."""
+    """Return the key of a certificate; None if they do not match, because a renewal was interrupted between the two files."""
     if not ((home / "tls.key").exists() and (home / "tls.crt").exists()):
         return None
     key = files.read_key(home / "tls.key")

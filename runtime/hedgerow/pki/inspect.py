@@ -1,6 +1,6 @@
-"""What may be wrong with the files that a node or a broker uses: for `doctor`, and for a node's own health.
+"""Checks of certificate files that a node or a broker uses, for `doctor` and for a node's health.
 
-Certificates may come from elsewhere than `hedgerow pki`; keys of any kind are understood.
+Certificates need not come from `hedgerow pki`; keys of any kind are supported.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from hedgerow.pki.names import PkiError
 
 
 class Trouble(NamedTuple):
-    """Something that is wrong.
+    """A problem with certificate files.
 
     Attributes:
-        grave: whether connections fail by it, or a secret is open; else it will come to that.
+        grave: whether connections fail or a secret is exposed now, rather than later.
         detail: what is wrong.
         remedy: what to do.
     """
@@ -36,11 +36,11 @@ class Trouble(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """When a certificate counts.
+    """Validity period of a certificate.
 
     Attributes:
         name: its common name.
-        serial: tells it from its successor.
+        serial: distinguishes it from its successor.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Life:
 
     @classmethod
     def of(cls, path: Path) -> Life:
-        """That of the first certificate of a file. Raises: PkiError: it cannot be read."""
+        """Read it from the first certificate of a file. Raises: PkiError: it cannot be read."""
         one = files.read_certificates(path)[0]
         return cls(
             certificates.common_name(one), f"{one.serial_number:x}", one.not_valid_before_utc, one.not_valid_after_utc
         )
 
     def state(self, now: datetime) -> Literal["early", "good", "ending", "ended"]:
-        """`ending`: less than a quarter is left, so whatever renews it does not."""
+        """Return the state; `ending`: less than a quarter is left, so the renewal has failed."""
         if now < self.begins:
             return "early"
         if now >= self.ends:
@@ -65,28 +65,28 @@ class Life:
         return "ending" if self.ends - now < (self.ends - self.begins) / 4 else "good"
 
     def trouble(self, now: datetime) -> Trouble | None:
-        """What is wrong with it at some time; None if nothing is."""
+        """Return the problem at a point in time; None if there is none."""
         state = self.state(now)
         if state == "early":
             return Trouble(
                 True,
-                f"times are doubtful: the clock says {now:%Y-%m-%d %H:%M} UTC, and the certificate of {self.name} begins on "
+                f"times are doubtful: the clock says {now:%Y-%m-%d %H:%M} UTC, but the certificate of {self.name} is valid from "
                 f"{self.begins:%Y-%m-%d %H:%M}",
-                "Set the clock of this machine, or of the one that issued; `timedatectl` shows it.",
+                "Set the clock of this machine, or of the issuing one; `timedatectl` shows it.",
             )
         if state == "ended":
             return Trouble(
                 True,
-                f"the certificate of {self.name} ended on {self.ends:%Y-%m-%d %H:%M} UTC",
-                "Bring a new one: `hedgerow pki renew`. If it ended long ago, look whether the clock is right.",
+                f"the certificate of {self.name} expired on {self.ends:%Y-%m-%d %H:%M} UTC",
+                "Install a new one: `hedgerow pki renew`. If it expired long ago, check the clock.",
             )
         if state == "ending":
             left = self.ends - now
-            told = f"{left.days} days" if left.days > 1 else f"{left.total_seconds() / 3600:.0f} hours"
+            remaining = f"{left.days} days" if left.days > 1 else f"{left.total_seconds() / 3600:.0f} hours"
             return Trouble(
                 False,
-                f"the certificate of {self.name} ends in {told} and is not renewed",
-                "Look whether the timer of `hedgerow pki renew` runs, and whether its files reach this machine.",
+                f"the certificate of {self.name} expires in {remaining} and has not been renewed",
+                "Check that the timer of `hedgerow pki renew` runs, and that its files reach this machine.",
             )
         return None
 
@@ -99,10 +99,10 @@ def examine(
     crl_file: Path | None = None,
     user: str | None = None,
 ) -> Iterator[Trouble]:
-    """Look at the files of one identity.
+    """Check the files of one identity.
 
     Args:
-        user: the common name that is expected; None: any.
+        user: the expected common name; None: any.
     """
     try:
         chain = files.read_certificates(cert_file) if cert_file is not None else []
@@ -119,8 +119,8 @@ def examine(
         if user is not None and (called := certificates.common_name(chain[0])) != user:
             yield Trouble(
                 True,
-                f"{cert_file} is the certificate of {called!r}, and this node is {user!r}",
-                f"Take the files of {user}, or mend `node: {{site, name}}`.",
+                f"{cert_file} is the certificate of {called!r}, but this node is {user!r}",
+                f"Use the files of {user}, or correct `node: {{site, name}}`.",
             )
         if trusted:
             yield from _chain(chain, trusted, lists, now)
@@ -131,19 +131,19 @@ def examine(
                 yield Trouble(
                     True,
                     f"{crl_file} has no list of {authority.subject.rfc4514_string()}",
-                    "Take it and `ca_file` from the same folder: whomever that authority has certified is refused.",
+                    "Use it and `ca_file` from the same folder: every client of that authority is refused.",
                 )
     for one in lists:
         if one.next_update_utc is not None and now >= one.next_update_utc:
             yield Trouble(
                 True,
-                f"{crl_file}: the list of {one.issuer.rfc4514_string()} ended on {one.next_update_utc:%Y-%m-%d}",
-                "Bring a new one: whoever checks against it refuses everybody.",
+                f"{crl_file}: the list of {one.issuer.rfc4514_string()} expired on {one.next_update_utc:%Y-%m-%d}",
+                "Install a new one: with an expired list every client is refused.",
             )
 
 
 def x509_lists(path: Path) -> list[x509.CertificateRevocationList]:
-    """The revocation lists of a PEM file. Raises: PkiError: it cannot be read."""
+    """Read the revocation lists of a PEM file. Raises: PkiError: it cannot be read."""
     end = b"-----END X509 CRL-----"
     data = files.read(path)
     try:
@@ -160,19 +160,19 @@ def _key(key_file: Path, certificate: x509.Certificate) -> Iterator[Trouble]:
         yield Trouble(True, f"{key_file}: {error.strerror}", "Name the private key of the certificate as `key_file`.")
         return
     except PkiError as error:
-        yield Trouble(True, str(error), "Let the node's user read it, and nobody else.")
+        yield Trouble(True, str(error), "Make it readable by the node's user only.")
         return
     if mode & 0o007:
         yield Trouble(
-            True, f"{key_file} can be read by everybody on this machine ({mode:04o})", f"`chmod 600 {key_file}`"
+            True, f"{key_file} is readable by every user on this machine ({mode:04o})", f"`chmod 600 {key_file}`"
         )
     try:
         key = serialization.load_pem_private_key(data, None)
     except (ValueError, TypeError) as error:
-        yield Trouble(True, f"{key_file} holds no private key that can be used: {error}", "Give a PEM file.")
+        yield Trouble(True, f"{key_file} holds no usable private key: {error}", "Give a PEM file.")
         return
     if key.public_key() != certificate.public_key():
-        yield Trouble(True, f"{key_file} is not the key of the certificate", "Take both from the same folder.")
+        yield Trouble(True, f"{key_file} is not the key of the certificate", "Use both from the same folder.")
 
 
 def _chain(
@@ -185,14 +185,14 @@ def _chain(
     for _ in range(8):
         if one.subject == one.issuer:
             if one not in trusted:
-                yield Trouble(True, "its root is not in `ca_file`", "Take both from the same folder.")
+                yield Trouble(True, "its root is not in `ca_file`", "Use both from the same folder.")
             return
         signer = next((other for other in (*chain[1:], *trusted) if _signed(one, other)), None)
         if signer is None:
             yield Trouble(
                 True,
-                f"nobody in `cert_file` or `ca_file` has signed {one.subject.rfc4514_string()}",
-                "Put the intermediate behind the certificate, and take `ca_file` from the same folder.",
+                f"no certificate in `cert_file` or `ca_file` has signed {one.subject.rfc4514_string()}",
+                "Append the intermediate to the certificate, and use `ca_file` from the same folder.",
             )
             return
         for known in lists:
@@ -206,8 +206,8 @@ def _chain(
         if not signer.not_valid_before_utc <= now < signer.not_valid_after_utc and one is chain[0]:
             yield Trouble(
                 True,
-                f"the authority {signer.subject.rfc4514_string()} is not valid now; it ends on {signer.not_valid_after_utc:%Y-%m-%d}",
-                "`hedgerow pki renew --authority NAME`, where the root's key is; or the clock is wrong.",
+                f"the authority {signer.subject.rfc4514_string()} is not valid now; it expires on {signer.not_valid_after_utc:%Y-%m-%d}",
+                "Run `hedgerow pki renew --authority NAME` where the root's key is; or the clock is wrong.",
             )
         one = signer
 

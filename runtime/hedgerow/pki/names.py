@@ -1,4 +1,4 @@
-"""What an identity may be called, and which authority signs it.
+"""Names of identities, and the authorities that sign them.
 
 AUTHORITY/broker    a broker; its certificate carries host names and addresses
 SITE/NODE           a node or a sensor
@@ -16,10 +16,10 @@ from hedgerow.errors import HedgerowError
 from hedgerow.topics import is_name
 
 REGION: Final = "region"
-"""The region's authority; no site may be called so."""
+"""The region's authority; no site may have this name."""
 
 _LONGEST: Final = 64
-"""Characters a common name may have (RFC 5280, ub-common-name)."""
+"""Largest length of a common name in characters (RFC 5280, ub-common-name)."""
 
 _FORMS: Final = (
     "Write SITE/NODE, AUTHORITY/broker, SITE or ABOVE/bridge/NAME (a bridge), or NAME@AUTHORITY; names are of "
@@ -28,13 +28,13 @@ _FORMS: Final = (
 
 
 class PkiError(HedgerowError):
-    """A certificate cannot be made, renewed, revoked or read."""
+    """A certificate cannot be issued, renewed, revoked or read."""
 
     code = "pki"
 
 
 class IdentityKind(StrEnum):
-    """What an identity is for."""
+    """Kind of identity."""
 
     BROKER = "broker"
     BRIDGE = "bridge"
@@ -43,12 +43,12 @@ class IdentityKind(StrEnum):
 
 
 class Identity(NamedTuple):
-    """Somebody who can have a certificate.
+    """A machine, service or person that can have a certificate.
 
     Attributes:
         kind: decides what the certificate may be used for.
-        authority: who signs it.
-        name: its folder below the authority's `issued/`.
+        authority: its signer.
+        name: its folder under the authority's `issued/`.
     """
 
     kind: IdentityKind
@@ -57,7 +57,7 @@ class Identity(NamedTuple):
 
     @property
     def user(self) -> str:
-        """The common name, which is the user name on a broker. A broker's own common name is its host name instead."""
+        """The common name, which is the user name on a broker. A broker's own common name is its host name."""
         if self.kind is IdentityKind.BRIDGE:
             return self.name
         return f"{self.name}@{self.authority}" if self.kind is IdentityKind.SERVICE else f"{self.authority}/{self.name}"
@@ -68,13 +68,13 @@ class Identity(NamedTuple):
 
 
 def parse(text: str) -> Identity:
-    """Read an identity.
+    """Parse an identity.
 
-    Raises: PkiError: it is none, or is too long for a certificate.
+    Raises: PkiError: it is invalid, or too long for a certificate.
     """
     if len(text) > _LONGEST:
         raise PkiError(
-            f"{text!r} has {len(text)} characters, and a certificate's name at most {_LONGEST}",
+            f"{text!r} has {len(text)} characters, but a certificate's name may have {_LONGEST}",
             remedy="Give the site or the node a shorter name.",
         )
     left, at, authority = text.partition("@")
@@ -97,19 +97,19 @@ def parse(text: str) -> Identity:
     ):
         raise PkiError(f"{text!r}: `{REGION}` is the region's authority, not a site", remedy=_FORMS)
     if found.kind is not IdentityKind.BROKER and found.name == IdentityKind.BROKER:
-        raise PkiError(f"{text!r}: the folder `broker` is the broker's own", remedy="Take another name.")
+        raise PkiError(f"{text!r}: the folder `broker` is reserved for the broker", remedy="Choose another name.")
     return found
 
 
 def of(authority: str, folder: str, user: str, *, broker: bool) -> Identity:
-    """Whose a certificate is.
+    """Return the identity of a certificate.
 
     Args:
-        authority: who signed it.
-        folder: its folder below the authority's `issued/`.
+        authority: its signer.
+        folder: its folder under the authority's `issued/`.
         user: its common name.
         broker: whether it is for hosts.
-    Raises: PkiError: the common name is none of ours.
+    Raises: PkiError: the common name is not an identity.
     """
     if broker:
         return Identity(IdentityKind.BROKER, authority, str(IdentityKind.BROKER))
@@ -117,10 +117,10 @@ def of(authority: str, folder: str, user: str, *, broker: bool) -> Identity:
 
 
 def check_site(name: str) -> str:
-    """Check a site's name and give it back. Raises: PkiError: it cannot be one."""
+    """Check a site's name and return it. Raises: PkiError: it is invalid."""
     if not is_name(name) or name == REGION:
         raise PkiError(
             f"{name!r} cannot be a site",
-            remedy=f"Use 1 to 64 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit, and not `{REGION}`.",
+            remedy=f"Use 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or digit, and not `{REGION}`.",
         )
     return name

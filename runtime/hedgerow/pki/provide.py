@@ -1,6 +1,6 @@
-"""What somebody has written down is provided: certificates that are missing are issued, those that end soon are renewed.
+"""Provides requested certificates: issues missing ones and renews those that expire soon.
 
-Doing it twice is as good as once. What cannot be provided is said, and holds up nothing else.
+Idempotent. A failure is reported and does not stop the others.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Did = Literal["issued", "renewed", "changed", "kept", "elsewhere", "failed"]
 
 
 class CertificateRequest(NamedTuple):
-    """A certificate that there shall be.
+    """A certificate to provide.
 
     Attributes:
         role: what it is, for people to read.
-        hosts: how clients reach a broker; nothing for anybody else.
+        hosts: addresses of a broker; empty for all other identities.
     """
 
     who: Identity
@@ -33,11 +33,11 @@ class CertificateRequest(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provided:
-    """What became of a wanted certificate.
+    """Outcome for a requested certificate.
 
     Attributes:
-        did: "elsewhere" if its authority's key is not here, so that this folder has no say in it.
-        entry: the certificate that there is now; None if there is none.
+        did: "elsewhere" if its authority's key is not here, so that it cannot be issued here.
+        entry: the current certificate; None if there is none.
         why: why it was changed, or could not be provided.
         remedy: what to do about that; "" if nothing.
     """
@@ -53,11 +53,11 @@ class Provided:
 def provide(
     pki: Pki, wanted: Iterable[CertificateRequest], life: timedelta, *, dry_run: bool = False
 ) -> Iterator[Provided]:
-    """Provide certificates one after the other; each is done when it is given.
+    """Provide certificates one by one; each is written before its outcome is yielded.
 
     Args:
-        life: how long new ones count; those that are renewed count for as long as they were made for.
-        dry_run: only say what would be done; the entry is the one that there is.
+        life: how long new ones are valid; renewals keep the life they were requested with.
+        dry_run: only report what would be done, with the current entry.
     """
     for one in wanted:
         try:
@@ -74,12 +74,12 @@ def _provide(pki: Pki, one: CertificateRequest, life: timedelta, *, dry_run: boo
     if entry is not None and entry.revoked is not None:
         raise PkiError(
             f"{who} was revoked: {entry.revoked}",
-            remedy=f"`hedgerow pki issue {who}` makes a new key and certificate, if that is meant; else take it out of the file.",
+            remedy=f"To give it a new key and certificate: `hedgerow pki issue {who}`; else remove it from the file.",
         )
     did, why = _due(pki, one, entry)
-    # Hosts that somebody has added by hand stay: an address, a name from before.
+    # Keep hosts that were added by hand: an address, a former name.
     hosts = tuple(dict.fromkeys((*one.hosts, *(entry.hosts if entry is not None else ()))))
-    if did != "kept" and signer.exists:  # it does not before a dry run
+    if did != "kept" and signer.exists:  # it may not exist in a dry run
         pki.check_hosts(who.authority, hosts)
     if not dry_run and did == "issued":
         entry = pki.issue(who, life, role=one.role, hosts=hosts)
@@ -99,11 +99,11 @@ def _due(pki: Pki, one: CertificateRequest, entry: CertificateEntry | None) -> t
 
 
 def surplus(pki: Pki, wanted: Iterable[CertificateRequest]) -> Iterator[CertificateEntry]:
-    """Certificates that count, whose authority's key is here, and that nobody wants."""
+    """Yield valid certificates that were not requested and whose authority's key is here."""
     known = {str(one.who) for one in wanted}
     for signer in pki.authorities():
         for home in pki.homes(signer.name) if signer.key_file.exists() else ():
-            with suppress(PkiError):  # one that is spoiled is told where it is wanted
+            with suppress(PkiError):  # a damaged one is reported where it is requested
                 entry = pki.entry(home)
                 if entry.name not in known and entry.revoked is None and entry.ends > pki.now():
                     yield entry

@@ -103,15 +103,15 @@ def of_ten_years_ago(node: Node) -> None:
 @pytest.mark.parametrize(
     ("spoil", "state", "detail", "remedy"),
     [
-        (key_for_everybody, "failed", "can be read by everybody on this machine (0644)", "chmod 600"),
-        (anothers_files, "failed", "is the certificate of 'hall/other', and this node is 'hall/gateway'", "Take the files of"),
+        (key_for_everybody, "failed", "is readable by every user on this machine (0644)", "chmod 600"),
+        (anothers_files, "failed", "is the certificate of 'hall/other', but this node is 'hall/gateway'", "Use the files of"),
         (anothers_key, "failed", "is not the key of the certificate", "from the same folder"),
         (revoked, "failed", "is revoked", "hedgerow pki issue"),
         (no_list_of_an_authority, "failed", "has no list of", "from the same folder"),
-        (lambda node: node.reissue(timedelta(days=7)), "warning", "ends in", "hedgerow pki renew"),
-        (lambda node: node.reissue(timedelta(days=9)), "failed", "the certificate of hall/gateway ended on", "hedgerow pki renew"),
+        (lambda node: node.reissue(timedelta(days=7)), "warning", "expires in", "hedgerow pki renew"),
+        (lambda node: node.reissue(timedelta(days=9)), "failed", "the certificate of hall/gateway expired on", "hedgerow pki renew"),
         (lambda node: node.reissue(timedelta(days=-5)), "failed", "times are doubtful: the clock says", "Set the clock"),
-        (of_ten_years_ago, "failed", "the list of ", "Bring a new one"),
+        (of_ten_years_ago, "failed", "the list of ", "Install a new one"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_certificates_is_told_with_its_remedy(

@@ -137,7 +137,7 @@ def test_without_init_it_says_what_is_missing(apply: Run, tmp_path: Path) -> Non
     edit(tmp_path, "  yard:", "  barn: {broker: b.lan, nodes: [a]}\n  yard:")
     (tmp_path / "pki/root.key").rename(tmp_path / "root.key")
     assert "lacks barn" in apply().err
-    assert "The key of root is not here" in apply("--init").err
+    assert "The key of root is not on this machine" in apply("--init").err
     (tmp_path / "root.key").rename(tmp_path / "pki/root.key")
     added = apply("--init", "--json")
     assert did(added) == dict.fromkeys(("barn/broker", "barn", "barn/a", "barn/cam"), "issued")

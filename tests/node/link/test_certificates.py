@@ -66,7 +66,7 @@ async def test_a_certificate_that_ends_soon_is_told_once_a_day_with_what_to_do(w
     assert "hedgerow pki renew" in watched.told[0][1]["remedy"]
     assert await watched.looks(NOW + timedelta(days=7)) == []
     assert await watched.looks(NOW + timedelta(days=9)) == ["certificate-ending"]
-    assert "ended on" in watched.told[0][1]["detail"]
+    assert "expired on" in watched.told[0][1]["detail"]
 
 
 async def test_a_clock_that_is_behind_is_told_as_such(watched: Watched) -> None:
