@@ -1,4 +1,4 @@
-"""A topology on this machine: rendered, certified, and its real Mosquittos running."""
+"""A topology on this machine, rendered and certified, with its real Mosquittos running."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ pipelines:
 
 
 class Window:
-    """Sees and sends everything on one broker, past its ACL: every message by topic and payload."""
+    """Sees and sends everything on one broker, bypassing its ACL: every message by topic and payload."""
 
     def __init__(self, client: aiomqtt.Client) -> None:
         self.client = client
@@ -70,12 +70,12 @@ class Window:
         await self.until(lambda: self.seen[topic, payload])
 
     def topics(self, payload: str) -> Counter[str]:
-        """How often a payload was seen on each topic."""
+        """Return how often a payload was seen on each topic."""
         return Counter({topic: count for (topic, said), count in self.seen.items() if said == payload})
 
 
 class Running:
-    """A rendered topology with its brokers, and the ports that it holds."""
+    """A rendered topology with its brokers, and the ports it holds."""
 
     def __init__(self, folder: Path, described: Described, out: Path, ports: ExitStack) -> None:
         self.folder, self.described, self.out = folder, described, out
@@ -85,7 +85,7 @@ class Running:
         self._authorities: dict[str, trustme.CA] = {}
 
     def certify(self, authority: str, name: str, common_name: str) -> Path:
-        """A certificate where a topology looks for it, with an empty list of revoked ones."""
+        """Issue a certificate where the topology expects it, with an empty revocation list."""
         if authority not in self._authorities:
             self._authorities[authority] = trustme.CA(organization_name=authority)
         ca = self._authorities[authority]
@@ -100,17 +100,17 @@ class Running:
         return own
 
     def certify_everybody(self) -> None:
-        """A certificate for everybody whom the topology names."""
+        """Issue a certificate for every identity in the topology."""
         for (who, _, hosts), _ in needed(self.described.topology):
             self.certify(who.authority, who.name, "localhost" if hosts else who.user)
 
     def revoke(self, authority: str, serial: int) -> None:
-        """Put a certificate on the list of those that an authority's broker is to refuse."""
+        """Add a certificate to its authority's revocation list."""
         own = self.folder / "pki" / authority / "issued" / "broker"
         (own / "trust.crl").write_bytes(revocations(self._authorities[authority], serial))
 
     def start(self, name: str) -> None:
-        """Start a broker with what was rendered for it, and a listener of ours to look through."""
+        """Start a broker with its rendered configuration, plus a plain listener for the test."""
         conf = self.out / name / "mosquitto.conf"
         if name not in self.windows:
             self.windows[name] = self._ports.enter_context(held_port())
@@ -153,7 +153,7 @@ class Running:
         self._ports.close()
 
     def port(self, broker: str) -> int:
-        """Where a broker listens for those with certificates."""
+        """Return the port of a broker's TLS listener."""
         topology = self.described.topology
         places = {topology.region.name: topology.region, **topology.sites}
         if topology.parent is not None:
@@ -161,14 +161,14 @@ class Running:
         return int(places[broker].broker.rpartition(":")[2])
 
     def client(self, broker: str, authority: str, name: str | None, **options: object) -> aiomqtt.Client:
-        """A client of a broker with somebody's certificate."""
+        """Return a client of a broker with an identity's certificate."""
         return aiomqtt.Client(
             "localhost", self.port(broker), protocol=aiomqtt.ProtocolVersion.V5, tls_context=self.tls(authority, name),
             **{"timeout": PATIENCE_S} | options,
         )  # fmt: skip
 
     def tls(self, authority: str, name: str | None) -> ssl.SSLContext:
-        """TLS with somebody's certificate, or none."""
+        """Return a TLS context with an identity's certificate, or none."""
         issued = self.folder / "pki" / authority / "issued"
         context = ssl.create_default_context(cafile=issued / "broker" / "trust.crt")
         if name is not None:
@@ -191,7 +191,7 @@ class Running:
                     await looking
 
     async def flows(self, lower: Window, upper: Window, base: str) -> None:
-        """Wait until a bridge carries messages both ways; each try is a message of its own."""
+        """Wait until a bridge carries messages both ways; each attempt is a new message."""
         for number in range(PATIENCE_S * 5):
             for window, channel in ((lower, "event/warm"), (upper, "ack")):
                 await window.client.publish(f"{base}/warm/{channel}", f"warm {number}", qos=1)
@@ -203,7 +203,7 @@ class Running:
 
 
 def revocations(authority: trustme.CA, *revoked: int) -> bytes:
-    """A list of certificates that no longer count, by serial number."""
+    """Create a revocation list from serial numbers."""
     key = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
     issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
     now = datetime.datetime.now(datetime.UTC)
@@ -216,7 +216,7 @@ def revocations(authority: trustme.CA, *revoked: int) -> bytes:
 
 
 def begin(folder: Path, text: str, kind: type[Running] = Running) -> Running:
-    """Render a topology, and certify all whom it names. PORT… in the text become ports of its own."""
+    """Render a topology and issue its certificates. PORT… in the text is replaced by a held port."""
     ports = ExitStack()
     while "PORT" in text:
         text = text.replace("PORT", str(ports.enter_context(held_port())), 1)
@@ -252,7 +252,7 @@ sites:
 
 @pytest.fixture(scope="module")
 def two_levels() -> Iterator[Running]:
-    """A region with two sites; their brokers run."""
+    """A region with two sites and running brokers."""
     folder = Path(tempfile.mkdtemp(prefix="topology-"))
     running = begin(folder, TWO_LEVELS)
     try:

@@ -1,4 +1,4 @@
-"""Rendered brokers and bridges, for real: what goes where, and what goes nowhere."""
+"""Real brokers and bridges with rendered configurations: what they carry and what they refuse."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NODE = "hedgerow/v1/north/hall/a"
 
 
 async def test_each_channel_crosses_the_bridge_only_where_it_should(two_levels: Running) -> None:
-    """And comes once: nothing goes round in circles."""
+    """And arrives once: messages never loop."""
     async with (
         two_levels.window("hall") as hall,
         two_levels.window("yard") as yard,
@@ -65,7 +65,7 @@ async def test_each_channel_crosses_the_bridge_only_where_it_should(two_levels: 
 
 
 async def test_a_late_subscriber_sees_that_a_node_is_online(two_levels: Running) -> None:
-    """Retained messages are retained above too."""
+    """Retained messages are retained at the region too."""
     async with two_levels.window("hall") as hall, two_levels.window("north") as north:
         await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
         await hall.client.publish(f"{NODE}/status", "online", qos=1, retain=True)
@@ -89,7 +89,7 @@ async def test_the_region_sees_whether_a_bridge_is_connected(two_levels: Running
 
 
 async def test_properties_of_mqtt_5_cross_the_bridge(two_levels: Running) -> None:
-    """Correlation, content type and user properties: a request from above is answered above."""
+    """Correlation, content type and user properties: a reply reaches the requester at the region."""
     async with two_levels.window("hall") as hall, two_levels.window("north") as north:
         await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
         async with two_levels.client("north", "region", "anna") as anna, two_levels.client("hall", "hall", "a") as node:
@@ -112,7 +112,7 @@ async def test_properties_of_mqtt_5_cross_the_bridge(two_levels: Running) -> Non
 
 @pytest.fixture
 def alone() -> Iterator[Running]:
-    """A region and its sites whose brokers a test may stop."""
+    """A region and its sites, with brokers that the test may stop."""
     folder = Path(tempfile.mkdtemp(prefix="topology-"))
     running = begin(
         folder,
@@ -126,7 +126,7 @@ def alone() -> Iterator[Running]:
 
 
 async def test_messages_queued_during_a_region_outage_arrive_later(alone: Running) -> None:
-    """Over a restart of the site's broker too: what waits for the bridge is on disk when it stops in good order."""
+    """Even over a restart of the site's broker: a clean stop writes the bridge's queue to disk."""
     alone.start("north")
     alone.start("hall")
     async with alone.window("hall") as hall:
@@ -146,7 +146,7 @@ async def test_messages_queued_during_a_region_outage_arrive_later(alone: Runnin
 
 
 async def test_retained_messages_reach_a_site_after_an_outage(alone: Running) -> None:
-    """Desired state, above all. Other messages from above do not wait: Mosquitto's bridge asks for no session in MQTT 5."""
+    """Above all desired state. Other messages from above do not wait: Mosquitto's bridge requests no session in MQTT 5."""
     alone.start("north")
     alone.start("hall")
     keep = kept_session("a")
@@ -165,14 +165,14 @@ async def test_retained_messages_reach_a_site_after_an_outage(alone: Running) ->
 
 
 def kept_session(name: str) -> dict[str, Any]:
-    """How to connect so that the broker keeps what comes meanwhile."""
+    """Return options for a session that queues messages while the client is away."""
     expiry = Properties(PacketTypes.CONNECT)
     expiry.SessionExpiryInterval = 3600
     return {"identifier": name, "clean_start": False, "properties": expiry}
 
 
 async def test_a_node_receives_its_queued_frames_after_a_restart(alone: Running) -> None:
-    """Listeners with rules of their own must know whose queue it is, though nobody is connected."""
+    """Listeners with their own rules must identify a queue's owner while no client is connected."""
     keep = kept_session("a")
     alone.start("hall")
     async with alone.client("hall", "hall", "a", **keep) as node:
@@ -203,7 +203,7 @@ sites: {hall: {broker: 'mqtts://localhost:PORT', nodes: [a]}}
 
 
 async def test_the_bridge_works_with_any_mqtt_5_broker_above(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """An external one is not told whether a bridge is connected: not every broker lets clients write to `$SYS`."""
+    """The connection state of the bridge is not sent there: not every broker lets clients write to `$SYS`."""
     running = begin(tmp_path_factory.mktemp("external"), EXTERNAL)
     own = running.folder / "pki" / "region" / "issued" / "broker"
     port = int(running.described.topology.region.broker.rpartition(":")[2])
@@ -247,7 +247,7 @@ def test_a_revoked_certificate_is_refused_after_a_reload(alone: Running) -> None
 
 
 def admitted(running: Running, name: str | None) -> bool:
-    """Whether a site's broker answers the CONNECT of somebody with this certificate; else TLS ends it before."""
+    """Whether a site's broker answers the CONNECT of a client with this certificate; else TLS closes the connection first."""
     port = int(running.described.topology.sites["hall"].broker.rpartition(":")[2])
     try:
         with (
@@ -325,7 +325,7 @@ async def test_no_client_can_impersonate_another(
 async def test_no_client_can_read_another_ones_messages(
     two_levels: Running, broker: str, authority: str, name: str, may: list[str], may_not: list[str]
 ) -> None:
-    """Subscribed to everything; what is sent last may be read, so all that was let through has come before it."""
+    """The client subscribes to everything. The last message is permitted, so everything delivered has arrived before it."""
     async with two_levels.window(broker) as window, two_levels.client(broker, authority, name) as client:
         await client.subscribe("#", qos=1)
         for topic in (*may_not, *may):
@@ -355,7 +355,7 @@ async def test_local_programs_may_send_frames_and_read_results(two_levels: Runni
 
 
 async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(two_levels: Running) -> None:
-    """What nodes really do is allowed: frames in, results out, commands from above answered above."""
+    """A real node's traffic is permitted: frames in, results out, commands from the region with replies."""
     folder = two_levels.folder
     anna = folder / "pki" / "region" / "issued" / "anna"
     (folder / "anna.yaml").write_text(

@@ -1,4 +1,4 @@
-"""What runs a site and a region: containers that may do no more than they must, the same in all three ways."""
+"""Deployment of sites and regions: minimal privileges, and the same settings in all three forms."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_region_with_an_external_broker_renders_only_its_service(tmp_path: Pat
 
 @pytest.mark.parametrize("place", PLACES)
 def test_manifests_are_consistent(texts: dict[str, str], place: str) -> None:
-    """Every volume is mounted, every name is there, the configuration is the one that lies beside, and no secret is inside."""
+    """Every volume is mounted, every name exists, the configuration matches its file, and there are no secrets."""
     found = manifests(texts[f"{place}/k3s.yaml"])
     assert {one["kind"] for one in found} == {"Namespace", "ConfigMap", "StatefulSet"}
     maps = {one["metadata"]["name"]: one["data"] for one in found if one["kind"] == "ConfigMap"}
@@ -199,7 +199,7 @@ def test_a_region_with_models_stores_them_beside_its_database_and_nodes_get_the_
 
 
 def test_manifests_are_valid_for_kubernetes(texts: dict[str, str]) -> None:
-    """By its own schemas, unknown keys refused."""
+    """Validated by its own schemas, with unknown keys refused."""
     validate = pytest.importorskip(
         "kubernetes_validate", reason="kubernetes-validate is not installed: its schemas take 100 MB"
     )

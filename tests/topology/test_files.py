@@ -1,4 +1,4 @@
-"""Rendered files: readable, in time, and never written over silently."""
+"""Rendered files: complete, readable, and never overwritten silently."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_systemd_accepts_every_directive_of_the_unit(texts: dict[str, str], tmp_
 
 
 def test_a_broker_too_old_for_its_configuration_reports_it(texts: dict[str, str], tmp_path: Path) -> None:
-    """Every setting is one that this Mosquitto knows: it goes on to open files, which are not here."""
+    """This Mosquitto knows every setting: it gets as far as opening files, which do not exist here."""
     conf = tmp_path / "mosquitto.conf"
     for name in ("shop-13", "retail"):
         conf.write_text(texts[f"{name}/mosquitto.conf"].replace("user mosquitto", "user root"))

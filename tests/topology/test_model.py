@@ -1,4 +1,4 @@
-"""What a topology may say, and what is wrong with it."""
+"""Topology files: valid content, and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ups = st.dictionaries(
 
 @st.composite
 def topologies(draw: st.DrawFn) -> Topology:
-    """Topologies without clashes of names."""
+    """Topologies without clashing names."""
     told = draw(st.permutations(NAMES))
     region, parent, *sites = told[:4]
     nodes, people = told[4:7], told[7:]
@@ -66,7 +66,7 @@ def described(topology: Topology) -> Described:
 
 
 def rights(acl: str) -> dict[str, list[tuple[str, str]]]:
-    """What an ACL file gives to whom."""
+    """Parse an ACL file into permissions by user."""
     users: dict[str, list[tuple[str, str]]] = {}
     for line in acl.splitlines():
         word, _, rest = line.partition(" ")
@@ -83,7 +83,7 @@ def rights(acl: str) -> dict[str, list[tuple[str, str]]]:
 @given(topologies())
 @settings(max_examples=examples(15), deadline=None)
 def test_no_user_may_write_below_another_name(topology: Topology) -> None:
-    """Of all topologies: a node speaks for itself, a sensor for no node, a site's bridge for its site."""
+    """In every topology, nodes write only under their own name, sensors under no node's, bridges only for their site."""
     assert list(check.clashes(topology)) == []
     texts = {str(path): text for path, text in render(described(topology)).items()}
     region = topology.region.name
@@ -180,9 +180,9 @@ sites:
 @pytest.mark.parametrize(
     ("was", "wrong", "line", "says"),
     [
-        ("broker: hall.lan", "broker: mqtt://hall.lan", 5, "between machines there is only TLS"),
+        ("broker: hall.lan", "broker: mqtt://hall.lan", 5, "TLS is required between machines"),
         ("broker: hall.lan", "broker: hall.lan:99999", 5, "write HOST or mqtts://HOST:PORT"),
-        ("nodes: [a, b]", "nodes: [a, a]", 6, "a name is there twice"),
+        ("nodes: [a, b]", "nodes: [a, a]", 6, "a name is duplicated"),
         ("nodes: [a, b]", "nodes: []", 6, "must"),
         ("nodes: [a, b]", "nodes: [broker]", 6, "broker's own certificate"),
         ("nodes: [a, b]", "nodes: [a]\n    sensors: {a: plant/x}", 6, "a is both a node and a sensor"),
@@ -199,10 +199,10 @@ sites:
         ("nodes: [a, b]", "nodes: {a: {pipelines: none.yaml}}", 6, "cannot be read"),
         ("pipelines: base.yaml", "pipelines: bad.yaml", 2, "bad.yaml:1: nodde: unknown key"),
         ("pipelines: base.yaml", "up: {}", 6, "hall/a has no base file"),
-        ("pipelines: base.yaml", "pipelines: models.yaml", 2, "model m of hall/a is not there"),
-        ("pipelines: base.yaml", "pipelines: fields.yaml\nup: {doors: {drop: [x]}}", 3, "fields are chosen here and in"),
-        ("  hall:", "  north:", 4, "north names something above the site too"),
-        ("  hall:", "  region:", 4, "region names something above"),
+        ("pipelines: base.yaml", "pipelines: models.yaml", 2, "model m of hall/a does not exist"),
+        ("pipelines: base.yaml", "pipelines: fields.yaml\nup: {doors: {drop: [x]}}", 3, "fields are selected both here and in"),
+        ("  hall:", "  north:", 4, "north is also a name above the site"),
+        ("  hall:", "  region:", 4, "region is also a name above the site"),
     ],
 )  # fmt: skip
 def test_errors_have_their_line(tmp_path: Path, was: str, wrong: str, line: int, says: str) -> None:
@@ -232,7 +232,7 @@ def test_a_sensor_without_subscribers_is_a_warning(tmp_path: Path) -> None:
     made = load(path)
 
     assert list(check.remarks(made.topology, made.nodes)) == [
-        "hall: no pipeline takes what sensor old sends (plant/1/x)"
+        "hall: no pipeline subscribes to what sensor old sends (plant/1/x)"
     ]
 
 

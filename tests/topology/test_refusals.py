@@ -1,4 +1,4 @@
-"""What a Mosquitto's log says was refused, whatever clients call themselves and topics are called."""
+"""Refusals in Mosquitto's log are found correctly, whatever the client ids and topics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def denied(client: str, topic: str) -> str:
 
 @given(awkward, texts)
 def test_a_refused_publish_names_its_user_whatever_the_client_id(client: str, topic: str) -> None:
-    """A name cannot put the blame on another: the last of what looks like the broker's words are the broker's."""
+    """A client id cannot shift the blame: the last text that looks like the broker's is the broker's."""
     assert read(connected(client, "hall/a"), denied(client, topic)) == [
         AccessDenial(AT, "publish", "hall/a", client, topic)
     ]
@@ -69,7 +69,7 @@ def test_any_line_can_be_read(lines: list[str]) -> None:
     ],
 )
 def test_a_subscription_without_read_access_is_reported(wanted: str, brings: bool) -> None:
-    """Between the lines about one, a verbose broker has others."""
+    """A verbose broker writes other lines in between."""
     said = read(
         connected("c", "hall/a"), "Received SUBSCRIBE from c", "\tplant/2/door (QoS 1)", "c 1 plant/2/door", f"\t{wanted} (QoS 1)"
     )  # fmt: skip
@@ -82,7 +82,7 @@ def test_subscriptions_are_not_judged_without_an_access_list() -> None:
 
 
 def test_a_will_is_not_mistaken_for_a_subscription() -> None:
-    """Its topic looks like one's filter."""
+    """Its topic line looks like a filter line."""
     assert read("Received SUBSCRIBE from c", "Will message specified (1 bytes) (r0, q1).", "\tx (QoS 1)") == []
 
 

@@ -1,1 +1,1 @@
-"""One description of a region, its sites and nodes, and all the files that follow from it."""
+"""Topology: one description of a region, its sites and nodes, and the files rendered from it."""

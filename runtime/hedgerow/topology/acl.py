@@ -1,7 +1,7 @@
-"""Who may do what on a broker: the ACL files of sites, regions and what is above. Pure.
+"""ACL files of the brokers of sites, regions and parents. Pure.
 
-Each user has a section of its own. Mosquitto would take `pattern … %u` with a name like `shop-12/gateway` too, but a
-pattern holds for everybody: a sensor could then speak as a node of its name.
+Each user has a section of its own. Mosquitto would accept `pattern … %u` with a name like `shop-12/gateway` too, but a
+pattern applies to every user: a sensor could then impersonate a node of the same name.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hedgerow.topology.model import Role, Roles, Topology
 UP: Final = (
     Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED, Channel.REPLY, Channel.BLOB,
 )  # fmt: skip
-"""Channels a site may speak on towards the region."""
+"""Channels a site may publish on to the region."""
 DOWN: Final = (Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.BLOB)
-"""Channels the region may speak on towards a site."""
+"""Channels the region may publish on to a site."""
 _OWN: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED, Channel.DEAD)
 _SEEN: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED)
 
@@ -36,7 +36,7 @@ _MAY_WRITE: Final[Mapping[Role, tuple[Channel, ...]]] = {
 
 
 def pattern(address: Address, channel: Channel) -> str:
-    """The filter of all topics of a channel; parts of the address may be `+`."""
+    """Return the filter of all topics of a channel; parts of the address may be `+`."""
     try:
         return address.topic(channel)
     except ValueError:
@@ -44,52 +44,52 @@ def pattern(address: Address, channel: Channel) -> str:
 
 
 def site_acl(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) -> str:
-    """The ACL of a site's broker.
+    """Return the ACL of a site's broker.
 
     Args:
-        nodes: the configurations of its nodes.
+        nodes: configurations of its nodes.
     """
     region, place = topology.region.name, topology.sites[site]
     lines = [
-        f"# Who may write (publish) and read (subscribe) what on the broker of {site}. A user is the common name of a",
-        "# certificate. What is not allowed here is refused. The bridge to the region is the broker itself and is not asked;",
-        "# what it carries is in mosquitto.conf.",
+        f"# Publish (write) and subscribe (read) permissions on the broker of {site}. A user is the common name of a",
+        "# certificate. Anything not allowed here is refused. The bridge to the region is the broker itself and not subject",
+        "# to these rules; mosquitto.conf lists what it carries.",
     ]
     for name, config in nodes.items():
         own, every = Address(region, site, name), Address(region, site, name).everyone()
-        lines += ["", f"# Node {name}: takes what its pipelines subscribe to, and speaks only below its own name."]
+        lines += ["", f"# Node {name}: reads what its pipelines subscribe to, and publishes only under its own name."]
         lines += [f"user {site}/{name}"]
         lines += [f"topic read {one}" for one in subscriptions(config)]
         lines += _topics("write", own, _OWN)
         lines += _topics("readwrite", own, (Channel.REPLY, Channel.BLOB))
         lines += _topics("read", own, (Channel.DESIRED, Channel.COMMAND, Channel.ACK))
-        lines += ["# What is meant for every node of the site."]
+        lines += ["# Messages for every node of the site."]
         lines += _topics("read", every, (Channel.DESIRED, Channel.COMMAND))
         lines += _topics("write", every, (Channel.REPLY,))
-        lines += ["# Parts of models: from the region, and from the other nodes."]
+        lines += ["# Model chunks, from the region and from other nodes."]
         lines += _topics("read", own._replace(node="+"), (Channel.BLOB,))
     for sensor, filters in topology.sensors_of(site).items():
-        lines += ["", f"# Sensor {sensor}: sends, and reads nothing.", f"user {site}/{sensor}"]
+        lines += ["", f"# Sensor {sensor}: publishes, and reads nothing.", f"user {site}/{sensor}"]
         lines += [f"topic write {one}" for one in filters]
     lines += _people(place.roles, site, Address(region, site, "+"), dead=True)
     return _text(lines)
 
 
 def loopback_acl(topology: Topology, site: str) -> str:
-    """The ACL of a site's listener for programs on the broker's own machine, who have no name."""
+    """Return the ACL of a site's listener for unnamed programs on the broker's own machine."""
     address = Address(topology.region.name, site, "+")
-    lines = [f"# Programs on the machine of {site}'s broker: they may send what sensors send, and look on."]
+    lines = [f"# Programs on the machine of {site}'s broker: they may publish as sensors do, and read results."]
     lines += [f"topic write {one}" for filters in topology.sensors_of(site).values() for one in filters]
     lines += _topics("read", address, _SEEN)
     return _text(lines)
 
 
 def region_acl(topology: Topology) -> str:
-    """The ACL of the region's broker."""
+    """Return the ACL of the region's broker."""
     region = topology.region.name
     lines = [
-        f"# Who may write (publish) and read (subscribe) what on the broker of region {region}. A user is the common name of",
-        "# a certificate. What is not allowed here is refused.",
+        f"# Publish (write) and subscribe (read) permissions on the broker of region {region}. A user is the common name of",
+        "# a certificate. Anything not allowed here is refused.",
     ]
     for site in topology.sites:
         lines += _bridge(site, f"Site {site}", Address(region, site, "+"))
@@ -98,10 +98,10 @@ def region_acl(topology: Topology) -> str:
 
 
 def parent_acl(topology: Topology) -> str:
-    """The ACL of the broker above the region."""
+    """Return the ACL of the broker above the region."""
     parent = topology.parent
-    assert parent is not None  # noqa: S101 - who asks has looked
-    lines = [f"# Who may write (publish) and read (subscribe) what on the broker {parent.name}, above the regions."]
+    assert parent is not None  # noqa: S101 - the caller has checked
+    lines = [f"# Publish (write) and subscribe (read) permissions on the broker {parent.name}, above the regions."]
     for region in dict.fromkeys([topology.region.name, *parent.regions]):
         lines += _bridge(region, f"Region {region}", Address(region, "+", "+"))
     lines += _people(parent.roles, parent.name, Address("+", "+", "+"), bridges=True)
@@ -109,11 +109,15 @@ def parent_acl(topology: Topology) -> str:
 
 
 def _bridge(user: str, who: str, address: Address) -> Iterator[str]:
-    yield from ("", f"# {who}: its bridge speaks for its own nodes and hears what is meant for them.", f"user {user}")
+    yield from (
+        "",
+        f"# {who}: its bridge publishes for its own nodes and receives what is addressed to them.",
+        f"user {user}",
+    )
     yield from _topics("write", address, [channel for channel in UP if channel not in DOWN])
     yield from _topics("readwrite", address, [channel for channel in UP if channel in DOWN])
     yield from _topics("read", address, [channel for channel in DOWN if channel not in UP])
-    yield "# Whether the bridge is connected: 1 or 0, retained."
+    yield "# Connection state of the bridge: 1 or 0, retained."
     yield f"topic write $SYS/broker/connection/{user}/state"
 
 

@@ -1,4 +1,4 @@
-"""The configuration of Mosquitto for a site, a region and what is above. Pure: a topology in, texts out."""
+"""Mosquitto configurations of sites, regions and parents. Pure: a topology in, texts out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 
 
 def template(name: str, /, **values: object) -> str:
-    """A text of `templates/` with its blanks filled in."""
+    """Return a text of `templates/` with its placeholders filled in."""
     return _read(name).substitute({key: str(value) for key, value in values.items()})
 
 
@@ -29,7 +29,7 @@ def _read(name: str) -> Template:
 
 
 def site_conf(topology: Topology, site: str) -> str:
-    """The configuration of a site's broker, its bridge to the region included."""
+    """Return the configuration of a site's broker, with its bridge to the region."""
     place, region = topology.sites[site], topology.region
     up = _up_of_site(topology, site)
     text = f"# The broker of site {site}, region {region.name}, for Mosquitto 2.0.11 or later.\n\n"
@@ -49,7 +49,7 @@ def site_conf(topology: Topology, site: str) -> str:
 
 
 def region_conf(topology: Topology) -> str:
-    """The configuration of the region's broker, with a bridge to what is above, if anything is."""
+    """Return the configuration of the region's broker, with a bridge to its parent, if it has one."""
     region, parent = topology.region, topology.parent
     text = f"# The broker of region {region.name}, for Mosquitto 2.0.11 or later.\n\n"
     text += _listener(topology, region.name, REGION_AUTHORITY, region)
@@ -58,7 +58,7 @@ def region_conf(topology: Topology) -> str:
         return text
     everyone = Address(region.name, "+", "+")
     up = [
-        "# All that came up from the sites: what is to stay there did not get here.",
+        "# Everything that came up from the sites; what must stay there never got here.",
         *(_topic(everyone, channel, "out") for channel in _ALWAYS_UP),
         _topic(everyone, Channel.RESULT, "out"),
         "# Models come from the region's own repository and have no line here.",
@@ -69,7 +69,7 @@ def region_conf(topology: Topology) -> str:
 
 
 def parent_conf(topology: Topology, parent: RegionSection) -> str:
-    """The configuration of the broker above the region."""
+    """Return the configuration of the broker above the region."""
     text = f"# The broker {parent.name}, above the regions, for Mosquitto 2.0.11 or later.\n\n"
     return (
         text
@@ -79,7 +79,7 @@ def parent_conf(topology: Topology, parent: RegionSection) -> str:
 
 
 def start_files(topology: Topology, name: str) -> dict[str, str]:
-    """What a broker is started with, if not by Mosquitto alone."""
+    """Return the start script of a broker, if it needs one."""
     if not topology.log_refusals:
         return {}
     values = {"where": name, "config": topology.machine.config / name, "state": state_of(topology, name)}
@@ -87,7 +87,7 @@ def start_files(topology: Topology, name: str) -> dict[str, str]:
 
 
 def command(topology: Topology, name: str) -> list[str]:
-    """What starts a broker."""
+    """Return the command that starts a broker."""
     config = topology.machine.config / name
     return ["sh", f"{config}/broker.sh"] if topology.log_refusals else ["mosquitto", "-c", f"{config}/mosquitto.conf"]
 
@@ -97,18 +97,22 @@ _ALWAYS_UP: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.REPO
 
 def _up_of_site(topology: Topology, site: str) -> Iterator[str]:
     address = Address(topology.region.name, site, "+")
-    yield "# How nodes are, what happened, answers to commands:"
+    yield "# Node state, events, replies to commands:"
     for channel in _ALWAYS_UP:
         yield _topic(address, channel, "out")
     rules = topology.up_of(site)
-    yield "# Results, as `up:` in the topology says:" if rules else "# No results: `up:` in the topology names none."
+    yield (
+        "# Results, as listed under `up:` in the topology:"
+        if rules
+        else "# No results: `up:` in the topology names none."
+    )
     for pipeline, fields in rules.items():
         if fields:
             what = f"only {', '.join(fields.keep)}" if fields.keep is not None else f"without {', '.join(fields.drop)}"
             yield f"# {pipeline}: {what} (the node leaves the rest out)"
         yield f"topic {address.topic(Channel.RESULT, pipeline)}/# out 1"
-    yield "# Parts of models: asked for by a node, and given to all nodes of the site at once. What nodes tell and give each"
-    yield "# other has no line here."
+    yield "# Model chunks: requested by one node, sent to all nodes of the site at once. What nodes announce and send to each"
+    yield "# other stays at the site and has no line here."
     yield f"topic {address.topic(Channel.BLOB, 'ask')}/# out 1"
     yield _topic(address.everyone(), Channel.BLOB, "in")
     yield "# Frames and dead letters, which carry frames, have no line here and do not leave."
@@ -125,14 +129,14 @@ def _down(topology: Topology, region: str, site: str) -> Iterator[str]:
 
 
 def _topic(address: Address, channel: Channel, way: str) -> str:
-    # A measure that comes every ten seconds is worth no second try.
+    # Health is sent every ten seconds and needs no retry.
     return f"topic {pattern(address, channel)} {way} {0 if channel is Channel.HEALTH else 1}"
 
 
 def _listener(topology: Topology, name: str, authority: str, place: SiteSection | RegionSection) -> str:
     url = urlsplit(place.broker)
     host = place.broker.removeprefix("mqtts://").rpartition(":")[0]
-    here = f" {host.strip('[]')}" if host in _LOOPBACK else ""  # the address says who can reach it
+    here = f" {host.strip('[]')}" if host in _LOOPBACK else ""  # bound to loopback only
     return template(
         "listener.conf",
         listener=f"{url.port}{here}",
@@ -160,7 +164,7 @@ def _limits(topology: Topology, name: str, packet_bytes: int) -> str:
 
 
 def state_of(topology: Topology, name: str) -> Path:
-    """Where a broker keeps what is to survive a restart."""
+    """Return the folder in which a broker stores what must survive a restart."""
     return topology.machine.state / name / "broker"
 
 
@@ -173,7 +177,7 @@ def _bridge(
     up: Iterable[str],
     down: Iterable[str],
 ) -> str:
-    """One block for a connection upwards: `user` is who we are there, certified by their `authority`."""
+    """Return the block of a bridge upwards; `user` is its user name there, certified by their `authority`."""
     return template(
         "bridge.conf",
         above=words,

@@ -1,4 +1,4 @@
-"""All certificates that a topology needs, in a folder of `pki`: for `hedgerow pki apply`, and for demos."""
+"""Provides all certificates that a topology needs, for `hedgerow pki apply` and demos."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hedgerow.topology.model import REGION_AUTHORITY, Topology
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """What was done.
+    """Outcome of `certify`.
 
     Attributes:
-        made: the root and the authorities that were made.
-        certificates: what became of each that the topology needs.
-        surplus: those that count and that the topology does not name; they are left as they are.
-        ending: authorities that end soon.
+        made: the root and authorities that were created.
+        certificates: outcome for each certificate that the topology needs.
+        surplus: valid certificates that the topology does not name; they are left alone.
+        ending: authorities that expire soon.
     """
 
     made: list[str]
@@ -41,15 +41,15 @@ def certify(
     without: Collection[str] = (),
     dry_run: bool = False,
 ) -> Certified:
-    """See to it that everybody in a topology has a certificate that counts.
+    """Issue or renew certificates so that every identity in a topology has a valid one.
 
     Args:
-        life: how long new certificates count.
-        init: make the root and authorities that are missing; they may certify no other hosts than the topology's.
-        passphrase: of the root's key; asked for only if that is made or used.
-        without: authorities that are somebody else's, with all whom they certify.
-        dry_run: only say what would be done.
-    Raises: PkiError: an authority is missing and is not to be made, or cannot be.
+        life: how long new certificates are valid.
+        init: create a missing root and authorities; these may only certify the topology's hosts.
+        passphrase: of the root's key; called only if the key is created or used.
+        without: authorities managed elsewhere, with everything they certify.
+        dry_run: only report what would be done.
+    Raises: PkiError: an authority is missing and `init` is not set, or it cannot be created.
     """
     hosts = {name: names for name, names in authorities(topology).items() if name not in without}
     pki.check_region(topology.region.name)
@@ -59,8 +59,8 @@ def certify(
     if made and not init:
         raise PkiError(
             f"There is no {'root' if made[0] == 'root' else 'authority'} yet: {pki.folder} lacks {', '.join(made)}",
-            remedy="Say --init to make what is missing, where the root's key is; or name the right --folder. "
-            "An authority that is kept elsewhere: --without NAME.",
+            remedy="Add --init to create what is missing, where the root's key is; or name the right --folder. "
+            "For an authority that is kept elsewhere: --without NAME.",
         )
     if not dry_run and made:
         made = pki.init(topology.region.name, list(hosts), passphrase, hosts)

@@ -1,4 +1,4 @@
-"""What is wrong with a topology though each part of it is valid: names that clash, rules that hold for nothing. Pure."""
+"""Cross-checks of a valid topology: clashing names, rules without effect. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hedgerow.topics import overlap
 from hedgerow.topology.model import REGION_AUTHORITY, Roles, Topology
 
 Nodes = Mapping[tuple[str, str], NodeConfig]
-"""The configuration of every node, by site and name."""
+"""Configuration of every node, by site and name."""
 
 
 class TopologyIssue(NamedTuple):
-    """Something to mend, and where.
+    """A mistake in a topology.
 
     Attributes:
-        keys: the way to it in the file.
+        keys: its path in the file.
     """
 
     keys: tuple[int | str, ...]
@@ -26,11 +26,13 @@ class TopologyIssue(NamedTuple):
 
 
 def clashes(topology: Topology) -> Iterator[TopologyIssue]:
-    """Names that two would share: a folder, a topic or a certificate."""
+    """Yield names that would share a folder, a topic or a certificate."""
     above = [topology.region.name, REGION_AUTHORITY, *([topology.parent.name] if topology.parent else [])]
     if topology.parent is not None and topology.parent.name in above[:2]:
         yield TopologyIssue(
-            ("parent", "name"), f"{topology.parent.name} names the region or its authority too", "Give it another name."
+            ("parent", "name"),
+            f"{topology.parent.name} is also the name of the region or its authority",
+            "Choose another name.",
         )
     yield from _roles(("region",), topology.region.roles, {"broker", *topology.sites})
     if topology.parent is not None:
@@ -41,20 +43,20 @@ def clashes(topology: Topology) -> Iterator[TopologyIssue]:
         here = ("sites", name)
         sensors = topology.sensors_of(name).keys()
         if name in above:
-            yield TopologyIssue(here, f"{name} names something above the site too", "Give the site another name.")
+            yield TopologyIssue(here, f"{name} is also a name above the site", "Choose another name for the site.")
         if name == "broker":
             yield TopologyIssue(
-                here, "`broker` is the name of the broker's own certificate", "Give the site another name."
+                here, "`broker` is reserved for the broker's own certificate", "Choose another name for the site."
             )
         for both in sorted(site.nodes.keys() & sensors):
             yield TopologyIssue(
                 (*here, "nodes"),
-                f"{both} is both a node and a sensor; one certificate would stand for both",
+                f"{both} is both a node and a sensor; they would share a certificate",
                 "Rename one.",
             )
         if "broker" in site.nodes.keys() | sensors:
             yield TopologyIssue(
-                (*here, "nodes"), "`broker` is the name of the broker's own certificate", "Take another name."
+                (*here, "nodes"), "`broker` is reserved for the broker's own certificate", "Choose another name."
             )
         yield from _roles(here, site.roles, {"broker", *site.nodes, *sensors})
 
@@ -66,17 +68,17 @@ def _roles(here: tuple[str, ...], roles: Roles, taken: set[str]) -> Iterator[Top
             if name in taken:
                 yield TopologyIssue(
                     (*here, "roles", role), f"{name} is also the name of a machine; their certificates would share a folder",
-                    "Take another name for the person or service.",
+                    "Choose another name for the person or service.",
                 )  # fmt: skip
             if name in seen:
                 yield TopologyIssue(
-                    (*here, "roles", role), f"{name} has two roles", "Leave the higher one: it includes the lower."
+                    (*here, "roles", role), f"{name} has two roles", "Keep the higher one: it includes the lower."
                 )
             seen.add(name)
 
 
 def mismatches(topology: Topology, nodes: Nodes) -> Iterator[TopologyIssue]:
-    """Rules about pipelines that no node runs, and fields that are chosen twice."""
+    """Yield rules for pipelines that no node runs, and fields that are selected twice."""
     for site, place in topology.sites.items():
         configs = [nodes[site, node] for node in place.nodes if (site, node) in nodes]
         known = {pipeline for config in configs for pipeline in config.pipelines}
@@ -91,7 +93,9 @@ def mismatches(topology: Topology, nodes: Nodes) -> Iterator[TopologyIssue]:
             for config in configs:
                 if fields and pipeline in config.pipelines and config.pipelines[pipeline].publish.fields != fields:
                     yield TopologyIssue(
-                        keys, "fields are chosen here and in the base file's `publish:`", "Leave one of the two."
+                        keys,
+                        "fields are selected both here and in the base file's `publish:`",
+                        "Remove one of the two.",
                     )
                     break
     if nodes:
@@ -105,21 +109,21 @@ def mismatches(topology: Topology, nodes: Nodes) -> Iterator[TopologyIssue]:
 
 
 def remarks(topology: Topology, nodes: Nodes) -> Iterator[str]:
-    """What is valid and probably not meant."""
+    """Yield what is valid but probably unintended."""
     for site, place in topology.sites.items():
-        taken = [one for node in place.nodes for one in subscriptions(nodes[site, node])]
+        read = [one for node in place.nodes for one in subscriptions(nodes[site, node])]
         for sensor, filters in topology.sensors_of(site).items():
-            if not any(overlap(one, other) for one in filters for other in taken):
-                yield f"{site}: no pipeline takes what sensor {sensor} sends ({', '.join(filters)})"
+            if not any(overlap(one, other) for one in filters for other in read):
+                yield f"{site}: no pipeline subscribes to what sensor {sensor} sends ({', '.join(filters)})"
         sent = [one for filters in topology.sensors_of(site).values() for one in filters]
         for node in place.nodes:
             for name, pipeline in nodes[site, node].pipelines.items():
                 own = [one for one in pipeline.subscribe if not one.startswith("hedgerow/")]
                 if own and not any(overlap(one, other) for one in own for other in sent):
-                    yield f"{site}: no sensor may send what pipeline {name} of {node} takes ({', '.join(own)})"
+                    yield f"{site}: no sensor may send what pipeline {name} of {node} subscribes to ({', '.join(own)})"
 
 
 def subscriptions(config: NodeConfig) -> list[str]:
-    """The topic filters of a node's pipelines, once each, as an ACL has them: without the group of a shared one."""
+    """Return the topic filters of a node's pipelines for an ACL: without duplicates, and without the group of shared ones."""
     filters = [one for pipeline in config.pipelines.values() for one in pipeline.subscribe]
     return list(dict.fromkeys(one.split("/", 2)[2] if one.startswith("$share/") else one for one in filters))

@@ -1,4 +1,4 @@
-"""Compose file, Quadlet units and systemd units: what runs brokers, nodes and the region's service on their machines. Pure."""
+"""Compose files, Quadlet and systemd units of brokers, nodes and the region's service. Pure."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from hedgerow.topology.brokers import command, template
 from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, SiteSection, Topology
 from hedgerow.topology.nodes import certificate
 
-# Of the region's service: its own defaults, written out, since the units rely on them.
+# Defaults of the region's service, written out because the units rely on them.
 _STOP_S: Final = 10
 _PORT: Final = 9465
 
-_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 # where to reach what listens there
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 # the address to probe instead
 
 
 @dataclass(frozen=True)
 class Service:
-    """A process of ours on a machine: a node, or the region's service.
+    """A Hedgerow process on a machine: a node, or the region's service.
 
     Attributes:
-        name: of its units and its service in the compose file.
-        what: what it is, for people.
+        name: of its units, and of its service in the compose file.
+        what: description for people.
         words: its command line after `hedgerow`.
         image: of its container.
-        config: the folder of its configuration.
+        config: folder of its configuration.
         state: the only folder it writes to.
-        tls: the folder of its certificate.
+        tls: folder of its certificate.
         metrics: where its probes are.
-        memory_mib: what it may take.
-        stop_s: how long it may take to stop.
-        drain: the setting that says how long it takes at most.
-        reloads: whether it reads its file again on SIGHUP.
+        memory_mib: its memory limit.
+        stop_s: seconds it may take to stop.
+        drain: the setting that bounds this time, for a comment.
+        reloads: whether it rereads its file on SIGHUP.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Service:
 
     @property
     def probe(self) -> str | None:
-        """Address of its health check; None if it has none that is known beforehand."""
+        """URL of its health check; None if it is not known in advance."""
         if not self.metrics.enabled or not self.metrics.port:
             return None
         host = _ANYWHERE.get(self.metrics.host, self.metrics.host)
@@ -68,7 +68,7 @@ class Service:
 
 
 def node_service(topology: Topology, site: str, node: str, config: NodeConfig) -> Service:
-    """A node of a site."""
+    """Return the service of a node."""
     machine = topology.machine
     return Service(
         name=node,
@@ -87,7 +87,7 @@ def node_service(topology: Topology, site: str, node: str, config: NodeConfig) -
 
 
 def region_service(topology: Topology) -> Service | None:
-    """What collects in the region, if anybody has that role: only one may write to a store, so the first."""
+    """Return the region's service, if a collector is named: the first one, since only one may write to a store."""
     machine, name = topology.machine, topology.region.name
     collectors = topology.region.roles.get("collector", ())
     if not collectors:
@@ -103,13 +103,13 @@ def region_service(topology: Topology) -> Service | None:
         metrics=MetricsSection(port=_PORT),
         memory_mib=machine.region_memory_bytes >> 20,
         stop_s=_STOP_S + 20,
-        drain="the service's `stop_s`: it stores what is in hand",
+        drain="the service's `stop_s`: it stores what it holds",
         reloads=False,
     )
 
 
 def region_yaml(topology: Topology, service: Service, host: str = "127.0.0.1") -> str:
-    """The configuration of the region's service, with its probes at an address."""
+    """Return the configuration of the region's service, with its probes at `host`."""
     return template(
         "region.yaml",
         region=topology.region.name,
@@ -126,11 +126,11 @@ def region_yaml(topology: Topology, service: Service, host: str = "127.0.0.1") -
 def broker_files(
     topology: Topology, name: str, place: SiteSection | RegionSection, tls: Sequence[Path]
 ) -> dict[str, str]:
-    """What runs a broker in a container: its part of `compose.yaml` and a Quadlet unit.
+    """Return a broker's part of `compose.yaml` and its Quadlet unit.
 
     Args:
-        name: of the site, region or what is above.
-        tls: the folders of certificates that it reads.
+        name: of the site, region or parent.
+        tls: folders of the certificates it reads.
     """
     machine = topology.machine
     user, _, group = machine.broker_ids.partition(":")
@@ -156,7 +156,7 @@ def broker_files(
 
 
 def service_files(topology: Topology, service: Service) -> dict[str, str]:
-    """What runs a process of ours in three ways: its part of `compose.yaml`, a Quadlet unit, and one without containers."""
+    """Return a service's part of `compose.yaml`, its Quadlet unit, and its systemd unit without containers."""
     machine = topology.machine
     user, _, group = machine.node_ids.partition(":")
     values = {
@@ -189,7 +189,7 @@ def service_files(topology: Topology, service: Service) -> dict[str, str]:
 
 
 def site_files(topology: Topology, site: str, services: Sequence[Service]) -> dict[str, str]:
-    """What runs a site: its broker, and each of its nodes in three ways."""
+    """Return the files that run a site: its broker, and each node in three ways."""
     tls = [certificate(topology, site, "broker"), certificate(topology, REGION_AUTHORITY, site)]
     parts = [broker_files(topology, site, topology.sites[site], tls)]
     parts += [service_files(topology, service) for service in services]
@@ -197,10 +197,10 @@ def site_files(topology: Topology, site: str, services: Sequence[Service]) -> di
 
 
 def region_files(topology: Topology, service: Service | None, tls: Sequence[Path]) -> dict[str, str]:
-    """What runs the region: its broker, unless that is not ours, and its service.
+    """Return the files that run the region: its broker, unless external, and its service.
 
     Args:
-        tls: the folders of certificates that the broker reads.
+        tls: folders of the certificates that the broker reads.
     """
     region, parts = topology.region, []
     if not region.external:
@@ -212,18 +212,18 @@ def region_files(topology: Topology, service: Service | None, tls: Sequence[Path
 
 
 def parent_files(topology: Topology, parent: RegionSection, tls: Sequence[Path]) -> dict[str, str]:
-    """What runs the broker above the region."""
+    """Return the files that run the broker above the region."""
     return _together([broker_files(topology, parent.name, parent, tls)], "The broker", parent.name)
 
 
 def _together(parts: list[dict[str, str]], what: str, where: str) -> dict[str, str]:
-    """All files, with one `compose.yaml` from the parts of it."""
+    """Combine files, and their parts of `compose.yaml` into one."""
     files = {path: text for part in parts for path, text in part.items()}
     head = template("compose.yaml", what=what, where=where)
     return files | {"compose.yaml": head + "".join(part["compose.yaml"] for part in parts)}
 
 
-_UNKNOWN_PORT: Final = "`metrics:` is off or has no port of its own, so nobody knows beforehand where to ask."
+_UNKNOWN_PORT: Final = "`metrics:` is off or has no fixed port, so the address is not known in advance."
 
 
 def _compose_health(probe: str | None) -> str:

@@ -1,5 +1,5 @@
-"""Rendered texts as files. Each begins with a line that holds a digest of the rest, so that what somebody has edited by
-hand is noticed and never written over silently.
+"""Writes rendered texts to files. The first line of each holds a digest of the rest, so that edits by hand are noticed
+and never overwritten silently.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ _HEAD: Final = re.compile(r"\A(?:#|<!--) Made by `hedgerow topology render` .* d
 
 
 class EditedByHand(ConfigError):
-    """Files that would be written over are not as they were made."""
+    """Files to be overwritten have changed since they were rendered."""
 
     code = "edited-by-hand"
 
     def __init__(self, paths: Sequence[Path]) -> None:
         super().__init__(
-            "Not written, since these were edited by hand or made by something else:\n"
+            "Nothing was written, because these files were edited by hand or not rendered by Hedgerow:\n"
             + "\n".join(f"  {path}" for path in paths),
-            remedy="Take the changes over into the topology, then render with --force; or render into another folder.",
+            remedy="Move the changes into the topology, then render with --force; or render into another folder.",
         )
         self.paths = tuple(paths)
 
 
 @dataclass(frozen=True)
 class Written:
-    """What writing has done.
+    """Outcome of writing.
 
     Attributes:
-        made, changed, same: files by what happened to them.
-        left: files made earlier that no longer follow from the topology; they are still there.
+        made, changed, same: new, changed and unchanged files.
+        left: files rendered earlier that are no longer part of the topology; they are kept.
     """
 
     made: tuple[Path, ...]
@@ -47,10 +47,10 @@ class Written:
 
 
 def headed(path: PurePosixPath, text: str, source: str) -> str:
-    """A text with its first line.
+    """Return a text with its header line.
 
     Args:
-        source: the file it was made from.
+        source: name of the topology file.
     """
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     line = f"Made by `hedgerow topology render` from {source}; digest {digest}. Change that file, not this one."
@@ -58,13 +58,13 @@ def headed(path: PurePosixPath, text: str, source: str) -> str:
 
 
 def as_made(text: str) -> bool:
-    """Whether a file's text is as `headed` made it."""
+    """Whether a file's text is unchanged since `headed` returned it."""
     head = _HEAD.match(text)
     return head is not None and hashlib.sha256(text[head.end() :].encode()).hexdigest()[:16] == head[1]
 
 
 def write(texts: Mapping[PurePosixPath, str], source: str, folder: Path, *, force: bool = False) -> Written:
-    """Write texts below a folder: all of them, or none if any was edited by hand.
+    """Write texts to a folder: all of them, or none if any file was edited by hand.
 
     Raises:
         EditedByHand: without `force`.
@@ -95,7 +95,7 @@ def write(texts: Mapping[PurePosixPath, str], source: str, folder: Path, *, forc
 
 
 def copy_models(models: Mapping[str, Mapping[Path, Path]], folder: Path) -> None:
-    """Put the files that models come from beside the nodes' configurations.
+    """Copy model files next to the nodes' configurations.
 
     Raises: ConfigError: one cannot be read or written.
     """
@@ -115,7 +115,7 @@ def copy_models(models: Mapping[str, Mapping[Path, Path]], folder: Path) -> None
 def _made_earlier(folder: Path) -> list[Path]:
     found = []
     for path in folder.glob("*/**/*"):
-        if path.is_file() and path.stat().st_size < 1 << 20:  # models and what brokers keep are not texts of ours
+        if path.is_file() and path.stat().st_size < 1 << 20:  # larger files are models or state of brokers
             with path.open("rb") as file:
                 first = file.readline(400).decode("utf-8", "replace")
             if _HEAD.match(first):

@@ -1,7 +1,7 @@
-"""Who has a certificate in a topology, and from which authority. Pure.
+"""Identities in a topology, and the authorities that certify them. Pure.
 
-Brokers are certified for the host that the topology's URL names. A broker that is `external` needs one too: whoever comes
-to it believes the region's root and no other.
+Brokers are certified for the host in their URL. An `external` broker needs a certificate too, because its clients trust
+only the region's root.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Needed(NamedTuple):
 
 
 def of_site(topology: Topology, name: str) -> Iterator[Needed]:
-    """Of a site's machines, its broker first."""
+    """Yield the certificates of a site, its broker's first."""
     place = topology.sites[name]
     yield _broker(name, place)
     yield _bridge(REGION_AUTHORITY, name, "the broker's bridge, certified by the region")
@@ -39,7 +39,7 @@ def of_site(topology: Topology, name: str) -> Iterator[Needed]:
 
 
 def of_region(topology: Topology) -> Iterator[Needed]:
-    """Of the region's machines and people, its broker first."""
+    """Yield the certificates of the region's machines and people, its broker's first."""
     region, parent = topology.region, topology.parent
     yield _broker(REGION_AUTHORITY, region)
     if parent is not None:
@@ -48,24 +48,24 @@ def of_region(topology: Topology) -> Iterator[Needed]:
 
 
 def of_parent(topology: Topology) -> Iterator[Needed]:
-    """Of what is above the region, if anything is: its broker, its people, and the bridges of other regions."""
+    """Yield the certificates of the parent, if there is one: its broker, its people, and other regions' bridges."""
     if (parent := topology.parent) is None:
         return
     yield _broker(parent.name, parent)
     for region in parent.regions:
         if region != topology.region.name:
-            yield _bridge(parent.name, region, f"the bridge of region {region}: to be brought there")
+            yield _bridge(parent.name, region, f"the bridge of region {region}: copy it there")
     yield from _people(parent.name, parent.roles)
 
 
 def needed(topology: Topology) -> list[Needed]:
-    """All of them, from below."""
+    """Return all certificates, from the sites upwards."""
     sites = [one for site in topology.sites for one in of_site(topology, site)]
     return [*sites, *of_region(topology), *of_parent(topology)]
 
 
 def authorities(topology: Topology) -> dict[str, tuple[str, ...]]:
-    """The authorities beside the region's: of sites, and of what is above; and the hosts that each may certify."""
+    """Return the authorities of sites and of the parent, each with the hosts it may certify."""
     found = {name: _hosts(place) for name, place in topology.sites.items()}
     if topology.parent is not None:
         found[topology.parent.name] = _hosts(topology.parent)
@@ -74,7 +74,7 @@ def authorities(topology: Topology) -> dict[str, tuple[str, ...]]:
 
 def _broker(authority: str, place: SiteSection | RegionSection) -> Needed:
     external = isinstance(place, RegionSection) and place.external
-    whose = "broker: for whoever runs it" if external else "broker"
+    whose = "broker: for its operator" if external else "broker"
     return Needed(
         CertificateRequest(Identity(IdentityKind.BROKER, authority, str(IdentityKind.BROKER)), "broker", _hosts(place)),
         whose,
@@ -93,5 +93,5 @@ def _people(authority: str, roles: Roles) -> Iterator[Needed]:
 
 def _hosts(place: SiteSection | RegionSection) -> tuple[str, ...]:
     host = urlsplit(place.broker).hostname
-    assert host is not None  # noqa: S101 - `model.py` has seen to that
+    assert host is not None  # noqa: S101 - checked in `model.py`
     return (host,)

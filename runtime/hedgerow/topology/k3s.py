@@ -1,6 +1,6 @@
-"""Manifests for K3s, or any Kubernetes: the same brokers, nodes and service as `deploy.py` has for single machines. Pure.
+"""Manifests for K3s or any Kubernetes: the same brokers, nodes and service as in `deploy.py`. Pure.
 
-Configurations are ConfigMaps, certificates secrets that are only named here, state is a volume of each StatefulSet's own.
+Configurations are ConfigMaps, certificates are secrets referenced by name, and each StatefulSet has a volume for its state.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from hedgerow.topology.deploy import Service
 from hedgerow.topology.model import RegionSection, SiteSection, Topology
 
 NAMESPACE: Final = "hedgerow"
-_LONGEST: Final = 48  # a pod's name and the labels made from it add to this, and end at 63
+_LONGEST: Final = 48  # a pod's name and labels append to this, and are limited to 63
 _PORT: Final = 9464
 _GIB: Final = 2**30
 
 
 def named(where: str, what: str) -> str:
-    """The name of an object: lower-case letters, digits and `-`; what had to be changed is told apart by a digest."""
+    """Return the name of an object: lower-case letters, digits and `-`; a changed name gets a digest to stay unique."""
     plain = f"{where}-{what}"
     name = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
     if name == plain and len(name) <= _LONGEST:
@@ -34,7 +34,7 @@ def named(where: str, what: str) -> str:
 
 
 def head(what: str, where: str) -> str:
-    """What a file of manifests begins with."""
+    """Return the beginning of a manifest file."""
     return template("k3s.yaml", what=what, where=where, label=named(where, "broker"), namespace=NAMESPACE)
 
 
@@ -45,11 +45,11 @@ def broker(
     files: Mapping[str, str],
     tls: Mapping[str, Path],
 ) -> str:
-    """The manifests of a broker.
+    """Return the manifests of a broker.
 
     Args:
         files: its configuration by name: `mosquitto.conf`, `acl`, …
-        tls: the folder of each certificate it reads, by what it is for: `broker`, `bridge`.
+        tls: folder of each certificate it reads, by purpose: `broker`, `bridge`.
     """
     machine = topology.machine
     user, _, group = machine.broker_ids.partition(":")
@@ -69,7 +69,7 @@ def broker(
         state=machine.state / where / "broker",
         port=urlsplit(place.broker).port,
         memory_mib=machine.broker_memory_bytes >> 20,
-        # A snapshot is written beside the one before it.
+        # A snapshot is written while the previous one still exists.
         storage_gib=math.ceil(2 * machine.broker_memory_bytes / _GIB),
         mounts=_lines(
             12, (f"{{name: tls-{what}, mountPath: {folder}, readOnly: true}}" for what, folder in tls.items())
@@ -81,13 +81,13 @@ def broker(
 def service(
     topology: Topology, where: str, what: Service, config: str, *, stored_bytes: int, with_files: bool = False
 ) -> str:
-    """The manifests of a node or of the region's service.
+    """Return the manifests of a node or of the region's service.
 
     Args:
         where: its site or region.
-        config: the text of its configuration.
-        stored_bytes: what it may write.
-        with_files: models and other files lie beside its configuration, on the machine.
+        config: text of its configuration.
+        stored_bytes: bytes it may write.
+        with_files: whether models and other files are next to its configuration on the machine.
     """
     machine = topology.machine
     user, _, group = machine.node_ids.partition(":")
@@ -95,7 +95,7 @@ def service(
     is_node = what.words[0] == "node"
     volumes = [f"{{name: config, configMap: {{name: {named(where, what.name)}}}}}"]
     if with_files:
-        # The whole folder as it was laid on the machine, and over it this configuration.
+        # Mount the machine's folder, and this configuration over it.
         mounts = [
             f"{{name: files, mountPath: {what.config}, readOnly: true}}",
             f"{{name: config, mountPath: {file}, subPath: {file.name}, readOnly: true}}",
@@ -127,7 +127,7 @@ def service(
     )
 
 
-# A pod has an address of its own, so its probes may have a port that is known.
+# A pod has its own address, so its probes can use a fixed port.
 _PROBES: Final = f"""\
           env:
             - {{name: HEDGEROW_METRICS__ENABLED, value: "true"}}
@@ -141,7 +141,7 @@ def _secret(name: str) -> str:
 
 
 def _data(files: Mapping[str, str]) -> str:
-    """Texts as they are; the 2 says how far they are indented, whatever their own first line is."""
+    """Embed texts as block scalars; the 2 fixes their indentation whatever their first line."""
     parts = []
     for name, text in files.items():
         parts.append(f"  {name}: |2")

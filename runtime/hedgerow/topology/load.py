@@ -1,4 +1,4 @@
-"""Reading a topology and the base files it names. What is wrong with any of them is said with its line."""
+"""Reads a topology and its base files, and reports every mistake with its line."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _LONGEST_PATH: Final = 512
 
 @dataclass(frozen=True)
 class Described:
-    """A topology with all that it names.
+    """A topology with everything it names.
 
     Attributes:
-        source: the file's name, for the head of what is made from it.
-        topology: what the file says; its paths are absolute.
-        texts: the configuration of each node, by site and name.
-        nodes: what these say.
-        models: files that models come from and stages name, by the place they have below the site's folder `nodes/`.
+        source: the file's name, for the header of rendered files.
+        topology: the file's content, with absolute paths.
+        texts: configuration text of each node, by site and name.
+        nodes: the same, parsed.
+        models: files of models and stages, by their path below the site's folder `nodes/`.
     """
 
     source: str
@@ -37,9 +37,9 @@ class Described:
 
 
 def load(path: Path) -> Described:
-    """Read a topology and its base files, and check all of it.
+    """Read and check a topology and its base files.
 
-    Raises: BadConfigFile: any of them cannot be read or used; every problem with its line in the topology.
+    Raises: BadConfigFile: one cannot be read or used; has every problem with its line in the topology.
     """
     document = Document.read(path)
     topology = _anchored(document.as_a(Topology, "topology"), path.parent.resolve())
@@ -51,9 +51,9 @@ def load(path: Path) -> Described:
 
 
 def load_alone(path: Path) -> Topology:
-    """Read a topology without the base files it names: who is there, and where.
+    """Read a topology without its base files: only sites, nodes and addresses.
 
-    Raises: BadConfigFile: it cannot be read or used; every problem with its line.
+    Raises: BadConfigFile: it cannot be read or used; has every problem with its line.
     """
     document = Document.read(path)
     topology = _anchored(document.as_a(Topology, "topology"), path.parent.resolve())
@@ -71,7 +71,7 @@ def _refuse(document: Document, path: Path, findings: Sequence[TopologyIssue]) -
 
 
 class _Reading:
-    """Makes the configuration of every node, and keeps what went wrong."""
+    """Builds the configuration of every node, and yields the problems."""
 
     def __init__(self, topology: Topology, folder: Path) -> None:
         self._topology = topology
@@ -114,7 +114,7 @@ class _Reading:
         text = node_config(self._topology, site, node, base.read_text("utf-8"))
         try:
             config = Document(text, base).as_a(NodeConfig, "config")
-        except BadConfigFile as error:  # the base file is right by itself
+        except BadConfigFile as error:  # the base file alone is valid
             for problem in error.problems:
                 yield TopologyIssue(("sites", site, "nodes", node, "override"), str(problem), problem.remedy)
             return
@@ -122,7 +122,7 @@ class _Reading:
         yield from self._models(site, node, base, config, keys)
         for pipeline in config.pipelines.values():
             for stage in pipeline.stages:
-                self._take_along(site, base.parent, stage.config.values())
+                self._include_files(site, base.parent, stage.config.values())
 
     def _models(
         self, site: str, node: str, base: Path, config: NodeConfig, keys: tuple[str, ...]
@@ -134,11 +134,15 @@ class _Reading:
             source = base.parent / path
             if ".." in path.parts:
                 yield TopologyIssue(
-                    keys, f"model {name} of {site}/{node} lies above its base file: {path}", "Move it beside or below."
+                    keys,
+                    f"model {name} of {site}/{node} is above its base file's folder: {path}",
+                    "Move it into that folder or below.",
                 )
             elif not source.is_file():
                 yield TopologyIssue(
-                    keys, f"model {name} of {site}/{node} is not there: {source}", "Mend its `path:`, or put it there."
+                    keys,
+                    f"model {name} of {site}/{node} does not exist: {source}",
+                    "Correct its `path:`, or put the file there.",
                 )
             elif self.models[site].setdefault(path, source) != source:
                 yield TopologyIssue(
@@ -146,13 +150,13 @@ class _Reading:
                     f"{site} has two models at {path}: {source} and {self.models[site][path]}",
                     "Rename one of them.",
                 )
-            elif path.suffix == ".xml":  # OpenVINO's weights stand beside it
-                self._take_along(site, base.parent, [str(path.with_suffix(".bin"))])
+            elif path.suffix == ".xml":  # OpenVINO keeps the weights in a second file
+                self._include_files(site, base.parent, [str(path.with_suffix(".bin"))])
         if config.fleet.root_file is not None:
-            self._take_along(site, base.parent, [str(config.fleet.root_file)])
+            self._include_files(site, base.parent, [str(config.fleet.root_file)])
 
-    def _take_along(self, site: str, folder: Path, values: Iterable[Any]) -> None:
-        """Note the files that settings of a stage name, e.g. `labels_file`."""
+    def _include_files(self, site: str, folder: Path, values: Iterable[Any]) -> None:
+        """Add files named in a stage's settings, e.g. `labels_file`."""
         for value in values:
             path = Path(value) if isinstance(value, str) and len(value) < _LONGEST_PATH else None
             if path is not None and not path.is_absolute() and ".." not in path.parts and (folder / path).is_file():

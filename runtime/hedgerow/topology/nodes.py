@@ -1,4 +1,4 @@
-"""The configuration of one node: its base file, what is different about it, and its place. Pure: text in, text out."""
+"""Builds a node's configuration from its base file, its overrides and its site. Pure: text in, text out."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hedgerow.topology.model import Topology
 
 
 def node_config(topology: Topology, site: str, node: str, base: str) -> str:
-    """The text of a node's configuration, with the base file's comments as long as they stand beside what they are about.
+    """Return the text of a node's configuration; the base file's comments stay while their keys do.
 
     Args:
         base: the text of its base file; it is YAML with keys at the top.
     """
     override = topology.sites[site].nodes[node].override
-    # A comment belongs to the key before it; where keys are taken away, it would stand beside a strange one.
-    if _takes_away(override):
+    # A comment belongs to the key before it; if that key is removed, it would end up next to another one.
+    if _removes_keys(override):
         document: Any = CommentedMap(YAML(typ="safe", pure=True).load(base) or {})
     else:
         document = YAML(typ="rt", pure=True).load(base) or CommentedMap()
     merge(document, override)
-    for section, values in _where_it_is(topology, site, node).items():
+    for section, values in _placement(topology, site, node).items():
         there = _plain(document.get(section) or {})
         merge(there, values)
         document.ca.items.pop(section, None)
@@ -49,7 +49,7 @@ def node_config(topology: Topology, site: str, node: str, base: str) -> str:
 
 
 def _publish(written: Mapping[str, Any], fields: FieldsSection) -> dict[str, Any]:
-    """What goes up must arrive, unless the base file wants otherwise; and only what may go."""
+    """Make results that go up durable, unless the base file says otherwise, and restrict their fields."""
     added: dict[str, Any] = {}
     if not written.keys() & {"durable", "expiry_s"} and written.get("qos") != 0:
         added["durable"] = True
@@ -58,22 +58,22 @@ def _publish(written: Mapping[str, Any], fields: FieldsSection) -> dict[str, Any
     return added
 
 
-def _takes_away(changes: Mapping[str, Any]) -> bool:
-    return any(value is None or (isinstance(value, Mapping) and _takes_away(value)) for value in changes.values())
+def _removes_keys(changes: Mapping[str, Any]) -> bool:
+    return any(value is None or (isinstance(value, Mapping) and _removes_keys(value)) for value in changes.values())
 
 
 def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section without its comments: those of the base file are about a place this node is not in."""
+    """Return a section without comments: the base file's describe another node's place."""
     return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in section.items()}
 
 
 def certificate(topology: Topology, authority: str, name: str) -> Path:
-    """The folder of a certificate: tls.crt, tls.key, trust.crt (whom to believe), trust.crl (who no longer counts)."""
+    """Return the folder of a certificate: tls.crt, tls.key, trust.crt (trusted authorities), trust.crl (revoked)."""
     return topology.machine.pki / authority / "issued" / name
 
 
 def tls(topology: Topology, authority: str, name: str) -> dict[str, str]:
-    """How whoever has that certificate connects: `tls:` of a configuration."""
+    """Return the `tls:` section for a certificate."""
     own = certificate(topology, authority, name)
     return {
         "ca_file": str(own / "trust.crt"),
@@ -82,7 +82,7 @@ def tls(topology: Topology, authority: str, name: str) -> dict[str, str]:
     }
 
 
-def _where_it_is(topology: Topology, site: str, node: str) -> dict[str, Any]:
+def _placement(topology: Topology, site: str, node: str) -> dict[str, Any]:
     return {
         "broker": {
             "url": topology.sites[site].broker,

@@ -1,4 +1,4 @@
-"""The README beside what runs a site or a region: where everything goes, who must own it, which certificates. Pure."""
+"""README of a rendered folder: where files go, who must own them, which certificates they need. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from hedgerow.topology.model import REGION_AUTHORITY, Topology
 
 
 def site(topology: Topology, name: str, services: list[Service]) -> str:
-    """For a site: its broker and nodes."""
-    files = (
-        "Models that come from files lie below `nodes/`. `hedgerow config check` says what is missing on the machine:"
-    )
+    """Return the README of a site."""
+    files = "Model files are below `nodes/`. `hedgerow config check` reports what is missing on the machine:"
     checks = [f"    hedgerow config check {service.words[-1]}" for service in services]
     secrets = [("broker", name, "broker"), ("bridge", REGION_AUTHORITY, name)]
     secrets += [(service.name, name, service.name) for service in services]
@@ -26,7 +24,7 @@ def site(topology: Topology, name: str, services: list[Service]) -> str:
 
 
 def region(topology: Topology, service: Service | None) -> str:
-    """For the region: its broker, unless that is not ours, and its service."""
+    """Return the README of the region: its broker, unless external, and its service."""
     section = topology.region
     secrets = [("region", REGION_AUTHORITY, service.tls.name)] if service is not None else []
     if not section.external:
@@ -39,7 +37,7 @@ def region(topology: Topology, service: Service | None) -> str:
 
 
 def parent(topology: Topology, name: str) -> str:
-    """For the broker above the region."""
+    """Return the README of the broker above the region."""
     secrets = [("broker", name, "broker")]
     return _text(topology, name, [], [], identities.of_parent(topology), secrets, with_broker=True)
 
@@ -72,8 +70,8 @@ def _text(
         [
             f"# {name}",
             "",
-            f"Everything finds its files at the same places, with containers and without: lay this folder at `{config}`",
-            f"and certificates below `{machine.pki}`, and make a folder for each to write to:",
+            f"Paths are the same with and without containers: copy this folder to `{config}`, certificates to",
+            f"`{machine.pki}`, and create a folder for each process to write to:",
             "",
             f"    mkdir -p {made}",
             "",
@@ -81,7 +79,7 @@ def _text(
             "|---|---|---|",
             *rows,
             "",
-            "In containers, each must be able to write its folder and to read its certificate (`tls.key` is for its owner only):",
+            "In containers, each process must be able to write its folder and to read its certificate (`tls.key` is private to its owner):",
             "",
             *(f"    chown -R {ids} {folder}" for ids, folder in owners),
             *(f"    chown -R {machine.node_ids} {service.tls}" for service in services),
@@ -94,7 +92,7 @@ def _text(
             *checks,
             "## On K3s",
             "",
-            "`k3s.yaml` holds the same for Kubernetes. Certificates are no part of it; each is a secret made on the machine:",
+            "`k3s.yaml` holds the same for Kubernetes, without certificates. Create each of them as a secret on the machine:",
             "",
             f"    kubectl create namespace {NAMESPACE}",
             *(
@@ -106,7 +104,7 @@ def _text(
             "",
             "## Certificates",
             "",
-            "Each machine needs only the certificates of what runs on it:",
+            "Each machine needs only the certificates of the processes that run on it:",
             "",
             "| folder | common name | whose |",
             "|---|---|---|",

@@ -1,11 +1,11 @@
-"""Who was refused what, by the log of a Mosquitto that is verbose (2.0: `-v`). Pure: lines in, refusals out.
+"""Finds refused requests in the log of a verbose Mosquitto (2.0: `-v`). Pure: lines in, refusals out.
 
-- A connection whose certificate does not count: TLS ends it, and who it was is not known.
+- A connection without a valid certificate: TLS closes it, and the client is unknown.
 - A publish that the access list forbids: "Denied PUBLISH".
-- A subscription to what the access list lets the user read nothing of. Mosquitto takes it like any other and delivers
-  nothing, so the list itself has to be asked; without one, subscriptions are not judged.
+- A subscription without read access. Mosquitto accepts it and delivers nothing, so it is checked against the access
+  list; without a list, subscriptions are not judged.
 
-Who is who is told by lines that only the broker writes; a client's id may hold anything but control characters.
+Users are identified from lines that only the broker writes; a client id may hold anything but control characters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hedgerow.topics import overlap
 
 What = Literal["connect", "publish", "subscribe"]
 
-_LINE: Final = re.compile(r"(?:^|\s)(\d{9,11}): (.*)$")  # behind what a container's or the system's log puts before it
+_LINE: Final = re.compile(r"(?:^|\s)(\d{9,11}): (.*)$")  # after any prefix of a container's or the system's log
 _CONNECTED: Final = re.compile(r"New client connected from \S+ as (.*) \(p\d, c\d, k\d+(?:, u'(.*)')?\)\.")
 _GONE: Final = re.compile(r"Client (.*?) (?:disconnected|closed its connection|has exceeded timeout)")
 _DENIED: Final = re.compile(r"Denied PUBLISH from (.*) \(d\d, q\d, r\d, m\d+, '(.*)', \.\.\. \(\d+ bytes\)\)")
@@ -27,22 +27,22 @@ _SUBSCRIBE: Final = re.compile(r"Received SUBSCRIBE from (.*)")
 _FILTER: Final = re.compile(r"\t(.*) \(QoS \d\)")
 _CAUSES: Final = {
     "did not return a certificate": "no certificate",
-    "certificate verify failed": "a certificate that does not count",
+    "certificate verify failed": "an invalid certificate",
     "wrong version number": "no TLS 1.3",
     "unsupported protocol": "no TLS 1.3",
-    "http request": "no MQTT",
+    "http request": "not MQTT",
 }
-"""What OpenSSL says, and what it means for who tried."""
+"""OpenSSL's error texts, and what each means for the client."""
 _CHATTER: Final = re.compile(r"(?:^|\s)\d{9,11}: (?:Received P(?:UB|ING)|Sending )")
 
 
 class AccessDenial(NamedTuple):
-    """Something that somebody tried and may not do.
+    """A refused request.
 
     Attributes:
         at: Unix seconds.
-        user: the common name of the certificate; "" if there was none that counts.
-        client: what the client calls itself; "" if it got no further than TLS.
+        user: the common name of the certificate; "" without a valid one.
+        client: the client id; "" if it got no further than TLS.
         detail: the topic or filter, or why the connection was refused.
     """
 
@@ -59,17 +59,17 @@ class AccessDenials:
     Args:
         may_read: topic filters that a user may read, by user; None: subscriptions are not judged.
     Attributes:
-        counts: how many there were, by what and user.
+        counts: number of refusals, by kind and user.
     """
 
     def __init__(self, may_read: Mapping[str, Iterable[str]] | None = None) -> None:
         self._may_read = may_read
         self._users: dict[str, str] = {}
-        self._asking = ""
+        self._subscribing = ""
         self.counts: Counter[tuple[What, str]] = Counter()
 
     def take(self, line: str) -> AccessDenial | None:
-        """What a line says was refused; None if nothing."""
+        """Return the refusal that a line reports; None if it reports none."""
         found = _LINE.search(line.rstrip("\r\n"))
         if found is None:
             return None
@@ -78,44 +78,46 @@ class AccessDenials:
             self.counts[refusal.what, refusal.user] += 1
         return refusal
 
-    def _read(self, at: int, said: str) -> AccessDenial | None:
-        if said.startswith("\t"):
-            return self._subscription(at, said)
-        if said.startswith(("Will message", "Received UNSUBSCRIBE")):  # what they list looks like what is subscribed to
-            self._asking = ""
-        elif (match := _CONNECTED.fullmatch(said)) is not None:
+    def _read(self, at: int, message: str) -> AccessDenial | None:
+        if message.startswith("\t"):
+            return self._subscription(at, message)
+        if message.startswith(
+            ("Will message", "Received UNSUBSCRIBE")
+        ):  # they are followed by lines that look like subscriptions
+            self._subscribing = ""
+        elif (match := _CONNECTED.fullmatch(message)) is not None:
             self._users[match[1]] = match[2] or ""
-        elif (match := _GONE.match(said)) is not None:
+        elif (match := _GONE.match(message)) is not None:
             self._users.pop(match[1], None)
-            if said.endswith(", not authorised."):
-                return AccessDenial(at, "connect", "", "", "no user or password that counts")
-        elif (match := _DENIED.fullmatch(said)) is not None:
+            if message.endswith(", not authorised."):
+                return AccessDenial(at, "connect", "", "", "an invalid user or password")
+        elif (match := _DENIED.fullmatch(message)) is not None:
             return AccessDenial(at, "publish", self._users.get(match[1], ""), match[1], match[2])
-        elif (match := _SUBSCRIBE.fullmatch(said)) is not None:
-            self._asking = match[1]
-        elif said.startswith("OpenSSL Error"):
-            cause = next((told for words, told in _CAUSES.items() if words in said), None)
+        elif (match := _SUBSCRIBE.fullmatch(message)) is not None:
+            self._subscribing = match[1]
+        elif message.startswith("OpenSSL Error"):
+            cause = next((meaning for text, meaning in _CAUSES.items() if text in message), None)
             return AccessDenial(at, "connect", "", "", cause) if cause is not None else None
         return None
 
-    def _subscription(self, at: int, said: str) -> AccessDenial | None:
-        match = _FILTER.fullmatch(said)
-        if match is None or not self._asking or self._may_read is None:
+    def _subscription(self, at: int, message: str) -> AccessDenial | None:
+        match = _FILTER.fullmatch(message)
+        if match is None or not self._subscribing or self._may_read is None:
             return None
-        user, wanted = self._users.get(self._asking, ""), match[1]
+        user, wanted = self._users.get(self._subscribing, ""), match[1]
         bare = wanted.split("/", 2)[2] if wanted.startswith("$share/") and wanted.count("/") > 1 else wanted
         if any(overlap(bare, one) for one in self._may_read.get(user, ())):
             return None
-        return AccessDenial(at, "subscribe", user, self._asking, wanted)
+        return AccessDenial(at, "subscribe", user, self._subscribing, wanted)
 
 
 def is_chatter(line: str) -> bool:
-    """Whether a line is one of those that a verbose broker writes for every message there is."""
+    """Whether a line is one that a verbose broker writes for every message."""
     return _CHATTER.search(line) is not None
 
 
 def readable(acl: str) -> dict[str, list[str]]:
-    """Topic filters that each user may read, by an access list as `acl.py` writes them: a section for each user."""
+    """Return the topic filters each user may read, from an access list as written by `acl.py`."""
     found: dict[str, list[str]] = {}
     user = ""
     for line in acl.splitlines():

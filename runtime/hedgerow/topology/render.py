@@ -1,4 +1,4 @@
-"""All files that follow from a topology, as texts by their place. Pure: the same topology gives the same bytes."""
+"""Renders a topology to the texts of all its files. Pure: the same topology gives the same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GIB: Final = 2**30
 
 
 def render(described: Described) -> dict[PurePosixPath, str]:
-    """Every text, by its path below the folder it is to be written to."""
+    """Return every text by its path below the output folder."""
     return {PurePosixPath(path): text for path, text in _files(described)}
 
 

@@ -114,7 +114,7 @@ def test_a_new_topology_is_whole(hedgerow, tmp_path: Path) -> None:
         ([], "--name is missing"),
         (["--name", "hall", "--broker", "x", "--node", "a"], "has a site hall already"),
         (["--name", "y d", "--broker", "x", "--node", "a"], "use 1 to 64 letters"),
-        (["--name", "yard", "--broker", "mqtt://x", "--node", "a"], "there is only TLS"),
+        (["--name", "yard", "--broker", "mqtt://x", "--node", "a"], "TLS is required between machines"),
     ],
 )
 def test_what_cannot_be_added_changes_nothing(hedgerow, topology: Path, options: list[str], says: str) -> None:
