@@ -39,9 +39,6 @@ coverage: $(READY) ## Run both `test` and `test-long`, and say which lines none 
 mutants: $(READY) ## Change one thing at a time in what decides, and see that tests fail; an hour. ONLY=pipeline.queue
 	nice env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/mutants/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
-mutants: $(READY) ## Change one thing at a time in what decides, and see that tests fail; an hour. ONLY=pipeline.queue
-	nice env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/mutants/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
-
 check: format-check lint types ## Check format, lint, import layers and types.
 
 format: $(READY) ## Format the code.

@@ -19,7 +19,7 @@ from tests.trust.conftest import make_bundle
 from hedgerow.cli.base.verbs import Group
 from hedgerow.cli.main import _HEDGEROW
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.store.database.database import open_database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.store import RegionStore
 from hedgerow.telemetry import logs
 from hedgerow.terminal import takes_escapes

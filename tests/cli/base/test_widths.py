@@ -20,7 +20,7 @@ from hedgerow.cli.diagnose.checks import CheckResult
 from hedgerow.cli.frames import command
 from hedgerow.cli.region import rollout_progress
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.store.database.database import open_database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.records import ResultRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address

@@ -18,7 +18,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.planning.spec import RolloutPlan
 from hedgerow.region.rollouts.planning.state import Phase, Rollout
 from hedgerow.region.rollouts.store import Actor, FleetStore, StoredRollout
-from hedgerow.region.store.database.database import open_database
+from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.store import RegionStore
 from hedgerow.testing import processes
 from hedgerow.wire.fleet import ModelRef
