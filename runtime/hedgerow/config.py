@@ -392,7 +392,7 @@ class OutboxSection(Section):
     max_bytes: int = Field(
         2**30,
         ge=2**20,
-        description="Most bytes it may take on disk, plus 12 MB for its log and a reserve for a full disk.",
+        description="Most bytes it may take on disk, plus 12 MB (its log, and a reserve for a full disk).",
     )
     when_full: Literal["evict", "refuse"] = Field(
         "evict",
