@@ -115,7 +115,7 @@ def _listens(port: int) -> bool:
         ("shift-display", "hedgerow/v1/plant-7/hall-2/gateway/result/pumps", False),
     ],
 )
-async def test_nobody_speaks_for_another(site: Site, user: str, topic: str, allowed: bool) -> None:
+async def test_no_client_can_impersonate_another(site: Site, user: str, topic: str, allowed: bool) -> None:
     assert await site.may_publish(user, topic) is allowed
 
 

@@ -15,7 +15,7 @@ NAMES = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_si
 
 
 @given(NAMES, NAMES, st.sampled_from(["{0}/{1}", "{0}/broker", "{0}", "{1}@{0}"]))
-def test_a_name_says_who_it_is_and_reads_back_the_same(authority: str, name: str, form: str) -> None:
+def test_names_round_trip(authority: str, name: str, form: str) -> None:
     assume(authority not in ("region", "broker") and name != "broker")
     text = form.format(authority, name)
     who = parse(text)
@@ -69,12 +69,12 @@ def test_each_form_has_its_kind_and_its_authority(text: str, who: Identity) -> N
 @pytest.mark.parametrize(
     "text", ["", "a/b/c", "a/bridge/", "a/bridge/b/c", "broker", "a/bridge/broker", "a@b@c", "a/", "/a", "@a", "../a", "a/..", "region", "region/node", "broker@hall", "a b", "a" * 65, "a\0b"]
 )  # fmt: skip
-def test_what_is_no_identity_is_refused(text: str) -> None:
+def test_invalid_identities_are_refused(text: str) -> None:
     with pytest.raises(PkiError):
         parse(text)
 
 
-def test_a_bridge_is_called_by_its_name_on_the_broker_above() -> None:
+def test_a_bridge_is_named_as_on_the_broker_above() -> None:
     """Its authority tells it from a site's bridge of that name, in the text as in the folder."""
     who = parse("world/bridge/north")
 
@@ -83,7 +83,7 @@ def test_a_bridge_is_called_by_its_name_on_the_broker_above() -> None:
     assert of("region", "north", "north", broker=False) == parse("north")
 
 
-def test_no_site_is_called_as_the_regions_authority() -> None:
+def test_no_site_may_be_named_like_the_regions_authority() -> None:
     assert check_site("hall-2") == "hall-2"
     with pytest.raises(PkiError):
         check_site("region")

@@ -31,7 +31,7 @@ STAYS = ("dead/doors", "result/secrets", "desired", "command/ping", "ack", "blob
 NODE = "hedgerow/v1/north/hall/a"
 
 
-async def test_each_channel_goes_its_way_and_no_other(two_levels: Running) -> None:
+async def test_each_channel_crosses_the_bridge_only_where_it_should(two_levels: Running) -> None:
     """And comes once: nothing goes round in circles."""
     async with (
         two_levels.window("hall") as hall,
@@ -64,7 +64,7 @@ async def test_each_channel_goes_its_way_and_no_other(two_levels: Running) -> No
         assert max(hall.topics("up").values()) == 1
 
 
-async def test_a_node_that_came_online_is_seen_by_who_looks_later(two_levels: Running) -> None:
+async def test_a_late_subscriber_sees_that_a_node_is_online(two_levels: Running) -> None:
     """Retained messages are retained above too."""
     async with two_levels.window("hall") as hall, two_levels.window("north") as north:
         await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
@@ -125,7 +125,7 @@ def alone() -> Iterator[Running]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-async def test_what_happens_while_the_region_is_away_comes_up_later(alone: Running) -> None:
+async def test_messages_queued_during_a_region_outage_arrive_later(alone: Running) -> None:
     """Over a restart of the site's broker too: what waits for the bridge is on disk when it stops in good order."""
     alone.start("north")
     alone.start("hall")
@@ -145,7 +145,7 @@ async def test_what_happens_while_the_region_is_away_comes_up_later(alone: Runni
         assert all(north.seen[f"{NODE}/result/doors", f"{number}"] for number in range(50))
 
 
-async def test_what_is_retained_reaches_a_site_that_was_away(alone: Running) -> None:
+async def test_retained_messages_reach_a_site_after_an_outage(alone: Running) -> None:
     """Desired state, above all. Other messages from above do not wait: Mosquitto's bridge asks for no session in MQTT 5."""
     alone.start("north")
     alone.start("hall")
@@ -171,7 +171,7 @@ def kept_session(name: str) -> dict[str, Any]:
     return {"identifier": name, "clean_start": False, "properties": expiry}
 
 
-async def test_a_node_that_was_away_finds_its_frames_after_a_restart(alone: Running) -> None:
+async def test_a_node_receives_its_queued_frames_after_a_restart(alone: Running) -> None:
     """Listeners with rules of their own must know whose queue it is, though nobody is connected."""
     keep = kept_session("a")
     alone.start("hall")
@@ -202,7 +202,7 @@ sites: {hall: {broker: 'mqtts://localhost:PORT', nodes: [a]}}
 """
 
 
-async def test_any_mqtt_5_broker_will_do_above(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_the_bridge_works_with_any_mqtt_5_broker_above(tmp_path_factory: pytest.TempPathFactory) -> None:
     """An external one is not told whether a bridge is connected: not every broker lets clients write to `$SYS`."""
     running = begin(tmp_path_factory.mktemp("external"), EXTERNAL)
     own = running.folder / "pki" / "region" / "issued" / "broker"
@@ -230,7 +230,7 @@ def test_a_client_without_a_certificate_is_refused(two_levels: Running) -> None:
     assert not admitted(two_levels, None)
 
 
-def test_a_certificate_that_was_revoked_is_refused_from_a_reload_on(alone: Running) -> None:
+def test_a_revoked_certificate_is_refused_after_a_reload(alone: Running) -> None:
     own = alone.folder / "pki" / "hall" / "issued"
     serial = x509.load_pem_x509_certificate((own / "a" / "tls.crt").read_bytes()).serial_number
     alone.start("hall")
@@ -296,7 +296,7 @@ HALL, NORTH = "hedgerow/v1/north/hall", "hedgerow/v1/north"
         ("north", "region", "wall", f"{HALL}/a/command/ping", False),
     ],
 )
-async def test_nobody_speaks_for_another(
+async def test_no_client_can_impersonate_another(
     two_levels: Running, broker: str, authority: str, name: str, topic: str, allowed: bool
 ) -> None:
     said = f"{name} says {topic}"
@@ -322,7 +322,7 @@ async def test_nobody_speaks_for_another(
         ("north", "region", "collector", [f"{HALL}/a/result/doors", f"{HALL}/a/blob/9"], ["plant/1/door"]),
     ],
 )  # fmt: skip
-async def test_nobody_reads_what_is_for_another(
+async def test_no_client_can_read_another_ones_messages(
     two_levels: Running, broker: str, authority: str, name: str, may: list[str], may_not: list[str]
 ) -> None:
     """Subscribed to everything; what is sent last may be read, so all that was let through has come before it."""
@@ -340,7 +340,7 @@ async def test_nobody_reads_what_is_for_another(
         assert heard == may
 
 
-async def test_programs_on_the_machine_send_frames_and_look_on(two_levels: Running) -> None:
+async def test_local_programs_may_send_frames_and_read_results(two_levels: Running) -> None:
     port = two_levels.described.topology.sites["hall"].loopback_port
     async with (
         two_levels.window("hall") as window,

@@ -49,7 +49,7 @@ def manifests(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_container_may_do_no_more_than_it_must(texts: dict[str, str], place: str) -> None:
+def test_containers_run_with_minimal_privileges(texts: dict[str, str], place: str) -> None:
     for name, service in compose(texts, place).items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"]
@@ -63,7 +63,7 @@ def test_a_container_may_do_no_more_than_it_must(texts: dict[str, str], place: s
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_quadlet_units_say_what_the_compose_file_says(texts: dict[str, str], place: str) -> None:
+def test_quadlet_units_match_the_compose_file(texts: dict[str, str], place: str) -> None:
     for name, service in compose(texts, place).items():
         unit = quadlet(texts[f"{place}/quadlet/hedgerow-{name}.container"])["Container"]
         assert unit["ReadOnly"] == unit["NoNewPrivileges"] == "true"
@@ -78,7 +78,7 @@ def test_quadlet_units_say_what_the_compose_file_says(texts: dict[str, str], pla
             assert f"\nVolume={volume}\n" in texts[f"{place}/quadlet/hedgerow-{name}.container"]
 
 
-def test_nodes_and_the_regions_service_tell_systemd_that_they_are_alive(texts: dict[str, str]) -> None:
+def test_nodes_and_the_regions_service_notify_systemd(texts: dict[str, str]) -> None:
     for path in ("shop-14/quadlet/hedgerow-office.container", "retail/quadlet/hedgerow-region.container"):
         unit = quadlet(texts[path])
         assert unit["Container"]["Notify"] == "true"
@@ -90,13 +90,13 @@ def test_nodes_and_the_regions_service_tell_systemd_that_they_are_alive(texts: d
     assert "ExecReload" not in texts["retail/systemd/hedgerow-region.service"], "SIGHUP would end it"
 
 
-def test_the_user_of_containers_is_the_one_of_the_image(texts: dict[str, str]) -> None:
+def test_containers_run_as_the_user_of_the_image(texts: dict[str, str]) -> None:
     assert UID is not None
     assert compose(texts, "shop-12")["gateway"]["user"] == UID[1]
     assert f"chown -R {UID[1]} /var/lib/hedgerow/shop-12/gateway" in texts["shop-12/README.md"]
 
 
-def test_the_regions_service_is_valid_and_is_asked_where_it_answers(texts: dict[str, str], tmp_path: Path) -> None:
+def test_the_regions_configuration_is_valid_and_its_probe_matches(texts: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "region.yaml").write_text(texts["retail/service/region.yaml"])
     config = load_region(tmp_path / "region.yaml")
 
@@ -118,7 +118,7 @@ def test_the_regions_service_is_valid_and_is_asked_where_it_answers(texts: dict[
         ("{enabled: false}", None),
     ],
 )
-def test_a_node_is_asked_for_its_health_where_it_answers(tmp_path: Path, metrics: str, probe: str | None) -> None:
+def test_a_nodes_probe_matches_its_metrics_address(tmp_path: Path, metrics: str, probe: str | None) -> None:
     (tmp_path / "base.yaml").write_text(BASE.replace("metrics: {port: 0}", f"metrics: {metrics}"))
     made = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\n")
 
@@ -134,7 +134,7 @@ def rendered(folder: Path, text: str) -> dict[str, str]:
     return {str(path): made for path, made in render(load(folder / "t.yaml")).items()}
 
 
-def test_a_region_whose_broker_is_not_ours_has_only_its_service(tmp_path: Path) -> None:
+def test_a_region_with_an_external_broker_renders_only_its_service(tmp_path: Path) -> None:
     made = rendered(tmp_path, "region: {name: north, broker: r, external: true}\npipelines: base.yaml\n")
 
     assert list(compose(made, "north")) == ["region"]
@@ -143,7 +143,7 @@ def test_a_region_whose_broker_is_not_ours_has_only_its_service(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_manifests_hold_together(texts: dict[str, str], place: str) -> None:
+def test_manifests_are_consistent(texts: dict[str, str], place: str) -> None:
     """Every volume is mounted, every name is there, the configuration is the one that lies beside, and no secret is inside."""
     found = manifests(texts[f"{place}/k3s.yaml"])
     assert {one["kind"] for one in found} == {"Namespace", "ConfigMap", "StatefulSet"}
@@ -173,7 +173,7 @@ def test_manifests_hold_together(texts: dict[str, str], place: str) -> None:
             assert text in [one.replace("host: 127.0.0.1", "host: 0.0.0.0") for one in beside], (name, file)
 
 
-def test_models_from_files_are_mounted_below_the_configuration(tmp_path: Path) -> None:
+def test_model_files_are_mounted_below_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"model")
     (tmp_path / "base.yaml").write_text("models: {m: {path: m.onnx}}\n" + BASE)
     made = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\n")
@@ -187,7 +187,7 @@ def test_models_from_files_are_mounted_below_the_configuration(tmp_path: Path) -
     ]
 
 
-def test_a_region_with_models_keeps_them_beside_its_store_and_nodes_get_their_root_of_trust(tmp_path: Path) -> None:
+def test_a_region_with_models_stores_them_beside_its_database_and_nodes_get_the_root(tmp_path: Path) -> None:
     (tmp_path / "root.json").write_text("{}")
     (tmp_path / "base.yaml").write_text("fleet: {root_file: root.json}\nmodels: {m: {path: 'bundle:m'}}\n" + BASE)
     made = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\nmodels: true\n")
@@ -198,7 +198,7 @@ def test_a_region_with_models_keeps_them_beside_its_store_and_nodes_get_their_ro
     assert load(tmp_path / "t.yaml").models["hall"] == {Path("root.json"): tmp_path / "root.json"}
 
 
-def test_manifests_are_what_kubernetes_takes(texts: dict[str, str]) -> None:
+def test_manifests_are_valid_for_kubernetes(texts: dict[str, str]) -> None:
     """By its own schemas, unknown keys refused."""
     validate = pytest.importorskip(
         "kubernetes_validate", reason="kubernetes-validate is not installed: its schemas take 100 MB"
@@ -209,7 +209,7 @@ def test_manifests_are_what_kubernetes_takes(texts: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("podman-compose") is None, reason="podman-compose is not installed")
-def test_compose_files_are_what_compose_takes(texts: dict[str, str], tmp_path: Path) -> None:
+def test_compose_files_are_valid_for_compose(texts: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "compose.yaml").write_text(texts["shop-14/compose.yaml"])
     subprocess.run(["podman-compose", "config"], cwd=tmp_path, check=True, capture_output=True)
 
@@ -218,7 +218,7 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 
 
 @given(st.lists(st.tuples(names, names), min_size=2, max_size=2, unique=True))
-def test_objects_have_names_that_kubernetes_takes_and_no_two_the_same(pairs: list[tuple[str, str]]) -> None:
+def test_object_names_are_valid_for_kubernetes_and_unique(pairs: list[tuple[str, str]]) -> None:
     first, second = (named(*pair) for pair in pairs)
 
     for name in (first, second):

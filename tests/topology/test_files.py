@@ -31,7 +31,7 @@ def texts(example: Described) -> dict[str, str]:
     return {str(path): text for path, text in render(example).items()}
 
 
-def test_what_is_written_is_known_as_ours() -> None:
+def test_written_files_are_recognised_as_rendered() -> None:
     for path, text in TEXTS.items():
         made = files.headed(path, text, "topology.yaml")
         assert files.as_made(made)
@@ -40,14 +40,14 @@ def test_what_is_written_is_known_as_ours() -> None:
         assert not files.as_made(text)
 
 
-def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
+def test_rendering_again_changes_nothing(tmp_path: Path) -> None:
     first, second = (files.write(TEXTS, "t.yaml", tmp_path) for _ in range(2))
 
     assert (len(first.made), len(first.same)) == (2, 0)
     assert (len(second.made), len(second.changed), len(second.same)) == (0, 0, 2)
 
 
-def test_what_was_edited_by_hand_is_not_written_over_and_nothing_else_is_either(tmp_path: Path) -> None:
+def test_no_file_is_overwritten_if_one_was_edited_by_hand(tmp_path: Path) -> None:
     files.write(TEXTS, "t.yaml", tmp_path)
     acl = tmp_path / "s" / "acl"
     acl.write_text(acl.read_text() + "by hand\n")
@@ -62,7 +62,7 @@ def test_what_was_edited_by_hand_is_not_written_over_and_nothing_else_is_either(
     assert len(files.write(changed, "t.yaml", tmp_path, force=True).changed) == 2
 
 
-def test_a_change_of_the_topology_is_no_edit_by_hand(tmp_path: Path) -> None:
+def test_a_changed_topology_is_not_mistaken_for_an_edit_by_hand(tmp_path: Path) -> None:
     files.write(TEXTS, "t.yaml", tmp_path)
 
     written = files.write(TEXTS | {PurePosixPath("s/acl"): "two\n"}, "t.yaml", tmp_path)
@@ -70,7 +70,7 @@ def test_a_change_of_the_topology_is_no_edit_by_hand(tmp_path: Path) -> None:
     assert written.changed == (tmp_path / "s" / "acl",)
 
 
-def test_what_no_longer_follows_is_named_and_left(tmp_path: Path) -> None:
+def test_obsolete_files_are_reported_and_kept(tmp_path: Path) -> None:
     files.write(TEXTS | {PurePosixPath("gone/acl"): "x\n"}, "t.yaml", tmp_path)
     (tmp_path / "gone" / "notes").write_text("somebody's\n")
 
@@ -78,14 +78,14 @@ def test_what_no_longer_follows_is_named_and_left(tmp_path: Path) -> None:
     assert (tmp_path / "gone" / "acl").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(ConfigError, match="cannot be written"):
         files.write(TEXTS, "t.yaml", tmp_path / "file")
 
 
-def test_every_blank_is_filled_in_and_lines_are_short(texts: dict[str, str]) -> None:
+def test_every_placeholder_is_filled_in_and_lines_are_short(texts: dict[str, str]) -> None:
     for path, text in texts.items():
         assert "${" not in text, path
         assert text.endswith("\n"), path
@@ -93,7 +93,7 @@ def test_every_blank_is_filled_in_and_lines_are_short(texts: dict[str, str]) -> 
             assert max(map(len, text.splitlines())) <= 120, path
 
 
-def test_the_bridge_says_what_leaves_and_what_comes(texts: dict[str, str]) -> None:
+def test_the_bridge_lists_topics_in_both_directions(texts: dict[str, str]) -> None:
     text = texts["shop-12/mosquitto.conf"]
 
     assert [line for line in text.splitlines() if line.startswith("topic ")] == [
@@ -130,7 +130,7 @@ def test_the_bridge_says_what_leaves_and_what_comes(texts: dict[str, str]) -> No
     assert "listener 1883" not in text
 
 
-def test_a_plain_listener_is_there_only_where_asked_for_and_only_on_this_machine(texts: dict[str, str]) -> None:
+def test_a_plain_listener_exists_only_on_request_and_only_on_loopback(texts: dict[str, str]) -> None:
     asked = [path for path, text in texts.items() if path.endswith("mosquitto.conf") and "allow_anonymous true" in text]
 
     assert asked == ["shop-13/mosquitto.conf"]
@@ -156,7 +156,7 @@ def test_containers_and_units_are_well_formed(example: Described, texts: dict[st
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
-def test_systemd_knows_every_word_of_the_unit(texts: dict[str, str], tmp_path: Path) -> None:
+def test_systemd_accepts_every_directive_of_the_unit(texts: dict[str, str], tmp_path: Path) -> None:
     unit = tmp_path / "hedgerow-gateway.service"
     text = texts["shop-12/systemd/hedgerow-gateway.service"].replace("/opt/hedgerow/bin/hedgerow", "/bin/true")
     unit.write_text(text.replace("User=hedgerow\nGroup=hedgerow\n", ""))
@@ -166,7 +166,7 @@ def test_systemd_knows_every_word_of_the_unit(texts: dict[str, str], tmp_path: P
     assert unit.name not in said.stderr
 
 
-def test_a_broker_that_is_older_than_its_configuration_would_say_so(texts: dict[str, str], tmp_path: Path) -> None:
+def test_a_broker_too_old_for_its_configuration_reports_it(texts: dict[str, str], tmp_path: Path) -> None:
     """Every setting is one that this Mosquitto knows: it goes on to open files, which are not here."""
     conf = tmp_path / "mosquitto.conf"
     for name in ("shop-13", "retail"):

@@ -82,7 +82,7 @@ def rights(acl: str) -> dict[str, list[tuple[str, str]]]:
 
 @given(topologies())
 @settings(max_examples=examples(15), deadline=None)
-def test_nobody_may_write_below_another_name(topology: Topology) -> None:
+def test_no_user_may_write_below_another_name(topology: Topology) -> None:
     """Of all topologies: a node speaks for itself, a sensor for no node, a site's bridge for its site."""
     assert list(check.clashes(topology)) == []
     texts = {str(path): text for path, text in render(described(topology)).items()}
@@ -134,7 +134,7 @@ def test_the_same_topology_gives_the_same_bytes(topology: Topology) -> None:
 
 @given(topologies())
 @settings(max_examples=examples(10), deadline=None)
-def test_a_rendered_node_knows_who_it_is_and_what_it_may_say(topology: Topology) -> None:
+def test_a_rendered_node_has_its_identity_and_permissions(topology: Topology) -> None:
     for (site, node), config in described(topology).nodes.items():
         assert str(config.node.address) == f"{topology.region.name}/{site}/{node}"
         assert config.broker.url == topology.sites[site].broker
@@ -152,14 +152,14 @@ topics = st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=5).map("/".j
 
 
 @given(filters, filters, topics)
-def test_filters_that_take_the_same_topic_overlap(one: str, other: str, topic: str) -> None:
+def test_filters_that_match_the_same_topic_overlap(one: str, other: str, topic: str) -> None:
     assert overlap(one, other) is overlap(other, one)
     assert overlap(one, topic) is matches(one, topic)
     if matches(one, topic) and matches(other, topic):
         assert overlap(one, other)
 
 
-def test_changes_are_merged_and_null_takes_away() -> None:
+def test_overrides_are_merged_and_null_removes() -> None:
     document = {"a": {"x": 1, "y": 2}, "b": 1, "c": [1]}
 
     merge(document, {"a": {"y": 3, "z": 4}, "b": None, "c": [2], "d": {"e": 5}})
@@ -205,7 +205,7 @@ sites:
         ("  hall:", "  region:", 4, "region names something above"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, was: str, wrong: str, line: int, says: str) -> None:
+def test_errors_have_their_line(tmp_path: Path, was: str, wrong: str, line: int, says: str) -> None:
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "bad.yaml").write_text("nodde: {}\n")
     (tmp_path / "models.yaml").write_text("models: {m: {path: not/here.onnx}}\n" + BASE)
@@ -225,7 +225,7 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, was: str, wrong: st
     assert "hedgerow topology check" in caught.value.remedy
 
 
-def test_a_sensor_nobody_listens_to_is_a_remark(tmp_path: Path) -> None:
+def test_a_sensor_without_subscribers_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(BASE)
     path = tmp_path / "topology.yaml"
     path.write_text(GOOD + "sensors: {cam: [plant/1/door], old: [plant/1/x], key: [plant/1/safe]}\n")
@@ -236,7 +236,7 @@ def test_a_sensor_nobody_listens_to_is_a_remark(tmp_path: Path) -> None:
     ]
 
 
-def test_models_from_files_are_put_beside_the_nodes_that_run_them(tmp_path: Path) -> None:
+def test_model_files_are_copied_beside_the_nodes_that_run_them(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "m.onnx").write_bytes(b"model")
     (tmp_path / "shared" / "base.yaml").write_text("models: {m: {path: m.onnx}}\n" + BASE)
@@ -246,7 +246,7 @@ def test_models_from_files_are_put_beside_the_nodes_that_run_them(tmp_path: Path
     assert load(path).models == {"hall": {Path("m.onnx"): tmp_path / "shared" / "m.onnx"}}
 
 
-def test_comments_of_the_base_file_stay_unless_what_they_are_about_goes(tmp_path: Path) -> None:
+def test_comments_of_the_base_file_stay_unless_their_keys_are_removed(tmp_path: Path) -> None:
     topology = Topology.model_validate(
         {
             "region": {"name": "r", "broker": "r"},

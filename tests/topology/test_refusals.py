@@ -37,7 +37,7 @@ def denied(client: str, topic: str) -> str:
 
 
 @given(awkward, texts)
-def test_a_publish_that_is_refused_has_its_user_whatever_the_client_calls_itself(client: str, topic: str) -> None:
+def test_a_refused_publish_names_its_user_whatever_the_client_id(client: str, topic: str) -> None:
     """A name cannot put the blame on another: the last of what looks like the broker's words are the broker's."""
     assert read(connected(client, "hall/a"), denied(client, topic)) == [
         AccessDenial(AT, "publish", "hall/a", client, topic)
@@ -45,14 +45,14 @@ def test_a_publish_that_is_refused_has_its_user_whatever_the_client_calls_itself
 
 
 @given(texts, awkward)
-def test_every_refusal_counts_whatever_the_topic_is_called(client: str, topic: str) -> None:
+def test_every_refusal_is_counted_whatever_the_topic(client: str, topic: str) -> None:
     (found,) = read(connected(client, "hall/a"), denied(client, topic))
 
     assert (found.what, found.at) == ("publish", AT)
 
 
 @given(st.lists(awkward | st.sampled_from([connected("a", "hall/a"), denied("a", "x"), "Received SUBSCRIBE from a"])))
-def test_no_line_is_too_strange(lines: list[str]) -> None:
+def test_any_line_can_be_read(lines: list[str]) -> None:
     assert all(found.at == AT for found in read(*lines))
 
 
@@ -68,7 +68,7 @@ def test_no_line_is_too_strange(lines: list[str]) -> None:
         ("$share/group/x/b", False),
     ],
 )
-def test_a_subscription_that_brings_nothing_is_told(wanted: str, brings: bool) -> None:
+def test_a_subscription_without_read_access_is_reported(wanted: str, brings: bool) -> None:
     """Between the lines about one, a verbose broker has others."""
     said = read(
         connected("c", "hall/a"), "Received SUBSCRIBE from c", "\tplant/2/door (QoS 1)", "c 1 plant/2/door", f"\t{wanted} (QoS 1)"
@@ -81,12 +81,12 @@ def test_subscriptions_are_not_judged_without_an_access_list() -> None:
     assert read(connected("c", "hall/a"), "Received SUBSCRIBE from c", "\tx (QoS 1)", acl=None) == []
 
 
-def test_a_will_is_no_subscription() -> None:
+def test_a_will_is_not_mistaken_for_a_subscription() -> None:
     """Its topic looks like one's filter."""
     assert read("Received SUBSCRIBE from c", "Will message specified (1 bytes) (r0, q1).", "\tx (QoS 1)") == []
 
 
-def test_who_comes_again_under_anothers_name_is_somebody_else() -> None:
+def test_a_client_id_that_reconnects_as_another_user_is_the_new_user() -> None:
     found = read(
         connected("c", "hall/a"), "Client c disconnected.", denied("c", "x"), connected("c", "hall/b"), denied("c", "x")
     )
@@ -95,7 +95,7 @@ def test_who_comes_again_under_anothers_name_is_somebody_else() -> None:
 
 
 @pytest.mark.parametrize("before", ["", "broker  | ", "Nov 25 21:31:30 gateway mosquitto[123]: "])
-def test_what_others_put_before_a_line_does_not_matter(before: str) -> None:
+def test_prefixes_added_by_log_collectors_are_ignored(before: str) -> None:
     reader = AccessDenials()
 
     assert reader.take(f"{before}{AT}: {denied('c', 'x')}") == AccessDenial(AT, "publish", "", "c", "x")

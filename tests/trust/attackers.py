@@ -1,4 +1,4 @@
-"""Those who sit between the repository and a node, or have stolen a key; and what they send."""
+"""Attackers between the repository and a node, or with a stolen key, and what they send."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Tamper = Callable[[str, Any], Any]
 
 @contextmanager
 def attacked(world: World, tamper: Tamper) -> Iterator[None]:
-    """While somebody tampers; afterwards the node believes the repository as before."""
+    """Tamper with documents; afterwards the node accepts the genuine repository again."""
     honest, world.between.tamper = world.between.tamper, tamper
     world.later()
     try:
@@ -35,7 +35,7 @@ def replaced(path: str, content: bytes) -> Tamper:
 
 
 def current(world: World, role: str) -> str:
-    """The path of the metadata that nodes see of a role."""
+    """Return the path of a role's metadata that nodes see."""
     if role == "timestamp":
         return "metadata/timestamp.json"
     if role == "snapshot":
@@ -51,7 +51,7 @@ def sign(metadata: Metadata[Any], *keys: CryptoSigner) -> bytes:
 
 
 class OnlineKeyThief:
-    """Somebody who has the online key, and serves what he likes with it."""
+    """An attacker who has the online key, and serves anything with it."""
 
     def __init__(self, world: World, documents: dict[str, bytes] | None = None) -> None:
         self.world = world
@@ -60,7 +60,7 @@ class OnlineKeyThief:
         self.timestamp = world.read("timestamp")
 
     def says(self, role: str, content: bytes, version: int | None = None) -> OnlineKeyThief:
-        """That this is the metadata of a role; `version`: what the snapshot says of it."""
+        """Serve this metadata for a role; `version`: the one that the snapshot states."""
         version = version or json.loads(content)["signed"]["version"]
         self.snapshot.signed.meta[f"{role}.json"] = MetaFile.from_data(version, content, ["sha256"])
         self.documents[f"metadata/{version}.{role}.json"] = content
@@ -87,7 +87,7 @@ class OnlineKeyThief:
 
 
 class Served:
-    """The repository with further documents."""
+    """Return the repository with additional documents."""
 
     def __init__(self, world: World, documents: dict[str, bytes]) -> None:
         self.world, self.documents = world, documents
@@ -109,7 +109,7 @@ def rooted(
 
 
 def owned(world: World, change: Callable[[Any], None]) -> OnlineKeyThief:
-    """What an owner signs who does not use our tools, taken in by somebody with the online key."""
+    """An owner's metadata signed with other tools, included in a snapshot with the online key."""
     metadata = world.read(Path(current(world, "doors")).stem)
     metadata.signed.version += 1
     change(metadata.signed)

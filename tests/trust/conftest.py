@@ -1,7 +1,7 @@
-"""A repository with real keys and files, a node that follows it, and what may lie between the two.
+"""A repository with real keys and files, a node that follows it, and attackers between the two.
 
-What a node gets comes over the blob channel: a real broker, the node's own fetcher, and a server that stands where the
-region's does and says whatever somebody in between lets it say.
+The node receives documents over the blob channel: a real broker, the node's own fetcher, and a stand-in for the region's
+server that sends whatever the attacker lets pass.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BEGAN = 1_795_000_000.0  # November 2026
 
 @dataclass
 class Time:
-    """A clock that is set by hand: what it shows, and what has really passed."""
+    """A manual clock: the displayed time, and the real time passed."""
 
     wall: float = BEGAN
     passed: float = 1000.0
@@ -87,22 +87,22 @@ def make_bundle(folder: Path, content: bytes = b"weights", *, name: str = "door"
 
 
 Tamper = Callable[[str, Any], Any]
-"""Gets a path and what is there, and gives what comes instead; None: nothing."""
+"""Takes a path and its content, and returns the replacement; None: the document is missing."""
 
 
 class Source(Protocol):
-    """Documents, as somebody gives them out."""
+    """Documents, possibly tampered with."""
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]: ...
 
 
 @dataclass
 class Between:
-    """Documents of a repository, with somebody in between.
+    """Documents of a repository, with an attacker in between.
 
     Attributes:
-        tamper: who is in between.
-        asked: paths that were asked for.
+        tamper: the attacker.
+        asked: the requested paths.
     """
 
     folder: Path
@@ -124,7 +124,7 @@ class Between:
 
 
 class Impostor(BlobServer):
-    """Stands where the region's server does, and gives out what somebody in between gives."""
+    """Takes the place of the region's server, and serves what the attacker passes on."""
 
     def __init__(self, options: ClientOptions, region: str, source: Source) -> None:
         super().__init__(options, region, Path("nowhere"))
@@ -149,14 +149,14 @@ class Impostor(BlobServer):
 
 
 class AtOnce(Random):
-    """Draws no pauses."""
+    """Always returns zero pauses."""
 
     def uniform(self, a: float, b: float) -> float:
         return a
 
 
 class Wire:
-    """The blob channel of a site: nodes' fetchers on one end, whoever speaks for the region on the other."""
+    """The blob channel of a site: nodes' fetchers on one end, the region's stand-in on the other."""
 
     def __init__(self, broker: Mosquitto) -> None:
         self._options = ClientOptions(url=broker.url)
@@ -166,7 +166,7 @@ class Wire:
         self._thread.start()
 
     def over(self, source: Source, folder: Path, stack: AsyncExitStack) -> RegionDocuments:
-        """What a node gets of the documents that somebody gives out."""
+        """Return what a node receives of the served documents."""
         return self.run(self._connect(source, folder, stack))
 
     async def _connect(self, source: Source, folder: Path, stack: AsyncExitStack) -> RegionDocuments:
@@ -187,7 +187,7 @@ class Wire:
 
 @dataclass
 class Given:
-    """Documents with no channel in between, where a test needs thousands of them."""
+    """Documents without a channel in between, for tests that need thousands of them."""
 
     source: Source
     forgotten: int = 0
@@ -215,7 +215,7 @@ class World:
         self.owner_key = CryptoSigner.generate_ed25519()
         self.repository = Repository(folder / "repository", clock=lambda: self.time.wall)
         self.put_online_key(self.online_key)
-        key_ceremony.begin(
+        key_ceremony.create(
             self.repository,
             root_keys=[key.public_key for key in self.root_keys],
             root_threshold=2,
@@ -235,7 +235,7 @@ class World:
         )
 
     def exchange_online_key(self) -> None:
-        """The root takes the online key away and trusts another one."""
+        """Let the root replace the online key."""
         before, self.online_key = self.online_key, CryptoSigner.generate_ed25519()
         self.put_online_key(self.online_key)
         key_ceremony.rotate(
@@ -250,7 +250,7 @@ class World:
         key_ceremony.add_owner(self.repository, name, models=models, keys=[key.public_key], signers=[self.targets_key])
 
     def client(self, name: str, source: Source | None = None) -> TrustClient:
-        """A node that was given the first root."""
+        """Return a node that starts from the first root."""
         source = source or self.between
         given = self.wire.over(source, self.folder / name, self.links) if self.wire else Given(source)
         self.given.append(given)
@@ -274,7 +274,7 @@ class World:
         selector: str = "",
         key: Signer | None = None,
     ) -> ModelRef:
-        """Publish a version; what a region would ask for."""
+        """Publish a version and return the reference a region would request."""
         bundle = self.bundle(content, name=name, version=version)
         done: Published = self.repository.publish(bundle, key or self.owner_key, parse_selector(selector))
         return ModelRef(name=name, version=version, digest=done.digest)
@@ -283,7 +283,7 @@ class World:
         return Metadata.from_bytes((self.repository.metadata / f"{name}.json").read_bytes())
 
     def later(self) -> None:
-        """So much later that the channel does not remember what it brought."""
+        """Move the clock far enough for the channel's cache to expire."""
         for given in self.given:
             given.forget()
 
@@ -307,7 +307,7 @@ def near(tmp_path: Path) -> World:
 
 @pytest.fixture
 def world(near: World) -> World:
-    """What most tests take."""
+    """The world that most tests use."""
     return near
 
 

@@ -1,7 +1,7 @@
-"""Whoever sits between the repository and a node, and whoever has stolen a key: each is refused, each in its own words.
+"""Attackers between the repository and a node, or with a stolen key: each is refused with its own error.
 
-The attacks are those that The Update Framework names. Documents are real ones, tampered with on their way; where an attack
-needs a key, it is signed with it. After each, an honest repository is believed again.
+The attacks are those that The Update Framework names. Documents are real, tampered with in transit, and signed with the
+stolen key where an attack needs one. After each attack, the genuine repository is accepted again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ World = Any
 
 @pytest.fixture
 def world(wired: World) -> World:
-    """Every attack comes over the blob channel; where it takes thousands of them, see `near`."""
+    """Every attack uses the blob channel; tests that need thousands of attacks use `near`."""
     return wired
 
 
@@ -45,13 +45,13 @@ def test_other_content_of_the_same_length_is_refused(world: World) -> None:
 
     with (
         attacked(world, lambda path, data: b"x" * len(data) if "manifest" in path else data),
-        pytest.raises(errors.WrongContent, match="what serves goes on"),
+        pytest.raises(errors.WrongContent, match="the old version keeps serving"),
     ):
         world.node.manifest(ref, {})
     assert digest_of(world.node.manifest(ref, {})) == ref.digest
 
 
-def test_a_manifest_that_is_cut_short_is_refused(world: World) -> None:
+def test_a_truncated_manifest_is_refused(world: World) -> None:
     ref = world.publish()
 
     with (
@@ -62,7 +62,7 @@ def test_a_manifest_that_is_cut_short_is_refused(world: World) -> None:
     assert world.node.manifest(ref, {})
 
 
-def test_a_whole_repository_of_somebody_else_is_refused(world: World, tmp_path: Path) -> None:
+def test_another_repository_is_refused(world: World, tmp_path: Path) -> None:
     world.publish()
     world.node.refresh()
     (tmp_path / "other").mkdir()
@@ -78,8 +78,8 @@ def test_a_whole_repository_of_somebody_else_is_refused(world: World, tmp_path: 
 
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "doors"])
-def test_what_a_stranger_has_signed_is_refused(world: World, role: str) -> None:
-    """Even if he has the online key, for the roles below."""
+def test_metadata_signed_by_an_unknown_key_is_refused(world: World, role: str) -> None:
+    """Even with the online key, for the roles below."""
     ref = world.publish()
     metadata, stranger = world.read(Path(current(world, role)).stem), CryptoSigner.generate_ed25519()
     content = sign(metadata, stranger)
@@ -98,7 +98,7 @@ def test_what_a_stranger_has_signed_is_refused(world: World, role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["timestamp", "targets", "doors"])
-def test_what_was_changed_after_it_was_signed_is_refused(world: World, role: str) -> None:
+def test_metadata_changed_after_signing_is_refused(world: World, role: str) -> None:
     ref = world.publish()
     metadata = world.read(Path(current(world, role)).stem)
     metadata.signed.unrecognized_fields["more"] = "than was signed"
@@ -107,12 +107,12 @@ def test_what_was_changed_after_it_was_signed_is_refused(world: World, role: str
     if role != "timestamp":
         documents = OnlineKeyThief(world).says(role, content).signs().tamper
 
-    with attacked(world, documents), pytest.raises(errors.BadSignature, match="what serves goes on"):
+    with attacked(world, documents), pytest.raises(errors.BadSignature, match="the old version keeps serving"):
         world.node.manifest(ref, {})
 
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "doors"])
-def test_without_a_signature_nothing_is_believed(world: World, role: str) -> None:
+def test_unsigned_metadata_is_refused(world: World, role: str) -> None:
     ref = world.publish()
     content = sign(world.read(Path(current(world, role)).stem))
     documents = replaced(current(world, role), content)
@@ -121,11 +121,11 @@ def test_without_a_signature_nothing_is_believed(world: World, role: str) -> Non
     elif role != "timestamp":
         documents = OnlineKeyThief(world).says(role, content).signs().tamper
 
-    with attacked(world, documents), pytest.raises(errors.TooFewSignatures, match="0 of the 1"):
+    with attacked(world, documents), pytest.raises(errors.TooFewSignatures, match="0 of 1 required signatures"):
         world.node.manifest(ref, {})
 
 
-def test_a_manifest_kept_here_that_was_damaged_is_brought_anew(world: World) -> None:
+def test_a_damaged_local_manifest_is_fetched_again(world: World) -> None:
     ref = world.publish()
     good = world.node.manifest(ref, {})
     (kept,) = (world.folder / "node" / "manifests").iterdir()
@@ -134,8 +134,8 @@ def test_a_manifest_kept_here_that_was_damaged_is_brought_anew(world: World) -> 
     assert world.node.manifest(ref, {}) == good
 
 
-def test_a_version_for_other_nodes_is_refused_here(world: World) -> None:
-    """Whoever may say what a node is to run may not say what it is for."""
+def test_a_version_for_other_nodes_is_refused(world: World) -> None:
+    """Permission to assign versions to nodes does not include choosing which nodes a version is for."""
     ref = world.publish(selector="site=hall-2, hardware in (nuc)")
 
     with pytest.raises(errors.NotForThisNode, match="site=hall-2"):
@@ -155,7 +155,7 @@ def test_a_document_of_another_kind_is_refused(world: World) -> None:
 
 
 class Endless:
-    """Sends without end whatever path begins with `where`; counts what was taken."""
+    """Sends endless data for paths that begin with `where`; counts the bytes read."""
 
     def __init__(self, world: World, where: str) -> None:
         self.world, self.where, self.taken = world, where, 0
@@ -180,8 +180,8 @@ class Endless:
         ("root", 512_000),
     ],
 )
-def test_endless_data_is_cut_off_at_what_is_signed_for(world: World, where: str, most: int) -> None:
-    """The channel brings it in parts, and no part is asked for beyond that."""
+def test_endless_data_is_cut_off_at_the_signed_size(world: World, where: str, most: int) -> None:
+    """The channel delivers parts, and no part is requested beyond the limit."""
     ref = world.publish()
     documents = Endless(world, where)
 
@@ -191,7 +191,7 @@ def test_endless_data_is_cut_off_at_what_is_signed_for(world: World, where: str,
     assert documents.taken <= sum(range(1, parts + 1)) * LARGEST_PART + parts * 4096
 
 
-def test_what_is_endless_is_not_taken_beyond_a_piece(near: World) -> None:
+def test_at_most_one_piece_is_read_beyond_the_limit(near: World) -> None:
     documents = Endless(near, "timestamp")
 
     with pytest.raises(errors.EndlessData):
@@ -199,8 +199,8 @@ def test_what_is_endless_is_not_taken_beyond_a_piece(near: World) -> None:
     assert documents.taken <= 16_384 + 4096
 
 
-def test_data_that_trickles_is_given_up(near: World) -> None:
-    """Each byte comes in time, and the document never would."""
+def test_slow_data_is_abandoned(near: World) -> None:
+    """Each byte arrives in time, but the document never would."""
 
     class Trickle:
         def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
@@ -216,7 +216,7 @@ def test_data_that_trickles_is_given_up(near: World) -> None:
 
 
 @pytest.mark.parametrize("where", ["timestamp", "snapshot", "targets", "doors"])
-def test_metadata_that_is_cut_short_is_refused(world: World, where: str) -> None:
+def test_truncated_metadata_is_refused(world: World, where: str) -> None:
     ref = world.publish()
 
     with (
@@ -227,8 +227,8 @@ def test_metadata_that_is_cut_short_is_refused(world: World, where: str) -> None
     assert world.node.manifest(ref, {})
 
 
-def test_what_cannot_be_reached_is_no_refusal(near: World) -> None:
-    """A cut link raises what the link raises; nobody is suspected."""
+def test_an_unreachable_source_is_not_a_refusal(near: World) -> None:
+    """A cut link raises its own error, not one of trust."""
 
     class Cut:
         def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
@@ -238,7 +238,7 @@ def test_what_cannot_be_reached_is_no_refusal(near: World) -> None:
         near.client("other", Cut()).refresh()
 
 
-def test_a_repository_that_is_not_whole_is_told_as_such(world: World) -> None:
+def test_an_incomplete_repository_is_reported_as_such(world: World) -> None:
     ref = world.publish()
 
     def gone(path: str, data: Any) -> Any:
@@ -268,7 +268,7 @@ def test_an_older_timestamp_is_refused_also_after_a_restart(world: World) -> Non
         node.refresh()
 
 
-def test_a_timestamp_that_goes_back_behind_a_snapshot_is_refused(world: World) -> None:
+def test_a_newer_timestamp_of_an_older_snapshot_is_refused(world: World) -> None:
     before = world.read("timestamp").signed.snapshot_meta
     world.publish()
     world.node.refresh()
@@ -278,18 +278,18 @@ def test_a_timestamp_that_goes_back_behind_a_snapshot_is_refused(world: World) -
 
     with (
         attacked(world, replaced("metadata/timestamp.json", sign(timestamp, world.online_key))),
-        pytest.raises(errors.RollbackAttack, match="goes back behind snapshot"),
+        pytest.raises(errors.RollbackAttack, match="refers to a snapshot older than"),
     ):
         world.node.refresh()
 
 
-def test_what_is_over_still_keeps_what_is_older_out(world: World) -> None:
-    """A node that was off for weeks knows by its old timestamp what it must not go back behind."""
+def test_expired_metadata_still_blocks_older_metadata(world: World) -> None:
+    """A node that was off for weeks still rejects anything older than its stored timestamp."""
     old = world.read("timestamp")
     world.publish()
     world.node.refresh()
     world.time.passes(18 * DAY)
-    for version, match in ((old.signed.version, "was seen"), (99, "goes back behind snapshot")):
+    for version, match in ((old.signed.version, "was seen"), (99, "refers to a snapshot older than")):
         old.signed.version = version
         old.signed.expires = datetime.fromtimestamp(world.time.wall + DAY, UTC)
         with (
@@ -302,8 +302,8 @@ def test_what_is_over_still_keeps_what_is_older_out(world: World) -> None:
 
 
 @pytest.mark.parametrize("role", ["targets", "doors"])
-def test_a_snapshot_that_takes_a_role_back_is_refused(world: World, role: str) -> None:
-    """Only whoever has the online key could try."""
+def test_a_snapshot_that_rolls_a_role_back_is_refused(world: World, role: str) -> None:
+    """Only a holder of the online key could try this."""
     world.publish("1.0.0")
     old = (world.repository.folder / current(world, role)).read_bytes()
     world.publish("1.1.0")
@@ -315,13 +315,16 @@ def test_a_snapshot_that_takes_a_role_back_is_refused(world: World, role: str) -
         world.node.refresh()
 
 
-def test_a_snapshot_that_forgets_an_owner_is_refused(world: World) -> None:
+def test_a_snapshot_that_omits_an_owner_is_refused(world: World) -> None:
     world.publish()
     world.node.refresh()
     thief = OnlineKeyThief(world)
     del thief.snapshot.signed.meta["doors.json"]
 
-    with attacked(world, thief.signs().tamper), pytest.raises(errors.RollbackAttack, match="no longer knows"):
+    with (
+        attacked(world, thief.signs().tamper),
+        pytest.raises(errors.RollbackAttack, match="omits a role it had before"),
+    ):
         world.node.refresh()
 
 
@@ -339,8 +342,8 @@ def test_another_timestamp_of_the_same_version_changes_nothing(world: World) -> 
 # Fast-forward
 
 
-def test_versions_driven_to_the_end_are_mended_by_another_online_key(world: World) -> None:
-    """Whoever had the online key can make nodes refuse the true repository: until the root takes the key away."""
+def test_inflated_versions_are_reset_by_a_new_online_key(world: World) -> None:
+    """A stolen online key can make nodes refuse the genuine repository, until the root replaces the key."""
     world.publish()
     thief = OnlineKeyThief(world)
     thief.timestamp.signed.version = 2**31
@@ -358,8 +361,8 @@ def test_versions_driven_to_the_end_are_mended_by_another_online_key(world: Worl
 
 
 @pytest.mark.parametrize("role", ["targets", "doors"])
-def test_a_role_driven_to_the_end_is_mended_by_another_online_key_too(world: World, role: str) -> None:
-    """The snapshot says which versions were seen; with its key they are forgotten."""
+def test_an_inflated_role_version_is_reset_by_a_new_online_key(world: World, role: str) -> None:
+    """The snapshot lists the versions seen; they are forgotten with its key."""
     ref = world.publish()
     metadata = world.read(Path(current(world, role)).stem)
     metadata.signed.version = 2**31
@@ -378,14 +381,14 @@ def test_a_role_driven_to_the_end_is_mended_by_another_online_key_too(world: Wor
 # Freeze
 
 
-def test_a_repository_held_at_one_moment_is_refused_when_that_is_over(world: World) -> None:
+def test_a_frozen_repository_is_refused_once_it_has_expired(world: World) -> None:
     ref = world.publish()
     world.node.refresh()
     world.time.passes(6.9 * DAY)
     assert world.node.manifest(ref, {})
     world.time.passes(0.2 * DAY)
 
-    with pytest.raises(errors.ExpiredMetadata, match="the timestamp counted until"):
+    with pytest.raises(errors.ExpiredMetadata, match="the timestamp expired on"):
         world.node.refresh()
     with pytest.raises(errors.ExpiredMetadata):
         world.node.manifest(ref, {})
@@ -394,8 +397,8 @@ def test_a_repository_held_at_one_moment_is_refused_when_that_is_over(world: Wor
 
 
 @pytest.mark.parametrize("role", ["root", "snapshot", "targets", "doors"])
-def test_each_role_may_expire_while_the_others_count(world: World, role: str) -> None:
-    """The region signs on and on; who does not sign his own part anew is refused."""
+def test_each_role_may_expire_while_the_others_are_valid(world: World, role: str) -> None:
+    """The region keeps signing; a role that does not renew its own metadata is refused."""
     ref = world.publish()
     lives = {"root": 730, "targets": 365, "doors": 365, "snapshot": 0}
     if role == "snapshot":
@@ -419,19 +422,19 @@ def test_each_role_may_expire_while_the_others_count(world: World, role: str) ->
         world.repository.refresh_timestamp()
         documents = world.between.tamper
 
-    with attacked(world, documents), pytest.raises(errors.ExpiredMetadata, match=f"{role} counted until"):
+    with attacked(world, documents), pytest.raises(errors.ExpiredMetadata, match=f"{role} expired on"):
         world.node.manifest(ref, {})
 
 
-def test_a_root_that_is_over_is_followed_by_the_next_one(world: World) -> None:
-    """The holders were late: nodes refuse, and go on when they have signed. A root between may well be over."""
+def test_an_expired_root_leads_to_the_next_one(world: World) -> None:
+    """If the holders sign late, nodes refuse until they have signed. An intermediate root may be expired."""
     ref = world.publish()
     key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     world.time.passes(731 * DAY)
     key_ceremony.renew(world.repository, "targets", [world.targets_key])
     key_ceremony.renew(world.repository, "doors", [world.owner_key])
     world.repository.refresh_timestamp()
-    with pytest.raises(errors.ExpiredMetadata, match="root counted until"):
+    with pytest.raises(errors.ExpiredMetadata, match="root expired on"):
         world.node.refresh()
 
     key_ceremony.rotate(world.repository, (), signers=world.root_keys)
@@ -445,8 +448,8 @@ def test_a_root_that_is_over_is_followed_by_the_next_one(world: World) -> None:
 
 
 @pytest.mark.parametrize("role", ["snapshot", "targets", "doors"])
-def test_parts_of_two_moments_do_not_go_together(world: World, role: str) -> None:
-    """Each is signed; they were never true at once."""
+def test_metadata_of_two_moments_cannot_be_mixed(world: World, role: str) -> None:
+    """Each part is signed, but they were never valid at the same time."""
     world.publish("1.0.0")
     old = (world.repository.folder / current(world, role)).read_bytes()
     world.add_owner("gates", CryptoSigner.generate_ed25519(), "turnstile")
@@ -460,12 +463,12 @@ def test_parts_of_two_moments_do_not_go_together(world: World, role: str) -> Non
 
 
 def _length(world: World, role: str) -> int:
-    """As long as what is signed for, so that the length gives nothing away; JSON may end in spaces."""
+    """Padded to the signed length, so that the length reveals nothing; JSON may end in spaces."""
     return (world.repository.folder / current(world, role)).stat().st_size
 
 
 @pytest.mark.parametrize("role", ["snapshot", "targets", "doors"])
-def test_a_version_in_the_name_that_is_not_the_one_inside_is_refused(world: World, role: str) -> None:
+def test_a_file_name_with_another_version_than_its_content_is_refused(world: World, role: str) -> None:
     ref = world.publish()
     content = (world.repository.folder / current(world, role)).read_bytes()
     version = world.read(Path(current(world, role)).stem).signed.version
@@ -484,8 +487,8 @@ def test_a_version_in_the_name_that_is_not_the_one_inside_is_refused(world: Worl
 
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_change_to_any_document_is_believed(near: World, data: st.DataObject) -> None:
-    """Whatever is flipped, cut or put in, anywhere: it is refused, or what comes out is the same."""
+def test_any_change_to_any_document_is_refused(near: World, data: st.DataObject) -> None:
+    """Flipping, removing or inserting anything anywhere is refused, or does not change the result."""
     world = near
     ref = world.publish()
     asked = {"timestamp", "snapshot", ".targets.", "doors", "manifest"}
@@ -524,7 +527,7 @@ def test_no_change_to_any_document_is_believed(near: World, data: st.DataObject)
 _NUMBERS = itertools.count()
 
 
-def test_when_it_was_signed_is_signed_too(world: World) -> None:
+def test_the_signing_time_is_signed_too(world: World) -> None:
     timestamp = json.loads((world.repository.metadata / "timestamp.json").read_bytes())
     timestamp["signed"][SIGNED_AT] += 1
 

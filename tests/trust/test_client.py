@@ -1,4 +1,4 @@
-"""What a node believes when nobody interferes."""
+"""The trust client of a node, without attacks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_node_gets_the_manifest_of_a_version_that_its_owner_signed(world: Any)
 
 
 def test_an_older_version_may_serve_again(world: Any) -> None:
-    """A rollback of a model is a choice among what is signed; that of metadata is an attack."""
+    """Rolling back a model is a choice among signed versions; rolling back metadata is an attack."""
     old, new = world.publish("1.0.0"), world.publish("1.1.0", b"better weights")
     world.node.refresh()
 
@@ -37,7 +37,7 @@ def test_an_older_version_may_serve_again(world: Any) -> None:
     assert read_manifest(world.node.manifest(old, {})).version == "1.0.0"
 
 
-def test_what_is_for_others_is_refused_with_the_reason(world: Any) -> None:
+def test_a_version_for_other_nodes_is_refused_with_the_reason(world: Any) -> None:
     ref = world.publish("1.0.0", selector="site=hall-2, !spare")
 
     with pytest.raises(errors.NotForThisNode, match="site=hall-2, and the node has 'hall-3'"):
@@ -45,7 +45,7 @@ def test_what_is_for_others_is_refused_with_the_reason(world: Any) -> None:
     assert world.node.manifest(ref, {"site": "hall-2"})
 
 
-def test_tests_and_demos_get_a_repository_that_is_a_real_one(tmp_path: Path, bundle: Any) -> None:
+def test_the_repository_of_tests_and_demos_is_a_real_one(tmp_path: Path, bundle: Any) -> None:
     made = make_repository(tmp_path / "models")
     done = made.repository.publish(bundle(name="any", version="2.0.0"), made.owner)
 
@@ -55,7 +55,7 @@ def test_tests_and_demos_get_a_repository_that_is_a_real_one(tmp_path: Path, bun
 
 
 class Away:
-    """A source that nobody answers for."""
+    """An unreachable source."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -68,15 +68,15 @@ class Away:
         yield from self.back.get(path, max_bytes)
 
     def forget(self) -> None:
-        """Nothing is remembered."""
+        """Nothing is cached."""
 
 
 def sourced(world: Any, *documents: Any) -> TrustClient:
     return TrustClient(world.folder / "sourced", world.root, *documents, clock=lambda: world.time.wall)
 
 
-def test_where_the_first_source_is_away_the_next_is_asked(world: Any) -> None:
-    """And the first again the next time: a refresh is of one source as a whole."""
+def test_the_next_source_is_asked_if_the_first_is_unreachable(world: Any) -> None:
+    """The next refresh starts with the first source again, because a refresh uses a single source."""
     ref, away, copy = world.publish(), Away(), FolderDocuments(world.repository.folder)
     node = sourced(world, away, copy)
 
@@ -87,13 +87,13 @@ def test_where_the_first_source_is_away_the_next_is_asked(world: Any) -> None:
     assert away.asked > 2
 
 
-def test_where_all_are_away_the_first_one_says_so(world: Any) -> None:
+def test_if_all_sources_are_unreachable_the_first_error_is_raised(world: Any) -> None:
     with pytest.raises(RegionAway):
         sourced(world, Away(), Away()).refresh()
 
 
-def test_a_source_that_goes_away_in_the_midst_is_left_for_another(world: Any) -> None:
-    """At the next attempt, from the beginning: what two sources say is not mixed."""
+def test_a_source_lost_midway_is_replaced_by_the_next(world: Any) -> None:
+    """The next attempt starts over: two sources are never mixed."""
     ref, copy = world.publish(), FolderDocuments(world.repository.folder)
     first = Away()
     first.back = copy
@@ -106,8 +106,8 @@ def test_a_source_that_goes_away_in_the_midst_is_left_for_another(world: Any) ->
     assert node.manifest(ref, {})
 
 
-def test_a_refusal_is_final_though_another_source_might_say_better(world: Any) -> None:
-    """Who is attacked shall hear of it."""
+def test_a_refusal_is_final_and_no_other_source_is_tried(world: Any) -> None:
+    """Otherwise an attack would go unnoticed."""
     world.publish()
     world.between.tamper = lambda path, data: data[:-9] if "timestamp" in path else data
     attacked = Away()

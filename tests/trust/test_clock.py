@@ -1,4 +1,4 @@
-"""By which time metadata is judged, whatever the machine's clock says: not set, behind, ahead, jumping, or of no calendar."""
+"""Judging expiry with a machine clock that is unset, behind, ahead, jumping, or outside the calendar."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ DAY = 86_400.0
 
 
 def boots(world: World, name: str = "node", *, wall: float) -> Any:
-    """The node's machine starts anew, with a clock that says something; it has what it kept."""
+    """Restart the node with a given clock and its stored state."""
     world.time.wall, world.time.passed = wall, 0.0
     return world.client(name)
 
 
 def signed_now(world: World, at: float) -> None:
-    """The region signs, by its own clock, which is right."""
+    """Let the region sign by its own, correct clock."""
     shown, world.time.wall = world.time.wall, at
     world.repository.refresh_timestamp()
     world.time.wall = shown
 
 
-def test_a_new_node_whose_clock_is_not_set_takes_what_counts_and_says_how_late_it_is(world: World) -> None:
-    """A gateway without a battery wakes up in 1970; what was signed says at least that it is later."""
+def test_a_new_node_with_an_unset_clock_accepts_valid_metadata_and_reports_the_error(world: World) -> None:
+    """A gateway without a battery wakes up in 1970; signing times give a lower bound of the time."""
     began = world.time.wall
     ref = world.publish()
 
@@ -43,8 +43,8 @@ def test_a_new_node_whose_clock_is_not_set_takes_what_counts_and_says_how_late_i
     assert node.manifest(ref, {})
 
 
-def test_a_clock_before_what_was_seen_last_does_not_make_old_metadata_fresh(world: World) -> None:
-    """Somebody waits for the power to fail, and brings back last month's repository: it is older than what is kept."""
+def test_a_clock_set_back_does_not_make_old_metadata_fresh(world: World) -> None:
+    """An attacker replays last month's repository after a power cut: it is older than the stored state."""
     began = world.time.wall
     world.publish()
     stale = {path.name: path.read_bytes() for path in world.repository.metadata.iterdir()}
@@ -59,8 +59,8 @@ def test_a_clock_before_what_was_seen_last_does_not_make_old_metadata_fresh(worl
         node.refresh()
 
 
-def test_metadata_that_ends_while_the_clock_is_not_set_ends_all_the_same(world: World) -> None:
-    """Time passes, though nobody knows which."""
+def test_metadata_expires_although_the_clock_is_not_set(world: World) -> None:
+    """Elapsed time counts, although the date is unknown."""
     ref = world.publish()
     world.node.refresh()
     node = boots(world, wall=0.0)
@@ -73,19 +73,19 @@ def test_metadata_that_ends_while_the_clock_is_not_set_ends_all_the_same(world: 
         node.refresh()
 
 
-def test_what_was_signed_last_is_the_least_that_the_time_can_be(world: World) -> None:
-    """An owner's word that ended before the region signed last is over, though the clock says that it has not begun."""
+def test_the_last_signing_time_is_the_lower_bound_of_the_time(world: World) -> None:
+    """Owner metadata that expired before the region's last signature is expired, although the clock is earlier than both."""
     began = world.time.wall
     ref = world.publish()
     world.time.passes(364 * DAY)
     key_ceremony.renew(world.repository, "targets", [world.targets_key])
     signed_now(world, began + 366 * DAY)
 
-    with pytest.raises(errors.ExpiredMetadata, match="doors counted until"):
+    with pytest.raises(errors.ExpiredMetadata, match="doors expired on"):
         boots(world, wall=began).manifest(ref, {})
 
 
-def test_a_clock_that_is_set_while_the_node_runs_is_believed_from_then_on(world: World) -> None:
+def test_a_clock_set_while_the_node_runs_is_used_from_then_on(world: World) -> None:
     began = world.time.wall
     world.publish()
     node = boots(world, wall=0.0)
@@ -98,8 +98,8 @@ def test_a_clock_that_is_set_while_the_node_runs_is_believed_from_then_on(world:
         node.refresh()
 
 
-def test_a_clock_that_was_ahead_refuses_only_while_it_is(world: World) -> None:
-    """Nothing of it is kept, so a node is not locked out for good."""
+def test_a_clock_ahead_causes_refusals_only_while_it_is_ahead(world: World) -> None:
+    """The reading is not stored, so a node is not locked out permanently."""
     began = world.time.wall
     ref = world.publish()
     node = boots(world, wall=began + 40 * DAY)
@@ -112,7 +112,7 @@ def test_a_clock_that_was_ahead_refuses_only_while_it_is(world: World) -> None:
     assert boots(world, wall=began).manifest(ref, {})
 
 
-def test_a_clock_that_goes_back_while_the_node_runs_wins_no_time(world: World) -> None:
+def test_setting_the_clock_back_does_not_delay_expiry(world: World) -> None:
     began = world.time.wall
     world.publish()
     world.node.refresh()
@@ -123,8 +123,8 @@ def test_a_clock_that_goes_back_while_the_node_runs_wins_no_time(world: World) -
         world.node.refresh()
 
 
-def test_a_region_whose_clock_was_wrong_is_forgiven_with_another_online_key(world: World) -> None:
-    """It signed as if it were years later; that is believed until the root takes the key away."""
+def test_a_new_online_key_repairs_a_region_with_a_wrong_clock(world: World) -> None:
+    """Its signing times are years ahead, and accepted until the root replaces the key."""
     ref = world.publish()
     signed = world.read("timestamp")
     signed.signed.version += 1
@@ -141,8 +141,8 @@ def test_a_region_whose_clock_was_wrong_is_forgiven_with_another_online_key(worl
 
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wall=st.floats(-1e12, 1e18), passed=st.floats(0, 1e9))
-def test_whatever_the_clock_says_the_answer_is_one_or_the_other(world: World, wall: float, passed: float) -> None:
-    """Believed, or refused as over; no clock brings anything else about."""
+def test_any_clock_gives_a_result_or_a_refusal(world: World, wall: float, passed: float) -> None:
+    """Metadata is accepted or refused as expired; no clock causes anything else."""
     if world.read("timestamp").signed.version < 3:
         world.publish()
     world.time.wall, world.time.passed = wall, passed
@@ -156,8 +156,8 @@ def test_whatever_the_clock_says_the_answer_is_one_or_the_other(world: World, wa
 
 
 @pytest.mark.parametrize("said", [10**30, -(10**30), 2**53, True, "noon", None, []])
-def test_when_it_was_signed_may_be_nonsense(world: World, said: Any) -> None:
-    """A thief may sign what he likes: it is over for him, or it is as if he had said nothing."""
+def test_an_invalid_signing_time_is_ignored(world: World, said: Any) -> None:
+    """A forged signing time makes the metadata expire, or is ignored."""
     ref = world.publish()
     timestamp = json.loads((world.repository.metadata / "timestamp.json").read_bytes())
     timestamp["signed"][SIGNED_AT] = said

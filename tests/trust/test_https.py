@@ -1,4 +1,4 @@
-"""Metadata over HTTPS: a real web server with a real certificate, and what is wrong with such servers."""
+"""Metadata over HTTPS: a real web server with a real certificate, and its possible faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Answer = Callable[[http.server.BaseHTTPRequestHandler, bytes | None], None]
 
 
 class Server:
-    """Gives out a folder over HTTPS.
+    """Serves a folder over HTTPS.
 
     Attributes:
         folder: what it gives out.
@@ -95,7 +95,7 @@ def server(running: Server, world: World) -> Iterator[Server]:
 
 @pytest.fixture
 def node(server: Server, world: World, ca_file: Path) -> TrustClient:
-    """It knows nothing but this server."""
+    """A client whose only source is this server."""
     return TrustClient(
         world.folder / "https",
         world.root,
@@ -104,7 +104,7 @@ def node(server: Server, world: World, ca_file: Path) -> TrustClient:
     )
 
 
-def test_a_copy_of_the_folder_on_a_web_server_is_believed(world: World, node: TrustClient) -> None:
+def test_a_copy_on_a_web_server_is_accepted(world: World, node: TrustClient) -> None:
     ref = world.publish()
 
     assert digest_of(node.manifest(ref, {})) == ref.digest
@@ -121,7 +121,7 @@ def test_a_copy_of_the_folder_on_a_web_server_is_believed(world: World, node: Tr
         ("timestamp", lambda _: None, errors.MissingMetadata),
     ],
 )
-def test_what_is_tampered_with_on_a_web_server_is_refused(
+def test_tampered_metadata_on_a_web_server_is_refused(
     world: World, server: Server, node: TrustClient, where: str, change: Callable[[Any], Any], refusal: Any
 ) -> None:
     ref = world.publish()
@@ -136,8 +136,8 @@ def test_what_is_tampered_with_on_a_web_server_is_refused(
     assert node.manifest(ref, {})
 
 
-def test_a_server_that_says_403_of_what_is_not_there_will_do(world: World, server: Server, node: TrustClient) -> None:
-    """Stores of files do, to who may not list them."""
+def test_a_server_that_answers_403_for_missing_files_works(world: World, server: Server, node: TrustClient) -> None:
+    """Object stores do this for clients that may not list files."""
     ref = world.publish()
 
     def store(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
@@ -151,7 +151,7 @@ def test_a_server_that_says_403_of_what_is_not_there_will_do(world: World, serve
 
 
 @pytest.mark.parametrize("status", [401, 429, 500, 503])
-def test_a_server_that_is_ill_is_away_and_nobody_is_suspected(server: Server, node: TrustClient, status: int) -> None:
+def test_a_failing_server_is_unreachable_not_an_attack(server: Server, node: TrustClient, status: int) -> None:
     server.answer = lambda handler, _: handler.send_error(status)
 
     with pytest.raises(SourceAway, match=str(status)) as away:
@@ -159,7 +159,7 @@ def test_a_server_that_is_ill_is_away_and_nobody_is_suspected(server: Server, no
     assert away.value.remedy
 
 
-def test_a_connection_that_breaks_off_is_no_refusal(server: Server, node: TrustClient) -> None:
+def test_a_broken_connection_is_not_a_refusal(server: Server, node: TrustClient) -> None:
     def torn(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
         if content is None:
             server.honest(handler, content)
@@ -175,7 +175,7 @@ def test_a_connection_that_breaks_off_is_no_refusal(server: Server, node: TrustC
         node.refresh()
 
 
-def test_data_without_end_is_cut_off(server: Server, node: TrustClient) -> None:
+def test_endless_data_is_cut_off(server: Server, node: TrustClient) -> None:
     sent = []
 
     def endless(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
@@ -197,8 +197,8 @@ def test_data_without_end_is_cut_off(server: Server, node: TrustClient) -> None:
     assert sum(sent) < 16 << 20, "what fits into the sockets, and no more"
 
 
-def test_data_that_trickles_is_given_up(world: World, server: Server, ca_file: Path) -> None:
-    """Each byte comes in time: no timeout of a socket would notice."""
+def test_slow_data_is_abandoned(world: World, server: Server, ca_file: Path) -> None:
+    """Each byte arrives in time, so no socket timeout would notice."""
     passed = [0.0]
 
     def trickling(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
@@ -226,8 +226,8 @@ def test_data_that_trickles_is_given_up(world: World, server: Server, ca_file: P
         node.refresh()
 
 
-def test_a_certificate_that_nobody_vouches_for_is_not_accepted(world: World, server: Server) -> None:
-    """What comes is signed all the same; but who asks for what is nobody else's business."""
+def test_an_untrusted_certificate_is_not_accepted(world: World, server: Server) -> None:
+    """The content is signed anyway, but the requests are private."""
     node = TrustClient(world.folder / "https", world.root, HttpsDocuments(Web(server.url)))
 
     with pytest.raises(SourceAway, match="certificate") as away:
@@ -235,9 +235,7 @@ def test_a_certificate_that_nobody_vouches_for_is_not_accepted(world: World, ser
     assert "certificate" in away.value.remedy
 
 
-def test_a_redirection_that_leads_away_from_https_is_not_followed_to_its_end(
-    world: World, server: Server, node: TrustClient
-) -> None:
+def test_a_redirect_away_from_https_is_not_followed(world: World, server: Server, node: TrustClient) -> None:
     plain = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=plain.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -256,7 +254,7 @@ def test_a_redirection_that_leads_away_from_https_is_not_followed_to_its_end(
         plain.server_close()
 
 
-def test_a_server_that_is_not_there_is_away(world: World, ca_file: Path) -> None:
+def test_a_missing_server_is_unreachable(world: World, ca_file: Path) -> None:
     web = Web("https://127.0.0.1:1/models", ca_file=ca_file)
 
     with pytest.raises(SourceAway, match="cannot be fetched"):

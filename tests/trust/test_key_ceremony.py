@@ -1,4 +1,4 @@
-"""Keys that are lost, stolen, exchanged and gathered at one table; and a node that goes along with all of it."""
+"""Lost, stolen and rotated keys in key ceremonies, followed by a node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from securesystemslib.signer import CryptoSigner, Signer
 from hedgerow.trust import errors, key_ceremony
 from hedgerow.trust.repository import Repository
 from hedgerow.trust.staged_metadata import sign_staged, staged
-from hedgerow.trust.status import look
+from hedgerow.trust.status import read_status
 
 World = Any
 DAY = 86_400.0
@@ -34,9 +34,9 @@ def rotate(world: World, *roles: str, new: Sequence[Signer] = (), old: Sequence[
 # Beginning
 
 
-def test_a_repository_is_begun_once(world: World) -> None:
+def test_a_repository_is_created_once(world: World) -> None:
     with pytest.raises(errors.BadRepository, match="is a repository already"):
-        key_ceremony.begin(
+        key_ceremony.create(
             world.repository,
             root_keys=[],
             root_threshold=1,
@@ -47,12 +47,12 @@ def test_a_repository_is_begun_once(world: World) -> None:
 
 
 @pytest.mark.parametrize(("threshold", "signers"), [(3, 2), (0, 2), (2, 1)])
-def test_a_root_that_nobody_could_change_is_not_begun(world: World, threshold: int, signers: int) -> None:
+def test_a_root_that_could_never_be_changed_is_not_created(world: World, threshold: int, signers: int) -> None:
     keys, targets = [new_key(), new_key()], new_key()
     there = Repository(world.folder / "another")
 
     with pytest.raises((errors.BadRepository, errors.NotAllowed)) as refused:
-        key_ceremony.begin(
+        key_ceremony.create(
             there,
             root_keys=[key.public_key for key in keys],
             root_threshold=threshold,
@@ -67,16 +67,16 @@ def test_a_root_that_nobody_could_change_is_not_begun(world: World, threshold: i
 # The root: two of three
 
 
-def test_one_of_three_stages_a_change_and_a_second_makes_it_count(world: World) -> None:
+def test_one_of_three_stages_a_change_and_a_second_completes_it(world: World) -> None:
     ref, dora = world.publish(), new_key()
 
     step = rotate(world, "root", new=[dora], old=[world.root_keys[2]], signers=world.root_keys[:1])
 
     assert (step.missing, step.live) == (1, False)
     assert world.node.refresh().root == 1
-    (waiting,) = look(world.repository, world.time.wall).staged
+    (waiting,) = read_status(world.repository, world.time.wall).staged
     assert (waiting.role, waiting.version, waiting.missing) == ("root", 2, 1)
-    with pytest.raises(errors.NotAllowed, match="Nothing waits for a signature of these keys"):
+    with pytest.raises(errors.NotAllowed, match="No change waits for a signature of these keys"):
         sign_staged(world.repository, [new_key(), world.root_keys[0]])
 
     (done,) = sign_staged(world.repository, [world.root_keys[1]])
@@ -87,7 +87,7 @@ def test_one_of_three_stages_a_change_and_a_second_makes_it_count(world: World) 
     assert world.node.manifest(ref, {})
 
 
-def test_a_second_change_does_not_do_away_with_one_that_waits(world: World) -> None:
+def test_a_second_change_does_not_replace_a_staged_one(world: World) -> None:
     rotate(world, "root", new=[new_key()], signers=world.root_keys[:1])
     before = staged(world.repository)[0].read_bytes()
 
@@ -98,7 +98,7 @@ def test_a_second_change_does_not_do_away_with_one_that_waits(world: World) -> N
     assert staged(world.repository)[0].read_bytes() == before
 
 
-def test_a_change_that_another_has_overtaken_is_not_signed_over_it(world: World) -> None:
+def test_an_outdated_staged_change_cannot_be_signed(world: World) -> None:
     rotate(world, "root", new=[new_key()], signers=world.root_keys[:1])
     (waiting,) = staged(world.repository)
     content = waiting.read_bytes()
@@ -107,13 +107,13 @@ def test_a_change_that_another_has_overtaken_is_not_signed_over_it(world: World)
     waiting.write_bytes(content)  # somebody's copy of it comes back
     counts = (world.repository.metadata / "2.root.json").read_bytes()
 
-    with pytest.raises(errors.BadRepository, match="is overtaken: root 2 counts already"):
+    with pytest.raises(errors.BadRepository, match="is outdated: root 2 is valid already"):
         sign_staged(world.repository, [world.root_keys[1]])
     assert (world.repository.metadata / "2.root.json").read_bytes() == counts
 
 
-def test_a_lost_key_of_the_root_is_replaced_by_those_that_are_left(world: World) -> None:
-    """And what the lost one signs from then on counts nothing."""
+def test_a_lost_root_key_is_replaced_by_the_remaining_ones(world: World) -> None:
+    """Anything the lost key signs afterwards is invalid."""
     ref, dora = world.publish(), new_key()
     lost, *left = world.root_keys
 
@@ -127,8 +127,8 @@ def test_a_lost_key_of_the_root_is_replaced_by_those_that_are_left(world: World)
     assert world.client("new").refresh().root == 3
 
 
-def test_all_keys_of_the_root_may_go_one_after_the_other(world: World) -> None:
-    """A node that slept meanwhile goes from root to root."""
+def test_all_root_keys_can_be_replaced_one_by_one(world: World) -> None:
+    """A node that was off meanwhile follows every root."""
     ref, keys = world.publish(), list(world.root_keys)
     for _ in range(3):
         fresh = new_key()
@@ -146,11 +146,11 @@ def test_a_threshold_is_raised_and_lowered(world: World) -> None:
     with pytest.raises(errors.BadRepository, match="waits"):
         rotate(world, "root", threshold=4, signers=world.root_keys)
     staged(world.repository)[0].unlink()
-    with pytest.raises(errors.BadRepository, match="would need 4 signatures of 3 keys"):
+    with pytest.raises(errors.BadRepository, match="cannot require 4 signatures from 3 keys"):
         rotate(world, "root", threshold=4, signers=world.root_keys)
 
 
-def test_a_root_that_ends_soon_is_signed_anew(world: World) -> None:
+def test_a_root_close_to_expiry_is_signed_again(world: World) -> None:
     world.time.passes(700 * DAY)
     rotate(world, signers=world.root_keys[:2])
     world.time.passes(29 * DAY)
@@ -164,7 +164,7 @@ def test_a_root_that_ends_soon_is_signed_anew(world: World) -> None:
 
 
 @pytest.mark.parametrize("old", ["nobody", ""])
-def test_a_key_that_is_not_there_or_not_the_only_one_is_not_taken_away(world: World, old: str) -> None:
+def test_an_unknown_or_ambiguous_key_is_not_removed(world: World, old: str) -> None:
     with pytest.raises(errors.BadRepository, match="of that role") as refused:
         key_ceremony.rotate(world.repository, ("root",), old=[old], signers=world.root_keys)
     assert world.root_keys[0].public_key.keyid[:8] in refused.value.remedy
@@ -173,8 +173,8 @@ def test_a_key_that_is_not_there_or_not_the_only_one_is_not_taken_away(world: Wo
 # The targets role
 
 
-def test_a_lost_key_of_the_targets_role_is_replaced_in_one_step(world: World) -> None:
-    """The root takes it away, and the new one signs the list of owners."""
+def test_a_lost_targets_key_is_replaced_in_one_step(world: World) -> None:
+    """The root replaces the key, and the new one signs the list of owners."""
     ref, new = world.publish(), new_key()
 
     step = rotate(world, "targets", new=[new], old=[world.targets_key], signers=[*world.root_keys[:2], new])
@@ -182,15 +182,15 @@ def test_a_lost_key_of_the_targets_role_is_replaced_in_one_step(world: World) ->
     assert (step.role, step.missing, step.live) == ("targets", 0, True)
     assert world.node.manifest(ref, {})
     assert world.node.refresh().root == 2
-    with pytest.raises(errors.NotAllowed, match="None of the keys given counts"):
+    with pytest.raises(errors.NotAllowed, match="None of the given keys may sign the list of owners"):
         world.add_owner("gates", new_key(), "turnstile")
     world.targets_key = new
     world.add_owner("gates", new_key(), "turnstile")
     assert world.node.manifest(ref, {})
 
 
-def test_or_in_two_where_not_everybody_is_at_the_table(world: World) -> None:
-    """In between nodes refuse what changes; the repository says what is to be done."""
+def test_a_lost_targets_key_is_replaced_in_two_steps_if_signers_are_absent(world: World) -> None:
+    """In between, nodes refuse changes; the repository's status says what to do."""
     ref, new = world.publish(), new_key()
 
     step = rotate(world, "targets", new=[new], old=[world.targets_key], signers=world.root_keys[:2])
@@ -198,22 +198,22 @@ def test_or_in_two_where_not_everybody_is_at_the_table(world: World) -> None:
     assert (step.missing, step.live, step.to_renew) == (0, False, ("targets",))
     with pytest.raises(errors.UnknownSigningKey, match="targets"):
         world.client("new").refresh()
-    (problem,) = look(world.repository, world.time.wall).problems
+    (problem,) = read_status(world.repository, world.time.wall).problems
     assert "hedgerow trust renew targets" in problem
     with pytest.raises(errors.BadRepository) as refused:
         world.publish("1.1.0")
     assert "hedgerow trust renew targets" in refused.value.remedy
 
     assert key_ceremony.renew(world.repository, "targets", [new]).live
-    assert look(world.repository, world.time.wall).problems == []
+    assert read_status(world.repository, world.time.wall).problems == []
     assert world.client("newer").manifest(ref, {})
 
 
 # Owners
 
 
-def test_an_owner_goes_over_to_a_new_key_without_a_gap(world: World) -> None:
-    """First both count, then the new one signs, then the old one goes."""
+def test_an_owner_switches_to_a_new_key_without_a_gap(world: World) -> None:
+    """First both keys are valid, then the new one signs, then the old one is removed."""
     ref, new, old = world.publish(), new_key(), world.owner_key
 
     def owner(**change: Any) -> Any:
@@ -230,7 +230,7 @@ def test_an_owner_goes_over_to_a_new_key_without_a_gap(world: World) -> None:
     assert world.client("d").manifest(world.publish("1.1.0", b"better", key=new), {})
 
 
-def test_what_a_stolen_key_has_signed_counts_no_more_until_its_owner_says_what_does(world: World) -> None:
+def test_versions_signed_with_a_stolen_key_are_invalid_until_signed_again(world: World) -> None:
     good = world.publish("1.0.0")
     bad = world.publish("6.6.6", b"malice")
     new = new_key()
@@ -246,7 +246,7 @@ def test_what_a_stolen_key_has_signed_counts_no_more_until_its_owner_says_what_d
     assert step.to_renew == ("doors",)
     with pytest.raises(errors.UnknownSigningKey, match="owner doors"):
         world.client("a").manifest(good, {})
-    with pytest.raises(errors.NotAllowed, match="does not count with the keys it has now") as refused:
+    with pytest.raises(errors.NotAllowed, match="signed its versions with keys it no longer has") as refused:
         world.publish("1.1.0", key=new)
     assert "hedgerow trust renew doors" in refused.value.remedy
     key_ceremony.renew(world.repository, "doors", [new], keep=lambda path: "6.6.6" not in path)
@@ -255,7 +255,7 @@ def test_what_a_stolen_key_has_signed_counts_no_more_until_its_owner_says_what_d
         world.client("b").manifest(bad, {})
 
 
-def test_an_owner_may_be_several_people(world: World) -> None:
+def test_an_owner_can_be_several_people(world: World) -> None:
     two = [new_key(), new_key()]
     key_ceremony.add_owner(
         world.repository,
@@ -266,13 +266,13 @@ def test_an_owner_may_be_several_people(world: World) -> None:
         signers=[world.targets_key],
     )
 
-    with pytest.raises(errors.NotAllowed, match="1 of the 2 keys"):
+    with pytest.raises(errors.NotAllowed, match="only 1 of the 2 keys"):
         world.publish(name="brake", key=two[0])
     assert world.node.manifest(world.publish(name="brake", key=two), {})
 
 
-def test_nothing_counts_of_an_owner_who_is_gone(world: World) -> None:
-    """Nor if another of the same name comes."""
+def test_nothing_signed_by_a_removed_owner_is_valid(world: World) -> None:
+    """Nor if a new owner takes the same name."""
     ref = world.publish()
     key_ceremony.remove_owner(world.repository, "doors", [world.targets_key])
     with pytest.raises(errors.UnknownTarget):
@@ -291,17 +291,17 @@ def test_nothing_counts_of_an_owner_who_is_gone(world: World) -> None:
 @pytest.mark.parametrize(
     ("owner", "models", "said"),
     [
-        ("root", ["meter"], "is no name for an owner"),
-        ("online", ["meter"], "is no name for an owner"),
-        ("../up", ["meter"], "is no name for an owner"),
-        ("gates", ["a/b"], "is no model's name"),
-        ("gates", [], "no model is named"),
-        ("gates", ["door"], "door is doors's"),
-        ("gates", ["gate-7"], "gate-7 is doors's"),
-        ("gates", ["*"], r"\* is doors's"),
+        ("root", ["meter"], "cannot be an owner's name"),
+        ("online", ["meter"], "cannot be an owner's name"),
+        ("../up", ["meter"], "cannot be an owner's name"),
+        ("gates", ["a/b"], "cannot be a model's name"),
+        ("gates", [], "is new and has no models"),
+        ("gates", ["door"], "door belongs to doors"),
+        ("gates", ["gate-7"], "gate-7 belongs to doors"),
+        ("gates", ["*"], r"\* belongs to doors"),
     ],
 )
-def test_an_owner_who_will_not_do_is_refused(world: World, owner: str, models: list[str], said: str) -> None:
+def test_an_invalid_owner_is_refused(world: World, owner: str, models: list[str], said: str) -> None:
     before = world.repository.latest_version("targets")
 
     with pytest.raises(errors.BadRepository, match=said) as refused:
@@ -310,7 +310,7 @@ def test_an_owner_who_will_not_do_is_refused(world: World, owner: str, models: l
     assert world.repository.latest_version("targets") == before
 
 
-def test_an_owner_who_is_not_there_is_told_with_those_who_are(world: World) -> None:
+def test_an_unknown_owner_is_reported_with_the_known_ones(world: World) -> None:
     for act in (
         lambda: key_ceremony.remove_owner(world.repository, "dors", [world.targets_key]),
         lambda: key_ceremony.rotate_owner(world.repository, "dors", signers=[world.targets_key]),
@@ -321,7 +321,7 @@ def test_an_owner_who_is_not_there_is_told_with_those_who_are(world: World) -> N
         assert "doors" in refused.value.remedy
 
 
-def test_a_strangers_key_changes_no_owner(world: World) -> None:
-    with pytest.raises(errors.NotAllowed, match="None of the keys given counts"):
+def test_an_unknown_key_cannot_change_owners(world: World) -> None:
+    with pytest.raises(errors.NotAllowed, match="None of the given keys may sign the list of owners"):
         key_ceremony.remove_owner(world.repository, "doors", [new_key(), world.owner_key])
     assert staged(world.repository) == []

@@ -1,4 +1,4 @@
-"""Keys in files and on tokens: what opens them, what does not, and that nobody else sees them."""
+"""Keys in files and on tokens: how they open, and that they stay private."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def signs(name: str, secrets: Secrets) -> None:
 # Files
 
 
-def test_a_key_signs_with_its_passphrase_and_is_its_owners_alone(tmp_path: Path) -> None:
+def test_a_key_signs_with_its_passphrase_and_is_private_to_its_owner(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         made = make_key(tmp_path / "keys" / "anna.pem", WORD)
@@ -44,9 +44,11 @@ def test_a_key_signs_with_its_passphrase_and_is_its_owners_alone(tmp_path: Path)
     assert (public.keyid, name_of(public)) == (made.keyid, "anna")
 
 
-@pytest.mark.parametrize(("given", "said"), [([], "none was given"), (["wrong", "wrong too"], "does not open it")])
-def test_without_its_passphrase_a_key_stays_shut(tmp_path: Path, given: list[str], said: str) -> None:
-    """And what was tried is not told."""
+@pytest.mark.parametrize(
+    ("given", "said"), [([], "none was given"), (["wrong", "wrong too"], "the given ones do not open it")]
+)
+def test_a_key_cannot_be_opened_without_its_passphrase(tmp_path: Path, given: list[str], said: str) -> None:
+    """The error does not reveal the passphrases tried."""
     make_key(tmp_path / "anna.pem", WORD)
 
     with pytest.raises(KeyUnusable, match=said) as refused:
@@ -56,7 +58,7 @@ def test_without_its_passphrase_a_key_stays_shut(tmp_path: Path, given: list[str
     assert not any(word in refused.value.explain() for word in (WORD, *given))
 
 
-def test_passphrases_are_tried_in_order_and_a_person_is_asked_last_and_once(tmp_path: Path) -> None:
+def test_passphrases_are_tried_in_order_and_prompted_for_last_and_once(tmp_path: Path) -> None:
     make_key(tmp_path / "anna.pem", WORD)
     asked: list[str] = []
 
@@ -74,29 +76,29 @@ def test_passphrases_come_from_a_file_and_the_environment(tmp_path: Path, monkey
     monkeypatch.setenv(PASSPHRASE, "from outside")
     monkeypatch.setenv(PIN, "4711")
 
-    secrets = Secrets.here(tmp_path / "words")
+    secrets = Secrets.gather(tmp_path / "words")
 
     assert list(secrets.passphrases("it")) == ["another", WORD, "from outside"]
     assert secrets.pin("it") == "4711"
     with pytest.raises(KeyUnusable, match="cannot be read"):
-        Secrets.here(tmp_path / "nowhere")
+        Secrets.gather(tmp_path / "nowhere")
 
 
-def test_no_key_is_written_over(tmp_path: Path) -> None:
+def test_no_key_is_overwritten(tmp_path: Path) -> None:
     make_key(tmp_path / "anna.pem", None)
     before = [(tmp_path / name).read_bytes() for name in ("anna.pem", "anna.pub")]
 
-    with pytest.raises(KeyUnusable, match=r"anna\.pem is there already"):
+    with pytest.raises(KeyUnusable, match=r"anna\.pem exists already"):
         make_key(tmp_path / "anna.pem", None)
     (tmp_path / "anna.pem").rename(tmp_path / "drawer.pem")
-    with pytest.raises(KeyUnusable, match=r"anna\.pub is there already"):
+    with pytest.raises(KeyUnusable, match=r"anna\.pub exists already"):
         make_key(tmp_path / "anna.pem", None)
-    with pytest.raises(KeyUnusable, match="would be a public key's name"):
+    with pytest.raises(KeyUnusable, match="is the name of a public key"):
         make_key(tmp_path / "bo.pub", None)
     assert [(tmp_path / name).read_bytes() for name in ("drawer.pem", "anna.pub")] == before
 
 
-def test_a_private_key_without_its_public_half_gives_it(tmp_path: Path) -> None:
+def test_a_public_key_is_derived_from_a_private_key(tmp_path: Path) -> None:
     made = make_key(tmp_path / "anna.pem", WORD)
     public_half(tmp_path / "anna.pem").unlink()
 
@@ -105,7 +107,7 @@ def test_a_private_key_without_its_public_half_gives_it(tmp_path: Path) -> None:
         read_public(str(tmp_path / "anna.pem"))
 
 
-def test_what_is_no_key_is_told_as_such(tmp_path: Path) -> None:
+def test_an_invalid_key_is_reported_as_such(tmp_path: Path) -> None:
     pem = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = (Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "text.pem").write_text("not a key")
@@ -116,9 +118,9 @@ def test_what_is_no_key_is_told_as_such(tmp_path: Path) -> None:
         open_signer(str(tmp_path / "text.pem"), Secrets())
     with pytest.raises(KeyUnusable, match="holds no public key"):
         read_public(str(tmp_path / "text.pem"))
-    with pytest.raises(KeyUnusable, match="signs nothing here"):
+    with pytest.raises(KeyUnusable, match="is of an unsupported kind"):
         open_signer(str(tmp_path / "x25519.pem"), Secrets())
-    with pytest.raises(KeyUnusable, match="signs nothing here"):
+    with pytest.raises(KeyUnusable, match="is of an unsupported kind"):
         read_public(str(tmp_path / "dsa.pub"))
     with pytest.raises(KeyUnusable, match="cannot be read"):
         open_signer(str(tmp_path / "nowhere.pem"), Secrets())
@@ -128,14 +130,14 @@ def test_what_is_no_key_is_told_as_such(tmp_path: Path) -> None:
 
 
 def test_a_key_on_a_token_signs(token: str) -> None:
-    """Its label may have any signs."""
+    """Its label may have any characters."""
     signs(token, Secrets(pins=["1234"]))
 
     assert name_of(read_public(token, Secrets(pins=["1234"]))) == token
 
 
-def test_the_pin_is_asked_for_and_a_wrong_one_is_tried_once(token: str) -> None:
-    """Tokens lock themselves after a few."""
+def test_the_pin_is_prompted_for_and_a_wrong_one_is_tried_once(token: str) -> None:
+    """Tokens lock after a few wrong PINs."""
     asked: list[str] = []
 
     def person(words: str) -> str:
@@ -159,16 +161,16 @@ def test_the_pin_is_asked_for_and_a_wrong_one_is_tried_once(token: str) -> None:
     [
         ("hsm:7?label=line 3+4", "could not find"),
         ("hsm:2?label=another", "another"),
-        ("hsm:two", "names no key of a token"),
+        ("hsm:two", "does not name a key on a token"),
     ],
 )
-def test_a_key_that_is_on_no_token_is_told_as_such(token: str, name: str, said: str) -> None:
+def test_a_key_missing_from_the_token_is_reported_as_such(token: str, name: str, said: str) -> None:
     with pytest.raises(KeyUnusable, match=said) as refused:
         open_signer(name, Secrets(pins=["1234"]))
     assert refused.value.remedy
 
 
-def test_without_a_module_it_says_what_is_missing(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_pkcs11_module_is_reported(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYKCS11LIB")
 
     with pytest.raises(KeyUnusable, match="PYKCS11LIB") as refused:

@@ -1,4 +1,4 @@
-"""Where this reaches into tuf's client: that tuf is still as it takes it to be, and what a node keeps and gets over."""
+"""Tests of our overrides of tuf's client: tuf's internals, stored state and recovery."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def kept(world: World, node: str = "node") -> Path:
     return folder
 
 
-def test_what_is_overridden_is_there_to_be_overridden() -> None:
-    """If tuf renames one of these, nothing would fail but the promises that rest on it."""
+def test_overridden_methods_exist_in_tuf() -> None:
+    """If tuf renamed one of these, only the guarantees built on it would break, silently."""
     for name in ("_load_timestamp", "_persist_file", "_load_local_metadata"):
         assert name in vars(Updater), name
     assert list(inspect.signature(Updater._persist_file).parameters) == ["self", "filename", "data"]
@@ -34,8 +34,8 @@ def test_what_is_overridden_is_there_to_be_overridden() -> None:
     assert "self._load_timestamp()" in inspect.getsource(Updater.refresh)
 
 
-def test_metadata_is_judged_by_the_time_that_is_given_and_no_other(world: World) -> None:
-    """Every expiry there is: the machine's own clock is asked by nobody."""
+def test_expiry_is_judged_by_the_given_time_only(world: World) -> None:
+    """For every role; the machine's own clock is never read."""
     ref = world.publish()
     world.node.manifest(ref, {})
 
@@ -44,8 +44,8 @@ def test_metadata_is_judged_by_the_time_that_is_given_and_no_other(world: World)
     assert abs(datetime.now(UTC) - inner.reference_time) > timedelta(days=0.1), "else this would show nothing"
 
 
-def test_all_that_is_kept_survives_a_power_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rollbacks are noticed by it."""
+def test_all_stored_files_survive_a_power_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rollbacks are detected with these files."""
     written: list[str] = []
     write = updater.write
 
@@ -60,7 +60,7 @@ def test_all_that_is_kept_survives_a_power_cut(world: World, monkeypatch: pytest
     assert {path.name for path in kept(world).iterdir()} == {"root_history", *KEPT}
 
 
-def test_what_is_here_is_not_asked_for_again(world: World) -> None:
+def test_local_documents_are_not_fetched_again(world: World) -> None:
     ref = world.publish()
     world.node.manifest(ref, {})
     world.between.asked.clear()
@@ -72,8 +72,8 @@ def test_what_is_here_is_not_asked_for_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'{"signatures": [], "signed": {}}', b"[]"])
-def test_a_node_gets_over_files_of_its_own_that_are_damaged(world: World, content: bytes) -> None:
-    """They are brought anew. What it had seen is forgotten with them: see docs/operator/trust.md."""
+def test_a_node_recovers_from_damaged_local_files(world: World, content: bytes) -> None:
+    """They are fetched again, and what they recorded is forgotten: see docs/operator/trust.md."""
     ref = world.publish()
     world.node.manifest(ref, {})
     for name in KEPT:
@@ -86,7 +86,7 @@ def test_a_node_gets_over_files_of_its_own_that_are_damaged(world: World, conten
     assert not [name for name in KEPT if (kept(world) / name).read_bytes() == content]
 
 
-def test_a_root_of_the_past_that_was_tampered_with_here_is_brought_anew(world: World) -> None:
+def test_a_tampered_local_root_is_fetched_again(world: World) -> None:
     for _ in range(2):
         key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     world.node.refresh()
@@ -101,7 +101,7 @@ def test_a_root_of_the_past_that_was_tampered_with_here_is_brought_anew(world: W
     assert "metadata/3.root.json" not in world.between.asked
 
 
-def test_a_node_may_be_given_any_root_and_goes_on_from_there(world: World) -> None:
+def test_a_node_can_start_from_any_root(world: World) -> None:
     key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     world.root = (world.repository.metadata / "2.root.json").read_bytes()
 
@@ -109,35 +109,35 @@ def test_a_node_may_be_given_any_root_and_goes_on_from_there(world: World) -> No
 
 
 @pytest.mark.parametrize("root", [b"", b"{}", b"no json", b'{"signatures": [], "signed": {"_type": "root"}}'])
-def test_a_root_that_is_none_is_told_as_such(world: World, root: bytes) -> None:
+def test_an_invalid_root_is_reported_as_such(world: World, root: bytes) -> None:
     world.root = root
 
-    with pytest.raises(errors.BadMetadata, match="The root that this node was given is none") as refused:
+    with pytest.raises(errors.BadMetadata, match="This node's root cannot be used") as refused:
         world.client("lost").refresh()
     assert "root_file" in refused.value.remedy
 
 
-def test_a_root_that_nobody_has_signed_is_none(world: World) -> None:
+def test_an_unsigned_root_is_invalid(world: World) -> None:
     root = world.read("1.root")
     root.signatures.clear()
     world.root = root.to_bytes()
 
-    with pytest.raises(errors.BadMetadata, match="The root that this node was given is none"):
+    with pytest.raises(errors.BadMetadata, match="This node's root cannot be used"):
         world.client("lost").refresh()
 
 
-def test_without_a_place_to_remember_nothing_is_believed(world: World) -> None:
+def test_nothing_is_accepted_if_state_cannot_be_stored(world: World) -> None:
     ref = world.publish()
     (world.folder / "full").mkdir()
     (world.folder / "full" / "metadata").write_bytes(b"a file where a folder should be")
 
-    with pytest.raises(errors.StateUnwritable, match="cannot be kept") as refused:
+    with pytest.raises(errors.StateUnwritable, match="cannot be stored") as refused:
         world.client("full").manifest(ref, {})
     assert "state_dir" in refused.value.remedy
 
 
-def test_no_more_roots_are_followed_at_once_than_there_may_be(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the root that it was given: an attacker with the root's keys could keep a node busy for ever."""
+def test_the_number_of_roots_followed_at_once_is_limited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attacker with the root's keys could otherwise keep a node busy forever."""
     for _ in range(5):
         key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     refresh = JudgedUpdater.refresh
@@ -154,8 +154,8 @@ def test_no_more_roots_are_followed_at_once_than_there_may_be(world: World, monk
 @pytest.mark.parametrize(
     ("role", "most"), [("root", 512_000), ("timestamp", 16_384), ("snapshot", 2_000_000), ("targets", 16_000_000)]
 )
-def test_no_document_may_be_larger_than_such_a_one_can_be(world: World, role: str, most: int) -> None:
-    """Also where nobody has signed how large it is."""
+def test_document_sizes_are_limited_per_kind(world: World, role: str, most: int) -> None:
+    """Also where no size is signed."""
     world.node.refresh()
     limits = world.node._updater.config
 
@@ -163,7 +163,7 @@ def test_no_document_may_be_larger_than_such_a_one_can_be(world: World, role: st
     assert limits.max_delegations == 32
 
 
-def test_a_lot_of_versions_still_fits(world: World) -> None:
+def test_many_versions_still_fit(world: World) -> None:
     """An owner who publishes every day for ten years."""
     signed = world.read("1.doors").signed if (world.repository.metadata / "1.doors.json").exists() else None
     assert signed is None
@@ -182,8 +182,8 @@ def test_a_lot_of_versions_still_fits(world: World) -> None:
     assert world.node.manifest(ref, {})
 
 
-def test_a_role_with_a_name_of_the_devils_leaves_the_folder_alone(world: World) -> None:
-    """No tool of ours makes such owners; a targets key that was stolen could."""
+def test_a_role_name_with_a_path_cannot_escape_the_folder(world: World) -> None:
+    """Our tools never create such owners; a stolen targets key could."""
     targets, key = world.repository.targets(), CryptoSigner.generate_ed25519()
     role = next(iter(targets.signed.delegations.roles.values()))
     wicked = type(role)("../../wicked", [], 1, True, paths=["wicked/*/manifest.json"])

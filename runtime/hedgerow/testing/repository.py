@@ -49,7 +49,7 @@ def make_repository(
     make_key(repository.online_key, None)
     roots = [str(keys / f"root-{number}.pem") for number in (1, 2)]
     signers = {name: open_signer(name, Secrets()) for name in (*roots, str(keys / "targets.pem"))}
-    key_ceremony.begin(
+    key_ceremony.create(
         repository,
         root_keys=[read_public(name) for name in roots],
         root_threshold=2,

@@ -1,1 +1,1 @@
-"""Which model may serve where: signatures by The Update Framework, checked on the node, made at the region and by owners."""
+"""Signed models by The Update Framework: owners and the region sign which model may serve where, nodes verify."""

@@ -1,6 +1,6 @@
-"""The chunks of a repository: content by its digest, `blobs/sha256/ab/HEX`.
+"""Chunks of a repository: content by its digest, `blobs/sha256/ab/HEX`.
 
-Nobody signs them: a manifest, which is signed, has the digest of each.
+They are not signed themselves: the signed manifest has the digest of each.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from hedgerow.trust.errors import BadRepository
 
 
 def put_chunks(repository: Path, bundle: Path, manifest: Manifest, progress: Callable[[int], None]) -> tuple[int, int]:
-    """Put the chunks of a bundle's files into a repository; those that are there and whole stay.
+    """Add the chunks of a bundle's files to a repository; intact ones that exist already stay.
 
     Args:
-        progress: told of bytes that are done with.
-    Returns: how many were added, and their bytes.
-    Raises: BadRepository: a file of the bundle is not what its manifest says.
+        progress: called with the number of bytes just processed.
+    Returns: the number of chunks added, and their bytes.
+    Raises: BadRepository: a file of the bundle does not match its manifest.
     """
     added = size = 0
     for file in {file.path: file for file in manifest.files()}.values():
@@ -35,7 +35,7 @@ def put_chunks(repository: Path, bundle: Path, manifest: Manifest, progress: Cal
 
 
 def blob_path(folder: Path, digest: str) -> Path:
-    """Where a chunk is in a repository."""
+    """Path of a chunk in a repository."""
     kind, _, value = digest.partition(":")
     return folder / "blobs" / kind / value[:2] / value
 
@@ -60,6 +60,6 @@ def _chunks_of(folder: Path, file: File) -> Iterator[tuple[str, bytes]]:
 
 def _changed(folder: Path, file: File) -> BadRepository:
     return BadRepository(
-        f"{folder / file.path} is not what the manifest says",
+        f"{folder / file.path} does not match the manifest",
         remedy="It was changed or damaged: build the bundle again.",
     )

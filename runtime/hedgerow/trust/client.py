@@ -1,16 +1,16 @@
-"""A node's side of trust: what a model's manifest is, by signatures that lead back to the root it was given.
+"""Trust on the node: fetches a model's manifest and verifies its signatures, up to the root the node was given.
 
 Rules:
-- What was verified once serves on without asking anybody. Only a change needs trust that is fresh.
-- Nothing is believed that is older than what this node has seen. Which version of a model it serves is another matter:
-  going back to an older one that is signed is a choice like any other.
-- Time is the later of two: the machine's clock, and when the newest statement that is believed was signed plus what has
-  passed since it came. So a clock that is not set accepts nothing that was known to be expired, and one that was wrongly
-  ahead refuses only as long as it is wrong: nothing of the machine's clock is kept.
-- Where it asks has an order. A refresh is of one source as a whole; the next is asked only where one cannot be reached, never
-  where one is refused: who is attacked shall hear of it.
-- That second time is forgotten when the root lets another timestamp key count, as all that is judged by versions is. So a
-  region whose clock was wrong for a while does not lock nodes out for good.
+- A verified version keeps serving without further checks. Only a change needs fresh metadata.
+- Metadata older than what this node has seen is refused. Model versions are another matter: the node may go back to
+  any older one that is signed.
+- Time is the later of two: the machine's clock, and the signing time of the newest accepted statement plus the time
+  since it arrived. So an unset clock accepts nothing that was known to be expired, and a clock that is ahead causes
+  refusals only while it is ahead: no reading of the machine's clock is stored.
+- Sources are asked in order. A refresh uses a single source; the next is asked only if one is unreachable, never after a
+  refusal, so that an attack is noticed.
+- That signing time is forgotten when the root names another timestamp key, like all version numbers. So a region whose
+  clock was wrong for a while does not lock nodes out permanently.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ log = structlog.get_logger(__name__)
 _BEHIND_S: Final = 60.0
 _KEPT_MANIFESTS: Final = 64
 _SIGNED_LATER: Final = (errors.UnknownTarget, errors.WrongDigest, errors.NotForThisNode)
-"""What may be refused for want of a signature that has just been given."""
+"""Refusals that a signature made a moment ago may resolve."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """What is known of how new the metadata is.
+    """How current the metadata is.
 
     Attributes:
         root, timestamp: their versions.
-        signed_at: Unix seconds; when the timestamp was signed; None: it does not say.
-        expires_at: Unix seconds; until when it counts.
-        clock_behind_s: by how much the machine's clock is surely wrong; None: nothing says that it is. Where it is,
-            expiry was judged by when things were signed, so newer ones may be held back unnoticed until the clock is set.
+        signed_at: when the timestamp was signed, Unix seconds; None: not stated.
+        expires_at: when it expires, Unix seconds.
+        clock_behind_s: seconds by which the machine's clock is certainly behind; None: no evidence that it is. If it is,
+            expiry was judged by signing times, so updates may be held back unnoticed until the clock is set.
     """
 
     root: int
@@ -67,14 +67,14 @@ class Freshness:
 
 
 class TrustClient:
-    """Verifies what a node is told to run. Its methods block: call them in a thread.
+    """Verifies the versions a node is asked to run. Its methods block: call them in a thread.
 
     Args:
-        folder: where it keeps what it has seen; only this client writes there.
-        root: the root that this node was given, whichever: it goes on from there.
-        documents: where the rest comes from; several are asked in this order.
+        folder: stores the metadata seen so far; only this client writes there.
+        root: the root this node was given; newer ones are followed from there.
+        documents: sources of all other metadata, asked in this order.
         clock: Unix seconds.
-        monotonic: seconds that pass.
+        monotonic: a monotonic clock in seconds.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class TrustClient:
         self._clock = clock
         self._monotonic = monotonic
         self._updater: JudgedUpdater | None = None
-        self._seen: tuple[int, float] | None = None  # the timestamp believed last, and when it came
+        self._seen: tuple[int, float] | None = None  # the timestamp accepted last, and when it arrived
         self._behind: float | None = None
         self._lock = threading.Lock()
 
@@ -99,8 +99,8 @@ class TrustClient:
         """Get the newest metadata.
 
         Raises:
-            TrustError: it is refused; all is as it was.
-            BusError: none of the sources can be reached; what the first of them said.
+            TrustError: it is refused; nothing has changed.
+            BusError: no source can be reached; the error of the first one.
         """
         with self._lock:
             updater = self._refresh()
@@ -113,14 +113,14 @@ class TrustClient:
         )
 
     def manifest(self, ref: ModelRef, labels: Labels) -> bytes:
-        """The bytes of a version's manifest, if this node may serve it; by the metadata of the last refresh if that still counts.
+        """Return the manifest of a version that this node may serve, refreshing metadata only if it has expired.
 
         Args:
-            ref: the version that is to be served, and the digest it is to have.
+            ref: the version to serve, and its expected digest.
             labels: this node's.
         Raises:
-            TrustError: it may not.
-            BusError: none of the sources can be reached.
+            TrustError: this node may not serve it.
+            BusError: no source can be reached.
         """
         with self._lock:
             updater = self._updater
@@ -129,14 +129,14 @@ class TrustClient:
             try:
                 return self._manifest(updater, ref, labels)
             except _SIGNED_LATER as refusal:
-                # Documents are remembered for seconds. This one may have been signed since a neighbour was given them.
+                # Documents are cached for seconds. The version may have been signed since they were fetched for a peer.
                 updater.fetcher.documents.forget()
                 try:
                     return self._manifest(self._refresh(), ref, labels)
                 except BusError:
                     raise refusal from None
             except BusError:
-                self._updater = None  # the next attempt begins with whichever source can be reached
+                self._updater = None  # the next attempt starts with the first source again
                 raise
 
     def _refresh(self) -> JudgedUpdater:
@@ -150,7 +150,7 @@ class TrustClient:
                 away = away or error
             else:
                 return self._updater
-        raise away or RuntimeError("no source of metadata is named")
+        raise away or RuntimeError("no source of metadata is configured")
 
     def _refresh_from(self, documents: Documents) -> JudgedUpdater:
         fetcher = TufFetcher(documents, self._monotonic)
@@ -158,8 +158,8 @@ class TrustClient:
             updater = JudgedUpdater(self._folder, self._root, fetcher, self._judge)
         except REFUSALS as error:
             raise errors.BadMetadata(
-                f"The root that this node was given is none: {error}",
-                remedy="Give it the `1.root.json` that `hedgerow trust init` made, as `fleet: root_file`.",
+                f"This node's root cannot be used: {error}",
+                remedy="Set `fleet: root_file` to the `1.root.json` that `hedgerow trust init` created.",
             ) from error
         except (OSError, PkiError) as error:
             raise _unwritable(error) from error
@@ -180,16 +180,20 @@ class TrustClient:
         path = target_path(ref.name, ref.version)
         target = _guarded(updater, lambda: updater.get_targetinfo(path))
         if target is None:
-            raise errors.UnknownTarget(f"Refused {ref}: nobody who may has signed it; what serves goes on")
+            raise errors.UnknownTarget(
+                f"Refused {ref}: no authorised owner has signed it; the old version keeps serving"
+            )
         signed = target.hashes.get("sha256")
         if f"sha256:{signed}" != ref.digest:
             raise errors.WrongDigest(
-                f"Refused {ref}: {ref.digest} is asked for, and sha256:{signed} is signed; what serves goes on"
+                f"Refused {ref}: {ref.digest} was requested, but sha256:{signed} is signed; the old version keeps serving"
             )
         if why := selector_of(target).why_not(labels):
-            raise errors.NotForThisNode(f"Refused {ref}: it is for nodes with {why}; what serves goes on")
+            raise errors.NotForThisNode(f"Refused {ref}: it is for nodes with {why}; the old version keeps serving")
         if target.length > LARGEST_MANIFEST:
-            raise errors.EndlessData(f"Refused {ref}: a manifest of {target.length:,} bytes; what serves goes on")
+            raise errors.EndlessData(
+                f"Refused {ref}: a manifest of {target.length:,} bytes; the old version keeps serving"
+            )
         content = _guarded(updater, lambda: self._content(updater, target))
         _check_says(content, ref)
         return content
@@ -202,7 +206,7 @@ class TrustClient:
         return content
 
     def _forget_old(self, just_used: Path) -> None:
-        """Keep the manifests that came last; the others can be fetched again."""
+        """Keep the newest manifests; the others can be fetched again."""
         files = sorted(just_used.parent.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)
         for file in files[_KEPT_MANIFESTS:]:
             if file != just_used:
@@ -210,7 +214,7 @@ class TrustClient:
 
 
 def _guarded(updater: JudgedUpdater, action: Callable[[], Result]) -> Result:
-    """Do it, and say in our words why it was refused."""
+    """Run an action and translate tuf's refusals into `TrustError`."""
     try:
         return action()
     except REFUSALS as error:
@@ -223,15 +227,17 @@ def _guarded(updater: JudgedUpdater, action: Callable[[], Result]) -> Result:
 
 
 def _unwritable(error: OSError | PkiError) -> errors.StateUnwritable:
-    return errors.StateUnwritable(f"What this node has seen cannot be kept: {error}; what serves goes on")
+    return errors.StateUnwritable(
+        f"The metadata this node has seen cannot be stored: {error}; the old version keeps serving"
+    )
 
 
 def _check_says(content: bytes, ref: ModelRef) -> None:
-    """A manifest says itself what it is; its place in the repository must not say otherwise."""
+    """Check that a manifest's name and version match its path in the repository."""
     try:
         manifest: Any = orjson.loads(content)
         name, version = manifest["name"], manifest["version"]
     except (orjson.JSONDecodeError, TypeError, KeyError) as error:
-        raise errors.WrongVersion(f"Refused {ref}: what is signed by that name is no manifest") from error
+        raise errors.WrongVersion(f"Refused {ref}: the file signed under that name is not a manifest") from error
     if (name, version) != (ref.name, ref.version):
-        raise errors.WrongVersion(f"Refused {ref}: its manifest says that it is {name} {version}; what serves goes on")
+        raise errors.WrongVersion(f"Refused {ref}: its manifest is for {name} {version}; the old version keeps serving")

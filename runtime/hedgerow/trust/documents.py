@@ -1,4 +1,4 @@
-"""Where a repository's documents come from: one method, whatever is behind it, and tuf's fetcher over it.
+"""Sources of a repository's documents behind one interface, and tuf's fetcher on top of it.
 
 A path is `metadata/3.root.json` or `targets/NAME/VERSION/HASH.manifest.json`, as in the repository's folder.
 """
@@ -19,31 +19,31 @@ from hedgerow.trust.errors import BadRepository
 
 _PATIENCE_S: Final = 30.0
 _SLOWEST_BYTES_S: Final = 1024.0
-"""A document may take so long, and so much longer for its size."""
+"""Time limit of a document: the patience, plus its size at the slowest rate."""
 _BLOCK: Final = 1 << 16
 
 
-class DocumentMissing(Exception):  # noqa: N818, RUF100  # an answer, not a failure: after the last root there is none
+class DocumentMissing(Exception):  # noqa: N818, RUF100  # a normal answer: it ends the chain of roots
     """There is no such document."""
 
 
 class Documents(Protocol):
-    """Brings documents."""
+    """A source of documents."""
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-        """Bring a document, piece by piece.
+        """Yield a document in pieces.
 
-        It waits for a piece only as long as its own timeout says. That it cannot be reached is no refusal: it raises a
-        `BusError` then, and the next source is asked.
+        Each piece has the source's own timeout. An unreachable source is not a refusal: it raises a `BusError`, and the
+        next source is asked.
 
         Args:
-            max_bytes: more is of no use; who knows that there is more may stop.
+            max_bytes: the caller needs no more; the source may stop once it has sent more than this.
         Raises: DocumentMissing: there is none.
         """
         ...
 
     def forget(self) -> None:
-        """What has come was refused: nothing of it is to be brought again from memory."""
+        """Drop cached documents, because one of them was refused."""
         ...
 
 
@@ -72,17 +72,17 @@ class FolderDocuments:
             ) from error
 
     def forget(self) -> None:
-        """See `Documents.forget`; nothing is remembered."""
+        """See `Documents.forget`; nothing is cached."""
 
 
 class TufFetcher(FetcherInterface):
-    """tuf's fetcher over documents.
+    """tuf's fetcher on top of documents.
 
     Attributes:
-        documents: what brings them.
-        path: of the document asked for last.
-        data: what has come of it.
-        max_bytes: how much was allowed to come.
+        documents: their source.
+        path: of the document requested last.
+        data: the bytes of it received so far.
+        max_bytes: its largest permitted size.
     """
 
     def __init__(self, documents: Documents, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -97,11 +97,11 @@ class TufFetcher(FetcherInterface):
 
     @contextmanager
     def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
-        """The document in memory: none is larger than a manifest may be.
+        """Yield the document, held in memory: none is larger than a manifest may be.
 
         Raises:
             DownloadHTTPError: there is none.
-            DownloadLengthMismatchError: it has more bytes than it may have; no more than a piece beyond is taken.
+            DownloadLengthMismatchError: it is too long; at most one piece beyond the limit is read.
             SlowRetrievalError: it takes too long.
         """
         self.path, self.data, self.max_bytes = url, b"", max_length

@@ -1,6 +1,6 @@
-"""Documents over HTTPS: from a web server that gives out the repository's folder, or a copy of it.
+"""Documents over HTTPS, from a web server with the repository's folder or a copy of it.
 
-It is believed no more than the blob channel is: whatever comes is verified, so a copy may be anywhere.
+The server is trusted no more than the blob channel: every document is verified, so a copy may be anywhere.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from hedgerow.trust.documents import DocumentMissing
 from hedgerow.web import NotThere, Web
 
 _MISSING: Final = (403, 404, 410)
-"""Stores of files say 403 of what is not there to those who may not list them."""
+"""Object stores answer 403 for a missing file to clients that may not list them."""
 
 
 class HttpsDocuments:
     """The documents of a repository on a web server (`trust.documents.Documents`).
 
     Args:
-        web: the server; below its address are `metadata/` and `targets/`.
+        web: the server, with `metadata/` and `targets/` below its address.
     """
 
     def __init__(self, web: Web) -> None:
         self._web = web
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-        """See `Documents.get`. Raises: SourceAway: it cannot be reached, or breaks off."""
+        """See `Documents.get`. Raises: SourceAway: the server cannot be reached, or the connection breaks."""
         try:
             yield from self._web.stream(f"/{quote(path)}", max_bytes, missing=_MISSING)
         except NotThere as error:
             raise DocumentMissing(path) from error
 
     def forget(self) -> None:
-        """See `Documents.forget`; nothing is remembered."""
+        """See `Documents.forget`; nothing is cached."""

@@ -1,6 +1,6 @@
-"""What is done with the keys that are kept off the network: begin, let owners come and go, exchange keys.
+"""Operations with the offline keys: create a repository, add and remove owners, rotate keys.
 
-What needs more signatures than there are keys at hand is staged in the repository (`trust.staging`).
+A change that needs more signatures than the given keys can make is staged in the repository (`trust.staged_metadata`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from hedgerow.topics import is_name
 from hedgerow.trust.errors import BadRepository, NotAllowed
 from hedgerow.trust.repository import Repository
 from hedgerow.trust.roles import TOP, name_of, patterns
-from hedgerow.trust.staged_metadata import StagedChange, nothing_staged, settle, show
+from hedgerow.trust.staged_metadata import StagedChange, make_visible, require_nothing_staged, settle
 
 
-def begin(
+def create(
     repository: Repository,
     *,
     root_keys: Sequence[Key],
@@ -29,15 +29,15 @@ def begin(
     online_key: Key,
     signers: Sequence[Signer],
 ) -> None:
-    """Make a repository.
+    """Create a repository.
 
     Args:
-        signers: enough of the root's and of the targets' keys, to sign with.
+        signers: enough of the root's and of the targets' keys.
     Raises:
-        BadRepository: there is one, or a threshold cannot be met.
+        BadRepository: it exists already, or a threshold cannot be met.
         NotAllowed: too few signers.
     """
-    repository.demand_none()
+    repository.require_absent()
     _check_threshold("root", root_threshold, len({key.keyid for key in root_keys}))
     _check_threshold("targets", targets_threshold, len({key.keyid for key in targets_keys}))
     root = Root(
@@ -62,8 +62,8 @@ def begin(
     targets = repository.sign(
         Targets(version=1, delegations=Delegations({}, {})), "targets", _of(targets_keys, signers)
     )
-    _demand(root, "root", signed_root)
-    _demand(root, "targets", targets)
+    _require_signed(root, "root", signed_root)
+    _require_signed(root, "targets", targets)
     make_folder(repository.metadata)
     with repository.changing():
         repository.put("targets", targets)
@@ -81,24 +81,24 @@ def add_owner(
     threshold: int | None = None,
     signers: Sequence[Signer],
 ) -> StagedChange:
-    """Let an owner sign models; an owner that is there may sign these too, with these keys too.
+    """Add an owner; for an existing owner, add these models and keys.
 
-    Raises: BadRepository: the name or the threshold will not do, or a model is another owner's.
+    Raises: BadRepository: the name or the threshold is invalid, or a model is another owner's.
     """
     if not is_name(owner) or owner in TOP or owner == "online":
-        raise BadRepository(f"{owner!r} is no name for an owner", remedy="Use letters, digits, `-`, `_` and `.`.")
+        raise BadRepository(f"{owner!r} cannot be an owner's name", remedy="Use letters, digits, `-`, `_` and `.`.")
 
     def change(targets: Targets) -> None:
         roles = _owners(targets)
         there = roles.get(owner)
         if there is None and not models:
-            raise BadRepository(f"{owner} is new, and no model is named", remedy="Say which: `--model NAME`.")
+            raise BadRepository(f"{owner} is new and has no models", remedy="Name at least one: `--model NAME`.")
         paths = sorted({*(there.paths or () if there else ()), *patterns(models)})
         for other in roles.values():
             if other.name != owner and (model := _shared(paths, other)):
                 raise BadRepository(
-                    f"{model} is {other.name}'s",
-                    remedy=f"Give it another name, or `hedgerow trust remove {other.name}`.",
+                    f"{model} belongs to {other.name}",
+                    remedy=f"Choose another name, or `hedgerow trust remove {other.name}`.",
                 )
         needed = threshold or (there.threshold if there else 1)
         roles[owner] = DelegatedRole(owner, list(there.keyids) if there else [], needed, terminating=True, paths=paths)
@@ -110,7 +110,7 @@ def add_owner(
 
 
 def remove_owner(repository: Repository, owner: str, signers: Sequence[Signer]) -> StagedChange:
-    """Let nothing count any more that an owner signs or has signed; what serves on nodes serves on.
+    """Remove an owner and invalidate all it has signed; nodes that serve its versions keep serving.
 
     Raises: BadRepository: there is no such owner.
     """
@@ -132,11 +132,11 @@ def rotate_owner(
     threshold: int | None = None,
     signers: Sequence[Signer],
 ) -> StagedChange:
-    """Exchange keys of an owner.
+    """Rotate keys of an owner.
 
     Args:
-        old: names of keys that count no longer, or beginnings of their ids.
-    Raises: BadRepository: there is no such owner or key, or the threshold will not do.
+        old: keys to remove, by name or by the beginning of their id.
+    Raises: BadRepository: there is no such owner or key, or the threshold is invalid.
     """
 
     def change(targets: Targets) -> None:
@@ -160,17 +160,17 @@ def rotate(
     threshold: int | None = None,
     signers: Sequence[Signer],
 ) -> StagedChange:
-    """Exchange keys of top-level roles; without any, the root is signed anew and counts longer.
+    """Rotate keys of top-level roles; with no roles, only renew the root.
 
     Args:
         roles: `root`, `targets`, or both of `snapshot` and `timestamp`.
-        old: names of keys that count no longer, or beginnings of their ids.
-        signers: keys of the root: enough of the old ones and of the new. For `targets`, enough of its new keys too, else the
-            list of owners has to be signed anew afterwards (`renew`).
-    Raises: BadRepository: there is no such key, the threshold will not do, or another change waits for signatures.
+        old: keys to remove, by name or by the beginning of their id.
+        signers: root keys: enough of the old and of the new ones. For `targets`, enough of its new keys too; otherwise the
+            list of owners must be signed again afterwards (`renew`).
+    Raises: BadRepository: there is no such key, the threshold is invalid, or another change waits for signatures.
     """
     with repository.changing():
-        nothing_staged(repository, "root")
+        require_nothing_staged(repository, "root")
         root = repository.root().signed
         counting = {*root.roles["root"].keyids}
         for role in roles:
@@ -192,10 +192,10 @@ def rotate(
 def renew(
     repository: Repository, role: str, signers: Sequence[Signer], *, keep: Callable[[str], bool] = lambda _: True
 ) -> StagedChange:
-    """Sign anew what an owner or the targets role has signed, so that it counts longer, or with other keys.
+    """Sign the metadata of an owner or of the targets role again, to extend its life or to use other keys.
 
     Args:
-        keep: whether a target is to count on.
+        keep: whether a target path stays.
     """
     if role == "targets":
         return _change_targets(repository, lambda _: None, signers)
@@ -206,16 +206,16 @@ def renew(
         signed.targets = {path: target for path, target in signed.targets.items() if keep(path)}
         signed.version = version + 1
         metadata = repository.sign(signed, role, [one for one in signers if one.public_key.keyid in delegated.keyids])
-        _demand(targets, role, metadata)
+        _require_signed(targets, role, metadata)
         repository.put(role, metadata)
-        return StagedChange(role, signed.version, live=show(repository))
+        return StagedChange(role, signed.version, live=make_visible(repository))
 
 
 def _change_targets(
     repository: Repository, change: Callable[[Targets], None], signers: Sequence[Signer]
 ) -> StagedChange:
     with repository.changing():
-        nothing_staged(repository, "targets")
+        require_nothing_staged(repository, "targets")
         targets = repository.last_targets().signed
         change(targets)
         targets.version = repository.latest_version("targets") + 1
@@ -223,14 +223,14 @@ def _change_targets(
         usable = [one for one in signers if one.public_key.keyid in keys]
         if not usable:
             raise NotAllowed(
-                "None of the keys given counts for the list of owners",
+                "None of the given keys may sign the list of owners",
                 remedy="Sign with the targets role's key: `hedgerow trust status` names it.",
             )
         return settle(repository, repository.sign(targets, "targets", usable))
 
 
 def _renew_targets(repository: Repository, root: Root, signers: Sequence[Signer]) -> StagedChange | None:
-    """Sign the list of owners with the keys that a new root lets count. Returns: None: they are not at hand."""
+    """Sign the list of owners with the keys a new root names. Returns: None if too few of them are given."""
     usable = [one for one in signers if one.public_key.keyid in root.roles["targets"].keyids]
     if len(usable) < root.roles["targets"].threshold:
         return None
@@ -239,11 +239,11 @@ def _renew_targets(repository: Repository, root: Root, signers: Sequence[Signer]
     return settle(repository, repository.sign(targets, "targets", usable))
 
 
-def _demand(delegator: Root | Targets, role: str, metadata: Metadata[Any]) -> None:
+def _require_signed(delegator: Root | Targets, role: str, metadata: Metadata[Any]) -> None:
     found = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
     if not found.verified:
         raise NotAllowed(
-            f"{role} needs {found.threshold} signatures, and the keys given make {len(found.signed)}",
+            f"{role} needs {found.threshold} signatures, and the given keys make {len(found.signed)}",
             remedy="Give more of its keys.",
         )
 
@@ -255,7 +255,7 @@ def _of(keys: Sequence[Key], signers: Sequence[Signer]) -> list[Signer]:
 
 def _owners(targets: Targets) -> dict[str, DelegatedRole]:
     if targets.delegations is None or targets.delegations.roles is None:
-        raise BadRepository("targets.json delegates in a way that `hedgerow trust` does not write")
+        raise BadRepository("targets.json has delegations that `hedgerow trust` did not write")
     return targets.delegations.roles
 
 
@@ -272,7 +272,7 @@ def _found(wanted: Sequence[str], keys: Sequence[Key]) -> list[str]:
         matching = [key.keyid for key in keys if name_of(key) == one or key.keyid.startswith(one)]
         if len(matching) != 1:
             raise BadRepository(
-                f"{one!r} is {'no key' if not matching else 'more than one key'} of that role",
+                f"{one!r} matches {'no key' if not matching else 'more than one key'} of that role",
                 remedy=f"Its keys: {', '.join(f'{name_of(key)} ({key.keyid[:8]})' for key in keys)}.",
             )
         found += matching
@@ -294,5 +294,6 @@ def _shared(paths: Sequence[str], other: DelegatedRole) -> str | None:
 def _check_threshold(role: str, threshold: int, keys: int) -> None:
     if not 1 <= threshold <= keys:
         raise BadRepository(
-            f"{role} would need {threshold} signatures of {keys} keys", remedy="Give more keys, or a lower threshold."
+            f"{role} cannot require {threshold} signatures from {keys} keys",
+            remedy="Give more keys, or a lower threshold.",
         )

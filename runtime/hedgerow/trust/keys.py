@@ -1,9 +1,9 @@
-"""Keys that sign: files with a passphrase, and tokens over PKCS#11.
+"""Signing keys: files with a passphrase, and tokens over PKCS#11.
 
 A private key is `NAME.pem` (PKCS#8), its public half `NAME.pub` beside it. A key on a token is named
-`hsm:ID?label=TOKEN` (ECDSA on P-256 or P-384); its module is what the environment variable PYKCS11LIB says.
+`hsm:ID?label=TOKEN` (ECDSA on P-256 or P-384); the environment variable PYKCS11LIB names its module.
 
-A passphrase or PIN is typed, or comes from a file or the environment; never from the command line, which others see.
+A passphrase or PIN is typed, or comes from a file or the environment; never from the command line, which is public.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ PASSPHRASE: Final = "HEDGEROW_TRUST_PASSPHRASE"  # noqa: S105  # a variable's na
 PIN: Final = "HEDGEROW_TRUST_PIN"
 
 Ask = Callable[[str], str]
-"""Asks a person for a secret; given the words to ask with."""
+"""Prompts a person for a secret; takes the prompt."""
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """How to come by passphrases and PINs.
+    """Sources of passphrases and PINs.
 
     Attributes:
         known: passphrases to try, in order.
-        pins: PINs, likewise; only the first is used, since tokens lock themselves after a few wrong ones.
-        ask: asks a person, if all else fails; None: nobody is there.
+        pins: PINs; only the first is used, since tokens lock after a few wrong ones.
+        ask: prompts a person if all else fails; None: not interactive.
     """
 
     known: Sequence[str] = ()
@@ -57,8 +57,8 @@ class Secrets:
     ask: Ask | None = None
 
     @classmethod
-    def here(cls, file: Path | None = None, ask: Ask | None = None) -> Secrets:
-        """From a file (each line a passphrase or PIN), the environment, a person.
+    def gather(cls, file: Path | None = None, ask: Ask | None = None) -> Secrets:
+        """Gather secrets from a file (a passphrase or PIN per line), the environment and a person.
 
         Raises: KeyUnusable: the file cannot be read.
         """
@@ -67,32 +67,32 @@ class Secrets:
         return cls([*lines, *([passphrase] if passphrase else [])], [*([pin] if pin else []), *lines], ask)
 
     def passphrases(self, name: str) -> Iterator[str]:
-        """One after the other, the last from a person."""
+        """Yield passphrases to try, the last one from a person."""
         yield from self.known
         if self.ask is not None:
             yield self.ask(f"Passphrase of {name}")
 
     def pin(self, name: str) -> str:
-        """The PIN of a token. Raises: KeyUnusable: there is none."""
+        """Return the PIN of a token. Raises: KeyUnusable: there is none."""
         if self.pins:
             return self.pins[0]
         if self.ask is None:
-            raise KeyUnusable(f"{name} needs a PIN", remedy=f"Put it into {PIN}, or into a file: --passphrase-file.")
+            raise KeyUnusable(f"{name} needs a PIN", remedy=f"Set {PIN}, or put it in a file: --passphrase-file.")
         return self.ask(f"PIN of {name}")
 
 
 def make_key(path: Path, passphrase: str | None) -> Key:
-    """Make a key pair (Ed25519): `path`, for its owner alone, and the public half beside it.
+    """Create an Ed25519 key pair: `path`, readable by its owner only, and its public half next to it.
 
     Raises:
-        KeyUnusable: there is one already, or the name is that of a public half.
+        KeyUnusable: the file exists, or has the name of a public half.
         PkiError: it cannot be written.
     """
     if path.suffix == ".pub":
-        raise KeyUnusable(f"{path} would be a public key's name", remedy="Name the private one: NAME.pem.")
+        raise KeyUnusable(f"{path} is the name of a public key", remedy="Name the private key: NAME.pem.")
     for file in (path, public_half(path)):
         if file.exists():
-            raise KeyUnusable(f"{file} is there already", remedy="Choose another name; a key is never written over.")
+            raise KeyUnusable(f"{file} exists already", remedy="Choose another name; keys are never overwritten.")
     make_folder(path.parent)
     private = ed25519.Ed25519PrivateKey.generate()
     protection: KeySerializationEncryption = (
@@ -105,14 +105,14 @@ def make_key(path: Path, passphrase: str | None) -> Key:
 
 
 def public_half(path: Path) -> Path:
-    """Where the public half of a key is."""
+    """Path of a key's public half."""
     return path.with_suffix(".pub")
 
 
 def read_public(name: str, secrets: Secrets | None = None) -> Key:
-    """A public key: of a `.pub`, of a private key's file, or on a token, which may want a PIN.
+    """Read a public key from a `.pub`, a private key's file, or a token, which may need a PIN.
 
-    Raises: KeyUnusable: it is none, or cannot be read.
+    Raises: KeyUnusable: it is not a key, or cannot be read.
     """
     if name.startswith(TOKEN):
         return named(_token_key(name, secrets or Secrets()), name)
@@ -126,23 +126,23 @@ def read_public(name: str, secrets: Secrets | None = None) -> Key:
         public = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise KeyUnusable(
-            f"{path} holds no public key", remedy="Give the `.pub` that `hedgerow trust key` made beside the key."
+            f"{path} holds no public key", remedy="Use the `.pub` that `hedgerow trust key` created next to the key."
         ) from error
     if not isinstance(public, ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
-        raise KeyUnusable(f"{path} is of a kind that signs nothing here", remedy="Use Ed25519, ECDSA or RSA keys.")
+        raise KeyUnusable(f"{path} is of an unsupported kind", remedy="Use Ed25519, ECDSA or RSA keys.")
     try:
         return named(SSlibKey.from_crypto(public), path.stem)
     except ValueError as error:
-        raise KeyUnusable(f"{path} is of a kind that signs nothing here: {error}") from error
+        raise KeyUnusable(f"{path} is of an unsupported kind: {error}") from error
 
 
 def open_signer(name: str, secrets: Secrets) -> Signer:
-    """A private key, ready to sign.
+    """Open a private key for signing.
 
     Args:
         name: a file, or `hsm:…`.
     Raises:
-        KeyUnusable: it cannot be read, its passphrase is not known, or there is no such key on the token.
+        KeyUnusable: it cannot be read, its passphrase is unknown, or the token has no such key.
     """
     if name.startswith(TOKEN):
         public = _token_key(name, secrets)
@@ -158,8 +158,8 @@ def open_signer(name: str, secrets: Secrets) -> Signer:
         except _WrongPassphrase:
             continue
     raise KeyUnusable(
-        f"{name} has a passphrase, and {'none was given' if not tried else 'what was given does not open it'}",
-        remedy=f"Type it, put it into {PASSPHRASE}, or into a file: --passphrase-file.",
+        f"{name} has a passphrase, and {'none was given' if not tried else 'the given ones do not open it'}",
+        remedy=f"Type it, set {PASSPHRASE}, or put it in a file: --passphrase-file.",
     )
 
 
@@ -168,8 +168,8 @@ def _lines(file: Path) -> list[str]:
         return [line for line in file.read_text("utf-8").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:
         raise KeyUnusable(
-            f"The file of passphrases {file} cannot be read: {getattr(error, 'strerror', None) or error}",
-            remedy="Give a text file with a passphrase or PIN a line, and let this user read it.",
+            f"The passphrase file {file} cannot be read: {getattr(error, 'strerror', None) or error}",
+            remedy="Give a text file with one passphrase or PIN per line, readable by this user.",
         ) from error
 
 
@@ -179,7 +179,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise KeyUnusable(
             f"The key {path} cannot be read: {error.strerror}",
-            remedy="Is it the right file, is its stick plugged in, and may this user read it?",
+            remedy="Check that it is the right file, that its stick is plugged in, and that this user may read it.",
         ) from error
 
 
@@ -195,15 +195,15 @@ def _signer(data: bytes, passphrase: str | None, name: str) -> Signer:
             raise _WrongPassphrase from error
         raise KeyUnusable(f"{name} holds no private key", remedy="Give a PEM file (PKCS#8).") from error
     if not isinstance(private, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise KeyUnusable(f"{name} is of a kind that signs nothing here", remedy="Use Ed25519, ECDSA or RSA keys.")
+        raise KeyUnusable(f"{name} is of an unsupported kind", remedy="Use Ed25519, ECDSA or RSA keys.")
     try:
         return CryptoSigner(private)
     except ValueError as error:
-        raise KeyUnusable(f"{name} is of a kind that signs nothing here: {error}") from error
+        raise KeyUnusable(f"{name} is of an unsupported kind: {error}") from error
 
 
 class _TokenSigner(Signer):
-    """A key on a token; its failures in our words."""
+    """A key on a token; turns its failures into `KeyUnusable`."""
 
     def __init__(self, signer: HSMSigner, name: str) -> None:
         self._signer = signer
@@ -222,7 +222,7 @@ class _TokenSigner(Signer):
             return self._signer.sign(payload)
         except KeyUnusable:
             raise
-        except Exception as error:  # a vendor's module raises what it likes
+        except Exception as error:  # a vendor's module may raise anything
             raise _unusable(self._name, error) from error
 
 
@@ -232,7 +232,7 @@ def _token_key(name: str, secrets: Secrets) -> SSlibKey:
         number = int(ident) if ident else None
     except ValueError as error:
         raise KeyUnusable(
-            f"{name} names no key of a token", remedy="Write `hsm:ID` or `hsm:ID?label=TOKEN`."
+            f"{name} does not name a key on a token", remedy="Write `hsm:ID` or `hsm:ID?label=TOKEN`."
         ) from error
     try:
         _, public = HSMSigner.import_(number, label or None, lambda _: secrets.pin(name))
@@ -240,15 +240,15 @@ def _token_key(name: str, secrets: Secrets) -> SSlibKey:
         raise
     except UnsupportedLibraryError as error:
         raise KeyUnusable(
-            f"{name}: {error}", remedy="Install what speaks PKCS#11: `pip install 'hedgerow[pkcs11]'`."
+            f"{name}: {error}", remedy="Install PKCS#11 support: `pip install 'hedgerow[pkcs11]'`."
         ) from error
-    except Exception as error:  # a vendor's module raises what it likes
+    except Exception as error:  # a vendor's module may raise anything
         raise _unusable(name, error) from error
     return public
 
 
 def _uri(name: str) -> str:
-    """The name as the signing library reads it: the label's signs escaped."""
+    """The name as the signing library reads it, with the label escaped."""
     ident, _, label = name.removeprefix(TOKEN).partition("?label=")
     return f"{TOKEN}{ident or HSMSigner.SCHEME_KEYID}" + (f"?{urlencode({'label': label})}" if label else "")
 
@@ -256,5 +256,5 @@ def _uri(name: str) -> str:
 def _unusable(name: str, error: Exception) -> KeyUnusable:
     return KeyUnusable(
         f"{name} cannot be used: {str(error) or type(error).__name__}",
-        remedy="Is the token plugged in, PYKCS11LIB its module's path, and the PIN right? `pkcs11-tool -O` lists keys.",
+        remedy="Check that the token is plugged in, that PYKCS11LIB is its module's path, and the PIN. `pkcs11-tool -O` lists keys.",
     )

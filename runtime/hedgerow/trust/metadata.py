@@ -1,4 +1,4 @@
-"""The metadata of a repository, as it lies in a folder: each version a file of its own, and the timestamp.
+"""Metadata of a repository in a folder: a file for each version, and the timestamp.
 
 metadata/1.root.json … timestamp.json
 """
@@ -19,7 +19,7 @@ SomeSigned = TypeVar("SomeSigned", Root, Targets, Snapshot, Timestamp)
 
 
 class SignedFolder:
-    """What the roles of a repository have said.
+    """Reads the signed metadata of a repository.
 
     Attributes:
         folder: the repository.
@@ -30,11 +30,11 @@ class SignedFolder:
 
     @property
     def metadata(self) -> Path:
-        """Where metadata is."""
+        """Folder of the metadata."""
         return self.folder / "metadata"
 
     def root(self) -> Metadata[Root]:
-        """The newest root that follows from the first. Raises: BadRepository: the chain is broken."""
+        """Return the newest root in the chain from the first. Raises: BadRepository: the chain is broken."""
         current = self.read("1.root", Root)
         while (self.metadata / f"{current.signed.version + 1}.root.json").exists():
             following = self.read(f"{current.signed.version + 1}.root", Root)
@@ -43,38 +43,38 @@ class SignedFolder:
                     judge.verify_delegate("root", following.signed_bytes, following.signatures)
             except RepositoryError as error:
                 raise BadRepository(
-                    f"{self.metadata}/{following.signed.version}.root.json does not follow the one before: {error}",
+                    f"{self.metadata}/{following.signed.version}.root.json does not follow from the previous root: {error}",
                     remedy="Restore it from a copy; nodes refuse it as it is.",
                 ) from error
             current = following
         return current
 
     def timestamp(self) -> Metadata[Timestamp] | None:
-        """What nodes see; None: nothing yet."""
+        """Return the timestamp that nodes see; None: there is none yet."""
         return self.read("timestamp", Timestamp) if (self.metadata / "timestamp.json").exists() else None
 
     def snapshot(self) -> Metadata[Snapshot] | None:
-        """The snapshot that nodes see."""
+        """Return the snapshot that nodes see; None: there is none yet."""
         timestamp = self.timestamp()
         return self.read(f"{timestamp.signed.snapshot_meta.version}.snapshot", Snapshot) if timestamp else None
 
     def targets(self) -> Metadata[Targets]:
-        """The newest list of owners that is signed as it must be. Raises: BadRepository: there is none."""
+        """Return the newest correctly signed list of owners. Raises: BadRepository: there is none."""
         newest = self.newest("targets", self.root().signed)
         if newest is None:
             raise BadRepository(
-                f"{self.metadata} has no list of owners that the keys which count now have signed",
-                remedy="Sign it with these: `hedgerow trust renew targets --key KEY`.",
+                f"{self.metadata} has no list of owners signed with the current keys",
+                remedy="Sign it with them: `hedgerow trust renew targets --key KEY`.",
             )
         return newest
 
     def last_targets(self) -> Metadata[Targets]:
-        """The newest list of owners; if the targets role's keys have changed, that of the old ones: to be signed anew."""
+        """Return the newest list of owners, even if only replaced targets keys have signed it."""
         newest = self.newest("targets", self.root().signed)
         return newest or self.read(f"{self.latest_version('targets')}.targets", Targets)
 
     def to_renew(self) -> list[str]:
-        """Roles that have signed something of which nothing counts with the keys they have now."""
+        """Return roles that have signed metadata, but none that is valid with their current keys."""
         root = self.root().signed
         targets = self.newest("targets", root)
         if targets is None:
@@ -83,12 +83,12 @@ class SignedFolder:
         return [owner for owner in owners if self.latest_version(owner) and self.newest(owner, targets.signed) is None]
 
     def owners(self) -> dict[str, DelegatedRole]:
-        """Owners and what they may sign."""
+        """Return the owners and what they may sign."""
         delegations = self.last_targets().signed.delegations
         return dict(delegations.roles or {}) if delegations else {}
 
     def newest(self, role: str, delegator: Root | Targets) -> Metadata[Targets] | None:
-        """The newest metadata of targets or of an owner that is signed as it must be; nodes may not see it yet."""
+        """Return the newest correctly signed metadata of targets or an owner; nodes may not see it yet."""
         snapshot = self.snapshot()
         seen = snapshot.signed.meta.get(f"{role}.json") if snapshot else None
         found: Metadata[Targets] | None = None
@@ -98,7 +98,7 @@ class SignedFolder:
                 metadata = self.read(f"{version}.{role}", Targets)
                 delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
             except (RepositoryError, BadRepository):
-                # Not for us to judge alone: an owner's key may have changed, a file be half copied. What follows may count.
+                # Not an error yet: the owner's key may have changed, or a file be half copied. Later versions may be valid.
                 pass
             else:
                 if metadata.signed.version == version:
@@ -107,7 +107,7 @@ class SignedFolder:
         return found
 
     def latest_version(self, role: str) -> int:
-        """The highest version that nodes may have seen, or that lies there signed; 0: none."""
+        """Return the highest version that nodes may have seen or that has a file; 0: none."""
         snapshot = self.snapshot()
         seen = snapshot.signed.meta.get(f"{role}.json") if snapshot else None
         version = seen.version if seen else 0
@@ -116,16 +116,16 @@ class SignedFolder:
         return version
 
     def read(self, name: str, kind: type[SomeSigned]) -> Metadata[SomeSigned]:
-        """A file of metadata. Raises: BadRepository: it is none of that kind."""
+        """Read a metadata file. Raises: BadRepository: it is not metadata of that kind."""
         path = self.metadata / f"{name}.json"
         try:
             metadata: Metadata[SomeSigned] = Metadata.from_bytes(read(path))
         except DeserializationError as error:
-            raise BadRepository(f"{path} is no metadata", remedy="Restore it from a copy.") from error
+            raise BadRepository(f"{path} is not metadata", remedy="Restore it from a copy.") from error
         if not isinstance(metadata.signed, kind):
             raise BadRepository(f"{path} holds {metadata.signed.type}", remedy="Restore it from a copy.")
         return metadata
 
     def meta(self, role: str, version: int) -> MetaFile:
-        """What a snapshot or timestamp says of a version: its length and digest."""
+        """Return the length and digest of a version, for a snapshot or timestamp."""
         return MetaFile.from_data(version, read(self.metadata / f"{version}.{role}.json"), ["sha256"])

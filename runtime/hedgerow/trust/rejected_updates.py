@@ -1,4 +1,4 @@
-"""Why tuf's client refused, in the words of operators. Pure."""
+"""Translates refusals of tuf's client into errors for operators. Pure."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _REFUSALS: Final = (RepositoryError, DownloadError, StorageError)
 REFUSALS: Final[tuple[type[Exception], ...]] = _REFUSALS
 """What tuf's client raises when it refuses."""
 
-_SERVES: Final = "; what serves goes on"
+_SERVES: Final = "; the old version keeps serving"
 
 
 def explain(error: Exception, updater: JudgedUpdater) -> TrustError:
-    """The refusal that stands for what tuf's client raised."""
+    """Return the `TrustError` for an exception of tuf's client."""
     path, data, limit = updater.fetcher.path, updater.fetcher.data, updater.fetcher.max_bytes
     place = _METADATA.fullmatch(path)
     role = place["role"] if place else ""
@@ -47,23 +47,23 @@ def explain(error: Exception, updater: JudgedUpdater) -> TrustError:
         case BadVersionNumberError():
             kind, message = _bad_version(error, updater, role, data)
         case LengthOrHashMismatchError() if len(data) < limit and _length_is_signed(updater, role):
-            kind, message = errors.TruncatedData, f"of {path} came {len(data):,} bytes, and {limit:,} are signed for"
+            kind, message = errors.TruncatedData, f"{path} has only {len(data):,} of {limit:,} signed bytes"
         case LengthOrHashMismatchError() if role:
-            kind, message = errors.MixAndMatch, f"{path} is not the one that belongs to the others"
+            kind, message = errors.MixAndMatch, f"{path} does not belong to the other metadata"
         case LengthOrHashMismatchError():
             kind, message = errors.WrongContent, f"{path} is not what was signed"
         case DownloadLengthMismatchError():
-            kind, message = errors.EndlessData, f"of {path} more than the {limit:,} bytes come that it may have"
+            kind, message = errors.EndlessData, f"{path} exceeds its limit of {limit:,} bytes"
         case SlowRetrievalError():
             kind, message = errors.SlowData, f"{error}"
         case DownloadHTTPError():
-            kind, message = errors.MissingMetadata, f"{path} is not there"
+            kind, message = errors.MissingMetadata, f"{path} is missing"
         case DeserializationError() if not data.rstrip().endswith(b"}"):
-            kind, message = errors.TruncatedData, f"{path} ends in its midst, after {len(data):,} bytes"
+            kind, message = errors.TruncatedData, f"{path} is cut off after {len(data):,} bytes"
         case DeserializationError():
             kind, message = errors.BadMetadata, f"{path} cannot be read: {error}"
         case RepositoryError() if "missing info" in str(error):
-            kind, message = errors.RollbackAttack, f"{path} no longer knows of a role that was there: {error}"
+            kind, message = errors.RollbackAttack, f"{path} omits a role it had before: {error}"
         case RepositoryError() if "not part of snapshot" in str(error):
             kind, message = errors.UnknownTarget, f"its owner has published nothing yet: {error}"
         case _:
@@ -72,7 +72,7 @@ def explain(error: Exception, updater: JudgedUpdater) -> TrustError:
 
 
 def _length_is_signed(updater: JudgedUpdater, role: str) -> bool:
-    """Whether the most bytes that might come are those that were signed for."""
+    """Whether the limit on the download is a signed length."""
     if not role:
         return True
     if role == "snapshot":
@@ -92,8 +92,8 @@ def _expired(updater: JudgedUpdater, role: str, data: bytes) -> TrustError:
     else:
         ends = _signed(data).expires
     return errors.ExpiredMetadata(
-        f"Refused: the {_named(role)} counted until {ends:%Y-%m-%d %H:%M} UTC, and it is {moment:%Y-%m-%d %H:%M}{_SERVES}",
-        remedy="Sign it anew: `hedgerow trust renew`. Or is this node's clock ahead?"
+        f"Refused: the {_named(role)} expired on {ends:%Y-%m-%d %H:%M} UTC, and it is {moment:%Y-%m-%d %H:%M}{_SERVES}",
+        remedy="Sign it again: `hedgerow trust renew`. Or check whether this node's clock is ahead."
         if role not in ("snapshot", "timestamp")
         else None,
     )
@@ -112,31 +112,34 @@ def _unsigned(updater: JudgedUpdater, role: str, data: bytes) -> TrustError:
         if not known and metadata.signatures:
             keys = ", ".join(sorted(key[:8] for key in metadata.signatures))
             return errors.UnknownSigningKey(
-                f"Refused: the {_named(role)} is signed by keys that do not count for it ({keys}){_SERVES}"
+                f"Refused: the {_named(role)} is signed by keys that are not valid for it ({keys}){_SERVES}"
             )
         if len(known) > len(found.signed):
             bad = ", ".join(sorted(key[:8] for key in known - found.signed.keys()))
             return errors.BadSignature(
-                f"Refused: a signature of the {_named(role)} does not fit what it signs (key {bad}){_SERVES}"
+                f"Refused: a signature of the {_named(role)} does not match its content (key {bad}){_SERVES}"
             )
         return errors.TooFewSignatures(
-            f"Refused: {len(found.signed)} of the {found.threshold} signatures that the {_named(role)} needs{_SERVES}"
+            f"Refused: the {_named(role)} has {len(found.signed)} of {found.threshold} required signatures{_SERVES}"
         )
-    return errors.BadSignature(f"Refused: the {_named(role)} is not signed as it must be{_SERVES}")
+    return errors.BadSignature(f"Refused: the {_named(role)} is not correctly signed{_SERVES}")
 
 
 def _bad_version(error: Exception, updater: JudgedUpdater, role: str, data: bytes) -> tuple[type[TrustError], str]:
     version = _signed(data).version
     if role == "root":
-        return errors.BrokenRootChain, f"after root {updater.root.version} comes one that says it is {version}"
+        return errors.BrokenRootChain, f"root {updater.root.version} is followed by one with version {version}"
     if role == "timestamp":
         known = updater.timestamp
         if version < known.version:
-            return errors.RollbackAttack, f"timestamp {version} comes, and {known.version} was seen"
-        return errors.RollbackAttack, f"timestamp {version} goes back behind snapshot {known.snapshot_meta.version}"
+            return errors.RollbackAttack, f"timestamp {version} is older than {known.version}, which was seen"
+        return (
+            errors.RollbackAttack,
+            f"timestamp {version} refers to a snapshot older than {known.snapshot_meta.version}",
+        )
     if role == "snapshot" and version == updater.timestamp.snapshot_meta.version:
-        return errors.RollbackAttack, f"snapshot {version} goes back: {error}"
-    return errors.MixAndMatch, f"{_named(role)} says that it is version {version}, and the others that it is another"
+        return errors.RollbackAttack, f"snapshot {version} rolls a role back: {error}"
+    return errors.MixAndMatch, f"{_named(role)} has version {version}, and other metadata refers to another version"
 
 
 def _signed(data: bytes) -> Signed:

@@ -1,17 +1,17 @@
-"""A repository of models: metadata that is signed, manifests, and the chunks that these vouch for.
+"""A repository of models: signed metadata, manifests, and the chunks they list.
 
-    metadata/1.root.json … timestamp.json     what the roles say; each version a file of its own
+    metadata/1.root.json … timestamp.json     the roles' metadata, a file for each version
     targets/NAME/VERSION/HASH.manifest.json   the manifest of a version
     blobs/sha256/ab/HEX                       chunks
-    staged/3.root.json                        what still lacks signatures
+    staged/3.root.json                        changes that need further signatures
 
 Rules:
-- A file is written aside, synced and renamed. What is new lies there whole before anything says that it is so:
-  chunks, manifest, owner's metadata, snapshot; the timestamp last. So whoever is killed in between has changed nothing
-  that a node sees, and what is done again goes on from there.
-- What an owner has signed and put there counts as soon as whoever has the online key takes it in: publishing needs only
-  the owner's key. The online key is never in the repository's folder, since that is what is given away.
-- A version is published once. The same again changes nothing; other content is refused.
+- A file is written aside, synced and renamed. Files are complete before anything refers to them: chunks, manifest,
+  owner's metadata, snapshot; the timestamp last. So a publish that is killed midway has changed nothing that a node
+  sees, and can be repeated.
+- Publishing needs only the owner's key: nodes see the version once a holder of the online key includes it in a snapshot.
+  The online key is never in the repository's folder, because that folder is handed out.
+- A version is published once. Publishing it again changes nothing; different content is refused.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ Clock = Callable[[], float]
 
 
 class Publishable(Protocol):
-    """What can be published: a bundle."""
+    """A bundle, as far as publishing needs it."""
 
     @property
     def folder(self) -> Path:
-        """Where its manifest and files are."""
+        """Folder of its manifest and files."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What publishing has done.
+    """Outcome of publishing.
 
     Attributes:
-        owner: in whose name.
+        owner: who signed.
         path: of the target.
-        digest: that identifies the bundle: what a rollout names.
+        digest: identifies the bundle; rollouts name it.
         selector: the nodes it is for; empty: all.
-        chunks, bytes: how many were added; the others were there.
-        changed: whether there was anything to do.
-        live: whether nodes see it; else it waits for whoever has the online key.
+        chunks, bytes: how many were added; the others existed.
+        changed: whether the owner's metadata changed.
+        live: whether nodes see it; else the online key must include it first.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Repository(SignedFolder):
     """A repository in a folder.
 
     Attributes:
-        online_key: the file with the key for snapshot and timestamp; it need not be there.
+        online_key: file of the key for snapshot and timestamp; need not exist.
     """
 
     def __init__(
@@ -93,33 +93,33 @@ class Repository(SignedFolder):
     def open(
         cls, folder: Path, online_key: Path | None = None, *, secrets: Secrets | None = None, clock: Clock = time.time
     ) -> Repository:
-        """The repository in a folder.
+        """Open the repository in a folder.
 
         Raises: BadRepository: there is none.
         """
         repository = cls(folder, online_key, secrets=secrets, clock=clock)
         if not (repository.metadata / "1.root.json").exists():
-            raise BadRepository(f"{folder} is no repository: there is no metadata/1.root.json in it")
+            raise BadRepository(f"{folder} is not a repository: it has no metadata/1.root.json")
         return repository
 
-    def demand_none(self) -> None:
+    def require_absent(self) -> None:
         """Raises: BadRepository: there is one already."""
         if (self.metadata / "1.root.json").exists():
-            raise BadRepository(f"{self.folder} is a repository already", remedy="See it with `hedgerow trust status`.")
+            raise BadRepository(f"{self.folder} is a repository already", remedy="`hedgerow trust status` shows it.")
 
     @property
     def has_online_key(self) -> bool:
-        """Whether what is signed can be made visible to nodes from here."""
+        """Whether signed metadata can be made visible to nodes from here."""
         return self.online_key.exists()
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Let nobody else change the repository meanwhile."""
+        """Lock the repository against other changes."""
         with locked(self.folder):
             yield
 
     def sign(self, signed: Signed, role: str, signers: Sequence[Signer]) -> Metadata[Any]:
-        """Put signatures below metadata that begins to count now."""
+        """Sign metadata that is valid from now on."""
         stamp(signed, role, self._clock())
         metadata: Metadata[Any] = Metadata(signed)
         for signer in signers:
@@ -127,7 +127,7 @@ class Repository(SignedFolder):
         return metadata
 
     def put(self, role: str, metadata: Metadata[Any]) -> None:
-        """Write a version of a role's metadata; not the timestamp's."""
+        """Write a version of a role's metadata, except the timestamp's."""
         write(self.metadata / f"{metadata.signed.version}.{role}.json", metadata.to_bytes())
 
     def publish(
@@ -141,14 +141,14 @@ class Repository(SignedFolder):
         """Publish a version of a model.
 
         Args:
-            signer: the owner's key; several, if so many must sign.
+            signer: the owner's key, or several if the owner's threshold requires it.
             selector: the nodes it is for; None: all.
-            progress: told of bytes that are done with.
+            progress: called with the number of bytes just processed.
         Raises:
             NotAllowed: the keys may not sign for that model.
-            VersionPublished: it is there with other content.
+            VersionPublished: it exists with other content.
             BadManifest: the bundle's manifest cannot be used.
-            BadRepository: a file of the bundle is not what its manifest says.
+            BadRepository: a file of the bundle does not match its manifest.
         """
         signers = [signer] if isinstance(signer, Signer) else list(signer)
         content, selector = read(bundle.folder / MANIFEST), selector or Selector()
@@ -160,8 +160,8 @@ class Repository(SignedFolder):
             newest = self.newest(owner.name, targets)
             if newest is None and self.latest_version(owner.name):
                 raise NotAllowed(
-                    f"What {owner.name} signed before does not count with the keys it has now",
-                    remedy=f"First say what is to count: `hedgerow trust renew {owner.name} --key KEY` signs it anew.",
+                    f"{owner.name} signed its versions with keys it no longer has",
+                    remedy=f"Sign the ones to keep again first: `hedgerow trust renew {owner.name} --key KEY`.",
                 )
             signed = newest.signed if newest else Targets()
             target = TargetFile.from_data(path, content, ["sha256"])
@@ -169,7 +169,7 @@ class Repository(SignedFolder):
             there = signed.targets.get(path)
             if there is not None and there.hashes != target.hashes:
                 raise VersionPublished(
-                    f"{manifest.name} {manifest.version} is published, as sha256:{there.hashes.get('sha256')}; this is "
+                    f"{manifest.name} {manifest.version} is published as sha256:{there.hashes.get('sha256')}; this is "
                     f"{digest_of(content)}"
                 )
             chunks, size = put_chunks(self.folder, bundle.folder, manifest, progress)
@@ -183,7 +183,7 @@ class Repository(SignedFolder):
                 self.put(owner.name, self.sign(signed, owner.name, signers))
             live = self.has_online_key
             if live:
-                self.take_in()
+                self.include_signed()
         return Published(
             name=manifest.name,
             version=manifest.version,
@@ -198,21 +198,21 @@ class Repository(SignedFolder):
         )
 
     def refresh_timestamp(self, now: float | None = None) -> bool:
-        """Take in what owners have signed, and say that this is the newest, if it was not said today.
+        """Include what owners have signed, and sign the timestamp if that was not done today.
 
         Args:
-            now: Unix seconds; the clock's, if left out.
+            now: Unix seconds; None: read the clock.
         Returns: whether there was anything to do.
         Raises:
-            NotAllowed: the online key is not here, or is not the one that the root names.
+            NotAllowed: the online key is missing, or is not the one the root names.
             KeyUnusable: it cannot be read.
-            BadRepository: the clock is before the time at which the last timestamp was signed: nodes would refuse it.
+            BadRepository: the clock is earlier than the last timestamp's signing time: nodes would refuse the new one.
         """
         with self.changing():
-            return self.take_in(now)
+            return self.include_signed(now)
 
-    def take_in(self, now: float | None = None) -> bool:
-        """What `refresh_timestamp` does, for who is changing the repository anyway."""
+    def include_signed(self, now: float | None = None) -> bool:
+        """Do the same as `refresh_timestamp`, for a caller that holds the lock."""
         now = self._clock() if now is None else now
         root, targets = self.root().signed, self.targets()
         seen_timestamp, seen_snapshot = self.timestamp(), self.snapshot()
@@ -223,10 +223,10 @@ class Repository(SignedFolder):
         )
         if last is not None and now < last - 60:
             raise BadRepository(
-                f"The clock is {last - now:,.0f} s before the time at which the last timestamp was signed",
+                f"The clock is {last - now:,.0f} s earlier than the last timestamp's signing time",
                 remedy="Set this machine's clock. If it was ahead then, rotate the online key: see docs/operator/trust.md.",
             )
-        meta = dict(seen_snapshot.signed.meta) if seen_snapshot else {}  # nodes refuse a snapshot that forgets a role
+        meta = dict(seen_snapshot.signed.meta) if seen_snapshot else {}  # nodes refuse a snapshot that omits a role
         meta["targets.json"] = self.meta("targets", targets.signed.version)
         for owner in self.owners():
             newest = self.newest(owner, targets.signed)
@@ -251,14 +251,14 @@ class Repository(SignedFolder):
     def _sign_online(self, signed: Signed, role: str, now: float) -> Metadata[Any]:
         if not self.has_online_key:
             raise NotAllowed(
-                f"The online key is not here: there is no {self.online_key}",
-                remedy="Do this where it is, or name it: `--online-key FILE`.",
+                f"The online key {self.online_key} does not exist here",
+                remedy="Run this where the key is, or name it: `--online-key FILE`.",
             )
-        signer = open_signer(str(self.online_key), self._secrets or Secrets.here())
+        signer = open_signer(str(self.online_key), self._secrets or Secrets.gather())
         if signer.public_key.keyid not in self.root().signed.roles[role].keyids:
             raise NotAllowed(
-                f"{self.online_key} is not the key that the root says is for the {role}",
-                remedy="Give the right online key, or rotate it: `hedgerow trust rotate online`.",
+                f"{self.online_key} is not the key that the root names for the {role}",
+                remedy="Use the right online key, or rotate it: `hedgerow trust rotate online`.",
             )
         stamp(signed, role, now)
         metadata: Metadata[Any] = Metadata(signed)
@@ -276,23 +276,23 @@ class Repository(SignedFolder):
             if len(given) >= role.threshold:
                 return role
             raise NotAllowed(
-                f"{name} is {role.name}'s, and {len(given)} of the {role.threshold} keys needed to sign for it are given",
-                remedy=f"Sign with {role.name}'s key, or change whose the model is: `hedgerow trust add`.",
+                f"{name} belongs to {role.name}, and only {len(given)} of the {role.threshold} keys needed were given",
+                remedy=f"Sign with {role.name}'s key, or change the model's owner: `hedgerow trust add`.",
             )
         raise NotAllowed(
-            f"Nobody may sign for {name} yet",
-            remedy=f"Say who: `hedgerow trust add OWNER --model {name} --public-key …`.",
+            f"{name} has no owner yet",
+            remedy=f"Add one: `hedgerow trust add OWNER --model {name} --public-key …`.",
         )
 
 
 def online_key_of(folder: Path) -> Path:
-    """Where a repository's online key is if nothing else is said: beside its folder, never in it."""
+    """Default path of a repository's online key: next to its folder, never in it."""
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     return folder.with_name(f"{folder.name}.online.pem")
 
 
 def _counts(metadata: Metadata[Snapshot] | Metadata[Timestamp], role: str, root: Root, now: float) -> bool:
-    """Whether it need not be signed anew yet: by the key that the root says, today, or for a snapshot in half its life."""
+    """Whether it is still fresh: signed with the root's key today, or for a snapshot within half its life."""
     at = signed_at(metadata.signed)
     rest = REFRESH_EVERY if role == "timestamp" else lifetime(role) / 2
     return _verified(metadata, role, root) and at is not None and now < at + rest.total_seconds()

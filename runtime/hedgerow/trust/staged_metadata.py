@@ -1,8 +1,8 @@
-"""Changes that wait for signatures, because not all holders of keys are at one table: `staged/VERSION.ROLE.json`.
+"""Changes that wait for signatures of absent key holders: `staged/VERSION.ROLE.json`.
 
 Rules:
-- What is signed enough counts at once; what is not is staged, and counts as soon as it is.
-- One change of a role at a time: a second would be built on what does not count yet, or do away with the first unseen.
+- A change with enough signatures is valid at once; otherwise it is staged, and valid as soon as it has enough.
+- One change per role at a time: a second would build on one that is not valid yet, or silently replace it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from hedgerow.trust.roles import name_of
 
 @dataclass(frozen=True, slots=True)
 class StagedChange:
-    """What a change has come to.
+    """Outcome of a change.
 
     Attributes:
-        role, version: the metadata that was made.
-        missing: signatures it still needs; 0: it counts.
-        waits_for: names of keys that could give them.
-        live: whether nodes see it; else it waits for signatures, for those named next, or for whoever has the online key.
-        to_renew: roles whose keys have changed, so that what they have signed counts no more until they sign it anew.
+        role, version: of the new metadata.
+        missing: signatures it still needs; 0: it is valid.
+        waits_for: names of the keys that could sign.
+        live: whether nodes see it; else it waits for signatures, for the roles in `to_renew`, or for the online key.
+        to_renew: roles whose keys have changed and whose metadata is invalid until they sign it again.
     """
 
     role: str
@@ -43,22 +43,22 @@ class StagedChange:
 
 
 def staged(repository: Repository) -> list[Path]:
-    """What waits for signatures."""
+    """Return the files that wait for signatures."""
     return sorted((repository.folder / "staged").glob("*.*.json"))
 
 
 def sign_staged(repository: Repository, signers: Sequence[Signer]) -> list[StagedChange]:
-    """Sign what waits for signatures, with those keys that it waits for.
+    """Sign staged changes with those of the keys they wait for.
 
     Raises:
-        NotAllowed: it waits for none of these keys.
-        BadRepository: it cannot be read, or another change has overtaken it.
+        NotAllowed: no change waits for any of these keys.
+        BadRepository: a change cannot be read, or is outdated.
     """
     steps = []
     with repository.changing():
         for path in staged(repository):
             metadata = read_staged(path)
-            _demand_next(repository, path, metadata)
+            _require_next(repository, path, metadata)
             waits = missing_signatures(repository, metadata)[1]
             usable = [signer for signer in signers if signer.public_key.keyid in waits]
             for signer in usable:
@@ -67,22 +67,22 @@ def sign_staged(repository: Repository, signers: Sequence[Signer]) -> list[Stage
                 steps.append(settle(repository, metadata))
     if not steps:
         raise NotAllowed(
-            "Nothing waits for a signature of these keys",
-            remedy="See what waits, and for whom: `hedgerow trust status`.",
+            "No change waits for a signature of these keys",
+            remedy="`hedgerow trust status` shows staged changes and the keys they wait for.",
         )
     return steps
 
 
 def read_staged(path: Path) -> Metadata[Any]:
-    """What waits for signatures. Raises: BadRepository: it is none."""
+    """Read a staged change. Raises: BadRepository: it is not metadata."""
     try:
         return Metadata.from_bytes(read(path))
     except DeserializationError as error:
-        raise BadRepository(f"{path} is no metadata", remedy="Remove it, and make the change again.") from error
+        raise BadRepository(f"{path} is not metadata", remedy="Remove it, and make the change again.") from error
 
 
 def missing_signatures(repository: Repository, metadata: Metadata[Any]) -> tuple[int, dict[str, str]]:
-    """How many signatures staged metadata needs, and the keys that could give them: id → name."""
+    """Return how many signatures staged metadata needs, and the keys that could sign: id → name."""
     role, root = metadata.signed.type, repository.root().signed
     judges: list[Root] = [root, metadata.signed] if isinstance(metadata.signed, Root) else [root]
     missing, waits_for = 0, dict[str, str]()
@@ -94,18 +94,18 @@ def missing_signatures(repository: Repository, metadata: Metadata[Any]) -> tuple
     return missing, waits_for
 
 
-def nothing_staged(repository: Repository, role: str) -> None:
-    """Raises: BadRepository: a change of that role waits already."""
+def require_nothing_staged(repository: Repository, role: str) -> None:
+    """Raises: BadRepository: a change of that role is staged already."""
     for path in staged(repository):
         if path.name.endswith(f".{role}.json"):
             raise BadRepository(
                 f"A change of {role} waits for signatures already: {path}",
-                remedy="Sign it first (`hedgerow trust sign`), or remove that file if it is not to be.",
+                remedy="Sign it first (`hedgerow trust sign`), or remove that file to drop the change.",
             )
 
 
 def settle(repository: Repository, metadata: Metadata[Any]) -> StagedChange:
-    """Let metadata count if it is signed enough; else stage it."""
+    """Install metadata that has enough signatures; otherwise stage it."""
     role, version = metadata.signed.type, metadata.signed.version
     aside = repository.folder / "staged" / f"{version}.{role}.json"
     missing, waits_for = missing_signatures(repository, metadata)
@@ -116,26 +116,26 @@ def settle(repository: Repository, metadata: Metadata[Any]) -> StagedChange:
     repository.put(role, metadata)
     aside.unlink(missing_ok=True)
     to_renew = tuple(repository.to_renew())
-    return StagedChange(role, version, live="targets" not in to_renew and show(repository), to_renew=to_renew)
+    return StagedChange(role, version, live="targets" not in to_renew and make_visible(repository), to_renew=to_renew)
 
 
-def show(repository: Repository) -> bool:
-    """Let nodes see what is signed, if the online key is here. Returns: whether they do."""
+def make_visible(repository: Repository) -> bool:
+    """Make signed metadata visible to nodes if the online key is here. Returns: whether they see it."""
     if not repository.has_online_key:
         return False
     try:
-        repository.take_in()
-    except NotAllowed:  # it is the old one, or another's: who has the right one does it
+        repository.include_signed()
+    except NotAllowed:  # an old or foreign key: the holder of the right one does it
         return False
     return True
 
 
-def _demand_next(repository: Repository, path: Path, metadata: Metadata[Any]) -> None:
-    """Raises: BadRepository: another change has come to count since this one was staged."""
+def _require_next(repository: Repository, path: Path, metadata: Metadata[Any]) -> None:
+    """Raises: BadRepository: another change has become valid since this one was staged."""
     role, version = metadata.signed.type, metadata.signed.version
     latest = repository.root().signed.version if role == "root" else repository.latest_version(role)
     if version != latest + 1:
         raise BadRepository(
-            f"{path} is overtaken: {role} {latest} counts already",
+            f"{path} is outdated: {role} {latest} is valid already",
             remedy="Remove that file, and make the change again if it is still wanted.",
         )

@@ -1,4 +1,4 @@
-"""How a repository is: who may do what, how long it counts, what is published, what waits."""
+"""Status of a repository: roles, expiry, published versions and staged changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hedgerow.trust.staged_metadata import missing_signatures, read_staged, stag
 
 @dataclass(frozen=True, slots=True)
 class KeyStatus:
-    """A key that counts."""
+    """A valid key."""
 
     id: str
     name: str
@@ -23,7 +23,7 @@ class KeyStatus:
 
 @dataclass(frozen=True, slots=True)
 class TargetStatus:
-    """A version that is published."""
+    """A published version."""
 
     name: str
     version: str
@@ -38,10 +38,10 @@ class RoleStatus:
     Attributes:
         threshold: how many of its keys must sign.
         version: of its newest metadata; 0: it has signed nothing yet.
-        expires_at: Unix seconds until which that counts.
+        expires_at: when that expires, Unix seconds.
         models: what an owner may sign.
-        published: what it has signed.
-        problem: why nodes refuse what it says; None: they do not.
+        published: the versions it has signed.
+        problem: why nodes refuse its metadata; None: they do not.
     """
 
     role: str
@@ -69,9 +69,9 @@ class RepositoryStatus:
     """A repository.
 
     Attributes:
-        roles: the four of them, then the owners.
-        online_key: whether it is at hand here.
-        unseen: roles whose newest metadata nodes do not see yet: it waits for the online key.
+        roles: the four top-level roles, then the owners.
+        online_key: whether it exists here.
+        unseen: roles whose newest metadata nodes do not see yet, because the online key must include it.
     """
 
     folder: str
@@ -82,12 +82,12 @@ class RepositoryStatus:
 
     @property
     def problems(self) -> list[str]:
-        """What nodes refuse."""
+        """Roles whose metadata nodes refuse, each with the reason."""
         return [f"{role.role}: {role.problem}" for role in self.roles if role.problem]
 
 
-def look(repository: Repository, now: float) -> RepositoryStatus:
-    """How a repository is.
+def read_status(repository: Repository, now: float) -> RepositoryStatus:
+    """Return the status of a repository.
 
     Raises: BadRepository: something in it cannot be read.
     """
@@ -95,20 +95,20 @@ def look(repository: Repository, now: float) -> RepositoryStatus:
     snapshot, timestamp = repository.snapshot(), repository.timestamp()
     roles = []
     for role, metadata in (("root", root), ("targets", targets), ("snapshot", snapshot), ("timestamp", timestamp)):
-        said = root.signed.roles[role]
+        definition = root.signed.roles[role]
         problem = "nothing is signed yet" if metadata is None else None
         if metadata is not None:
             try:
                 root.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
             except RepositoryError:
                 verb = "renew targets" if role == "targets" else "refresh"
-                problem = f"what is signed does not count with the keys it has now; run `hedgerow trust {verb}`"
+                problem = f"it was signed with keys it no longer has; run `hedgerow trust {verb}`"
         expires = metadata.signed.expires.timestamp() if metadata else None
         roles.append(
             RoleStatus(
                 role,
-                _keys(root.signed, said.keyids),
-                said.threshold,
+                _keys(root.signed, definition.keyids),
+                definition.threshold,
                 metadata.signed.version if metadata else 0,
                 expires,
                 problem=problem or _expired(expires, now),
@@ -135,9 +135,9 @@ def _owner(repository: Repository, targets: Targets, owner: DelegatedRole, now: 
     newest = repository.newest(owner.name, targets)
     problem, latest = None, repository.latest_version(owner.name)
     if newest is None and latest:
-        problem = f"what it signed does not count with the keys it has now; run `hedgerow trust renew {owner.name}`"
+        problem = f"it was signed with keys it no longer has; run `hedgerow trust renew {owner.name}`"
     elif newest is not None and latest > newest.signed.version:
-        problem = f"{latest}.{owner.name}.json does not count: it is damaged, or signed by others"
+        problem = f"{latest}.{owner.name}.json is invalid: damaged, or signed by other keys"
     expires = newest.signed.expires.timestamp() if newest else None
     published = []
     for path, target in sorted(newest.signed.targets.items()) if newest else ():
@@ -172,4 +172,4 @@ def _keys(delegator: Root | Targets, keyids: Sequence[str]) -> tuple[KeyStatus, 
 
 
 def _expired(expires: float | None, now: float) -> str | None:
-    return "it counts no longer: sign it anew" if expires is not None and expires <= now else None
+    return "it has expired; sign it again" if expires is not None and expires <= now else None

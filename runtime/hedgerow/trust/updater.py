@@ -1,4 +1,4 @@
-"""tuf's client, with what it leaves no hook for: another clock than the machine's, and files that survive a power cut.
+"""tuf's client with a replaceable clock and files that survive a power cut, for which tuf has no hooks.
 
 This is the only module that reaches into tuf's `Updater`; `tests/trust/test_updater.py` notices when tuf changes there.
 """
@@ -29,24 +29,24 @@ _LIMITS: Final = UpdaterConfig(
 )
 
 _LAST_MOMENT: Final = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
-"""A clock, or a thief's signature, may say what no calendar has."""
+"""Largest representable time: a clock, or a forged signing time, may exceed the calendar."""
 
 Judge = Callable[[Root, Timestamp | None], float]
-"""The time, Unix seconds, by which metadata is judged: given the root, and the timestamp that was good before."""
+"""Returns the time in Unix seconds at which expiry is judged, from the root and the last valid timestamp."""
 
 
 class JudgedUpdater(Updater):
     """tuf's client, for one refresh.
 
     Attributes:
-        fetcher: where documents came from; it knows the last.
+        fetcher: fetches the documents; holds the last one.
     """
 
     def __init__(self, folder: Path, root: bytes, fetcher: TufFetcher, judge: Judge) -> None:
-        """Begin at a root.
+        """Start from a root.
 
         Raises:
-            RepositoryError: `root` is none.
+            RepositoryError: `root` is not one.
             PkiError: the folder cannot be written.
         """
         make_folder(folder / "metadata" / "root_history")
@@ -65,7 +65,7 @@ class JudgedUpdater(Updater):
 
     @property
     def judged_at(self) -> datetime:
-        """The time by which metadata is judged."""
+        """The time at which expiry is judged."""
         return self._trusted_set.reference_time
 
     @property
@@ -79,20 +79,20 @@ class JudgedUpdater(Updater):
         return self._trusted_set.timestamp
 
     def trusted(self, role: str) -> Signed | None:
-        """What is believed of a role; None: nothing yet."""
+        """Return the trusted metadata of a role; None: none yet."""
         return self._trusted_set.get(role)
 
     def delegators(self, role: str) -> list[Root | Targets]:
-        """Who say whose keys count for a role: it has to be signed for each who leads to it."""
+        """Return the metadata that names a role's keys: the role must be correctly signed for each of them."""
         if role in TOP:
             return [self.root]
         owners = [each for each in self._trusted_set if isinstance(each, Targets) and each.delegations]
         return [each for each in owners if each.delegations and role in (each.delegations.roles or {})]
 
     def _load_timestamp(self) -> None:
-        """The root is final from here on, so the time can be settled, before anything is judged by it.
+        """Set the time of judgement, now that the root is final and before anything expires by it.
 
-        What comes after the timestamp is judged by when that was signed too.
+        Metadata after the timestamp is also judged by the timestamp's signing time.
         """
         self._settle_time(self._timestamp_before())
         if self.root.is_expired(self.judged_at):
@@ -105,7 +105,7 @@ class JudgedUpdater(Updater):
         self._trusted_set.reference_time = datetime.fromtimestamp(min(max(moment, 0.0), _LAST_MOMENT), UTC)
 
     def _timestamp_before(self) -> Timestamp | None:
-        """What this node believed last, if the root still lets its key count."""
+        """Return the last accepted timestamp, if the root still names its key."""
         try:
             known = Metadata[Timestamp].from_bytes(self._load_local_metadata(Timestamp.type))
             self.root.verify_delegate(Timestamp.type, known.signed_bytes, known.signatures)
@@ -114,5 +114,5 @@ class JudgedUpdater(Updater):
         return known.signed if isinstance(known.signed, Timestamp) else None
 
     def _persist_file(self, filename: str, data: bytes) -> None:
-        """Rollbacks are noticed by what is kept here, so it has to be there after a power cut."""
+        """Write a file so that it survives a power cut: without it, rollbacks would go unnoticed."""
         write(Path(filename), data)

@@ -429,7 +429,7 @@ def repository(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Path:
     paths = {name: folder / f"{name}.pem" for name in ("root", "targets", "owner")}
     keys = {name: make_key(path, None) for name, path in {**paths, "online": online_key_of(there.folder)}.items()}
     signers = {name: open_signer(str(path), Secrets()) for name, path in paths.items()}
-    key_ceremony.begin(
+    key_ceremony.create(
         there,
         root_keys=[keys["root"]],
         root_threshold=1,

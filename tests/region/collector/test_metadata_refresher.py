@@ -72,7 +72,7 @@ def test_without_the_online_key_it_only_says_how_long_things_count(world: World)
     assert keeper.problems() == []
     world.time.passes(6 * DAY)
     keeper.look()
-    assert keeper.problems() == ["timestamp of the repository: it counts no longer: sign it anew"]
+    assert keeper.problems() == ["timestamp of the repository: it has expired; sign it again"]
 
 
 def test_what_stands_in_the_way_is_told_once_and_so_is_that_it_is_over(world: World) -> None:
@@ -83,7 +83,7 @@ def test_what_stands_in_the_way_is_told_once_and_so_is_that_it_is_over(world: Wo
         for _ in range(3):
             world.time.wall = good - 2 * DAY
             keeper.look()
-        assert "before the time at which the last timestamp was signed" in keeper.problems()[0]
+        assert "earlier than the last timestamp's signing time" in keeper.problems()[0]
         world.time.wall = good
         keeper.look()
 
@@ -97,7 +97,7 @@ def test_a_folder_that_is_no_repository_holds_up_nothing(tmp_path: Path) -> None
     keeper = MetadataRefresher(tmp_path / "nowhere", None)
     keeper.look()
 
-    assert "is no repository" in keeper.problems()[0]
+    assert "is not a repository" in keeper.problems()[0]
 
 
 def test_a_role_that_ends_soon_is_warned_of_once_a_day(world: World) -> None:

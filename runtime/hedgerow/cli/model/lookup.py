@@ -111,9 +111,9 @@ def _entries(store: Path) -> Iterator[_StoredBundle]:
 
     if (store / "metadata" / "1.root.json").is_file():
         from hedgerow.trust.repository import Repository
-        from hedgerow.trust.status import look
+        from hedgerow.trust.status import read_status
 
-        for role in look(Repository.open(store), time.time()).roles:
+        for role in read_status(Repository.open(store), time.time()).roles:
             for one in role.published:
                 folder = store / "targets" / one.name / one.version
                 yield _StoredBundle(one.name, one.version, one.digest, folder, store)

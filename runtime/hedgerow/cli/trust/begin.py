@@ -59,7 +59,7 @@ def init(
         _say_plan(repository, [*made, *([] if online.exists() else [online])], threshold, json=json)
         return
     there = Repository(repository, online)
-    there.demand_none()
+    there.require_absent()
     secrets = secrets_of(passphrase_file)
     if made:
         word = None if no_passphrase else new_passphrase(secrets, "the new keys")
@@ -70,7 +70,7 @@ def init(
         make_key(online, None)
     signers = [open_signer(name, secrets) for name in [*roots, *targets] if _signs(name)]
     there = Repository(repository, online, secrets=secrets)
-    key_ceremony.begin(
+    key_ceremony.create(
         there,
         root_keys=[read_public(name, secrets) for name in roots],
         root_threshold=threshold,

@@ -86,7 +86,7 @@ def secrets_of(file: Path | None, *more: str | None) -> Secrets:
     """How to come by passphrases and PINs: these, a file, the environment, a person."""
     from hedgerow.trust.keys import Secrets
 
-    found = Secrets.here(file, _ask)
+    found = Secrets.gather(file, _ask)
     return Secrets([*(word for word in more if word), *found.known], found.pins, found.ask)
 
 

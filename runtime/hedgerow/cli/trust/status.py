@@ -53,10 +53,10 @@ def status(
     Exits with 1 if nodes refuse something of it.
     """
     from hedgerow.trust.repository import Repository
-    from hedgerow.trust.status import look
+    from hedgerow.trust.status import read_status
 
     now = time.time()
-    seen = look(Repository.open(repository), now)
+    seen = read_status(Repository.open(repository), now)
     if json:
         print_json({**_plain(seen), "problems": seen.problems})
     else:

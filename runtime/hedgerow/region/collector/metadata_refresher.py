@@ -18,7 +18,7 @@ import structlog
 from hedgerow.errors import HedgerowError, internal
 from hedgerow.trust.repository import Repository
 from hedgerow.trust.roles import ONLINE, REFRESH_EVERY, TOP, lifetime
-from hedgerow.trust.status import RoleStatus, look
+from hedgerow.trust.status import RoleStatus, read_status
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +89,7 @@ class MetadataRefresher:
         if repository.has_online_key and repository.refresh_timestamp(now):
             timestamp = repository.timestamp()
             log.info("repository-refreshed", timestamp=timestamp.signed.version if timestamp else None)
-        self._roles = look(repository, now).roles
+        self._roles = read_status(repository, now).roles
         for role in self._roles:
             self._warn(role, now)
 
