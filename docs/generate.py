@@ -120,6 +120,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "queue": config.QueueSection,
         "publish": config.PublishSection,
         "fields": config.FieldsSection,
+        "outbox": config.OutboxSection,
         "metrics-section": config.MetricsSection,
         "fleet": config.FleetSection,
         "sources": config.SourceSection,

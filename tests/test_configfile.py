@@ -188,7 +188,7 @@ def test_a_variable_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
     (problem,) = problems(WHOLE)
 
-    assert problem.remedy == "Look at the HEDGEROW_* environment variables."
+    assert problem.remedy == "Check the HEDGEROW_* environment variables."
 
 
 # Where a key may be added, as the keys that lead there, with the line of that key's own section in WHOLE.
@@ -304,7 +304,7 @@ def test_no_text_brings_the_reader_down(text: str) -> None:
 def test_a_file_deep_enough_to_exhaust_the_stack_is_refused() -> None:
     (problem,) = problems("a: " + "[" * 800)
 
-    assert problem.message == "nests deeper than 50"
+    assert problem.message == "nests deeper than 50 levels"
 
 
 def test_where_a_path_of_keys_stands() -> None:

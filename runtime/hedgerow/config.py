@@ -1,11 +1,11 @@
-"""What a node's configuration file may say.
+"""Schema of a node's configuration file.
 
 Rules:
 - Frozen, unknown keys refused, units in names (`max_age_s`, `max_bytes`).
 - Every field has a description: it is the documentation, the JSON Schema and the editor's hint.
-- These classes say what is valid by itself. Whether a stage or a model exists is found out when the node builds.
+- These classes check values on their own. `configcheck.py` checks that stages and models exist.
 
-Reading files, with line numbers in the errors, is `configfile.py`.
+`configfile.py` reads files and adds line numbers to errors.
 """
 
 from __future__ import annotations
@@ -69,33 +69,35 @@ Filters = Annotated[
 
 
 class NodeSection(Section):
-    """Who this node is."""
+    """The node's identity, and its share of the machine."""
 
     region: Name = Field("local", description="Region the site belongs to.")
-    site: Name = Field("site", description="Site (one LAN, one broker) the node stands in.")
+    site: Name = Field("site", description="Site (one LAN, one broker) the node belongs to.")
     name: Name = Field("node", description="Name of the node, unique within its site.")
     labels: Annotated[dict[str, str], AfterValidator(_labelled)] = Field(
         default_factory=dict,
-        description="What the region chooses nodes by, besides what the machine says of itself (`arch`, `cores`, `site` …).",
+        description="Labels by which rollouts select nodes, in addition to the automatic ones (`arch`, `cores`, `site` …).",
         examples=[{"hardware": "nuc", "ring": "early"}],
     )
     state_dir: Path = Field(
         Path(".hedgerow"),
-        description="Folder for what the node keeps (compiled and tuned models), relative to this file.",
+        description="Folder for the node's state: outbox, fetched, compiled and tuned models. Relative to this file.",
     )
     drain_s: float = Field(10, gt=0, description="Longest time to finish frames in flight when stopping or reloading.")
     threads: int | None = Field(
-        None, ge=1, description="Cores this node may use; by default those the container or the affinity mask allows."
+        None,
+        ge=1,
+        description="Cores this node may use; by default those that the container or the affinity mask allows.",
     )
     event_loop: Literal["asyncio", "uvloop"] = Field(
         "asyncio",
-        description="`uvloop` (`pip install hedgerow[uvloop]`) costs less where most frames are QoS 1 or nearly nothing is "
-        "computed; with a model it made no difference, or cost more. Measure.",
+        description="`uvloop` (`pip install hedgerow[uvloop]`) uses less CPU if most frames are QoS 1 or stages compute very "
+        "little; with a model it made no difference, or used more. Measure.",
     )
 
     @property
     def address(self) -> Address:
-        """Where the node stands in the topic tree."""
+        """The node's address in the topic tree."""
         return Address(self.region, self.site, self.name)
 
 
@@ -103,16 +105,16 @@ class TlsSection(Section):
     """Certificates for the broker."""
 
     ca_file: Path | None = Field(
-        None, description="Authority that signed the broker's certificate; the system's if left out."
+        None, description="CA that signed the broker's certificate; by default the system's CAs."
     )
     cert_file: Path | None = Field(None, description="This node's certificate, PEM.")
     key_file: Path | None = Field(None, description="This node's private key, PEM.")
     crl_file: Path | None = Field(
         None,
-        description="Revocation lists of all authorities, PEM; a broker whose certificate is revoked is then refused.",
+        description="Revocation lists of all CAs, PEM; a broker whose certificate is revoked is then refused.",
     )
     min_version: Literal["1.2", "1.3"] = Field(
-        "1.3", description="Oldest TLS that will do. 1.2 is for brokers that have nothing newer."
+        "1.3", description="Oldest TLS version accepted. Use 1.2 only for brokers without 1.3."
     )
 
 
@@ -125,15 +127,15 @@ class BrokerSection(Section):
         description="mqtt://HOST:PORT, mqtts://HOST:PORT (TLS) or unix:///path/to/socket.",
         examples=["mqtt://127.0.0.1:1883", "mqtts://broker.site.lan:8883", "unix:///run/mosquitto.sock"],
     )
-    username: str | None = Field(None, description="User name, if the broker asks for one.")
+    username: str | None = Field(None, description="User name, if the broker requires one.")
     password: SecretStr | None = Field(
-        None, description="Password; better in `password_file` or HEDGEROW_BROKER__PASSWORD."
+        None, description="Password. Prefer `password_file` or HEDGEROW_BROKER__PASSWORD."
     )
-    password_file: Path | None = Field(None, description="File that holds the password on its first line.")
+    password_file: Path | None = Field(None, description="File with the password on its first line.")
     tls: TlsSection = Field(TlsSection(), description="Certificates, for mqtts://.")
-    keepalive_s: int = Field(30, ge=5, le=65535, description="Longest silence before the link counts as dead.")
+    keepalive_s: int = Field(30, ge=5, le=65535, description="Longest silence before the link is considered dead.")
     session_expiry_s: int = Field(
-        86_400, ge=0, description="How long the broker keeps QoS 1 frames for this node while it is away."
+        86_400, ge=0, description="How long the broker keeps QoS 1 frames for this node while it is disconnected."
     )
 
     @model_validator(mode="after")
@@ -143,7 +145,7 @@ class BrokerSection(Section):
         return self
 
     def anchored(self, folder: Path) -> BrokerSection:
-        """The same, with paths that count from a folder."""
+        """Return a copy with its paths relative to `folder`."""
         files = {name: folder / path for name, path in self.tls if isinstance(path, Path)}
         changes: dict[str, Any] = {"tls": self.tls.model_copy(update=files)}
         if self.password_file is not None:
@@ -156,42 +158,43 @@ class ModelConfig(Section):
 
     path: str = Field(
         description="Model file (.onnx, .xml, .tflite), relative to this file; `package:NAME/path/inside` for a file inside an "
-        "installed Python package; or `bundle:NAME` for whichever version of that model the region has this node serve.",
+        "installed Python package; or `bundle:NAME` for the version of that model that the region assigns to this node.",
         examples=["models/door.onnx", "package:silero_vad/data/silero_vad_16k_op15.onnx", "bundle:door"],
     )
     backend: Literal["auto", "onnxruntime", "openvino"] = Field(
-        "auto", description="`auto` takes what `hedgerow tune` measured as best here, else the first that can run it."
+        "auto",
+        description="`auto` takes the fastest that `hedgerow tune` measured on this machine, else the first that can run it.",
     )
-    device: str = Field("CPU", description="CPU, GPU, NPU, CUDA, TensorRT: in the backend's words.")
+    device: str = Field("CPU", description="CPU, GPU, NPU, CUDA, TensorRT: as the backend names it.")
     if_device_missing: Literal["fail", "degrade"] = Field(
-        "fail", description="`degrade` runs on the CPU instead and says so in every health report."
+        "fail", description="`degrade` runs on the CPU instead and reports that in every health report."
     )
     max_batch: int | None = Field(None, ge=1, description="Most frames in one inference; by default as tuned, else 16.")
-    streams: int | None = Field(None, ge=1, description="Inferences at the same time; by default as tuned, else 1.")
+    streams: int | None = Field(None, ge=1, description="Inferences that run in parallel; by default as tuned, else 1.")
     threads: int | None = Field(
         None, ge=1, description="Threads an inference may use; by default the node's cores ÷ streams."
     )
     constants: dict[str, bool | int | float] = Field(
-        default_factory=dict, description="Inputs that always have the same value, e.g. a sampling rate."
+        default_factory=dict, description="Inputs with a fixed value, e.g. a sampling rate."
     )
     state: dict[str, str] = Field(
         default_factory=dict,
-        description="Hidden state kept per stream: input name → the output that is its next value. Begins at zero.",
+        description="Hidden state kept per stream: input name → output with its next value. Starts at zero.",
     )
     batch_axis: dict[str, int] = Field(
-        default_factory=dict, description="Axis that batches are stacked on, for inputs and outputs where it is not 0."
+        default_factory=dict, description="Batch axis of inputs and outputs where it is not 0."
     )
     open_batch: bool = Field(
         False,
-        description="Let batches form though the file fixes the batch axis to 1. OpenVINO can; the first batch is compared "
-        "with single frames, and batches end if they differ.",
+        description="Batch requests although the file fixes the batch axis to 1. OpenVINO only; the first batch is compared "
+        "with single frames, and batching stops if they differ.",
     )
     static_batches: bool = Field(
         False,
         description="Compile the model once for each of the batch sizes 1, 2, 3, 4, 6, 8, 12, 16 … `max_batch` and pad a batch "
-        "to the next. OpenVINO loses time whenever the size of a batch changes; this costs load time and memory for each.",
+        "to the next size. OpenVINO is slower whenever the batch size changes; each size costs load time and memory.",
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="Options passed to the backend as they are.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options passed to the backend unchanged.")
 
 
 class QueueSection(Section):
@@ -199,28 +202,30 @@ class QueueSection(Section):
 
     policy: Literal["latest", "fifo"] = Field(
         "latest",
-        description="When a stream's places are taken: `latest` drops its oldest frame, `fifo` the newcomer. QoS 0 only.",
+        description="When a stream's queue is full: `latest` drops its oldest frame, `fifo` the new one. QoS 0 only.",
     )
     max_age_s: float | None = Field(
         None,
         gt=0,
-        description="A frame that has waited longer is dropped before it is decoded. Left out: 5 s for QoS 0, never for QoS 1.",
+        description="A frame that has waited longer is dropped before it is decoded. Default: 5 s for QoS 0, never for QoS 1.",
     )
     deadline_s: float | None = Field(
         None,
         gt=0,
-        description="A result is of no use later than this after its frame came. A frame that will not make it is dropped "
-        "first, so that under overload the node does only work that is in time.",
+        description="A result is useless later than this after its frame arrived. A frame that will miss it is dropped "
+        "before it is processed, so under overload the node works only on frames it can finish in time.",
     )
     max_rate_per_stream: float | None = Field(
         None,
         gt=0,
-        description="Frames a second that a stream may bring; those above it are dropped as they come, QoS 1 too, which are "
-        "then acknowledged. Left out: any number.",
+        description="Most frames a second from one stream. Frames above it are dropped on arrival, QoS 1 too, and those are "
+        "then acknowledged. Default: no limit.",
     )
-    max_frames_per_stream: int = Field(8, ge=1, description="Places a stream has.")
-    max_frames: int = Field(4096, ge=1, description="Places all streams have together.")
-    max_bytes: int = Field(256 * 2**20, ge=1024, description="Payload bytes that may wait, all streams together.")
+    max_frames_per_stream: int = Field(8, ge=1, description="Most frames of one stream that may wait.")
+    max_frames: int = Field(4096, ge=1, description="Most frames of all streams together that may wait.")
+    max_bytes: int = Field(
+        256 * 2**20, ge=1024, description="Most payload bytes of all streams together that may wait."
+    )
 
 
 class StreamSection(Section):
@@ -228,12 +233,14 @@ class StreamSection(Section):
 
     by: Literal["topic", "level", "field"] = Field(
         "topic",
-        description="`topic`: each topic is a stream; `level`: one level of the topic; `field`: a field of a JSON or MessagePack payload.",
+        description="`topic`: by the topic; `level`: by one level of the topic; `field`: by a field of a JSON or MessagePack payload.",
     )
-    level: int | None = Field(None, ge=0, description="For `level`: which level of the topic, counted from 0.")
-    field: str | None = Field(None, min_length=1, description="For `field`: its name at the top of the payload.")
+    level: int | None = Field(None, ge=0, description="For `level`: the level of the topic, counted from 0.")
+    field: str | None = Field(
+        None, min_length=1, description="For `field`: the name of a top-level field of the payload."
+    )
     max_streams: int = Field(
-        10_000, ge=1, description="Streams whose state is kept; the longest silent one is forgotten first."
+        10_000, ge=1, description="Streams whose state is kept; that of the stream silent for longest is dropped first."
     )
 
     @model_validator(mode="after")
@@ -246,10 +253,10 @@ class StreamSection(Section):
 
 
 class FieldsSection(Section):
-    """Which fields of a result go out: of the mapping that a result's `result` is."""
+    """Which fields of a result's `result` mapping are published."""
 
-    keep: tuple[str, ...] | None = Field(None, description="Only these fields.")
-    drop: tuple[str, ...] = Field((), description="All fields but these.")
+    keep: tuple[str, ...] | None = Field(None, description="Publish only these fields.")
+    drop: tuple[str, ...] = Field((), description="Publish all fields but these.")
 
     @model_validator(mode="after")
     def _one_way(self) -> FieldsSection:
@@ -258,31 +265,33 @@ class FieldsSection(Section):
         return self
 
     def __bool__(self) -> bool:
-        """Whether any field is held back."""
+        """Whether any field is removed."""
         return self.keep is not None or bool(self.drop)
 
 
 class PublishSection(Section):
-    """How results go out."""
+    """How results are published."""
 
     format: Literal["json", "msgpack"] = Field("json", description="Encoding of results.")
     qos: Literal[0, 1] = Field(1, description="QoS of results.")
-    expiry_s: int | None = Field(None, ge=1, description="The broker forgets a result nobody took after this time.")
+    expiry_s: int | None = Field(
+        None, ge=1, description="The broker discards a result that was not delivered within this time."
+    )
     durable: bool = Field(
         False,
-        description="Results must reach the region: they go into the node's outbox before their frame is acknowledged, and "
-        "stay there until the region says that it has them. See `outbox:`.",
+        description="Results must reach the region: they are written to the node's outbox before their frame is acknowledged, "
+        "and stay there until the region acknowledges them. See `outbox:`.",
     )
     priority: int = Field(
-        0, ge=0, le=9, description="Of durable results: higher ones are sent first and given up last."
+        0, ge=0, le=9, description="For durable results: higher priorities are sent first and given up last."
     )
     ttl_s: float | None = Field(
-        None, gt=0, description="A durable result is of no use after this time; a gap is declared in its place."
+        None, gt=0, description="A durable result is useless after this time; a gap takes its place."
     )
     fields: FieldsSection = Field(
         FieldsSection(),
-        description="Which fields of a result go out, e.g. `{keep: [detections]}`. One that has none (a picture, a list) goes "
-        "out empty with `keep` and whole with `drop`.",
+        description="Which fields of a result are published, e.g. `{keep: [detections]}`. A result without fields (a picture, a "
+        "list) is published empty with `keep` and whole with `drop`.",
     )
 
     @model_validator(mode="after")
@@ -291,7 +300,7 @@ class PublishSection(Section):
             raise ValueError("durable results have `qos: 1`")
         if self.durable and self.expiry_s is not None:
             raise ValueError(
-                "durable results have no `expiry_s`, by which a broker would lose them unseen: use `ttl_s`"
+                "durable results have no `expiry_s`, since the broker would discard them silently: use `ttl_s`"
             )
         if not self.durable and (self.priority or self.ttl_s is not None):
             raise ValueError("`priority` and `ttl_s` are for durable results: add `durable: true`")
@@ -334,11 +343,11 @@ class PipelineConfig(Section):
 
     subscribe: Filters = Field(description="Topic filter, or a list of them.", examples=["plant/+/door/image"])
     qos: Literal[0, 1] = Field(
-        1, description="Highest QoS asked for; frames come at the QoS their sensor chose, at most."
+        1, description="QoS of the subscription; a frame arrives with its sender's QoS, or this one if lower."
     )
     content_type: str | None = Field(
         None,
-        description="Type of payloads whose sender does not say (MQTT 3.1.1 sensors never do).",
+        description="Content type of payloads whose sender does not state one (MQTT 3.1.1 sensors cannot).",
         examples=["image/jpeg"],
     )
     stream: StreamSection = Field(StreamSection(), description="How streams are told apart.")
@@ -347,75 +356,78 @@ class PipelineConfig(Section):
         256,
         ge=1,
         le=65_535,
-        description="QoS 1 frames the broker may have under way to this pipeline: its back-pressure.",
+        description="Most unacknowledged QoS 1 frames in this pipeline; the broker holds back the rest.",
     )
     max_payload_bytes: int = Field(
-        32 * 2**20, ge=1, description="A larger payload is dead-lettered without being kept."
+        32 * 2**20, ge=1, description="A larger payload is not kept, and its frame is dead-lettered."
     )
     batch: int = Field(64, ge=1, description="Most frames that run through the stages together.")
     lanes: int | None = Field(
         None,
         ge=0,
         le=64,
-        description="Lists of frames that run at the same time, never two of one stream. Left out: as many as the "
-        "node has cores, or fewer, if trying under load shows that the interpreter lock makes fewer faster. 0: on the node's "
-        "event loop, which answers soonest; but a stage that hangs then stops the whole node.",
+        description="Lists of frames that run in parallel, never two of one stream. Default: one per core, or fewer, if "
+        "measuring under load shows that fewer are faster because of the interpreter lock. 0: on the node's event loop, which "
+        "has the lowest latency, but a stage that hangs then stops the whole node.",
     )
     workers: int = Field(
         0,
         ge=0,
         le=64,
-        description="Processes of its own that run the stages; 0: threads of the node. For pipelines bound by Python. "
-        "Each loads its models anew, and a stream always goes to the same one.",
+        description="Separate processes that run the stages; 0: threads of the node. For pipelines bound by Python. Each "
+        "loads its own copy of the models, and a stream always goes to the same one.",
     )
     stages: tuple[Annotated[StageEntry, _ShortForm], ...] = Field(
         min_length=1, description="The stages, in order: `name` or `name: {key: value}`. See `hedgerow plugin list`."
     )
-    publish: PublishSection = Field(PublishSection(), description="How results go out.")
+    publish: PublishSection = Field(PublishSection(), description="How results are published.")
     clock_tolerance_s: float = Field(
         60, gt=0, description="A frame captured further in the future than this is dead-lettered."
     )
 
 
 class OutboxSection(Section):
-    """Where durable results wait until the region has them: a file `outbox.db` in `state_dir`."""
+    """The durable queue of results for the region: a file `outbox.db` in `state_dir`."""
 
     max_bytes: int = Field(
-        2**30, ge=2**20, description="Most bytes it may take on the disk (and 12 MB for its log and for hard times)."
+        2**30,
+        ge=2**20,
+        description="Most bytes it may take on disk, plus 12 MB (its log, and a reserve for a full disk).",
     )
     when_full: Literal["evict", "refuse"] = Field(
         "evict",
-        description="`evict` gives up the oldest of the lowest priority and declares a gap. `refuse` takes nothing new: QoS 1 "
-        "frames then wait at the broker, QoS 0 ones are dropped.",
+        description="`evict` gives up the oldest result of the lowest priority and leaves a gap. `refuse` accepts no new ones: "
+        "QoS 1 frames then wait at the broker, QoS 0 frames are dropped.",
     )
-    window: int = Field(
-        256, ge=2, le=65_535, description="Results under way: sent to the region and not acknowledged by it."
-    )
-    window_bytes: int = Field(16 * 2**20, ge=1024, description="Bytes of them.")
+    window: int = Field(256, ge=2, le=65_535, description="Most results sent to the region and not yet acknowledged.")
+    window_bytes: int = Field(16 * 2**20, ge=1024, description="Most bytes of such results.")
     backlog_share: float = Field(
-        0.5, gt=0, lt=1, description="Part of the window for what waits from an outage; the rest is for what is new."
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of the window for results that waited during an outage; the rest is for new ones.",
     )
 
 
 class SourceSection(Section):
-    """A place that models come from besides the region."""
+    """A model origin other than the region."""
 
     url: str = Field(
         pattern=r"^(https|oci)://[^\s/@]+(/\S*)?$",
-        description="https://HOST[:PORT]/PATH: a web server that gives out the repository's folder. oci://HOST[:PORT]/NAME: a "
-        "repository of an OCI registry, filled with `hedgerow model push`.",
+        description="https://HOST[:PORT]/PATH: a web server that serves the repository's folder. oci://HOST[:PORT]/NAME: a "
+        "repository in an OCI registry, filled with `hedgerow model push`.",
     )
     ca_file: Path | None = Field(
-        None, description="Authorities for its certificate, PEM, relative to this file; the system's if left out."
+        None, description="CAs for its certificate, PEM, relative to this file; by default the system's."
     )
     credentials_file: Path | None = Field(
         None,
-        description="What to show there, relative to this file: USER:PASSWORD, a token, or Docker's `config.json`. It is read "
-        "anew each time.",
+        description="File with the credentials, relative to this file: USER:PASSWORD, a token, or Docker's `config.json`. Read "
+        "again for each use.",
     )
 
     def anchored(self, folder: Path) -> SourceSection:
-        """The same, with paths that count from a folder."""
+        """Return a copy with its paths relative to `folder`."""
         files = {"ca_file": self.ca_file, "credentials_file": self.credentials_file}
         return self.model_copy(update={name: folder / path for name, path in files.items() if path is not None})
 
@@ -428,37 +440,39 @@ Source = Annotated[SourceSection, BeforeValidator(_spelled_out, json_schema_inpu
 
 
 class FleetSection(Section):
-    """Models that come from the region: signed, fetched, tried, and served as it says. Off without `root_file`."""
+    """Signed models from the region, which decides the versions to serve. Off without `root_file`."""
 
     root_file: Path | None = Field(
         None,
-        description="Root of trust, as `hedgerow trust init` made it: what it does not lead to is not served. Relative to this "
-        "file.",
+        description="Root of trust, created by `hedgerow trust init`. Models that it does not vouch for are not served. Relative "
+        "to this file.",
     )
     store_max_bytes: int = Field(
-        4 * 2**30, ge=2**20, description="Most bytes that fetched models may take; those unused for longest go first."
+        4 * 2**30,
+        ge=2**20,
+        description="Most bytes that fetched models may take on disk; those unused for longest are deleted first.",
     )
     fetch_bytes_per_s: int | None = Field(
         None,
         ge=1024,
-        description="Most bytes a second that fetching takes; by default it makes room for results by itself.",
+        description="Most bytes a second for fetching; by default fetching gives way to results.",
     )
-    serve_neighbours: bool = Field(True, description="Whether to give other nodes of the site what this one has.")
+    serve_neighbours: bool = Field(True, description="Whether to serve this node's models to other nodes of the site.")
     sources: tuple[Source, ...] = Field(
         (),
-        description="Where content comes from before the region is asked: https://HOST/PATH, a web server with the repository's "
-        "folder, or oci://HOST/NAME, a registry; in this order. What comes is checked all the same.",
+        description="Model origins to try before the region, in this order: https://HOST/PATH, a web server with the repository's "
+        "folder, or oci://HOST/NAME, a registry. Their content is verified all the same.",
         examples=[["https://models.example/repository"]],
     )
     max_crashes: int = Field(
         1,
         ge=1,
-        description="Times the process may crash with a version on trial before that is put into quarantine; three ends "
-        "without a trace (a kill, a power cut, want of memory) count as a crash.",
+        description="Crashes of the process during a version's swap before the version is quarantined. Three ends without a "
+        "trace (a kill, a power cut, out of memory) count as one crash.",
     )
 
     def anchored(self, folder: Path) -> FleetSection:
-        """The same, with paths that count from a folder."""
+        """Return a copy with its paths relative to `folder`."""
         changes: dict[str, Any] = {"sources": tuple(source.anchored(folder) for source in self.sources)}
         if self.root_file is not None:
             changes["root_file"] = folder / self.root_file
@@ -468,18 +482,18 @@ class FleetSection(Section):
 class MetricsSection(Section):
     """Prometheus metrics and health probes over HTTP: /metrics, /healthz, /readyz."""
 
-    enabled: bool = Field(True, description="Whether to listen at all.")
+    enabled: bool = Field(True, description="Whether to listen.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 inside a container.")
-    port: int = Field(9464, ge=0, le=65_535, description="Port; 0 takes a free one and logs it.")
+    port: int = Field(9464, ge=0, le=65_535, description="Port; 0 picks a free one and logs it.")
     flow_timeout_s: float | None = Field(
-        None, gt=0, description="Not ready when no frame has come for this long; left out: silence is fine."
+        None, gt=0, description="Not ready if no frame has arrived for this long. Default: never."
     )
 
 
 class LogSection(Section):
-    """What the node says about itself."""
+    """The node's log."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least important level shown.")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level shown.")
     format: Literal["auto", "console", "json"] = Field(
         "auto", description="`auto`: readable on a terminal, JSON otherwise."
     )
@@ -493,11 +507,11 @@ class NodeConfig(Section):
 
     model_config = ConfigDict(title="Hedgerow node")
 
-    node: NodeSection = Field(NodeSection(), description="Who this node is.")
+    node: NodeSection = Field(NodeSection(), description="The node's identity.")
     broker: BrokerSection = Field(BrokerSection(), description="The site's broker.")
     models: dict[Name, ModelConfig] = Field(default_factory=dict, description="Models by name.")
     pipelines: dict[Name, PipelineConfig] = Field(default_factory=dict, description="Pipelines by name.")
-    outbox: OutboxSection = Field(OutboxSection(), description="Where durable results wait for the region.")
-    fleet: FleetSection = Field(FleetSection(), description="Models that come from the region.")
+    outbox: OutboxSection = Field(OutboxSection(), description="The durable queue of results for the region.")
+    fleet: FleetSection = Field(FleetSection(), description="Models from the region.")
     metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")

@@ -1,7 +1,6 @@
-"""What a configuration file says against what is there: stages, their settings, models and their files.
+"""Checks a configuration file against this machine: stages, their settings, models and their files.
 
-`configfile` finds what is wrong with a file by itself; this finds what is wrong with it *here*. Nothing is loaded but
-the code of the stages it names.
+`configfile` checks the file on its own. This module loads nothing but the code of the stages that the file names.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ class _Finding(NamedTuple):
 
 
 class _Named(NamedTuple):
-    """What a configuration names on this machine.
+    """The models and stages that a configuration names.
 
     Attributes:
-        models: their paths by name, as far as those are right.
-        stages: by where they stand, as far as they are right.
-        known_models: names of all models, right or wrong.
+        models: valid model paths, by name.
+        stages: valid stages, by their position in the file.
+        known_models: names of all models, valid or not.
     """
 
     models: Mapping[str, str]
@@ -47,11 +46,11 @@ class _Named(NamedTuple):
 def load(path: Path) -> NodeConfig:
     """Read a configuration file and check it against what is installed.
 
-    Relative model paths count from the file's folder. What a wrong file names in its right parts is checked as well, so
-    that one look at it tells everything.
+    Model paths are relative to the file's folder. The valid parts of an invalid file are checked too, so that all problems
+    are reported at once.
 
-    Raises: BadConfigFile: it cannot be read or does not validate; or a stage is missing, broken or wrongly configured,
-        or a model is not configured or not there. Every problem with its line.
+    Raises: BadConfigFile: the file cannot be read or is invalid; a stage is missing, broken or misconfigured; or a model is
+        not configured or its file is missing. Lists every problem with its line.
     """
     document = Document.read(path)
     problems: list[Problem] = []
@@ -101,7 +100,7 @@ def _at(pipeline: str, number: int, entry: StageEntry) -> Keys:
 
 def _findings(named: _Named, base_dir: Path) -> Iterator[_Finding]:
     for name, path in named.models.items():
-        if path.startswith(BUNDLE):  # it comes from the region
+        if path.startswith(BUNDLE):  # fetched from the region
             continue
         try:
             model_file.resolve(path, base_dir)
@@ -121,7 +120,7 @@ def _stage_findings(keys: Keys, entry: StageEntry, known_models: Collection[str]
     except HedgerowError as error:
         yield _Finding(keys, str(error), error.remedy)
         return
-    # By convention a stage that runs a model calls the setting that names it `model`.
+    # By convention a stage's setting that names a model is called `model`.
     model = getattr(stage.config, "model", None)
     if isinstance(model, str) and model not in known_models:
         near = next(iter(difflib.get_close_matches(model, known_models)), None)

@@ -1,6 +1,6 @@
-"""What the environment says goes over what the file says: HEDGEROW_BROKER__URL=mqtts://broker:8883.
+"""Overrides configuration values from the environment: HEDGEROW_BROKER__URL=mqtts://broker:8883.
 
-A module of its own, imported only where such variables are set: the library behind it takes six megabytes.
+Imported only if such variables are set, because pydantic-settings takes six megabytes of memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from hedgerow.config import NodeConfig
 
 
 class OverriddenConfig(BaseSettings, NodeConfig):
-    """A node's configuration that reads the environment too."""
+    """A node's configuration with overrides from the environment."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", env_prefix="HEDGEROW_", env_nested_delimiter="__", title="Hedgerow node"
@@ -26,5 +26,5 @@ class OverriddenConfig(BaseSettings, NodeConfig):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment goes over the file; nothing else is read."""
+        """Read the environment first, then the file, and nothing else."""
         return env_settings, init_settings

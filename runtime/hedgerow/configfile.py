@@ -1,6 +1,6 @@
-"""Configuration files: YAML 1.2 in, a `NodeConfig` out, and errors that point at the line.
+"""Reads configuration files: YAML 1.2 into a `NodeConfig`, with errors that point to the line.
 
-An unknown key suggests the nearest known one; every problem in the file is reported, not only the first.
+All problems of a file are reported at once. For an unknown key the error suggests the nearest known one.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a configuration file.
+    """An error in a configuration file.
 
     Attributes:
-        line: counted from 1; None if it is in no line (the environment, a default).
-        field: where, dotted: `pipelines.doors.queue.max_age_s`.
-        message: what was expected, and what was found.
+        line: counted from 1; None if the error is not in the file (the environment, a default).
+        field: dotted path of the setting: `pipelines.doors.queue.max_age_s`.
+        message: the expected value, and the actual one.
         remedy: what to write instead.
     """
 
@@ -54,7 +54,7 @@ class BadConfigFile(ConfigError):
     """A configuration file cannot be used.
 
     Attributes:
-        problems: all that is wrong with it, from top to bottom.
+        problems: all problems, from top to bottom.
     """
 
     code = "bad-config-file"
@@ -63,21 +63,24 @@ class BadConfigFile(ConfigError):
         self.path = path
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
         lines = [f"{path}:{problem.line or 1}: {problem}\n    → {problem.remedy}" for problem in self.problems]
-        super().__init__("\n".join(lines), remedy=f"Mend the file, then `hedgerow {check} check {path}`.")
+        super().__init__("\n".join(lines), remedy=f"Fix the file, then run `hedgerow {check} check {path}`.")
 
 
 def load(path: Path) -> NodeConfig:
-    """Read and validate a configuration file; the environment's HEDGEROW_* go over it.
+    """Read and validate a configuration file; HEDGEROW_* environment variables override it.
 
-    Raises: BadConfigFile: it cannot be read, is not YAML, or does not validate; every problem with its line.
+    Raises: BadConfigFile: the file cannot be read, is not YAML, or is invalid; lists every problem with its line.
     """
     return Document.read(path).validated()
 
 
 def parse(text: str, path: Path = Path("config.yaml")) -> NodeConfig:
-    """Validate the text of a configuration file; `path` is only for messages.
+    """Validate the text of a configuration file.
 
-    Raises: BadConfigFile: it is not YAML or does not validate.
+    Args:
+        text: the file's content.
+        path: used in messages; relative paths in the file are relative to its folder.
+    Raises: BadConfigFile: the text is not YAML or is invalid.
     """
     return Document(text, path).validated()
 
@@ -91,14 +94,14 @@ def _config_type() -> type[NodeConfig]:
 
 
 class Document:
-    """A configuration file as it is written, right or wrong.
+    """A configuration file as written, valid or not.
 
     Args:
-        text: what it holds.
-        path: for messages, and the folder that relative paths in it count from.
+        text: the file's content.
+        path: used in messages; relative paths in the file are relative to its folder.
     Attributes:
-        content: its keys and values.
-    Raises: BadConfigFile: it is not YAML.
+        content: the keys and values.
+    Raises: BadConfigFile: the text is not YAML.
     """
 
     def __init__(self, text: str, path: Path) -> None:
@@ -108,9 +111,9 @@ class Document:
 
     @classmethod
     def read(cls, path: Path) -> Document:
-        """The document of a file.
+        """Read a file.
 
-        Raises: BadConfigFile: it cannot be read or is not YAML.
+        Raises: BadConfigFile: the file cannot be read or is not YAML.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -120,24 +123,25 @@ class Document:
         return cls(text, path)
 
     def validated(self) -> NodeConfig:
-        """What it says; the environment's HEDGEROW_* go over it.
+        """Return the configuration; HEDGEROW_* environment variables override the file.
 
-        Raises: BadConfigFile: it does not validate; every problem with its line.
+        Raises: BadConfigFile: the configuration is invalid; lists every problem with its line.
         """
         try:
             return _anchored(_config_type()(**self.content), self._path.parent)
         except ValidationError as error:
             raise BadConfigFile(self._path, list(_problems(self._yaml, error))) from error
         except Exception as error:  # pydantic-settings: a HEDGEROW_* variable that is not valid JSON
-            problem = Problem(None, "", str(error), "Look at the HEDGEROW_* environment variables.")
+            problem = Problem(None, "", str(error), "Check the HEDGEROW_* environment variables.")
             raise BadConfigFile(self._path, [problem]) from error
 
     def as_a(self, model: type[Kind], check: str) -> Kind:
-        """What it says, as a file of another kind; the environment is not asked.
+        """Return the content as another kind of file; the environment does not override it.
 
         Args:
-            check: the group of commands that checks such files.
-        Raises: BadConfigFile: it does not validate; every problem with its line.
+            model: the schema of such files.
+            check: the command group that checks such files, for the remedy.
+        Raises: BadConfigFile: the content is invalid; lists every problem with its line.
         """
         try:
             return model.model_validate(self.content)
@@ -145,16 +149,16 @@ class Document:
             raise BadConfigFile(self._path, list(_problems(self._yaml, error, model)), check) from error
 
     def line_of(self, keys: Sequence[int | str]) -> int | None:
-        """The line of the last of these keys that is there; None if none is."""
+        """Return the line of the last of these keys that exists; None if none does."""
         return _line(self._yaml, keys)
 
 
 def schema(model: type[BaseModel] = NodeConfig) -> dict[str, Any]:
-    """JSON Schema (2020-12) of configuration files, for editors."""
+    """Return the JSON Schema (2020-12) of configuration files, for editors."""
 
     class Generator(GenerateJsonSchema):
         def field_title_should_be_set(self, schema: Any) -> bool:
-            return False  # "Max Age S" over `max_age_s` says nothing
+            return False  # the title "Max Age S" adds nothing to `max_age_s`
 
     return {"$schema": Generator.schema_dialect, **model.model_json_schema(schema_generator=Generator)}
 
@@ -193,43 +197,43 @@ _WORDING: Final = {
 
 
 def explain(item: ErrorDetails) -> tuple[str, str]:
-    """What pydantic found wrong with a value, as an operator says it.
+    """Put a pydantic error into plain words.
 
-    Returns: the message (`must be at least 1; got 0`), and what its validator advises, "" if nothing.
+    Returns: the message (`must be at least 1; got 0`), and the validator's advice or "".
     """
     wording = _WORDING.get(item["type"])
-    if wording is None:  # a validator's own words, or something rare
+    if wording is None:  # a validator's own message, or a rare type of error
         message = item["msg"].removeprefix("Value error, ").replace("Input should ", "must ", 1)
         message, _, advice = message.partition("\n  → ")
     else:
-        message, advice = wording.format(**{name: _said(value) for name, value in item.get("ctx", {}).items()}), ""
+        message, advice = wording.format(**{name: _limit(value) for name, value in item.get("ctx", {}).items()}), ""
     if item["type"] in ("missing", "extra_forbidden"):
         return message, advice
     shown = repr(item["input"])
     return f"{message}; got {shown if len(shown) <= 60 else shown[:57] + '…'}", advice
 
 
-def _said(value: Any) -> str:
+def _limit(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # limits of a float are floats, whoever wrote `ge=1`
+        value = int(value)  # pydantic turns `ge=1` of a float field into 1.0
     return ", ".join(str(value).rsplit(" or ", 1))  # of choices: 'a', 'b' or 'c'
 
 
 def merge(document: Any, changes: Mapping[str, Any]) -> None:
-    """Lay changes over a document: mappings are merged, anything else replaced, null takes away."""
+    """Merge changes into a document: mappings are merged, null removes a key, anything else replaces the value."""
     for key, value in changes.items():
         if value is None:
             document.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(document.get(key), dict):
             merge(document[key], value)
         elif key not in document and isinstance(document, CommentedMap):
-            document.insert(0, key, value)  # at the end it would come between a comment and what the comment is about
+            document.insert(0, key, value)  # at the end it would separate a comment from the key that it describes
         else:
             document[key] = value
 
 
 def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
-    """Paths count from the file's folder, wherever the node is started from."""
+    """Make paths relative to the file's folder, not to the working directory."""
     changes: dict[str, Any] = {
         "node": config.node.model_copy(update={"state_dir": folder / config.node.state_dir}),
         "broker": config.broker.anchored(folder),
@@ -239,12 +243,12 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
 
 
 def _read_yaml(text: str, path: Path) -> CommentedMap:
-    if (line := _too_deep(text)) is not None:  # it would take minutes to find out by reading it
-        raise BadConfigFile(path, [Problem(line, "", f"nests deeper than {_DEEPEST}", "Check brackets there.")])
+    if (line := _too_deep(text)) is not None:  # the YAML parser would take minutes to fail
+        raise BadConfigFile(path, [Problem(line, "", f"nests deeper than {_DEEPEST} levels", "Check brackets there.")])
     try:
         document = YAML(typ="rt").load(text)
         if not _small(document):
-            raise ValueError(f"its references make more than {_MOST_VALUES:,} values of it")
+            raise ValueError(f"its references expand to more than {_MOST_VALUES:,} values")
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
@@ -272,7 +276,7 @@ _MOST_VALUES = 200_000
 
 
 def _small(node: Any) -> bool:
-    """Whether a document stays small where every reference (`*name`) is what it stands for; one to itself never does."""
+    """Whether a document stays small with all references (`*name`) expanded; one that refers to itself never does."""
     left, waiting = _MOST_VALUES, [node]
     while waiting:
         one = waiting.pop()
@@ -285,7 +289,7 @@ def _small(node: Any) -> bool:
 
 
 def _too_deep(text: str) -> int | None:
-    """The line where brackets or indentation nest absurdly deep, if they do."""
+    """Return the line where brackets or indentation nest too deep; None if they do not."""
     depth = 0
     for number, line in enumerate(text.splitlines(), 1):
         for sign in line:
@@ -298,7 +302,7 @@ def _too_deep(text: str) -> int | None:
 
 
 def _plain(node: Any) -> Any:
-    """A YAML document as plain Python, which is what pydantic's messages should show."""
+    """Convert a YAML document to plain Python values, for pydantic to show in its messages."""
     if isinstance(node, Mapping):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -314,7 +318,7 @@ def _problems(document: CommentedMap, error: ValidationError, root: type[BaseMod
     for item in items:
         loc = item["loc"]
         if item["type"] == "too_short" and any(other["loc"][: len(loc)] == loc != other["loc"] for other in items):
-            continue  # pydantic counts only the items that are right; what is wrong with the others is said anyway
+            continue  # pydantic counts only valid items; the invalid ones have errors of their own
         keys = _keys_in(document, loc)
         field = ".".join(str(key) for key in keys)
         line = _line(document, keys)
@@ -329,7 +333,7 @@ def _problems(document: CommentedMap, error: ValidationError, root: type[BaseMod
 
 
 def _keys_in(document: Any, loc: Sequence[int | str]) -> list[int | str]:
-    """The part of a pydantic location that is really in the file (unions and validators add steps of their own)."""
+    """Return the steps of a pydantic location that exist in the file; unions and validators add others."""
     keys: list[int | str] = []
     node: Any = document
     for position, step in enumerate(loc):
@@ -355,12 +359,12 @@ def _line(document: Any, keys: Sequence[int | str]) -> int | None:
 
 
 def _model_at(root: type[BaseModel], keys: Sequence[int | str]) -> tuple[type[BaseModel] | None, Any]:
-    """The section that a path ends in, and the field's info if it ends in a field."""
+    """Return the section that a path ends in, and the field's info if it ends in a field."""
     model: type[BaseModel] | None = root
     info: Any = None
     for key in keys:
         if model is None:
-            if info is not None:  # inside a mapping by name, or a list: the element's section
+            if info is not None:  # in a mapping by name, or a list: continue in the element's section
                 model, info = _section_of(info.annotation), None
             continue
         info = model.model_fields.get(str(key))
@@ -386,13 +390,13 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def known_keys(root: type[BaseModel], keys: Sequence[int | str]) -> list[str]:
-    """The keys that a section may have: the one these keys lead to, from the root; none if there is no such."""
+    """Return the keys allowed in the section at this path; an empty list if there is no such section."""
     model, _ = _model_at(root, keys)
     return list(model.model_fields) if model else []
 
 
 def _description(root: type[BaseModel], keys: Sequence[int | str]) -> str:
-    """What the documentation says about a setting, or about what it stands in."""
+    """Return the description of a setting, or of the section around it."""
     for end in range(len(keys), 0, -1):
         _, info = _model_at(root, keys[:end])
         if info is not None and info.description:

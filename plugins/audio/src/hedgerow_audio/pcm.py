@@ -26,18 +26,18 @@ class Pcm16Config(StageConfig):
     """How to read raw samples; a WAV file says it itself."""
 
     rate: int = Field(
-        16_000, ge=MIN_RATE, le=MAX_RATE, description="Samples a second, where the frame does not say (meta `rate`)."
+        16_000, ge=MIN_RATE, le=MAX_RATE, description="Samples a second, if the frame does not state it (meta `rate`)."
     )
     channels: int = Field(
-        1, ge=1, le=_MAX_CHANNELS, description="Channels, interleaved, where the frame does not say (meta `channels`)."
+        1, ge=1, le=_MAX_CHANNELS, description="Interleaved channels, if the frame does not state it (meta `channels`)."
     )
     channel: Literal["mix"] | int = Field(
-        "mix", description="`mix` takes the mean of all channels; a number, from 0, that one."
+        "mix", description="`mix` for the mean of all channels, or a channel's number, from 0."
     )
     byte_order: Literal["little", "big"] = Field(
         "little",
-        description="Byte order of raw samples. Most senders send little-endian, also as audio/L16, for which RFC 2586 "
-        "asks big-endian.",
+        description="Byte order of raw samples. Most senders use little-endian, even for audio/L16, where RFC 2586 requires "
+        "big-endian.",
     )
 
     @model_validator(mode="after")

@@ -15,15 +15,15 @@ from hedgerow_audio.samples import MAX_RATE, MIN_RATE, Continuity, Samples, mono
 class ResampleConfig(StageConfig):
     """The rate wanted."""
 
-    rate: int = Field(16_000, ge=MIN_RATE, le=MAX_RATE, description="Samples a second that come out.")
+    rate: int = Field(16_000, ge=MIN_RATE, le=MAX_RATE, description="Output rate, samples a second.")
     quality: Literal["QQ", "LQ", "MQ", "HQ", "VHQ"] = Field(
-        "HQ", description="The SoX resampler's quality, from quick to very high; better ones delay longer."
+        "HQ", description="Quality of the SoX resampler, from quick to very high; higher quality adds delay."
     )
     max_gap_s: float = Field(
         0.5,
         gt=0,
-        description="A jump in time longer than this begins the stream anew. Below a frame's length it finds single "
-        "lost frames, if the sensor stamps them.",
+        description="A jump in time longer than this starts the stream over. Set it below a frame's length to detect single "
+        "lost frames, if the sensor timestamps them.",
     )
 
 

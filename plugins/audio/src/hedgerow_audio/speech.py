@@ -17,19 +17,19 @@ _NO_SPEECH: Final = Drop("no-speech")
 class SpeechConfig(StageConfig):
     """When speech begins and ends. The defaults are those Silero VAD publishes."""
 
-    threshold: float = Field(0.5, gt=0, lt=1, description="Speech begins with a window at least this probable.")
+    threshold: float = Field(0.5, gt=0, lt=1, description="Speech begins with a window of at least this probability.")
     release: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Speech may end with a window less probable than this; by default threshold - 0.15.",
+        description="Speech may end with a window of a lower probability than this; by default threshold - 0.15.",
     )
-    min_speech_s: float = Field(0.25, ge=0, description="Shorter speech is no speech.")
+    min_speech_s: float = Field(0.25, ge=0, description="Shorter speech is ignored.")
     min_silence_s: float = Field(0.1, ge=0, description="Shorter silence does not end a segment.")
-    pad_s: float = Field(0.03, ge=0, description="A segment is reported this much longer on either side.")
-    max_speech_s: float = Field(30, gt=0, description="A longer segment is reported in parts, as `complete: false`.")
+    pad_s: float = Field(0.03, ge=0, description="Segments are extended by this on either side.")
+    max_speech_s: float = Field(30, gt=0, description="A longer segment is reported in parts, with `complete: false`.")
     every_window: bool = Field(False, description="Also give a result for every window (32 ms).")
-    output: str = Field("output", description="Name of the model's output that holds the probability.")
+    output: str = Field("output", description="Name of the model's output with the probability.")
 
     @model_validator(mode="after")
     def _sensible(self) -> SpeechConfig:

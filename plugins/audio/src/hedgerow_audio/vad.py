@@ -25,11 +25,11 @@ class VadWindowConfig(StageConfig):
     max_gap_s: float = Field(
         0.5,
         gt=0,
-        description="A jump in time longer than this begins the stream anew. Below a frame's length it finds single "
-        "lost frames, if the sensor stamps them.",
+        description="A jump in time longer than this starts the stream over. Set it below a frame's length to detect single "
+        "lost frames, if the sensor timestamps them.",
     )
     max_windows: int = Field(
-        4096, ge=1, description="Windows of 32 ms that one frame may complete; a longer frame is refused."
+        4096, ge=1, description="Most windows of 32 ms that one frame may complete; a longer frame is refused."
     )
     input: str = Field("input", description="Name of the model's input for sound.")
 

@@ -15,14 +15,15 @@ class AnomalyConfig(StageConfig):
     """From which score on, and what to tell."""
 
     model: str | None = Field(None, description="Take the threshold from this model's metadata.")
-    threshold: float | None = Field(None, gt=0, description="Scores above this are anomalous; goes before the model's.")
-    only_anomalous: bool = Field(False, description="Drop the others as `normal`.")
+    threshold: float | None = Field(None, gt=0, description="Scores above this are anomalous; overrides the model's.")
+    only_anomalous: bool = Field(False, description="Drop normal windows as `normal`.")
     label: str | None = Field(
-        None, description="Meta with the known truth, set beside the verdict as `label`: for labelled series."
+        None, description="Meta with the known label, added to the result as `label`; for labelled data."
     )
-    score: str = Field("score", description="Name of the model's output that holds the score.")
+    score: str = Field("score", description="Name of the model's output with the score.")
     deviations: str = Field(
-        "deviations", description="Name of its output with each feature's deviation, if it has one; for `because`."
+        "deviations",
+        description="Name of the model's output with each feature's deviation, if it has one; used for `because`.",
     )
 
     @model_validator(mode="after")

@@ -20,14 +20,14 @@ class FftBandsConfig(StageConfig):
     """Which features; best taken from the model that wants them."""
 
     model: str | None = Field(
-        None, description="Take edges, scale, rate and window from this model's metadata, so that they always fit it."
+        None, description="Take edges, scale, rate and window from this model's metadata, so that they always match."
     )
     edges_hz: tuple[Hertz, ...] = Field(
         (), description="Band edges, ascending: [10, 100, 1000] makes the bands 10-100 and 100-1000 Hz."
     )
     scale: Scale = Field("db", description="Energies and RMS in dB re 1 unit, or linear.")
     rate: float | None = Field(
-        None, gt=0, le=MAX_RATE, description="Samples a second, where the frame does not say (meta `rate`)."
+        None, gt=0, le=MAX_RATE, description="Samples a second, if the frame does not state it (meta `rate`)."
     )
     tensor: str = Field("features", description="Name of the model's input.")
 

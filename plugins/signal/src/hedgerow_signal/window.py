@@ -18,21 +18,23 @@ class WindowConfig(StageConfig):
 
     size: int = Field(ge=1, le=2**24, description="Samples in a window.")
     hop: int | None = Field(
-        None, ge=1, description="Samples from one window's beginning to the next one's; by default `size`, no overlap."
+        None,
+        ge=1,
+        description="Samples from the start of one window to the start of the next; by default `size`, no overlap.",
     )
     channels: int = Field(1, ge=1, le=1024, description="Values in a sample: 1 for (n,), more for (n, channels).")
     rate: float | None = Field(
-        None, gt=0, le=MAX_RATE, description="Samples a second, where the frame does not say (meta `rate`)."
+        None, gt=0, le=MAX_RATE, description="Samples a second, if the frame does not state it (meta `rate`)."
     )
     max_gap_s: float = Field(
         0.5,
         gt=0,
-        description="A jump in time longer than this begins the stream anew. Below a frame's length it finds single "
-        "lost frames, if the sensor stamps them.",
+        description="A jump in time longer than this starts the stream over. Set it below a frame's length to detect single "
+        "lost frames, if the sensor timestamps them.",
     )
 
     max_windows: int = Field(
-        1024, ge=1, description="Windows that one frame may complete; a frame that would make more is refused."
+        1024, ge=1, description="Most windows that one frame may complete; a frame that would complete more is refused."
     )
 
     @model_validator(mode="after")

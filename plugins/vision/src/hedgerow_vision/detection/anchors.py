@@ -22,8 +22,10 @@ class AnchorConfig(StageConfig):
     between: bool = Field(
         True, description="Add to each cell a square anchor of a size between this layer and the next."
     )
-    fewer_in_first: bool = Field(False, description="Give the first layer only three anchors a cell.")
-    unit: bool = Field(False, description="Anchors have a place but no size: boxes are not relative to one.")
+    fewer_in_first: bool = Field(False, description="Use only three anchors per cell in the first layer.")
+    unit: bool = Field(
+        False, description="Anchors have a position but no size: boxes are not relative to an anchor's size."
+    )
 
 
 def make_anchors(config: AnchorConfig) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from hedgerow_vision.detection.detections import Detector, DetectorConfig, Found
 class CenterFaceConfig(DetectorConfig):
     """What the model's outputs are called; the defaults are those of the published model."""
 
-    labels: tuple[str, ...] = Field(("face",), description="What to call what is found.")
+    labels: tuple[str, ...] = Field(("face",), description="Label of the detections.")
     heat: str = Field("537", description="Name of the tensor with the heat map, (1, 1, h, w).")
     sizes: str = Field("538", description="Name of the tensor with the sizes, (1, 2, h, w): logarithms, height first.")
     offsets: str = Field("539", description="Name of the tensor with the offsets within a cell, (1, 2, h, w): y first.")

@@ -23,15 +23,17 @@ from hedgerow_vision.images.fit import fit_of
 class DetectorConfig(StageConfig):
     """What every detector can be told."""
 
-    min_score: float = Field(0.5, ge=0, le=1, description="Leave out what scores less.")
+    min_score: float = Field(0.5, ge=0, le=1, description="Leave out detections with a lower score.")
     max_iou: float = Field(
-        0.5, ge=0, le=1, description="Boxes of one label that overlap by more than this are one thing."
+        0.5, ge=0, le=1, description="Boxes of one label that overlap by more than this are one object."
     )
-    blend: bool = Field(False, description="Average the boxes of one thing instead of taking the best: steadier.")
+    blend: bool = Field(
+        False, description="Average the boxes of one object instead of taking the best, which is steadier."
+    )
     limit: int = Field(100, ge=1, description="Most detections in a result.")
     labels: tuple[str, ...] = Field((), description="Names of the classes, in the model's order.")
     labels_file: Path | None = Field(
-        None, description="File with one name a line, instead of `labels`; relative to the configuration file."
+        None, description="File with one name per line, instead of `labels`; relative to the configuration file."
     )
     only: tuple[str, ...] = Field((), description="Leave out all but these labels.")
 

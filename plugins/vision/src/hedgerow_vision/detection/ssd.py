@@ -18,7 +18,7 @@ Floats = NDArray[np.floating[Any]]
 class SsdConfig(DetectorConfig):
     """How the detector encodes what it finds."""
 
-    anchors: AnchorConfig = Field(description="How its anchors are laid out.")
+    anchors: AnchorConfig = Field(description="Layout of the model's anchors.")
     boxes: str = Field("boxes", description="Name of the tensor with the boxes, (1, N, 4 + 2K); K points, if any.")
     scores: str = Field("scores", description="Name of the tensor with the scores, (1, N, classes).")
     coding: Literal["pixels", "scaled"] = Field(
@@ -27,9 +27,9 @@ class SsdConfig(DetectorConfig):
         "`pixels`: x y w h and points, in pixels of the input (MediaPipe's BlazeFace).",
     )
     activation: Literal["sigmoid", "softmax", "none"] = Field(
-        "sigmoid", description="What makes scores of the outputs."
+        "sigmoid", description="Function that turns outputs into scores."
     )
-    background: bool = Field(False, description="The first class means that nothing is there.")
+    background: bool = Field(False, description="The first class is the background.")
 
 
 class Ssd(Detector[SsdConfig]):

@@ -18,9 +18,10 @@ class YoloConfig(DetectorConfig):
     """
 
     output: str = Field("output0", description="Name of the tensor, (1, 4 + C, N) or (1, N, 4 + C); C classes.")
-    objectness: bool = Field(False, description="The fifth value says how sure it is that anything is there.")
+    objectness: bool = Field(False, description="The fifth value is the probability that there is an object.")
     strides: tuple[int, ...] = Field(
-        (), description="The boxes are relative to cells of these sizes, pixels of the input; empty: they are pixels."
+        (),
+        description="Boxes are relative to cells of these sizes, in pixels of the input; empty: boxes are in pixels.",
     )
 
 

@@ -27,12 +27,10 @@ class DecodeConfig(StageConfig):
 
     max_pixels: int = Field(40_000_000, ge=1, description="A larger picture is refused before any of it is decoded.")
     min_width: int = Field(
-        0, ge=0, description="JPEG: decode at a fraction of its size, but no narrower than this; 0: at full size."
+        0, ge=0, description="JPEG: decode at reduced size, but no narrower than this; 0: full size."
     )
-    min_height: int = Field(
-        0, ge=0, description="JPEG: decode at a fraction of its size, but no lower than this; 0: at full size."
-    )
-    orient: bool = Field(True, description="Turn the picture upright as its EXIF orientation says.")
+    min_height: int = Field(0, ge=0, description="JPEG: decode at reduced size, but no lower than this; 0: full size.")
+    orient: bool = Field(True, description="Turn the picture upright according to its EXIF orientation.")
 
 
 class Decode(Stage[DecodeConfig]):

@@ -16,16 +16,16 @@ class MotionConfig(StageConfig):
     """What counts as motion."""
 
     threshold: float = Field(
-        0.06, gt=0, lt=1, description="A cell has changed when its brightness moved by this much of full scale."
+        0.06, gt=0, lt=1, description="A cell has changed if its brightness moved by this share of full scale."
     )
-    min_area: float = Field(0.005, ge=0, le=1, description="Motion is when this share of the cells has changed.")
-    adapt: float = Field(
-        0.1, gt=0, le=1, description="How fast the background takes on what is seen: its share of each new frame."
+    min_area: float = Field(
+        0.005, ge=0, le=1, description="There is motion if at least this share of the cells has changed."
     )
+    adapt: float = Field(0.1, gt=0, le=1, description="How fast the background adapts: the weight of each new frame.")
     max_quiet_s: float | None = Field(
-        None, gt=0, description="Let a still frame pass when none has passed for this long: a sign of life."
+        None, gt=0, description="Pass a still frame if none has passed for this long, as a sign of life."
     )
-    min_interval_s: float = Field(0, ge=0, description="Let no frame pass sooner than this after the one before.")
+    min_interval_s: float = Field(0, ge=0, description="Shortest time between two frames that pass.")
 
 
 @dataclass(slots=True)

@@ -36,14 +36,14 @@ class ResizeConfig(StageConfig):
     layout: Literal["nchw", "nhwc"] = Field("nchw", description="Order of axes: channels first or last.")
     channels: Literal["rgb", "bgr"] = Field("rgb", description="Order of the colours.")
     dtype: Literal["float32", "uint8"] = Field(
-        "float32", description="uint8 gives the pixels as they are; range, mean and std must then be left out."
+        "float32", description="uint8 leaves the pixels unchanged; omit range, mean and std then."
     )
-    range: tuple[float, float] = Field((0, 1), description="What the darkest and the brightest pixel become.")
+    range: tuple[float, float] = Field((0, 1), description="Values of the darkest and the brightest pixel.")
     mean: Channels = Field(
         (0, 0, 0), description="Subtracted, per colour in the order of `channels`, or one for all.", examples=[0.5]
     )
     std: Channels = Field((1, 1, 1), description="Divided by, per colour in the order of `channels`, or one for all.")
-    tensor: str = Field("image", description="Name of the tensor made.")
+    tensor: str = Field("image", description="Name of the output tensor.")
 
     @model_validator(mode="after")
     def _sane(self) -> ResizeConfig:
@@ -58,7 +58,7 @@ class LetterboxConfig(ResizeConfig):
     """The input that the model wants, and what surrounds the picture in it."""
 
     pad: int = Field(114, ge=0, le=255, description="Grey that fills the rest, as a pixel value.")
-    align: Literal["centre", "top-left"] = Field("centre", description="Where in the input the picture lies.")
+    align: Literal["centre", "top-left"] = Field("centre", description="Position of the picture in the input.")
 
 
 R = TypeVar("R", bound=ResizeConfig)

@@ -25,15 +25,17 @@ _SMALLEST: Final = 3
 class DetectTextConfig(StageConfig):
     """The model, and what counts as text."""
 
-    model: str = Field(description="A text detector of the DB kind, e.g. PP-OCR's.")
+    model: str = Field(description="A DB text detector, e.g. PP-OCR's.")
     max_side: int = Field(
-        960, ge=_GRID, description="A picture with a longer side is scaled down; it costs by its square."
+        960, ge=_GRID, description="A picture with a longer side is scaled down; the cost grows with the square."
     )
     min_side: int = Field(
-        0, ge=0, description="A picture with a shorter side less than this is scaled up, within max_side."
+        0, ge=0, description="A picture whose shorter side is below this is scaled up, within max_side."
     )
-    threshold: float = Field(0.3, gt=0, lt=1, description="A pixel is text when the model gives it at least this.")
-    min_score: float = Field(0.5, ge=0, le=1, description="Leave out boxes whose pixels score less on average.")
+    threshold: float = Field(
+        0.3, gt=0, lt=1, description="A pixel is text if the model's output for it is at least this."
+    )
+    min_score: float = Field(0.5, ge=0, le=1, description="Leave out boxes whose mean pixel score is lower.")
     grow: float = Field(
         1.6, ge=0, description="The model marks the core of a line; its box is grown by area × this ÷ perimeter."
     )

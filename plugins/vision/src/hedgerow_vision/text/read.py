@@ -29,11 +29,11 @@ _SURE: Final = 0.9
 class ReadTextConfig(StageConfig):
     """The models, and what is left out."""
 
-    model: str = Field(description="A text recogniser of the CTC kind that carries its characters, e.g. PP-OCR's.")
-    angle_model: str | None = Field(None, description="A classifier that tells text that stands on its head.")
-    min_score: float = Field(0.5, ge=0, le=1, description="Leave out lines that score less.")
+    model: str = Field(description="A CTC text recogniser with its characters in the metadata, e.g. PP-OCR's.")
+    angle_model: str | None = Field(None, description="A classifier that detects upside-down text.")
+    min_score: float = Field(0.5, ge=0, le=1, description="Leave out lines with a lower score.")
     height: int = Field(48, ge=8, description="Height of the recogniser's input, pixels.")
-    max_width: int = Field(2400, ge=48, description="A longer line is squeezed to this, pixels.")
+    max_width: int = Field(2400, ge=48, description="A longer line is squeezed to this width, pixels.")
 
 
 class Line(NamedTuple):
