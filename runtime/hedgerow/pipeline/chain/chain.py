@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Drop, Frame
-from hedgerow.pipeline.chain.circuit import Circuit
+from hedgerow.pipeline.chain.circuit_breaker import Circuit
 from hedgerow.stage import Outcome, Stage
 
 ABSORBED: Final = "absorbed"

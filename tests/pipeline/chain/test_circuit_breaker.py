@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.pipeline.chain.circuit import Circuit
+from hedgerow.pipeline.chain.circuit_breaker import Circuit
 
 
 def opened(at: float = 0.0) -> Circuit:
