@@ -58,11 +58,16 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def following(url: str) -> Iterator[subprocess.Popen[str]]:
+def following(url: str) -> Iterator[tuple[subprocess.Popen[str], list[str], list[str]]]:
+    """The command, and the lines of its output and errors, once it shows the rollout."""
     command = [sys.executable, "-m", "hedgerow", "rollout", "status", "--watch", "--store", url]
     with processes.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         try:
-            yield process
+            out, err = coming(process.stdout), coming(process.stderr)
+            until(lambda: len(out) == 1)
+            yield process, out, err
         finally:
             process.kill()
 
@@ -70,11 +75,7 @@ def following(url: str) -> Iterator[subprocess.Popen[str]]:
 def test_it_waits_for_the_store_and_goes_on(postgres: PostgresServer) -> None:
     url = postgres.database()
     kept = begin(url)
-    with following(url) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        out, err = coming(process.stdout), coming(process.stderr)
-        until(lambda: len(out) == 1)
+    with following(url) as (process, out, err):
         postgres.stop()
         try:
             until(lambda: len(err) == 1)
@@ -93,11 +94,7 @@ def test_it_waits_for_the_store_and_goes_on(postgres: PostgresServer) -> None:
 def test_ctrl_c_ends_it_while_the_store_is_away(postgres: PostgresServer) -> None:
     url = postgres.database()
     begin(url)
-    with following(url) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        out, err = coming(process.stdout), coming(process.stderr)
-        until(lambda: len(out) == 1)
+    with following(url) as (process, _, err):
         postgres.stop()
         try:
             until(lambda: len(err) == 1)

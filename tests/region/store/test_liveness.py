@@ -69,3 +69,32 @@ def test_what_weighs_most_is_said() -> None:
 )
 def test_a_time_is_said_in_the_largest_unit_that_fits_twice(seconds: float, said: str) -> None:
     assert spell(seconds) == said
+
+
+def signs(
+    online: bool | None = True,
+    heard_at: float | None = 99.0,
+    health: str | None = "ok",
+    answered_at: float | None = None,
+    unanswered: int = 0,
+) -> Signs:
+    return Signs(online, heard_at, health, "", answered_at, unanswered)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        (signs(), Liveness.OK),
+        (signs(online=None), Liveness.OK),
+        (signs(online=False), Liveness.OFFLINE),
+        (signs(heard_at=None), Liveness.UNKNOWN),
+        (signs(heard_at=10.0), Liveness.SILENT),
+        (signs(unanswered=1), Liveness.OK),
+        (signs(unanswered=2), Liveness.DEAF),
+        (signs(heard_at=10.0, unanswered=5), Liveness.SILENT),
+        (signs(health="failing"), Liveness.TROUBLED),
+        (signs(heard_at=200.0), Liveness.OK),
+    ],
+)
+def test_a_node_is_judged_by_what_came_of_it(given: Signs, verdict: Liveness) -> None:
+    assert judge(given, 100.0, 35.0)[0] is verdict

@@ -3,7 +3,7 @@
 **Mark.** A database that loses the end of its log looks sound afterwards: its last transactions are simply not there, and
 it would give their numbers a second time. So the numbers are noted in a file of their own after every commit. Not with
 an fsync: it need only survive what befalls the database alone. If both are lost, the region knows better
-(`Store.overtaken`).
+(`OutboxStore._overtaken`).
 
 **Age.** Records expire by an age that only grows while a machine is known to be up, so that no clock that is set, by an
 hour or by fifty years, expires anything. Within one boot the kernel's boot time tells how long the node was down. After

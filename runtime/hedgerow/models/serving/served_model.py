@@ -39,7 +39,7 @@ class ServedModel:
         failures: requests that failed.
         batches: how many runs had how many rows.
         busy_s: seconds spent in the backend, all streams together.
-        looked_at, not_finite, drift, input_drift: what was seen of its live frames of late; see `drift.Seen`.
+        looked_at, not_finite, drift, input_drift: what was seen of its live frames of late; see `drift.DriftReport`.
     """
 
     name: str
