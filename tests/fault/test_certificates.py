@@ -104,7 +104,12 @@ def test_certificates_renewed_under_load_lose_no_frame(secured: Secured) -> None
             ends = node.metric("hedgerow_certificate_ends_seconds")
             secured.pki.renew([parse("site/node")], new_key=True)
             secured.told("certificate-renewed", round_)
-            until(lambda ends=ends: node.metric("hedgerow_certificate_ends_seconds") > ends)  # type: ignore[misc]
+            until(  # type: ignore[misc]
+                lambda ends=ends: node.metric("hedgerow_certificate_ends_seconds") > ends,
+                lambda ends=ends: (
+                    f"{ends} {node.probe('metrics')} {secured.events('certificate-renewed')}\n{node.log[-6000:]}"
+                ),
+            )
             until(lambda n=round_: all(secured.comings(link) == 1 + n for link in links), lambda: secured.broker.log)  # type: ignore[misc]
             until(lambda: node.probe("readyz")[0] == 200, lambda: node.probe("readyz"))
     every_frame_has_a_result(secured.sensors, secured.collector, until)
