@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from tests.examples import examples
 
 from hedgerow import configfile
-from hedgerow.config import NodeConfig
+from hedgerow.config import NodeConfig, NodeSection
 from hedgerow.configfile import BadConfigFile, Problem
 
 WHOLE = """\
@@ -48,6 +48,21 @@ def problems(text: str) -> tuple[Problem, ...]:
     return caught.value.problems
 
 
+@pytest.mark.parametrize("path", ["configs/node.yaml", "../here/configs/node.yaml"])
+def test_relative_paths_lead_to_one_folder_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Joined to the file's folder again, as models' paths are, they stay the same: one folder holds a node's state."""
+    (tmp_path / "here" / "configs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    Path(path).write_text(WHOLE)
+
+    state_dir = configfile.load(Path(path)).node.state_dir
+
+    assert state_dir.resolve() == tmp_path / "here" / "configs" / ".hedgerow"
+    assert Path(path).parent / state_dir == state_dir
+
+
 def test_a_whole_file_becomes_a_configuration() -> None:
     config = configfile.parse(WHOLE)
 
@@ -60,7 +75,7 @@ def test_a_whole_file_becomes_a_configuration() -> None:
 
 
 def test_an_empty_file_is_a_node_with_nothing_to_do() -> None:
-    assert configfile.parse("") == NodeConfig()
+    assert configfile.parse("") == NodeConfig(node=NodeSection(state_dir=Path(".hedgerow").absolute()))
 
 
 def test_the_environment_goes_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:

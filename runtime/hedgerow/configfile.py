@@ -128,7 +128,7 @@ class Document:
         Raises: BadConfigFile: the configuration is invalid; lists every problem with its line.
         """
         try:
-            return _anchored(_config_type()(**self.content), self._path.parent)
+            return _anchored(_config_type()(**self.content), self._path.parent.absolute())
         except ValidationError as error:
             raise BadConfigFile(self._path, list(_problems(self._yaml, error))) from error
         except Exception as error:  # pydantic-settings: a HEDGEROW_* variable that is not valid JSON
