@@ -94,7 +94,7 @@ async def test_results_are_stored_and_acknowledged_and_pings_answered_through_an
     service = estate.out / "north/service/region.yaml"
     service.write_text(
         service.read_text().replace("  url: mqtts", "  username: service@localhost\n  password: x\n  url: mqtts")
-        + "canary: {every_s: 1}\n"
+        + "ping: {every_s: 1}\n"
     )
     (estate.folder / "state/north/region").mkdir(parents=True)
     (estate.folder / "ejabberd").mkdir()

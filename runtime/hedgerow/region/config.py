@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from hedgerow.config import BrokerSection, LogSection, MetricsSection, Name, Section
-from hedgerow.configfile import Document
+from hedgerow.configfile import BadConfigFile, Document, Problem
+
+_OLD_PING: Final = "canary"
+"""Name of the setting `ping` before a canary meant the first wave of a rollout only; deprecated."""
 
 
 class StoreSection(Section):
@@ -34,13 +40,13 @@ class RetentionSection(Section):
     health_days: float = Field(3, gt=0, description="Health reports that are older go; the last of a node stays known.")
 
 
-class CanarySection(Section):
-    """Pings to every node, through all bridges and back, since a bridge that says it is connected may carry nothing."""
+class PingSection(Section):
+    """Pings to every node, through all bridges and back: a bridge that claims to be connected may forward nothing."""
 
     every_s: float | None = Field(
-        60, gt=0, description="About so many seconds are between two pings to a node; empty: none are sent."
+        60, gt=0, description="Average interval between two pings to a node; empty: no pings."
     )
-    timeout_s: float = Field(15, gt=0, description="A ping is unanswered after this time.")
+    timeout_s: float = Field(15, gt=0, description="A ping without a reply by then counts as unanswered.")
 
 
 class ModelsSection(Section):
@@ -80,18 +86,41 @@ class RegionConfig(Section):
     broker: BrokerSection = Field(BrokerSection(), description="The region's broker.")
     store: StoreSection = Field(StoreSection(), description="Where what comes up is kept.")
     retention: RetentionSection = Field(RetentionSection(), description="How long it is kept.")
-    canary: CanarySection = Field(CanarySection(), description="Pings through all bridges and back.")
+    ping: PingSection = Field(
+        PingSection(),
+        validation_alias=AliasChoices("ping", _OLD_PING),
+        description="Pings to every node, through all bridges and back.",
+    )
     models: ModelsSection = Field(ModelsSection(), description="Models that sites may have.")
     metrics: MetricsSection = Field(MetricsSection(port=9465), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
 
 
-def load(path: Path) -> RegionConfig:
-    """Read and validate a region's file; paths in it count from its folder.
+def _print_warning(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)  # noqa: T201 - stdout may be JSON
 
-    Raises: BadConfigFile: it cannot be read, is not YAML, or does not validate; every problem with its line.
+
+def load(path: Path, warn: Callable[[str], None] = _print_warning) -> RegionConfig:
+    """Read and validate a region's file; relative paths in it are relative to its folder.
+
+    Args:
+        path: of the file.
+        warn: called with a message for each deprecated setting; prints to stderr by default.
+    Raises: BadConfigFile: the file cannot be read, is not YAML, or is invalid; lists every problem with its line.
     """
-    return _anchored(Document.read(path).as_a(RegionConfig, "region"), path.parent)
+    document = Document.read(path)
+    if _OLD_PING in document.content:
+        line = document.line_of([_OLD_PING])
+        if "ping" in document.content:
+            problem = Problem(
+                line,
+                _OLD_PING,
+                f"`{_OLD_PING}` is the old name of `ping`, and both are set",
+                f"Keep `ping:`, and remove `{_OLD_PING}:`.",
+            )
+            raise BadConfigFile(path, [problem], "region")
+        warn(f"{path}:{line}: `{_OLD_PING}:` is deprecated; rename it to `ping:`.")
+    return _anchored(document.as_a(RegionConfig, "region"), path.parent)
 
 
 def on_postgres(url: str) -> bool:

@@ -192,7 +192,7 @@ async def test_status_says_who_is_silent_deaf_offline_and_well(
     mosquitto: Mosquitto, collector: CollectorProcess, gateway: Callable[..., Any]
 ) -> None:
     """A node that is heard but does not answer pings is found, though every connection stands."""
-    collector.configure(canary={"every_s": 0.4, "timeout_s": 0.5}, region={"silent_after_s": 3})
+    collector.configure(ping={"every_s": 0.4, "timeout_s": 0.5}, region={"silent_after_s": 3})
     collector.start()
     async with gateway("well") as well, gateway("deaf", answers=False) as deaf, gateway("gone") as gone:
         for node in (well, deaf, gone):
@@ -236,7 +236,7 @@ async def test_a_bridge_that_carries_nothing_down_is_found_though_it_is_connecte
         "bridge_protocol_version mqttv50",
         "restart_timeout 1",
     ]
-    collector.configure(canary={"every_s": 0.5, "timeout_s": 1}, region={"silent_after_s": 60})
+    collector.configure(ping={"every_s": 0.5, "timeout_s": 1}, region={"silent_after_s": 60})
     collector.start()
     with Mosquitto(config=[*bridge, *up, *down]) as site:
         async with gateway(url=site.url) as node:

@@ -89,9 +89,9 @@ class Collector:
             self._blobs = BlobServer(options, self._region, config.models.repository)
             self._keeper = MetadataRefresher(config.models.repository, config.models.online_key)
         self._steward = RolloutService(config, self._client, self._loop)
-        self._canaries = None
-        if config.canary.every_s is not None:
-            self._canaries = Pinger(self._region, config.canary, self._client, self._ping)
+        self._pinger = None
+        if config.ping.every_s is not None:
+            self._pinger = Pinger(self._region, config.ping, self._client, self._ping)
         self._writer = StoreWriter(
             lambda: RegionStore(open_database(config.store.url, write=True), config),
             self._tell,
@@ -133,9 +133,9 @@ class Collector:
             if self._store_opened.is_set():
                 async with self._blobs or nullcontext(), self._client:
                     wanted = filters(self._region)
-                    if self._canaries is not None:
-                        wanted |= self._canaries.filters
-                        tasks.append(self._loop.create_task(self._canaries.keep_pinging()))
+                    if self._pinger is not None:
+                        wanted |= self._pinger.filters
+                        tasks.append(self._loop.create_task(self._pinger.keep_pinging()))
                     await self._client.subscribe(wanted)
                     self._steward.start()
                     log.info("region-started", region=self._region, broker=config.broker.url)
@@ -182,8 +182,8 @@ class Collector:
         taken: list[Message] = []
         full = self._writer.waiting >= MOST_WAITING
         for message in messages:
-            if self._canaries is not None and self._canaries.take(message):
-                self.counts.strays = self._canaries.strays
+            if self._pinger is not None and self._pinger.take(message):
+                self.counts.strays = self._pinger.strays
                 self._client.ack(message)
             elif full and message.qos == 0:
                 self.counts.overload += 1
@@ -212,8 +212,8 @@ class Collector:
             counts.verdicts = done.verdicts
         if done.opened is not None:
             self._store_opened.set()
-            if self._canaries is not None:
-                self._canaries.add(done.opened, at_once=False)
+            if self._pinger is not None:
+                self._pinger.add(done.opened, at_once=False)
         for message in done.messages:
             self._client.ack(message)
         now = time.monotonic()
@@ -226,8 +226,8 @@ class Collector:
                 self._pace.owe(key, owed.ack, owed.records, now, asked=owed.asked)
             for reason, count in outcome.rejected.items():
                 log.warning("rejected", reason=reason, count=count)
-            if outcome.known and self._canaries is not None:
-                self._canaries.add(outcome.known, at_once=True)
+            if outcome.known and self._pinger is not None:
+                self._pinger.add(outcome.known, at_once=True)
         counts.write_s += done.took_s
         self._acknowledge()
 

@@ -21,14 +21,16 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError, FrameError
-from hedgerow.region.config import CanarySection
+from hedgerow.region.config import PingSection
 from hedgerow.region.store.records import PingRecord
 from hedgerow.topics import Address, Channel, parse
 from hedgerow.wire.messages import JSON
 
 COMMAND: Final = "ping"
-REPLY: Final = "region-canary"
-"""Tail of the topic on which nodes answer."""
+REPLY: Final = "region-ping"
+"""Tail of the topic on which nodes reply."""
+_OLD_REPLY: Final = "region-canary"
+"""The tail before; a session at the broker may still deliver replies on it."""
 _TICK_S: Final = 0.25
 
 
@@ -59,7 +61,7 @@ class Pinger:
         strays: answers to nothing that was asked, or asked too long ago.
     """
 
-    def __init__(self, region: str, config: CanarySection, client: Client, tell: Callable[[PingRecord], None]) -> None:
+    def __init__(self, region: str, config: PingSection, client: Client, tell: Callable[[PingRecord], None]) -> None:
         self.strays = 0
         self._every_s = config.every_s or 0.0
         self._timeout_s = config.timeout_s
@@ -89,17 +91,17 @@ class Pinger:
     def take(self, message: Message) -> bool:
         """Look at a message. Returns: whether it was an answer to a ping, though perhaps to an old one."""
         parsed = parse(message.topic)
-        if parsed is None or (parsed.channel, parsed.tail) != (Channel.REPLY, REPLY):
+        if parsed is None or parsed.channel is not Channel.REPLY or parsed.tail not in (REPLY, _OLD_REPLY):
             return False
-        canary = self._nodes.get(parsed.address)
+        ping = self._nodes.get(parsed.address)
         correlation = None
         with suppress(FrameError):
             correlation = message.properties.correlation_data
-        if canary is None or canary.sent_at is None or correlation != canary.correlation:
+        if ping is None or ping.sent_at is None or correlation != ping.correlation:
             self.strays += 1
             return True
-        round_trip_s = time.monotonic() - canary.sent_at
-        canary.sent_at = None
+        round_trip_s = time.monotonic() - ping.sent_at
+        ping.sent_at = None
         now = time.time()
         at = _said_at(message)
         # As in NTP: what the node's clock said half way, against the middle of ours.
@@ -108,28 +110,28 @@ class Pinger:
         return True
 
     def _turn(self, now: float) -> None:
-        for address, canary in self._nodes.items():
-            if canary.sent_at is not None and now - canary.sent_at > self._timeout_s:
-                canary.sent_at = None
+        for address, ping in self._nodes.items():
+            if ping.sent_at is not None and now - ping.sent_at > self._timeout_s:
+                ping.sent_at = None
                 self._tell(PingRecord(address, 0, time.time(), True, None, None))
-            if canary.sent_at is None and now >= canary.due_at:
-                canary.due_at = now + self._every_s * random.uniform(0.8, 1.2)  # who came together does not stay so
-                self._ping(address, canary, now)
+            if ping.sent_at is None and now >= ping.due_at:
+                ping.due_at = now + self._every_s * random.uniform(0.8, 1.2)  # who came together does not stay so
+                self._ping(address, ping, now)
 
-    def _ping(self, address: Address, canary: _NodePing, now: float) -> None:
-        canary.sent_at, canary.correlation = now, uuid.uuid4().bytes
+    def _ping(self, address: Address, ping: _NodePing, now: float) -> None:
+        ping.sent_at, ping.correlation = now, uuid.uuid4().bytes
         properties = encode_properties(
             [
                 (Property.EXPIRY, max(1, round(self._timeout_s))),
                 (Property.CONTENT_TYPE, JSON),
                 (Property.RESPONSE_TOPIC, address.topic(Channel.REPLY, REPLY)),
-                (Property.CORRELATION_DATA, canary.correlation),
+                (Property.CORRELATION_DATA, ping.correlation),
             ]
         )
 
         def published(error: Exception | None) -> None:
-            if isinstance(error, BusError) and canary.sent_at == now:
-                canary.sent_at = now - self._timeout_s  # the next turn says that it is unanswered
+            if isinstance(error, BusError) and ping.sent_at == now:
+                ping.sent_at = now - self._timeout_s  # the next turn says that it is unanswered
 
         self._client.publish(address.topic(Channel.COMMAND, COMMAND), b"", qos=1, properties=properties, done=published)
 

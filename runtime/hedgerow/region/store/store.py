@@ -76,7 +76,7 @@ class RegionStore:
         """
         config = self._config
         values = (config.region.name, self._started_at, time.time(), int(connected), __version__)
-        self._database.run(_SAVE_COLLECTOR, (*values, config.region.silent_after_s, config.canary.every_s))
+        self._database.run(_SAVE_COLLECTOR, (*values, config.region.silent_after_s, config.ping.every_s))
 
     def apply(self, items: Sequence[StoreRecord]) -> BatchOutcome:
         """Store a batch; when this returns it is on the disk.
