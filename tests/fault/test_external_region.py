@@ -106,7 +106,7 @@ async def test_results_are_stored_and_acknowledged_and_pings_answered_through_an
             hedgerow(estate, "node", "run", estate.out / "hall/nodes/a.yaml"),
             estate.client("hall", "hall", "camera") as camera,
         ):
-            await asyncio.to_thread(until, lambda: status(estate).get("verdict") == "ok", lambda: estate.log("hall"))
+            await asyncio.to_thread(until, lambda: status(estate).get("status") == "ok", lambda: estate.log("hall"))
             for number in range(5):
                 await camera.publish("plant/1/door", f"[{number}]", qos=1)
             await asyncio.to_thread(until, lambda: status(estate).get("durable") == 5, lambda: status(estate))

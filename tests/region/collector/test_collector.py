@@ -203,21 +203,30 @@ async def test_status_says_who_is_silent_deaf_offline_and_well(
             await silent.client.flush(PATIENCE_S)
         gone.status("offline")
 
-        def verdicts() -> dict[str, str]:
+        def statuses() -> dict[str, tuple[str, str]]:
             for node in (well, deaf):
                 node.health()
-            return {node["node"].split("/")[2]: node["verdict"] for node in status_of(collector.store)["nodes"]}
+            nodes = status_of(collector.store)["nodes"]
+            return {node["node"].split("/")[2]: (node["status"], node["verdict"]) for node in nodes}
 
-        wanted = {"well": "ok", "deaf": "deaf", "gone": "offline", "silent": "silent"}
-        await eventually(lambda: verdicts() == wanted, verdicts)
+        expected = {
+            "well": ("ok", "ok"),
+            "deaf": ("one-way", "deaf"),
+            "gone": ("offline", "offline"),
+            "silent": ("silent", "silent"),
+        }
+        await eventually(lambda: statuses() == expected, statuses)
         said = node_of(collector.store, f"{REGION}/s1/well")
         assert 0 < said["round_trip_s"] < PATIENCE_S
         assert abs(said["clock_offset_s"]) < PATIENCE_S
-        counted = 'hedgerow_region_nodes{verdict="silent"} 1.0'
+        counted = 'hedgerow_region_nodes{status="one-way",verdict="deaf"} 1.0'
         await eventually(lambda: counted in collector.probe("metrics")[1], lambda: collector.probe("metrics")[1])
+        metrics = collector.probe("metrics")[1]
+        assert "hedgerow_region_rollouts_up 1.0" in metrics
+        assert "hedgerow_region_conducts 1.0" in metrics, "deprecated, but still exported"
     command = [sys.executable, "-m", "hedgerow", "region", "status", "--store", collector.store]
     told = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
-    assert f"{REGION}/s1/silent is silent: nothing came for" in told.stdout
+    assert f"{REGION}/s1/silent is silent: nothing received for" in told.stdout
     assert f"{REGION}/s1/deaf is" in told.stdout
 
 
@@ -244,12 +253,12 @@ async def test_a_bridge_that_carries_nothing_down_is_found_though_it_is_connecte
             node.send(100)
             await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
             await eventually(lambda: node_of(collector.store).get("answered_s") is not None)
-            assert node_of(collector.store)["verdict"] == "ok"
+            assert node_of(collector.store)["status"] == "ok"
     with Mosquitto(config=[*bridge, *up, down[0]]) as site:
         async with gateway(url=site.url) as node:
             node.send(100)
             await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
-            await eventually(lambda: node_of(collector.store)["verdict"] == "deaf", lambda: node_of(collector.store))
+            await eventually(lambda: node_of(collector.store)["status"] == "one-way", lambda: node_of(collector.store))
     assert node_of(collector.store)["durable"] == 200
 
 
@@ -261,7 +270,7 @@ async def test_the_will_of_an_earlier_run_does_not_bury_a_newer_birth(
         node.status("online", "run-2")
         node.status("offline", "run-1")
         node.health()
-        await eventually(lambda: node_of(collector.store).get("verdict") == "ok", lambda: node_of(collector.store))
+        await eventually(lambda: node_of(collector.store).get("status") == "ok", lambda: node_of(collector.store))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -166,7 +166,7 @@ def test_silence_counts_from_when_something_came_or_could_have_come(
         return examine(given, known, GateSection(), Ear(NOW - since_s, SILENT_AFTER_S), now)
 
     assert silent_for_longer_by(0).verdict is not GateVerdict.BAD
-    assert silent_for_longer_by(0.5) == bad("silent", "nothing came for 5 min", Presence.GONE, "timed-out")
+    assert silent_for_longer_by(0.5) == bad("silent", "nothing received for 5 min", Presence.GONE, "timed-out")
 
 
 def test_a_node_that_proved_all_and_is_not_heard_is_not_good() -> None:

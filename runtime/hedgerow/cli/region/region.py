@@ -186,6 +186,6 @@ def _complaints(said: dict[str, Any]) -> list[str]:
 
 
 def _spell(seconds: float | None) -> str:
-    from hedgerow.region.store.liveness import spell
+    from hedgerow.region.store.liveness import format_duration
 
-    return "" if seconds is None else spell(seconds) if abs(seconds) >= 0.1 else f"{seconds * 1e3:.0f} ms"
+    return "" if seconds is None else format_duration(seconds) if abs(seconds) >= 0.1 else f"{seconds * 1e3:.0f} ms"

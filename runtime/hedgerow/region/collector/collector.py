@@ -208,8 +208,8 @@ class Collector:
             return
         counts = self.counts
         counts.waiting, counts.stored_bytes = self._writer.waiting, done.stored_bytes
-        if done.verdicts is not None:
-            counts.verdicts = done.verdicts
+        if done.statuses is not None:
+            counts.statuses = done.statuses
         if done.opened is not None:
             self._store_opened.set()
             if self._pinger is not None:

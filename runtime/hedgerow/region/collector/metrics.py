@@ -35,7 +35,7 @@ class CollectorCounts:
     write_s: float = 0.0
     acks: int = 0
     strays: int = 0
-    verdicts: Counter[Liveness] = field(default_factory=Counter)
+    statuses: Counter[Liveness] = field(default_factory=Counter)
     stored_bytes: int = 0
     waiting: int = 0
     connected: bool = False
@@ -92,9 +92,11 @@ class RegionMetrics(MetricsCollector):
         yield CounterMetricFamily(
             "hedgerow_region_stray_replies", "Answers to pings that nobody waits for.", value=counts.strays
         )
-        nodes = GaugeMetricFamily("hedgerow_region_nodes", "Nodes, by how they are.", labels=["verdict"])
-        for verdict in Liveness:
-            nodes.add_metric([verdict], counts.verdicts[verdict])
+        nodes = GaugeMetricFamily(
+            "hedgerow_region_nodes", "Nodes by status. Deprecated: verdict; use status.", labels=["status", "verdict"]
+        )
+        for liveness in Liveness:
+            nodes.add_metric([liveness.value, liveness.old_name], counts.statuses[liveness])
         yield nodes
         yield GaugeMetricFamily(
             "hedgerow_region_stored_bytes", "About what stored results take.", value=counts.stored_bytes

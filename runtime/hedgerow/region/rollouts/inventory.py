@@ -39,7 +39,7 @@ class Filter:
 
     def takes(self, node: dict[str, Any]) -> bool:
         """Whether a node is among them."""
-        if self.health is not None and node["verdict"] != self.health.value:
+        if self.health is not None and node["status"] != self.health.value:
             return False
         if self.model is not None and not any(_is(self.model, name, one) for name, one in node["models"].items()):
             return False
@@ -47,11 +47,14 @@ class Filter:
 
 
 def health_of(text: str) -> Liveness:
-    """A verdict by its status, or by its older name. Raises: ConfigError: there is none."""
-    for verdict in Liveness:
-        if text in (verdict.status, verdict.value):
-            return verdict
-    raise ConfigError(f"No node is {text!r}", remedy=f"Write one of {', '.join(each.status for each in Liveness)}.")
+    """Return a status by its name, or by its deprecated name.
+
+    Raises: ConfigError: there is no such status.
+    """
+    for liveness in Liveness:
+        if text in (liveness.value, liveness.old_name):
+            return liveness
+    raise ConfigError(f"There is no status {text!r}", remedy=f"Use one of {', '.join(Liveness)}.")
 
 
 def inventory(database: Database, now: float, which: Filter | None = None) -> list[dict[str, Any]]:
@@ -84,7 +87,8 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
     for row in database.rows(_NODES, (Channel.REPORTED.value,)):
         region, site, name, first_heard_at, heard_at, online, state, reasons, answered_at, unanswered = row[:10]
         reported_at, payload, generation, published, document, pins = row[10:]
-        verdict, why = judge(signs_of(online, heard_at, state, reasons, answered_at, unanswered), as_of, silent_after_s)
+        signs = signs_of(online, heard_at, state, reasons, answered_at, unanswered)
+        liveness, why = judge(signs, as_of, silent_after_s)
         reported, desired = _read(payload), _read(document)
         labels = {
             "region": region,
@@ -95,8 +99,8 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
         }
         yield {
             "node": str(Address(region, site, name)),
-            "status": verdict.status,
-            "verdict": verdict.value,
+            "status": liveness.value,
+            "verdict": liveness.old_name,
             "why": why,
             "first_heard_at": iso(first_heard_at),
             "heard_s": None if heard_at is None else round(max(0.0, as_of - heard_at), 1),

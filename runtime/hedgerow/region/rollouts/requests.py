@@ -13,7 +13,7 @@ import orjson
 
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.region.store.database.database import Database, RegionStoreError
-from hedgerow.region.store.liveness import spell
+from hedgerow.region.store.liveness import format_duration
 from hedgerow.region.store.queries import LATE_S
 
 EXPIRES_AFTER_S: Final = 30.0
@@ -58,7 +58,7 @@ def ask(
     for (beat_at,) in database.rows("SELECT beat_at FROM collector"):
         if now - beat_at > LATE_S:
             raise CommandError(
-                f"The region's service does not run: it was last seen {spell(now - beat_at)} ago",
+                f"The region's service does not run: it was last seen {format_duration(now - beat_at)} ago",
                 code="no-service",
                 remedy="`hedgerow region run region.yaml` starts it.",
             )

@@ -169,7 +169,9 @@ class RolloutService(threading.Thread):
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """What /metrics shows of it: name, help, labels, value; for any thread."""
-        yield "hedgerow_region_conducts", "Whether rollouts are seen to.", {}, self.failure is None
+        works = self.failure is None
+        yield "hedgerow_region_rollouts_up", "1 while the service can work on rollouts, 0 while it cannot.", {}, works
+        yield "hedgerow_region_conducts", "Deprecated: use hedgerow_region_rollouts_up.", {}, works
         for phase in (Phase.RUNNING, Phase.PAUSED, Phase.ROLLING_BACK):
             labels = {"phase": phase.value}
             yield "hedgerow_region_rollouts", "Rollouts under way, by phase.", labels, self._phases[phase]

@@ -207,7 +207,7 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
     for row in rows:
         row_id, region, site, name, heard_at, online, health_state, reasons, messages, size, results, durable, repeats = row[:13]  # fmt: skip
         captured_at, stored_at, answered_at, round_trip_s, offset_s, unanswered, bytes_in = row[13:]
-        verdict, why = judge(
+        liveness, why = judge(
             signs_of(online, heard_at, health_state, reasons, answered_at, unanswered), as_of, silent_after_s
         )
         count, lost = gaps.get(row_id, (0, 0))
@@ -215,8 +215,8 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
             {
                 "node": f"{region}/{site}/{name}",
                 "site": site,
-                "status": verdict.status,
-                "verdict": verdict.value,
+                "status": liveness.value,
+                "verdict": liveness.old_name,
                 "why": why,
                 "heard_s": _ago(as_of, heard_at),
                 "lag_s": None if stored_at is None else round(stored_at - captured_at, 3),
@@ -257,7 +257,7 @@ def _sites(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             {"site": node["site"], "nodes": 0, "ok": 0, "heard_s": None, "results": 0, "lost": 0, "awaited": 0, "bytes_in": 0, "bytes_up": 0},
         )  # fmt: skip
         site["nodes"] += 1
-        site["ok"] += node["verdict"] == Liveness.OK
+        site["ok"] += node["status"] == Liveness.OK
         if node["heard_s"] is not None:
             site["heard_s"] = node["heard_s"] if site["heard_s"] is None else min(site["heard_s"], node["heard_s"])
         for name in ("results", "lost", "awaited", "bytes_in", "bytes_up"):

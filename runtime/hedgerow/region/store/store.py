@@ -64,7 +64,7 @@ class RegionStore:
         """What has come of every outbox, of its newest epoch: said again at the start, in case it was not heard before."""
         return newest_acks(self._database)
 
-    def verdicts(self, now: float) -> Counter[Liveness]:
+    def statuses(self, now: float) -> Counter[Liveness]:
         """How many nodes are how."""
         after_s = self._config.region.silent_after_s
         return Counter(judge(node.signs, now, after_s)[0] for node in self._intake.nodes.values())

@@ -74,7 +74,7 @@ class WriteReport:
     acks: list[tuple[LedgerKey, Ack]] = field(default_factory=list)
     failure: RegionStoreError | None = None
     fatal: bool = False
-    verdicts: Counter[Liveness] | None = None
+    statuses: Counter[Liveness] | None = None
     stored_bytes: int = 0
 
 
@@ -177,10 +177,10 @@ class StoreWriter(threading.Thread):
         if began - self._beat_at >= BEAT_EVERY_S or self._beat_connected != self.connected:
             self._beat_at, self._beat_connected = began, self.connected
             store.beat(connected=self._beat_connected)
-            verdicts = store.verdicts(time.time())
+            statuses = store.statuses(time.time())
             while store.prune(time.time()) and self._given.empty():
                 pass
-            self._report(WriteReport(verdicts=verdicts, stored_bytes=store.stored_bytes))
+            self._report(WriteReport(statuses=statuses, stored_bytes=store.stored_bytes))
 
     def _stored(self, store: RegionStore, items: list[StoreRecord]) -> list[BatchOutcome]:
         try:

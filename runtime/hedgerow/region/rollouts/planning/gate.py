@@ -19,7 +19,7 @@ from typing import Final
 
 from hedgerow.region.rollouts.planning.health_samples import Sample, Shown, Usual, broken, restarts
 from hedgerow.region.rollouts.planning.spec import GateSection
-from hedgerow.region.store.liveness import spell
+from hedgerow.region.store.liveness import format_duration
 from hedgerow.wire.fleet import JobState, ModelRef, Reported, ReportedModel
 
 UNPROVED: Final = "unproved"
@@ -133,13 +133,15 @@ def examine(given: Assignment, facts: Facts, limits: GateSection, ear: Ear, now:
         return finding
     silent_s = now - max(facts.heard_at or ear.since, ear.since, given.at)
     if silent_s > limits.max_silence_s:
-        return GateFinding(GateVerdict.BAD, "timed-out", "silent", f"nothing came for {spell(silent_s)}", there)
+        return GateFinding(
+            GateVerdict.BAD, "timed-out", "silent", f"nothing received for {format_duration(silent_s)}", there
+        )
     wrong = _shown(given, facts, limits)
     if wrong is not None:
         return GateFinding(GateVerdict.BAD, "failed", *wrong, there)
     if missing := _unproved(given, facts, limits):
         if now > max(given.due, ear.since + ear.silent_after_s):
-            reason = f"not good after {spell(now - given.at)}: {missing}"
+            reason = f"not good after {format_duration(now - given.at)}: {missing}"
             return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", reason, there)
         return GateFinding(GateVerdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
     if there is not Presence.HERE:
