@@ -228,7 +228,7 @@ class World:
         self._store = RegionStore(open_database(self.url, write=True), self.config)
         self._conductor: RolloutController | None = None
         self._database: Mortal | None = None
-        self._asker = open_database(self.url, write=False, beside=True)
+        self._asker = open_database(self.url, write=False, alongside=True)
         for _ in range(count):
             self.add()
 
@@ -348,7 +348,7 @@ class World:
 
     def _alive(self, killed_at: int | None) -> RolloutController:
         if self._conductor is None or self._database is None:
-            self._database = Mortal(open_database(self.url, write=False, beside=True))
+            self._database = Mortal(open_database(self.url, write=False, alongside=True))
             self._conductor = RolloutController(self._database, self.config)
         self._database.statements_left = killed_at
         return self._conductor

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.records import Ack
-from hedgerow.region.collector.ack_pacing import A_SECOND, AFTER, LATEST_OF_ALL_S, LATEST_S, TURN_S, AckPacing
+from hedgerow.region.collector.ack_pacing import DELAY_S, MAX_ACKS_PER_S, MAX_DELAY_S, MAX_RECORDS, TICK_S, AckPacing
 
 
 def ack(through: int = 1) -> Ack:
@@ -122,7 +122,7 @@ def test_every_debt_is_paid_soon_and_the_newest_word_is_the_last(stored: list[tu
         for due, ack in pace.due(now):
             said[due] = ack.through[0]
             pace.sent(due)
-    for due, ack in pace.due(now + LATEST_OF_ALL_S + TURN_S):
+    for due, ack in pace.due(now + MAX_DELAY_S + TICK_S):
         said[due] = ack.through[0]
         pace.sent(due)
 
@@ -134,9 +134,9 @@ def test_a_busy_outbox_is_answered_four_times_a_window_and_an_idle_one_soon() ->
     pace: AckPacing[str] = AckPacing()
     pace.owe("a", Ack("e", {0: 1}), 1, 0.0)
     assert pace.due(0.0) == []
-    pace.owe("a", Ack("e", {0: AFTER}), AFTER, 0.1)
-    assert pace.due(0.1) == [("a", Ack("e", {0: AFTER}))]
-    pace.owe("a", Ack("e", {0: 500}), AFTER, 0.2)
+    pace.owe("a", Ack("e", {0: MAX_RECORDS}), MAX_RECORDS, 0.1)
+    assert pace.due(0.1) == [("a", Ack("e", {0: MAX_RECORDS}))]
+    pace.owe("a", Ack("e", {0: 500}), MAX_RECORDS, 0.2)
     assert pace.due(5.0) == [], "one at a time"
     pace.sent("a")
     assert pace.due(5.0) == [("a", Ack("e", {0: 500}))]
@@ -154,11 +154,11 @@ def test_quiet_outboxes_share_so_many_answers_a_second_and_one_that_asks_has_its
     assert pace.due(0.01) == [(asking % many, Ack("e", {0: 2}))]
 
     answered: list[int] = []
-    for tick in range(2, 1 + int(100 * (LATEST_OF_ALL_S + TURN_S + 0.1))):
+    for tick in range(2, 1 + int(100 * (MAX_DELAY_S + TICK_S + 0.1))):
         due = [key for key, _ in pace.due(tick / 100)]
         for key in due:
             pace.sent(key)
         answered += due
         if many > 1 and not answered:
-            assert tick / 100 <= max(LATEST_S, min(LATEST_OF_ALL_S, (many - 1) / A_SECOND)) + TURN_S + 0.02
+            assert tick / 100 <= max(DELAY_S, min(MAX_DELAY_S, (many - 1) / MAX_ACKS_PER_S)) + TICK_S + 0.02
     assert answered == [outbox for outbox in range(many) if outbox != asking % many]

@@ -14,7 +14,7 @@ from tests.region.world import TURN_S, World
 
 from hedgerow.errors import CommandError
 from hedgerow.region.rollouts.planning.state import Phase
-from hedgerow.region.rollouts.requests import ask
+from hedgerow.region.rollouts.requests import send_request
 from hedgerow.region.store.database.open import open_database
 
 DAY = 86_400.0
@@ -62,9 +62,9 @@ def test_who_asks_is_answered_with_what_was_done_or_why_not(store_url: str) -> N
 
 
 def ask_region(url: str, verb: str, **args: Any) -> Any:
-    database = open_database(url, write=False, beside=True)
+    database = open_database(url, write=False, alongside=True)
     try:
-        return ask(database, verb, args, who="eve", why="a test")
+        return send_request(database, verb, args, who="eve", why="a test")
     finally:
         database.close()
 

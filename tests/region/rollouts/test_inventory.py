@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from hedgerow.errors import ConfigError
-from hedgerow.region.rollouts.inventory import health_of
+from hedgerow.region.rollouts.inventory import parse_status
 from hedgerow.region.store.liveness import Liveness
 
 
 def test_a_filter_takes_statuses_and_their_deprecated_names() -> None:
     for liveness in Liveness:
-        assert health_of(liveness.value) is health_of(liveness.old_name) is liveness
+        assert parse_status(liveness.value) is parse_status(liveness.old_name) is liveness
     with pytest.raises(ConfigError, match="There is no status 'ill'") as refused:
-        health_of("ill")
+        parse_status("ill")
     assert refused.value.remedy == "Use one of ok, degraded, one-way, silent, offline, unknown."

@@ -16,16 +16,16 @@ from typing import Final, Generic, TypeVar
 
 from hedgerow.bus.outbox.records import Ack
 
-AFTER: Final = 64
+MAX_RECORDS: Final = 64
 """Records after which an acknowledgement goes at once."""
-LATEST_S: Final = 0.5
+DELAY_S: Final = 0.5
 """Seconds after which it goes anyway, where few are owed;"""
-A_SECOND: Final = 100
+MAX_ACKS_PER_S: Final = 100
 """where more are, no more than about so many of these go in a second,"""
-LATEST_OF_ALL_S: Final = 10.0
+MAX_DELAY_S: Final = 10.0
 """but none later than this: after 30 s an outbox that hears nothing sends again."""
 
-TURN_S: Final = 0.25
+TICK_S: Final = 0.25
 """These are looked at so often, so that those that are due leave together."""
 
 Key = TypeVar("Key", bound=Hashable)
@@ -54,7 +54,7 @@ class AckPacing(Generic[Key]):
     @property
     def latest_s(self) -> float:
         """Seconds that a quiet outbox waits now."""
-        return min(LATEST_OF_ALL_S, max(LATEST_S, len(self._owed) / A_SECOND))
+        return min(MAX_DELAY_S, max(DELAY_S, len(self._owed) / MAX_ACKS_PER_S))
 
     def owe(self, key: Key, ack: Ack, records: int, now: float, *, asked: bool = False) -> None:
         """Something was stored, or came again.
@@ -68,14 +68,14 @@ class AckPacing(Generic[Key]):
         else:
             owed.ack = ack
             owed.records += records
-        if asked or owed.records >= AFTER:
+        if asked or owed.records >= MAX_RECORDS:
             self._at_once[key] = None
 
     def due(self, now: float, *, all_of_them: bool = False) -> list[tuple[Key, Ack]]:
         """What to publish now; until `sent`, nothing more goes to the same one."""
         keys = list(self._at_once)
         if all_of_them or now >= self._turn_at:
-            self._turn_at = now + TURN_S
+            self._turn_at = now + TICK_S
             since = now if all_of_them else now - self.latest_s
             keys += itertools.takewhile(lambda key: self._owed[key].since <= since, self._owed)
         due = []

@@ -25,7 +25,7 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.node.link.options import link_options, on_loopback
-from hedgerow.region.collector.ack_pacing import TURN_S, AckPacing
+from hedgerow.region.collector.ack_pacing import TICK_S, AckPacing
 from hedgerow.region.collector.decode import filters, read
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.collector.pinger import Pinger
@@ -253,7 +253,7 @@ class Collector:
                 address.topic(Channel.ACK), ack.encode(), qos=1, properties=_JSON, done=partial(self._acknowledged, key)
             )
         if len(self._pace) and self._timer is None:
-            self._timer = self._loop.call_later(TURN_S, self._later)
+            self._timer = self._loop.call_later(TICK_S, self._later)
 
     def _acknowledged(self, key: LedgerKey, error: Exception | None) -> None:
         self._pace.sent(key)

@@ -25,7 +25,7 @@ ORDER BY n.region, n.site, n.name
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class NodeFilter:
     """Which nodes.
 
     Attributes:
@@ -46,7 +46,7 @@ class Filter:
         return self.selector.matches(node["labels"])
 
 
-def health_of(text: str) -> Liveness:
+def parse_status(text: str) -> Liveness:
     """Return a status by its name, or by its deprecated name.
 
     Raises: ConfigError: there is no such status.
@@ -57,13 +57,13 @@ def health_of(text: str) -> Liveness:
     raise ConfigError(f"There is no status {text!r}", remedy=f"Use one of {', '.join(Liveness)}.")
 
 
-def inventory(database: Database, now: float, which: Filter | None = None) -> list[dict[str, Any]]:
+def inventory(database: Database, now: float, which: NodeFilter | None = None) -> list[dict[str, Any]]:
     """The nodes, in order of their addresses.
 
     Args:
         now: Unix seconds.
     """
-    which = which or Filter()
+    which = which or NodeFilter()
     return [node for node in _all(database, now) if which.takes(node)]
 
 

@@ -36,7 +36,7 @@ class RolloutRequest:
     args: dict[str, Any]
 
 
-def ask(
+def send_request(
     database: Database,
     verb: str,
     args: dict[str, Any],

@@ -143,7 +143,7 @@ class RolloutService(threading.Thread):
 
     def _turn(self) -> None:
         if self._conductor is None:
-            database = open_database(self._config.store.url, write=False, beside=True)
+            database = open_database(self._config.store.url, write=False, alongside=True)
             try:
                 self._conductor = RolloutController(database, self._config)
             except BaseException:

@@ -38,11 +38,11 @@ class Postgres:
 
     Args:
         url: its address.
-        write, beside: as for `open_database`.
+        write, alongside: as for `open_database`.
     Raises: StoreError: it cannot be opened.
     """
 
-    def __init__(self, url: str, *, write: bool, beside: bool = False) -> None:
+    def __init__(self, url: str, *, write: bool, alongside: bool = False) -> None:
         self._shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "…", url)
         try:
             self._connection = psycopg.connect(
@@ -59,7 +59,7 @@ class Postgres:
                 self._become_writer()
                 migrate(self, "postgres", self._shown)
             else:
-                if not beside:
+                if not alongside:
                     self.run("SET default_transaction_read_only = on")
                 if self.rows("SELECT to_regclass('collector') IS NULL") == [(True,)]:
                     raise not_there(self._shown)

@@ -29,11 +29,11 @@ class Sqlite:
 
     Args:
         path: of the file; its folder is made if need be.
-        write, beside: as for `open_database`.
+        write, alongside: as for `open_database`.
     Raises: RegionStoreError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, *, write: bool, beside: bool = False) -> None:
+    def __init__(self, path: Path, *, write: bool, alongside: bool = False) -> None:
         self._path = path
         self._lock: int | None = None
         if not write and not path.exists():
@@ -53,7 +53,7 @@ class Sqlite:
                 ) from error
         try:
             with self._translating():
-                target = path.resolve().as_uri() + ("" if write else "?mode=rw" if beside else "?mode=ro")
+                target = path.resolve().as_uri() + ("" if write else "?mode=rw" if alongside else "?mode=ro")
                 self._connection = sqlite3.connect(
                     target, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False
                 )
