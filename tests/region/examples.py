@@ -8,8 +8,16 @@ from typing import Any
 
 from tests.region.responders import digest, ref
 
-from hedgerow.region.rollouts.planning.gate import Assignment, Ear, Facts, GateFinding, GateVerdict, Presence, examine
-from hedgerow.region.rollouts.planning.health_samples import Flow, Sample, Shown, Usual
+from hedgerow.region.rollouts.planning.gate import (
+    Assignment,
+    GateFinding,
+    GateVerdict,
+    Listening,
+    ObservedNode,
+    Presence,
+    evaluate,
+)
+from hedgerow.region.rollouts.planning.health_samples import HealthSample, ModelSample, NodeBaseline, PipelineSample
 from hedgerow.region.rollouts.planning.spec import GateSection, RolloutPlan
 from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
 from hedgerow.topics import Address
@@ -21,16 +29,18 @@ OLD = ref("1.0.0")
 NEW = ref("2.0.0")
 FILE = digest("file2.0.0")
 GIVEN = Assignment(
-    {"faces": NEW}, {"faces": frozenset([FILE])}, 7, NOW - 100, NOW + 3500, Usual({"doors": 5.0}, 100 << 20)
+    {"faces": NEW}, {"faces": frozenset([FILE])}, 7, NOW - 100, NOW + 3500, NodeBaseline({"doors": 5.0}, 100 << 20)
 )
 ERROR = {"code": "golden-failed", "message": "numbers are off", "remedy": "Mend it."}
 A, B, C, D, E = (Address("r", "s", node) for node in "abcde")
 
 
-def sample(at: float, n: int, **changes: Any) -> Sample:
+def sample(at: float, n: int, **changes: Any) -> HealthSample:
     """A health report after `n` hundred frames."""
-    flow = Flow(100 * n, changes.pop("dead", 0), changes.pop("dropped", 0), changes.pop("p99_ms", 5.0), ("faces",))
-    made = Sample(at, "run-1", "ok", "", {"doors": flow}, {"faces": Shown(FILE, 100 * n)}, 120 << 20)
+    pipeline = PipelineSample(
+        100 * n, changes.pop("dead", 0), changes.pop("dropped", 0), changes.pop("p99_ms", 5.0), ("faces",)
+    )
+    made = HealthSample(at, "run-1", "ok", "", {"doors": pipeline}, {"faces": ModelSample(FILE, 100 * n)}, 120 << 20)
     return replace(made, **changes)
 
 
@@ -43,15 +53,17 @@ def reported(**told: Any) -> Reported:
     )
 
 
-def facts(samples: list[Sample] | None = None, **told: Any) -> Facts:
+def observed(samples: list[HealthSample] | None = None, **told: Any) -> ObservedNode:
     """What is known of that node."""
     made = [sample(NOW - 30 + 10 * n, n + 1) for n in range(3)] if samples is None else samples
-    return Facts(True, NOW - 5, reported(**told), made)
+    return ObservedNode(True, NOW - 5, reported(**told), made)
 
 
-def judged(known: Facts, since: float | None = NOW - 1000, given: Assignment = GIVEN, **limits: Any) -> GateFinding:
+def judged(
+    known: ObservedNode, since: float | None = NOW - 1000, given: Assignment = GIVEN, **limits: Any
+) -> GateFinding:
     """The finding for that node."""
-    return examine(given, known, GateSection(**{"slow_reports": 2, **limits}), Ear(since, SILENT_AFTER_S), NOW)
+    return evaluate(given, known, GateSection(**{"slow_reports": 2, **limits}), Listening(since, SILENT_AFTER_S), NOW)
 
 
 def rollout(
@@ -67,11 +79,11 @@ def rollout(
 GOOD = GateFinding(GateVerdict.GOOD, "succeeded")
 
 
-def unknown(code: str = "", reason: str = "", presence: Presence = Presence.HERE) -> GateFinding:
+def unknown(code: str = "", reason: str = "", presence: Presence = Presence.PRESENT) -> GateFinding:
     """Neither good nor bad."""
     return GateFinding(GateVerdict.UNKNOWN, "in-progress", code, reason, presence)
 
 
-def bad(code: str, reason: str = "", presence: Presence = Presence.HERE, state: Any = "failed") -> GateFinding:
+def bad(code: str, reason: str = "", presence: Presence = Presence.PRESENT, state: Any = "failed") -> GateFinding:
     """A node that failed."""
     return GateFinding(GateVerdict.BAD, state, code, reason, presence)

@@ -168,7 +168,7 @@ def test_a_region_that_comes_back_waits_for_those_who_go_back(world: World) -> N
     world.restart(away_s=3600, silent_turns=2)
     assert world.rollout().phase is Phase.ROLLING_BACK
     assert ended(world, "faces-2.0.0") is Phase.FAILED
-    assert "not proved" not in world.rollout().because
+    assert "not proved" not in world.rollout().reason
     assert world.versions() == {"1.0.0"}
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from tests.region.examples import NEW, A, B, C, D, E, rollout
 
-from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, joins, standing, superseded
+from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, joins, relevant, superseded
 from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
 
 ENDED = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELED)
@@ -25,24 +25,24 @@ def test_what_is_under_way_and_the_newest_success_for_the_same_nodes_and_models_
     newest = rollout("newest", {}, Phase.SUCCEEDED)
     older = rollout("older", {}, Phase.SUCCEEDED)
 
-    assert standing([newest, older]) == [newest]
-    assert standing([newest, rollout("elsewhere", {}, Phase.SUCCEEDED, "ring=early"), older]) == [
+    assert relevant([newest, older]) == [newest]
+    assert relevant([newest, rollout("elsewhere", {}, Phase.SUCCEEDED, "ring=early"), older]) == [
         newest,
         rollout("elsewhere", {}, Phase.SUCCEEDED, "ring=early"),
     ]
     cars = of_models(older, "cars")
-    assert standing([newest, cars]) == [newest, cars]
+    assert relevant([newest, cars]) == [newest, cars]
     for phase in UNDER_WAY:
         under_way = rollout("under-way", {}, phase)
-        assert standing([newest, under_way, older]) == [newest, under_way]
-        assert standing([under_way, newest]) == [under_way, newest]
+        assert relevant([newest, under_way, older]) == [newest, under_way]
+        assert relevant([under_way, newest]) == [under_way, newest]
 
 
 @pytest.mark.parametrize("phase", [Phase.FAILED, Phase.CANCELED])
 def test_what_came_to_nothing_does_not_matter_nor_cover_what_was_before(phase: Phase) -> None:
     older = rollout("older", {}, Phase.SUCCEEDED)
 
-    assert standing([rollout("bad", {}, phase), older]) == [older]
+    assert relevant([rollout("bad", {}, phase), older]) == [older]
 
 
 # Which collide
@@ -144,10 +144,10 @@ def test_a_model_that_goes_back_is_not_taken_from_an_older_rollout() -> None:
         (Task(0, "succeeded"), False),
         (Task(0, "failed"), True),
         (Task(0, "timed-out"), True),
-        (Task(0, "failed", back="asked"), True),
-        (Task(0, "failed", back="proved"), False),
-        (Task(0, "canceled", back="asked"), True),
-        (Task(0, "canceled", back="proved"), False),
+        (Task(0, "failed", rollback="asked"), True),
+        (Task(0, "failed", rollback="proved"), False),
+        (Task(0, "canceled", rollback="asked"), True),
+        (Task(0, "canceled", rollback="proved"), False),
         (Task(0, "canceled"), False),
         (Task(0, "removed"), False),
     ],

@@ -18,7 +18,7 @@ from tests.region.examples import (
     D,
     E,
     bad,
-    facts,
+    observed,
     reported,
     rollout,
     sample,
@@ -26,29 +26,29 @@ from tests.region.examples import (
 )
 from tests.region.responders import digest
 
-from hedgerow.region.rollouts.planning.gate import UNPROVED, Ear, Facts, GateFinding, GateVerdict, Presence
-from hedgerow.region.rollouts.planning.health_samples import Usual
-from hedgerow.region.rollouts.planning.planner import find, next_step, take_back
+from hedgerow.region.rollouts.planning.gate import UNPROVED, GateFinding, GateVerdict, Listening, ObservedNode, Presence
+from hedgerow.region.rollouts.planning.health_samples import NodeBaseline
+from hedgerow.region.rollouts.planning.planner import evaluate_nodes, next_step, roll_back
 from hedgerow.region.rollouts.planning.state import (
     CatchUp,
     Finish,
-    Halt,
-    Move,
+    Pause,
     Phase,
+    RollBack,
     Rollout,
-    Settle,
     Soak,
     StartWave,
     Step,
-    TakeBack,
     Task,
+    TaskUpdate,
+    UpdateTasks,
     Wait,
 )
 from hedgerow.topics import Address
 
 HEARD = GateFinding(GateVerdict.UNKNOWN, "queued")
-GONE = replace(HEARD, presence=Presence.GONE)
-OPEN = replace(HEARD, presence=Presence.OPEN)
+GONE = replace(HEARD, presence=Presence.ABSENT)
+OPEN = replace(HEARD, presence=Presence.UNKNOWN)
 WAITS = unknown(UNPROVED, "faces is not served")
 OTHERWISE = unknown(UNPROVED, "it takes its time")
 ENDED = Wait("it has ended")
@@ -56,7 +56,7 @@ ENDED = Wait("it has ended")
 
 def given(state: Any = "in-progress", wave: int = 0, **more: Any) -> Task:
     """A node that was given the change."""
-    return Task(wave, state, **{"generation": 7, "given_at": NOW - 100, **more})
+    return Task(wave, state, **{"generation": 7, "assigned_at": NOW - 100, **more})
 
 
 def failed(wave: int = 0, **more: Any) -> Task:
@@ -75,62 +75,64 @@ def step(one: Rollout, findings: Mapping[Address, GateFinding] | None = None, no
 # What is known of nodes, by what each was given
 
 
-EAR = Ear(NOW - 1000, SILENT_AFTER_S)
+EAR = Listening(NOW - 1000, SILENT_AFTER_S)
 
 
-def found(task: Task, known: Facts | None, **more: Any) -> GateFinding:
+def found(task: Task, known: ObservedNode | None, **more: Any) -> GateFinding:
     one = under_way({"a": task}, **more)
-    return find(one, {} if known is None else {A: known}, EAR, NOW)[A]
+    return evaluate_nodes(one, {} if known is None else {A: known}, EAR, NOW)[A]
 
 
 def test_a_node_that_is_not_to_prove_anything_is_there_or_not() -> None:
-    assert found(Task(0), facts()) == HEARD
+    assert found(Task(0), observed()) == HEARD
     assert found(Task(0), None) == GONE
-    assert found(given("queued"), facts()) == HEARD
-    assert found(Task(0, "in-progress"), facts()) == GateFinding(GateVerdict.UNKNOWN, "in-progress")
-    assert found(failed(), facts()) == GateFinding(GateVerdict.UNKNOWN, "failed")
-    assert found(failed(back="proved"), facts()) == GateFinding(GateVerdict.UNKNOWN, "failed")
+    assert found(given("queued"), observed()) == HEARD
+    assert found(Task(0, "in-progress"), observed()) == GateFinding(GateVerdict.UNKNOWN, "in-progress")
+    assert found(failed(), observed()) == GateFinding(GateVerdict.UNKNOWN, "failed")
+    assert found(failed(rollback="proved"), observed()) == GateFinding(GateVerdict.UNKNOWN, "failed")
 
 
 def test_a_node_has_to_prove_what_it_was_given() -> None:
-    assert found(given(), facts()) == GOOD
-    assert found(given("succeeded"), facts()) == GOOD
-    assert found(given(generation=8), facts()) == unknown(UNPROVED, "it is at generation 7, not 8")
-    assert found(given(), facts(), files={"faces": frozenset([digest("another")])}).code == "wrong-file"
-    assert found(given(), facts(), models={"faces": OLD}).reason == "faces is faces 2.0.0"
-    grown = facts([sample(NOW - 10, 3, memory_bytes=2 << 30)])
+    assert found(given(), observed()) == GOOD
+    assert found(given("succeeded"), observed()) == GOOD
+    assert found(given(generation=8), observed()) == unknown(UNPROVED, "it is at generation 7, not 8")
+    assert found(given(), observed(), files={"faces": frozenset([digest("another")])}).code == "wrong-file"
+    assert found(given(), observed(), models={"faces": OLD}).reason == "faces is faces 2.0.0"
+    grown = observed([sample(NOW - 10, 3, memory_bytes=2 << 30)])
     assert found(given(), grown) == GOOD
-    assert found(given(usual=Usual(memory_bytes=1 << 20)), grown).code == "memory-growth"
-    assert found(given(), facts(), plan={"gate": {"min_frames": 301}}).code == UNPROVED
+    assert found(given(baseline=NodeBaseline(memory_bytes=1 << 20)), grown).code == "memory-growth"
+    assert found(given(), observed(), plan={"gate": {"min_frames": 301}}).code == UNPROVED
 
 
 def test_a_node_that_was_given_something_has_the_gates_time_and_one_that_was_good_has_any() -> None:
-    missing = facts(models={})
+    missing = observed(models={})
     gate = {"gate": {"timeout_s": 50}}
 
-    assert found(given(given_at=NOW - 50), missing, plan=gate) == WAITS
-    assert found(given(given_at=NOW - 51), missing, plan=gate).code == "timed-out"
-    assert found(given("succeeded", given_at=NOW - 51), missing, plan=gate) == WAITS
+    assert found(given(assigned_at=NOW - 50), missing, plan=gate) == WAITS
+    assert found(given(assigned_at=NOW - 51), missing, plan=gate).code == "timed-out"
+    assert found(given("succeeded", assigned_at=NOW - 51), missing, plan=gate) == WAITS
 
 
 def test_a_node_that_was_put_back_has_the_gates_time_from_when_the_rollout_turned() -> None:
-    back = failed(back="asked", back_generation=8, before={"faces": OLD})
+    rollback = failed(rollback="asked", rollback_generation=8, before={"faces": OLD})
     gate = {"gate": {"timeout_s": 50}}
-    still = replace(facts(), reported=reported(generation=8))
-    is_back = replace(facts(), reported=reported(generation=8, serving={"model": OLD}))
+    still = replace(observed(), reported=reported(generation=8))
+    is_back = replace(observed(), reported=reported(generation=8, serving={"model": OLD}))
     missing = "faces is faces 2.0.0"
 
-    assert found(back, is_back) == GOOD
-    assert found(back, facts()) == unknown(UNPROVED, "it has not taken the change back yet")
-    assert found(back, still, plan=gate) == unknown(UNPROVED, missing), "nothing else waits for it"
-    assert found(back, still, plan=gate, turned_at=NOW - 50) == unknown(UNPROVED, missing)
-    assert found(back, still, plan=gate, turned_at=NOW - 51) == bad("timed-out", missing, state="timed-out")
+    assert found(rollback, is_back) == GOOD
+    assert found(rollback, observed()) == unknown(UNPROVED, "it has not taken the change back yet")
+    assert found(rollback, still, plan=gate) == unknown(UNPROVED, missing), "nothing else waits for it"
+    assert found(rollback, still, plan=gate, rolling_back_since=NOW - 50) == unknown(UNPROVED, missing)
+    assert found(rollback, still, plan=gate, rolling_back_since=NOW - 51) == bad(
+        "timed-out", missing, state="timed-out"
+    )
 
 
 def test_each_node_is_looked_at() -> None:
     one = under_way({"a": given(), "b": Task(0)})
 
-    assert find(one, {A: facts()}, EAR, NOW) == {A: GOOD, B: GONE}
+    assert evaluate_nodes(one, {A: observed()}, EAR, NOW) == {A: GOOD, B: GONE}
 
 
 # What has become of nodes
@@ -139,36 +141,38 @@ def test_each_node_is_looked_at() -> None:
 def test_what_has_become_of_nodes_is_written_down_first() -> None:
     one = under_way({"a": given(), "b": given(), "c": given(), "d": given("succeeded"), "e": Task(1)})
 
-    assert step(one, {A: GOOD, B: bad("slow", "too slow"), C: WAITS, D: GOOD, E: GOOD}) == Settle(
-        {A: Move("succeeded"), B: Move("failed", "slow", "too slow")}
+    assert step(one, {A: GOOD, B: bad("slow", "too slow"), C: WAITS, D: GOOD, E: GOOD}) == UpdateTasks(
+        {A: TaskUpdate("succeeded"), B: TaskUpdate("failed", "slow", "too slow")}
     )
-    assert step(one, {B: bad("silent", "quiet", state="timed-out")}) == Settle(
-        {B: Move("timed-out", "silent", "quiet")}
+    assert step(one, {B: bad("silent", "quiet", state="timed-out")}) == UpdateTasks(
+        {B: TaskUpdate("timed-out", "silent", "quiet")}
     )
 
 
 def test_a_node_that_was_good_has_to_prove_itself_anew_when_it_proves_it_no_more() -> None:
     one = under_way({"a": given("succeeded")})
 
-    assert step(one, {A: WAITS}) == Settle({A: Move("in-progress", UNPROVED, "faces is not served")})
-    assert step(one, {A: bad("slow", "too slow")}) == Settle({A: Move("failed", "slow", "too slow")})
-    assert not isinstance(step(one, {A: unknown("not-heard")}), Settle)
-    assert not isinstance(step(under_way({"a": given()}), {A: WAITS}), Settle), "it is at it already"
+    assert step(one, {A: WAITS}) == UpdateTasks({A: TaskUpdate("in-progress", UNPROVED, "faces is not served")})
+    assert step(one, {A: bad("slow", "too slow")}) == UpdateTasks({A: TaskUpdate("failed", "slow", "too slow")})
+    assert not isinstance(step(one, {A: unknown("not-heard")}), UpdateTasks)
+    assert not isinstance(step(under_way({"a": given()}), {A: WAITS}), UpdateTasks), "it is at it already"
 
 
 def test_when_all_has_ended_only_late_nodes_are_settled() -> None:
     one = under_way({"a": given("succeeded"), "b": given(late=True)}, phase=Phase.SUCCEEDED, wave=1)
 
     assert step(one, {A: bad("slow"), B: unknown()}) == ENDED
-    assert step(one, {A: WAITS, B: GOOD}) == Settle({B: Move("succeeded")})
-    assert step(one, {B: bad("slow", "too slow")}) == Settle({B: Move("failed", "slow", "too slow")})
+    assert step(one, {A: WAITS, B: GOOD}) == UpdateTasks({B: TaskUpdate("succeeded")})
+    assert step(one, {B: bad("slow", "too slow")}) == UpdateTasks({B: TaskUpdate("failed", "slow", "too slow")})
 
 
 def test_a_node_that_was_put_back_and_proves_it_is_back() -> None:
-    one = under_way({"a": failed(back="asked"), "b": given("canceled", back="asked")}, phase=Phase.ROLLING_BACK)
+    one = under_way({"a": failed(rollback="asked"), "b": given("canceled", rollback="asked")}, phase=Phase.ROLLING_BACK)
 
-    assert step(one, {A: GOOD, B: bad("timed-out")}) == Settle({A: Move("failed", "slow", "too slow", back="proved")})
-    assert step(under_way({"a": failed(back="proved")}, phase=Phase.ROLLING_BACK), {A: GOOD}) == Finish(
+    assert step(one, {A: GOOD, B: bad("timed-out")}) == UpdateTasks(
+        {A: TaskUpdate("failed", "slow", "too slow", rollback="proved")}
+    )
+    assert step(under_way({"a": failed(rollback="proved")}, phase=Phase.ROLLING_BACK), {A: GOOD}) == Finish(
         Phase.FAILED, ""
     )
 
@@ -176,7 +180,7 @@ def test_a_node_that_was_put_back_and_proves_it_is_back() -> None:
 def test_of_a_node_that_was_given_nothing_nothing_is_settled() -> None:
     one = under_way({"a": Task(0, "in-progress"), "b": given("removed")})
 
-    assert not isinstance(step(one, {A: GOOD, B: bad("slow")}), Settle)
+    assert not isinstance(step(one, {A: GOOD, B: bad("slow")}), UpdateTasks)
 
 
 @pytest.mark.parametrize("phase", [Phase.FAILED, Phase.CANCELED])
@@ -195,28 +199,28 @@ def test_more_failures_than_allowed_put_all_back() -> None:
         "d": Task(1),
         "e": given("removed"),
     }
-    because = "1 failed (s/a: slow: too slow); 0 may"
+    reason = "1 failed (s/a: slow: too slow); 0 may"
 
-    assert step(under_way(nodes, wave=1)) == TakeBack((A, B, C), because, Phase.FAILED)
+    assert step(under_way(nodes, wave=1)) == RollBack((A, B, C), reason, Phase.FAILED)
     wave_only = {"on_failure": "roll-back-wave"}
-    assert step(under_way(nodes, wave=1, plan=wave_only)) == TakeBack((A, C), because, Phase.FAILED)
-    assert step(under_way(nodes, wave=0, plan=wave_only)) == TakeBack((A, B), because, Phase.FAILED)
+    assert step(under_way(nodes, wave=1, plan=wave_only)) == RollBack((A, C), reason, Phase.FAILED)
+    assert step(under_way(nodes, wave=0, plan=wave_only)) == RollBack((A, B), reason, Phase.FAILED)
 
 
 def test_as_many_failures_as_allowed_put_only_those_back() -> None:
     nodes = {"a": failed(), "b": failed(wave=1), "c": given("succeeded")}
 
-    assert step(under_way(nodes, plan={"max_failed": 2})) == TakeBack((A, B), "they failed")
+    assert step(under_way(nodes, plan={"max_failed": 2})) == RollBack((A, B), "they failed")
     assert step(under_way(nodes, plan={"max_failed": 1})).ending is Phase.FAILED  # type: ignore[union-attr]
-    assert step(under_way(nodes, plan={"max_failed": 1}, forgiven=1)) == TakeBack((A, B), "they failed")
+    assert step(under_way(nodes, plan={"max_failed": 1}, forgiven=1)) == RollBack((A, B), "they failed")
     assert step(under_way(nodes, plan={"max_failed": 0}, forgiven=1)).ending is Phase.FAILED  # type: ignore[union-attr]
 
 
 def test_a_percentage_of_failures_is_of_those_that_were_reached() -> None:
     nodes = {"a": failed(), "b": given("succeeded"), "c": given("succeeded"), "d": Task(1), "e": Task(1)}
 
-    assert step(under_way(nodes, plan={"max_failed": "34%"})) == TakeBack((A,), "they failed")
-    assert step(under_way(nodes, plan={"max_failed": "33%"})) == TakeBack(
+    assert step(under_way(nodes, plan={"max_failed": "34%"})) == RollBack((A,), "they failed")
+    assert step(under_way(nodes, plan={"max_failed": "33%"})) == RollBack(
         (A, B, C), "1 failed (s/a: slow: too slow); 0 may", Phase.FAILED
     )
 
@@ -226,54 +230,54 @@ def test_a_share_of_nobody_reached_is_a_share_of_one(share: str, allowed: int) -
     """Nodes that were not there when their wave came count as failed, and were never given anything."""
     nodes = {"a": Task(0, "failed", code="offline", reason="not heard"), "b": Task(1)}
 
-    assert step(under_way(nodes, plan={"max_failed": share})) == TakeBack(
+    assert step(under_way(nodes, plan={"max_failed": share})) == RollBack(
         (), f"1 failed (s/a: offline: not heard); {allowed} may", Phase.FAILED
     )
 
 
 def test_when_all_who_were_reached_have_failed_it_is_too_many_whatever_is_allowed() -> None:
     allowed = {"max_failed": 9}
-    because = "1 failed (s/a: slow: too slow); 9 may"
+    reason = "1 failed (s/a: slow: too slow); 9 may"
 
-    assert step(under_way({"a": failed(), "b": Task(1)}, plan=allowed)) == TakeBack((A,), because, Phase.FAILED)
+    assert step(under_way({"a": failed(), "b": Task(1)}, plan=allowed)) == RollBack((A,), reason, Phase.FAILED)
     for other in (given(), given("succeeded")):
-        assert step(under_way({"a": failed(), "b": other}, plan=allowed)) == TakeBack((A,), "they failed")
-    assert step(under_way({"a": failed()}, plan=allowed, forgiven=1)) == TakeBack((A,), "they failed")
-    assert isinstance(step(under_way({"a": given("canceled", back="proved")}, plan=allowed)), Wait | StartWave)
+        assert step(under_way({"a": failed(), "b": other}, plan=allowed)) == RollBack((A,), "they failed")
+    assert step(under_way({"a": failed()}, plan=allowed, forgiven=1)) == RollBack((A,), "they failed")
+    assert isinstance(step(under_way({"a": given("canceled", rollback="proved")}, plan=allowed)), Wait | StartWave)
 
 
 def test_a_rollout_that_is_to_pause_puts_back_what_failed_and_waits_for_a_person() -> None:
     pause = {"on_failure": "pause"}
-    back = failed(back="asked")
+    rollback = failed(rollback="asked")
 
-    assert step(under_way({"a": failed(), "b": given()}, plan=pause)) == TakeBack((A,), "they failed")
-    assert step(under_way({"a": back, "b": given()}, plan=pause)) == Halt("1 failed (s/a: slow: too slow); 0 may")
-    paused = under_way({"a": back, "b": given()}, plan=pause, phase=Phase.PAUSED, because="it looked bad")
+    assert step(under_way({"a": failed(), "b": given()}, plan=pause)) == RollBack((A,), "they failed")
+    assert step(under_way({"a": rollback, "b": given()}, plan=pause)) == Pause("1 failed (s/a: slow: too slow); 0 may")
+    paused = under_way({"a": rollback, "b": given()}, plan=pause, phase=Phase.PAUSED, reason="it looked bad")
     assert step(paused) == Wait("paused: it looked bad")
-    paused = under_way({"a": back, "b": failed()}, plan=pause, phase=Phase.PAUSED)
-    assert step(paused) == TakeBack((B,), "they failed")
+    paused = under_way({"a": rollback, "b": failed()}, plan=pause, phase=Phase.PAUSED)
+    assert step(paused) == RollBack((B,), "they failed")
 
 
 def test_a_failure_is_put_back_once_and_only_where_something_was_given() -> None:
-    for back in (failed(back="asked"), failed(back="proved"), Task(0, "failed"), given("removed")):
-        nodes = {"a": back, "b": given("succeeded")}
-        assert not isinstance(step(under_way(nodes, plan={"max_failed": 5}), {B: GOOD}), TakeBack)
+    for rollback in (failed(rollback="asked"), failed(rollback="proved"), Task(0, "failed"), given("removed")):
+        nodes = {"a": rollback, "b": given("succeeded")}
+        assert not isinstance(step(under_way(nodes, plan={"max_failed": 5}), {B: GOOD}), RollBack)
 
 
 def test_late_failures_are_put_back_when_all_has_ended_and_while_the_rest_goes_back() -> None:
     for phase in (Phase.SUCCEEDED, Phase.ROLLING_BACK):
         one = under_way({"a": given("succeeded"), "b": failed(late=True)}, phase=phase)
-        assert step(one) == TakeBack((B,), "they failed")
+        assert step(one) == RollBack((B,), "they failed")
 
 
 def test_the_first_three_failures_are_named() -> None:
     pause = {"on_failure": "pause"}
-    nodes = {node: failed(back="asked", code=f"code-{node}", reason="bad") for node in "abcd"}
+    nodes = {node: failed(rollback="asked", code=f"code-{node}", reason="bad") for node in "abcd"}
     three = "s/a: code-a: bad; s/b: code-b: bad; s/c: code-c: bad"
 
-    assert step(under_way(nodes, plan=pause)) == Halt(f"4 failed ({three} and 1 more); 0 may")
+    assert step(under_way(nodes, plan=pause)) == Pause(f"4 failed ({three} and 1 more); 0 may")
     del nodes["d"]
-    assert step(under_way(nodes, plan=pause)) == Halt(f"3 failed ({three}); 0 may")
+    assert step(under_way(nodes, plan=pause)) == Pause(f"3 failed ({three}); 0 may")
 
 
 # Putting back
@@ -281,12 +285,12 @@ def test_the_first_three_failures_are_named() -> None:
 
 def test_who_is_put_back_is_who_was_reached_and_is_not_back() -> None:
     nodes = {
-        "a": given("succeeded"), "b": Task(0), "c": given("canceled", back="asked"), "d": given("removed"),
-        "e": failed(wave=1, back="proved"), "f": given("in-progress", wave=1),
+        "a": given("succeeded"), "b": Task(0), "c": given("canceled", rollback="asked"), "d": given("removed"),
+        "e": failed(wave=1, rollback="proved"), "f": given("in-progress", wave=1),
     }  # fmt: skip
     f = Address("r", "s", "f")
 
-    assert take_back(under_way(nodes, wave=1), Phase.CANCELED, "eve said so") == TakeBack(
+    assert roll_back(under_way(nodes, wave=1), Phase.CANCELED, "eve said so") == RollBack(
         (A, f), "eve said so", Phase.CANCELED
     )
 
@@ -296,14 +300,14 @@ def test_a_wave_goes_back_with_all_that_failed_or_are_not_through() -> None:
         "a": given("succeeded"), "b": given("succeeded", wave=1), "c": failed(), "d": given(late=True), "e": given(wave=1),
     }  # fmt: skip
 
-    assert take_back(under_way(nodes, wave=1), Phase.FAILED, "", wave_only=True) == TakeBack(
+    assert roll_back(under_way(nodes, wave=1), Phase.FAILED, "", wave_only=True) == RollBack(
         (B, C, D, E), "", Phase.FAILED
     )
 
 
 def test_a_rollout_that_goes_back_waits_for_those_that_are_there() -> None:
-    nodes = {node: given("canceled", back="asked") for node in "abc"}
-    one = under_way(nodes, phase=Phase.ROLLING_BACK, because="it was bad", ending=Phase.CANCELED)
+    nodes = {node: given("canceled", rollback="asked") for node in "abc"}
+    one = under_way(nodes, phase=Phase.ROLLING_BACK, reason="it was bad", ending=Phase.CANCELED)
     late = bad("timed-out", "it does not answer", state="timed-out")
 
     assert step(one, {A: WAITS, B: OTHERWISE, C: late}) == Wait("s/a, s/b: 2 not back yet: faces is not served")
@@ -312,7 +316,7 @@ def test_a_rollout_that_goes_back_waits_for_those_that_are_there() -> None:
 
 
 def test_a_rollout_that_is_back_has_ended_as_was_said_or_failed() -> None:
-    one = under_way({"a": failed(back="proved"), "b": Task(1, "canceled")}, phase=Phase.ROLLING_BACK, because="bad")
+    one = under_way({"a": failed(rollback="proved"), "b": Task(1, "canceled")}, phase=Phase.ROLLING_BACK, reason="bad")
 
     assert step(one) == Finish(Phase.FAILED, "bad")
     assert step(replace(one, ending=Phase.CANCELED)) == Finish(Phase.CANCELED, "bad")
@@ -345,10 +349,10 @@ def test_a_wave_waits_as_long_as_it_is_open_whether_somebody_is_there() -> None:
 
 def test_nodes_that_are_not_heard_fail_if_the_plan_says_so() -> None:
     one = rollout("one", {"a": Task(0), "b": Task(0)}, plan={"offline": "fail"})
-    missed = Move("failed", "offline", "it was not heard when its wave came")
+    missed = TaskUpdate("failed", "offline", "it was not heard when its wave came")
 
-    assert step(one, {A: HEARD, B: GONE}) == Settle({B: missed})
-    assert step(one, {}) == Settle({A: missed, B: missed})
+    assert step(one, {A: HEARD, B: GONE}) == UpdateTasks({B: missed})
+    assert step(one, {}) == UpdateTasks({A: missed, B: missed})
     assert step(one, {A: HEARD, B: HEARD}) == StartWave(0, (A, B))
     begun = rollout("one", {"a": Task(0), "b": Task(0, "removed")}, plan={"offline": "fail"})
     assert step(begun, {A: HEARD}) == StartWave(0, (A,))
@@ -438,7 +442,7 @@ def test_a_rollout_soaks_for_ten_minutes_unless_it_says_otherwise() -> None:
 
 def test_what_a_rollout_has_come_to_is_summed_up() -> None:
     nodes = {
-        "a": given("succeeded"), "b": failed(back="asked"), "c": Task(0, late=True), "d": given(late=True), "e": Task(0, "removed"),
+        "a": given("succeeded"), "b": failed(rollback="asked"), "c": Task(0, late=True), "d": given(late=True), "e": Task(0, "removed"),
     }  # fmt: skip
     one = under_way(nodes, waves=("all",), soaking_since=NOW - 600, plan={"max_failed": 1})
 
@@ -447,7 +451,7 @@ def test_what_a_rollout_has_come_to_is_summed_up() -> None:
 
 
 def test_a_rollout_that_is_paused_begins_nothing() -> None:
-    one = under_way({"a": Task(0, late=True), "b": given()}, phase=Phase.PAUSED, because="by eve")
+    one = under_way({"a": Task(0, late=True), "b": given()}, phase=Phase.PAUSED, reason="by eve")
 
     assert step(one, {A: HEARD, B: WAITS}) == Wait("paused: by eve")
-    assert step(one, {A: HEARD, B: GOOD}) == Settle({B: Move("succeeded")})
+    assert step(one, {A: HEARD, B: GOOD}) == UpdateTasks({B: TaskUpdate("succeeded")})

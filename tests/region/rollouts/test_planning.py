@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.region.examples import ERROR, FILE, GIVEN, NOW, A, facts, judged, rollout, sample
+from tests.region.examples import ERROR, FILE, GIVEN, NOW, A, judged, observed, rollout, sample
 from tests.region.responders import digest, ref
 
-from hedgerow.region.rollouts.planning.gate import Facts, GateVerdict
-from hedgerow.region.rollouts.planning.health_samples import Shown, Usual, usual
+from hedgerow.region.rollouts.planning.gate import GateVerdict, ObservedNode
+from hedgerow.region.rollouts.planning.health_samples import ModelSample, NodeBaseline, baseline
 from hedgerow.region.rollouts.planning.membership import conflict, joins
 from hedgerow.region.rollouts.planning.spec import DAYS, RolloutPlan, WindowSection, stored_plan
 from hedgerow.region.rollouts.planning.state import Phase, Task
@@ -70,7 +70,7 @@ def test_a_window_moves_with_the_summer_time_of_its_zone(now: str, opens: str) -
 
 members = st.lists(
     st.builds(
-        lambda site, number, heard, ring: Member(Address("r", f"s{site}", f"n{number}"), {"ring": ring}, heard),
+        lambda site, number, present, ring: Member(Address("r", f"s{site}", f"n{number}"), {"ring": ring}, present),
         st.integers(0, 4),
         st.integers(0, 30),
         st.booleans(),
@@ -106,7 +106,7 @@ def test_the_first_wave_by_share_is_as_large_as_it_says_and_of_nodes_that_are_th
     share: int, some: list[Member]
 ) -> None:
     first = assign("faces-2", [f"{share}%"], some)[0]
-    there = {member.address for member in some if member.heard}
+    there = {member.address for member in some if member.present}
 
     assert len(first.nodes) == max(1, math.ceil(share * len(some) / 100))
     assert len(there & set(first.nodes)) == min(len(there), len(first.nodes))
@@ -139,22 +139,25 @@ def test_a_plan_is_kept_as_it_was_written(said: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("known", "code"),
     [
-        (facts(state="failed", error=ERROR, serving={"model": ref("1.0.0")}), "golden-failed"),
-        (facts(state="failed", error=ERROR, rolled_back=["faces"], serving={"model": ref("1.0.0")}), "golden-failed"),
-        (facts(generation=8, rolled_back=["faces"], serving={"model": ref("1.0.0")}), "rolled-back"),
-        (facts(state="rejected"), "rejected"),
-        (facts(state="timed-out"), "timed-out"),
-        (facts(serving={"file_digest": digest("another")}), "wrong-file"),
-        (facts([sample(NOW - 20, 1), sample(NOW - 10, 2, dead=60)]), "error-rate"),
-        (facts([sample(NOW - 20, 1, p99_ms=15.0), sample(NOW - 10, 2, p99_ms=16.0)]), "latency"),
-        (facts([sample(NOW - 20, 1), sample(NOW - 10, 2, memory_bytes=900 << 20)]), "memory-growth"),
-        (facts([sample(NOW - 10, 1, state="failing", reasons="a stage hangs")]), "failing"),
-        (facts([sample(NOW - 40 + 10 * n, 1, session=f"run-{n}") for n in range(4)]), "restarts"),
-        (facts([sample(NOW - 10, 1, models={"faces": Shown(FILE, 100, drift=0.9)})]), "drift"),
-        (facts([sample(NOW - 20, 1), sample(NOW - 10, 2, dropped=90)]), "dropped"),
+        (observed(state="failed", error=ERROR, serving={"model": ref("1.0.0")}), "golden-failed"),
+        (
+            observed(state="failed", error=ERROR, rolled_back=["faces"], serving={"model": ref("1.0.0")}),
+            "golden-failed",
+        ),
+        (observed(generation=8, rolled_back=["faces"], serving={"model": ref("1.0.0")}), "rolled-back"),
+        (observed(state="rejected"), "rejected"),
+        (observed(state="timed-out"), "timed-out"),
+        (observed(serving={"file_digest": digest("another")}), "wrong-file"),
+        (observed([sample(NOW - 20, 1), sample(NOW - 10, 2, dead=60)]), "error-rate"),
+        (observed([sample(NOW - 20, 1, p99_ms=15.0), sample(NOW - 10, 2, p99_ms=16.0)]), "latency"),
+        (observed([sample(NOW - 20, 1), sample(NOW - 10, 2, memory_bytes=900 << 20)]), "memory-growth"),
+        (observed([sample(NOW - 10, 1, state="failing", reasons="a stage hangs")]), "failing"),
+        (observed([sample(NOW - 40 + 10 * n, 1, session=f"run-{n}") for n in range(4)]), "restarts"),
+        (observed([sample(NOW - 10, 1, models={"faces": ModelSample(FILE, 100, drift=0.9)})]), "drift"),
+        (observed([sample(NOW - 20, 1), sample(NOW - 10, 2, dropped=90)]), "dropped"),
     ],
 )
-def test_what_is_wrong_with_a_node_is_found_and_named(known: Facts, code: str) -> None:
+def test_what_is_wrong_with_a_node_is_found_and_named(known: ObservedNode, code: str) -> None:
     finding = judged(known, max_drift=0.5, max_dropped_share=0.5)
 
     assert (finding.verdict, finding.code) == (GateVerdict.BAD, code)
@@ -164,21 +167,24 @@ def test_what_is_wrong_with_a_node_is_found_and_named(known: Facts, code: str) -
 @pytest.mark.parametrize(
     ("known", "missing"),
     [
-        (Facts(True, NOW - 1), "has not reported"),
-        (facts(generation=6), "generation 6, not 7"),
-        (facts(state="in-progress", step="fetch faces"), "in-progress: fetch faces"),
-        (facts(models={}), "not served"),
-        (facts(serving={"model": ref("1.0.0")}), "faces is faces 1.0.0"),
-        (facts(serving={"model": None}), "a file of the node's own"),
-        (facts(serving={"stage": "probation"}), "on probation"),
-        (facts([]), "no health report has come"),
-        (facts([sample(NOW - 95, 3)]), "no health report has come"),
-        (facts([sample(NOW - 10, 3, models={"faces": Shown(digest("file1.0.0"))})]), "still shows another file"),
-        (facts([sample(NOW - 10, 0)], serving={"results": 3}), "3 of 20 frames"),
+        (ObservedNode(True, NOW - 1), "has not reported"),
+        (observed(generation=6), "generation 6, not 7"),
+        (observed(state="in-progress", step="fetch faces"), "in-progress: fetch faces"),
+        (observed(models={}), "not served"),
+        (observed(serving={"model": ref("1.0.0")}), "faces is faces 1.0.0"),
+        (observed(serving={"model": None}), "a file of the node's own"),
+        (observed(serving={"stage": "probation"}), "on probation"),
+        (observed([]), "no health report has come"),
+        (observed([sample(NOW - 95, 3)]), "no health report has come"),
+        (
+            observed([sample(NOW - 10, 3, models={"faces": ModelSample(digest("file1.0.0"))})]),
+            "still shows another file",
+        ),
+        (observed([sample(NOW - 10, 0)], serving={"results": 3}), "3 of 20 frames"),
     ],
 )
 def test_as_long_as_a_proof_is_missing_a_node_is_neither_good_nor_bad_and_late_at_last(
-    known: Facts, missing: str
+    known: ObservedNode, missing: str
 ) -> None:
     waited_for = judged(known)
     overdue = judged(known, given=replace(GIVEN, due=NOW - 1))
@@ -188,33 +194,33 @@ def test_as_long_as_a_proof_is_missing_a_node_is_neither_good_nor_bad_and_late_a
 
 
 def test_a_model_is_not_judged_by_the_drift_of_another() -> None:
-    models = {"faces": Shown(FILE, 100, drift=0.4), "doors": Shown(digest("doors"), 100, drift=0.9)}
+    models = {"faces": ModelSample(FILE, 100, drift=0.4), "doors": ModelSample(digest("doors"), 100, drift=0.9)}
 
-    assert judged(facts([sample(NOW - 10, 1, models=models)]), max_drift=0.5).verdict is GateVerdict.GOOD
+    assert judged(observed([sample(NOW - 10, 1, models=models)]), max_drift=0.5).verdict is GateVerdict.GOOD
 
 
 def test_frames_that_only_health_counts_prove_it_too() -> None:
     """What a node reports of frames is as old as its last change."""
-    assert judged(facts(serving={"results": 1})).verdict is GateVerdict.GOOD
+    assert judged(observed(serving={"results": 1})).verdict is GateVerdict.GOOD
 
 
 def test_what_died_before_is_not_held_against_the_new_version() -> None:
     """A camera that sends one broken picture in three did so before."""
     before = [sample(NOW - 200 + 10 * n, n, dead=33 * n) for n in range(8)]
-    after = facts([sample(NOW - 20, 20, dead=660), sample(NOW - 10, 21, dead=693)])
+    after = observed([sample(NOW - 20, 20, dead=660), sample(NOW - 10, 21, dead=693)])
 
-    assert usual(before, ["faces"]).dead_share == pytest.approx(0.33)
+    assert baseline(before, ["faces"]).dead_share == pytest.approx(0.33)
     assert judged(after).code == "error-rate"
-    assert judged(after, given=replace(GIVEN, was=usual(before, ["faces"]))).verdict is GateVerdict.GOOD
+    assert judged(after, given=replace(GIVEN, was=baseline(before, ["faces"]))).verdict is GateVerdict.GOOD
 
 
 def test_latency_that_is_negligible_or_bad_once_is_not_held_against_a_node() -> None:
-    once = facts([sample(NOW - 20, 1), sample(NOW - 10, 2, p99_ms=50.0)])
-    small = replace(GIVEN, was=Usual({"doors": 0.1}))
+    once = observed([sample(NOW - 20, 1), sample(NOW - 10, 2, p99_ms=50.0)])
+    small = replace(GIVEN, was=NodeBaseline({"doors": 0.1}))
 
     assert judged(once).verdict is GateVerdict.GOOD
     assert (
-        judged(facts([sample(NOW - 20, 1, p99_ms=0.9), sample(NOW - 10, 2, p99_ms=0.9)]), given=small).verdict
+        judged(observed([sample(NOW - 20, 1, p99_ms=0.9), sample(NOW - 10, 2, p99_ms=0.9)]), given=small).verdict
         is GateVerdict.GOOD
     )
 
@@ -227,12 +233,12 @@ def test_latency_that_is_negligible_or_bad_once_is_not_held_against_a_node() -> 
 def test_silence_is_never_good_and_nobody_is_blamed_while_the_region_hears_nothing(
     online: bool | None, heard_s: float | None, since_s: float | None
 ) -> None:
-    known = replace(facts(), online=online, heard_at=None if heard_s is None else NOW - heard_s)
+    known = replace(observed(), online=online, last_seen=None if heard_s is None else NOW - heard_s)
     finding = judged(known, since=None if since_s is None else NOW - since_s)
-    heard = online is not False and heard_s is not None and heard_s <= 35
+    present = online is not False and heard_s is not None and heard_s <= 35
 
     if finding.verdict is GateVerdict.GOOD:
-        assert heard
+        assert present
         assert since_s is not None
     if since_s is None or since_s <= 35:
         assert finding.verdict is not GateVerdict.BAD

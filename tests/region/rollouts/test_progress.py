@@ -77,11 +77,11 @@ def test_where_there_is_no_rollout_there_is_no_progress(books: Books) -> None:
 def test_a_rollout_under_way_is_shown_field_by_field(books: Books) -> None:
     nodes = {
         "a": Task(0, "succeeded", generation=7, before={"faces": OLD, "cars": None}),
-        "b": Task(0, "failed", late=True, generation=8, back="asked", back_generation=9, code="slow", reason="too slow"),
+        "b": Task(0, "failed", late=True, generation=8, rollback="asked", rollback_generation=9, code="slow", reason="too slow"),
         "c": Task(1),
     }  # fmt: skip
     books.add(
-        "one", nodes, target="ring=early", waves=("first", "second", "third"), wave=0, soaking_since=AT + 2, because="so",
+        "one", nodes, target="ring=early", waves=("first", "second", "third"), wave=0, soaking_since=AT + 2, reason="so",
         kept={"waits": "soaking"},
     )  # fmt: skip
 

@@ -108,12 +108,12 @@ def region(collector: CollectorProcess) -> Region:
 
 
 async def known(region: Region, count: int) -> None:
-    def heard() -> int:
+    def present() -> int:
         return int(
             region.reads(lambda database: database.rows("SELECT count(*) FROM said WHERE channel = 'reported'"))[0][0]
         )
 
-    await eventually(lambda: heard() == count, heard)
+    await eventually(lambda: present() == count, present)
 
 
 async def test_a_good_version_reaches_everybody_in_waves(region: Region, mosquitto: Mosquitto) -> None:

@@ -29,7 +29,7 @@ class CatalogEntry:
     files: frozenset[str] = frozenset()
 
 
-def look_up(repository: Path | None, name: str, wanted: ModelSection) -> CatalogEntry:
+def look_up(repository: Path | None, name: str, section: ModelSection) -> CatalogEntry:
     """Find the version that a plan names.
 
     Args:
@@ -39,23 +39,23 @@ def look_up(repository: Path | None, name: str, wanted: ModelSection) -> Catalog
         UnknownModel: it is not there, or not as the plan says.
         BadManifest: its manifest cannot be used.
     """
-    bundle = wanted.model or name
+    bundle = section.model or name
     if repository is None:
-        if wanted.digest is None:
+        if section.digest is None:
             raise UnknownModel(
-                f"Which {bundle} {wanted.version} is meant cannot be looked up: the region has no repository",
+                f"Which {bundle} {section.version} is meant cannot be looked up: the region has no repository",
                 remedy="Set `models: {repository: PATH}` in the region's file, or give the `digest` in the rollout's.",
             )
-        return CatalogEntry(ModelRef(name=bundle, version=wanted.version, digest=wanted.digest))
+        return CatalogEntry(ModelRef(name=bundle, version=section.version, digest=section.digest))
     found = {
         digest_of(content): content
-        for path in sorted((repository / "targets" / bundle / wanted.version).glob("*manifest.json"))
+        for path in sorted((repository / "targets" / bundle / section.version).glob("*manifest.json"))
         if len(content := _read(path)) <= LARGEST_MANIFEST
     }
-    if wanted.digest is not None:
-        found = {digest: content for digest, content in found.items() if digest == wanted.digest}
+    if section.digest is not None:
+        found = {digest: content for digest, content in found.items() if digest == section.digest}
     if len(found) != 1:
-        what = f"{bundle} {wanted.version}" + (f" with {wanted.digest}" if wanted.digest else "")
+        what = f"{bundle} {section.version}" + (f" with {section.digest}" if section.digest else "")
         raise UnknownModel(
             f"{repository} has {'no' if not found else 'more than one'} {what}",
             remedy=f"`hedgerow model publish` puts it there. Versions of {bundle}: {_versions(repository, bundle)}."
@@ -65,7 +65,7 @@ def look_up(repository: Path | None, name: str, wanted: ModelSection) -> Catalog
     ((digest, content),) = found.items()
     manifest = read_manifest(content, digest)
     files = frozenset(variant.model_digest for variant in manifest.variants)
-    return CatalogEntry(ModelRef(name=bundle, version=wanted.version, digest=digest), files)
+    return CatalogEntry(ModelRef(name=bundle, version=section.version, digest=digest), files)
 
 
 def _read(path: Path) -> bytes:

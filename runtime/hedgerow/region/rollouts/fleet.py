@@ -14,22 +14,22 @@ import structlog
 
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.observed import ObservedState
-from hedgerow.region.rollouts.planning.desired import at_once, before, renewed
-from hedgerow.region.rollouts.planning.gate import Ear, Presence
-from hedgerow.region.rollouts.planning.health_samples import usual
-from hedgerow.region.rollouts.planning.membership import standing
+from hedgerow.region.rollouts.planning.desired import at_once, before, next_document
+from hedgerow.region.rollouts.planning.gate import Listening, Presence
+from hedgerow.region.rollouts.planning.health_samples import baseline
+from hedgerow.region.rollouts.planning.membership import relevant
 from hedgerow.region.rollouts.planning.state import (
     CatchUp,
     Finish,
-    Halt,
+    Pause,
     Phase,
+    RollBack,
     Rollout,
-    Settle,
     Soak,
     StartWave,
     Step,
-    TakeBack,
-    after,
+    UpdateTasks,
+    apply_step,
 )  # fmt: skip
 from hedgerow.region.rollouts.planning.waves import Member
 from hedgerow.region.rollouts.store import Actor, FleetStore, StoredDesired, StoredRollout
@@ -59,97 +59,102 @@ class Fleet:
         self.config = config
         self.database = database
         self.store = FleetStore(database)
-        self.knowledge = ObservedState()
+        self.observed = ObservedState()
         self.desired = self.store.desired()
-        self.rollouts = {kept.rollout.name: kept for kept in self.store.standing()}
-        self.reconsider = True
+        self.rollouts = {stored.rollout.name: stored for stored in self.store.relevant()}
+        self.recheck_all = True
 
-    def live(self) -> list[StoredRollout]:
+    def active(self) -> list[StoredRollout]:
         """Rollouts of which something may be to do, oldest first."""
-        live = [kept for kept in self.rollouts.values() if not kept.rollout.phase.ended or _unfinished(kept.rollout)]
-        return sorted(live, key=lambda kept: kept.id)
+        active = [
+            stored for stored in self.rollouts.values() if not stored.rollout.phase.ended or _unfinished(stored.rollout)
+        ]
+        return sorted(active, key=lambda stored: stored.id)
 
     def labels(self, node: Address) -> dict[str, str]:
         """What a node is chosen by."""
-        wanted = self.desired.get(node)
-        return {**self.knowledge.labels(node), **(wanted.document.labels if wanted is not None else {})}
+        desired = self.desired.get(node)
+        return {**self.observed.labels(node), **(desired.document.labels if desired is not None else {})}
 
     def pins(self, node: Address) -> Collection[str]:
         """Models that rollouts leave alone on a node."""
-        wanted = self.desired.get(node)
-        return () if wanted is None else wanted.pins.keys()
+        desired = self.desired.get(node)
+        return () if desired is None else desired.pins.keys()
 
-    def member(self, node: Address, ear: Ear, now: float) -> Member:
+    def member(self, node: Address, listening: Listening, now: float) -> Member:
         """A node, as waves see it."""
-        there = ear.presence(self.knowledge.facts[node], now) is not Presence.GONE
+        there = listening.presence(self.observed.nodes[node], now) is not Presence.ABSENT
         return Member(node, self.labels(node), there)
 
-    def keep(self, new: StoredRollout, old: StoredRollout) -> None:
+    def save_rollout(self, new: StoredRollout, old: StoredRollout) -> None:
         """Write a rollout that has changed."""
-        self.store.save(new, old, self.knowledge.ids)
+        self.store.save(new, old, self.observed.ids)
         self.rollouts[new.rollout.name] = new
 
-    def want(
+    def next_desired(
         self, node: Address, now: float, *, rollout: str | None = None, pins: Any = None, **changes: Any
     ) -> StoredDesired:
         """What a node is to run from now on; nothing is written yet. `changes` are those of `renewed`."""
         old = self.desired.get(node)
-        reported = self.knowledge.facts[node].reported
-        document = renewed(old.document if old else None, node, reported, now, rollout=rollout, **changes)
+        reported = self.observed.nodes[node].reported
+        document = next_document(old.document if old else None, node, reported, now, rollout=rollout, **changes)
         if old is None:
             return StoredDesired(document, pins=pins or {})
         return replace(old, document=document, pins=old.pins if pins is None else pins)
 
-    def save(self, wanted: Mapping[Address, StoredDesired]) -> None:
+    def save_desired(self, desired: Mapping[Address, StoredDesired]) -> None:
         """Write what nodes are to run."""
-        if wanted:
-            self.store.save_desired(wanted, self.knowledge.ids)
-            self.desired.update(wanted)
+        if desired:
+            self.store.save_desired(desired, self.observed.ids)
+            self.desired.update(desired)
 
-    def carry(self, kept: StoredRollout, step: Step, by: Actor, now: float) -> Rollout:
+    def execute(self, stored: StoredRollout, step: Step, by: Actor, now: float) -> Rollout:
         """Carry out a step, within a transaction. Returns: what the rollout is then."""
-        rollout = after(kept.rollout, step, now)
-        wanted: dict[Address, StoredDesired] = {}
+        rollout = apply_step(stored.rollout, step, now)
+        desired: dict[Address, StoredDesired] = {}
         if isinstance(step, StartWave | CatchUp):
-            rollout, wanted = self._give(rollout, step.nodes, now)
-        elif isinstance(step, TakeBack):
-            rollout, wanted = self._put_back(rollout, step.nodes, now)
-        ended = rollout.phase.ended and not kept.rollout.phase.ended
-        self.keep(
-            replace(kept, rollout=rollout, changed_at=now, ended_at=now if ended else kept.ended_at, waits=""), kept
+            rollout, desired = self._assign(rollout, step.nodes, now)
+        elif isinstance(step, RollBack):
+            rollout, desired = self._roll_back(rollout, step.nodes, now)
+        ended = rollout.phase.ended and not stored.rollout.phase.ended
+        self.save_rollout(
+            replace(stored, rollout=rollout, changed_at=now, ended_at=now if ended else stored.ended_at, waits=""),
+            stored,
         )
-        self.save(wanted)
-        action, why, detail = _told(step, rollout, wanted)
+        self.save_desired(desired)
+        action, why, detail = _audit_entry(step, rollout, desired)
         self.store.audit(replace(by, why=by.why or why), action, now, rollout=rollout.name, **detail)
         if ended:
-            self.reconsider = True
-            newest_first = sorted(self.rollouts.values(), key=lambda kept: -kept.id)
-            matter = {rollout.name for rollout in standing(kept.rollout for kept in newest_first)}
-            self.rollouts = {name: kept for name, kept in self.rollouts.items() if name in matter}
-        log.info(action, rollout=rollout.name, phase=rollout.phase.value, nodes=len(wanted), why=why)
+            self.recheck_all = True
+            newest_first = sorted(self.rollouts.values(), key=lambda stored: -stored.id)
+            matter = {rollout.name for rollout in relevant(stored.rollout for stored in newest_first)}
+            self.rollouts = {name: stored for name, stored in self.rollouts.items() if name in matter}
+        log.info(action, rollout=rollout.name, phase=rollout.phase.value, nodes=len(desired), why=why)
         return rollout
 
-    def _give(
+    def _assign(
         self, rollout: Rollout, nodes: Iterable[Address], now: float
     ) -> tuple[Rollout, dict[Address, StoredDesired]]:
-        tasks, wanted = dict(rollout.tasks), {}
+        tasks, desired = dict(rollout.tasks), {}
         for node in nodes:
-            facts, old = self.knowledge.facts[node], self.desired.get(node)
-            wanted[node] = self.want(node, now, rollout=rollout.name, models=rollout.models, swap=rollout.plan.swap)
+            observed, old = self.observed.nodes[node], self.desired.get(node)
+            desired[node] = self.next_desired(
+                node, now, rollout=rollout.name, models=rollout.models, swap=rollout.plan.swap
+            )
             tasks[node] = replace(
                 tasks[node],
-                generation=wanted[node].document.generation,
-                given_at=now,
-                before=before(old.document if old else None, facts.reported, rollout.models),
-                usual=usual(facts.samples, rollout.models),
-                back="no",
+                generation=desired[node].document.generation,
+                assigned_at=now,
+                before=before(old.document if old else None, observed.reported, rollout.models),
+                baseline=baseline(observed.samples, rollout.models),
+                rollback="no",
             )
-        return replace(rollout, tasks=tasks), wanted
+        return replace(rollout, tasks=tasks), desired
 
-    def _put_back(
+    def _roll_back(
         self, rollout: Rollout, nodes: Iterable[Address], now: float
     ) -> tuple[Rollout, dict[Address, StoredDesired]]:
-        tasks, wanted = dict(rollout.tasks), {}
+        tasks, desired = dict(rollout.tasks), {}
         for node in nodes:
             task, document = tasks[node], self.desired[node].document
             models = {
@@ -158,27 +163,31 @@ class Fleet:
                 if document.models.get(name) == ref  # else somebody has had the last word since
             }
             swap = at_once(rollout.plan.swap)
-            wanted[node] = self.want(node, now, rollout=rollout.name, models=models, swap=swap)
-            tasks[node] = replace(task, back_generation=wanted[node].document.generation)
-        return replace(rollout, tasks=tasks), wanted
+            desired[node] = self.next_desired(node, now, rollout=rollout.name, models=models, swap=swap)
+            tasks[node] = replace(task, rollback_generation=desired[node].document.generation)
+        return replace(rollout, tasks=tasks), desired
 
 
 def _unfinished(rollout: Rollout) -> bool:
     """Whether one that succeeded has late nodes."""
     return rollout.phase is Phase.SUCCEEDED and any(
-        task.state in ("queued", "in-progress") or task.back == "asked" or (task.failed and task.back == "no")
+        task.state in ("queued", "in-progress") or task.rollback == "asked" or (task.failed and task.rollback == "no")
         for task in rollout.tasks.values()
     )
 
 
-def _told(step: Step, rollout: Rollout, wanted: Mapping[Address, StoredDesired]) -> tuple[str, str, dict[str, Any]]:
+def _audit_entry(
+    step: Step, rollout: Rollout, desired: Mapping[Address, StoredDesired]
+) -> tuple[str, str, dict[str, Any]]:
     """A step as the audit log has it: action, why, detail."""
-    given = {str(node): one.document.generation for node, one in wanted.items()}
+    given = {str(node): one.document.generation for node, one in desired.items()}
     match step:
-        case Settle(moves):
+        case UpdateTasks(updates):
             told = {
-                str(node): [move.back or move.state, move.code, move.reason] if move.code else [move.back or move.state]
-                for node, move in moves.items()
+                str(node): [update.rollback or update.state, update.code, update.reason]
+                if update.code
+                else [update.rollback or update.state]
+                for node, update in updates.items()
             }
             return "nodes-settled", "", {"nodes": told}
         case StartWave(wave):
@@ -192,10 +201,10 @@ def _told(step: Step, rollout: Rollout, wanted: Mapping[Address, StoredDesired])
             return "nodes-caught-up", "they are heard again", {"given": given}
         case Soak():
             return "soak-started", f"all of wave {rollout.wave + 1} are good", {"wave": rollout.wave}
-        case TakeBack(_, because):
-            return "nodes-put-back", because, {"given": given}
-        case Halt(because):
-            return "rollout-paused", because, {}
-        case Finish(phase, because):
-            return f"rollout-{phase.value}", because, {}
+        case RollBack(_, reason):
+            return "nodes-put-back", reason, {"given": given}
+        case Pause(reason):
+            return "rollout-paused", reason, {}
+        case Finish(phase, reason):
+            return f"rollout-{phase.value}", reason, {}
     raise AssertionError(step)

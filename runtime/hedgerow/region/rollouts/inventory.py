@@ -37,7 +37,7 @@ class NodeFilter:
     model: str | None = None
     health: Liveness | None = None
 
-    def takes(self, node: dict[str, Any]) -> bool:
+    def matches(self, node: dict[str, Any]) -> bool:
         """Whether a node is among them."""
         if self.health is not None and node["status"] != self.health.value:
             return False
@@ -64,7 +64,7 @@ def inventory(database: Database, now: float, which: NodeFilter | None = None) -
         now: Unix seconds.
     """
     which = which or NodeFilter()
-    return [node for node in _all(database, now) if which.takes(node)]
+    return [node for node in _all(database, now) if which.matches(node)]
 
 
 def newest_health(database: Database, node: Address) -> dict[str, Any]:
@@ -85,9 +85,9 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
     # Where the collector is away nobody can be heard: nodes are shown as they were when it last was there.
     as_of = now if now - beat_at <= LATE_S and connected else beat_at
     for row in database.rows(_NODES, (Channel.REPORTED.value,)):
-        region, site, name, first_heard_at, heard_at, online, state, reasons, answered_at, unanswered = row[:10]
+        region, site, name, first_heard_at, last_seen, online, state, reasons, answered_at, unanswered = row[:10]
         reported_at, payload, generation, published, document, pins = row[10:]
-        signs = signs_of(online, heard_at, state, reasons, answered_at, unanswered)
+        signs = signs_of(online, last_seen, state, reasons, answered_at, unanswered)
         liveness, why = judge(signs, as_of, silent_after_s)
         reported, desired = _read(payload), _read(document)
         labels = {
@@ -103,7 +103,7 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
             "verdict": liveness.old_name,
             "why": why,
             "first_heard_at": iso(first_heard_at),
-            "heard_s": None if heard_at is None else round(max(0.0, as_of - heard_at), 1),
+            "heard_s": None if last_seen is None else round(max(0.0, as_of - last_seen), 1),
             "labels": dict(sorted(labels.items())),
             "labels_of_region": desired.get("labels", {}),
             "models": reported.get("models", {}),

@@ -76,9 +76,9 @@ def send_request(
         raise
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
-        answers = database.rows("SELECT accepted, answer FROM intent WHERE id = ? AND answered_at IS NOT NULL", (row,))
-        if answers:
-            return _answer(*answers[0])
+        rows = database.rows("SELECT accepted, answer FROM intent WHERE id = ? AND answered_at IS NOT NULL", (row,))
+        if rows:
+            return _unwrap(*rows[0])
         time.sleep(_POLL_S)
     raise CommandError(
         f"The region's service has not answered for {wait_s:.0f} s; it will not do it later",
@@ -87,7 +87,7 @@ def send_request(
     )
 
 
-def open_intents(database: Database) -> list[RolloutRequest]:
+def open_requests(database: Database) -> list[RolloutRequest]:
     """Those that have no answer, oldest first."""
     rows = database.rows(
         "SELECT id, expires_at, who, why, verb, args FROM intent WHERE answered_at IS NULL ORDER BY id"
@@ -98,19 +98,19 @@ def open_intents(database: Database) -> list[RolloutRequest]:
     ]
 
 
-def answer(database: Database, intent: RolloutRequest, now: float, outcome: Any) -> None:
+def reply(database: Database, request: RolloutRequest, now: float, outcome: Any) -> None:
     """Answer: with what was done, or with the error for which it was not."""
     accepted = not isinstance(outcome, HedgerowError)
     if isinstance(outcome, HedgerowError):
         outcome = {"code": outcome.code, "message": str(outcome), "remedy": outcome.remedy}
     database.run(
         "UPDATE intent SET answered_at = ?, accepted = ?, answer = ? WHERE id = ?",
-        (now, int(accepted), orjson.dumps(outcome).decode(), intent.id),
+        (now, int(accepted), orjson.dumps(outcome).decode(), request.id),
     )
 
 
-def _answer(accepted: int, answer: str) -> Any:
-    said = orjson.loads(answer)
+def _unwrap(accepted: int, reply: str) -> Any:
+    said = orjson.loads(reply)
     if accepted:
         return said
     raise CommandError(said["message"], code=said["code"], remedy=said["remedy"])

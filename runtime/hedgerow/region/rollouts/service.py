@@ -22,10 +22,10 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.rollouts.controller import Parcel, RolloutController
-from hedgerow.region.rollouts.planning.gate import Ear
+from hedgerow.region.rollouts.controller import PendingDocument, RolloutController
+from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.state import Phase
-from hedgerow.region.rollouts.requests import open_intents
+from hedgerow.region.rollouts.requests import open_requests
 from hedgerow.region.store.database.database import RegionStoreError
 from hedgerow.region.store.database.open import open_database
 from hedgerow.topics import Address, Channel
@@ -42,7 +42,7 @@ _AT_ONCE: Final = 100
 _JSON: Final = encode_properties([(Property.CONTENT_TYPE, JSON)])
 
 
-class Courier:
+class DocumentPublisher:
     """Publishes desired documents, some at a time. Lives on the event loop.
 
     Args:
@@ -53,32 +53,32 @@ class Courier:
     def __init__(self, client: Client, arrived: Callable[[Address, int], None]) -> None:
         self._client = client
         self._arrived = arrived
-        self._waiting: deque[Parcel] = deque()
+        self._waiting: deque[PendingDocument] = deque()
         self._under_way = 0
 
-    def take(self, parcels: list[Parcel]) -> None:
+    def take(self, pending: list[PendingDocument]) -> None:
         """Publish these too."""
-        self._waiting.extend(parcels)
+        self._waiting.extend(pending)
         self._send()
 
     def _send(self) -> None:
         while self._waiting and self._under_way < _AT_ONCE:
-            parcel = self._waiting.popleft()
+            document = self._waiting.popleft()
             self._under_way += 1
             try:
                 self._client.publish(
-                    parcel.node.topic(Channel.DESIRED), parcel.payload, qos=1, retain=True, properties=_JSON,
-                    done=partial(self._done, parcel),
+                    document.node.topic(Channel.DESIRED), document.payload, qos=1, retain=True, properties=_JSON,
+                    done=partial(self._done, document),
                 )  # fmt: skip
             except BusError as error:
-                self._done(parcel, error)
+                self._done(document, error)
 
-    def _done(self, parcel: Parcel, error: Exception | None) -> None:
+    def _done(self, document: PendingDocument, error: Exception | None) -> None:
         self._under_way -= 1
         if error is None:
-            self._arrived(parcel.node, parcel.generation)
+            self._arrived(document.node, document.generation)
         else:  # it is given out again after a while
-            log.warning("desired-refused", node=str(parcel.node), error=str(error))
+            log.warning("desired-refused", node=str(document.node), error=str(error))
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._send)
 
@@ -98,11 +98,11 @@ class RolloutService(threading.Thread):
         super().__init__(name="region-steward", daemon=True)
         self._config = config
         self._loop = loop
-        self._courier = Courier(client, lambda node, generation: self._arrived.put((node, generation)))
+        self._publisher = DocumentPublisher(client, lambda node, generation: self._arrived.put((node, generation)))
         self._arrived: queue.SimpleQueue[tuple[Address, int]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._listening_since: float | None = None
-        self._conductor: RolloutController | None = None
+        self._controller: RolloutController | None = None
         self.failure: str | None = None
         self._phases: Counter[Phase] = Counter()
         self._rests_until = 0.0
@@ -142,22 +142,22 @@ class RolloutService(threading.Thread):
         self._abandon()
 
     def _turn(self) -> None:
-        if self._conductor is None:
+        if self._controller is None:
             database = open_database(self._config.store.url, write=False, alongside=True)
             try:
-                self._conductor = RolloutController(database, self._config)
+                self._controller = RolloutController(database, self._config)
             except BaseException:
                 database.close()
                 raise
-        now, ear = time.time(), Ear(self._listening_since, self._config.region.silent_after_s)
-        if time.monotonic() >= self._rests_until or open_intents(self._conductor.fleet.database):
-            under_way = self._conductor.turn(now, ear)
+        now, listening = time.time(), Listening(self._listening_since, self._config.region.silent_after_s)
+        if time.monotonic() >= self._rests_until or open_requests(self._controller.fleet.database):
+            under_way = self._controller.turn(now, listening)
             self._rests_until = 0.0 if under_way else time.monotonic() + _REST_S
-        if ear.since is not None and (parcels := self._conductor.unpublished(now, ear)):
+        if listening.since is not None and (pending := self._controller.unpublished(now, listening)):
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._courier.take, parcels)
-        self._conductor.published(self._what_arrived())
-        self._phases = Counter(kept.rollout.phase for kept in self._conductor.fleet.rollouts.values())
+                self._loop.call_soon_threadsafe(self._publisher.take, pending)
+        self._controller.published(self._what_arrived())
+        self._phases = Counter(kept.rollout.phase for kept in self._controller.fleet.rollouts.values())
 
     def _what_arrived(self) -> dict[Address, int]:
         arrived: dict[Address, int] = {}
@@ -177,6 +177,6 @@ class RolloutService(threading.Thread):
             yield "hedgerow_region_rollouts", "Rollouts under way, by phase.", labels, self._phases[phase]
 
     def _abandon(self) -> None:
-        if self._conductor is not None:
-            self._conductor.close()
-            self._conductor = None
+        if self._controller is not None:
+            self._controller.close()
+            self._controller = None

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import orjson
 
-from hedgerow.region.rollouts.planning.health_samples import Usual
-from hedgerow.region.rollouts.planning.membership import standing
+from hedgerow.region.rollouts.planning.health_samples import NodeBaseline
+from hedgerow.region.rollouts.planning.membership import relevant
 from hedgerow.region.rollouts.planning.spec import stored_plan
 from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
 from hedgerow.region.store.database.database import Database
@@ -114,32 +114,40 @@ class FleetStore:
         wanted = None if names is None else list(names)
         where = "" if wanted is None else f" WHERE name IN ({', '.join('?' * len(wanted))})"
         rows = self.database.rows(f"{_ROLLOUTS}{where} ORDER BY id DESC", wanted or ())
-        return [self._kept(row, self._tasks(row[0]) if tasks else {}) for row in rows]
+        return [self._stored(row, self._tasks(row[0]) if tasks else {}) for row in rows]
 
-    def standing(self) -> list[StoredRollout]:
+    def relevant(self) -> list[StoredRollout]:
         """The rollouts that matter still, newest first."""
-        kept = {one.rollout.name: one for one in self.rollouts(tasks=False)}
-        matter = [kept[rollout.name] for rollout in standing(one.rollout for one in kept.values())]
+        stored = {one.rollout.name: one for one in self.rollouts(tasks=False)}
+        matter = [stored[rollout.name] for rollout in relevant(one.rollout for one in stored.values())]
         return [replace(one, rollout=replace(one.rollout, tasks=self._tasks(one.id))) for one in matter]
 
-    def add(self, kept: StoredRollout, nodes: Mapping[Address, int]) -> StoredRollout:
+    def add(self, stored: StoredRollout, nodes: Mapping[Address, int]) -> StoredRollout:
         """Write a new rollout. Returns: it with its id."""
-        rollout = kept.rollout
+        rollout = stored.rollout
         models = {
             name: {"ref": ref.model_dump(), "files": sorted(rollout.files.get(name, ()))}
             for name, ref in rollout.models.items()
         }
         plan = rollout.plan.model_dump_json(exclude_unset=True)
-        head = (rollout.name, plan, _json(models), _json(rollout.waves), kept.by.who, kept.by.why, kept.started_at)
-        ((row,),) = self.database.rows(_NEW_ROLLOUT, (*head, *_changing(kept)))
-        kept = replace(kept, id=row)
-        self._save_tasks(kept, {}, nodes)
-        return kept
+        head = (
+            rollout.name,
+            plan,
+            _json(models),
+            _json(rollout.waves),
+            stored.by.who,
+            stored.by.why,
+            stored.started_at,
+        )
+        ((row,),) = self.database.rows(_NEW_ROLLOUT, (*head, *_changing(stored)))
+        stored = replace(stored, id=row)
+        self._save_tasks(stored, {}, nodes)
+        return stored
 
-    def save(self, kept: StoredRollout, old: StoredRollout, nodes: Mapping[Address, int]) -> None:
+    def save(self, stored: StoredRollout, old: StoredRollout, nodes: Mapping[Address, int]) -> None:
         """Write what is different in a rollout."""
-        self.database.run(_SAVE_ROLLOUT, (*_changing(kept), kept.id))
-        self._save_tasks(kept, old.rollout.tasks, nodes)
+        self.database.run(_SAVE_ROLLOUT, (*_changing(stored), stored.id))
+        self._save_tasks(stored, old.rollout.tasks, nodes)
 
     def desired(self) -> dict[Address, StoredDesired]:
         """What all nodes are to run."""
@@ -171,7 +179,7 @@ class FleetStore:
         """Write a line into the audit log."""
         self.database.run(_SAVE_AUDIT, (now, by.who, by.why, action, rollout, _json(detail)))
 
-    def _kept(self, row: tuple[Any, ...], tasks: Mapping[Address, Task]) -> StoredRollout:
+    def _stored(self, row: tuple[Any, ...], tasks: Mapping[Address, Task]) -> StoredRollout:
         one = dict(zip(_ROLLOUT_COLUMNS, row, strict=True))
         models = orjson.loads(one["models"])
         rollout = Rollout(
@@ -202,38 +210,54 @@ class FleetStore:
         )
         return {Address(*row[:3]): _task(row[3:]) for row in rows}
 
-    def _save_tasks(self, kept: StoredRollout, old: Mapping[Address, Task], nodes: Mapping[Address, int]) -> None:
+    def _save_tasks(self, stored: StoredRollout, old: Mapping[Address, Task], nodes: Mapping[Address, int]) -> None:
         rows = [
-            (kept.id, nodes[node], *_task_row(task))
-            for node, task in kept.rollout.tasks.items()
+            (stored.id, nodes[node], *_task_row(task))
+            for node, task in stored.rollout.tasks.items()
             if old.get(node) is not task
         ]
         if rows:
             self.database.many(_SAVE_TASK, rows)
 
 
-def _changing(kept: StoredRollout) -> tuple[Any, ...]:
-    rollout = kept.rollout
+def _changing(stored: StoredRollout) -> tuple[Any, ...]:
+    rollout = stored.rollout
     return (
-        kept.changed_at, kept.ended_at, rollout.phase.value, rollout.wave, rollout.soaking_since, rollout.forgiven,
-        rollout.turned_at, None if rollout.ending is None else rollout.ending.value, rollout.because, kept.waits,
+        stored.changed_at, stored.ended_at, rollout.phase.value, rollout.wave, rollout.soaking_since, rollout.forgiven,
+        rollout.rolling_back_since, None if rollout.ending is None else rollout.ending.value, rollout.reason, stored.waits,
     )  # fmt: skip
 
 
 def _task_row(task: Task) -> tuple[Any, ...]:
     before = {name: None if ref is None else ref.model_dump() for name, ref in task.before.items()}
     return (
-        task.wave, task.state, int(task.late), task.generation, task.given_at, _json(before), _json(task.usual.p99_ms),
-        task.back, task.back_generation, task.code, task.reason,
-        task.usual.memory_bytes, task.usual.dead_share,
+        task.wave, task.state, int(task.late), task.generation, task.assigned_at, _json(before), _json(task.baseline.p99_ms),
+        task.rollback, task.rollback_generation, task.code, task.reason,
+        task.baseline.memory_bytes, task.baseline.dead_share,
     )  # fmt: skip
 
 
 def _task(row: tuple[Any, ...]) -> Task:
-    wave, state, late, generation, given_at, before, p99_ms, back, back_generation, code, reason, memory, dead = row
+    (
+        wave,
+        state,
+        late,
+        generation,
+        assigned_at,
+        before,
+        p99_ms,
+        rollback,
+        rollback_generation,
+        code,
+        reason,
+        memory,
+        dead,
+    ) = row
     refs = {name: None if ref is None else ModelRef.model_validate(ref) for name, ref in orjson.loads(before).items()}
-    usual = Usual(orjson.loads(p99_ms), memory, dead)
-    return Task(wave, state, bool(late), generation, given_at, refs, usual, back, back_generation, code, reason)
+    baseline = NodeBaseline(orjson.loads(p99_ms), memory, dead)
+    return Task(
+        wave, state, bool(late), generation, assigned_at, refs, baseline, rollback, rollback_generation, code, reason
+    )
 
 
 def _json(value: Any) -> str:

@@ -9,7 +9,7 @@ from hedgerow.topics import Address
 from hedgerow.wire.fleet import Desired, ModelRef, Reported, SwapPolicy
 
 
-def renewed(
+def next_document(
     document: Desired | None,
     node: Address,
     reported: Reported | None,

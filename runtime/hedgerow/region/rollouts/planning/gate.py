@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from hedgerow.region.rollouts.planning.health_samples import Sample, Shown, Usual, broken, restarts
+from hedgerow.region.rollouts.planning.health_samples import (
+    HealthSample,
+    ModelSample,
+    NodeBaseline,
+    count_restarts,
+    violated_limit,
+)
 from hedgerow.region.rollouts.planning.spec import GateSection
 from hedgerow.region.store.liveness import format_duration
 from hedgerow.wire.fleet import JobState, ModelRef, Reported, ReportedModel
@@ -30,9 +36,9 @@ _ENDED_BADLY: Final = frozenset({"failed", "timed-out", "rejected", "removed", "
 class Presence(StrEnum):
     """Whether a node is there."""
 
-    HERE = "here"
-    GONE = "gone"
-    OPEN = "open"
+    PRESENT = "here"
+    ABSENT = "gone"
+    UNKNOWN = "open"
     """It is not heard, and the region has not listened for long enough to say more."""
 
 
@@ -58,11 +64,11 @@ class GateFinding:
     state: JobState
     code: str = ""
     reason: str = ""
-    presence: Presence = Presence.HERE
+    presence: Presence = Presence.PRESENT
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ObservedNode:
     """What is known of a node.
 
     Attributes:
@@ -72,13 +78,13 @@ class Facts:
     """
 
     online: bool | None = None
-    heard_at: float | None = None
+    last_seen: float | None = None
     reported: Reported | None = None
-    samples: Sequence[Sample] = ()
+    samples: Sequence[HealthSample] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Ear:
+class Listening:
     """How long the region has been listening.
 
     Attributes:
@@ -89,15 +95,15 @@ class Ear:
     since: float | None
     silent_after_s: float
 
-    def presence(self, facts: Facts, now: float) -> Presence:
+    def presence(self, observed: ObservedNode, now: float) -> Presence:
         """Whether a node is there."""
         if self.since is None:
-            return Presence.OPEN
-        if facts.online is False:
-            return Presence.GONE
-        if facts.heard_at is not None and now - facts.heard_at <= self.silent_after_s:
-            return Presence.HERE
-        return Presence.GONE if now - self.since > self.silent_after_s else Presence.OPEN
+            return Presence.UNKNOWN
+        if observed.online is False:
+            return Presence.ABSENT
+        if observed.last_seen is not None and now - observed.last_seen <= self.silent_after_s:
+            return Presence.PRESENT
+        return Presence.ABSENT if now - self.since > self.silent_after_s else Presence.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,48 +123,55 @@ class Assignment:
     generation: int
     at: float
     due: float
-    was: Usual
+    was: NodeBaseline
 
 
-def examine(given: Assignment, facts: Facts, limits: GateSection, ear: Ear, now: float) -> GateFinding:
+def evaluate(
+    given: Assignment, observed: ObservedNode, limits: GateSection, listening: Listening, now: float
+) -> GateFinding:
     """What is to be thought of a node that was given something.
 
     Args:
         now: Unix seconds.
     """
-    there = ear.presence(facts, now)
-    if ear.since is None:
+    there = listening.presence(observed, now)
+    if listening.since is None:
         return GateFinding(GateVerdict.UNKNOWN, "in-progress", "not-listening", "the region hears nobody", there)
-    if (finding := _said(given, facts, there)) is not None:
+    if (finding := _reported_failure(given, observed, there)) is not None:
         return finding
-    silent_s = now - max(facts.heard_at or ear.since, ear.since, given.at)
+    silent_s = now - max(observed.last_seen or listening.since, listening.since, given.at)
     if silent_s > limits.max_silence_s:
         return GateFinding(
             GateVerdict.BAD, "timed-out", "silent", f"nothing received for {format_duration(silent_s)}", there
         )
-    wrong = _shown(given, facts, limits)
+    wrong = _shown(given, observed, limits)
     if wrong is not None:
         return GateFinding(GateVerdict.BAD, "failed", *wrong, there)
-    if missing := _unproved(given, facts, limits):
-        if now > max(given.due, ear.since + ear.silent_after_s):
+    if missing := _unproved(given, observed, limits):
+        if now > max(given.due, listening.since + listening.silent_after_s):
             reason = f"not good after {format_duration(now - given.at)}: {missing}"
             return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", reason, there)
         return GateFinding(GateVerdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
-    if there is not Presence.HERE:
+    if there is not Presence.PRESENT:
         return GateFinding(GateVerdict.UNKNOWN, "in-progress", "not-heard", "it is not heard", there)
     return GateFinding(GateVerdict.GOOD, "succeeded")
 
 
-def examine_back(
-    before: Mapping[str, ModelRef | None], generation: int, due: float, facts: Facts, ear: Ear, now: float
+def evaluate_rollback(
+    before: Mapping[str, ModelRef | None],
+    generation: int,
+    due: float,
+    observed: ObservedNode,
+    listening: Listening,
+    now: float,
 ) -> GateFinding:
     """Whether a node that was put back serves what it served before.
 
     Args:
         generation, due: of the desired document that put it back, and Unix seconds until which it is waited for.
     """
-    there = ear.presence(facts, now)
-    reported = facts.reported
+    there = listening.presence(observed, now)
+    reported = observed.reported
     missing = ""
     if reported is None or reported.generation < generation:
         missing = "it has not taken the change back yet"
@@ -169,16 +182,16 @@ def examine_back(
             serving = reported.models.get(name)
             if ref is not None and not _serves(serving, ref):
                 missing = f"{name} is {_named(serving)}"
-    if missing and ear.since is not None and now > max(due, ear.since + ear.silent_after_s):
+    if missing and listening.since is not None and now > max(due, listening.since + listening.silent_after_s):
         return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", missing, there)
     if missing:
         return GateFinding(GateVerdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
     return GateFinding(GateVerdict.GOOD, "succeeded", presence=there)
 
 
-def _said(given: Assignment, facts: Facts, there: Presence) -> GateFinding | None:
+def _reported_failure(given: Assignment, observed: ObservedNode, there: Presence) -> GateFinding | None:
     """What the node says itself has gone wrong."""
-    reported = facts.reported
+    reported = observed.reported
     if reported is None or reported.generation < given.generation:
         return None
     error = reported.error
@@ -204,16 +217,16 @@ def _said(given: Assignment, facts: Facts, there: Presence) -> GateFinding | Non
     return None
 
 
-def _unproved(given: Assignment, facts: Facts, limits: GateSection) -> str:
+def _unproved(given: Assignment, observed: ObservedNode, limits: GateSection) -> str:
     """What is missing before it is proved that the node serves what it was given; empty: nothing."""
-    reported = facts.reported
+    reported = observed.reported
     if reported is None:
         return "it has not reported what it runs"
     if reported.generation < given.generation:
         return f"it is at generation {reported.generation}, not {given.generation}"
     if reported.generation == given.generation and reported.state != "succeeded":
         return f"{reported.state}: {reported.step}".removesuffix(": ")
-    last = facts.samples[-1] if facts.samples else None
+    last = observed.samples[-1] if observed.samples else None
     for name, ref in given.models.items():
         serving = reported.models.get(name)
         if serving is None or not _serves(serving, ref):
@@ -222,7 +235,7 @@ def _unproved(given: Assignment, facts: Facts, limits: GateSection) -> str:
             return f"{name} is on {serving.stage}"
         if last is None or last.at < serving.since:
             return f"no health report has come since {name} serves"
-        shown = last.models.get(name, Shown(serving.file_digest))
+        shown = last.models.get(name, ModelSample(serving.file_digest))
         if shown.digest != serving.file_digest:
             return f"its health still shows another file for {name}"
         frames = max(serving.results, shown.frames)
@@ -241,21 +254,21 @@ def _named(serving: ReportedModel | None) -> str:
     return f"a file of the node's own ({serving.file_digest[:19]}…)" if serving.model is None else str(serving.model)
 
 
-def _shown(given: Assignment, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
+def _shown(given: Assignment, observed: ObservedNode, limits: GateSection) -> tuple[str, str] | None:
     """What health shows to be wrong: code and reason."""
-    since = _serving_since(given, facts)
-    if since is not None and facts.reported is not None and limits.max_restarts is not None:
-        files = {facts.reported.models[name].file_digest for name in given.models}
-        if (often := restarts(facts.samples, files)) > limits.max_restarts:
+    since = _serving_since(given, observed)
+    if since is not None and observed.reported is not None and limits.max_restarts is not None:
+        files = {observed.reported.models[name].file_digest for name in given.models}
+        if (often := count_restarts(observed.samples, files)) > limits.max_restarts:
             return "restarts", f"it started anew {often} times lately, and {limits.max_restarts} are allowed"
-    return None if since is None else broken(facts.samples, since, given.models, given.was, limits)
+    return None if since is None else violated_limit(observed.samples, since, given.models, given.was, limits)
 
 
-def _serving_since(given: Assignment, facts: Facts) -> float | None:
+def _serving_since(given: Assignment, observed: ObservedNode) -> float | None:
     """When the last of the given models began to serve, by the node's clock; None: not all of them do."""
     since = []
     for name, ref in given.models.items():
-        serving = None if facts.reported is None else facts.reported.models.get(name)
+        serving = None if observed.reported is None else observed.reported.models.get(name)
         if serving is None or not _serves(serving, ref):
             return None
         since.append(serving.since)

@@ -12,14 +12,14 @@ from typing import Final
 
 from hedgerow.region.rollouts.planning.spec import GateSection
 
-MOST_SAMPLES: Final = 12
+MAX_SAMPLES: Final = 12
 """Health reports of a node that are looked at: two minutes."""
 _NEGLIGIBLE_MS: Final = 1.0
 """A latency below this is never too slow, whatever it was before."""
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class PipelineSample:
     """What a pipeline has done since its node started, and its latency of late."""
 
     received: int = 0
@@ -30,7 +30,7 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ModelSample:
     """A model as health shows it: the digest of the file that runs, the frames that went through it, its drift."""
 
     digest: str
@@ -39,20 +39,20 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class HealthSample:
     """A health report, as far as gates need it. `at` is the node's clock."""
 
     at: float
     session: str
     state: str
     reasons: str = ""
-    flows: Mapping[str, Flow] = field(default_factory=dict)
-    models: Mapping[str, Shown] = field(default_factory=dict)
+    pipelines: Mapping[str, PipelineSample] = field(default_factory=dict)
+    models: Mapping[str, ModelSample] = field(default_factory=dict)
     memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Usual:
+class NodeBaseline:
     """How a node usually was before a change.
 
     Attributes:
@@ -75,7 +75,7 @@ class _Shares:
     dropped: float
 
 
-def usual(samples: Sequence[Sample], models: Collection[str]) -> Usual:
+def baseline(samples: Sequence[HealthSample], models: Collection[str]) -> NodeBaseline:
     """How a node usually is: medians of what its reports say, and what became of frames meanwhile.
 
     Args:
@@ -83,30 +83,30 @@ def usual(samples: Sequence[Sample], models: Collection[str]) -> Usual:
     """
     known: dict[str, list[float]] = {}
     for sample in samples:
-        for name, flow in sample.flows.items():
-            if flow.p99_ms is not None:
-                known.setdefault(name, []).append(flow.p99_ms)
+        for name, pipeline in sample.pipelines.items():
+            if pipeline.p99_ms is not None:
+                known.setdefault(name, []).append(pipeline.p99_ms)
     memory = [sample.memory_bytes for sample in samples if sample.memory_bytes]
     shares = None
     if samples:
         first, last = samples[0], samples[-1]
         same_run = first is not last and first.session == last.session
-        shares = _shares(_names(last, models), first.flows if same_run else {}, last)
-    return Usual(
+        shares = _shares(_names(last, models), first.pipelines if same_run else {}, last)
+    return NodeBaseline(
         {name: round(median(values), 3) for name, values in known.items()},
         int(median(memory)) if memory else 0,
         0.0 if shares is None else round(shares.dead, 4),
     )
 
 
-def restarts(samples: Sequence[Sample], files: Collection[str]) -> int:
+def count_restarts(samples: Sequence[HealthSample], files: Collection[str]) -> int:
     """How often a node has started anew since one of these files runs on it."""
     ran = {sample.session for sample in samples if any(one.digest in files for one in sample.models.values())}
     return max(0, len(ran) - 1)
 
 
-def broken(
-    samples: Sequence[Sample], since: float, models: Collection[str], was: Usual, limits: GateSection
+def violated_limit(
+    samples: Sequence[HealthSample], since: float, models: Collection[str], was: NodeBaseline, limits: GateSection
 ) -> tuple[str, str] | None:
     """The limit that a node breaks since new versions of models serve: code and reason; None: none.
 
@@ -137,7 +137,7 @@ def broken(
     return _slow(names, after, was.p99_ms, limits)
 
 
-def _drifted(last: Sample, models: Collection[str], limits: GateSection) -> tuple[str, str] | None:
+def _drifted(last: HealthSample, models: Collection[str], limits: GateSection) -> tuple[str, str] | None:
     for name in models:
         drift = last.models[name].drift if name in last.models else None
         if limits.max_drift is not None and drift is not None and drift > limits.max_drift:
@@ -145,26 +145,28 @@ def _drifted(last: Sample, models: Collection[str], limits: GateSection) -> tupl
     return None
 
 
-def _names(sample: Sample, models: Collection[str]) -> list[str]:
+def _names(sample: HealthSample, models: Collection[str]) -> list[str]:
     """The pipelines that run one of these models; all, if none says so."""
-    return [name for name, flow in sample.flows.items() if set(flow.models) & set(models)] or list(sample.flows)
+    return [name for name, pipeline in sample.pipelines.items() if set(pipeline.models) & set(models)] or list(
+        sample.pipelines
+    )
 
 
-def _base(samples: Sequence[Sample], after: Sequence[Sample], since: float) -> Mapping[str, Flow]:
+def _base(samples: Sequence[HealthSample], after: Sequence[HealthSample], since: float) -> Mapping[str, PipelineSample]:
     """What to count from; the only report, if that is not known yet."""
     last = after[-1]
     before = [sample for sample in samples if sample.at < since and sample.session == last.session]
     if before:
-        return before[-1].flows
+        return before[-1].pipelines
     if any(sample.session != last.session for sample in samples):
         return {}
-    return after[0].flows
+    return after[0].pipelines
 
 
-def _shares(names: Sequence[str], base: Mapping[str, Flow], last: Sample) -> _Shares | None:
+def _shares(names: Sequence[str], base: Mapping[str, PipelineSample], last: HealthSample) -> _Shares | None:
     """What became of frames; None: none came."""
-    none = Flow()
-    pairs = [(base.get(name, none), last.flows[name]) for name in names]
+    none = PipelineSample()
+    pairs = [(base.get(name, none), last.pipelines[name]) for name in names]
     received = sum(max(0, new.received - old.received) for old, new in pairs)
     if not received:
         return None
@@ -174,7 +176,7 @@ def _shares(names: Sequence[str], base: Mapping[str, Flow], last: Sample) -> _Sh
 
 
 def _slow(
-    names: Sequence[str], after: Sequence[Sample], before_ms: Mapping[str, float], limits: GateSection
+    names: Sequence[str], after: Sequence[HealthSample], before_ms: Mapping[str, float], limits: GateSection
 ) -> tuple[str, str] | None:
     latest = after[-limits.slow_reports :]
     if limits.max_slowdown is None or len(latest) < limits.slow_reports:
@@ -183,7 +185,7 @@ def _slow(
         before = before_ms.get(name)
         if not before:
             continue
-        now = [sample.flows[name].p99_ms for sample in latest if name in sample.flows]
+        now = [sample.pipelines[name].p99_ms for sample in latest if name in sample.pipelines]
         known = [value for value in now if value is not None]
         allowed = max(limits.max_slowdown * before, _NEGLIGIBLE_MS)
         if len(known) == len(latest) and min(known) > allowed:

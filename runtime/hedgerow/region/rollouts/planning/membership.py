@@ -15,7 +15,7 @@ PINNED: Final = "pinned"
 """Code of a task on a node where a person has said what it is to serve."""
 
 
-def standing(newest_first: Iterable[Rollout]) -> list[Rollout]:
+def relevant(newest_first: Iterable[Rollout]) -> list[Rollout]:
     """The rollouts that matter still: those under way, and what new and late nodes are to get."""
     found: list[Rollout] = []
     covered: set[tuple[str, frozenset[str]]] = set()
@@ -92,4 +92,6 @@ def _has(rollout: Rollout, node: Address) -> bool:
 def _unsettled(task: Task, rollout: Rollout) -> bool:
     if task.state == "succeeded":
         return not rollout.phase.ended
-    return task.state in ("queued", "in-progress") or task.back == "asked" or (task.failed and task.back == "no")
+    return (
+        task.state in ("queued", "in-progress") or task.rollback == "asked" or (task.failed and task.rollback == "no")
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
-from hedgerow.region.rollouts.planning.health_samples import Usual
+from hedgerow.region.rollouts.planning.health_samples import NodeBaseline
 from hedgerow.region.rollouts.planning.spec import RolloutPlan
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import JobState, ModelRef
@@ -54,11 +54,11 @@ class Task:
     state: JobState = "queued"
     late: bool = False
     generation: int = 0
-    given_at: float = 0.0
+    assigned_at: float = 0.0
     before: Mapping[str, ModelRef | None] = field(default_factory=dict)
-    usual: Usual = field(default_factory=Usual)
-    back: Literal["no", "asked", "proved"] = "no"
-    back_generation: int = 0
+    baseline: NodeBaseline = field(default_factory=NodeBaseline)
+    rollback: Literal["no", "asked", "proved"] = "no"
+    rollback_generation: int = 0
     code: str = ""
     reason: str = ""
 
@@ -99,9 +99,9 @@ class Rollout:
     wave: int = -1
     soaking_since: float | None = None
     forgiven: int = 0
-    turned_at: float | None = None
+    rolling_back_since: float | None = None
     ending: Phase | None = None
-    because: str = ""
+    reason: str = ""
 
     @property
     def failed(self) -> int:
@@ -115,13 +115,13 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class TaskUpdate:
     """What a node's job has come to."""
 
     state: JobState
     code: str = ""
     reason: str = ""
-    back: Literal["proved"] | None = None
+    rollback: Literal["proved"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +133,10 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Settle:
+class UpdateTasks:
     """Write down what has become of nodes."""
 
-    moves: Mapping[Address, Move]
+    updates: Mapping[Address, TaskUpdate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ class Soak:
 
 
 @dataclass(frozen=True, slots=True)
-class TakeBack:
+class RollBack:
     """Put nodes back on what they served before.
 
     Attributes:
@@ -168,15 +168,15 @@ class TakeBack:
     """
 
     nodes: tuple[Address, ...]
-    because: str
+    reason: str
     ending: Phase | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Halt:
+class Pause:
     """Pause, and wait for a person."""
 
-    because: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,23 +184,23 @@ class Finish:
     """It has ended."""
 
     phase: Phase
-    because: str
+    reason: str
 
 
-Step: TypeAlias = Wait | Settle | StartWave | CatchUp | Soak | TakeBack | Halt | Finish
+Step: TypeAlias = Wait | UpdateTasks | StartWave | CatchUp | Soak | RollBack | Pause | Finish
 
 
-def after(rollout: Rollout, step: Step, now: float) -> Rollout:
+def apply_step(rollout: Rollout, step: Step, now: float) -> Rollout:
     """What a rollout is when a step is done; who carries it out adds which generations nodes were given."""
     tasks = dict(rollout.tasks)
     match step:
-        case Settle(moves):
+        case UpdateTasks(updates):
             soaking = rollout.soaking_since
-            for node, move in moves.items():
-                task = replace(tasks[node], state=move.state, code=move.code, reason=move.reason)
-                tasks[node] = task if move.back is None else replace(task, back=move.back)
-                if move.state == "in-progress":  # it was good
-                    tasks[node] = replace(task, given_at=now)
+            for node, update in updates.items():
+                task = replace(tasks[node], state=update.state, code=update.code, reason=update.reason)
+                tasks[node] = task if update.rollback is None else replace(task, rollback=update.rollback)
+                if update.state == "in-progress":  # it was good
+                    tasks[node] = replace(task, assigned_at=now)
                     soaking = None if task.wave == rollout.wave else soaking
             return replace(rollout, tasks=tasks, soaking_since=soaking)
         case StartWave(wave, nodes):
@@ -215,33 +215,33 @@ def after(rollout: Rollout, step: Step, now: float) -> Rollout:
             return replace(rollout, tasks=tasks)
         case Soak():
             return replace(rollout, soaking_since=now)
-        case TakeBack(nodes, because, ending):
+        case RollBack(nodes, reason, ending):
             for node in nodes:
                 task = tasks[node]
-                tasks[node] = replace(task, back="asked", state=task.state if task.failed else "canceled")
+                tasks[node] = replace(task, rollback="asked", state=task.state if task.failed else "canceled")
             if ending is None:
                 return replace(rollout, tasks=tasks)
             tasks = {node: _left(task) for node, task in tasks.items()}
             return replace(
-                rollout, tasks=tasks, phase=Phase.ROLLING_BACK, ending=ending, because=because, turned_at=now
+                rollout, tasks=tasks, phase=Phase.ROLLING_BACK, ending=ending, reason=reason, rolling_back_since=now
             )
-        case Halt(because):
-            return replace(rollout, phase=Phase.PAUSED, because=because)
-        case Finish(phase, because):
+        case Pause(reason):
+            return replace(rollout, phase=Phase.PAUSED, reason=reason)
+        case Finish(phase, reason):
             if phase is not Phase.SUCCEEDED:
                 tasks = {node: _left(task) for node, task in tasks.items()}
-            return replace(rollout, tasks=tasks, phase=phase, because=because)
+            return replace(rollout, tasks=tasks, phase=phase, reason=reason)
     return rollout
 
 
-def admit(rollout: Rollout, nodes: Iterable[Address]) -> Rollout:
+def add_nodes(rollout: Rollout, nodes: Iterable[Address]) -> Rollout:
     """With nodes that came to be chosen while it is under way, or after it succeeded: they are in its last wave."""
     last = len(rollout.waves) - 1
     new = {node: Task(last, late=rollout.wave >= last) for node in nodes}
     return replace(rollout, tasks={**rollout.tasks, **new})
 
 
-def remove(rollout: Rollout, nodes: Iterable[Address], code: str, reason: str) -> Rollout:
+def remove_nodes(rollout: Rollout, nodes: Iterable[Address], code: str, reason: str) -> Rollout:
     """Without the part of nodes that others have a say in now."""
     gone = {node: replace(rollout.tasks[node], state="removed", code=code, reason=reason) for node in nodes}
     return replace(rollout, tasks={**rollout.tasks, **gone})
@@ -249,7 +249,7 @@ def remove(rollout: Rollout, nodes: Iterable[Address], code: str, reason: str) -
 
 def resume(rollout: Rollout) -> Rollout:
     """As it is when a person lets it go on: failures so far are let pass."""
-    return replace(rollout, phase=Phase.RUNNING, because="", forgiven=rollout.failed)
+    return replace(rollout, phase=Phase.RUNNING, reason="", forgiven=rollout.failed)
 
 
 def _left(task: Task) -> Task:

@@ -25,7 +25,7 @@ class Member:
 
     address: Address
     labels: Labels
-    heard: bool
+    present: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def assign(name: str, waves: Sequence[int | str], members: Sequence[Member]) -> 
         name: of the rollout.
         waves: as the plan has them.
     """
-    left = sorted(members, key=lambda member: (not member.heard, _chance(name, member.address)))
+    left = sorted(members, key=lambda member: (not member.present, _chance(name, member.address)))
     made: list[Wave] = []
 
     def take(title: str, chosen: Callable[[Member], bool]) -> None:
