@@ -21,7 +21,7 @@ from hedgerow.region.rollouts.requests import open_requests
 from hedgerow.region.rollouts.store import FleetStore
 from hedgerow.region.store.database.database import Database, Row
 from hedgerow.region.store.database.open import open_database
-from hedgerow.region.store.records import BirthRecord, HealthRecord, ReportedRecord, StoreRecord
+from hedgerow.region.store.records import HealthRecord, ReportedRecord, StatusRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address
 from hedgerow.wire import fleet as wire
@@ -193,7 +193,7 @@ class Node:
             models=shown, memory_bytes=self._memory,
         ).encode()  # fmt: skip
         return [
-            BirthRecord(self.address, 1, now, True, True, session, b"{}"),
+            StatusRecord(self.address, 1, now, True, True, session, b"{}"),
             ReportedRecord(self.address, len(reported), now, True, reported),
             HealthRecord(self.address, len(health), now, True, now, session, 0, "ok", "[]", health),
         ]

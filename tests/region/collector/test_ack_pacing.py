@@ -17,7 +17,7 @@ def owing(count: int, at: float = 0.0) -> AckPacing[int]:
     """So many quiet outboxes, all heard at the same moment."""
     pace: AckPacing[int] = AckPacing()
     for outbox in range(count):
-        pace.owe(outbox, ack(), 1, at)
+        pace.add(outbox, ack(), 1, at)
     return pace
 
 
@@ -29,10 +29,10 @@ def test_the_sixty_fourth_record_is_answered_at_once() -> None:
     pace: AckPacing[str] = AckPacing()
     assert pace.due(0.0) == []
 
-    pace.owe("a", ack(1), 32, 0.01)
-    pace.owe("a", ack(2), 31, 0.02)
+    pace.add("a", ack(1), 32, 0.01)
+    pace.add("a", ack(2), 31, 0.02)
     assert pace.due(0.02) == []
-    pace.owe("a", ack(3), 1, 0.03)
+    pace.add("a", ack(3), 1, 0.03)
 
     assert pace.due(0.03) == [("a", ack(3))]
 
@@ -40,7 +40,7 @@ def test_the_sixty_fourth_record_is_answered_at_once() -> None:
 def test_who_asks_is_answered_at_once_and_who_does_not_waits() -> None:
     pace = owing(3)
 
-    pace.owe(1, ack(2), 1, 0.01, asked=True)
+    pace.add(1, ack(2), 1, 0.01, urgent=True)
 
     assert answered(pace, 0.01) == [1]
     assert answered(pace, 0.499) == []
@@ -49,18 +49,18 @@ def test_who_asks_is_answered_at_once_and_who_does_not_waits() -> None:
 
 def test_one_alone_is_answered_after_half_a_second_however_much_comes_meanwhile() -> None:
     pace = owing(1)
-    pace.owe(0, ack(2), 1, 0.4)
+    pace.add(0, ack(2), 1, 0.4)
 
     assert pace.due(0.49) == []
     pace = owing(1)
-    pace.owe(0, ack(2), 1, 0.4)
+    pace.add(0, ack(2), 1, 0.4)
     assert pace.due(0.5) == [(0, ack(2))]
 
 
 def test_those_that_are_due_leave_together_four_times_a_second() -> None:
     pace = owing(1, 0.0)
-    pace.owe(1, ack(), 1, 0.2)
-    pace.owe(2, ack(), 1, 0.26)
+    pace.add(1, ack(), 1, 0.2)
+    pace.add(2, ack(), 1, 0.26)
 
     assert answered(pace, 0.5) == [0]
     assert answered(pace, 0.74) == []
@@ -70,7 +70,7 @@ def test_those_that_are_due_leave_together_four_times_a_second() -> None:
 
 
 def test_a_hundred_a_second_are_answered_and_none_later_than_after_ten() -> None:
-    assert [owing(count).latest_s for count in (0, 1, 50, 51, 100, 999, 1000, 5000)] == [
+    assert [owing(count).delay_s for count in (0, 1, 50, 51, 100, 999, 1000, 5000)] == [
         0.5, 0.5, 0.5, 0.51, 1.0, 9.99, 10.0, 10.0,
     ]  # fmt: skip
 
@@ -79,15 +79,15 @@ def test_all_can_be_answered_now() -> None:
     pace = owing(2, 0.0)
     assert answered(pace, 0.0) == []
 
-    assert [key for key, _ in pace.due(0.0, all_of_them=True)] == [0, 1]
+    assert [key for key, _ in pace.due(0.0, flush=True)] == [0, 1]
 
 
 def test_nothing_more_goes_to_one_until_what_is_under_way_is_sent() -> None:
     pace = owing(1)
     assert answered(pace, 1.0) == [0]
-    pace.owe(0, ack(9), 64, 1.1)
+    pace.add(0, ack(9), 64, 1.1)
 
-    pace.owe(1, ack(), 1, 1.2)
+    pace.add(1, ack(), 1, 1.2)
 
     assert (answered(pace, 9.0), len(pace)) == ([1], 3), "another one does not wait for it"
     pace.sent(1)
@@ -101,7 +101,7 @@ def test_nothing_more_goes_to_one_until_what_is_under_way_is_sent() -> None:
 
 def test_those_that_ask_go_first_and_each_goes_once() -> None:
     pace = owing(3)
-    pace.owe(2, ack(), 1, 0.1, asked=True)
+    pace.add(2, ack(), 1, 0.1, urgent=True)
 
     assert answered(pace, 5.0) == [2, 0, 1]
     for key in range(3):
@@ -118,7 +118,7 @@ def test_every_debt_is_paid_soon_and_the_newest_word_is_the_last(stored: list[tu
     for step, (key, records, later) in enumerate(stored):
         now += later
         last[key] = step
-        pace.owe(key, Ack("e", {0: step}), records, now)
+        pace.add(key, Ack("e", {0: step}), records, now)
         for due, ack in pace.due(now):
             said[due] = ack.through[0]
             pace.sent(due)
@@ -132,11 +132,11 @@ def test_every_debt_is_paid_soon_and_the_newest_word_is_the_last(stored: list[tu
 
 def test_a_busy_outbox_is_answered_four_times_a_window_and_an_idle_one_soon() -> None:
     pace: AckPacing[str] = AckPacing()
-    pace.owe("a", Ack("e", {0: 1}), 1, 0.0)
+    pace.add("a", Ack("e", {0: 1}), 1, 0.0)
     assert pace.due(0.0) == []
-    pace.owe("a", Ack("e", {0: MAX_RECORDS}), MAX_RECORDS, 0.1)
+    pace.add("a", Ack("e", {0: MAX_RECORDS}), MAX_RECORDS, 0.1)
     assert pace.due(0.1) == [("a", Ack("e", {0: MAX_RECORDS}))]
-    pace.owe("a", Ack("e", {0: 500}), MAX_RECORDS, 0.2)
+    pace.add("a", Ack("e", {0: 500}), MAX_RECORDS, 0.2)
     assert pace.due(5.0) == [], "one at a time"
     pace.sent("a")
     assert pace.due(5.0) == [("a", Ack("e", {0: 500}))]
@@ -149,8 +149,8 @@ def test_quiet_outboxes_share_so_many_answers_a_second_and_one_that_asks_has_its
     """What acknowledgements cost does not grow with the number of outboxes; who waited longest is answered first."""
     pace: AckPacing[int] = AckPacing()
     for outbox in range(many):
-        pace.owe(outbox, Ack("e", {0: 1}), 1, outbox / many / 100)
-    pace.owe(asking % many, Ack("e", {0: 2}), 1, 0.01, asked=True)
+        pace.add(outbox, Ack("e", {0: 1}), 1, outbox / many / 100)
+    pace.add(asking % many, Ack("e", {0: 2}), 1, 0.01, urgent=True)
     assert pace.due(0.01) == [(asking % many, Ack("e", {0: 2}))]
 
     answered: list[int] = []

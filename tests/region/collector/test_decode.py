@@ -14,13 +14,13 @@ from tests.region.conftest import result
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import ASK, Gap, Number, key_of
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.region.collector.decode import read
+from hedgerow.region.collector.decode import decode_message
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.records import (
     EventRecord,
+    GapRecord,
     HealthRecord,
-    MissingRecord,
     RejectedRecord,
     ResultRecord,
     StoreRecord,
@@ -38,28 +38,30 @@ def message(topic: str, payload: bytes, *user: tuple[str, str], content_type: st
 
 
 def test_a_result_is_read_with_its_number_and_the_time_of_its_capture() -> None:
-    item = read(message(f"{BASE}/result/p", result("p", 1, 1e9), ("id", "f1"), ("number", "e1/3/7")), "test", 5.0)
+    item = decode_message(
+        message(f"{BASE}/result/p", result("p", 1, 1e9), ("id", "f1"), ("number", "e1/3/7")), "test", 5.0
+    )
 
     assert isinstance(item, ResultRecord)
-    assert (item.number, item.said_id, item.captured_at, item.received_at) == (Number("e1", 3, 7), "f1", 1e9, 5.0)
+    assert (item.number, item.sender_id, item.captured_at, item.received_at) == (Number("e1", 3, 7), "f1", 1e9, 5.0)
 
 
 def test_an_outbox_that_asks_to_be_answered_is_heard_with_results_and_gaps() -> None:
     number, gap = ("number", "e1/3/7"), Gap(key_of(3, 7), key_of(3, 7), {"expired": 1})
-    asks = [
-        read(message(f"{BASE}/{tail}", payload, number, *more), "test", 5.0).asks
+    wants_ack = [
+        decode_message(message(f"{BASE}/{tail}", payload, number, *more), "test", 5.0).wants_ack
         for tail, payload in (("result/p", result("p", 1, 1e9)), ("event/gap", gap.message("e1")))
         for more in ((), (ASK,))
     ]
 
-    assert asks == [False, True, False, True]
+    assert wants_ack == [False, True, False, True]
 
 
 def test_messagepack_and_pictures_are_results_too() -> None:
     body = msgpack.packb({"at": 2e9, "frame": {"captured_at": None}})
-    packed = read(message(f"{BASE}/result/p", body, content_type="application/msgpack"), "test", 5.0)
+    packed = decode_message(message(f"{BASE}/result/p", body, content_type="application/msgpack"), "test", 5.0)
     said = ("time", "2026-01-01T00:00:00Z")
-    picture = read(message(f"{BASE}/result/p", b"\xff\xd8", said, content_type="image/jpeg"), "test", 5.0)
+    picture = decode_message(message(f"{BASE}/result/p", b"\xff\xd8", said, content_type="image/jpeg"), "test", 5.0)
 
     assert isinstance(packed, ResultRecord)
     assert packed.captured_at == 2e9
@@ -70,9 +72,9 @@ def test_messagepack_and_pictures_are_results_too() -> None:
 
 def test_a_gap_is_read() -> None:
     gap = Gap(key_of(2, 5), key_of(2, 9), {"evicted": 5})
-    item = read(message(f"{BASE}/event/gap", gap.message("e1"), ("number", "e1/2/5")), "test", 5.0)
+    item = decode_message(message(f"{BASE}/event/gap", gap.message("e1"), ("number", "e1/2/5")), "test", 5.0)
 
-    assert isinstance(item, MissingRecord)
+    assert isinstance(item, GapRecord)
     assert (item.epoch, item.gap) == ("e1", gap)
 
 
@@ -107,7 +109,7 @@ def test_a_gap_is_read() -> None:
 def test_what_cannot_be_used_is_rejected_by_its_reason(
     topic: str, payload: bytes, user: tuple[tuple[str, str], ...], reason: str
 ) -> None:
-    item = read(message(f"{BASE}/{topic}", payload, *user), "test", 5.0)
+    item = decode_message(message(f"{BASE}/{topic}", payload, *user), "test", 5.0)
 
     assert isinstance(item, RejectedRecord)
     assert item.reason == reason
@@ -116,19 +118,19 @@ def test_what_cannot_be_used_is_rejected_by_its_reason(
 
 def test_a_durable_result_that_cannot_be_read_is_rejected_with_its_number() -> None:
     """It would not be any better if it came again, and its outbox waits."""
-    item = read(message(f"{BASE}/result/p", b"{", ("number", "e1/0/1")), "test", 5.0)
+    item = decode_message(message(f"{BASE}/result/p", b"{", ("number", "e1/0/1")), "test", 5.0)
     large = message(f"{BASE}/result/p", b"", ("number", "e1/0/2"))
     large.oversized = 10**9
 
     assert isinstance(item, RejectedRecord)
     assert item.number == Number("e1", 0, 1)
-    skipped = read(large, "test", 5.0)
+    skipped = decode_message(large, "test", 5.0)
     assert isinstance(skipped, RejectedRecord)
     assert (skipped.reason, skipped.number, skipped.size) == ("too-large", Number("e1", 0, 2), 10**9)
 
 
 def test_another_regions_messages_are_not_of_ours() -> None:
-    item = read(message("hedgerow/v1/other/s1/n1/result/p", b"{}"), "test", 5.0)
+    item = decode_message(message("hedgerow/v1/other/s1/n1/result/p", b"{}"), "test", 5.0)
 
     assert isinstance(item, RejectedRecord)
     assert (item.reason, item.address) == ("bad-topic", None)
@@ -190,7 +192,7 @@ def test_no_message_whatever_is_in_it_stops_the_store(store_url: str, count: int
     kinds: set[type[StoreRecord]] = set()
     try:
         for _ in range(count // 50):
-            items = [read(_mutated(chance), "test", time.time()) for _ in range(50)]
+            items = [decode_message(_mutated(chance), "test", time.time()) for _ in range(50)]
             kinds |= {type(item) for item in items}
             for outcome in apply_each(store, items):
                 rejected += outcome.rejected.total()
@@ -198,7 +200,7 @@ def test_no_message_whatever_is_in_it_stops_the_store(store_url: str, count: int
                 assert outcome.rejected["unstorable"] == 0, "nothing reaches the store that it does not take"
     finally:
         store.close()
-    assert {ResultRecord, MissingRecord, EventRecord, HealthRecord, RejectedRecord} <= kinds
+    assert {ResultRecord, GapRecord, EventRecord, HealthRecord, RejectedRecord} <= kinds
     assert rejected > count / 10
     assert stored > 10
     assert {Address("test", "s1", "n1"), Address("test", "s1", "n2")} == set(store.nodes)

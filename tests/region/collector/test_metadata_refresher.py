@@ -39,7 +39,7 @@ def test_a_repository_that_is_kept_stays_fresh_and_one_that_is_not_does_not(worl
 
     for _ in range(10):
         world.time.passes(DAY)
-        keeper.look()
+        keeper.check()
         assert world.node.manifest(ref, {})
     assert keeper.problems() == []
     assert expires(keeper).keys() == {"root", "targets", "snapshot", "timestamp", "doors"}
@@ -54,7 +54,7 @@ def test_what_an_owner_signs_elsewhere_is_taken_in(world: World) -> None:
     ref = world.publish()
     keeper = MetadataRefresher(world.repository.folder, away, lambda: world.time.wall)
 
-    keeper.look()
+    keeper.check()
 
     assert world.node.manifest(ref, {})
 
@@ -66,12 +66,12 @@ def test_without_the_online_key_it_only_says_how_long_things_count(world: World)
     keeper = keeper_of(world)
     world.time.passes(2 * DAY)
 
-    keeper.look()
+    keeper.check()
 
     assert (world.repository.metadata / "timestamp.json").read_bytes() == before
     assert keeper.problems() == []
     world.time.passes(6 * DAY)
-    keeper.look()
+    keeper.check()
     assert keeper.problems() == ["timestamp of the repository: it has expired; sign it again"]
 
 
@@ -82,10 +82,10 @@ def test_what_stands_in_the_way_is_told_once_and_so_is_that_it_is_over(world: Wo
     with capture_logs() as said:
         for _ in range(3):
             world.time.wall = good - 2 * DAY
-            keeper.look()
+            keeper.check()
         assert "earlier than the last timestamp's signing time" in keeper.problems()[0]
         world.time.wall = good
-        keeper.look()
+        keeper.check()
 
     told = [line for line in said if line["event"] in ("repository-not-refreshed", "repository-recovered")]
     assert [line["event"] for line in told] == ["repository-not-refreshed", "repository-recovered"]
@@ -95,7 +95,7 @@ def test_what_stands_in_the_way_is_told_once_and_so_is_that_it_is_over(world: Wo
 
 def test_a_folder_that_is_no_repository_holds_up_nothing(tmp_path: Path) -> None:
     keeper = MetadataRefresher(tmp_path / "nowhere", None)
-    keeper.look()
+    keeper.check()
 
     assert "is not a repository" in keeper.problems()[0]
 
@@ -107,7 +107,7 @@ def test_a_role_that_ends_soon_is_warned_of_once_a_day(world: World) -> None:
     with capture_logs() as said:
         for _ in range(4):
             world.time.passes(DAY / 2)
-            keeper.look()
+            keeper.check()
 
     warned = [line["role"] for line in said if line["event"] == "signature-ending"]
     assert sorted(warned) == ["doors", "doors", "targets", "targets"]
@@ -125,7 +125,7 @@ async def test_the_regions_service_keeps_the_repository_that_it_serves(world: Wo
     collector = Collector(load(file))
     running = asyncio.create_task(collector.run())
     try:
-        keeper: Any = collector._keeper
+        keeper: Any = collector._refresher
         await eventually(lambda: expires(keeper) or keeper.problems(), lambda: "a look at the repository")
     finally:
         collector.stop()

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.records import Gap, Number, Previous, key_of
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.store.batch import MOST_REJECTED
+from hedgerow.region.store.batch import MAX_REJECTED
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreTrouble
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.queries import ResultQuery, results, status
 from hedgerow.region.store.records import (
-    BirthRecord,
     EventRecord,
-    MissingRecord,
+    GapRecord,
     RejectedRecord,
     ResultRecord,
+    StatusRecord,
     StoreRecord,
 )
 from hedgerow.region.store.store import RegionStore, apply_each
@@ -41,9 +41,9 @@ def item(
     payload = more.pop("payload", b'{"result": {"n": %d}}' % (sequence or 0))
     came = now if received_at is None else received_at
     captured_at = came if at is None else at
-    said_id = more.pop("said_id", None)
+    sender_id = more.pop("sender_id", None)
     return ResultRecord(
-        NODE, len(payload), came, True, "p", number, said_id, captured_at, "application/json", None, payload
+        NODE, len(payload), came, True, "p", number, sender_id, captured_at, "application/json", None, payload
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_a_store_that_is_opened_again_knows_what_it_has(store_url: str, reading:
     acks = second.acks()
     second.close()
 
-    assert (outcome.stored, outcome.repeats) == (1, 2)
+    assert (outcome.stored, outcome.duplicates) == (1, 2)
     assert (ack.through, ack.also) == ({0: 3}, {0: [(5, 5)]})
     assert acks == [((NODE, "e1"), ack)]
     assert sorted(sequences(reading(store_url))) == [1, 2, 3, 5]
@@ -103,10 +103,8 @@ def test_only_one_may_write(store: RegionStore, store_url: str) -> None:
 def test_a_gap_that_grew_is_counted_once(
     store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:
-    def gap(first: int, last: int, count: int) -> MissingRecord:
-        return MissingRecord(
-            NODE, 10, time.time(), True, "e1", Gap(key_of(0, first), key_of(0, last), {"evicted": count})
-        )
+    def gap(first: int, last: int, count: int) -> GapRecord:
+        return GapRecord(NODE, 10, time.time(), True, "e1", Gap(key_of(0, first), key_of(0, last), {"evicted": count}))
 
     store.apply([gap(2, 3, 2)])
     store.apply([gap(2, 6, 5), gap(2, 6, 5), item(1)])
@@ -121,7 +119,7 @@ def test_an_epoch_that_ended_with_its_store_leaves_a_gap_of_what_had_not_come(
 ) -> None:
     store.apply([item(1), item(2), item(5)])
     ended = Gap(key_of(0, 1), key_of(0, 1), {}, (Previous("e1", (9, 3)), Previous(None, None)))
-    store.apply([MissingRecord(NODE, 10, time.time(), True, "e2", ended)])
+    store.apply([GapRecord(NODE, 10, time.time(), True, "e2", ended)])
 
     (node,) = status(reading(store_url), time.time())["nodes"]
     assert node["lost"] == 2 + 3 + 2, "3 and 4, 6 to 8, and 1 and 2 of the other priority"
@@ -133,7 +131,7 @@ def test_what_the_store_does_not_take_is_rejected_and_the_rest_is_stored(
 ) -> None:
     """A value that no database holds stands for whatever nobody has thought of; its number is acknowledged."""
     bad = item(3)
-    object.__setattr__(bad, "said_id", object())
+    object.__setattr__(bad, "sender_id", object())
     outcomes = apply_each(store, [item(1), item(2), bad, item(4)])
 
     acks = [ack for outcome in outcomes for ack, *_ in outcome.acks.values()]
@@ -149,7 +147,7 @@ def test_rejected_messages_are_all_counted_and_the_newest_kept(
         store.apply([RejectedRecord(None, 1, time.time(), True, "t", "bad-topic", "", None, b"x") for _ in range(700)])
 
     assert status(reading(store_url), time.time())["rejected"] == {"bad-topic": 2100}
-    assert reading(store_url).rows("SELECT count(*) FROM rejected") == [(MOST_REJECTED,)]
+    assert reading(store_url).rows("SELECT count(*) FROM rejected") == [(MAX_REJECTED,)]
 
 
 def test_what_is_too_old_goes_a_little_at_a_time(store_url: str, reading: Callable[[str], Database]) -> None:
@@ -168,7 +166,7 @@ def test_what_is_too_old_goes_a_little_at_a_time(store_url: str, reading: Callab
     assert sorted(sequences(reading(store_url))) == list(range(1201, 1301))
     assert reading(store_url).rows("SELECT count(*) FROM event") == [(0,)]
     assert reading(store_url).rows("SELECT stored_bytes FROM collector") == [(left,)]
-    assert outcome.repeats == 1, "what was pruned is still known to have come"
+    assert outcome.duplicates == 1, "what was pruned is still known to have come"
 
 
 def test_results_take_no_more_than_they_may(store_url: str, reading: Callable[[str], Database]) -> None:
@@ -186,9 +184,9 @@ def test_results_take_no_more_than_they_may(store_url: str, reading: Callable[[s
 
 def test_what_is_not_durable_is_counted_to_the_byte(store: RegionStore, store_url: str) -> None:
     """Repeats within a batch among them, since the limit in bytes rests on it."""
-    store.apply([item(None, said_id="a"), item(None, said_id="a"), item(None, said_id="b"), item(None)])
+    store.apply([item(None, sender_id="a"), item(None, sender_id="a"), item(None, sender_id="b"), item(None)])
     before = store.stored_bytes
-    store.apply([item(None, said_id="b"), item(None, said_id="c")])
+    store.apply([item(None, sender_id="b"), item(None, sender_id="c")])
     database = open_database(store_url, write=False)
     ((rows, size),) = database.rows("SELECT count(*), sum(size) FROM result")
     database.close()
@@ -201,7 +199,7 @@ def test_a_status_of_an_earlier_session_is_ignored(
     store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:
     def birth(online: bool, session: str) -> StoreRecord:
-        return BirthRecord(NODE, 2, time.time(), True, online, session, b"{}")
+        return StatusRecord(NODE, 2, time.time(), True, online, session, b"{}")
 
     store.apply([birth(True, "one"), birth(True, "two"), birth(False, "one")])
     assert reading(store_url).rows("SELECT online, session FROM node") == [(1, "two")]

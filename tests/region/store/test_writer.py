@@ -36,7 +36,7 @@ async def test_whether_the_broker_is_there_is_written_down_at_once(
         await eventually(lambda: reports)
         for connected in (True, False):
             thread.connected = connected
-            thread.give(WriteRequest([], []))
+            thread.submit(WriteRequest([], []))
             await eventually(lambda connected=connected: collector()["connected"] is connected)
     finally:
         thread.close()

@@ -32,7 +32,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(slots=True)
-class _Owed:
+class _PendingAck:
     ack: Ack
     records: int
     since: float
@@ -42,51 +42,51 @@ class AckPacing(Generic[Key]):
     """What is owed, by outbox and epoch; a newer acknowledgement says all that an older one said."""
 
     def __init__(self) -> None:
-        self._owed: dict[Key, _Owed] = {}  # the oldest debt first
-        self._at_once: dict[Key, None] = {}
-        self._under_way: set[Key] = set()
-        self._turn_at = float("-inf")
+        self._pending: dict[Key, _PendingAck] = {}  # the oldest debt first
+        self._urgent: dict[Key, None] = {}
+        self._in_flight: set[Key] = set()
+        self._next_tick_at = float("-inf")
 
     def __len__(self) -> int:
         """Acknowledgements owed, and those under way."""
-        return len(self._owed) + len(self._under_way)
+        return len(self._pending) + len(self._in_flight)
 
     @property
-    def latest_s(self) -> float:
+    def delay_s(self) -> float:
         """Seconds that a quiet outbox waits now."""
-        return min(MAX_DELAY_S, max(DELAY_S, len(self._owed) / MAX_ACKS_PER_S))
+        return min(MAX_DELAY_S, max(DELAY_S, len(self._pending) / MAX_ACKS_PER_S))
 
-    def owe(self, key: Key, ack: Ack, records: int, now: float, *, asked: bool = False) -> None:
+    def add(self, key: Key, ack: Ack, records: int, now: float, *, urgent: bool = False) -> None:
         """Something was stored, or came again.
 
         Args:
             asked: whether the outbox wants to hear of it at once.
         """
-        owed = self._owed.get(key)
-        if owed is None:
-            owed = self._owed[key] = _Owed(ack, records, now)
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = _PendingAck(ack, records, now)
         else:
-            owed.ack = ack
-            owed.records += records
-        if asked or owed.records >= MAX_RECORDS:
-            self._at_once[key] = None
+            pending.ack = ack
+            pending.records += records
+        if urgent or pending.records >= MAX_RECORDS:
+            self._urgent[key] = None
 
-    def due(self, now: float, *, all_of_them: bool = False) -> list[tuple[Key, Ack]]:
+    def due(self, now: float, *, flush: bool = False) -> list[tuple[Key, Ack]]:
         """What to publish now; until `sent`, nothing more goes to the same one."""
-        keys = list(self._at_once)
-        if all_of_them or now >= self._turn_at:
-            self._turn_at = now + TICK_S
-            since = now if all_of_them else now - self.latest_s
-            keys += itertools.takewhile(lambda key: self._owed[key].since <= since, self._owed)
+        keys = list(self._urgent)
+        if flush or now >= self._next_tick_at:
+            self._next_tick_at = now + TICK_S
+            since = now if flush else now - self.delay_s
+            keys += itertools.takewhile(lambda key: self._pending[key].since <= since, self._pending)
         due = []
         for key in keys:
-            if key in self._under_way:
+            if key in self._in_flight:
                 continue
-            due.append((key, self._owed.pop(key).ack))
-            self._at_once.pop(key, None)
-            self._under_way.add(key)
+            due.append((key, self._pending.pop(key).ack))
+            self._urgent.pop(key, None)
+            self._in_flight.add(key)
         return due
 
     def sent(self, key: Key) -> None:
         """The broker has it, or will not take it: what is lost on the way is asked for again by the outbox."""
-        self._under_way.discard(key)
+        self._in_flight.discard(key)

@@ -22,7 +22,7 @@ from hedgerow.trust.status import RoleStatus, read_status
 
 log = structlog.get_logger(__name__)
 
-LOOK_EVERY_S: Final = 30.0
+CHECK_EVERY_S: Final = 30.0
 _SHORT: Final = 10
 """A role is warned of when a tenth of its lifetime is left."""
 
@@ -47,10 +47,10 @@ class MetadataRefresher:
     async def run(self) -> None:
         """Look every half a minute, until cancelled."""
         while True:
-            await asyncio.to_thread(self.look)
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.to_thread(self.check)
+            await asyncio.sleep(CHECK_EVERY_S)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Do what is due. Never raises: what stands in the way is said in the log, in `problems`, and tried again."""
         problem: HedgerowError | None = None
         try:

@@ -25,7 +25,7 @@ class CollectorCounts:
     """What the collector has done since it started. Changed on the event loop, read from the probes' thread."""
 
     results: Counter[str] = field(default_factory=Counter)
-    repeats: int = 0
+    duplicates: int = 0
     gaps: int = 0
     lost: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -34,7 +34,7 @@ class CollectorCounts:
     batches: int = 0
     write_s: float = 0.0
     acks: int = 0
-    strays: int = 0
+    stray_replies: int = 0
     statuses: Counter[Liveness] = field(default_factory=Counter)
     stored_bytes: int = 0
     waiting: int = 0
@@ -47,7 +47,7 @@ class CollectorCounts:
         """Count what a batch came to."""
         self.results["yes"] += outcome.durable
         self.results["no"] += outcome.stored - outcome.durable
-        self.repeats += outcome.repeats
+        self.duplicates += outcome.duplicates
         self.gaps += outcome.gaps
         self.lost += outcome.lost
         self.rejected += outcome.rejected
@@ -76,7 +76,9 @@ class RegionMetrics(MetricsCollector):
         """The metrics of now."""
         counts = self._counts
         yield _counter("results", "Results stored; durable ones are numbered.", "durable", counts.results)
-        yield CounterMetricFamily("hedgerow_region_repeats", "Things that were stored already.", value=counts.repeats)
+        yield CounterMetricFamily(
+            "hedgerow_region_repeats", "Things that were stored already.", value=counts.duplicates
+        )
         yield CounterMetricFamily("hedgerow_region_gaps", "Gaps that outboxes declared.", value=counts.gaps)
         yield CounterMetricFamily("hedgerow_region_lost", "Results lost in those gaps.", value=counts.lost)
         yield _counter("rejected", "Messages that could not be used.", "reason", counts.rejected)
@@ -90,7 +92,7 @@ class RegionMetrics(MetricsCollector):
             "hedgerow_region_acknowledgements", "Acknowledgements sent to outboxes.", value=counts.acks
         )
         yield CounterMetricFamily(
-            "hedgerow_region_stray_replies", "Answers to pings that nobody waits for.", value=counts.strays
+            "hedgerow_region_stray_replies", "Answers to pings that nobody waits for.", value=counts.stray_replies
         )
         nodes = GaugeMetricFamily(
             "hedgerow_region_nodes", "Nodes by status. Deprecated: verdict; use status.", labels=["status", "verdict"]

@@ -61,13 +61,13 @@ class Pinger:
         strays: answers to nothing that was asked, or asked too long ago.
     """
 
-    def __init__(self, region: str, config: PingSection, client: Client, tell: Callable[[PingRecord], None]) -> None:
-        self.strays = 0
+    def __init__(self, region: str, config: PingSection, client: Client, report: Callable[[PingRecord], None]) -> None:
+        self.stray_replies = 0
         self._every_s = config.every_s or 0.0
         self._timeout_s = config.timeout_s
         self._client = client
-        self._tell = tell
-        self._nodes: dict[Address, _NodePing] = {}
+        self._report = report
+        self._states: dict[Address, _NodePing] = {}
         self.filters = {Address(region, "+", "+").topic(Channel.REPLY, REPLY): 1}
 
     def add(self, nodes: Iterable[Address], *, at_once: bool) -> None:
@@ -79,64 +79,64 @@ class Pinger:
         now = time.monotonic()
         within_s = min(1.0, self._every_s) if at_once else self._every_s
         for node in nodes:
-            self._nodes.setdefault(node, _NodePing(now + random.random() * within_s))
+            self._states.setdefault(node, _NodePing(now + random.random() * within_s))
 
     async def keep_pinging(self) -> None:
         """Ping for ever."""
         while True:
             await asyncio.sleep(_TICK_S)
             if self._client.connected:
-                self._turn(time.monotonic())
+                self._tick(time.monotonic())
 
     def take(self, message: Message) -> bool:
         """Look at a message. Returns: whether it was an answer to a ping, though perhaps to an old one."""
         parsed = parse(message.topic)
         if parsed is None or parsed.channel is not Channel.REPLY or parsed.tail not in (REPLY, _OLD_REPLY):
             return False
-        ping = self._nodes.get(parsed.address)
+        state = self._states.get(parsed.address)
         correlation = None
         with suppress(FrameError):
             correlation = message.properties.correlation_data
-        if ping is None or ping.sent_at is None or correlation != ping.correlation:
-            self.strays += 1
+        if state is None or state.sent_at is None or correlation != state.correlation:
+            self.stray_replies += 1
             return True
-        round_trip_s = time.monotonic() - ping.sent_at
-        ping.sent_at = None
+        round_trip_s = time.monotonic() - state.sent_at
+        state.sent_at = None
         now = time.time()
-        at = _said_at(message)
+        at = _clock_of(message)
         # As in NTP: what the node's clock said half way, against the middle of ours.
         offset_s = None if at is None else at - (now - round_trip_s / 2)
-        self._tell(PingRecord(parsed.address, 0, now, True, round_trip_s, offset_s))
+        self._report(PingRecord(parsed.address, 0, now, True, round_trip_s, offset_s))
         return True
 
-    def _turn(self, now: float) -> None:
-        for address, ping in self._nodes.items():
-            if ping.sent_at is not None and now - ping.sent_at > self._timeout_s:
-                ping.sent_at = None
-                self._tell(PingRecord(address, 0, time.time(), True, None, None))
-            if ping.sent_at is None and now >= ping.due_at:
-                ping.due_at = now + self._every_s * random.uniform(0.8, 1.2)  # who came together does not stay so
-                self._ping(address, ping, now)
+    def _tick(self, now: float) -> None:
+        for address, state in self._states.items():
+            if state.sent_at is not None and now - state.sent_at > self._timeout_s:
+                state.sent_at = None
+                self._report(PingRecord(address, 0, time.time(), True, None, None))
+            if state.sent_at is None and now >= state.due_at:
+                state.due_at = now + self._every_s * random.uniform(0.8, 1.2)  # who came together does not stay so
+                self._ping(address, state, now)
 
-    def _ping(self, address: Address, ping: _NodePing, now: float) -> None:
-        ping.sent_at, ping.correlation = now, uuid.uuid4().bytes
+    def _ping(self, address: Address, state: _NodePing, now: float) -> None:
+        state.sent_at, state.correlation = now, uuid.uuid4().bytes
         properties = encode_properties(
             [
                 (Property.EXPIRY, max(1, round(self._timeout_s))),
                 (Property.CONTENT_TYPE, JSON),
                 (Property.RESPONSE_TOPIC, address.topic(Channel.REPLY, REPLY)),
-                (Property.CORRELATION_DATA, ping.correlation),
+                (Property.CORRELATION_DATA, state.correlation),
             ]
         )
 
         def published(error: Exception | None) -> None:
-            if isinstance(error, BusError) and ping.sent_at == now:
-                ping.sent_at = now - self._timeout_s  # the next turn says that it is unanswered
+            if isinstance(error, BusError) and state.sent_at == now:
+                state.sent_at = now - self._timeout_s  # the next turn says that it is unanswered
 
         self._client.publish(address.topic(Channel.COMMAND, COMMAND), b"", qos=1, properties=properties, done=published)
 
 
-def _said_at(message: Message) -> float | None:
+def _clock_of(message: Message) -> float | None:
     """What the node's clock said, if it did."""
     try:
         value: Any = orjson.loads(message.payload)["value"]["at"]

@@ -12,7 +12,7 @@ from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.liveness import Liveness, judge
-from hedgerow.region.store.nodes import signs_of
+from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.region.store.queries import LATE_S, iso
 from hedgerow.topics import Address, Channel
 
@@ -85,9 +85,9 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
     # Where the collector is away nobody can be heard: nodes are shown as they were when it last was there.
     as_of = now if now - beat_at <= LATE_S and connected else beat_at
     for row in database.rows(_NODES, (Channel.REPORTED.value,)):
-        region, site, name, first_heard_at, last_seen, online, state, reasons, answered_at, unanswered = row[:10]
+        region, site, name, first_heard_at, last_seen, online, state, reasons, last_reply, unanswered = row[:10]
         reported_at, payload, generation, published, document, pins = row[10:]
-        signs = signs_of(online, last_seen, state, reasons, answered_at, unanswered)
+        signs = signs_from_row(online, last_seen, state, reasons, last_reply, unanswered)
         liveness, why = judge(signs, as_of, silent_after_s)
         reported, desired = _read(payload), _read(document)
         labels = {

@@ -15,9 +15,9 @@ from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.nodes import KnownNode
 from hedgerow.topics import Address
 
-MOST_EPOCHS: Final = 1000
+MAX_EPOCHS: Final = 1000
 """Epochs of one outbox. A new one begins when a node has lost its outbox."""
-MOST_RANGES: Final = 4096
+MAX_RANGES: Final = 4096
 """Ranges of numbers kept of one priority. An outbox fills its first hole first, so many are a fault."""
 
 LedgerKey: TypeAlias = tuple[Address, str]
@@ -31,10 +31,10 @@ class OutboxLedger:
     id: int
     ledger: Ledger
 
-    def scattered(self, priority: int, first: int) -> bool:
+    def is_scattered(self, priority: int, first: int) -> bool:
         """Whether a number would make one hole too many."""
         came = self.ledger.of(priority)
-        return len(came) >= MOST_RANGES and first > came.through + 1
+        return len(came) >= MAX_RANGES and first > came.through + 1
 
 
 class Ledgers:
@@ -47,33 +47,33 @@ class Ledgers:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._books: dict[LedgerKey, OutboxLedger] = {}
+        self._loaded: dict[LedgerKey, OutboxLedger] = {}
         self._epochs: Counter[int] = Counter(dict(database.rows("SELECT node, count(*) FROM ledger GROUP BY node")))
 
     def of(self, node: KnownNode, epoch: str) -> OutboxLedger | None:
         """The ledger of an epoch, a new one if need be; None if the node has too many."""
         key = (Address(node.region, node.site, node.name), epoch)
-        book = self._books.get(key)
-        if book is not None:
-            return book
+        outbox = self._loaded.get(key)
+        if outbox is not None:
+            return outbox
         rows = self._database.rows("SELECT id, state FROM ledger WHERE node = ? AND epoch = ?", (node.id, epoch))
         if rows:
             ((row, state),) = rows
             ledger = ledger_of(epoch, state)
-        elif self._epochs[node.id] >= MOST_EPOCHS:
+        elif self._epochs[node.id] >= MAX_EPOCHS:
             return None
         else:
             ledger = Ledger(epoch)
             new = "INSERT INTO ledger (node, epoch, state) VALUES (?, ?, '{}') RETURNING id"
             ((row,),) = self._database.rows(new, (node.id, epoch))
             self._epochs[node.id] += 1
-        book = self._books[key] = OutboxLedger(row, ledger)
-        return book
+        outbox = self._loaded[key] = OutboxLedger(row, ledger)
+        return outbox
 
 
-def save_books(database: Database, books: Iterable[OutboxLedger]) -> None:
+def save_ledgers(database: Database, outboxes: Iterable[OutboxLedger]) -> None:
     """Write what has come of them."""
-    states = [(json_text(book.ledger.state()), book.id) for book in books]
+    states = [(json_text(outbox.ledger.state()), outbox.id) for outbox in outboxes]
     database.many("UPDATE ledger SET state = ? WHERE id = ?", states)
 
 

@@ -11,11 +11,11 @@ import orjson
 
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.liveness import Signs
-from hedgerow.region.store.records import BirthRecord, HealthRecord, PingRecord, StoreRecord
+from hedgerow.region.store.records import HealthRecord, PingRecord, StatusRecord, StoreRecord
 from hedgerow.topics import Address
 
-MOST_NODES: Final = 100_000
-_MOST_BYTES: Final = 1 << 62
+MAX_NODES: Final = 100_000
+_MAX_BYTES: Final = 1 << 62
 
 
 @dataclass(slots=True)
@@ -53,44 +53,44 @@ class KnownNode:
     @property
     def signs(self) -> Signs:
         """What it is judged by."""
-        return signs_of(
+        return signs_from_row(
             self.online, self.heard_at, self.health_state, self.health_reasons, self.answered_at, self.unanswered
         )
 
-    def came(self, item: StoreRecord) -> None:
+    def count_message(self, record: StoreRecord) -> None:
         """A message of it came."""
         self.messages_up += 1
-        self.bytes_up += item.size
-        if item.fresh:
-            self.heard_at = max(self.heard_at or 0.0, item.received_at)
+        self.bytes_up += record.size
+        if record.fresh:
+            self.heard_at = max(self.heard_at or 0.0, record.received_at)
 
-    def reported(self, item: HealthRecord) -> None:
+    def update_health(self, record: HealthRecord) -> None:
         """It said how it is."""
-        self.health_at, self.health_state, self.health_reasons = item.received_at, item.state, item.reasons
-        if item.session != self.health_session:  # it counts anew since it started
-            self.health_session, self.bytes_in_now = item.session, 0
-        self.bytes_in = min(self.bytes_in + max(0, item.bytes_in - self.bytes_in_now), _MOST_BYTES)
-        self.bytes_in_now = item.bytes_in
+        self.health_at, self.health_state, self.health_reasons = record.received_at, record.state, record.reasons
+        if record.session != self.health_session:  # it counts anew since it started
+            self.health_session, self.bytes_in_now = record.session, 0
+        self.bytes_in = min(self.bytes_in + max(0, record.bytes_in - self.bytes_in_now), _MAX_BYTES)
+        self.bytes_in_now = record.bytes_in
 
-    def born(self, item: BirthRecord) -> bool:
+    def update_status(self, record: StatusRecord) -> bool:
         """It came or went. Returns: whether that is news; the will of an earlier run is not."""
-        if not item.online and self.session not in (None, item.session):
+        if not record.online and self.session not in (None, record.session):
             return False
-        self.session, self.online, self.status_at = item.session, int(item.online), item.received_at
+        self.session, self.online, self.status_at = record.session, int(record.online), record.received_at
         return True
 
-    def pinged(self, item: PingRecord) -> None:
+    def record_ping(self, record: PingRecord) -> None:
         """It was pinged, and answered or not."""
-        self.pinged_at = item.received_at
-        if item.round_trip_s is None:
+        self.pinged_at = record.received_at
+        if record.round_trip_s is None:
             self.unanswered += 1
         else:
-            self.answered_at, self.round_trip_s, self.unanswered = item.received_at, item.round_trip_s, 0
-            self.clock_offset_s = item.clock_offset_s
-            self.heard_at = max(self.heard_at or 0.0, item.received_at)
+            self.answered_at, self.round_trip_s, self.unanswered = record.received_at, record.round_trip_s, 0
+            self.clock_offset_s = record.clock_offset_s
+            self.heard_at = max(self.heard_at or 0.0, record.received_at)
 
 
-def signs_of(
+def signs_from_row(
     online: int | None,
     heard_at: float | None,
     health_state: str | None,

@@ -18,7 +18,7 @@ from hedgerow.errors import FrameError
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.ledgers import ledger_of
 from hedgerow.region.store.liveness import Liveness, judge
-from hedgerow.region.store.nodes import signs_of
+from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 
 _PAGE: Final = 500
@@ -93,27 +93,27 @@ FROM result r JOIN node n ON n.id = r.node LEFT JOIN ledger l ON l.id = r.ledger
 _FROM: Final = " FROM result r JOIN node n ON n.id = r.node"
 
 
-def results(database: Database, wanted: ResultQuery) -> Iterator[StoredResult]:
+def results(database: Database, query: ResultQuery) -> Iterator[StoredResult]:
     """Results, in order of capture."""
-    conditions, values = _conditions(wanted)
+    conditions, values = _conditions(query)
     after: tuple[float, int] | None = None
-    if wanted.newest is not None:
+    if query.newest is not None:
         start = database.rows(
             f"SELECT r.captured_at, r.ingest{_FROM}{_where(conditions)} "
             "ORDER BY r.captured_at DESC, r.ingest DESC LIMIT 1 OFFSET ?",
-            [*values, wanted.newest - 1],
+            [*values, query.newest - 1],
         )
         if start:
             after = start[0][0], start[0][1] - 1
-    left = wanted.newest
+    left = query.newest
     while left is None or left > 0:
-        here, given = list(conditions), list(values)
+        page_conditions, given = list(conditions), list(values)
         if after is not None:
-            here.append("(r.captured_at, r.ingest) > (?, ?)")
+            page_conditions.append("(r.captured_at, r.ingest) > (?, ?)")
             given += after
         page = _PAGE if left is None else min(_PAGE, left)
         rows = database.rows(
-            f"{_RESULTS}{_where(here)} ORDER BY r.captured_at, r.ingest LIMIT {page}", given
+            f"{_RESULTS}{_where(page_conditions)} ORDER BY r.captured_at, r.ingest LIMIT {page}", given
         )  # fmt: skip
         for row in rows:
             yield _stored(row)
@@ -123,13 +123,13 @@ def results(database: Database, wanted: ResultQuery) -> Iterator[StoredResult]:
         left = None if left is None else left - len(rows)
 
 
-def _conditions(wanted: ResultQuery) -> tuple[list[str], list[Any]]:
+def _conditions(query: ResultQuery) -> tuple[list[str], list[Any]]:
     given = {
-        "n.site = ?": wanted.site,
-        "n.name = ?": wanted.node,
-        "r.pipeline = ?": wanted.pipeline,
-        "r.captured_at >= ?": wanted.since,
-        "r.captured_at < ?": wanted.until,
+        "n.site = ?": query.site,
+        "n.name = ?": query.node,
+        "r.pipeline = ?": query.pipeline,
+        "r.captured_at >= ?": query.since,
+        "r.captured_at < ?": query.until,
     }
     there = {condition: value for condition, value in given.items() if value is not None}
     return list(there), list(there.values())
@@ -141,10 +141,10 @@ def _where(conditions: Sequence[str]) -> str:
 
 def _stored(row: Sequence[Any]) -> StoredResult:
     ingest, region, site, node, pipeline, epoch, priority, sequence = row[:8]
-    said_id, captured_at, received_at, content_type, properties, payload = row[8:]
+    sender_id, captured_at, received_at, content_type, properties, payload = row[8:]
     number = None if epoch is None else f"{epoch}/{priority}/{sequence}"
     return StoredResult(
-        ingest, region, site, node, pipeline, number, said_id, captured_at, received_at, content_type, properties, bytes(payload)
+        ingest, region, site, node, pipeline, number, sender_id, captured_at, received_at, content_type, properties, bytes(payload)
     )  # fmt: skip
 
 
@@ -195,9 +195,9 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
             "SELECT l.node, count(*), sum(g.lost) FROM gap g JOIN ledger l ON l.id = g.ledger GROUP BY l.node"
         )
     }
-    awaited: dict[int, int] = {}
+    missing: dict[int, int] = {}
     for node, epoch, state in database.rows("SELECT node, epoch, state FROM ledger"):
-        awaited[node] = awaited.get(node, 0) + _holes(epoch, state)
+        missing[node] = missing.get(node, 0) + _holes(epoch, state)
     rows = database.rows(
         "SELECT id, region, site, name, heard_at, online, health_state, health_reasons, messages_up, bytes_up, results, "
         "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in FROM node "
@@ -205,10 +205,10 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
     )
     shown = []
     for row in rows:
-        row_id, region, site, name, heard_at, online, health_state, reasons, messages, size, results, durable, repeats = row[:13]  # fmt: skip
-        captured_at, stored_at, answered_at, round_trip_s, offset_s, unanswered, bytes_in = row[13:]
+        row_id, region, site, name, last_seen, online, health_state, reasons, messages, size, results, durable, repeats = row[:13]  # fmt: skip
+        captured_at, stored_at, last_reply, round_trip_s, offset_s, unanswered, bytes_in = row[13:]
         liveness, why = judge(
-            signs_of(online, heard_at, health_state, reasons, answered_at, unanswered), as_of, silent_after_s
+            signs_from_row(online, last_seen, health_state, reasons, last_reply, unanswered), as_of, silent_after_s
         )
         count, lost = gaps.get(row_id, (0, 0))
         shown.append(
@@ -218,7 +218,7 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
                 "status": liveness.value,
                 "verdict": liveness.old_name,
                 "why": why,
-                "heard_s": _ago(as_of, heard_at),
+                "heard_s": _ago(as_of, last_seen),
                 "lag_s": None if stored_at is None else round(stored_at - captured_at, 3),
                 "last_result_s": _ago(as_of, stored_at),
                 "results": results,
@@ -226,9 +226,9 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
                 "repeats": repeats,
                 "gaps": count,
                 "lost": lost,
-                "awaited": awaited.get(row_id, 0),
+                "awaited": missing.get(row_id, 0),
                 "round_trip_s": None if round_trip_s is None else round(round_trip_s, 4),
-                "answered_s": _ago(as_of, answered_at),
+                "answered_s": _ago(as_of, last_reply),
                 "unanswered": unanswered,
                 "clock_offset_s": None if offset_s is None else round(offset_s, 3),
                 "messages_up": messages,

@@ -29,7 +29,7 @@ class StoreRecord:
     size: int
     received_at: float
     fresh: bool
-    asks: bool = field(default=False, kw_only=True)
+    wants_ack: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ResultRecord(StoreRecord):
 
     pipeline: str
     number: Number | None
-    said_id: str | None
+    sender_id: str | None
     captured_at: float
     content_type: str
     properties: str | None
@@ -52,7 +52,7 @@ class ResultRecord(StoreRecord):
 
 
 @dataclass(frozen=True, slots=True)
-class MissingRecord(StoreRecord):
+class GapRecord(StoreRecord):
     """A gap that an outbox declares: numbers that will never come."""
 
     epoch: str
@@ -64,7 +64,7 @@ class EventRecord(StoreRecord):
     """Something that happened at a node."""
 
     kind: str
-    said_id: str | None
+    sender_id: str | None
     at: float
     payload: Buffer
 
@@ -82,7 +82,7 @@ class HealthRecord(StoreRecord):
 
 
 @dataclass(frozen=True, slots=True)
-class BirthRecord(StoreRecord):
+class StatusRecord(StoreRecord):
     """A node's status: online or offline, with the session it speaks of."""
 
     online: bool
@@ -121,15 +121,15 @@ class PingRecord(StoreRecord):
     clock_offset_s: float | None
 
 
-def refused(item: StoreRecord, reason: str, detail: str, *, durable: bool = False) -> RejectedRecord:
+def reject(record: StoreRecord, reason: str, detail: str, *, durable: bool = False) -> RejectedRecord:
     """An item as one that cannot be used.
 
     Args:
         durable: whether it would not be any better if it came again.
     """
-    topic = "" if item.address is None else f"{type(item).__name__.lower()} of {item.address}"
-    number: Number | None = item.number if durable and isinstance(item, ResultRecord) else None
-    payload = getattr(item, "payload", b"")
+    topic = "" if record.address is None else f"{type(record).__name__.lower()} of {record.address}"
+    number: Number | None = record.number if durable and isinstance(record, ResultRecord) else None
+    payload = getattr(record, "payload", b"")
     return RejectedRecord(
-        item.address, item.size, item.received_at, item.fresh, topic, reason, clean(detail, 500), number, bytes(payload[:4096])
+        record.address, record.size, record.received_at, record.fresh, topic, reason, clean(detail, 500), number, bytes(payload[:4096])
     )  # fmt: skip

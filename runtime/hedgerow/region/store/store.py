@@ -20,12 +20,12 @@ import structlog
 from hedgerow import __version__
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.store.batch import Batch, BatchOutcome, Owed
+from hedgerow.region.store.batch import AckDue, Batch, BatchOutcome
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreRefused
 from hedgerow.region.store.ingest import Ingest
 from hedgerow.region.store.ledgers import LedgerKey, newest_acks
 from hedgerow.region.store.liveness import Liveness, judge
-from hedgerow.region.store.records import RejectedRecord, StoreRecord, refused
+from hedgerow.region.store.records import RejectedRecord, StoreRecord, reject
 from hedgerow.region.store.retention import prune
 from hedgerow.topics import Address
 
@@ -58,7 +58,7 @@ class RegionStore:
     @property
     def nodes(self) -> list[Address]:
         """The nodes that are known."""
-        return list(self._intake.nodes)
+        return list(self._ingest.nodes)
 
     def acks(self) -> list[tuple[LedgerKey, Ack]]:
         """What has come of every outbox, of its newest epoch: said again at the start, in case it was not heard before."""
@@ -67,7 +67,7 @@ class RegionStore:
     def statuses(self, now: float) -> Counter[Liveness]:
         """How many nodes are how."""
         after_s = self._config.region.silent_after_s
-        return Counter(judge(node.signs, now, after_s)[0] for node in self._intake.nodes.values())
+        return Counter(judge(node.signs, now, after_s)[0] for node in self._ingest.nodes.values())
 
     def beat(self, *, connected: bool) -> None:
         """Write down that the collector is there.
@@ -78,7 +78,7 @@ class RegionStore:
         values = (config.region.name, self._started_at, time.time(), int(connected), __version__)
         self._database.run(_SAVE_COLLECTOR, (*values, config.region.silent_after_s, config.ping.every_s))
 
-    def apply(self, items: Sequence[StoreRecord]) -> BatchOutcome:
+    def apply(self, records: Sequence[StoreRecord]) -> BatchOutcome:
         """Store a batch; when this returns it is on the disk.
 
         Raises: StoreError: nothing of it is stored.
@@ -86,8 +86,8 @@ class RegionStore:
         batch = Batch(time.time())
         try:
             with self._database.transaction():
-                for item in items:
-                    self._intake.take(item, batch)
+                for record in records:
+                    self._ingest.add(record, batch)
                 batch.write(self._database)
         except RegionStoreError:
             self._stale = True
@@ -97,8 +97,8 @@ class RegionStore:
             log.exception("store-failed")
             raise StoreRefused(f"{type(error).__name__}: {error}", remedy="See the log.") from error
         self.stored_bytes += batch.added_bytes
-        for key, book in batch.books.items():
-            batch.outcome.acks[key] = Owed(book.ledger.ack(), batch.records[key], key in batch.asked)
+        for key, outbox in batch.outboxes.items():
+            batch.outcome.acks[key] = AckDue(outbox.ledger.ack(), batch.record_counts[key], key in batch.urgent)
         return batch.outcome
 
     def refresh(self) -> None:
@@ -124,30 +124,30 @@ class RegionStore:
         self._database.close()
 
     def _load(self) -> None:
-        self._intake = Ingest(self._database)
+        self._ingest = Ingest(self._database)
         ((self.stored_bytes,),) = self._database.rows("SELECT stored_bytes FROM collector")
         self._stale = False
 
 
-def apply_each(store: RegionStore, items: Sequence[StoreRecord]) -> list[BatchOutcome]:
+def apply_each(store: RegionStore, records: Sequence[StoreRecord]) -> list[BatchOutcome]:
     """Store a batch of which something is not taken: what it is gets found by halves, and rejected.
 
     Raises: StoreError: the store does not work at all.
     """
     store.refresh()
     try:
-        return [store.apply(items)]
+        return [store.apply(records)]
     except RegionStoreError as error:
-        if not refuses(error):
+        if not is_refused(error):
             raise
-        if len(items) == 1 and isinstance(items[0], RejectedRecord):
+        if len(records) == 1 and isinstance(records[0], RejectedRecord):
             return []  # not even that it was rejected: the log has to do
-        if len(items) == 1:
-            return apply_each(store, [refused(items[0], "unstorable", str(error), durable=True)])
-    middle = len(items) // 2
-    return apply_each(store, items[:middle]) + apply_each(store, items[middle:])
+        if len(records) == 1:
+            return apply_each(store, [reject(records[0], "unstorable", str(error), durable=True)])
+    middle = len(records) // 2
+    return apply_each(store, records[:middle]) + apply_each(store, records[middle:])
 
 
-def refuses(error: RegionStoreError) -> bool:
+def is_refused(error: RegionStoreError) -> bool:
     """Whether it is these values that the store does not take."""
     return error.code == "store-refused"

@@ -24,14 +24,14 @@ from hedgerow.region.store.database.database import RegionStoreError, StoreTroub
 from hedgerow.region.store.ledgers import LedgerKey
 from hedgerow.region.store.liveness import Liveness
 from hedgerow.region.store.records import StoreRecord
-from hedgerow.region.store.store import RegionStore, apply_each, refuses
+from hedgerow.region.store.store import RegionStore, apply_each, is_refused
 from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
 
 BEAT_EVERY_S: Final = 2.0
-_MOST_ITEMS: Final = 4000
-_MOST_BYTES: Final = 32 << 20
+_MAX_RECORDS: Final = 4000
+_MAX_BYTES: Final = 32 << 20
 _TICK_S: Final = 1.0
 _GATHER_S: Final = 0.01
 """From the beginning of one batch to that of the next, at least."""
@@ -42,13 +42,13 @@ _RETRY_S: Final = (0.2, 10.0)
 class WriteRequest:
     """Items to be stored, and the messages they came with."""
 
-    items: list[StoreRecord]
+    records: list[StoreRecord]
     messages: list[Message]
 
     @property
     def size(self) -> int:
         """Bytes of their payloads."""
-        return sum(item.size for item in self.items)
+        return sum(record.size for record in self.records)
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ class StoreWriter(threading.Thread):
         self.connected = False
         self._open_store = open_store
         self._report = report
-        self._given: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
         self._store: RegionStore | None = None
         self._closing = threading.Event()
         self._beat_at = 0.0
@@ -103,27 +103,27 @@ class StoreWriter(threading.Thread):
 
     @property
     def waiting(self) -> int:
-        """Lists of items that wait."""
-        return self._given.qsize()
+        """Lists of records that wait."""
+        return self._requests.qsize()
 
-    def give(self, given: WriteRequest) -> None:
+    def submit(self, request: WriteRequest) -> None:
         """Store this, after what was given before."""
-        self._given.put(given)
+        self._requests.put(request)
 
     def close(self) -> None:
         """Store what was given, and end. If the store does not work, only end."""
         self._closing.set()
-        self._given.put(None)
+        self._requests.put(None)
 
     def run(self) -> None:
         """(threading)"""
-        given, ending = WriteRequest([], []), False
+        request, ending = WriteRequest([], []), False
         retry_s = _RETRY_S[0]
         while True:
-            if not given.items and not ending:
-                given, ending = self._next()
+            if not request.records and not ending:
+                request, ending = self._next()
             try:
-                self._work(given)
+                self._work(request)
             except RegionStoreError as error:
                 fatal = not self._was_opened and not isinstance(error, StoreTrouble)
                 self._report(WriteReport(failure=error, fatal=fatal))
@@ -133,32 +133,32 @@ class StoreWriter(threading.Thread):
                 retry_s = min(2 * retry_s, _RETRY_S[1])
                 continue
             retry_s = _RETRY_S[0]
-            given = WriteRequest([], [])
+            request = WriteRequest([], [])
             if ending:
                 self._abandon()
                 return
 
     def _next(self) -> tuple[WriteRequest, bool]:
         """All that waits, and whether it is the last; what is empty after a while is only a tick."""
-        items: list[StoreRecord] = []
+        records: list[StoreRecord] = []
         messages: list[Message] = []
         size = 0
         try:
-            given = self._given.get(timeout=_TICK_S)
+            request = self._requests.get(timeout=_TICK_S)
             if (early_s := self._began_at + _GATHER_S - time.monotonic()) > 0:
                 self._closing.wait(early_s)
-            while given is not None:
-                items += given.items
-                messages += given.messages
-                size += given.size
-                if len(items) >= _MOST_ITEMS or size >= _MOST_BYTES:
-                    return WriteRequest(items, messages), False
-                given = self._given.get_nowait()
+            while request is not None:
+                records += request.records
+                messages += request.messages
+                size += request.size
+                if len(records) >= _MAX_RECORDS or size >= _MAX_BYTES:
+                    return WriteRequest(records, messages), False
+                request = self._requests.get_nowait()
         except queue.Empty:
-            return WriteRequest(items, messages), False
-        return WriteRequest(items, messages), True
+            return WriteRequest(records, messages), False
+        return WriteRequest(records, messages), True
 
-    def _work(self, given: WriteRequest) -> None:
+    def _work(self, request: WriteRequest) -> None:
         store = self._store
         if store is None:
             store = self._store = self._open_store()
@@ -167,29 +167,29 @@ class StoreWriter(threading.Thread):
                 self._report(WriteReport(opened=store.nodes, acks=store.acks(), stored_bytes=store.stored_bytes))
                 self._was_opened = True
         began = time.monotonic()
-        if given.items:
+        if request.records:
             self._began_at = began
-            outcomes = self._stored(store, given.items)
+            outcomes = self._stored(store, request.records)
             self._report(
-                WriteReport(given.messages, outcomes, time.monotonic() - began, stored_bytes=store.stored_bytes)
+                WriteReport(request.messages, outcomes, time.monotonic() - began, stored_bytes=store.stored_bytes)
             )
         # At once when the link came or went: whoever asks for the status is not to read what was.
         if began - self._beat_at >= BEAT_EVERY_S or self._beat_connected != self.connected:
             self._beat_at, self._beat_connected = began, self.connected
             store.beat(connected=self._beat_connected)
             statuses = store.statuses(time.time())
-            while store.prune(time.time()) and self._given.empty():
+            while store.prune(time.time()) and self._requests.empty():
                 pass
             self._report(WriteReport(statuses=statuses, stored_bytes=store.stored_bytes))
 
-    def _stored(self, store: RegionStore, items: list[StoreRecord]) -> list[BatchOutcome]:
+    def _stored(self, store: RegionStore, records: list[StoreRecord]) -> list[BatchOutcome]:
         try:
-            return [store.apply(items)]
+            return [store.apply(records)]
         except RegionStoreError as error:
-            if not refuses(error):
+            if not is_refused(error):
                 raise
-            log.warning("store-refused", error=str(error), items=len(items))
-            return apply_each(store, items)
+            log.warning("store-refused", error=str(error), records=len(records))
+            return apply_each(store, records)
 
     def _abandon(self) -> None:
         if self._store is not None:

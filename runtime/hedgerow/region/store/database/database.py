@@ -86,7 +86,7 @@ def _statements(script: str) -> Iterator[str]:
     yield from filter(None, map(str.strip, bare.split(";")))
 
 
-def not_there(name: str) -> RegionStoreError:
+def no_such_store(name: str) -> RegionStoreError:
     """There is no store to read."""
     return RegionStoreError(
         f"There is no store at {name}",
@@ -94,7 +94,7 @@ def not_there(name: str) -> RegionStoreError:
     )
 
 
-def in_use(name: str) -> RegionStoreError:
+def store_in_use(name: str) -> RegionStoreError:
     """Somebody else writes."""
     return RegionStoreError(
         f"Another collector writes to {name}", remedy="Stop it, or give this one a store of its own.",

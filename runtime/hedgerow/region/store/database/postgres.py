@@ -14,9 +14,9 @@ from hedgerow.region.store.database.database import (
     Row,
     StoreRefused,
     StoreTrouble,
-    in_use,
     migrate,
-    not_there,
+    no_such_store,
+    store_in_use,
 )
 
 try:
@@ -62,7 +62,7 @@ class Postgres:
                 if not alongside:
                     self.run("SET default_transaction_read_only = on")
                 if self.rows("SELECT to_regclass('collector') IS NULL") == [(True,)]:
-                    raise not_there(self._shown)
+                    raise no_such_store(self._shown)
         except BaseException:
             self.close()
             raise
@@ -71,7 +71,7 @@ class Postgres:
         deadline = time.monotonic() + _LET_GO_S
         while self.rows(f"SELECT pg_try_advisory_lock({_LOCK})") != [(True,)]:
             if time.monotonic() > deadline:
-                raise in_use(self._shown)
+                raise store_in_use(self._shown)
             time.sleep(0.02)
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:

@@ -15,9 +15,9 @@ from hedgerow.region.store.database.database import (
     Row,
     StoreRefused,
     StoreTrouble,
-    in_use,
     migrate,
-    not_there,
+    no_such_store,
+    store_in_use,
 )
 
 _LOG_PAGES: Final = 4000
@@ -37,7 +37,7 @@ class Sqlite:
         self._path = path
         self._lock: int | None = None
         if not write and not path.exists():
-            raise not_there(str(path))
+            raise no_such_store(str(path))
         if write:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class Sqlite:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 self._unlock()
-                raise in_use(str(path)) from error
+                raise store_in_use(str(path)) from error
             except OSError as error:
                 self._unlock()
                 raise RegionStoreError(
