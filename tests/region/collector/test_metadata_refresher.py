@@ -112,7 +112,7 @@ def test_a_role_that_ends_soon_is_warned_of_once_a_day(world: World) -> None:
     warned = [line["role"] for line in said if line["event"] == "signature-ending"]
     assert sorted(warned) == ["doors", "doors", "targets", "targets"]
     remedies = {line["remedy"] for line in said if line["event"] == "signature-ending"}
-    assert remedies == {"`hedgerow trust renew doors --key KEY`.", "`hedgerow trust renew targets --key KEY`."}
+    assert remedies == {f"Run `hedgerow trust renew {role} --key KEY`." for role in ("doors", "targets")}
 
 
 async def test_the_regions_service_keeps_the_repository_that_it_serves(world: World, mosquitto: Mosquitto) -> None:

@@ -1,10 +1,10 @@
-"""The region's collector: from the region's broker into the store, and acknowledgements back to the outboxes.
+"""The region's collector: stores messages from the region's broker, and acknowledges results to the nodes' outboxes.
 
 Rules:
-- A message is acknowledged to the broker, and a result to its outbox, only when the store has it on the disk.
-- Acknowledgements to an outbox are cumulative and paced; what comes again is acknowledged again, for then the outbox has
-  not heard the last one.
-- A broker or store that is away is waited for. Nothing in hand is given up for that but health reports.
+- A message is acknowledged to the broker, and a result to its outbox, only once it is on the store's disk.
+- Acknowledgements to an outbox are cumulative and paced. A duplicate is acknowledged again, since the outbox has missed the
+  last acknowledgement.
+- If the broker or the store is unreachable, the collector retries. Of the messages received, it drops only health reports.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from hedgerow.wire.messages import JSON
 log = structlog.get_logger(__name__)
 
 MAX_WAITING: Final = 2000
-"""Lists of messages that wait for the store, after which health reports are dropped; all else is held by the broker."""
+"""Lists of messages waiting for the store, above which health reports are dropped; the broker holds everything else."""
 _BEAT_EVERY_S: Final = 1.0
 _HUNG_AFTER_S: Final = 30.0
 _JSON: Final = encode_properties([(Property.CONTENT_TYPE, JSON)])
 
 
 class Collector:
-    """Collects what comes up to a region's broker until it is told to stop.
+    """Collects messages from a region's broker until `stop` is called.
 
     Args:
-        config: which region, which broker, which store.
+        config: the region, its broker and its store.
     Attributes:
-        counts: what it has done.
+        counts: its counters.
     """
 
     def __init__(self, config: RegionConfig) -> None:
@@ -82,7 +82,7 @@ class Collector:
         self._client = Client(options, self._receive, self._link_changed)
         self._blobs = self._refresher = None
         if config.models.repository is not None:
-            # With libraries that a region without models never needs.
+            # Imports libraries that a region without models does not need.
             from hedgerow.blobs.serve import BlobServer
             from hedgerow.region.collector.metadata_refresher import MetadataRefresher
 
@@ -99,17 +99,17 @@ class Collector:
 
     @property
     def probe_port(self) -> int | None:
-        """Port of the metrics and probes; None if they are off."""
+        """Port of metrics and probes; None if they are disabled."""
         return self._probes.port if self._probes is not None else None
 
     async def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Collect until `stop` is called or a signal comes; then store what is in hand.
+        """Collect until `stop` is called or a signal arrives; then store what was received.
 
         Args:
             started: called once, when the store is open.
         Raises:
-            StoreError: the store cannot be used at all.
-            ConfigError: the probes' address is taken.
+            RegionStoreError: the store cannot be used at all.
+            ConfigError: the probes' address is in use.
         """
         config = self.config
         if not on_loopback(config.broker.url) and config.broker.url.startswith("mqtt:"):
@@ -158,11 +158,11 @@ class Collector:
             raise self._fatal
 
     def stop(self) -> None:
-        """Ask it to store what is in hand and stop."""
+        """Store what was received, then stop."""
         self._stop.set()
 
     def handle_signals(self) -> None:
-        """SIGTERM and Ctrl-C store what is in hand and stop; a second one stops at once, which loses nothing either."""
+        """Stop on SIGTERM and Ctrl-C; a second signal exits at once, which loses nothing either."""
 
         def interrupt(number: signal.Signals) -> None:
             if self._stop.is_set():
@@ -176,7 +176,7 @@ class Collector:
 
     def _receive(self, messages: list[Message]) -> None:
         if self._closing:
-            return  # not acknowledged: the broker has them for the next run
+            return  # not acknowledged: the broker delivers them to the next run
         now = time.time()
         records: list[StoreRecord] = []
         accepted: list[Message] = []
@@ -197,12 +197,12 @@ class Collector:
         self._writer.submit(WriteRequest([ping], []))
 
     def _on_report(self, report: WriteReport) -> None:
-        """(writer's thread)"""
+        """(called in the writer's thread)"""
         with suppress(RuntimeError):  # the loop is closed: stopping took too long
             self._loop.call_soon_threadsafe(self._handle_report, report)
 
     def _handle_report(self, report: WriteReport) -> None:
-        """A batch is stored, or could not be."""
+        """Act on a batch that was stored or failed."""
         self._update_failure(report)
         if report.failure is not None:
             return
@@ -247,7 +247,7 @@ class Collector:
             self._failure = None
 
     def _acknowledge(self, *, flush: bool = False) -> None:
-        """Publish the acknowledgements that are due, and see to those that will be."""
+        """Publish the acknowledgements due now, and schedule the rest."""
         for key, ack in self._pacing.due(time.monotonic(), flush=flush):
             self.counts.acks += 1
             address: Address = key[0]
@@ -271,13 +271,13 @@ class Collector:
         self._acknowledge()
 
     async def _drain(self) -> None:
-        """Store what is in hand, acknowledge it, and leave."""
+        """Store what was received, acknowledge it, and disconnect."""
         self._closing = True
         self._rollouts.close()
         deadline = time.monotonic() + self.config.region.stop_s
         self._writer.close()
         await asyncio.to_thread(self._writer.join, self.config.region.stop_s)
-        await asyncio.sleep(0)  # what the writer has reported
+        await asyncio.sleep(0)  # lets the writer's last reports run
         self._acknowledge(flush=True)
         with suppress(BusError):
             await self._client.flush(max(0.1, min(2.0, deadline - time.monotonic())))
@@ -301,8 +301,8 @@ class Collector:
 
     def _liveness_problems(self) -> list[str]:
         silent_s = time.monotonic() - self._last_beat
-        reasons = [f"the event loop has not turned for {silent_s:.0f} s"] if silent_s > _HUNG_AFTER_S else []
-        return reasons if self._writer.is_alive() else [*reasons, "the store's writer has ended"]
+        reasons = [f"the event loop has been blocked for {silent_s:.0f} s"] if silent_s > _HUNG_AFTER_S else []
+        return reasons if self._writer.is_alive() else [*reasons, "the store's writer thread has died"]
 
     def _readiness_problems(self) -> list[str]:
         reasons = [] if self._client.connected else ["not connected to the broker"]
@@ -311,7 +311,7 @@ class Collector:
         elif not self._store_opened.is_set():
             reasons.append("the store is not open yet")
         if self._rollouts.failure is not None:
-            reasons.append(f"rollouts are not seen to: {self._rollouts.failure}")
+            reasons.append(f"rollouts are stalled: {self._rollouts.failure}")
         if self._refresher is not None:
             reasons += self._refresher.problems()
         return reasons + [f"the broker refuses {name}: {reason}" for name, reason in dict(self._client.refused).items()]

@@ -1,4 +1,4 @@
-"""A batch on its way into the store: the rows that its records come to, written together, and what it came to."""
+"""Batch of rows written to the store in one transaction, and its outcome."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from hedgerow.region.store.records import (
 from hedgerow.topics import Address, Channel
 
 MAX_REJECTED: Final = 1000
-"""Messages kept of those that could not be used; all are counted."""
+"""Rejected messages to keep; all are counted."""
 ROW_BYTES: Final = 200
-"""About what a result takes beside its payload."""
+"""Approximate size of a result's row besides its payload."""
 
 _SAVE_RESULT: Final = (
     "INSERT INTO result (node, pipeline, ledger, priority, sequence, said_id, captured_at, received_at, content_type, "
@@ -48,7 +48,7 @@ _COUNT_REJECTED: Final = (
 
 
 class AckDue(NamedTuple):
-    """What an outbox is to hear: what has come of it, of how many records, and whether it asked to hear at once."""
+    """An acknowledgement due to an outbox: the number of records since the last one, and whether one was requested."""
 
     ack: Ack
     records: int
@@ -57,17 +57,18 @@ class AckDue(NamedTuple):
 
 @dataclass(slots=True)
 class BatchOutcome:
-    """What a batch came to.
+    """Outcome of a batch.
 
     Attributes:
-        acks: what every outbox that sent something is to hear.
-        stored: results, durable ones among them as `durable`.
-        repeats: that were there already.
-        gaps, lost: declared, and the records lost by them.
-        rejected: by reason.
-        lags: of results, seconds from capture to the store.
+        acks: acknowledgements due, by outbox.
+        stored: results stored.
+        durable: the durable ones among them.
+        duplicates: results and gaps that were already stored.
+        gaps, lost: gaps declared, and results lost in them.
+        rejected: rejected messages, by reason.
+        lags: seconds from capture to storage, of each result.
         bytes_up: payload bytes, by site.
-        known: nodes not known before.
+        new_nodes: nodes seen for the first time.
     """
 
     acks: dict[LedgerKey, AckDue] = field(default_factory=dict)
@@ -84,7 +85,7 @@ class BatchOutcome:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows to be written."""
+    """Rows to write."""
 
     now: float
     outcome: BatchOutcome = field(default_factory=BatchOutcome)
@@ -101,33 +102,33 @@ class Batch:
     added_bytes: int = 0
 
     def add_durable(self, node: KnownNode, outbox: OutboxLedger, number: Number, record: ResultRecord) -> None:
-        """A result whose number is new."""
+        """Add a result whose number is new."""
         self.durable.append((node.id, record.pipeline, outbox.id, number.priority, number.sequence, *_columns(record)))
         node.results += 1
         node.durable += 1
         self.added_bytes += record.size + ROW_BYTES
 
     def add_unnumbered(self, node: KnownNode, record: ResultRecord) -> None:
-        """A result without a number; whether it is new shows when it is written."""
+        """Add a result without a number; whether it is new turns out when it is written."""
         self.others[node.id].append((node.id, record.pipeline, None, None, None, *_columns(record)))
 
     def add_event(self, node: KnownNode, record: EventRecord) -> None:
-        """An event."""
+        """Add an event."""
         self.events.append(
             (node.id, record.kind, record.sender_id, record.at, record.received_at, bytes(record.payload))
         )
 
     def add_health(self, node: KnownNode, record: HealthRecord) -> None:
-        """A report of a node's health."""
+        """Add a health report."""
         self.health.append((node.id, record.at, record.received_at, bytes(record.payload)))
 
     def add_last_message(self, node: KnownNode, channel: Channel, record: StatusRecord | ReportedRecord) -> None:
-        """What a node last said on a channel."""
+        """Add a node's last message on a channel."""
         key = (node.id, channel.value)
         self.last_messages[key] = (*key, record.received_at, bytes(record.payload))
 
     def add_rejected(self, record: RejectedRecord) -> None:
-        """A message that cannot be used."""
+        """Add a rejected message."""
         number = None if record.number is None else str(record.number)
         self.rejected.append(
             (record.received_at, record.topic, record.reason, record.detail, number, record.size, record.payload)
@@ -135,12 +136,12 @@ class Batch:
         self.outcome.rejected[record.reason] += 1
 
     def add_duplicate(self, node: KnownNode) -> None:
-        """Something that was there already."""
+        """Count a result or gap that is already stored."""
         node.repeats += 1
         self.outcome.duplicates += 1
 
     def write(self, database: Database) -> None:
-        """Write all of it; within a transaction."""
+        """Write all rows, within the caller's transaction."""
         outcome = self.outcome
         if self.durable:
             outcome.durable = outcome.stored = database.many(_SAVE_RESULT, self.durable)

@@ -1,6 +1,6 @@
-"""What records come to: rows of a batch, and what is remembered of nodes and their outboxes.
+"""Turns records into rows of a batch, and updates nodes and ledgers in memory.
 
-What is remembered runs ahead of what is stored; if a batch is not stored, it is to be read anew.
+Memory is ahead of the database; if a batch cannot be stored, create a new `Ingest`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _SAVE_GAP: Final = (
 
 
 class Ingest:
-    """Takes records, one at a time.
+    """Adds records to batches.
 
     Args:
-        database: that nodes and ledgers are in.
-    Raises: StoreError: it cannot be read.
+        database: the database with nodes and ledgers.
+    Raises: RegionStoreError: it cannot be read.
     """
 
     def __init__(self, database: Database) -> None:
@@ -47,14 +47,14 @@ class Ingest:
         self._ledgers = Ledgers(database)
 
     def add(self, record: StoreRecord, batch: Batch) -> None:
-        """Take an item into a batch; within its transaction."""
+        """Add a record to a batch, within its transaction."""
         if isinstance(record, PingRecord):
             self._ping(record, batch)
             return
         node = self._node(record, batch)
         if node is None:
             if not isinstance(record, RejectedRecord):
-                record = reject(record, "too-many-nodes", f"{MAX_NODES} are known")
+                record = reject(record, "too-many-nodes", f"{MAX_NODES} nodes are known")
             self._reject(record, None, batch)
             return
         node.count_message(record)
@@ -118,7 +118,7 @@ class Ingest:
         if not outbox.ledger.take_gap(gap):
             batch.add_duplicate(node)
             return
-        # One that has grown takes the place of what it was.
+        # A gap that has grown replaces the smaller ones.
         self._database.run(
             "DELETE FROM gap WHERE ledger = ? AND priority = ? AND first >= ? AND last <= ?",
             (outbox.id, priority, first, last),
@@ -129,7 +129,7 @@ class Ingest:
             self._ended(one, record, node, batch)
 
     def _ended(self, previous: Previous, record: GapRecord, node: KnownNode, batch: Batch) -> None:
-        """An epoch ended with its store: what has not come of it never will."""
+        """Declare the numbers missing from an epoch lost: its outbox file is gone."""
         if previous.epoch is None or previous.numbers is None:
             return
         outbox = self._outbox(record, node, previous.epoch, batch)
@@ -153,8 +153,8 @@ class Ingest:
         batch: Batch,
     ) -> None:
         lost = sum(reasons.values())
-        told = {clean(reason, 80): count for reason, count in reasons.items()}
-        row = (outbox.id, priority, first, last, min(lost, 1 << 62), json_text(told), json_text(previous), record.received_at)  # fmt: skip
+        cleaned = {clean(reason, 80): count for reason, count in reasons.items()}
+        row = (outbox.id, priority, first, last, min(lost, 1 << 62), json_text(cleaned), json_text(previous), record.received_at)  # fmt: skip
         self._database.run(_SAVE_GAP, row)
         batch.outcome.gaps += 1
         batch.outcome.lost += lost
@@ -177,10 +177,12 @@ class Ingest:
             node.record_ping(record)
 
     def _outbox(self, record: StoreRecord, node: KnownNode, epoch: str, batch: Batch) -> OutboxLedger | None:
-        """The ledger of an epoch; None, and the item is rejected, if there are too many."""
+        """Return the ledger of an epoch; None, after rejecting the record, if there are too many."""
         outbox = self._ledgers.of(node, epoch)
         if outbox is None:
-            self._reject(reject(record, "too-many-epochs", f"{MAX_EPOCHS} of {node.site}/{node.name}"), None, batch)
+            self._reject(
+                reject(record, "too-many-epochs", f"{node.site}/{node.name} has {MAX_EPOCHS} epochs"), None, batch
+            )
         return outbox
 
     def _touch(self, record: StoreRecord, outbox: OutboxLedger, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""The ledgers of outboxes as a store keeps them: read when they are first needed, written with the batch."""
+"""Ledgers of outboxes, as stored: read when first needed, written with the batch."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from hedgerow.region.store.nodes import KnownNode
 from hedgerow.topics import Address
 
 MAX_EPOCHS: Final = 1000
-"""Epochs of one outbox. A new one begins when a node has lost its outbox."""
+"""Most epochs of one outbox. A new one begins when a node has lost its outbox file."""
 MAX_RANGES: Final = 4096
-"""Ranges of numbers kept of one priority. An outbox fills its first hole first, so many are a fault."""
+"""Most ranges of numbers of one priority. An outbox fills its first hole first, so many holes indicate a fault."""
 
 LedgerKey: TypeAlias = tuple[Address, str]
-"""An outbox and its epoch."""
+"""Address of the node, and epoch of its outbox."""
 
 
 @dataclass(slots=True)
 class OutboxLedger:
-    """A ledger and its row."""
+    """A ledger and the id of its row."""
 
     id: int
     ledger: Ledger
 
     def is_scattered(self, priority: int, first: int) -> bool:
-        """Whether a number would make one hole too many."""
-        came = self.ledger.of(priority)
-        return len(came) >= MAX_RANGES and first > came.through + 1
+        """Whether adding a number would create one hole too many."""
+        received = self.ledger.of(priority)
+        return len(received) >= MAX_RANGES and first > received.through + 1
 
 
 class Ledgers:
     """The ledgers of all outboxes.
 
     Args:
-        database: that they are in.
-    Raises: StoreError: it cannot be read.
+        database: the database with them.
+    Raises: RegionStoreError: it cannot be read.
     """
 
     def __init__(self, database: Database) -> None:
@@ -51,7 +51,7 @@ class Ledgers:
         self._epochs: Counter[int] = Counter(dict(database.rows("SELECT node, count(*) FROM ledger GROUP BY node")))
 
     def of(self, node: KnownNode, epoch: str) -> OutboxLedger | None:
-        """The ledger of an epoch, a new one if need be; None if the node has too many."""
+        """Return the ledger of an epoch, creating it if necessary; None if the node has too many epochs."""
         key = (Address(node.region, node.site, node.name), epoch)
         outbox = self._loaded.get(key)
         if outbox is not None:
@@ -72,13 +72,13 @@ class Ledgers:
 
 
 def save_ledgers(database: Database, outboxes: Iterable[OutboxLedger]) -> None:
-    """Write what has come of them."""
+    """Update the rows of ledgers."""
     states = [(json_text(outbox.ledger.state()), outbox.id) for outbox in outboxes]
     database.many("UPDATE ledger SET state = ? WHERE id = ?", states)
 
 
 def newest_acks(database: Database) -> list[tuple[LedgerKey, Ack]]:
-    """What has come of every outbox, of its newest epoch."""
+    """Return an acknowledgement for the newest epoch of every outbox."""
     rows = database.rows(
         "SELECT n.region, n.site, n.name, l.epoch, l.state FROM ledger l JOIN node n ON n.id = l.node "
         "WHERE l.id IN (SELECT max(id) FROM ledger GROUP BY node)"
@@ -90,10 +90,10 @@ def newest_acks(database: Database) -> list[tuple[LedgerKey, Ack]]:
 
 
 def ledger_of(epoch: str, state: str) -> Ledger:
-    """A ledger as it is stored."""
+    """Decode a stored ledger."""
     return Ledger(epoch, {int(priority): ranges for priority, ranges in orjson.loads(state).items()})
 
 
 def json_text(value: Any) -> str:
-    """A value as JSON; keys may be numbers."""
+    """Return a value as JSON; keys may be numbers."""
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()

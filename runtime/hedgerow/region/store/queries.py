@@ -1,7 +1,7 @@
-"""What is asked of a region's store: results in order of capture, and how sites and nodes are. Only reads.
+"""Read-only queries of a region's store: results in order of capture, and the status of sites and nodes.
 
-Results are read a page at a time, each in a query of its own: so memory is bounded, and nobody who reads for long keeps
-the collector from tidying up.
+Results are read in pages, each with its own query, so memory is bounded and a slow reader does not keep the database from
+checkpointing or vacuuming.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 
 _PAGE: Final = 500
 LATE_S: Final = 10.0
-"""The collector writes down that it is there every two seconds; after this time it is not."""
+"""A collector whose last heartbeat is older than this is not running; it writes one every 2 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultQuery:
-    """Which results. Times are Unix seconds of capture; `until` itself is not among them."""
+    """Filter for results. Times are Unix seconds of capture; `until` is exclusive."""
 
     site: str | None = None
     node: str | None = None
@@ -40,7 +40,7 @@ class ResultQuery:
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """A result as it is stored."""
+    """A stored result."""
 
     ingest: int
     region: str
@@ -57,7 +57,7 @@ class StoredResult:
 
     @property
     def body(self) -> Any:
-        """What the payload says; None if it is a picture, sound or the like."""
+        """The decoded payload; None if it is not JSON or MessagePack."""
         if self.content_type not in (JSON, MSGPACK, ""):
             return None
         try:
@@ -66,7 +66,7 @@ class StoredResult:
             return None
 
     def record(self) -> dict[str, Any]:
-        """As a line of JSON."""
+        """Return the result as a JSON-compatible mapping."""
         record: dict[str, Any] = {
             "ingest": self.ingest,
             "node": f"{self.region}/{self.site}/{self.node}",
@@ -94,7 +94,7 @@ _FROM: Final = " FROM result r JOIN node n ON n.id = r.node"
 
 
 def results(database: Database, query: ResultQuery) -> Iterator[StoredResult]:
-    """Results, in order of capture."""
+    """Yield results in order of capture."""
     conditions, values = _conditions(query)
     after: tuple[float, int] | None = None
     if query.newest is not None:
@@ -107,13 +107,13 @@ def results(database: Database, query: ResultQuery) -> Iterator[StoredResult]:
             after = start[0][0], start[0][1] - 1
     left = query.newest
     while left is None or left > 0:
-        page_conditions, given = list(conditions), list(values)
+        page_conditions, page_values = list(conditions), list(values)
         if after is not None:
             page_conditions.append("(r.captured_at, r.ingest) > (?, ?)")
-            given += after
+            page_values += after
         page = _PAGE if left is None else min(_PAGE, left)
         rows = database.rows(
-            f"{_RESULTS}{_where(page_conditions)} ORDER BY r.captured_at, r.ingest LIMIT {page}", given
+            f"{_RESULTS}{_where(page_conditions)} ORDER BY r.captured_at, r.ingest LIMIT {page}", page_values
         )  # fmt: skip
         for row in rows:
             yield _stored(row)
@@ -124,15 +124,15 @@ def results(database: Database, query: ResultQuery) -> Iterator[StoredResult]:
 
 
 def _conditions(query: ResultQuery) -> tuple[list[str], list[Any]]:
-    given = {
+    filters = {
         "n.site = ?": query.site,
         "n.name = ?": query.node,
         "r.pipeline = ?": query.pipeline,
         "r.captured_at >= ?": query.since,
         "r.captured_at < ?": query.until,
     }
-    there = {condition: value for condition, value in given.items() if value is not None}
-    return list(there), list(there.values())
+    used = {condition: value for condition, value in filters.items() if value is not None}
+    return list(used), list(used.values())
 
 
 def _where(conditions: Sequence[str]) -> str:
@@ -149,14 +149,15 @@ def _stored(row: Sequence[Any]) -> StoredResult:
 
 
 def iso(at: float) -> str:
-    """Unix seconds as UTC in ISO 8601."""
+    """Return Unix seconds as ISO 8601 in UTC."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def status(database: Database, now: float) -> dict[str, Any]:
-    """How the region is: collector, sites, nodes.
+    """Return the status of a region: collector, sites, nodes.
 
     Args:
+        database: opened to read.
         now: Unix seconds.
     """
     collectors = database.rows(
@@ -165,17 +166,17 @@ def status(database: Database, now: float) -> dict[str, Any]:
     if not collectors:
         return {"region": None, "at": iso(now), "collector": None, "sites": [], "nodes": [], "rejected": {}}
     ((region, started_at, beat_at, connected, version, silent_after_s, stored_bytes),) = collectors
-    runs = now - beat_at <= LATE_S
-    # Where the collector is away nobody can be heard: nodes are shown as they were when it last was there.
-    as_of = now if runs and connected else beat_at
+    running = now - beat_at <= LATE_S
+    # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
+    as_of = now if running and connected else beat_at
     nodes = _nodes(database, as_of, silent_after_s)
     rejected: dict[str, int] = dict(database.rows("SELECT reason, count FROM rejections ORDER BY reason"))
     return {
         "region": region,
         "at": iso(now),
         "collector": {
-            "running": runs,
-            "connected": bool(connected) and runs,
+            "running": running,
+            "connected": bool(connected) and running,
             "started_at": iso(started_at),
             "last_seen_at": iso(beat_at),
             "last_seen_s": round(max(0.0, now - beat_at), 1),
@@ -240,7 +241,7 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
 
 
 def _holes(epoch: str, state: str) -> int:
-    """Numbers that have not come though later ones have."""
+    """Count the numbers not received although later ones were."""
     ledger = ledger_of(epoch, state)
     return sum(
         high - low + 1

@@ -1,4 +1,4 @@
-"""What a store lets go of: what is older than it is to keep, or more than it has room for; a little at a time."""
+"""Deletes what exceeds the limits of a store in age or size, a little at a time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ PRUNE_BATCH: Final = 500
 
 
 def prune(database: Database, limits: RetentionSection, stored_bytes: int, now: float) -> tuple[int, bool]:
-    """Let go of a little of what is too old or too much; within a transaction.
+    """Delete up to `PRUNE_BATCH` old rows of each table, within the caller's transaction.
 
     Args:
-        kept: how long things are kept, and how many bytes of results.
-        stored_bytes: that results take.
+        database: the database.
+        limits: age and size.
+        stored_bytes: current size of results.
         now: Unix seconds.
-    Returns: bytes of results freed, and whether there may be more to let go of.
+    Returns: bytes of results freed, and whether there may be more to delete.
     """
     more = False
     oldest = database.rows(

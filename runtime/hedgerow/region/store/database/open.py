@@ -1,4 +1,4 @@
-"""Opens the database behind a region's store: SQLite or PostgreSQL, as its address says."""
+"""Opens a region's database: SQLite or PostgreSQL, depending on its address."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def open_database(url: str, *, write: bool, alongside: bool = False) -> Database
 
     Args:
         url: path of an SQLite file, or address of a PostgreSQL database.
-        write: make and migrate it, and be the collector that writes. Else it is only read, while somebody writes or not.
-        alongside: write beside the collector, into tables that are not the collector's; `write` is false then.
-    Raises: StoreError: it cannot be opened.
+        write: open it as the collector, its only writer; create and migrate it. Otherwise it is opened to read.
+        alongside: write to the tables that are not the collector's, while the collector may be writing; not with `write`.
+    Raises: RegionStoreError: it cannot be opened.
     """
     if on_postgres(url):
         from hedgerow.region.store.database.postgres import Postgres
