@@ -1,9 +1,9 @@
-"""Takes rollouts through the fleet: reads what is known, lets the pure deciders decide, writes what they decided.
+"""Runs rollouts: reads the observed state, plans the next steps, and writes them to the store.
 
 Rules:
-- Every action is one transaction: what changes in a rollout, the nodes' new desired documents, the line in the audit log,
-  the answer to who asked for it. Whenever the process dies, all of it is there or nothing.
-- Nothing here knows a broker: `unpublished` says what is to be published.
+- Every action is one transaction: the change to the rollout, the nodes' new desired documents, the audit log entry, and the
+  reply to the operator. If the process is killed, either all of it is stored or nothing.
+- The controller knows no broker: `unpublished` returns the documents to publish.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from hedgerow.region.store.queries import iso
 from hedgerow.topics import Address
 
 _MAX_STEPS: Final = 20
-"""Steps of a rollout in one turn; what is more comes with the next."""
-_SAY_AGAIN_AFTER_S: Final = 60.0
+"""Most steps of a rollout in one turn; the next turn continues."""
+_RESEND_AFTER_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class PendingDocument:
-    """A desired document to be published."""
+    """A desired document to publish."""
 
     node: Address
     generation: int
@@ -39,12 +39,12 @@ class PendingDocument:
 
 
 class RolloutController:
-    """Conducts a fleet. One thread uses it.
+    """Runs the rollouts of a fleet. One thread uses it.
 
     Args:
-        database: opened to write beside the collector.
-        config: the region's.
-    Raises: StoreError: it cannot be read.
+        database: opened with `alongside`.
+        config: the region's configuration.
+    Raises: RegionStoreError: it cannot be read.
     """
 
     def __init__(self, database: Database, config: RegionConfig) -> None:
@@ -52,9 +52,9 @@ class RolloutController:
         self._sent: dict[Address, tuple[int, float]] = {}
 
     def turn(self, now: float, listening: Listening) -> bool:
-        """Do all that is to be done now. Returns: whether a rollout is under way.
+        """Do everything that is due. Returns: whether a rollout is in progress.
 
-        Raises: StoreError: the store does not work; this is to be thrown away.
+        Raises: RegionStoreError: the store does not work; discard this controller.
         """
         fleet = self.fleet
         fleet.observed.refresh(fleet.database)
@@ -67,23 +67,23 @@ class RolloutController:
         return bool(fleet.active())
 
     def unpublished(self, now: float, listening: Listening) -> list[PendingDocument]:
-        """Documents that the broker does not have, and those that a node seems to have missed."""
+        """Return documents that the broker does not have, or that a node seems to have missed."""
         pending = []
         for node, desired in self.fleet.desired.items():
             generation = desired.document.generation
             sent_generation, at = self._sent.get(node, (0, 0.0))
             if desired.published >= generation and not self._missed(node, generation, now, listening):
                 continue
-            if sent_generation == generation and now - at < _SAY_AGAIN_AFTER_S:
-                continue  # under way
+            if sent_generation == generation and now - at < _RESEND_AFTER_S:
+                continue  # in flight
             self._sent[node] = generation, now
             pending.append(PendingDocument(node, generation, desired.document.encode()))
         return pending
 
     def published(self, generations: Mapping[Address, int]) -> None:
-        """Write down what the broker has.
+        """Record which documents the broker has.
 
-        Raises: StoreError: it cannot be written; this is to be thrown away.
+        Raises: RegionStoreError: it cannot be written; discard this controller.
         """
         fleet = self.fleet
         new = {
@@ -98,18 +98,18 @@ class RolloutController:
                 fleet.desired[node] = replace(fleet.desired[node], published=generation)
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the database."""
         self.fleet.database.close()
 
     def _missed(self, node: Address, generation: int, now: float, listening: Listening) -> bool:
-        """Whether a node that is heard does not know its document: a broker may have lost what it had retained."""
+        """Whether a node that is present lacks its document: a broker may have lost its retained messages."""
         observed = self.fleet.observed.nodes.get(node)
         if observed is None or observed.reported is None or listening.presence(observed, now) is not Presence.PRESENT:
             return False
         return observed.reported.generation < generation
 
     def _advance(self, name: str, now: float, listening: Listening) -> None:
-        """Take a rollout as far as it goes now."""
+        """Execute a rollout's steps until it waits."""
         fleet = self.fleet
         for _ in range(_MAX_STEPS):
             stored = fleet.rollouts.get(name)
@@ -126,7 +126,7 @@ class RolloutController:
                 fleet.execute(stored, step, Actor(SERVICE), now)
 
     def _join(self, now: float) -> None:
-        """Let nodes that are new, or have new labels, have what they are to have."""
+        """Add new nodes, and nodes with new labels, to the rollouts that match them."""
         fleet = self.fleet
         nodes = set(fleet.observed.nodes) if fleet.recheck_all else fleet.observed.changed
         newest_first = [stored.rollout for stored in sorted(fleet.rollouts.values(), key=lambda stored: -stored.id)]

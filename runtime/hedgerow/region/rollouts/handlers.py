@@ -1,4 +1,4 @@
-"""What people may ask of the region's service, and how it answers. Each is done, logged and answered in one transaction."""
+"""Handles operators' requests. Each is executed, logged and answered in one transaction."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Something asked for, and of what it is asked.
+    """A request and its context.
 
     Attributes:
-        by: who asks, and why.
+        by: who requests it, and why.
         now: Unix seconds.
-        ear: who is heard.
+        listening: since when the region has been receiving.
     """
 
     fleet: Fleet
@@ -56,46 +56,56 @@ class Operation:
 
     @property
     def node(self) -> Address:
-        """The node that is meant."""
+        """The node that the request names."""
         return find_node(self.fleet.observed.ids, str(self.request.args["node"]))
 
     def require_reason(self) -> None:
-        """Raises: CommandError: none is given."""
+        """Raises: CommandError: the request gives no reason."""
         if not self.by.why:
-            raise CommandError("Nobody says why", code="no-reason", remedy="Say it with --why.")
+            raise CommandError("A reason is required", code="no-reason", remedy="Give it with --why.")
 
 
 Action = Callable[[Operation], Any]
 
 
 def handle_requests(fleet: Fleet, now: float, listening: Listening) -> None:
-    """Do what was asked for since, and answer.
+    """Handle all open requests.
 
-    Raises: StoreError: the store does not work.
+    Raises: RegionStoreError: the store does not work.
     """
     for request in open_requests(fleet.database):
         by = Actor(request.who, request.why)
         try:
             with fleet.database.transaction():
                 if now > request.expires_at:
-                    raise CommandError("It was asked for too long ago", code="expired", remedy="Ask again.")
+                    raise CommandError(
+                        "The request expired before the service handled it", code="expired", remedy="Repeat it."
+                    )
                 action = _ACTIONS.get(request.verb)
                 if action is None:
-                    raise CommandError(f"{request.verb} is nothing it can do", remedy="Update the service.")
+                    raise CommandError(
+                        f"{request.verb} is not supported by this service", remedy="Upgrade the region's service."
+                    )
                 reply(fleet.database, request, now, action(Operation(fleet, request, by, now, listening)))
         except RegionStoreError:
             raise
         except HedgerowError as error:
             _refuse(fleet, request, by, now, error)
-        except (ValidationError, KeyError, TypeError, ValueError) as error:  # not as our own command line writes it
-            _refuse(fleet, request, by, now, CommandError(f"It cannot be read: {error}", remedy="Use `hedgerow`."))
+        except (ValidationError, KeyError, TypeError, ValueError) as error:  # not written by our command line
+            _refuse(
+                fleet,
+                request,
+                by,
+                now,
+                CommandError(f"The request is invalid: {error}", remedy="Use the `hedgerow` command."),
+            )
 
 
 def _refuse(fleet: Fleet, request: RolloutRequest, by: Actor, now: float, error: HedgerowError) -> None:
     log.info("refused", verb=request.verb, who=by.who, code=error.code, error=str(error))
-    told = {"verb": request.verb, "code": error.code, "reason": str(error)}
+    detail = {"verb": request.verb, "code": error.code, "reason": str(error)}
     with fleet.database.transaction():
-        fleet.store.audit(by, "refused", now, rollout=request.args.get("rollout"), **told)
+        fleet.store.audit(by, "refused", now, rollout=request.args.get("rollout"), **detail)
         reply(fleet.database, request, now, error)
 
 
@@ -112,31 +122,31 @@ def _start(operation: Operation) -> Any:
     dry_run = bool(request.args.get("dry_run"))
     if not by.why and not dry_run:
         raise CommandError(
-            f"Nobody says why {plan.rollout}", code="no-reason", remedy="Say it with --why, or as `why:` in the file."
+            f"{plan.rollout} needs a reason", code="no-reason", remedy="Give it with --why, or as `why:` in the file."
         )
     if fleet.store.rollouts(names=[plan.rollout], tasks=False):
         raise CommandError(
-            f"There is a rollout {plan.rollout} already",
+            f"A rollout named {plan.rollout} exists already",
             code="name-taken",
-            remedy=f"Give this one another name; `hedgerow rollout status {plan.rollout}` shows the other.",
+            remedy=f"Choose another name; `hedgerow rollout status {plan.rollout}` shows the existing one.",
         )
     entries = {name: look_up(fleet.config.models.repository, name, desired) for name, desired in plan.models.items()}
     chosen = [node for node in sorted(fleet.observed.nodes) if plan.selector.matches(fleet.labels(node))]
     pinned = [node for node in chosen if plan.models.keys() & set(fleet.pins(node))]
     members = [fleet.member(node, listening, now) for node in chosen if node not in pinned]
     if not members:
-        known = f"{len(fleet.observed.nodes)} are known" + (f", {len(pinned)} are pinned" if pinned else "")
+        known = f"{len(fleet.observed.nodes)} known nodes" + (f", {len(pinned)} of them pinned" if pinned else "")
         raise CommandError(
             f"No node matches {plan.target!r}: {known}" if plan.target else f"There are no nodes: {known}",
             code="no-nodes",
-            remedy="`hedgerow nodes` shows their labels; `hedgerow node label` sets some.",
+            remedy="See the labels with `hedgerow nodes`, or set some with `hedgerow node label`.",
         )
-    under_way = [stored.rollout for stored in fleet.rollouts.values()]
-    if why_not := conflict([member.address for member in members], under_way):
+    others = [stored.rollout for stored in fleet.rollouts.values()]
+    if why_not := conflict([member.address for member in members], others):
         raise CommandError(
-            f"{plan.rollout} would collide: {why_not}",
+            f"{plan.rollout} conflicts with another rollout: {why_not}",
             code="conflict",
-            remedy="Wait until that has ended, abort it, or choose other nodes; one rollout may take several models.",
+            remedy="Wait until it has ended, abort it, or choose other nodes. A single rollout can change several models.",
         )
     waves = assign(plan.rollout, plan.waves, members)
     if not dry_run:
@@ -207,18 +217,18 @@ def _abort(operation: Operation) -> Any:
 
 
 def _find_rollout(operation: Operation, *phases: Phase) -> StoredRollout:
-    """The rollout that is meant, if it is in one of these phases and a reason is given."""
+    """Return the rollout that the request names, if it is in one of these phases and a reason is given."""
     fleet, name = operation.fleet, str(operation.request.args["rollout"])
     found = [fleet.rollouts[name]] if name in fleet.rollouts else fleet.store.rollouts(names=[name], tasks=False)
     if not found:
         raise CommandError(
-            f"There is no rollout {name}", code="unknown-rollout", remedy="`hedgerow rollout history` lists them."
+            f"There is no rollout {name}", code="unknown-rollout", remedy="List them with `hedgerow rollout history`."
         )
     if found[0].rollout.phase not in phases:
         raise CommandError(
             f"{name} is {found[0].rollout.phase}",
             code="wrong-phase",
-            remedy=f"That can be done with one that is {' or '.join(phases)}.",
+            remedy=f"This works only while a rollout is {' or '.join(phases)}.",
         )
     operation.require_reason()
     return found[0]
@@ -228,9 +238,11 @@ def _label(operation: Operation) -> Any:
     fleet, request, by, now, node = operation.fleet, operation.request, operation.by, operation.now, operation.node
     changes: dict[str, str | None] = dict(request.args["labels"])
     check_labels({key: value or "" for key, value in changes.items()})
-    if own := sorted(changes.keys() & {"region", "site", "node"}):
+    if reserved := sorted(changes.keys() & {"region", "site", "node"}):
         raise CommandError(
-            f"{own[0]} says where a node stands", code="reserved-label", remedy="Choose another key: it cannot be set."
+            f"The label {reserved[0]} is part of a node's address and cannot be set",
+            code="reserved-label",
+            remedy="Use another key.",
         )
     desired = fleet.next_desired(node, now, labels=changes)
     fleet.save_desired({node: desired})
@@ -266,7 +278,9 @@ def _unpin(operation: Operation) -> Any:
     name = str(request.args["model"])
     old = fleet.desired.get(node)
     if old is None or name not in old.pins:
-        raise CommandError(f"{name} is not pinned on {node}", code="not-pinned", remedy="See `hedgerow node show`.")
+        raise CommandError(
+            f"{name} is not pinned on {node}", code="not-pinned", remedy="See its pins with `hedgerow node show`."
+        )
     pins = {model: pin for model, pin in old.pins.items() if model != name}
     fleet.save_desired({node: replace(old, pins=pins)})
     fleet.observed.changed.add(node)
@@ -275,19 +289,21 @@ def _unpin(operation: Operation) -> Any:
 
 
 def find_node(nodes: Iterable[Address], text: str) -> Address:
-    """The node that is meant by `region/site/node`, `site/node` or its name alone.
+    """Return the node named by `region/site/node`, `site/node` or its name alone.
 
-    Raises: CommandError: none is, or several are.
+    Raises: CommandError: there is no such node, or several.
     """
     found = [node for node in nodes if text in (str(node), f"{node.site}/{node.node}", node.node)]
     if len(found) == 1:
         return found[0]
     if not found:
         raise CommandError(
-            f"No node {text} was ever heard", code="unknown-node", remedy="`hedgerow nodes` lists those that were."
+            f"There is no node {text}", code="unknown-node", remedy="List the known nodes with `hedgerow nodes`."
         )
     shown = ", ".join(map(str, sorted(found)[:5]))
-    raise CommandError(f"{text} may be any of {len(found)} nodes", code="ambiguous-node", remedy=f"Say which: {shown}.")
+    raise CommandError(
+        f"{text} matches {len(found)} nodes", code="ambiguous-node", remedy=f"Use a full address: {shown}."
+    )
 
 
 _ACTIONS: Final[Mapping[str, Action]] = {

@@ -1,4 +1,4 @@
-"""The nodes of a region: what they are, what they provably run, what they are to run. Only reads."""
+"""Read-only inventory of nodes: status, labels, running and desired models."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ ORDER BY n.region, n.site, n.name
 
 @dataclass(frozen=True, slots=True)
 class NodeFilter:
-    """Which nodes.
+    """Filter for nodes.
 
     Attributes:
-        model: `NAME`, `NAME@VERSION` or the beginning of a digest: of the bundle, or of the file that runs.
-        health: how they are.
+        selector: of labels.
+        model: `NAME`, `NAME@VERSION` or the beginning of a digest, of the bundle or of the running file.
+        health: their status.
     """
 
     selector: Selector = field(default_factory=Selector)
@@ -38,10 +39,10 @@ class NodeFilter:
     health: Liveness | None = None
 
     def matches(self, node: dict[str, Any]) -> bool:
-        """Whether a node is among them."""
+        """Whether a node passes the filter."""
         if self.health is not None and node["status"] != self.health.value:
             return False
-        if self.model is not None and not any(_is(self.model, name, one) for name, one in node["models"].items()):
+        if self.model is not None and not any(_serves(self.model, name, one) for name, one in node["models"].items()):
             return False
         return self.selector.matches(node["labels"])
 
@@ -58,17 +59,19 @@ def parse_status(text: str) -> Liveness:
 
 
 def inventory(database: Database, now: float, which: NodeFilter | None = None) -> list[dict[str, Any]]:
-    """The nodes, in order of their addresses.
+    """Return nodes, ordered by address.
 
     Args:
+        database: opened to read.
         now: Unix seconds.
+        which: None: all.
     """
     which = which or NodeFilter()
     return [node for node in _all(database, now) if which.matches(node)]
 
 
 def newest_health(database: Database, node: Address) -> dict[str, Any]:
-    """What a node has said last of how it is; nothing, if that is not known."""
+    """Return a node's newest health report; empty if there is none."""
     rows = database.rows(
         "SELECT h.payload FROM health h JOIN node n ON n.id = h.node WHERE n.region = ? AND n.site = ? AND n.name = ? "
         "ORDER BY h.ingest DESC LIMIT 1",
@@ -82,7 +85,7 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
     if not collectors:
         return
     ((beat_at, connected, silent_after_s),) = collectors
-    # Where the collector is away nobody can be heard: nodes are shown as they were when it last was there.
+    # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
     as_of = now if now - beat_at <= LATE_S and connected else beat_at
     for row in database.rows(_NODES, (Channel.REPORTED.value,)):
         region, site, name, first_heard_at, last_seen, online, state, reasons, last_reply, unanswered = row[:10]
@@ -127,7 +130,7 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
 
 
 def _read(payload: Any) -> dict[str, Any]:
-    """A stored document; nothing, if there is none or it cannot be read."""
+    """Decode a stored document; empty if there is none or it is invalid."""
     if payload is None:
         return {}
     try:
@@ -137,13 +140,13 @@ def _read(payload: Any) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _is(wanted: str, name: str, serving: dict[str, Any]) -> bool:
+def _serves(text: str, name: str, serving: dict[str, Any]) -> bool:
     ref = serving.get("model") or {}
     digests = [
         str(digest).removeprefix("sha256:") for digest in (ref.get("digest"), serving.get("file_digest")) if digest
     ]
-    asked, at, version = wanted.partition("@")
-    if asked in (name, ref.get("name")):
+    bundle, at, version = text.partition("@")
+    if bundle in (name, ref.get("name")):
         return not at or ref.get("version") == version
-    beginning = wanted.removeprefix("sha256:")
+    beginning = text.removeprefix("sha256:")
     return len(beginning) >= 4 and any(digest.startswith(beginning) for digest in digests)

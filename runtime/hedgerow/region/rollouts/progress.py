@@ -1,4 +1,4 @@
-"""How rollouts are, read from the store for those who ask. Only reads."""
+"""Read-only queries: progress and history of rollouts, and the audit log."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.queries import iso
 
 _MAX_FAILED_SHOWN: Final = 20
-"""Nodes that are named with what is wrong with them, unless all are asked for."""
+"""Most failed nodes to list unless every node is requested."""
 
 
 def progress(database: Database, name: str | None = None, *, every_node: bool = False) -> dict[str, Any] | None:
-    """How a rollout is.
+    """Return the progress of a rollout.
 
     Args:
-        name: None: the oldest one under way, else the last one there was.
-        every_node: whether to list all nodes, not only those that something is wrong with.
-    Returns: None if there is none.
+        database: opened to read.
+        name: None: the oldest one in progress, or the newest one if none is.
+        every_node: whether to list all nodes, not only failed ones.
+    Returns: None if there is no such rollout.
     """
     store = FleetStore(database)
     if name is None:
         all_of_them = store.rollouts(tasks=False)
-        under_way = [stored for stored in all_of_them if not stored.rollout.phase.ended]
+        in_progress = [stored for stored in all_of_them if not stored.rollout.phase.ended]
         if not all_of_them:
             return None
-        name = (under_way[-1] if under_way else all_of_them[0]).rollout.name
+        name = (in_progress[-1] if in_progress else all_of_them[0]).rollout.name
     found = store.rollouts(names=[name])
     if not found:
         return None
@@ -39,25 +40,28 @@ def progress(database: Database, name: str | None = None, *, every_node: bool = 
 
 
 def history(database: Database, newest: int) -> list[dict[str, Any]]:
-    """All rollouts, the newest first."""
+    """Return the newest rollouts, newest first."""
     return [_head(stored) for stored in FleetStore(database).rollouts(tasks=False)[:newest]]
 
 
 def audit(
     database: Database, *, newest: int, rollout: str | None = None, node: str | None = None
 ) -> list[dict[str, Any]]:
-    """The newest lines of the audit log, oldest first.
+    """Return the newest entries of the audit log, oldest first.
 
     Args:
-        node: only lines about this one, REGION/SITE/NODE.
+        database: opened to read.
+        newest: how many.
+        rollout: only entries about this rollout.
+        node: only entries about this node, REGION/SITE/NODE.
     """
-    # Not LIKE: to it `_` is any character, and to SQLite's an A is an a.
+    # Not LIKE: it treats `_` as a wildcard, and SQLite's ignores case.
     conditions = {"rollout = ?": rollout, "replace(detail, ?, '') <> detail": None if node is None else f'"{node}"'}
-    given = {condition: value for condition, value in conditions.items() if value is not None}
-    where = f" WHERE {' AND '.join(given)}" if given else ""
+    used = {condition: value for condition, value in conditions.items() if value is not None}
+    where = f" WHERE {' AND '.join(used)}" if used else ""
     rows = database.rows(
         f"SELECT at, who, why, action, rollout, detail FROM audit{where} ORDER BY ingest DESC LIMIT ?",  # noqa: S608
-        (*given.values(), newest),
+        (*used.values(), newest),
     )
     return [
         {"at": iso(at), "who": who, "why": why, "action": action, "rollout": name, "detail": orjson.loads(detail)}
