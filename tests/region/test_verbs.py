@@ -49,8 +49,8 @@ class Operator:
         self.nodes = nodes
         self._folder = folder
 
-    def hedgerow(self, *args: object, with_reason: bool = True) -> Said:
-        store = ["--store", self.store] if with_reason else []
+    def hedgerow(self, *args: object, with_store: bool = True) -> Said:
+        store = ["--store", self.store] if with_store else []
         done = CliRunner().invoke(app, [*map(str, args), *store], prog_name="hedgerow", terminal_width=200)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
@@ -220,18 +220,18 @@ def test_a_service_that_does_not_run_is_named_at_once(operator: Operator, tmp_pa
     RegionStore(database, RegionConfig()).beat(connected=True)
     database.run("UPDATE collector SET beat_at = beat_at - 600")
     database.close()
-    asked = operator.hedgerow("rollout", "pause", "x", "--why", "y", "--store", store, with_reason=False)
+    asked = operator.hedgerow("rollout", "pause", "x", "--why", "y", "--store", store, with_store=False)
 
     assert asked.code == 1
     assert "The region's service is not running; last seen 10 min ago" in asked.err
 
 
 def test_a_file_is_checked_without_a_region(operator: Operator) -> None:
-    good = operator.hedgerow("rollout", "check", operator.file("faces-check"), with_reason=False)
+    good = operator.hedgerow("rollout", "check", operator.file("faces-check"), with_store=False)
     bad = operator.hedgerow(
-        "rollout", "check", operator.file("faces-bad-check", soak_s="long"), "--json", with_reason=False
+        "rollout", "check", operator.file("faces-bad-check", soak_s="long"), "--json", with_store=False
     )
-    schema = operator.hedgerow("rollout", "schema", with_reason=False).json
+    schema = operator.hedgerow("rollout", "schema", with_store=False).json
 
     assert (good.code, "ok (rollout faces-check)" in good.out) == (0, True)
     assert bad.code == 2
@@ -264,8 +264,8 @@ def test_nodes_are_filtered_by_label_model_digest_version_and_health(operator: O
 
 def test_every_node_of_a_region_is_asked_at_once(operator: Operator) -> None:
     asked = ("command", f"{REGION}/~/~", "ping", "--timeout", "30", "--broker", operator.nodes.url)
-    said = operator.hedgerow(*asked, with_reason=False)
-    answers = operator.hedgerow(*asked, "--json", with_reason=False).json
+    said = operator.hedgerow(*asked, with_store=False)
+    answers = operator.hedgerow(*asked, "--json", with_store=False).json
 
     assert (said.code, said.out.splitlines()[-1]) == (0, "6 of 6 nodes did it.")
     assert {answer["node"] for answer in answers} == set(map(str, NODES))

@@ -1,7 +1,7 @@
-"""The fleet as it stands, in memory: what is known of nodes, what they are to run, the rollouts; and how that is changed.
+"""The fleet in memory: observed and desired state of the nodes, and the rollouts.
 
-Changes are made within a transaction of the store, in the store and here. What is here is only a copy: after any error it
-is thrown away and read anew.
+Changes are made within a transaction, both in the store and in memory. The state in memory is only a copy: after any error,
+discard it and create a new `Fleet`.
 """
 
 from __future__ import annotations
@@ -39,20 +39,21 @@ from hedgerow.topics import Address
 log = structlog.get_logger(__name__)
 
 SERVICE: Final = "service"
-"""Who does what nobody has asked for: the gates."""
+"""Actor of the steps that no operator requested."""
 
 
 class Fleet:
     """The fleet. One thread uses it.
 
     Args:
-        database: opened to write beside the collector.
-        config: the region's.
+        database: opened with `alongside`.
+        config: the region's configuration.
     Attributes:
-        desired: what nodes are to run.
-        rollouts: those that matter still, by name.
-        reconsider: whether every node may have to be given something since rollouts have begun or ended.
-    Raises: StoreError: it cannot be read.
+        observed: observed state of the nodes.
+        desired: desired documents, by node.
+        rollouts: those that still matter, by name.
+        recheck_all: whether any node may have to join a rollout, since one has started or ended.
+    Raises: RegionStoreError: it cannot be read.
     """
 
     def __init__(self, database: Database, config: RegionConfig) -> None:
@@ -65,36 +66,36 @@ class Fleet:
         self.recheck_all = True
 
     def active(self) -> list[StoredRollout]:
-        """Rollouts of which something may be to do, oldest first."""
+        """Return the rollouts that may have a next step, oldest first."""
         active = [
             stored for stored in self.rollouts.values() if not stored.rollout.phase.ended or _unfinished(stored.rollout)
         ]
         return sorted(active, key=lambda stored: stored.id)
 
     def labels(self, node: Address) -> dict[str, str]:
-        """What a node is chosen by."""
+        """Return a node's labels: those it reports, and those the region sets."""
         desired = self.desired.get(node)
         return {**self.observed.labels(node), **(desired.document.labels if desired is not None else {})}
 
     def pins(self, node: Address) -> Collection[str]:
-        """Models that rollouts leave alone on a node."""
+        """Return the models that rollouts leave alone on a node."""
         desired = self.desired.get(node)
         return () if desired is None else desired.pins.keys()
 
     def member(self, node: Address, listening: Listening, now: float) -> Member:
-        """A node, as waves see it."""
-        there = listening.presence(self.observed.nodes[node], now) is not Presence.ABSENT
-        return Member(node, self.labels(node), there)
+        """Return a node as input for waves."""
+        present = listening.presence(self.observed.nodes[node], now) is not Presence.ABSENT
+        return Member(node, self.labels(node), present)
 
     def save_rollout(self, new: StoredRollout, old: StoredRollout) -> None:
-        """Write a rollout that has changed."""
+        """Save a rollout that has changed."""
         self.store.save(new, old, self.observed.ids)
         self.rollouts[new.rollout.name] = new
 
     def next_desired(
         self, node: Address, now: float, *, rollout: str | None = None, pins: Any = None, **changes: Any
     ) -> StoredDesired:
-        """What a node is to run from now on; nothing is written yet. `changes` are those of `renewed`."""
+        """Return a node's next desired document, without saving it. `changes` are those of `next_document`."""
         old = self.desired.get(node)
         reported = self.observed.nodes[node].reported
         document = next_document(old.document if old else None, node, reported, now, rollout=rollout, **changes)
@@ -103,13 +104,13 @@ class Fleet:
         return replace(old, document=document, pins=old.pins if pins is None else pins)
 
     def save_desired(self, desired: Mapping[Address, StoredDesired]) -> None:
-        """Write what nodes are to run."""
+        """Save desired documents."""
         if desired:
             self.store.save_desired(desired, self.observed.ids)
             self.desired.update(desired)
 
     def execute(self, stored: StoredRollout, step: Step, by: Actor, now: float) -> Rollout:
-        """Carry out a step, within a transaction. Returns: what the rollout is then."""
+        """Execute a step, within the caller's transaction. Returns: the rollout after it."""
         rollout = apply_step(stored.rollout, step, now)
         desired: dict[Address, StoredDesired] = {}
         if isinstance(step, StartWave | CatchUp):
@@ -127,8 +128,8 @@ class Fleet:
         if ended:
             self.recheck_all = True
             newest_first = sorted(self.rollouts.values(), key=lambda stored: -stored.id)
-            matter = {rollout.name for rollout in relevant(stored.rollout for stored in newest_first)}
-            self.rollouts = {name: stored for name, stored in self.rollouts.items() if name in matter}
+            names = {rollout.name for rollout in relevant(stored.rollout for stored in newest_first)}
+            self.rollouts = {name: stored for name, stored in self.rollouts.items() if name in names}
         log.info(action, rollout=rollout.name, phase=rollout.phase.value, nodes=len(desired), why=why)
         return rollout
 
@@ -160,7 +161,7 @@ class Fleet:
             models = {
                 name: task.before.get(name)
                 for name, ref in rollout.models.items()
-                if document.models.get(name) == ref  # else somebody has had the last word since
+                if document.models.get(name) == ref  # otherwise a later change replaced it
             }
             swap = at_once(rollout.plan.swap)
             desired[node] = self.next_desired(node, now, rollout=rollout.name, models=models, swap=swap)
@@ -169,7 +170,7 @@ class Fleet:
 
 
 def _unfinished(rollout: Rollout) -> bool:
-    """Whether one that succeeded has late nodes."""
+    """Whether a rollout that succeeded still has late nodes."""
     return rollout.phase is Phase.SUCCEEDED and any(
         task.state in ("queued", "in-progress") or task.rollback == "asked" or (task.failed and task.rollback == "no")
         for task in rollout.tasks.values()
@@ -179,17 +180,17 @@ def _unfinished(rollout: Rollout) -> bool:
 def _audit_entry(
     step: Step, rollout: Rollout, desired: Mapping[Address, StoredDesired]
 ) -> tuple[str, str, dict[str, Any]]:
-    """A step as the audit log has it: action, why, detail."""
+    """Return a step's audit log entry: action, reason, detail."""
     given = {str(node): one.document.generation for node, one in desired.items()}
     match step:
         case UpdateTasks(updates):
-            told = {
+            outcomes = {
                 str(node): [update.rollback or update.state, update.code, update.reason]
                 if update.code
                 else [update.rollback or update.state]
                 for node, update in updates.items()
             }
-            return "nodes-settled", "", {"nodes": told}
+            return "nodes-settled", "", {"nodes": outcomes}
         case StartWave(wave):
             late = [str(node) for node, task in rollout.tasks.items() if task.wave == wave and task.late]
             return (
@@ -198,9 +199,9 @@ def _audit_entry(
                 {"wave": wave, "given": given, "late": late},
             )
         case CatchUp():
-            return "nodes-caught-up", "they are heard again", {"given": given}
+            return "nodes-caught-up", "they are back", {"given": given}
         case Soak():
-            return "soak-started", f"all of wave {rollout.wave + 1} are good", {"wave": rollout.wave}
+            return "soak-started", f"all nodes of wave {rollout.wave + 1} are good", {"wave": rollout.wave}
         case RollBack(_, reason):
             return "nodes-put-back", reason, {"given": given}
         case Pause(reason):

@@ -1,4 +1,4 @@
-"""What is known of nodes, read from the store as it comes: a few queries for all nodes, never one for each."""
+"""Observed state of the nodes, read incrementally from the store with a few queries for all nodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hedgerow.wire.fleet import Reported
 log = structlog.get_logger(__name__)
 
 _LATE_S: Final = 30.0
-"""What is stored this much after it came is still noticed at once; what is even later, with the next `reload`."""
+"""Longest time from reception to storage for a report to be noticed; later ones are read after the next restart."""
 _AT_ONCE: Final = 20_000
 
 
@@ -32,12 +32,12 @@ class _NodeRecord:
 
 
 class ObservedState:
-    """What is known of every node.
+    """Observed state of every node.
 
     Attributes:
-        ids: the nodes' rows.
-        facts: by node.
-        changed: nodes that are new, or reported something, since this was emptied.
+        ids: row ids, by node.
+        nodes: observed state, by node.
+        changed: nodes that are new or have reported since the caller last cleared this.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,10 @@ class ObservedState:
         self._watched: set[int] = set()
 
     def refresh(self, database: Database) -> None:
-        """Read who is heard, and what they report. Raises: StoreError: it cannot be read."""
+        """Read presence and reports.
+
+        Raises: RegionStoreError: they cannot be read.
+        """
         for row in database.rows("SELECT id, region, site, name, online, heard_at FROM node"):
             self._heard(*row)
         since = self._newest_report - _LATE_S
@@ -62,11 +65,14 @@ class ObservedState:
             self._reported_failure(*row)
 
     def watch(self, database: Database, nodes: Collection[Address]) -> None:
-        """Read the health of these nodes, and of no others. Raises: StoreError: it cannot be read."""
+        """Read the health reports of these nodes only.
+
+        Raises: RegionStoreError: they cannot be read.
+        """
         self._read_health(database, {self.ids[node] for node in nodes if node in self.ids})
 
     def labels(self, node: Address) -> dict[str, str]:
-        """What a node is chosen by: what it reports, and where it stands."""
+        """Return a node's labels: those it reports, and its address."""
         reported = self.nodes[node].reported
         return {"region": node.region, "site": node.site, "node": node.node, **(reported.labels if reported else {})}
 
@@ -100,7 +106,7 @@ class ObservedState:
 
     def _read_health(self, database: Database, watched: set[int]) -> None:
         rows: list[Any] = []
-        if new := watched - self._watched:  # how they usually are shows in what came before anybody looked
+        if new := watched - self._watched:  # earlier reports provide the baseline
             most = min(_AT_ONCE, MAX_SAMPLES * max(1, len(self._records)))
             rows = database.rows("SELECT ingest, node, payload FROM health ORDER BY ingest DESC LIMIT ?", (most,))[::-1]
             rows = [row for row in rows if row[1] in new or (self._watched and row[0] > self._newest_health)]
@@ -127,7 +133,7 @@ class ObservedState:
 
 
 def decode_sample(payload: bytes) -> HealthSample | None:
-    """A health report as far as gates need it; None: it cannot be read. It was checked when it was stored."""
+    """Decode the part of a stored health report that gates need; None: it is invalid."""
     try:
         health: dict[str, Any] = orjson.loads(bytes(payload))
         return HealthSample(

@@ -1,11 +1,11 @@
-"""The fleet's part of the region's store: desired documents, rollouts, and the audit log of all that was done.
+"""The fleet's tables in the region's store: desired documents, rollouts and the audit log.
 
 Rules:
-- What belongs together is written in one transaction, the audit log's line with it: an action is in the log if and only
-  if it was done.
-- A desired document is written first and published then. `published` says which one the broker has, so what was written
-  and not known to be published is published again; its generation makes that harmless.
-- One thread writes: the steward's.
+- Related changes are written in one transaction with their audit log entry, so an action is in the log if and only if it
+  was executed.
+- A desired document is written first, then published. `published` is the generation that the broker has; a document not
+  recorded as published is published again, which its generation makes harmless.
+- Only the thread of the rollout service writes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ROLLOUT_COLUMNS: Final = (
     "id", "name", "plan", "models", "waves", "who", "why", "started_at", "changed_at", "ended_at", "phase", "wave",
     "soaking_since", "forgiven", "turned_at", "ending", "because", "waits",
 )  # fmt: skip
-_ROLLOUTS: Final = f"SELECT {', '.join(_ROLLOUT_COLUMNS)} FROM rollout"  # noqa: S608 - names of our own
+_ROLLOUTS: Final = f"SELECT {', '.join(_ROLLOUT_COLUMNS)} FROM rollout"  # noqa: S608 - constant names
 _NEW_ROLLOUT: Final = (
     f"INSERT INTO rollout ({', '.join(_ROLLOUT_COLUMNS[1:])}) "  # noqa: S608
     f"VALUES ({', '.join('?' * len(_ROLLOUT_COLUMNS[1:]))}) RETURNING id"
@@ -56,7 +56,7 @@ _SAVE_AUDIT: Final = "INSERT INTO audit (at, who, why, action, rollout, detail) 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something, and why."""
+    """Who performs an action, and why."""
 
     who: str
     why: str = ""
@@ -64,11 +64,12 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class StoredRollout:
-    """A rollout as it is kept.
+    """A rollout and its metadata.
 
     Attributes:
-        id: of its row; they count up.
-        waits: what it waits for, in words.
+        id: of its row; ascending.
+        by: who started it, and why.
+        waits: what it waits for, for humans.
     """
 
     id: int
@@ -82,11 +83,12 @@ class StoredRollout:
 
 @dataclass(frozen=True, slots=True)
 class StoredDesired:
-    """What a node is to run, as it is kept.
+    """A node's desired document and its metadata.
 
     Attributes:
+        document: the newest one.
         published: generation that the broker has.
-        pins: models that rollouts leave alone, and who said so.
+        pins: models that rollouts leave alone: who pinned them, why and when.
     """
 
     document: Desired
@@ -95,35 +97,35 @@ class StoredDesired:
 
 
 class FleetStore:
-    """Reads and writes those tables.
+    """Reads and writes the fleet's tables.
 
     Args:
-        database: opened to write beside the collector; or to read.
+        database: opened with `alongside`, or to read.
     """
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def rollouts(self, *, names: Iterable[str] | None = None, tasks: bool = True) -> list[StoredRollout]:
-        """Rollouts, newest first.
+        """Return rollouts, newest first.
 
         Args:
-            names: only these.
-            tasks: whether to read the nodes' parts too.
+            names: only these; None: all.
+            tasks: whether to read the nodes' tasks too.
         """
-        wanted = None if names is None else list(names)
-        where = "" if wanted is None else f" WHERE name IN ({', '.join('?' * len(wanted))})"
-        rows = self.database.rows(f"{_ROLLOUTS}{where} ORDER BY id DESC", wanted or ())
+        values = [] if names is None else list(names)
+        where = "" if names is None else f" WHERE name IN ({', '.join('?' * len(values))})"
+        rows = self.database.rows(f"{_ROLLOUTS}{where} ORDER BY id DESC", values)
         return [self._stored(row, self._tasks(row[0]) if tasks else {}) for row in rows]
 
     def relevant(self) -> list[StoredRollout]:
-        """The rollouts that matter still, newest first."""
+        """Return the rollouts that still matter, newest first."""
         stored = {one.rollout.name: one for one in self.rollouts(tasks=False)}
         matter = [stored[rollout.name] for rollout in relevant(one.rollout for one in stored.values())]
         return [replace(one, rollout=replace(one.rollout, tasks=self._tasks(one.id))) for one in matter]
 
     def add(self, stored: StoredRollout, nodes: Mapping[Address, int]) -> StoredRollout:
-        """Write a new rollout. Returns: it with its id."""
+        """Insert a new rollout. Returns: the rollout with its id."""
         rollout = stored.rollout
         models = {
             name: {"ref": ref.model_dump(), "files": sorted(rollout.files.get(name, ()))}
@@ -145,12 +147,12 @@ class FleetStore:
         return stored
 
     def save(self, stored: StoredRollout, old: StoredRollout, nodes: Mapping[Address, int]) -> None:
-        """Write what is different in a rollout."""
+        """Update a rollout and the tasks that differ from `old`."""
         self.database.run(_SAVE_ROLLOUT, (*_changing(stored), stored.id))
         self._save_tasks(stored, old.rollout.tasks, nodes)
 
     def desired(self) -> dict[Address, StoredDesired]:
-        """What all nodes are to run."""
+        """Return the desired documents of all nodes."""
         rows = self.database.rows(
             "SELECT n.region, n.site, n.name, d.document, d.published, d.pins FROM desired d JOIN node n ON n.id = d.node"
         )
@@ -161,22 +163,22 @@ class FleetStore:
             for region, site, name, document, published, pins in rows
         }
 
-    def save_desired(self, wanted: Mapping[Address, StoredDesired], nodes: Mapping[Address, int]) -> None:
-        """Write new documents."""
+    def save_desired(self, desired: Mapping[Address, StoredDesired], nodes: Mapping[Address, int]) -> None:
+        """Write desired documents."""
         self.database.many(
             _SAVE_DESIRED,
             [
                 (nodes[node], one.document.generation, one.published, one.document.encode().decode(), _json(one.pins))
-                for node, one in wanted.items()
+                for node, one in desired.items()
             ],
         )
 
     def published(self, generations: Mapping[int, int]) -> None:
-        """Write down what the broker has: node's row → generation."""
+        """Record the generations that the broker has, by the node's row id."""
         self.database.many(_PUBLISHED, [(one, node, one) for node, one in generations.items()])
 
     def audit(self, by: Actor, action: str, now: float, *, rollout: str | None = None, **detail: Any) -> None:
-        """Write a line into the audit log."""
+        """Add an entry to the audit log."""
         self.database.run(_SAVE_AUDIT, (now, by.who, by.why, action, rollout, _json(detail)))
 
     def _stored(self, row: tuple[Any, ...], tasks: Mapping[Address, Task]) -> StoredRollout:
@@ -185,10 +187,10 @@ class FleetStore:
         rollout = Rollout(
             one["name"],
             stored_plan(orjson.loads(one["plan"])),
-            {name: ModelRef.model_validate(told["ref"]) for name, told in models.items()},
+            {name: ModelRef.model_validate(model["ref"]) for name, model in models.items()},
             tuple(orjson.loads(one["waves"])),
             tasks,
-            {name: frozenset(told["files"]) for name, told in models.items()},
+            {name: frozenset(model["files"]) for name, model in models.items()},
             Phase(one["phase"]),
             one["wave"],
             one["soaking_since"],
