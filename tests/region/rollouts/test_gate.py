@@ -92,13 +92,15 @@ def test_a_node_that_proves_all_is_good() -> None:
 def test_while_the_region_hears_nobody_nothing_is_found_out() -> None:
     failed = observed(state="failed", error=ERROR)
 
-    assert judged(failed, since=None) == unknown("not-listening", "the region hears nobody", Presence.UNKNOWN)
+    assert judged(failed, since=None) == unknown(
+        "not-listening", "the region is not connected to its broker", Presence.UNKNOWN
+    )
 
 
 @pytest.mark.parametrize("state", ["failed", "timed-out", "rejected", "removed", "canceled"])
 def test_what_a_node_says_has_ended_badly_has(state: str) -> None:
     assert judged(observed(state=state, error=ERROR)) == bad("golden-failed", "numbers are off", state=state)
-    assert judged(observed(state=state)) == bad(state, "it gives no reason", state=state)
+    assert judged(observed(state=state)) == bad(state, "no reason given", state=state)
 
 
 def test_what_became_of_an_earlier_or_a_later_document_is_no_failure_of_this_one() -> None:
@@ -111,13 +113,13 @@ def test_what_became_of_an_earlier_or_a_later_document_is_no_failure_of_this_one
 def test_a_model_that_is_back_on_its_old_version_has_failed_whatever_generation_says_so() -> None:
     rollback = {"rolled_back": ["faces"], "serving": {"model": OLD}}
 
-    assert judged(observed(generation=8, **rollback)) == bad("rolled-back", "it gives no reason")
+    assert judged(observed(generation=8, **rollback)) == bad("rolled-back", "no reason given")
     assert judged(observed(error=ERROR, **rollback)) == bad("golden-failed", "numbers are off")
     assert judged(observed(rolled_back=["faces"])) == GOOD, "it serves: it has been tried again"
     assert judged(observed(rolled_back=["doors"], serving={"model": OLD})).verdict is GateVerdict.UNKNOWN, (
         "of another model"
     )
-    assert judged(observed(rolled_back=["faces"], models={})) == bad("rolled-back", "it gives no reason")
+    assert judged(observed(rolled_back=["faces"], models={})) == bad("rolled-back", "no reason given")
 
 
 def test_a_version_in_quarantine_has_failed_and_another_one_there_is_no_matter() -> None:
@@ -143,7 +145,9 @@ def test_the_second_of_two_models_is_looked_at_as_well() -> None:
 def test_a_file_that_is_none_of_the_version_is_wrong_and_without_a_list_any_will_do() -> None:
     wrong = observed(serving={"file_digest": digest("another")})
 
-    assert judged(wrong) == bad("wrong-file", f"faces runs {digest('another')[:19]}…, which is no file of faces 2.0.0")
+    assert judged(wrong) == bad(
+        "wrong-file", f"faces runs {digest('another')[:19]}…, which is not a file of faces 2.0.0"
+    )
     assert judged(wrong, given=replace(GIVEN, files={})).reason == "its health still shows another file for faces"
     assert judged(wrong, given=replace(GIVEN, files={"faces": frozenset()})).code == UNPROVED
     assert judged(observed(serving={"model": OLD, "file_digest": digest("another")})).code == UNPROVED, (
@@ -174,8 +178,8 @@ def test_silence_counts_from_when_something_came_or_could_have_come(
 def test_a_node_that_proved_all_and_is_not_heard_is_not_good() -> None:
     quiet = replace(observed(), last_seen=NOW - 36)
 
-    assert judged(quiet) == unknown("not-heard", "it is not heard", Presence.ABSENT)
-    assert judged(quiet, since=NOW - 20) == unknown("not-heard", "it is not heard", Presence.UNKNOWN)
+    assert judged(quiet) == unknown("not-heard", "nothing received from it recently", Presence.ABSENT)
+    assert judged(quiet, since=NOW - 20) == unknown("not-heard", "nothing received from it recently", Presence.UNKNOWN)
 
 
 # What its health shows
@@ -185,9 +189,7 @@ def test_starts_are_counted_up_to_what_is_allowed() -> None:
     sessions = [sample(NOW - 40 + 10 * n, 1, session=f"run-{n}") for n in range(4)]
 
     assert judged(observed(sessions), max_restarts=3).code != "restarts"
-    assert judged(observed(sessions), max_restarts=2) == bad(
-        "restarts", "it started anew 3 times lately, and 2 are allowed"
-    )
+    assert judged(observed(sessions), max_restarts=2) == bad("restarts", "it restarted 3 times recently; 2 allowed")
     assert judged(observed(sessions), max_restarts=None).code != "restarts"
     assert judged(observed(sessions), max_restarts=0).code == "restarts"
 
@@ -202,7 +204,7 @@ def test_starts_with_another_file_are_not_held_against_it() -> None:
 def test_health_is_not_looked_at_before_all_models_serve() -> None:
     failing = [sample(NOW - 10, 3, state="failing")]
 
-    assert judged(observed(failing)) == bad("failing", "its health says failing")
+    assert judged(observed(failing)) == bad("failing", "its health is failing")
     assert judged(observed(failing, serving={"model": OLD})) == unknown(UNPROVED, "faces is faces 1.0.0")
     assert judged(observed(failing, models=two(model=OLD)), given=TWO).code == UNPROVED
     assert judged(ObservedNode(True, NOW, None, failing)) == unknown(UNPROVED, "it has not reported what it runs")
@@ -224,10 +226,10 @@ def test_health_counts_from_when_the_last_model_serves() -> None:
         (observed(state="in-progress"), "in-progress"),
         (observed(state="queued", step="verify faces"), "queued: verify faces"),
         (observed(models={}), "faces is not served"),
-        (observed(serving={"model": None}), f"faces is a file of the node's own ({FILE[:19]}…)"),
-        (observed(serving={"stage": "split"}), "faces is on split"),
-        (observed([]), "no health report has come since faces serves"),
-        (observed([sample(NOW - 91, 3)]), "no health report has come since faces serves"),
+        (observed(serving={"model": None}), f"faces is the node's own file ({FILE[:19]}…)"),
+        (observed(serving={"stage": "split"}), "faces is still in stage split"),
+        (observed([]), "no health report since faces began to serve"),
+        (observed([sample(NOW - 91, 3)]), "no health report since faces began to serve"),
         (observed([sample(NOW - 10, 0)], serving={"results": 19}), "19 of 20 frames went through faces"),
         (observed([sample(NOW - 10, 0, models={})], serving={"results": 19}), "19 of 20 frames went through faces"),
         (
@@ -304,8 +306,8 @@ def test_a_node_is_back_when_it_serves_what_it_did_before() -> None:
 @pytest.mark.parametrize(
     ("known", "missing"),
     [
-        (ObservedNode(True, NOW - 5), "it has not taken the change back yet"),
-        (gone_back(generation=7), "it has not taken the change back yet"),
+        (ObservedNode(True, NOW - 5), "it has not rolled back yet"),
+        (gone_back(generation=7), "it has not rolled back yet"),
         (gone_back(state="in-progress", step="load faces"), "in-progress: load faces"),
         (gone_back(state="queued"), "queued"),
         (gone_back(serving={"model": NEW}), "faces is faces 2.0.0"),

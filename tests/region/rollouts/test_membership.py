@@ -51,16 +51,16 @@ def test_what_came_to_nothing_does_not_matter_nor_cover_what_was_before(phase: P
 def test_a_collision_names_the_first_three_nodes_in_order() -> None:
     five = rollout("one", {node: Task(0) for node in "edcba"})
 
-    assert conflict([C, A, B], [five]) == "one is in-progress and has r/s/a, r/s/b, r/s/c, too"
-    assert conflict([D, C, A, B], [five]) == "one is in-progress and has r/s/a, r/s/b, r/s/c and 1 more, too"
-    assert conflict([E, D, C, A, B], [five]) == "one is in-progress and has r/s/a, r/s/b, r/s/c and 2 more, too"
+    assert conflict([C, A, B], [five]) == "one is in-progress and includes r/s/a, r/s/b, r/s/c"
+    assert conflict([D, C, A, B], [five]) == "one is in-progress and includes r/s/a, r/s/b, r/s/c and 1 more"
+    assert conflict([E, D, C, A, B], [five]) == "one is in-progress and includes r/s/a, r/s/b, r/s/c and 2 more"
     assert conflict([], [five]) is None
 
 
 def test_only_rollouts_that_are_under_way_collide_and_all_of_them_are_looked_at() -> None:
     for phase in Phase:
         collides = conflict([A], [rollout("other", {"b": Task(0)}), rollout("one", {"a": Task(0)}, phase)])
-        assert collides == (None if phase in ENDED else f"one is {phase} and has r/s/a, too")
+        assert collides == (None if phase in ENDED else f"one is {phase} and includes r/s/a")
 
 
 # Which a node joins
@@ -162,7 +162,7 @@ def test_what_is_under_way_is_pointless_only_if_that_is_meant() -> None:
         one = rollout("one", {"a": Task(0, "succeeded"), "b": Task(0), "c": Task(0, "removed")}, phase)
 
         assert superseded(one, ["faces"], [A, B, C]) == []
-        assert superseded(one, ["faces"], [A, B, C], also_under_way=True) == [A, B]
+        assert superseded(one, ["faces"], [A, B, C], also_in_progress=True) == [A, B]
 
 
 def test_only_rollouts_of_the_same_models_are_pointless() -> None:
@@ -170,4 +170,4 @@ def test_only_rollouts_of_the_same_models_are_pointless() -> None:
 
     assert superseded(one, ["cars"], [A]) == []
     assert superseded(one, ["cars", "faces"], [A]) == [A]
-    assert superseded(replace(one, phase=Phase.RUNNING), ["cars"], [A], also_under_way=True) == []
+    assert superseded(replace(one, phase=Phase.RUNNING), ["cars"], [A], also_in_progress=True) == []

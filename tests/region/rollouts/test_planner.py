@@ -121,7 +121,7 @@ def test_a_node_that_was_put_back_has_the_gates_time_from_when_the_rollout_turne
     missing = "faces is faces 2.0.0"
 
     assert found(rollback, is_back) == GOOD
-    assert found(rollback, observed()) == unknown(UNPROVED, "it has not taken the change back yet")
+    assert found(rollback, observed()) == unknown(UNPROVED, "it has not rolled back yet")
     assert found(rollback, still, plan=gate) == unknown(UNPROVED, missing), "nothing else waits for it"
     assert found(rollback, still, plan=gate, rolling_back_since=NOW - 50) == unknown(UNPROVED, missing)
     assert found(rollback, still, plan=gate, rolling_back_since=NOW - 51) == bad(
@@ -199,7 +199,7 @@ def test_more_failures_than_allowed_put_all_back() -> None:
         "d": Task(1),
         "e": given("removed"),
     }
-    reason = "1 failed (s/a: slow: too slow); 0 may"
+    reason = "1 failed (s/a: slow: too slow); 0 allowed"
 
     assert step(under_way(nodes, wave=1)) == RollBack((A, B, C), reason, Phase.FAILED)
     wave_only = {"on_failure": "roll-back-wave"}
@@ -221,7 +221,7 @@ def test_a_percentage_of_failures_is_of_those_that_were_reached() -> None:
 
     assert step(under_way(nodes, plan={"max_failed": "34%"})) == RollBack((A,), "they failed")
     assert step(under_way(nodes, plan={"max_failed": "33%"})) == RollBack(
-        (A, B, C), "1 failed (s/a: slow: too slow); 0 may", Phase.FAILED
+        (A, B, C), "1 failed (s/a: slow: too slow); 0 allowed", Phase.FAILED
     )
 
 
@@ -231,13 +231,13 @@ def test_a_share_of_nobody_reached_is_a_share_of_one(share: str, allowed: int) -
     nodes = {"a": Task(0, "failed", code="offline", reason="not heard"), "b": Task(1)}
 
     assert step(under_way(nodes, plan={"max_failed": share})) == RollBack(
-        (), f"1 failed (s/a: offline: not heard); {allowed} may", Phase.FAILED
+        (), f"1 failed (s/a: offline: not heard); {allowed} allowed", Phase.FAILED
     )
 
 
 def test_when_all_who_were_reached_have_failed_it_is_too_many_whatever_is_allowed() -> None:
     allowed = {"max_failed": 9}
-    reason = "1 failed (s/a: slow: too slow); 9 may"
+    reason = "1 failed (s/a: slow: too slow); 9 allowed"
 
     assert step(under_way({"a": failed(), "b": Task(1)}, plan=allowed)) == RollBack((A,), reason, Phase.FAILED)
     for other in (given(), given("succeeded")):
@@ -251,7 +251,9 @@ def test_a_rollout_that_is_to_pause_puts_back_what_failed_and_waits_for_a_person
     rollback = failed(rollback="asked")
 
     assert step(under_way({"a": failed(), "b": given()}, plan=pause)) == RollBack((A,), "they failed")
-    assert step(under_way({"a": rollback, "b": given()}, plan=pause)) == Pause("1 failed (s/a: slow: too slow); 0 may")
+    assert step(under_way({"a": rollback, "b": given()}, plan=pause)) == Pause(
+        "1 failed (s/a: slow: too slow); 0 allowed"
+    )
     paused = under_way({"a": rollback, "b": given()}, plan=pause, phase=Phase.PAUSED, reason="it looked bad")
     assert step(paused) == Wait("paused: it looked bad")
     paused = under_way({"a": rollback, "b": failed()}, plan=pause, phase=Phase.PAUSED)
@@ -275,9 +277,9 @@ def test_the_first_three_failures_are_named() -> None:
     nodes = {node: failed(rollback="asked", code=f"code-{node}", reason="bad") for node in "abcd"}
     three = "s/a: code-a: bad; s/b: code-b: bad; s/c: code-c: bad"
 
-    assert step(under_way(nodes, plan=pause)) == Pause(f"4 failed ({three} and 1 more); 0 may")
+    assert step(under_way(nodes, plan=pause)) == Pause(f"4 failed ({three} and 1 more); 0 allowed")
     del nodes["d"]
-    assert step(under_way(nodes, plan=pause)) == Pause(f"3 failed ({three}); 0 may")
+    assert step(under_way(nodes, plan=pause)) == Pause(f"3 failed ({three}); 0 allowed")
 
 
 # Putting back
@@ -310,9 +312,13 @@ def test_a_rollout_that_goes_back_waits_for_those_that_are_there() -> None:
     one = under_way(nodes, phase=Phase.ROLLING_BACK, reason="it was bad", ending=Phase.CANCELED)
     late = bad("timed-out", "it does not answer", state="timed-out")
 
-    assert step(one, {A: WAITS, B: OTHERWISE, C: late}) == Wait("s/a, s/b: 2 not back yet: faces is not served")
-    assert step(one, {A: OPEN, B: GONE, C: late}) == Wait("s/a not back yet: ")
-    assert step(one, {A: late, B: GONE}) == Finish(Phase.CANCELED, "it was bad; s/a, s/b, s/c: 3 not proved to be back")
+    assert step(one, {A: WAITS, B: OTHERWISE, C: late}) == Wait(
+        "2 nodes (s/a, s/b) not rolled back yet: faces is not served"
+    )
+    assert step(one, {A: OPEN, B: GONE, C: late}) == Wait("s/a not rolled back yet: ")
+    assert step(one, {A: late, B: GONE}) == Finish(
+        Phase.CANCELED, "it was bad; rollback not confirmed on 3 nodes (s/a, s/b, s/c)"
+    )
 
 
 def test_a_rollout_that_is_back_has_ended_as_was_said_or_failed() -> None:
@@ -336,20 +342,20 @@ def test_the_first_wave_begins_with_those_that_are_heard() -> None:
 def test_a_wave_waits_as_long_as_it_is_open_whether_somebody_is_there() -> None:
     one = rollout("one", dict.fromkeys("abcde", Task(0)))
 
-    assert step(one, {A: HEARD, B: OPEN}) == Wait("it is open whether s/b is there")
-    assert step(one, {A: OPEN, B: OPEN, C: HEARD}) == Wait("it is open whether s/a, s/b: 2 are there")
-    assert step(one, {A: OPEN, B: OPEN, C: OPEN}) == Wait("it is open whether s/a, s/b, s/c: 3 are there")
+    assert step(one, {A: HEARD, B: OPEN}) == Wait("not known yet whether s/b is connected")
+    assert step(one, {A: OPEN, B: OPEN, C: HEARD}) == Wait("not known yet whether 2 nodes (s/a, s/b) are connected")
+    assert step(one, {A: OPEN, B: OPEN, C: OPEN}) == Wait("not known yet whether 3 nodes (s/a, s/b, s/c) are connected")
     assert step(one, dict.fromkeys((A, B, C, D), OPEN)) == Wait(
-        "it is open whether s/a, s/b, s/c and 1 more: 4 are there"
+        "not known yet whether 4 nodes (s/a, s/b, s/c and 1 more) are connected"
     )
     assert step(one, dict.fromkeys((A, B, C, D, E), OPEN)) == Wait(
-        "it is open whether s/a, s/b, s/c and 2 more: 5 are there"
+        "not known yet whether 5 nodes (s/a, s/b, s/c and 2 more) are connected"
     )
 
 
 def test_nodes_that_are_not_heard_fail_if_the_plan_says_so() -> None:
     one = rollout("one", {"a": Task(0), "b": Task(0)}, plan={"offline": "fail"})
-    missed = TaskUpdate("failed", "offline", "it was not heard when its wave came")
+    missed = TaskUpdate("failed", "offline", "it was not connected when its wave started")
 
     assert step(one, {A: HEARD, B: GONE}) == UpdateTasks({B: missed})
     assert step(one, {}) == UpdateTasks({A: missed, B: missed})
@@ -366,12 +372,12 @@ OPENS = NOW - NOW % 86_400 + 10 * 3600
 def test_nothing_is_given_outside_of_maintenance_windows() -> None:
     one = rollout("one", {"a": Task(0)}, plan={"windows": [WINDOW]})
 
-    assert step(one, {A: HEARD}, OPENS - 0.5) == Wait("outside of its maintenance windows", OPENS)
-    assert step(one, {A: OPEN}, OPENS - 0.5) == Wait("outside of its maintenance windows", OPENS)
+    assert step(one, {A: HEARD}, OPENS - 0.5) == Wait("outside its maintenance windows", OPENS)
+    assert step(one, {A: OPEN}, OPENS - 0.5) == Wait("outside its maintenance windows", OPENS)
     assert step(one, {A: HEARD}, OPENS) == StartWave(0, (A,))
     late = under_way({"a": Task(0, late=True), "b": given()}, plan={"windows": [WINDOW]})
     assert step(late, {A: HEARD, B: WAITS}, OPENS) == CatchUp((A,))
-    assert step(late, {A: HEARD, B: WAITS}, OPENS - 0.5) == Wait("s/b not proved yet: faces is not served")
+    assert step(late, {A: HEARD, B: WAITS}, OPENS - 0.5) == Wait("s/b not good yet: faces is not served")
 
 
 def test_late_nodes_that_are_heard_again_catch_up() -> None:
@@ -379,7 +385,7 @@ def test_late_nodes_that_are_heard_again_catch_up() -> None:
 
     assert step(under_way(nodes), dict.fromkeys((A, C, D, E), HEARD) | {B: WAITS}) == CatchUp((A, D))
     assert step(under_way(nodes, wave=1), {A: OPEN, C: HEARD, D: GONE}) == CatchUp((C,))
-    assert step(under_way(nodes), {B: WAITS}) == Wait("s/b not proved yet: faces is not served")
+    assert step(under_way(nodes), {B: WAITS}) == Wait("s/b not good yet: faces is not served")
     ended = under_way({"a": Task(1, late=True), "b": given("succeeded")}, phase=Phase.SUCCEEDED, wave=1)
     assert step(ended, {A: HEARD}) == CatchUp((A,))
     assert step(ended, {A: GONE}) == ENDED
@@ -388,20 +394,20 @@ def test_late_nodes_that_are_heard_again_catch_up() -> None:
 def test_a_wave_waits_for_those_that_were_there_and_not_for_who_is_late() -> None:
     waiting = {"a": given("succeeded"), "b": given()}
 
-    assert step(under_way(waiting), {A: GOOD}) == Wait("s/b not proved yet: it is not known")
-    assert step(under_way(waiting), {A: GOOD, B: WAITS}) == Wait("s/b not proved yet: faces is not served")
+    assert step(under_way(waiting), {A: GOOD}) == Wait("s/b not good yet: nothing is known of it")
+    assert step(under_way(waiting), {A: GOOD, B: WAITS}) == Wait("s/b not good yet: faces is not served")
     two = under_way({"a": given(), "b": given()})
-    assert step(two, {A: WAITS, B: OTHERWISE}) == Wait("s/a, s/b: 2 not proved yet: faces is not served")
+    assert step(two, {A: WAITS, B: OTHERWISE}) == Wait("2 nodes (s/a, s/b) not good yet: faces is not served")
     assert step(under_way({"a": given("succeeded"), "b": given(late=True)}), {A: GOOD, B: WAITS}) == Soak()
     later = under_way({"a": given("succeeded", wave=1), "b": given(wave=1), "c": given(wave=0)}, wave=0)
-    assert step(later, {C: WAITS}) == Wait("s/c not proved yet: faces is not served"), "of waves that have begun"
+    assert step(later, {C: WAITS}) == Wait("s/c not good yet: faces is not served"), "of waves that have begun"
 
 
 def test_as_long_as_nobody_is_good_late_nodes_are_waited_for() -> None:
     late = {"a": Task(0, late=True), "b": given(late=True), "c": Task(1)}
 
-    assert step(under_way(late), {B: WAITS}) == Wait("nobody has proved it good yet; s/a, s/b: 2 late")
-    assert step(under_way({"a": Task(0, late=True), "c": Task(1)})) == Wait("nobody has proved it good yet; s/a late")
+    assert step(under_way(late), {B: WAITS}) == Wait("no node is good yet; 2 nodes (s/a, s/b) late")
+    assert step(under_way({"a": Task(0, late=True), "c": Task(1)})) == Wait("no node is good yet; s/a late")
     gone = under_way({"a": Task(0, "removed"), "c": Task(1)})
     assert step(gone, {C: HEARD}) == StartWave(1, (C,)), "nobody of it is left to wait for"
 
@@ -428,8 +434,8 @@ def test_at_the_end_of_a_soak_all_of_the_wave_have_to_be_known_to_be_good() -> N
     nodes = {"a": given("succeeded"), "b": given("succeeded", wave=1), "c": given("succeeded", wave=1)}
     one = under_way(nodes, wave=1, soaking_since=NOW - 600)
 
-    assert step(one, {A: unknown(), B: unknown("not-heard"), C: GOOD}) == Wait("s/b not known to be good just now")
-    assert step(one, {B: GOOD}) == Wait("s/c not known to be good just now")
+    assert step(one, {A: unknown(), B: unknown("not-heard"), C: GOOD}) == Wait("s/b not known to be good at the moment")
+    assert step(one, {B: GOOD}) == Wait("s/c not known to be good at the moment")
     assert step(one, {B: GOOD, C: GOOD}) == Finish(Phase.SUCCEEDED, "3 of 3 nodes serve it")
 
 

@@ -172,10 +172,10 @@ def test_what_is_wrong_with_a_node_is_found_and_named(known: ObservedNode, code:
         (observed(state="in-progress", step="fetch faces"), "in-progress: fetch faces"),
         (observed(models={}), "not served"),
         (observed(serving={"model": ref("1.0.0")}), "faces is faces 1.0.0"),
-        (observed(serving={"model": None}), "a file of the node's own"),
-        (observed(serving={"stage": "probation"}), "on probation"),
-        (observed([]), "no health report has come"),
-        (observed([sample(NOW - 95, 3)]), "no health report has come"),
+        (observed(serving={"model": None}), "the node's own file"),
+        (observed(serving={"stage": "probation"}), "still in stage probation"),
+        (observed([]), "no health report since"),
+        (observed([sample(NOW - 95, 3)]), "no health report since"),
         (
             observed([sample(NOW - 10, 3, models={"faces": ModelSample(digest("file1.0.0"))})]),
             "still shows another file",
@@ -248,7 +248,7 @@ def test_silence_is_never_good_and_nobody_is_blamed_while_the_region_hears_nothi
 def test_a_node_is_in_one_rollout_at_a_time() -> None:
     under_way = rollout("one", {"a": Task(0), "b": Task(0, state="removed")})
 
-    assert conflict([A], [under_way]) == "one is in-progress and has r/s/a, too"
+    assert conflict([A], [under_way]) == "one is in-progress and includes r/s/a"
     assert conflict([Address("r", "s", "b"), Address("r", "s", "c")], [under_way]) is None
     assert conflict([A], [replace(under_way, phase=Phase.FAILED)]) is None
     assert joins(A, {}, [], [rollout("two", {}), under_way]) == []

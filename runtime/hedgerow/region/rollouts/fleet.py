@@ -14,7 +14,7 @@ import structlog
 
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.observed import ObservedState
-from hedgerow.region.rollouts.planning.desired import at_once, before, next_document
+from hedgerow.region.rollouts.planning.desired import before, immediate, next_document
 from hedgerow.region.rollouts.planning.gate import Listening, Presence
 from hedgerow.region.rollouts.planning.health_samples import baseline
 from hedgerow.region.rollouts.planning.membership import relevant
@@ -163,7 +163,7 @@ class Fleet:
                 for name, ref in rollout.models.items()
                 if document.models.get(name) == ref  # otherwise a later change replaced it
             }
-            swap = at_once(rollout.plan.swap)
+            swap = immediate(rollout.plan.swap)
             desired[node] = self.next_desired(node, now, rollout=rollout.name, models=models, swap=swap)
             tasks[node] = replace(task, rollback_generation=desired[node].document.generation)
         return replace(rollout, tasks=tasks), desired

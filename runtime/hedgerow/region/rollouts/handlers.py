@@ -263,7 +263,7 @@ def _pin(operation: Operation) -> Any:
     pins = {**(old.pins if old else {}), name: {"who": by.who, "why": by.why, "at": now}}
     desired = fleet.next_desired(node, now, models={name: ref}, swap=SwapPolicy(), pins=pins)
     for stored in list(fleet.rollouts.values()):
-        if gone := superseded(stored.rollout, {name}, [node], also_under_way=True):
+        if gone := superseded(stored.rollout, {name}, [node], also_in_progress=True):
             fleet.save_rollout(
                 replace(stored, rollout=remove_nodes(stored.rollout, gone, PINNED, f"by {by.who}: {by.why}")), stored
             )

@@ -1,6 +1,6 @@
-"""What a node's health reports say of it, beside what it usually was before a change. Pure.
+"""Compares a node's health reports with its baseline before a change. Pure.
 
-Counts begin anew with each session of a node; times are those of the node's own clock.
+Counters restart with each session of a node; times are by the node's own clock.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final
 from hedgerow.region.rollouts.planning.spec import GateSection
 
 MAX_SAMPLES: Final = 12
-"""Health reports of a node that are looked at: two minutes."""
+"""Health reports to keep of a node: two minutes."""
 _NEGLIGIBLE_MS: Final = 1.0
-"""A latency below this is never too slow, whatever it was before."""
+"""A latency below this is never too slow, whatever the baseline."""
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineSample:
-    """What a pipeline has done since its node started, and its latency of late."""
+    """A pipeline in a health report: counts since the node started, and its recent latency."""
 
     received: int = 0
     dead: int = 0
@@ -31,7 +31,7 @@ class PipelineSample:
 
 @dataclass(frozen=True, slots=True)
 class ModelSample:
-    """A model as health shows it: the digest of the file that runs, the frames that went through it, its drift."""
+    """A model in a health report: digest of the running file, frames processed, drift."""
 
     digest: str
     frames: int = 0
@@ -40,7 +40,7 @@ class ModelSample:
 
 @dataclass(frozen=True, slots=True)
 class HealthSample:
-    """A health report, as far as gates need it. `at` is the node's clock."""
+    """The part of a health report that gates need. `at` is by the node's clock."""
 
     at: float
     session: str
@@ -53,12 +53,12 @@ class HealthSample:
 
 @dataclass(frozen=True, slots=True)
 class NodeBaseline:
-    """How a node usually was before a change.
+    """Normal behaviour of a node before a change.
 
     Attributes:
         p99_ms: latency, by pipeline.
-        memory_bytes: of its process; 0: not known.
-        dead_share: share of the frames that died.
+        memory_bytes: of its process; 0: unknown.
+        dead_share: share of frames dead-lettered.
     """
 
     p99_ms: Mapping[str, float] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class NodeBaseline:
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """What became of frames: how many came, and which shares of them died or were dropped."""
+    """Frames received, and the shares of them that were dead-lettered or dropped."""
 
     received: int
     dead: float
@@ -76,10 +76,11 @@ class _Shares:
 
 
 def baseline(samples: Sequence[HealthSample], models: Collection[str]) -> NodeBaseline:
-    """How a node usually is: medians of what its reports say, and what became of frames meanwhile.
+    """Compute a baseline: medians of the reports, and the share of dead frames between them.
 
     Args:
-        models: whose pipelines count.
+        samples: health reports, in order.
+        models: only pipelines with these models count towards the share.
     """
     known: dict[str, list[float]] = {}
     for sample in samples:
@@ -91,7 +92,7 @@ def baseline(samples: Sequence[HealthSample], models: Collection[str]) -> NodeBa
     if samples:
         first, last = samples[0], samples[-1]
         same_run = first is not last and first.session == last.session
-        shares = _shares(_names(last, models), first.pipelines if same_run else {}, last)
+        shares = _shares(_pipelines_with(last, models), first.pipelines if same_run else {}, last)
     return NodeBaseline(
         {name: round(median(values), 3) for name, values in known.items()},
         int(median(memory)) if memory else 0,
@@ -100,7 +101,7 @@ def baseline(samples: Sequence[HealthSample], models: Collection[str]) -> NodeBa
 
 
 def count_restarts(samples: Sequence[HealthSample], files: Collection[str]) -> int:
-    """How often a node has started anew since one of these files runs on it."""
+    """Count a node's restarts since one of these files runs on it."""
     ran = {sample.session for sample in samples if any(one.digest in files for one in sample.models.values())}
     return max(0, len(ran) - 1)
 
@@ -108,32 +109,35 @@ def count_restarts(samples: Sequence[HealthSample], files: Collection[str]) -> i
 def violated_limit(
     samples: Sequence[HealthSample], since: float, models: Collection[str], was: NodeBaseline, limits: GateSection
 ) -> tuple[str, str] | None:
-    """The limit that a node breaks since new versions of models serve: code and reason; None: none.
+    """Return the limit that a node breaks since new versions serve: code and reason; None: none.
 
     Args:
-        since: when they began to serve.
-        was: how it was before.
+        samples: health reports, in order.
+        since: when the versions began to serve.
+        models: their models.
+        was: the baseline.
+        limits: of the gate.
     """
     after = [sample for sample in samples if sample.at >= since]
     if not after:
         return None
     last = after[-1]
     if last.state == "failing":
-        return "failing", f"its health says failing: {last.reasons}".removesuffix(": ")
+        return "failing", f"its health is failing: {last.reasons}".removesuffix(": ")
     grown, allowed = last.memory_bytes - was.memory_bytes, limits.max_growth_bytes
     if was.memory_bytes and allowed is not None and grown > allowed:
-        return "memory-growth", f"it takes {grown:,} bytes more than before, and {allowed:,} are allowed"
+        return "memory-growth", f"its memory grew by {grown:,} bytes; {allowed:,} allowed"
     if (drifted := _drifted(last, models, limits)) is not None:
         return drifted
-    names = _names(last, models)
-    shares = _shares(names, _base(samples, after, since), last)
+    names = _pipelines_with(last, models)
+    shares = _shares(names, _base_counts(samples, after, since), last)
     if shares is not None and shares.received >= limits.min_frames:
         allowed_share = limits.max_error_share + was.dead_share
         if shares.dead > allowed_share:
-            return "error-rate", f"{shares.dead:.1%} of {shares.received:,} frames died, and {allowed_share:.1%} may"
+            return "error-rate", f"{shares.dead:.1%} of {shares.received:,} frames died; {allowed_share:.1%} allowed"
         if limits.max_dropped_share is not None and shares.dropped > limits.max_dropped_share:
             share = limits.max_dropped_share
-            return "dropped", f"{shares.dropped:.1%} of {shares.received:,} frames were dropped, and {share:.1%} may be"
+            return "dropped", f"{shares.dropped:.1%} of {shares.received:,} frames were dropped; {share:.1%} allowed"
     return _slow(names, after, was.p99_ms, limits)
 
 
@@ -141,19 +145,21 @@ def _drifted(last: HealthSample, models: Collection[str], limits: GateSection) -
     for name in models:
         drift = last.models[name].drift if name in last.models else None
         if limits.max_drift is not None and drift is not None and drift > limits.max_drift:
-            return "drift", f"drift of {name} is {drift:.3g}, and {limits.max_drift:.3g} is allowed"
+            return "drift", f"drift of {name} is {drift:.3g}; {limits.max_drift:.3g} allowed"
     return None
 
 
-def _names(sample: HealthSample, models: Collection[str]) -> list[str]:
-    """The pipelines that run one of these models; all, if none says so."""
+def _pipelines_with(sample: HealthSample, models: Collection[str]) -> list[str]:
+    """Return the pipelines with one of these models; all, if none has any."""
     return [name for name, pipeline in sample.pipelines.items() if set(pipeline.models) & set(models)] or list(
         sample.pipelines
     )
 
 
-def _base(samples: Sequence[HealthSample], after: Sequence[HealthSample], since: float) -> Mapping[str, PipelineSample]:
-    """What to count from; the only report, if that is not known yet."""
+def _base_counts(
+    samples: Sequence[HealthSample], after: Sequence[HealthSample], since: float
+) -> Mapping[str, PipelineSample]:
+    """Return the counts to subtract: those before the change, or those of the only report so far."""
     last = after[-1]
     before = [sample for sample in samples if sample.at < since and sample.session == last.session]
     if before:
@@ -164,7 +170,7 @@ def _base(samples: Sequence[HealthSample], after: Sequence[HealthSample], since:
 
 
 def _shares(names: Sequence[str], base: Mapping[str, PipelineSample], last: HealthSample) -> _Shares | None:
-    """What became of frames; None: none came."""
+    """Return the shares of frames; None: none was received."""
     none = PipelineSample()
     pairs = [(base.get(name, none), last.pipelines[name]) for name in names]
     received = sum(max(0, new.received - old.received) for old, new in pairs)
@@ -191,6 +197,6 @@ def _slow(
         if len(known) == len(latest) and min(known) > allowed:
             return (
                 "latency",
-                f"p99 of {name} is {known[-1]:.1f} ms; it was {before:.1f} ms, and {allowed:.1f} ms is allowed",
+                f"p99 of {name} is {known[-1]:.1f} ms, was {before:.1f} ms; {allowed:.1f} ms allowed",
             )
     return None
