@@ -114,7 +114,7 @@ def test_what_is_no_desired_document_is_refused(said: dict[str, Any]) -> None:
 def test_a_label_is_refused_with_the_rule_it_breaks() -> None:
     with pytest.raises(ValidationError, match="'-' is no key of a label"):
         desired(labels={"-": "a"})
-    with pytest.raises(ValidationError, match="no name"):
+    with pytest.raises(ValidationError, match="not a valid name"):
         desired(models={"a/b": ref()})
 
 

@@ -134,10 +134,10 @@ def _handle_failures(rollout: Rollout) -> Step | None:
 
 def _roll_back_failed(rollout: Rollout) -> RollBack | None:
     """Roll back nodes that failed and have not been rolled back yet; None: there are none."""
-    strays = tuple(
+    failed = tuple(
         node for node, task in rollout.tasks.items() if task.failed and task.reached and task.rollback == "no"
     )
-    return RollBack(strays, "they failed") if strays else None
+    return RollBack(failed, "they failed") if failed else None
 
 
 def roll_back(rollout: Rollout, ending: Phase, reason: str, *, wave_only: bool = False) -> RollBack:
@@ -186,8 +186,8 @@ def _proceed(rollout: Rollout, findings: Mapping[Address, GateFinding], now: flo
         return Wait("outside its maintenance windows", opens)
     wave_number = rollout.wave + 1
     members = [node for node, task in rollout.tasks.items() if task.wave == wave_number and task.state == "queued"]
-    if unclear := [node for node in members if _presence(findings, node) is Presence.UNKNOWN]:
-        return Wait(f"not known yet whether {_list_nodes(unclear)} {'is' if len(unclear) == 1 else 'are'} connected")
+    if unknown := [node for node in members if _presence(findings, node) is Presence.UNKNOWN]:
+        return Wait(f"not known yet whether {_list_nodes(unknown)} {'is' if len(unknown) == 1 else 'are'} connected")
     present = tuple(node for node in members if _is_present(findings, node))
     if rollout.plan.offline == "fail" and len(present) < len(members):  # before the wave starts
         missed = TaskUpdate("failed", "offline", "it was not connected when its wave started")
