@@ -35,9 +35,9 @@ _ENDED_BADLY: Final = frozenset({"failed", "timed-out", "rejected", "removed", "
 class Presence(StrEnum):
     """Presence of a node."""
 
-    PRESENT = "here"
-    ABSENT = "gone"
-    UNKNOWN = "open"
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
     """Nothing was received from it, but the region has not listened long enough to tell."""
 
 
