@@ -136,7 +136,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "region-collector": region.CollectorSection,
         "region-store": region.StoreSection,
         "region-retention": region.RetentionSection,
-        "region-canary": region.CanarySection,
+        "region-ping": region.PingSection,
         "region-models": region.ModelsSection,
         "rollout": spec.RolloutPlan,
         "rollout-model": spec.ModelSection,

@@ -120,7 +120,7 @@ def measure(contender: str, count: int) -> dict[str, float]:
                 "region": {"name": REGION},
                 "broker": {"url": broker.url},
                 "store": {"url": str(store)},
-                "canary": {"every_s": None},
+                "ping": {"every_s": None},
                 "metrics": {"enabled": False},
             }
             file = Path(folder) / "region.yaml"

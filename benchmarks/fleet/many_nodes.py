@@ -176,7 +176,7 @@ class ManyNodes:
     async def roll_out(self, name: str, version: str, **plan: Any) -> dict[str, Any]:
         """Start a rollout of a version of `door`, and wait for its end. Returns: what `rollout status` shows."""
         from hedgerow.region.rollouts.progress import progress
-        from hedgerow.region.rollouts.requests import ask
+        from hedgerow.region.rollouts.requests import send_request
 
         plan = {
             "rollout": name,
@@ -188,8 +188,8 @@ class ManyNodes:
         }
 
         def start() -> None:
-            with closing(open_database(self.store, write=False, beside=True)) as database:
-                ask(
+            with closing(open_database(self.store, write=False, alongside=True)) as database:
+                send_request(
                     database,
                     "rollout-start",
                     {"rollout": name, "plan": plan, "dry_run": False},

@@ -26,7 +26,7 @@ from benchmarks.harness.cells import Cell, Options, cell, ratio
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Number
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.region.collector.ack_pacing import LATEST_OF_ALL_S
+from hedgerow.region.collector.ack_pacing import MAX_DELAY_S
 from hedgerow.region.collector.pinger import COMMAND
 from hedgerow.testing import Mosquitto, processes
 from hedgerow.topics import Address, Channel
@@ -194,7 +194,7 @@ class Fleet:
 async def costs(options: Options) -> dict[str, dict[int, list[float]]]:
     """The collector's processor time a result, in µs, by load and number of nodes."""
     sizes = ((2, 2), (3, 4)) if options.smoke else ((1, 10), (50, 20))
-    warmup_s, seconds, together, each = (1.0, 0.5, 200.0, 20.0) if options.smoke else (LATEST_OF_ALL_S, 4.0, 600.0, 1.0)
+    warmup_s, seconds, together, each = (1.0, 0.5, 200.0, 20.0) if options.smoke else (MAX_DELAY_S, 4.0, 600.0, 1.0)
     found: dict[str, dict[int, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:

@@ -52,7 +52,7 @@ class Estate:
         )
         self.lower.start()
         self.collector = CollectorProcess(self.upper.url, str(folder / "region" / "region.db"), folder / "region")
-        self.collector.configure(canary={"every_s": 1})
+        self.collector.configure(ping={"every_s": 1})
         self.collector.start()
         self.node = NodeProcess(self.lower, folder / "node")
         self.configure()

@@ -94,7 +94,7 @@ async def test_results_are_stored_and_acknowledged_and_pings_answered_through_an
     service = estate.out / "north/service/region.yaml"
     service.write_text(
         service.read_text().replace("  url: mqtts", "  username: service@localhost\n  password: x\n  url: mqtts")
-        + "canary: {every_s: 1}\n"
+        + "ping: {every_s: 1}\n"
     )
     (estate.folder / "state/north/region").mkdir(parents=True)
     (estate.folder / "ejabberd").mkdir()
@@ -106,7 +106,7 @@ async def test_results_are_stored_and_acknowledged_and_pings_answered_through_an
             hedgerow(estate, "node", "run", estate.out / "hall/nodes/a.yaml"),
             estate.client("hall", "hall", "camera") as camera,
         ):
-            await asyncio.to_thread(until, lambda: status(estate).get("verdict") == "ok", lambda: estate.log("hall"))
+            await asyncio.to_thread(until, lambda: status(estate).get("status") == "ok", lambda: estate.log("hall"))
             for number in range(5):
                 await camera.publish("plant/1/door", f"[{number}]", qos=1)
             await asyncio.to_thread(until, lambda: status(estate).get("durable") == 5, lambda: status(estate))

@@ -120,7 +120,7 @@ def test_a_region_counts_whatever_comes_and_goes_on(
     mosquitto: Mosquitto, sender: Sender, tmp_path: Path, messages: int
 ) -> None:
     collector = CollectorProcess(mosquitto.url, str(tmp_path / "region.db"), tmp_path)
-    collector.configure(canary={"every_s": 1})
+    collector.configure(ping={"every_s": 1})
     collector.start()
     try:
         process = psutil.Process(collector._process.pid)  # type: ignore[union-attr]
@@ -137,7 +137,7 @@ def test_a_region_counts_whatever_comes_and_goes_on(
             "result/p": result("p", 1, 1e9),
             "result/p/late": result("p", 2, 1e9),
             "reported": b'{"generation":1}',
-            "reply/region-canary": b'{"schema":"hedgerow.reply/1","command":"ping","node":"n","ok":true,"value":{"at":1}}',
+            "reply/region-ping": b'{"schema":"hedgerow.reply/1","command":"ping","node":"n","ok":true,"value":{"at":1}}',
         }
         numbers = ["e1/0/1", "e1/9/281474976710655", "e1/0", "x" * 300, "e1/-1/2", "", "e 1/0/1", "e2/3/4"]
         for _ in range(messages):

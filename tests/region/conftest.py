@@ -159,7 +159,7 @@ class CollectorProcess:
             "region": {"name": REGION},
             "broker": {"url": self._broker_url},
             "store": {"url": self.store},
-            "canary": {"every_s": None},
+            "ping": {"every_s": None},
             "metrics": {"port": 0},
         }
         for name, section in sections.items():

@@ -49,8 +49,8 @@ class Operator:
         self.nodes = nodes
         self._folder = folder
 
-    def hedgerow(self, *args: object, asks: bool = True) -> Said:
-        store = ["--store", self.store] if asks else []
+    def hedgerow(self, *args: object, with_store: bool = True) -> Said:
+        store = ["--store", self.store] if with_store else []
         done = CliRunner().invoke(app, [*map(str, args), *store], prog_name="hedgerow", terminal_width=200)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
@@ -190,8 +190,12 @@ def test_a_bad_version_is_named_with_its_node_and_the_command_fails(operator: Op
 @pytest.mark.parametrize(
     ("plan", "code", "said"),
     [
-        ({"version": "9.9.9", "models": {"faces": {"version": "9.9.9"}}}, 1, "Which faces 9.9.9 is meant"),
-        ({"target": "site=hall-9"}, 1, "No node matches 'site=hall-9': 6 are known"),
+        (
+            {"version": "9.9.9", "models": {"faces": {"version": "9.9.9"}}},
+            1,
+            "Cannot look up faces 9.9.9: the region has no repository",
+        ),
+        ({"target": "site=hall-9"}, 1, "No node matches 'site=hall-9': 6 known nodes"),
         ({"target": "site=("}, 2, "is no label selector"),
         ({"waves": ["150%"]}, 2, "waves"),
         ({"soak_s": -1}, 2, "soak_s"),
@@ -216,16 +220,18 @@ def test_a_service_that_does_not_run_is_named_at_once(operator: Operator, tmp_pa
     RegionStore(database, RegionConfig()).beat(connected=True)
     database.run("UPDATE collector SET beat_at = beat_at - 600")
     database.close()
-    asked = operator.hedgerow("rollout", "pause", "x", "--why", "y", "--store", store, asks=False)
+    asked = operator.hedgerow("rollout", "pause", "x", "--why", "y", "--store", store, with_store=False)
 
     assert asked.code == 1
-    assert "The region's service does not run: it was last seen 10 min ago" in asked.err
+    assert "The region's service is not running; last seen 10 min ago" in asked.err
 
 
 def test_a_file_is_checked_without_a_region(operator: Operator) -> None:
-    good = operator.hedgerow("rollout", "check", operator.file("faces-check"), asks=False)
-    bad = operator.hedgerow("rollout", "check", operator.file("faces-bad-check", soak_s="long"), "--json", asks=False)
-    schema = operator.hedgerow("rollout", "schema", asks=False).json
+    good = operator.hedgerow("rollout", "check", operator.file("faces-check"), with_store=False)
+    bad = operator.hedgerow(
+        "rollout", "check", operator.file("faces-bad-check", soak_s="long"), "--json", with_store=False
+    )
+    schema = operator.hedgerow("rollout", "schema", with_store=False).json
 
     assert (good.code, "ok (rollout faces-check)" in good.out) == (0, True)
     assert bad.code == 2
@@ -258,8 +264,8 @@ def test_nodes_are_filtered_by_label_model_digest_version_and_health(operator: O
 
 def test_every_node_of_a_region_is_asked_at_once(operator: Operator) -> None:
     asked = ("command", f"{REGION}/~/~", "ping", "--timeout", "30", "--broker", operator.nodes.url)
-    said = operator.hedgerow(*asked, asks=False)
-    answers = operator.hedgerow(*asked, "--json", asks=False).json
+    said = operator.hedgerow(*asked, with_store=False)
+    answers = operator.hedgerow(*asked, "--json", with_store=False).json
 
     assert (said.code, said.out.splitlines()[-1]) == (0, "6 of 6 nodes did it.")
     assert {answer["node"] for answer in answers} == set(map(str, NODES))
@@ -301,14 +307,14 @@ def test_a_pinned_node_keeps_its_version_and_catches_up_when_it_is_unpinned(oper
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        (["node", "show", "north"], 1, "No node north was ever heard"),
-        (["node", "label", "east", "x=y"], 1, "east may be any of 2 nodes"),
+        (["node", "show", "north"], 1, "There is no node north"),
+        (["node", "label", "east", "x=y"], 1, "east matches 2 nodes"),
         (["node", "label", "gate-1", "x"], 2, "says nothing of a label"),
-        (["node", "label", "gate-1", "site=x"], 1, "says where a node stands"),
+        (["node", "label", "gate-1", "site=x"], 1, "The label site is part of a node's address"),
         (["node", "pin", "gate-1", "faces"], 2, "names no version"),
         (["node", "unpin", "gate-1", "faces"], 1, "not pinned"),
         (["nodes", "-l", "a=("], 2, "is no label selector"),
-        (["nodes", "--health", "fine"], 2, "No node is 'fine'"),
+        (["nodes", "--health", "fine"], 2, "There is no status 'fine'"),
         (["rollout", "status", "nothing"], 1, "There is no rollout nothing"),
         (["rollout", "pause", "nothing", "--why", "x"], 1, "There is no rollout nothing"),
         (["rollout", "resume", "faces-1", "--why", "x"], 1, "faces-1 is succeeded"),

@@ -14,14 +14,14 @@ from typing import Any, Self
 from tests.region.responders import digest, ref
 
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.rollouts.controller import Parcel, RolloutController
-from hedgerow.region.rollouts.planning.gate import Ear
+from hedgerow.region.rollouts.controller import PendingDocument, RolloutController
+from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.state import Rollout
-from hedgerow.region.rollouts.requests import open_intents
+from hedgerow.region.rollouts.requests import open_requests
 from hedgerow.region.rollouts.store import FleetStore
 from hedgerow.region.store.database.database import Database, Row
 from hedgerow.region.store.database.open import open_database
-from hedgerow.region.store.records import BirthRecord, HealthRecord, ReportedRecord, StoreRecord
+from hedgerow.region.store.records import HealthRecord, ReportedRecord, StatusRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address
 from hedgerow.wire import fleet as wire
@@ -193,7 +193,7 @@ class Node:
             models=shown, memory_bytes=self._memory,
         ).encode()  # fmt: skip
         return [
-            BirthRecord(self.address, 1, now, True, True, session, b"{}"),
+            StatusRecord(self.address, 1, now, True, True, session, b"{}"),
             ReportedRecord(self.address, len(reported), now, True, reported),
             HealthRecord(self.address, len(health), now, True, now, session, 0, "ok", "[]", health),
         ]
@@ -226,9 +226,9 @@ class World:
         self._since: float | None = None
         self._retained: dict[Address, bytes] = {}
         self._store = RegionStore(open_database(self.url, write=True), self.config)
-        self._conductor: RolloutController | None = None
+        self._controller: RolloutController | None = None
         self._database: Mortal | None = None
-        self._asker = open_database(self.url, write=False, beside=True)
+        self._asker = open_database(self.url, write=False, alongside=True)
         for _ in range(count):
             self.add()
 
@@ -264,14 +264,14 @@ class World:
             self._store.apply([] if silent else said)
             self._since = self._since if self._since is not None else self.now
         try:
-            conductor = self._alive(killed_at)
-            ear = Ear(self._since, SILENT_AFTER_S)
-            conductor.turn(self.now, ear)
+            controller = self._alive(killed_at)
+            listening = Listening(self._since, SILENT_AFTER_S)
+            controller.turn(self.now, listening)
             if self.deaf:
                 return
-            parcels = conductor.unpublished(self.now, ear)
-            self._deliver(parcels if deliver else [])
-            conductor.published({parcel.node: parcel.generation for parcel in parcels})
+            pending = controller.unpublished(self.now, listening)
+            self._deliver(pending if deliver else [])
+            controller.published({document.node: document.generation for document in pending})
         except Killed:
             self.kills += 1
             self._die()
@@ -306,12 +306,12 @@ class World:
 
     def asked(self) -> bool:
         """Whether somebody waits for an answer."""
-        return bool(open_intents(self._asker))
+        return bool(open_requests(self._asker))
 
     def rollout(self, name: str = "faces-2.0.0") -> Rollout:
         """A rollout as it is kept."""
-        (kept,) = FleetStore(self._asker).rollouts(names=[name])
-        return kept.rollout
+        (stored,) = FleetStore(self._asker).rollouts(names=[name])
+        return stored.rollout
 
     def known(self, name: str) -> bool:
         """Whether there is such a rollout."""
@@ -319,12 +319,12 @@ class World:
 
     def busy(self) -> bool:
         """Whether anything of a rollout is under way."""
-        return bool(self._alive(None).fleet.live())
+        return bool(self._alive(None).fleet.active())
 
     def waits(self, name: str = "faces-2.0.0") -> str:
         """What a rollout waits for."""
-        (kept,) = FleetStore(self._asker).rollouts(names=[name])
-        return kept.waits
+        (stored,) = FleetStore(self._asker).rollouts(names=[name])
+        return stored.waits
 
     def versions(self) -> set[str | None]:
         return {node.version for node in self.nodes.values()}
@@ -347,21 +347,21 @@ class World:
             assert node.seen == sorted(node.seen), node.seen
 
     def _alive(self, killed_at: int | None) -> RolloutController:
-        if self._conductor is None or self._database is None:
-            self._database = Mortal(open_database(self.url, write=False, beside=True))
-            self._conductor = RolloutController(self._database, self.config)
+        if self._controller is None or self._database is None:
+            self._database = Mortal(open_database(self.url, write=False, alongside=True))
+            self._controller = RolloutController(self._database, self.config)
         self._database.statements_left = killed_at
-        return self._conductor
+        return self._controller
 
     def _die(self) -> None:
         if self._database is not None:
             self._database.close()
-        self._conductor = self._database = None
+        self._controller = self._database = None
 
-    def _deliver(self, parcels: Sequence[Parcel]) -> None:
+    def _deliver(self, pending: Sequence[PendingDocument]) -> None:
         """As a broker does: what is retained comes to a node when it is there."""
-        self._retained |= {parcel.node: parcel.payload for parcel in parcels}
-        came = {parcel.node for parcel in parcels}
+        self._retained |= {document.node: document.payload for document in pending}
+        came = {document.node for document in pending}
         for address, document in self._retained.items():
             node = self.nodes[address]
             if node.online and (

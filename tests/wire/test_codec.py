@@ -1,4 +1,4 @@
-"""From bytes to frames and arrays: what is good is read, what is bad costs one FrameError."""
+"""Codec of frames and arrays: valid input is decoded, and any other raises FrameError."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hedgerow.wire import codec
 LIMIT = 1 << 20
 
 
-def saved(array: np.ndarray[Any, Any]) -> bytes:
+def npy_bytes(array: np.ndarray[Any, Any]) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=True)
     return stream.getvalue()
@@ -51,13 +51,13 @@ READERS: dict[str, Callable[[bytes], Any]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 @given(payload=st.binary(max_size=300))
-def test_any_bytes_are_read_or_refused_with_a_frame_error(reader: str, payload: bytes) -> None:
+def test_any_bytes_are_decoded_or_raise_a_frame_error(reader: str, payload: bytes) -> None:
     with contextlib.suppress(FrameError):
         READERS[reader](payload)
 
 
 @given(st.binary(max_size=120), st.binary(max_size=40))
-def test_any_npy_header_is_read_or_refused_with_a_frame_error(text: bytes, rest: bytes) -> None:
+def test_any_npy_header_is_decoded_or_raises_a_frame_error(text: bytes, rest: bytes) -> None:
     payload = npy.magic(1, 0) + len(text).to_bytes(2, "little") + text + rest
     assert code_of(codec.parse_npy, payload, LIMIT) in ("bad-npy", "truncated-array", "array-too-large")
 
@@ -68,7 +68,7 @@ def test_any_npy_header_is_read_or_refused_with_a_frame_error(text: bytes, rest:
     st.booleans(),
     st.binary(max_size=64),
 )
-def test_any_shape_in_an_npy_header_is_read_or_refused_with_a_frame_error(
+def test_any_shape_in_an_npy_header_is_decoded_or_raises_a_frame_error(
     descr: str, shape: list[int], fortran: bool, rest: bytes
 ) -> None:
     payload = header(str({"descr": descr, "fortran_order": fortran, "shape": tuple(shape)})) + rest
@@ -88,7 +88,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_messagepack_comes_back_as_it_was(value: Any) -> None:
+def test_messagepack_round_trips(value: Any) -> None:
     assert codec.parse_msgpack(msgpack.packb(value)) == value
 
 
@@ -100,12 +100,12 @@ def test_messagepack_comes_back_as_it_was(value: Any) -> None:
         b"\xdd\xff\xff\xff\xff",  # an array of four billion
         b"\xdf\xff\xff\xff\xff\x01",  # a map of as many
         b"\xc6\xff\xff\xff\xffx",  # four gigabytes of binary
-        b"\x91" * 100_000,  # one in the other
+        b"\x91" * 100_000,  # nested
         b"\x81" * 100_000,
         b"\x81\x91\x01\x02",  # a list as a key
         b"\x81\x81\x01\x01\x02",  # a map as a key
         b"\xa1\xff",  # text that is not UTF-8
-        b"\x00\x00",  # something after the end
+        b"\x00\x00",  # trailing bytes
         b"\xc7\x0c\xff" + b"\xff" * 12,  # a time with too many nanoseconds
     ],
 )
@@ -113,8 +113,8 @@ def test_a_messagepack_bomb_is_refused(payload: bytes) -> None:
     assert code_of(codec.parse_msgpack, payload) == "bad-msgpack"
 
 
-def test_lists_that_claim_all_that_follows_cost_little_memory() -> None:
-    """500 lists in each other, each said to be as long as the whole payload."""
+def test_nested_lists_of_claimed_length_use_little_memory() -> None:
+    """500 nested lists, each with a claimed length of the whole payload."""
     bomb = (b"\xdd" + (60_000).to_bytes(4, "big")) * 500 + bytes(57_500)
     tracemalloc.start()
     try:
@@ -125,7 +125,7 @@ def test_lists_that_claim_all_that_follows_cost_little_memory() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"NaN", b"[Infinity]", b"{", b'{"a":1}x', b"\xff", b"[" * 5000])
-def test_what_is_not_json_is_refused(payload: bytes) -> None:
+def test_invalid_json_is_refused(payload: bytes) -> None:
     assert code_of(codec.parse_json, payload) == "bad-json"
 
 
@@ -136,9 +136,9 @@ def test_what_is_not_json_is_refused(payload: bytes) -> None:
     ),
     st.booleans(),
 )
-def test_an_npy_array_comes_back_as_it_was(array: np.ndarray[Any, Any], fortran: bool) -> None:
-    given_array = np.asfortranarray(array) if fortran else array
-    read = codec.parse_npy(saved(given_array), LIMIT)
+def test_an_npy_array_round_trips(array: np.ndarray[Any, Any], fortran: bool) -> None:
+    original = np.asfortranarray(array) if fortran else array
+    read = codec.parse_npy(npy_bytes(original), LIMIT)
 
     assert read.dtype == array.dtype
     assert read.shape == array.shape
@@ -146,19 +146,19 @@ def test_an_npy_array_comes_back_as_it_was(array: np.ndarray[Any, Any], fortran:
 
 
 def test_an_npy_array_is_a_view_of_the_payload() -> None:
-    payload = saved(np.arange(6, dtype=np.float32))
+    payload = npy_bytes(np.arange(6, dtype=np.float32))
     read = codec.parse_npy(memoryview(payload), LIMIT)
 
     assert np.shares_memory(read, np.frombuffer(payload, np.uint8))
 
 
-def test_a_pickle_in_npy_is_refused_unopened() -> None:
-    assert code_of(codec.parse_npy, saved(np.array([{}, None], dtype=object)), LIMIT) == "bad-npy"
+def test_a_pickle_in_npy_is_refused_without_unpickling() -> None:
+    assert code_of(codec.parse_npy, npy_bytes(np.array([{}, None], dtype=object)), LIMIT) == "bad-npy"
     assert code_of(codec.parse_npy, b"\x80\x04\x95bad", LIMIT) == "bad-npy"
 
 
-def test_an_npy_array_that_is_cut_short_or_goes_on_is_refused() -> None:
-    payload = saved(np.zeros((4, 4), np.float32))
+def test_an_npy_array_of_the_wrong_length_is_refused() -> None:
+    payload = npy_bytes(np.zeros((4, 4), np.float32))
 
     assert code_of(codec.parse_npy, payload[:-1], LIMIT) == "truncated-array"
     assert code_of(codec.parse_npy, payload + b"\0", LIMIT) == "truncated-array"
@@ -170,7 +170,7 @@ def test_an_npy_header_that_claims_an_exabyte_is_refused_by_its_size() -> None:
     assert code_of(codec.parse_npy, bomb, LIMIT) == "array-too-large"
 
 
-def test_an_empty_npy_array_with_an_endless_side_is_refused() -> None:
+def test_an_empty_npy_array_with_a_huge_side_is_refused() -> None:
     bomb = header(str({"descr": "<f8", "fortran_order": False, "shape": (0, 10**30)}))
 
     assert code_of(codec.parse_npy, bomb, LIMIT) == "bad-npy"
@@ -188,7 +188,7 @@ def test_an_empty_npy_array_with_an_endless_side_is_refused() -> None:
         (b"ab", "not-numbers"),
     ],
 )
-def test_what_is_no_array_of_numbers_is_refused(value: Any, code: str) -> None:
+def test_anything_but_an_array_of_numbers_is_refused(value: Any, code: str) -> None:
     assert code_of(codec.to_array, value) == code
 
 
@@ -211,12 +211,12 @@ def test_a_time_is_rfc_3339_or_unix_seconds(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "now", "nan", "inf", "-inf", "2026-13-01T00:00:00Z", "9" * 400, "0001-01-01"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_an_invalid_time_is_refused(text: str) -> None:
     assert code_of(codec.timestamp, text) == "bad-time"
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_a_time_or_refused(text: str) -> None:
+def test_any_text_is_parsed_as_a_time_or_refused(text: str) -> None:
     try:
         assert math.isfinite(codec.timestamp(text))
     except FrameError:
@@ -230,7 +230,7 @@ def test_any_text_is_a_time_or_refused(text: str) -> None:
     captured_at=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     sequence=st.none() | st.integers(0, 2**63),
 )
-def test_an_envelope_comes_back_as_it_was(
+def test_an_envelope_round_trips(
     payload: bytes, id: str | None, stream: str | None, captured_at: float | None, sequence: int | None
 ) -> None:
     packed = codec.pack_envelope(
@@ -261,26 +261,26 @@ def test_an_envelope_comes_back_as_it_was(
         {"payload": b"", "traceparent": "0" * 1025},
     ],
 )
-def test_what_is_no_envelope_is_refused(body: Any) -> None:
+def test_an_invalid_envelope_is_refused(body: Any) -> None:
     assert code_of(codec.open_envelope, Frame(msgpack.packb(body))) == "bad-envelope"
 
 
-def test_an_id_may_be_as_long_as_that() -> None:
+def test_an_id_may_have_1024_characters() -> None:
     assert codec.open_envelope(Frame(msgpack.packb({"payload": b"", "id": "i" * 1024}))).id == "i" * 1024
 
 
-def test_an_envelope_captured_at_no_time_is_refused() -> None:
+def test_an_envelope_with_an_invalid_capture_time_is_refused() -> None:
     packed = msgpack.packb({"payload": b"", "captured_at": math.nan})
 
     assert code_of(codec.open_envelope, Frame(packed)) == "bad-time"
 
 
-def test_a_frame_without_an_id_gets_one_that_a_redelivery_gets_too() -> None:
+def test_a_frame_without_an_id_gets_the_same_one_on_redelivery() -> None:
     assert codec.frame_id("a", 1, b"x") == codec.frame_id("a", 1, memoryview(b"x"))
     different = {codec.frame_id("a", 1, b"x"), codec.frame_id("b", 1, b"x"), codec.frame_id("a", 2, b"x")}
     assert len(different | {codec.frame_id("a", 1, b"y")}) == 4
 
 
-def test_a_content_type_is_read_without_its_parameters_and_they_beside_it() -> None:
+def test_a_content_type_is_split_from_its_parameters() -> None:
     assert codec.mime(" Audio/L16 ; rate=8000") == "audio/l16"
     assert codec.mime_parameters('Audio/L16; Rate=8000; note="a b"; odd') == {"rate": "8000", "note": "a b", "odd": ""}

@@ -1,4 +1,4 @@
-"""What region and node tell each other: what is refused, and what is meant where nothing is said."""
+"""Desired and reported documents: defaults, limits, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def ref(**changes: Any) -> ModelRef:
     return ModelRef.model_validate({"name": "faces", "version": "1.2.3", "digest": DIGEST, **changes})
 
 
-def desired(**said: Any) -> Desired:
-    return Desired.model_validate({"node": NODE, "generation": 1, "at": 1.5, **said})
+def desired(**fields: Any) -> Desired:
+    return Desired.model_validate({"node": NODE, "generation": 1, "at": 1.5, **fields})
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def desired(**said: Any) -> Desired:
         {"digest": "sha256:" + "f" * 64},
     ],
 )
-def test_a_version_of_a_model_is_named_by_name_version_and_digest(changes: dict[str, Any]) -> None:
+def test_a_model_reference_is_name_version_and_digest(changes: dict[str, Any]) -> None:
     assert ref(**changes).model_dump() == {"name": "faces", "version": "1.2.3", "digest": DIGEST, **changes}
 
 
@@ -55,16 +55,16 @@ def test_a_version_of_a_model_is_named_by_name_version_and_digest(changes: dict[
         {"digest": "f" * 64},
     ],
 )
-def test_what_names_no_version_is_refused(changes: dict[str, Any]) -> None:
+def test_an_invalid_model_reference_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ref(**changes)
 
 
-def test_a_version_is_written_with_its_models_name() -> None:
+def test_a_model_reference_is_shown_as_name_and_version() -> None:
     assert str(ref()) == "faces 1.2.3"
 
 
-def test_a_desired_document_that_says_nothing_wants_nothing_else() -> None:
+def test_defaults_of_a_desired_document() -> None:
     assert orjson.loads(desired().encode()) == {
         "schema": "hedgerow.desired/1",
         "node": NODE,
@@ -91,12 +91,12 @@ def test_a_desired_document_that_says_nothing_wants_nothing_else() -> None:
     assert (desired().expires_at, desired().rollout) == (None, None)
 
 
-def test_a_rollout_goes_over_as_a_node_does_by_itself() -> None:
+def test_a_rollout_swaps_with_the_defaults_of_a_node() -> None:
     assert SwapSection().model_dump() == SwapPolicy().model_dump()
 
 
 @pytest.mark.parametrize(
-    "said",
+    "fields",
     [
         {"generation": 0},
         {"models": {"a/b": ref()}},
@@ -106,32 +106,32 @@ def test_a_rollout_goes_over_as_a_node_does_by_itself() -> None:
         {"schema": "hedgerow.desired/2"},
     ],
 )
-def test_what_is_no_desired_document_is_refused(said: dict[str, Any]) -> None:
+def test_an_invalid_desired_document_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        desired(**said)
+        desired(**fields)
 
 
-def test_a_label_is_refused_with_the_rule_it_breaks() -> None:
+def test_an_error_names_the_rule_that_is_broken() -> None:
     with pytest.raises(ValidationError, match="'-' is no key of a label"):
         desired(labels={"-": "a"})
-    with pytest.raises(ValidationError, match="no name"):
+    with pytest.raises(ValidationError, match="not a valid name"):
         desired(models={"a/b": ref()})
 
 
-NOUGHT_OR_MORE = ("shadow_s", "split_s", "probation_s", "min_frames", "max_growth_bytes")
-MORE_THAN_NOUGHT = ("max_slowdown", "max_shift", "timeout_s")
+NON_NEGATIVE = ("shadow_s", "split_s", "probation_s", "min_frames", "max_growth_bytes")
+POSITIVE = ("max_slowdown", "max_shift", "timeout_s")
 SHARES = ("max_error_share", "max_disagreement")
 
 
 def swap(name: str, value: float) -> float:
-    got: float = getattr(SwapPolicy.model_validate({name: value}), name)
-    return got
+    value_set: float = getattr(SwapPolicy.model_validate({name: value}), name)
+    return value_set
 
 
-def test_how_a_node_goes_over_has_limits() -> None:
-    for name in NOUGHT_OR_MORE:
+def test_a_swap_policy_accepts_values_at_its_limits() -> None:
+    for name in NON_NEGATIVE:
         assert swap(name, 0) == 0
-    for name in MORE_THAN_NOUGHT:
+    for name in POSITIVE:
         assert swap(name, 0.001) == 0.001
     for name in SHARES:
         assert (swap(name, 0), swap(name, 1)) == (0, 1)
@@ -141,19 +141,19 @@ def test_how_a_node_goes_over_has_limits() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, -1) for name in NOUGHT_OR_MORE),
-        *((name, 0) for name in MORE_THAN_NOUGHT),
+        *((name, -1) for name in NON_NEGATIVE),
+        *((name, 0) for name in POSITIVE),
         *((name, value) for name in SHARES for value in (-0.001, 1.001)),
         ("split_percent", -1),
         ("split_percent", 100),
     ],
 )
-def test_what_is_beyond_the_limits_is_refused(name: str, value: float) -> None:
+def test_a_swap_policy_refuses_values_beyond_its_limits(name: str, value: float) -> None:
     with pytest.raises(ValidationError):
         swap(name, value)
 
 
-def test_a_node_that_reports_nothing_else_has_taken_in_nothing_and_is_done() -> None:
+def test_defaults_of_a_reported_document() -> None:
     reported = Reported(node=NODE, session="s", at=1.5)
 
     assert orjson.loads(reported.encode()) == {
@@ -175,7 +175,7 @@ def test_a_node_that_reports_nothing_else_has_taken_in_nothing_and_is_done() -> 
     assert (reported.progress, reported.error) == (None, None)
 
 
-def test_a_model_that_nothing_else_is_reported_of_is_a_file_of_the_nodes_own() -> None:
+def test_defaults_of_a_reported_model() -> None:
     model = ReportedModel(file_digest=DIGEST, backend="onnxruntime", device="CPU", since=1.5)
 
     assert orjson.loads(model.encode()) == {
@@ -185,18 +185,25 @@ def test_a_model_that_nothing_else_is_reported_of_is_a_file_of_the_nodes_own() -
 
 
 @pytest.mark.parametrize(
-    "said",
+    "fields",
     [{"state": "done"}, {"rolled_back": ["a/b"]}, {"labels": {"a": "-"}}, {"schema": "hedgerow.desired/1"}],
 )
-def test_what_is_no_report_is_refused(said: dict[str, Any]) -> None:
+def test_an_invalid_reported_document_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Reported.model_validate({"node": NODE, "session": "s", "at": 1.5, **said})
+        Reported.model_validate({"node": NODE, "session": "s", "at": 1.5, **fields})
 
 
-@pytest.mark.parametrize("said", [{"digest": "x"}, {"name": "a/b"}, {"version": "1"}])
-def test_a_version_in_quarantine_is_named_as_any_other(said: dict[str, Any]) -> None:
-    kept = {"digest": DIGEST, "name": "faces", "version": "1.2.3", "code": "crashed", "reason": "it crashed", "at": 1.5}
+@pytest.mark.parametrize("fields", [{"digest": "x"}, {"name": "a/b"}, {"version": "1"}])
+def test_a_quarantined_version_needs_a_valid_reference(fields: dict[str, Any]) -> None:
+    quarantined = {
+        "digest": DIGEST,
+        "name": "faces",
+        "version": "1.2.3",
+        "code": "crashed",
+        "reason": "it crashed",
+        "at": 1.5,
+    }
 
-    assert Quarantined.model_validate(kept).model_dump() == kept
+    assert Quarantined.model_validate(quarantined).model_dump() == quarantined
     with pytest.raises(ValidationError):
-        Quarantined.model_validate({**kept, **said})
+        Quarantined.model_validate({**quarantined, **fields})

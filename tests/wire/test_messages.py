@@ -1,4 +1,4 @@
-"""What is published: it can be read back, and nothing in it stops its own report."""
+"""Published messages: they round-trip, and no content prevents an error from being reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = {"schema": wire.RESULT_SCHEMA, "node": "r/s/n", "pipeline": "doors"}
 
 
 @pytest.mark.parametrize("encode", [wire.encode_json, wire.encode_msgpack])
-def test_numpy_values_are_published_as_the_numbers_they_are(encode: Any) -> None:
+def test_numpy_values_are_published_as_numbers(encode: Any) -> None:
     value = {
         "scalar": np.float32(0.5),
         "count": np.int64(3),
@@ -77,14 +77,14 @@ def endless() -> list[Any]:
     [object(), {"a": print}, 2**70, "\udcff", {1, "a"}, endless(), np.array([object()]), {"a": 1j}, np.complex64(1j)],
     ids=["object", "function", "huge", "surrogate", "mixed-set", "endless", "objects", "complex", "numpy-complex"],
 )
-def test_what_cannot_be_encoded_is_a_frame_error(encode: Any, value: Any) -> None:
+def test_a_value_that_cannot_be_encoded_raises_a_frame_error(encode: Any, value: Any) -> None:
     with pytest.raises(FrameError) as caught:
         encode({"result": value})
 
     assert caught.value.code == "unserialisable-result"
 
 
-def test_a_result_says_which_frame_made_it_and_how() -> None:
+def test_a_result_has_its_frame_and_lineage() -> None:
     frame = Frame(id="f1", stream="door", topic="plant/door", sequence=4, captured_at=5.5, result={"open": True})
     body = wire.result_body(frame, 0, HEAD, {"stages": []}, 6.5)
 
@@ -99,7 +99,7 @@ def test_a_result_says_which_frame_made_it_and_how() -> None:
     assert wire.result_body(frame, 2, HEAD, {}, 6.5)["id"] == "f1/2"
 
 
-def test_a_frame_without_a_result_says_its_tensors_or_else_its_meta() -> None:
+def test_a_frame_without_a_result_publishes_its_tensors_or_else_its_metadata() -> None:
     bare = Frame(meta={"luma": 0.5})
 
     assert wire.result_of(bare) == {"luma": 0.5}
@@ -107,7 +107,7 @@ def test_a_frame_without_a_result_says_its_tensors_or_else_its_meta() -> None:
     assert wire.result_of(bare.with_result(0)) == 0
 
 
-def test_a_dead_letter_carries_the_reason_and_the_frame() -> None:
+def test_a_dead_letter_has_the_reason_and_the_frame() -> None:
     frame = Frame(b"\xff\xd8", id="f1", stream="door", topic="t", content_type="image/jpeg")
     letter = json.loads(wire.dead_letter(frame, FrameError("torn", code="bad-jpeg", remedy="Look."), "decode", HEAD))
 
@@ -117,7 +117,7 @@ def test_a_dead_letter_carries_the_reason_and_the_frame() -> None:
     assert base64.b64decode(letter["payload_base64"]) == b"\xff\xd8"
 
 
-def test_a_dead_letter_leaves_a_large_payload_behind() -> None:
+def test_a_dead_letter_omits_a_large_payload() -> None:
     frame = Frame(bytes(wire.LARGEST_DEAD_PAYLOAD + 1))
     letter = json.loads(wire.dead_letter(frame, FrameError("x"), "", HEAD))
 
@@ -126,14 +126,14 @@ def test_a_dead_letter_leaves_a_large_payload_behind() -> None:
 
 
 @given(st.text(st.characters()), st.text(st.characters()))
-def test_no_words_of_an_error_keep_its_dead_letter_back(message: str, code: str) -> None:
+def test_no_error_message_prevents_its_dead_letter(message: str, code: str) -> None:
     """Lone surrogates come from file names and foreign exceptions."""
     letter = json.loads(wire.dead_letter(Frame(), FrameError(message + "\udcff\0", code=code + "\udcff"), "", HEAD))
 
     assert "\\udcff" in letter["message"]
 
 
-def test_a_reader_refuses_what_is_neither_json_nor_messagepack() -> None:
+def test_a_payload_that_is_neither_json_nor_messagepack_is_refused() -> None:
     for payload, kind in (
         (b"{", wire.JSON),
         (b"\xc1", wire.MSGPACK),
@@ -144,7 +144,7 @@ def test_a_reader_refuses_what_is_neither_json_nor_messagepack() -> None:
             wire.decode_payload(payload, kind)
 
 
-def test_status_events_and_replies_name_their_schema_and_leave_out_what_is_not_there() -> None:
+def test_messages_name_their_schema_and_omit_absent_fields() -> None:
     status = json.loads(wire.Status(state="offline", session="s", node="n", version="1").encode())
     reply = json.loads(wire.Reply(command="ping", node="n", ok=True, value={"at": np.float64(1)}).encode())
 
@@ -152,5 +152,5 @@ def test_status_events_and_replies_name_their_schema_and_leave_out_what_is_not_t
     assert reply == {"schema": "hedgerow.reply/1", "command": "ping", "node": "n", "ok": True, "value": {"at": 1.0}}
 
 
-def test_times_are_written_as_cloudevents_wants_them() -> None:
+def test_times_are_formatted_as_rfc_3339() -> None:
     assert wire.rfc3339(1777896000.25) == "2026-05-04T12:00:00.250Z"

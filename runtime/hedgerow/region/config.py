@@ -1,74 +1,82 @@
-"""What the file of a region's service may say: `region.yaml`."""
+"""Schema of a region's configuration file, `region.yaml`."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from hedgerow.config import BrokerSection, LogSection, MetricsSection, Name, Section
-from hedgerow.configfile import Document
+from hedgerow.configfile import BadConfigFile, Document, Problem
+
+_OLD_PING: Final = "canary"
+"""Name of the setting `ping` before a canary meant the first wave of a rollout only; deprecated."""
 
 
 class StoreSection(Section):
-    """Where what comes up is kept."""
+    """The database for everything received from the sites."""
 
     url: str = Field(
         "region.db",
         min_length=1,
-        description="Path of an SQLite file, relative to this file, or postgresql://USER@HOST/DATABASE. The password of a "
-        "database is better in `~/.pgpass` or PGPASSWORD.",
+        description="Path of an SQLite file, relative to this file, or postgresql://USER@HOST/DATABASE. Prefer to keep the "
+        "password in `~/.pgpass` or PGPASSWORD.",
         examples=["/var/lib/hedgerow/region.db", "postgresql://hedgerow@db.example/hedgerow"],
     )
 
 
 class RetentionSection(Section):
-    """How long what was stored is kept. What goes first is what came first."""
+    """Limits of the store. The oldest entries are deleted first."""
 
-    days: float | None = Field(30, gt=0, description="Results, events and gaps that are older go; empty: none does.")
+    days: float | None = Field(30, gt=0, description="Days to keep results, events and gaps; empty: forever.")
     max_bytes: int | None = Field(
         None,
         ge=1 << 20,
-        description="Bytes that results may take, about 200 for each besides its payload; the oldest go first.",
+        description="Most bytes that results may use, each counted with about 200 bytes besides its payload.",
     )
-    health_days: float = Field(3, gt=0, description="Health reports that are older go; the last of a node stays known.")
+    health_days: float = Field(3, gt=0, description="Days to keep health reports. A node's last state stays known.")
 
 
-class CanarySection(Section):
-    """Pings to every node, through all bridges and back, since a bridge that says it is connected may carry nothing."""
+class PingSection(Section):
+    """Pings to every node, through all bridges and back: a bridge that claims to be connected may forward nothing."""
 
     every_s: float | None = Field(
-        60, gt=0, description="About so many seconds are between two pings to a node; empty: none are sent."
+        60, gt=0, description="Average interval between two pings to a node; empty: no pings."
     )
-    timeout_s: float = Field(15, gt=0, description="A ping is unanswered after this time.")
+    timeout_s: float = Field(15, gt=0, description="A ping without a reply by then counts as unanswered.")
 
 
 class ModelsSection(Section):
-    """Models that sites may have: a repository that `hedgerow model publish` fills, and the region serves."""
+    """The repository of models that `hedgerow model publish` fills and the region serves to its sites."""
 
     repository: Path | None = Field(
-        None, description="Its folder, relative to this file. Left out: no models are served."
+        None, description="Folder of the repository, relative to this file; empty: no models are served."
     )
     online_key: Path | None = Field(
         None,
-        description="Key for snapshot and timestamp, relative to this file. With it, the service takes in what owners publish "
-        "and says every day that this is the newest. Left out: `REPOSITORY.online.pem` beside the repository, if it is there. "
-        "A passphrase is taken from HEDGEROW_TRUST_PASSPHRASE.",
+        description="Key for snapshot and timestamp, relative to this file. With it, the service adds what owners publish and "
+        "signs a new timestamp every day. Empty: `REPOSITORY.online.pem` beside the repository, if it exists. The passphrase "
+        "comes from HEDGEROW_TRUST_PASSPHRASE.",
     )
 
 
 class CollectorSection(Section):
-    """Which region this is, and how the collector works."""
+    """The region's name, and limits of its collector."""
 
-    name: Name = Field("local", description="The region, as in every node's configuration.")
+    name: Name = Field("local", description="Name of the region, as in every node's configuration.")
     silent_after_s: float = Field(
-        35, gt=0, description="A node that was not heard for this long is silent; its health comes every 10 s."
+        35,
+        gt=0,
+        description="A node from which nothing arrives for this long is silent. Health reports arrive every 10 s.",
     )
     receive_maximum: int = Field(
-        1000, ge=1, le=65_535, description="QoS 1 messages the broker may have under way to the collector."
+        1000, ge=1, le=65_535, description="Most QoS 1 messages in flight from the broker to the collector."
     )
-    max_payload_bytes: int = Field(16 * 2**20, ge=1024, description="A larger payload is rejected and counted.")
-    stop_s: float = Field(10, gt=0, description="Longest time to store what is in hand when stopping.")
+    max_payload_bytes: int = Field(16 * 2**20, ge=1024, description="Larger payloads are rejected and counted.")
+    stop_s: float = Field(10, gt=0, description="Longest time to store received messages when stopping.")
 
 
 class RegionConfig(Section):
@@ -76,26 +84,49 @@ class RegionConfig(Section):
 
     model_config = ConfigDict(title="Hedgerow region")
 
-    region: CollectorSection = Field(CollectorSection(), description="Which region this is.")
+    region: CollectorSection = Field(CollectorSection(), description="The region's name, and limits of its collector.")
     broker: BrokerSection = Field(BrokerSection(), description="The region's broker.")
-    store: StoreSection = Field(StoreSection(), description="Where what comes up is kept.")
-    retention: RetentionSection = Field(RetentionSection(), description="How long it is kept.")
-    canary: CanarySection = Field(CanarySection(), description="Pings through all bridges and back.")
-    models: ModelsSection = Field(ModelsSection(), description="Models that sites may have.")
+    store: StoreSection = Field(StoreSection(), description="Database for everything received from the sites.")
+    retention: RetentionSection = Field(RetentionSection(), description="How long data is kept.")
+    ping: PingSection = Field(
+        PingSection(),
+        validation_alias=AliasChoices("ping", _OLD_PING),
+        description="Pings to every node, through all bridges and back.",
+    )
+    models: ModelsSection = Field(ModelsSection(), description="Repository of models for the sites.")
     metrics: MetricsSection = Field(MetricsSection(port=9465), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
 
 
-def load(path: Path) -> RegionConfig:
-    """Read and validate a region's file; paths in it count from its folder.
+def _print_warning(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)  # noqa: T201 - stdout may be JSON
 
-    Raises: BadConfigFile: it cannot be read, is not YAML, or does not validate; every problem with its line.
+
+def load(path: Path, warn: Callable[[str], None] = _print_warning) -> RegionConfig:
+    """Read and validate a region's file; relative paths in it are relative to its folder.
+
+    Args:
+        path: of the file.
+        warn: called with a message for each deprecated setting; prints to stderr by default.
+    Raises: BadConfigFile: the file cannot be read, is not YAML, or is invalid; lists every problem with its line.
     """
-    return _anchored(Document.read(path).as_a(RegionConfig, "region"), path.parent)
+    document = Document.read(path)
+    if _OLD_PING in document.content:
+        line = document.line_of([_OLD_PING])
+        if "ping" in document.content:
+            problem = Problem(
+                line,
+                _OLD_PING,
+                f"`{_OLD_PING}` is the old name of `ping`, and both are set",
+                f"Keep `ping:`, and remove `{_OLD_PING}:`.",
+            )
+            raise BadConfigFile(path, [problem], "region")
+        warn(f"{path}:{line}: `{_OLD_PING}:` is deprecated; rename it to `ping:`.")
+    return _anchored(document.as_a(RegionConfig, "region"), path.parent)
 
 
 def on_postgres(url: str) -> bool:
-    """Whether a store's address is that of a PostgreSQL database; else it is the path of a file."""
+    """Whether a store's address names a PostgreSQL database; otherwise it is the path of an SQLite file."""
     return url.startswith(("postgresql://", "postgres://"))
 
 

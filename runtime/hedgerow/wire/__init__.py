@@ -1,1 +1,1 @@
-"""What crosses MQTT: messages and the codec of frames."""
+"""MQTT messages, and the codec of frames."""

@@ -1,7 +1,7 @@
-"""From the bytes of a message to a frame, and from parsed payloads to arrays. Pure, with limits on everything.
+"""Decodes message payloads into frames and arrays. Pure, with limits on everything.
 
-A frame's identity and time come from, in this order: the MessagePack envelope, user properties (`id`, `time`,
-`traceparent`, as in the CloudEvents MQTT binding), and otherwise from the message itself.
+A frame's identity and time come from the MessagePack envelope, otherwise from user properties (`id`, `time`, `traceparent`,
+as in the CloudEvents MQTT binding), otherwise from the message itself.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from hedgerow.errors import FrameError
 from hedgerow.frame import Array, Buffer, Frame
 
 ENVELOPE: Final = "application/vnd.hedgerow.frame+msgpack"
-"""Content type of a frame that brings its own id, stream and time: a MessagePack map, see `pack_envelope`."""
+"""Content type of a frame with its own id, stream and time: a MessagePack map, see `pack_envelope`."""
 
 NPY: Final = "application/x-npy"
 LONGEST_NAME: Final = 1024
-"""Characters that a sender may name a frame, its stream or its trace with: they are kept, and go out with results."""
+"""Longest id, stream or trace of a sender, in characters; results repeat them."""
 
 _DTYPES: Final = frozenset("biufc")
 _ENVELOPE_KEYS: Final = frozenset({"id", "stream", "captured_at", "sequence", "content_type", "payload", "traceparent"})
 
 
 def frame_id(topic: str, packet_id: int, payload: Buffer) -> str:
-    """An id for a frame whose sensor gave none: the same for every delivery of the same message.
+    """Return an id for a frame without one: the same for every delivery of the same message.
 
-    A broker that delivers a QoS 1 message again does so with the same packet identifier and the same bytes
-    (MQTT 5 §4.4), so their hash survives a restart of the node. XXH3 (Y. Collet) reads 10 GB a second.
+    A broker redelivers a QoS 1 message with the same packet identifier and the same bytes (MQTT 5 §4.4), so their hash
+    survives a restart of the node. XXH3 (Y. Collet) hashes 10 GB a second.
     """
     digest = xxhash.xxh3_128(payload)
     digest.update(f"\0{topic}\0{packet_id}".encode())
@@ -46,14 +46,14 @@ def frame_id(topic: str, packet_id: int, payload: Buffer) -> str:
 
 
 def mime(content_type: str) -> str:
-    """A content type without parameters, in lower case: `Audio/L16; rate=8000` → `audio/l16`."""
+    """Return a content type without parameters, in lower case: `Audio/L16; rate=8000` → `audio/l16`."""
     if ";" in content_type:
         content_type = content_type.split(";", 1)[0]
     return content_type.strip().lower()
 
 
 def mime_parameters(content_type: str) -> dict[str, str]:
-    """The parameters of a content type: `audio/l16; rate=8000` → `{"rate": "8000"}`."""
+    """Return the parameters of a content type: `audio/l16; rate=8000` → `{"rate": "8000"}`."""
     parameters = {}
     for part in content_type.split(";")[1:]:
         name, _, value = part.partition("=")
@@ -62,7 +62,7 @@ def mime_parameters(content_type: str) -> dict[str, str]:
 
 
 def timestamp(text: str) -> float:
-    """Unix seconds from RFC 3339 (`2026-05-04T12:00:00Z`) or from a number of Unix seconds.
+    """Parse RFC 3339 (`2026-05-04T12:00:00Z`), or a number of Unix seconds, into Unix seconds.
 
     Raises: FrameError: it is neither.
     """
@@ -72,13 +72,13 @@ def timestamp(text: str) -> float:
         try:
             value = datetime.fromisoformat(text).timestamp()
         except (ValueError, OverflowError, OSError) as error:
-            raise FrameError(f"{text[:40]!r} is no time", code="bad-time", remedy=_TIME_REMEDY) from error
+            raise FrameError(f"{text[:40]!r} is not a time", code="bad-time", remedy=_TIME_REMEDY) from error
     if not math.isfinite(value):
-        raise FrameError(f"{text[:40]!r} is no time", code="bad-time", remedy=_TIME_REMEDY)
+        raise FrameError(f"{text[:40]!r} is not a time", code="bad-time", remedy=_TIME_REMEDY)
     return value
 
 
-_TIME_REMEDY: Final = "Give RFC 3339 with an offset, or Unix seconds."
+_TIME_REMEDY: Final = "Use RFC 3339 with an offset, or Unix seconds."
 
 
 def pack_envelope(
@@ -90,7 +90,7 @@ def pack_envelope(
     captured_at: float | None = None,
     sequence: int | None = None,
 ) -> bytes:
-    """A frame in an envelope, for senders that have no MQTT 5 properties."""
+    """Pack a frame into an envelope, for senders without MQTT 5 properties."""
     fields = {
         "id": id,
         "stream": stream,
@@ -104,9 +104,9 @@ def pack_envelope(
 
 
 def open_envelope(frame: Frame) -> Frame:
-    """Take a frame out of its envelope.
+    """Unpack a frame from its envelope.
 
-    Raises: FrameError: the envelope is not one, or a field has the wrong type or is too long.
+    Raises: FrameError: it is not an envelope, or a field has the wrong type or is too long.
     """
     body = _unpack(frame.payload)
     if not isinstance(body, dict) or not isinstance(body.get("payload"), bytes):
@@ -152,7 +152,7 @@ _ENVELOPE_REMEDY: Final = f"An envelope is a MessagePack map of {', '.join(sorte
 
 
 def _unpack(payload: Buffer) -> Any:
-    """MessagePack; `unpackb` bounds every length by the payload's own, so a few bytes cannot claim gigabytes."""
+    """Decode MessagePack; `unpackb` bounds every length by the payload's, so a few bytes cannot claim gigabytes."""
     try:
         return msgpack.unpackb(payload, strict_map_key=False)
     except (
@@ -165,7 +165,10 @@ def _unpack(payload: Buffer) -> Any:
 
 
 def parse_json(payload: Buffer) -> Any:
-    """Raises: FrameError: it is not JSON (NaN and Infinity are not)."""
+    """Decode JSON.
+
+    Raises: FrameError: it is not JSON (NaN and Infinity are not).
+    """
     try:
         return orjson.loads(payload)
     except ValueError as error:
@@ -173,16 +176,20 @@ def parse_json(payload: Buffer) -> Any:
 
 
 def parse_msgpack(payload: Buffer) -> Any:
-    """Raises: FrameError: it is not MessagePack, or nests too deeply."""
+    """Decode MessagePack.
+
+    Raises: FrameError: it is not MessagePack, or nests too deeply.
+    """
     return _unpack(payload)
 
 
 def parse_npy(payload: Buffer, max_bytes: int) -> Array:
-    """An array in numpy's .npy format (NEP 1): numbers only, never pickled objects. A view of the payload.
+    """Decode numpy's .npy format (NEP 1): numbers only, never pickled objects.
 
     Args:
-        max_bytes: a larger array is refused.
-    Raises: FrameError: it is not .npy, holds objects, is truncated or too large.
+        payload: the bytes; the array is a view of them.
+        max_bytes: largest array accepted.
+    Raises: FrameError: it is not .npy, contains objects, is truncated or too large.
     """
     stream = io.BytesIO(memoryview(payload)[:16_384])
     try:
@@ -201,32 +208,36 @@ def parse_npy(payload: Buffer, max_bytes: int) -> Array:
     ) as error:
         raise FrameError(f"Not an .npy array: {error}", code="bad-npy") from error
     if dtype.kind not in _DTYPES or dtype.hasobject or any(side < 0 for side in shape):
-        raise FrameError(f"An .npy array of {dtype} is not taken", code="bad-npy", remedy="Send numbers or booleans.")
+        raise FrameError(
+            f"An .npy array of {dtype} is not accepted", code="bad-npy", remedy="Send numbers or booleans."
+        )
     count = math.prod(shape)
     size = count * dtype.itemsize
     if size > max_bytes:
         raise FrameError(f"The array has {size} bytes, more than {max_bytes}", code="array-too-large")
     start = stream.tell()
     if len(payload) - start != size:
-        raise FrameError(f"The array needs {size} bytes, {len(payload) - start} came", code="truncated-array")
+        raise FrameError(
+            f"The array needs {size} bytes, the payload has {len(payload) - start}", code="truncated-array"
+        )
     try:
         flat = np.frombuffer(payload, dtype=dtype, count=count, offset=start)
         return flat.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, OverflowError) as error:  # a side of 0 lets the others be as long as they like
+    except (ValueError, OverflowError) as error:  # with a side of 0, the others may have any length
         raise FrameError(f"Not an .npy array: {error}", code="bad-npy") from error
 
 
 def to_array(value: Any) -> Array:
-    """Numbers, or nested lists of numbers, as a float32 or int64 array.
+    """Convert a number, or nested lists of numbers, to a float32 or int64 array.
 
-    Raises: FrameError: it is not that, or ragged.
+    Raises: FrameError: it contains something else, or is ragged.
     """
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError) as error:
         raise FrameError(f"Not an array: {error}", code="ragged-array") from error
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # to infinity, as the type has it
+        with np.errstate(over="ignore"):  # overflows to infinity, as float32 does
             return array.astype(np.float32)
     if array.dtype.kind in "iub":
         return array

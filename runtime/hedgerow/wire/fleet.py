@@ -1,11 +1,11 @@
-"""What a region and its nodes tell each other of models: what should run, and what provably runs.
+"""Messages between a region and its nodes about models: desired and reported documents.
 
 Rules:
-- A desired document is whole: what it does not name is to be as the node's own file says. A higher generation supersedes
-  a lower one, whatever became of that.
-- It is no authority: which model is which is settled by signatures. A document may only choose among signed models.
-- A reported document says what results say: the digest of the file that made them, not of the one that was asked for.
-- Both are retained, so whoever comes late knows the last word.
+- A desired document is complete: everything it does not name is as in the node's own file. A higher generation supersedes a
+  lower one, whatever its outcome.
+- A document grants no trust: signatures decide what a model is, and a document only chooses among signed models.
+- A reported document has the digest of the running file, as results do, not of the requested one.
+- Both are retained, so a client that connects later gets the newest one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VERSION_PATTERN = r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(
 
 def _named(text: str) -> str:
     if not is_name(text):
-        raise ValueError("no name")
+        raise ValueError("not a valid name")
     return text
 
 
@@ -43,11 +43,11 @@ Version = Annotated[str, Field(pattern=VERSION_PATTERN, max_length=64)]
 LabelMap = Annotated[dict[str, str], AfterValidator(_labelled)]
 
 JobState = Literal["queued", "in-progress", "succeeded", "failed", "timed-out", "rejected", "removed", "canceled"]
-"""How far a node is with a desired document: the words of AWS IoT Jobs."""
+"""Progress of a node with a desired document; the states are those of AWS IoT Jobs."""
 
 
 class ModelRef(WireMessage):
-    """A version of a model. The digest is that of its manifest's bytes, and so of everything in the bundle."""
+    """A version of a model. The digest is of its manifest, and so covers everything in the bundle."""
 
     name: Named
     version: Version
@@ -58,56 +58,61 @@ class ModelRef(WireMessage):
 
 
 class SwapPolicy(WireMessage):
-    """How a node goes over to another version of a model, and when it comes back by itself.
+    """How a node swaps to another version of a model, and when it rolls back by itself.
 
-    A new version is loaded beside the old one, warmed up and tried on its golden inputs. Then, if told to, it runs on live
-    frames unseen (`shadow_s`), or serves part of the streams (`split_percent` for `split_s`). Then it serves all, on
-    probation: if it breaks a limit, the old one serves again.
+    A new version is loaded beside the old one, warmed up and checked against its golden cases. Then it optionally runs on live
+    frames without publishing (`shadow_s`), or serves some of the streams (`split_percent` for `split_s`). Then it serves all,
+    under canary analysis: if it breaks a limit, the node rolls back.
     """
 
-    shadow_s: float = Field(0, ge=0, description="Seconds it runs on live frames without being heard.")
-    split_percent: int = Field(0, ge=0, le=99, description="Share of the streams it serves at first.")
-    split_s: float = Field(0, ge=0, description="Seconds of that.")
-    probation_s: float = Field(60, ge=0, description="Seconds it serves all before it is kept.")
+    shadow_s: float = Field(0, ge=0, description="Seconds to run on live frames without publishing results.")
+    split_percent: int = Field(0, ge=0, le=99, description="Percentage of the streams to serve at first.")
+    split_s: float = Field(0, ge=0, description="Seconds to serve only those streams.")
+    probation_s: float = Field(
+        60, ge=0, description="Seconds of canary analysis, while it serves all streams, before the version is kept."
+    )
     min_frames: int = Field(
-        20, ge=0, description="Frames it has to have served to be kept; until then probation goes on, up to tenfold."
+        20,
+        ge=0,
+        description="Frames it must serve to be kept; until then canary analysis continues, up to ten times as long.",
     )
     max_error_share: float = Field(0.01, ge=0, le=1, description="Share of its frames that may fail.")
     max_disagreement: float = Field(
-        0.05, ge=0, le=1, description="Share of a shadow's outputs that may differ by more than its tolerance."
+        0.05, ge=0, le=1, description="Share of a shadow's outputs that may differ by more than their tolerance."
     )
-    max_slowdown: float = Field(2.0, gt=0, description="Times the old one's time a frame that it may take.")
+    max_slowdown: float = Field(
+        2.0, gt=0, description="Factor by which its time per frame may exceed that of the old version."
+    )
     max_growth_bytes: int = Field(
-        256 * 2**20, ge=0, description="Memory the node may gain while it serves on probation."
+        256 * 2**20, ge=0, description="Bytes by which the node's memory may grow during canary analysis."
     )
     max_shift: float = Field(
         0.5,
         gt=0,
-        description="How far its outputs' distribution may be from the manifest's baseline: population stability index.",
+        description="Distance of its outputs from the manifest's baseline, as population stability index.",
     )
     memory: Literal["refuse", "brief-gap"] = Field(
         "refuse",
-        description="If both do not fit into memory: refuse the new one, or unload the old one first. Frames then wait.",
+        description="If both versions do not fit into memory: refuse the new one, or unload the old one first while frames wait.",
     )
     timeout_s: float = Field(
-        3600, gt=0, description="Seconds from begin to end, fetching included, after which it is given up."
+        3600, gt=0, description="Seconds for the whole swap, including the fetch, before it is cancelled."
     )
 
 
 class Desired(WireMessage):
-    """What a node is to run.
+    """Desired document: what a node should run.
 
     Attributes:
-        node: its address, so that a document that strays is noticed.
-        generation: counts up by node; a lower one is old news.
-        at: Unix seconds; when it was made.
-        expires_at: Unix seconds after which a node that has not begun with it must not begin; None: never.
-        models: model's name in the node's file → version to serve.
-        pipelines: pipeline's name → what is different from the node's file, merged as a topology's `override` is; null: it
-            does not run.
-        labels: the node's labels that the region sets.
-        swap: how to go over to other versions.
-        rollout: on whose behalf; None: an operator's own hand.
+        node: its address, so that a misdelivered document is noticed.
+        generation: ascending per node; lower ones are ignored.
+        at: Unix seconds of its creation.
+        expires_at: Unix seconds after which a node must not start on it; None: never.
+        models: name in the node's file → version to serve.
+        pipelines: name → changes to the node's file, merged like a topology's `override`; null: the pipeline does not run.
+        labels: labels that the region sets.
+        swap: how to swap to other versions.
+        rollout: name of the rollout that caused it; None: an operator did.
     """
 
     schema_: Literal["hedgerow.desired/1"] = Field("hedgerow.desired/1", alias="schema")
@@ -123,17 +128,17 @@ class Desired(WireMessage):
 
 
 class ReportedModel(WireMessage):
-    """A model of a node, as it serves.
+    """A model that a node serves.
 
     Attributes:
-        model: the version that serves; None: a file of the node's own.
-        variant: which of the bundle's variants.
-        file_digest: of the file that runs, as results carry it.
-        backend, device: what runs it, and where.
-        since: Unix seconds since which it serves.
-        results: frames that went through it since then.
-        stage: how far the version is on its way to being kept.
-        previous: the version that would serve if this one were taken back.
+        model: the version; None: the node's own file.
+        variant: of the bundle.
+        file_digest: of the running file, as in results.
+        backend, device: what runs it.
+        since: Unix seconds since it serves.
+        results: frames processed since then.
+        stage: stage of its swap; `probation` is canary analysis.
+        previous: the version that a rollback would restore.
     """
 
     model: ModelRef | None = None
@@ -148,7 +153,7 @@ class ReportedModel(WireMessage):
 
 
 class Quarantined(WireMessage):
-    """A version that this node will not load again by itself, and why."""
+    """A version that this node does not load again by itself, and why."""
 
     digest: Digest
     name: Named
@@ -159,18 +164,18 @@ class Quarantined(WireMessage):
 
 
 class Reported(WireMessage):
-    """What a node runs, and how far it is with what it should run.
+    """Reported document: what a node runs, and its progress with the desired document.
 
     Attributes:
-        generation: of the desired document last taken in; 0: none yet.
-        state: how far it is with that.
-        step: what it is doing: `verify`, `fetch`, `load`, `golden`, `shadow`, `split`, `switch`, `probation` …, with the
-            model's name; empty when it is done.
-        progress: 0..1 of that step, where it is known.
+        generation: of the desired document last accepted; 0: none yet.
+        state: progress with it.
+        step: current step (`verify`, `fetch`, `load`, `golden`, `shadow`, `split`, `switch`, `probation` …) with the model's
+            name; empty when done.
+        progress: of that step, 0 to 1; None: unknown.
         error: why it failed, was rejected or rolled back.
-        rolled_back: models that are back on their previous version, by themselves, in this generation.
-        labels: all of the node's labels: its file's, the machine's, the region's.
-        store_bytes, store_max_bytes: what the model store takes and may take.
+        rolled_back: models that the node rolled back by itself in this generation.
+        labels: all labels of the node: from its file, the machine and the region.
+        store_bytes, store_max_bytes: size and quota of the model store.
     """
 
     schema_: Literal["hedgerow.reported/1"] = Field("hedgerow.reported/1", alias="schema")

@@ -1,11 +1,11 @@
-"""What Hedgerow publishes: results, dead letters, status, health, events, replies.
+"""Messages that Hedgerow publishes: results, dead letters, status, health, events, replies.
 
 Rules:
-- Every payload names its schema (`hedgerow.result/1`); a reader refuses what it does not know.
-- What a receiver cannot do without is in the payload, since MQTT 3.1.1 readers see no properties.
+- Every payload names its schema (`hedgerow.result/1`); readers refuse unknown ones.
+- Everything essential is in the payload, since MQTT 3.1.1 clients receive no properties.
 - Results and events carry CloudEvents 1.0 attributes as MQTT 5 user properties (MQTT binding, binary mode).
 
-Results and dead letters are built as plain mappings, because they are made once a frame. The rest are models.
+Results and dead letters are plain mappings, for speed: there is one per frame. The rest are models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hedgerow.errors import FrameError, HedgerowError
 
-if TYPE_CHECKING:  # a region reads messages and has no frames, nor the arrays that come with them
+if TYPE_CHECKING:  # not at run time: frames import numpy, which a region does not need
     from hedgerow.frame import Buffer, Frame
 
 RESULT_SCHEMA: Final = "hedgerow.result/1"
@@ -29,7 +29,7 @@ DEAD_SCHEMA: Final = "hedgerow.dead/1"
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 LARGEST_DEAD_PAYLOAD: Final = 1 << 20
-"""Bytes of a dead frame's payload that go along with its dead letter; a larger one stays behind."""
+"""Largest payload, in bytes, that a dead letter includes."""
 
 
 class WireMessage(BaseModel):
@@ -38,12 +38,12 @@ class WireMessage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     def encode(self) -> bytes:
-        """As JSON."""
+        """Encode as JSON."""
         return orjson.dumps(self.model_dump(exclude_none=True, by_alias=True), default=_plain, option=_ORJSON)
 
 
 class Status(WireMessage):
-    """Birth and death of a node; both carry the session's id, so a late will cannot bury a newer birth."""
+    """Birth and death of a node. Both carry the session's id, so that a late will does not override a newer birth."""
 
     schema_: Literal["hedgerow.status/1"] = Field("hedgerow.status/1", alias="schema")
     state: Literal["online", "offline"]
@@ -55,11 +55,11 @@ class Status(WireMessage):
 
 
 class PipelineHealth(WireMessage):
-    """How one pipeline is doing. Counts are since the node's start: `received = out + dropped + dead + in_flight`."""
+    """Health of a pipeline. Counts are since the node started: `received = out + dropped + dead + in_flight`."""
 
     state: Literal["loading", "running", "paused", "failed", "stopping"]
     received: int = 0
-    bytes_in: int = Field(0, description="Payload bytes of them.")
+    bytes_in: int = Field(0, description="Payload bytes received.")
     out: int = 0
     dropped: dict[str, int] = Field(default_factory=dict)
     dead: dict[str, int] = Field(default_factory=dict)
@@ -67,7 +67,7 @@ class PipelineHealth(WireMessage):
     queued: int = 0
     streams: int = 0
     results: int = 0
-    rate: float = Field(0.0, description="Frames out a second since the last report.")
+    rate: float = Field(0.0, description="Frames out per second since the last report.")
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
     last_result_at: float | None = None
@@ -77,13 +77,11 @@ class PipelineHealth(WireMessage):
 
 
 class ModelHealth(WireMessage):
-    """What a model provably runs as."""
+    """Health of a model: the file that runs, and where."""
 
     digest: str
-    version: str | None = Field(
-        None, description="Of the bundle that its file belongs to; none: a file of the node's own."
-    )
-    bundle: str | None = Field(None, description="Digest of that bundle's manifest.")
+    version: str | None = Field(None, description="Version of the bundle; absent for the node's own file.")
+    bundle: str | None = Field(None, description="Digest of the bundle's manifest.")
     backend: str
     device: str
     device_asked: str
@@ -91,33 +89,33 @@ class ModelHealth(WireMessage):
     inferences: int = 0
     frames: int = 0
     looked_at: int = Field(
-        0, description="Frames of late whose values were looked at; 0: its bundle has no statistics, or it has none."
+        0, description="Recent frames whose values were examined; 0 if there is no bundle or it has no statistics."
     )
     not_finite: int = Field(
-        0, description="Those of them whose outputs hold NaN or infinity where its author's samples gave none."
+        0, description="Frames among them with NaN or infinity in outputs where the author's samples had none."
     )
     drift: float | None = Field(
         None,
-        description="How far the output that has moved most is from its author's samples, above what chance explains: "
-        "population stability index of the last minute or two; none: not known.",
+        description="Drift of the output that differs most from the author's samples, beyond chance: population stability index "
+        "over the last minute or two; absent: unknown.",
     )
-    input_drift: float | None = Field(None, description="The same of what came in.")
+    input_drift: float | None = Field(None, description="Drift of the inputs, likewise.")
 
 
 class OutboxHealth(WireMessage):
-    """How the node's outbox is doing."""
+    """Health of the node's outbox."""
 
-    epoch: str = Field("", description="Of its numbers; empty as long as it could not be opened.")
-    entries: int = Field(0, description="Results and gaps that the region does not have.")
+    epoch: str = Field("", description="Epoch of its numbers; empty until the outbox is open.")
+    entries: int = Field(0, description="Results and gaps not acknowledged by the region.")
     used_bytes: int = 0
     max_bytes: int = 0
-    under_way: int = Field(0, description="Sent to the region and not acknowledged by it.")
-    lost: dict[str, int] = Field(default_factory=dict, description="Given up since the node's start, by reason.")
-    failure: str | None = Field(None, description="Why nothing can be stored.")
+    under_way: int = Field(0, description="Sent to the region and not acknowledged yet.")
+    lost: dict[str, int] = Field(default_factory=dict, description="Results lost since the node started, by reason.")
+    failure: str | None = Field(None, description="Why the outbox cannot store anything.")
 
 
 class Health(WireMessage):
-    """A node's periodic measure of itself."""
+    """Periodic health report of a node."""
 
     schema_: Literal["hedgerow.health/1"] = Field("hedgerow.health/1", alias="schema")
     node: str
@@ -134,7 +132,7 @@ class Health(WireMessage):
 
 
 class Event(WireMessage):
-    """Something that happened."""
+    """Something that happened at a node."""
 
     schema_: Literal["hedgerow.event/1"] = Field("hedgerow.event/1", alias="schema")
     kind: str
@@ -146,7 +144,7 @@ class Event(WireMessage):
 
 
 class ErrorBody(WireMessage):
-    """An error as it crosses the wire."""
+    """An error in a message."""
 
     code: str
     message: str
@@ -154,12 +152,12 @@ class ErrorBody(WireMessage):
 
     @classmethod
     def of(cls, error: HedgerowError) -> ErrorBody:
-        """From one of our errors."""
+        """Convert an error."""
         return cls(code=error.code, message=str(error), remedy=error.remedy)
 
 
 class Reply(WireMessage):
-    """The answer to a command."""
+    """Reply to a command."""
 
     schema_: Literal["hedgerow.reply/1"] = Field("hedgerow.reply/1", alias="schema")
     command: str
@@ -170,24 +168,24 @@ class Reply(WireMessage):
 
 
 class Command(BaseModel):
-    """What may stand in a command's payload; an empty payload is a command without arguments."""
+    """Payload of a command; an empty payload is a command without arguments."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     args: dict[str, Any] = Field(default_factory=dict)
-    expires_at: float | None = Field(None, description="Unix seconds after which the command must not be carried out.")
+    expires_at: float | None = Field(None, description="Unix seconds after which the command must not be executed.")
 
 
 _ORJSON: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 _TRIES: Final = (
-    orjson.OPT_SERIALIZE_NUMPY,  # looking for keys that are no texts costs more than all the rest
+    orjson.OPT_SERIALIZE_NUMPY,  # looking for non-string keys costs more than all the rest
     _ORJSON,
-    orjson.OPT_NON_STR_KEYS,  # orjson refuses some arrays, big-endian ones for instance, without asking `_plain`
+    orjson.OPT_NON_STR_KEYS,  # orjson refuses some arrays, such as big-endian ones, without calling `_plain`
 )
 
 
 def _plain(value: Any) -> Any:
-    """Turn what an encoder does not know into what it does."""
+    """Convert a value that the encoders do not support."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode()
     if isinstance(value, (set, frozenset)):
@@ -195,7 +193,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump()
 
-    import numpy as np  # see above
+    import numpy as np  # imported late, see above
 
     if isinstance(value, np.ndarray):
         return value.tolist()
@@ -205,9 +203,9 @@ def _plain(value: Any) -> Any:
 
 
 def encode_json(value: Any) -> bytes:
-    """As JSON; numpy arrays become lists, bytes base64.
+    """Encode as JSON; numpy arrays become lists, bytes become base64.
 
-    Raises: FrameError: it holds something that has no JSON form.
+    Raises: FrameError: it contains a value without a JSON form.
     """
     refusal: Exception | None = None
     for option in _TRIES:
@@ -215,7 +213,7 @@ def encode_json(value: Any) -> bytes:
             return orjson.dumps(value, default=_plain, option=option)
         except (TypeError, RecursionError) as error:
             refusal = error
-    assert refusal is not None  # noqa: S101 - or it had returned
+    assert refusal is not None  # noqa: S101 - otherwise it has returned
     raise unserialisable(refusal) from refusal
 
 
@@ -224,9 +222,9 @@ def _plain_for_msgpack(value: Any) -> Any:
 
 
 def encode_msgpack(value: Any) -> bytes:
-    """As MessagePack; numpy arrays become lists, bytes stay bytes.
+    """Encode as MessagePack; numpy arrays become lists, bytes stay bytes.
 
-    Raises: FrameError: it holds something that has no MessagePack form.
+    Raises: FrameError: it contains a value without a MessagePack form.
     """
     try:
         packed: bytes = msgpack.packb(value, default=_plain_for_msgpack)
@@ -236,7 +234,7 @@ def encode_msgpack(value: Any) -> bytes:
 
 
 def unserialisable(error: Exception) -> FrameError:
-    """What an encoder's error means for a frame."""
+    """Return the error of a frame whose result cannot be encoded."""
     return FrameError(
         f"The result cannot be encoded: {error}",
         code="unserialisable-result",
@@ -245,12 +243,13 @@ def unserialisable(error: Exception) -> FrameError:
 
 
 def result_body(frame: Frame, index: int, head: dict[str, Any], lineage: dict[str, Any], at: float) -> dict[str, Any]:
-    """The payload of a result, before encoding.
+    """Return the payload of a result, before encoding.
 
     Args:
-        index: which of the frame's results it is, from 0.
-        head: what is the same for all results of a pipeline: schema, node, pipeline.
-        lineage: how it was made.
+        frame: the frame at the end of the chain.
+        index: of the result among those of the frame, from 0.
+        head: fields common to all results of a pipeline: schema, node, pipeline.
+        lineage: how the result was made.
         at: Unix seconds.
     """
     return {
@@ -264,19 +263,19 @@ def result_body(frame: Frame, index: int, head: dict[str, Any], lineage: dict[st
 
 
 def result_id(frame: Frame, index: int) -> str:
-    """Identifies a result: the same for every delivery of the same frame, so that duplicates can be told."""
+    """Return the id of a result: the same for every delivery of a frame, so that duplicates are recognised."""
     return frame.id if index == 0 else f"{frame.id}/{index}"
 
 
 def result_of(frame: Frame) -> Any:
-    """What a frame that reached the end has to say: its result; else its tensors; else its meta."""
+    """Return what a frame publishes: its result, otherwise its tensors, otherwise its metadata."""
     if frame.result is not None:
         return frame.result
     return dict(frame.tensors) or dict(frame.meta)
 
 
 def frame_body(frame: Frame) -> dict[str, Any]:
-    """Which frame something came from."""
+    """Return the fields that identify a frame."""
     return {
         "id": frame.id,
         "stream": frame.stream,
@@ -289,10 +288,14 @@ def frame_body(frame: Frame) -> dict[str, Any]:
 def dead_letter(
     frame: Frame, error: HedgerowError, stage: str, head: dict[str, Any], payload_bytes: int | None = None
 ) -> bytes:
-    """A dead letter: why a frame could not be processed, and the frame itself if it is not too large.
+    """Encode a dead letter: why a frame could not be processed, with its payload unless that is too large.
 
     Args:
-        payload_bytes: how large the payload was, where it is not at hand any more.
+        frame: the frame.
+        error: why.
+        stage: where; empty: in none.
+        head: fields common to all dead letters of a pipeline.
+        payload_bytes: size of the payload, if it is no longer available.
     """
     size = len(frame.payload) if payload_bytes is None else payload_bytes
     body = {
@@ -313,19 +316,19 @@ def dead_letter(
 
 
 def clean(text: str, longest: int = 200) -> str:
-    """A text that any encoder takes: an error's words may come from anywhere, and must not stop its own report."""
+    """Make a text encodable and limit its length: a message of unknown origin must not prevent its own report."""
     return str(text)[:longest].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def rfc3339(at: float) -> str:
-    """Unix seconds as CloudEvents wants them."""
+    """Format Unix seconds as RFC 3339, as CloudEvents requires."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def decode_payload(payload: Buffer, content_type: str) -> Any:
-    """Read a result, reply or dead letter back: JSON, or MessagePack if its type says so.
+    """Decode a result, reply or dead letter: JSON, or MessagePack if the content type says so.
 
-    Raises: FrameError: it is neither.
+    Raises: FrameError: it cannot be decoded.
     """
     try:
         if content_type == MSGPACK:

@@ -1,4 +1,4 @@
-"""The collector against a real broker and real outboxes: nothing is lost, and each thing is there once."""
+"""The collector with a real broker and real outboxes: nothing is lost, and everything is stored once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hedgerow.topics import Address, Channel
 
 
 def numbers(url: str) -> list[int]:
-    """The results that are stored, as the gateways counted them."""
+    """Return the sequence numbers of the stored results."""
     database = open_database(url, write=False)
     try:
         return [stored.body["result"]["n"] for stored in results(database, ResultQuery())]
@@ -44,10 +44,10 @@ def node_of(url: str, name: str = f"{REGION}/s1/n1") -> dict[str, Any]:
     return found[0] if found else {}
 
 
-async def test_what_an_outbox_sends_is_stored_and_acknowledged(
+async def test_results_from_an_outbox_are_stored_and_acknowledged(
     collector: CollectorProcess, gateway: Callable[..., Any]
 ) -> None:
-    """The outbox is empty in the end, and needed fewer acknowledgements than it sent results."""
+    """The outbox ends up empty, with far fewer acknowledgements than results."""
     collector.start()
     async with gateway() as node:
         node.send(1000)
@@ -59,10 +59,10 @@ async def test_what_an_outbox_sends_is_stored_and_acknowledged(
     assert status_of(collector.store)["sites"][0]["bytes_up"] == node_of(collector.store)["bytes_up"] > 100_000
 
 
-async def test_an_outbox_that_catches_up_with_a_small_window_does_not_wait_for_its_turn(
+async def test_an_outbox_that_catches_up_with_a_small_window_is_not_delayed(
     collector: CollectorProcess, gateway: Callable[..., Any]
 ) -> None:
-    """One result under way at a time: it asks with each. Answered in its turn, it would be here for minutes."""
+    """With one result in flight, it requests an acknowledgement each time; paced, this would take minutes."""
     collector.start()
     async with gateway(window=2) as node:
         await node.client.pause()
@@ -74,10 +74,10 @@ async def test_an_outbox_that_catches_up_with_a_small_window_does_not_wait_for_i
     assert sorted(numbers(collector.store)) == list(range(1, 201))
 
 
-async def test_it_works_on_postgres_too_and_survives_its_restart(
+async def test_the_collector_survives_a_restart_of_postgres(
     mosquitto: Mosquitto, postgres: Any, gateway: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """While the server is away nothing is acknowledged; when it is back nothing is missing."""
+    """While the server is down nothing is acknowledged; afterwards nothing is missing."""
     url = postgres.database()
     collector = CollectorProcess(mosquitto.url, url, tmp_path)
     collector.configure()
@@ -101,10 +101,10 @@ async def test_it_works_on_postgres_too_and_survives_its_restart(
 
 @pytest.mark.long
 @pytest.mark.parametrize("kills", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-async def test_a_collector_that_is_killed_again_and_again_stores_each_result_once(
+async def test_a_collector_killed_repeatedly_stores_each_result_once(
     collector: CollectorProcess, gateway: Callable[..., Any], kills: int
 ) -> None:
-    """At random, under load, from two nodes and with priorities."""
+    """Killed at random times, under load from two nodes, with priorities."""
     async with gateway("n1") as one, gateway("n2") as two:
         for _ in range(kills):
             await asyncio.to_thread(collector.start)
@@ -121,18 +121,18 @@ async def test_a_collector_that_is_killed_again_and_again_stores_each_result_onc
         found: dict[str, list[int]] = {"n1": [], "n2": []}
         for stored in results(database, ResultQuery()):
             found[stored.node].append(stored.body["result"]["n"])
-        said = status(database, time.time())
+        region_status = status(database, time.time())
         database.close()
     assert sorted(found["n1"]) == list(range(1, one.count + 1))
     assert sorted(found["n2"]) == list(range(1, two.count + 1))
-    assert [node["awaited"] for node in said["nodes"]] == [0, 0]
-    assert said["rejected"] == {}
+    assert [node["awaited"] for node in region_status["nodes"]] == [0, 0]
+    assert region_status["rejected"] == {}
 
 
-async def test_what_comes_again_is_acknowledged_again_and_not_stored_again(
+async def test_a_duplicate_is_acknowledged_again_but_not_stored_again(
     collector: CollectorProcess, mosquitto: Mosquitto, gateway: Callable[..., Any]
 ) -> None:
-    """An outbox that did not hear the acknowledgement asks by sending again."""
+    """An outbox that missed an acknowledgement sends the result again."""
     collector.start()
     properties = encode_properties([(Property.CONTENT_TYPE, "application/json"), (Property.USER, ("number", "e1/0/1"))])
     async with gateway() as node, sender(mosquitto.url) as other:
@@ -146,10 +146,10 @@ async def test_what_comes_again_is_acknowledged_again_and_not_stored_again(
     assert node_of(collector.store)["repeats"] == 2
 
 
-async def test_a_declared_gap_is_recorded_and_lets_the_outbox_go_on(
+async def test_a_declared_gap_is_stored_and_the_outbox_continues(
     collector: CollectorProcess, gateway: Callable[..., Any]
 ) -> None:
-    """Results that expire in the outbox are a gap, which says how many and why."""
+    """Results that expire in the outbox become a gap with their number and the reason."""
     from hedgerow.bus.outbox.records import Record
 
     async with gateway() as node:
@@ -163,12 +163,12 @@ async def test_a_declared_gap_is_recorded_and_lets_the_outbox_go_on(
         node.client.resume()
         collector.start()
         await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
-    said = node_of(collector.store)
-    assert (said["lost"], said["awaited"]) == (3, 0)
+    region_status = node_of(collector.store)
+    assert (region_status["lost"], region_status["awaited"]) == (3, 0)
     assert sorted(numbers(collector.store)) == [4, 5]
 
 
-async def test_results_without_a_number_are_stored_once_by_their_id_and_marked(
+async def test_results_without_a_number_are_stored_once_by_id(
     collector: CollectorProcess, mosquitto: Mosquitto
 ) -> None:
     collector.start()
@@ -188,14 +188,14 @@ async def test_results_without_a_number_are_stored_once_by_their_id_and_marked(
     assert node_of(collector.store)["durable"] == 0
 
 
-async def test_status_says_who_is_silent_deaf_offline_and_well(
+async def test_status_tells_silent_one_way_offline_and_ok_nodes_apart(
     mosquitto: Mosquitto, collector: CollectorProcess, gateway: Callable[..., Any]
 ) -> None:
-    """A node that is heard but does not answer pings is found, though every connection stands."""
-    collector.configure(canary={"every_s": 0.4, "timeout_s": 0.5}, region={"silent_after_s": 3})
+    """A node whose messages arrive but that answers no pings is one-way, although it is connected."""
+    collector.configure(ping={"every_s": 0.4, "timeout_s": 0.5}, region={"silent_after_s": 3})
     collector.start()
-    async with gateway("well") as well, gateway("deaf", answers=False) as deaf, gateway("gone") as gone:
-        for node in (well, deaf, gone):
+    async with gateway("well") as well, gateway("one-way", answers=False) as one_way, gateway("gone") as gone:
+        for node in (well, one_way, gone):
             node.status()
             node.health()
         async with gateway("silent") as silent:
@@ -203,28 +203,37 @@ async def test_status_says_who_is_silent_deaf_offline_and_well(
             await silent.client.flush(PATIENCE_S)
         gone.status("offline")
 
-        def verdicts() -> dict[str, str]:
-            for node in (well, deaf):
+        def statuses() -> dict[str, tuple[str, str]]:
+            for node in (well, one_way):
                 node.health()
-            return {node["node"].split("/")[2]: node["verdict"] for node in status_of(collector.store)["nodes"]}
+            nodes = status_of(collector.store)["nodes"]
+            return {node["node"].split("/")[2]: (node["status"], node["verdict"]) for node in nodes}
 
-        wanted = {"well": "ok", "deaf": "deaf", "gone": "offline", "silent": "silent"}
-        await eventually(lambda: verdicts() == wanted, verdicts)
-        said = node_of(collector.store, f"{REGION}/s1/well")
-        assert 0 < said["round_trip_s"] < PATIENCE_S
-        assert abs(said["clock_offset_s"]) < PATIENCE_S
-        counted = 'hedgerow_region_nodes{verdict="silent"} 1.0'
+        expected = {
+            "well": ("ok", "ok"),
+            "one-way": ("one-way", "deaf"),
+            "gone": ("offline", "offline"),
+            "silent": ("silent", "silent"),
+        }
+        await eventually(lambda: statuses() == expected, statuses)
+        region_status = node_of(collector.store, f"{REGION}/s1/well")
+        assert 0 < region_status["round_trip_s"] < PATIENCE_S
+        assert abs(region_status["clock_offset_s"]) < PATIENCE_S
+        counted = 'hedgerow_region_nodes{status="one-way",verdict="deaf"} 1.0'
         await eventually(lambda: counted in collector.probe("metrics")[1], lambda: collector.probe("metrics")[1])
+        metrics = collector.probe("metrics")[1]
+        assert "hedgerow_region_rollouts_up 1.0" in metrics
+        assert "hedgerow_region_conducts 1.0" in metrics, "deprecated, but still exported"
     command = [sys.executable, "-m", "hedgerow", "region", "status", "--store", collector.store]
-    told = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
-    assert f"{REGION}/s1/silent is silent: nothing came for" in told.stdout
-    assert f"{REGION}/s1/deaf is" in told.stdout
+    shown = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    assert f"{REGION}/s1/silent is silent: nothing received for" in shown.stdout
+    assert f"{REGION}/s1/one-way is one-way: " in shown.stdout
 
 
-async def test_a_bridge_that_carries_nothing_down_is_found_though_it_is_connected(
+async def test_a_bridge_that_forwards_nothing_down_is_found_though_it_is_connected(
     collector: CollectorProcess, mosquitto: Mosquitto, gateway: Callable[..., Any]
 ) -> None:
-    """Results and health go up through it all the while; pings do not come down."""
+    """Results and health still go up through it, but pings do not go down."""
     up = [
         f"topic hedgerow/v1/{REGION}/s1/+/{what} out 1"
         for what in ("status", "health", "result/#", "event/#", "reply/#")
@@ -236,7 +245,7 @@ async def test_a_bridge_that_carries_nothing_down_is_found_though_it_is_connecte
         "bridge_protocol_version mqttv50",
         "restart_timeout 1",
     ]
-    collector.configure(canary={"every_s": 0.5, "timeout_s": 1}, region={"silent_after_s": 60})
+    collector.configure(ping={"every_s": 0.5, "timeout_s": 1}, region={"silent_after_s": 60})
     collector.start()
     with Mosquitto(config=[*bridge, *up, *down]) as site:
         async with gateway(url=site.url) as node:
@@ -244,16 +253,16 @@ async def test_a_bridge_that_carries_nothing_down_is_found_though_it_is_connecte
             node.send(100)
             await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
             await eventually(lambda: node_of(collector.store).get("answered_s") is not None)
-            assert node_of(collector.store)["verdict"] == "ok"
+            assert node_of(collector.store)["status"] == "ok"
     with Mosquitto(config=[*bridge, *up, down[0]]) as site:
         async with gateway(url=site.url) as node:
             node.send(100)
             await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
-            await eventually(lambda: node_of(collector.store)["verdict"] == "deaf", lambda: node_of(collector.store))
+            await eventually(lambda: node_of(collector.store)["status"] == "one-way", lambda: node_of(collector.store))
     assert node_of(collector.store)["durable"] == 200
 
 
-async def test_the_will_of_an_earlier_run_does_not_bury_a_newer_birth(
+async def test_the_will_of_an_earlier_session_does_not_override_a_newer_birth(
     collector: CollectorProcess, gateway: Callable[..., Any]
 ) -> None:
     collector.start()
@@ -261,11 +270,11 @@ async def test_the_will_of_an_earlier_run_does_not_bury_a_newer_birth(
         node.status("online", "run-2")
         node.status("offline", "run-1")
         node.health()
-        await eventually(lambda: node_of(collector.store).get("verdict") == "ok", lambda: node_of(collector.store))
+        await eventually(lambda: node_of(collector.store).get("status") == "ok", lambda: node_of(collector.store))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_stores_what_is_in_hand_and_ends_with_zero(
+async def test_on_a_signal_the_collector_stores_what_it_received_and_exits_with_0(
     collector: CollectorProcess, gateway: Callable[..., Any], number: signal.Signals
 ) -> None:
     collector.start()
@@ -281,10 +290,10 @@ async def test_a_signal_stores_what_is_in_hand_and_ends_with_zero(
     assert sorted(numbers(collector.store)) == list(range(1, 501))
 
 
-async def test_a_broker_that_restarts_loses_nothing_that_is_durable(
+async def test_a_broker_restart_loses_no_durable_result(
     collector: CollectorProcess, mosquitto: Mosquitto, gateway: Callable[..., Any]
 ) -> None:
-    """Killed, so that it forgets its queues: the outboxes have it all."""
+    """The broker is killed and loses its queues, but the outboxes still have every result."""
     collector.start()
     async with gateway() as node:
         for _ in range(3):
@@ -309,8 +318,8 @@ def test_a_second_collector_on_the_same_store_is_refused(
     assert "Another collector writes" in other.log
 
 
-def test_a_broker_that_is_away_is_waited_for(collector: CollectorProcess, mosquitto: Mosquitto) -> None:
-    """And said by the probe."""
+def test_the_collector_waits_for_an_unreachable_broker(collector: CollectorProcess, mosquitto: Mosquitto) -> None:
+    """Its readiness probe reports it."""
     mosquitto.stop()
     collector.start(wait=False)
     deadline = time.monotonic() + PATIENCE_S

@@ -1,4 +1,4 @@
-"""Whatever a message holds, it becomes an item that the store takes."""
+"""Decoding of messages: any message becomes a record that the store accepts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.region.conftest import result
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import ASK, Gap, Number, key_of
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.region.collector.decode import read
+from hedgerow.region.collector.decode import decode_message
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.records import (
     EventRecord,
+    GapRecord,
     HealthRecord,
-    MissingRecord,
     RejectedRecord,
     ResultRecord,
     StoreRecord,
@@ -37,29 +37,38 @@ def message(topic: str, payload: bytes, *user: tuple[str, str], content_type: st
     return Message(topic, payload, 2, 1, 0.0, encode_properties(pairs))
 
 
-def test_a_result_is_read_with_its_number_and_the_time_of_its_capture() -> None:
-    item = read(message(f"{BASE}/result/p", result("p", 1, 1e9), ("id", "f1"), ("number", "e1/3/7")), "test", 5.0)
+def test_a_result_has_its_number_and_capture_time() -> None:
+    record = decode_message(
+        message(f"{BASE}/result/p", result("p", 1, 1e9), ("id", "f1"), ("number", "e1/3/7")), "test", 5.0
+    )
 
-    assert isinstance(item, ResultRecord)
-    assert (item.number, item.said_id, item.captured_at, item.received_at) == (Number("e1", 3, 7), "f1", 1e9, 5.0)
+    assert isinstance(record, ResultRecord)
+    assert (record.number, record.sender_id, record.captured_at, record.received_at) == (
+        Number("e1", 3, 7),
+        "f1",
+        1e9,
+        5.0,
+    )
 
 
-def test_an_outbox_that_asks_to_be_answered_is_heard_with_results_and_gaps() -> None:
+def test_results_and_gaps_may_request_an_acknowledgement() -> None:
     number, gap = ("number", "e1/3/7"), Gap(key_of(3, 7), key_of(3, 7), {"expired": 1})
-    asks = [
-        read(message(f"{BASE}/{tail}", payload, number, *more), "test", 5.0).asks
+    wants_ack = [
+        decode_message(message(f"{BASE}/{tail}", payload, number, *more), "test", 5.0).wants_ack
         for tail, payload in (("result/p", result("p", 1, 1e9)), ("event/gap", gap.message("e1")))
         for more in ((), (ASK,))
     ]
 
-    assert asks == [False, True, False, True]
+    assert wants_ack == [False, True, False, True]
 
 
-def test_messagepack_and_pictures_are_results_too() -> None:
+def test_messagepack_and_pictures_are_decoded_as_results() -> None:
     body = msgpack.packb({"at": 2e9, "frame": {"captured_at": None}})
-    packed = read(message(f"{BASE}/result/p", body, content_type="application/msgpack"), "test", 5.0)
-    said = ("time", "2026-01-01T00:00:00Z")
-    picture = read(message(f"{BASE}/result/p", b"\xff\xd8", said, content_type="image/jpeg"), "test", 5.0)
+    packed = decode_message(message(f"{BASE}/result/p", body, content_type="application/msgpack"), "test", 5.0)
+    time_property = ("time", "2026-01-01T00:00:00Z")
+    picture = decode_message(
+        message(f"{BASE}/result/p", b"\xff\xd8", time_property, content_type="image/jpeg"), "test", 5.0
+    )
 
     assert isinstance(packed, ResultRecord)
     assert packed.captured_at == 2e9
@@ -68,12 +77,12 @@ def test_messagepack_and_pictures_are_results_too() -> None:
     assert json.loads(picture.properties or "") == [["time", "2026-01-01T00:00:00Z"]]
 
 
-def test_a_gap_is_read() -> None:
+def test_a_gap_is_decoded() -> None:
     gap = Gap(key_of(2, 5), key_of(2, 9), {"evicted": 5})
-    item = read(message(f"{BASE}/event/gap", gap.message("e1"), ("number", "e1/2/5")), "test", 5.0)
+    record = decode_message(message(f"{BASE}/event/gap", gap.message("e1"), ("number", "e1/2/5")), "test", 5.0)
 
-    assert isinstance(item, MissingRecord)
-    assert (item.epoch, item.gap) == ("e1", gap)
+    assert isinstance(record, GapRecord)
+    assert (record.epoch, record.gap) == ("e1", gap)
 
 
 @pytest.mark.parametrize(
@@ -104,38 +113,38 @@ def test_a_gap_is_read() -> None:
         ("command/ping", b"", (), "bad-topic"),
     ],
 )
-def test_what_cannot_be_used_is_rejected_by_its_reason(
+def test_an_invalid_message_is_rejected_with_a_reason(
     topic: str, payload: bytes, user: tuple[tuple[str, str], ...], reason: str
 ) -> None:
-    item = read(message(f"{BASE}/{topic}", payload, *user), "test", 5.0)
+    record = decode_message(message(f"{BASE}/{topic}", payload, *user), "test", 5.0)
 
-    assert isinstance(item, RejectedRecord)
-    assert item.reason == reason
-    assert item.number is None
+    assert isinstance(record, RejectedRecord)
+    assert record.reason == reason
+    assert record.number is None
 
 
-def test_a_durable_result_that_cannot_be_read_is_rejected_with_its_number() -> None:
-    """It would not be any better if it came again, and its outbox waits."""
-    item = read(message(f"{BASE}/result/p", b"{", ("number", "e1/0/1")), "test", 5.0)
+def test_an_unreadable_durable_result_is_rejected_with_its_number() -> None:
+    """Sending it again would not help, and its outbox waits for an acknowledgement."""
+    record = decode_message(message(f"{BASE}/result/p", b"{", ("number", "e1/0/1")), "test", 5.0)
     large = message(f"{BASE}/result/p", b"", ("number", "e1/0/2"))
     large.oversized = 10**9
 
-    assert isinstance(item, RejectedRecord)
-    assert item.number == Number("e1", 0, 1)
-    skipped = read(large, "test", 5.0)
+    assert isinstance(record, RejectedRecord)
+    assert record.number == Number("e1", 0, 1)
+    skipped = decode_message(large, "test", 5.0)
     assert isinstance(skipped, RejectedRecord)
     assert (skipped.reason, skipped.number, skipped.size) == ("too-large", Number("e1", 0, 2), 10**9)
 
 
-def test_another_regions_messages_are_not_of_ours() -> None:
-    item = read(message("hedgerow/v1/other/s1/n1/result/p", b"{}"), "test", 5.0)
+def test_a_message_of_another_region_is_rejected() -> None:
+    record = decode_message(message("hedgerow/v1/other/s1/n1/result/p", b"{}"), "test", 5.0)
 
-    assert isinstance(item, RejectedRecord)
-    assert (item.reason, item.address) == ("bad-topic", None)
+    assert isinstance(record, RejectedRecord)
+    assert (record.reason, record.address) == ("bad-topic", None)
 
 
 _GAP = Gap(key_of(1, 5), key_of(1, 9), {"evicted": 5}).message("e1")
-_RIGHT = [
+_VALID = [
     ("result/p", result("p", 1)),
     ("event/gap", _GAP),
     ("event/reloaded", b'{"at": 1e9}'),
@@ -145,12 +154,12 @@ _RIGHT = [
     ("result/p", msgpack.packb({"at": 1e9, "frame": {"captured_at": 1}})),
 ]
 _NUMBERS = ["e1/0/1", "e1/9/281474976710655", "e1/1/2", "e\x01/1/1", "e1/1/99999999999999999999", "//", "", "e1/1/²"]
-_PIECES = [b"\x00", b"\\u0000", b"\xff", b"1e999", b"-", b"[[[[", b"{}", b"\\ud800"]
+_FRAGMENTS = [b"\x00", b"\\u0000", b"\xff", b"1e999", b"-", b"[[[[", b"{}", b"\\ud800"]
 
 
 def _mutated(chance: random.Random) -> Message:
-    """A message that was right once."""
-    tail, payload = chance.choice(_RIGHT)
+    """A valid message, corrupted at random."""
+    tail, payload = chance.choice(_VALID)
     types = ["application/json", "application/json", "application/msgpack", "image/jpeg"]
     pairs: list[tuple[Property, Any]] = [(Property.CONTENT_TYPE, chance.choice(types))]
     users = [
@@ -164,25 +173,25 @@ def _mutated(chance: random.Random) -> Message:
         target = chance.choice([data, data, properties])
         if target:
             at = chance.randrange(len(target))
-            how = chance.randrange(3)
-            if how == 0:
+            kind = chance.randrange(3)
+            if kind == 0:
                 target[at] = chance.randrange(256)
-            elif how == 1:
+            elif kind == 1:
                 del target[at : at + chance.randrange(1, 5)]
             else:
-                target[at:at] = chance.choice(_PIECES)
+                target[at:at] = chance.choice(_FRAGMENTS)
     node = chance.choice(["n1", "n2", "~", "n\u00e9", ""])
-    made = Message(f"hedgerow/v1/test/s1/{node}/{tail}", bytes(data), 2, 1, 0.0, bytes(properties))
+    corrupted = Message(f"hedgerow/v1/test/s1/{node}/{tail}", bytes(data), 2, 1, 0.0, bytes(properties))
     if chance.random() < 0.02:
-        made.oversized, made.payload = 10**8, b""
+        corrupted.oversized, corrupted.payload = 10**8, b""
     if chance.random() < 0.02:
-        made.malformed = "its topic is not UTF-8"
-    return made
+        corrupted.malformed = "its topic is not UTF-8"
+    return corrupted
 
 
 @pytest.mark.parametrize("count", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_no_message_whatever_is_in_it_stops_the_store(store_url: str, count: int) -> None:
-    """Each is stored, known already, or rejected and counted; nothing raises, in either database."""
+def test_no_message_can_stop_the_store(store_url: str, count: int) -> None:
+    """Each message is stored, a duplicate, or rejected and counted. Nothing raises, with either database."""
     chance = random.Random(count)
     config = RegionConfig.model_validate({"region": {"name": "test"}, "store": {"url": store_url}})
     store = RegionStore(open_database(store_url, write=True), config)
@@ -190,15 +199,15 @@ def test_no_message_whatever_is_in_it_stops_the_store(store_url: str, count: int
     kinds: set[type[StoreRecord]] = set()
     try:
         for _ in range(count // 50):
-            items = [read(_mutated(chance), "test", time.time()) for _ in range(50)]
-            kinds |= {type(item) for item in items}
-            for outcome in apply_each(store, items):
+            records = [decode_message(_mutated(chance), "test", time.time()) for _ in range(50)]
+            kinds |= {type(record) for record in records}
+            for outcome in apply_each(store, records):
                 rejected += outcome.rejected.total()
                 stored += outcome.stored
-                assert outcome.rejected["unstorable"] == 0, "nothing reaches the store that it does not take"
+                assert outcome.rejected["unstorable"] == 0, "the decoder passes on only records that the store accepts"
     finally:
         store.close()
-    assert {ResultRecord, MissingRecord, EventRecord, HealthRecord, RejectedRecord} <= kinds
+    assert {ResultRecord, GapRecord, EventRecord, HealthRecord, RejectedRecord} <= kinds
     assert rejected > count / 10
     assert stored > 10
     assert {Address("test", "s1", "n1"), Address("test", "s1", "n2")} == set(store.nodes)

@@ -1,4 +1,4 @@
-"""The region keeps its repository fresh, and says what stands in the way; nodes notice when nobody does."""
+"""Metadata refresher: keeps the repository fresh, and reports problems."""
 
 from __future__ import annotations
 
@@ -26,97 +26,97 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def keeper_of(world: World) -> MetadataRefresher:
+def refresher_of(world: World) -> MetadataRefresher:
     return MetadataRefresher(world.repository.folder, None, lambda: world.time.wall)
 
 
-def expires(keeper: MetadataRefresher) -> dict[str, float]:
-    return {labels["role"]: value for name, _, labels, value in keeper.gauges() if name.endswith("expires_seconds")}
+def expires(refresher: MetadataRefresher) -> dict[str, float]:
+    return {labels["role"]: value for name, _, labels, value in refresher.gauges() if name.endswith("expires_seconds")}
 
 
-def test_a_repository_that_is_kept_stays_fresh_and_one_that_is_not_does_not(world: World) -> None:
-    ref, keeper = world.publish(), keeper_of(world)
+def test_a_repository_stays_fresh_only_while_it_is_refreshed(world: World) -> None:
+    ref, refresher = world.publish(), refresher_of(world)
 
     for _ in range(10):
         world.time.passes(DAY)
-        keeper.look()
+        refresher.check()
         assert world.node.manifest(ref, {})
-    assert keeper.problems() == []
-    assert expires(keeper).keys() == {"root", "targets", "snapshot", "timestamp", "doors"}
+    assert refresher.problems() == []
+    assert expires(refresher).keys() == {"root", "targets", "snapshot", "timestamp", "doors"}
 
     world.time.passes(8 * DAY)
     with pytest.raises(errors.ExpiredMetadata):
         world.node.refresh()
 
 
-def test_what_an_owner_signs_elsewhere_is_taken_in(world: World) -> None:
-    away = online_key_of(world.repository.folder).rename(world.folder / "region.pem")
+def test_metadata_that_an_owner_signs_elsewhere_is_added(world: World) -> None:
+    key_elsewhere = online_key_of(world.repository.folder).rename(world.folder / "region.pem")
     ref = world.publish()
-    keeper = MetadataRefresher(world.repository.folder, away, lambda: world.time.wall)
+    refresher = MetadataRefresher(world.repository.folder, key_elsewhere, lambda: world.time.wall)
 
-    keeper.look()
+    refresher.check()
 
     assert world.node.manifest(ref, {})
 
 
-def test_without_the_online_key_it_only_says_how_long_things_count(world: World) -> None:
+def test_without_the_online_key_it_only_reports_expiry(world: World) -> None:
     world.publish()
     online_key_of(world.repository.folder).unlink()
     before = (world.repository.metadata / "timestamp.json").read_bytes()
-    keeper = keeper_of(world)
+    refresher = refresher_of(world)
     world.time.passes(2 * DAY)
 
-    keeper.look()
+    refresher.check()
 
     assert (world.repository.metadata / "timestamp.json").read_bytes() == before
-    assert keeper.problems() == []
+    assert refresher.problems() == []
     world.time.passes(6 * DAY)
-    keeper.look()
-    assert keeper.problems() == ["timestamp of the repository: it has expired; sign it again"]
+    refresher.check()
+    assert refresher.problems() == ["timestamp of the repository: it has expired; sign it again"]
 
 
-def test_what_stands_in_the_way_is_told_once_and_so_is_that_it_is_over(world: World) -> None:
+def test_a_problem_and_its_end_are_logged_once(world: World) -> None:
     world.publish()
-    keeper = keeper_of(world)
+    refresher = refresher_of(world)
     good = world.time.wall
-    with capture_logs() as said:
+    with capture_logs() as log_lines:
         for _ in range(3):
             world.time.wall = good - 2 * DAY
-            keeper.look()
-        assert "earlier than the last timestamp's signing time" in keeper.problems()[0]
+            refresher.check()
+        assert "earlier than the last timestamp's signing time" in refresher.problems()[0]
         world.time.wall = good
-        keeper.look()
+        refresher.check()
 
-    told = [line for line in said if line["event"] in ("repository-not-refreshed", "repository-recovered")]
-    assert [line["event"] for line in told] == ["repository-not-refreshed", "repository-recovered"]
-    assert "clock" in told[0]["remedy"]
-    assert keeper.problems() == []
-
-
-def test_a_folder_that_is_no_repository_holds_up_nothing(tmp_path: Path) -> None:
-    keeper = MetadataRefresher(tmp_path / "nowhere", None)
-    keeper.look()
-
-    assert "is not a repository" in keeper.problems()[0]
+    logged = [line for line in log_lines if line["event"] in ("repository-not-refreshed", "repository-recovered")]
+    assert [line["event"] for line in logged] == ["repository-not-refreshed", "repository-recovered"]
+    assert "clock" in logged[0]["remedy"]
+    assert refresher.problems() == []
 
 
-def test_a_role_that_ends_soon_is_warned_of_once_a_day(world: World) -> None:
+def test_a_folder_without_a_repository_is_reported(tmp_path: Path) -> None:
+    refresher = MetadataRefresher(tmp_path / "nowhere", None)
+    refresher.check()
+
+    assert "is not a repository" in refresher.problems()[0]
+
+
+def test_a_role_that_expires_soon_is_warned_of_once_a_day(world: World) -> None:
     world.publish()
-    keeper = keeper_of(world)
+    refresher = refresher_of(world)
     world.time.passes(340 * DAY)
-    with capture_logs() as said:
+    with capture_logs() as log_lines:
         for _ in range(4):
             world.time.passes(DAY / 2)
-            keeper.look()
+            refresher.check()
 
-    warned = [line["role"] for line in said if line["event"] == "signature-ending"]
+    warned = [line["role"] for line in log_lines if line["event"] == "signature-ending"]
     assert sorted(warned) == ["doors", "doors", "targets", "targets"]
-    remedies = {line["remedy"] for line in said if line["event"] == "signature-ending"}
-    assert remedies == {"`hedgerow trust renew doors --key KEY`.", "`hedgerow trust renew targets --key KEY`."}
+    remedies = {line["remedy"] for line in log_lines if line["event"] == "signature-ending"}
+    assert remedies == {f"Run `hedgerow trust renew {role} --key KEY`." for role in ("doors", "targets")}
 
 
-async def test_the_regions_service_keeps_the_repository_that_it_serves(world: World, mosquitto: Mosquitto) -> None:
-    """As its file says; the wall clock of this machine is before that of the repository's world, so it says so."""
+async def test_the_regions_service_refreshes_the_repository_it_serves(world: World, mosquitto: Mosquitto) -> None:
+    """This machine's clock is behind that of the test's repository, so either metadata or a problem appears."""
     world.publish()
     file = world.folder / "region.yaml"
     file.write_text(
@@ -125,8 +125,10 @@ async def test_the_regions_service_keeps_the_repository_that_it_serves(world: Wo
     collector = Collector(load(file))
     running = asyncio.create_task(collector.run())
     try:
-        keeper: Any = collector._keeper
-        await eventually(lambda: expires(keeper) or keeper.problems(), lambda: "a look at the repository")
+        refresher: Any = collector._refresher
+        await eventually(
+            lambda: expires(refresher) or refresher.problems(), lambda: "the first check of the repository"
+        )
     finally:
         collector.stop()
         await running

@@ -14,7 +14,7 @@ from tests.region.world import TURN_S, World
 
 from hedgerow.errors import CommandError
 from hedgerow.region.rollouts.planning.state import Phase
-from hedgerow.region.rollouts.requests import ask
+from hedgerow.region.rollouts.requests import send_request
 from hedgerow.region.store.database.open import open_database
 
 DAY = 86_400.0
@@ -62,9 +62,9 @@ def test_who_asks_is_answered_with_what_was_done_or_why_not(store_url: str) -> N
 
 
 def ask_region(url: str, verb: str, **args: Any) -> Any:
-    database = open_database(url, write=False, beside=True)
+    database = open_database(url, write=False, alongside=True)
     try:
-        return ask(database, verb, args, who="eve", why="a test")
+        return send_request(database, verb, args, who="eve", why="a test")
     finally:
         database.close()
 
@@ -129,7 +129,7 @@ def test_nothing_is_given_outside_of_a_window_and_going_back_is_always_allowed(w
     world.turns(25)
     given = [node for node in world.nodes.values() if node.version == "2.0.0"]
     assert len(given) == 2
-    assert world.waits().startswith("outside of its maintenance windows, until 20")
+    assert world.waits().startswith("outside its maintenance windows, until 20")
     given[0].does["2.0.0"] = "errors"
     world.turns(5)
 
@@ -153,7 +153,7 @@ def test_a_region_that_comes_back_does_not_take_those_it_has_not_heard_yet_for_g
     world.start("2.0.0", offline="fail", windows=[{"begin": f"{opens:%H:%M}", "end": f"{closes:%H:%M}"}])
     world.turns(3)
     world.restart(away_s=900, silent_turns=2)
-    assert "it is open whether" in world.waits()
+    assert "not known yet whether" in world.waits()
     assert ended(world, "faces-2.0.0") is Phase.SUCCEEDED
     assert world.rollout().failed == 0
 
@@ -168,7 +168,7 @@ def test_a_region_that_comes_back_waits_for_those_who_go_back(world: World) -> N
     world.restart(away_s=3600, silent_turns=2)
     assert world.rollout().phase is Phase.ROLLING_BACK
     assert ended(world, "faces-2.0.0") is Phase.FAILED
-    assert "not proved" not in world.rollout().because
+    assert "not proved" not in world.rollout().reason
     assert world.versions() == {"1.0.0"}
 
 
@@ -178,7 +178,7 @@ def test_a_node_that_restarts_long_after_it_was_good_proves_itself_anew_and_is_n
     (one,) = [node for node in world.nodes.values() if node.version == "2.0.0"]
     one.restart(hidden=True)
     world.turn()
-    assert "not proved yet" in world.waits()
+    assert "not good yet" in world.waits()
     one.restart()
     assert ended(world, "faces-2.0.0", 300) is Phase.SUCCEEDED
 

@@ -32,14 +32,14 @@ def begin(url: str) -> StoredRollout:
     RegionStore(open_database(url, write=True), config).close()
     plan = RolloutPlan.model_validate({"rollout": "faces-2", "models": {"faces": {"version": "2.0.0"}}})
     rollout = Rollout("faces-2", plan, {"faces": FACES}, ("all",), {}, wave=0)
-    with closing(open_database(url, write=False, beside=True)) as database:
+    with closing(open_database(url, write=False, alongside=True)) as database:
         return FleetStore(database).add(StoredRollout(0, rollout, Actor("ada"), 1.0, 1.0), {})
 
 
 def end(url: str, kept: StoredRollout) -> None:
     """The rollout has succeeded."""
     ended = replace(kept, rollout=replace(kept.rollout, phase=Phase.SUCCEEDED), ended_at=2.0)
-    with closing(open_database(url, write=False, beside=True)) as database:
+    with closing(open_database(url, write=False, alongside=True)) as database:
         FleetStore(database).save(ended, kept, {})
 
 

@@ -1,4 +1,4 @@
-"""What health reports say of a node: each limit exactly at, below and above where it lies."""
+"""Health reports against limits: each exactly at, just below and just above its value."""
 
 from __future__ import annotations
 
@@ -8,173 +8,175 @@ import pytest
 from pydantic import ValidationError
 
 from hedgerow.region.rollouts.planning.health_samples import (
-    MOST_SAMPLES,
-    Flow,
-    Sample,
-    Shown,
-    Usual,
-    broken,
-    restarts,
-    usual,
+    MAX_SAMPLES,
+    HealthSample,
+    ModelSample,
+    NodeBaseline,
+    PipelineSample,
+    baseline,
+    count_restarts,
+    violated_limit,
 )
 from hedgerow.region.rollouts.planning.spec import GateSection
 
 FILE, OTHER = "sha256:new", "sha256:old"
 
 
-def report(at: float, flows: dict[str, Flow] | None = None, **more: Any) -> Sample:
-    """A health report of a node that runs the new file."""
-    said: dict[str, Any] = {"session": "run-1", "state": "ok", "models": {"faces": Shown(FILE, 1000)}, **more}
-    return Sample(at, flows=flows or {}, **said)
+def report(at: float, pipelines: dict[str, PipelineSample] | None = None, **more: Any) -> HealthSample:
+    """Return a health report of a node that runs the new file."""
+    fields: dict[str, Any] = {"session": "run-1", "state": "ok", "models": {"faces": ModelSample(FILE, 1000)}, **more}
+    return HealthSample(at, pipelines=pipelines or {}, **fields)
 
 
-def doors(received: int, dead: int = 0, dropped: int = 0, p99_ms: float | None = None) -> dict[str, Flow]:
-    return {"doors": Flow(received, dead, dropped, p99_ms, ("faces",))}
+def doors(received: int, dead: int = 0, dropped: int = 0, p99_ms: float | None = None) -> dict[str, PipelineSample]:
+    return {"doors": PipelineSample(received, dead, dropped, p99_ms, ("faces",))}
 
 
 def found(
-    samples: list[Sample], was: Usual | None = None, since: float = 100.0, **limits: Any
+    samples: list[HealthSample], was: NodeBaseline | None = None, since: float = 100.0, **limits: Any
 ) -> tuple[str, str] | None:
-    """What is broken, with limits as wide as they can be but for those that are given."""
+    """Return the violated limit, with all limits off except those given."""
     wide = {
         "max_error_share": 1.0, "max_dropped_share": None, "max_slowdown": None, "max_growth_bytes": None,
         "max_drift": None, "min_frames": 20, "slow_reports": 2,
     }  # fmt: skip
-    return broken(samples, since, ["faces"], was or Usual(), GateSection(**{**wide, **limits}))
+    return violated_limit(samples, since, ["faces"], was or NodeBaseline(), GateSection(**{**wide, **limits}))
 
 
-# What was usual
+# Baseline
 
 
-def test_what_was_usual_is_the_middle_of_what_was_reported() -> None:
+def test_a_baseline_has_the_medians_of_the_reports() -> None:
     samples = [
-        report(1, {"doors": Flow(0, p99_ms=1.0016), "gates": Flow(0)}, memory_bytes=10),
-        report(2, {"doors": Flow(0, p99_ms=9.0), "gates": Flow(0, p99_ms=0.0)}, memory_bytes=0),
-        report(3, {"doors": Flow(0, p99_ms=1.0016), "gates": Flow(0, p99_ms=4.0)}, memory_bytes=40),
-        report(4, {"halls": Flow(0)}, memory_bytes=31),
+        report(1, {"doors": PipelineSample(0, p99_ms=1.0016), "gates": PipelineSample(0)}, memory_bytes=10),
+        report(2, {"doors": PipelineSample(0, p99_ms=9.0), "gates": PipelineSample(0, p99_ms=0.0)}, memory_bytes=0),
+        report(3, {"doors": PipelineSample(0, p99_ms=1.0016), "gates": PipelineSample(0, p99_ms=4.0)}, memory_bytes=40),
+        report(4, {"halls": PipelineSample(0)}, memory_bytes=31),
     ]
 
-    assert usual(samples, ["faces"]) == Usual({"doors": 1.002, "gates": 2.0}, 31, 0.0)
-    assert usual(samples[:2], ["faces"]) == Usual({"doors": 5.001, "gates": 0.0}, 10, 0.0)
+    assert baseline(samples, ["faces"]) == NodeBaseline({"doors": 1.002, "gates": 2.0}, 31, 0.0)
+    assert baseline(samples[:2], ["faces"]) == NodeBaseline({"doors": 5.001, "gates": 0.0}, 10, 0.0)
 
 
-def test_of_a_node_that_said_nothing_nothing_is_usual() -> None:
-    assert usual([], ["faces"]) == Usual({}, 0, 0.0) == Usual()
-    assert usual([report(1)], ["faces"]) == Usual()
-    assert Shown(FILE) == Shown(FILE, 0, None)
+def test_a_baseline_without_reports_is_empty() -> None:
+    assert baseline([], ["faces"]) == NodeBaseline({}, 0, 0.0) == NodeBaseline()
+    assert baseline([report(1)], ["faces"]) == NodeBaseline()
+    assert ModelSample(FILE) == ModelSample(FILE, 0, None)
 
 
-def test_frames_that_usually_died_are_counted_over_the_reports_of_one_run() -> None:
+def test_the_dead_share_of_a_baseline_is_over_the_reports_of_one_session() -> None:
     first, last = report(1, doors(1000, dead=500)), report(9, doors(1300, dead=600))
     other_run = report(1, doors(1000, dead=500), session="run-0")
 
-    assert usual([first, report(5, doors(7777)), last], ["faces"]).dead_share == 0.3333
-    assert usual([other_run, last], ["faces"]).dead_share == 0.4615, "since it started"
-    assert usual([last], ["faces"]).dead_share == 0.4615, "since it started"
+    assert baseline([first, report(5, doors(7777)), last], ["faces"]).dead_share == 0.3333
+    assert baseline([other_run, last], ["faces"]).dead_share == 0.4615, "since it started"
+    assert baseline([last], ["faces"]).dead_share == 0.4615, "since it started"
 
 
-def test_only_frames_of_pipelines_with_the_model_count_as_long_as_any_has_it() -> None:
-    flows = {"doors": Flow(100, 50, models=("faces",)), "gates": Flow(300, 0, models=("cars",))}
+def test_only_pipelines_with_the_model_count_unless_none_has_it() -> None:
+    pipelines = {"doors": PipelineSample(100, 50, models=("faces",)), "gates": PipelineSample(300, 0, models=("cars",))}
 
-    assert usual([report(9, flows)], ["faces"]).dead_share == 0.5
-    assert usual([report(9, flows)], ["plates"]).dead_share == 0.125
-
-
-# Starts
+    assert baseline([report(9, pipelines)], ["faces"]).dead_share == 0.5
+    assert baseline([report(9, pipelines)], ["plates"]).dead_share == 0.125
 
 
-def test_a_start_is_one_more_run_of_these_files() -> None:
+# Restarts
+
+
+def test_restarts_are_sessions_with_these_files() -> None:
     runs = [
         report(1, session="a"),
         report(2, session="a"),
-        report(3, session="b", models={"faces": Shown(OTHER)}),
-        report(4, session="c", models={"cars": Shown(OTHER), "faces": Shown(FILE)}),
+        report(3, session="b", models={"faces": ModelSample(OTHER)}),
+        report(4, session="c", models={"cars": ModelSample(OTHER), "faces": ModelSample(FILE)}),
         report(5, session="d"),
     ]
 
-    assert restarts(runs, [FILE]) == 2
-    assert restarts(runs[:1], [FILE]) == 0
-    assert restarts(runs, ["sha256:none"]) == 0
-    assert restarts(runs, [FILE, OTHER]) == 3
+    assert count_restarts(runs, [FILE]) == 2
+    assert count_restarts(runs[:1], [FILE]) == 0
+    assert count_restarts(runs, ["sha256:none"]) == 0
+    assert count_restarts(runs, [FILE, OTHER]) == 3
 
 
-def test_a_gate_may_ask_for_as_many_reports_as_are_kept_and_no_more() -> None:
-    assert GateSection(slow_reports=MOST_SAMPLES).slow_reports == 12
+def test_slow_reports_is_limited_to_the_reports_that_are_kept() -> None:
+    assert GateSection(slow_reports=MAX_SAMPLES).slow_reports == 12
     with pytest.raises(ValidationError):
-        GateSection(slow_reports=MOST_SAMPLES + 1)
+        GateSection(slow_reports=MAX_SAMPLES + 1)
 
 
 # Limits
 
 
-def test_only_what_came_since_then_counts() -> None:
+def test_only_reports_since_the_change_count() -> None:
     failing = report(100, state="failing", reasons="a stage hangs")
 
-    assert found([failing]) == ("failing", "its health says failing: a stage hangs")
+    assert found([failing]) == ("failing", "its health is failing: a stage hangs")
     assert found([failing], since=100.5) is None
-    assert found([failing, failing, report(110)]) is None, "the last word counts"
+    assert found([failing, failing, report(110)]) is None, "the last report counts"
     assert found([]) is None
     assert found([report(100, state="degraded")]) is None
 
 
-def test_memory_may_grow_as_much_as_is_allowed() -> None:
-    was = Usual(memory_bytes=5000)
+def test_memory_growth_is_limited() -> None:
+    was = NodeBaseline(memory_bytes=5000)
 
     assert found([report(100, memory_bytes=6000)], was, max_growth_bytes=1000) is None
     assert found([report(100, memory_bytes=6001)], was, max_growth_bytes=1000) == (
         "memory-growth",
-        "it takes 1,001 bytes more than before, and 1,000 are allowed",
+        "its memory grew by 1,001 bytes; 1,000 allowed",
     )
     assert found([report(100, memory_bytes=9000)], was) is None
-    assert found([report(100, memory_bytes=9000)], Usual(), max_growth_bytes=1000) is None, "it is not known from where"
-    assert found([report(100, memory_bytes=1)], Usual(), max_growth_bytes=0) is None
-    assert found([report(100, memory_bytes=2)], Usual(memory_bytes=1), max_growth_bytes=0) is not None
+    assert found([report(100, memory_bytes=9000)], NodeBaseline(), max_growth_bytes=1000) is None, (
+        "the baseline is unknown"
+    )
+    assert found([report(100, memory_bytes=1)], NodeBaseline(), max_growth_bytes=0) is None
+    assert found([report(100, memory_bytes=2)], NodeBaseline(memory_bytes=1), max_growth_bytes=0) is not None
 
 
-def test_a_model_may_drift_as_far_as_is_allowed() -> None:
-    def drifted(drift: float | None) -> list[Sample]:
-        return [report(100, models={"faces": Shown(FILE, 1, drift)})]
+def test_drift_is_limited() -> None:
+    def drifted(drift: float | None) -> list[HealthSample]:
+        return [report(100, models={"faces": ModelSample(FILE, 1, drift)})]
 
     assert found(drifted(0.5), max_drift=0.5) is None
-    assert found(drifted(0.501), max_drift=0.5) == ("drift", "drift of faces is 0.501, and 0.5 is allowed")
+    assert found(drifted(0.501), max_drift=0.5) == ("drift", "drift of faces is 0.501; 0.5 allowed")
     assert found(drifted(9.0)) is None
     assert found(drifted(None), max_drift=0.5) is None
     assert found([report(100, models={})], max_drift=0.5) is None
 
 
 def test_the_drift_of_each_model_counts() -> None:
-    models = {"faces": Shown(FILE, 1, 0.1), "cars": Shown(OTHER, 1, 0.9)}
+    models = {"faces": ModelSample(FILE, 1, 0.1), "cars": ModelSample(OTHER, 1, 0.9)}
     limits = GateSection(max_drift=0.5)
 
     for names in (["faces", "cars"], ["cars", "faces"], ["plates", "cars"]):
-        assert broken([report(100, models=models)], 100, names, Usual(), limits) == (
+        assert violated_limit([report(100, models=models)], 100, names, NodeBaseline(), limits) == (
             "drift",
-            "drift of cars is 0.9, and 0.5 is allowed",
+            "drift of cars is 0.9; 0.5 allowed",
         )
 
 
-def test_frames_may_die_up_to_a_share_beyond_what_usually_died() -> None:
+def test_the_dead_share_is_limited_relative_to_the_baseline() -> None:
     def died(dead: int, was: float = 0.0) -> tuple[str, str] | None:
         samples = [report(90, doors(1000, dead=100)), report(110, doors(2000, dead=100 + dead))]
-        return found(samples, Usual(dead_share=was), max_error_share=0.25)
+        return found(samples, NodeBaseline(dead_share=was), max_error_share=0.25)
 
     assert died(250) is None
-    assert died(251) == ("error-rate", "25.1% of 1,000 frames died, and 25.0% may")
+    assert died(251) == ("error-rate", "25.1% of 1,000 frames died; 25.0% allowed")
     assert died(500, was=0.25) is None
-    assert died(501, was=0.25) == ("error-rate", "50.1% of 1,000 frames died, and 50.0% may")
+    assert died(501, was=0.25) == ("error-rate", "50.1% of 1,000 frames died; 50.0% allowed")
 
 
-def test_frames_may_be_dropped_up_to_a_share() -> None:
+def test_the_dropped_share_is_limited() -> None:
     def dropped(frames: int, share: float | None = 0.25) -> tuple[str, str] | None:
         samples = [report(90, doors(1000, dropped=100)), report(110, doors(2000, dropped=100 + frames))]
         return found(samples, max_dropped_share=share)
 
     assert dropped(250) is None
-    assert dropped(251) == ("dropped", "25.1% of 1,000 frames were dropped, and 25.0% may be")
+    assert dropped(251) == ("dropped", "25.1% of 1,000 frames were dropped; 25.0% allowed")
     assert dropped(1000, share=None) is None
 
 
-def test_shares_of_few_frames_say_nothing() -> None:
+def test_shares_of_fewer_than_min_frames_do_not_count() -> None:
     def died(received: int, min_frames: int) -> bool:
         samples = [report(90, doors(0)), report(110, doors(received, dead=received))]
         return found(samples, max_error_share=0.0, min_frames=min_frames) is not None
@@ -183,65 +185,71 @@ def test_shares_of_few_frames_say_nothing() -> None:
     assert (died(0, 0), died(1, 0)) == (False, True)
 
 
-def test_frames_are_counted_from_the_last_report_before_in_the_same_run() -> None:
-    def died(samples: list[Sample]) -> str | None:
-        broke = found(samples, max_error_share=0.0)
-        return None if broke is None else broke[1].split(" frames")[0]
+def test_frames_count_from_the_last_report_before_the_change_in_the_same_session() -> None:
+    def died(samples: list[HealthSample]) -> str | None:
+        violation = found(samples, max_error_share=0.0)
+        return None if violation is None else violation[1].split(" frames")[0]
 
     last = report(110, doors(400, dead=40))
     earliest, before = report(80, doors(0)), report(99.9, doors(300))
 
     assert died([earliest, report(85, doors(9)), before, last]) == "40.0% of 100"
     assert died([report(80, doors(0), session="run-0"), before, last]) == "40.0% of 100"
-    assert died([report(99, doors(350), session="run-0"), last]) == "10.0% of 400", "it has started anew since"
+    assert died([report(99, doors(350), session="run-0"), last]) == "10.0% of 400", "it has restarted since"
     assert died([report(100, doors(350), session="run-0"), last]) == "10.0% of 400"
     ran = [report(at, doors(300), session="run-0") for at in (90, 101, 105)]
     assert died([*ran, last]) == "10.0% of 400"
-    assert died([report(90, doors(200)), report(100, doors(300)), last]) == "20.0% of 200", "just then is not before"
-    assert died([report(100, doors(300)), report(105, doors(9)), last]) == "40.0% of 100", "the first one since then"
+    assert died([report(90, doors(200)), report(100, doors(300)), last]) == "20.0% of 200", (
+        "a report at that very moment is not before it"
+    )
+    assert died([report(100, doors(300)), report(105, doors(9)), last]) == "40.0% of 100", (
+        "from the first report since then"
+    )
     assert died([report(100, doors(300)), last]) == "40.0% of 100"
-    assert died([last]) is None, "it is not known from where"
+    assert died([last]) is None, "the baseline is unknown"
 
 
-def test_a_pipeline_that_is_new_is_counted_from_nought_and_counts_never_go_down() -> None:
-    before = report(90, {"gates": Flow(50, 20, 20, models=("faces",))})
+def test_a_new_pipeline_counts_from_0_and_counts_never_go_negative() -> None:
+    before = report(90, {"gates": PipelineSample(50, 20, 20, models=("faces",))})
     after = {
-        "doors": Flow(80, 40, 8, models=("faces",)),
-        "gates": Flow(70, 10, 10, models=("faces",)),
-        "halls": Flow(900, 900, 900),
+        "doors": PipelineSample(80, 40, 8, models=("faces",)),
+        "gates": PipelineSample(70, 10, 10, models=("faces",)),
+        "halls": PipelineSample(900, 900, 900),
     }
 
     assert found([before, report(110, after)], max_error_share=0.39) == (
         "error-rate",
-        "40.0% of 100 frames died, and 39.0% may",
+        "40.0% of 100 frames died; 39.0% allowed",
     )
     assert found([before, report(110, after)], max_dropped_share=0.07) == (
         "dropped",
-        "8.0% of 100 frames were dropped, and 7.0% may be",
+        "8.0% of 100 frames were dropped; 7.0% allowed",
     )
-    restarted = report(110, {"gates": Flow(20, 20, 0, models=("faces",)), "doors": Flow(30, 3, models=("faces",))})
+    restarted = report(
+        110, {"gates": PipelineSample(20, 20, 0, models=("faces",)), "doors": PipelineSample(30, 3, models=("faces",))}
+    )
     assert found([before, restarted], max_error_share=0.09) == (
         "error-rate",
-        "10.0% of 30 frames died, and 9.0% may",
+        "10.0% of 30 frames died; 9.0% allowed",
     )
 
 
 def slow(*p99_ms: float | None, was: float | None = 10.0, **limits: Any) -> tuple[str, str] | None:
     samples = [report(100 + at, doors(0, p99_ms=value)) for at, value in enumerate(p99_ms)]
     before = {} if was is None else {"doors": was}
-    return found(samples, Usual(before), **{"max_slowdown": 2.0, "slow_reports": 2, **limits})
+    return found(samples, NodeBaseline(before), **{"max_slowdown": 2.0, "slow_reports": 2, **limits})
 
 
-def test_a_pipeline_may_take_so_many_times_as_long_as_before() -> None:
+def test_latency_is_limited_relative_to_the_baseline() -> None:
     assert slow(20.0, 20.0) is None
-    assert slow(20.1, 20.2) == ("latency", "p99 of doors is 20.2 ms; it was 10.0 ms, and 20.0 ms is allowed")
+    assert slow(20.1, 20.2) == ("latency", "p99 of doors is 20.2 ms, was 10.0 ms; 20.0 ms allowed")
     assert slow(99.0, 20.0) is None
     assert slow(99.0, 99.0, max_slowdown=None) is None
     assert slow(99.0, 99.0, was=None) is None
     assert slow(99.0, 99.0, was=0.0) is None
 
 
-def test_so_many_reports_in_a_row_have_to_say_so() -> None:
+def test_latency_counts_only_in_consecutive_reports() -> None:
     assert slow(99.0) is None
     assert slow(99.0, slow_reports=1) is not None
     assert slow(5.0, 99.0, 99.0) is not None
@@ -249,39 +257,39 @@ def test_so_many_reports_in_a_row_have_to_say_so() -> None:
     assert slow(99.0, None) is None
     assert slow(97.0, 98.0, 99.0, slow_reports=3) == (
         "latency",
-        "p99 of doors is 99.0 ms; it was 10.0 ms, and 20.0 ms is allowed",
+        "p99 of doors is 99.0 ms, was 10.0 ms; 20.0 ms allowed",
     )
     assert slow(99.0, 99.0, slow_reports=3) is None
 
 
-def test_a_latency_below_a_millisecond_is_never_too_long() -> None:
+def test_a_latency_below_a_millisecond_is_never_too_slow() -> None:
     assert slow(1.0, 1.0, was=0.1) is None
-    assert slow(1.1, 1.1, was=0.1) == ("latency", "p99 of doors is 1.1 ms; it was 0.1 ms, and 1.0 ms is allowed")
+    assert slow(1.1, 1.1, was=0.1) == ("latency", "p99 of doors is 1.1 ms, was 0.1 ms; 1.0 ms allowed")
 
 
 def test_the_latency_of_each_pipeline_with_the_model_counts() -> None:
-    def flows(**p99_ms: float) -> dict[str, Flow]:
-        return {name: Flow(0, p99_ms=value, models=("faces",)) for name, value in p99_ms.items()}
+    def pipelines(**p99_ms: float) -> dict[str, PipelineSample]:
+        return {name: PipelineSample(0, p99_ms=value, models=("faces",)) for name, value in p99_ms.items()}
 
     limits = GateSection(max_slowdown=2.0, slow_reports=2)
-    was = Usual({"b": 10.0, "c": 10.0})
+    was = NodeBaseline({"b": 10.0, "c": 10.0})
 
-    def latency(*reports: dict[str, Flow]) -> tuple[str, str] | None:
+    def latency(*reports: dict[str, PipelineSample]) -> tuple[str, str] | None:
         samples = [report(100 + at, one) for at, one in enumerate(reports)]
-        return broken(samples, 100, ["faces"], was, limits)
+        return violated_limit(samples, 100, ["faces"], was, limits)
 
-    late = ("latency", "p99 of c is 30.0 ms; it was 10.0 ms, and 20.0 ms is allowed")
-    assert latency(flows(a=99, b=1, c=30), flows(a=99, b=1, c=30)) == late, "a is new, b is quick"
-    assert latency(flows(a=99, c=5), flows(a=99, c=30)) is None
-    assert latency(flows(a=99), flows(a=99, c=30)) is None, "one report is not enough"
-    others = {"d": Flow(0, p99_ms=99.0, models=("cars",)), **flows(c=5)}
-    assert broken([report(100, others)] * 2, 100, ["faces"], Usual({"d": 1.0}), limits) is None
+    late = ("latency", "p99 of c is 30.0 ms, was 10.0 ms; 20.0 ms allowed")
+    assert latency(pipelines(a=99, b=1, c=30), pipelines(a=99, b=1, c=30)) == late, "a is new, b is quick"
+    assert latency(pipelines(a=99, c=5), pipelines(a=99, c=30)) is None
+    assert latency(pipelines(a=99), pipelines(a=99, c=30)) is None, "one report is not enough"
+    others = {"d": PipelineSample(0, p99_ms=99.0, models=("cars",)), **pipelines(c=5)}
+    assert violated_limit([report(100, others)] * 2, 100, ["faces"], NodeBaseline({"d": 1.0}), limits) is None
 
 
-def test_what_is_wrong_is_said_in_order_of_weight() -> None:
-    """A node that says it fails need not be told that it is slow."""
-    was = Usual({"doors": 1.0}, 1000)
-    bad = report(110, doors(100, 100, 100, 99.0), memory_bytes=5000, models={"faces": Shown(FILE, 1, 9.0)})
+def test_the_most_serious_violation_is_reported() -> None:
+    """If memory grows, latency is no longer the point."""
+    was = NodeBaseline({"doors": 1.0}, 1000)
+    bad = report(110, doors(100, 100, 100, 99.0), memory_bytes=5000, models={"faces": ModelSample(FILE, 1, 9.0)})
     first = report(100, doors(0, p99_ms=99.0))
     limits = {
         "max_error_share": 0.1,
@@ -293,8 +301,8 @@ def test_what_is_wrong_is_said_in_order_of_weight() -> None:
 
     order = []
     for off in ("max_growth_bytes", "max_drift", "max_error_share", "max_dropped_share", "max_slowdown"):
-        broke = found([first, bad], was, **limits)
-        order.append(broke[0] if broke else "")
+        violation = found([first, bad], was, **limits)
+        order.append(violation[0] if violation else "")
         limits |= {off: 1.0 if off == "max_error_share" else None}
     assert order == ["memory-growth", "drift", "error-rate", "dropped", "latency"]
     assert found([first, bad], was, **limits) is None

@@ -1,18 +1,17 @@
-"""The inventory of nodes: the words it is asked with."""
+"""Inventory of nodes: names of statuses in filters."""
 
 from __future__ import annotations
 
 import pytest
 
 from hedgerow.errors import ConfigError
-from hedgerow.region.rollouts.inventory import health_of
+from hedgerow.region.rollouts.inventory import parse_status
 from hedgerow.region.store.liveness import Liveness
 
 
-def test_people_are_shown_the_fields_words_and_may_use_the_older_ones() -> None:
-    assert [verdict.status for verdict in Liveness] == ["ok", "degraded", "one-way", "silent", "offline", "unknown"]
-    for verdict in Liveness:
-        assert health_of(verdict.status) is health_of(verdict.value) is verdict
-    with pytest.raises(ConfigError, match="No node is 'ill'") as refused:
-        health_of("ill")
-    assert refused.value.remedy == "Write one of ok, degraded, one-way, silent, offline, unknown."
+def test_a_filter_takes_statuses_and_their_deprecated_names() -> None:
+    for liveness in Liveness:
+        assert parse_status(liveness.value) is parse_status(liveness.old_name) is liveness
+    with pytest.raises(ConfigError, match="There is no status 'ill'") as refused:
+        parse_status("ill")
+    assert refused.value.remedy == "Use one of ok, degraded, one-way, silent, offline, unknown."

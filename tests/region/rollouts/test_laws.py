@@ -90,10 +90,10 @@ class Onlooker:
             )
             assert self.world.now - soaked >= PLAN["soak_s"]
 
-    def good_is_proved(self, moves: dict[str, list[str]]) -> None:
+    def good_is_proved(self, updates: dict[str, list[str]]) -> None:
         """Who counts as good is heard, and serves what it was given."""
         for address, node in self.world.nodes.items():
-            if moves.get(str(address), [""])[0] == "succeeded":
+            if updates.get(str(address), [""])[0] == "succeeded":
                 assert node.told == NEW
                 assert self.world.now - node.told_at <= SILENT_AFTER_S
 
@@ -166,4 +166,4 @@ def everybody_is_where_it_should(world: World, rollout: Rollout) -> None:
             assert rollout.phase is Phase.SUCCEEDED or kept or rollout.plan.on_failure == "roll-back-wave"
         elif not kept:
             assert node.version == OLD, (address, task)
-            assert task.back != "asked" or rollout.phase is not Phase.SUCCEEDED
+            assert task.rollback != "asked" or rollout.phase is not Phase.SUCCEEDED

@@ -1,4 +1,4 @@
-"""What a rollout does next: each step from the very situation that calls for it, and not from the one beside it."""
+"""The planner: each step from exactly the situation that calls for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.region.examples import (
     D,
     E,
     bad,
-    facts,
+    observed,
     reported,
     rollout,
     sample,
@@ -26,45 +26,45 @@ from tests.region.examples import (
 )
 from tests.region.responders import digest
 
-from hedgerow.region.rollouts.planning.gate import UNPROVED, Ear, Facts, GateFinding, GateVerdict, Presence
-from hedgerow.region.rollouts.planning.health_samples import Usual
-from hedgerow.region.rollouts.planning.planner import find, next_step, take_back
+from hedgerow.region.rollouts.planning.gate import UNPROVED, GateFinding, GateVerdict, Listening, ObservedNode, Presence
+from hedgerow.region.rollouts.planning.health_samples import NodeBaseline
+from hedgerow.region.rollouts.planning.planner import evaluate_nodes, next_step, roll_back
 from hedgerow.region.rollouts.planning.state import (
     CatchUp,
     Finish,
-    Halt,
-    Move,
+    Pause,
     Phase,
+    RollBack,
     Rollout,
-    Settle,
     Soak,
     StartWave,
     Step,
-    TakeBack,
     Task,
+    TaskUpdate,
+    UpdateTasks,
     Wait,
 )
 from hedgerow.topics import Address
 
-HEARD = GateFinding(GateVerdict.UNKNOWN, "queued")
-GONE = replace(HEARD, presence=Presence.GONE)
-OPEN = replace(HEARD, presence=Presence.OPEN)
+PRESENT = GateFinding(GateVerdict.UNKNOWN, "queued")
+ABSENT = replace(PRESENT, presence=Presence.ABSENT)
+UNKNOWN = replace(PRESENT, presence=Presence.UNKNOWN)
 WAITS = unknown(UNPROVED, "faces is not served")
-OTHERWISE = unknown(UNPROVED, "it takes its time")
+OTHERWISE = unknown(UNPROVED, "something else")
 ENDED = Wait("it has ended")
 
 
-def given(state: Any = "in-progress", wave: int = 0, **more: Any) -> Task:
-    """A node that was given the change."""
-    return Task(wave, state, **{"generation": 7, "given_at": NOW - 100, **more})
+def reached(state: Any = "in-progress", wave: int = 0, **more: Any) -> Task:
+    """Return the task of a node that was sent the change."""
+    return Task(wave, state, **{"generation": 7, "assigned_at": NOW - 100, **more})
 
 
 def failed(wave: int = 0, **more: Any) -> Task:
-    return given("failed", wave, **{"code": "slow", "reason": "too slow", **more})
+    return reached("failed", wave, **{"code": "slow", "reason": "too slow", **more})
 
 
-def under_way(nodes: Mapping[str, Task], **more: Any) -> Rollout:
-    """A rollout in its first wave of two."""
+def in_progress(nodes: Mapping[str, Task], **more: Any) -> Rollout:
+    """Return a rollout in the first of two waves."""
     return rollout("one", nodes, **{"wave": 0, "waves": ("first", "second"), **more})
 
 
@@ -72,247 +72,261 @@ def step(one: Rollout, findings: Mapping[Address, GateFinding] | None = None, no
     return next_step(one, findings or {}, now)
 
 
-# What is known of nodes, by what each was given
+# Evaluating nodes by their tasks
 
 
-EAR = Ear(NOW - 1000, SILENT_AFTER_S)
+LISTENING = Listening(NOW - 1000, SILENT_AFTER_S)
 
 
-def found(task: Task, known: Facts | None, **more: Any) -> GateFinding:
-    one = under_way({"a": task}, **more)
-    return find(one, {} if known is None else {A: known}, EAR, NOW)[A]
+def finding(task: Task, known: ObservedNode | None, **more: Any) -> GateFinding:
+    one = in_progress({"a": task}, **more)
+    return evaluate_nodes(one, {} if known is None else {A: known}, LISTENING, NOW)[A]
 
 
-def test_a_node_that_is_not_to_prove_anything_is_there_or_not() -> None:
-    assert found(Task(0), facts()) == HEARD
-    assert found(Task(0), None) == GONE
-    assert found(given("queued"), facts()) == HEARD
-    assert found(Task(0, "in-progress"), facts()) == GateFinding(GateVerdict.UNKNOWN, "in-progress")
-    assert found(failed(), facts()) == GateFinding(GateVerdict.UNKNOWN, "failed")
-    assert found(failed(back="proved"), facts()) == GateFinding(GateVerdict.UNKNOWN, "failed")
+def test_a_node_without_a_change_has_only_presence() -> None:
+    assert finding(Task(0), observed()) == PRESENT
+    assert finding(Task(0), None) == ABSENT
+    assert finding(reached("queued"), observed()) == PRESENT
+    assert finding(Task(0, "in-progress"), observed()) == GateFinding(GateVerdict.UNKNOWN, "in-progress")
+    assert finding(failed(), observed()) == GateFinding(GateVerdict.UNKNOWN, "failed")
+    assert finding(failed(rollback="proved"), observed()) == GateFinding(GateVerdict.UNKNOWN, "failed")
 
 
-def test_a_node_has_to_prove_what_it_was_given() -> None:
-    assert found(given(), facts()) == GOOD
-    assert found(given("succeeded"), facts()) == GOOD
-    assert found(given(generation=8), facts()) == unknown(UNPROVED, "it is at generation 7, not 8")
-    assert found(given(), facts(), files={"faces": frozenset([digest("another")])}).code == "wrong-file"
-    assert found(given(), facts(), models={"faces": OLD}).reason == "faces is faces 2.0.0"
-    grown = facts([sample(NOW - 10, 3, memory_bytes=2 << 30)])
-    assert found(given(), grown) == GOOD
-    assert found(given(usual=Usual(memory_bytes=1 << 20)), grown).code == "memory-growth"
-    assert found(given(), facts(), plan={"gate": {"min_frames": 301}}).code == UNPROVED
+def test_a_node_must_prove_its_change() -> None:
+    assert finding(reached(), observed()) == GOOD
+    assert finding(reached("succeeded"), observed()) == GOOD
+    assert finding(reached(generation=8), observed()) == unknown(UNPROVED, "it is at generation 7, not 8")
+    assert finding(reached(), observed(), files={"faces": frozenset([digest("another")])}).code == "wrong-file"
+    assert finding(reached(), observed(), models={"faces": OLD}).reason == "faces is faces 2.0.0"
+    grown = observed([sample(NOW - 10, 3, memory_bytes=2 << 30)])
+    assert finding(reached(), grown) == GOOD
+    assert finding(reached(baseline=NodeBaseline(memory_bytes=1 << 20)), grown).code == "memory-growth"
+    assert finding(reached(), observed(), plan={"gate": {"min_frames": 301}}).code == UNPROVED
 
 
-def test_a_node_that_was_given_something_has_the_gates_time_and_one_that_was_good_has_any() -> None:
-    missing = facts(models={})
+def test_a_timeout_applies_until_a_node_is_good() -> None:
+    missing = observed(models={})
     gate = {"gate": {"timeout_s": 50}}
 
-    assert found(given(given_at=NOW - 50), missing, plan=gate) == WAITS
-    assert found(given(given_at=NOW - 51), missing, plan=gate).code == "timed-out"
-    assert found(given("succeeded", given_at=NOW - 51), missing, plan=gate) == WAITS
+    assert finding(reached(assigned_at=NOW - 50), missing, plan=gate) == WAITS
+    assert finding(reached(assigned_at=NOW - 51), missing, plan=gate).code == "timed-out"
+    assert finding(reached("succeeded", assigned_at=NOW - 51), missing, plan=gate) == WAITS
 
 
-def test_a_node_that_was_put_back_has_the_gates_time_from_when_the_rollout_turned() -> None:
-    back = failed(back="asked", back_generation=8, before={"faces": OLD})
+def test_a_rollback_timeout_counts_from_when_the_rollout_started_rolling_back() -> None:
+    rollback = failed(rollback="asked", rollback_generation=8, before={"faces": OLD})
     gate = {"gate": {"timeout_s": 50}}
-    still = replace(facts(), reported=reported(generation=8))
-    is_back = replace(facts(), reported=reported(generation=8, serving={"model": OLD}))
+    not_yet = replace(observed(), reported=reported(generation=8))
+    rolled_back = replace(observed(), reported=reported(generation=8, serving={"model": OLD}))
     missing = "faces is faces 2.0.0"
 
-    assert found(back, is_back) == GOOD
-    assert found(back, facts()) == unknown(UNPROVED, "it has not taken the change back yet")
-    assert found(back, still, plan=gate) == unknown(UNPROVED, missing), "nothing else waits for it"
-    assert found(back, still, plan=gate, turned_at=NOW - 50) == unknown(UNPROVED, missing)
-    assert found(back, still, plan=gate, turned_at=NOW - 51) == bad("timed-out", missing, state="timed-out")
-
-
-def test_each_node_is_looked_at() -> None:
-    one = under_way({"a": given(), "b": Task(0)})
-
-    assert find(one, {A: facts()}, EAR, NOW) == {A: GOOD, B: GONE}
-
-
-# What has become of nodes
-
-
-def test_what_has_become_of_nodes_is_written_down_first() -> None:
-    one = under_way({"a": given(), "b": given(), "c": given(), "d": given("succeeded"), "e": Task(1)})
-
-    assert step(one, {A: GOOD, B: bad("slow", "too slow"), C: WAITS, D: GOOD, E: GOOD}) == Settle(
-        {A: Move("succeeded"), B: Move("failed", "slow", "too slow")}
-    )
-    assert step(one, {B: bad("silent", "quiet", state="timed-out")}) == Settle(
-        {B: Move("timed-out", "silent", "quiet")}
+    assert finding(rollback, rolled_back) == GOOD
+    assert finding(rollback, observed()) == unknown(UNPROVED, "it has not rolled back yet")
+    assert finding(rollback, not_yet, plan=gate) == unknown(UNPROVED, missing), "the rollout is not rolling back"
+    assert finding(rollback, not_yet, plan=gate, rolling_back_since=NOW - 50) == unknown(UNPROVED, missing)
+    assert finding(rollback, not_yet, plan=gate, rolling_back_since=NOW - 51) == bad(
+        "timed-out", missing, state="timed-out"
     )
 
 
-def test_a_node_that_was_good_has_to_prove_itself_anew_when_it_proves_it_no_more() -> None:
-    one = under_way({"a": given("succeeded")})
+def test_every_node_is_evaluated() -> None:
+    one = in_progress({"a": reached(), "b": Task(0)})
 
-    assert step(one, {A: WAITS}) == Settle({A: Move("in-progress", UNPROVED, "faces is not served")})
-    assert step(one, {A: bad("slow", "too slow")}) == Settle({A: Move("failed", "slow", "too slow")})
-    assert not isinstance(step(one, {A: unknown("not-heard")}), Settle)
-    assert not isinstance(step(under_way({"a": given()}), {A: WAITS}), Settle), "it is at it already"
+    assert evaluate_nodes(one, {A: observed()}, LISTENING, NOW) == {A: GOOD, B: ABSENT}
 
 
-def test_when_all_has_ended_only_late_nodes_are_settled() -> None:
-    one = under_way({"a": given("succeeded"), "b": given(late=True)}, phase=Phase.SUCCEEDED, wave=1)
+# Updating tasks
+
+
+def test_tasks_are_updated_before_anything_else() -> None:
+    one = in_progress({"a": reached(), "b": reached(), "c": reached(), "d": reached("succeeded"), "e": Task(1)})
+
+    assert step(one, {A: GOOD, B: bad("slow", "too slow"), C: WAITS, D: GOOD, E: GOOD}) == UpdateTasks(
+        {A: TaskUpdate("succeeded"), B: TaskUpdate("failed", "slow", "too slow")}
+    )
+    assert step(one, {B: bad("silent", "quiet", state="timed-out")}) == UpdateTasks(
+        {B: TaskUpdate("timed-out", "silent", "quiet")}
+    )
+
+
+def test_a_good_node_whose_proof_is_gone_must_prove_itself_again() -> None:
+    one = in_progress({"a": reached("succeeded")})
+
+    assert step(one, {A: WAITS}) == UpdateTasks({A: TaskUpdate("in-progress", UNPROVED, "faces is not served")})
+    assert step(one, {A: bad("slow", "too slow")}) == UpdateTasks({A: TaskUpdate("failed", "slow", "too slow")})
+    assert not isinstance(step(one, {A: unknown("not-heard")}), UpdateTasks)
+    assert not isinstance(step(in_progress({"a": reached()}), {A: WAITS}), UpdateTasks), "it is in progress already"
+
+
+def test_after_success_only_late_nodes_are_updated() -> None:
+    one = in_progress({"a": reached("succeeded"), "b": reached(late=True)}, phase=Phase.SUCCEEDED, wave=1)
 
     assert step(one, {A: bad("slow"), B: unknown()}) == ENDED
-    assert step(one, {A: WAITS, B: GOOD}) == Settle({B: Move("succeeded")})
-    assert step(one, {B: bad("slow", "too slow")}) == Settle({B: Move("failed", "slow", "too slow")})
+    assert step(one, {A: WAITS, B: GOOD}) == UpdateTasks({B: TaskUpdate("succeeded")})
+    assert step(one, {B: bad("slow", "too slow")}) == UpdateTasks({B: TaskUpdate("failed", "slow", "too slow")})
 
 
-def test_a_node_that_was_put_back_and_proves_it_is_back() -> None:
-    one = under_way({"a": failed(back="asked"), "b": given("canceled", back="asked")}, phase=Phase.ROLLING_BACK)
+def test_a_proved_rollback_is_recorded() -> None:
+    one = in_progress(
+        {"a": failed(rollback="asked"), "b": reached("canceled", rollback="asked")}, phase=Phase.ROLLING_BACK
+    )
 
-    assert step(one, {A: GOOD, B: bad("timed-out")}) == Settle({A: Move("failed", "slow", "too slow", back="proved")})
-    assert step(under_way({"a": failed(back="proved")}, phase=Phase.ROLLING_BACK), {A: GOOD}) == Finish(
+    assert step(one, {A: GOOD, B: bad("timed-out")}) == UpdateTasks(
+        {A: TaskUpdate("failed", "slow", "too slow", rollback="proved")}
+    )
+    assert step(in_progress({"a": failed(rollback="proved")}, phase=Phase.ROLLING_BACK), {A: GOOD}) == Finish(
         Phase.FAILED, ""
     )
 
 
-def test_of_a_node_that_was_given_nothing_nothing_is_settled() -> None:
-    one = under_way({"a": Task(0, "in-progress"), "b": given("removed")})
+def test_a_node_that_was_never_reached_is_not_updated() -> None:
+    one = in_progress({"a": Task(0, "in-progress"), "b": reached("removed")})
 
-    assert not isinstance(step(one, {A: GOOD, B: bad("slow")}), Settle)
+    assert not isinstance(step(one, {A: GOOD, B: bad("slow")}), UpdateTasks)
 
 
 @pytest.mark.parametrize("phase", [Phase.FAILED, Phase.CANCELED])
-def test_what_came_to_nothing_does_nothing_more(phase: Phase) -> None:
-    assert step(under_way({"a": given(), "b": failed(), "c": Task(0)}, phase=phase), {A: GOOD, C: HEARD}) == ENDED
+def test_a_failed_or_canceled_rollout_does_nothing(phase: Phase) -> None:
+    assert step(in_progress({"a": reached(), "b": failed(), "c": Task(0)}, phase=phase), {A: GOOD, C: PRESENT}) == ENDED
 
 
 # Failures
 
 
-def test_more_failures_than_allowed_put_all_back() -> None:
+def test_more_failures_than_allowed_roll_everything_back() -> None:
     nodes = {
         "a": failed(),
-        "b": given("succeeded"),
-        "c": given("succeeded", wave=1),
+        "b": reached("succeeded"),
+        "c": reached("succeeded", wave=1),
         "d": Task(1),
-        "e": given("removed"),
+        "e": reached("removed"),
     }
-    because = "1 failed (s/a: slow: too slow); 0 may"
+    reason = "1 failed (s/a: slow: too slow); 0 allowed"
 
-    assert step(under_way(nodes, wave=1)) == TakeBack((A, B, C), because, Phase.FAILED)
+    assert step(in_progress(nodes, wave=1)) == RollBack((A, B, C), reason, Phase.FAILED)
     wave_only = {"on_failure": "roll-back-wave"}
-    assert step(under_way(nodes, wave=1, plan=wave_only)) == TakeBack((A, C), because, Phase.FAILED)
-    assert step(under_way(nodes, wave=0, plan=wave_only)) == TakeBack((A, B), because, Phase.FAILED)
+    assert step(in_progress(nodes, wave=1, plan=wave_only)) == RollBack((A, C), reason, Phase.FAILED)
+    assert step(in_progress(nodes, wave=0, plan=wave_only)) == RollBack((A, B), reason, Phase.FAILED)
 
 
-def test_as_many_failures_as_allowed_put_only_those_back() -> None:
-    nodes = {"a": failed(), "b": failed(wave=1), "c": given("succeeded")}
+def test_allowed_failures_roll_back_only_the_failed_nodes() -> None:
+    nodes = {"a": failed(), "b": failed(wave=1), "c": reached("succeeded")}
 
-    assert step(under_way(nodes, plan={"max_failed": 2})) == TakeBack((A, B), "they failed")
-    assert step(under_way(nodes, plan={"max_failed": 1})).ending is Phase.FAILED  # type: ignore[union-attr]
-    assert step(under_way(nodes, plan={"max_failed": 1}, forgiven=1)) == TakeBack((A, B), "they failed")
-    assert step(under_way(nodes, plan={"max_failed": 0}, forgiven=1)).ending is Phase.FAILED  # type: ignore[union-attr]
+    assert step(in_progress(nodes, plan={"max_failed": 2})) == RollBack((A, B), "they failed")
+    assert step(in_progress(nodes, plan={"max_failed": 1})).ending is Phase.FAILED  # type: ignore[union-attr]
+    assert step(in_progress(nodes, plan={"max_failed": 1}, forgiven=1)) == RollBack((A, B), "they failed")
+    assert step(in_progress(nodes, plan={"max_failed": 0}, forgiven=1)).ending is Phase.FAILED  # type: ignore[union-attr]
 
 
-def test_a_percentage_of_failures_is_of_those_that_were_reached() -> None:
-    nodes = {"a": failed(), "b": given("succeeded"), "c": given("succeeded"), "d": Task(1), "e": Task(1)}
+def test_a_percentage_of_failures_is_of_the_nodes_reached() -> None:
+    nodes = {"a": failed(), "b": reached("succeeded"), "c": reached("succeeded"), "d": Task(1), "e": Task(1)}
 
-    assert step(under_way(nodes, plan={"max_failed": "34%"})) == TakeBack((A,), "they failed")
-    assert step(under_way(nodes, plan={"max_failed": "33%"})) == TakeBack(
-        (A, B, C), "1 failed (s/a: slow: too slow); 0 may", Phase.FAILED
+    assert step(in_progress(nodes, plan={"max_failed": "34%"})) == RollBack((A,), "they failed")
+    assert step(in_progress(nodes, plan={"max_failed": "33%"})) == RollBack(
+        (A, B, C), "1 failed (s/a: slow: too slow); 0 allowed", Phase.FAILED
     )
 
 
 @pytest.mark.parametrize(("share", "allowed"), [("99%", 0), ("100%", 1)])
-def test_a_share_of_nobody_reached_is_a_share_of_one(share: str, allowed: int) -> None:
-    """Nodes that were not there when their wave came count as failed, and were never given anything."""
+def test_a_percentage_with_no_node_reached_is_of_one_node(share: str, allowed: int) -> None:
+    """Nodes that were offline when their wave started count as failed, but were never reached."""
     nodes = {"a": Task(0, "failed", code="offline", reason="not heard"), "b": Task(1)}
 
-    assert step(under_way(nodes, plan={"max_failed": share})) == TakeBack(
-        (), f"1 failed (s/a: offline: not heard); {allowed} may", Phase.FAILED
+    assert step(in_progress(nodes, plan={"max_failed": share})) == RollBack(
+        (), f"1 failed (s/a: offline: not heard); {allowed} allowed", Phase.FAILED
     )
 
 
-def test_when_all_who_were_reached_have_failed_it_is_too_many_whatever_is_allowed() -> None:
+def test_it_is_too_many_if_every_node_reached_has_failed() -> None:
     allowed = {"max_failed": 9}
-    because = "1 failed (s/a: slow: too slow); 9 may"
+    reason = "1 failed (s/a: slow: too slow); 9 allowed"
 
-    assert step(under_way({"a": failed(), "b": Task(1)}, plan=allowed)) == TakeBack((A,), because, Phase.FAILED)
-    for other in (given(), given("succeeded")):
-        assert step(under_way({"a": failed(), "b": other}, plan=allowed)) == TakeBack((A,), "they failed")
-    assert step(under_way({"a": failed()}, plan=allowed, forgiven=1)) == TakeBack((A,), "they failed")
-    assert isinstance(step(under_way({"a": given("canceled", back="proved")}, plan=allowed)), Wait | StartWave)
+    assert step(in_progress({"a": failed(), "b": Task(1)}, plan=allowed)) == RollBack((A,), reason, Phase.FAILED)
+    for other in (reached(), reached("succeeded")):
+        assert step(in_progress({"a": failed(), "b": other}, plan=allowed)) == RollBack((A,), "they failed")
+    assert step(in_progress({"a": failed()}, plan=allowed, forgiven=1)) == RollBack((A,), "they failed")
+    assert isinstance(step(in_progress({"a": reached("canceled", rollback="proved")}, plan=allowed)), Wait | StartWave)
 
 
-def test_a_rollout_that_is_to_pause_puts_back_what_failed_and_waits_for_a_person() -> None:
+def test_on_failure_pause_rolls_back_failed_nodes_then_pauses() -> None:
     pause = {"on_failure": "pause"}
-    back = failed(back="asked")
+    rollback = failed(rollback="asked")
 
-    assert step(under_way({"a": failed(), "b": given()}, plan=pause)) == TakeBack((A,), "they failed")
-    assert step(under_way({"a": back, "b": given()}, plan=pause)) == Halt("1 failed (s/a: slow: too slow); 0 may")
-    paused = under_way({"a": back, "b": given()}, plan=pause, phase=Phase.PAUSED, because="it looked bad")
+    assert step(in_progress({"a": failed(), "b": reached()}, plan=pause)) == RollBack((A,), "they failed")
+    assert step(in_progress({"a": rollback, "b": reached()}, plan=pause)) == Pause(
+        "1 failed (s/a: slow: too slow); 0 allowed"
+    )
+    paused = in_progress({"a": rollback, "b": reached()}, plan=pause, phase=Phase.PAUSED, reason="it looked bad")
     assert step(paused) == Wait("paused: it looked bad")
-    paused = under_way({"a": back, "b": failed()}, plan=pause, phase=Phase.PAUSED)
-    assert step(paused) == TakeBack((B,), "they failed")
+    paused = in_progress({"a": rollback, "b": failed()}, plan=pause, phase=Phase.PAUSED)
+    assert step(paused) == RollBack((B,), "they failed")
 
 
-def test_a_failure_is_put_back_once_and_only_where_something_was_given() -> None:
-    for back in (failed(back="asked"), failed(back="proved"), Task(0, "failed"), given("removed")):
-        nodes = {"a": back, "b": given("succeeded")}
-        assert not isinstance(step(under_way(nodes, plan={"max_failed": 5}), {B: GOOD}), TakeBack)
+def test_a_failed_node_is_rolled_back_once_and_only_if_reached() -> None:
+    for rollback in (failed(rollback="asked"), failed(rollback="proved"), Task(0, "failed"), reached("removed")):
+        nodes = {"a": rollback, "b": reached("succeeded")}
+        assert not isinstance(step(in_progress(nodes, plan={"max_failed": 5}), {B: GOOD}), RollBack)
 
 
-def test_late_failures_are_put_back_when_all_has_ended_and_while_the_rest_goes_back() -> None:
+def test_late_failures_are_rolled_back_after_success_and_during_a_rollback() -> None:
     for phase in (Phase.SUCCEEDED, Phase.ROLLING_BACK):
-        one = under_way({"a": given("succeeded"), "b": failed(late=True)}, phase=phase)
-        assert step(one) == TakeBack((B,), "they failed")
+        one = in_progress({"a": reached("succeeded"), "b": failed(late=True)}, phase=phase)
+        assert step(one) == RollBack((B,), "they failed")
 
 
 def test_the_first_three_failures_are_named() -> None:
     pause = {"on_failure": "pause"}
-    nodes = {node: failed(back="asked", code=f"code-{node}", reason="bad") for node in "abcd"}
+    nodes = {node: failed(rollback="asked", code=f"code-{node}", reason="bad") for node in "abcd"}
     three = "s/a: code-a: bad; s/b: code-b: bad; s/c: code-c: bad"
 
-    assert step(under_way(nodes, plan=pause)) == Halt(f"4 failed ({three} and 1 more); 0 may")
+    assert step(in_progress(nodes, plan=pause)) == Pause(f"4 failed ({three} and 1 more); 0 allowed")
     del nodes["d"]
-    assert step(under_way(nodes, plan=pause)) == Halt(f"3 failed ({three}); 0 may")
+    assert step(in_progress(nodes, plan=pause)) == Pause(f"3 failed ({three}); 0 allowed")
 
 
-# Putting back
+# Rolling back
 
 
-def test_who_is_put_back_is_who_was_reached_and_is_not_back() -> None:
+def test_a_rollback_includes_reached_nodes_that_are_not_rolled_back() -> None:
     nodes = {
-        "a": given("succeeded"), "b": Task(0), "c": given("canceled", back="asked"), "d": given("removed"),
-        "e": failed(wave=1, back="proved"), "f": given("in-progress", wave=1),
+        "a": reached("succeeded"), "b": Task(0), "c": reached("canceled", rollback="asked"), "d": reached("removed"),
+        "e": failed(wave=1, rollback="proved"), "f": reached("in-progress", wave=1),
     }  # fmt: skip
     f = Address("r", "s", "f")
 
-    assert take_back(under_way(nodes, wave=1), Phase.CANCELED, "eve said so") == TakeBack(
+    assert roll_back(in_progress(nodes, wave=1), Phase.CANCELED, "eve said so") == RollBack(
         (A, f), "eve said so", Phase.CANCELED
     )
 
 
-def test_a_wave_goes_back_with_all_that_failed_or_are_not_through() -> None:
+def test_a_rollback_of_a_wave_includes_failed_and_unfinished_nodes() -> None:
     nodes = {
-        "a": given("succeeded"), "b": given("succeeded", wave=1), "c": failed(), "d": given(late=True), "e": given(wave=1),
+        "a": reached("succeeded"), "b": reached("succeeded", wave=1), "c": failed(), "d": reached(late=True), "e": reached(wave=1),
     }  # fmt: skip
 
-    assert take_back(under_way(nodes, wave=1), Phase.FAILED, "", wave_only=True) == TakeBack(
+    assert roll_back(in_progress(nodes, wave=1), Phase.FAILED, "", wave_only=True) == RollBack(
         (B, C, D, E), "", Phase.FAILED
     )
 
 
-def test_a_rollout_that_goes_back_waits_for_those_that_are_there() -> None:
-    nodes = {node: given("canceled", back="asked") for node in "abc"}
-    one = under_way(nodes, phase=Phase.ROLLING_BACK, because="it was bad", ending=Phase.CANCELED)
+def test_a_rollback_waits_for_present_nodes() -> None:
+    nodes = {node: reached("canceled", rollback="asked") for node in "abc"}
+    one = in_progress(nodes, phase=Phase.ROLLING_BACK, reason="it was bad", ending=Phase.CANCELED)
     late = bad("timed-out", "it does not answer", state="timed-out")
 
-    assert step(one, {A: WAITS, B: OTHERWISE, C: late}) == Wait("s/a, s/b: 2 not back yet: faces is not served")
-    assert step(one, {A: OPEN, B: GONE, C: late}) == Wait("s/a not back yet: ")
-    assert step(one, {A: late, B: GONE}) == Finish(Phase.CANCELED, "it was bad; s/a, s/b, s/c: 3 not proved to be back")
+    assert step(one, {A: WAITS, B: OTHERWISE, C: late}) == Wait(
+        "2 nodes (s/a, s/b) not rolled back yet: faces is not served"
+    )
+    assert step(one, {A: UNKNOWN, B: ABSENT, C: late}) == Wait("s/a not rolled back yet: ")
+    assert step(one, {A: late, B: ABSENT}) == Finish(
+        Phase.CANCELED, "it was bad; rollback not confirmed on 3 nodes (s/a, s/b, s/c)"
+    )
 
 
-def test_a_rollout_that_is_back_has_ended_as_was_said_or_failed() -> None:
-    one = under_way({"a": failed(back="proved"), "b": Task(1, "canceled")}, phase=Phase.ROLLING_BACK, because="bad")
+def test_a_completed_rollback_ends_in_its_ending_phase_or_failed() -> None:
+    one = in_progress(
+        {"a": failed(rollback="proved"), "b": Task(1, "canceled")}, phase=Phase.ROLLING_BACK, reason="bad"
+    )
 
     assert step(one) == Finish(Phase.FAILED, "bad")
     assert step(replace(one, ending=Phase.CANCELED)) == Finish(Phase.CANCELED, "bad")
@@ -321,37 +335,41 @@ def test_a_rollout_that_is_back_has_ended_as_was_said_or_failed() -> None:
 # Forward
 
 
-def test_the_first_wave_begins_with_those_that_are_heard() -> None:
+def test_the_first_wave_starts_with_its_present_nodes() -> None:
     one = rollout("one", {"a": Task(0), "b": Task(0), "c": Task(1)}, waves=("first", "second"))
 
-    assert step(one, {A: HEARD, B: HEARD, C: HEARD}) == StartWave(0, (A, B))
-    assert step(one, {A: GONE, B: HEARD, C: OPEN}) == StartWave(0, (B,))
-    assert step(one, {A: GONE}) == StartWave(0, ())
+    assert step(one, {A: PRESENT, B: PRESENT, C: PRESENT}) == StartWave(0, (A, B))
+    assert step(one, {A: ABSENT, B: PRESENT, C: UNKNOWN}) == StartWave(0, (B,))
+    assert step(one, {A: ABSENT}) == StartWave(0, ())
 
 
-def test_a_wave_waits_as_long_as_it_is_open_whether_somebody_is_there() -> None:
+def test_a_wave_waits_while_presence_is_unknown() -> None:
     one = rollout("one", dict.fromkeys("abcde", Task(0)))
 
-    assert step(one, {A: HEARD, B: OPEN}) == Wait("it is open whether s/b is there")
-    assert step(one, {A: OPEN, B: OPEN, C: HEARD}) == Wait("it is open whether s/a, s/b: 2 are there")
-    assert step(one, {A: OPEN, B: OPEN, C: OPEN}) == Wait("it is open whether s/a, s/b, s/c: 3 are there")
-    assert step(one, dict.fromkeys((A, B, C, D), OPEN)) == Wait(
-        "it is open whether s/a, s/b, s/c and 1 more: 4 are there"
+    assert step(one, {A: PRESENT, B: UNKNOWN}) == Wait("not known yet whether s/b is connected")
+    assert step(one, {A: UNKNOWN, B: UNKNOWN, C: PRESENT}) == Wait(
+        "not known yet whether 2 nodes (s/a, s/b) are connected"
     )
-    assert step(one, dict.fromkeys((A, B, C, D, E), OPEN)) == Wait(
-        "it is open whether s/a, s/b, s/c and 2 more: 5 are there"
+    assert step(one, {A: UNKNOWN, B: UNKNOWN, C: UNKNOWN}) == Wait(
+        "not known yet whether 3 nodes (s/a, s/b, s/c) are connected"
+    )
+    assert step(one, dict.fromkeys((A, B, C, D), UNKNOWN)) == Wait(
+        "not known yet whether 4 nodes (s/a, s/b, s/c and 1 more) are connected"
+    )
+    assert step(one, dict.fromkeys((A, B, C, D, E), UNKNOWN)) == Wait(
+        "not known yet whether 5 nodes (s/a, s/b, s/c and 2 more) are connected"
     )
 
 
-def test_nodes_that_are_not_heard_fail_if_the_plan_says_so() -> None:
+def test_offline_nodes_fail_if_the_plan_says_so() -> None:
     one = rollout("one", {"a": Task(0), "b": Task(0)}, plan={"offline": "fail"})
-    missed = Move("failed", "offline", "it was not heard when its wave came")
+    missed = TaskUpdate("failed", "offline", "it was not connected when its wave started")
 
-    assert step(one, {A: HEARD, B: GONE}) == Settle({B: missed})
-    assert step(one, {}) == Settle({A: missed, B: missed})
-    assert step(one, {A: HEARD, B: HEARD}) == StartWave(0, (A, B))
+    assert step(one, {A: PRESENT, B: ABSENT}) == UpdateTasks({B: missed})
+    assert step(one, {}) == UpdateTasks({A: missed, B: missed})
+    assert step(one, {A: PRESENT, B: PRESENT}) == StartWave(0, (A, B))
     begun = rollout("one", {"a": Task(0), "b": Task(0, "removed")}, plan={"offline": "fail"})
-    assert step(begun, {A: HEARD}) == StartWave(0, (A,))
+    assert step(begun, {A: PRESENT}) == StartWave(0, (A,))
 
 
 WINDOW = {"begin": "10:00", "end": "11:00"}
@@ -359,95 +377,95 @@ OPENS = NOW - NOW % 86_400 + 10 * 3600
 """On the day of NOW, in UTC."""
 
 
-def test_nothing_is_given_outside_of_maintenance_windows() -> None:
+def test_nothing_starts_outside_maintenance_windows() -> None:
     one = rollout("one", {"a": Task(0)}, plan={"windows": [WINDOW]})
 
-    assert step(one, {A: HEARD}, OPENS - 0.5) == Wait("outside of its maintenance windows", OPENS)
-    assert step(one, {A: OPEN}, OPENS - 0.5) == Wait("outside of its maintenance windows", OPENS)
-    assert step(one, {A: HEARD}, OPENS) == StartWave(0, (A,))
-    late = under_way({"a": Task(0, late=True), "b": given()}, plan={"windows": [WINDOW]})
-    assert step(late, {A: HEARD, B: WAITS}, OPENS) == CatchUp((A,))
-    assert step(late, {A: HEARD, B: WAITS}, OPENS - 0.5) == Wait("s/b not proved yet: faces is not served")
+    assert step(one, {A: PRESENT}, OPENS - 0.5) == Wait("outside its maintenance windows", OPENS)
+    assert step(one, {A: UNKNOWN}, OPENS - 0.5) == Wait("outside its maintenance windows", OPENS)
+    assert step(one, {A: PRESENT}, OPENS) == StartWave(0, (A,))
+    late = in_progress({"a": Task(0, late=True), "b": reached()}, plan={"windows": [WINDOW]})
+    assert step(late, {A: PRESENT, B: WAITS}, OPENS) == CatchUp((A,))
+    assert step(late, {A: PRESENT, B: WAITS}, OPENS - 0.5) == Wait("s/b not good yet: faces is not served")
 
 
-def test_late_nodes_that_are_heard_again_catch_up() -> None:
-    nodes = {"a": Task(0, late=True), "b": given(), "c": Task(1), "d": Task(0, late=True), "e": Task(0, "removed")}
+def test_late_nodes_catch_up_when_they_return() -> None:
+    nodes = {"a": Task(0, late=True), "b": reached(), "c": Task(1), "d": Task(0, late=True), "e": Task(0, "removed")}
 
-    assert step(under_way(nodes), dict.fromkeys((A, C, D, E), HEARD) | {B: WAITS}) == CatchUp((A, D))
-    assert step(under_way(nodes, wave=1), {A: OPEN, C: HEARD, D: GONE}) == CatchUp((C,))
-    assert step(under_way(nodes), {B: WAITS}) == Wait("s/b not proved yet: faces is not served")
-    ended = under_way({"a": Task(1, late=True), "b": given("succeeded")}, phase=Phase.SUCCEEDED, wave=1)
-    assert step(ended, {A: HEARD}) == CatchUp((A,))
-    assert step(ended, {A: GONE}) == ENDED
-
-
-def test_a_wave_waits_for_those_that_were_there_and_not_for_who_is_late() -> None:
-    waiting = {"a": given("succeeded"), "b": given()}
-
-    assert step(under_way(waiting), {A: GOOD}) == Wait("s/b not proved yet: it is not known")
-    assert step(under_way(waiting), {A: GOOD, B: WAITS}) == Wait("s/b not proved yet: faces is not served")
-    two = under_way({"a": given(), "b": given()})
-    assert step(two, {A: WAITS, B: OTHERWISE}) == Wait("s/a, s/b: 2 not proved yet: faces is not served")
-    assert step(under_way({"a": given("succeeded"), "b": given(late=True)}), {A: GOOD, B: WAITS}) == Soak()
-    later = under_way({"a": given("succeeded", wave=1), "b": given(wave=1), "c": given(wave=0)}, wave=0)
-    assert step(later, {C: WAITS}) == Wait("s/c not proved yet: faces is not served"), "of waves that have begun"
+    assert step(in_progress(nodes), dict.fromkeys((A, C, D, E), PRESENT) | {B: WAITS}) == CatchUp((A, D))
+    assert step(in_progress(nodes, wave=1), {A: UNKNOWN, C: PRESENT, D: ABSENT}) == CatchUp((C,))
+    assert step(in_progress(nodes), {B: WAITS}) == Wait("s/b not good yet: faces is not served")
+    ended = in_progress({"a": Task(1, late=True), "b": reached("succeeded")}, phase=Phase.SUCCEEDED, wave=1)
+    assert step(ended, {A: PRESENT}) == CatchUp((A,))
+    assert step(ended, {A: ABSENT}) == ENDED
 
 
-def test_as_long_as_nobody_is_good_late_nodes_are_waited_for() -> None:
-    late = {"a": Task(0, late=True), "b": given(late=True), "c": Task(1)}
+def test_a_wave_waits_for_its_nodes_but_not_for_late_ones() -> None:
+    waiting = {"a": reached("succeeded"), "b": reached()}
 
-    assert step(under_way(late), {B: WAITS}) == Wait("nobody has proved it good yet; s/a, s/b: 2 late")
-    assert step(under_way({"a": Task(0, late=True), "c": Task(1)})) == Wait("nobody has proved it good yet; s/a late")
-    gone = under_way({"a": Task(0, "removed"), "c": Task(1)})
-    assert step(gone, {C: HEARD}) == StartWave(1, (C,)), "nobody of it is left to wait for"
+    assert step(in_progress(waiting), {A: GOOD}) == Wait("s/b not good yet: nothing is known of it")
+    assert step(in_progress(waiting), {A: GOOD, B: WAITS}) == Wait("s/b not good yet: faces is not served")
+    two = in_progress({"a": reached(), "b": reached()})
+    assert step(two, {A: WAITS, B: OTHERWISE}) == Wait("2 nodes (s/a, s/b) not good yet: faces is not served")
+    assert step(in_progress({"a": reached("succeeded"), "b": reached(late=True)}), {A: GOOD, B: WAITS}) == Soak()
+    later = in_progress({"a": reached("succeeded", wave=1), "b": reached(wave=1), "c": reached(wave=0)}, wave=0)
+    assert step(later, {C: WAITS}) == Wait("s/c not good yet: faces is not served"), "of any wave that has started"
 
 
-def test_a_wave_that_is_good_soaks_and_then_the_next_one_begins() -> None:
-    one = under_way({"a": given("succeeded"), "b": Task(1)}, plan={"soak_s": 60})
+def test_late_nodes_hold_up_a_rollout_until_one_node_is_good() -> None:
+    late = {"a": Task(0, late=True), "b": reached(late=True), "c": Task(1)}
+
+    assert step(in_progress(late), {B: WAITS}) == Wait("no node is good yet; 2 nodes (s/a, s/b) late")
+    assert step(in_progress({"a": Task(0, late=True), "c": Task(1)})) == Wait("no node is good yet; s/a late")
+    gone = in_progress({"a": Task(0, "removed"), "c": Task(1)})
+    assert step(gone, {C: PRESENT}) == StartWave(1, (C,)), "no node of the wave is left"
+
+
+def test_a_good_wave_soaks_before_the_next_one_starts() -> None:
+    one = in_progress({"a": reached("succeeded"), "b": Task(1)}, plan={"soak_s": 60})
     soaking = replace(one, soaking_since=NOW - 60)
-    known = {A: GOOD, B: HEARD}
+    known = {A: GOOD, B: PRESENT}
 
     assert step(one, known) == Soak()
     assert step(soaking, known, NOW - 0.5) == Wait("soaking", NOW)
     assert step(soaking, known, NOW) == StartWave(1, (B,))
 
 
-def test_a_wave_that_nobody_of_is_good_in_does_not_soak() -> None:
-    late = {"a": given("succeeded"), "b": Task(1, late=True), "c": Task(2)}
-    one = under_way(late, wave=1, waves=("first", "second", "third"))
+def test_a_wave_without_a_good_node_does_not_soak() -> None:
+    late = {"a": reached("succeeded"), "b": Task(1, late=True), "c": Task(2)}
+    one = in_progress(late, wave=1, waves=("first", "second", "third"))
 
-    assert step(one, {A: GOOD, C: HEARD}) == StartWave(2, (C,))
-    assert step(under_way({"b": given("succeeded", wave=1)}), {B: GOOD}) == StartWave(1, ())
+    assert step(one, {A: GOOD, C: PRESENT}) == StartWave(2, (C,))
+    assert step(in_progress({"b": reached("succeeded", wave=1)}), {B: GOOD}) == StartWave(1, ())
 
 
-def test_at_the_end_of_a_soak_all_of_the_wave_have_to_be_known_to_be_good() -> None:
-    nodes = {"a": given("succeeded"), "b": given("succeeded", wave=1), "c": given("succeeded", wave=1)}
-    one = under_way(nodes, wave=1, soaking_since=NOW - 600)
+def test_after_a_soak_all_nodes_of_the_wave_must_be_good() -> None:
+    nodes = {"a": reached("succeeded"), "b": reached("succeeded", wave=1), "c": reached("succeeded", wave=1)}
+    one = in_progress(nodes, wave=1, soaking_since=NOW - 600)
 
-    assert step(one, {A: unknown(), B: unknown("not-heard"), C: GOOD}) == Wait("s/b not known to be good just now")
-    assert step(one, {B: GOOD}) == Wait("s/c not known to be good just now")
+    assert step(one, {A: unknown(), B: unknown("not-heard"), C: GOOD}) == Wait("s/b not known to be good at the moment")
+    assert step(one, {B: GOOD}) == Wait("s/c not known to be good at the moment")
     assert step(one, {B: GOOD, C: GOOD}) == Finish(Phase.SUCCEEDED, "3 of 3 nodes serve it")
 
 
-def test_a_rollout_soaks_for_ten_minutes_unless_it_says_otherwise() -> None:
-    one = under_way({"a": given("succeeded"), "b": Task(1)}, soaking_since=NOW)
+def test_the_default_soak_is_ten_minutes() -> None:
+    one = in_progress({"a": reached("succeeded"), "b": Task(1)}, soaking_since=NOW)
 
-    assert step(one, {A: GOOD, B: HEARD}, NOW + 599.5) == Wait("soaking", NOW + 600)
-    assert step(one, {A: GOOD, B: HEARD}, NOW + 600) == StartWave(1, (B,))
+    assert step(one, {A: GOOD, B: PRESENT}, NOW + 599.5) == Wait("soaking", NOW + 600)
+    assert step(one, {A: GOOD, B: PRESENT}, NOW + 600) == StartWave(1, (B,))
 
 
-def test_what_a_rollout_has_come_to_is_summed_up() -> None:
+def test_a_finished_rollout_has_a_summary() -> None:
     nodes = {
-        "a": given("succeeded"), "b": failed(back="asked"), "c": Task(0, late=True), "d": given(late=True), "e": Task(0, "removed"),
+        "a": reached("succeeded"), "b": failed(rollback="asked"), "c": Task(0, late=True), "d": reached(late=True), "e": Task(0, "removed"),
     }  # fmt: skip
-    one = under_way(nodes, waves=("all",), soaking_since=NOW - 600, plan={"max_failed": 1})
+    one = in_progress(nodes, waves=("all",), soaking_since=NOW - 600, plan={"max_failed": 1})
 
     assert step(one, {A: GOOD, D: WAITS}) == Finish(Phase.SUCCEEDED, "1 of 5 nodes serve it, 1 failed, 2 late")
     assert step(rollout("one", {}, waves=())) == Finish(Phase.SUCCEEDED, "0 of 0 nodes serve it")
 
 
-def test_a_rollout_that_is_paused_begins_nothing() -> None:
-    one = under_way({"a": Task(0, late=True), "b": given()}, phase=Phase.PAUSED, because="by eve")
+def test_a_paused_rollout_starts_nothing() -> None:
+    one = in_progress({"a": Task(0, late=True), "b": reached()}, phase=Phase.PAUSED, reason="by eve")
 
-    assert step(one, {A: HEARD, B: WAITS}) == Wait("paused: by eve")
-    assert step(one, {A: HEARD, B: GOOD}) == Settle({B: Move("succeeded")})
+    assert step(one, {A: PRESENT, B: WAITS}) == Wait("paused: by eve")
+    assert step(one, {A: PRESENT, B: GOOD}) == UpdateTasks({B: TaskUpdate("succeeded")})

@@ -47,7 +47,7 @@ class Books:
 
 
 @pytest.fixture
-def books(sqlite_url: str) -> Iterator[Books]:
+def outboxes(sqlite_url: str) -> Iterator[Books]:
     database = open_database(sqlite_url, write=True)
     yield Books(database)
     database.close()
@@ -60,32 +60,32 @@ def either_books(store_url: str) -> Iterator[Books]:
     database.close()
 
 
-def shown(books: Books, name: str | None = None, **more: bool) -> dict[str, Any]:
-    found = progress(books.database, name, **more)
+def shown(outboxes: Books, name: str | None = None, **more: bool) -> dict[str, Any]:
+    found = progress(outboxes.database, name, **more)
     assert found is not None
     return found
 
 
-def test_where_there_is_no_rollout_there_is_no_progress(books: Books) -> None:
-    assert progress(books.database) is None
-    assert progress(books.database, "faces") is None
-    assert history(books.database, 9) == []
-    books.add("one", {"a": Task(0)})
-    assert progress(books.database, "two") is None
+def test_where_there_is_no_rollout_there_is_no_progress(outboxes: Books) -> None:
+    assert progress(outboxes.database) is None
+    assert progress(outboxes.database, "faces") is None
+    assert history(outboxes.database, 9) == []
+    outboxes.add("one", {"a": Task(0)})
+    assert progress(outboxes.database, "two") is None
 
 
-def test_a_rollout_under_way_is_shown_field_by_field(books: Books) -> None:
+def test_a_rollout_under_way_is_shown_field_by_field(outboxes: Books) -> None:
     nodes = {
         "a": Task(0, "succeeded", generation=7, before={"faces": OLD, "cars": None}),
-        "b": Task(0, "failed", late=True, generation=8, back="asked", back_generation=9, code="slow", reason="too slow"),
+        "b": Task(0, "failed", late=True, generation=8, rollback="asked", rollback_generation=9, code="slow", reason="too slow"),
         "c": Task(1),
     }  # fmt: skip
-    books.add(
-        "one", nodes, target="ring=early", waves=("first", "second", "third"), wave=0, soaking_since=AT + 2, because="so",
+    outboxes.add(
+        "one", nodes, target="ring=early", waves=("first", "second", "third"), wave=0, soaking_since=AT + 2, reason="so",
         kept={"waits": "soaking"},
     )  # fmt: skip
 
-    assert shown(books, "one") == {
+    assert shown(outboxes, "one") == {
         "rollout": "one",
         "phase": "in-progress",
         "ended": False,
@@ -129,69 +129,69 @@ def test_a_rollout_under_way_is_shown_field_by_field(books: Books) -> None:
         ],
         "tasks_left_out": 0,
     }
-    every = shown(books, "one", every_node=True)
+    every = shown(outboxes, "one", every_node=True)
     assert [task["node"] for task in every["tasks"]] == ["r/s/a", "r/s/b", "r/s/c"]
     assert every["tasks"][0]["before"] == {"faces": OLD.model_dump(), "cars": None}
     assert every["tasks_left_out"] == 0
 
 
-def test_a_rollout_that_has_ended_waits_for_nothing(books: Books) -> None:
-    books.add("one", {}, Phase.SUCCEEDED, kept={"waits": "for old", "ended_at": AT + 3})
-    one = shown(books)
+def test_a_rollout_that_has_ended_waits_for_nothing(outboxes: Books) -> None:
+    outboxes.add("one", {}, Phase.SUCCEEDED, kept={"waits": "for old", "ended_at": AT + 3})
+    one = shown(outboxes)
 
     assert (one["ended"], one["ended_at"], one["waits_for"]) == (True, "2027-01-15T08:00:03.000Z", "")
     assert (one["soaking_since"], one["waves"][0]["begun"]) == (None, False)
 
 
-def test_unless_one_is_named_the_oldest_under_way_is_shown_or_else_the_last(books: Books) -> None:
-    books.add("one", {}, Phase.FAILED)
-    books.add("two", {}, Phase.SUCCEEDED)
-    assert shown(books)["rollout"] == "two"
-    books.add("three", {})
-    books.add("four", {}, Phase.PAUSED)
-    books.add("five", {}, Phase.CANCELED)
-    books.add("six", {}, Phase.ROLLING_BACK)
+def test_unless_one_is_named_the_oldest_under_way_is_shown_or_else_the_last(outboxes: Books) -> None:
+    outboxes.add("one", {}, Phase.FAILED)
+    outboxes.add("two", {}, Phase.SUCCEEDED)
+    assert shown(outboxes)["rollout"] == "two"
+    outboxes.add("three", {})
+    outboxes.add("four", {}, Phase.PAUSED)
+    outboxes.add("five", {}, Phase.CANCELED)
+    outboxes.add("six", {}, Phase.ROLLING_BACK)
 
-    assert shown(books)["rollout"] == "three"
-    assert shown(books, "five")["rollout"] == "five"
-    assert [one["rollout"] for one in history(books.database, 2)] == ["six", "five"]
-    assert [one["rollout"] for one in history(books.database, 99)] == ["six", "five", "four", "three", "two", "one"]
+    assert shown(outboxes)["rollout"] == "three"
+    assert shown(outboxes, "five")["rollout"] == "five"
+    assert [one["rollout"] for one in history(outboxes.database, 2)] == ["six", "five"]
+    assert [one["rollout"] for one in history(outboxes.database, 99)] == ["six", "five", "four", "three", "two", "one"]
 
 
-def test_what_is_wrong_with_the_first_twenty_nodes_is_shown(books: Books) -> None:
+def test_what_is_wrong_with_the_first_twenty_nodes_is_shown(outboxes: Books) -> None:
     def nodes(bad: int) -> dict[str, Task]:
         good = {f"good{number}": Task(0, "succeeded") for number in range(3)}
         return {f"n{number:02}": Task(0, "failed") for number in range(bad)} | good
 
-    books.add("twenty", nodes(20))
-    books.add("more", nodes(22))
+    outboxes.add("twenty", nodes(20))
+    outboxes.add("more", nodes(22))
 
-    assert (len(shown(books, "twenty")["tasks"]), shown(books, "twenty")["tasks_left_out"]) == (20, 0)
-    assert (len(shown(books, "more")["tasks"]), shown(books, "more")["tasks_left_out"]) == (20, 2)
-    assert (len(shown(books, "more", every_node=True)["tasks"])) == 25
+    assert (len(shown(outboxes, "twenty")["tasks"]), shown(outboxes, "twenty")["tasks_left_out"]) == (20, 0)
+    assert (len(shown(outboxes, "more")["tasks"]), shown(outboxes, "more")["tasks_left_out"]) == (20, 2)
+    assert (len(shown(outboxes, "more", every_node=True)["tasks"])) == 25
 
 
-def test_a_node_that_something_was_said_of_is_shown_though_it_has_not_failed(books: Books) -> None:
-    books.add(
+def test_a_node_that_something_was_said_of_is_shown_though_it_has_not_failed(outboxes: Books) -> None:
+    outboxes.add(
         "one", {"a": Task(0, "in-progress", code="unproved"), "b": Task(0, "removed", code="pinned"), "c": Task(0)}
     )
 
-    assert [task["node"] for task in shown(books)["tasks"]] == ["r/s/a", "r/s/b"]
+    assert [task["node"] for task in shown(outboxes)["tasks"]] == ["r/s/a", "r/s/b"]
 
 
-def said(books: Books, newest: int = 99, **only: str) -> list[str]:
-    return [line["action"] for line in audit(books.database, newest=newest, **only)]
+def said(outboxes: Books, newest: int = 99, **only: str) -> list[str]:
+    return [line["action"] for line in audit(outboxes.database, newest=newest, **only)]
 
 
-def test_the_audit_log_is_read_from_its_end_and_told_in_order(books: Books) -> None:
-    books.fleet.audit(EVE, "first", AT, rollout="one", given={"r/s/a": 1})
-    books.fleet.audit(EVE, "second", AT + 1, rollout="two")
-    books.fleet.audit(EVE, "third", AT + 2)
+def test_the_audit_log_is_read_from_its_end_and_told_in_order(outboxes: Books) -> None:
+    outboxes.fleet.audit(EVE, "first", AT, rollout="one", given={"r/s/a": 1})
+    outboxes.fleet.audit(EVE, "second", AT + 1, rollout="two")
+    outboxes.fleet.audit(EVE, "third", AT + 2)
 
-    assert said(books) == ["first", "second", "third"]
-    assert said(books, 2) == ["second", "third"]
-    assert said(books, rollout="two") == ["second"]
-    assert audit(books.database, newest=1, rollout="one") == [
+    assert said(outboxes) == ["first", "second", "third"]
+    assert said(outboxes, 2) == ["second", "third"]
+    assert said(outboxes, rollout="two") == ["second"]
+    assert audit(outboxes.database, newest=1, rollout="one") == [
         {
             "at": "2027-01-15T08:00:00.000Z",
             "who": "eve",

@@ -15,7 +15,7 @@ from tests.region.responders import Responders, ref
 from hedgerow.cli.frames.command import ask as ask_nodes
 from hedgerow.config import BrokerSection
 from hedgerow.region.rollouts.progress import audit, progress
-from hedgerow.region.rollouts.requests import ask
+from hedgerow.region.rollouts.requests import send_request
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.open import open_database
 from hedgerow.testing import Mosquitto
@@ -46,9 +46,9 @@ class Region:
 
     async def ask(self, verb: str, *, who: str = "eve@test", why: str = "a test", **args: Any) -> Any:
         def asked() -> Any:
-            database = open_database(self.url, write=False, beside=True)
+            database = open_database(self.url, write=False, alongside=True)
             try:
-                return ask(database, verb, args, who=who, why=why)
+                return send_request(database, verb, args, who=who, why=why)
             finally:
                 database.close()
 
@@ -108,12 +108,12 @@ def region(collector: CollectorProcess) -> Region:
 
 
 async def known(region: Region, count: int) -> None:
-    def heard() -> int:
+    def present() -> int:
         return int(
             region.reads(lambda database: database.rows("SELECT count(*) FROM said WHERE channel = 'reported'"))[0][0]
         )
 
-    await eventually(lambda: heard() == count, heard)
+    await eventually(lambda: present() == count, present)
 
 
 async def test_a_good_version_reaches_everybody_in_waves(region: Region, mosquitto: Mosquitto) -> None:

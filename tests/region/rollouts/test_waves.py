@@ -10,8 +10,8 @@ from hedgerow.region.rollouts.planning.waves import Member, Wave, assign, wave_o
 from hedgerow.topics import Address
 
 
-def member(number: int, site: str = "s", *, heard: bool = True, **labels: str) -> Member:
-    return Member(Address("r", site, f"n{number}"), labels, heard)
+def member(number: int, site: str = "s", *, present: bool = True, **labels: str) -> Member:
+    return Member(Address("r", site, f"n{number}"), labels, present)
 
 
 def fleet(count: int) -> list[Member]:
@@ -66,11 +66,11 @@ def test_a_wave_by_label_has_those_that_it_chooses() -> None:
 
 
 def test_nodes_that_are_heard_come_first() -> None:
-    members = [member(number, heard=number >= 4) for number in range(8)]
+    members = [member(number, present=number >= 4) for number in range(8)]
     (first, rest) = assign("faces-2", [4], members)
 
-    assert set(first.nodes) == {one.address for one in members if one.heard}
-    assert set(rest.nodes) == {one.address for one in members if not one.heard}
+    assert set(first.nodes) == {one.address for one in members if one.present}
+    assert set(rest.nodes) == {one.address for one in members if not one.present}
 
 
 def test_chance_decides_the_same_every_time_and_otherwise_for_another_rollout() -> None:

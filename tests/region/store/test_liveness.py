@@ -1,59 +1,64 @@
-"""How a node is, at the very limits; and how times are said."""
+"""Node status at the limits, and formatted durations."""
 
 from __future__ import annotations
 
 import pytest
 
-from hedgerow.region.store.liveness import Liveness, Signs, judge, spell
+from hedgerow.region.store.liveness import Liveness, Signs, format_duration, judge
 
 NOW, SILENT_AFTER_S = 1000.0, 35.0
 
 
 def judged(
     online: bool | None = True,
-    heard_at: float | None = NOW,
+    last_seen: float | None = NOW,
     health: str | None = "ok",
     reasons: str = "",
-    answered_at: float | None = NOW,
+    last_reply: float | None = NOW,
     unanswered: int = 0,
 ) -> tuple[Liveness, str]:
-    return judge(Signs(online, heard_at, health, reasons, answered_at, unanswered), NOW, SILENT_AFTER_S)
+    return judge(Signs(online, last_seen, health, reasons, last_reply, unanswered), NOW, SILENT_AFTER_S)
 
 
-def test_a_node_is_silent_after_longer_than_one_that_is_well_may_be() -> None:
-    assert judged(heard_at=NOW - 35.0) == (Liveness.OK, "")
-    assert judged(heard_at=NOW - 35.1) == (Liveness.SILENT, "nothing came for 35 s")
-    assert judged(heard_at=NOW + 35.1) == (Liveness.OK, "")
+def test_a_node_is_silent_after_the_longest_normal_silence() -> None:
+    assert judged(last_seen=NOW - 35.0) == (Liveness.OK, "")
+    assert judged(last_seen=NOW - 35.1) == (Liveness.SILENT, "nothing received for 35 s")
+    assert judged(last_seen=NOW + 35.1) == (Liveness.OK, "")
 
 
-def test_one_ping_may_be_lost_and_two_may_not() -> None:
+def test_one_ping_may_be_lost_but_not_two() -> None:
     assert judged(unanswered=1) == (Liveness.OK, "")
-    assert judged(unanswered=2, answered_at=NOW - 20) == (Liveness.DEAF, "2 pings unanswered, last answered 20 s ago")
-    assert judged(unanswered=3, answered_at=None) == (Liveness.DEAF, "3 pings unanswered, never answered")
+    assert judged(unanswered=2, last_reply=NOW - 20) == (Liveness.ONE_WAY, "2 pings unanswered, last reply 20 s ago")
+    assert judged(unanswered=3, last_reply=None) == (Liveness.ONE_WAY, "3 pings unanswered, no reply yet")
 
 
-def test_what_a_node_says_of_its_health_is_passed_on() -> None:
+def test_a_node_is_degraded_if_its_health_report_says_so() -> None:
     assert judged(health=None) == (Liveness.OK, "")
-    assert judged(health="degraded", reasons="doors: late") == (Liveness.TROUBLED, "degraded: doors: late")
-    assert judged(health="failing") == (Liveness.TROUBLED, "failing")
+    assert judged(health="degraded", reasons="doors: late") == (Liveness.DEGRADED, "degraded: doors: late")
+    assert judged(health="failing") == (Liveness.DEGRADED, "failing")
 
 
-def test_what_weighs_most_is_said() -> None:
-    known = {"health": "failing", "unanswered": 2, "heard_at": None, "online": False}
+def test_the_most_serious_status_wins() -> None:
+    known = {"health": "failing", "unanswered": 2, "last_seen": None, "online": False}
 
-    assert judged(**known) == (Liveness.OFFLINE, "said goodbye, or its broker did for it")  # type: ignore[arg-type]
+    assert judged(**known) == (Liveness.OFFLINE, "it went offline, or its broker lost the connection to it")  # type: ignore[arg-type]
     known["online"] = None
-    assert judged(**known) == (Liveness.UNKNOWN, "nothing came of it since the collector has been there")  # type: ignore[arg-type]
-    known["heard_at"] = 0.0
+    assert judged(**known) == (Liveness.UNKNOWN, "nothing received from it since the collector started")  # type: ignore[arg-type]
+    known["last_seen"] = 0.0
     assert judged(**known)[0] is Liveness.SILENT  # type: ignore[arg-type]
-    known["heard_at"] = NOW
-    assert judged(**known)[0] is Liveness.DEAF  # type: ignore[arg-type]
+    known["last_seen"] = NOW
+    assert judged(**known)[0] is Liveness.ONE_WAY  # type: ignore[arg-type]
     known["unanswered"] = 0
-    assert judged(**known)[0] is Liveness.TROUBLED  # type: ignore[arg-type]
+    assert judged(**known)[0] is Liveness.DEGRADED  # type: ignore[arg-type]
+
+
+def test_deprecated_names_stay_as_they_were() -> None:
+    assert [liveness.value for liveness in Liveness] == ["ok", "degraded", "one-way", "silent", "offline", "unknown"]
+    assert [liveness.old_name for liveness in Liveness] == ["ok", "troubled", "deaf", "silent", "offline", "unknown"]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "expected"),
     [
         (0, "0.0 s"),
         (9.94, "9.9 s"),
@@ -67,34 +72,34 @@ def test_what_weighs_most_is_said() -> None:
         (1e6, "12 d"),
     ],
 )
-def test_a_time_is_said_in_the_largest_unit_that_fits_twice(seconds: float, said: str) -> None:
-    assert spell(seconds) == said
+def test_a_duration_is_given_in_the_largest_unit_that_fits_twice(seconds: float, expected: str) -> None:
+    assert format_duration(seconds) == expected
 
 
 def signs(
     online: bool | None = True,
-    heard_at: float | None = 99.0,
+    last_seen: float | None = 99.0,
     health: str | None = "ok",
-    answered_at: float | None = None,
+    last_reply: float | None = None,
     unanswered: int = 0,
 ) -> Signs:
-    return Signs(online, heard_at, health, "", answered_at, unanswered)
+    return Signs(online, last_seen, health, "", last_reply, unanswered)
 
 
 @pytest.mark.parametrize(
-    ("given", "verdict"),
+    ("known", "expected"),
     [
         (signs(), Liveness.OK),
         (signs(online=None), Liveness.OK),
         (signs(online=False), Liveness.OFFLINE),
-        (signs(heard_at=None), Liveness.UNKNOWN),
-        (signs(heard_at=10.0), Liveness.SILENT),
+        (signs(last_seen=None), Liveness.UNKNOWN),
+        (signs(last_seen=10.0), Liveness.SILENT),
         (signs(unanswered=1), Liveness.OK),
-        (signs(unanswered=2), Liveness.DEAF),
-        (signs(heard_at=10.0, unanswered=5), Liveness.SILENT),
-        (signs(health="failing"), Liveness.TROUBLED),
-        (signs(heard_at=200.0), Liveness.OK),
+        (signs(unanswered=2), Liveness.ONE_WAY),
+        (signs(last_seen=10.0, unanswered=5), Liveness.SILENT),
+        (signs(health="failing"), Liveness.DEGRADED),
+        (signs(last_seen=200.0), Liveness.OK),
     ],
 )
-def test_a_node_is_judged_by_what_came_of_it(given: Signs, verdict: Liveness) -> None:
-    assert judge(given, 100.0, 35.0)[0] is verdict
+def test_status_follows_from_what_was_received(known: Signs, expected: Liveness) -> None:
+    assert judge(known, 100.0, 35.0)[0] is expected

@@ -1,4 +1,4 @@
-"""The thread that writes to the store."""
+"""The writer thread of the store."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from hedgerow.region.store.store import RegionStore
 from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest
 
 
-async def test_whether_the_broker_is_there_is_written_down_at_once(
+async def test_a_change_of_the_connection_is_written_at_once(
     sqlite_url: str, reading: Callable[[str], Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not with the next beat only: until then `hedgerow region status` would say what was."""
+    """Not just with the next heartbeat: until then `hedgerow region status` would be outdated."""
     monkeypatch.setattr(writer, "BEAT_EVERY_S", 3600.0)
     config = RegionConfig.model_validate({"region": {"name": "test"}, "store": {"url": sqlite_url}})
     reports: list[WriteReport] = []
@@ -36,7 +36,7 @@ async def test_whether_the_broker_is_there_is_written_down_at_once(
         await eventually(lambda: reports)
         for connected in (True, False):
             thread.connected = connected
-            thread.give(WriteRequest([], []))
+            thread.submit(WriteRequest([], []))
             await eventually(lambda connected=connected: collector()["connected"] is connected)
     finally:
         thread.close()

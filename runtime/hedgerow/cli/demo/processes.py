@@ -204,7 +204,7 @@ class DemoProcesses:
             "region": {"name": topology.region.name},
             "broker": {"url": topology.region.broker, "tls": tls(topology, "region", "collector")},
             "store": {"url": str(self.store)},
-            "canary": {"every_s": 2},
+            "ping": {"every_s": 2},
             "metrics": {"port": metrics_port},
         }
         merge(config, self._region)

@@ -55,9 +55,9 @@ def nodes(
     model's version is the one that runs; an arrow leads to the one that should. *: the node's own file.
     """
     from hedgerow.labels import parse_selector
-    from hedgerow.region.rollouts.inventory import Filter, health_of, inventory
+    from hedgerow.region.rollouts.inventory import NodeFilter, inventory, parse_status
 
-    which = Filter(parse_selector(selector), model, None if health is None else health_of(health))
+    which = NodeFilter(parse_selector(selector), model, None if health is None else parse_status(health))
     with options.open() as database:
         found = inventory(database, time.time(), which)
     if options.json:

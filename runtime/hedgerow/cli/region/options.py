@@ -54,10 +54,10 @@ class ServiceOptions(NamedTuple):
 
         Raises: CommandError: it refuses, or does not answer.
         """
-        from hedgerow.region.rollouts.requests import ask
+        from hedgerow.region.rollouts.requests import send_request
 
         with closing(open_store(self.store.url, self.store.config, to_ask=True)) as database, _waiting():
-            return ask(database, verb, args, who=self.who, why=self.why)
+            return send_request(database, verb, args, who=self.who, why=self.why)
 
 
 def _store_options(store: StoreUrl = None, config: StoreConfig = None, json: Json = False) -> StoreOptions:
@@ -95,7 +95,7 @@ def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) 
                 f"No store is named, and there is no {_CONFIG} here", remedy="Give --store STORE or --config FILE."
             )
         store = load(config or _CONFIG).store.url
-    return open_database(store, write=False, beside=to_ask)
+    return open_database(store, write=False, alongside=to_ask)
 
 
 def _waiting() -> AbstractContextManager[object]:

@@ -34,12 +34,17 @@ def run(config: File) -> None:
     from hedgerow.region.config import load
     from hedgerow.telemetry.light import import_structlog
 
-    settings = load(config)
+    deprecations: list[str] = []
+    settings = load(config, deprecations.append)
     import_structlog(settings.log.format)
+    import structlog
+
     from hedgerow.region.collector.collector import Collector
     from hedgerow.telemetry import logs
 
     logs.configure(settings.log.level, settings.log.format)
+    for message in deprecations:
+        structlog.get_logger(__name__).warning("deprecated-setting", detail=message)
 
     async def main() -> None:
         collector = Collector(settings)
@@ -181,6 +186,6 @@ def _complaints(said: dict[str, Any]) -> list[str]:
 
 
 def _spell(seconds: float | None) -> str:
-    from hedgerow.region.store.liveness import spell
+    from hedgerow.region.store.liveness import format_duration
 
-    return "" if seconds is None else spell(seconds) if abs(seconds) >= 0.1 else f"{seconds * 1e3:.0f} ms"
+    return "" if seconds is None else format_duration(seconds) if abs(seconds) >= 0.1 else f"{seconds * 1e3:.0f} ms"

@@ -1,1 +1,1 @@
-"""From the region's broker into the store, and acknowledgements back."""
+"""Stores messages from the region's broker, and acknowledges results to the nodes' outboxes."""

@@ -1,10 +1,9 @@
-"""When to acknowledge to an outbox: after so many, when it asks, or soon, and to quiet ones in turn. Pure: no clock, no link.
+"""Paces acknowledgements to outboxes. Pure: no clock, no link.
 
-An outbox that fills a good part of its window asks for an acknowledgement with the record that does, and has it at once: so
-a busy one, and one that catches up, never waits. (If the question is lost, so many records do as well.) All others lose
-nothing by waiting: their records stay on their disks a little longer. So they are answered within a second where there
-are few, and where there are many, so many a second, the one that has waited longest first; what acknowledgements cost does
-not grow with the number of outboxes.
+An outbox that has filled a good part of its window requests an acknowledgement with its next record, and gets it at once, so
+busy outboxes and those that catch up never wait. (If the request is lost, `MAX_RECORDS` triggers one too.) For all others,
+waiting only means that records stay on their disk a little longer. They are acknowledged within a second, or, if there are
+many, at a fixed rate, longest wait first. So the cost of acknowledgements does not grow with the number of outboxes.
 """
 
 from __future__ import annotations
@@ -16,77 +15,81 @@ from typing import Final, Generic, TypeVar
 
 from hedgerow.bus.outbox.records import Ack
 
-AFTER: Final = 64
-"""Records after which an acknowledgement goes at once."""
-LATEST_S: Final = 0.5
-"""Seconds after which it goes anyway, where few are owed;"""
-A_SECOND: Final = 100
-"""where more are, no more than about so many of these go in a second,"""
-LATEST_OF_ALL_S: Final = 10.0
-"""but none later than this: after 30 s an outbox that hears nothing sends again."""
+MAX_RECORDS: Final = 64
+"""Records that trigger an immediate acknowledgement."""
+DELAY_S: Final = 0.5
+"""Longest delay of an acknowledgement while few outboxes are waiting."""
+MAX_ACKS_PER_S: Final = 100
+"""Approximate rate of delayed acknowledgements while many outboxes are waiting."""
+MAX_DELAY_S: Final = 10.0
+"""Longest delay in any case. An outbox sends again after 30 s without an acknowledgement."""
 
-TURN_S: Final = 0.25
-"""These are looked at so often, so that those that are due leave together."""
+TICK_S: Final = 0.25
+"""Interval between checks for delayed acknowledgements; those due leave together."""
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(slots=True)
-class _Owed:
+class _PendingAck:
     ack: Ack
     records: int
     since: float
 
 
 class AckPacing(Generic[Key]):
-    """What is owed, by outbox and epoch; a newer acknowledgement says all that an older one said."""
+    """Pending acknowledgements, by outbox and epoch. Acknowledgements are cumulative, so a newer one replaces an older one."""
 
     def __init__(self) -> None:
-        self._owed: dict[Key, _Owed] = {}  # the oldest debt first
-        self._at_once: dict[Key, None] = {}
-        self._under_way: set[Key] = set()
-        self._turn_at = float("-inf")
+        self._pending: dict[Key, _PendingAck] = {}  # oldest first
+        self._urgent: dict[Key, None] = {}
+        self._in_flight: set[Key] = set()
+        self._next_tick_at = float("-inf")
 
     def __len__(self) -> int:
-        """Acknowledgements owed, and those under way."""
-        return len(self._owed) + len(self._under_way)
+        """Number of acknowledgements pending or in flight."""
+        return len(self._pending) + len(self._in_flight)
 
     @property
-    def latest_s(self) -> float:
-        """Seconds that a quiet outbox waits now."""
-        return min(LATEST_OF_ALL_S, max(LATEST_S, len(self._owed) / A_SECOND))
+    def delay_s(self) -> float:
+        """Current delay of acknowledgements that were not requested, in seconds."""
+        return min(MAX_DELAY_S, max(DELAY_S, len(self._pending) / MAX_ACKS_PER_S))
 
-    def owe(self, key: Key, ack: Ack, records: int, now: float, *, asked: bool = False) -> None:
-        """Something was stored, or came again.
+    def add(self, key: Key, ack: Ack, records: int, now: float, *, urgent: bool = False) -> None:
+        """Note that records were stored or received again.
 
         Args:
-            asked: whether the outbox wants to hear of it at once.
+            key: the outbox and epoch.
+            ack: acknowledges everything stored so far.
+            records: number of records since the last call.
+            now: monotonic seconds.
+            urgent: acknowledge at once.
         """
-        owed = self._owed.get(key)
-        if owed is None:
-            owed = self._owed[key] = _Owed(ack, records, now)
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = _PendingAck(ack, records, now)
         else:
-            owed.ack = ack
-            owed.records += records
-        if asked or owed.records >= AFTER:
-            self._at_once[key] = None
+            pending.ack = ack
+            pending.records += records
+        if urgent or pending.records >= MAX_RECORDS:
+            self._urgent[key] = None
 
-    def due(self, now: float, *, all_of_them: bool = False) -> list[tuple[Key, Ack]]:
-        """What to publish now; until `sent`, nothing more goes to the same one."""
-        keys = list(self._at_once)
-        if all_of_them or now >= self._turn_at:
-            self._turn_at = now + TURN_S
-            since = now if all_of_them else now - self.latest_s
-            keys += itertools.takewhile(lambda key: self._owed[key].since <= since, self._owed)
+    def due(self, now: float, *, flush: bool = False) -> list[tuple[Key, Ack]]:
+        """Return the acknowledgements to publish now. The same outbox gets no other one until `sent` is called."""
+        keys = list(self._urgent)
+        if flush or now >= self._next_tick_at:
+            self._next_tick_at = now + TICK_S
+            since = now if flush else now - self.delay_s
+            keys += itertools.takewhile(lambda key: self._pending[key].since <= since, self._pending)
         due = []
         for key in keys:
-            if key in self._under_way:
+            if key in self._in_flight:
                 continue
-            due.append((key, self._owed.pop(key).ack))
-            self._at_once.pop(key, None)
-            self._under_way.add(key)
+            due.append((key, self._pending.pop(key).ack))
+            self._urgent.pop(key, None)
+            self._in_flight.add(key)
         return due
 
     def sent(self, key: Key) -> None:
-        """The broker has it, or will not take it: what is lost on the way is asked for again by the outbox."""
-        self._under_way.discard(key)
+        """Note that the broker accepted or refused it. The outbox requests a lost acknowledgement again."""
+        self._in_flight.discard(key)

@@ -1,10 +1,10 @@
-"""The region's collector: from the region's broker into the store, and acknowledgements back to the outboxes.
+"""The region's collector: stores messages from the region's broker, and acknowledges results to the nodes' outboxes.
 
 Rules:
-- A message is acknowledged to the broker, and a result to its outbox, only when the store has it on the disk.
-- Acknowledgements to an outbox are cumulative and paced; what comes again is acknowledged again, for then the outbox has
-  not heard the last one.
-- A broker or store that is away is waited for. Nothing in hand is given up for that but health reports.
+- A message is acknowledged to the broker, and a result to its outbox, only once it is on the store's disk.
+- Acknowledgements to an outbox are cumulative and paced. A duplicate is acknowledged again, since the outbox has missed the
+  last acknowledgement.
+- If the broker or the store is unreachable, the collector retries. Of the messages received, it drops only health reports.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.node.link.options import link_options, on_loopback
-from hedgerow.region.collector.ack_pacing import TURN_S, AckPacing
-from hedgerow.region.collector.decode import filters, read
+from hedgerow.region.collector.ack_pacing import TICK_S, AckPacing
+from hedgerow.region.collector.decode import decode_message, filters
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.config import RegionConfig
@@ -43,20 +43,20 @@ from hedgerow.wire.messages import JSON
 
 log = structlog.get_logger(__name__)
 
-MOST_WAITING: Final = 2000
-"""Lists of messages that wait for the store, after which health reports are dropped; all else is held by the broker."""
+MAX_WAITING: Final = 2000
+"""Lists of messages waiting for the store, above which health reports are dropped; the broker holds everything else."""
 _BEAT_EVERY_S: Final = 1.0
-_DEAD_AFTER_S: Final = 30.0
+_HUNG_AFTER_S: Final = 30.0
 _JSON: Final = encode_properties([(Property.CONTENT_TYPE, JSON)])
 
 
 class Collector:
-    """Collects what comes up to a region's broker until it is told to stop.
+    """Collects messages from a region's broker until `stop` is called.
 
     Args:
-        config: which region, which broker, which store.
+        config: the region, its broker and its store.
     Attributes:
-        counts: what it has done.
+        counts: its counters.
     """
 
     def __init__(self, config: RegionConfig) -> None:
@@ -69,8 +69,8 @@ class Collector:
         self._fatal: Exception | None = None
         self._failure: Exception | None = None
         self._closing = False
-        self._beat = time.monotonic()
-        self._pace: AckPacing[LedgerKey] = AckPacing()
+        self._last_beat = time.monotonic()
+        self._pacing: AckPacing[LedgerKey] = AckPacing()
         self._timer: asyncio.TimerHandle | None = None
         self._probes: ProbeServer | None = None
         options = link_options(
@@ -79,37 +79,37 @@ class Collector:
             receive_maximum=config.region.receive_maximum,
             max_payload_bytes=config.region.max_payload_bytes,
         )
-        self._client = Client(options, self._take, self._link_changed)
-        self._blobs = self._keeper = None
+        self._client = Client(options, self._receive, self._link_changed)
+        self._blobs = self._refresher = None
         if config.models.repository is not None:
-            # With libraries that a region without models never needs.
+            # Imports libraries that a region without models does not need.
             from hedgerow.blobs.serve import BlobServer
             from hedgerow.region.collector.metadata_refresher import MetadataRefresher
 
             self._blobs = BlobServer(options, self._region, config.models.repository)
-            self._keeper = MetadataRefresher(config.models.repository, config.models.online_key)
-        self._steward = RolloutService(config, self._client, self._loop)
-        self._canaries = None
-        if config.canary.every_s is not None:
-            self._canaries = Pinger(self._region, config.canary, self._client, self._ping)
+            self._refresher = MetadataRefresher(config.models.repository, config.models.online_key)
+        self._rollouts = RolloutService(config, self._client, self._loop)
+        self._pinger = None
+        if config.ping.every_s is not None:
+            self._pinger = Pinger(self._region, config.ping, self._client, self._record_ping)
         self._writer = StoreWriter(
             lambda: RegionStore(open_database(config.store.url, write=True), config),
-            self._tell,
+            self._on_report,
         )
 
     @property
     def probe_port(self) -> int | None:
-        """Port of the metrics and probes; None if they are off."""
+        """Port of metrics and probes; None if they are disabled."""
         return self._probes.port if self._probes is not None else None
 
     async def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Collect until `stop` is called or a signal comes; then store what is in hand.
+        """Collect until `stop` is called or a signal arrives; then store what was received.
 
         Args:
             started: called once, when the store is open.
         Raises:
-            StoreError: the store cannot be used at all.
-            ConfigError: the probes' address is taken.
+            RegionStoreError: the store cannot be used at all.
+            ConfigError: the probes' address is in use.
         """
         config = self.config
         if not on_loopback(config.broker.url) and config.broker.url.startswith("mqtt:"):
@@ -120,24 +120,24 @@ class Collector:
                 metrics.host,
                 metrics.port,
                 RegionMetrics(self.counts, self._gauges),
-                self._why_dead,
-                self._why_unready,
+                self._liveness_problems,
+                self._readiness_problems,
             )
             log.info("probes", url=f"http://{metrics.host}:{self._probes.port}/metrics")
         self._writer.start()
-        tasks = [self._loop.create_task(self._keep_beat())]
-        if self._keeper is not None:
-            tasks.append(self._loop.create_task(self._keeper.run()))
+        tasks = [self._loop.create_task(self._beat())]
+        if self._refresher is not None:
+            tasks.append(self._loop.create_task(self._refresher.run()))
         try:
-            await self._either(self._store_opened, self._stop)
+            await self._wait_for_any(self._store_opened, self._stop)
             if self._store_opened.is_set():
                 async with self._blobs or nullcontext(), self._client:
-                    wanted = filters(self._region)
-                    if self._canaries is not None:
-                        wanted |= self._canaries.filters
-                        tasks.append(self._loop.create_task(self._canaries.keep_pinging()))
-                    await self._client.subscribe(wanted)
-                    self._steward.start()
+                    subscriptions = filters(self._region)
+                    if self._pinger is not None:
+                        subscriptions |= self._pinger.filters
+                        tasks.append(self._loop.create_task(self._pinger.keep_pinging()))
+                    await self._client.subscribe(subscriptions)
+                    self._rollouts.start()
                     log.info("region-started", region=self._region, broker=config.broker.url)
                     started()
                     systemd.ready()
@@ -149,7 +149,7 @@ class Collector:
         finally:
             for task in tasks:
                 task.cancel()
-            self._steward.close()
+            self._rollouts.close()
             if self._timer is not None:
                 self._timer.cancel()
             if self._probes is not None:
@@ -158,11 +158,11 @@ class Collector:
             raise self._fatal
 
     def stop(self) -> None:
-        """Ask it to store what is in hand and stop."""
+        """Store what was received, then stop."""
         self._stop.set()
 
     def handle_signals(self) -> None:
-        """SIGTERM and Ctrl-C store what is in hand and stop; a second one stops at once, which loses nothing either."""
+        """Stop on SIGTERM and Ctrl-C; a second signal exits at once, which loses nothing either."""
 
         def interrupt(number: signal.Signals) -> None:
             if self._stop.is_set():
@@ -174,105 +174,111 @@ class Collector:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, interrupt, number)
 
-    def _take(self, messages: list[Message]) -> None:
+    def _receive(self, messages: list[Message]) -> None:
         if self._closing:
-            return  # not acknowledged: the broker has them for the next run
+            return  # not acknowledged: the broker delivers them to the next run
         now = time.time()
-        items: list[StoreRecord] = []
-        taken: list[Message] = []
-        full = self._writer.waiting >= MOST_WAITING
+        records: list[StoreRecord] = []
+        accepted: list[Message] = []
+        full = self._writer.waiting >= MAX_WAITING
         for message in messages:
-            if self._canaries is not None and self._canaries.take(message):
-                self.counts.strays = self._canaries.strays
+            if self._pinger is not None and self._pinger.take(message):
+                self.counts.stray_replies = self._pinger.stray_replies
                 self._client.ack(message)
             elif full and message.qos == 0:
                 self.counts.overload += 1
             else:
-                items.append(read(message, self._region, now))
-                taken.append(message)
-        if items:
-            self._writer.give(WriteRequest(items, taken))
+                records.append(decode_message(message, self._region, now))
+                accepted.append(message)
+        if records:
+            self._writer.submit(WriteRequest(records, accepted))
 
-    def _ping(self, ping: PingRecord) -> None:
-        self._writer.give(WriteRequest([ping], []))
+    def _record_ping(self, ping: PingRecord) -> None:
+        self._writer.submit(WriteRequest([ping], []))
 
-    def _tell(self, done: WriteReport) -> None:
-        """(writer's thread)"""
+    def _on_report(self, report: WriteReport) -> None:
+        """(called in the writer's thread)"""
         with suppress(RuntimeError):  # the loop is closed: stopping took too long
-            self._loop.call_soon_threadsafe(self._finished, done)
+            self._loop.call_soon_threadsafe(self._handle_report, report)
 
-    def _finished(self, done: WriteReport) -> None:
-        """A batch is stored, or could not be."""
-        self._note_failure(done)
-        if done.failure is not None:
+    def _handle_report(self, report: WriteReport) -> None:
+        """Act on a batch that was stored or failed."""
+        self._update_failure(report)
+        if report.failure is not None:
             return
         counts = self.counts
-        counts.waiting, counts.stored_bytes = self._writer.waiting, done.stored_bytes
-        if done.verdicts is not None:
-            counts.verdicts = done.verdicts
-        if done.opened is not None:
+        counts.waiting, counts.stored_bytes = self._writer.waiting, report.stored_bytes
+        if report.statuses is not None:
+            counts.statuses = report.statuses
+        if report.opened is not None:
             self._store_opened.set()
-            if self._canaries is not None:
-                self._canaries.add(done.opened, at_once=False)
-        for message in done.messages:
+            if self._pinger is not None:
+                self._pinger.add(report.opened, at_once=False)
+        for message in report.messages:
             self._client.ack(message)
         now = time.monotonic()
-        for key, ack in done.acks:
-            self._pace.owe(key, ack, 0, now, asked=True)
-        for outcome in done.outcomes:
+        for key, ack in report.acks:
+            self._pacing.add(key, ack, 0, now, urgent=True)
+        for outcome in report.outcomes:
             counts.add(outcome)
             counts.batches += 1
-            for key, owed in outcome.acks.items():
-                self._pace.owe(key, owed.ack, owed.records, now, asked=owed.asked)
+            for key, due in outcome.acks.items():
+                self._pacing.add(key, due.ack, due.records, now, urgent=due.urgent)
             for reason, count in outcome.rejected.items():
                 log.warning("rejected", reason=reason, count=count)
-            if outcome.known and self._canaries is not None:
-                self._canaries.add(outcome.known, at_once=True)
-        counts.write_s += done.took_s
+            if outcome.new_nodes and self._pinger is not None:
+                self._pinger.add(outcome.new_nodes, at_once=True)
+        counts.write_s += report.took_s
         self._acknowledge()
 
-    def _note_failure(self, done: WriteReport) -> None:
-        self.counts.store_works = done.failure is None
-        if done.failure is not None:
-            if self._failure is None or done.fatal:
-                log.error("store-failing", code=done.failure.code, error=str(done.failure), remedy=done.failure.remedy)
-            self._failure = done.failure
-            if done.fatal:
-                self._fatal = done.failure
+    def _update_failure(self, report: WriteReport) -> None:
+        self.counts.store_works = report.failure is None
+        if report.failure is not None:
+            if self._failure is None or report.fatal:
+                log.error(
+                    "store-failing", code=report.failure.code, error=str(report.failure), remedy=report.failure.remedy
+                )
+            self._failure = report.failure
+            if report.fatal:
+                self._fatal = report.failure
                 self.stop()
         elif self._failure is not None:
             log.info("store-recovered")
             self._failure = None
 
-    def _acknowledge(self, *, all_of_them: bool = False) -> None:
-        """Publish the acknowledgements that are due, and see to those that will be."""
-        for key, ack in self._pace.due(time.monotonic(), all_of_them=all_of_them):
+    def _acknowledge(self, *, flush: bool = False) -> None:
+        """Publish the acknowledgements due now, and schedule the rest."""
+        for key, ack in self._pacing.due(time.monotonic(), flush=flush):
             self.counts.acks += 1
             address: Address = key[0]
             self._client.publish(
-                address.topic(Channel.ACK), ack.encode(), qos=1, properties=_JSON, done=partial(self._acknowledged, key)
+                address.topic(Channel.ACK),
+                ack.encode(),
+                qos=1,
+                properties=_JSON,
+                done=partial(self._acknowledged, key),
             )
-        if len(self._pace) and self._timer is None:
-            self._timer = self._loop.call_later(TURN_S, self._later)
+        if len(self._pacing) and self._timer is None:
+            self._timer = self._loop.call_later(TICK_S, self._on_timer)
 
     def _acknowledged(self, key: LedgerKey, error: Exception | None) -> None:
-        self._pace.sent(key)
+        self._pacing.sent(key)
         if error is not None and not self._closing:
             log.warning("acknowledgement-refused", node=str(key[0]), error=str(error))
 
-    def _later(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         self._acknowledge()
 
     async def _drain(self) -> None:
-        """Store what is in hand, acknowledge it, and leave."""
+        """Store what was received, acknowledge it, and disconnect."""
         self._closing = True
-        self._steward.close()
+        self._rollouts.close()
         deadline = time.monotonic() + self.config.region.stop_s
         self._writer.close()
         await asyncio.to_thread(self._writer.join, self.config.region.stop_s)
-        await asyncio.sleep(0)  # what the writer has reported
-        self._acknowledge(all_of_them=True)
+        await asyncio.sleep(0)  # lets the writer's last reports run
+        self._acknowledge(flush=True)
         with suppress(BusError):
             await self._client.flush(max(0.1, min(2.0, deadline - time.monotonic())))
         unstored = self._client.unacknowledged
@@ -280,37 +286,37 @@ class Collector:
 
     def _link_changed(self, connected: bool, reason: str) -> None:
         self._writer.connected = self.counts.connected = connected
-        self._steward.link_changed(connected=connected)
+        self._rollouts.link_changed(connected=connected)
 
-    async def _keep_beat(self) -> None:
+    async def _beat(self) -> None:
         while True:
-            self._beat = time.monotonic()
+            self._last_beat = time.monotonic()
             systemd.alive()
             await asyncio.sleep(_BEAT_EVERY_S)
 
     def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        for part in (self._steward, self._blobs, self._keeper):
+        for part in (self._rollouts, self._blobs, self._refresher):
             if part is not None:
                 yield from part.gauges()
 
-    def _why_dead(self) -> list[str]:
-        silent_s = time.monotonic() - self._beat
-        reasons = [f"the event loop has not turned for {silent_s:.0f} s"] if silent_s > _DEAD_AFTER_S else []
-        return reasons if self._writer.is_alive() else [*reasons, "the store's writer has ended"]
+    def _liveness_problems(self) -> list[str]:
+        silent_s = time.monotonic() - self._last_beat
+        reasons = [f"the event loop has been blocked for {silent_s:.0f} s"] if silent_s > _HUNG_AFTER_S else []
+        return reasons if self._writer.is_alive() else [*reasons, "the store's writer thread has died"]
 
-    def _why_unready(self) -> list[str]:
+    def _readiness_problems(self) -> list[str]:
         reasons = [] if self._client.connected else ["not connected to the broker"]
         if self._failure is not None:
             reasons.append(f"the store does not work: {self._failure}")
         elif not self._store_opened.is_set():
             reasons.append("the store is not open yet")
-        if self._steward.failure is not None:
-            reasons.append(f"rollouts are not seen to: {self._steward.failure}")
-        if self._keeper is not None:
-            reasons += self._keeper.problems()
+        if self._rollouts.failure is not None:
+            reasons.append(f"rollouts are stalled: {self._rollouts.failure}")
+        if self._refresher is not None:
+            reasons += self._refresher.problems()
         return reasons + [f"the broker refuses {name}: {reason}" for name, reason in dict(self._client.refused).items()]
 
-    async def _either(self, *events: asyncio.Event) -> None:
+    async def _wait_for_any(self, *events: asyncio.Event) -> None:
         waits: list[asyncio.Task[Any]] = [self._loop.create_task(event.wait()) for event in events]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:

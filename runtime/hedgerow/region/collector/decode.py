@@ -19,13 +19,13 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import ASK, PRIORITIES, Number, priority_of, read_gap, sequence_of
 from hedgerow.errors import FrameError
 from hedgerow.region.store.records import (
-    BirthRecord,
     EventRecord,
+    GapRecord,
     HealthRecord,
-    MissingRecord,
     RejectedRecord,
     ReportedRecord,
     ResultRecord,
+    StatusRecord,
     StoreRecord,
 )
 from hedgerow.topics import EVERY_NODE, Address, Channel, Parsed, is_name, parse
@@ -33,11 +33,11 @@ from hedgerow.wire.messages import JSON, MSGPACK, Health, Status, clean
 
 GAP: Final = (Channel.EVENT, "gap")
 """Channel and tail of the topic on which outboxes declare gaps."""
-MOST_KEPT: Final = 4096
+MAX_REJECTED_BYTES: Final = 4096
 """Bytes that are kept of a rejected payload."""
-_LATEST: Final = 253_402_300_799.0  # the year 9999
-_MOST_BYTES: Final = 1 << 60
-_MOST: Final = (1 << 48) - 1
+_LATEST_TIME: Final = 253_402_300_799.0  # the year 9999
+_MAX_BYTES: Final = 1 << 60
+_MAX_SEQUENCE: Final = (1 << 48) - 1
 _CHANNELS: Final = (Channel.RESULT, Channel.EVENT, Channel.HEALTH, Channel.STATUS, Channel.REPORTED)
 
 
@@ -58,7 +58,7 @@ def filters(region: str) -> dict[str, int]:
     }
 
 
-def read(message: Message, region: str, received_at: float) -> StoreRecord:
+def decode_message(message: Message, region: str, received_at: float) -> StoreRecord:
     """What a message says.
 
     Args:
@@ -74,31 +74,31 @@ def read(message: Message, region: str, received_at: float) -> StoreRecord:
     try:
         if parsed is None or address is None or message.malformed is not None:
             raise UnreadableMessage("bad-topic", message.malformed or "no topic of a node of this region")
-        said = _user_properties(message)
-        number = _number(said)
+        user_properties = _user_properties(message)
+        number = _number(user_properties)
         if message.oversized is not None:
             raise UnreadableMessage("too-large", f"{size} bytes")
-        return _read(parsed, message, head, said, number)
+        return _decode(parsed, message, head, user_properties, number)
     except UnreadableMessage as refusal:
-        beginning = bytes(message.payload[:MOST_KEPT])
+        payload = bytes(message.payload[:MAX_REJECTED_BYTES])
         durable = number if parsed is not None and parsed.channel is Channel.RESULT else None
-        return RejectedRecord(*head, clean(message.topic), refusal.reason, clean(str(refusal), 500), durable, beginning)
+        return RejectedRecord(*head, clean(message.topic), refusal.reason, clean(str(refusal), 500), durable, payload)
 
 
-def _read(
+def _decode(
     parsed: Parsed,
     message: Message,
     head: tuple[Address | None, int, float, bool],
-    said: Mapping[str, str],
+    user_properties: Mapping[str, str],
     number: Number | None,
 ) -> StoreRecord:
     channel, tail = parsed.channel, parsed.tail
     if (channel, tail) == GAP:
-        return _gap(message, head, said, number)
+        return _gap(message, head, user_properties, number)
     if channel is Channel.RESULT:
-        return _result(parsed.pipeline, message, head, said, number)
+        return _result(parsed.pipeline, message, head, user_properties, number)
     if channel is Channel.EVENT:
-        return _event(tail, message, head, said)
+        return _event(tail, message, head, user_properties)
     if channel is Channel.HEALTH:
         return _health(message, head)
     if channel is Channel.STATUS:
@@ -113,14 +113,14 @@ def _user_properties(message: Message) -> dict[str, str]:
         pairs = message.properties.user_properties
     except FrameError as error:
         raise UnreadableMessage("malformed-properties", str(error)) from error
-    said = dict(pairs)
-    if len(said) < len(pairs) and sum(name == "number" for name, _ in pairs) > 1:
+    user_properties = dict(pairs)
+    if len(user_properties) < len(pairs) and sum(name == "number" for name, _ in pairs) > 1:
         raise UnreadableMessage("bad-number", "there are two")
-    return said
+    return user_properties
 
 
-def _number(said: Mapping[str, str]) -> Number | None:
-    text = said.get("number")
+def _number(user_properties: Mapping[str, str]) -> Number | None:
+    text = user_properties.get("number")
     if text is None:
         return None
     epoch, _, rest = text.partition("/")
@@ -128,44 +128,44 @@ def _number(said: Mapping[str, str]) -> Number | None:
     if (
         is_name(epoch)
         and (priority.isascii() and priority.isdigit() and len(priority) <= 2 and int(priority) < PRIORITIES)
-        and (sequence.isascii() and sequence.isdigit() and len(sequence) <= 15 and 1 <= int(sequence) <= _MOST)
+        and (sequence.isascii() and sequence.isdigit() and len(sequence) <= 15 and 1 <= int(sequence) <= _MAX_SEQUENCE)
     ):
         return Number(epoch, int(priority), int(sequence))
     raise UnreadableMessage("bad-number", text)
 
 
-def _asks(said: Mapping[str, str]) -> bool:
+def _asks(user_properties: Mapping[str, str]) -> bool:
     name, value = ASK
-    return said.get(name) == value
+    return user_properties.get(name) == value
 
 
 def _result(
     pipeline: str,
     message: Message,
     head: tuple[Address | None, int, float, bool],
-    said: Mapping[str, str],
+    user_properties: Mapping[str, str],
     number: Number | None,
 ) -> ResultRecord:
     if not is_name(pipeline):
         raise UnreadableMessage("bad-topic", "no pipeline has such a name")
     content_type = message.properties.content_type
     body = _body(message, content_type)
-    captured_at, properties, said_id = None, None, said.get("id")
+    captured_at, properties, sender_id = None, None, user_properties.get("id")
     if body is not None:
         frame = body.get("frame")
         captured_at = _time(frame.get("captured_at")) if isinstance(frame, dict) else None
         captured_at = _time(body.get("at")) if captured_at is None else captured_at
-        if said_id is None and isinstance(body.get("id"), str):
-            said_id = body["id"]
-    elif said:  # its lineage is nowhere else
+        if sender_id is None and isinstance(body.get("id"), str):
+            sender_id = body["id"]
+    elif user_properties:  # its lineage is nowhere else
         properties = orjson.dumps(message.properties.user_properties).decode()
     if captured_at is None:
-        captured_at = _time_of(said.get("time"))
+        captured_at = _time_of(user_properties.get("time"))
     if captured_at is None:
         captured_at = head[2]
-    said_id = None if said_id is None else clean(said_id, 1100)
+    sender_id = None if sender_id is None else clean(sender_id, 1100)
     return ResultRecord(
-        *head, pipeline, number, said_id, captured_at, clean(content_type), properties, message.payload, asks=_asks(said)
+        *head, pipeline, number, sender_id, captured_at, clean(content_type), properties, message.payload, wants_ack=_asks(user_properties)
     )  # fmt: skip
 
 
@@ -187,21 +187,27 @@ def _decoded(message: Message, content_type: str) -> Any:
 
 
 def _gap(
-    message: Message, head: tuple[Address | None, int, float, bool], said: Mapping[str, str], number: Number | None
-) -> MissingRecord:
+    message: Message,
+    head: tuple[Address | None, int, float, bool],
+    user_properties: Mapping[str, str],
+    number: Number | None,
+) -> GapRecord:
     try:
         epoch, gap = read_gap(bytes(message.payload))
-        right = (
+        valid = (
             is_name(epoch)
             and 0 <= priority_of(gap.first) < PRIORITIES
             and priority_of(gap.first) == priority_of(gap.last)
-            and 1 <= sequence_of(gap.first) <= sequence_of(gap.last) <= _MOST
-            and all(isinstance(name, str) and type(n) is int and 0 <= n <= _MOST for name, n in gap.reasons.items())
+            and 1 <= sequence_of(gap.first) <= sequence_of(gap.last) <= _MAX_SEQUENCE
+            and all(
+                isinstance(name, str) and type(n) is int and 0 <= n <= _MAX_SEQUENCE for name, n in gap.reasons.items()
+            )
             and len(gap.reasons) <= 100
             and len(gap.previous) <= 100
             and all(one.epoch is None or is_name(one.epoch) for one in gap.previous)
             and all(
-                len(one.numbers) <= PRIORITIES and all(type(n) is int and 0 <= n <= _MOST + 1 for n in one.numbers)
+                len(one.numbers) <= PRIORITIES
+                and all(type(n) is int and 0 <= n <= _MAX_SEQUENCE + 1 for n in one.numbers)
                 for one in gap.previous
                 if one.numbers is not None
             )
@@ -209,21 +215,21 @@ def _gap(
         )
     except Exception as error:
         raise UnreadableMessage("bad-gap", str(error)) from error
-    if not right:
+    if not valid:
         raise UnreadableMessage("bad-gap", "its numbers are none")
-    return MissingRecord(*head, epoch, gap, asks=_asks(said))
+    return GapRecord(*head, epoch, gap, wants_ack=_asks(user_properties))
 
 
 def _event(
-    kind: str, message: Message, head: tuple[Address | None, int, float, bool], said: Mapping[str, str]
+    kind: str, message: Message, head: tuple[Address | None, int, float, bool], user_properties: Mapping[str, str]
 ) -> EventRecord:
     if not is_name(kind):
         raise UnreadableMessage("bad-topic", "no kind of event has such a name")
     body = _decoded(message, JSON)
     at = _time(body.get("at")) if isinstance(body, dict) else None
-    said_id = said.get("id")
+    sender_id = user_properties.get("id")
     return EventRecord(
-        *head, kind, None if said_id is None else clean(said_id), head[2] if at is None else at, message.payload
+        *head, kind, None if sender_id is None else clean(sender_id), head[2] if at is None else at, message.payload
     )
 
 
@@ -234,31 +240,36 @@ def _health(message: Message, head: tuple[Address | None, int, float, bool]) -> 
     except (ValidationError, ValueError) as error:
         raise UnreadableMessage("unreadable-payload", f"no health: {error}") from error
     at = _time(health.at)
-    bytes_in = sum(min(max(pipeline.bytes_in, 0), _MOST_BYTES) for pipeline in health.pipelines.values())
+    bytes_in = sum(min(max(pipeline.bytes_in, 0), _MAX_BYTES) for pipeline in health.pipelines.values())
     session = clean(health.session, 100)
     return HealthRecord(
         *head,
         head[2] if at is None else at,
         session,
-        min(bytes_in, _MOST_BYTES),
+        min(bytes_in, _MAX_BYTES),
         health.state,
         reasons,
         message.payload,
     )
 
 
-def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> BirthRecord:
+def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> StatusRecord:
     try:
         status = Status.model_validate_json(bytes(message.payload))
         session = clean(status.session)
     except (ValidationError, ValueError) as error:
         raise UnreadableMessage("unreadable-payload", f"no status: {error}") from error
-    return BirthRecord(*head, status.state == "online", session, message.payload)
+    return StatusRecord(*head, status.state == "online", session, message.payload)
 
 
 def _time(value: Any) -> float | None:
     """Unix seconds, if they are a time at all."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _LATEST and math.isfinite(value):
+    if (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and 0 < value < _LATEST_TIME
+        and math.isfinite(value)
+    ):
         return float(value)
     return None
 

@@ -1,8 +1,8 @@
-"""Keeps the region's repository fresh: takes in what owners have signed, and says every day that this is the newest.
+"""Keeps the region's repository fresh: adds what owners have signed, and signs a new timestamp every day.
 
-Nodes refuse a word that is older than its role's lifetime (`trust.roles`), so where nobody does this no model changes any more
-after a week. It takes the online key. Where that is not here, `hedgerow trust refresh` has to be run elsewhere; what is here
-then only says how long things count.
+Nodes refuse metadata older than its role's lifetime (`trust.roles`). Without refreshes, models cannot be changed after a week.
+Refreshing needs the online key. If the key is elsewhere, run `hedgerow trust refresh` there; this module then only watches
+expiry.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from hedgerow.trust.status import RoleStatus, read_status
 
 log = structlog.get_logger(__name__)
 
-LOOK_EVERY_S: Final = 30.0
+CHECK_EVERY_S: Final = 30.0
 _SHORT: Final = 10
-"""A role is warned of when a tenth of its lifetime is left."""
+"""Warn when a tenth of a role's lifetime is left."""
 
 
 class MetadataRefresher:
-    """Keeps a repository fresh. `look` blocks; `run` calls it in a thread.
+    """Keeps a repository fresh. `check` blocks; `run` calls it in a thread.
 
     Args:
         folder: the repository.
-        online_key: file of the key for snapshot and timestamp; None: beside the folder, if it is there.
+        online_key: file with the key for snapshot and timestamp; None: the one beside the folder, if it exists.
         clock: Unix seconds.
     """
 
@@ -45,19 +45,19 @@ class MetadataRefresher:
         self._warned_at: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Look every half a minute, until cancelled."""
+        """Check every 30 s until cancelled."""
         while True:
-            await asyncio.to_thread(self.look)
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.to_thread(self.check)
+            await asyncio.sleep(CHECK_EVERY_S)
 
-    def look(self) -> None:
-        """Do what is due. Never raises: what stands in the way is said in the log, in `problems`, and tried again."""
+    def check(self) -> None:
+        """Do what is due. Never raises: errors go to the log and to `problems`, and the next check tries again."""
         problem: HedgerowError | None = None
         try:
             self._refresh()
         except HedgerowError as error:
             problem = error
-        except Exception as error:  # whatever it is, the region's other work goes on
+        except Exception as error:  # must not stop the rest of the service
             log.exception("repository-not-refreshed")
             problem = internal(error)
         if problem is not None and str(problem) != str(self._problem):
@@ -67,8 +67,8 @@ class MetadataRefresher:
         self._problem = problem
 
     def problems(self) -> list[str]:
-        """What an operator should see to."""
-        found = [] if self._problem is None else [f"the repository cannot be refreshed: {self._problem}"]
+        """Return what needs an operator's attention."""
+        found = [] if self._problem is None else [f"cannot refresh the repository: {self._problem}"]
         return found + [
             f"{role.role} of the repository: {role.problem}"
             for role in self._roles
@@ -76,12 +76,12 @@ class MetadataRefresher:
         ]
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        """What /metrics shows: name, help, labels, value."""
-        text = "Unix time until which nodes believe what a role of the repository has signed."
+        """Yield gauges for /metrics: name, help, labels, value."""
+        text = "Unix time at which the metadata of a role of the repository expires."
         for role in self._roles:
             if role.expires_at is not None:
                 yield "hedgerow_region_trust_expires_seconds", text, {"role": role.role}, role.expires_at
-        yield "hedgerow_region_trust_fresh", "Whether the repository is kept fresh.", {}, self._problem is None
+        yield "hedgerow_region_trust_fresh", "1 while the repository can be refreshed.", {}, self._problem is None
 
     def _refresh(self) -> None:
         repository = Repository.open(self._folder, self._online_key)
@@ -94,7 +94,7 @@ class MetadataRefresher:
             self._warn(role, now)
 
     def _warn(self, role: RoleStatus, now: float) -> None:
-        """Once a day, of a role whose word soon counts no longer."""
+        """Warn of metadata that expires soon, once a day."""
         if role.expires_at is None or role.expires_at - now > lifetime(role.role).total_seconds() / _SHORT:
             return
         if now - self._warned_at.get(role.role, float("-inf")) >= REFRESH_EVERY.total_seconds():
@@ -104,7 +104,7 @@ class MetadataRefresher:
                 "signature-ending",
                 role=role.role,
                 days_left=round((role.expires_at - now) / 86_400, 1),
-                remedy="`hedgerow trust refresh`, where the online key is."
+                remedy="Run `hedgerow trust refresh` where the online key is."
                 if online
-                else f"`hedgerow trust renew {role.role} --key KEY`.",
+                else f"Run `hedgerow trust renew {role.role} --key KEY`.",
             )

@@ -1,4 +1,4 @@
-"""What the collector counts, and how Prometheus sees it."""
+"""The collector's counters, and their Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hedgerow.region.store.liveness import Liveness
 from hedgerow.telemetry.metrics import gauge_families
 
 LAG_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 86_400.0)
-"""Edges of the histogram of lags: seconds when all is well, hours after an outage."""
+"""Bucket bounds of the lag histogram. Normal lag is seconds; after an outage it is hours."""
 
 
 @dataclass(slots=True)
 class CollectorCounts:
-    """What the collector has done since it started. Changed on the event loop, read from the probes' thread."""
+    """Counters since the collector started. Written on the event loop, read by the probes' thread."""
 
     results: Counter[str] = field(default_factory=Counter)
-    repeats: int = 0
+    duplicates: int = 0
     gaps: int = 0
     lost: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -34,8 +34,8 @@ class CollectorCounts:
     batches: int = 0
     write_s: float = 0.0
     acks: int = 0
-    strays: int = 0
-    verdicts: Counter[Liveness] = field(default_factory=Counter)
+    stray_replies: int = 0
+    statuses: Counter[Liveness] = field(default_factory=Counter)
     stored_bytes: int = 0
     waiting: int = 0
     connected: bool = False
@@ -44,10 +44,10 @@ class CollectorCounts:
     lag_total_s: float = 0.0
 
     def add(self, outcome: BatchOutcome) -> None:
-        """Count what a batch came to."""
+        """Add the outcome of a batch."""
         self.results["yes"] += outcome.durable
         self.results["no"] += outcome.stored - outcome.durable
-        self.repeats += outcome.repeats
+        self.duplicates += outcome.duplicates
         self.gaps += outcome.gaps
         self.lost += outcome.lost
         self.rejected += outcome.rejected
@@ -58,10 +58,11 @@ class CollectorCounts:
 
 
 class RegionMetrics(MetricsCollector):
-    """Turns counts into metrics when Prometheus asks.
+    """Exports the counters when Prometheus scrapes.
 
     Args:
-        gauges: other numbers: name, help, labels, value.
+        counts: the collector's counters.
+        gauges: further gauges: name, help, labels, value.
     """
 
     def __init__(
@@ -73,38 +74,44 @@ class RegionMetrics(MetricsCollector):
         self._gauges = gauges
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of now."""
+        """Yield the current metrics."""
         counts = self._counts
-        yield _counter("results", "Results stored; durable ones are numbered.", "durable", counts.results)
-        yield CounterMetricFamily("hedgerow_region_repeats", "Things that were stored already.", value=counts.repeats)
-        yield CounterMetricFamily("hedgerow_region_gaps", "Gaps that outboxes declared.", value=counts.gaps)
-        yield CounterMetricFamily("hedgerow_region_lost", "Results lost in those gaps.", value=counts.lost)
-        yield _counter("rejected", "Messages that could not be used.", "reason", counts.rejected)
-        yield _counter("up_bytes", "Payload bytes that came up.", "site", counts.bytes_up)
+        yield _counter("results", "Results stored; durable ones have a number.", "durable", counts.results)
+        yield CounterMetricFamily(
+            "hedgerow_region_repeats", "Results and gaps received again; not stored twice.", value=counts.duplicates
+        )
+        yield CounterMetricFamily("hedgerow_region_gaps", "Gaps declared by outboxes.", value=counts.gaps)
+        yield CounterMetricFamily("hedgerow_region_lost", "Results lost in these gaps.", value=counts.lost)
+        yield _counter("rejected", "Messages rejected.", "reason", counts.rejected)
+        yield _counter("up_bytes", "Payload bytes received.", "site", counts.bytes_up)
         yield CounterMetricFamily(
             "hedgerow_region_dropped_health", "Health reports dropped under overload.", value=counts.overload
         )
-        yield CounterMetricFamily("hedgerow_region_batches", "Transactions of the store.", value=counts.batches)
-        yield CounterMetricFamily("hedgerow_region_write_seconds", "Time they took.", value=counts.write_s)
+        yield CounterMetricFamily("hedgerow_region_batches", "Transactions written to the store.", value=counts.batches)
+        yield CounterMetricFamily("hedgerow_region_write_seconds", "Time spent writing them.", value=counts.write_s)
         yield CounterMetricFamily(
             "hedgerow_region_acknowledgements", "Acknowledgements sent to outboxes.", value=counts.acks
         )
         yield CounterMetricFamily(
-            "hedgerow_region_stray_replies", "Answers to pings that nobody waits for.", value=counts.strays
+            "hedgerow_region_stray_replies", "Replies to unknown or expired pings.", value=counts.stray_replies
         )
-        nodes = GaugeMetricFamily("hedgerow_region_nodes", "Nodes, by how they are.", labels=["verdict"])
-        for verdict in Liveness:
-            nodes.add_metric([verdict], counts.verdicts[verdict])
+        nodes = GaugeMetricFamily(
+            "hedgerow_region_nodes", "Nodes by status. Deprecated: verdict; use status.", labels=["status", "verdict"]
+        )
+        for liveness in Liveness:
+            nodes.add_metric([liveness.value, liveness.old_name], counts.statuses[liveness])
         yield nodes
         yield GaugeMetricFamily(
-            "hedgerow_region_stored_bytes", "About what stored results take.", value=counts.stored_bytes
+            "hedgerow_region_stored_bytes", "Approximate size of the stored results.", value=counts.stored_bytes
         )
-        yield GaugeMetricFamily("hedgerow_region_waiting", "Reads that wait to be stored.", value=counts.waiting)
         yield GaugeMetricFamily(
-            "hedgerow_region_connected", "Whether the region's broker can be reached.", value=counts.connected
+            "hedgerow_region_waiting", "Lists of messages waiting to be stored.", value=counts.waiting
         )
-        yield GaugeMetricFamily("hedgerow_region_store_works", "Whether the store works.", value=counts.store_works)
-        lag = HistogramMetricFamily("hedgerow_region_lag_seconds", "From capture to the store.")
+        yield GaugeMetricFamily(
+            "hedgerow_region_connected", "1 while connected to the region's broker.", value=counts.connected
+        )
+        yield GaugeMetricFamily("hedgerow_region_store_works", "1 while the store works.", value=counts.store_works)
+        lag = HistogramMetricFamily("hedgerow_region_lag_seconds", "Time from capture to storage.")
         edges = [*map(repr, LAG_S), "+Inf"]
         totals = map(float, accumulate(counts.lags))
         lag.add_metric([], list(zip(edges, totals, strict=True)), counts.lag_total_s)

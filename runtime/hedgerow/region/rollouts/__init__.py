@@ -1,1 +1,1 @@
-"""Taking models through the fleet: requests in, desired documents out."""
+"""Rolls models out through the fleet: turns requests into desired documents."""

@@ -1,4 +1,4 @@
-"""The models that a region can give its nodes: manifests in its repository, by name and version."""
+"""Catalog of the region's models: manifests in its repository, by name and version."""
 
 from __future__ import annotations
 
@@ -19,53 +19,55 @@ class UnknownModel(ModelError):
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A version that can be given.
+    """A version of a model.
 
     Attributes:
-        files: digests of the files that may serve it; empty: not known.
+        ref: name, version and digest.
+        files: digests of the files that may serve it; empty: unknown.
     """
 
     ref: ModelRef
     files: frozenset[str] = frozenset()
 
 
-def look_up(repository: Path | None, name: str, wanted: ModelSection) -> CatalogEntry:
+def look_up(repository: Path | None, name: str, section: ModelSection) -> CatalogEntry:
     """Find the version that a plan names.
 
     Args:
-        repository: the folder; None: there is none, and the plan has to have the digest.
-        name: the model's name in nodes' files.
+        repository: folder of the repository; None: there is none, so the plan must give the digest.
+        name: the model's name in the nodes' files.
+        section: the plan's section about it.
     Raises:
-        UnknownModel: it is not there, or not as the plan says.
-        BadManifest: its manifest cannot be used.
+        UnknownModel: the repository does not have it, or has another digest.
+        BadManifest: its manifest is invalid.
     """
-    bundle = wanted.model or name
+    bundle = section.model or name
     if repository is None:
-        if wanted.digest is None:
+        if section.digest is None:
             raise UnknownModel(
-                f"Which {bundle} {wanted.version} is meant cannot be looked up: the region has no repository",
-                remedy="Set `models: {repository: PATH}` in the region's file, or give the `digest` in the rollout's.",
+                f"Cannot look up {bundle} {section.version}: the region has no repository",
+                remedy="Set `models: {repository: PATH}` in region.yaml, or give the `digest` in the rollout's file.",
             )
-        return CatalogEntry(ModelRef(name=bundle, version=wanted.version, digest=wanted.digest))
+        return CatalogEntry(ModelRef(name=bundle, version=section.version, digest=section.digest))
     found = {
         digest_of(content): content
-        for path in sorted((repository / "targets" / bundle / wanted.version).glob("*manifest.json"))
+        for path in sorted((repository / "targets" / bundle / section.version).glob("*manifest.json"))
         if len(content := _read(path)) <= LARGEST_MANIFEST
     }
-    if wanted.digest is not None:
-        found = {digest: content for digest, content in found.items() if digest == wanted.digest}
+    if section.digest is not None:
+        found = {digest: content for digest, content in found.items() if digest == section.digest}
     if len(found) != 1:
-        what = f"{bundle} {wanted.version}" + (f" with {wanted.digest}" if wanted.digest else "")
+        what = f"{bundle} {section.version}" + (f" with {section.digest}" if section.digest else "")
         raise UnknownModel(
             f"{repository} has {'no' if not found else 'more than one'} {what}",
-            remedy=f"`hedgerow model publish` puts it there. Versions of {bundle}: {_versions(repository, bundle)}."
+            remedy=f"Publish it with `hedgerow model publish`. Existing versions: {_versions(repository, bundle)}."
             if not found
-            else f"Give the `digest` of the one that is meant: {', '.join(found)}.",
+            else f"Choose one by its `digest`: {', '.join(found)}.",
         )
     ((digest, content),) = found.items()
     manifest = read_manifest(content, digest)
     files = frozenset(variant.model_digest for variant in manifest.variants)
-    return CatalogEntry(ModelRef(name=bundle, version=wanted.version, digest=digest), files)
+    return CatalogEntry(ModelRef(name=bundle, version=section.version, digest=digest), files)
 
 
 def _read(path: Path) -> bytes:

@@ -1,9 +1,9 @@
-"""Takes rollouts through the fleet: reads what is known, lets the pure deciders decide, writes what they decided.
+"""Runs rollouts: reads the observed state, plans the next steps, and writes them to the store.
 
 Rules:
-- Every action is one transaction: what changes in a rollout, the nodes' new desired documents, the line in the audit log,
-  the answer to who asked for it. Whenever the process dies, all of it is there or nothing.
-- Nothing here knows a broker: `unpublished` says what is to be published.
+- Every action is one transaction: the change to the rollout, the nodes' new desired documents, the audit log entry, and the
+  reply to the operator. If the process is killed, either all of it is stored or nothing.
+- The controller knows no broker: `unpublished` returns the documents to publish.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Final
 
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.fleet import SERVICE, Fleet
-from hedgerow.region.rollouts.handlers import answer_all
-from hedgerow.region.rollouts.planning.gate import Ear, Presence
+from hedgerow.region.rollouts.handlers import handle_requests
+from hedgerow.region.rollouts.planning.gate import Listening, Presence
 from hedgerow.region.rollouts.planning.membership import joins
-from hedgerow.region.rollouts.planning.planner import find, next_step
-from hedgerow.region.rollouts.planning.state import Wait, admit
+from hedgerow.region.rollouts.planning.planner import evaluate_nodes, next_step
+from hedgerow.region.rollouts.planning.state import Wait, add_nodes
 from hedgerow.region.rollouts.store import Actor
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.queries import iso
 from hedgerow.topics import Address
 
-_MOST_STEPS: Final = 20
-"""Steps of a rollout in one turn; what is more comes with the next."""
-_SAY_AGAIN_AFTER_S: Final = 60.0
+_MAX_STEPS: Final = 20
+"""Most steps of a rollout in one turn; the next turn continues."""
+_RESEND_AFTER_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """A desired document to be published."""
+class PendingDocument:
+    """A desired document to publish."""
 
     node: Address
     generation: int
@@ -39,51 +39,51 @@ class Parcel:
 
 
 class RolloutController:
-    """Conducts a fleet. One thread uses it.
+    """Runs the rollouts of a fleet. One thread uses it.
 
     Args:
-        database: opened to write beside the collector.
-        config: the region's.
-    Raises: StoreError: it cannot be read.
+        database: opened with `alongside`.
+        config: the region's configuration.
+    Raises: RegionStoreError: it cannot be read.
     """
 
     def __init__(self, database: Database, config: RegionConfig) -> None:
         self.fleet = Fleet(database, config)
-        self._given_out: dict[Address, tuple[int, float]] = {}
+        self._sent: dict[Address, tuple[int, float]] = {}
 
-    def turn(self, now: float, ear: Ear) -> bool:
-        """Do all that is to be done now. Returns: whether a rollout is under way.
+    def turn(self, now: float, listening: Listening) -> bool:
+        """Do everything that is due. Returns: whether a rollout is in progress.
 
-        Raises: StoreError: the store does not work; this is to be thrown away.
+        Raises: RegionStoreError: the store does not work; discard this controller.
         """
         fleet = self.fleet
-        fleet.knowledge.refresh(fleet.database)
-        answer_all(fleet, now, ear)
-        if ear.since is not None:
+        fleet.observed.refresh(fleet.database)
+        handle_requests(fleet, now, listening)
+        if listening.since is not None:
             self._join(now)
-            fleet.knowledge.watch(fleet.database, {node for kept in fleet.live() for node in kept.rollout.tasks})
-            for kept in fleet.live():
-                self._advance(kept.rollout.name, now, ear)
-        return bool(fleet.live())
+            fleet.observed.watch(fleet.database, {node for stored in fleet.active() for node in stored.rollout.tasks})
+            for stored in fleet.active():
+                self._advance(stored.rollout.name, now, listening)
+        return bool(fleet.active())
 
-    def unpublished(self, now: float, ear: Ear) -> list[Parcel]:
-        """Documents that the broker does not have, and those that a node seems to have missed."""
-        parcels = []
-        for node, wanted in self.fleet.desired.items():
-            generation = wanted.document.generation
-            given_out, at = self._given_out.get(node, (0, 0.0))
-            if wanted.published >= generation and not self._missed(node, generation, now, ear):
+    def unpublished(self, now: float, listening: Listening) -> list[PendingDocument]:
+        """Return documents that the broker does not have, or that a node seems to have missed."""
+        pending = []
+        for node, desired in self.fleet.desired.items():
+            generation = desired.document.generation
+            sent_generation, at = self._sent.get(node, (0, 0.0))
+            if desired.published >= generation and not self._missed(node, generation, now, listening):
                 continue
-            if given_out == generation and now - at < _SAY_AGAIN_AFTER_S:
-                continue  # under way
-            self._given_out[node] = generation, now
-            parcels.append(Parcel(node, generation, wanted.document.encode()))
-        return parcels
+            if sent_generation == generation and now - at < _RESEND_AFTER_S:
+                continue  # in flight
+            self._sent[node] = generation, now
+            pending.append(PendingDocument(node, generation, desired.document.encode()))
+        return pending
 
     def published(self, generations: Mapping[Address, int]) -> None:
-        """Write down what the broker has.
+        """Record which documents the broker has.
 
-        Raises: StoreError: it cannot be written; this is to be thrown away.
+        Raises: RegionStoreError: it cannot be written; discard this controller.
         """
         fleet = self.fleet
         new = {
@@ -93,53 +93,53 @@ class RolloutController:
         }
         if new:
             with fleet.database.transaction():
-                fleet.store.published({fleet.knowledge.ids[node]: generation for node, generation in new.items()})
+                fleet.store.published({fleet.observed.ids[node]: generation for node, generation in new.items()})
             for node, generation in new.items():
                 fleet.desired[node] = replace(fleet.desired[node], published=generation)
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the database."""
         self.fleet.database.close()
 
-    def _missed(self, node: Address, generation: int, now: float, ear: Ear) -> bool:
-        """Whether a node that is heard does not know its document: a broker may have lost what it had retained."""
-        facts = self.fleet.knowledge.facts.get(node)
-        if facts is None or facts.reported is None or ear.presence(facts, now) is not Presence.HERE:
+    def _missed(self, node: Address, generation: int, now: float, listening: Listening) -> bool:
+        """Whether a node that is present lacks its document: a broker may have lost its retained messages."""
+        observed = self.fleet.observed.nodes.get(node)
+        if observed is None or observed.reported is None or listening.presence(observed, now) is not Presence.PRESENT:
             return False
-        return facts.reported.generation < generation
+        return observed.reported.generation < generation
 
-    def _advance(self, name: str, now: float, ear: Ear) -> None:
-        """Take a rollout as far as it goes now."""
+    def _advance(self, name: str, now: float, listening: Listening) -> None:
+        """Execute a rollout's steps until it waits."""
         fleet = self.fleet
-        for _ in range(_MOST_STEPS):
-            kept = fleet.rollouts.get(name)
-            if kept is None:  # it has ended
+        for _ in range(_MAX_STEPS):
+            stored = fleet.rollouts.get(name)
+            if stored is None:  # it has ended
                 return
-            step = next_step(kept.rollout, find(kept.rollout, fleet.knowledge.facts, ear, now), now)
+            step = next_step(stored.rollout, evaluate_nodes(stored.rollout, fleet.observed.nodes, listening, now), now)
             if isinstance(step, Wait):
                 waits = step.why if step.until is None else f"{step.why}, until {iso(step.until)}"
-                if waits != kept.waits and not kept.rollout.phase.ended:
+                if waits != stored.waits and not stored.rollout.phase.ended:
                     with fleet.database.transaction():
-                        fleet.keep(replace(kept, waits=waits), kept)
+                        fleet.save_rollout(replace(stored, waits=waits), stored)
                 return
             with fleet.database.transaction():
-                fleet.carry(kept, step, Actor(SERVICE), now)
+                fleet.execute(stored, step, Actor(SERVICE), now)
 
     def _join(self, now: float) -> None:
-        """Let nodes that are new, or have new labels, have what they are to have."""
+        """Add new nodes, and nodes with new labels, to the rollouts that match them."""
         fleet = self.fleet
-        nodes = set(fleet.knowledge.facts) if fleet.reconsider else fleet.knowledge.changed
-        newest_first = [kept.rollout for kept in sorted(fleet.rollouts.values(), key=lambda kept: -kept.id)]
+        nodes = set(fleet.observed.nodes) if fleet.recheck_all else fleet.observed.changed
+        newest_first = [stored.rollout for stored in sorted(fleet.rollouts.values(), key=lambda stored: -stored.id)]
         joining: dict[str, list[Address]] = {}
         if newest_first:
             for node in sorted(nodes):
                 for rollout in joins(node, fleet.labels(node), fleet.pins(node), newest_first):
                     joining.setdefault(rollout.name, []).append(node)
         for name, new in joining.items():
-            kept = fleet.rollouts[name]
+            stored = fleet.rollouts[name]
             with fleet.database.transaction():
-                fleet.keep(replace(kept, rollout=admit(kept.rollout, new), changed_at=now), kept)
+                fleet.save_rollout(replace(stored, rollout=add_nodes(stored.rollout, new), changed_at=now), stored)
                 by = Actor(SERVICE, "they match its target")
                 fleet.store.audit(by, "nodes-joined", now, rollout=name, nodes=[*map(str, new)])
-        fleet.knowledge.changed.clear()
-        fleet.reconsider = False
+        fleet.observed.changed.clear()
+        fleet.recheck_all = False

@@ -1,7 +1,7 @@
-"""The fleet as it stands, in memory: what is known of nodes, what they are to run, the rollouts; and how that is changed.
+"""The fleet in memory: observed and desired state of the nodes, and the rollouts.
 
-Changes are made within a transaction of the store, in the store and here. What is here is only a copy: after any error it
-is thrown away and read anew.
+Changes are made within a transaction, both in the store and in memory. The state in memory is only a copy: after any error,
+discard it and create a new `Fleet`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import structlog
 
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.observed import ObservedState
-from hedgerow.region.rollouts.planning.desired import at_once, before, renewed
-from hedgerow.region.rollouts.planning.gate import Ear, Presence
-from hedgerow.region.rollouts.planning.health_samples import usual
-from hedgerow.region.rollouts.planning.membership import standing
+from hedgerow.region.rollouts.planning.desired import before, immediate, next_document
+from hedgerow.region.rollouts.planning.gate import Listening, Presence
+from hedgerow.region.rollouts.planning.health_samples import baseline
+from hedgerow.region.rollouts.planning.membership import relevant
 from hedgerow.region.rollouts.planning.state import (
     CatchUp,
     Finish,
-    Halt,
+    Pause,
     Phase,
+    RollBack,
     Rollout,
-    Settle,
     Soak,
     StartWave,
     Step,
-    TakeBack,
-    after,
+    UpdateTasks,
+    apply_step,
 )  # fmt: skip
 from hedgerow.region.rollouts.planning.waves import Member
 from hedgerow.region.rollouts.store import Actor, FleetStore, StoredDesired, StoredRollout
@@ -39,148 +39,158 @@ from hedgerow.topics import Address
 log = structlog.get_logger(__name__)
 
 SERVICE: Final = "service"
-"""Who does what nobody has asked for: the gates."""
+"""Actor of the steps that no operator requested."""
 
 
 class Fleet:
     """The fleet. One thread uses it.
 
     Args:
-        database: opened to write beside the collector.
-        config: the region's.
+        database: opened with `alongside`.
+        config: the region's configuration.
     Attributes:
-        desired: what nodes are to run.
-        rollouts: those that matter still, by name.
-        reconsider: whether every node may have to be given something since rollouts have begun or ended.
-    Raises: StoreError: it cannot be read.
+        observed: observed state of the nodes.
+        desired: desired documents, by node.
+        rollouts: those that still matter, by name.
+        recheck_all: whether any node may have to join a rollout, since one has started or ended.
+    Raises: RegionStoreError: it cannot be read.
     """
 
     def __init__(self, database: Database, config: RegionConfig) -> None:
         self.config = config
         self.database = database
         self.store = FleetStore(database)
-        self.knowledge = ObservedState()
+        self.observed = ObservedState()
         self.desired = self.store.desired()
-        self.rollouts = {kept.rollout.name: kept for kept in self.store.standing()}
-        self.reconsider = True
+        self.rollouts = {stored.rollout.name: stored for stored in self.store.relevant()}
+        self.recheck_all = True
 
-    def live(self) -> list[StoredRollout]:
-        """Rollouts of which something may be to do, oldest first."""
-        live = [kept for kept in self.rollouts.values() if not kept.rollout.phase.ended or _unfinished(kept.rollout)]
-        return sorted(live, key=lambda kept: kept.id)
+    def active(self) -> list[StoredRollout]:
+        """Return the rollouts that may have a next step, oldest first."""
+        active = [
+            stored for stored in self.rollouts.values() if not stored.rollout.phase.ended or _unfinished(stored.rollout)
+        ]
+        return sorted(active, key=lambda stored: stored.id)
 
     def labels(self, node: Address) -> dict[str, str]:
-        """What a node is chosen by."""
-        wanted = self.desired.get(node)
-        return {**self.knowledge.labels(node), **(wanted.document.labels if wanted is not None else {})}
+        """Return a node's labels: those it reports, and those the region sets."""
+        desired = self.desired.get(node)
+        return {**self.observed.labels(node), **(desired.document.labels if desired is not None else {})}
 
     def pins(self, node: Address) -> Collection[str]:
-        """Models that rollouts leave alone on a node."""
-        wanted = self.desired.get(node)
-        return () if wanted is None else wanted.pins.keys()
+        """Return the models that rollouts leave alone on a node."""
+        desired = self.desired.get(node)
+        return () if desired is None else desired.pins.keys()
 
-    def member(self, node: Address, ear: Ear, now: float) -> Member:
-        """A node, as waves see it."""
-        there = ear.presence(self.knowledge.facts[node], now) is not Presence.GONE
-        return Member(node, self.labels(node), there)
+    def member(self, node: Address, listening: Listening, now: float) -> Member:
+        """Return a node as input for waves."""
+        present = listening.presence(self.observed.nodes[node], now) is not Presence.ABSENT
+        return Member(node, self.labels(node), present)
 
-    def keep(self, new: StoredRollout, old: StoredRollout) -> None:
-        """Write a rollout that has changed."""
-        self.store.save(new, old, self.knowledge.ids)
+    def save_rollout(self, new: StoredRollout, old: StoredRollout) -> None:
+        """Save a rollout that has changed."""
+        self.store.save(new, old, self.observed.ids)
         self.rollouts[new.rollout.name] = new
 
-    def want(
+    def next_desired(
         self, node: Address, now: float, *, rollout: str | None = None, pins: Any = None, **changes: Any
     ) -> StoredDesired:
-        """What a node is to run from now on; nothing is written yet. `changes` are those of `renewed`."""
+        """Return a node's next desired document, without saving it. `changes` are those of `next_document`."""
         old = self.desired.get(node)
-        reported = self.knowledge.facts[node].reported
-        document = renewed(old.document if old else None, node, reported, now, rollout=rollout, **changes)
+        reported = self.observed.nodes[node].reported
+        document = next_document(old.document if old else None, node, reported, now, rollout=rollout, **changes)
         if old is None:
             return StoredDesired(document, pins=pins or {})
         return replace(old, document=document, pins=old.pins if pins is None else pins)
 
-    def save(self, wanted: Mapping[Address, StoredDesired]) -> None:
-        """Write what nodes are to run."""
-        if wanted:
-            self.store.save_desired(wanted, self.knowledge.ids)
-            self.desired.update(wanted)
+    def save_desired(self, desired: Mapping[Address, StoredDesired]) -> None:
+        """Save desired documents."""
+        if desired:
+            self.store.save_desired(desired, self.observed.ids)
+            self.desired.update(desired)
 
-    def carry(self, kept: StoredRollout, step: Step, by: Actor, now: float) -> Rollout:
-        """Carry out a step, within a transaction. Returns: what the rollout is then."""
-        rollout = after(kept.rollout, step, now)
-        wanted: dict[Address, StoredDesired] = {}
+    def execute(self, stored: StoredRollout, step: Step, by: Actor, now: float) -> Rollout:
+        """Execute a step, within the caller's transaction. Returns: the rollout after it."""
+        rollout = apply_step(stored.rollout, step, now)
+        desired: dict[Address, StoredDesired] = {}
         if isinstance(step, StartWave | CatchUp):
-            rollout, wanted = self._give(rollout, step.nodes, now)
-        elif isinstance(step, TakeBack):
-            rollout, wanted = self._put_back(rollout, step.nodes, now)
-        ended = rollout.phase.ended and not kept.rollout.phase.ended
-        self.keep(
-            replace(kept, rollout=rollout, changed_at=now, ended_at=now if ended else kept.ended_at, waits=""), kept
+            rollout, desired = self._assign(rollout, step.nodes, now)
+        elif isinstance(step, RollBack):
+            rollout, desired = self._roll_back(rollout, step.nodes, now)
+        ended = rollout.phase.ended and not stored.rollout.phase.ended
+        self.save_rollout(
+            replace(stored, rollout=rollout, changed_at=now, ended_at=now if ended else stored.ended_at, waits=""),
+            stored,
         )
-        self.save(wanted)
-        action, why, detail = _told(step, rollout, wanted)
+        self.save_desired(desired)
+        action, why, detail = _audit_entry(step, rollout, desired)
         self.store.audit(replace(by, why=by.why or why), action, now, rollout=rollout.name, **detail)
         if ended:
-            self.reconsider = True
-            newest_first = sorted(self.rollouts.values(), key=lambda kept: -kept.id)
-            matter = {rollout.name for rollout in standing(kept.rollout for kept in newest_first)}
-            self.rollouts = {name: kept for name, kept in self.rollouts.items() if name in matter}
-        log.info(action, rollout=rollout.name, phase=rollout.phase.value, nodes=len(wanted), why=why)
+            self.recheck_all = True
+            newest_first = sorted(self.rollouts.values(), key=lambda stored: -stored.id)
+            names = {rollout.name for rollout in relevant(stored.rollout for stored in newest_first)}
+            self.rollouts = {name: stored for name, stored in self.rollouts.items() if name in names}
+        log.info(action, rollout=rollout.name, phase=rollout.phase.value, nodes=len(desired), why=why)
         return rollout
 
-    def _give(
+    def _assign(
         self, rollout: Rollout, nodes: Iterable[Address], now: float
     ) -> tuple[Rollout, dict[Address, StoredDesired]]:
-        tasks, wanted = dict(rollout.tasks), {}
+        tasks, desired = dict(rollout.tasks), {}
         for node in nodes:
-            facts, old = self.knowledge.facts[node], self.desired.get(node)
-            wanted[node] = self.want(node, now, rollout=rollout.name, models=rollout.models, swap=rollout.plan.swap)
+            observed, old = self.observed.nodes[node], self.desired.get(node)
+            desired[node] = self.next_desired(
+                node, now, rollout=rollout.name, models=rollout.models, swap=rollout.plan.swap
+            )
             tasks[node] = replace(
                 tasks[node],
-                generation=wanted[node].document.generation,
-                given_at=now,
-                before=before(old.document if old else None, facts.reported, rollout.models),
-                usual=usual(facts.samples, rollout.models),
-                back="no",
+                generation=desired[node].document.generation,
+                assigned_at=now,
+                before=before(old.document if old else None, observed.reported, rollout.models),
+                baseline=baseline(observed.samples, rollout.models),
+                rollback="no",
             )
-        return replace(rollout, tasks=tasks), wanted
+        return replace(rollout, tasks=tasks), desired
 
-    def _put_back(
+    def _roll_back(
         self, rollout: Rollout, nodes: Iterable[Address], now: float
     ) -> tuple[Rollout, dict[Address, StoredDesired]]:
-        tasks, wanted = dict(rollout.tasks), {}
+        tasks, desired = dict(rollout.tasks), {}
         for node in nodes:
             task, document = tasks[node], self.desired[node].document
             models = {
                 name: task.before.get(name)
                 for name, ref in rollout.models.items()
-                if document.models.get(name) == ref  # else somebody has had the last word since
+                if document.models.get(name) == ref  # otherwise a later change replaced it
             }
-            swap = at_once(rollout.plan.swap)
-            wanted[node] = self.want(node, now, rollout=rollout.name, models=models, swap=swap)
-            tasks[node] = replace(task, back_generation=wanted[node].document.generation)
-        return replace(rollout, tasks=tasks), wanted
+            swap = immediate(rollout.plan.swap)
+            desired[node] = self.next_desired(node, now, rollout=rollout.name, models=models, swap=swap)
+            tasks[node] = replace(task, rollback_generation=desired[node].document.generation)
+        return replace(rollout, tasks=tasks), desired
 
 
 def _unfinished(rollout: Rollout) -> bool:
-    """Whether one that succeeded has late nodes."""
+    """Whether a rollout that succeeded still has late nodes."""
     return rollout.phase is Phase.SUCCEEDED and any(
-        task.state in ("queued", "in-progress") or task.back == "asked" or (task.failed and task.back == "no")
+        task.state in ("queued", "in-progress") or task.rollback == "asked" or (task.failed and task.rollback == "no")
         for task in rollout.tasks.values()
     )
 
 
-def _told(step: Step, rollout: Rollout, wanted: Mapping[Address, StoredDesired]) -> tuple[str, str, dict[str, Any]]:
-    """A step as the audit log has it: action, why, detail."""
-    given = {str(node): one.document.generation for node, one in wanted.items()}
+def _audit_entry(
+    step: Step, rollout: Rollout, desired: Mapping[Address, StoredDesired]
+) -> tuple[str, str, dict[str, Any]]:
+    """Return a step's audit log entry: action, reason, detail."""
+    given = {str(node): one.document.generation for node, one in desired.items()}
     match step:
-        case Settle(moves):
-            told = {
-                str(node): [move.back or move.state, move.code, move.reason] if move.code else [move.back or move.state]
-                for node, move in moves.items()
+        case UpdateTasks(updates):
+            outcomes = {
+                str(node): [update.rollback or update.state, update.code, update.reason]
+                if update.code
+                else [update.rollback or update.state]
+                for node, update in updates.items()
             }
-            return "nodes-settled", "", {"nodes": told}
+            return "nodes-settled", "", {"nodes": outcomes}
         case StartWave(wave):
             late = [str(node) for node, task in rollout.tasks.items() if task.wave == wave and task.late]
             return (
@@ -189,13 +199,13 @@ def _told(step: Step, rollout: Rollout, wanted: Mapping[Address, StoredDesired])
                 {"wave": wave, "given": given, "late": late},
             )
         case CatchUp():
-            return "nodes-caught-up", "they are heard again", {"given": given}
+            return "nodes-caught-up", "they are back", {"given": given}
         case Soak():
-            return "soak-started", f"all of wave {rollout.wave + 1} are good", {"wave": rollout.wave}
-        case TakeBack(_, because):
-            return "nodes-put-back", because, {"given": given}
-        case Halt(because):
-            return "rollout-paused", because, {}
-        case Finish(phase, because):
-            return f"rollout-{phase.value}", because, {}
+            return "soak-started", f"all nodes of wave {rollout.wave + 1} are good", {"wave": rollout.wave}
+        case RollBack(_, reason):
+            return "nodes-put-back", reason, {"given": given}
+        case Pause(reason):
+            return "rollout-paused", reason, {}
+        case Finish(phase, reason):
+            return f"rollout-{phase.value}", reason, {}
     raise AssertionError(step)

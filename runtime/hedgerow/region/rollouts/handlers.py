@@ -1,4 +1,4 @@
-"""What people may ask of the region's service, and how it answers. Each is done, logged and answered in one transaction."""
+"""Handles operators' requests. Each is executed, logged and answered in one transaction."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.labels import check_labels
 from hedgerow.region.rollouts.catalog import CatalogEntry, look_up
 from hedgerow.region.rollouts.fleet import Fleet
-from hedgerow.region.rollouts.planning.gate import Ear
+from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, superseded
-from hedgerow.region.rollouts.planning.planner import take_back
+from hedgerow.region.rollouts.planning.planner import roll_back
 from hedgerow.region.rollouts.planning.spec import ModelSection, RolloutPlan
-from hedgerow.region.rollouts.planning.state import Finish, Halt, Phase, Rollout, Step, Task, after, remove, resume
+from hedgerow.region.rollouts.planning.state import (
+    Finish,
+    Pause,
+    Phase,
+    Rollout,
+    Step,
+    Task,
+    apply_step,
+    remove_nodes,
+    resume,
+)
 from hedgerow.region.rollouts.planning.waves import Wave, assign, wave_of
-from hedgerow.region.rollouts.requests import RolloutRequest, answer, open_intents
+from hedgerow.region.rollouts.requests import RolloutRequest, open_requests, reply
 from hedgerow.region.rollouts.store import Actor, StoredRollout
 from hedgerow.region.store.database.database import RegionStoreError
 from hedgerow.topics import Address
@@ -29,112 +39,128 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """Something asked for, and of what it is asked.
+class Operation:
+    """A request and its context.
 
     Attributes:
-        by: who asks, and why.
+        by: who requests it, and why.
         now: Unix seconds.
-        ear: who is heard.
+        listening: since when the region has been receiving.
     """
 
     fleet: Fleet
-    intent: RolloutRequest
+    request: RolloutRequest
     by: Actor
     now: float
-    ear: Ear
+    listening: Listening
 
     @property
     def node(self) -> Address:
-        """The node that is meant."""
-        return find_node(self.fleet.knowledge.ids, str(self.intent.args["node"]))
+        """The node that the request names."""
+        return find_node(self.fleet.observed.ids, str(self.request.args["node"]))
 
-    def needs_a_reason(self) -> None:
-        """Raises: CommandError: none is given."""
+    def require_reason(self) -> None:
+        """Raises: CommandError: the request gives no reason."""
         if not self.by.why:
-            raise CommandError("Nobody says why", code="no-reason", remedy="Say it with --why.")
+            raise CommandError("A reason is required", code="no-reason", remedy="Give it with --why.")
 
 
-Action = Callable[[Request], Any]
+Action = Callable[[Operation], Any]
 
 
-def answer_all(fleet: Fleet, now: float, ear: Ear) -> None:
-    """Do what was asked for since, and answer.
+def handle_requests(fleet: Fleet, now: float, listening: Listening) -> None:
+    """Handle all open requests.
 
-    Raises: StoreError: the store does not work.
+    Raises: RegionStoreError: the store does not work.
     """
-    for intent in open_intents(fleet.database):
-        by = Actor(intent.who, intent.why)
+    for request in open_requests(fleet.database):
+        by = Actor(request.who, request.why)
         try:
             with fleet.database.transaction():
-                if now > intent.expires_at:
-                    raise CommandError("It was asked for too long ago", code="expired", remedy="Ask again.")
-                action = _ACTIONS.get(intent.verb)
+                if now > request.expires_at:
+                    raise CommandError(
+                        "The request expired before the service handled it", code="expired", remedy="Repeat it."
+                    )
+                action = _ACTIONS.get(request.verb)
                 if action is None:
-                    raise CommandError(f"{intent.verb} is nothing it can do", remedy="Update the service.")
-                answer(fleet.database, intent, now, action(Request(fleet, intent, by, now, ear)))
+                    raise CommandError(
+                        f"{request.verb} is not supported by this service", remedy="Upgrade the region's service."
+                    )
+                reply(fleet.database, request, now, action(Operation(fleet, request, by, now, listening)))
         except RegionStoreError:
             raise
         except HedgerowError as error:
-            _refuse(fleet, intent, by, now, error)
-        except (ValidationError, KeyError, TypeError, ValueError) as error:  # not as our own command line writes it
-            _refuse(fleet, intent, by, now, CommandError(f"It cannot be read: {error}", remedy="Use `hedgerow`."))
+            _refuse(fleet, request, by, now, error)
+        except (ValidationError, KeyError, TypeError, ValueError) as error:  # not written by our command line
+            _refuse(
+                fleet,
+                request,
+                by,
+                now,
+                CommandError(f"The request is invalid: {error}", remedy="Use the `hedgerow` command."),
+            )
 
 
-def _refuse(fleet: Fleet, intent: RolloutRequest, by: Actor, now: float, error: HedgerowError) -> None:
-    log.info("refused", verb=intent.verb, who=by.who, code=error.code, error=str(error))
-    told = {"verb": intent.verb, "code": error.code, "reason": str(error)}
+def _refuse(fleet: Fleet, request: RolloutRequest, by: Actor, now: float, error: HedgerowError) -> None:
+    log.info("refused", verb=request.verb, who=by.who, code=error.code, error=str(error))
+    detail = {"verb": request.verb, "code": error.code, "reason": str(error)}
     with fleet.database.transaction():
-        fleet.store.audit(by, "refused", now, rollout=intent.args.get("rollout"), **told)
-        answer(fleet.database, intent, now, error)
+        fleet.store.audit(by, "refused", now, rollout=request.args.get("rollout"), **detail)
+        reply(fleet.database, request, now, error)
 
 
-def _start(request: Request) -> Any:
-    fleet, intent, by, now, ear = request.fleet, request.intent, request.by, request.now, request.ear
-    plan = RolloutPlan.model_validate(intent.args["plan"])
+def _start(operation: Operation) -> Any:
+    fleet, request, by, now, listening = (
+        operation.fleet,
+        operation.request,
+        operation.by,
+        operation.now,
+        operation.listening,
+    )
+    plan = RolloutPlan.model_validate(request.args["plan"])
     by = replace(by, why=by.why or plan.why)
-    dry_run = bool(intent.args.get("dry_run"))
+    dry_run = bool(request.args.get("dry_run"))
     if not by.why and not dry_run:
         raise CommandError(
-            f"Nobody says why {plan.rollout}", code="no-reason", remedy="Say it with --why, or as `why:` in the file."
+            f"{plan.rollout} needs a reason", code="no-reason", remedy="Give it with --why, or as `why:` in the file."
         )
     if fleet.store.rollouts(names=[plan.rollout], tasks=False):
         raise CommandError(
-            f"There is a rollout {plan.rollout} already",
+            f"A rollout named {plan.rollout} exists already",
             code="name-taken",
-            remedy=f"Give this one another name; `hedgerow rollout status {plan.rollout}` shows the other.",
+            remedy=f"Choose another name; `hedgerow rollout status {plan.rollout}` shows the existing one.",
         )
-    entries = {name: look_up(fleet.config.models.repository, name, wanted) for name, wanted in plan.models.items()}
-    chosen = [node for node in sorted(fleet.knowledge.facts) if plan.selector.matches(fleet.labels(node))]
+    entries = {name: look_up(fleet.config.models.repository, name, desired) for name, desired in plan.models.items()}
+    chosen = [node for node in sorted(fleet.observed.nodes) if plan.selector.matches(fleet.labels(node))]
     pinned = [node for node in chosen if plan.models.keys() & set(fleet.pins(node))]
-    members = [fleet.member(node, ear, now) for node in chosen if node not in pinned]
+    members = [fleet.member(node, listening, now) for node in chosen if node not in pinned]
     if not members:
-        known = f"{len(fleet.knowledge.facts)} are known" + (f", {len(pinned)} are pinned" if pinned else "")
+        known = f"{len(fleet.observed.nodes)} known nodes" + (f", {len(pinned)} of them pinned" if pinned else "")
         raise CommandError(
             f"No node matches {plan.target!r}: {known}" if plan.target else f"There are no nodes: {known}",
             code="no-nodes",
-            remedy="`hedgerow nodes` shows their labels; `hedgerow node label` sets some.",
+            remedy="See the labels with `hedgerow nodes`, or set some with `hedgerow node label`.",
         )
-    under_way = [kept.rollout for kept in fleet.rollouts.values()]
-    if why_not := conflict([member.address for member in members], under_way):
+    others = [stored.rollout for stored in fleet.rollouts.values()]
+    if why_not := conflict([member.address for member in members], others):
         raise CommandError(
-            f"{plan.rollout} would collide: {why_not}",
+            f"{plan.rollout} conflicts with another rollout: {why_not}",
             code="conflict",
-            remedy="Wait until that has ended, abort it, or choose other nodes; one rollout may take several models.",
+            remedy="Wait until it has ended, abort it, or choose other nodes. A single rollout can change several models.",
         )
     waves = assign(plan.rollout, plan.waves, members)
     if not dry_run:
         _begin(fleet, plan, entries, waves, by, now)
-    unheard = {member.address for member in members if not member.heard}
+    absent = {member.address for member in members if not member.present}
     return {
         "rollout": plan.rollout,
         "dry_run": dry_run,
         "models": {name: entry.ref.model_dump() for name, entry in entries.items()},
         "nodes": len(members),
-        "not_heard": len(unheard),
+        "not_heard": len(absent),
         "pinned": [str(node) for node in pinned],
         "waves": [
-            {"wave": wave.title, "nodes": [*map(str, wave.nodes)], "not_heard": len(unheard & set(wave.nodes))}
+            {"wave": wave.title, "nodes": [*map(str, wave.nodes)], "not_heard": len(absent & set(wave.nodes))}
             for wave in waves
         ],
     }
@@ -152,122 +178,132 @@ def _begin(
         {node: Task(number) for node, number in sorted(wave_of(waves).items())},
         {name: entry.files for name, entry in entries.items()},
     )
-    for kept in list(fleet.rollouts.values()):
-        if gone := superseded(kept.rollout, rollout.models, rollout.tasks):
-            fleet.keep(replace(kept, rollout=remove(kept.rollout, gone, SUPERSEDED, f"by {plan.rollout}")), kept)
-    fleet.rollouts[rollout.name] = fleet.store.add(StoredRollout(0, rollout, by, now, now), fleet.knowledge.ids)
+    for stored in list(fleet.rollouts.values()):
+        if gone := superseded(stored.rollout, rollout.models, rollout.tasks):
+            fleet.save_rollout(
+                replace(stored, rollout=remove_nodes(stored.rollout, gone, SUPERSEDED, f"by {plan.rollout}")), stored
+            )
+    fleet.rollouts[rollout.name] = fleet.store.add(StoredRollout(0, rollout, by, now, now), fleet.observed.ids)
     sizes = [len(wave.nodes) for wave in waves]
     models = {name: ref.model_dump() for name, ref in rollout.models.items()}
     fleet.store.audit(by, "rollout-started", now, rollout=plan.rollout, waves=sizes, models=models)
 
 
-def _pause(request: Request) -> Any:
-    fleet, by, now = request.fleet, request.by, request.now
-    kept = _under_way(request, Phase.RUNNING)
-    step = Halt(f"by {by.who}: {by.why}")
-    fleet.keep(replace(kept, rollout=after(kept.rollout, step, now), changed_at=now, waits=""), kept)
-    fleet.store.audit(by, "rollout-paused", now, rollout=kept.rollout.name)
-    return {"rollout": kept.rollout.name, "phase": Phase.PAUSED.value}
+def _pause(operation: Operation) -> Any:
+    fleet, by, now = operation.fleet, operation.by, operation.now
+    stored = _find_rollout(operation, Phase.RUNNING)
+    step = Pause(f"by {by.who}: {by.why}")
+    fleet.save_rollout(replace(stored, rollout=apply_step(stored.rollout, step, now), changed_at=now, waits=""), stored)
+    fleet.store.audit(by, "rollout-paused", now, rollout=stored.rollout.name)
+    return {"rollout": stored.rollout.name, "phase": Phase.PAUSED.value}
 
 
-def _resume(request: Request) -> Any:
-    fleet, by, now = request.fleet, request.by, request.now
-    kept = _under_way(request, Phase.PAUSED)
-    fleet.keep(replace(kept, rollout=resume(kept.rollout), changed_at=now, waits=""), kept)
-    fleet.store.audit(by, "rollout-resumed", now, rollout=kept.rollout.name, forgiven=kept.rollout.failed)
-    return {"rollout": kept.rollout.name, "phase": Phase.RUNNING.value, "forgiven": kept.rollout.failed}
+def _resume(operation: Operation) -> Any:
+    fleet, by, now = operation.fleet, operation.by, operation.now
+    stored = _find_rollout(operation, Phase.PAUSED)
+    fleet.save_rollout(replace(stored, rollout=resume(stored.rollout), changed_at=now, waits=""), stored)
+    fleet.store.audit(by, "rollout-resumed", now, rollout=stored.rollout.name, forgiven=stored.rollout.failed)
+    return {"rollout": stored.rollout.name, "phase": Phase.RUNNING.value, "forgiven": stored.rollout.failed}
 
 
-def _abort(request: Request) -> Any:
-    fleet, intent, by, now = request.fleet, request.intent, request.by, request.now
-    kept = _under_way(request, Phase.RUNNING, Phase.PAUSED)
-    name, keep = kept.rollout.name, bool(intent.args.get("keep"))
-    because = f"aborted by {by.who}: {by.why}"
-    step: Step = Finish(Phase.CANCELED, because) if keep else take_back(kept.rollout, Phase.CANCELED, because)
+def _abort(operation: Operation) -> Any:
+    fleet, request, by, now = operation.fleet, operation.request, operation.by, operation.now
+    stored = _find_rollout(operation, Phase.RUNNING, Phase.PAUSED)
+    name, keep = stored.rollout.name, bool(request.args.get("keep"))
+    reason = f"aborted by {by.who}: {by.why}"
+    step: Step = Finish(Phase.CANCELED, reason) if keep else roll_back(stored.rollout, Phase.CANCELED, reason)
     fleet.store.audit(by, "rollout-aborted", now, rollout=name, keep=keep)
-    return {"rollout": name, "phase": fleet.carry(kept, step, by, now).phase.value}
+    return {"rollout": name, "phase": fleet.execute(stored, step, by, now).phase.value}
 
 
-def _under_way(request: Request, *phases: Phase) -> StoredRollout:
-    """The rollout that is meant, if it is in one of these phases and a reason is given."""
-    fleet, name = request.fleet, str(request.intent.args["rollout"])
+def _find_rollout(operation: Operation, *phases: Phase) -> StoredRollout:
+    """Return the rollout that the request names, if it is in one of these phases and a reason is given."""
+    fleet, name = operation.fleet, str(operation.request.args["rollout"])
     found = [fleet.rollouts[name]] if name in fleet.rollouts else fleet.store.rollouts(names=[name], tasks=False)
     if not found:
         raise CommandError(
-            f"There is no rollout {name}", code="unknown-rollout", remedy="`hedgerow rollout history` lists them."
+            f"There is no rollout {name}", code="unknown-rollout", remedy="List them with `hedgerow rollout history`."
         )
     if found[0].rollout.phase not in phases:
         raise CommandError(
             f"{name} is {found[0].rollout.phase}",
             code="wrong-phase",
-            remedy=f"That can be done with one that is {' or '.join(phases)}.",
+            remedy=f"This works only while a rollout is {' or '.join(phases)}.",
         )
-    request.needs_a_reason()
+    operation.require_reason()
     return found[0]
 
 
-def _label(request: Request) -> Any:
-    fleet, intent, by, now, node = request.fleet, request.intent, request.by, request.now, request.node
-    changes: dict[str, str | None] = dict(intent.args["labels"])
+def _label(operation: Operation) -> Any:
+    fleet, request, by, now, node = operation.fleet, operation.request, operation.by, operation.now, operation.node
+    changes: dict[str, str | None] = dict(request.args["labels"])
     check_labels({key: value or "" for key, value in changes.items()})
-    if own := sorted(changes.keys() & {"region", "site", "node"}):
+    if reserved := sorted(changes.keys() & {"region", "site", "node"}):
         raise CommandError(
-            f"{own[0]} says where a node stands", code="reserved-label", remedy="Choose another key: it cannot be set."
+            f"The label {reserved[0]} is part of a node's address and cannot be set",
+            code="reserved-label",
+            remedy="Use another key.",
         )
-    wanted = fleet.want(node, now, labels=changes)
-    fleet.save({node: wanted})
-    fleet.knowledge.changed.add(node)
+    desired = fleet.next_desired(node, now, labels=changes)
+    fleet.save_desired({node: desired})
+    fleet.observed.changed.add(node)
     fleet.store.audit(
-        by, "node-labelled", now, node=str(node), labels=changes, given={str(node): wanted.document.generation}
+        by, "node-labelled", now, node=str(node), labels=changes, given={str(node): desired.document.generation}
     )
-    return {"node": str(node), "labels": fleet.labels(node), "generation": wanted.document.generation}
+    return {"node": str(node), "labels": fleet.labels(node), "generation": desired.document.generation}
 
 
-def _pin(request: Request) -> Any:
-    fleet, intent, by, now, node = request.fleet, request.intent, request.by, request.now, request.node
-    name = str(intent.args["model"])
-    request.needs_a_reason()
-    section = ModelSection.model_validate(intent.args["version"])
+def _pin(operation: Operation) -> Any:
+    fleet, request, by, now, node = operation.fleet, operation.request, operation.by, operation.now, operation.node
+    name = str(request.args["model"])
+    operation.require_reason()
+    section = ModelSection.model_validate(request.args["version"])
     ref = look_up(fleet.config.models.repository, name, section).ref
     old = fleet.desired.get(node)
     pins = {**(old.pins if old else {}), name: {"who": by.who, "why": by.why, "at": now}}
-    wanted = fleet.want(node, now, models={name: ref}, swap=SwapPolicy(), pins=pins)
-    for kept in list(fleet.rollouts.values()):
-        if gone := superseded(kept.rollout, {name}, [node], also_under_way=True):
-            fleet.keep(replace(kept, rollout=remove(kept.rollout, gone, PINNED, f"by {by.who}: {by.why}")), kept)
-    fleet.save({node: wanted})
-    given = {str(node): wanted.document.generation}
+    desired = fleet.next_desired(node, now, models={name: ref}, swap=SwapPolicy(), pins=pins)
+    for stored in list(fleet.rollouts.values()):
+        if gone := superseded(stored.rollout, {name}, [node], also_in_progress=True):
+            fleet.save_rollout(
+                replace(stored, rollout=remove_nodes(stored.rollout, gone, PINNED, f"by {by.who}: {by.why}")), stored
+            )
+    fleet.save_desired({node: desired})
+    given = {str(node): desired.document.generation}
     fleet.store.audit(by, "node-pinned", now, node=str(node), model=name, ref=ref.model_dump(), given=given)
-    return {"node": str(node), "model": name, "ref": ref.model_dump(), "generation": wanted.document.generation}
+    return {"node": str(node), "model": name, "ref": ref.model_dump(), "generation": desired.document.generation}
 
 
-def _unpin(request: Request) -> Any:
-    fleet, intent, by, now, node = request.fleet, request.intent, request.by, request.now, request.node
-    name = str(intent.args["model"])
+def _unpin(operation: Operation) -> Any:
+    fleet, request, by, now, node = operation.fleet, operation.request, operation.by, operation.now, operation.node
+    name = str(request.args["model"])
     old = fleet.desired.get(node)
     if old is None or name not in old.pins:
-        raise CommandError(f"{name} is not pinned on {node}", code="not-pinned", remedy="See `hedgerow node show`.")
+        raise CommandError(
+            f"{name} is not pinned on {node}", code="not-pinned", remedy="See its pins with `hedgerow node show`."
+        )
     pins = {model: pin for model, pin in old.pins.items() if model != name}
-    fleet.save({node: replace(old, pins=pins)})
-    fleet.knowledge.changed.add(node)
+    fleet.save_desired({node: replace(old, pins=pins)})
+    fleet.observed.changed.add(node)
     fleet.store.audit(by, "node-unpinned", now, node=str(node), model=name)
     return {"node": str(node), "model": name}
 
 
 def find_node(nodes: Iterable[Address], text: str) -> Address:
-    """The node that is meant by `region/site/node`, `site/node` or its name alone.
+    """Return the node named by `region/site/node`, `site/node` or its name alone.
 
-    Raises: CommandError: none is, or several are.
+    Raises: CommandError: there is no such node, or several.
     """
     found = [node for node in nodes if text in (str(node), f"{node.site}/{node.node}", node.node)]
     if len(found) == 1:
         return found[0]
     if not found:
         raise CommandError(
-            f"No node {text} was ever heard", code="unknown-node", remedy="`hedgerow nodes` lists those that were."
+            f"There is no node {text}", code="unknown-node", remedy="List the known nodes with `hedgerow nodes`."
         )
     shown = ", ".join(map(str, sorted(found)[:5]))
-    raise CommandError(f"{text} may be any of {len(found)} nodes", code="ambiguous-node", remedy=f"Say which: {shown}.")
+    raise CommandError(
+        f"{text} matches {len(found)} nodes", code="ambiguous-node", remedy=f"Use a full address: {shown}."
+    )
 
 
 _ACTIONS: Final[Mapping[str, Action]] = {

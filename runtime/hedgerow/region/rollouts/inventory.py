@@ -1,4 +1,4 @@
-"""The nodes of a region: what they are, what they provably run, what they are to run. Only reads."""
+"""Read-only inventory of nodes: status, labels, running and desired models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.liveness import Liveness, judge
-from hedgerow.region.store.nodes import signs_of
+from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.region.store.queries import LATE_S, iso
 from hedgerow.topics import Address, Channel
 
@@ -25,47 +25,53 @@ ORDER BY n.region, n.site, n.name
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """Which nodes.
+class NodeFilter:
+    """Filter for nodes.
 
     Attributes:
-        model: `NAME`, `NAME@VERSION` or the beginning of a digest: of the bundle, or of the file that runs.
-        health: how they are.
+        selector: of labels.
+        model: `NAME`, `NAME@VERSION` or the beginning of a digest, of the bundle or of the running file.
+        health: their status.
     """
 
     selector: Selector = field(default_factory=Selector)
     model: str | None = None
     health: Liveness | None = None
 
-    def takes(self, node: dict[str, Any]) -> bool:
-        """Whether a node is among them."""
-        if self.health is not None and node["verdict"] != self.health.value:
+    def matches(self, node: dict[str, Any]) -> bool:
+        """Whether a node passes the filter."""
+        if self.health is not None and node["status"] != self.health.value:
             return False
-        if self.model is not None and not any(_is(self.model, name, one) for name, one in node["models"].items()):
+        if self.model is not None and not any(_serves(self.model, name, one) for name, one in node["models"].items()):
             return False
         return self.selector.matches(node["labels"])
 
 
-def health_of(text: str) -> Liveness:
-    """A verdict by its status, or by its older name. Raises: ConfigError: there is none."""
-    for verdict in Liveness:
-        if text in (verdict.status, verdict.value):
-            return verdict
-    raise ConfigError(f"No node is {text!r}", remedy=f"Write one of {', '.join(each.status for each in Liveness)}.")
+def parse_status(text: str) -> Liveness:
+    """Return a status by its name, or by its deprecated name.
+
+    Raises: ConfigError: there is no such status.
+    """
+    for liveness in Liveness:
+        if text in (liveness.value, liveness.old_name):
+            return liveness
+    raise ConfigError(f"There is no status {text!r}", remedy=f"Use one of {', '.join(Liveness)}.")
 
 
-def inventory(database: Database, now: float, which: Filter | None = None) -> list[dict[str, Any]]:
-    """The nodes, in order of their addresses.
+def inventory(database: Database, now: float, which: NodeFilter | None = None) -> list[dict[str, Any]]:
+    """Return nodes, ordered by address.
 
     Args:
+        database: opened to read.
         now: Unix seconds.
+        which: None: all.
     """
-    which = which or Filter()
-    return [node for node in _all(database, now) if which.takes(node)]
+    which = which or NodeFilter()
+    return [node for node in _all(database, now) if which.matches(node)]
 
 
 def newest_health(database: Database, node: Address) -> dict[str, Any]:
-    """What a node has said last of how it is; nothing, if that is not known."""
+    """Return a node's newest health report; empty if there is none."""
     rows = database.rows(
         "SELECT h.payload FROM health h JOIN node n ON n.id = h.node WHERE n.region = ? AND n.site = ? AND n.name = ? "
         "ORDER BY h.ingest DESC LIMIT 1",
@@ -79,12 +85,13 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
     if not collectors:
         return
     ((beat_at, connected, silent_after_s),) = collectors
-    # Where the collector is away nobody can be heard: nodes are shown as they were when it last was there.
+    # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
     as_of = now if now - beat_at <= LATE_S and connected else beat_at
     for row in database.rows(_NODES, (Channel.REPORTED.value,)):
-        region, site, name, first_heard_at, heard_at, online, state, reasons, answered_at, unanswered = row[:10]
+        region, site, name, first_heard_at, last_seen, online, state, reasons, last_reply, unanswered = row[:10]
         reported_at, payload, generation, published, document, pins = row[10:]
-        verdict, why = judge(signs_of(online, heard_at, state, reasons, answered_at, unanswered), as_of, silent_after_s)
+        signs = signs_from_row(online, last_seen, state, reasons, last_reply, unanswered)
+        liveness, why = judge(signs, as_of, silent_after_s)
         reported, desired = _read(payload), _read(document)
         labels = {
             "region": region,
@@ -95,11 +102,11 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
         }
         yield {
             "node": str(Address(region, site, name)),
-            "status": verdict.status,
-            "verdict": verdict.value,
+            "status": liveness.value,
+            "verdict": liveness.old_name,
             "why": why,
             "first_heard_at": iso(first_heard_at),
-            "heard_s": None if heard_at is None else round(max(0.0, as_of - heard_at), 1),
+            "heard_s": None if last_seen is None else round(max(0.0, as_of - last_seen), 1),
             "labels": dict(sorted(labels.items())),
             "labels_of_region": desired.get("labels", {}),
             "models": reported.get("models", {}),
@@ -123,7 +130,7 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
 
 
 def _read(payload: Any) -> dict[str, Any]:
-    """A stored document; nothing, if there is none or it cannot be read."""
+    """Decode a stored document; empty if there is none or it is invalid."""
     if payload is None:
         return {}
     try:
@@ -133,13 +140,13 @@ def _read(payload: Any) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _is(wanted: str, name: str, serving: dict[str, Any]) -> bool:
+def _serves(text: str, name: str, serving: dict[str, Any]) -> bool:
     ref = serving.get("model") or {}
     digests = [
         str(digest).removeprefix("sha256:") for digest in (ref.get("digest"), serving.get("file_digest")) if digest
     ]
-    asked, at, version = wanted.partition("@")
-    if asked in (name, ref.get("name")):
+    bundle, at, version = text.partition("@")
+    if bundle in (name, ref.get("name")):
         return not at or ref.get("version") == version
-    beginning = wanted.removeprefix("sha256:")
+    beginning = text.removeprefix("sha256:")
     return len(beginning) >= 4 and any(digest.startswith(beginning) for digest in digests)

@@ -1,4 +1,4 @@
-"""What is known of nodes, read from the store as it comes: a few queries for all nodes, never one for each."""
+"""Observed state of the nodes, read incrementally from the store with a few queries for all nodes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import orjson
 import structlog
 from pydantic import ValidationError
 
-from hedgerow.region.rollouts.planning.gate import Facts
-from hedgerow.region.rollouts.planning.health_samples import MOST_SAMPLES, Flow, Sample, Shown
+from hedgerow.region.rollouts.planning.gate import ObservedNode
+from hedgerow.region.rollouts.planning.health_samples import MAX_SAMPLES, HealthSample, ModelSample, PipelineSample
 from hedgerow.region.store.database.database import Database
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.fleet import Reported
@@ -20,117 +20,123 @@ from hedgerow.wire.fleet import Reported
 log = structlog.get_logger(__name__)
 
 _LATE_S: Final = 30.0
-"""What is stored this much after it came is still noticed at once; what is even later, with the next `reload`."""
+"""Longest time from reception to storage for a report to be noticed; later ones are read after the next restart."""
 _AT_ONCE: Final = 20_000
 
 
 @dataclass(slots=True)
-class _ObservedNode:
-    facts: Facts = field(default_factory=Facts)
+class _NodeRecord:
+    observed: ObservedNode = field(default_factory=ObservedNode)
     reported_at: float = 0.0
-    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=MOST_SAMPLES))
+    samples: deque[HealthSample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
 
 
 class ObservedState:
-    """What is known of every node.
+    """Observed state of every node.
 
     Attributes:
-        ids: the nodes' rows.
-        facts: by node.
-        changed: nodes that are new, or reported something, since this was emptied.
+        ids: row ids, by node.
+        nodes: observed state, by node.
+        changed: nodes that are new or have reported since the caller last cleared this.
     """
 
     def __init__(self) -> None:
         self.ids: dict[Address, int] = {}
-        self.facts: dict[Address, Facts] = {}
+        self.nodes: dict[Address, ObservedNode] = {}
         self.changed: set[Address] = set()
-        self._nodes: dict[int, _ObservedNode] = {}
+        self._records: dict[int, _NodeRecord] = {}
         self._addresses: dict[int, Address] = {}
-        self._newest_said = 0.0
+        self._newest_report = 0.0
         self._newest_health = 0
         self._watched: set[int] = set()
 
     def refresh(self, database: Database) -> None:
-        """Read who is heard, and what they report. Raises: StoreError: it cannot be read."""
+        """Read presence and reports.
+
+        Raises: RegionStoreError: they cannot be read.
+        """
         for row in database.rows("SELECT id, region, site, name, online, heard_at FROM node"):
             self._heard(*row)
-        since = self._newest_said - _LATE_S
+        since = self._newest_report - _LATE_S
         for row in database.rows(
             "SELECT node, received_at, payload FROM said WHERE channel = ? AND received_at >= ?",
             (Channel.REPORTED.value, since),
         ):
-            self._said(*row)
+            self._reported_failure(*row)
 
     def watch(self, database: Database, nodes: Collection[Address]) -> None:
-        """Read the health of these nodes, and of no others. Raises: StoreError: it cannot be read."""
+        """Read the health reports of these nodes only.
+
+        Raises: RegionStoreError: they cannot be read.
+        """
         self._read_health(database, {self.ids[node] for node in nodes if node in self.ids})
 
     def labels(self, node: Address) -> dict[str, str]:
-        """What a node is chosen by: what it reports, and where it stands."""
-        reported = self.facts[node].reported
+        """Return a node's labels: those it reports, and its address."""
+        reported = self.nodes[node].reported
         return {"region": node.region, "site": node.site, "node": node.node, **(reported.labels if reported else {})}
 
     def _heard(
-        self, row_id: int, region: str, site: str, name: str, online: int | None, heard_at: float | None
+        self, row_id: int, region: str, site: str, name: str, online: int | None, last_seen: float | None
     ) -> None:
-        node = self._nodes.get(row_id)
-        if node is None:
+        record = self._records.get(row_id)
+        if record is None:
             address = self._addresses[row_id] = Address(region, site, name)
-            node = self._nodes[row_id] = _ObservedNode()
+            record = self._records[row_id] = _NodeRecord()
             self.ids[address] = row_id
             self.changed.add(address)
-        facts = node.facts
+        observed = record.observed
         is_online = None if online is None else bool(online)
-        if facts.heard_at != heard_at or facts.online != is_online or self._addresses[row_id] not in self.facts:
-            self._know(row_id, replace(facts, online=is_online, heard_at=heard_at))
+        if observed.last_seen != last_seen or observed.online != is_online or self._addresses[row_id] not in self.nodes:
+            self._set(row_id, replace(observed, online=is_online, last_seen=last_seen))
 
-    def _said(self, row_id: int, received_at: float, payload: bytes) -> None:
-        node = self._nodes.get(row_id)
-        if node is None or received_at == node.reported_at:
+    def _reported_failure(self, row_id: int, received_at: float, payload: bytes) -> None:
+        record = self._records.get(row_id)
+        if record is None or received_at == record.reported_at:
             return
-        node.reported_at = received_at
-        self._newest_said = max(self._newest_said, received_at)
+        record.reported_at = received_at
+        self._newest_report = max(self._newest_report, received_at)
         try:
             reported = Reported.model_validate_json(bytes(payload))
         except ValidationError as error:
             log.warning("unreadable-report", node=str(self._addresses[row_id]), error=error.errors()[0]["msg"])
             return
         self.changed.add(self._addresses[row_id])
-        self._know(row_id, replace(node.facts, reported=reported))
+        self._set(row_id, replace(record.observed, reported=reported))
 
-    def _read_health(self, database: Database, wanted: set[int]) -> None:
+    def _read_health(self, database: Database, watched: set[int]) -> None:
         rows: list[Any] = []
-        if new := wanted - self._watched:  # how they usually are shows in what came before anybody looked
-            most = min(_AT_ONCE, MOST_SAMPLES * max(1, len(self._nodes)))
+        if new := watched - self._watched:  # earlier reports provide the baseline
+            most = min(_AT_ONCE, MAX_SAMPLES * max(1, len(self._records)))
             rows = database.rows("SELECT ingest, node, payload FROM health ORDER BY ingest DESC LIMIT ?", (most,))[::-1]
             rows = [row for row in rows if row[1] in new or (self._watched and row[0] > self._newest_health)]
             for row_id in new:
-                self._nodes[row_id].samples.clear()
-        elif wanted:
+                self._records[row_id].samples.clear()
+        elif watched:
             rows = database.rows(
                 "SELECT ingest, node, payload FROM health WHERE ingest > ? ORDER BY ingest LIMIT ?",
                 (self._newest_health, _AT_ONCE),
             )
-        self._watched = wanted
+        self._watched = watched
         touched = set()
         for ingest, row_id, payload in rows:
             self._newest_health = max(self._newest_health, ingest)
-            if row_id in wanted and (sample := read_sample(payload)) is not None:
-                self._nodes[row_id].samples.append(sample)
+            if row_id in watched and (sample := decode_sample(payload)) is not None:
+                self._records[row_id].samples.append(sample)
                 touched.add(row_id)
         for row_id in touched:
-            node = self._nodes[row_id]
-            self._know(row_id, replace(node.facts, samples=tuple(node.samples)))
+            record = self._records[row_id]
+            self._set(row_id, replace(record.observed, samples=tuple(record.samples)))
 
-    def _know(self, row_id: int, facts: Facts) -> None:
-        self._nodes[row_id].facts = self.facts[self._addresses[row_id]] = facts
+    def _set(self, row_id: int, observed: ObservedNode) -> None:
+        self._records[row_id].observed = self.nodes[self._addresses[row_id]] = observed
 
 
-def read_sample(payload: bytes) -> Sample | None:
-    """A health report as far as gates need it; None: it cannot be read. It was checked when it was stored."""
+def decode_sample(payload: bytes) -> HealthSample | None:
+    """Decode the part of a stored health report that gates need; None: it is invalid."""
     try:
         health: dict[str, Any] = orjson.loads(bytes(payload))
-        return Sample(
+        return HealthSample(
             float(health["at"]),
             str(health["session"]),
             str(health["state"]),
@@ -143,14 +149,14 @@ def read_sample(payload: bytes) -> Sample | None:
         return None
 
 
-def _shown(told: dict[str, Any]) -> Shown:
+def _shown(told: dict[str, Any]) -> ModelSample:
     drift = told.get("drift")
-    return Shown(str(told["digest"]), int(told.get("frames", 0)), None if drift is None else float(drift))
+    return ModelSample(str(told["digest"]), int(told.get("frames", 0)), None if drift is None else float(drift))
 
 
-def _flow(told: dict[str, Any]) -> Flow:
+def _flow(told: dict[str, Any]) -> PipelineSample:
     p99 = told.get("latency_p99_ms")
-    return Flow(
+    return PipelineSample(
         int(told.get("received", 0)),
         sum(told.get("dead", {}).values()),
         sum(told.get("dropped", {}).values()),

@@ -1,4 +1,4 @@
-"""How rollouts are, read from the store for those who ask. Only reads."""
+"""Read-only queries: progress and history of rollouts, and the audit log."""
 
 from __future__ import annotations
 
@@ -12,52 +12,56 @@ from hedgerow.region.rollouts.store import FleetStore, StoredRollout
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.queries import iso
 
-_MOST_BAD: Final = 20
-"""Nodes that are named with what is wrong with them, unless all are asked for."""
+_MAX_FAILED_SHOWN: Final = 20
+"""Most failed nodes to list unless every node is requested."""
 
 
 def progress(database: Database, name: str | None = None, *, every_node: bool = False) -> dict[str, Any] | None:
-    """How a rollout is.
+    """Return the progress of a rollout.
 
     Args:
-        name: None: the oldest one under way, else the last one there was.
-        every_node: whether to list all nodes, not only those that something is wrong with.
-    Returns: None if there is none.
+        database: opened to read.
+        name: None: the oldest one in progress, or the newest one if none is.
+        every_node: whether to list all nodes, not only failed ones.
+    Returns: None if there is no such rollout.
     """
     store = FleetStore(database)
     if name is None:
         all_of_them = store.rollouts(tasks=False)
-        under_way = [kept for kept in all_of_them if not kept.rollout.phase.ended]
+        in_progress = [stored for stored in all_of_them if not stored.rollout.phase.ended]
         if not all_of_them:
             return None
-        name = (under_way[-1] if under_way else all_of_them[0]).rollout.name
+        name = (in_progress[-1] if in_progress else all_of_them[0]).rollout.name
     found = store.rollouts(names=[name])
     if not found:
         return None
-    (kept,) = found
-    return _head(kept) | _nodes(kept, every_node)
+    (stored,) = found
+    return _head(stored) | _nodes(stored, every_node)
 
 
 def history(database: Database, newest: int) -> list[dict[str, Any]]:
-    """All rollouts, the newest first."""
-    return [_head(kept) for kept in FleetStore(database).rollouts(tasks=False)[:newest]]
+    """Return the newest rollouts, newest first."""
+    return [_head(stored) for stored in FleetStore(database).rollouts(tasks=False)[:newest]]
 
 
 def audit(
     database: Database, *, newest: int, rollout: str | None = None, node: str | None = None
 ) -> list[dict[str, Any]]:
-    """The newest lines of the audit log, oldest first.
+    """Return the newest entries of the audit log, oldest first.
 
     Args:
-        node: only lines about this one, REGION/SITE/NODE.
+        database: opened to read.
+        newest: how many.
+        rollout: only entries about this rollout.
+        node: only entries about this node, REGION/SITE/NODE.
     """
-    # Not LIKE: to it `_` is any character, and to SQLite's an A is an a.
+    # Not LIKE: it treats `_` as a wildcard, and SQLite's ignores case.
     conditions = {"rollout = ?": rollout, "replace(detail, ?, '') <> detail": None if node is None else f'"{node}"'}
-    given = {condition: value for condition, value in conditions.items() if value is not None}
-    where = f" WHERE {' AND '.join(given)}" if given else ""
+    used = {condition: value for condition, value in conditions.items() if value is not None}
+    where = f" WHERE {' AND '.join(used)}" if used else ""
     rows = database.rows(
         f"SELECT at, who, why, action, rollout, detail FROM audit{where} ORDER BY ingest DESC LIMIT ?",  # noqa: S608
-        (*given.values(), newest),
+        (*used.values(), newest),
     )
     return [
         {"at": iso(at), "who": who, "why": why, "action": action, "rollout": name, "detail": orjson.loads(detail)}
@@ -65,26 +69,26 @@ def audit(
     ]
 
 
-def _head(kept: StoredRollout) -> dict[str, Any]:
-    rollout = kept.rollout
+def _head(stored: StoredRollout) -> dict[str, Any]:
+    rollout = stored.rollout
     return {
         "rollout": rollout.name,
         "phase": rollout.phase.value,
         "ended": rollout.phase.ended,
         "models": {name: ref.model_dump() for name, ref in rollout.models.items()},
         "target": rollout.plan.target,
-        "started_at": iso(kept.started_at),
-        "changed_at": iso(kept.changed_at),
-        "ended_at": None if kept.ended_at is None else iso(kept.ended_at),
-        "who": kept.by.who,
-        "why": kept.by.why,
-        "because": rollout.because,
-        "waits_for": "" if rollout.phase.ended else kept.waits,
+        "started_at": iso(stored.started_at),
+        "changed_at": iso(stored.changed_at),
+        "ended_at": None if stored.ended_at is None else iso(stored.ended_at),
+        "who": stored.by.who,
+        "why": stored.by.why,
+        "because": rollout.reason,
+        "waits_for": "" if rollout.phase.ended else stored.waits,
     }
 
 
-def _nodes(kept: StoredRollout, every_node: bool) -> dict[str, Any]:
-    rollout = kept.rollout
+def _nodes(stored: StoredRollout, every_node: bool) -> dict[str, Any]:
+    rollout = stored.rollout
     waves = []
     for number, title in enumerate(rollout.waves):
         tasks = [task for task in rollout.tasks.values() if task.wave == number]
@@ -95,11 +99,11 @@ def _nodes(kept: StoredRollout, every_node: bool) -> dict[str, Any]:
                 "nodes": len(tasks),
                 "states": dict(Counter(task.state for task in tasks)),
                 "late": sum(task.late for task in tasks),
-                "back": dict(Counter(task.back for task in tasks if task.back != "no")),
+                "back": dict(Counter(task.rollback for task in tasks if task.rollback != "no")),
             }
         )
     bad = {node: task for node, task in rollout.tasks.items() if task.code or task.failed}
-    shown = rollout.tasks if every_node else dict(list(bad.items())[:_MOST_BAD])
+    shown = rollout.tasks if every_node else dict(list(bad.items())[:_MAX_FAILED_SHOWN])
     return {
         "nodes": len(rollout.tasks),
         "states": dict(Counter(task.state for task in rollout.tasks.values())),
@@ -116,8 +120,8 @@ def _task(task: Task) -> dict[str, Any]:
         "state": task.state,
         "late": task.late,
         "generation": task.generation,
-        "back": task.back,
-        "back_generation": task.back_generation,
+        "back": task.rollback,
+        "back_generation": task.rollback_generation,
         "code": task.code,
         "reason": task.reason,
         "before": {name: None if ref is None else ref.model_dump() for name, ref in task.before.items()},

@@ -1,6 +1,6 @@
-"""What people ask the region's service to do: rows of the store that they write, and that the service answers.
+"""Operators' requests to the region's service: rows that the command line writes to the store and the service answers.
 
-So whoever may write to the store may ask, and there is no other door. What was not taken up in time is not done later.
+So write access to the store is the only permission needed. A request not handled in time expires.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import orjson
 
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.region.store.database.database import Database, RegionStoreError
-from hedgerow.region.store.liveness import spell
+from hedgerow.region.store.liveness import format_duration
 from hedgerow.region.store.queries import LATE_S
 
 EXPIRES_AFTER_S: Final = 30.0
@@ -22,10 +22,10 @@ _POLL_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """Something that somebody wants done.
+    """A request.
 
     Attributes:
-        expires_at: Unix seconds after which it must not be done.
+        expires_at: Unix seconds after which it must not be carried out.
     """
 
     id: int
@@ -36,7 +36,7 @@ class RolloutRequest:
     args: dict[str, Any]
 
 
-def ask(
+def send_request(
     database: Database,
     verb: str,
     args: dict[str, Any],
@@ -45,22 +45,25 @@ def ask(
     why: str,
     wait_s: float = EXPIRES_AFTER_S,
 ) -> Any:
-    """Ask the service to do something, and wait for its answer.
+    """Send a request to the service, and wait for its reply.
 
     Args:
-        database: opened to write beside the collector.
-    Returns: what it answers.
+        database: opened with `alongside`.
+        verb, args: the request.
+        who, why: for the audit log.
+        wait_s: longest wait.
+    Returns: the reply.
     Raises:
-        CommandError: it refuses, with its reason; or it does not run, or does not answer.
-        StoreError: the store cannot be written.
+        CommandError: the service refuses, is not running, or does not reply.
+        RegionStoreError: the store cannot be written.
     """
     now = time.time()
     for (beat_at,) in database.rows("SELECT beat_at FROM collector"):
         if now - beat_at > LATE_S:
             raise CommandError(
-                f"The region's service does not run: it was last seen {spell(now - beat_at)} ago",
+                f"The region's service is not running; last seen {format_duration(now - beat_at)} ago",
                 code="no-service",
-                remedy="`hedgerow region run region.yaml` starts it.",
+                remedy="Start it with `hedgerow region run region.yaml`.",
             )
     try:
         ((row,),) = database.rows(
@@ -70,25 +73,25 @@ def ask(
     except RegionStoreError as error:
         if "intent" in str(error) and ("no such table" in str(error) or "does not exist" in str(error)):
             raise RegionStoreError(
-                "The store was made by a version that knows no rollouts",
-                remedy="Start this version's `hedgerow region run`: it adds what is missing.",
+                "The store was created by a version without rollouts",
+                remedy="Start this version's `hedgerow region run` once: it migrates the store.",
             ) from error
         raise
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
-        answers = database.rows("SELECT accepted, answer FROM intent WHERE id = ? AND answered_at IS NOT NULL", (row,))
-        if answers:
-            return _answer(*answers[0])
+        rows = database.rows("SELECT accepted, answer FROM intent WHERE id = ? AND answered_at IS NOT NULL", (row,))
+        if rows:
+            return _unwrap(*rows[0])
         time.sleep(_POLL_S)
     raise CommandError(
-        f"The region's service has not answered for {wait_s:.0f} s; it will not do it later",
+        f"The region's service did not reply within {wait_s:.0f} s; the request has expired",
         code="no-answer",
-        remedy="`hedgerow region status` says whether it runs; `hedgerow region run region.yaml` starts it.",
+        remedy="Check with `hedgerow region status` whether it is running; `hedgerow region run region.yaml` starts it.",
     )
 
 
-def open_intents(database: Database) -> list[RolloutRequest]:
-    """Those that have no answer, oldest first."""
+def open_requests(database: Database) -> list[RolloutRequest]:
+    """Return the requests without a reply, oldest first."""
     rows = database.rows(
         "SELECT id, expires_at, who, why, verb, args FROM intent WHERE answered_at IS NULL ORDER BY id"
     )
@@ -98,19 +101,19 @@ def open_intents(database: Database) -> list[RolloutRequest]:
     ]
 
 
-def answer(database: Database, intent: RolloutRequest, now: float, outcome: Any) -> None:
-    """Answer: with what was done, or with the error for which it was not."""
+def reply(database: Database, request: RolloutRequest, now: float, outcome: Any) -> None:
+    """Store the reply to a request: the outcome, or the error that prevented it."""
     accepted = not isinstance(outcome, HedgerowError)
     if isinstance(outcome, HedgerowError):
         outcome = {"code": outcome.code, "message": str(outcome), "remedy": outcome.remedy}
     database.run(
         "UPDATE intent SET answered_at = ?, accepted = ?, answer = ? WHERE id = ?",
-        (now, int(accepted), orjson.dumps(outcome).decode(), intent.id),
+        (now, int(accepted), orjson.dumps(outcome).decode(), request.id),
     )
 
 
-def _answer(accepted: int, answer: str) -> Any:
-    said = orjson.loads(answer)
+def _unwrap(accepted: int, reply: str) -> Any:
+    said = orjson.loads(reply)
     if accepted:
         return said
     raise CommandError(said["message"], code=said["code"], remedy=said["remedy"])

@@ -1,7 +1,7 @@
-"""The part of the region's service that conducts its fleet: a thread that decides and writes, and what publishes for it.
+"""Rollout service: a thread that plans and stores steps, and a publisher of desired documents.
 
-Decide, write, publish: a desired document leaves only when it is on the disk. What the broker has is written down later;
-what was not written down is published again after a restart, and nodes know it by its generation.
+A desired document is published only once it is on disk. What the broker has is recorded later; a document not recorded is
+published again after a restart, and nodes recognise it by its generation.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.rollouts.controller import Parcel, RolloutController
-from hedgerow.region.rollouts.planning.gate import Ear
+from hedgerow.region.rollouts.controller import PendingDocument, RolloutController
+from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.state import Phase
-from hedgerow.region.rollouts.requests import open_intents
+from hedgerow.region.rollouts.requests import open_requests
 from hedgerow.region.store.database.database import RegionStoreError
 from hedgerow.region.store.database.open import open_database
 from hedgerow.topics import Address, Channel
@@ -35,89 +35,89 @@ log = structlog.get_logger(__name__)
 
 _TURN_S: Final = 0.5
 _REST_S: Final = 2.0
-"""How often it looks at all nodes while no rollout is under way: with a thousand of them that costs more than a turn else."""
+"""Interval between turns while no rollout is in progress; with a thousand nodes, reading them all is the main cost."""
 _RETRY_S: Final = (0.5, 10.0)
-_AT_ONCE: Final = 100
-"""Documents under way to the broker at a time: a thousand nodes are no flood for whoever is behind a thin line."""
+_MAX_IN_FLIGHT: Final = 100
+"""Most documents in flight to the broker, so that a thousand of them do not flood a slow link."""
 _JSON: Final = encode_properties([(Property.CONTENT_TYPE, JSON)])
 
 
-class Courier:
-    """Publishes desired documents, some at a time. Lives on the event loop.
+class DocumentPublisher:
+    """Publishes desired documents with limited concurrency. Runs on the event loop.
 
     Args:
-        client: to the region's broker.
-        arrived: is told what the broker has; called on the loop.
+        client: connection to the region's broker.
+        published: called on the loop with the node and generation that the broker has accepted.
     """
 
-    def __init__(self, client: Client, arrived: Callable[[Address, int], None]) -> None:
+    def __init__(self, client: Client, published: Callable[[Address, int], None]) -> None:
         self._client = client
-        self._arrived = arrived
-        self._waiting: deque[Parcel] = deque()
-        self._under_way = 0
+        self._published = published
+        self._waiting: deque[PendingDocument] = deque()
+        self._in_flight = 0
 
-    def take(self, parcels: list[Parcel]) -> None:
-        """Publish these too."""
-        self._waiting.extend(parcels)
+    def publish(self, pending: list[PendingDocument]) -> None:
+        """Publish documents."""
+        self._waiting.extend(pending)
         self._send()
 
     def _send(self) -> None:
-        while self._waiting and self._under_way < _AT_ONCE:
-            parcel = self._waiting.popleft()
-            self._under_way += 1
+        while self._waiting and self._in_flight < _MAX_IN_FLIGHT:
+            document = self._waiting.popleft()
+            self._in_flight += 1
             try:
                 self._client.publish(
-                    parcel.node.topic(Channel.DESIRED), parcel.payload, qos=1, retain=True, properties=_JSON,
-                    done=partial(self._done, parcel),
+                    document.node.topic(Channel.DESIRED), document.payload, qos=1, retain=True, properties=_JSON,
+                    done=partial(self._done, document),
                 )  # fmt: skip
             except BusError as error:
-                self._done(parcel, error)
+                self._done(document, error)
 
-    def _done(self, parcel: Parcel, error: Exception | None) -> None:
-        self._under_way -= 1
+    def _done(self, document: PendingDocument, error: Exception | None) -> None:
+        self._in_flight -= 1
         if error is None:
-            self._arrived(parcel.node, parcel.generation)
-        else:  # it is given out again after a while
-            log.warning("desired-refused", node=str(parcel.node), error=str(error))
+            self._published(document.node, document.generation)
+        else:  # published again later
+            log.warning("desired-refused", node=str(document.node), error=str(error))
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._send)
 
 
 class RolloutService(threading.Thread):
-    """Conducts the fleet until it is closed.
+    """Runs the rollouts until it is closed.
 
     Args:
-        config: the region's.
-        client: to the region's broker.
-        loop: the client's.
+        config: the region's configuration.
+        client: connection to the region's broker.
+        loop: the client's event loop.
     Attributes:
-        failure: why nothing is conducted just now; None: all is well.
+        failure: why rollouts are stalled; None: they are not.
     """
 
     def __init__(self, config: RegionConfig, client: Client, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(name="region-steward", daemon=True)
+        super().__init__(name="region-rollouts", daemon=True)
         self._config = config
         self._loop = loop
-        self._courier = Courier(client, lambda node, generation: self._arrived.put((node, generation)))
-        self._arrived: queue.SimpleQueue[tuple[Address, int]] = queue.SimpleQueue()
+        self._publisher = DocumentPublisher(client, lambda node, generation: self._published.put((node, generation)))
+        self._published: queue.SimpleQueue[tuple[Address, int]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._listening_since: float | None = None
-        self._conductor: RolloutController | None = None
+        self._controller: RolloutController | None = None
         self.failure: str | None = None
         self._phases: Counter[Phase] = Counter()
         self._rests_until = 0.0
 
     def link_changed(self, *, connected: bool) -> None:
-        """The link to the broker came up or went down."""
+        """Note that the connection to the broker was established or lost."""
         self._listening_since = time.time() if connected else None
         self._rests_until = 0.0
 
     def close(self) -> None:
-        """End with the turn that is under way."""
+        """Stop after the current turn."""
         self._closing.set()
 
     def run(self) -> None:
-        """(threading)"""
+        """See `threading.Thread.run`."""
         retry_s = _RETRY_S[0]
         while not self._closing.wait(_TURN_S):
             try:
@@ -133,7 +133,7 @@ class RolloutService(threading.Thread):
                 self._abandon()
                 self._closing.wait(retry_s)
                 retry_s = min(2 * retry_s, _RETRY_S[1])
-            except Exception as error:  # ours to mend; the collector goes on
+            except Exception as error:  # a bug: must not stop the collector
                 log.exception("steward-failed")
                 self.failure = f"{type(error).__name__}: {error}"
                 self._abandon()
@@ -142,39 +142,41 @@ class RolloutService(threading.Thread):
         self._abandon()
 
     def _turn(self) -> None:
-        if self._conductor is None:
-            database = open_database(self._config.store.url, write=False, beside=True)
+        if self._controller is None:
+            database = open_database(self._config.store.url, write=False, alongside=True)
             try:
-                self._conductor = RolloutController(database, self._config)
+                self._controller = RolloutController(database, self._config)
             except BaseException:
                 database.close()
                 raise
-        now, ear = time.time(), Ear(self._listening_since, self._config.region.silent_after_s)
-        if time.monotonic() >= self._rests_until or open_intents(self._conductor.fleet.database):
-            under_way = self._conductor.turn(now, ear)
-            self._rests_until = 0.0 if under_way else time.monotonic() + _REST_S
-        if ear.since is not None and (parcels := self._conductor.unpublished(now, ear)):
+        now, listening = time.time(), Listening(self._listening_since, self._config.region.silent_after_s)
+        if time.monotonic() >= self._rests_until or open_requests(self._controller.fleet.database):
+            in_progress = self._controller.turn(now, listening)
+            self._rests_until = 0.0 if in_progress else time.monotonic() + _REST_S
+        if listening.since is not None and (pending := self._controller.unpublished(now, listening)):
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._courier.take, parcels)
-        self._conductor.published(self._what_arrived())
-        self._phases = Counter(kept.rollout.phase for kept in self._conductor.fleet.rollouts.values())
+                self._loop.call_soon_threadsafe(self._publisher.publish, pending)
+        self._controller.published(self._take_published())
+        self._phases = Counter(kept.rollout.phase for kept in self._controller.fleet.rollouts.values())
 
-    def _what_arrived(self) -> dict[Address, int]:
-        arrived: dict[Address, int] = {}
+    def _take_published(self) -> dict[Address, int]:
+        published: dict[Address, int] = {}
         with suppress(queue.Empty):
             while True:
-                node, generation = self._arrived.get_nowait()
-                arrived[node] = max(generation, arrived.get(node, 0))
-        return arrived
+                node, generation = self._published.get_nowait()
+                published[node] = max(generation, published.get(node, 0))
+        return published
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        """What /metrics shows of it: name, help, labels, value; for any thread."""
-        yield "hedgerow_region_conducts", "Whether rollouts are seen to.", {}, self.failure is None
+        """Yield gauges for /metrics, from any thread: name, help, labels, value."""
+        works = self.failure is None
+        yield "hedgerow_region_rollouts_up", "1 while the service can work on rollouts, 0 while it cannot.", {}, works
+        yield "hedgerow_region_conducts", "Deprecated: use hedgerow_region_rollouts_up.", {}, works
         for phase in (Phase.RUNNING, Phase.PAUSED, Phase.ROLLING_BACK):
             labels = {"phase": phase.value}
-            yield "hedgerow_region_rollouts", "Rollouts under way, by phase.", labels, self._phases[phase]
+            yield "hedgerow_region_rollouts", "Rollouts in progress, by phase.", labels, self._phases[phase]
 
     def _abandon(self) -> None:
-        if self._conductor is not None:
-            self._conductor.close()
-            self._conductor = None
+        if self._controller is not None:
+            self._controller.close()
+            self._controller = None

@@ -1,11 +1,11 @@
-"""The fleet's part of the region's store: desired documents, rollouts, and the audit log of all that was done.
+"""The fleet's tables in the region's store: desired documents, rollouts and the audit log.
 
 Rules:
-- What belongs together is written in one transaction, the audit log's line with it: an action is in the log if and only
-  if it was done.
-- A desired document is written first and published then. `published` says which one the broker has, so what was written
-  and not known to be published is published again; its generation makes that harmless.
-- One thread writes: the steward's.
+- Related changes are written in one transaction with their audit log entry, so an action is in the log if and only if it
+  was executed.
+- A desired document is written first, then published. `published` is the generation that the broker has; a document not
+  recorded as published is published again, which its generation makes harmless.
+- Only the thread of the rollout service writes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import orjson
 
-from hedgerow.region.rollouts.planning.health_samples import Usual
-from hedgerow.region.rollouts.planning.membership import standing
+from hedgerow.region.rollouts.planning.health_samples import NodeBaseline
+from hedgerow.region.rollouts.planning.membership import relevant
 from hedgerow.region.rollouts.planning.spec import stored_plan
 from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
 from hedgerow.region.store.database.database import Database
@@ -32,7 +32,7 @@ _ROLLOUT_COLUMNS: Final = (
     "id", "name", "plan", "models", "waves", "who", "why", "started_at", "changed_at", "ended_at", "phase", "wave",
     "soaking_since", "forgiven", "turned_at", "ending", "because", "waits",
 )  # fmt: skip
-_ROLLOUTS: Final = f"SELECT {', '.join(_ROLLOUT_COLUMNS)} FROM rollout"  # noqa: S608 - names of our own
+_ROLLOUTS: Final = f"SELECT {', '.join(_ROLLOUT_COLUMNS)} FROM rollout"  # noqa: S608 - constant names
 _NEW_ROLLOUT: Final = (
     f"INSERT INTO rollout ({', '.join(_ROLLOUT_COLUMNS[1:])}) "  # noqa: S608
     f"VALUES ({', '.join('?' * len(_ROLLOUT_COLUMNS[1:]))}) RETURNING id"
@@ -56,7 +56,7 @@ _SAVE_AUDIT: Final = "INSERT INTO audit (at, who, why, action, rollout, detail) 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does something, and why."""
+    """Who performs an action, and why."""
 
     who: str
     why: str = ""
@@ -64,11 +64,12 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class StoredRollout:
-    """A rollout as it is kept.
+    """A rollout and its metadata.
 
     Attributes:
-        id: of its row; they count up.
-        waits: what it waits for, in words.
+        id: of its row; ascending.
+        by: who started it, and why.
+        waits: what it waits for, for humans.
     """
 
     id: int
@@ -82,11 +83,12 @@ class StoredRollout:
 
 @dataclass(frozen=True, slots=True)
 class StoredDesired:
-    """What a node is to run, as it is kept.
+    """A node's desired document and its metadata.
 
     Attributes:
+        document: the newest one.
         published: generation that the broker has.
-        pins: models that rollouts leave alone, and who said so.
+        pins: models that rollouts leave alone: who pinned them, why and when.
     """
 
     document: Desired
@@ -95,54 +97,62 @@ class StoredDesired:
 
 
 class FleetStore:
-    """Reads and writes those tables.
+    """Reads and writes the fleet's tables.
 
     Args:
-        database: opened to write beside the collector; or to read.
+        database: opened with `alongside`, or to read.
     """
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def rollouts(self, *, names: Iterable[str] | None = None, tasks: bool = True) -> list[StoredRollout]:
-        """Rollouts, newest first.
+        """Return rollouts, newest first.
 
         Args:
-            names: only these.
-            tasks: whether to read the nodes' parts too.
+            names: only these; None: all.
+            tasks: whether to read the nodes' tasks too.
         """
-        wanted = None if names is None else list(names)
-        where = "" if wanted is None else f" WHERE name IN ({', '.join('?' * len(wanted))})"
-        rows = self.database.rows(f"{_ROLLOUTS}{where} ORDER BY id DESC", wanted or ())
-        return [self._kept(row, self._tasks(row[0]) if tasks else {}) for row in rows]
+        values = [] if names is None else list(names)
+        where = "" if names is None else f" WHERE name IN ({', '.join('?' * len(values))})"
+        rows = self.database.rows(f"{_ROLLOUTS}{where} ORDER BY id DESC", values)
+        return [self._stored(row, self._tasks(row[0]) if tasks else {}) for row in rows]
 
-    def standing(self) -> list[StoredRollout]:
-        """The rollouts that matter still, newest first."""
-        kept = {one.rollout.name: one for one in self.rollouts(tasks=False)}
-        matter = [kept[rollout.name] for rollout in standing(one.rollout for one in kept.values())]
+    def relevant(self) -> list[StoredRollout]:
+        """Return the rollouts that still matter, newest first."""
+        stored = {one.rollout.name: one for one in self.rollouts(tasks=False)}
+        matter = [stored[rollout.name] for rollout in relevant(one.rollout for one in stored.values())]
         return [replace(one, rollout=replace(one.rollout, tasks=self._tasks(one.id))) for one in matter]
 
-    def add(self, kept: StoredRollout, nodes: Mapping[Address, int]) -> StoredRollout:
-        """Write a new rollout. Returns: it with its id."""
-        rollout = kept.rollout
+    def add(self, stored: StoredRollout, nodes: Mapping[Address, int]) -> StoredRollout:
+        """Insert a new rollout. Returns: the rollout with its id."""
+        rollout = stored.rollout
         models = {
             name: {"ref": ref.model_dump(), "files": sorted(rollout.files.get(name, ()))}
             for name, ref in rollout.models.items()
         }
         plan = rollout.plan.model_dump_json(exclude_unset=True)
-        head = (rollout.name, plan, _json(models), _json(rollout.waves), kept.by.who, kept.by.why, kept.started_at)
-        ((row,),) = self.database.rows(_NEW_ROLLOUT, (*head, *_changing(kept)))
-        kept = replace(kept, id=row)
-        self._save_tasks(kept, {}, nodes)
-        return kept
+        head = (
+            rollout.name,
+            plan,
+            _json(models),
+            _json(rollout.waves),
+            stored.by.who,
+            stored.by.why,
+            stored.started_at,
+        )
+        ((row,),) = self.database.rows(_NEW_ROLLOUT, (*head, *_changing(stored)))
+        stored = replace(stored, id=row)
+        self._save_tasks(stored, {}, nodes)
+        return stored
 
-    def save(self, kept: StoredRollout, old: StoredRollout, nodes: Mapping[Address, int]) -> None:
-        """Write what is different in a rollout."""
-        self.database.run(_SAVE_ROLLOUT, (*_changing(kept), kept.id))
-        self._save_tasks(kept, old.rollout.tasks, nodes)
+    def save(self, stored: StoredRollout, old: StoredRollout, nodes: Mapping[Address, int]) -> None:
+        """Update a rollout and the tasks that differ from `old`."""
+        self.database.run(_SAVE_ROLLOUT, (*_changing(stored), stored.id))
+        self._save_tasks(stored, old.rollout.tasks, nodes)
 
     def desired(self) -> dict[Address, StoredDesired]:
-        """What all nodes are to run."""
+        """Return the desired documents of all nodes."""
         rows = self.database.rows(
             "SELECT n.region, n.site, n.name, d.document, d.published, d.pins FROM desired d JOIN node n ON n.id = d.node"
         )
@@ -153,34 +163,34 @@ class FleetStore:
             for region, site, name, document, published, pins in rows
         }
 
-    def save_desired(self, wanted: Mapping[Address, StoredDesired], nodes: Mapping[Address, int]) -> None:
-        """Write new documents."""
+    def save_desired(self, desired: Mapping[Address, StoredDesired], nodes: Mapping[Address, int]) -> None:
+        """Write desired documents."""
         self.database.many(
             _SAVE_DESIRED,
             [
                 (nodes[node], one.document.generation, one.published, one.document.encode().decode(), _json(one.pins))
-                for node, one in wanted.items()
+                for node, one in desired.items()
             ],
         )
 
     def published(self, generations: Mapping[int, int]) -> None:
-        """Write down what the broker has: node's row → generation."""
+        """Record the generations that the broker has, by the node's row id."""
         self.database.many(_PUBLISHED, [(one, node, one) for node, one in generations.items()])
 
     def audit(self, by: Actor, action: str, now: float, *, rollout: str | None = None, **detail: Any) -> None:
-        """Write a line into the audit log."""
+        """Add an entry to the audit log."""
         self.database.run(_SAVE_AUDIT, (now, by.who, by.why, action, rollout, _json(detail)))
 
-    def _kept(self, row: tuple[Any, ...], tasks: Mapping[Address, Task]) -> StoredRollout:
+    def _stored(self, row: tuple[Any, ...], tasks: Mapping[Address, Task]) -> StoredRollout:
         one = dict(zip(_ROLLOUT_COLUMNS, row, strict=True))
         models = orjson.loads(one["models"])
         rollout = Rollout(
             one["name"],
             stored_plan(orjson.loads(one["plan"])),
-            {name: ModelRef.model_validate(told["ref"]) for name, told in models.items()},
+            {name: ModelRef.model_validate(model["ref"]) for name, model in models.items()},
             tuple(orjson.loads(one["waves"])),
             tasks,
-            {name: frozenset(told["files"]) for name, told in models.items()},
+            {name: frozenset(model["files"]) for name, model in models.items()},
             Phase(one["phase"]),
             one["wave"],
             one["soaking_since"],
@@ -202,38 +212,54 @@ class FleetStore:
         )
         return {Address(*row[:3]): _task(row[3:]) for row in rows}
 
-    def _save_tasks(self, kept: StoredRollout, old: Mapping[Address, Task], nodes: Mapping[Address, int]) -> None:
+    def _save_tasks(self, stored: StoredRollout, old: Mapping[Address, Task], nodes: Mapping[Address, int]) -> None:
         rows = [
-            (kept.id, nodes[node], *_task_row(task))
-            for node, task in kept.rollout.tasks.items()
+            (stored.id, nodes[node], *_task_row(task))
+            for node, task in stored.rollout.tasks.items()
             if old.get(node) is not task
         ]
         if rows:
             self.database.many(_SAVE_TASK, rows)
 
 
-def _changing(kept: StoredRollout) -> tuple[Any, ...]:
-    rollout = kept.rollout
+def _changing(stored: StoredRollout) -> tuple[Any, ...]:
+    rollout = stored.rollout
     return (
-        kept.changed_at, kept.ended_at, rollout.phase.value, rollout.wave, rollout.soaking_since, rollout.forgiven,
-        rollout.turned_at, None if rollout.ending is None else rollout.ending.value, rollout.because, kept.waits,
+        stored.changed_at, stored.ended_at, rollout.phase.value, rollout.wave, rollout.soaking_since, rollout.forgiven,
+        rollout.rolling_back_since, None if rollout.ending is None else rollout.ending.value, rollout.reason, stored.waits,
     )  # fmt: skip
 
 
 def _task_row(task: Task) -> tuple[Any, ...]:
     before = {name: None if ref is None else ref.model_dump() for name, ref in task.before.items()}
     return (
-        task.wave, task.state, int(task.late), task.generation, task.given_at, _json(before), _json(task.usual.p99_ms),
-        task.back, task.back_generation, task.code, task.reason,
-        task.usual.memory_bytes, task.usual.dead_share,
+        task.wave, task.state, int(task.late), task.generation, task.assigned_at, _json(before), _json(task.baseline.p99_ms),
+        task.rollback, task.rollback_generation, task.code, task.reason,
+        task.baseline.memory_bytes, task.baseline.dead_share,
     )  # fmt: skip
 
 
 def _task(row: tuple[Any, ...]) -> Task:
-    wave, state, late, generation, given_at, before, p99_ms, back, back_generation, code, reason, memory, dead = row
+    (
+        wave,
+        state,
+        late,
+        generation,
+        assigned_at,
+        before,
+        p99_ms,
+        rollback,
+        rollback_generation,
+        code,
+        reason,
+        memory,
+        dead,
+    ) = row
     refs = {name: None if ref is None else ModelRef.model_validate(ref) for name, ref in orjson.loads(before).items()}
-    usual = Usual(orjson.loads(p99_ms), memory, dead)
-    return Task(wave, state, bool(late), generation, given_at, refs, usual, back, back_generation, code, reason)
+    baseline = NodeBaseline(orjson.loads(p99_ms), memory, dead)
+    return Task(
+        wave, state, bool(late), generation, assigned_at, refs, baseline, rollback, rollback_generation, code, reason
+    )
 
 
 def _json(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A batch on its way into the store: the rows that its items come to, written together, and what it came to."""
+"""Batch of rows written to the store in one transaction, and its outcome."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, Final, NamedTuple
 
 from hedgerow.bus.outbox.records import Ack, Number
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.ledgers import LedgerKey, OutboxLedger, save_books
+from hedgerow.region.store.ledgers import LedgerKey, OutboxLedger, save_ledgers
 from hedgerow.region.store.nodes import KnownNode, save_nodes
 from hedgerow.region.store.records import (
-    BirthRecord,
     EventRecord,
     HealthRecord,
     RejectedRecord,
     ReportedRecord,
     ResultRecord,
+    StatusRecord,
 )
 from hedgerow.topics import Address, Channel
 
-MOST_REJECTED: Final = 1000
-"""Messages kept of those that could not be used; all are counted."""
+MAX_REJECTED: Final = 1000
+"""Rejected messages to keep; all are counted."""
 ROW_BYTES: Final = 200
-"""About what a result takes beside its payload."""
+"""Approximate size of a result's row besides its payload."""
 
 _SAVE_RESULT: Final = (
     "INSERT INTO result (node, pipeline, ledger, priority, sequence, said_id, captured_at, received_at, content_type, "
@@ -47,44 +47,45 @@ _COUNT_REJECTED: Final = (
 )
 
 
-class Owed(NamedTuple):
-    """What an outbox is to hear: what has come of it, of how many records, and whether it asked to hear at once."""
+class AckDue(NamedTuple):
+    """An acknowledgement due to an outbox: the number of records since the last one, and whether one was requested."""
 
     ack: Ack
     records: int
-    asked: bool
+    urgent: bool
 
 
 @dataclass(slots=True)
 class BatchOutcome:
-    """What a batch came to.
+    """Outcome of a batch.
 
     Attributes:
-        acks: what every outbox that sent something is to hear.
-        stored: results, durable ones among them as `durable`.
-        repeats: that were there already.
-        gaps, lost: declared, and the records lost by them.
-        rejected: by reason.
-        lags: of results, seconds from capture to the store.
+        acks: acknowledgements due, by outbox.
+        stored: results stored.
+        durable: the durable ones among them.
+        duplicates: results and gaps that were already stored.
+        gaps, lost: gaps declared, and results lost in them.
+        rejected: rejected messages, by reason.
+        lags: seconds from capture to storage, of each result.
         bytes_up: payload bytes, by site.
-        known: nodes not known before.
+        new_nodes: nodes seen for the first time.
     """
 
-    acks: dict[LedgerKey, Owed] = field(default_factory=dict)
+    acks: dict[LedgerKey, AckDue] = field(default_factory=dict)
     stored: int = 0
     durable: int = 0
-    repeats: int = 0
+    duplicates: int = 0
     gaps: int = 0
     lost: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     lags: list[float] = field(default_factory=list)
     bytes_up: Counter[str] = field(default_factory=Counter)
-    known: list[Address] = field(default_factory=list)
+    new_nodes: list[Address] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Batch:
-    """Rows to be written."""
+    """Rows to write."""
 
     now: float
     outcome: BatchOutcome = field(default_factory=BatchOutcome)
@@ -92,53 +93,55 @@ class Batch:
     others: defaultdict[int, list[Sequence[Any]]] = field(default_factory=lambda: defaultdict(list))
     events: list[Sequence[Any]] = field(default_factory=list)
     health: list[Sequence[Any]] = field(default_factory=list)
-    said: dict[tuple[int, str], Sequence[Any]] = field(default_factory=dict)
+    last_messages: dict[tuple[int, str], Sequence[Any]] = field(default_factory=dict)
     rejected: list[Sequence[Any]] = field(default_factory=list)
     nodes: dict[int, KnownNode] = field(default_factory=dict)
-    books: dict[LedgerKey, OutboxLedger] = field(default_factory=dict)
-    records: Counter[LedgerKey] = field(default_factory=Counter)
-    asked: set[LedgerKey] = field(default_factory=set)
+    outboxes: dict[LedgerKey, OutboxLedger] = field(default_factory=dict)
+    record_counts: Counter[LedgerKey] = field(default_factory=Counter)
+    urgent: set[LedgerKey] = field(default_factory=set)
     added_bytes: int = 0
 
-    def add_durable(self, node: KnownNode, book: OutboxLedger, number: Number, item: ResultRecord) -> None:
-        """A result whose number is new."""
-        self.durable.append((node.id, item.pipeline, book.id, number.priority, number.sequence, *_columns(item)))
+    def add_durable(self, node: KnownNode, outbox: OutboxLedger, number: Number, record: ResultRecord) -> None:
+        """Add a result whose number is new."""
+        self.durable.append((node.id, record.pipeline, outbox.id, number.priority, number.sequence, *_columns(record)))
         node.results += 1
         node.durable += 1
-        self.added_bytes += item.size + ROW_BYTES
+        self.added_bytes += record.size + ROW_BYTES
 
-    def add_unnumbered(self, node: KnownNode, item: ResultRecord) -> None:
-        """A result without a number; whether it is new shows when it is written."""
-        self.others[node.id].append((node.id, item.pipeline, None, None, None, *_columns(item)))
+    def add_unnumbered(self, node: KnownNode, record: ResultRecord) -> None:
+        """Add a result without a number; whether it is new turns out when it is written."""
+        self.others[node.id].append((node.id, record.pipeline, None, None, None, *_columns(record)))
 
-    def add_event(self, node: KnownNode, item: EventRecord) -> None:
-        """An event."""
-        self.events.append((node.id, item.kind, item.said_id, item.at, item.received_at, bytes(item.payload)))
+    def add_event(self, node: KnownNode, record: EventRecord) -> None:
+        """Add an event."""
+        self.events.append(
+            (node.id, record.kind, record.sender_id, record.at, record.received_at, bytes(record.payload))
+        )
 
-    def add_health(self, node: KnownNode, item: HealthRecord) -> None:
-        """A report of a node's health."""
-        self.health.append((node.id, item.at, item.received_at, bytes(item.payload)))
+    def add_health(self, node: KnownNode, record: HealthRecord) -> None:
+        """Add a health report."""
+        self.health.append((node.id, record.at, record.received_at, bytes(record.payload)))
 
-    def add_said(self, node: KnownNode, channel: Channel, item: BirthRecord | ReportedRecord) -> None:
-        """What a node last said on a channel."""
+    def add_last_message(self, node: KnownNode, channel: Channel, record: StatusRecord | ReportedRecord) -> None:
+        """Add a node's last message on a channel."""
         key = (node.id, channel.value)
-        self.said[key] = (*key, item.received_at, bytes(item.payload))
+        self.last_messages[key] = (*key, record.received_at, bytes(record.payload))
 
-    def add_rejected(self, item: RejectedRecord) -> None:
-        """A message that cannot be used."""
-        number = None if item.number is None else str(item.number)
+    def add_rejected(self, record: RejectedRecord) -> None:
+        """Add a rejected message."""
+        number = None if record.number is None else str(record.number)
         self.rejected.append(
-            (item.received_at, item.topic, item.reason, item.detail, number, item.size, item.payload)
+            (record.received_at, record.topic, record.reason, record.detail, number, record.size, record.payload)
         )  # fmt: skip
-        self.outcome.rejected[item.reason] += 1
+        self.outcome.rejected[record.reason] += 1
 
-    def repeat(self, node: KnownNode) -> None:
-        """Something that was there already."""
+    def add_duplicate(self, node: KnownNode) -> None:
+        """Count a result or gap that is already stored."""
         node.repeats += 1
-        self.outcome.repeats += 1
+        self.outcome.duplicates += 1
 
     def write(self, database: Database) -> None:
-        """Write all of it; within a transaction."""
+        """Write all rows, within the caller's transaction."""
         outcome = self.outcome
         if self.durable:
             outcome.durable = outcome.stored = database.many(_SAVE_RESULT, self.durable)
@@ -149,16 +152,16 @@ class Batch:
             node.results += stored
             node.repeats += len(rows) - stored
             outcome.stored += stored
-            outcome.repeats += len(rows) - stored
+            outcome.duplicates += len(rows) - stored
             ((size,),) = database.rows("SELECT coalesce(sum(size), 0) FROM result WHERE ingest > ?", (before,))
             self.added_bytes += int(size) + stored * ROW_BYTES
         for statement, rows in (
-            (_SAVE_EVENT, self.events), (_SAVE_HEALTH, self.health), (_SAVE_SAID, list(self.said.values())),
+            (_SAVE_EVENT, self.events), (_SAVE_HEALTH, self.health), (_SAVE_SAID, list(self.last_messages.values())),
         ):  # fmt: skip
             if rows:
                 database.many(statement, rows)
-        if self.books:
-            save_books(database, self.books.values())
+        if self.outboxes:
+            save_ledgers(database, self.outboxes.values())
         if self.nodes:
             save_nodes(database, self.nodes.values())
         if self.rejected:
@@ -167,12 +170,12 @@ class Batch:
             database.run("UPDATE collector SET stored_bytes = stored_bytes + ?", (self.added_bytes,))
 
     def _write_rejected(self, database: Database) -> None:
-        database.many(_SAVE_REJECTED, self.rejected[-MOST_REJECTED:])
+        database.many(_SAVE_REJECTED, self.rejected[-MAX_REJECTED:])
         database.many(_COUNT_REJECTED, list(self.outcome.rejected.items()))
-        database.run("DELETE FROM rejected WHERE ingest <= (SELECT max(ingest) FROM rejected) - ?", (MOST_REJECTED,))
+        database.run("DELETE FROM rejected WHERE ingest <= (SELECT max(ingest) FROM rejected) - ?", (MAX_REJECTED,))
 
 
-def _columns(item: ResultRecord) -> tuple[Any, ...]:
+def _columns(record: ResultRecord) -> tuple[Any, ...]:
     return (
-        item.said_id, item.captured_at, item.received_at, item.content_type, item.properties, item.size, item.payload,
+        record.sender_id, record.captured_at, record.received_at, record.content_type, record.properties, record.size, record.payload,
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What items come to: rows of a batch, and what is remembered of nodes and their outboxes.
+"""Turns records into rows of a batch, and updates nodes and ledgers in memory.
 
-What is remembered runs ahead of what is stored; if a batch is not stored, it is to be read anew.
+Memory is ahead of the database; if a batch cannot be stored, create a new `Ingest`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from typing import Any, Final
 from hedgerow.bus.outbox.records import Previous, priority_of, sequence_of
 from hedgerow.region.store.batch import Batch
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.ledgers import MOST_EPOCHS, MOST_RANGES, Ledgers, OutboxLedger, json_text, save_books
-from hedgerow.region.store.nodes import MOST_NODES, KnownNode, add_node, load_nodes
+from hedgerow.region.store.ledgers import MAX_EPOCHS, MAX_RANGES, Ledgers, OutboxLedger, json_text, save_ledgers
+from hedgerow.region.store.nodes import MAX_NODES, KnownNode, add_node, load_nodes
 from hedgerow.region.store.records import (
-    BirthRecord,
     EventRecord,
+    GapRecord,
     HealthRecord,
-    MissingRecord,
     PingRecord,
     RejectedRecord,
     ReportedRecord,
     ResultRecord,
+    StatusRecord,
     StoreRecord,
-    refused,
+    reject,
 )
 from hedgerow.topics import Channel
 from hedgerow.wire.messages import clean
@@ -34,159 +34,161 @@ _SAVE_GAP: Final = (
 
 
 class Ingest:
-    """Takes items, one at a time.
+    """Adds records to batches.
 
     Args:
-        database: that nodes and ledgers are in.
-    Raises: StoreError: it cannot be read.
+        database: the database with nodes and ledgers.
+    Raises: RegionStoreError: it cannot be read.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.nodes = load_nodes(database)
-        self._books = Ledgers(database)
+        self._ledgers = Ledgers(database)
 
-    def take(self, item: StoreRecord, batch: Batch) -> None:
-        """Take an item into a batch; within its transaction."""
-        if isinstance(item, PingRecord):
-            self._ping(item, batch)
+    def add(self, record: StoreRecord, batch: Batch) -> None:
+        """Add a record to a batch, within its transaction."""
+        if isinstance(record, PingRecord):
+            self._ping(record, batch)
             return
-        node = self._node(item, batch)
+        node = self._node(record, batch)
         if node is None:
-            if not isinstance(item, RejectedRecord):
-                item = refused(item, "too-many-nodes", f"{MOST_NODES} are known")
-            self._reject(item, None, batch)
+            if not isinstance(record, RejectedRecord):
+                record = reject(record, "too-many-nodes", f"{MAX_NODES} nodes are known")
+            self._reject(record, None, batch)
             return
-        node.came(item)
-        batch.outcome.bytes_up[node.site] += item.size
+        node.count_message(record)
+        batch.outcome.bytes_up[node.site] += record.size
         batch.nodes[node.id] = node
-        if isinstance(item, ResultRecord):
-            self._result(item, node, batch)
-        elif isinstance(item, HealthRecord):
-            batch.add_health(node, item)
-            node.reported(item)
-        elif isinstance(item, MissingRecord):
-            self._missing(item, node, batch)
-        elif isinstance(item, EventRecord):
-            batch.add_event(node, item)
-        elif isinstance(item, BirthRecord):
-            if node.born(item):
-                batch.add_said(node, Channel.STATUS, item)
-        elif isinstance(item, ReportedRecord):
-            batch.add_said(node, Channel.REPORTED, item)
-        elif isinstance(item, RejectedRecord):
-            self._reject(item, node, batch)
+        if isinstance(record, ResultRecord):
+            self._result(record, node, batch)
+        elif isinstance(record, HealthRecord):
+            batch.add_health(node, record)
+            node.update_health(record)
+        elif isinstance(record, GapRecord):
+            self._missing(record, node, batch)
+        elif isinstance(record, EventRecord):
+            batch.add_event(node, record)
+        elif isinstance(record, StatusRecord):
+            if node.update_status(record):
+                batch.add_last_message(node, Channel.STATUS, record)
+        elif isinstance(record, ReportedRecord):
+            batch.add_last_message(node, Channel.REPORTED, record)
+        elif isinstance(record, RejectedRecord):
+            self._reject(record, node, batch)
 
-    def _node(self, item: StoreRecord, batch: Batch) -> KnownNode | None:
-        if item.address is None:
+    def _node(self, record: StoreRecord, batch: Batch) -> KnownNode | None:
+        if record.address is None:
             return None
-        node = self.nodes.get(item.address)
-        if node is None and len(self.nodes) < MOST_NODES:
-            node = self.nodes[item.address] = add_node(self._database, item.address, item.received_at)
-            batch.outcome.known.append(item.address)
+        node = self.nodes.get(record.address)
+        if node is None and len(self.nodes) < MAX_NODES:
+            node = self.nodes[record.address] = add_node(self._database, record.address, record.received_at)
+            batch.outcome.new_nodes.append(record.address)
         return node
 
-    def _result(self, item: ResultRecord, node: KnownNode, batch: Batch) -> None:
-        number = item.number
+    def _result(self, record: ResultRecord, node: KnownNode, batch: Batch) -> None:
+        number = record.number
         if number is None:
-            batch.add_unnumbered(node, item)
+            batch.add_unnumbered(node, record)
         else:
-            book = self._book(item, node, number.epoch, batch)
-            if book is None:
+            outbox = self._outbox(record, node, number.epoch, batch)
+            if outbox is None:
                 return
-            if book.scattered(number.priority, number.sequence):
-                self._reject(refused(item, "scattered-numbers", f"{MOST_RANGES} holes before {number}"), None, batch)
+            if outbox.is_scattered(number.priority, number.sequence):
+                self._reject(reject(record, "scattered-numbers", f"{MAX_RANGES} holes before {number}"), None, batch)
                 return
-            self._touch(item, book, batch)
-            if not book.ledger.take(number):
-                batch.repeat(node)
+            self._touch(record, outbox, batch)
+            if not outbox.ledger.take(number):
+                batch.add_duplicate(node)
                 return
-            batch.add_durable(node, book, number, item)
-        node.captured_at, node.stored_at = item.captured_at, batch.now
-        batch.outcome.lags.append(batch.now - item.captured_at)
+            batch.add_durable(node, outbox, number, record)
+        node.captured_at, node.stored_at = record.captured_at, batch.now
+        batch.outcome.lags.append(batch.now - record.captured_at)
 
-    def _missing(self, item: MissingRecord, node: KnownNode, batch: Batch) -> None:
-        book = self._book(item, node, item.epoch, batch)
-        if book is None:
+    def _missing(self, record: GapRecord, node: KnownNode, batch: Batch) -> None:
+        outbox = self._outbox(record, node, record.epoch, batch)
+        if outbox is None:
             return
-        gap = item.gap
+        gap = record.gap
         priority, first, last = priority_of(gap.first), sequence_of(gap.first), sequence_of(gap.last)
-        if book.scattered(priority, first):
-            self._reject(refused(item, "scattered-numbers", f"{MOST_RANGES} holes before {first}"), None, batch)
+        if outbox.is_scattered(priority, first):
+            self._reject(reject(record, "scattered-numbers", f"{MAX_RANGES} holes before {first}"), None, batch)
             return
-        self._touch(item, book, batch)
-        if not book.ledger.take_gap(gap):
-            batch.repeat(node)
+        self._touch(record, outbox, batch)
+        if not outbox.ledger.take_gap(gap):
+            batch.add_duplicate(node)
             return
-        # One that has grown takes the place of what it was.
+        # A gap that has grown replaces the smaller ones.
         self._database.run(
             "DELETE FROM gap WHERE ledger = ? AND priority = ? AND first >= ? AND last <= ?",
-            (book.id, priority, first, last),
+            (outbox.id, priority, first, last),
         )
         previous = [{"epoch": one.epoch, "next": one.numbers} for one in gap.previous]
-        self._gap(book, priority, first, last, dict(gap.reasons), previous, item, batch)
+        self._gap(outbox, priority, first, last, dict(gap.reasons), previous, record, batch)
         for one in gap.previous:
-            self._ended(one, item, node, batch)
+            self._ended(one, record, node, batch)
 
-    def _ended(self, previous: Previous, item: MissingRecord, node: KnownNode, batch: Batch) -> None:
-        """An epoch ended with its store: what has not come of it never will."""
+    def _ended(self, previous: Previous, record: GapRecord, node: KnownNode, batch: Batch) -> None:
+        """Declare the numbers missing from an epoch lost: its outbox file is gone."""
         if previous.epoch is None or previous.numbers is None:
             return
-        book = self._book(item, node, previous.epoch, batch)
-        if book is None:
+        outbox = self._outbox(record, node, previous.epoch, batch)
+        if outbox is None:
             return
         for priority, next_number in enumerate(previous.numbers):
-            for first, last in book.ledger.of(priority).missing(next_number - 1):
-                book.ledger.of(priority).add(first, last)
-                self._gap(book, priority, first, last, {"store-lost": last - first + 1}, [], item, batch)
-        save_books(self._database, [book])
+            for first, last in outbox.ledger.of(priority).missing(next_number - 1):
+                outbox.ledger.of(priority).add(first, last)
+                self._gap(outbox, priority, first, last, {"store-lost": last - first + 1}, [], record, batch)
+        save_ledgers(self._database, [outbox])
 
     def _gap(
         self,
-        book: OutboxLedger,
+        outbox: OutboxLedger,
         priority: int,
         first: int,
         last: int,
         reasons: dict[str, int],
         previous: list[Any],
-        item: StoreRecord,
+        record: StoreRecord,
         batch: Batch,
     ) -> None:
         lost = sum(reasons.values())
-        told = {clean(reason, 80): count for reason, count in reasons.items()}
-        row = (book.id, priority, first, last, min(lost, 1 << 62), json_text(told), json_text(previous), item.received_at)  # fmt: skip
+        cleaned = {clean(reason, 80): count for reason, count in reasons.items()}
+        row = (outbox.id, priority, first, last, min(lost, 1 << 62), json_text(cleaned), json_text(previous), record.received_at)  # fmt: skip
         self._database.run(_SAVE_GAP, row)
         batch.outcome.gaps += 1
         batch.outcome.lost += lost
 
-    def _reject(self, item: RejectedRecord, node: KnownNode | None, batch: Batch) -> None:
-        if item.number is not None and node is not None:
-            book = self._book(item, node, item.number.epoch, batch)
-            if book is None:
+    def _reject(self, record: RejectedRecord, node: KnownNode | None, batch: Batch) -> None:
+        if record.number is not None and node is not None:
+            outbox = self._outbox(record, node, record.number.epoch, batch)
+            if outbox is None:
                 return
-            self._touch(item, book, batch)
-            if not book.ledger.take(item.number):
-                batch.repeat(node)
+            self._touch(record, outbox, batch)
+            if not outbox.ledger.take(record.number):
+                batch.add_duplicate(node)
                 return
-        batch.add_rejected(item)
+        batch.add_rejected(record)
 
-    def _ping(self, item: PingRecord, batch: Batch) -> None:
-        node = None if item.address is None else self.nodes.get(item.address)
+    def _ping(self, record: PingRecord, batch: Batch) -> None:
+        node = None if record.address is None else self.nodes.get(record.address)
         if node is not None:
             batch.nodes[node.id] = node
-            node.pinged(item)
+            node.record_ping(record)
 
-    def _book(self, item: StoreRecord, node: KnownNode, epoch: str, batch: Batch) -> OutboxLedger | None:
-        """The ledger of an epoch; None, and the item is rejected, if there are too many."""
-        book = self._books.of(node, epoch)
-        if book is None:
-            self._reject(refused(item, "too-many-epochs", f"{MOST_EPOCHS} of {node.site}/{node.name}"), None, batch)
-        return book
+    def _outbox(self, record: StoreRecord, node: KnownNode, epoch: str, batch: Batch) -> OutboxLedger | None:
+        """Return the ledger of an epoch; None, after rejecting the record, if there are too many."""
+        outbox = self._ledgers.of(node, epoch)
+        if outbox is None:
+            self._reject(
+                reject(record, "too-many-epochs", f"{node.site}/{node.name} has {MAX_EPOCHS} epochs"), None, batch
+            )
+        return outbox
 
-    def _touch(self, item: StoreRecord, book: OutboxLedger, batch: Batch) -> None:
-        assert item.address is not None  # noqa: S101 - it has a node
-        key = (item.address, book.ledger.epoch)
-        batch.books[key] = book
-        batch.records[key] += 1
-        if item.asks:
-            batch.asked.add(key)
+    def _touch(self, record: StoreRecord, outbox: OutboxLedger, batch: Batch) -> None:
+        assert record.address is not None  # noqa: S101 - it has a node
+        key = (record.address, outbox.ledger.epoch)
+        batch.outboxes[key] = outbox
+        batch.record_counts[key] += 1
+        if record.wants_ack:
+            batch.urgent.add(key)

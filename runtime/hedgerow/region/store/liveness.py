@@ -1,7 +1,7 @@
-"""How a node is, from what is known of it. Pure.
+"""Status of a node, derived from what the region last received from it. Pure.
 
-A node is judged by what came of it and not by what any connection says of itself: when it was last heard, and whether it
-answers pings that go all the way to it and back.
+A connection's own state is not trusted. A node is judged by when anything last arrived from it, and by its replies to pings
+that travel all the way to it and back.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-_UNANSWERED: Final = 2
-"""Pings in a row without an answer before a way counts as broken; one may be lost with a link."""
+_MAX_UNANSWERED: Final = 2
+"""Consecutive unanswered pings that make a node one-way; a single one may be lost with a link."""
 
 
 class Liveness(StrEnum):
-    """How a node is."""
+    """Status of a node."""
 
     OK = "ok"
-    TROUBLED = "troubled"
-    """It says itself that something is wrong."""
-    DEAF = "deaf"
-    """It is heard, and does not answer: the way down carries nothing, or its own link does not."""
+    DEGRADED = "degraded"
+    """Its own health report says that something is wrong."""
+    ONE_WAY = "one-way"
+    """Its messages arrive, but it answers no pings: the path down, or its own link, carries nothing."""
     SILENT = "silent"
-    """Nothing was heard of it for long, and it never said goodbye."""
+    """Nothing has arrived from it for too long, and it did not go offline."""
     OFFLINE = "offline"
-    """It said goodbye, or its broker said so for it."""
+    """It went offline, or its broker published its will."""
     UNKNOWN = "unknown"
-    """Only what a broker had kept is known of it."""
+    """Only messages that a broker retained are known of it."""
 
     @property
-    def status(self) -> str:
-        """The word for it that people are shown; its value is what metrics and older programs know."""
-        return {Liveness.TROUBLED: "degraded", Liveness.DEAF: "one-way"}.get(self, self.value)
+    def old_name(self) -> str:
+        """The deprecated name, still used by the JSON key and the metric label `verdict`."""
+        return {Liveness.DEGRADED: "troubled", Liveness.ONE_WAY: "deaf"}.get(self, self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,44 +40,47 @@ class Signs:
     """What is known of a node. Times are Unix seconds.
 
     Attributes:
-        online: what its last status says; None: there was none.
-        heard_at: when something came of it.
-        health_state, health_reasons: of its last health report.
-        answered_at: when it last answered a ping.
-        unanswered: pings in a row that it did not answer.
+        online: from its last status message; None: none was received.
+        last_seen: when anything last arrived from it.
+        health_state, health_reasons: from its last health report.
+        last_reply: when it last replied to a ping.
+        unanswered: consecutive pings without a reply.
     """
 
     online: bool | None
-    heard_at: float | None
+    last_seen: float | None
     health_state: str | None
     health_reasons: str
-    answered_at: float | None
+    last_reply: float | None
     unanswered: int
 
 
 def judge(signs: Signs, now: float, silent_after_s: float) -> tuple[Liveness, str]:
-    """How a node is, and why.
+    """Return a node's status, and the reason unless it is ok.
 
     Args:
-        now: Unix seconds; of what is stored, when the collector last stored something.
-        silent_after_s: longest silence of one that is well.
+        signs: what is known of the node.
+        now: Unix seconds; when the collector last stored anything, for stored data.
+        silent_after_s: longest normal silence.
     """
     if signs.online is False:
-        return Liveness.OFFLINE, "said goodbye, or its broker did for it"
-    if signs.heard_at is None:
-        return Liveness.UNKNOWN, "nothing came of it since the collector has been there"
-    if (silence_s := now - signs.heard_at) > silent_after_s:
-        return Liveness.SILENT, f"nothing came for {spell(silence_s)}"
-    if signs.unanswered >= _UNANSWERED:
-        since = "never answered" if signs.answered_at is None else f"last answered {spell(now - signs.answered_at)} ago"
-        return Liveness.DEAF, f"{signs.unanswered} pings unanswered, {since}"
+        return Liveness.OFFLINE, "it went offline, or its broker lost the connection to it"
+    if signs.last_seen is None:
+        return Liveness.UNKNOWN, "nothing received from it since the collector started"
+    if (silence_s := now - signs.last_seen) > silent_after_s:
+        return Liveness.SILENT, f"nothing received for {format_duration(silence_s)}"
+    if signs.unanswered >= _MAX_UNANSWERED:
+        reply = (
+            "no reply yet" if signs.last_reply is None else f"last reply {format_duration(now - signs.last_reply)} ago"
+        )
+        return Liveness.ONE_WAY, f"{signs.unanswered} pings unanswered, {reply}"
     if signs.health_state not in (None, "ok"):
-        return Liveness.TROUBLED, f"{signs.health_state}: {signs.health_reasons}".removesuffix(": ")
+        return Liveness.DEGRADED, f"{signs.health_state}: {signs.health_reasons}".removesuffix(": ")
     return Liveness.OK, ""
 
 
-def spell(seconds: float) -> str:
-    """A time as people say it: `5 s`, `3 min`, `2 h`, `4 d`."""
+def format_duration(seconds: float) -> str:
+    """Return a duration for humans, in the largest unit that fits twice: `5.0 s`, `3 min`, `2 h`, `4 d`."""
     for unit, length in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""The nodes that a store knows: a row of each, held in memory, changed by what comes and written with the batch."""
+"""Known nodes of a store: rows held in memory, updated by records and written with the batch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import orjson
 
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.liveness import Signs
-from hedgerow.region.store.records import BirthRecord, HealthRecord, PingRecord, StoreRecord
+from hedgerow.region.store.records import HealthRecord, PingRecord, StatusRecord, StoreRecord
 from hedgerow.topics import Address
 
-MOST_NODES: Final = 100_000
-_MOST_BYTES: Final = 1 << 62
+MAX_NODES: Final = 100_000
+_MAX_BYTES: Final = 1 << 62
 
 
 @dataclass(slots=True)
 class KnownNode:
-    """A node as it is remembered; see the table of the same name."""
+    """A row of the table `node`."""
 
     id: int
     region: str
@@ -52,45 +52,45 @@ class KnownNode:
 
     @property
     def signs(self) -> Signs:
-        """What it is judged by."""
-        return signs_of(
+        """What its status is derived from."""
+        return signs_from_row(
             self.online, self.heard_at, self.health_state, self.health_reasons, self.answered_at, self.unanswered
         )
 
-    def came(self, item: StoreRecord) -> None:
-        """A message of it came."""
+    def count_message(self, record: StoreRecord) -> None:
+        """Count a message from this node."""
         self.messages_up += 1
-        self.bytes_up += item.size
-        if item.fresh:
-            self.heard_at = max(self.heard_at or 0.0, item.received_at)
+        self.bytes_up += record.size
+        if record.fresh:
+            self.heard_at = max(self.heard_at or 0.0, record.received_at)
 
-    def reported(self, item: HealthRecord) -> None:
-        """It said how it is."""
-        self.health_at, self.health_state, self.health_reasons = item.received_at, item.state, item.reasons
-        if item.session != self.health_session:  # it counts anew since it started
-            self.health_session, self.bytes_in_now = item.session, 0
-        self.bytes_in = min(self.bytes_in + max(0, item.bytes_in - self.bytes_in_now), _MOST_BYTES)
-        self.bytes_in_now = item.bytes_in
+    def update_health(self, record: HealthRecord) -> None:
+        """Store its health report."""
+        self.health_at, self.health_state, self.health_reasons = record.received_at, record.state, record.reasons
+        if record.session != self.health_session:  # its counters restarted at 0
+            self.health_session, self.bytes_in_now = record.session, 0
+        self.bytes_in = min(self.bytes_in + max(0, record.bytes_in - self.bytes_in_now), _MAX_BYTES)
+        self.bytes_in_now = record.bytes_in
 
-    def born(self, item: BirthRecord) -> bool:
-        """It came or went. Returns: whether that is news; the will of an earlier run is not."""
-        if not item.online and self.session not in (None, item.session):
+    def update_status(self, record: StatusRecord) -> bool:
+        """Store its status. Returns: False for the will of an earlier session, which is ignored."""
+        if not record.online and self.session not in (None, record.session):
             return False
-        self.session, self.online, self.status_at = item.session, int(item.online), item.received_at
+        self.session, self.online, self.status_at = record.session, int(record.online), record.received_at
         return True
 
-    def pinged(self, item: PingRecord) -> None:
-        """It was pinged, and answered or not."""
-        self.pinged_at = item.received_at
-        if item.round_trip_s is None:
+    def record_ping(self, record: PingRecord) -> None:
+        """Store the outcome of a ping."""
+        self.pinged_at = record.received_at
+        if record.round_trip_s is None:
             self.unanswered += 1
         else:
-            self.answered_at, self.round_trip_s, self.unanswered = item.received_at, item.round_trip_s, 0
-            self.clock_offset_s = item.clock_offset_s
-            self.heard_at = max(self.heard_at or 0.0, item.received_at)
+            self.answered_at, self.round_trip_s, self.unanswered = record.received_at, record.round_trip_s, 0
+            self.clock_offset_s = record.clock_offset_s
+            self.heard_at = max(self.heard_at or 0.0, record.received_at)
 
 
-def signs_of(
+def signs_from_row(
     online: int | None,
     heard_at: float | None,
     health_state: str | None,
@@ -98,7 +98,7 @@ def signs_of(
     answered_at: float | None,
     unanswered: int,
 ) -> Signs:
-    """What a node is judged by, from its row."""
+    """Return what a node's status is derived from, from columns of its row."""
     reasons = "; ".join(orjson.loads(health_reasons)) if health_reasons else ""
     return Signs(None if online is None else bool(online), heard_at, health_state, reasons, answered_at, unanswered)
 
@@ -106,7 +106,7 @@ def signs_of(
 _COLUMNS: Final = tuple(KnownNode.__dataclass_fields__)
 _CHANGING: Final = _COLUMNS[5:]
 _changing = attrgetter(*_CHANGING, "id")
-_LOAD_NODES: Final = f"SELECT {', '.join(_COLUMNS)} FROM node"  # noqa: S608 - names of our own
+_LOAD_NODES: Final = f"SELECT {', '.join(_COLUMNS)} FROM node"  # noqa: S608 - constant names
 _NEW_NODE: Final = (
     "INSERT INTO node (region, site, name, first_heard_at, messages_up, bytes_up, results, durable, repeats, unanswered) "
     "VALUES (?, ?, ?, ?, 0, 0, 0, 0, 0, 0) RETURNING id"
@@ -115,20 +115,20 @@ _SAVE_NODE: Final = f"UPDATE node SET {', '.join(f'{name} = ?' for name in _CHAN
 
 
 def load_nodes(database: Database) -> dict[Address, KnownNode]:
-    """All nodes that are known.
+    """Return all known nodes.
 
-    Raises: StoreError: they cannot be read.
+    Raises: RegionStoreError: they cannot be read.
     """
     nodes = [KnownNode(*row) for row in database.rows(_LOAD_NODES)]
     return {Address(node.region, node.site, node.name): node for node in nodes}
 
 
 def add_node(database: Database, address: Address, at: float) -> KnownNode:
-    """Know one more."""
+    """Insert a new node."""
     ((row,),) = database.rows(_NEW_NODE, (*address, at))
     return KnownNode(row, *address, at)
 
 
 def save_nodes(database: Database, nodes: Iterable[KnownNode]) -> None:
-    """Write what has changed of them."""
+    """Update the rows of nodes."""
     database.many(_SAVE_NODE, map(_changing, nodes))

@@ -1,4 +1,4 @@
-"""Results as a Parquet file: the only module that knows Arrow."""
+"""Writes results to a Parquet file. No other module imports Arrow."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hedgerow.region.store.queries import StoredResult
 from hedgerow.wire.messages import encode_json
 
 _ROWS: Final = 2000
-"""Rows that are in memory at once, and in a row group."""
+"""Rows in memory at once, and in a row group."""
 
 
 def write(results: Iterable[StoredResult], path: Path) -> int:
-    """Write results to a file, which is there when all of it is. Returns: how many.
+    """Write results to a file, which appears only when it is complete. Returns: how many.
 
     Raises: CommandError: pyarrow is not installed, or the file cannot be written.
     """
@@ -30,7 +30,7 @@ def write(results: Iterable[StoredResult], path: Path) -> int:
         raise CommandError(
             "Writing Parquet needs pyarrow, which is not installed",
             code="pyarrow-missing",
-            remedy="`pip install 'hedgerow[parquet]'`, or take --json.",
+            remedy="Run `pip install 'hedgerow[parquet]'`, or use --json.",
         ) from error
     utc = arrow.timestamp("us", tz="UTC")
     schema = arrow.schema(
@@ -59,7 +59,9 @@ def write(results: Iterable[StoredResult], path: Path) -> int:
         partial.replace(path)
     except OSError as error:
         raise CommandError(
-            f"{path} cannot be written: {error}", code="cannot-write", remedy="Name a file in a folder of yours."
+            f"{path} cannot be written: {error}",
+            code="cannot-write",
+            remedy="Give a path in a folder that you may write to.",
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -74,7 +76,7 @@ def _lists(results: Iterable[StoredResult]) -> Iterator[list[StoredResult]]:
 
 def _row(result: StoredResult) -> dict[str, Any]:
     body = result.body
-    said = body.get("result") if isinstance(body, dict) else body
+    value = body.get("result") if isinstance(body, dict) else body
     return {
         "ingest": result.ingest,
         "region": result.region,
@@ -86,7 +88,7 @@ def _row(result: StoredResult) -> dict[str, Any]:
         "captured_at": datetime.fromtimestamp(result.captured_at, UTC),
         "received_at": datetime.fromtimestamp(result.received_at, UTC),
         "content_type": result.content_type,
-        "result": None if body is None else _json(said),
+        "result": None if body is None else _json(value),
         "payload": result.payload,
     }
 
@@ -94,5 +96,5 @@ def _row(result: StoredResult) -> dict[str, Any]:
 def _json(value: Any) -> str:
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:  # bytes of MessagePack, for instance
+    except TypeError:  # bytes from MessagePack, for instance
         return encode_json(value).decode()

@@ -1,7 +1,7 @@
-"""What is asked of a region's store: results in order of capture, and how sites and nodes are. Only reads.
+"""Read-only queries of a region's store: results in order of capture, and the status of sites and nodes.
 
-Results are read a page at a time, each in a query of its own: so memory is bounded, and nobody who reads for long keeps
-the collector from tidying up.
+Results are read in pages, each with its own query, so memory is bounded and a slow reader does not keep the database from
+checkpointing or vacuuming.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from hedgerow.errors import FrameError
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.ledgers import ledger_of
 from hedgerow.region.store.liveness import Liveness, judge
-from hedgerow.region.store.nodes import signs_of
+from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 
 _PAGE: Final = 500
 LATE_S: Final = 10.0
-"""The collector writes down that it is there every two seconds; after this time it is not."""
+"""A collector whose last heartbeat is older than this is not running; it writes one every 2 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultQuery:
-    """Which results. Times are Unix seconds of capture; `until` itself is not among them."""
+    """Filter for results. Times are Unix seconds of capture; `until` is exclusive."""
 
     site: str | None = None
     node: str | None = None
@@ -40,7 +40,7 @@ class ResultQuery:
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """A result as it is stored."""
+    """A stored result."""
 
     ingest: int
     region: str
@@ -57,7 +57,7 @@ class StoredResult:
 
     @property
     def body(self) -> Any:
-        """What the payload says; None if it is a picture, sound or the like."""
+        """The decoded payload; None if it is not JSON or MessagePack."""
         if self.content_type not in (JSON, MSGPACK, ""):
             return None
         try:
@@ -66,7 +66,7 @@ class StoredResult:
             return None
 
     def record(self) -> dict[str, Any]:
-        """As a line of JSON."""
+        """Return the result as a JSON-compatible mapping."""
         record: dict[str, Any] = {
             "ingest": self.ingest,
             "node": f"{self.region}/{self.site}/{self.node}",
@@ -93,27 +93,27 @@ FROM result r JOIN node n ON n.id = r.node LEFT JOIN ledger l ON l.id = r.ledger
 _FROM: Final = " FROM result r JOIN node n ON n.id = r.node"
 
 
-def results(database: Database, wanted: ResultQuery) -> Iterator[StoredResult]:
-    """Results, in order of capture."""
-    conditions, values = _conditions(wanted)
+def results(database: Database, query: ResultQuery) -> Iterator[StoredResult]:
+    """Yield results in order of capture."""
+    conditions, values = _conditions(query)
     after: tuple[float, int] | None = None
-    if wanted.newest is not None:
+    if query.newest is not None:
         start = database.rows(
             f"SELECT r.captured_at, r.ingest{_FROM}{_where(conditions)} "
             "ORDER BY r.captured_at DESC, r.ingest DESC LIMIT 1 OFFSET ?",
-            [*values, wanted.newest - 1],
+            [*values, query.newest - 1],
         )
         if start:
             after = start[0][0], start[0][1] - 1
-    left = wanted.newest
+    left = query.newest
     while left is None or left > 0:
-        here, given = list(conditions), list(values)
+        page_conditions, page_values = list(conditions), list(values)
         if after is not None:
-            here.append("(r.captured_at, r.ingest) > (?, ?)")
-            given += after
+            page_conditions.append("(r.captured_at, r.ingest) > (?, ?)")
+            page_values += after
         page = _PAGE if left is None else min(_PAGE, left)
         rows = database.rows(
-            f"{_RESULTS}{_where(here)} ORDER BY r.captured_at, r.ingest LIMIT {page}", given
+            f"{_RESULTS}{_where(page_conditions)} ORDER BY r.captured_at, r.ingest LIMIT {page}", page_values
         )  # fmt: skip
         for row in rows:
             yield _stored(row)
@@ -123,16 +123,16 @@ def results(database: Database, wanted: ResultQuery) -> Iterator[StoredResult]:
         left = None if left is None else left - len(rows)
 
 
-def _conditions(wanted: ResultQuery) -> tuple[list[str], list[Any]]:
-    given = {
-        "n.site = ?": wanted.site,
-        "n.name = ?": wanted.node,
-        "r.pipeline = ?": wanted.pipeline,
-        "r.captured_at >= ?": wanted.since,
-        "r.captured_at < ?": wanted.until,
+def _conditions(query: ResultQuery) -> tuple[list[str], list[Any]]:
+    filters = {
+        "n.site = ?": query.site,
+        "n.name = ?": query.node,
+        "r.pipeline = ?": query.pipeline,
+        "r.captured_at >= ?": query.since,
+        "r.captured_at < ?": query.until,
     }
-    there = {condition: value for condition, value in given.items() if value is not None}
-    return list(there), list(there.values())
+    used = {condition: value for condition, value in filters.items() if value is not None}
+    return list(used), list(used.values())
 
 
 def _where(conditions: Sequence[str]) -> str:
@@ -141,22 +141,23 @@ def _where(conditions: Sequence[str]) -> str:
 
 def _stored(row: Sequence[Any]) -> StoredResult:
     ingest, region, site, node, pipeline, epoch, priority, sequence = row[:8]
-    said_id, captured_at, received_at, content_type, properties, payload = row[8:]
+    sender_id, captured_at, received_at, content_type, properties, payload = row[8:]
     number = None if epoch is None else f"{epoch}/{priority}/{sequence}"
     return StoredResult(
-        ingest, region, site, node, pipeline, number, said_id, captured_at, received_at, content_type, properties, bytes(payload)
+        ingest, region, site, node, pipeline, number, sender_id, captured_at, received_at, content_type, properties, bytes(payload)
     )  # fmt: skip
 
 
 def iso(at: float) -> str:
-    """Unix seconds as UTC in ISO 8601."""
+    """Return Unix seconds as ISO 8601 in UTC."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def status(database: Database, now: float) -> dict[str, Any]:
-    """How the region is: collector, sites, nodes.
+    """Return the status of a region: collector, sites, nodes.
 
     Args:
+        database: opened to read.
         now: Unix seconds.
     """
     collectors = database.rows(
@@ -165,17 +166,17 @@ def status(database: Database, now: float) -> dict[str, Any]:
     if not collectors:
         return {"region": None, "at": iso(now), "collector": None, "sites": [], "nodes": [], "rejected": {}}
     ((region, started_at, beat_at, connected, version, silent_after_s, stored_bytes),) = collectors
-    runs = now - beat_at <= LATE_S
-    # Where the collector is away nobody can be heard: nodes are shown as they were when it last was there.
-    as_of = now if runs and connected else beat_at
+    running = now - beat_at <= LATE_S
+    # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
+    as_of = now if running and connected else beat_at
     nodes = _nodes(database, as_of, silent_after_s)
     rejected: dict[str, int] = dict(database.rows("SELECT reason, count FROM rejections ORDER BY reason"))
     return {
         "region": region,
         "at": iso(now),
         "collector": {
-            "running": runs,
-            "connected": bool(connected) and runs,
+            "running": running,
+            "connected": bool(connected) and running,
             "started_at": iso(started_at),
             "last_seen_at": iso(beat_at),
             "last_seen_s": round(max(0.0, now - beat_at), 1),
@@ -195,9 +196,9 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
             "SELECT l.node, count(*), sum(g.lost) FROM gap g JOIN ledger l ON l.id = g.ledger GROUP BY l.node"
         )
     }
-    awaited: dict[int, int] = {}
+    missing: dict[int, int] = {}
     for node, epoch, state in database.rows("SELECT node, epoch, state FROM ledger"):
-        awaited[node] = awaited.get(node, 0) + _holes(epoch, state)
+        missing[node] = missing.get(node, 0) + _holes(epoch, state)
     rows = database.rows(
         "SELECT id, region, site, name, heard_at, online, health_state, health_reasons, messages_up, bytes_up, results, "
         "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in FROM node "
@@ -205,20 +206,20 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
     )
     shown = []
     for row in rows:
-        row_id, region, site, name, heard_at, online, health_state, reasons, messages, size, results, durable, repeats = row[:13]  # fmt: skip
-        captured_at, stored_at, answered_at, round_trip_s, offset_s, unanswered, bytes_in = row[13:]
-        verdict, why = judge(
-            signs_of(online, heard_at, health_state, reasons, answered_at, unanswered), as_of, silent_after_s
+        row_id, region, site, name, last_seen, online, health_state, reasons, messages, size, results, durable, repeats = row[:13]  # fmt: skip
+        captured_at, stored_at, last_reply, round_trip_s, offset_s, unanswered, bytes_in = row[13:]
+        liveness, why = judge(
+            signs_from_row(online, last_seen, health_state, reasons, last_reply, unanswered), as_of, silent_after_s
         )
         count, lost = gaps.get(row_id, (0, 0))
         shown.append(
             {
                 "node": f"{region}/{site}/{name}",
                 "site": site,
-                "status": verdict.status,
-                "verdict": verdict.value,
+                "status": liveness.value,
+                "verdict": liveness.old_name,
                 "why": why,
-                "heard_s": _ago(as_of, heard_at),
+                "heard_s": _ago(as_of, last_seen),
                 "lag_s": None if stored_at is None else round(stored_at - captured_at, 3),
                 "last_result_s": _ago(as_of, stored_at),
                 "results": results,
@@ -226,9 +227,9 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
                 "repeats": repeats,
                 "gaps": count,
                 "lost": lost,
-                "awaited": awaited.get(row_id, 0),
+                "awaited": missing.get(row_id, 0),
                 "round_trip_s": None if round_trip_s is None else round(round_trip_s, 4),
-                "answered_s": _ago(as_of, answered_at),
+                "answered_s": _ago(as_of, last_reply),
                 "unanswered": unanswered,
                 "clock_offset_s": None if offset_s is None else round(offset_s, 3),
                 "messages_up": messages,
@@ -240,7 +241,7 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
 
 
 def _holes(epoch: str, state: str) -> int:
-    """Numbers that have not come though later ones have."""
+    """Count the numbers not received although later ones were."""
     ledger = ledger_of(epoch, state)
     return sum(
         high - low + 1
@@ -257,7 +258,7 @@ def _sites(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             {"site": node["site"], "nodes": 0, "ok": 0, "heard_s": None, "results": 0, "lost": 0, "awaited": 0, "bytes_in": 0, "bytes_up": 0},
         )  # fmt: skip
         site["nodes"] += 1
-        site["ok"] += node["verdict"] == Liveness.OK
+        site["ok"] += node["status"] == Liveness.OK
         if node["heard_s"] is not None:
             site["heard_s"] = node["heard_s"] if site["heard_s"] is None else min(site["heard_s"], node["heard_s"])
         for name in ("results", "lost", "awaited", "bytes_in", "bytes_up"):

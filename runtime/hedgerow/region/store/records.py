@@ -1,4 +1,4 @@
-"""What messages from the sites come to: one item each, ready to be stored."""
+"""Decoded messages from the sites, ready to be stored."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from hedgerow.bus.outbox.records import Gap, Number
 from hedgerow.topics import Address
 from hedgerow.wire.messages import clean
 
-if TYPE_CHECKING:  # a region has no frames, nor the arrays that come with them
+if TYPE_CHECKING:  # not at run time: frames import numpy, which a region does not need
     from hedgerow.frame import Buffer
 
 
 @dataclass(frozen=True, slots=True)
 class StoreRecord:
-    """Anything that came.
+    """Base of all records.
 
     Attributes:
-        address: of the node it came from; None if the topic does not say.
-        size: bytes of its payload.
+        address: the node that sent it; None if the topic names none.
+        size: bytes of the payload.
         received_at: Unix seconds.
-        fresh: whether it was said just now; what a broker retained may be old.
-        asks: whether the node's outbox wants to hear at once that it is stored.
+        fresh: False for a retained message, which may be old.
+        wants_ack: whether the node's outbox requests an acknowledgement at once.
     """
 
     address: Address | None
     size: int
     received_at: float
     fresh: bool
-    asks: bool = field(default=False, kw_only=True)
+    wants_ack: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class ResultRecord(StoreRecord):
     """A result.
 
     Attributes:
-        number: in the node's outbox; None if it is not durable.
-        said_id: the id of its CloudEvents attributes.
-        properties: the user properties, JSON, where the payload does not hold them itself.
+        number: its number in the node's outbox; None if it is not durable.
+        sender_id: the CloudEvents id that the sender gave it.
+        properties: user properties as JSON, if the payload does not contain them.
     """
 
     pipeline: str
     number: Number | None
-    said_id: str | None
+    sender_id: str | None
     captured_at: float
     content_type: str
     properties: str | None
@@ -52,8 +52,8 @@ class ResultRecord(StoreRecord):
 
 
 @dataclass(frozen=True, slots=True)
-class MissingRecord(StoreRecord):
-    """A gap that an outbox declares: numbers that will never come."""
+class GapRecord(StoreRecord):
+    """A gap that an outbox declares: numbers it will never send."""
 
     epoch: str
     gap: Gap
@@ -64,14 +64,14 @@ class EventRecord(StoreRecord):
     """Something that happened at a node."""
 
     kind: str
-    said_id: str | None
+    sender_id: str | None
     at: float
     payload: Buffer
 
 
 @dataclass(frozen=True, slots=True)
 class HealthRecord(StoreRecord):
-    """A node's measure of itself; `reasons` is a JSON list, `bytes_in` those of frames since its session began."""
+    """A health report. `reasons` is a JSON list; `bytes_in` counts frame bytes since the session began."""
 
     at: float
     session: str
@@ -82,8 +82,8 @@ class HealthRecord(StoreRecord):
 
 
 @dataclass(frozen=True, slots=True)
-class BirthRecord(StoreRecord):
-    """A node's status: online or offline, with the session it speaks of."""
+class StatusRecord(StoreRecord):
+    """A node's status: online or offline, and the session it refers to."""
 
     online: bool
     session: str
@@ -92,7 +92,7 @@ class BirthRecord(StoreRecord):
 
 @dataclass(frozen=True, slots=True)
 class ReportedRecord(StoreRecord):
-    """What a node says it runs."""
+    """A node's report of what it runs."""
 
     payload: Buffer
 
@@ -102,8 +102,8 @@ class RejectedRecord(StoreRecord):
     """A message that cannot be used.
 
     Attributes:
-        number: of a durable result that would not be any better if it came again, so it is acknowledged.
-        payload: its beginning.
+        number: of a durable result that sending again would not fix, so it is acknowledged; otherwise None.
+        payload: the first bytes of it.
     """
 
     topic: str
@@ -115,21 +115,24 @@ class RejectedRecord(StoreRecord):
 
 @dataclass(frozen=True, slots=True)
 class PingRecord(StoreRecord):
-    """A ping to a node and what became of it; `round_trip_s` is None if no answer came in time."""
+    """A ping to a node and its outcome; `round_trip_s` is None if no reply arrived in time."""
 
     round_trip_s: float | None
     clock_offset_s: float | None
 
 
-def refused(item: StoreRecord, reason: str, detail: str, *, durable: bool = False) -> RejectedRecord:
-    """An item as one that cannot be used.
+def reject(record: StoreRecord, reason: str, detail: str, *, durable: bool = False) -> RejectedRecord:
+    """Return the rejection of a record.
 
     Args:
-        durable: whether it would not be any better if it came again.
+        record: the record.
+        reason: a code.
+        detail: for humans.
+        durable: whether sending it again would not fix it.
     """
-    topic = "" if item.address is None else f"{type(item).__name__.lower()} of {item.address}"
-    number: Number | None = item.number if durable and isinstance(item, ResultRecord) else None
-    payload = getattr(item, "payload", b"")
+    topic = "" if record.address is None else f"{type(record).__name__.lower()} of {record.address}"
+    number: Number | None = record.number if durable and isinstance(record, ResultRecord) else None
+    payload = getattr(record, "payload", b"")
     return RejectedRecord(
-        item.address, item.size, item.received_at, item.fresh, topic, reason, clean(detail, 500), number, bytes(payload[:4096])
+        record.address, record.size, record.received_at, record.fresh, topic, reason, clean(detail, 500), number, bytes(payload[:4096])
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a store lets go of: what is older than it is to keep, or more than it has room for; a little at a time."""
+"""Deletes what exceeds the limits of a store in age or size, a little at a time."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from hedgerow.region.config import RetentionSection
 from hedgerow.region.store.batch import ROW_BYTES
 from hedgerow.region.store.database.database import Database
 
-PRUNED_AT_ONCE: Final = 500
+PRUNE_BATCH: Final = 500
 
 
-def prune(database: Database, kept: RetentionSection, stored_bytes: int, now: float) -> tuple[int, bool]:
-    """Let go of a little of what is too old or too much; within a transaction.
+def prune(database: Database, limits: RetentionSection, stored_bytes: int, now: float) -> tuple[int, bool]:
+    """Delete up to `PRUNE_BATCH` old rows of each table, within the caller's transaction.
 
     Args:
-        kept: how long things are kept, and how many bytes of results.
-        stored_bytes: that results take.
+        database: the database.
+        limits: age and size.
+        stored_bytes: current size of results.
         now: Unix seconds.
-    Returns: bytes of results freed, and whether there may be more to let go of.
+    Returns: bytes of results freed, and whether there may be more to delete.
     """
     more = False
     oldest = database.rows(
-        f"SELECT ingest, received_at, size FROM result ORDER BY ingest LIMIT {PRUNED_AT_ONCE}"  # noqa: S608
+        f"SELECT ingest, received_at, size FROM result ORDER BY ingest LIMIT {PRUNE_BATCH}"  # noqa: S608
     )
-    surplus = 0 if kept.max_bytes is None else stored_bytes - kept.max_bytes
+    surplus = 0 if limits.max_bytes is None else stored_bytes - limits.max_bytes
     last = freed = 0
     for ingest, received_at, size in oldest:
-        too_old = kept.days is not None and received_at < now - kept.days * 86_400
+        too_old = limits.days is not None and received_at < now - limits.days * 86_400
         if not too_old and freed >= surplus:
             break
         last, freed = ingest, freed + size + ROW_BYTES
@@ -35,14 +36,14 @@ def prune(database: Database, kept: RetentionSection, stored_bytes: int, now: fl
         more = last == oldest[-1][0]
         database.run("DELETE FROM result WHERE ingest <= ?", (last,))
         database.run("UPDATE collector SET stored_bytes = stored_bytes - ?", (freed,))
-    for table, days in (("event", kept.days), ("gap", kept.days), ("health", kept.health_days)):
+    for table, days in (("event", limits.days), ("gap", limits.days), ("health", limits.health_days)):
         if days is not None:
             more |= _prune_table(database, table, now - days * 86_400)
     return freed, more
 
 
 def _prune_table(database: Database, table: str, before: float) -> bool:
-    oldest = f"SELECT ingest, received_at FROM {table} ORDER BY ingest LIMIT {PRUNED_AT_ONCE}"  # noqa: S608
+    oldest = f"SELECT ingest, received_at FROM {table} ORDER BY ingest LIMIT {PRUNE_BATCH}"  # noqa: S608
     rows = database.rows(oldest)
     last = max((ingest for ingest, received_at in rows if received_at < before), default=0)
     if last:

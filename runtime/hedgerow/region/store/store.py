@@ -1,10 +1,10 @@
-"""The region's store: what came up, each thing once, and what has come of every outbox.
+"""The region's store: stores each record once, and keeps the ledger of every outbox.
 
 Rules:
-- Items are stored in the order they came, a batch in one transaction together with the ledgers: so a result is in the
-  store if and only if its number is in the ledger, whenever the process dies.
-- What `apply` gives back may be acknowledged; before it has returned, nothing may.
-- After an error nothing of the batch is stored, and what was remembered is read anew.
+- Records are stored in the order received, each batch in one transaction together with the ledgers. So a result is in the
+  store if and only if its number is in the ledger, even if the process is killed.
+- Records may be acknowledged once `apply` has returned, and not before.
+- After an error nothing of the batch is stored, and the state in memory is read again.
 - One thread uses it.
 """
 
@@ -20,12 +20,12 @@ import structlog
 from hedgerow import __version__
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.store.batch import Batch, BatchOutcome, Owed
+from hedgerow.region.store.batch import AckDue, Batch, BatchOutcome
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreRefused
 from hedgerow.region.store.ingest import Ingest
 from hedgerow.region.store.ledgers import LedgerKey, newest_acks
 from hedgerow.region.store.liveness import Liveness, judge
-from hedgerow.region.store.records import RejectedRecord, StoreRecord, refused
+from hedgerow.region.store.records import RejectedRecord, StoreRecord, reject
 from hedgerow.region.store.retention import prune
 from hedgerow.topics import Address
 
@@ -40,12 +40,12 @@ _SAVE_COLLECTOR: Final = (
 
 
 class RegionStore:
-    """What came up from the sites.
+    """Store of everything received from the sites.
 
     Args:
-        database: to write to.
-        config: the region, and how long things are kept.
-    Raises: StoreError: it cannot be read.
+        database: opened to write.
+        config: the region and its retention.
+    Raises: RegionStoreError: it cannot be read.
     """
 
     def __init__(self, database: Database, config: RegionConfig) -> None:
@@ -57,62 +57,62 @@ class RegionStore:
 
     @property
     def nodes(self) -> list[Address]:
-        """The nodes that are known."""
-        return list(self._intake.nodes)
+        """All known nodes."""
+        return list(self._ingest.nodes)
 
     def acks(self) -> list[tuple[LedgerKey, Ack]]:
-        """What has come of every outbox, of its newest epoch: said again at the start, in case it was not heard before."""
+        """Return an acknowledgement for every outbox, to repeat at the start in case the last one was lost."""
         return newest_acks(self._database)
 
-    def verdicts(self, now: float) -> Counter[Liveness]:
-        """How many nodes are how."""
+    def statuses(self, now: float) -> Counter[Liveness]:
+        """Count nodes by status."""
         after_s = self._config.region.silent_after_s
-        return Counter(judge(node.signs, now, after_s)[0] for node in self._intake.nodes.values())
+        return Counter(judge(node.signs, now, after_s)[0] for node in self._ingest.nodes.values())
 
     def beat(self, *, connected: bool) -> None:
-        """Write down that the collector is there.
+        """Write the collector's heartbeat.
 
-        Raises: StoreError: it cannot be written.
+        Raises: RegionStoreError: it cannot be written.
         """
         config = self._config
         values = (config.region.name, self._started_at, time.time(), int(connected), __version__)
-        self._database.run(_SAVE_COLLECTOR, (*values, config.region.silent_after_s, config.canary.every_s))
+        self._database.run(_SAVE_COLLECTOR, (*values, config.region.silent_after_s, config.ping.every_s))
 
-    def apply(self, items: Sequence[StoreRecord]) -> BatchOutcome:
-        """Store a batch; when this returns it is on the disk.
+    def apply(self, records: Sequence[StoreRecord]) -> BatchOutcome:
+        """Store a batch; it is on disk when this returns.
 
-        Raises: StoreError: nothing of it is stored.
+        Raises: RegionStoreError: nothing of it was stored.
         """
         batch = Batch(time.time())
         try:
             with self._database.transaction():
-                for item in items:
-                    self._intake.take(item, batch)
+                for record in records:
+                    self._ingest.add(record, batch)
                 batch.write(self._database)
         except RegionStoreError:
             self._stale = True
             raise
-        except Exception as error:  # ours to mend; what came with it is rejected, and the rest goes on
+        except Exception as error:  # a bug: reject the record that triggers it, and go on
             self._stale = True
             log.exception("store-failed")
             raise StoreRefused(f"{type(error).__name__}: {error}", remedy="See the log.") from error
         self.stored_bytes += batch.added_bytes
-        for key, book in batch.books.items():
-            batch.outcome.acks[key] = Owed(book.ledger.ack(), batch.records[key], key in batch.asked)
+        for key, outbox in batch.outboxes.items():
+            batch.outcome.acks[key] = AckDue(outbox.ledger.ack(), batch.record_counts[key], key in batch.urgent)
         return batch.outcome
 
     def refresh(self) -> None:
-        """Read anew what is remembered, if the last batch failed.
+        """Read the state again if the last batch failed.
 
-        Raises: StoreError: it cannot be read.
+        Raises: RegionStoreError: it cannot be read.
         """
         if self._stale:
             self._load()
 
     def prune(self, now: float) -> bool:
-        """Let go of a little of what is too old or too much. Returns: whether there may be more of it.
+        """Delete a little of what exceeds the retention. Returns: whether there may be more.
 
-        Raises: StoreError: it cannot be done.
+        Raises: RegionStoreError: it cannot be deleted.
         """
         with self._database.transaction():
             freed, more = prune(self._database, self._config.retention, self.stored_bytes, now)
@@ -120,34 +120,34 @@ class RegionStore:
         return more
 
     def close(self) -> None:
-        """Close it."""
+        """Close the database."""
         self._database.close()
 
     def _load(self) -> None:
-        self._intake = Ingest(self._database)
+        self._ingest = Ingest(self._database)
         ((self.stored_bytes,),) = self._database.rows("SELECT stored_bytes FROM collector")
         self._stale = False
 
 
-def apply_each(store: RegionStore, items: Sequence[StoreRecord]) -> list[BatchOutcome]:
-    """Store a batch of which something is not taken: what it is gets found by halves, and rejected.
+def apply_each(store: RegionStore, records: Sequence[StoreRecord]) -> list[BatchOutcome]:
+    """Store a batch in which a record is refused: find that record by bisection, and reject it.
 
-    Raises: StoreError: the store does not work at all.
+    Raises: RegionStoreError: the store does not work at all.
     """
     store.refresh()
     try:
-        return [store.apply(items)]
+        return [store.apply(records)]
     except RegionStoreError as error:
-        if not refuses(error):
+        if not is_refused(error):
             raise
-        if len(items) == 1 and isinstance(items[0], RejectedRecord):
-            return []  # not even that it was rejected: the log has to do
-        if len(items) == 1:
-            return apply_each(store, [refused(items[0], "unstorable", str(error), durable=True)])
-    middle = len(items) // 2
-    return apply_each(store, items[:middle]) + apply_each(store, items[middle:])
+        if len(records) == 1 and isinstance(records[0], RejectedRecord):
+            return []  # even the rejection is refused; the log has it
+        if len(records) == 1:
+            return apply_each(store, [reject(records[0], "unstorable", str(error), durable=True)])
+    middle = len(records) // 2
+    return apply_each(store, records[:middle]) + apply_each(store, records[middle:])
 
 
-def refuses(error: RegionStoreError) -> bool:
-    """Whether it is these values that the store does not take."""
+def is_refused(error: RegionStoreError) -> bool:
+    """Whether the store refuses these values, rather than being unavailable."""
     return error.code == "store-refused"

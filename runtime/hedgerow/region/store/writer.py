@@ -1,8 +1,8 @@
-"""The thread that owns the store: takes all that waits, stores it together, reports what may be acknowledged.
+"""Thread that owns the store: stores waiting records together, and reports what may be acknowledged.
 
-Group commit: while one batch is being written the next one gathers. What comes alone is written at once; under load a batch
-gathers for a moment, since a commit costs the disk and the processor more than all that is in a small one. When the store does not work, what is
-in hand is kept and tried again; it is not acknowledged, so the broker sends no more than the receive maximum.
+Group commit: the next batch accumulates while one is being written. A single record is written at once; under load a batch
+accumulates for at least `_GATHER_S`, since a commit costs more than the rows of a small batch. If the store does not work,
+the batch is kept and retried; it is not acknowledged, so the broker sends no more than the receive maximum.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from hedgerow.region.store.database.database import RegionStoreError, StoreTroub
 from hedgerow.region.store.ledgers import LedgerKey
 from hedgerow.region.store.liveness import Liveness
 from hedgerow.region.store.records import StoreRecord
-from hedgerow.region.store.store import RegionStore, apply_each, refuses
+from hedgerow.region.store.store import RegionStore, apply_each, is_refused
 from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
 
 BEAT_EVERY_S: Final = 2.0
-_MOST_ITEMS: Final = 4000
-_MOST_BYTES: Final = 32 << 20
+_MAX_RECORDS: Final = 4000
+_MAX_BYTES: Final = 32 << 20
 _TICK_S: Final = 1.0
 _GATHER_S: Final = 0.01
-"""From the beginning of one batch to that of the next, at least."""
+"""Shortest time from the start of one batch to the start of the next."""
 _RETRY_S: Final = (0.2, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """Items to be stored, and the messages they came with."""
+    """Records to store, and the messages they arrived in."""
 
-    items: list[StoreRecord]
+    records: list[StoreRecord]
     messages: list[Message]
 
     @property
     def size(self) -> int:
-        """Bytes of their payloads."""
-        return sum(item.size for item in self.items)
+        """Bytes of the payloads."""
+        return sum(record.size for record in self.records)
 
 
 @dataclass(slots=True)
 class WriteReport:
-    """What came of what was given.
+    """Outcome of requests.
 
     Attributes:
-        messages: that may be acknowledged to the broker.
-        outcomes: of the batch.
-        took_s: the writing took.
-        opened: nodes the store knows; only once, when it is open.
-        acks: what had come of every outbox by then.
+        messages: messages that may be acknowledged to the broker.
+        outcomes: outcomes of the batch.
+        took_s: seconds spent writing.
+        opened: nodes known to the store; set once, when it has been opened.
+        acks: acknowledgements for every outbox at that time.
         failure: why the store does not work; None if it does.
-        fatal: whether there is no point in trying again.
-        verdicts: how many nodes are how; None if not counted now.
-        stored_bytes: that results take.
+        fatal: whether retrying is pointless.
+        statuses: number of nodes by status; None if not counted this time.
+        stored_bytes: size of the stored results.
     """
 
     messages: list[Message] = field(default_factory=list)
@@ -74,18 +74,18 @@ class WriteReport:
     acks: list[tuple[LedgerKey, Ack]] = field(default_factory=list)
     failure: RegionStoreError | None = None
     fatal: bool = False
-    verdicts: Counter[Liveness] | None = None
+    statuses: Counter[Liveness] | None = None
     stored_bytes: int = 0
 
 
 class StoreWriter(threading.Thread):
-    """Stores what it is given.
+    """Stores submitted records.
 
     Args:
-        open_store: opens the store; called here, and again after trouble.
-        report: is told of everything; called in this thread.
+        open_store: opens the store; called in this thread, and again after a failure.
+        report: called in this thread with every outcome.
     Attributes:
-        connected: whether the broker can be reached, to be written down with every beat.
+        connected: whether the collector is connected to the broker; written with every heartbeat.
     """
 
     def __init__(self, open_store: Callable[[], RegionStore], report: Callable[[WriteReport], None]) -> None:
@@ -93,7 +93,7 @@ class StoreWriter(threading.Thread):
         self.connected = False
         self._open_store = open_store
         self._report = report
-        self._given: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
         self._store: RegionStore | None = None
         self._closing = threading.Event()
         self._beat_at = 0.0
@@ -103,27 +103,27 @@ class StoreWriter(threading.Thread):
 
     @property
     def waiting(self) -> int:
-        """Lists of items that wait."""
-        return self._given.qsize()
+        """Number of requests waiting."""
+        return self._requests.qsize()
 
-    def give(self, given: WriteRequest) -> None:
-        """Store this, after what was given before."""
-        self._given.put(given)
+    def submit(self, request: WriteRequest) -> None:
+        """Store records after those submitted before."""
+        self._requests.put(request)
 
     def close(self) -> None:
-        """Store what was given, and end. If the store does not work, only end."""
+        """Store what was submitted, then end; if the store does not work, just end."""
         self._closing.set()
-        self._given.put(None)
+        self._requests.put(None)
 
     def run(self) -> None:
-        """(threading)"""
-        given, ending = WriteRequest([], []), False
+        """See `threading.Thread.run`."""
+        request, ending = WriteRequest([], []), False
         retry_s = _RETRY_S[0]
         while True:
-            if not given.items and not ending:
-                given, ending = self._next()
+            if not request.records and not ending:
+                request, ending = self._next()
             try:
-                self._work(given)
+                self._work(request)
             except RegionStoreError as error:
                 fatal = not self._was_opened and not isinstance(error, StoreTrouble)
                 self._report(WriteReport(failure=error, fatal=fatal))
@@ -133,63 +133,63 @@ class StoreWriter(threading.Thread):
                 retry_s = min(2 * retry_s, _RETRY_S[1])
                 continue
             retry_s = _RETRY_S[0]
-            given = WriteRequest([], [])
+            request = WriteRequest([], [])
             if ending:
                 self._abandon()
                 return
 
     def _next(self) -> tuple[WriteRequest, bool]:
-        """All that waits, and whether it is the last; what is empty after a while is only a tick."""
-        items: list[StoreRecord] = []
+        """Return everything that waits, and whether it is the last; after `_TICK_S` without a request, an empty one."""
+        records: list[StoreRecord] = []
         messages: list[Message] = []
         size = 0
         try:
-            given = self._given.get(timeout=_TICK_S)
+            request = self._requests.get(timeout=_TICK_S)
             if (early_s := self._began_at + _GATHER_S - time.monotonic()) > 0:
                 self._closing.wait(early_s)
-            while given is not None:
-                items += given.items
-                messages += given.messages
-                size += given.size
-                if len(items) >= _MOST_ITEMS or size >= _MOST_BYTES:
-                    return WriteRequest(items, messages), False
-                given = self._given.get_nowait()
+            while request is not None:
+                records += request.records
+                messages += request.messages
+                size += request.size
+                if len(records) >= _MAX_RECORDS or size >= _MAX_BYTES:
+                    return WriteRequest(records, messages), False
+                request = self._requests.get_nowait()
         except queue.Empty:
-            return WriteRequest(items, messages), False
-        return WriteRequest(items, messages), True
+            return WriteRequest(records, messages), False
+        return WriteRequest(records, messages), True
 
-    def _work(self, given: WriteRequest) -> None:
+    def _work(self, request: WriteRequest) -> None:
         store = self._store
         if store is None:
             store = self._store = self._open_store()
-            self._beat_connected = False  # is what a store says that was just opened
+            self._beat_connected = False  # as a newly opened store has it
             if not self._was_opened:
                 self._report(WriteReport(opened=store.nodes, acks=store.acks(), stored_bytes=store.stored_bytes))
                 self._was_opened = True
         began = time.monotonic()
-        if given.items:
+        if request.records:
             self._began_at = began
-            outcomes = self._stored(store, given.items)
+            outcomes = self._stored(store, request.records)
             self._report(
-                WriteReport(given.messages, outcomes, time.monotonic() - began, stored_bytes=store.stored_bytes)
+                WriteReport(request.messages, outcomes, time.monotonic() - began, stored_bytes=store.stored_bytes)
             )
-        # At once when the link came or went: whoever asks for the status is not to read what was.
+        # At once when the connection changes, so that `region status` never shows an outdated one.
         if began - self._beat_at >= BEAT_EVERY_S or self._beat_connected != self.connected:
             self._beat_at, self._beat_connected = began, self.connected
             store.beat(connected=self._beat_connected)
-            verdicts = store.verdicts(time.time())
-            while store.prune(time.time()) and self._given.empty():
+            statuses = store.statuses(time.time())
+            while store.prune(time.time()) and self._requests.empty():
                 pass
-            self._report(WriteReport(verdicts=verdicts, stored_bytes=store.stored_bytes))
+            self._report(WriteReport(statuses=statuses, stored_bytes=store.stored_bytes))
 
-    def _stored(self, store: RegionStore, items: list[StoreRecord]) -> list[BatchOutcome]:
+    def _stored(self, store: RegionStore, records: list[StoreRecord]) -> list[BatchOutcome]:
         try:
-            return [store.apply(items)]
+            return [store.apply(records)]
         except RegionStoreError as error:
-            if not refuses(error):
+            if not is_refused(error):
                 raise
-            log.warning("store-refused", error=str(error), items=len(items))
-            return apply_each(store, items)
+            log.warning("store-refused", error=str(error), records=len(records))
+            return apply_each(store, records)
 
     def _abandon(self) -> None:
         if self._store is not None:

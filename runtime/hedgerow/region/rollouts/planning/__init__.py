@@ -1,1 +1,1 @@
-"""What a rollout does next. Pure: no clock, no store, no broker."""
+"""Plans a rollout's next step. Pure: no clock, store or broker."""

@@ -1,4 +1,4 @@
-"""Desired documents: how a change makes the next one of a node. Pure."""
+"""Builds the next desired document of a node. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hedgerow.topics import Address
 from hedgerow.wire.fleet import Desired, ModelRef, Reported, SwapPolicy
 
 
-def renewed(
+def next_document(
     document: Desired | None,
     node: Address,
     reported: Reported | None,
@@ -20,14 +20,16 @@ def renewed(
     swap: SwapPolicy | None = None,
     rollout: str | None = None,
 ) -> Desired:
-    """The next document of a node: the last one with some changes, and a higher generation than it has ever seen.
+    """Return the next document: the last one with changes, and a generation higher than any the node has seen.
 
     Args:
-        document: the last one; None: it has none yet.
-        reported: what it reported; its generation is higher than ours where our store was lost.
-        models, labels: changes; None for what is to go.
-        swap: how to go over; None: as before.
-        rollout: on whose behalf; None: a person's.
+        document: the last one; None: there is none yet.
+        node: its address.
+        reported: the node's report; its generation is higher than ours if our store was lost.
+        now: Unix seconds.
+        models, labels: changes; a value of None removes the entry.
+        swap: the swap policy; None: unchanged.
+        rollout: the rollout that causes the change; None: an operator.
     """
     last = document.generation if document is not None else 0
     seen = reported.generation if reported is not None else 0
@@ -45,7 +47,7 @@ def renewed(
 def before(
     document: Desired | None, reported: Reported | None, models: Mapping[str, Any]
 ) -> dict[str, ModelRef | None]:
-    """What a node is to serve of these models, so that it can be put back: as it was told, else as it does."""
+    """Return the versions to roll back to: those desired so far, otherwise those reported."""
     known: dict[str, ModelRef | None] = {}
     for name in models:
         ref = None if document is None else document.models.get(name)
@@ -54,8 +56,8 @@ def before(
     return known
 
 
-def at_once(swap: SwapPolicy) -> SwapPolicy:
-    """How to go back: what served before needs no trial."""
+def immediate(swap: SwapPolicy) -> SwapPolicy:
+    """Return a policy for rolling back: a version that served before needs no canary analysis."""
     return SwapPolicy(probation_s=0, min_frames=0, memory=swap.memory, timeout_s=swap.timeout_s)
 
 

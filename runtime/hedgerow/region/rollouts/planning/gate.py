@@ -1,13 +1,12 @@
-"""Whether a node is good after a change, from what is known of it. Pure.
+"""Gate: decides from the observed state whether a node is good after a change. Pure.
 
 Rules:
-- Good is proved: by the digest of what runs, as the node reports it and its health shows it, and by frames that went
-  through it. That a node is connected, or says "succeeded", is not enough.
-- Who is not heard is not good. Who is not heard for long is bad. Whether somebody is gone can only be known when the region
-  has listened for as long as a node that is well may be silent; until then it is open.
-- What a node says of its own failure counts at once; what its health shows counts from when the new version serves, by
-  the node's own clock.
-- As long as nobody listens (the service or its link is down) nobody is silent or late.
+- Good must be proved: by the digest of the running file, in the node's report and in its health, and by frames processed.
+  Being connected or reporting "succeeded" is not enough.
+- A silent node is not good; a node silent for long is bad. Absence can only be established once the region has listened for
+  as long as a healthy node may be silent; until then presence is unknown.
+- A failure that the node reports counts at once. Its health counts from when the new version serves, by the node's clock.
+- While the region does not listen (its service or connection is down), no node is silent or late.
 """
 
 from __future__ import annotations
@@ -17,27 +16,33 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from hedgerow.region.rollouts.planning.health_samples import Sample, Shown, Usual, broken, restarts
+from hedgerow.region.rollouts.planning.health_samples import (
+    HealthSample,
+    ModelSample,
+    NodeBaseline,
+    count_restarts,
+    violated_limit,
+)
 from hedgerow.region.rollouts.planning.spec import GateSection
-from hedgerow.region.store.liveness import spell
+from hedgerow.region.store.liveness import format_duration
 from hedgerow.wire.fleet import JobState, ModelRef, Reported, ReportedModel
 
 UNPROVED: Final = "unproved"
-"""Code of a finding: it is there, and what it reports does not prove yet that it serves what it should."""
+"""Code of a finding: the node is present, but its reports do not prove yet that it serves what it should."""
 _ENDED_BADLY: Final = frozenset({"failed", "timed-out", "rejected", "removed", "canceled"})
 
 
 class Presence(StrEnum):
-    """Whether a node is there."""
+    """Presence of a node."""
 
-    HERE = "here"
-    GONE = "gone"
-    OPEN = "open"
-    """It is not heard, and the region has not listened for long enough to say more."""
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
+    """Nothing was received from it, but the region has not listened long enough to tell."""
 
 
 class GateVerdict(StrEnum):
-    """What is to be thought of a node."""
+    """Verdict of a gate."""
 
     GOOD = "good"
     BAD = "bad"
@@ -46,70 +51,72 @@ class GateVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GateFinding:
-    """A verdict and why.
+    """A verdict, with its reason.
 
     Attributes:
-        state: what the node's job has come to.
+        verdict: good, bad or unknown.
+        state: state of the node's task.
         code, reason: why it is not good.
-        presence: whether it is there at all.
+        presence: whether the node is present at all.
     """
 
     verdict: GateVerdict
     state: JobState
     code: str = ""
     reason: str = ""
-    presence: Presence = Presence.HERE
+    presence: Presence = Presence.PRESENT
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of a node.
+class ObservedNode:
+    """Observed state of a node.
 
     Attributes:
-        online: what its last status says; None: there was none.
-        heard_at: when something came of it.
+        online: from its last status message; None: there was none.
+        last_seen: when anything last arrived from it.
+        reported: its last report.
         samples: its last health reports, in order.
     """
 
     online: bool | None = None
-    heard_at: float | None = None
+    last_seen: float | None = None
     reported: Reported | None = None
-    samples: Sequence[Sample] = ()
+    samples: Sequence[HealthSample] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Ear:
-    """How long the region has been listening.
+class Listening:
+    """Since when the region has been receiving messages.
 
     Attributes:
-        since: Unix seconds since which it hears the broker without a break; None: it does not.
-        silent_after_s: longest silence of a node that is well.
+        since: start of the current connection to the broker, in Unix seconds; None: not connected.
+        silent_after_s: longest silence of a healthy node.
     """
 
     since: float | None
     silent_after_s: float
 
-    def presence(self, facts: Facts, now: float) -> Presence:
-        """Whether a node is there."""
+    def presence(self, observed: ObservedNode, now: float) -> Presence:
+        """Return the presence of a node."""
         if self.since is None:
-            return Presence.OPEN
-        if facts.online is False:
-            return Presence.GONE
-        if facts.heard_at is not None and now - facts.heard_at <= self.silent_after_s:
-            return Presence.HERE
-        return Presence.GONE if now - self.since > self.silent_after_s else Presence.OPEN
+            return Presence.UNKNOWN
+        if observed.online is False:
+            return Presence.ABSENT
+        if observed.last_seen is not None and now - observed.last_seen <= self.silent_after_s:
+            return Presence.PRESENT
+        return Presence.ABSENT if now - self.since > self.silent_after_s else Presence.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a node was given.
+    """A change assigned to a node.
 
     Attributes:
-        models: what it is to serve.
-        files: digests of the files that may serve it, by model; none: any.
+        models: versions to serve.
+        files: digests of the files that may serve them, by model; empty: any.
         generation, at: of the desired document.
-        due: Unix seconds at which it has to be good.
-        was: how it usually was before.
+        due: Unix seconds by which the node must be good.
+        was: its normal behaviour before.
     """
 
     models: Mapping[str, ModelRef]
@@ -117,110 +124,132 @@ class Assignment:
     generation: int
     at: float
     due: float
-    was: Usual
+    was: NodeBaseline
 
 
-def examine(given: Assignment, facts: Facts, limits: GateSection, ear: Ear, now: float) -> GateFinding:
-    """What is to be thought of a node that was given something.
+def evaluate(
+    assignment: Assignment, observed: ObservedNode, limits: GateSection, listening: Listening, now: float
+) -> GateFinding:
+    """Evaluate a node after a change.
 
     Args:
+        assignment: the change.
+        observed: the node.
+        limits: of the gate.
+        listening: since when the region has been receiving.
         now: Unix seconds.
     """
-    there = ear.presence(facts, now)
-    if ear.since is None:
-        return GateFinding(GateVerdict.UNKNOWN, "in-progress", "not-listening", "the region hears nobody", there)
-    if (finding := _said(given, facts, there)) is not None:
+    presence = listening.presence(observed, now)
+    if listening.since is None:
+        return GateFinding(
+            GateVerdict.UNKNOWN, "in-progress", "not-listening", "the region is not connected to its broker", presence
+        )
+    if (finding := _reported_failure(assignment, observed, presence)) is not None:
         return finding
-    silent_s = now - max(facts.heard_at or ear.since, ear.since, given.at)
+    silent_s = now - max(observed.last_seen or listening.since, listening.since, assignment.at)
     if silent_s > limits.max_silence_s:
-        return GateFinding(GateVerdict.BAD, "timed-out", "silent", f"nothing came for {spell(silent_s)}", there)
-    wrong = _shown(given, facts, limits)
+        return GateFinding(
+            GateVerdict.BAD, "timed-out", "silent", f"nothing received for {format_duration(silent_s)}", presence
+        )
+    wrong = _broken_limit(assignment, observed, limits)
     if wrong is not None:
-        return GateFinding(GateVerdict.BAD, "failed", *wrong, there)
-    if missing := _unproved(given, facts, limits):
-        if now > max(given.due, ear.since + ear.silent_after_s):
-            reason = f"not good after {spell(now - given.at)}: {missing}"
-            return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", reason, there)
-        return GateFinding(GateVerdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
-    if there is not Presence.HERE:
-        return GateFinding(GateVerdict.UNKNOWN, "in-progress", "not-heard", "it is not heard", there)
+        return GateFinding(GateVerdict.BAD, "failed", *wrong, presence)
+    if missing := _missing_proof(assignment, observed, limits):
+        if now > max(assignment.due, listening.since + listening.silent_after_s):
+            reason = f"not good after {format_duration(now - assignment.at)}: {missing}"
+            return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", reason, presence)
+        return GateFinding(GateVerdict.UNKNOWN, "in-progress", UNPROVED, missing, presence)
+    if presence is not Presence.PRESENT:
+        return GateFinding(
+            GateVerdict.UNKNOWN, "in-progress", "not-heard", "nothing received from it recently", presence
+        )
     return GateFinding(GateVerdict.GOOD, "succeeded")
 
 
-def examine_back(
-    before: Mapping[str, ModelRef | None], generation: int, due: float, facts: Facts, ear: Ear, now: float
+def evaluate_rollback(
+    before: Mapping[str, ModelRef | None],
+    generation: int,
+    due: float,
+    observed: ObservedNode,
+    listening: Listening,
+    now: float,
 ) -> GateFinding:
-    """Whether a node that was put back serves what it served before.
+    """Evaluate whether a node that was rolled back serves what it served before.
 
     Args:
-        generation, due: of the desired document that put it back, and Unix seconds until which it is waited for.
+        before: the version to serve again, by model; None: unknown, so any is accepted.
+        generation: of the desired document that rolls it back.
+        due: Unix seconds by which it must be done.
+        observed: the node.
+        listening: since when the region has been receiving.
+        now: Unix seconds.
     """
-    there = ear.presence(facts, now)
-    reported = facts.reported
+    presence = listening.presence(observed, now)
+    reported = observed.reported
     missing = ""
     if reported is None or reported.generation < generation:
-        missing = "it has not taken the change back yet"
+        missing = "it has not rolled back yet"
     elif reported.generation == generation and reported.state in ("queued", "in-progress"):
         missing = f"{reported.state}: {reported.step}".removesuffix(": ")
     else:
         for name, ref in before.items():
             serving = reported.models.get(name)
             if ref is not None and not _serves(serving, ref):
-                missing = f"{name} is {_named(serving)}"
-    if missing and ear.since is not None and now > max(due, ear.since + ear.silent_after_s):
-        return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", missing, there)
+                missing = f"{name} is {_describe(serving)}"
+    if missing and listening.since is not None and now > max(due, listening.since + listening.silent_after_s):
+        return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", missing, presence)
     if missing:
-        return GateFinding(GateVerdict.UNKNOWN, "in-progress", UNPROVED, missing, there)
-    return GateFinding(GateVerdict.GOOD, "succeeded", presence=there)
+        return GateFinding(GateVerdict.UNKNOWN, "in-progress", UNPROVED, missing, presence)
+    return GateFinding(GateVerdict.GOOD, "succeeded", presence=presence)
 
 
-def _said(given: Assignment, facts: Facts, there: Presence) -> GateFinding | None:
-    """What the node says itself has gone wrong."""
-    reported = facts.reported
-    if reported is None or reported.generation < given.generation:
+def _reported_failure(assignment: Assignment, observed: ObservedNode, presence: Presence) -> GateFinding | None:
+    """Return a finding if the node itself reports a failure."""
+    reported = observed.reported
+    if reported is None or reported.generation < assignment.generation:
         return None
     error = reported.error
-    said = "it gives no reason" if error is None else error.message
-    for name, ref in given.models.items():
+    message = "no reason given" if error is None else error.message
+    for name, ref in assignment.models.items():
         if name in reported.rolled_back and not _serves(reported.models.get(name), ref):
             code = "rolled-back" if error is None else error.code
-            return GateFinding(GateVerdict.BAD, "failed", code, said, there)
-        for kept in reported.quarantined:
-            if kept.digest == ref.digest:
+            return GateFinding(GateVerdict.BAD, "failed", code, message, presence)
+        for entry in reported.quarantined:
+            if entry.digest == ref.digest:
                 return GateFinding(
-                    GateVerdict.BAD, "failed", kept.code, f"{ref} is in quarantine: {kept.reason}", there
+                    GateVerdict.BAD, "failed", entry.code, f"{ref} is in quarantine: {entry.reason}", presence
                 )
         serving = reported.models.get(name)
-        files = given.files.get(name)
+        files = assignment.files.get(name)
         if files and serving is not None and _serves(serving, ref) and serving.file_digest not in files:
-            reason = f"{name} runs {serving.file_digest[:19]}…, which is no file of {ref}"
-            return GateFinding(GateVerdict.BAD, "failed", "wrong-file", reason, there)
-    if reported.generation == given.generation and reported.state in _ENDED_BADLY:
+            reason = f"{name} runs {serving.file_digest[:19]}…, which is not a file of {ref}"
+            return GateFinding(GateVerdict.BAD, "failed", "wrong-file", reason, presence)
+    if reported.generation == assignment.generation and reported.state in _ENDED_BADLY:
         return GateFinding(
-            GateVerdict.BAD, reported.state, reported.state if error is None else error.code, said, there
+            GateVerdict.BAD, reported.state, reported.state if error is None else error.code, message, presence
         )
     return None
 
 
-def _unproved(given: Assignment, facts: Facts, limits: GateSection) -> str:
-    """What is missing before it is proved that the node serves what it was given; empty: nothing."""
-    reported = facts.reported
+def _missing_proof(assignment: Assignment, observed: ObservedNode, limits: GateSection) -> str:
+    """Return what is missing to prove that the node serves the change; empty: nothing."""
+    reported = observed.reported
     if reported is None:
         return "it has not reported what it runs"
-    if reported.generation < given.generation:
-        return f"it is at generation {reported.generation}, not {given.generation}"
-    if reported.generation == given.generation and reported.state != "succeeded":
+    if reported.generation < assignment.generation:
+        return f"it is at generation {reported.generation}, not {assignment.generation}"
+    if reported.generation == assignment.generation and reported.state != "succeeded":
         return f"{reported.state}: {reported.step}".removesuffix(": ")
-    last = facts.samples[-1] if facts.samples else None
-    for name, ref in given.models.items():
+    last = observed.samples[-1] if observed.samples else None
+    for name, ref in assignment.models.items():
         serving = reported.models.get(name)
         if serving is None or not _serves(serving, ref):
-            return f"{name} is {_named(serving)}"
+            return f"{name} is {_describe(serving)}"
         if serving.stage != "kept":
-            return f"{name} is on {serving.stage}"
+            return f"{name} is still in stage {serving.stage}"
         if last is None or last.at < serving.since:
-            return f"no health report has come since {name} serves"
-        shown = last.models.get(name, Shown(serving.file_digest))
+            return f"no health report since {name} began to serve"
+        shown = last.models.get(name, ModelSample(serving.file_digest))
         if shown.digest != serving.file_digest:
             return f"its health still shows another file for {name}"
         frames = max(serving.results, shown.frames)
@@ -233,27 +262,27 @@ def _serves(serving: ReportedModel | None, ref: ModelRef) -> bool:
     return serving is not None and serving.model is not None and serving.model.digest == ref.digest
 
 
-def _named(serving: ReportedModel | None) -> str:
+def _describe(serving: ReportedModel | None) -> str:
     if serving is None:
         return "not served"
-    return f"a file of the node's own ({serving.file_digest[:19]}…)" if serving.model is None else str(serving.model)
+    return f"the node's own file ({serving.file_digest[:19]}…)" if serving.model is None else str(serving.model)
 
 
-def _shown(given: Assignment, facts: Facts, limits: GateSection) -> tuple[str, str] | None:
-    """What health shows to be wrong: code and reason."""
-    since = _serving_since(given, facts)
-    if since is not None and facts.reported is not None and limits.max_restarts is not None:
-        files = {facts.reported.models[name].file_digest for name in given.models}
-        if (often := restarts(facts.samples, files)) > limits.max_restarts:
-            return "restarts", f"it started anew {often} times lately, and {limits.max_restarts} are allowed"
-    return None if since is None else broken(facts.samples, since, given.models, given.was, limits)
+def _broken_limit(assignment: Assignment, observed: ObservedNode, limits: GateSection) -> tuple[str, str] | None:
+    """Return the code and reason if health reports break a limit."""
+    since = _serving_since(assignment, observed)
+    if since is not None and observed.reported is not None and limits.max_restarts is not None:
+        files = {observed.reported.models[name].file_digest for name in assignment.models}
+        if (restarts := count_restarts(observed.samples, files)) > limits.max_restarts:
+            return "restarts", f"it restarted {restarts} times recently; {limits.max_restarts} allowed"
+    return None if since is None else violated_limit(observed.samples, since, assignment.models, assignment.was, limits)
 
 
-def _serving_since(given: Assignment, facts: Facts) -> float | None:
-    """When the last of the given models began to serve, by the node's clock; None: not all of them do."""
+def _serving_since(assignment: Assignment, observed: ObservedNode) -> float | None:
+    """Return when the last of the assigned models began to serve, by the node's clock; None: not all of them serve."""
     since = []
-    for name, ref in given.models.items():
-        serving = None if facts.reported is None else facts.reported.models.get(name)
+    for name, ref in assignment.models.items():
+        serving = None if observed.reported is None else observed.reported.models.get(name)
         if serving is None or not _serves(serving, ref):
             return None
         since.append(serving.since)

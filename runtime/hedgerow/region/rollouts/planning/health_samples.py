@@ -1,6 +1,6 @@
-"""What a node's health reports say of it, beside what it usually was before a change. Pure.
+"""Compares a node's health reports with its baseline before a change. Pure.
 
-Counts begin anew with each session of a node; times are those of the node's own clock.
+Counters restart with each session of a node; times are by the node's own clock.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Final
 
 from hedgerow.region.rollouts.planning.spec import GateSection
 
-MOST_SAMPLES: Final = 12
-"""Health reports of a node that are looked at: two minutes."""
+MAX_SAMPLES: Final = 12
+"""Health reports to keep of a node: two minutes."""
 _NEGLIGIBLE_MS: Final = 1.0
-"""A latency below this is never too slow, whatever it was before."""
+"""A latency below this is never too slow, whatever the baseline."""
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
-    """What a pipeline has done since its node started, and its latency of late."""
+class PipelineSample:
+    """A pipeline in a health report: counts since the node started, and its recent latency."""
 
     received: int = 0
     dead: int = 0
@@ -30,8 +30,8 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A model as health shows it: the digest of the file that runs, the frames that went through it, its drift."""
+class ModelSample:
+    """A model in a health report: digest of the running file, frames processed, drift."""
 
     digest: str
     frames: int = 0
@@ -39,26 +39,26 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """A health report, as far as gates need it. `at` is the node's clock."""
+class HealthSample:
+    """The part of a health report that gates need. `at` is by the node's clock."""
 
     at: float
     session: str
     state: str
     reasons: str = ""
-    flows: Mapping[str, Flow] = field(default_factory=dict)
-    models: Mapping[str, Shown] = field(default_factory=dict)
+    pipelines: Mapping[str, PipelineSample] = field(default_factory=dict)
+    models: Mapping[str, ModelSample] = field(default_factory=dict)
     memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Usual:
-    """How a node usually was before a change.
+class NodeBaseline:
+    """Normal behaviour of a node before a change.
 
     Attributes:
         p99_ms: latency, by pipeline.
-        memory_bytes: of its process; 0: not known.
-        dead_share: share of the frames that died.
+        memory_bytes: of its process; 0: unknown.
+        dead_share: share of frames dead-lettered.
     """
 
     p99_ms: Mapping[str, float] = field(default_factory=dict)
@@ -68,103 +68,111 @@ class Usual:
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """What became of frames: how many came, and which shares of them died or were dropped."""
+    """Frames received, and the shares of them that were dead-lettered or dropped."""
 
     received: int
     dead: float
     dropped: float
 
 
-def usual(samples: Sequence[Sample], models: Collection[str]) -> Usual:
-    """How a node usually is: medians of what its reports say, and what became of frames meanwhile.
+def baseline(samples: Sequence[HealthSample], models: Collection[str]) -> NodeBaseline:
+    """Compute a baseline: medians of the reports, and the share of dead frames between them.
 
     Args:
-        models: whose pipelines count.
+        samples: health reports, in order.
+        models: only pipelines with these models count towards the share.
     """
     known: dict[str, list[float]] = {}
     for sample in samples:
-        for name, flow in sample.flows.items():
-            if flow.p99_ms is not None:
-                known.setdefault(name, []).append(flow.p99_ms)
+        for name, pipeline in sample.pipelines.items():
+            if pipeline.p99_ms is not None:
+                known.setdefault(name, []).append(pipeline.p99_ms)
     memory = [sample.memory_bytes for sample in samples if sample.memory_bytes]
     shares = None
     if samples:
         first, last = samples[0], samples[-1]
         same_run = first is not last and first.session == last.session
-        shares = _shares(_names(last, models), first.flows if same_run else {}, last)
-    return Usual(
+        shares = _shares(_pipelines_with(last, models), first.pipelines if same_run else {}, last)
+    return NodeBaseline(
         {name: round(median(values), 3) for name, values in known.items()},
         int(median(memory)) if memory else 0,
         0.0 if shares is None else round(shares.dead, 4),
     )
 
 
-def restarts(samples: Sequence[Sample], files: Collection[str]) -> int:
-    """How often a node has started anew since one of these files runs on it."""
+def count_restarts(samples: Sequence[HealthSample], files: Collection[str]) -> int:
+    """Count a node's restarts since one of these files runs on it."""
     ran = {sample.session for sample in samples if any(one.digest in files for one in sample.models.values())}
     return max(0, len(ran) - 1)
 
 
-def broken(
-    samples: Sequence[Sample], since: float, models: Collection[str], was: Usual, limits: GateSection
+def violated_limit(
+    samples: Sequence[HealthSample], since: float, models: Collection[str], was: NodeBaseline, limits: GateSection
 ) -> tuple[str, str] | None:
-    """The limit that a node breaks since new versions of models serve: code and reason; None: none.
+    """Return the limit that a node breaks since new versions serve: code and reason; None: none.
 
     Args:
-        since: when they began to serve.
-        was: how it was before.
+        samples: health reports, in order.
+        since: when the versions began to serve.
+        models: their models.
+        was: the baseline.
+        limits: of the gate.
     """
     after = [sample for sample in samples if sample.at >= since]
     if not after:
         return None
     last = after[-1]
     if last.state == "failing":
-        return "failing", f"its health says failing: {last.reasons}".removesuffix(": ")
+        return "failing", f"its health is failing: {last.reasons}".removesuffix(": ")
     grown, allowed = last.memory_bytes - was.memory_bytes, limits.max_growth_bytes
     if was.memory_bytes and allowed is not None and grown > allowed:
-        return "memory-growth", f"it takes {grown:,} bytes more than before, and {allowed:,} are allowed"
+        return "memory-growth", f"its memory grew by {grown:,} bytes; {allowed:,} allowed"
     if (drifted := _drifted(last, models, limits)) is not None:
         return drifted
-    names = _names(last, models)
-    shares = _shares(names, _base(samples, after, since), last)
+    names = _pipelines_with(last, models)
+    shares = _shares(names, _base_counts(samples, after, since), last)
     if shares is not None and shares.received >= limits.min_frames:
         allowed_share = limits.max_error_share + was.dead_share
         if shares.dead > allowed_share:
-            return "error-rate", f"{shares.dead:.1%} of {shares.received:,} frames died, and {allowed_share:.1%} may"
+            return "error-rate", f"{shares.dead:.1%} of {shares.received:,} frames died; {allowed_share:.1%} allowed"
         if limits.max_dropped_share is not None and shares.dropped > limits.max_dropped_share:
             share = limits.max_dropped_share
-            return "dropped", f"{shares.dropped:.1%} of {shares.received:,} frames were dropped, and {share:.1%} may be"
+            return "dropped", f"{shares.dropped:.1%} of {shares.received:,} frames were dropped; {share:.1%} allowed"
     return _slow(names, after, was.p99_ms, limits)
 
 
-def _drifted(last: Sample, models: Collection[str], limits: GateSection) -> tuple[str, str] | None:
+def _drifted(last: HealthSample, models: Collection[str], limits: GateSection) -> tuple[str, str] | None:
     for name in models:
         drift = last.models[name].drift if name in last.models else None
         if limits.max_drift is not None and drift is not None and drift > limits.max_drift:
-            return "drift", f"drift of {name} is {drift:.3g}, and {limits.max_drift:.3g} is allowed"
+            return "drift", f"drift of {name} is {drift:.3g}; {limits.max_drift:.3g} allowed"
     return None
 
 
-def _names(sample: Sample, models: Collection[str]) -> list[str]:
-    """The pipelines that run one of these models; all, if none says so."""
-    return [name for name, flow in sample.flows.items() if set(flow.models) & set(models)] or list(sample.flows)
+def _pipelines_with(sample: HealthSample, models: Collection[str]) -> list[str]:
+    """Return the pipelines with one of these models; all, if none has any."""
+    return [name for name, pipeline in sample.pipelines.items() if set(pipeline.models) & set(models)] or list(
+        sample.pipelines
+    )
 
 
-def _base(samples: Sequence[Sample], after: Sequence[Sample], since: float) -> Mapping[str, Flow]:
-    """What to count from; the only report, if that is not known yet."""
+def _base_counts(
+    samples: Sequence[HealthSample], after: Sequence[HealthSample], since: float
+) -> Mapping[str, PipelineSample]:
+    """Return the counts to subtract: those before the change, or those of the only report so far."""
     last = after[-1]
     before = [sample for sample in samples if sample.at < since and sample.session == last.session]
     if before:
-        return before[-1].flows
+        return before[-1].pipelines
     if any(sample.session != last.session for sample in samples):
         return {}
-    return after[0].flows
+    return after[0].pipelines
 
 
-def _shares(names: Sequence[str], base: Mapping[str, Flow], last: Sample) -> _Shares | None:
-    """What became of frames; None: none came."""
-    none = Flow()
-    pairs = [(base.get(name, none), last.flows[name]) for name in names]
+def _shares(names: Sequence[str], base: Mapping[str, PipelineSample], last: HealthSample) -> _Shares | None:
+    """Return the shares of frames; None: none was received."""
+    none = PipelineSample()
+    pairs = [(base.get(name, none), last.pipelines[name]) for name in names]
     received = sum(max(0, new.received - old.received) for old, new in pairs)
     if not received:
         return None
@@ -174,7 +182,7 @@ def _shares(names: Sequence[str], base: Mapping[str, Flow], last: Sample) -> _Sh
 
 
 def _slow(
-    names: Sequence[str], after: Sequence[Sample], before_ms: Mapping[str, float], limits: GateSection
+    names: Sequence[str], after: Sequence[HealthSample], before_ms: Mapping[str, float], limits: GateSection
 ) -> tuple[str, str] | None:
     latest = after[-limits.slow_reports :]
     if limits.max_slowdown is None or len(latest) < limits.slow_reports:
@@ -183,12 +191,12 @@ def _slow(
         before = before_ms.get(name)
         if not before:
             continue
-        now = [sample.flows[name].p99_ms for sample in latest if name in sample.flows]
+        now = [sample.pipelines[name].p99_ms for sample in latest if name in sample.pipelines]
         known = [value for value in now if value is not None]
         allowed = max(limits.max_slowdown * before, _NEGLIGIBLE_MS)
         if len(known) == len(latest) and min(known) > allowed:
             return (
                 "latency",
-                f"p99 of {name} is {known[-1]:.1f} ms; it was {before:.1f} ms, and {allowed:.1f} ms is allowed",
+                f"p99 of {name} is {known[-1]:.1f} ms, was {before:.1f} ms; {allowed:.1f} ms allowed",
             )
     return None

@@ -1,4 +1,4 @@
-"""Which rollouts a node belongs in: those that would collide, and those that nodes join later. Pure."""
+"""Membership of nodes in rollouts: conflicts, later joins, and superseded tasks. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
 from hedgerow.topics import Address
 
 SUPERSEDED: Final = "superseded"
-"""Code of a task that a later rollout has made pointless."""
+"""Code of a task that a later rollout has replaced."""
 PINNED: Final = "pinned"
-"""Code of a task on a node where a person has said what it is to serve."""
+"""Code of a task on a node where an operator has pinned the model."""
 
 
-def standing(newest_first: Iterable[Rollout]) -> list[Rollout]:
-    """The rollouts that matter still: those under way, and what new and late nodes are to get."""
+def relevant(newest_first: Iterable[Rollout]) -> list[Rollout]:
+    """Return the rollouts that still matter: those in progress, and those that new and late nodes may join."""
     found: list[Rollout] = []
     covered: set[tuple[str, frozenset[str]]] = set()
     for rollout in newest_first:
@@ -31,25 +31,27 @@ def standing(newest_first: Iterable[Rollout]) -> list[Rollout]:
 
 
 def conflict(nodes: Collection[Address], others: Iterable[Rollout]) -> str | None:
-    """Why a rollout cannot begin beside those that are under way; None: it can.
+    """Return why a rollout cannot start beside those in progress; None: it can.
 
-    A node is in one at a time, also where they bring different models: if it does badly, it has to be clear why.
+    A node is in one rollout at a time, even if they change different models: if the node turns bad, the cause must be clear.
     """
-    wanted = set(nodes)
+    requested = set(nodes)
     for other in others:
-        both = [] if other.phase.ended else sorted(node for node in wanted & other.tasks.keys() if _has(other, node))
+        both = [] if other.phase.ended else sorted(node for node in requested & other.tasks.keys() if _has(other, node))
         if both:
             shown = ", ".join(map(str, both[:3])) + (f" and {len(both) - 3} more" if len(both) > 3 else "")
-            return f"{other.name} is {other.phase} and has {shown}, too"
+            return f"{other.name} is {other.phase} and includes {shown}"
     return None
 
 
 def joins(node: Address, labels: Labels, pinned: Collection[str], rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The rollouts that a node is to join since it is new, or has new labels, or what it was part of came to nothing.
+    """Return the rollouts that a node joins, because it is new, has new labels, or its last rollout did not succeed.
 
-    For each model that is the newest one that chooses it and has not failed. A node is in one that is under way at a time.
+    For each model, that is the newest rollout that selects the node and has not failed. A node joins only one in progress.
 
     Args:
+        node: its address.
+        labels: its labels.
         pinned: models that rollouts leave alone on this node.
         rollouts: newest first.
     """
@@ -73,14 +75,16 @@ def joins(node: Address, labels: Labels, pinned: Collection[str], rollouts: Sequ
 
 
 def superseded(
-    rollout: Rollout, models: Collection[str], nodes: Iterable[Address], *, also_under_way: bool = False
+    rollout: Rollout, models: Collection[str], nodes: Iterable[Address], *, also_in_progress: bool = False
 ) -> list[Address]:
-    """The nodes whose part in a rollout is pointless when they are given other versions of these models.
+    """Return the nodes whose tasks in a rollout become pointless when they get other versions of these models.
 
     Args:
-        also_under_way: whether that holds for one that has not ended, too.
+        rollout: the rollout.
+        models, nodes: what gets other versions.
+        also_in_progress: whether to include tasks of a rollout that has not ended.
     """
-    if not (rollout.phase.ended or also_under_way) or not rollout.models.keys() & set(models):
+    if not (rollout.phase.ended or also_in_progress) or not rollout.models.keys() & set(models):
         return []
     return [node for node in nodes if (task := rollout.tasks.get(node)) is not None and _unsettled(task, rollout)]
 
@@ -92,4 +96,6 @@ def _has(rollout: Rollout, node: Address) -> bool:
 def _unsettled(task: Task, rollout: Rollout) -> bool:
     if task.state == "succeeded":
         return not rollout.phase.ended
-    return task.state in ("queued", "in-progress") or task.back == "asked" or (task.failed and task.back == "no")
+    return (
+        task.state in ("queued", "in-progress") or task.rollback == "asked" or (task.failed and task.rollback == "no")
+    )

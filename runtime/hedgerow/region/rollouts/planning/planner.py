@@ -1,14 +1,13 @@
-"""What a rollout does next. Pure: no clock, no store, no broker; a restarted process decides the same again.
+"""Plans the next step of a rollout. Pure: no clock, store or broker, so a restarted process decides the same.
 
 Rules:
-- A node is given the change only when its wave has begun and it is heard. Who is not there does not hold its wave up: it
-  is late, and catches up when it returns. As long as it is open whether somebody is there, a wave waits.
-- A wave is good when all who are not late are good, and at least one node of the rollout is.
-- More failures than allowed end it. What failed goes back at once, whatever becomes of the rest.
-- Good is not for ever: a node that reports what does not prove it any more has to prove itself anew, and the wave under
-  way to soak anew.
-- A pause begins nothing new; failures are still seen to.
-- What has ended does not change any more, but that late nodes of one that succeeded catch up.
+- A node gets the change only once its wave has started and the node is present. An absent node does not hold up its wave:
+  it is late, and catches up when it returns. While it is not known whether a node is present, the wave waits.
+- A wave is good when all its nodes that are not late are good, and at least one node of the rollout is.
+- More failures than allowed end the rollout. Failed nodes are rolled back at once, whatever happens to the rest.
+- Good is not final: a node whose reports no longer prove it must prove itself again, and the current wave soaks again.
+- A paused rollout starts nothing new, but still handles failures.
+- A rollout that has ended does not change, except that late nodes of a successful one catch up.
 """
 
 from __future__ import annotations
@@ -19,27 +18,27 @@ from collections.abc import Iterator, Mapping
 from hedgerow.region.rollouts.planning.gate import (
     UNPROVED,
     Assignment,
-    Ear,
-    Facts,
     GateFinding,
     GateVerdict,
+    Listening,
+    ObservedNode,
     Presence,
-    examine,
-    examine_back,
+    evaluate,
+    evaluate_rollback,
 )
 from hedgerow.region.rollouts.planning.state import (
     CatchUp,
     Finish,
-    Halt,
-    Move,
+    Pause,
     Phase,
+    RollBack,
     Rollout,
-    Settle,
     Soak,
     StartWave,
     Step,
-    TakeBack,
     Task,
+    TaskUpdate,
+    UpdateTasks,
     Wait,
 )
 from hedgerow.region.rollouts.planning.windows import opens_at
@@ -47,61 +46,69 @@ from hedgerow.topics import Address
 
 
 def next_step(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step:
-    """What is to be done now.
+    """Return the next step.
 
     Args:
-        findings: of all nodes that are known, as `Facts` are examined for the task they have.
+        rollout: the rollout.
+        findings: of all known nodes; see `evaluate_nodes`.
         now: Unix seconds.
     """
     if rollout.phase in (Phase.FAILED, Phase.CANCELED):
         return Wait("it has ended")
-    if moves := dict(_moves(rollout, findings)):
-        return Settle(moves)
+    if updates := dict(_task_updates(rollout, findings)):
+        return UpdateTasks(updates)
     if rollout.phase is Phase.SUCCEEDED:
-        return _strays(rollout) or _catch_up(rollout, findings, now) or Wait("it has ended")
+        return _roll_back_failed(rollout) or _catch_up(rollout, findings, now) or Wait("it has ended")
     if rollout.phase is Phase.ROLLING_BACK:
-        return _strays(rollout) or _going_back(rollout, findings)
-    return _failures(rollout) or _forward(rollout, findings, now)
+        return _roll_back_failed(rollout) or _await_rollback(rollout, findings)
+    return _handle_failures(rollout) or _proceed(rollout, findings, now)
 
 
-def find(rollout: Rollout, facts: Mapping[Address, Facts], ear: Ear, now: float) -> dict[Address, GateFinding]:
-    """What is to be thought of the nodes of a rollout, by what each was given."""
-    unknown = Facts()
-    return {node: _find(rollout, task, facts.get(node, unknown), ear, now) for node, task in rollout.tasks.items()}
+def evaluate_nodes(
+    rollout: Rollout, observed: Mapping[Address, ObservedNode], listening: Listening, now: float
+) -> dict[Address, GateFinding]:
+    """Evaluate the nodes of a rollout, each by its task."""
+    unknown = ObservedNode()
+    return {
+        node: _evaluate(rollout, task, observed.get(node, unknown), listening, now)
+        for node, task in rollout.tasks.items()
+    }
 
 
-def _find(rollout: Rollout, task: Task, facts: Facts, ear: Ear, now: float) -> GateFinding:
-    if task.back == "asked":
-        due = math.inf if rollout.turned_at is None else rollout.turned_at + rollout.plan.gate.timeout_s
-        return examine_back(task.before, task.back_generation, due, facts, ear, now)
+def _evaluate(rollout: Rollout, task: Task, observed: ObservedNode, listening: Listening, now: float) -> GateFinding:
+    if task.rollback == "asked":
+        due = (
+            math.inf if rollout.rolling_back_since is None else rollout.rolling_back_since + rollout.plan.gate.timeout_s
+        )
+        return evaluate_rollback(task.before, task.rollback_generation, due, observed, listening, now)
     if task.reached and task.state in ("in-progress", "succeeded"):
         gate = rollout.plan.gate
-        due = task.given_at + gate.timeout_s if task.state == "in-progress" else math.inf
-        given = Assignment(rollout.models, rollout.files, task.generation, task.given_at, due, task.usual)
-        return examine(given, facts, gate, ear, now)
-    return GateFinding(GateVerdict.UNKNOWN, task.state, presence=ear.presence(facts, now))
+        due = task.assigned_at + gate.timeout_s if task.state == "in-progress" else math.inf
+        assignment = Assignment(rollout.models, rollout.files, task.generation, task.assigned_at, due, task.baseline)
+        return evaluate(assignment, observed, gate, listening, now)
+    return GateFinding(GateVerdict.UNKNOWN, task.state, presence=listening.presence(observed, now))
 
 
-def _moves(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> Iterator[tuple[Address, Move]]:
-    """What has become of nodes that were given something."""
+def _task_updates(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> Iterator[tuple[Address, TaskUpdate]]:
+    """Yield changes of the tasks of nodes that were reached."""
     for node, task in rollout.tasks.items():
         finding = findings.get(node)
         if finding is None or not task.reached:
             continue
-        if task.back == "asked":
+        if task.rollback == "asked":
             if finding.verdict is GateVerdict.GOOD:
-                yield node, Move(task.state, task.code, task.reason, back="proved")
+                yield node, TaskUpdate(task.state, task.code, task.reason, rollback="proved")
         elif task.state == "in-progress" or (task.state == "succeeded" and not rollout.phase.ended):
             if finding.verdict is GateVerdict.BAD:
-                yield node, Move(finding.state, finding.code, finding.reason)
+                yield node, TaskUpdate(finding.state, finding.code, finding.reason)
             elif finding.verdict is GateVerdict.GOOD and task.state == "in-progress":
-                yield node, Move("succeeded")
+                yield node, TaskUpdate("succeeded")
             elif finding.code == UNPROVED and task.state == "succeeded":
-                yield node, Move("in-progress", finding.code, finding.reason)
+                yield node, TaskUpdate("in-progress", finding.code, finding.reason)
 
 
-def _failures(rollout: Rollout) -> Step | None:
-    """What is to be done about failures."""
+def _handle_failures(rollout: Rollout) -> Step | None:
+    """Return the step that failures require; None: none."""
     plan = rollout.plan
     reached = sum(task.reached for task in rollout.tasks.values())
     failed = rollout.failed - rollout.forgiven
@@ -112,52 +119,59 @@ def _failures(rollout: Rollout) -> Step | None:
         and failed
         and not any(task.state in ("in-progress", "succeeded") for task in rollout.tasks.values())
     ):
-        too_many = True  # all who were reached have failed: whatever is allowed, nothing speaks for it
+        too_many = True  # every node reached has failed: no evidence for the change, whatever is allowed
     if too_many and plan.on_failure != "pause":
         wave_only = plan.on_failure == "roll-back-wave"
-        return take_back(rollout, Phase.FAILED, f"{_failed(rollout)}; {allowed} may", wave_only=wave_only)
-    if (step := _strays(rollout)) is not None:
+        return roll_back(
+            rollout, Phase.FAILED, f"{_describe_failures(rollout)}; {allowed} allowed", wave_only=wave_only
+        )
+    if (step := _roll_back_failed(rollout)) is not None:
         return step
     if too_many and rollout.phase is Phase.RUNNING:
-        return Halt(f"{_failed(rollout)}; {allowed} may")
+        return Pause(f"{_describe_failures(rollout)}; {allowed} allowed")
     return None
 
 
-def _strays(rollout: Rollout) -> TakeBack | None:
-    """What failed and is not back yet."""
-    strays = tuple(node for node, task in rollout.tasks.items() if task.failed and task.reached and task.back == "no")
-    return TakeBack(strays, "they failed") if strays else None
+def _roll_back_failed(rollout: Rollout) -> RollBack | None:
+    """Roll back nodes that failed and have not been rolled back yet; None: there are none."""
+    failed = tuple(
+        node for node, task in rollout.tasks.items() if task.failed and task.reached and task.rollback == "no"
+    )
+    return RollBack(failed, "they failed") if failed else None
 
 
-def take_back(rollout: Rollout, ending: Phase, because: str, *, wave_only: bool = False) -> TakeBack:
-    """The step that puts back all nodes that were reached.
+def roll_back(rollout: Rollout, ending: Phase, reason: str, *, wave_only: bool = False) -> RollBack:
+    """Return the step that rolls back all nodes that were reached.
 
     Args:
-        wave_only: only those of the wave under way, and who failed.
+        rollout: the rollout.
+        ending: its phase afterwards.
+        reason: why.
+        wave_only: only those of the current wave, and failed ones.
     """
     nodes = tuple(
         node
         for node, task in rollout.tasks.items()
         if task.reached
-        and task.back == "no"
+        and task.rollback == "no"
         and task.state != "removed"
         and (not wave_only or task.wave == rollout.wave or task.failed or task.state == "in-progress")
     )
-    return TakeBack(nodes, because, ending)
+    return RollBack(nodes, reason, ending)
 
 
-def _forward(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step:
-    """What is to be done when nothing is wrong."""
+def _proceed(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step:
+    """Return the next step when nothing has failed."""
     if rollout.phase is Phase.PAUSED:
-        return Wait(f"paused: {rollout.because}")
+        return Wait(f"paused: {rollout.reason}")
     if (step := _catch_up(rollout, findings, now)) is not None:
         return step
-    waiting = _open(rollout)
+    waiting = _holding_up(rollout)
     if waiting:
-        return Wait(f"{_some(waiting)} not proved yet: {_why(findings, waiting[0])}")
+        return Wait(f"{_list_nodes(waiting)} not good yet: {_why(findings, waiting[0])}")
     late = [node for node, task in rollout.begun if task.state in ("queued", "in-progress")]
     if late and not _any_good(rollout):
-        return Wait(f"nobody has proved it good yet; {_some(late)} late")
+        return Wait(f"no node is good yet; {_list_nodes(late)} late")
     wave = [node for node, task in rollout.begun if task.wave == rollout.wave and task.state == "succeeded"]
     if wave and rollout.soaking_since is None:
         return Soak()
@@ -165,46 +179,46 @@ def _forward(rollout: Rollout, findings: Mapping[Address, GateFinding], now: flo
         return Wait("soaking", until)
     unsure = [node for node in wave if _verdict(findings, node) is not GateVerdict.GOOD]
     if unsure:
-        return Wait(f"{_some(unsure)} not known to be good just now")
+        return Wait(f"{_list_nodes(unsure)} not known to be good at the moment")
     if rollout.wave + 1 >= len(rollout.waves):
         return Finish(Phase.SUCCEEDED, _summary(rollout))
     if (opens := opens_at(rollout.plan.windows, now)) > now:
-        return Wait("outside of its maintenance windows", opens)
+        return Wait("outside its maintenance windows", opens)
     wave_number = rollout.wave + 1
     members = [node for node, task in rollout.tasks.items() if task.wave == wave_number and task.state == "queued"]
-    if unclear := [node for node in members if _presence(findings, node) is Presence.OPEN]:
-        return Wait(f"it is open whether {_some(unclear)} {'is' if len(unclear) == 1 else 'are'} there")
-    there = tuple(node for node in members if _heard(findings, node))
-    if rollout.plan.offline == "fail" and len(there) < len(members):  # before anybody is given anything
-        missed = Move("failed", "offline", "it was not heard when its wave came")
-        return Settle({node: missed for node in members if node not in there})
-    return StartWave(wave_number, there)
+    if unknown := [node for node in members if _presence(findings, node) is Presence.UNKNOWN]:
+        return Wait(f"not known yet whether {_list_nodes(unknown)} {'is' if len(unknown) == 1 else 'are'} connected")
+    present = tuple(node for node in members if _is_present(findings, node))
+    if rollout.plan.offline == "fail" and len(present) < len(members):  # before the wave starts
+        missed = TaskUpdate("failed", "offline", "it was not connected when its wave started")
+        return UpdateTasks({node: missed for node in members if node not in present})
+    return StartWave(wave_number, present)
 
 
 def _catch_up(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step | None:
-    late = tuple(node for node, task in rollout.begun if task.state == "queued" and _heard(findings, node))
+    late = tuple(node for node, task in rollout.begun if task.state == "queued" and _is_present(findings, node))
     if not late or opens_at(rollout.plan.windows, now) > now:
         return None
     return CatchUp(late)
 
 
-def _going_back(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> Step:
-    asked = [node for node, task in rollout.tasks.items() if task.back == "asked"]
-    awaited = [
+def _await_rollback(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> Step:
+    rolling_back = [node for node, task in rollout.tasks.items() if task.rollback == "asked"]
+    pending = [
         node
-        for node in asked
-        if _presence(findings, node) is not Presence.GONE and _verdict(findings, node) is GateVerdict.UNKNOWN
+        for node in rolling_back
+        if _presence(findings, node) is not Presence.ABSENT and _verdict(findings, node) is GateVerdict.UNKNOWN
     ]
-    if awaited:
-        return Wait(f"{_some(awaited)} not back yet: {_why(findings, awaited[0])}")
-    because = rollout.because
-    if asked:
-        because += f"; {_some(asked)} not proved to be back"
-    return Finish(rollout.ending or Phase.FAILED, because)
+    if pending:
+        return Wait(f"{_list_nodes(pending)} not rolled back yet: {_why(findings, pending[0])}")
+    reason = rollout.reason
+    if rolling_back:
+        reason += f"; rollback not confirmed on {_list_nodes(rolling_back)}"
+    return Finish(rollout.ending or Phase.FAILED, reason)
 
 
-def _open(rollout: Rollout) -> list[Address]:
-    """Nodes that hold the wave up."""
+def _holding_up(rollout: Rollout) -> list[Address]:
+    """Return the nodes that hold up the wave."""
     return [node for node, task in rollout.begun if task.state == "in-progress" and not task.late]
 
 
@@ -212,18 +226,18 @@ def _any_good(rollout: Rollout) -> bool:
     return any(task.state == "succeeded" for task in rollout.tasks.values())
 
 
-def _heard(findings: Mapping[Address, GateFinding], node: Address) -> bool:
-    return _presence(findings, node) is Presence.HERE
+def _is_present(findings: Mapping[Address, GateFinding], node: Address) -> bool:
+    return _presence(findings, node) is Presence.PRESENT
 
 
 def _presence(findings: Mapping[Address, GateFinding], node: Address) -> Presence:
     finding = findings.get(node)
-    return Presence.GONE if finding is None else finding.presence
+    return Presence.ABSENT if finding is None else finding.presence
 
 
 def _why(findings: Mapping[Address, GateFinding], node: Address) -> str:
     finding = findings.get(node)
-    return "it is not known" if finding is None else finding.reason
+    return "nothing is known of it" if finding is None else finding.reason
 
 
 def _verdict(findings: Mapping[Address, GateFinding], node: Address) -> GateVerdict:
@@ -231,19 +245,18 @@ def _verdict(findings: Mapping[Address, GateFinding], node: Address) -> GateVerd
     return GateVerdict.UNKNOWN if finding is None else finding.verdict
 
 
-def _failed(rollout: Rollout) -> str:
-    """Who failed and why, the first ones by name."""
+def _describe_failures(rollout: Rollout) -> str:
+    """Describe the failures; the first three by name."""
     failed = [(node, task) for node, task in rollout.tasks.items() if task.failed]
     shown = "; ".join(f"{node.site}/{node.node}: {task.code}: {task.reason}" for node, task in failed[:3])
     more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
     return f"{len(failed)} failed ({shown}{more})"
 
 
-def _some(nodes: list[Address]) -> str:
+def _list_nodes(nodes: list[Address]) -> str:
     shown = ", ".join(f"{node.site}/{node.node}" for node in nodes[:3])
-    return (
-        f"{shown}{f' and {len(nodes) - 3} more' if len(nodes) > 3 else ''}: {len(nodes)}" if len(nodes) > 1 else shown
-    )
+    more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+    return f"{len(nodes)} nodes ({shown}{more})" if len(nodes) > 1 else shown
 
 
 def _summary(rollout: Rollout) -> str:

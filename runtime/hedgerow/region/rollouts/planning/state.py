@@ -1,7 +1,7 @@
-"""What a rollout is, the steps it can take, and what it is after each. Pure: no clock, no store, no broker.
+"""State of a rollout, its possible steps, and their effect. Pure: no clock, store or broker.
 
-`decide.next_step` says which step is to be taken. Who carries a step out writes what is different after it into the store
-in one transaction: so a step is taken once, whenever the process dies.
+`planner.next_step` chooses the step. `fleet.execute` writes its effect to the store in one transaction, so each step is
+executed exactly once even if the process is killed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
-from hedgerow.region.rollouts.planning.health_samples import Usual
+from hedgerow.region.rollouts.planning.health_samples import NodeBaseline
 from hedgerow.region.rollouts.planning.spec import RolloutPlan
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import JobState, ModelRef
 
 
 class Phase(StrEnum):
-    """How far a rollout is."""
+    """Phase of a rollout."""
 
     RUNNING = "in-progress"
     PAUSED = "paused"
@@ -29,7 +29,7 @@ class Phase(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of it is under way."""
+        """Whether the rollout has ended."""
         return self in (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELED)
 
 
@@ -38,15 +38,15 @@ class Task:
     """A node's part in a rollout.
 
     Attributes:
-        wave: which it is in, from 0.
-        state: what it has come to.
-        late: it was not heard when its wave came.
-        generation: of the desired document it was given; 0: none.
-        given_at: when it was given that, or has had to prove itself anew.
-        before: what it was to serve until then, by model; None: nothing that is known.
-        usual: how it usually was until then.
-        back: whether it was put back, and whether that is proved.
-        back_generation: of the document that put it back.
+        wave: number of its wave, from 0.
+        state: its state.
+        late: it was not connected when its wave started.
+        generation: of the desired document with the change; 0: none was sent.
+        assigned_at: when that was created, or when the node last had to prove itself again.
+        before: desired version before the change, by model; None: unknown.
+        baseline: its normal behaviour before the change.
+        rollback: whether it was rolled back, and whether its reports prove that.
+        rollback_generation: of the desired document that rolls it back.
         code, reason: why it is not good.
     """
 
@@ -54,17 +54,17 @@ class Task:
     state: JobState = "queued"
     late: bool = False
     generation: int = 0
-    given_at: float = 0.0
+    assigned_at: float = 0.0
     before: Mapping[str, ModelRef | None] = field(default_factory=dict)
-    usual: Usual = field(default_factory=Usual)
-    back: Literal["no", "asked", "proved"] = "no"
-    back_generation: int = 0
+    baseline: NodeBaseline = field(default_factory=NodeBaseline)
+    rollback: Literal["no", "asked", "proved"] = "no"
+    rollback_generation: int = 0
     code: str = ""
     reason: str = ""
 
     @property
     def reached(self) -> bool:
-        """Whether the node was ever given the change."""
+        """Whether the node was sent the change."""
         return self.generation > 0
 
     @property
@@ -75,18 +75,18 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A rollout, as it stands.
+    """A rollout.
 
     Attributes:
-        models: what it brings, by model's name in nodes' files.
-        files: digests of the files of it that may serve, by the same name; none: any.
-        wave: the one under way, from 0; -1: none has begun.
-        waves: how they are called.
-        soaking_since: Unix seconds since when all nodes of the wave are good; None: they are not yet.
-        forgiven: failures that a person has seen and let pass.
-        turned_at: when it began to go back.
-        ending: what it will be when all are back.
-        because: why it paused, goes back or ended.
+        models: versions to roll out, by the model's name in the nodes' files.
+        waves: titles of the waves.
+        files: digests of the files that may serve them, by the same name; empty: any.
+        wave: the current one, from 0; -1: none has started.
+        soaking_since: Unix seconds since all nodes of the wave are good; None: they are not.
+        forgiven: failures that an operator has accepted by resuming.
+        rolling_back_since: Unix seconds; None: it is not rolling back.
+        ending: its phase once the rollback is complete.
+        reason: why it is paused, rolling back or ended.
     """
 
     name: str
@@ -99,49 +99,49 @@ class Rollout:
     wave: int = -1
     soaking_since: float | None = None
     forgiven: int = 0
-    turned_at: float | None = None
+    rolling_back_since: float | None = None
     ending: Phase | None = None
-    because: str = ""
+    reason: str = ""
 
     @property
     def failed(self) -> int:
-        """Nodes that failed."""
+        """Number of nodes that failed."""
         return sum(task.failed for task in self.tasks.values())
 
     @property
     def begun(self) -> Iterator[tuple[Address, Task]]:
-        """The tasks of waves that have begun."""
+        """The tasks of waves that have started."""
         return ((node, task) for node, task in self.tasks.items() if task.wave <= self.wave)
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """What a node's job has come to."""
+class TaskUpdate:
+    """New state of a task."""
 
     state: JobState
     code: str = ""
     reason: str = ""
-    back: Literal["proved"] | None = None
+    rollback: Literal["proved"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing is to be done now."""
+    """Do nothing for now."""
 
     why: str
     until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Settle:
-    """Write down what has become of nodes."""
+class UpdateTasks:
+    """Update tasks from the findings about their nodes."""
 
-    moves: Mapping[Address, Move]
+    updates: Mapping[Address, TaskUpdate]
 
 
 @dataclass(frozen=True, slots=True)
 class StartWave:
-    """Begin with the next wave: give the change to those of it who are heard; the others are late."""
+    """Start the next wave: send the change to its present nodes; the others are late."""
 
     wave: int
     nodes: tuple[Address, ...]
@@ -149,64 +149,64 @@ class StartWave:
 
 @dataclass(frozen=True, slots=True)
 class CatchUp:
-    """Give the change to late nodes that are heard again."""
+    """Send the change to late nodes that are present again."""
 
     nodes: tuple[Address, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Soak:
-    """All nodes of the wave are good: look how they do for a while."""
+    """Start soaking: all nodes of the wave are good."""
 
 
 @dataclass(frozen=True, slots=True)
-class TakeBack:
-    """Put nodes back on what they served before.
+class RollBack:
+    """Roll nodes back to what they served before.
 
     Attributes:
-        ending: what the rollout will be when they are; None: it goes on without them.
+        ending: the rollout's phase afterwards; None: it goes on without them.
     """
 
     nodes: tuple[Address, ...]
-    because: str
+    reason: str
     ending: Phase | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Halt:
-    """Pause, and wait for a person."""
+class Pause:
+    """Pause until an operator resumes or aborts."""
 
-    because: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """It has ended."""
+    """End the rollout."""
 
     phase: Phase
-    because: str
+    reason: str
 
 
-Step: TypeAlias = Wait | Settle | StartWave | CatchUp | Soak | TakeBack | Halt | Finish
+Step: TypeAlias = Wait | UpdateTasks | StartWave | CatchUp | Soak | RollBack | Pause | Finish
 
 
-def after(rollout: Rollout, step: Step, now: float) -> Rollout:
-    """What a rollout is when a step is done; who carries it out adds which generations nodes were given."""
+def apply_step(rollout: Rollout, step: Step, now: float) -> Rollout:
+    """Return the rollout after a step. The caller adds the generations of the desired documents."""
     tasks = dict(rollout.tasks)
     match step:
-        case Settle(moves):
+        case UpdateTasks(updates):
             soaking = rollout.soaking_since
-            for node, move in moves.items():
-                task = replace(tasks[node], state=move.state, code=move.code, reason=move.reason)
-                tasks[node] = task if move.back is None else replace(task, back=move.back)
-                if move.state == "in-progress":  # it was good
-                    tasks[node] = replace(task, given_at=now)
+            for node, update in updates.items():
+                task = replace(tasks[node], state=update.state, code=update.code, reason=update.reason)
+                tasks[node] = task if update.rollback is None else replace(task, rollback=update.rollback)
+                if update.state == "in-progress":  # it was good before
+                    tasks[node] = replace(task, assigned_at=now)
                     soaking = None if task.wave == rollout.wave else soaking
             return replace(rollout, tasks=tasks, soaking_since=soaking)
         case StartWave(wave, nodes):
-            there = set(nodes)
+            present = set(nodes)
             for node, task in rollout.tasks.items():
-                if task.wave == wave and task.state == "queued" and node not in there:
+                if task.wave == wave and task.state == "queued" and node not in present:
                     tasks[node] = replace(task, late=True)
             tasks |= {node: replace(tasks[node], state="in-progress") for node in nodes}
             return replace(rollout, tasks=tasks, wave=wave, soaking_since=None)
@@ -215,43 +215,43 @@ def after(rollout: Rollout, step: Step, now: float) -> Rollout:
             return replace(rollout, tasks=tasks)
         case Soak():
             return replace(rollout, soaking_since=now)
-        case TakeBack(nodes, because, ending):
+        case RollBack(nodes, reason, ending):
             for node in nodes:
                 task = tasks[node]
-                tasks[node] = replace(task, back="asked", state=task.state if task.failed else "canceled")
+                tasks[node] = replace(task, rollback="asked", state=task.state if task.failed else "canceled")
             if ending is None:
                 return replace(rollout, tasks=tasks)
-            tasks = {node: _left(task) for node, task in tasks.items()}
+            tasks = {node: _canceled(task) for node, task in tasks.items()}
             return replace(
-                rollout, tasks=tasks, phase=Phase.ROLLING_BACK, ending=ending, because=because, turned_at=now
+                rollout, tasks=tasks, phase=Phase.ROLLING_BACK, ending=ending, reason=reason, rolling_back_since=now
             )
-        case Halt(because):
-            return replace(rollout, phase=Phase.PAUSED, because=because)
-        case Finish(phase, because):
+        case Pause(reason):
+            return replace(rollout, phase=Phase.PAUSED, reason=reason)
+        case Finish(phase, reason):
             if phase is not Phase.SUCCEEDED:
-                tasks = {node: _left(task) for node, task in tasks.items()}
-            return replace(rollout, tasks=tasks, phase=phase, because=because)
+                tasks = {node: _canceled(task) for node, task in tasks.items()}
+            return replace(rollout, tasks=tasks, phase=phase, reason=reason)
     return rollout
 
 
-def admit(rollout: Rollout, nodes: Iterable[Address]) -> Rollout:
-    """With nodes that came to be chosen while it is under way, or after it succeeded: they are in its last wave."""
+def add_nodes(rollout: Rollout, nodes: Iterable[Address]) -> Rollout:
+    """Add nodes to the last wave that match the target only since the start."""
     last = len(rollout.waves) - 1
     new = {node: Task(last, late=rollout.wave >= last) for node in nodes}
     return replace(rollout, tasks={**rollout.tasks, **new})
 
 
-def remove(rollout: Rollout, nodes: Iterable[Address], code: str, reason: str) -> Rollout:
-    """Without the part of nodes that others have a say in now."""
+def remove_nodes(rollout: Rollout, nodes: Iterable[Address], code: str, reason: str) -> Rollout:
+    """Mark tasks as removed, because another rollout or a pin takes over."""
     gone = {node: replace(rollout.tasks[node], state="removed", code=code, reason=reason) for node in nodes}
     return replace(rollout, tasks={**rollout.tasks, **gone})
 
 
 def resume(rollout: Rollout) -> Rollout:
-    """As it is when a person lets it go on: failures so far are let pass."""
-    return replace(rollout, phase=Phase.RUNNING, because="", forgiven=rollout.failed)
+    """Resume a paused rollout; the failures so far are forgiven."""
+    return replace(rollout, phase=Phase.RUNNING, reason="", forgiven=rollout.failed)
 
 
-def _left(task: Task) -> Task:
-    """A task when nothing more will come of it."""
+def _canceled(task: Task) -> Task:
+    """Cancel a task that is not finished."""
     return replace(task, state="canceled") if task.state in ("queued", "in-progress") else task

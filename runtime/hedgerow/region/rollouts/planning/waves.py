@@ -1,10 +1,10 @@
-"""Who is in which wave of a rollout. Pure.
+"""Assigns the nodes of a rollout to waves. Pure.
 
 Rules:
 - Each node is in exactly one wave.
-- Nodes that are heard come before those that are not: a wave of nodes that are switched off proves nothing.
-- Among those, chance decides, and the same one every time: a digest of the rollout's name and the node's. So it is not
-  always the same nodes that are first, and a plan shown is the plan carried out.
+- Present nodes come before absent ones: a wave of nodes that are switched off proves nothing.
+- Otherwise the order is pseudo-random but reproducible: by a digest of the rollout's name and the node's address. So the
+  first nodes differ between rollouts, and a dry run shows the same plan that is executed.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from hedgerow.topics import Address
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node that a rollout is for."""
+    """A node selected by a rollout."""
 
     address: Address
     labels: Labels
-    heard: bool
+    present: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """A wave: what it is called, and its nodes in order."""
+    """A wave: its title, and its nodes in order."""
 
     title: str
     nodes: tuple[Address, ...]
 
 
 def assign(name: str, waves: Sequence[int | str], members: Sequence[Member]) -> tuple[Wave, ...]:
-    """Share out a rollout's nodes; waves that nobody would be in are left out.
+    """Assign nodes to waves; empty waves are left out.
 
     Args:
         name: of the rollout.
-        waves: as the plan has them.
+        waves: as in the plan.
+        members: the nodes.
     """
-    left = sorted(members, key=lambda member: (not member.heard, _chance(name, member.address)))
+    left = sorted(members, key=lambda member: (not member.present, _order(name, member.address)))
     made: list[Wave] = []
 
     def take(title: str, chosen: Callable[[Member], bool]) -> None:
@@ -53,8 +54,8 @@ def assign(name: str, waves: Sequence[int | str], members: Sequence[Member]) -> 
             made.append(Wave(title, nodes))
 
     def first(count: int) -> Callable[[Member], bool]:
-        wanted = {member.address for member in left[: max(0, count)]}
-        return lambda member: member.address in wanted
+        chosen = {member.address for member in left[: max(0, count)]}
+        return lambda member: member.address in chosen
 
     for wave in waves:
         if isinstance(wave, int):
@@ -74,7 +75,7 @@ def assign(name: str, waves: Sequence[int | str], members: Sequence[Member]) -> 
 
 
 def wave_of(waves: Sequence[Wave]) -> Mapping[Address, int]:
-    """The wave each node is in, from 0."""
+    """Return the number of each node's wave, from 0."""
     return {node: number for number, wave in enumerate(waves) for node in wave.nodes}
 
 
@@ -87,9 +88,9 @@ def _fits(selector: Selector) -> Callable[[Member], bool]:
 
 
 def _sites_of(members: Sequence[Member]) -> list[str]:
-    """Sites in the order in which their first node comes."""
+    """Return sites in the order of their first nodes."""
     return list(dict.fromkeys(member.address.site for member in members))
 
 
-def _chance(name: str, address: Address) -> bytes:
+def _order(name: str, address: Address) -> bytes:
     return hashlib.blake2b(f"{name}/{address}".encode(), digest_size=8).digest()

@@ -1,7 +1,7 @@
-"""Maintenance windows: when nodes may be given something new. Pure.
+"""Maintenance windows: when changes may start. Pure.
 
-A window is a time of day in a time zone, so it moves with that zone's summer time. What begins in the evening and ends in
-the morning belongs to the day on which it begins.
+A window is a time of day in a time zone, so it follows that zone's daylight saving time. An overnight window belongs to the
+day on which it begins.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from zoneinfo import ZoneInfo
 from hedgerow.region.rollouts.planning.spec import DAYS, WindowSection
 
 _LOOK_AHEAD_DAYS: Final = 15
-"""Two weeks and today: a window that opens once a week may be left out by summer time in the next one."""
+"""Two weeks and today: daylight saving time may skip the next opening of a weekly window."""
 
 
 def opens_at(windows: Sequence[WindowSection], now: float) -> float:
-    """When something may next be given: Unix seconds; not later than `now` if it may be now."""
+    """Return when changes may next start, in Unix seconds; at most `now` if they may start now."""
     if not windows:
         return now
     return min(begin for window in windows for begin, end in _openings(window, now) if now < end)
 
 
 def _openings(window: WindowSection, now: float) -> Iterator[tuple[float, float]]:
-    """When it opens and closes, from yesterday's on: Unix seconds."""
+    """Yield when a window opens and closes, from yesterday on, in Unix seconds."""
     zone = ZoneInfo(window.time_zone)
     today = datetime.fromtimestamp(now, zone).date()
     for ahead in range(-1, _LOOK_AHEAD_DAYS):
@@ -35,5 +35,5 @@ def _openings(window: WindowSection, now: float) -> Iterator[tuple[float, float]
         overnight = window.closes <= window.opens
         begin = datetime.combine(day, window.opens, zone).timestamp()
         end = datetime.combine(day + timedelta(days=overnight), window.closes, zone).timestamp()
-        if begin < end:  # an hour that summer time leaves out has none
+        if begin < end:  # empty if daylight saving time skips it
             yield begin, end

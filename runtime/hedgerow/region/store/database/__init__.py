@@ -1,1 +1,1 @@
-"""The database behind the store: SQLite or PostgreSQL, and the tables as migrations."""
+"""Databases for the region's store: SQLite or PostgreSQL, with their migrations."""

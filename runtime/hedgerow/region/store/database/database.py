@@ -1,7 +1,7 @@
-"""What a region's store needs of a database, and its migrations; the two it can have are in `sqlite.py` and `postgres.py`.
+"""Database interface of the region's store, and migrations. `sqlite.py` and `postgres.py` implement it.
 
-Statements are written once, with `?` for values; what differs between the two is in the migrations and in those modules.
-Errors come out as `RegionStoreError`: `StoreTrouble` may pass (try again), `StoreRefused` does not take these very values.
+Statements are written once, with `?` for values; differences between the two are in the migrations and in these modules.
+Errors are raised as `RegionStoreError`: `StoreTrouble` may be temporary (try again), `StoreRefused` concerns the values.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Row: TypeAlias = tuple[Any, ...]
 
 
 class RegionStoreError(HedgerowError):
-    """The region's store cannot be used: look at the disk or the database server."""
+    """The region's store cannot be used; check the disk or the database server."""
 
     code = "store"
 
 
 class StoreTrouble(RegionStoreError):
-    """The store does not work just now; nothing of what was to be written is written."""
+    """The store does not work at the moment; nothing was written."""
 
     code = "store-trouble"
 
 
 class StoreRefused(RegionStoreError):
-    """The store does not take these values."""
+    """The store rejects these values."""
 
     code = "store-refused"
 
@@ -39,33 +39,33 @@ class Database(Protocol):
     """An open database."""
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        """The rows that a query gives."""
+        """Return the rows of a query."""
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Carry out a statement. Returns: rows it touched."""
+        """Execute a statement. Returns: the number of rows it changed."""
 
     def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
-        """Carry out a statement for each. Returns: rows touched."""
+        """Execute a statement for each row of values. Returns: the number of rows changed."""
 
     def transaction(self) -> AbstractContextManager[None]:
-        """All or nothing; on the disk when it ends."""
+        """Run a transaction; it is on disk when this ends without an exception."""
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
 
 
 def migrate(database: Database, dialect: Literal["sqlite", "postgres"], name: str) -> None:
-    """Carry out what is new among the migrations, each in a transaction.
+    """Apply the migrations that are new, each in a transaction.
 
-    Raises: StoreError: the database was written by a newer version.
+    Raises: RegionStoreError: the database was written by a newer version.
     """
     database.run("CREATE TABLE IF NOT EXISTS migration (number INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)")
     done = {number for (number,) in database.rows("SELECT number FROM migration")}
     there = _migrations(dialect)
     if newer := done - there.keys():
         raise RegionStoreError(
-            f"{name} was written by a newer version (migration {max(newer)})",
-            remedy="Run that version, or name another store.",
+            f"{name} was written by a newer version of Hedgerow (migration {max(newer)})",
+            remedy="Upgrade Hedgerow, or set another store.",
         )
     for number in sorted(there.keys() - done):
         with database.transaction():
@@ -81,21 +81,21 @@ def _migrations(dialect: str) -> dict[int, str]:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """The statements of a migration; it has no semicolon anywhere else."""
+    """Yield the statements of a migration, split at semicolons; no literal contains one."""
     bare = "\n".join(line.partition("--")[0] for line in script.splitlines())
     yield from filter(None, map(str.strip, bare.split(";")))
 
 
-def not_there(name: str) -> RegionStoreError:
-    """There is no store to read."""
+def no_such_store(name: str) -> RegionStoreError:
+    """Return the error for a store that does not exist."""
     return RegionStoreError(
         f"There is no store at {name}",
-        remedy="`hedgerow region run region.yaml` makes it; name it with --store, or its configuration with --config.",
+        remedy="Give its address with --store, or its configuration with --config. `hedgerow region run` creates it.",
     )
 
 
-def in_use(name: str) -> RegionStoreError:
-    """Somebody else writes."""
+def store_in_use(name: str) -> RegionStoreError:
+    """Return the error for a store that another collector writes to."""
     return RegionStoreError(
-        f"Another collector writes to {name}", remedy="Stop it, or give this one a store of its own.",
+        f"Another collector writes to {name}", remedy="Stop it, or set another store for this one.",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Opens the database behind a region's store: SQLite or PostgreSQL, as its address says."""
+"""Opens a region's database: SQLite or PostgreSQL, depending on its address."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.sqlite import Sqlite
 
 
-def open_database(url: str, *, write: bool, beside: bool = False) -> Database:
+def open_database(url: str, *, write: bool, alongside: bool = False) -> Database:
     """Open a store's database.
 
     Args:
         url: path of an SQLite file, or address of a PostgreSQL database.
-        write: make and migrate it, and be the collector that writes. Else it is only read, while somebody writes or not.
-        beside: write beside the collector, into tables that are not the collector's; `write` is false then.
-    Raises: StoreError: it cannot be opened.
+        write: open it as the collector, its only writer; create and migrate it. Otherwise it is opened to read.
+        alongside: write to the tables that are not the collector's, while the collector may be writing; not with `write`.
+    Raises: RegionStoreError: it cannot be opened.
     """
     if on_postgres(url):
         from hedgerow.region.store.database.postgres import Postgres
 
-        return Postgres(url, write=write, beside=beside)
-    return Sqlite(Path(url), write=write, beside=beside)
+        return Postgres(url, write=write, alongside=alongside)
+    return Sqlite(Path(url), write=write, alongside=alongside)

@@ -1,4 +1,4 @@
-"""A region's store in PostgreSQL, through psycopg 3: the only module that knows it."""
+"""Region store in PostgreSQL, through psycopg 3. No other module imports psycopg."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hedgerow.region.store.database.database import (
     Row,
     StoreRefused,
     StoreTrouble,
-    in_use,
     migrate,
-    not_there,
+    no_such_store,
+    store_in_use,
 )
 
 try:
@@ -24,11 +24,11 @@ try:
 except ImportError as error:
     raise RegionStoreError(
         "A store in PostgreSQL needs psycopg, which is not installed",
-        remedy="`pip install 'hedgerow[region]'`, or name an SQLite file as the store.",
+        remedy="Run `pip install 'hedgerow[region]'`, or use an SQLite file as the store.",
     ) from error
 
-_LOCK: Final = 0x68656467  # "hedg": an advisory lock that tells who may write
-_LET_GO_S: Final = 3.0  # the server may notice only now that the last writer has hung up
+_LOCK: Final = 0x68656467  # "hedg": the advisory lock of the collector that may write
+_LET_GO_S: Final = 3.0  # the server may notice late that the last writer has disconnected
 _CONNECT_S: Final = 10
 _LONGEST_STATEMENT_MS: Final = 60_000
 
@@ -37,12 +37,12 @@ class Postgres:
     """A store in a PostgreSQL database.
 
     Args:
-        url: its address.
-        write, beside: as for `open_database`.
-    Raises: StoreError: it cannot be opened.
+        url: address of the database.
+        write, alongside: as for `open_database`.
+    Raises: RegionStoreError: it cannot be opened.
     """
 
-    def __init__(self, url: str, *, write: bool, beside: bool = False) -> None:
+    def __init__(self, url: str, *, write: bool, alongside: bool = False) -> None:
         self._shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "…", url)
         try:
             self._connection = psycopg.connect(
@@ -51,7 +51,7 @@ class Postgres:
         except (psycopg.Error, UnicodeError) as error:
             raise StoreTrouble(
                 f"{self._shown} cannot be reached: {str(error).strip()}",
-                remedy="Check the address, user and password (`~/.pgpass` or PGPASSWORD), and that the server runs.",
+                remedy="Check the address, user and password (`~/.pgpass` or PGPASSWORD), and whether the server is running.",
             ) from error
         try:
             self.run(f"SET statement_timeout = {_LONGEST_STATEMENT_MS}")
@@ -59,10 +59,10 @@ class Postgres:
                 self._become_writer()
                 migrate(self, "postgres", self._shown)
             else:
-                if not beside:
+                if not alongside:
                     self.run("SET default_transaction_read_only = on")
                 if self.rows("SELECT to_regclass('collector') IS NULL") == [(True,)]:
-                    raise not_there(self._shown)
+                    raise no_such_store(self._shown)
         except BaseException:
             self.close()
             raise
@@ -71,33 +71,33 @@ class Postgres:
         deadline = time.monotonic() + _LET_GO_S
         while self.rows(f"SELECT pg_try_advisory_lock({_LOCK})") != [(True,)]:
             if time.monotonic() > deadline:
-                raise in_use(self._shown)
+                raise store_in_use(self._shown)
             time.sleep(0.02)
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        """The rows that a query gives."""
+        """Return the rows of a query."""
         with self._translating():
             return self._connection.execute(_translated(sql), values or None).fetchall()
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Carry out a statement. Returns: rows it touched."""
+        """Execute a statement. Returns: the number of rows it changed."""
         with self._translating():
             return self._connection.execute(_translated(sql), values or None).rowcount
 
     def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
-        """Carry out a statement for each, without waiting for each. Returns: rows touched."""
+        """Execute a statement for each row of values, pipelined. Returns: the number of rows changed."""
         with self._translating(), self._connection.cursor() as cursor:
             cursor.executemany(_translated(sql), rows)
             return cursor.rowcount
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; on the disk when it ends."""
+        """Run a transaction; it is on disk when this ends without an exception."""
         with self._translating(), self._connection.transaction():
             yield
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         with suppress(psycopg.Error):
             self._connection.close()
 
@@ -107,17 +107,17 @@ class Postgres:
             yield
         except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, UnicodeError) as error:
             raise StoreRefused(
-                f"{self._shown} does not take this: {str(error).strip()}",
-                remedy="See the log; check the user's rights.",
+                f"{self._shown} rejects the values: {str(error).strip()}",
+                remedy="See the log, and check the user's privileges.",
             ) from error
         except psycopg.Error as error:
             raise StoreTrouble(
                 f"{self._shown}: {str(error).strip()}",
-                remedy="Check the server; the collector connects again by itself.",
+                remedy="Check the server; the collector reconnects automatically.",
             ) from error
 
 
 @lru_cache(maxsize=256)
 def _translated(sql: str) -> bytes:
-    """With the placeholders that psycopg knows; as bytes, since it takes only literals as text."""
+    """Return a statement with psycopg's placeholders; as bytes, since its text type allows only literals."""
     return sql.replace("?", "%s").encode()

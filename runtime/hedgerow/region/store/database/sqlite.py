@@ -1,4 +1,4 @@
-"""A region's store in a file of SQLite."""
+"""Region store in an SQLite file."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from hedgerow.region.store.database.database import (
     Row,
     StoreRefused,
     StoreTrouble,
-    in_use,
     migrate,
-    not_there,
+    no_such_store,
+    store_in_use,
 )
 
 _LOG_PAGES: Final = 4000
-"""Pages in the write-ahead log after which they are moved into the database: 16 MB."""
+"""Pages of the write-ahead log that trigger a checkpoint: 16 MB."""
 
 
 class Sqlite:
     """A store in a file.
 
     Args:
-        path: of the file; its folder is made if need be.
-        write, beside: as for `open_database`.
+        path: of the file; its folder is created if necessary.
+        write, alongside: as for `open_database`.
     Raises: RegionStoreError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, *, write: bool, beside: bool = False) -> None:
+    def __init__(self, path: Path, *, write: bool, alongside: bool = False) -> None:
         self._path = path
         self._lock: int | None = None
         if not write and not path.exists():
-            raise not_there(str(path))
+            raise no_such_store(str(path))
         if write:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,15 +45,15 @@ class Sqlite:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 self._unlock()
-                raise in_use(str(path)) from error
+                raise store_in_use(str(path)) from error
             except OSError as error:
                 self._unlock()
                 raise RegionStoreError(
-                    f"{path} cannot be written: {error.strerror}", remedy="Check the folder and who may write there."
+                    f"{path} cannot be written: {error.strerror}", remedy="Check the folder and its permissions."
                 ) from error
         try:
             with self._translating():
-                target = path.resolve().as_uri() + ("" if write else "?mode=rw" if beside else "?mode=ro")
+                target = path.resolve().as_uri() + ("" if write else "?mode=rw" if alongside else "?mode=ro")
                 self._connection = sqlite3.connect(
                     target, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False
                 )
@@ -71,23 +71,23 @@ class Sqlite:
             raise
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        """The rows that a query gives."""
+        """Return the rows of a query."""
         with self._translating():
             return self._connection.execute(sql, values).fetchall()
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Carry out a statement. Returns: rows it touched."""
+        """Execute a statement. Returns: the number of rows it changed."""
         with self._translating():
             return self._connection.execute(sql, values).rowcount
 
     def many(self, sql: str, rows: Iterable[Sequence[Any]]) -> int:
-        """Carry out a statement for each. Returns: rows touched."""
+        """Execute a statement for each row of values. Returns: the number of rows changed."""
         with self._translating():
             return self._connection.executemany(sql, rows).rowcount
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; on the disk when it ends."""
+        """Run a transaction; it is on disk when this ends without an exception."""
         with self._translating():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -100,7 +100,7 @@ class Sqlite:
                 raise
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         with suppress(AttributeError, sqlite3.Error):
             self._connection.close()
         self._unlock()
@@ -121,16 +121,16 @@ class Sqlite:
             OverflowError,
             UnicodeError,
         ) as error:
-            raise StoreRefused(f"{self._path} does not take this: {error}", remedy="See the log.") from error
+            raise StoreRefused(f"{self._path} rejects the values: {error}", remedy="See the log.") from error
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            remedy = "Check the disk, and who may write there; the collector goes on by itself when it works again."
+            remedy = "Check the disk and the file's permissions; the collector retries automatically."
             if code == sqlite3.SQLITE_NOTADB or "no such table" in str(error):
                 raise RegionStoreError(
-                    f"{self._path} is no store of a region: {error}", remedy="Name its file."
+                    f"{self._path} is not a region's store: {error}", remedy="Give the path of the store's file."
                 ) from error
             if code == sqlite3.SQLITE_FULL:
-                remedy = "Make room on the disk; the collector goes on by itself then."
+                remedy = "Free disk space; the collector retries automatically."
             elif code == sqlite3.SQLITE_TOOBIG:
-                raise StoreRefused(f"{self._path} does not take this: {error}", remedy="See the log.") from error
+                raise StoreRefused(f"{self._path} rejects the values: {error}", remedy="See the log.") from error
             raise StoreTrouble(f"{self._path}: {error}", remedy=remedy) from error

@@ -1,1 +1,1 @@
-"""The tables, as migrations: `DIALECT/NNNN_title.sql`, carried out in order, once each."""
+"""Tables as migrations: `DIALECT/NNNN_title.sql`, applied once each, in order."""
