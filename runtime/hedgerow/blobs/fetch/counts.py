@@ -19,7 +19,7 @@ class FetchCounts:
         wan_bytes, lan_bytes: bytes of chunks that came from beyond the site, and from neighbours.
         asked: chunks that the region was asked for.
         bad: chunks that came and were not what they should be.
-        twice: chunks that came and were here already.
+        duplicate_chunks: chunks received that were already stored.
         notes: what could not be read.
     """
 
@@ -27,7 +27,7 @@ class FetchCounts:
     lan_bytes: int = 0
     asked: int = 0
     bad: int = 0
-    twice: int = 0
+    duplicate_chunks: int = 0
     notes: int = 0
 
     def gauges(self, brought: Mapping[str, int], failures: Mapping[str, int]) -> Iterator[Gauge]:
@@ -44,7 +44,9 @@ class FetchCounts:
         for url, times in failures.items():
             yield "hedgerow_source_failures", "Times that a source was left alone for a while.", {"source": url}, times
         yield "hedgerow_fetch_bad_chunks", "Chunks that were not what they should be.", {}, self.bad
-        yield "hedgerow_fetch_twice", "Chunks that came and were here already.", {}, self.twice
+        yield "hedgerow_fetch_duplicate_chunks", "Chunks received that were already stored.", {}, self.duplicate_chunks
+        text = "Deprecated: use hedgerow_fetch_duplicate_chunks."
+        yield "hedgerow_fetch_twice", text, {}, self.duplicate_chunks
 
 
 def store_gauges(store: BlobStore) -> Iterator[Gauge]:

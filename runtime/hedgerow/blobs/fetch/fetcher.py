@@ -186,7 +186,9 @@ class BlobFetcher:
         yield "hedgerow_fetch_window", "Chunks the site may have asked the region for at once.", {}, self.window.size
         yield from self.counts.gauges(self._elsewhere.bytes, self._elsewhere.failures)
         if self._neighbours is not None:
-            yield "hedgerow_given_bytes", "Bytes of models given to neighbours.", {}, self._neighbours.bytes_given
+            sent = self._neighbours.bytes_sent
+            yield "hedgerow_blobs_sent_bytes", "Bytes of chunks sent to other nodes of the site.", {}, sent
+            yield "hedgerow_given_bytes", "Deprecated: use hedgerow_blobs_sent_bytes.", {}, sent
         yield from store_gauges(self._store)
 
     # The fetch in hand
@@ -313,7 +315,7 @@ class BlobFetcher:
             return False
         size = plan.missing.get(digest)
         if size is None:
-            self.counts.twice += 1
+            self.counts.duplicate_chunks += 1
             return False
         if message.oversized is None and len(message.payload) == size:
             self._parts.put_nowait(_FilePart(digest, sender, message))
@@ -336,7 +338,7 @@ class BlobFetcher:
                 if plan is not None and part.digest in plan.missing:
                     await self._put(plan, part)
                 else:
-                    self.counts.twice += 1
+                    self.counts.duplicate_chunks += 1
             except HedgerowError as error:
                 self._failure = error
             finally:

@@ -29,7 +29,7 @@ class Neighbours:
     Args:
         client: the link to the site's broker.
     Attributes:
-        chunks_given, bytes_given: so far.
+        chunks_sent, bytes_sent: chunks sent to peers and acknowledged by the broker, and their bytes.
     """
 
     def __init__(self, client: Client, address: Address, store: BlobStore, random: Random) -> None:
@@ -39,8 +39,8 @@ class Neighbours:
         self._offers = PeerOffers(address.node, store.has, random)
         self._wake = asyncio.Event()
         self._room = asyncio.Semaphore(MOST_UNDER_WAY)
-        self.chunks_given = 0
-        self.bytes_given = 0
+        self.chunks_sent = 0
+        self.bytes_sent = 0
 
     def heard(self, note: Announcement, sender: str) -> None:
         """Somebody wants chunks, or offers them."""
@@ -90,5 +90,5 @@ class Neighbours:
     def _sent(self, size: int, error: Exception | None) -> None:
         self._room.release()
         if error is None:
-            self.chunks_given += 1
-            self.bytes_given += size
+            self.chunks_sent += 1
+            self.bytes_sent += size
