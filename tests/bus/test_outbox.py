@@ -93,7 +93,7 @@ async def test_records_outlive_the_process_and_keep_their_numbers(path: Path, ev
         await outbox.store(record("a"), record("b"))
         epoch = outbox.epoch
     async with Bench(path) as outbox:
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) == 2)
 
         assert outbox.epoch == epoch
@@ -106,7 +106,7 @@ async def test_records_outlive_the_process_and_keep_their_numbers(path: Path, ev
 async def test_new_results_overtake_the_backlog_which_goes_by_priority(path: Path, eventually: Eventually) -> None:
     async with Bench(path, window=4) as outbox:
         await outbox.store(*(record(f"old {n}") for n in range(4)), record("old urgent", priority=9))
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) >= 1)
         await outbox.store(record("new"))
         await eventually(lambda: b"new" in outbox.payloads)
@@ -119,11 +119,11 @@ async def test_what_goes_again_or_late_goes_beside_what_is_new(path: Path, event
     """Who opens a door on a result must not see that of an hour ago."""
     async with Bench(path) as outbox:
         await outbox.store(record("made while the link was down"))
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await outbox.store(record("new"))
         await eventually(lambda: len(outbox.sent) == 2)
-        outbox.link(up=False)
-        outbox.link(up=True)
+        outbox.link_changed(up=False)
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) == 3)
 
         assert {(topic, payload) for topic, payload, _ in outbox.sent[:2]} == {
@@ -136,19 +136,19 @@ async def test_what_goes_again_or_late_goes_beside_what_is_new(path: Path, event
 async def test_the_site_sees_what_is_new_however_long_the_region_is_silent(path: Path, eventually: Eventually) -> None:
     """The window bounds what the region has to answer for; nobody else waits for it."""
     async with Bench(path, window=4) as outbox:
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         for number in range(40):
             await outbox.store(record(str(number)))
         await eventually(lambda: len(outbox.sent) == 40)
 
         assert [(topic, int(payload)) for topic, payload, _ in outbox.sent] == [("out/doors", n) for n in range(40)]
-        assert outbox.status.under_way == 4
+        assert outbox.status.in_flight == 4
         ledger = Ledger(outbox.epoch)
         while outbox.status.entries:  # the region is back: it has what was under way, and gets the others from the disk
             for key in [int(payload) + 1 for topic, payload, _ in outbox.sent[40:] if topic.endswith("late")]:
-                ledger.take(Number(outbox.epoch, 0, key))
+                ledger.add(Number(outbox.epoch, 0, key))
             for key in range(1, 5):
-                ledger.take(Number(outbox.epoch, 0, key))
+                ledger.add(Number(outbox.epoch, 0, key))
             outbox.acknowledge(ledger.ack())
             await asyncio.sleep(0.01)
 
@@ -190,12 +190,12 @@ async def test_results_reach_a_region_through_a_broker_that_comes_late_and_resta
                 ledgers.append(Ledger(number.epoch))
             payload = bytes(message.payload)
             assert got.setdefault(number.sequence, payload) == payload
-            ledgers[0].take(number)
+            ledgers[0].add(number)
             region.ack(message)
         region.publish("ack", ledgers[0].ack().encode(), qos=1)
 
     events = Events()
-    node = Client(options, take_acks, lambda up, _: outbox.link(up=up))
+    node = Client(options, take_acks, lambda up, _: outbox.link_changed(up=up))
     region = Client(options, take_results)
     outbox = Outbox(path, gap_topic="out/gap", late=late, publish=node.publish, on_event=events, window=16)
     async with outbox, node, region:
@@ -225,7 +225,7 @@ async def test_a_full_outbox_gives_up_the_oldest_of_the_least_priority_and_decla
         await outbox.store(record("urgent", priority=5))
         for number in range(200):
             await outbox.store(record(f"{number} " + "x" * 2000))
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await eventually(lambda: any(topic == "gaps" for topic, _, _ in outbox.sent))
         [gap] = [read_gap(payload)[1] for topic, payload, _ in outbox.sent if topic == "gaps"]
 
@@ -254,7 +254,7 @@ async def test_a_record_that_no_broker_takes_is_given_up_after_three_attempts(
     path: Path, eventually: Eventually
 ) -> None:
     async with Bench(path) as outbox:
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await outbox.store(record("too large"))
         for attempt in range(1, 4):
             await eventually(lambda attempt=attempt: len(outbox.sent) == attempt)
@@ -289,7 +289,7 @@ async def test_a_damaged_store_is_set_aside_and_the_next_epoch_says_so(
 
     async with Bench(path) as outbox:
         assert outbox.events.kinds == ["outbox-set-aside", "outbox-epoch-lost"]
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) == 1)
         epoch, gap = read_gap(outbox.sent[0][1])
         [previous] = gap.previous
@@ -307,7 +307,7 @@ async def test_a_payload_that_rotted_on_the_disk_is_declared_lost_and_its_neighb
     rot(path)
 
     async with Bench(path) as outbox:
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) == 3)
         assert outbox.payloads == [b"a", b"c"]
         assert outbox.status.lost == {"corrupt": 1}
@@ -318,7 +318,7 @@ async def test_an_acknowledgement_of_numbers_never_given_begins_a_new_epoch(path
     async with Bench(path) as outbox:
         await outbox.store(record("a"), record("b"))
         old = outbox.epoch
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         outbox.acknowledge(Ack(old, {0: 7}))
         await outbox.store(record("c"))
         await eventually(lambda: outbox.epoch != old)
@@ -360,7 +360,7 @@ async def test_a_full_disk_refuses_records_with_a_reason_and_room_heals_it(
         assert outbox.status.failure is None
         assert outbox.events.kinds == ["outbox-failing", "outbox-recovered"]
     async with Bench(small_disk / "outbox.db") as outbox:
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) == 2)
 
 
@@ -376,17 +376,17 @@ async def test_a_full_disk_lets_the_oldest_go_for_what_is_new_until_there_is_roo
         assert outbox.events.kinds.count("outbox-disk-full") == 1
         kept = outbox.status.entries
         assert kept > 10
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         ledger = Ledger(outbox.epoch)
         while outbox.status.entries:
             for topic, payload, _ in outbox.sent:
                 if topic == "gaps":
-                    ledger.take_gap(read_gap(payload)[1])
+                    ledger.add_gap(read_gap(payload)[1])
                 else:
-                    ledger.take(Number(outbox.epoch, 0, int(payload.split()[0]) + 1))
+                    ledger.add(Number(outbox.epoch, 0, int(payload.split()[0]) + 1))
             outbox.acknowledge(ledger.ack())
             await asyncio.sleep(0.01)
-        assert ledger.of(0).all() == [(1, 300)]
+        assert ledger.ranges(0).all() == [(1, 300)]
 
 
 async def test_a_disk_that_is_full_at_the_start_is_waited_for(small_disk: Path, eventually: Eventually) -> None:
@@ -464,7 +464,7 @@ async def main():
         sys.stdout.flush()
     outbox = Outbox(Path(sys.argv[1]), gap_topic="g", late=str, publish=lambda *a, **k: None, on_event=print)
     async with outbox:
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         for turn in itertools.count():
             first = int(sys.argv[2]) + 3 * turn
             records = [Record("p", "t", b"%d" % number * 40) for number in range(first, first + 3)]

@@ -110,10 +110,10 @@ class NodeAndRegion(RuleBasedStateMachine):
     def receive(self, entry: OutboxEntry) -> None:
         if not entry.topic:
             self.gaps.append((entry.key, entry.last))
-            self.ledger.take_gap(Gap.read(entry.key, entry.last, entry.payload))
+            self.ledger.add_gap(Gap.read(entry.key, entry.last, entry.payload))
             return
         assert entry.payload == self.safe[entry.key], "one number, two records"
-        self.ledger.take(Number(self.store.epoch, priority_of(entry.key), sequence_of(entry.key)))
+        self.ledger.add(Number(self.store.epoch, priority_of(entry.key), sequence_of(entry.key)))
         self.got[entry.key] = entry.payload
 
     @rule()

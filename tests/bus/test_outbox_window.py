@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.ledger import Ledger, Ranges
-from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, OutboxEntry, Previous, key_of, read_gap
+from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, OutboxEntry, PreviousEpoch, key_of, read_gap
 from hedgerow.bus.outbox.window import ReadRequest, SendWindow, share_out
 
 COUNTS = st.integers(0, 500)
@@ -195,13 +195,13 @@ def test_ranges_are_a_set(added: list[tuple[int, int]]) -> None:
 def test_an_acknowledgement_and_a_gap_are_read_as_they_were_written() -> None:
     ledger = Ledger("e")
     for sequence in (1, 2, 5):
-        assert ledger.take(Number("e", 3, sequence))
-    assert not ledger.take(Number("e", 3, 2))
-    gap = Gap(key_of(3, 3), key_of(3, 3), {"expired": 1}, (Previous("d", (4,) * 10), Previous(None, None)))
+        assert ledger.add(Number("e", 3, sequence))
+    assert not ledger.add(Number("e", 3, 2))
+    gap = Gap(key_of(3, 3), key_of(3, 3), {"expired": 1}, (PreviousEpoch("d", (4,) * 10), PreviousEpoch(None, None)))
 
     assert Ack.decode(ledger.ack().encode()) == Ack("e", {3: 2}, {3: [(5, 5)]})
     assert read_gap(gap.message("e")) == ("e", gap)
-    assert ledger.take_gap(gap)
+    assert ledger.add_gap(gap)
     assert ledger.ack().through == {3: 3}
 
 

@@ -30,9 +30,9 @@ MOST_DIGESTS: Final = 64
 """Chunks that one note names."""
 AGAIN_S: Final = 1.0
 """What the region has sent so lately it does not send again: two nodes may have asked at once."""
-LARGEST_PART: Final = 256 << 10
+MAX_PART_BYTES: Final = 256 << 10
 """Bytes of a chunk, or of a part of a document."""
-LARGEST_PAYLOAD: Final = LARGEST_PART + (8 << 10)
+MAX_PAYLOAD_BYTES: Final = MAX_PART_BYTES + (8 << 10)
 _LONGEST_PATH: Final = 512
 _GROUP_DIGITS: Final = 16
 
@@ -88,7 +88,7 @@ def decode_note(kind: AnnouncementKind, payload: bytes | memoryview) -> Announce
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentAsk:
+class DocumentRequest:
     """Asks for a part of a document."""
 
     path: str
@@ -100,11 +100,11 @@ class DocumentAsk:
         return packed
 
 
-def decode_document_ask(payload: bytes | memoryview) -> DocumentAsk:
+def decode_document_request(payload: bytes | memoryview) -> DocumentRequest:
     """Read what is asked for. Raises: BadNote: it is none."""
     match _unpack(payload):
         case [str(path), int(offset)] if 0 < len(path) <= _LONGEST_PATH and 0 <= offset < 1 << 40:
-            return DocumentAsk(path, offset)
+            return DocumentRequest(path, offset)
     raise BadAnnouncement(f"Asks for no document: {bytes(payload[:40])!r}")
 
 
@@ -131,7 +131,7 @@ def decode_document_part(payload: bytes | memoryview) -> DocumentPart:
     """Read a part. Raises: BadNote: it is none."""
     match _unpack(payload):
         case [str(path), int(offset), int() | None as total, bytes(data)] if (
-            0 < len(path) <= _LONGEST_PATH and offset >= 0 and len(data) <= LARGEST_PART
+            0 < len(path) <= _LONGEST_PATH and offset >= 0 and len(data) <= MAX_PART_BYTES
         ):
             return DocumentPart(path, offset, total, data)
     raise BadAnnouncement(f"No part of a document: {bytes(payload[:40])!r}")
@@ -162,7 +162,7 @@ def part_topic(address: Address, group: str, digest: str) -> str:
     return address.topic(Channel.BLOB, f"part/{group}/{digest}")
 
 
-def document_ask_topic(address: Address) -> str:
+def document_request_topic(address: Address) -> str:
     """Where a node asks the region for a document."""
     return address.topic(Channel.BLOB, "ask/document")
 
@@ -177,7 +177,7 @@ def _unpack(payload: bytes | memoryview) -> Any:
         return msgpack.unpackb(
             payload,
             max_str_len=1024,
-            max_bin_len=LARGEST_PART,
+            max_bin_len=MAX_PART_BYTES,
             max_array_len=MOST_DIGESTS,
             max_map_len=0,
             max_ext_len=0,

@@ -10,7 +10,7 @@ from pathlib import Path
 from hedgerow.errors import BusError, HedgerowError
 
 
-class RegionAway(BusError):
+class RegionUnavailable(BusError):
     """Nobody answers where content comes from: wait, or look at the link."""
 
     code = "region-away"

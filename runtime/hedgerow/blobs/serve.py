@@ -23,13 +23,13 @@ import structlog
 
 from hedgerow.blobs.announcements import (
     AGAIN_S,
-    LARGEST_PART,
+    MAX_PART_BYTES,
     AnnouncementKind,
-    DocumentAsk,
     DocumentPart,
-    decode_document_ask,
+    DocumentRequest,
+    decode_document_request,
     decode_note,
-    document_ask_topic,
+    document_request_topic,
     document_topic,
     note_topic,
     part_topic,
@@ -51,12 +51,12 @@ _REMEMBERED: Final = 1024
 _EXPIRY: Final = encode_properties([(Property.EXPIRY, 120)])
 
 
-class _Wish(NamedTuple):
+class _SiteRequest(NamedTuple):
     """What a site is to be sent: a chunk of a group, or part of a document."""
 
     group: str
     digest: str
-    document: DocumentAsk | None = None
+    document: DocumentRequest | None = None
 
 
 @dataclass(slots=True)
@@ -99,15 +99,17 @@ class BlobServer:
         )
         self.client = Client(options, self._take)
         self.counts = ServeCounts()
-        self._sites: OrderedDict[str, OrderedDict[_Wish, None]] = OrderedDict()
-        self._sent: dict[str, OrderedDict[_Wish, float]] = {}
+        self._sites: OrderedDict[str, OrderedDict[_SiteRequest, None]] = OrderedDict()
+        self._sent: dict[str, OrderedDict[_SiteRequest, float]] = {}
         self._wake = asyncio.Event()
         self._room = asyncio.Semaphore(MOST_UNDER_WAY)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         everyone = Address(self._region, "+", "+")
-        await self.client.subscribe({note_topic(everyone, AnnouncementKind.ASK): 1, document_ask_topic(everyone): 1})
+        await self.client.subscribe(
+            {note_topic(everyone, AnnouncementKind.ASK): 1, document_request_topic(everyone): 1}
+        )
         self.client.resume()
         self._task = asyncio.create_task(self._serve(), name="blobs to sites")
         log.info("blobs-served", repository=str(self._folder))
@@ -127,7 +129,7 @@ class BlobServer:
         yield "hedgerow_region_blobs_connected", "Whether the link for models is up.", {}, self.client.connected
         yield "hedgerow_region_blob_bytes", "Bytes sent to sites.", {"of": "chunks"}, counts.chunk_bytes
         yield "hedgerow_region_blob_bytes", "Bytes sent to sites.", {"of": "documents"}, counts.document_bytes
-        waiting = sum(len(wishes) for wishes in self._sites.values())
+        waiting = sum(len(requests) for requests in self._sites.values())
         yield "hedgerow_region_blobs_waiting", "Answers that sites wait for.", {}, waiting
         yield "hedgerow_region_blobs_missing", "Answers that the repository does not have it.", {}, counts.missing
         yield "hedgerow_region_blobs_refused", "Wishes of sites that asked for too much at once.", {}, counts.refused
@@ -135,13 +137,13 @@ class BlobServer:
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
             try:
-                self._wishes(message)
+                self._enqueue_all(message)
             except ValueError:
                 self.counts.unreadable += 1
             self.client.ack(message)
         self._wake.set()
 
-    def _wishes(self, message: Message) -> None:
+    def _enqueue_all(self, message: Message) -> None:
         parsed = parse(message.topic)
         if parsed is None or message.oversized is not None or message.malformed is not None:
             self.counts.unreadable += 1
@@ -150,20 +152,20 @@ class BlobServer:
         if parsed.tail == AnnouncementKind.ASK:
             note = decode_note(AnnouncementKind.ASK, message.payload)
             for digest in note.digests:
-                self._wish(site, _Wish(note.group, digest))
+                self._enqueue(site, _SiteRequest(note.group, digest))
         else:
-            ask = decode_document_ask(message.payload)
-            self._wish(site, _Wish("", "", ask))
+            ask = decode_document_request(message.payload)
+            self._enqueue(site, _SiteRequest("", "", ask))
 
-    def _wish(self, site: str, wish: _Wish) -> None:
+    def _enqueue(self, site: str, request: _SiteRequest) -> None:
         waiting = self._sites.get(site, OrderedDict())
-        sent_at = self._sent[site].get(wish, float("-inf")) if site in self._sent else float("-inf")
-        if wish in waiting or time.monotonic() - sent_at < AGAIN_S:
+        sent_at = self._sent[site].get(request, float("-inf")) if site in self._sent else float("-inf")
+        if request in waiting or time.monotonic() - sent_at < AGAIN_S:
             self.counts.again += 1
         elif len(waiting) >= MOST_WAITING:
             self.counts.refused += 1
         else:
-            self._sites.setdefault(site, waiting)[wish] = None
+            self._sites.setdefault(site, waiting)[request] = None
 
     async def _serve(self) -> None:
         while True:
@@ -171,48 +173,50 @@ class BlobServer:
             while (turn := self._next()) is None:
                 self._wake.clear()
                 await self._wake.wait()
-            site, wish = turn
-            topic, payload = await asyncio.to_thread(self._answer, Address(self._region, site, EVERY_NODE), wish)
+            site, request = turn
+            topic, payload = await asyncio.to_thread(self._answer, Address(self._region, site, EVERY_NODE), request)
             sent = self._sent.setdefault(site, OrderedDict())
-            sent[wish] = time.monotonic()
-            sent.move_to_end(wish)
+            sent[request] = time.monotonic()
+            sent.move_to_end(request)
             if len(sent) > _REMEMBERED:
                 sent.popitem(last=False)
-            self.client.publish(topic, payload, qos=1, properties=_EXPIRY, done=partial(self._done, wish, len(payload)))
+            self.client.publish(
+                topic, payload, qos=1, properties=_EXPIRY, done=partial(self._done, request, len(payload))
+            )
 
-    def _next(self) -> tuple[str, _Wish] | None:
-        """The next wish; sites take turns."""
+    def _next(self) -> tuple[str, _SiteRequest] | None:
+        """The next request; sites take turns."""
         if not self._sites:
             return None
-        site, wishes = self._sites.popitem(last=False)
-        wish, _ = wishes.popitem(last=False)
-        if wishes:
-            self._sites[site] = wishes
-        return site, wish
+        site, requests = self._sites.popitem(last=False)
+        request, _ = requests.popitem(last=False)
+        if requests:
+            self._sites[site] = requests
+        return site, request
 
-    def _done(self, wish: _Wish, size: int, error: Exception | None) -> None:
+    def _done(self, request: _SiteRequest, size: int, error: Exception | None) -> None:
         self._room.release()
         if error is not None:
             log.warning("blob-not-sent", error=str(error))
-        elif wish.document is not None:
+        elif request.document is not None:
             self.counts.documents += 1
             self.counts.document_bytes += size
         else:
             self.counts.chunks += 1
             self.counts.chunk_bytes += size
 
-    def _answer(self, site: Address, wish: _Wish) -> tuple[str, bytes]:
-        """(thread) The answer to a wish: where it goes, and what it is."""
-        if wish.document is not None:
-            return document_topic(site), self._document(wish.document).encode()
-        return part_topic(site, wish.group, wish.digest), self._chunk(wish.digest)
+    def _answer(self, site: Address, request: _SiteRequest) -> tuple[str, bytes]:
+        """(thread) The answer to a request: where it goes, and what it is."""
+        if request.document is not None:
+            return document_topic(site), self._document(request.document).encode()
+        return part_topic(site, request.group, request.digest), self._chunk(request.digest)
 
     def _chunk(self, digest: str) -> bytes:
         path = self._folder / "blobs" / "sha256" / digest[:2] / digest
         try:
             with path.open("rb") as stream:
-                data = stream.read(LARGEST_PART + 1)
-            if len(data) <= LARGEST_PART and digest_of(data) == f"sha256:{digest}":
+                data = stream.read(MAX_PART_BYTES + 1)
+            if len(data) <= MAX_PART_BYTES and digest_of(data) == f"sha256:{digest}":
                 return data
             log.error("repository-damaged", path=str(path), remedy="Publish the model again.")
         except OSError as error:
@@ -220,7 +224,7 @@ class BlobServer:
         self.counts.missing += 1
         return b""
 
-    def _document(self, ask: DocumentAsk) -> DocumentPart:
+    def _document(self, ask: DocumentRequest) -> DocumentPart:
         path = PurePosixPath(ask.path)
         inside = path.parts[:1] in (("metadata",), ("targets",)) and ".." not in path.parts
         try:
@@ -229,7 +233,7 @@ class BlobServer:
                     total = stream.seek(0, 2)
                     stream.seek(min(ask.offset, total))
                     # What goes around the data fits into the part's own limit.
-                    return DocumentPart(ask.path, ask.offset, total, stream.read(LARGEST_PART))
+                    return DocumentPart(ask.path, ask.offset, total, stream.read(MAX_PART_BYTES))
         except OSError:
             pass
         return DocumentPart(ask.path, ask.offset, None)

@@ -64,7 +64,7 @@ class ClientOptions:
 
     def __post_init__(self) -> None:
         """Raises: ConfigError: `url` is not a broker's address."""
-        place(self.url)
+        parse_broker_url(self.url)
 
 
 async def open_transport(options: ClientOptions, protocol: Callable[[], P]) -> P:
@@ -75,7 +75,7 @@ async def open_transport(options: ClientOptions, protocol: Callable[[], P]) -> P
         BusError: the broker cannot be reached.
     """
     loop = asyncio.get_running_loop()
-    host, port = place(options.url)
+    host, port = parse_broker_url(options.url)
     try:
         if not port:
             _, link = await loop.create_unix_connection(protocol, host)
@@ -113,7 +113,7 @@ def tls_context(options: ClientOptions) -> ssl.SSLContext:
     return context
 
 
-def place(url: str) -> tuple[str, int]:
+def parse_broker_url(url: str) -> tuple[str, int]:
     """Host and port of a broker's address, or path and 0 for a Unix socket.
 
     Raises: ConfigError: it is none.

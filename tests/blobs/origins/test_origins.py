@@ -22,7 +22,7 @@ from tests.blobs.conftest import (
 from tests.blobs.servers import PASSWORD, USER, Authority, ConnectProxy, FolderServer, Registry, basic
 
 from hedgerow.blobs.errors import ContentMissing
-from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, open_sources, pieces_of, web_of
+from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, open_sources, pieces_of, web_client
 from hedgerow.blobs.origins.push import push, tag_of
 from hedgerow.bus.client import Client
 from hedgerow.config import SourceSection
@@ -248,7 +248,7 @@ def section(registry: Registry, **more: Any) -> SourceSection:
 
 def test_what_was_pushed_comes_back_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
     bundle = made_bundle(tmp_path / "bundle")
-    done = push(bundle, web_of(section(registry)))
+    done = push(bundle, web_client(section(registry)))
     (model_file,) = open_sources([section(registry)])
 
     assert (done.tag, done.blobs) == ("doors-1.0.0", 3)
@@ -260,10 +260,10 @@ def test_what_was_pushed_comes_back_chunk_by_chunk(registry: Registry, tmp_path:
 
 def test_what_is_there_is_not_pushed_again(registry: Registry, tmp_path: Path) -> None:
     """The same version costs nothing; another one shares a file."""
-    push(made_bundle(tmp_path / "one", "1.0.0"), web_of(section(registry)))
+    push(made_bundle(tmp_path / "one", "1.0.0"), web_client(section(registry)))
 
-    assert push(made_bundle(tmp_path / "again", "1.0.0"), web_of(section(registry))).blobs == 0
-    assert push(made_bundle(tmp_path / "two", "1.1.0", seed=2), web_of(section(registry))).blobs == 2
+    assert push(made_bundle(tmp_path / "again", "1.0.0"), web_client(section(registry))).blobs == 0
+    assert push(made_bundle(tmp_path / "two", "1.1.0", seed=2), web_client(section(registry))).blobs == 2
 
 
 def test_another_implementation_pulls_the_bundle(
@@ -273,7 +273,7 @@ def test_another_implementation_pulls_the_bundle(
     import oras.client
 
     bundle = made_bundle(tmp_path / "bundle")
-    push(bundle, web_of(section(registry)))
+    push(bundle, web_client(section(registry)))
     client = oras.client.OrasClient(tls_verify=str(registry.authority.file), auth_backend="basic")
     client.auth.set_basic_auth(USER, PASSWORD)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -289,7 +289,7 @@ def test_who_may_not_push_is_told(registry: Registry, tmp_path: Path) -> None:
     wrong.write_text("plant:guessed\n")
 
     with pytest.raises(SourceAway, match="401") as caught:
-        push(made_bundle(tmp_path / "bundle"), web_of(section(registry, credentials_file=wrong)))
+        push(made_bundle(tmp_path / "bundle"), web_client(section(registry, credentials_file=wrong)))
     assert "credentials" in caught.value.remedy
 
 
@@ -298,7 +298,7 @@ def test_a_bundle_that_was_changed_is_not_pushed(registry: Registry, tmp_path: P
     bundle.path(bundle.manifest.files()[1]).write_bytes(b"other")
 
     with pytest.raises(BadBundle):
-        push(bundle, web_of(section(registry)))
+        push(bundle, web_client(section(registry)))
 
 
 def test_a_registry_without_the_version_says_so(registry: Registry, file: File) -> None:
@@ -387,7 +387,7 @@ async def test_sources_are_asked_in_their_order_and_the_region_last(
 
 async def test_a_site_fetches_from_a_registry(estate: Estate, registry: Registry, tmp_path: Path) -> None:
     bundle = made_bundle(tmp_path / "bundle", "3.0.0", seed=3)
-    push(bundle, web_of(section(registry)))
+    push(bundle, web_client(section(registry)))
     files = bundle.manifest.files()
     async with estate.served() as region, estate.fetchers("n1", "n2", sources=open_sources([section(registry)])) as two:
         async with asyncio.timeout(PATIENCE_S):

@@ -12,7 +12,7 @@ import pytest
 from tests.region.conftest import result
 
 from hedgerow.bus.message import Message
-from hedgerow.bus.outbox.records import ASK, Gap, Number, key_of
+from hedgerow.bus.outbox.records import ACK_NOW, Gap, Number, key_of
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.collector.decode import read
 from hedgerow.region.config import RegionConfig
@@ -49,7 +49,7 @@ def test_an_outbox_that_asks_to_be_answered_is_heard_with_results_and_gaps() -> 
     asks = [
         read(message(f"{BASE}/{tail}", payload, number, *more), "test", 5.0).asks
         for tail, payload in (("result/p", result("p", 1, 1e9)), ("event/gap", gap.message("e1")))
-        for more in ((), (ASK,))
+        for more in ((), (ACK_NOW,))
     ]
 
     assert asks == [False, True, False, True]

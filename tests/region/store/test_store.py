@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.ledger import Ledger
-from hedgerow.bus.outbox.records import Gap, Number, Previous, key_of
+from hedgerow.bus.outbox.records import Gap, Number, PreviousEpoch, key_of
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.batch import MOST_REJECTED
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreTrouble
@@ -120,7 +120,7 @@ def test_an_epoch_that_ended_with_its_store_leaves_a_gap_of_what_had_not_come(
     store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:
     store.apply([item(1), item(2), item(5)])
-    ended = Gap(key_of(0, 1), key_of(0, 1), {}, (Previous("e1", (9, 3)), Previous(None, None)))
+    ended = Gap(key_of(0, 1), key_of(0, 1), {}, (PreviousEpoch("e1", (9, 3)), PreviousEpoch(None, None)))
     store.apply([MissingRecord(NODE, 10, time.time(), True, "e2", ended)])
 
     (node,) = status(reading(store_url), time.time())["nodes"]
@@ -238,11 +238,11 @@ def test_a_server_that_is_not_there_is_said_without_its_password() -> None:
 def test_a_ledger_is_what_its_state_says(taken: list[tuple[int, int]], last: int) -> None:
     ledger = Ledger("e")
     for priority, sequence in taken:
-        ledger.take(Number("e", priority, sequence))
+        ledger.add(Number("e", priority, sequence))
     again = Ledger("e", ledger.state())
 
     assert (again.state(), again.ack()) == (ledger.state(), ledger.ack())
     for priority in range(10):
         came = {sequence for one, sequence in taken if one == priority}
-        missing = {n for low, high in ledger.of(priority).missing(last) for n in range(low, high + 1)}
+        missing = {n for low, high in ledger.ranges(priority).missing(last) for n in range(low, high + 1)}
         assert missing == set(range(1, last + 1)) - came

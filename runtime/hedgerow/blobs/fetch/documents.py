@@ -19,13 +19,13 @@ from typing import Final
 
 from hedgerow.blobs.announcements import (
     BadAnnouncement,
-    DocumentAsk,
     DocumentPart,
-    decode_document_ask,
+    DocumentRequest,
     decode_document_part,
-    document_ask_topic,
+    decode_document_request,
+    document_request_topic,
 )
-from hedgerow.blobs.errors import RegionAway
+from hedgerow.blobs.errors import RegionUnavailable
 from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.topics import Address
@@ -68,7 +68,7 @@ class RegionDocuments:
             max_bytes: no piece is brought after this many bytes.
         Raises:
             DocumentMissing: there is none.
-            RegionAway: nobody answers.
+            RegionUnavailable: nobody answers.
         """
         offset = 0
         while True:
@@ -90,7 +90,7 @@ class RegionDocuments:
         self._asked_at.clear()
 
     async def part(self, path: str, offset: int) -> DocumentPart:
-        """The part of a document that begins there. Raises: RegionAway: nobody answers."""
+        """The part of a document that begins there. Raises: RegionUnavailable: nobody answers."""
         key = path, offset
         if (part := self._remembered(key)) is not None:
             return part
@@ -105,7 +105,7 @@ class RegionDocuments:
                     await self._news.wait_for(lambda: self._remembered(key) is not None)
             except TimeoutError:
                 continue
-        raise RegionAway(
+        raise RegionUnavailable(
             f"The region does not send {path}: no answer within {sum(_TRIES_S):.0f} s",
             remedy="Check that `hedgerow region run` has a repository and that the site's bridge is connected.",
         )
@@ -113,7 +113,7 @@ class RegionDocuments:
     def heard_ask(self, payload: bytes | memoryview) -> None:
         """A node of the site, perhaps this one, asks for a document."""
         try:
-            ask = decode_document_ask(payload)
+            ask = decode_document_request(payload)
         except BadAnnouncement:
             return
         if len(self._asked_at) > 1000:
@@ -143,7 +143,7 @@ class RegionDocuments:
         self._asked_at[key] = time.monotonic()
         properties = encode_properties([(Property.EXPIRY, int(wait_s) + 1)])
         self._client.publish(
-            document_ask_topic(self._address), DocumentAsk(*key).encode(), qos=1, properties=properties
+            document_request_topic(self._address), DocumentRequest(*key).encode(), qos=1, properties=properties
         )
 
     def _remembered(self, key: tuple[str, int]) -> DocumentPart | None:

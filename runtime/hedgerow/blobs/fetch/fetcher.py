@@ -26,18 +26,18 @@ from typing import Any, Final, NamedTuple, Self
 import structlog
 
 from hedgerow.blobs.announcements import (
-    LARGEST_PAYLOAD,
+    MAX_PAYLOAD_BYTES,
     MOST_DIGESTS,
     Announcement,
     AnnouncementKind,
     decode_note,
-    document_ask_topic,
+    document_request_topic,
     document_topic,
     group_of,
     note_topic,
     part_topic,
 )
-from hedgerow.blobs.errors import ContentDamaged, ContentMissing, RegionAway
+from hedgerow.blobs.errors import ContentDamaged, ContentMissing, RegionUnavailable
 from hedgerow.blobs.fetch.counts import FetchCounts, Gauge, store_gauges
 from hedgerow.blobs.fetch.documents import RegionDocuments
 from hedgerow.blobs.fetch.pacing import Bucket, FetchWindow
@@ -110,7 +110,7 @@ class BlobFetcher:
             session_expiry_s=0,
             clean_start=True,
             receive_maximum=MOST_IN_HAND,
-            max_payload_bytes=LARGEST_PAYLOAD,
+            max_payload_bytes=MAX_PAYLOAD_BYTES,
             will=None,
         )
         self.client = Client(options, self._take, self._link_changed)
@@ -133,7 +133,7 @@ class BlobFetcher:
 
     async def __aenter__(self) -> Self:
         site = self._address._replace(node="+")
-        wanted = {document_topic(self._address): 1, document_ask_topic(site): 1}
+        wanted = {document_topic(self._address): 1, document_request_topic(site): 1}
         self._tasks = [asyncio.create_task(self._keep(), name="blobs")]
         if self._neighbours is not None:
             wanted |= {note_topic(site, AnnouncementKind.WANT): 1, note_topic(site, AnnouncementKind.HAVE): 1}
@@ -157,7 +157,7 @@ class BlobFetcher:
         Args:
             progress: told of the share that is here, 0..1.
         Raises:
-            RegionAway: nothing comes; what has come stays.
+            RegionUnavailable: nothing comes; what has come stays.
             ContentMissing: the region does not have it.
             ContentDamaged: what comes, or what the disk gives back, is not what it should be.
             StoreError: the store cannot take it.
@@ -267,7 +267,7 @@ class BlobFetcher:
             self.client.publish(note_topic(self._address, kind), note.encode(), qos=1, properties=properties)
 
     def _away(self, here: int, of: int) -> HedgerowError:
-        return RegionAway(
+        return RegionUnavailable(
             f"Nothing has come for {AWAY_S:.0f} s, and {of - here} of {of} chunks are missing"
             + ("" if self.client.connected else f"; {self.client.options.url} is not connected"),
             remedy="Check that `hedgerow region run` has a repository and that the site's bridge is connected. What has come "

@@ -148,7 +148,7 @@ def open_sources(sections: Sequence[SourceSection]) -> list[ModelOrigin]:
     return [_open(section) for section in sections]
 
 
-def web_of(section: SourceSection) -> Web:
+def web_client(section: SourceSection) -> Web:
     """How to reach a source. Raises: ConfigError: a file that it needs cannot be read."""
     parts = urlsplit(section.url)
     base = section.url if parts.scheme == "https" else f"https://{parts.netloc}/v2{parts.path.rstrip('/')}"
@@ -167,7 +167,7 @@ def pieces_of(files: Sequence[File]) -> Mapping[str, PlacedChunk]:
 
 
 def _open(section: SourceSection) -> ModelOrigin:
-    web = web_of(section)
+    web = web_client(section)
     return HttpsOrigin(web) if section.url.startswith("https:") else OciOrigin(section.url, web)
 
 

@@ -49,7 +49,7 @@ def push(bundle: Bundle, web: Web, progress: Callable[[int], None] = lambda _: N
     """Bring a bundle to a registry.
 
     Args:
-        web: the repository there, as `sources.web_of` opens it.
+        web: the repository there, as `sources.web_client` opens it.
         progress: told of bytes that are done with.
     Raises:
         SourceAway: the registry cannot be reached, or refuses.

@@ -71,9 +71,9 @@ class Ledger:
         self._got: dict[int, Ranges] = {}
         for priority, ranges in (state or {}).items():
             for first, last in ranges:
-                self.of(priority).add(first, last)
+                self.ranges(priority).add(first, last)
 
-    def of(self, priority: int) -> Ranges:
+    def ranges(self, priority: int) -> Ranges:
         """What has come of a priority."""
         got = self._got.get(priority)
         if got is None:
@@ -84,13 +84,13 @@ class Ledger:
         """All that it knows, by priority: to be stored."""
         return {priority: ranges for priority, got in self._got.items() if (ranges := got.all())}
 
-    def take(self, number: Number) -> bool:
+    def add(self, number: Number) -> bool:
         """Note a record. Returns: whether it is new; if not, it came or was declared lost before."""
-        return self.of(number.priority).add(number.sequence, number.sequence)
+        return self.ranges(number.priority).add(number.sequence, number.sequence)
 
-    def take_gap(self, gap: Gap) -> bool:
+    def add_gap(self, gap: Gap) -> bool:
         """Note a gap. Returns: whether it says anything new."""
-        return self.of(priority_of(gap.first)).add(sequence_of(gap.first), sequence_of(gap.last))
+        return self.ranges(priority_of(gap.first)).add(sequence_of(gap.first), sequence_of(gap.last))
 
     def ack(self) -> Ack:
         """What to tell the outbox."""

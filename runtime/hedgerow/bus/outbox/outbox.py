@@ -1,7 +1,7 @@
 """The node's durable queue of results that must reach the region: the part on the event loop.
 
     async with Outbox(path, gap_topic=…, publish=client.publish, on_event=…) as outbox:
-        outbox.link(up=True)                       # client's on_state
+        outbox.link_changed(up=True)                       # client's on_state
         outbox.append([record], [], done)          # done(None): safe, so acknowledge the frame
         outbox.acknowledge(Ack.decode(payload))    # from the region
 
@@ -29,7 +29,7 @@ from typing import Any, Final, Literal, Protocol, Self
 from hedgerow.bus.outbox.database import DiskTrouble
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import (
-    ASK,
+    ACK_NOW,
     PRIORITIES,
     Ack,
     Gap,
@@ -50,7 +50,7 @@ from hedgerow.errors import BusError
 _TICK_S: Final = 1.0
 _REFUSALS: Final = 3
 """Times that a broker may refuse a record before it is given up."""
-_ASK: Final = encode_properties([(Property.USER, ASK)])
+_ACK_NOW: Final = encode_properties([(Property.USER, ACK_NOW)])
 _GAP_TYPE: Final = encode_properties([(Property.CONTENT_TYPE, "application/json")])
 
 
@@ -77,7 +77,7 @@ class OutboxStatus:
         epoch: of its numbers; "" as long as it could not be opened.
         entries: records and gaps that the region does not have.
         used_bytes: that they take.
-        under_way: of them sent.
+        in_flight: of them, sent and not acknowledged.
         appending: calls of `append` not answered yet.
         lost: records lost since the start, by reason; each is declared to the region.
         failure: why nothing can be stored; None if it can.
@@ -86,7 +86,7 @@ class OutboxStatus:
     epoch: str
     entries: int
     used_bytes: int
-    under_way: int
+    in_flight: int
     appending: int
     lost: dict[str, int]
     failure: str | None
@@ -108,7 +108,7 @@ class Outbox:
         backlog_share: part of the window for what waits from an outage, so that the rest is free for what is new.
         boot: tells the time.
     Attributes:
-        largest: bytes that one record may have.
+        max_record_bytes: bytes that one record may have.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Outbox:
         self._again: set[int] = set()
         self._failure: OutboxError | None = None
         self._origins: OrderedDict[int, None] = OrderedDict()
-        self.largest = max_bytes // LARGEST
+        self.max_record_bytes = max_bytes // LARGEST
 
     async def __aenter__(self) -> Self:
         """Open the store.
@@ -207,7 +207,7 @@ class Outbox:
         self._writer.give(ack)
         self._pump()
 
-    def link(self, *, up: bool) -> None:
+    def link_changed(self, *, up: bool) -> None:
         """The link to the site's broker came up or went down."""
         self._up = up
         if up:
@@ -302,7 +302,7 @@ class Outbox:
                 topic = late(topic)
             properties += encode_properties([(Property.USER, ("number", str(number)))])
             if self._window.asks(entry.key):
-                properties += _ASK
+                properties += _ACK_NOW
             done = partial(self._published, epoch, entry.key)
             try:
                 self._publish(topic, payload, qos=1, properties=properties, done=done)

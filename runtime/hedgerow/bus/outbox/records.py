@@ -19,7 +19,7 @@ from hedgerow.errors import BusError
 PRIORITIES: Final = 10
 """Priorities are 0 (least) to 9."""
 
-ASK: Final = ("ack", "now")
+ACK_NOW: Final = ("ack", "now")
 """The user property that asks the region to acknowledge at once what it has got."""
 
 _SHIFT: Final = 48
@@ -135,7 +135,7 @@ class OutboxEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Previous:
+class PreviousEpoch:
     """An earlier epoch that came to an end because its store was lost.
 
     Attributes:
@@ -161,7 +161,7 @@ class Gap:
     first: int
     last: int
     reasons: Mapping[str, int]
-    previous: tuple[Previous, ...] = ()
+    previous: tuple[PreviousEpoch, ...] = ()
 
     @property
     def count(self) -> int:
@@ -187,7 +187,7 @@ class Gap:
         try:
             said = json.loads(body)
             previous = tuple(
-                Previous(epoch, tuple(numbers) if numbers else None) for epoch, numbers in said["previous"]
+                PreviousEpoch(epoch, tuple(numbers) if numbers else None) for epoch, numbers in said["previous"]
             )
             return cls(first, last, said["reasons"], previous)
         except (ValueError, KeyError, TypeError):
@@ -217,7 +217,7 @@ def read_gap(message: bytes) -> tuple[str, Gap]:
         said = json.loads(message)
         first, last = (key_of(said["priority"], said[end]) for end in ("first", "last"))
         previous = tuple(
-            Previous(one["epoch"], None if one["next"] is None else tuple(one["next"])) for one in said["previous"]
+            PreviousEpoch(one["epoch"], None if one["next"] is None else tuple(one["next"])) for one in said["previous"]
         )
         return said["epoch"], Gap(first, last, said["reasons"], previous)
     except (KeyError, TypeError) as error:

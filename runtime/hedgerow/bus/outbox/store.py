@@ -30,7 +30,7 @@ from hedgerow.bus.outbox.records import (
     Gap,
     OutboxEntry,
     OutboxError,
-    Previous,
+    PreviousEpoch,
     Record,
     key_of,
     priority_of,
@@ -154,9 +154,9 @@ class OutboxStore:
         with self.transaction():
             self._database.change("INSERT INTO state VALUES (1, ?, '', 0, '', 0, 0)", (self.epoch,))
             if self._mark.epoch:
-                self._end_epoch(Previous(self._mark.epoch, self._mark.numbers))
+                self._end_epoch(PreviousEpoch(self._mark.epoch, self._mark.numbers))
             elif damaged:
-                self._end_epoch(Previous(None, None))
+                self._end_epoch(PreviousEpoch(None, None))
 
     def _skip_to(self, numbers: Sequence[int]) -> None:
         """The database lost its end, but it is known which numbers had been given: they are a gap."""
@@ -167,7 +167,7 @@ class OutboxStore:
                 self.numbers[priority] = there
         self._notes.events.append(("outbox-numbers-lost", {"epoch": self.epoch, "records": self._notes.lost["torn"]}))
 
-    def _end_epoch(self, previous: Previous) -> None:
+    def _end_epoch(self, previous: PreviousEpoch) -> None:
         """Declare that an earlier epoch has ended, under the first free number of the highest priority."""
         priority = PRIORITIES - 1
         key = key_of(priority, self.numbers[priority])
@@ -367,7 +367,7 @@ class OutboxStore:
             )
 
     def _overtaken(self) -> None:
-        previous = Previous(self.epoch, tuple(self.numbers))
+        previous = PreviousEpoch(self.epoch, tuple(self.numbers))
         self.epoch = os.urandom(8).hex()
         for priority, number in enumerate(self.numbers):
             first, last = key_of(priority, 1), key_of(priority, number) - 1

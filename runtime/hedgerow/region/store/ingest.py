@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from hedgerow.bus.outbox.records import Previous, priority_of, sequence_of
+from hedgerow.bus.outbox.records import PreviousEpoch, priority_of, sequence_of
 from hedgerow.region.store.batch import Batch
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.ledgers import MOST_EPOCHS, MOST_RANGES, Ledgers, OutboxLedger, json_text, save_books
@@ -98,7 +98,7 @@ class Ingest:
                 self._reject(refused(item, "scattered-numbers", f"{MOST_RANGES} holes before {number}"), None, batch)
                 return
             self._touch(item, book, batch)
-            if not book.ledger.take(number):
+            if not book.ledger.add(number):
                 batch.repeat(node)
                 return
             batch.add_durable(node, book, number, item)
@@ -115,7 +115,7 @@ class Ingest:
             self._reject(refused(item, "scattered-numbers", f"{MOST_RANGES} holes before {first}"), None, batch)
             return
         self._touch(item, book, batch)
-        if not book.ledger.take_gap(gap):
+        if not book.ledger.add_gap(gap):
             batch.repeat(node)
             return
         # One that has grown takes the place of what it was.
@@ -128,7 +128,7 @@ class Ingest:
         for one in gap.previous:
             self._ended(one, item, node, batch)
 
-    def _ended(self, previous: Previous, item: MissingRecord, node: KnownNode, batch: Batch) -> None:
+    def _ended(self, previous: PreviousEpoch, item: MissingRecord, node: KnownNode, batch: Batch) -> None:
         """An epoch ended with its store: what has not come of it never will."""
         if previous.epoch is None or previous.numbers is None:
             return
@@ -136,8 +136,8 @@ class Ingest:
         if book is None:
             return
         for priority, next_number in enumerate(previous.numbers):
-            for first, last in book.ledger.of(priority).missing(next_number - 1):
-                book.ledger.of(priority).add(first, last)
+            for first, last in book.ledger.ranges(priority).missing(next_number - 1):
+                book.ledger.ranges(priority).add(first, last)
                 self._gap(book, priority, first, last, {"store-lost": last - first + 1}, [], item, batch)
         save_books(self._database, [book])
 
@@ -165,7 +165,7 @@ class Ingest:
             if book is None:
                 return
             self._touch(item, book, batch)
-            if not book.ledger.take(item.number):
+            if not book.ledger.add(item.number):
                 batch.repeat(node)
                 return
         batch.add_rejected(item)

@@ -33,7 +33,7 @@ class OutboxLedger:
 
     def scattered(self, priority: int, first: int) -> bool:
         """Whether a number would make one hole too many."""
-        came = self.ledger.of(priority)
+        came = self.ledger.ranges(priority)
         return len(came) >= MOST_RANGES and first > came.through + 1
 
 
