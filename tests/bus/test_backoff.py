@@ -88,7 +88,7 @@ async def test_pauses_grow_to_their_limit_and_are_short_again_after_a_good_link(
     backoff.link_up()
     backoff.link_down()
     await backoff.pause()  # it did not last
-    monkeypatch.setattr("hedgerow.bus.backoff._STEADY_S", 0.0)
+    monkeypatch.setattr("hedgerow.bus.backoff._STABLE_S", 0.0)
     backoff.link_up()
     await asyncio.sleep(0.01)  # longer than a link has to last here
     backoff.link_down()

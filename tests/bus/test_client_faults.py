@@ -277,7 +277,7 @@ async def test_a_half_open_link_is_found_and_replaced(
             await client.wait_connected(60)
             assert client.reconnects == 1
 
-    assert any("does not answer" in reason for _, reason in client.states)
+    assert any("did not answer in time" in reason for _, reason in client.states)
 
 
 async def test_a_link_that_ends_without_a_reason_is_replaced(

@@ -142,18 +142,18 @@ def test_what_is_not_done_with_is_counted_where_it_stands() -> None:
     for number in (1, 2, 3):
         outbound.add(outgoing(number, size=10))
     sent(outbound)
-    assert (len(outbound), outbound.unacknowledged, outbound.under_way, outbound.payload_bytes) == (3, 3, 2, 30)
+    assert (len(outbound), outbound.unacknowledged, outbound.in_flight, outbound.payload_bytes) == (3, 3, 2, 30)
 
     outbound.link_lost()
     outbound.add(Outgoing(encode_publish_head("f", 1), b"x", None))
-    assert (len(outbound), outbound.unacknowledged, outbound.under_way, outbound.payload_bytes) == (4, 3, 2, 31)
+    assert (len(outbound), outbound.unacknowledged, outbound.in_flight, outbound.payload_bytes) == (4, 3, 2, 31)
     up(outbound, window=1)
     sent(outbound)
-    assert (len(outbound), outbound.unacknowledged, outbound.under_way, outbound.payload_bytes) == (3, 3, 2, 30)
+    assert (len(outbound), outbound.unacknowledged, outbound.in_flight, outbound.payload_bytes) == (3, 3, 2, 30)
 
     assert outbound.acked(1) is not None
     assert outbound.acked(1) is None
-    assert (len(outbound), outbound.unacknowledged, outbound.under_way, outbound.payload_bytes) == (2, 2, 1, 20)
+    assert (len(outbound), outbound.unacknowledged, outbound.in_flight, outbound.payload_bytes) == (2, 2, 1, 20)
 
 
 def test_what_is_given_up_is_handed_back_oldest_first() -> None:
@@ -238,7 +238,7 @@ def test_identifiers_are_given_out_in_turn_up_to_65000() -> None:
         outbound.add(outgoing(number))
     while outbound.take() is not None:
         pass
-    assert outbound.under_way == 65_000
+    assert outbound.in_flight == 65_000
 
 
 @given(st.data())

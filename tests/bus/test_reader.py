@@ -202,9 +202,9 @@ def test_malformed_properties_harm_only_who_reads_them() -> None:
     [
         (b"\x34\x06\x00\x01a\x00\x05\x00", "QoS 2"),
         (b"\x32\x06\x00\x01a\x00\x00\x00", "identifier 0"),
-        (b"\x30\x01\x00", "cut short"),
-        (b"\x30\x03\x00\x09a", "cut short"),
-        (b"\x30\x05\x00\x01a\x09x", "cut short"),
+        (b"\x30\x01\x00", "truncated"),
+        (b"\x30\x03\x00\x09a", "truncated"),
+        (b"\x30\x05\x00\x01a\x09x", "truncated"),
         (b"\x30\xff\xff\xff\xff\x01", "length"),
         (b"\xd0\xff\xff\x7f", "type 13"),
     ],
