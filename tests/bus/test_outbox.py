@@ -19,7 +19,7 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record, read_gap
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import key_of
-from hedgerow.bus.outbox.store import RECENT, OutboxStore
+from hedgerow.bus.outbox.store import REMEMBERED_ORIGINS, OutboxStore
 from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.topics import late
@@ -159,11 +159,11 @@ async def test_what_results_were_made_of_is_known_again_in_another_run(path: Pat
     async with Bench(path) as outbox:
         await outbox.store(record("a"), origins=(-7, 1 << 62))
         assert outbox.has_stored(-7)
-        await outbox.store(record("b"), origins=tuple(range(10, 10 + RECENT)))
+        await outbox.store(record("b"), origins=tuple(range(10, 10 + REMEMBERED_ORIGINS)))
         assert not outbox.has_stored(-7)  # a broker does not give again what is that long ago
     async with Bench(path) as outbox:
         assert outbox.has_stored(10)
-        assert outbox.has_stored(9 + RECENT)
+        assert outbox.has_stored(9 + REMEMBERED_ORIGINS)
         assert not outbox.has_stored(1 << 62)
 
 
@@ -352,7 +352,7 @@ async def test_a_full_disk_refuses_records_with_a_reason_and_room_heals_it(
 
         assert caught.value.code == "outbox-disk"
         assert stored > 10
-        assert "room" in caught.value.remedy
+        assert "Free some disk space" in caught.value.remedy
         assert outbox.status.failure is not None
         outbox.acknowledge(Ack(outbox.epoch, {0: stored - 1}))
         await eventually(lambda: outbox.status.entries == 1)
@@ -415,7 +415,7 @@ def expired(path: Path, boot: Boot) -> int:
     opened = store(path, boot)
     with opened.transaction():
         opened.expire()
-    lost = opened.notes().lost["expired"]
+    lost = opened.take_changes().lost["expired"]
     opened.close()
     return lost
 

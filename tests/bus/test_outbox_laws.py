@@ -15,7 +15,7 @@ from tests.examples import examples
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import PRIORITIES, Gap, Number, OutboxEntry, Record, key_of, priority_of, sequence_of
-from hedgerow.bus.outbox.store import Full, OutboxStore
+from hedgerow.bus.outbox.store import OutboxFull, OutboxStore
 from hedgerow.bus.outbox.window import SendWindow
 
 MAX_BYTES = 96 << 10
@@ -48,15 +48,15 @@ class NodeAndRegion(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.store = OutboxStore(self.path, max_bytes=MAX_BYTES, when_full=self.when_full, boot=lambda: self.boot)  # type: ignore[arg-type]
-        self.store.notes()
-        self.window.begin([key_of(priority, 1) for priority in range(PRIORITIES)], self.store.tops)
+        self.store.take_changes()
+        self.window.reset([key_of(priority, 1) for priority in range(PRIORITIES)], self.store.next_keys)
 
     def follow(self, appended: list[OutboxEntry], up: bool) -> None:
         """What the outbox does after every group."""
-        notes = self.store.notes()
-        self.window.appended(appended, self.store.tops, up=up)
-        self.window.gone(notes.gone)
-        for key in notes.touched:
+        changes = self.store.take_changes()
+        self.window.appended(appended, self.store.next_keys, up=up)
+        self.window.discard(changes.given_up)
+        for key in changes.changed_gaps:
             self.window.rewind(key)
 
     @rule(
@@ -73,30 +73,30 @@ class NodeAndRegion(RuleBasedStateMachine):
             self.count += 1
             payload = b"%d " % self.count + b"x" * size
             records.append(Record("p", "t", payload, priority=priority, ttl_s=ttl_s))
-        tops = self.store.tops
+        next_keys = self.store.next_keys
         try:
             with self.store.transaction():
                 keys = self.store.append(records)
-        except Full:
+        except OutboxFull:
             assert self.when_full == "refuse"
-            assert self.store.tops == tops
+            assert self.store.next_keys == next_keys
             return
         assert len(set(keys)) == len(keys)
         assert self.safe.keys().isdisjoint(keys)
         for key, record in zip(keys, records, strict=True):
-            assert key >= tops[record.priority]
+            assert key >= next_keys[record.priority]
             self.safe[key] = record.payload
         self.follow([OutboxEntry(key, key, r.topic, b"", r.payload) for key, r in zip(keys, records, strict=True)], up)
 
     @rule()
     def send(self) -> None:
-        entries, wanted = self.window.next(self.now)
+        entries, request = self.window.next(self.now)
         self.way += entries
-        if wanted is not None:
-            read = self.store.read(*wanted)
-            assert len(read) <= wanted.most
-            self.way += self.window.offer(wanted, read, self.now)
-        assert self.window.under_way <= self.most
+        if request is not None:
+            read = self.store.read(*request)
+            assert len(read) <= request.limit
+            self.way += self.window.offer(request, read, self.now)
+        assert self.window.in_flight <= self.most
 
     @precondition(lambda self: self.way)
     @rule(data=st.data(), lost=st.booleans())
@@ -144,7 +144,7 @@ class NodeAndRegion(RuleBasedStateMachine):
     @rule(data=st.data(), torn=st.booleans(), reboots=st.booleans())
     def the_node_crashes(self, data: st.DataObject, torn: bool, reboots: bool) -> None:
         """What is on the disk is what there was, with the end of the log cut off anywhere."""
-        tops = self.store.tops
+        next_keys = self.store.next_keys
         self.path = self.folder / str(next(self.lives) + 1) / "outbox.db"
         shutil.copytree(self.store.path.parent, self.path.parent)
         self.store.abandon()
@@ -157,7 +157,7 @@ class NodeAndRegion(RuleBasedStateMachine):
         epoch = self.store.epoch
         self.open()
         if epoch == self.store.epoch:
-            assert self.store.tops == tops
+            assert self.store.next_keys == next_keys
         else:  # not even the store itself had come to the database: nothing of the old epoch can come any more
             assert torn
             self.the_epoch_ended(epoch)
@@ -177,10 +177,10 @@ class NodeAndRegion(RuleBasedStateMachine):
 
     @rule()
     def the_node_restarts(self) -> None:
-        tops = self.store.tops
+        next_keys = self.store.next_keys
         self.store.close()
         self.open()
-        assert self.store.tops == tops
+        assert self.store.next_keys == next_keys
 
     @invariant()
     def the_quota_holds(self) -> None:
@@ -193,7 +193,7 @@ class NodeAndRegion(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         count = 0
-        for priority, top in enumerate(self.store.tops):
+        for priority, top in enumerate(self.store.next_keys):
             expected = key_of(priority, 1)
             gap_before = False
             for entry in self.store.read(expected, top, 10_000, 1 << 30):

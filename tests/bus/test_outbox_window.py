@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.ledger import Ledger, Ranges
 from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, OutboxEntry, PreviousEpoch, key_of, read_gap
-from hedgerow.bus.outbox.window import ReadRequest, SendWindow, share_out
+from hedgerow.bus.outbox.window import ReadRequest, SendWindow, split_window
 
 COUNTS = st.integers(0, 500)
 
@@ -22,33 +22,33 @@ def entry(sequence: int, priority: int = 0, size: int = 10) -> OutboxEntry:
 
 def window(most: int = 4, max_bytes: int = 10_000, stored: int = 0) -> SendWindow:
     made = SendWindow(most, max_bytes, 0.5)
-    made.begin([key_of(p, 1) for p in range(PRIORITIES)], tops(stored))
+    made.reset([key_of(p, 1) for p in range(PRIORITIES)], next_keys(stored))
     return made
 
 
-def tops(stored: int) -> list[int]:
+def next_keys(stored: int) -> list[int]:
     return [key_of(0, stored + 1), *(key_of(p, 1) for p in range(1, PRIORITIES))]
 
 
 @given(st.integers(2, 300), st.floats(0, 1), COUNTS, COUNTS, COUNTS, COUNTS)
 def test_both_find_room_and_the_window_holds(
-    most: int, share: float, live: int, backlog: int, live_under_way: int, backlog_under_way: int
+    most: int, share: float, live: int, backlog: int, live_in_flight: int, backlog_in_flight: int
 ) -> None:
-    new, old = share_out(
+    new, old = split_window(
         most,
         share,
         live=live,
         backlog=backlog,
-        live_under_way=live_under_way,
-        backlog_under_way=backlog_under_way,
+        live_in_flight=live_in_flight,
+        backlog_in_flight=backlog_in_flight,
     )
-    free = most - live_under_way - backlog_under_way
+    free = most - live_in_flight - backlog_in_flight
 
     assert 0 <= new <= live
     assert 0 <= old <= backlog
     assert new + old <= max(0, free)
-    assert old == 0 or backlog_under_way + old <= max(1, most * share)  # the rest is for what is new
-    if backlog and free > 0 and backlog_under_way == 0:
+    assert old == 0 or backlog_in_flight + old <= max(1, most * share)  # the rest is for what is new
+    if backlog and free > 0 and backlog_in_flight == 0:
         assert old >= 1  # never starved
     if not backlog:
         assert new == min(live, max(0, free))  # nothing is kept free for nobody
@@ -65,12 +65,12 @@ def test_new_records_go_within_a_round_while_the_backlog_shrinks(most: int, a_ro
         new = [entry(next_sequence + n) for n in range(a_round)]
         next_sequence += a_round
         there.update((one.key, one) for one in new)
-        made.appended(new, tops(next_sequence - 1), up=True)
-        sent, wanted = made.next(0.0)
+        made.appended(new, next_keys(next_sequence - 1), up=True)
+        sent, request = made.next(0.0)
         assert sent == new  # at once, whatever waits
-        if wanted is not None:
-            keys = sorted(key for key in there if wanted.start <= key < wanted.end)
-            sent = sent + made.offer(wanted, [there[key] for key in keys[: wanted.most]], 0.0)
+        if request is not None:
+            keys = sorted(key for key in there if request.start <= key < request.end)
+            sent = sent + made.offer(request, [there[key] for key in keys[: request.limit]], 0.0)
         for one in sent:
             made.acked(Ack("e", {}, {0: [(one.key, one.key)]}), 0.0)
             del there[one.key]
@@ -79,49 +79,49 @@ def test_new_records_go_within_a_round_while_the_backlog_shrinks(most: int, a_ro
 
 def test_what_was_sent_before_something_acknowledged_goes_again() -> None:
     made = window()
-    made.appended([entry(n) for n in (1, 2, 3)], tops(3), up=True)
+    made.appended([entry(n) for n in (1, 2, 3)], next_keys(3), up=True)
     made.next(0.0)
     made.acked(Ack("e", {0: 1}, {0: [(3, 3)]}), 0.0)
-    sent, wanted = made.next(0.0)
+    sent, request = made.next(0.0)
 
     assert sent == []
-    assert wanted == ReadRequest(key_of(0, 2), key_of(0, 4), 2, 5000)
-    assert made.offer(wanted, [entry(2), entry(3)], 0.0)[0] == entry(2)
+    assert request == ReadRequest(key_of(0, 2), key_of(0, 4), 2, 5000)
+    assert made.offer(request, [entry(2), entry(3)], 0.0)[0] == entry(2)
 
 
 def test_with_nothing_heard_for_long_one_is_sent_again_and_then_ever_more_rarely() -> None:
     made = window()
-    made.appended([entry(1), entry(2)], tops(2), up=True)
+    made.appended([entry(1), entry(2)], next_keys(2), up=True)
     made.next(0.0)
 
     assert not made.probe(29.0)
     assert made.probe(31.0)
-    _, wanted = made.next(31.0)
-    assert wanted is not None
-    assert made.offer(wanted, [entry(1), entry(2)], 31.0) == [entry(1)]
+    _, request = made.next(31.0)
+    assert request is not None
+    assert made.offer(request, [entry(1), entry(2)], 31.0) == [entry(1)]
     assert not made.probe(31.0 + 59.0)
     assert made.probe(31.0 + 61.0)
 
 
 def test_a_read_that_began_before_a_rewind_does_not_move_past_it() -> None:
     made = window(stored=10)
-    _, wanted = made.next(0.0)
-    assert wanted is not None
+    _, request = made.next(0.0)
+    assert request is not None
     made.rewind(key_of(0, 1))
-    made.offer(wanted, [entry(1), entry(2)], 0.0)
+    made.offer(request, [entry(1), entry(2)], 0.0)
     made.acked(Ack("e", {0: 2}), 0.0)
-    _, wanted = made.next(0.0)
+    _, request = made.next(0.0)
 
-    assert wanted is not None
-    assert wanted.start == key_of(0, 1)
+    assert request is not None
+    assert request.start == key_of(0, 1)
 
 
 def test_large_records_fill_the_window_before_many_do() -> None:
     made = window(most=100, max_bytes=1000)
-    made.appended([entry(n, size=400) for n in range(1, 10)], tops(9), up=True)
+    made.appended([entry(n, size=400) for n in range(1, 10)], next_keys(9), up=True)
     sent, _ = made.next(0.0)
 
-    assert made.under_way == 3
+    assert made.in_flight == 3
     assert len(sent) == 7  # two wait, of as many bytes as a window may have; the others go past it
 
 
@@ -134,23 +134,23 @@ def test_a_region_that_answers_only_when_it_is_asked_holds_up_nobody(
 ) -> None:
     """Whatever the window: it asks before it is full. What is left unanswered in the end is less than a window of it."""
     made = SendWindow(most, max_bytes, share)
-    made.begin([key_of(p, 1) for p in range(PRIORITIES)], tops(old))
+    made.reset([key_of(p, 1) for p in range(PRIORITIES)], next_keys(old))
     there = {entry(n).key: entry(n, size=sizes[n % len(sizes)]) for n in range(1, old + new + 1)}
     unsent, came = set(there), dict[int, OutboxEntry]()
     made.appended(
-        [entry(n, size=sizes[n % len(sizes)]) for n in range(old + 1, old + new + 1)], tops(old + new), up=True
+        [entry(n, size=sizes[n % len(sizes)]) for n in range(old + 1, old + new + 1)], next_keys(old + new), up=True
     )
     while True:
-        sent, wanted = made.next(0.0)
-        if wanted is not None:
-            found = [there[key] for key in sorted(there) if wanted.start <= key < wanted.end][: wanted.most]
-            read = list(itertools.takewhile(lambda one, budget=[wanted.max_bytes]: _spend(budget, one), found))
-            sent = sent + made.offer(wanted, read or found[:1], 0.0)
-        if not sent and wanted is None:
+        sent, request = made.next(0.0)
+        if request is not None:
+            found = [there[key] for key in sorted(there) if request.start <= key < request.end][: request.limit]
+            read = list(itertools.takewhile(lambda one, budget=[request.max_bytes]: _spend(budget, one), found))
+            sent = sent + made.offer(request, read or found[:1], 0.0)
+        if not sent and request is None:
             break
         came.update((one.key, one) for one in sent)
         unsent -= came.keys()
-        if any(made.asks(one.key) for one in sent):
+        if any(made.wants_ack(one.key) for one in sent):
             ranges = [(key, key) for key in came]
             made.acked(Ack("e", {}, {0: ranges}), 0.0)
             for key in came:
@@ -168,9 +168,9 @@ def _spend(budget: list[int], one: OutboxEntry) -> bool:
 def test_a_burst_after_a_quiet_time_waits_for_the_window_though_little_was_heard() -> None:
     """The region answers quiet outboxes in its own time: only a window that stays full is a reason to go past it."""
     made = window()
-    made.appended([entry(1)], tops(1), up=True)
+    made.appended([entry(1)], next_keys(1), up=True)
     made.next(100.0)
-    made.appended([entry(n) for n in range(2, 9)], tops(8), up=True)
+    made.appended([entry(n) for n in range(2, 9)], next_keys(8), up=True)
 
     assert [one.key for one in made.next(109.0)[0]] == [key_of(0, n) for n in (2, 3, 4)]
     assert made.next(109.9)[0] == []
