@@ -1,4 +1,4 @@
-"""Gives other nodes of the site what they want and this one has, over the site's broker."""
+"""Sends stored chunks to other nodes of the site, over the site's broker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from hedgerow.blobs.announcements import Announcement, AnnouncementKind, note_topic, part_topic
+from hedgerow.blobs.announcements import Announcement, AnnouncementKind, announcement_topic, part_topic
 from hedgerow.blobs.errors import BlobStoreError, ContentMissing
 from hedgerow.blobs.peers.peer_offers import PeerOffers, PeerRequest
 from hedgerow.blobs.store.store import BlobStore
@@ -19,15 +19,18 @@ from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
 
-MOST_UNDER_WAY: Final = 4
-"""Chunks that the broker has not acknowledged: results share its attention."""
+MAX_IN_FLIGHT: Final = 4
+"""Most chunks not yet acknowledged by the broker, which also carries results."""
 
 
 class Neighbours:
-    """What this node does for others.
+    """Offers and sends chunks to peers.
 
     Args:
         client: the link to the site's broker.
+        address: this node's.
+        store: source of the chunks.
+        random: source of jitter.
     Attributes:
         chunks_sent, bytes_sent: chunks sent to peers and acknowledged by the broker, and their bytes.
     """
@@ -38,21 +41,21 @@ class Neighbours:
         self._store = store
         self._offers = PeerOffers(address.node, store.has, random)
         self._wake = asyncio.Event()
-        self._room = asyncio.Semaphore(MOST_UNDER_WAY)
+        self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self.chunks_sent = 0
         self.bytes_sent = 0
 
-    def heard(self, note: Announcement, sender: str) -> None:
-        """Somebody wants chunks, or offers them."""
-        if note.kind is AnnouncementKind.WANT:
-            self._offers.wanted(note, sender, time.monotonic())
-        elif note.kind is AnnouncementKind.HAVE:
-            self._offers.offered(note, sender, time.monotonic())
+    def on_announcement(self, announcement: Announcement, sender: str) -> None:
+        """Handle a peer's want or offer."""
+        if announcement.kind is AnnouncementKind.WANT:
+            self._offers.on_want(announcement, sender, time.monotonic())
+        elif announcement.kind is AnnouncementKind.HAVE:
+            self._offers.on_have(announcement, sender, time.monotonic())
         self._wake.set()
 
-    def give(self, group: str, digest: str) -> None:
-        """Send a chunk that was brought for all."""
-        self._offers.give(PeerRequest(group, digest))
+    def share(self, group: str, digest: str) -> None:
+        """Send a chunk fetched from a mirror to all peers."""
+        self._offers.share(PeerRequest(group, digest))
         self._wake.set()
 
     async def run(self) -> None:
@@ -60,35 +63,37 @@ class Neighbours:
         while True:
             self._wake.clear()
             now = time.monotonic()
-            due, again_at = self._offers.next(now)
+            due, wake_at = self._offers.next(now)
             for group, digests in due.items():
-                note = Announcement(AnnouncementKind.HAVE, group, tuple(digests))
-                self._client.publish(note_topic(self._address, AnnouncementKind.HAVE), note.encode(), qos=1)
-            while (wanted := self._offers.take()) is not None:
-                await self.send(wanted.group, wanted.digest)
+                announcement = Announcement(AnnouncementKind.HAVE, group, tuple(digests))
+                self._client.publish(
+                    announcement_topic(self._address, AnnouncementKind.HAVE), announcement.encode(), qos=1
+                )
+            while (request := self._offers.take()) is not None:
+                await self.send(request.group, request.digest)
             try:
-                async with asyncio.timeout(max(0.0, again_at - time.monotonic())):
+                async with asyncio.timeout(max(0.0, wake_at - time.monotonic())):
                     await self._wake.wait()
             except TimeoutError:
                 pass
 
     async def send(self, group: str, digest: str) -> None:
-        """Send a chunk to whoever wants it, when there is room for it on the way."""
-        await self._room.acquire()
+        """Send a chunk as soon as fewer than `MAX_IN_FLIGHT` are in flight."""
+        await self._slots.acquire()
         try:
             data = await asyncio.to_thread(self._store.chunk, digest)
         except (ContentMissing, BlobStoreError) as error:
             log.warning("chunk-not-given", digest=digest, error=str(error))
-            self._room.release()
+            self._slots.release()
             return
         except BaseException:
-            self._room.release()
+            self._slots.release()
             raise
         topic = part_topic(self._address, group, digest)
         self._client.publish(topic, data, qos=1, done=partial(self._sent, len(data)))
 
     def _sent(self, size: int, error: Exception | None) -> None:
-        self._room.release()
+        self._slots.release()
         if error is None:
             self.chunks_sent += 1
             self.bytes_sent += size
