@@ -27,7 +27,7 @@ from hedgerow.models.bundle.manifest import File
 from hedgerow.topics import Address, Channel, is_name
 
 MAX_DIGESTS: Final = 64
-"""Most chunks in one announcement."""
+"""Limit on chunks in one announcement."""
 RESEND_AFTER_S: Final = 1.0
 """The region ignores requests for a chunk sent more recently: two nodes may have asked at once."""
 MAX_PART_BYTES: Final = 256 << 10

@@ -44,9 +44,9 @@ from hedgerow.topics import EVERY_NODE, Address, parse
 log = structlog.get_logger(__name__)
 
 MAX_WAITING: Final = 256
-"""Most queued requests per site; further ones are dropped, and nodes repeat them."""
+"""Limit on queued requests per site; further ones are dropped, and nodes repeat them."""
 MAX_IN_FLIGHT: Final = 16
-"""Most replies not yet acknowledged by the broker."""
+"""Limit on replies not yet acknowledged by the broker."""
 _REMEMBERED: Final = 1024
 _EXPIRY: Final = encode_properties([(Property.EXPIRY, 120)])
 

@@ -87,7 +87,7 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def usable(self) -> bool:
-        """Whether it is there and nobody is ending it."""
+        """Whether the connection is open and not being closed."""
         return self.error is None and self._open
 
     @property

@@ -24,7 +24,7 @@ async def test_renamed_metrics_are_exported_under_both_names(
 ) -> None:
     fetcher = BlobFetcher(ClientOptions(), SITE_ADDRESS, BlobStore(tmp_path, 1 << 20))
     fetcher.counts.duplicate_chunks = 3
-    fetcher._neighbours.bytes_sent = 700  # type: ignore[union-attr]
+    fetcher._peers.bytes_sent = 700  # type: ignore[union-attr]
     gauges = {name: (text, value) for name, text, _, value in fetcher.gauges()}
 
     assert gauges[name][1] == gauges[deprecated][1] == value

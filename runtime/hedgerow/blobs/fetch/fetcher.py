@@ -43,7 +43,7 @@ from hedgerow.blobs.fetch.pacing import FetchWindow, TokenBucket
 from hedgerow.blobs.fetch.scheduler import FetchScheduler, Steps
 from hedgerow.blobs.origins.mirrors import PARALLEL, Mirrors
 from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, placed_chunks
-from hedgerow.blobs.peers.neighbours import Neighbours
+from hedgerow.blobs.peers.peer_server import PeerServer
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
@@ -56,7 +56,7 @@ from hedgerow.topics import EVERY_NODE, Address, Channel, parse
 log = structlog.get_logger(__name__)
 
 MAX_UNSTORED_CHUNKS: Final = 32
-"""Most chunks received and not yet on disk (Receive Maximum)."""
+"""Limit on chunks received and not yet on disk (Receive Maximum)."""
 UNAVAILABLE_AFTER_S: Final = 60.0
 """Time without any chunk after which the region counts as unavailable."""
 _ROUNDS: Final = 3
@@ -115,7 +115,7 @@ class BlobFetcher:
         self.client = Client(options, self._on_messages, self._link_changed)
         self.counts = FetchCounts()
         self.documents = RegionDocuments(self.client, address, self._random)
-        self._neighbours = Neighbours(self.client, address, store, self._random) if serve_neighbours else None
+        self._peers = PeerServer(self.client, address, store, self._random) if serve_neighbours else None
         self.window = FetchWindow()
         self._bucket = TokenBucket(max_bytes_per_s)
         self._mirrors = Mirrors(sources, self._mirror_delivered, self._mirror_failed, on_event)
@@ -134,12 +134,12 @@ class BlobFetcher:
         site = self._address._replace(node="+")
         filters = {document_topic(self._address): 1, document_request_topic(site): 1}
         self._tasks = [asyncio.create_task(self._store_parts(), name="blobs")]
-        if self._neighbours is not None:
+        if self._peers is not None:
             filters |= {
                 announcement_topic(site, AnnouncementKind.WANT): 1,
                 announcement_topic(site, AnnouncementKind.HAVE): 1,
             }
-            self._tasks.append(asyncio.create_task(self._neighbours.run(), name="blobs to peers"))
+            self._tasks.append(asyncio.create_task(self._peers.run(), name="blobs to peers"))
         await self.client.subscribe(filters)
         self.client.resume()
         return self
@@ -188,8 +188,8 @@ class BlobFetcher:
         yield "hedgerow_fetch_missing_bytes", "Bytes that the current fetch still lacks.", {}, missing
         yield "hedgerow_fetch_window", "Chunks that may be in flight from the region to the site.", {}, self.window.size
         yield from self.counts.gauges(self._mirrors.bytes, self._mirrors.failures)
-        if self._neighbours is not None:
-            sent = self._neighbours.bytes_sent
+        if self._peers is not None:
+            sent = self._peers.bytes_sent
             yield "hedgerow_blobs_sent_bytes", "Bytes of chunks sent to other nodes of the site.", {}, sent
             yield "hedgerow_given_bytes", "Deprecated: use hedgerow_blobs_sent_bytes.", {}, sent
         yield from store_gauges(self._store)
@@ -208,7 +208,7 @@ class BlobFetcher:
             announcement_topic(site, kind): 1
             for kind in (AnnouncementKind.ASK, AnnouncementKind.BUSY, AnnouncementKind.TAKE)
         }
-        if self._neighbours is None:
+        if self._peers is None:
             filters |= {announcement_topic(site, kind): 1 for kind in (AnnouncementKind.WANT, AnnouncementKind.HAVE)}
         filters[part_topic(site, group, "+")] = 1
         log.info("fetch-begins", chunks=len(sizes), missing_bytes=sum(sizes.values()), group=group)
@@ -226,7 +226,7 @@ class BlobFetcher:
                     raise self._region_unavailable(len(sizes) - left, len(sizes))
                 wake_at = now + _POLL_S
                 self._wake.clear()
-                if self._neighbours is None and self._mirrors.usable:
+                if self._peers is None and self._mirrors.usable:
                     wake_at = min(wake_at, self._fetch_unshared(scheduler, now))
                 elif self.client.connected:
                     steps = scheduler.next(now)
@@ -257,7 +257,7 @@ class BlobFetcher:
     def _carry_out(self, steps: Steps, group: str) -> None:
         self._announce(AnnouncementKind.WANT, group, steps.want, steps.distrusted)
         self._announce(AnnouncementKind.BUSY, group, steps.busy)
-        if self._mirrors.usable and self._neighbours is not None:
+        if self._mirrors.usable and self._peers is not None:
             self._announce(AnnouncementKind.TAKE, group, steps.request)
             for digest in steps.request:
                 self._mirrors.fetch(self._placed[digest])
@@ -270,15 +270,15 @@ class BlobFetcher:
     ) -> None:
         # A request that is not answered in time is repeated, so brokers may drop the old one.
         properties = encode_properties([(Property.EXPIRY, math.ceil(self.window.timeout_s))])
-        for begin in range(0, len(digests), MAX_DIGESTS):
-            announcement = Announcement(kind, group, tuple(digests[begin : begin + MAX_DIGESTS]), exclude)
+        for start in range(0, len(digests), MAX_DIGESTS):
+            announcement = Announcement(kind, group, tuple(digests[start : start + MAX_DIGESTS]), exclude)
             self.client.publish(
                 announcement_topic(self._address, kind), announcement.encode(), qos=1, properties=properties
             )
 
-    def _region_unavailable(self, here: int, of: int) -> HedgerowError:
+    def _region_unavailable(self, arrived: int, total: int) -> HedgerowError:
         return RegionUnavailable(
-            f"No chunk arrived for {UNAVAILABLE_AFTER_S:.0f} s; {of - here} of {of} are missing"
+            f"No chunk arrived for {UNAVAILABLE_AFTER_S:.0f} s; {total - arrived} of {total} are missing"
             + ("" if self.client.connected else f"; {self.client.options.url} is not connected"),
             remedy="Check that `hedgerow region run` has a repository and that the site's bridge is connected. Received chunks "
             "are kept.",
@@ -313,8 +313,8 @@ class BlobFetcher:
         return False
 
     def _on_announcement(self, announcement: Announcement, sender: str) -> None:
-        if self._neighbours is not None:
-            self._neighbours.on_announcement(announcement, sender)
+        if self._peers is not None:
+            self._peers.on_announcement(announcement, sender)
         if self._scheduler is not None:
             self._scheduler.on_announcement(announcement, sender, time.monotonic())
 
@@ -378,8 +378,8 @@ class BlobFetcher:
         else:
             scheduler = self._scheduler
             arrived = scheduler is not None and scheduler.arrived(digest, None, time.monotonic())
-            if arrived and self._neighbours is not None:
-                self._neighbours.share(self._group, digest)
+            if arrived and self._peers is not None:
+                self._peers.share(self._group, digest)
         self._wake.set()
 
     def _mirror_failed(self, digest: str) -> None:
@@ -396,7 +396,7 @@ class BlobFetcher:
             if self._bad[digest] >= _MAX_BAD_REPLIES:
                 self._failure = ContentDamaged(
                     f"The region sent damaged data for chunk sha256:{digest}, {_MAX_BAD_REPLIES} times",
-                    remedy="Check the region's repository, and what lies on the path between it and this site.",
+                    remedy="Check the region's repository, and the path between it and this site.",
                 )
 
     def _link_changed(self, connected: bool, reason: str) -> None:

@@ -26,7 +26,7 @@ from hedgerow.errors import HedgerowError, internal
 log = structlog.get_logger(__name__)
 
 PARALLEL: Final = 8
-"""Most concurrent requests."""
+"""Limit on concurrent requests."""
 _PAUSE_S: Final = (30.0, 900.0)
 """How long a failed mirror is skipped: at first, and at most."""
 

@@ -20,7 +20,7 @@ PAUSE_S: Final = 0.05
 _CLAIM_S: Final = 4.0
 """How long an offer holds."""
 MAX_OPEN: Final = 1024
-"""Most wants tracked at once; a peer that wants more waits, or asks the region."""
+"""Limit on wants tracked at once; a peer that wants more waits, or asks the region."""
 
 
 class PeerRequest(NamedTuple):

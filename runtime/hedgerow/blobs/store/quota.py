@@ -43,11 +43,11 @@ class Quota:
         """Update `used_bytes`. Raises: OSError."""
         self.used_bytes = _size(self._bundles.folder, self._parts.folder)
 
-    def make_room(self, wanted: Callable[[], Sequence[File]], protected: Collection[str], more_bytes: int) -> None:
+    def make_room(self, incomplete: Callable[[], Sequence[File]], protected: Collection[str], more_bytes: int) -> None:
         """Evict content until files fit in the quota, and check that they fit on the disk.
 
         Args:
-            wanted: returns the incomplete files; called again after an eviction, which may have removed one of them.
+            incomplete: returns the files to make room for; called again after an eviction, which may have removed one of them.
             protected: bundles not to evict.
             more_bytes: further bytes needed.
         Raises:
@@ -55,7 +55,7 @@ class Quota:
             DiskFull: the disk has too little free space.
             OSError.
         """
-        files = wanted()
+        files = incomplete()
         retained = _size(
             *map(self._bundles.folder_of, protected), *(part.path for part in map(self._parts.existing, files) if part)
         )
@@ -68,7 +68,7 @@ class Quota:
                     remedy="Raise the quota (`fleet: {store_max_bytes: …}`), or build a smaller variant.",
                 )
             self._evict(victim)
-            files = wanted()
+            files = incomplete()
         free = shutil.disk_usage(self._parts.folder).free
         unwritten = sum(_unwritten(file, self._parts) for file in files) + more_bytes
         if unwritten > free:
@@ -82,14 +82,14 @@ class Quota:
 
     def _evictable(self, files: Sequence[File], protected: Collection[str]) -> Iterator[str | Path]:
         """Yield what may be evicted, in order: digests of bundles, and unfinished files."""
-        wanted = {file.digest.removeprefix("sha256:") for file in files}
+        fetching = {file.digest.removeprefix("sha256:") for file in files}
         sharing = self._bundles.sharing({chunk.digest for file in files for chunk in file.chunks})
         found: list[tuple[bool, float, str | Path]] = [
             (each.digest in sharing, each.used_at, each.digest)
             for each in self._bundles.installed()
             if each.digest not in protected
         ]
-        found += [(False, path.stat().st_mtime, path) for path in self._parts.unfinished() if path.name not in wanted]
+        found += [(False, path.stat().st_mtime, path) for path in self._parts.unfinished() if path.name not in fetching]
         yield from (victim for _, _, victim in sorted(found, key=lambda each: each[:2]))
 
     def _evict(self, victim: str | Path) -> None:

@@ -93,12 +93,12 @@ class BlobStore:
 
         Raises: BlobStoreError: it cannot be written; the previous protection still applies.
         """
-        wanted = frozenset(digests)
+        protected = frozenset(digests)
         with self._lock, on_disk(self._folder, "write"):
-            self._bundles.touch(wanted)
-            if wanted != self._protected:
-                disk.replace(self._folder / _PROTECTED, orjson.dumps(sorted(wanted)))
-                self._protected = wanted
+            self._bundles.touch(protected)
+            if protected != self._protected:
+                disk.replace(self._folder / _PROTECTED, orjson.dumps(sorted(protected)))
+                self._protected = protected
 
     def has(self, digest: str) -> bool:
         """Return whether a chunk is stored, without verifying it."""
@@ -138,15 +138,15 @@ class BlobStore:
         """
         with self._lock, on_disk(self._folder, "write"):
             self._quota.make_room(lambda: self._unfinished(files), self._protected, MANIFEST_BYTES)
-            wanted: dict[str, Chunk] = {}
+            missing: dict[str, Chunk] = {}
             for file in self._unfinished(files):
                 part = self._parts.open(file)
                 for index in list(part.missing()):
                     chunk = file.chunks[index]
-                    if chunk.digest not in wanted and not self._copy(part, index):
-                        wanted[chunk.digest] = chunk
+                    if chunk.digest not in missing and not self._copy(part, index):
+                        missing[chunk.digest] = chunk
             self._quota.measure()
-            return list(wanted.values())
+            return list(missing.values())
 
     def put(self, digest: str, data: bytes | memoryview) -> bool:
         """Store a chunk returned by `missing`.

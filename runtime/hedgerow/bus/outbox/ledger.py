@@ -12,7 +12,7 @@ from typing import Final
 from hedgerow.bus.outbox.records import Ack, Gap, Number, priority_of, sequence_of
 
 MAX_RANGES: Final = 32
-"""Most ranges in an acknowledgement; records beyond them are acknowledged later, or resent."""
+"""Limit on ranges in an acknowledgement; records beyond them are acknowledged later, or resent."""
 
 
 class Ranges:
@@ -52,10 +52,10 @@ class Ranges:
         """The highest number without a missing one below it; 0 if 1 is missing."""
         return self._lasts[0] if self._firsts and self._firsts[0] <= 1 else 0
 
-    def beyond(self, most: int) -> list[tuple[int, int]]:
-        """Return the ranges after the first missing number, at most `most`."""
+    def beyond(self, limit: int) -> list[tuple[int, int]]:
+        """Return the ranges after the first missing number, at most `limit`."""
         skip = 1 if self.through else 0
-        return list(zip(self._firsts[skip : skip + most], self._lasts[skip : skip + most], strict=True))
+        return list(zip(self._firsts[skip : skip + limit], self._lasts[skip : skip + limit], strict=True))
 
 
 class Ledger:

@@ -103,8 +103,8 @@ class Outbox:
         on_event: called with events for operators: kind and detail.
         max_bytes: disk quota, without 4 MB for the database's log.
         when_full: evict the oldest records of the lowest priority, or refuse new ones.
-        window: most records in flight: sent and not acknowledged by the region.
-        window_bytes: their most bytes.
+        window: limit on records in flight: sent and not acknowledged by the region.
+        window_bytes: limit on their bytes.
         backlog_share: part of the window for the backlog of an outage; the rest is reserved for new records.
         boot: returns the time since boot.
     Attributes:

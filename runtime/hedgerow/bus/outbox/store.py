@@ -39,7 +39,7 @@ from hedgerow.bus.outbox.records import (
 
 _FIRST: Final = (1,) * PRIORITIES
 _BATCH: Final = 1000
-"""Most records expired or evicted by one query."""
+"""Limit on records expired or evicted by one query."""
 _MIN_BYTES: Final = 1 << 18
 """On a full disk, eviction stops at this size."""
 MAX_RECORD_FRACTION: Final = 4
@@ -162,11 +162,13 @@ class OutboxStore:
 
     def _declare_torn(self, numbers: Sequence[int]) -> None:
         """Declare numbers that were assigned but are missing from a database that lost its end."""
-        for priority, (here, there) in enumerate(zip(self.numbers, numbers, strict=True)):
-            if there > here:
-                self._declare_gap(Gap(key_of(priority, here), key_of(priority, there - 1), {"torn": there - here}))
-                self._changes.lost["torn"] += there - here
-                self.numbers[priority] = there
+        for priority, (stored, assigned) in enumerate(zip(self.numbers, numbers, strict=True)):
+            if assigned > stored:
+                self._declare_gap(
+                    Gap(key_of(priority, stored), key_of(priority, assigned - 1), {"torn": assigned - stored})
+                )
+                self._changes.lost["torn"] += assigned - stored
+                self.numbers[priority] = assigned
         self._changes.events.append(
             ("outbox-numbers-lost", {"epoch": self.epoch, "records": self._changes.lost["torn"]})
         )
@@ -309,8 +311,8 @@ class OutboxStore:
         Args:
             start: first key.
             end: end of the range, exclusive.
-            limit: most entries.
-            max_bytes: most bytes; the first entry may exceed it.
+            limit: number of entries.
+            max_bytes: size limit; the first entry may exceed it.
         """
         entries: list[OutboxEntry] = []
         corrupt: list[int] = []

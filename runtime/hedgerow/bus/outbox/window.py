@@ -37,7 +37,7 @@ def split_window(
     """Return how many new records, and how many of the backlog, to send now.
 
     Args:
-        window: most records in flight.
+        window: limit on records in flight.
         share: backlog's part of the window, 0 to 1.
         live: new records waiting.
         backlog: backlog records waiting.
@@ -74,8 +74,8 @@ class SendWindow:
     """Records in flight to the region, and the choice of the next ones.
 
     Args:
-        max_entries: most entries in flight.
-        max_bytes: most bytes in flight; a single entry may exceed it.
+        max_entries: limit on entries in flight.
+        max_bytes: limit on bytes in flight; a single entry may exceed it.
         share: backlog's part of the window while there are new records.
     """
 

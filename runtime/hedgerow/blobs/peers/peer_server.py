@@ -20,10 +20,10 @@ from hedgerow.topics import Address
 log = structlog.get_logger(__name__)
 
 MAX_IN_FLIGHT: Final = 4
-"""Most chunks not yet acknowledged by the broker, which also carries results."""
+"""Limit on chunks not yet acknowledged by the broker, which also carries results."""
 
 
-class Neighbours:
+class PeerServer:
     """Offers and sends chunks to peers.
 
     Args:
