@@ -1,4 +1,4 @@
-"""What the bus's tests share: a client that remembers what it got, on a real broker."""
+"""Fixtures of the bus tests: a client that records its messages, on a real broker."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from hedgerow.bus import Client, ClientOptions, Message
 
 
 class Listener(Client):
-    """A client that keeps its messages and, unless told otherwise, acknowledges them."""
+    """A client that records its messages and acknowledges them unless `acks` is false."""
 
     def __init__(self, options: ClientOptions, *, acks: bool = True) -> None:
-        super().__init__(options, self._keep, self._note)
+        super().__init__(options, self._on_messages, self._on_state)
         self.messages: list[Message] = []
         self.states: list[tuple[bool, str]] = []
         self.acks = acks
 
-    def _keep(self, messages: list[Message]) -> None:
+    def _on_messages(self, messages: list[Message]) -> None:
         self.messages.extend(messages)
         if self.acks:
             for message in messages:
                 self.ack(message)
 
-    def _note(self, connected: bool, reason: str) -> None:
+    def _on_state(self, connected: bool, reason: str) -> None:
         self.states.append((connected, reason))
 
     @property
     def payloads(self) -> list[bytes]:
         return [bytes(message.payload) for message in self.messages]
 
-    async def got(self, count: int) -> list[bytes]:
-        """Wait for this many messages."""
+    async def receive(self, count: int) -> list[bytes]:
+        """Wait for this many messages. Returns: their payloads."""
         await eventually(lambda: len(self.messages) >= count, lambda: f"{len(self.messages)} of {count} messages")
         return self.payloads
 

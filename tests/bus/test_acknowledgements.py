@@ -1,4 +1,4 @@
-"""The ordered table of acknowledgements, against a model of a broker."""
+"""Table of pending acknowledgements, against a model of a broker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def received(table: Acknowledgements, packet_id: int, dup: bool = False) -> Unac
     return unacked
 
 
-def test_an_early_acknowledgement_waits_for_those_before_it() -> None:
+def test_an_early_acknowledgement_waits_for_its_predecessors() -> None:
     table = Acknowledgements()
     first, second = received(table, 1), received(table, 2)
 
@@ -27,20 +27,20 @@ def test_an_early_acknowledgement_waits_for_those_before_it() -> None:
     assert len(table) == 0
 
 
-def test_a_redelivery_of_a_message_still_with_us_is_swallowed_and_answered_once() -> None:
+def test_a_redelivered_message_still_being_processed_is_discarded_and_acknowledged_once() -> None:
     table = Acknowledgements()
     message = received(table, 7)
     table.link_lost()
 
     message.done = True
-    assert table.take_ready() == []  # not on a link on which it has not come
+    assert table.take_ready() == []  # not before it is redelivered on this link
     assert table.received(7, dup=True) is None
     assert table.take_ready() == [7]
     assert table.redelivered == 1
 
 
-def test_a_redelivery_after_the_acknowledgement_left_is_a_message_again() -> None:
-    """Whether the broker got the acknowledgement before the link died cannot be known: at least once."""
+def test_a_redelivery_after_the_acknowledgement_was_sent_is_delivered() -> None:
+    """The broker may not have received the acknowledgement before the link died: delivery is at least once."""
     table = Acknowledgements()
     received(table, 7).done = True
     assert table.take_ready() == [7]
@@ -49,7 +49,7 @@ def test_a_redelivery_after_the_acknowledgement_left_is_a_message_again() -> Non
     assert table.received(7, dup=True) is not None
 
 
-def test_an_identifier_that_comes_back_without_dup_is_a_new_message() -> None:
+def test_an_identifier_reused_without_dup_is_a_new_message() -> None:
     table = Acknowledgements()
     old = received(table, 7)
     table.link_lost()
@@ -62,7 +62,7 @@ def test_an_identifier_that_comes_back_without_dup_is_a_new_message() -> None:
     assert table.take_ready() == [7]
 
 
-def test_an_identifier_used_again_on_the_same_link_voids_the_old_message_only() -> None:
+def test_an_identifier_reused_on_the_same_link_voids_only_the_old_message() -> None:
     table = Acknowledgements()
     received(table, 7)
     between = received(table, 8)
@@ -72,7 +72,7 @@ def test_an_identifier_used_again_on_the_same_link_voids_the_old_message_only() 
     assert table.take_ready() == [8, 7]
 
 
-def test_with_the_session_lost_every_message_is_void() -> None:
+def test_a_lost_session_voids_every_message() -> None:
     table = Acknowledgements()
     old = received(table, 7)
     table.link_lost()
@@ -83,14 +83,14 @@ def test_with_the_session_lost_every_message_is_void() -> None:
     assert table.received(7, dup=True) is not None
 
 
-def test_a_message_is_neither_done_nor_void_when_it_comes() -> None:
+def test_a_received_message_is_neither_done_nor_void() -> None:
     table = Acknowledgements()
     message = received(table, 7)
 
     assert (message.packet_id, message.done, message.void, table.redelivered) == (7, False, False, 0)
 
 
-def test_there_is_something_ready_as_soon_as_the_first_is_done() -> None:
+def test_acknowledgements_are_ready_once_the_first_message_is_done() -> None:
     table = Acknowledgements()
     assert not table.ready
     first, second = received(table, 1), received(table, 2)
@@ -102,7 +102,7 @@ def test_there_is_something_ready_as_soon_as_the_first_is_done() -> None:
     assert not table.ready
 
 
-def test_what_came_on_the_link_before_counts_but_not_as_on_this_one() -> None:
+def test_messages_of_an_earlier_link_count_but_not_as_on_this_link() -> None:
     table = Acknowledgements()
     received(table, 1), received(table, 2)
     table.link_lost()
@@ -111,7 +111,7 @@ def test_what_came_on_the_link_before_counts_but_not_as_on_this_one() -> None:
     assert (len(table), table.on_link) == (3, 1)
 
 
-def test_a_second_copy_on_the_same_link_is_swallowed() -> None:
+def test_a_duplicate_on_the_same_link_is_discarded() -> None:
     table = Acknowledgements()
     message = received(table, 7)
 
@@ -120,33 +120,33 @@ def test_a_second_copy_on_the_same_link_is_swallowed() -> None:
     assert not message.void
 
 
-def test_messages_of_this_link_and_of_the_one_before_are_void_with_the_session() -> None:
+def test_a_lost_session_voids_messages_of_this_link_and_of_earlier_ones() -> None:
     table = Acknowledgements()
-    before = received(table, 1)
+    earlier = received(table, 1)
     table.link_lost()
-    here = received(table, 2)
+    current = received(table, 2)
     table.session_lost()
 
-    assert (before.void, here.void, len(table), table.ready) == (True, True, 0, False)
+    assert (earlier.void, current.void, len(table), table.ready) == (True, True, 0, False)
 
 
 class BrokerAndTable(RuleBasedStateMachine):
-    """A broker that keeps to the standard, links that die at any moment, a pipeline that finishes in any order."""
+    """A conforming broker, links that die at any moment, a pipeline that finishes in any order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = Acknowledgements()
-        self.inflight: dict[int, int] = {}  # the broker's: identifier → message, oldest first
-        self.to_send: list[tuple[int, bool]] = []  # what the broker will send next on this link
-        self.came: list[int] = []  # identifiers on this link, in order, not yet acknowledged
-        self.working: list[tuple[int, Unacked]] = []  # handed over: message and its entry
-        self.handed: list[int] = []
-        self.acknowledged_lost: set[int] = set()
+        self.inflight: dict[int, int] = {}  # on the broker: identifier → message, oldest first
+        self.to_send: list[tuple[int, bool]] = []  # identifier and DUP, next on this link
+        self.arrived: list[int] = []  # unacknowledged identifiers on this link, in order
+        self.processing: list[tuple[int, Unacked]] = []  # delivered: message and its entry
+        self.delivered: list[int] = []
+        self.lost_acknowledgements: set[int] = set()
         self.count = 0
 
     @precondition(lambda self: len(self.inflight) < 6)
     @rule()
-    def the_broker_takes_a_message(self) -> None:
+    def the_broker_receives_a_message(self) -> None:
         packet_id = next(number for number in range(1, 8) if number not in self.inflight)
         self.count += 1
         self.inflight[packet_id] = self.count
@@ -154,57 +154,57 @@ class BrokerAndTable(RuleBasedStateMachine):
 
     @precondition(lambda self: self.to_send)
     @rule()
-    def a_message_comes(self) -> None:
+    def a_message_arrives(self) -> None:
         packet_id, dup = self.to_send.pop(0)
         unacked = self.table.received(packet_id, dup)
-        self.came.append(packet_id)
+        self.arrived.append(packet_id)
         if unacked is not None:
             message = self.inflight[packet_id]
-            assert message not in self.handed or message in self.acknowledged_lost
-            self.handed.append(message)
-            self.working.append((message, unacked))
+            assert message not in self.delivered or message in self.lost_acknowledgements
+            self.delivered.append(message)
+            self.processing.append((message, unacked))
 
-    @precondition(lambda self: self.working)
+    @precondition(lambda self: self.processing)
     @rule(data=st.data())
     def the_pipeline_finishes_one(self, data: st.DataObject) -> None:
-        _, unacked = self.working.pop(data.draw(st.integers(0, len(self.working) - 1)))
+        _, unacked = self.processing.pop(data.draw(st.integers(0, len(self.processing) - 1)))
         unacked.done = True
 
-    @rule(arrives=st.booleans())
-    def acknowledgements_leave(self, arrives: bool) -> None:
+    @rule(reaches_broker=st.booleans())
+    def acknowledgements_are_sent(self, reaches_broker: bool) -> None:
         ready = self.table.take_ready()
-        assert ready == self.came[: len(ready)]  # MQTT-4.6.0-2
-        del self.came[: len(ready)]
-        if arrives:
+        assert ready == self.arrived[: len(ready)]  # MQTT-4.6.0-2
+        del self.arrived[: len(ready)]
+        if reaches_broker:
             for packet_id in ready:
                 del self.inflight[packet_id]
         elif ready:
-            self.acknowledged_lost.update(self.inflight[packet_id] for packet_id in ready)
+            self.lost_acknowledgements.update(self.inflight[packet_id] for packet_id in ready)
             self.the_link_dies()
 
     @rule()
     def the_link_dies(self) -> None:
         sent = {packet_id for packet_id, dup in self.to_send if not dup}
         self.table.link_lost()
-        self.came.clear()
-        # What was never sent goes without DUP, what may have been sent with it.
+        self.arrived.clear()
+        # Messages that may have been sent carry DUP; the others do not.
         self.to_send = [(packet_id, packet_id not in sent) for packet_id in self.inflight]
 
     @rule()
     def the_session_is_lost(self) -> None:
         self.table.link_lost()
         self.table.session_lost()
-        self.came.clear()
+        self.arrived.clear()
         self.inflight.clear()
         self.to_send.clear()
 
     @invariant()
     def nothing_is_forgotten(self) -> None:
-        """Once all work is done and all has come, the broker waits for nothing."""
-        if not self.to_send and not self.working:
+        """Once everything is delivered and processed, the broker has no message in flight."""
+        if not self.to_send and not self.processing:
             ready = self.table.take_ready()
-            assert ready == self.came == list(self.inflight)
-            self.came.clear()
+            assert ready == self.arrived == list(self.inflight)
+            self.arrived.clear()
             self.inflight.clear()
 
 

@@ -1,4 +1,4 @@
-"""Pauses between tries to connect, and what ends them early."""
+"""Pauses between connection attempts, and what ends them early."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ LONG_S = 600.0
 URL = "mqtt://127.0.0.1:1"
 
 
-async def test_when_one_link_stands_again_the_others_try_at_once(
+async def test_a_link_that_comes_up_makes_the_others_retry_at_once(
     mosquitto: Mosquitto, listener: Callable[..., Any], eventually: Callable[..., Any]
 ) -> None:
-    """So a node whose results flow again answers commands again."""
+    """A node whose results flow again must also answer commands again."""
     mosquitto.stop()
-    async with listener(mosquitto.url, min_backoff_s=LONG_S, max_backoff_s=LONG_S) as patient:
-        await eventually(lambda: patient.states)
+    async with listener(mosquitto.url, min_backoff_s=LONG_S, max_backoff_s=LONG_S) as slow:
+        await eventually(lambda: slow.states)
         mosquitto.start()
         async with listener(mosquitto.url) as quick:
             await quick.wait_connected(60)
-            await patient.wait_connected(60)
+            await slow.wait_connected(60)
 
 
-async def test_a_link_that_was_thrown_out_keeps_its_pause() -> None:
-    """Two nodes of one name would else throw each other out without end."""
-    thrown_out, other = Backoff(URL, LONG_S, LONG_S), Backoff(URL, LONG_S, LONG_S)
-    thrown_out.link_up()
-    thrown_out.link_down()
-    pause = asyncio.create_task(thrown_out.pause())
+async def test_a_link_that_was_taken_over_keeps_its_pause() -> None:
+    """Otherwise two nodes with the same name would take over each other's session endlessly."""
+    taken_over, other = Backoff(URL, LONG_S, LONG_S), Backoff(URL, LONG_S, LONG_S)
+    taken_over.link_up()
+    taken_over.link_down()
+    pause = asyncio.create_task(taken_over.pause())
     other.link_up()
 
     done, _ = await asyncio.wait([pause], timeout=1)
@@ -42,7 +42,7 @@ async def test_a_link_that_was_thrown_out_keeps_its_pause() -> None:
     pause.cancel()
 
 
-async def test_a_link_that_ends_at_once_tells_nobody() -> None:
+async def test_a_link_that_ends_at_once_wakes_no_other() -> None:
     waiting, other = Backoff(URL, LONG_S, LONG_S), Backoff(URL, LONG_S, LONG_S)
     pause = asyncio.create_task(waiting.pause())
     await asyncio.sleep(0)
@@ -55,18 +55,18 @@ async def test_a_link_that_ends_at_once_tells_nobody() -> None:
     pause.cancel()
 
 
-async def test_those_that_wait_no_more_are_forgotten_and_the_others_still_told() -> None:
-    gone, other = (asyncio.create_task(Backoff(URL, LONG_S, LONG_S).pause()) for _ in range(2))
+async def test_a_cancelled_waiter_is_removed_and_the_others_are_still_woken() -> None:
+    cancelled, other = (asyncio.create_task(Backoff(URL, LONG_S, LONG_S).pause()) for _ in range(2))
     await asyncio.sleep(0)
-    gone.cancel()
-    await asyncio.wait([gone])
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
     Backoff(URL, LONG_S, LONG_S).link_up()
     await other
 
     assert (asyncio.get_running_loop(), URL) not in _waiting
 
 
-async def test_another_broker_says_nothing_about_this_one() -> None:
+async def test_a_link_to_another_broker_wakes_no_waiter() -> None:
     waiting, other = Backoff(URL, LONG_S, LONG_S), Backoff("mqtt://127.0.0.1:2", LONG_S, LONG_S)
     pause = asyncio.create_task(waiting.pause())
     other.link_up()
@@ -77,7 +77,7 @@ async def test_another_broker_says_nothing_about_this_one() -> None:
     pause.cancel()
 
 
-async def test_pauses_grow_to_their_limit_and_are_short_again_after_a_good_link(
+async def test_pauses_grow_to_their_limit_and_reset_after_a_stable_link(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limits: list[float] = []
@@ -87,10 +87,10 @@ async def test_pauses_grow_to_their_limit_and_are_short_again_after_a_good_link(
         await backoff.pause()
     backoff.link_up()
     backoff.link_down()
-    await backoff.pause()  # it did not last
-    monkeypatch.setattr("hedgerow.bus.backoff._STEADY_S", 0.0)
+    await backoff.pause()  # the link did not last
+    monkeypatch.setattr("hedgerow.bus.backoff._STABLE_S", 0.0)
     backoff.link_up()
-    await asyncio.sleep(0.01)  # longer than a link has to last here
+    await asyncio.sleep(0.01)  # longer than _STABLE_S
     backoff.link_down()
     await backoff.pause()
 
@@ -99,13 +99,13 @@ async def test_pauses_grow_to_their_limit_and_are_short_again_after_a_good_link(
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
-    """Between what each pause was drawn; none takes any time."""
+    """Limits of every random pause; the pauses take no time."""
     drawn: list[tuple[float, float]] = []
     monkeypatch.setattr("random.uniform", lambda low, high: drawn.append((low, high)) or 0.0)
     return drawn
 
 
-async def test_a_pause_is_drawn_from_its_upper_half_and_grows_to_its_limit(limits: list[tuple[float, float]]) -> None:
+async def test_jitter_takes_at_most_half_of_a_pause(limits: list[tuple[float, float]]) -> None:
     backoff = Backoff(URL, 1.0, 5.0)
     for _ in range(4):
         await backoff.pause()
@@ -114,7 +114,7 @@ async def test_a_pause_is_drawn_from_its_upper_half_and_grows_to_its_limit(limit
 
 
 @pytest.mark.parametrize(("lasted_s", "next_s"), [(5.0, 2.0), (5.1, 1.0)])
-async def test_a_link_was_a_good_one_if_it_lasted_longer_than_five_seconds(
+async def test_a_link_is_stable_after_five_seconds(
     limits: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch, lasted_s: float, next_s: float
 ) -> None:
     now = 0.0
@@ -129,7 +129,7 @@ async def test_a_link_was_a_good_one_if_it_lasted_longer_than_five_seconds(
     assert [high for _, high in limits] == [1.0, next_s]
 
 
-async def test_a_link_shows_that_the_broker_is_back_after_three_tenths_of_a_second(
+async def test_a_link_wakes_waiters_after_300_ms(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     timers: list[float] = []

@@ -1,4 +1,4 @@
-"""The client on a real Mosquitto."""
+"""The client against a real Mosquitto."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Authority = tuple[TlsFiles, Path, Path, Path]
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-async def test_what_is_published_comes_back_in_order(
+async def test_published_messages_arrive_in_order(
     broker: Mosquitto, topic_prefix: str, listener: MakeListener, qos: int
 ) -> None:
     async with listener(broker.url) as client:
@@ -33,13 +33,13 @@ async def test_what_is_published_comes_back_in_order(
         await client.wait_connected(60)
         for number in range(500):
             client.publish(f"{topic_prefix}/x", b"%d" % number, qos=qos)
-        assert await client.got(500) == [b"%d" % number for number in range(500)]
+        assert await client.receive(500) == [b"%d" % number for number in range(500)]
 
     assert {message.qos for message in client.messages} == {qos}
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_384, 131_072, 3_000_000])
-async def test_payloads_of_any_size_come_back_whole(
+async def test_payloads_of_any_size_arrive_intact(
     broker: Mosquitto, topic_prefix: str, listener: MakeListener, size: int
 ) -> None:
     payload = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
@@ -47,10 +47,10 @@ async def test_payloads_of_any_size_come_back_whole(
         await client.wait_connected(60)
         await client.subscribe({topic_prefix: 1})
         await client.publish_and_wait(topic_prefix, memoryview(payload))
-        assert await client.got(1) == [payload]
+        assert await client.receive(1) == [payload]
 
 
-async def test_properties_come_back_as_sent(broker: Mosquitto, topic_prefix: str, listener: MakeListener) -> None:
+async def test_properties_arrive_as_sent(broker: Mosquitto, topic_prefix: str, listener: MakeListener) -> None:
     sent: list[tuple[Property, Any]] = [
         (Property.CONTENT_TYPE, "image/jpeg"),
         (Property.EXPIRY, 60),
@@ -63,7 +63,7 @@ async def test_properties_come_back_as_sent(broker: Mosquitto, topic_prefix: str
         await client.wait_connected(60)
         await client.subscribe({topic_prefix: 0})
         client.publish(topic_prefix, b"", properties=encode_properties(sent))
-        await client.got(1)
+        await client.receive(1)
 
     read = client.messages[0].properties
     assert (read.content_type, read.expiry_s, read.response_topic) == ("image/jpeg", 60, "reply/here")
@@ -71,29 +71,29 @@ async def test_properties_come_back_as_sent(broker: Mosquitto, topic_prefix: str
     assert read.user_properties == [("traceparent", "00-1-2-01"), ("käse", "🧀")]
 
 
-async def test_a_retained_message_says_so_and_comes_once(
+async def test_a_retained_message_is_marked_and_delivered_once(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
-    """A renewed subscription must not bring it again: it would be a new frame to the pipeline."""
+    """Renewing a subscription must not deliver it again: to the pipeline it would be a new frame."""
     async with listener(mosquitto.url, client_id="keeps") as client:
         await client.wait_connected(60)
         await client.publish_and_wait("kept", b"state", retain=True)
         await client.subscribe({"kept": 1})
-        await client.got(1)
-        await client.publish_and_wait("other", b"")  # the acknowledgement has reached the broker before this
+        await client.receive(1)
+        await client.publish_and_wait("other", b"")  # the broker processes the acknowledgement before this
         mosquitto.restart()
         await eventually(lambda: client.reconnects == 1)
         await client.wait_connected(60)
         await client.publish_and_wait("kept", b"live")
-        assert await client.got(2) == [b"state", b"live"]
+        assert await client.receive(2) == [b"state", b"live"]
 
     assert [message.retain for message in client.messages] == [True, False]
 
 
-async def test_messages_of_a_python_client_without_mqtt5_are_read(
+async def test_messages_from_an_mqtt_3_client_are_read(
     broker: Mosquitto, topic_prefix: str, listener: MakeListener
 ) -> None:
-    """A sensor that speaks MQTT 3.1.1: no properties at all."""
+    """A sensor that speaks MQTT 3.1.1 sends no properties."""
     async with listener(broker.url) as client:
         await client.wait_connected(60)
         await client.subscribe({topic_prefix: 1})
@@ -111,13 +111,13 @@ async def test_messages_of_a_python_client_without_mqtt5_are_read(
             "1",
         ]
         await asyncio.to_thread(subprocess.run, command, check=True)
-        assert await client.got(1) == [b"old"]
+        assert await client.receive(1) == [b"old"]
 
     assert client.messages[0].properties.content_type == ""
 
 
 @pytest.mark.parametrize("send_will", [False, True])
-async def test_the_will_is_published_only_when_asked_for_or_when_the_client_vanishes(
+async def test_closing_publishes_the_will_only_on_request(
     broker: Mosquitto, topic_prefix: str, listener: MakeListener, send_will: bool
 ) -> None:
     will = Publication(topic_prefix, b"dead", qos=1, properties=encode_properties([(Property.USER, ("session", "7"))]))
@@ -128,21 +128,21 @@ async def test_the_will_is_published_only_when_asked_for_or_when_the_client_vani
             await client.wait_connected(60)
             await client.close(send_will=send_will)
         await witness.publish_and_wait(topic_prefix, b"end")
-        payloads = await witness.got(2 if send_will else 1)
+        payloads = await witness.receive(2 if send_will else 1)
 
     assert payloads == ([b"dead", b"end"] if send_will else [b"end"])
     if send_will:
         assert ("session", "7") in witness.messages[0].properties.user_properties
 
 
-async def test_a_unix_socket_will_do(tmp_path: Path, listener: MakeListener) -> None:
+async def test_a_unix_socket_works(tmp_path: Path, listener: MakeListener) -> None:
     path = tmp_path / "bus.sock"
     with Mosquitto(unix_socket=path):
         async with listener(f"unix://{path}") as client:
             await client.wait_connected(60)
             await client.subscribe({"a": 1})
             await client.publish_and_wait("a", b"x" * 100_000)
-            assert await client.got(1) == [b"x" * 100_000]
+            assert await client.receive(1) == [b"x" * 100_000]
 
 
 @pytest.fixture(scope="module")
@@ -167,10 +167,10 @@ async def test_tls_with_a_client_certificate(authority: Authority, listener: Mak
             await client.subscribe({"a": 1})
             for size in (10, 1_000_000):
                 await client.publish_and_wait("a", b"x" * size)
-            assert [len(payload) for payload in await client.got(2)] == [10, 1_000_000]
+            assert [len(payload) for payload in await client.receive(2)] == [10, 1_000_000]
 
 
-async def test_without_its_certificate_tls_fails_and_says_what_to_set(
+async def test_a_missing_client_certificate_fails_with_the_settings_to_check(
     authority: Authority, listener: MakeListener
 ) -> None:
     files, _, _, _ = authority
@@ -182,7 +182,7 @@ async def test_without_its_certificate_tls_fails_and_says_what_to_set(
     assert "cert_file" in caught.value.remedy
 
 
-async def test_a_broker_of_a_stranger_is_not_trusted(authority: Authority, listener: MakeListener) -> None:
+async def test_a_broker_with_an_unknown_authority_is_not_trusted(authority: Authority, listener: MakeListener) -> None:
     files, cert, key, stranger = authority
     with Mosquitto(tls=files) as broker:
         async with listener(broker.url, ca_file=stranger, cert_file=cert, key_file=key) as client:
@@ -192,7 +192,7 @@ async def test_a_broker_of_a_stranger_is_not_trusted(authority: Authority, liste
     assert "ca_file" in caught.value.remedy
 
 
-async def test_a_missing_certificate_file_is_a_matter_of_configuration(
+async def test_a_missing_certificate_file_is_a_configuration_error(
     authority: Authority, listener: MakeListener
 ) -> None:
     async with listener("mqtts://localhost:1", ca_file=Path("/nowhere/ca.pem")) as client:
@@ -201,7 +201,7 @@ async def test_a_missing_certificate_file_is_a_matter_of_configuration(
 
 
 @pytest.mark.parametrize("url", ["http://host", "mqtt://", "mqtt://host:99999", "unix://", "localhost:1883"])
-def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+def test_an_invalid_address_is_refused_at_once(url: str) -> None:
     with pytest.raises(ConfigError, match="address"):
         ClientOptions(url=url)
 
@@ -213,7 +213,9 @@ def passwords(tmp_path: Path) -> Path:
     return path
 
 
-async def test_a_wrong_password_is_named_as_the_cause_and_logged_once(passwords: Path, listener: MakeListener) -> None:
+async def test_a_wrong_password_is_reported_as_the_cause_and_logged_once(
+    passwords: Path, listener: MakeListener
+) -> None:
     with Mosquitto(config=["allow_anonymous false", f"password_file {passwords}"]) as broker:
         with capture_logs() as logs:
             async with listener(broker.url, username="node", password="wrong") as client:
@@ -227,23 +229,23 @@ async def test_a_wrong_password_is_named_as_the_cause_and_logged_once(passwords:
     assert len([entry for entry in logs if entry["event"] == "broker-disconnected"]) == 1
 
 
-async def test_a_broker_that_comes_late_is_found(listener: MakeListener) -> None:
+async def test_a_broker_that_starts_late_is_connected_to(listener: MakeListener) -> None:
     broker = Mosquitto()
     try:
         broker.start()
         broker.stop()
         async with listener(broker.url) as client:
-            with pytest.raises(BusError, match="refuses connections"):
+            with pytest.raises(BusError, match="refused the connection"):
                 await client.wait_connected(0.1)
-            await client.subscribe({"a": 1})  # remembered
+            await client.subscribe({"a": 1})  # made on the next link
             client.publish("a", b"waited", qos=1)
             broker.restart()
-            assert await client.got(1) == [b"waited"]
+            assert await client.receive(1) == [b"waited"]
     finally:
         broker.close()
 
 
-async def test_a_subscription_the_broker_refuses_raises_and_is_forgotten(
+async def test_a_refused_subscription_raises_and_is_dropped(
     mosquitto_with_acl: Mosquitto, listener: MakeListener
 ) -> None:
     async with listener(mosquitto_with_acl.url, username="node", password="pw") as client:
@@ -251,15 +253,15 @@ async def test_a_subscription_the_broker_refuses_raises_and_is_forgotten(
         with pytest.raises(BusError, match=r"secret/# \(not authorised\)") as caught:
             await client.subscribe({"secret/#": 1, "open/#": 1})
         await client.publish_and_wait("open/a", b"fine")
-        assert await client.got(1) == [b"fine"]
+        assert await client.receive(1) == [b"fine"]
 
     assert "ACL" in caught.value.remedy
 
 
-async def test_a_subscription_refused_when_the_link_comes_up_is_known_until_it_is_granted(
+async def test_a_subscription_refused_on_connect_is_reported_until_it_is_granted(
     mosquitto_with_acl: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
-    """Nobody waits for the answer then, and a node that hears nothing must be able to say so."""
+    """No caller awaits the reply then, so the node itself must report that it receives nothing."""
     with FaultProxy("127.0.0.1", mosquitto_with_acl.port) as proxy:
         client = listener(proxy.url, username="node", password="pw")
         await client.subscribe({"secret/#": 1, "open/#": 1})
@@ -267,12 +269,12 @@ async def test_a_subscription_refused_when_the_link_comes_up_is_known_until_it_i
             await client.wait_connected(60)
             assert client.refused == {"secret/#": "not authorised"}
             set_acl(mosquitto_with_acl, "addRoleACL open subscribePattern secret/# allow")
-            proxy.drop()  # if the broker has not ended the link itself, because rights have changed
+            proxy.drop()  # unless the broker already closed the link because the ACL changed
             await eventually(lambda: client.reconnects and client.connected)
             assert client.refused == {}
 
 
-async def test_a_refused_subscription_that_is_no_longer_wanted_is_not_held_against_the_broker(
+async def test_an_unsubscribed_filter_is_no_longer_reported_as_refused(
     mosquitto_with_acl: Mosquitto, listener: MakeListener
 ) -> None:
     client = listener(mosquitto_with_acl.url, username="node", password="pw")
@@ -286,7 +288,7 @@ async def test_a_refused_subscription_that_is_no_longer_wanted_is_not_held_again
         assert client.refused == {}
 
 
-async def test_a_publish_the_broker_refuses_is_told_to_who_published(
+async def test_a_refused_publish_raises_for_its_publisher(
     mosquitto_with_acl: Mosquitto, listener: MakeListener
 ) -> None:
     async with listener(mosquitto_with_acl.url, username="node", password="pw") as client:
@@ -300,7 +302,7 @@ async def test_a_publish_the_broker_refuses_is_told_to_who_published(
 
 @pytest.fixture
 def mosquitto_with_acl(tmp_path: Path) -> Iterator[Mosquitto]:
-    """Mosquitto's ACL files do not judge subscriptions; its dynamic security plugin does."""
+    """Mosquitto's ACL files do not check subscriptions; its dynamic security plugin does."""
     plugins = [*Path("/usr/lib").glob("**/mosquitto_dynamic_security.so"), *Path("/opt/homebrew/lib").glob("*/x.so")]
     if not plugins:
         pytest.skip("Mosquitto's dynamic security plugin is not installed")
@@ -326,22 +328,22 @@ def set_acl(broker: Mosquitto, command: str) -> None:
     subprocess.run([*base, *command.split()], check=True, capture_output=True, timeout=60)
 
 
-async def test_unsubscribed_topics_bring_nothing_more(
+async def test_unsubscribed_topics_deliver_nothing(
     broker: Mosquitto, topic_prefix: str, listener: MakeListener
 ) -> None:
     async with listener(broker.url) as client:
         await client.wait_connected(60)
         await client.subscribe({f"{topic_prefix}/a": 1, f"{topic_prefix}/b": 1})
         await client.unsubscribe([f"{topic_prefix}/a"])
-        await client.publish_and_wait(f"{topic_prefix}/a", b"unheard")
-        await client.publish_and_wait(f"{topic_prefix}/b", b"heard")
-        assert await client.got(1) == [b"heard"]
+        await client.publish_and_wait(f"{topic_prefix}/a", b"not delivered")
+        await client.publish_and_wait(f"{topic_prefix}/b", b"delivered")
+        assert await client.receive(1) == [b"delivered"]
 
 
-async def test_the_broker_stops_at_receive_maximum_until_acknowledged(
+async def test_the_broker_pauses_at_receive_maximum_until_acknowledged(
     broker: Mosquitto, topic_prefix: str, listener: MakeListener
 ) -> None:
-    """Back-pressure: what the pipeline has not finished bounds what comes."""
+    """Back-pressure: unfinished messages bound those in flight."""
     async with listener(broker.url) as sender, listener(broker.url, acks=False, receive_maximum=10) as client:
         await sender.wait_connected(60)
         await client.wait_connected(60)
@@ -349,21 +351,21 @@ async def test_the_broker_stops_at_receive_maximum_until_acknowledged(
         for number in range(11):
             sender.publish(topic_prefix, b"%d" % number, qos=1)
         await sender.flush(10)
-        await client.got(10)
+        await client.receive(10)
         await _round_trip(client)
         assert len(client.messages) == 10
 
         client.ack(client.messages[0])
-        await client.got(11)
+        await client.receive(11)
 
 
 async def _round_trip(client: Any) -> None:
-    """The broker has handled all it had, and whatever it sent before this has come."""
+    """Wait until the broker has handled everything sent so far and its replies have arrived."""
     await client.subscribe({"$SYS/nothing": 0})
     await client.unsubscribe(["$SYS/nothing"])
 
 
-async def test_an_oversized_payload_is_marked_and_the_next_message_is_fine(
+async def test_an_oversized_payload_is_skipped_and_marked(
     broker: Mosquitto, topic_prefix: str, listener: MakeListener
 ) -> None:
     async with listener(broker.url, max_payload_bytes=1000) as client:
@@ -372,19 +374,19 @@ async def test_an_oversized_payload_is_marked_and_the_next_message_is_fine(
         await client.publish_and_wait(topic_prefix, b"x" * 5_000_000)
         await client.publish_and_wait(topic_prefix, b"x" * 1001)
         await client.publish_and_wait(topic_prefix, b"x" * 1000)
-        assert [len(payload) for payload in await client.got(3)] == [0, 0, 1000]
+        assert [len(payload) for payload in await client.receive(3)] == [0, 0, 1000]
 
     assert [message.oversized for message in client.messages] == [5_000_000, 1001, None]
     assert client.reconnects == 0
 
 
-async def test_a_message_larger_than_the_broker_takes_is_refused_here(listener: MakeListener) -> None:
-    """Sent, it would cost the link."""
+async def test_a_message_above_the_broker_limit_is_refused_before_sending(listener: MakeListener) -> None:
+    """Sending it would cost the link."""
     with Mosquitto(config=["max_packet_size 1000"]) as broker:
         async with listener(broker.url) as client:
             await client.wait_connected(60)
             for qos in (0, 1):
-                with pytest.raises(BusError, match="larger than the broker takes") as caught:
+                with pytest.raises(BusError, match="exceeds the broker's limit") as caught:
                     await client.publish_and_wait("a", b"x" * 2000, qos=qos)
             assert client.connected
 
@@ -392,21 +394,19 @@ async def test_a_message_larger_than_the_broker_takes_is_refused_here(listener: 
 
 
 @pytest.mark.parametrize("topic", ["", "a/+", "a/#", "a\0b", "x" * 70_000])
-async def test_a_topic_that_cannot_be_published_to_is_refused_at_once(
-    broker: Mosquitto, listener: MakeListener, topic: str
-) -> None:
+async def test_an_invalid_topic_is_refused_at_once(broker: Mosquitto, listener: MakeListener, topic: str) -> None:
     async with listener(broker.url) as client:
         with pytest.raises(BusError, match="Cannot publish"):
             client.publish(topic, b"")
 
 
-async def test_qos_0_fails_while_there_is_no_link(listener: MakeListener) -> None:
+async def test_a_qos_0_publish_fails_without_a_link(listener: MakeListener) -> None:
     async with listener("mqtt://127.0.0.1:1") as client:
         with pytest.raises(BusError, match="Not connected"):
             await client.publish_and_wait("a", b"", qos=0)
 
 
-async def test_a_handler_that_raises_costs_no_link(
+async def test_a_handler_that_raises_does_not_end_the_link(
     broker: Mosquitto, topic_prefix: str, listener: MakeListener, eventually: Eventually
 ) -> None:
     def fail(messages: list[Message]) -> None:
@@ -423,7 +423,7 @@ async def test_a_handler_that_raises_costs_no_link(
         assert client.reconnects == 0
 
 
-async def test_publishes_not_acknowledged_when_the_client_closes_are_told(listener: MakeListener) -> None:
+async def test_closing_fails_publishes_that_were_not_acknowledged(listener: MakeListener) -> None:
     outcomes: list[Exception | None] = []
     async with listener("mqtt://127.0.0.1:1") as client:
         client.publish("a", b"", qos=1, done=outcomes.append)
@@ -431,7 +431,7 @@ async def test_publishes_not_acknowledged_when_the_client_closes_are_told(listen
     assert [type(outcome) for outcome in outcomes] == [BusError]
 
 
-async def test_closing_sends_what_waits(broker: Mosquitto, topic_prefix: str, listener: MakeListener) -> None:
+async def test_closing_sends_queued_publishes(broker: Mosquitto, topic_prefix: str, listener: MakeListener) -> None:
     async with listener(broker.url) as witness:
         await witness.wait_connected(60)
         await witness.subscribe({topic_prefix: 1})
@@ -439,36 +439,36 @@ async def test_closing_sends_what_waits(broker: Mosquitto, topic_prefix: str, li
             await client.wait_connected(60)
             for number in range(200):
                 client.publish(topic_prefix, b"%d" % number, qos=number % 2)
-        await witness.got(200)
+        await witness.receive(200)
 
 
-async def test_counters_agree_with_what_was_sent(broker: Mosquitto, topic_prefix: str, listener: MakeListener) -> None:
+async def test_counters_match_the_messages_sent(broker: Mosquitto, topic_prefix: str, listener: MakeListener) -> None:
     async with listener(broker.url) as client:
         await client.wait_connected(60)
         await client.subscribe({topic_prefix: 1})
         for _ in range(10):
             await client.publish_and_wait(topic_prefix, b"x" * 100)
-        await client.got(10)
+        await client.receive(10)
         assert (client.sent, client.received, client.reconnects, client.redelivered) == (10, 10, 0, 0)
         assert client.bytes_sent > 1000
         assert client.bytes_received > 1000
 
 
-def test_it_runs_on_uvloop_too(broker: Mosquitto, topic_prefix: str, listener: MakeListener) -> None:
+def test_the_client_runs_on_uvloop(broker: Mosquitto, topic_prefix: str, listener: MakeListener) -> None:
     async def talk() -> list[bytes]:
         async with listener(broker.url) as client:
             await client.wait_connected(60)
             await client.subscribe({topic_prefix: 1})
             for size in (1, 100_000):
                 await client.publish_and_wait(topic_prefix, b"x" * size)
-            payloads: list[bytes] = await client.got(2)
+            payloads: list[bytes] = await client.receive(2)
             return payloads
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert [len(payload) for payload in runner.run(talk())] == [1, 100_000]
 
 
-async def test_the_client_id_the_broker_chose_keeps_the_session(
+async def test_a_client_id_assigned_by_the_broker_keeps_the_session(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
     async with listener(mosquitto.url) as client:
@@ -477,7 +477,7 @@ async def test_the_client_id_the_broker_chose_keeps_the_session(
         mosquitto.restart()
         await eventually(lambda: client.reconnects == 1)
         await client.publish_and_wait("a", b"1")
-        assert await client.got(1) == [b"1"]
+        assert await client.receive(1) == [b"1"]
     names = {line.split(" as ")[1].split()[0] for line in mosquitto.log.splitlines() if "New client connected" in line}
     assert len(names) == 1
 

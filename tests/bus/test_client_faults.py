@@ -1,4 +1,4 @@
-"""The client on a real Mosquitto, with a network that fails."""
+"""The client against a real Mosquitto, over a faulty network."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MakeListener = Callable[..., Any]
 Eventually = Callable[..., Awaitable[None]]
 
 
-async def test_acknowledgements_leave_in_the_order_the_messages_came(
+async def test_acknowledgements_are_sent_in_the_order_of_arrival(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
-    """Seen on the wire, though the pipeline finishes in another order (MQTT-4.6.0-2)."""
+    """Observed on the wire, while the pipeline finishes in another order (MQTT-4.6.0-2)."""
     with FaultProxy("127.0.0.1", mosquitto.port, record=True) as proxy:
         async with listener(mosquitto.url) as sender, listener(proxy.url, acks=False) as client:
             await client.wait_connected(60)
@@ -29,7 +29,7 @@ async def test_acknowledgements_leave_in_the_order_the_messages_came(
             await sender.wait_connected(60)
             for number in range(20):
                 sender.publish("a", b"%d" % number, qos=1)
-            await client.got(20)
+            await client.receive(20)
             before = len(proxy.up)
             for message in [*client.messages[10:], *reversed(client.messages[:10])]:
                 client.ack(message)
@@ -39,7 +39,9 @@ async def test_acknowledgements_leave_in_the_order_the_messages_came(
             assert proxy.up[before:] == expected
 
 
-async def test_a_session_keeps_messages_while_the_client_pauses(mosquitto: Mosquitto, listener: MakeListener) -> None:
+async def test_the_session_keeps_messages_while_the_client_is_paused(
+    mosquitto: Mosquitto, listener: MakeListener
+) -> None:
     async with listener(mosquitto.url) as sender, listener(mosquitto.url, client_id="pauses") as client:
         await sender.wait_connected(60)
         await client.wait_connected(60)
@@ -51,13 +53,13 @@ async def test_a_session_keeps_messages_while_the_client_pauses(mosquitto: Mosqu
         assert client.messages == []
 
         client.resume()
-        assert await client.got(10) == [b"%d" % number for number in range(10)]
+        assert await client.receive(10) == [b"%d" % number for number in range(10)]
 
 
-async def test_what_was_acknowledged_last_does_not_come_again_though_more_was_on_its_way(
+async def test_pausing_loses_no_acknowledgement_while_more_messages_arrive(
     mosquitto: Mosquitto, listener: MakeListener
 ) -> None:
-    """A socket closed with bytes unread is reset, and a broker may then not read what it was sent last."""
+    """Closing a socket with unread bytes resets it, and the broker may then miss the last acknowledgements."""
     count = 150
     async with (
         listener(mosquitto.url) as sender,
@@ -73,42 +75,42 @@ async def test_what_was_acknowledged_last_does_not_come_again_though_more_was_on
         while len(client.messages) < count:
             before = len(client.messages)
             client.resume()
-            await client.got(before + 1)
+            await client.receive(before + 1)
             await client.pause()
 
     assert [int(payload[:6]) for payload in client.payloads] == list(range(count))
 
 
-async def test_a_session_outlives_the_client_and_the_broker(mosquitto: Mosquitto, listener: MakeListener) -> None:
+async def test_a_session_survives_restarts_of_client_and_broker(mosquitto: Mosquitto, listener: MakeListener) -> None:
     async with listener(mosquitto.url, client_id="node") as client:
         await client.wait_connected(60)
         await client.subscribe({"a": 1})
     async with listener(mosquitto.url) as sender:
         await sender.wait_connected(60)
-        await sender.publish_and_wait("a", b"while away")
+        await sender.publish_and_wait("a", b"while disconnected")
     mosquitto.restart()
 
     async with listener(mosquitto.url, client_id="node") as client:
-        assert await client.got(1) == [b"while away"]
+        assert await client.receive(1) == [b"while disconnected"]
 
 
-async def test_a_forgotten_session_keeps_nothing(mosquitto: Mosquitto, listener: MakeListener) -> None:
+async def test_a_forgotten_session_keeps_no_messages(mosquitto: Mosquitto, listener: MakeListener) -> None:
     async with listener(mosquitto.url, client_id="node") as client:
         await client.wait_connected(60)
         await client.subscribe({"a": 1})
         await client.close(forget_session=True)
     async with listener(mosquitto.url) as sender:
         await sender.wait_connected(60)
-        await sender.publish_and_wait("a", b"while away")
+        await sender.publish_and_wait("a", b"while disconnected")
 
     async with listener(mosquitto.url, client_id="node") as client:
         await client.subscribe({"a": 1})
         await client.wait_connected(60)
         await client.publish_and_wait("a", b"now")
-        assert await client.got(1) == [b"now"]
+        assert await client.receive(1) == [b"now"]
 
 
-async def test_a_clean_start_forgets_the_last_process_but_not_a_lost_link(
+async def test_a_clean_start_discards_the_last_process_but_not_a_lost_link(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
     async with listener(mosquitto.url, client_id="node") as client:
@@ -121,14 +123,14 @@ async def test_a_clean_start_forgets_the_last_process_but_not_a_lost_link(
             await client.wait_connected(60)
             proxy.cut()
             await eventually(lambda: not client.connected)
-            await sender.publish_and_wait("old", b"unheard")
-            await sender.publish_and_wait("new", b"kept")
+            await sender.publish_and_wait("old", b"not delivered")
+            await sender.publish_and_wait("new", b"delivered")
             proxy.restore()
-            assert await client.got(1) == [b"kept"]
+            assert await client.receive(1) == [b"delivered"]
 
 
-async def test_qos_1_publishes_survive_restarts_of_the_broker(mosquitto: Mosquitto, listener: MakeListener) -> None:
-    """None lost; the broker saves its sessions when it is stopped."""
+async def test_qos_1_publishes_survive_broker_restarts(mosquitto: Mosquitto, listener: MakeListener) -> None:
+    """None is lost: a broker saves its sessions when it stops."""
     outcomes: list[Exception | None] = []
     async with listener(mosquitto.url, client_id="receiver") as client:
         await client.wait_connected(60)
@@ -138,13 +140,13 @@ async def test_qos_1_publishes_survive_restarts_of_the_broker(mosquitto: Mosquit
             for number in range(900):
                 sender.publish("a", b"%d" % number, qos=1, done=outcomes.append)
                 if number % 300 == 150:
-                    await asyncio.sleep(0.002)  # so that some are under way
+                    await asyncio.sleep(0.002)  # so that some are in flight
                     await asyncio.to_thread(mosquitto.restart)
             await sender.flush(60)
             assert sender.outstanding == sender.outstanding_bytes == 0
         await client.publish_and_wait("a", b"end")
         while client.payloads[-1:] != [b"end"]:
-            await client.got(len(client.messages) + 1)
+            await client.receive(len(client.messages) + 1)
 
     assert outcomes == [None] * 900
     assert {int(payload) for payload in client.payloads[:-1]} == set(range(900))
@@ -159,21 +161,21 @@ async def test_qos_1_publishes_survive_a_link_that_keeps_failing(mosquitto: Mosq
             for number in range(600):
                 sender.publish("a", b"%d" % number * 1000, qos=1)
                 if number % 100 == 50:
-                    await asyncio.sleep(0.003)  # so that some are under way
+                    await asyncio.sleep(0.003)  # so that some are in flight
                     proxy.reset() if number % 200 == 50 else proxy.drop()
             await sender.flush(60)
             assert sender.reconnects > 0
             await client.publish_and_wait("a", b"end")
             while b"end" not in client.payloads:
-                await client.got(len(client.messages) + 1)
+                await client.receive(len(client.messages) + 1)
 
     assert set(client.payloads) >= {b"%d" % number * 1000 for number in range(600)}
 
 
-async def test_a_redelivery_of_what_is_still_with_us_is_swallowed(
+async def test_a_redelivery_of_a_message_still_being_processed_is_discarded(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
-    """The link is cut while the pipeline works: each frame is processed once, and each is acknowledged."""
+    """The link is cut while the pipeline runs: every frame is processed once and acknowledged."""
     with FaultProxy("127.0.0.1", mosquitto.port, record=True) as proxy:
         async with (
             listener(mosquitto.url) as sender,
@@ -184,17 +186,17 @@ async def test_a_redelivery_of_what_is_still_with_us_is_swallowed(
             await client.subscribe({"a": 1})
             for number in range(20):
                 sender.publish("a", b"%d" % number, qos=1)
-            await client.got(20)
+            await client.receive(20)
             proxy.cut()
             await eventually(lambda: not client.connected)
             for message in client.messages[:5]:
-                client.ack(message)  # while there is no link
+                client.ack(message)  # without a link
             proxy.restore()
             await eventually(lambda: client.redelivered == 20)
             for message in client.messages[5:]:
                 client.ack(message)
             sender.publish("a", b"next", qos=1)
-            assert await client.got(21) == [*(b"%d" % number for number in range(20)), b"next"]
+            assert await client.receive(21) == [*(b"%d" % number for number in range(20)), b"next"]
             client.ack(client.messages[-1])
             await eventually(lambda: client.unacknowledged == 0)
             await client.pause()
@@ -202,23 +204,23 @@ async def test_a_redelivery_of_what_is_still_with_us_is_swallowed(
             await client.wait_connected(60)
             await client.publish_and_wait("b", b"")
 
-        assert len(client.messages) == 21  # the broker had them all acknowledged: nothing came again
+        assert len(client.messages) == 21  # all were acknowledged: nothing was redelivered
 
 
-async def test_acknowledging_a_message_of_a_lost_session_does_nothing(
+async def test_acknowledging_a_message_of_a_lost_session_has_no_effect(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
     async with listener(mosquitto.url, client_id="node", acks=False) as client:
         await client.wait_connected(60)
         await client.subscribe({"a": 1})
         await client.publish_and_wait("a", b"old")
-        await client.got(1)
-        mosquitto.kill()  # the session was never saved
+        await client.receive(1)
+        mosquitto.kill()  # without saving the session
         await eventually(lambda: not client.connected)
         mosquitto.restart()
         await client.wait_connected(60)
         await client.publish_and_wait("a", b"new")
-        await client.got(2)
+        await client.receive(2)
         old, new = client.messages
         assert old.packet_id == new.packet_id
 
@@ -229,7 +231,7 @@ async def test_acknowledging_a_message_of_a_lost_session_does_nothing(
         await eventually(lambda: client.unacknowledged == 0)
 
 
-async def test_subscriptions_are_made_again_when_the_session_is_lost(
+async def test_subscriptions_are_renewed_when_the_session_is_lost(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
     async with listener(mosquitto.url, client_id="node") as client:
@@ -243,10 +245,10 @@ async def test_subscriptions_are_made_again_when_the_session_is_lost(
         await client.wait_connected(60)
         await client.publish_and_wait("a", b"a")
         await client.publish_and_wait("b", b"b")
-        assert await client.got(1) == [b"b"]
+        assert await client.receive(1) == [b"b"]
 
 
-async def test_subscriptions_changed_while_away_are_changed_in_the_session(
+async def test_subscriptions_changed_while_disconnected_reach_the_session(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
     with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
@@ -261,13 +263,13 @@ async def test_subscriptions_changed_while_away_are_changed_in_the_session(
             await client.wait_connected(60)
             for topic in ("a", "b", "c"):
                 await client.publish_and_wait(topic, topic.encode())
-            assert await client.got(2) == [b"b", b"c"]
+            assert await client.receive(2) == [b"b", b"c"]
 
 
-async def test_a_half_open_link_is_found_and_replaced(
+async def test_a_half_open_link_is_detected_and_replaced(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
-    """No reset, no end: only silence. The will goes out too, since the broker gives up as well."""
+    """No reset and no FIN, only silence. The broker times out too, and publishes the will."""
     with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
         async with listener(proxy.url, client_id="node", keepalive_s=1) as client:
             await client.wait_connected(60)
@@ -277,41 +279,41 @@ async def test_a_half_open_link_is_found_and_replaced(
             await client.wait_connected(60)
             assert client.reconnects == 1
 
-    assert any("does not answer" in reason for _, reason in client.states)
+    assert any("did not answer in time" in reason for _, reason in client.states)
 
 
 async def test_a_link_that_ends_without_a_reason_is_replaced(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
-    """Some transports tell no error when they end; only a client that leaves may stay away."""
+    """Some transports report no error when they end; the client must reconnect unless it was closed."""
     async with listener(mosquitto.url) as client:
         await client.wait_connected(60)
         client._session.link._transport.close()
         await eventually(lambda: client.reconnects == 1 and client.connected)
 
-    reasons = [why for up, why in client.states if not up]
+    reasons = [reason for up, reason in client.states if not up]
     assert reasons == [f"{mosquitto.url} closed the connection", "closed"]
 
 
 async def test_an_idle_link_is_kept_alive(mosquitto: Mosquitto, listener: MakeListener) -> None:
     async with listener(mosquitto.url, keepalive_s=1) as client:
         await client.wait_connected(60)
-        await asyncio.sleep(2.5)  # a broker gives up after 1.5 times the keep-alive
+        await asyncio.sleep(2.5)  # a broker closes the link after 1.5 times the keep-alive
         assert client.connected
         assert client.reconnects == 0
 
 
-async def test_the_will_goes_out_when_the_link_dies(mosquitto: Mosquitto, listener: MakeListener) -> None:
+async def test_the_will_is_published_when_the_link_dies(mosquitto: Mosquitto, listener: MakeListener) -> None:
     with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
         async with listener(mosquitto.url) as witness, listener(proxy.url, will=Publication("will", b"dead")) as client:
             await witness.wait_connected(60)
             await witness.subscribe({"will": 1})
             await client.wait_connected(60)
             proxy.cut()
-            assert await witness.got(1) == [b"dead"]
+            assert await witness.receive(1) == [b"dead"]
 
 
-async def test_a_taken_over_session_names_the_cause(
+async def test_a_taken_over_session_reports_the_cause(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
     async with listener(mosquitto.url, client_id="same", min_backoff_s=5, max_backoff_s=5) as first:
@@ -325,8 +327,8 @@ async def test_a_taken_over_session_names_the_cause(
     assert "same name" in caught.value.remedy
 
 
-async def test_a_broker_that_sends_more_than_agreed_is_held_back(mosquitto: Mosquitto, listener: MakeListener) -> None:
-    """Mosquitto 2.0.11 lets Receive Maximum more go with each acknowledgement of what had queued up."""
+async def test_a_broker_that_exceeds_receive_maximum_is_throttled(mosquitto: Mosquitto, listener: MakeListener) -> None:
+    """With queued messages, Mosquitto 2.0.11 sends Receive Maximum more for each acknowledgement."""
     payload = b"x" * 10_000
     async with listener(mosquitto.url) as sender, listener(mosquitto.url, acks=False, receive_maximum=10) as client:
         await sender.wait_connected(60)
@@ -337,7 +339,7 @@ async def test_a_broker_that_sends_more_than_agreed_is_held_back(mosquitto: Mosq
         await sender.flush(60)
         most = done = 0
         while done < 1000:
-            await client.got(done + 1)
+            await client.receive(done + 1)
             most = max(most, client.unacknowledged)
             client.ack(client.messages[done])
             done += 1
@@ -346,10 +348,10 @@ async def test_a_broker_that_sends_more_than_agreed_is_held_back(mosquitto: Mosq
         assert most < 10 + 3 * 128 * 1024 / len(payload)
 
 
-async def test_a_held_link_still_brings_acknowledgements_of_publishes(
+async def test_a_throttled_link_still_receives_pubacks(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
-    """A message may wait for the acknowledgement of its own result: holding that back would be a deadlock."""
+    """A message may wait for the PUBACK of its own result: blocking that would be a deadlock."""
     async with listener(mosquitto.url) as sender, listener(mosquitto.url, acks=False, receive_maximum=5) as client:
         await sender.wait_connected(60)
         await client.wait_connected(60)
@@ -357,15 +359,15 @@ async def test_a_held_link_still_brings_acknowledgements_of_publishes(
         for _ in range(60):
             sender.publish("a", b"x" * 300_000, qos=1)
         await sender.flush(60)
-        await client.got(5)
+        await client.receive(5)
         for message in client.messages[:5]:
             client.ack(message)
-        await client.got(11)  # six not acknowledged where five were agreed: reading has stopped
+        await client.receive(11)  # six unacknowledged, Receive Maximum is five: reading is paused
         async with asyncio.timeout(60):
             await client.publish_and_wait("result", b"")
 
 
-async def test_a_slow_link_makes_publishing_pause_and_loses_nothing(
+async def test_a_slow_link_pauses_publishing_without_loss(
     mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually
 ) -> None:
     with FaultProxy("127.0.0.1", mosquitto.port) as proxy:
@@ -379,7 +381,7 @@ async def test_a_slow_link_makes_publishing_pause_and_loses_nothing(
             await eventually(lambda: sender._session.link.paused)
             assert sender.outstanding_bytes > 1_000_000
             proxy.restore()
-            await client.got(100)
+            await client.receive(100)
             assert not sender._session.link.paused
 
     assert sorted(payload[0] for payload in client.payloads) == list(range(100))
@@ -390,10 +392,10 @@ async def test_a_slow_link_makes_publishing_pause_and_loses_nothing(
     [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x20\x03\x00\x00\x00\x34\x06\x00\x01a\x00\x05\x00", b"\x20\x02\x00\x84"],
     ids=["not MQTT", "QoS 2", "MQTT 3 only"],
 )
-async def test_a_peer_that_is_no_good_broker_is_named_as_the_cause(
+async def test_a_peer_that_is_not_an_mqtt_5_broker_is_reported_as_the_cause(
     listener: MakeListener, eventually: Eventually, greeting: bytes
 ) -> None:
-    """The one peer here that is not Mosquitto, for it does not misbehave."""
+    """The only peer here that is not Mosquitto, which does not misbehave."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)

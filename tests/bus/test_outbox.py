@@ -1,4 +1,4 @@
-"""The outbox as a whole: real disks that fill and rot, real brokers that come late, nodes that are killed."""
+"""The whole outbox: disks that fill up and corrupt data, brokers that start late, nodes that are killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record, read_gap
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import key_of
-from hedgerow.bus.outbox.store import RECENT, OutboxStore
+from hedgerow.bus.outbox.store import REMEMBERED_ORIGINS, OutboxStore
 from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.topics import late
@@ -40,21 +40,23 @@ class Events(list[tuple[str, dict[str, Any]]]):
         return [kind for kind, _ in self]
 
 
-class Bench(Outbox):
-    """An outbox whose publishes are kept in a list."""
+class RecordingOutbox(Outbox):
+    """An outbox that records its publishes."""
 
     def __init__(self, path: Path, **more: Any) -> None:
         self.sent: list[tuple[str, bytes, Callable[[Exception | None], None]]] = []
         self.events = Events()
-        super().__init__(path, gap_topic="gaps", late=late, publish=self.keep, on_event=self.events, **more)
+        super().__init__(path, gap_topic="gaps", late=late, publish=self.record_publish, on_event=self.events, **more)
 
-    def keep(self, topic: str, payload: bytes | memoryview, *, qos: int, properties: bytes, done: Any) -> None:
+    def record_publish(
+        self, topic: str, payload: bytes | memoryview, *, qos: int, properties: bytes, done: Any
+    ) -> None:
         assert qos == 1
         assert b"number" in properties
         self.sent.append((topic, bytes(payload), done))
 
     async def store(self, *records: Record, origins: tuple[int, ...] = ()) -> None:
-        """Append, and wait until it is safe."""
+        """Append records and wait until they are stored."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(error: OutboxError | None) -> None:
@@ -68,7 +70,7 @@ class Bench(Outbox):
         return [payload for topic, payload, _ in self.sent if topic != "gaps"]
 
 
-async def fill(outbox: Bench, text: str) -> None:
+async def fill(outbox: RecordingOutbox, text: str) -> None:
     for _ in range(1000):
         await outbox.store(record(text))
 
@@ -78,22 +80,22 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "outbox.db"
 
 
-async def test_what_waits_together_is_written_together_and_told_in_order(path: Path) -> None:
-    told: list[int] = []
-    async with Bench(path) as outbox:
+async def test_queued_records_are_written_and_confirmed_in_order(path: Path) -> None:
+    confirmed: list[int] = []
+    async with RecordingOutbox(path) as outbox:
         for number in range(500):
-            outbox.append([record(str(number))], [], lambda _, number=number: told.append(number))  # type: ignore[misc]
+            outbox.append([record(str(number))], [], lambda _, number=number: confirmed.append(number))  # type: ignore[misc]
         await outbox.store(record("last"))
 
-    assert told == list(range(500))
+    assert confirmed == list(range(500))
 
 
-async def test_records_outlive_the_process_and_keep_their_numbers(path: Path, eventually: Eventually) -> None:
-    async with Bench(path) as outbox:
+async def test_records_survive_a_restart_and_keep_their_numbers(path: Path, eventually: Eventually) -> None:
+    async with RecordingOutbox(path) as outbox:
         await outbox.store(record("a"), record("b"))
         epoch = outbox.epoch
-    async with Bench(path) as outbox:
-        outbox.link(up=True)
+    async with RecordingOutbox(path) as outbox:
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) == 2)
 
         assert outbox.epoch == epoch
@@ -103,10 +105,10 @@ async def test_records_outlive_the_process_and_keep_their_numbers(path: Path, ev
     assert outbox.events == []
 
 
-async def test_new_results_overtake_the_backlog_which_goes_by_priority(path: Path, eventually: Eventually) -> None:
-    async with Bench(path, window=4) as outbox:
+async def test_new_results_overtake_the_backlog_which_is_sent_by_priority(path: Path, eventually: Eventually) -> None:
+    async with RecordingOutbox(path, window=4) as outbox:
         await outbox.store(*(record(f"old {n}") for n in range(4)), record("old urgent", priority=9))
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) >= 1)
         await outbox.store(record("new"))
         await eventually(lambda: b"new" in outbox.payloads)
@@ -115,64 +117,66 @@ async def test_new_results_overtake_the_backlog_which_goes_by_priority(path: Pat
         assert b"old 3" not in outbox.payloads
 
 
-async def test_what_goes_again_or_late_goes_beside_what_is_new(path: Path, eventually: Eventually) -> None:
-    """Who opens a door on a result must not see that of an hour ago."""
-    async with Bench(path) as outbox:
-        await outbox.store(record("made while the link was down"))
-        outbox.link(up=True)
+async def test_resent_and_late_results_go_to_the_late_topic(path: Path, eventually: Eventually) -> None:
+    """A subscriber that opens a door on a result must not receive one from an hour ago."""
+    async with RecordingOutbox(path) as outbox:
+        await outbox.store(record("stored while the link was down"))
+        outbox.link_changed(up=True)
         await outbox.store(record("new"))
         await eventually(lambda: len(outbox.sent) == 2)
-        outbox.link(up=False)
-        outbox.link(up=True)
+        outbox.link_changed(up=False)
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) == 3)
 
         assert {(topic, payload) for topic, payload, _ in outbox.sent[:2]} == {
-            ("out/doors/late", b"made while the link was down"),
+            ("out/doors/late", b"stored while the link was down"),
             ("out/doors", b"new"),
         }
         assert outbox.sent[2][0] == "out/doors/late"
 
 
-async def test_the_site_sees_what_is_new_however_long_the_region_is_silent(path: Path, eventually: Eventually) -> None:
-    """The window bounds what the region has to answer for; nobody else waits for it."""
-    async with Bench(path, window=4) as outbox:
-        outbox.link(up=True)
+async def test_the_site_receives_new_results_however_long_the_region_is_silent(
+    path: Path, eventually: Eventually
+) -> None:
+    """The window bounds what the region has yet to acknowledge; local subscribers do not wait for it."""
+    async with RecordingOutbox(path, window=4) as outbox:
+        outbox.link_changed(up=True)
         for number in range(40):
             await outbox.store(record(str(number)))
         await eventually(lambda: len(outbox.sent) == 40)
 
         assert [(topic, int(payload)) for topic, payload, _ in outbox.sent] == [("out/doors", n) for n in range(40)]
-        assert outbox.status.under_way == 4
+        assert outbox.status.in_flight == 4
         ledger = Ledger(outbox.epoch)
-        while outbox.status.entries:  # the region is back: it has what was under way, and gets the others from the disk
+        while outbox.status.entries:  # the region is back: it has what was in flight, and gets the rest from disk
             for key in [int(payload) + 1 for topic, payload, _ in outbox.sent[40:] if topic.endswith("late")]:
-                ledger.take(Number(outbox.epoch, 0, key))
+                ledger.add(Number(outbox.epoch, 0, key))
             for key in range(1, 5):
-                ledger.take(Number(outbox.epoch, 0, key))
+                ledger.add(Number(outbox.epoch, 0, key))
             outbox.acknowledge(ledger.ack())
             await asyncio.sleep(0.01)
 
         assert [int(payload) for _, payload, _ in outbox.sent[40:]] == list(range(4, 40))
 
 
-async def test_what_results_were_made_of_is_known_again_in_another_run(path: Path) -> None:
-    async with Bench(path) as outbox:
+async def test_origins_are_remembered_across_restarts(path: Path) -> None:
+    async with RecordingOutbox(path) as outbox:
         await outbox.store(record("a"), origins=(-7, 1 << 62))
         assert outbox.has_stored(-7)
-        await outbox.store(record("b"), origins=tuple(range(10, 10 + RECENT)))
-        assert not outbox.has_stored(-7)  # a broker does not give again what is that long ago
-    async with Bench(path) as outbox:
+        await outbox.store(record("b"), origins=tuple(range(10, 10 + REMEMBERED_ORIGINS)))
+        assert not outbox.has_stored(-7)  # a broker does not redeliver anything that old
+    async with RecordingOutbox(path) as outbox:
         assert outbox.has_stored(10)
-        assert outbox.has_stored(9 + RECENT)
+        assert outbox.has_stored(9 + REMEMBERED_ORIGINS)
         assert not outbox.has_stored(1 << 62)
 
 
-async def test_results_reach_a_region_through_a_broker_that_comes_late_and_restarts(
+async def test_results_reach_a_region_through_a_broker_that_starts_late_and_restarts(
     mosquitto: Mosquitto, path: Path, eventually: Eventually
 ) -> None:
-    """Every one comes, though the broker forgets all it had; twice perhaps, and then with the same number."""
+    """Every result arrives although the broker loses its state; duplicates have the same number."""
     mosquitto.kill()
-    got: dict[int, bytes] = {}
+    received: dict[int, bytes] = {}
     ledgers: list[Ledger] = []
 
     options = ClientOptions(url=mosquitto.url, min_backoff_s=0.02, max_backoff_s=0.1)
@@ -189,43 +193,43 @@ async def test_results_reach_a_region_through_a_broker_that_comes_late_and_resta
             if not ledgers:
                 ledgers.append(Ledger(number.epoch))
             payload = bytes(message.payload)
-            assert got.setdefault(number.sequence, payload) == payload
-            ledgers[0].take(number)
+            assert received.setdefault(number.sequence, payload) == payload
+            ledgers[0].add(number)
             region.ack(message)
         region.publish("ack", ledgers[0].ack().encode(), qos=1)
 
     events = Events()
-    node = Client(options, take_acks, lambda up, _: outbox.link(up=up))
+    node = Client(options, take_acks, lambda up, _: outbox.link_changed(up=up))
     region = Client(options, take_results)
     outbox = Outbox(path, gap_topic="out/gap", late=late, publish=node.publish, on_event=events, window=16)
     async with outbox, node, region:
         await node.subscribe({"ack": 1})
         await region.subscribe({"out/#": 1})
-        answers: list[OutboxError | None] = []
+        outcomes: list[OutboxError | None] = []
         for number in range(100):
-            outbox.append([record(str(number))], [], answers.append)
-        await eventually(lambda: len(answers) == 100)
+            outbox.append([record(str(number))], [], outcomes.append)
+        await eventually(lambda: len(outcomes) == 100)
         mosquitto.start()
-        await eventually(lambda: len(got) >= 40)
+        await eventually(lambda: len(received) >= 40)
         mosquitto.kill()
         for number in range(100, 200):
-            outbox.append([record(str(number))], [], answers.append)
+            outbox.append([record(str(number))], [], outcomes.append)
         mosquitto.start()
-        await eventually(lambda: len(got) == 200 and outbox.status.entries == 0, lambda: f"{len(got)}", 90)
+        await eventually(lambda: len(received) == 200 and outbox.status.entries == 0, lambda: f"{len(received)}", 90)
 
-    assert answers == [None] * 200
-    assert sorted(map(int, got.values())) == list(range(200))
+    assert outcomes == [None] * 200
+    assert sorted(map(int, received.values())) == list(range(200))
     assert events == []
 
 
-async def test_a_full_outbox_gives_up_the_oldest_of_the_least_priority_and_declares_it(
+async def test_a_full_outbox_evicts_the_oldest_of_the_lowest_priority_and_declares_it(
     path: Path, eventually: Eventually
 ) -> None:
-    async with Bench(path, max_bytes=128 << 10) as outbox:
+    async with RecordingOutbox(path, max_bytes=128 << 10) as outbox:
         await outbox.store(record("urgent", priority=5))
         for number in range(200):
             await outbox.store(record(f"{number} " + "x" * 2000))
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await eventually(lambda: any(topic == "gaps" for topic, _, _ in outbox.sent))
         [gap] = [read_gap(payload)[1] for topic, payload, _ in outbox.sent if topic == "gaps"]
 
@@ -238,8 +242,8 @@ async def test_a_full_outbox_gives_up_the_oldest_of_the_least_priority_and_decla
         assert outbox.status.lost == {"evicted": gap.count}
 
 
-async def test_a_full_outbox_refuses_what_is_new_if_told_so(path: Path) -> None:
-    async with Bench(path, max_bytes=128 << 10, when_full="refuse") as outbox:
+async def test_a_full_outbox_refuses_new_records_if_configured(path: Path) -> None:
+    async with RecordingOutbox(path, max_bytes=128 << 10, when_full="refuse") as outbox:
         with pytest.raises(OutboxError) as caught:
             await fill(outbox, "x" * 2000)
 
@@ -250,11 +254,9 @@ async def test_a_full_outbox_refuses_what_is_new_if_told_so(path: Path) -> None:
         assert outbox.status.entries == 1
 
 
-async def test_a_record_that_no_broker_takes_is_given_up_after_three_attempts(
-    path: Path, eventually: Eventually
-) -> None:
-    async with Bench(path) as outbox:
-        outbox.link(up=True)
+async def test_a_record_the_broker_refuses_three_times_is_given_up(path: Path, eventually: Eventually) -> None:
+    async with RecordingOutbox(path) as outbox:
+        outbox.link_changed(up=True)
         await outbox.store(record("too large"))
         for attempt in range(1, 4):
             await eventually(lambda attempt=attempt: len(outbox.sent) == attempt)
@@ -266,30 +268,30 @@ async def test_a_record_that_no_broker_takes_is_given_up_after_three_attempts(
 
 
 async def test_a_store_in_use_is_neither_opened_nor_set_aside(path: Path) -> None:
-    async with Bench(path) as outbox:
+    async with RecordingOutbox(path) as outbox:
         await outbox.store(record())
         with pytest.raises(OutboxError) as caught:
-            await Bench(path).__aenter__()
+            await RecordingOutbox(path).__aenter__()
 
         assert caught.value.code == "outbox-in-use"
         await outbox.store(record())
         assert outbox.status.entries == 2
 
 
-@pytest.mark.parametrize("harm", ["header", "page"])
-async def test_a_damaged_store_is_set_aside_and_the_next_epoch_says_so(
-    path: Path, eventually: Eventually, harm: str
+@pytest.mark.parametrize("damage", ["header", "page"])
+async def test_a_damaged_store_is_set_aside_and_the_next_epoch_declares_it(
+    path: Path, eventually: Eventually, damage: str
 ) -> None:
-    async with Bench(path) as outbox:
+    async with RecordingOutbox(path) as outbox:
         await outbox.store(*(record("x" * 500) for _ in range(100)))
         old = outbox.epoch
     with path.open("r+b") as file:
-        file.seek(0 if harm == "header" else 4096)
+        file.seek(0 if damage == "header" else 4096)
         file.write(b"\xff" * 4096)
 
-    async with Bench(path) as outbox:
+    async with RecordingOutbox(path) as outbox:
         assert outbox.events.kinds == ["outbox-set-aside", "outbox-epoch-lost"]
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) == 1)
         epoch, gap = read_gap(outbox.sent[0][1])
         [previous] = gap.previous
@@ -299,26 +301,24 @@ async def test_a_damaged_store_is_set_aside_and_the_next_epoch_says_so(
         await outbox.store(record("goes on"))
 
 
-async def test_a_payload_that_rotted_on_the_disk_is_declared_lost_and_its_neighbours_go(
-    path: Path, eventually: Eventually
-) -> None:
-    async with Bench(path) as outbox:
+async def test_a_corrupt_payload_is_declared_lost_and_the_others_are_sent(path: Path, eventually: Eventually) -> None:
+    async with RecordingOutbox(path) as outbox:
         await outbox.store(record("a"), record("rotting"), record("c"))
-    rot(path)
+    corrupt(path)
 
-    async with Bench(path) as outbox:
-        outbox.link(up=True)
+    async with RecordingOutbox(path) as outbox:
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) == 3)
         assert outbox.payloads == [b"a", b"c"]
         assert outbox.status.lost == {"corrupt": 1}
 
 
-async def test_an_acknowledgement_of_numbers_never_given_begins_a_new_epoch(path: Path, eventually: Eventually) -> None:
-    """The store is an old copy, or its disk lied; the region knows better. What is stored gets through all the same."""
-    async with Bench(path) as outbox:
+async def test_an_acknowledgement_of_unassigned_numbers_starts_a_new_epoch(path: Path, eventually: Eventually) -> None:
+    """The store is an old copy, or its disk lost writes. Its records still reach the region."""
+    async with RecordingOutbox(path) as outbox:
         await outbox.store(record("a"), record("b"))
         old = outbox.epoch
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         outbox.acknowledge(Ack(old, {0: 7}))
         await outbox.store(record("c"))
         await eventually(lambda: outbox.epoch != old)
@@ -333,68 +333,66 @@ async def test_an_acknowledgement_of_numbers_never_given_begins_a_new_epoch(path
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = tmp_path / "disk"
     mount.mkdir()
-    made = subprocess.run(
+    mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(mount)], check=False, capture_output=True, text=True
     )
-    if made.returncode:
-        pytest.skip(f"cannot mount: {made.stderr.strip()}")
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
     yield mount
     subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
-async def test_a_full_disk_refuses_records_with_a_reason_and_room_heals_it(
-    small_disk: Path, eventually: Eventually
-) -> None:
-    async with Bench(small_disk / "outbox.db", when_full="refuse") as outbox:
+async def test_a_full_disk_refuses_records_until_there_is_space(small_disk: Path, eventually: Eventually) -> None:
+    async with RecordingOutbox(small_disk / "outbox.db", when_full="refuse") as outbox:
         with pytest.raises(OutboxError) as caught:
             await fill(outbox, "x" * 200_000)
         stored = outbox.status.entries
 
         assert caught.value.code == "outbox-disk"
         assert stored > 10
-        assert "room" in caught.value.remedy
+        assert "Free some disk space" in caught.value.remedy
         assert outbox.status.failure is not None
         outbox.acknowledge(Ack(outbox.epoch, {0: stored - 1}))
         await eventually(lambda: outbox.status.entries == 1)
         await outbox.store(record("goes on"))
         assert outbox.status.failure is None
         assert outbox.events.kinds == ["outbox-failing", "outbox-recovered"]
-    async with Bench(small_disk / "outbox.db") as outbox:
-        outbox.link(up=True)
+    async with RecordingOutbox(small_disk / "outbox.db") as outbox:
+        outbox.link_changed(up=True)
         await eventually(lambda: len(outbox.sent) == 2)
 
 
-async def test_a_full_disk_lets_the_oldest_go_for_what_is_new_until_there_is_room(
+async def test_a_full_disk_evicts_the_oldest_for_new_records_until_there_is_space(
     small_disk: Path, eventually: Eventually
 ) -> None:
     """The quota says what it may take, the disk what it can."""
-    async with Bench(small_disk / "outbox.db") as outbox:
+    async with RecordingOutbox(small_disk / "outbox.db") as outbox:
         for number in range(300):
             await outbox.store(record(f"{number} " + "x" * 200_000))
         assert outbox.status.failure is None
         assert outbox.status.lost["evicted"] > 100
         assert outbox.events.kinds.count("outbox-disk-full") == 1
-        kept = outbox.status.entries
-        assert kept > 10
-        outbox.link(up=True)
+        stored = outbox.status.entries
+        assert stored > 10
+        outbox.link_changed(up=True)
         ledger = Ledger(outbox.epoch)
         while outbox.status.entries:
             for topic, payload, _ in outbox.sent:
                 if topic == "gaps":
-                    ledger.take_gap(read_gap(payload)[1])
+                    ledger.add_gap(read_gap(payload)[1])
                 else:
-                    ledger.take(Number(outbox.epoch, 0, int(payload.split()[0]) + 1))
+                    ledger.add(Number(outbox.epoch, 0, int(payload.split()[0]) + 1))
             outbox.acknowledge(ledger.ack())
             await asyncio.sleep(0.01)
-        assert ledger.of(0).all() == [(1, 300)]
+        assert ledger.ranges(0).all() == [(1, 300)]
 
 
-async def test_a_disk_that_is_full_at_the_start_is_waited_for(small_disk: Path, eventually: Eventually) -> None:
+async def test_an_outbox_on_a_full_disk_opens_once_there_is_space(small_disk: Path, eventually: Eventually) -> None:
     ballast = small_disk / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb") as file:
         for _ in range(10_000):
             file.write(b"x" * 4096)
-    async with Bench(small_disk / "outbox.db") as outbox:
+    async with RecordingOutbox(small_disk / "outbox.db") as outbox:
         with pytest.raises(OutboxError):
             await outbox.store(record())
         ballast.unlink()
@@ -402,7 +400,7 @@ async def test_a_disk_that_is_full_at_the_start_is_waited_for(small_disk: Path, 
         await outbox.store(record())
 
 
-def rot(path: Path) -> None:
+def corrupt(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"rotting", b"rotten!"))
 
 
@@ -410,40 +408,40 @@ def store(path: Path, boot: Boot) -> OutboxStore:
     return OutboxStore(path, max_bytes=1 << 20, boot=lambda: boot)
 
 
-def expired(path: Path, boot: Boot) -> int:
-    """Open at a moment, expire, close. Returns: records lost."""
+def expire_at(path: Path, boot: Boot) -> int:
+    """Open the store at this time, expire records, close it. Returns: the number expired."""
     opened = store(path, boot)
     with opened.transaction():
         opened.expire()
-    lost = opened.notes().lost["expired"]
+    lost = opened.take_changes().lost["expired"]
     opened.close()
     return lost
 
 
-def test_time_that_a_node_was_down_counts_within_one_boot(path: Path) -> None:
+def test_downtime_counts_within_one_boot(path: Path) -> None:
     first = store(path, Boot("a", 1000.0))
     with first.transaction():
         first.append([record(ttl_s=60.0)])
     first.close()
 
-    assert expired(path, Boot("a", 1059.0)) == 0
-    assert expired(path, Boot("a", 1061.0)) == 1
+    assert expire_at(path, Boot("a", 1059.0)) == 0
+    assert expire_at(path, Boot("a", 1061.0)) == 1
 
 
-def test_after_a_boot_only_the_time_since_then_counts(path: Path) -> None:
-    """Whatever the wall clock says, which may be an hour off or have begun in 1970."""
+def test_after_a_reboot_only_the_time_since_then_counts(path: Path) -> None:
+    """Whatever the wall clock shows: it may be an hour off, or start in 1970."""
     first = store(path, Boot("a", 1000.0))
     with first.transaction():
         first.append([record(ttl_s=60.0)])
     first.close()
 
-    assert expired(path, Boot("b", 30.0)) == 0
-    assert expired(path, Boot("c", 20.0)) == 0
-    assert expired(path, Boot("c", 31.0)) == 1
+    assert expire_at(path, Boot("b", 30.0)) == 0
+    assert expire_at(path, Boot("c", 20.0)) == 0
+    assert expire_at(path, Boot("c", 31.0)) == 1
 
 
 async def test_a_clock_that_jumps_expires_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Bench(path) as outbox:
+    async with RecordingOutbox(path) as outbox:
         await outbox.store(record(ttl_s=600.0))
         for jump_s in (3600.0, -7200.0, 50 * 365 * 86400.0):
             now = __import__("time").time() + jump_s
@@ -459,16 +457,16 @@ from pathlib import Path
 from hedgerow.bus.outbox import Outbox, Record
 
 async def main():
-    def safe(first, error):
+    def confirm(first, error):
         sys.stdout.write(f"{first}\\n")
         sys.stdout.flush()
     outbox = Outbox(Path(sys.argv[1]), gap_topic="g", late=str, publish=lambda *a, **k: None, on_event=print)
     async with outbox:
-        outbox.link(up=True)
+        outbox.link_changed(up=True)
         for turn in itertools.count():
             first = int(sys.argv[2]) + 3 * turn
             records = [Record("p", "t", b"%d" % number * 40) for number in range(first, first + 3)]
-            outbox.append(records, [], lambda error, first=first: safe(first, error))
+            outbox.append(records, [], lambda error, first=first: confirm(first, error))
             while outbox.status.appending > 300:
                 await asyncio.sleep(0)
 
@@ -476,36 +474,36 @@ asyncio.run(main())
 """
 
 
-def killed_at_random(path: Path, rounds: int, seed: int) -> None:
-    """Every record that a node called safe before it was killed is there afterwards, under the number it had."""
-    chance = random.Random(seed)
-    safe: set[int] = set()
+def kill_at_random(path: Path, rounds: int, seed: int) -> None:
+    """Every record confirmed before a kill exists afterwards, under the same number."""
+    rng = random.Random(seed)
+    confirmed: set[int] = set()
     numbers: dict[bytes, int] = {}
     first = 0
     for _ in range(rounds):
         child = processes.start([sys.executable, "-c", CHILD, str(path), str(first)], stdout=subprocess.PIPE)
         assert child.stdout is not None
-        for _ in range(chance.randint(1, 150)):
-            safe.add(int(child.stdout.readline()))
+        for _ in range(rng.randint(1, 150)):
+            confirmed.add(int(child.stdout.readline()))
         os.kill(child.pid, signal.SIGKILL)
-        safe.update(int(line) for line in child.stdout.read().split(b"\n")[:-1])
+        confirmed.update(int(line) for line in child.stdout.read().split(b"\n")[:-1])
         child.wait()
         child.stdout.close()
-        first = max(safe) + 100_000
+        first = max(confirmed) + 100_000
         opened = OutboxStore(path, max_bytes=1 << 30)
         entries = opened.read(0, 1 << 60, 1_000_000, 1 << 40)
         opened.abandon()
         assert [entry.key for entry in entries] == list(range(1, len(entries) + 1))
         for entry in entries:
             assert numbers.setdefault(entry.payload, entry.key) == entry.key
-        assert all(b"%d" % number * 40 in numbers for start in safe for number in range(start, start + 3))
+        assert all(b"%d" % number * 40 in numbers for start in confirmed for number in range(start, start + 3))
 
 
-def test_what_was_called_safe_survives_kill_9(path: Path) -> None:
-    killed_at_random(path, rounds=4, seed=1)
+def test_confirmed_records_survive_kill_9(path: Path) -> None:
+    kill_at_random(path, rounds=4, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_what_was_called_safe_survives_kill_9_a_hundred_times(path: Path) -> None:
-    killed_at_random(path, rounds=100, seed=2)
+def test_confirmed_records_survive_a_hundred_kill_9(path: Path) -> None:
+    kill_at_random(path, rounds=100, seed=2)

@@ -1,4 +1,4 @@
-"""The outbox's laws, against a model: whatever happens, the region gets every record or is told that it will not."""
+"""Invariants of the outbox, against a model: the region receives every record or a gap that declares it lost."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from tests.examples import examples
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import PRIORITIES, Gap, Number, OutboxEntry, Record, key_of, priority_of, sequence_of
-from hedgerow.bus.outbox.store import Full, OutboxStore
+from hedgerow.bus.outbox.store import OutboxFull, OutboxStore
 from hedgerow.bus.outbox.window import SendWindow
 
 MAX_BYTES = 96 << 10
 
 
 class NodeAndRegion(RuleBasedStateMachine):
-    """A store and a window as the outbox uses them, a way that loses messages, and a region that keeps a ledger."""
+    """Store and window as the outbox uses them, a path that loses messages, and a region with a ledger."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="outbox-"))
-        self.lives = itertools.count()
+        self.starts = itertools.count()
         self.boot = Boot("first", 100.0)
         self.now = 0.0
         self.count = 0
-        self.safe: dict[int, bytes] = {}  # what was called safe, by key
-        self.got: dict[int, bytes] = {}
-        self.gaps: list[tuple[int, int]] = []  # what the region was told
-        self.way: list[OutboxEntry] = []
+        self.stored: dict[int, bytes] = {}  # stored records, by key
+        self.received: dict[int, bytes] = {}
+        self.gaps: list[tuple[int, int]] = []  # received by the region
+        self.in_transit: list[OutboxEntry] = []
         self.acked = 0
 
     @initialize(when_full=st.sampled_from(["evict", "refuse"]), window=st.integers(2, 12))
-    def begin(self, when_full: str, window: int) -> None:
+    def start(self, when_full: str, window: int) -> None:
         self.when_full = when_full
         self.window = SendWindow(window, 40_000, 0.5)
-        self.most = window
+        self.max_entries = window
         self.path = self.folder / "0" / "outbox.db"
         self.open()
         self.ledger = Ledger(self.store.epoch)
 
     def open(self) -> None:
         self.store = OutboxStore(self.path, max_bytes=MAX_BYTES, when_full=self.when_full, boot=lambda: self.boot)  # type: ignore[arg-type]
-        self.store.notes()
-        self.window.begin([key_of(priority, 1) for priority in range(PRIORITIES)], self.store.tops)
+        self.store.take_changes()
+        self.window.reset([key_of(priority, 1) for priority in range(PRIORITIES)], self.store.next_keys)
 
-    def follow(self, appended: list[OutboxEntry], up: bool) -> None:
-        """What the outbox does after every group."""
-        notes = self.store.notes()
-        self.window.appended(appended, self.store.tops, up=up)
-        self.window.gone(notes.gone)
-        for key in notes.touched:
+    def apply_changes(self, appended: list[OutboxEntry], up: bool) -> None:
+        """Update the window as the outbox does after every group."""
+        changes = self.store.take_changes()
+        self.window.appended(appended, self.store.next_keys, up=up)
+        self.window.discard(changes.given_up)
+        for key in changes.changed_gaps:
             self.window.rewind(key)
 
     @rule(
@@ -73,48 +73,50 @@ class NodeAndRegion(RuleBasedStateMachine):
             self.count += 1
             payload = b"%d " % self.count + b"x" * size
             records.append(Record("p", "t", payload, priority=priority, ttl_s=ttl_s))
-        tops = self.store.tops
+        next_keys = self.store.next_keys
         try:
             with self.store.transaction():
                 keys = self.store.append(records)
-        except Full:
+        except OutboxFull:
             assert self.when_full == "refuse"
-            assert self.store.tops == tops
+            assert self.store.next_keys == next_keys
             return
         assert len(set(keys)) == len(keys)
-        assert self.safe.keys().isdisjoint(keys)
+        assert self.stored.keys().isdisjoint(keys)
         for key, record in zip(keys, records, strict=True):
-            assert key >= tops[record.priority]
-            self.safe[key] = record.payload
-        self.follow([OutboxEntry(key, key, r.topic, b"", r.payload) for key, r in zip(keys, records, strict=True)], up)
+            assert key >= next_keys[record.priority]
+            self.stored[key] = record.payload
+        self.apply_changes(
+            [OutboxEntry(key, key, r.topic, b"", r.payload) for key, r in zip(keys, records, strict=True)], up
+        )
 
     @rule()
     def send(self) -> None:
-        entries, wanted = self.window.next(self.now)
-        self.way += entries
-        if wanted is not None:
-            read = self.store.read(*wanted)
-            assert len(read) <= wanted.most
-            self.way += self.window.offer(wanted, read, self.now)
-        assert self.window.under_way <= self.most
+        entries, request = self.window.next(self.now)
+        self.in_transit += entries
+        if request is not None:
+            read = self.store.read(*request)
+            assert len(read) <= request.limit
+            self.in_transit += self.window.offer(request, read, self.now)
+        assert self.window.in_flight <= self.max_entries
 
-    @precondition(lambda self: self.way)
+    @precondition(lambda self: self.in_transit)
     @rule(data=st.data(), lost=st.booleans())
     def messages_arrive_or_are_lost(self, data: st.DataObject, lost: bool) -> None:
-        many = data.draw(st.integers(1, len(self.way)))
-        for entry in self.way[:many]:
+        count = data.draw(st.integers(1, len(self.in_transit)))
+        for entry in self.in_transit[:count]:
             if not lost:
                 self.receive(entry)
-        del self.way[:many]
+        del self.in_transit[:count]
 
     def receive(self, entry: OutboxEntry) -> None:
         if not entry.topic:
             self.gaps.append((entry.key, entry.last))
-            self.ledger.take_gap(Gap.read(entry.key, entry.last, entry.payload))
+            self.ledger.add_gap(Gap.read(entry.key, entry.last, entry.payload))
             return
-        assert entry.payload == self.safe[entry.key], "one number, two records"
-        self.ledger.take(Number(self.store.epoch, priority_of(entry.key), sequence_of(entry.key)))
-        self.got[entry.key] = entry.payload
+        assert entry.payload == self.stored[entry.key], "two records with one number"
+        self.ledger.add(Number(self.store.epoch, priority_of(entry.key), sequence_of(entry.key)))
+        self.received[entry.key] = entry.payload
 
     @rule()
     def the_region_acknowledges(self) -> None:
@@ -122,7 +124,7 @@ class NodeAndRegion(RuleBasedStateMachine):
         self.window.acked(ack, self.now)
         with self.store.transaction():
             assert self.store.trim(ack)
-        self.follow([], False)
+        self.apply_changes([], False)
 
     @rule(seconds=st.floats(1, 100))
     def time_passes(self, seconds: float) -> None:
@@ -131,21 +133,21 @@ class NodeAndRegion(RuleBasedStateMachine):
         self.window.probe(self.now)
 
     @rule()
-    def old_ones_expire(self) -> None:
+    def old_records_expire(self) -> None:
         with self.store.transaction():
             assert not self.store.expire()
-        self.follow([], False)
+        self.apply_changes([], False)
 
     @rule()
     def the_link_breaks(self) -> None:
         self.window.link_down()
-        self.way.clear()
+        self.in_transit.clear()
 
     @rule(data=st.data(), torn=st.booleans(), reboots=st.booleans())
     def the_node_crashes(self, data: st.DataObject, torn: bool, reboots: bool) -> None:
-        """What is on the disk is what there was, with the end of the log cut off anywhere."""
-        tops = self.store.tops
-        self.path = self.folder / str(next(self.lives) + 1) / "outbox.db"
+        """The disk keeps everything except an arbitrary part of the end of the log."""
+        next_keys = self.store.next_keys
+        self.path = self.folder / str(next(self.starts) + 1) / "outbox.db"
         shutil.copytree(self.store.path.parent, self.path.parent)
         self.store.abandon()
         log = self.path.with_name("outbox.db-wal")
@@ -157,8 +159,8 @@ class NodeAndRegion(RuleBasedStateMachine):
         epoch = self.store.epoch
         self.open()
         if epoch == self.store.epoch:
-            assert self.store.tops == tops
-        else:  # not even the store itself had come to the database: nothing of the old epoch can come any more
+            assert self.store.next_keys == next_keys
+        else:  # the database had not even been created: the old epoch is lost
             assert torn
             self.the_epoch_ended(epoch)
 
@@ -167,20 +169,20 @@ class NodeAndRegion(RuleBasedStateMachine):
         [previous] = Gap.read(row.key, row.last, row.payload).previous
         assert previous.epoch == epoch
         assert previous.numbers is not None
-        for key in self.safe:
-            assert sequence_of(key) < previous.numbers[priority_of(key)], "lost, and not declared"
-        self.safe.clear()
-        self.got.clear()
+        for key in self.stored:
+            assert sequence_of(key) < previous.numbers[priority_of(key)], "lost and not declared"
+        self.stored.clear()
+        self.received.clear()
         self.gaps.clear()
-        self.way.clear()
+        self.in_transit.clear()
         self.ledger = Ledger(self.store.epoch)
 
     @rule()
     def the_node_restarts(self) -> None:
-        tops = self.store.tops
+        next_keys = self.store.next_keys
         self.store.close()
         self.open()
-        assert self.store.tops == tops
+        assert self.store.next_keys == next_keys
 
     @invariant()
     def the_quota_holds(self) -> None:
@@ -189,48 +191,48 @@ class NodeAndRegion(RuleBasedStateMachine):
 
     @invariant()
     def every_number_is_somewhere(self) -> None:
-        """A record, part of a gap, or with the region."""
+        """Every number is a record, part of a gap, or at the region."""
         if not hasattr(self, "store"):
             return
         count = 0
-        for priority, top in enumerate(self.store.tops):
+        for priority, top in enumerate(self.store.next_keys):
             expected = key_of(priority, 1)
             gap_before = False
             for entry in self.store.read(expected, top, 10_000, 1 << 30):
                 count += 1
-                self.with_the_region(expected, entry.key)
-                assert not (gap_before and not entry.topic), "two gaps with nothing between them"
+                self.assert_region_has(expected, entry.key)
+                assert not (gap_before and not entry.topic), "adjacent gaps were not merged"
                 gap_before = not entry.topic
                 if entry.topic:
-                    assert entry.payload == self.safe[entry.key]
+                    assert entry.payload == self.stored[entry.key]
                 expected = entry.last + 1
-            self.with_the_region(expected, top)
+            self.assert_region_has(expected, top)
         assert count == self.store.entries
 
-    def with_the_region(self, start: int, end: int) -> None:
+    def assert_region_has(self, start: int, end: int) -> None:
         for key in range(start, end):
-            assert key in self.got or self.declared(key), f"number {sequence_of(key)} is nowhere"
+            assert key in self.received or self.declared(key), f"number {sequence_of(key)} is missing"
 
     def declared(self, key: int) -> bool:
         return any(first <= key <= last for first, last in self.gaps)
 
     def teardown(self) -> None:
-        """Once the way is good, the region hears of every number, and the outbox is empty."""
+        """Once the path works, the region receives every number and the outbox is empty."""
         if not hasattr(self, "store"):
             return
         for _ in range(1000):
             if not self.store.entries:
                 break
             self.send()
-            for entry in self.way:
+            for entry in self.in_transit:
                 self.receive(entry)
-            self.way.clear()
+            self.in_transit.clear()
             self.the_region_acknowledges()
             self.now += 1000
             self.window.probe(self.now)
         assert self.store.entries == 0
-        for key, payload in self.safe.items():
-            assert self.got.get(key) == payload or self.declared(key)
+        for key, payload in self.stored.items():
+            assert self.received.get(key) == payload or self.declared(key)
         for priority, number in enumerate(self.store.numbers):
             assert self.ledger.ack().through.get(priority, 0) == number - 1
         self.store.close()

@@ -1,4 +1,4 @@
-"""What the outbox sends next, and what a region keeps of numbers."""
+"""The outbox's send window, and the region's ledger."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.ledger import Ledger, Ranges
-from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, OutboxEntry, Previous, key_of, read_gap
-from hedgerow.bus.outbox.window import ReadRequest, SendWindow, share_out
+from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, OutboxEntry, PreviousEpoch, key_of, read_gap
+from hedgerow.bus.outbox.window import ReadRequest, SendWindow, split_window
 
 COUNTS = st.integers(0, 500)
 
@@ -20,161 +20,165 @@ def entry(sequence: int, priority: int = 0, size: int = 10) -> OutboxEntry:
     return OutboxEntry(key, key, "t", b"", b"x" * (size - 1))
 
 
-def window(most: int = 4, max_bytes: int = 10_000, stored: int = 0) -> SendWindow:
-    made = SendWindow(most, max_bytes, 0.5)
-    made.begin([key_of(p, 1) for p in range(PRIORITIES)], tops(stored))
-    return made
+def window(max_entries: int = 4, max_bytes: int = 10_000, stored: int = 0) -> SendWindow:
+    send_window = SendWindow(max_entries, max_bytes, 0.5)
+    send_window.reset([key_of(p, 1) for p in range(PRIORITIES)], next_keys(stored))
+    return send_window
 
 
-def tops(stored: int) -> list[int]:
+def next_keys(stored: int) -> list[int]:
     return [key_of(0, stored + 1), *(key_of(p, 1) for p in range(1, PRIORITIES))]
 
 
 @given(st.integers(2, 300), st.floats(0, 1), COUNTS, COUNTS, COUNTS, COUNTS)
-def test_both_find_room_and_the_window_holds(
-    most: int, share: float, live: int, backlog: int, live_under_way: int, backlog_under_way: int
+def test_neither_new_records_nor_the_backlog_starve_in_the_window(
+    max_entries: int, share: float, live: int, backlog: int, live_in_flight: int, backlog_in_flight: int
 ) -> None:
-    new, old = share_out(
-        most,
+    new, old = split_window(
+        max_entries,
         share,
         live=live,
         backlog=backlog,
-        live_under_way=live_under_way,
-        backlog_under_way=backlog_under_way,
+        live_in_flight=live_in_flight,
+        backlog_in_flight=backlog_in_flight,
     )
-    free = most - live_under_way - backlog_under_way
+    free = max_entries - live_in_flight - backlog_in_flight
 
     assert 0 <= new <= live
     assert 0 <= old <= backlog
     assert new + old <= max(0, free)
-    assert old == 0 or backlog_under_way + old <= max(1, most * share)  # the rest is for what is new
-    if backlog and free > 0 and backlog_under_way == 0:
-        assert old >= 1  # never starved
+    assert old == 0 or backlog_in_flight + old <= max(1, max_entries * share)  # the rest is for new records
+    if backlog and free > 0 and backlog_in_flight == 0:
+        assert old >= 1  # the backlog does not starve
     if not backlog:
-        assert new == min(live, max(0, free))  # nothing is kept free for nobody
+        assert new == min(live, max(0, free))  # without a backlog, new records get the whole window
 
 
 @given(st.integers(2, 40), st.integers(1, 6), st.integers(20, 200))
-def test_new_records_go_within_a_round_while_the_backlog_shrinks(most: int, a_round: int, stored: int) -> None:
-    """A region that acknowledges all it gets once a round; new records come more slowly than it takes them."""
-    a_round = min(a_round, most - max(1, most // 2))
-    made = window(most, stored=stored)
-    there = {entry(n).key: entry(n) for n in range(1, stored + 1)}
+def test_new_records_are_sent_at_once_while_the_backlog_shrinks(max_entries: int, per_round: int, stored: int) -> None:
+    """The region acknowledges everything once per round; new records arrive more slowly than it accepts them."""
+    per_round = min(per_round, max_entries - max(1, max_entries // 2))
+    send_window = window(max_entries, stored=stored)
+    stored_entries = {entry(n).key: entry(n) for n in range(1, stored + 1)}
     last_old, next_sequence = key_of(0, stored), stored + 1
     for _ in range(2 * stored):
-        new = [entry(next_sequence + n) for n in range(a_round)]
-        next_sequence += a_round
-        there.update((one.key, one) for one in new)
-        made.appended(new, tops(next_sequence - 1), up=True)
-        sent, wanted = made.next(0.0)
-        assert sent == new  # at once, whatever waits
-        if wanted is not None:
-            keys = sorted(key for key in there if wanted.start <= key < wanted.end)
-            sent = sent + made.offer(wanted, [there[key] for key in keys[: wanted.most]], 0.0)
-        for one in sent:
-            made.acked(Ack("e", {}, {0: [(one.key, one.key)]}), 0.0)
-            del there[one.key]
-    assert not any(key <= last_old for key in there)
+        new = [entry(next_sequence + n) for n in range(per_round)]
+        next_sequence += per_round
+        stored_entries.update((sent_entry.key, sent_entry) for sent_entry in new)
+        send_window.appended(new, next_keys(next_sequence - 1), up=True)
+        sent, request = send_window.next(0.0)
+        assert sent == new  # at once, whatever the backlog
+        if request is not None:
+            keys = sorted(key for key in stored_entries if request.start <= key < request.end)
+            sent = sent + send_window.offer(request, [stored_entries[key] for key in keys[: request.limit]], 0.0)
+        for sent_entry in sent:
+            send_window.acked(Ack("e", {}, {0: [(sent_entry.key, sent_entry.key)]}), 0.0)
+            del stored_entries[sent_entry.key]
+    assert not any(key <= last_old for key in stored_entries)
 
 
-def test_what_was_sent_before_something_acknowledged_goes_again() -> None:
-    made = window()
-    made.appended([entry(n) for n in (1, 2, 3)], tops(3), up=True)
-    made.next(0.0)
-    made.acked(Ack("e", {0: 1}, {0: [(3, 3)]}), 0.0)
-    sent, wanted = made.next(0.0)
+def test_entries_sent_before_an_acknowledged_one_are_resent() -> None:
+    send_window = window()
+    send_window.appended([entry(n) for n in (1, 2, 3)], next_keys(3), up=True)
+    send_window.next(0.0)
+    send_window.acked(Ack("e", {0: 1}, {0: [(3, 3)]}), 0.0)
+    sent, request = send_window.next(0.0)
 
     assert sent == []
-    assert wanted == ReadRequest(key_of(0, 2), key_of(0, 4), 2, 5000)
-    assert made.offer(wanted, [entry(2), entry(3)], 0.0)[0] == entry(2)
+    assert request == ReadRequest(key_of(0, 2), key_of(0, 4), 2, 5000)
+    assert send_window.offer(request, [entry(2), entry(3)], 0.0)[0] == entry(2)
 
 
-def test_with_nothing_heard_for_long_one_is_sent_again_and_then_ever_more_rarely() -> None:
-    made = window()
-    made.appended([entry(1), entry(2)], tops(2), up=True)
-    made.next(0.0)
+def test_a_probe_is_sent_after_silence_at_growing_intervals() -> None:
+    send_window = window()
+    send_window.appended([entry(1), entry(2)], next_keys(2), up=True)
+    send_window.next(0.0)
 
-    assert not made.probe(29.0)
-    assert made.probe(31.0)
-    _, wanted = made.next(31.0)
-    assert wanted is not None
-    assert made.offer(wanted, [entry(1), entry(2)], 31.0) == [entry(1)]
-    assert not made.probe(31.0 + 59.0)
-    assert made.probe(31.0 + 61.0)
-
-
-def test_a_read_that_began_before_a_rewind_does_not_move_past_it() -> None:
-    made = window(stored=10)
-    _, wanted = made.next(0.0)
-    assert wanted is not None
-    made.rewind(key_of(0, 1))
-    made.offer(wanted, [entry(1), entry(2)], 0.0)
-    made.acked(Ack("e", {0: 2}), 0.0)
-    _, wanted = made.next(0.0)
-
-    assert wanted is not None
-    assert wanted.start == key_of(0, 1)
+    assert not send_window.probe(29.0)
+    assert send_window.probe(31.0)
+    _, request = send_window.next(31.0)
+    assert request is not None
+    assert send_window.offer(request, [entry(1), entry(2)], 31.0) == [entry(1)]
+    assert not send_window.probe(31.0 + 59.0)
+    assert send_window.probe(31.0 + 61.0)
 
 
-def test_large_records_fill_the_window_before_many_do() -> None:
-    made = window(most=100, max_bytes=1000)
-    made.appended([entry(n, size=400) for n in range(1, 10)], tops(9), up=True)
-    sent, _ = made.next(0.0)
+def test_a_read_requested_before_a_rewind_does_not_move_the_cursor_past_it() -> None:
+    send_window = window(stored=10)
+    _, request = send_window.next(0.0)
+    assert request is not None
+    send_window.rewind(key_of(0, 1))
+    send_window.offer(request, [entry(1), entry(2)], 0.0)
+    send_window.acked(Ack("e", {0: 2}), 0.0)
+    _, request = send_window.next(0.0)
 
-    assert made.under_way == 3
-    assert len(sent) == 7  # two wait, of as many bytes as a window may have; the others go past it
+    assert request is not None
+    assert request.start == key_of(0, 1)
+
+
+def test_large_records_fill_the_window_by_bytes() -> None:
+    send_window = window(max_entries=100, max_bytes=1000)
+    send_window.appended([entry(n, size=400) for n in range(1, 10)], next_keys(9), up=True)
+    sent, _ = send_window.next(0.0)
+
+    assert send_window.in_flight == 3
+    assert len(sent) == 7  # two wait, the bytes of one window; the others are sent past it
 
 
 @given(
     st.integers(2, 300), st.floats(0.01, 0.99), st.integers(100, 3000), st.integers(0, 400), st.integers(0, 400),
     st.lists(st.integers(1, 2000), min_size=1, max_size=5),
 )  # fmt: skip
-def test_a_region_that_answers_only_when_it_is_asked_holds_up_nobody(
-    most: int, share: float, max_bytes: int, old: int, new: int, sizes: list[int]
+def test_a_region_that_acknowledges_only_on_request_never_stalls_the_window(
+    max_entries: int, share: float, max_bytes: int, old: int, new: int, sizes: list[int]
 ) -> None:
-    """Whatever the window: it asks before it is full. What is left unanswered in the end is less than a window of it."""
-    made = SendWindow(most, max_bytes, share)
-    made.begin([key_of(p, 1) for p in range(PRIORITIES)], tops(old))
-    there = {entry(n).key: entry(n, size=sizes[n % len(sizes)]) for n in range(1, old + new + 1)}
-    unsent, came = set(there), dict[int, OutboxEntry]()
-    made.appended(
-        [entry(n, size=sizes[n % len(sizes)]) for n in range(old + 1, old + new + 1)], tops(old + new), up=True
+    """A window of any size requests an acknowledgement before it is full, so everything is sent."""
+    send_window = SendWindow(max_entries, max_bytes, share)
+    send_window.reset([key_of(p, 1) for p in range(PRIORITIES)], next_keys(old))
+    stored_entries = {entry(n).key: entry(n, size=sizes[n % len(sizes)]) for n in range(1, old + new + 1)}
+    unsent, received = set(stored_entries), dict[int, OutboxEntry]()
+    send_window.appended(
+        [entry(n, size=sizes[n % len(sizes)]) for n in range(old + 1, old + new + 1)], next_keys(old + new), up=True
     )
     while True:
-        sent, wanted = made.next(0.0)
-        if wanted is not None:
-            found = [there[key] for key in sorted(there) if wanted.start <= key < wanted.end][: wanted.most]
-            read = list(itertools.takewhile(lambda one, budget=[wanted.max_bytes]: _spend(budget, one), found))
-            sent = sent + made.offer(wanted, read or found[:1], 0.0)
-        if not sent and wanted is None:
+        sent, request = send_window.next(0.0)
+        if request is not None:
+            found = [stored_entries[key] for key in sorted(stored_entries) if request.start <= key < request.end][
+                : request.limit
+            ]
+            read = list(itertools.takewhile(lambda each, budget=[request.max_bytes]: _spend(budget, each), found))
+            sent = sent + send_window.offer(request, read or found[:1], 0.0)
+        if not sent and request is None:
             break
-        came.update((one.key, one) for one in sent)
-        unsent -= came.keys()
-        if any(made.asks(one.key) for one in sent):
-            ranges = [(key, key) for key in came]
-            made.acked(Ack("e", {}, {0: ranges}), 0.0)
-            for key in came:
-                there.pop(key, None)
-            came.clear()
+        received.update((sent_entry.key, sent_entry) for sent_entry in sent)
+        unsent -= received.keys()
+        if any(send_window.wants_ack(sent_entry.key) for sent_entry in sent):
+            ranges = [(key, key) for key in received]
+            send_window.acked(Ack("e", {}, {0: ranges}), 0.0)
+            for key in received:
+                stored_entries.pop(key, None)
+            received.clear()
     assert unsent == set()
 
 
-def _spend(budget: list[int], one: OutboxEntry) -> bool:
-    """As the store reads: so many bytes, and one entry whatever its size."""
-    budget[0] -= one.size
+def _spend(budget: list[int], entry: OutboxEntry) -> bool:
+    """Apply a byte limit as the store does; it also reads one entry of any size."""
+    budget[0] -= entry.size
     return budget[0] >= 0
 
 
-def test_a_burst_after_a_quiet_time_waits_for_the_window_though_little_was_heard() -> None:
-    """The region answers quiet outboxes in its own time: only a window that stays full is a reason to go past it."""
-    made = window()
-    made.appended([entry(1)], tops(1), up=True)
-    made.next(100.0)
-    made.appended([entry(n) for n in range(2, 9)], tops(8), up=True)
+def test_a_burst_after_a_quiet_period_waits_for_the_window() -> None:
+    """The region acknowledges quiet outboxes slowly: only a window that stays full is bypassed."""
+    send_window = window()
+    send_window.appended([entry(1)], next_keys(1), up=True)
+    send_window.next(100.0)
+    send_window.appended([entry(n) for n in range(2, 9)], next_keys(8), up=True)
 
-    assert [one.key for one in made.next(109.0)[0]] == [key_of(0, n) for n in (2, 3, 4)]
-    assert made.next(109.9)[0] == []
-    assert [one.key for one in made.next(110.1)[0]] == [key_of(0, n) for n in (5, 6, 7, 8)], "it stays full"
+    assert [sent_entry.key for sent_entry in send_window.next(109.0)[0]] == [key_of(0, n) for n in (2, 3, 4)]
+    assert send_window.next(109.9)[0] == []
+    assert [sent_entry.key for sent_entry in send_window.next(110.1)[0]] == [key_of(0, n) for n in (5, 6, 7, 8)], (
+        "the window stayed full"
+    )
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 10))))
@@ -192,16 +196,16 @@ def test_ranges_are_a_set(added: list[tuple[int, int]]) -> None:
     assert all(last + 1 < first for (_, last), (first, _) in itertools.pairwise(beyond))
 
 
-def test_an_acknowledgement_and_a_gap_are_read_as_they_were_written() -> None:
+def test_acknowledgements_and_gaps_survive_a_round_trip() -> None:
     ledger = Ledger("e")
     for sequence in (1, 2, 5):
-        assert ledger.take(Number("e", 3, sequence))
-    assert not ledger.take(Number("e", 3, 2))
-    gap = Gap(key_of(3, 3), key_of(3, 3), {"expired": 1}, (Previous("d", (4,) * 10), Previous(None, None)))
+        assert ledger.add(Number("e", 3, sequence))
+    assert not ledger.add(Number("e", 3, 2))
+    gap = Gap(key_of(3, 3), key_of(3, 3), {"expired": 1}, (PreviousEpoch("d", (4,) * 10), PreviousEpoch(None, None)))
 
     assert Ack.decode(ledger.ack().encode()) == Ack("e", {3: 2}, {3: [(5, 5)]})
     assert read_gap(gap.message("e")) == ("e", gap)
-    assert ledger.take_gap(gap)
+    assert ledger.add_gap(gap)
     assert ledger.ack().through == {3: 3}
 
 
@@ -209,8 +213,8 @@ def test_an_acknowledgement_and_a_gap_are_read_as_they_were_written() -> None:
     st.binary()
     | st.sampled_from([b"1", b"{}", b'{"epoch":"e","through":{"11":1}}', b'{"epoch":"e","through":{"1":-1}}'])
 )
-def test_what_is_no_acknowledgement_is_refused(payload: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - bytes may be wrong in many ways
+def test_invalid_acknowledgements_and_gaps_are_refused(payload: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - input may be invalid in many ways
         Ack.decode(payload)
     with pytest.raises(ValueError):  # noqa: PT011
         read_gap(payload)

@@ -1,4 +1,4 @@
-"""The codec of control packets and properties."""
+"""Codec of control packets and properties."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hedgerow.bus.properties import (
     encode_varint,
 )
 
-PahoProperties: Any = Properties  # its methods are not annotated
+PahoProperties: Any = Properties  # its methods lack annotations
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
 publish_pairs = st.lists(
@@ -49,12 +49,12 @@ publish_pairs = st.lists(
 
 
 @given(publish_pairs)
-def test_properties_come_back_as_they_were(pairs: list[Any]) -> None:
+def test_properties_survive_a_round_trip(pairs: list[Any]) -> None:
     assert decode_properties(encode_properties(pairs)) == pairs
 
 
 @given(publish_pairs)
-def test_paho_reads_our_properties_as_we_meant_them(pairs: list[Any]) -> None:
+def test_paho_decodes_our_properties(pairs: list[Any]) -> None:
     """An independent decoder agrees on every property of a PUBLISH."""
     raw = encode_properties(pairs)
     paho = PahoProperties(PacketTypes.PUBLISH)
@@ -69,7 +69,7 @@ def test_paho_reads_our_properties_as_we_meant_them(pairs: list[Any]) -> None:
 
 
 @given(st.lists(st.tuples(texts, texts), max_size=4), texts, st.binary(max_size=40), st.integers(0, 2**32 - 1))
-def test_we_read_what_paho_writes(users: list[Any], content_type: str, correlation: bytes, expiry: int) -> None:
+def test_we_decode_properties_from_paho(users: list[Any], content_type: str, correlation: bytes, expiry: int) -> None:
     paho = PahoProperties(PacketTypes.PUBLISH)
     paho.ContentType, paho.CorrelationData, paho.MessageExpiryInterval = content_type, correlation, expiry
     if users:
@@ -84,7 +84,7 @@ def test_we_read_what_paho_writes(users: list[Any], content_type: str, correlati
 
 
 @given(st.binary(max_size=80))
-def test_random_bytes_as_properties_are_read_or_called_malformed(raw: bytes) -> None:
+def test_random_properties_are_decoded_or_malformed(raw: bytes) -> None:
     try:
         pairs = decode_properties(raw)
     except MalformedPacket:
@@ -93,8 +93,8 @@ def test_random_bytes_as_properties_are_read_or_called_malformed(raw: bytes) -> 
 
 
 @given(st.binary(max_size=80) | publish_pairs.map(encode_properties))
-def test_a_publish_is_read_as_strictly_as_any_packet(raw: bytes) -> None:
-    """The quick way through common properties gives what the strict decoder gives, or the same refusal."""
+def test_the_fast_path_for_publish_properties_is_as_strict_as_the_decoder(raw: bytes) -> None:
+    """The fast path gives the same result or error as the strict decoder."""
     try:
         pairs = decode_properties(raw)
         if any(kind not in IN_PUBLISH for kind, _ in pairs):
@@ -113,7 +113,7 @@ def test_a_publish_is_read_as_strictly_as_any_packet(raw: bytes) -> None:
     st.sampled_from([packets.decode_connack, packets.decode_puback, packets.decode_suback, packets.decode_disconnect]),
     st.binary(max_size=60),
 )
-def test_random_bytes_as_a_packet_are_read_or_called_malformed(decode: Callable[[bytes], object], body: bytes) -> None:
+def test_random_packets_are_decoded_or_malformed(decode: Callable[[bytes], object], body: bytes) -> None:
     try:
         decode(body)
     except MalformedPacket as error:
@@ -121,7 +121,7 @@ def test_random_bytes_as_a_packet_are_read_or_called_malformed(decode: Callable[
 
 
 @given(st.integers(0, 268_435_455))
-def test_variable_byte_integers_come_back(value: int) -> None:
+def test_variable_byte_integers_survive_a_round_trip(value: int) -> None:
     raw = encode_varint(value)
 
     assert decode_varint(raw + b"rest", 0) == (value, len(raw))
@@ -131,13 +131,13 @@ def test_variable_byte_integers_come_back(value: int) -> None:
     ("value", "raw"),
     [(0, "00"), (127, "7f"), (128, "8001"), (16_383, "ff7f"), (16_384, "808001"), (268_435_455, "ffffff7f")],
 )
-def test_variable_byte_integers_are_those_of_the_standard(value: int, raw: str) -> None:
-    """The examples of table 1-1."""
+def test_variable_byte_integers_match_the_standard(value: int, raw: str) -> None:
+    """Examples from the standard's table 1-1."""
     assert encode_varint(value).hex() == raw
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x80", b"\xff\xff\xff\xff\x01"])
-def test_a_variable_byte_integer_cut_short_or_too_long_is_malformed(raw: bytes) -> None:
+def test_a_truncated_or_overlong_variable_byte_integer_is_malformed(raw: bytes) -> None:
     with pytest.raises(MalformedPacket):
         decode_varint(raw, 0)
 
@@ -148,7 +148,7 @@ def test_a_variable_byte_integer_cut_short_or_too_long_is_malformed(raw: bytes) 
         ([(Property.EXPIRY, 2**32)], "does not fit"),
         ([(Property.CONTENT_TYPE, "a\0b")], "NUL"),
         ([(Property.CONTENT_TYPE, "x" * 65_536)], "at most 65535"),
-        ([(Property.CONTENT_TYPE, b"bytes")], "is no value"),
+        ([(Property.CONTENT_TYPE, b"bytes")], "is not a valid value"),
     ],
 )
 def test_a_value_that_does_not_fit_its_property_is_refused(pairs: list[Any], why: str) -> None:
@@ -159,26 +159,26 @@ def test_a_value_that_does_not_fit_its_property_is_refused(pairs: list[Any], why
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
-        (b"\x02\x00\x00", "EXPIRY is cut short"),
-        (b"\x02\x00\x00\x00\x01\x02\x00\x00\x00\x01", "stands twice"),
+        (b"\x02\x00\x00", "EXPIRY is truncated"),
+        (b"\x02\x00\x00\x00\x01\x02\x00\x00\x00\x01", "occurs twice"),
         (b"\x03\x00\x02\xff\xfe", "not UTF-8"),
         (b"\x03\x00\x01\x00", "NUL"),
-        (b"\x03\x00\x05abc", "cut short"),
-        (b"\x7f", "does not exist"),
+        (b"\x03\x00\x05abc", "truncated"),
+        (b"\x7f", "Unknown property"),
     ],
 )
-def test_malformed_properties_say_what_is_wrong(raw: bytes, why: str) -> None:
+def test_malformed_properties_report_the_problem(raw: bytes, why: str) -> None:
     with pytest.raises(MalformedPacket, match=why):
         decode_properties(raw)
 
 
-def test_a_property_of_another_packet_may_not_stand_in_a_publish() -> None:
+def test_a_property_of_another_packet_is_refused_in_a_publish() -> None:
     with pytest.raises(MalformedPacket, match="RECEIVE_MAXIMUM"):
         PublishProperties(encode_properties({Property.RECEIVE_MAXIMUM: 5}))
 
 
 def test_connect_carries_will_user_and_properties() -> None:
-    """Compared byte by byte with what the standard prescribes."""
+    """Compared byte by byte with the standard."""
     raw = packets.encode_connect(
         client_id="id",
         clean_start=True,
@@ -195,7 +195,7 @@ def test_connect_carries_will_user_and_properties() -> None:
     )
 
 
-def test_subscribe_asks_for_no_retained_messages_it_has_had() -> None:
+def test_subscribe_requests_retained_messages_only_for_new_subscriptions() -> None:
     assert packets.encode_subscribe(7, {"a/#": 1}).hex(" ") == "82 09 00 07 00 00 03 61 2f 23 11"
 
 
@@ -203,5 +203,5 @@ def test_a_puback_without_a_reason_means_success() -> None:
     assert packets.decode_puback(packets.encode_puback(513)[2:]) == Acked(513, (0,))
 
 
-def test_an_unknown_reason_code_is_named_by_its_number() -> None:
+def test_an_unknown_reason_code_is_shown_as_a_number() -> None:
     assert packets.reason_name(0xF0) == "reason code 0xf0"

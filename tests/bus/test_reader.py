@@ -1,4 +1,4 @@
-"""Bytes to messages, however they are cut."""
+"""Parsing of the byte stream, however it is split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hedgerow.errors import FrameError
 
 
 def _ignore(kind: int, body: bytes) -> None:
-    """No other packets matter here."""
+    """Ignore other packets."""
 
 
 def publish(topic: str, payload: bytes, *, packet_id: int = 0, properties: bytes = b"") -> bytes:
@@ -28,23 +28,23 @@ def publish(topic: str, payload: bytes, *, packet_id: int = 0, properties: bytes
 
 
 def read(data: bytes, *, cut: int = 2**30, limit: int = 2**22, others: list[Any] | None = None) -> list[Message]:
-    """Read a stream of bytes that comes in pieces of at most `cut`."""
+    """Parse a stream that arrives in pieces of at most `cut` bytes."""
     on_packet = (lambda kind, body: others.append((kind, body))) if others is not None else _ignore
     reader = Reader(Acknowledgements(), limit, on_packet)
     messages = []
     position = 0
     while position < len(data):
-        place = reader.buffer()
-        assert len(place) > 0
-        piece = data[position : position + min(cut, len(place))]
-        place[: len(piece)] = piece
+        buffer = reader.buffer()
+        assert len(buffer) > 0
+        piece = data[position : position + min(cut, len(buffer))]
+        buffer[: len(piece)] = piece
         position += len(piece)
         reader.advance(len(piece))
         messages += reader.take()
     return messages
 
 
-def seen(messages: list[Message]) -> list[tuple[Any, ...]]:
+def fields(messages: list[Message]) -> list[tuple[Any, ...]]:
     return [
         (m.topic, bytes(m.payload), m.qos, m.packet_id, m.oversized, m.malformed, m.properties.user_properties)
         for m in messages
@@ -60,7 +60,7 @@ message_specs = st.lists(
 
 @settings(max_examples=examples(60), deadline=None)
 @given(message_specs, st.integers(1, 70_000), st.sampled_from([100, 30_000, 2**22]))
-def test_however_a_stream_is_cut_the_messages_are_the_same(specs: list[Any], cut: int, limit: int) -> None:
+def test_messages_do_not_depend_on_how_the_stream_is_split(specs: list[Any], cut: int, limit: int) -> None:
     stream = bytearray()
     expected = []
     for number, (topic, size, acknowledged, property_bytes) in enumerate(specs, 1):
@@ -70,17 +70,19 @@ def test_however_a_stream_is_cut_the_messages_are_the_same(specs: list[Any], cut
         properties = encode_properties([(Property.USER, user) for user in users])
         stream += publish(topic, payload, packet_id=packet_id, properties=properties)
         too_large = size > limit
-        kept = b"" if too_large else payload
-        expected.append((topic, kept, int(acknowledged), packet_id, size if too_large else None, None, users))
+        expected_payload = b"" if too_large else payload
+        expected.append(
+            (topic, expected_payload, int(acknowledged), packet_id, size if too_large else None, None, users)
+        )
         stream += b"\xd0\x00"  # a PINGRESP in between
 
     others: list[Any] = []
     cut = max(cut, len(stream) // 2000)
-    assert seen(read(bytes(stream), cut=cut, limit=limit, others=others)) == expected
+    assert fields(read(bytes(stream), cut=cut, limit=limit, others=others)) == expected
     assert others == [(0xD0, b"")] * len(specs)
 
 
-def test_one_byte_at_a_time_is_enough() -> None:
+def test_a_stream_can_arrive_byte_by_byte() -> None:
     data = publish("a/b", b"x" * 20_000, packet_id=3) + publish("c", b"")
 
     assert [(m.topic, len(m.payload)) for m in read(data, cut=1)] == [("a/b", 20_000), ("c", 0)]
@@ -88,7 +90,7 @@ def test_one_byte_at_a_time_is_enough() -> None:
 
 @settings(max_examples=examples(300))
 @given(st.binary(min_size=1, max_size=400), st.integers(1, 50))
-def test_random_bytes_are_read_or_called_malformed(data: bytes, cut: int) -> None:
+def test_random_streams_are_parsed_or_malformed(data: bytes, cut: int) -> None:
     try:
         messages = read(data, cut=cut)
     except MalformedPacket:
@@ -102,7 +104,7 @@ def test_random_bytes_are_read_or_called_malformed(data: bytes, cut: int) -> Non
 
 @settings(max_examples=examples(300))
 @given(st.data())
-def test_a_publish_with_bytes_changed_is_read_or_called_malformed(data: st.DataObject) -> None:
+def test_a_corrupted_publish_is_parsed_or_malformed(data: st.DataObject) -> None:
     properties = encode_properties([(Property.USER, ("k", "v")), (Property.CONTENT_TYPE, "image/jpeg")])
     raw = bytearray(publish("a/b/c", b"payload", packet_id=9, properties=properties))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -119,7 +121,7 @@ def test_a_publish_with_bytes_changed_is_read_or_called_malformed(data: st.DataO
             assert error.code == "malformed-properties"  # noqa: PT017 - it may, but need not, be raised
 
 
-def test_a_large_payload_is_a_view_of_its_own_that_nobody_writes_to() -> None:
+def test_a_large_payload_is_a_read_only_view_of_its_own_buffer() -> None:
     (message,) = read(publish("a", b"x" * 300_000), cut=50_000)
 
     assert isinstance(message.payload, memoryview)
@@ -127,14 +129,14 @@ def test_a_large_payload_is_a_view_of_its_own_that_nobody_writes_to() -> None:
     assert bytes(message.payload) == b"x" * 300_000
 
 
-def test_a_small_payload_is_not_touched_by_what_is_read_after_it() -> None:
+def test_a_small_payload_is_not_overwritten_by_later_reads() -> None:
     first, second = read(publish("a", b"first") + publish("a", b"other"), cut=12)
 
     assert (first.payload, second.payload) == (b"first", b"other")
 
 
-def test_an_oversized_payload_is_skipped_in_bounded_memory_and_the_next_message_is_fine() -> None:
-    """200 MB declared and sent; the reader keeps no more than its buffer."""
+def test_an_oversized_payload_is_skipped_in_bounded_memory() -> None:
+    """200 MB are announced and sent; the reader holds no more than its buffer."""
     size = 200_000_000
     reader = Reader(Acknowledgements(), 1_000_000, _ignore)
     head = encode_publish_head("big", size, properties=encode_properties([(Property.USER, ("k", "v"))]))
@@ -160,7 +162,7 @@ def test_an_oversized_payload_is_skipped_in_bounded_memory_and_the_next_message_
 
 
 @pytest.mark.parametrize("cut", [1000, 2**30])
-def test_a_message_with_absurd_properties_is_marked_and_the_next_is_fine(cut: int) -> None:
+def test_a_message_with_oversized_properties_is_marked_malformed(cut: int) -> None:
     many = encode_properties([(Property.USER, ("k", "v" * 1000))] * (MAX_PROPERTIES_BYTES // 1000 + 1))
     first, second = read(publish("a", b"payload", packet_id=4, properties=many) + publish("b", b"ok"), cut=cut)
 
@@ -178,8 +180,8 @@ def test_a_message_with_absurd_properties_is_marked_and_the_next_is_fine(cut: in
         (b"", "", "empty"),
     ],
 )
-def test_a_message_with_a_bad_topic_is_handed_over_marked(topic: bytes, readable: str, why: str) -> None:
-    """So that it can be dead-lettered and acknowledged; else the broker would send it for ever."""
+def test_a_message_with_an_invalid_topic_is_delivered_as_malformed(topic: bytes, readable: str, why: str) -> None:
+    """It has to be dead-lettered and acknowledged, or the broker would redeliver it forever."""
     body = len(topic).to_bytes(2, "big") + topic + b"\x00\x05\x00payload"
     (message,) = read(b"\x32" + bytes([len(body)]) + body)
 
@@ -188,7 +190,7 @@ def test_a_message_with_a_bad_topic_is_handed_over_marked(topic: bytes, readable
     assert (message.payload, message.packet_id) == (b"payload", 5)
 
 
-def test_malformed_properties_harm_only_who_reads_them() -> None:
+def test_malformed_properties_raise_only_when_read() -> None:
     first, second = read(publish("a", b"1", properties=b"\x7f") + publish("b", b"2"))
 
     with pytest.raises(FrameError) as caught:
@@ -202,19 +204,19 @@ def test_malformed_properties_harm_only_who_reads_them() -> None:
     [
         (b"\x34\x06\x00\x01a\x00\x05\x00", "QoS 2"),
         (b"\x32\x06\x00\x01a\x00\x00\x00", "identifier 0"),
-        (b"\x30\x01\x00", "cut short"),
-        (b"\x30\x03\x00\x09a", "cut short"),
-        (b"\x30\x05\x00\x01a\x09x", "cut short"),
+        (b"\x30\x01\x00", "truncated"),
+        (b"\x30\x03\x00\x09a", "truncated"),
+        (b"\x30\x05\x00\x01a\x09x", "truncated"),
         (b"\x30\xff\xff\xff\xff\x01", "length"),
         (b"\xd0\xff\xff\x7f", "type 13"),
     ],
 )
-def test_a_stream_that_cannot_be_followed_is_malformed(raw: bytes, why: str) -> None:
+def test_an_unparsable_stream_is_malformed(raw: bytes, why: str) -> None:
     with pytest.raises(MalformedPacket, match=why):
         read(raw)
 
 
-def test_messages_before_a_malformed_packet_are_not_lost() -> None:
+def test_messages_before_a_malformed_packet_are_delivered() -> None:
     reader = Reader(Acknowledgements(), 1000, _ignore)
     data = publish("a", b"good", packet_id=1) + b"\x34\x06\x00\x01a\x00\x05\x00"
     reader.buffer()[: len(data)] = data

@@ -1,4 +1,4 @@
-"""A link made anew under load, as when certificate files have been renewed."""
+"""Renewal of a link under load, as after certificates were renewed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
 FRAMES = 3000
 
 
-async def test_a_renewal_under_load_loses_no_frame_and_brings_none_twice(
+async def test_a_renewal_under_load_neither_loses_nor_duplicates_frames(
     tmp_path: Path, listener: Callable[..., Any], eventually: Callable[..., Awaitable[None]]
 ) -> None:
-    """Both sides connect anew, with new certificates, while QoS 1 frames flow."""
+    """Both sides reconnect with new certificates while QoS 1 frames flow."""
     pki, life = Pki(tmp_path, lambda: datetime.now(UTC)), timedelta(days=1)
     pki.init("plant", ["hall"])
     broker_files = pki.issue(parse("hall/broker"), life, hosts=["localhost"]).folder

@@ -1,4 +1,4 @@
-"""What is subscribed, what is asked for, and what the broker refused."""
+"""Requested, granted and refused subscriptions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FIRST = MAX_PUBLISH_ID + 1
 Request = tuple[bytes, asyncio.Future[Refused]]
 
 
-def wanting(**wanted: int) -> Subscriptions:
+def requesting(**filters: int) -> Subscriptions:
     subscriptions = Subscriptions()
-    subscriptions.wanted.update(wanted)
+    subscriptions.requested.update(filters)
     return subscriptions
 
 
@@ -24,96 +24,96 @@ def packets(requests: list[Request]) -> list[bytes]:
     return [packet for packet, _ in requests]
 
 
-async def test_what_is_wanted_is_asked_for_once() -> None:
-    subscriptions = wanting(a=1, b=0)
-    ((packet, answer),) = subscriptions.renew()
+async def test_a_subscription_is_requested_once() -> None:
+    subscriptions = requesting(a=1, b=0)
+    ((packet, reply),) = subscriptions.reconcile()
     assert packet == encode_subscribe(FIRST, {"a": 1, "b": 0})
 
-    subscriptions.answered(Acked(FIRST, (1, 0)))
-    assert await answer == {}
-    assert subscriptions.renew() == []
+    subscriptions.on_ack(Acked(FIRST, (1, 0)))
+    assert await reply == {}
+    assert subscriptions.reconcile() == []
 
 
-async def test_another_qos_is_asked_for_again_and_what_is_wanted_no_more_is_given_up() -> None:
-    subscriptions = wanting(a=1, b=0)
-    subscriptions.renew()
-    subscriptions.answered(Acked(FIRST, (1, 0)))
-    subscriptions.forget("b")
-    subscriptions.wanted["a"] = 0
+async def test_reconciling_changes_the_qos_and_unsubscribes_removed_filters() -> None:
+    subscriptions = requesting(a=1, b=0)
+    subscriptions.reconcile()
+    subscriptions.on_ack(Acked(FIRST, (1, 0)))
+    subscriptions.remove("b")
+    subscriptions.requested["a"] = 0
 
-    requests = subscriptions.renew()
+    requests = subscriptions.reconcile()
     assert packets(requests) == [
         encode_unsubscribe(FIRST + 1, ["b"]), encode_subscribe(FIRST + 2, {"a": 0}),
     ]  # fmt: skip
-    subscriptions.answered(Acked(FIRST + 1, (0,)))
-    subscriptions.answered(Acked(FIRST + 2, (0,)))
-    assert [await answer for _, answer in requests] == [{}, {}]
-    assert subscriptions.renew() == []
+    subscriptions.on_ack(Acked(FIRST + 1, (0,)))
+    subscriptions.on_ack(Acked(FIRST + 2, (0,)))
+    assert [await reply for _, reply in requests] == [{}, {}]
+    assert subscriptions.reconcile() == []
 
 
 @pytest.mark.parametrize(("reason", "refused"), [(0x02, {}), (0x7F, {}), (0x80, {"a": 0x80}), (0x87, {"a": 0x87})])
-async def test_a_reason_of_128_or_more_is_a_refusal(reason: int, refused: Refused) -> None:
-    subscriptions = wanting(a=1, b=1)
-    ((_, answer),) = subscriptions.renew()
-    subscriptions.answered(Acked(FIRST, (reason, 1)))
+async def test_reason_codes_from_128_are_refusals(reason: int, refused: Refused) -> None:
+    subscriptions = requesting(a=1, b=1)
+    ((_, reply),) = subscriptions.reconcile()
+    subscriptions.on_ack(Acked(FIRST, (reason, 1)))
 
-    assert await answer == subscriptions.refused == refused
+    assert await reply == subscriptions.refused == refused
     again = [encode_subscribe(FIRST + 1, {"a": 1})] if refused else []
-    assert packets(subscriptions.renew()) == again, "what was refused is not held"
+    assert packets(subscriptions.reconcile()) == again, "a refused filter is not granted"
 
 
-async def test_what_is_granted_at_last_is_refused_no_more() -> None:
-    subscriptions = wanting(a=1, b=1, c=1)
+async def test_a_granted_filter_is_no_longer_refused() -> None:
+    subscriptions = requesting(a=1, b=1, c=1)
     for reasons in ((0x87, 0x87, 0x87), (1, 0x97)):
         subscriptions.subscribe({"a": 1, "b": 1, "c": 1})
-        subscriptions.answered(Acked(subscriptions._next_id, reasons))
+        subscriptions.on_ack(Acked(subscriptions._next_id, reasons))
 
     assert subscriptions.refused == {"b": 0x97, "c": 0x87}
-    subscriptions.forget("c")
+    subscriptions.remove("c")
     assert subscriptions.refused == {"b": 0x97}
 
 
-async def test_a_lost_link_refuses_nothing_and_holds_what_the_session_holds() -> None:
-    subscriptions = wanting(a=1)
-    ((_, granted),) = subscriptions.renew()
-    subscriptions.answered(Acked(FIRST, (1,)))
-    subscriptions.wanted["b"] = 1
-    ((_, unanswered),) = subscriptions.renew()
+async def test_a_lost_link_refuses_nothing_and_keeps_granted_subscriptions() -> None:
+    subscriptions = requesting(a=1)
+    ((_, granted),) = subscriptions.reconcile()
+    subscriptions.on_ack(Acked(FIRST, (1,)))
+    subscriptions.requested["b"] = 1
+    ((_, unanswered),) = subscriptions.reconcile()
     subscriptions.link_lost()
 
     assert [await granted, await unanswered] == [{}, {}]
-    assert packets(subscriptions.renew()) == [encode_subscribe(FIRST + 2, {"b": 1})]
+    assert packets(subscriptions.reconcile()) == [encode_subscribe(FIRST + 2, {"b": 1})]
     subscriptions.session_lost()
-    assert packets(subscriptions.renew()) == [encode_subscribe(FIRST + 3, {"a": 1, "b": 1})]
+    assert packets(subscriptions.reconcile()) == [encode_subscribe(FIRST + 3, {"a": 1, "b": 1})]
 
 
-async def test_an_answer_that_nobody_waits_for_any_more_still_counts() -> None:
-    subscriptions = wanting(a=1)
-    ((_, answer),) = subscriptions.renew()
-    answer.cancel()
-    subscriptions.answered(Acked(FIRST, (1,)))
-    assert subscriptions.renew() == []
+async def test_a_reply_to_a_cancelled_request_still_counts() -> None:
+    subscriptions = requesting(a=1)
+    ((_, reply),) = subscriptions.reconcile()
+    reply.cancel()
+    subscriptions.on_ack(Acked(FIRST, (1,)))
+    assert subscriptions.reconcile() == []
 
-    (_, answer) = subscriptions.subscribe({"b": 1})
-    answer.cancel()
+    (_, reply) = subscriptions.subscribe({"b": 1})
+    reply.cancel()
     subscriptions.link_lost()
 
 
-async def test_an_answer_to_nothing_that_was_asked_is_let_pass() -> None:
-    subscriptions = wanting(a=1)
-    ((_, answer),) = subscriptions.renew()
-    subscriptions.answered(Acked(FIRST + 7, (0x87,)))
+async def test_a_reply_to_an_unknown_request_is_ignored() -> None:
+    subscriptions = requesting(a=1)
+    ((_, reply),) = subscriptions.reconcile()
+    subscriptions.on_ack(Acked(FIRST + 7, (0x87,)))
 
-    assert not answer.done()
+    assert not reply.done()
     assert subscriptions.refused == {}
 
 
 async def test_identifiers_are_above_those_of_publishes_and_never_shared() -> None:
     subscriptions = Subscriptions()
-    asked = [subscriptions.subscribe({"a": 1})[0] for _ in range(65_535 - MAX_PUBLISH_ID)]
-    assert asked == [encode_subscribe(packet_id, {"a": 1}) for packet_id in range(FIRST, 65_536)]
+    requested = [subscriptions.subscribe({"a": 1})[0] for _ in range(65_535 - MAX_PUBLISH_ID)]
+    assert requested == [encode_subscribe(packet_id, {"a": 1}) for packet_id in range(FIRST, 65_536)]
 
-    subscriptions.answered(Acked(FIRST, (1,)))
-    subscriptions.answered(Acked(FIRST + 5, (1,)))
+    subscriptions.on_ack(Acked(FIRST, (1,)))
+    subscriptions.on_ack(Acked(FIRST + 5, (1,)))
     assert subscriptions.subscribe({"a": 1})[0] == encode_subscribe(FIRST, {"a": 1})
     assert subscriptions.subscribe({"a": 1})[0] == encode_subscribe(FIRST + 5, {"a": 1})

@@ -270,7 +270,7 @@ async def test_with_anothers_certificate_nobody_can(
     """Whoever tries is told so, nobody hears it, and the broker's log says who it was."""
     said, topic = f"{authority}/{name} tries to {act}", PUBLISHES[act]
     async with estate.window(broker) as window, intruder(estate, broker, authority, name) as (client, _):
-        with pytest.raises(BusError, match="refuses the message: not authorised"):
+        with pytest.raises(BusError, match="refused the message: not authorised"):
             await client.publish_and_wait(topic, said.encode())
         await window.client.publish("end", said, qos=1)
         await window.sees("end", said)

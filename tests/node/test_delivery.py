@@ -213,7 +213,7 @@ async def test_a_result_larger_than_any_packet_dies_alone(own_site: Site, qos: i
         await own_site.wait_results(1)
         (letter,) = await own_site.wait_dead(1)
         assert letter["reason"] == "bus"
-        assert "larger than the broker takes" in letter["message"]
+        assert "exceeds the broker's limit" in letter["message"]
         await until(lambda: node.runners["p"].tally.settled == 2, lambda: books(node.runners["p"].tally))
 
 

@@ -31,11 +31,11 @@ class Region:
         for message in heard:
             if message.topic.endswith("/event/gap"):
                 epoch, gap = read_gap(message.payload)
-                self._of(epoch).take_gap(gap)
+                self._of(epoch).add_gap(gap)
                 self.gaps += gap.last - gap.first + 1
             elif "number" in message.user:
                 number = Number.parse(message.user["number"])
-                self._of(number.epoch).take(number)
+                self._of(number.epoch).add(number)
         return self.ledger
 
     def _of(self, epoch: str) -> Ledger:
@@ -167,7 +167,7 @@ async def test_a_full_outbox_that_evicts_goes_on_and_says_what_is_lost(site: Sit
         await region.acknowledge_until_empty(node)
         ledger = region.ledger
         assert ledger is not None
-        assert ledger.of(0).all() == [(1, 80)], "each came, or a gap says that it does not"
+        assert ledger.ranges(0).all() == [(1, 80)], "each came, or a gap says that it does not"
 
 
 async def test_a_result_too_large_for_the_outbox_is_a_dead_letter(site: Site) -> None:

@@ -129,7 +129,7 @@ class Gateway:
         return {"at": time.time()}
 
     def _state(self, up: bool, reason: str) -> None:
-        self.outbox.link(up=up)
+        self.outbox.link_changed(up=up)
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Metadata
 
-from hedgerow.blobs.announcements import LARGEST_PART, DocumentAsk, DocumentPart
+from hedgerow.blobs.announcements import MAX_PART_BYTES, DocumentPart, DocumentRequest
 from hedgerow.blobs.fetch.documents import RegionDocuments
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.serve import BlobServer
@@ -130,21 +130,21 @@ class Impostor(BlobServer):
         super().__init__(options, region, Path("nowhere"))
         self._source = source
 
-    def _wish(self, site: str, wish: Any) -> None:
+    def _enqueue(self, site: str, request: Any) -> None:
         self._sent.clear()  # a second may well have passed
-        super()._wish(site, wish)
+        super()._enqueue(site, request)
 
-    def _document(self, ask: DocumentAsk) -> DocumentPart:
+    def _document(self, ask: DocumentRequest) -> DocumentPart:
         data, whole = bytearray(), True
         try:
             for piece in self._source.get(ask.path, 1 << 62):
                 data += piece
-                if len(data) > ask.offset + LARGEST_PART:
+                if len(data) > ask.offset + MAX_PART_BYTES:
                     whole = False
                     break
         except DocumentMissing:
             return DocumentPart(ask.path, ask.offset, None)
-        part = bytes(data[ask.offset : ask.offset + LARGEST_PART])
+        part = bytes(data[ask.offset : ask.offset + MAX_PART_BYTES])
         return DocumentPart(ask.path, ask.offset, len(data) if whole else 1 << 40, part)
 
 

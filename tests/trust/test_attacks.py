@@ -21,8 +21,8 @@ from tests.examples import examples
 from tests.trust.attackers import OnlineKeyThief, attacked, current, replaced, sign
 from tuf.api.metadata import MetaFile
 
-from hedgerow.blobs.announcements import LARGEST_PART
-from hedgerow.blobs.errors import RegionAway
+from hedgerow.blobs.announcements import MAX_PART_BYTES
+from hedgerow.blobs.errors import RegionUnavailable
 from hedgerow.models.bundle.manifest import digest_of
 from hedgerow.trust import errors, key_ceremony
 from hedgerow.trust.roles import SIGNED_AT
@@ -187,8 +187,8 @@ def test_endless_data_is_cut_off_at_the_signed_size(world: World, where: str, mo
 
     with pytest.raises(errors.EndlessData):
         world.client("other", documents).manifest(ref, {})
-    parts = most // LARGEST_PART + 1
-    assert documents.taken <= sum(range(1, parts + 1)) * LARGEST_PART + parts * 4096
+    parts = most // MAX_PART_BYTES + 1
+    assert documents.taken <= sum(range(1, parts + 1)) * MAX_PART_BYTES + parts * 4096
 
 
 def test_at_most_one_piece_is_read_beyond_the_limit(near: World) -> None:
@@ -232,9 +232,9 @@ def test_an_unreachable_source_is_not_a_refusal(near: World) -> None:
 
     class Cut:
         def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-            raise RegionAway("nobody answers", remedy="wait")
+            raise RegionUnavailable("nobody answers", remedy="wait")
 
-    with pytest.raises(RegionAway):
+    with pytest.raises(RegionUnavailable):
         near.client("other", Cut()).refresh()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hedgerow.blobs.errors import RegionAway
+from hedgerow.blobs.errors import RegionUnavailable
 from hedgerow.models.bundle.manifest import digest_of, read_manifest
 from hedgerow.testing.repository import make_repository
 from hedgerow.trust import errors
@@ -64,7 +64,7 @@ class Away:
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
         self.asked += 1
         if self.back is None:
-            raise RegionAway("nobody answers", remedy="wait")
+            raise RegionUnavailable("nobody answers", remedy="wait")
         yield from self.back.get(path, max_bytes)
 
     def forget(self) -> None:
@@ -88,7 +88,7 @@ def test_the_next_source_is_asked_if_the_first_is_unreachable(world: Any) -> Non
 
 
 def test_if_all_sources_are_unreachable_the_first_error_is_raised(world: Any) -> None:
-    with pytest.raises(RegionAway):
+    with pytest.raises(RegionUnavailable):
         sourced(world, Away(), Away()).refresh()
 
 
@@ -101,7 +101,7 @@ def test_a_source_lost_midway_is_replaced_by_the_next(world: Any) -> None:
     node.refresh()
     first.back = None
 
-    with pytest.raises(RegionAway):
+    with pytest.raises(RegionUnavailable):
         node.manifest(ref, {})
     assert node.manifest(ref, {})
 

@@ -1,7 +1,7 @@
-"""Blobs: how models travel, and where a node keeps them.
+"""Distribution and storage of model files.
 
 Rules:
-- Content is named by its digest and checked against it before anybody believes it, wherever it came from.
-- What crosses the WAN goes to a topic of the site, so that a site pays for it once.
-- Who asks whom for what, and when, is decided in `plan` and `offers`, which are pure; `fetch` and `serve` do the rest.
+- Content is named by its digest and verified against it before use, whatever its source.
+- Chunks from the region go to a topic of the whole site, so a site pays the WAN traffic once.
+- `fetch.scheduler` and `peers.peer_offers` decide and are pure; the other modules do the I/O.
 """

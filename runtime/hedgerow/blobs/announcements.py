@@ -1,16 +1,16 @@
-"""What nodes and the region tell each other of content: topics and bytes. Pure.
+"""Topics and messages by which nodes and the region exchange content. Pure.
 
-    {region}/{site}/{node}/blob/ask/part       node → region    give the site these chunks      crosses the WAN, up
-    {region}/{site}/{node}/blob/ask/document   node → region    give the site this document     crosses the WAN, up
+    {region}/{site}/{node}/blob/ask/part       node → region    send the site these chunks      crosses the WAN, up
+    {region}/{site}/{node}/blob/ask/document   node → region    send the site this document     crosses the WAN, up
     {region}/{site}/~/blob/part/GROUP/DIGEST   region → site    a chunk                         crosses the WAN, down
     {region}/{site}/~/blob/document            region → site    a part of a document            crosses the WAN, down
-    {region}/{site}/{node}/blob/want           node → site      who has these chunks? else I ask the region
-    {region}/{site}/{node}/blob/have           node → site      I do, and send them
-    {region}/{site}/{node}/blob/busy           node → site      these are on their way to me already
-    {region}/{site}/{node}/blob/take           node → site      I bring these from elsewhere, and give them to you
+    {region}/{site}/{node}/blob/want           node → site      I want these chunks; unless a peer has them, I ask the region
+    {region}/{site}/{node}/blob/have           node → site      I have these and will send them
+    {region}/{site}/{node}/blob/busy           node → site      I am already waiting for these
+    {region}/{site}/{node}/blob/take           node → site      I fetch these from a mirror and will send them
     {region}/{site}/{node}/blob/part/GROUP/DIGEST   node → site      a chunk
 
-A group is what is fetched together: whoever wants the same files hears the same chunks, and no others.
+A group is a set of files fetched together: nodes fetching the same files receive the same chunks, and no others.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ import msgpack
 from hedgerow.models.bundle.manifest import File
 from hedgerow.topics import Address, Channel, is_name
 
-MOST_DIGESTS: Final = 64
-"""Chunks that one note names."""
-AGAIN_S: Final = 1.0
-"""What the region has sent so lately it does not send again: two nodes may have asked at once."""
-LARGEST_PART: Final = 256 << 10
-"""Bytes of a chunk, or of a part of a document."""
-LARGEST_PAYLOAD: Final = LARGEST_PART + (8 << 10)
+MAX_DIGESTS: Final = 64
+"""Limit on chunks in one announcement."""
+RESEND_AFTER_S: Final = 1.0
+"""The region ignores requests for a chunk sent more recently: two nodes may have asked at once."""
+MAX_PART_BYTES: Final = 256 << 10
+"""Largest chunk, and largest part of a document, in bytes."""
+MAX_PAYLOAD_BYTES: Final = MAX_PART_BYTES + (8 << 10)
 _LONGEST_PATH: Final = 512
 _GROUP_DIGITS: Final = 16
 
 
 class AnnouncementKind(StrEnum):
-    """What a note says; the end of its topic."""
+    """Kind of an announcement; the end of its topic."""
 
     WANT = "want"
     HAVE = "have"
@@ -48,64 +48,64 @@ class AnnouncementKind(StrEnum):
 
 
 class BadAnnouncement(ValueError):
-    """A note cannot be read."""
+    """An announcement cannot be decoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """What is said of some chunks.
+    """A message about chunks.
 
     Attributes:
-        kind: what.
-        group: what they are fetched with.
-        digests: which, hexadecimal.
-        but: nodes that shall not answer, or were not believed.
+        kind: its meaning.
+        group: the group they are fetched with.
+        digests: the chunks, hexadecimal.
+        exclude: distrusted nodes, which should not answer.
     """
 
     kind: AnnouncementKind
     group: str
     digests: tuple[str, ...]
-    but: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
-        """As MessagePack."""
-        packed: bytes = msgpack.packb([self.group, [bytes.fromhex(one) for one in self.digests], list(self.but)])
+        """Encode as MessagePack."""
+        packed: bytes = msgpack.packb([self.group, [bytes.fromhex(one) for one in self.digests], list(self.exclude)])
         return packed
 
 
-def decode_note(kind: AnnouncementKind, payload: bytes | memoryview) -> Announcement:
-    """Read a note. Raises: BadNote: it is none."""
+def decode_announcement(kind: AnnouncementKind, payload: bytes | memoryview) -> Announcement:
+    """Decode an announcement. Raises: BadAnnouncement: it is invalid."""
     match _unpack(payload):
         case [str(group), [*digests], [*but]] if (
             is_group(group)
-            and len(digests) <= MOST_DIGESTS
+            and len(digests) <= MAX_DIGESTS
             and all(isinstance(one, bytes) and len(one) == 32 for one in digests)
-            and len(but) <= MOST_DIGESTS
+            and len(but) <= MAX_DIGESTS
             and all(isinstance(name, str) and is_name(name) for name in but)
         ):
             return Announcement(kind, group, tuple(one.hex() for one in digests), tuple(but))
-    raise BadAnnouncement(f"No note of kind {kind}: {bytes(payload[:40])!r}")
+    raise BadAnnouncement(f"Not an announcement of kind {kind}: {bytes(payload[:40])!r}")
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentAsk:
-    """Asks for a part of a document."""
+class DocumentRequest:
+    """Requests a part of a document."""
 
     path: str
     offset: int = 0
 
     def encode(self) -> bytes:
-        """As MessagePack."""
+        """Encode as MessagePack."""
         packed: bytes = msgpack.packb([self.path, self.offset])
         return packed
 
 
-def decode_document_ask(payload: bytes | memoryview) -> DocumentAsk:
-    """Read what is asked for. Raises: BadNote: it is none."""
+def decode_document_request(payload: bytes | memoryview) -> DocumentRequest:
+    """Decode a request. Raises: BadAnnouncement: it is invalid."""
     match _unpack(payload):
         case [str(path), int(offset)] if 0 < len(path) <= _LONGEST_PATH and 0 <= offset < 1 << 40:
-            return DocumentAsk(path, offset)
-    raise BadAnnouncement(f"Asks for no document: {bytes(payload[:40])!r}")
+            return DocumentRequest(path, offset)
+    raise BadAnnouncement(f"Not a document request: {bytes(payload[:40])!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class DocumentPart:
     """A part of a document.
 
     Attributes:
-        total: bytes of the whole; None: there is no such document.
+        total: size of the whole document in bytes; None: it does not exist.
     """
 
     path: str
@@ -122,53 +122,53 @@ class DocumentPart:
     data: bytes = b""
 
     def encode(self) -> bytes:
-        """As MessagePack."""
+        """Encode as MessagePack."""
         packed: bytes = msgpack.packb([self.path, self.offset, self.total, self.data])
         return packed
 
 
 def decode_document_part(payload: bytes | memoryview) -> DocumentPart:
-    """Read a part. Raises: BadNote: it is none."""
+    """Decode a part. Raises: BadAnnouncement: it is invalid."""
     match _unpack(payload):
         case [str(path), int(offset), int() | None as total, bytes(data)] if (
-            0 < len(path) <= _LONGEST_PATH and offset >= 0 and len(data) <= LARGEST_PART
+            0 < len(path) <= _LONGEST_PATH and offset >= 0 and len(data) <= MAX_PART_BYTES
         ):
             return DocumentPart(path, offset, total, data)
-    raise BadAnnouncement(f"No part of a document: {bytes(payload[:40])!r}")
+    raise BadAnnouncement(f"Not a part of a document: {bytes(payload[:40])!r}")
 
 
 def group_of(files: Sequence[File]) -> str:
-    """The name of what is fetched together: the same for everyone who wants these files."""
+    """Return the group of files fetched together: the same on every node."""
     return group_of_digests(file.digest for file in files)
 
 
 def group_of_digests(digests: Iterable[str]) -> str:
-    """Likewise, by the files' digests."""
+    """Return the group of files with these digests."""
     return hashlib.sha256("\n".join(sorted(set(digests))).encode()).hexdigest()[:_GROUP_DIGITS]
 
 
 def is_group(text: str) -> bool:
-    """Whether a text can be a group's name."""
+    """Return whether a text is a valid group."""
     return len(text) == _GROUP_DIGITS and all(digit in "0123456789abcdef" for digit in text)
 
 
-def note_topic(address: Address, kind: AnnouncementKind) -> str:
-    """Where a node says something."""
+def announcement_topic(address: Address, kind: AnnouncementKind) -> str:
+    """Return the topic of a node's announcements."""
     return address.topic(Channel.BLOB, kind)
 
 
 def part_topic(address: Address, group: str, digest: str) -> str:
-    """Where a chunk goes; `address` is that of the site if the region sends it. Parts may be `+`."""
+    """Return the topic of a chunk. `address` is the sender's: a node, or the site for the region. `group` and `digest` may be `+`."""
     return address.topic(Channel.BLOB, f"part/{group}/{digest}")
 
 
-def document_ask_topic(address: Address) -> str:
-    """Where a node asks the region for a document."""
+def document_request_topic(address: Address) -> str:
+    """Return the topic on which a node requests documents from the region."""
     return address.topic(Channel.BLOB, "ask/document")
 
 
 def document_topic(address: Address) -> str:
-    """Where parts of documents come."""
+    """Return the topic on which the region publishes parts of documents to the site."""
     return address.everyone().topic(Channel.BLOB, "document")
 
 
@@ -177,10 +177,10 @@ def _unpack(payload: bytes | memoryview) -> Any:
         return msgpack.unpackb(
             payload,
             max_str_len=1024,
-            max_bin_len=LARGEST_PART,
-            max_array_len=MOST_DIGESTS,
+            max_bin_len=MAX_PART_BYTES,
+            max_array_len=MAX_DIGESTS,
             max_map_len=0,
             max_ext_len=0,
         )
     except (ValueError, msgpack.UnpackException) as error:
-        raise BadAnnouncement(f"No MessagePack: {error}") from error
+        raise BadAnnouncement(f"Not MessagePack: {error}") from error

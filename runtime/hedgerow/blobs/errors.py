@@ -1,4 +1,4 @@
-"""What can go wrong with content on its way and on the disk: look at the region, at the repository, or at the disk."""
+"""Errors of fetching and storing content."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from pathlib import Path
 from hedgerow.errors import BusError, HedgerowError
 
 
-class RegionAway(BusError):
-    """Nobody answers where content comes from: wait, or look at the link."""
+class RegionUnavailable(BusError):
+    """The region does not respond: wait, or check the link."""
 
     code = "region-away"
 
 
 class ContentMissing(HedgerowError):
-    """Nobody has the content: mend the repository."""
+    """The region or a mirror lacks the content: repair the repository."""
 
     code = "content-missing"
 
 
 class ContentDamaged(HedgerowError):
-    """What came, or what lies on the disk, is not what its digest says."""
+    """Received or stored content does not match its digest."""
 
     code = "content-damaged"
 
 
 class BlobStoreError(HedgerowError):
-    """The store cannot take or give something: look at the node's disk."""
+    """The store cannot read or write: check the node's disk."""
 
     code = "model-store"
 
 
 class StoreFull(BlobStoreError):
-    """What is needed does not fit into the store's quota beside what must stay."""
+    """The content does not fit in the quota beside protected bundles."""
 
     code = "store-full"
 
 
 class DiskFull(BlobStoreError):
-    """The disk has no room left, or does not take what is written."""
+    """The disk is full."""
 
     code = "disk-full"
 
 
 @contextmanager
-def on_disk(folder: Path, done: str) -> Iterator[None]:
-    """Translate what the disk says.
+def on_disk(folder: Path, action: str) -> Iterator[None]:
+    """Translate the operating system's errors.
 
     Args:
-        folder: where the store is.
-        done: what is done to files there: `written`.
+        folder: the store's.
+        action: what is done to files there, as an infinitive: `write`.
     Raises:
-        DiskFull: there is no room.
-        StoreError: something else is wrong.
+        DiskFull: the disk is full.
+        BlobStoreError: any other error.
     """
     try:
         yield
@@ -63,10 +63,10 @@ def on_disk(folder: Path, done: str) -> Iterator[None]:
         where = error.filename or folder
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFull(
-                f"The disk is full: {where} could not be {done}",
-                remedy="Make room on it; what was fetched stays, and the rest comes when there is room.",
+                f"The disk is full: cannot {action} {where}",
+                remedy="Free some disk space. Fetched chunks are kept, and the fetch then resumes.",
             ) from error
         raise BlobStoreError(
-            f"{where} could not be {done}: {error.strerror or error}",
-            remedy="Look at the disk, and whether this user may write there.",
+            f"Cannot {action} {where}: {error.strerror or error}",
+            remedy="Check the disk, and that this user may read and write there.",
         ) from error

@@ -1,10 +1,10 @@
-"""The region's side: gives sites the chunks and documents of a repository that they ask for.
+"""Region-side server for chunks and documents of a repository.
 
 Rules:
-- An answer goes to all nodes of the site. What was asked for twice within a moment is sent once.
-- Sites take turns, and each has its bounds, so one that asks for much does not keep the others waiting.
-- What lies in the repository is checked before it is sent: a chunk that is damaged there is as good as missing.
-- Its link is its own: models never hold up acknowledgements.
+- A reply goes to all nodes of the site. A request repeated within `RESEND_AFTER_S` is answered once.
+- Sites are served in turn, each with a bounded queue, so one with many requests does not delay the others.
+- Chunks are verified before they are sent: a damaged one counts as missing.
+- The server has its own link: models never delay acknowledgements.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Final, NamedTuple, Self
 import structlog
 
 from hedgerow.blobs.announcements import (
-    AGAIN_S,
-    LARGEST_PART,
+    MAX_PART_BYTES,
+    RESEND_AFTER_S,
     AnnouncementKind,
-    DocumentAsk,
     DocumentPart,
-    decode_document_ask,
-    decode_note,
-    document_ask_topic,
+    DocumentRequest,
+    announcement_topic,
+    decode_announcement,
+    decode_document_request,
+    document_request_topic,
     document_topic,
-    note_topic,
     part_topic,
 )
 from hedgerow.bus.client import Client
@@ -43,32 +43,32 @@ from hedgerow.topics import EVERY_NODE, Address, parse
 
 log = structlog.get_logger(__name__)
 
-MOST_WAITING: Final = 256
-"""Answers that a site may wait for; what it asks for beyond that, it has to ask for again."""
-MOST_UNDER_WAY: Final = 16
-"""Answers that the broker has not acknowledged."""
+MAX_WAITING: Final = 256
+"""Limit on queued requests per site; further ones are dropped, and nodes repeat them."""
+MAX_IN_FLIGHT: Final = 16
+"""Limit on replies not yet acknowledged by the broker."""
 _REMEMBERED: Final = 1024
 _EXPIRY: Final = encode_properties([(Property.EXPIRY, 120)])
 
 
-class _Wish(NamedTuple):
-    """What a site is to be sent: a chunk of a group, or part of a document."""
+class _SiteRequest(NamedTuple):
+    """A site's request for a chunk of a group, or for a part of a document."""
 
     group: str
     digest: str
-    document: DocumentAsk | None = None
+    document: DocumentRequest | None = None
 
 
 @dataclass(slots=True)
 class ServeCounts:
-    """What was sent, and what was not."""
+    """Counters of the server."""
 
     chunks: int = 0
     chunk_bytes: int = 0
     documents: int = 0
     document_bytes: int = 0
     missing: int = 0
-    again: int = 0
+    repeated: int = 0
     refused: int = 0
     unreadable: int = 0
 
@@ -82,7 +82,7 @@ class BlobServer:
         folder: the repository.
     Attributes:
         client: the link.
-        counts: what it has done.
+        counts: counters for /metrics.
     """
 
     def __init__(self, options: ClientOptions, region: str, folder: Path) -> None:
@@ -97,17 +97,19 @@ class BlobServer:
             max_payload_bytes=64 << 10,
             will=None,
         )
-        self.client = Client(options, self._take)
+        self.client = Client(options, self._on_messages)
         self.counts = ServeCounts()
-        self._sites: OrderedDict[str, OrderedDict[_Wish, None]] = OrderedDict()
-        self._sent: dict[str, OrderedDict[_Wish, float]] = {}
+        self._sites: OrderedDict[str, OrderedDict[_SiteRequest, None]] = OrderedDict()
+        self._sent: dict[str, OrderedDict[_SiteRequest, float]] = {}
         self._wake = asyncio.Event()
-        self._room = asyncio.Semaphore(MOST_UNDER_WAY)
+        self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         everyone = Address(self._region, "+", "+")
-        await self.client.subscribe({note_topic(everyone, AnnouncementKind.ASK): 1, document_ask_topic(everyone): 1})
+        await self.client.subscribe(
+            {announcement_topic(everyone, AnnouncementKind.ASK): 1, document_request_topic(everyone): 1}
+        )
         self.client.resume()
         self._task = asyncio.create_task(self._serve(), name="blobs to sites")
         log.info("blobs-served", repository=str(self._folder))
@@ -122,97 +124,103 @@ class BlobServer:
         await self.client.close(forget_session=True, timeout_s=1.0)
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        """What /metrics shows: name, help, labels, value."""
+        """Yield gauges: name, help, labels, value."""
         counts = self.counts
         yield "hedgerow_region_blobs_connected", "Whether the link for models is up.", {}, self.client.connected
         yield "hedgerow_region_blob_bytes", "Bytes sent to sites.", {"of": "chunks"}, counts.chunk_bytes
         yield "hedgerow_region_blob_bytes", "Bytes sent to sites.", {"of": "documents"}, counts.document_bytes
-        waiting = sum(len(wishes) for wishes in self._sites.values())
-        yield "hedgerow_region_blobs_waiting", "Answers that sites wait for.", {}, waiting
-        yield "hedgerow_region_blobs_missing", "Answers that the repository does not have it.", {}, counts.missing
-        yield "hedgerow_region_blobs_refused", "Wishes of sites that asked for too much at once.", {}, counts.refused
+        waiting = sum(len(requests) for requests in self._sites.values())
+        yield "hedgerow_region_blobs_waiting", "Requests waiting for a reply.", {}, waiting
+        yield "hedgerow_region_blobs_missing", "Requests for chunks that the repository lacks.", {}, counts.missing
+        yield (
+            "hedgerow_region_blobs_refused",
+            "Requests dropped because a site had too many waiting.",
+            {},
+            counts.refused,
+        )
 
-    def _take(self, messages: list[Message]) -> None:
+    def _on_messages(self, messages: list[Message]) -> None:
         for message in messages:
             try:
-                self._wishes(message)
+                self._enqueue_all(message)
             except ValueError:
                 self.counts.unreadable += 1
             self.client.ack(message)
         self._wake.set()
 
-    def _wishes(self, message: Message) -> None:
+    def _enqueue_all(self, message: Message) -> None:
         parsed = parse(message.topic)
         if parsed is None or message.oversized is not None or message.malformed is not None:
             self.counts.unreadable += 1
             return
         site = parsed.address.site
         if parsed.tail == AnnouncementKind.ASK:
-            note = decode_note(AnnouncementKind.ASK, message.payload)
-            for digest in note.digests:
-                self._wish(site, _Wish(note.group, digest))
+            announcement = decode_announcement(AnnouncementKind.ASK, message.payload)
+            for digest in announcement.digests:
+                self._enqueue(site, _SiteRequest(announcement.group, digest))
         else:
-            ask = decode_document_ask(message.payload)
-            self._wish(site, _Wish("", "", ask))
+            self._enqueue(site, _SiteRequest("", "", decode_document_request(message.payload)))
 
-    def _wish(self, site: str, wish: _Wish) -> None:
+    def _enqueue(self, site: str, request: _SiteRequest) -> None:
         waiting = self._sites.get(site, OrderedDict())
-        sent_at = self._sent[site].get(wish, float("-inf")) if site in self._sent else float("-inf")
-        if wish in waiting or time.monotonic() - sent_at < AGAIN_S:
-            self.counts.again += 1
-        elif len(waiting) >= MOST_WAITING:
+        sent_at = self._sent[site].get(request, float("-inf")) if site in self._sent else float("-inf")
+        if request in waiting or time.monotonic() - sent_at < RESEND_AFTER_S:
+            self.counts.repeated += 1
+        elif len(waiting) >= MAX_WAITING:
             self.counts.refused += 1
         else:
-            self._sites.setdefault(site, waiting)[wish] = None
+            self._sites.setdefault(site, waiting)[request] = None
 
     async def _serve(self) -> None:
         while True:
-            await self._room.acquire()
-            while (turn := self._next()) is None:
+            await self._slots.acquire()
+            while (following := self._next()) is None:
                 self._wake.clear()
                 await self._wake.wait()
-            site, wish = turn
-            topic, payload = await asyncio.to_thread(self._answer, Address(self._region, site, EVERY_NODE), wish)
+            site, request = following
+            topic, payload = await asyncio.to_thread(self._reply, Address(self._region, site, EVERY_NODE), request)
             sent = self._sent.setdefault(site, OrderedDict())
-            sent[wish] = time.monotonic()
-            sent.move_to_end(wish)
+            sent[request] = time.monotonic()
+            sent.move_to_end(request)
             if len(sent) > _REMEMBERED:
                 sent.popitem(last=False)
-            self.client.publish(topic, payload, qos=1, properties=_EXPIRY, done=partial(self._done, wish, len(payload)))
+            self.client.publish(
+                topic, payload, qos=1, properties=_EXPIRY, done=partial(self._done, request, len(payload))
+            )
 
-    def _next(self) -> tuple[str, _Wish] | None:
-        """The next wish; sites take turns."""
+    def _next(self) -> tuple[str, _SiteRequest] | None:
+        """Remove and return the next request, in turn by site."""
         if not self._sites:
             return None
-        site, wishes = self._sites.popitem(last=False)
-        wish, _ = wishes.popitem(last=False)
-        if wishes:
-            self._sites[site] = wishes
-        return site, wish
+        site, requests = self._sites.popitem(last=False)
+        request, _ = requests.popitem(last=False)
+        if requests:
+            self._sites[site] = requests
+        return site, request
 
-    def _done(self, wish: _Wish, size: int, error: Exception | None) -> None:
-        self._room.release()
+    def _done(self, request: _SiteRequest, size: int, error: Exception | None) -> None:
+        self._slots.release()
         if error is not None:
             log.warning("blob-not-sent", error=str(error))
-        elif wish.document is not None:
+        elif request.document is not None:
             self.counts.documents += 1
             self.counts.document_bytes += size
         else:
             self.counts.chunks += 1
             self.counts.chunk_bytes += size
 
-    def _answer(self, site: Address, wish: _Wish) -> tuple[str, bytes]:
-        """(thread) The answer to a wish: where it goes, and what it is."""
-        if wish.document is not None:
-            return document_topic(site), self._document(wish.document).encode()
-        return part_topic(site, wish.group, wish.digest), self._chunk(wish.digest)
+    def _reply(self, site: Address, request: _SiteRequest) -> tuple[str, bytes]:
+        """(thread) Return the topic and payload of a reply."""
+        if request.document is not None:
+            return document_topic(site), self._document(request.document).encode()
+        return part_topic(site, request.group, request.digest), self._chunk(request.digest)
 
     def _chunk(self, digest: str) -> bytes:
         path = self._folder / "blobs" / "sha256" / digest[:2] / digest
         try:
             with path.open("rb") as stream:
-                data = stream.read(LARGEST_PART + 1)
-            if len(data) <= LARGEST_PART and digest_of(data) == f"sha256:{digest}":
+                data = stream.read(MAX_PART_BYTES + 1)
+            if len(data) <= MAX_PART_BYTES and digest_of(data) == f"sha256:{digest}":
                 return data
             log.error("repository-damaged", path=str(path), remedy="Publish the model again.")
         except OSError as error:
@@ -220,16 +228,16 @@ class BlobServer:
         self.counts.missing += 1
         return b""
 
-    def _document(self, ask: DocumentAsk) -> DocumentPart:
-        path = PurePosixPath(ask.path)
+    def _document(self, request: DocumentRequest) -> DocumentPart:
+        path = PurePosixPath(request.path)
         inside = path.parts[:1] in (("metadata",), ("targets",)) and ".." not in path.parts
         try:
-            if inside and str(path) == ask.path:
+            if inside and str(path) == request.path:
                 with (self._folder / path).open("rb") as stream:
                     total = stream.seek(0, 2)
-                    stream.seek(min(ask.offset, total))
-                    # What goes around the data fits into the part's own limit.
-                    return DocumentPart(ask.path, ask.offset, total, stream.read(LARGEST_PART))
+                    stream.seek(min(request.offset, total))
+                    # The fields around the data fit in the part's own limit.
+                    return DocumentPart(request.path, request.offset, total, stream.read(MAX_PART_BYTES))
         except OSError:
             pass
-        return DocumentPart(ask.path, ask.offset, None)
+        return DocumentPart(request.path, request.offset, None)

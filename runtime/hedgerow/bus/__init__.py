@@ -1,8 +1,8 @@
-"""The bus: the node's link to its broker.
+"""MQTT 5 client and durable outbox: the node's connection to its broker.
 
 Rules:
-- This is the only package that speaks MQTT on the data path, and the only one that knows how.
-- Nothing here knows what a frame, a stage or a pipeline is.
+- No other package speaks MQTT on the data path.
+- Nothing here depends on frames, stages or pipelines.
 """
 
 from hedgerow.bus.client import Client

@@ -1,11 +1,10 @@
-"""What is owed to the broker: an acknowledgement for every QoS 1 message, in the order they came.
+"""Table of QoS 1 messages awaiting acknowledgement, in order of arrival.
 
 Rules:
-- Acknowledgements leave in the order of the messages (MQTT-4.6.0-2); one that is early waits for those before it.
-- An acknowledgement leaves only on a link on which its message came. A link that died before takes nothing with it:
-  the broker sends the message again (DUP), and if it is still with us, that redelivery is swallowed and inherits its
-  state instead of being processed twice.
-- A packet identifier that comes back without DUP, or after the session was lost, is a new message; the old one is void.
+- Acknowledgements are sent in the order in which messages arrived (MQTT-4.6.0-2); an early one waits for its predecessors.
+- A message is acknowledged only on a link on which it arrived. After a lost link the broker redelivers it (DUP). If it is
+  still being processed, the redelivery is discarded and inherits its state, so the message is not processed twice.
+- A packet identifier reused without DUP, or after the session was lost, is a new message; the old one is void.
 
 Pure: no clock, no link.
 """
@@ -16,7 +15,7 @@ from collections import deque
 
 
 class Unacked:
-    """One message that the broker waits for: its identifier and whether it is done or void."""
+    """An unacknowledged message: its packet identifier, and whether it is done or void."""
 
     __slots__ = ("done", "packet_id", "void")
 
@@ -27,78 +26,78 @@ class Unacked:
 
 
 class Acknowledgements:
-    """The ordered table of messages not yet acknowledged.
+    """Unacknowledged messages, in order.
 
     Attributes:
-        redelivered: messages that came again while still with us, and were swallowed.
+        redelivered: redeliveries discarded because the message was still being processed.
     """
 
     def __init__(self) -> None:
         self.redelivered = 0
-        self._here: dict[int, Unacked] = {}
-        self._order: deque[Unacked] = deque()  # as they came on this link
-        self._before: dict[int, Unacked] = {}  # came on an earlier link of this session, not yet again on this one
+        self._current: dict[int, Unacked] = {}
+        self._order: deque[Unacked] = deque()  # in order of arrival on this link
+        self._earlier: dict[int, Unacked] = {}  # from earlier links of this session, not yet redelivered
 
     def __len__(self) -> int:
-        """Messages not yet acknowledged."""
-        return len(self._here) + len(self._before)
+        """Return the number of unacknowledged messages."""
+        return len(self._current) + len(self._earlier)
 
     @property
     def on_link(self) -> int:
-        """Those that have come on this link."""
-        return len(self._here)
+        """Unacknowledged messages received on this link."""
+        return len(self._current)
 
     def received(self, packet_id: int, dup: bool) -> Unacked | None:
-        """Enter a message that came.
+        """Add a received message.
 
-        Returns: its entry, or None if it is one that is still with us: it must be swallowed.
+        Returns: its entry; None: a redelivery of a message still being processed, to be discarded.
         """
-        here = self._here.get(packet_id)
-        if here is not None:
+        current = self._current.get(packet_id)
+        if current is not None:
             if dup:
                 self.redelivered += 1
                 return None
-            here.void = here.done = True
-        elif self._before:
-            before = self._before.pop(packet_id, None)
-            if before is not None:
+            current.void = current.done = True
+        elif self._earlier:
+            earlier = self._earlier.pop(packet_id, None)
+            if earlier is not None:
                 if dup:
                     self.redelivered += 1
-                    self._here[packet_id] = before
-                    self._order.append(before)
+                    self._current[packet_id] = earlier
+                    self._order.append(earlier)
                     return None
-                before.void = True
+                earlier.void = True
         unacked = Unacked(packet_id)
-        self._here[packet_id] = unacked
+        self._current[packet_id] = unacked
         self._order.append(unacked)
         return unacked
 
     def take_ready(self) -> list[int]:
-        """Identifiers to acknowledge now, in order; they are off the table with that."""
+        """Remove and return the packet identifiers to acknowledge now, in order."""
         ready: list[int] = []
         order = self._order
         while order and order[0].done:
             unacked = order.popleft()
             if not unacked.void:
-                del self._here[unacked.packet_id]
+                del self._current[unacked.packet_id]
                 ready.append(unacked.packet_id)
         return ready
 
     @property
     def ready(self) -> bool:
-        """Whether `take_ready` would give anything."""
+        """Whether `take_ready` would return any."""
         return bool(self._order) and self._order[0].done
 
     def link_lost(self) -> None:
-        """The link is gone: nothing may leave until a message has come again."""
-        self._before.update(self._here)
-        self._here.clear()
+        """Hold all acknowledgements until their messages are redelivered."""
+        self._earlier.update(self._current)
+        self._current.clear()
         self._order.clear()
 
     def session_lost(self) -> None:
-        """The broker has forgotten us: every entry is void."""
-        for unacked in (*self._here.values(), *self._before.values()):
+        """Void every entry: the broker no longer has the session."""
+        for unacked in (*self._current.values(), *self._earlier.values()):
             unacked.void = True
-        self._here.clear()
-        self._before.clear()
+        self._current.clear()
+        self._earlier.clear()
         self._order.clear()

@@ -1,13 +1,13 @@
-"""The MQTT 5 client of the data path: batches in, coalesced writes out, acknowledgement in the hands of the caller.
+"""MQTT 5 client with batched delivery, coalesced writes and manual acknowledgement.
 
     async with Client(options, on_messages) as client:
         await client.subscribe({"plant/+/image": 1})
 
 Rules:
-- The client lives as long as its `async with`. It connects by itself, also when the broker is not there yet, and comes
-  back for ever; subscriptions and QoS 1 publishes survive that.
-- Everything is called on the event loop's thread. `on_messages` gets all that came with one read; it must not block.
-- A QoS 1 message is acknowledged by `ack`, when its result is safe. QoS 2 is never asked for.
+- `async with` starts and closes the client. It connects in the background and reconnects indefinitely, whether or not the
+  broker is up at the start; subscriptions and QoS 1 publishes survive reconnects.
+- Call everything on the event loop's thread. `on_messages` gets all messages of one read; it must not block.
+- Call `ack` on a QoS 1 message when its result is safe. QoS 2 is never requested.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from hedgerow.topics import check_filter
 
 
 class Client:
-    """A connection to one broker that keeps itself up.
+    """A connection to one broker that reconnects by itself.
 
     Args:
         options: where and how to connect.
-        on_messages: gets the messages of one read, in order, at least one.
-        on_state: is told when the link comes up or goes down, and why.
+        on_messages: called with the messages of one read, in order, at least one.
+        on_state: called when the link comes up or goes down, with the reason.
     """
 
     def __init__(
@@ -57,20 +57,20 @@ class Client:
 
     @property
     def connected(self) -> bool:
-        """Whether the link is up and the subscriptions are made."""
+        """Whether the link is up and the subscriptions are in place."""
         return self._session.connected.is_set()
 
     @property
     def refused(self) -> Mapping[str, str]:
-        """Subscriptions that are wanted and that the broker refused when last asked: the reason, by topic filter.
+        """Requested subscriptions that the broker refused last time: reason by topic filter.
 
-        They are asked for again with every new link.
+        They are requested again on every new link.
         """
         return {name: reason_name(reason) for name, reason in self._session.subscriptions.refused.items()}
 
     @property
     def refused_publishes(self) -> int:
-        """QoS 1 messages that the broker did not take; of QoS 0 it does not say."""
+        """QoS 1 publishes that the broker refused; for QoS 0 it does not report refusals."""
         return self._session.refused
 
     @property
@@ -80,27 +80,27 @@ class Client:
 
     @property
     def outstanding_bytes(self) -> int:
-        """Payload bytes of those."""
+        """Payload bytes of outstanding publishes."""
         return self._session.outbound.payload_bytes
 
     @property
     def max_packet_bytes(self) -> int:
-        """Bytes a packet to this broker may have."""
+        """The broker's Maximum Packet Size, in bytes."""
         return self._session.outbound.max_packet_bytes
 
     @property
     def unacknowledged(self) -> int:
-        """QoS 1 messages handed over and not yet acknowledged."""
+        """QoS 1 messages received and not yet acknowledged."""
         return len(self._session.acknowledgements)
 
     @property
     def received(self) -> int:
-        """Messages handed over so far."""
+        """Messages received so far."""
         return self._session.received
 
     @property
     def sent(self) -> int:
-        """Messages written so far; one that was sent again counts again."""
+        """Messages written so far; retransmissions count too."""
         return self._session.sent
 
     @property
@@ -117,12 +117,12 @@ class Client:
 
     @property
     def reconnects(self) -> int:
-        """Links that came up after the first one."""
+        """Connections made after the first one."""
         return max(0, self._session.links - 1)
 
     @property
     def redelivered(self) -> int:
-        """Messages that came again while still with us, and were swallowed."""
+        """Redeliveries discarded because the message was still being processed."""
         return self._session.acknowledgements.redelivered
 
     @property
@@ -131,9 +131,9 @@ class Client:
         return self._session.handler_errors
 
     async def wait_connected(self, timeout_s: float | None = None) -> None:
-        """Wait until the link is up and the subscriptions are made.
+        """Wait until the link is up and the subscriptions are in place.
 
-        Raises: BusError: it took longer than `timeout_s`; the message says what stood in the way last.
+        Raises: BusError: it took longer than `timeout_s`; the error is that of the last attempt.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -144,42 +144,42 @@ class Client:
             raise unreachable(self.options.url, error) from error
 
     async def subscribe(self, filters: Mapping[str, int]) -> None:
-        """Subscribe, for as long as the client lives. While there is no link it is remembered and done later.
+        """Subscribe for the lifetime of the client. Without a link, the subscription is made on the next one.
 
         Args:
             filters: maximum QoS (0 or 1) by topic filter.
         Raises:
-            ConfigError: a filter is not one.
-            BusError: the broker refuses; refused filters are forgotten.
+            ConfigError: a topic filter is invalid.
+            BusError: the broker refuses; refused filters are dropped.
         """
         for name in filters:
             check_filter(name)
-        self._session.subscriptions.wanted.update(filters)
+        self._session.subscriptions.requested.update(filters)
         if self._session.link is None or not filters:
             return
-        packet, answer = self._session.subscriptions.subscribe(dict(filters))
+        packet, reply = self._session.subscriptions.subscribe(dict(filters))
         self._session.link.send(packet)
-        refused = await answer
+        refused = await reply
         for name in refused:
-            self._session.subscriptions.forget(name)
+            self._session.subscriptions.remove(name)
         if refused:
             raise subscription_refused(refused)
 
     async def unsubscribe(self, filters: Iterable[str]) -> None:
-        """End subscriptions. While there is no link it is remembered and done later."""
+        """Unsubscribe. Without a link, it is done on the next one."""
         names = list(filters)
         for name in names:
-            self._session.subscriptions.forget(name)
+            self._session.subscriptions.remove(name)
         if self._session.link is not None and names:
-            packet, answer = self._session.subscriptions.unsubscribe(names)
+            packet, reply = self._session.subscriptions.unsubscribe(names)
             self._session.link.send(packet)
-            await answer
+            await reply
 
     def ack(self, message: Message) -> None:
-        """Acknowledge a message: its result is safe. Does nothing for QoS 0, and nothing the second time.
+        """Acknowledge a message. Idempotent; does nothing for QoS 0.
 
-        The acknowledgement leaves when those of all earlier messages may leave. For a message of an earlier link it
-        leaves when the broker has sent the message again; if the session was lost meanwhile, never.
+        The acknowledgement is sent after those of all earlier messages. For a message of an earlier link it is sent once
+        the broker has redelivered the message; if the session was lost meanwhile, never.
         """
         unacked = message.unacked
         if unacked is None or unacked.done:
@@ -198,23 +198,23 @@ class Client:
         properties: bytes = b"",
         done: Done | None = None,
     ) -> None:
-        """Publish, without waiting.
+        """Publish without published.
 
-        QoS 1 is kept until the broker has acknowledged it, over lost links and sessions. QoS 0 fails while there is
-        no link.
+        A QoS 1 message is retained until the broker acknowledges it, across lost links and sessions. A QoS 0 message
+        fails if there is no link.
 
         Args:
-            payload: not to be changed until `done`.
+            payload: must not change until `done` is called.
             qos: 0 or 1.
             properties: encoded by `encode_properties`.
-            done: called once, later: with None when the broker has acknowledged it (QoS 1) or it was written (QoS 0),
-                else with the error.
-        Raises: BusError: the topic cannot be published to, or the message is larger than any packet.
+            done: called once, after this call returns: with None when the broker has acknowledged the message (QoS 1) or
+                it was written (QoS 0), else with the error.
+        Raises: BusError: the topic is invalid, or the message exceeds MQTT's largest packet.
         """
         if not topic or "+" in topic or "#" in topic:
-            raise bad_topic(topic, "it is empty or holds a wildcard")
+            raise bad_topic(topic, "it is empty or contains a wildcard")
         if isinstance(payload, memoryview):
-            payload = payload.cast("B")  # its length shall be in bytes, whatever it is a view of
+            payload = payload.cast("B")  # so that len() counts bytes
         try:
             head = encode_publish_head(topic, len(payload), qos=qos, retain=retain, properties=properties)
         except ValueError as error:
@@ -224,8 +224,8 @@ class Client:
         publish = Outgoing(head, payload, done)
         link = self._session.link
         if not qos and link is None:
-            self._session.later(
-                publish, BusError(f"Not connected to {self.options.url}", remedy="Wait for the link, or use QoS 1.")
+            self._session.finish_soon(
+                publish, BusError(f"Not connected to {self.options.url}", remedy="Wait until connected, or use QoS 1.")
             )
         else:
             self._session.outbound.add(publish)
@@ -235,25 +235,25 @@ class Client:
     async def publish_and_wait(
         self, topic: str, payload: bytes | memoryview, *, qos: int = 1, retain: bool = False, properties: bytes = b""
     ) -> None:
-        """Publish and wait until the broker has it (QoS 1) or it is written (QoS 0).
+        """Publish and wait until the broker has acknowledged it (QoS 1) or it is written (QoS 0).
 
         Raises: BusError: it cannot be published, or the broker refuses it.
         """
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        published: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(error: Exception | None) -> None:
-            if waiting.done():
+            if published.done():
                 return
             if error is None:
-                waiting.set_result(None)
+                published.set_result(None)
             else:
-                waiting.set_exception(error)
+                published.set_exception(error)
 
         self.publish(topic, payload, qos=qos, retain=retain, properties=properties, done=done)
-        await waiting
+        await published
 
     async def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until nothing is outstanding.
+        """Wait until no publish is outstanding.
 
         Raises: BusError: it took longer than `timeout_s`.
         """
@@ -264,32 +264,29 @@ class Client:
                 await asyncio.shield(self._session.drained())
         except TimeoutError as error:
             raise BusError(
-                f"{self.outstanding} messages are not acknowledged by {self.options.url} after {timeout_s} s",
-                remedy="Check that the broker is up and keeps pace.",
+                f"{self.options.url} has not acknowledged {self.outstanding} messages after {timeout_s} s",
+                remedy="Check that the broker is up and keeps up.",
             ) from error
 
     async def pause(self) -> None:
-        """Leave the broker but keep the session: QoS 1 messages wait there until `resume`."""
+        """Disconnect but keep the session: QoS 1 messages wait at the broker until `resume`."""
         await self._session.leave(encode_disconnect(), "paused")
 
     async def renew(self) -> None:
-        """Make a new connection in the place of the present one, with certificate files as they are now.
-
-        The session goes on. Does nothing while there is no connection.
-        """
+        """Reconnect with the certificate files as they are now, keeping the session. Does nothing without a connection."""
         await self._session.renew()
 
     def resume(self) -> None:
-        """Come back after `pause`."""
+        """Connect, or reconnect after `pause`."""
         self._session.start()
 
     async def close(self, *, send_will: bool = False, forget_session: bool = False, timeout_s: float = 5.0) -> None:
-        """Leave for good: pending acknowledgements and publishes go out first, as far as the time allows.
+        """Disconnect for good, after sending pending acknowledgements and publishes.
 
         Args:
-            send_will: have the broker publish the will all the same.
-            forget_session: have the broker drop subscriptions and queued messages.
-            timeout_s: longest time for what is outstanding.
+            send_will: let the broker publish the will.
+            forget_session: let the broker drop subscriptions and queued messages.
+            timeout_s: longest wait for outstanding publishes.
         """
         if self._session.link is not None:
             with contextlib.suppress(BusError):
@@ -297,6 +294,9 @@ class Client:
         last = encode_disconnect(0x04 if send_will else 0, session_expiry(0) if forget_session else b"")
         await self._session.leave(last, "closed")
         for publish in self._session.outbound.clear():
-            self._session.tell(
-                publish, BusError("The client was closed first", remedy="Publish it again when connected.")
+            self._session.finish(
+                publish,
+                BusError(
+                    "The client was closed before the broker acknowledged it", remedy="Publish it again when connected."
+                ),
             )

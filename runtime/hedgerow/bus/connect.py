@@ -1,4 +1,4 @@
-"""Where the broker is and how to get there."""
+"""Connection options, TLS setup and the transport to a broker."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 
 @dataclass(frozen=True, kw_only=True)
 class ClientOptions:
-    """How to reach a broker and what to agree on with it.
+    """Address, credentials and session settings of a broker connection.
 
     Attributes:
         url: mqtt://HOST[:PORT], mqtts://HOST[:PORT] (TLS) or unix:///path/to/socket.
-        client_id: the session's name; "" lets the broker choose one, and then no session outlives the process.
-        username, password: if the broker asks for them.
-        ca_file: authority that signed the broker's certificate; the system's if None.
-        cert_file, key_file: our own certificate, if the broker asks for one.
-        crl_file: revocation lists of all authorities; a broker whose certificate is on one is refused.
-        min_tls: oldest version of TLS that will do.
-        keepalive_s: longest silence before the link counts as dead; 0 for ever.
-        session_expiry_s: how long the broker keeps subscriptions and QoS 1 messages while we are away.
-        clean_start: forget what an earlier process left at the broker; reconnects keep the session all the same.
-        receive_maximum: QoS 1 messages the broker may have under way to us, unacknowledged.
+        client_id: names the session; "" lets the broker choose, and then no session outlives the process.
+        username, password: if the broker requires them.
+        ca_file: authorities to trust; None: the system's.
+        cert_file, key_file: client certificate, if the broker requires one.
+        crl_file: revocation lists of all authorities; a broker with a revoked certificate is refused.
+        min_tls: oldest accepted TLS version.
+        keepalive_s: longest silence before the link counts as dead; 0: unlimited.
+        session_expiry_s: how long the broker keeps subscriptions and QoS 1 messages while disconnected.
+        clean_start: discard an earlier process's session; reconnects still keep the current one.
+        receive_maximum: unacknowledged QoS 1 messages the broker may send.
         max_payload_bytes: a larger payload is skipped and its message marked `oversized`.
-        will: what the broker publishes when we vanish.
-        connect_timeout_s: longest time for address, TLS and CONNACK together.
-        min_backoff_s, max_backoff_s: limits of the pause between tries; it doubles, and a random part is taken.
+        will: published by the broker if the client disconnects unexpectedly.
+        connect_timeout_s: limit for name resolution, TLS and CONNACK together.
+        min_backoff_s, max_backoff_s: shortest and longest pause between attempts; it doubles, with jitter.
     """
 
     url: str = "mqtt://127.0.0.1:1883"
@@ -63,8 +63,8 @@ class ClientOptions:
     max_backoff_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Raises: ConfigError: `url` is not a broker's address."""
-        place(self.url)
+        """Raises: ConfigError: `url` is not a broker address."""
+        parse_broker_url(self.url)
 
 
 async def open_transport(options: ClientOptions, protocol: Callable[[], P]) -> P:
@@ -75,7 +75,7 @@ async def open_transport(options: ClientOptions, protocol: Callable[[], P]) -> P
         BusError: the broker cannot be reached.
     """
     loop = asyncio.get_running_loop()
-    host, port = place(options.url)
+    host, port = parse_broker_url(options.url)
     try:
         if not port:
             _, link = await loop.create_unix_connection(protocol, host)
@@ -91,9 +91,9 @@ async def open_transport(options: ClientOptions, protocol: Callable[[], P]) -> P
 
 
 def tls_context(options: ClientOptions) -> ssl.SSLContext:
-    """The TLS settings of an mqtts:// address: the broker's name is checked, and whether it is revoked if there are lists.
+    """Return a TLS context that checks the broker's name, and revocation if `crl_file` is set.
 
-    Made for each connection anew, so that each takes the files as they then are.
+    Every connection makes its own, so it uses the files as they are then.
 
     Raises: ConfigError: a certificate file is missing or unreadable.
     """
@@ -107,16 +107,16 @@ def tls_context(options: ClientOptions) -> ssl.SSLContext:
             context.load_cert_chain(options.cert_file, options.key_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"The certificates for {options.url} cannot be loaded: {error}",
-            remedy="Check `ca_file`, `cert_file`, `key_file` and `crl_file`: PEM files that this process may read, and a pair.",
+            f"Cannot load the certificates for {options.url}: {error}",
+            remedy="Check `ca_file`, `cert_file`, `key_file` and `crl_file`: readable PEM files; the key must match the certificate.",
         ) from error
     return context
 
 
-def place(url: str) -> tuple[str, int]:
-    """Host and port of a broker's address, or path and 0 for a Unix socket.
+def parse_broker_url(url: str) -> tuple[str, int]:
+    """Return host and port of a broker's URL, or path and 0 for a Unix socket.
 
-    Raises: ConfigError: it is none.
+    Raises: ConfigError: the URL is invalid.
     """
     parts = urlsplit(url)
     try:
@@ -127,7 +127,7 @@ def place(url: str) -> tuple[str, int]:
         return parts.netloc + parts.path, 0
     if parts.scheme not in _PORTS or not parts.hostname or port == -1:
         raise ConfigError(
-            f"{url!r} is not a broker's address",
+            f"{url!r} is not a broker address",
             remedy="Write mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///path/to/socket.",
         )
     return parts.hostname, port or _PORTS[parts.scheme]

@@ -1,10 +1,10 @@
-"""One connection to a broker: bytes in, bytes out, and whether it is alive.
+"""One connection to a broker: coalesced writes, keep-alive, orderly close.
 
 Rules:
-- All that is written in one turn of the event loop leaves together.
-- Silence for the keep-alive time means the link is dead, whatever the operating system says.
-- The broker closes first. A socket closed with bytes unread is reset, and the other side may then never see the
-  acknowledgements it was sent last: frames would come twice.
+- Everything written in one iteration of the event loop goes out together.
+- Silence for the keep-alive time means that the link is dead, whatever the operating system reports.
+- The broker closes first. Closing a socket with unread bytes resets it, and the broker may then miss the last
+  acknowledgements: it would redeliver those frames.
 """
 
 from __future__ import annotations
@@ -20,42 +20,43 @@ from hedgerow.bus.properties import MalformedPacket
 from hedgerow.bus.reader import Reader
 
 _JOIN_BYTES: Final = 64 * 1024
-"""Pieces up to this size are joined into one write; copying a larger one costs more than a system call."""
+"""Buffers up to this size are joined into one write; copying a larger one costs more than a system call."""
 
 _LINGER_S: Final = 2.0
-"""How long the broker has, after our last packet, to close the connection."""
+"""Time the broker has to close the connection after our last packet."""
 
 
-class Owner(Protocol):
-    """Who uses a link."""
+class LinkOwner(Protocol):
+    """Callbacks of a link."""
 
     def link_messages(self, messages: list[Message]) -> None:
-        """Messages came, at least one."""
+        """Handle received messages, at least one."""
 
     def link_packet(self, link: Link, kind: int, body: bytes) -> None:
-        """Another packet came: its type (high nibble) and its body. Raises: MalformedPacket."""
+        """Handle another packet: its type (high nibble) and body. Raises: MalformedPacket."""
 
     def link_write(self, link: Link) -> bool:
-        """A turn's write is about to be made: `put` into it what waits. Returns: whether more waits."""
+        """`put` pending data into the write that is about to happen. Returns: whether more is pending."""
 
     def link_lost(self, link: Link) -> None:
-        """The link has ended."""
+        """Handle the end of the link."""
 
 
 class Link(asyncio.BufferedProtocol):
-    """A connection. `send` queues bytes for this turn of the loop; `closed` is set when it has ended.
+    """A connection. `send` queues bytes for the current iteration of the event loop.
 
     Args:
-        acknowledgements, max_payload_bytes: for its `Reader`.
+        acknowledgements, max_payload_bytes: see `Reader`.
+        owner: receives messages, packets and events.
     Attributes:
-        closed: set when it has ended.
-        error: why it ended; None: we closed it, or the transport gave no reason.
-        paused: whether the other side takes too little, so that writing should wait.
-        reading: whether bytes are taken; see `read`.
+        closed: set when the connection has ended.
+        error: why it ended; None: it was closed here, or the transport gave no reason.
+        paused: whether the transport's write buffer is full, so that writing should wait.
+        reading: whether incoming bytes are read; see `set_reading`.
         bytes_received, bytes_sent: on this connection.
     """
 
-    def __init__(self, acknowledgements: Acknowledgements, max_payload_bytes: int, owner: Owner) -> None:
+    def __init__(self, acknowledgements: Acknowledgements, max_payload_bytes: int, owner: LinkOwner) -> None:
         self._loop = asyncio.get_running_loop()
         self._acknowledgements = acknowledgements
         self._reader = Reader(
@@ -79,26 +80,26 @@ class Link(asyncio.BufferedProtocol):
         self.bytes_sent = 0
 
     def keep_alive(self, seconds: float) -> None:
-        """Watch the link from now on: `seconds` of silence end it."""
+        """End the link after this many seconds of silence, from now on; 0: never."""
         self._keepalive_s = seconds
         if seconds:
-            self._tick = self._loop.call_later(seconds / 4, self._watch)
+            self._tick = self._loop.call_later(seconds / 4, self._check_alive)
 
     @property
     def usable(self) -> bool:
-        """Whether it is there and nobody is ending it."""
+        """Whether the connection is open and not being closed."""
         return self.error is None and self._open
 
     @property
     def _open(self) -> bool:
         return self._transport is not None and not self._closing and not self._transport.is_closing()
 
-    def read(self, wanted: bool) -> None:
-        """Stop or go on taking bytes. While stopped, the other side is believed to be alive."""
-        if wanted == self.reading or self._transport is None:
+    def set_reading(self, reading: bool) -> None:
+        """Pause or resume reading. While paused, the keep-alive check assumes that the broker is alive."""
+        if reading == self.reading or self._transport is None:
             return
-        self.reading = wanted
-        if wanted:
+        self.reading = reading
+        if reading:
             self._last_received = time.monotonic()
             self._transport.resume_reading()
         else:
@@ -109,14 +110,14 @@ class Link(asyncio.BufferedProtocol):
         self._out.append(data)
 
     def send(self, data: bytes | memoryview) -> None:
-        """Write bytes, together with all else of this turn of the loop."""
+        """Write bytes, together with everything else of this iteration of the event loop."""
         self._out.append(data)
         self.flush_soon()
 
     def flush_soon(self) -> None:
-        """Write in the next turn of the loop, asking the owner first what else waits (`link_write`).
+        """Flush in the next iteration of the event loop, after asking the owner for pending data (`link_write`).
 
-        What is asked for while messages are handed over is written right after that: an acknowledgement, usually.
+        While messages are being delivered, the flush follows right after: usually it carries acknowledgements.
         """
         if not self._flush_due:
             self._flush_due = True
@@ -124,7 +125,7 @@ class Link(asyncio.BufferedProtocol):
                 self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write now."""
+        """Write everything queued now."""
         self._flush_due = False
         if not self._open:
             self._out.clear()
@@ -139,26 +140,26 @@ class Link(asyncio.BufferedProtocol):
             self._write(out[0])
             return
         small: list[bytes | memoryview] = []
-        for piece in out:
-            if len(piece) <= _JOIN_BYTES:
-                small.append(piece)
+        for buffer in out:
+            if len(buffer) <= _JOIN_BYTES:
+                small.append(buffer)
                 continue
             if small:
                 self._write(b"".join(small))
                 small = []
-            self._write(piece)
+            self._write(buffer)
         if small:
             self._write(b"".join(small))
 
     def close(self, last: bytes, error: Exception | None = None) -> None:
-        """Write what waits and then `last`, a DISCONNECT; whatever comes until the broker closes is thrown away."""
+        """Write everything queued and then `last`, a DISCONNECT; input is discarded until the broker closes."""
         self.error = self.error or error
         if not self._open:
             return
         self.flush()
         self._write(last)
         self._closing = True
-        self.read(True)
+        self.set_reading(True)
         if self._tick is not None:
             self._tick.cancel()
         self._tick = self._loop.call_later(
@@ -176,27 +177,27 @@ class Link(asyncio.BufferedProtocol):
             self.bytes_sent += len(data)
             self._transport.write(data)
 
-    def _watch(self) -> None:
+    def _check_alive(self) -> None:
         now = time.monotonic()
         keepalive = self._keepalive_s
-        self._tick = self._loop.call_later(keepalive / 4, self._watch)
+        self._tick = self._loop.call_later(keepalive / 4, self._check_alive)
         silence = now - self._last_received if self.reading else 0.0
         if silence >= keepalive and self._pinged:
-            self.abort(TimeoutError(f"no answer for {silence:.0f} s"))
+            self.abort(TimeoutError(f"no reply for {silence:.0f} s"))
         elif max(silence, now - self._last_sent) >= keepalive / 2 and (not self._pinged or not self.reading):
             self._pinged = True
             self.send(PINGREQ_PACKET)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """(asyncio) The connection is there."""
+        """(asyncio) Store the transport."""
         self._transport = cast(asyncio.Transport, transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """(asyncio) Where the next bytes belong."""
+        """(asyncio) Return the buffer for the next bytes."""
         return self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        """(asyncio) Bytes came."""
+        """(asyncio) Parse received bytes and deliver their messages."""
         self._last_received = time.monotonic()
         self._pinged = False
         self.bytes_received += nbytes
@@ -214,21 +215,21 @@ class Link(asyncio.BufferedProtocol):
             self.flush()
 
     def eof_received(self) -> None:
-        """(asyncio) The broker will send no more."""
+        """(asyncio) Note that the broker closed its side."""
         if not self._closing:
             self.error = self.error or ConnectionResetError("the broker closed the connection")
 
     def pause_writing(self) -> None:
-        """(asyncio) The other side takes too little."""
+        """(asyncio) Stop writing: the write buffer is full."""
         self.paused = True
 
     def resume_writing(self) -> None:
-        """(asyncio) It takes more again."""
+        """(asyncio) Resume writing."""
         self.paused = False
         self.flush_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """(asyncio) The connection is gone."""
+        """(asyncio) Tell the owner that the connection has ended."""
         self._transport = None
         if self._tick is not None:
             self._tick.cancel()

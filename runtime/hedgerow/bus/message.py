@@ -1,4 +1,4 @@
-"""A message that came from the broker."""
+"""A message received from the broker."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ NO_PROPERTIES = PublishProperties()
 
 
 class Message:
-    """A PUBLISH that came in.
+    """A received PUBLISH.
 
     Attributes:
         topic: where it was published.
-        payload: bytes, or for a large one a read-only view of a buffer of its own. Empty if `oversized`.
+        payload: bytes; a large one is a read-only view of its own buffer. Empty if `oversized`.
         qos: 0 or 1.
-        retain: whether the broker had kept it from before the subscription.
-        dup: whether the broker says it may have sent it before.
+        retain: whether it is a retained message from before the subscription.
+        dup: whether the broker may have sent it before.
         packet_id: MQTT's packet identifier; 0 for QoS 0.
-        received_at: `time.monotonic()` of the read it came with.
-        raw_properties: its MQTT 5 properties, encoded, without their length in front.
-        oversized: the payload's size in bytes when that is above `max_payload_bytes` and it was skipped, else None.
-        malformed: what is wrong with the message itself, else None; the topic is then readable but not to be trusted.
+        received_at: `time.monotonic()` of the read that completed it.
+        raw_properties: encoded MQTT 5 properties, without their length prefix.
+        oversized: size of a payload above `max_payload_bytes`, which was skipped; else None.
+        malformed: what is wrong with the message, else None. Do not trust the topic then: it is only printable.
     """
 
     __slots__ = (
@@ -66,7 +66,7 @@ class Message:
 
     @property
     def properties(self) -> PublishProperties:
-        """The MQTT 5 properties, decoded when first asked for.
+        """The MQTT 5 properties, decoded on first use.
 
         Raises: FrameError: they are malformed (`malformed-properties`).
         """

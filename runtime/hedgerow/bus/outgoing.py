@@ -1,10 +1,10 @@
-"""Publishes on their way: waiting, sent, acknowledged; with QoS 1 sent again when the link comes back.
+"""Queue of outgoing publishes; QoS 1 is resent after a reconnect.
 
 Rules:
-- QoS 0 is done with once it is written, and fails with the link. The rest is about QoS 1.
-- Never more under way than the broker's Receive Maximum; the rest waits, in order.
-- After a link was lost everything under way is sent again, first and in its old order: with DUP and the same packet
-  identifier if the session is still there (MQTT-4.4.0-1), as new if it is not. At least once; never lost.
+- QoS 0 is finished once written, and fails if the link is lost. All other rules are about QoS 1.
+- No more are in flight than the broker's Receive Maximum; the rest queues in order.
+- After a lost link, everything in flight is resent first, in its order: with DUP and the same packet identifier if the
+  broker still has the session (MQTT-4.4.0-1), as new if not. Delivery is at least once; nothing is lost.
 
 Pure: no clock, no link.
 """
@@ -19,14 +19,14 @@ from hedgerow.bus.causes import packet_too_large
 from hedgerow.bus.packets import DUP
 
 MAX_PUBLISH_ID: Final = 65_000
-"""Packet identifiers above this one are for subscriptions."""
+"""Higher packet identifiers are reserved for subscriptions."""
 
 Done = Callable[[Exception | None], None]
-"""Called once: with None when a message is safe at the broker, else with what happened to it."""
+"""Called once: with None when the broker has the message, else with the error."""
 
 
 class Outgoing:
-    """A publish that is not done with: QoS 0 not written, QoS 1 not acknowledged."""
+    """An unfinished publish: QoS 0 not written, or QoS 1 not acknowledged."""
 
     __slots__ = ("done", "head", "payload")
 
@@ -37,105 +37,110 @@ class Outgoing:
 
     @property
     def topic(self) -> str:
-        """Where it is to go."""
+        """Its topic, read from the packet."""
         at = _after_fixed_header(self.head)
         return self.head[at + 2 : at + 2 + (self.head[at] << 8 | self.head[at + 1])].decode("utf-8", "replace")
 
 
 class Outbound:
-    """The publishes not done with.
+    """All unfinished publishes.
 
     Args:
-        tell: is called with one that cannot be sent, and why.
+        reject: called with a publish that cannot be sent, and the error.
     Attributes:
-        payload_bytes: payload bytes of all of them.
-        max_packet_bytes: bytes a packet to this broker may have; 0 as long as it has not been reached.
+        payload_bytes: total payload size.
+        max_packet_bytes: the broker's Maximum Packet Size; 0 before the first connection.
     """
 
-    def __init__(self, tell: Callable[[Outgoing, Exception], None]) -> None:
-        self._tell = tell
+    def __init__(self, reject: Callable[[Outgoing, Exception], None]) -> None:
+        self._reject = reject
         self.payload_bytes = 0
-        self._fleeting: deque[Outgoing] = deque()  # QoS 0
-        self._waiting: deque[Outgoing] = deque()
-        self._again: deque[tuple[int, Outgoing]] = deque()
-        self._sent: dict[int, Outgoing] = {}
+        self._qos0: deque[Outgoing] = deque()
+        self._queued: deque[Outgoing] = deque()
+        self._to_resend: deque[tuple[int, Outgoing]] = deque()
+        self._in_flight: dict[int, Outgoing] = {}
         self._window = 0
         self.max_packet_bytes = 0
         self._dup = False
         self._next_id = 0
 
     def __len__(self) -> int:
-        return len(self._fleeting) + self.unacknowledged
+        return len(self._qos0) + self.unacknowledged
 
     @property
     def unacknowledged(self) -> int:
-        """Those of QoS 1."""
-        return len(self._waiting) + len(self._again) + len(self._sent)
+        """QoS 1 publishes not yet acknowledged, queued ones included."""
+        return len(self._queued) + len(self._to_resend) + len(self._in_flight)
 
     @property
-    def under_way(self) -> int:
-        """Those of QoS 1 that the broker may have, without having said so."""
-        return len(self._again) + len(self._sent)
+    def in_flight(self) -> int:
+        """QoS 1 publishes sent and not acknowledged."""
+        return len(self._to_resend) + len(self._in_flight)
 
     def add(self, publish: Outgoing) -> None:
-        """Enter a publish."""
-        (self._waiting if publish.head[0] & 0x06 else self._fleeting).append(publish)
+        """Queue a publish."""
+        (self._queued if publish.head[0] & 0x06 else self._qos0).append(publish)
         self.payload_bytes += len(publish.payload)
 
     def link_up(self, *, session_present: bool, receive_maximum: int, max_packet_bytes: int) -> None:
-        """There is a link, with these limits of the broker: what was under way goes again, before all else."""
+        """Start sending within the broker's limits; publishes in flight are resent first."""
         self._window = min(receive_maximum, MAX_PUBLISH_ID)
         self.max_packet_bytes = max_packet_bytes
         self._dup = session_present
 
     def link_lost(self) -> list[Outgoing]:
-        """The link is gone: nothing more can be taken. Returns: the QoS 0 ones, which fail."""
+        """Stop sending. Returns: the QoS 0 publishes, which fail."""
         self._window = 0
-        # What was sent on this link came before what was still to be sent again only if that was never reached.
-        self._again = deque([*self._sent.items(), *self._again])
-        self._sent.clear()
-        failed = list(self._fleeting)
-        self._fleeting.clear()
+        # Everything sent on this link precedes what it had not yet resent.
+        self._to_resend = deque([*self._in_flight.items(), *self._to_resend])
+        self._in_flight.clear()
+        failed = list(self._qos0)
+        self._qos0.clear()
         self.payload_bytes -= sum(len(publish.payload) for publish in failed)
         return failed
 
     def take(self) -> tuple[bytes, bytes | memoryview, Outgoing | None] | None:
-        """The next one to send; None if nothing may be sent now.
+        """Return the next packet to send; None if nothing may be sent now.
 
-        Returns: the head and the payload of its packet, and itself if it is done with once they are written.
+        Returns: head and payload of the packet, and the publish if it is finished once written (QoS 0).
         """
-        while self._fleeting and self._window:
-            publish = self._fleeting.popleft()
+        while self._qos0 and self._window:
+            publish = self._qos0.popleft()
             if self._fits(publish):
                 self.payload_bytes -= len(publish.payload)
                 return publish.head, publish.payload, publish
-        while len(self._sent) < self._window:
-            if self._again:
-                packet_id, publish = self._again.popleft()
+        while len(self._in_flight) < self._window:
+            if self._to_resend:
+                packet_id, publish = self._to_resend.popleft()
                 dup = self._dup
-            elif self._waiting:
-                packet_id, publish, dup = self._free_id(), self._waiting.popleft(), False
+            elif self._queued:
+                packet_id, publish, dup = self._free_id(), self._queued.popleft(), False
             else:
                 return None
             if self._fits(publish):
-                self._sent[packet_id] = publish
+                self._in_flight[packet_id] = publish
                 return _with_id(publish.head, packet_id, dup), publish.payload, None
         return None
 
     def acked(self, packet_id: int) -> Outgoing | None:
-        """The broker has answered for one; it is off the table. None: there was none of that identifier."""
-        publish = self._sent.pop(packet_id, None)
+        """Remove and return the publish that a PUBACK answers; None if the identifier is unknown."""
+        publish = self._in_flight.pop(packet_id, None)
         if publish is not None:
             self.payload_bytes -= len(publish.payload)
         return publish
 
     def clear(self) -> list[Outgoing]:
-        """Give up on everything. Returns: what had not been acknowledged."""
-        publishes = [*self._sent.values(), *(publish for _, publish in self._again), *self._waiting, *self._fleeting]
-        self._fleeting.clear()
-        self._sent.clear()
-        self._again.clear()
-        self._waiting.clear()
+        """Drop everything. Returns: the unfinished publishes, oldest first."""
+        publishes = [
+            *self._in_flight.values(),
+            *(publish for _, publish in self._to_resend),
+            *self._queued,
+            *self._qos0,
+        ]
+        self._qos0.clear()
+        self._in_flight.clear()
+        self._to_resend.clear()
+        self._queued.clear()
         self.payload_bytes = 0
         return publishes
 
@@ -144,13 +149,13 @@ class Outbound:
         if size <= self.max_packet_bytes:
             return True
         self.payload_bytes -= len(publish.payload)
-        self._tell(publish, packet_too_large(size, self.max_packet_bytes))
+        self._reject(publish, packet_too_large(size, self.max_packet_bytes))
         return False
 
     def _free_id(self) -> int:
         while True:
             self._next_id = self._next_id % MAX_PUBLISH_ID + 1
-            if self._next_id not in self._sent:
+            if self._next_id not in self._in_flight:
                 return self._next_id
 
 
@@ -162,7 +167,7 @@ def _with_id(head: bytes, packet_id: int, dup: bool) -> bytes:
 
 
 def _after_fixed_header(head: bytes) -> int:
-    at = 2  # after the shortest one
+    at = 2  # the shortest fixed header
     while head[at - 1] > 127:
         at += 1
     return at

@@ -1,11 +1,11 @@
-"""MQTT 5 control packets: to bytes and back, without input or output.
+"""Encodes and decodes MQTT 5 control packets; no I/O.
 
 Rules:
-- `encode_*` give a whole packet, or for PUBLISH its head, so that a large payload is never copied.
-- `decode_*` take a packet's body (what follows the fixed header) and raise `MalformedPacket` alone.
-- An incoming PUBLISH is not decoded here but in `reader.py`: it is the hot path.
+- `encode_*` return a whole packet, or for PUBLISH its head, so that a large payload is never copied.
+- `decode_*` take a packet's body (after the fixed header) and raise only `MalformedPacket`.
+- An incoming PUBLISH is decoded in `reader.py`: it is the hot path.
 
-The sections named are those of the OASIS standard MQTT 5.0 of 2019.
+Section numbers refer to the OASIS standard MQTT 5.0 (2019).
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ PINGRESP: Final = 0xD0
 DISCONNECT: Final = 0xE0
 
 MAX_PACKET_BYTES: Final = MAX_VARINT + 5
-"""Bytes any packet may have: what its length can say, and its fixed header (§2.1.4)."""
+"""Largest packet of the protocol, with its fixed header (§2.1.4)."""
 
 PINGREQ_PACKET: Final = b"\xc0\x00"
 DUP: Final = 0x08
 
-_NO_NEW_RETAINED: Final = 0x10  # retain handling 1 (§3.8.3.1): a renewed subscription brings no retained messages again
+_NO_NEW_RETAINED: Final = (
+    0x10  # retain handling 1 (§3.8.3.1): renewing a subscription does not resend retained messages
+)
 
 REASONS: Final[dict[int, str]] = {
     0x04: "disconnect with will message",
@@ -82,11 +84,11 @@ REASONS: Final[dict[int, str]] = {
     0xA1: "subscription identifiers not supported",
     0xA2: "wildcard subscriptions not supported",
 }
-"""What reason codes mean (§2.4)."""
+"""Names of reason codes (§2.4)."""
 
 
 def reason_name(code: int) -> str:
-    """What a reason code means, in words."""
+    """Return the name of a reason code."""
     return REASONS.get(code, f"reason code {code:#04x}")
 
 
@@ -94,10 +96,10 @@ class Publication(NamedTuple):
     """A message to publish; used for the will.
 
     Attributes:
-        topic: where to.
+        topic: where it is published.
         payload: at most 65,535 bytes in a will.
         qos: 0 or 1.
-        retain: whether the broker keeps it for later subscribers.
+        retain: whether the broker retains it.
         properties: encoded by `encode_properties`.
     """
 
@@ -109,7 +111,7 @@ class Publication(NamedTuple):
 
 
 class Connack(NamedTuple):
-    """The broker's answer to CONNECT (§3.2)."""
+    """CONNACK (§3.2)."""
 
     session_present: bool
     reason: int
@@ -120,9 +122,9 @@ class Acked(NamedTuple):
     """PUBACK, SUBACK or UNSUBACK (§3.4, §3.9, §3.11).
 
     Attributes:
-        packet_id: which packet is answered.
-        reasons: a reason code each topic filter; one for a PUBACK.
-        text: what the broker adds for people, or "".
+        packet_id: of the acknowledged packet.
+        reasons: one reason code per topic filter; a single one for PUBACK.
+        text: human-readable reason string, or "".
     """
 
     packet_id: int
@@ -131,7 +133,7 @@ class Acked(NamedTuple):
 
 
 class Disconnected(NamedTuple):
-    """The broker's DISCONNECT (§3.14)."""
+    """A DISCONNECT from the broker (§3.14)."""
 
     reason: int
     text: str = ""
@@ -147,11 +149,11 @@ def encode_connect(
     username: str | None = None,
     password: str | None = None,
 ) -> bytes:
-    """CONNECT (§3.1).
+    """Encode CONNECT (§3.1).
 
     Args:
-        properties: session expiry, receive maximum and the like, encoded by `encode_properties`.
-    Raises: ValueError: a text is too long or holds NUL.
+        properties: session expiry, receive maximum and others, encoded by `encode_properties`.
+    Raises: ValueError: a string is too long or contains NUL.
     """
     flags = clean_start << 1
     payload = encode_text(client_id)
@@ -178,11 +180,11 @@ def encode_publish_head(
     packet_id: int = 0,
     properties: bytes = b"",
 ) -> bytes:
-    """All of a PUBLISH (§3.3) before its payload.
+    """Encode a PUBLISH (§3.3) up to its payload.
 
     Raises:
-        ValueError: the topic is too long or holds NUL.
-        OverflowError: the packet is larger than MQTT allows.
+        ValueError: the topic is too long or contains NUL.
+        OverflowError: the packet exceeds the protocol's limit.
     """
     body = _topic(topic)
     if qos:
@@ -193,22 +195,22 @@ def encode_publish_head(
         body += b"\x00"
     size = len(body) + payload_size
     if size > MAX_VARINT:
-        raise OverflowError(f"{size} bytes do not fit a packet")
+        raise OverflowError(f"{size} bytes do not fit in a packet")
     return bytes((PUBLISH | qos << 1 | retain,)) + encode_varint(size) + body
 
 
-@lru_cache(256)  # a pipeline publishes to one topic, and asks for it with every result
+@lru_cache(256)  # a pipeline publishes every result to the same topic
 def _topic(topic: str) -> bytes:
     return encode_text(topic)
 
 
 def encode_puback(packet_id: int) -> bytes:
-    """PUBACK that says success (§3.4)."""
+    """Encode a successful PUBACK (§3.4)."""
     return b"\x40\x02" + packet_id.to_bytes(2, "big")
 
 
 def encode_subscribe(packet_id: int, filters: Mapping[str, int]) -> bytes:
-    """SUBSCRIBE (§3.8); a filter that is subscribed already brings no retained messages again.
+    """Encode SUBSCRIBE (§3.8). Renewing a subscription does not resend retained messages.
 
     Args:
         filters: maximum QoS by topic filter; at least one.
@@ -218,50 +220,50 @@ def encode_subscribe(packet_id: int, filters: Mapping[str, int]) -> bytes:
 
 
 def encode_unsubscribe(packet_id: int, filters: Iterable[str]) -> bytes:
-    """UNSUBSCRIBE (§3.10)."""
+    """Encode UNSUBSCRIBE (§3.10)."""
     return _packet(0xA2, packet_id.to_bytes(2, "big") + b"\x00" + b"".join(encode_text(name) for name in filters))
 
 
 def encode_disconnect(reason: int = 0, properties: bytes = b"") -> bytes:
-    """DISCONNECT (§3.14)."""
+    """Encode DISCONNECT (§3.14)."""
     if not properties:
         return _packet(DISCONNECT, bytes((reason,)) if reason else b"")
     return _packet(DISCONNECT, bytes((reason,)) + encode_varint(len(properties)) + properties)
 
 
 def session_expiry(seconds: int) -> bytes:
-    """The property that says how long a broker keeps a session after its link has gone."""
+    """Encode the property for how long a broker keeps a session after a disconnect."""
     return encode_properties([(Property.SESSION_EXPIRY, seconds)])
 
 
 def decode_connack(body: bytes) -> Connack:
-    """CONNACK (§3.2). Raises: MalformedPacket."""
+    """Decode CONNACK (§3.2). Raises: MalformedPacket."""
     if len(body) < 2 or body[0] > 1:
-        raise MalformedPacket(f"CONNACK is {body[:8].hex(' ')}")
+        raise MalformedPacket(f"Malformed CONNACK: {body[:8].hex(' ')}")
     return Connack(bool(body[0]), body[1], dict(_tail_properties(body, 2)))
 
 
 def decode_puback(body: bytes) -> Acked:
-    """PUBACK (§3.4). Raises: MalformedPacket."""
+    """Decode PUBACK (§3.4). Raises: MalformedPacket."""
     if len(body) < 2:
-        raise MalformedPacket("PUBACK is cut short")
+        raise MalformedPacket("PUBACK is truncated")
     reason = body[2] if len(body) > 2 else 0
     return Acked(_packet_id(body), (reason,), _reason_text(body, 3))
 
 
 def decode_suback(body: bytes) -> Acked:
-    """SUBACK and UNSUBACK (§3.9, §3.11). Raises: MalformedPacket."""
+    """Decode SUBACK or UNSUBACK (§3.9, §3.11). Raises: MalformedPacket."""
     if len(body) < 3:
-        raise MalformedPacket("SUBACK is cut short")
+        raise MalformedPacket("SUBACK is truncated")
     length, start = decode_varint(body, 2)
     if start + length >= len(body):
-        raise MalformedPacket("SUBACK is cut short")
+        raise MalformedPacket("SUBACK is truncated")
     text = str(dict(decode_properties(body[start : start + length])).get(Property.REASON_STRING, ""))
     return Acked(_packet_id(body), tuple(body[start + length :]), text)
 
 
 def decode_disconnect(body: bytes) -> Disconnected:
-    """DISCONNECT (§3.14). Raises: MalformedPacket."""
+    """Decode DISCONNECT (§3.14). Raises: MalformedPacket."""
     return Disconnected(body[0] if body else 0, _reason_text(body, 1))
 
 
@@ -285,5 +287,5 @@ def _tail_properties(body: bytes, position: int) -> list[tuple[Property, Any]]:
         return []
     length, start = decode_varint(body, position)
     if start + length != len(body):
-        raise MalformedPacket("Properties do not end where their packet ends")
+        raise MalformedPacket("Property length does not match the packet length")
     return decode_properties(body[start:])

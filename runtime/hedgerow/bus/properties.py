@@ -1,9 +1,9 @@
-"""MQTT 5 properties (§2.2.2): to bytes and back.
+"""Encodes and decodes MQTT 5 properties (§2.2.2).
 
 Rules:
-- Encoded properties are bytes *without* their length in front, so that parts made once can be joined with parts made
-  per message: `publish(…, properties=STATIC + encode_properties([(Property.USER, ("traceparent", value))]))`.
-- Decoding is strict: what §2.2.2 and §1.5 forbid raises `MalformedPacket`.
+- Encoded properties are bytes *without* their length prefix, so that constant parts can be joined with parts encoded per
+  message: `publish(…, properties=STATIC + encode_properties([(Property.USER, ("traceparent", value))]))`.
+- Decoding is strict: anything forbidden by §2.2.2 and §1.5 raises `MalformedPacket`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from hedgerow.errors import BusError
 
 
 class MalformedPacket(BusError):
-    """The broker sent bytes that are not MQTT 5."""
+    """The broker sent bytes that are not valid MQTT 5."""
 
     code = "malformed-packet"
 
     def __init__(self, message: str) -> None:
         super().__init__(
             message,
-            remedy="Check that the address is that of an MQTT 5 broker and that nothing in between alters bytes.",
+            remedy="Check that the address is that of an MQTT 5 broker and that nothing in between alters the data.",
         )
 
 
 class Property(IntEnum):
-    """Identifiers of properties (MQTT 5 §2.2.2.2)."""
+    """Property identifiers (MQTT 5 §2.2.2.2)."""
 
     PAYLOAD_FORMAT = 1
     EXPIRY = 2
@@ -60,7 +60,7 @@ class Property(IntEnum):
 
 
 Value: TypeAlias = int | str | bytes | tuple[str, str]
-"""A property's value: a number, a text, bytes, or for `USER` a name and a text."""
+"""A property's value: a number, string, bytes, or for `USER` a pair of name and value."""
 
 _P: Final = Property
 _WIDTH: Final[dict[int, int]] = {
@@ -80,17 +80,17 @@ IN_PUBLISH: Final = frozenset(
     {_P.PAYLOAD_FORMAT, _P.EXPIRY, _P.CONTENT_TYPE, _P.RESPONSE_TOPIC, _P.CORRELATION_DATA}
     | {_P.SUBSCRIPTION_ID, _P.TOPIC_ALIAS, _P.USER}
 )
-_USER: Final = int(_P.USER)  # comparing with an IntEnum's member costs more
+_USER: Final = int(_P.USER)  # comparing with an int is faster than with an IntEnum member
 _CONTENT_TYPE: Final = int(_P.CONTENT_TYPE)
 MAX_VARINT: Final = 268_435_455
 
 
 def encode_properties(properties: Mapping[Property, Value] | Iterable[tuple[Property, Value]]) -> bytes:
-    """Encode properties, in the order given.
+    """Encode properties in order.
 
     Args:
-        properties: value by property, or pairs where one may stand several times (`USER`).
-    Returns: the bytes, without their length in front.
+        properties: value by property, or pairs if one occurs several times (`USER`).
+    Returns: the bytes, without a length prefix.
     Raises: ValueError: a value does not fit its property.
     """
     pairs = properties.items() if isinstance(properties, Mapping) else properties
@@ -111,14 +111,14 @@ def encode_properties(properties: Mapping[Property, Value] | Iterable[tuple[Prop
         elif identifier == _P.SUBSCRIPTION_ID and isinstance(value, int):
             out += encode_varint(value)
         else:
-            raise ValueError(f"{value!r} is no value for property {identifier!r}")
+            raise ValueError(f"{value!r} is not a valid value for property {identifier!r}")
     return bytes(out)
 
 
 def decode_properties(raw: bytes) -> list[tuple[Property, Value]]:
-    """Decode properties, without their length in front, in the order they stand.
+    """Decode properties without a length prefix, in order.
 
-    Raises: MalformedPacket: they are cut short, unknown, repeated where they may not be, or not UTF-8.
+    Raises: MalformedPacket: they are truncated, unknown, not UTF-8, or a property occurs more often than allowed.
     """
     pairs: list[tuple[Property, Value]] = []
     seen: set[int] = set()
@@ -128,7 +128,7 @@ def decode_properties(raw: bytes) -> list[tuple[Property, Value]]:
         identifier = raw[position]
         position += 1
         if identifier in seen and identifier not in _REPEATABLE:
-            raise MalformedPacket(f"Property {Property(identifier).name} stands twice")
+            raise MalformedPacket(f"Property {Property(identifier).name} occurs twice")
         seen.add(identifier)
         if identifier == _P.USER:
             name, position = decode_text(raw, position)
@@ -142,11 +142,11 @@ def decode_properties(raw: bytes) -> list[tuple[Property, Value]]:
             value, position = decode_varint(raw, position)
         elif width := _WIDTH.get(identifier, 0):
             if position + width > len(raw):
-                raise MalformedPacket(f"Property {Property(identifier).name} is cut short")
+                raise MalformedPacket(f"Property {Property(identifier).name} is truncated")
             value = int.from_bytes(raw[position : position + width], "big")
             position += width
         else:
-            raise MalformedPacket(f"Property {identifier} does not exist")
+            raise MalformedPacket(f"Unknown property {identifier}")
         pairs.append((Property(identifier), value))
     return pairs
 
@@ -157,17 +157,17 @@ class PublishProperties:
     Attributes:
         content_type: MIME type as sent, or "".
         expiry_s: seconds the message has left, or None.
-        response_topic: where an answer is wanted, or None.
-        correlation_data: what the answer must carry, or None.
-        user_properties: names and values, in order; a name may stand several times.
+        response_topic: where to send the response, or None.
+        correlation_data: to be returned with the response, or None.
+        user_properties: names and values, in order; a name may occur several times.
     """
 
     __slots__ = ("content_type", "correlation_data", "expiry_s", "response_topic", "user_properties")
 
     def __init__(self, raw: bytes = b"") -> None:
-        """Decode properties, without their length in front.
+        """Decode properties without a length prefix.
 
-        Raises: MalformedPacket: they are not properties of a PUBLISH.
+        Raises: MalformedPacket: they are not valid properties of a PUBLISH.
         """
         self.content_type = ""
         self.expiry_s: int | None = None
@@ -179,9 +179,9 @@ class PublishProperties:
             self._set(identifier, value)
 
     def _take_common(self, raw: bytes) -> bytes:
-        """Decode what stands first as long as it is of the kinds that sensors send; returns what is left.
+        """Decode leading properties of the kinds that sensors send. Returns: the rest.
 
-        Written out, because it is done for every frame that says what it is, and five times as fast.
+        Inlined for speed, five times that of the general decoder: it runs for every frame with properties.
         """
         position, end = 0, len(raw)
         try:
@@ -194,7 +194,7 @@ class PublishProperties:
                     text_end = text_at + (raw[name_end] << 8 | raw[name_end + 1])
                     name, text = raw[name_at:name_end].decode(), raw[text_at:text_end].decode()
                     if text_end > end or "\0" in name or "\0" in text:
-                        return raw[position:]  # the strict decoder says what is wrong
+                        return raw[position:]  # the strict decoder raises the error
                     self.user_properties.append((name, text))
                     position = text_end
                 elif identifier == _CONTENT_TYPE and not self.content_type:
@@ -216,7 +216,7 @@ class PublishProperties:
             self.user_properties.append(value)
         elif identifier == _P.CONTENT_TYPE:
             if self.content_type:
-                raise MalformedPacket("Property CONTENT_TYPE stands twice")
+                raise MalformedPacket("Property CONTENT_TYPE occurs twice")
             self.content_type = value
         elif identifier == _P.EXPIRY:
             self.expiry_s = value
@@ -225,18 +225,18 @@ class PublishProperties:
         elif identifier == _P.CORRELATION_DATA:
             self.correlation_data = value
         elif identifier not in IN_PUBLISH:
-            raise MalformedPacket(f"Property {identifier.name} may not stand in a PUBLISH")
+            raise MalformedPacket(f"Property {identifier.name} is not allowed in a PUBLISH")
 
 
 def encode_varint(value: int) -> bytes:
-    """A variable byte integer (MQTT 5 §1.5.5).
+    """Encode a variable byte integer (MQTT 5 §1.5.5).
 
     Raises: ValueError: it is negative or above 268,435,455.
     """
     if 0 <= value < 128:
         return bytes((value,))
     if not 0 <= value <= MAX_VARINT:
-        raise ValueError(f"{value} does not fit a variable byte integer")
+        raise ValueError(f"{value} does not fit in a variable byte integer")
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -246,9 +246,9 @@ def encode_varint(value: int) -> bytes:
 
 
 def decode_varint(raw: bytes | bytearray | memoryview, position: int) -> tuple[int, int]:
-    """A variable byte integer and the position after it.
+    """Decode a variable byte integer. Returns: the value, and the position after it.
 
-    Raises: MalformedPacket: it is cut short or longer than four bytes.
+    Raises: MalformedPacket: it is truncated or longer than four bytes.
     """
     value = shift = 0
     for index in range(position, min(position + 4, len(raw))):
@@ -257,51 +257,51 @@ def decode_varint(raw: bytes | bytearray | memoryview, position: int) -> tuple[i
         if byte < 128:
             return value, index + 1
         shift += 7
-    raise MalformedPacket("A variable byte integer is cut short or too long")
+    raise MalformedPacket("A variable byte integer is truncated or too long")
 
 
 def encode_binary(data: bytes) -> bytes:
-    """Binary data with its length in two bytes (MQTT 5 §1.5.6).
+    """Encode binary data with a two-byte length prefix (MQTT 5 §1.5.6).
 
     Raises: ValueError: it is longer than 65,535 bytes.
     """
     if len(data) > 65_535:
-        raise ValueError(f"{len(data)} bytes do not fit a field of MQTT (at most 65535)")
+        raise ValueError(f"{len(data)} bytes do not fit in an MQTT field (at most 65535)")
     return len(data).to_bytes(2, "big") + data
 
 
 def encode_text(text: str) -> bytes:
-    """A UTF-8 string with its length in two bytes (MQTT 5 §1.5.4).
+    """Encode a UTF-8 string with a two-byte length prefix (MQTT 5 §1.5.4).
 
-    Raises: ValueError: it holds NUL or a surrogate, or is longer than 65,535 bytes.
+    Raises: ValueError: it contains NUL or a surrogate, or is longer than 65,535 bytes.
     """
     if "\0" in text:
-        raise ValueError(f"{text[:80]!r} holds NUL, which MQTT forbids")
+        raise ValueError(f"{text[:80]!r} contains NUL, which MQTT forbids")
     return encode_binary(text.encode())
 
 
 def decode_binary(raw: bytes, position: int) -> tuple[bytes, int]:
-    """Binary data with its length in front, and the position after it.
+    """Decode length-prefixed binary data. Returns: the data, and the position after it.
 
-    Raises: MalformedPacket: it is cut short.
+    Raises: MalformedPacket: it is truncated.
     """
     start = position + 2
     end = start + int.from_bytes(raw[position:start], "big")
     if start > len(raw) or end > len(raw):
-        raise MalformedPacket("A field is cut short")
+        raise MalformedPacket("A field is truncated")
     return bytes(raw[start:end]), end
 
 
 def decode_text(raw: bytes, position: int) -> tuple[str, int]:
-    """A UTF-8 string with its length in front, and the position after it.
+    """Decode a length-prefixed UTF-8 string. Returns: the string, and the position after it.
 
-    Raises: MalformedPacket: it is cut short, not UTF-8, or holds NUL.
+    Raises: MalformedPacket: it is truncated, not UTF-8, or contains NUL.
     """
     data, end = decode_binary(raw, position)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise MalformedPacket(f"A text is not UTF-8: {data[:80]!r}") from error
+        raise MalformedPacket(f"A string is not UTF-8: {data[:80]!r}") from error
     if "\0" in text:
-        raise MalformedPacket(f"A text holds NUL: {text[:80]!r}")
+        raise MalformedPacket(f"A string contains NUL: {text[:80]!r}")
     return text, end

@@ -1,10 +1,10 @@
-"""Bytes from the broker to messages: the hot path.
+"""Incremental parser of the broker's byte stream: the hot path.
 
 Rules:
-- A payload is copied at most once in user space. Small messages are copied out of a buffer that is used again;
-  a large one is read by the kernel straight into a buffer of its own.
-- A payload above the limit is skipped as it comes; memory stays bounded whatever the broker sends.
-- What cannot be followed raises `MalformedPacket`: the link is of no more use then.
+- A payload is copied at most once in user space. Small messages are copied out of a reused buffer; the kernel reads a large
+  one straight into its own buffer.
+- A payload above the limit is skipped as it arrives, so memory stays bounded whatever the broker sends.
+- A stream that cannot be parsed raises `MalformedPacket`; the link is then unusable.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from hedgerow.bus.packets import PUBLISH
 from hedgerow.bus.properties import MalformedPacket, decode_varint
 
 BUFFER_BYTES: Final = 128 * 1024
-"""Size of the buffer that is used again; any topic fits in it twice."""
+"""Size of the reused buffer; the longest topic fits twice."""
 
 LARGE_BYTES: Final = 16 * 1024
-"""Packets above this, if they have not come whole, get a buffer of their own."""
+"""Larger packets get their own buffer unless they are already complete."""
 
 MAX_PROPERTIES_BYTES: Final = 32 * 1024
-"""A message with more bytes of properties is malformed; with the longest topic they still fit in the buffer."""
+"""Limit on the properties of a message; with the longest topic they still fit in the buffer."""
 
 _MAX_CONTROL_BYTES: Final = 64 * 1024
 _MAX_TOPICS: Final = 4096
 
 
 class Reader:
-    """Takes packets out of a byte stream. The owner fills `buffer()` and calls `advance` with how much came.
+    """Splits a byte stream into packets. The owner fills `buffer()` and calls `advance` with the number of bytes.
 
     Args:
-        acknowledgements: where QoS 1 messages are entered; what it swallows is not handed on.
-        max_payload_bytes: a larger payload is skipped and the message marked `oversized`.
-        on_packet: gets the type (high nibble) and the body of every other packet.
+        acknowledgements: table for QoS 1 messages; redeliveries it discards are not delivered.
+        max_payload_bytes: a larger payload is skipped and its message marked `oversized`.
+        on_packet: called with the type (high nibble) and body of every packet other than PUBLISH.
     """
 
     def __init__(
@@ -52,23 +52,23 @@ class Reader:
         self._messages: list[Message] = []
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
-        self._end = 0  # the buffer holds bytes not yet parsed from 0 to here
+        self._end = 0  # the buffer holds unparsed bytes from 0 to here
         self._large: memoryview | None = None  # body of a large packet, being filled
         self._large_first = 0
         self._filled = 0
-        self._skip = 0  # bytes still to come that nobody wants
+        self._skip = 0  # bytes still to discard
         self._topics: dict[bytes, str] = {}
 
     def buffer(self) -> memoryview:
-        """Where the next bytes belong."""
+        """Return the buffer for the next bytes."""
         if self._large is not None:
             return self._large[self._filled :]
         return self._view[self._end :]
 
     def advance(self, count: int) -> None:
-        """Take in the bytes that were put into `buffer()`.
+        """Parse the bytes written to `buffer()`.
 
-        Raises: MalformedPacket: the bytes are not MQTT 5; `take` still gives the messages before them.
+        Raises: MalformedPacket: the bytes are not MQTT 5; `take` still returns the messages before them.
         """
         if self._large is None:
             self._parse(self._end + count)
@@ -79,7 +79,7 @@ class Reader:
             self._publish(self._large_first, body, 0, len(body), time.monotonic(), own=True)
 
     def take(self) -> list[Message]:
-        """The messages that are complete and not yet taken, in order."""
+        """Remove and return the complete messages, in order."""
         messages, self._messages = self._messages, []
         return messages
 
@@ -100,11 +100,11 @@ class Reader:
                     body += 1
                 if buffer[body - 1] > 127:
                     if body == position + 5:
-                        raise MalformedPacket("A packet's length is too long")
+                        raise MalformedPacket("A packet length is longer than four bytes")
                     break
             stop = body + size
             if stop > end:
-                if size > LARGE_BYTES and self._begin_large(first, body, stop, end, now):
+                if size > LARGE_BYTES and self._start_large(first, body, stop, end, now):
                     position = end
                 break
             if first & 0xF0 == PUBLISH:
@@ -119,10 +119,10 @@ class Reader:
     def _publish(self, first: int, body: memoryview, start: int, stop: int, now: float, *, own: bool) -> None:
         head = _publish_head(first, body, start, stop)
         if head is None or head[3] > stop:
-            raise MalformedPacket("PUBLISH is cut short")
+            raise MalformedPacket("PUBLISH is truncated")
         after_topic, packet_id, at, after = head
         if stop - after > self._max_payload_bytes or after - at > MAX_PROPERTIES_BYTES:
-            self._without_payload(first, body, start, stop, head, now)
+            self._publish_without_payload(first, body, start, stop, head, now)
             return
         self._message(
             first,
@@ -133,16 +133,16 @@ class Reader:
             body[at:after].tobytes() if after != at else b"",
         )
 
-    def _without_payload(
+    def _publish_without_payload(
         self, first: int, body: memoryview, start: int, stop: int, head: tuple[int, int, int, int], now: float
     ) -> None:
         after_topic, packet_id, at, after = head
-        too_many = after - at > MAX_PROPERTIES_BYTES
-        raw = b"" if too_many else body[at:after].tobytes()
+        too_long = after - at > MAX_PROPERTIES_BYTES
+        raw = b"" if too_long else body[at:after].tobytes()
         message = self._message(first, body[start + 2 : after_topic].tobytes(), b"", packet_id, now, raw)
         if message is not None:
-            if too_many:
-                message.malformed = f"its properties have {after - at} bytes (at most {MAX_PROPERTIES_BYTES})"
+            if too_long:
+                message.malformed = f"its properties are {after - at} bytes long (at most {MAX_PROPERTIES_BYTES})"
             if stop - after > self._max_payload_bytes:
                 message.oversized = stop - after
 
@@ -167,24 +167,26 @@ class Reader:
         self._messages.append(message)
         return message
 
-    def _begin_large(self, first: int, start: int, stop: int, end: int, now: float) -> bool:
-        """Give a packet that is under way a buffer of its own, or skip it. False: its head has not come yet."""
+    def _start_large(self, first: int, start: int, stop: int, end: int, now: float) -> bool:
+        """Give an incomplete packet its own buffer, or skip it. Returns: False if its head is incomplete."""
         view = self._view
         if first & 0xF0 != PUBLISH:
             if stop - start > _MAX_CONTROL_BYTES:
-                raise MalformedPacket(f"A packet of type {first >> 4} has {stop - start} bytes")
+                raise MalformedPacket(
+                    f"A packet of type {first >> 4} is {stop - start} bytes long (at most {_MAX_CONTROL_BYTES})"
+                )
             return False
         head = _publish_head(first, view, start, end)
         if head is None:
             return False
         _, _, at, after = head
         if after > stop:
-            raise MalformedPacket("PUBLISH is cut short")
-        too_many = after - at > MAX_PROPERTIES_BYTES
-        if after > end and not too_many:
+            raise MalformedPacket("PUBLISH is truncated")
+        too_long = after - at > MAX_PROPERTIES_BYTES
+        if after > end and not too_long:
             return False
-        if too_many or stop - after > self._max_payload_bytes:
-            self._without_payload(first, view, start, stop, head, now)
+        if too_long or stop - after > self._max_payload_bytes:
+            self._publish_without_payload(first, view, start, stop, head, now)
             self._skip = stop - end
             return True
         self._large = memoryview(bytearray(stop - start))
@@ -195,9 +197,9 @@ class Reader:
 
 
 def _publish_head(first: int, body: memoryview, start: int, end: int) -> tuple[int, int, int, int] | None:
-    """Where things are in a PUBLISH (§3.3.2), or None if `end` comes before that is known.
+    """Locate the parts of a PUBLISH (§3.3.2); None if its head extends beyond `end`.
 
-    Returns: the end of the topic, the packet identifier, the start and the end of the properties.
+    Returns: end of the topic, packet identifier, start and end of the properties.
     """
     if start + 2 > end:
         return None
@@ -209,7 +211,9 @@ def _publish_head(first: int, body: memoryview, start: int, end: int) -> tuple[i
             return None
         packet_id = body[after_topic] << 8 | body[after_topic + 1]
         if first & 0x06 != 0x02 or not packet_id:
-            raise MalformedPacket(f"PUBLISH has QoS {first >> 1 & 3} (at most 1 was asked for), identifier {packet_id}")
+            raise MalformedPacket(
+                f"PUBLISH with QoS {first >> 1 & 3} (at most 1 was requested) and identifier {packet_id}"
+            )
     if at >= end:
         return None
     size = body[at]
@@ -222,7 +226,7 @@ def _publish_head(first: int, body: memoryview, start: int, end: int) -> tuple[i
 
 
 def _decode_topic(topic: bytes) -> tuple[str, str | None]:
-    """A topic as text, and what is wrong with it (§4.7), if anything."""
+    """Decode a topic. Returns: the text, and what is wrong with it (§4.7), else None."""
     try:
         text = topic.decode()
     except UnicodeDecodeError:
@@ -230,5 +234,5 @@ def _decode_topic(topic: bytes) -> tuple[str, str | None]:
     if not text:
         return text, "its topic is empty"
     if "\0" in text or "+" in text or "#" in text:
-        return text.replace("\0", "\\x00"), "its topic holds a wildcard or NUL"
+        return text.replace("\0", "\\x00"), "its topic contains a wildcard or NUL"
     return text, None

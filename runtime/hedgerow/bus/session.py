@@ -1,10 +1,10 @@
-"""A session with a broker, kept up over one link after the other.
+"""MQTT session that outlives its links, and the task that reconnects.
 
 Rules:
-- The session survives its links: acknowledgements owed, publishes and subscriptions live here, a `Link` only carries.
-- Connecting is tried for ever, at growing intervals. A cause of failure is said once, not once a try.
-- What belongs to the session happens in the very call that brings CONNACK or the end of a link, never later in a task:
-  messages may follow in the same read.
+- Pending acknowledgements, publishes and subscriptions belong to the session; a `Link` only transports them.
+- Connecting is retried indefinitely with backoff. A failure is logged once, not at every attempt.
+- Session state changes in the call that handles CONNACK or the end of a link, never later in a task: messages may follow
+  in the same read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import structlog
 
 from hedgerow.bus.acknowledgements import Acknowledgements
 from hedgerow.bus.backoff import Backoff
-from hedgerow.bus.causes import publish_refused, refused, unreachable
+from hedgerow.bus.causes import disconnected, publish_refused, refused, unreachable
 from hedgerow.bus.connect import ClientOptions, open_transport
 from hedgerow.bus.link import Link
 from hedgerow.bus.message import Message
@@ -48,27 +48,28 @@ from hedgerow.errors import BusError, HedgerowError
 log: Final = structlog.get_logger(__name__)
 
 _SETTLE_S: Final = 5.0
-"""How long a link that is renewed waits for the broker's acknowledgements."""
+"""Longest wait for the broker's acknowledgements before a link is renewed."""
 
-_TELL_REFUSALS_S: Final = 60.0
-"""A publish that is refused is logged no more often than this; all are counted."""
+_REFUSAL_LOG_INTERVAL_S: Final = 60.0
+"""Shortest interval between log entries about refused publishes; all of them are counted."""
 
-_WRITE_BYTES: Final = 256 * 1024  # in one turn of the loop
+_WRITE_BYTES: Final = 256 * 1024  # in one iteration of the event loop
 
 
 class MqttSession:
-    """What outlives a link, and the task that keeps links coming. It is the owner of its links (`link.Owner`).
+    """State and connection task of one session; owns its links (`LinkOwner`).
 
     Args:
         on_messages, on_state: as for `Client`.
     Attributes:
-        link: the link, once the broker has accepted us on it.
-        connected: set while the link is up and the subscriptions are made.
-        last_error: why there was no link the last time there was none.
-        links: links that came up so far.
-        received, sent, bytes_received, bytes_sent: over all links that have ended; messages also of this one.
+        link: the link, once the broker has accepted it.
+        connected: set while the link is up and the subscriptions are in place.
+        last_error: why the last connection failed or ended.
+        links: connections the broker accepted so far.
+        received, sent: messages, on all links.
+        bytes_received, bytes_sent: on all links that have ended.
         handler_errors: times `on_messages` raised.
-        refused: publishes that the broker refused.
+        refused: QoS 1 publishes that the broker refused.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class MqttSession:
         self.on_messages = on_messages
         self.on_state = on_state
         self.acknowledgements = Acknowledgements()
-        self.outbound = Outbound(self.tell)
+        self.outbound = Outbound(self.finish)
         self.subscriptions = Subscriptions()
         self.link: Link | None = None
         self.connected = asyncio.Event()
@@ -93,13 +94,13 @@ class MqttSession:
         self.bytes_sent = 0
         self.handler_errors = 0
         self.refused = 0
-        self._refusal_told_at = -_TELL_REFUSALS_S
+        self._refusal_logged_at = -_REFUSAL_LOG_INTERVAL_S
         self._client_id = options.client_id
         self._backoff = Backoff(options.url, options.min_backoff_s, options.max_backoff_s)
         self._accepted: asyncio.Future[None] | None = None
-        self._renewals: list[asyncio.Future[Refused]] = []
+        self._resubscriptions: list[asyncio.Future[Refused]] = []
         self._drained: asyncio.Future[None] | None = None
-        self._said: tuple[bool, str] = (False, "")
+        self._reported_state: tuple[bool, str] = (False, "")
         self._task: asyncio.Task[None] | None = None
         self._renewing: Link | None = None
         self._settled = asyncio.Event()
@@ -110,15 +111,15 @@ class MqttSession:
             self._task = asyncio.create_task(self._run(), name=f"bus {self.options.url}")
 
     def drained(self) -> asyncio.Future[None]:
-        """Done when no publish is outstanding any more."""
+        """Return a future that is resolved when no publish is outstanding."""
         if self._drained is None:
             self._drained = asyncio.get_running_loop().create_future()
             if not self.outbound:
                 self._drained.set_result(None)
         return self._drained
 
-    async def leave(self, last: bytes, why: str) -> None:
-        """End the link, with `last` as its last bytes, and make no new one."""
+    async def leave(self, last: bytes, reason: str) -> None:
+        """Close the link, with `last` as its final packet, and stop reconnecting."""
         task, self._task = self._task, None
         if task is None:
             return
@@ -126,22 +127,22 @@ class MqttSession:
         if link is not None:
             link.close(last)
             await link.closed.wait()
-        task.cancel()  # it aborts a link that is still there, or still being made
+        task.cancel()  # aborts a link that is still up or being opened
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        self._say(False, why, "")
+        self._report_state(False, reason, "")
 
     async def renew(self) -> None:
-        """Make a new link in the place of the present one, in good order.
+        """Replace the link without losing or repeating messages.
 
-        No publish is begun until the broker has acknowledged those under way, as far as that takes no longer than
-        `_SETTLE_S`; what we acknowledge goes out before we leave; and frames still with us are known when they come again.
+        New publishes wait until the broker has acknowledged those in flight, at most `_SETTLE_S`. Acknowledgements are sent
+        before the disconnect, and redeliveries of messages still being processed are discarded.
         """
         link = self.link
         if link is None or self._renewing is link:
-            return  # the next one is made with the files of then
+            return  # the next link reads the files anyway
         self._renewing, self._settled = link, asyncio.Event()
-        if self.outbound.under_way:
+        if self.outbound.in_flight:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SETTLE_S):
                     await self._settled.wait()
@@ -151,12 +152,12 @@ class MqttSession:
     async def _run(self) -> None:
         while True:
             try:
-                again = await self._live()
+                again = await self._run_link()
             except HedgerowError as error:
                 self._failed(error)
-            except Exception as error:  # the link must come back whatever happens
+            except Exception as error:  # whatever happens, reconnect
                 log.exception("bus-failed")
-                self._failed(BusError(f"Unexpected: {error!r}", remedy="Report this with the log around it."))
+                self._failed(BusError(f"Unexpected error: {error!r}", remedy="Report this with the log around it."))
             else:
                 if again:
                     continue
@@ -165,13 +166,13 @@ class MqttSession:
 
     def _failed(self, error: HedgerowError) -> None:
         self.last_error = error
-        self._say(False, str(error), error.remedy)
+        self._report_state(False, str(error), error.remedy)
 
-    async def _live(self) -> bool:
-        """Open a link and stay until it ends.
+    async def _run_link(self) -> bool:
+        """Open a link and wait until it ends.
 
-        Returns: whether to make another at once; not if we left.
-        Raises: HedgerowError: it failed, and why.
+        Returns: whether to reconnect at once (renewal); False after `leave`.
+        Raises: HedgerowError: why the link failed.
         """
         options = self.options
         accepted = self._accepted = asyncio.get_running_loop().create_future()
@@ -187,14 +188,14 @@ class MqttSession:
             except TimeoutError as error:
                 raise unreachable(options.url, error) from error
             self._backoff.link_up()
-            for renewal in self._renewals:
-                for name, reason in (await renewal).items():
+            for reply in self._resubscriptions:
+                for name, reason in (await reply).items():
                     log.error("subscription-refused", filter=name, reason=reason_name(reason))
             if link.usable:
                 self.connected.set()
-                self._say(True, "connected", "")
+                self._report_state(True, "connected", "")
             await link.closed.wait()
-            if asyncio.current_task() is not self._task:  # somebody has called `leave`
+            if asyncio.current_task() is not self._task:  # `leave` was called
                 return False
             if link is self._renewing and link.error is None:
                 return True
@@ -203,7 +204,7 @@ class MqttSession:
             accepted.cancel()
             self._backoff.link_down()
             if link is not None:
-                link.abort(ConnectionAbortedError("we left"))
+                link.abort(ConnectionAbortedError("closed by this client"))
 
     def _connect_packet(self) -> bytes:
         options = self.options
@@ -221,7 +222,7 @@ class MqttSession:
         )
 
     def link_messages(self, messages: list[Message]) -> None:
-        """(link.Owner) Hand messages over."""
+        """(LinkOwner) Deliver messages."""
         self.received += len(messages)
         try:
             self.on_messages(messages)
@@ -229,42 +230,42 @@ class MqttSession:
             self.handler_errors += 1
             log.exception("message-handler-failed", messages=len(messages))
         link = self.link
-        if link is not None and self._too_many() and not self.outbound.unacknowledged:
-            # The broker sends more than was agreed (Mosquitto 2.0.11 does, once messages have queued up there).
-            # Let TCP hold it back, unless it owes us acknowledgements, for which messages here may be waiting.
-            link.read(False)
+        if link is not None and self._exceeds_receive_maximum() and not self.outbound.unacknowledged:
+            # The broker exceeds Receive Maximum (Mosquitto 2.0.11 does after messages have queued up there). Let TCP hold it
+            # back, unless it owes us acknowledgements: messages being processed may be waiting for them.
+            link.set_reading(False)
 
     def link_packet(self, link: Link, kind: int, body: bytes) -> None:
-        """(link.Owner) Another packet came. Raises: MalformedPacket."""
+        """(LinkOwner) Handle a packet other than PUBLISH. Raises: MalformedPacket."""
         if kind == PUBACK:
             acked = decode_puback(body)
             publish = self.outbound.acked(acked.packet_id)
             if publish is not None:
                 reason = acked.reasons[0]
                 if reason >= 0x80:
-                    self._note_refusal(publish, reason)
-                self.tell(publish, None if reason < 0x80 else publish_refused(reason, acked.text))
+                    self._count_refusal(publish, reason)
+                self.finish(publish, None if reason < 0x80 else publish_refused(reason, acked.text))
                 link.flush_soon()
-            if link is self._renewing and not self.outbound.under_way:
+            if link is self._renewing and not self.outbound.in_flight:
                 self._settled.set()
         elif kind in (SUBACK, UNSUBACK):
-            self.subscriptions.answered(decode_suback(body))
+            self.subscriptions.on_ack(decode_suback(body))
         elif kind == CONNACK:
             self._accept(link, decode_connack(body))
         elif kind == DISCONNECT:
             reason, text = decode_disconnect(body)
-            link.abort(refused(self.options.url, reason, text))
+            link.abort(disconnected(self.options.url, reason, text))
         elif kind != PINGRESP:
-            raise MalformedPacket(f"A broker may not send a packet of type {kind >> 4}")
+            raise MalformedPacket(f"Unexpected packet of type {kind >> 4} from a broker")
 
     def link_write(self, link: Link) -> bool:
-        """(link.Owner) Put what waits into this turn's write."""
+        """(LinkOwner) Write pending acknowledgements and publishes."""
         if link is not self.link:
             return False
         if ready := self.acknowledgements.take_ready():
             link.put(b"".join(map(encode_puback, ready)))
-        if not link.reading and (self.outbound.unacknowledged or not self._too_many()):
-            link.read(True)
+        if not link.reading and (self.outbound.unacknowledged or not self._exceeds_receive_maximum()):
+            link.set_reading(True)
         if link is self._renewing:
             return False
         size = 0
@@ -283,14 +284,12 @@ class MqttSession:
                 written.append(finished)
             self.sent += 1
             size += len(head) + len(payload)
-        if (
-            written or self._drained is not None
-        ):  # one call for all of them: a turn of the loop each costs more than the telling
-            asyncio.get_running_loop().call_soon(self._tell_written, written)
-        return more and not link.paused  # if it is, it asks again when it takes more
+        if written or self._drained is not None:  # one call for all: an iteration of the event loop each costs more
+            asyncio.get_running_loop().call_soon(self._finish_written, written)
+        return more and not link.paused  # a paused link flushes again when it resumes
 
     def link_lost(self, link: Link) -> None:
-        """(link.Owner) The link has ended."""
+        """(LinkOwner) Keep the session's state for the next link; QoS 0 publishes fail."""
         if self._accepted is not None and not self._accepted.done():
             self._accepted.set_exception(self._cause(link))
         self.bytes_received += link.bytes_received
@@ -303,12 +302,15 @@ class MqttSession:
         self.acknowledgements.link_lost()
         self.subscriptions.link_lost()
         for publish in self.outbound.link_lost():
-            self.tell(publish, BusError("The link was lost first", remedy="Wait for the link, or use QoS 1."))
+            self.finish(
+                publish,
+                BusError("The link was lost before it was written", remedy="Wait until connected, or use QoS 1."),
+            )
 
     def _accept(self, link: Link, connack: Connack) -> None:
-        # At once, not in the task: messages of the session may follow in the same read.
+        # Not in the task: messages of the session may follow in the same read.
         if self._accepted is None or self._accepted.done():
-            raise MalformedPacket("A second CONNACK came")
+            raise MalformedPacket("Second CONNACK")
         if connack.reason >= 0x80:
             text = connack.properties.get(Property.REASON_STRING, "")
             link.abort(refused(self.options.url, connack.reason, text))
@@ -325,33 +327,35 @@ class MqttSession:
         self._client_id = properties.get(Property.ASSIGNED_CLIENT_ID, self._client_id)
         self.link = link
         self.links += 1
-        renewals = self.subscriptions.renew()  # before anything is published: it may be for ourselves
-        self._renewals = [answer for _, answer in renewals]
-        for packet, _ in renewals:
+        requests = (
+            self.subscriptions.reconcile()
+        )  # before anything is published: this client may subscribe to its own messages
+        self._resubscriptions = [reply for _, reply in requests]
+        for packet, _ in requests:
             link.send(packet)
         link.keep_alive(properties.get(Property.SERVER_KEEPALIVE, self.options.keepalive_s))
         link.flush_soon()
         self._accepted.set_result(None)
 
-    def _note_refusal(self, publish: Outgoing, reason: int) -> None:
+    def _count_refusal(self, publish: Outgoing, reason: int) -> None:
         self.refused += 1
         now = asyncio.get_running_loop().time()
-        if now - self._refusal_told_at >= _TELL_REFUSALS_S:
-            self._refusal_told_at = now
+        if now - self._refusal_logged_at >= _REFUSAL_LOG_INTERVAL_S:
+            self._refusal_logged_at = now
             log.warning("publish-refused", topic=publish.topic, reason=reason_name(reason), refused=self.refused)
 
-    def _too_many(self) -> bool:
+    def _exceeds_receive_maximum(self) -> bool:
         return self.acknowledgements.on_link > self.options.receive_maximum
 
     def _cause(self, link: Link) -> HedgerowError:
-        """Why a link ended that we did not leave; a transport may end without a reason."""
+        """Return why a link ended; a transport may end without an error."""
         error = link.error or ConnectionResetError("the broker closed the connection")
         return error if isinstance(error, HedgerowError) else unreachable(self.options.url, error)
 
-    def _say(self, connected: bool, reason: str, remedy: str) -> None:
-        if (connected, reason) == self._said:
+    def _report_state(self, connected: bool, reason: str, remedy: str) -> None:
+        if (connected, reason) == self._reported_state:
             return
-        self._said = (connected, reason)
+        self._reported_state = (connected, reason)
         if connected:
             log.info("broker-connected", url=self.options.url)
         elif remedy:
@@ -364,25 +368,25 @@ class MqttSession:
             except Exception:
                 log.exception("state-handler-failed")
 
-    def later(self, publish: Outgoing, error: Exception | None) -> None:
-        """Tell who published, but not in this call."""
-        asyncio.get_running_loop().call_soon(self.tell, publish, error)
+    def finish_soon(self, publish: Outgoing, error: Exception | None) -> None:
+        """Call a publish's callback in the next iteration of the event loop."""
+        asyncio.get_running_loop().call_soon(self.finish, publish, error)
 
-    def _tell_written(self, written: list[Outgoing]) -> None:
+    def _finish_written(self, written: list[Outgoing]) -> None:
         for publish in written:
-            self.tell(publish, None)
-        self._tell_drained()
+            self.finish(publish, None)
+        self._resolve_drained()
 
-    def tell(self, publish: Outgoing, error: Exception | None) -> None:
-        """Tell who published what came of it."""
+    def finish(self, publish: Outgoing, error: Exception | None) -> None:
+        """Call a publish's callback with its outcome."""
         if publish.done is not None:
             try:
                 publish.done(error)
             except Exception:
                 log.exception("publish-callback-failed")
-        self._tell_drained()
+        self._resolve_drained()
 
-    def _tell_drained(self) -> None:
+    def _resolve_drained(self) -> None:
         if self._drained is not None and not self.outbound:
             if not self._drained.done():
                 self._drained.set_result(None)

@@ -1,6 +1,6 @@
-"""What we want to hear, and what the broker holds for us.
+"""Requested and granted subscriptions of a session.
 
-Pure but for the futures that callers wait on: no clock, no link.
+Pure except for the futures that callers await: no clock, no link.
 """
 
 from __future__ import annotations
@@ -13,90 +13,90 @@ from hedgerow.bus.outgoing import MAX_PUBLISH_ID
 from hedgerow.bus.packets import Acked, encode_subscribe, encode_unsubscribe
 
 Refused: TypeAlias = dict[str, int]
-"""Reason codes by topic filter."""
+"""Failure reason codes by topic filter."""
 
 
 class Subscriptions:
-    """Subscriptions wanted, held by the session, and asked for.
+    """Tracks which subscriptions are requested, pending and granted.
 
     Attributes:
-        wanted: maximum QoS by topic filter.
-        refused: the broker's reason codes, by topic filter, for what it did not grant when last asked.
+        requested: maximum QoS by topic filter.
+        refused: reason codes of the subscriptions that the broker refused last time, by topic filter.
     """
 
     def __init__(self) -> None:
-        self.wanted: dict[str, int] = {}
+        self.requested: dict[str, int] = {}
         self.refused: Refused = {}
-        self._held: dict[str, int] = {}
-        self._asked: dict[int, tuple[Callable[[Acked], Refused], asyncio.Future[Refused]]] = {}
+        self._granted: dict[str, int] = {}
+        self._pending: dict[int, tuple[Callable[[Acked], Refused], asyncio.Future[Refused]]] = {}
         self._next_id = MAX_PUBLISH_ID
 
-    def renew(self) -> list[tuple[bytes, asyncio.Future[Refused]]]:
-        """The requests that make the session's subscriptions what is wanted."""
-        surplus = [name for name in self._held if name not in self.wanted]
-        missing = {name: qos for name, qos in self.wanted.items() if self._held.get(name) != qos}
+    def reconcile(self) -> list[tuple[bytes, asyncio.Future[Refused]]]:
+        """Return the requests that bring the session's subscriptions in line with `requested`, and their replies."""
+        surplus = [name for name in self._granted if name not in self.requested]
+        missing = {name: qos for name, qos in self.requested.items() if self._granted.get(name) != qos}
         requests = [self.unsubscribe(surplus)] if surplus else []
         if missing:
             requests.append(self.subscribe(missing))
         return requests
 
     def subscribe(self, filters: Mapping[str, int]) -> tuple[bytes, asyncio.Future[Refused]]:
-        """A request for subscriptions, and the answer to come: what is refused. A lost link refuses nothing."""
+        """Encode a request to subscribe. Returns: the packet, and a future of the refusals; a lost link refuses nothing."""
 
-        def note(acked: Acked) -> Refused:
+        def apply(acked: Acked) -> Refused:
             refused: Refused = {}
             for (name, qos), reason in zip(filters.items(), acked.reasons, strict=False):
                 if reason >= 0x80:
                     refused[name] = reason
                 else:
-                    self._held[name] = qos
+                    self._granted[name] = qos
                     self.refused.pop(name, None)
             self.refused |= refused
             return refused
 
-        packet_id, answer = self._ask(note)
-        return encode_subscribe(packet_id, filters), answer
+        packet_id, reply = self._request(apply)
+        return encode_subscribe(packet_id, filters), reply
 
-    def forget(self, name: str) -> None:
-        """Want a filter no more; what is held of it is given up by `unsubscribe` or `renew`."""
-        self.wanted.pop(name, None)
+    def remove(self, name: str) -> None:
+        """Stop requesting a filter. `unsubscribe` or `reconcile` then ends a granted subscription."""
+        self.requested.pop(name, None)
         self.refused.pop(name, None)
 
     def unsubscribe(self, names: Sequence[str]) -> tuple[bytes, asyncio.Future[Refused]]:
-        """A request to end subscriptions, and the answer to come: nothing is refused."""
+        """Encode a request to unsubscribe. Returns: the packet, and a future of the reply; nothing is refused."""
 
-        def note(_: Acked) -> Refused:
+        def apply(_: Acked) -> Refused:
             for name in names:
-                self._held.pop(name, None)
+                self._granted.pop(name, None)
             return {}
 
-        packet_id, answer = self._ask(note)
-        return encode_unsubscribe(packet_id, names), answer
+        packet_id, reply = self._request(apply)
+        return encode_unsubscribe(packet_id, names), reply
 
-    def answered(self, acked: Acked) -> None:
-        """A SUBACK or UNSUBACK came."""
-        if asked := self._asked.pop(acked.packet_id, None):
-            note, answer = asked
-            refused = note(acked)
-            if not answer.done():
-                answer.set_result(refused)
+    def on_ack(self, acked: Acked) -> None:
+        """Apply a SUBACK or UNSUBACK."""
+        if pending := self._pending.pop(acked.packet_id, None):
+            apply, reply = pending
+            refused = apply(acked)
+            if not reply.done():
+                reply.set_result(refused)
 
     def link_lost(self) -> None:
-        """No answer will come any more."""
-        asked, self._asked = self._asked, {}
-        for _, answer in asked.values():
-            if not answer.done():
-                answer.set_result({})
+        """Resolve pending requests: no reply will follow."""
+        pending, self._pending = self._pending, {}
+        for _, reply in pending.values():
+            if not reply.done():
+                reply.set_result({})
 
     def session_lost(self) -> None:
-        """The broker holds nothing any more."""
-        self._held.clear()
+        """Forget granted subscriptions: the broker no longer has them."""
+        self._granted.clear()
 
-    def _ask(self, note: Callable[[Acked], Refused]) -> tuple[int, asyncio.Future[Refused]]:
+    def _request(self, apply: Callable[[Acked], Refused]) -> tuple[int, asyncio.Future[Refused]]:
         while True:
             self._next_id = MAX_PUBLISH_ID + 1 if self._next_id >= 65_535 else self._next_id + 1
-            if self._next_id not in self._asked:
+            if self._next_id not in self._pending:
                 break
-        answer: asyncio.Future[Refused] = asyncio.get_running_loop().create_future()
-        self._asked[self._next_id] = note, answer
-        return self._next_id, answer
+        reply: asyncio.Future[Refused] = asyncio.get_running_loop().create_future()
+        self._pending[self._next_id] = apply, reply
+        return self._next_id, reply

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from hedgerow.blobs.announcements import AGAIN_S, Announcement, AnnouncementKind
-from hedgerow.blobs.fetch.pacing import Bucket, FetchWindow
+from hedgerow.blobs.announcements import RESEND_AFTER_S, Announcement, AnnouncementKind
+from hedgerow.blobs.fetch.pacing import FetchWindow, TokenBucket
 from hedgerow.blobs.fetch.scheduler import FetchScheduler
 from hedgerow.blobs.peers.peer_offers import PeerOffers
 
@@ -150,7 +150,7 @@ class SimulatedSite:
         node.alive = True
         missing = {digest: size for digest, size in self.sizes.items() if digest not in node.here}
         node.offers = PeerOffers(node.name, node.here.__contains__, Random(self._random.random()))
-        window, bucket = FetchWindow(), Bucket(self._bytes_per_s)
+        window, bucket = FetchWindow(), TokenBucket(self._bytes_per_s)
         node.plan = FetchScheduler(node.name, GROUP, missing, window, bucket)
         self._pump(node)
 
@@ -167,13 +167,13 @@ class SimulatedSite:
             for kind, digests in (
                 (AnnouncementKind.WANT, steps.want),
                 (AnnouncementKind.BUSY, steps.busy),
-                (ask, steps.ask),
+                (ask, steps.request),
             ):
                 if digests:
-                    but = steps.but if kind is AnnouncementKind.WANT else ()
+                    but = steps.distrusted if kind is AnnouncementKind.WANT else ()
                     self._say(node, Announcement(kind, GROUP, tuple(digests), but))
             if node.sourced:
-                self._bring(node, steps.ask)
+                self._bring(node, steps.request)
             wakes_at = min(steps.wake_at, self.now + 1.0)
         due, again_at = node.offers.next(self.now)
         for group, digests in due.items():
@@ -186,12 +186,12 @@ class SimulatedSite:
             node.wakes_at = wakes_at
             self.at(wakes_at, lambda: self._pump(node))
 
-    def _say(self, node: SimulatedNode, note: Announcement) -> None:
+    def _say(self, node: SimulatedNode, announcement: Announcement) -> None:
         self.notes += 1
-        if note.kind is AnnouncementKind.ASK and self.wan.up_at(self.now):
-            self.at(self.now + self.wan.latency_s, lambda: self._region_hears(note))
+        if announcement.kind is AnnouncementKind.ASK and self.wan.up_at(self.now):
+            self.at(self.now + self.wan.latency_s, lambda: self._region_hears(announcement))
         # The site's broker: all hear everything, in one order.
-        self.at(self.now + self._lan_s, lambda: self._all(lambda each: self._hear(each, note, node.name)))
+        self.at(self.now + self._lan_s, lambda: self._all(lambda each: self._hear(each, announcement, node.name)))
 
     def _all(self, act: Callable[[SimulatedNode], None]) -> None:
         for node in list(self.nodes.values()):
@@ -199,14 +199,14 @@ class SimulatedSite:
                 act(node)
                 self._pump(node)
 
-    def _hear(self, node: SimulatedNode, note: Announcement, sender: str) -> None:
+    def _hear(self, node: SimulatedNode, announcement: Announcement, sender: str) -> None:
         assert node.offers is not None
-        if note.kind is AnnouncementKind.WANT:
-            node.offers.wanted(note, sender, self.now)
-        elif note.kind is AnnouncementKind.HAVE:
-            node.offers.offered(note, sender, self.now)
+        if announcement.kind is AnnouncementKind.WANT:
+            node.offers.on_want(announcement, sender, self.now)
+        elif announcement.kind is AnnouncementKind.HAVE:
+            node.offers.on_have(announcement, sender, self.now)
         if node.plan is not None:
-            node.plan.heard(note, sender, self.now)
+            node.plan.on_announcement(announcement, sender, self.now)
 
     def _to_site(self, part: Part) -> None:
         self.at(self.now + self._lan_s, lambda: self._all(lambda each: self._receive(each, part)))
@@ -215,7 +215,7 @@ class SimulatedSite:
         if node.plan is None or part.digest not in node.plan.missing or part.sender == node.name:
             return
         if not part.good:
-            node.plan.bad(part.digest, part.sender, self.now)
+            node.plan.failed(part.digest, part.sender, self.now)
         elif node.plan.arrived(part.digest, part.sender, self.now):
             node.here.add(part.digest)
 
@@ -241,12 +241,12 @@ class SimulatedSite:
             if not node.mute:
                 self._to_site(Part(digest, node.name, good=not node.lies))
         else:
-            node.plan.bad(digest, None, self.now)
+            node.plan.failed(digest, None, self.now)
         self._pump(node)
 
-    def _region_hears(self, note: Announcement) -> None:
-        for digest in note.digests:
-            if self.now - self._sent_at.get(digest, float("-inf")) < AGAIN_S:
+    def _region_hears(self, announcement: Announcement) -> None:
+        for digest in announcement.digests:
+            if self.now - self._sent_at.get(digest, float("-inf")) < RESEND_AFTER_S:
                 continue
             size = self.sizes[digest]
             self._region_free_at = max(self._region_free_at, self.now) + size / self.wan.bytes_per_s

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from hedgerow.blobs.fetch.pacing import Bucket, FetchWindow
+from hedgerow.blobs.fetch.pacing import FetchWindow, TokenBucket
 
 
 def window(*answers: tuple[float, float]) -> FetchWindow:
     """A window after answers that took so long, and came then."""
     made = FetchWindow()
     for took_s, now in answers:
-        made.answered(took_s, now)
+        made.on_reply(took_s, now)
     return made
 
 
@@ -19,7 +19,7 @@ def window(*answers: tuple[float, float]) -> FetchWindow:
 
 
 def test_two_chunks_are_asked_for_before_anything_is_known() -> None:
-    assert (FetchWindow().size, FetchWindow().smoothed_s) == (2.0, None)
+    assert (FetchWindow().size, FetchWindow().smoothed_rtt_s) == (2.0, None)
 
 
 def test_at_first_the_window_grows_by_one_for_each_answer_that_nothing_held_up() -> None:
@@ -39,7 +39,7 @@ def test_beyond_that_it_shrinks_and_grows_from_then_on_by_one_for_each_windowful
     assert shrunk.size == pytest.approx(3 - 0.5 / 3)
 
     size = shrunk.size
-    shrunk.answered(0.2, 2.0)
+    shrunk.on_reply(0.2, 2.0)
     assert shrunk.size == pytest.approx(size + 1 / size)
 
 
@@ -66,7 +66,7 @@ def test_what_is_forgotten_is_forgotten_by_the_minute() -> None:
     at_its_end = window((0.2, 940.0), (0.2, 1000.0), (0.1, 1059.9))
 
     for made in (in_the_first, in_the_second, at_its_end):
-        made.answered(0.2, 1600.5)
+        made.on_reply(0.2, 1600.5)
     assert (in_the_first.size, in_the_second.size) == (pytest.approx(5.0), pytest.approx(4.0))
     assert at_its_end.size == pytest.approx(6.0)
     still = window((0.2, 0.0), (0.1, 60.0), (0.2, 660.0))
@@ -79,7 +79,7 @@ def test_a_minute_does_not_know_of_the_one_before() -> None:
     made = window((0.1, 0.0), (0.3, 60.0), (0.3, 70.0))
     size = made.size
 
-    made.answered(0.4, 600.5)
+    made.on_reply(0.4, 600.5)
     assert made.size == pytest.approx(size), "0.3 s is the base now"
 
 
@@ -87,7 +87,7 @@ def test_each_minute_keeps_its_own_shortest_time() -> None:
     made = window((0.3, 0.0), (0.2, 30.0), (0.4, 59.0), (0.3, 61.0), (0.3, 125.0))
     size = made.size
 
-    made.answered(0.3, 126.0)
+    made.on_reply(0.3, 126.0)
     assert made.size == pytest.approx(size), "0.2 s is the base still"
 
 
@@ -98,21 +98,21 @@ def test_a_loss_halves_the_window_once_for_all_that_was_lost_together() -> None:
     made = window(*((0.25, 0.0) for _ in range(6)))
     assert made.size == 8.0
 
-    made.lost(10.0)
-    made.lost(10.24)
+    made.on_loss(10.0)
+    made.on_loss(10.24)
     assert made.size == 4.0
-    made.lost(10.25)
+    made.on_loss(10.25)
     assert made.size == 2.0
-    made.lost(20.0)
-    made.lost(30.0)
+    made.on_loss(20.0)
+    made.on_loss(30.0)
     assert made.size == 1.0
 
 
 def test_a_loss_ends_the_quick_growth() -> None:
     made = window(*((0.2, 0.0) for _ in range(6)))
-    made.lost(1.0)
+    made.on_loss(1.0)
 
-    made.answered(0.2, 2.0)
+    made.on_reply(0.2, 2.0)
     assert made.size == pytest.approx(4.25)
 
 
@@ -126,12 +126,12 @@ def test_half_a_minute_is_waited_before_anything_is_known_and_no_less_than_two_s
 
 def test_an_answer_is_waited_for_twice_its_usual_time_and_four_deviations() -> None:
     first = window((1.0, 0.0))
-    assert (first.smoothed_s, first.timeout_s) == (1.0, pytest.approx(2 * 1.0 + 4 * 0.5))
+    assert (first.smoothed_rtt_s, first.timeout_s) == (1.0, pytest.approx(2 * 1.0 + 4 * 0.5))
 
-    first.answered(1.8, 1.0)
-    assert first.smoothed_s == pytest.approx(1.1)
+    first.on_reply(1.8, 1.0)
+    assert first.smoothed_rtt_s == pytest.approx(1.1)
     assert first.timeout_s == pytest.approx(2 * 1.1 + 4 * (0.5 + (0.8 - 0.5) / 4))
-    first.answered(1.1, 2.0)
+    first.on_reply(1.1, 2.0)
     assert first.timeout_s == pytest.approx(2 * 1.1 + 4 * 0.575 * 0.75)
 
 
@@ -141,36 +141,36 @@ def test_no_answer_is_waited_for_longer_than_two_minutes() -> None:
 
 
 def test_an_answer_that_came_at_once_took_some_time() -> None:
-    assert window((0.0, 0.0)).smoothed_s == 1e-6
+    assert window((0.0, 0.0)).smoothed_rtt_s == 1e-6
 
 
 def test_a_late_answer_says_how_long_answers_may_take() -> None:
     first = FetchWindow()
-    first.late(5.0)
-    assert (first.smoothed_s, first.timeout_s, first.size) == (5.0, 20.0, 2.0)
+    first.on_late_reply(5.0)
+    assert (first.smoothed_rtt_s, first.timeout_s, first.size) == (5.0, 20.0, 2.0)
 
-    first.late(4.9)
-    assert (first.smoothed_s, first.timeout_s) == (5.0, 20.0)
-    first.answered(5.0, 0.0)
+    first.on_late_reply(4.9)
+    assert (first.smoothed_rtt_s, first.timeout_s) == (5.0, 20.0)
+    first.on_reply(5.0, 0.0)
     assert first.timeout_s < 20.0
-    first.late(5.0)
+    first.on_late_reply(5.0)
     assert first.timeout_s < 20.0
-    first.late(6.0)
-    assert (first.smoothed_s, first.timeout_s) == (6.0, 24.0)
+    first.on_late_reply(6.0)
+    assert (first.smoothed_rtt_s, first.timeout_s) == (6.0, 24.0)
 
 
 # The bucket
 
 
 def test_without_a_limit_anything_may_be_asked_for_at_any_time() -> None:
-    bucket = Bucket(None)
+    bucket = TokenBucket(None)
     bucket.take(10**12, 5.0)
 
     assert bucket.free_at(5.0) == 5.0
 
 
 def test_what_was_asked_for_has_to_be_worked_off() -> None:
-    bucket = Bucket(100)
+    bucket = TokenBucket(100)
     assert bucket.free_at(5.0) == 5.0
 
     bucket.take(50, 5.0)
@@ -182,7 +182,7 @@ def test_what_was_asked_for_has_to_be_worked_off() -> None:
 
 
 def test_what_was_not_asked_for_is_not_saved_up() -> None:
-    bucket = Bucket(100)
+    bucket = TokenBucket(100)
     bucket.take(50, 0.0)
     bucket.take(200, 1000.0)
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from hedgerow.blobs.announcements import MOST_DIGESTS, Announcement, AnnouncementKind
-from hedgerow.blobs.fetch.pacing import Bucket, FetchWindow
+from hedgerow.blobs.announcements import MAX_DIGESTS, Announcement, AnnouncementKind
+from hedgerow.blobs.fetch.pacing import FetchWindow, TokenBucket
 from hedgerow.blobs.fetch.scheduler import FetchScheduler, Steps
 
 GROUP, OTHER_GROUP = "0123456789abcdef", "fedcba9876543210"
 SIZE = 1000
-HOLD_S, REFRESH_S, LEASE_S, ECHO_S, OFFER_S, STALL_S, DOUBT_S = 0.5, 3.0, 10.0, 5.0, 5.0, 20.0, 120.0
+HOLD_S, REFRESH_S, LEASE_S, ECHO_S, OFFER_S, STALL_S, DISTRUST_S = 0.5, 3.0, 10.0, 5.0, 5.0, 20.0, 120.0
 FIRST_TIMEOUT_S = 30.0
 """Before anything came, an answer is waited for so long."""
 SOON_S = 0.01
@@ -36,15 +36,15 @@ class Site:
     def __init__(
         self, digests: Sequence[str] = "a", bytes_per_s: int | None = None, answers_s: float | None = None
     ) -> None:
-        self.window, self.bucket = FetchWindow(), Bucket(bytes_per_s)
+        self.window, self.bucket = FetchWindow(), TokenBucket(bytes_per_s)
         if answers_s is not None:
-            self.window.late(answers_s)
+            self.window.on_late_reply(answers_s)
         self.plan = FetchScheduler("n", GROUP, dict.fromkeys(digests, SIZE), self.window, self.bucket)
 
     def hears(
         self, kind: AnnouncementKind, digests: Sequence[str], sender: str, now: float, group: str = GROUP
     ) -> None:
-        self.plan.heard(Announcement(kind, group, tuple(digests)), sender, now)
+        self.plan.on_announcement(Announcement(kind, group, tuple(digests)), sender, now)
 
     def next(self, now: float) -> Steps:
         return self.plan.next(now)
@@ -57,12 +57,12 @@ class Site:
     def asks(self, now: float) -> None:
         """It asks the region for what it wants, neighbours having had their time."""
         self.says(now - HOLD_S)
-        assert self.next(now).ask
+        assert self.next(now).request
 
     def does(self, now: float) -> tuple[str, str, str]:
         """What it wants, asks for, and says is on its way."""
         steps = self.next(now)
-        return "".join(steps.want), "".join(steps.ask), "".join(steps.busy)
+        return "".join(steps.want), "".join(steps.request), "".join(steps.busy)
 
 
 NOTHING = ("", "", "")
@@ -72,10 +72,10 @@ NOTHING = ("", "", "")
 
 
 def test_what_is_missing_is_wanted_of_the_neighbours_as_much_as_one_note_names() -> None:
-    digests = names(MOST_DIGESTS + 3)
+    digests = names(MAX_DIGESTS + 3)
     site = Site(digests)
 
-    assert site.next(10.0).want == digests[:MOST_DIGESTS]
+    assert site.next(10.0).want == digests[:MAX_DIGESTS]
     assert site.next(10.0).want == []
 
 
@@ -95,8 +95,8 @@ def test_neighbours_have_four_times_as_long_as_words_take_and_ten_seconds_at_mos
     site = Site()
     site.says(0.0, echo_s)
 
-    assert "a" not in site.next(echo_s + hold_s - 0.01).ask
-    assert site.next(echo_s + hold_s).ask == ["a"]
+    assert "a" not in site.next(echo_s + hold_s - 0.01).request
+    assert site.next(echo_s + hold_s).request == ["a"]
 
 
 def test_before_its_own_words_came_back_it_asks_for_nothing_and_says_them_again_after_five_seconds() -> None:
@@ -113,7 +113,7 @@ def test_only_its_own_words_of_now_let_it_ask() -> None:
     site.says(0.0)
     site.hears(AnnouncementKind.WANT, "a", "n", 0.4)
 
-    assert site.next(0.5).ask == ["a"], "the echo that came first counts"
+    assert site.next(0.5).request == ["a"], "the echo that came first counts"
     site.hears(AnnouncementKind.WANT, "a", "n", 0.6)
     assert site.does(2.0) == NOTHING, "it is asked for already"
 
@@ -254,7 +254,7 @@ def test_what_a_neighbour_wanted_first_is_left_to_it_and_taken_up_when_its_lease
     site.hears(AnnouncementKind.WANT, "a", "m", 3.0)
     assert site.does(3.0 + LEASE_S - 0.01) == NOTHING
     steps = site.next(3.0 + LEASE_S)
-    assert (steps.want, steps.but) == (["a"], ("m",))
+    assert (steps.want, steps.distrusted) == (["a"], ("m",))
 
 
 def test_a_neighbour_who_was_heard_before_our_own_words_is_first() -> None:
@@ -279,14 +279,14 @@ def test_a_neighbour_who_comes_later_is_told_that_it_is_on_its_way() -> None:
 
 
 def test_as_many_are_told_of_as_one_note_names() -> None:
-    digests = names(MOST_DIGESTS + 1)
+    digests = names(MAX_DIGESTS + 1)
     site = Site(digests)
     site.says(0.0)
     site.hears(AnnouncementKind.HAVE, digests[:40], "z", 0.0)
     site.says(0.0)
     site.hears(AnnouncementKind.WANT, digests, "m", 0.1)
 
-    assert site.next(0.1).busy == digests[:MOST_DIGESTS]
+    assert site.next(0.1).busy == digests[:MAX_DIGESTS]
 
 
 def test_of_two_neighbours_the_first_counts_and_nothing_is_said_for_it() -> None:
@@ -295,7 +295,7 @@ def test_of_two_neighbours_the_first_counts_and_nothing_is_said_for_it() -> None
     site.hears(AnnouncementKind.WANT, "a", "z", 8.0)
 
     assert site.does(9.99) == NOTHING
-    assert site.next(10.0).but == ("m",)
+    assert site.next(10.0).distrusted == ("m",)
 
 
 def test_what_is_wanted_with_other_files_is_no_matter() -> None:
@@ -311,7 +311,7 @@ def test_a_neighbour_that_has_asked_and_wants_again_has_given_up() -> None:
     site.hears(AnnouncementKind.WANT, "a", "m", 1.0)
 
     assert site.does(1.0 + LEASE_S - 0.01) == NOTHING
-    assert site.next(1.0 + LEASE_S).but == ("m",)
+    assert site.next(1.0 + LEASE_S).distrusted == ("m",)
 
 
 def test_a_neighbour_that_wants_what_another_has_asked_for_changes_nothing() -> None:
@@ -333,7 +333,7 @@ def test_what_a_neighbour_offers_is_waited_for_and_wanted_again_without_it_after
 
     assert site.does(0.4 + OFFER_S - 0.01) == NOTHING
     steps = site.next(0.4 + OFFER_S)
-    assert (steps.want, steps.ask, steps.but) == (["a"], [], ("m",))
+    assert (steps.want, steps.request, steps.distrusted) == (["a"], [], ("m",))
 
 
 def test_a_neighbour_that_sends_is_waited_for_from_chunk_to_chunk() -> None:
@@ -344,7 +344,7 @@ def test_a_neighbour_that_sends_is_waited_for_from_chunk_to_chunk() -> None:
     site.hears(AnnouncementKind.HAVE, "x", "m", 5.0)
 
     assert site.does(4.0 + OFFER_S - 0.01) == NOTHING
-    assert site.next(4.0 + OFFER_S).but == ("m",)
+    assert site.next(4.0 + OFFER_S).distrusted == ("m",)
 
 
 def test_a_neighbour_that_offers_more_is_there() -> None:
@@ -364,9 +364,9 @@ def test_an_offer_counts_before_we_have_said_anything_and_while_another_wants() 
     wanted.hears(AnnouncementKind.HAVE, "a", "z", 1.0)
 
     assert unsaid.does(0.0) == NOTHING
-    assert unsaid.next(5.0).but == ("z",)
+    assert unsaid.next(5.0).distrusted == ("z",)
     assert wanted.does(1.0) == NOTHING
-    assert wanted.next(6.0).but == ("z",)
+    assert wanted.next(6.0).distrusted == ("z",)
 
 
 def test_an_offer_of_what_is_asked_for_or_offered_already_is_no_matter() -> None:
@@ -378,7 +378,7 @@ def test_an_offer_of_what_is_asked_for_or_offered_already_is_no_matter() -> None
 
     assert asked.does(1.0 + FIRST_TIMEOUT_S - 0.01) == NOTHING
     assert asked.does(1.0 + FIRST_TIMEOUT_S) == ("a", "", "")
-    assert offered.next(5.0).but == ("m",)
+    assert offered.next(5.0).distrusted == ("m",)
 
 
 def test_our_own_offer_is_none_to_us() -> None:
@@ -464,7 +464,7 @@ def test_what_we_know_better_of_does_not_change_by_a_word() -> None:
         site.hears(AnnouncementKind.BUSY, "a", "z", 1.1)
 
     assert asked.does(31.0) == ("a", "", "")
-    assert offered.next(6.0).but == ("m",)
+    assert offered.next(6.0).distrusted == ("m",)
 
 
 def test_of_two_who_told_each_other_to_wait_the_first_by_name_asks() -> None:
@@ -500,24 +500,24 @@ def test_its_own_word_that_something_is_on_its_way_is_none_to_itself() -> None:
 def test_who_sent_what_is_damaged_is_not_believed_for_two_minutes() -> None:
     site = Site(names(9))
     site.says(0.0)
-    site.plan.bad("000", "m", 10.0)
+    site.plan.failed("000", "m", 10.0)
     for kind in (AnnouncementKind.HAVE, AnnouncementKind.WANT, AnnouncementKind.BUSY):
-        site.hears(kind, names(9), "m", 10.0 + DOUBT_S - 0.01)
-    assert site.next(10.0 + DOUBT_S - 0.01).but == ("m",)
-    assert not site.next(10.0 + DOUBT_S - 0.01).busy
+        site.hears(kind, names(9), "m", 10.0 + DISTRUST_S - 0.01)
+    assert site.next(10.0 + DISTRUST_S - 0.01).distrusted == ("m",)
+    assert not site.next(10.0 + DISTRUST_S - 0.01).busy
 
-    steps = site.next(10.0 + DOUBT_S)
-    assert steps.but == ()
-    site.hears(AnnouncementKind.WANT, ["008"], "m", 10.0 + DOUBT_S)
-    assert site.next(10.0 + DOUBT_S).busy == ["008"]
+    steps = site.next(10.0 + DISTRUST_S)
+    assert steps.distrusted == ()
+    site.hears(AnnouncementKind.WANT, ["008"], "m", 10.0 + DISTRUST_S)
+    assert site.next(10.0 + DISTRUST_S).busy == ["008"]
 
 
 def test_a_neighbour_is_believed_again_in_the_very_moment_in_which_doubt_ends() -> None:
     site = Site()
-    site.plan.bad("a", "m", 0.0)
-    site.hears(AnnouncementKind.HAVE, "a", "m", DOUBT_S)
+    site.plan.failed("a", "m", 0.0)
+    site.hears(AnnouncementKind.HAVE, "a", "m", DISTRUST_S)
 
-    assert site.does(DOUBT_S) == NOTHING
+    assert site.does(DISTRUST_S) == NOTHING
 
 
 def test_all_that_hung_on_one_who_is_not_believed_is_wanted_again_at_once() -> None:
@@ -529,7 +529,7 @@ def test_all_that_hung_on_one_who_is_not_believed_is_wanted_again_at_once() -> N
     site.hears(AnnouncementKind.ASK, "e", "m", 0.0)
     assert site.does(0.0) == ("f", "", "")
 
-    site.plan.bad("a", "m", 1.0)
+    site.plan.failed("a", "m", 1.0)
     assert site.does(1.0) == ("ab", "", "")
 
 
@@ -537,17 +537,17 @@ def test_what_a_neighbour_offers_of_another_ones_wants_stays_when_that_one_is_do
     site = Site("ab")
     site.hears(AnnouncementKind.WANT, "a", "m", 0.0)
     site.hears(AnnouncementKind.HAVE, "a", "z", 0.0)
-    site.plan.bad("b", "m", 1.0)
+    site.plan.failed("b", "m", 1.0)
 
     assert site.does(1.0) == ("b", "", "")
 
 
 def test_as_many_are_named_as_not_believed_as_one_note_names() -> None:
     site = Site()
-    for number in range(MOST_DIGESTS + 1):
-        site.plan.bad("a", f"m{number}", float(number) / 100)
+    for number in range(MAX_DIGESTS + 1):
+        site.plan.failed("a", f"m{number}", float(number) / 100)
 
-    assert site.next(1.0).but == tuple(f"m{number}" for number in range(MOST_DIGESTS))
+    assert site.next(1.0).distrusted == tuple(f"m{number}" for number in range(MAX_DIGESTS))
 
 
 # What comes
@@ -571,7 +571,7 @@ def test_how_long_an_answer_of_the_region_took_is_learnt_from_what_it_asked_for_
     for site in (mine, theirs):
         site.plan.arrived("a", None, 1.75)
 
-        assert (site.window.smoothed_s, site.window.size) == (0.75, 3.0)
+        assert (site.window.smoothed_rtt_s, site.window.size) == (0.75, 3.0)
 
 
 def test_nothing_is_learnt_from_what_a_neighbour_sent_nor_from_what_came_unasked_or_unseen() -> None:
@@ -585,7 +585,7 @@ def test_nothing_is_learnt_from_what_a_neighbour_sent_nor_from_what_came_unasked
     busy.plan.arrived("a", None, 2.0)
 
     for site in (asked, unasked, wanted, busy):
-        assert (site.window.smoothed_s, site.window.size) == (None, 2.0)
+        assert (site.window.smoothed_rtt_s, site.window.size) == (None, 2.0)
 
 
 def test_an_answer_that_came_after_it_was_given_up_says_how_long_answers_take() -> None:
@@ -594,7 +594,7 @@ def test_an_answer_that_came_after_it_was_given_up_says_how_long_answers_take() 
     site.next(31.0)
     site.plan.arrived("a", None, 41.0)
 
-    assert (site.window.smoothed_s, site.window.size) == (40.0, 1.0)
+    assert (site.window.smoothed_rtt_s, site.window.size) == (40.0, 1.0)
 
 
 def test_what_others_asked_for_in_vain_says_nothing_when_it_comes() -> None:
@@ -603,7 +603,7 @@ def test_what_others_asked_for_in_vain_says_nothing_when_it_comes() -> None:
     site.next(45.0)
     site.plan.arrived("a", None, 50.0)
 
-    assert site.window.smoothed_s is None
+    assert site.window.smoothed_rtt_s is None
 
 
 # What does not come
@@ -614,7 +614,7 @@ def test_an_answer_that_does_not_come_is_waited_for_longer_each_time() -> None:
     site = Site(answers_s=0.5)
     site.says(0.0)
     asked_at = 0.5
-    assert site.next(asked_at).ask == ["a"]
+    assert site.next(asked_at).request == ["a"]
     for patience in (2.0, 4.0, 8.0, 16.0, 30.0, 30.0):
         given_up_at = asked_at + patience
         assert site.does(given_up_at - 0.01) == NOTHING
@@ -640,7 +640,7 @@ def test_where_answers_take_longer_than_half_a_minute_each_is_waited_for_as_long
 def test_what_came_damaged_from_the_region_is_wanted_again_and_of_the_region_later() -> None:
     site = Site()
     site.asks(1.0)
-    site.plan.bad("a", None, 2.0)
+    site.plan.failed("a", None, 2.0)
 
     assert site.does(2.0) == ("a", "", "")
     site.hears(AnnouncementKind.WANT, "a", "n", 2.0)
@@ -651,8 +651,8 @@ def test_what_came_damaged_from_the_region_is_wanted_again_and_of_the_region_lat
 
 def test_what_came_damaged_and_nobody_waits_for_is_no_matter() -> None:
     site = Site()
-    site.plan.bad("a", None, 0.0)
-    site.plan.bad("x", None, 0.0)
+    site.plan.failed("a", None, 0.0)
+    site.plan.failed("x", None, 0.0)
 
     site.says(0.0)
     assert site.does(0.5) == ("", "a", "")
@@ -683,14 +683,14 @@ def test_what_is_offered_to_one_who_says_again_that_he_wants_it_stays_offered() 
     site.hears(AnnouncementKind.HAVE, "a", "z", 1.0)
     site.hears(AnnouncementKind.WANT, "a", "m", 2.0)
 
-    assert site.next(6.0).but == ("z",)
+    assert site.next(6.0).distrusted == ("z",)
 
 
 def test_its_own_words_come_back_too_late_when_the_chunk_is_free_again() -> None:
     site = Site()
     site.next(0.0)
     site.hears(AnnouncementKind.HAVE, "a", "m", 0.1)
-    site.plan.bad("a", "m", 0.2)
+    site.plan.failed("a", "m", 0.2)
     site.hears(AnnouncementKind.WANT, "a", "n", 0.3)
 
     assert site.does(0.3) == ("a", "", "")
@@ -714,7 +714,7 @@ def stalled(answers_s: float | None, came_at: float | None = None) -> Site:
 def test_one_who_wants_and_gets_nothing_for_twenty_seconds_is_not_believed() -> None:
     assert "a" not in stalled(0.5, 10.0).next(10.0 + STALL_S).want
     assert "a" in stalled(0.5, 10.0).next(10.0 + STALL_S + 0.1).want
-    assert stalled(0.5, 10.0).next(10.0 + STALL_S + 0.1).but == ("m",)
+    assert stalled(0.5, 10.0).next(10.0 + STALL_S + 0.1).distrusted == ("m",)
     assert "a" in stalled(0.5).next(STALL_S + 0.1).want, "from when it began"
 
 
@@ -734,7 +734,7 @@ def test_when_nothing_goes_on_what_others_ask_for_or_offer_and_our_own_words_are
     site.hears(AnnouncementKind.WANT, "d", "n", 120.5)
 
     steps = site.next(121.0)
-    assert (steps.but, steps.want) == ((), [])
+    assert (steps.distrusted, steps.want) == ((), [])
 
 
 # A cut
@@ -750,10 +750,10 @@ def test_the_time_without_a_link_does_not_count() -> None:
 
     assert site.does(100.49) == NOTHING
     assert site.does(100.5) == ("", "d", "")
-    assert site.next(104.99).but == ()
-    assert site.next(105.0).but == ("m",)
-    assert site.next(109.99).but == ("m",)
-    assert site.next(110.0).but == ("m", "z")
+    assert site.next(104.99).distrusted == ()
+    assert site.next(105.0).distrusted == ("m",)
+    assert site.next(109.99).distrusted == ("m",)
+    assert site.next(110.0).distrusted == ("m", "z")
     assert "d" not in site.next(130.49).want
     assert "d" in site.next(130.5).want
     assert "c" not in site.next(144.99).want
@@ -766,8 +766,8 @@ def test_a_neighbour_that_sent_before_the_cut_is_waited_for_after_it() -> None:
     site.plan.arrived("a", "m", 3.0)
     site.plan.paused(100.0)
 
-    assert site.next(107.99).but == ()
-    assert site.next(108.0).but == ("m",)
+    assert site.next(107.99).distrusted == ()
+    assert site.next(108.0).distrusted == ("m",)
 
 
 def test_how_long_an_answer_took_is_known_without_the_cut() -> None:
@@ -775,13 +775,13 @@ def test_how_long_an_answer_took_is_known_without_the_cut() -> None:
     asked.asks(1.0)
     asked.plan.paused(100.0)
     asked.plan.arrived("a", None, 101.5)
-    assert asked.window.smoothed_s == 0.5
+    assert asked.window.smoothed_rtt_s == 0.5
 
     late.asks(1.0)
     late.next(31.0)
     late.plan.paused(100.0)
     late.plan.arrived("a", None, 141.0)
-    assert late.window.smoothed_s == 40.0
+    assert late.window.smoothed_rtt_s == 40.0
 
 
 def test_one_who_wants_has_its_time_after_a_cut() -> None:
@@ -792,8 +792,8 @@ def test_one_who_wants_has_its_time_after_a_cut() -> None:
     for second in range(100, 125, 5):
         site.hears(AnnouncementKind.WANT, "a", "m", float(second))
 
-    assert site.next(120.0).but == ()
-    assert site.next(120.1).but == ("m",)
+    assert site.next(120.0).distrusted == ()
+    assert site.next(120.1).distrusted == ("m",)
 
 
 def test_a_cut_before_the_beginning_is_no_matter() -> None:
@@ -842,7 +842,7 @@ def test_with_a_full_window_it_looks_again_to_say_what_it_wants() -> None:
 
 
 def test_it_looks_again_soon_as_long_as_there_is_more_to_want_and_room_for_it() -> None:
-    more, full = Site(names(20), answers_s=1.0), Site(names(MOST_DIGESTS + 1))
+    more, full = Site(names(20), answers_s=1.0), Site(names(MAX_DIGESTS + 1))
     more.window.size = 1.0
 
     assert wakes(more, 10.0) == 10.0 + HOLD_S

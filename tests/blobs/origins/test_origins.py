@@ -22,7 +22,7 @@ from tests.blobs.conftest import (
 from tests.blobs.servers import PASSWORD, USER, Authority, ConnectProxy, FolderServer, Registry, basic
 
 from hedgerow.blobs.errors import ContentMissing
-from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, open_sources, pieces_of, web_of
+from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, open_sources, placed_chunks, web_client
 from hedgerow.blobs.origins.push import push, tag_of
 from hedgerow.bus.client import Client
 from hedgerow.config import SourceSection
@@ -61,11 +61,11 @@ def source_of(url: str, authority: Authority | None, **more: Any) -> ModelOrigin
 
 
 def pieces(file: File) -> list[PlacedChunk]:
-    return list(pieces_of([file]).values())
+    return list(placed_chunks([file]).values())
 
 
 def brought(model_file: ModelOrigin, file: File) -> bytes:
-    return b"".join(model_file.bring(piece) for piece in pieces(file))
+    return b"".join(model_file.fetch(piece) for piece in pieces(file))
 
 
 # A web server
@@ -88,7 +88,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
     server.breaks, server.breaks_after, server.ranges = 2, 20_000, ranges
 
     first = pieces(file)[0]
-    data = source_of(server.url, authority).bring(first)
+    data = source_of(server.url, authority).fetch(first)
 
     assert digest_of(data) == first.chunk.digest
     assert server.sent == first.chunk.size + (0 if ranges else 40_000)
@@ -98,7 +98,7 @@ def test_who_breaks_off_again_and_again_is_away(server: FolderServer, authority:
     server.breaks, server.breaks_after = 99, 10
 
     with pytest.raises(SourceAway, match="broke off"):
-        source_of(server.url, authority).bring(pieces(file)[0])
+        source_of(server.url, authority).fetch(pieces(file)[0])
 
 
 def test_no_more_is_read_than_a_chunk_has(server: FolderServer, authority: Authority, file: File) -> None:
@@ -107,14 +107,14 @@ def test_no_more_is_read_than_a_chunk_has(server: FolderServer, authority: Autho
     name = first.chunk.digest.removeprefix("sha256:")
     (server.folder / "blobs" / "sha256" / name[:2] / name).write_bytes(bytes(50 << 20))
 
-    assert source_of(server.url, authority).bring(first) == bytes(first.chunk.size)
+    assert source_of(server.url, authority).fetch(first) == bytes(first.chunk.size)
 
 
 def test_a_server_with_a_certificate_of_nobody_is_not_asked(
     server: FolderServer, authority: Authority, file: File
 ) -> None:
     with pytest.raises(SourceAway, match="certificate verify failed"):
-        source_of(server.url, None).bring(pieces(file)[0])
+        source_of(server.url, None).fetch(pieces(file)[0])
     assert server.requests == 0
 
 
@@ -123,16 +123,16 @@ def test_what_a_server_says_is_told_with_a_remedy(server: FolderServer, authorit
 
     server.status = 500
     with pytest.raises(SourceAway, match="500"):
-        model_file.bring(piece)
+        model_file.fetch(piece)
     server.status = 404
     with pytest.raises(ContentMissing, match="does not have"):
-        model_file.bring(piece)
+        model_file.fetch(piece)
     server.status, server.moved_to = 0, "http://127.0.0.1:9/elsewhere"
     with pytest.raises(SourceAway):
-        model_file.bring(piece)
+        model_file.fetch(piece)
     server.moved_to, server.authorization = "", basic(USER, PASSWORD)
     with pytest.raises(SourceAway, match="401") as caught:
-        model_file.bring(piece)
+        model_file.fetch(piece)
     assert "credentials_file" in caught.value.remedy
 
 
@@ -144,17 +144,17 @@ def test_credentials_come_from_a_file_and_may_change(
     model_file, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
     server.authorization = basic(USER, PASSWORD)
     with pytest.raises(SourceAway):
-        model_file.bring(piece)
+        model_file.fetch(piece)
 
     secret.write_text(f"{USER}:{PASSWORD}\n")
-    assert model_file.bring(piece)
+    assert model_file.fetch(piece)
     server.authorization = "Bearer t0ken"
     secret.write_text("t0ken\n")
-    assert model_file.bring(piece)
+    assert model_file.fetch(piece)
     server.authorization = basic(USER, PASSWORD)
     auth = basic(USER, PASSWORD).removeprefix("Basic ")
     secret.write_text(json.dumps({"auths": {f"127.0.0.1:{server.port}": {"auth": auth}}}))
-    assert model_file.bring(piece)
+    assert model_file.fetch(piece)
 
 
 def test_credentials_go_to_no_other_host(
@@ -170,7 +170,7 @@ def test_credentials_go_to_no_other_host(
         server.moved_to = f"{other.url}/blobs/sha256/{name[:2]}/{name}"
 
         with pytest.raises(SourceAway, match="401"):
-            source_of(server.url, authority, credentials_file=secret).bring(piece)
+            source_of(server.url, authority, credentials_file=secret).fetch(piece)
         assert other.requests == 1
 
 
@@ -182,15 +182,15 @@ def test_a_token_is_fetched_with_the_credentials_and_again_when_it_ends(
     secret.write_text(f"{USER}:{PASSWORD}\n")
     server.authorization, server.token = basic(USER, PASSWORD), "one"
     model_file, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
-    assert model_file.bring(piece)
+    assert model_file.fetch(piece)
 
     server.token = "two"
-    assert model_file.bring(piece)
+    assert model_file.fetch(piece)
 
     secret.write_text("somebody:else\n")
     server.token = "three"
     with pytest.raises(SourceAway, match="401"):
-        model_file.bring(piece)
+        model_file.fetch(piece)
 
 
 def test_a_proxy_is_used_where_the_environment_names_one(
@@ -199,11 +199,11 @@ def test_a_proxy_is_used_where_the_environment_names_one(
     proxy = ConnectProxy()
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
     monkeypatch.setenv("NO_PROXY", "elsewhere.example")
-    assert source_of(server.url, authority).bring(pieces(file)[0])
+    assert source_of(server.url, authority).fetch(pieces(file)[0])
     assert proxy.asked == [f"127.0.0.1:{server.port}"]
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assert source_of(server.url, authority).bring(pieces(file)[0])
+    assert source_of(server.url, authority).fetch(pieces(file)[0])
     proxy.close()
     assert len(proxy.asked) == 1
 
@@ -248,7 +248,7 @@ def section(registry: Registry, **more: Any) -> SourceSection:
 
 def test_what_was_pushed_comes_back_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
     bundle = made_bundle(tmp_path / "bundle")
-    done = push(bundle, web_of(section(registry)))
+    done = push(bundle, web_client(section(registry)))
     (model_file,) = open_sources([section(registry)])
 
     assert (done.tag, done.blobs) == ("doors-1.0.0", 3)
@@ -260,10 +260,10 @@ def test_what_was_pushed_comes_back_chunk_by_chunk(registry: Registry, tmp_path:
 
 def test_what_is_there_is_not_pushed_again(registry: Registry, tmp_path: Path) -> None:
     """The same version costs nothing; another one shares a file."""
-    push(made_bundle(tmp_path / "one", "1.0.0"), web_of(section(registry)))
+    push(made_bundle(tmp_path / "one", "1.0.0"), web_client(section(registry)))
 
-    assert push(made_bundle(tmp_path / "again", "1.0.0"), web_of(section(registry))).blobs == 0
-    assert push(made_bundle(tmp_path / "two", "1.1.0", seed=2), web_of(section(registry))).blobs == 2
+    assert push(made_bundle(tmp_path / "again", "1.0.0"), web_client(section(registry))).blobs == 0
+    assert push(made_bundle(tmp_path / "two", "1.1.0", seed=2), web_client(section(registry))).blobs == 2
 
 
 def test_another_implementation_pulls_the_bundle(
@@ -273,7 +273,7 @@ def test_another_implementation_pulls_the_bundle(
     import oras.client
 
     bundle = made_bundle(tmp_path / "bundle")
-    push(bundle, web_of(section(registry)))
+    push(bundle, web_client(section(registry)))
     client = oras.client.OrasClient(tls_verify=str(registry.authority.file), auth_backend="basic")
     client.auth.set_basic_auth(USER, PASSWORD)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -289,7 +289,7 @@ def test_who_may_not_push_is_told(registry: Registry, tmp_path: Path) -> None:
     wrong.write_text("plant:guessed\n")
 
     with pytest.raises(SourceAway, match="401") as caught:
-        push(made_bundle(tmp_path / "bundle"), web_of(section(registry, credentials_file=wrong)))
+        push(made_bundle(tmp_path / "bundle"), web_client(section(registry, credentials_file=wrong)))
     assert "credentials" in caught.value.remedy
 
 
@@ -298,14 +298,14 @@ def test_a_bundle_that_was_changed_is_not_pushed(registry: Registry, tmp_path: P
     bundle.path(bundle.manifest.files()[1]).write_bytes(b"other")
 
     with pytest.raises(BadBundle):
-        push(bundle, web_of(section(registry)))
+        push(bundle, web_client(section(registry)))
 
 
 def test_a_registry_without_the_version_says_so(registry: Registry, file: File) -> None:
     (model_file,) = open_sources([section(registry)])
 
     with pytest.raises(ContentMissing) as caught:
-        model_file.bring(pieces(file)[0])
+        model_file.fetch(pieces(file)[0])
     assert "hedgerow model push" in caught.value.remedy
 
 
@@ -387,7 +387,7 @@ async def test_sources_are_asked_in_their_order_and_the_region_last(
 
 async def test_a_site_fetches_from_a_registry(estate: Estate, registry: Registry, tmp_path: Path) -> None:
     bundle = made_bundle(tmp_path / "bundle", "3.0.0", seed=3)
-    push(bundle, web_of(section(registry)))
+    push(bundle, web_client(section(registry)))
     files = bundle.manifest.files()
     async with estate.served() as region, estate.fetchers("n1", "n2", sources=open_sources([section(registry)])) as two:
         async with asyncio.timeout(PATIENCE_S):

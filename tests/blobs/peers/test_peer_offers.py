@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from hedgerow.blobs.announcements import MOST_DIGESTS, Announcement, AnnouncementKind
-from hedgerow.blobs.peers.peer_offers import MOST_OPEN, PeerOffers, PeerRequest
+from hedgerow.blobs.announcements import MAX_DIGESTS, Announcement, AnnouncementKind
+from hedgerow.blobs.peers.peer_offers import MAX_OPEN, PeerOffers, PeerRequest
 
 GROUP = "0123456789abcdef"
 PAUSE_S, TAKEN_S = 0.05, 4.0
@@ -30,8 +30,8 @@ def offers(*lacks: str, share: float = 0.0) -> PeerOffers:
     return PeerOffers("us", lambda digest: digest not in lacks, Early(share))
 
 
-def want(*digests: str, but: tuple[str, ...] = (), group: str = GROUP) -> Announcement:
-    return Announcement(AnnouncementKind.WANT, group, digests, but)
+def want(*digests: str, exclude: tuple[str, ...] = (), group: str = GROUP) -> Announcement:
+    return Announcement(AnnouncementKind.WANT, group, digests, exclude)
 
 
 def have(*digests: str) -> Announcement:
@@ -53,11 +53,11 @@ def said(one: PeerOffers, now: float) -> list[str]:
 
 def test_what_is_here_is_offered_and_sent_when_all_have_heard_so() -> None:
     one = offers("b")
-    one.wanted(want("a", "b"), "them", 0.0)
+    one.on_want(want("a", "b"), "them", 0.0)
 
     assert one.next(0.0) == ({GROUP: ["a"]}, math.inf)
     assert one.take() is None
-    one.offered(have("a"), "us", 0.1)
+    one.on_have(have("a"), "us", 0.1)
     assert one.take() == chunk("a")
     assert one.take() is None
 
@@ -65,7 +65,7 @@ def test_what_is_here_is_offered_and_sent_when_all_have_heard_so() -> None:
 def test_an_offer_waits_for_up_to_a_twentieth_of_a_second() -> None:
     early, late = offers(), offers(share=1.0)
     for one in (early, late):
-        one.wanted(want("a"), "them", 10.0)
+        one.on_want(want("a"), "them", 10.0)
 
     assert early.next(10.0) == ({GROUP: ["a"]}, math.inf)
     assert late.next(10.0) == ({}, 10.0 + PAUSE_S)
@@ -75,8 +75,8 @@ def test_an_offer_waits_for_up_to_a_twentieth_of_a_second() -> None:
 
 def test_the_next_one_due_says_when_to_ask_again() -> None:
     one = offers(share=1.0)
-    one.wanted(want("a"), "them", 0.0)
-    one.wanted(want("b"), "them", 0.02)
+    one.on_want(want("a"), "them", 0.0)
+    one.on_want(want("b"), "them", 0.02)
 
     assert one.next(0.0) == ({}, pytest.approx(0.05))
     assert one.next(0.06) == ({GROUP: ["a"]}, pytest.approx(0.07))
@@ -84,101 +84,101 @@ def test_the_next_one_due_says_when_to_ask_again() -> None:
 
 def test_nothing_is_offered_to_ourselves_nor_to_who_does_not_believe_us() -> None:
     one = offers()
-    one.wanted(want("a"), "us", 0.0)
-    one.wanted(want("a", but=("them", "us")), "them", 0.0)
+    one.on_want(want("a"), "us", 0.0)
+    one.on_want(want("a", exclude=("them", "us")), "them", 0.0)
 
     assert one.next(1.0) == ({}, math.inf)
 
 
 def test_who_has_heard_another_offer_first_is_silent_and_sends_nothing() -> None:
     one = offers()
-    one.wanted(want("a"), "them", 0.0)
-    one.offered(have("a"), "other", 0.0)
+    one.on_want(want("a"), "them", 0.0)
+    one.on_have(have("a"), "other", 0.0)
     assert one.next(1.0) == ({}, math.inf)
 
-    one.offered(have("a"), "us", 1.0)
+    one.on_have(have("a"), "us", 1.0)
     assert sends(one) == []
 
 
 def test_the_first_of_two_offers_counts() -> None:
     one = offers()
-    one.wanted(want("a"), "them", 0.0)
+    one.on_want(want("a"), "them", 0.0)
     assert said(one, 0.0) == ["a"]
-    one.offered(have("a"), "us", 0.1)
-    one.offered(have("a"), "other", 0.1)
-    one.offered(have("a"), "us", 0.2)
+    one.on_have(have("a"), "us", 0.1)
+    one.on_have(have("a"), "other", 0.1)
+    one.on_have(have("a"), "us", 0.2)
 
     assert sends(one) == ["a"]
 
 
 def test_an_offer_that_we_did_not_make_is_not_ours_to_keep() -> None:
     one = offers()
-    one.offered(have("a"), "us", 0.0)
+    one.on_have(have("a"), "us", 0.0)
 
     assert sends(one) == []
 
 
 def test_an_offer_of_one_who_is_not_believed_does_not_silence_us() -> None:
     one = offers()
-    one.wanted(want("a", "b", but=("liar",)), "them", 0.0)
-    one.offered(have("a"), "liar", 0.0)
-    one.offered(have("b"), "honest", 0.0)
-    one.offered(have("a", "c"), "liar", 0.0)
-    one.wanted(want("c"), "them", 0.1)
+    one.on_want(want("a", "b", exclude=("liar",)), "them", 0.0)
+    one.on_have(have("a"), "liar", 0.0)
+    one.on_have(have("b"), "honest", 0.0)
+    one.on_have(have("a", "c"), "liar", 0.0)
+    one.on_want(want("c"), "them", 0.1)
 
     assert said(one, 0.1) == ["a"], "of c, nobody has said that he lies"
-    one.offered(have("a"), "us", 0.0)
+    one.on_have(have("a"), "us", 0.0)
     assert sends(one) == ["a"]
 
 
 def test_each_chunk_of_a_note_is_looked_at() -> None:
     one = offers()
-    one.offered(have("a"), "other", 0.0)
-    one.offered(have("a", "b"), "other", 1.0)
-    one.wanted(want("a", "b", "c"), "them", 1.1)
+    one.on_have(have("a"), "other", 0.0)
+    one.on_have(have("a", "b"), "other", 1.0)
+    one.on_want(want("a", "b", "c"), "them", 1.1)
 
     assert said(one, 1.1) == ["c"]
 
 
 def test_anothers_offer_counts_for_four_seconds() -> None:
     one = offers()
-    one.offered(have("a"), "other", 10.0)
+    one.on_have(have("a"), "other", 10.0)
 
-    one.wanted(want("a"), "them", 10.0 + TAKEN_S - 0.01)
+    one.on_want(want("a"), "them", 10.0 + TAKEN_S - 0.01)
     assert one.next(20.0) == ({}, math.inf)
-    one.wanted(want("a"), "them", 10.0 + TAKEN_S)
+    one.on_want(want("a"), "them", 10.0 + TAKEN_S)
     assert said(one, 20.0) == ["a"]
 
 
 def test_who_does_not_believe_the_other_has_it_from_us() -> None:
     one = offers()
-    one.offered(have("a", "b"), "other", 0.0)
-    one.wanted(want("a", but=("other",)), "them", 1.0)
+    one.on_have(have("a", "b"), "other", 0.0)
+    one.on_want(want("a", exclude=("other",)), "them", 1.0)
 
     assert said(one, 1.0) == ["a"]
-    one.offered(have("a"), "us", 1.1)
+    one.on_have(have("a"), "us", 1.1)
     assert sends(one) == ["a"], "the other's offer does not count any more"
 
 
 def test_what_we_have_sent_is_offered_again_to_who_came_too_late_for_it() -> None:
     one = offers()
-    one.wanted(want("a"), "them", 0.0)
+    one.on_want(want("a"), "them", 0.0)
     said(one, 0.0)
-    one.offered(have("a"), "us", 0.1)
+    one.on_have(have("a"), "us", 0.1)
 
-    one.wanted(want("a"), "late", 0.2)
+    one.on_want(want("a"), "late", 0.2)
     assert said(one, 1.0) == [], "it is on its way"
     assert sends(one) == ["a"]
-    one.wanted(want("a"), "later", 1.1)
+    one.on_want(want("a"), "later", 1.1)
     assert said(one, 2.0) == ["a"]
-    one.offered(have("a"), "us", 2.1)
+    one.on_have(have("a"), "us", 2.1)
     assert sends(one) == ["a"]
 
 
 def test_what_is_wanted_twice_is_offered_once() -> None:
     one = offers(share=1.0)
-    one.wanted(want("a"), "them", 0.0)
-    one.wanted(want("a"), "others", 0.04)
+    one.on_want(want("a"), "them", 0.0)
+    one.on_want(want("a"), "others", 0.04)
 
     assert said(one, 0.05) == ["a"]
     assert said(one, 0.1) == []
@@ -186,59 +186,59 @@ def test_what_is_wanted_twice_is_offered_once() -> None:
 
 def test_an_offer_that_did_not_come_back_is_made_again_after_four_seconds_when_it_is_wanted() -> None:
     one = offers()
-    one.wanted(want("a"), "them", 10.0)
+    one.on_want(want("a"), "them", 10.0)
     assert said(one, 10.0) == ["a"]
 
     assert said(one, 10.0 + TAKEN_S) == []
-    one.wanted(want("a"), "them", 10.0 + TAKEN_S)
+    one.on_want(want("a"), "them", 10.0 + TAKEN_S)
     assert said(one, 14.0) == [], "our words are on their way still"
     assert said(one, 14.1) == []
-    one.wanted(want("a"), "them", 14.1)
+    one.on_want(want("a"), "them", 14.1)
     assert said(one, 14.1) == ["a"]
 
 
 def test_one_note_offers_as_many_as_a_note_may_name_and_the_next_one_the_rest() -> None:
     one = offers()
-    digests = [f"{number:064x}" for number in range(MOST_DIGESTS + 6)]
-    one.wanted(want(*digests[:40]), "them", 0.0)
-    one.wanted(want(*digests[40:]), "them", 1.0)
+    digests = [f"{number:064x}" for number in range(MAX_DIGESTS + 6)]
+    one.on_want(want(*digests[:40]), "them", 0.0)
+    one.on_want(want(*digests[40:]), "them", 1.0)
 
-    assert one.next(2.0) == ({GROUP: digests[:MOST_DIGESTS]}, 1.0)
-    assert one.next(2.0) == ({GROUP: digests[MOST_DIGESTS:]}, math.inf)
+    assert one.next(2.0) == ({GROUP: digests[:MAX_DIGESTS]}, 1.0)
+    assert one.next(2.0) == ({GROUP: digests[MAX_DIGESTS:]}, math.inf)
 
 
 def test_each_group_is_offered_by_itself() -> None:
     one = offers()
-    one.wanted(want("a"), "them", 0.0)
-    one.wanted(want("a", "b", group="fedcba9876543210"), "them", 0.0)
+    one.on_want(want("a"), "them", 0.0)
+    one.on_want(want("a", "b", group="fedcba9876543210"), "them", 0.0)
 
     assert one.next(0.0)[0] == {GROUP: ["a"], "fedcba9876543210": ["a", "b"]}
 
 
 def test_a_thousand_wants_are_remembered_and_no_more() -> None:
     one = offers()
-    for number in range(MOST_OPEN - 1):
-        one.wanted(want(f"{number}"), "them", 0.0)
-    one.wanted(want("last", "one too many"), "them", 0.0)
+    for number in range(MAX_OPEN - 1):
+        one.on_want(want(f"{number}"), "them", 0.0)
+    one.on_want(want("last", "one too many"), "them", 0.0)
 
     offered = [digest for _ in range(20) for digest in said(one, 1.0)]
-    assert (MOST_OPEN, len(offered), offered[-1]) == (1024, 1024, "last")
+    assert (MAX_OPEN, len(offered), offered[-1]) == (1024, 1024, "last")
 
 
 def test_four_thousand_offers_of_others_are_remembered_and_no_more() -> None:
     one = offers()
-    one.offered(have(*(f"{number}" for number in range(4095))), "other", 0.0)
-    one.offered(have("last", "one too many"), "other", 0.0)
+    one.on_have(have(*(f"{number}" for number in range(4095))), "other", 0.0)
+    one.on_have(have("last", "one too many"), "other", 0.0)
 
-    one.wanted(want("last", "one too many"), "them", 1.0)
+    one.on_want(want("last", "one too many"), "them", 1.0)
     assert said(one, 1.0) == ["one too many"]
 
 
 def test_what_we_brought_for_all_is_sent_without_being_asked_for() -> None:
     one = offers()
-    one.wanted(want("a"), "them", 0.0)
-    one.give(chunk("a"))
-    one.give(chunk("b"))
+    one.on_want(want("a"), "them", 0.0)
+    one.share(chunk("a"))
+    one.share(chunk("b"))
 
     assert said(one, 1.0) == []
     assert sends(one) == ["a", "b"]

@@ -40,12 +40,10 @@ def test_a_store_takes_as_much_as_it_may_and_not_a_byte_more(tmp_path: Path) -> 
     with pytest.raises(StoreFull) as caught:
         version(1).fetch(less)
     assert str(caught.value) == (
-        f"{NEEDED + MANIFEST_BYTES:,} bytes more do not fit: 0 of {NEEDED + MANIFEST_BYTES - 1:,} are taken by what serves, "
-        "what would serve if that were taken back, and what is being fetched"
+        f"{NEEDED + MANIFEST_BYTES:,} more bytes do not fit in the model store: 0 of {NEEDED + MANIFEST_BYTES - 1:,} are used by "
+        "serving versions, versions kept for a rollback, and the current fetch"
     )
-    assert caught.value.remedy == (
-        "Give the store more room (`fleet: {store_max_bytes: …}`), or build a smaller variant."
-    )
+    assert caught.value.remedy == ("Raise the quota (`fleet: {store_max_bytes: …}`), or build a smaller variant.")
 
 
 def test_room_is_made_when_a_byte_is_missing_and_not_before(tmp_path: Path) -> None:
@@ -70,10 +68,12 @@ def test_what_stays_and_what_comes_may_fill_the_store_and_else_nothing_is_evicte
         serving.install(store)
         other.install(store)
         store.protect({serving.digest})
-        store._room.max_bytes = stays + NEEDED + MANIFEST_BYTES - missing
+        store._quota.max_bytes = stays + NEEDED + MANIFEST_BYTES - missing
 
         if missing:
-            with pytest.raises(StoreFull, match=f"more do not fit: {stays:,} of {store.max_bytes:,} are taken"):
+            with pytest.raises(
+                StoreFull, match=f"do not fit in the model store: {stays:,} of {store.max_bytes:,} are used"
+            ):
                 new.fetch(store)
             assert (store.evicted, there(store)) == (0, {serving.digest, other.digest})
         else:
@@ -92,13 +92,13 @@ def test_what_has_come_of_a_file_counts_as_if_it_were_whole(tmp_path: Path) -> N
 
 
 def test_what_is_being_fetched_stays_when_more_of_it_comes(tmp_path: Path) -> None:
-    """Beside it nothing else fits, and it does not make room for itself."""
+    """Beside it nothing else matches, and it does not make room for itself."""
     both = Version("1.0.0", noise(10 * CHUNK, 1), noise(10 * CHUNK, 2))
     store = BlobStore(tmp_path, 10 * SIZE)
     store.missing(both.files[:1])
-    store._room.max_bytes = 2 * NEEDED + MANIFEST_BYTES - 1
+    store._quota.max_bytes = 2 * NEEDED + MANIFEST_BYTES - 1
 
-    with pytest.raises(StoreFull, match=f"more do not fit: {SIZE:,} of"):
+    with pytest.raises(StoreFull, match=f"do not fit in the model store: {SIZE:,} of"):
         store.missing(both.files)
     assert store.evicted == 0
 
@@ -119,13 +119,13 @@ def test_files_of_others_that_were_begun_go_when_they_are_older_than_bundles(tmp
         assert part.exists() == (goes is bundle)
 
 
-def test_bundles_go_in_order_of_their_last_use_until_there_is_room(tmp_path: Path) -> None:
+def test_bundles_go_in_order_of_their_last_use_until_there_is_quota(tmp_path: Path) -> None:
     versions = [version(number) for number in range(1, 5)]
     store = BlobStore(tmp_path, 10 * SIZE)
     for each in versions:
         each.install(store)
     aged(store, versions[2], versions[0], versions[3], versions[1])
-    store._room.max_bytes = 4 * (SIZE + len(versions[0].manifest)) + MANIFEST_BYTES
+    store._quota.max_bytes = 4 * (SIZE + len(versions[0].manifest)) + MANIFEST_BYTES
 
     version(9, chunks=12).fetch(store)
 
@@ -153,11 +153,11 @@ def test_the_disk_has_to_have_room_to_the_byte(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(DiskFull) as caught:
         BlobStore(tmp_path / "less", 10 * SIZE).missing(new.files)
     assert str(caught.value) == (
-        f"{SIZE + MANIFEST_BYTES:,} bytes more are needed, and {SIZE + MANIFEST_BYTES - 1:,} are free on the disk of "
+        f"{SIZE + MANIFEST_BYTES:,} more bytes are needed, but only {SIZE + MANIFEST_BYTES - 1:,} are free on the disk of "
         f"{tmp_path / 'less'}"
     )
     assert caught.value.remedy == (
-        "Make room on the disk; the quota (`fleet: {store_max_bytes: …}`) should be less than it has."
+        "Free some disk space, or lower the quota (`fleet: {store_max_bytes: …}`) so that it fits on the disk."
     )
 
 

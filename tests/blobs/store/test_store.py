@@ -228,7 +228,7 @@ def test_what_the_disk_does_not_take_is_said_and_what_is_there_goes_on(tmp_path:
         store.put(missing[0].digest, version.chunks[missing[0].digest])
         with pytest.raises(DiskFull) as caught:
             store.put(missing[1].digest, version.chunks[missing[1].digest])
-    assert "Make room" in caught.value.remedy
+    assert "Free some disk space" in caught.value.remedy
 
     assert version.fetch(BlobStore(tmp_path, 1 << 20)) == 2
     version.install(store)
@@ -318,7 +318,7 @@ def test_an_event_loop_that_asks_does_not_wait_for_who_is_writing(tmp_path: Path
     holds, ends = threading.Event(), threading.Event()
 
     def write() -> None:
-        with store._turn:
+        with store._lock:
             holds.set()
             ends.wait()
 

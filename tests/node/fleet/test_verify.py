@@ -12,7 +12,7 @@ import pytest
 from tests.trust.conftest import World
 
 from hedgerow import backends
-from hedgerow.blobs.errors import RegionAway
+from hedgerow.blobs.errors import RegionUnavailable
 from hedgerow.errors import DeviceMissing
 from hedgerow.node.fleet.verify import Verifier
 from hedgerow.trust import errors, key_ceremony
@@ -65,7 +65,7 @@ async def test_a_version_that_lies_here_serves_again_though_nobody_can_be_asked(
 
     class Away:
         def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-            raise RegionAway("nobody answers", remedy="wait")
+            raise RegionUnavailable("nobody answers", remedy="wait")
 
     await Verifier(world.client("other", Away()), lambda *_: None).verify_again(ref, {})
     assert len(events) == told == 1

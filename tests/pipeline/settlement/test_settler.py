@@ -49,7 +49,7 @@ class Link:
 class Store:
     """An outbox that is told by the test when something is safe."""
 
-    largest = 1 << 40
+    max_record_bytes = 1 << 40
 
     def __init__(self) -> None:
         self.waiting: list[Any] = []
@@ -374,7 +374,7 @@ def test_a_frame_that_comes_again_though_its_results_are_stored_is_dropped() -> 
 
 def test_results_too_large_for_the_outbox_make_their_frame_a_dead_letter() -> None:
     outbox = Store()
-    outbox.largest = 10
+    outbox.max_record_bytes = 10
     bench = Bench(outbox=outbox)
     bench.publishes(bench.came())
 

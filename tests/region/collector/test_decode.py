@@ -12,7 +12,7 @@ import pytest
 from tests.region.conftest import result
 
 from hedgerow.bus.message import Message
-from hedgerow.bus.outbox.records import ASK, Gap, Number, key_of
+from hedgerow.bus.outbox.records import ACK_NOW, Gap, Number, key_of
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.collector.decode import decode_message
 from hedgerow.region.config import RegionConfig
@@ -56,7 +56,7 @@ def test_results_and_gaps_may_request_an_acknowledgement() -> None:
     wants_ack = [
         decode_message(message(f"{BASE}/{tail}", payload, number, *more), "test", 5.0).wants_ack
         for tail, payload in (("result/p", result("p", 1, 1e9)), ("event/gap", gap.message("e1")))
-        for more in ((), (ASK,))
+        for more in ((), (ACK_NOW,))
     ]
 
     assert wants_ack == [False, True, False, True]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.bus.outbox.ledger import Ledger
-from hedgerow.bus.outbox.records import Gap, Number, Previous, key_of
+from hedgerow.bus.outbox.records import Gap, Number, PreviousEpoch, key_of
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.batch import MAX_REJECTED
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreTrouble
@@ -118,7 +118,7 @@ def test_an_epoch_whose_outbox_was_lost_leaves_a_gap_of_the_missing_numbers(
     store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:
     store.apply([result_record(1), result_record(2), result_record(5)])
-    ended = Gap(key_of(0, 1), key_of(0, 1), {}, (Previous("e1", (9, 3)), Previous(None, None)))
+    ended = Gap(key_of(0, 1), key_of(0, 1), {}, (PreviousEpoch("e1", (9, 3)), PreviousEpoch(None, None)))
     store.apply([GapRecord(NODE, 10, time.time(), True, "e2", ended)])
 
     (node,) = status(reading(store_url), time.time())["nodes"]
@@ -246,11 +246,11 @@ def test_an_unreachable_server_is_named_without_its_password() -> None:
 def test_a_ledger_round_trips_through_its_state(numbers: list[tuple[int, int]], last: int) -> None:
     ledger = Ledger("e")
     for priority, sequence in numbers:
-        ledger.take(Number("e", priority, sequence))
+        ledger.add(Number("e", priority, sequence))
     again = Ledger("e", ledger.state())
 
     assert (again.state(), again.ack()) == (ledger.state(), ledger.ack())
     for priority in range(10):
         received = {sequence for one, sequence in numbers if one == priority}
-        missing = {n for low, high in ledger.of(priority).missing(last) for n in range(low, high + 1)}
+        missing = {n for low, high in ledger.ranges(priority).missing(last) for n in range(low, high + 1)}
         assert missing == set(range(1, last + 1)) - received

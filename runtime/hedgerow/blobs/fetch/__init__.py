@@ -1,1 +1,1 @@
-"""Bringing model files to a node."""
+"""Fetches model files to a node."""

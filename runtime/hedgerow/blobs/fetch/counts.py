@@ -1,4 +1,4 @@
-"""What /metrics shows of fetching and of the store."""
+"""Counters and gauges of fetching and of the store."""
 
 from __future__ import annotations
 
@@ -13,43 +13,50 @@ Gauge = tuple[str, str, dict[str, str], float]
 
 @dataclass(slots=True)
 class FetchCounts:
-    """What a fetcher has done.
+    """Counters of a fetcher.
 
     Attributes:
-        wan_bytes, lan_bytes: bytes of chunks that came from beyond the site, and from neighbours.
-        asked: chunks that the region was asked for.
-        bad: chunks that came and were not what they should be.
-        twice: chunks that came and were here already.
-        notes: what could not be read.
+        wan_bytes, lan_bytes: bytes of chunks received from the region, and from peers.
+        requested: chunks requested from the region.
+        bad: chunks received whose content did not match their digest.
+        duplicate_chunks: chunks received that were already stored.
+        unreadable: messages that could not be decoded.
     """
 
     wan_bytes: int = 0
     lan_bytes: int = 0
-    asked: int = 0
+    requested: int = 0
     bad: int = 0
-    twice: int = 0
-    notes: int = 0
+    duplicate_chunks: int = 0
+    unreadable: int = 0
 
-    def gauges(self, brought: Mapping[str, int], failures: Mapping[str, int]) -> Iterator[Gauge]:
-        """As gauges.
+    def gauges(self, fetched: Mapping[str, int], failures: Mapping[str, int]) -> Iterator[Gauge]:
+        """Yield the counters as gauges.
 
         Args:
-            brought, failures: bytes that came from other sources than the region, and times that one was left alone.
+            fetched, failures: bytes fetched from each mirror, and how often it failed and was paused.
         """
-        text = "Bytes of models that came, by where from."
+        text = "Bytes of models fetched, by source."
         yield "hedgerow_fetched_bytes", text, {"from": "wan"}, self.wan_bytes
         yield "hedgerow_fetched_bytes", text, {"from": "neighbours"}, self.lan_bytes
-        for url, size in brought.items():
+        for url, size in fetched.items():
             yield "hedgerow_fetched_bytes", text, {"from": url}, size
         for url, times in failures.items():
-            yield "hedgerow_source_failures", "Times that a source was left alone for a while.", {"source": url}, times
-        yield "hedgerow_fetch_bad_chunks", "Chunks that were not what they should be.", {}, self.bad
-        yield "hedgerow_fetch_twice", "Chunks that came and were here already.", {}, self.twice
+            yield (
+                "hedgerow_source_failures",
+                "Times that a source failed and was skipped for a while.",
+                {"source": url},
+                times,
+            )
+        yield "hedgerow_fetch_bad_chunks", "Chunks received whose content did not match their digest.", {}, self.bad
+        yield "hedgerow_fetch_duplicate_chunks", "Chunks received that were already stored.", {}, self.duplicate_chunks
+        text = "Deprecated: use hedgerow_fetch_duplicate_chunks."
+        yield "hedgerow_fetch_twice", text, {}, self.duplicate_chunks
 
 
 def store_gauges(store: BlobStore) -> Iterator[Gauge]:
-    """Gauges of a store."""
-    yield "hedgerow_model_store_bytes", "Bytes that fetched models take.", {}, store.used_bytes
-    yield "hedgerow_model_store_max_bytes", "Bytes that they may take.", {}, store.max_bytes
-    yield "hedgerow_model_store_evicted", "Models and unfinished files that made room.", {}, store.evicted
-    yield "hedgerow_model_store_damaged", "Chunks that were damaged on the disk.", {}, store.damaged
+    """Yield the gauges of a store."""
+    yield "hedgerow_model_store_bytes", "Bytes used by fetched models.", {}, store.used_bytes
+    yield "hedgerow_model_store_max_bytes", "Quota of the model store in bytes.", {}, store.max_bytes
+    yield "hedgerow_model_store_evicted", "Models and unfinished files evicted.", {}, store.evicted
+    yield "hedgerow_model_store_damaged", "Chunks found damaged on disk.", {}, store.damaged

@@ -1,11 +1,10 @@
-"""Documents of the repository for this node: small, asked of the region, and heard by the whole site.
+"""Repository documents, requested from the region and shared by all nodes of the site.
 
 Rules:
-- Only the region can speak on the topic of documents, and what it says to one node all hear and remember for a while: so
-  twenty nodes that look at once cost the WAN one answer. Nodes wait a random moment, and leave to another what he has
-  just asked for.
-- Nothing is believed here: signatures and lengths are `trust`'s part. What that refuses is not remembered, or one bad answer
-  would be given again for a quarter of an hour.
+- Only the region can publish on the documents' topic, and all nodes receive and cache its replies: twenty nodes that refresh
+  at once cost one reply over the WAN. Nodes wait a random time, and do not repeat a request another node has just made.
+- Documents are not verified here: signatures and lengths are checked by `trust`. If it rejects one, the cache is cleared, or
+  the bad reply would be served for a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -19,34 +18,34 @@ from typing import Final
 
 from hedgerow.blobs.announcements import (
     BadAnnouncement,
-    DocumentAsk,
     DocumentPart,
-    decode_document_ask,
+    DocumentRequest,
     decode_document_part,
-    document_ask_topic,
+    decode_document_request,
+    document_request_topic,
 )
-from hedgerow.blobs.errors import RegionAway
+from hedgerow.blobs.errors import RegionUnavailable
 from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.topics import Address
 from hedgerow.trust.documents import DocumentMissing
 
 _PAUSE_S: Final = 0.25
-_TRIES_S: Final = (2.0, 4.0, 8.0, 15.0)
-"""How long to wait for an answer, try by try."""
-_FRESH_S: Final = 5.0
-_KEPT_S: Final = 900.0
-"""How long answers are remembered: those that may change, and those that never do."""
-_KEPT_BYTES: Final = 8 << 20
+_TIMEOUTS_S: Final = (2.0, 4.0, 8.0, 15.0)
+"""Time to wait for a reply, by attempt."""
+_MUTABLE_TTL_S: Final = 5.0
+_IMMUTABLE_TTL_S: Final = 900.0
+"""How long replies are cached: mutable documents, and immutable ones."""
+_CACHE_BYTES: Final = 8 << 20
 
 
 class RegionDocuments:
-    """The region's documents (`trust.documents.Documents`): `get` is for threads, all else for the event loop.
+    """The region's documents (`trust.documents.Documents`). Call `get` and `forget` from threads, the rest on the event loop.
 
     Args:
         client: the link to the site's broker.
     Attributes:
-        asked: times the region was asked, so far.
+        requests: requests to the region so far.
     """
 
     def __init__(self, client: Client, address: Address, random: Random) -> None:
@@ -54,21 +53,22 @@ class RegionDocuments:
         self._address = address
         self._random = random
         self._loop = asyncio.get_running_loop()
-        self._kept: OrderedDict[tuple[str, int], tuple[float, DocumentPart]] = OrderedDict()
-        self._kept_bytes = 0
-        self._asked_at: dict[tuple[str, int], float] = {}
-        self._news = asyncio.Condition()
-        self._tellers: set[asyncio.Task[None]] = set()
-        self.asked = 0
+        self._cache: OrderedDict[tuple[str, int], tuple[float, DocumentPart]] = OrderedDict()
+        self._cache_bytes = 0
+        self._requested_at: dict[tuple[str, int], float] = {}
+        self._arrived = asyncio.Condition()
+        self._notifications: set[asyncio.Task[None]] = set()
+        self.requests = 0
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-        """Bring a document, piece by piece; not to be called on the event loop's thread.
+        """Yield a document in pieces. Do not call it on the event loop's thread.
 
         Args:
-            max_bytes: no piece is brought after this many bytes.
+            path: of the document in the repository.
+            max_bytes: stop after the piece that exceeds this size.
         Raises:
-            DocumentMissing: there is none.
-            RegionAway: nobody answers.
+            DocumentMissing: the document does not exist.
+            RegionUnavailable: the region does not respond.
         """
         offset = 0
         while True:
@@ -81,81 +81,81 @@ class RegionDocuments:
                 return
 
     def forget(self) -> None:
-        """What has come was refused: ask anew next time, for whoever sent it may be gone."""
+        """Clear the cache after a document was rejected: the next reply may be another."""
         self._loop.call_soon_threadsafe(self._forget)
 
     def _forget(self) -> None:
-        self._kept.clear()
-        self._kept_bytes = 0
-        self._asked_at.clear()
+        self._cache.clear()
+        self._cache_bytes = 0
+        self._requested_at.clear()
 
     async def part(self, path: str, offset: int) -> DocumentPart:
-        """The part of a document that begins there. Raises: RegionAway: nobody answers."""
+        """Return the part of a document at an offset. Raises: RegionUnavailable: the region does not respond."""
         key = path, offset
-        if (part := self._remembered(key)) is not None:
+        if (part := self._cached(key)) is not None:
             return part
         await asyncio.sleep(self._random.uniform(0, _PAUSE_S))
-        for wait_s in _TRIES_S:
-            if (part := self._remembered(key)) is not None:
+        for wait_s in _TIMEOUTS_S:
+            if (part := self._cached(key)) is not None:
                 return part
-            if time.monotonic() - self._asked_at.get(key, float("-inf")) >= _TRIES_S[0]:
-                self._ask(key, wait_s)
+            if time.monotonic() - self._requested_at.get(key, float("-inf")) >= _TIMEOUTS_S[0]:
+                self._request(key, wait_s)
             try:
-                async with asyncio.timeout(wait_s), self._news:
-                    await self._news.wait_for(lambda: self._remembered(key) is not None)
+                async with asyncio.timeout(wait_s), self._arrived:
+                    await self._arrived.wait_for(lambda: self._cached(key) is not None)
             except TimeoutError:
                 continue
-        raise RegionAway(
-            f"The region does not send {path}: no answer within {sum(_TRIES_S):.0f} s",
+        raise RegionUnavailable(
+            f"The region did not send {path} within {sum(_TIMEOUTS_S):.0f} s",
             remedy="Check that `hedgerow region run` has a repository and that the site's bridge is connected.",
         )
 
-    def heard_ask(self, payload: bytes | memoryview) -> None:
-        """A node of the site, perhaps this one, asks for a document."""
+    def on_request(self, payload: bytes | memoryview) -> None:
+        """Note a request by a node of the site, this one included."""
         try:
-            ask = decode_document_ask(payload)
+            request = decode_document_request(payload)
         except BadAnnouncement:
             return
-        if len(self._asked_at) > 1000:
-            self._asked_at.clear()
-        self._asked_at[ask.path, ask.offset] = time.monotonic()
+        if len(self._requested_at) > 1000:
+            self._requested_at.clear()
+        self._requested_at[request.path, request.offset] = time.monotonic()
 
-    def heard(self, payload: bytes | memoryview) -> None:
-        """The region sends a part of a document. Raises: BadNote: it is none."""
+    def on_part(self, payload: bytes | memoryview) -> None:
+        """Cache a part received from the region. Raises: BadAnnouncement: it cannot be decoded."""
         part = decode_document_part(payload)
         key = part.path, part.offset
-        _, old = self._kept.pop(key, (0.0, None))
-        self._kept_bytes += len(part.data) - (0 if old is None else len(old.data))
-        self._kept[key] = time.monotonic(), part
-        while self._kept_bytes > _KEPT_BYTES:
-            _, (_, old) = self._kept.popitem(last=False)
-            self._kept_bytes -= len(old.data)
-        teller = self._loop.create_task(self._tell())
-        self._tellers.add(teller)
-        teller.add_done_callback(self._tellers.discard)
+        _, old = self._cache.pop(key, (0.0, None))
+        self._cache_bytes += len(part.data) - (0 if old is None else len(old.data))
+        self._cache[key] = time.monotonic(), part
+        while self._cache_bytes > _CACHE_BYTES:
+            _, (_, old) = self._cache.popitem(last=False)
+            self._cache_bytes -= len(old.data)
+        notification = self._loop.create_task(self._notify())
+        self._notifications.add(notification)
+        notification.add_done_callback(self._notifications.discard)
 
-    async def _tell(self) -> None:
-        async with self._news:
-            self._news.notify_all()
+    async def _notify(self) -> None:
+        async with self._arrived:
+            self._arrived.notify_all()
 
-    def _ask(self, key: tuple[str, int], wait_s: float) -> None:
-        self.asked += 1
-        self._asked_at[key] = time.monotonic()
+    def _request(self, key: tuple[str, int], wait_s: float) -> None:
+        self.requests += 1
+        self._requested_at[key] = time.monotonic()
         properties = encode_properties([(Property.EXPIRY, int(wait_s) + 1)])
         self._client.publish(
-            document_ask_topic(self._address), DocumentAsk(*key).encode(), qos=1, properties=properties
+            document_request_topic(self._address), DocumentRequest(*key).encode(), qos=1, properties=properties
         )
 
-    def _remembered(self, key: tuple[str, int]) -> DocumentPart | None:
-        at, part = self._kept.get(key, (0.0, None))
+    def _cached(self, key: tuple[str, int]) -> DocumentPart | None:
+        at, part = self._cache.get(key, (0.0, None))
         if part is None:
             return None
         age_s = time.monotonic() - at
-        return part if age_s <= (_KEPT_S if _for_good(part) else _FRESH_S) else None
+        return part if age_s <= (_IMMUTABLE_TTL_S if _is_immutable(part) else _MUTABLE_TTL_S) else None
 
 
-def _for_good(part: DocumentPart) -> bool:
-    """Whether a name always means the same content: a version or a digest stands in front of it."""
+def _is_immutable(part: DocumentPart) -> bool:
+    """Return whether a document never changes: its name begins with a version or digest."""
     name = part.path.rpartition("/")[2]
     first, _, rest = name.partition(".")
     if part.total is None:

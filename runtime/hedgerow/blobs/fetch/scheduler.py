@@ -1,18 +1,19 @@
-"""Whom a node asks for which chunk, and when, so that the site pays for each once. Pure: no clock, no link.
+"""Decides which chunk to request from whom, so that a site fetches each chunk once. Pure: no clock, no link.
 
-The site's broker hands every message to all its nodes in one order, so they all see the same chunk wanted by the same node
-first: that one asks, the others wait for what then comes to all. Nobody is elected and nobody coordinates.
+The site's broker delivers every message to all its nodes in the same order, so all of them see the same node want a chunk
+first. That node claims it and requests it; the others wait for the reply, which all receive. There is no election and no
+coordinator.
 
-    free ──▶ said ──▶ wanted ──▶ asked ──▶ (here)      wanted: the first who said so, as everybody has heard
-                        └──▶ offered ──▶ (here)        offered: a neighbour has it and sends it
+    free ──▶ announced ──▶ claimed ──▶ requested ──▶ (stored)    claimed: first `want` in the broker's order
+                              └──▶ offered ──▶ (stored)          offered: a peer has the chunk and sends it
 
 Rules:
-- Neighbours first: a chunk is asked of the region only when nobody has offered it for a while. On a site where all have much
-  to do, words take longer, and so do offers: the while grows with them.
-- What others are after is left alone, but not for ever: who says he asks and does not, or offers and does not send, is not
-  believed for a while. So a node that dies, or lies, costs time and no more than that.
-- What is asked of the region counts for all nodes of the site together, against `FetchWindow` and `Bucket`.
-- Should brokers order messages differently after all, a chunk comes twice. It is never missed.
+- Peers first: a chunk is requested from the region only if no peer offers it within the hold time. On a busy site messages and
+  offers take longer, and the hold time grows with them.
+- A chunk claimed by a peer is left to it for a limited time. A peer that claims and does not request, or offers and does not
+  send, is distrusted for a while. So a node that dies or misbehaves costs only time.
+- Requests to the region by all nodes of the site count against `FetchWindow` and `TokenBucket`.
+- If brokers did order messages differently, a chunk would arrive twice; it would never be missed.
 """
 
 from __future__ import annotations
@@ -24,93 +25,96 @@ from enum import Enum, auto
 from itertools import islice
 from typing import Final
 
-from hedgerow.blobs.announcements import AGAIN_S, MOST_DIGESTS, Announcement, AnnouncementKind
-from hedgerow.blobs.fetch.pacing import Bucket, FetchWindow
+from hedgerow.blobs.announcements import MAX_DIGESTS, RESEND_AFTER_S, Announcement, AnnouncementKind
+from hedgerow.blobs.fetch.pacing import FetchWindow, TokenBucket
 
 HOLD_S: Final = 0.5
-"""How long neighbours have to offer a chunk, at least."""
-_ECHOES: Final = 4.0
-"""They have so many times as long as our own words took to come back: who is slow to hear is slow to answer."""
-_MOST_HOLD_S: Final = 10.0
-_HOLD_AGAIN_S: Final = AGAIN_S + 0.2
-"""At least, of what came damaged: asked for sooner, the region would not send it again, and we would wait in vain."""
+"""Shortest time peers have to offer a chunk."""
+_HOLD_ROUND_TRIPS: Final = 4.0
+"""The hold time in round trips of this node's own announcement: peers that receive late also answer late."""
+_MAX_HOLD_S: Final = 10.0
+_HOLD_AFTER_FAILURE_S: Final = RESEND_AFTER_S + 0.2
+"""Shortest hold time after a damaged chunk: the region ignores an earlier request as repeated."""
 REFRESH_S: Final = 3.0
-"""How often a node says again what it still wants."""
+"""Interval at which a node repeats its wants."""
 _LEASE_S: Final = 10.0
-"""A want counts for so long after it was last said."""
+"""How long a peer's claim holds after its last announcement."""
 _ECHO_S: Final = 5.0
+"""How long to wait for this node's own announcement to come back."""
 _OFFER_S: Final = 5.0
-"""How long who has offered may send nothing."""
+"""How long a peer that offered may take to send."""
 _STALL_S: Final = 20.0
-"""How long others may want without anything coming from the region."""
-DOUBT_S: Final = 120.0
-"""How long who was wrong is not believed."""
-_PATIENCE_S: Final = 30.0
-"""No more than this between two tries, unless answers take longer."""
+"""How long peers may hold claims without any chunk arriving."""
+DISTRUST_S: Final = 120.0
+"""How long a peer is distrusted."""
+_MAX_TIMEOUT_S: Final = 30.0
+"""Longest wait for a reply, unless replies usually take longer."""
 _EARLIEST_S: Final = 0.01
 
 
 class ChunkState(Enum):
-    """How far a chunk is that is not here."""
+    """State of a missing chunk that is not free."""
 
-    SAID = auto()
-    WANTED = auto()
-    ASKED = auto()
+    ANNOUNCED = auto()
+    CLAIMED = auto()
+    REQUESTED = auto()
     OFFERED = auto()
 
 
 @dataclass(slots=True)
 class _ChunkEntry:
-    """A chunk that somebody is after."""
+    """A chunk that this node or a peer is fetching."""
 
     owner: str
     state: ChunkState
-    at: float  # since when it is in this state
-    said_at: float  # when the owner last said so
-    by: str = ""  # who has offered it; of one asked for: the group, if that is another
-    seen: bool = True  # of one asked for: we know it; else we were only told to wait, and it may not be under way yet
-    told: bool = False  # of one of ours: we have told others to wait
-    hold_s: float = HOLD_S  # of one of ours that is wanted: how long neighbours have to offer it
+    since: float  # when it entered this state
+    announced_at: float  # when the owner last announced it
+    source: str = ""  # OFFERED: the offering peer; REQUESTED: the group, if it is another one
+    confirmed: bool = True  # REQUESTED: False if a peer only sent `busy`; the request may not have been sent yet
+    busy_sent: bool = False  # owned by this node: whether it told peers to wait
+    hold_s: float = HOLD_S  # CLAIMED by this node: how long peers have to offer it
 
 
 @dataclass(slots=True)
 class Steps:
-    """What is to be done now.
+    """Actions to take now.
 
     Attributes:
-        want, busy: to say to the neighbours.
-        ask: to ask the region, or another source, for.
-        but: neighbours that are not believed.
-        wake_at: when to look again, if nothing happens before.
+        want, busy: chunks to announce to the peers.
+        request: chunks to request from the region, or from a mirror.
+        distrusted: peers to exclude from the wants.
+        wake_at: when to call `next` again at the latest.
     """
 
     want: list[str] = field(default_factory=list)
     busy: list[str] = field(default_factory=list)
-    ask: list[str] = field(default_factory=list)
-    but: tuple[str, ...] = ()
+    request: list[str] = field(default_factory=list)
+    distrusted: tuple[str, ...] = ()
     wake_at: float = math.inf
 
 
 class FetchScheduler:
-    """The chunks of one fetch.
+    """Schedules the chunks of one fetch.
 
     Args:
-        node: who we are.
-        group: what is fetched.
-        missing: sizes of the chunks that are not here, by digest, in the order in which they are to come.
-        window, bucket: limits of what is asked of the region; they outlive a fetch.
+        node: this node's name.
+        group: the group to fetch.
+        missing: sizes of the missing chunks by digest, in the order in which to fetch them.
+        window, bucket: limits on requests to the region; they outlive a fetch.
     """
 
-    def __init__(self, node: str, group: str, missing: Mapping[str, int], window: FetchWindow, bucket: Bucket) -> None:
+    def __init__(
+        self, node: str, group: str, missing: Mapping[str, int], window: FetchWindow, bucket: TokenBucket
+    ) -> None:
         self._node = node
         self._group = group
         self._missing = dict(missing)
         self._free = dict.fromkeys(missing)
         self._entries: dict[str, _ChunkEntry] = {}
-        self._tries: dict[str, int] = {}
-        self._first_asked: dict[str, float] = {}
-        self._doubted: dict[str, float] = {}
-        self._heard_from: dict[str, float] = {}
+        self._attempts: dict[str, int] = {}
+        self._first_requested_at: dict[str, float] = {}
+        self._distrusted: dict[str, float] = {}
+        self._last_seen: dict[str, float] = {}
         self._busy: list[str] = []
         self._window = window
         self._bucket = bucket
@@ -118,38 +122,40 @@ class FetchScheduler:
 
     @property
     def missing(self) -> Mapping[str, int]:
-        """Sizes of the chunks that are not here."""
+        """Sizes of the missing chunks by digest."""
         return self._missing
 
-    def heard(self, note: Announcement, sender: str, now: float) -> None:
-        """A node of the site has said something; we hear ourselves too."""
-        for digest in note.digests:
+    def on_announcement(self, announcement: Announcement, sender: str, now: float) -> None:
+        """Handle an announcement by a node of the site, this one included."""
+        for digest in announcement.digests:
             size = self._missing.get(digest)
             if size is None:
                 continue
             entry = self._entries.get(digest)
-            match note.kind:
+            match announcement.kind:
                 case AnnouncementKind.ASK | AnnouncementKind.TAKE:
                     if sender != self._node:
                         self._bucket.take(size, now)
-                        self._others_asked(digest, entry, sender, note.group, now)
+                        self._peer_requested(digest, entry, sender, announcement.group, now)
                 case AnnouncementKind.WANT if sender == self._node:
-                    self._echo(digest, entry, now)
-                case AnnouncementKind.WANT if note.group == self._group and not self._doubts(sender, now):
-                    self._others_want(digest, entry, sender, now)
-                case AnnouncementKind.BUSY if sender != self._node and not self._doubts(sender, now):
-                    self._others_are_busy(digest, entry, sender, now)
-                case AnnouncementKind.HAVE if sender != self._node and not self._doubts(sender, now):
-                    if entry is None or entry.state in (ChunkState.SAID, ChunkState.WANTED):
-                        self._heard_from[sender] = now
+                    self._own_want_received(digest, entry, now)
+                case AnnouncementKind.WANT if announcement.group == self._group and not self._is_distrusted(
+                    sender, now
+                ):
+                    self._peer_wants(digest, entry, sender, now)
+                case AnnouncementKind.BUSY if sender != self._node and not self._is_distrusted(sender, now):
+                    self._peer_is_busy(digest, entry, sender, now)
+                case AnnouncementKind.HAVE if sender != self._node and not self._is_distrusted(sender, now):
+                    if entry is None or entry.state in (ChunkState.ANNOUNCED, ChunkState.CLAIMED):
+                        self._last_seen[sender] = now
                         owner = self._node if entry is None else entry.owner
-                        self._enter(digest, _ChunkEntry(owner, ChunkState.OFFERED, now, now, by=sender))
+                        self._set_entry(digest, _ChunkEntry(owner, ChunkState.OFFERED, now, now, source=sender))
 
     def arrived(self, digest: str, sender: str | None, now: float) -> bool:
-        """A chunk came and is safe. Returns: whether it was missing.
+        """Handle a chunk that was received and stored. Returns: whether it was missing.
 
         Args:
-            sender: the neighbour that sent it; None: the region, or another source beyond the site.
+            sender: the peer that sent it; None: the region or a mirror.
         """
         if self._missing.pop(digest, None) is None:
             return False
@@ -157,194 +163,199 @@ class FetchScheduler:
         entry = self._entries.pop(digest, None)
         self._progress_at = now
         if sender is not None:
-            self._heard_from[sender] = now
-        elif self._tries.get(digest) and digest in self._first_asked:
-            self._window.late(now - self._first_asked[digest])
-        elif entry is not None and entry.state is ChunkState.ASKED and entry.seen:
-            self._window.answered(now - entry.at, now)
+            self._last_seen[sender] = now
+        elif self._attempts.get(digest) and digest in self._first_requested_at:
+            self._window.on_late_reply(now - self._first_requested_at[digest])
+        elif entry is not None and entry.state is ChunkState.REQUESTED and entry.confirmed:
+            self._window.on_reply(now - entry.since, now)
         return True
 
-    def bad(self, digest: str, sender: str | None, now: float) -> None:
-        """What came for a chunk is not it."""
+    def failed(self, digest: str, sender: str | None, now: float) -> None:
+        """Handle a chunk that arrived damaged, or that a mirror could not deliver."""
         if sender is not None:
-            self._doubt(sender, now)
+            self._distrust(sender, now)
         elif digest in self._entries:
             self._give_up(digest, now)
 
     def paused(self, seconds: float) -> None:
-        """There was no link for so long; that time does not count."""
+        """Extend all deadlines by the seconds without a link."""
         for entry in self._entries.values():
-            entry.at += seconds
-            entry.said_at += seconds
-        for times in (self._heard_from, self._first_asked):
+            entry.since += seconds
+            entry.announced_at += seconds
+        for times in (self._last_seen, self._first_requested_at):
             for name in times:
                 times[name] += seconds
         if self._progress_at is not None:
             self._progress_at += seconds
 
     def next(self, now: float) -> Steps:
-        """What to do now, and when to ask again."""
+        """Return what to do now, and when to call again."""
         if self._progress_at is None:
             self._progress_at = now
         self._expire(now)
-        steps = Steps(busy=self._busy, but=self._not_believed())
+        steps = Steps(busy=self._busy, distrusted=self._distrusted_names())
         self._busy = []
-        self._ask(steps, now)
-        self._want(steps, now)
-        steps.wake_at = max(min(self._deadlines(now), default=math.inf), now + _EARLIEST_S)
+        self._request_chunks(steps, now)
+        self._announce_wants(steps, now)
+        steps.wake_at = max(min(self._wake_times(now), default=math.inf), now + _EARLIEST_S)
         return steps
 
-    # What others do
+    # Peers
 
-    def _others_asked(self, digest: str, entry: _ChunkEntry | None, sender: str, group: str, now: float) -> None:
-        # What others ask for with other files comes past us. The first time we wait: then they have it for us.
-        if group != self._group and self._tries.get(digest):
+    def _peer_requested(self, digest: str, entry: _ChunkEntry | None, sender: str, group: str, now: float) -> None:
+        # A chunk requested with another group goes to its topic, not to this node's. Wait once: then a peer has it.
+        if group != self._group and self._attempts.get(digest):
             return
-        if entry is not None and entry.state is ChunkState.ASKED and entry.owner == self._node:
+        if entry is not None and entry.state is ChunkState.REQUESTED and entry.owner == self._node:
             return
-        self._enter(digest, _ChunkEntry(sender, ChunkState.ASKED, now, now, by="" if group == self._group else group))
+        self._set_entry(
+            digest, _ChunkEntry(sender, ChunkState.REQUESTED, now, now, source="" if group == self._group else group)
+        )
 
-    def _others_want(self, digest: str, entry: _ChunkEntry | None, sender: str, now: float) -> None:
+    def _peer_wants(self, digest: str, entry: _ChunkEntry | None, sender: str, now: float) -> None:
         if (
             entry is None
-            or entry.state is ChunkState.SAID
-            or (entry.owner == sender and entry.state is ChunkState.ASKED)
+            or entry.state is ChunkState.ANNOUNCED
+            or (entry.owner == sender and entry.state is ChunkState.REQUESTED)
         ):
-            self._enter(
-                digest, _ChunkEntry(sender, ChunkState.WANTED, now, now)
-            )  # he who has asked has given up, and wants it again
+            # A peer that requested it and wants it again has given up on its request.
+            self._set_entry(digest, _ChunkEntry(sender, ChunkState.CLAIMED, now, now))
         elif entry.owner == sender:
-            entry.said_at = now
-        elif entry.owner == self._node and len(self._busy) < MOST_DIGESTS:
+            entry.announced_at = now
+        elif entry.owner == self._node and len(self._busy) < MAX_DIGESTS:
             self._busy.append(digest)
-            entry.told = True
+            entry.busy_sent = True
 
-    def _others_are_busy(self, digest: str, entry: _ChunkEntry | None, sender: str, now: float) -> None:
-        if entry is not None and entry.state not in (ChunkState.SAID, ChunkState.WANTED):
+    def _peer_is_busy(self, digest: str, entry: _ChunkEntry | None, sender: str, now: float) -> None:
+        if entry is not None and entry.state not in (ChunkState.ANNOUNCED, ChunkState.CLAIMED):
             return
-        # Two have told each other to wait: for both the one counts whose name comes first.
-        if entry is None or not (entry.owner == self._node and entry.told and self._node < sender):
-            self._enter(digest, _ChunkEntry(sender, ChunkState.ASKED, now, now, seen=False))
+        # If two nodes told each other to wait, the one whose name sorts first wins on both.
+        if entry is None or not (entry.owner == self._node and entry.busy_sent and self._node < sender):
+            self._set_entry(digest, _ChunkEntry(sender, ChunkState.REQUESTED, now, now, confirmed=False))
 
-    def _echo(self, digest: str, entry: _ChunkEntry | None, now: float) -> None:
-        if entry is not None and entry.owner == self._node and entry.state is ChunkState.SAID:
-            least = _HOLD_AGAIN_S if self._tries.get(digest) else HOLD_S
-            entry.hold_s = min(max(least, _ECHOES * (now - entry.at)), _MOST_HOLD_S)
-            entry.state, entry.at, entry.said_at = ChunkState.WANTED, now, now
+    def _own_want_received(self, digest: str, entry: _ChunkEntry | None, now: float) -> None:
+        if entry is not None and entry.owner == self._node and entry.state is ChunkState.ANNOUNCED:
+            least = _HOLD_AFTER_FAILURE_S if self._attempts.get(digest) else HOLD_S
+            entry.hold_s = min(max(least, _HOLD_ROUND_TRIPS * (now - entry.since)), _MAX_HOLD_S)
+            entry.state, entry.since, entry.announced_at = ChunkState.CLAIMED, now, now
 
-    # What we do
+    # This node
 
-    def _ask(self, steps: Steps, now: float) -> None:
-        asked = self._asked()
+    def _request_chunks(self, steps: Steps, now: float) -> None:
+        in_flight = self._requests_in_flight()
         for digest, entry in self._entries.items():
-            if asked >= int(self._window.size) or self._bucket.free_at(now) > now:
+            if in_flight >= int(self._window.size) or self._bucket.free_at(now) > now:
                 return
-            if entry.owner == self._node and entry.state is ChunkState.WANTED and now >= entry.at + entry.hold_s:
-                entry.state, entry.at = ChunkState.ASKED, now
-                self._first_asked.setdefault(digest, now)
+            if entry.owner == self._node and entry.state is ChunkState.CLAIMED and now >= entry.since + entry.hold_s:
+                entry.state, entry.since = ChunkState.REQUESTED, now
+                self._first_requested_at.setdefault(digest, now)
                 self._bucket.take(self._missing[digest], now)
-                steps.ask.append(digest)
-                asked += 1
+                steps.request.append(digest)
+                in_flight += 1
 
-    def _want(self, steps: Steps, now: float) -> None:
+    def _announce_wants(self, steps: Steps, now: float) -> None:
         waiting = 0
         for digest, entry in self._entries.items():
-            if entry.state in (ChunkState.SAID, ChunkState.WANTED):
+            if entry.state in (ChunkState.ANNOUNCED, ChunkState.CLAIMED):
                 waiting += 1
-            if entry.owner == self._node and entry.state is ChunkState.WANTED and now >= entry.said_at + REFRESH_S:
-                entry.said_at = now
+            if (
+                entry.owner == self._node
+                and entry.state is ChunkState.CLAIMED
+                and now >= entry.announced_at + REFRESH_S
+            ):
+                entry.announced_at = now
                 steps.want.append(digest)
         ahead = self._ahead()
         if waiting > ahead / 2:
             return
         for digest in list(islice(self._free, ahead - waiting)):
             del self._free[digest]
-            self._entries[digest] = _ChunkEntry(self._node, ChunkState.SAID, now, now)
+            self._entries[digest] = _ChunkEntry(self._node, ChunkState.ANNOUNCED, now, now)
             steps.want.append(digest)
 
-    def _asked(self) -> int:
-        return sum(1 for entry in self._entries.values() if entry.state is ChunkState.ASKED and entry.seen)
+    def _requests_in_flight(self) -> int:
+        return sum(1 for entry in self._entries.values() if entry.state is ChunkState.REQUESTED and entry.confirmed)
 
     def _ahead(self) -> int:
-        """As many as will be asked for, or come from neighbours, while the next ones are being offered."""
-        if self._window.smoothed_s is None:
-            return MOST_DIGESTS
-        lead = max(1.0, 2 * HOLD_S / self._window.smoothed_s) + 1
-        return min(int(self._window.size * lead) + 4, MOST_DIGESTS)
+        """Return how many chunks to announce ahead: as many as arrive while the next ones are being offered."""
+        if self._window.smoothed_rtt_s is None:
+            return MAX_DIGESTS
+        lead = max(1.0, 2 * HOLD_S / self._window.smoothed_rtt_s) + 1
+        return min(int(self._window.size * lead) + 4, MAX_DIGESTS)
 
-    # What time does
+    # Timeouts
 
     def _expire(self, now: float) -> None:
         stalled = self._progress_at is not None and now - self._progress_at > max(_STALL_S, 3 * self._window.timeout_s)
         for digest, entry in list(self._entries.items()):
-            if now < self._ends(digest, entry) and not (stalled and self._idle(entry)):
+            if now < self._deadline(digest, entry) and not (stalled and self._is_peer_claim(entry)):
                 continue
             match entry.state:
                 case ChunkState.OFFERED:
-                    self._doubt(entry.by, now)
-                case ChunkState.WANTED:
-                    self._doubt(entry.owner, now)
-                case ChunkState.ASKED:
-                    if entry.seen and not entry.by:
-                        self._window.lost(now)
+                    self._distrust(entry.source, now)
+                case ChunkState.CLAIMED:
+                    self._distrust(entry.owner, now)
+                case ChunkState.REQUESTED:
+                    if entry.confirmed and not entry.source:
+                        self._window.on_loss(now)
                     self._give_up(digest, now)
-                case ChunkState.SAID:
+                case ChunkState.ANNOUNCED:
                     self._release(digest)
-        for name, until in list(self._doubted.items()):
+        for name, until in list(self._distrusted.items()):
             if until <= now:
-                del self._doubted[name]
+                del self._distrusted[name]
 
-    def _idle(self, entry: _ChunkEntry) -> bool:
-        """Whether it is another's, who only says that he wants it."""
-        return entry.owner != self._node and entry.state is ChunkState.WANTED
+    def _is_peer_claim(self, entry: _ChunkEntry) -> bool:
+        """Return whether a peer claims it and has not requested it."""
+        return entry.owner != self._node and entry.state is ChunkState.CLAIMED
 
-    def _ends(self, digest: str, entry: _ChunkEntry) -> float:
-        """When a state has lasted too long."""
+    def _deadline(self, digest: str, entry: _ChunkEntry) -> float:
+        """Return when an entry's state times out."""
         match entry.state:
-            case ChunkState.SAID:
-                return entry.at + _ECHO_S
-            case ChunkState.WANTED:
-                return math.inf if entry.owner == self._node else entry.said_at + _LEASE_S
+            case ChunkState.ANNOUNCED:
+                return entry.since + _ECHO_S
+            case ChunkState.CLAIMED:
+                return math.inf if entry.owner == self._node else entry.announced_at + _LEASE_S
             case ChunkState.OFFERED:
-                return self._heard_from[entry.by] + _OFFER_S
+                return self._last_seen[entry.source] + _OFFER_S
         usual = self._window.timeout_s
-        patience = max(usual, min(usual * (1 << self._tries.get(digest, 0)), _PATIENCE_S))
-        # Who has asked asks again; others leave them time for it.
-        return entry.at + patience * (1.0 if entry.owner == self._node else 1.5)
+        timeout_s = max(usual, min(usual * (1 << self._attempts.get(digest, 0)), _MAX_TIMEOUT_S))
+        # The requesting node retries; peers give it time for that.
+        return entry.since + timeout_s * (1.0 if entry.owner == self._node else 1.5)
 
-    def _deadlines(self, now: float) -> Iterator[float]:
-        room = self._asked() < int(self._window.size)
+    def _wake_times(self, now: float) -> Iterator[float]:
+        room = self._requests_in_flight() < int(self._window.size)
         for digest, entry in self._entries.items():
-            yield self._ends(digest, entry)
-            if entry.owner == self._node and entry.state is ChunkState.WANTED:
-                yield entry.said_at + REFRESH_S
+            yield self._deadline(digest, entry)
+            if entry.owner == self._node and entry.state is ChunkState.CLAIMED:
+                yield entry.announced_at + REFRESH_S
                 if room:
-                    yield max(entry.at + entry.hold_s, self._bucket.free_at(now))
-        if self._free and len(self._entries) < MOST_DIGESTS:
+                    yield max(entry.since + entry.hold_s, self._bucket.free_at(now))
+        if self._free and len(self._entries) < MAX_DIGESTS:
             yield now + HOLD_S
 
     def _give_up(self, digest: str, now: float) -> None:
-        self._tries[digest] = self._tries.get(digest, 0) + 1
+        self._attempts[digest] = self._attempts.get(digest, 0) + 1
         self._release(digest)
 
     def _release(self, digest: str) -> None:
         del self._entries[digest]
         self._free[digest] = None
 
-    def _enter(self, digest: str, entry: _ChunkEntry) -> None:
+    def _set_entry(self, digest: str, entry: _ChunkEntry) -> None:
         self._free.pop(digest, None)
         self._entries[digest] = entry
 
-    def _doubt(self, name: str, now: float) -> None:
-        self._doubted[name] = now + DOUBT_S
+    def _distrust(self, name: str, now: float) -> None:
+        self._distrusted[name] = now + DISTRUST_S
         for digest, entry in list(self._entries.items()):
-            if (entry.state is ChunkState.OFFERED and entry.by == name) or (
-                entry.state is ChunkState.WANTED and entry.owner == name
+            if (entry.state is ChunkState.OFFERED and entry.source == name) or (
+                entry.state is ChunkState.CLAIMED and entry.owner == name
             ):
                 self._release(digest)
 
-    def _doubts(self, name: str, now: float) -> bool:
-        return name in self._doubted and self._doubted[name] > now
+    def _is_distrusted(self, name: str, now: float) -> bool:
+        return name in self._distrusted and self._distrusted[name] > now
 
-    def _not_believed(self) -> tuple[str, ...]:
-        return tuple(self._doubted)[:MOST_DIGESTS]
+    def _distrusted_names(self) -> tuple[str, ...]:
+        return tuple(self._distrusted)[:MAX_DIGESTS]

@@ -1,1 +1,1 @@
-"""Where model files come from besides the region: web servers and OCI registries."""
+"""Model origins other than the region: web servers and OCI registries."""

@@ -1,10 +1,10 @@
-"""Brings chunks from other sources than the region: the first that works, in the order of the node's file.
+"""Fetches chunks from mirrors, in the order of the node's configuration.
 
 Rules:
-- A source that fails is left alone for a while, and the next one is asked; after the last one, the region. Each time that is
-  said once, with the reason.
-- A chunk is asked for once at a time, however long it takes.
-- Requests have threads of their own, a few: they hold up nothing else, and no more than a few chunks are in memory.
+- A mirror that fails is skipped for a while and the next one is tried; after the last one, the region. Each failure is
+  reported once, with the reason.
+- At most one request per chunk is in progress.
+- Requests run in their own small thread pool: they block nothing else, and only a few chunks are in memory.
 """
 
 from __future__ import annotations
@@ -20,111 +20,113 @@ import structlog
 
 from hedgerow.blobs.errors import ContentDamaged
 from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk
-from hedgerow.blobs.store.parts import fits, hex_of
+from hedgerow.blobs.store.parts import hex_of, matches
 from hedgerow.errors import HedgerowError, internal
 
 log = structlog.get_logger(__name__)
 
 PARALLEL: Final = 8
-"""Requests at once."""
-_REST_S: Final = (30.0, 900.0)
-"""How long a source that failed is left alone: at first, and at most."""
+"""Limit on concurrent requests."""
+_PAUSE_S: Final = (30.0, 900.0)
+"""How long a failed mirror is skipped: at first, and at most."""
 
 
 @dataclass(slots=True)
 class _MirrorState:
-    """How it is with a source."""
+    """State of a mirror."""
 
     source: ModelOrigin
-    rests_until: float = float("-inf")
-    rest_s: float = _REST_S[0]
+    paused_until: float = float("-inf")
+    pause_s: float = _PAUSE_S[0]
     failures: int = 0
     bytes: int = 0
 
 
 class Mirrors:
-    """All other sources.
+    """All mirrors of a node.
 
     Args:
-        sources: the one to be asked first, first.
-        came: takes a chunk that was checked, and says when it is safe.
-        gave_up: told of chunks, hexadecimal, that only the region may have now.
-        on_event: takes what operators should know.
+        sources: the mirrors, in the order in which to try them.
+        on_chunk: called with digest (hexadecimal) and verified content; awaited.
+        on_failure: called with the digest (hexadecimal) of a chunk that no mirror delivered.
+        on_event: called with events for operators.
     """
 
     def __init__(
         self,
         sources: Sequence[ModelOrigin],
-        came: Callable[[str, bytes], Awaitable[None]],
-        gave_up: Callable[[str], None],
+        on_chunk: Callable[[str, bytes], Awaitable[None]],
+        on_failure: Callable[[str], None],
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self._states = [_MirrorState(source) for source in sources]
-        self._came = came
-        self._gave_up = gave_up
+        self._on_chunk = on_chunk
+        self._on_failure = on_failure
         self._event = on_event
         self._threads = ThreadPoolExecutor(PARALLEL, "sources") if sources else None
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     @property
     def usable(self) -> bool:
-        """Whether a source may be asked now."""
+        """Whether any mirror may be used now."""
         return self._next() is not None
 
     @property
     def bytes(self) -> dict[str, int]:
-        """Bytes of chunks that came, by source."""
+        """Bytes of chunks fetched, by mirror."""
         return {state.source.url: state.bytes for state in self._states}
 
     @property
     def failures(self) -> dict[str, int]:
-        """Times that a source was left alone, by source."""
+        """Times a mirror failed, by mirror."""
         return {state.source.url: state.failures for state in self._states}
 
-    def bring(self, piece: PlacedChunk) -> bool:
-        """Have a chunk brought. Returns: False if that is being done already."""
+    def fetch(self, piece: PlacedChunk) -> bool:
+        """Start fetching a chunk. Returns: False if it is being fetched already."""
         key = hex_of(piece.chunk.digest)
         if key in self._tasks:
             return False
-        task = self._tasks[key] = asyncio.create_task(self._bring(key, piece), name=f"bring {key[:8]}")
+        task = self._tasks[key] = asyncio.create_task(self._fetch(key, piece), name=f"fetch {key[:8]}")
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
         return True
 
     def stop(self) -> None:
-        """Let go of what is not under way yet."""
+        """Cancel fetches; requests already sent run to their end."""
         for task in self._tasks.values():
             task.cancel()
 
     async def close(self) -> None:
-        """End all of it."""
+        """Cancel all fetches and shut the threads down."""
         self.stop()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _bring(self, key: str, piece: PlacedChunk) -> None:
+    async def _fetch(self, key: str, piece: PlacedChunk) -> None:
         while (state := self._next()) is not None:
             try:
-                data = await asyncio.get_running_loop().run_in_executor(self._threads, _ask, state.source, piece)
+                data = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, _fetch_checked, state.source, piece
+                )
             except HedgerowError as error:
                 self._failed(state, error)
             else:
-                state.rest_s = _REST_S[0]
+                state.pause_s = _PAUSE_S[0]
                 state.bytes += len(data)
-                await self._came(key, data)
+                await self._on_chunk(key, data)
                 return
-        self._gave_up(key)
+        self._on_failure(key)
 
     def _next(self) -> _MirrorState | None:
         now = time.monotonic()
-        return next((state for state in self._states if state.rests_until <= now), None)
+        return next((state for state in self._states if state.paused_until <= now), None)
 
     def _failed(self, state: _MirrorState, error: HedgerowError) -> None:
         now = time.monotonic()
-        if state.rests_until > now:  # others that were under way have said so
+        if state.paused_until > now:  # reported by a concurrent request
             return
         state.failures += 1
-        state.rests_until, state.rest_s = now + state.rest_s, min(4 * state.rest_s, _REST_S[1])
+        state.paused_until, state.pause_s = now + state.pause_s, min(4 * state.pause_s, _PAUSE_S[1])
         following = self._next()
         detail = {
             "source": state.source.url,
@@ -137,17 +139,17 @@ class Mirrors:
         self._event("source-left-alone", detail)
 
 
-def _ask(source: ModelOrigin, piece: PlacedChunk) -> bytes:
-    """(thread) A chunk, checked."""
+def _fetch_checked(source: ModelOrigin, piece: PlacedChunk) -> bytes:
+    """(thread) Fetch and verify a chunk."""
     try:
-        data = source.bring(piece)
+        data = source.fetch(piece)
     except HedgerowError:
         raise
     except Exception as error:
         raise internal(error) from error
-    if not fits(piece.chunk, data):
+    if not matches(piece.chunk, data):
         raise ContentDamaged(
-            f"{source.url} gave something else for {piece.chunk.digest}",
-            remedy="Copy the repository there again; somebody may have changed it.",
+            f"{source.url} sent damaged data for chunk {piece.chunk.digest}",
+            remedy="Copy the repository there again; it may have been changed.",
         )
     return data

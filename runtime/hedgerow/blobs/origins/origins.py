@@ -1,6 +1,6 @@
-"""Other places than the region that chunks come from: a web server with the repository's folder, an OCI registry.
+"""Model origins besides the region: a web server with the repository's folder, an OCI registry.
 
-What comes from there is checked as anything else is, so a copy may be anywhere.
+Their content is verified like any other, so a copy may be anywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MANIFEST: Final = re.compile(r"targets/[^/]+/[^/]+/([0-9a-f]{64})\.manifest\.js
 
 
 class PlacedChunk(NamedTuple):
-    """A chunk, and where it belongs."""
+    """A chunk and its place in a file."""
 
     chunk: Chunk
     file: File
@@ -34,37 +34,37 @@ class PlacedChunk(NamedTuple):
 
 
 class ModelOrigin(Protocol):
-    """A place that chunks come from. Blocks; may be asked by several threads at once."""
+    """A source of chunks. Its methods block; several threads may call them at once."""
 
     @property
     def url(self) -> str:
-        """What it is called in the node's file."""
+        """Its URL in the node's configuration."""
         ...
 
-    def bring(self, piece: PlacedChunk) -> bytes:
-        """A chunk, not checked yet.
+    def fetch(self, piece: PlacedChunk) -> bytes:
+        """Return a chunk, unverified.
 
         Raises:
-            ContentMissing: it is not there.
-            SourceAway: nothing comes.
+            ContentMissing: the origin does not have it.
+            SourceAway: the origin is unavailable.
         """
         ...
 
     def manifest(self, path: str, max_bytes: int) -> bytes:
-        """A manifest, not checked yet.
+        """Return a manifest, unverified.
 
         Args:
             path: in the repository: `targets/NAME/VERSION/HASH.manifest.json`.
-            max_bytes: no more than a piece beyond comes.
+            max_bytes: size limit; the content may exceed it by one piece.
         Raises:
-            NotThere: it is not there.
-            SourceAway: nothing comes.
+            NotThere: the origin does not have it.
+            SourceAway: the origin is unavailable.
         """
         ...
 
 
 class HttpsOrigin:
-    """A web server that gives out a repository's folder as it is, or a copy of it: `blobs/sha256/ab/HEX` is a chunk."""
+    """A web server that serves a repository's folder or a copy of it; chunks are at `blobs/sha256/ab/HEX`."""
 
     def __init__(self, web: Web) -> None:
         self._web = web
@@ -74,8 +74,8 @@ class HttpsOrigin:
         """See `ModelOrigin`."""
         return self._web.base
 
-    def bring(self, piece: PlacedChunk) -> bytes:
-        """See `ModelOrigin.bring`."""
+    def fetch(self, piece: PlacedChunk) -> bytes:
+        """See `ModelOrigin.fetch`."""
         name = hex_of(piece.chunk.digest)
         try:
             return self._web.bring(f"/blobs/sha256/{name[:2]}/{name}", piece.chunk.size)
@@ -88,28 +88,29 @@ class HttpsOrigin:
 
 
 class OciOrigin:
-    """A repository of an OCI registry: files and manifests are blobs there, and a chunk is a part of one."""
+    """A repository in an OCI registry. Files and manifests are its blobs; a chunk is a range of a blob."""
 
     def __init__(self, url: str, web: Web) -> None:
         self.url = url
         self._web = web
 
-    def bring(self, piece: PlacedChunk) -> bytes:
-        """See `ModelOrigin.bring`."""
+    def fetch(self, piece: PlacedChunk) -> bytes:
+        """See `ModelOrigin.fetch`."""
         try:
             return self._web.bring(f"/blobs/{piece.file.digest}", piece.chunk.size, piece.offset)
         except NotThere as error:
-            raise _missing(self.url, piece.file.digest, "Bring the version there: `hedgerow model push`.") from error
+            raise _missing(self.url, piece.file.digest, "Push the version there: `hedgerow model push`.") from error
 
     def manifest(self, path: str, max_bytes: int) -> bytes:
         """See `ModelOrigin.manifest`."""
-        return b"".join(self._web.stream(f"/blobs/sha256:{hash_of(path)}", max_bytes))
+        return b"".join(self._web.stream(f"/blobs/sha256:{manifest_hash(path)}", max_bytes))
 
 
 class OriginDocuments:
-    """A repository's documents (`trust.documents.Documents`): manifests from other sources, all else from the region.
+    """A repository's documents (`trust.documents.Documents`): manifests from mirrors, metadata from the region.
 
-    Metadata is what the region says, as it is now. A manifest never changes and may be large; its name has its digest.
+    Metadata must be current, so only the region serves it. A manifest never changes, may be large, and has its digest in its
+    name.
     """
 
     def __init__(self, region: Documents, sources: Sequence[ModelOrigin]) -> None:
@@ -118,7 +119,7 @@ class OriginDocuments:
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
         """See `Documents.get`."""
-        for source in self._sources if hash_of(path) else ():
+        for source in self._sources if manifest_hash(path) else ():
             try:
                 content = source.manifest(path, max_bytes)
             except NotThere:
@@ -126,7 +127,7 @@ class OriginDocuments:
             except HedgerowError as error:
                 log.info("manifest-elsewhere", source=source.url, error=str(error))
                 continue
-            if digest_of(content) == f"sha256:{hash_of(path)}":
+            if digest_of(content) == f"sha256:{manifest_hash(path)}":
                 yield content
                 return
             log.warning("manifest-damaged", source=source.url, path=path)
@@ -137,26 +138,26 @@ class OriginDocuments:
         self._region.forget()
 
 
-def hash_of(path: str) -> str:
-    """The digest that a manifest's name says, hexadecimal; empty: it is another document."""
+def manifest_hash(path: str) -> str:
+    """Return the digest in a manifest's path, hexadecimal; "" for other documents."""
     found = _MANIFEST.fullmatch(path)
     return found[1] if found else ""
 
 
 def open_sources(sections: Sequence[SourceSection]) -> list[ModelOrigin]:
-    """The sources that a node's file names, in their order. Raises: ConfigError: a file that one needs cannot be read."""
+    """Open the configured mirrors, in order. Raises: ConfigError: a CA or credentials file cannot be read."""
     return [_open(section) for section in sections]
 
 
-def web_of(section: SourceSection) -> Web:
-    """How to reach a source. Raises: ConfigError: a file that it needs cannot be read."""
+def web_client(section: SourceSection) -> Web:
+    """Return the HTTP client for a mirror. Raises: ConfigError: its CA or credentials file cannot be read."""
     parts = urlsplit(section.url)
     base = section.url if parts.scheme == "https" else f"https://{parts.netloc}/v2{parts.path.rstrip('/')}"
     return Web(base, ca_file=section.ca_file, credentials_file=section.credentials_file)
 
 
-def pieces_of(files: Sequence[File]) -> Mapping[str, PlacedChunk]:
-    """All chunks of some files, by digest, hexadecimal."""
+def placed_chunks(files: Sequence[File]) -> Mapping[str, PlacedChunk]:
+    """Return all chunks of some files by digest, hexadecimal."""
     pieces: dict[str, PlacedChunk] = {}
     for file in files:
         offset = 0
@@ -167,7 +168,7 @@ def pieces_of(files: Sequence[File]) -> Mapping[str, PlacedChunk]:
 
 
 def _open(section: SourceSection) -> ModelOrigin:
-    web = web_of(section)
+    web = web_client(section)
     return HttpsOrigin(web) if section.url.startswith("https:") else OciOrigin(section.url, web)
 
 

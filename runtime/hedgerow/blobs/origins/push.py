@@ -1,8 +1,8 @@
-"""Brings a bundle to an OCI registry, so that nodes can fetch from there what they find in its manifest.
+"""Pushes a bundle to an OCI registry, from which nodes can then fetch its files.
 
-A file is a blob, so that a chunk is a part of one, files that two versions share lie there once, and `oras pull` gives the
-bundle back. The bundle's manifest is the config, under its own digest; the tag is `MODEL-VERSION`. Blobs come first, what
-names them last: who is stopped in between has changed nothing, and goes on from there.
+Every file is a blob: a chunk is a range of it, versions share equal files, and `oras pull` restores the bundle. The bundle's
+manifest is the config blob, under its own digest; the tag is `MODEL-VERSION`. Blobs are uploaded first and the image manifest
+last, so an interrupted push leaves the tag unchanged and resumes when repeated.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ _TITLE: Final = "org.opencontainers.image.title"
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
-    """What was brought.
+class PushResult:
+    """Result of a push.
 
     Attributes:
-        tag: under which the version is there.
-        digest: that identifies the bundle.
-        blobs, bytes: how many were added; the others were there.
+        name, version: of the model.
+        tag: of the version in the registry.
+        digest: of the bundle.
+        blobs, bytes: number and size of the blobs uploaded; the others existed.
     """
 
     name: str
@@ -45,15 +46,16 @@ class Pushed:
     bytes: int
 
 
-def push(bundle: Bundle, web: Web, progress: Callable[[int], None] = lambda _: None) -> Pushed:
-    """Bring a bundle to a registry.
+def push(bundle: Bundle, web: Web, progress: Callable[[int], None] = lambda _: None) -> PushResult:
+    """Push a bundle to a registry.
 
     Args:
-        web: the repository there, as `sources.web_of` opens it.
-        progress: told of bytes that are done with.
+        bundle: the bundle to push.
+        web: client of the registry's repository, from `origins.web_client`.
+        progress: called with the bytes of each finished file.
     Raises:
         SourceAway: the registry cannot be reached, or refuses.
-        BadBundle: a file is not what the manifest says.
+        BadBundle: a file does not match the manifest.
     """
     bundle.verify()
     manifest = bundle.manifest
@@ -70,7 +72,7 @@ def push(bundle: Bundle, web: Web, progress: Callable[[int], None] = lambda _: N
         _upload(web, bundle.digest, len(content), BytesIO(content))
         blobs, size = blobs + 1, size + len(content)
     tag = tag_of(manifest.name, manifest.version)
-    described: dict[str, Any] = {
+    image: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": _OCI_MANIFEST,
         "artifactType": MODEL,
@@ -86,35 +88,35 @@ def push(bundle: Bundle, web: Web, progress: Callable[[int], None] = lambda _: N
         },
     }
     with web.request(
-        "PUT", f"/manifests/{tag}", headers={"Content-Type": _OCI_MANIFEST}, body=orjson.dumps(described)
+        "PUT", f"/manifests/{tag}", headers={"Content-Type": _OCI_MANIFEST}, body=orjson.dumps(image)
     ) as response:
-        _accepted(response, web.base, 201)
-    return Pushed(manifest.name, manifest.version, tag, bundle.digest, blobs, size)
+        _expect(response, web.base, 201)
+    return PushResult(manifest.name, manifest.version, tag, bundle.digest, blobs, size)
 
 
 def tag_of(name: str, version: str) -> str:
-    """The tag of a version: what a tag may not have, as `+`, becomes `_`."""
+    """Return the tag of a version. Characters not allowed in a tag, such as `+`, become `_`."""
     return re.sub(r"[^\w.-]", "_", f"{name}-{version}")[:128]
 
 
 def _has(web: Web, digest: str) -> bool:
     with web.request("HEAD", f"/blobs/{digest}") as response:
         if response.status not in (200, 404):
-            _accepted(response, web.base, 200)
+            _expect(response, web.base, 200)
         return response.status == 200
 
 
 def _upload(web: Web, digest: str, size: int, content: IO[bytes]) -> None:
     with web.request("POST", "/blobs/uploads/") as response:
-        _accepted(response, web.base, 202)
+        _expect(response, web.base, 202)
         place = urljoin(f"{web.base}/", response.headers.get("Location", ""))
     place += f"{'&' if urlsplit(place).query else '?'}{urlencode({'digest': digest})}"
     headers = {"Content-Type": _FILE, "Content-Length": str(size)}
     with web.request("PUT", place, headers=headers, body=content) as response:
-        _accepted(response, web.base, 201)
+        _expect(response, web.base, 201)
 
 
-def _accepted(response: Response, base: str, status: int) -> None:
+def _expect(response: Response, base: str, status: int) -> None:
     if response.status == status:
         return
     try:
@@ -123,6 +125,6 @@ def _accepted(response: Response, base: str, status: int) -> None:
     except (ValueError, KeyError, TypeError):
         why = ""
     raise SourceAway(
-        f"{base} answers with {response.status} {response.reason or ''}{why}",
-        remedy="Check the repository's name, and whether these credentials may write there.",
+        f"{base} replied {response.status} {response.reason or ''}{why}",
+        remedy="Check the repository's name, and that these credentials permit writing.",
     )

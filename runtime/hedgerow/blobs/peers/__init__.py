@@ -1,1 +1,1 @@
-"""Model chunks from node to node within a site."""
+"""Exchange of model chunks between the nodes of a site."""

@@ -1,7 +1,7 @@
-"""Which of the chunks that neighbours want this node sends. Pure: no clock, no link.
+"""Decides which chunks this node offers and sends to peers. Pure: no clock, no link.
 
-As in SRM (Floyd et al., SIGCOMM 1995), whoever has what is wanted waits a random moment before saying so, and stays silent
-when another has said it first. Where two speak at once, the site's broker puts one first, for all to hear.
+As in SRM (Floyd et al., SIGCOMM 1995), a node that has a wanted chunk waits a random time before it offers it, and stays
+silent if another offers it first. If two offer at once, the first one in the broker's order sends.
 """
 
 from __future__ import annotations
@@ -13,106 +13,106 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, NamedTuple
 
-from hedgerow.blobs.announcements import MOST_DIGESTS, Announcement
+from hedgerow.blobs.announcements import MAX_DIGESTS, Announcement
 
 PAUSE_S: Final = 0.05
 """Longest pause before an offer."""
-_TAKEN_S: Final = 4.0
-"""How long another's offer counts."""
-MOST_OPEN: Final = 1024
-"""Wants that are remembered at once; whoever wants more has to wait, or asks the region."""
+_CLAIM_S: Final = 4.0
+"""How long an offer holds."""
+MAX_OPEN: Final = 1024
+"""Limit on wants tracked at once; a peer that wants more waits, or asks the region."""
 
 
 class PeerRequest(NamedTuple):
-    """A chunk, and with what it is fetched."""
+    """A chunk and its group."""
 
     group: str
     digest: str
 
 
 @dataclass(slots=True)
-class _Chance:
-    """A chunk that we could send."""
+class _Candidate:
+    """A wanted chunk that this node has."""
 
     at: float
-    but: tuple[str, ...]
-    said: bool = False
+    exclude: tuple[str, ...]
+    offered: bool = False
 
 
 class PeerOffers:
-    """What this node could send, and does.
+    """Offers of one node.
 
     Args:
-        node: who we are.
-        has: whether a chunk is here.
-        random: draws pauses.
+        node: this node's name.
+        has: returns whether a chunk is stored here.
+        random: source of jitter.
     """
 
     def __init__(self, node: str, has: Callable[[str], bool], random: Random) -> None:
         self._node = node
         self._has = has
         self._random = random
-        self._chances: dict[PeerRequest, _Chance] = {}
-        self._taken: dict[PeerRequest, tuple[str, float]] = {}
+        self._candidates: dict[PeerRequest, _Candidate] = {}
+        self._claimed: dict[PeerRequest, tuple[str, float]] = {}
         self._to_send: deque[PeerRequest] = deque()
 
-    def wanted(self, note: Announcement, sender: str, now: float) -> None:
-        """A neighbour wants chunks."""
-        if sender == self._node or self._node in note.but:
+    def on_want(self, announcement: Announcement, sender: str, now: float) -> None:
+        """Handle a peer's want."""
+        if sender == self._node or self._node in announcement.exclude:
             return
-        self._forget(now)
-        for digest in note.digests:
-            wanted = PeerRequest(note.group, digest)
-            taken_by = self._taken[wanted][0] if wanted in self._taken else None
-            # What we have sent already, this one came too late for; what another has sent, he sends again.
-            sent = taken_by == self._node and wanted not in self._to_send
-            if taken_by is not None and taken_by not in note.but and not sent:
+        self._expire(now)
+        for digest in announcement.digests:
+            request = PeerRequest(announcement.group, digest)
+            claimed_by = self._claimed[request][0] if request in self._claimed else None
+            # If this node has sent it, the peer missed it: offer it again. If another claimed it, that one sends it again.
+            sent = claimed_by == self._node and request not in self._to_send
+            if claimed_by is not None and claimed_by not in announcement.exclude and not sent:
                 continue
-            if len(self._chances) < MOST_OPEN and wanted not in self._chances and self._has(digest):
-                self._taken.pop(wanted, None)
-                self._chances[wanted] = _Chance(now + self._random.uniform(0, PAUSE_S), note.but)
+            if len(self._candidates) < MAX_OPEN and request not in self._candidates and self._has(digest):
+                self._claimed.pop(request, None)
+                self._candidates[request] = _Candidate(now + self._random.uniform(0, PAUSE_S), announcement.exclude)
 
-    def offered(self, note: Announcement, sender: str, now: float) -> None:
-        """Somebody offers chunks; we hear ourselves too. The first one sends."""
-        for digest in note.digests:
-            wanted = PeerRequest(note.group, digest)
-            ours = self._chances.get(wanted)
-            if ours is not None and sender in ours.but:
-                continue  # he who wants it does not believe this one
-            self._chances.pop(wanted, None)
-            if wanted in self._taken or len(self._taken) >= 4 * MOST_OPEN:
+    def on_have(self, announcement: Announcement, sender: str, now: float) -> None:
+        """Handle an offer by any node, this one included. The first to offer sends."""
+        for digest in announcement.digests:
+            request = PeerRequest(announcement.group, digest)
+            ours = self._candidates.get(request)
+            if ours is not None and sender in ours.exclude:
+                continue  # the peer that wants it distrusts the sender
+            self._candidates.pop(request, None)
+            if request in self._claimed or len(self._claimed) >= 4 * MAX_OPEN:
                 continue
-            self._taken[wanted] = sender, now + _TAKEN_S
+            self._claimed[request] = sender, now + _CLAIM_S
             if sender == self._node and ours is not None:
-                self._to_send.append(wanted)
+                self._to_send.append(request)
 
     def next(self, now: float) -> tuple[dict[str, list[str]], float]:
-        """What to offer now.
+        """Return what to offer now.
 
-        Returns: digests by group, and when to ask again.
+        Returns: digests by group, and when to call again.
         """
         due: dict[str, list[str]] = {}
-        for wanted, chance in list(self._chances.items()):
-            if chance.said:
-                if now > chance.at + _TAKEN_S:  # our own words did not come back
-                    del self._chances[wanted]
-            elif chance.at <= now and len(digests := due.setdefault(wanted.group, [])) < MOST_DIGESTS:
-                chance.said = True
-                digests.append(wanted.digest)
+        for request, candidate in list(self._candidates.items()):
+            if candidate.offered:
+                if now > candidate.at + _CLAIM_S:  # this node's own offer did not come back
+                    del self._candidates[request]
+            elif candidate.at <= now and len(digests := due.setdefault(request.group, [])) < MAX_DIGESTS:
+                candidate.offered = True
+                digests.append(request.digest)
         return {group: digests for group, digests in due.items() if digests}, min(
-            (chance.at for chance in self._chances.values() if not chance.said), default=math.inf
+            (candidate.at for candidate in self._candidates.values() if not candidate.offered), default=math.inf
         )
 
-    def give(self, wanted: PeerRequest) -> None:
-        """We brought a chunk for all, and send it without being asked."""
-        self._chances.pop(wanted, None)
-        self._to_send.append(wanted)
+    def share(self, request: PeerRequest) -> None:
+        """Queue a chunk for sending that no peer requested."""
+        self._candidates.pop(request, None)
+        self._to_send.append(request)
 
     def take(self) -> PeerRequest | None:
-        """The next chunk to send; None: there is none."""
+        """Remove and return the next chunk to send; None: there is none."""
         return self._to_send.popleft() if self._to_send else None
 
-    def _forget(self, now: float) -> None:
-        for wanted, (_, until) in list(self._taken.items()):
+    def _expire(self, now: float) -> None:
+        for request, (_, until) in list(self._claimed.items()):
             if until <= now:
-                del self._taken[wanted]
+                del self._claimed[request]

@@ -1,1 +1,1 @@
-"""Where a node keeps the models it has fetched."""
+"""Store of fetched models on a node's disk."""

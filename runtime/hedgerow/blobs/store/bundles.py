@@ -1,8 +1,8 @@
-"""Whole bundles on the disk, and what lies where in them.
+"""Installed bundles on disk, and an index of their chunks.
 
-    <digest>/manifest.json, …    a backend opens files here
+    <digest>/manifest.json, …    backends open files here
 
-A bundle appears by one rename, when all of it is on the disk. What is read may be asked for while something changes.
+A bundle is installed by a single rename, once all of it is on disk. Reading is safe during changes.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 import structlog
 
 from hedgerow import disk
-from hedgerow.blobs.store.parts import fits, hex_of
+from hedgerow.blobs.store.parts import hex_of, matches
 from hedgerow.models.bundle.manifest import MANIFEST, Chunk, File, Manifest, digest_of, read_manifest
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
-    """A bundle in the store.
+class InstalledBundle:
+    """An installed bundle.
 
     Attributes:
         digest: of its manifest.
         name, version: of the model.
-        folder: where its files are.
+        folder: contains its files.
         used_at: Unix seconds when it was last installed or protected.
     """
 
@@ -42,40 +42,40 @@ class Installed:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a chunk lies in a file that is whole."""
+class ChunkLocation:
+    """Location of a chunk in an installed file."""
 
     path: Path
     offset: int
     chunk: Chunk
 
     def read(self) -> bytes | None:
-        """The chunk; None: it is not there any more, or is not what it should be."""
+        """Return the chunk; None if it is gone or damaged."""
         with suppress(OSError), self.path.open("rb") as stream:
             stream.seek(self.offset)
-            if fits(self.chunk, data := stream.read(self.chunk.size)):
+            if matches(self.chunk, data := stream.read(self.chunk.size)):
                 return data
         return None
 
 
 class Bundles:
-    """Bundles in a folder.
+    """Installed bundles in a folder.
 
     Args:
-        folder: where they are.
-        staging: where one is put together or taken apart; what is there belongs to nobody.
+        folder: one subfolder per bundle.
+        staging: for bundles being installed or removed; cleared by `open`.
     """
 
     def __init__(self, folder: Path, staging: Path) -> None:
         self.folder = folder
         self._staging = staging
         self._manifests: dict[str, Manifest] = {}
-        self._whole: dict[str, Path] = {}
-        self._places: dict[str, list[Place]] = {}
-        self._doubted: dict[str, list[Path]] = {}
+        self._complete: dict[str, Path] = {}
+        self._locations: dict[str, list[ChunkLocation]] = {}
+        self._damaged: dict[str, list[Path]] = {}
 
     def open(self) -> None:
-        """Look at what is there. Raises: OSError."""
+        """Create the folders, and index the installed bundles. Raises: OSError."""
         shutil.rmtree(self._staging, ignore_errors=True)
         for folder in (self.folder, self._staging):
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,176 +86,178 @@ class Bundles:
         }
         self._index()
 
-    # What is there
+    # Reading
 
-    def installed(self) -> list[Installed]:
-        """The bundles, the one used last first."""
+    def installed(self) -> list[InstalledBundle]:
+        """Return the installed bundles, most recently used first."""
         found = []
         for digest, manifest in self._manifests.items():
-            folder = self.of(digest)
+            folder = self.folder_of(digest)
             with suppress(OSError):
                 used_at = (folder / MANIFEST).stat().st_mtime
-                found.append(Installed(digest, manifest.name, manifest.version, folder, used_at))
+                found.append(InstalledBundle(digest, manifest.name, manifest.version, folder, used_at))
         return sorted(found, key=lambda each: each.used_at, reverse=True)
 
-    def of(self, digest: str) -> Path:
-        """A bundle's folder."""
+    def folder_of(self, digest: str) -> Path:
+        """Return a bundle's folder."""
         return self.folder / hex_of(digest)
 
-    def whole(self, file: File) -> Path | None:
-        """Where a file is whole, as far as is known without reading it."""
-        path = self._whole.get(file.digest)
+    def complete_file(self, file: File) -> Path | None:
+        """Return the path of an installed file, without verifying it; None if there is none."""
+        path = self._complete.get(file.digest)
         with suppress(OSError):
             if path is not None and path.stat().st_size == file.size:
                 return path
         return None
 
     @property
-    def whole_files(self) -> Collection[str]:
-        """Digests of the files that are whole, as far as is known without reading them."""
-        return self._whole.keys()
+    def complete_files(self) -> Collection[str]:
+        """Digests of the installed files, unverified."""
+        return self._complete.keys()
 
-    def at(self, digest: str) -> list[Place]:
-        """Where a chunk lies."""
-        return self._places.get(hex_of(digest), [])
+    def locations(self, digest: str) -> list[ChunkLocation]:
+        """Return the locations of a chunk."""
+        return self._locations.get(hex_of(digest), [])
 
     def sharing(self, chunks: Collection[str]) -> set[str]:
-        """The bundles that have any of these chunks."""
+        """Return the bundles that contain any of these chunks."""
         return {
             digest
             for digest, manifest in self._manifests.items()
             if any(chunk.digest in chunks for file in manifest.files() for chunk in file.chunks)
         }
 
-    # What changes
+    # Writing
 
-    def used(self, digests: Iterable[str]) -> None:
-        """These were used now. Raises: OSError."""
+    def touch(self, digests: Iterable[str]) -> None:
+        """Mark bundles as used now. Raises: OSError."""
         for digest in digests:
             if digest in self._manifests:
-                os.utime(self.of(digest) / MANIFEST)
+                os.utime(self.folder_of(digest) / MANIFEST)
 
-    def forget(self, place: Place) -> None:
-        """A chunk does not lie there any more."""
-        key = hex_of(place.chunk.digest)
-        self._places[key] = [each for each in self._places.get(key, ()) if each != place]
-        if not self._places[key]:
-            del self._places[key]
+    def forget(self, location: ChunkLocation) -> None:
+        """Remove a chunk's location from the index."""
+        key = hex_of(location.chunk.digest)
+        self._locations[key] = [each for each in self._locations.get(key, ()) if each != location]
+        if not self._locations[key]:
+            del self._locations[key]
 
-    def doubt(self, file: File) -> None:
-        """A file is damaged: no bundle has it, until one is made with it again. Raises: OSError."""
-        had = [path for path in self._named(file) if path.exists()]
-        for path in had:
+    def unlink_damaged(self, file: File) -> None:
+        """Unlink a damaged file from all bundles, until `install` restores it. Raises: OSError."""
+        paths = [path for path in self._paths_of(file) if path.exists()]
+        for path in paths:
             path.unlink()
-        self._doubted[file.digest] = [*self._doubted.get(file.digest, ()), *had]
+        self._damaged[file.digest] = [*self._damaged.get(file.digest, ()), *paths]
         self._index()
 
-    def make(self, manifest: bytes, files: Sequence[File], source: Callable[[File], Path]) -> Path:
-        """Make a bundle, or give one that is here files that it lacks; on the disk for good.
+    def install(self, manifest: bytes, files: Sequence[File], source: Callable[[File], Path]) -> Path:
+        """Install a bundle durably, or add missing files to an installed one.
 
         Args:
-            source: where a file is whole.
-        Returns: its folder.
+            manifest: the bundle's manifest.
+            files: the files to install.
+            source: returns the path of a complete file.
+        Returns: the bundle's folder.
         Raises:
-            BadManifest: it is none.
+            BadManifest: the manifest is invalid.
             OSError.
         """
-        described, digest = read_manifest(manifest), digest_of(manifest)
-        folder, staging = self.of(digest), self._staging / hex_of(digest)
+        parsed, digest = read_manifest(manifest), digest_of(manifest)
+        folder, staging = self.folder_of(digest), self._staging / hex_of(digest)
         if folder.exists():
-            _fill(folder, files, source)
+            _link_files(folder, files, source)
             os.utime(folder / MANIFEST)
         else:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             disk.write(staging / MANIFEST, manifest)
-            _fill(staging, files, source)
+            _link_files(staging, files, source)
             staging.replace(folder)
             disk.sync(folder.parent)
         for file in files:
-            for path in self._doubted.pop(file.digest, ()):
+            for path in self._damaged.pop(file.digest, ()):
                 if path.parent.exists() and not path.exists():
-                    _name(folder / file.path, path)
+                    _link(folder / file.path, path)
                     disk.sync(path.parent)
-        self._manifests = self._manifests | {digest: described}
+        self._manifests = self._manifests | {digest: parsed}
         self._index()
         return folder
 
     def remove(self, digest: str) -> bool:
-        """Take a bundle away. Returns: whether it was here. Raises: OSError."""
+        """Remove a bundle. Returns: whether it was installed. Raises: OSError."""
         if digest not in self._manifests:
             return False
         self._manifests = {each: manifest for each, manifest in self._manifests.items() if each != digest}
         self._index()
-        away = self._staging / f"{hex_of(digest)}.gone"
-        shutil.rmtree(away, ignore_errors=True)
-        self.of(digest).replace(away)
-        shutil.rmtree(away, ignore_errors=True)
+        removed = self._staging / f"{hex_of(digest)}.gone"
+        shutil.rmtree(removed, ignore_errors=True)
+        self.folder_of(digest).replace(removed)
+        shutil.rmtree(removed, ignore_errors=True)
         return True
 
     def _index(self) -> None:
-        whole: dict[str, Path] = {}
-        places: dict[str, list[Place]] = {}
+        complete: dict[str, Path] = {}
+        locations: dict[str, list[ChunkLocation]] = {}
         for digest, manifest in self._manifests.items():
-            for file in each_once(manifest.files()):
-                path = self.of(digest) / file.path
-                if file.digest in whole or not path.is_file():
+            for file in unique_files(manifest.files()):
+                path = self.folder_of(digest) / file.path
+                if file.digest in complete or not path.is_file():
                     continue
-                whole[file.digest] = path
+                complete[file.digest] = path
                 offset = 0
                 for chunk in file.chunks:
-                    places.setdefault(hex_of(chunk.digest), []).append(Place(path, offset, chunk))
+                    locations.setdefault(hex_of(chunk.digest), []).append(ChunkLocation(path, offset, chunk))
                     offset += chunk.size
-        self._whole, self._places = whole, places  # at once: others read them meanwhile
+        self._complete, self._locations = complete, locations  # replaced, not changed: other threads read them
 
-    def _named(self, file: File) -> set[Path]:
-        """Where the bundles may have a file."""
+    def _paths_of(self, file: File) -> set[Path]:
+        """Return the paths at which bundles may have a file."""
         return {
-            self.of(digest) / each.path
+            self.folder_of(digest) / each.path
             for digest, manifest in self._manifests.items()
             for each in manifest.files()
             if each.digest == file.digest
         }
 
 
-def each_once(files: Iterable[File]) -> list[File]:
-    """The files, equal ones once."""
+def unique_files(files: Iterable[File]) -> list[File]:
+    """Return the files without duplicates."""
     return list({file.digest: file for file in files}.values())
 
 
 def _read(folder: Path) -> Manifest | None:
     try:
         return read_manifest((folder / MANIFEST).read_bytes(), f"sha256:{folder.name}")
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is no bundle, and must not keep the node from starting
+    except Exception as error:  # noqa: BLE001 - an invalid folder must not keep the node from starting
         log.warning("bundle-unreadable", folder=str(folder), error=str(error))
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
-def _fill(folder: Path, files: Sequence[File], source: Callable[[File], Path]) -> None:
-    """Give a bundle's folder its files, on the disk for good."""
+def _link_files(folder: Path, files: Sequence[File], source: Callable[[File], Path]) -> None:
+    """Link files into a bundle's folder, durably."""
     folders = {folder}
     for file in {file.path: file for file in files}.values():
         target = folder / file.path
-        good = source(file)
-        if target.exists() and (target.samefile(good) or target == good):
+        complete = source(file)
+        if target.exists() and (target.samefile(complete) or target == complete):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         folders |= {parent for parent in target.parents if parent.is_relative_to(folder)}
-        with good.open("rb") as stream:
+        with complete.open("rb") as stream:
             os.fsync(stream.fileno())
-        _name(good, target)
+        _link(complete, target)
     for each in sorted(folders, reverse=True):
         disk.sync(each)
 
 
-def _name(source: Path, target: Path) -> None:
-    """Let a file have a second name, in the place of what has it now."""
+def _link(source: Path, target: Path) -> None:
+    """Hard-link a file, replacing the target."""
     aside = target.with_name(f"{target.name}.new")
     aside.unlink(missing_ok=True)
     try:
         os.link(source, aside)
-    except OSError:  # a file system without second names
+    except OSError:  # no hard links on this file system
         shutil.copyfile(source, aside)
         with aside.open("rb") as stream:
             os.fsync(stream.fileno())

@@ -1,12 +1,12 @@
-"""Files that are being fetched: chunks are written where they belong, so that nothing lies on the disk twice.
+"""Partially fetched files: chunks are written in place, so nothing is stored twice.
 
-    <file's digest>        the file, as far as it is there
-    <file's digest>.there  a byte a chunk, 1: it was written
+    <file's digest>        the file, with holes
+    <file's digest>.there  one byte per chunk: 1 if it was written
 
 Rules:
-- The second file is a hint. After a power cut it may say more than is true, so whoever believes a chunk checks it first,
-  and so does whoever believes the file. Where it is damaged or gone, the file itself is asked.
-- A chunk is written before it is said to be there: a process that is killed in between has lost a chunk, no more.
+- The `.there` file is a hint. After a power cut it may list chunks that are not on disk, so chunks and files are verified
+  before use. If it is damaged or missing, it is rebuilt from the file.
+- A chunk is written before it is marked: a process killed in between loses one chunk.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _READ_BYTES: Final = 1 << 20
 
 
 class PartialFile:
-    """A file on its way.
+    """A file being fetched.
 
     Args:
-        folder: where it is.
-        file: what it is to become.
+        folder: contains its data and marks.
+        file: the complete file, as in the manifest.
     """
 
     def __init__(self, folder: Path, file: File) -> None:
@@ -39,86 +39,86 @@ class PartialFile:
         self._marks = _marks_of(self.path)
         sizes = [chunk.size for chunk in file.chunks]
         self.offsets = [0, *accumulate(sizes)][: len(sizes)]
-        self._there = bytearray(len(sizes))
+        self._present = bytearray(len(sizes))
 
     @property
     def exists(self) -> bool:
-        """Whether anything of it is on the disk."""
+        """Whether it exists on disk."""
         return self.path.exists()
 
     def open(self) -> None:
-        """Make the two files, or take up what is there of them. Raises: OSError."""
+        """Create the two files, or continue with existing ones. Raises: OSError."""
         existed = self.exists
         marks = self._marks.read_bytes() if existed and self._marks.exists() else b""
-        usable = len(marks) == len(self._there)
+        usable = len(marks) == len(self._present)
         with self.path.open("ab") as stream:
             stream.truncate(self.file.size)
         if existed and not usable:
-            marks = bytes(fits(chunk, self.read(index)) for index, chunk in enumerate(self.file.chunks))
+            marks = bytes(matches(chunk, self.read(index)) for index, chunk in enumerate(self.file.chunks))
         if marks:
-            self._there[:] = marks
+            self._present[:] = marks
         if not usable:
-            self._marks.write_bytes(bytes(self._there))
+            self._marks.write_bytes(bytes(self._present))
 
     def missing(self) -> Iterator[int]:
-        """Indices of the chunks that are not there."""
-        return (index for index, there in enumerate(self._there) if not there)
+        """Yield the indices of the missing chunks."""
+        return (index for index, present in enumerate(self._present) if not present)
 
     def has(self, index: int) -> bool:
-        """Whether a chunk was written."""
-        return self._there[index] == 1
+        """Return whether a chunk was written."""
+        return self._present[index] == 1
 
     def write(self, index: int, data: bytes | memoryview) -> None:
         """Write a chunk. Raises: OSError."""
         with self.path.open("r+b") as stream:
             stream.seek(self.offsets[index])
             stream.write(data)
-        self._mark(index, there=True)
+        self._mark(index, present=True)
 
     def read(self, index: int) -> bytes:
-        """Read a chunk, whatever it holds. Raises: OSError."""
+        """Read a chunk without verifying it. Raises: OSError."""
         with self.path.open("rb") as stream:
             stream.seek(self.offsets[index])
             return stream.read(self.file.chunks[index].size)
 
     def forget(self, index: int) -> None:
-        """A chunk is not what it should be. Raises: OSError."""
-        self._mark(index, there=False)
+        """Mark a damaged chunk as missing. Raises: OSError."""
+        self._mark(index, present=False)
 
     def check(self) -> list[Chunk]:
-        """Compare it with its digest; of a file that differs, each chunk.
+        """Verify the file, and if its digest differs, each chunk.
 
-        Returns: the chunks that have to come again; none: it is whole.
+        Returns: the missing and damaged chunks; empty if it is complete.
         Raises: OSError.
         """
-        if 0 not in self._there and same(self.path, self.file):
+        if 0 not in self._present and file_matches(self.path, self.file):
             return []
         for index, chunk in enumerate(self.file.chunks):
-            if self.has(index) and not fits(chunk, self.read(index)):
+            if self.has(index) and not matches(chunk, self.read(index)):
                 self.forget(index)
         return [self.file.chunks[index] for index in self.missing()]
 
     def adopt(self, path: Path) -> None:
-        """Begin with a file that was whole once; it is mended here. Raises: OSError."""
+        """Start from a damaged installed file, to repair it here. Raises: OSError."""
         self.path.unlink(missing_ok=True)
         try:
             os.link(path, self.path)
-        except OSError:  # a file system without second names
+        except OSError:  # no hard links on this file system
             shutil.copyfile(path, self.path)
-        self._there[:] = b"\1" * len(self._there)
-        self._marks.write_bytes(bytes(self._there))
+        self._present[:] = b"\1" * len(self._present)
+        self._marks.write_bytes(bytes(self._present))
         with self.path.open("r+b") as stream:
             stream.truncate(self.file.size)
 
-    def _mark(self, index: int, *, there: bool) -> None:
+    def _mark(self, index: int, *, present: bool) -> None:
         with self._marks.open("r+b") as stream:
             stream.seek(index)
-            stream.write(b"\1" if there else b"\0")
-        self._there[index] = there
+            stream.write(b"\1" if present else b"\0")
+        self._present[index] = present
 
 
 class Position(NamedTuple):
-    """Where a chunk belongs in a file on its way."""
+    """Position of a chunk in a file being fetched."""
 
     part: PartialFile
     number: int
@@ -135,27 +135,27 @@ class Position(NamedTuple):
 
 
 class Parts:
-    """All files on their way, in a folder."""
+    """All files being fetched, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, PartialFile] = {}
         self._positions: dict[str, list[Position]] = {}
 
-    def tidy(self, whole: Collection[str]) -> None:
-        """Remove what a kill has left: marks without a file, and files that got their place.
+    def clean_up(self, installed: Collection[str]) -> None:
+        """Remove leftovers of a killed process: marks without a file, and files that are installed.
 
         Args:
-            whole: digests of the files that have it.
+            installed: digests of the installed files.
         Raises: OSError.
         """
         for path in self.folder.iterdir():
             name = path.name.removesuffix(THERE)
-            if f"sha256:{name}" in whole or not (self.folder / name).exists():
+            if f"sha256:{name}" in installed or not (self.folder / name).exists():
                 path.unlink()
 
-    def of(self, file: File) -> PartialFile:
-        """A file on its way; made if it is not there. Raises: OSError."""
+    def open(self, file: File) -> PartialFile:
+        """Return a file being fetched, created if missing. Raises: OSError."""
         part = self._files.get(file.digest)
         if part is None or not part.exists:
             part = PartialFile(self.folder, file)
@@ -163,27 +163,27 @@ class Parts:
             self._put(part)
         return part
 
-    def mend(self, path: Path, file: File) -> None:
-        """A file that was whole is damaged: it is on its way again, with what is good of it. Raises: OSError."""
+    def repair(self, path: Path, file: File) -> None:
+        """Turn a damaged installed file into one being fetched, keeping its good chunks. Raises: OSError."""
         part = PartialFile(self.folder, file)
         part.adopt(path)
         self._put(part)
 
-    def on_disk(self, file: File) -> PartialFile | None:
-        """What is there of a file, if anything; it need not have been asked for since the process began."""
+    def existing(self, file: File) -> PartialFile | None:
+        """Return a file that exists on disk, even if not opened by this process; None if there is none."""
         part = PartialFile(self.folder, file)
         return self._files.get(file.digest, part) if part.exists else None
 
     def unfinished(self) -> list[Path]:
-        """All that lies here, whether anybody still wants it or not."""
+        """Return the paths of all files being fetched or abandoned."""
         return [path for path in self.folder.iterdir() if path.suffix != THERE]
 
-    def at(self, digest: str) -> list[Position]:
-        """Where a chunk belongs, in those files that were asked for."""
+    def positions(self, digest: str) -> list[Position]:
+        """Return the positions of a chunk in the files opened by this process."""
         return self._positions.get(hex_of(digest), [])
 
     def drop(self, digest: str) -> None:
-        """Remove what is there of a file. Raises: OSError."""
+        """Remove a file. Raises: OSError."""
         path = self.folder / hex_of(digest)
         path.unlink(missing_ok=True)
         _marks_of(path).unlink(missing_ok=True)
@@ -199,21 +199,21 @@ class Parts:
         for part in self._files.values():
             for index, chunk in enumerate(part.file.chunks):
                 found.setdefault(hex_of(chunk.digest), []).append(Position(part, index))
-        self._positions = found  # at once: others read it meanwhile
+        self._positions = found  # replaced, not changed: other threads read it
 
 
 def hex_of(digest: str) -> str:
-    """A digest without `sha256:`."""
+    """Return a digest without `sha256:`."""
     return digest.removeprefix("sha256:")
 
 
-def fits(chunk: Chunk, data: bytes | memoryview) -> bool:
-    """Whether some bytes are a chunk."""
+def matches(chunk: Chunk, data: bytes | memoryview) -> bool:
+    """Return whether data matches a chunk."""
     return len(data) == chunk.size and hashlib.sha256(data).hexdigest() == hex_of(chunk.digest)
 
 
-def same(path: Path, file: File) -> bool:
-    """Whether a file on the disk is a file of a manifest. Raises: OSError."""
+def file_matches(path: Path, file: File) -> bool:
+    """Return whether a file on disk matches one of a manifest. Raises: OSError."""
     if path.stat().st_size != file.size:
         return False
     found = hashlib.sha256()

@@ -1,12 +1,12 @@
-"""The outbox: the node's durable queue of results that must still reach the region.
+"""Durable queue of results on their way to the region.
 
-    outbox (event loop) ──jobs──▶ writer (a thread) ──▶ store ──▶ database (SQLite)
+    outbox (event loop) ──jobs──▶ writer (thread) ──▶ store ──▶ database (SQLite)
         └─ window (what to send next)
 
 Rules:
-- A record that was called safe stays until the region has it; else a gap is declared in its place.
-- Decisions are in `window` and `store`, which know neither loop nor network nor clock.
-- Only `database` knows SQLite.
+- A record reported as stored stays until the region acknowledges it, or a gap is declared in its place.
+- `window` and `store` decide; they use no event loop, network or clock.
+- Only `database` uses SQLite.
 """
 
 from hedgerow.bus.outbox.ledger import Ledger

@@ -1,7 +1,7 @@
-"""SQLite, as the outbox uses it: how it is opened, what its errors mean, how a broken one is set aside.
+"""SQLite access of the outbox: opening, error translation, setting a damaged file aside.
 
-The only module that knows sqlite3. Its errors come out as `OutboxError`s: `DiskTrouble` (it may pass: try again),
-`Damaged` (what is stored cannot be trusted) and `InUse`.
+The only module that uses sqlite3. It raises `OutboxError`s: `DiskTrouble` (may pass: retry), `Damaged` (the content cannot be
+trusted) and `InUse`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from hedgerow.bus.outbox.records import OutboxError
 
 PAGE_BYTES: Final = 4096
 _LOG_PAGES: Final = 1000
-"""Pages in the write-ahead log after which they are moved into the database."""
+"""Size of the write-ahead log, in pages, that triggers a checkpoint."""
 _FORMAT: Final = 1
-_AT_ONCE: Final = (256, 32, 4, 1)
-"""Rows of one statement; a few sizes, so that statements are prepared once."""
+_ROWS_PER_INSERT: Final = (256, 32, 4, 1)
+"""A few fixed sizes, so that SQLite can cache the prepared statements."""
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 
 _SCHEMA: Final = f"""
@@ -40,47 +40,47 @@ COMMIT;
 
 
 class DiskTrouble(OutboxError):
-    """The disk is full or fails; what was stored before is still there."""
+    """The disk is full or failing; stored records are still there."""
 
     code = "outbox-disk"
 
 
 class Damaged(OutboxError):
-    """The store's file is not what was written to it."""
+    """The database file is damaged."""
 
     code = "outbox-damaged"
 
 
 class InUse(OutboxError):
-    """Another process has the store open."""
+    """Another process has the database open."""
 
     code = "outbox-in-use"
 
 
-def _translated(error: sqlite3.Error, path: Path) -> OutboxError:
+def _translate(error: sqlite3.Error, path: Path) -> OutboxError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return InUse(
-            f"{path} is in use by another process", remedy="Stop the other node, or give each a folder of its own."
+            f"{path} is in use by another process", remedy="Stop the other node, or give each node its own `state_dir`."
         )
     if code == sqlite3.SQLITE_FULL:
         return DiskTrouble(
-            f"{path}: the disk is full", remedy="Make room there; the node goes on by itself and tries again."
+            f"{path}: the disk is full", remedy="Free some disk space; the node then continues by itself."
         )
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return DiskTrouble(
-            f"{path} cannot be written: {error}", remedy="Check the folder, its permissions, and the disk's health."
+            f"Cannot write {path}: {error}", remedy="Check the folder, its permissions and the disk's health."
         )
     return Damaged(
-        f"{path} is damaged: {error}", remedy="Check the disk's health. The file is set aside, and a new one begun."
+        f"{path} is damaged: {error}", remedy="Check the disk's health. The file is set aside and a new one created."
     )
 
 
 class OutboxDatabase:
-    """One open database.
+    """An open database.
 
     Args:
-        path: of its file; the folder is made if need be.
+        path: its file; the folder is created if missing.
     Raises: OutboxError: it cannot be opened.
     """
 
@@ -90,7 +90,7 @@ class OutboxDatabase:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DiskTrouble(
-                f"{path.parent} cannot be made: {error}", remedy="Check the path of the outbox."
+                f"Cannot create {path.parent}: {error}", remedy="Check the path of the outbox."
             ) from error
         with self._translating():
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
@@ -104,13 +104,13 @@ class OutboxDatabase:
     def _open(self) -> None:
         for pragma in (
             f"page_size = {PAGE_BYTES}",
-            "locking_mode = EXCLUSIVE",  # before WAL: no shared memory, and nobody else
+            "locking_mode = EXCLUSIVE",  # set before WAL: no shared memory, no other process
             "journal_mode = WAL",
-            "synchronous = FULL",  # fsync with every commit
+            "synchronous = FULL",  # fsync at every commit
             f"wal_autocheckpoint = {_LOG_PAGES}",
             f"journal_size_limit = {_LOG_PAGES * PAGE_BYTES}",
             "cell_size_check = ON",
-            "secure_delete = OFF",  # some builds overwrite what is deleted, which a full disk has no room for
+            "secure_delete = OFF",  # overwriting deleted rows, the default of some builds, needs space that a full disk lacks
         ):
             self.rows(f"PRAGMA {pragma}")
         version = self.value("PRAGMA user_version")
@@ -119,26 +119,26 @@ class OutboxDatabase:
             self._connection.executescript(_SCHEMA)
         elif version != _FORMAT:
             raise OutboxError(
-                f"{self.path} is of format {version}; this version knows {_FORMAT}",
-                remedy="Run the newer version that wrote it, or move the file away.",
+                f"{self.path} has format {version}; this version of Hedgerow reads format {_FORMAT}",
+                remedy="Run the newer version that wrote it, or move the file elsewhere.",
                 code="outbox-format",
             )
 
     def check(self) -> None:
-        """Look through all pages.
+        """Check all pages.
 
-        Raises: Damaged: something is wrong.
+        Raises: Damaged: a page is damaged.
         """
         with self._translating():
-            said = self.value("PRAGMA quick_check(1)")
-        if said != "ok":
-            raise Damaged(f"{self.path} is damaged: {said}", remedy="Check the disk's health.")
+            problem = self.value("PRAGMA quick_check(1)")
+        if problem != "ok":
+            raise Damaged(f"{self.path} is damaged: {problem}", remedy="Check the disk's health.")
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; on the disk when it ends.
+        """Run a transaction; it is on disk when the block ends.
 
-        Raises: OutboxError: it is not; nothing has changed.
+        Raises: OutboxError: it failed; nothing has changed.
         """
         with self._translating():
             self.rows("BEGIN IMMEDIATE")
@@ -153,7 +153,7 @@ class OutboxDatabase:
 
     @contextlib.contextmanager
     def part(self) -> Iterator[None]:
-        """A part of a transaction that may fail by itself."""
+        """Run a part of a transaction that may fail on its own."""
         self.rows("SAVEPOINT part")
         try:
             yield
@@ -165,25 +165,25 @@ class OutboxDatabase:
                 self.rows("RELEASE part")
 
     def rows(self, sql: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Run a statement and fetch all."""
+        """Run a statement and return all rows."""
         return self._connection.execute(sql, arguments).fetchall()
 
     def value(self, sql: str, arguments: Sequence[Any] = ()) -> Any:
-        """Run a statement and fetch the first value."""
+        """Run a statement and return the first value."""
         return self._connection.execute(sql, arguments).fetchone()[0]
 
     def change(self, sql: str, arguments: Sequence[Any] = ()) -> int:
-        """Run a statement. Returns: how many rows it changed."""
+        """Run a statement. Returns: the number of changed rows."""
         return self._connection.execute(sql, arguments).rowcount
 
     def insert(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows, many with one statement.
+        """Insert rows, many per statement.
 
-        Each statement lets go of the interpreter lock, and where another thread is busy it takes 5 ms to get it back: a row
-        a statement would be 200 rows a second.
+        Every statement releases the interpreter lock, and reacquiring it from a busy thread takes 5 ms: one row per statement
+        would mean 200 rows a second.
         """
         start = 0
-        for size in _AT_ONCE:
+        for size in _ROWS_PER_INSERT:
             sql = f"INSERT INTO {table} VALUES " + ",".join([f"({','.join('?' * len(rows[0]))})"] * size)  # noqa: S608 - our own names
             while len(rows) - start >= size:
                 self._connection.execute(sql, list(itertools.chain.from_iterable(rows[start : start + size])))
@@ -191,22 +191,22 @@ class OutboxDatabase:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Read outside a transaction."""
+        """Run reads outside a transaction, with error translation."""
         with self._translating():
             yield
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the pages that hold something."""
+        """Size of the pages in use, in bytes."""
         return int(self.value("PRAGMA page_count") - self.value("PRAGMA freelist_count")) * PAGE_BYTES
 
-    def shorten_log(self) -> None:
-        """Move the write-ahead log into the database: what a full disk needs to go on."""
+    def truncate_log(self) -> None:
+        """Checkpoint and truncate the write-ahead log, to free disk space."""
         with contextlib.suppress(sqlite3.Error):
             self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
-        """Close it."""
+        """Close the database."""
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
@@ -215,13 +215,13 @@ class OutboxDatabase:
         try:
             yield
         except sqlite3.Error as error:
-            raise _translated(error, self.path) from error
+            raise _translate(error, self.path) from error
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a database and its companions; an earlier one set aside is deleted, so that they do not fill the disk.
+    """Rename a damaged database and its companion files. One set aside earlier is deleted, to save disk space.
 
-    Returns: where it is now.
+    Returns: its new path.
     Raises: DiskTrouble: it cannot be renamed.
     """
     aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
@@ -233,5 +233,5 @@ def set_aside(path: Path) -> Path:
                 companion.rename(aside.with_name(aside.name + end))
         path.rename(aside)
     except OSError as error:
-        raise DiskTrouble(f"{path} cannot be set aside: {error}", remedy="Check the folder and the disk.") from error
+        raise DiskTrouble(f"Cannot rename {path}: {error}", remedy="Check the folder and the disk.") from error
     return aside

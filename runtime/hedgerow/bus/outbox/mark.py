@@ -1,17 +1,17 @@
-"""What stands beside the database: how far numbers were given, how time is told, and room for a full disk.
+"""Files and clocks beside the outbox's database: high-water mark, reserve for a full disk, boot time.
 
-**Mark.** A database that loses the end of its log looks sound afterwards: its last transactions are simply not there, and
-it would give their numbers a second time. So the numbers are noted in a file of their own after every commit. Not with
-an fsync: it need only survive what befalls the database alone. If both are lost, the region knows better
-(`OutboxStore._overtaken`).
+**Mark.** A database that loses the end of its log looks intact: the last transactions are just missing, and it would assign
+their numbers a second time. So the next numbers are also written to a separate file after every commit. Without an fsync: it
+need only survive damage to the database alone. If both are lost, the region's acknowledgements reveal it
+(`OutboxStore._restart_epoch`).
 
-**Age.** Records expire by an age that only grows while a machine is known to be up, so that no clock that is set, by an
-hour or by fifty years, expires anything. Within one boot the kernel's boot time tells how long the node was down. After
-a new boot, the time since then has surely passed; how long the machine was off cannot be known without trusting the
-clock, and does not count. A record may live too long by that much; never too short.
+**Age.** Records expire by an age that grows only while the machine is known to be up, so setting the clock, by an hour or by
+fifty years, expires nothing. Within one boot, the kernel's boot time shows how long the node was down. After a reboot, only
+the time since then counts: how long the machine was off cannot be known without trusting the clock. A record may live
+longer by that time, never shorter.
 
-**Reserve.** On a full disk SQLite cannot even delete: that, too, is written to its log first. So some room is kept in a
-file, given back when the disk is full, and taken again when there is plenty.
+**Reserve.** On a full disk SQLite cannot even delete: deletions, too, are first written to its log. So a file reserves some
+space; it is removed when the disk is full and created again once there is space.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from hedgerow.bus.outbox.records import PRIORITIES
 
 _MARK: Final = struct.Struct(f"<16s{PRIORITIES}QI")
 RESERVE_BYTES: Final = 8 << 20
-"""As much as the write-ahead log may hold: 4 MB, and a group that came on top."""
+"""Size of a full write-ahead log: 4 MB, and one more group."""
 
 
 class Mark:
-    """The file that notes how far numbers were given.
+    """File with the next record number of each priority.
 
     Attributes:
-        epoch, numbers: what it said when it was opened: the next number of each priority; epoch "" if it said nothing.
+        epoch, numbers: its content when it was opened; epoch "" if it was empty or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,8 +48,8 @@ class Mark:
             epoch, *numbers, _ = _MARK.unpack(raw)
             self.epoch, self.numbers = epoch.decode("ascii", "replace"), tuple(numbers)
 
-    def note(self, epoch: str, numbers: Sequence[int]) -> None:
-        """Note the next numbers of an epoch."""
+    def write(self, epoch: str, numbers: Sequence[int]) -> None:
+        """Write the next numbers of an epoch."""
         raw = _MARK.pack(epoch.encode(), *numbers, 0)[:-4]
         os.pwrite(self._file, raw + zlib.crc32(raw).to_bytes(4, "little"), 0)
 
@@ -59,10 +59,10 @@ class Mark:
 
 
 class Reserve:
-    """Room on the disk, kept for when there is none.
+    """Disk space reserved for a full disk.
 
     Args:
-        path: of the file that takes it.
+        path: file that occupies it.
         size: bytes.
     """
 
@@ -72,7 +72,7 @@ class Reserve:
         self._filled = False
 
     def fill(self) -> bool:
-        """Take the room, if it is not taken and there is plenty. Returns: whether there is plenty."""
+        """Reserve the space if twice as much is free. Returns: False if the disk has too little."""
         if self._filled:
             return True
         try:
@@ -85,30 +85,30 @@ class Reserve:
             finally:
                 os.close(file)
         except OSError:
-            return True  # some file systems cannot
+            return True  # not supported by every file system
         self._filled = True
         return True
 
     def release(self) -> None:
-        """Give the room back."""
+        """Free the reserved space."""
         self._filled = False
         with contextlib.suppress(OSError):
             self._path.unlink()
 
 
 class Boot(NamedTuple):
-    """A moment, told without a clock that anyone sets: which boot, and seconds since."""
+    """A point in time independent of the wall clock: boot id, and seconds since that boot."""
 
     id: str
     seconds: float
 
     @classmethod
     def now(cls) -> Boot:
-        """The present moment; time that the machine sleeps counts."""
+        """Return the current time; suspended time counts."""
         return cls(_boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME))
 
     def since(self, then: Boot) -> float:
-        """Seconds that have surely passed since another moment."""
+        """Return the seconds that have certainly passed since an earlier point."""
         return max(0.0, self.seconds - then.seconds) if self.id == then.id else self.seconds
 
 

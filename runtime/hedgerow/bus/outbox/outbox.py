@@ -1,17 +1,17 @@
-"""The node's durable queue of results that must reach the region: the part on the event loop.
+"""Event-loop side of the durable queue of results for the region.
 
     async with Outbox(path, gap_topic=…, publish=client.publish, on_event=…) as outbox:
-        outbox.link(up=True)                       # client's on_state
-        outbox.append([record], [], done)          # done(None): safe, so acknowledge the frame
+        outbox.link_changed(up=True)                       # from the client's on_state
+        outbox.append([record], [], done)          # done(None): stored, so acknowledge the frame
         outbox.acknowledge(Ack.decode(payload))    # from the region
 
 Rules:
-- Everything is called on the event loop's thread and returns at once. `done` is called there too, after the fsync.
-- Safe means: it stays until the region acknowledges it, or a gap is declared for it.
-- What is published carries its number as a user property `number`: `EPOCH/PRIORITY/SEQUENCE`. A gap is published to a topic
-  of its own, at its place in the sequence. With `ack` beside it, `now`, the region is asked to answer at once.
-- What is new goes to its topic, once. What goes again, or could not go when it was new, goes to the late one: who acts on
-  results as they come is not to see old ones.
+- Call everything on the event loop's thread; calls return at once. `done` is called there too, after the fsync.
+- A stored record stays until the region acknowledges it, or a gap is declared for it.
+- Every publish carries its number in the user property `number`: `EPOCH/PRIORITY/SEQUENCE`. A gap is published to `gap_topic`,
+  at its place in the sequence. The user property `ack: now` requests an immediate acknowledgement from the region.
+- A new record is published once to its topic. A resent or delayed one goes to its late topic, so that subscribers acting on
+  live results never see old ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any, Final, Literal, Protocol, Self
 from hedgerow.bus.outbox.database import DiskTrouble
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import (
-    ASK,
+    ACK_NOW,
     PRIORITIES,
     Ack,
     Gap,
@@ -41,21 +41,21 @@ from hedgerow.bus.outbox.records import (
     priority_of,
     sequence_of,
 )
-from hedgerow.bus.outbox.store import LARGEST, RECENT, OutboxStore
+from hedgerow.bus.outbox.store import MAX_RECORD_FRACTION, REMEMBERED_ORIGINS, OutboxStore
 from hedgerow.bus.outbox.window import SendWindow
-from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, Lose, OutboxWriter, Sweep
+from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, GiveUp, OutboxWriter, Sweep
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 
 _TICK_S: Final = 1.0
-_REFUSALS: Final = 3
-"""Times that a broker may refuse a record before it is given up."""
-_ASK: Final = encode_properties([(Property.USER, ASK)])
+_MAX_REFUSALS: Final = 3
+"""Refusals by the broker after which a record is given up."""
+_ACK_NOW: Final = encode_properties([(Property.USER, ACK_NOW)])
 _GAP_TYPE: Final = encode_properties([(Property.CONTENT_TYPE, "application/json")])
 
 
 class Publish(Protocol):
-    """How something is published: `Client.publish`."""
+    """Signature of `Client.publish`."""
 
     def __call__(
         self,
@@ -66,19 +66,19 @@ class Publish(Protocol):
         properties: bytes,
         done: Callable[[Exception | None], None],
     ) -> None:
-        """Publish; `done` when the broker has it or refuses it."""
+        """Publish; call `done` when the broker acknowledges or refuses it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxStatus:
-    """How an outbox does, for health.
+    """State of an outbox, for health reports.
 
     Attributes:
-        epoch: of its numbers; "" as long as it could not be opened.
-        entries: records and gaps that the region does not have.
-        used_bytes: that they take.
-        under_way: of them sent.
-        appending: calls of `append` not answered yet.
+        epoch: of its numbers; "" until the store has been opened.
+        entries: records and gaps not acknowledged by the region.
+        used_bytes: their size on disk.
+        in_flight: entries sent and not acknowledged.
+        appending: calls of `append` still in progress.
         lost: records lost since the start, by reason; each is declared to the region.
         failure: why nothing can be stored; None if it can.
     """
@@ -86,29 +86,29 @@ class OutboxStatus:
     epoch: str
     entries: int
     used_bytes: int
-    under_way: int
+    in_flight: int
     appending: int
     lost: dict[str, int]
     failure: str | None
 
 
 class Outbox:
-    """Keeps records until the region has them.
+    """Stores records until the region acknowledges them.
 
     Args:
-        path: of its database.
+        path: its database.
         gap_topic: where gaps are published.
-        late: the late topic, of a topic.
-        publish: how to publish to the site's broker.
-        on_event: takes what operators should know: kind, detail.
-        max_bytes: most it may take on the disk (and 4 MB for its log).
-        when_full: give up the oldest of the lowest priority, or refuse what is new.
-        window: records under way: at most so many sent and not acknowledged by the region.
-        window_bytes: of them.
-        backlog_share: part of the window for what waits from an outage, so that the rest is free for what is new.
-        boot: tells the time.
+        late: returns the late topic for a topic.
+        publish: publishes to the site's broker.
+        on_event: called with events for operators: kind and detail.
+        max_bytes: disk quota, without 4 MB for the database's log.
+        when_full: evict the oldest records of the lowest priority, or refuse new ones.
+        window: limit on records in flight: sent and not acknowledged by the region.
+        window_bytes: limit on their bytes.
+        backlog_share: part of the window for the backlog of an outage; the rest is reserved for new records.
+        boot: returns the time since boot.
     Attributes:
-        largest: bytes that one record may have.
+        max_record_bytes: size limit of a record.
     """
 
     def __init__(
@@ -132,22 +132,22 @@ class Outbox:
         self._on_event = on_event
         self._window = SendWindow(window, window_bytes, backlog_share)
         self._open_store = partial(OutboxStore, path, max_bytes=max_bytes, when_full=when_full, boot=boot)
-        self._up = False
+        self._link_up = False
         self._closing = False
-        self._last = CommitOutcome()
+        self._latest = CommitOutcome()
         self._lost: Counter[str] = Counter()
-        self._to_report: Counter[str] = Counter()
+        self._unreported_losses: Counter[str] = Counter()
         self._refusals: dict[int, int] = {}
         self._appending = 0
-        self._again: set[int] = set()
+        self._to_resend: set[int] = set()
         self._failure: OutboxError | None = None
         self._origins: OrderedDict[int, None] = OrderedDict()
-        self.largest = max_bytes // LARGEST
+        self.max_record_bytes = max_bytes // MAX_RECORD_FRACTION
 
     async def __aenter__(self) -> Self:
         """Open the store.
 
-        Raises: OutboxError: it is in use, or of another version. A full or failing disk is no reason: it may pass.
+        Raises: OutboxError: it is in use, or has another format. A full or failing disk does not raise: it may pass.
         """
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -164,97 +164,98 @@ class Outbox:
 
     @property
     def epoch(self) -> str:
-        """Of the numbers; "" as long as the store could not be opened."""
-        return self._last.epoch
+        """Epoch of the numbers; "" until the store has been opened."""
+        return self._latest.epoch
 
     @property
     def status(self) -> OutboxStatus:
-        """How it does."""
-        last = self._last
+        """Its current state."""
+        last = self._latest
         return OutboxStatus(
             last.epoch,
             last.entries,
             last.used_bytes,
-            self._window.under_way,
+            self._window.in_flight,
             self._appending,
             dict(self._lost),
             None if self._failure is None else str(self._failure),
         )
 
     def has_stored(self, origin: int) -> bool:
-        """Whether records of this origin were stored not long ago, in this run or an earlier one."""
+        """Return whether records of this origin were stored recently, in this run or an earlier one."""
         return origin in self._origins
 
     def append(self, records: Sequence[Record], origins: Sequence[int], done: Done) -> None:
-        """Store records, together.
+        """Store records, all or none.
 
         Args:
-            origins: what they were made of, as signed 64-bit numbers, to be known again; the last `RECENT` are remembered.
-            done: called once, later: with None when they are on the disk, else with why they are not; then none is.
+            origins: signed 64-bit ids of the messages the records were made from, for `has_stored`; the last
+                `REMEMBERED_ORIGINS` are remembered.
+            done: called once, after this call returns: with None when all are on disk, else with the error.
         """
         if self._closing:
             error = OutboxError("The outbox is closed", remedy="Open it again.", code="outbox-closed")
             self._loop.call_soon(done, error)
             return
         self._appending += 1
-        self._writer.give(Append(records, origins, done))
+        self._writer.submit(Append(records, origins, done))
 
     def acknowledge(self, ack: Ack) -> None:
-        """The region has something."""
+        """Apply an acknowledgement from the region."""
         if ack.epoch != self.epoch:
-            return  # of an epoch that has ended
+            return  # of an earlier epoch
         self._window.acked(ack, time.monotonic())
-        self._writer.give(ack)
-        self._pump()
+        self._writer.submit(ack)
+        self._send_pending()
 
-    def link(self, *, up: bool) -> None:
-        """The link to the site's broker came up or went down."""
-        self._up = up
+    def link_changed(self, *, up: bool) -> None:
+        """Report that the link to the site's broker came up or went down."""
+        self._link_up = up
         if up:
             self._window.link_up(time.monotonic())
-            self._pump()
+            self._send_pending()
         else:
             self._window.link_down()
 
     async def close(self) -> None:
-        """Write what was given, and close the store."""
+        """Write everything appended so far, and close the store."""
         if self._closing:
             return
         self._closing = True
         self._timer.cancel()
-        self._writer.give(Close())
+        self._writer.submit(Close())
         await asyncio.to_thread(self._writer.join)
 
     def _report(self, outcome: CommitOutcome) -> None:
-        """(writer's thread)"""
+        """(writer's thread) Pass an outcome to the event loop."""
         self._loop.call_soon_threadsafe(self._finished, outcome)
 
     def _finished(self, outcome: CommitOutcome) -> None:
-        """A group is written."""
+        """Handle the outcome of a group of jobs."""
         if not self._opened.done():
             if outcome.failure is not None and not isinstance(outcome.failure, DiskTrouble):
                 self._opened.set_exception(outcome.failure)
                 return
             self._opened.set_result(None)
-        self._tell(outcome)
-        self._note(outcome)
+        self._run_callbacks(outcome)
+        self._apply_changes(outcome)
         now = time.monotonic()
-        for wanted, entries in outcome.read:
-            self._send(self._window.offer(wanted, entries, now), self._late)
+        for request, entries in outcome.reads:
+            self._send(self._window.offer(request, entries, now), self._late)
         if outcome.failure is None:
-            self._pump()
+            self._send_pending()
 
-    def _tell(self, outcome: CommitOutcome) -> None:
-        self._appending -= len(outcome.done)
+    def _run_callbacks(self, outcome: CommitOutcome) -> None:
+        self._appending -= len(outcome.callbacks)
         origins = self._origins
         origins.update(dict.fromkeys(outcome.origins))
-        while len(origins) > RECENT:
+        while len(origins) > REMEMBERED_ORIGINS:
             origins.popitem(last=False)
-        for done, error in outcome.done:
+        for done, error in outcome.callbacks:
             try:
                 done(error)
-            except Exception as problem:  # noqa: BLE001 - one caller's fault is not to be another's
-                self._loop.call_exception_handler({"message": "An outbox's `done` raised", "exception": problem})
+            except Exception as problem:  # noqa: BLE001 - one caller's error must not affect others
+                self._loop.call_exception_handler({"message": "An outbox callback raised", "exception": problem})
         if outcome.failure is not None and self._failure is None:
             self._failure = outcome.failure
             self._on_event("outbox-failing", {"error": str(outcome.failure), "remedy": outcome.failure.remedy})
@@ -262,33 +263,33 @@ class Outbox:
             self._failure = None
             self._on_event("outbox-recovered", {})
 
-    def _note(self, outcome: CommitOutcome) -> None:
-        """Follow what has changed in the store."""
-        window, notes = self._window, outcome.notes
-        for event in notes.events:
+    def _apply_changes(self, outcome: CommitOutcome) -> None:
+        """Bring the window in line with the store, and report events."""
+        window, changes = self._window, outcome.changes
+        for event in changes.events:
             self._on_event(*event)
-        self._lost.update(notes.lost)
-        self._to_report.update(notes.lost)
-        if not outcome.epoch:  # it is not open
+        self._lost.update(changes.lost)
+        self._unreported_losses.update(changes.lost)
+        if not outcome.epoch:  # the store is not open
             return
         if outcome.epoch != self.epoch:
-            window.begin([key_of(priority, 1) for priority in range(PRIORITIES)], outcome.tops)
+            window.reset([key_of(priority, 1) for priority in range(PRIORITIES)], outcome.next_keys)
             self._refusals.clear()
-            self._again.clear()
-        self._last = outcome
-        window.appended(outcome.appended, outcome.tops, up=self._up)
-        window.gone(notes.gone)
-        for key in notes.touched:
+            self._to_resend.clear()
+        self._latest = outcome
+        window.appended(outcome.appended, outcome.next_keys, up=self._link_up)
+        window.discard(changes.given_up)
+        for key in changes.changed_gaps:
             window.rewind(key)
 
-    def _pump(self) -> None:
-        """Send what may be sent."""
-        if not self._up or self._closing:
+    def _send_pending(self) -> None:
+        """Send as much as the window permits."""
+        if not self._link_up or self._closing:
             return
-        entries, wanted = self._window.next(time.monotonic())
+        entries, request = self._window.next(time.monotonic())
         self._send(entries)
-        if wanted is not None:
-            self._writer.give(wanted)
+        if request is not None:
+            self._writer.submit(request)
 
     def _send(self, entries: Sequence[OutboxEntry], late: Callable[[str], str] | None = None) -> None:
         epoch = self.epoch
@@ -301,8 +302,8 @@ class Outbox:
             elif late is not None:
                 topic = late(topic)
             properties += encode_properties([(Property.USER, ("number", str(number)))])
-            if self._window.asks(entry.key):
-                properties += _ASK
+            if self._window.wants_ack(entry.key):
+                properties += _ACK_NOW
             done = partial(self._published, epoch, entry.key)
             try:
                 self._publish(topic, payload, qos=1, properties=properties, done=done)
@@ -310,27 +311,27 @@ class Outbox:
                 done(error)
 
     def _published(self, epoch: str, key: int, error: Exception | None) -> None:
-        """The site's broker has it, which says nothing about the region; or it refuses it."""
+        """Handle the site broker's reply; its acceptance says nothing about the region."""
         if error is None:
             self._refusals.pop(key, None)
             return
-        if self._closing or not self._up or epoch != self.epoch:
+        if self._closing or not self._link_up or epoch != self.epoch:
             return
-        times = self._refusals[key] = self._refusals.get(key, 0) + 1
-        if times >= _REFUSALS:
+        refusals = self._refusals[key] = self._refusals.get(key, 0) + 1
+        if refusals >= _MAX_REFUSALS:
             del self._refusals[key]
             self._on_event("outbox-refused", {"sequence": sequence_of(key), "error": str(error)})
-            self._writer.give(Lose(key, epoch, "refused"))
-        self._again.add(key)  # with the next tick: itself, or the gap in its place
+            self._writer.submit(GiveUp(key, epoch, "refused"))
+        self._to_resend.add(key)  # at the next tick: the record, or the gap in its place
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK_S, self._tick)
-        for key in self._again:
-            self._window.again(key)
-        self._again.clear()
+        for key in self._to_resend:
+            self._window.resend(key)
+        self._to_resend.clear()
         self._window.probe(time.monotonic())
-        if self._to_report:
-            self._on_event("outbox-lost", dict(self._to_report))
-            self._to_report.clear()
-        self._writer.give(Sweep())
-        self._pump()
+        if self._unreported_losses:
+            self._on_event("outbox-lost", dict(self._unreported_losses))
+            self._unreported_losses.clear()
+        self._writer.submit(Sweep())
+        self._send_pending()

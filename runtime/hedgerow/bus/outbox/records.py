@@ -1,8 +1,8 @@
-"""What the outbox holds, how it is numbered, and what the region says to it.
+"""Records, gaps and acknowledgements of the outbox, and their encodings.
 
-A number is (epoch, priority, sequence): every priority counts for itself, from 1, without holes. Inside the outbox
-priority and sequence are one integer, the *key*, so that its order is the order in which records are given up when space
-runs out: lowest priority first, oldest first.
+A number is (epoch, priority, sequence): each priority is numbered separately, from 1, without holes. Inside the outbox,
+priority and sequence form one integer, the *key*. Key order is the order in which records are evicted when space runs out:
+lowest priority first, then oldest first.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import orjson
 from hedgerow.errors import BusError
 
 PRIORITIES: Final = 10
-"""Priorities are 0 (least) to 9."""
+"""Priorities are 0 (lowest) to 9."""
 
-ASK: Final = ("ack", "now")
-"""The user property that asks the region to acknowledge at once what it has got."""
+ACK_NOW: Final = ("ack", "now")
+"""User property that requests an immediate acknowledgement from the region."""
 
 _SHIFT: Final = 48
 _SEQUENCE: Final = (1 << _SHIFT) - 1
 
 
 class OutboxError(BusError):
-    """The outbox cannot take or keep records: look at the node's disk.
+    """The outbox cannot store records: check the node's disk.
 
     Args:
-        code: what it is, kebab-case.
+        code: error code, kebab-case.
     """
 
     code = "outbox"
@@ -42,7 +42,7 @@ class OutboxError(BusError):
 
 
 class Number(NamedTuple):
-    """The identity of a record for the region: the same whenever it is sent."""
+    """Identity of a record; unchanged when it is resent."""
 
     epoch: str
     priority: int
@@ -53,26 +53,26 @@ class Number(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Number:
-        """Read a number from its text.
+        """Parse a number.
 
-        Raises: ValueError: it is none.
+        Raises: ValueError: the text is invalid.
         """
         epoch, priority, sequence = text.split("/")
         return cls(epoch, int(priority), int(sequence))
 
 
 def key_of(priority: int, sequence: int) -> int:
-    """Priority and sequence as one integer."""
+    """Return priority and sequence as one integer."""
     return priority << _SHIFT | sequence
 
 
 def priority_of(key: int) -> int:
-    """The priority in a key."""
+    """Return the priority of a key."""
     return key >> _SHIFT
 
 
 def sequence_of(key: int) -> int:
-    """The sequence in a key."""
+    """Return the sequence of a key."""
     return key & _SEQUENCE
 
 
@@ -81,13 +81,12 @@ class Record:
     """A result that must reach the region.
 
     Attributes:
-        pipeline: which made it.
+        pipeline: name of the pipeline that produced it.
         topic: where it is published.
-        payload: its bytes.
-        properties: encoded MQTT properties. An expiry among them would let a broker lose it unseen: use `ttl_s`.
-        priority: 0 to 9; higher ones are sent first and given up last.
+        properties: encoded MQTT properties. Use `ttl_s`, not a message expiry: a broker would drop the result silently.
+        priority: 0 to 9; higher ones are sent first and evicted last.
         created_at: Unix seconds.
-        ttl_s: seconds after which it is of no use; None for never.
+        ttl_s: seconds after which it expires; None: never.
     """
 
     pipeline: str
@@ -100,26 +99,26 @@ class Record:
 
     def __post_init__(self) -> None:
         if not 0 <= self.priority < PRIORITIES:
-            raise ValueError(f"Priority {self.priority} is not one of 0 to {PRIORITIES - 1}")
+            raise ValueError(f"Priority {self.priority} is not between 0 and {PRIORITIES - 1}")
         if not self.topic:
             raise ValueError("A record needs a topic")
 
     @property
     def size(self) -> int:
-        """Bytes of payload, properties and topic."""
+        """Size of payload, properties and topic, in bytes."""
         return len(self.payload) + len(self.properties) + len(self.topic)
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """A record with its number, or a gap in place of several.
+    """A stored record, or a gap in place of several.
 
     Attributes:
-        key: priority and sequence; of a gap, its first.
-        last: the same for a record; of a gap, the key of its last.
+        key: the record's key; of a gap, its first.
+        last: equal to `key`; of a gap, its last key.
         topic: where it is published; "" for a gap.
         properties: encoded MQTT properties.
-        payload: of a gap, the body of a `Gap`.
+        payload: of a gap, `Gap.body()`.
     """
 
     key: int
@@ -130,18 +129,18 @@ class OutboxEntry:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes on the way."""
+        """Size as sent, in bytes."""
         return len(self.payload) + len(self.properties) + len(self.topic)
 
 
 @dataclass(frozen=True, slots=True)
-class Previous:
-    """An earlier epoch that came to an end because its store was lost.
+class PreviousEpoch:
+    """An earlier epoch that ended because its store was lost.
 
     Attributes:
-        epoch: which; None if not even that is known.
-        numbers: the next number of each priority when it was last heard of. Whatever the region has not got of the
-            numbers below is lost; whether there were more is unknown.
+        epoch: its id; None if unknown.
+        numbers: last known next number of each priority. Lower numbers that the region has not received are lost; there may
+            have been higher ones.
     """
 
     epoch: str | None
@@ -150,26 +149,26 @@ class Previous:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Numbers that will never come, and why: what the outbox declares instead of them.
+    """Declares that a range of numbers will not be sent, and why.
 
     Attributes:
         first, last: keys.
-        reasons: records lost, by reason. Numbers of the gap that are not among them had come to the region before.
+        reasons: records lost, by reason. The rest of the range had been acknowledged before.
         previous: earlier epochs that ended here.
     """
 
     first: int
     last: int
     reasons: Mapping[str, int]
-    previous: tuple[Previous, ...] = ()
+    previous: tuple[PreviousEpoch, ...] = ()
 
     @property
     def count(self) -> int:
-        """Records lost."""
+        """Number of records lost."""
         return sum(self.reasons.values())
 
-    def joined(self, other: Gap) -> Gap:
-        """One gap in place of two that have nothing between them."""
+    def merged(self, other: Gap) -> Gap:
+        """Return one gap in place of two adjacent ones."""
         reasons = dict(self.reasons)
         for reason, count in other.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + count
@@ -177,25 +176,25 @@ class Gap:
         return Gap(first, last, reasons, self.previous + other.previous)
 
     def body(self) -> bytes:
-        """What is stored of it, beside its keys."""
-        previous = [[one.epoch, one.numbers] for one in self.previous]
+        """Encode the reasons and previous epochs, for storing."""
+        previous = [[each.epoch, each.numbers] for each in self.previous]
         return json.dumps({"reasons": self.reasons, "previous": previous}, separators=(",", ":")).encode()
 
     @classmethod
     def read(cls, first: int, last: int, body: bytes) -> Gap:
-        """Make it of what was stored; a body that cannot be read leaves the reason open."""
+        """Decode a stored gap; an unreadable body counts as one record lost with the reason `corrupt`."""
         try:
-            said = json.loads(body)
+            content = json.loads(body)
             previous = tuple(
-                Previous(epoch, tuple(numbers) if numbers else None) for epoch, numbers in said["previous"]
+                PreviousEpoch(epoch, tuple(numbers) if numbers else None) for epoch, numbers in content["previous"]
             )
-            return cls(first, last, said["reasons"], previous)
+            return cls(first, last, content["reasons"], previous)
         except (ValueError, KeyError, TypeError):
             return cls(first, last, {"corrupt": 1})
 
     def message(self, epoch: str) -> bytes:
-        """What is published of it: JSON."""
-        said = {
+        """Encode the gap as the JSON message to publish."""
+        content = {
             "schema": "hedgerow.gap/1",
             "epoch": epoch,
             "priority": priority_of(self.first),
@@ -203,35 +202,36 @@ class Gap:
             "last": sequence_of(self.last),
             "count": self.count,
             "reasons": self.reasons,
-            "previous": [{"epoch": one.epoch, "next": one.numbers} for one in self.previous],
+            "previous": [{"epoch": each.epoch, "next": each.numbers} for each in self.previous],
         }
-        return json.dumps(said, separators=(",", ":")).encode()
+        return json.dumps(content, separators=(",", ":")).encode()
 
 
 def read_gap(message: bytes) -> tuple[str, Gap]:
-    """Read what `Gap.message` wrote: the epoch, and the gap.
+    """Decode a gap message. Returns: the epoch, and the gap.
 
-    Raises: ValueError: it is none.
+    Raises: ValueError: it is invalid.
     """
     try:
-        said = json.loads(message)
-        first, last = (key_of(said["priority"], said[end]) for end in ("first", "last"))
+        content = json.loads(message)
+        first, last = (key_of(content["priority"], content[end]) for end in ("first", "last"))
         previous = tuple(
-            Previous(one["epoch"], None if one["next"] is None else tuple(one["next"])) for one in said["previous"]
+            PreviousEpoch(each["epoch"], None if each["next"] is None else tuple(each["next"]))
+            for each in content["previous"]
         )
-        return said["epoch"], Gap(first, last, said["reasons"], previous)
+        return content["epoch"], Gap(first, last, content["reasons"], previous)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"This is no gap: {message[:80]!r}") from error
+        raise ValueError(f"Not a gap message: {message[:80]!r}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """What the region has got: of each priority all numbers up to one, and perhaps ranges beyond it.
+    """The numbers the region has stored: cumulative per priority, plus ranges beyond.
 
     Attributes:
-        epoch: of the numbers; those of another epoch mean nothing.
-        through: the last number of those without a hole before them, by priority.
-        also: ranges (first, last) that came ahead of a hole, by priority.
+        epoch: of the numbers; ignored unless it is the outbox's current one.
+        through: highest number without a missing one below it, by priority.
+        also: ranges (first, last) above the first missing number, by priority.
     """
 
     epoch: str
@@ -239,7 +239,7 @@ class Ack:
     also: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
 
     def ranges(self) -> list[tuple[int, int]]:
-        """All that it acknowledges, as ranges of keys."""
+        """Return all acknowledged numbers as ranges of keys."""
         whole = [(key_of(priority, 0), key_of(priority, last)) for priority, last in self.through.items()]
         return whole + [
             (key_of(priority, first), key_of(priority, last))
@@ -248,35 +248,35 @@ class Ack:
         ]
 
     def encode(self) -> bytes:
-        """As JSON."""
-        said = {"schema": "hedgerow.ack/1", "epoch": self.epoch, "through": self.through, "also": self.also}
-        return orjson.dumps(said, option=orjson.OPT_NON_STR_KEYS)
+        """Encode as JSON."""
+        content = {"schema": "hedgerow.ack/1", "epoch": self.epoch, "through": self.through, "also": self.also}
+        return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
 
     @classmethod
     def decode(cls, payload: bytes | memoryview) -> Ack:
-        """Read what `encode` wrote.
+        """Decode JSON.
 
-        Raises: ValueError: it is none.
+        Raises: ValueError: it is invalid.
         """
         try:
-            said = json.loads(bytes(payload))
-            through = {_priority(name): _sequence(last) for name, last in said["through"].items()}
+            content = json.loads(bytes(payload))
+            through = {_priority(name): _sequence(last) for name, last in content["through"].items()}
             also = {
                 _priority(name): [(_sequence(first), _sequence(last)) for first, last in ranges]
-                for name, ranges in said.get("also", {}).items()
+                for name, ranges in content.get("also", {}).items()
             }
-            return cls(str(said["epoch"]), through, also)
+            return cls(str(content["epoch"]), through, also)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"This is no acknowledgement: {bytes(payload[:80])!r}") from error
+            raise ValueError(f"Not an acknowledgement: {bytes(payload[:80])!r}") from error
 
 
 def _priority(name: str) -> int:
     if not 0 <= (priority := int(name)) < PRIORITIES:
-        raise ValueError(f"{priority} is no priority")
+        raise ValueError(f"{priority} is not a priority")
     return priority
 
 
 def _sequence(value: int) -> int:
     if not isinstance(value, int) or not 0 <= value <= _SEQUENCE:
-        raise ValueError(f"{value!r} is no sequence")
+        raise ValueError(f"{value!r} is not a sequence number")
     return value

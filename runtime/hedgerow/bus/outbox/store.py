@@ -1,12 +1,12 @@
-"""The outbox on the disk: numbered records and gaps, until the region has them.
+"""Numbered records and gaps on disk, until the region acknowledges them.
 
 Rules:
-- What changes, changes in a `transaction`; when that has ended it is on the disk (fsync).
-- A number is given once. A record leaves by being acknowledged; lost in any other way, a gap takes its place. Gaps that
-  have nothing between them are one, so there are never more of them than records (and one for each priority).
-- Neither the clock nor the network is known here: time is an age (see `mark`).
+- Every change is part of a `transaction`, and is on disk (fsync) when that ends.
+- A number is assigned once. A record is deleted when it is acknowledged; if it is lost in any other way, a gap takes its
+  place. Adjacent gaps are merged, so there are never more gaps than records (plus one per priority).
+- The store uses neither wall clock nor network: time is an age (see `mark`).
 
-For one thread, the writer's.
+Single-threaded: used only by the writer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hedgerow.bus.outbox.records import (
     Gap,
     OutboxEntry,
     OutboxError,
-    Previous,
+    PreviousEpoch,
     Record,
     key_of,
     priority_of,
@@ -38,55 +38,55 @@ from hedgerow.bus.outbox.records import (
 )
 
 _FIRST: Final = (1,) * PRIORITIES
-_AT_ONCE: Final = 1000
-"""Records expired or evicted with one look."""
-_LEAST_BYTES: Final = 1 << 18
-"""On a full disk no more is given up than down to this."""
-LARGEST: Final = 4
-"""A record may take no more than this part (a fourth) of the quota."""
-RECENT: Final = 16_384
-"""Origins that are remembered. A broker gives a frame again only while it is among the last that were under way, of which it
-has no more than Receive Maximum for each pipeline."""
+_BATCH: Final = 1000
+"""Limit on records expired or evicted by one query."""
+_MIN_BYTES: Final = 1 << 18
+"""On a full disk, eviction stops at this size."""
+MAX_RECORD_FRACTION: Final = 4
+"""A record may take at most a quarter of the quota: `max_bytes // 4`."""
+REMEMBERED_ORIGINS: Final = 16_384
+"""Number of origins remembered. A broker redelivers only frames that were in flight, at most Receive Maximum per
+pipeline."""
 
 Event = tuple[str, dict[str, Any]]
 
 
-class Full(OutboxError):
-    """The quota is used up, and nothing may be given up for new records."""
+class OutboxFull(OutboxError):
+    """The quota is used up, and no record may be evicted."""
 
     code = "outbox-full"
 
 
 @dataclass(slots=True)
 class OutboxChanges:
-    """What happened since the notes were taken last.
+    """Changes since the last `OutboxStore.take_changes`.
 
     Attributes:
-        gone: keys of records that a gap has taken the place of.
-        touched: first keys of gaps that are new or have grown.
+        given_up: keys of records replaced by a gap.
+        changed_gaps: first keys of gaps that are new or have grown.
         lost: records lost, by reason.
-        events: what operators should know.
+        events: for operators.
     """
 
-    gone: list[int] = field(default_factory=list)
-    touched: list[int] = field(default_factory=list)
+    given_up: list[int] = field(default_factory=list)
+    changed_gaps: list[int] = field(default_factory=list)
     lost: Counter[str] = field(default_factory=Counter)
     events: list[Event] = field(default_factory=list)
 
 
 class OutboxStore:
-    """The records of one node.
+    """The outbox's database of one node.
 
     Args:
-        path: of the database; next to it there will be `PATH-wal` and `PATH.mark`.
-        max_bytes: most that the database's pages may take; its write-ahead log (4 MB) comes on top.
-        when_full: give up the oldest of the lowest priority, or refuse what is new.
-        boot: tells the time.
-    Raises: OutboxError: it cannot be opened, and that is not because it is damaged.
+        path: its file; `PATH-wal`, `PATH.mark` and `PATH.reserve` are created beside it.
+        max_bytes: quota for the database's pages, without its write-ahead log (4 MB).
+        when_full: evict the oldest records of the lowest priority, or refuse new ones.
+        boot: returns the time since boot.
+    Raises: OutboxError: it cannot be opened. A damaged file is set aside instead.
     Attributes:
-        epoch: which numbering.
+        epoch: of the numbers.
         numbers: the next number of each priority.
-        entries: records and gaps in it.
+        entries: number of stored records and gaps.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class OutboxStore:
     ) -> None:
         self.path = path
         self._max_bytes = max_bytes
-        self._ceiling = max_bytes  # lower while the disk is full
+        self._ceiling = max_bytes  # lowered while the disk is full
         self._when_full = when_full
         self._boot = boot
-        self._notes = OutboxChanges()
+        self._changes = OutboxChanges()
         self.entries = 0
         self._age_s = 0.0
         damaged = False
@@ -112,14 +112,16 @@ class OutboxStore:
             aside = set_aside(path)
             damaged = True
             detail = {"error": str(error), "remedy": error.remedy, "kept_as": str(aside)}
-            self._notes.events.append(("outbox-set-aside", detail))
+            self._changes.events.append(("outbox-set-aside", detail))
             database = self._open()
         self._database = database
         try:
             self._mark = Mark(path.with_name(path.name + ".mark"))
         except OSError as error:
             database.close()
-            raise OutboxError(f"{path}.mark cannot be written: {error}", remedy="Check the folder.") from error
+            raise OutboxError(
+                f"Cannot write {path}.mark: {error}", remedy="Check the folder's permissions and the disk."
+            ) from error
         self._reserve = Reserve(path.with_name(path.name + ".reserve"), min(RESERVE_BYTES, max_bytes // 8))
         self._load(damaged)
         self._reserve.fill()
@@ -147,60 +149,67 @@ class OutboxStore:
             ahead = self._mark.epoch == self.epoch and any(map(int.__gt__, self._mark.numbers, self.numbers))
             with self.transaction():
                 if ahead:
-                    self._skip_to(self._mark.numbers)
+                    self._declare_torn(self._mark.numbers)
             return
         self.epoch, self.numbers = os.urandom(8).hex(), list(_FIRST)
         self._opened, self._age_s = now, 0.0
         with self.transaction():
             self._database.change("INSERT INTO state VALUES (1, ?, '', 0, '', 0, 0)", (self.epoch,))
             if self._mark.epoch:
-                self._end_epoch(Previous(self._mark.epoch, self._mark.numbers))
+                self._declare_epoch_end(PreviousEpoch(self._mark.epoch, self._mark.numbers))
             elif damaged:
-                self._end_epoch(Previous(None, None))
+                self._declare_epoch_end(PreviousEpoch(None, None))
 
-    def _skip_to(self, numbers: Sequence[int]) -> None:
-        """The database lost its end, but it is known which numbers had been given: they are a gap."""
-        for priority, (here, there) in enumerate(zip(self.numbers, numbers, strict=True)):
-            if there > here:
-                self._declare(Gap(key_of(priority, here), key_of(priority, there - 1), {"torn": there - here}))
-                self._notes.lost["torn"] += there - here
-                self.numbers[priority] = there
-        self._notes.events.append(("outbox-numbers-lost", {"epoch": self.epoch, "records": self._notes.lost["torn"]}))
+    def _declare_torn(self, numbers: Sequence[int]) -> None:
+        """Declare numbers that were assigned but are missing from a database that lost its end."""
+        for priority, (stored, assigned) in enumerate(zip(self.numbers, numbers, strict=True)):
+            if assigned > stored:
+                self._declare_gap(
+                    Gap(key_of(priority, stored), key_of(priority, assigned - 1), {"torn": assigned - stored})
+                )
+                self._changes.lost["torn"] += assigned - stored
+                self.numbers[priority] = assigned
+        self._changes.events.append(
+            ("outbox-numbers-lost", {"epoch": self.epoch, "records": self._changes.lost["torn"]})
+        )
 
-    def _end_epoch(self, previous: Previous) -> None:
-        """Declare that an earlier epoch has ended, under the first free number of the highest priority."""
+    def _declare_epoch_end(self, previous: PreviousEpoch) -> None:
+        """Declare the end of an earlier epoch, under the next number of the highest priority."""
         priority = PRIORITIES - 1
         key = key_of(priority, self.numbers[priority])
         self.numbers[priority] += 1
-        self._declare(Gap(key, key, {}, (previous,)))
+        self._declare_gap(Gap(key, key, {}, (previous,)))
         detail = {"epoch": self.epoch, "previous": previous.epoch, "numbers": previous.numbers}
-        self._notes.events.append(("outbox-epoch-lost", detail))
+        self._changes.events.append(("outbox-epoch-lost", detail))
 
     @property
     def age_s(self) -> float:
-        """Seconds that have surely passed since the store was made."""
+        """Seconds that have certainly passed since the store was created."""
         return self._age_s + self._boot().since(self._opened)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the database's pages that hold something."""
+        """Size of the database's pages in use, in bytes."""
         with self._database.reading():
             return self._database.used_bytes
 
     @property
-    def tops(self) -> list[int]:
-        """For each priority, the key of its next record."""
+    def next_keys(self) -> list[int]:
+        """The key of the next record of each priority."""
         return [key_of(priority, number) for priority, number in enumerate(self.numbers)]
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Changes; all are on the disk when it ends, or none has happened.
+        """Run changes; they are on disk when the block ends.
 
-        Raises: OutboxError: none has happened.
+        Raises: OutboxError: it failed; nothing has changed.
         """
         before = self.epoch, list(self.numbers), self.entries
-        kept = OutboxChanges(
-            list(self._notes.gone), list(self._notes.touched), self._notes.lost.copy(), [*self._notes.events]
+        saved = OutboxChanges(
+            list(self._changes.given_up),
+            list(self._changes.changed_gaps),
+            self._changes.lost.copy(),
+            [*self._changes.events],
         )
         try:
             with self._database.transaction():
@@ -211,99 +220,99 @@ class OutboxStore:
                     (self.epoch, json.dumps(self.numbers), self._age_s + now.since(self._opened), *now),
                 )
         except BaseException:
-            (self.epoch, self.numbers, self.entries), self._notes = before, kept
+            (self.epoch, self.numbers, self.entries), self._changes = before, saved
             raise
-        with contextlib.suppress(OSError):  # a full disk cannot hinder it: the file has its size
-            self._mark.note(self.epoch, self.numbers)
+        with contextlib.suppress(OSError):  # works on a full disk too: the file has its final size
+            self._mark.write(self.epoch, self.numbers)
         if self._reserve.fill():
             self._ceiling = self._max_bytes
 
-    def notes(self) -> OutboxChanges:
-        """What happened since this was asked last; after the transaction."""
-        notes, self._notes = self._notes, OutboxChanges()
-        return notes
+    def take_changes(self) -> OutboxChanges:
+        """Remove and return the collected changes; call it after a transaction."""
+        changes, self._changes = self._changes, OutboxChanges()
+        return changes
 
-    # In
+    # Appending
 
     def append(self, records: Sequence[Record], origins: Sequence[int] = ()) -> list[int]:
-        """Store records, and what they were made of. Returns: their keys.
+        """Store records and their origins. Returns: the records' keys.
 
         Args:
-            origins: signed 64-bit numbers.
-        Raises: OutboxError: they are not stored, but what else was done in this transaction stands.
+            origins: signed 64-bit ids.
+        Raises: OutboxError: none is stored; other changes of the transaction stand.
         """
         for record in records:
-            if record.size > self._max_bytes // LARGEST:
+            if record.size > self._max_bytes // MAX_RECORD_FRACTION:
                 raise OutboxError(
-                    f"A result of {record.size} bytes is too large for an outbox of {self._max_bytes}",
-                    remedy="Raise the outbox's `max_bytes`, or publish less at once.",
+                    f"A result of {record.size} bytes exceeds the outbox's limit of {self._max_bytes // MAX_RECORD_FRACTION} bytes",
+                    remedy="Raise the outbox's `max_bytes` (a result may take a quarter of it), or publish smaller results.",
                     code="outbox-too-large",
                 )
-        before, notes, age_s = (list(self.numbers), self.entries), self._notes, self.age_s
-        self._notes = OutboxChanges()
+        before, changes, age_s = (list(self.numbers), self.entries), self._changes, self.age_s
+        self._changes = OutboxChanges()
         try:
             with self._database.part():
-                keys = [self._number(record.priority) for record in records]
+                keys = [self._assign_key(record.priority) for record in records]
                 rows = [_row(key, record, age_s) for key, record in zip(keys, records, strict=True)]
                 self._database.insert("entry", rows)
                 self.entries += len(keys)
                 if origins:
                     self._remember(origins)
-                self._make_room()
+                self._enforce_quota()
         except BaseException:
-            (self.numbers, self.entries), self._notes = before, notes
+            (self.numbers, self.entries), self._changes = before, changes
             raise
-        for name in ("gone", "touched", "events"):
-            getattr(notes, name).extend(getattr(self._notes, name))
-        notes.lost.update(self._notes.lost)
-        self._notes = notes
+        for name in ("given_up", "changed_gaps", "events"):
+            getattr(changes, name).extend(getattr(self._changes, name))
+        changes.lost.update(self._changes.lost)
+        self._changes = changes
         return keys
 
     def _remember(self, origins: Sequence[int]) -> None:
         before = self._turns
         self._turns += len(origins)
         self._database.insert("recent", list(enumerate(origins, before)))
-        if self._turns // _AT_ONCE > before // _AT_ONCE:
-            self._database.rows("DELETE FROM recent WHERE turn < ?", (self._turns - RECENT,))
+        if self._turns // _BATCH > before // _BATCH:
+            self._database.rows("DELETE FROM recent WHERE turn < ?", (self._turns - REMEMBERED_ORIGINS,))
 
     def origins(self) -> list[int]:
-        """What the last records that were stored were made of, the oldest first."""
+        """Return the remembered origins, oldest first."""
         with self._database.reading():
-            rows = self._database.rows("SELECT origin FROM recent ORDER BY turn DESC LIMIT ?", (RECENT,))
+            rows = self._database.rows("SELECT origin FROM recent ORDER BY turn DESC LIMIT ?", (REMEMBERED_ORIGINS,))
         return [origin for (origin,) in reversed(rows)]
 
-    def _number(self, priority: int) -> int:
+    def _assign_key(self, priority: int) -> int:
         number = self.numbers[priority]
         self.numbers[priority] = number + 1
         return key_of(priority, number)
 
-    def _make_room(self) -> None:
-        """Give up records until the quota holds."""
+    def _enforce_quota(self) -> None:
+        """Evict records until the quota is met."""
         while (excess := self._database.used_bytes - self._ceiling) > 0:
             rows = self._when_full == "evict" and self._database.rows(
                 "SELECT key, length(payload) + length(properties) + length(topic) FROM entry"
                 " WHERE topic <> '' ORDER BY key LIMIT ?",
-                (_AT_ONCE,),
+                (_BATCH,),
             )
             if not rows:
-                raise Full(
-                    f"The outbox is full: {self._max_bytes} bytes wait for the region",
-                    remedy="Look at the link to the region, or raise the outbox's `max_bytes`.",
+                raise OutboxFull(
+                    f"The outbox is full: {self._max_bytes} bytes are waiting for the region",
+                    remedy="Check the link to the region, or raise the outbox's `max_bytes`.",
                 )
             sizes = itertools.accumulate(size for _, size in rows)
             enough = next((count for count, size in enumerate(sizes, 1) if size >= excess), len(rows))
-            self.lose([key for key, _ in rows[:enough]], "evicted")
+            self.give_up([key for key, _ in rows[:enough]], "evicted")
 
-    # Out
+    # Reading and acknowledging
 
-    def read(self, start: int, end: int, most: int, max_bytes: int) -> list[OutboxEntry]:
-        """Entries in the order of their numbers; those whose bytes are not what was written become gaps.
+    def read(self, start: int, end: int, limit: int, max_bytes: int) -> list[OutboxEntry]:
+        """Return entries in key order; corrupt records become gaps.
 
         Args:
-            start: key to begin with.
-            end: key to stop before.
-            most: entries.
-            max_bytes: of them; the first comes whatever its size.
+            start: first key.
+            end: end of the range, exclusive.
+            limit: number of entries.
+            max_bytes: size limit; the first entry may exceed it.
         """
         entries: list[OutboxEntry] = []
         corrupt: list[int] = []
@@ -312,7 +321,7 @@ class OutboxStore:
             rows = self._database.rows(
                 "SELECT key, last, topic, properties, crc, length(payload) FROM entry WHERE key >= ? AND key < ?"
                 " ORDER BY key LIMIT ?",
-                (start, end, most),
+                (start, end, limit),
             )
             for key, last, topic, properties, crc, length in rows:
                 size += length
@@ -326,33 +335,33 @@ class OutboxStore:
         if not corrupt:
             return entries
         with self.transaction():
-            self.lose(corrupt, "corrupt")
-            self._notes.events.append(("outbox-corrupt", {"records": len(corrupt)}))
-        return self.read(start, end, most, max_bytes)
+            self.give_up(corrupt, "corrupt")
+            self._changes.events.append(("outbox-corrupt", {"records": len(corrupt)}))
+        return self.read(start, end, limit, max_bytes)
 
     def trim(self, ack: Ack) -> bool:
-        """Let go of what the region has.
+        """Delete acknowledged entries.
 
-        Returns: whether the acknowledgement fits. If it speaks of numbers that were never given, an earlier life of
-            this store gave them and was lost unseen: a new epoch has begun.
+        Returns: False if it acknowledges numbers that this store never assigned. Then an earlier copy of the store assigned
+            them and was lost unnoticed, and a new epoch starts.
         """
         if ack.epoch != self.epoch:
             return True
-        tops = self.tops
+        next_keys = self.next_keys
         ranges = ack.ranges()
-        if any(last >= tops[priority_of(last)] for _, last in ranges):
-            self._overtaken()
+        if any(last >= next_keys[priority_of(last)] for _, last in ranges):
+            self._restart_epoch()
             return False
         for first, last in ranges:
             self.entries -= self._database.change(
                 "DELETE FROM entry WHERE key BETWEEN ? AND ? AND last <= ?", (first, last, last)
             )
             if sequence_of(first) == 0:
-                self._cut(first, last)
+                self._shorten_gaps(first, last)
         return True
 
-    def _cut(self, first: int, last: int) -> None:
-        """Shorten a gap that has been declared in part."""
+    def _shorten_gaps(self, first: int, last: int) -> None:
+        """Shorten gaps of which the region has the first part."""
         rows = self._database.rows("SELECT key, last, payload FROM entry WHERE key BETWEEN ? AND ?", (first, last))
         for key, end, body in rows:
             gap = Gap.read(key, end, body)
@@ -362,52 +371,53 @@ class OutboxStore:
                 declared -= over
                 reasons[reason] = count - over
             self.entries -= self._database.change("DELETE FROM entry WHERE key = ?", (key,))
-            self._declare(
+            self._declare_gap(
                 Gap(last + 1, end, {reason: count for reason, count in reasons.items() if count}, gap.previous)
             )
 
-    def _overtaken(self) -> None:
-        previous = Previous(self.epoch, tuple(self.numbers))
+    def _restart_epoch(self) -> None:
+        """Start a new epoch that keeps the stored numbers."""
+        previous = PreviousEpoch(self.epoch, tuple(self.numbers))
         self.epoch = os.urandom(8).hex()
         for priority, number in enumerate(self.numbers):
             first, last = key_of(priority, 1), key_of(priority, number) - 1
             rows = self._database.rows("SELECT min(key) FROM entry WHERE key BETWEEN ? AND ?", (first, last))
-            begin = last if rows[0][0] is None else rows[0][0] - 1
-            if begin >= first:  # the new epoch does not have the numbers below
-                self._declare(Gap(first, begin, {}))
-        self._end_epoch(previous)
+            before = last if rows[0][0] is None else rows[0][0] - 1
+            if before >= first:  # the numbers below are not part of the new epoch
+                self._declare_gap(Gap(first, before, {}))
+        self._declare_epoch_end(previous)
 
-    # Lost
+    # Losing records
 
     def expire(self) -> bool:
-        """Give up records that are too old. Returns: whether there may be more."""
+        """Give up expired records. Returns: whether there may be more."""
         rows = self._database.rows(
-            "SELECT key FROM entry WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (self.age_s, _AT_ONCE)
+            "SELECT key FROM entry WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (self.age_s, _BATCH)
         )
-        self.lose([key for (key,) in rows], "expired")
-        return len(rows) == _AT_ONCE
+        self.give_up([key for (key,) in rows], "expired")
+        return len(rows) == _BATCH
 
     @property
-    def may_expire(self) -> bool:
-        """Whether there is anything to expire now."""
+    def has_expired(self) -> bool:
+        """Whether any record has expired."""
         with self._database.reading():
             return bool(self._database.rows("SELECT 1 FROM entry WHERE expires_at <= ? LIMIT 1", (self.age_s,)))
 
-    def lose(self, keys: Iterable[int], reason: str) -> None:
-        """Give up records, and declare it."""
+    def give_up(self, keys: Iterable[int], reason: str) -> None:
+        """Give up records and declare a gap for them."""
         present = [key for key in sorted(keys) if self._is_record(key)]
         if not present:
             return
         for first, last in _runs(present):
-            self._declare(Gap(first, last, {reason: last - first + 1}))
-        self._notes.gone.extend(present)
-        self._notes.lost[reason] += len(present)
+            self._declare_gap(Gap(first, last, {reason: last - first + 1}))
+        self._changes.given_up.extend(present)
+        self._changes.lost[reason] += len(present)
 
     def _is_record(self, key: int) -> bool:
         return bool(self._database.rows("SELECT 1 FROM entry WHERE key = ? AND topic <> ''", (key,)))
 
-    def _declare(self, gap: Gap) -> None:
-        """Put a gap in the place of what is there, one with the gaps next to it."""
+    def _declare_gap(self, gap: Gap) -> None:
+        """Replace entries by a gap, merged with adjacent gaps."""
         database = self._database
         self.entries -= database.change("DELETE FROM entry WHERE key BETWEEN ? AND ?", (gap.first, gap.last))
         priority = priority_of(gap.first)
@@ -419,45 +429,47 @@ class OutboxStore:
         )
         for key, last, topic, body in beside:
             if not topic:
-                gap = gap.joined(Gap.read(key, last, body))
+                gap = gap.merged(Gap.read(key, last, body))
                 self.entries -= database.change("DELETE FROM entry WHERE key = ?", (key,))
         database.change(
             "INSERT INTO entry VALUES (?, ?, '', '', 0, NULL, 0, x'', ?)", (gap.first, gap.last, gap.body())
         )
         self.entries += 1
-        self._notes.touched.append(gap.first)
+        self._changes.changed_gaps.append(gap.first)
 
-    # House
+    # Maintenance
 
-    def make_room(self) -> bool:
-        """Prepare for writing though the disk is full: with the reserve, and by making do with less than there is.
+    def free_space(self) -> bool:
+        """Prepare for a retry on a full disk: release the reserve, and lower the quota so that records are evicted.
 
-        Returns: whether it is worth another try.
+        Returns: whether to retry.
         """
         self._reserve.release()
-        self._database.shorten_log()
+        self._database.truncate_log()
         if self._when_full == "refuse":
             return False
         try:
             used = min(self.used_bytes, self._ceiling)
         except OutboxError:
             return False
-        if used <= _LEAST_BYTES:
+        if used <= _MIN_BYTES:
             return False
         if self._ceiling == self._max_bytes:
-            remedy = "Make room there. Until then the oldest results of the lowest priority are given up for new ones."
-            self._notes.events.append(("outbox-disk-full", {"bytes": used, "remedy": remedy}))
+            remedy = (
+                "Free some disk space. Until then, the oldest results of the lowest priority are evicted for new ones."
+            )
+            self._changes.events.append(("outbox-disk-full", {"bytes": used, "remedy": remedy}))
         self._ceiling = used - max(used // 16, PAGE_BYTES)
         return True
 
     def close(self) -> None:
-        """Close it; a store that was closed need not be looked through when it is opened."""
+        """Close the store and mark it clean, so that the next start skips the check of all pages."""
         with contextlib.suppress(OutboxError), self._database.transaction():
             self._database.change("UPDATE state SET clean = 1")
         self.abandon()
 
     def abandon(self) -> None:
-        """Close it as it is."""
+        """Close the store without marking it clean."""
         self._database.close()
         self._mark.close()
 
@@ -474,7 +486,7 @@ def _crc(topic: str, properties: bytes, payload: bytes) -> int:
 
 
 def _runs(keys: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of keys that follow each other."""
+    """Yield ranges of consecutive keys."""
     first = last = -1
     for key in keys:
         if key != last + 1:

@@ -1,19 +1,18 @@
-"""What to send next. Pure: no clock, no disk, no link.
+"""Decides which records to send next. Pure: no clock, no disk, no link.
 
 Rules:
-- No more is under way than the window takes: sent, and not acknowledged by the region.
-- New records go at once, ahead of what waits from an outage; the higher priority first. The backlog has a share of the
-  window, and no more than that: so each finds room at once, whatever the other does. What the window lets through is set
-  by the region's acknowledgements, so the pace is that of the slowest part of the way, without a rate to configure.
-- The way keeps the order. If something is acknowledged that was sent later, what was sent earlier is lost and is sent
-  again (as in RFC 9002 §6.1, with a packet threshold of 1). If nothing is acknowledged for long, one is sent again, as a
-  probe: the answer tells about all the others (§6.2).
-- Those who look on at the site do not wait for the region. If the window is full and stays so, what is new goes out past it,
-  once, and is backlog for the region.
-- The region answers in its own time, unless it is asked to answer at once. One is asked with each half of what either may
-  have under way, in entries or bytes, and with what is sent again to learn what came: so a window of any size moves on.
-- The backlog is on the disk, only its place is known here: a cursor for each priority. What is under way or about to be
-  is passed over.
+- The window bounds the records in flight: sent and not acknowledged by the region.
+- New records go out at once, ahead of the backlog of an outage, higher priority first. The backlog has a fixed share of the
+  window, so neither starves the other. The region's acknowledgements move the window, so the slowest hop sets the rate
+  and none has to be configured.
+- The path preserves order. If a record sent later is acknowledged, the earlier ones are lost and are resent (as in RFC 9002
+  §6.1, with a packet threshold of 1). After a long time without acknowledgement, one record is resent as a probe; the
+  reply reveals the state of all others (§6.2).
+- Local subscribers do not wait for the region. If the window stays full, new records go out past it, once, and join the
+  backlog for the region.
+- The region acknowledges on its own schedule unless a record requests it. One does for each half of the new records' and of
+  the backlog's part of the window, in entries or bytes, and so do probes; so a window of any size keeps moving.
+- The backlog is on disk; only a cursor per priority is in memory. It skips entries that are in flight or about to be.
 """
 
 from __future__ import annotations
@@ -24,271 +23,274 @@ from typing import Final, NamedTuple
 
 from hedgerow.bus.outbox.records import PRIORITIES, Ack, OutboxEntry, priority_of
 
-_PATIENCE_S: Final = 30.0
-_MOST_PATIENCE_S: Final = 960.0
-_WAITING: Final = 16
-"""New records may wait for room, as many as so many windows, or the bytes of one;"""
-_SILENT_S: Final = 1.0
-"""and no longer than this without hearing anything."""
+_PROBE_TIMEOUT_S: Final = 30.0
+_MAX_PROBE_TIMEOUT_S: Final = 960.0
+_MAX_WAITING_WINDOWS: Final = 16
+"""New records waiting for a place in the window: at most this many windows of entries, and one window of bytes."""
+_STALLED_S: Final = 1.0
+"""Longest wait for a place in the window without any acknowledgement."""
 
 
-def share_out(
-    window: int, share: float, *, live: int, backlog: int, live_under_way: int, backlog_under_way: int
+def split_window(
+    window: int, share: float, *, live: int, backlog: int, live_in_flight: int, backlog_in_flight: int
 ) -> tuple[int, int]:
-    """How many new records and how many of the backlog to send now.
+    """Return how many new records, and how many of the backlog, to send now.
 
     Args:
-        window: most that may be under way.
-        share: part of it for the backlog, 0 to 1.
-        live: new records that wait.
-        backlog: others that wait.
-        live_under_way: new ones sent and not acknowledged.
-        backlog_under_way: others sent and not acknowledged.
+        window: limit on records in flight.
+        share: backlog's part of the window, 0 to 1.
+        live: new records waiting.
+        backlog: backlog records waiting.
+        live_in_flight: new records in flight.
+        backlog_in_flight: backlog records in flight.
     """
-    free = max(0, window - live_under_way - backlog_under_way)
-    kept = min(backlog, free, max(0, _entitled(window, share) - backlog_under_way))
-    return min(live, free - kept), kept
+    free = max(0, window - live_in_flight - backlog_in_flight)
+    old = min(backlog, free, max(0, _backlog_share(window, share) - backlog_in_flight))
+    return min(live, free - old), old
 
 
-def _entitled(window: int, share: float) -> int:
-    """How many of the backlog may be under way."""
+def _backlog_share(window: int, share: float) -> int:
+    """Return how many backlog records may be in flight."""
     return max(1, min(int(window * share), window - 1))
 
 
 class ReadRequest(NamedTuple):
-    """Entries to be read from the store: from a key, before a key, at most so many, of at most so many bytes."""
+    """Entries to read from the store: keys from `start` up to `end`, exclusive, within limits of number and bytes."""
 
     start: int
     end: int
-    most: int
+    limit: int
     max_bytes: int
 
 
-class _UnderWay(NamedTuple):
+class _InFlight(NamedTuple):
     turn: int
     size: int
     live: bool
-    asks: bool
+    wants_ack: bool
 
 
 class SendWindow:
-    """What is under way to the region, and what goes next.
+    """Records in flight to the region, and the choice of the next ones.
 
     Args:
-        most: entries under way.
-        max_bytes: of them; one goes whatever its size.
-        share: of the backlog, while there are new records.
+        max_entries: limit on entries in flight.
+        max_bytes: limit on bytes in flight; a single entry may exceed it.
+        share: backlog's part of the window while there are new records.
     """
 
-    def __init__(self, most: int, max_bytes: int, share: float) -> None:
-        self._most = most
+    def __init__(self, max_entries: int, max_bytes: int, share: float) -> None:
+        self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._share = share
-        kept, kept_bytes = _entitled(most, share), int(max_bytes * share)
-        self._halves = (kept // 2, kept_bytes // 2), ((most - kept) // 2, (max_bytes - kept_bytes) // 2)
-        self.begin([0] * PRIORITIES, [0] * PRIORITIES)
+        old, old_bytes = _backlog_share(max_entries, share), int(max_bytes * share)
+        self._ack_thresholds = (old // 2, old_bytes // 2), ((max_entries - old) // 2, (max_bytes - old_bytes) // 2)
+        self.reset([0] * PRIORITIES, [0] * PRIORITIES)
 
-    def begin(self, starts: Sequence[int], tops: Sequence[int]) -> None:
-        """Begin anew: all that is stored is backlog.
+    def reset(self, starts: Sequence[int], next_keys: Sequence[int]) -> None:
+        """Start over: everything stored is backlog.
 
         Args:
-            starts: for each priority, a key that nothing stored is below.
-            tops: the key of its next record.
+            starts: for each priority, a lower bound of its stored keys.
+            next_keys: for each priority, the key of its next record.
         """
         self._cursors = list(starts)
-        self._tops = list(tops)
-        self._under_way: dict[int, _UnderWay] = {}  # in the order of their turns
+        self._tops = list(next_keys)
+        self._in_flight: dict[int, _InFlight] = {}  # in sending order
         self._live: list[deque[OutboxEntry]] = [deque() for _ in range(PRIORITIES)]
-        self._waiting: dict[int, int] = {}  # size by key of those in _live
+        self._waiting: dict[int, int] = {}  # sizes of the entries in _live, by key
         self._waiting_bytes = 0
-        self._bytes = [0, 0]  # of the backlog, of what is new
-        self._unasked = [(0, 0), (0, 0)]  # entries and bytes of either since the region was last asked to answer
-        self._live_under_way = 0
+        self._bytes = [0, 0]  # in flight: backlog, new
+        self._since_ack_request = [(0, 0), (0, 0)]  # backlog, new: entries and bytes since the last ack request
+        self._live_in_flight = 0
         self._turn = 0
         self._reading: ReadRequest | None = None
         self._rewound: int | None = None
-        self._heard_at = self._asked_at = float("-inf")
-        self._waits_since: float | None = None
+        self._last_ack_at = self._probed_at = float("-inf")
+        self._waiting_since: float | None = None
         self._probe: int | None = None
-        self._patience_s = _PATIENCE_S
+        self._probe_timeout_s = _PROBE_TIMEOUT_S
 
     @property
-    def under_way(self) -> int:
-        """Entries sent and not acknowledged."""
-        return len(self._under_way)
+    def in_flight(self) -> int:
+        """Number of entries sent and not acknowledged."""
+        return len(self._in_flight)
 
-    def asks(self, key: int) -> bool:
-        """Whether what was just sent is to ask the region to answer at once."""
-        sent = self._under_way.get(key)
-        return sent is not None and sent.asks
+    def wants_ack(self, key: int) -> bool:
+        """Whether an entry just sent should request an immediate acknowledgement."""
+        sent = self._in_flight.get(key)
+        return sent is not None and sent.wants_ack
 
     @property
     def backlog(self) -> bool:
-        """Whether there may be something that is neither new nor under way."""
+        """Whether there may be stored entries that are neither new nor in flight."""
         return any(cursor < top for cursor, top in zip(self._cursors, self._tops, strict=True))
 
-    def appended(self, entries: Iterable[OutboxEntry], tops: Sequence[int], *, up: bool) -> None:
-        """New records are stored.
+    def appended(self, entries: Iterable[OutboxEntry], next_keys: Sequence[int], *, up: bool) -> None:
+        """Take in newly stored records.
 
         Args:
-            tops: the key of the next record of each priority.
-            up: whether they can be sent now; else they are backlog.
+            entries: the records.
+            next_keys: the key of the next record of each priority.
+            up: whether the link is up; else they become backlog.
         """
         if up:
             for entry in entries:
                 priority = priority_of(entry.key)
                 if self._cursors[priority] == entry.key:
-                    self._cursors[priority] = entry.last + 1  # nothing of the backlog is before it
+                    self._cursors[priority] = entry.last + 1  # no backlog precedes it
                 self._live[priority].append(entry)
                 self._waiting[entry.key] = entry.size
                 self._waiting_bytes += entry.size
-        self._tops = list(tops)
+        self._tops = list(next_keys)
 
     def link_down(self) -> None:
-        """Nothing can be sent for a while: what is new becomes backlog."""
+        """Move waiting new records to the backlog."""
         while self._waiting:
             self._to_backlog()
 
     def link_up(self, now: float) -> None:
-        """The broker is back, perhaps without what it had: one is sent again, and the answer tells about the others."""
-        if self._under_way:
+        """Probe: the broker may have lost the records in flight."""
+        if self._in_flight:
             self._send_probe(now)
 
     def _send_probe(self, now: float) -> None:
-        self._probe = next(iter(self._under_way))
-        self.again(self._probe)
-        self._asked_at = now
+        self._probe = next(iter(self._in_flight))
+        self.resend(self._probe)
+        self._probed_at = now
 
     def _to_backlog(self) -> OutboxEntry:
-        """Make the first that waits backlog."""
-        entry = self._take()
+        """Move the first waiting record to the backlog."""
+        entry = self._take_live()
         self.rewind(entry.key)
         return entry
 
-    def _take(self) -> OutboxEntry:
-        """The next of those that wait."""
+    def _take_live(self) -> OutboxEntry:
+        """Remove and return the next waiting record."""
         entry = next(waiting for waiting in reversed(self._live) if waiting).popleft()
         self._waiting_bytes -= self._waiting.pop(entry.key)
         return entry
 
     def rewind(self, key: int) -> None:
-        """There is something to send at this key, which may have been passed already."""
+        """Move the cursor back to a key that has to be sent (again)."""
         priority = priority_of(key)
         self._cursors[priority] = min(self._cursors[priority], key)
         if self._reading is not None and priority_of(self._reading.start) == priority:
             self._rewound = key if self._rewound is None else min(self._rewound, key)
 
-    def gone(self, keys: Iterable[int]) -> None:
-        """Records are given up: those that wait are not sent."""
+    def discard(self, keys: Iterable[int]) -> None:
+        """Drop waiting records that were given up."""
         lost = self._waiting.keys() & set(keys)
         if lost:
             self._waiting_bytes -= sum(self._waiting.pop(key) for key in lost)
             self._live = [deque(entry for entry in waiting if entry.key not in lost) for waiting in self._live]
 
     def next(self, now: float) -> tuple[list[OutboxEntry], ReadRequest | None]:
-        """What is new and to be sent now, and what to read from the store and `offer`.
+        """Return the new records to send now, and a request to read from the store for `offer`.
 
         Args:
             now: monotonic seconds.
         """
-        backlog_under_way = len(self._under_way) - self._live_under_way
-        live, old = share_out(
-            self._most,
+        backlog_in_flight = len(self._in_flight) - self._live_in_flight
+        live, old = split_window(
+            self._max_entries,
             self._share,
             live=len(self._waiting),
-            backlog=self._most if self.backlog else 0,
-            live_under_way=self._live_under_way,
-            backlog_under_way=backlog_under_way,
+            backlog=self._max_entries if self.backlog else 0,
+            live_in_flight=self._live_in_flight,
+            backlog_in_flight=backlog_in_flight,
         )
         entries: list[OutboxEntry] = []
         while live and sum(self._bytes) < self._max_bytes:
-            entry = self._take()
-            self._send(entry, now, live=True)
+            entry = self._take_live()
+            self._mark_sent(entry, now, live=True)
             entries.append(entry)
             live -= 1
         if not self._waiting:
-            self._waits_since = None
-        elif self._waits_since is None:
-            self._waits_since = now
-        since = now if self._waits_since is None else self._waits_since
-        silent = now - max(self._heard_at, since) >= _SILENT_S
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = now
+        since = now if self._waiting_since is None else self._waiting_since
+        stalled = now - max(self._last_ack_at, since) >= _STALLED_S
         while self._waiting and (
-            silent or len(self._waiting) > _WAITING * self._most or self._waiting_bytes > self._max_bytes
+            stalled
+            or len(self._waiting) > _MAX_WAITING_WINDOWS * self._max_entries
+            or self._waiting_bytes > self._max_bytes
         ):
             entries.append(self._to_backlog())
         max_bytes = min(int(self._max_bytes * self._share) - self._bytes[0], self._max_bytes - sum(self._bytes))
-        if self._reading is not None or not old or (max_bytes <= 0 and backlog_under_way):
+        if self._reading is not None or not old or (max_bytes <= 0 and backlog_in_flight):
             return entries, None
         priority = max(p for p in range(PRIORITIES) if self._cursors[p] < self._tops[p])
         self._reading = ReadRequest(self._cursors[priority], self._tops[priority], old, max(0, max_bytes))
         self._rewound = None
         return entries, self._reading
 
-    def offer(self, wanted: ReadRequest, entries: Sequence[OutboxEntry] | None, now: float) -> list[OutboxEntry]:
-        """What was read; None if it could not be. Returns: what of it to send."""
-        if wanted is not self._reading:
-            return []  # read before it all began anew
+    def offer(self, request: ReadRequest, entries: Sequence[OutboxEntry] | None, now: float) -> list[OutboxEntry]:
+        """Take in entries that were read; None: reading failed. Returns: those to send."""
+        if request is not self._reading:
+            return []  # requested before a reset
         self._reading = None
         if entries is None:
             return []
-        chosen = [entry for entry in entries if entry.key not in self._under_way and entry.key not in self._waiting]
+        chosen = [entry for entry in entries if entry.key not in self._in_flight and entry.key not in self._waiting]
         for entry in chosen:
-            self._send(entry, now, live=False)
-        reached = entries[-1].last + 1 if entries else wanted.end
+            self._mark_sent(entry, now, live=False)
+        reached = entries[-1].last + 1 if entries else request.end
         if self._rewound is not None:
             reached = min(reached, self._rewound)
-        self._cursors[priority_of(wanted.start)] = reached
+        self._cursors[priority_of(request.start)] = reached
         return chosen
 
-    def _send(self, entry: OutboxEntry, now: float, *, live: bool) -> None:
-        if not self._under_way:
-            self._heard_at = now
+    def _mark_sent(self, entry: OutboxEntry, now: float, *, live: bool) -> None:
+        if not self._in_flight:
+            self._last_ack_at = now
         self._turn += 1
-        entries, size = self._unasked[live]
+        entries, size = self._since_ack_request[live]
         entries, size = entries + 1, size + entry.size
-        most, most_bytes = self._halves[live]
-        asks = entries >= most or size >= most_bytes or entry.key == self._probe
-        self._unasked[live] = (0, 0) if asks else (entries, size)
-        self._under_way[entry.key] = _UnderWay(self._turn, entry.size, live, asks)
+        max_entries, max_bytes = self._ack_thresholds[live]
+        wants_ack = entries >= max_entries or size >= max_bytes or entry.key == self._probe
+        self._since_ack_request[live] = (0, 0) if wants_ack else (entries, size)
+        self._in_flight[entry.key] = _InFlight(self._turn, entry.size, live, wants_ack)
         self._bytes[live] += entry.size
-        self._live_under_way += live
+        self._live_in_flight += live
 
-    def _forget(self, key: int) -> _UnderWay:
-        was = self._under_way.pop(key)
+    def _remove(self, key: int) -> _InFlight:
+        was = self._in_flight.pop(key)
         self._bytes[was.live] -= was.size
-        self._live_under_way -= was.live
+        self._live_in_flight -= was.live
         return was
 
     def acked(self, ack: Ack, now: float) -> None:
-        """The region has something."""
+        """Remove acknowledged entries, and resend those lost before them."""
         latest = 0
         for first, last in ack.ranges():
-            if last - first < len(self._under_way):
-                keys = [key for key in range(first, last + 1) if key in self._under_way]
+            if last - first < len(self._in_flight):
+                keys = [key for key in range(first, last + 1) if key in self._in_flight]
             else:
-                keys = [key for key in self._under_way if first <= key <= last]
-            latest = max([latest, *(self._forget(key).turn for key in keys)])
+                keys = [key for key in self._in_flight if first <= key <= last]
+            latest = max([latest, *(self._remove(key).turn for key in keys)])
         if not latest:
             return
-        self._heard_at, self._patience_s = now, _PATIENCE_S
+        self._last_ack_at, self._probe_timeout_s = now, _PROBE_TIMEOUT_S
         lost = []
-        for key, was in self._under_way.items():
+        for key, was in self._in_flight.items():
             if was.turn > latest:
                 break
             lost.append(key)
         for key in lost:
-            self.again(key)
+            self.resend(key)
 
-    def again(self, key: int) -> None:
-        """Send one again that is under way, in its turn."""
-        if key in self._under_way:
-            self._forget(key)
+    def resend(self, key: int) -> None:
+        """Resend an entry that is in flight, in its place."""
+        if key in self._in_flight:
+            self._remove(key)
             self.rewind(key)
 
     def probe(self, now: float) -> bool:
-        """If nothing has been heard for long, have one sent again. Returns: whether it did."""
-        if not self._under_way or now - max(self._heard_at, self._asked_at) < self._patience_s:
+        """Resend one entry if no acknowledgement arrived in time. Returns: whether it did."""
+        if not self._in_flight or now - max(self._last_ack_at, self._probed_at) < self._probe_timeout_s:
             return False
         self._send_probe(now)
-        self._patience_s = min(2 * self._patience_s, _MOST_PATIENCE_S)
+        self._probe_timeout_s = min(2 * self._probe_timeout_s, _MAX_PROBE_TIMEOUT_S)
         return True

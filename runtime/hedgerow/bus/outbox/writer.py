@@ -1,7 +1,7 @@
-"""The thread that owns the store: takes all that waits, commits it together, reports once.
+"""Thread that owns the store and commits queued jobs in groups.
 
-Group commit without a timer: while one group is being written the next one gathers. An idle outbox writes a record at
-once; a busy one shares its fsyncs among as many records as came meanwhile.
+Group commit without a timer: while one group is written, the next one accumulates. An idle outbox writes a record at once; a
+busy one shares each fsync among all records that arrived in the meantime.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from hedgerow.bus.outbox.window import ReadRequest
 
 _GROUP_BYTES: Final = 2 << 20
 _GROUP_JOBS: Final = 1000
-_TRIES: Final = 4
-"""On a full disk, each with less room to be used than the one before."""
+_ATTEMPTS: Final = 4
+"""On a full disk, each with a smaller quota than the last."""
 
 Done = Callable[[OutboxError | None], None]
-"""Called once: with None when the records are safe, else with why they are not stored."""
+"""Called once: with None when the records are stored, else with the error."""
 
 
 @dataclass(slots=True, eq=False)
 class Append:
-    """Store these, and that they came of these."""
+    """Store records together with their origins."""
 
     records: Sequence[Record]
     origins: Sequence[int]
@@ -37,8 +37,8 @@ class Append:
 
 
 @dataclass(slots=True, eq=False)
-class Lose:
-    """Give one up."""
+class GiveUp:
+    """Give up a record."""
 
     key: int
     epoch: str
@@ -46,50 +46,50 @@ class Lose:
 
 
 class Sweep:
-    """Look for what has expired, and let go of what has been acknowledged."""
+    """Expire records and delete acknowledged ones."""
 
 
 class Close:
-    """End."""
+    """Close the store and end the thread."""
 
 
-Job = Append | Ack | Lose | ReadRequest | Sweep | Close
+Job = Append | Ack | GiveUp | ReadRequest | Sweep | Close
 
 
 @dataclass(slots=True)
 class CommitOutcome:
-    """What a group of jobs came to.
+    """Outcome of a group of jobs.
 
     Attributes:
-        epoch, tops, used_bytes, entries: of the store; epoch "" if it could not be opened yet.
-        done: whom to tell about appends, and what.
+        epoch, next_keys, used_bytes, entries: of the store; epoch "" if it could not be opened yet.
+        callbacks: the appends' callbacks, with their argument.
         appended: new entries.
-        origins: of them; at opening, of earlier ones.
-        read: what was wanted, and what it is; None if it could not be read.
-        notes: what was lost.
-        wrote: whether the disk took something.
-        failure: why it did not.
+        origins: of the new entries; after opening, the remembered ones.
+        reads: requested reads and their entries; None: reading failed.
+        changes: lost records and events.
+        wrote: whether a write succeeded.
+        failure: the error of a failed write or read.
     """
 
     epoch: str = ""
-    tops: list[int] = field(default_factory=list)
+    next_keys: list[int] = field(default_factory=list)
     used_bytes: int = 0
     entries: int = 0
-    done: list[tuple[Done, OutboxError | None]] = field(default_factory=list)
+    callbacks: list[tuple[Done, OutboxError | None]] = field(default_factory=list)
     appended: list[OutboxEntry] = field(default_factory=list)
     origins: list[int] = field(default_factory=list)
-    read: list[tuple[ReadRequest, list[OutboxEntry] | None]] = field(default_factory=list)
-    notes: OutboxChanges = field(default_factory=OutboxChanges)
+    reads: list[tuple[ReadRequest, list[OutboxEntry] | None]] = field(default_factory=list)
+    changes: OutboxChanges = field(default_factory=OutboxChanges)
     wrote: bool = False
     failure: OutboxError | None = None
 
 
 class OutboxWriter(threading.Thread):
-    """Works off jobs in groups.
+    """Runs jobs in groups.
 
     Args:
-        open_store: opens the store; called here, and again after trouble with the disk.
-        report: gets the outcome of every group, first that of opening; called in this thread.
+        open_store: opens the store; called in this thread, and again after disk errors.
+        report: called in this thread with the outcome of opening, then of every group.
     """
 
     def __init__(self, open_store: Callable[[], OutboxStore], report: Callable[[CommitOutcome], None]) -> None:
@@ -100,21 +100,21 @@ class OutboxWriter(threading.Thread):
         self._store: OutboxStore | None = None
         self._acks: list[Ack] = []
 
-    def give(self, job: Job) -> None:
-        """Do this, after what was given before."""
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
         self._jobs.put(job)
 
     def run(self) -> None:
-        """(threading)"""
+        """(threading) Run jobs until `Close`."""
         outcome = CommitOutcome()
-        self._opened(outcome)
+        self._ensure_open(outcome)
         self._finish(outcome)
         if outcome.failure is not None and not isinstance(outcome.failure, DiskTrouble):
-            return  # nothing that passes
+            return  # permanent
         while True:
             jobs = self._take()
             outcome = CommitOutcome()
-            self._work(jobs, outcome)
+            self._run_jobs(jobs, outcome)
             closing = any(isinstance(job, Close) for job in jobs)
             if closing and self._store is not None:
                 self._store.close()
@@ -135,7 +135,7 @@ class OutboxWriter(threading.Thread):
                 jobs.append(self._jobs.get_nowait())
         return jobs
 
-    def _opened(self, outcome: CommitOutcome) -> OutboxStore | None:
+    def _ensure_open(self, outcome: CommitOutcome) -> OutboxStore | None:
         if self._store is None:
             try:
                 self._store = self._open_store()
@@ -145,61 +145,61 @@ class OutboxWriter(threading.Thread):
                 outcome.failure = error
         return self._store
 
-    def _work(self, jobs: Sequence[Job], outcome: CommitOutcome) -> None:
+    def _run_jobs(self, jobs: Sequence[Job], outcome: CommitOutcome) -> None:
         appends = [job for job in jobs if isinstance(job, Append)]
         reads = [job for job in jobs if isinstance(job, ReadRequest)]
         self._acks += [job for job in jobs if isinstance(job, Ack)]
-        store = self._opened(outcome)
+        store = self._ensure_open(outcome)
         if store is None:
-            outcome.done = [(job.done, outcome.failure) for job in appends]
-            outcome.read = [(wanted, None) for wanted in reads]
+            outcome.callbacks = [(job.done, outcome.failure) for job in appends]
+            outcome.reads = [(request, None) for request in reads]
             return
-        losses = [job for job in jobs if isinstance(job, Lose)]
+        given_up = [job for job in jobs if isinstance(job, GiveUp)]
         idle = all(isinstance(job, Ack) for job in jobs)
-        for tries_left in reversed(range(_TRIES)):
+        for attempts_left in reversed(range(_ATTEMPTS)):
             try:
-                if appends or losses or (not idle and (self._acks or store.may_expire)):
-                    self._write(store, appends, losses, outcome)
-                outcome.read = [(wanted, store.read(*wanted)) for wanted in reads]
+                if appends or given_up or (not idle and (self._acks or store.has_expired)):
+                    self._write(store, appends, given_up, outcome)
+                outcome.reads = [(request, store.read(*request)) for request in reads]
             except OutboxError as error:
-                if self._failed(store, error) and tries_left and not outcome.done:
+                if self._failed(store, error) and attempts_left and not outcome.callbacks:
                     continue
                 outcome.failure = error
-                if not outcome.done:  # else they were written, and reading failed
-                    outcome.done = [(job.done, error) for job in appends]
-                outcome.read = [(wanted, None) for wanted in reads]
+                if not outcome.callbacks:  # else they were written, and only reading failed
+                    outcome.callbacks = [(job.done, error) for job in appends]
+                outcome.reads = [(request, None) for request in reads]
             return
 
     def _write(
-        self, store: OutboxStore, appends: Sequence[Append], losses: Sequence[Lose], outcome: CommitOutcome
+        self, store: OutboxStore, appends: Sequence[Append], given_up: Sequence[GiveUp], outcome: CommitOutcome
     ) -> None:
-        done: list[tuple[Done, OutboxError | None]] = []
+        callbacks: list[tuple[Done, OutboxError | None]] = []
         appended: list[OutboxEntry] = []
         origins: list[int] = []
         with store.transaction():
             self._trim(store)
             if store.expire():
-                self.give(Sweep())
-            for loss in losses:
-                if loss.epoch == store.epoch:
-                    store.lose([loss.key], loss.reason)
-            for jobs in _together_first(appends):
+                self.submit(Sweep())
+            for each in given_up:
+                if each.epoch == store.epoch:
+                    store.give_up([each.key], each.reason)
+            for jobs in _all_then_each(appends):
                 records = [record for job in jobs for record in job.records]
-                made_of = [origin for job in jobs for origin in job.origins]
+                batch_origins = [origin for job in jobs for origin in job.origins]
                 try:
-                    keys = store.append(records, made_of)
+                    keys = store.append(records, batch_origins)
                 except OutboxError as error:
                     if len(jobs) == 1:
-                        done.append((jobs[0].done, error))
+                        callbacks.append((jobs[0].done, error))
                     continue
-                done += [(job.done, None) for job in jobs]
-                origins += made_of
+                callbacks += [(job.done, None) for job in jobs]
+                origins += batch_origins
                 for key, record in zip(keys, records, strict=True):
                     appended.append(OutboxEntry(key, key, record.topic, record.properties, record.payload))
                 if len(jobs) > 1:
                     break
         self._acks.clear()
-        outcome.done, outcome.appended, outcome.wrote = done, appended, True
+        outcome.callbacks, outcome.appended, outcome.wrote = callbacks, appended, True
         outcome.origins += origins
 
     def _trim(self, store: OutboxStore) -> None:
@@ -207,11 +207,11 @@ class OutboxWriter(threading.Thread):
             store.trim(ack)
 
     def _failed(self, store: OutboxStore, error: OutboxError) -> bool:
-        """Nothing of the group is stored. Make what room can be made without any, or begin with opening again.
+        """Handle a failed group, of which nothing is stored: free space, and close the store if it still cannot be written.
 
-        Returns: whether it is worth another try.
+        Returns: whether to retry.
         """
-        again = isinstance(error, DiskTrouble) and store.make_room()
+        retry = isinstance(error, DiskTrouble) and store.free_space()
         try:
             with store.transaction():
                 self._trim(store)
@@ -220,20 +220,20 @@ class OutboxWriter(threading.Thread):
             store.abandon()
             self._store = None
             return False
-        return again
+        return retry
 
     def _finish(self, outcome: CommitOutcome) -> None:
         store = self._store
         if store is not None:
-            outcome.epoch, outcome.tops, outcome.entries = store.epoch, store.tops, store.entries
-            outcome.notes = store.notes()
+            outcome.epoch, outcome.next_keys, outcome.entries = store.epoch, store.next_keys, store.entries
+            outcome.changes = store.take_changes()
             with contextlib.suppress(OutboxError):
                 outcome.used_bytes = store.used_bytes
         self._report(outcome)
 
 
-def _together_first(jobs: Sequence[Append]) -> Iterator[Sequence[Append]]:
-    """All at once; and, for whoever goes on, one by one: one that is too large is not to harm the others."""
+def _all_then_each(jobs: Sequence[Append]) -> Iterator[Sequence[Append]]:
+    """Yield all jobs together, then each alone, so that one oversized record does not fail the others."""
     if len(jobs) > 1:
         yield jobs
     yield from ([job] for job in jobs)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from hedgerow import configfile
 from hedgerow.bus.backoff import Backoff
-from hedgerow.bus.connect import place, tls_context
+from hedgerow.bus.connect import parse_broker_url, tls_context
 from hedgerow.bus.packets import encode_connect, encode_disconnect
 from hedgerow.cli.base.console import size
 from hedgerow.config import BrokerSection
@@ -175,7 +175,7 @@ async def hung(broker: BrokerSection) -> bool:
     Raises: ConfigError: a certificate or password file cannot be read.
     """
     options = link_options(broker, "")
-    host, port = place(options.url)
+    host, port = parse_broker_url(options.url)
     tls = tls_context(options) if options.url.startswith("mqtts:") else None
     opening = asyncio.open_connection(host, port) if port else asyncio.open_unix_connection(host)
     try:
@@ -311,7 +311,7 @@ def _reason(error: BaseException) -> str:
 
 def _client(broker: BrokerSection, options: dict[str, Any]) -> Connection:
     link = link_options(broker, "")
-    host, port = place(link.url)
+    host, port = parse_broker_url(link.url)
     client = Connection(
         host,
         port or 1,  # paho wants one for a Unix socket too

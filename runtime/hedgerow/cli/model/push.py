@@ -38,7 +38,7 @@ def push(
     from pydantic import ValidationError
 
     from hedgerow.blobs.origins import push as oci
-    from hedgerow.blobs.origins.origins import web_of
+    from hedgerow.blobs.origins.origins import web_client
     from hedgerow.config import SourceSection
     from hedgerow.errors import ConfigError
     from hedgerow.models.bundle.folder import Bundle
@@ -54,7 +54,7 @@ def push(
         )
     opened = Bundle.open(bundle)
     with reading(sum(file.size for file in opened.manifest.files()), "pushing", quiet=json) as progress:
-        done = oci.push(opened, web_of(section), progress)
+        done = oci.push(opened, web_client(section), progress)
     if json:
         print_json(done)
         return

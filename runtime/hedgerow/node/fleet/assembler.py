@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
-from hedgerow.blobs.origins.origins import OriginDocuments, open_sources, web_of
+from hedgerow.blobs.origins.origins import OriginDocuments, open_sources, web_client
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.config import NodeConfig
 from hedgerow.errors import ConfigError
@@ -49,7 +49,7 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
         on_event=host.event,
     )
     documents = OriginDocuments(fetcher.documents, sources)
-    copies = [HttpsDocuments(web_of(source)) for source in fleet.sources if source.url.startswith("https:")]
+    copies = [HttpsDocuments(web_client(source)) for source in fleet.sources if source.url.startswith("https:")]
     trust = TrustClient(folder / "trust", _root(root_file), documents, *copies)
     verifier = Verifier(trust, host.event)
     source = ModelSource(verifier, fetcher, store)

@@ -113,7 +113,7 @@ class NodeOutbox:
             entries=status.entries,
             used_bytes=status.used_bytes,
             max_bytes=self._limits.max_bytes,
-            under_way=status.under_way,
+            under_way=status.in_flight,
             lost=status.lost,
             failure=status.failure,
         )
@@ -129,7 +129,7 @@ class NodeOutbox:
         yield "hedgerow_outbox_entries", "Results and gaps that the region does not have.", {}, status.entries
         yield "hedgerow_outbox_bytes", "Bytes that the outbox takes on the disk.", {}, status.used_bytes
         yield "hedgerow_outbox_max_bytes", "Bytes that it may take.", {}, self._limits.max_bytes
-        yield "hedgerow_outbox_under_way", "Results sent and not acknowledged by the region.", {}, status.under_way
+        yield "hedgerow_outbox_under_way", "Results sent and not acknowledged by the region.", {}, status.in_flight
         yield "hedgerow_outbox_failing", "Whether nothing can be stored.", {}, status.failure is not None
         yield "hedgerow_outbox_bad_acks", "Acknowledgements that could not be read.", {}, self.bad_acks
         for reason, count in status.lost.items():
@@ -147,4 +147,4 @@ class NodeOutbox:
 
     def _link_changed(self, connected: bool, reason: str) -> None:
         if self._outbox is not None:
-            self._outbox.link(up=connected)
+            self._outbox.link_changed(up=connected)

@@ -76,7 +76,7 @@ class OutboxKeeper:
     @property
     def largest(self) -> int:
         """Bytes that the results of a frame may have."""
-        return self._outbox.largest
+        return self._outbox.max_record_bytes
 
     def keep(self, built: BuiltPipeline, delivery: Delivery, results: Sequence[Encoded]) -> bool:
         """Take the results of a frame; `flush` sends them on.

@@ -16,7 +16,7 @@ import orjson
 from pydantic import ValidationError
 
 from hedgerow.bus.message import Message
-from hedgerow.bus.outbox.records import ASK, PRIORITIES, Number, priority_of, read_gap, sequence_of
+from hedgerow.bus.outbox.records import ACK_NOW, PRIORITIES, Number, priority_of, read_gap, sequence_of
 from hedgerow.errors import FrameError
 from hedgerow.region.store.records import (
     EventRecord,
@@ -135,7 +135,7 @@ def _number(user_properties: Mapping[str, str]) -> Number | None:
 
 
 def _asks(user_properties: Mapping[str, str]) -> bool:
-    name, value = ASK
+    name, value = ACK_NOW
     return user_properties.get(name) == value
 
 

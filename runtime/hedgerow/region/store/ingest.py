@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from hedgerow.bus.outbox.records import Previous, priority_of, sequence_of
+from hedgerow.bus.outbox.records import PreviousEpoch, priority_of, sequence_of
 from hedgerow.region.store.batch import Batch
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.ledgers import MAX_EPOCHS, MAX_RANGES, Ledgers, OutboxLedger, json_text, save_ledgers
@@ -98,7 +98,7 @@ class Ingest:
                 self._reject(reject(record, "scattered-numbers", f"{MAX_RANGES} holes before {number}"), None, batch)
                 return
             self._touch(record, outbox, batch)
-            if not outbox.ledger.take(number):
+            if not outbox.ledger.add(number):
                 batch.add_duplicate(node)
                 return
             batch.add_durable(node, outbox, number, record)
@@ -115,7 +115,7 @@ class Ingest:
             self._reject(reject(record, "scattered-numbers", f"{MAX_RANGES} holes before {first}"), None, batch)
             return
         self._touch(record, outbox, batch)
-        if not outbox.ledger.take_gap(gap):
+        if not outbox.ledger.add_gap(gap):
             batch.add_duplicate(node)
             return
         # A gap that has grown replaces the smaller ones.
@@ -128,7 +128,7 @@ class Ingest:
         for one in gap.previous:
             self._ended(one, record, node, batch)
 
-    def _ended(self, previous: Previous, record: GapRecord, node: KnownNode, batch: Batch) -> None:
+    def _ended(self, previous: PreviousEpoch, record: GapRecord, node: KnownNode, batch: Batch) -> None:
         """Declare the numbers missing from an epoch lost: its outbox file is gone."""
         if previous.epoch is None or previous.numbers is None:
             return
@@ -136,8 +136,8 @@ class Ingest:
         if outbox is None:
             return
         for priority, next_number in enumerate(previous.numbers):
-            for first, last in outbox.ledger.of(priority).missing(next_number - 1):
-                outbox.ledger.of(priority).add(first, last)
+            for first, last in outbox.ledger.ranges(priority).missing(next_number - 1):
+                outbox.ledger.ranges(priority).add(first, last)
                 self._gap(outbox, priority, first, last, {"store-lost": last - first + 1}, [], record, batch)
         save_ledgers(self._database, [outbox])
 
@@ -165,7 +165,7 @@ class Ingest:
             if outbox is None:
                 return
             self._touch(record, outbox, batch)
-            if not outbox.ledger.take(record.number):
+            if not outbox.ledger.add(record.number):
                 batch.add_duplicate(node)
                 return
         batch.add_rejected(record)

@@ -33,7 +33,7 @@ class OutboxLedger:
 
     def is_scattered(self, priority: int, first: int) -> bool:
         """Whether adding a number would create one hole too many."""
-        received = self.ledger.of(priority)
+        received = self.ledger.ranges(priority)
         return len(received) >= MAX_RANGES and first > received.through + 1
 
 

@@ -246,7 +246,7 @@ def _holes(epoch: str, state: str) -> int:
     return sum(
         high - low + 1
         for priority, ranges in ledger.state().items()
-        for low, high in ledger.of(priority).missing(ranges[-1][1])
+        for low, high in ledger.ranges(priority).missing(ranges[-1][1])
     )
 
 
