@@ -18,7 +18,7 @@ def backends() -> tuple[Backend, ...]:
     return tuple(_BACKENDS.values())
 
 
-class Here(Mapping[str, tuple[str, ...]]):
+class LocalDevices(Mapping[str, tuple[str, ...]]):
     """Devices of this machine by installed backend. A library is loaded when its devices are looked at, and no sooner."""
 
     def __getitem__(self, name: str) -> tuple[str, ...]:

@@ -24,38 +24,38 @@ POLICY = SwapPolicy(probation_s=60, min_frames=100, max_error_share=0.01, max_sl
         ({"elapsed_s": 60, "frames": 99}, "wait", ""),
         ({"elapsed_s": 60, "frames": 100}, "keep", ""),
         ({"elapsed_s": 599.9, "frames": 99}, "wait", ""),
-        ({"elapsed_s": 60 * PATIENCE, "frames": 99}, "take-back", "too-few-frames"),
+        ({"elapsed_s": 60 * PATIENCE, "frames": 99}, "roll-back", "too-few-frames"),
         ({"elapsed_s": 1, "frames": 1000, "not_finite": 10}, "wait", ""),
-        ({"elapsed_s": 1, "frames": 1000, "not_finite": 11}, "take-back", "not-finite"),
+        ({"elapsed_s": 1, "frames": 1000, "not_finite": 11}, "roll-back", "not-finite"),
         ({"elapsed_s": 1, "frames": 10, "not_finite": 1}, "wait", ""),
-        ({"elapsed_s": 1, "frames": 10, "not_finite": 2}, "take-back", "not-finite"),
+        ({"elapsed_s": 1, "frames": 10, "not_finite": 2}, "roll-back", "not-finite"),
         ({"elapsed_s": 1, "frames": 1000, "failures": 10}, "wait", ""),
-        ({"elapsed_s": 1, "frames": 1000, "failures": 11}, "take-back", "errors"),
+        ({"elapsed_s": 1, "frames": 1000, "failures": 11}, "roll-back", "errors"),
         ({"elapsed_s": 1, "frames": 1000, "failures": 20, "failures_before": 0.01}, "wait", ""),
-        ({"elapsed_s": 1, "frames": 1000, "failures": 21, "failures_before": 0.01}, "take-back", "errors"),
+        ({"elapsed_s": 1, "frames": 1000, "failures": 21, "failures_before": 0.01}, "roll-back", "errors"),
         ({"elapsed_s": 1, "frames": 1000, "failures": 11, "failures_before": 0.01}, "wait", ""),
         ({"elapsed_s": 1, "frames": 0, "crashes": 1}, "wait", ""),
-        ({"elapsed_s": 1, "frames": 0, "crashes": 2}, "take-back", "crashed"),
+        ({"elapsed_s": 1, "frames": 0, "crashes": 2}, "roll-back", "crashed"),
         ({"elapsed_s": 1, "frames": 0, "crashes": 2, "crashes_before": 1}, "wait", ""),
         ({"elapsed_s": 1, "frames": 1000, "slowdown": 2.0}, "wait", ""),
-        ({"elapsed_s": 1, "frames": 1000, "slowdown": 2.1}, "take-back", "slower"),
+        ({"elapsed_s": 1, "frames": 1000, "slowdown": 2.1}, "roll-back", "slower"),
         ({"elapsed_s": 1, "frames": 1000, "shift": {"y": 0.6}}, "wait", ""),
         ({"elapsed_s": 60, "frames": 1000, "shift": {"y": 0.5}}, "keep", ""),
-        ({"elapsed_s": 60, "frames": 1000, "shift": {"x": 0.1, "y": 0.6}}, "take-back", "shifted"),
+        ({"elapsed_s": 60, "frames": 1000, "shift": {"x": 0.1, "y": 0.6}}, "roll-back", "shifted"),
         ({"elapsed_s": 1, "frames": 1000, "compared": 1000, "disagreed": 50}, "wait", ""),
-        ({"elapsed_s": 1, "frames": 1000, "compared": 1000, "disagreed": 51}, "take-back", "disagrees"),
+        ({"elapsed_s": 1, "frames": 1000, "compared": 1000, "disagreed": 51}, "roll-back", "disagrees"),
         ({"elapsed_s": 1, "frames": 1000, "compared": 10, "disagreed": 5}, "wait", ""),
-        ({"elapsed_s": 1, "frames": 1000, "compared": 10, "disagreed": 6}, "take-back", "disagrees"),
+        ({"elapsed_s": 1, "frames": 1000, "compared": 10, "disagreed": 6}, "roll-back", "disagrees"),
         ({"elapsed_s": 1, "frames": 1000, "growth_bytes": 256 << 20}, "wait", ""),
-        ({"elapsed_s": 1, "frames": 1000, "growth_bytes": (256 << 20) + 1}, "take-back", "memory-growth"),
+        ({"elapsed_s": 1, "frames": 1000, "growth_bytes": (256 << 20) + 1}, "roll-back", "memory-growth"),
     ],
 )
 def test_a_version_is_kept_taken_back_or_watched_for_longer(measured: dict[str, Any], act: str, code: str) -> None:
     """One frame in ten is not a hundredth yet if a hundred are to be seen; two are more than the rest could mend."""
     verdict = judge(POLICY, Measures(**measured))
 
-    assert (verdict.act, verdict.code) == (act, code)
-    assert bool(verdict.reason) == (act == "take-back")
+    assert (verdict.action, verdict.code) == (act, code)
+    assert bool(verdict.reason) == (act == "roll-back")
 
 
 @pytest.mark.parametrize(
@@ -64,19 +64,19 @@ def test_a_version_is_kept_taken_back_or_watched_for_longer(measured: dict[str, 
         ({"elapsed_s": 9.9, "frames": 100}, "wait"),
         ({"elapsed_s": 10, "frames": 100}, "keep"),
         ({"elapsed_s": 99, "frames": 99}, "wait"),
-        ({"elapsed_s": 100, "frames": 99}, "take-back"),
+        ({"elapsed_s": 100, "frames": 99}, "roll-back"),
     ],
 )
 def test_it_may_be_watched_for_another_time_than_the_policys(measured: dict[str, Any], act: str) -> None:
-    assert judge(POLICY, Measures(**measured), 10).act == act
+    assert judge(POLICY, Measures(**measured), 10).action == act
 
 
 @pytest.mark.parametrize(
     ("share", "measured", "act"),
     [
-        (0.5, {"not_finite": 1}, "take-back"),
+        (0.5, {"not_finite": 1}, "roll-back"),
         (1.0, {"not_finite": 1}, "wait"),
-        (0.5, {"compared": 0, "disagreed": 1}, "take-back"),
+        (0.5, {"compared": 0, "disagreed": 1}, "roll-back"),
         (1.0, {"compared": 0, "disagreed": 1}, "wait"),
     ],
 )
@@ -85,7 +85,7 @@ def test_where_no_frames_are_asked_for_shares_are_of_one_at_least(
 ) -> None:
     policy = SwapPolicy(min_frames=0, max_error_share=share, max_disagreement=share)
 
-    assert judge(policy, Measures(**measured)).act == act
+    assert judge(policy, Measures(**measured)).action == act
 
 
 def test_a_version_that_has_not_begun_has_done_nothing() -> None:
@@ -102,12 +102,12 @@ _counts = st.integers(0, 500)
 def test_more_of_what_is_wrong_never_makes_a_verdict_better(
     frames: int, failures: int, not_finite: int, elapsed_s: float, late: bool
 ) -> None:
-    order = {"keep": 0, "wait": 1, "take-back": 2}
+    order = {"keep": 0, "wait": 1, "roll-back": 2}
     period_s = 0 if late else 60
     one = Measures(elapsed_s=elapsed_s, frames=frames, failures=failures, not_finite=not_finite)
     worse = Measures(elapsed_s=elapsed_s, frames=frames, failures=failures + 1, not_finite=not_finite + 1)
 
-    assert order[judge(POLICY, one, period_s).act] <= order[judge(POLICY, worse, period_s).act]
+    assert order[judge(POLICY, one, period_s).action] <= order[judge(POLICY, worse, period_s).action]
 
 
 @given(st.lists(st.floats(1, 50), min_size=16, max_size=64), st.lists(st.floats(1, 50), min_size=16, max_size=64))

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from hedgerow.models.monitor.quarantine import QuarantineLog
 from hedgerow.wire.fleet import ModelRef
 trials = QuarantineLog(Path(sys.argv[1]), int(sys.argv[2]))
-trials.enter(SimpleNamespace(ref=ModelRef.model_validate_json(sys.argv[3])), "golden")
+trials.start_trial(SimpleNamespace(ref=ModelRef.model_validate_json(sys.argv[3])), "golden")
 ctypes.string_at(0)
 """
 
@@ -43,7 +43,7 @@ def crash(folder: Path, max_crashes: int, candidate: ModelVersion) -> None:
 
 def interrupt(folder: Path, candidate: ModelVersion, max_crashes: int = 1) -> None:
     """A run that ends in the midst of a trial, without a trace."""
-    QuarantineLog(folder, max_crashes).enter(candidate, "switch")
+    QuarantineLog(folder, max_crashes).start_trial(candidate, "switch")
 
 
 def why(folder: Path, max_crashes: int = 1) -> list[tuple[str, str]]:
@@ -57,12 +57,12 @@ def test_a_version_that_crashes_the_process_is_quarantined_at_the_next_start(
     crash(folder, 1, candidate)
     trials = QuarantineLog(folder)
 
-    (held,) = trials.fresh
+    (held,) = trials.newly_quarantined
     assert (held.code, held.digest) == ("crashed", candidate.ref.digest)
     assert "did golden" in held.reason
     assert "Segmentation fault" in held.reason
-    assert trials.why_not(candidate.ref.digest) == held
-    assert QuarantineLog(folder).fresh == [], "told once"
+    assert trials.find(candidate.ref.digest) == held
+    assert QuarantineLog(folder).newly_quarantined == [], "told once"
     assert QuarantineLog(folder).quarantined() == [held], "and kept"
 
 
@@ -99,8 +99,8 @@ def test_a_version_that_is_kept_starts_anew_and_one_that_is_taken_back_does_not(
     for _ in range(2):
         interrupt(folder, candidate)
     trials = QuarantineLog(folder)
-    trials.enter(candidate, "probation")
-    trials.leave(candidate, passed=passed)
+    trials.start_trial(candidate, "probation")
+    trials.end_trial(candidate, passed=passed)
     interrupt(folder, candidate)
 
     assert bool(why(folder)) is not passed
@@ -111,15 +111,15 @@ def test_leaving_what_was_never_entered_forgets_nothing(tmp_path: Path, candidat
     folder = tmp_path / "trials"
     for _ in range(2):
         interrupt(folder, candidate)
-    QuarantineLog(folder).leave(candidate, passed=False)
+    QuarantineLog(folder).end_trial(candidate, passed=False)
     interrupt(folder, candidate)
 
     assert [code for code, _ in why(folder)] == ["interrupted"]
 
 
 def crash_workers(trials: QuarantineLog, candidate: ModelVersion) -> Quarantined | None:
-    trials.enter(candidate, "switch")
-    return trials.leave(candidate, passed=False, crashed="workers that run it crashed twice")
+    trials.start_trial(candidate, "switch")
+    return trials.end_trial(candidate, passed=False, crashed="workers that run it crashed twice")
 
 
 def test_crashes_of_workers_count_as_those_of_the_node(tmp_path: Path, candidate: ModelVersion) -> None:
@@ -130,7 +130,7 @@ def test_crashes_of_workers_count_as_those_of_the_node(tmp_path: Path, candidate
 
     assert held is not None
     assert why(tmp_path / "trials") == [("crashed", "workers that run it crashed twice")]
-    assert trials.why_not(candidate.ref.digest) == held
+    assert trials.find(candidate.ref.digest) == held
 
 
 def test_what_is_released_may_be_tried_again(tmp_path: Path, candidate: ModelVersion) -> None:

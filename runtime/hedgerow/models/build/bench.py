@@ -25,7 +25,7 @@ BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(slots=True)
-class Benched:
+class DeviceBenchmark:
     """A variant on one device.
 
     Attributes:
@@ -47,7 +47,7 @@ def bench(
     seconds: float,
     max_batch: int = BATCHES[-1],
     progress: Callable[[float], None] | None = None,
-) -> list[Benched]:
+) -> list[DeviceBenchmark]:
     """Measure a variant, on each device that it names and that is here.
 
     Args:
@@ -57,10 +57,10 @@ def bench(
         progress: told what part of the time is over, 0..1.
     Raises: BadArrays: a golden file cannot be read.
     """
-    found: dict[str, Benched] = {}
+    found: dict[str, DeviceBenchmark] = {}
     able: dict[str, list[str]] = {}
     for way in ways(variant):
-        of_device = found.setdefault(way.device, Benched(variant.name, way.device))
+        of_device = found.setdefault(way.device, DeviceBenchmark(variant.name, way.device))
         if way.why_not is None:
             able.setdefault(way.device, []).append(way.backend)
         else:

@@ -63,7 +63,7 @@ class Figures(_FigurePart):
     machines: tuple[Machine, ...] = ()
 
 
-def beside(folder: Path) -> Path:
+def path_for(folder: Path) -> Path:
     """Where the figures of a bundle's folder are."""
     whole = folder.absolute()
     return whole.with_name(f"{whole.name}.bench.json")

@@ -77,7 +77,7 @@ class CanaryVerdict:
         reason: that in a sentence, with the numbers.
     """
 
-    act: Literal["keep", "take-back", "wait"]
+    action: Literal["keep", "roll-back", "wait"]
     code: str = ""
     reason: str = ""
 
@@ -102,7 +102,7 @@ def judge(policy: SwapPolicy, measures: Measures, period_s: float | None = None)
     if measures.elapsed_s < PATIENCE * period_s:
         return _WAIT
     return CanaryVerdict(
-        "take-back",
+        "roll-back",
         "too-few-frames",
         f"it was given {measures.frames} frames in {measures.elapsed_s:.0f} s, fewer than `min_frames: {policy.min_frames}`",
     )
@@ -113,36 +113,36 @@ def _broken(policy: SwapPolicy, measures: Measures) -> CanaryVerdict | None:
     most = policy.max_error_share * frames
     if measures.crashes >= _CRASHES and not measures.crashes_before:
         return CanaryVerdict(
-            "take-back", CRASHED, f"workers that run it crashed {measures.crashes} times, and not before"
+            "roll-back", CRASHED, f"workers that run it crashed {measures.crashes} times, and not before"
         )
     if measures.not_finite > most:
         return CanaryVerdict(
-            "take-back",
+            "roll-back",
             "not-finite",
             f"outputs of {measures.not_finite} of {measures.frames} frames hold NaN or infinity",
         )
     if measures.failures > most + measures.failures_before * frames:
         return CanaryVerdict(
-            "take-back",
+            "roll-back",
             "errors",
             f"it failed on {measures.failures} of {measures.frames} frames, "
             f"with `max_error_share: {policy.max_error_share:g}` and {measures.failures_before:.2%} before",
         )
     if measures.disagreed > policy.max_disagreement * max(measures.compared, policy.min_frames, 1):
         return CanaryVerdict(
-            "take-back",
+            "roll-back",
             "disagrees",
             f"{measures.disagreed} of {measures.compared} outputs differ from the serving version's by more than the tolerance",
         )
     if measures.slowdown is not None and measures.slowdown > policy.max_slowdown:
         return CanaryVerdict(
-            "take-back",
+            "roll-back",
             "slower",
             f"it takes {measures.slowdown:.1f} times as long as the version before, with `max_slowdown: {policy.max_slowdown:g}`",
         )
     if measures.growth_bytes > policy.max_growth_bytes:
         return CanaryVerdict(
-            "take-back",
+            "roll-back",
             "memory-growth",
             f"the node has gained {measures.growth_bytes:,} bytes, more than `max_growth_bytes: {policy.max_growth_bytes}`",
         )
@@ -153,7 +153,7 @@ def _shifted(policy: SwapPolicy, measures: Measures) -> CanaryVerdict | None:
     for name, moved in measures.shift.items():
         if moved > policy.max_shift:
             return CanaryVerdict(
-                "take-back",
+                "roll-back",
                 "shifted",
                 f"values of {name} are {moved:.2f} away from the baseline, with `max_shift: {policy.max_shift:g}`",
             )

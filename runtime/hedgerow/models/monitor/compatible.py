@@ -25,7 +25,7 @@ class IncompatibleVersion(ModelError):
         )
 
 
-def misfits(old: ModelSignature, new: ModelSignature) -> list[str]:
+def incompatibilities(old: ModelSignature, new: ModelSignature) -> list[str]:
     """Why stages that were set up for one version cannot use another; empty if they can.
 
     An input may become more open and an output more exact. Hidden state may have other sizes: it begins at zero again.

@@ -48,19 +48,19 @@ class Observations:
         )
 
 
-def measure(elapsed_s: float, conducts: Iterable[tuple[Observations, Observations]], growth_bytes: int = 0) -> Measures:
+def measure(elapsed_s: float, observed: Iterable[tuple[Observations, Observations]], growth_bytes: int = 0) -> Measures:
     """What a version is judged by.
 
     Args:
         elapsed_s: since it began to serve.
-        conducts: wherever it serves, that of the version before and its own. Each place is compared with itself: another
+        observed: wherever it serves, that of the version before and its own. Each place is compared with itself: another
             process has other cores, and other frames.
         growth_bytes: memory that the node's own process has gained.
     """
     before, now = Observations(), Observations()
     times: list[float] = []
     moved: dict[str, float] = {}
-    for old, new in conducts:
+    for old, new in observed:
         before, now = before + old, now + new
         if (times_as_long := slowdown(old.recent_s, new.recent_s)) is not None:
             times.append(times_as_long)

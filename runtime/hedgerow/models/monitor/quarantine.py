@@ -65,18 +65,18 @@ class QuarantineLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._state = self._read()
         self._mark: IO[str] | None = None
-        self.fresh: list[Quarantined] = []
+        self.newly_quarantined: list[Quarantined] = []
         self._judge_the_interrupted()
 
     def quarantined(self) -> list[Quarantined]:
         """Versions that are not to be tried again."""
         return sorted(self._state.quarantined.values(), key=lambda each: each.at)
 
-    def why_not(self, digest: str) -> Quarantined | None:
+    def find(self, digest: str) -> Quarantined | None:
         """Why a bundle is not to be tried; None: it may be."""
         return self._state.quarantined.get(digest)
 
-    def enter(self, candidate: ModelVersion, step: str) -> None:
+    def start_trial(self, candidate: ModelVersion, step: str) -> None:
         """Note, on disk, that a step begins which may bring the process down."""
         ref = candidate.ref
         trial = self._state.trials.get(ref.digest) or _Attempt(name=ref.name, version=ref.version, step=step, open=True)
@@ -84,7 +84,7 @@ class QuarantineLog:
         self._write()
         self._watch_for_crashes()
 
-    def leave(self, candidate: ModelVersion, *, passed: bool, crashed: str = "") -> Quarantined | None:
+    def end_trial(self, candidate: ModelVersion, *, passed: bool, crashed: str = "") -> Quarantined | None:
         """Note that a trial is over and the process lives.
 
         Args:
@@ -133,7 +133,7 @@ class QuarantineLog:
                     f"the process ended {times} times with it on trial, at last in {trial.step}",
                 )
             del self._state.trials[digest]
-            self.fresh.append(self._quarantine(digest, trial, code, reason))
+            self.newly_quarantined.append(self._quarantine(digest, trial, code, reason))
         if interrupted:
             self._write()
         mark.unlink(missing_ok=True)

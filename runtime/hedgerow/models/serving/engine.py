@@ -79,7 +79,7 @@ class Engine:
         self.name = name
         self.source = source
         self.config = config
-        self.candidate = candidate
+        self.model_version = candidate
         self.inputs = fit.inputs
         self.outputs = session.outputs
         self.state: Mapping[str, str] = config.state
@@ -106,7 +106,7 @@ class Engine:
         self._recent_s: dict[int, deque[float]] = {}
 
     def __str__(self) -> str:
-        return str(self.candidate.ref) if self.candidate is not None else self.source.path.name
+        return str(self.model_version.ref) if self.model_version is not None else self.source.path.name
 
     def infer_each(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array] | HedgerowError]:
         """Run the model on every request; see `ModelHandle.infer_each`."""
@@ -133,9 +133,9 @@ class Engine:
         """Hidden state of a stream that has just begun, by input name."""
         return self._fit.zero_state()
 
-    def carry_on_state(self, other: Engine) -> None:
+    def inherit_state(self, other: Engine) -> None:
         """Go on with the hidden state of the version before, if this one's manifest says that it can and shapes agree."""
-        said = self.candidate.manifest.parameters.get("state") if self.candidate is not None else None
+        said = self.model_version.manifest.parameters.get("state") if self.model_version is not None else None
         mine, theirs = self.zero_state(), other.zero_state()
         alike = mine.keys() == theirs.keys() and all(
             mine[key].shape == theirs[key].shape and mine[key].dtype == theirs[key].dtype for key in mine
@@ -164,7 +164,7 @@ class Engine:
 
     def info(self) -> ServedModel:
         """What it is and what it has done so far."""
-        session, loaded, candidate = self._session, self._loaded, self.candidate
+        session, loaded, candidate = self._session, self._loaded, self.model_version
         seen = self._lookout.seen() if self._lookout is not None else DriftReport()
         with self._lock:
             batches, busy_s, failures = dict(sorted(self._batches.items())), self._busy_s, self._failures

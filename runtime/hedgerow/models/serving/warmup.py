@@ -17,15 +17,15 @@ _SIZES: Final = (1, 2, 3, 4)
 _MOST_SIZES: Final = 12
 
 
-def rehearse(engine: Engine, sizes: Iterable[int] = ()) -> None:
+def prepare(engine: Engine, sizes: Iterable[int] = ()) -> None:
     """Have it ready for live frames; what it did until then is forgotten.
 
     Args:
         sizes: as `warm_up` takes them.
     Raises: ModelError: a golden input of its bundle cannot be read.
     """
-    if engine.candidate is not None:
-        prove_batches(engine, engine.candidate.folder, engine.candidate.manifest)
+    if engine.model_version is not None:
+        prove_batches(engine, engine.model_version.folder, engine.model_version.manifest)
     warm_up(engine, sizes)
     engine.forget()
 
