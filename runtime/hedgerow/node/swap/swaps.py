@@ -157,7 +157,9 @@ class Swaps:
             self._stages.pop(name, None)
             self._workers.observe(None)
             if candidate is not None:
-                held = await _in_thread(partial(self._quarantine.end_trial, candidate, passed=steps.kept, crashed=crashed))
+                held = await _in_thread(
+                    partial(self._quarantine.end_trial, candidate, passed=steps.kept, crashed=crashed)
+                )
                 if held is not None:
                     self._on_event("model-quarantined", held.model_dump(exclude_none=True))
         self._on_event("model-kept", {"model": name, "version": what, "measures": steps.measures})
