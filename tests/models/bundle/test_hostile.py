@@ -31,7 +31,7 @@ from hedgerow.models.bundle.folder import BadBundle, Bundle
 from hedgerow.models.bundle.manifest import BadManifest, File, Manifest, read_manifest
 from hedgerow.models.bundle.model_file import ModelFile, digest
 from hedgerow.models.bundle.version import ModelVersion
-from hedgerow.models.session.load import signature
+from hedgerow.models.session.load import load_signature
 
 DOUBLE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 
@@ -334,7 +334,7 @@ def test_a_model_of_impossible_size_is_refused_before_memory_is_asked_for(onnx_f
     path = onnx_file("(float[1000000,1000000,1000] x) => (float[1000000,1000000,1000] y) { y = Add(x, x) }")
 
     with pytest.raises(ModelMismatch, match="would have 4,000,000,000,000,000 bytes"):
-        signature(ModelFile(path, digest(path)), ModelConfig(path=str(path)))
+        load_signature(ModelFile(path, digest(path)), ModelConfig(path=str(path)))
 
 
 @pytest.mark.parametrize("where", ["../secret.bin", "/etc/hostname", "weights/../../secret.bin"])

@@ -17,7 +17,7 @@ from hedgerow.models.bundle.arrays import read_arrays
 from hedgerow.models.bundle.folder import Bundle
 from hedgerow.models.bundle.manifest import Variant
 from hedgerow.models.bundle.model_file import ModelFile
-from hedgerow.models.session.load import batch_axes, signature
+from hedgerow.models.session.load import batch_axes, load_signature
 from hedgerow.models.session.random_inputs import random_batch
 from hedgerow.models.session.signature import Signature
 
@@ -95,7 +95,7 @@ def _measure(
     way = next(way for way in ways(variant) if way.device == device and way.backend == names[0])
     config = serving_config(bundle, variant, way)
     source = ModelFile(bundle.path(variant.files[0]), variant.model_digest)
-    fit = signature(source, config)
+    fit = load_signature(source, config)
     cases = [case for case in bundle.manifest.golden if variant.name in case.outputs]
     inputs = read_arrays(bundle.path(cases[0].inputs)) if cases else None
 

@@ -100,7 +100,7 @@ def batch_sizes(most: int) -> tuple[int, ...]:
     return tuple(sorted(size for size in sizes if size <= most))
 
 
-def signature(source: ModelFile, config: ModelConfig) -> Signature:
+def load_signature(source: ModelFile, config: ModelConfig) -> Signature:
     """What a model takes and gives, from the first backend that can open it.
 
     Raises: ConfigError, ModelError: none can, or the configuration does not fit the model.
