@@ -17,7 +17,7 @@ from hedgerow.errors import InferenceError
 from hedgerow.frame import Array
 from hedgerow.models.bundle.arrays import BadArrays, read_arrays, write_arrays
 from hedgerow.models.bundle.chunks import describe_file
-from hedgerow.models.bundle.golden import GoldenOutcome, check_golden, compare, excess
+from hedgerow.models.bundle.golden import GoldenOutcome, check_golden, compare, needed_tolerance
 from hedgerow.models.bundle.manifest import GoldenCase, Manifest, Needs, Tolerance, Variant, digest_of
 
 INPUT = {"x": np.linspace(-1, 1, 100, dtype=np.float32).reshape(1, 100)}
@@ -138,7 +138,7 @@ def test_what_was_written_is_read_again(array: Array) -> None:
 @given(ANY)
 def test_an_output_is_right_by_itself(array: Array) -> None:
     assert compare(array, array.copy(), Tolerance(relative=0, absolute=0))[0] == 0
-    assert excess({"y": array}, {"y": array.copy()}, 0) == 0
+    assert needed_tolerance({"y": array}, {"y": array.copy()}, 0) == 0
 
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
@@ -150,7 +150,7 @@ def test_the_tolerance_that_outputs_need_lets_them_pass(
 ) -> None:
     right, got = np.array(values, np.float32).T.copy()
 
-    needed = excess({"y": right}, {"y": got}, relative, outliers)
+    needed = needed_tolerance({"y": right}, {"y": got}, relative, outliers)
     just = Tolerance(relative=relative, absolute=max(0.0, needed) * 1.001 + 1e-12, outliers=outliers)
 
     assert compare(right, got, just)[0] <= 1

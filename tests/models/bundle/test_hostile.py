@@ -279,7 +279,7 @@ X = np.random.default_rng(0).random((16, 3), np.float32)
         ({"x": X.astype(np.float64)}, "the model takes x: float32"),
         ({"x": X[:, :2]}, "the model takes x: float32"),
         ({"z": X}, "the golden inputs have nothing"),
-        ({"x": X, "more": X}, "more, which is no input"),
+        ({"x": X, "more": X}, "more, which is not an input"),
         ({}, "the golden inputs have nothing"),
     ],
     ids=["dtype", "shape", "name", "more", "none"],
@@ -322,7 +322,7 @@ def test_a_manifest_that_tells_of_other_tensors_fails(candidate: ModelVersion) -
     (outcome,) = verify_golden(bundle, bundle.manifest.variants[0])
 
     assert outcome.state == "failed"
-    assert "the manifest says of outputs {'y': 'int64'}" in outcome.detail
+    assert "the manifest lists the outputs {'y': 'int64'}, but the model has" in outcome.detail
 
 
 # Models
@@ -400,19 +400,19 @@ def test_a_gguf_file_is_read_as_far_as_its_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"GGML" + bytes(20), "does not begin"),
-        (gguf()[:-3], "cut short"),
+        (b"GGML" + bytes(20), "does not start with GGUF"),
+        (gguf()[:-3], "truncated"),
         (gguf(version=1), "version 1"),
         (gguf(count=1 << 60), "keys"),
         (gguf(many=1 << 60), "tensors"),
-        (gguf(many=1), "cut short"),
-        (gguf(keys=text("k", 1 << 62)), "a text of"),
-        (gguf(keys=text("k" * 3, 1 << 20)), "cut short"),
-        (gguf(keys=text("k") + struct.pack("<I", 99)), "type 99"),
-        (gguf(keys=array(0, 1 << 60)), "a list of"),
-        (gguf(keys=array(12, 1 << 20)), "not there"),
-        (gguf(keys=array(8, 1, struct.pack("<Q", 1 << 63))), "not there"),
-        (gguf(keys=array(9, 1)), "type 9"),
+        (gguf(many=1), "truncated"),
+        (gguf(keys=text("k", 1 << 62)), "a string has"),
+        (gguf(keys=text("k" * 3, 1 << 20)), "truncated"),
+        (gguf(keys=text("k") + struct.pack("<I", 99)), "unknown type 99"),
+        (gguf(keys=array(0, 1 << 60)), "a list has"),
+        (gguf(keys=array(12, 1 << 20)), "beyond the end of the file"),
+        (gguf(keys=array(8, 1, struct.pack("<Q", 1 << 63))), "beyond the end of the file"),
+        (gguf(keys=array(9, 1)), "unsupported type 9"),
         (gguf(keys=text("general.alignment") + struct.pack("<II", 4, 0)), "alignment"),
         (gguf(keys=b"\x01" + bytes(7) + b"\xff" + struct.pack("<I", 0) + b"a"), "utf-8"),
         (gguf(tensors=tensor((1 << 40, 1 << 40)), many=1), "would end at byte"),

@@ -110,7 +110,9 @@ def _off(right: Array, got: Array, tolerance: Tolerance) -> Array:
     return np.where(same, 0.0, np.where(np.isnan(off), _INFINITE, off))
 
 
-def excess(right: Mapping[str, Array], got: Mapping[str, Array], relative: float, outliers: float = 0.0) -> float:
+def needed_tolerance(
+    right: Mapping[str, Array], got: Mapping[str, Array], relative: float, outliers: float = 0.0
+) -> float:
     """The absolute tolerance that outputs would need beside a relative one; infinite if none helps."""
     needed = 0.0
     for name, array in right.items():

@@ -52,12 +52,12 @@ class DriftReport:
 class _Half:
     """What was gathered since a moment."""
 
-    def __init__(self, baseline: Baseline, fit: Signature, began: float) -> None:
+    def __init__(self, baseline: Baseline, signature: Signature, began: float) -> None:
         self.began = began
         self.frames = 0
         self.not_finite = 0
-        self.inputs = OutputStatistics(baseline.inputs, baseline.samples, fit.axes)
-        self.outputs = OutputStatistics(baseline.outputs, baseline.samples, fit.output_axes)
+        self.inputs = OutputStatistics(baseline.inputs, baseline.samples, signature.axes)
+        self.outputs = OutputStatistics(baseline.outputs, baseline.samples, signature.output_axes)
 
 
 class DriftWindow:
@@ -66,13 +66,13 @@ class DriftWindow:
     Two halves take turns. When the newer one has lasted long enough, it becomes the older one, and the older one goes.
 
     Args:
-        fit: the model's batch axes.
+        signature: the model's batch axes.
         length_s, least_frames: how much makes a half.
     """
 
-    def __init__(self, baseline: Baseline, fit: Signature, *, length_s: float, least_frames: int) -> None:
+    def __init__(self, baseline: Baseline, signature: Signature, *, length_s: float, least_frames: int) -> None:
         self._baseline = baseline
-        self._fit = fit
+        self._signature = signature
         self._length_s = length_s
         self._least_frames = least_frames
         self._older: _Half | None = None
@@ -87,10 +87,10 @@ class DriftWindow:
         """
         half = self._newer
         if half is None or (at - half.began >= self._length_s and half.frames >= self._least_frames):
-            self._older, half = half, _Half(self._baseline, self._fit, at)
+            self._older, half = half, _Half(self._baseline, self._signature, at)
             self._newer = half
         half.frames += rows
-        half.not_finite += not_finite_rows(outputs, self._fit.output_axes, self._baseline.outputs, rows)
+        half.not_finite += not_finite_rows(outputs, self._signature.output_axes, self._baseline.outputs, rows)
         half.inputs.add(batch, rows)
         half.outputs.add(outputs, rows)
 
@@ -113,13 +113,15 @@ class DriftMonitor:
     """An observer of an engine whose bundle has a baseline, for as long as it serves.
 
     Args:
-        fit: the model's batch axes.
+        signature: the model's batch axes.
         clock: seconds that do not jump.
     """
 
-    def __init__(self, baseline: Baseline, fit: Signature, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, baseline: Baseline, signature: Signature, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._baseline = baseline
-        self._fit = fit
+        self._signature = signature
         self._clock = clock
         self._lock = threading.Lock()
         self._rests_until: float
@@ -145,7 +147,7 @@ class DriftMonitor:
     def forget(self) -> None:
         """Begin anew: what it saw was a rehearsal."""
         with self._lock:
-            self._window = DriftWindow(self._baseline, self._fit, length_s=WINDOW_S, least_frames=LEAST_FRAMES)
+            self._window = DriftWindow(self._baseline, self._signature, length_s=WINDOW_S, least_frames=LEAST_FRAMES)
             self._rests_until = 0.0
 
 

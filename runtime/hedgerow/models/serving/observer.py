@@ -24,7 +24,7 @@ class Observer:
         baseline = engine.model_version.manifest.baseline if engine.model_version is not None else None
         self._engine = engine
         self._baseline = baseline or Baseline(samples=0)
-        self._axes = engine.fit.output_axes
+        self._axes = engine.signature.output_axes
         self._lock = threading.Lock()
         self._frames = 0
         self._not_finite = 0

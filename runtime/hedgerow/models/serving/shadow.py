@@ -104,7 +104,7 @@ class Shadow:
             self.disagreed += rows
             return
         self.observer(batch, got, rows, 0.0)
-        axes = self._shadow.fit.output_axes
+        axes = self._shadow.signature.output_axes
         off = np.zeros(rows)
         for name, array in right.items():
             if name in self._hidden or name not in got:
