@@ -384,7 +384,7 @@ def test_a_file_that_holds_no_figures_is_said_to_hold_none(copy: Path, hedgerow)
     said = hedgerow("model", "show", copy)
 
     assert said.code == 1
-    assert "holds no measured figures" in said.err
+    assert "is not a valid file of benchmark results" in said.err
 
 
 def test_what_nothing_here_runs_cannot_be_measured(copy: Path, hedgerow) -> None:

@@ -109,7 +109,7 @@ def test_samples_get_hidden_state_and_their_number_is_limited(tmp_path: Path) ->
         ("a.npz", {"x": np.ones((1, 3))}, "does not fit"),
         ("a.npz", {}, "has no x"),
         ("a.txt", None, "is not an array file"),
-        ("a.npy", None, "no arrays that can be read"),
+        ("a.npy", None, "has no readable arrays"),
     ],
     ids=["name", "shape", "dtype", "nothing", "text", "damaged"],
 )
