@@ -90,8 +90,8 @@ class Engine:
         self.lists = 0
         self.since = time.time()
         baseline = candidate.manifest.baseline if candidate is not None else None
-        self._lookout = DriftMonitor(baseline, signature) if baseline is not None else None
-        self.observers: tuple[RequestObserver, ...] = () if self._lookout is None else (self._lookout,)
+        self._drift_monitor = DriftMonitor(baseline, signature) if baseline is not None else None
+        self.observers: tuple[RequestObserver, ...] = () if self._drift_monitor is None else (self._drift_monitor,)
         self._signature = signature
         self._loaded = loaded
         self._session = session
@@ -161,13 +161,13 @@ class Engine:
             self._recent_s.clear()
             self._batches.clear()
             self._busy_s, self._failures = 0.0, 0
-        if self._lookout is not None:
-            self._lookout.forget()
+        if self._drift_monitor is not None:
+            self._drift_monitor.reset()
 
     def info(self) -> ServedModel:
         """What it is and what it has done so far."""
         session, loaded, candidate = self._session, self._loaded, self.model_version
-        seen = self._lookout.seen() if self._lookout is not None else DriftReport()
+        seen = self._drift_monitor.report() if self._drift_monitor is not None else DriftReport()
         with self._lock:
             batches, busy_s, failures = dict(sorted(self._batches.items())), self._busy_s, self._failures
         return ServedModel(
