@@ -1,4 +1,4 @@
-"""Low priority while a version is loaded: given and taken back, also from threads that a library starts meanwhile."""
+"""Low priority while a version is loaded: lowered and restored, also for threads that a library starts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from tests.e2e.conftest import until
 
 from hedgerow.backends import background
-from hedgerow.backends.background import NICE, leftovers, low_priority
+from hedgerow.backends.background import NICE, idle_priority, low_priority
 from hedgerow.testing import processes
 
-TRIED = """
+PROBE = """
 import json, os, sys, threading
-from hedgerow.backends.background import leftovers, low_priority, may_raise
-if sys.argv[1] != "as-it-is":
+from hedgerow.backends.background import idle_priority, low_priority, can_raise_priority
+if sys.argv[1] == "unprivileged":
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 seen, go_on = {}, threading.Event()
 def nice(thread=0): return os.getpriority(os.PRIO_PROCESS, thread)
@@ -31,46 +31,46 @@ with low_priority():
     seen["within"] = nice() - before
     worker = start()
     seen["worker within"] = nice(worker) - before
-    with leftovers():
+    with idle_priority():
         late = start()
         seen["idle within"], seen["worker idle within"] = idle(), idle(late)
     seen["idle after"], seen["worker idle after"] = idle(), idle(late)
 seen["after"], seen["worker after"], seen["late worker after"] = nice() - before, nice(worker) - before, nice(late) - before
-with leftovers():
-    seen["idle by itself"] = idle()
+with idle_priority():
+    seen["idle outside low_priority"] = idle()
 go_on.set()
-print(json.dumps([may_raise(), seen]))
+print(json.dumps([can_raise_priority(), seen]))
 """
 
 
-def tried(who: str) -> tuple[bool, dict[str, int]]:
-    done = processes.run([sys.executable, "-c", TRIED, who], check=True, capture_output=True, text=True, cwd="/")
-    may, seen = json.loads(done.stdout)
-    return may, seen
+def run_probe(user: str) -> tuple[bool, dict[str, int]]:
+    done = processes.run([sys.executable, "-c", PROBE, user], check=True, capture_output=True, text=True, cwd="/")
+    can_raise, seen = json.loads(done.stdout)
+    return can_raise, seen
 
 
-def test_who_may_take_it_back_is_slower_within_and_as_before_afterwards() -> None:
-    may, seen = tried("as-it-is")
-    if not may:
+def test_priority_is_lowered_within_the_block_and_restored_afterwards() -> None:
+    can_raise, seen = run_probe("current-user")
+    if not can_raise:
         pytest.skip("this user may not raise priorities")
 
-    slower = min(NICE, 19 - os.getpriority(os.PRIO_PROCESS, 0))  # 19 is the lowest; these tests may run at a low one
+    slower = min(NICE, 19 - os.getpriority(os.PRIO_PROCESS, 0))  # 19 is the lowest; the tests may run niced themselves
     within = {"within": slower, "worker within": slower, "idle within": 1, "worker idle within": 1}
     after = {"after": 0, "worker after": 0, "late worker after": 0, "idle after": 0, "worker idle after": 0}
-    assert seen == within | after | {"idle by itself": 0}
+    assert seen == within | after | {"idle outside low_priority": 0}
 
 
-def test_who_could_not_take_it_back_never_loses_it() -> None:
-    """A model that was loaded slowly would serve slowly for ever."""
+def test_priority_is_not_lowered_if_it_cannot_be_restored() -> None:
+    """A model's threads, started while it is loaded, would serve slowly for ever."""
     if os.getuid() != 0:
-        pytest.skip("only root may become somebody who may not")
-    may, seen = tried("nobody")
+        pytest.skip("only root can become an unprivileged user")
+    can_raise, seen = run_probe("unprivileged")
 
-    assert not may
+    assert not can_raise
     assert set(seen.values()) == {0}
 
 
-def test_an_error_within_is_no_reason_to_stay_slow() -> None:
+def test_priority_is_restored_after_an_exception() -> None:
     def fail() -> None:
         with low_priority():
             raise ValueError("it failed")
@@ -90,18 +90,18 @@ def test_an_error_within_is_no_reason_to_stay_slow() -> None:
     assert nices == [before]
 
 
-def test_who_is_left_nothing_for_long_goes_on_with_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not background.may_raise():
+def test_idle_priority_falls_back_to_low_priority_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not background.can_raise_priority():
         pytest.skip("this user may not raise priorities")
     monkeypatch.setattr(background, "PATIENCE_S", 0.2)
     policies: list[int] = []
 
     def work() -> None:
         with low_priority():
-            with leftovers():
+            with idle_priority():
                 policies.append(os.sched_getscheduler(0))
                 until(lambda: os.sched_getscheduler(0) == os.SCHED_OTHER)
-            with leftovers():  # its patience is at an end
+            with idle_priority():  # the time for idle priority is used up
                 policies.append(os.sched_getscheduler(0))
 
     thread = threading.Thread(target=work)

@@ -18,7 +18,7 @@ def machine(root: Path, groups: str, files: dict[str, str]) -> Path:
     return root
 
 
-def test_without_control_groups_the_affinity_mask_counts(tmp_path: Path) -> None:
+def test_without_control_groups_the_affinity_mask_applies(tmp_path: Path) -> None:
     assert cores(tmp_path) == OWN
 
 
@@ -32,7 +32,7 @@ def test_a_fraction_of_a_core_is_rounded_down_but_never_to_none(tmp_path: Path) 
     assert cores(machine(tmp_path / "b", "0::/\n", {"sys/fs/cgroup/cpu.max": "5000 100000\n"})) == 1
 
 
-def test_the_tightest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
+def test_the_tightest_quota_of_the_ancestors_applies(tmp_path: Path) -> None:
     root = machine(
         tmp_path,
         "0::/edge.slice/node.service\n",
@@ -49,7 +49,7 @@ def test_version_1_groups_are_read_too(tmp_path: Path) -> None:
         tmp_path,
         "11:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n",
         {
-            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000\n",  # inside, the group is the mount's root
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000\n",  # in a container, the group is the mount's root
             "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
         },
     )
@@ -57,9 +57,9 @@ def test_version_1_groups_are_read_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["max 100000\n", "garbage\n", "100000 0\n"])
-def test_no_quota_and_nonsense_leave_the_affinity_mask(tmp_path: Path, text: str) -> None:
+def test_without_a_readable_quota_the_affinity_mask_applies(tmp_path: Path, text: str) -> None:
     assert cores(machine(tmp_path, "0::/\n", {"sys/fs/cgroup/cpu.max": text})) == OWN
 
 
-def test_a_quota_above_the_affinity_mask_gives_no_cores_that_are_not_there(tmp_path: Path) -> None:
+def test_a_quota_above_the_affinity_mask_adds_no_cores(tmp_path: Path) -> None:
     assert cores(machine(tmp_path, "0::/\n", {"sys/fs/cgroup/cpu.max": "99900000 100000\n"})) == OWN

@@ -1,4 +1,4 @@
-"""Both backends, on the same files, keep the same promises."""
+"""Contract of a session, tested on both backends with the same files."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def packaged(path: str) -> Path:
     return resolve(f"package:{path}", Path()).path
 
 
-def test_importing_the_backends_imports_no_vendor() -> None:
+def test_importing_the_backends_imports_no_vendor_library() -> None:
     """`hedgerow --help` must be quick."""
     code = "import hedgerow.backends, sys; print({'onnxruntime', 'openvino'} & sys.modules.keys())"
     shown = processes.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
     assert shown.strip() == "set()"
 
 
-def test_names_shapes_and_types_are_those_of_the_model_on_every_backend(onnx_file: OnnxFile) -> None:
-    """A stage must not care which backend runs."""
+def test_names_shapes_and_types_are_the_same_on_every_backend(onnx_file: OnnxFile) -> None:
+    """Stages do not depend on the backend."""
     path = onnx_file(TYPES)
     sessions = [backend.open(path, SessionOptions()) for backend in backends.backends()]
 
@@ -73,8 +73,8 @@ def test_names_shapes_and_types_are_those_of_the_model_on_every_backend(onnx_fil
         ]
 
 
-def test_every_type_comes_out_as_it_is(backend: Backend, onnx_file: OnnxFile) -> None:
-    """Within 32 bits: OpenVINO's CPU device computes in no more, whatever a model says."""
+def test_outputs_have_the_models_types(backend: Backend, onnx_file: OnnxFile) -> None:
+    """Values fit into 32 bits: OpenVINO's CPU device computes in no more, whatever the model's types."""
     session = backend.open(onnx_file(TYPES), SessionOptions())
 
     out = session.run(
@@ -98,7 +98,7 @@ def test_every_type_comes_out_as_it_is(backend: Backend, onnx_file: OnnxFile) ->
 
 
 def test_outputs_are_not_overwritten_by_the_next_run(backend: Backend, onnx_file: OnnxFile) -> None:
-    """OpenVINO writes every result of a request into the same buffer."""
+    """OpenVINO writes all results of a request into the same buffer."""
     session = backend.open(onnx_file(DOUBLE), SessionOptions())
 
     first = session.run({"x": np.ones((1, 3), np.float32)})["y"]
@@ -115,11 +115,11 @@ def test_an_array_over_a_receive_buffer_can_be_run(backend: Backend, onnx_file: 
 
 
 @pytest.mark.parametrize("callers", [2, 6])
-def test_results_go_to_the_thread_that_asked(backend: Backend, onnx_file: OnnxFile, callers: int) -> None:
+def test_each_thread_gets_its_own_results(backend: Backend, onnx_file: OnnxFile, callers: int) -> None:
     """Also with more callers than the session has streams."""
     session = backend.open(onnx_file(DOUBLE), SessionOptions(streams=2))
 
-    def ask(number: int) -> bool:
+    def run(number: int) -> bool:
         return all(
             session.run({"x": np.full((1 + number % 3, 3), value, np.float32)})["y"].tolist()
             == [[2 * value] * 3] * (1 + number % 3)
@@ -127,10 +127,10 @@ def test_results_go_to_the_thread_that_asked(backend: Backend, onnx_file: OnnxFi
         )
 
     with ThreadPoolExecutor(callers) as pool:
-        assert all(pool.map(ask, range(callers)))
+        assert all(pool.map(run, range(callers)))
 
 
-def test_metadata_that_the_author_put_in_can_be_read(backend: Backend, onnx_file: OnnxFile) -> None:
+def test_the_authors_metadata_can_be_read(backend: Backend, onnx_file: OnnxFile) -> None:
     session = backend.open(onnx_file(DOUBLE, names="{0: 'door'}", character="abc"), SessionOptions())
 
     assert session.metadata["names"] == "{0: 'door'}"
@@ -150,8 +150,8 @@ def test_metadata_of_an_openvino_model_is_flattened(onnx_file: OnnxFile, tmp_pat
     assert [str(spec) for spec in session.outputs] == ["y: float32[?, 3]"]
 
 
-def test_results_that_share_or_lack_a_name_are_told_apart(tmp_path: Path) -> None:
-    """Converters leave tensors without names; ONNX has no such thing."""
+def test_results_that_share_or_lack_a_name_get_distinct_names(tmp_path: Path) -> None:
+    """Converters leave tensors without names, which ONNX does not allow."""
     import openvino
     from openvino import opset13 as ops
 
@@ -170,7 +170,7 @@ def test_results_that_share_or_lack_a_name_are_told_apart(tmp_path: Path) -> Non
     assert sorted(array[0, 0] for array in out.values()) == [1, 2, 2]
 
 
-def test_an_output_whose_number_of_dimensions_is_open_is_for_onnx_runtime(onnx_file: OnnxFile) -> None:
+def test_an_output_of_dynamic_rank_needs_onnx_runtime(onnx_file: OnnxFile) -> None:
     path = onnx_file("(float[N] x, int64[R] shape) => (float[] y) { y = Reshape(x, shape) }")
     session = backends.get("onnxruntime").open(path, SessionOptions())
 
@@ -186,13 +186,13 @@ def test_the_device_reported_is_the_one_in_use(backend: Backend, onnx_file: Onnx
     assert backend.open(onnx_file(DOUBLE), SessionOptions(device="AUTO")).device.startswith("CPU")
 
 
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(backend: Backend, onnx_file: OnnxFile) -> None:
+def test_a_missing_device_is_refused_and_available_ones_are_listed(backend: Backend, onnx_file: OnnxFile) -> None:
     with pytest.raises(DeviceMissing, match=r"HAL9000.*CPU") as raised:
         backend.open(onnx_file(DOUBLE), SessionOptions(device="HAL9000"))
     assert "CPU" in raised.value.remedy
 
 
-@pytest.mark.parametrize("content", [b"", b"no model at all" * 50, None], ids=["empty", "text", "cut short"])
+@pytest.mark.parametrize("content", [b"", b"no model at all" * 50, None], ids=["empty", "text", "truncated"])
 def test_a_broken_file_is_refused(backend: Backend, tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "broken.onnx"
     whole = packaged("silero_vad/data/silero_vad_openvino_16k.onnx").read_bytes()
@@ -211,20 +211,20 @@ def test_a_broken_file_of_openvinos_own_formats_is_refused(tmp_path: Path, name:
         backends.get("openvino").open(tmp_path / name, SessionOptions())
 
 
-def test_an_operator_that_nobody_has_is_named(backend: Backend, onnx_file: OnnxFile) -> None:
+def test_an_unsupported_operator_is_named(backend: Backend, onnx_file: OnnxFile) -> None:
     path = onnx_file("(float[N,2] x) => (float[N,2] y) { y = Frobnicate(x) }")
 
-    with pytest.raises(ModelUnreadable, match=r"lacks.*Frobnicate"):
+    with pytest.raises(ModelUnreadable, match=r"does not support.*Frobnicate"):
         backend.open(path, SessionOptions())
 
 
-def test_openvino_says_which_operators_of_silero_it_lacks() -> None:
+def test_openvino_names_the_operators_of_silero_it_does_not_support() -> None:
     with pytest.raises(ModelUnreadable, match=r"Conv-\d+, ReduceMean-\d+") as raised:
         backends.get("openvino").open(packaged("silero_vad/data/silero_vad.onnx"), SessionOptions())
     assert "backend: onnxruntime" in raised.value.remedy
 
 
-def test_a_classifier_that_gives_a_map_is_refused_with_the_way_to_export_it(onnx_file: OnnxFile) -> None:
+def test_the_remedy_for_a_classifier_with_a_map_output_is_zipmap(onnx_file: OnnxFile) -> None:
     path = onnx_file(
         "(float[N,2] x) => (seq(map(int64,float)) y) { y = ai.onnx.ml.ZipMap <classlabels_int64s=[0,1]> (x) }",
         domains=', "ai.onnx.ml": 3',
@@ -237,7 +237,7 @@ def test_a_classifier_that_gives_a_map_is_refused_with_the_way_to_export_it(onnx
 @pytest.mark.parametrize(
     ("shape", "dtype"), [((1, 4), np.float32), ((3,), np.float32), ((1, 3), np.float64)], ids=["shape", "rank", "type"]
 )
-def test_an_array_that_does_not_fit_fails_that_run_alone(
+def test_an_array_that_does_not_fit_fails_only_its_own_run(
     backend: Backend, onnx_file: OnnxFile, shape: tuple[int, ...], dtype: type
 ) -> None:
     session = backend.open(onnx_file(DOUBLE), SessionOptions())
@@ -249,7 +249,7 @@ def test_an_array_that_does_not_fit_fails_that_run_alone(
     assert session.run({"x": np.ones((1, 3), np.float32)})["y"].tolist() == [[2, 2, 2]]
 
 
-def test_a_closed_session_says_so(backend: Backend, onnx_file: OnnxFile) -> None:
+def test_running_a_closed_session_is_an_error(backend: Backend, onnx_file: OnnxFile) -> None:
     session = backend.open(onnx_file(DOUBLE), SessionOptions())
     session.close()
 
@@ -257,8 +257,8 @@ def test_a_closed_session_says_so(backend: Backend, onnx_file: OnnxFile) -> None
         session.run({"x": np.ones((1, 3), np.float32)})
 
 
-def test_closing_wakes_those_that_wait_for_their_turn(onnx_file: OnnxFile) -> None:
-    """The run under way comes to its end; nobody waits for a turn that never comes."""
+def test_closing_wakes_waiting_callers(onnx_file: OnnxFile) -> None:
+    """The run in progress finishes; waiting ones fail instead of waiting for ever."""
     inside, go_on = threading.Event(), threading.Event()
     ones = np.ones((1, 3), np.float32)
 
@@ -270,10 +270,10 @@ def test_closing_wakes_those_that_wait_for_their_turn(onnx_file: OnnxFile) -> No
 
     session = backends.get("openvino").open(onnx_file(DOUBLE), SessionOptions(streams=1))
     with ThreadPoolExecutor(3) as pool:
-        under_way = pool.submit(session.run, Slow())
+        in_progress = pool.submit(session.run, Slow())
         assert inside.wait(60)
         waiting = [pool.submit(session.run, {"x": ones}) for _ in range(2)]
-        time.sleep(0.05)  # for them to stand in line; if they come later, they are told at the door
+        time.sleep(0.05)  # lets them queue; a later caller fails at once
         session.close()
         try:
             for run in waiting:
@@ -281,11 +281,11 @@ def test_closing_wakes_those_that_wait_for_their_turn(onnx_file: OnnxFile) -> No
                     run.result(10)
         finally:
             go_on.set()
-        assert under_way.result(10)["y"].tolist() == [[2, 2, 2]]
+        assert in_progress.result(10)["y"].tolist() == [[2, 2, 2]]
 
 
-def test_an_option_that_the_vendor_does_not_know_is_an_error(backend: Backend, onnx_file: OnnxFile) -> None:
-    """A typing mistake must not pass in silence."""
+def test_an_unknown_vendor_option_is_an_error(backend: Backend, onnx_file: OnnxFile) -> None:
+    """A typo must not be ignored silently."""
     with pytest.raises(ConfigError, match="NUM_STREAM_S"):
         backend.open(onnx_file(DOUBLE), SessionOptions(vendor={"NUM_STREAM_S": 3}))
 
@@ -300,10 +300,10 @@ def test_options_reach_the_vendor(onnx_file: OnnxFile, name: str, option: dict[s
     assert session.run({"x": np.ones((1, 3), np.float32)})["y"].tolist() == [[2, 2, 2]]
 
 
-def test_a_missing_library_is_an_error_that_says_how_to_install_it(
+def test_the_remedy_for_a_missing_library_is_to_install_it(
     backend: Backend, onnx_file: OnnxFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, backend.name, None)  # what Python itself does to forbid an import
+    monkeypatch.setitem(sys.modules, backend.name, None)  # makes Python refuse the import
 
     with pytest.raises(BackendMissing) as raised:
         backend.version  # noqa: B018 - the property raises
@@ -321,7 +321,7 @@ def test_a_tflite_model_runs_on_openvino() -> None:
     }
 
 
-def test_both_backends_see_the_same_text_in_a_page() -> None:
+def test_both_backends_detect_the_same_text_in_a_page() -> None:
     from skimage import data
 
     page = data.page()[:160, :320].astype(np.float32) / 127.5 - 1  # type: ignore[no-untyped-call]
@@ -332,12 +332,12 @@ def test_both_backends_see_the_same_text_in_a_page() -> None:
 
     assert one.keys() == other.keys()
     (name,) = one
-    assert one[name].max() > 0.9  # there is text
+    assert one[name].max() > 0.9  # text is detected
     np.testing.assert_allclose(one[name], other[name], atol=1e-3)
 
 
 def test_openvino_computes_in_the_models_own_precision(onnx_file: OnnxFile) -> None:
-    """Left alone it goes down to bfloat16 where the processor has it, which keeps 8 of these 24 bits."""
+    """By default OpenVINO uses bfloat16 where the processor has it, which keeps 8 of these 24 bits."""
     path = onnx_file("(float[N,64] x, float[64,64] w) => (float[N,64] y) { y = MatMul(x, w) }")
     rng = np.random.default_rng(0)
     x, w = rng.random((8, 64), np.float32), rng.random((64, 64), np.float32)
@@ -347,8 +347,8 @@ def test_openvino_computes_in_the_models_own_precision(onnx_file: OnnxFile) -> N
     np.testing.assert_allclose(out, x @ w, rtol=1e-5)
 
 
-def test_a_compiled_model_is_kept_and_one_cut_short_is_compiled_again(onnx_file: OnnxFile, tmp_path: Path) -> None:
-    """A power cut while the cache was written must not keep the node from starting."""
+def test_a_compiled_model_is_cached_and_recompiled_if_truncated(onnx_file: OnnxFile, tmp_path: Path) -> None:
+    """A power cut during a cache write must not keep the node from starting."""
     path, cache = onnx_file(DOUBLE), tmp_path / "cache"
     options = SessionOptions(cache_dir=cache)
     backends.get("openvino").open(path, options)
@@ -360,9 +360,9 @@ def test_a_compiled_model_is_kept_and_one_cut_short_is_compiled_again(onnx_file:
     assert session.run({"x": np.ones((1, 3), np.float32)})["y"].tolist() == [[2, 2, 2]]
 
 
-def test_which_backends_may_open_a_file_goes_by_its_ending() -> None:
-    def names(file: str, wanted: str = "auto") -> list[str]:
-        return [backend.name for backend in backends.candidates(Path(file), wanted)]
+def test_the_suffix_of_a_file_selects_its_backends() -> None:
+    def names(file: str, requested: str = "auto") -> list[str]:
+        return [backend.name for backend in backends.candidates(Path(file), requested)]
 
     assert names("a.onnx") == ["onnxruntime", "openvino"]
     assert names("a.ONNX", "openvino") == ["openvino"]
@@ -372,5 +372,5 @@ def test_which_backends_may_open_a_file_goes_by_its_ending() -> None:
     assert ".onnx" in raised.value.remedy
     with pytest.raises(ModelUnreadable, match=r"onnxruntime does not open \.tflite"):
         names("a.tflite", "onnxruntime")
-    with pytest.raises(ConfigError, match="No backend 'tensorflow'"):
+    with pytest.raises(ConfigError, match="Unknown backend 'tensorflow'"):
         names("a.onnx", "tensorflow")

@@ -32,9 +32,9 @@ def ones(rows: int) -> Mapping[str, Array]:
 
 
 def test_every_backend_stream_count_and_batch_is_measured_and_the_best_chosen(onnx_file: OnnxFile) -> None:
-    done: list[float] = []
+    shares: list[float] = []
 
-    found = tune(onnx_file(DOUBLE), backends.backends(), ones, [1, 4], cores=2, seconds=0.5, progress=done.append)
+    found = tune(onnx_file(DOUBLE), backends.backends(), ones, [1, 4], cores=2, seconds=0.5, progress=shares.append)
 
     tried = {(setting.backend, setting.streams, setting.threads, setting.batch) for setting in found.settings}
     assert tried == {
@@ -47,11 +47,11 @@ def test_every_backend_stream_count_and_batch_is_measured_and_the_best_chosen(on
     assert found.differences == {"openvino": 0}
     assert found.choice is not None
     assert found.choice.rows_per_s >= 0.95 * max(setting.rows_per_s for setting in found.settings)
-    assert done == sorted(done)
-    assert 0 <= done[0] <= done[-1] <= 1
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] <= shares[-1] <= 1
 
 
-def test_a_backend_that_cannot_open_the_model_is_named_with_the_reason(onnx_file: OnnxFile) -> None:
+def test_a_backend_that_cannot_open_the_model_is_listed_with_the_reason(onnx_file: OnnxFile) -> None:
     path = onnx_file(SWISH, domains=', "org.openvinotoolkit": 1')
 
     found = tune(path, backends.backends(), ones, [1], cores=1, seconds=0.2)
@@ -61,8 +61,8 @@ def test_a_backend_that_cannot_open_the_model_is_named_with_the_reason(onnx_file
     assert "Swish" in found.refused["onnxruntime"]
 
 
-def test_a_backend_that_disagrees_is_measured_and_never_chosen(onnx_file: OnnxFile) -> None:
-    """OpenVINO's CPU device computes int64 in 32 bits, so with a large number the two disagree for certain."""
+def test_a_backend_that_disagrees_is_measured_but_never_chosen(onnx_file: OnnxFile) -> None:
+    """OpenVINO's CPU device computes int64 in 32 bits, so the two disagree on large numbers."""
     path = onnx_file("(int64[N] x) => (int64[N] y) { y = Abs(x) }")
 
     found = tune(path, backends.backends(), lambda rows: {"x": np.full(rows, 2**40)}, [1], cores=1, seconds=0.2)
@@ -74,8 +74,8 @@ def test_a_backend_that_disagrees_is_measured_and_never_chosen(onnx_file: OnnxFi
     assert found.choice.backend == "onnxruntime"
 
 
-def test_a_batch_that_fails_leaves_the_others(onnx_file: OnnxFile) -> None:
-    """Many models say that they take batches and were exported with a reshape to one frame."""
+def test_a_batch_size_that_fails_does_not_exclude_others(onnx_file: OnnxFile) -> None:
+    """Many models claim to take batches, but were exported with a reshape to one frame."""
     path = onnx_file("(float[N,3] x) => (float[M,3] y) <int64[2] shape = {1, 3}> { y = Reshape(x, shape) }")
     found = tune(path, [backends.get("onnxruntime")], ones, [1, 2], cores=1, seconds=0.2)
 
@@ -85,7 +85,7 @@ def test_a_batch_that_fails_leaves_the_others(onnx_file: OnnxFile) -> None:
 
 
 def test_a_backend_that_cannot_open_the_batch_axis_is_measured_with_single_rows(onnx_file: OnnxFile) -> None:
-    """Whether batches are worth it shows beside it."""
+    """The other backend's batches show whether they are worth it."""
     path = onnx_file("(float[1,3] x) => (float[1,3] y) { y = Add(x, x) }")
 
     tuning = tune(path, backends.backends(), ones, [1, 4], cores=1, open_batch=True, seconds=0.2)
@@ -99,14 +99,14 @@ def test_a_backend_that_cannot_open_the_batch_axis_is_measured_with_single_rows(
 
 
 def test_the_median_of_the_rounds_counts() -> None:
-    """A round that another process spoilt is outvoted."""
+    """A round that another process disturbed is outvoted."""
     setting = Setting("onnxruntime", 1, 1, 1, rates=[100, 3, 98], times_s=[0.01, 0.3, 0.011])
 
     assert (setting.rows_per_s, setting.time_s) == (98, 0.011)
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "apart"),
+    ("one", "other", "expected"),
     [
         ([1.0, 100.0], [1.0, 100.0], 0.0),
         ([1.0, 100.0], [2.0, 100.0], 0.01),
@@ -120,8 +120,8 @@ def test_the_median_of_the_rounds_counts() -> None:
         ([], [], 0.0),
     ],
 )
-def test_difference_is_relative_to_the_largest_value(one: list[float], other: list[float], apart: float) -> None:
-    assert difference({"y": np.array(one)}, {"y": np.array(other)}) == pytest.approx(apart)
+def test_difference_is_relative_to_the_largest_value(one: list[float], other: list[float], expected: float) -> None:
+    assert difference({"y": np.array(one)}, {"y": np.array(other)}) == pytest.approx(expected)
     assert difference({"y": np.array(one)}, {"z": np.array(one)}) == float("inf")
 
 
@@ -135,7 +135,7 @@ def test_difference_is_relative_to_the_largest_value(one: list[float], other: li
         st.floats(0, 1e9),
     )
 )
-def test_a_choice_that_is_kept_is_found_again(tmp_path_factory: pytest.TempPathFactory, choice: Choice) -> None:
+def test_a_stored_choice_is_loaded_again(tmp_path_factory: pytest.TempPathFactory, choice: Choice) -> None:
     folder = tmp_path_factory.mktemp("state")
     tuned.save(folder, "sha256:ab", "CPU", 2, choice, model="door.onnx")
 
@@ -147,7 +147,7 @@ def test_a_choice_that_is_kept_is_found_again(tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"choice": {"backend": "openvino", "speed": 9}}'])
-def test_a_kept_choice_that_cannot_be_read_counts_as_none(tmp_path: Path, text: str) -> None:
+def test_a_stored_choice_that_cannot_be_read_counts_as_not_tuned(tmp_path: Path, text: str) -> None:
     file = tuned.save(tmp_path, "sha256:ab", "CPU", 1, Choice("openvino", 1, 1, 1, 1.0))
     file.write_text(text)
 
@@ -165,7 +165,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_the_command_keeps_the_answer_where_auto_finds_it(in_folder: Path, onnx_file: OnnxFile) -> None:
+def test_the_command_stores_the_choice_where_auto_finds_it(in_folder: Path, onnx_file: OnnxFile) -> None:
     from hedgerow.backends.cores import cores
     from hedgerow.models.bundle.model_file import digest
 
@@ -177,9 +177,9 @@ def test_the_command_keeps_the_answer_where_auto_finds_it(in_folder: Path, onnx_
     assert code == 0
     assert report["choice"]["backend"] in ("onnxruntime", "openvino")
     assert {setting["batch"] for setting in report["settings"]} == {1, 2}
-    kept = tuned.load(in_folder / ".hedgerow", digest(path), "CPU", cores())
-    assert kept is not None
-    assert kept.max_batch == report["choice"]["max_batch"]
+    stored = tuned.load(in_folder / ".hedgerow", digest(path), "CPU", cores())
+    assert stored is not None
+    assert stored.max_batch == report["choice"]["max_batch"]
 
 
 def test_the_command_prints_a_table_with_the_choice_marked(in_folder: Path, onnx_file: OnnxFile) -> None:
@@ -195,7 +195,7 @@ def test_the_command_prints_a_table_with_the_choice_marked(in_folder: Path, onnx
 
 
 def test_the_command_takes_a_models_settings_from_the_configuration(in_folder: Path) -> None:
-    """Silero wants its sampling rate, and its state is stacked on axis 1."""
+    """Silero needs the sampling rate as an input, and the batch axis of its state is 1."""
     (in_folder / "node.yaml").write_text(
         """
 node: {state_dir: state}
@@ -219,14 +219,14 @@ pipelines: {}
     assert all(setting["failed"] is None for setting in report["settings"])
 
 
-def test_the_command_asks_for_a_shape_that_the_model_leaves_open(in_folder: Path) -> None:
+def test_the_command_asks_for_the_shape_of_dynamic_inputs(in_folder: Path) -> None:
     code, _, err = run("package:rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx")
 
     assert code == 1
     assert "--shape x=1,3,320,320" in err
 
 
-def test_a_model_that_the_configuration_lacks_is_a_configuration_error(in_folder: Path) -> None:
+def test_a_model_missing_from_the_configuration_is_a_configuration_error(in_folder: Path) -> None:
     (in_folder / "node.yaml").write_text("models: {door: {path: door.onnx}}\npipelines: {}\n")
 
     code, _, err = run("window", "-c", "node.yaml")
@@ -235,7 +235,7 @@ def test_a_model_that_the_configuration_lacks_is_a_configuration_error(in_folder
     assert "there are: door" in err
 
 
-def test_on_a_terminal_a_bar_shows_how_far_it_is(in_folder: Path, onnx_file: OnnxFile) -> None:
+def test_a_terminal_shows_a_progress_bar(in_folder: Path, onnx_file: OnnxFile) -> None:
     onnx_file(DOUBLE, name="door.onnx")
     ours, theirs = os.openpty()
     command = "from hedgerow.cli.main import main; main()"
@@ -247,9 +247,9 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(in_folder: Path, onnx_file: Onn
     )
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError):  # how a terminal says that nobody writes any more
-        while some := os.read(ours, 65536):
-            shown += some
+    with contextlib.suppress(OSError):  # raised once the other end is closed
+        while chunk := os.read(ours, 65536):
+            shown += chunk
     os.close(ours)
 
     assert child.wait(60) == 0
@@ -258,7 +258,7 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(in_folder: Path, onnx_file: Onn
 
 
 @pytest.mark.parametrize("shape", ["x", "x=", "x=1,a", "x=1,0", "z=1,3"])
-def test_a_shape_that_cannot_be_read_is_a_usage_error(in_folder: Path, onnx_file: OnnxFile, shape: str) -> None:
+def test_an_invalid_shape_is_a_usage_error(in_folder: Path, onnx_file: OnnxFile, shape: str) -> None:
     onnx_file(DOUBLE, name="door.onnx")
 
     code, _, err = run("door.onnx", "--shape", shape)
@@ -267,7 +267,7 @@ def test_a_shape_that_cannot_be_read_is_a_usage_error(in_folder: Path, onnx_file
     assert "x" in err
 
 
-def test_a_model_nobody_can_run_exits_with_1(in_folder: Path) -> None:
+def test_a_model_no_backend_can_run_exits_with_1(in_folder: Path) -> None:
     (in_folder / "broken.onnx").write_bytes(b"nothing")
 
     code, _, err = run("broken.onnx", "--seconds", "1")
@@ -276,6 +276,6 @@ def test_a_model_nobody_can_run_exits_with_1(in_folder: Path) -> None:
     assert "broken.onnx" in err
 
 
-def test_the_machines_name_tells_its_cores() -> None:
+def test_the_machine_name_includes_its_cores() -> None:
     assert tuned.machine(3).endswith(", 3 cores")
     assert os.uname().machine in tuned.machine(3) or sys.platform != "linux"

@@ -112,7 +112,7 @@ class Responder:
         self._status("offline")
         await asyncio.sleep(0.2)  # so long a process takes to start again
         self._begin_run()
-        why = "the process crashed while it did switch"
+        why = "the process crashed in step `switch`"
         self._quarantined = [
             Quarantined(digest=wanted.digest, name=wanted.name, version=wanted.version, code="crashed", reason=why, at=time.time())
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What runs models. Vendors' libraries are imported here and nowhere else, and only when they are first used."""
+"""Backends: the libraries that run models. Vendor packages are imported only in this package, on first use."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (OnnxRunti
 
 
 def backends() -> tuple[Backend, ...]:
-    """Every backend Hedgerow knows, installed or not, the one to try first in front."""
+    """Return every known backend in order of preference, installed or not."""
     return tuple(_BACKENDS.values())
 
 
-class Here(Mapping[str, tuple[str, ...]]):
-    """Devices of this machine by installed backend. A library is loaded when its devices are looked at, and no sooner."""
+class LocalDevices(Mapping[str, tuple[str, ...]]):
+    """Devices of this machine by installed backend. Looking up a backend's devices loads its library."""
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
         if name not in self:
             raise KeyError(name)
         try:
             return tuple(_BACKENDS[name].devices())
-        except BackendMissing:  # installed, and cannot be loaded
+        except BackendMissing:  # installed, but cannot be loaded
             return ()
 
     def __contains__(self, name: object) -> bool:
-        return any(name == there for there in self)
+        return any(name == installed for installed in self)
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, backend in _BACKENDS.items() if backend.installed is not None)
@@ -40,38 +40,40 @@ class Here(Mapping[str, tuple[str, ...]]):
 
 
 def get(name: str) -> Backend:
-    """The backend of that name.
+    """Return a backend by name.
 
-    Raises: ConfigError: there is none.
+    Raises: ConfigError: no backend has this name.
     """
     try:
         return _BACKENDS[name]
     except KeyError:
-        raise ConfigError(f"No backend {name!r}", remedy=f"Use one of {', '.join(_BACKENDS)}, or `auto`.") from None
+        raise ConfigError(
+            f"Unknown backend {name!r}", remedy=f"Use one of {', '.join(_BACKENDS)}, or `auto`."
+        ) from None
 
 
-def candidates(path: Path, wanted: str = "auto") -> tuple[Backend, ...]:
-    """The backends that may open a file, going by its ending, installed or not; the one to try first in front.
+def candidates(path: Path, requested: str = "auto") -> tuple[Backend, ...]:
+    """Return the backends that open files with this suffix in order of preference, installed or not.
 
     Args:
-        wanted: a backend's name, or `auto` for all that can.
+        requested: a backend's name, or `auto` for all of them.
     Raises:
-        ModelUnreadable: none can, or not the one wanted.
-        ConfigError: there is no backend of that name.
+        ModelUnreadable: no backend opens the file, or the requested one does not.
+        ConfigError: no backend has this name.
     """
     suffix = path.suffix.lower()
-    able = tuple(backend for backend in backends() if suffix in backend.suffixes)
-    if not able:
-        endings = sorted(set().union(*(backend.suffixes for backend in backends())))
+    matching = tuple(backend for backend in backends() if suffix in backend.suffixes)
+    if not matching:
+        suffixes = sorted(set().union(*(backend.suffixes for backend in backends())))
         raise ModelUnreadable(
             f"No backend opens {suffix or 'extensionless'} files such as {path.name}",
-            remedy=f"Export the model to one of {', '.join(endings)}.",
+            remedy=f"Export the model to one of {', '.join(suffixes)}.",
         )
-    if wanted == "auto":
-        return able
-    if get(wanted) not in able:
+    if requested == "auto":
+        return matching
+    if get(requested) not in matching:
         raise ModelUnreadable(
-            f"{wanted} does not open {suffix} files such as {path.name}",
-            remedy=f"Set `backend: {able[0].name}`, or `auto`.",
+            f"{requested} does not open {suffix} files such as {path.name}",
+            remedy=f"Set `backend: {matching[0].name}`, or `auto`.",
         )
-    return (get(wanted),)
+    return (get(requested),)

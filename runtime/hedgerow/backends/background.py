@@ -1,14 +1,14 @@
-"""Low priority for what is done beside serving: loading, compiling, trying.
+"""Low thread priority for background work: loading, compiling and testing models while others serve.
 
-Two degrees, since one lock is shared with the threads that serve:
-- `low_priority`: a small share of cores that others want. Who holds Python's interpreter lock must get on with it, or all who
-  wait for the lock stand still too.
-- `leftovers`, within it and around a call that lets go of that lock: only what nobody else wants of the cores. A woken thread
-  that serves then runs at once; from one that is merely nice, Linux takes the core back at the end of its slice, some
-  milliseconds later. Where nothing is left for long, it goes on with low priority, so it ends.
+Two levels, because background and serving threads share Python's interpreter lock:
+- `low_priority` lowers the thread's nice value: it keeps a small share of contended cores. A thread that holds the
+  interpreter lock must keep running, or every thread that waits for the lock stalls too.
+- `idle_priority`, nested in it around a call that releases the lock, uses only idle cores (SCHED_IDLE). A serving thread
+  that wakes up then preempts it at once; a merely nice thread keeps the core until its time slice ends, some
+  milliseconds later. If cores stay busy for `PATIENCE_S`, the call falls back to low priority, so it always finishes.
 
-Threads that a library starts meanwhile inherit it, and will serve later; so they are given back what this thread had. Only
-who may raise priorities can do that (CAP_SYS_NICE, or `LimitNICE=+0` of systemd); for others nothing is lowered.
+Threads that a library starts in the block inherit the priority but serve later, so their priority is restored as well.
+Raising a priority needs CAP_SYS_NICE (`LimitNICE=+0` in systemd); without it, nothing is lowered.
 """
 
 from __future__ import annotations
@@ -23,72 +23,72 @@ from pathlib import Path
 from typing import Final
 
 NICE: Final = 10
-"""Steps by which priority is lowered: a core that both want gives a tenth to such a thread."""
+"""Nice steps by which priority is lowered: a background thread gets about a tenth of a contended core."""
 
 PATIENCE_S: Final = 10.0
-"""For so long `leftovers` makes do with what is left; of all that is done within one `low_priority`."""
+"""Longest time at idle priority, for all `idle_priority` blocks within one `low_priority` together."""
 
 _LOWEST: Final = 19
 _NO_PARAM: Final = os.sched_param(0)
 
 
-class _Here(threading.local):
-    """Of this thread: until when it makes do with what is left, by the monotonic clock."""
+class _IdleDeadline(threading.local):
+    """Until when this thread may run at idle priority, on the monotonic clock; None: not in a `low_priority` block."""
 
-    patience_until: float | None = None
+    at: float | None = None
 
 
-_here: Final = _Here()
+_idle_deadline: Final = _IdleDeadline()
 
 
 @contextmanager
 def low_priority() -> Iterator[None]:
-    """Let this thread, and those that are started by it within the block, have little of the cores while others want them."""
+    """Run this thread, and threads started within the block, at low priority."""
     usual = os.getpriority(os.PRIO_PROCESS, 0)
     lowered = min(usual + NICE, _LOWEST)
-    if lowered == usual or not may_raise():
+    if lowered == usual or not can_raise_priority():
         yield
         return
-    there = _threads()
+    threads_before = _threads()
     os.setpriority(os.PRIO_PROCESS, 0, lowered)
-    _here.patience_until = time.monotonic() + PATIENCE_S
+    _idle_deadline.at = time.monotonic() + PATIENCE_S
     try:
         yield
     finally:
-        _here.patience_until = None
-        for thread in {threading.get_native_id(), *(_threads() - there)}:
-            with suppress(OSError):  # it has ended meanwhile
+        _idle_deadline.at = None
+        for thread in {threading.get_native_id(), *(_threads() - threads_before)}:
+            with suppress(OSError):  # it has ended
                 if os.getpriority(os.PRIO_PROCESS, thread) == lowered:
                     os.setpriority(os.PRIO_PROCESS, thread, usual)
 
 
 @contextmanager
-def leftovers() -> Iterator[None]:
-    """Within `low_priority`, let this thread, and those that are started meanwhile, have of the cores what is left.
+def idle_priority() -> Iterator[None]:
+    """Within `low_priority`, run this thread and threads started within the block on idle cores only.
 
-    For calls that do not hold the interpreter lock. Elsewhere it does nothing.
+    For calls that release the interpreter lock. Outside `low_priority` it does nothing.
     """
-    until = _here.patience_until
-    left_s = 0.0 if until is None else until - time.monotonic()
+    deadline = _idle_deadline.at
+    left_s = 0.0 if deadline is None else deadline - time.monotonic()
     if left_s <= 0:
         yield
         return
-    there = _threads()
+    threads_before = _threads()
     mine = threading.get_native_id()
-    enough = threading.Timer(left_s, lambda: _wake({mine, *(_threads() - there)}))
-    enough.daemon = True
-    enough.start()
+    timer = threading.Timer(left_s, lambda: _leave_idle({mine, *(_threads() - threads_before)}))
+    timer.daemon = True
+    timer.start()
     os.sched_setscheduler(mine, os.SCHED_IDLE, _NO_PARAM)
     try:
         yield
     finally:
-        enough.cancel()
-        _wake({mine, *(_threads() - there)})
+        timer.cancel()
+        _leave_idle({mine, *(_threads() - threads_before)})
 
 
 @cache
-def may_raise() -> bool:
-    """Whether this process may raise a thread's priority to what it was; found out by doing it."""
+def can_raise_priority() -> bool:
+    """Return whether this process may restore a thread's priority, by trying it once."""
     raised = []
 
     def attempt() -> None:
@@ -104,10 +104,9 @@ def may_raise() -> bool:
     return bool(raised)
 
 
-def _wake(threads: set[int]) -> None:
-    """Let threads have their share again."""
+def _leave_idle(threads: set[int]) -> None:
     for thread in threads:
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # it has ended
             if os.sched_getscheduler(thread) == os.SCHED_IDLE:
                 os.sched_setscheduler(thread, os.SCHED_OTHER, _NO_PARAM)
 

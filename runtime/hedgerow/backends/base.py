@@ -1,9 +1,9 @@
-"""What a backend is: something that opens model files as sessions.
+"""Interface of a backend, which opens model files as sessions.
 
 Rules:
-- A backend imports its vendor's library when it is first used, so that `hedgerow --help` is quick.
-- A session reports the device it *got*, not the one it was asked for.
-- Every vendor exception becomes one of ours, with a remedy.
+- A backend imports its vendor's library on first use, so that `hedgerow --help` is quick.
+- A session reports the device it *runs on*, not the one requested.
+- Every vendor exception is translated into a Hedgerow error with a remedy.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ class TensorSpec:
     """One input or output of a model.
 
     Attributes:
-        name: as the model names it.
-        shape: one entry a dimension; None where it is dynamic. Empty for a scalar, and for an output whose number of
-            dimensions the model leaves open.
+        name: its name in the model.
+        shape: one entry per dimension; None: dynamic. Empty for a scalar, and for an output of unknown rank.
         dtype: numpy dtype.
     """
 
@@ -37,13 +36,13 @@ class TensorSpec:
     dtype: np.dtype[Any]
 
     def accepts(self, array: Array) -> bool:
-        """Whether an array has this dtype and fits this shape."""
+        """Return whether an array has this dtype and fits this shape."""
         return array.dtype == self.dtype and self.fits(array.shape)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a shape fits, dynamic dimensions taking any size."""
+        """Return whether a shape fits; dynamic dimensions accept any size."""
         return len(shape) == len(self.shape) and all(
-            want is None or want == got for want, got in zip(self.shape, shape, strict=True)
+            expected is None or expected == got for expected, got in zip(self.shape, shape, strict=True)
         )
 
     def __str__(self) -> str:
@@ -53,17 +52,17 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How a model is to run.
+    """How to run a model.
 
     Attributes:
-        device: the device asked for, in the backend's words: "CPU", "GPU", "NPU", "CUDA", "TensorRT", "AUTO".
-        threads: threads one inference may use.
-        streams: inferences that may run at the same time.
-        vendor: options passed to the vendor's library as they are.
-        batch_axes: the batch axis of inputs where it is not 0; None for an input that has none.
-        open_batch: open the batch axis where the file fixes it to 1, if the backend can.
-        batch_sizes: rows to prepare for, ascending, if the backend is faster with shapes it knows; empty: any alike.
-        cache_dir: folder for compiled forms of this one model, for backends that make them; None: keep none.
+        device: the requested device, by its name in the backend: "CPU", "GPU", "NPU", "CUDA", "TensorRT", "AUTO".
+        threads: threads per inference.
+        streams: concurrent inferences.
+        vendor: options passed unchanged to the vendor's library.
+        batch_axes: batch axis by input, where it is not 0; None: the input has no batch axis.
+        open_batch: make the batch axis dynamic where the file fixes it to 1, if the backend can.
+        batch_sizes: rows to compile for, ascending, if the backend is faster with known shapes; empty: any size.
+        cache_dir: folder for compiled forms of this model, for backends that produce them; None: do not cache.
     """
 
     device: str = "CPU"
@@ -76,8 +75,8 @@ class SessionOptions:
     cache_dir: Path | None = None
 
 
-def fixed_to_one(inputs: Iterable[TensorSpec], batch_axes: Mapping[str, int | None]) -> str | None:
-    """The first input that has one place for frames; None: there is none."""
+def input_fixed_to_one(inputs: Iterable[TensorSpec], batch_axes: Mapping[str, int | None]) -> str | None:
+    """Return the name of the first input whose batch axis is fixed to 1; None: no input is."""
     for spec in inputs:
         axis = batch_axes.get(spec.name, 0)
         if axis is not None and axis < len(spec.shape) and spec.shape[axis] == 1:
@@ -86,12 +85,12 @@ def fixed_to_one(inputs: Iterable[TensorSpec], batch_axes: Mapping[str, int | No
 
 
 def installed_version(module: str, *distributions: str) -> str | None:
-    """Version of a library as it is installed, found without loading it.
+    """Return the version of an installed library without importing it.
 
     Args:
-        module: what is imported of it.
-        distributions: packages that it may come in.
-    Returns: None: it is not there; empty: it is, and no package says which version.
+        module: the library's module.
+        distributions: packages that may provide it.
+    Returns: None: it is not installed; empty: it is installed, but no package states a version.
     """
     for name in distributions:
         with suppress(PackageNotFoundError):
@@ -107,20 +106,20 @@ class Session(Protocol):
     backend: str
     """Name of the backend, "onnxruntime" or "openvino"."""
     device: str
-    """The device in use, as the backend names it."""
+    """The device in use, by its name in the backend."""
     streams: int
     """How many callers may be inside `run` at the same time."""
     batch_sizes: tuple[int, ...]
-    """Rows it is prepared for, ascending: others are slow, and better padded. Empty: any alike."""
+    """Rows it is compiled for, ascending: pad other batches, which are slow. Empty: any size is equally fast."""
     metadata: Mapping[str, str]
     """The model's own metadata (ONNX `metadata_props`, OpenVINO `rt_info`)."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one batch; safe to call from several threads; blocks, with the interpreter lock released.
+        """Run one batch. Thread-safe; blocks with the interpreter lock released.
 
         Args:
-            inputs: an array for every input, C-contiguous, of its dtype and shape.
-        Returns: a fresh array for every output, by name; an ONNX model has the same names on every backend.
+            inputs: a C-contiguous array of the right dtype and shape for every input.
+        Returns: a new array for every output, by name; an ONNX model has the same names on every backend.
         Raises: InferenceError: the backend failed.
         """
         ...
@@ -135,11 +134,11 @@ class Backend(Protocol):
 
     name: str
     suffixes: frozenset[str]
-    """Endings of the files it can open, with the dot: {".onnx"}."""
+    """File suffixes it can open, with the dot: {".onnx"}."""
 
     @property
     def installed(self) -> str | None:
-        """Version of the vendor's library as it is installed, found without loading it; None: it is not."""
+        """Version of the vendor's library, found without importing it; None: not installed."""
         ...
 
     @property
@@ -156,8 +155,8 @@ class Backend(Protocol):
 
         Raises:
             BackendMissing: the vendor's library is not installed.
-            DeviceMissing: the device asked for is not on this machine.
-            ModelUnreadable: the file is corrupt, or uses something the backend lacks.
-            ConfigError: the vendor's library refuses an option.
+            DeviceMissing: this machine does not have the requested device.
+            ModelUnreadable: the file is corrupt, or needs something the backend does not support.
+            ConfigError: the vendor's library rejects an option.
         """
         ...

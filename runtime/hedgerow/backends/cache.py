@@ -1,6 +1,6 @@
-"""Compiled models on disk, a folder for each model, within a quota.
+"""Disk cache of compiled models: one folder per model, within a quota.
 
-A backend writes into the folder as it likes. Whole folders go, the longest unused first, never the one in use now.
+Backends own the folders' content. Eviction removes whole folders, least recently used first, never the current one.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Final
 
 MAX_BYTES: Final = 512 * 2**20
-"""Quota of all folders together."""
+"""Quota for all folders together."""
 
 
 def folder(state_dir: Path, digest: str) -> Path:
-    """The folder for compiled forms of a model; it need not exist."""
+    """Return the folder for a model's compiled forms; it may not exist yet."""
     return state_dir.absolute() / "compiled" / digest.rpartition(":")[2][:32]
 
 
-def used(folder: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Note that a folder has just been used, and clear away what goes over the quota."""
+def mark_used(folder: Path, max_bytes: int = MAX_BYTES) -> None:
+    """Record that a folder has just been used, and evict others that exceed the quota."""
     if not folder.exists():
         return
     os.utime(folder)
@@ -34,7 +34,7 @@ def used(folder: Path, max_bytes: int = MAX_BYTES) -> None:
 def _mtime(folder: Path) -> float:
     try:
         return folder.stat().st_mtime
-    except OSError:  # another node that shares the folder has cleared it away
+    except OSError:  # evicted by another node that shares the cache
         return 0
 
 

@@ -1,4 +1,4 @@
-"""What the control groups of this process allow it, versions 1 and 2: a container's limits, or a service's."""
+"""CPU and memory limits of this process's control groups (version 1 and 2), as containers and services set them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cpu_quotas(root: Path = Path("/")) -> Iterator[float]:
-    """Each CPU quota that applies, in cores.
+    """Yield each CPU quota that applies, in cores.
 
     Args:
         root: where /proc and /sys are.
@@ -16,13 +16,13 @@ def cpu_quotas(root: Path = Path("/")) -> Iterator[float]:
         try:
             quota = _quota_v1(folder) if version == 1 else _quota_v2(folder)
         except (OSError, ValueError, ZeroDivisionError):
-            continue  # the folder belongs to the host and is not visible in here
+            continue  # the folder belongs to the host and is not visible in the container
         if quota is not None:
             yield quota
 
 
 def memory_left(root: Path = Path("/")) -> Iterator[int]:
-    """Bytes that each memory limit leaves; what the group could drop of its caches counts as free.
+    """Yield the bytes that each memory limit leaves free; reclaimable page cache counts as free.
 
     Args:
         root: where /proc and /sys are.
@@ -41,7 +41,7 @@ def memory_left(root: Path = Path("/")) -> Iterator[int]:
 
 
 def _groups(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
-    """Version and folder of each group that the process is in, and of all above it: the tightest limit counts."""
+    """Yield version and folder of each group of the process and of its ancestors: the tightest limit applies."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -71,10 +71,10 @@ def _quota_v1(folder: Path) -> float | None:
     return None if quota <= 0 else quota / int((folder / "cpu.cfs_period_us").read_text())
 
 
-def _left(folder: Path, most: str, taken: str, cached: str) -> int | None:
-    """What a group leaves. Args: most, taken: its files; cached: a row of `memory.stat`."""
-    limit = (folder / most).read_text().strip()
+def _left(folder: Path, limit_file: str, usage_file: str, cache_row: str) -> int | None:
+    """Return the bytes a group leaves free; None: no limit. Args: cache_row: row of `memory.stat`."""
+    limit = (folder / limit_file).read_text().strip()
     if limit == "max":
         return None
     stats = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-    return int(limit) - int((folder / taken).read_text()) + int(stats.get(cached, 0))
+    return int(limit) - int((folder / usage_file).read_text()) + int(stats.get(cache_row, 0))

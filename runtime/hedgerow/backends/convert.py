@@ -1,7 +1,6 @@
-"""From one form of a model to another: half precision, OpenVINO's own format; eight bits are in `quantise`.
+"""Conversion between model formats: half precision and OpenVINO's own format; `quantise` does int8.
 
-The vendors' converters do it. What stands here is what they need to give the same file each time, and an account of what
-they refuse.
+The vendors' converters do the work. This module makes their output reproducible and explains their failures.
 """
 
 from __future__ import annotations
@@ -11,56 +10,56 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hedgerow.backends.vendors import explained, onnx_package, openvino_package
+from hedgerow.backends.vendors import onnx_package, openvino_package, translated_errors
 
 
 def to_fp16(path: Path, out: Path) -> None:
-    """Write an ONNX model that computes in half precision; its inputs and outputs stay as they are.
+    """Convert an ONNX model to half precision; its inputs and outputs keep their types.
 
-    Raises: ModelUnreadable: it cannot be converted; BackendMissing: a package for that is missing.
+    Raises: ModelUnreadable: it cannot be converted; BackendMissing: a package is missing.
     """
     onnx = onnx_package()
-    with explained(path, "fp16"):
+    with translated_errors(f"{path.name} cannot be converted to fp16"):
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        made = convert_float_to_float16(onnx.load(path), keep_io_types=True)
-        onnx.save(made, out)
+        converted = convert_float_to_float16(onnx.load(path), keep_io_types=True)
+        onnx.save(converted, out)
 
 
 def to_openvino(path: Path, out: Path, *, half: bool) -> None:
-    """Write a model in OpenVINO's format: an .xml, and a .bin beside it.
+    """Convert a model to OpenVINO's format: an .xml, and a .bin beside it.
 
     Args:
-        half: keep weights in half precision; the device computes in what it likes best.
-    Raises: ModelUnreadable: OpenVINO cannot read it; BackendMissing: it is not installed.
+        half: store weights in half precision; the device still chooses the precision it computes in.
+    Raises: ModelUnreadable: OpenVINO cannot read the model; BackendMissing: OpenVINO is not installed.
     """
     openvino = openvino_package()
-    with explained(path, "OpenVINO's format"):
+    with translated_errors(f"{path.name} cannot be converted to OpenVINO's format"):
         model = openvino.Core().read_model(path)
         for number, node in enumerate(model.get_ordered_ops()):
-            # What has no name gets one that counts all nodes this process ever made, which differs each time.
+            # Unnamed nodes are named by a counter of the whole process, which would make files differ between runs.
             if node.get_friendly_name() == node.get_name():
                 node.set_friendly_name(f"{node.get_type_name()}.{number}")
         openvino.save_model(model, out, compress_to_fp16=half)
 
 
 def precision_of(path: Path) -> str:
-    """The precision that most of a model's weights have: fp32, fp16, bf16, fp64, int8, int4.
+    """Return the precision of most of a model's weights: fp32, fp16, bf16, fp64, int8, int4.
 
-    Raises: ModelUnreadable: it cannot be read; BackendMissing: a package for that is missing.
+    Raises: ModelUnreadable: it cannot be read; BackendMissing: a package is missing.
     """
-    with explained(path, "out"):
+    with translated_errors(f"{path.name} cannot be read"):
         sizes = _onnx_weights(path) if path.suffix == ".onnx" else _openvino_weights(path)
         return max(sizes, key=lambda name: (sizes[name], name), default="fp32")
 
 
 def external_data(path: Path) -> list[str]:
-    """Files beside an ONNX file that hold weights of it, as it names them.
+    """Return the names of the external files that hold an ONNX model's weights.
 
     Raises: ModelUnreadable: it cannot be read; BackendMissing: the package `onnx` is missing.
     """
     onnx = onnx_package()
-    with explained(path, "out"):
+    with translated_errors(f"{path.name} cannot be read"):
         return sorted(
             {
                 entry.value
@@ -73,7 +72,7 @@ def external_data(path: Path) -> list[str]:
 
 
 def _onnx_weights(path: Path) -> dict[str, int]:
-    """Bytes of weights by precision, in subgraphs too."""
+    """Return the number of weights by precision, subgraphs included."""
     onnx = onnx_package()
     kinds = {
         onnx.TensorProto.FLOAT: "fp32",
@@ -93,7 +92,7 @@ def _onnx_weights(path: Path) -> dict[str, int]:
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
-    """All weights of an ONNX graph, and of the graphs inside it."""
+    """Yield all weights of an ONNX graph and its subgraphs."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:

@@ -1,4 +1,4 @@
-"""How many cores this process owns: what its affinity mask and its container allow, not what the machine has."""
+"""Number of cores this process may use, by its affinity mask and container limits rather than by the machine's size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hedgerow.backends.cgroups import cpu_quotas
 
 
 def cores(root: Path = Path("/")) -> int:
-    """Cores this process may use at once, at least 1.
+    """Return the number of cores this process may use at once, at least 1.
 
-    The smaller of the affinity mask and the CPU quota of every control group the process is in (version 1 or 2).
-    A fraction is rounded down: one thread too many is throttled along with all the others.
+    The smallest of the affinity mask and the CPU quotas of the process's control groups (version 1 or 2). Fractions are
+    rounded down: with one thread too many, the kernel throttles all of them.
 
     Args:
         root: where /proc and /sys are.

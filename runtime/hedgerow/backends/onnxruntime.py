@@ -1,7 +1,7 @@
-"""ONNX Runtime.
+"""The ONNX Runtime backend.
 
-Options under `options:` go to the vendor as they are: a key with a dot (`session.disable_prepacking`) is a session
-configuration entry, any other one belongs to the execution provider of the device (`device_id`).
+Options under `options:` are passed on unchanged: a key with a dot (`session.disable_prepacking`) is a session
+configuration entry, any other key an option of the device's execution provider (`device_id`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hedgerow.backends.background import leftovers
+from hedgerow.backends.background import idle_priority
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
@@ -40,7 +40,7 @@ _DTYPES: Final = {
 _OPERATOR: Final = re.compile(
     r"implementation for (?P<a>[\w.]+)\(|No Op registered for (?P<b>[\w.]+)|error: (?P<c>[\w.:]+)\(-?\d+\) is not a reg"
 )
-_ERRORS, _FATAL = 3, 4  # severities of onnxruntime's own log
+_ERROR, _FATAL = 3, 4  # severities of onnxruntime's log
 
 
 class OnnxRuntime:
@@ -51,7 +51,7 @@ class OnnxRuntime:
 
     @property
     def installed(self) -> str | None:
-        """Version of onnxruntime as it is installed; see `Backend.installed`."""
+        """Version of the installed onnxruntime; see `Backend.installed`."""
         return installed_version("onnxruntime", *_PACKAGES)
 
     @property
@@ -60,38 +60,38 @@ class OnnxRuntime:
         return str(_vendor().__version__)
 
     def devices(self) -> tuple[str, ...]:
-        """Devices this build of onnxruntime knows. Raises: BackendMissing: it is not installed."""
+        """Return the devices this build of onnxruntime supports. Raises: BackendMissing: it is not installed."""
         names = (name.removesuffix(_SUFFIX) for name in _vendor().get_available_providers())
-        return tuple(name for name in names if name != "Azure")  # a remote service, no device
+        return tuple(name for name in names if name != "Azure")  # a remote service, not a device
 
     def open(self, path: Path, options: SessionOptions) -> Session:
         """Load an .onnx file.
 
         Raises:
             BackendMissing: onnxruntime is not installed.
-            DeviceMissing: the device asked for is not on this machine.
-            ModelUnreadable: the file is corrupt, or uses something onnxruntime lacks.
-            ConfigError: an option goes nowhere.
+            DeviceMissing: this machine does not have the requested device.
+            ModelUnreadable: the file is corrupt, or needs something onnxruntime does not support.
+            ConfigError: an option would be ignored.
         """
         ort = _vendor()
         device = self._device(options.device)
-        wanted = ort.SessionOptions()
-        wanted.intra_op_num_threads = options.threads
-        wanted.inter_op_num_threads = 1
-        # A plan of the memory for every shape that was seen gains 5 µs a run, and holds 20 MB where shapes vary.
-        wanted.enable_mem_pattern = False
-        wanted.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # What goes wrong comes as an exception too, but for an accelerator that onnxruntime leaves out: that it only logs.
-        wanted.log_severity_level = _FATAL if device == "CPU" else _ERRORS
-        wanted.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        # Memory patterns save 5 µs per run, but hold 20 MB where shapes vary.
+        settings.enable_mem_pattern = False
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # Failures also raise exceptions, except for an accelerator that cannot be used: onnxruntime only logs that.
+        settings.log_severity_level = _FATAL if device == "CPU" else _ERROR
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider: dict[str, Any] = {}
         for key, value in options.vendor.items():
             if "." in key:
-                wanted.add_session_config_entry(key, str(int(value) if isinstance(value, bool) else value))
+                settings.add_session_config_entry(key, str(int(value) if isinstance(value, bool) else value))
             elif device == "CPU":
-                raise ConfigError(  # onnxruntime would not say a word
+                raise ConfigError(  # onnxruntime would ignore it silently
                     f"onnxruntime's CPU provider has no option {key}",
-                    remedy="Remove it from the model's `options:`; session entries have a dot: `session.NAME`.",
+                    remedy="Remove it from the model's `options:`. Names of session entries have a dot: `session.NAME`.",
                 )
             else:
                 provider[key] = value
@@ -99,32 +99,32 @@ class OnnxRuntime:
         if device != "CPU":
             providers.append(("CPU" + _SUFFIX, {}))
         try:
-            with leftovers():
-                session = ort.InferenceSession(path, wanted, providers=providers)
+            with idle_priority():
+                session = ort.InferenceSession(path, settings, providers=providers)
         except Exception as error:
             raise _unreadable(path, error) from error
-        got = session.get_providers()[0].removesuffix(_SUFFIX)
-        if got != device:
+        actual = session.get_providers()[0].removesuffix(_SUFFIX)
+        if actual != device:
             raise DeviceMissing(
-                f"onnxruntime knows {device} but cannot use it here; it would run {path.name} on {got}",
-                remedy=f"Install the driver and libraries {device} needs.",
+                f"onnxruntime supports {device} but cannot use it on this machine; it would run {path.name} on {actual}",
+                remedy=f"Install the driver and libraries that {device} needs.",
             )
-        return OnnxRuntimeSession(session, path, got, options.streams)
+        return OnnxRuntimeSession(session, path, actual, options.streams)
 
-    def _device(self, asked: str) -> str:
-        there = self.devices()
-        names = {name.lower(): name for name in there}
-        if asked.lower() in names:
-            return names[asked.lower()]
-        if asked.upper() == "AUTO":
-            return there[0]
-        if asked.upper() == "GPU":
+    def _device(self, requested: str) -> str:
+        available = self.devices()
+        names = {name.lower(): name for name in available}
+        if requested.lower() in names:
+            return names[requested.lower()]
+        if requested.upper() == "AUTO":
+            return available[0]
+        if requested.upper() == "GPU":
             for name in _GPU:
-                if name in there:
+                if name in available:
                     return name
         raise DeviceMissing(
-            f"onnxruntime has no device {asked} here (it has: {', '.join(there)})",
-            remedy=f"Ask for one of {', '.join(there)}, or install the onnxruntime build for {asked}.",
+            f"onnxruntime has no device {requested} on this machine (available: {', '.join(available)})",
+            remedy=f"Choose one of {', '.join(available)}, or install the onnxruntime build for {requested}.",
         )
 
 
@@ -148,17 +148,17 @@ class OnnxRuntimeSession:
         """Run one batch; see `Session.run`."""
         session = self._session
         if session is None:
-            raise InferenceError(f"{self._path.name} is closed", remedy="Open it again.")
+            raise InferenceError(f"{self._path.name} is closed", remedy="Open the model again.")
         try:
             return dict(zip(self._names, session.run(self._names, inputs), strict=True))
         except Exception as error:
             raise InferenceError(
                 f"onnxruntime failed to run {self._path.name}: {_reason(error)}",
-                remedy="If other frames pass, look at this one's tensors; else try `backend: openvino`.",
+                remedy="If other frames work, check this one's tensors; otherwise try `backend: openvino`.",
             ) from error
 
     def close(self) -> None:
-        """Free the model; runs under way finish first."""
+        """Free the model; runs in progress finish first."""
         self._session = None
 
 
@@ -175,10 +175,10 @@ def _vendor() -> Any:
 def _spec(path: Path, item: Any) -> TensorSpec:
     dtype = _DTYPES.get(item.type)
     if dtype is None:
-        remedy = "Export the model with plain tensors of numbers in and out"
+        remedy = "Export the model with plain numeric tensors as inputs and outputs"
         if item.type.startswith(("seq", "map")):
             remedy += "; for scikit-learn classifiers, convert with `options={'zipmap': False}`"
-        raise ModelUnreadable(f"{path.name}: {item.name} is a {item.type}", remedy=f"{remedy}.")
+        raise ModelUnreadable(f"{path.name}: {item.name} has the unsupported type {item.type}", remedy=f"{remedy}.")
     shape = tuple(dim if isinstance(dim, int) and dim >= 0 else None for dim in item.shape)
     return TensorSpec(item.name, shape, np.dtype(dtype))
 
@@ -189,16 +189,16 @@ def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
     if found:
         operator = next(name for name in found.groups() if name)
         return ModelUnreadable(
-            f"onnxruntime {version('onnxruntime')} lacks the operator {operator} that {path.name} uses: {text}",
+            f"onnxruntime {version('onnxruntime')} does not support the operator {operator}, which {path.name} uses: {text}",
             remedy="Try `backend: openvino`, update onnxruntime, or export the model for an older opset.",
         )
     return ModelUnreadable(
         f"onnxruntime cannot read {path.name} ({path.stat().st_size:,} bytes): {text}",
-        remedy="Copy the file again: it is cut short, or no ONNX model.",
+        remedy="Copy the file again: it is truncated, or not an ONNX model.",
     )
 
 
 def _reason(error: Exception) -> str:
-    """What onnxruntime says, on one line and without its numbers."""
+    """Return onnxruntime's message on one line, without its numeric codes."""
     text = " ".join(str(error).split())
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:500] or type(error).__name__

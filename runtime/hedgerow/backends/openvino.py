@@ -1,15 +1,15 @@
-"""OpenVINO.
+"""The OpenVINO backend.
 
-Options under `options:` go to the vendor as they are, by their OpenVINO names: `INFERENCE_PRECISION_HINT: bf16`.
+Options under `options:` are passed on unchanged, by their OpenVINO names: `INFERENCE_PRECISION_HINT: bf16`.
 
 Three defaults differ from the vendor's:
-- Models compute in the precision they were exported in. By itself the CPU device goes down to bfloat16 where the
-  processor has it, so that one file would give different answers on different machines.
+- Models compute in the precision they were exported in. By default the CPU device lowers it to bfloat16 where the
+  processor has it, so the same file would give different outputs on different machines.
 - Threads are not pinned to cores: two models on one node would be pinned to the same ones.
-- Streams and threads are as the node says, not as many as the machine has.
+- Streams and threads follow the node's configuration, not the machine's size.
 
-One thing cannot be changed: the CPU device computes whole numbers and floats in 32 bits at most. A model that needs int64
-or float64 in full belongs on ONNX Runtime.
+One limit cannot be changed: the CPU device computes integers and floats in 32 bits at most. Run a model that needs full
+int64 or float64 on ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hedgerow.backends.background import leftovers
+from hedgerow.backends.background import idle_priority
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
 from hedgerow.backends.vendors import openvino_package
 from hedgerow.errors import ConfigError, DeviceMissing, InferenceError, ModelUnreadable
@@ -45,12 +45,12 @@ _DTYPES: Final = {
     "u64": np.uint64,
     "boolean": np.bool_,
 }
-_LACKS: Final = re.compile(
+_UNSUPPORTED: Final = re.compile(
     r"(?:Conversion is failed for|No conversion rule found for operations?): *(?P<read>[^\n]+)"
     r"|doesn't support (?P<compile>\w+ operation[^\n]*)"
 )
 _VIRTUAL: Final = ("AUTO", "MULTI", "HETERO", "BATCH")
-_once = threading.Lock()
+_core_lock = threading.Lock()
 _core: Any = None
 
 
@@ -62,7 +62,7 @@ class OpenVino:
 
     @property
     def installed(self) -> str | None:
-        """Version of OpenVINO as it is installed; see `Backend.installed`."""
+        """Version of the installed OpenVINO; see `Backend.installed`."""
         return installed_version("openvino", "openvino")
 
     @property
@@ -71,7 +71,7 @@ class OpenVino:
         return str(openvino_package().__version__).partition("-")[0]
 
     def devices(self) -> tuple[str, ...]:
-        """Devices on this machine. Raises: BackendMissing: OpenVINO is not installed."""
+        """Return the devices on this machine. Raises: BackendMissing: OpenVINO is not installed."""
         return tuple(_shared_core().available_devices)
 
     def open(self, path: Path, options: SessionOptions) -> Session:
@@ -79,9 +79,9 @@ class OpenVino:
 
         Raises:
             BackendMissing: OpenVINO is not installed.
-            DeviceMissing: the device asked for is not on this machine.
-            ModelUnreadable: the file is corrupt, or uses something OpenVINO lacks.
-            ConfigError: OpenVINO refuses an option.
+            DeviceMissing: this machine does not have the requested device.
+            ModelUnreadable: the file is corrupt, or needs something OpenVINO does not support.
+            ConfigError: OpenVINO rejects an option.
         """
         core = _shared_core()
         device = self._device(options.device)
@@ -94,7 +94,7 @@ class OpenVino:
         inputs, outputs = _specs(path, model.inputs), _specs(path, model.outputs)
         try:
             compiled = _compile(core, model, device, options)
-            by_rows = {  # one after the other: copying a model holds the interpreter lock, and takes memory
+            by_rows = {  # one at a time: copying a model holds the interpreter lock, and takes memory
                 rows: _compile(core, _with_rows(path, model, options.batch_axes, rows), device, options)
                 for rows in options.batch_sizes
             }
@@ -104,25 +104,25 @@ class OpenVino:
             option = next((name for name in options.vendor if name in str(error)), None)
             if option is not None:
                 raise ConfigError(
-                    f"OpenVINO refuses the option {option}: {_reason(error)}",
-                    remedy=f"Mend or remove {option} under the model's `options:`.",
+                    f"OpenVINO rejects the option {option}: {_reason(error)}",
+                    remedy=f"Correct or remove {option} under the model's `options:`.",
                 ) from error
             raise _unreadable(path, error) from error
         return OpenVinoSession(compiled, by_rows, path, inputs, outputs, options, _metadata(model))
 
-    def _device(self, asked: str) -> str:
-        device, there = asked.upper(), self.devices()
+    def _device(self, requested: str) -> str:
+        device, available = requested.upper(), self.devices()
         family = device.partition(".")[0]
-        if device.partition(":")[0] in _VIRTUAL or any(name.partition(".")[0] == family for name in there):
+        if device.partition(":")[0] in _VIRTUAL or any(name.partition(".")[0] == family for name in available):
             return device
         raise DeviceMissing(
-            f"OpenVINO has no device {asked} here (it has: {', '.join(there)})",
-            remedy=f"Ask for one of {', '.join(there)}, or install the driver for {asked}.",
+            f"OpenVINO has no device {requested} on this machine (available: {', '.join(available)})",
+            remedy=f"Choose one of {', '.join(available)}, or install the driver for {requested}.",
         )
 
 
 class OpenVinoSession:
-    """A model loaded by OpenVINO, once for any batch and once for each of `batch_sizes`."""
+    """A model loaded by OpenVINO: compiled for any batch, and for each of `batch_sizes`."""
 
     backend = "openvino"
 
@@ -146,44 +146,44 @@ class OpenVinoSession:
         self._tensor = openvino_package().Tensor
         self._ports = [(number, spec.name) for number, spec in enumerate(inputs)]
         self._names = [spec.name for spec in outputs]
-        self._any = _Requests(compiled, self.streams)
-        self._by_rows = {rows: _Requests(one, self.streams) for rows, one in by_rows.items()}
+        self._any_batch = _RequestPool(compiled, self.streams)
+        self._by_rows = {rows: _RequestPool(one, self.streams) for rows, one in by_rows.items()}
         axes = ((spec.name, options.batch_axes.get(spec.name, 0)) for spec in inputs)
-        self._counted = next(((name, axis) for name, axis in axes if axis is not None), None)
+        self._row_axis = next(((name, axis) for name, axis in axes if axis is not None), None)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch; see `Session.run`."""
-        requests = self._any
-        if self._by_rows and self._counted is not None:
-            name, axis = self._counted
+        requests = self._any_batch
+        if self._by_rows and self._row_axis is not None:
+            name, axis = self._row_axis
             requests = self._by_rows.get(inputs[name].shape[axis], requests)
-        request = requests.take()
+        request = requests.acquire()
         if request is None:
-            raise InferenceError(f"{self._path.name} is closed", remedy="Open it again.")
+            raise InferenceError(f"{self._path.name} is closed", remedy="Open the model again.")
         try:
             for number, name in self._ports:
                 array = inputs[name]
-                # OpenVINO shares memory with writable arrays only; others it copies.
+                # OpenVINO shares memory with writable arrays only; it copies others.
                 request.set_input_tensor(number, self._tensor(array, shared_memory=array.flags.writeable))
-            # Copied out: the request's own buffers are written again by its next run. `infer` lets go of the interpreter
-            # lock as `start_async` and `wait` do, without their hop to another thread and back.
+            # Outputs are copied: the request's next run overwrites its buffers. `infer` releases the interpreter lock as
+            # `start_async` and `wait` do, but without hopping to another thread and back.
             return dict(zip(self._names, request.infer(share_outputs=False).to_tuple(), strict=True))
         except Exception as error:
             raise InferenceError(
                 f"OpenVINO failed to run {self._path.name}: {_reason(error)}",
-                remedy="If other frames pass, look at this one's tensors; else try `backend: onnxruntime`.",
+                remedy="If other frames work, check this one's tensors; otherwise try `backend: onnxruntime`.",
             ) from error
         finally:
-            requests.give_back(request)
+            requests.release(request)
 
     def close(self) -> None:
-        """Free the model; runs under way finish first, those that wait for their turn fail."""
-        for requests in (self._any, *self._by_rows.values()):
+        """Free the model; runs in progress finish first, waiting ones fail."""
+        for requests in (self._any_batch, *self._by_rows.values()):
             requests.close()
 
 
-class _Requests:
-    """The inference requests of a compiled model, as many as it has streams."""
+class _RequestPool:
+    """The inference requests of a compiled model, one per stream."""
 
     def __init__(self, compiled: Any, streams: int) -> None:
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -191,20 +191,20 @@ class _Requests:
             self._idle.put(compiled.create_infer_request())
         self._closed = False
 
-    def take(self) -> Any:
-        """One that is idle, once there is one; None: closed."""
+    def acquire(self) -> Any:
+        """Wait for an idle request and return it; None: closed."""
         request = None if self._closed else self._idle.get()
         if request is None:
-            self._idle.put(None)  # for the next one who waits
+            self._idle.put(None)  # wakes the next waiting caller
         return request
 
-    def give_back(self, request: Any) -> None:
-        """Let the next one have it."""
+    def release(self, request: Any) -> None:
+        """Return a request to the pool."""
         if not self._closed:
             self._idle.put(request)
 
     def close(self) -> None:
-        """Let go of those that are idle, and wake who waits."""
+        """Free idle requests, and wake waiting callers."""
         self._closed = True
         with suppress(queue.Empty):
             while True:
@@ -213,9 +213,9 @@ class _Requests:
 
 
 def _shared_core() -> Any:
-    """The process's one Core: each loads the device plugins again and holds its own threads."""
-    global _core  # noqa: PLW0603 - there is one a process, made when first needed
-    with _once:
+    """Return the process's only Core: each Core loads the device plugins again and has its own threads."""
+    global _core  # noqa: PLW0603 - one per process, created on first use
+    with _core_lock:
         if _core is None:
             _core = openvino_package().Core()
         return _core
@@ -234,18 +234,18 @@ def _compile(core: Any, model: Any, device: str, options: SessionOptions) -> Any
         settings["CACHE_DIR"] = str(options.cache_dir)
     settings |= options.vendor
     try:
-        with leftovers():
+        with idle_priority():
             return core.compile_model(model, device, settings)
     except Exception:
         if options.cache_dir is None or not options.cache_dir.exists():
             raise
-        # A cache that a power cut left half written must not keep a good model from loading.
+        # A cache file truncated by a power cut must not keep a good model from loading.
         shutil.rmtree(options.cache_dir, ignore_errors=True)
         return core.compile_model(model, device, settings)
 
 
 def _open_batch(path: Path, model: Any, axes: Mapping[str, int | None]) -> None:
-    """Open the batch axis of inputs that fix it to 1; a model that cannot be reshaped stays as it is."""
+    """Make the batch axis dynamic for inputs that fix it to 1. Raises: ModelUnreadable: the model cannot be reshaped."""
     shapes = {}
     for number, port in enumerate(model.inputs):
         shape, axis = port.get_partial_shape(), axes.get(_name(port), 0)
@@ -257,13 +257,13 @@ def _open_batch(path: Path, model: Any, axes: Mapping[str, int | None]) -> None:
             model.reshape(shapes)
         except Exception as error:
             raise ModelUnreadable(
-                f"OpenVINO cannot open the batch axis of {path.name}: {_reason(error)}",
-                remedy="Remove `open_batch`, or export the model with a batch axis that is open.",
+                f"OpenVINO cannot make the batch axis of {path.name} dynamic: {_reason(error)}",
+                remedy="Remove `open_batch`, or export the model with a dynamic batch axis.",
             ) from error
 
 
 def _with_rows(path: Path, model: Any, axes: Mapping[str, int | None], rows: int) -> Any:
-    """The model for batches of so many rows and no others."""
+    """Return a copy of the model for batches of exactly `rows` rows."""
     shapes = {}
     for number, port in enumerate(model.inputs):
         shape, axis = port.get_partial_shape(), axes.get(_name(port), 0)
@@ -271,7 +271,7 @@ def _with_rows(path: Path, model: Any, axes: Mapping[str, int | None], rows: int
             shape[axis] = rows
         if shape.is_dynamic:
             raise ConfigError(
-                f"{path.name}: `static_batches` needs a model that leaves only the batch open; {_name(port)} is {shape}",
+                f"{path.name}: `static_batches` needs a model with no dynamic axis but the batch; {_name(port)} is {shape}",
                 remedy="Remove `static_batches`, or export the model with fixed sizes.",
             )
         shapes[number] = shape
@@ -283,7 +283,7 @@ def _with_rows(path: Path, model: Any, axes: Mapping[str, int | None], rows: int
 def _specs(path: Path, ports: Any) -> tuple[TensorSpec, ...]:
     specs = tuple(_spec(path, port) for port in ports)
     if len({spec.name for spec in specs}) < len(specs):
-        # Two results of one tensor share its names; their nodes do not.
+        # Two results of one tensor share its names, but not their nodes' names.
         friendly = (port.get_node().get_friendly_name() for port in ports)
         return tuple(TensorSpec(name, spec.shape, spec.dtype) for name, spec in zip(friendly, specs, strict=True))
     return specs
@@ -294,17 +294,17 @@ def _spec(path: Path, port: Any) -> TensorSpec:
     dtype = _DTYPES.get(port.get_element_type().to_string())
     if dtype is None:
         raise ModelUnreadable(
-            f"{path.name}: {name} holds {port.get_element_type().to_string()}, which numpy lacks",
-            remedy="Export the model with f32, f16, integer or bool tensors in and out.",
+            f"{path.name}: {name} has the type {port.get_element_type().to_string()}, which numpy does not support",
+            remedy="Export the model with f32, f16, integer or bool inputs and outputs.",
         )
     dims = port.get_partial_shape()
-    # Like ONNX Runtime's, the shape is empty where even the number of dimensions is open.
+    # As with ONNX Runtime, the shape is empty if the rank is dynamic.
     shape = () if dims.rank.is_dynamic else tuple(None if dim.is_dynamic else dim.get_length() for dim in dims)
     return TensorSpec(name, shape, np.dtype(dtype))
 
 
 def _name(port: Any) -> str:
-    """The name the model's author gave; the tensor may have gathered more during conversion, or have none."""
+    """Return the author's name for a tensor; conversion may have added more names, or left none."""
     names: set[str] = port.get_names()
     friendly = str(port.get_node().get_friendly_name())
     own = friendly.removesuffix("/sink_port_0")
@@ -314,7 +314,7 @@ def _name(port: Any) -> str:
 
 
 def _metadata(model: Any) -> dict[str, str]:
-    """`rt_info` flattened with dots; what ONNX calls `metadata_props` stands under `framework` and keeps its names."""
+    """Flatten `rt_info` with dots; ONNX's `metadata_props`, which OpenVINO puts under `framework`, keep their names."""
     return {key.removeprefix("framework."): value for key, value in _flat(model.get_rt_info(), "")}
 
 
@@ -328,22 +328,23 @@ def _flat(info: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
-    text, found = str(error), _LACKS.search(str(error))
+    text, found = str(error), _UNSUPPORTED.search(str(error))
     if found:
         return ModelUnreadable(
-            f"OpenVINO {OpenVino().version} lacks operators that {path.name} uses: {found['read'] or found['compile']}",
-            remedy="Use `backend: onnxruntime`, or export the model in another way.",
+            f"OpenVINO {OpenVino().version} does not support operators that {path.name} uses: "
+            f"{found['read'] or found['compile']}",
+            remedy="Use `backend: onnxruntime`, or export the model without these operators.",
         )
     if "Unable to read the model" in text:
-        text = "no format that OpenVINO knows"
+        text = "unknown format"
     return ModelUnreadable(
         f"OpenVINO cannot read {path.name} ({path.stat().st_size:,} bytes): {_reason(text)}",
-        remedy="Copy the file again (an .xml needs its .bin beside it): it is cut short, or not what its ending says.",
+        remedy="Copy the file again (an .xml needs its .bin beside it): it is truncated, or its suffix is wrong.",
     )
 
 
 def _reason(error: Exception | str) -> str:
-    """What OpenVINO says, on one line and without the places in its source."""
+    """Return OpenVINO's message on one line, without locations in its source code."""
     lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd API failed"))]
-    return " ".join(" ".join(telling).split())[:500] or type(error).__name__
+    useful = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd API failed"))]
+    return " ".join(" ".join(useful).split())[:500] or type(error).__name__

@@ -1,11 +1,11 @@
-"""Find the fastest way to run a model on this machine, by measuring.
+"""Finds the fastest settings for a model on this machine, by measuring.
 
 Rules:
-- Every backend that can open the file is measured, at several streams and batch sizes.
-- Measurements are interleaved, round after round in another order, and the median counts: another process that takes
-  the machine for a second then spoils a round, not a setting.
-- A backend whose outputs differ from the first one's is shown and never chosen.
-- Of the settings within 5 % of the fastest, the one whose inference takes the least time wins.
+- Every backend that can open the file is measured with several stream counts and batch sizes.
+- Measurements are interleaved in rounds, each in another order, and the median counts: another process that uses the
+  machine for a second then spoils a round, not a setting.
+- A backend whose outputs differ from those of the first is listed but never chosen.
+- Of the settings within 5 % of the highest throughput, the one with the lowest latency wins.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from typing import Any, Final
 
 import numpy as np
 
-from hedgerow.backends.base import Backend, Session, SessionOptions, fixed_to_one
+from hedgerow.backends.base import Backend, Session, SessionOptions, input_fixed_to_one
 from hedgerow.backends.tuned import Choice
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Array
 
 TOLERANCE: Final = 1e-2
-"""Largest difference between two backends' outputs, relative to the largest value, that still counts as agreement."""
+"""Largest difference between two backends' outputs, relative to the largest value, that counts as agreement."""
 
 _FLOOR: Final = 1e-3
-"""A largest value below this counts as this: a detector that sees nothing gives rounding noise, which never agrees."""
+"""Smallest scale for relative differences: a detector that sees nothing outputs rounding noise, which never agrees."""
 
 _NEARLY: Final = 0.95
 _ROUNDS: Final = 5
 
 Feed = Callable[[int], Mapping[str, Array]]
-"""Makes the inputs of a batch of so many rows."""
+"""Returns the inputs of a batch with the given number of rows."""
 
 
 @dataclass(slots=True)
 class Setting:
-    """One way to run the model, and how fast it was.
+    """A combination of settings, with its measurements.
 
     Attributes:
         backend: name of the backend.
-        streams: inferences at the same time.
-        threads: threads each may use.
-        batch: rows in one inference.
-        rates: rows a second, one entry a round.
-        times_s: how long one inference took, one entry a round.
-        failed: why it cannot run like this; None: it can.
+        streams: concurrent inferences.
+        threads: threads per inference.
+        batch: rows per inference.
+        rates: rows per second, one entry per round.
+        times_s: time per inference, one entry per round.
+        failed: why the model cannot run with these settings; None: it can.
     """
 
     backend: str
@@ -63,24 +63,24 @@ class Setting:
 
     @property
     def rows_per_s(self) -> float:
-        """Median of the rounds; 0 if it was never measured."""
+        """Median rate of the rounds; 0: not measured."""
         return statistics.median(self.rates) if self.rates else 0.0
 
     @property
     def time_s(self) -> float:
-        """Median time of one inference."""
+        """Median time per inference; infinite: not measured."""
         return statistics.median(self.times_s) if self.times_s else float("inf")
 
 
 @dataclass(slots=True)
 class Tuning:
-    """What was found.
+    """The result of tuning a model.
 
     Attributes:
-        settings: all that were tried.
-        refused: why a backend was not measured or is not to be chosen, by name.
-        differences: how far a backend's outputs are from the first one's, relative to the largest value, by name.
-        choice: the best setting; None: there is none.
+        settings: all settings that were tried.
+        refused: why a backend was not measured or cannot be chosen, by name.
+        differences: by backend, how far its outputs are from those of the first, relative to the largest value.
+        choice: the best settings; None: none works.
     """
 
     settings: list[Setting] = field(default_factory=list)
@@ -107,15 +107,15 @@ def tune(
 
     Args:
         path: the model's file.
-        backends: those that may open it; the first that can sets what outputs are right.
-        feed: makes inputs; called once a batch size.
-        batches: rows to try in one inference, ascending.
-        cores: cores the node owns; streams × threads never exceed them.
-        vendor: options passed to the vendor's library as they are.
+        backends: backends to try; the first that can run the model provides the reference outputs.
+        feed: returns inputs; called once per batch size.
+        batches: rows per inference to try, ascending.
+        cores: cores the node may use; streams × threads never exceed them.
+        vendor: options passed unchanged to the vendor's library.
         batch_axes, open_batch: see `SessionOptions`; a backend that cannot open the axis is measured with single rows.
-        seconds: time for all measurements. Loading comes on top, and every setting is run at least once unless the ones
-            before it used the time up.
-        progress: told what part of the time is over, 0..1.
+        seconds: time for all measurements, loading not included. Every setting runs at least once, unless earlier ones
+            have used up the time.
+        progress: called with the share of the time that has passed, 0..1.
     """
     tuning, axes = Tuning(), batch_axes or {}
     inputs = {batch: feed(batch) for batch in batches}
@@ -131,14 +131,14 @@ def tune(
             except HedgerowError as error:
                 tuning.refused[backend.name] = f"{error} ({error.remedy})"
                 continue
-            single = open_batch and fixed_to_one(sessions[backend.name, 1].inputs, axes)
+            single = open_batch and input_fixed_to_one(sessions[backend.name, 1].inputs, axes)
             tuning.settings += [
                 Setting(backend.name, streams, max(1, cores // streams), batch)
                 for batch in (batches[:1] if single else batches)
                 for streams in _streams(cores)
             ]
         _compare(tuning, sessions, inputs)
-        _measure(tuning, sessions, inputs, seconds, progress or _unseen)
+        _measure(tuning, sessions, inputs, seconds, progress or _no_progress)
     finally:
         for session in sessions.values():
             session.close()
@@ -146,19 +146,19 @@ def tune(
     return tuning
 
 
-def _unseen(done: float) -> None:
+def _no_progress(share: float) -> None:
     pass
 
 
 def _streams(cores: int) -> list[int]:
-    """1, 2, 4… up to the cores, and the cores themselves."""
+    """Return 1, 2, 4 … up to the number of cores, and that number."""
     return sorted({1 << power for power in range(cores.bit_length()) if 1 << power <= cores} | {cores})
 
 
 def _compare(
     tuning: Tuning, sessions: Mapping[tuple[str, int], Session], inputs: Mapping[int, Mapping[str, Array]]
 ) -> None:
-    """Whether backends agree on the smallest batch."""
+    """Compare the backends' outputs for the smallest batch with those of the first."""
     batch = inputs[min(inputs)]
     reference: tuple[str, dict[str, Array]] | None = None
     for (name, streams), session in sessions.items():
@@ -179,24 +179,24 @@ def _compare(
             )
 
 
-def difference(right: Mapping[str, Array], other: Mapping[str, Array]) -> float:
-    """How far outputs are apart: the largest difference over the largest value, of the worst output; inf: not alike.
+def difference(reference: Mapping[str, Array], other: Mapping[str, Array]) -> float:
+    """Return the largest difference over the largest value, for the worst output; inf: names, shapes or types differ.
 
-    Whole numbers and booleans count by how many of them differ.
+    For integers and booleans it is the share of values that differ.
     """
-    if right.keys() != other.keys():
+    if reference.keys() != other.keys():
         return float("inf")
-    return max((_distance(array, other[name]) for name, array in right.items()), default=0.0)
+    return max((_distance(array, other[name]) for name, array in reference.items()), default=0.0)
 
 
-def _distance(right: Array, other: Array) -> float:
-    if right.shape != other.shape or right.dtype != other.dtype:
+def _distance(reference: Array, other: Array) -> float:
+    if reference.shape != other.shape or reference.dtype != other.dtype:
         return float("inf")
-    if right.size == 0:
+    if reference.size == 0:
         return 0.0
-    if right.dtype.kind != "f":
-        return float(np.mean(right != other))
-    one, two = right.astype(np.float64), other.astype(np.float64)
+    if reference.dtype.kind != "f":
+        return float(np.mean(reference != other))
+    one, two = reference.astype(np.float64), other.astype(np.float64)
     same = (one == two) | (np.isnan(one) & np.isnan(two))
     if same.all():
         return 0.0
@@ -213,21 +213,21 @@ def _measure(
     seconds: float,
     progress: Callable[[float], None],
 ) -> None:
-    began = time.perf_counter()
-    # Settings of a backend that disagrees are measured too: whoever decides about it should know what it would gain.
+    started = time.perf_counter()
+    # A backend that disagrees is measured too, to show what it would gain.
     live = [
         setting for setting in tuning.settings if setting.backend not in tuning.refused or _differs(tuning, setting)
     ]
     order = random.Random(0)
     for number in range(_ROUNDS):
-        for place, setting in enumerate(live):
-            over = time.perf_counter() - began
-            left = seconds - over
-            if left <= 0:
+        for position, setting in enumerate(live):
+            elapsed_s = time.perf_counter() - started
+            left_s = seconds - elapsed_s
+            if left_s <= 0:
                 return
-            progress(over / seconds)
-            share = left / ((_ROUNDS - number) * len(live) - place)
-            _run(setting, sessions[setting.backend, setting.streams], inputs[setting.batch], share)
+            progress(elapsed_s / seconds)
+            share_s = left_s / ((_ROUNDS - number) * len(live) - position)
+            _run(setting, sessions[setting.backend, setting.streams], inputs[setting.batch], share_s)
         live = [setting for setting in live if setting.failed is None]
         order.shuffle(live)
     progress(1.0)
@@ -238,7 +238,7 @@ def _differs(tuning: Tuning, setting: Setting) -> bool:
 
 
 def _run(setting: Setting, session: Session, batch: Mapping[str, Array], seconds: float) -> None:
-    """Run one setting for a while, on as many threads as it has streams."""
+    """Measure a setting for some seconds, with a thread per stream."""
     times: list[list[float]] = [[] for _ in range(setting.streams)]
     errors: list[str] = []
     if not setting.rates:
@@ -247,11 +247,11 @@ def _run(setting: Setting, session: Session, batch: Mapping[str, Array], seconds
         except HedgerowError as error:
             setting.failed = str(error)
             return
-    began = time.perf_counter()
+    started = time.perf_counter()
 
     def work(own: list[float]) -> None:
         try:
-            while not own or time.perf_counter() - began < seconds:
+            while not own or time.perf_counter() - started < seconds:
                 start = time.perf_counter()
                 session.run(batch)
                 own.append(time.perf_counter() - start)
@@ -264,25 +264,25 @@ def _run(setting: Setting, session: Session, batch: Mapping[str, Array], seconds
     work(times[0])
     for helper in helpers:
         helper.join()
-    took = time.perf_counter() - began
+    took_s = time.perf_counter() - started
     if errors:
         setting.failed = errors[0]
         return
-    every = [one for own in times for one in own]
-    setting.rates.append(len(every) * setting.batch / took)
-    setting.times_s.append(statistics.median(every))
+    all_times = [one for own in times for one in own]
+    setting.rates.append(len(all_times) * setting.batch / took_s)
+    setting.times_s.append(statistics.median(all_times))
 
 
 def _best(tuning: Tuning) -> Choice | None:
-    able = [
+    usable = [
         setting
         for setting in tuning.settings
         if setting.rates and setting.failed is None and setting.backend not in tuning.refused
     ]
-    if not able:
+    if not usable:
         return None
-    fastest = max(setting.rows_per_s for setting in able)
+    fastest = max(setting.rows_per_s for setting in usable)
     best = min(
-        (setting for setting in able if setting.rows_per_s >= _NEARLY * fastest), key=lambda setting: setting.time_s
+        (setting for setting in usable if setting.rows_per_s >= _NEARLY * fastest), key=lambda setting: setting.time_s
     )
     return Choice(best.backend, best.streams, best.threads, best.batch, best.rows_per_s)

@@ -1,4 +1,4 @@
-"""What `hedgerow tune` found best for a model on this machine, kept in the state folder."""
+"""Stored results of `hedgerow tune`: the best settings for a model on this machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Choice:
 
     Attributes:
         backend: name of the backend.
-        streams: inferences at the same time.
-        threads: threads one inference uses.
+        streams: concurrent inferences.
+        threads: threads per inference.
         max_batch: most rows in a batch.
-        rows_per_s: rows a second that were measured with these.
+        rows_per_s: measured rows per second.
     """
 
     backend: str
@@ -33,24 +33,24 @@ class Choice:
 
 
 def machine(cores: int) -> str:
-    """What a measurement is valid for: the processor's model and the cores the node owns."""
+    """Return what a measurement is valid for: the processor's model and the number of cores the node may use."""
     return f"{_processor()}, {cores} cores"
 
 
 def load(state_dir: Path, digest: str, device: str, cores: int) -> Choice | None:
-    """The choice stored for a model on this machine; None: it has not been tuned here."""
+    """Return the choice stored for a model on this machine; None: it has not been tuned here."""
     try:
         stored = json.loads(_file(state_dir, digest, device, cores).read_bytes())
         return Choice(**stored["choice"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or written by another version: as good as not tuned
+        return None  # missing, or written by another version
 
 
 def save(state_dir: Path, digest: str, device: str, cores: int, choice: Choice, **about: Any) -> Path:
-    """Store a choice so that a reader sees the old one or the new one whole.
+    """Store a choice atomically.
 
     Args:
-        about: what else a person may want to find in the file.
+        about: further fields, for human readers.
     Returns: the file.
     """
     file = _file(state_dir, digest, device, cores)
@@ -70,8 +70,8 @@ def save(state_dir: Path, digest: str, device: str, cores: int, choice: Choice, 
 
 
 def _file(state_dir: Path, digest: str, device: str, cores: int) -> Path:
-    where = hashlib.sha256(f"{machine(cores)}, {device.upper()}".encode()).hexdigest()[:12]
-    return state_dir / "tuned" / f"{digest.rpartition(':')[2][:32]}-{where}.json"
+    place = hashlib.sha256(f"{machine(cores)}, {device.upper()}".encode()).hexdigest()[:12]
+    return state_dir / "tuned" / f"{digest.rpartition(':')[2][:32]}-{place}.json"
 
 
 def _processor() -> str:
@@ -79,6 +79,6 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.machine()
-    # x86 has `model name`; ARM boards have their name in `Model`, or only the core's part number.
+    # x86 has `model name`; ARM boards have `Model`, or only the core's part number.
     found = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", text, re.MULTILINE)
     return f"{platform.machine()} {found[1].strip()}" if found else platform.machine()

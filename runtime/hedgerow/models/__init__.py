@@ -1,1 +1,1 @@
-"""From a model's line in the configuration to a slot that serves it to every pipeline."""
+"""Models: building bundles, loading and serving them, and monitoring the versions that serve."""

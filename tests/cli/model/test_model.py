@@ -146,12 +146,12 @@ def test_a_tflite_model_becomes_a_bundle_too(hedgerow, tmp_path: Path) -> None:
         (("--version", "1"), 2, "'1' is no semantic version"),
         ((), 2, "has no version"),
         (("--name", "a/b", "--version", "1.0.0"), 2, "letters, digits"),
-        (("--version", "1.0.0", "-v", "onnx-int4"), 2, "Choose among onnx-fp32, onnx-fp16"),
+        (("--version", "1.0.0", "-v", "onnx-int4"), 2, "Choose from onnx-fp32, onnx-fp16"),
         (("--version", "1.0.0", "-v", "openvino-int8"), 2, "needs samples"),
-        (("--version", "1.0.0", "-s", "nowhere.npz"), 2, "no samples nowhere.npz"),
+        (("--version", "1.0.0", "-s", "nowhere.npz"), 2, "Samples not found: nowhere.npz"),
         (("--version", "1.0.0", "--licence", "Ours"), 2, "LicenseRef-NAME"),
         (("--version", "1.0.0", "-o", "/proc/x/y"), 2, "cannot be written"),
-        (("--version", "1.0.0", "-o", "{here}", "--replace"), 1, "is no bundle"),
+        (("--version", "1.0.0", "-o", "{here}", "--replace"), 1, "is not a bundle"),
     ],
 )
 def test_what_cannot_be_built_is_said_with_what_to_do(
@@ -183,7 +183,7 @@ def test_a_detector_in_eight_bits_leaves_out_what_hurts(hedgerow, tmp_path: Path
 
     assert said.code == 0
     assert said.json["variants"]["openvino-int8"]["rms"] < 0.15
-    assert "operators left as they were" in said.json["made"]["openvino-int8"]
+    assert "operators not quantised" in said.json["made"]["openvino-int8"]
     verified = hedgerow("model", "verify", tmp_path / "text", "--json").json["golden"]
     assert {(one["variant"], one["backend"], one["state"]) for one in verified} == {
         ("openvino-int8", "openvino", "passed"),
@@ -204,7 +204,7 @@ def test_a_language_model_is_passed_through(hedgerow, tmp_path: Path) -> None:
 
     assert built.code == 0
     assert verified.code == 0
-    assert "nothing here runs models by openvino-genai" in verified.out
+    assert "Hedgerow has no backend openvino-genai" in verified.out
     assert "0 passed, 0 failed, 1 not run" in verified.out
     assert strict.code == 1
     assert "architectureFamily" in hedgerow("model", "bom", tmp_path / "tiny").out
@@ -313,7 +313,7 @@ def test_what_cannot_run_here_is_said_with_the_reason(copy: Path, hedgerow) -> N
         ("onnxruntime", "NPU", "not-run"),
         ("onnxruntime", "CPU", "passed"),
     ]
-    assert "onnxruntime has no NPU here" in said.json["golden"][1]["detail"]
+    assert "onnxruntime has no device NPU on this machine" in said.json["golden"][1]["detail"]
     assert hedgerow("model", "verify", copy, "--strict").code == 1
 
 
@@ -384,7 +384,7 @@ def test_a_file_that_holds_no_figures_is_said_to_hold_none(copy: Path, hedgerow)
     said = hedgerow("model", "show", copy)
 
     assert said.code == 1
-    assert "holds no measured figures" in said.err
+    assert "is not a valid file of benchmark results" in said.err
 
 
 def test_what_nothing_here_runs_cannot_be_measured(copy: Path, hedgerow) -> None:
@@ -393,7 +393,7 @@ def test_what_nothing_here_runs_cannot_be_measured(copy: Path, hedgerow) -> None
     said = hedgerow("model", "bench", copy, "--seconds", 1, "--no-save")
 
     assert said.code == 1
-    assert "onnxruntime has no NPU here" in said.out
+    assert "onnxruntime has no device NPU on this machine" in said.out
 
 
 # bom

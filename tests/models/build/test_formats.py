@@ -1,4 +1,4 @@
-"""Which file is what, what can be made of it, and samples out of files of arrays."""
+"""Recognition of model files, the variants they allow, and samples from array files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hedgerow.models.session.signature import Signature
 SCALED = "(float[N,3] x) => (float[N,3] y) <float[3] w = {1, 2, 3}> { y = Mul(x, w) }"
 
 
-def test_a_file_is_named_by_its_format_and_what_most_of_its_weights_are(
+def test_a_form_is_named_by_its_format_and_the_precision_of_most_weights(
     onnx_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = onnx_file(SCALED)
@@ -37,7 +37,7 @@ def test_a_file_is_named_by_its_format_and_what_most_of_its_weights_are(
     ("content", "name"),
     [(b"", "door.pt"), (b"no model", "door.onnx"), (b"<net/>", "door.xml"), (b"TFL3", "door.tflite")],
 )
-def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes, name: str) -> None:
+def test_a_file_that_is_not_a_model_is_refused(tmp_path: Path, content: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(content)
 
     with pytest.raises(ModelUnreadable, match=name) as refused:
@@ -45,7 +45,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes, name: str) 
     assert refused.value.remedy
 
 
-def test_weights_in_a_file_that_the_digest_would_not_cover_are_refused(onnx_file: Callable[..., Path]) -> None:
+def test_weights_in_a_file_not_covered_by_the_digest_are_refused(onnx_file: Callable[..., Path]) -> None:
     path = onnx_file(SCALED)
     model = onnx.load(path)
     big = onnx.numpy_helper.from_array(np.ones(3, np.float32), "w")
@@ -56,13 +56,13 @@ def test_weights_in_a_file_that_the_digest_would_not_cover_are_refused(onnx_file
         formats.form_of(path)
 
 
-def test_a_variant_that_cannot_be_made_is_refused_with_those_that_can(onnx_file: Callable[..., Path]) -> None:
-    given = formats.form_of(onnx_file(SCALED))
+def test_an_impossible_variant_is_refused_and_possible_ones_are_listed(onnx_file: Callable[..., Path]) -> None:
+    original = formats.form_of(onnx_file(SCALED))
 
-    assert formats.check(given, ()) == ("onnx-fp32",)
-    assert formats.check(given, ("openvino-fp16", "onnx-fp32")) == ("openvino-fp16", "onnx-fp32")
+    assert formats.check(original, ()) == ("onnx-fp32",)
+    assert formats.check(original, ("openvino-fp16", "onnx-fp32")) == ("openvino-fp16", "onnx-fp32")
     with pytest.raises(ConfigError, match="tflite-fp32") as refused:
-        formats.check(given, ("tflite-fp32",))
+        formats.check(original, ("tflite-fp32",))
     assert "openvino-int8" in refused.value.remedy
 
 
@@ -77,57 +77,59 @@ X, STATE, Y, NEXT = (
 )
 
 
-def fit(*inputs: TensorSpec, **config: object) -> Signature:
+def signature_of(*inputs: TensorSpec, **config: object) -> Signature:
     return Signature("door", ModelConfig.model_validate({"path": "door.onnx", **config}), inputs, (Y, NEXT))
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (5, 3)])
-def test_an_array_is_one_sample_or_many(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_an_array_is_one_sample_or_several(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.save(tmp_path / "x.npy", np.ones(shape, np.float32))
 
-    samples = sampling.from_files([tmp_path], fit(X), 100)
+    samples = sampling.from_files([tmp_path], signature_of(X), 100)
 
     assert len(samples) == (5 if shape[0] == 5 else 1)
     assert all(sample["x"].shape == (1, 3) for sample in samples)
 
 
-def test_samples_are_completed_with_state_and_no_more_are_taken_than_asked_for(tmp_path: Path) -> None:
+def test_samples_get_hidden_state_and_their_number_is_limited(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.npz", {"x": np.ones((5, 3), np.float32)})
     write_arrays(tmp_path / "b.npz", {"x": np.ones((5, 3), np.float32)})
 
-    samples = sampling.from_files([tmp_path / "a.npz", tmp_path / "b.npz"], fit(X, STATE, state={"h": "g"}), 7)
+    samples = sampling.from_files([tmp_path / "a.npz", tmp_path / "b.npz"], signature_of(X, STATE, state={"h": "g"}), 7)
 
     assert len(samples) == 7
     assert all(sample["h"].tolist() == [[0, 0]] for sample in samples)
 
 
 @pytest.mark.parametrize(
-    ("name", "arrays", "says"),
+    ("name", "arrays", "message"),
     [
-        ("a.npz", {"z": np.ones((1, 3), np.float32)}, "'z', which is no input"),
+        ("a.npz", {"z": np.ones((1, 3), np.float32)}, "'z', which is not an input"),
         ("a.npz", {"x": np.ones((1, 4), np.float32)}, "does not fit"),
         ("a.npz", {"x": np.ones((1, 3))}, "does not fit"),
         ("a.npz", {}, "has no x"),
-        ("a.txt", None, "holds no arrays"),
-        ("a.npy", None, "no arrays that can be read"),
+        ("a.txt", None, "is not an array file"),
+        ("a.npy", None, "has no readable arrays"),
     ],
     ids=["name", "shape", "dtype", "nothing", "text", "damaged"],
 )
-def test_samples_that_do_not_fit_are_refused_by_the_file(tmp_path: Path, name: str, arrays: object, says: str) -> None:
+def test_samples_that_do_not_fit_are_refused_and_the_file_is_named(
+    tmp_path: Path, name: str, arrays: object, message: str
+) -> None:
     path = tmp_path / name
     if isinstance(arrays, dict):
         write_arrays(path, arrays)
     else:
         path.write_bytes(b"\x93NUMPY damaged")
 
-    with pytest.raises(HedgerowError, match=says) as refused:
-        sampling.from_files([path], fit(X), 10)
+    with pytest.raises(HedgerowError, match=message) as refused:
+        sampling.from_files([path], signature_of(X), 10)
     assert name in str(refused.value)
 
 
-def test_noise_needs_the_shapes_that_a_model_leaves_open() -> None:
-    open_ended = fit(TensorSpec("x", (None, None, 3), FLOAT))
+def test_noise_needs_the_sizes_of_dynamic_axes() -> None:
+    dynamic = signature_of(TensorSpec("x", (None, None, 3), FLOAT))
 
     with pytest.raises(ModelMismatch, match="open in more than the batch"):
-        sampling.noise(open_ended, {}, 2)
-    assert [sample["x"].shape for sample in sampling.noise(open_ended, {"x": (1, 7, 3)}, 2)] == [(1, 7, 3)] * 2
+        sampling.noise(dynamic, {}, 2)
+    assert [sample["x"].shape for sample in sampling.noise(dynamic, {"x": (1, 7, 3)}, 2)] == [(1, 7, 3)] * 2

@@ -1,4 +1,4 @@
-"""Chunks: however a file is cut, it is whole again, and what two versions have in common is cut alike."""
+"""Chunks make up their file, and versions of a file share the chunks they have in common."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.models.bundle import model_file
-from hedgerow.models.bundle.chunks import CHUNK_BYTES, chunk_file, cut, describe_file, pieces
+from hedgerow.models.bundle.chunks import CHUNK_BYTES, chunk_file, describe_file, first_cut, pieces
 from hedgerow.models.bundle.manifest import digest_of
 
 
@@ -40,35 +40,37 @@ def test_an_empty_file_has_no_chunks(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=400), st.integers(0, 6), st.integers(0, 2**32 - 1))
-def test_a_cut_is_within_bounds_and_looks_no_further_than_the_largest_chunk(tail: bytes, parts: int, seed: int) -> None:
+def test_a_cut_is_within_bounds_and_depends_on_no_byte_beyond_the_largest_chunk(
+    tail: bytes, parts: int, seed: int
+) -> None:
     content = noise(parts * 70_000, seed) + tail
 
-    size = cut(content)
+    size = first_cut(content)
 
     assert 0 <= size <= min(len(content), CHUNK_BYTES)
     assert size or not content
-    assert size == cut(content[:CHUNK_BYTES])
+    assert size == first_cut(content[:CHUNK_BYTES])
     if size < len(content):
         assert size > CHUNK_BYTES // 4
 
 
-def test_a_stretch_of_one_byte_is_stored_once(tmp_path: Path) -> None:
+def test_a_run_of_one_byte_is_stored_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(4_000_000))
 
     assert len({chunk.digest for chunk in chunk_file(tmp_path / "file")}) <= 2
 
 
-def test_versions_of_a_real_model_share_their_chunks_though_all_has_moved(tmp_path: Path) -> None:
-    """An exporter's name stands in front of the weights; cuts at fixed places would share nothing."""
+def test_versions_of_a_real_model_share_chunks_although_all_bytes_have_moved(tmp_path: Path) -> None:
+    """The exporter's name comes before the weights; fixed boundaries would share nothing."""
     first = model_file.resolve("package:silero_vad/data/silero_vad.onnx", Path()).path
     model = onnx.load(first)
     model.producer_version += ".1"
     second = tmp_path / "second.onnx"
     second.write_bytes(model.SerializeToString())
-    again = tmp_path / "first.onnx"
-    again.write_bytes(onnx.load(first).SerializeToString())
+    original = tmp_path / "first.onnx"
+    original.write_bytes(onnx.load(first).SerializeToString())
 
-    before = {chunk.digest for chunk in chunk_file(again)}
+    before = {chunk.digest for chunk in chunk_file(original)}
     shared = sum(chunk.size for chunk in chunk_file(second) if chunk.digest in before)
 
     assert shared > 0.8 * second.stat().st_size

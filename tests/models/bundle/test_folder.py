@@ -1,4 +1,4 @@
-"""A bundle on the disk is what its manifest says, or the file that is not is named."""
+"""Verification of a bundle on disk: every file that does not match the manifest is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEEDS = Needs(backends=("onnxruntime",))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A bundle with two variants and a golden case of one of them. Nothing in it is run."""
+    """A bundle with two variants and a golden case of one of them, none of which can be run."""
     for name, content in {
         "one/m.onnx": b"one",
         "two/m.onnx": b"two" * 200_000,
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_whole_bundle_is_sound(folder: Path) -> None:
+def test_an_intact_bundle_passes(folder: Path) -> None:
     bundle = Bundle.open(folder)
     checked: list[int] = []
 
@@ -68,12 +68,12 @@ def extend(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"more")
 
 
-@pytest.mark.parametrize("harm", [truncate, flip, extend, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, flip, extend, Path.unlink])
 @pytest.mark.parametrize("name", ["two/m.onnx", "golden/out"])
-def test_a_file_that_is_not_what_the_manifest_says_is_named(
-    folder: Path, harm: Callable[[Path], None], name: str
+def test_a_file_that_does_not_match_the_manifest_is_named(
+    folder: Path, damage: Callable[[Path], None], name: str
 ) -> None:
-    harm(folder / name)
+    damage(folder / name)
 
     with pytest.raises(BadBundle, match=name) as refused:
         Bundle.open(folder).verify()
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_what_the_manifest_says_is_named(
     assert refused.value.remedy
 
 
-def test_a_node_checks_what_it_has_fetched(folder: Path) -> None:
+def test_a_node_checks_only_what_it_has_fetched(folder: Path) -> None:
     """It fetches one variant and its golden cases."""
     (folder / "one/m.onnx").unlink()
 
@@ -93,29 +93,29 @@ def test_a_node_checks_what_it_has_fetched(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", [None, "one"])
-def test_weights_put_beside_a_model_are_found(folder: Path, variant: str | None) -> None:
-    """ONNX Runtime would read them as the model's own."""
+def test_unlisted_weights_beside_a_model_are_found(folder: Path, variant: str | None) -> None:
+    """ONNX Runtime would load them as the model's weights."""
     (folder / "one/m.onnx.data").write_bytes(b"other weights")
 
     with pytest.raises(BadBundle, match="one"):
         Bundle.open(folder).verify(variant)
 
 
-def test_a_file_that_nobody_listed_is_found(folder: Path) -> None:
+def test_an_unlisted_file_is_found(folder: Path) -> None:
     (folder / "golden/more").touch()
 
     with pytest.raises(BadBundle, match="golden/more is not in the manifest"):
         Bundle.open(folder).verify()
 
 
-def test_another_manifest_than_the_one_that_is_meant_is_refused(folder: Path) -> None:
+def test_a_manifest_with_another_digest_is_refused(folder: Path) -> None:
     with pytest.raises(BadManifest, match="not sha256"):
         Bundle.open(folder, digest=f"sha256:{0:064}")
 
 
-@pytest.mark.parametrize(("there", "says"), [(True, "has no manifest.json"), (False, "no folder")])
-def test_what_is_no_bundle_is_said_to_be_none(tmp_path: Path, there: bool, says: str) -> None:
-    with pytest.raises(BadBundle, match=says) as refused:
-        Bundle.open(tmp_path if there else tmp_path / "nowhere")
+@pytest.mark.parametrize(("exists", "message"), [(True, "has no manifest.json"), (False, "nowhere does not exist")])
+def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path: Path, exists: bool, message: str) -> None:
+    with pytest.raises(BadBundle, match=message) as refused:
+        Bundle.open(tmp_path if exists else tmp_path / "nowhere")
 
     assert "hedgerow model build" in refused.value.remedy

@@ -1,4 +1,4 @@
-"""Bundles that were made, or changed, to do harm: each is refused, in words, and nothing waits or fills the memory."""
+"""Malicious or damaged bundles, models and recipes: each is refused with a message, without blocking or filling memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hedgerow.models.bundle.folder import BadBundle, Bundle
 from hedgerow.models.bundle.manifest import BadManifest, File, Manifest, read_manifest
 from hedgerow.models.bundle.model_file import ModelFile, digest
 from hedgerow.models.bundle.version import ModelVersion
-from hedgerow.models.session.load import signature
+from hedgerow.models.session.load import load_signature
 
 DOUBLE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 
@@ -42,7 +42,7 @@ def candidate(make_candidate: Callable[..., ModelVersion]) -> ModelVersion:
 
 
 def rewritten(candidate: ModelVersion, change: Callable[[dict[str, Any]], object]) -> bytes:
-    """The bytes of a manifest, changed as only somebody does who knows how they are made."""
+    """Return a changed manifest, encoded canonically."""
     content = orjson.loads(candidate.manifest.encode())
     change(content)
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
@@ -54,13 +54,13 @@ def variant(content: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda m: variant(m)["files"][0].update(path="../../etc/cron.d/x"), "inside the bundle"),
         (lambda m: variant(m)["files"][0].update(path="/etc/cron.d/x"), "inside the bundle"),
-        (lambda m: variant(m)["files"][0].update(path="a\x1b[2Jb"), "printed"),
-        (lambda m: variant(m)["files"][0].update(path="a" * 300), "file system"),
-        (lambda m: variant(m)["files"][0].update(path="golden"), "a file and a folder"),
+        (lambda m: variant(m)["files"][0].update(path="a\x1b[2Jb"), "printable characters"),
+        (lambda m: variant(m)["files"][0].update(path="a" * 300), "too long for file systems"),
+        (lambda m: variant(m)["files"][0].update(path="golden"), "both a file and a folder"),
         (lambda m: variant(m)["files"][0].update(size=10**15), "chunks"),
         (lambda m: variant(m)["needs"].update(memory_bytes=10**19), "memory_bytes"),
         (lambda m: variant(m)["needs"].update(memory_bytes=10**30), "JSON"),
@@ -72,24 +72,24 @@ def variant(content: dict[str, Any]) -> dict[str, Any]:
         (lambda m: m["baseline"]["outputs"]["y"].update(counts=[1]), "bin"),
         (lambda m: m["baseline"]["outputs"]["y"]["edges"].reverse(), "edges"),
         (lambda m: m["serving"].update(options={"ep.context_file_path": "/etc/x"}), "options"),
-        (lambda m: m["serving"].update(path="/etc/x"), "where the model is"),
+        (lambda m: m["serving"].update(path="/etc/x"), "must not have a `path`"),
     ],
 )
-def test_a_manifest_that_says_what_cannot_be_is_refused(
-    candidate: ModelVersion, change: Callable[[dict[str, Any]], object], says: str
+def test_a_manifest_with_impossible_values_is_refused(
+    candidate: ModelVersion, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     assert read_manifest(rewritten(candidate, lambda _: None)) == candidate.manifest
 
     try:
         content = rewritten(candidate, change)
-    except orjson.JSONEncodeError:  # a number that orjson does not write; others do
+    except orjson.JSONEncodeError:  # a number that orjson cannot encode, but other libraries can
         content = candidate.manifest.encode().replace(b'"memory_bytes":0', b'"memory_bytes":1' + b"0" * 30)
-    with pytest.raises(BadManifest, match=says):
+    with pytest.raises(BadManifest, match=message):
         read_manifest(content)
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e999", b"-1e999"])
-def test_a_tolerance_that_lets_everything_pass_is_refused(candidate: ModelVersion, number: bytes) -> None:
+def test_a_tolerance_that_passes_everything_is_refused(candidate: ModelVersion, number: bytes) -> None:
     content = candidate.manifest.encode()
     assert b'"absolute":0.0001' in content
 
@@ -110,13 +110,13 @@ def test_a_tolerance_that_lets_everything_pass_is_refused(candidate: ModelVersio
     ],
     ids=["deep", "deeper", "twice", "no-text", "spaces", "empty", "null"],
 )
-def test_json_that_two_readers_could_read_as_two_things_is_refused(content: bytes) -> None:
-    """Or that would overflow the stack of one."""
+def test_json_that_readers_could_interpret_differently_is_refused(content: bytes) -> None:
+    """So is JSON that would overflow a reader's stack."""
     with pytest.raises(BadManifest):
         read_manifest(content)
 
 
-def test_a_key_that_is_there_twice_is_refused(candidate: ModelVersion) -> None:
+def test_a_duplicate_key_is_refused(candidate: ModelVersion) -> None:
     content = candidate.manifest.encode()
 
     with pytest.raises(BadManifest):
@@ -124,9 +124,9 @@ def test_a_key_that_is_there_twice_is_refused(candidate: ModelVersion) -> None:
 
 
 def link(path: Path) -> None:
-    elsewhere = path.with_name("elsewhere")
-    path.rename(elsewhere)
-    path.symlink_to(elsewhere)
+    target = path.with_name("target")
+    path.rename(target)
+    path.symlink_to(target)
 
 
 def link_folder(path: Path) -> None:
@@ -145,25 +145,25 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("trick", [link, link_folder, pipe, folder])
-def test_what_is_no_plain_file_is_not_read(candidate: ModelVersion, trick: Callable[[Path], None]) -> None:
-    """A link leads out of the bundle, and a pipe never ends."""
-    trick(candidate.path)
+@pytest.mark.parametrize("replace", [link, link_folder, pipe, folder])
+def test_only_regular_files_are_read(candidate: ModelVersion, replace: Callable[[Path], None]) -> None:
+    """A link may lead out of the bundle, and reading a pipe may block for ever."""
+    replace(candidate.path)
 
     problems = list(Bundle.open(candidate.folder).problems())
 
     assert "variants/onnx/model.onnx" in str(problems[0])
 
 
-def test_a_manifest_that_is_a_pipe_does_not_keep_anybody_waiting(tmp_path: Path) -> None:
+def test_a_manifest_that_is_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "manifest.json")
 
-    with pytest.raises(BadBundle, match="no plain file"):
+    with pytest.raises(BadBundle, match="not a regular file"):
         Bundle.open(tmp_path)
 
 
-def test_chunks_that_no_node_could_fetch_are_found(candidate: ModelVersion) -> None:
-    """The file is right, so whoever looks at it alone finds nothing."""
+def test_wrong_chunk_digests_are_found(candidate: ModelVersion) -> None:
+    """The file itself is intact, but no node could fetch it."""
 
     def swap(manifest: dict[str, Any]) -> None:
         variant(manifest)["files"][0]["chunks"][0]["digest"] = f"sha256:{0:064}"
@@ -172,14 +172,14 @@ def test_chunks_that_no_node_could_fetch_are_found(candidate: ModelVersion) -> N
 
     (problem,) = Bundle.open(candidate.folder).problems()
 
-    assert "its chunk 1 of 1 is not what the manifest says" in str(problem)
+    assert "its chunk 1 of 1 does not match the manifest" in str(problem)
 
 
 # Golden files
 
 
 def npy(array: np.ndarray[Any, Any], shape: str | None = None, descr: str | None = None) -> bytes:
-    """An array as numpy writes it, with another head if told so."""
+    """Return an array in .npy format, optionally with another shape or type in its header."""
     stream = io.BytesIO()
     np.lib.format.write_array(stream, array, version=(1, 0))
     content = stream.getvalue()
@@ -204,7 +204,7 @@ def npy(array: np.ndarray[Any, Any], shape: str | None = None, descr: str | None
     ],
     ids=str,
 )
-def test_an_array_whose_head_lies_is_refused_before_room_is_made_for_it(
+def test_an_array_with_a_forged_header_is_refused_before_memory_is_allocated(
     tmp_path: Path, shape: str | None, descr: str | None
 ) -> None:
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
@@ -218,8 +218,8 @@ def test_an_array_whose_head_lies_is_refused_before_room_is_made_for_it(
         read_array(tmp_path / "x.npy")
 
 
-def test_zeros_without_end_are_refused_by_what_they_say_they_are(tmp_path: Path) -> None:
-    """Two gigabytes in two megabytes."""
+def test_a_decompression_bomb_is_refused_by_its_stated_size(tmp_path: Path) -> None:
+    """Two gigabytes of zeros fit into two megabytes."""
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         for name in "ab":
             with file.open(f"{name}.npy", "w") as stream:
@@ -248,7 +248,7 @@ def test_damaged_arrays_are_read_or_refused(tmp_path_factory: pytest.TempPathFac
 
 
 def with_golden(candidate: ModelVersion, inputs: dict[str, Any], outputs: dict[str, Any] | None = None) -> Bundle:
-    """The bundle with other golden arrays, and a manifest that knows them."""
+    """Replace a bundle's golden arrays, and list them in its manifest."""
 
     def described(path: str) -> dict[str, Any]:
         file: File = describe_file(candidate.folder / path, path)
@@ -274,28 +274,28 @@ X = np.random.default_rng(0).random((16, 3), np.float32)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "says"),
+    ("inputs", "message"),
     [
         ({"x": X.astype(np.float64)}, "the model takes x: float32"),
         ({"x": X[:, :2]}, "the model takes x: float32"),
         ({"z": X}, "the golden inputs have nothing"),
-        ({"x": X, "more": X}, "more, which is no input"),
+        ({"x": X, "more": X}, "more, which is not an input"),
         ({}, "the golden inputs have nothing"),
     ],
     ids=["dtype", "shape", "name", "more", "none"],
 )
-def test_golden_inputs_that_do_not_fit_fail(candidate: ModelVersion, inputs: dict[str, Any], says: str) -> None:
-    """Some backends would convert them, and compare something else."""
+def test_golden_inputs_that_do_not_fit_fail(candidate: ModelVersion, inputs: dict[str, Any], message: str) -> None:
+    """Some backends would convert them, so something else would be compared."""
     bundle = with_golden(candidate, inputs)
 
     (outcome,) = verify_golden(bundle, bundle.manifest.variants[0])
 
     assert outcome.state == "failed"
-    assert says in outcome.detail
+    assert message in outcome.detail
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_golden_outputs_that_are_no_numbers_prove_nothing_of_numbers(candidate: ModelVersion, number: float) -> None:
+def test_golden_outputs_of_nan_or_infinity_do_not_match_numbers(candidate: ModelVersion, number: float) -> None:
     bundle = with_golden(candidate, {"x": X}, {"y": np.full((16, 3), number, np.float32)})
 
     (outcome,) = verify_golden(bundle, bundle.manifest.variants[0])
@@ -303,18 +303,18 @@ def test_golden_outputs_that_are_no_numbers_prove_nothing_of_numbers(candidate: 
     assert outcome.state == "failed"
 
 
-def test_golden_outputs_of_nothing_prove_nothing(candidate: ModelVersion) -> None:
-    """Cases that name no output, or another one, do not pass."""
+def test_golden_cases_without_outputs_fail(candidate: ModelVersion) -> None:
+    """Cases must have every output of the model."""
     bundle = with_golden(candidate, {"x": X}, {})
 
     (outcome,) = verify_golden(bundle, bundle.manifest.variants[0])
 
     assert outcome.state == "failed"
-    assert "does not say what y should be" in outcome.detail
+    assert "has no expected values for y" in outcome.detail
 
 
-def test_a_manifest_that_tells_of_other_tensors_fails(candidate: ModelVersion) -> None:
-    """Stages would be built for what is not there."""
+def test_a_manifest_with_other_tensors_than_the_model_fails(candidate: ModelVersion) -> None:
+    """Stages would be built for tensors that do not exist."""
     content = rewritten(candidate, lambda manifest: manifest["outputs"][0].update(dtype="int64"))
     (candidate.folder / "manifest.json").write_bytes(content)
     bundle = Bundle.open(candidate.folder)
@@ -322,24 +322,24 @@ def test_a_manifest_that_tells_of_other_tensors_fails(candidate: ModelVersion) -
     (outcome,) = verify_golden(bundle, bundle.manifest.variants[0])
 
     assert outcome.state == "failed"
-    assert "the manifest says of outputs {'y': 'int64'}" in outcome.detail
+    assert "the manifest lists the outputs {'y': 'int64'}, but the model has" in outcome.detail
 
 
 # Models
 
 
-def test_a_model_of_impossible_size_is_refused_before_memory_is_asked_for(onnx_file: Callable[..., Path]) -> None:
+def test_a_model_of_impossible_size_is_refused_before_memory_is_allocated(onnx_file: Callable[..., Path]) -> None:
     from hedgerow.config import ModelConfig
 
     path = onnx_file("(float[1000000,1000000,1000] x) => (float[1000000,1000000,1000] y) { y = Add(x, x) }")
 
     with pytest.raises(ModelMismatch, match="would have 4,000,000,000,000,000 bytes"):
-        signature(ModelFile(path, digest(path)), ModelConfig(path=str(path)))
+        load_signature(ModelFile(path, digest(path)), ModelConfig(path=str(path)))
 
 
-@pytest.mark.parametrize("where", ["../secret.bin", "/etc/hostname", "weights/../../secret.bin"])
-def test_weights_that_lie_outside_of_a_bundle_are_not_read(candidate: ModelVersion, where: str) -> None:
-    """An ONNX file may name a file that its weights are in."""
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "weights/../../secret.bin"])
+def test_weights_outside_a_bundle_are_not_read(candidate: ModelVersion, location: str) -> None:
+    """An ONNX file may name an external file with its weights."""
     (candidate.folder.parent / "secret.bin").write_bytes(bytes(64))
     (candidate.path.parent.parent / "secret.bin").write_bytes(bytes(64))
     model = onnx.parser.parse_model(
@@ -350,7 +350,7 @@ def test_weights_that_lie_outside_of_a_bundle_are_not_read(candidate: ModelVersi
     weights.ClearField("float_data")
     weights.ClearField("raw_data")
     weights.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", where), ("offset", "0"), ("length", "12")):
+    for key, value in (("location", location), ("offset", "0"), ("length", "12")):
         weights.external_data.add(key=key, value=value)
     candidate.path.write_bytes(model.SerializeToString())
 
@@ -386,7 +386,7 @@ def array(kind: int, count: int, content: bytes = b"") -> bytes:
     return text("k") + struct.pack("<IIQ", 9, kind, count) + content
 
 
-def test_a_gguf_file_is_read_as_far_as_its_head(tmp_path: Path) -> None:
+def test_the_header_of_a_gguf_file_is_read(tmp_path: Path) -> None:
     content = gguf(tensors=tensor(), many=1)
     path = tmp_path / "m.gguf"
     path.write_bytes(content + bytes(-len(content) % 32 + 32 * 2 * 4))
@@ -398,21 +398,21 @@ def test_a_gguf_file_is_read_as_far_as_its_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
-        (b"GGML" + bytes(20), "does not begin"),
-        (gguf()[:-3], "cut short"),
+        (b"GGML" + bytes(20), "does not start with GGUF"),
+        (gguf()[:-3], "truncated"),
         (gguf(version=1), "version 1"),
         (gguf(count=1 << 60), "keys"),
         (gguf(many=1 << 60), "tensors"),
-        (gguf(many=1), "cut short"),
-        (gguf(keys=text("k", 1 << 62)), "a text of"),
-        (gguf(keys=text("k" * 3, 1 << 20)), "cut short"),
-        (gguf(keys=text("k") + struct.pack("<I", 99)), "type 99"),
-        (gguf(keys=array(0, 1 << 60)), "a list of"),
-        (gguf(keys=array(12, 1 << 20)), "not there"),
-        (gguf(keys=array(8, 1, struct.pack("<Q", 1 << 63))), "not there"),
-        (gguf(keys=array(9, 1)), "type 9"),
+        (gguf(many=1), "truncated"),
+        (gguf(keys=text("k", 1 << 62)), "a string has"),
+        (gguf(keys=text("k" * 3, 1 << 20)), "truncated"),
+        (gguf(keys=text("k") + struct.pack("<I", 99)), "unknown type 99"),
+        (gguf(keys=array(0, 1 << 60)), "a list has"),
+        (gguf(keys=array(12, 1 << 20)), "beyond the end of the file"),
+        (gguf(keys=array(8, 1, struct.pack("<Q", 1 << 63))), "beyond the end of the file"),
+        (gguf(keys=array(9, 1)), "unsupported type 9"),
         (gguf(keys=text("general.alignment") + struct.pack("<II", 4, 0)), "alignment"),
         (gguf(keys=b"\x01" + bytes(7) + b"\xff" + struct.pack("<I", 0) + b"a"), "utf-8"),
         (gguf(tensors=tensor((1 << 40, 1 << 40)), many=1), "would end at byte"),
@@ -420,16 +420,16 @@ def test_a_gguf_file_is_read_as_far_as_its_head(tmp_path: Path) -> None:
         (gguf(tensors=tensor((1,), offset=1 << 63), many=1), "would end at byte"),
     ],
 )
-def test_a_gguf_head_that_lies_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+def test_an_invalid_gguf_header_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
 
-    with pytest.raises(ModelUnreadable, match=says):
+    with pytest.raises(ModelUnreadable, match=message):
         read_header(path)
 
 
 @given(st.binary(max_size=120), st.integers(0, 1 << 64), st.integers(0, 1 << 64))
-def test_any_bytes_after_the_magic_are_a_head_or_refused(
+def test_arbitrary_bytes_after_the_magic_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, tensors: int, keys: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.gguf"
@@ -439,11 +439,11 @@ def test_any_bytes_after_the_magic_are_a_head_or_refused(
         read_header(path)
 
 
-# Recipes, and what is shown
+# Recipes, and terminal output
 
 
-def test_a_recipe_that_grows_without_end_is_refused(tmp_path: Path) -> None:
-    """A few hundred bytes of references to references stand for gigabytes."""
+def test_a_recipe_of_nested_references_is_refused(tmp_path: Path) -> None:
+    """A few hundred bytes of references to references would expand to gigabytes."""
     path = tmp_path / "model.yaml"
     lists = [f"  a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 10)}]" for number in range(1, 12)]
     path.write_text("\n".join(["name: door", "parameters:", "  a0: &a0 [x]", *lists]))
@@ -454,13 +454,13 @@ def test_a_recipe_that_grows_without_end_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, {"deep": [{"x": float("-inf")}]}], ids=str)
 def test_parameters_that_json_cannot_hold_are_refused(candidate: ModelVersion, value: object) -> None:
-    """They would be read again as something else."""
-    said = {**candidate.manifest.model_dump(by_alias=True), "parameters": {"p": value}}
+    """They would be read back as something else."""
+    fields = {**candidate.manifest.model_dump(by_alias=True), "parameters": {"p": value}}
 
     with pytest.raises(ValueError, match="parameters"):
-        Manifest.model_validate(said)
+        Manifest.model_validate(fields)
 
 
-def test_what_others_wrote_does_nothing_to_a_terminal() -> None:
+def test_control_characters_do_not_reach_a_terminal() -> None:
     assert printable("plain, \N{GREEK SMALL LETTER MU}m") == "plain, \N{GREEK SMALL LETTER MU}m"
     assert printable("a\x1b[2J\x07b\u202ec") == "a\\x1b[2J\\x07b\\x202ec"

@@ -1,4 +1,4 @@
-"""Manifests: canonical bytes, one digest, and nothing that leads out of the bundle."""
+"""Manifests: canonical bytes with one digest, and refusal of invalid ones and of paths outside the bundle."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def manifest(**changes: Any) -> dict[str, Any]:
 
 
 def canonical(content: dict[str, Any]) -> bytes:
-    """As a manifest's bytes have to be, so that it is refused for what it says."""
+    """Encode a document canonically, so that it is refused for its content."""
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
 
 
-def test_what_was_read_and_written_again_has_the_same_digest() -> None:
-    once = Manifest.model_validate(manifest())
+def test_reading_and_encoding_a_manifest_keeps_its_digest() -> None:
+    original = Manifest.model_validate(manifest())
 
-    again = read_manifest(once.encode(), once.digest)
+    decoded = read_manifest(original.encode(), original.digest)
 
-    assert again == once
-    assert again.encode() == once.encode()
-    assert once.digest == f"sha256:{hashlib.sha256(once.encode()).hexdigest()}"
+    assert decoded == original
+    assert decoded.encode() == original.encode()
+    assert original.digest == f"sha256:{hashlib.sha256(original.encode()).hexdigest()}"
 
 
-def test_another_manifest_than_the_one_that_was_meant_is_refused() -> None:
-    meant = Manifest.model_validate(manifest())
+def test_a_manifest_with_another_digest_is_refused() -> None:
+    expected = Manifest.model_validate(manifest())
     other = Manifest.model_validate(manifest(version="1.0.1"))
 
     with pytest.raises(BadManifest, match="not sha256"):
-        read_manifest(other.encode(), meant.digest)
+        read_manifest(other.encode(), expected.digest)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_path_that_leads_out_of_the_bundle_is_refused(path: str) -> None:
     ],
     ids=str,
 )
-def test_what_does_not_hold_together_is_refused(changes: dict[str, Any]) -> None:
+def test_an_invalid_manifest_is_refused(changes: dict[str, Any]) -> None:
     assert read_manifest(canonical(manifest())).name == "door"
     with pytest.raises(BadManifest) as refused:
         read_manifest(canonical(manifest(**changes)))
@@ -86,13 +86,13 @@ def test_chunks_must_make_up_their_file() -> None:
         read_manifest(canonical(bad))
 
 
-def test_a_manifest_without_end_is_refused_before_it_is_parsed() -> None:
+def test_a_manifest_that_is_too_large_is_refused_before_it_is_parsed() -> None:
     with pytest.raises(BadManifest, match="more than"):
         read_manifest(bytes(LARGEST_MANIFEST + 1))
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_manifest_or_refused(content: bytes) -> None:
+def test_arbitrary_bytes_are_read_or_refused(content: bytes) -> None:
     with suppress(BadManifest):
         read_manifest(content)
 
@@ -103,21 +103,21 @@ ANYTHING = st.recursive(
 )
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something stands in a document, from the top."""
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """List the paths of all values in a document."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, one in inside for place in places(one, (*path, key)))]
+    return [path, *(inner for key, one in inside for inner in paths(one, (*path, key)))]
 
 
 @given(st.data())
-def test_a_manifest_with_anything_anywhere_is_read_or_refused(data: st.DataObject) -> None:
-    """And what is read can be written."""
-    whole = orjson.loads(Manifest.model_validate(manifest(labels=["a"], parameters={"p": [1]})).encode())
-    *above, last = data.draw(st.sampled_from(places(whole)[1:]))
-    where = whole
-    for key in above:
-        where = where[key]
-    where[last] = data.draw(ANYTHING)
+def test_a_manifest_with_any_value_anywhere_is_read_or_refused(data: st.DataObject) -> None:
+    """A manifest that is read can also be encoded."""
+    document = orjson.loads(Manifest.model_validate(manifest(labels=["a"], parameters={"p": [1]})).encode())
+    *parents, last = data.draw(st.sampled_from(paths(document)[1:]))
+    parent = document
+    for key in parents:
+        parent = parent[key]
+    parent[last] = data.draw(ANYTHING)
 
     with suppress(BadManifest):
-        read_manifest(canonical(whole)).encode()
+        read_manifest(canonical(document)).encode()

@@ -1,4 +1,4 @@
-"""What a model's file says of itself, what a manifest says in its place, and that stages see it."""
+"""Metadata of model files and manifests, as builds and stages read it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VALUES = st.recursive(
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "expected"),
     [
         ({"names": "{0: 'person', 1: 'bicycle'}", "task": "detect"}, {"labels": ("person", "bicycle")}),
         ({"character": "a\nb"}, {"labels": ("a", "b")}),
@@ -46,25 +46,25 @@ VALUES = st.recursive(
     ],
     ids=["ultralytics", "paddle", "ours", "licence", "no-licence", "parameter", "code"],
 )
-def test_a_file_is_read_as_its_exporter_wrote_it(metadata: dict[str, str], said: dict[str, Any]) -> None:
-    assert said.items() <= read_metadata(metadata).items()
+def test_the_metadata_of_common_exporters_is_read(metadata: dict[str, str], expected: dict[str, Any]) -> None:
+    assert expected.items() <= read_metadata(metadata).items()
 
 
 @given(
     st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), VALUES, max_size=4), st.lists(st.text(min_size=1))
 )
-def test_what_a_manifest_says_is_read_from_metadata_again(parameters: dict[str, Any], labels: list[str]) -> None:
+def test_a_manifests_metadata_is_read_back_unchanged(parameters: dict[str, Any], labels: list[str]) -> None:
     reserved = {"name", "version", "description", "licence", "author", "training_data", "labels"}
     parameters = {key: value for key, value in parameters.items() if key not in reserved}
     manifest = Manifest.model_construct(parameters=json.loads(json.dumps(parameters)), labels=tuple(labels))
 
-    said = read_metadata(metadata_of(manifest))
+    fields = read_metadata(metadata_of(manifest))
 
-    assert said.get("parameters", {}) == manifest.parameters
-    assert said.get("labels", ()) == manifest.labels
+    assert fields.get("parameters", {}) == manifest.parameters
+    assert fields.get("labels", ()) == manifest.labels
 
 
-def test_stages_see_an_authors_word_over_the_files(make_candidate: Callable[..., ModelVersion]) -> None:
+def test_a_manifests_parameters_override_the_files_metadata(make_candidate: Callable[..., ModelVersion]) -> None:
     candidate = make_candidate(DOUBLE, parameters={"threshold": 0.7, "scale": "db"})
     pool = ModelPool(cores=1)
     engine = pool.open("door", ModelConfig(path="bundle:door"), Path(), candidate)
@@ -74,8 +74,8 @@ def test_stages_see_an_authors_word_over_the_files(make_candidate: Callable[...,
     engine.close()
 
 
-def test_a_model_that_is_converted_says_what_it_said(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
-    """Stages read thresholds and labels there, whichever variant a node runs."""
+def test_conversion_keeps_a_models_metadata(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Stages read thresholds and labels from it, whichever variant a node runs."""
     path = onnx_file(DOUBLE, **{"hedgerow.threshold": "0.5", "names": "{0: 'a', 1: 'b'}"})
     to_openvino(path, tmp_path / "m.xml", half=False)
 

@@ -17,7 +17,7 @@ def test_a_relative_path_is_relative_to_the_configuration_file(tmp_path: Path) -
     assert resolve(str(tmp_path / "models/door.onnx"), Path("/nowhere")).path == tmp_path / "models/door.onnx"
 
 
-def test_a_missing_file_is_an_error_that_names_files_like_it(tmp_path: Path) -> None:
+def test_the_remedy_for_a_missing_file_names_similar_files(tmp_path: Path) -> None:
     (tmp_path / "door.onnx").write_bytes(b"")
     (tmp_path / "notes.txt").write_bytes(b"")
 
@@ -27,7 +27,7 @@ def test_a_missing_file_is_an_error_that_names_files_like_it(tmp_path: Path) -> 
     assert "notes" not in raised.value.remedy
 
 
-def test_a_missing_file_unlike_any_other_names_the_models_there_are(tmp_path: Path) -> None:
+def test_the_remedy_for_a_missing_file_without_similar_ones_names_existing_models(tmp_path: Path) -> None:
     (tmp_path / "window.tflite").write_bytes(b"")
 
     with pytest.raises(ModelNotFound) as raised:
@@ -41,20 +41,20 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "modles") in raised.value.remedy
 
 
-def test_a_folder_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound):
         resolve(".", tmp_path)
 
 
 def test_a_model_in_a_package_is_found_without_importing_the_package() -> None:
-    """silero_vad imports torch, which a gateway has no room for."""
+    """silero_vad imports torch, which is too large for a gateway."""
     found = resolve("package:silero_vad/data/silero_vad_16k_op15.onnx", Path("/nowhere"))
 
     assert found.path.is_file()
     assert "silero_vad" not in sys.modules
 
 
-def test_a_package_that_fails_to_import_still_gives_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_in_a_package_that_fails_to_import_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "grumpy").mkdir()
     (tmp_path / "grumpy/__init__.py").write_text("raise SystemExit('imported')")
     (tmp_path / "grumpy/door.onnx").write_bytes(b"door")
@@ -63,13 +63,13 @@ def test_a_package_that_fails_to_import_still_gives_its_model(tmp_path: Path, mo
     assert resolve("package:grumpy/door.onnx", Path()).path == tmp_path / "grumpy/door.onnx"
 
 
-def test_a_package_that_is_not_installed_can_be(tmp_path: Path) -> None:
+def test_the_remedy_for_a_missing_package_is_to_install_it(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="lapwing_models") as raised:
         resolve("package:lapwing_models/door.onnx", tmp_path)
     assert "pip install lapwing-models" in raised.value.remedy
 
 
-def test_a_file_that_a_package_lacks_is_an_error_that_names_files_like_it(tmp_path: Path) -> None:
+def test_the_remedy_for_a_file_missing_in_a_package_names_similar_files(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="has no file") as raised:
         resolve("package:silero_vad/data/silero_vad_16k_op51.onnx", tmp_path)
     assert "silero_vad_16k_op15.onnx" in raised.value.remedy
@@ -82,7 +82,7 @@ def test_a_package_path_that_names_no_file_inside_is_refused(path: str) -> None:
     assert "package:NAME/path/inside" in raised.value.remedy
 
 
-def test_the_digest_is_the_files_sha256_and_changes_with_it(tmp_path: Path) -> None:
+def test_the_digest_is_the_files_sha256_and_changes_with_its_content(tmp_path: Path) -> None:
     file = tmp_path / "door.onnx"
     file.write_bytes(b"abc")
     before = digest(file)

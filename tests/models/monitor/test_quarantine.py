@@ -1,4 +1,4 @@
-"""The trial counter: what a process that ended leaves behind, and what the next one makes of it."""
+"""Quarantine: trials recorded on disk, and their evaluation after the process has ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from hedgerow.models.monitor.quarantine import QuarantineLog
 from hedgerow.wire.fleet import ModelRef
 trials = QuarantineLog(Path(sys.argv[1]), int(sys.argv[2]))
-trials.enter(SimpleNamespace(ref=ModelRef.model_validate_json(sys.argv[3])), "golden")
+trials.start_trial(SimpleNamespace(ref=ModelRef.model_validate_json(sys.argv[3])), "golden")
 ctypes.string_at(0)
 """
 
@@ -33,7 +33,7 @@ def candidate(make_candidate: MakeCandidate) -> ModelVersion:
 
 
 def crash(folder: Path, max_crashes: int, candidate: ModelVersion) -> None:
-    """A process that dies of a segmentation fault in the midst of a trial."""
+    """Run a process that dies of a segmentation fault during a trial."""
     ref = candidate.ref.model_dump_json()
     done = processes.run(
         [sys.executable, "-c", CRASH, str(folder), str(max_crashes), ref], check=False, capture_output=True
@@ -42,11 +42,11 @@ def crash(folder: Path, max_crashes: int, candidate: ModelVersion) -> None:
 
 
 def interrupt(folder: Path, candidate: ModelVersion, max_crashes: int = 1) -> None:
-    """A run that ends in the midst of a trial, without a trace."""
-    QuarantineLog(folder, max_crashes).enter(candidate, "switch")
+    """Leave a trial unfinished, without a crash report."""
+    QuarantineLog(folder, max_crashes).start_trial(candidate, "switch")
 
 
-def why(folder: Path, max_crashes: int = 1) -> list[tuple[str, str]]:
+def quarantined(folder: Path, max_crashes: int = 1) -> list[tuple[str, str]]:
     return [(each.code, each.reason) for each in QuarantineLog(folder, max_crashes).quarantined()]
 
 
@@ -57,94 +57,94 @@ def test_a_version_that_crashes_the_process_is_quarantined_at_the_next_start(
     crash(folder, 1, candidate)
     trials = QuarantineLog(folder)
 
-    (held,) = trials.fresh
+    (held,) = trials.newly_quarantined
     assert (held.code, held.digest) == ("crashed", candidate.ref.digest)
-    assert "did golden" in held.reason
+    assert "crashed in step `golden`" in held.reason
     assert "Segmentation fault" in held.reason
-    assert trials.why_not(candidate.ref.digest) == held
-    assert QuarantineLog(folder).fresh == [], "told once"
-    assert QuarantineLog(folder).quarantined() == [held], "and kept"
+    assert trials.find(candidate.ref.digest) == held
+    assert QuarantineLog(folder).newly_quarantined == [], "reported once"
+    assert QuarantineLog(folder).quarantined() == [held], "and still quarantined"
 
 
-def test_as_many_crashes_are_borne_as_the_setting_says(tmp_path: Path, candidate: ModelVersion) -> None:
+def test_a_version_is_quarantined_after_max_crashes(tmp_path: Path, candidate: ModelVersion) -> None:
     folder = tmp_path / "trials"
     crash(folder, 2, candidate)
-    assert why(folder, 2) == []
+    assert quarantined(folder, 2) == []
 
     crash(folder, 2, candidate)
-    assert [code for code, _ in why(folder, 2)] == ["crashed"]
+    assert [code for code, _ in quarantined(folder, 2)] == ["crashed"]
 
 
-@pytest.mark.parametrize(("max_crashes", "borne"), [(1, 2), (2, 5)])
-def test_three_ends_without_a_trace_count_as_a_crash(
-    tmp_path: Path, candidate: ModelVersion, max_crashes: int, borne: int
+@pytest.mark.parametrize(("max_crashes", "tolerated"), [(1, 2), (2, 5)])
+def test_three_interruptions_count_as_a_crash(
+    tmp_path: Path, candidate: ModelVersion, max_crashes: int, tolerated: int
 ) -> None:
-    """A power cut during a trial is bad luck; time and again, it is the model."""
+    """One power cut during a trial is bad luck; if it happens repeatedly, it is the model."""
     folder = tmp_path / "trials"
-    for _ in range(borne):
+    for _ in range(tolerated):
         interrupt(folder, candidate, max_crashes)
-        assert why(folder, max_crashes) == []
+        assert quarantined(folder, max_crashes) == []
     interrupt(folder, candidate, max_crashes)
 
-    ((code, reason),) = why(folder, max_crashes)
+    ((code, reason),) = quarantined(folder, max_crashes)
     assert code == "interrupted"
-    assert f"ended {borne + 1} times" in reason
+    assert f"ended {tolerated + 1} times" in reason
 
 
 @pytest.mark.parametrize("passed", [True, False])
-def test_a_version_that_is_kept_starts_anew_and_one_that_is_taken_back_does_not(
+def test_interruptions_are_forgotten_if_a_version_is_kept_but_not_if_it_is_rolled_back(
     tmp_path: Path, candidate: ModelVersion, passed: bool
 ) -> None:
     folder = tmp_path / "trials"
     for _ in range(2):
         interrupt(folder, candidate)
     trials = QuarantineLog(folder)
-    trials.enter(candidate, "probation")
-    trials.leave(candidate, passed=passed)
+    trials.start_trial(candidate, "probation")
+    trials.end_trial(candidate, passed=passed)
     interrupt(folder, candidate)
 
-    assert bool(why(folder)) is not passed
+    assert bool(quarantined(folder)) is not passed
 
 
-def test_leaving_what_was_never_entered_forgets_nothing(tmp_path: Path, candidate: ModelVersion) -> None:
-    """A version that is refused before anything of it runs, for want of memory."""
+def test_ending_a_trial_that_never_started_forgets_nothing(tmp_path: Path, candidate: ModelVersion) -> None:
+    """As when a version is refused before it runs, for lack of memory."""
     folder = tmp_path / "trials"
     for _ in range(2):
         interrupt(folder, candidate)
-    QuarantineLog(folder).leave(candidate, passed=False)
+    QuarantineLog(folder).end_trial(candidate, passed=False)
     interrupt(folder, candidate)
 
-    assert [code for code, _ in why(folder)] == ["interrupted"]
+    assert [code for code, _ in quarantined(folder)] == ["interrupted"]
 
 
 def crash_workers(trials: QuarantineLog, candidate: ModelVersion) -> Quarantined | None:
-    trials.enter(candidate, "switch")
-    return trials.leave(candidate, passed=False, crashed="workers that run it crashed twice")
+    trials.start_trial(candidate, "switch")
+    return trials.end_trial(candidate, passed=False, crashed="workers that run it crashed twice")
 
 
-def test_crashes_of_workers_count_as_those_of_the_node(tmp_path: Path, candidate: ModelVersion) -> None:
+def test_crashes_of_workers_count_like_those_of_the_node(tmp_path: Path, candidate: ModelVersion) -> None:
     trials = QuarantineLog(tmp_path / "trials", max_crashes=2)
 
     assert crash_workers(trials, candidate) is None
     held = crash_workers(trials, candidate)
 
     assert held is not None
-    assert why(tmp_path / "trials") == [("crashed", "workers that run it crashed twice")]
-    assert trials.why_not(candidate.ref.digest) == held
+    assert quarantined(tmp_path / "trials") == [("crashed", "workers that run it crashed twice")]
+    assert trials.find(candidate.ref.digest) == held
 
 
-def test_what_is_released_may_be_tried_again(tmp_path: Path, candidate: ModelVersion) -> None:
+def test_a_released_version_may_be_tried_again(tmp_path: Path, candidate: ModelVersion) -> None:
     folder = tmp_path / "trials"
     crash_workers(QuarantineLog(folder), candidate)
     QuarantineLog(folder).release(candidate.ref.digest)
 
-    assert why(folder) == []
+    assert quarantined(folder) == []
     interrupt(folder, candidate)
-    assert why(folder) == []
+    assert quarantined(folder) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"trials": {"x": 1}}'])
-def test_a_file_that_cannot_be_read_is_set_aside_and_the_node_starts(
+def test_an_unreadable_file_is_renamed_and_the_node_starts(
     tmp_path: Path, candidate: ModelVersion, content: bytes
 ) -> None:
     folder = tmp_path / "trials"
@@ -152,5 +152,5 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_the_node_starts(
     (file,) = [path for path in folder.iterdir() if path.suffix == ".json"]
     file.write_bytes(content)
 
-    assert why(folder) == []
+    assert quarantined(folder) == []
     assert (folder / f"{file.name}.unreadable").read_bytes() == content

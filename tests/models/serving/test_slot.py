@@ -261,7 +261,7 @@ def test_a_request_larger_than_every_compiled_size_is_run_all_the_same(slot: Mak
 
 
 def test_a_model_that_leaves_more_open_than_the_batch_cannot_be_compiled_for_sizes(slot: MakeSlot) -> None:
-    with pytest.raises(ConfigError, match="leaves only the batch open; x is"):
+    with pytest.raises(ConfigError, match="no dynamic axis but the batch; x is"):
         slot("(float[N,M] x) => (float[N,M] y) { y = Add(x, x) }", backend="openvino", static_batches=True)
 
 
@@ -474,7 +474,7 @@ def test_a_version_that_a_list_still_runs_on_is_freed_by_that_list(pool: ModelPo
     """A stage that hangs in one keeps neither the new version nor the next swap waiting."""
     door = slot(DOUBLE)
     old, new = door.take(), pool.open("door", door.config, Path(), None)
-    assert door.switch(new) is old
+    assert door.promote(new) is old
 
     door.retire(old, patience_s=0)
 
@@ -498,7 +498,7 @@ def test_who_is_served_by_a_version_on_trial_is_settled_by_name(pool: ModelPool,
 
 def test_nobody_waits_in_a_gap_for_ever_once_the_slot_is_closed(pool: ModelPool, slot: MakeSlot) -> None:
     door = slot(DOUBLE)
-    assert door.begin_gap() is not None
+    assert door.start_gap() is not None
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(door.infer_each, [row(1)])
         door.close()

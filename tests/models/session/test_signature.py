@@ -27,14 +27,14 @@ VAD: dict[str, Any] = {
 }
 
 
-def fit(
+def signature_of(
     inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...] = (spec("y", None),), **config: Any
 ) -> Signature:
     return Signature("door", ModelConfig(path="door.onnx", **config), inputs, outputs)
 
 
 def test_a_stateful_model_fits_its_configuration() -> None:
-    vad = fit(VAD_IN, VAD_OUT, **VAD)
+    vad = signature_of(VAD_IN, VAD_OUT, **VAD)
 
     assert [str(given) for given in vad.inputs] == ["input: float32[?, 576]", "state: float32[2, ?, 128]"]
     assert vad.constants["sr"].dtype == np.int64
@@ -44,7 +44,7 @@ def test_a_stateful_model_fits_its_configuration() -> None:
 
 
 def test_a_states_next_value_is_stacked_like_the_state() -> None:
-    vad = fit(VAD_IN, VAD_OUT, **{**VAD, "batch_axis": {"state": 1}})
+    vad = signature_of(VAD_IN, VAD_OUT, **{**VAD, "batch_axis": {"state": 1}})
 
     assert vad.output_axes == {"output": 0, "stateN": 1}
 
@@ -62,20 +62,20 @@ def test_a_name_that_the_model_does_not_have_suggests_the_nearest(
     config: dict[str, Any], wrong: str, near: str
 ) -> None:
     with pytest.raises(ConfigError, match=wrong) as raised:
-        fit(VAD_IN, VAD_OUT, **config)
+        signature_of(VAD_IN, VAD_OUT, **config)
     assert near in raised.value.remedy
 
 
 def test_an_input_cannot_be_constant_and_state() -> None:
     with pytest.raises(ConfigError, match="state is in `constants` and in `state`"):
-        fit(VAD_IN, VAD_OUT, constants={"state": 0}, state={"state": "stateN"})
+        signature_of(VAD_IN, VAD_OUT, constants={"state": 0}, state={"state": "stateN"})
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(0.5, "int64"), (300, "uint8"), (-1, "uint8")])
 def test_a_constant_that_its_type_cannot_hold_is_refused(value: float, dtype: str) -> None:
     """Cast in silence, a rate of 0.5 would be 0."""
     with pytest.raises(ConfigError, match=dtype):
-        fit((spec("x", None), spec("c", dtype=dtype)), constants={"c": value})
+        signature_of((spec("x", None), spec("c", dtype=dtype)), constants={"c": value})
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_constant_that_its_type_cannot_hold_is_refused(value: float, dtype: st
     [(0.1, "float32", ()), (1, "bool", ()), (True, "bool", (1,)), (7, "float16", (None, 2))],
 )
 def test_a_constant_takes_its_inputs_type_and_shape(value: float, dtype: str, shape: tuple[int | None, ...]) -> None:
-    constant = fit((spec("x", None), spec("c", *shape, dtype=dtype)), constants={"c": value}).constants["c"]
+    constant = signature_of((spec("x", None), spec("c", *shape, dtype=dtype)), constants={"c": value}).constants["c"]
 
     assert constant.dtype == dtype
     assert constant.shape == tuple(dim or 1 for dim in shape)
@@ -92,33 +92,33 @@ def test_a_constant_takes_its_inputs_type_and_shape(value: float, dtype: str, sh
 
 def test_a_state_and_its_next_value_must_have_the_same_shape() -> None:
     with pytest.raises(ModelMismatch, match=r"hidden state h: .* cannot take its next value from y"):
-        fit((spec("x", None), spec("h", None, 8)), (spec("y", None, 9),), state={"h": "y"})
+        signature_of((spec("x", None), spec("h", None, 8)), (spec("y", None, 9),), state={"h": "y"})
     with pytest.raises(ModelMismatch):
-        fit((spec("h", None, 8),), (spec("y", None, 8, dtype="float64"),), state={"h": "y"})
+        signature_of((spec("h", None, 8),), (spec("y", None, 8, dtype="float64"),), state={"h": "y"})
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(2, (None, 3)), (-1, (None, 3)), (0, ())])
 def test_a_batch_axis_that_is_not_there_is_refused(axis: int, shape: tuple[int | None, ...]) -> None:
     with pytest.raises(ConfigError, match="`batch_axis` says"):
-        fit((spec("x", *shape),), batch_axis={"x": axis})
+        signature_of((spec("x", *shape),), batch_axis={"x": axis})
 
 
 def test_a_state_stacked_on_another_axis_must_be_said_so() -> None:
     """Else two layers of state would pass for a batch of two."""
     with pytest.raises(ModelMismatch, match="disagree on the batch") as raised:
-        fit(VAD_IN, VAD_OUT, constants={"sr": 16000}, state={"state": "stateN"})
+        signature_of(VAD_IN, VAD_OUT, constants={"sr": 16000}, state={"state": "stateN"})
     assert "batch_axis: {state: 1}" in raised.value.remedy
 
 
 def test_a_model_fixed_to_one_takes_no_batches() -> None:
-    one = fit((spec("x", 1, 3),))
+    one = signature_of((spec("x", 1, 3),))
 
     assert one.limit(16) == 1
     assert one.admit({"x": np.zeros((1, 3), np.float32)}) == (None, 1)
 
 
 def test_a_model_fixed_to_more_takes_up_to_that_many() -> None:
-    four = fit((spec("x", 4, 3),))
+    four = signature_of((spec("x", 4, 3),))
 
     assert (four.fixed, four.limit(16), four.limit(2)) == (4, 4, 2)
     assert four.admit({"x": np.zeros((3, 3), np.float32)})[1] == 3
@@ -127,7 +127,7 @@ def test_a_model_fixed_to_more_takes_up_to_that_many() -> None:
 
 
 def test_requests_of_the_same_shapes_share_a_key_whatever_their_rows() -> None:
-    images = fit((spec("x", None, 3, None, None),))
+    images = signature_of((spec("x", None, 3, None, None),))
 
     def admit(*shape: int) -> tuple[object, int]:
         return images.admit({"x": np.zeros(shape, np.float32)})
@@ -138,7 +138,7 @@ def test_requests_of_the_same_shapes_share_a_key_whatever_their_rows() -> None:
 
 
 def test_inputs_without_dimensions_must_be_equal_to_share_a_key() -> None:
-    scaled = fit((spec("x", None), spec("scale")))
+    scaled = signature_of((spec("x", None), spec("scale")))
 
     def key(scale: float) -> object:
         return scaled.admit({"x": np.zeros(1, np.float32), "scale": np.array(scale, np.float32)})[0]
@@ -149,7 +149,7 @@ def test_inputs_without_dimensions_must_be_equal_to_share_a_key() -> None:
 
 def test_rows_that_disagree_run_alone() -> None:
     """The first axis of such a model is no batch; the backend will say if it is wrong."""
-    pair = fit((spec("x", None), spec("y", None)))
+    pair = signature_of((spec("x", None), spec("y", None)))
 
     assert pair.admit({"x": np.zeros(2, np.float32), "y": np.zeros(3, np.float32)})[0] is None
 
@@ -168,7 +168,7 @@ def test_rows_that_disagree_run_alone() -> None:
 def test_a_request_that_does_not_fit_is_refused_with_what_was_wanted_and_what_came(
     request_: dict[str, Any], message: str, remedy: str
 ) -> None:
-    door = fit((spec("x", None, 3),))
+    door = signature_of((spec("x", None, 3),))
 
     for _ in range(2):  # what was found out is remembered; a mistake must not be
         with pytest.raises(ModelMismatch, match=message) as raised:
@@ -177,7 +177,7 @@ def test_a_request_that_does_not_fit_is_refused_with_what_was_wanted_and_what_ca
 
 
 def test_a_sensor_that_sends_a_new_shape_every_time_does_not_fill_the_memory() -> None:
-    images = fit((spec("x", None, None),))
+    images = signature_of((spec("x", None, None),))
     for width in range(2000):
         images.admit({"x": np.zeros((1, width), np.float32)})
 
@@ -185,7 +185,7 @@ def test_a_sensor_that_sends_a_new_shape_every_time_does_not_fill_the_memory() -
 
 
 def test_random_inputs_fit_the_model() -> None:
-    vad = fit(VAD_IN, VAD_OUT, **VAD)
+    vad = signature_of(VAD_IN, VAD_OUT, **VAD)
 
     batch = random_batch(vad, 5, {"input": (1, 576)})
 
@@ -196,11 +196,11 @@ def test_random_inputs_fit_the_model() -> None:
 
 
 def test_random_inputs_of_a_model_fixed_to_four_have_four_rows() -> None:
-    assert random_batch(fit((spec("x", 4, 3),)), 1, {})["x"].shape == (4, 3)
+    assert random_batch(signature_of((spec("x", 4, 3),)), 1, {})["x"].shape == (4, 3)
 
 
 def test_a_dimension_left_open_must_be_given() -> None:
-    images = fit((spec("x", None, 3, None, None),))
+    images = signature_of((spec("x", None, 3, None, None),))
 
     with pytest.raises(ModelMismatch) as raised:
         random_batch(images, 1, {})

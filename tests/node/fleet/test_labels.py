@@ -61,7 +61,7 @@ def test_backends_in_use_are_found_in_the_nodes_file(models: dict[str, dict[str,
 
 
 def test_what_is_here_is_known_without_loading_it_and_devices_by_asking() -> None:
-    here = backends.Here()
+    here = backends.LocalDevices()
 
     assert list(here) == ["onnxruntime", "openvino"]
     assert len(here) == 2

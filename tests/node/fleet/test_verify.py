@@ -103,13 +103,13 @@ async def test_a_version_takes_one_hop_into_a_thread_and_its_events_are_raised_o
 ) -> None:
     """Metadata, manifest and drivers all block: they share the hop."""
     told, hops, threads = [], [], []
-    to_thread, devices = asyncio.to_thread, backends.Here
+    to_thread, devices = asyncio.to_thread, backends.LocalDevices
 
     async def counted(work: Callable[..., Any], *args: Any) -> Any:
         hops.append(work)
         return await to_thread(work, *args)
 
-    def asked() -> backends.Here:
+    def asked() -> backends.LocalDevices:
         threads.append(threading.current_thread())
         return devices()
 

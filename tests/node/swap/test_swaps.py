@@ -383,15 +383,15 @@ async def test_wherever_a_swap_is_cancelled_one_version_serves_and_the_next_swap
     cancelled_in: set[str] = set()
     async with bench.flow() as flow:
         for turn in itertools.count(1):
-            before = bench.engine.candidate
+            before = bench.engine.model_version
             new = other if before is one else one
             bench.steps.clear()
             going = asyncio.create_task(_run(cancelled_at(turn, bench.swap_to(new, policy))))
             await asyncio.wait([going])
 
             (slot,) = bench.pool.slots()
-            assert bench.engine.candidate in (before, new)
-            assert bench.pool.assigned().get("door") is bench.engine.candidate
+            assert bench.engine.model_version in (before, new)
+            assert bench.pool.assigned().get("door") is bench.engine.model_version
             assert slot.on_trial is None
             (serving,) = bench.swaps.serving().values()
             assert serving.stage == "kept"
@@ -475,6 +475,6 @@ async def test_the_version_before_is_known_and_can_be_gone_back_to(bench: Bench,
         assert (await bench.swaps.swap_to_file("door", QUICK, bench.on_step)).kept
 
     check(flow)
-    assert bench.engine.candidate is None
+    assert bench.engine.model_version is None
     by_version = {one.version: one.y for one in flow.all}
     assert by_version == {None: 1.0, "1.1.0": 1.0, "1.2.0": 1.5}

@@ -16,7 +16,7 @@ from hedgerow.cli.model.tune import progress_bar
 from hedgerow.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hedgerow.models.build.bench import Benched
+    from hedgerow.models.build.bench import DeviceBenchmark
     from hedgerow.models.bundle.bench_results import Figure
 
 
@@ -54,7 +54,7 @@ def bench(
     from hedgerow.models.bundle import bench_results
 
     cores = threads or owned_cores()
-    found: list[Benched] = []
+    found: list[DeviceBenchmark] = []
     with opened(bundle, from_, everything) as there:
         chosen = [there.manifest.variant(name) for name in variant] if variant else list(there.manifest.variants)
         there.verify()
@@ -74,7 +74,7 @@ def bench(
             tools=tools(),
             figures=tuple(map(_figure, found)),
         )
-        path = out or (bench_results.beside(there.folder) if save and from_ is None else None)
+        path = out or (bench_results.path_for(there.folder) if save and from_ is None else None)
         if path is not None:
             try:
                 bench_results.add(path, there.digest, machine)
@@ -92,7 +92,7 @@ def bench(
         raise typer.Exit(1)
 
 
-def _figure(benched: Benched) -> Figure:
+def _figure(benched: DeviceBenchmark) -> Figure:
     from hedgerow.models.bundle.bench_results import Figure
 
     tuning, not_run = benched.tuning, dict(benched.not_run)

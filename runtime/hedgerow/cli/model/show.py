@@ -38,7 +38,7 @@ def show(bundle: Named, from_: From = None, json: Json = False) -> None:
     from hedgerow.models.bundle import bench_results
 
     with opened(bundle, from_, nothing) as there:
-        measured = bench_results.read(bench_results.beside(there.folder), there.digest)
+        measured = bench_results.read(bench_results.path_for(there.folder), there.digest)
         if json:
             print_json(_report(there, measured, named=None if from_ else there.folder))
         else:

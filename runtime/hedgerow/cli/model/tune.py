@@ -57,14 +57,14 @@ def tune(
     from hedgerow.backends.cores import cores as owned_cores
     from hedgerow.backends.tune import tune as measure
     from hedgerow.models.bundle.model_file import resolve
-    from hedgerow.models.session.load import batch_axes, signature
+    from hedgerow.models.session.load import batch_axes, load_signature
     from hedgerow.models.session.random_inputs import random_batch
 
     settings, node, base_dir = _find(model, config)
     source = resolve(settings.path, base_dir)
     cores = node.threads or owned_cores()
     candidates = backends.candidates(source.path, settings.backend)
-    fit = signature(source, settings)
+    fit = load_signature(source, settings)
     shapes = _shapes(shape or [], [spec.name for spec in fit.inputs])
     batches = [fit.fixed or 1] if fit.fixed or not fit.batches else [rows for rows in _BATCHES if rows <= max_batch]
 

@@ -1,1 +1,1 @@
-"""From a model's file to a bundle: formats, samples, evidence, verification."""
+"""Building a bundle from a model file: formats, samples, measurements, verification."""

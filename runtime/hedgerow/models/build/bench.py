@@ -1,4 +1,4 @@
-"""How fast the variants of a bundle are on this machine: each in its ways, by `tune`'s measurements, fed with golden inputs."""
+"""Benchmark of a bundle's variants on this machine: `tune` on every device and backend, with golden inputs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hedgerow import backends
 from hedgerow.backends.tune import Tuning, tune
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Array
-from hedgerow.models.build.verify import serving_config, ways
+from hedgerow.models.build.verify import device_choices, serving_config
 from hedgerow.models.bundle.arrays import read_arrays
 from hedgerow.models.bundle.folder import Bundle
 from hedgerow.models.bundle.manifest import Variant
 from hedgerow.models.bundle.model_file import ModelFile
-from hedgerow.models.session.load import batch_axes, signature
+from hedgerow.models.session.load import batch_axes, load_signature
 from hedgerow.models.session.random_inputs import random_batch
 from hedgerow.models.session.signature import Signature
 
@@ -25,11 +25,11 @@ BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(slots=True)
-class Benched:
-    """A variant on one device.
+class DeviceBenchmark:
+    """Measurements of a variant on one device.
 
     Attributes:
-        tuning: what was measured; None: nothing could be.
+        tuning: the measurements; None: the variant could not be run.
         not_run: why a backend was not measured, by name.
     """
 
@@ -47,34 +47,41 @@ def bench(
     seconds: float,
     max_batch: int = BATCHES[-1],
     progress: Callable[[float], None] | None = None,
-) -> list[Benched]:
-    """Measure a variant, on each device that it names and that is here.
+) -> list[DeviceBenchmark]:
+    """Measure a variant on every device it names that this machine has.
 
     Args:
         cores: cores to use.
-        seconds: time for all measurements; loading comes on top.
+        seconds: time for all measurements, loading not included.
         max_batch: largest batch to try.
-        progress: told what part of the time is over, 0..1.
+        progress: called with the share of the time that has passed, 0..1.
     Raises: BadArrays: a golden file cannot be read.
     """
-    found: dict[str, Benched] = {}
-    able: dict[str, list[str]] = {}
-    for way in ways(variant):
-        of_device = found.setdefault(way.device, Benched(variant.name, way.device))
-        if way.why_not is None:
-            able.setdefault(way.device, []).append(way.backend)
+    found: dict[str, DeviceBenchmark] = {}
+    runnable: dict[str, list[str]] = {}
+    for choice in device_choices(variant):
+        benchmark = found.setdefault(choice.device, DeviceBenchmark(variant.name, choice.device))
+        if choice.problem is None:
+            runnable.setdefault(choice.device, []).append(choice.backend)
         else:
-            of_device.not_run[way.backend] = way.why_not
-    for number, (device, names) in enumerate(able.items()):
-        begun = number / len(able)
+            benchmark.not_run[choice.backend] = choice.problem
+    for number, (device, names) in enumerate(runnable.items()):
+        start = number / len(runnable)
 
-        def told(done: float, begun: float = begun) -> None:
+        def report(share: float, start: float = start) -> None:
             if progress is not None:
-                progress(begun + done / len(able))
+                progress(start + share / len(runnable))
 
         try:
             found[device].tuning = _measure(
-                bundle, variant, device, names, cores=cores, seconds=seconds / len(able), most=max_batch, progress=told
+                bundle,
+                variant,
+                device,
+                names,
+                cores=cores,
+                seconds=seconds / len(runnable),
+                max_batch=max_batch,
+                progress=report,
             )
         except HedgerowError as error:
             found[device].not_run |= dict.fromkeys(names, str(error))
@@ -89,20 +96,25 @@ def _measure(
     *,
     cores: int,
     seconds: float,
-    most: int,
+    max_batch: int,
     progress: Callable[[float], None],
 ) -> Tuning:
-    way = next(way for way in ways(variant) if way.device == device and way.backend == names[0])
-    config = serving_config(bundle, variant, way)
+    choices = device_choices(variant)
+    choice = next(one for one in choices if one.device == device and one.backend == names[0])
+    config = serving_config(bundle, variant, choice)
     source = ModelFile(bundle.path(variant.files[0]), variant.model_digest)
-    fit = signature(source, config)
+    signature = load_signature(source, config)
     cases = [case for case in bundle.manifest.golden if variant.name in case.outputs]
     inputs = read_arrays(bundle.path(cases[0].inputs)) if cases else None
 
     def feed(rows: int) -> Mapping[str, Array]:
-        return random_batch(fit, rows, {}) if inputs is None else stacked(fit, inputs, rows)
+        return random_batch(signature, rows, {}) if inputs is None else _repeat(signature, inputs, rows)
 
-    rows = [fit.fixed or 1] if fit.fixed or not fit.batches else [count for count in BATCHES if count <= most]
+    rows = (
+        [signature.fixed or 1]
+        if signature.fixed or not signature.batches
+        else [count for count in BATCHES if count <= max_batch]
+    )
     return tune(
         source.path,
         [backends.get(name) for name in names],
@@ -117,16 +129,16 @@ def _measure(
     )
 
 
-def stacked(fit: Signature, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
-    """A batch of one sample, again and again.
+def _repeat(signature: Signature, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    """Return a batch that repeats the rows of one sample.
 
     Args:
-        inputs: of one sample, its rows along the batch axis; constants may be among them.
-        rows: how many there are to be, where the model leaves that open.
+        inputs: arrays of the sample, with its rows along the batch axis; may include constants.
+        rows: rows of the batch, where the model leaves the batch axis dynamic.
     """
-    batch = dict(fit.constants)
-    for spec in fit.inputs:
-        array, axis = inputs[spec.name], fit.axes[spec.name]
+    batch = dict(signature.constants)
+    for spec in signature.inputs:
+        array, axis = inputs[spec.name], signature.axes[spec.name]
         if axis is not None and spec.shape[axis] != array.shape[axis]:
             array = np.take(array, np.arange(rows) % array.shape[axis], axis)
         batch[spec.name] = np.ascontiguousarray(array)

@@ -1,10 +1,10 @@
-"""A bundle, from a model's file and what its author says and gives.
+"""Builds a bundle from a model file, its author's recipe and samples.
 
 Rules:
-- The same file, recipe, samples and tools make the same bundle, to the byte. So there is no clock in it, and what is
-  measured (memory) is rounded, and measured once for a file on a machine.
-- What a manifest claims has been tried: that a backend runs a variant, what lower precision costs, what memory it takes.
-- A bundle appears whole or not at all.
+- Builds are reproducible: the same file, recipe, samples and tools make the same bundle, byte for byte. So a bundle does
+  not depend on the clock, and measured memory is rounded, and measured once per file and machine.
+- Claims of a manifest are tested: which backends run a variant, how much accuracy it loses, how much memory it takes.
+- A bundle appears atomically.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hedgerow.models.build import samples as sampling
 from hedgerow.models.build.evidence import Evidence, Progress, gather, write_golden
 from hedgerow.models.build.formats import Form
 from hedgerow.models.build.memory_footprint import footprint
-from hedgerow.models.build.provenance import provenance, statement
+from hedgerow.models.build.provenance import manifest_fields, provenance
 from hedgerow.models.build.recipe import Recipe
 from hedgerow.models.build.samples import Sample
 from hedgerow.models.build.smoke_test import SmokeTest, close_all
@@ -39,31 +39,31 @@ from hedgerow.models.bundle.model_file import digest, resolve
 from hedgerow.models.session.signature import Signature
 
 Requests = Callable[[Path, ModelConfig, int], Sequence[Mapping[str, Array]]]
-"""Makes what stages ask of a model: of its file, its configuration, and at most so many."""
+"""Returns the requests that stages make to a model, from its file, its configuration and the largest number of them."""
 
 
 class BundleExists(ModelError):
-    """There is another bundle of this name and version."""
+    """The bundle's folder already exists, with other content."""
 
     code = "bundle-exists"
 
 
 class TooLossy(ModelError):
-    """A variant computes something else than the model it was made from."""
+    """A variant's outputs differ too much from those of the model it was made from."""
 
     code = "too-lossy"
 
 
 @dataclass(slots=True)
 class Built:
-    """A bundle that was built.
+    """Result of a build.
 
     Attributes:
         bundle: the bundle.
-        samples: how many samples there were; 0: golden inputs are noise.
-        made: how each variant came about.
-        refused: why a backend that might have run a variant does not count, by variant and backend.
-        unchanged: whether the very same was there already.
+        samples: number of samples; 0: golden inputs are noise.
+        made: how each variant was made.
+        refused: why a backend was excluded, by variant and backend.
+        unchanged: whether the same bundle existed already.
     """
 
     bundle: Bundle
@@ -85,173 +85,174 @@ def build(
     """Build a bundle.
 
     Args:
-        out: the folder to make; by default `bundles/NAME-VERSION`.
-        requests: makes samples by a pipeline's stages; None: they are files of arrays.
-        state_dir: where what was measured is kept.
-        replace: whether another bundle may be replaced.
+        out: folder of the bundle; by default `bundles/NAME-VERSION`.
+        requests: makes samples with a pipeline's stages; None: samples are files with arrays.
+        state_dir: folder that caches measurements.
+        replace: replace an existing bundle with other content.
     Raises:
-        ConfigError: the recipe cannot be followed, or the folder not be written.
-        BundleExists: there is another one of that version, and it may not be replaced.
-        TooLossy: a variant costs more than it may.
+        ConfigError: the recipe is invalid, or the folder cannot be written.
+        BundleExists: the folder exists with other content, and `replace` is not set.
+        TooLossy: a variant loses more accuracy than the recipe allows.
         ModelError: the model cannot be read, or a variant cannot be made or run.
     """
-    work = _Work(recipe, requests, state_dir, progress or _unseen)
+    work = _Build(recipe, requests, state_dir, progress or _no_progress)
     folder = out or Path("bundles", f"{work.name}-{work.version}")
-    _check_place(folder)
+    _check_folder(folder)
     try:
-        return _written(work, folder, replace=replace)
+        return _write(work, folder, replace=replace)
     except OSError as error:
         raise ConfigError(
             f"{error.filename or folder} cannot be written: {error.strerror}",
-            remedy="Give another folder with --out, or make room; what is measured goes to --state-dir.",
+            remedy="Choose another folder with --out, or free disk space; measurements are cached in --state-dir.",
         ) from error
 
 
-def _written(work: _Work, folder: Path, *, replace: bool) -> Built:
-    """Make a bundle beside its place, look at it, and put it there."""
+def _write(work: _Build, folder: Path, *, replace: bool) -> Built:
+    """Build into a temporary folder, verify the bundle, and move it into place."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as aside:
-        draft = Path(aside, "new")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as temp:
+        draft = Path(temp, "new")
         draft.mkdir()
-        manifest = work.into(draft)
+        manifest = work.write(draft)
         (draft / MANIFEST).write_bytes(manifest.encode())
         bundle = Bundle.open(draft)
         bundle.verify()
-        built = Built(Bundle(folder, manifest, bundle.digest), work.real, work.made, work.refused)
+        built = Built(Bundle(folder, manifest, bundle.digest), work.sample_count, work.made, work.refused)
         if folder.exists():
-            built.unchanged = _is(folder, bundle.digest)
+            built.unchanged = _holds(folder, bundle.digest)
             if built.unchanged:
                 return built
             if not replace:
                 raise BundleExists(
-                    f"{folder} is there already, and is not what would be built now",
-                    remedy="Raise the version; or, if nobody has it yet, `--replace`.",
+                    f"{folder} already exists, with other content than this build",
+                    remedy="Raise the version; or pass `--replace` if the old bundle has not been published.",
                 )
-            folder.rename(Path(aside, "old"))
+            folder.rename(Path(temp, "old"))
         draft.rename(folder)
         return built
 
 
-def _is(folder: Path, digest: str) -> bool:
-    """Whether a folder holds that very bundle, whole."""
+def _holds(folder: Path, digest: str) -> bool:
+    """Return whether a folder holds the bundle with this digest, undamaged."""
     with suppress(ModelError):
-        there = Bundle.open(folder)
-        there.verify()
-        return there.digest == digest
+        existing = Bundle.open(folder)
+        existing.verify()
+        return existing.digest == digest
     return False
 
 
-def _check_place(folder: Path) -> None:
-    """What is no bundle is not written over, and that is said before there is work in one."""
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is not a bundle, before any work is done. Raises: BundleExists."""
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleExists(
-            f"{folder} is there already, and is no bundle",
-            remedy="Choose another folder with --out; what is no bundle is never replaced.",
+            f"{folder} already exists, and is not a bundle",
+            remedy="Choose another folder with --out. Only bundles can be replaced.",
         )
 
 
-class _Work:
-    """What is known while a bundle is built."""
+class _Build:
+    """State of a build."""
 
     def __init__(self, recipe: Recipe, requests: Requests | None, state_dir: Path, progress: Progress) -> None:
         if recipe.model is None:
-            raise ConfigError("There is no model to build", remedy="Give its file: `hedgerow model build MODEL.onnx`.")
+            raise ConfigError("No model to build", remedy="Name the model's file: `hedgerow model build MODEL.onnx`.")
         self.recipe, self._requests, self._state_dir, self._progress = recipe, requests, state_dir, progress
         self.source = resolve(recipe.model, Path())
         path = self.source.path
-        self.given = formats.form_of(path)
-        self.wanted = formats.check(self.given, recipe.variants)
+        self.original = formats.form_of(path)
+        self.variants = formats.check(self.original, recipe.variants)
         self.config = _serving(recipe, path)
-        self.trial: SmokeTest | None = None
-        metadata, head = {}, {}
-        if self.given.format == "gguf":
-            head = dict(gguf.read_header(path).metadata)
+        self.smoke_test: SmokeTest | None = None
+        metadata, gguf_metadata = {}, {}
+        if self.original.format == "gguf":
+            gguf_metadata = dict(gguf.read_header(path).metadata)
         else:
             self._progress("Loading", 0)
-            self.trial = SmokeTest(path, self.config)
-            metadata = dict(next(iter(self.trial.sessions.values())).metadata)
-        self.said = statement(recipe, path.stem, metadata, head)
-        self.name, self.version = str(self.said["name"]), str(self.said["version"])
-        self.real = 0
+            self.smoke_test = SmokeTest(path, self.config)
+            metadata = dict(next(iter(self.smoke_test.sessions.values())).metadata)
+        self.fields = manifest_fields(recipe, path.stem, metadata, gguf_metadata)
+        self.name, self.version = str(self.fields["name"]), str(self.fields["version"])
+        self.sample_count = 0
         self.made: dict[str, str] = {}
         self.refused: dict[str, dict[str, str]] = {}
 
-    def into(self, draft: Path) -> Manifest:
-        """Make all files, and the manifest that lists them."""
-        if self.trial is None:
-            return self._manifest([self._passed_through(draft)])
-        session = next(iter(self.trial.sessions.values()))
+    def write(self, draft: Path) -> Manifest:
+        """Write all files, and return the manifest that lists them."""
+        if self.smoke_test is None:
+            return self._manifest([self._language_model(draft)])
+        session = next(iter(self.smoke_test.sessions.values()))
         samples = self._samples(Signature(self.source.path.name, self.config, session.inputs, session.outputs))
-        made = self._forms(draft, samples)
-        # What was only copied is loaded already.
-        trials = {form.name: SmokeTest(form.files[0], self.config) if form.made_by else self.trial for form in made}
+        forms = self._make_variants(draft, samples)
+        # A copy of the original is loaded already.
+        trials = {one.name: SmokeTest(one.files[0], self.config) if one.made_by else self.smoke_test for one in forms}
         try:
-            return self._tried(draft, self.trial, samples, made, trials)
+            return self._evaluate(draft, self.smoke_test, samples, forms, trials)
         finally:
-            close_all([*trials.values(), self.trial])
+            close_all([*trials.values(), self.smoke_test])
 
-    def _samples(self, fit: Signature) -> list[Sample]:
+    def _samples(self, signature: Signature) -> list[Sample]:
         recipe = self.recipe
         if self._requests is not None:
             self._progress("Running the stages", 0)
-            found = sampling.from_requests(self._requests(self.source.path, self.config, recipe.max_samples), fit)
+            found = sampling.from_requests(self._requests(self.source.path, self.config, recipe.max_samples), signature)
         else:
-            found = sampling.from_files(recipe.samples, fit, recipe.max_samples) if recipe.samples else []
-        self.real = len(found)
+            found = sampling.from_files(recipe.samples, signature, recipe.max_samples) if recipe.samples else []
+        self.sample_count = len(found)
         if not found and (recipe.samples or self._requests is not None):
             raise ConfigError(
-                "The samples hold nothing that reaches the model",
-                remedy="Give more of them, or such as the stages before the model let pass; or none, for golden inputs of noise.",
+                "No sample reaches the model",
+                remedy="Add samples that pass the stages before the model; or pass none, so that golden inputs are noise.",
             )
-        return found or sampling.noise(fit, recipe.shapes, max(1, recipe.golden))
+        return found or sampling.noise(signature, recipe.shapes, max(1, recipe.golden))
 
-    def _forms(self, draft: Path, samples: Sequence[Sample]) -> list[Form]:
-        made = []
-        for number, name in enumerate(self.wanted):
-            self._progress(f"Making {name}", number / len(self.wanted))
-            form = formats.make(self.given, name, draft / "variants" / name, samples if self.real else ())
-            self.made[name] = form.made_by or "as it was given"
-            made.append(form)
-        return made
+    def _make_variants(self, draft: Path, samples: Sequence[Sample]) -> list[Form]:
+        forms = []
+        for number, name in enumerate(self.variants):
+            self._progress(f"Making {name}", number / len(self.variants))
+            form = formats.make(self.original, name, draft / "variants" / name, samples if self.sample_count else ())
+            self.made[name] = form.made_by or "copied"
+            forms.append(form)
+        return forms
 
-    def _tried(
+    def _evaluate(
         self,
         draft: Path,
         model: SmokeTest,
         samples: Sequence[Sample],
-        made: Sequence[Form],
+        forms: Sequence[Form],
         trials: Mapping[str, SmokeTest],
     ) -> Manifest:
         config, recipe = self.config, self.recipe
-        seen = gather(
+        evidence = gather(
             model,
             trials,
-            made,
+            forms,
             samples,
             hidden=frozenset([*config.state, *config.state.values(), *config.constants]),
-            labels=len(self.said.get("labels", ())),
+            labels=len(self.fields.get("labels", ())),
             cases=recipe.golden,
             tolerance=recipe.tolerance,
             progress=self._progress,
         )
-        self._check(seen)
-        cases = write_golden(draft, samples, seen.golden)
-        variants = [self._variant(draft, form, trials[form.name], seen) for form in made]
-        manifest = self._manifest(variants, cases, seen.baseline(self.real) if self.real else None)
-        manifest = self._agreed(draft, manifest, trials)
-        return self._measured(manifest, samples[0], trials)
+        self._check_losses(evidence)
+        cases = write_golden(draft, samples, evidence.golden)
+        variants = [self._variant(draft, form, trials[form.name], evidence) for form in forms]
+        manifest = self._manifest(variants, cases, evidence.baseline(self.sample_count) if self.sample_count else None)
+        manifest = self._exclude_backends(draft, manifest, trials)
+        return self._add_memory(manifest, samples[0], trials)
 
-    def _check(self, seen: Evidence) -> None:
-        for name, cost in seen.costs.items():
-            if not (loss := cost["rms"]) <= self.recipe.max_loss:
+    def _check_losses(self, evidence: Evidence) -> None:
+        for name, losses in evidence.losses.items():
+            if not (loss := losses["rms"]) <= self.recipe.max_loss:
                 raise TooLossy(
-                    f"{name} ({self.made[name]}) is off by {loss:.1%} of what the outputs vary by"
-                    + ("" if self.real else ", on noise"),
-                    remedy=f"Leave it out; give more `--samples` of what it meets in use (there are {self.real}); or allow it "
-                    f"with `max_loss: {loss * 1.1:.2g}`.",
+                    f"{name} ({self.made[name]}) is off by {loss:.1%} of the outputs' standard deviation"
+                    + ("" if self.sample_count else ", on noise")
+                    + f", more than `max_loss: {self.recipe.max_loss:g}`",
+                    remedy=f"Leave the variant out; add typical `--samples` (there are {self.sample_count}); or allow it with "
+                    f"`max_loss: {loss * 1.1:.2g}`.",
                 )
 
-    def _variant(self, draft: Path, form: Form, trial: SmokeTest, seen: Evidence) -> Variant:
+    def _variant(self, draft: Path, form: Form, trial: SmokeTest, evidence: Evidence) -> Variant:
         return Variant(
             name=form.name,
             format=form.format,
@@ -259,27 +260,27 @@ class _Work:
             files=tuple(_file(draft, path) for path in form.files),
             model_digest=digest(form.files[0]),
             needs=Needs(backends=tuple(trial.sessions), devices=self.recipe.devices or ("CPU",)),
-            tolerance=seen.tolerances[form.name],
-            accuracy=seen.costs[form.name] if form.made_by else {},
+            tolerance=evidence.tolerances[form.name],
+            accuracy=evidence.losses[form.name] if form.made_by else {},
         )
 
-    def _agreed(self, draft: Path, manifest: Manifest, trials: Mapping[str, SmokeTest]) -> Manifest:
-        """The manifest with those backends only that give the golden outputs."""
+    def _exclude_backends(self, draft: Path, manifest: Manifest, trials: Mapping[str, SmokeTest]) -> Manifest:
+        """Return the manifest without backends that do not reproduce the golden outputs."""
         variants = []
         for variant in manifest.variants:
             trial = trials[variant.name]
             for name, session in list(trial.sessions.items()):
                 outcome = check_golden(session.run, draft, manifest, variant)
                 if not outcome.passed:
-                    trial.leave_out(name, f"not the golden outputs: {outcome.detail}")
+                    trial.exclude(name, f"its outputs differ from the golden ones: {outcome.detail}")
             needs = variant.needs.model_copy(update={"backends": tuple(trial.sessions)})
             variants.append(variant.model_copy(update={"needs": needs}))
             if trial.refused:
                 self.refused[variant.name] = dict(trial.refused)
         return manifest.model_copy(update={"variants": tuple(variants)})
 
-    def _measured(self, manifest: Manifest, sample: Sample, trials: Mapping[str, SmokeTest]) -> Manifest:
-        """The manifest with the memory that each variant takes, on the backend that takes most."""
+    def _add_memory(self, manifest: Manifest, sample: Sample, trials: Mapping[str, SmokeTest]) -> Manifest:
+        """Return the manifest with each variant's memory, on the backend that takes most."""
         variants = []
         for number, variant in enumerate(manifest.variants):
             self._progress(f"Measuring {variant.name}", number / len(manifest.variants))
@@ -291,10 +292,10 @@ class _Work:
             variants.append(variant.model_copy(update={"needs": needs}))
         return manifest.model_copy(update={"variants": tuple(variants)})
 
-    def _passed_through(self, draft: Path) -> Variant:
-        """A language model: what runs it is not asked here, so nothing of it is measured."""
-        form = formats.make(self.given, self.given.name, draft / "variants" / self.given.name, ())
-        self.made[form.name] = "as it was given"
+    def _language_model(self, draft: Path) -> Variant:
+        """Copy a language model. It is not run here, so its memory is estimated from its size."""
+        form = formats.make(self.original, self.original.name, draft / "variants" / self.original.name, ())
+        self.made[form.name] = "copied"
         return Variant(
             name=form.name,
             format=form.format,
@@ -311,28 +312,28 @@ class _Work:
     def _manifest(
         self, variants: Sequence[Variant], cases: Sequence[GoldenCase] = (), baseline: Baseline | None = None
     ) -> Manifest:
-        said, recipe = self.said, self.recipe
-        session = next(iter(self.trial.sessions.values())) if self.trial is not None else None
+        fields, recipe = self.fields, self.recipe
+        session = next(iter(self.smoke_test.sessions.values())) if self.smoke_test is not None else None
         try:
             return Manifest(
                 name=self.name,
                 version=self.version,
-                description=said.get("description", ""),
-                licence=said.get("licence", ""),
+                description=fields.get("description", ""),
+                licence=fields.get("licence", ""),
                 inputs=_tensors(session.inputs) if session else (),
                 outputs=_tensors(session.outputs) if session else (),
-                labels=tuple(said.get("labels", ())),
-                parameters=said["parameters"],
+                labels=tuple(fields.get("labels", ())),
+                parameters=fields["parameters"],
                 serving=recipe.serving,
                 variants=tuple(variants),
                 golden=tuple(cases),
                 baseline=baseline,
-                provenance=provenance(said, recipe, self.given.files),
+                provenance=provenance(fields, recipe, self.original.files),
             )
         except ValidationError as error:
             raise ConfigError(
                 f"The manifest would not be valid: {first_problem(error, 'manifest')}",
-                remedy="Mend it in the recipe or with a flag; what the model's own metadata says can be overridden there.",
+                remedy="Correct it in the recipe or with an option; both override the model's own metadata.",
             ) from error
 
 
@@ -343,7 +344,7 @@ def _serving(recipe: Recipe, path: Path) -> ModelConfig:
         first = error.errors()[0]
         raise ConfigError(
             f"serving.{'.'.join(map(str, first['loc']))}: {first['msg']}",
-            remedy="Write what a node's file may say of a model, but for `path`.",
+            remedy="Use the settings of a model in a node's file, except `path`.",
         ) from error
 
 
@@ -363,5 +364,5 @@ def _file(draft: Path, path: Path, progress: Progress | None = None) -> File:
     return describe_file(path, path.relative_to(draft).as_posix(), count)
 
 
-def _unseen(what: str, done: float) -> None:
+def _no_progress(step: str, share: float) -> None:
     pass

@@ -1,4 +1,4 @@
-"""What samples show of a model and its variants: golden cases, tolerances, statistics, and what lower precision costs."""
+"""Evidence from running samples through a model and its variants: golden outputs, tolerances, statistics, accuracy loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from hedgerow.frame import Array
 from hedgerow.models.build.formats import Form
-from hedgerow.models.build.quantisation_loss import Cost, Spread
+from hedgerow.models.build.quantisation_loss import AccuracyLoss, ToleranceEstimator
 from hedgerow.models.build.samples import Sample
 from hedgerow.models.build.smoke_test import SmokeTest
 from hedgerow.models.bundle.arrays import write_arrays
@@ -20,34 +20,34 @@ from hedgerow.models.bundle.distributions import Accumulator
 from hedgerow.models.bundle.manifest import Baseline, Distribution, GoldenCase, Tolerance
 
 Progress = Callable[[str, float], None]
-"""Told what is being done, and what part of that is done, 0..1."""
+"""Called with a description of the current step and the share of it that is done, 0..1."""
 
 Golden = dict[int, dict[str, dict[str, Array]]]
-"""Outputs of the samples that become golden cases: by sample, variant and tensor."""
+"""Outputs of the samples that become golden cases, by sample, variant and tensor."""
 
 _GOLDEN_BYTES: Final = 8 << 20
-"""Bytes of golden inputs, before they are packed; at least one case is kept."""
+"""Largest total size of golden inputs, uncompressed; there is always at least one case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was seen.
+    """Results of running the samples.
 
     Attributes:
-        golden: outputs of those samples that become golden cases.
-        tolerances: how far outputs may be off elsewhere, by variant.
-        costs: what each variant costs against the model as it was given.
-        inputs, outputs: how values are distributed, by tensor; hidden ones are left out.
+        golden: outputs of the samples that become golden cases.
+        tolerances: how far outputs may differ on other devices, by variant.
+        losses: how much accuracy each variant loses, compared with the original model.
+        inputs, outputs: distributions of values by tensor, without hidden tensors.
     """
 
     golden: Golden
     tolerances: Mapping[str, Tolerance]
-    costs: Mapping[str, dict[str, float]]
+    losses: Mapping[str, dict[str, float]]
     inputs: Mapping[str, Distribution]
     outputs: Mapping[str, Distribution]
 
     def baseline(self, samples: int) -> Baseline:
-        """That, as a manifest has it."""
+        """Return the distributions as a manifest's baseline."""
         return Baseline(samples=samples, inputs=dict(self.inputs), outputs=dict(self.outputs))
 
 
@@ -63,54 +63,55 @@ def gather(
     tolerance: Tolerance | None,
     progress: Progress,
 ) -> Evidence:
-    """Run samples through the model as it was given, and through each variant.
+    """Run samples through the original model and each variant.
 
     Args:
-        model: as it was given. A variant that was only copied has the same trial.
-        hidden: tensors that nobody looks at: hidden state, constants.
-        labels: how many classes there are.
-        cases: golden cases to make.
-        tolerance: what counts whatever is seen; None: it is found.
-    Raises: ModelUnreadable: nothing here can run a variant.
+        model: the original model. A variant that is a plain copy has the same smoke test.
+        trials: smoke tests by variant.
+        hidden: tensors without statistics: hidden state, constants.
+        labels: number of classes.
+        cases: number of golden cases.
+        tolerance: the author's tolerance; None: estimate it from the samples.
+    Raises: ModelUnreadable: no backend on this machine can run a variant.
     """
     inputs: dict[str, Accumulator] = {}
     outputs: dict[str, Accumulator] = {}
-    spreads = {form.name: Spread(form.precision) for form in forms}
-    costs = {form.name: Cost(labels) for form in forms}
+    estimators = {form.name: ToleranceEstimator(form.precision) for form in forms}
+    losses = {form.name: AccuracyLoss(labels) for form in forms}
     chosen = _spread_evenly(samples, cases)
     golden: Golden = {}
     for number, sample in enumerate(samples):
-        progress("Trying the variants", number / len(samples))
-        right, beside = model.run(sample)
-        own = {name: array for name, array in right.items() if name not in hidden}
-        for gathered, arrays in ((inputs, sample), (outputs, own)):
+        progress("Evaluating the variants", number / len(samples))
+        original, original_elsewhere = model.run(sample)
+        visible = {name: array for name, array in original.items() if name not in hidden}
+        for accumulators, arrays in ((inputs, sample), (outputs, visible)):
             for name, array in arrays.items():
                 if name not in hidden:
-                    gathered.setdefault(name, Accumulator()).add(array)
+                    accumulators.setdefault(name, Accumulator()).add(array)
         for form in forms:
             trial = trials[form.name]
-            got, others = (right, beside) if trial is model else trial.run(sample)
-            spreads[form.name].between(got, others)
-            spreads[form.name].within(right, got)
-            costs[form.name].add(own, got)
+            actual, elsewhere = (original, original_elsewhere) if trial is model else trial.run(sample)
+            estimators[form.name].add_backends(actual, elsewhere)
+            estimators[form.name].add_precision(original, actual)
+            losses[form.name].add(visible, actual)
             if number in chosen:
-                golden.setdefault(number, {})[form.name] = got
-    tolerances = {name: tolerance or spread.tolerance() for name, spread in spreads.items()}
-    spread_out = {
+                golden.setdefault(number, {})[form.name] = actual
+    tolerances = {name: tolerance or estimator.tolerance() for name, estimator in estimators.items()}
+    output_distributions = {
         name: each.distribution(max(tolerance.of(name).absolute for tolerance in tolerances.values()))
         for name, each in outputs.items()
     }
     return Evidence(
         golden,
         tolerances,
-        {name: cost.report(spread_out) for name, cost in costs.items()},
+        {name: loss.report(output_distributions) for name, loss in losses.items()},
         {name: each.distribution() for name, each in inputs.items()},
-        spread_out,
+        output_distributions,
     )
 
 
 def write_golden(draft: Path, samples: Sequence[Sample], golden: Golden) -> tuple[GoldenCase, ...]:
-    """Write golden cases into a bundle."""
+    """Write golden cases into a bundle's draft."""
     return tuple(_case(draft, number, samples[at], golden[at]) for number, at in enumerate(sorted(golden)))
 
 
@@ -126,7 +127,7 @@ def _case(draft: Path, number: int, sample: Sample, outputs: Mapping[str, Mappin
 
 
 def _spread_evenly(samples: Sequence[Sample], count: int) -> set[int]:
-    """Which samples become golden cases: the first, the last, and some between."""
+    """Choose the samples that become golden cases: the first, the last, and some between."""
     size = max(1, sum(array.nbytes for array in samples[0].values()))
     count = min(count, len(samples), max(1, _GOLDEN_BYTES // size))
     return set(np.linspace(0, len(samples) - 1, count).round().astype(int).tolist()) if count else set()

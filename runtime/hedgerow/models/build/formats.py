@@ -1,4 +1,4 @@
-"""The forms of a model: which file is what, and how one form is made from another."""
+"""Forms of a model (format and precision): recognition of files, and conversion from one form to another."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _FROM_OTHERS: Final[dict[Format, tuple[str, ...]]] = {"tflite": ("openvino-fp32"
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form of a model on the disk.
+    """A form of a model on disk.
 
     Attributes:
-        format, precision: what it is.
-        files: the one a backend opens, and those that belong to it.
-        made_by: how it came about; empty: it is the author's own.
+        format, precision: identify the form.
+        files: the file a backend opens, and further files that belong to it.
+        made_by: how it was produced; empty: it is the author's file.
     """
 
     format: Format
@@ -38,78 +38,78 @@ class Form:
 
     @property
     def name(self) -> str:
-        """As variants are called: `onnx-fp32`."""
+        """Name as a variant: `onnx-fp32`."""
         return f"{self.format}-{self.precision}"
 
 
 def form_of(path: Path) -> Form:
-    """What a model's file is.
+    """Recognise a model file.
 
     Raises:
-        ModelUnreadable: it is none that we know, cannot be read, or keeps weights where nobody would look for them.
-        BackendMissing: a package for that is missing.
+        ModelUnreadable: its format is unknown, it cannot be read, or it has weights in a file its digest does not cover.
+        BackendMissing: a package is missing.
     """
     form = _FORMATS.get(path.suffix.lower())
     if form is None:
         raise ModelUnreadable(
-            f"{path.name} is no model that is known", remedy=f"Give a file that ends in {', '.join(_FORMATS)}."
+            f"{path.name} is not a supported model file", remedy=f"Use a file with the suffix {', '.join(_FORMATS)}."
         )
     files = model_file.files_of(path)
     if form == "onnx":
         for name in convert.external_data(path):
             if path.parent / name not in files:
                 raise ModelUnreadable(
-                    f"{path.name} keeps weights in {name}, which its digest would not cover",
+                    f"{path.name} has weights in {name}, which its digest would not cover",
                     remedy=f'Save it with `onnx.save(model, path, save_as_external_data=True, location="{path.name}.data")`.',
                 )
     precision = gguf.read_header(path).precision if form == "gguf" else convert.precision_of(path)
     return Form(form, precision, files)
 
 
-def possible(given: Form) -> tuple[str, ...]:
-    """The variants that can be made from a form, itself among them."""
-    if given.format == "onnx" and given.precision == "fp32":
-        return (given.name, *_FROM_ONNX)
-    if given.format == "onnx":
-        return (given.name, f"openvino-{given.precision}")
-    return (given.name, *_FROM_OTHERS.get(given.format, ()))
+def possible_variants(original: Form) -> tuple[str, ...]:
+    """Return the names of the variants that can be made from a form, including itself."""
+    if original.format == "onnx" and original.precision == "fp32":
+        return (original.name, *_FROM_ONNX)
+    if original.format == "onnx":
+        return (original.name, f"openvino-{original.precision}")
+    return (original.name, *_FROM_OTHERS.get(original.format, ()))
 
 
-def check(given: Form, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The variants to make; by default the given one.
+def check(original: Form, requested: Sequence[str]) -> tuple[str, ...]:
+    """Return the variants to make, without duplicates; by default the original only.
 
-    Raises: ConfigError: one cannot be made, or is named twice.
+    Raises: ConfigError: a variant cannot be made.
     """
-    able = possible(given)
-    for name in wanted:
-        if name not in able:
+    possible = possible_variants(original)
+    for name in requested:
+        if name not in possible:
             raise ConfigError(
-                f"A variant {name!r} cannot be made of {given.files[0].name}, which is {given.name}",
-                remedy=f"Choose among {', '.join(able)}"
-                + ("." if given.format == "onnx" else "; or build from the ONNX file, of which more can be made."),
+                f"Variant {name!r} cannot be made from {original.files[0].name}, which is {original.name}",
+                remedy=f"Choose from {', '.join(possible)}"
+                + ("." if original.format == "onnx" else "; or build from the ONNX file, which allows more variants."),
             )
-    return tuple(dict.fromkeys(wanted)) or (given.name,)
+    return tuple(dict.fromkeys(requested)) or (original.name,)
 
 
-def make(given: Form, name: str, folder: Path, samples: Sequence[Sample]) -> Form:
-    """Make a form in a folder.
+def make(original: Form, name: str, folder: Path, samples: Sequence[Sample]) -> Form:
+    """Create a variant in a folder.
 
     Args:
-        given: what it is made of.
-        name: what it is to be, one of `possible(given)`.
-        samples: what int8 is calibrated by; none: it is done without.
+        original: the form to convert.
+        name: one of `possible_variants(original)`.
+        samples: calibration inputs for int8; none: quantise without calibration.
     Raises:
-        ModelUnreadable, BackendMissing: it cannot be made.
-        ConfigError: it cannot be made without samples.
+        ModelUnreadable, BackendMissing: the conversion failed.
+        ConfigError: the variant needs samples.
     """
     folder.mkdir(parents=True)
-    path = given.files[0]
+    path = original.files[0]
     form, _, precision = name.partition("-")
-    if name == given.name:
+    if name == original.name:
         return Form(
-            given.format,
-            given.precision,
-            tuple(Path(shutil.copyfile(file, folder / file.name)) for file in given.files),
+            original.format,
+            original.precision,
+            tuple(Path(shutil.copyfile(file, folder / file.name)) for file in original.files),
         )
     if form == "onnx":
         out = folder / path.name
@@ -119,18 +119,18 @@ def make(given: Form, name: str, folder: Path, samples: Sequence[Sample]) -> For
         how = quantise.to_int8(path, out, samples)
         return Form("onnx", precision, model_file.files_of(out), f"quantised by ONNX Runtime, {how}")
     out = folder / f"{path.stem}.xml"
-    if precision != "int8" or given.precision == "int8":
+    if precision != "int8" or original.precision == "int8":
         convert.to_openvino(path, out, half=precision == "fp16")
         return Form("openvino", precision, model_file.files_of(out), "converted by OpenVINO")
     if not samples:
         raise ConfigError(
-            f"{name} needs samples: without any, ranges are found anew at each run, which OpenVINO does not do right",
-            remedy="Give `--samples` of what the model meets in use, or make onnx-int8.",
+            f"{name} needs samples: without them, ranges are computed at each run, which OpenVINO does wrongly",
+            remedy="Pass `--samples` of typical inputs, or build onnx-int8.",
         )
-    between = folder / path.name
-    how = quantise.to_int8(path, between, samples, unsigned=True)
-    convert.to_openvino(between, out, half=False)
-    for file in model_file.files_of(between):
+    quantised = folder / path.name
+    how = quantise.to_int8(path, quantised, samples, unsigned=True)
+    convert.to_openvino(quantised, out, half=False)
+    for file in model_file.files_of(quantised):
         file.unlink()
     return Form(
         "openvino", precision, model_file.files_of(out), f"quantised by ONNX Runtime, {how}; converted by OpenVINO"

@@ -1,8 +1,8 @@
-"""What a GGUF file says of itself: its head, and of its weights only that they are where it says.
+"""Reader of GGUF headers. Of the weights, it checks only that they lie inside the file.
 
-The format is described in ggml's `docs/gguf.md`: magic, version, counts, keys with typed values, then for each tensor its
-name, dimensions, type and place. Nothing that is said there is believed before the file is found to be as large: whoever
-maps it into memory by a head that lies reads what is not there.
+ggml's `docs/gguf.md` describes the format: magic, version, counts, typed key-value pairs, then name, dimensions, type and
+offset of each tensor. Sizes in the header are checked against the file's size: a library that maps the file into memory
+and trusts a forged header would read beyond its end.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SIZES: Final = {
     28: (1, 8),
     30: (1, 2),
 }
-"""Weights in a block and bytes of it, by ggml's type; of others only the place is looked at."""
+"""Weights and bytes per block, by ggml type; for other types only the offset is checked."""
 
 _FILE_TYPES: Final = {
     0: "fp32",
@@ -65,17 +65,17 @@ _FILE_TYPES: Final = {
     18: "q6_k",
     32: "bf16",
 }
-"""`general.file_type`: what most of the weights are."""
+"""Precision of most weights, by `general.file_type`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The head of a GGUF file.
+    """Header of a GGUF file.
 
     Attributes:
-        version: of the format.
-        tensors: how many it has.
-        metadata: keys and values; long lists, such as a vocabulary, are only counted.
+        version: version of the format.
+        tensors: number of tensors.
+        metadata: keys and values; lists, such as a vocabulary, are replaced by their length, as text.
     """
 
     version: int
@@ -84,23 +84,23 @@ class Header:
 
     @property
     def precision(self) -> str:
-        """What most of its weights are: fp16, q4_k_m …"""
+        """Precision of most weights: fp16, q4_k_m …"""
         return _FILE_TYPES.get(self.metadata.get("general.file_type", -1), "mixed")
 
 
 def read_header(path: Path) -> Header:
-    """Read a file's head.
+    """Read a file's header.
 
-    Raises: ModelUnreadable: it is no GGUF file, cut short, or says what cannot be.
+    Raises: ModelUnreadable: the file is not GGUF, is truncated, or its header is invalid.
     """
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
             if file.read(4) != b"GGUF":
-                raise ValueError("it does not begin with GGUF")
+                raise ValueError("it does not start with GGUF")
             version, tensors, keys = _read(file, "I"), _read(file, "Q"), _read(file, "Q")
             if version not in (2, 3) or keys > _MOST_KEYS or tensors > _MOST_TENSORS:
-                raise ValueError(f"version {version} with {keys:,} keys and {tensors:,} tensors")
+                raise ValueError(f"version {version} with {keys:,} keys and {tensors:,} tensors is not supported")
             metadata = {}
             for _ in range(keys):
                 key = _text(file)
@@ -108,35 +108,35 @@ def read_header(path: Path) -> Header:
             _check_tensors(file, tensors, metadata.get("general.alignment", _ALIGNMENT), size)
             return Header(version, tensors, metadata)
     except struct.error as error:
-        raise _unreadable(path, "it is cut short") from error
+        raise _unreadable(path, "it is truncated") from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, str(error)) from error
 
 
 def _unreadable(path: Path, why: str) -> ModelUnreadable:
     return ModelUnreadable(
-        f"{path.name} is no GGUF file that can be read: {why}",
+        f"{path.name} is not a readable GGUF file: {why}",
         remedy="Copy the file again, or convert it with a newer llama.cpp.",
     )
 
 
 def _check_tensors(file: BinaryIO, tensors: int, alignment: Any, size: int) -> None:
-    """Whether all tensors are inside the file."""
+    """Raise ValueError unless all tensors lie inside the file."""
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"an alignment of {alignment}")
+        raise ValueError(f"its alignment is {alignment}, not a power of two")
     ends: list[tuple[int, str]] = []
     for _ in range(tensors):
         name, dimensions = _text(file), _read(file, "I")
         if dimensions > _MOST_DIMS:
-            raise ValueError(f"a tensor of {dimensions:,} dimensions")
+            raise ValueError(f"a tensor has {dimensions:,} dimensions, more than {_MOST_DIMS}")
         weights = math.prod(_read(file, "Q") for _ in range(dimensions))
         kind, offset = _read(file, "I"), _read(file, "Q")
         block, length = _SIZES.get(kind, (1, 0))
         ends.append((offset + weights // block * length, name))
-    begin = -(-file.tell() // alignment) * alignment
+    start = -(-file.tell() // alignment) * alignment
     end, name = max(ends, default=(0, ""))
-    if tensors and begin + end > size:
-        raise ValueError(f"its tensor {name!r:.80} would end at byte {begin + end:,}, and the file has {size:,}")
+    if tensors and start + end > size:
+        raise ValueError(f"its tensor {name!r:.80} would end at byte {start + end:,}, but the file has {size:,} bytes")
 
 
 def _read(file: BinaryIO, kind: str) -> Any:
@@ -147,16 +147,16 @@ def _read(file: BinaryIO, kind: str) -> Any:
 def _text(file: BinaryIO) -> str:
     length = _read(file, "Q")
     if length > _LONGEST:
-        raise ValueError(f"a text of {length:,} bytes")
+        raise ValueError(f"a string has {length:,} bytes, more than {_LONGEST:,}")
     content = file.read(length)
     if len(content) < length:
-        raise ValueError("it is cut short")
+        raise ValueError("it is truncated")
     return content.decode()
 
 
 def _skip(file: BinaryIO, length: int, size: int) -> None:
     if length > size - file.tell():
-        raise ValueError(f"a value of {length:,} bytes, which are not there")
+        raise ValueError(f"a value of {length:,} bytes goes beyond the end of the file")
     file.seek(length, 1)
 
 
@@ -166,15 +166,15 @@ def _value(file: BinaryIO, kind: int, size: int) -> Any:
     if kind == _STRING:
         return _text(file)
     if kind != _ARRAY:
-        raise ValueError(f"a value of type {kind}")
+        raise ValueError(f"a value has the unknown type {kind}")
     inside, count = _read(file, "I"), _read(file, "Q")
     if count > _LONGEST:
-        raise ValueError(f"a list of {count:,}")
+        raise ValueError(f"a list has {count:,} values, more than {_LONGEST:,}")
     if inside in _SCALARS:
         _skip(file, count * struct.calcsize(f"<{_SCALARS[inside]}"), size)
     elif inside == _STRING:
         for _ in range(count):
             _skip(file, _read(file, "Q"), size)
     else:
-        raise ValueError(f"a list of type {inside}")
+        raise ValueError(f"a list has values of the unsupported type {inside}")
     return f"{count:,} values"

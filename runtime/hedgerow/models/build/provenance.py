@@ -1,6 +1,6 @@
-"""What a manifest says that nobody measures: names, licence, labels, parameters, provenance.
+"""Manifest fields that are stated rather than measured: names, licence, labels, parameters, provenance.
 
-A recipe goes over what the model's file says of itself.
+A recipe overrides the metadata in the model's file.
 """
 
 from __future__ import annotations
@@ -22,40 +22,42 @@ from hedgerow.models.bundle.metadata import read_metadata
 _OWN: Final = {"name", "version", "description", "licence", "author", "training_data", "labels"}
 
 
-def statement(recipe: Recipe, stem: str, metadata: Mapping[str, str], head: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a manifest, and of its provenance, by name.
+def manifest_fields(
+    recipe: Recipe, stem: str, metadata: Mapping[str, str], gguf_metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return fields of a manifest and of its provenance, by name.
 
     Args:
-        stem: name of the model's file, without its ending; the model's own, if nobody gives one.
-        metadata: what the file says of itself, by the backend that has read it.
-        head: likewise of a GGUF file, by its head.
-    Raises: ConfigError: there is no version, the licence is no SPDX expression, or the file of labels cannot be read.
+        stem: name of the model's file without its suffix; the model's name, unless stated otherwise.
+        metadata: the file's metadata, as read by a backend.
+        gguf_metadata: metadata of a GGUF file's header.
+    Raises: ConfigError: the version is missing, the licence is not an SPDX expression, or the labels cannot be read.
     """
-    said = {"name": stem, **read_metadata(metadata), **_of_gguf(head)}
-    said |= {key: value for key, value in recipe.model_dump(include=_OWN).items() if value}
+    fields = {"name": stem, **read_metadata(metadata), **_of_gguf(gguf_metadata)}
+    fields |= {key: value for key, value in recipe.model_dump(include=_OWN).items() if value}
     if recipe.labels_file is not None:
-        said["labels"] = read_labels(recipe.labels_file)
-    said["parameters"] = {**said.get("parameters", {}), **recipe.parameters}
-    check_spdx(said.get("licence", ""))
-    if not said.get("version"):
+        fields["labels"] = read_labels(recipe.labels_file)
+    fields["parameters"] = {**fields.get("parameters", {}), **recipe.parameters}
+    check_spdx(fields.get("licence", ""))
+    if not fields.get("version"):
         raise ConfigError(
             f"{recipe.model} has no version",
-            remedy="Give one: `--version 1.0.0`, `version:` in model.yaml, or `hedgerow.version` in the model's metadata.",
+            remedy="Set one: `--version 1.0.0`, `version:` in model.yaml, or `hedgerow.version` in the model's metadata.",
         )
-    return said
+    return fields
 
 
-def provenance(said: Mapping[str, Any], recipe: Recipe, files: tuple[Path, ...]) -> Provenance:
-    """Where a model comes from.
+def provenance(fields: Mapping[str, Any], recipe: Recipe, files: tuple[Path, ...]) -> Provenance:
+    """Return where a model comes from.
 
     Args:
-        said: see `statement`.
-        files: what it is made from, the one that is opened first.
-    Raises: ConfigError: SOURCE_DATE_EPOCH is no number.
+        fields: see `manifest_fields`.
+        files: the files it is made from; the first is the one that backends open.
+    Raises: ConfigError: SOURCE_DATE_EPOCH is not a number.
     """
     return Provenance(
-        author=said.get("author", ""),
-        training_data=said.get("training_data", ""),
+        author=fields.get("author", ""),
+        training_data=fields.get("training_data", ""),
         metrics=recipe.metrics,
         made_from=tuple(Origin(file=file.name, digest=digest_of(file.read_bytes())) for file in files),
         made_by=tools(),
@@ -63,32 +65,33 @@ def provenance(said: Mapping[str, Any], recipe: Recipe, files: tuple[Path, ...])
     )
 
 
-def _of_gguf(head: Mapping[str, Any]) -> dict[str, Any]:
-    said: dict[str, Any] = {}
-    for key, value in head.items():
+def _of_gguf(gguf_metadata: Mapping[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in gguf_metadata.items():
         section, _, name = key.partition(".")
         if key in ("general.author", "general.description"):
-            said[name] = str(value)
+            fields[name] = str(value)
         elif key == "general.architecture" or (
             section != "general" and name in ("context_length", "embedding_length", "block_count")
         ):
-            said.setdefault("parameters", {})[name] = value
-    return said
+            fields.setdefault("parameters", {})[name] = value
+    return fields
 
 
 def _time(path: Path) -> str:
-    """When it was made, as far as that is the same each time."""
+    """Return a reproducible time of the build: SOURCE_DATE_EPOCH, else the file's modification time."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     try:
         at = int(epoch) if epoch else int(path.stat().st_mtime)
     except ValueError as error:
         raise ConfigError(
-            f"SOURCE_DATE_EPOCH is {epoch!r}, which is no number of seconds", remedy="Set it right, or not at all."
+            f"SOURCE_DATE_EPOCH is {epoch!r}, not a number of seconds",
+            remedy="Set it to seconds since 1970, or unset it.",
         ) from error
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def tools() -> str:
-    """What bundles are made and measured by, with versions."""
+    """Return the tools that build and measure bundles, with their versions."""
     packages = [f"{name} {found}" for name in ("onnxruntime", "openvino") if (found := package_version(name))]
     return ", ".join([f"hedgerow {__version__}", *packages])

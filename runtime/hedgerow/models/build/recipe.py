@@ -1,4 +1,4 @@
-"""What an author says of a model that cannot be read from its file: `model.yaml`, and the flags that go over it."""
+"""The recipe of a bundle: `model.yaml`, in which an author states what the model's file does not."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hedgerow.models.bundle.manifest import Tolerance
 from hedgerow.wire.fleet import Version
 
 RECIPE: Final = "model.yaml"
-"""The file that is taken where it lies beside the model's."""
+"""Name of the recipe that is used if it is beside the model's file."""
 
 
 class Recipe(Section):
-    """How a bundle is made, and what its manifest says. Paths are relative to this file."""
+    """How to build a bundle, and what its manifest states. Paths are relative to this file."""
 
     model: str | None = Field(
         None,
@@ -27,67 +27,67 @@ class Recipe(Section):
     )
     name: Name | None = Field(None, description="Name of the model; by default its file's name.")
     version: Version | None = Field(None, description="Semantic version: 1.0.0.")
-    description: str = Field("", description="What it does, in a sentence.")
+    description: str = Field("", description="What the model does, in a sentence.")
     licence: str = Field(
         "", description="SPDX expression.", examples=["Apache-2.0", "MIT OR Apache-2.0", "LicenseRef-Ours"]
     )
-    author: str = Field("", description="Who made it.")
+    author: str = Field("", description="Author of the model.")
     labels: tuple[str, ...] = Field((), description="Names of the classes, by index.")
-    labels_file: Path | None = Field(None, description="File with these names, one a line.")
+    labels_file: Path | None = Field(None, description="File with the labels, one per line.")
     parameters: dict[str, Any] = Field(
-        default_factory=dict, description="What pre- and post-processing need: sizes, means, thresholds."
+        default_factory=dict, description="Values for pre- and post-processing: sizes, means, thresholds."
     )
     serving: dict[str, Any] = Field(
         default_factory=dict,
-        description="How it is to be run: what a node's file may say of a model, but for `path`.",
+        description="How to run the model: the settings of a model in a node's file, except `path`.",
         examples=[{"constants": {"sr": 16000}, "state": {"state": "stateN"}, "batch_axis": {"state": 1}}],
     )
-    training_data: str = Field("", description="Where that is described: a name, an address.")
-    metrics: dict[str, float] = Field(default_factory=dict, description="As you measured them.")
+    training_data: str = Field("", description="Name or URL of the training data.")
+    metrics: dict[str, float] = Field(default_factory=dict, description="Metrics that you measured, by name.")
     variants: tuple[str, ...] = Field(
         (),
-        description="Which forms to make, the one that nodes should take first in front: onnx-fp32, onnx-fp16, onnx-int8, "
-        "openvino-fp32, openvino-fp16, openvino-int8. By default the file as it is.",
+        description="Variants to build, in the order in which nodes should prefer them: onnx-fp32, onnx-fp16, onnx-int8, "
+        "openvino-fp32, openvino-fp16, openvino-int8. By default a copy of the file.",
         examples=[["openvino-int8", "onnx-fp32"]],
     )
     samples: tuple[Path, ...] = Field(
-        (), description="What the model meets in use: .npz and .npy files, folders of them, or with `config` frames."
+        (), description="Typical inputs: .npz and .npy files or folders of them; with `config`, frames."
     )
     config: Path | None = Field(
         None,
-        description="A node's configuration. Samples are then frames (pictures, sound, tables), and run through the stages of "
-        "the pipeline that uses the model, under the name `name`.",
+        description="A node's configuration. Samples are then frames (pictures, sound, tables), which run through the stages "
+        "of the pipeline that uses the model `name`.",
     )
-    pipeline: Name | None = Field(None, description="Which pipeline of that; by default the first that uses the model.")
-    max_samples: int = Field(256, ge=1, description="Most samples to take.")
-    golden: int = Field(4, ge=0, le=64, description="Golden cases to make of them.")
+    pipeline: Name | None = Field(
+        None, description="Pipeline of `config` to use; by default the first that uses the model."
+    )
+    max_samples: int = Field(256, ge=1, description="Largest number of samples to use.")
+    golden: int = Field(4, ge=0, le=64, description="Number of golden cases.")
     shapes: dict[str, tuple[int, ...]] = Field(
         default_factory=dict,
-        description="Without samples: shapes of inputs that are open beyond the batch. Golden inputs are noise then.",
+        description="Without samples: shapes of inputs with dynamic axes besides the batch. Golden inputs are then noise.",
     )
     tolerance: Tolerance | None = Field(
-        None, description="How far outputs may be from the golden ones; by default found by the samples."
+        None, description="How far outputs may differ from the golden ones; by default estimated from the samples."
     )
     max_loss: float = Field(
         0.2,
         gt=0,
-        description="Most that a variant may cost: root mean square of the difference to the model's own outputs, over that of "
-        "their deviation.",
+        description="Largest accuracy loss of a variant: root mean square of the difference to the original model's outputs, "
+        "over their standard deviation.",
     )
-    devices: tuple[str, ...] = Field(
-        (), description="Devices that variants can run on; by default those of this machine that did."
-    )
+    devices: tuple[str, ...] = Field((), description="Devices that variants can run on; by default CPU.")
     made_at: str | None = Field(
         None,
         pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$",
-        description="UTC. By default SOURCE_DATE_EPOCH, else the time of the model's file.",
+        description="Build time in UTC. By default SOURCE_DATE_EPOCH, else the modification time of the model's file.",
     )
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe; its paths then count from where the program runs.
+    """Read a recipe, and make its paths relative to the working directory.
 
-    Raises: BadConfigFile: it cannot be read or does not validate; every problem with its line.
+    Raises: BadConfigFile: it cannot be read or is invalid; the message lists every problem with its line.
     """
     recipe = Document.read(path).as_a(Recipe, "model")
     folder = path.parent
@@ -101,7 +101,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Names of classes, one a line.
+    """Read class names, one per line.
 
     Raises: ConfigError: the file cannot be read.
     """
@@ -109,5 +109,5 @@ def read_labels(path: Path) -> tuple[str, ...]:
         return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path} cannot be read: {error}", remedy="Give a text file with a name on each line."
+            f"{path} cannot be read: {error}", remedy="Use a text file with one name per line."
         ) from error

@@ -1,4 +1,4 @@
-"""Trying a variant on every backend here, for as long as it takes to fill its part of a manifest."""
+"""Smoke test of a variant: runs it on every backend of this machine while its bundle is built."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hedgerow.models.session.load import load
 
 
 class SmokeTest:
-    """A variant's file, loaded on every backend that can.
+    """A variant's file, loaded on every backend that can load it.
 
     Attributes:
         path: the file.
-        sessions: by backend, the one that sets what outputs are right in front.
-        refused: why a backend cannot run it, or not so that it counts, by name.
+        sessions: sessions by backend; the first one provides the reference outputs.
+        refused: why a backend was excluded, by name.
     """
 
     def __init__(self, path: Path, config: ModelConfig) -> None:
@@ -29,7 +29,7 @@ class SmokeTest:
         self.sessions: dict[str, Session] = {}
         self.refused: dict[str, str] = {}
         for backend in backends.candidates(path, config.backend):
-            # One thread: sums are then added up in the same order everywhere.
+            # One thread, so that sums are added in the same order everywhere.
             changes = {"path": str(path), "backend": backend.name, "threads": 1, "streams": 1, "static_batches": False}
             try:
                 loaded = load(ModelFile(path, digest(path)), config.model_copy(update=changes), 1, None)
@@ -37,58 +37,58 @@ class SmokeTest:
                 self.refused[backend.name] = str(error)
                 continue
             self.sessions[backend.name] = loaded.session
-        self._some()
+        self._require_backend()
 
     def run(self, sample: Mapping[str, Array]) -> tuple[dict[str, Array], list[dict[str, Array]]]:
-        """Run one sample on all; a backend that fails, or gives something else, is left out from then on.
+        """Run one sample on all backends, and exclude those that fail or disagree with the first.
 
-        Returns: the outputs that are right, and those of other backends.
-        Raises: ModelUnreadable: no backend can.
+        Returns: the reference outputs, and the outputs of the other backends.
+        Raises: ModelUnreadable: no backend is left.
         """
         outputs: dict[str, dict[str, Array]] = {}
         for name, session in list(self.sessions.items()):
             try:
-                got = session.run(sample)
+                actual = session.run(sample)
             except HedgerowError as error:
-                self._leave_out(name, str(error))
+                self._exclude(name, str(error))
                 continue
-            right = next(iter(outputs.values()), None)
-            if right is not None and not difference(_floats(right), _floats(got)) <= TOLERANCE * 10:
-                self._leave_out(name, f"its outputs differ from those of {next(iter(outputs))}")
+            reference = next(iter(outputs.values()), None)
+            if reference is not None and not difference(_floats(reference), _floats(actual)) <= TOLERANCE * 10:
+                self._exclude(name, f"its outputs differ from those of {next(iter(outputs))}")
                 continue
-            outputs[name] = got
-        self._some()
+            outputs[name] = actual
+        self._require_backend()
         first, *others = outputs.values()
         return first, others
 
-    def leave_out(self, backend: str, why: str) -> None:
-        """Try it on that one no more."""
-        self._leave_out(backend, why)
-        self._some()
+    def exclude(self, backend: str, why: str) -> None:
+        """Stop using a backend. Raises: ModelUnreadable: no backend is left."""
+        self._exclude(backend, why)
+        self._require_backend()
 
     def close(self) -> None:
         """Free all sessions."""
         for session in self.sessions.values():
             session.close()
 
-    def _leave_out(self, backend: str, why: str) -> None:
+    def _exclude(self, backend: str, why: str) -> None:
         self.refused[backend] = why
         self.sessions.pop(backend).close()
 
-    def _some(self) -> None:
+    def _require_backend(self) -> None:
         if not self.sessions:
             raise ModelUnreadable(
-                f"Nothing here can run {self.path.name}: {'; '.join(self.refused.values())}",
-                remedy="Leave that variant out, or export the model in another way.",
+                f"No backend on this machine can run {self.path.name}: {'; '.join(self.refused.values())}",
+                remedy="Leave this variant out, or export the model differently.",
             )
 
 
 def close_all(trials: Iterable[SmokeTest]) -> None:
-    """Free the sessions of trials."""
+    """Free the sessions of smoke tests."""
     for trial in trials:
         trial.close()
 
 
 def _floats(outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs that are looked at: whole numbers flip by rounding."""
+    """Return the outputs to compare: integers may flip by rounding."""
     return {name: array for name, array in outputs.items() if array.dtype.kind == "f"}

@@ -1,1 +1,1 @@
-"""A model as a bundle on the disk: manifest, files, golden cases, what it was measured at."""
+"""A model's bundle on disk: manifest, files, golden cases, benchmark results."""

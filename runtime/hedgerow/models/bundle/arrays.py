@@ -1,4 +1,4 @@
-"""Arrays in files: by name in .npz files whose bytes depend on nothing but the arrays, alone in .npy files."""
+"""Reads and writes arrays: reproducible .npz files with named arrays, and .npy files with one array."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hedgerow.errors import ModelError
 from hedgerow.frame import Array
 
 LARGEST_ARRAYS: Final = 1 << 30
-"""Bytes that the arrays of one file may have in memory."""
+"""Largest size in memory of the arrays of one file, in bytes."""
 
 _MOST_ARRAYS: Final = 1024
 _KINDS: Final = "biufc"
-"""What arrays may hold: booleans and numbers."""
+"""Supported kinds of dtypes: booleans and numbers."""
 
 _READ_BYTES: Final = 1 << 20
 
@@ -30,23 +30,23 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
 class BadArrays(ModelError):
-    """A file does not hold arrays that can be used."""
+    """A file has no usable arrays."""
 
     code = "bad-arrays"
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write arrays, in the order of their names and without a time.
+    """Write arrays to an .npz file, ordered by name and without timestamps.
 
-    Raises: BadArrays: one holds objects, such as texts.
+    Raises: BadArrays: an array has objects, such as strings.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as file:
         for name, array in sorted(arrays.items()):
             if array.dtype.hasobject:
                 raise BadArrays(
-                    f"{name} holds {array.dtype} values, which are not kept",
-                    remedy="Export the model with tensors of numbers in and out.",
+                    f"{name} has {array.dtype} values, which cannot be stored",
+                    remedy="Export the model with numeric tensors as inputs and outputs.",
                 )
             entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
@@ -55,17 +55,18 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """Read arrays of an .npz file; nothing in it is run, and memory is taken for what is really there.
+    """Read the arrays of an .npz file, safely: runs no code, and allocates no more than the file's actual content.
 
-    Raises: BadArrays: it cannot be read, holds something else, or unpacks to more than `LARGEST_ARRAYS`.
+    Raises: BadArrays: it cannot be read, has other content, or unpacks to more than `LARGEST_ARRAYS` bytes.
     """
-    with _refusing(path), zipfile.ZipFile(path) as file:
+    with _translated_errors(path), zipfile.ZipFile(path) as file:
         entries = file.infolist()
         size = sum(entry.file_size for entry in entries)
         if size > LARGEST_ARRAYS or len(entries) > _MOST_ARRAYS:
             raise BadArrays(
-                f"{path} unpacks to {size:,} bytes in {len(entries):,} arrays; {LARGEST_ARRAYS:,} in {_MOST_ARRAYS:,} may be",
-                remedy="Give fewer or smaller arrays.",
+                f"{path} unpacks to {size:,} bytes in {len(entries):,} arrays; "
+                f"the limits are {LARGEST_ARRAYS:,} bytes and {_MOST_ARRAYS:,} arrays",
+                remedy="Use fewer or smaller arrays.",
             )
         arrays = {}
         for entry in entries:
@@ -75,36 +76,36 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def read_array(path: Path) -> Array:
-    """Read the array of an .npy file, likewise. Raises: BadArrays."""
-    with _refusing(path), path.open("rb") as stream:
+    """Read the array of an .npy file, as safely as `read_arrays`. Raises: BadArrays."""
+    with _translated_errors(path), path.open("rb") as stream:
         return _read(stream, path.stat().st_size)
 
 
 def _read(stream: IO[bytes], size: int) -> Array:
-    """One array. numpy would make room for whatever an array's head says before it looks at what follows."""
+    """Read one array. numpy would allocate whatever size the header states before it reads the data."""
     version = np.lib.format.read_magic(stream)
     read_head = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in read_head:
-        raise ValueError(f"an array of version {version}")
+        raise ValueError(f"an array has the unsupported format version {version}")
     shape, fortran, dtype = read_head[version](stream)
     if dtype.hasobject or dtype.kind not in _KINDS:
-        raise ValueError(f"an array of {dtype} values")
+        raise ValueError(f"an array has {dtype} values")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - stream.tell():
-        raise ValueError(f"an array is said to be {dtype}{list(shape)}, and is not")
+        raise ValueError(f"an array's size does not match its header, {dtype}{list(shape)}")
     array = np.empty(math.prod(shape), dtype)
-    room, at = array.view(np.uint8), 0
-    while piece := stream.read(min(_READ_BYTES, room.size - at)):
-        room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+    buffer, at = array.view(np.uint8), 0
+    while piece := stream.read(min(_READ_BYTES, buffer.size - at)):
+        buffer[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
         at += len(piece)
-    # The checksum of a packed array is looked at where its end is met.
-    if at < room.size or stream.read(1):
-        raise EOFError("an array is not as long as it says")
+    # zipfile verifies the checksum when it reaches the end of an entry.
+    if at < buffer.size or stream.read(1):
+        raise EOFError("an array's data does not match the size in its header")
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Make all that readers of arrays raise one error of ours."""
+def _translated_errors(path: Path) -> Iterator[None]:
+    """Translate all exceptions of array readers into BadArrays."""
     try:
         yield
     except (
@@ -112,7 +113,7 @@ def _refusing(path: Path) -> Iterator[None]:
         ValueError,
         OverflowError,
         EOFError,
-        RuntimeError,  # what is encrypted
+        RuntimeError,  # an encrypted entry
         NotImplementedError,
         SyntaxError,
         tokenize.TokenError,
@@ -121,6 +122,6 @@ def _refusing(path: Path) -> Iterator[None]:
         lzma.LZMAError,
     ) as error:
         raise BadArrays(
-            f"{path} holds no arrays that can be read: {error}",
+            f"{path} has no readable arrays: {error}",
             remedy="Save them with `numpy.savez` or `numpy.save`, without objects.",
         ) from error

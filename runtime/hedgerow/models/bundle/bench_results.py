@@ -1,7 +1,7 @@
-"""Measured figures of a bundle's variants, kept in a file beside it.
+"""Benchmark results of a bundle's variants, stored in a file beside the bundle.
 
-A manifest is signed, and its digest is the bundle; what is measured later, on other machines, cannot be in it. So
-`door-1.0.0.bench.json` lies beside `door-1.0.0/`, with the figures of each machine that measured, the newest of each.
+A manifest is signed and its digest identifies the bundle, so results measured later, on other machines, cannot be part of
+it. `door-1.0.0.bench.json` beside `door-1.0.0/` has the latest results of each class of machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hedgerow.wire.fleet import Digest
 
 
 class BadFigures(ModelError):
-    """A file holds no measured figures."""
+    """A file of benchmark results is invalid."""
 
     code = "bad-figures"
 
@@ -28,11 +28,11 @@ class _FigurePart(BaseModel):
 
 
 class Figure(_FigurePart):
-    """The best way to run a variant on a device, as it was measured; or why there is none.
+    """Best measured settings of a variant on a device, or why it could not be measured.
 
     Attributes:
-        single_s: what one inference of the smallest batch took, one at a time.
-        not_run: why a backend was not measured or is not to be chosen, by name.
+        single_s: time of one inference with the smallest batch, on one stream.
+        not_run: why a backend was not measured or cannot be chosen, by name.
     """
 
     variant: str
@@ -47,7 +47,7 @@ class Figure(_FigurePart):
 
 
 class Machine(_FigurePart):
-    """What was measured on one class of machine: a processor and a number of cores."""
+    """Results of one class of machine: a processor and a number of cores."""
 
     machine: str
     at: str = Field(description="UTC, ISO 8601.")
@@ -56,23 +56,23 @@ class Machine(_FigurePart):
 
 
 class Figures(_FigurePart):
-    """All that was measured of a bundle."""
+    """Results of a bundle on all machines."""
 
     schema_: Literal["hedgerow.figures/1"] = Field("hedgerow.figures/1", alias="schema")
     bundle: Digest
     machines: tuple[Machine, ...] = ()
 
 
-def beside(folder: Path) -> Path:
-    """Where the figures of a bundle's folder are."""
-    whole = folder.absolute()
-    return whole.with_name(f"{whole.name}.bench.json")
+def path_for(folder: Path) -> Path:
+    """Return the path of the results of the bundle in a folder."""
+    absolute = folder.absolute()
+    return absolute.with_name(f"{absolute.name}.bench.json")
 
 
 def read(path: Path, digest: str) -> Figures:
-    """The figures of a bundle; none where there is no file, or one of another bundle.
+    """Read the results of a bundle; empty if the file does not exist or belongs to another bundle.
 
-    Raises: BadFigures: the file is something else.
+    Raises: BadFigures: the file is invalid.
     """
     try:
         found = Figures.model_validate_json(path.read_bytes())
@@ -80,16 +80,17 @@ def read(path: Path, digest: str) -> Figures:
         return Figures(bundle=digest)
     except (OSError, ValidationError) as error:
         raise BadFigures(
-            f"{path} holds no measured figures", remedy="Remove it; `hedgerow model bench` makes it again."
+            f"{path} is not a valid file of benchmark results",
+            remedy="Remove it; `hedgerow model bench` creates it again.",
         ) from error
     return found if found.bundle == digest else Figures(bundle=digest)
 
 
 def add(path: Path, digest: str, machine: Machine) -> None:
-    """Put what was measured on a machine in place of what it measured before.
+    """Add a machine's results, replacing its earlier ones.
 
-    Raises: BadFigures: the file is something else; OSError: it cannot be written.
+    Raises: BadFigures: the file is invalid; OSError: it cannot be written.
     """
     others = [one for one in read(path, digest).machines if one.machine != machine.machine]
-    whole = Figures(bundle=digest, machines=(*others, machine))
-    disk.replace(path, orjson.dumps(whole.model_dump(by_alias=True), option=orjson.OPT_INDENT_2))
+    figures = Figures(bundle=digest, machines=(*others, machine))
+    disk.replace(path, orjson.dumps(figures.model_dump(by_alias=True), option=orjson.OPT_INDENT_2))

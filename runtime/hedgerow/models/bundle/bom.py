@@ -1,7 +1,7 @@
-"""What a bundle is made of, as a CycloneDX ML-BOM (version 1.6, JSON).
+"""Bill of materials of a bundle, as a CycloneDX ML-BOM (version 1.6, JSON).
 
-The library writes it, but for the model card, which it does not know: that is put into its document, as the schema has it.
-The same bundle makes the same document, so its number and its time come from the manifest.
+The CycloneDX library writes the document except for the model card, which it does not support and which is added to its
+output. The same bundle gives the same document: the serial number and timestamp come from the manifest.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hedgerow.models.bundle.folder import Bundle
 from hedgerow.models.bundle.manifest import File, Manifest, Tensor, Variant
 
 _SPACE: Final = uuid.UUID("6f1cbd1c-2d46-5d0b-9d53-0f4e6a4f2c11")
-"""Numbers of documents are made in here, from digests of bundles."""
+"""UUID namespace of serial numbers, which are derived from bundles' digests."""
 
 _MODEL: Final = "model"
 
 
 def bom(bundle: Bundle) -> dict[str, Any]:
-    """The ML-BOM of a bundle.
+    """Return the ML-BOM of a bundle.
 
     Returns: a CycloneDX 1.6 document: the model with its card and ancestors, its variants, and each file with its digest.
     Raises: BackendMissing: the package cyclonedx-python-lib is not installed.
@@ -36,30 +36,30 @@ def bom(bundle: Bundle) -> dict[str, Any]:
         from cyclonedx.output.json import JsonV1Dot6
     except ImportError as error:
         raise BackendMissing(
-            f"To write an ML-BOM, the package cyclonedx-python-lib is needed: {error}",
+            f"The package cyclonedx-python-lib, which writes ML-BOMs, cannot be imported: {error}",
             remedy="Run `pip install 'hedgerow[build]'`.",
         ) from error
     manifest = bundle.manifest
     model = _model(bundle)
     variants = [_variant(variant) for variant in manifest.variants]
-    made = Bom(
+    result = Bom(
         serial_number=uuid.uuid5(_SPACE, bundle.digest),
         metadata=BomMetaData(timestamp=_time(manifest), component=model, tools=_tools(manifest)),
         components=variants,
     )
-    made.register_dependency(model, variants)
+    result.register_dependency(model, variants)
     data = Component(name=f"{manifest.name} golden cases", type=ComponentType.DATA, bom_ref="golden")
     data.components = [_file(file) for case in manifest.golden for file in (case.inputs, *case.outputs.values())]
     if manifest.golden:
-        made.components.add(data)
-        made.register_dependency(model, [data])
-    document: dict[str, Any] = orjson.loads(JsonV1Dot6(made).output_as_string())
+        result.components.add(data)
+        result.register_dependency(model, [data])
+    document: dict[str, Any] = orjson.loads(JsonV1Dot6(result).output_as_string())
     document["metadata"]["component"]["modelCard"] = model_card(manifest)
     return document
 
 
 def model_card(manifest: Manifest) -> dict[str, Any]:
-    """What a manifest says of a model, in CycloneDX's words."""
+    """Return a manifest's data as a CycloneDX model card."""
     provenance = manifest.provenance
     parameters: dict[str, Any] = {
         "inputs": [{"format": _format(tensor)} for tensor in manifest.inputs],
@@ -76,7 +76,11 @@ def model_card(manifest: Manifest) -> dict[str, Any]:
         parameters["datasets"] = [data]
     metrics = [{"type": name, "value": str(value)} for name, value in sorted(provenance.metrics.items())]
     metrics += [
-        {"type": name, "value": str(value), "slice": f"variant {variant.name}, against {manifest.name} as it was given"}
+        {
+            "type": name,
+            "value": str(value),
+            "slice": f"variant {variant.name}, compared with the original {manifest.name}",
+        }
         for variant in manifest.variants
         for name, value in sorted(variant.accuracy.items())
     ]
@@ -120,7 +124,7 @@ def _variant(variant: Variant) -> Any:
     from cyclonedx.model.component import Component, ComponentType
 
     needs = variant.needs
-    said = {
+    properties = {
         "hedgerow:format": variant.format,
         "hedgerow:precision": variant.precision,
         "hedgerow:backends": ", ".join(needs.backends),
@@ -132,7 +136,7 @@ def _variant(variant: Variant) -> Any:
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=f"variant/{variant.name}",
         hashes=[_hash(variant.model_digest)],
-        properties=_properties(said),
+        properties=_properties(properties),
         components=[_file(file) for file in variant.files],
     )
 
@@ -155,14 +159,14 @@ def _hash(digest: str) -> Any:
     return HashType(alg=HashAlgorithm.SHA_256, content=digest.partition(":")[2])
 
 
-def _properties(said: Mapping[str, str]) -> list[Any]:
+def _properties(properties: Mapping[str, str]) -> list[Any]:
     from cyclonedx.model import Property
 
-    return [Property(name=name, value=value) for name, value in said.items()]
+    return [Property(name=name, value=value) for name, value in properties.items()]
 
 
 def _tools(manifest: Manifest) -> Any:
-    """What it was made by, as the manifest tells it: `hedgerow 1.0, onnxruntime 1.32`."""
+    """Return the build tools that the manifest lists: `hedgerow 1.0, onnxruntime 1.32`."""
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.model.tool import ToolRepository
 
@@ -183,7 +187,7 @@ def _flat(parameters: Mapping[str, Any]) -> dict[str, str]:
 def _time(manifest: Manifest) -> datetime:
     try:
         return datetime.strptime(manifest.provenance.made_at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    except ValueError:  # the author did not say
+    except ValueError:  # not stated
         return datetime.fromtimestamp(0, UTC)
 
 

@@ -1,15 +1,15 @@
-"""How files are cut into chunks: the one place that decides it.
+"""Content-defined chunking of files.
 
 Rules:
-- A cut depends on the bytes around it and on nothing else, so that two versions of a file share their chunks again
-  behind a place where they differ, also where one has gained or lost some bytes there. Measured on ten ONNX models of 0.6
-  to 11 MB whose exporter's name, which stands in front, got longer: cuts at fixed places share nothing, these 50 to 98 %,
-  the more the larger the file. Where nothing moves, both share the same.
-- A chunk fits into one MQTT message with room for its head.
-- Who receives a file needs none of this: its manifest says where the cuts are.
+- A boundary depends only on the bytes before it, so two versions of a file share chunks again after a difference, even if
+  bytes were inserted or removed there. Measured on ten ONNX models of 0.6 to 11 MB whose exporter's name, at the start of
+  the file, got longer: fixed boundaries share nothing, these share 50 to 98 %, more for larger files. If nothing moves,
+  both share the same.
+- A chunk fits into one MQTT message, with space for its header.
+- Receivers do not need this module: the manifest lists each file's chunks.
 
-Where to cut is decided by a gear hash with two masks, as FastCDC does (Xia et al., USENIX ATC 2016): cuts are rare before
-the usual size and frequent behind it, which keeps most chunks near it.
+Boundaries are found by a gear hash with two masks, as in FastCDC (Xia et al., USENIX ATC 2016): they are rare before the
+usual size and frequent after it, so most chunks are near that size.
 """
 
 from __future__ import annotations
@@ -26,70 +26,74 @@ from hedgerow.frame import Buffer
 from hedgerow.models.bundle.manifest import Chunk, File, digest_of
 
 CHUNK_BYTES: Final = 256 * 1024
-"""Most bytes of a chunk."""
+"""Largest size of a chunk."""
 
-_LEAST: Final = CHUNK_BYTES // 4
+_SMALLEST: Final = CHUNK_BYTES // 4
 _USUAL: Final = CHUNK_BYTES // 2
 _STRIDE: Final = 16 * 1024
-"""Bytes looked at together; what is made of them fits into a processor's cache."""
-# The high bits of a gear hash depend on the most bytes, so the masks look at those.
+"""Bytes hashed together; the hashes fit into a processor's cache."""
+# The high bits of a gear hash depend on the most bytes, so the masks test those.
 _RARE: Final = np.uint32(0xFFFFC000)  # once in 256 KiB
 _FREQUENT: Final = np.uint32(0xFFFC0000)  # once in 16 KiB
 _REACH: Final = 32
-"""Bytes that a hash of 32 bits depends on."""
+"""Number of bytes that a 32-bit gear hash depends on."""
 
 _GEAR: Final = np.frombuffer(hashlib.shake_128(b"hedgerow.chunks/1").digest(1024), "<u4").astype(np.uint32)
 
 
 def chunk_file(path: Path) -> tuple[Chunk, ...]:
-    """The chunks of a file, in order; together they are the file."""
+    """Return the chunks of a file, in order."""
     return tuple(Chunk(digest=digest_of(piece), size=len(piece)) for piece in pieces(path))
 
 
 def describe_file(path: Path, inside: str, progress: Callable[[int], None] | None = None) -> File:
-    """A file as a manifest lists it; it is read once.
+    """Describe a file for a manifest, reading it once.
 
     Args:
         inside: its path in the bundle.
-        progress: told of bytes that were read.
+        progress: called with the number of bytes just read.
     """
-    whole, chunks = hashlib.sha256(), []
+    file_hash, chunks = hashlib.sha256(), []
     for piece in pieces(path):
-        whole.update(piece)
+        file_hash.update(piece)
         chunks.append(Chunk(digest=digest_of(piece), size=len(piece)))
         if progress is not None:
             progress(len(piece))
     size = sum(chunk.size for chunk in chunks)
-    return File(path=inside, size=size, digest=f"sha256:{whole.hexdigest()}", chunks=tuple(chunks))
+    return File(path=inside, size=size, digest=f"sha256:{file_hash.hexdigest()}", chunks=tuple(chunks))
 
 
 def pieces(path: Path) -> Iterator[bytes]:
-    """A file's content, chunk by chunk; no more than a chunk is in memory."""
+    """Yield a file's content chunk by chunk, with at most one chunk in memory."""
     with path.open("rb") as file:
-        ahead = b""
-        while ahead := ahead + file.read(CHUNK_BYTES - len(ahead)):
-            size = cut(ahead)
-            yield ahead[:size]
-            ahead = ahead[size:]
+        buffered = b""
+        while buffered := buffered + file.read(CHUNK_BYTES - len(buffered)):
+            size = first_cut(buffered)
+            yield buffered[:size]
+            buffered = buffered[size:]
 
 
-def cut(content: Buffer) -> int:
-    """Where the first chunk ends in some bytes that begin with it: all there are to the end, or `CHUNK_BYTES`."""
-    if len(content) <= _LEAST:
+def first_cut(content: Buffer) -> int:
+    """Return the length of the first chunk of some bytes.
+
+    Args:
+        content: everything to the end of the file, or at least `CHUNK_BYTES` bytes.
+    """
+    if len(content) <= _SMALLEST:
         return len(content)
     data = np.frombuffer(content, np.uint8, count=min(len(content), CHUNK_BYTES))
-    for begin in range(_LEAST, len(data), _STRIDE):
-        hashes = _hashes(data[begin - _REACH : begin + _STRIDE])[_REACH:]
-        found = np.flatnonzero((hashes & (_RARE if begin < _USUAL else _FREQUENT)) == 0)
+    for start in range(_SMALLEST, len(data), _STRIDE):
+        hashes = _hashes(data[start - _REACH : start + _STRIDE])[_REACH:]
+        found = np.flatnonzero((hashes & (_RARE if start < _USUAL else _FREQUENT)) == 0)
         if found.size:
-            return begin + int(found[0]) + 1
+            return start + int(found[0]) + 1
     return len(data)
 
 
 def _hashes(data: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """The gear hash behind every byte: h = 2·h + gear[byte], of the last 32 bytes.
+    """Return the gear hash after every byte: h = 2·h + gear[byte], over the last 32 bytes.
 
-    Hashes of 1 byte make those of 2, which make those of 4, and so on: five passes instead of a loop over bytes.
+    Hashes of 1 byte are combined to hashes of 2, then of 4, and so on: five passes instead of a loop over bytes.
     """
     hashes = _GEAR[data]
     span = 1

@@ -1,4 +1,4 @@
-"""What is different between two bundles, and what a node that has one must fetch to have the other."""
+"""Differences between two bundles, and the download needed to get from one to the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOT_COMPARED: Final = {"inputs", "outputs", "variants", "golden", "baseline", "
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A thing that is different. `before` or `after` is None where it was or is not there."""
+    """A field that differs. None: it does not exist in that bundle."""
 
     what: str
     before: Any
@@ -28,12 +28,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class GoldenChange:
-    """What a variant makes of golden inputs that both have.
+    """How a variant's outputs differ for golden inputs that both bundles have.
 
     Attributes:
-        output: the tensor that is furthest off.
-        off: how far, in tolerances of the variant before.
-        detail: that in words.
+        output: the tensor that differs most.
+        off: its deviation, in tolerances of the old variant.
+        detail: the deviation in words.
     """
 
     variant: str
@@ -45,10 +45,10 @@ class GoldenChange:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How a tensor's values are distributed, before and after.
+    """Distribution of a tensor's values, before and after.
 
     Attributes:
-        shift: population stability index; less than 0.1 is no change, more than 0.25 is one. None: there are no bins.
+        shift: population stability index; less than 0.1 is no change, more than 0.25 is one. None: not binned.
     """
 
     tensor: str
@@ -60,12 +60,12 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What has to come.
+    """Size of a download.
 
     Attributes:
-        variant: to serve which, golden cases included; None: the whole bundle.
-        bytes: in chunks that are not there.
-        of: bytes of all its files.
+        variant: the variant to serve, golden cases included; None: the whole bundle.
+        bytes: size of missing chunks.
+        of: size of all files.
     """
 
     variant: str | None
@@ -75,15 +75,15 @@ class Download:
 
 @dataclass(slots=True)
 class BundleDiff:
-    """All that is different.
+    """Differences between two bundles.
 
     Attributes:
-        same: whether it is the very same bundle.
-        changes: in what manifests say.
-        golden: what variants of one name make of the same inputs.
-        golden_shared: golden inputs that both have; of the others nothing can be said.
-        moved: tensors whose statistics both have.
-        fetch: for the whole, then for each variant.
+        same: whether both are the same bundle.
+        changes: manifest fields that differ.
+        golden: differing outputs of variants with the same name, for the same inputs.
+        golden_shared: number of golden inputs that both bundles have; others cannot be compared.
+        moved: tensors with different statistics.
+        fetch: downloads for the whole bundle, then for each variant.
     """
 
     same: bool
@@ -95,7 +95,7 @@ class BundleDiff:
 
 
 def difference(before: Bundle, after: Bundle) -> BundleDiff:
-    """Compare two bundles; nothing is run.
+    """Compare two bundles without running them.
 
     Raises: BadArrays: a golden file cannot be read.
     """
@@ -113,12 +113,12 @@ def difference(before: Bundle, after: Bundle) -> BundleDiff:
 
 
 def changes(old: Manifest, new: Manifest) -> Iterator[Change]:
-    """What two manifests say differently, but for golden cases and statistics."""
-    mine, other = (one.model_dump(exclude=_NOT_COMPARED) for one in (old, new))
-    for key in mine:
-        yield from _walk(key, mine[key], other[key])
-    for kind, ours, theirs in (("input", old.inputs, new.inputs), ("output", old.outputs, new.outputs)):
-        yield from _walk(kind, {one.name: _said(one) for one in ours}, {one.name: _said(one) for one in theirs})
+    """Yield the fields in which two manifests differ, without golden cases and statistics."""
+    before, after = (one.model_dump(exclude=_NOT_COMPARED) for one in (old, new))
+    for key in before:
+        yield from _walk(key, before[key], after[key])
+    for kind, olds, news in (("input", old.inputs, new.inputs), ("output", old.outputs, new.outputs)):
+        yield from _walk(kind, {one.name: _type(one) for one in olds}, {one.name: _type(one) for one in news})
     yield from _walk("variant", _variants(old), _variants(new))
     if [one.name for one in old.variants] != (order := [one.name for one in new.variants]) and sorted(order) == sorted(
         one.name for one in old.variants
@@ -127,16 +127,16 @@ def changes(old: Manifest, new: Manifest) -> Iterator[Change]:
 
 
 def to_fetch(old: Manifest, new: Manifest) -> Iterator[Download]:
-    """What a node that has all of a bundle must fetch for another."""
-    there = {chunk.digest for file in old.files() for chunk in file.chunks}
-    yield _fetch(None, there, new.files())
+    """Yield what a node that has all of one bundle must download for another."""
+    present = {chunk.digest for file in old.files() for chunk in file.chunks}
+    yield _download(None, present, new.files())
     for variant in new.variants:
-        yield _fetch(variant.name, there, new.files_for(variant))
+        yield _download(variant.name, present, new.files_for(variant))
 
 
-def _fetch(variant: str | None, there: set[str], files: Sequence[File]) -> Download:
+def _download(variant: str | None, present: set[str], files: Sequence[File]) -> Download:
     each = {file.digest: file for file in files}.values()
-    missing = {chunk.digest: chunk.size for file in each for chunk in file.chunks if chunk.digest not in there}
+    missing = {chunk.digest: chunk.size for file in each for chunk in file.chunks if chunk.digest not in present}
     return Download(variant, sum(missing.values()), sum(file.size for file in each))
 
 
@@ -147,7 +147,7 @@ def _walk(what: str, before: Any, after: Any) -> Iterator[Change]:
         for key in [*before, *(key for key in after if key not in before)]:
             yield from _walk(f"{what}.{key}", before.get(key), after.get(key))
         return
-    if what == "labels":  # hundreds of them; what is interesting is which are others
+    if what == "labels":  # there may be hundreds; only those that differ are of interest
         for index in range(max(len(before), len(after))):
             one, two = (each[index] if index < len(each) else None for each in (before, after))
             if one != two:
@@ -156,7 +156,7 @@ def _walk(what: str, before: Any, after: Any) -> Iterator[Change]:
     yield Change(what, before, after)
 
 
-def _said(tensor: Tensor) -> str:
+def _type(tensor: Tensor) -> str:
     return f"{tensor.dtype}[{', '.join('?' if dim is None else str(dim) for dim in tensor.shape)}]"
 
 
@@ -165,12 +165,12 @@ def _variants(manifest: Manifest) -> dict[str, dict[str, Any]]:
 
 
 def _variant(variant: Variant) -> dict[str, Any]:
-    said = variant.model_dump(exclude={"name", "files"})
-    return {**said, "bytes": sum(file.size for file in variant.files)}
+    fields = variant.model_dump(exclude={"name", "files"})
+    return {**fields, "bytes": sum(file.size for file in variant.files)}
 
 
 def _shared(old: Sequence[GoldenCase], new: Sequence[GoldenCase]) -> Iterator[tuple[int, GoldenCase, GoldenCase]]:
-    """Golden cases of the same inputs, and the number of the later one."""
+    """Yield golden cases with the same inputs, and the number of the new one."""
     known = {case.inputs.digest: case for case in old}
     for number, case in enumerate(new, 1):
         if (same := known.get(case.inputs.digest)) is not None:
@@ -182,11 +182,11 @@ def _golden(before: Bundle, after: Bundle, number: int, one: GoldenCase, two: Go
         name = variant.name
         if name not in one.outputs or name not in two.outputs or one.outputs[name].digest == two.outputs[name].digest:
             continue
-        right, got = read_arrays(before.path(one.outputs[name])), read_arrays(after.path(two.outputs[name]))
+        expected, actual = read_arrays(before.path(one.outputs[name])), read_arrays(after.path(two.outputs[name]))
         worst = ("", -1.0, "")
-        for output, array in right.items():
-            if output in got:
-                off, detail = compare(array, got[output], variant.tolerance.of(output))
+        for output, array in expected.items():
+            if output in actual:
+                off, detail = compare(array, actual[output], variant.tolerance.of(output))
                 worst = max(worst, (output, off, detail), key=lambda each: each[1])
         if worst[0]:
             yield GoldenChange(name, number, *worst)
@@ -195,9 +195,9 @@ def _golden(before: Bundle, after: Bundle, number: int, one: GoldenCase, two: Go
 def _moved(old: Baseline | None, new: Baseline | None) -> Iterator[Moved]:
     if old is None or new is None:
         return
-    for ours, theirs in ((old.inputs, new.inputs), (old.outputs, new.outputs)):
-        for name, one in ours.items():
-            two = theirs.get(name)
+    for olds, news in ((old.inputs, new.inputs), (old.outputs, new.outputs)):
+        for name, one in olds.items():
+            two = news.get(name)
             if two is None or one == two:
                 continue
             moved = None

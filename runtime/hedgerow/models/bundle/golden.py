@@ -1,7 +1,7 @@
-"""Golden cases: inputs, and what a variant made of them where it was built. On each device it has to do so again.
+"""Golden cases: inputs with the outputs a variant had when it was built, which it must reproduce on every device.
 
-They show that a model computes here what it computed there: that no file, driver, library or processor spoils it. Whether
-what it computes is any good, they do not show.
+They show that files, drivers, libraries and the processor do not alter a model's outputs. They do not show whether these
+outputs are any good.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _INFINITE: Final = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class GoldenOutcome:
-    """What came of the golden cases.
+    """Result of running the golden cases.
 
     Attributes:
-        passed: whether all outputs are within tolerance; with no case there is nothing to fail.
-        worst: how far the worst value is off, in tolerances: up to 1 passes. Values that the tolerance lets be further
-            off are not counted.
-        detail: what was compared, or what is wrong, as a sentence.
+        passed: whether all outputs are within tolerance; True without cases.
+        worst: deviation of the worst value, in tolerances: up to 1 passes. Outliers that the tolerance allows are not
+            counted.
+        detail: what was compared, or what is wrong, in words.
     """
 
     passed: bool
@@ -41,12 +41,12 @@ class GoldenOutcome:
 
 
 def check_golden(run: Run, folder: Path, manifest: Manifest, variant: Variant) -> GoldenOutcome:
-    """Run a variant's golden inputs and compare.
+    """Run a variant's golden inputs and compare its outputs.
 
     Args:
-        run: runs the loaded variant. It is given every input, those of `serving.constants` and hidden state among them.
-        folder: the bundle's.
-    Returns: what came of it. A model that fails to run has not passed; the error is in `detail`.
+        run: runs the loaded variant. It receives every input, including `serving.constants` and hidden state.
+        folder: the bundle's folder.
+    Returns: the outcome. A model that fails to run has not passed; the error is in `detail`.
     Raises: BadArrays: a golden file cannot be read.
     """
     cases = [case for case in manifest.golden if variant.name in case.outputs]
@@ -56,65 +56,67 @@ def check_golden(run: Run, folder: Path, manifest: Manifest, variant: Variant) -
         missing = sorted({output.name for output in manifest.outputs} - expected.keys())
         if missing or not expected:
             what = ", ".join(missing) or "any output"
-            return GoldenOutcome(False, _INFINITE, f"case {number} of {len(cases)} does not say what {what} should be")
+            return GoldenOutcome(False, _INFINITE, f"case {number} of {len(cases)} has no expected values for {what}")
         try:
-            got = run(read_arrays(folder / case.inputs.path))
+            actual = run(read_arrays(folder / case.inputs.path))
         except HedgerowError as error:
             return GoldenOutcome(False, _INFINITE, f"case {number} of {len(cases)} failed: {error}")
-        for name, right in expected.items():
-            if name not in got:
-                return GoldenOutcome(False, _INFINITE, f"case {number} of {len(cases)} gave no {name}")
-            off, what = compare(right, got[name], variant.tolerance.of(name))
+        for name, array in expected.items():
+            if name not in actual:
+                return GoldenOutcome(False, _INFINITE, f"case {number} of {len(cases)} returned no {name}")
+            off, what = compare(array, actual[name], variant.tolerance.of(name))
             if off >= worst:
                 worst, where = off, f"case {number} of {len(cases)}, {name}: {what}"
     if not cases:
         return GoldenOutcome(True, 0.0, f"{variant.name} has no golden cases")
     if worst > 1:
         return GoldenOutcome(False, worst, where)
-    many = "1 golden case" if len(cases) == 1 else f"{len(cases)} golden cases"
+    count = "1 golden case" if len(cases) == 1 else f"{len(cases)} golden cases"
     return GoldenOutcome(
-        True, worst, f"{many}; furthest off: {where}" if worst else f"{many}, the same to the last digit"
+        True, worst, f"{count}; largest deviation: {where}" if worst else f"{count}, identical outputs"
     )
 
 
-def compare(right: Array, got: Array, tolerance: Tolerance) -> tuple[float, str]:
-    """How far an output is off, in tolerances, and that in words.
+def compare(expected: Array, actual: Array, tolerance: Tolerance) -> tuple[float, str]:
+    """Return an output's deviation, in tolerances, and a description of it.
 
-    Whole numbers and booleans are right or wrong; a NaN is right only where there was one.
+    Integers and booleans must be equal; NaN matches only NaN.
     """
-    if right.shape != got.shape or right.dtype != got.dtype:
-        return _INFINITE, f"{got.dtype}{list(got.shape)} instead of {right.dtype}{list(right.shape)}"
-    if right.size == 0:
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return _INFINITE, f"{actual.dtype}{list(actual.shape)} instead of {expected.dtype}{list(expected.shape)}"
+    if expected.size == 0:
         return 0.0, "nothing to compare"
-    off = _off(right, got, tolerance).reshape(-1)
-    let_be = int(tolerance.outliers * off.size)
-    place = int(np.argpartition(off, -1 - let_be)[-1 - let_be])
-    many = int((off > 1).sum())
-    worst = float(off[place])
-    what = f"{got.reshape(-1)[place]:.6g} instead of {right.reshape(-1)[place]:.6g}"
+    off = _deviations(expected, actual, tolerance).reshape(-1)
+    allowed = int(tolerance.outliers * off.size)
+    position = int(np.argpartition(off, -1 - allowed)[-1 - allowed])
+    outside = int((off > 1).sum())
+    worst = float(off[position])
+    what = f"{actual.reshape(-1)[position]:.6g} instead of {expected.reshape(-1)[position]:.6g}"
     if worst <= 1:
         return worst, f"{what}, {worst:.2g} of the tolerance"
     return (
         worst,
-        f"{what}; {many:,} of {off.size:,} values are off by more than the tolerance, up to {off.max():.3g} times",
+        f"{what}; {outside:,} of {off.size:,} values are outside the tolerance, by a factor of up to {off.max():.3g}",
     )
 
 
-def _off(right: Array, got: Array, tolerance: Tolerance) -> Array:
-    if right.dtype.kind != "f":
-        return np.where(right == got, 0.0, _INFINITE)
-    one, two = right.astype(np.float64), got.astype(np.float64)
+def _deviations(expected: Array, actual: Array, tolerance: Tolerance) -> Array:
+    if expected.dtype.kind != "f":
+        return np.where(expected == actual, 0.0, _INFINITE)
+    one, two = expected.astype(np.float64), actual.astype(np.float64)
     same = (one == two) | (np.isnan(one) & np.isnan(two))
     with np.errstate(invalid="ignore", divide="ignore"):
         off = np.abs(one - two) / (tolerance.absolute + tolerance.relative * np.abs(one))
     return np.where(same, 0.0, np.where(np.isnan(off), _INFINITE, off))
 
 
-def excess(right: Mapping[str, Array], got: Mapping[str, Array], relative: float, outliers: float = 0.0) -> float:
-    """The absolute tolerance that outputs would need beside a relative one; infinite if none helps."""
+def needed_tolerance(
+    expected: Mapping[str, Array], actual: Mapping[str, Array], relative: float, outliers: float = 0.0
+) -> float:
+    """Return the absolute tolerance that outputs need in addition to a relative one; infinite: no tolerance suffices."""
     needed = 0.0
-    for name, array in right.items():
-        other = got.get(name)
+    for name, array in expected.items():
+        other = actual.get(name)
         if other is None or other.shape != array.shape:
             return _INFINITE
         if array.dtype.kind != "f" or array.size == 0:

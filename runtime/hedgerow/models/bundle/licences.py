@@ -1,4 +1,4 @@
-"""Licences by their SPDX names."""
+"""Validation of SPDX licence expressions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hedgerow.errors import BackendMissing, ConfigError
 
 
 def is_spdx(text: str) -> bool:
-    """Whether a text is an SPDX expression. Raises: BackendMissing: the package that knows them is not installed."""
-    # `LicenseRef-…` stands for terms of one's own (SPDX 3.0.1, annex B).
+    """Return whether a text is an SPDX expression. Raises: BackendMissing: license-expression is not installed."""
+    # `LicenseRef-…` stands for custom terms (SPDX 3.0.1, annex B).
     known = " ".join("MIT" if word.startswith("LicenseRef-") else word for word in _words(text))
     if not known:
         return False
@@ -23,14 +23,14 @@ def is_spdx(text: str) -> bool:
 
 
 def check_spdx(text: str) -> str:
-    """A licence, checked and given back; an empty text says nothing, and is fine.
+    """Return a licence unchanged after validating it; an empty text is valid.
 
-    Raises: ConfigError: it is no SPDX expression.
+    Raises: ConfigError: it is not an SPDX expression.
     """
     if text and not is_spdx(text):
         raise ConfigError(
-            f"{text!r} is no licence by its SPDX name",
-            remedy="Write `Apache-2.0`, `MIT OR GPL-2.0-only`, … (spdx.org/licenses), or `LicenseRef-NAME` for terms of your own.",
+            f"{text!r} is not an SPDX licence expression",
+            remedy="Use `Apache-2.0`, `MIT OR GPL-2.0-only`, … (spdx.org/licenses), or `LicenseRef-NAME` for your own terms.",
         )
     return text
 
@@ -41,7 +41,8 @@ def _licensing() -> tuple[Any, type[Exception]]:
         from license_expression import ExpressionError, get_spdx_licensing
     except ImportError as error:
         raise BackendMissing(
-            f"A package that knows licences is missing: {error}", remedy="Run `pip install 'hedgerow[build]'`."
+            f"The package license-expression, which validates licences, cannot be imported: {error}",
+            remedy="Run `pip install 'hedgerow[build]'`.",
         ) from error
     return get_spdx_licensing(), ExpressionError
 

@@ -1,6 +1,6 @@
-"""A model's manifest: what a bundle holds, what it needs, where it comes from. Pure.
+"""Manifest of a bundle: its files, requirements and provenance. Pure.
 
-A bundle is a folder with a `manifest.json` and the files it names:
+A bundle is a folder with a `manifest.json` and the files it lists:
 
     manifest.json
     variants/onnx-fp32/model.onnx
@@ -8,14 +8,14 @@ A bundle is a folder with a `manifest.json` and the files it names:
     golden/0.inputs.npz, golden/onnx-fp32/0.outputs.npz
 
 Rules:
-- A bundle is identified by the digest of its manifest's bytes. The manifest has the digest of every file, and of every
-  chunk of every file, so that digest identifies it all, and a part can be checked as it comes.
-- The bytes of a manifest are canonical: keys sorted, no spaces, UTF-8, each key once. So two readers cannot read two
-  things. Its digest is that of the bytes that came, never of what would be written for them now.
-- A reader refuses a schema that it does not know, paths that lead out of the bundle, and whatever would let everything
-  pass: numbers that are none, a tolerance without end.
-- A manifest does not reach into the node that reads it: options of vendors' libraries, some of which name files to read
-  or write, are for the node's own file.
+- The digest of the manifest's bytes identifies a bundle. The manifest has the digest of every file and of every chunk, so
+  its digest covers everything, and each part can be checked as it arrives.
+- A manifest's bytes are canonical: sorted keys, no spaces, UTF-8, no duplicate keys. So all readers read the same. Its
+  digest is computed from the bytes received, never from a new encoding.
+- Readers refuse an unknown schema, paths that lead out of the bundle, and values that would make any check pass: NaN, an
+  infinite tolerance.
+- A manifest has no access to the node that reads it: options of vendors' libraries, some of which name files to read or
+  write, are only allowed in the node's own file.
 """
 
 from __future__ import annotations
@@ -34,46 +34,46 @@ from hedgerow.config import ModelConfig, Name
 from hedgerow.errors import ModelError, first_problem
 from hedgerow.wire.fleet import Digest, Version
 
-if TYPE_CHECKING:  # a region reads manifests and has no frames, nor the arrays that come with them
+if TYPE_CHECKING:  # a region reads manifests, but does not need frames, which import numpy
     from hedgerow.frame import Buffer
 
 MANIFEST: Final = "manifest.json"
 LARGEST_MANIFEST: Final = 8 << 20
-"""Bytes a manifest may have: chunk digests of some 20 GB of files."""
+"""Largest size of a manifest in bytes: enough for the chunk digests of some 20 GB of files."""
 
 MOST_CASES: Final = 64
-"""Golden cases a bundle may have; a node runs them all before it serves."""
+"""Largest number of golden cases; a node runs them all before it serves."""
 
 _LONGEST_PATH, _LONGEST_NAME = 1024, 255
-"""Bytes that file systems take."""
+"""Limits of file systems in bytes."""
 
 _LARGEST_DIM: Final = 2**31 - 1
 _MOST_DIMS: Final = 32
 _MOST_BYTES: Final = 1 << 62
-"""What every reader can count with."""
+"""Largest byte count: fits into a signed 64-bit integer everywhere."""
 
 
 class BadManifest(ModelError):
-    """A manifest cannot be used."""
+    """A manifest is invalid."""
 
     code = "bad-manifest"
 
 
 def digest_of(content: Buffer) -> str:
-    """`sha256:…` of some bytes."""
+    """Return `sha256:…` of some bytes."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _inside(text: str) -> str:
+def _check_path(text: str) -> str:
     path = PurePosixPath(text)
     if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in text or "\0" in text or str(path) != text:
-        raise ValueError("the path of a file inside the bundle, with `/` and without `..`")
+        raise ValueError("must be the path of a file inside the bundle, with `/` and without `..`")
     if text == MANIFEST:
-        raise ValueError("a manifest does not list itself")
+        raise ValueError("a manifest must not list itself")
     if not text.isprintable():
-        raise ValueError("a path of signs that can be printed")
+        raise ValueError("must have printable characters only")
     if len(text.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in path.parts):
-        raise ValueError("a path that a file system takes")
+        raise ValueError(f"too long for file systems: more than {_LONGEST_PATH} bytes, or {_LONGEST_NAME} in a name")
     return text
 
 
@@ -92,17 +92,17 @@ Dtype = Literal[
     "float64",
     "object",
 ]
-"""What values of a tensor are, in numpy's words; `object` are texts."""
+"""Type of a tensor's values, by its numpy name; `object` is text."""
 
 
 def _json(value: dict[str, Any]) -> dict[str, Any]:
-    """A mapping as it will be read again. Numbers that are none would come back as null."""
+    """Return a mapping as it is after a JSON round trip. Refuses NaN and infinity, which would be read back as null."""
     try:
         plain: dict[str, Any] = orjson.loads(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
     except orjson.JSONEncodeError as error:
-        raise ValueError(f"what JSON can hold ({error})") from error
+        raise ValueError(f"not valid as JSON: {error}") from error
     if not _finite(value):
-        raise ValueError("finite numbers only")
+        raise ValueError("numbers must be finite")
     return plain
 
 
@@ -133,7 +133,7 @@ class Chunk(Part):
 class File(Part):
     """A file of the bundle."""
 
-    path: Annotated[str, AfterValidator(_inside)]
+    path: Annotated[str, AfterValidator(_check_path)]
     size: int = Field(ge=0)
     digest: Digest
     chunks: tuple[Chunk, ...]
@@ -141,12 +141,12 @@ class File(Part):
     @model_validator(mode="after")
     def _whole(self) -> File:
         if sum(chunk.size for chunk in self.chunks) != self.size:
-            raise ValueError("its chunks are not as long as the file")
+            raise ValueError("the sizes of its chunks do not add up to the file's size")
         return self
 
 
 class Tensor(Part):
-    """An input or output. A dimension is a size, or null where it is dynamic."""
+    """An input or output. A dimension is a size, or null if it is dynamic."""
 
     name: str = Field(max_length=1024)
     dtype: Dtype
@@ -154,17 +154,18 @@ class Tensor(Part):
 
 
 class Tolerance(Part):
-    """How far outputs may be from the golden ones: `|a - b| ≤ absolute + relative · |b|`, but for a share of the values."""
+    """How far outputs may differ from the golden ones: `|a - b| ≤ absolute + relative · |b|`, except for outliers."""
 
     relative: float = Field(1e-3, ge=0, le=1)
     absolute: float = Field(1e-4, ge=0)
-    outliers: float = Field(0.0, ge=0, lt=1, description="Share of an output's values that may be further off.")
+    outliers: float = Field(0.0, ge=0, lt=1, description="Share of an output's values that may differ more.")
     outputs: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="Absolute ones of outputs that need another: a box in pixels beside a score."
+        default_factory=dict,
+        description="Absolute tolerance by output, where it differs: boxes in pixels, for example, beside scores.",
     )
 
     def of(self, output: str) -> Tolerance:
-        """That of one output."""
+        """Return the tolerance of an output."""
         absolute = self.outputs.get(output)
         return (
             self if absolute is None else Tolerance(relative=self.relative, absolute=absolute, outliers=self.outliers)
@@ -172,41 +173,43 @@ class Tolerance(Part):
 
 
 class Needs(Part):
-    """What a variant needs of a node."""
+    """Requirements of a variant."""
 
     backends: tuple[Literal["onnxruntime", "openvino", "openvino-genai"], ...] = Field(min_length=1)
     devices: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
-        ("CPU",), min_length=1, description="In the backend's words; the first that is there."
+        ("CPU",),
+        min_length=1,
+        description="Devices by their names in the backend; the first that is available is used.",
     )
-    memory_bytes: int = Field(0, ge=0, le=_MOST_BYTES, description="Measured: what a session adds to a process.")
+    memory_bytes: int = Field(0, ge=0, le=_MOST_BYTES, description="Measured memory that a session adds to a process.")
 
 
 class Variant(Part):
-    """One form of the model. `files[0]` is what a backend opens; the others belong to it."""
+    """One form of the model. Backends open `files[0]`; the others belong to it."""
 
     name: Name
     format: Literal["onnx", "openvino", "tflite", "gguf"]
     precision: str = Field(description="fp32, fp16, bf16, int8, int4 …", max_length=16)
     files: tuple[File, ...] = Field(min_length=1)
-    model_digest: Digest = Field(description="What results made by it carry: see `models.source.digest`.")
+    model_digest: Digest = Field(description="Digest in the lineage of its results; see `model_file.digest`.")
     needs: Needs
     tolerance: Tolerance = Tolerance()
     accuracy: dict[str, float] = Field(
-        default_factory=dict, description="What it costs against the first variant, on the author's samples."
+        default_factory=dict, description="Accuracy loss against the original model, on the author's samples."
     )
 
 
 class GoldenCase(Part):
-    """Inputs, and what each variant makes of them: npz files, arrays by tensor name."""
+    """Inputs, and each variant's outputs for them: .npz files with arrays by tensor name."""
 
     inputs: File
     outputs: dict[Name, File]
 
 
 class Distribution(Part):
-    """How the values of a tensor are distributed over the author's samples; only finite ones are counted in.
+    """Distribution of a tensor's finite values over the author's samples.
 
-    `edges` are the borders of the bins of `counts`, deciles at first: below the first and above the last edge there is a bin too.
+    `edges`, usually deciles, separate the bins of `counts`; there is also a bin below the first and above the last edge.
     """
 
     values: int = Field(ge=0)
@@ -221,14 +224,14 @@ class Distribution(Part):
     @model_validator(mode="after")
     def _binned(self) -> Distribution:
         if len(self.counts) != (len(self.edges) + 1 if self.edges else 0):
-            raise ValueError("there is a bin below and above each edge, or there are neither")
+            raise ValueError("there must be one more bin in `counts` than `edges`, or none of both")
         if any(low >= high for low, high in pairwise(self.edges)):
-            raise ValueError("edges rise")
+            raise ValueError("edges must be ascending")
         return self
 
 
 class Baseline(Part):
-    """What inputs and outputs looked like, by tensor name."""
+    """Distributions of inputs and outputs, by tensor name."""
 
     samples: int = Field(ge=0)
     inputs: dict[str, Distribution] = Field(default_factory=dict)
@@ -246,15 +249,15 @@ class Provenance(Part):
     """Where the model comes from."""
 
     author: str = ""
-    training_data: str = Field("", description="Where that is described: a name, an address.")
-    metrics: dict[str, float] = Field(default_factory=dict, description="As the author measured them.")
+    training_data: str = Field("", description="Name or URL of the training data.")
+    metrics: dict[str, float] = Field(default_factory=dict, description="Metrics that the author measured.")
     made_from: tuple[Origin, ...] = ()
     made_by: str = Field("", description="Tools and their versions.")
     made_at: str = Field("", description="UTC, ISO 8601.")
 
 
 class Manifest(Part):
-    """What a bundle is."""
+    """Description of a bundle."""
 
     schema_: Literal["hedgerow.model/1"] = Field("hedgerow.model/1", alias="schema")
     name: Name
@@ -265,11 +268,11 @@ class Manifest(Part):
     outputs: tuple[Tensor, ...]
     labels: tuple[str, ...] = Field((), description="Names of the classes, by index.")
     parameters: Settings = Field(
-        default_factory=dict, description="What pre- and post-processing need: sizes, means, thresholds."
+        default_factory=dict, description="Values for pre- and post-processing: sizes, means, thresholds."
     )
     serving: Settings = Field(
         default_factory=dict,
-        description="How it is to be run: what a node's file may say of a model, but for where it is.",
+        description="How to run the model: the settings of a model in a node's file, except `path` and `options`.",
     )
     variants: tuple[Variant, ...] = Field(min_length=1, max_length=64)
     golden: tuple[GoldenCase, ...] = Field((), max_length=MOST_CASES)
@@ -280,33 +283,33 @@ class Manifest(Part):
     def _consistent(self) -> Manifest:
         names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names):
-            raise ValueError("two variants have one name")
+            raise ValueError("two variants have the same name")
         for case in self.golden:
             if unknown := case.outputs.keys() - set(names):
-                raise ValueError(f"golden outputs of a variant that is not there: {sorted(unknown)[0]}")
+                raise ValueError(f"golden outputs for an unknown variant: {sorted(unknown)[0]}")
         seen: dict[str, str] = {}
         for file in self.files():
             if seen.setdefault(file.path, file.digest) != file.digest:
-                raise ValueError(f"{file.path} is there twice, with different content")
+                raise ValueError(f"{file.path} is listed twice, with different digests")
         for path in seen:
             if above := next((str(one) for one in PurePosixPath(path).parents if str(one) in seen), None):
-                raise ValueError(f"{above} is a file and a folder")
+                raise ValueError(f"{above} is both a file and a folder")
         if "path" in self.serving:
-            raise ValueError("`serving` does not say where the model is")
+            raise ValueError("`serving` must not have a `path`")
         if self.serving.get("options"):
-            raise ValueError("`serving` has no `options`: they are for a node's own file")
+            raise ValueError("`serving` must not have `options`: they are only allowed in a node's own file")
         ModelConfig.model_validate({"path": self.name, **self.serving})
         return self
 
     def files(self) -> list[File]:
-        """All files of the bundle."""
+        """Return all files of the bundle."""
         files = [file for variant in self.variants for file in variant.files]
         for case in self.golden:
             files += [case.inputs, *case.outputs.values()]
         return files
 
     def files_for(self, variant: Variant) -> list[File]:
-        """The files that a node needs to serve a variant: its own, and its golden cases."""
+        """Return the files that a node needs to serve a variant: its own, and its golden cases."""
         files = list(variant.files)
         for case in self.golden:
             if variant.name in case.outputs:
@@ -314,15 +317,15 @@ class Manifest(Part):
         return files
 
     def variant(self, name: str) -> Variant:
-        """The variant of that name. Raises: BadManifest: there is none."""
+        """Return a variant by name. Raises: BadManifest: no variant has this name."""
         for variant in self.variants:
             if variant.name == name:
                 return variant
-        there = ", ".join(variant.name for variant in self.variants)
-        raise BadManifest(f"{self.name} {self.version} has no variant {name!r}", remedy=f"It has: {there}.")
+        names = ", ".join(variant.name for variant in self.variants)
+        raise BadManifest(f"{self.name} {self.version} has no variant {name!r}", remedy=f"Use one of {names}.")
 
     def encode(self) -> bytes:
-        """The canonical bytes; their digest identifies the bundle."""
+        """Return the canonical bytes, whose digest identifies the bundle."""
         return orjson.dumps(self.model_dump(by_alias=True, exclude_defaults=False), option=orjson.OPT_SORT_KEYS)
 
     @property
@@ -335,31 +338,30 @@ def read_manifest(content: Buffer, digest: str | None = None) -> Manifest:
     """Read a manifest.
 
     Args:
-        digest: what its bytes must have, if it is known.
-    Raises: BadManifest: it is too large, does not have that digest, is not canonical, is of another schema, or does not
-        hold together.
+        digest: expected digest of its bytes, if known.
+    Raises: BadManifest: it is too large, has another digest, is not canonical, has another schema, or is inconsistent.
     """
     if len(content) > LARGEST_MANIFEST:
         raise BadManifest(
             f"The manifest has {len(content):,} bytes, more than {LARGEST_MANIFEST:,}",
-            remedy="Build the model again; a manifest lists files and does not hold them.",
+            remedy="Build the bundle again; a manifest lists files, but does not contain them.",
         )
     if digest is not None and digest_of(content) != digest:
         raise BadManifest(
             f"The manifest is {digest_of(content)}, not {digest}",
-            remedy="It was changed or damaged on its way: fetch the model again, from another source if that does not help.",
+            remedy="It was changed or damaged in transit: fetch the model again, if necessary from another origin.",
         )
     if not _canonical(content):
         raise BadManifest(
-            "The manifest is no JSON with its keys in order, each once, and numbers that are some",
-            remedy="It was edited, or damaged: fetch it again, or build the model again.",
+            "The manifest is not canonical JSON: sorted keys without duplicates, no spaces, finite numbers",
+            remedy="It was edited or damaged: fetch it again, or build the bundle again.",
         )
     try:
         return Manifest.model_validate_json(bytes(content))
     except ValidationError as error:
         raise BadManifest(
-            f"The manifest cannot be used: {first_problem(error, 'manifest')}",
-            remedy="Build the model with this version of Hedgerow, or update the one that reads it.",
+            f"The manifest is invalid: {first_problem(error, 'manifest')}",
+            remedy="Build the bundle with this version of Hedgerow, or update Hedgerow where it is read.",
         ) from error
 
 

@@ -1,11 +1,11 @@
-"""What a model's file says about itself: `hedgerow.*`, and what others write. And what a manifest says in its place.
+"""Metadata in model files: keys of Hedgerow and of common exporters, and the keys that a manifest adds for stages.
 
 | key | becomes |
 |---|---|
-| `hedgerow.name`, `.version`, `.description`, `.licence`, `.author`, `.labels`, `.training_data` | the manifest's own |
+| `hedgerow.name`, `.version`, `.description`, `.licence`, `.author`, `.labels`, `.training_data` | the manifest's field |
 | `hedgerow.…` | a parameter of that name |
 | `names` (Ultralytics), `character` (PaddleOCR) | labels |
-| `description`, `author`, `license` | the manifest's own, if the licence is an SPDX expression |
+| `description`, `author`, `license` | the manifest's field, if the licence is an SPDX expression |
 | `task`, `stride`, `imgsz` (Ultralytics) | parameters |
 """
 
@@ -26,55 +26,55 @@ _PARAMETERS: Final = ("task", "stride", "imgsz")
 
 
 def read_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Fields of a recipe that a model's metadata has something to say about."""
-    said: dict[str, Any] = {}
+    """Return the recipe fields that a model's metadata contains."""
+    fields: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
     for key in _PARAMETERS:
         if key in metadata:
             parameters[key] = _value(metadata[key])
     for key in ("description", "author"):
         if metadata.get(key):
-            said[key] = metadata[key]
+            fields[key] = metadata[key]
     if is_spdx(metadata.get("license", "")):
-        said["licence"] = metadata["license"]
+        fields["licence"] = metadata["license"]
     for key in ("names", "character"):
         if labels := _labels(metadata.get(key, "")):
-            said["labels"] = labels
+            fields["labels"] = labels
     for key, text in metadata.items():
         own = key.removeprefix(PREFIX)
         if own == key:
             continue
         if own in _OWN:
-            said[own] = text
+            fields[own] = text
         elif own == "labels":
-            said["labels"] = _labels(text)
+            fields["labels"] = _labels(text)
         else:
             parameters[own] = _value(text)
     if parameters:
-        said["parameters"] = parameters
-    return said
+        fields["parameters"] = parameters
+    return fields
 
 
 def metadata_of(manifest: Manifest) -> dict[str, str]:
-    """What a manifest says to stages, as a model's file would: labels and parameters, by `hedgerow.NAME`.
+    """Return a manifest's labels and parameters as metadata for stages, by `hedgerow.NAME`.
 
-    An author's word goes over the file's, and a form that was converted may have lost what the file said.
+    They override the file's metadata, which conversion may also have lost.
     """
-    said = {name: _text(value) for name, value in manifest.parameters.items()}
+    fields = {name: _text(value) for name, value in manifest.parameters.items()}
     if manifest.labels:
-        said["labels"] = json.dumps(manifest.labels, ensure_ascii=False)
-    return {f"{PREFIX}{name}": text for name, text in said.items()}
+        fields["labels"] = json.dumps(manifest.labels, ensure_ascii=False)
+    return {f"{PREFIX}{name}": text for name, text in fields.items()}
 
 
 def _text(value: Any) -> str:
-    """What `_value` reads again as that: a text as it is, if it does not look like something else."""
+    """Return a text that `_value` reads back: a string unchanged, unless it would be read as something else."""
     if isinstance(value, str) and _value(value) == value:
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
 def _labels(text: str) -> tuple[str, ...]:
-    """A list or a mapping by index, as JSON or as Python writes it; else lines."""
+    """Parse labels: a list or a mapping by index, in JSON or Python syntax, or else lines."""
     value = _value(text)
     if isinstance(value, Mapping):
         try:
@@ -87,7 +87,7 @@ def _labels(text: str) -> tuple[str, ...]:
 
 
 def _value(text: str) -> Any:
-    """What a text stands for: JSON, a Python literal, or itself. Nothing in it is run."""
+    """Parse a text as JSON or as a Python literal, without running code; return it unchanged if it is neither."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)

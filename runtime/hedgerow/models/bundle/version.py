@@ -1,4 +1,4 @@
-"""A version of a model that lies on this node's disk, checked, and which of its variants is to run here. Pure."""
+"""A verified model version on this node's disk, and the choice of its variant. Pure."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from hedgerow.wire.fleet import ModelRef
 
 
 class DamagedModel(ModelError):
-    """A version's file is not what its manifest says."""
+    """A version's file does not match its manifest."""
 
     code = "wrong-digest"
 
-    def __init__(self, candidate: ModelVersion, digest: str) -> None:
+    def __init__(self, version: ModelVersion, digest: str) -> None:
         super().__init__(
-            f"The file of {candidate.ref} is {digest}, not {candidate.variant.model_digest}",
-            remedy="The disk has damaged it. What is damaged of it is fetched again with the next desired document; if that "
-            "happens often, replace the disk.",
+            f"The file of {version.ref} is {digest}, not {version.variant.model_digest}",
+            remedy="The file is damaged on disk. The next desired document makes the node fetch the damaged parts again; if "
+            "this happens often, replace the disk.",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A version that could serve.
+    """A version that can serve.
 
     Attributes:
         name: the model's name in the node's file.
-        ref: which version of which bundle.
-        manifest: of that bundle.
-        variant: the one to run.
-        folder: where the bundle's files are; each has been checked.
+        ref: name, version and digest of the bundle.
+        manifest: manifest of the bundle.
+        variant: the variant to run.
+        folder: folder of the bundle's files, all of them verified.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ModelVersion:
         return self.folder / self.variant.files[0].path
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for another process of this node."""
+        """Return plain values, to send to another process of this node."""
         return {
             "name": self.name,
             "ref": self.ref.model_dump(),
@@ -61,42 +61,42 @@ class ModelVersion:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ModelVersion:
-        """What `as_dict` was called on."""
+        """Create a version from the values of `as_dict`."""
         manifest = Manifest.model_validate_json(fields["manifest"])
         variant = manifest.variant(fields["variant"])
         return cls(fields["name"], ModelRef.model_validate(fields["ref"]), manifest, variant, Path(fields["folder"]))
 
     def config(self, local: ModelConfig) -> ModelConfig:
-        """How to run it: as the manifest says, but for what the node's file says otherwise.
+        """Return the configuration to run it: the manifest's settings, overridden by the node's file.
 
         Args:
-            local: what the node's file says of this model.
+            local: this model's settings in the node's file.
         """
-        said = local.model_dump(include=local.model_fields_set)
-        return ModelConfig.model_validate({**self.manifest.serving, **said, "path": str(self.path)})
+        overrides = local.model_dump(include=local.model_fields_set)
+        return ModelConfig.model_validate({**self.manifest.serving, **overrides, "path": str(self.path)})
 
 
 def choose_variant(manifest: Manifest, backends: Mapping[str, Sequence[str]], free_bytes: int | None) -> Variant:
-    """The variant to run here: the first in the manifest's order whose needs are met.
+    """Return the first variant in the manifest's order whose requirements this machine meets.
 
     Args:
-        backends: devices by backend, as they are here.
-        free_bytes: memory there is; None: nobody knows.
-    Raises: DeviceMissing: none can run here; the message says why each cannot.
+        backends: this machine's devices by backend.
+        free_bytes: free memory; None: unknown.
+    Raises: DeviceMissing: no variant can run here; the message gives the reason for each.
     """
     reasons = []
     for variant in manifest.variants:
         needs = variant.needs
-        there = [name for name in needs.backends if name in backends]
-        if not there:
+        installed = [name for name in needs.backends if name in backends]
+        if not installed:
             reasons.append(f"{variant.name} needs {' or '.join(needs.backends)}")
-        elif not any(device in backends[name] for name in there for device in needs.devices):
+        elif not any(device in backends[name] for name in installed for device in needs.devices):
             reasons.append(f"{variant.name} needs {' or '.join(needs.devices)}")
         elif free_bytes is not None and needs.memory_bytes > free_bytes:
-            reasons.append(f"{variant.name} needs {needs.memory_bytes:,} bytes of memory, and {free_bytes:,} are free")
+            reasons.append(f"{variant.name} needs {needs.memory_bytes:,} bytes of memory, but {free_bytes:,} are free")
         else:
             return variant
     raise DeviceMissing(
-        f"No variant of {manifest.name} {manifest.version} can run here: {'; '.join(reasons)}",
-        remedy="Build the model with a variant for this hardware, or choose nodes that have what it needs.",
+        f"No variant of {manifest.name} {manifest.version} can run on this machine: {'; '.join(reasons)}",
+        remedy="Build the model with a variant for this hardware, or choose nodes that meet its requirements.",
     )

@@ -1,1 +1,1 @@
-"""How a version behaves while it serves: drift, canary analysis, quarantine. Pure."""
+"""Monitoring of versions that serve: drift, canary analysis, quarantine."""

@@ -1,11 +1,12 @@
-"""Whether a version that serves is to be kept, taken back, or watched for longer. Pure.
+"""Canary analysis: decides whether to keep, roll back or further observe a version that serves. Pure.
 
 Rules:
-- What it is judged by is what it does to live frames, against limits that the policy sets and the version before it.
-- It is taken back as soon as a limit is broken beyond what more frames could mend, and kept no sooner than its time is over.
-- How its outputs are spread is looked at when its time is over: what comes one after the other is alike, so a few seconds of
-  a stream may be all speech or all silence.
-- A version that too few frames have gone through has shown nothing: after ten times its time it is taken back.
+- A version is judged by its effect on live frames, against the policy's limits and the previous version.
+- It is rolled back as soon as it exceeds a limit by more than further frames could compensate, and kept only after the
+  observation period.
+- Shifts of its outputs are judged only at the end of the period: consecutive frames are similar, so a few seconds of a
+  stream may be all speech or all silence.
+- A version without enough frames after ten periods is rolled back: it has not been tested.
 """
 
 from __future__ import annotations
@@ -19,35 +20,35 @@ from hedgerow.models.bundle.manifest import Distribution
 from hedgerow.wire.fleet import SwapPolicy
 
 CRASHED: Final = "crashed"
-"""The code of a version that brings processes down."""
+"""Code for a version that crashes processes."""
 
-PATIENCE: Final = 10
-"""Times its probation that a version is waited for to be given frames."""
+MAX_PERIODS: Final = 10
+"""Observation periods after which a version with too few frames is rolled back."""
 
-_LEAST_BATCHES: Final = 16
-"""Batches of one size that say how long it takes."""
+_MIN_BATCHES: Final = 16
+"""Batches of one size needed to compare their duration."""
 
 _CRASHES: Final = 2
-"""Crashes of workers that are no accident: a list that brings a worker down is run again, and does so once more."""
+"""Crashes of workers that are not accidental: a frame list that crashes a worker is run again, and crashes the next one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """What a version has done so far.
+    """Measurements of a version so far.
 
     Attributes:
-        elapsed_s: since it began to serve.
+        elapsed_s: time since it started to serve.
         frames: frames it has run.
         failures: frames it failed on.
-        failures_before: share of its frames that the version before failed on.
-        not_finite: frames whose outputs hold NaN or infinity where the author's samples had none.
-        crashes: times that workers which run it ended.
-        crashes_before: times that those of the version before did, since they were watched.
-        slowdown: times the old one's time a frame; None: too little is known of one of them.
-        shift: by output, how far its distribution is from the baseline, above what the old one and chance explain.
-        growth_bytes: memory that the node has gained meanwhile, its workers among it.
+        failures_before: share of frames on which the previous version failed.
+        not_finite: frames with NaN or infinity in outputs where the author's samples had none.
+        crashes: crashes of workers that run it.
+        crashes_before: crashes of workers that run the previous version, during the observation.
+        slowdown: its time per frame relative to the previous version's; None: not enough batches of one of them.
+        shift: by output, its shift from the baseline, less the previous version's shift and chance.
+        growth_bytes: memory growth of the node and its workers.
         compared: outputs of a shadow that were compared.
-        disagreed: those of them that differed by more than the tolerance.
+        disagreed: compared outputs that differed by more than the tolerance.
     """
 
     elapsed_s: float = 0.0
@@ -64,20 +65,21 @@ class Measures:
     disagreed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """For a report."""
+        """Return plain values, for events and reports."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class CanaryVerdict:
-    """What is to be done: `keep` it, `take-back`, or `wait`.
+    """Decision about a version.
 
     Attributes:
-        code: which limit it broke, kebab-case; empty if none.
-        reason: that in a sentence, with the numbers.
+        action: keep the version, roll it back, or wait and observe it further.
+        code: the limit it exceeded, in kebab case; empty: none.
+        reason: explanation with the numbers.
     """
 
-    act: Literal["keep", "take-back", "wait"]
+    action: Literal["keep", "roll-back", "wait"]
     code: str = ""
     reason: str = ""
 
@@ -89,62 +91,66 @@ def judge(policy: SwapPolicy, measures: Measures, period_s: float | None = None)
     """Decide on a version.
 
     Args:
-        period_s: how long it is to be watched; None: the policy's probation.
+        period_s: observation period; None: the policy's probation.
     """
     period_s = policy.probation_s if period_s is None else period_s
-    broken = _broken(policy, measures)
-    if broken is not None:
-        return broken
+    exceeded = _exceeded_limit(policy, measures)
+    if exceeded is not None:
+        return exceeded
     if measures.elapsed_s < period_s:
         return _WAIT
     if measures.frames >= policy.min_frames:
         return _shifted(policy, measures) or CanaryVerdict("keep")
-    if measures.elapsed_s < PATIENCE * period_s:
+    if measures.elapsed_s < MAX_PERIODS * period_s:
         return _WAIT
     return CanaryVerdict(
-        "take-back",
+        "roll-back",
         "too-few-frames",
-        f"it was given {measures.frames} frames in {measures.elapsed_s:.0f} s, fewer than `min_frames: {policy.min_frames}`",
+        f"it ran {measures.frames} frames in {measures.elapsed_s:.0f} s, fewer than `min_frames: {policy.min_frames}`",
     )
 
 
-def _broken(policy: SwapPolicy, measures: Measures) -> CanaryVerdict | None:
+def _exceeded_limit(policy: SwapPolicy, measures: Measures) -> CanaryVerdict | None:
     frames = max(measures.frames, policy.min_frames, 1)
-    most = policy.max_error_share * frames
+    max_errors = policy.max_error_share * frames
     if measures.crashes >= _CRASHES and not measures.crashes_before:
         return CanaryVerdict(
-            "take-back", CRASHED, f"workers that run it crashed {measures.crashes} times, and not before"
+            "roll-back", CRASHED, f"its workers crashed {measures.crashes} times, the previous version's did not"
         )
-    if measures.not_finite > most:
+    if measures.not_finite > max_errors:
         return CanaryVerdict(
-            "take-back",
+            "roll-back",
             "not-finite",
-            f"outputs of {measures.not_finite} of {measures.frames} frames hold NaN or infinity",
+            f"outputs of {measures.not_finite} of {measures.frames} frames have NaN or infinity, "
+            f"more than `max_error_share: {policy.max_error_share:g}` allows",
         )
-    if measures.failures > most + measures.failures_before * frames:
+    if measures.failures > max_errors + measures.failures_before * frames:
         return CanaryVerdict(
-            "take-back",
+            "roll-back",
             "errors",
-            f"it failed on {measures.failures} of {measures.frames} frames, "
-            f"with `max_error_share: {policy.max_error_share:g}` and {measures.failures_before:.2%} before",
+            f"it failed on {measures.failures} of {measures.frames} frames, more than "
+            f"`max_error_share: {policy.max_error_share:g}` plus the previous version's {measures.failures_before:.2%}",
         )
     if measures.disagreed > policy.max_disagreement * max(measures.compared, policy.min_frames, 1):
         return CanaryVerdict(
-            "take-back",
+            "roll-back",
             "disagrees",
-            f"{measures.disagreed} of {measures.compared} outputs differ from the serving version's by more than the tolerance",
+            f"{measures.disagreed} of {measures.compared} outputs differ from the serving version's by more than the "
+            f"tolerance; `max_disagreement: {policy.max_disagreement:g}`",
         )
     if measures.slowdown is not None and measures.slowdown > policy.max_slowdown:
         return CanaryVerdict(
-            "take-back",
+            "roll-back",
             "slower",
-            f"it takes {measures.slowdown:.1f} times as long as the version before, with `max_slowdown: {policy.max_slowdown:g}`",
+            f"it takes {measures.slowdown:.1f} times as long as the previous version; "
+            f"`max_slowdown: {policy.max_slowdown:g}`",
         )
     if measures.growth_bytes > policy.max_growth_bytes:
         return CanaryVerdict(
-            "take-back",
+            "roll-back",
             "memory-growth",
-            f"the node has gained {measures.growth_bytes:,} bytes, more than `max_growth_bytes: {policy.max_growth_bytes}`",
+            f"the node's memory grew by {measures.growth_bytes:,} bytes, more than "
+            f"`max_growth_bytes: {policy.max_growth_bytes}`",
         )
     return None
 
@@ -153,52 +159,51 @@ def _shifted(policy: SwapPolicy, measures: Measures) -> CanaryVerdict | None:
     for name, moved in measures.shift.items():
         if moved > policy.max_shift:
             return CanaryVerdict(
-                "take-back",
+                "roll-back",
                 "shifted",
-                f"values of {name} are {moved:.2f} away from the baseline, with `max_shift: {policy.max_shift:g}`",
+                f"values of {name} have shifted by {moved:.2f} from the baseline; `max_shift: {policy.max_shift:g}`",
             )
     return None
 
 
 def slowdown(old: Mapping[int, Sequence[float]], new: Mapping[int, Sequence[float]]) -> float | None:
-    """How many times as long a version takes as the one before; None: too little is known.
+    """Return a version's time relative to the previous version's; None: not enough batches.
 
-    The quickest quarter is compared, batch size by batch size: another load, or neighbours that take the cores, make some
-    batches slow, and a slow model makes all of them slow. For a size that the old one has not seen, what it would have
-    taken is guessed high.
+    The first quartile is compared for each batch size: a changed load, or other processes on the cores, slow down some
+    batches, but a slow model slows down all of them. For a size that the previous version has not run, its time is
+    overestimated.
 
     Args:
         old, new: seconds of batches, by rows.
     """
-    known = {rows: _quick(times) for rows, times in old.items() if len(times) >= _LEAST_BATCHES}
-    took = expected = 0.0
+    known = {rows: _quartile(times) for rows, times in old.items() if len(times) >= _MIN_BATCHES}
+    actual_s = expected_s = 0.0
     for rows, times in new.items():
-        if len(times) >= _LEAST_BATCHES and known:
-            took += _quick(times) * len(times)
-            expected += _expected(known, rows) * len(times)
-    return took / expected if expected else None
+        if len(times) >= _MIN_BATCHES and known:
+            actual_s += _quartile(times) * len(times)
+            expected_s += _expected_time(known, rows) * len(times)
+    return actual_s / expected_s if expected_s else None
 
 
-def _quick(times: Sequence[float]) -> float:
-    """What a quarter of these does not take longer than."""
+def _quartile(times: Sequence[float]) -> float:
     return sorted(times)[len(times) // 4]
 
 
-def _expected(known: Mapping[int, float], rows: int) -> float:
-    as_large = [size for size in known if size >= rows]
-    if as_large:
-        return known[min(as_large)]
+def _expected_time(known: Mapping[int, float], rows: int) -> float:
+    at_least = [size for size in known if size >= rows]
+    if at_least:
+        return known[min(at_least)]
     largest = max(known)
     return known[largest] * rows / largest
 
 
 def excess_shift(baseline: Distribution, counts: Sequence[int], samples: int, frames: int) -> float:
-    """How far values are from a baseline, above what chance explains.
+    """Return the shift of values from a baseline, less the shift expected by chance.
 
     Args:
-        counts: values by bin of the baseline.
-        samples: the author's, that the baseline is of.
-        frames: that the counts are of. The values of one frame have much in common, so frames count, not values.
+        counts: number of values by bin of the baseline.
+        samples: number of samples behind the baseline.
+        frames: number of frames behind the counts. Values of one frame are correlated, so frames count, not values.
     """
     if not samples or not frames or not sum(counts):
         return 0.0

@@ -1,7 +1,6 @@
-"""Whether a version of a model can take another's place in stages that are set up already. Pure.
+"""Checks that a model version can replace another in stages that are already set up. Pure.
 
-Stages look at a model's inputs and outputs when they are set up, and never again: names, types, sizes, batch axes. What
-they have seen must stay true.
+Stages read a model's inputs and outputs only when they are set up: names, types, sizes, batch axes. These must stay valid.
 """
 
 from __future__ import annotations
@@ -14,32 +13,35 @@ from hedgerow.stage import ModelSignature
 
 
 class IncompatibleVersion(ModelError):
-    """A version of a model does not fit the stages that would use it."""
+    """A model version does not fit the stages that would use it."""
 
     code = "incompatible-version"
 
     def __init__(self, model: str, version: str, why: Iterable[str]) -> None:
         super().__init__(
-            f"Model {model} cannot go over to {version} as its pipelines are: {'; '.join(why)}",
-            remedy="Change the pipeline along with it: `pipelines:` of the same desired document, or of the rollout.",
+            f"{version} does not fit the pipelines that use model {model}: {'; '.join(why)}",
+            remedy="Change the pipelines in the same step: `pipelines:` in the rollout, or in the desired document.",
         )
 
 
-def misfits(old: ModelSignature, new: ModelSignature) -> list[str]:
-    """Why stages that were set up for one version cannot use another; empty if they can.
+def incompatibilities(old: ModelSignature, new: ModelSignature) -> list[str]:
+    """Return why stages set up for one version cannot use another; empty: they can.
 
-    An input may become more open and an output more exact. Hidden state may have other sizes: it begins at zero again.
+    A fixed dimension of an input may become dynamic, a dynamic one of an output fixed. Hidden state may have other sizes,
+    since it starts at zero again.
     """
     why = []
     if dict(old.state) != dict(new.state):
-        why.append(f"its hidden state is {_moves(new.state)}, it was {_moves(old.state)}")
+        why.append(f"its hidden state is {_describe_state(new.state)}, was {_describe_state(old.state)}")
     why += _differing("input", old.inputs, new.inputs, old, new, hidden=old.state.keys())
-    there = {spec.name for spec in new.inputs}
-    why += [f"it has no input {spec.name}" for spec in old.inputs if spec.name not in there]
+    inputs = {spec.name for spec in new.inputs}
+    why += [f"it has no input {spec.name}" for spec in old.inputs if spec.name not in inputs]
     known = {spec.name for spec in old.inputs}
-    why += [f"it takes {spec}, which nobody gives it" for spec in new.inputs if spec.name not in known]
-    there = {spec.name for spec in new.outputs}
-    why += [f"it has no output {spec.name}" for spec in old.outputs if spec.name not in there]
+    why += [
+        f"it has the new input {spec}, which stages do not provide" for spec in new.inputs if spec.name not in known
+    ]
+    outputs = {spec.name for spec in new.outputs}
+    why += [f"it has no output {spec.name}" for spec in old.outputs if spec.name not in outputs]
     why += _differing("output", old.outputs, new.outputs, old, new, hidden=old.state.values())
     return why
 
@@ -60,23 +62,23 @@ def _differing(
             continue
         axis, other = old.batch_axis.get(was.name, 0), new.batch_axis.get(was.name, 0)
         if axis != other and was.shape:
-            yield f"its {kind} {was.name} is stacked on axis {other}, it was {axis}"
-        elif was.dtype != now.dtype or (was.name not in hidden and not _takes(kind, was, now, axis)):
-            yield f"its {kind} is {now}, it was {was}"
+            yield f"its {kind} {was.name} has batch axis {other}, was {axis}"
+        elif was.dtype != now.dtype or (was.name not in hidden and not _accepts(kind, was, now, axis)):
+            yield f"its {kind} is {now}, was {was}"
 
 
-def _takes(kind: str, was: TensorSpec, now: TensorSpec, axis: int) -> bool:
-    """Whether what fitted one tensor fits another; the batch axis is the slot's business."""
-    if kind == "output" and not (was.shape and now.shape):  # a backend that does not know says nothing
+def _accepts(kind: str, was: TensorSpec, now: TensorSpec, axis: int) -> bool:
+    """Return whether arrays that fitted one tensor fit another; the batch axis is left to the slot."""
+    if kind == "output" and not (was.shape and now.shape):  # a backend did not know the shape
         return True
     if len(was.shape) != len(now.shape):
         return False
     for place, (before, after) in enumerate(zip(was.shape, now.shape, strict=True)):
-        open_end = after if kind == "input" else before
-        if place != axis and before != after and open_end is not None:
+        wider = after if kind == "input" else before
+        if place != axis and before != after and wider is not None:
             return False
     return True
 
 
-def _moves(state: Mapping[str, str]) -> str:
+def _describe_state(state: Mapping[str, str]) -> str:
     return ", ".join(f"{key} → {value}" for key, value in state.items()) or "none"

@@ -1,12 +1,13 @@
-"""Whether a version that serves still does as its author saw it do: looks at some of its live frames for as long as it serves.
+"""Drift detection: samples live frames of a serving version and compares them with its baseline.
 
-    batches ──now and then──▶ Lookout ──▶ Window (pure): values beside the baseline, and what is not finite, of late
+    batches ──some──▶ DriftMonitor ──▶ DriftWindow (pure): recent shift from the baseline, NaN and infinity
 
 Rules:
-- It may take a hundredth of the time: after each look it rests a hundred times as long as that took, so no idle hour is
-  saved up for a burst. A batch that comes meanwhile costs a glance at the clock, and none waits for another's look.
-- What comes one after the other is alike: a few seconds of a stream may be all speech or all silence. So a drift is not
-  known before a whole window has passed, and then it is of one window to two. What is not finite shows at once.
+- Sampling takes at most 1 % of the time: after each sampled batch it pauses a hundred times as long as that took. So idle
+  hours do not add up to a burst. A batch during a pause costs a look at the clock, and no batch waits for another's
+  sampling.
+- Consecutive frames are similar: a few seconds of a stream may be all speech or all silence. So drift is not known before
+  a full window has passed, and then covers one to two windows. NaN and infinity are reported at once.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from hedgerow.models.monitor.output_statistics import OutputStatistics, not_fini
 from hedgerow.models.session.signature import Signature
 
 WINDOW_S: Final = 60.0
-"""Shortest time that a drift is of."""
+"""Shortest duration of a window."""
 
-LEAST_FRAMES: Final = 100
-"""Fewest frames that it is of; where frames are rare, it takes longer than the window."""
+MIN_FRAMES: Final = 100
+"""Fewest frames in a window; if frames are rare, windows last longer."""
 
 _SHARE: Final = 0.01
-"""Of the time, that looking may take."""
+"""Largest share of the time spent on sampling."""
 
 
 @dataclass(frozen=True, slots=True)
 class DriftReport:
-    """What was seen of a model of late.
+    """Recent observations of a model.
 
     Attributes:
-        looked_at: frames.
-        not_finite: those of them whose outputs hold what the author's samples gave none of.
-        drift: how far the values of the output that has moved most are from the baseline; None: not known.
-        input_drift: the same of what came in.
+        looked_at: number of sampled frames.
+        not_finite: sampled frames with NaN or infinity in outputs where the author's samples had none.
+        drift: largest shift of an output from the baseline; None: not known yet.
+        input_drift: the same for inputs.
     """
 
     looked_at: int = 0
@@ -49,53 +50,53 @@ class DriftReport:
     input_drift: float | None = None
 
 
-class _Half:
-    """What was gathered since a moment."""
+class _HalfWindow:
+    """Statistics since a point in time."""
 
-    def __init__(self, baseline: Baseline, fit: Signature, began: float) -> None:
-        self.began = began
+    def __init__(self, baseline: Baseline, signature: Signature, started_at: float) -> None:
+        self.started_at = started_at
         self.frames = 0
         self.not_finite = 0
-        self.inputs = OutputStatistics(baseline.inputs, baseline.samples, fit.axes)
-        self.outputs = OutputStatistics(baseline.outputs, baseline.samples, fit.output_axes)
+        self.inputs = OutputStatistics(baseline.inputs, baseline.samples, signature.axes)
+        self.outputs = OutputStatistics(baseline.outputs, baseline.samples, signature.output_axes)
 
 
 class DriftWindow:
-    """The last frames of a model, beside its baseline: it is told the time. Pure.
+    """Statistics of a model's recent frames. Pure: the caller passes the time.
 
-    Two halves take turns. When the newer one has lasted long enough, it becomes the older one, and the older one goes.
+    It has two halves. When the newer one is complete, it replaces the older one.
 
     Args:
-        fit: the model's batch axes.
-        length_s, least_frames: how much makes a half.
+        signature: provides the batch axes.
+        length_s, min_frames: size of a half.
     """
 
-    def __init__(self, baseline: Baseline, fit: Signature, *, length_s: float, least_frames: int) -> None:
+    def __init__(self, baseline: Baseline, signature: Signature, *, length_s: float, min_frames: int) -> None:
         self._baseline = baseline
-        self._fit = fit
+        self._signature = signature
         self._length_s = length_s
-        self._least_frames = least_frames
-        self._older: _Half | None = None
-        self._newer: _Half | None = None
+        self._min_frames = min_frames
+        self._older: _HalfWindow | None = None
+        self._newer: _HalfWindow | None = None
 
     def add(self, at: float, batch: Mapping[str, Array], outputs: Mapping[str, Array], rows: int) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
-            at: seconds of a clock that does not jump.
-            rows: frames in it; what is more is padding.
+            at: seconds on a monotonic clock.
+            rows: number of frames; further rows are padding.
         """
         half = self._newer
-        if half is None or (at - half.began >= self._length_s and half.frames >= self._least_frames):
-            self._older, half = half, _Half(self._baseline, self._fit, at)
+        if half is None or (at - half.started_at >= self._length_s and half.frames >= self._min_frames):
+            self._older, half = half, _HalfWindow(self._baseline, self._signature, at)
             self._newer = half
         half.frames += rows
-        half.not_finite += not_finite_rows(outputs, self._fit.output_axes, self._baseline.outputs, rows)
+        half.not_finite += not_finite_rows(outputs, self._signature.output_axes, self._baseline.outputs, rows)
         half.inputs.add(batch, rows)
         half.outputs.add(outputs, rows)
 
-    def seen(self) -> DriftReport:
-        """What it has come to."""
+    def report(self) -> DriftReport:
+        """Return the observations of both halves."""
         older, newer = self._older, self._newer
         if newer is None:
             return DriftReport()
@@ -104,50 +105,52 @@ class DriftWindow:
         return DriftReport(
             older.frames + newer.frames,
             older.not_finite + newer.not_finite,
-            _most(newer.outputs.shift(older.outputs)),
-            _most(newer.inputs.shift(older.inputs)),
+            _largest(newer.outputs.shift(older.outputs)),
+            _largest(newer.inputs.shift(older.inputs)),
         )
 
 
 class DriftMonitor:
-    """An observer of an engine whose bundle has a baseline, for as long as it serves.
+    """Observer of an engine whose bundle has a baseline, for as long as it serves.
 
     Args:
-        fit: the model's batch axes.
-        clock: seconds that do not jump.
+        signature: provides the batch axes.
+        clock: monotonic clock, in seconds.
     """
 
-    def __init__(self, baseline: Baseline, fit: Signature, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, baseline: Baseline, signature: Signature, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._baseline = baseline
-        self._fit = fit
+        self._signature = signature
         self._clock = clock
         self._lock = threading.Lock()
-        self._rests_until: float
-        self.forget()
+        self._paused_until: float
+        self.reset()
 
     def __call__(self, batch: Mapping[str, Array], outputs: Mapping[str, Array], rows: int, took_s: float) -> None:
-        """See one batch that ran, if it is time for it."""
-        began = self._clock()
-        if began < self._rests_until or not self._lock.acquire(blocking=False):
+        """Sample a batch that has run, unless sampling is paused."""
+        started = self._clock()
+        if started < self._paused_until or not self._lock.acquire(blocking=False):
             return
         try:
-            self._window.add(began, batch, outputs, rows)
+            self._window.add(started, batch, outputs, rows)
             ended = self._clock()
-            self._rests_until = ended + (ended - began) / _SHARE
+            self._paused_until = ended + (ended - started) / _SHARE
         finally:
             self._lock.release()
 
-    def seen(self) -> DriftReport:
-        """What was seen of late."""
+    def report(self) -> DriftReport:
+        """Return recent observations."""
         with self._lock:
-            return self._window.seen()
+            return self._window.report()
 
-    def forget(self) -> None:
-        """Begin anew: what it saw was a rehearsal."""
+    def reset(self) -> None:
+        """Discard all observations, as after a warm-up."""
         with self._lock:
-            self._window = DriftWindow(self._baseline, self._fit, length_s=WINDOW_S, least_frames=LEAST_FRAMES)
-            self._rests_until = 0.0
+            self._window = DriftWindow(self._baseline, self._signature, length_s=WINDOW_S, min_frames=MIN_FRAMES)
+            self._paused_until = 0.0
 
 
-def _most(shifts: Mapping[str, float]) -> float | None:
+def _largest(shifts: Mapping[str, float]) -> float | None:
     return round(max(shifts.values()), 4) if shifts else None

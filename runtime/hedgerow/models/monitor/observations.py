@@ -1,4 +1,4 @@
-"""How a version behaves while it is watched, wherever it runs: in this process, or in workers that tell of it. Pure."""
+"""Observations of a version in this process and in workers, and their comparison with the previous version. Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hedgerow.models.monitor.canary_analysis import Measures, slowdown
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """What was seen of a version since it has been watched; two of them add up. Plain values, which go over a pipe.
+    """Observations of a version in one place; they can be added, and have plain values, to be sent over a pipe.
 
     Attributes:
-        frames: frames it was given.
-        failures: those it failed on.
-        not_finite: those whose outputs hold NaN or infinity where the author's samples had none.
-        crashes: times that a process it runs in ended while it had frames.
+        frames: frames it has received.
+        failures: frames it failed on.
+        not_finite: frames with NaN or infinity in outputs where the author's samples had none.
+        crashes: times that its worker ended while it had frames.
         recent_s: seconds of its last batches, by rows.
-        shift: by output, how far its values are from the baseline, above what chance explains.
-        growth_bytes: memory that a process of its own has gained; what the node gains is not in it.
+        shift: by output, its shift from the baseline, less chance.
+        growth_bytes: memory growth of its worker; the node's own growth is not included.
     """
 
     frames: int = 0
@@ -32,7 +32,7 @@ class Observations:
     growth_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """For the pipe; not copied, since it goes with every list."""
+        """Return plain values for the pipe; not copied, since they are sent with every frame list."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     def __add__(self, other: Observations) -> Observations:
@@ -48,24 +48,24 @@ class Observations:
         )
 
 
-def measure(elapsed_s: float, conducts: Iterable[tuple[Observations, Observations]], growth_bytes: int = 0) -> Measures:
-    """What a version is judged by.
+def measure(elapsed_s: float, observed: Iterable[tuple[Observations, Observations]], growth_bytes: int = 0) -> Measures:
+    """Return the measurements by which a version is judged.
 
     Args:
-        elapsed_s: since it began to serve.
-        conducts: wherever it serves, that of the version before and its own. Each place is compared with itself: another
-            process has other cores, and other frames.
-        growth_bytes: memory that the node's own process has gained.
+        elapsed_s: time since it started to serve.
+        observed: observations of the previous version and of this one, by process. Versions are compared within each
+            process, since another one has other cores and other frames.
+        growth_bytes: memory growth of the node's own process.
     """
     before, now = Observations(), Observations()
-    times: list[float] = []
-    moved: dict[str, float] = {}
-    for old, new in conducts:
+    slowdowns: list[float] = []
+    shifts: dict[str, float] = {}
+    for old, new in observed:
         before, now = before + old, now + new
-        if (times_as_long := slowdown(old.recent_s, new.recent_s)) is not None:
-            times.append(times_as_long)
-        for name, apart in new.shift.items():
-            moved[name] = max(moved.get(name, 0.0), apart - old.shift.get(name, 0.0))
+        if (factor := slowdown(old.recent_s, new.recent_s)) is not None:
+            slowdowns.append(factor)
+        for name, shift in new.shift.items():
+            shifts[name] = max(shifts.get(name, 0.0), shift - old.shift.get(name, 0.0))
     return Measures(
         elapsed_s=round(elapsed_s, 3),
         frames=now.frames,
@@ -74,7 +74,7 @@ def measure(elapsed_s: float, conducts: Iterable[tuple[Observations, Observation
         not_finite=now.not_finite,
         crashes=now.crashes,
         crashes_before=before.crashes,
-        slowdown=max(times, default=None),
-        shift=moved,
+        slowdown=max(slowdowns, default=None),
+        shift=shifts,
         growth_bytes=max(0, growth_bytes) + now.growth_bytes,
     )

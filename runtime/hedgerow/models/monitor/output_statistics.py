@@ -1,4 +1,4 @@
-"""What live frames show of a model's arrays: which rows are not finite, and how values are spread beside a baseline. Pure."""
+"""Statistics of a model's live arrays: rows that are not finite, and shifts from a baseline. Pure."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hedgerow.models.bundle.manifest import Distribution
 from hedgerow.models.monitor.canary_analysis import excess_shift
 
 _AT_MOST: Final = 4096
-"""Values looked at of one array of one batch."""
+"""Largest number of values to use per array and batch."""
 
 
 class OutputStatistics:
-    """Values of some tensors, by the bins of their baseline.
+    """Counts of tensors' values in the bins of their baseline.
 
     Args:
-        baseline: by tensor; those without bins are left out.
-        samples: the author's, that the baseline is of.
-        axes: the batch axis by tensor, where it is not 0; None: it has none.
+        baseline: distributions by tensor; those without bins are ignored.
+        samples: number of samples behind the baseline.
+        axes: batch axis by tensor, where it is not 0; None: the tensor has none.
 
     Attributes:
-        frames: that were gathered.
+        frames: number of frames added.
     """
 
     def __init__(self, baseline: Mapping[str, Distribution], samples: int, axes: Mapping[str, int | None]) -> None:
@@ -39,14 +39,14 @@ class OutputStatistics:
         }
 
     def __bool__(self) -> bool:
-        """Whether there is anything to gather."""
+        """Return whether any tensor has a baseline with bins."""
         return bool(self._values)
 
     def add(self, arrays: Mapping[str, Array], rows: int) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
-            rows: frames in it; what is more is padding.
+            rows: number of frames; further rows are padding.
         """
         self.frames += rows
         for name, values in self._values.items():
@@ -54,10 +54,10 @@ class OutputStatistics:
                 values.add(_rows(array, self._axes.get(name, 0), rows))
 
     def shift(self, before: OutputStatistics | None = None) -> dict[str, float]:
-        """By tensor, how far its values are from the baseline, above what chance explains.
+        """Return the shift from the baseline by tensor, less the shift expected by chance.
 
         Args:
-            before: of the same baseline, whose values count as well.
+            before: statistics with the same baseline, to be included.
         """
         frames = self.frames + (before.frames if before is not None else 0)
         shifts = {}
@@ -70,18 +70,18 @@ class OutputStatistics:
 
 
 def not_finite_rows(
-    outputs: Mapping[str, Array], axes: Mapping[str, int], known: Mapping[str, Distribution], rows: int
+    outputs: Mapping[str, Array], axes: Mapping[str, int], baseline: Mapping[str, Distribution], rows: int
 ) -> int:
-    """How many frames of a batch have outputs that hold NaN or infinity.
+    """Return the number of frames in a batch with NaN or infinity in their outputs.
 
     Args:
-        axes: the batch axis by output, where it is not 0.
-        known: the baseline; outputs that hold such values there may do so here.
-        rows: frames in the batch; what is more is padding.
+        axes: batch axis by output, where it is not 0.
+        baseline: outputs with such values in their baseline are ignored.
+        rows: number of frames in the batch; further rows are padding.
     """
     bad = np.zeros(rows, np.bool_)
     for name, array in outputs.items():
-        if array.dtype.kind != "f" or (name in known and known[name].not_finite):
+        if array.dtype.kind != "f" or (name in baseline and baseline[name].not_finite):
             continue
         axis = axes.get(name, 0)
         array = _rows(array, axis, rows)
@@ -99,7 +99,7 @@ def _finite(array: Array) -> bool:
 
 
 def _rows(array: Array, axis: int | None, rows: int) -> Array:
-    """Without padding."""
+    """Remove padding."""
     if axis is not None and axis < array.ndim and array.shape[axis] > rows:
         return array[(slice(None),) * axis + (slice(rows),)]
     return array

@@ -1,14 +1,14 @@
-"""Versions that are being tried, kept on disk: so that one which brings the process down is not tried for ever.
+"""Quarantine of versions that crash the node, with a log of trials on disk, so that the node does not try them for ever.
 
-Before each step that runs a version's code (load, golden, switch) the trial is written and synced. It is cleared when the
-version is kept or taken back. A trial that is still there when the node starts was interrupted in that step:
+Each step that runs a version's code (load, golden, switch) is recorded and synced before it starts. The record is cleared
+when the version is kept or rolled back. A record found at start means that the process ended in that step:
 
-- by a crash of native code, if that left its mark (`faulthandler` writes it while the process dies);
-- or by a power cut, a kill, the system's want of memory: nobody knows whose fault it was, so three count as a crash.
+- by a crash of native code, if `faulthandler` left a crash report while the process died;
+- or by a power cut, a kill or the OOM killer, perhaps through no fault of the version: three of these count as a crash.
 
-Workers that a version brings down are a crash of it as well, which this process lives to tell.
+Crashes of workers count too; the node survives these.
 
-As many crashes as are allowed, and the version is in quarantine. Being taken back in an orderly way counts as neither.
+A version that reaches `max_crashes` is quarantined. An orderly rollback does not count.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.monitor.canary_analysis import CRASHED
 from hedgerow.wire.fleet import Quarantined
 
-A_CRASH: Final = 3
-"""Ends that left no mark and count as much as a crash."""
+INTERRUPTIONS_PER_CRASH: Final = 3
+"""Interruptions without a crash report that count as one crash."""
 _FILE: Final = "trials.json"
-_MARK: Final = "crash.txt"
+_CRASH_REPORT: Final = "crash.txt"
 
 
 class _Attempt(BaseModel):
@@ -50,13 +50,13 @@ class _QuarantineState(BaseModel):
 
 
 class QuarantineLog:
-    """The trial counter of a node.
+    """The trials and the quarantine of a node.
 
     Args:
-        folder: where it is kept; made if it is not there.
-        max_crashes: crashes of a version that put it into quarantine.
+        folder: folder of the log; created if it does not exist.
+        max_crashes: crashes after which a version is quarantined.
     Attributes:
-        fresh: versions that were put into quarantine because of how the process ended before.
+        newly_quarantined: versions quarantined at this start, because of how the previous process ended.
     """
 
     def __init__(self, folder: Path, max_crashes: int = 1) -> None:
@@ -64,56 +64,56 @@ class QuarantineLog:
         self._max_crashes = max_crashes
         folder.mkdir(parents=True, exist_ok=True)
         self._state = self._read()
-        self._mark: IO[str] | None = None
-        self.fresh: list[Quarantined] = []
-        self._judge_the_interrupted()
+        self._crash_report: IO[str] | None = None
+        self.newly_quarantined: list[Quarantined] = []
+        self._evaluate_interrupted_trials()
 
     def quarantined(self) -> list[Quarantined]:
-        """Versions that are not to be tried again."""
+        """Return the quarantined versions, oldest first."""
         return sorted(self._state.quarantined.values(), key=lambda each: each.at)
 
-    def why_not(self, digest: str) -> Quarantined | None:
-        """Why a bundle is not to be tried; None: it may be."""
+    def find(self, digest: str) -> Quarantined | None:
+        """Return a bundle's quarantine entry; None: it is not quarantined."""
         return self._state.quarantined.get(digest)
 
-    def enter(self, candidate: ModelVersion, step: str) -> None:
-        """Note, on disk, that a step begins which may bring the process down."""
-        ref = candidate.ref
+    def start_trial(self, version: ModelVersion, step: str) -> None:
+        """Record on disk that a step starts which may crash the process."""
+        ref = version.ref
         trial = self._state.trials.get(ref.digest) or _Attempt(name=ref.name, version=ref.version, step=step, open=True)
         self._state.trials[ref.digest] = trial.model_copy(update={"step": step, "open": True})
         self._write()
-        self._watch_for_crashes()
+        self._start_crash_reports()
 
-    def leave(self, candidate: ModelVersion, *, passed: bool, crashed: str = "") -> Quarantined | None:
-        """Note that a trial is over and the process lives.
+    def end_trial(self, version: ModelVersion, *, passed: bool, crashed: str = "") -> Quarantined | None:
+        """Record that a trial has ended and the process survived.
 
         Args:
-            passed: the version was kept; what happened before is forgotten.
-            crashed: how it brought down processes of its own; empty: it did not.
-        Returns: that it is in quarantine from now on; None: it is not.
+            passed: the version was kept; its earlier crashes are forgotten.
+            crashed: how its workers crashed; empty: they did not.
+        Returns: the quarantine entry, if the version is now quarantined; else None.
         """
-        digest, fresh = candidate.ref.digest, None
+        digest, entry = version.ref.digest, None
         trial = self._state.trials.pop(digest, None)
         if trial is not None:
             trial = trial.model_copy(update={"open": False, "crashes": trial.crashes + bool(crashed)})
             if crashed and self._is_enough(trial):
-                fresh = self._quarantine(digest, trial, CRASHED, crashed)
+                entry = self._quarantine(digest, trial, CRASHED, crashed)
             elif not passed and (trial.crashes or trial.ends):
                 self._state.trials[digest] = trial
             self._write()
-        self._end_watch()
-        return fresh
+        self._stop_crash_reports()
+        return entry
 
     def release(self, digest: str) -> None:
-        """Let a version be tried again: somebody says so."""
+        """Release a version from quarantine, at an operator's request."""
         self._state.trials.pop(digest, None)
         if self._state.quarantined.pop(digest, None) is not None:
             self._write()
 
-    def _judge_the_interrupted(self) -> None:
-        mark = self._folder / _MARK
+    def _evaluate_interrupted_trials(self) -> None:
+        report = self._folder / _CRASH_REPORT
         try:
-            crash = mark.read_text(errors="replace").strip().partition("\n")[0]
+            crash = report.read_text(errors="replace").strip().partition("\n")[0]
         except OSError:
             crash = ""
         interrupted = {digest: trial for digest, trial in self._state.trials.items() if trial.open}
@@ -125,50 +125,50 @@ class QuarantineLog:
                 continue
             if crash:
                 times = f", {trial.crashes} times" if trial.crashes > 1 else ""
-                code, reason = CRASHED, f"the process crashed while it did {trial.step}{times}: {crash}"
+                code, reason = CRASHED, f"the process crashed in step `{trial.step}`{times}: {crash}"
             else:
                 times = str(trial.ends + trial.crashes)
                 code, reason = (
                     "interrupted",
-                    f"the process ended {times} times with it on trial, at last in {trial.step}",
+                    f"the process ended {times} times during its trial, the last time in step `{trial.step}`",
                 )
             del self._state.trials[digest]
-            self.fresh.append(self._quarantine(digest, trial, code, reason))
+            self.newly_quarantined.append(self._quarantine(digest, trial, code, reason))
         if interrupted:
             self._write()
-        mark.unlink(missing_ok=True)
+        report.unlink(missing_ok=True)
 
     def _is_enough(self, trial: _Attempt) -> bool:
-        return A_CRASH * trial.crashes + trial.ends >= A_CRASH * self._max_crashes
+        return INTERRUPTIONS_PER_CRASH * trial.crashes + trial.ends >= INTERRUPTIONS_PER_CRASH * self._max_crashes
 
     def _quarantine(self, digest: str, trial: _Attempt, code: str, reason: str) -> Quarantined:
-        self._state.quarantined[digest] = held = Quarantined(
+        self._state.quarantined[digest] = entry = Quarantined(
             digest=digest, name=trial.name, version=trial.version, code=code, reason=reason, at=time.time()
         )
-        return held
+        return entry
 
-    def _watch_for_crashes(self) -> None:
-        if self._mark is None:
-            self._mark = (self._folder / _MARK).open("w")
-            self._was_watched = faulthandler.is_enabled()
-            faulthandler.enable(self._mark, all_threads=False)
+    def _start_crash_reports(self) -> None:
+        if self._crash_report is None:
+            self._crash_report = (self._folder / _CRASH_REPORT).open("w")
+            self._faulthandler_was_enabled = faulthandler.is_enabled()
+            faulthandler.enable(self._crash_report, all_threads=False)
 
-    def _end_watch(self) -> None:
-        if self._mark is None:
+    def _stop_crash_reports(self) -> None:
+        if self._crash_report is None:
             return
         faulthandler.disable()
-        if self._was_watched and sys.__stderr__ is not None:
+        if self._faulthandler_was_enabled and sys.__stderr__ is not None:
             faulthandler.enable(sys.__stderr__)
-        self._mark.close()
-        self._mark = None
-        (self._folder / _MARK).unlink(missing_ok=True)
+        self._crash_report.close()
+        self._crash_report = None
+        (self._folder / _CRASH_REPORT).unlink(missing_ok=True)
 
     def _read(self) -> _QuarantineState:
         try:
             return _QuarantineState.model_validate_json((self._folder / _FILE).read_bytes())
         except FileNotFoundError:
             return _QuarantineState()
-        except (OSError, ValidationError):  # half a file cannot be: it was renamed into place; somebody wrote into it
+        except (OSError, ValidationError):  # writes are atomic, so something else has changed the file
             (self._folder / _FILE).rename(self._folder / f"{_FILE}.unreadable")
             return _QuarantineState()
 

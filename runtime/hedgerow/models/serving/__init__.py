@@ -1,1 +1,1 @@
-"""Where models serve: slots, their engines, and the pool of a node."""
+"""Serving models: slots, their engines, and the pool of a node."""

@@ -75,12 +75,12 @@ class Engine:
         self, name: str, source: ModelFile, config: ModelConfig, loaded: Loaded, candidate: ModelVersion | None = None
     ) -> None:
         session = loaded.session
-        fit = Signature(name, config, session.inputs, session.outputs)
+        signature = Signature(name, config, session.inputs, session.outputs)
         self.name = name
         self.source = source
         self.config = config
-        self.candidate = candidate
-        self.inputs = fit.inputs
+        self.model_version = candidate
+        self.inputs = signature.inputs
         self.outputs = session.outputs
         self.state: Mapping[str, str] = config.state
         self.batch_axis: Mapping[str, int] = config.batch_axis
@@ -90,13 +90,15 @@ class Engine:
         self.lists = 0
         self.since = time.time()
         baseline = candidate.manifest.baseline if candidate is not None else None
-        self._lookout = DriftMonitor(baseline, fit) if baseline is not None else None
-        self.observers: tuple[RequestObserver, ...] = () if self._lookout is None else (self._lookout,)
-        self._fit = fit
+        self._drift_monitor = DriftMonitor(baseline, signature) if baseline is not None else None
+        self.observers: tuple[RequestObserver, ...] = () if self._drift_monitor is None else (self._drift_monitor,)
+        self._signature = signature
         self._loaded = loaded
         self._session = session
-        self._sizes = (fit.fixed,) if fit.fixed is not None else session.batch_sizes if fit.batches else ()
-        self._combiner = Combiner(self._run, streams=session.streams, limit=fit.limit(loaded.max_batch))
+        self._sizes = (
+            (signature.fixed,) if signature.fixed is not None else session.batch_sizes if signature.batches else ()
+        )
+        self._combiner = Combiner(self._run, streams=session.streams, limit=signature.limit(loaded.max_batch))
         self._lock = threading.Lock()
         self._unbatched: str | None = None
         self._proven = False
@@ -106,11 +108,11 @@ class Engine:
         self._recent_s: dict[int, deque[float]] = {}
 
     def __str__(self) -> str:
-        return str(self.candidate.ref) if self.candidate is not None else self.source.path.name
+        return str(self.model_version.ref) if self.model_version is not None else self.source.path.name
 
     def infer_each(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array] | HedgerowError]:
         """Run the model on every request; see `ModelHandle.infer_each`."""
-        admit = self._fit.admit
+        admit = self._signature.admit
         outcomes: list[Any] = []
         for request in requests:
             try:
@@ -131,11 +133,11 @@ class Engine:
 
     def zero_state(self) -> dict[str, Array]:
         """Hidden state of a stream that has just begun, by input name."""
-        return self._fit.zero_state()
+        return self._signature.zero_state()
 
-    def carry_on_state(self, other: Engine) -> None:
+    def inherit_state(self, other: Engine) -> None:
         """Go on with the hidden state of the version before, if this one's manifest says that it can and shapes agree."""
-        said = self.candidate.manifest.parameters.get("state") if self.candidate is not None else None
+        said = self.model_version.manifest.parameters.get("state") if self.model_version is not None else None
         mine, theirs = self.zero_state(), other.zero_state()
         alike = mine.keys() == theirs.keys() and all(
             mine[key].shape == theirs[key].shape and mine[key].dtype == theirs[key].dtype for key in mine
@@ -144,9 +146,9 @@ class Engine:
             self.state_token = other.state_token
 
     @property
-    def fit(self) -> Signature:
+    def signature(self) -> Signature:
         """Its signature, seen through its configuration."""
-        return self._fit
+        return self._signature
 
     def recent_s(self) -> dict[int, tuple[float, ...]]:
         """Seconds that the backend took for its last batches, by rows."""
@@ -159,13 +161,13 @@ class Engine:
             self._recent_s.clear()
             self._batches.clear()
             self._busy_s, self._failures = 0.0, 0
-        if self._lookout is not None:
-            self._lookout.forget()
+        if self._drift_monitor is not None:
+            self._drift_monitor.reset()
 
     def info(self) -> ServedModel:
         """What it is and what it has done so far."""
-        session, loaded, candidate = self._session, self._loaded, self.candidate
-        seen = self._lookout.seen() if self._lookout is not None else DriftReport()
+        session, loaded, candidate = self._session, self._loaded, self.model_version
+        seen = self._drift_monitor.report() if self._drift_monitor is not None else DriftReport()
         with self._lock:
             batches, busy_s, failures = dict(sorted(self._batches.items())), self._busy_s, self._failures
         return ServedModel(
@@ -250,12 +252,12 @@ class Engine:
         self._combiner.portion.limit = 1
 
     def _infer(self, tickets: list[Ticket]) -> list[dict[str, Array]]:
-        fit = self._fit
+        signature = self._signature
         rows = [ticket.rows for ticket in tickets]
         total = sum(rows)
         padded = next((size for size in self._sizes if size >= total), total)
-        batch = batching.stack([ticket.request for ticket in tickets], fit.axes, padded - total)
-        batch.update(fit.constants)
+        batch = batching.stack([ticket.request for ticket in tickets], signature.axes, padded - total)
+        batch.update(signature.constants)
         began = time.perf_counter()
         outputs = self._session.run(batch)
         took = time.perf_counter() - began
@@ -270,7 +272,7 @@ class Engine:
             observe(batch, outputs, total, took)
         if len(tickets) == 1 and padded == total:
             return [outputs]
-        return batching.split(outputs, fit.output_axes, rows, padded)
+        return batching.split(outputs, signature.output_axes, rows, padded)
 
 
 def open_engine(

@@ -18,13 +18,13 @@ _SHARE: Final = 0.05
 
 
 class Observer:
-    """An observer of one engine, from when it is made until `end`."""
+    """An observer of one engine, from when it is made until `stop`."""
 
     def __init__(self, engine: Engine) -> None:
-        baseline = engine.candidate.manifest.baseline if engine.candidate is not None else None
+        baseline = engine.model_version.manifest.baseline if engine.model_version is not None else None
         self._engine = engine
         self._baseline = baseline or Baseline(samples=0)
-        self._axes = engine.fit.output_axes
+        self._axes = engine.signature.output_axes
         self._lock = threading.Lock()
         self._frames = 0
         self._not_finite = 0
@@ -65,7 +65,7 @@ class Observer:
         with self._lock:
             return self._gathered.shift()
 
-    def conduct(self) -> Observations:
+    def observations(self) -> Observations:
         """All of that."""
         return Observations(
             frames=self.frames,
@@ -75,6 +75,6 @@ class Observer:
             shift=self.shift(),
         )
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Look at no more."""
         self._engine.observers = tuple(each for each in self._engine.observers if each is not self)

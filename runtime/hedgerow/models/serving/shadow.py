@@ -38,7 +38,7 @@ _Batch = tuple[dict[str, Array], dict[str, Array], int]
 
 
 class Shadow:
-    """Runs a version beside the serving one, from when it is made until `end`.
+    """Runs a version beside the serving one, from when it is made until `stop`.
 
     Attributes:
         compared: frames whose outputs were compared.
@@ -53,10 +53,10 @@ class Shadow:
         self.failed = 0
         self.shed = 0
         self.worst = 0.0
-        self.watch = Observer(shadow)
+        self.observer = Observer(shadow)
         self._serving = serving
         self._shadow = shadow
-        self._tolerance = shadow.candidate.variant.tolerance if shadow.candidate is not None else Tolerance()
+        self._tolerance = shadow.model_version.variant.tolerance if shadow.model_version is not None else Tolerance()
         self._hidden = set(shadow.state.values())
         self._queue: Queue[_Batch | None] = Queue(WAITING)
         self._thread = threading.Thread(target=self._work, name=f"{shadow.name}-shadow", daemon=True)
@@ -75,7 +75,7 @@ class Shadow:
         except Full:
             self.shed += rows
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Run on no more frames. Returns when the batch under way is through."""
         self._serving.observers = tuple(each for each in self._serving.observers if each is not self)
         with suppress(Empty):
@@ -83,7 +83,7 @@ class Shadow:
                 self._queue.get_nowait()
         self._queue.put(None)
         self._thread.join()
-        self.watch.end()
+        self.observer.stop()
 
     def _work(self) -> None:
         with suppress(OSError):  # this thread alone; what it does can wait
@@ -103,8 +103,8 @@ class Shadow:
             self.failed += rows
             self.disagreed += rows
             return
-        self.watch(batch, got, rows, 0.0)
-        axes = self._shadow.fit.output_axes
+        self.observer(batch, got, rows, 0.0)
+        axes = self._shadow.signature.output_axes
         off = np.zeros(rows)
         for name, array in right.items():
             if name in self._hidden or name not in got:

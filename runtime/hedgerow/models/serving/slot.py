@@ -190,7 +190,7 @@ class Slot:
         with self._lock:
             self._split = Split(engine, percent)
 
-    def switch(self, engine: Engine) -> Engine | None:
+    def promote(self, engine: Engine) -> Engine | None:
         """Let an engine serve all streams, from their next list on. Returns: the one that served before; None in a gap."""
         with self._lock:
             before, self._serving, self._split = self._serving, engine, None
@@ -204,13 +204,13 @@ class Slot:
         with self._lock:
             self._split = None
 
-    def begin_gap(self) -> Engine | None:
-        """Let nothing serve: whoever asks waits for the next `switch`. Returns: the one that served."""
+    def start_gap(self) -> Engine | None:
+        """Let nothing serve: whoever asks waits for the next `promote`. Returns: the one that served."""
         with self._lock:
             before, self._serving, self._split = self._serving, None, None
             return before
 
-    def drained(self, engine: Engine, timeout_s: float | None = None) -> bool:
+    def wait_until_idle(self, engine: Engine, timeout_s: float | None = None) -> bool:
         """Wait until no list runs on an engine that no longer serves. Returns: whether it is so."""
         with self._lock:
             return self._changed.wait_for(lambda: not engine.lists, timeout_s)

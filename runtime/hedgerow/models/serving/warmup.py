@@ -17,15 +17,15 @@ _SIZES: Final = (1, 2, 3, 4)
 _MOST_SIZES: Final = 12
 
 
-def rehearse(engine: Engine, sizes: Iterable[int] = ()) -> None:
+def prepare(engine: Engine, sizes: Iterable[int] = ()) -> None:
     """Have it ready for live frames; what it did until then is forgotten.
 
     Args:
         sizes: as `warm_up` takes them.
     Raises: ModelError: a golden input of its bundle cannot be read.
     """
-    if engine.candidate is not None:
-        prove_batches(engine, engine.candidate.folder, engine.candidate.manifest)
+    if engine.model_version is not None:
+        prove_batches(engine, engine.model_version.folder, engine.model_version.manifest)
     warm_up(engine, sizes)
     engine.forget()
 
@@ -36,12 +36,12 @@ def warm_up(engine: Engine, sizes: Iterable[int] = _SIZES) -> None:
     Args:
         sizes: rows of batches that it will meet; those of the version before, if there is one.
     """
-    fit = engine.fit
+    signature = engine.signature
     shapes = {spec.name: [1 if dim is None else dim for dim in spec.shape] for spec in engine.inputs}
-    wanted = sorted({*_SIZES, *sizes})[:_MOST_SIZES] if fit.batches and fit.fixed is None else [1]
+    wanted = sorted({*_SIZES, *sizes})[:_MOST_SIZES] if signature.batches and signature.fixed is None else [1]
     for rows in wanted:
         try:
-            engine.run_batch(random_batch(fit, rows, shapes))
+            engine.run_batch(random_batch(signature, rows, shapes))
         except HedgerowError:
             return
 
@@ -64,7 +64,7 @@ def _row(engine: Engine, arrays: dict[str, Array], row: int) -> dict[str, Array]
     """One of a batch's frames; None: it has not two."""
     request = {}
     for spec in engine.inputs:
-        axis, array = engine.fit.axes[spec.name], arrays.get(spec.name)
+        axis, array = engine.signature.axes[spec.name], arrays.get(spec.name)
         if array is None or axis is None or axis >= array.ndim or array.shape[axis] < 2:
             return None
         request[spec.name] = array.take([row], axis)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hedgerow import backends
 from hedgerow.backends import cache, tuned
-from hedgerow.backends.base import Backend, Session, SessionOptions, fixed_to_one
+from hedgerow.backends.base import Backend, Session, SessionOptions, input_fixed_to_one
 from hedgerow.config import ModelConfig
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, HedgerowError, ModelUnreadable
 from hedgerow.models.bundle.model_file import ModelFile
@@ -100,7 +100,7 @@ def batch_sizes(most: int) -> tuple[int, ...]:
     return tuple(sorted(size for size in sizes if size <= most))
 
 
-def signature(source: ModelFile, config: ModelConfig) -> Signature:
+def load_signature(source: ModelFile, config: ModelConfig) -> Signature:
     """What a model takes and gives, from the first backend that can open it.
 
     Raises: ConfigError, ModelError: none can, or the configuration does not fit the model.
@@ -134,14 +134,14 @@ def _open(
     sizes = batch_sizes(max_batch) if config.static_batches else ()
     options = SessionOptions(device, threads, streams, config.options, axes, config.open_batch, sizes, folder)
     session = backend.open(source.path, options)
-    if config.open_batch and choice is None and (name := fixed_to_one(session.inputs, axes)) is not None:
+    if config.open_batch and choice is None and (name := input_fixed_to_one(session.inputs, axes)) is not None:
         session.close()
         raise ConfigError(
             f"{backend.name} cannot open the batch axis of {name}, which {source.path.name} fixes to 1",
             remedy="Use `backend: openvino`, export the model with an open batch axis, or remove `open_batch`.",
         )
     if folder is not None:
-        cache.used(folder)
+        cache.mark_used(folder)
     return Loaded(session, version, threads, max_batch, degraded, passed_over)
 
 

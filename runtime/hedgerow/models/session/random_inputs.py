@@ -12,7 +12,9 @@ from hedgerow.frame import Array
 from hedgerow.models.session.signature import Signature
 
 
-def random_batch(fit: Signature, rows: int, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Array]:
+def random_batch(
+    signature: Signature, rows: int, shapes: Mapping[str, Sequence[int]], seed: int = 0
+) -> dict[str, Array]:
     """Inputs of one batch: noise, with hidden state at zero and constants as configured.
 
     Args:
@@ -23,14 +25,14 @@ def random_batch(fit: Signature, rows: int, shapes: Mapping[str, Sequence[int]],
     Raises: ModelMismatch: a shape does not fit the model, or one is needed and not given.
     """
     rng = np.random.default_rng(seed)
-    state = fit.zero_state()
-    batch = dict(fit.constants)
-    for spec in fit.inputs:
-        axis = fit.axes[spec.name]
+    state = signature.zero_state()
+    batch = dict(signature.constants)
+    for spec in signature.inputs:
+        axis = signature.axes[spec.name]
         if spec.name in state:
             zero = state[spec.name]
             grows = axis is not None and spec.shape[axis] != zero.shape[axis]
-            batch[spec.name] = np.repeat(zero, fit.fixed or rows, axis=axis) if grows else zero
+            batch[spec.name] = np.repeat(zero, signature.fixed or rows, axis=axis) if grows else zero
             continue
         shape = _shape(spec, shapes.get(spec.name), axis, rows)
         floats = spec.dtype.kind == "f"

@@ -47,7 +47,7 @@ def own_labels(address: Address, cores: int) -> dict[str, str]:
 def device_labels(names: Iterable[str]) -> dict[str, str]:
     """`device/cpu`, `device/gpu` … of these backends; blocks, since drivers are asked."""
     labels: dict[str, str] = {}
-    here = backends.Here()
+    here = backends.LocalDevices()
     for name in names:
         labels |= {f"device/{device.partition('.')[0].lower()}": "" for device in here.get(name, ())}
     return labels

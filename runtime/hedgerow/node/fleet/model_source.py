@@ -89,7 +89,7 @@ class ModelSource:
         manifest = _manifest(ref.digest, folder)
         if variant is None:
             complete = manifest.model_copy(update={"variants": _complete(manifest, folder)})
-            variant = choose_variant(complete, backends.Here(), None).name
+            variant = choose_variant(complete, backends.LocalDevices(), None).name
         return ModelVersion(model, ref, manifest, manifest.variant(variant), folder)
 
     def undamaged(self, model: str, ref: ModelRef, variant: str | None) -> ModelVersion:

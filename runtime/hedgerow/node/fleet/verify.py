@@ -128,4 +128,4 @@ class Verifier:
 
 def _files_for_here(manifest: Manifest) -> list[File]:
     """The files of the first variant that can run here; drivers are asked. Raises: DeviceMissing: none can."""
-    return manifest.files_for(choose_variant(manifest, backends.Here(), None))
+    return manifest.files_for(choose_variant(manifest, backends.LocalDevices(), None))

@@ -14,14 +14,14 @@ from hedgerow.errors import HedgerowError
 from hedgerow.models.bundle.golden import check_golden
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.monitor.canary_analysis import CanaryVerdict, Measures, judge
-from hedgerow.models.monitor.compatible import IncompatibleVersion, misfits
+from hedgerow.models.monitor.compatible import IncompatibleVersion, incompatibilities
 from hedgerow.models.monitor.observations import Observations, measure
 from hedgerow.models.serving.engine import Engine
 from hedgerow.models.serving.observer import Observer
 from hedgerow.models.serving.pool import BUNDLE, ModelPool
 from hedgerow.models.serving.shadow import Shadow
 from hedgerow.models.serving.slot import Slot
-from hedgerow.models.serving.warmup import rehearse
+from hedgerow.models.serving.warmup import prepare
 from hedgerow.models.session.memory import free_bytes, resident_bytes
 from hedgerow.node.swap.outcome import SwapRefused
 from hedgerow.wire.fleet import SwapPolicy
@@ -129,10 +129,10 @@ class SwapSteps:
                 swap.before = Observer(swap.old)
             swap.new = self._pool.open(self.name, swap.slot.config, swap.slot.base_dir, self.candidate)
             if swap.old is not None:
-                why = misfits(swap.old, swap.new)
+                why = incompatibilities(swap.old, swap.new)
                 if why:
                     raise IncompatibleVersion(self.name, str(swap.new), why)
-                swap.new.carry_on_state(swap.old)
+                swap.new.inherit_state(swap.old)
         if not self._slot_swaps and self.candidate is not None:  # no pipeline uses it now; it is tried all the same
             config = self._worker_config or ModelConfig(path=f"{BUNDLE}{self.candidate.ref.name}")
             self._check_bundle(config)
@@ -163,7 +163,7 @@ class SwapSteps:
                         f"On this device it does not give what it should: {outcome.detail}",
                         "Build a variant for this device, or widen its tolerance if the difference does no harm.",
                     )
-            rehearse(engine, sizes)
+            prepare(engine, sizes)
         self._close_alone()
 
     def start_shadow(self) -> bool:
@@ -177,7 +177,7 @@ class SwapSteps:
         """Stop running it as a shadow."""
         for swap in self._slot_swaps:
             if swap.shadow is not None:
-                swap.shadow.end()
+                swap.shadow.stop()
                 swap.shadow = None
 
     def start_split(self) -> bool:
@@ -195,7 +195,7 @@ class SwapSteps:
         self._switched = True
         for swap in self._slot_swaps:
             if swap.new is not None:
-                swap.slot.switch(swap.new)
+                swap.slot.promote(swap.new)
                 self.served = True
         self._end_gap()
         self._pool.assign(self.name, self.candidate)
@@ -240,12 +240,12 @@ class SwapSteps:
             if swap.old is not None and swap.slot.serving is not swap.old:
                 if swap.unloaded and swap.new is not None:  # there is no room for both
                     self._gap_began = self._gap_began or time.monotonic()
-                    swap.slot.begin_gap()
+                    swap.slot.start_gap()
                     swap.slot.retire(swap.new, _DRAIN_S)
                 try:
                     self._restore(swap, swap.old)
                 except HedgerowError as error:
-                    swap.slot.switch(swap.old)  # closed: callers get an error and do not wait for ever
+                    swap.slot.promote(swap.old)  # closed: callers get an error and do not wait for ever
                     failure = error
             self._stop_watches(swap)
             if swap.new is not None:
@@ -262,15 +262,15 @@ class SwapSteps:
             again = self._pool.open(self.name, swap.slot.config, swap.slot.base_dir, self._before)
             again.state_token = old.state_token
             old = again
-        swap.slot.switch(old)
+        swap.slot.promote(old)
 
     def _begin_gap(self) -> None:
         self._gap_began = time.monotonic()
         for swap in self._slot_swaps:
-            old = swap.slot.begin_gap()
+            old = swap.slot.start_gap()
             if old is None:
                 continue
-            if not swap.slot.drained(old, _DRAIN_S):
+            if not swap.slot.wait_until_idle(old, _DRAIN_S):
                 raise SwapRefused(
                     "busy",
                     f"Frames still ran on the version that serves {_DRAIN_S:g} s after it was to be unloaded",
@@ -295,7 +295,7 @@ class SwapSteps:
     def _stop_watches(self, swap: _SlotSwap) -> None:
         for watch in (swap.watch, swap.before):
             if watch is not None:
-                watch.end()
+                watch.stop()
 
     def _close_alone(self) -> None:
         if self._alone is not None:
@@ -316,20 +316,20 @@ class SwapSteps:
             )
 
     def _measure(self, elapsed_s: float, in_workers: Iterable[tuple[Observations, Observations]]) -> Measures:
-        conducts = list(in_workers)
+        observed = list(in_workers)
         compared = disagreed = 0
         for swap in self._slot_swaps:
             shadow = swap.shadow
-            watch = shadow.watch if shadow is not None else swap.watch
+            watch = shadow.observer if shadow is not None else swap.watch
             if watch is None:
                 continue
-            new = watch.conduct()
+            new = watch.observations()
             if shadow is not None:
                 frames, failures = max(new.frames, shadow.compared), new.failures + shadow.failed
                 new = replace(new, frames=frames, failures=failures, recent_s={})
                 compared += shadow.compared
                 disagreed += shadow.disagreed
                 self.measures["shed"] = shadow.shed
-            conducts.append((swap.before.conduct() if swap.before is not None else Observations(), new))
+            observed.append((swap.before.observations() if swap.before is not None else Observations(), new))
         growth = resident_bytes() - self._resident if self._resident else 0
-        return replace(measure(elapsed_s, conducts, growth), compared=compared, disagreed=disagreed)
+        return replace(measure(elapsed_s, observed, growth), compared=compared, disagreed=disagreed)

@@ -64,7 +64,7 @@ class Swaps:
         self._turn = asyncio.Lock()
         self._stages: dict[str, Literal["split", "probation"]] = {}
         self._previous: dict[str, ModelVersion | None] = {}
-        for each in quarantine.fresh:
+        for each in quarantine.newly_quarantined:
             on_event("model-quarantined", each.model_dump(exclude_none=True))
 
     async def swap_to(self, candidate: ModelVersion, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
@@ -157,7 +157,9 @@ class Swaps:
             self._stages.pop(name, None)
             self._workers.observe(None)
             if candidate is not None:
-                held = await _in_thread(partial(self._quarantine.leave, candidate, passed=steps.kept, crashed=crashed))
+                held = await _in_thread(
+                    partial(self._quarantine.end_trial, candidate, passed=steps.kept, crashed=crashed)
+                )
                 if held is not None:
                     self._on_event("model-quarantined", held.model_dump(exclude_none=True))
         self._on_event("model-kept", {"model": name, "version": what, "measures": steps.measures})
@@ -169,7 +171,7 @@ class Swaps:
         Raises: SwapRefused, HedgerowError: one of them has not passed.
         """
         candidate, name = steps.candidate, steps.name
-        if candidate is not None and (held := self._quarantine.why_not(candidate.ref.digest)) is not None:
+        if candidate is not None and (held := self._quarantine.find(candidate.ref.digest)) is not None:
             raise SwapRefused(
                 "quarantined", f"It is in quarantine: {held.reason}", "Build another version, or release it."
             )
@@ -208,9 +210,9 @@ class Swaps:
             on_step(step, min(1.0, elapsed_s / period_s) if period_s else 1.0)
             observations = self._workers.observations()
             verdict = await _in_thread(partial(steps.judge, step, elapsed_s, period_s, observations))
-            if verdict.act == "keep":
+            if verdict.action == "keep":
                 return
-            if verdict.act == "take-back":
+            if verdict.action == "roll-back":
                 raise SwapRefused(verdict.code, verdict.reason, "Look at its measures, and fix the model.")
             await asyncio.sleep(min(_JUDGE_EVERY_S, max(0.01, period_s - elapsed_s)))
 
@@ -219,7 +221,7 @@ class Swaps:
 
         def recorded() -> None:
             if candidate is not None:
-                self._quarantine.enter(candidate, step)
+                self._quarantine.start_trial(candidate, step)
             work()
 
         await _in_thread(recorded)

@@ -17,7 +17,7 @@ from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.monitor.observations import Observations
 from hedgerow.models.serving.observer import Observer
 from hedgerow.models.serving.pool import ModelNotAssigned, ModelPool
-from hedgerow.models.serving.warmup import rehearse
+from hedgerow.models.serving.warmup import prepare
 from hedgerow.models.session.memory import resident_bytes
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.local_pipeline import LocalPipeline
@@ -48,7 +48,7 @@ def main(descriptor: int) -> None:
             )
             for slot in pool.slots():
                 if slot.name in task["rehearsed"] and slot.serving is not None:
-                    rehearse(slot.serving, task["rehearsed"][slot.name])
+                    prepare(slot.serving, task["rehearsed"][slot.name])
         except ModelNotAssigned as error:
             pipe.send_bytes(pack({"awaited": (error.model, error.path)}))
             return
@@ -105,11 +105,11 @@ class _Watching:
         if not self._watches:
             return None
         growth = Observations(growth_bytes=max(0, resident_bytes() - self._resident))
-        return sum((watch.conduct() for watch in self._watches), growth).as_dict()
+        return sum((watch.observations() for watch in self._watches), growth).as_dict()
 
     def end(self) -> None:
         for watch in self._watches:
-            watch.end()
+            watch.stop()
 
 
 def _delivery(
