@@ -123,7 +123,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "outbox": config.OutboxSection,
         "metrics-section": config.MetricsSection,
         "fleet": config.FleetSection,
-        "sources": config.SourceSection,
+        "origins": config.OriginSection,
         "log": config.LogSection,
         "topology": topology.Topology,
         "topology-region": topology.RegionSection,

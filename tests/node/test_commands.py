@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from trial_site import Site, properties, until
 from trial_stages import Trial
 
@@ -258,6 +259,25 @@ async def test_a_bad_configuration_is_refused_and_the_old_one_runs_on(site: Site
         await site.frame(1)
         await site.wait_results(1)
         assert node.failures == {}
+
+
+async def test_renaming_a_key_needs_no_restart(site: Site) -> None:
+    origins = ["https://models.example/a"]
+    with capture_logs() as logs:
+        async with site.node(fleet={"sources": origins}):
+            reply = await site.command(
+                "reload", {"config": site.yaml({"p": site.pipeline()}, fleet={"origins": origins})}
+            )
+
+    assert reply["ok"]
+    assert [entry for entry in logs if entry["event"] == "config-key-renamed"] == [
+        {
+            "event": "config-key-renamed",
+            "log_level": "warning",
+            "key": "fleet.sources",
+            "remedy": "Rename it to `fleet.origins`.",
+        }
+    ]
 
 
 async def test_a_reload_adds_removes_and_moves_pipelines(site: Site) -> None:

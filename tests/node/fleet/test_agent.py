@@ -370,8 +370,8 @@ async def test_a_node_fetches_from_a_web_server_what_its_region_names(
     (region.site.folder / "secret").write_text(f"{USER}:{PASSWORD}\n")
     with FolderServer(copy, authority) as server:
         server.authorization = basic(USER, PASSWORD)
-        source = {"url": server.url, "ca_file": authority.file.name, "credentials_file": "secret"}
-        async with member(region, fleet={"sources": [source]}):
+        origin = {"url": server.url, "ca_file": authority.file.name, "credentials_file": "secret"}
+        async with member(region, fleet={"origins": [origin]}):
             await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
             await region.done(1)
             await region.serves(good)

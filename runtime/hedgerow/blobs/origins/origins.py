@@ -14,7 +14,7 @@ import structlog
 
 from hedgerow.blobs.errors import ContentMissing
 from hedgerow.blobs.store.parts import hex_of
-from hedgerow.config import SourceSection
+from hedgerow.config import OriginSection
 from hedgerow.errors import HedgerowError
 from hedgerow.models.bundle.manifest import Chunk, File, digest_of
 from hedgerow.trust.documents import Documents
@@ -143,12 +143,12 @@ def hash_of(path: str) -> str:
     return found[1] if found else ""
 
 
-def open_sources(sections: Sequence[SourceSection]) -> list[ModelOrigin]:
+def open_sources(sections: Sequence[OriginSection]) -> list[ModelOrigin]:
     """The sources that a node's file names, in their order. Raises: ConfigError: a file that one needs cannot be read."""
     return [_open(section) for section in sections]
 
 
-def web_of(section: SourceSection) -> Web:
+def web_of(section: OriginSection) -> Web:
     """How to reach a source. Raises: ConfigError: a file that it needs cannot be read."""
     parts = urlsplit(section.url)
     base = section.url if parts.scheme == "https" else f"https://{parts.netloc}/v2{parts.path.rstrip('/')}"
@@ -166,7 +166,7 @@ def pieces_of(files: Sequence[File]) -> Mapping[str, PlacedChunk]:
     return pieces
 
 
-def _open(section: SourceSection) -> ModelOrigin:
+def _open(section: OriginSection) -> ModelOrigin:
     web = web_of(section)
     return HttpsOrigin(web) if section.url.startswith("https:") else OciOrigin(section.url, web)
 

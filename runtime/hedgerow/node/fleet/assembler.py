@@ -38,18 +38,18 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
     """
     address, fleet = config.node.address, config.fleet
     folder = config.node.state_dir / FOLDER
-    store, sources = BlobStore(folder / "store", fleet.store_max_bytes), open_sources(fleet.sources)
+    store, origins = BlobStore(folder / "store", fleet.store_max_bytes), open_sources(fleet.origins)
     fetcher = BlobFetcher(
         link_options(config.broker, f"hedgerow/{address}/blobs", keep_session=False),
         address,
         store,
         max_bytes_per_s=fleet.fetch_bytes_per_s,
         serve_neighbours=fleet.serve_neighbours,
-        sources=sources,
+        sources=origins,
         on_event=host.event,
     )
-    documents = OriginDocuments(fetcher.documents, sources)
-    copies = [HttpsDocuments(web_of(source)) for source in fleet.sources if source.url.startswith("https:")]
+    documents = OriginDocuments(fetcher.documents, origins)
+    copies = [HttpsDocuments(web_of(origin)) for origin in fleet.origins if origin.url.startswith("https:")]
     trust = TrustClient(folder / "trust", _root(root_file), documents, *copies)
     verifier = Verifier(trust, host.event)
     source = ModelSource(verifier, fetcher, store)

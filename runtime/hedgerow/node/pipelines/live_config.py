@@ -40,6 +40,7 @@ class LiveConfig:
         self._path = path
         self._pipelines = pipelines
         self._announcer = announcer
+        _warn_about_renamed_keys(file)
 
     def in_force(self) -> NodeConfig:
         """The file with the overlay on it. Raises: OverlayError: the overlay does not fit the file."""
@@ -70,7 +71,7 @@ class LiveConfig:
         """
         file = await asyncio.to_thread(self._read, text)
         for section in _FIXED:
-            if getattr(file, section) != getattr(self.file, section):
+            if getattr(file, section).model_dump() != getattr(self.file, section).model_dump():
                 raise CommandError(
                     f"A reload cannot change `{section}:`",
                     code="restart-needed",
@@ -78,6 +79,7 @@ class LiveConfig:
                 )
         outcome = await self._pipelines.reload(overlaid(file, self.overlay))
         self.file = file
+        _warn_about_renamed_keys(file)
         log.info("reloaded", **outcome)
         self._announcer.event("reloaded", dict(outcome))
         return outcome
@@ -103,3 +105,8 @@ class LiveConfig:
                 remedy="Send the configuration as `config`.",
             )
         return configfile.load(self._path)
+
+
+def _warn_about_renamed_keys(file: NodeConfig) -> None:
+    for former, current in file.renamed_keys.items():
+        log.warning("config-key-renamed", key=former, remedy=f"Rename it to `{current}`.")
