@@ -24,6 +24,7 @@ from hedgerow.bus.connect import ClientOptions
 from hedgerow.labels import parse_selector
 from hedgerow.models.bundle.manifest import MANIFEST
 from hedgerow.models.bundle.version import ModelVersion
+from hedgerow.node.fleet.agent import _cancel
 from hedgerow.node.node import Node
 from hedgerow.testing.repository import TestRepository, make_repository
 from hedgerow.topics import Channel
@@ -429,6 +430,31 @@ async def test_a_newer_document_ends_the_swap_under_way_and_the_version_before_s
     numbers = [body["frame"]["sequence"] for body in site.results()]
     assert numbers == list(range(sent[0]))
     assert not site.dead()
+
+
+async def test_stopping_an_agent_that_cancels_older_work_stops_it() -> None:
+    """The work rolls its swap back first, so the agent may be stopped while it waits for that."""
+    rolled_back = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            while not rolled_back.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await rolled_back.wait()
+
+    working = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    cancelling = asyncio.create_task(_cancel(working))
+    await asyncio.sleep(0)
+    cancelling.cancel()
+    asyncio.get_running_loop().call_later(0.01, rolled_back.set)
+    with pytest.raises(asyncio.CancelledError):
+        await cancelling
+    await _cancel(working)
+
+    assert working.cancelled()
 
 
 async def test_an_older_generation_is_ignored_and_a_stray_document_too(

@@ -133,11 +133,11 @@ class Agent:
                         self._reporter.update()
                     continue
                 self._wake.clear()
-                await _end(work)
+                await _cancel(work)
                 assert self._wanted is not None  # noqa: S101 - it is set before the event is
                 work = asyncio.create_task(self._carry_out(self._wanted), name="desired")
         finally:
-            await _end(work)
+            await _cancel(work)
 
     # Carrying out a document
 
@@ -327,8 +327,10 @@ class VersionNotKept(HedgerowError):
         self.code = outcome.code
 
 
-async def _end(work: asyncio.Task[None] | None) -> None:
+async def _cancel(work: asyncio.Task[None] | None) -> None:
+    """Cancel a task and wait for its end; raise its error, or CancelledError if the caller itself is cancelled."""
     if work is not None:
         work.cancel()
-        with suppress(asyncio.CancelledError):
-            await work
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.result()
