@@ -68,6 +68,12 @@ class Region:
         said = self.site.said("reported")
         return Reported.model_validate(said[-1].body) if said else Reported(node="", session="", at=0)
 
+    async def serve(self, ref: ModelRef) -> None:
+        """Make the node serve a version, without waiting for frames."""
+        await self.wants(1, models={"door": ref}, swap={**QUICK, "min_frames": 0})
+        await self.done(1)
+        await self.serves(ref)
+
     async def done(self, generation: int, state: str = "succeeded") -> Reported:
         await until(
             lambda: self.reported.generation == generation and self.reported.state != "in-progress",
@@ -93,6 +99,12 @@ async def region(own_site: Site, tmp_path: Path) -> AsyncIterator[Region]:
     options = ClientOptions(url=f"mqtt://127.0.0.1:{own_site.port}")
     async with BlobServer(options, "test", models.repository.folder):
         yield Region(own_site, models, root)
+
+
+@pytest.fixture
+def good(region: Region, make_candidate: MakeCandidate) -> ModelRef:
+    """Version 1.0.0, published."""
+    return region.publish(make_candidate(TWICE, "1.0.0"))
 
 
 @contextlib.asynccontextmanager
@@ -190,15 +202,12 @@ def make_digest(ref: ModelRef, region: Region) -> str:
 
 
 async def test_a_version_that_computes_wrongly_here_is_refused_and_the_old_one_serves_on(
-    region: Region, make_candidate: MakeCandidate
+    region: Region, good: ModelRef, make_candidate: MakeCandidate
 ) -> None:
     site = region.site
-    good = region.publish(make_candidate(TWICE, "1.0.0"))
     bad = region.publish(make_candidate(THRICE, "2.0.0", golden_body=TWICE))
     async with member(region):
-        await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
-        await region.done(1)
-        await region.serves(good)
+        await region.serve(good)
         async with frames(site):
             await region.wants(2, models={"door": bad})
             report = await region.done(2, "failed")
@@ -210,9 +219,8 @@ async def test_a_version_that_computes_wrongly_here_is_refused_and_the_old_one_s
 
 
 async def test_what_nobody_signed_for_this_node_is_refused_with_the_reason(
-    region: Region, make_candidate: MakeCandidate
+    region: Region, good: ModelRef, make_candidate: MakeCandidate
 ) -> None:
-    good = region.publish(make_candidate(TWICE, "1.0.0"))
     elsewhere = region.publish(make_candidate(TWICE_AGAIN, "2.0.0"), "site=another")
     unsigned = make_candidate(THRICE, "3.0.0").ref
     async with member(region):
@@ -337,14 +345,11 @@ async def test_a_version_that_is_released_from_quarantine_is_tried_again(
 
 
 async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
-    own_site: Site, region: Region, make_candidate: MakeCandidate
+    own_site: Site, region: Region, good: ModelRef
 ) -> None:
     """No document, no repository: what was verified once is on its disk."""
-    good = region.publish(make_candidate(TWICE, "1.0.0"))
     async with member(region):
-        await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
-        await region.done(1)
-        await region.serves(good)
+        await region.serve(good)
     await own_site.client.publish(own_site.address.topic(Channel.DESIRED), b"", qos=1, retain=True)
     for part in ("metadata", "blobs", "targets"):
         (region.repository.folder / part).rename(region.repository.folder / f"{part}.away")
@@ -359,10 +364,9 @@ async def test_a_node_that_starts_without_a_region_serves_what_it_kept(
 
 
 async def test_a_node_fetches_from_a_web_server_what_its_region_names(
-    region: Region, make_candidate: MakeCandidate, tmp_path: Path
+    region: Region, good: ModelRef, tmp_path: Path
 ) -> None:
     """The region has the metadata and no chunk; the server wants credentials. Paths count from the node's file."""
-    good = region.publish(make_candidate(TWICE, "1.0.0"))
     copy = tmp_path / "copy"
     shutil.copytree(region.repository.folder, copy)
     for part in ("blobs", "targets"):
@@ -373,23 +377,18 @@ async def test_a_node_fetches_from_a_web_server_what_its_region_names(
         server.authorization = basic(USER, PASSWORD)
         origin = {"url": server.url, "ca_file": authority.file.name, "credentials_file": "secret"}
         async with member(region, fleet={"origins": [origin]}):
-            await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
-            await region.done(1)
-            await region.serves(good)
+            await region.serve(good)
 
     assert server.sent > 0
     assert region.site.events("source-left-alone") == []
 
 
 async def test_a_version_that_the_disk_has_damaged_does_not_serve_and_is_fetched_anew(
-    own_site: Site, region: Region, make_candidate: MakeCandidate
+    own_site: Site, region: Region, good: ModelRef
 ) -> None:
     """Whatever serves after a start is what was signed."""
-    good = region.publish(make_candidate(TWICE, "1.0.0"))
     async with member(region):
-        await region.wants(1, models={"door": good}, swap={**QUICK, "min_frames": 0})
-        await region.done(1)
-        await region.serves(good)
+        await region.serve(good)
     (file,) = (own_site.folder / "state" / "fleet" / "store").rglob("model.onnx")
     content = file.read_bytes()
     file.write_bytes(content.replace(b"Add", b"Sub"))
@@ -457,10 +456,7 @@ async def test_stopping_an_agent_that_cancels_older_work_stops_it() -> None:
     assert working.cancelled()
 
 
-async def test_an_older_generation_is_ignored_and_a_stray_document_too(
-    region: Region, make_candidate: MakeCandidate
-) -> None:
-    good = region.publish(make_candidate(TWICE, "1.0.0"))
+async def test_an_older_generation_is_ignored_and_a_stray_document_too(region: Region, good: ModelRef) -> None:
     async with member(region):
         await region.wants(5, models={"door": good}, labels={"ring": "late"}, swap={**QUICK, "min_frames": 0})
         await region.done(5)
@@ -476,10 +472,7 @@ async def test_an_older_generation_is_ignored_and_a_stray_document_too(
         assert region.reported.models["door"].model == good
 
 
-async def test_a_pipeline_is_changed_and_taken_away_by_the_region(
-    region: Region, make_candidate: MakeCandidate
-) -> None:
-    good = region.publish(make_candidate(TWICE, "1.0.0"))
+async def test_a_pipeline_is_changed_and_taken_away_by_the_region(region: Region, good: ModelRef) -> None:
     swap = {**QUICK, "min_frames": 0}
     async with member(region) as node:
         await region.wants(1, models={"door": good}, pipelines={"p": {"batch": 7}}, swap=swap)
