@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from hedgerow.errors import BusError, HedgerowError, internal
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.fleet.agent_host import AgentHost
+from hedgerow.node.fleet.labels import node_labels
 from hedgerow.node.fleet.model_source import ModelSource
 from hedgerow.node.fleet.reconcile import (
     Admission,
@@ -85,17 +86,18 @@ class Agent:
     async def restore(self) -> None:
         """Let the versions serve that were kept, and take up the overlay; to be called before pipelines are built."""
         for failure in await asyncio.to_thread(self._restore):
-            self._host.event("model-not-restored", failure)
+            self._host.announcer.event("model-not-restored", failure)
         if self._wanted is not None:
-            self._host.restore_overlay(self._wanted.pipelines)
+            self._host.config.restore_overlay(self._wanted.pipelines)
 
     def take(self, message: Message) -> None:
         """Take a document, or refuse it."""
         desired = self._read(message)
         if desired is None:
             return
+        address = str(self._host.announcer.address)
         in_hand = 0 if self._wanted is None else self._wanted.generation
-        admission = admit(desired, self._host.address, in_hand, time.time(), clock_doubtful=self._host.clock_doubtful)
+        admission = admit(desired, address, in_hand, time.time(), clock_doubtful=self._host.clock.doubtful)
         if admission is Admission.TAKE:
             self.counts["taken"] += 1
             self._wanted = desired
@@ -177,7 +179,7 @@ class Agent:
         if failure is not None:
             detail = {"generation": desired.generation, "code": failure.code, "error": str(failure)}
             log.warning("desired-not-carried-out", **detail, remedy=failure.remedy)
-            self._host.event("desired-not-carried-out", detail)
+            self._host.announcer.event("desired-not-carried-out", detail)
         body = None if failure is None else ErrorBody.of(failure)
         self._reporter.update(state=state, step="", progress=None, error=body, force=True)
 
@@ -196,7 +198,7 @@ class Agent:
                 await self._swap_to_file(model, desired)
             case ChangePipelines(overlay):
                 self._reporter.step("pipelines", "")
-                await self._host.set_overlay(overlay)
+                await self._host.config.set_overlay(overlay)
 
     async def _until_region_is_back(self, attempt: Callable[[], Awaitable[None]]) -> None:
         """Try until the region, or the broker, can be reached."""
@@ -240,14 +242,15 @@ class Agent:
         await asyncio.to_thread(self._keep)
 
     def _running(self, installed: Iterable[str]) -> Running:
+        file = self._host.config.file
         serving = {name: report.model for name, report in self._swaps.serving().items() if report.model is not None}
         return Running(
-            models=self._host.models,
+            models={name: model.path for name, model in file.models.items()},
             serving=serving,
             installed=frozenset(installed),
             quarantined=self._quarantined(),
-            pipelines=self._host.pipelines,
-            overlay=self._host.overlay,
+            pipelines=frozenset(file.pipelines),
+            overlay=self._host.config.overlay,
         )
 
     def _quarantined(self) -> dict[str, Any]:
@@ -262,10 +265,11 @@ class Agent:
 
     def _restore(self) -> list[dict[str, Any]]:
         """Let the versions serve that were kept. Returns: those that cannot, each as the detail of an event."""
-        self._own_labels = self._host.labels()
+        file = self._host.config.file
+        self._own_labels = node_labels(self._host.announcer.address, self._host.cores, file)
         failures = []
         for model, kept in list(self._kept.items()):
-            if model not in self._host.models:
+            if model not in file.models:
                 continue
             for ref, variant in ((kept.ref, kept.variant), (kept.previous, kept.previous_variant)):
                 if ref is None or ref.digest in self._quarantined():
@@ -316,7 +320,7 @@ class Agent:
     def _refuse(self, reason: str, detail: str) -> None:
         self.counts["refused"] += 1
         log.warning("desired-refused", reason=reason, detail=detail)
-        self._host.event("desired-refused", {"reason": reason, "detail": detail})
+        self._host.announcer.event("desired-refused", {"reason": reason, "detail": detail})
 
 
 class VersionNotKept(HedgerowError):

@@ -46,12 +46,12 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
         max_bytes_per_s=fleet.fetch_bytes_per_s,
         serve_neighbours=fleet.serve_neighbours,
         sources=origins,
-        on_event=host.event,
+        on_event=host.announcer.event,
     )
     documents = OriginDocuments(fetcher.documents, origins)
     copies = [HttpsDocuments(web_of(origin)) for origin in fleet.origins if origin.url.startswith("https:")]
     trust = TrustClient(folder / "trust", _root(root_file), documents, *copies)
-    verifier = Verifier(trust, host.event)
+    verifier = Verifier(trust, host.announcer.event)
     source = ModelSource(verifier, fetcher, store)
     return FleetMember(Agent(host, AgentState(folder), source, swaps), fetcher, verifier)
 

@@ -14,12 +14,22 @@ from contextlib import suppress
 from pathlib import Path
 
 from hedgerow import __version__, backends
-from hedgerow.config import ModelConfig
+from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.models.serving.pool import BUNDLE
 from hedgerow.topics import Address
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+def node_labels(address: Address, cores: int, file: NodeConfig) -> dict[str, str]:
+    """Return all labels but the region's: the machine's, its devices', the file's. Blocks: it queries drivers.
+
+    Args:
+        cores: number of cores the node owns.
+        file: the node's file.
+    """
+    return own_labels(address, cores) | device_labels(backends_in_use(file.models)) | file.node.labels
 
 
 def own_labels(address: Address, cores: int) -> dict[str, str]:

@@ -11,6 +11,7 @@ from hedgerow.node.fleet.agent_host import AgentHost
 from hedgerow.node.fleet.model_source import ModelSource
 from hedgerow.node.swap.outcome import OnStep
 from hedgerow.node.swap.swaps import Swaps
+from hedgerow.topics import Channel
 from hedgerow.wire.fleet import Reported
 
 log = structlog.get_logger(__name__)
@@ -32,7 +33,7 @@ class Reporter:
         self._host = host
         self._source = source
         self._swaps = swaps
-        self._report = Reported(node=host.address, session=host.session, at=time.time())
+        self._report = Reported(node=str(host.announcer.address), session=host.announcer.session, at=time.time())
         self._published: dict[str, Any] = {}
         self._published_at = 0.0
 
@@ -68,7 +69,7 @@ class Reporter:
         report = report.model_copy(
             update={
                 "models": self._swaps.serving(),
-                "pipelines": self._host.states(),
+                "pipelines": self._host.pipelines.states(),
                 "quarantined": self._swaps.quarantined(),
                 "store_bytes": self._source.used_bytes,
                 "store_max_bytes": self._source.max_bytes,
@@ -78,7 +79,8 @@ class Reporter:
         if not force and news == self._published:
             return
         self._published, self._published_at = news, now
-        self._host.publish(report.model_copy(update={"at": time.time()}))
+        report = report.model_copy(update={"at": time.time()})
+        self._host.announcer.publish(Channel.REPORTED, report.encode(), qos=1, retain=True)
 
 
 def _without_counts(report: Reported) -> dict[str, Any]:
