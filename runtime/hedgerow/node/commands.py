@@ -32,7 +32,7 @@ Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """Executes a command; returns the value of the reply."""
 
 
-class CommandDesk:
+class CommandServer:
     """Receives commands, executes them, replies.
 
     Args:

@@ -26,8 +26,8 @@ from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.models.monitor.quarantine import QuarantineLog
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.node.answers import Answers
-from hedgerow.node.commands import LARGEST_COMMAND, CommandDesk
+from hedgerow.node.command_handlers import CommandHandlers
+from hedgerow.node.commands import LARGEST_COMMAND, CommandServer
 from hedgerow.node.health import HealthReporter
 from hedgerow.node.heartbeat import Heartbeat
 from hedgerow.node.link.announcer import Announcer, last_will
@@ -98,7 +98,7 @@ class Node:
         )
         gauges = [part.gauges for part in (self._outbox, self._fleet, self._certificates) if part is not None]
         self._probes = Probes(self._pipelines, self._heartbeat, self._link, *gauges)
-        self._desk = CommandDesk(self.address, self._link, Answers(self).handlers())
+        self._commands = CommandServer(self.address, self._link, CommandHandlers(self).handlers())
 
     @property
     def config(self) -> NodeConfig:
@@ -207,7 +207,7 @@ class Node:
             self._fleet.agent.try_again()
 
     async def _start(self) -> None:
-        filters = self._desk.filters()
+        filters = self._commands.filters()
         if self._fleet is not None:
             filters[self._desired_topic] = 1
         await self._link.subscribe(filters)
@@ -239,7 +239,7 @@ class Node:
             if self._fleet is not None and message.topic == self._desired_topic:
                 self._fleet.agent.take(message)
             else:
-                self._spawn(self._desk.answer(message))
+                self._spawn(self._commands.answer(message))
             self._link.ack(message)
 
     def _link_changed(self, connected: bool, reason: str) -> None:

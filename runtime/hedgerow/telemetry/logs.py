@@ -8,7 +8,7 @@ from typing import Literal
 
 import structlog
 
-from hedgerow.telemetry.light import readable
+from hedgerow.telemetry.structlog_import import readable
 from hedgerow.terminal import takes_escapes
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

@@ -22,7 +22,7 @@ LARGEST_SNAPSHOT = 8 << 20
 """Bytes of a frame that a `snapshot` reply may carry."""
 
 
-class Answers:
+class CommandHandlers:
     """The commands of a node: each takes the command's arguments and returns the value of the reply.
 
     Args:

@@ -12,7 +12,7 @@ from hedgerow.testing import processes
 _IMPORT = """
 import json, sys
 import hedgerow.configfile
-from hedgerow.telemetry.light import import_structlog
+from hedgerow.telemetry.structlog_import import import_structlog
 import_structlog("{format}")
 import {module}
 print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
