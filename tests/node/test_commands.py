@@ -450,10 +450,10 @@ async def test_a_pipeline_whose_frames_all_die_is_not_called_well(site: Site) ->
         await until(lambda: node.runners["p"].tally.dead.total() == 3)
 
         health = node.health()
-        node._health.begin_period()
+        node._health.start_period()
 
         assert health.state == "degraded"
-        assert health.reasons == ["pipeline p: 3 frames died, most of asked-to-die; 0 gave results"]
+        assert health.reasons == ["pipeline p: 3 frames dead-lettered, most with asked-to-die; 0 gave results"]
         assert node.health().state == "ok"
 
 

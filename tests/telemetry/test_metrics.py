@@ -94,7 +94,7 @@ def test_a_probe_that_fails_says_why(probes: tuple[ProbeServer, list[str], list[
     status, body = get(server, "/readyz")
     assert (status, json.loads(body)) == (503, {"ok": False, "reasons": unready})
     assert get(server, "/healthz")[0] == 200
-    dead.append("the event loop has not turned for 12 s")
+    dead.append("the event loop has been blocked for 12 s")
     assert get(server, "/healthz")[0] == 503
 
 

@@ -1,7 +1,7 @@
-"""structlog without rich, for a process whose log nobody reads on a terminal.
+"""Imports structlog without rich, for a process whose log is JSON.
 
-structlog imports rich and pygments for its coloured tracebacks, a sixth of all that a node imports, whether they are asked
-for or not. A service calls this before its own imports bring structlog in.
+structlog imports rich and pygments for colored tracebacks even if they are not used: a sixth of a node's imports. A service
+calls `import_structlog` before its other imports load structlog.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import sys
 from typing import Literal
 
 
-def readable(format: Literal["auto", "console", "json"]) -> bool:
-    """Whether the log is for people: lines with colours, not JSON."""
+def human_readable(format: Literal["auto", "console", "json"]) -> bool:
+    """Return whether the log consists of lines for humans, not JSON."""
     return format == "console" or (format == "auto" and sys.stderr.isatty())
 
 
 def import_structlog(format: Literal["auto", "console", "json"]) -> None:
-    """Import structlog if the log will be JSON, and hide rich from it, and from nothing else."""
-    if readable(format) or "rich" in sys.modules:
+    """If the log will be JSON, import structlog with rich hidden from it; later imports find rich as usual."""
+    if human_readable(format) or "rich" in sys.modules:
         return
-    sys.modules["rich"] = None  # type: ignore[assignment] # how Python is told that there is none
+    sys.modules["rich"] = None  # type: ignore[assignment] # makes `import rich` raise ImportError
     try:
         import structlog  # noqa: F401
     finally:

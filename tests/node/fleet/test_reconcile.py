@@ -149,26 +149,26 @@ BAD_NINE = Quarantined(digest=ref(9).digest, name="door", version="9.0.0", code=
     [
         (
             {"models": {"face": ref(1)}}, ["fence", "faces", "gates"],
-            "The node's file has no model 'face', which is to serve door 1.0.0", "Did you mean 'faces'?",
+            "The node's file has no model 'face' to serve door 1.0.0", "Did you mean 'faces'?",
         ),
         (
             {"models": {"x": ref(1)}}, ["gates", "faces"],
-            "The node's file has no model 'x', which is to serve door 1.0.0",
-            "Its models: faces, gates. Add one to the node's file.",
+            "The node's file has no model 'x' to serve door 1.0.0",
+            "Its models: faces, gates. Add 'x' to the node's file.",
         ),
         (
             {"models": {"x": ref(1)}}, [],
-            "The node's file has no model 'x', which is to serve door 1.0.0",
-            "Its models: none. Add one to the node's file.",
+            "The node's file has no model 'x' to serve door 1.0.0",
+            "Its models: none. Add 'x' to the node's file.",
         ),
         (
             {"models": {"faces": ref(9)}}, ["faces"],
             "door 9.0.0 is in quarantine here: it crashed",
-            f"Send another version; or, if it was not the model's fault, {RELEASE}.",
+            f"Send another version. If the model is not at fault: {RELEASE}.",
         ),
         (
             {"models": {"faces": ref(1, "gate")}}, ["faces"],
-            "The node's file wants bundle:door for model 'faces', and it is to serve gate 1.0.0",
+            "Model 'faces' has the path bundle:door in the node's file, but the document names gate 1.0.0",
             "Send a version of door, or change `path:` in the node's file.",
         ),
         (
@@ -247,17 +247,17 @@ def test_a_node_that_dies_midway_does_the_rest_when_it_is_back(
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
-        (desired(8), Admission.TAKE),
+        (desired(8), Admission.ACCEPT),
         (desired(7), Admission.KNOWN),
         (desired(6), Admission.OLD),
         (desired(8, node="north/shop-2/gateway"), Admission.STRAY),
-        (desired(9), Admission.TAKE),
+        (desired(9), Admission.ACCEPT),
         (desired(7, expires_at=1999.0), Admission.KNOWN),
         (desired(6, expires_at=1999.0), Admission.OLD),
         (desired(7, node="north/shop-2/gateway"), Admission.STRAY),
         (desired(8, expires_at=1999.9), Admission.EXPIRED),
-        (desired(8, expires_at=2000.0), Admission.TAKE),
-        (desired(8, expires_at=2001.0), Admission.TAKE),
+        (desired(8, expires_at=2000.0), Admission.ACCEPT),
+        (desired(8, expires_at=2001.0), Admission.ACCEPT),
     ],
 )
 def test_only_a_newer_document_for_this_node_is_taken_in(document: Desired, expected: Admission) -> None:
@@ -265,4 +265,4 @@ def test_only_a_newer_document_for_this_node_is_taken_in(document: Desired, expe
 
 
 def test_nothing_counts_as_expired_by_a_clock_that_may_be_wrong() -> None:
-    assert admit(desired(8, expires_at=1999.0), NODE, 7, 2000.0, clock_doubtful=True) is Admission.TAKE
+    assert admit(desired(8, expires_at=1999.0), NODE, 7, 2000.0, clock_doubtful=True) is Admission.ACCEPT

@@ -43,7 +43,7 @@ class Watched:
         """The kinds of what it tells at some looks."""
         self.told.clear()
         for _ in range(times):
-            await self.watch.look(at)
+            await self.watch.check(at)
         return [kind for kind, _ in self.told]
 
     @property
@@ -92,5 +92,5 @@ async def test_files_that_cannot_be_used_are_told_once(watched: Watched) -> None
     for name in ("tls.crt", "tls.key"):
         shutil.copy(watched.home.parent / "other" / name, watched.home / name)
     assert await watched.looks(times=5) == ["certificate-unusable"]
-    assert "now the certificate of 'site/other'" in watched.told[0][1]["error"]
+    assert "is the certificate of 'site/other'" in watched.told[0][1]["error"]
     assert watched.ends == before

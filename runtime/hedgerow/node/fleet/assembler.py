@@ -1,6 +1,6 @@
-"""Builds a node's part in a fleet from its configuration.
+"""Builds the agent and its dependencies from the node's configuration.
 
-desired ─▶ agent ─▶ verifier (who signed it) ─▶ fetcher, store (its content) ─▶ swaps (try, serve, keep) ─▶ reported
+desired ─▶ agent ─▶ verifier (signatures) ─▶ fetcher, store (content) ─▶ swaps (test, serve, keep) ─▶ reported
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ FOLDER = "fleet"
 
 
 def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps) -> FleetMember:
-    """Build the agent, and what it works with.
+    """Build the agent and its dependencies.
 
     Args:
-        config: as the node's file says.
-        root_file: the root of trust.
-        host: the node, as the agent sees it.
-        swaps: swaps versions of the node's models.
+        config: the node's configuration.
+        root_file: file with the root of trust.
+        host: the node, for its agent.
+        swaps: swaps the node's model versions.
     Raises: ConfigError: the root of trust cannot be read.
     """
     address, fleet = config.node.address, config.fleet
@@ -49,8 +49,8 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
         on_event=host.announcer.event,
     )
     documents = OriginDocuments(fetcher.documents, origins)
-    copies = [HttpsDocuments(web_of(origin)) for origin in fleet.origins if origin.url.startswith("https:")]
-    trust = TrustClient(folder / "trust", _root(root_file), documents, *copies)
+    mirrors = [HttpsDocuments(web_of(origin)) for origin in fleet.origins if origin.url.startswith("https:")]
+    trust = TrustClient(folder / "trust", _root(root_file), documents, *mirrors)
     verifier = Verifier(trust, host.announcer.event)
     source = ModelSource(verifier, fetcher, store)
     return FleetMember(Agent(host, AgentState(folder), source, swaps), fetcher, verifier)
@@ -62,5 +62,5 @@ def _root(path: Path) -> bytes:
     except OSError as error:
         raise ConfigError(
             f"The root of trust {path} cannot be read: {error.strerror}",
-            remedy="Copy the repository's `metadata/1.root.json` there, which `hedgerow trust init` made; or remove `fleet: root_file`.",
+            remedy="Copy the repository's `metadata/1.root.json`, created by `hedgerow trust init`, there; or remove `fleet: root_file`.",
         ) from error

@@ -1,4 +1,4 @@
-"""Publishes `reported`: what a node runs, and how far it is with what it should run."""
+"""Publishes `reported`: what the node runs, and the progress of its desired document."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hedgerow.wire.fleet import Reported
 log = structlog.get_logger(__name__)
 
 _PROGRESS_EVERY_S: Final = 1.0
-"""Progress is not published more often; a new step is published at once."""
+"""Shortest time between reports of progress; a new step is reported at once."""
 
 
 class Reporter:
-    """Publishes a report whenever there is something new in it.
+    """Publishes a report whenever it changes.
 
     Args:
-        host: publishes them, and knows the pipelines.
-        source: knows the model store.
-        swaps: knows which versions serve.
+        host: publishes the report, and provides the states of pipelines.
+        source: provides the size of the model store.
+        swaps: provides the serving versions.
     """
 
     def __init__(self, host: AgentHost, source: ModelSource, swaps: Swaps) -> None:
@@ -39,11 +39,11 @@ class Reporter:
 
     @property
     def report(self) -> Reported:
-        """The report as it is now."""
+        """The current report."""
         return self._report
 
     def step(self, stage: str, model: str, progress: float | None = None) -> None:
-        """Report what is being done now."""
+        """Report the current step."""
         step = f"{stage} {model}".strip()
         new = step != self._report.step
         if new:
@@ -51,15 +51,15 @@ class Reporter:
         self.update(step=step, progress=progress, force=new)
 
     def steps_of(self, model: str) -> OnStep:
-        """Reports the steps of a model; handed to what takes them."""
+        """Return a function that reports steps of this model."""
         return lambda stage, progress: self.step(stage, model, progress)
 
     def update(self, *, force: bool = False, **fields: Any) -> None:
-        """Change fields of the report, and publish it if there is something new in it and it is not too soon.
+        """Change fields of the report, and publish it if it changed; progress alone is rate-limited.
 
         Args:
             force: publish it in any case.
-            fields: of `Reported`; those that the node's parts know are filled in.
+            fields: fields of `Reported`. Models, pipelines, quarantine and store are filled in.
         """
         report = self._report = self._report.model_copy(update=fields)
         urgent = force or any(name != "progress" for name in fields)
@@ -75,16 +75,16 @@ class Reporter:
                 "store_max_bytes": self._source.max_bytes,
             }
         )
-        news = _without_counts(report)
-        if not force and news == self._published:
+        content = _without_counts(report)
+        if not force and content == self._published:
             return
-        self._published, self._published_at = news, now
+        self._published, self._published_at = content, now
         report = report.model_copy(update={"at": time.time()})
         self._host.announcer.publish(Channel.REPORTED, report.encode(), qos=1, retain=True)
 
 
 def _without_counts(report: Reported) -> dict[str, Any]:
-    """A report without what changes all the time; whether a model has served at all stays in it."""
+    """Return a report without fields that change all the time; `results` becomes whether there are any."""
     fields = report.model_dump(exclude={"at", "store_bytes"})
     for model in fields["models"].values():
         model["results"] = model["results"] > 0
