@@ -10,14 +10,14 @@ from hedgerow.telemetry.clock import Clock
 NOW = 1_800_000_000.0
 
 
-def test_a_clock_that_runs_on_is_believed() -> None:
+def test_a_steady_clock_is_trusted() -> None:
     clock = Clock()
     assert [clock.check(NOW + s * 1.0001, 50.0 + s) for s in range(100)] == [None] * 100
     assert not clock.doubtful
 
 
 @given(st.floats(2.1, 1e9) | st.floats(-5e7, -2.1))
-def test_a_jump_is_doubted_for_ten_minutes(by_s: float) -> None:
+def test_a_clock_is_doubtful_for_ten_minutes_after_a_jump(by_s: float) -> None:
     clock = Clock()
     clock.check(NOW, 50.0)
     jump = clock.check(NOW + 1 + by_s, 51.0)
@@ -30,7 +30,7 @@ def test_a_jump_is_doubted_for_ten_minutes(by_s: float) -> None:
     assert not clock.doubtful
 
 
-def test_a_clock_that_is_not_set_is_doubted_until_it_is() -> None:
+def test_a_clock_is_doubtful_until_it_is_set() -> None:
     clock = Clock()
     clock.check(12.0, 5.0)
     assert clock.doubtful
