@@ -153,7 +153,10 @@ def tables() -> dict[str, Callable[[], str]]:
         name: (lambda model=model: section(model))  # type: ignore[misc]
         for name, model in sections.items()
     }
-    made |= {name: (lambda model=model: section(model, "field")) for name, model in reports.items()}  # type: ignore[misc]
+    made |= {
+        name: (lambda model=model: section(model, "field"))  # type: ignore[misc]
+        for name, model in reports.items()
+    }
     return made | {"drop-reasons": drop_reasons, "metrics": metric_table, "region-metrics": region_metric_table}
 
 

@@ -107,7 +107,7 @@ async def test_a_frame_that_exits_the_thread_does_not_affect_others(site: Site) 
 @pytest.mark.skipif(importlib.util.find_spec("hedgerow_audio") is None, reason="hedgerow-audio is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("silero_vad") is None, reason="silero-vad is not installed")
 async def test_a_real_model_keeps_the_state_of_two_microphones_apart(site: Site) -> None:
-    """Silero VAD over the broker: noise and silence in, one probability per window out, lineage with the model's digest."""
+    """Silero VAD over the broker: noise and silence in, one probability per window out, with lineage."""
     vad = {
         "path": "package:silero_vad/data/silero_vad_16k_op15.onnx",
         "backend": "onnxruntime",

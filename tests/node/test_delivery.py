@@ -305,7 +305,7 @@ async def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_the_others_g
 
 
 async def test_frames_are_processed_again_after_a_stall_beyond_the_deadline(site: Site) -> None:
-    """A list that exceeds the deadline predicts that no frame can meet it; some are still processed, to measure again."""
+    """A list that exceeds the deadline predicts that no frame can meet it; some are processed anyway, to measure again."""
     gate = site.folder / "gate"
     pipeline = site.pipeline({"gate": {"path": str(gate)}}, "trial", queue={"deadline_s": 0.3})
     async with site.node({"p": pipeline}) as node:

@@ -1,4 +1,4 @@
-"""Durable results: from the frame through the outbox to the region's acknowledgement, on a real broker and a real disk."""
+"""Durable results, from the frame to the region's acknowledgement, on a real broker and a real disk."""
 
 from __future__ import annotations
 

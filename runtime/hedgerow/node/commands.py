@@ -1,7 +1,7 @@
 """Serves commands: MQTT 5 requests on `command/{name}`.
 
-Each command gets exactly one reply, on its response topic, or on `reply/{name}` if it has none. Expired, retained or malformed
-commands are not executed; the reply says why.
+Each command gets exactly one reply, on its response topic, or on `reply/{name}` if it has none. Expired, retained or
+malformed commands are not executed; the reply says why.
 """
 
 from __future__ import annotations

@@ -227,6 +227,6 @@ def _mostly_not_finite(info: ServedModel) -> bool:
 def _not_finite(info: ServedModel) -> str:
     what = info.name if info.version is None else f"{info.name} {info.version}"
     return (
-        f"model {what}: {info.not_finite} of the last {info.looked_at} sampled frames gave NaN or infinity; check its input with "
-        "`hedgerow explain --last`, and if that is sound, roll out the previous version"
+        f"model {what}: {info.not_finite} of the last {info.looked_at} sampled frames gave NaN or infinity; "
+        "check its input with `hedgerow explain --last`, and if that is sound, roll out the previous version"
     )

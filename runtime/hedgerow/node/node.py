@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 LINKS_S = 2.0
-"""Longest wait for the node's link, then for the pipelines', before "node-started": from then on they receive frames."""
+"""Longest wait for the node's link, and then for the pipelines', before "node-started": frames may be sent then."""
 
 
 class Node:
@@ -167,7 +167,7 @@ class Node:
         self._stop.set()
 
     def handle_signals(self) -> None:
-        """Handle signals: SIGTERM and SIGINT drain and stop, a second one exits immediately; SIGHUP reloads the file."""
+        """Drain and stop on SIGTERM and SIGINT, exit immediately on a second one; reload the file on SIGHUP."""
 
         def interrupt(number: signal.Signals) -> None:
             if self._stop.is_set():
@@ -224,8 +224,8 @@ class Node:
         await self._outbox.close()
         self._announcer.status("offline", reason="stopped")
         await self._link.close(timeout_s=2.0)  # if the broker is unreachable, it publishes the will
-        lost = {name: runner.tally.in_flight for name, runner in self.runners.items() if runner.tally.in_flight}
-        log.info("node-stopped", unfinished=lost)
+        unfinished = {name: runner.tally.in_flight for name, runner in self.runners.items() if runner.tally.in_flight}
+        log.info("node-stopped", unfinished=unfinished)
 
     # The node's own link
 

@@ -83,7 +83,7 @@ class Probes:
             return {name: runner.tally for name, runner in self._pipelines.runners.copy().items()}
 
     def why_unready(self) -> list[str]:
-        """(any thread) Return why the node is not ready; empty if it is connected, models are loaded and frames flow."""
+        """(any thread) Return why the node is not ready; empty if links are up, models loaded and frames flow."""
         failures = self._pipelines.failures.copy()
         reasons = [f"pipeline {name} cannot run: {error}" for name, error in failures.items()]
         if not self._client.connected:
@@ -119,11 +119,11 @@ def gauges(runners: dict[str, PipelineRunner], client: Client) -> Iterator[tuple
     Args:
         client: the node's own link.
     """
-    yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "node"}, client.connected
+    yield "hedgerow_connected", "Whether the link to the broker is up.", {"link": "node"}, client.connected
     refused = client.refused_publishes
     yield "hedgerow_refused_publishes", "QoS 1 messages that the broker refused.", {"link": "node"}, refused
     for name, runner in runners.items():
-        yield "hedgerow_connected", "Whether the broker can be reached.", {"link": name}, runner.connected
+        yield "hedgerow_connected", "Whether the link to the broker is up.", {"link": name}, runner.connected
         refused = runner.refused_publishes
         yield "hedgerow_refused_publishes", "QoS 1 messages that the broker refused.", {"link": name}, refused
         yield "hedgerow_frames_queued", "Frames waiting in the queue.", {"pipeline": name}, runner.queued

@@ -1,7 +1,7 @@
 """Detects a machine's clock that is not set or jumps. Pure.
 
-Results carry the clock's times, and frames and certificates are checked against it. A gateway without a battery-backed clock
-boots in 1970, or at the time of its last shutdown, until its clock is set.
+Results carry the clock's times, and frames and certificates are checked against it. A gateway without a battery-backed
+clock boots in 1970, or at the time of its last shutdown, until its clock is set.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Clock:
         Args:
             wall: Unix seconds.
             monotonic: seconds of a monotonic clock.
-        Returns: seconds by which the clock jumped since the last check; None if it did not. Slewing, e.g. by NTP, is not a
-            jump.
+        Returns: seconds by which the clock jumped since the last check; None if it did not. Slewing, e.g. by NTP, is not
+            a jump.
         """
         offset = wall - monotonic
         jump = 0.0 if self._offset is None else offset - self._offset

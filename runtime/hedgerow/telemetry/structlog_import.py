@@ -1,7 +1,7 @@
 """Imports structlog without rich, for a process whose log is JSON.
 
-structlog imports rich and pygments for colored tracebacks even if they are not used: a sixth of a node's imports. A service
-calls `import_structlog` before its other imports load structlog.
+structlog imports rich and pygments for colored tracebacks even if they are not used: a sixth of a node's imports. A
+service calls `import_structlog` before its other imports load structlog.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Notifies systemd that a service is ready, alive, reloading or stopping: sd_notify(3).
 
-A message is one datagram to the socket that `NOTIFY_SOCKET` names. Without that variable nothing is sent, so the calls are
-the same under systemd, in Podman with `Notify=true`, in other containers and in a terminal.
+A message is one datagram to the socket that `NOTIFY_SOCKET` names. Without that variable nothing is sent, so the calls
+are the same under systemd, in Podman with `Notify=true`, in other containers and in a terminal.
 """
 
 from __future__ import annotations

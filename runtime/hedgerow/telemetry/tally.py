@@ -1,7 +1,7 @@
 """Counters of a pipeline: plain numbers, cheap on the fast path.
 
-Conservation law: `received = out + dropped + dead + in flight`, at every moment. Frames in flight are counted from those
-actually held, not derived from the other counters, so that the law can be checked.
+Conservation law: `received = out + dropped + dead + in flight`, at every moment. Frames in flight are counted from
+those actually held, not derived from the other counters, so that the law can be checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DropReason(StrEnum):
     SHUTDOWN = "shutdown"
     """A QoS 0 frame that arrived, or still waited, when the pipeline stopped."""
     BROKER_AWAY = "broker-away"
-    """A QoS 0 result, ready while the broker was unreachable; or a bad QoS 0 frame, while it accepted no dead letters."""
+    """A QoS 0 result, ready while the broker was unreachable; or a bad QoS 0 frame, while no dead letter could be sent."""
     OUTBOX = "outbox"
     """Its durable result could not be stored: the outbox is full, or its disk fails. QoS 0 only; QoS 1 frames wait."""
     DUPLICATE = "duplicate"

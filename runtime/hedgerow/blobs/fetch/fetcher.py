@@ -180,7 +180,7 @@ class BlobFetcher:
 
     def gauges(self) -> Iterator[Gauge]:
         """What /metrics shows of it and of the store: name, help, labels, value."""
-        yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "blobs"}, self.client.connected
+        yield "hedgerow_connected", "Whether the link to the broker is up.", {"link": "blobs"}, self.client.connected
         missing = 0 if self._plan is None else sum(self._plan.missing.values())
         yield "hedgerow_fetch_missing_bytes", "Bytes that the fetch in hand lacks.", {}, missing
         yield "hedgerow_fetch_window", "Chunks the site may have asked the region for at once.", {}, self.window.size

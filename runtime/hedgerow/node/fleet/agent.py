@@ -112,7 +112,7 @@ class Agent:
             error = DesiredError(
                 f"Generation {desired.generation} expired before it arrived",
                 code=admission.value,
-                remedy="Send a new one. If the node was not disconnected for long, compare the clocks of node and region.",
+                remedy="Send a new one. If the node was not offline for long, compare the clocks of node and region.",
             )
             self._reporter.update(generation=desired.generation, state="rejected", step="", error=ErrorBody.of(error))
 

@@ -62,5 +62,5 @@ def _root(path: Path) -> bytes:
     except OSError as error:
         raise ConfigError(
             f"The root of trust {path} cannot be read: {error.strerror}",
-            remedy="Copy the repository's `metadata/1.root.json`, created by `hedgerow trust init`, there; or remove `fleet: root_file`.",
+            remedy="Copy the repository's `metadata/1.root.json` there, or remove `fleet: root_file`.",
         ) from error

@@ -1,7 +1,7 @@
 """Labels that a node sets itself, for selectors: `arch`, `cores`, `memory-gib`, `backend/openvino` …
 
-They load no further library: installed backends are looked up in package metadata, and devices are those of backends in use,
-which are loaded anyway.
+They load no further library: installed backends are looked up in package metadata, and devices are those of backends in
+use, which are loaded anyway.
 """
 
 from __future__ import annotations

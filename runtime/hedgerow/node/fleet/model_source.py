@@ -93,7 +93,9 @@ class ModelSource:
         return ModelVersion(model, ref, manifest, manifest.variant(variant), folder)
 
     def intact(self, model: str, ref: ModelRef, variant: str | None) -> ModelVersion:
-        """Return a stored version whose model file matches its signed digest; a damaged one is set aside and fetched again.
+        """Return a stored version whose model file matches its signed digest.
+
+        A damaged file is set aside, and fetched again later.
 
         Raises:
             DamagedModel: it does not match.

@@ -4,8 +4,8 @@ Rules:
 - A document is accepted or refused as a whole, before its first step.
 - A version that already serves is left alone, so applying a document again changes nothing.
 - Models change before pipelines, so a changed pipeline finds its new model.
-- A model that the document does not name returns to the file in the node's configuration; one without a file (`bundle:NAME`)
-  keeps its serving version.
+- A model that the document does not name returns to the file in the node's configuration; one without a file
+  (`bundle:NAME`) keeps its serving version.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ Step: TypeAlias = FetchVersion | VerifyAgain | SwapVersion | SwapToFile | Change
 def reconcile(desired: Desired, running: Running) -> list[Step]:
     """Return the steps from the running state to the desired one.
 
-    Raises: DesiredError: the document names an unknown model or pipeline, or a version that is in quarantine here. None of
-        it is applied.
+    Raises: DesiredError: the document names an unknown model or pipeline, or a version that is in quarantine here. None
+        of it is applied.
     """
     _check(desired, running)
     steps: list[Step] = []

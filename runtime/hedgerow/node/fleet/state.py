@@ -1,8 +1,8 @@
 """The agent's state on disk: the current desired document, and the kept versions.
 
-Each is a small JSON file, replaced atomically: written to a temporary file, synced and renamed, so a power cut leaves the old
-file or the new one. An unreadable file counts as missing: the region's retained document is received again, and applying it
-restores the versions.
+Each is a small JSON file, replaced atomically: written to a temporary file, synced and renamed. So a power cut leaves the
+old file or the new one. An unreadable file counts as missing: the region's retained document is received again, and
+applying it restores the versions.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Rules:
 - A new version is verified against the newest metadata, or refused.
-- An installed version has been verified before. Before it serves again, it is checked against the newest metadata, so that a
-  withdrawn version no longer serves. If the metadata is unavailable or expired, the earlier verification stands: a rollback
-  must not depend on the WAN.
+- An installed version has been verified before. Before it serves again, it is checked against the newest metadata, so
+  that a withdrawn version no longer serves. If the metadata is unavailable or expired, the earlier verification stands: a
+  rollback must not depend on the WAN.
 - Blocking work takes one thread hop per version; events follow on the event loop.
 """
 
@@ -103,7 +103,7 @@ class Verifier:
         return self._trust.refresh(), self._trust.manifest(ref, labels)
 
     def _verify(self, ref: ModelRef, labels: Mapping[str, str]) -> tuple[Freshness, VerifiedVersion | HedgerowError]:
-        """(in a thread) Return the metadata's freshness, and the version, or why it cannot run here although it is trusted."""
+        """(in a thread) Return the metadata's freshness, and the version, or why the trusted version cannot run here."""
         fresh, content = self._refresh(ref, labels)
         try:
             return fresh, VerifiedVersion(content, _files_for_here(read_manifest(content, ref.digest)))

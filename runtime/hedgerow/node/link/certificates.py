@@ -1,12 +1,12 @@
 """Watches the node's certificate files, and reconnects its links when they are renewed.
 
 Rules:
-- New files are used once two checks in a row find the same content and it loads, because renewal replaces one file after the
-  other.
+- New files are used once two checks in a row find the same content and it loads, because renewal replaces one file after
+  the other.
 - The node's own link reconnects first; the others follow once the broker has accepted it. No frame is lost: see
   `Client.renew`.
-- Unusable files leave the links as they are. A link that breaks meanwhile retries until the files are usable, as with an
-  unreachable broker.
+- Unusable files leave the links as they are. A link that breaks meanwhile retries until the files are usable, as if the
+  broker were unreachable.
 - A wrong clock or an expired certificate does not stop the node; it is reported, with a remedy.
 """
 
@@ -68,9 +68,8 @@ class CertificateWatch:
             try:
                 await self.check(datetime.now(UTC))
             except Exception:
-                log.exception(
-                    "certificate-watch-failed"
-                )  # the next check may succeed; without checks, renewed files would never be used
+                # The next check may succeed; without checks, renewed files would never be used.
+                log.exception("certificate-watch-failed")
             await asyncio.sleep(CHECK_EVERY_S)
 
     async def check(self, now: datetime) -> None:
@@ -144,7 +143,7 @@ class CertificateWatch:
             return None
 
     def _digest(self) -> str:
-        """Return a digest of the files' content. Symbolic links are followed, so a retargeted link counts as a change."""
+        """Return a digest of the files' content. Symbolic links are followed, so a new target counts as a change."""
         digest = hashlib.sha256()
         for path in self._files:
             try:

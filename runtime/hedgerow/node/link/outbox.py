@@ -65,7 +65,7 @@ class NodeOutbox:
     async def open(self) -> Outbox:
         """Return the outbox; open it if it is not open yet.
 
-        Raises: OutboxError: it is in use, or of another version. A full or failing disk does not raise, since it may recover.
+        Raises: OutboxError: it is in use, or of another version. A full or failing disk does not raise: it may recover.
         """
         async with self._opening:
             if self._outbox is None:
@@ -123,7 +123,7 @@ class NodeOutbox:
         if self._outbox is None or self._client is None:
             return
         status = self._outbox.status
-        yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "outbox"}, self._client.connected
+        yield "hedgerow_connected", "Whether the link to the broker is up.", {"link": "outbox"}, self._client.connected
         refused = self._client.refused_publishes
         yield "hedgerow_refused_publishes", "QoS 1 messages that the broker refused.", {"link": "outbox"}, refused
         yield "hedgerow_outbox_entries", "Results and gaps that the region has not acknowledged.", {}, status.entries
@@ -136,7 +136,7 @@ class NodeOutbox:
             yield "hedgerow_outbox_lost", "Durable results given up, by reason.", {"reason": reason}, count
 
     def _receive(self, messages: list[Message]) -> None:
-        assert self._outbox is not None and self._client is not None  # noqa: S101, PT018 - both are set before the link opens
+        assert self._outbox is not None and self._client is not None  # noqa: S101, PT018 - set before the link opens
         for message in messages:
             try:
                 self._outbox.acknowledge(Ack.decode(message.payload))

@@ -47,7 +47,7 @@ class LiveConfig:
         return overlaid(self.file, self.overlay)
 
     def restore_overlay(self, overlay: Overlay) -> None:
-        """Restore the overlay of an earlier run, before the pipelines start; discard it if it no longer fits the file."""
+        """Restore an earlier run's overlay, before the pipelines start; discard it if it no longer fits the file."""
         try:
             overlaid(self.file, overlay)
         except HedgerowError as error:  # the file has changed since

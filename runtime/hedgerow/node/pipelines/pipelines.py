@@ -59,7 +59,7 @@ class Pipelines:
         self._pending_starts: set[asyncio.Task[None]] = set()
 
     def loading(self) -> dict[str, HedgerowError | None]:
-        """Return pipelines that neither run nor have failed; the value is why one waits for a model version, or None."""
+        """Return pipelines that neither run nor have failed, with the reason if one waits for a model version."""
         names = sorted(self.config.pipelines.keys() - self.runners.keys() - self.failures.keys())
         return {name: self.waiting.get(name) for name in names}
 

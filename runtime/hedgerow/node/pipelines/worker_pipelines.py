@@ -1,7 +1,7 @@
 """Swaps model versions of pipelines that run in worker processes.
 
-Workers only run the versions they were started with. So a swap starts new workers while the old ones run, and replaces them
-between two lists of frames.
+Workers only run the versions they were started with. So a swap starts new workers while the old ones run, and replaces
+them between two lists of frames.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class WorkerPipelines:
             built.watch(model)
 
     def observations(self) -> list[tuple[Observations, Observations]]:
-        """Return the observed model's observations, (previous version, new version), of each pipeline that changed to the new one."""
+        """Return (previous version's, new version's) observations of each pipeline that changed to the new version."""
         pairs = []
         for pipeline, built in self._using(self._observed):
             if (before := self._previous.get(pipeline)) is not None:

@@ -7,8 +7,8 @@ Rules:
 - One swap at a time. However a swap ends, even if cancelled, exactly one verified version serves afterwards.
 - The previous version stays loaded until the new one is kept.
 - A step that may crash the process is recorded on disk first (`models/monitor/quarantine.py`).
-- Pipelines with workers get new workers at the switch, and are observed there during `probation`. They have no shadow and no
-  split.
+- Pipelines with workers get new workers at the switch, and are observed there during `probation`. They have no shadow and
+  no split.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class Swaps:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """Run a function in a thread, to its end: native code cannot be interrupted, and must not overlap with the next step."""
+    """Run a function in a thread, to its end: native code cannot be interrupted, nor may it overlap the next step."""
     return await _uncancellable(asyncio.to_thread(work))
 
 
