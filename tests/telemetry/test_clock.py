@@ -1,4 +1,4 @@
-"""What a clock is believed."""
+"""Detecting a clock that is not set or jumps."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from hedgerow.errors import BusError, HedgerowError, internal
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.fleet.agent_host import AgentHost
 from hedgerow.node.fleet.labels import node_labels
-from hedgerow.node.fleet.model_source import ModelSource
+from hedgerow.node.fleet.model_provider import ModelProvider
 from hedgerow.node.fleet.reconcile import (
     Admission,
     ChangePipelines,
@@ -63,19 +63,19 @@ class Agent:
     Args:
         host: the node.
         state: stores the document and the kept versions on disk.
-        source: verifies, fetches and stores versions.
+        provider: verifies, fetches and stores versions.
         swaps: swaps the versions that serve.
     Attributes:
         counts: number of documents taken and refused.
     """
 
-    def __init__(self, host: AgentHost, state: AgentState, source: ModelSource, swaps: Swaps) -> None:
+    def __init__(self, host: AgentHost, state: AgentState, provider: ModelProvider, swaps: Swaps) -> None:
         self.counts = {"taken": 0, "refused": 0}
         self._host = host
         self._state = state
-        self._source = source
+        self._provider = provider
         self._swaps = swaps
-        self._reporter = Reporter(host, source, swaps)
+        self._reporter = Reporter(host, provider, swaps)
         self._own_labels: dict[str, str] = {}
         self._desired: Desired | None = state.desired()
         self._kept = state.models()
@@ -189,11 +189,11 @@ class Agent:
         match step:
             case FetchVersion(model, ref):
                 await self._retry_until_reachable(
-                    lambda: self._source.fetch(ref, self._labels, self._reporter.steps_of(model))
+                    lambda: self._provider.fetch(ref, self._labels, self._reporter.steps_of(model))
                 )
             case VerifyAgain(model, ref):
                 self._reporter.step("verify", model)
-                await self._source.verify_again(ref, self._labels)
+                await self._provider.verify_again(ref, self._labels)
             case SwapVersion(model, ref):
                 await self._swap(model, ref, desired)
             case SwapToFile(model):
@@ -277,7 +277,7 @@ class Agent:
                 if ref is None or ref.digest in self._quarantined():
                     continue
                 try:
-                    self._swaps.restore(model, self._source.intact(model, ref, variant))
+                    self._swaps.restore(model, self._provider.intact(model, ref, variant))
                     break
                 except HedgerowError as error:
                     failures.append({"model": model, "version": str(ref), "error": str(error)})
@@ -288,10 +288,10 @@ class Agent:
     def _save_desired(self, desired: Desired) -> Iterable[str]:
         """Save a document before applying it. Returns: digests of the versions in the store."""
         self._state.save_desired(desired)
-        return self._source.installed()
+        return self._provider.installed()
 
     def _prepare(self, model: str, ref: ModelRef) -> ModelVersion:
-        candidate = self._source.candidate(model, ref)
+        candidate = self._provider.candidate(model, ref)
         self._protect(ref)
         return candidate
 
@@ -303,7 +303,7 @@ class Agent:
         """Protect the serving versions, and those a rollback would return to, from eviction."""
         refs = [kept.ref for kept in self._kept.values()]
         refs += [kept.previous for kept in self._kept.values() if kept.previous is not None]
-        self._source.protect({ref.digest for ref in [*refs, *also]})
+        self._provider.protect({ref.digest for ref in [*refs, *also]})
 
     # Receiving a document
 

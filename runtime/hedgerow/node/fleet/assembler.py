@@ -15,7 +15,7 @@ from hedgerow.errors import ConfigError
 from hedgerow.node.fleet.agent import Agent
 from hedgerow.node.fleet.agent_host import AgentHost
 from hedgerow.node.fleet.member import FleetMember
-from hedgerow.node.fleet.model_source import ModelSource
+from hedgerow.node.fleet.model_provider import ModelProvider
 from hedgerow.node.fleet.state import AgentState
 from hedgerow.node.fleet.verify import Verifier
 from hedgerow.node.link.options import link_options
@@ -52,8 +52,8 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
     mirrors = [HttpsDocuments(web_of(origin)) for origin in fleet.origins if origin.url.startswith("https:")]
     trust = TrustClient(folder / "trust", _root(root_file), documents, *mirrors)
     verifier = Verifier(trust, host.announcer.event)
-    source = ModelSource(verifier, fetcher, store)
-    return FleetMember(Agent(host, AgentState(folder), source, swaps), fetcher, verifier)
+    provider = ModelProvider(verifier, fetcher, store)
+    return FleetMember(Agent(host, AgentState(folder), provider, swaps), fetcher, verifier)
 
 
 def _root(path: Path) -> bytes:

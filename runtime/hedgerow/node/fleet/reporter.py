@@ -8,7 +8,7 @@ from typing import Any, Final
 import structlog
 
 from hedgerow.node.fleet.agent_host import AgentHost
-from hedgerow.node.fleet.model_source import ModelSource
+from hedgerow.node.fleet.model_provider import ModelProvider
 from hedgerow.node.swap.outcome import OnStep
 from hedgerow.node.swap.swaps import Swaps
 from hedgerow.topics import Channel
@@ -25,13 +25,13 @@ class Reporter:
 
     Args:
         host: publishes the report, and provides the states of pipelines.
-        source: provides the size of the model store.
+        provider: provides the size of the model store.
         swaps: provides the serving versions.
     """
 
-    def __init__(self, host: AgentHost, source: ModelSource, swaps: Swaps) -> None:
+    def __init__(self, host: AgentHost, provider: ModelProvider, swaps: Swaps) -> None:
         self._host = host
-        self._source = source
+        self._provider = provider
         self._swaps = swaps
         self._report = Reported(node=str(host.announcer.address), session=host.announcer.session, at=time.time())
         self._published: dict[str, Any] = {}
@@ -71,8 +71,8 @@ class Reporter:
                 "models": self._swaps.serving(),
                 "pipelines": self._host.pipelines.states(),
                 "quarantined": self._swaps.quarantined(),
-                "store_bytes": self._source.used_bytes,
-                "store_max_bytes": self._source.max_bytes,
+                "store_bytes": self._provider.used_bytes,
+                "store_max_bytes": self._provider.max_bytes,
             }
         )
         content = _without_counts(report)

@@ -22,7 +22,7 @@ from hedgerow.node.swap.outcome import OnStep
 from hedgerow.wire.fleet import ModelRef
 
 
-class ModelSource:
+class ModelProvider:
     """The node's model versions: those in its store, and how to get others.
 
     Args:
