@@ -28,7 +28,7 @@ class DropReason(StrEnum):
     QUEUE_FULL = "queue-full"
     """The queue was full (`policy: fifo`, or all streams together)."""
     RETAINED = "retained"
-    """A retained message, so an old frame."""
+    """A retained message: it repeats an old frame."""
     SHUTDOWN = "shutdown"
     """A QoS 0 frame that arrived, or still waited, when the pipeline stopped."""
     BROKER_AWAY = "broker-away"
