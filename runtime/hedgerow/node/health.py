@@ -32,7 +32,7 @@ FIRST_HEALTH_S = 1.0
 STUCK_AFTER_S: Final = 30.0
 """A list of frames that takes longer makes the node `failing`: a stage hangs."""
 
-_ENOUGH: Final = 10
+_FEWEST_FRAMES: Final = 10
 """Fewest frames to judge a model by its share of NaN."""
 
 
@@ -221,7 +221,7 @@ def _report_models(runners: Iterable[PipelineRunner], findings: _Findings) -> di
 
 
 def _mostly_not_finite(info: ServedModel) -> bool:
-    return info.looked_at >= _ENOUGH and info.not_finite > info.looked_at / 2
+    return info.looked_at >= _FEWEST_FRAMES and info.not_finite > info.looked_at / 2
 
 
 def _not_finite(info: ServedModel) -> str:

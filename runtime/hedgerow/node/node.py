@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-LINKS_S = 2.0
+CONNECT_TIMEOUT_S = 2.0
 """Longest wait for the node's link, and then for the pipelines', before "node-started": frames may be sent then."""
 
 
@@ -216,8 +216,8 @@ class Node:
         if self._fleet is not None:
             await self._fleet.open()
         with suppress(BusError):  # the broker is unreachable: start anyway
-            await self._link.wait_connected(LINKS_S)
-            await self._pipelines.wait_connected(LINKS_S)
+            await self._link.wait_connected(CONNECT_TIMEOUT_S)
+            await self._pipelines.wait_connected(CONNECT_TIMEOUT_S)
 
     async def _drain(self) -> None:
         await self._pipelines.drain()
