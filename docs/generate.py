@@ -31,8 +31,8 @@ DOCS = Path(__file__).parent
 _PLACE = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def section(model: type[BaseModel]) -> str:
-    """A table of a section's settings, from its JSON Schema."""
+def section(model: type[BaseModel], heading: str = "setting") -> str:
+    """A table of a model's fields, from its JSON Schema; `heading` names the first column."""
     schema = model.model_json_schema()
     required = set(schema.get("required", ()))
     rows = []
@@ -40,7 +40,7 @@ def section(model: type[BaseModel]) -> str:
         default = "required" if name in required else _default(field)
         description = field.get("description", "").replace("|", "\\|")
         rows.append(f"| `{name}` | {_kind(field, schema)} | {default} | {description} |")
-    return "\n".join(["| setting | type | default | |", "|---|---|---|---|", *rows])
+    return "\n".join([f"| {heading} | type | default | |", "|---|---|---|---|", *rows])
 
 
 def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
@@ -123,7 +123,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "outbox": config.OutboxSection,
         "metrics-section": config.MetricsSection,
         "fleet": config.FleetSection,
-        "sources": config.SourceSection,
+        "origins": config.OriginSection,
         "log": config.LogSection,
         "topology": topology.Topology,
         "topology-region": topology.RegionSection,
@@ -143,6 +143,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "rollout-gate": spec.GateSection,
         "rollout-window": spec.WindowSection,
         "rollout-swap": spec.SwapSection,
+    }
+    reports = {
         "health": messages.Health,
         "pipeline-health": messages.PipelineHealth,
         "model-health": messages.ModelHealth,
@@ -150,6 +152,10 @@ def tables() -> dict[str, Callable[[], str]]:
     made: dict[str, Callable[[], str]] = {
         name: (lambda model=model: section(model))  # type: ignore[misc]
         for name, model in sections.items()
+    }
+    made |= {
+        name: (lambda model=model: section(model, "field"))  # type: ignore[misc]
+        for name, model in reports.items()
     }
     return made | {"drop-reasons": drop_reasons, "metrics": metric_table, "region-metrics": region_metric_table}
 

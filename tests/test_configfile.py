@@ -87,6 +87,34 @@ def test_the_environment_goes_over_the_file(monkeypatch: pytest.MonkeyPatch) -> 
     assert (node.name, node.site) == ("press-2", "plant-7")
 
 
+def test_the_former_name_of_fleet_origins_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = {"fleet.sources": "fleet.origins"}
+    former = configfile.parse("fleet: {sources: [https://models.example/a]}")
+    current = configfile.parse("fleet: {origins: [https://models.example/a]}")
+    monkeypatch.setenv("HEDGEROW_FLEET__SOURCES", '["https://models.example/a"]')
+    from_environment = configfile.parse("")
+
+    assert [origin.url for origin in former.fleet.origins] == ["https://models.example/a"]
+    assert former.fleet.origins == current.fleet.origins == from_environment.fleet.origins
+    assert (former.renamed_keys, current.renamed_keys, from_environment.renamed_keys) == (renamed, {}, renamed)
+
+
+def test_both_names_of_fleet_origins_together_are_refused() -> None:
+    (problem,) = problems("fleet:\n  sources: []\n  origins: []\n")
+
+    assert str(problem) == (
+        "fleet: has both `origins` and `sources`, its former name; got {'sources': [], 'origins': []}"
+    )
+    assert (problem.line, problem.remedy) == (1, "Move all entries to `origins`.")
+
+
+def test_a_problem_below_a_former_name_has_its_line_and_the_known_keys() -> None:
+    (problem,) = problems("fleet:\n  sources:\n    - {url: 'https://models.example/a', ca_fil: ca.crt}\n")
+
+    assert (problem.line, problem.field) == (3, "fleet.sources.0.ca_fil")
+    assert problem.remedy == "Did you mean `ca_file`?"
+
+
 def test_yes_and_on_are_words() -> None:
     """YAML 1.2: only `true` and `false` are booleans, so a site may be called `no`."""
     assert configfile.parse("node: {site: no, name: on}").node.site == "no"

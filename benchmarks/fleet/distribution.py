@@ -35,7 +35,7 @@ from hedgerow.blobs.origins.origins import open_sources
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus import Client, ClientOptions, Message
-from hedgerow.config import SourceSection
+from hedgerow.config import OriginSection
 from hedgerow.models.bundle.chunks import describe_file
 from hedgerow.models.bundle.manifest import File
 from hedgerow.testing import Mosquitto, processes
@@ -308,7 +308,7 @@ def _cells(ident: str, name: str, costs: Sequence[Cost], size: int) -> list[Cell
 
 async def _nodes(job: dict[str, Any]) -> None:
     """Nodes as far as models go: each line names those that are to fetch."""
-    sections = [SourceSection.model_validate(one) for one in job["sources"]]
+    sections = [OriginSection.model_validate(one) for one in job["sources"]]
     file = File.model_validate(job["file"])
     async with AsyncExitStack() as stack:
         fetchers = {}

@@ -10,15 +10,19 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
     SecretStr,
     model_serializer,
     model_validator,
@@ -409,7 +413,7 @@ class OutboxSection(Section):
     )
 
 
-class SourceSection(Section):
+class OriginSection(Section):
     """A model origin other than the region."""
 
     url: str = Field(
@@ -426,7 +430,7 @@ class SourceSection(Section):
         "again for each use.",
     )
 
-    def anchored(self, folder: Path) -> SourceSection:
+    def anchored(self, folder: Path) -> OriginSection:
         """Return a copy with its paths relative to `folder`."""
         files = {"ca_file": self.ca_file, "credentials_file": self.credentials_file}
         return self.model_copy(update={name: folder / path for name, path in files.items() if path is not None})
@@ -436,7 +440,7 @@ def _spelled_out(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
-Source = Annotated[SourceSection, BeforeValidator(_spelled_out, json_schema_input_type=str | SourceSection)]
+Origin = Annotated[OriginSection, BeforeValidator(_spelled_out, json_schema_input_type=str | OriginSection)]
 
 
 class FleetSection(Section):
@@ -458,8 +462,9 @@ class FleetSection(Section):
         description="Most bytes a second for fetching; by default fetching gives way to results.",
     )
     serve_neighbours: bool = Field(True, description="Whether to serve this node's models to other nodes of the site.")
-    sources: tuple[Source, ...] = Field(
+    origins: tuple[Origin, ...] = Field(
         (),
+        validation_alias=AliasChoices("origins", "sources"),
         description="Model origins to try before the region, in this order: https://HOST/PATH, a web server with the repository's "
         "folder, or oci://HOST/NAME, a registry. Their content is verified all the same.",
         examples=[["https://models.example/repository"]],
@@ -471,9 +476,23 @@ class FleetSection(Section):
         "trace (a kill, a power cut, out of memory) count as one crash.",
     )
 
+    _renamed_keys: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _accept_sources(cls, value: Any, handler: ModelWrapValidatorHandler[FleetSection]) -> FleetSection:
+        """Accept `sources`, the former name of `origins`."""
+        uses_former_name = isinstance(value, Mapping) and "sources" in value
+        if uses_former_name and "origins" in value:
+            raise ValueError("has both `origins` and `sources`, its former name\n  → Move all entries to `origins`.")
+        section = handler(value)
+        if uses_former_name:
+            section._renamed_keys["fleet.sources"] = "fleet.origins"
+        return section
+
     def anchored(self, folder: Path) -> FleetSection:
         """Return a copy with its paths relative to `folder`."""
-        changes: dict[str, Any] = {"sources": tuple(source.anchored(folder) for source in self.sources)}
+        changes: dict[str, Any] = {"origins": tuple(origin.anchored(folder) for origin in self.origins)}
         if self.root_file is not None:
             changes["root_file"] = folder / self.root_file
         return self.model_copy(update=changes)
@@ -515,3 +534,8 @@ class NodeConfig(Section):
     fleet: FleetSection = Field(FleetSection(), description="Models from the region.")
     metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
+
+    @property
+    def renamed_keys(self) -> Mapping[str, str]:
+        """Keys given by their former names: former name → current name."""
+        return self.fleet._renamed_keys

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -367,13 +367,26 @@ def _model_at(root: type[BaseModel], keys: Sequence[int | str]) -> tuple[type[Ba
             if info is not None:  # in a mapping by name, or a list: continue in the element's section
                 model, info = _section_of(info.annotation), None
             continue
-        info = model.model_fields.get(str(key))
+        info = _field(model, str(key))
         if info is None:
             return None, None
         model = _section_of(info.annotation) if _is_section(info.annotation) else None
     if model is None and info is not None and not _is_section(info.annotation):
         return None, info
     return model, info
+
+
+def _field(model: type[BaseModel], key: str) -> Any:
+    """Return the info of a field, by its name or a former one."""
+    fields = model.model_fields
+    return fields.get(key) or next(
+        (
+            info
+            for info in fields.values()
+            if isinstance(info.validation_alias, AliasChoices) and key in info.validation_alias.choices
+        ),
+        None,
+    )
 
 
 def _is_section(annotation: Any) -> bool:

@@ -264,5 +264,5 @@ def _away(url: str, error: urllib3.exceptions.HTTPError) -> SourceAway:
     cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason else error
     return SourceAway(
         f"{url} cannot be fetched: {cause}",
-        remedy="Check name, network and certificate of that server, or leave it out of `fleet: sources`.",
+        remedy="Check name, network and certificate of that server, or leave it out of `fleet: origins`.",
     )

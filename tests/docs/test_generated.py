@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from hedgerow.node.answers import Answers
+from hedgerow.node.command_handlers import CommandHandlers
 from hedgerow.telemetry.tally import DropReason
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_every_code_the_runtime_gives_a_frame_has_its_advice() -> None:
 
 def test_every_command_is_documented() -> None:
     text = (DOCS / "operator" / "commands.md").read_text("utf-8")
-    names = re.findall(r"\"(\w+)\": self\.\w+", inspect.getsource(Answers.handlers))
+    names = re.findall(r"\"(\w+)\": self\.\w+", inspect.getsource(CommandHandlers.handlers))
 
     assert "ping" in names
     assert [name for name in names if f"`{name}`" not in text] == []

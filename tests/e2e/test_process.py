@@ -68,7 +68,7 @@ def test_a_second_signal_stops_at_once(node: Any, sensors: Any, collector: Any, 
     node.signal(signal.SIGTERM)
 
     assert node.wait() == 128 + signal.SIGTERM
-    until(lambda: ("offline", "the link broke") in states(collector), lambda: states(collector))
+    until(lambda: ("offline", "connection lost") in states(collector), lambda: states(collector))
 
 
 def test_a_stage_that_never_comes_back_does_not_keep_the_node_from_stopping(
@@ -91,7 +91,7 @@ def test_a_killed_node_is_said_to_be_gone_by_its_will(node: Any, collector: Any,
     node.start()
     until(lambda: states(collector) == [("online", "")])
     node.kill()
-    until(lambda: states(collector)[1:] == [("offline", "the link broke")], lambda: states(collector))
+    until(lambda: states(collector)[1:] == [("offline", "connection lost")], lambda: states(collector))
 
     assert len({status["session"] for status in collector.said["status"]}) == 1
 

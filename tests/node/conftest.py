@@ -1,4 +1,4 @@
-"""A node in this process, on a real broker, with stages that do what a test asks for."""
+"""Fixtures for a node in this process, on a real broker."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hedgerow.testing import Mosquitto
 
 @pytest.fixture
 async def site(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Site]:
-    """A site of the test's own on the shared broker."""
-    async with Site(broker.port, tmp_path) as made:
-        yield made
+    """A site for this test, on the shared broker."""
+    async with Site(broker.port, tmp_path) as site:
+        yield site
 
 
 @pytest.fixture
 async def own_site(mosquitto: Mosquitto, tmp_path: Path) -> AsyncIterator[Site]:
-    """A site on a broker of the test's own."""
-    async with Site(mosquitto.port, tmp_path) as made:
-        yield made
+    """A site for this test, on its own broker."""
+    async with Site(mosquitto.port, tmp_path) as site:
+        yield site

@@ -1,4 +1,4 @@
-"""What sensors should not send: each costs a dead letter with its reason, and the next frame is unaffected."""
+"""Bad input: each frame becomes a dead letter with its reason, and the next frame is unaffected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import orjson
 import pytest
-from trial_site import Site, books, until
+from trial_site import Site, tally_counts, until
 
 from hedgerow.pipeline.settlement import settler
 from hedgerow.wire.codec import ENVELOPE
@@ -50,7 +50,7 @@ BAD: dict[str, tuple[bytes, dict[str, Any], str]] = {
 }
 
 
-async def test_each_bad_frame_dies_alone_of_its_own_reason(site: Site) -> None:
+async def test_each_bad_frame_is_dead_lettered_with_its_own_reason(site: Site) -> None:
     pipeline = site.pipeline({"parse": {"dtype": "int32"}}, max_payload_bytes=1 << 20)
     async with site.node({"p": pipeline}) as node:
         memory = node.health().memory_bytes
@@ -58,10 +58,10 @@ async def test_each_bad_frame_dies_alone_of_its_own_reason(site: Site) -> None:
             await site.publish(payload, **fields)
             await site.publish(b"[1]", content_type="application/json", user={"id": f"good-{number}"})
         tally = node.runners["p"].tally
-        await until(lambda: tally.settled == 2 * len(BAD), lambda: books(tally))
+        await until(lambda: tally.settled == 2 * len(BAD), lambda: tally_counts(tally))
         expected = [code for _, _, code in BAD.values() if code]
-        letters = await site.wait_dead(len(expected))
-        assert books(tally)["dead"] == {code: expected.count(code) for code in expected}
+        letters = await site.wait_dead_letters(len(expected))
+        assert tally_counts(tally)["dead"] == {code: expected.count(code) for code in expected}
         await site.wait_results(2 * len(BAD) - len(expected))
         assert node.health().memory_bytes < memory + (64 << 20)
 
@@ -76,7 +76,7 @@ async def test_each_bad_frame_dies_alone_of_its_own_reason(site: Site) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("hedgerow_vision") is None, reason="hedgerow-vision is not installed")
-async def test_a_broken_picture_dies_alone(site: Site) -> None:
+async def test_a_broken_picture_is_dead_lettered_and_does_not_affect_others(site: Site) -> None:
     import simplejpeg
 
     picture = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
@@ -85,29 +85,29 @@ async def test_a_broken_picture_dies_alone(site: Site) -> None:
         for bad in bombs.values():
             await site.publish(bad)
             await site.publish(picture)
-        await site.wait_dead(len(bombs))
+        await site.wait_dead_letters(len(bombs))
         await site.wait_results(len(bombs))
 
-    assert {letter["stage"] for letter in site.dead()} == {"decode"}
+    assert {letter["stage"] for letter in site.dead_letters()} == {"decode"}
 
 
-async def test_a_frame_that_ends_the_thread_dies_alone(site: Site) -> None:
-    """`sys.exit` in a stage, and exceptions of every kind."""
+async def test_a_frame_that_exits_the_thread_does_not_affect_others(site: Site) -> None:
+    """`sys.exit` in a stage, and all kinds of exceptions."""
     async with site.node():
         for do in ("exit", "crash", "no such thing"):
             await site.frame(0, do)
         await site.publish(orjson.dumps([]))
         await site.frame(1)
-        await site.wait_dead(4)
+        await site.wait_dead_letters(4)
         await site.wait_results(1)
 
-    assert {letter["reason"] for letter in site.dead()} == {"stage-failed"}
+    assert {letter["reason"] for letter in site.dead_letters()} == {"stage-failed"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("hedgerow_audio") is None, reason="hedgerow-audio is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("silero_vad") is None, reason="silero-vad is not installed")
-async def test_a_real_model_hears_two_microphones_apart(site: Site) -> None:
-    """Silero VAD over the broker: noise and silence in, a probability a window out, lineage with the model's digest."""
+async def test_a_real_model_keeps_the_state_of_two_microphones_apart(site: Site) -> None:
+    """Silero VAD over the broker: noise and silence in, one probability per window out, with lineage."""
     vad = {
         "path": "package:silero_vad/data/silero_vad_16k_op15.onnx",
         "backend": "onnxruntime",
@@ -129,29 +129,29 @@ async def test_a_real_model_hears_two_microphones_apart(site: Site) -> None:
 
     assert {body["frame"]["stream"].rsplit("/")[-1] for body in site.results()} == {"loud", "quiet"}
     assert site.results()[0]["lineage"]["models"][0]["digest"] == digest
-    assert site.said("result")[0].user["model"] == f"vad@{digest}"
+    assert site.published("result")[0].user["model"] == f"vad@{digest}"
 
 
-async def test_dead_letters_that_cannot_go_out_do_not_fill_the_memory(
+async def test_dead_letters_waiting_for_the_broker_are_limited_by_their_bytes(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever may publish QoS 0 could otherwise kill the node while results are held up."""
+    """Otherwise any QoS 0 publisher could exhaust the node's memory while the broker accepts no results."""
     monkeypatch.setattr(settler, "MOST_OUTSTANDING_BYTES", 1 << 20)
     async with site.node({"p": site.pipeline(stream={"by": "field", "field": "machine"})}) as node:
         runner = node.runners["p"]
         await runner._sink.pause()
         for _ in range(50):
             await site.publish(b"no JSON" * 15_000, qos=0)
-        await until(lambda: runner.tally.received == 50, lambda: books(runner.tally))
+        await until(lambda: runner.tally.received == 50, lambda: tally_counts(runner.tally))
         assert runner._sink.outstanding_bytes < 2 << 20
         runner._sink.resume()
-        await until(lambda: runner.tally.settled == 50, lambda: books(runner.tally))
+        await until(lambda: runner.tally.settled == 50, lambda: tally_counts(runner.tally))
 
     assert set(runner.tally.dead) == {"bad-json"}
     assert set(runner.tally.dropped) == {"broker-away"}
 
 
-async def test_results_that_cannot_go_out_hold_frames_back_by_their_bytes(
+async def test_results_waiting_for_the_broker_hold_back_frames_by_their_bytes(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settler, "MOST_OUTSTANDING_BYTES", 1 << 20)
@@ -160,8 +160,8 @@ async def test_results_that_cannot_go_out_hold_frames_back_by_their_bytes(
         await runner._sink.pause()
         for number in range(20):
             await site.frame(number, "large", size=500_000)
-        await until(lambda: runner.tally.received == 20 and len(runner._idle) == 1, lambda: books(runner.tally))
+        await until(lambda: runner.tally.received == 20 and len(runner._idle) == 1, lambda: tally_counts(runner.tally))
         await asyncio.sleep(0)
         assert runner.queued == 17
         runner._sink.resume()
-        await until(lambda: runner.tally.out == 20, lambda: books(runner.tally))
+        await until(lambda: runner.tally.out == 20, lambda: tally_counts(runner.tally))

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from trial_site import Site, properties, until
 from trial_stages import Trial
 
@@ -28,7 +29,7 @@ def error(reply: dict[str, Any]) -> str:
     return str(reply["error"]["code"])
 
 
-async def test_ping_and_info_say_who_is_there_and_what_runs(site: Site) -> None:
+async def test_ping_and_info_describe_the_node(site: Site) -> None:
     async with site.node() as node:
         ping, info = await site.command("ping"), await site.command("info")
 
@@ -40,21 +41,21 @@ async def test_ping_and_info_say_who_is_there_and_what_runs(site: Site) -> None:
     assert info["value"]["backends"]
 
 
-async def test_a_command_to_every_node_of_the_site_is_answered(site: Site) -> None:
+async def test_a_command_to_every_node_of_the_site_gets_a_reply(site: Site) -> None:
     async with site.node():
         assert (await site.command("ping", node="~"))["node"] == str(site.address)
 
 
-async def test_without_a_response_topic_the_reply_goes_to_the_nodes_own(site: Site) -> None:
+async def test_without_a_response_topic_the_reply_goes_to_the_default_topic(site: Site) -> None:
     async with site.node():
         await site.client.publish(site.address.topic("command", "ping"), b"", qos=1)  # type: ignore[arg-type]
-        await until(lambda: site.said("reply", "ping"))
+        await until(lambda: site.published("reply", "ping"))
 
-    assert site.said("reply", "ping")[0].body["ok"]
+    assert site.published("reply", "ping")[0].body["ok"]
 
 
-async def test_a_response_topic_that_is_none_does_not_swallow_the_reply(site: Site) -> None:
-    """A wildcard as the response topic: nobody could publish there."""
+async def test_an_invalid_response_topic_does_not_lose_the_reply(site: Site) -> None:
+    """A wildcard cannot be published to."""
     async with site.node():
         await site.client.publish(
             site.address.topic("command", "ping"),  # type: ignore[arg-type]
@@ -62,14 +63,14 @@ async def test_a_response_topic_that_is_none_does_not_swallow_the_reply(site: Si
             qos=1,
             properties=properties(response_topic="a/+/b", correlation=b"1"),
         )
-        await until(lambda: site.said("reply", "ping"))
+        await until(lambda: site.published("reply", "ping"))
 
 
-async def test_a_pipeline_that_gets_no_frames_makes_the_node_unready_if_it_should(site: Site) -> None:
+async def test_a_pipeline_without_frames_makes_the_node_unready_after_flow_timeout_s(site: Site) -> None:
     async with site.node(metrics={"enabled": False, "flow_timeout_s": 0.2}) as node:
         await until(lambda: any("no frame for" in reason for reason in node._probes.why_unready()))
 
-        async def feed() -> None:  # one frame makes it ready for 0.2 s, which a busy machine may miss
+        async def feed() -> None:  # a single frame makes it ready for only 0.2 s, which a busy machine may miss
             while True:
                 await site.frame(0)
                 await asyncio.sleep(0.02)
@@ -95,29 +96,27 @@ async def test_a_pipeline_that_gets_no_frames_makes_the_node_unready_if_it_shoul
         ("reload", b'{"args": {"config": 5}}', "bad-argument"),
     ],
 )
-async def test_a_command_that_cannot_be_carried_out_is_refused_with_a_remedy(
-    site: Site, name: str, payload: bytes, code: str
-) -> None:
+async def test_an_invalid_command_is_refused_with_a_remedy(site: Site, name: str, payload: bytes, code: str) -> None:
     async with site.node():
         assert error(await site.command(name, payload=payload)) == code
         assert (await site.command("ping"))["ok"]
 
 
-async def test_a_retained_command_is_not_carried_out(site: Site) -> None:
-    """It would be again after every reconnect."""
+async def test_a_retained_command_is_not_executed(site: Site) -> None:
+    """Otherwise it would be executed after every reconnect."""
     topic = f"hedgerow/v1/test/{site.name}/node/command/stop"
     await site.client.publish(topic, b"", qos=1)
     await site.client.publish(topic, b"{}", qos=1, retain=True)
     try:
         async with site.node():
-            await until(lambda: site.said("reply", "stop"))
-            assert error(site.said("reply", "stop")[0].body) == "command-retained"
+            await until(lambda: site.published("reply", "stop"))
+            assert error(site.published("reply", "stop")[0].body) == "command-retained"
             assert (await site.command("ping"))["ok"]
     finally:
         await site.client.publish(topic, b"", qos=1, retain=True)
 
 
-async def test_frames_wait_at_the_broker_during_a_pause_and_none_is_lost(site: Site) -> None:
+async def test_no_frame_is_lost_during_a_pause(site: Site) -> None:
     async with site.node() as node:
         await site.frames(range(20))
         assert (await site.command("pause"))["value"] == {"pipelines": {"p": "paused"}}
@@ -131,7 +130,7 @@ async def test_frames_wait_at_the_broker_during_a_pause_and_none_is_lost(site: S
     assert site.numbers() == list(range(60))
 
 
-async def test_pauses_and_resumes_that_follow_at_once_end_as_the_last_one_said(site: Site) -> None:
+async def test_the_last_of_concurrent_pauses_and_resumes_wins(site: Site) -> None:
     async with site.node() as node:
         for _ in range(10):
             await asyncio.gather(node.runners["p"].pause(), node.runners["p"].resume())
@@ -141,12 +140,12 @@ async def test_pauses_and_resumes_that_follow_at_once_end_as_the_last_one_said(s
 
 @asynccontextmanager
 async def streaming(site: Site) -> AsyncIterator[list[int]]:
-    """Numbered frames, one after the other, while the body runs."""
+    """Publish numbered frames, one after the other, while the body runs."""
     sent: list[int] = []
-    over = asyncio.Event()
+    done = asyncio.Event()
 
     async def publish() -> None:
-        while not over.is_set():
+        while not done.is_set():
             await site.frame(len(sent))
             sent.append(len(sent))
 
@@ -157,7 +156,7 @@ async def streaming(site: Site) -> AsyncIterator[list[int]]:
         more = len(sent) + 50
         await until(lambda: len(sent) > more)
     finally:
-        over.set()
+        done.set()
         await publishing
 
 
@@ -174,16 +173,16 @@ async def test_a_reload_under_load_loses_no_frame_and_keeps_their_order(site: Si
             assert reply["value"] == {"added": [], "changed": ["p"], "removed": [], "kept": []}
         await until(lambda: set(site.numbers()) >= set(sent), lambda: set(sent) - set(site.numbers()))
 
-    firsts = list(dict.fromkeys(site.numbers()))
-    assert firsts == sent
+    numbers = list(dict.fromkeys(site.numbers()))  # resent ones count once
+    assert numbers == sent
     tags = [body["result"]["tag"] for body in site.results()]
-    assert tags == sorted(tags, reverse=True), "first the old, then the new"
+    assert tags == sorted(tags, reverse=True), "first the old pipeline, then the new one"
     assert set(tags) == {"old", "new"}
     assert site.events("reloaded")
 
 
-async def test_batch_queue_and_rate_change_under_load_without_a_lost_frame(site: Site) -> None:
-    """Again and again; the rate is one that the load keeps to."""
+async def test_reloads_of_batch_queue_and_rate_under_load_lose_no_frame(site: Site) -> None:
+    """The load stays below the rate."""
     settings: list[dict[str, Any]] = [
         {"batch": 1},
         {"batch": 64, "queue": {"max_frames_per_stream": 3, "max_frames": 9}},
@@ -202,8 +201,8 @@ async def test_batch_queue_and_rate_change_under_load_without_a_lost_frame(site:
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-async def test_a_rate_holds_from_the_reload_on_and_what_is_above_it_is_counted(site: Site, qos: int) -> None:
-    """QoS 1 too: it is acknowledged, so it does not come again."""
+async def test_a_reload_limits_the_rate_and_drops_above_it_are_counted(site: Site, qos: int) -> None:
+    """Dropped QoS 1 frames too are acknowledged, so they are not redelivered."""
     limited = site.pipeline(queue={"max_rate_per_stream": 0.001, "max_frames_per_stream": 100})
     async with site.node({"p": site.pipeline(queue={"max_frames_per_stream": 100})}) as node:
         await site.frames(range(10), qos=qos)
@@ -218,7 +217,7 @@ async def test_a_rate_holds_from_the_reload_on_and_what_is_above_it_is_counted(s
     assert site.numbers() == list(range(12))
 
 
-async def test_lanes_come_and_go_by_reload(site: Site) -> None:
+async def test_a_reload_changes_the_number_of_lanes(site: Site) -> None:
     """From the event loop to threads and back."""
     async with site.node({"p": site.pipeline(lanes=0)}) as node:
         for turn, lanes in enumerate((3, 0, 1, 0)):
@@ -239,7 +238,7 @@ async def test_a_paused_pipeline_is_still_paused_after_a_reload(site: Site) -> N
         await site.wait_results(1)
 
 
-async def test_a_bad_configuration_is_refused_and_the_old_one_runs_on(site: Site) -> None:
+async def test_an_invalid_configuration_is_refused_and_the_node_keeps_the_old_one(site: Site) -> None:
     infer = site.pipeline({"infer": {"model": "m"}})
     async with site.node() as node:
         (site.folder / "bad.onnx").write_bytes(b"no model")
@@ -258,6 +257,25 @@ async def test_a_bad_configuration_is_refused_and_the_old_one_runs_on(site: Site
         await site.frame(1)
         await site.wait_results(1)
         assert node.failures == {}
+
+
+async def test_renaming_a_key_needs_no_restart(site: Site) -> None:
+    origins = ["https://models.example/a"]
+    with capture_logs() as logs:
+        async with site.node(fleet={"sources": origins}):
+            reply = await site.command(
+                "reload", {"config": site.yaml({"p": site.pipeline()}, fleet={"origins": origins})}
+            )
+
+    assert reply["ok"]
+    assert [entry for entry in logs if entry["event"] == "config-key-renamed"] == [
+        {
+            "event": "config-key-renamed",
+            "log_level": "warning",
+            "key": "fleet.sources",
+            "remedy": "Rename it to `fleet.origins`.",
+        }
+    ]
 
 
 async def test_a_reload_adds_removes_and_moves_pipelines(site: Site) -> None:
@@ -288,15 +306,15 @@ async def test_a_snapshot_is_the_last_frame_and_its_result(site: Site) -> None:
     assert value["payload_base64"]
 
 
-async def test_stop_is_answered_before_the_node_goes(site: Site) -> None:
+async def test_stop_gets_a_reply_before_the_node_stops(site: Site) -> None:
     async with site.node() as node:
         assert (await site.command("stop"))["value"]["stopping"]
-        await until(lambda: [s.body["state"] for s in site.said("status")] == ["online", "offline"])
+        await until(lambda: [s.body["state"] for s in site.published("status")] == ["online", "offline"])
         assert node._stop.is_set()
 
 
-async def test_a_pause_that_the_next_runner_would_not_know_of_is_refused(site: Site) -> None:
-    """It was answered with success, and the pipeline went on."""
+async def test_a_pause_while_the_runner_is_being_replaced_is_refused(site: Site) -> None:
+    """Otherwise the reply is a success, and the new runner keeps running."""
     async with site.node({"p": site.pipeline({"gate": {"path": str(site.folder / "open")}})}) as node:
         await site.frame(1)
         old = node.runners["p"]
@@ -310,7 +328,7 @@ async def test_a_pause_that_the_next_runner_would_not_know_of_is_refused(site: S
         assert (await site.command("pause"))["value"]["pipelines"] == {"p": "paused"}
 
 
-async def test_fewer_lanes_after_a_reload_are_fewer(site: Site) -> None:
+async def test_a_reload_reduces_the_number_of_lanes(site: Site) -> None:
     async with site.node({"p": site.pipeline(lanes=4)}) as node:
         assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(lanes=1)})}))["ok"]
         assert len(node.runners["p"]._lanes) == 1
@@ -318,17 +336,17 @@ async def test_fewer_lanes_after_a_reload_are_fewer(site: Site) -> None:
         await site.wait_results(1)
 
 
-async def test_a_reload_that_was_still_building_when_the_node_is_stopped_starts_nothing(
+async def test_a_reload_still_building_when_the_node_stops_starts_nothing(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it started, nobody would drain."""
+    """A pipeline started now would not be drained."""
     async with site.node() as node:
-        built = node._pipelines._builder.build
+        original = node._pipelines._builder.build
 
         def build(config: NodeConfig, name: str) -> BuiltPipeline:
-            plan = built(config, name)
+            pipeline = original(config, name)
             node.stop()
-            return plan
+            return pipeline
 
         monkeypatch.setattr(node._pipelines._builder, "build", build)
         with pytest.raises(CommandError, match="stopping"):
@@ -336,10 +354,10 @@ async def test_a_reload_that_was_still_building_when_the_node_is_stopped_starts_
         assert list(node.runners) == ["p"]
 
 
-async def test_a_stage_that_takes_its_time_to_close_holds_nothing_up_but_the_end(
+async def test_a_stage_that_closes_slowly_blocks_only_the_end_of_the_node(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither at a reload, where frames go on, nor at the end, where the node waits for it."""
+    """The event loop keeps running, both at a reload and at the end, when the node waits for the stage."""
     turns: list[bool] = []
     async with site.node() as node:
 
@@ -355,8 +373,8 @@ async def test_a_stage_that_takes_its_time_to_close_holds_nothing_up_but_the_end
     assert turns == [True, True]
 
 
-async def test_asking_what_a_node_is_does_not_hold_its_frames_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importing a backend takes a good part of a second, and a driver may take longer to say what there is."""
+async def test_info_does_not_block_the_event_loop(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing a backend takes a good part of a second, and querying a driver may take longer."""
     turns: list[bool] = []
 
     def devices(backend: OnnxRuntime) -> tuple[str, ...]:
@@ -372,7 +390,7 @@ async def test_asking_what_a_node_is_does_not_hold_its_frames_up(site: Site, mon
     assert turns == [True]
 
 
-async def test_a_pipeline_that_cannot_run_is_named_with_a_remedy_and_the_others_run(site: Site) -> None:
+async def test_a_failed_pipeline_is_reported_with_a_remedy_and_the_others_run(site: Site) -> None:
     (site.folder / "bad.onnx").write_bytes(b"no model")
     bad = {
         "missing": ["trial-missing"],
@@ -399,46 +417,46 @@ async def test_a_pipeline_that_cannot_run_is_named_with_a_remedy_and_the_others_
     assert {event["pipeline"] for event in site.events("pipeline-failed")} == set(bad)
 
 
-async def test_a_stage_that_keeps_failing_is_an_event_and_a_reason_in_the_health(site: Site) -> None:
+async def test_a_stage_that_keeps_failing_is_an_event_and_a_reason_in_health(site: Site) -> None:
     async with site.node() as node:
         await asyncio.gather(*(site.frame(n, "crash") for n in range(30)))
         event = await site.wait_event("circuit-open")
         assert any("trial" in reason for reason in node.health().reasons)
-        await site.wait_dead(30)
+        await site.wait_dead_letters(30)
 
     assert (event["pipeline"], event["detail"]["stage"]) == ("p", "trial")
-    assert {letter["reason"] for letter in site.dead()} <= {"stage-failed", "circuit-open"}
+    assert {letter["reason"] for letter in site.dead_letters()} <= {"stage-failed", "circuit-open"}
 
 
-async def test_health_is_published_and_counts(site: Site) -> None:
+async def test_health_is_published(site: Site) -> None:
     async with site.node():
         await site.frames(range(5))
         await site.wait_results(5)
-        await until(lambda: site.said("health"))
-        report = Health.model_validate(site.said("health")[-1].body)
+        await until(lambda: site.published("health"))
+        report = Health.model_validate(site.published("health")[-1].body)
 
     assert report.at <= time.time()
     assert report.memory_bytes > 1 << 20
     assert report.state == "ok"
 
 
-async def test_a_pipeline_whose_frames_all_die_is_not_called_well(site: Site) -> None:
-    """Health derives from flow: a node may run perfectly and produce nothing but dead letters."""
+async def test_a_pipeline_with_only_dead_letters_is_degraded(site: Site) -> None:
+    """Health depends on results: a node may run without errors and produce nothing but dead letters."""
     async with site.node() as node:
         for number in range(3):
             await site.frame(number, "dies")
         await until(lambda: node.runners["p"].tally.dead.total() == 3)
 
         health = node.health()
-        node._health.begin_period()
+        node._health.start_period()
 
         assert health.state == "degraded"
-        assert health.reasons == ["pipeline p: 3 frames died, most of asked-to-die; 0 gave results"]
+        assert health.reasons == ["pipeline p: 3 frames dead-lettered, most with asked-to-die; 0 gave results"]
         assert node.health().state == "ok"
 
 
-async def test_a_subscription_that_the_broker_refuses_makes_the_node_failing_and_unready(site: Site) -> None:
-    """A pipeline that may not hear its sensors looks alive in every other respect."""
+async def test_a_refused_subscription_makes_the_node_failing_and_unready(site: Site) -> None:
+    """Apart from the refusal, a pipeline without its subscription looks healthy."""
     async with site.node() as node:
         node.runners["p"]._source._session.subscriptions.refused["plant/#"] = 0x87
 

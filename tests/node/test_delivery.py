@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trial_site import Site, books, doubles, until
+from trial_site import Site, duplicates, tally_counts, until
 
 from hedgerow.node.node import Node
 from hedgerow.testing import Mosquitto
@@ -20,26 +20,26 @@ from hedgerow.testing import Mosquitto
 
 @contextlib.asynccontextmanager
 async def audited(node: Node) -> AsyncIterator[Counter[str]]:
-    """Look at the books at every turn of the loop while the body runs."""
-    looked: Counter[str] = Counter()
+    """Check that tallies balance, in every turn of the event loop."""
+    checks: Counter[str] = Counter()
 
     async def audit() -> None:
         while True:
             for name, runner in node.runners.items():
-                assert runner.tally.balanced, (name, books(runner.tally))
-                looked["times"] += 1
-                looked["in flight"] += runner.tally.in_flight > 0
+                assert runner.tally.balanced, (name, tally_counts(runner.tally))
+                checks["all"] += 1
+                checks["in flight"] += runner.tally.in_flight > 0
             await asyncio.sleep(0)
 
     auditing = asyncio.create_task(audit())
-    yield looked
+    yield checks
     if auditing.done():
         auditing.result()
     auditing.cancel()
 
 
-async def test_the_books_that_metrics_show_are_those_of_one_moment(site: Site) -> None:
-    """They are read in another thread, while frames are taken in and settled: half a step must not show."""
+async def test_metrics_show_a_consistent_snapshot_of_the_tallies(site: Site) -> None:
+    """Another thread reads them while frames are received and settled, and must not see half an update."""
     async with site.node() as node:
         tally = node.runners["p"].tally
         with ThreadPoolExecutor(1) as pool:
@@ -54,19 +54,21 @@ async def test_the_books_that_metrics_show_are_those_of_one_moment(site: Site) -
 
 
 @pytest.mark.parametrize("lanes", [2, 0])
-async def test_every_frame_has_one_fate_and_the_books_balance_at_every_moment(site: Site, lanes: int) -> None:
-    """in = out + dropped + dead + in flight, under a load of everything."""
+async def test_every_frame_has_one_outcome_and_the_tally_balances_at_every_moment(site: Site, lanes: int) -> None:
+    """received = out + dropped + dead + in flight, under a mixed load."""
     kinds = [None, "drop", "two", "nothing", "dies", "unencodable", None, "drop", "two", "nothing"]
     pipeline = site.pipeline(lanes=lanes, queue={"max_frames_per_stream": 1000, "max_age_s": 600})
-    async with site.node({"p": pipeline}) as node, audited(node) as looked:
+    async with site.node({"p": pipeline}) as node, audited(node) as checks:
         await asyncio.gather(
             *(site.frame(n, kinds[n % 10], stream=f"s{n % 7}", qos=n % 3 > 0) for n in range(1000)),
         )
         tally = node.runners["p"].tally
-        await until(lambda: tally.settled == 1000, lambda: books(tally))
+        await until(lambda: tally.settled == 1000, lambda: tally_counts(tally))
         assert not tally.held
 
-    assert looked["in flight" if lanes else "times"] > 10  # on the event loop they are in flight between two looks
+    assert (
+        checks["in flight" if lanes else "all"] > 10
+    )  # on the event loop frames are in flight only between two checks
     assert tally.received == 1000
     assert tally.out == 400
     assert tally.results == 600
@@ -75,7 +77,7 @@ async def test_every_frame_has_one_fate_and_the_books_balance_at_every_moment(si
 
 
 @pytest.mark.parametrize("lanes", [4, 1, 0, None])
-async def test_results_of_a_stream_keep_their_order_however_many_lanes_there_are(site: Site, lanes: int | None) -> None:
+async def test_results_of_a_stream_keep_their_order_with_any_number_of_lanes(site: Site, lanes: int | None) -> None:
     pipeline = site.pipeline({"trial": {"sleep_s": 0.0005}}, lanes=lanes, batch=8, queue={"policy": "fifo"})
     async with site.node({"p": pipeline}):
         await asyncio.gather(*(site.frames(range(150), stream=f"s{s}") for s in range(6)))
@@ -89,7 +91,7 @@ async def test_results_of_a_stream_keep_their_order_however_many_lanes_there_are
 
 
 async def test_without_lanes_stages_run_on_the_event_loop(site: Site) -> None:
-    """No thread has to be woken, and none is there."""
+    """There are no lane threads."""
     async with site.node({"p": site.pipeline({"trial": {"tag": "here"}}, lanes=0)}) as node:
         await site.frames(range(20))
         await site.wait_results(20)
@@ -99,8 +101,8 @@ async def test_without_lanes_stages_run_on_the_event_loop(site: Site) -> None:
     assert site.numbers() == list(range(20))
 
 
-async def test_a_qos_1_frame_is_acknowledged_only_when_its_result_is_accepted(site: Site, tmp_path: Path) -> None:
-    """A node that is stopped while a frame is under way leaves it to the next one."""
+async def test_a_qos_1_frame_is_acknowledged_only_after_its_result_is_accepted(site: Site, tmp_path: Path) -> None:
+    """A node that stops with frames in flight leaves them to the next run."""
     gate = tmp_path / "gate"
     pipeline = site.pipeline({"gate": {"path": str(gate)}}, "trial")
     async with site.node({"p": pipeline}, node={"drain_s": 0.2}) as node:
@@ -118,10 +120,10 @@ async def test_a_qos_1_frame_is_acknowledged_only_when_its_result_is_accepted(si
     async with site.node({"p": pipeline}) as node:
         await site.frame(3)
         await site.wait_results(4)
-    assert site.numbers() == [0, 1, 2, 3], "what was acknowledged does not come again"
+    assert site.numbers() == [0, 1, 2, 3], "acknowledged frames are not redelivered"
 
 
-async def test_qos_0_frames_give_way_to_newer_ones(site: Site, tmp_path: Path) -> None:
+async def test_qos_0_frames_are_superseded_by_newer_ones(site: Site, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     pipeline = site.pipeline(
         {"gate": {"path": str(gate)}}, "trial", queue={"max_frames_per_stream": 3, "max_age_s": 600}
@@ -140,8 +142,8 @@ async def test_qos_0_frames_give_way_to_newer_ones(site: Site, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-async def test_an_expired_frame_is_dropped_before_it_is_looked_into(site: Site, tmp_path: Path, qos: int) -> None:
-    """By the queue's `max_age_s`, or by the expiry its sender gave it; the broken payloads are never seen."""
+async def test_an_expired_frame_is_dropped_before_it_is_decoded(site: Site, tmp_path: Path, qos: int) -> None:
+    """By the message's own expiry; its invalid payload is never decoded."""
     gate = tmp_path / "gate"
     pipeline = site.pipeline({"gate": {"path": str(gate)}}, "trial", lanes=1, queue={"max_age_s": 300})
     async with site.node({"p": pipeline}) as node:
@@ -150,11 +152,11 @@ async def test_an_expired_frame_is_dropped_before_it_is_looked_into(site: Site, 
         await until(lambda: tally.received == 1 and node.runners["p"].queued == 0)
         await site.publish(b"no json", stream="a", qos=qos, expiry_s=1)
         await site.frame(1, stream="b", qos=qos)
-        await until(lambda: tally.dropped["expired"] == 1, lambda: books(tally))
+        await until(lambda: tally.dropped["expired"] == 1, lambda: tally_counts(tally))
         gate.touch()
         await site.wait_results(2)
 
-    assert site.dead() == []
+    assert site.dead_letters() == []
     assert site.numbers() == [0, 1]
 
 
@@ -166,13 +168,13 @@ async def test_frames_older_than_the_queue_allows_are_dropped(site: Site, tmp_pa
         await site.frame(0, stream="other")
         await until(lambda: tally.received == 1 and node.runners["p"].queued == 0)
         await site.frames(range(1, 6))
-        await until(lambda: tally.dropped["expired"] == 5, lambda: books(tally))
+        await until(lambda: tally.dropped["expired"] == 5, lambda: tally_counts(tally))
         gate.touch()
         await site.wait_results(1)
         await until(lambda: node.runners["p"]._source.unacknowledged == 0)
 
 
-async def test_a_retained_message_is_no_new_frame(site: Site) -> None:
+async def test_a_retained_message_is_dropped(site: Site) -> None:
     await site.publish(b'{"n": 1}', retain=True)
     try:
         async with site.node() as node:
@@ -187,38 +189,38 @@ async def test_a_retained_message_is_no_new_frame(site: Site) -> None:
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-async def test_results_the_broker_would_not_take_are_one_dead_letter(tmp_path: Path, qos: int) -> None:
-    """Both results of one frame are larger than its packets may be; the frame dies once, the next is unaffected."""
+async def test_results_that_the_broker_refuses_become_one_dead_letter(tmp_path: Path, qos: int) -> None:
+    """Both results of a frame exceed the broker's packet limit: one dead letter, and the next frame is unaffected."""
     with Mosquitto(config=["max_packet_size 20000"]) as broker:
         async with Site(broker.port, tmp_path) as site:
             async with site.node({"p": site.pipeline(publish={"qos": qos})}) as node:
                 await site.frame(1, "two-large", size=30_000)
                 await site.frame(2)
                 await site.wait_results(1)
-                await site.wait_dead(1)
+                await site.wait_dead_letters(1)
                 tally = node.runners["p"].tally
-                await until(lambda: tally.settled == 2, lambda: books(tally))
-                assert books(tally)["dead"] == {site.dead()[0]["reason"]: 1}
+                await until(lambda: tally.settled == 2, lambda: tally_counts(tally))
+                assert tally_counts(tally)["dead"] == {site.dead_letters()[0]["reason"]: 1}
 
             assert site.numbers() == [2]
             assert site.events("result-refused")
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-async def test_a_result_larger_than_any_packet_dies_alone(own_site: Site, qos: int) -> None:
-    """MQTT's own limit is 256 MiB; what is above it cannot even be handed to the link."""
+async def test_a_result_larger_than_any_packet_is_dead_lettered(own_site: Site, qos: int) -> None:
+    """Above MQTT's own limit of 256 MiB, a result cannot even be encoded as a packet."""
     pipeline = own_site.pipeline(lanes=1, publish={"qos": qos})
     async with own_site.node({"p": pipeline}) as node:
         await asyncio.gather(own_site.frame(1, "two-large", size=1 << 28), own_site.frame(2))
         await own_site.wait_results(1)
-        (letter,) = await own_site.wait_dead(1)
+        (letter,) = await own_site.wait_dead_letters(1)
         assert letter["reason"] == "bus"
         assert "exceeds the broker's limit" in letter["message"]
-        await until(lambda: node.runners["p"].tally.settled == 2, lambda: books(node.runners["p"].tally))
+        await until(lambda: node.runners["p"].tally.settled == 2, lambda: tally_counts(node.runners["p"].tally))
 
 
 async def test_stages_keep_state_of_no_more_streams_than_allowed(site: Site) -> None:
-    """Thousands of sensors that each speak once leave no more behind than `max_streams`."""
+    """Thousands of sensors that publish once leave the state of at most `max_streams`."""
     import trial_stages
 
     del trial_stages.TallyUp.states[:]
@@ -234,7 +236,7 @@ async def test_stages_keep_state_of_no_more_streams_than_allowed(site: Site) -> 
         assert not any(queue._streams for queue in runner._queues)
 
 
-async def test_a_stream_that_stays_is_not_forgotten_for_ones_that_pass(site: Site) -> None:
+async def test_a_lasting_stream_keeps_its_state_among_many_short_ones(site: Site) -> None:
     pipeline = site.pipeline("tally", stream={"max_streams": 5})
     async with site.node({"p": pipeline}):
         for n in range(30):
@@ -246,22 +248,22 @@ async def test_a_stream_that_stays_is_not_forgotten_for_ones_that_pass(site: Sit
     assert seen == list(range(1, 31))
 
 
-async def test_frames_carry_their_senders_id_through_to_the_result(site: Site) -> None:
+async def test_a_result_has_the_id_that_the_sender_gave_the_frame(site: Site) -> None:
     async with site.node():
         await site.publish(
             b'{"n": 1, "do": "two"}', user={"id": "cam2-77", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
         )
         await site.wait_results(2)
 
-    first, second = site.said("result", "p")
+    first, second = site.published("result", "p")
     assert (first.body["id"], second.body["id"]) == ("cam2-77", "cam2-77/1")
     assert first.user["id"] == "cam2-77"
     assert first.user["traceparent"].startswith(f"00-{'a' * 32}-")
     assert first.body["frame"]["id"] == second.body["frame"]["id"] == "cam2-77"
 
 
-async def test_a_node_that_loses_the_broker_goes_on_where_it_was(own_site: Site, mosquitto: Any) -> None:
-    """Frames in flight are finished, and what the broker sends again is not done twice."""
+async def test_a_node_resumes_after_losing_the_broker(own_site: Site, mosquitto: Any) -> None:
+    """Frames in flight are finished, and redelivered ones are not processed twice."""
     gate = own_site.folder / "gate"
     pipeline = own_site.pipeline({"gate": {"path": str(gate)}}, "trial")
     async with own_site.node({"p": pipeline}) as node:
@@ -273,35 +275,37 @@ async def test_a_node_that_loses_the_broker_goes_on_where_it_was(own_site: Site,
         gate.touch()
         await asyncio.to_thread(mosquitto.start)
         await until(lambda: runner.connected)
-        await until(lambda: runner.tally.out == 50 and not runner._source.unacknowledged, lambda: books(runner.tally))
-        assert runner.tally.received == 50, "a redelivery of a frame that is still here is not a new frame"
+        await until(
+            lambda: runner.tally.out == 50 and not runner._source.unacknowledged, lambda: tally_counts(runner.tally)
+        )
+        assert runner.tally.received == 50, "a redelivered frame that is still in flight does not count as a new one"
         async with Site(mosquitto.port, own_site.folder) as later:
             later.name = own_site.name
             await later.client.subscribe(f"hedgerow/v1/test/{own_site.name}/+/+/#", qos=1)
             await later.frame(50)
             await later.wait_results(1)
-            assert doubles(later.numbers()) == {}
+            assert duplicates(later.numbers()) == {}
 
 
-async def test_a_frame_that_kills_its_process_costs_itself_alone(site: Site) -> None:
-    """With workers, a native crash is survived: the frame is dead-lettered, its neighbours give results, in order."""
+async def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_the_others_give_results(site: Site) -> None:
+    """With workers, the node survives a native crash; the other frames give results, in order."""
     pipeline = site.pipeline(workers=2, queue={"policy": "fifo"})
     async with site.node({"p": pipeline}) as node:
         for number in range(40):
             await site.frame(number, "kill-process" if number == 17 else None, stream=f"s{number % 4}")
         tally = node.runners["p"].tally
-        await until(lambda: tally.settled == 40, lambda: books(tally))
+        await until(lambda: tally.settled == 40, lambda: tally_counts(tally))
 
     assert (tally.out, dict(tally.dead)) == (39, {"worker-crashed": 1})
     by_stream: defaultdict[str, list[int]] = defaultdict(list)
-    for result in site.said("result", "p"):
+    for result in site.published("result", "p"):
         by_stream[result.body["frame"]["stream"]].append(result.body["result"]["n"])
     assert all(numbers == sorted(numbers) for numbers in by_stream.values())
-    assert site.said("event", "worker-crashed")
+    assert site.published("event", "worker-crashed")
 
 
-async def test_one_stall_does_not_shed_what_comes_after_it(site: Site) -> None:
-    """A list that took longer than the deadline says that nothing can be in time; frames are tried again all the same."""
+async def test_frames_are_processed_again_after_a_stall_beyond_the_deadline(site: Site) -> None:
+    """A list that exceeds the deadline predicts that no frame can meet it; some are processed anyway, to measure again."""
     gate = site.folder / "gate"
     pipeline = site.pipeline({"gate": {"path": str(gate)}}, "trial", queue={"deadline_s": 0.3})
     async with site.node({"p": pipeline}) as node:
@@ -313,19 +317,19 @@ async def test_one_stall_does_not_shed_what_comes_after_it(site: Site) -> None:
         sent = 0
         while not any(number > 0 for number in site.numbers()):
             sent += 1
-            assert sent < 200, books(runner.tally)
+            assert sent < 200, tally_counts(runner.tally)
             await site.frame(sent, qos=0)
             await until(lambda upto=sent: runner.tally.settled > upto)
 
         assert runner.tally.dropped["late"] > 0
 
 
-async def test_where_frames_are_slow_a_lane_leaves_the_others_what_waits(site: Site) -> None:
-    """A lane that took the streams that wait would leave the other one idle for as long as it runs."""
+async def test_a_lane_with_slow_frames_leaves_waiting_frames_to_the_other_lanes(site: Site) -> None:
+    """A lane that took all waiting streams would leave the other lane idle."""
     gate = site.folder / "gate"
     async with site.node({"p": site.pipeline({"gate": {"path": str(gate)}}, "trial")}) as node:
         runner = node.runners["p"]
-        for n in range(2):  # one a lane
+        for n in range(2):  # one per lane
             await site.frame(n, stream=f"first-{n}")
             await until(lambda upto=n: runner.tally.received > upto)
         for n in range(8):

@@ -1,4 +1,4 @@
-"""Durable results: from the frame through the outbox to the region's acknowledgement, on a real broker and a real disk."""
+"""Durable results, from the frame to the region's acknowledgement, on a real broker and a real disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trial_site import Heard, Site, books, until
+from trial_site import Received, Site, tally_counts, until
 
 from hedgerow import configfile
 from hedgerow.bus.outbox import Ledger, Number, read_gap
@@ -18,7 +18,7 @@ DURABLE = {"durable": True}
 
 
 class Region:
-    """What a region does for an outbox: it notes what comes, and acknowledges it when told to."""
+    """The region's side of an outbox: records what arrives, and acknowledges it on request."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -26,9 +26,9 @@ class Region:
         self.ledger: Ledger | None = None
         self.gaps = 0
 
-    def take(self) -> Ledger | None:
-        heard, self._seen = self._site.heard[self._seen :], len(self._site.heard)
-        for message in heard:
+    def collect(self) -> Ledger | None:
+        new, self._seen = self._site.received[self._seen :], len(self._site.received)
+        for message in new:
             if message.topic.endswith("/event/gap"):
                 epoch, gap = read_gap(message.payload)
                 self._of(epoch).add_gap(gap)
@@ -45,41 +45,41 @@ class Region:
         return self.ledger
 
     async def acknowledge(self) -> None:
-        ledger = self.take()
+        ledger = self.collect()
         assert ledger is not None
         await self._site.client.publish(f"hedgerow/v1/test/{self._site.name}/node/ack", ledger.ack().encode(), qos=1)
 
     async def acknowledge_until_empty(self, node: Node) -> None:
-        while waiting(node):
+        while outbox_entries(node):
             await self.acknowledge()
             await asyncio.sleep(0.02)
 
 
-def waiting(node: Node) -> int:
+def outbox_entries(node: Node) -> int:
     health = node.health().outbox
     assert health is not None
     return health.entries
 
 
-def late(site: Site) -> list[Heard]:
-    return [message for message in site.heard if message.topic.endswith("/result/p/late")]
+def late(site: Site) -> list[Received]:
+    return [message for message in site.received if message.topic.endswith("/result/p/late")]
 
 
-async def test_a_durable_result_has_a_number_and_stays_until_the_region_has_it(site: Site) -> None:
+async def test_a_durable_result_has_a_number_and_stays_until_the_region_acknowledges_it(site: Site) -> None:
     async with site.node({"p": site.pipeline(publish=DURABLE)}) as node:
         await site.frames(range(5))
         await site.wait_results(5)
-        assert waiting(node) == 5
-        numbers = [Number.parse(message.user["number"]) for message in site.said("result", "p")]
+        assert outbox_entries(node) == 5
+        numbers = [Number.parse(message.user["number"]) for message in site.published("result", "p")]
         assert [(number.priority, number.sequence) for number in numbers] == [(0, n) for n in range(1, 6)]
         await Region(site).acknowledge()
-        await until(lambda: waiting(node) == 0)
+        await until(lambda: outbox_entries(node) == 0)
         assert node.runners["p"].tally.out == 5
         assert node.runners["p"]._source.unacknowledged == 0
         assert node.health().state == "ok"
 
 
-async def test_what_the_region_does_not_have_goes_to_it_in_the_next_run_though_no_pipeline_is_durable(
+async def test_unacknowledged_results_are_sent_in_the_next_run_even_if_no_pipeline_is_durable(
     site: Site,
 ) -> None:
     async with site.node({"p": site.pipeline(publish=DURABLE)}):
@@ -89,10 +89,10 @@ async def test_what_the_region_does_not_have_goes_to_it_in_the_next_run_though_n
         await until(lambda: len(late(site)) == 5)
         assert [message.body["result"]["n"] for message in late(site)] == list(range(5))
         await Region(site).acknowledge_until_empty(node)
-    assert site.numbers() == list(range(5)), "who looks on is not shown them twice"
+    assert site.numbers() == list(range(5)), "subscribers to `result/p` do not receive them twice"
 
 
-async def test_a_silent_region_holds_up_nobody_at_the_site(site: Site) -> None:
+async def test_an_unresponsive_region_does_not_delay_results_at_the_site(site: Site) -> None:
     pipeline = site.pipeline(publish=DURABLE, queue={"policy": "fifo"})
     async with site.node({"p": pipeline}, outbox={"window": 4}) as node:
         await site.frames(range(300))
@@ -101,15 +101,15 @@ async def test_a_silent_region_holds_up_nobody_at_the_site(site: Site) -> None:
         await Region(site).acknowledge_until_empty(node)
 
 
-async def test_a_frame_that_comes_again_is_not_stored_twice(site: Site) -> None:
-    """A publisher sends again what its broker did not confirm; a broker gives again what it forgot it had given."""
+async def test_a_redelivered_frame_is_not_stored_twice(site: Site) -> None:
+    """Publishers resend unconfirmed frames, and a broker may redeliver frames after a crash."""
     user = {"id": "f1"}
     pipeline = site.pipeline(publish=DURABLE)
     async with site.node({"p": pipeline}) as node:
         await site.publish(b'{"n": 1}', user=user)
         await site.wait_results(1)
         await site.publish(b'{"n": 1}', user=user)
-        await site.publish(b'{"n": 2}', user=user)  # a sender whose ids mean nothing loses nothing
+        await site.publish(b'{"n": 2}', user=user)  # a sender that reuses ids loses nothing
         await site.publish(b'{"n": 1}')
         await site.publish(b'{"n": 1}')
         await site.wait_results(4)
@@ -119,15 +119,15 @@ async def test_a_frame_that_comes_again_is_not_stored_twice(site: Site) -> None:
         tally = node.runners["p"].tally
         await until(lambda: tally.settled == 1)
         assert dict(tally.dropped) == {"duplicate": 1}
-        assert waiting(node) == 4
+        assert outbox_entries(node) == 4
 
 
-async def test_qos_1_frames_wait_while_a_full_outbox_refuses_and_go_on_in_order(site: Site) -> None:
+async def test_qos_1_frames_wait_while_a_full_outbox_refuses_and_resume_in_order(site: Site) -> None:
     pipeline = site.pipeline({"trial": {"tag": "x" * 40_000}}, publish=DURABLE, receive_maximum=10)
     async with site.node({"p": pipeline}, outbox={"max_bytes": 1 << 20, "when_full": "refuse"}) as node:
         tally, region = node.runners["p"].tally, Region(site)
         sending = asyncio.create_task(site.frames(range(60)))
-        await until(lambda: tally.out >= 20 and node.runners["p"]._settler.storing, lambda: books(tally))
+        await until(lambda: tally.out >= 20 and node.runners["p"]._settler.storing, lambda: tally_counts(tally))
         while tally.out < 60:
             await region.acknowledge()
             await asyncio.sleep(0.02)
@@ -137,20 +137,20 @@ async def test_qos_1_frames_wait_while_a_full_outbox_refuses_and_go_on_in_order(
     assert site.numbers() == list(range(60))
 
 
-async def test_qos_0_frames_are_counted_that_a_full_outbox_refuses(site: Site) -> None:
+async def test_qos_0_frames_that_a_full_outbox_refuses_are_counted(site: Site) -> None:
     pipeline = site.pipeline({"trial": {"tag": "x" * 40_000}}, publish=DURABLE)
     async with site.node({"p": pipeline}, outbox={"max_bytes": 1 << 20, "when_full": "refuse"}) as node:
         tally = node.runners["p"].tally
         for n in range(40):
             await site.frame(n, qos=0)
-            await until(lambda n=n: tally.settled == n + 1, lambda: books(tally))  # type: ignore[misc]
+            await until(lambda n=n: tally.settled == n + 1, lambda: tally_counts(tally))  # type: ignore[misc]
         assert 10 < tally.dropped["outbox"] < 40
         assert tally.out == 40 - tally.dropped["outbox"]
         health = node.health()
-        assert health.state != "failing", "it is full as it was told to be; the disk is well"
+        assert health.state != "failing", "it is full, as configured; the disk is fine"
 
 
-async def test_a_full_outbox_that_evicts_goes_on_and_says_what_is_lost(site: Site) -> None:
+async def test_a_full_outbox_that_evicts_continues_and_reports_what_is_lost(site: Site) -> None:
     pipeline = site.pipeline({"trial": {"tag": "x" * 40_000}}, publish=DURABLE, queue={"policy": "fifo"})
     async with site.node({"p": pipeline}, outbox={"max_bytes": 1 << 20}) as node:
         for n in range(0, 80, 10):
@@ -167,26 +167,26 @@ async def test_a_full_outbox_that_evicts_goes_on_and_says_what_is_lost(site: Sit
         await region.acknowledge_until_empty(node)
         ledger = region.ledger
         assert ledger is not None
-        assert ledger.ranges(0).all() == [(1, 80)], "each came, or a gap says that it does not"
+        assert ledger.ranges(0).all() == [(1, 80)], "each number was received, or is in a gap"
 
 
 async def test_a_result_too_large_for_the_outbox_is_a_dead_letter(site: Site) -> None:
     pipeline = site.pipeline({"trial": {"tag": "x" * 300_000}}, publish=DURABLE)
     async with site.node({"p": pipeline}, outbox={"max_bytes": 1 << 20}) as node:
         await site.frame(0)
-        (letter,) = await site.wait_dead(1)
+        (letter,) = await site.wait_dead_letters(1)
         assert letter["reason"] == "outbox-too-large"
         assert node.runners["p"].tally.balanced
 
 
-async def test_results_of_worker_processes_are_durable_too(site: Site) -> None:
+async def test_results_of_workers_are_durable_too(site: Site) -> None:
     async with site.node({"p": site.pipeline(publish=DURABLE, lanes=None, workers=2)}) as node:
         await asyncio.gather(*(site.frames(range(20), stream=s) for s in "abc"))
         await site.wait_results(60)
         await Region(site).acknowledge_until_empty(node)
 
 
-async def test_a_reload_makes_a_pipeline_durable_and_back_without_losing_a_frame(site: Site) -> None:
+async def test_reloads_that_switch_durability_on_and_off_lose_no_frame(site: Site) -> None:
     async with site.node({"p": site.pipeline()}) as node:
         for turn in range(4):
             await site.frames(range(20 * turn, 20 * turn + 20))
@@ -202,11 +202,11 @@ async def test_priority_and_time_to_live_are_those_of_the_pipeline(site: Site) -
     async with site.node({"p": site.pipeline(publish=publish)}) as node:
         await site.frame(0)
         await site.wait_results(1)
-        assert site.said("result", "p")[0].user["number"].split("/")[1] == "7"
+        assert site.published("result", "p")[0].user["number"].split("/")[1] == "7"
         await until(lambda: node.health().outbox.lost == {"expired": 1}, lambda: node.health().outbox)  # type: ignore[union-attr]
 
 
-async def test_an_outbox_that_another_node_has_open_fails_that_pipeline_alone(site: Site) -> None:
+async def test_an_outbox_in_use_by_another_node_fails_only_the_durable_pipeline(site: Site) -> None:
     pipelines = {"p": site.pipeline(publish=DURABLE), "q": site.pipeline()}
     async with (
         site.node(pipelines),
@@ -225,7 +225,7 @@ async def test_an_outbox_that_another_node_has_open_fails_that_pipeline_alone(si
         ({"ttl_s": 3}, "`durable: true`"),
     ],
 )
-def test_what_cannot_be_promised_together_is_refused(tmp_path: Path, publish: dict[str, Any], remedy: str) -> None:
+def test_contradictory_publish_settings_are_refused(tmp_path: Path, publish: dict[str, Any], remedy: str) -> None:
     site = Site(1883, tmp_path)
     with pytest.raises(ConfigError, match="publish") as refusal:
         configfile.parse(site.yaml({"p": site.pipeline(publish=publish)}), Path("node.yaml"))

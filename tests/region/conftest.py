@@ -25,7 +25,7 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox.outbox import Outbox
 from hedgerow.bus.outbox.records import Ack, Record
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.node.commands import CommandDesk
+from hedgerow.node.commands import CommandServer
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.open import open_database
 from hedgerow.testing import Mosquitto, processes
@@ -71,7 +71,7 @@ class Gateway:
             on_event=lambda kind, detail: self.events.append((kind, detail)),
             **outbox,
         )
-        self._desk = CommandDesk(address, self.client, {"ping": self._ping} if answers else {})
+        self._desk = CommandServer(address, self.client, {"ping": self._ping} if answers else {})
         self._answers = answers
         self._tasks: set[asyncio.Task[None]] = set()
         self.count = 0

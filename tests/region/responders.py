@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hedgerow.bus import Client, ClientOptions, Message
-from hedgerow.node.commands import CommandDesk
+from hedgerow.node.commands import CommandServer
 from hedgerow.topics import EVERY_NODE, ROOT, Address, Channel, parse
 from hedgerow.wire.fleet import Desired, ModelRef, Quarantined, Reported, ReportedModel
 from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth, Status
@@ -203,7 +203,7 @@ class Responders:
         self._beat_s = beat_s
         self.client = Client(ClientOptions(url=url, client_id="responders", max_backoff_s=0.3), self._take)
         self.nodes = {address: Responder(address, behaves, self.client.publish, **labels) for address in addresses}
-        self.desks = {address: CommandDesk(address, self.client, {"ping": self._ping}) for address in addresses}
+        self.desks = {address: CommandServer(address, self.client, {"ping": self._ping}) for address in addresses}
         self._beats: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -249,7 +249,7 @@ class Responders:
                 self._tasks |= {asyncio.create_task(desk.answer(message)) for desk in self._asked(parsed.address)}
             self.client.ack(message)
 
-    def _asked(self, address: Address) -> list[CommandDesk]:
+    def _asked(self, address: Address) -> list[CommandServer]:
         """Who is meant and has a link."""
         online = [one for one, node in self.nodes.items() if node.online and one.site == address.site]
         return [self.desks[one] for one in online if address.node in (EVERY_NODE, one.node)]

@@ -44,13 +44,13 @@ def probes(tally: Tally) -> Iterator[tuple[ProbeServer, list[str], list[str]]]:
 
 def get(server: ProbeServer, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
 
 
-def test_metrics_are_what_was_counted(probes: tuple[ProbeServer, list[str], list[str]]) -> None:
+def test_metrics_show_the_tally(probes: tuple[ProbeServer, list[str], list[str]]) -> None:
     status, text = get(probes[0], "/metrics")
     found = {
         (sample.name, *sample.labels.values()): sample.value
@@ -71,7 +71,7 @@ def test_metrics_are_what_was_counted(probes: tuple[ProbeServer, list[str], list
     assert found["hedgerow_streams", "doors"] == 5
 
 
-def test_the_latency_histogram_is_cumulative_and_ends_with_all(
+def test_the_latency_histogram_is_cumulative(
     probes: tuple[ProbeServer, list[str], list[str]],
 ) -> None:
     families = {family.name: family for family in text_string_to_metric_families(get(probes[0], "/metrics")[1])}
@@ -94,31 +94,31 @@ def test_a_probe_that_fails_says_why(probes: tuple[ProbeServer, list[str], list[
     status, body = get(server, "/readyz")
     assert (status, json.loads(body)) == (503, {"ok": False, "reasons": unready})
     assert get(server, "/healthz")[0] == 200
-    dead.append("the event loop has not turned for 12 s")
+    dead.append("the event loop has been blocked for 12 s")
     assert get(server, "/healthz")[0] == 503
 
 
-def test_another_path_says_what_there_is(probes: tuple[ProbeServer, list[str], list[str]]) -> None:
+def test_an_unknown_path_lists_the_known_ones(probes: tuple[ProbeServer, list[str], list[str]]) -> None:
     status, body = get(probes[0], "/")
 
     assert status == 404
     assert "/metrics" in body
 
 
-def test_a_port_that_is_taken_is_a_configuration_error(probes: tuple[ProbeServer, list[str], list[str]]) -> None:
+def test_a_port_in_use_is_a_configuration_error(probes: tuple[ProbeServer, list[str], list[str]]) -> None:
     with pytest.raises(ConfigError, match=str(probes[0].port)) as caught:
         ProbeServer("127.0.0.1", probes[0].port, TallyCollector(dict, list), list, list)
 
     assert "port" in caught.value.remedy
 
 
-def test_nobody_is_asked_for_the_machines_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A site may have no name server, and the node must start all the same."""
+def test_starting_the_server_looks_up_no_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site may have no DNS server, and the node must start anyway."""
 
-    def never(name: str = "") -> str:
+    def getfqdn(name: str = "") -> str:
         raise AssertionError(f"looked up {name!r}")
 
-    monkeypatch.setattr(socket, "getfqdn", never)
+    monkeypatch.setattr(socket, "getfqdn", getfqdn)
     server = ProbeServer("127.0.0.1", 0, TallyCollector(dict, list), list, list)
     try:
         assert get(server, "/healthz") == (200, '{"ok": true, "reasons": []}\n')
@@ -126,12 +126,12 @@ def test_nobody_is_asked_for_the_machines_name(monkeypatch: pytest.MonkeyPatch) 
         server.close()
 
 
-def test_a_peer_that_connects_and_says_nothing_is_shown_the_door(
+def test_an_idle_connection_is_closed(
     probes: tuple[ProbeServer, list[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each holds a thread."""
+    """Each connection occupies a thread."""
     monkeypatch.setattr(_Handler, "timeout", 0.05)
-    with socket.create_connection(("127.0.0.1", probes[0].port), timeout=10) as silent:
-        assert silent.recv(1) == b""
+    with socket.create_connection(("127.0.0.1", probes[0].port), timeout=10) as idle:
+        assert idle.recv(1) == b""
 
     assert get(probes[0], "/healthz")[0] == 200

@@ -1,4 +1,4 @@
-"""What systemd is told: over a real datagram socket, as systemd opens it."""
+"""Notifications to systemd, over a real datagram socket."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(params=["path", "abstract"])
 def name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """What `NOTIFY_SOCKET` says."""
+    """Value of `NOTIFY_SOCKET`."""
     return str(tmp_path / "notify") if request.param == "path" else f"@hedgerow-{uuid.uuid4().hex}"
 
 
 @pytest.fixture
-def told(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+def notify_socket(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind("\0" + name[1:] if name.startswith("@") else name)
         listening.settimeout(PATIENCE_S)
@@ -38,63 +38,65 @@ def told(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         yield listening
 
 
-def heard(told: socket.socket) -> list[str]:
-    return told.recv(4096).decode().split("\n")
+def receive(notify_socket: socket.socket) -> list[str]:
+    return notify_socket.recv(4096).decode().split("\n")
 
 
-def wait_for(told: socket.socket, wanted: str) -> list[str]:
-    """What comes up to and with the first message that says it."""
+def wait_for(notify_socket: socket.socket, expected: str) -> list[str]:
+    """Return messages up to and including the expected one."""
     deadline, messages = time.monotonic() + PATIENCE_S, []
     while time.monotonic() < deadline:
-        first = heard(told)[0]
-        messages.append(first)
-        if first == wanted:
+        message = receive(notify_socket)[0]
+        messages.append(message)
+        if message == expected:
             return messages
-    raise AssertionError(f"{wanted} did not come, but {messages[-20:]}")
+    raise AssertionError(f"{expected} was not received, but {messages[-20:]}")
 
 
 @pytest.mark.parametrize(
-    ("tell", "message"),
+    ("notify", "message"),
     [(systemd.ready, "READY=1"), (systemd.stopping, "STOPPING=1"), (systemd.reloading, "RELOADING=1")],
 )
-def test_each_change_of_state_is_one_datagram(told: socket.socket, tell: Callable[[], None], message: str) -> None:
-    tell()
+def test_each_notification_is_one_datagram(
+    notify_socket: socket.socket, notify: Callable[[], None], message: str
+) -> None:
+    notify()
 
-    assert heard(told)[0] == message
+    assert receive(notify_socket)[0] == message
 
 
-def test_a_reload_says_when_it_began(told: socket.socket) -> None:
+def test_a_reload_notification_has_its_start_time(notify_socket: socket.socket) -> None:
     systemd.reloading()
 
-    key, _, since = heard(told)[1].partition("=")
+    key, _, since = receive(notify_socket)[1].partition("=")
     assert key == "MONOTONIC_USEC"
     assert 0 < int(since) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 
-def test_the_watchdog_is_fed_only_where_it_waits_for_this_process(
-    told: socket.socket, monkeypatch: pytest.MonkeyPatch
+def test_the_watchdog_is_fed_only_if_it_watches_this_process(
+    notify_socket: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     systemd.alive()
     monkeypatch.setenv("WATCHDOG_USEC", "60000000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getppid()))
     systemd.alive()
     systemd.ready()
-    assert heard(told) == ["READY=1"]
+    assert receive(notify_socket) == ["READY=1"]
 
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     systemd.alive()
-    assert heard(told) == ["WATCHDOG=1"]
+    assert receive(notify_socket) == ["WATCHDOG=1"]
 
 
-def test_without_a_socket_or_with_nobody_at_it_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_closed_socket_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     systemd.ready()
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "missing"))
     systemd.ready()
 
 
-def test_a_node_tells_that_it_started_lives_reloads_and_stops(
-    told: socket.socket, broker: Mosquitto, tmp_path: Path
+def test_a_node_notifies_ready_watchdog_reload_and_stop(
+    notify_socket: socket.socket, broker: Mosquitto, tmp_path: Path
 ) -> None:
     config = tmp_path / "node.yaml"
     config.write_text(
@@ -108,13 +110,13 @@ def test_a_node_tells_that_it_started_lives_reloads_and_stops(
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(told, "READY=1")
-        wait_for(told, "WATCHDOG=1")
+        wait_for(notify_socket, "READY=1")
+        wait_for(notify_socket, "WATCHDOG=1")
         node.send_signal(signal.SIGHUP)
-        wait_for(told, "RELOADING=1")
-        wait_for(told, "READY=1")
+        wait_for(notify_socket, "RELOADING=1")
+        wait_for(notify_socket, "READY=1")
         node.terminate()
-        wait_for(told, "STOPPING=1")
+        wait_for(notify_socket, "STOPPING=1")
         assert node.wait(PATIENCE_S) == 0
     finally:
         node.kill()

@@ -1,4 +1,4 @@
-"""Counts and latencies."""
+"""Counters and latencies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hedgerow.telemetry.tally import BUCKETS_S, LatencyHistogram, Tally
 
 
-def test_the_law_of_conservation_notices_a_frame_that_vanished() -> None:
+def test_the_conservation_law_detects_a_lost_frame() -> None:
     tally = Tally()
     tally.received = 4
     tally.out = 1
@@ -23,7 +23,7 @@ def test_the_law_of_conservation_notices_a_frame_that_vanished() -> None:
     assert (tally.settled, tally.in_flight) == (3, 1)
 
 
-def test_a_copy_stays_as_it_is() -> None:
+def test_a_copy_does_not_change() -> None:
     tally = Tally()
     tally.received = 1
     tally.held.add("frame")
@@ -37,7 +37,7 @@ def test_a_copy_stays_as_it_is() -> None:
     assert (copied.out, copied.in_flight, copied.dead.total(), copied.latency.count) == (0, 1, 0, 0)
 
 
-def test_at_first_nothing_was_counted() -> None:
+def test_a_new_tally_is_zero() -> None:
     tally = Tally()
 
     assert (tally.received, tally.bytes_in, tally.out, tally.results, tally.in_flight, tally.settled) == (0,) * 6
@@ -46,14 +46,14 @@ def test_at_first_nothing_was_counted() -> None:
     assert tally.balanced
 
 
-def test_what_is_settled_is_out_dropped_or_dead() -> None:
+def test_settled_frames_are_out_dropped_or_dead() -> None:
     tally = Tally()
     tally.out, tally.dropped["late"], tally.dead["bad"] = 1, 2, 4
 
     assert tally.settled == 7
 
 
-def test_latencies_are_counted_up_to_the_edge_of_their_bucket_and_added_up() -> None:
+def test_a_latency_on_the_edge_counts_in_that_bucket_and_the_sum_is_exact() -> None:
     histogram = LatencyHistogram()
     for seconds in (1.0, 1.5, 2.0, 60.0, 61.0):
         histogram.add(seconds)
@@ -61,7 +61,7 @@ def test_latencies_are_counted_up_to_the_edge_of_their_bucket_and_added_up() -> 
     assert (histogram.count, histogram.total_s) == (5, 125.5)
     assert histogram.counts[BUCKETS_S.index(1.0)] == 1
     assert histogram.counts[BUCKETS_S.index(2.0)] == 2
-    assert histogram.counts[-2:] == [1, 1], "the last is for what is longer than all"
+    assert histogram.counts[-2:] == [1, 1], "the last bucket has no upper edge"
 
 
 def test_without_latencies_there_is_no_quantile() -> None:
@@ -83,19 +83,19 @@ def test_a_quantile_is_no_less_than_the_true_one_and_at_most_a_bucket_more(secon
     assert not below or true > below[-1]
 
 
-def test_a_quantile_since_then_looks_only_at_what_came_after() -> None:
+def test_a_quantile_since_earlier_counts_ignores_them() -> None:
     histogram = LatencyHistogram()
     for _ in range(100):
         histogram.add(9.0)
-    then = list(histogram.counts)
-    assert histogram.quantile(0.5, then) is None
+    earlier = list(histogram.counts)
+    assert histogram.quantile(0.5, earlier) is None
     histogram.add(0.001)
 
-    assert histogram.quantile(0.99, then) == 0.001
+    assert histogram.quantile(0.99, earlier) == 0.001
     assert histogram.quantile(0.5) == 10.0
 
 
-def test_longer_than_the_last_bucket_is_said_to_be_the_last() -> None:
+def test_a_quantile_beyond_the_last_bucket_is_the_last_edge() -> None:
     histogram = LatencyHistogram()
     histogram.add(1000.0)
 
@@ -103,7 +103,7 @@ def test_longer_than_the_last_bucket_is_said_to_be_the_last() -> None:
     assert histogram.count == 1
 
 
-def test_buckets_are_numbers_a_person_would_write() -> None:
+def test_bucket_edges_are_round_numbers() -> None:
     assert all(len(repr(edge)) <= 7 for edge in BUCKETS_S)
     assert list(BUCKETS_S) == sorted(set(BUCKETS_S))
     assert BUCKETS_S == (

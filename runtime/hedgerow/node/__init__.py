@@ -1,1 +1,1 @@
-"""The node: one process that runs pipelines, and swaps their models as a region desires."""
+"""The node: one process that runs pipelines and swaps their models to the versions the region desires."""

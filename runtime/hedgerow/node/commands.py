@@ -1,7 +1,7 @@
-"""Commands: MQTT 5 requests on `command/{name}`, and their replies.
+"""Serves commands: MQTT 5 requests on `command/{name}`.
 
-Each command gets exactly one reply, on its response topic, or on `reply/{name}` if it names none. The reply says what is
-wrong with a command; one that is expired, retained or malformed is never executed.
+Each command gets exactly one reply, on its response topic, or on `reply/{name}` if it has none. Expired, retained or
+malformed commands are not executed; the reply says why.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 LARGEST_COMMAND: Final = 1 << 20
-"""Bytes of a command's payload; a configuration to reload is far smaller."""
+"""Most bytes of a command's payload; a configuration to reload is far smaller."""
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
-"""Executes a command; returns the value of the reply."""
+"""Executes a command with its arguments; returns the reply's value."""
 
 
-class CommandDesk:
-    """Receives commands, executes them, replies.
+class CommandServer:
+    """Executes commands and replies.
 
     Args:
-        address: of the node.
+        address: the node's address.
         client: publishes the replies.
-        handlers: executes each command, by name.
+        handlers: command handlers by name.
+    Attributes:
+        counts: number of commands done and refused.
     """
 
     def __init__(self, address: Address, client: Client, handlers: Mapping[str, Handler]) -> None:
@@ -48,7 +50,7 @@ class CommandDesk:
         self.counts: dict[str, int] = {"done": 0, "refused": 0}
 
     def filters(self) -> dict[str, int]:
-        """What to subscribe to: commands to this node and to every node of the site."""
+        """Return subscriptions (filter → QoS): commands to this node, and to every node of the site."""
         topics = (self._address.topic(Channel.COMMAND, "+"), self._address.everyone().topic(Channel.COMMAND, "+"))
         return dict.fromkeys(topics, 1)
 
@@ -74,9 +76,9 @@ class CommandDesk:
     async def _execute(self, name: str, message: Message) -> Any:
         if message.oversized is not None:
             raise CommandError(
-                f"The command has {message.oversized} bytes, more than {LARGEST_COMMAND}",
+                f"The command is too large: {message.oversized:,} bytes; the limit is {LARGEST_COMMAND:,}",
                 code="command-too-large",
-                remedy="Send a smaller one.",
+                remedy="Send a smaller payload.",
             )
         if message.retain:
             raise CommandError(
@@ -88,7 +90,7 @@ class CommandDesk:
         if handler is None:
             near = get_close_matches(name, self._handlers, n=1)
             raise CommandError(
-                f"There is no command {name!r}",
+                f"Unknown command {name!r}",
                 code="unknown-command",
                 remedy=(f"Did you mean {near[0]!r}? " if near else "") + f"Commands: {', '.join(self._handlers)}.",
             )
@@ -104,14 +106,14 @@ class CommandDesk:
             raise CommandError(
                 f"The command expired {time.time() - command.expires_at:.1f} s ago",
                 code="command-expired",
-                remedy="Send it again; compare the clocks if it was sent just now.",
+                remedy="Send it again. If it was sent just now, compare the clocks of sender and node.",
             )
         return await handler(command.args)
 
     def _reply(self, message: Message, name: str, reply: Reply) -> None:
         try:
             properties = message.properties
-        except HedgerowError:  # malformed: the refusal goes to the default topic
+        except HedgerowError:  # malformed: reply on the default topic
             properties = PublishProperties()
         topic = properties.response_topic or self._default_topic(name)
         pairs: list[tuple[Property, Value]] = [(Property.CONTENT_TYPE, JSON)]
@@ -121,39 +123,41 @@ class CommandDesk:
             payload = reply.encode()
         except TypeError as error:
             log.error("reply-unserialisable", command=name, error=str(error))
-            body = ErrorBody(code="internal", message=f"The answer cannot be encoded: {error}", remedy="See the log.")
+            body = ErrorBody(
+                code="internal", message=f"The reply cannot be encoded: {error}", remedy="See the node's log."
+            )
             payload = Reply(command=name, node=str(self._address), ok=False, error=body).encode()
         encoded = encode_properties(pairs)
         try:
             self._client.publish(topic, payload, qos=1, properties=encoded)
-        except BusError:  # the response topic cannot be published to
+        except BusError:  # the response topic is not valid for publishing
             self._client.publish(self._default_topic(name), payload, qos=1, properties=encoded)
 
     def _default_topic(self, command: str) -> str:
         return self._address.topic(Channel.REPLY, command)
 
 
-def argument(args: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> str:
-    """An argument that must name one of several things.
+def choice(args: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> str:
+    """Return an argument that must be one of the known names; if there is only one, it may be left out.
 
-    Raises: CommandError: it is missing, or names none of them.
+    Raises: CommandError: it is missing or unknown.
     """
     value = args.get(name)
     if value is None and len(known) == 1:
         return next(iter(known))
-    there = ", ".join(sorted(known)) or "none"
+    names = ", ".join(sorted(known)) or "none"
     if value is None:
-        raise CommandError(f"The command needs `{name}`", code="missing-argument", remedy=f"One of: {there}.")
+        raise CommandError(f"The command needs `{name}`", code="missing-argument", remedy=f"One of: {names}.")
     if value not in known:
-        raise CommandError(f"There is no {name} {value!r}", code=f"unknown-{name}", remedy=f"One of: {there}.")
+        raise CommandError(f"Unknown {name} {value!r}", code=f"unknown-{name}", remedy=f"One of: {names}.")
     return str(value)
 
 
-def only(args: Mapping[str, Any], *names: str) -> None:
-    """Raises: CommandError: there are arguments the command does not take."""
+def accept_only(args: Mapping[str, Any], *names: str) -> None:
+    """Refuse other arguments. Raises: CommandError."""
     if unknown := sorted(args.keys() - set(names)):
         raise CommandError(
-            f"The command takes no {', '.join(unknown)}",
+            f"Unknown arguments: {', '.join(unknown)}",
             code="unknown-argument",
-            remedy=f"It takes: {', '.join(names) or 'nothing'}.",
+            remedy=f"The command accepts: {', '.join(names) or 'none'}.",
         )

@@ -1,4 +1,4 @@
-"""What commands ask of the node."""
+"""The interface of the node to its command handlers."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from hedgerow.wire.messages import Health
 
 
 class NodeControl(Protocol):
-    """The node, as its commands see it; `Node` is one."""
+    """What command handlers use of the node; implemented by `Node`."""
 
     @property
     def session(self) -> str:
-        """Names this run of the node."""
+        """ID of this run of the node."""
         ...
 
     @property
     def cores(self) -> int:
-        """Cores that it owns."""
+        """Number of cores the node owns."""
         ...
 
     @property
     def config(self) -> NodeConfig:
-        """The configuration in force."""
+        """The current configuration."""
         ...
 
     @property
     def runners(self) -> Mapping[str, PipelineRunner]:
-        """The pipelines that run, by name."""
+        """Running pipelines by name."""
         ...
 
     @property
     def failures(self) -> Mapping[str, HedgerowError]:
-        """Why other pipelines do not run, by name."""
+        """Errors of failed pipelines by name."""
         ...
 
     @property
     def swaps(self) -> Swaps:
-        """Swaps versions of its models."""
+        """Swaps model versions."""
         ...
 
     @property
     def probe_port(self) -> int | None:
-        """Port of the metrics and probes; None if they are off."""
+        """Port of metrics and probes; None if they are off."""
         ...
 
     def health(self) -> Health:
-        """A health report of now."""
+        """Return a current health report."""
         ...
 
     async def reload(self, text: str | None = None) -> dict[str, list[str]]:
-        """Put a new configuration into force; None: the node's file. Raises: HedgerowError: it cannot be used."""
+        """Apply a configuration; None rereads the node's file. Raises: HedgerowError: it is invalid."""
         ...
 
     async def release(self, digest: str) -> None:
-        """Release a version from quarantine. Raises: CommandError: a swap is under way."""
+        """Release a version from quarantine. Raises: CommandError: a swap is in progress."""
         ...
 
     def stop(self) -> None:
-        """Drain and stop."""
+        """Start to drain, then stop."""
         ...

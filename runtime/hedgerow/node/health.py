@@ -1,4 +1,4 @@
-"""A node's health report: made from the pipelines' tallies, and published every few seconds."""
+"""The node's health reports, built from the pipelines' tallies and published every few seconds."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ HEALTH_EVERY_S = 10.0
 FIRST_HEALTH_S = 1.0
 
 STUCK_AFTER_S: Final = 30.0
-"""A list of frames that has been in a chain for longer makes the node unhealthy: a stage hangs."""
+"""A list of frames that takes longer makes the node `failing`: a stage hangs."""
 
-_ENOUGH: Final = 10
-"""Frames of a model after which most of them being NaN is no chance."""
+_FEWEST_FRAMES: Final = 10
+"""Fewest frames to judge a model by its share of NaN."""
 
 
 @dataclass(slots=True)
 class _PeriodStart:
-    """A pipeline's counts when the period began."""
+    """A pipeline's counts at the start of the period."""
 
     at: float
     out: int
@@ -47,13 +47,13 @@ class _PeriodStart:
 
 
 class HealthReporter:
-    """Makes health reports; their rates and quantiles are those of the period that `begin_period` began.
+    """Publishes health reports; rates and quantiles cover the time since `start_period`.
 
     Args:
-        announcer: publishes them.
-        pipelines: of the node.
-        outbox: of the node.
-        clock: whether the machine's clock can be trusted.
+        announcer: publishes the reports.
+        pipelines: the node's pipelines.
+        outbox: the node's outbox.
+        clock: tells whether the machine's clock can be trusted.
         certificates: watches the node's certificates; None: it has none.
     """
 
@@ -75,7 +75,7 @@ class HealthReporter:
         self._lost: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Publish reports for ever."""
+        """Publish reports until cancelled."""
         await asyncio.sleep(FIRST_HEALTH_S)
         while True:
             health = self.report()
@@ -83,11 +83,11 @@ class HealthReporter:
                 log.warning("health", state=health.state, reasons=health.reasons)
             if self._announcer.connected:
                 self._announcer.publish(Channel.HEALTH, health.encode())
-            self.begin_period()
+            self.start_period()
             await asyncio.sleep(HEALTH_EVERY_S)
 
-    def begin_period(self) -> None:
-        """Let rates and quantiles count from now."""
+    def start_period(self) -> None:
+        """Start a new period for rates and quantiles."""
         now, outbox = time.monotonic(), self._outbox.health()
         self._lost = Counter() if outbox is None else Counter(outbox.lost)
         self._period = {
@@ -96,14 +96,14 @@ class HealthReporter:
         }
 
     def report(self) -> Health:
-        """A report of now."""
+        """Return a current report."""
         findings = _Findings()
         if self._certificates is not None:
             findings.degraded(*self._certificates.reasons())
         pipelines = self._report_pipelines(findings)
         if self._clock.doubtful:
             now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
-            findings.degraded(f"the clock jumped, or is not set: it says {now} UTC")
+            findings.degraded(f"the clock jumped, or is not set: it reads {now} UTC; set it, and check NTP")
         outbox = self._outbox.health()
         if outbox is not None:
             self._examine_outbox(outbox, findings)
@@ -113,7 +113,7 @@ class HealthReporter:
             session=self._announcer.session,
             at=time.time(),
             uptime_s=round(time.monotonic() - self._started_at, 3),
-            state="failing" if findings.failing else "degraded" if findings.reasons else "ok",
+            state="failing" if findings.is_failing else "degraded" if findings.reasons else "ok",
             reasons=findings.reasons,
             pipelines=pipelines,
             models=models,
@@ -125,19 +125,19 @@ class HealthReporter:
     def _report_pipelines(self, findings: _Findings) -> dict[str, PipelineHealth]:
         pipelines = {}
         for name, error in self._pipelines.failures.items():
-            findings.fails(f"pipeline {name}: {error}")
+            findings.failing(f"pipeline {name}: {error}")
             pipelines[name] = PipelineHealth(state="failed", error=str(error), remedy=error.remedy)
-        for name, awaited in self._pipelines.loading().items():
-            waits_for = {} if awaited is None else {"error": str(awaited), "remedy": awaited.remedy}
-            pipelines[name] = PipelineHealth(state="loading", **waits_for)
+        for name, waiting in self._pipelines.loading().items():
+            reason = {} if waiting is None else {"error": str(waiting), "remedy": waiting.remedy}
+            pipelines[name] = PipelineHealth(state="loading", **reason)
         for name, runner in self._pipelines.runners.items():
             pipelines[name] = self._report_pipeline(name, runner)
             if not runner.connected and runner.state == "running":
                 findings.degraded(f"pipeline {name}: not connected to the broker")
-            findings.degraded(*self._deaths(name, runner))
-            findings.fails(*refused_subscriptions(name, runner))
+            findings.degraded(*self._dead_letters(name, runner))
+            findings.failing(*refused_subscriptions(name, runner))
             if (stuck := runner.stuck_for_s()) > STUCK_AFTER_S:
-                findings.fails(f"pipeline {name}: a stage has not come back for {stuck:.0f} s")
+                findings.failing(f"pipeline {name}: a stage has not returned for {stuck:.0f} s")
             findings.degraded(*(f"pipeline {name}: stage {stage} keeps failing" for stage in runner.built.failing()))
         return pipelines
 
@@ -163,19 +163,19 @@ class HealthReporter:
             models=sorted({model.name for model in runner.built.models()}),
         )
 
-    def _deaths(self, name: str, runner: PipelineRunner) -> Iterator[str]:
-        """A reason if more frames have died than given results since the period began."""
+    def _dead_letters(self, name: str, runner: PipelineRunner) -> Iterator[str]:
+        """Yield a reason if more frames were dead-lettered than gave results in this period."""
         before = self._period.get(name)
         dead = runner.tally.dead - (before.dead if before else Counter())
         out = runner.tally.out - (before.out if before else 0)
         if dead and dead.total() > out:
             (worst, _), *_ = dead.most_common(1)
-            yield f"pipeline {name}: {dead.total()} frames died, most of {worst}; {out} gave results"
+            yield f"pipeline {name}: {dead.total()} frames dead-lettered, most with {worst}; {out} gave results"
 
     def _examine_outbox(self, outbox: OutboxHealth, findings: _Findings) -> None:
-        """Find out whether the outbox cannot store, or has given up results since the period began."""
+        """Find out whether the outbox cannot store results, or gave any up in this period."""
         if outbox.failure is not None:
-            findings.fails(f"outbox: {outbox.failure}")
+            findings.failing(f"outbox: {outbox.failure}")
         elif lost := Counter(outbox.lost) - self._lost:
             (worst, _), *_ = lost.most_common(1)
             findings.degraded(
@@ -188,32 +188,32 @@ class _Findings:
     """What is wrong with the node."""
 
     reasons: list[str] = field(default_factory=list)
-    failing: bool = False
+    is_failing: bool = False
 
     def degraded(self, *reasons: str) -> None:
         self.reasons += reasons
 
-    def fails(self, *reasons: str) -> None:
+    def failing(self, *reasons: str) -> None:
         self.reasons += reasons
-        self.failing |= bool(reasons)
+        self.is_failing |= bool(reasons)
 
 
-def serving(runners: Iterable[PipelineRunner]) -> dict[str, ServedModel]:
-    """The models that pipelines run, by name."""
+def running_models(runners: Iterable[PipelineRunner]) -> dict[str, ServedModel]:
+    """Return the models of running pipelines, by name."""
     return {info.name: info for runner in runners for info in runner.built.models()}
 
 
 def refused_subscriptions(name: str, runner: PipelineRunner) -> list[str]:
-    """A reason for each subscription of a pipeline that the broker refuses."""
+    """Return a reason for each of a pipeline's subscriptions that the broker refuses."""
     return [f"pipeline {name}: the broker refuses {pattern}: {reason}" for pattern, reason in runner.refused.items()]
 
 
 def _report_models(runners: Iterable[PipelineRunner], findings: _Findings) -> dict[str, ModelHealth]:
     models = {}
-    for info in serving(runners).values():
+    for info in running_models(runners).values():
         models[info.name] = info.as_health()
         if info.not_finite:
-            report = findings.fails if _mostly_not_finite(info) else findings.degraded
+            report = findings.failing if _mostly_not_finite(info) else findings.degraded
             report(_not_finite(info))
         if info.degraded:
             findings.degraded(f"model {info.name}: {info.degraded}")
@@ -221,12 +221,12 @@ def _report_models(runners: Iterable[PipelineRunner], findings: _Findings) -> di
 
 
 def _mostly_not_finite(info: ServedModel) -> bool:
-    return info.looked_at >= _ENOUGH and info.not_finite > info.looked_at / 2
+    return info.looked_at >= _FEWEST_FRAMES and info.not_finite > info.looked_at / 2
 
 
 def _not_finite(info: ServedModel) -> str:
     what = info.name if info.version is None else f"{info.name} {info.version}"
     return (
-        f"model {what}: {info.not_finite} of the last {info.looked_at} frames looked at gave NaN or infinity: see what comes "
-        "in with `hedgerow explain --last`, and if that is sound, roll out the version before"
+        f"model {what}: {info.not_finite} of the last {info.looked_at} sampled frames gave NaN or infinity; "
+        "check its input with `hedgerow explain --last`, and if that is sound, roll out the previous version"
     )

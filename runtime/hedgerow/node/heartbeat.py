@@ -1,4 +1,4 @@
-"""The node's heartbeat: shows that the event loop turns, and watches the clock."""
+"""The node's heartbeat: detects a hung event loop, and a clock that jumps."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _DEAD_AFTER_S: Final = 10 * BEAT_EVERY_S
 
 
 class Heartbeat:
-    """Beats once a second as long as the event loop turns.
+    """Beats once a second while the event loop runs.
 
     Args:
-        announcer: publishes that the clock jumped.
+        announcer: publishes clock jumps.
     Attributes:
-        clock: whether the machine's clock can be trusted.
+        clock: tells whether the machine's clock can be trusted.
     """
 
     def __init__(self, announcer: Announcer) -> None:
@@ -33,17 +33,17 @@ class Heartbeat:
         self._last = time.monotonic()
 
     async def run(self) -> None:
-        """Beat for ever."""
+        """Beat until cancelled."""
         while True:
             self._last = time.monotonic()
             systemd.alive()
-            jump_s = self.clock.look(time.time(), self._last)
+            jump_s = self.clock.check(time.time(), self._last)
             if jump_s is not None:
                 log.warning("clock-jumped", by_s=round(jump_s, 3))
                 self._announcer.event("clock-jumped", {"by_s": round(jump_s, 3)})
             await asyncio.sleep(BEAT_EVERY_S)
 
     def why_dead(self) -> list[str]:
-        """(any thread) Why the node counts as dead; empty: it lives."""
+        """(any thread) Return why the node counts as dead; empty if it is alive."""
         silent_s = time.monotonic() - self._last
-        return [f"the event loop has not turned for {silent_s:.0f} s"] if silent_s > _DEAD_AFTER_S else []
+        return [f"the event loop has been blocked for {silent_s:.0f} s"] if silent_s > _DEAD_AFTER_S else []

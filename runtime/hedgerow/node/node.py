@@ -1,7 +1,6 @@
-"""The node: makes its parts, starts and drains them.
+"""The node: creates its parts, starts and drains them.
 
-The node has one link of its own, for status, health, events, commands and desired documents, so that frames never hold
-these up.
+The node has its own link for status, health, events, commands and desired documents, so frames never delay these.
 
     link ─▶ announcer ─▶ outbox, pool ─▶ pipelines ─▶ live config, worker pipelines ─▶ swaps ─▶ fleet ─▶ health, probes
 """
@@ -26,8 +25,8 @@ from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.models.monitor.quarantine import QuarantineLog
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.node.answers import Answers
-from hedgerow.node.commands import LARGEST_COMMAND, CommandDesk
+from hedgerow.node.command_handlers import CommandHandlers
+from hedgerow.node.commands import LARGEST_COMMAND, CommandServer
 from hedgerow.node.health import HealthReporter
 from hedgerow.node.heartbeat import Heartbeat
 from hedgerow.node.link.announcer import Announcer, last_will
@@ -50,16 +49,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-LINKS_S = 2.0
-"""Longest wait for the links at the start, one after the other: after "node-started" frames may be sent."""
+CONNECT_TIMEOUT_S = 2.0
+"""Longest wait for the node's link, and then for the pipelines', before "node-started": frames may be sent then."""
 
 
 class Node:
-    """Runs the pipelines of a configuration until it is told to stop.
+    """Runs the pipelines of a configuration until stopped.
 
     Args:
-        config: what to run.
-        path: the file it came from; models are relative to it, and `reload` reads it again.
+        config: the configuration.
+        path: its file: relative paths start at its folder, and `reload` rereads it.
     """
 
     def __init__(self, config: NodeConfig, path: Path | None = None) -> None:
@@ -79,7 +78,7 @@ class Node:
             keep_session=False,
             will=last_will(self.address, self.session),
         )
-        self._link = Client(options, self._take, self._link_changed)
+        self._link = Client(options, self._receive, self._link_changed)
         self._announcer = Announcer(self.address, self.session, self._link)
         self._heartbeat = Heartbeat(self._announcer)
         self._outbox = NodeOutbox(config, state_dir, self._announcer.warn)
@@ -91,41 +90,41 @@ class Node:
         quarantine = QuarantineLog(state_dir / "trials", config.fleet.max_crashes)
         workers = WorkerPipelines(self._pipelines, builder)
         self.swaps = Swaps(self._pool, workers, quarantine, self._announcer.event)
-        self._fleet = self._join(config)
-        self._certificates = self._watch_certificates(config)
+        self._fleet = self._fleet_member(config)
+        self._certificates = self._certificate_watch(config)
         self._health = HealthReporter(
             self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates
         )
         gauges = [part.gauges for part in (self._outbox, self._fleet, self._certificates) if part is not None]
         self._probes = Probes(self._pipelines, self._heartbeat, self._link, *gauges)
-        self._desk = CommandDesk(self.address, self._link, Answers(self).handlers())
+        self._commands = CommandServer(self.address, self._link, CommandHandlers(self).handlers())
 
     @property
     def config(self) -> NodeConfig:
-        """The configuration in force."""
+        """The current configuration."""
         return self._pipelines.config
 
     @property
     def runners(self) -> dict[str, PipelineRunner]:
-        """The pipelines that run, by name."""
+        """Running pipelines by name."""
         return self._pipelines.runners
 
     @property
     def failures(self) -> dict[str, HedgerowError]:
-        """Why other pipelines do not run, by name."""
+        """Errors of failed pipelines by name."""
         return self._pipelines.failures
 
     @property
     def probe_port(self) -> int | None:
-        """Port of the metrics and probes; None if they are off."""
+        """Port of metrics and probes; None if they are off."""
         return self._probes.port
 
     async def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Run until `stop` is called or a signal comes; then drain.
+        """Run until `stop` or a signal, then drain.
 
         Args:
-            started: called once, when the pipelines have been started.
-        Raises: ConfigError: the configuration as a whole cannot be used (a single bad pipeline only fails itself).
+            started: called once the pipelines have started.
+        Raises: ConfigError: the configuration as a whole is invalid. A bad pipeline fails on its own.
         """
         broker = self.config.broker.url
         if not on_loopback(broker) and broker.startswith("mqtt:"):
@@ -168,12 +167,12 @@ class Node:
         self._stop.set()
 
     def handle_signals(self) -> None:
-        """SIGTERM and Ctrl-C drain and stop; a second one stops at once. SIGHUP reloads the file."""
+        """Drain and stop on SIGTERM and SIGINT, exit immediately on a second one; reload the file on SIGHUP."""
 
         def interrupt(number: signal.Signals) -> None:
             if self._stop.is_set():
                 log.warning("stopping-at-once", signal=number.name)
-                os._exit(128 + number)  # whatever holds up the draining must not hold up this
+                os._exit(128 + number)  # not `sys.exit`: what blocks draining would block it too
             log.info("stopping", signal=number.name, drain_s=self.config.node.drain_s)
             self.stop()
 
@@ -182,51 +181,51 @@ class Node:
         self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._live_config.reload_on_signal()))
 
     def health(self) -> Health:
-        """A health report of now."""
+        """Return a current health report."""
         return self._health.report()
 
     async def reload(self, text: str | None = None) -> dict[str, list[str]]:
-        """Put a new configuration into force; if any part of it is bad, nothing changes.
+        """Apply a new configuration; if any part of it is invalid, nothing changes.
 
         Args:
-            text: the configuration; None reads the node's file again.
-        Returns: names of pipelines added, changed, removed and kept.
-        Raises: HedgerowError: why it cannot be used; the old configuration stays in force.
+            text: the configuration; None rereads the node's file.
+        Returns: names of pipelines `added`, `changed`, `removed` and `kept`.
+        Raises: HedgerowError: it is invalid.
         """
         return await self._live_config.reload(text)
 
     async def release(self, digest: str) -> None:
-        """Release a version of a model from quarantine; if the region still wants it, it is tried again.
+        """Release a model version from quarantine; if the region still desires it, retry it.
 
-        Raises: CommandError: a swap is under way.
+        Raises: CommandError: a swap is in progress.
         """
         await self.swaps.release(digest)
         log.info("model-released", digest=digest)
         self._announcer.event("model-released", {"digest": digest})
         if self._fleet is not None:
-            self._fleet.agent.try_again()
+            self._fleet.agent.retry()
 
     async def _start(self) -> None:
-        filters = self._desk.filters()
+        filters = self._commands.filters()
         if self._fleet is not None:
             filters[self._desired_topic] = 1
         await self._link.subscribe(filters)
         if self._fleet is not None:
             await self._fleet.agent.restore()
-        await self._pipelines.start(self._live_config.in_force())
+        await self._pipelines.start(self._live_config.effective())
         if self._fleet is not None:
             await self._fleet.open()
-        with suppress(BusError):  # the broker is away, and nobody knows for how long
-            await self._link.wait_connected(LINKS_S)
-            await self._pipelines.wait_connected(LINKS_S)
+        with suppress(BusError):  # the broker is unreachable: start anyway
+            await self._link.wait_connected(CONNECT_TIMEOUT_S)
+            await self._pipelines.wait_connected(CONNECT_TIMEOUT_S)
 
     async def _drain(self) -> None:
         await self._pipelines.drain()
         await self._outbox.close()
         self._announcer.status("offline", reason="stopped")
-        await self._link.close(timeout_s=2.0)  # if the broker is away, the will speaks for the node
-        lost = {name: runner.tally.in_flight for name, runner in self.runners.items() if runner.tally.in_flight}
-        log.info("node-stopped", unfinished=lost)
+        await self._link.close(timeout_s=2.0)  # if the broker is unreachable, it publishes the will
+        unfinished = {name: runner.tally.in_flight for name, runner in self.runners.items() if runner.tally.in_flight}
+        log.info("node-stopped", unfinished=unfinished)
 
     # The node's own link
 
@@ -234,16 +233,16 @@ class Node:
     def _desired_topic(self) -> str:
         return self.address.topic(Channel.DESIRED)
 
-    def _take(self, messages: list[Message]) -> None:
+    def _receive(self, messages: list[Message]) -> None:
         for message in messages:
             if self._fleet is not None and message.topic == self._desired_topic:
-                self._fleet.agent.take(message)
+                self._fleet.agent.receive(message)
             else:
-                self._spawn(self._desk.answer(message))
+                self._spawn(self._commands.answer(message))
             self._link.ack(message)
 
     def _link_changed(self, connected: bool, reason: str) -> None:
-        if connected:  # also after a lost link: meanwhile the will has said that the node is offline
+        if connected:  # also after a reconnect: the will has set the status to offline
             self._announcer.status("online")
 
     async def _renew_other_links(self) -> None:
@@ -252,20 +251,20 @@ class Node:
         if self._fleet is not None:
             await self._fleet.renew_link()
 
-    # Parts that not every node has
+    # Optional parts
 
-    def _join(self, config: NodeConfig) -> FleetMember | None:
+    def _fleet_member(self, config: NodeConfig) -> FleetMember | None:
         root_file = config.fleet.root_file
         if root_file is None:
             return None
         from hedgerow.node.fleet.agent_host import AgentHost
-        from hedgerow.node.fleet.assembler import assemble  # imports libraries that only nodes of a fleet need
+        from hedgerow.node.fleet.assembler import assemble  # imports libraries that only fleet nodes need
 
         clock = self._heartbeat.clock
         host = AgentHost(self._live_config, self._pipelines, self._announcer, clock, self.cores)
         return assemble(config, root_file, host, self.swaps)
 
-    def _watch_certificates(self, config: NodeConfig) -> CertificateWatch | None:
+    def _certificate_watch(self, config: NodeConfig) -> CertificateWatch | None:
         if not config.broker.url.startswith("mqtts:"):
             return None
         from hedgerow.node.link.certificates import CertificateWatch  # imports a library that only TLS needs
@@ -275,9 +274,9 @@ class Node:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._task_done)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task-failed", exc_info=error)

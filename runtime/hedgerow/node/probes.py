@@ -1,4 +1,4 @@
-"""What /metrics, /healthz and /readyz answer."""
+"""The node's metrics and health probes: /metrics, /healthz, /readyz."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from hedgerow.node.health import STUCK_AFTER_S, refused_subscriptions, serving
+from hedgerow.node.health import STUCK_AFTER_S, refused_subscriptions, running_models
 from hedgerow.node.heartbeat import BEAT_EVERY_S
 from hedgerow.telemetry.metrics import ProbeServer, TallyCollector
 
@@ -25,15 +25,15 @@ log = structlog.get_logger(__name__)
 
 
 class Probes:
-    """Answers from a thread of their own, so also while the event loop hangs.
+    """Serves metrics and probes from a thread, so it responds even if the event loop hangs.
 
     Args:
-        pipelines: of the node.
-        heartbeat: says whether the event loop hangs.
+        pipelines: the node's pipelines.
+        heartbeat: tells whether the event loop hangs.
         client: the node's own link.
-        gauges: further metrics: each gives name, help, labels and value.
+        gauges: further metrics; each yields name, help, labels and value.
     Attributes:
-        port: where they are served; None: they are not.
+        port: the port; None: not serving.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Probes:
         self._server: ProbeServer | None = None
 
     def serve(self) -> None:
-        """Begin to answer, if the configuration says so. Raises: ConfigError: the address is taken."""
+        """Start serving, if enabled. Raises: ConfigError: the address cannot be bound."""
         metrics = self._pipelines.config.metrics
         if metrics.enabled:
             tallies = TallyCollector(self.tallies, self._all_gauges)
@@ -62,20 +62,20 @@ class Probes:
             log.info("probes", url=f"http://{metrics.host}:{self.port}/metrics")
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         if self._server is not None:
             self._server.close()
 
     def tallies(self) -> dict[str, Tally]:
-        """(another thread) The pipelines' tallies, all of one moment, so that they balance.
+        """(another thread) Return a consistent snapshot of the pipelines' tallies.
 
-        They are copied between two turns of the event loop; if it hangs, nothing changes them either.
+        The event loop copies them; if it hangs, nothing changes them, and they are read directly.
         """
 
-        async def copies() -> dict[str, Tally]:
+        async def copy() -> dict[str, Tally]:
             return {name: runner.tally.copy() for name, runner in self._pipelines.runners.items()}
 
-        copying = asyncio.run_coroutine_threadsafe(copies(), self._loop)
+        copying = asyncio.run_coroutine_threadsafe(copy(), self._loop)
         try:
             return copying.result(BEAT_EVERY_S)
         except (TimeoutError, CancelledError):
@@ -83,16 +83,16 @@ class Probes:
             return {name: runner.tally for name, runner in self._pipelines.runners.copy().items()}
 
     def why_unready(self) -> list[str]:
-        """(any thread) Why the node is not ready: connected, models loaded, frames flowing; empty: it is."""
+        """(any thread) Return why the node is not ready; empty if links are up, models loaded and frames flow."""
         failures = self._pipelines.failures.copy()
         reasons = [f"pipeline {name} cannot run: {error}" for name, error in failures.items()]
         if not self._client.connected:
             reasons.append("not connected to the broker")
         for name, runner in self._pipelines.runners.copy().items():
             reasons += self._why_not_flowing(name, runner)
-        for name, awaited in self._pipelines.loading().items():
+        for name, waiting in self._pipelines.loading().items():
             reasons.append(
-                f"pipeline {name} is loading its models" if awaited is None else f"pipeline {name}: {awaited}"
+                f"pipeline {name} is loading its models" if waiting is None else f"pipeline {name}: {waiting}"
             )
         return reasons
 
@@ -102,7 +102,7 @@ class Probes:
         yield from refused_subscriptions(name, runner)
         if runner.stuck_for_s() > STUCK_AFTER_S:
             yield f"pipeline {name}: a stage hangs"
-        longest_s = self._pipelines.config.metrics.flow_timeout_s  # None: silence is fine
+        longest_s = self._pipelines.config.metrics.flow_timeout_s  # None: no limit
         silent_s = time.time() - max(runner.tally.last_frame_at or 0.0, self._started_at)
         if longest_s is not None and runner.state == "running" and silent_s > longest_s:
             yield f"pipeline {name}: no frame for {silent_s:.0f} s"
@@ -114,22 +114,22 @@ class Probes:
 
 
 def gauges(runners: dict[str, PipelineRunner], client: Client) -> Iterator[tuple[str, str, dict[str, str], float]]:
-    """What /metrics shows beside the pipelines' tallies: name, help, labels, value.
+    """Yield the metrics that are not in the pipelines' tallies: name, help, labels, value.
 
     Args:
         client: the node's own link.
     """
-    yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "node"}, client.connected
+    yield "hedgerow_connected", "Whether the link to the broker is up.", {"link": "node"}, client.connected
     refused = client.refused_publishes
-    yield "hedgerow_refused_publishes", "QoS 1 messages that the broker did not take.", {"link": "node"}, refused
+    yield "hedgerow_refused_publishes", "QoS 1 messages that the broker refused.", {"link": "node"}, refused
     for name, runner in runners.items():
-        yield "hedgerow_connected", "Whether the broker can be reached.", {"link": name}, runner.connected
+        yield "hedgerow_connected", "Whether the link to the broker is up.", {"link": name}, runner.connected
         refused = runner.refused_publishes
-        yield "hedgerow_refused_publishes", "QoS 1 messages that the broker did not take.", {"link": name}, refused
-        yield "hedgerow_frames_queued", "Frames that wait.", {"pipeline": name}, runner.queued
-        yield "hedgerow_streams", "Streams known.", {"pipeline": name}, runner.streams
-        yield "hedgerow_reconnects", "Times the link was made anew.", {"pipeline": name}, runner.reconnects
-    for info in serving(runners.values()).values():
+        yield "hedgerow_refused_publishes", "QoS 1 messages that the broker refused.", {"link": name}, refused
+        yield "hedgerow_frames_queued", "Frames waiting in the queue.", {"pipeline": name}, runner.queued
+        yield "hedgerow_streams", "Streams currently tracked.", {"pipeline": name}, runner.streams
+        yield "hedgerow_reconnects", "Times the link reconnected.", {"pipeline": name}, runner.reconnects
+    for info in running_models(runners.values()).values():
         labels = {
             "model": info.name,
             "version": info.version or "",
@@ -137,18 +137,28 @@ def gauges(runners: dict[str, PipelineRunner], client: Client) -> Iterator[tuple
             "backend": info.backend,
             "device": info.device,
         }
-        yield "hedgerow_model_frames", "Frames a model has seen.", labels, info.frames
-        yield "hedgerow_model_inferences", "Inferences a model has run.", labels, info.inferences
-        yield "hedgerow_model_degraded", "Whether it runs on another device than asked.", labels, bool(info.degraded)
+        yield "hedgerow_model_frames", "Frames that a model processed.", labels, info.frames
+        yield "hedgerow_model_inferences", "Inferences that a model ran.", labels, info.inferences
+        yield (
+            "hedgerow_model_degraded",
+            "Whether it runs on another device than configured.",
+            labels,
+            bool(info.degraded),
+        )
         if info.looked_at:
             share = info.not_finite / info.looked_at
             yield (
                 "hedgerow_model_not_finite_share",
-                "Frames looked at of late that gave NaN or infinity.",
+                "Share of recently sampled frames that gave NaN or infinity.",
                 labels,
                 share,
             )
         if info.drift is not None:
-            yield "hedgerow_model_drift", "How far its outputs are from its author's samples.", labels, info.drift
+            yield "hedgerow_model_drift", "Distance of its outputs from the bundle's baseline.", labels, info.drift
         if info.input_drift is not None:
-            yield "hedgerow_model_input_drift", "How far what comes in is from them.", labels, info.input_drift
+            yield (
+                "hedgerow_model_input_drift",
+                "Distance of its inputs from the bundle's baseline.",
+                labels,
+                info.input_drift,
+            )

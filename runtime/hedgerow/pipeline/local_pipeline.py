@@ -90,7 +90,7 @@ class LocalPipeline(BuiltPipeline):
     def _run(self, deliveries: Sequence[Delivery], engines: tuple[Engine, ...]) -> Completed:
         maker, encoder = self._maker, self._encoder_for(engines)
         wall, monotonic = time.time(), time.monotonic()
-        maker.clock.look(wall, monotonic)
+        maker.clock.check(wall, monotonic)
         clock_offset_s = wall - monotonic
         settlements: list[Settlement] = []
         frames: list[Frame] = []

@@ -1,1 +1,1 @@
-"""What a node says about itself: logs and metrics."""
+"""Logs, metrics and counters of a service."""

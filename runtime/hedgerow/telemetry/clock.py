@@ -1,7 +1,7 @@
-"""Whether the machine's clock can be believed. Pure.
+"""Detects a machine's clock that is not set or jumps. Pure.
 
-Nothing expires by it; but results carry times, and frames and certificates are judged by it. A gateway without a battery
-wakes up in 1970, or at the time of its last shutdown, until somebody sets its clock.
+Results carry the clock's times, and frames and certificates are checked against it. A gateway without a battery-backed
+clock boots in 1970, or at the time of its last shutdown, until its clock is set.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from datetime import UTC, datetime
 from typing import Final
 
 _BUILT: Final = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
-"""No clock of a machine that runs this can rightly say less."""
+"""Earlier than any release of this code, so an earlier reading means that the clock is not set."""
 _JUMP_S: Final = 2.0
 _DOUBT_S: Final = 600.0
-"""How long a clock that jumped is doubted: which of its two times was wrong, nobody knows."""
+"""How long a clock is doubted after a jump: either the old or the new time may be wrong."""
 
 
 class Clock:
-    """Follows the machine's clock beside the time that has passed.
+    """Compares the machine's clock with elapsed time.
 
     Attributes:
-        doubtful: whether it is not set, or has jumped in the last ten minutes.
+        doubtful: whether the clock is not set, or jumped in the last ten minutes.
     """
 
     def __init__(self) -> None:
@@ -28,14 +28,14 @@ class Clock:
         self._offset: float | None = None
         self._jumped_at = float("-inf")
 
-    def look(self, wall: float, monotonic: float) -> float | None:
-        """Compare.
+    def check(self, wall: float, monotonic: float) -> float | None:
+        """Compare two readings of the same moment with the previous ones.
 
         Args:
-            wall: Unix seconds, of a moment.
-            monotonic: seconds of the same moment.
-        Returns: by how many seconds it has jumped since the last look; None if it has not. Being set right a little at a
-            time is no jump.
+            wall: Unix seconds.
+            monotonic: seconds of a monotonic clock.
+        Returns: seconds by which the clock jumped since the last check; None if it did not. Slewing, e.g. by NTP, is not
+            a jump.
         """
         offset = wall - monotonic
         jump = 0.0 if self._offset is None else offset - self._offset

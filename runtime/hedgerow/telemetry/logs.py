@@ -8,23 +8,23 @@ from typing import Literal
 
 import structlog
 
-from hedgerow.telemetry.light import readable
+from hedgerow.telemetry.structlog_import import human_readable
 from hedgerow.terminal import takes_escapes
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 def configure(level: str = "info", format: Literal["auto", "console", "json"] = "auto") -> None:
-    """Set up structlog for the process; lines go to standard error, which leaves standard output to results."""
-    for_people = readable(format)
-    renderer = _for_reading() if for_people else structlog.processors.JSONRenderer()
+    """Set up structlog for the process. Lines go to standard error; standard output is for results."""
+    for_humans = human_readable(format)
+    renderer = _console_renderer() if for_humans else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if for_people else "iso", utc=not for_people),
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if for_humans else "iso", utc=not for_humans),
             structlog.processors.StackInfoRenderer(),
-            *([] if for_people else [structlog.processors.format_exc_info]),
+            *([] if for_humans else [structlog.processors.format_exc_info]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -33,8 +33,8 @@ def configure(level: str = "info", format: Literal["auto", "console", "json"] = 
     )
 
 
-def _for_reading() -> structlog.typing.Processor:
+def _console_renderer() -> structlog.typing.Processor:
     if takes_escapes(sys.stderr):
         return structlog.dev.ConsoleRenderer(colors=True)
-    # Its usual tracebacks are colored, whatever `colors` says.
+    # The default traceback formatter uses colors even with `colors=False`.
     return structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)

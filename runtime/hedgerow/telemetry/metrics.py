@@ -1,7 +1,7 @@
 """Prometheus metrics and health probes over HTTP: /metrics, /healthz, /readyz.
 
-Nothing is counted here: a scrape reads what the pipelines have counted. Labels are names from the configuration and
-reasons, never topics or frame ids, so there are as many series as an operator wrote lines.
+A scrape reads the pipelines' counters; nothing is counted here. Labels hold configuration names and drop reasons, never
+topics or frame ids, so the configuration bounds the number of series.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from hedgerow.telemetry.tally import BUCKETS_S, Tally
 log = structlog.get_logger(__name__)
 
 Check = Callable[[], list[str]]
-"""Says what is wrong; nothing if all is well."""
+"""Returns what is wrong; empty if nothing is."""
 
 
 class TallyCollector(Collector):
-    """Turns tallies into metrics when Prometheus asks.
+    """Converts tallies to metrics at each scrape.
 
     Args:
-        tallies: the pipelines' tallies, by name, as they are at the time.
-        gauges: other numbers, by metric name: labels' values → number.
+        tallies: returns the current tallies by pipeline.
+        gauges: returns further gauges: name, help, labels, value.
     """
 
     def __init__(
@@ -46,28 +46,34 @@ class TallyCollector(Collector):
         self._gauges = gauges
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of now."""
+        """Yield the current metrics."""
         by_pipeline = ["pipeline"]
-        received = CounterMetricFamily("hedgerow_frames_received", "Frames that came in.", labels=by_pipeline)
-        received_bytes = CounterMetricFamily(
-            "hedgerow_received_bytes", "Payload bytes that came in.", labels=by_pipeline
+        received = CounterMetricFamily("hedgerow_frames_received", "Frames received.", labels=by_pipeline)
+        received_bytes = CounterMetricFamily("hedgerow_received_bytes", "Payload bytes received.", labels=by_pipeline)
+        out = CounterMetricFamily(
+            "hedgerow_frames_out",
+            "Frames whose results were accepted by the broker or stored in the outbox.",
+            labels=by_pipeline,
         )
-        out = CounterMetricFamily("hedgerow_frames_out", "Frames whose results are safe.", labels=by_pipeline)
         results = CounterMetricFamily("hedgerow_results", "Results accepted by the broker.", labels=by_pipeline)
         dropped = CounterMetricFamily("hedgerow_frames_dropped", "Frames dropped.", labels=["pipeline", "reason"])
         dead = CounterMetricFamily("hedgerow_frames_dead", "Frames dead-lettered.", labels=["pipeline", "reason"])
-        held = GaugeMetricFamily("hedgerow_frames_in_flight", "Frames not settled yet.", labels=by_pipeline)
+        in_flight = GaugeMetricFamily("hedgerow_frames_in_flight", "Frames not settled yet.", labels=by_pipeline)
         latency = HistogramMetricFamily(
-            "hedgerow_latency_seconds", "From reception to the result being safe.", labels=by_pipeline
+            "hedgerow_latency_seconds",
+            "From reception until the result is accepted by the broker or stored in the outbox.",
+            labels=by_pipeline,
         )
         stage_s = CounterMetricFamily("hedgerow_stage_seconds", "Time spent in a stage.", labels=["pipeline", "stage"])
-        stage_frames = CounterMetricFamily("hedgerow_stage_frames", "Frames a stage saw.", labels=["pipeline", "stage"])
+        stage_frames = CounterMetricFamily(
+            "hedgerow_stage_frames", "Frames that a stage processed.", labels=["pipeline", "stage"]
+        )
         for name, tally in self._tallies().items():
             received.add_metric([name], tally.received)
             received_bytes.add_metric([name], tally.bytes_in)
             out.add_metric([name], tally.out)
             results.add_metric([name], tally.results)
-            held.add_metric([name], tally.in_flight)
+            in_flight.add_metric([name], tally.in_flight)
             for reason, count in list(tally.dropped.items()):
                 dropped.add_metric([name, reason], count)
             for reason, count in list(tally.dead.items()):
@@ -76,12 +82,16 @@ class TallyCollector(Collector):
             for stage, seconds in list(tally.stage_s.items()):
                 stage_s.add_metric([name, stage], seconds)
                 stage_frames.add_metric([name, stage], tally.stage_frames[stage])
-        yield from (received, received_bytes, out, results, dropped, dead, held, latency, stage_s, stage_frames)
+        yield from (received, received_bytes, out, results, dropped, dead, in_flight, latency, stage_s, stage_frames)
         yield from gauge_families(self._gauges())
 
 
 def gauge_families(gauges: Iterable[tuple[str, str, dict[str, str], float]]) -> Iterator[Metric]:
-    """Numbers as metrics: name, help, labels, value."""
+    """Yield one gauge family per metric name.
+
+    Args:
+        gauges: name, help, labels, value.
+    """
     families: dict[str, GaugeMetricFamily] = {}
     for metric, text, labels, value in gauges:
         family = families.get(metric)
@@ -99,15 +109,15 @@ def _cumulative(tally: Tally) -> Iterator[tuple[str, float]]:
 
 
 class ProbeServer:
-    """Serves /metrics, /healthz and /readyz from a thread of its own, so that it answers when the event loop does not.
+    """Serves /metrics, /healthz and /readyz from its own thread, so it responds even if the event loop hangs.
 
     Args:
         host: address to listen on.
-        port: port to listen on; 0 takes a free one.
-        collector: what /metrics shows.
-        alive: what /healthz asks.
-        ready: what /readyz asks.
-    Raises: ConfigError: the address is taken.
+        port: port to listen on; 0 picks a free one.
+        collector: yields the metrics for /metrics.
+        alive: the check behind /healthz.
+        ready: the check behind /readyz.
+    Raises: ConfigError: it cannot listen there.
     """
 
     def __init__(self, host: str, port: int, collector: Collector, alive: Check, ready: Check) -> None:
@@ -119,7 +129,7 @@ class ProbeServer:
         except OSError as error:
             raise ConfigError(
                 f"Cannot serve metrics on {host}:{port}: {error.strerror or error}",
-                remedy="Set `metrics: {port: …}` to a free port, or 0 to have one chosen.",
+                remedy="Set `metrics: {port: …}` to a free port, or to 0 to pick one.",
             ) from error
         self._server.set_app(self._answer)
         self.port: int = self._server.server_port
@@ -142,7 +152,9 @@ class ProbeServer:
             return _respond(
                 start_response, "503 Service Unavailable" if reasons else "200 OK", "application/json", body
             )
-        return _respond(start_response, "404 Not Found", "text/plain", b"Here are /metrics, /healthz and /readyz.\n")
+        return _respond(
+            start_response, "404 Not Found", "text/plain", b"Not found. Try /metrics, /healthz or /readyz.\n"
+        )
 
 
 def _respond(start_response: Any, status: str, content_type: str, body: bytes) -> list[bytes]:
@@ -154,14 +166,14 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
-        """Bind, without the look-up of a full name that `HTTPServer` makes: it waits long for a name server that is away."""
+        """Bind without the reverse DNS lookup of `HTTPServer`, which takes long if the DNS server is unreachable."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 10.0  # a peer that connects and says nothing must not keep a thread
+    timeout = 10.0  # an idle connection must not occupy a thread
 
     def handle(self) -> None:
         with suppress(TimeoutError, ConnectionError):

@@ -1,7 +1,7 @@
-"""Tells systemd that a service has started, lives, reloads and stops: the protocol of sd_notify(3).
+"""Notifies systemd that a service is ready, alive, reloading or stopping: sd_notify(3).
 
-A message is one datagram to the socket that `NOTIFY_SOCKET` names. Without that variable nothing is sent, so the same
-calls are made under systemd, in Podman with `Notify=true`, in other containers and in a terminal.
+A message is one datagram to the socket that `NOTIFY_SOCKET` names. Without that variable nothing is sent, so the calls
+are the same under systemd, in Podman with `Notify=true`, in other containers and in a terminal.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ log = structlog.get_logger(__name__)
 
 
 def ready() -> None:
-    """The service has started, or ended a reload."""
+    """Notify that the service has started, or finished a reload."""
     _send("READY=1")
 
 
 def reloading() -> None:
-    """The service reads its configuration again; `ready` must follow, however that ends."""
+    """Notify that the service reloads its configuration; call `ready` afterwards, even if the reload fails."""
     _send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
 
 def stopping() -> None:
-    """The service drains and will end."""
+    """Notify that the service drains and will exit."""
     _send("STOPPING=1")
 
 
 def alive() -> None:
-    """The event loop turns: sent every second by it, which serves a `WatchdogSec=` of 2 s and more."""
+    """Feed the watchdog. The event loop calls this every second, so `WatchdogSec=` may be 2 s or more."""
     if "WATCHDOG_USEC" in os.environ and os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
         _send("WATCHDOG=1")
 
@@ -43,7 +43,7 @@ def _send(*assignments: str) -> None:
     address = "\0" + path[1:] if path.startswith("@") else path  # an abstract socket
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-            notify.setblocking(False)  # a supervisor that does not read must not hold up frames
+            notify.setblocking(False)  # a supervisor that does not read must not block the event loop
             notify.sendto("\n".join(assignments).encode(), address)
     except OSError as error:
         log.warning("systemd-not-told", message=assignments[0], socket=path, error=str(error))

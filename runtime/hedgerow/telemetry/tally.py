@@ -1,7 +1,7 @@
-"""What a pipeline counts: plain numbers on the fast path; whoever reports them does the work.
+"""Counters of a pipeline: plain numbers, cheap on the fast path.
 
-The conservation law: `received = out + dropped + dead + in flight`, at every moment. What is in flight is counted from
-the frames that are really held, not derived from the other numbers, so that the law can be checked.
+Conservation law: `received = out + dropped + dead + in flight`, at every moment. Frames in flight are counted from
+those actually held, not derived from the other counters, so that the law can be checked.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Any
 
 
 class DropReason(StrEnum):
-    """Why the node itself drops a frame. Stages add reasons of their own."""
+    """Why the node itself drops a frame. Stages add their own reasons."""
 
     EXPIRED = "expired"
-    """Older than the queue's `max_age_s`, or than the message's own expiry, before it was decoded."""
+    """Older than the queue's `max_age_s`, or past the message's expiry, before it was decoded."""
     LATE = "late"
-    """It could not have been done by its `deadline_s`, going by how long frames take."""
+    """Expected to miss its `deadline_s`, going by how long frames take."""
     RATE = "rate"
-    """Its stream brought more frames a second than `max_rate_per_stream`."""
+    """Its stream exceeded `max_rate_per_stream`, in frames per second."""
     SUPERSEDED = "superseded"
-    """A newer frame of the same stream took its place (`policy: latest`)."""
+    """Replaced by a newer frame of the same stream (`policy: latest`)."""
     QUEUE_FULL = "queue-full"
-    """No place was left in the queue (`policy: fifo`, or all streams together)."""
+    """The queue was full (`policy: fifo`, or all streams together)."""
     RETAINED = "retained"
-    """A retained message: not a new frame, but the memory of an old one."""
+    """A retained message: it repeats an old frame."""
     SHUTDOWN = "shutdown"
-    """A QoS 0 frame that came, or still waited, when the pipeline stopped."""
+    """A QoS 0 frame that arrived, or still waited, when the pipeline stopped."""
     BROKER_AWAY = "broker-away"
-    """Its QoS 0 result was ready while the broker could not be reached; or a bad QoS 0 frame, while it took no more."""
+    """A QoS 0 result, ready while the broker was unreachable; or a bad QoS 0 frame, while no dead letter could be sent."""
     OUTBOX = "outbox"
-    """Its durable result could not be stored: the outbox is full or its disk fails. QoS 0 only; QoS 1 frames wait."""
+    """Its durable result could not be stored: the outbox is full, or its disk fails. QoS 0 only; QoS 1 frames wait."""
     DUPLICATE = "duplicate"
-    """A QoS 1 frame that came again, though its durable results had been stored: they are not stored twice."""
+    """A QoS 1 frame delivered again after its durable results were stored; they are not stored twice."""
     RETURNED = "returned-to-broker"
-    """A QoS 1 frame that still waited when the pipeline stopped: the broker keeps it and delivers it again."""
+    """A QoS 1 frame that still waited when the pipeline stopped. The broker keeps it and delivers it again."""
 
 
 BUCKETS_S: tuple[float, ...] = (
@@ -53,7 +53,7 @@ BUCKETS_S: tuple[float, ...] = (
 
 
 class LatencyHistogram:
-    """Latencies in buckets (seconds): cheap to add to, good enough for p50 and p99."""
+    """Latencies in buckets (seconds): cheap to update, precise enough for p50 and p99."""
 
     __slots__ = ("counts", "total_s")
 
@@ -62,21 +62,21 @@ class LatencyHistogram:
         self.total_s = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one latency."""
+        """Add a latency."""
         self.counts[bisect_left(BUCKETS_S, seconds)] += 1
         self.total_s += seconds
 
     @property
     def count(self) -> int:
-        """How many were counted."""
+        """Number of latencies."""
         return sum(self.counts)
 
     def quantile(self, q: float, since: list[int] | None = None) -> float | None:
-        """The upper edge of the bucket that holds a quantile; None if nothing was counted.
+        """Return the upper edge of the bucket that contains a quantile; None if there are no latencies.
 
         Args:
             q: 0..1.
-            since: counts at an earlier time, to look only at what came after.
+            since: earlier counts, to subtract them.
         """
         counts = self.counts if since is None else [now - then for now, then in zip(self.counts, since, strict=True)]
         total = sum(counts)
@@ -88,7 +88,7 @@ class LatencyHistogram:
 
 
 class Tally:
-    """The counts of one pipeline since the node started."""
+    """Counters of one pipeline since the node started."""
 
     __slots__ = (
         "bytes_in",
@@ -120,7 +120,7 @@ class Tally:
         self.last_result_at: float | None = None
 
     def copy(self) -> Tally:
-        """The same counts, which stay as they are."""
+        """Return a copy that no longer changes."""
         copied = Tally()
         for name in Tally.__slots__:
             setattr(copied, name, copy(getattr(self, name)))
@@ -129,12 +129,12 @@ class Tally:
 
     @property
     def in_flight(self) -> int:
-        """Frames whose fate is not known yet."""
+        """Frames received and not settled yet."""
         return len(self.held)
 
     @property
     def settled(self) -> int:
-        """Frames whose fate is known."""
+        """Frames that ended: out, dropped or dead."""
         return self.out + self.dropped.total() + self.dead.total()
 
     @property

@@ -25,7 +25,7 @@ from hedgerow.blobs.errors import ContentMissing
 from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, open_sources, placed_chunks, web_client
 from hedgerow.blobs.origins.push import push, tag_of
 from hedgerow.bus.client import Client
-from hedgerow.config import SourceSection
+from hedgerow.config import OriginSection
 from hedgerow.errors import ConfigError
 from hedgerow.models.bundle.chunks import describe_file
 from hedgerow.models.bundle.folder import BadBundle, Bundle
@@ -56,7 +56,7 @@ def file(repository: Repository) -> File:
 
 
 def source_of(url: str, authority: Authority | None, **more: Any) -> ModelOrigin:
-    (model_file,) = open_sources([SourceSection(url=url, ca_file=authority.file if authority else None, **more)])
+    (model_file,) = open_sources([OriginSection(url=url, ca_file=authority.file if authority else None, **more)])
     return model_file
 
 
@@ -211,7 +211,7 @@ def test_a_proxy_is_used_where_the_environment_names_one(
 def test_a_file_that_cannot_be_read_is_found_at_the_start(authority: Authority, tmp_path: Path) -> None:
     for name in ("ca_file", "credentials_file"):
         with pytest.raises(ConfigError, match="nothing"):
-            open_sources([SourceSection.model_validate({"url": "https://h.example/m", name: tmp_path / "nothing"})])
+            open_sources([OriginSection.model_validate({"url": "https://h.example/m", name: tmp_path / "nothing"})])
 
 
 # A registry
@@ -241,9 +241,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> 
     registry.close()
 
 
-def section(registry: Registry, **more: Any) -> SourceSection:
+def section(registry: Registry, **more: Any) -> OriginSection:
     known = {"url": registry.url, "ca_file": registry.authority.file, "credentials_file": registry.credentials}
-    return SourceSection.model_validate(known | more)
+    return OriginSection.model_validate(known | more)
 
 
 def test_what_was_pushed_comes_back_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:

@@ -42,6 +42,18 @@ def test_a_good_file_is_ok(hedgerow, file) -> None:
     assert (said.code, said.out, said.err) == (0, f"{path}: ok (1 pipeline, 0 models)\n", "")
 
 
+def test_a_former_name_of_a_key_is_a_warning(hedgerow, file) -> None:
+    path = file("fleet: {sources: [https://models.example/a]}\n")
+
+    said = hedgerow("config", "check", path)
+
+    assert (said.code, said.out) == (0, f"{path}: ok (0 pipelines, 0 models)\n")
+    assert said.err == f"{path}: warning: fleet.sources: has a new name\n  → Rename it to `fleet.origins`.\n"
+    assert hedgerow("config", "check", "--json", path).json[0]["warnings"] == [
+        {"field": "fleet.sources", "message": "has a new name", "remedy": "Rename it to `fleet.origins`."}
+    ]
+
+
 def test_every_problem_is_told_at_once_with_line_and_remedy(hedgerow, file) -> None:
     path = file(
         """\

@@ -1,4 +1,4 @@
-"""What a node says of itself, and what it costs to say it."""
+"""Labels of a node, and what they import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hedgerow.topics import Address
 HERE = Address("north", "shop-1", "gateway")
 
 
-def test_a_node_says_what_is_installed_and_loads_none_of_it() -> None:
+def test_own_labels_name_installed_backends_without_loading_them() -> None:
     code = """
 import json, sys
 from hedgerow.node.fleet.labels import own_labels
@@ -35,7 +35,7 @@ print(json.dumps([labels, [name for name in ("onnxruntime", "openvino") if name 
     assert labels["backend/openvino"].startswith(version("openvino"))
 
 
-def test_all_that_a_node_says_are_labels() -> None:
+def test_own_and_device_labels_are_valid() -> None:
     check_labels(own_labels(HERE, 4) | device_labels(["onnxruntime", "openvino"]))
 
 
@@ -57,10 +57,10 @@ def test_devices_are_those_of_backends_in_use() -> None:
     ],
 )
 def test_backends_in_use_are_found_in_the_nodes_file(models: dict[str, dict[str, str]], used: set[str]) -> None:
-    assert backends_in_use({name: ModelConfig.model_validate(said) for name, said in models.items()}) == used
+    assert backends_in_use({name: ModelConfig.model_validate(fields) for name, fields in models.items()}) == used
 
 
-def test_what_is_here_is_known_without_loading_it_and_devices_by_asking() -> None:
+def test_devices_are_looked_up_on_access() -> None:
     here = backends.LocalDevices()
 
     assert list(here) == ["onnxruntime", "openvino"]

@@ -1,4 +1,4 @@
-"""From what runs to what should: few steps, in an order that works, and none the second time."""
+"""Reconciling: minimal steps, in a working order, and none the second time."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def ref(version: int, name: str = "door") -> ModelRef:
     return ModelRef(name=name, version=f"{version}.0.0", digest=f"sha256:{version:064x}")
 
 
-def desired(generation: int = 1, **said: Any) -> Desired:
-    return Desired.model_validate({"node": NODE, "generation": generation, "at": 1000.0, **said})
+def desired(generation: int = 1, **fields: Any) -> Desired:
+    return Desired.model_validate({"node": NODE, "generation": generation, "at": 1000.0, **fields})
 
 
-def carried_out(steps: list[Step], running: Running) -> Running:
-    """What runs when these steps have been taken."""
+def apply(steps: list[Step], running: Running) -> Running:
+    """Return the running state after these steps."""
     for step in steps:
         match step:
-            case FetchVersion(_, wanted):
-                running = replace(running, installed=running.installed | {wanted.digest})
-            case SwapVersion(model, wanted):
-                assert wanted.digest in running.installed, "nothing serves that is not here"
-                running = replace(running, serving={**running.serving, model: wanted})
+            case FetchVersion(_, version):
+                running = replace(running, installed=running.installed | {version.digest})
+            case SwapVersion(model, version):
+                assert version.digest in running.installed, "only installed versions serve"
+                running = replace(running, serving={**running.serving, model: version})
             case SwapToFile(model):
                 running = replace(running, serving={k: v for k, v in running.serving.items() if k != model})
             case ChangePipelines(pipelines):
@@ -51,7 +51,7 @@ def carried_out(steps: list[Step], running: Running) -> Running:
     return running
 
 
-def test_a_new_version_is_fetched_and_then_serves() -> None:
+def test_a_new_version_is_fetched_and_then_swapped_in() -> None:
     running = Running({"faces": "bundle:door"}, {"faces": ref(1)}, frozenset({ref(1).digest}))
 
     assert reconcile(desired(models={"faces": ref(2)}), running) == [
@@ -60,8 +60,8 @@ def test_a_new_version_is_fetched_and_then_serves() -> None:
     ]
 
 
-def test_a_version_that_is_here_is_not_fetched_again() -> None:
-    """Which is what makes going back quick, and possible without a network."""
+def test_an_installed_version_is_verified_again_and_not_fetched() -> None:
+    """So a rollback is fast, and works without a network."""
     running = Running({"faces": "bundle:door"}, {"faces": ref(2)}, frozenset({ref(1).digest, ref(2).digest}))
 
     assert reconcile(desired(models={"faces": ref(1)}), running) == [
@@ -70,14 +70,14 @@ def test_a_version_that_is_here_is_not_fetched_again() -> None:
     ]
 
 
-def test_a_model_that_is_not_named_goes_back_to_its_file_or_serves_on() -> None:
+def test_an_unnamed_model_returns_to_its_file_or_keeps_its_version() -> None:
     running = Running({"own": "door.onnx", "sent": "bundle:door"}, {"own": ref(1), "sent": ref(2)})
 
     assert reconcile(desired(), running) == [SwapToFile("own")]
 
 
 @pytest.mark.parametrize(
-    ("said", "code"),
+    ("fields", "code"),
     [
         ({"models": {"face": ref(1)}}, "unknown-model"),
         ({"models": {"faces": ref(9)}}, "quarantined"),
@@ -86,18 +86,18 @@ def test_a_model_that_is_not_named_goes_back_to_its_file_or_serves_on() -> None:
         ({"pipelines": {"nowhere": None}}, "unknown-pipeline"),
     ],
 )
-def test_what_cannot_be_done_is_refused_as_a_whole(said: dict[str, Any], code: str) -> None:
+def test_an_impossible_document_is_refused_as_a_whole(fields: dict[str, Any], code: str) -> None:
     bad = Quarantined(digest=ref(9).digest, name="door", version="9.0.0", code="crashed", reason="it crashed", at=1.0)
     running = Running({"faces": "bundle:door"}, quarantined={ref(9).digest: bad}, pipelines=frozenset({"doors"}))
 
-    with pytest.raises(DesiredError) as refused:
-        reconcile(desired(**said), running)
+    with pytest.raises(DesiredError) as refusal:
+        reconcile(desired(**fields), running)
 
-    assert refused.value.code == code
-    assert refused.value.remedy
+    assert refusal.value.code == code
+    assert refusal.value.remedy
 
 
-def test_what_is_said_is_done_in_order_of_names_models_first() -> None:
+def test_steps_are_in_order_of_names_models_first() -> None:
     files = {"b": "door.onnx", "a": "door.onnx", "d": "own.onnx", "c": "own.onnx", "e": "bundle:door"}
     running = Running(files, {"d": ref(1), "c": ref(1), "e": ref(1), "gone": ref(1)}, frozenset({ref(3).digest}))
     batch = {"doors": {"batch": 8, "subscribe": "x"}}
@@ -113,7 +113,7 @@ def test_what_is_said_is_done_in_order_of_names_models_first() -> None:
     ]
 
 
-def test_what_serves_already_is_not_touched_though_its_bundle_is_gone() -> None:
+def test_a_serving_version_is_left_alone_even_if_its_bundle_is_gone() -> None:
     running = Running(
         {"faces": "bundle:door"}, {"faces": ref(1)}, overlay={"doors": None}, pipelines=frozenset({"doors"})
     )
@@ -121,7 +121,7 @@ def test_what_serves_already_is_not_touched_though_its_bundle_is_gone() -> None:
     assert reconcile(desired(models={"faces": ref(1)}, pipelines={"doors": None}), running) == []
 
 
-def test_what_was_different_about_pipelines_is_taken_back_when_it_is_not_named_any_more() -> None:
+def test_an_overlay_is_removed_when_the_document_no_longer_has_it() -> None:
     running = Running({}, overlay={"doors": {"batch": 8}}, pipelines=frozenset({"doors"}))
 
     assert reconcile(desired(), running) == [ChangePipelines({})]
@@ -134,7 +134,7 @@ def test_a_model_with_a_file_of_its_own_may_serve_any_bundle() -> None:
     assert reconcile(desired(models={"faces": ref(1, "gate")}), running)[-1] == SwapVersion("faces", ref(1, "gate"))
 
 
-def test_a_pipeline_that_the_file_lacks_is_new_if_it_says_what_it_subscribes_to() -> None:
+def test_a_pipeline_missing_in_the_file_is_new_if_it_has_subscriptions() -> None:
     new = {"subscribe": "a/b", "stages": []}
 
     assert reconcile(desired(pipelines={"new": new}), Running({})) == [ChangePipelines({"new": new})]
@@ -145,30 +145,30 @@ BAD_NINE = Quarantined(digest=ref(9).digest, name="door", version="9.0.0", code=
 
 
 @pytest.mark.parametrize(
-    ("said", "models", "message", "remedy"),
+    ("fields", "models", "message", "remedy"),
     [
         (
             {"models": {"face": ref(1)}}, ["fence", "faces", "gates"],
-            "The node's file has no model 'face', which is to serve door 1.0.0", "Did you mean 'faces'?",
+            "The node's file has no model 'face' to serve door 1.0.0", "Did you mean 'faces'?",
         ),
         (
             {"models": {"x": ref(1)}}, ["gates", "faces"],
-            "The node's file has no model 'x', which is to serve door 1.0.0",
-            "Its models: faces, gates. Add one to the node's file.",
+            "The node's file has no model 'x' to serve door 1.0.0",
+            "Its models: faces, gates. Add 'x' to the node's file.",
         ),
         (
             {"models": {"x": ref(1)}}, [],
-            "The node's file has no model 'x', which is to serve door 1.0.0",
-            "Its models: none. Add one to the node's file.",
+            "The node's file has no model 'x' to serve door 1.0.0",
+            "Its models: none. Add 'x' to the node's file.",
         ),
         (
             {"models": {"faces": ref(9)}}, ["faces"],
             "door 9.0.0 is in quarantine here: it crashed",
-            f"Send another version; or, if it was not the model's fault, {RELEASE}.",
+            f"Send another version. If the model is not at fault: {RELEASE}.",
         ),
         (
             {"models": {"faces": ref(1, "gate")}}, ["faces"],
-            "The node's file wants bundle:door for model 'faces', and it is to serve gate 1.0.0",
+            "Model 'faces' has the path bundle:door in the node's file, but the document names gate 1.0.0",
             "Send a version of door, or change `path:` in the node's file.",
         ),
         (
@@ -183,8 +183,8 @@ BAD_NINE = Quarantined(digest=ref(9).digest, name="door", version="9.0.0", code=
         ),
     ],
 )  # fmt: skip
-def test_a_refusal_says_what_is_wrong_and_what_to_do(
-    said: dict[str, Any], models: list[str], message: str, remedy: str
+def test_a_refusal_has_its_message_and_remedy(
+    fields: dict[str, Any], models: list[str], message: str, remedy: str
 ) -> None:
     running = Running(
         dict.fromkeys(models, "bundle:door"),
@@ -192,17 +192,17 @@ def test_a_refusal_says_what_is_wrong_and_what_to_do(
         pipelines=frozenset({"gates", "doors"}),
     )
 
-    with pytest.raises(DesiredError) as refused:
-        reconcile(desired(**said), running)
+    with pytest.raises(DesiredError) as refusal:
+        reconcile(desired(**fields), running)
 
-    assert (str(refused.value), refused.value.remedy) == (message, remedy)
+    assert (str(refusal.value), refusal.value.remedy) == (message, remedy)
 
 
-def test_where_there_are_no_pipelines_a_refusal_says_so() -> None:
-    with pytest.raises(DesiredError) as refused:
+def test_a_refusal_without_any_pipelines_says_none() -> None:
+    with pytest.raises(DesiredError) as refusal:
         reconcile(desired(pipelines={"x": None}), Running({}))
 
-    assert refused.value.remedy == "Its pipelines: none. A new one needs `subscribe` and `stages`."
+    assert refusal.value.remedy == "Its pipelines: none. A new one needs `subscribe` and `stages`."
 
 
 _refs = st.integers(1, 5).map(ref)
@@ -224,45 +224,47 @@ _runnings = st.builds(
 
 
 @given(_models, _overlays, _runnings)
-def test_once_carried_out_a_document_asks_for_nothing_more(models: Any, overlay: Any, running: Running) -> None:
-    wanted = desired(models=models, pipelines=overlay)
+def test_applying_a_document_again_takes_no_steps(models: Any, overlay: Any, running: Running) -> None:
+    document = desired(models=models, pipelines=overlay)
 
-    after = carried_out(reconcile(wanted, running), running)
+    after = apply(reconcile(document, running), running)
 
-    assert reconcile(wanted, after) == []
-    assert {name: after.serving[name].digest for name in models} == {name: it.digest for name, it in models.items()}
+    assert reconcile(document, after) == []
+    assert {name: after.serving[name].digest for name in models} == {
+        name: version.digest for name, version in models.items()
+    }
 
 
 @given(_models, _overlays, _runnings, st.integers(0, 6))
-def test_a_node_that_dies_midway_does_the_rest_when_it_is_back(
+def test_a_node_killed_between_steps_takes_the_remaining_ones(
     models: Any, overlay: Any, running: Running, done: int
 ) -> None:
-    wanted = desired(models=models, pipelines=overlay)
-    steps = reconcile(wanted, running)
-    killed = carried_out(steps[:done], running)
+    document = desired(models=models, pipelines=overlay)
+    steps = reconcile(document, running)
+    killed = apply(steps[:done], running)
 
-    assert carried_out(reconcile(wanted, killed), killed) == carried_out(steps, running)
+    assert apply(reconcile(document, killed), killed) == apply(steps, running)
 
 
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
-        (desired(8), Admission.TAKE),
+        (desired(8), Admission.ACCEPT),
         (desired(7), Admission.KNOWN),
         (desired(6), Admission.OLD),
         (desired(8, node="north/shop-2/gateway"), Admission.STRAY),
-        (desired(9), Admission.TAKE),
+        (desired(9), Admission.ACCEPT),
         (desired(7, expires_at=1999.0), Admission.KNOWN),
         (desired(6, expires_at=1999.0), Admission.OLD),
         (desired(7, node="north/shop-2/gateway"), Admission.STRAY),
         (desired(8, expires_at=1999.9), Admission.EXPIRED),
-        (desired(8, expires_at=2000.0), Admission.TAKE),
-        (desired(8, expires_at=2001.0), Admission.TAKE),
+        (desired(8, expires_at=2000.0), Admission.ACCEPT),
+        (desired(8, expires_at=2001.0), Admission.ACCEPT),
     ],
 )
-def test_only_a_newer_document_for_this_node_is_taken_in(document: Desired, expected: Admission) -> None:
+def test_only_a_newer_document_for_this_node_is_accepted(document: Desired, expected: Admission) -> None:
     assert admit(document, NODE, 7, 2000.0, clock_doubtful=False) is expected
 
 
 def test_nothing_counts_as_expired_by_a_clock_that_may_be_wrong() -> None:
-    assert admit(desired(8, expires_at=1999.0), NODE, 7, 2000.0, clock_doubtful=True) is Admission.TAKE
+    assert admit(desired(8, expires_at=1999.0), NODE, 7, 2000.0, clock_doubtful=True) is Admission.ACCEPT

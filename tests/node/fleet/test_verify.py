@@ -1,4 +1,4 @@
-"""What a node asks of trust before a version serves: the first time, and when it is to serve again."""
+"""Verifying versions: new ones, and installed ones that are to serve again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def verifier(world: World, events: list[Any]) -> Verifier:
     return Verifier(world.node, lambda kind, detail: events.append((kind, detail)))
 
 
-async def test_a_refusal_is_told_with_its_code_and_counted(world: World, verifier: Verifier, events: list[Any]) -> None:
+async def test_a_refusal_is_published_and_counted_by_its_code(
+    world: World, verifier: Verifier, events: list[Any]
+) -> None:
     ref = world.publish(selector="site=hall-2")
 
     for _ in range(2):
@@ -51,27 +53,27 @@ async def test_a_refusal_is_told_with_its_code_and_counted(world: World, verifie
     assert gauges["hedgerow_trust_root", None] == 1
 
 
-async def test_a_version_that_lies_here_serves_again_though_nobody_can_be_asked(
+async def test_an_installed_version_serves_again_without_metadata(
     world: World, verifier: Verifier, events: list[Any]
 ) -> None:
-    """Or only somebody whose word is too old: going back must not depend on the WAN."""
+    """Metadata may be expired or unavailable: a rollback must not depend on the WAN."""
     ref = world.publish()
     world.time.passes(8 * DAY)
     with pytest.raises(errors.ExpiredMetadata):
         await verifier.verify(ref, {})
-    told = len(events)
+    count = len(events)
 
     await verifier.verify_again(ref, {})
 
-    class Away:
+    class Unreachable:
         def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-            raise RegionUnavailable("nobody answers", remedy="wait")
+            raise RegionUnavailable("no reply", remedy="wait")
 
-    await Verifier(world.client("other", Away()), lambda *_: None).verify_again(ref, {})
-    assert len(events) == told == 1
+    await Verifier(world.client("other", Unreachable()), lambda *_: None).verify_again(ref, {})
+    assert len(events) == count == 1
 
 
-async def test_what_was_withdrawn_does_not_serve_again(world: World, verifier: Verifier, events: list[Any]) -> None:
+async def test_a_withdrawn_version_does_not_serve_again(world: World, verifier: Verifier, events: list[Any]) -> None:
     ref = world.publish()
     await verifier.verify_again(ref, {})
     key_ceremony.renew(world.repository, "doors", [world.owner_key], keep=lambda _: False)
@@ -81,9 +83,7 @@ async def test_what_was_withdrawn_does_not_serve_again(world: World, verifier: V
     assert [detail["code"] for _, detail in events] == ["unknown-target"]
 
 
-async def test_a_clock_that_is_surely_behind_is_told_of_once(
-    world: World, verifier: Verifier, events: list[Any]
-) -> None:
+async def test_a_clock_certainly_behind_is_reported_once(world: World, verifier: Verifier, events: list[Any]) -> None:
     ref = world.publish()
     right = world.time.wall
     world.time.wall = 0.0
@@ -98,24 +98,24 @@ async def test_a_clock_that_is_surely_behind_is_told_of_once(
     assert events[0][1]["behind_s"] == pytest.approx(right, abs=1)
 
 
-async def test_a_version_takes_one_hop_into_a_thread_and_its_events_are_raised_on_the_event_loop(
+async def test_verifying_takes_one_thread_hop_and_events_are_raised_on_the_event_loop(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Metadata, manifest and drivers all block: they share the hop."""
-    told, hops, threads = [], [], []
+    """Metadata, manifest and drivers all block; they share one hop."""
+    raised, hops, threads = [], [], []
     to_thread, devices = asyncio.to_thread, backends.LocalDevices
 
     async def counted(work: Callable[..., Any], *args: Any) -> Any:
         hops.append(work)
         return await to_thread(work, *args)
 
-    def asked() -> backends.LocalDevices:
+    def here() -> backends.LocalDevices:
         threads.append(threading.current_thread())
         return devices()
 
     monkeypatch.setattr(asyncio, "to_thread", counted)
-    monkeypatch.setattr(backends, "Here", asked)
-    verifier = Verifier(world.node, lambda kind, _: told.append((kind, threading.current_thread())))
+    monkeypatch.setattr(backends, "Here", here)
+    verifier = Verifier(world.node, lambda kind, _: raised.append((kind, threading.current_thread())))
     ref, other = world.publish(), world.publish(version="2.0.0", selector="site=hall-2")
     world.time.wall = 0.0
 
@@ -127,10 +127,10 @@ async def test_a_version_takes_one_hop_into_a_thread_and_its_events_are_raised_o
     assert len(hops) == 2
     assert threads
     assert threading.main_thread() not in threads
-    assert told == [(kind, threading.main_thread()) for kind in ("trust-clock-behind", "model-not-trusted")]
+    assert raised == [(kind, threading.main_thread()) for kind in ("trust-clock-behind", "model-not-trusted")]
 
 
-async def test_a_version_that_is_trusted_and_cannot_run_here_is_refused_for_that(
+async def test_a_trusted_version_that_cannot_run_here_is_refused(
     world: World, verifier: Verifier, events: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "Here", dict)

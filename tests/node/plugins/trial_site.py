@@ -1,4 +1,4 @@
-"""A site to try a node in: a client that hears everything the node says, publishes frames and sends commands."""
+"""A site for tests of a node: receives what the node publishes, publishes frames, sends commands."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from hedgerow.topics import Address, Parsed, parse
 from hedgerow.wire.messages import decode_payload
 
 PATIENCE_S = 90.0
-"""Long enough for the busiest machine; nothing waits this long when all is well."""
+"""Long enough for a busy machine; a passing test never waits this long."""
 
 
 async def until(condition: Callable[[], Any], what: Callable[[], Any] = lambda: "it") -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what()}"
+        assert time.monotonic() < deadline, f"timed out waiting for {what()}"
         await asyncio.sleep(0.005)
 
 
 @dataclass
-class Heard:
-    """A message of the node."""
+class Received:
+    """A message from the node."""
 
     topic: str
     payload: bytes
@@ -52,9 +52,9 @@ class Heard:
         return decode_payload(self.payload, self.content_type)
 
 
-def heard(message: aiomqtt.Message) -> Heard:
+def received(message: aiomqtt.Message) -> Received:
     properties = message.properties
-    return Heard(
+    return Received(
         str(message.topic),
         bytes(message.payload),
         message.retain,
@@ -66,8 +66,8 @@ def heard(message: aiomqtt.Message) -> Heard:
 
 
 def properties(**fields: Any) -> Properties:
-    """Of a PUBLISH: `user` pairs, `content_type`, `expiry_s`, `response_topic`, `correlation`."""
-    made = Properties(PacketTypes.PUBLISH)
+    """Return PUBLISH properties from `user` pairs, `content_type`, `expiry_s`, `response_topic`, `correlation`."""
+    publish = Properties(PacketTypes.PUBLISH)
     names = {
         "content_type": "ContentType",
         "expiry_s": "MessageExpiryInterval",
@@ -76,10 +76,10 @@ def properties(**fields: Any) -> Properties:
     }
     for name, value in fields.items():
         if name == "user":
-            made.UserProperty = list(value.items())
+            publish.UserProperty = list(value.items())
         else:
-            setattr(made, names[name], value)
-    return made
+            setattr(publish, names[name], value)
+    return publish
 
 
 class Site:
@@ -90,7 +90,7 @@ class Site:
         self.folder = folder
         self.name = f"site-{uuid.uuid4().hex[:8]}"
         self.address = Address("test", self.name, "node")
-        self.heard: list[Heard] = []
+        self.received: list[Received] = []
 
     async def __aenter__(self) -> Self:
         self._stack = contextlib.AsyncExitStack()
@@ -113,56 +113,61 @@ class Site:
 
     async def _listen(self) -> None:
         async for message in self.client.messages:
-            self.heard.append(heard(message))
+            self.received.append(received(message))
 
-    # What the node said
+    # Messages from the node
 
-    def said(self, channel: str, tail: str = "") -> list[Heard]:
+    def published(self, channel: str, tail: str = "") -> list[Received]:
         return [
             message
-            for message in self.heard
+            for message in self.received
             if message.parsed is not None and message.parsed.channel == channel and tail in ("", message.parsed.tail)
         ]
 
     def results(self, pipeline: str = "p") -> list[dict[str, Any]]:
-        return [message.body for message in self.said("result", pipeline)]
+        return [message.body for message in self.published("result", pipeline)]
 
     def numbers(self, pipeline: str = "p") -> list[int]:
         return [body["result"]["n"] for body in self.results(pipeline)]
 
-    def dead(self, pipeline: str = "p") -> list[dict[str, Any]]:
-        return [message.body for message in self.said("dead", pipeline)]
+    def dead_letters(self, pipeline: str = "p") -> list[dict[str, Any]]:
+        return [message.body for message in self.published("dead", pipeline)]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        return [message.body for message in self.said("event", kind)]
+        return [message.body for message in self.published("event", kind)]
 
     async def wait_results(self, count: int, pipeline: str = "p") -> list[dict[str, Any]]:
         await until(
-            lambda: len(self.said("result", pipeline)) >= count,
-            lambda: f"{len(self.said('result', pipeline))} of {count} results; dead: {self.dead(pipeline)[:3]}",
+            lambda: len(self.published("result", pipeline)) >= count,
+            lambda: (
+                f"{len(self.published('result', pipeline))} of {count} results; dead: {self.dead_letters(pipeline)[:3]}"
+            ),
         )
         return self.results(pipeline)
 
-    async def wait_dead(self, count: int, pipeline: str = "p") -> list[dict[str, Any]]:
-        await until(lambda: len(self.dead(pipeline)) >= count, lambda: f"{len(self.dead(pipeline))} of {count} dead")
-        return self.dead(pipeline)
+    async def wait_dead_letters(self, count: int, pipeline: str = "p") -> list[dict[str, Any]]:
+        await until(
+            lambda: len(self.dead_letters(pipeline)) >= count,
+            lambda: f"{len(self.dead_letters(pipeline))} of {count} dead",
+        )
+        return self.dead_letters(pipeline)
 
     async def wait_event(self, kind: str) -> dict[str, Any]:
         await until(lambda: self.events(kind), lambda: f"event {kind}")
         return self.events(kind)[0]
 
-    # What we say
+    # Messages to the node
 
     def topic(self, stream: str = "a") -> str:
         return f"{self.name}/in/{stream}"
 
     async def frame(self, n: int, do: str | None = None, *, stream: str = "a", qos: int = 1, **fields: Any) -> None:
-        """A frame for the stage `trial`."""
+        """Publish a frame for the stage `trial`."""
         body = {"n": n} | ({"do": do} if do else {}) | fields
         await self.publish(orjson.dumps(body), stream=stream, qos=qos)
 
     async def frames(self, numbers: Iterable[int], *, stream: str = "a", qos: int = 1) -> None:
-        """Many frames of a stream, in order."""
+        """Publish numbered frames of a stream, in order."""
         await asyncio.gather(*(self.frame(n, stream=stream, qos=qos) for n in numbers))
 
     async def publish(
@@ -190,13 +195,15 @@ class Site:
             timeout=PATIENCE_S,
         )
         await until(lambda: self._replies(key), lambda: f"reply to {name}")
-        await asyncio.sleep(0.02)  # a second reply would come now
+        await asyncio.sleep(0.02)  # time for a second reply, which would be an error
         (reply,) = self._replies(key)
         return reply
 
     def _replies(self, key: bytes) -> list[dict[str, Any]]:
         return [
-            message.body for message in self.heard if message.correlation == key and message.topic.endswith("/replies")
+            message.body
+            for message in self.received
+            if message.correlation == key and message.topic.endswith("/replies")
         ]
 
     # Nodes
@@ -205,7 +212,7 @@ class Site:
         return {"subscribe": f"{self.name}/in/+", "lanes": 2, "stages": list(stages or ["trial"]), **fields}
 
     def yaml(self, pipelines: dict[str, Any], **sections: Any) -> str:
-        """A configuration; JSON is YAML."""
+        """Return a configuration as JSON, which is valid YAML."""
         node = {"region": "test", "site": self.name, "name": "node", "state_dir": str(self.folder / "state")}
         return json.dumps(
             {
@@ -221,13 +228,13 @@ class Site:
     async def node(
         self, pipelines: dict[str, Any] | None = None, *, check: bool = True, **sections: Any
     ) -> AsyncIterator[Node]:
-        """A node in this process, up and connected; it drains at the end, and its books must be in balance."""
+        """Run a connected node in this process; at the end it drains, and its tallies must balance."""
         path = self.folder / "node.yaml"
         path.write_text(self.yaml({"p": self.pipeline()} if pipelines is None else pipelines, **sections))
         node = Node(configfile.load(path), path)
         running = asyncio.create_task(node.run())
         try:
-            await until(lambda: running.done() or self._up(node), lambda: f"node: {node._probes.why_unready()}")
+            await until(lambda: running.done() or self._is_up(node), lambda: f"node: {node._probes.why_unready()}")
             if running.done():
                 await running
             yield node
@@ -238,17 +245,17 @@ class Site:
         if check:
             for runner in runners:
                 assert runner.tally.in_flight == 0
-                assert runner.tally.balanced, books(runner.tally)
+                assert runner.tally.balanced, tally_counts(runner.tally)
 
-    def _up(self, node: Node) -> bool:
-        wanted = len(node.config.pipelines)
-        return len(node.runners) + len(node.failures) == wanted and not (
+    def _is_up(self, node: Node) -> bool:
+        expected = len(node.config.pipelines)
+        return len(node.runners) + len(node.failures) == expected and not (
             [reason for reason in node._probes.why_unready() if "cannot run" not in reason]
         )
 
 
-def books(tally: Any) -> dict[str, Any]:
-    """A tally to read."""
+def tally_counts(tally: Any) -> dict[str, Any]:
+    """Return a tally's counts, for messages."""
     return {
         "received": tally.received,
         "out": tally.out,
@@ -258,6 +265,6 @@ def books(tally: Any) -> dict[str, Any]:
     }
 
 
-def doubles(values: Iterable[Any]) -> dict[Any, int]:
-    """What occurs more than once."""
+def duplicates(values: Iterable[Any]) -> dict[Any, int]:
+    """Count values that occur more than once."""
     return {value: count for value, count in Counter(values).items() if count > 1}

@@ -1,4 +1,4 @@
-"""Stages that do what a test asks for, offered through a real entry point."""
+"""Stages for tests, installed through real entry points."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrialConfig(StageConfig):
 
 
 class Trial(Stage[TrialConfig]):
-    """Does what the frame says in `do`; the result is its number and the tag."""
+    """Does what the frame requests in `do`; the result has the frame's number and the tag."""
 
     concurrent = True
 
@@ -60,7 +60,7 @@ class GateConfig(StageConfig):
 
 
 class Gate(Stage[GateConfig]):
-    """Holds frames until a file is there."""
+    """Blocks until a file exists."""
 
     concurrent = True
 
@@ -71,7 +71,7 @@ class Gate(Stage[GateConfig]):
 
 
 class Brittle(Stage[StageConfig]):
-    """Brings its process down as soon as a model gives NaN, as native code may."""
+    """Crashes its process when a model returns NaN, as native code may."""
 
     def process(self, frame: Frame) -> Frame:
         if np.isnan(frame.tensors["y"]).any():
@@ -80,7 +80,7 @@ class Brittle(Stage[StageConfig]):
 
 
 class TallyUp(Stage[StageConfig]):
-    """The result is how many frames of the stream it has seen."""
+    """The result counts the stream's frames so far."""
 
     states: ClassVar[list[PerStream[list[None]]]] = []
 
@@ -94,7 +94,7 @@ class TallyUp(Stage[StageConfig]):
 
 
 class Numbered(Stage[StageConfig]):
-    """Reads a frame's number, for `infer` and `seen`."""
+    """Parses a frame's number, for `infer` and `seen`."""
 
     concurrent = True
 
@@ -108,7 +108,7 @@ class SeenConfig(StageConfig):
 
 
 class Seen(Stage[SeenConfig]):
-    """The result is the frame's number, how many of its stream this stage has seen, and what the model said."""
+    """The result has the frame's number, the count of its stream's frames in this stage, and the model's output."""
 
     def setup(self, context: StageContext) -> None:
         self.seen: PerStream[int] = context.per_stream(int)
@@ -126,7 +126,7 @@ class Seen(Stage[SeenConfig]):
 
 
 class Stuck(Stage[StageConfig]):
-    """Never comes back."""
+    """Never returns."""
 
     def process(self, frame: Frame) -> Frame:
         threading.Event().wait()
@@ -134,11 +134,11 @@ class Stuck(Stage[StageConfig]):
 
 
 class BadSetup(Stage[StageConfig]):
-    """Cannot be set up."""
+    """Fails to set up."""
 
     def setup(self, context: StageContext) -> None:
         raise RuntimeError("no camera calibration")
 
 
 class NotAStage:
-    """Is no stage."""
+    """Does not implement a stage."""

@@ -1,4 +1,4 @@
-"""Going over to other versions of a model, on real models, with frames flowing through real plans."""
+"""Swaps of real models, while frames flow through a real pipeline."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OnnxFile = Callable[..., Path]
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 TWICE_AGAIN = "(float[N,3] x) => (float[N,3] y) <float two = {2.0}> { y = Mul(x, two) }"
 THRICE = "(float[N,3] x) => (float[N,3] y) <float three = {3.0}> { y = Mul(x, three) }"
-# Right for the author's samples, which lie between 0 and 1, and for no others.
+# Correct for the author's samples, which are between 0 and 1, and wrong above 1.
 NAN_ABOVE_ONE = """(float[N,3] x) => (float[N,3] y)
     <float one = {1.0}> { d = Sub(one, x) r = Sqrt(d) z = Sub(r, r) w = Add(x, x) y = Add(w, z) }"""
 WRONG_ABOVE_ONE = """(float[N,3] x) => (float[N,3] y)
@@ -56,7 +56,7 @@ KEEPS = """(float[N,3] x, float[N,1] s) => (float[N,3] y, float[N,1] t)
 POISONS = """(float[N,3] x, float[N,1] s) => (float[N,3] y, float[N,1] t)
     <float one = {1.0}> { d = Sub(one, x) r = Sqrt(d) m = ReduceMean <axes = [1], keepdims = 1> (r) t = Add(s, m)
     z = Sub(s, s) w = Add(x, x) y = Add(w, z) }"""
-"""Its hidden state is no number where x is above one."""
+"""Its hidden state is NaN where x is above 1."""
 
 QUICK = SwapPolicy(probation_s=0.2, min_frames=20, max_slowdown=1000)
 
@@ -71,7 +71,7 @@ class Result:
 
 @dataclass
 class Flow:
-    """Threads that take lists of frames through a built, as lanes do, each with streams of its own."""
+    """Threads that run lists of frames through a pipeline, as lanes do, each with its own streams."""
 
     built: LocalPipeline
     value: float = 0.5
@@ -109,7 +109,7 @@ class Flow:
 
 @dataclass
 class Bench:
-    """A pool, a built on it, and what takes its model from version to version."""
+    """A pool, a pipeline that uses it, and the swaps of its model."""
 
     pool: ModelPool
     built: LocalPipeline
@@ -147,13 +147,13 @@ class Bench:
 
 @pytest.fixture
 async def bench(onnx_file: OnnxFile, tmp_path: Path) -> AsyncIterator[Bench]:
-    """Serves a file of the node's own, which doubles numbers."""
-    async with serving({"path": str(onnx_file(TWICE))}, tmp_path) as made:
-        yield made
+    """A bench that serves the node's own file, which doubles numbers."""
+    async with bench_with({"path": str(onnx_file(TWICE))}, tmp_path) as bench:
+        yield bench
 
 
 @contextlib.asynccontextmanager
-async def serving(model: dict[str, Any], tmp_path: Path) -> AsyncIterator[Bench]:
+async def bench_with(model: dict[str, Any], tmp_path: Path) -> AsyncIterator[Bench]:
     config = NodeConfig.model_validate(
         {
             "models": {"door": model},
@@ -173,7 +173,7 @@ async def serving(model: dict[str, Any], tmp_path: Path) -> AsyncIterator[Bench]
 
 
 def no_workers(config: NodeConfig, pool: ModelPool, folder: Path) -> WorkerPipelines:
-    """Those of a node that has started no pipeline."""
+    """Return the worker pipelines of a node that has started no pipeline."""
     client = Client(link_options(config.broker, "node"), print)
     announcer = Announcer(config.node.address, "session", client)
     builder = PipelineBuilder(folder, 1, pool, announcer)
@@ -181,21 +181,21 @@ def no_workers(config: NodeConfig, pool: ModelPool, folder: Path) -> WorkerPipel
     return WorkerPipelines(pipelines, builder)
 
 
-def check(flow: Flow) -> None:
-    """None lost, none twice, in order, and each result made by the version that its lineage names."""
+def check_delivery(flow: Flow) -> None:
+    """Check that no frame was lost, duplicated or reordered."""
     assert flow.sent == len(flow.all) + len(flow.dead)
     for results in flow.results.values():
         numbers = [one.sequence for one in results]
         assert numbers == sorted(set(numbers))
 
 
-async def test_a_version_that_does_well_is_kept(bench: Bench, make_candidate: MakeCandidate) -> None:
+async def test_a_good_version_is_kept(bench: Bench, make_candidate: MakeCandidate) -> None:
     async with bench.flow() as flow:
         outcome = await bench.swap_to(make_candidate(TWICE_AGAIN, "1.1.0"))
 
     assert (outcome.kept, outcome.reason) == (True, "")
     assert bench.steps == ["load", "golden", "switch", "probation"]
-    check(flow)
+    check_delivery(flow)
     assert not flow.dead
     assert [one.version for one in flow.results["s0-0"]] == sorted(
         (one.version for one in flow.results["s0-0"]), key=lambda each: each is not None
@@ -206,9 +206,7 @@ async def test_a_version_that_does_well_is_kept(bench: Bench, make_candidate: Ma
     assert (serving.model.version, serving.stage, serving.previous) == ("1.1.0", "kept", None)
 
 
-async def test_a_version_that_computes_something_else_here_never_serves(
-    bench: Bench, make_candidate: MakeCandidate
-) -> None:
+async def test_a_version_that_fails_its_golden_cases_never_serves(bench: Bench, make_candidate: MakeCandidate) -> None:
     before = bench.engine
     async with bench.flow() as flow:
         outcome = await bench.swap_to(make_candidate(THRICE, "1.1.0", golden_body=TWICE))
@@ -216,34 +214,34 @@ async def test_a_version_that_computes_something_else_here_never_serves(
     assert (outcome.kept, outcome.code, outcome.served) == (False, "golden-failed", False)
     assert "case 1 of 1, y" in outcome.reason
     assert bench.engine is before
-    check(flow)
+    check_delivery(flow)
     assert {one.y for one in flow.all} == {1.0}
 
 
-async def test_a_version_that_gives_nan_for_live_frames_only_is_taken_back(
+async def test_a_version_that_gives_nan_only_for_live_frames_is_rolled_back(
     bench: Bench, make_candidate: MakeCandidate
 ) -> None:
-    """Its golden cases and the author's samples are fine."""
+    """Its golden cases and the author's samples pass."""
     before = bench.engine
     async with bench.flow(1.5) as flow:
         outcome = await bench.swap_to(make_candidate(NAN_ABOVE_ONE, "1.1.0"))
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "not-finite", True)
     assert bench.engine is before
-    check(flow)
+    check_delivery(flow)
     assert flow.results["s0-0"][-1].version is None
     assert ("model-rolled-back", "not-finite") in [(kind, detail["code"]) for kind, detail in bench.events]
 
 
-async def test_what_a_version_made_of_hidden_state_goes_with_it(
+async def test_a_rollback_resets_the_hidden_state_that_the_version_changed(
     onnx_file: OnnxFile, make_candidate: MakeCandidate, tmp_path: Path
 ) -> None:
-    """It carried the streams' state on, and wrote NaN into it: the version before begins with fresh state."""
+    """It took over the streams' state and wrote NaN into it, so the previous version starts with fresh state."""
     noise = np.random.default_rng(0).random
     samples = {"x": noise((16, 3), np.float32), "s": noise((16, 1), np.float32)}
     poisons = make_candidate(POISONS, "1.1.0", samples=samples, state={"s": "t"}, parameters={"state": "carries-over"})
     async with (
-        serving({"path": str(onnx_file(KEEPS)), "state": {"s": "t"}}, tmp_path) as bench,
+        bench_with({"path": str(onnx_file(KEEPS)), "state": {"s": "t"}}, tmp_path) as bench,
         bench.flow(1.5) as flow,
     ):
         outcome = await bench.swap_to(poisons)
@@ -251,11 +249,11 @@ async def test_what_a_version_made_of_hidden_state_goes_with_it(
         await until(lambda: len(flow.all) > count + 100)
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "not-finite", True)
-    check(flow)
+    check_delivery(flow)
     assert {results[-1].y for results in flow.results.values()} == {3.0}
 
 
-async def test_a_version_that_is_wrong_for_live_frames_only_is_found_out_by_its_shadow(
+async def test_a_shadow_detects_a_version_that_is_wrong_only_for_live_frames(
     bench: Bench, make_candidate: MakeCandidate
 ) -> None:
     async with bench.flow(1.5) as flow:
@@ -263,11 +261,11 @@ async def test_a_version_that_is_wrong_for_live_frames_only_is_found_out_by_its_
         outcome = await bench.swap_to(make_candidate(WRONG_ABOVE_ONE, "1.1.0"), policy)
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "disagrees", False)
-    check(flow)
-    assert {one.y for one in flow.all} == {3.0}, "a shadow is not heard"
+    check_delivery(flow)
+    assert {one.y for one in flow.all} == {3.0}, "a shadow publishes nothing"
 
 
-async def test_a_version_whose_outputs_are_not_as_its_author_saw_them_is_taken_back(
+async def test_a_version_whose_outputs_differ_from_its_baseline_is_rolled_back(
     bench: Bench, make_candidate: MakeCandidate
 ) -> None:
     async with bench.flow(1.5):
@@ -276,7 +274,7 @@ async def test_a_version_whose_outputs_are_not_as_its_author_saw_them_is_taken_b
     assert (outcome.kept, outcome.code) == (False, "shifted")
 
 
-async def test_part_of_the_streams_can_be_served_first_and_each_stays_on_its_side(
+async def test_a_split_serves_some_streams_first_and_each_stream_changes_once(
     bench: Bench, make_candidate: MakeCandidate
 ) -> None:
     policy = QUICK.model_copy(update={"split_percent": 50, "split_s": 0.3})
@@ -285,28 +283,28 @@ async def test_part_of_the_streams_can_be_served_first_and_each_stays_on_its_sid
 
     assert outcome.kept
     assert bench.steps == ["load", "golden", "split", "switch", "probation"]
-    check(flow)
+    check_delivery(flow)
     for results in flow.results.values():
         versions = [one.version for one in results]
         changes = sum(a != b for a, b in pairwise(versions))
-        assert changes == 1, "from the old one to the new one, and never back"
+        assert changes == 1, "from the old version to the new one, and never back"
 
 
-async def test_a_stream_keeps_its_order_though_a_trial_ends_while_its_list_is_divided(
+async def test_a_stream_keeps_its_order_if_a_split_ends_while_a_list_is_divided(
     bench: Bench, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its later frame would go with those of the old version, and they may have their turn first."""
+    """Otherwise its later frame would run with the old version's, which may run first."""
     (slot,) = bench.pool.slots()
     slot.split(bench.pool.open("door", slot.config, slot.base_dir, make_candidate(TWICE_AGAIN, "1.1.0")), 50)
     split = slot.on_trial
     assert split is not None
     new = next(name for name in map(str, range(100)) if split.takes(name))
     old = next(name for name in map(str, range(100)) if not split.takes(name))
-    takes, asked = Split.takes, []
+    takes, calls = Split.takes, []
 
     def takes_and_ends(self: Split, stream: str) -> bool:
-        asked.append(stream)
-        if len(asked) == 2:
+        calls.append(stream)
+        if len(calls) == 2:
             slot.end_split()
         return takes(self, stream)
 
@@ -325,7 +323,7 @@ async def test_a_stream_keeps_its_order_though_a_trial_ends_while_its_list_is_di
     assert sequences == [1, 2]
 
 
-async def test_a_version_that_does_not_fit_the_stages_is_refused(bench: Bench, make_candidate: MakeCandidate) -> None:
+async def test_an_incompatible_version_is_refused(bench: Bench, make_candidate: MakeCandidate) -> None:
     other = make_candidate(
         "(float[N,4] x) => (float[N,4] y) { y = Add(x, x) }",
         "2.0.0",
@@ -338,46 +336,46 @@ async def test_a_version_that_does_not_fit_the_stages_is_refused(bench: Bench, m
     assert "pipelines:" in outcome.remedy
 
 
-async def test_cancelling_puts_back_what_served(bench: Bench, make_candidate: MakeCandidate) -> None:
+async def test_cancelling_a_swap_restores_the_previous_version(bench: Bench, make_candidate: MakeCandidate) -> None:
     before = bench.engine
     async with bench.flow() as flow:
         policy = QUICK.model_copy(update={"probation_s": 100})
-        going = asyncio.create_task(bench.swap_to(make_candidate(TWICE_AGAIN, "1.1.0"), policy))
+        swapping = asyncio.create_task(bench.swap_to(make_candidate(TWICE_AGAIN, "1.1.0"), policy))
         await until(lambda: "probation" in bench.steps)
         assert bench.engine is not before
-        going.cancel()
+        swapping.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await going
+            await swapping
         assert bench.engine is before
 
-    check(flow)
+    check_delivery(flow)
     assert not flow.dead
 
 
 @types.coroutine
 def cancelled_at(turn: int, work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Do some work, and be cancelled where it waits for the `turn`-th time."""
+    """Run a coroutine, and cancel it at its `turn`-th suspension."""
     task = asyncio.current_task()
     assert task is not None
-    answer: Any = None
+    value: Any = None
     for number in itertools.count(1):
         try:
-            waits_for = work.send(answer) if not isinstance(answer, BaseException) else work.throw(answer)
+            awaited = work.send(value) if not isinstance(value, BaseException) else work.throw(value)
         except StopIteration as end:
             return end.value
         if number == turn:
             task.cancel()
         try:
-            answer = yield waits_for
+            value = yield awaited
         except asyncio.CancelledError as error:
-            answer = error
+            value = error
     raise AssertionError
 
 
-async def test_wherever_a_swap_is_cancelled_one_version_serves_and_the_next_swap_goes_through(
+async def test_wherever_a_swap_is_cancelled_one_version_serves_and_the_next_swap_succeeds(
     bench: Bench, make_candidate: MakeCandidate, tmp_path: Path
 ) -> None:
-    """The one before, or the new one once it is kept; never half of each, and none is left on trial on disk."""
+    """The previous version, or the new one once it is kept; never both, and no swap remains open on disk."""
     policy = SwapPolicy(shadow_s=0.01, split_percent=50, split_s=0.01, probation_s=0.01, min_frames=0, max_slowdown=1e6)
     one, other = make_candidate(TWICE_AGAIN, "1.1.0"), make_candidate(TWICE, "1.2.0")
     cancelled_in: set[str] = set()
@@ -386,8 +384,8 @@ async def test_wherever_a_swap_is_cancelled_one_version_serves_and_the_next_swap
             before = bench.engine.model_version
             new = other if before is one else one
             bench.steps.clear()
-            going = asyncio.create_task(_run(cancelled_at(turn, bench.swap_to(new, policy))))
-            await asyncio.wait([going])
+            swapping = asyncio.create_task(_run(cancelled_at(turn, bench.swap_to(new, policy))))
+            await asyncio.wait([swapping])
 
             (slot,) = bench.pool.slots()
             assert bench.engine.model_version in (before, new)
@@ -397,8 +395,8 @@ async def test_wherever_a_swap_is_cancelled_one_version_serves_and_the_next_swap
             assert serving.stage == "kept"
             trials = orjson.loads((tmp_path / "state" / "trials" / "trials.json").read_bytes())
             assert not any(trial["open"] for trial in trials["trials"].values())
-            if not going.cancelled():
-                assert going.result().kept
+            if not swapping.cancelled():
+                assert swapping.result().kept
                 break
             cancelled_in.update(bench.steps[-1:])
 
@@ -408,8 +406,8 @@ async def test_wherever_a_swap_is_cancelled_one_version_serves_and_the_next_swap
         "shadow",
         "split",
         "probation",
-    }  # nothing is waited for at the switch itself
-    check(flow)
+    }  # the switch itself does not suspend
+    check_delivery(flow)
     assert not flow.dead
     assert {one.y for one in flow.all} == {1.0}
 
@@ -418,7 +416,7 @@ async def _run(work: Any) -> Any:
     return await work
 
 
-async def test_what_does_not_fit_into_memory_is_refused_or_costs_a_gap(
+async def test_a_version_that_does_not_fit_into_memory_is_refused_or_costs_a_gap(
     bench: Bench, make_candidate: MakeCandidate
 ) -> None:
     huge = make_candidate(TWICE_AGAIN, "1.1.0", memory_bytes=1 << 60)
@@ -429,16 +427,16 @@ async def test_what_does_not_fit_into_memory_is_refused_or_costs_a_gap(
     assert (refused.kept, refused.code) == (False, "no-memory")
     assert gapped.kept
     assert gapped.measures["gap_s"] > 0
-    ((_, told),) = [event for event in bench.events if event[0] == "model-kept"]
-    assert told["measures"]["gap_s"] == gapped.measures["gap_s"]
-    check(flow)
+    ((_, detail),) = [event for event in bench.events if event[0] == "model-kept"]
+    assert detail["measures"]["gap_s"] == gapped.measures["gap_s"]
+    check_delivery(flow)
     assert not flow.dead
 
 
-async def test_there_is_no_gap_where_the_event_loop_itself_would_wait(
+async def test_there_is_no_gap_if_the_event_loop_itself_would_wait(
     bench: Bench, make_candidate: MakeCandidate, tmp_path: Path
 ) -> None:
-    """It would wait for ever: it is the one that ends the gap."""
+    """It would wait forever, since it is what ends the gap."""
     pipelines = {
         "here": {"subscribe": "t/#", "lanes": 0, "stages": [{"parse": {"format": "raw"}}, {"infer": {"model": "door"}}]}
     }
@@ -454,18 +452,18 @@ async def test_there_is_no_gap_where_the_event_loop_itself_would_wait(
     built.close()
 
 
-async def test_what_fails_in_a_gap_gives_way_to_what_served(bench: Bench, make_candidate: MakeCandidate) -> None:
+async def test_a_version_that_fails_in_a_gap_is_rolled_back(bench: Bench, make_candidate: MakeCandidate) -> None:
     huge = make_candidate(THRICE, "1.1.0", golden_body=TWICE, memory_bytes=1 << 60)
     async with bench.flow() as flow:
         outcome = await bench.swap_to(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
 
     assert (outcome.kept, outcome.code) == (False, "golden-failed")
-    check(flow)
+    check_delivery(flow)
     assert not flow.dead
     assert {one.y for one in flow.all} == {1.0}
 
 
-async def test_the_version_before_is_known_and_can_be_gone_back_to(bench: Bench, make_candidate: MakeCandidate) -> None:
+async def test_the_previous_version_is_known_and_can_be_restored(bench: Bench, make_candidate: MakeCandidate) -> None:
     first, second = make_candidate(TWICE_AGAIN, "1.1.0"), make_candidate(THRICE, "1.2.0")
     async with bench.flow() as flow:
         for each in (first, second):
@@ -474,7 +472,7 @@ async def test_the_version_before_is_known_and_can_be_gone_back_to(bench: Bench,
         assert (await bench.swap_to(first)).kept
         assert (await bench.swaps.swap_to_file("door", QUICK, bench.on_step)).kept
 
-    check(flow)
+    check_delivery(flow)
     assert bench.engine.model_version is None
     by_version = {one.version: one.y for one in flow.all}
     assert by_version == {None: 1.0, "1.1.0": 1.0, "1.2.0": 1.5}

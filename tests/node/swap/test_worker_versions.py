@@ -1,4 +1,4 @@
-"""Versions of a model in a pipeline whose stages run in worker processes: real workers, on a real broker."""
+"""Swaps of models in real worker processes, on a real broker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from trial_site import Site, doubles, until
+from trial_site import Site, duplicates, until
 
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.node import Node
@@ -26,7 +26,7 @@ OnnxFile = Callable[..., Path]
 
 TWICE: Final = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 THRICE: Final = "(float[N,3] x) => (float[N,3] y) <float three = {3.0}> { y = Mul(x, three) }"
-# Right for the author's samples, which lie between 0 and 1, and for no others.
+# Correct for the author's samples, which are between 0 and 1, and wrong above 1.
 NAN_ABOVE_ONE: Final = """(float[N,3] x) => (float[N,3] y)
     <float one = {1.0}> { d = Sub(one, x) r = Sqrt(d) z = Sub(r, r) w = Add(x, x) y = Add(w, z) }"""
 WRONG_ABOVE_ONE: Final = """(float[N,3] x) => (float[N,3] y)
@@ -37,7 +37,7 @@ LONG: Final = QUICK.model_copy(update={"probation_s": 3600})
 
 
 class Sender:
-    """Sends frames all the while; every one gives one result that names the version which made it, or a dead letter."""
+    """Publishes frames continuously; each gives one result, whose lineage names its version, or a dead letter."""
 
     def __init__(self, site: Site, value: float) -> None:
         self._site = site
@@ -45,41 +45,42 @@ class Sender:
         self.sent = 0
 
     @property
-    def answers(self) -> list[tuple[int, str | None, float]]:
-        """Of each result: the frame's number, the version, the first value."""
-        said = [(body["frame"]["sequence"], body) for body in self._site.results()]
-        return [(n, _model(body).get("version"), body["result"]["y"][0][0]) for n, body in said]
+    def results(self) -> list[tuple[int, str | None, float]]:
+        """(frame number, version, first value) of each result."""
+        return [
+            (body["frame"]["sequence"], _model(body).get("version"), body["result"]["y"][0][0])
+            for body in self._site.results()
+        ]
 
-    async def more(self, count: int) -> None:
-        """Wait until so many more results have come."""
-        wanted = len(self._site.said("result")) + count
-        await self._site.wait_results(wanted)
+    async def wait_more(self, count: int) -> None:
+        """Wait for this many more results."""
+        await self._site.wait_results(len(self._site.published("result")) + count)
 
     @contextlib.asynccontextmanager
     async def sending(self) -> AsyncIterator[Sender]:
-        over = asyncio.Event()
+        done = asyncio.Event()
 
         async def send() -> None:
-            while not over.is_set():
+            while not done.is_set():
                 await self._site.publish(self._payload)
                 self.sent += 1
                 await asyncio.sleep(0.004)
 
-        work = asyncio.create_task(send())
+        sending = asyncio.create_task(send())
         try:
-            await self.more(1)
+            await self.wait_more(1)
             yield self
         finally:
-            over.set()
-            await work
-        await until(lambda: len(self._site.results()) + len(self._site.dead()) >= self.sent)
+            done.set()
+            await sending
+        await until(lambda: len(self._site.results()) + len(self._site.dead_letters()) >= self.sent)
         self.check()
 
     def check(self) -> None:
-        """None lost, none answered twice, in order."""
-        numbers = [number for number, _, _ in self.answers]
-        dead = [body["frame"]["sequence"] for body in self._site.dead()]
-        assert doubles(numbers) == {}
+        """Check that no frame was lost, duplicated or reordered."""
+        numbers = [number for number, _, _ in self.results]
+        dead = [body["frame"]["sequence"] for body in self._site.dead_letters()]
+        assert duplicates(numbers) == {}
         assert numbers == sorted(numbers)
         assert sorted({*numbers, *dead}) == list(range(self.sent))
 
@@ -95,7 +96,7 @@ def pipeline(site: Site, *also: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def serving(site: Site, path: str, *also: str) -> AsyncIterator[Node]:
+async def serving_node(site: Site, path: str, *also: str) -> AsyncIterator[Node]:
     async with site.node({"p": pipeline(site, *also)}, models={"door": {"path": path}}) as node:
         yield node
 
@@ -111,36 +112,36 @@ def pid(node: Node) -> int:
     return worker.pid
 
 
-async def test_versions_come_one_after_the_other_and_a_worker_that_is_started_anew_has_the_last(
+async def test_workers_swap_versions_and_a_restarted_worker_runs_the_newest(
     own_site: Site, make_candidate: MakeCandidate
 ) -> None:
-    """The first lets the pipeline start, which waited for it. Each result names the version that made it."""
+    """The pipeline waits for its first version. Each result names the version it came from."""
     first, second = make_candidate(TWICE, "1.0.0"), make_candidate(THRICE, "1.1.0")
-    async with waiting(own_site) as node:
+    async with waiting_node(own_site) as node:
         assert (await swap_to(node, first)).kept
         await until(lambda: "p" in node.runners and not node._probes.why_unready())
         async with Sender(own_site, 0.5).sending() as sender:
             outcome = await swap_to(node, second)
             os.kill(pid(node), signal.SIGKILL)
             await own_site.wait_event("worker-crashed")
-            await sender.more(20)
+            await sender.wait_more(20)
             reported = node.swaps.serving()["door"]
         no_file = await node.swaps.swap_to_file("door", QUICK, lambda *_: None)
 
     assert outcome.kept
     assert outcome.measures["frames"] >= QUICK.min_frames
     assert (reported.model, reported.previous, reported.stage) == (second.ref, first.ref, "kept")
-    versions = [version for _, version, _ in sender.answers]
+    versions = [version for _, version, _ in sender.results]
     assert versions == sorted(versions, key=str)
-    assert {each[1:] for each in sender.answers} == {("1.0.0", 1.0), ("1.1.0", 1.5)}
+    assert {each[1:] for each in sender.results} == {("1.0.0", 1.0), ("1.1.0", 1.5)}
     assert _model(own_site.results()[-1])["digest"] == second.variant.model_digest
-    assert own_site.dead() == []
+    assert own_site.dead_letters() == []
     assert (no_file.kept, no_file.code) == (False, "no-own-file")
 
 
 @contextlib.asynccontextmanager
-async def waiting(site: Site) -> AsyncIterator[Node]:
-    """A node whose pipeline waits for its model."""
+async def waiting_node(site: Site) -> AsyncIterator[Node]:
+    """Run a node whose pipeline waits for its model."""
     from hedgerow import configfile
 
     file = site.folder / "node.yaml"
@@ -148,7 +149,7 @@ async def waiting(site: Site) -> AsyncIterator[Node]:
     node = Node(configfile.load(file), file)
     running = asyncio.create_task(node.run())
     try:
-        await until(lambda: node._pipelines.waiting, lambda: f"a pipeline that waits: {node.failures}")
+        await until(lambda: node._pipelines.waiting, lambda: f"a waiting pipeline; failures: {node.failures}")
         yield node
     finally:
         node.stop()
@@ -156,91 +157,93 @@ async def waiting(site: Site) -> AsyncIterator[Node]:
 
 
 @pytest.mark.long
-async def test_what_workers_cannot_load_is_refused_and_what_gives_nan_for_live_frames_is_taken_back(
+async def test_a_version_that_workers_cannot_load_is_refused_and_one_that_gives_nan_is_rolled_back(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
-    """The first has its file damaged after it was tried; the second does well with its author's samples."""
+    """The first file is damaged after its golden cases passed; the second version passes with its author's samples."""
     damaged, nan = make_candidate(THRICE, "1.1.0"), make_candidate(NAN_ABOVE_ONE, "1.2.0")
 
     def damage(step: str, _: float | None) -> None:
         if step == "switch":
             damaged.path.write_bytes(damaged.path.read_bytes() + b"\0")
 
-    async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 1.5).sending() as sender:
+    async with serving_node(site, str(onnx_file(TWICE))) as node, Sender(site, 1.5).sending() as sender:
         before = pid(node)
         refused = await node.swaps.swap_to(damaged, QUICK, damage)
         assert pid(node) == before
-        taken_back = await swap_to(node, nan, LONG)
-        await sender.more(5)
+        rolled_back = await swap_to(node, nan, LONG)
+        await sender.wait_more(5)
 
     assert (refused.kept, refused.code, refused.served) == (False, "wrong-digest", False)
-    assert (taken_back.kept, taken_back.code, taken_back.served) == (False, "not-finite", True)
-    assert {version for _, version, _ in sender.answers} == {None, "1.2.0"}
-    assert sender.answers[-1][1:] == (None, 3.0)
-    assert site.dead() == []
+    assert (rolled_back.kept, rolled_back.code, rolled_back.served) == (False, "not-finite", True)
+    assert {version for _, version, _ in sender.results} == {None, "1.2.0"}
+    assert sender.results[-1][1:] == (None, 3.0)
+    assert site.dead_letters() == []
     assert site.events("model-rolled-back")[0]["detail"]["measures"]["not_finite"] > 0
 
 
 @pytest.mark.slow
-async def test_a_version_that_crashes_its_workers_is_taken_back(
+async def test_a_version_that_crashes_its_workers_is_rolled_back(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
     bad = make_candidate(NAN_ABOVE_ONE, "1.1.0")
-    async with serving(site, str(onnx_file(TWICE)), "brittle") as node, Sender(site, 1.5).sending() as sender:
+    async with serving_node(site, str(onnx_file(TWICE)), "brittle") as node, Sender(site, 1.5).sending() as sender:
         outcome = await swap_to(node, bad, LONG)
-        await sender.more(5)
-        again = await swap_to(node, bad, LONG)
+        await sender.wait_more(5)
+        retried = await swap_to(node, bad, LONG)
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "crashed", True)
-    assert (again.code, again.served) == ("quarantined", False)
+    assert (retried.code, retried.served) == ("quarantined", False)
     assert site.events("model-quarantined")
-    assert sender.answers[-1][1:] == (None, 3.0)
-    assert {body["reason"] for body in site.dead()} == {"worker-crashed"}
+    assert sender.results[-1][1:] == (None, 3.0)
+    assert {body["reason"] for body in site.dead_letters()} == {"worker-crashed"}
 
 
 @pytest.mark.slow
-async def test_a_version_whose_outputs_are_spread_otherwise_is_taken_back_from_workers(
+async def test_a_version_whose_outputs_shift_is_rolled_back_in_workers(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
-    async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 1.5).sending() as sender:
+    async with serving_node(site, str(onnx_file(TWICE))) as node, Sender(site, 1.5).sending() as sender:
         outcome = await swap_to(node, make_candidate(WRONG_ABOVE_ONE, "1.1.0", baseline=True))
-        await sender.more(1)
+        await sender.wait_more(1)
 
     assert (outcome.kept, outcome.code) == (False, "shifted")
 
 
 @pytest.mark.slow
-async def test_workers_go_back_to_the_nodes_own_file(
+async def test_workers_return_to_the_nodes_own_file(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
-    async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
+    async with serving_node(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
         assert (await swap_to(node, make_candidate(THRICE, "1.1.0"))).kept
         assert (await node.swaps.swap_to_file("door", QUICK, lambda *_: None)).kept
-        await sender.more(1)
+        await sender.wait_more(1)
 
-    versions = [version for _, version, _ in sender.answers]
+    versions = [version for _, version, _ in sender.results]
     assert [versions[0], versions[-1]] == [None, None]
-    assert sum(a != b for a, b in pairwise(versions)) == 2, "over, and back"
+    assert sum(a != b for a, b in pairwise(versions)) == 2, "to the new version, and back"
 
 
 @pytest.mark.slow
-async def test_what_is_not_wanted_any_more_is_taken_back_from_workers(
+async def test_cancelling_a_swap_restores_the_previous_version_in_workers(
     site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
 ) -> None:
-    """While they start, it never serves; while it is on probation, the version before serves again."""
+    """At the switch, the new version never serves; during probation, the previous version serves again."""
     candidate = make_candidate(THRICE, "1.1.0")
-    async with serving(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
+    async with serving_node(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
         before = pid(node)
         for last in ("switch", "probation"):
             steps: list[str] = []
-            going = asyncio.create_task(node.swaps.swap_to(candidate, LONG, lambda step, _, to=steps: to.append(step)))
+            swapping = asyncio.create_task(
+                node.swaps.swap_to(candidate, LONG, lambda step, _, to=steps: to.append(step))
+            )
             await until(lambda at=last, seen=steps: at in seen)
-            await sender.more(1)
-            going.cancel()
+            await sender.wait_more(1)
+            swapping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await going
+                await swapping
             assert (pid(node) == before) == (last == "switch")
-        await sender.more(2)
+        await sender.wait_more(2)
 
-    assert sender.answers[-1][1] is None
-    assert {version for _, version, _ in sender.answers} == {None, "1.1.0"}
+    assert sender.results[-1][1] is None
+    assert {version for _, version, _ in sender.results} == {None, "1.1.0"}

@@ -14,7 +14,7 @@ import structlog
 
 from hedgerow.blobs.errors import ContentMissing
 from hedgerow.blobs.store.parts import hex_of
-from hedgerow.config import SourceSection
+from hedgerow.config import OriginSection
 from hedgerow.errors import HedgerowError
 from hedgerow.models.bundle.manifest import Chunk, File, digest_of
 from hedgerow.trust.documents import Documents
@@ -144,12 +144,12 @@ def manifest_hash(path: str) -> str:
     return found[1] if found else ""
 
 
-def open_sources(sections: Sequence[SourceSection]) -> list[ModelOrigin]:
+def open_sources(sections: Sequence[OriginSection]) -> list[ModelOrigin]:
     """Open the configured mirrors, in order. Raises: ConfigError: a CA or credentials file cannot be read."""
     return [_open(section) for section in sections]
 
 
-def web_client(section: SourceSection) -> Web:
+def web_client(section: OriginSection) -> Web:
     """Return the HTTP client for a mirror. Raises: ConfigError: its CA or credentials file cannot be read."""
     parts = urlsplit(section.url)
     base = section.url if parts.scheme == "https" else f"https://{parts.netloc}/v2{parts.path.rstrip('/')}"
@@ -167,7 +167,7 @@ def placed_chunks(files: Sequence[File]) -> Mapping[str, PlacedChunk]:
     return pieces
 
 
-def _open(section: SourceSection) -> ModelOrigin:
+def _open(section: OriginSection) -> ModelOrigin:
     web = web_client(section)
     return HttpsOrigin(web) if section.url.startswith("https:") else OciOrigin(section.url, web)
 

@@ -31,7 +31,7 @@ def push(
       hedgerow model push door-state-1.4.0 oci://registry.example/models --credentials-file ~/.docker/config.json
       oras pull registry.example/models:door-state-1.4.0
 
-    Nodes that have `fleet: {sources: [oci://registry.example/models]}` look there before they ask the region. It publishes
+    Nodes that have `fleet: {origins: [oci://registry.example/models]}` look there before they ask the region. It publishes
     nothing: `hedgerow model publish` signs a version, and a node takes what is signed, wherever it comes from. What is stopped
     in its midst goes on from there.
     """
@@ -39,12 +39,12 @@ def push(
 
     from hedgerow.blobs.origins import push as oci
     from hedgerow.blobs.origins.origins import web_client
-    from hedgerow.config import SourceSection
+    from hedgerow.config import OriginSection
     from hedgerow.errors import ConfigError
     from hedgerow.models.bundle.folder import Bundle
 
     try:
-        section = SourceSection(url=to, ca_file=ca_file, credentials_file=credentials_file)
+        section = OriginSection(url=to, ca_file=ca_file, credentials_file=credentials_file)
     except ValidationError as error:
         raise ConfigError(f"{to} is no registry", remedy="Give oci://HOST/NAME.") from error
     if not to.startswith("oci:"):

@@ -29,10 +29,14 @@ def check(
 
     reports: list[dict[str, Any]] = []
     for file in files:
-        report: dict[str, Any] = {"file": str(file), "ok": True, "problems": []}
+        report: dict[str, Any] = {"file": str(file), "ok": True, "problems": [], "warnings": []}
         try:
             config = configcheck.load(file)
             report |= {"pipelines": sorted(config.pipelines), "models": sorted(config.models)}
+            report["warnings"] = [
+                {"field": former, "message": "has a new name", "remedy": f"Rename it to `{current}`."}
+                for former, current in config.renamed_keys.items()
+            ]
         except BadConfigFile as error:
             report |= {"ok": False, "problems": error.problems}
         reports.append(report)
@@ -51,6 +55,9 @@ def _print_report(report: dict[str, Any]) -> None:
         typer.echo(
             f"{file}: {ok} ({plural(len(report['pipelines']), 'pipeline')}, {plural(len(report['models']), 'model')})"
         )
+    for warning in report["warnings"]:
+        yellow = typer.style("warning:", fg="yellow", bold=True)
+        typer.echo(f"{file}: {yellow} {warning['field']}: {warning['message']}\n  → {warning['remedy']}", err=True)
     for problem in report["problems"]:
         typer.echo(f"{file}:{problem.line or 1}: {typer.style('error:', fg='red', bold=True)} {problem}", err=True)
         typer.echo(f"  → {problem.remedy}", err=True)

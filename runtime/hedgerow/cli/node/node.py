@@ -22,7 +22,7 @@ def run(
     """
     from hedgerow import configfile
     from hedgerow.cli.base.event_loop import run_on
-    from hedgerow.telemetry.light import import_structlog
+    from hedgerow.telemetry.structlog_import import import_structlog
 
     settings = configfile.load(config)
     import_structlog(settings.log.format)

@@ -32,7 +32,7 @@ def run(config: File) -> None:
     outboxes what it has stored. Only one may write to a store. A broker or database that is away is waited for.
     """
     from hedgerow.region.config import load
-    from hedgerow.telemetry.light import import_structlog
+    from hedgerow.telemetry.structlog_import import import_structlog
 
     deprecations: list[str] = []
     settings = load(config, deprecations.append)

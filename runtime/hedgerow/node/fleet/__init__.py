@@ -1,1 +1,1 @@
-"""A node's part in a fleet: its agent carries out what the region desires, and reports."""
+"""The node in a fleet: its agent applies desired documents, and reports."""

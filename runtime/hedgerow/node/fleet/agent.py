@@ -1,11 +1,11 @@
-"""A node's agent: takes what the region desires, gets there step by step, and reports how far it is.
+"""The node's agent: applies desired documents step by step, and reports progress.
 
     desired ─▶ admit ─▶ reconcile ─▶ verify, fetch, install ─▶ swap ─▶ keep ─▶ reported
 
 Rules:
-- One document at a time. A newer one ends the work on the older, wherever that is; what serves goes on serving.
-- What was kept serves from the start of the next run, without network and region.
-- A region that is away is waited for; everything else that goes wrong is reported and ends the document.
+- One document at a time. A newer one cancels the work on the older at any step; the serving versions keep serving.
+- Versions that were kept serve from the start of the next run, without network or region.
+- While the region is unreachable, the agent retries. Any other error is reported and ends the document.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from hedgerow.errors import BusError, HedgerowError, internal
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.fleet.agent_host import AgentHost
-from hedgerow.node.fleet.model_source import ModelSource
+from hedgerow.node.fleet.labels import node_labels
+from hedgerow.node.fleet.model_provider import ModelProvider
 from hedgerow.node.fleet.reconcile import (
     Admission,
     ChangePipelines,
@@ -51,98 +52,101 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _RETRY_S: Final = (1.0, 30.0)
-"""Pause before the region is asked again: the first, and the longest."""
-_LOOK_EVERY_S: Final = 2.0
-"""How often an idle node checks whether there is something new to report."""
+"""Shortest and longest pause before retrying an unreachable region."""
+_CHECK_EVERY_S: Final = 2.0
+"""How often an idle agent checks for changes to report."""
 
 
 class Agent:
-    """Gets a node to run what it should.
+    """Applies desired documents to a node.
 
     Args:
         host: the node.
-        state: what outlives the process.
-        source: where versions come from.
-        swaps: lets versions serve.
+        state: stores the document and the kept versions on disk.
+        provider: verifies, fetches and stores versions.
+        swaps: swaps the versions that serve.
     Attributes:
-        counts: documents, by what became of them.
+        counts: number of documents taken and refused.
     """
 
-    def __init__(self, host: AgentHost, state: AgentState, source: ModelSource, swaps: Swaps) -> None:
+    def __init__(self, host: AgentHost, state: AgentState, provider: ModelProvider, swaps: Swaps) -> None:
         self.counts = {"taken": 0, "refused": 0}
         self._host = host
         self._state = state
-        self._source = source
+        self._provider = provider
         self._swaps = swaps
-        self._reporter = Reporter(host, source, swaps)
+        self._reporter = Reporter(host, provider, swaps)
         self._own_labels: dict[str, str] = {}
-        self._wanted: Desired | None = state.desired()
-        self._kept = state.kept()
+        self._desired: Desired | None = state.desired()
+        self._kept = state.models()
         self._wake = asyncio.Event()
 
-    # What the node asks of it
+    # Called by the node
 
     async def restore(self) -> None:
-        """Let the versions serve that were kept, and take up the overlay; to be called before pipelines are built."""
+        """Restore kept versions and the overlay. Call it before pipelines are built."""
         for failure in await asyncio.to_thread(self._restore):
-            self._host.event("model-not-restored", failure)
-        if self._wanted is not None:
-            self._host.restore_overlay(self._wanted.pipelines)
+            self._host.announcer.event("model-not-restored", failure)
+        if self._desired is not None:
+            self._host.config.restore_overlay(self._desired.pipelines)
 
-    def take(self, message: Message) -> None:
-        """Take a document, or refuse it."""
+    def receive(self, message: Message) -> None:
+        """Accept a document, or refuse it."""
         desired = self._read(message)
         if desired is None:
             return
-        in_hand = 0 if self._wanted is None else self._wanted.generation
-        admission = admit(desired, self._host.address, in_hand, time.time(), clock_doubtful=self._host.clock_doubtful)
-        if admission is Admission.TAKE:
+        address = str(self._host.announcer.address)
+        current = 0 if self._desired is None else self._desired.generation
+        admission = admit(desired, address, current, time.time(), clock_doubtful=self._host.clock.doubtful)
+        if admission is Admission.ACCEPT:
             self.counts["taken"] += 1
-            self._wanted = desired
+            self._desired = desired
             self._wake.set()
             return
         if admission is Admission.KNOWN:
             return
-        self._refuse(admission.value, f"generation {desired.generation}, and {in_hand} is in hand")
+        self._refuse(
+            admission.value, f"generation {desired.generation} for {desired.node}; the current generation is {current}"
+        )
         if admission is Admission.EXPIRED:
             error = DesiredError(
-                f"Generation {desired.generation} expired before it came here",
+                f"Generation {desired.generation} expired before it arrived",
                 code=admission.value,
-                remedy="Make a new one; if the node was not away for long, compare the clocks.",
+                remedy="Send a new one. If the node was not offline for long, compare the clocks of node and region.",
             )
             self._reporter.update(generation=desired.generation, state="rejected", step="", error=ErrorBody.of(error))
 
-    def try_again(self) -> None:
-        """Carry out the document in hand once more: something that stood in its way is gone."""
-        if self._wanted is not None:
+    def retry(self) -> None:
+        """Apply the current document again, e.g. after a release from quarantine."""
+        if self._desired is not None:
             self._wake.set()
 
     async def run(self) -> None:
-        """Carry out documents until cancelled."""
+        """Apply documents until cancelled."""
         self._reporter.update(labels=self._labels, force=True)
         work: asyncio.Task[None] | None = None
-        if self._wanted is not None:
+        if self._desired is not None:
             self._wake.set()
         try:
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_EVERY_S):
+                    async with asyncio.timeout(_CHECK_EVERY_S):
                         await self._wake.wait()
                 if not self._wake.is_set():
                     if work is None or work.done():
                         self._reporter.update()
                     continue
                 self._wake.clear()
-                await _end(work)
-                assert self._wanted is not None  # noqa: S101 - it is set before the event is
-                work = asyncio.create_task(self._carry_out(self._wanted), name="desired")
+                await _cancel(work)
+                assert self._desired is not None  # noqa: S101 - set before the event
+                work = asyncio.create_task(self._apply(self._desired), name="desired")
         finally:
-            await _end(work)
+            await _cancel(work)
 
-    # Carrying out a document
+    # Applying a document
 
-    async def _carry_out(self, desired: Desired) -> None:
-        """Take every step, and report the result. Raises only CancelledError: there is a newer document."""
+    async def _apply(self, desired: Desired) -> None:
+        """Take every step, and report the result. Raises only CancelledError."""
         self._reporter.update(
             generation=desired.generation,
             state="in-progress",
@@ -155,17 +159,17 @@ class Agent:
         state: JobState = "succeeded"
         failure: HedgerowError | None = None
         try:
-            installed = await asyncio.to_thread(self._begin, desired)
+            installed = await asyncio.to_thread(self._save_desired, desired)
             async with asyncio.timeout(desired.swap.timeout_s):
                 for step in reconcile(desired, self._running(installed)):
                     await self._take_step(step, desired)
         except TimeoutError:
             state = "timed-out"
             failure = DesiredError(
-                f"Generation {desired.generation} was not done within {desired.swap.timeout_s:g} s; it was at: "
-                f"{self._reporter.report.step or 'the beginning'}",
+                f"Generation {desired.generation} timed out after {desired.swap.timeout_s:g} s, at step: "
+                f"{self._reporter.report.step or 'none'}",
                 code="timed-out",
-                remedy="Look at the link to the region, or give it more time (`timeout_s`).",
+                remedy="Check the link to the region, or increase `timeout_s`.",
             )
         except (DesiredError, OverlayError) as error:
             state, failure = "rejected", error
@@ -177,35 +181,35 @@ class Agent:
         if failure is not None:
             detail = {"generation": desired.generation, "code": failure.code, "error": str(failure)}
             log.warning("desired-not-carried-out", **detail, remedy=failure.remedy)
-            self._host.event("desired-not-carried-out", detail)
+            self._host.announcer.event("desired-not-carried-out", detail)
         body = None if failure is None else ErrorBody.of(failure)
         self._reporter.update(state=state, step="", progress=None, error=body, force=True)
 
     async def _take_step(self, step: Step, desired: Desired) -> None:
         match step:
             case FetchVersion(model, ref):
-                await self._until_region_is_back(
-                    lambda: self._source.fetch(ref, self._labels, self._reporter.steps_of(model))
+                await self._retry_until_reachable(
+                    lambda: self._provider.fetch(ref, self._labels, self._reporter.steps_of(model))
                 )
             case VerifyAgain(model, ref):
                 self._reporter.step("verify", model)
-                await self._source.verify_again(ref, self._labels)
+                await self._provider.verify_again(ref, self._labels)
             case SwapVersion(model, ref):
                 await self._swap(model, ref, desired)
             case SwapToFile(model):
                 await self._swap_to_file(model, desired)
             case ChangePipelines(overlay):
                 self._reporter.step("pipelines", "")
-                await self._host.set_overlay(overlay)
+                await self._host.config.set_overlay(overlay)
 
-    async def _until_region_is_back(self, attempt: Callable[[], Awaitable[None]]) -> None:
-        """Try until the region, or the broker, can be reached."""
+    async def _retry_until_reachable(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Retry until the region and the broker are reachable."""
         pause_s = _RETRY_S[0]
         while True:
             try:
                 await attempt()
             except BusError as error:
-                log.info("region-away", error=str(error), again_s=round(pause_s, 1))
+                log.info("region-away", error=str(error), retry_s=round(pause_s, 1))
                 self._reporter.update(error=ErrorBody.of(error))
             else:
                 return
@@ -214,8 +218,8 @@ class Agent:
 
     async def _swap(self, model: str, ref: ModelRef, desired: Desired) -> None:
         candidate = await asyncio.to_thread(self._prepare, model, ref)
-        before = self._swaps.serving().get(model)
-        previous = None if before is None else before.model
+        serving = self._swaps.serving().get(model)
+        previous = None if serving is None else serving.model
         outcome = await self._swaps.swap_to(candidate, desired.swap, self._reporter.steps_of(model))
         if not outcome.kept:
             await asyncio.to_thread(self._protect)
@@ -230,24 +234,25 @@ class Agent:
             previous=previous,
             previous_variant=old.variant if old is not None and old.ref == previous else None,
         )
-        await asyncio.to_thread(self._keep)
+        await asyncio.to_thread(self._save_models)
 
     async def _swap_to_file(self, model: str, desired: Desired) -> None:
         outcome = await self._swaps.swap_to_file(model, desired.swap, self._reporter.steps_of(model))
         if not outcome.kept:
-            raise VersionNotKept(f"{model}: its own file does not serve: {outcome.reason}", outcome)
+            raise VersionNotKept(f"{model}: its own file was not kept: {outcome.reason}", outcome)
         self._kept.pop(model, None)
-        await asyncio.to_thread(self._keep)
+        await asyncio.to_thread(self._save_models)
 
     def _running(self, installed: Iterable[str]) -> Running:
+        file = self._host.config.file
         serving = {name: report.model for name, report in self._swaps.serving().items() if report.model is not None}
         return Running(
-            models=self._host.models,
+            models={name: model.path for name, model in file.models.items()},
             serving=serving,
             installed=frozenset(installed),
             quarantined=self._quarantined(),
-            pipelines=self._host.pipelines,
-            overlay=self._host.overlay,
+            pipelines=frozenset(file.pipelines),
+            overlay=self._host.config.overlay,
         )
 
     def _quarantined(self) -> dict[str, Any]:
@@ -255,23 +260,24 @@ class Agent:
 
     @property
     def _labels(self) -> dict[str, str]:
-        """All labels of the node: the machine's, its file's, the region's."""
-        return self._own_labels | (self._wanted.labels if self._wanted is not None else {})
+        """All labels of the node: the machine's, the file's, the region's."""
+        return self._own_labels | (self._desired.labels if self._desired is not None else {})
 
     # In a thread
 
     def _restore(self) -> list[dict[str, Any]]:
-        """Let the versions serve that were kept. Returns: those that cannot, each as the detail of an event."""
-        self._own_labels = self._host.labels()
+        """Restore kept versions. Returns: the detail of an event for each that cannot be restored."""
+        file = self._host.config.file
+        self._own_labels = node_labels(self._host.announcer.address, self._host.cores, file)
         failures = []
         for model, kept in list(self._kept.items()):
-            if model not in self._host.models:
+            if model not in file.models:
                 continue
             for ref, variant in ((kept.ref, kept.variant), (kept.previous, kept.previous_variant)):
                 if ref is None or ref.digest in self._quarantined():
                     continue
                 try:
-                    self._swaps.restore(model, self._source.undamaged(model, ref, variant))
+                    self._swaps.restore(model, self._provider.intact(model, ref, variant))
                     break
                 except HedgerowError as error:
                     failures.append({"model": model, "version": str(ref), "error": str(error)})
@@ -279,32 +285,32 @@ class Agent:
         self._protect()
         return failures
 
-    def _begin(self, desired: Desired) -> Iterable[str]:
-        """Keep a document before anything is done about it. Returns: digests of the versions that are in the store."""
-        self._state.keep_desired(desired)
-        return self._source.installed()
+    def _save_desired(self, desired: Desired) -> Iterable[str]:
+        """Save a document before applying it. Returns: digests of the versions in the store."""
+        self._state.save_desired(desired)
+        return self._provider.installed()
 
     def _prepare(self, model: str, ref: ModelRef) -> ModelVersion:
-        candidate = self._source.candidate(model, ref)
+        candidate = self._provider.candidate(model, ref)
         self._protect(ref)
         return candidate
 
-    def _keep(self) -> None:
+    def _save_models(self) -> None:
         self._protect()
-        self._state.keep_models(self._kept)
+        self._state.save_models(self._kept)
 
     def _protect(self, *also: ModelRef) -> None:
-        """Keep the store from evicting what serves, and what would serve if that were rolled back."""
+        """Protect the serving versions, and those a rollback would return to, from eviction."""
         refs = [kept.ref for kept in self._kept.values()]
         refs += [kept.previous for kept in self._kept.values() if kept.previous is not None]
-        self._source.protect({ref.digest for ref in [*refs, *also]})
+        self._provider.protect({ref.digest for ref in [*refs, *also]})
 
-    # Taking a document
+    # Receiving a document
 
     def _read(self, message: Message) -> Desired | None:
         if message.oversized is not None or message.malformed is not None or not message.payload:
-            if message.payload or message.oversized:  # an empty one only clears what the broker had retained
-                self._refuse("unreadable", message.malformed or f"{message.oversized} bytes")
+            if message.payload or message.oversized:  # an empty payload only clears the retained message
+                self._refuse("unreadable", message.malformed or f"too large: {message.oversized:,} bytes")
             return None
         try:
             return Desired.model_validate_json(bytes(message.payload))
@@ -316,19 +322,21 @@ class Agent:
     def _refuse(self, reason: str, detail: str) -> None:
         self.counts["refused"] += 1
         log.warning("desired-refused", reason=reason, detail=detail)
-        self._host.event("desired-refused", {"reason": reason, "detail": detail})
+        self._host.announcer.event("desired-refused", {"reason": reason, "detail": detail})
 
 
 class VersionNotKept(HedgerowError):
-    """A version has not passed every step of its swap on this node."""
+    """A version did not pass its swap on this node."""
 
     def __init__(self, message: str, outcome: SwapOutcome) -> None:
         super().__init__(message, remedy=outcome.remedy or "Fix the model, and send another version.")
         self.code = outcome.code
 
 
-async def _end(work: asyncio.Task[None] | None) -> None:
+async def _cancel(work: asyncio.Task[None] | None) -> None:
+    """Cancel a task and wait for its end; raise its error, or CancelledError if the caller itself is cancelled."""
     if work is not None:
         work.cancel()
-        with suppress(asyncio.CancelledError):
-            await work
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.result()

@@ -1,6 +1,6 @@
-"""Builds a node's part in a fleet from its configuration.
+"""Builds the agent and its dependencies from the node's configuration.
 
-desired ─▶ agent ─▶ verifier (who signed it) ─▶ fetcher, store (its content) ─▶ swaps (try, serve, keep) ─▶ reported
+desired ─▶ agent ─▶ verifier (signatures) ─▶ fetcher, store (content) ─▶ swaps (test, serve, keep) ─▶ reported
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hedgerow.errors import ConfigError
 from hedgerow.node.fleet.agent import Agent
 from hedgerow.node.fleet.agent_host import AgentHost
 from hedgerow.node.fleet.member import FleetMember
-from hedgerow.node.fleet.model_source import ModelSource
+from hedgerow.node.fleet.model_provider import ModelProvider
 from hedgerow.node.fleet.state import AgentState
 from hedgerow.node.fleet.verify import Verifier
 from hedgerow.node.link.options import link_options
@@ -27,33 +27,33 @@ FOLDER = "fleet"
 
 
 def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps) -> FleetMember:
-    """Build the agent, and what it works with.
+    """Build the agent and its dependencies.
 
     Args:
-        config: as the node's file says.
-        root_file: the root of trust.
-        host: the node, as the agent sees it.
-        swaps: swaps versions of the node's models.
+        config: the node's configuration.
+        root_file: file with the root of trust.
+        host: the node, for its agent.
+        swaps: swaps the node's model versions.
     Raises: ConfigError: the root of trust cannot be read.
     """
     address, fleet = config.node.address, config.fleet
     folder = config.node.state_dir / FOLDER
-    store, sources = BlobStore(folder / "store", fleet.store_max_bytes), open_sources(fleet.sources)
+    store, origins = BlobStore(folder / "store", fleet.store_max_bytes), open_sources(fleet.origins)
     fetcher = BlobFetcher(
         link_options(config.broker, f"hedgerow/{address}/blobs", keep_session=False),
         address,
         store,
         max_bytes_per_s=fleet.fetch_bytes_per_s,
         serve_neighbours=fleet.serve_neighbours,
-        sources=sources,
-        on_event=host.event,
+        sources=origins,
+        on_event=host.announcer.event,
     )
-    documents = OriginDocuments(fetcher.documents, sources)
-    copies = [HttpsDocuments(web_client(source)) for source in fleet.sources if source.url.startswith("https:")]
-    trust = TrustClient(folder / "trust", _root(root_file), documents, *copies)
-    verifier = Verifier(trust, host.event)
-    source = ModelSource(verifier, fetcher, store)
-    return FleetMember(Agent(host, AgentState(folder), source, swaps), fetcher, verifier)
+    documents = OriginDocuments(fetcher.documents, origins)
+    mirrors = [HttpsDocuments(web_client(origin)) for origin in fleet.origins if origin.url.startswith("https:")]
+    trust = TrustClient(folder / "trust", _root(root_file), documents, *mirrors)
+    verifier = Verifier(trust, host.announcer.event)
+    provider = ModelProvider(verifier, fetcher, store)
+    return FleetMember(Agent(host, AgentState(folder), provider, swaps), fetcher, verifier)
 
 
 def _root(path: Path) -> bytes:
@@ -62,5 +62,5 @@ def _root(path: Path) -> bytes:
     except OSError as error:
         raise ConfigError(
             f"The root of trust {path} cannot be read: {error.strerror}",
-            remedy="Copy the repository's `metadata/1.root.json` there, which `hedgerow trust init` made; or remove `fleet: root_file`.",
+            remedy="Copy the repository's `metadata/1.root.json` there, or remove `fleet: root_file`.",
         ) from error

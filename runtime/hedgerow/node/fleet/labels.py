@@ -1,7 +1,7 @@
-"""Labels that a node gives itself, for selectors: `arch`, `cores`, `memory-gib`, `backend/openvino` …
+"""Labels that a node sets itself, for selectors: `arch`, `cores`, `memory-gib`, `backend/openvino` …
 
-No library is loaded for them. Which backends are installed is looked up; devices are those of the backends in use, which
-are loaded anyway.
+They load no further library: installed backends are looked up in package metadata, and devices are those of backends in
+use, which are loaded anyway.
 """
 
 from __future__ import annotations
@@ -14,19 +14,29 @@ from contextlib import suppress
 from pathlib import Path
 
 from hedgerow import __version__, backends
-from hedgerow.config import ModelConfig
+from hedgerow.config import ModelConfig, NodeConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.models.serving.pool import BUNDLE
 from hedgerow.topics import Address
 
-_UNFIT = re.compile(r"[^A-Za-z0-9._+-]+")
+_INVALID = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+def node_labels(address: Address, cores: int, file: NodeConfig) -> dict[str, str]:
+    """Return all labels but the region's: the machine's, its devices', the file's. Blocks: it queries drivers.
+
+    Args:
+        cores: number of cores the node owns.
+        file: the node's file.
+    """
+    return own_labels(address, cores) | device_labels(backends_in_use(file.models)) | file.node.labels
 
 
 def own_labels(address: Address, cores: int) -> dict[str, str]:
-    """The labels of this node that nobody sets, without its devices.
+    """Return the labels of the machine and its address, without devices.
 
     Args:
-        cores: that the node owns.
+        cores: number of cores the node owns.
     """
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     labels = {
@@ -41,11 +51,11 @@ def own_labels(address: Address, cores: int) -> dict[str, str]:
     for backend in backends.backends():
         if (version := backend.installed) is not None:
             labels[f"backend/{backend.name}"] = version
-    return {key: _UNFIT.sub("-", value).strip("-._+") for key, value in labels.items()}
+    return {key: _INVALID.sub("-", value).strip("-._+") for key, value in labels.items()}
 
 
 def device_labels(names: Iterable[str]) -> dict[str, str]:
-    """`device/cpu`, `device/gpu` … of these backends; blocks, since drivers are asked."""
+    """Return `device/cpu`, `device/gpu` … of these backends. Blocks: it queries drivers."""
     labels: dict[str, str] = {}
     here = backends.LocalDevices()
     for name in names:
@@ -54,18 +64,18 @@ def device_labels(names: Iterable[str]) -> dict[str, str]:
 
 
 def backends_in_use(models: Mapping[str, ModelConfig]) -> set[str]:
-    """The backends that would run these models, going by what the node's file says.
+    """Return the backends that would run these models, according to the node's file.
 
-    For a model of a bundle that is the first one installed, unless the file names another.
+    For a model from a bundle, this is the first installed backend, unless the file names another.
     """
     names: set[str] = set()
     for model in models.values():
         if model.backend != "auto":
             names.add(model.backend)
             continue
-        there = backends.backends()
+        usable = backends.backends()
         if not model.path.startswith(BUNDLE):
             with suppress(HedgerowError):
-                there = backends.candidates(Path(model.path))
-        names |= {next((backend.name for backend in there if backend.installed is not None), "")}
+                usable = backends.candidates(Path(model.path))
+        names |= {next((backend.name for backend in usable if backend.installed is not None), "")}
     return names - {""}

@@ -1,4 +1,4 @@
-"""A node's part in a fleet while it runs."""
+"""Runs the agent, its link and its metrics."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from hedgerow.node.fleet.verify import Verifier
 
 
 class FleetMember:
-    """Runs an agent and its link: `agent.restore`, then `open`; `close` at the end.
+    """Runs an agent and its link: call `agent.restore`, then `open`, and `close` at the end.
 
     Args:
-        agent: carries out what the region desires.
-        fetcher: has the link for models.
-        verifier: for its metrics.
-    Attributes:
-        agent: as given.
+        agent: applies desired documents.
+        fetcher: owns the link for models.
+        verifier: provides metrics.
     """
 
     def __init__(self, agent: Agent, fetcher: BlobFetcher, verifier: Verifier) -> None:
@@ -33,19 +31,19 @@ class FleetMember:
         self._work = asyncio.create_task(self.agent.run(), name="agent")
 
     async def renew_link(self) -> None:
-        """Reconnect with the certificate files as they are now."""
+        """Reconnect with the current certificate files."""
         await self._fetcher.client.renew()
 
     async def close(self) -> None:
-        """Stop the agent; the next run goes on where it was."""
+        """Stop the agent; the next run resumes its document."""
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
             await self._fetcher.__aexit__(None, None, None)
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        """Its metrics: name, help, labels, value."""
+        """Yield metrics: name, help, labels, value."""
         yield from self._fetcher.gauges()
         yield from self._verifier.gauges()
         for what, count in self.agent.counts.items():
-            yield "hedgerow_desired", "Desired documents, by what became of them.", {"what": what}, count
+            yield "hedgerow_desired", "Desired documents taken and refused.", {"what": what}, count

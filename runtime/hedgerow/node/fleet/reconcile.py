@@ -1,11 +1,11 @@
-"""What a node has to do to run what it should: desired × running → steps. Pure.
+"""Admits desired documents and computes the steps to apply them: desired × running → steps. Pure.
 
 Rules:
-- A document is admitted or refused as a whole, before anything is done about it.
-- What serves already is not touched; so a document that comes again does nothing.
-- Models go first, pipelines after them: a pipeline finds its new model in place.
-- A model that the document does not name goes back to the file that the node's configuration names; one that has no such
-  file (`bundle:NAME`) keeps the version that serves.
+- A document is accepted or refused as a whole, before its first step.
+- A version that already serves is left alone, so applying a document again changes nothing.
+- Models change before pipelines, so a changed pipeline finds its new model.
+- A model that the document does not name returns to the file in the node's configuration; one without a file
+  (`bundle:NAME`) keeps its serving version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hedgerow.wire.fleet import Desired, ModelRef, Quarantined
 
 
 class DesiredError(HedgerowError):
-    """A desired document cannot be carried out."""
+    """A desired document cannot be applied."""
 
     code = "bad-desired"
 
@@ -33,24 +33,24 @@ class DesiredError(HedgerowError):
 
 
 class Admission(StrEnum):
-    """What to do about a document that has arrived."""
+    """What to do with a received document."""
 
-    TAKE = "take"
+    ACCEPT = "accept"
     KNOWN = "known"
-    """The generation that is in hand already."""
+    """The current generation, received again."""
     OLD = "old-generation"
     STRAY = "another-node"
     EXPIRED = "expired"
 
 
 def admit(desired: Desired, address: str, generation: int, now: float, *, clock_doubtful: bool) -> Admission:
-    """Whether to take a document.
+    """Decide whether to accept a document.
 
     Args:
-        address: of this node.
-        generation: of the document in hand; 0: there is none.
+        address: this node's address.
+        generation: the current document's generation; 0: none.
         now: Unix seconds.
-        clock_doubtful: whether `now` may be wrong: then nothing counts as expired.
+        clock_doubtful: whether `now` may be wrong; if so, no document counts as expired.
     """
     if desired.node != address:
         return Admission.STRAY
@@ -60,7 +60,7 @@ def admit(desired: Desired, address: str, generation: int, now: float, *, clock_
         return Admission.OLD
     if desired.expires_at is not None and desired.expires_at < now and not clock_doubtful:
         return Admission.EXPIRED
-    return Admission.TAKE
+    return Admission.ACCEPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,12 @@ class Running:
     """What a node runs.
 
     Attributes:
-        models: every model of its file: the path that the file gives.
-        serving: model → version that serves; a model that is not in it serves its own file, or nothing yet.
-        installed: digests of the bundles on its disk, complete and verified.
-        quarantined: versions that it will not try again, by digest.
-        pipelines: every pipeline of its file.
-        overlay: the `pipelines` of an earlier document that are in force.
+        models: models in the node's file: name → path.
+        serving: model → serving version; a model that is missing here serves its own file, or nothing yet.
+        installed: digests of complete and verified bundles on disk.
+        quarantined: quarantined versions by digest.
+        pipelines: pipelines in the node's file.
+        overlay: the current overlay: `pipelines` of an earlier document.
     """
 
     models: Mapping[str, str]
@@ -94,7 +94,7 @@ class FetchVersion:
 
 @dataclass(frozen=True, slots=True)
 class VerifyAgain:
-    """Verify once more a version that is on the disk and was verified when it came."""
+    """Verify an installed version again."""
 
     model: str
     ref: ModelRef
@@ -126,10 +126,10 @@ Step: TypeAlias = FetchVersion | VerifyAgain | SwapVersion | SwapToFile | Change
 
 
 def reconcile(desired: Desired, running: Running) -> list[Step]:
-    """The steps from what runs to what should.
+    """Return the steps from the running state to the desired one.
 
-    Raises: DesiredError: it cannot be done, so none of it is: the document names what is not there, or a version that is
-        in quarantine here.
+    Raises: DesiredError: the document names an unknown model or pipeline, or a version that is in quarantine here. None
+        of it is applied.
     """
     _check(desired, running)
     steps: list[Step] = []
@@ -137,8 +137,8 @@ def reconcile(desired: Desired, running: Running) -> list[Step]:
         serving = running.serving.get(model)
         if serving is not None and serving.digest == ref.digest:
             continue
-        here = ref.digest in running.installed
-        steps += [VerifyAgain(model, ref) if here else FetchVersion(model, ref), SwapVersion(model, ref)]
+        installed = ref.digest in running.installed
+        steps += [VerifyAgain(model, ref) if installed else FetchVersion(model, ref), SwapVersion(model, ref)]
     steps += [
         SwapToFile(model)
         for model in sorted(running.serving.keys() - desired.models.keys())
@@ -153,25 +153,27 @@ def _check(desired: Desired, running: Running) -> None:
     for model, ref in desired.models.items():
         if model not in running.models:
             near = next(iter(get_close_matches(model, running.models)), None)
-            there = ", ".join(sorted(running.models)) or "none"
+            models = ", ".join(sorted(running.models)) or "none"
             raise DesiredError(
-                f"The node's file has no model {model!r}, which is to serve {ref}",
+                f"The node's file has no model {model!r} to serve {ref}",
                 code="unknown-model",
-                remedy=f"Did you mean {near!r}?" if near else f"Its models: {there}. Add one to the node's file.",
+                remedy=f"Did you mean {near!r}?"
+                if near
+                else f"Its models: {models}. Add {model!r} to the node's file.",
             )
-        if (known := running.quarantined.get(ref.digest)) is not None:
+        if (quarantined := running.quarantined.get(ref.digest)) is not None:
             raise DesiredError(
-                f"{ref} is in quarantine here: {known.reason}",
+                f"{ref} is in quarantine here: {quarantined.reason}",
                 code="quarantined",
-                remedy=f"Send another version; or, if it was not the model's fault, `hedgerow command {desired.node} release "
+                remedy=f"Send another version. If the model is not at fault: `hedgerow command {desired.node} release "
                 f"digest={ref.digest}`.",
             )
-        mine = running.models[model]
-        if mine.startswith(BUNDLE) and mine.removeprefix(BUNDLE) != ref.name:
+        path = running.models[model]
+        if path.startswith(BUNDLE) and path.removeprefix(BUNDLE) != ref.name:
             raise DesiredError(
-                f"The node's file wants {mine} for model {model!r}, and it is to serve {ref}",
+                f"Model {model!r} has the path {path} in the node's file, but the document names {ref}",
                 code="another-bundle",
-                remedy=f"Send a version of {mine.removeprefix(BUNDLE)}, or change `path:` in the node's file.",
+                remedy=f"Send a version of {path.removeprefix(BUNDLE)}, or change `path:` in the node's file.",
             )
     for pipeline, changes in desired.pipelines.items():
         if pipeline not in running.pipelines and (changes is None or "subscribe" not in changes):

@@ -1,4 +1,4 @@
-"""Publishes `reported`: what a node runs, and how far it is with what it should run."""
+"""Publishes `reported`: what the node runs, and the progress of its desired document."""
 
 from __future__ import annotations
 
@@ -8,41 +8,42 @@ from typing import Any, Final
 import structlog
 
 from hedgerow.node.fleet.agent_host import AgentHost
-from hedgerow.node.fleet.model_source import ModelSource
+from hedgerow.node.fleet.model_provider import ModelProvider
 from hedgerow.node.swap.outcome import OnStep
 from hedgerow.node.swap.swaps import Swaps
+from hedgerow.topics import Channel
 from hedgerow.wire.fleet import Reported
 
 log = structlog.get_logger(__name__)
 
 _PROGRESS_EVERY_S: Final = 1.0
-"""Progress is not published more often; a new step is published at once."""
+"""Shortest time between reports of progress; a new step is reported at once."""
 
 
 class Reporter:
-    """Publishes a report whenever there is something new in it.
+    """Publishes a report whenever it changes.
 
     Args:
-        host: publishes them, and knows the pipelines.
-        source: knows the model store.
-        swaps: knows which versions serve.
+        host: publishes the report, and provides the states of pipelines.
+        provider: provides the size of the model store.
+        swaps: provides the serving versions.
     """
 
-    def __init__(self, host: AgentHost, source: ModelSource, swaps: Swaps) -> None:
+    def __init__(self, host: AgentHost, provider: ModelProvider, swaps: Swaps) -> None:
         self._host = host
-        self._source = source
+        self._provider = provider
         self._swaps = swaps
-        self._report = Reported(node=host.address, session=host.session, at=time.time())
+        self._report = Reported(node=str(host.announcer.address), session=host.announcer.session, at=time.time())
         self._published: dict[str, Any] = {}
         self._published_at = 0.0
 
     @property
     def report(self) -> Reported:
-        """The report as it is now."""
+        """The current report."""
         return self._report
 
     def step(self, stage: str, model: str, progress: float | None = None) -> None:
-        """Report what is being done now."""
+        """Report the current step."""
         step = f"{stage} {model}".strip()
         new = step != self._report.step
         if new:
@@ -50,15 +51,15 @@ class Reporter:
         self.update(step=step, progress=progress, force=new)
 
     def steps_of(self, model: str) -> OnStep:
-        """Reports the steps of a model; handed to what takes them."""
+        """Return a function that reports steps of this model."""
         return lambda stage, progress: self.step(stage, model, progress)
 
     def update(self, *, force: bool = False, **fields: Any) -> None:
-        """Change fields of the report, and publish it if there is something new in it and it is not too soon.
+        """Change fields of the report, and publish it if it changed; progress alone is rate-limited.
 
         Args:
             force: publish it in any case.
-            fields: of `Reported`; those that the node's parts know are filled in.
+            fields: fields of `Reported`. Models, pipelines, quarantine and store are filled in.
         """
         report = self._report = self._report.model_copy(update=fields)
         urgent = force or any(name != "progress" for name in fields)
@@ -68,21 +69,22 @@ class Reporter:
         report = report.model_copy(
             update={
                 "models": self._swaps.serving(),
-                "pipelines": self._host.states(),
+                "pipelines": self._host.pipelines.states(),
                 "quarantined": self._swaps.quarantined(),
-                "store_bytes": self._source.used_bytes,
-                "store_max_bytes": self._source.max_bytes,
+                "store_bytes": self._provider.used_bytes,
+                "store_max_bytes": self._provider.max_bytes,
             }
         )
-        news = _without_counts(report)
-        if not force and news == self._published:
+        content = _without_counts(report)
+        if not force and content == self._published:
             return
-        self._published, self._published_at = news, now
-        self._host.publish(report.model_copy(update={"at": time.time()}))
+        self._published, self._published_at = content, now
+        report = report.model_copy(update={"at": time.time()})
+        self._host.announcer.publish(Channel.REPORTED, report.encode(), qos=1, retain=True)
 
 
 def _without_counts(report: Reported) -> dict[str, Any]:
-    """A report without what changes all the time; whether a model has served at all stays in it."""
+    """Return a report without fields that change all the time; `results` becomes whether there are any."""
     fields = report.model_dump(exclude={"at", "store_bytes"})
     for model in fields["models"].values():
         model["results"] = model["results"] > 0

@@ -1,8 +1,8 @@
-"""What an agent keeps on disk: the desired document in hand, and the versions that were kept.
+"""The agent's state on disk: the current desired document, and the kept versions.
 
-Each is a small JSON file, written beside the old one, flushed to the disk and renamed: after a power cut there is the old
-file or the new one. A file that cannot be read counts as missing; the region sends the document again, and versions are
-found again when it is carried out.
+Each is a small JSON file, replaced atomically: written to a temporary file, synced and renamed. So a power cut leaves the
+old file or the new one. An unreadable file counts as missing: the region's retained document is received again, and
+applying it restores the versions.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class KeptModel(BaseModel):
-    """A version that was kept: it serves from the start of the next run, without the region.
+    """A kept version, which serves from the start of the next run, without the region.
 
     Attributes:
-        ref: which one.
-        variant: of its bundle.
-        previous: the version to serve if it were rolled back.
-        previous_variant: of that version's bundle.
+        ref: the version.
+        variant: its bundle's variant.
+        previous: the version to roll back to.
+        previous_variant: its bundle's variant.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,9 +48,9 @@ class _KeptModels(BaseModel):
 
 
 class AgentState:
-    """An agent's state, in a folder of its own.
+    """Stores the agent's state in a folder.
 
-    Raises: OSError: the folder cannot be made.
+    Raises: OSError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,20 +58,20 @@ class AgentState:
         self._folder = folder
 
     def desired(self) -> Desired | None:
-        """The desired document in hand."""
+        """Return the current desired document."""
         return self._read(_DESIRED, Desired)
 
-    def keep_desired(self, desired: Desired) -> None:
-        """Keep a document, before anything is done about it."""
+    def save_desired(self, desired: Desired) -> None:
+        """Save a document, before it is applied."""
         disk.replace(self._folder / _DESIRED, desired.encode())
 
-    def kept(self) -> dict[str, KeptModel]:
-        """The versions that were kept, by the model's name in the node's file."""
+    def models(self) -> dict[str, KeptModel]:
+        """Return the kept versions by the model's name in the node's file."""
         kept = self._read(_KEPT, _KeptModels)
         return {} if kept is None else dict(kept.models)
 
-    def keep_models(self, models: dict[str, KeptModel]) -> None:
-        """Keep which versions were kept."""
+    def save_models(self, models: dict[str, KeptModel]) -> None:
+        """Save the kept versions."""
         disk.replace(self._folder / _KEPT, _KeptModels(models=models).model_dump_json(by_alias=True).encode())
 
     def _read(self, name: str, kind: type[T]) -> T | None:

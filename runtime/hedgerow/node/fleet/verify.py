@@ -1,11 +1,11 @@
-"""Whether a version may serve on this node: signatures first, then which of its variants can run here.
+"""Verifies that a model version may serve on this node: its signatures, then a variant that can run here.
 
 Rules:
-- A version that comes here is verified against the newest metadata, or refused.
-- One that is on the disk was verified when it came. Before it serves again the newest metadata is consulted: a version that
-  was withdrawn serves no more. Where the metadata cannot be had, or has expired, the earlier verification stands: rolling
-  back must not depend on the WAN.
-- All that blocks is done in one thread hop for each version; events are raised afterwards, on the event loop.
+- A new version is verified against the newest metadata, or refused.
+- An installed version has been verified before. Before it serves again, it is checked against the newest metadata, so
+  that a withdrawn version no longer serves. If the metadata is unavailable or expired, the earlier verification stands: a
+  rollback must not depend on the WAN.
+- Blocking work takes one thread hop per version; events follow on the event loop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class VerifiedVersion(NamedTuple):
 
     Attributes:
         manifest: its manifest's bytes, as signed.
-        files: what the variant for this node consists of.
+        files: files of the variant for this node.
     """
 
     manifest: bytes
@@ -41,11 +41,11 @@ class VerifiedVersion(NamedTuple):
 
 
 class Verifier:
-    """Verifies versions on behalf of a node.
+    """Verifies versions for a node.
 
     Args:
-        trust: checks signatures.
-        on_event: told what operators should know.
+        trust: verifies signatures.
+        on_event: called with each event's kind and detail.
     """
 
     def __init__(self, trust: TrustClient, on_event: Callable[[str, dict[str, Any]], None]) -> None:
@@ -55,56 +55,56 @@ class Verifier:
         self._refused: Counter[str] = Counter()
 
     async def verify(self, ref: ModelRef, labels: Mapping[str, str]) -> VerifiedVersion:
-        """Verify a version that is to come here, and choose its variant.
+        """Verify a new version, and choose its variant.
 
         Args:
-            labels: this node's.
+            labels: this node's labels.
         Raises:
-            TrustError: it may not serve here; an event says so.
-            BusError: no source of metadata can be reached.
-            ModelError: its manifest is broken, or none of its variants can run here.
+            TrustError: it may not serve here; also published as an event.
+            BusError: no source of metadata is reachable.
+            ModelError: its manifest is invalid, or none of its variants can run here.
         """
         try:
             fresh, version = await asyncio.to_thread(self._verify, ref, labels)
         except TrustError as error:
             self._report_refusal(ref, error)
             raise
-        self._note(fresh)
+        self._update_freshness(fresh)
         if isinstance(version, HedgerowError):
             raise version
         return version
 
     async def verify_again(self, ref: ModelRef, labels: Mapping[str, str]) -> None:
-        """Verify a version that is on the disk, if the newest metadata is to be had.
+        """Verify an installed version against the newest metadata, if that is available.
 
-        Raises: TrustError: that refuses it; an event says so.
+        Raises: TrustError: it may no longer serve; also published as an event.
         """
         try:
-            fresh, _ = await asyncio.to_thread(self._consult, ref, labels)
+            fresh, _ = await asyncio.to_thread(self._refresh, ref, labels)
         except (BusError, ExpiredMetadata) as error:
             log.warning("model-not-verified-again", version=str(ref), code=error.code, error=str(error))
         except TrustError as error:
             self._report_refusal(ref, error)
             raise
         else:
-            self._note(fresh)
+            self._update_freshness(fresh)
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        """Its metrics: name, help, labels, value."""
+        """Yield metrics: name, help, labels, value."""
         for code, count in self._refused.items():
-            yield "hedgerow_trust_refused", "Versions of models that were not trusted.", {"code": code}, count
+            yield "hedgerow_trust_refused", "Model versions refused as untrusted, by code.", {"code": code}, count
         if self._fresh is not None:
-            text = "Unix time until which the newest metadata of models counts."
+            text = "Unix time when the newest model metadata expires."
             yield "hedgerow_trust_expires_seconds", text, {}, self._fresh.expires_at
-            yield "hedgerow_trust_root", "Version of the root that is believed.", {}, self._fresh.root
+            yield "hedgerow_trust_root", "Version of the trusted root.", {}, self._fresh.root
 
-    def _consult(self, ref: ModelRef, labels: Mapping[str, str]) -> tuple[Freshness, bytes]:
-        """(a thread) The newest metadata, and the manifest that it vouches for."""
+    def _refresh(self, ref: ModelRef, labels: Mapping[str, str]) -> tuple[Freshness, bytes]:
+        """(in a thread) Return the newest metadata's freshness, and the verified manifest."""
         return self._trust.refresh(), self._trust.manifest(ref, labels)
 
     def _verify(self, ref: ModelRef, labels: Mapping[str, str]) -> tuple[Freshness, VerifiedVersion | HedgerowError]:
-        """(a thread) The newest metadata, and the version; or why it cannot run here though it is trusted."""
-        fresh, content = self._consult(ref, labels)
+        """(in a thread) Return the metadata's freshness, and the version, or why the trusted version cannot run here."""
+        fresh, content = self._refresh(ref, labels)
         try:
             return fresh, VerifiedVersion(content, _files_for_here(read_manifest(content, ref.digest)))
         except HedgerowError as error:
@@ -116,16 +116,16 @@ class Verifier:
         log.warning("model-not-trusted", **detail, remedy=error.remedy)
         self._on_event("model-not-trusted", {**detail, "remedy": error.remedy})
 
-    def _note(self, fresh: Freshness) -> None:
+    def _update_freshness(self, fresh: Freshness) -> None:
         was_behind = self._fresh is not None and self._fresh.clock_behind_s is not None
         self._fresh = fresh
         if fresh.clock_behind_s is not None and not was_behind:
             detail = {"behind_s": round(fresh.clock_behind_s)}
-            remedy = "Set this machine's clock: until then nobody can tell whether newer models are held back."
+            remedy = "Set this machine's clock: until then the node cannot tell whether newer models are held back."
             log.warning("trust-clock-behind", **detail, remedy=remedy)
             self._on_event("trust-clock-behind", {**detail, "remedy": remedy})
 
 
 def _files_for_here(manifest: Manifest) -> list[File]:
-    """The files of the first variant that can run here; drivers are asked. Raises: DeviceMissing: none can."""
+    """Return the files of the first variant that can run here; queries drivers. Raises: DeviceMissing: none can."""
     return manifest.files_for(choose_variant(manifest, backends.LocalDevices(), None))

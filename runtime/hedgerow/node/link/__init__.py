@@ -1,1 +1,1 @@
-"""A node's links to its broker, and what it announces over its own."""
+"""The node's links to its broker: announcements, certificates, outbox."""

@@ -1,4 +1,4 @@
-"""What a node says over its own link: birth and death, events, reports."""
+"""Publishes the node's status, events and reports over its own link."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Announcer:
     """Publishes a node's status, events and reports.
 
     Args:
-        address: of the node.
-        session: names this run of the node; birth and death carry it, so a late will cannot bury a newer birth.
+        address: the node's address.
+        session: ID of this run of the node. Every status has it, so that a late will does not override a newer birth.
         client: the node's own link.
     """
 
@@ -40,11 +40,11 @@ class Announcer:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker can be reached."""
+        """Whether the link is up."""
         return self._client.connected
 
     def status(self, state: str, reason: str | None = None) -> None:
-        """Publish birth (`online`) or death (`offline`)."""
+        """Publish the node's status: `online` (birth) or `offline` (death)."""
         status = _status(self.address, self.session, state, reason, time.time())
         self.publish(Channel.STATUS, status.encode(), qos=1, retain=True)
 
@@ -53,7 +53,7 @@ class Announcer:
         self._client.publish(self.address.topic(channel), payload, qos=qos, retain=retain, properties=_JSON)
 
     def event(self, kind: str, detail: dict[str, Any], pipeline: str | None = None) -> None:
-        """Publish something that happened."""
+        """Publish an event."""
         at = time.time()
         event = wire.Event(
             kind=kind, node=str(self.address), session=self.session, at=at, pipeline=pipeline, detail=detail
@@ -75,7 +75,7 @@ class Announcer:
         self.event(kind, detail)
 
     def event_sink(self, pipeline: str) -> EventSink:
-        """Logs and publishes a pipeline's events; callable from any thread."""
+        """Return a function that logs and publishes a pipeline's events; it may be called from any thread."""
 
         def sink(kind: str, detail: dict[str, Any]) -> None:
             log.warning(kind, pipeline=pipeline, **detail)
@@ -86,8 +86,8 @@ class Announcer:
 
 
 def last_will(address: Address, session: str) -> Publication:
-    """What the broker publishes when the node disappears without a word."""
-    status = _status(address, session, "offline", "the link broke", None)
+    """Return the will, which the broker publishes if the connection is lost without a DISCONNECT."""
+    status = _status(address, session, "offline", "connection lost", None)
     return Publication(address.topic(Channel.STATUS), status.encode(), qos=1, retain=True)
 
 

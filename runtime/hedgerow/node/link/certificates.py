@@ -1,12 +1,13 @@
-"""A node's certificate files: checked every few seconds, and used by all its links once they have been renewed.
+"""Watches the node's certificate files, and reconnects its links when they are renewed.
 
 Rules:
-- New files are used once two checks in a row find the same and they load: renewal replaces one file after the other.
-- The node's own link reconnects first; the others follow when the broker has accepted it. No frame is lost: see
+- New files are used once two checks in a row find the same content and it loads, because renewal replaces one file after
+  the other.
+- The node's own link reconnects first; the others follow once the broker has accepted it. No frame is lost: see
   `Client.renew`.
-- Files that cannot be used leave the links as they are. A link that breaks meanwhile waits for better files, as it does
-  for a broker that is away.
-- Nothing here ends the node: a wrong clock or an expired certificate is reported, with a remedy.
+- Unusable files leave the links as they are. A link that breaks meanwhile retries until the files are usable, as if the
+  broker were unreachable.
+- A wrong clock or an expired certificate does not stop the node; it is reported, with a remedy.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _ACCEPTED_S: Final = 30.0
 
 
 class CertificateWatch:
-    """Watches the files that links are made with.
+    """Watches CA, certificate, key and revocation list.
 
     Args:
         client: the node's own link; the others use the same files.
         renew_others: reconnects the other links.
-        on_event: told what operators should know.
+        on_event: called with each event's kind and detail.
     """
 
     def __init__(
@@ -55,78 +56,84 @@ class CertificateWatch:
         self._client = client
         self._renew_others = renew_others
         self._on_event = on_event
-        self._in_force = self._seen = self._contents()
-        self._life = self._read_life()
-        self._reported_contents = ""
-        self._others_wait = False
+        self._used_digest = self._seen_digest = self._digest()
+        self._life = self._initial_life()
+        self._reported_digest = ""
+        self._others_pending = False
         self._reported_at: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
-        """Check the files for ever."""
+        """Check the files until cancelled."""
         while True:
             try:
-                await self.look(datetime.now(UTC))
+                await self.check(datetime.now(UTC))
             except Exception:
-                log.exception("certificate-watch-failed")  # the next check may succeed; without any, links would end
+                # The next check may succeed; without checks, renewed files would never be used.
+                log.exception("certificate-watch-failed")
             await asyncio.sleep(CHECK_EVERY_S)
 
-    async def look(self, now: datetime) -> None:
-        """Use new files, and report what is wrong."""
-        contents = await asyncio.to_thread(self._contents)
-        if contents == self._seen and contents != self._in_force:
-            await self._use(contents, now)
-        self._seen = contents
-        if self._others_wait and self._client.connected:
-            self._others_wait = False
+    async def check(self, now: datetime) -> None:
+        """Use new files, and report problems."""
+        digest = await asyncio.to_thread(self._digest)
+        if digest == self._seen_digest and digest != self._used_digest:
+            await self._use(digest, now)
+        self._seen_digest = digest
+        if self._others_pending and self._client.connected:
+            self._others_pending = False
             await self._renew_others()
             self._on_event("certificate-renewed", self._facts())
         self._report_trouble(now)
 
     def reasons(self) -> list[str]:
-        """Reasons for a health report."""
+        """Return reasons for a health report."""
         trouble = self._life.trouble(datetime.now(UTC)) if self._life is not None else None
         return [] if trouble is None else [trouble.detail]
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        """Its metrics: name, help, labels, value."""
+        """Yield metrics: name, help, labels, value."""
         if self._life is not None:
-            ends = self._life.ends.timestamp()
-            yield "hedgerow_certificate_ends_seconds", "When the node's certificate ends, in Unix time.", {}, ends
+            expires_at = self._life.ends.timestamp()
+            yield (
+                "hedgerow_certificate_ends_seconds",
+                "When the node's certificate expires, in Unix time.",
+                {},
+                expires_at,
+            )
 
-    async def _use(self, contents: str, now: datetime) -> None:
+    async def _use(self, digest: str, now: datetime) -> None:
         try:
             life = await asyncio.to_thread(self._load, now)
         except HedgerowError as error:
-            if contents != self._reported_contents:
-                self._reported_contents = contents
+            if digest != self._reported_digest:
+                self._reported_digest = digest
                 self._on_event("certificate-unusable", {"error": str(error), "remedy": error.remedy})
             return
-        self._in_force, self._life, self._others_wait = contents, life, True
+        self._used_digest, self._life, self._others_pending = digest, life, True
         was_connected = self._client.connected
         await self._client.renew()
         if not was_connected:
-            return  # each link takes the new files when it comes up
+            return  # each link uses the new files when it reconnects
         try:
             await self._client.wait_connected(_ACCEPTED_S)
         except BusError as error:
             self._on_event("certificate-refused", {**self._facts(), "error": str(error), "remedy": error.remedy})
 
     def _load(self, now: datetime) -> Life | None:
-        """Check that a link can be made with the files. Raises: HedgerowError: it cannot."""
+        """Load the files. Raises: HedgerowError: no link can use them."""
         tls_context(self._options)
         if self._options.cert_file is None:
             return None
         life, old = Life.of(self._options.cert_file), self._life
         if old is not None and life.name != old.name:
             raise PkiError(
-                f"{self._options.cert_file} is now the certificate of {life.name!r}, and this node is {old.name!r}",
-                remedy=f"Put the files of {old.name} back; to give the node another name, restart it.",
+                f"{self._options.cert_file} is the certificate of {life.name!r}, but this node is {old.name!r}",
+                remedy=f"Restore the files of {old.name}; to rename the node, restart it.",
             )
         if life.state(now) in ("early", "ended") and (trouble := life.trouble(now)) is not None:
             raise PkiError(trouble.detail, remedy=trouble.remedy)
         return life
 
-    def _read_life(self) -> Life | None:
+    def _initial_life(self) -> Life | None:
         if self._options.cert_file is None:
             return None
         try:
@@ -135,8 +142,8 @@ class CertificateWatch:
             log.error("certificate-unreadable", error=str(error), remedy=error.remedy)
             return None
 
-    def _contents(self) -> str:
-        """A digest of what the files hold; reading them follows links, so a link that points elsewhere counts as well."""
+    def _digest(self) -> str:
+        """Return a digest of the files' content. Symbolic links are followed, so a new target counts as a change."""
         digest = hashlib.sha256()
         for path in self._files:
             try:
@@ -150,7 +157,7 @@ class CertificateWatch:
         return {} if life is None else {"name": life.name, "serial": life.serial, "ends": life.ends.isoformat()}
 
     def _report_trouble(self, now: datetime) -> None:
-        """Report it once a day: a thousand events would not say more than one."""
+        """Report a certificate that is not valid yet, expires soon or has expired; once a day for each."""
         if self._life is None or (trouble := self._life.trouble(now)) is None:
             return
         state = self._life.state(now)

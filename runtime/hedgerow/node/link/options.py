@@ -1,4 +1,4 @@
-"""How a node reaches its broker."""
+"""Connection options of the node's links."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def link_options(
     keep_session: bool = True,
     will: Publication | None = None,
 ) -> ClientOptions:
-    """How a link reaches the broker.
+    """Return the options of a link to the site's broker.
 
     Args:
-        keep_session: whether the broker keeps what it could not deliver while the link is down.
+        keep_session: whether the broker queues messages while the link is down.
     Raises: ConfigError: the password file cannot be read.
     """
     return ClientOptions(
@@ -60,6 +60,6 @@ def _password(broker: BrokerSection) -> str | None:
 
 
 def on_loopback(url: str) -> bool:
-    """Whether a broker's URL stays on this machine."""
+    """Return whether a broker's URL points to this machine."""
     host = urlsplit(url).hostname or ""
     return url.startswith("unix:") or host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None

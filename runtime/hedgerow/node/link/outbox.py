@@ -1,4 +1,4 @@
-"""The node's outbox and its link: durable results and gaps go out, the region's acknowledgements come in."""
+"""The node's outbox and its link: publishes durable results and gaps, receives the region's acknowledgements."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _LARGEST_ACK: Final = 64 << 10
 
 
 class NodeOutbox:
-    """Opens the outbox when a pipeline first needs it, or when an earlier run left something in it.
+    """Opens the outbox when a pipeline first needs it, or at start if an earlier run left one.
 
-    It has a link of its own, so that a backlog holds up neither health nor commands.
+    The outbox has its own link, so a backlog delays neither health nor commands.
 
     Args:
         config: the broker, the node's address and the outbox's limits.
-        folder: where it is kept.
-        on_event: told what operators should know.
+        folder: the outbox file's folder.
+        on_event: called with each event's kind and detail.
     Attributes:
-        bad_acks: acknowledgements that could not be read.
+        bad_acks: number of unreadable acknowledgements.
     """
 
     def __init__(self, config: NodeConfig, folder: Path, on_event: Callable[[str, dict[str, Any]], None]) -> None:
@@ -53,23 +53,23 @@ class NodeOutbox:
         self._closed = False
 
     @property
-    def left_over(self) -> bool:
-        """Whether there is one from an earlier run."""
+    def exists(self) -> bool:
+        """Whether there is an outbox file, e.g. from an earlier run."""
         return self._path.exists()
 
     @property
     def client(self) -> Client | None:
-        """Its link, once it is open."""
+        """The outbox's link; None until it is open."""
         return self._client
 
     async def open(self) -> Outbox:
-        """The outbox, open.
+        """Return the outbox; open it if it is not open yet.
 
-        Raises: OutboxError: it is in use, or of another version. A full or failing disk does not raise: that may pass.
+        Raises: OutboxError: it is in use, or of another version. A full or failing disk does not raise: it may recover.
         """
         async with self._opening:
             if self._outbox is None:
-                client = Client(self._options, self._take, self._link_changed)
+                client = Client(self._options, self._receive, self._link_changed)
                 limits = self._limits
                 outbox = Outbox(
                     self._path,
@@ -91,12 +91,12 @@ class NodeOutbox:
             return self._outbox
 
     async def renew_link(self) -> None:
-        """Reconnect with the certificate files as they are now."""
+        """Reconnect with the current certificate files."""
         if self._client is not None:
             await self._client.renew()
 
     async def close(self) -> None:
-        """Write what is still in memory; what the region has not acknowledged stays for the next run."""
+        """Write pending results to disk. Results that the region has not acknowledged stay for the next run."""
         if self._outbox is None or self._client is None or self._closed:
             return
         self._closed = True
@@ -104,7 +104,7 @@ class NodeOutbox:
         await self._client.close(forget_session=True, timeout_s=1.0)
 
     def health(self) -> OutboxHealth | None:
-        """Its part of the health report; None if it is not open."""
+        """Return the outbox's part of the health report; None if it is not open."""
         if self._outbox is None:
             return None
         status = self._outbox.status
@@ -119,24 +119,24 @@ class NodeOutbox:
         )
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        """Its metrics: name, help, labels, value."""
+        """Yield metrics: name, help, labels, value."""
         if self._outbox is None or self._client is None:
             return
         status = self._outbox.status
-        yield "hedgerow_connected", "Whether the broker can be reached.", {"link": "outbox"}, self._client.connected
+        yield "hedgerow_connected", "Whether the link to the broker is up.", {"link": "outbox"}, self._client.connected
         refused = self._client.refused_publishes
-        yield "hedgerow_refused_publishes", "QoS 1 messages that the broker did not take.", {"link": "outbox"}, refused
-        yield "hedgerow_outbox_entries", "Results and gaps that the region does not have.", {}, status.entries
-        yield "hedgerow_outbox_bytes", "Bytes that the outbox takes on the disk.", {}, status.used_bytes
-        yield "hedgerow_outbox_max_bytes", "Bytes that it may take.", {}, self._limits.max_bytes
-        yield "hedgerow_outbox_under_way", "Results sent and not acknowledged by the region.", {}, status.in_flight
-        yield "hedgerow_outbox_failing", "Whether nothing can be stored.", {}, status.failure is not None
-        yield "hedgerow_outbox_bad_acks", "Acknowledgements that could not be read.", {}, self.bad_acks
+        yield "hedgerow_refused_publishes", "QoS 1 messages that the broker refused.", {"link": "outbox"}, refused
+        yield "hedgerow_outbox_entries", "Results and gaps that the region has not acknowledged.", {}, status.entries
+        yield "hedgerow_outbox_bytes", "Bytes of the outbox on disk.", {}, status.used_bytes
+        yield "hedgerow_outbox_max_bytes", "Most bytes of the outbox on disk.", {}, self._limits.max_bytes
+        yield "hedgerow_outbox_under_way", "Results sent and not yet acknowledged by the region.", {}, status.in_flight
+        yield "hedgerow_outbox_failing", "Whether the outbox cannot store results.", {}, status.failure is not None
+        yield "hedgerow_outbox_bad_acks", "Unreadable acknowledgements.", {}, self.bad_acks
         for reason, count in status.lost.items():
             yield "hedgerow_outbox_lost", "Durable results given up, by reason.", {"reason": reason}, count
 
-    def _take(self, messages: list[Message]) -> None:
-        assert self._outbox is not None and self._client is not None  # noqa: S101, PT018 - the link comes after both
+    def _receive(self, messages: list[Message]) -> None:
+        assert self._outbox is not None and self._client is not None  # noqa: S101, PT018 - set before the link opens
         for message in messages:
             try:
                 self._outbox.acknowledge(Ack.decode(message.payload))

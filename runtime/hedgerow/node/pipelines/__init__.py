@@ -1,1 +1,1 @@
-"""A node's pipelines, and the configuration that they run by."""
+"""The node's pipelines and their configuration."""

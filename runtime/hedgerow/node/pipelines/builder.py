@@ -16,11 +16,11 @@ from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 
 
 class PipelineBuilder:
-    """Sets stages up and loads models. Its methods block: call them in a thread.
+    """Sets up stages and loads models. Its methods block: call them in a thread.
 
     Args:
-        base_dir: folder that relative paths start at.
-        cores: cores the node owns.
+        base_dir: folder for relative paths.
+        cores: number of cores the node owns.
         pool: the node's models.
         announcer: publishes the pipelines' events.
     """
@@ -35,7 +35,7 @@ class PipelineBuilder:
         """Build a pipeline.
 
         Raises:
-            ModelNotAssigned: the region has not said yet which version of a model it uses.
+            ModelNotAssigned: the region has not yet chosen the version of one of its models.
             HedgerowError: a stage or a model is missing or broken.
         """
         if config.pipelines[name].workers:
@@ -45,7 +45,7 @@ class PipelineBuilder:
     def build_workers(
         self, config: NodeConfig, name: str, warm_up: Mapping[str, Iterable[int]] = MappingProxyType({})
     ) -> WorkerPipeline:
-        """Build a pipeline with workers, which run the versions that models are assigned now.
+        """Build a pipeline with workers, which run the currently assigned model versions.
 
         Args:
             warm_up: batch sizes to run before the first frame, by model.
@@ -55,5 +55,5 @@ class PipelineBuilder:
         return WorkerPipeline(config, name, self._base_dir, self._cores, events, self.versions(), warm_up)
 
     def versions(self) -> dict[str, ModelVersion]:
-        """The versions that models are assigned, by model."""
+        """Return the assigned versions by model."""
         return self._pool.assigned()

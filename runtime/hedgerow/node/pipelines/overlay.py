@@ -1,4 +1,4 @@
-"""A node's configuration with what a region changes about its pipelines. Pure."""
+"""Overlays: a region's changes to a node's pipelines, merged into its configuration. Pure."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from hedgerow.configfile import explain, merge
 from hedgerow.errors import HedgerowError
 
 Overlay: TypeAlias = Mapping[str, Mapping[str, Any] | None]
-"""By pipeline: what differs from the node's file; None: the pipeline does not run."""
+"""Changes to the node's file by pipeline; None: do not run the pipeline."""
 
 
 class OverlayError(HedgerowError):
-    """An overlay makes an invalid pipeline."""
+    """An overlay results in an invalid pipeline."""
 
     code = "bad-pipeline"
 
 
 def overlaid(config: NodeConfig, overlay: Overlay) -> NodeConfig:
-    """A configuration with an overlay: mappings are merged, anything else is replaced, null removes.
+    """Return a configuration with an overlay applied: mappings are merged, null removes a key, other values replace.
 
     Args:
-        config: as the node's file says.
-        overlay: what differs from it.
-    Raises: OverlayError: the result is not a valid pipeline; the message says where and why.
+        config: the node's file.
+        overlay: the changes.
+    Raises: OverlayError: a resulting pipeline is invalid.
     """
     pipelines = dict(config.pipelines)
     for name, changes in overlay.items():

@@ -1,7 +1,7 @@
-"""The pipelines of a node: built, started, replaced by a reload, drained.
+"""Builds, starts, reloads and drains the node's pipelines.
 
-config ──▶ built pipelines (stages set up, models loaded) ──▶ runners (links of their own) ──▶ drained and closed
-                  ▲ reload: built beside the running ones, swapped in, the old ones drained
+config ──▶ built pipelines (stages set up, models loaded) ──▶ runners (with their own links) ──▶ drained and closed
+                  ▲ reload: built while the old ones run, swapped in, the old ones drained
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ log = structlog.get_logger(__name__)
 
 
 class Pipelines:
-    """Runs what a configuration's `pipelines:` say. A pipeline that cannot run leaves the others running.
+    """Runs the configured pipelines. A pipeline that fails does not affect the others.
 
     Args:
-        config: the configuration to begin with.
+        config: the initial configuration.
         builder: builds the pipelines.
         announcer: publishes their events.
-        outbox: takes durable results.
+        outbox: stores durable results.
     Attributes:
-        config: the configuration in force.
-        runners: the pipelines that run, by name.
-        failures: why others do not, by name.
-        waiting: why others do not yet, by name: a model of theirs is to come from the region.
-        reloading: held while pipelines are built that replace running ones.
-        committing: held while runners come and go.
+        config: the current configuration.
+        runners: running pipelines by name.
+        failures: errors of failed pipelines by name.
+        waiting: reasons of pipelines that wait for the region to choose a model version, by name.
+        reloading: lock held while replacements for running pipelines are built.
+        committing: lock held while runners are added or removed.
         closing: the node is stopping, so nothing new may start.
     """
 
@@ -56,23 +56,23 @@ class Pipelines:
         self._announcer = announcer
         self._outbox = outbox
         self._loop = asyncio.get_running_loop()
-        self._late: set[asyncio.Task[None]] = set()
+        self._pending_starts: set[asyncio.Task[None]] = set()
 
     def loading(self) -> dict[str, HedgerowError | None]:
-        """Pipelines that neither run nor have failed yet; and the model that each waits for, if it waits for one."""
+        """Return pipelines that neither run nor have failed, with the reason if one waits for a model version."""
         names = sorted(self.config.pipelines.keys() - self.runners.keys() - self.failures.keys())
         return {name: self.waiting.get(name) for name in names}
 
     def states(self) -> dict[str, str]:
-        """The state of every pipeline."""
+        """Return the state of every pipeline."""
         states = {name: str(runner.state) for name, runner in self.runners.items()}
         return states | dict.fromkeys(self.failures, "failed") | dict.fromkeys(self.loading(), "loading")
 
     async def start(self, config: NodeConfig) -> None:
-        """Build and start all pipelines, and send what an earlier run could not."""
+        """Build and start all pipelines, and resume sending an earlier run's durable results."""
         self.config = config
-        if self._outbox.left_over:
-            with suppress(HedgerowError):  # a pipeline that needs it says why not
+        if self._outbox.exists:
+            with suppress(HedgerowError):  # a pipeline that needs it reports the error
                 await self._outbox.open()
         built_pipelines = await self._build(config, config.pipelines, self.failures)
         async with self.committing:
@@ -80,37 +80,37 @@ class Pipelines:
                 await self._start(built)
 
     async def wait_connected(self, timeout_s: float) -> None:
-        """Wait until the pipelines' links are up, or the time is over."""
+        """Wait until the pipelines' links are up, at most this long."""
         waits = (runner.wait_connected(timeout_s) for runner in self.runners.values() if runner.state == "running")
         await asyncio.gather(*waits, return_exceptions=True)
 
     async def renew_links(self) -> None:
-        """Reconnect all pipelines, one after the other, with the certificate files as they are now."""
+        """Reconnect all pipelines, one after the other, with the current certificate files."""
         for runner in list(self.runners.values()):
             await runner.renew_links()
 
     async def drain(self) -> None:
-        """Finish what is in flight, within the configured limit; nothing is started any more."""
+        """Finish frames in flight, for at most `drain_s`; start nothing new."""
         self.closing = True
         async with self.committing:
-            limit = self.config.node.drain_s
-            await asyncio.gather(*(runner.stop(limit) for runner in self.runners.values()))
+            drain_s = self.config.node.drain_s
+            await asyncio.gather(*(runner.stop(drain_s) for runner in self.runners.values()))
 
     def close(self) -> None:
-        """Start nothing any more."""
-        for task in list(self._late):
+        """Cancel pending starts."""
+        for task in list(self._pending_starts):
             task.cancel()
 
     def model_assigned(self, model: str) -> None:
-        """(any thread) A model has been assigned a version: start the pipelines that wait for it."""
+        """(any thread) Start the pipelines that wait for a version of this model."""
         with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._start_late)
+            self._loop.call_soon_threadsafe(self._schedule_start)
 
-    def _start_late(self) -> None:
+    def _schedule_start(self) -> None:
         if self.waiting and not self.closing:
             task = self._loop.create_task(self._start_waiting())
-            self._late.add(task)
-            task.add_done_callback(self._late.discard)
+            self._pending_starts.add(task)
+            task.add_done_callback(self._pending_starts.discard)
 
     async def _start_waiting(self) -> None:
         async with self.reloading:
@@ -124,22 +124,22 @@ class Pipelines:
                         await self._start(built)
 
     async def reload(self, config: NodeConfig) -> dict[str, list[str]]:
-        """Put a new configuration into force; if any part of it is bad, nothing changes.
+        """Apply a new configuration; if any part of it is invalid, nothing changes.
 
-        Returns: names of pipelines added, changed, removed and kept.
-        Raises: HedgerowError: why it cannot be used; the old configuration stays in force.
+        Returns: names of pipelines `added`, `changed`, `removed` and `kept`.
+        Raises: HedgerowError: it is invalid.
         """
         async with self.reloading:
-            fresh = [name for name in config.pipelines if self._is_fresh(config, name)]
+            changed = [name for name in config.pipelines if self._is_changed(config, name)]
             failures: dict[str, HedgerowError] = {}
-            built_pipelines = await self._build(config, fresh, failures)
+            built_pipelines = await self._build(config, changed, failures)
             try:
                 if failures:
                     name, error = next(iter(failures.items()))
                     raise CommandError(
                         f"Pipeline {name}: {error}",
                         code=error.code,
-                        remedy=f"{error.remedy} The old configuration runs on.",
+                        remedy=f"{error.remedy} The node keeps its old configuration.",
                     ) from error
                 async with self.committing:
                     return await self._commit(config, built_pipelines)
@@ -148,15 +148,15 @@ class Pipelines:
                     built.retire()
                 raise
 
-    def _is_fresh(self, config: NodeConfig, name: str) -> bool:
+    def _is_changed(self, config: NodeConfig, name: str) -> bool:
         if name not in self.runners:
             return True
         return pipeline_digest(config, name) != pipeline_digest(self.config, name)
 
     async def _commit(self, config: NodeConfig, built_pipelines: Mapping[str, BuiltPipeline]) -> dict[str, list[str]]:
-        """Put built pipelines into force. Raises: HedgerowError: they cannot be; nothing has changed."""
-        if self.closing:  # nobody would drain what is started now
-            raise CommandError("The node is stopping", code="stopping", remedy="Start it with the new file.")
+        """Start built pipelines in place of the old ones. Raises: HedgerowError: nothing has changed."""
+        if self.closing:  # what starts now would not be drained
+            raise CommandError("The node is stopping", code="stopping", remedy="Restart it with the new configuration.")
         await self._subscribe_for(built_pipelines)
         outcome = {
             "added": [name for name in built_pipelines if name not in self.runners],
@@ -174,7 +174,7 @@ class Pipelines:
         return outcome
 
     async def _subscribe_for(self, built_pipelines: Mapping[str, BuiltPipeline]) -> None:
-        """Subscribe for all that are to be swapped in, or for none.
+        """Add the subscriptions of all pipelines to be swapped, or none.
 
         Raises: BusError: the broker refuses one.
         """
@@ -192,13 +192,13 @@ class Pipelines:
             raise
 
     async def replace(self, name: str, built: BuiltPipeline) -> None:
-        """Let a built pipeline take the place of the running one, if there is one. To be called with `committing` held."""
+        """Replace the running pipeline, or start a new one. The caller holds `committing`."""
         runner = self.runners.get(name)
         if runner is None:
             await self._start(built)
         elif runner.can_swap(built):
             await runner.swap(built)
-        else:  # it needs another link; the session at the broker bridges the gap
+        else:  # it needs a new link; meanwhile its session at the broker queues messages
             paused = runner.state == "paused"
             await runner.stop(self.config.node.drain_s)
             await self._start(built, runner.tally, paused=paused)
@@ -206,7 +206,7 @@ class Pipelines:
     async def _build(
         self, config: NodeConfig, names: Iterable[str], failures: dict[str, HedgerowError]
     ) -> dict[str, BuiltPipeline]:
-        """Build pipelines in a worker thread, so that frames, pings and commands go on meanwhile."""
+        """Build pipelines in a thread, so that frames and commands are not delayed."""
         built_pipelines: dict[str, BuiltPipeline] = {}
         for name in names:
             try:
@@ -218,7 +218,7 @@ class Pipelines:
             except HedgerowError as error:
                 failures[name] = error
                 self._report_failure(name, error)
-            except Exception as error:  # a fault in a library must not take the other pipelines with it
+            except Exception as error:  # an unexpected error, e.g. in a library, must not affect the other pipelines
                 log.exception("pipeline-failed", pipeline=name)
                 failures[name] = internal(error)
                 self._report_failure(name, failures[name])

@@ -1,7 +1,7 @@
-"""The pipelines of a node that run in worker processes, as seen by a swap of their model's version.
+"""Swaps model versions of pipelines that run in worker processes.
 
-Workers run the versions that they were started with. So another version means other workers, which are started beside the
-running ones and take their place between two lists of frames.
+Workers only run the versions they were started with. So a swap starts new workers while the old ones run, and replaces
+them between two lists of frames.
 """
 
 from __future__ import annotations
@@ -19,60 +19,60 @@ from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 
 
 class WorkerPipelines:
-    """Observes models in workers, and replaces the workers of a model that has got another version.
+    """Observes models in workers, and replaces the workers of a model whose version changes.
 
     Args:
         pipelines: all pipelines of the node.
-        builder: builds those that take the place of others.
+        builder: builds the replacements.
     """
 
     def __init__(self, pipelines: Pipelines, builder: PipelineBuilder) -> None:
         self._pipelines = pipelines
         self._builder = builder
         self._observed: str | None = None
-        self._before: dict[str, Observations] = {}
+        self._previous: dict[str, Observations] = {}
 
     def models(self) -> list[ServedModel]:
-        """The models that run in workers."""
+        """Return the models that run in workers."""
         return [info for _, built in self._using() for info in built.models()]
 
     def config_of(self, model: str) -> ModelConfig | None:
-        """The configuration of a model that workers run; None: none does."""
+        """Return a model's configuration; None if no worker runs it."""
         return self._pipelines.config.models[model] if any(self._using(model)) else None
 
     def processes(self, model: str) -> int:
-        """How many worker processes have loaded a model."""
+        """Return how many worker processes run a model."""
         return sum(built.lanes for _, built in self._using(model))
 
     def observe(self, model: str | None) -> None:
-        """Observe a model from now on, until another one is observed; None: observe none."""
+        """Observe a model, instead of the one observed before; None: observe none."""
         self._observed = model
-        self._before.clear()
+        self._previous.clear()
         for _, built in self._using():
             built.watch(None)
         for _, built in self._using(model):
             built.watch(model)
 
     def observations(self) -> list[tuple[Observations, Observations]]:
-        """What was seen of the observed model in each pipeline that has changed its version: before, and since."""
+        """Return (previous version's, new version's) observations of each pipeline that changed to the new version."""
         pairs = []
         for pipeline, built in self._using(self._observed):
-            if (before := self._before.get(pipeline)) is not None:
-                built.watch(self._observed)  # a reload may have replaced it
+            if (before := self._previous.get(pipeline)) is not None:
+                built.watch(self._observed)  # a reload may have replaced the pipeline
                 pairs.append((before, built.conduct()))
         return pairs
 
     async def activate(self, model: str) -> int:
-        """Run the version that a model is assigned now, in new workers; those that run it already stay.
+        """Start new workers for the model's assigned version; workers that already run it stay.
 
-        Cancelling it leaves none of the new workers behind, or all of them in place.
+        If cancelled, either all new workers are in place, or none are left behind.
 
-        Returns: how many pipelines have been given new workers.
-        Raises: HedgerowError: new workers cannot be started; all go on as they were.
+        Returns: number of pipelines with new workers.
+        Raises: HedgerowError: new workers cannot be started; the old ones keep running.
         """
         async with self._pipelines.reloading:
-            wanted = self._builder.versions().get(model)
-            old = {pipeline: built for pipeline, built in self._using(model) if built.versions.get(model) != wanted}
+            assigned = self._builder.versions().get(model)
+            old = {pipeline: built for pipeline, built in self._using(model) if built.versions.get(model) != assigned}
             fresh: dict[str, WorkerPipeline] = {}
             try:
                 for pipeline, built in old.items():
@@ -83,7 +83,7 @@ class WorkerPipelines:
                         return 0
                     for pipeline in list(fresh):
                         built = fresh.pop(pipeline)
-                        self._before[pipeline] = old[pipeline].conduct()
+                        self._previous[pipeline] = old[pipeline].conduct()
                         built.watch(self._observed)
                         await self._pipelines.replace(pipeline, built)
             finally:
@@ -92,11 +92,11 @@ class WorkerPipelines:
             return len(old)
 
     async def _start_workers(self, pipeline: str, model: str, before: Observations) -> WorkerPipeline:
-        """Start workers in a thread; if this is cancelled, they are ended when they are ready.
+        """Start workers in a thread; if cancelled, stop them once they have started.
 
         Args:
-            model: the one that has another version.
-            before: what was seen of the version before: the new one is warmed up with batches of the same sizes.
+            model: the model whose version changes.
+            before: observations of the previous version: the new one is warmed up with the same batch sizes.
         """
         build = partial(self._builder.build_workers, self._pipelines.config, pipeline, {model: before.recent_s.keys()})
         starting = asyncio.ensure_future(asyncio.to_thread(build))
@@ -107,7 +107,7 @@ class WorkerPipelines:
             raise
 
     def _using(self, model: str | None = None) -> Iterator[tuple[str, WorkerPipeline]]:
-        """Running pipelines with workers, by name; those that use a model, if one is named."""
+        """Yield running pipelines with workers, by name; only those that use the model, if given."""
         for pipeline, runner in self._pipelines.runners.items():
             built = runner.built
             if isinstance(built, WorkerPipeline) and (model is None or model in {info.name for info in built.models()}):
@@ -115,6 +115,6 @@ class WorkerPipelines:
 
 
 def _retire(starting: asyncio.Future[WorkerPipeline]) -> None:
-    """End workers that nobody waits for any more."""
+    """Stop workers whose start was cancelled."""
     if not starting.cancelled() and starting.exception() is None:
         starting.result().retire()

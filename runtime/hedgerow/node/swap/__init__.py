@@ -1,1 +1,1 @@
-"""Swaps: how a model's versions follow each other while frames flow."""
+"""Swaps a model's version while frames flow."""

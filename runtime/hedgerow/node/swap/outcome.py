@@ -1,4 +1,4 @@
-"""What a swap reports: each step on its way, and how it ended."""
+"""Reports of a swap: its steps and its outcome."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from hedgerow.errors import ModelError
 
 OnStep = Callable[[str, float | None], None]
-"""Told of each step and its progress, 0..1 or None if it is unknown."""
+"""Called with each step and its progress: 0..1, or None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwapOutcome:
-    """How a swap ended.
+    """Outcome of a swap.
 
     Attributes:
-        kept: whether the new version serves from now on.
-        code: why not, kebab-case; empty if it does.
-        reason: the same as a sentence.
+        kept: whether the new version was kept.
+        code: why not, in kebab-case; empty if it was kept.
+        reason: why not, as a sentence.
         remedy: what to do about it.
-        served: whether it gave live results before it was rolled back.
-        measures: what was measured: in the last step, and `gap_s`, seconds in which nothing served.
+        served: whether the new version served live frames.
+        measures: measures of the last step, and `gap_s`: seconds in which no version served.
     """
 
     kept: bool
@@ -34,7 +34,7 @@ class SwapOutcome:
 
 
 class SwapRefused(ModelError):
-    """A version may not go on to the next step of its swap."""
+    """A version did not pass a step of its swap."""
 
     def __init__(self, code: str, message: str, remedy: str) -> None:
         super().__init__(message, remedy=remedy)

@@ -1,14 +1,14 @@
-"""Swaps: a model gets another version while frames flow, and goes back to the one before by itself.
+"""Swaps a model's version while frames flow, and rolls back automatically.
 
     load ─▶ golden ─▶ shadow ─▶ split ─▶ switch ─▶ probation ─▶ kept
-      └────────┴─────────┴────────┴────────┴──────────┴──▶ rolled back: the version before serves (on)
+      └────────┴─────────┴────────┴────────┴──────────┴──▶ rolled back: the previous version serves
 
 Rules:
-- One at a time. However a swap ends, cancelled at any point too, one verified version serves afterwards.
-- The version before stays loaded until the new one is kept.
-- A step that may bring the process down is recorded on disk first (`models/monitor/quarantine.py`).
-- Pipelines with workers get new workers at the switch, and are observed there on probation. They have no shadow and no
-  split.
+- One swap at a time. However a swap ends, even if cancelled, exactly one verified version serves afterwards.
+- The previous version stays loaded until the new one is kept.
+- A step that may crash the process is recorded on disk first (`models/monitor/quarantine.py`).
+- Pipelines with workers get new workers at the switch, and are observed there during `probation`. They have no shadow and
+  no split.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Swaps:
     """Swaps the versions of a node's models.
 
     Args:
-        pool: the models in this process.
-        workers: the models in worker processes.
-        quarantine: keeps on disk which versions are in quarantine, and which are being tried.
-        on_event: told what operators should know.
+        pool: models in this process.
+        workers: models in worker processes.
+        quarantine: records on disk which versions are in quarantine, and which are being swapped.
+        on_event: called with each event's kind and detail.
     """
 
     def __init__(
@@ -61,30 +61,30 @@ class Swaps:
         self._workers = workers
         self._quarantine = quarantine
         self._on_event = on_event
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._stages: dict[str, Literal["split", "probation"]] = {}
         self._previous: dict[str, ModelVersion | None] = {}
         for each in quarantine.newly_quarantined:
             on_event("model-quarantined", each.model_dump(exclude_none=True))
 
     async def swap_to(self, candidate: ModelVersion, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
-        """Swap to a version that is on this node's disk, verified.
+        """Swap to an installed and verified version.
 
-        Cancelling it leaves, or restores, the version that served before.
+        If cancelled, the previous version keeps serving, or serves again.
 
-        Returns: whether it was kept, and why not.
+        Returns: whether the version was kept, and why not.
         """
-        async with self._turn:
+        async with self._lock:
             return await self._swap(candidate.name, candidate, policy, on_step)
 
     async def swap_to_file(self, name: str, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
-        """Swap to the file that the node's own configuration names: the region no longer names a version.
+        """Swap to the file in the node's own configuration, since the region no longer names a version.
 
-        Cancelling it leaves, or restores, the version that served before.
+        If cancelled, the previous version keeps serving, or serves again.
 
         Returns: whether the file was kept, and why not.
         """
-        async with self._turn:
+        async with self._lock:
             if name not in self._pool.assigned():
                 return SwapOutcome(kept=True)
             configs = [slot.config for slot in self._pool.slots(name)]
@@ -94,8 +94,8 @@ class Swaps:
                 return SwapOutcome(
                     False,
                     "no-own-file",
-                    f"Model {name} has no file of this node's own; what served goes on",
-                    "Give it a `path:` to a file in the node's configuration, or let the region name a version.",
+                    f"Model {name} has no file in the node's configuration; its version keeps serving",
+                    "Set its `path:` in the node's configuration to a file, or name a version in the rollout.",
                 )
             if not configs:
                 self._pool.assign(name, None)
@@ -103,31 +103,31 @@ class Swaps:
             return await self._swap(name, None, policy, on_step)
 
     def restore(self, name: str, candidate: ModelVersion) -> None:
-        """Serve a version that was kept in an earlier run; to be called before pipelines are built."""
+        """Serve a version kept in an earlier run. Call it before pipelines are built."""
         self._pool.assign(name, candidate)
 
     def serving(self) -> dict[str, ReportedModel]:
-        """The versions that serve, by the model's name in the configuration: as results name them, not as desired."""
+        """Return the serving versions by the model's name in the configuration, even before their pipelines run."""
         infos = [*(slot.info() for slot in self._pool.slots()), *self._workers.models()]
         return {info.name: self._reported(info) for info in infos}
 
     def previous(self, name: str) -> ModelVersion | None:
-        """The version that served before the present one, if it came from a bundle."""
+        """Return the version that served before the current one, if it came from a bundle."""
         return self._previous.get(name)
 
     def quarantined(self) -> list[Quarantined]:
-        """Versions that this node does not try again."""
+        """Return the versions in quarantine."""
         return self._quarantine.quarantined()
 
     async def release(self, digest: str) -> None:
-        """Release a version from quarantine. Raises: CommandError: a swap is under way."""
-        if self._turn.locked():
+        """Release a version from quarantine. Raises: CommandError: a swap is in progress."""
+        if self._lock.locked():
             raise CommandError(
-                "A version of a model is on trial just now",
+                "A model version is being swapped",
                 code="busy",
-                remedy="Ask again when it is kept or rolled back.",
+                remedy="Retry when it is kept or rolled back.",
             )
-        async with self._turn:
+        async with self._lock:
             await asyncio.to_thread(self._quarantine.release, digest)
 
     def _reported(self, info: ServedModel) -> ReportedModel:
@@ -138,18 +138,18 @@ class Swaps:
     async def _swap(
         self, name: str, candidate: ModelVersion | None, policy: SwapPolicy, on_step: OnStep
     ) -> SwapOutcome:
-        what = str(candidate.ref) if candidate is not None else f"the file of {name}"
+        version = str(candidate.ref) if candidate is not None else f"the file of {name}"
         steps = SwapSteps(self._pool, name, candidate, policy, self._workers.config_of(name))
         crashed = ""
         try:
-            await self._take_all(steps, policy, on_step)
+            await self._take_steps(steps, policy, on_step)
         except SwapRefused as refusal:
             await self._roll_back(steps)
             crashed = str(refusal) if refusal.code == CRASHED else ""
-            return self._refused(name, what, steps, refusal)
+            return self._refused(name, version, steps, refusal)
         except HedgerowError as error:
             await self._roll_back(steps)
-            return self._refused(name, what, steps, SwapRefused(error.code, str(error), error.remedy))
+            return self._refused(name, version, steps, SwapRefused(error.code, str(error), error.remedy))
         except BaseException:
             await self._roll_back(steps)
             raise
@@ -157,23 +157,25 @@ class Swaps:
             self._stages.pop(name, None)
             self._workers.observe(None)
             if candidate is not None:
-                held = await _in_thread(
+                record = await _in_thread(
                     partial(self._quarantine.end_trial, candidate, passed=steps.kept, crashed=crashed)
                 )
-                if held is not None:
-                    self._on_event("model-quarantined", held.model_dump(exclude_none=True))
-        self._on_event("model-kept", {"model": name, "version": what, "measures": steps.measures})
+                if record is not None:
+                    self._on_event("model-quarantined", record.model_dump(exclude_none=True))
+        self._on_event("model-kept", {"model": name, "version": version, "measures": steps.measures})
         return SwapOutcome(kept=True, served=True, measures=steps.measures)
 
-    async def _take_all(self, steps: SwapSteps, policy: SwapPolicy, on_step: OnStep) -> None:
+    async def _take_steps(self, steps: SwapSteps, policy: SwapPolicy, on_step: OnStep) -> None:
         """Take every step of a swap, up to keeping the version.
 
-        Raises: SwapRefused, HedgerowError: one of them has not passed.
+        Raises: SwapRefused, HedgerowError: a step failed.
         """
         candidate, name = steps.candidate, steps.name
-        if candidate is not None and (held := self._quarantine.find(candidate.ref.digest)) is not None:
+        if candidate is not None and (record := self._quarantine.find(candidate.ref.digest)) is not None:
             raise SwapRefused(
-                "quarantined", f"It is in quarantine: {held.reason}", "Build another version, or release it."
+                "quarantined",
+                f"It is in quarantine: {record.reason}",
+                "Build another version, or release it with `hedgerow command`.",
             )
         steps.check_memory(self._workers.processes(name))
         self._workers.observe(name)
@@ -184,40 +186,40 @@ class Swaps:
         if policy.shadow_s and steps.start_shadow():
             await self._observe(steps, "shadow", policy.shadow_s, on_step)
             await _in_thread(steps.stop_shadow)
-        await self._run(candidate, "switch", lambda: None)  # from here on it meets live frames
+        await self._run(candidate, "switch", lambda: None)  # from here on it serves live frames
         if policy.split_percent and policy.split_s and steps.start_split():
             self._stages[name] = "split"
             await self._observe(steps, "split", policy.split_s, on_step)
         on_step("switch", None)
-        before = self._pool.assigned().get(name)
+        previous = self._pool.assigned().get(name)
         steps.promote()
         self._stages[name] = "probation"
         if await self._workers.activate(name):
             steps.served = True
         if steps.served:
             await self._observe(steps, "probation", policy.probation_s, on_step)
-        self._previous[name] = before
+        self._previous[name] = previous
         await _in_thread(steps.keep)
 
     async def _observe(self, steps: SwapSteps, step: str, period_s: float, on_step: OnStep) -> None:
-        """Observe a version until it may take the next step.
+        """Observe a version until it passes a step.
 
-        Raises: SwapRefused: it may not.
+        Raises: SwapRefused: it does not pass.
         """
-        began = time.monotonic()
+        started = time.monotonic()
         while True:
-            elapsed_s = time.monotonic() - began
+            elapsed_s = time.monotonic() - started
             on_step(step, min(1.0, elapsed_s / period_s) if period_s else 1.0)
             observations = self._workers.observations()
             verdict = await _in_thread(partial(steps.judge, step, elapsed_s, period_s, observations))
             if verdict.action == "keep":
                 return
             if verdict.action == "roll-back":
-                raise SwapRefused(verdict.code, verdict.reason, "Look at its measures, and fix the model.")
+                raise SwapRefused(verdict.code, verdict.reason, "Check its measures in the event, and fix the model.")
             await asyncio.sleep(min(_JUDGE_EVERY_S, max(0.01, period_s - elapsed_s)))
 
     async def _run(self, candidate: ModelVersion | None, step: str, work: Callable[[], None]) -> None:
-        """Run a step in a thread; since it may bring the process down, it is recorded on disk first."""
+        """Run a step in a thread. It may crash the process, so it is recorded on disk first."""
 
         def recorded() -> None:
             if candidate is not None:
@@ -227,7 +229,7 @@ class Swaps:
         await _in_thread(recorded)
 
     async def _roll_back(self, steps: SwapSteps) -> None:
-        """Let the version before serve, and free the new one."""
+        """Let the previous version serve, and free the new one."""
         try:
             await self._restore(steps.name, asyncio.to_thread(steps.roll_back))
         finally:
@@ -238,14 +240,14 @@ class Swaps:
         try:
             return await _uncancellable(work)
         except HedgerowError as error:
-            detail = {"model": name, "version": "the one before", "error": str(error)}
+            detail = {"model": name, "version": "the previous one", "error": str(error)}
             log.error("model-not-restored", **detail, remedy=error.remedy)
             self._on_event("model-not-restored", detail)
             return None
 
-    def _refused(self, name: str, what: str, steps: SwapSteps, refusal: SwapRefused) -> SwapOutcome:
+    def _refused(self, name: str, version: str, steps: SwapSteps, refusal: SwapRefused) -> SwapOutcome:
         kind = "model-rolled-back" if steps.served else "model-refused"
-        detail = {"model": name, "version": what, "code": refusal.code, "reason": str(refusal)}
+        detail = {"model": name, "version": version, "code": refusal.code, "reason": str(refusal)}
         log.warning(kind, **detail, remedy=refusal.remedy)
         self._on_event(kind, {**detail, "measures": steps.measures})
         return SwapOutcome(
@@ -254,12 +256,12 @@ class Swaps:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """Run something in a thread, to its end: native code cannot be stopped half-way, nor may what comes next overtake it."""
+    """Run a function in a thread, to its end: native code cannot be interrupted, nor may it overlap the next step."""
     return await _uncancellable(asyncio.to_thread(work))
 
 
 async def _uncancellable(work: Awaitable[T]) -> T:
-    """Wait until something is done, even if this is cancelled meanwhile; only then be cancelled."""
+    """Await something to its end; if cancelled meanwhile, raise CancelledError only then."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -268,7 +270,7 @@ async def _uncancellable(work: Awaitable[T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        with suppress(Exception):  # nobody waits for its outcome any more, and the caller rolls back
+        with suppress(Exception):  # the caller is cancelled and rolls back, whatever the result
             task.result()
         raise cancelled
     return task.result()

@@ -1,4 +1,4 @@
-"""What a node answers to each command."""
+"""Handlers of the node's commands."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 
 from hedgerow import __version__, backends
 from hedgerow.errors import BackendMissing, CommandError
-from hedgerow.node.commands import Handler, argument, only
+from hedgerow.node.commands import Handler, accept_only, choice
 from hedgerow.node.control import NodeControl
-from hedgerow.node.health import serving
+from hedgerow.node.health import running_models
 from hedgerow.pipeline.runner import PipelineRunner
 from hedgerow.wire import messages as wire
 
 LARGEST_SNAPSHOT = 8 << 20
-"""Bytes of a frame that a `snapshot` reply may carry."""
+"""Most bytes of a frame in a `snapshot` reply."""
 
 
-class Answers:
-    """The commands of a node: each takes the command's arguments and returns the value of the reply.
+class CommandHandlers:
+    """One method per command: takes the command's arguments, returns the reply's value.
 
     Args:
-        node: the node that they are about.
+        node: the node to command.
     """
 
     def __init__(self, node: NodeControl) -> None:
         self._node = node
 
     def handlers(self) -> dict[str, Handler]:
-        """Every command, by name."""
+        """Return all handlers by command name."""
         return {
             "ping": self.ping,
             "health": self.health,
@@ -47,13 +47,13 @@ class Answers:
         }
 
     async def ping(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Reply at once."""
-        only(args)
+        """Reply immediately."""
+        accept_only(args)
         return {"at": time.time(), "session": self._node.session}
 
     async def info(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Versions, devices, models with digests, pipelines."""
-        only(args)
+        """Return versions, devices, models with digests, and pipelines."""
+        accept_only(args)
         node = self._node
         return {
             "hedgerow": __version__,
@@ -61,8 +61,8 @@ class Answers:
             "platform": platform.platform(),
             "cores": node.cores,
             "session": node.session,
-            "backends": await asyncio.to_thread(_backends),  # imports libraries, asks drivers
-            "models": serving(node.runners.values()),
+            "backends": await asyncio.to_thread(_backends),  # imports libraries and queries drivers
+            "models": running_models(node.runners.values()),
             "pipelines": {
                 name: {
                     "state": runner.state,
@@ -78,34 +78,34 @@ class Answers:
         }
 
     async def health(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """The health report of now."""
-        only(args)
+        """Return a current health report."""
+        accept_only(args)
         return self._node.health().model_dump(by_alias=True, exclude_none=True)
 
     async def pause(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Stop taking frames."""
+        """Pause pipelines: they take no more frames."""
         return await self._each(args, PipelineRunner.pause)
 
     async def resume(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Take frames again."""
+        """Resume paused pipelines."""
         return await self._each(args, PipelineRunner.resume)
 
     async def reload(self, args: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Put a new configuration into force."""
-        only(args, "config")
+        """Apply a new configuration."""
+        accept_only(args, "config")
         text = args.get("config")
         if text is not None and not isinstance(text, str):
-            raise CommandError("`config` is not a text", code="bad-argument", remedy="Send the YAML as one string.")
+            raise CommandError("`config` is not a string", code="bad-argument", remedy="Send the YAML as one string.")
         return await self._node.reload(text)
 
     async def snapshot(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """The last frame of a pipeline that gave a result, and that result."""
-        only(args, "pipeline")
-        name = argument(args, "pipeline", self._node.runners)
+        """Return a pipeline's last result and the frame it came from."""
+        accept_only(args, "pipeline")
+        name = choice(args, "pipeline", self._node.runners)
         snapshot = self._node.runners[name].snapshot
         if snapshot is None:
             raise CommandError(
-                f"Pipeline {name} has made no result yet",
+                f"Pipeline {name} has published no result yet",
                 code="no-snapshot",
                 remedy="Wait for a frame, or publish one.",
             )
@@ -125,35 +125,35 @@ class Answers:
         return value
 
     async def release(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Release a version of a model from quarantine, and try again what the region wants."""
-        only(args, "digest")
-        held = {each.digest: each for each in self._node.swaps.quarantined()}
-        digest = argument(args, "digest", held)
+        """Release a model version from quarantine, and retry it if the region desires it."""
+        accept_only(args, "digest")
+        quarantined = {each.digest: each for each in self._node.swaps.quarantined()}
+        digest = choice(args, "digest", quarantined)
         await self._node.release(digest)
-        return held[digest].model_dump(include={"digest", "name", "version", "reason"})
+        return quarantined[digest].model_dump(include={"digest", "name", "version", "reason"})
 
     async def stop(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Drain and stop."""
-        only(args)
+        accept_only(args)
         asyncio.get_running_loop().call_soon(self._node.stop)
         return {"stopping": True, "drain_s": self._node.config.node.drain_s}
 
     async def _each(self, args: Mapping[str, Any], act: Callable[[PipelineRunner], Awaitable[None]]) -> dict[str, Any]:
-        """Act on one pipeline, or, if none is named, on all."""
-        only(args, "pipeline")
+        """Act on the named pipeline, or on all if none is named."""
+        accept_only(args, "pipeline")
         runners = self._node.runners
-        names = [argument(args, "pipeline", runners)] if "pipeline" in args else list(runners)
+        names = [choice(args, "pipeline", runners)] if "pipeline" in args else list(runners)
         for name in names:
-            if runners[name].state == "stopping":  # its successor would not learn of it
+            if runners[name].state == "stopping":  # the pipeline that replaces it would not be affected
                 raise CommandError(
-                    f"Pipeline {name} is being replaced or stopped", code="busy", remedy="Ask again in a moment."
+                    f"Pipeline {name} is being replaced or stopped", code="busy", remedy="Retry in a few seconds."
                 )
             await act(runners[name])
         return {"pipelines": {name: runners[name].state for name in names}}
 
 
 def _backends() -> dict[str, Any]:
-    """Version and devices of every backend that is installed."""
+    """Return version and devices of every installed backend."""
     found: dict[str, Any] = {}
     for backend in backends.backends():
         with suppress(BackendMissing):

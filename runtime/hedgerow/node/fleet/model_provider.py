@@ -1,4 +1,4 @@
-"""Where a node's models come from: verified, fetched once, stored, handed out to serve.
+"""Verifies, fetches and stores the node's model versions.
 
 verify (trust) ─▶ fetch (blobs) ─▶ store ─▶ candidate
 """
@@ -22,13 +22,13 @@ from hedgerow.node.swap.outcome import OnStep
 from hedgerow.wire.fleet import ModelRef
 
 
-class ModelSource:
-    """The versions that this node has, and how it gets more.
+class ModelProvider:
+    """The node's model versions: those in its store, and how to get others.
 
     Args:
-        verifier: says which versions may serve here.
-        fetcher: fetches their content.
-        store: keeps it.
+        verifier: verifies that a version may serve here.
+        fetcher: fetches content.
+        store: stores it.
     """
 
     def __init__(self, verifier: Verifier, fetcher: BlobFetcher, store: BlobStore) -> None:
@@ -38,22 +38,22 @@ class ModelSource:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that the store takes."""
+        """Bytes used by the store."""
         return self._store.used_bytes
 
     @property
     def max_bytes(self) -> int:
-        """Bytes that the store may take."""
+        """Most bytes the store may use."""
         return self._store.max_bytes
 
     async def fetch(self, ref: ModelRef, labels: dict[str, str], on_step: OnStep) -> None:
-        """Verify a version and bring what this node needs of it into the store.
+        """Verify a version, and fetch the files this node needs into the store.
 
         Args:
-            labels: this node's.
+            labels: this node's labels.
         Raises:
-            BusError: the region cannot be reached.
-            HedgerowError: it may not serve here, cannot run here, or finds no room.
+            BusError: the region is unreachable.
+            HedgerowError: it may not serve or cannot run here, or the store is full.
         """
         on_step("verify", None)
         version = await self._verifier.verify(ref, labels)
@@ -63,28 +63,28 @@ class ModelSource:
         await asyncio.to_thread(self._store.install, version.manifest, version.files)
 
     async def verify_again(self, ref: ModelRef, labels: dict[str, str]) -> None:
-        """Verify a version that is in the store once more. Raises: TrustError: it may not serve any more."""
+        """Verify a stored version again. Raises: TrustError: it may no longer serve."""
         await self._verifier.verify_again(ref, labels)
 
     def installed(self) -> dict[str, Path]:
-        """Folders of the bundles that have a complete variant, by digest; reads files."""
+        """Return folders of the bundles with a complete variant, by digest. Blocks: it reads files."""
         folders = {each.digest: each.folder for each in self._store.installed()}
         return {key: folder for key, folder in folders.items() if _complete(_manifest(key, folder), folder)}
 
     def candidate(self, model: str, ref: ModelRef, variant: str | None = None) -> ModelVersion:
-        """A version that is in the store; blocks, since drivers may be asked.
+        """Return a stored version. Blocks: it may query drivers.
 
         Args:
-            model: its name in the node's file.
-            variant: which of its variants; None: the first that can run here.
+            model: the model's name in the node's file.
+            variant: one of its variants; None: the first that can run here.
         Raises: HedgerowError: it is not in the store, or cannot run here.
         """
         folder = self.installed().get(ref.digest)
         if folder is None:
             raise DesiredError(
-                f"{ref} is not in the store any more",
+                f"{ref} is no longer in the store",
                 code="not-installed",
-                remedy="It is fetched again when the region sends a new document.",
+                remedy="The node fetches it again when the region sends a new document.",
             )
         manifest = _manifest(ref.digest, folder)
         if variant is None:
@@ -92,12 +92,14 @@ class ModelSource:
             variant = choose_variant(complete, backends.LocalDevices(), None).name
         return ModelVersion(model, ref, manifest, manifest.variant(variant), folder)
 
-    def undamaged(self, model: str, ref: ModelRef, variant: str | None) -> ModelVersion:
-        """As `candidate`, if its file is what was signed; otherwise the store sets it aside, and it is fetched again.
+    def intact(self, model: str, ref: ModelRef, variant: str | None) -> ModelVersion:
+        """Return a stored version whose model file matches its signed digest.
+
+        A damaged file is set aside, and fetched again later.
 
         Raises:
-            DamagedModel: it is not.
-            HedgerowError: as `candidate`.
+            DamagedModel: it does not match.
+            HedgerowError: see `candidate`.
         """
         candidate = self.candidate(model, ref, variant)
         found = digest(candidate.path)
@@ -107,7 +109,7 @@ class ModelSource:
         return candidate
 
     def protect(self, digests: Collection[str]) -> None:
-        """Keep the store from evicting these bundles, and no others."""
+        """Protect these bundles, and no others, from eviction."""
         self._store.protect(digests)
 
 
@@ -116,5 +118,5 @@ def _manifest(bundle: str, folder: Path) -> Manifest:
 
 
 def _complete(manifest: Manifest, folder: Path) -> tuple[Variant, ...]:
-    """The variants whose files are all there."""
+    """Return the variants whose files all exist."""
     return tuple(v for v in manifest.variants if all((folder / file.path).is_file() for file in v.files))
