@@ -38,17 +38,17 @@ _LONGEST_TOKEN: Final = 64 << 10
 _PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
 
 
-class SourceAway(BusError):
+class OriginUnavailable(BusError):
     """A web server with models cannot be reached, or gives nothing: wait, or look at it."""
 
     code = "source-away"
 
 
-class NotThere(Exception):
+class NotFound(Exception):
     """The server says that it does not have it."""
 
 
-class Web:
+class WebClient:
     """A web server.
 
     Args:
@@ -94,7 +94,7 @@ class Web:
 
         Args:
             url: whole, or what follows the server's own.
-        Raises: SourceAway: there is no answer, it breaks off, or the credentials do not do.
+        Raises: OriginUnavailable: there is no answer, it breaks off, or the credentials do not do.
         """
         url = url if "://" in url else f"{self.base}{url}"
         response: Response | None = None
@@ -106,7 +106,7 @@ class Web:
             if response.status == 401:
                 raise _refused(response, url)
             if urlsplit(response.url or url).scheme not in ("https", ""):
-                raise SourceAway(
+                raise OriginUnavailable(
                     f"{url} leads to {response.url}, which is not HTTPS", remedy="Let that server redirect to HTTPS."
                 )
             yield response
@@ -123,8 +123,8 @@ class Web:
             max_bytes: no more than a piece beyond is read.
             missing: statuses that say that there is nothing.
         Raises:
-            NotThere: there is nothing.
-            SourceAway: it cannot be reached, or breaks off.
+            NotFound: there is nothing.
+            OriginUnavailable: it cannot be reached, or breaks off.
         """
         with self.request("GET", url, headers=_AS_IT_IS) as response:
             _expect(response, url, (200,), missing)
@@ -133,15 +133,15 @@ class Web:
                 left -= len(piece)
                 yield piece
 
-    def bring(self, url: str, size: int, offset: int | None = None) -> bytes:
+    def fetch(self, url: str, size: int, offset: int | None = None) -> bytes:
         """Some bytes; where the connection breaks, it goes on from there.
 
         Args:
             size: how many.
             offset: where they begin in what is there; None: they are all of it.
         Raises:
-            NotThere: the server does not have it.
-            SourceAway: it cannot be reached, breaks off again and again, gives less, or no parts though these were asked for.
+            NotFound: the server does not have it.
+            OriginUnavailable: it cannot be reached, breaks off again and again, gives less, or no parts though these were asked for.
         """
         got = bytearray()
         for _ in range(_BREAKS):
@@ -152,7 +152,7 @@ class Web:
                 with self.request("GET", url, headers=_AS_IT_IS | asked) as response:
                     if part and response.status == 200:
                         if offset:
-                            raise SourceAway(
+                            raise OriginUnavailable(
                                 f"{url} gives the whole where a part was asked for",
                                 remedy="Use a server that knows HTTP ranges.",
                             )
@@ -164,10 +164,10 @@ class Web:
                         if part or response.headers.get("Content-Length") == str(size):
                             response.drain_conn()  # at its end: the connection serves what comes next
                         return bytes(got)
-            except SourceAway as error:
+            except OriginUnavailable as error:
                 if not isinstance(error.__cause__, urllib3.exceptions.ProtocolError | urllib3.exceptions.TimeoutError):
                     raise
-        raise SourceAway(
+        raise OriginUnavailable(
             f"{url} broke off {_BREAKS} times, at last after {len(got):,} of {size:,} bytes",
             remedy="Look at that server, and at what lies between it and here.",
         )
@@ -244,25 +244,25 @@ class Web:
 
 def _expect(response: Response, url: str, statuses: tuple[int, ...], missing: tuple[int, ...] = (404, 410)) -> None:
     if response.status in missing:
-        raise NotThere(url)
+        raise NotFound(url)
     if response.status == 403:
         raise _refused(response, url)
     if response.status not in statuses:
-        raise SourceAway(
+        raise OriginUnavailable(
             f"{url} answers with {response.status} {response.reason or ''}".rstrip(), remedy="Look at that server."
         )
 
 
-def _refused(response: Response, url: str) -> SourceAway:
-    return SourceAway(
+def _refused(response: Response, url: str) -> OriginUnavailable:
+    return OriginUnavailable(
         f"{url} answers with {response.status} {response.reason or ''}".rstrip(),
         remedy="Check the credentials for it (`credentials_file`), and what they may do there.",
     )
 
 
-def _away(url: str, error: urllib3.exceptions.HTTPError) -> SourceAway:
+def _away(url: str, error: urllib3.exceptions.HTTPError) -> OriginUnavailable:
     cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason else error
-    return SourceAway(
+    return OriginUnavailable(
         f"{url} cannot be fetched: {cause}",
         remedy="Check name, network and certificate of that server, or leave it out of `fleet: sources`.",
     )

@@ -108,20 +108,20 @@ class LocalPipeline(BuiltPipeline):
             lineage["clock"] = "doubtful"
         at = time.time()
         snapshot = None
-        for delivery, frame, fate in zip(owners, frames, run.fates, strict=True):
-            if fate.error is not None:
-                settlements.append(self._dead(delivery, frame, fate.error, fate.stage))
-            elif fate.results:
+        for delivery, frame, outcome in zip(owners, frames, run.outcomes, strict=True):
+            if outcome.error is not None:
+                settlements.append(self._dead(delivery, frame, outcome.error, outcome.stage))
+            elif outcome.results:
                 waited_s = delivery.dispatched_at - delivery.message.received_at
                 try:
-                    encoded = encoder.results(fate.results, lineage, waited_s, at)
+                    encoded = encoder.results(outcome.results, lineage, waited_s, at)
                 except FrameError as error:
                     settlements.append(self._dead(delivery, frame, error, "publish"))
                 else:
                     settlements.append(Settlement(delivery, results=encoded))
                     snapshot = (frame, encoded[-1])
             else:
-                settlements.append(Settlement(delivery, dropped=fate.dropped))
+                settlements.append(Settlement(delivery, dropped=outcome.dropped))
         return Completed(settlements, run.timings, Snapshot(*snapshot) if snapshot is not None else None)
 
     def forget(self, stream: str) -> None:

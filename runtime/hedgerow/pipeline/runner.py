@@ -199,7 +199,7 @@ class PipelineRunner:
         )
         return now == then and built.lanes >= len(self._lanes)
 
-    async def subscribe_also(self, built: BuiltPipeline) -> None:
+    async def add_subscriptions(self, built: BuiltPipeline) -> None:
         """Subscribe to what another built pipeline wants beside the present one's filters: the part of a swap that may fail.
 
         Raises: BusError: the broker refuses.
@@ -207,8 +207,8 @@ class PipelineRunner:
         had = _filters(self.built)
         await self._source.subscribe({name: qos for name, qos in _filters(built).items() if had.get(name) != qos})
 
-    async def unsubscribe_others(self, built: BuiltPipeline) -> None:
-        """Take back what `subscribe_also` did for a built pipeline that is not used after all."""
+    async def undo_subscriptions(self, built: BuiltPipeline) -> None:
+        """Take back what `add_subscriptions` did for a built pipeline that is not used after all."""
         await self._source.unsubscribe(_filters(built).keys() - _filters(self.built).keys())
 
     async def swap(self, built: BuiltPipeline) -> None:

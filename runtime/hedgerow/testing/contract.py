@@ -22,7 +22,7 @@ from hedgerow.errors import FrameError
 from hedgerow.frame import Frame
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
-from hedgerow.pipeline.chain.chain import Fate, StageFailed
+from hedgerow.pipeline.chain.chain import FrameOutcome, StageFailed
 
 _TOLERANCE: Final = 1e-3
 """How far numbers may lie apart between a batch and single frames: backends add up in another order."""
@@ -64,12 +64,12 @@ def try_stage(
     *before, stage = stages
     pool = ModelPool(cores=cores())
 
-    def run(entries: Sequence[StageEntry], frames: Sequence[Frame], together: bool) -> list[Fate]:
+    def run(entries: Sequence[StageEntry], frames: Sequence[Frame], together: bool) -> list[FrameOutcome]:
         context = PipelineContext("test", models or {}, base_dir, pool)
         chain = build_chain(entries, context)
         try:
             lists = [list(frames)] if together else [[frame] for frame in frames]
-            return [fate for each in lists for fate in chain.run(each).fates]
+            return [outcome for each in lists for outcome in chain.run(each).outcomes]
         finally:
             chain.close()
             context.release()
@@ -77,16 +77,16 @@ def try_stage(
     holding = PipelineContext("test", models or {}, base_dir, pool)  # so that models stay loaded from trial to trial
     try:
         build_chain(stages, holding)
-        arrived = run(before, samples, True) if before else [Fate(results=[sample]) for sample in samples]
+        arrived = run(before, samples, True) if before else [FrameOutcome(results=[sample]) for sample in samples]
         reached = _out(arrived)
         if not reached:
-            error = next((fate.error for fate in arrived if fate.error is not None), None)
+            error = next((outcome.error for outcome in arrived if outcome.error is not None), None)
             why = f": {error}" if error is not None else ""
             raise FrameError(
                 f"No sample comes as far as {stage.name}{why}", remedy="Give samples that the stages before it take."
             )
 
-        def trial(frames: Sequence[Frame], together: bool = True) -> list[Fate]:
+        def trial(frames: Sequence[Frame], together: bool = True) -> list[FrameOutcome]:
             return run([stage], frames, together)
 
         found = ((name, check(trial, reached) or "") for name, check in _TRIALS.items())
@@ -96,23 +96,23 @@ def try_stage(
         pool.close()
 
 
-_Run = Callable[..., list[Fate]]
+_Run = Callable[..., list[FrameOutcome]]
 
 
-def _out(fates: Sequence[Fate]) -> list[Frame]:
-    return [frame for fate in fates for frame in fate.results]
+def _out(outcomes: Sequence[FrameOutcome]) -> list[Frame]:
+    return [frame for outcome in outcomes for frame in outcome.results]
 
 
 def _passes(run: _Run, samples: Sequence[Frame]) -> str | None:
-    error = next((fate.error for fate in run(samples) if fate.error is not None), None)
+    error = next((outcome.error for outcome in run(samples) if outcome.error is not None), None)
     return None if error is None else f"{error} ({error.code})"
 
 
 def _bad_frames(run: _Run, samples: Sequence[Frame]) -> str | None:
     for frame in _hostile(samples[0]):
-        (fate,) = run([frame])
-        if isinstance(fate.error, StageFailed):
-            return f"{_describe(frame)} made it crash: {fate.error}"
+        (outcome,) = run([frame])
+        if isinstance(outcome.error, StageFailed):
+            return f"{_describe(frame)} made it crash: {outcome.error}"
     return None
 
 
@@ -130,8 +130,8 @@ def _together(run: _Run, samples: Sequence[Frame]) -> str | None:
 
 def _streams(run: _Run, samples: Sequence[Frame]) -> str | None:
     other = [_on_stream(sample, "another stream") for sample in samples]
-    fates = run([frame for pair in zip(samples, other, strict=True) for frame in pair])
-    return _difference(_out(run(samples)), _out(fates[::2])) or _difference(_out(run(other)), _out(fates[1::2]))
+    outcomes = run([frame for pair in zip(samples, other, strict=True) for frame in pair])
+    return _difference(_out(run(samples)), _out(outcomes[::2])) or _difference(_out(run(other)), _out(outcomes[1::2]))
 
 
 def _afresh(run: _Run, samples: Sequence[Frame]) -> str | None:

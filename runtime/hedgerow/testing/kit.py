@@ -128,13 +128,13 @@ def _run(chain: Chain, lists: Iterable[Sequence[Frame]]) -> PipelineRun:
     for batch in lists:
         if not batch:
             continue
-        for fate in chain.run(batch).fates:
-            run.out.extend(fate.results)
-            if fate.error is not None:
-                run.errors.append(fate.error)
-                dead[fate.error.code] += 1
-            elif fate.dropped is not None:
-                dropped[fate.dropped] += 1
+        for outcome in chain.run(batch).outcomes:
+            run.out.extend(outcome.results)
+            if outcome.error is not None:
+                run.errors.append(outcome.error)
+                dead[outcome.error.code] += 1
+            elif outcome.dropped is not None:
+                dropped[outcome.dropped] += 1
     run.dropped, run.dead = dict(dropped), dict(dead)
     return run
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hedgerow import Drop, Frame, FrameError, Stage, StageConfig
 from hedgerow.errors import InferenceError
-from hedgerow.pipeline.chain.chain import ABSORBED, Chain, ChainStep, Fate
+from hedgerow.pipeline.chain.chain import ABSORBED, Chain, ChainStep, FrameOutcome
 
 
 class Make(Stage[StageConfig]):
@@ -68,7 +68,7 @@ def chain(*acts: Callable[[Frame], Any], kind: type[Make] = Make) -> Chain:
     return Chain([ChainStep(f"stage-{number}", kind(act)) for number, act in enumerate(acts)])
 
 
-def say(fate: Fate) -> str:
+def say(fate: FrameOutcome) -> str:
     """A fate in a word; fails if it is not exactly one."""
     said = [
         *([f"results {len(fate.results)}"] if fate.results else []),
@@ -107,7 +107,7 @@ def test_a_frame_has_one_fate_and_its_neighbours_theirs(what: str, kind: type[Ma
     act, expected = OUTCOMES[what]
     mixed = chain(lambda frame: act(frame) if frame.sequence == 1 else frame, kind=kind)
 
-    assert [say(fate) for fate in mixed.run(numbered(3)).fates] == ["results 1", expected, "results 1"]
+    assert [say(fate) for fate in mixed.run(numbered(3)).outcomes] == ["results 1", expected, "results 1"]
 
 
 @given(
@@ -120,8 +120,8 @@ def test_any_mix_of_outcomes_in_any_number_of_stages_conserves_frames(plan: list
 
     run = chain(*(stage(outcomes) for outcomes in plan)).run(numbered(count))
 
-    assert len(run.fates) == count
-    for number, fate in enumerate(run.fates):
+    assert len(run.outcomes) == count
+    for number, fate in enumerate(run.outcomes):
         say(fate)
         assert all(frame.sequence == number for frame in fate.results), "results stay with the frame they came from"
 
@@ -132,7 +132,7 @@ def test_parts_of_a_frame_share_its_fate() -> None:
 
     def both(first: int, second: int) -> str:
         acts = (outcomes[first], outcomes[second])
-        return say(chain(twice, lambda frame: acts[frame.meta["part"]](frame)).run(numbered(1)).fates[0])
+        return say(chain(twice, lambda frame: acts[frame.meta["part"]](frame)).run(numbered(1)).outcomes[0])
 
     assert both(0, 0) == "results 2"
     assert both(0, 1) == both(1, 0) == "results 1"
@@ -152,9 +152,9 @@ def test_a_list_that_fails_as_a_whole_is_given_again_one_at_a_time() -> None:
 
     run = Chain([ChainStep("picky", Picky(StageConfig()))]).run(numbered(4))
 
-    assert [say(fate) for fate in run.fates] == ["results 1", "results 1", "dead stage-failed", "results 1"]
+    assert [say(fate) for fate in run.outcomes] == ["results 1", "results 1", "dead stage-failed", "results 1"]
     assert seen == [4, 1, 1, 1, 1]
-    assert "number 2" in str(run.fates[2].error)
+    assert "number 2" in str(run.outcomes[2].error)
 
 
 @pytest.mark.parametrize("made", [[], None, 5, [Frame()] * 9])
@@ -165,7 +165,7 @@ def test_a_list_of_the_wrong_length_kills_its_frames_and_says_so(made: Any) -> N
 
     run = Chain([ChainStep("miscounting", Miscounting(StageConfig()))]).run(numbered(3))
 
-    assert [say(fate) for fate in run.fates] == ["dead stage-failed"] * 3
+    assert [say(fate) for fate in run.outcomes] == ["dead stage-failed"] * 3
 
 
 def test_a_stage_sees_only_what_the_one_before_let_through() -> None:
@@ -179,7 +179,7 @@ def test_a_stage_sees_only_what_the_one_before_let_through() -> None:
 
     assert seen == [1, 3, 5]
     assert [(name, count) for name, _, count in run.timings] == [("stage-0", 6), ("stage-1", 3)]
-    assert run.fates[0].stage == "stage-0"
+    assert run.outcomes[0].stage == "stage-0"
 
 
 def test_where_several_parts_of_a_frame_are_dropped_the_first_to_go_says_where_and_why() -> None:
@@ -188,16 +188,16 @@ def test_where_several_parts_of_a_frame_are_dropped_the_first_to_go_says_where_a
             twice, lambda frame: Drop("blurred") if frame.meta["part"] == 1 else frame, last, lambda frame: frame
         ).run(numbered(1))  # fmt: skip
 
-        assert (run.fates[0].dropped, run.fates[0].stage) == ("blurred", "stage-1")
+        assert (run.outcomes[0].dropped, run.outcomes[0].stage) == ("blurred", "stage-1")
     lone = chain(lambda frame: frame, lambda _: Drop("dark")).run(numbered(1))
-    assert (lone.fates[0].dropped, lone.fates[0].stage) == ("dark", "stage-1")
+    assert (lone.outcomes[0].dropped, lone.outcomes[0].stage) == ("dark", "stage-1")
 
 
 def test_where_several_parts_of_a_frame_die_the_first_one_says_where_and_of_what() -> None:
     def act(frame: Frame) -> Frame:
         raise FrameError("x", code=f"part-{frame.meta['part']}")
 
-    fate = chain(twice, act).run(numbered(1)).fates[0]
+    fate = chain(twice, act).run(numbered(1)).outcomes[0]
 
     assert (say(fate), fate.stage) == ("dead part-0", "stage-1")
 
@@ -216,7 +216,7 @@ def test_a_stage_is_timed_by_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_names_its_stage_and_what_it_raised() -> None:
-    error = chain(raising(ValueError("bug"))).run(numbered(1)).fates[0].error
+    error = chain(raising(ValueError("bug"))).run(numbered(1)).outcomes[0].error
 
     assert str(error) == "Stage stage-0 raised ValueError: bug"
     assert isinstance(error.__cause__, ValueError)
@@ -239,16 +239,16 @@ def test_a_stage_that_keeps_failing_is_left_alone_for_a_while_and_tried_again() 
         return frame
 
     shaky, events = step(act)
-    fates = [say(fate) for fate in Chain([shaky]).run(numbered(64)).fates]
+    fates = [say(fate) for fate in Chain([shaky]).run(numbered(64)).outcomes]
     assert fates == ["dead stage-failed"] * 64
     assert events == ["circuit-open shaky"]
-    assert [say(fate) for fate in Chain([shaky]).run(numbered(2)).fates] == ["dead circuit-open"] * 2
+    assert [say(fate) for fate in Chain([shaky]).run(numbered(2)).outcomes] == ["dead circuit-open"] * 2
     assert len(calls) == 64
     assert shaky.circuit.open_until is not None
 
     broken = False
     shaky.circuit.open_until = 0.0  # the pause is over
-    assert [say(fate) for fate in Chain([shaky]).run(numbered(1)).fates] == ["results 1"]
+    assert [say(fate) for fate in Chain([shaky]).run(numbered(1)).outcomes] == ["results 1"]
     assert events == ["circuit-open shaky", "circuit-closed shaky"]
 
 
@@ -268,14 +268,14 @@ def test_after_the_pause_one_frame_is_tried_and_the_rest_of_its_list_hangs_on_it
     shaky.circuit.open_until = 0.0  # the pause is over
     calls.clear()
 
-    fates = [say(fate) for fate in chain.run(numbered(64)).fates]
+    fates = [say(fate) for fate in chain.run(numbered(64)).outcomes]
     assert fates == ["dead stage-failed", *["dead circuit-open"] * 63]
     assert calls == [0]
 
     broken = False
     shaky.circuit.open_until = 0.0
     calls.clear()
-    assert [say(fate) for fate in chain.run(numbered(64)).fates] == ["results 1"] * 64
+    assert [say(fate) for fate in chain.run(numbered(64)).outcomes] == ["results 1"] * 64
     assert calls == list(range(64)), "each is given once"
     assert events == ["circuit-open shaky", "circuit-closed shaky"]
 
@@ -292,8 +292,8 @@ def test_a_list_that_fails_is_one_failure_to_the_pause_and_a_try_that_fails_doub
     now = 101.0
     run = Chain([shaky]).run(numbered(3))
     assert shaky.circuit.open_until == 103.0
-    assert [say(fate) for fate in run.fates] == ["dead stage-failed", "dead circuit-open", "dead circuit-open"]
-    assert str(run.fates[2].error) == "Stage shaky failed 65 times in a row and is not called for now"
+    assert [say(fate) for fate in run.outcomes] == ["dead stage-failed", "dead circuit-open", "dead circuit-open"]
+    assert str(run.outcomes[2].error) == "Stage shaky failed 65 times in a row and is not called for now"
 
 
 def test_while_one_lane_tries_the_lists_of_the_others_are_refused() -> None:
@@ -316,10 +316,10 @@ def test_while_one_lane_tries_the_lists_of_the_others_are_refused() -> None:
     trier.start()
     assert trying.wait(60)
 
-    assert [say(fate) for fate in chain.run(numbered(2)).fates] == ["dead circuit-open"] * 2
+    assert [say(fate) for fate in chain.run(numbered(2)).outcomes] == ["dead circuit-open"] * 2
     done.set()
     trier.join()
-    assert [say(fate) for fate in chain.run(numbered(2)).fates] == ["results 1"] * 2
+    assert [say(fate) for fate in chain.run(numbered(2)).outcomes] == ["results 1"] * 2
 
 
 def test_bad_frames_alone_never_open_the_circuit() -> None:

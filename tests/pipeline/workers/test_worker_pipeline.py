@@ -150,7 +150,7 @@ def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are
 ) -> None:
     """The frame gets a second try, alone; the worker is started anew each time and reported."""
     before = outcome(built.run(deliveries("x"), 0))[0]["pid"]
-    built.watch("model")
+    built.observe("model")
 
     words = outcome(built.run(deliveries("x", "crash", "y"), 0))
 
@@ -158,9 +158,11 @@ def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are
     assert words[0]["pid"] != before
     assert [kind for kind, _ in events] == ["worker-crashed", "worker-crashed"]
     assert events[0][1]["code"] == 11
-    assert built.conduct() == Observations(frames=1, failures=1, crashes=2), "what is held against a version on trial"
-    built.watch(None)
-    assert built.conduct() == Observations()
+    assert built.observations() == Observations(frames=1, failures=1, crashes=2), (
+        "what is held against a version on trial"
+    )
+    built.observe(None)
+    assert built.observations() == Observations()
 
     built.retired, given = True, deliveries("x", "crash", "y")
     completed = built.run(given, 0)

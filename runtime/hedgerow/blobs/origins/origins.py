@@ -18,7 +18,7 @@ from hedgerow.config import SourceSection
 from hedgerow.errors import HedgerowError
 from hedgerow.models.bundle.manifest import Chunk, File, digest_of
 from hedgerow.trust.documents import Documents
-from hedgerow.web import NotThere, Web
+from hedgerow.web import NotFound, WebClient
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class ModelOrigin(Protocol):
 
         Raises:
             ContentMissing: it is not there.
-            SourceAway: nothing comes.
+            OriginUnavailable: nothing comes.
         """
         ...
 
@@ -57,8 +57,8 @@ class ModelOrigin(Protocol):
             path: in the repository: `targets/NAME/VERSION/HASH.manifest.json`.
             max_bytes: no more than a piece beyond comes.
         Raises:
-            NotThere: it is not there.
-            SourceAway: nothing comes.
+            NotFound: it is not there.
+            OriginUnavailable: nothing comes.
         """
         ...
 
@@ -66,7 +66,7 @@ class ModelOrigin(Protocol):
 class HttpsOrigin:
     """A web server that gives out a repository's folder as it is, or a copy of it: `blobs/sha256/ab/HEX` is a chunk."""
 
-    def __init__(self, web: Web) -> None:
+    def __init__(self, web: WebClient) -> None:
         self._web = web
 
     @property
@@ -78,8 +78,8 @@ class HttpsOrigin:
         """See `ModelOrigin.bring`."""
         name = hex_of(piece.chunk.digest)
         try:
-            return self._web.bring(f"/blobs/sha256/{name[:2]}/{name}", piece.chunk.size)
-        except NotThere as error:
+            return self._web.fetch(f"/blobs/sha256/{name[:2]}/{name}", piece.chunk.size)
+        except NotFound as error:
             raise _missing(self.url, piece.chunk.digest, "Copy the repository's folder there again.") from error
 
     def manifest(self, path: str, max_bytes: int) -> bytes:
@@ -90,15 +90,15 @@ class HttpsOrigin:
 class OciOrigin:
     """A repository of an OCI registry: files and manifests are blobs there, and a chunk is a part of one."""
 
-    def __init__(self, url: str, web: Web) -> None:
+    def __init__(self, url: str, web: WebClient) -> None:
         self.url = url
         self._web = web
 
     def bring(self, piece: PlacedChunk) -> bytes:
         """See `ModelOrigin.bring`."""
         try:
-            return self._web.bring(f"/blobs/{piece.file.digest}", piece.chunk.size, piece.offset)
-        except NotThere as error:
+            return self._web.fetch(f"/blobs/{piece.file.digest}", piece.chunk.size, piece.offset)
+        except NotFound as error:
             raise _missing(self.url, piece.file.digest, "Bring the version there: `hedgerow model push`.") from error
 
     def manifest(self, path: str, max_bytes: int) -> bytes:
@@ -121,7 +121,7 @@ class OriginDocuments:
         for source in self._sources if hash_of(path) else ():
             try:
                 content = source.manifest(path, max_bytes)
-            except NotThere:
+            except NotFound:
                 continue
             except HedgerowError as error:
                 log.info("manifest-elsewhere", source=source.url, error=str(error))
@@ -148,11 +148,11 @@ def open_sources(sections: Sequence[SourceSection]) -> list[ModelOrigin]:
     return [_open(section) for section in sections]
 
 
-def web_of(section: SourceSection) -> Web:
+def web_of(section: SourceSection) -> WebClient:
     """How to reach a source. Raises: ConfigError: a file that it needs cannot be read."""
     parts = urlsplit(section.url)
     base = section.url if parts.scheme == "https" else f"https://{parts.netloc}/v2{parts.path.rstrip('/')}"
-    return Web(base, ca_file=section.ca_file, credentials_file=section.credentials_file)
+    return WebClient(base, ca_file=section.ca_file, credentials_file=section.credentials_file)
 
 
 def pieces_of(files: Sequence[File]) -> Mapping[str, PlacedChunk]:

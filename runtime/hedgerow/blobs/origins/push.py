@@ -18,7 +18,7 @@ import orjson
 
 from hedgerow.models.bundle.folder import Bundle
 from hedgerow.models.bundle.manifest import MANIFEST
-from hedgerow.web import Response, SourceAway, Web
+from hedgerow.web import OriginUnavailable, Response, WebClient
 
 _OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 MODEL: Final = "application/vnd.hedgerow.model"
@@ -45,14 +45,14 @@ class Pushed:
     bytes: int
 
 
-def push(bundle: Bundle, web: Web, progress: Callable[[int], None] = lambda _: None) -> Pushed:
+def push(bundle: Bundle, web: WebClient, progress: Callable[[int], None] = lambda _: None) -> Pushed:
     """Bring a bundle to a registry.
 
     Args:
         web: the repository there, as `sources.web_of` opens it.
         progress: told of bytes that are done with.
     Raises:
-        SourceAway: the registry cannot be reached, or refuses.
+        OriginUnavailable: the registry cannot be reached, or refuses.
         BadBundle: a file is not what the manifest says.
     """
     bundle.verify()
@@ -97,14 +97,14 @@ def tag_of(name: str, version: str) -> str:
     return re.sub(r"[^\w.-]", "_", f"{name}-{version}")[:128]
 
 
-def _has(web: Web, digest: str) -> bool:
+def _has(web: WebClient, digest: str) -> bool:
     with web.request("HEAD", f"/blobs/{digest}") as response:
         if response.status not in (200, 404):
             _accepted(response, web.base, 200)
         return response.status == 200
 
 
-def _upload(web: Web, digest: str, size: int, content: IO[bytes]) -> None:
+def _upload(web: WebClient, digest: str, size: int, content: IO[bytes]) -> None:
     with web.request("POST", "/blobs/uploads/") as response:
         _accepted(response, web.base, 202)
         place = urljoin(f"{web.base}/", response.headers.get("Location", ""))
@@ -122,7 +122,7 @@ def _accepted(response: Response, base: str, status: int) -> None:
         why = f": {first['code']}: {first.get('message', '')}"
     except (ValueError, KeyError, TypeError):
         why = ""
-    raise SourceAway(
+    raise OriginUnavailable(
         f"{base} answers with {response.status} {response.reason or ''}{why}",
         remedy="Check the repository's name, and whether these credentials may write there.",
     )

@@ -56,7 +56,7 @@ class CircuitOpen(HedgerowError):
 
 
 @dataclass(slots=True)
-class Fate:
+class FrameOutcome:
     """What became of one frame: exactly one of results, dropped, error is set.
 
     Attributes:
@@ -77,11 +77,11 @@ class ChainRun:
     """One list taken through a chain.
 
     Attributes:
-        fates: one a frame, in order.
+        outcomes: one a frame, in order.
         timings: (stage, seconds it took for the whole list, frames it saw), in order.
     """
 
-    fates: list[Fate]
+    outcomes: list[FrameOutcome]
     timings: list[tuple[str, float, int]]
 
 
@@ -154,7 +154,7 @@ class Chain:
 
     def run(self, frames: Sequence[Frame]) -> ChainRun:
         """Take a list of frames through all stages. Never raises."""
-        fates = [Fate() for _ in frames]
+        outcomes = [FrameOutcome() for _ in frames]
         timings: list[tuple[str, float, int]] = []
         live: list[Frame] = list(frames)
         owners: list[int] = list(range(len(live)))
@@ -162,25 +162,25 @@ class Chain:
             if not live:
                 break
             began = time.perf_counter()
-            outcomes = step.run(live)
+            step_outcomes = step.run(live)
             onward: list[Frame] = []
             onward_owners: list[int] = []
-            for owner, outcome in zip(owners, outcomes, strict=True):
+            for owner, outcome in zip(owners, step_outcomes, strict=True):
                 if outcome.__class__ is Frame:
                     onward.append(outcome)
                     onward_owners.append(owner)
                 else:
-                    _settle(fates[owner], owner, outcome, step.name, onward, onward_owners)
+                    _settle(outcomes[owner], owner, outcome, step.name, onward, onward_owners)
             timings.append((step.name, time.perf_counter() - began, len(live)))
             live, owners = onward, onward_owners
         for owner, frame in zip(owners, live, strict=True):
-            fates[owner].results.append(frame)
-        for fate in fates:
-            if fate.error is not None:
-                fate.results, fate.dropped = [], None
-            elif fate.results:
-                fate.dropped = None
-        return ChainRun(fates, timings)
+            outcomes[owner].results.append(frame)
+        for settled in outcomes:
+            if settled.error is not None:
+                settled.results, settled.dropped = [], None
+            elif settled.results:
+                settled.dropped = None
+        return ChainRun(outcomes, timings)
 
     def close(self) -> None:
         """Close every stage; one that fails to close does not keep the others from it."""
@@ -192,7 +192,7 @@ class Chain:
 
 
 def _settle(
-    fate: Fate,
+    settled: FrameOutcome,
     owner: int,
     outcome: Outcome | Exception,
     stage: str,
@@ -201,24 +201,24 @@ def _settle(
 ) -> None:
     """Take in an outcome that is not simply one frame."""
     if isinstance(outcome, Exception):
-        if fate.error is None:
-            fate.error = outcome if isinstance(outcome, HedgerowError) else StageFailed(stage, outcome)
-            fate.stage = stage
+        if settled.error is None:
+            settled.error = outcome if isinstance(outcome, HedgerowError) else StageFailed(stage, outcome)
+            settled.stage = stage
     elif isinstance(outcome, Drop):
-        fate.dropped = fate.dropped or outcome.reason
-        fate.stage = fate.stage or stage
+        settled.dropped = settled.dropped or outcome.reason
+        settled.stage = settled.stage or stage
     else:
         try:
             parts = _parts(outcome)
         except Exception as error:  # noqa: BLE001 - an author's generator may raise anything
-            _settle(fate, owner, error, stage, onward, onward_owners)
+            _settle(settled, owner, error, stage, onward, onward_owners)
             return
         if parts:
             onward.extend(parts)
             onward_owners.extend([owner] * len(parts))
         else:
-            fate.dropped = fate.dropped or ABSORBED
-            fate.stage = fate.stage or stage
+            settled.dropped = settled.dropped or ABSORBED
+            settled.stage = settled.stage or stage
 
 
 def _parts(outcome: Any) -> tuple[Frame, ...]:

@@ -166,13 +166,13 @@ class WorkerPipeline(BuiltPipeline):
                 merged[info.name] = info if other is None else info + other
         return list(merged.values())
 
-    def watch(self, model: str | None) -> None:
+    def observe(self, model: str | None) -> None:
         """Have a model watched, from the next lists on; None: none. One that is watched already goes on being."""
         for worker in self._workers:
             if worker.watched.model != model:
                 worker.watched = WatchedModel(model)
 
-    def conduct(self) -> Observations:
+    def observations(self) -> Observations:
         """That of the model that is watched, in all workers."""
         return sum((worker.watched.conduct for worker in self._workers), Observations())
 
