@@ -223,7 +223,7 @@ async def test_lanes_come_and_go_by_reload(site: Site) -> None:
     async with site.node({"p": site.pipeline(lanes=0)}) as node:
         for turn, lanes in enumerate((3, 0, 1, 0)):
             assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(lanes=lanes)})}))["ok"]
-            assert len(node.runners["p"]._lanes) == lanes
+            assert node.runners["p"]._dispatcher.lanes == lanes
             await site.frame(turn)
             await site.wait_results(turn + 1)
 
@@ -313,7 +313,7 @@ async def test_a_pause_that_the_next_runner_would_not_know_of_is_refused(site: S
 async def test_fewer_lanes_after_a_reload_are_fewer(site: Site) -> None:
     async with site.node({"p": site.pipeline(lanes=4)}) as node:
         assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(lanes=1)})}))["ok"]
-        assert len(node.runners["p"]._lanes) == 1
+        assert node.runners["p"]._dispatcher.lanes == 1
         await site.frame(1)
         await site.wait_results(1)
 
