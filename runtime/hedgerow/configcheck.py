@@ -46,11 +46,11 @@ class _Named(NamedTuple):
 def load(path: Path) -> NodeConfig:
     """Read a configuration file and check it against what is installed.
 
-    Model paths are relative to the file's folder. The valid parts of an invalid file are checked too, so that all problems
-    are reported at once.
+    Model paths are relative to the file's folder. The valid parts of an invalid file are checked too, so that all
+    problems are reported at once.
 
-    Raises: BadConfigFile: the file cannot be read or is invalid; a stage is missing, broken or misconfigured; or a model is
-        not configured or its file is missing. Lists every problem with its line.
+    Raises: BadConfigFile: the file cannot be read or is invalid; a stage is missing, broken or misconfigured; or a
+        model is not configured or its file is missing. Lists every problem with its line.
     """
     document = Document.read(path)
     problems: list[Problem] = []

@@ -192,7 +192,7 @@ def test_a_bad_version_is_named_with_its_node_and_the_command_fails(operator: Op
     [
         ({"version": "9.9.9", "models": {"faces": {"version": "9.9.9"}}}, 1, "Which faces 9.9.9 is meant"),
         ({"target": "site=hall-9"}, 1, "No node matches 'site=hall-9': 6 are known"),
-        ({"target": "site=("}, 2, "is no label selector"),
+        ({"target": "site=("}, 2, "is not a label selector"),
         ({"waves": ["150%"]}, 2, "waves"),
         ({"soak_s": -1}, 2, "soak_s"),
         ({"gate": {"max_errors": 1}}, 2, "max_errors"),
@@ -307,7 +307,7 @@ def test_a_pinned_node_keeps_its_version_and_catches_up_when_it_is_unpinned(oper
         (["node", "label", "gate-1", "site=x"], 1, "says where a node stands"),
         (["node", "pin", "gate-1", "faces"], 2, "names no version"),
         (["node", "unpin", "gate-1", "faces"], 1, "not pinned"),
-        (["nodes", "-l", "a=("], 2, "is no label selector"),
+        (["nodes", "-l", "a=("], 2, "is not a label selector"),
         (["nodes", "--health", "fine"], 2, "No node is 'fine'"),
         (["rollout", "status", "nothing"], 1, "There is no rollout nothing"),
         (["rollout", "pause", "nothing", "--why", "x"], 1, "There is no rollout nothing"),

@@ -111,8 +111,8 @@ def test_what_is_no_desired_document_is_refused(said: dict[str, Any]) -> None:
         desired(**said)
 
 
-def test_a_label_is_refused_with_the_rule_it_breaks() -> None:
-    with pytest.raises(ValidationError, match="'-' is no key of a label"):
+def test_an_invalid_label_is_refused_with_the_rule() -> None:
+    with pytest.raises(ValidationError, match="'-' is not a valid label key"):
         desired(labels={"-": "a"})
     with pytest.raises(ValidationError, match="no name"):
         desired(models={"a/b": ref()})

@@ -97,7 +97,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
 def test_who_breaks_off_again_and_again_is_away(server: FolderServer, authority: Authority, file: File) -> None:
     server.breaks, server.breaks_after = 99, 10
 
-    with pytest.raises(OriginUnavailable, match="broke off"):
+    with pytest.raises(OriginUnavailable, match="broke 3 times"):
         source_of(server.url, authority).bring(pieces(file)[0])
 
 
