@@ -1,6 +1,6 @@
 """Base classes of the errors that Hedgerow raises.
 
-The tree is ordered by *what to do next*, not by where the error came from: fix the configuration, the plugin or the
+The tree is ordered by *what to do next*, not by origin: fix the configuration, the plugin or the
 model; check the sensor or the broker; change the request.
 
 Rules:

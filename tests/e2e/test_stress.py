@@ -103,7 +103,7 @@ class LoadTest:
         self.generation = 0
         self.pauses = 0
         self.client = Client(
-            ClientOptions(url=broker.url, client_id=f"load_test-{uuid.uuid4().hex}", receive_maximum=60_000),
+            ClientOptions(url=broker.url, client_id=f"load-test-{uuid.uuid4().hex}", receive_maximum=60_000),
             self._received,
         )
         self._replies: dict[bytes, asyncio.Future[dict[str, Any]]] = {}
@@ -121,16 +121,16 @@ class LoadTest:
 
     def config(self, workers: int, **queue: Any) -> str:
         """Return the configuration of this generation; every setting that may change differs from the previous one."""
-        turn = self.generation
-        stages = ["numbered", {"infer": {"model": "m"}}, {"seen": {"generation": turn}}]
-        common = {"stages": stages, "batch": (64, 7, 200)[turn % 3]}
+        generation = self.generation
+        stages = ["numbered", {"infer": {"model": "m"}}, {"seen": {"generation": generation}}]
+        common = {"stages": stages, "batch": (64, 7, 200)[generation % 3]}
         site = self.node.site
         pipelines = {
             "steady": {
                 **common,
                 "subscribe": f"{site}/steady/+",
-                "receive_maximum": (500, 100)[turn // 2 % 2],
-                **({"workers": workers} if workers else {"lanes": (3, 1, 0)[turn % 3]}),
+                "receive_maximum": (500, 100)[generation // 2 % 2],
+                **({"workers": workers} if workers else {"lanes": (3, 1, 0)[generation % 3]}),
             },
             "paused": {**common, "subscribe": f"{site}/paused/+", "lanes": 2},
             "qos0": {
@@ -138,7 +138,7 @@ class LoadTest:
                 "subscribe": f"{site}/qos0/+",
                 "qos": 0,
                 "lanes": 2,  # fewer would need a new link, and QoS 0 frames would be lost meanwhile
-                "queue": {"policy": ("latest", "fifo")[turn % 2], "max_frames_per_stream": 1 + turn % 3},
+                "queue": {"policy": ("latest", "fifo")[generation % 2], "max_frames_per_stream": 1 + generation % 3},
             },
         }
         return json.dumps(

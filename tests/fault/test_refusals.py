@@ -82,11 +82,11 @@ class Certified(Running):
     def certify(self, authority: str, name: str, common_name: str) -> Path:
         """Issue a certificate where the rendered files expect it."""
         broker = name == IdentityKind.BROKER
-        who = parse(f"{authority}/broker" if broker else common_name)
+        identity = parse(f"{authority}/broker" if broker else common_name)
         at = datetime.now(UTC) - timedelta(days=30 if name == "expired" else 0)
-        entry = self.pki(at).issue(who, timedelta(days=1), hosts=["localhost"] if broker else ())
+        entry = self.pki(at).issue(identity, timedelta(days=1), hosts=["localhost"] if broker else ())
         if name == "revoked":
-            self.pki(at).revoke(who, "key-compromise")
+            self.pki(at).revoke(identity, "key-compromise")
         return entry.folder
 
     def tls(self, authority: str, name: str | None) -> ssl.SSLContext:
@@ -262,13 +262,13 @@ def user_of(authority: str, name: str) -> str:
     return name if authority == "region" else f"{authority}/{name}"
 
 
-@pytest.mark.parametrize("act", PUBLISHES)
+@pytest.mark.parametrize("action", PUBLISHES)
 @pytest.mark.parametrize(("broker", "authority", "name"), INTRUDERS)
 async def test_a_client_cannot_publish_as_another(
-    deployment: Certified, broker: str, authority: str, name: str, act: str
+    deployment: Certified, broker: str, authority: str, name: str, action: str
 ) -> None:
     """The PUBACK refuses it, no subscriber receives it, and the broker's log names the client."""
-    payload, topic = f"{authority}/{name} tries to {act}", PUBLISHES[act]
+    payload, topic = f"{authority}/{name} tries to {action}", PUBLISHES[action]
     async with deployment.window(broker) as window, intruder(deployment, broker, authority, name) as (client, _):
         with pytest.raises(BusError, match="refuses the message: not authorised"):
             await client.publish_and_wait(topic, payload.encode())

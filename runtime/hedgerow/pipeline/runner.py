@@ -39,9 +39,9 @@ _HOUSEKEEPING_S = 0.5
 class PipelineRunner:
     """Runs one pipeline over its own links to the broker.
 
-    Links of its own isolate a pipeline: each has its own session, Receive Maximum and pause, so a slow pipeline does
-    not delay the others. Results use a second link: reading from the first can stop while results are still published
-    and acknowledged.
+    Its own links isolate it from other pipelines: each link has its own session, Receive Maximum and pause, so a slow
+    pipeline does not delay the others. Results use a second link: reading from the first can stop while results are
+    still published and acknowledged.
 
     Args:
         built: the pipeline to run.

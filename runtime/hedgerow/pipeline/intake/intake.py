@@ -1,4 +1,4 @@
-"""Intake of a pipeline: takes messages from the link, accounts for each as a delivery, and queues it."""
+"""Intake of a pipeline: counts the messages from its link and queues them as deliveries."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Intake:
             tally.last_frame_at = time.time()
 
     def expire(self) -> None:
-        """Drop queued frames that have expired, and forget what is kept about streams that are gone."""
+        """Drop expired frames, and clean up after streams that are gone."""
         now = time.monotonic()
         for queue in self.queues:
             for delivery, reason in queue.expire(now):

@@ -59,14 +59,14 @@ class Dispatcher:
 
     @property
     def stuck_lanes(self) -> int:
-        """Number of lanes whose list has not come back, after `stop`."""
+        """Number of lanes whose list is still in progress."""
         return sum(lane.job is not None for lane in self._lanes)
 
     def use(self, built: BuiltPipeline) -> None:
         """Run the next lists through this built pipeline, and start the lanes that it has in addition."""
         if built is not self._built:
             self._built = built
-            self._tuner = None  # what it learned holds for other stages
+            self._tuner = None  # it was tuned for other stages
         while len(self._lanes) < built.lanes:
             lane = Lane(len(self._lanes), built.name, self._finished)
             self._lanes.append(lane)

@@ -44,7 +44,7 @@ class WorkerObservations:
         return self.previous + self.current
 
     def crashed(self, lost: Observations) -> None:
-        """Count a crash of the process, and the list that was lost in it."""
+        """Count a crash of the process, and the frames lost with it."""
         current, self.current = self.current, Observations()
         self.previous += current + lost + Observations(crashes=1)
 

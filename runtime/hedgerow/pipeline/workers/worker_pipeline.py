@@ -60,7 +60,7 @@ class WorkerNotStarted(HedgerowError):
 
     def __init__(self, pipeline: str, returncode: int | None) -> None:
         super().__init__(
-            f"A worker of pipeline {pipeline} {_ended(returncode)} before it was ready",
+            f"A worker of pipeline {pipeline} {_ended(returncode)}{'' if returncode is None else ' before it was ready'}",
             remedy="See its output in the log above; `workers: 0` runs the stages in the node, where they are easier to debug.",
         )
 
@@ -138,7 +138,7 @@ class WorkerPipeline(BuiltPipeline):
         timings: list[tuple[str, float, int]] = []
         snapshot = None
         for position, delivery in enumerate(deliveries):
-            if self.retired:  # the replacement may not crash, and each crash costs time
+            if self.retired:  # the replacement may not crash, and each crash takes time
                 return Completed(settlements, timings, snapshot, not_run=deliveries[position:])
             try:
                 completed = self._run(worker, [delivery])
