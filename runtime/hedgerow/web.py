@@ -99,7 +99,7 @@ class WebClient:
             body: content to send.
         Raises: OriginUnavailable: the server is unreachable, the connection breaks, or the credentials are refused.
         """
-        url = url if "://" in url else f"{self.base}{url}"
+        url = self._absolute(url)
         response: Response | None = None
         try:
             response = self._send(method, url, headers or {}, body)
@@ -131,6 +131,7 @@ class WebClient:
             NotFound: the file does not exist.
             OriginUnavailable: the server is unreachable, or the connection breaks.
         """
+        url = self._absolute(url)
         with self.request("GET", url, headers=_NO_COMPRESSION) as response:
             _expect(response, url, (200,), missing)
             left = max_bytes + 1
@@ -150,7 +151,7 @@ class WebClient:
             OriginUnavailable: the server is unreachable, sends too little, or does not support ranges; or the
                 connection breaks repeatedly.
         """
-        received = bytearray()
+        url, received = self._absolute(url), bytearray()
         for _ in range(_ATTEMPTS):
             start = (offset or 0) + len(received)
             partial = offset is not None or len(received) > 0
@@ -178,6 +179,9 @@ class WebClient:
             f"The connection for {url} broke {_ATTEMPTS} times, last after {len(received):,} of {size:,} bytes",
             remedy="Check that server and the network to it.",
         )
+
+    def _absolute(self, url: str) -> str:
+        return url if "://" in url else f"{self.base}{url}"
 
     def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | IO[bytes] | None) -> Response:
         if body is not None and not isinstance(body, bytes):
