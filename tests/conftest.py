@@ -1,4 +1,4 @@
-"""What tests of several parts share."""
+"""Fixtures shared by tests of several areas."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ OnnxFile = Callable[..., Path]
 
 @pytest.fixture
 def onnx_file(tmp_path: Path) -> OnnxFile:
-    """Writes a small ONNX model from its text: `onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")`."""
+    """Return a function that writes a small ONNX model.
+
+    For example: `onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")`.
+    """
 
     def write(body: str, *, name: str = "model.onnx", domains: str = "", **metadata: str) -> Path:
         model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17{domains}]>\ngraph {body}')
@@ -56,12 +59,10 @@ MakeCandidate = Callable[..., ModelVersion]
 
 @pytest.fixture
 def make_candidate(tmp_path: Path) -> MakeCandidate:
-    """Makes a version of a model that lies on the disk: `make_candidate("(float[N,3] x) => …", version="1.1.0")`.
+    """Return a function that creates a model version on disk: `make_candidate("(float[N,3] x) => …", version="1.1.0")`.
 
-    A model may also be given as it is, parsed.
-
-    Its golden outputs and its baseline are what ONNX Runtime makes of some noise, unless `golden_body` names another
-    model that is to have made them.
+    The model may be text or a parsed model. Its golden outputs and baseline are computed by ONNX Runtime from random
+    inputs, using `golden_body` instead of the model if given.
     """
 
     def make(
@@ -85,7 +86,7 @@ def make_candidate(tmp_path: Path) -> MakeCandidate:
         onnx.save(_parsed(body, domains), path)
         inputs = samples or {"x": np.random.default_rng(0).random((16, 3), np.float32)}
         session = onnxruntime.InferenceSession(_parsed(golden_body or body, domains).SerializeToString())
-        names = [one.name for one in session.get_outputs()]
+        names = [output.name for output in session.get_outputs()]
         outputs = dict(zip(names, session.run(names, inputs), strict=True))
         write_arrays(folder / "golden/0.inputs.npz", inputs)
         write_arrays(folder / "golden/onnx/0.outputs.npz", outputs)
@@ -116,8 +117,8 @@ def make_candidate(tmp_path: Path) -> MakeCandidate:
             ),
             baseline=Baseline(
                 samples=len(next(iter(inputs.values()))),
-                inputs={key: _spread(array) for key, array in inputs.items()},
-                outputs={key: _spread(array) for key, array in outputs.items()},
+                inputs={key: _distribution(array) for key, array in inputs.items()},
+                outputs={key: _distribution(array) for key, array in outputs.items()},
             )
             if baseline
             else None,
@@ -139,10 +140,10 @@ def _file(folder: Path, path: Path) -> File:
     return describe_file(path, path.relative_to(folder).as_posix())
 
 
-def _spread(array: Array) -> Distribution:
-    gathered = Accumulator()
-    gathered.add(array)
-    return gathered.distribution()
+def _distribution(array: Array) -> Distribution:
+    accumulator = Accumulator()
+    accumulator.add(array)
+    return accumulator.distribution()
 
 
 _LABEL = "line 3+4"
@@ -155,8 +156,8 @@ _SOFTHSM = (
 
 @pytest.fixture(scope="session")
 def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A token with a key on P-256 in slot 2, PIN 1234; its module reads where it is when it is first used."""
-    module = next((each for each in _SOFTHSM if Path(each).exists()), None)
+    """URL of a SoftHSM token with a P-256 key in slot 2, PIN 1234; the module reads its location on first use."""
+    module = next((path for path in _SOFTHSM if Path(path).exists()), None)
     if module is None:
         pytest.skip("SoftHSM is not installed: apt-get install softhsm2")
     folder = tmp_path_factory.mktemp("softhsm")

@@ -1,4 +1,4 @@
-"""What a configuration file says against what is there."""
+"""Checking a configuration file against installed stages and existing models."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def file(tmp_path: Path) -> Write:
 
 
 def problems(path: Path) -> list[tuple[int | None, str, str, str]]:
-    """Where, what and the remedy of all that is wrong."""
+    """Line, field, message and remedy of every problem."""
     with pytest.raises(BadConfigFile) as caught:
         configcheck.load(path)
-    return [(one.line, one.field, one.message, one.remedy) for one in caught.value.problems]
+    return [(problem.line, problem.field, problem.message, problem.remedy) for problem in caught.value.problems]
 
 
-def test_a_model_that_comes_from_the_region_need_not_be_there(file: Write) -> None:
+def test_a_model_from_the_region_needs_no_file(file: Write) -> None:
     path = file(
         """\
 models:
@@ -45,7 +45,7 @@ pipelines:
     assert list(configcheck.load(path).models) == ["door"]
 
 
-def test_each_model_that_is_not_there_is_named_also_after_one_from_the_region(file: Write) -> None:
+def test_every_missing_model_file_is_named(file: Write) -> None:
     path = file(
         """\
 models:
@@ -60,13 +60,13 @@ pipelines: {}
 
 
 @pytest.mark.parametrize(
-    ("wanted", "remedy"),
+    ("model", "remedy"),
     [
         ("dor", "Did you mean `door`? Add `models: {dor: {path: …}}`."),
         ("hall", "Add `models: {hall: {path: …}}`."),
     ],
 )
-def test_a_model_that_no_line_names_is_asked_for_with_the_nearest_one(file: Write, wanted: str, remedy: str) -> None:
+def test_for_an_unknown_model_the_nearest_one_is_suggested(file: Write, model: str, remedy: str) -> None:
     path = file(
         f"""\
 models:
@@ -78,14 +78,14 @@ pipelines:
     subscribe: a/b
     stages:
       - parse
-      - infer: {{model: {wanted}}}
+      - infer: {{model: {model}}}
 """
     )
 
-    assert problems(path) == [(10, "pipelines.doors.stages.1.infer.model", f"no model {wanted!r} in this file", remedy)]
+    assert problems(path) == [(10, "pipelines.doors.stages.1.infer.model", f"no model {model!r} in this file", remedy)]
 
 
-def test_of_a_file_with_wrong_parts_the_right_ones_are_checked(file: Write) -> None:
+def test_the_valid_parts_of_an_invalid_file_are_checked(file: Write) -> None:
     path = file(
         """\
 models:
@@ -108,10 +108,10 @@ pipelines:
     assert (4, "models.hall.path") in found
     assert (13, "pipelines.doors.stages.3.prase") in found
     assert not any(field.startswith("pipelines.doors.stages.2.infer") for _, field in found), (
-        "that model is there, if wrong"
+        "the model exists, although it is invalid"
     )
     assert (6, "pipelines.none") in found
 
 
-def test_a_file_whose_sections_are_no_sections_is_wrong_and_that_is_all(file: Write) -> None:
+def test_sections_of_the_wrong_type_are_the_only_problems_reported(file: Write) -> None:
     assert {line for line, *_ in problems(file("models: 7\npipelines: [7]\n"))} == {1, 2}

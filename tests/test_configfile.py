@@ -1,4 +1,4 @@
-"""Configuration files: what is wrong is said with file, line, field, and what to write instead."""
+"""Configuration files: each problem is reported with file, line, field and remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hedgerow import configfile
 from hedgerow.config import NodeConfig, NodeSection
 from hedgerow.configfile import BadConfigFile, Problem
 
-WHOLE = """\
+COMPLETE = """\
 # A comment moves all lines down by one.
 node:
   region: north
@@ -48,23 +48,8 @@ def problems(text: str) -> tuple[Problem, ...]:
     return caught.value.problems
 
 
-@pytest.mark.parametrize("path", ["configs/node.yaml", "../here/configs/node.yaml"])
-def test_relative_paths_lead_to_one_folder_wherever_the_command_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    """Joined to the file's folder again, as models' paths are, they stay the same: one folder holds a node's state."""
-    (tmp_path / "here" / "configs").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "here")
-    Path(path).write_text(WHOLE)
-
-    state_dir = configfile.load(Path(path)).node.state_dir
-
-    assert state_dir.resolve() == tmp_path / "here" / "configs" / ".hedgerow"
-    assert Path(path).parent / state_dir == state_dir
-
-
-def test_a_whole_file_becomes_a_configuration() -> None:
-    config = configfile.parse(WHOLE)
+def test_a_complete_file_is_read() -> None:
+    config = configfile.parse(COMPLETE)
 
     assert str(config.node.address) == "north/plant-7/press"
     assert config.pipelines["doors"].subscribe == ("plant/+/door",)
@@ -74,54 +59,41 @@ def test_a_whole_file_becomes_a_configuration() -> None:
     ]
 
 
-def test_an_empty_file_is_a_node_with_nothing_to_do() -> None:
+@pytest.mark.parametrize("path", ["configs/node.yaml", "../here/configs/node.yaml"])
+def test_relative_paths_give_one_state_folder_whatever_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Joining it to the file's folder again, as for models' paths, does not change it."""
+    (tmp_path / "here" / "configs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    Path(path).write_text(COMPLETE)
+
+    state_dir = configfile.load(Path(path)).node.state_dir
+
+    assert state_dir.resolve() == tmp_path / "here" / "configs" / ".hedgerow"
+    assert Path(path).parent / state_dir == state_dir
+
+
+def test_an_empty_file_gives_the_defaults() -> None:
     assert configfile.parse("") == NodeConfig(node=NodeSection(state_dir=Path(".hedgerow").absolute()))
 
 
-def test_the_environment_goes_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that one file serves many containers; what else the file says about the section stays."""
+def test_the_environment_overrides_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file can serve many containers; other keys of the section keep their values."""
     monkeypatch.setenv("HEDGEROW_NODE__NAME", "press-2")
 
-    node = configfile.parse(WHOLE).node
+    node = configfile.parse(COMPLETE).node
 
     assert (node.name, node.site) == ("press-2", "plant-7")
 
 
-def test_the_former_name_of_fleet_origins_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    renamed = {"fleet.sources": "fleet.origins"}
-    former = configfile.parse("fleet: {sources: [https://models.example/a]}")
-    current = configfile.parse("fleet: {origins: [https://models.example/a]}")
-    monkeypatch.setenv("HEDGEROW_FLEET__SOURCES", '["https://models.example/a"]')
-    from_environment = configfile.parse("")
-
-    assert [origin.url for origin in former.fleet.origins] == ["https://models.example/a"]
-    assert former.fleet.origins == current.fleet.origins == from_environment.fleet.origins
-    assert (former.renamed_keys, current.renamed_keys, from_environment.renamed_keys) == (renamed, {}, renamed)
-
-
-def test_both_names_of_fleet_origins_together_are_refused() -> None:
-    (problem,) = problems("fleet:\n  sources: []\n  origins: []\n")
-
-    assert str(problem) == (
-        "fleet: has both `origins` and `sources`, its former name; got {'sources': [], 'origins': []}"
-    )
-    assert (problem.line, problem.remedy) == (1, "Move all entries to `origins`.")
-
-
-def test_a_problem_below_a_former_name_has_its_line_and_the_known_keys() -> None:
-    (problem,) = problems("fleet:\n  sources:\n    - {url: 'https://models.example/a', ca_fil: ca.crt}\n")
-
-    assert (problem.line, problem.field) == (3, "fleet.sources.0.ca_fil")
-    assert problem.remedy == "Did you mean `ca_file`?"
-
-
-def test_yes_and_on_are_words() -> None:
+def test_yes_and_on_are_strings() -> None:
     """YAML 1.2: only `true` and `false` are booleans, so a site may be called `no`."""
     assert configfile.parse("node: {site: no, name: on}").node.site == "no"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         pytest.param(
             "node:\n  nmae: x\n",
@@ -146,8 +118,8 @@ def test_yes_and_on_are_words() -> None:
         ),
         pytest.param(
             "pipelines:\n  p:\n    subscribe: [a, b/#/c]\n    stages: [parse]\n",
-            "node.yaml:3: pipelines.p.subscribe.1: 'b/#/c' is not a topic filter: level '#'; got 'b/#/c'\n"
-            "    → `+` stands for one whole level, `#` for all that follow and only at the end: `plant/+/image`, `plant/#`.",
+            "node.yaml:3: pipelines.p.subscribe.1: 'b/#/c' is not a topic filter: misplaced wildcard in level '#'; got 'b/#/c'\n"
+            "    → `+` matches one whole level; `#`, only at the end, matches all further levels: `plant/+/image`, `plant/#`.",
             id="filter",
         ),
         pytest.param(
@@ -175,14 +147,14 @@ def test_yes_and_on_are_words() -> None:
         ),
     ],
 )
-def test_what_a_user_reads(text: str, told: str) -> None:
+def test_error_messages(text: str, message: str) -> None:
     with pytest.raises(BadConfigFile) as caught:
         configfile.parse(text, Path("node.yaml"))
 
-    assert str(caught.value) == told
+    assert str(caught.value) == message
 
 
-def test_every_problem_is_told_not_only_the_first() -> None:
+def test_all_problems_are_reported() -> None:
     found = problems("node:\n  nmae: x\n  drain_s: -1\nbroker:\n  keepalive_s: 1\n")
 
     assert [(problem.line, problem.field) for problem in found] == [
@@ -193,7 +165,7 @@ def test_every_problem_is_told_not_only_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("text", "message"),
     [
         ("node: {threads: 0}", "must be at least 1; got 0"),
         ("node: {drain_s: 0}", "must be more than 0; got 0"),
@@ -210,13 +182,13 @@ def test_every_problem_is_told_not_only_the_first() -> None:
         (f"node: {{drain_s: {'x' * 99}}}", f"must be a number; got '{'x' * 56}…"),
     ],
 )
-def test_what_is_wrong_is_said_in_an_operators_words(wrong: str, told: str) -> None:
-    (problem,) = problems(f"{wrong}\n")
+def test_validation_errors_are_explained_in_plain_words(text: str, message: str) -> None:
+    (problem,) = problems(f"{text}\n")
 
-    assert (problem.line, problem.message) == (1, told)
+    assert (problem.line, problem.message) == (1, message)
 
 
-def test_a_kind_of_mistake_without_words_of_ours_is_told_in_pydantics() -> None:
+def test_rare_validation_errors_use_the_message_of_pydantic() -> None:
     class Due(BaseModel):
         at: date
 
@@ -226,15 +198,15 @@ def test_a_kind_of_mistake_without_words_of_ours_is_told_in_pydantics() -> None:
     assert configfile.explain(caught.value.errors()[0]) == ("must be a valid date; got []", "")
 
 
-def test_a_variable_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_an_invalid_environment_variable_the_remedy_names_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEDGEROW_BROKER", "{not json")
 
-    (problem,) = problems(WHOLE)
+    (problem,) = problems(COMPLETE)
 
     assert problem.remedy == "Check the HEDGEROW_* environment variables."
 
 
-# Where a key may be added, as the keys that lead there, with the line of that key's own section in WHOLE.
+# Sections of COMPLETE that a key can be added to.
 SECTIONS = [
     (),
     ("node",),
@@ -248,9 +220,9 @@ SECTIONS = [
 
 @settings(max_examples=examples(40))
 @given(st.sampled_from(SECTIONS), st.from_regex(r"x_[a-z_]{1,20}", fullmatch=True), st.data())
-def test_an_unknown_key_anywhere_is_told_with_its_line(section: tuple[str, ...], key: str, data: st.DataObject) -> None:
-    """The line is that of the key, wherever in its section it stands."""
-    lines = WHOLE.splitlines()
+def test_an_unknown_key_is_reported_with_its_line(section: tuple[str, ...], key: str, data: st.DataObject) -> None:
+    """The line is that of the key, at any position in its section."""
+    lines = COMPLETE.splitlines()
     indent = "  " * len(section)
     own = [
         number
@@ -266,7 +238,7 @@ def test_an_unknown_key_anywhere_is_told_with_its_line(section: tuple[str, ...],
 
 
 def _path(lines: list[str], number: int) -> tuple[str, ...]:
-    """The keys that lead to a line, its own last."""
+    """Return the keys that lead to a line, its own last."""
     line = lines[number]
     depth = len(line) - len(line.lstrip())
     own = (line.strip().partition(":")[0],)
@@ -320,8 +292,8 @@ documents = st.fixed_dictionaries(
 
 @settings(max_examples=examples(40))
 @given(documents)
-def test_a_configuration_survives_being_written_and_read(document: dict) -> None:
-    """What a node reports as its configuration can be given back to it."""
+def test_a_configuration_survives_a_round_trip_through_yaml(document: dict) -> None:
+    """A configuration that a node reports can be used as its configuration file."""
     first = NodeConfig(**document)
 
     again = NodeConfig(**_plain(first.model_dump(mode="json", exclude_defaults=True)))
@@ -338,20 +310,20 @@ def _plain(dumped: dict) -> dict:
 
 
 @given(st.text(max_size=200))
-def test_no_text_brings_the_reader_down(text: str) -> None:
-    """Whatever a file holds, it is a configuration or it is explained."""
+def test_any_text_is_read_or_refused_as_configuration(text: str) -> None:
+    """Any file is a configuration, or its problems are reported."""
     with suppress(BadConfigFile):
         configfile.parse(text)
 
 
-def test_a_file_deep_enough_to_exhaust_the_stack_is_refused() -> None:
+def test_a_file_that_nests_too_deep_is_refused() -> None:
     (problem,) = problems("a: " + "[" * 800)
 
     assert problem.message == "nests deeper than 50 levels"
 
 
-def test_where_a_path_of_keys_stands() -> None:
-    line_of = configfile.Document(WHOLE, Path("node.yaml")).line_of
+def test_line_of_returns_the_line_of_the_last_existing_key() -> None:
+    line_of = configfile.Document(COMPLETE, Path("node.yaml")).line_of
 
     assert line_of(("models", "door", "path")) == 10
     assert line_of(("pipelines", "doors", "stages", 1, "infer", "model")) == 21
@@ -360,7 +332,7 @@ def test_where_a_path_of_keys_stands() -> None:
 
 
 def test_every_setting_is_described() -> None:
-    """The description is the documentation, the editor's hint, and the remedy of an error."""
+    """Descriptions are documentation, editor hints and remedies."""
 
     def undescribed(model: type[BaseModel], path: str = "") -> list[str]:
         found = []

@@ -1,4 +1,4 @@
-"""Labels and selectors: read as Kubernetes reads them, and refused with what is wrong."""
+"""Labels and selectors: parsed as in Kubernetes, and refused with an explanation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _requirements = st.one_of(
 
 
 @pytest.mark.parametrize(
-    ("text", "chosen"),
+    ("text", "matches"),
     [
         ("", True),
         ("site=shop-12", True),
@@ -37,15 +37,15 @@ _requirements = st.one_of(
         ("! spare , ring = early", True),
     ],
 )
-def test_a_selector_chooses_as_kubernetes_does(text: str, chosen: bool) -> None:
-    assert parse_selector(text).matches(NODE) is chosen
+def test_a_selector_matches_as_in_kubernetes(text: str, matches: bool) -> None:
+    assert parse_selector(text).matches(NODE) is matches
 
 
 @pytest.mark.parametrize(
     "text", ["site=", "site in ()", "in (a)", ",", "a,", "a b", "a=b=c", "!", "a in (b", "-a", "a=-b", "a=b c"]
 )
-def test_what_is_no_selector_is_refused_with_an_example(text: str) -> None:
-    if text in ("site=", "site in ()"):  # the empty value is a value
+def test_an_invalid_selector_is_refused_with_an_example(text: str) -> None:
+    if text in ("site=", "site in ()"):  # the empty string is a valid value
         assert not parse_selector(text).matches(NODE)
         return
     with pytest.raises(ConfigError) as refused:
@@ -54,22 +54,22 @@ def test_what_is_no_selector_is_refused_with_an_example(text: str) -> None:
     assert refused.value.remedy
 
 
-def test_a_selector_says_what_does_not_hold() -> None:
+def test_a_selector_names_the_requirement_that_is_not_met() -> None:
     selector = parse_selector("site=shop-12, hardware in (jetson, orin), !spare")
 
-    assert selector.why_not(NODE) == "hardware in (jetson, orin), and the node has 'nuc'"
+    assert selector.why_not(NODE) == "hardware in (jetson, orin), but the node has 'nuc'"
     assert selector.why_not(NODE | {"hardware": "orin"}) is None
 
 
 @given(st.lists(_requirements, max_size=5).map(tuple))
-def test_a_selector_reads_back_as_it_is_written(requirements: tuple[Requirement, ...]) -> None:
+def test_a_formatted_selector_parses_to_the_same_selector(requirements: tuple[Requirement, ...]) -> None:
     selector = Selector(requirements)
 
     assert parse_selector(str(selector)) == selector
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     with suppress(ConfigError):
         parse_selector(text).matches(NODE)
 
@@ -89,27 +89,29 @@ LONGEST_KEY, LONGEST_VALUE = "k" * 63, "v" * 128
         {},
     ],
 )
-def test_labels_as_long_as_may_be_are_taken_as_they_are(labels: dict[str, str]) -> None:
+def test_labels_at_the_limits_are_returned_unchanged(labels: dict[str, str]) -> None:
     assert check_labels(labels) is labels
 
 
-KEY_REMEDY = "Use 1 to 63 letters, digits, `.`, `_`, `-` or `/`, with a letter or digit at both ends."
-VALUE_REMEDY = "Use at most 128 letters, digits, `.`, `_`, `-`, `:`, `/` or `+`, with a letter or digit at both ends."
+KEY_REMEDY = "Use 1 to 63 letters, digits, `.`, `_`, `-` or `/`, beginning and ending with a letter or digit."
+VALUE_REMEDY = (
+    "Use at most 128 letters, digits, `.`, `_`, `-`, `:`, `/` or `+`, beginning and ending with a letter or digit."
+)
 
 
 @pytest.mark.parametrize(
     ("labels", "message", "remedy"),
     [
-        ({LONGEST_KEY + "k": ""}, f"{LONGEST_KEY + 'k'!r} is no key of a label", KEY_REMEDY),
-        ({"k" * 99: ""}, f"{'k' * 80!r} is no key of a label", KEY_REMEDY),
-        ({"a:b": ""}, "'a:b' is no key of a label", KEY_REMEDY),
-        ({"a-": ""}, "'a-' is no key of a label", KEY_REMEDY),
-        ({"a": LONGEST_VALUE + "v"}, f"{'v' * 80!r} is no value of a label (a)", VALUE_REMEDY),
-        ({"a": "b-"}, "'b-' is no value of a label (a)", VALUE_REMEDY),
-        ({"a": "b", "c": "-"}, "'-' is no value of a label (c)", VALUE_REMEDY),
+        ({LONGEST_KEY + "k": ""}, f"{LONGEST_KEY + 'k'!r} is not a valid label key", KEY_REMEDY),
+        ({"k" * 99: ""}, f"{'k' * 80!r} is not a valid label key", KEY_REMEDY),
+        ({"a:b": ""}, "'a:b' is not a valid label key", KEY_REMEDY),
+        ({"a-": ""}, "'a-' is not a valid label key", KEY_REMEDY),
+        ({"a": LONGEST_VALUE + "v"}, f"{'v' * 80!r} is not a valid value of label a", VALUE_REMEDY),
+        ({"a": "b-"}, "'b-' is not a valid value of label a", VALUE_REMEDY),
+        ({"a": "b", "c": "-"}, "'-' is not a valid value of label c", VALUE_REMEDY),
     ],
 )
-def test_a_label_is_refused_with_the_rule_it_breaks(labels: dict[str, str], message: str, remedy: str) -> None:
+def test_an_invalid_label_is_refused_with_the_rule(labels: dict[str, str], message: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as refused:
         check_labels(labels)
 
@@ -135,24 +137,24 @@ def test_a_label_is_refused_with_the_rule_it_breaks(labels: dict[str, str], mess
         ),
     ],
 )
-def test_a_selector_is_read_part_by_part(text: str, requirements: list[Requirement]) -> None:
+def test_a_selector_is_parsed_into_requirements(text: str, requirements: list[Requirement]) -> None:
     assert parse_selector(text) == Selector(tuple(requirements))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a=b, c d", "'a=b, c d' is no label selector, from ' c d' on"),
-        (",", "',' is no label selector, from ',' on"),
-        ("a, ", "'a, ' is no label selector: nothing follows the last comma"),
-        ("a=b,", "'a=b,' is no label selector: nothing follows the last comma"),
-        ("a=-", "'a=-' is no label selector: '-' is no value of a label (a)"),
-        ("-=a", "'-=a' is no label selector: '-' is no key of a label"),
-        ("!-", "'!-' is no label selector: '-' is no key of a label"),
-        ("a in (b, -)", "'a in (b, -)' is no label selector: '-' is no value of a label (a)"),
+        ("a=b, c d", "'a=b, c d' is not a label selector: syntax error at ' c d'"),
+        (",", "',' is not a label selector: syntax error at ','"),
+        ("a, ", "'a, ' is not a label selector: it ends with a comma"),
+        ("a=b,", "'a=b,' is not a label selector: it ends with a comma"),
+        ("a=-", "'a=-' is not a label selector: '-' is not a valid value of label a"),
+        ("-=a", "'-=a' is not a label selector: '-' is not a valid label key"),
+        ("!-", "'!-' is not a label selector: '-' is not a valid label key"),
+        ("a in (b, -)", "'a in (b, -)' is not a label selector: '-' is not a valid value of label a"),
     ],
 )
-def test_a_selector_is_refused_with_where_it_goes_wrong(text: str, message: str) -> None:
+def test_an_invalid_selector_is_refused_with_the_position(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_selector(text)
 
@@ -162,19 +164,19 @@ def test_a_selector_is_refused_with_where_it_goes_wrong(text: str, message: str)
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("camera, spare", "spare, and the node has no such label"),
-        ("!camera", "!camera, and the node has ''"),
-        ("ring!=early", "ring!=early, and the node has 'early'"),
-        ("ring notin (late, early)", "ring notin (early, late), and the node has 'early'"),
-        ("site=x", "site=x, and the node has 'shop-12'"),
+        ("camera, spare", "spare, but the node has no such label"),
+        ("!camera", "!camera, but the node has ''"),
+        ("ring!=early", "ring!=early, but the node has 'early'"),
+        ("ring notin (late, early)", "ring notin (early, late), but the node has 'early'"),
+        ("site=x", "site=x, but the node has 'shop-12'"),
         ("site=shop-12, ring", None),
     ],
 )
-def test_the_first_part_that_does_not_hold_is_named_as_it_would_be_written(text: str, why: str | None) -> None:
+def test_the_first_requirement_not_met_is_named_in_normal_form(text: str, why: str | None) -> None:
     assert parse_selector(text).why_not(NODE) == why
 
 
 @pytest.mark.parametrize("labels", [{"": "a"}, {"a b": "c"}, {"a": "b\n"}, {"a": "x" * 200}, {"-a": "b"}])
-def test_labels_that_would_break_a_selector_are_refused(labels: dict[str, str]) -> None:
+def test_labels_that_a_selector_cannot_express_are_refused(labels: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         check_labels(labels)

@@ -1,4 +1,4 @@
-"""Stages by name: what is found, and what a user is told when it is missing, broken, doubled or wrongly configured."""
+"""Finding stages by name, and the errors if one is missing, broken, ambiguous or misconfigured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGE = """
 from hedgerow import Frame, Stage
 
 class Echo(Stage):
-    "Publish the payload as it came."
+    "Publish the payload unchanged."
     def process(self, frame: Frame) -> Frame:
         return frame.with_result(bytes(frame.payload).decode())
 """
@@ -30,7 +30,7 @@ class Echo(Stage):
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Puts a package with one stage on the path, as an installer would: code, metadata, entry point."""
+    """Return a function that installs a package with one stage: code, metadata, entry point."""
 
     def put(package: str, stage: str, target: str, code: str = STAGE) -> None:
         folder = tmp_path / package
@@ -47,14 +47,14 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return put
 
 
-def test_the_stages_of_hedgerow_itself_are_found() -> None:
+def test_built_in_stages_are_found() -> None:
     plugin = plugins.find("parse")
 
     assert (plugin.package, plugin.target) == ("hedgerow", "hedgerow.stages.parse:Parse")
     assert plugin.load() is Parse
 
 
-def test_every_stage_of_ours_can_be_loaded_and_says_what_it_does() -> None:
+def test_every_stage_of_hedgerow_can_be_loaded_and_is_documented() -> None:
     ours = [name for name in plugins.installed() if plugins.find(name).package.startswith("hedgerow")]
     assert {"infer", "decode", "speech", "anomaly"} <= set(ours)
     for name in ours:
@@ -71,25 +71,25 @@ def test_an_installed_package_is_found_and_runs(install: Install) -> None:
     assert run_pipeline(["echo"], [frame("hello")]).results == ["hello"]
 
 
-def test_a_misspelt_stage_is_met_with_the_nearest_one() -> None:
+def test_for_a_misspelt_stage_the_nearest_one_is_suggested() -> None:
     with pytest.raises(PluginError) as caught:
         plugins.find("prase")
 
     assert caught.value.explain() == (
-        "No installed package offers a stage 'prase'\n"
-        "  → Did you mean 'parse'? `hedgerow plugin list` shows what is installed; "
-        "`pip install` the package that ships it."
+        "No installed package provides a stage 'prase'\n"
+        "  → Did you mean 'parse'? `hedgerow plugin list` shows installed stages; "
+        "`pip install` the package that provides it."
     )
 
 
-def test_a_stage_like_none_is_met_without_a_guess() -> None:
+def test_for_an_unknown_stage_nothing_is_suggested() -> None:
     with pytest.raises(PluginError) as caught:
         plugins.find("zzzzzz")
 
     assert caught.value.remedy.startswith("`hedgerow plugin list` shows")
 
 
-def test_a_stage_whose_import_fails_says_why_and_whose_it_is(install: Install) -> None:
+def test_an_import_error_names_the_cause_and_the_package(install: Install) -> None:
     install("acme-broken", "crash", "acme_broken:Crash", "import no_such_library\n")
 
     with pytest.raises(PluginError) as caught:
@@ -98,18 +98,18 @@ def test_a_stage_whose_import_fails_says_why_and_whose_it_is(install: Install) -
     assert caught.value.explain() == (
         "Stage crash of acme-broken 1.2 cannot be imported from acme_broken:Crash: "
         "ModuleNotFoundError: No module named 'no_such_library'\n"
-        "  → Try `python -c 'import acme_broken'`; reinstall acme-broken with what it needs."
+        "  → Try `python -c 'import acme_broken'`; reinstall acme-broken with its dependencies."
     )
 
 
-def test_a_broken_stage_harms_nobody_who_does_not_use_it(install: Install) -> None:
+def test_a_broken_stage_does_not_affect_pipelines_without_it(install: Install) -> None:
     install("acme-broken", "crash", "acme_broken:Crash", "raise SystemError('at import')\n")
 
     assert "crash" in plugins.installed()
     assert run_pipeline(["parse"], [frame("1", content_type="application/json")]).out
 
 
-def test_an_entry_point_to_what_is_not_there_says_so(install: Install) -> None:
+def test_an_entry_point_to_a_missing_attribute_is_an_error(install: Install) -> None:
     install("acme-empty", "gone", "acme_empty:Gone", "")
 
     with pytest.raises(PluginError, match="has no attribute 'Gone'"):
@@ -117,7 +117,7 @@ def test_an_entry_point_to_what_is_not_there_says_so(install: Install) -> None:
 
 
 @pytest.mark.parametrize("code", ["Thing = 1", "def Thing(config): ...", "class Thing: ..."])
-def test_what_is_no_stage_is_refused(install: Install, code: str) -> None:
+def test_a_target_that_is_not_a_stage_is_refused(install: Install, code: str) -> None:
     install("acme-thing", "thing", "acme_thing:Thing", code)
 
     with pytest.raises(PluginError) as caught:
@@ -129,19 +129,19 @@ def test_what_is_no_stage_is_refused(install: Install, code: str) -> None:
     )
 
 
-def test_two_packages_that_offer_one_name_are_both_named(install: Install) -> None:
-    """Neither wins silently: which one runs must not hang on the order of a path."""
+def test_two_packages_that_provide_one_stage_are_both_named(install: Install) -> None:
+    """Neither wins silently: the order of the path must not decide."""
     install("acme-one", "twin", "acme_one:Echo")
     install("acme-two", "twin", "acme_two:Echo")
 
     with pytest.raises(PluginError) as caught:
         plugins.find("twin")
 
-    assert str(caught.value) == "Stage 'twin' is offered by acme-one and acme-two"
+    assert str(caught.value) == "Stage 'twin' is provided by acme-one and acme-two"
 
 
-def test_the_same_package_found_twice_is_no_conflict(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An editable install may be on the path two times."""
+def test_the_same_package_found_twice_is_not_a_conflict(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editable install can be on the path twice."""
     install("acme-echo", "echo", "acme_echo:Echo")
     monkeypatch.syspath_prepend(f"{sys.path[0]}/../acme-echo")
 
@@ -149,28 +149,28 @@ def test_the_same_package_found_twice_is_no_conflict(install: Install, monkeypat
 
 
 class ZoneConfig(StageConfig):
-    """A section within."""
+    """A nested section."""
 
-    border: float = Field(1.0, description="Where it ends.")
+    border: float = Field(1.0, description="Width of the border.")
 
 
 class LimitConfig(StageConfig):
-    """For a stage of a test."""
+    """Configuration of a test stage."""
 
     ceiling: float = Field(gt=0, description="Highest value.")
-    label: str = Field("x", description="What to call it.")
-    zones: tuple[ZoneConfig, ...] = Field((), description="Parts of it.")
+    label: str = Field("x", description="Name to show.")
+    zones: tuple[ZoneConfig, ...] = Field((), description="Zones.")
 
 
 class Limit(Stage[LimitConfig]):
-    """For tests."""
+    """A test stage."""
 
     def process(self, frame: Frame) -> Frame:
         return frame
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({}, "Stage limit: ceiling: is required"),
         ({"ceiling": 1, "lable": "y"}, "Stage limit: lable: unknown key, did you mean 'label'?"),
@@ -186,40 +186,40 @@ class Limit(Stage[LimitConfig]):
         ),
     ],
 )
-def test_a_wrong_setting_is_explained(config: dict, told: str) -> None:
+def test_an_invalid_setting_is_explained(config: dict, message: str) -> None:
     with pytest.raises(BadStageConfig) as caught:
         plugins.configure(Limit, config, "limit")
 
-    assert str(caught.value) == told
-    assert caught.value.remedy == "`hedgerow plugin show limit` lists what it takes."
+    assert str(caught.value) == message
+    assert caught.value.remedy == "`hedgerow plugin show limit` lists its settings."
     assert isinstance(caught.value, ConfigError)
 
 
-def test_each_wrong_setting_is_located() -> None:
+def test_each_invalid_setting_is_located() -> None:
     with pytest.raises(BadStageConfig) as caught:
         plugins.configure(Limit, {"ceiling": 0, "lable": 1}, "limit")
 
     assert [where for where, _ in caught.value.problems] == [("ceiling",), ("lable",)]
 
 
-def test_a_right_setting_arrives_typed() -> None:
+def test_a_valid_setting_is_converted_to_its_type() -> None:
     stage = plugins.configure(Limit, {"ceiling": 2}, "limit")
 
     assert stage.config == LimitConfig(ceiling=2.0)
 
 
-class Angry(Stage[StageConfig]):
-    """For tests."""
+class Failing(Stage[StageConfig]):
+    """A test stage."""
 
     def __init__(self, config: StageConfig) -> None:
         raise RuntimeError("no luck")
 
 
-def test_a_stage_that_cannot_be_made_is_the_plugins_fault() -> None:
+def test_a_failing_constructor_is_a_plugin_error() -> None:
     with pytest.raises(PluginError) as caught:
-        plugins.configure(Angry, {}, "angry")
+        plugins.configure(Failing, {}, "failing")
 
     assert caught.value.explain() == (
-        "Stage angry cannot be made: RuntimeError: no luck\n"
-        "  → Mend the stage's __init__, or leave it out and use setup()."
+        "Stage failing cannot be created: RuntimeError: no luck\n"
+        "  → Fix the stage's __init__, or remove it and use setup()."
     )

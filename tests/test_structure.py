@@ -1,4 +1,4 @@
-"""The house stays easy to find one's way in: one name for one class, and folders that a glance takes in."""
+"""The code base stays easy to navigate: unique class names, and folders with few modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def python_files(*folders: str) -> list[Path]:
 
 
 def classes_by_name(files: list[Path]) -> dict[str, list[str]]:
-    """Where each class name is defined, nested and private ones included."""
+    """Return where each class name is defined, including nested and private classes."""
     places = defaultdict(list)
     for path in files:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -27,14 +27,14 @@ def classes_by_name(files: list[Path]) -> dict[str, list[str]]:
 
 
 def test_no_class_name_is_defined_twice() -> None:
-    """A name that is read somewhere means one thing: whoever searches for it finds it at once."""
+    """A class name has one meaning, and a search for it one result."""
     places = classes_by_name(python_files("runtime/hedgerow"))
 
     assert len(places) > 300
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
-def test_a_name_that_is_defined_twice_is_found(tmp_path: Path) -> None:
+def test_a_duplicate_class_name_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("class _Part: ...\n")
     (tmp_path / "b.py").write_text("def f():\n    class _Part: ...\n")
 
@@ -42,7 +42,7 @@ def test_a_name_that_is_defined_twice_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("top", ["runtime", "plugins", "benchmarks", "tests"])
-def test_no_folder_holds_more_modules_than_a_glance_takes_in(top: str) -> None:
+def test_no_folder_has_too_many_modules(top: str) -> None:
     counts: dict[str, int] = defaultdict(int)
     for path in python_files(top):
         counts[str(path.parent.relative_to(ROOT))] += 1

@@ -1,4 +1,4 @@
-"""The topic grammar, and MQTT's own rules for filters."""
+"""Hedgerow topics, and topic filters of MQTT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WITH_TAIL = {Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Chan
 
 
 @given(addresses, st.sampled_from(Channel), tails)
-def test_what_was_built_is_parsed_back(address: Address, channel: Channel, levels: list[str]) -> None:
+def test_a_topic_parses_to_its_parts(address: Address, channel: Channel, levels: list[str]) -> None:
     tail = "/".join(levels) if channel in WITH_TAIL else ""
 
     parsed = parse(address.topic(channel, tail))
@@ -26,7 +26,7 @@ def test_what_was_built_is_parsed_back(address: Address, channel: Channel, level
     assert parsed == (address, channel, tail)
 
 
-def test_a_topic_reads_as_the_design_says() -> None:
+def test_topics_have_the_documented_form() -> None:
     node = Address("north", "plant-7", "press")
 
     assert node.topic(Channel.RESULT, "doors") == "hedgerow/v1/north/plant-7/press/result/doors"
@@ -36,7 +36,7 @@ def test_a_topic_reads_as_the_design_says() -> None:
 
 
 @given(addresses, st.sampled_from(Channel))
-def test_a_channel_has_a_tail_or_has_none_never_both(address: Address, channel: Channel) -> None:
+def test_a_channel_either_requires_or_forbids_a_tail(address: Address, channel: Channel) -> None:
     wrong = "" if channel in WITH_TAIL else "tail"
 
     with pytest.raises(ValueError, match=f"Channel {channel} (needs|takes no) tail"):
@@ -44,8 +44,8 @@ def test_a_channel_has_a_tail_or_has_none_never_both(address: Address, channel: 
 
 
 @given(st.text(max_size=60) | st.from_regex(r"hedgerow/v1(/[a-z~]{0,7}){0,7}", fullmatch=True))
-def test_whatever_parses_builds_the_same_topic_again(topic: str) -> None:
-    """So nothing is one of our topics that we would not have built."""
+def test_a_parsed_topic_builds_the_same_topic(topic: str) -> None:
+    """So only topics that can be built are parsed."""
     parsed = parse(topic)
 
     assert parsed is None or parsed.address.topic(parsed.channel, parsed.tail) == topic
@@ -68,22 +68,22 @@ def test_whatever_parses_builds_the_same_topic_again(topic: str) -> None:
         "hedgerow/v1/north/plant/+/health",
     ],
 )
-def test_what_is_not_ours_is_not_parsed(topic: str) -> None:
+def test_other_topics_are_not_parsed(topic: str) -> None:
     assert parse(topic) is None
 
 
 @pytest.mark.parametrize(("name", "ok"), [("a", True), ("A.b_c-9", True), ("x" * 64, True), ("x" * 65, False)])
-def test_lengths_and_signs_of_names(name: str, ok: bool) -> None:
+def test_names_have_1_to_64_allowed_characters(name: str, ok: bool) -> None:
     assert is_name(name) is ok
 
 
 @given(st.text(alphabet="aZ09._-", max_size=6), st.sampled_from("/+#~ \n\0é"), st.text(alphabet="aZ09._-", max_size=6))
-def test_a_name_never_breaks_a_topic(before: str, sign: str, after: str) -> None:
-    """A name is one level, no wildcard, and never stands for every node."""
+def test_a_name_is_one_level_without_wildcards(before: str, sign: str, after: str) -> None:
+    """And never means every node."""
     assert not is_name(before + sign + after)
 
 
-# Few letters and many slashes, so that filters and topics meet.
+# Few distinct levels, so that filters often match.
 levels = st.lists(st.sampled_from(["", "a", "b", "$SYS", "~"]), min_size=1, max_size=5)
 filter_levels = st.lists(st.sampled_from(["", "a", "b", "+", "+", "$SYS"]), min_size=1, max_size=5)
 
@@ -95,8 +95,8 @@ def filters(draw: st.DrawFn) -> str:
 
 
 @given(filters(), levels)
-def test_filters_take_in_what_another_implementation_says(pattern: str, parts: list[str]) -> None:
-    """paho's matcher is the oracle, where the specification leaves no doubt."""
+def test_filters_match_as_in_another_implementation(pattern: str, parts: list[str]) -> None:
+    """The reference is the matcher of paho."""
     topic = "/".join(parts)
     assume(pattern)
     assume(topic)
@@ -105,7 +105,7 @@ def test_filters_take_in_what_another_implementation_says(pattern: str, parts: l
 
 
 @pytest.mark.parametrize(
-    ("pattern", "topic", "taken"),
+    ("pattern", "topic", "matched"),
     [
         # The examples of MQTT 5 §4.7.1.
         ("sport/tennis/player1/#", "sport/tennis/player1", True),
@@ -124,12 +124,12 @@ def test_filters_take_in_what_another_implementation_says(pattern: str, parts: l
         ("$share/nodes/plant/+", "nodes/plant/door", False),
     ],
 )
-def test_the_examples_of_the_specification(pattern: str, topic: str, taken: bool) -> None:
-    assert matches(pattern, topic) is taken
+def test_filters_match_as_in_the_examples_of_the_specification(pattern: str, topic: str, matched: bool) -> None:
+    assert matches(pattern, topic) is matched
 
 
 @given(filters())
-def test_a_filter_that_is_right_is_given_back(pattern: str) -> None:
+def test_a_valid_filter_is_returned(pattern: str) -> None:
     assume(pattern)
 
     assert check_filter(pattern) == pattern
@@ -139,14 +139,14 @@ def test_a_filter_that_is_right_is_given_back(pattern: str) -> None:
     "pattern",
     ["", "a/#/b", "a#", "a/b+", "+a", "##", "a\0", "x" * (MAX_TOPIC_BYTES + 1), "$share", "$share/g", "$share//a"],
 )
-def test_a_filter_that_is_wrong_is_explained(pattern: str) -> None:
+def test_an_invalid_filter_is_explained(pattern: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_filter(pattern)
 
-    assert "`+` stands for one whole level" in caught.value.remedy or "$share/GROUP/FILTER" in caught.value.remedy
+    assert "`+` matches one whole level" in caught.value.remedy or "$share/GROUP/FILTER" in caught.value.remedy
     assert len(str(caught.value)) < 200
 
 
-def test_the_level_that_is_wrong_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^'plant/#/image' is not a topic filter: level '#'$"):
+def test_the_level_with_the_misplaced_wildcard_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^'plant/#/image' is not a topic filter: misplaced wildcard in level '#'$"):
         check_filter("plant/#/image")

@@ -1,6 +1,6 @@
 """Hedgerow: an event-driven inference runtime for the edge.
 
-What a plugin author needs is here; everything else is the node's business.
+This package exports the API for plugin authors; everything else is internal.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first asked for: numpy and pydantic take half a second, which `hedgerow --help` need not wait for.
+    # Imported on first use: numpy and pydantic take half a second, which would delay `hedgerow --help`.
     if name in __all__:
         from hedgerow import errors, frame, stage
 

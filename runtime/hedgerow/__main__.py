@@ -1,4 +1,4 @@
-"""`python -m hedgerow` is `hedgerow`."""
+"""Makes `python -m hedgerow` the same as `hedgerow`."""
 
 from hedgerow.cli.main import main
 

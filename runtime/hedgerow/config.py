@@ -39,20 +39,20 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _name(text: str) -> str:
+def _valid_name(text: str) -> str:
     if not is_name(text):
         raise ValueError("use 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit")
     return text
 
 
-def _filter(text: str) -> str:
+def _valid_filter(text: str) -> str:
     try:
         return check_filter(text)
     except ConfigError as error:
         raise ValueError(error.explain()) from error
 
 
-def _labelled(labels: dict[str, str]) -> dict[str, str]:
+def _valid_labels(labels: dict[str, str]) -> dict[str, str]:
     try:
         check_labels(labels)
     except ConfigError as error:
@@ -60,15 +60,15 @@ def _labelled(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Name = Annotated[str, AfterValidator(_name)]
+Name = Annotated[str, AfterValidator(_valid_name)]
 Filters = Annotated[
-    tuple[Annotated[str, AfterValidator(_filter)], ...],
+    tuple[Annotated[str, AfterValidator(_valid_filter)], ...],
     Field(min_length=1),
-    BeforeValidator(_listed, json_schema_input_type=str | Annotated[list[str], Field(min_length=1)]),
+    BeforeValidator(_as_list, json_schema_input_type=str | Annotated[list[str], Field(min_length=1)]),
 ]
 
 
@@ -78,7 +78,7 @@ class NodeSection(Section):
     region: Name = Field("local", description="Region the site belongs to.")
     site: Name = Field("site", description="Site (one LAN, one broker) the node belongs to.")
     name: Name = Field("node", description="Name of the node, unique within its site.")
-    labels: Annotated[dict[str, str], AfterValidator(_labelled)] = Field(
+    labels: Annotated[dict[str, str], AfterValidator(_valid_labels)] = Field(
         default_factory=dict,
         description="Labels by which rollouts select nodes, in addition to the automatic ones (`arch`, `cores`, `site` …).",
         examples=[{"hardware": "nuc", "ring": "early"}],
@@ -143,7 +143,7 @@ class BrokerSection(Section):
     )
 
     @model_validator(mode="after")
-    def _one_password(self) -> BrokerSection:
+    def _single_password_source(self) -> BrokerSection:
         if self.password is not None and self.password_file is not None:
             raise ValueError("give `password` or `password_file`, not both")
         return self
@@ -248,7 +248,7 @@ class StreamSection(Section):
     )
 
     @model_validator(mode="after")
-    def _key_named(self) -> StreamSection:
+    def _has_stream_key(self) -> StreamSection:
         if self.by == "level" and self.level is None:
             raise ValueError("`by: level` needs `level`")
         if self.by == "field" and self.field is None:
@@ -263,7 +263,7 @@ class FieldsSection(Section):
     drop: tuple[str, ...] = Field((), description="Publish all fields but these.")
 
     @model_validator(mode="after")
-    def _one_way(self) -> FieldsSection:
+    def _keep_or_drop(self) -> FieldsSection:
         if self.keep is not None and self.drop:
             raise ValueError("give `keep` or `drop`, not both")
         return self
@@ -299,7 +299,7 @@ class PublishSection(Section):
     )
 
     @model_validator(mode="after")
-    def _one_promise(self) -> PublishSection:
+    def _consistent_durability(self) -> PublishSection:
         if self.durable and self.qos == 0:
             raise ValueError("durable results have `qos: 1`")
         if self.durable and self.expiry_s is not None:
@@ -436,11 +436,11 @@ class OriginSection(Section):
         return self.model_copy(update={name: folder / path for name, path in files.items() if path is not None})
 
 
-def _spelled_out(value: Any) -> Any:
+def _from_url(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
-Origin = Annotated[OriginSection, BeforeValidator(_spelled_out, json_schema_input_type=str | OriginSection)]
+Origin = Annotated[OriginSection, BeforeValidator(_from_url, json_schema_input_type=str | OriginSection)]
 
 
 class FleetSection(Section):

@@ -46,11 +46,11 @@ class _Named(NamedTuple):
 def load(path: Path) -> NodeConfig:
     """Read a configuration file and check it against what is installed.
 
-    Model paths are relative to the file's folder. The valid parts of an invalid file are checked too, so that all problems
-    are reported at once.
+    Model paths are relative to the file's folder. The valid parts of an invalid file are checked too, so that all
+    problems are reported at once.
 
-    Raises: BadConfigFile: the file cannot be read or is invalid; a stage is missing, broken or misconfigured; or a model is
-        not configured or its file is missing. Lists every problem with its line.
+    Raises: BadConfigFile: the file cannot be read or is invalid; a stage is missing, broken or misconfigured; or a
+        model is not configured or its file is missing. Lists every problem with its line.
     """
     document = Document.read(path)
     problems: list[Problem] = []
@@ -60,7 +60,7 @@ def load(path: Path) -> NodeConfig:
         named = _named(config)
     except BadConfigFile as error:
         problems += error.problems
-        named = _right_parts(document.content)
+        named = _valid_parts(document.content)
     for keys, message, remedy in _findings(named, path.parent):
         problems.append(Problem(document.line_of(keys), ".".join(map(str, keys)), message, remedy))
     if config is None or problems:
@@ -77,7 +77,7 @@ def _named(config: NodeConfig) -> _Named:
     return _Named({name: model.path for name, model in config.models.items()}, stages, config.models)
 
 
-def _right_parts(content: dict[str, Any]) -> _Named:
+def _valid_parts(content: dict[str, Any]) -> _Named:
     models, pipelines = _section(content.get("models")), _section(content.get("pipelines"))
     paths = {name: path for name, model in models.items() if isinstance(path := _section(model).get("path"), str)}
     stages = {}

@@ -1,4 +1,4 @@
-"""Files that survive a power cut: a reader sees the old one or the new one, whole."""
+"""Atomic, durable file writes: after a power cut a file has its old or its new content, never a mixture."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from pathlib import Path
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Put `content` in the place of a file that only one process writes: write aside, sync, rename, sync the folder.
+    """Replace a file atomically: write a temporary file, sync, rename, sync the folder. For one writing process.
 
-    Raises: OSError: it cannot be written; the old file is as it was.
+    Raises: OSError: the file cannot be written; the old file is unchanged.
     """
-    aside = path.with_name(f"{path.name}.new")
-    write(aside, content)
-    aside.replace(path)
+    temporary = path.with_name(f"{path.name}.new")
+    write(temporary, content)
+    temporary.replace(path)
     sync(path.parent)
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file and have it on the disk. Raises: OSError: that cannot be done."""
+    """Write a file and sync it to disk.
+
+    Raises: OSError: the file cannot be written.
+    """
     with path.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -26,9 +29,12 @@ def write(path: Path, content: bytes) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Let a rename in a folder survive a power cut. Raises: OSError: that cannot be done."""
-    number = os.open(folder, os.O_RDONLY)
+    """Sync a folder, so that a rename in it survives a power cut.
+
+    Raises: OSError: the folder cannot be synced.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)

@@ -1,12 +1,12 @@
-"""Every error Hedgerow raises on purpose.
+"""Base classes of the errors that Hedgerow raises.
 
-The tree is ordered by *what to do next*, not by where the error came from: mend the configuration,
-mend the plugin, mend the model, look at the sensor, look at the broker, ask differently.
+The tree is ordered by *what to do next*, not by origin: fix the configuration, the plugin or the
+model; check the sensor or the broker; change the request.
 
 Rules:
-- Every class has a `code`: short, stable, kebab-case. It is what counters, dead letters and replies carry.
-- Every error has a `remedy`: the next thing a person should do, as a sentence.
-- Foreign exceptions (a vendor's, the operating system's) are translated where they arise, never here.
+- Every class has a `code`: short, stable, kebab-case. Counters, dead letters and replies contain it.
+- Every error has a `remedy`: what to do next, as a sentence.
+- Exceptions of vendors and of the operating system are translated where they occur, not here.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class HedgerowError(Exception):
-    """Something that Hedgerow can explain.
+    """Base of all errors that Hedgerow raises on purpose.
 
     Attributes:
-        code: short stable name of the kind of error.
-        remedy: the next thing to do, as a sentence.
+        code: short, stable name of the kind of error.
+        remedy: what to do next, as a sentence.
     """
 
     code = "error"
@@ -32,37 +32,37 @@ class HedgerowError(Exception):
         self.remedy = remedy
 
     def explain(self) -> str:
-        """What went wrong and what to do, on two lines."""
+        """Return the message and the remedy, on two lines."""
         return f"{self}\n  → {self.remedy}"
 
 
 def internal(error: Exception) -> HedgerowError:
-    """A fault of ours, or of a library that did what it never should, as what can be told of it."""
-    fault = HedgerowError(f"{type(error).__name__}: {error}", remedy="See the node's log, and report it.")
+    """Return an error for a bug in Hedgerow or in a library."""
+    fault = HedgerowError(f"{type(error).__name__}: {error}", remedy="Report this with the node's log.")
     fault.code = "internal"
     return fault
 
 
 class ConfigError(HedgerowError):
-    """The configuration cannot be used: mend the file."""
+    """The configuration is invalid: fix the file."""
 
     code = "bad-config"
 
 
 class PluginError(HedgerowError):
-    """A plugin is missing, broken or not what it says: mend or install it."""
+    """A plugin is missing or broken: install or fix it."""
 
     code = "bad-plugin"
 
 
 class ModelError(HedgerowError):
-    """A model cannot be found, loaded or run: mend or replace the model."""
+    """A model cannot be found, loaded or run: fix or replace it."""
 
     code = "bad-model"
 
 
 class ModelNotFound(ModelError):
-    """The file a model is to come from is not there."""
+    """A model file does not exist."""
 
     code = "model-not-found"
 
@@ -80,13 +80,13 @@ class ModelMismatch(ModelError):
 
 
 class BackendMissing(ModelError):
-    """The backend a model asks for is not installed."""
+    """A model's backend is not installed."""
 
     code = "backend-missing"
 
 
 class DeviceMissing(ModelError):
-    """The device a model asks for is not on this machine."""
+    """A model's device does not exist on this machine."""
 
     code = "device-missing"
 
@@ -98,12 +98,12 @@ class InferenceError(ModelError):
 
 
 class FrameError(HedgerowError):
-    """One frame cannot be processed: it is dead-lettered, the next one is unaffected.
+    """A frame cannot be processed: it is dead-lettered, and other frames are unaffected.
 
     Args:
-        message: what is wrong with this frame, with the numbers that show it.
-        code: the reason counted and sent with the dead letter, kebab-case.
-        remedy: what to look at; by default the sensor that sent the frame.
+        message: what is wrong with the frame, with the values that show it.
+        code: reason in counters and the dead letter, kebab-case.
+        remedy: what to do next; by default, check the sensor.
     """
 
     code = "bad-frame"
@@ -113,7 +113,7 @@ class FrameError(HedgerowError):
         message: str,
         *,
         code: str | None = None,
-        remedy: str = "Look at what the sensor sends; the dead letter carries the frame.",
+        remedy: str = "Check what the sensor sends; the dead letter contains the frame.",
     ) -> None:
         super().__init__(message, remedy=remedy)
         if code is not None:
@@ -121,18 +121,18 @@ class FrameError(HedgerowError):
 
 
 class BusError(HedgerowError):
-    """The broker cannot be reached, refuses us, or breaks the protocol: look at the broker."""
+    """The broker is unreachable, refuses a request or violates the protocol: check the broker."""
 
     code = "bus"
 
 
 class CommandError(HedgerowError):
-    """A command cannot be carried out: ask differently.
+    """A command cannot be carried out: change the request.
 
     Args:
-        message: why not.
-        code: the code of the error reply.
-        remedy: what to ask instead.
+        message: why it cannot.
+        code: code of the error reply.
+        remedy: what to request instead.
     """
 
     code = "bad-command"
@@ -144,10 +144,11 @@ class CommandError(HedgerowError):
 
 
 def first_problem(error: ValidationError, whole: str) -> str:
-    """The first thing that is wrong with a document: `where: what`.
+    """Return the first problem of an invalid document: `field: message`.
 
     Args:
-        whole: what to call it where it is wrong as a whole.
+        error: the validation error.
+        whole: name of the document, for problems without a field.
     """
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or whole}: {first['msg']}"

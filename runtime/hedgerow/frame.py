@@ -1,9 +1,9 @@
-"""The frame: one unit of sensor data on its way through the stages of a pipeline.
+"""The frame: one unit of sensor data that passes through the stages of a pipeline.
 
 Rules:
-- A frame is a value. `with_*` return a new frame that shares what did not change; nothing is copied.
-- A frame's `id` is the same for every delivery of the same frame, so duplicates can be told.
-- `payload` may be a view into a receive buffer: read it, never write to it.
+- A frame is a value. `with_*` methods return a new frame that shares unchanged data with the old one.
+- A redelivered frame has the same `id`, so duplicates can be recognised.
+- `payload` may be a view of a receive buffer: never write to it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _EMPTY: Final[Mapping[str, Any]] = {}
 
 
 class Drop(NamedTuple):
-    """A stage's decision that a frame goes no further.
+    """Returned by a stage to drop a frame.
 
     Attributes:
-        reason: short, stable, kebab-case; it becomes the label of a counter, so keep the set small.
+        reason: short, stable, kebab-case. It labels a counter, so keep the number of reasons small.
     """
 
     reason: str
@@ -36,19 +36,19 @@ class Frame:
     """One unit of sensor data.
 
     Attributes:
-        id: the same for every delivery of this frame.
-        stream: the ordered sequence (one sensor, usually) that the frame belongs to.
-        topic: the MQTT topic it came on.
-        sequence: its number in the stream on this node, counted from 0.
-        captured_at: when the sensor took it, Unix seconds; when it was received, if the sensor does not say.
+        id: identifies the frame; the same for every delivery of it.
+        stream: the ordered sequence of frames it belongs to, usually one sensor.
+        topic: MQTT topic it arrived on.
+        sequence: number in the stream on this node, from 0.
+        captured_at: capture time, Unix seconds; the time of arrival if the sensor does not send one.
         content_type: MIME type of `payload`, lower case, without parameters; "" if unknown.
         payload: the bytes as received.
-        tensors: arrays by name on their way into or out of a model.
-        meta: small facts that stages add for the stages behind them. It begins with `rate` and `channels`, as texts,
-            where the content type says them (`audio/l16; rate=8000`). `begins: True` says that the stream starts anew here: hidden state of
-            models is reset.
-        result: what will be published, once a stage has set it: numbers, strings, lists, mappings, numpy values,
-            or bytes to be published as they are.
+        tensors: inputs or outputs of a model, by name.
+        meta: small values that stages add for later stages. Initially `rate` and `channels`, as strings, if the content
+            type has them (`audio/l16; rate=8000`). `begins: True` marks a restart of the stream: models reset their
+            hidden state.
+        result: what to publish, once a stage has set it: numbers, strings, lists, mappings, numpy values, or bytes,
+            which are published unchanged.
         traceparent: W3C trace context, or None.
     """
 
@@ -104,19 +104,19 @@ class Frame:
         """
         if self._array is None:
             raise FrameError(
-                "The frame has no array yet",
+                "The frame has no array",
                 code="not-decoded",
-                remedy="Put a decoding stage (`decode`, `parse`, `pcm16`) before this one.",
+                remedy="Add a decoding stage (`decode`, `parse`, `pcm16`) before this one.",
             )
         return self._array
 
     @property
     def has_array(self) -> bool:
-        """Whether a stage has decoded the payload."""
+        """Whether the payload has been decoded."""
         return self._array is not None
 
     def with_array(self, array: Array, **meta: Any) -> Frame:
-        """The same frame with another array (and more meta, if given)."""
+        """Return a copy with another array, and with additional meta."""
         frame = self._copy()
         frame._array = array
         if meta:
@@ -124,7 +124,7 @@ class Frame:
         return frame
 
     def with_tensors(self, tensors: Mapping[str, Array], **meta: Any) -> Frame:
-        """The same frame with other tensors (and more meta, if given)."""
+        """Return a copy with other tensors, and with additional meta."""
         frame = self._copy()
         frame.tensors = tensors
         if meta:
@@ -132,26 +132,26 @@ class Frame:
         return frame
 
     def with_meta(self, **meta: Any) -> Frame:
-        """The same frame with more meta."""
+        """Return a copy with additional meta."""
         frame = self._copy()
         frame.meta = {**self.meta, **meta}
         return frame
 
     def with_result(self, result: Any) -> Frame:
-        """The same frame with a result to publish."""
+        """Return a copy with a result to publish."""
         frame = self._copy()
         frame.result = result
         return frame
 
     def with_payload(self, payload: Buffer, content_type: str) -> Frame:
-        """The same frame with other bytes and their type."""
+        """Return a copy with another payload and its content type."""
         frame = self._copy()
         frame.payload = payload
         frame.content_type = content_type
         return frame
 
     def _copy(self) -> Frame:
-        # Written out: `copy.copy` and dataclasses.replace cost five times as much, and every stage pays it.
+        # Written out: `copy.copy` and `dataclasses.replace` take five times as long, for every stage.
         frame = Frame.__new__(Frame)
         frame.payload = self.payload
         frame.id = self.id

@@ -1,10 +1,10 @@
-"""Labels of nodes, and selectors that choose among them. Pure.
+"""Labels of nodes, and selectors that match them. Pure.
 
-A selector is written as Kubernetes writes label selectors, since operators know that:
+Selectors use the syntax of Kubernetes label selectors:
 
     site=shop-12, hardware in (jetson, nuc), !spare, ring!=late
 
-All parts must hold. `key!=value` and `key notin (…)` hold too where a node lacks the label.
+A node must meet every requirement. `key!=value` and `key notin (…)` also match nodes without the label.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PART: Final = re.compile(
     r"|\s(?P<set>in|notin)\s*\((?P<values>[^()]*)\))?)\s*(?:,|$)"
 )
 _REMEDY: Final = (
-    "Write parts with commas between: `site=shop-12`, `hardware in (jetson, nuc)`, `ring!=late`, `camera`, `!spare`."
+    "Separate requirements by commas: `site=shop-12, hardware in (jetson, nuc), ring!=late, camera, !spare`."
 )
 
 Labels = Mapping[str, str]
@@ -33,16 +33,16 @@ Labels = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One part of a selector."""
+    """One requirement of a selector."""
 
     key: str
-    is_: Literal["in", "notin", "present", "absent"]
+    operator: Literal["in", "notin", "present", "absent"]
     values: frozenset[str] = frozenset()
 
     def holds(self, labels: Labels) -> bool:
-        """Whether a node with these labels fits."""
+        """Whether a node with these labels meets the requirement."""
         value = labels.get(self.key)
-        match self.is_:
+        match self.operator:
             case "present":
                 return value is not None
             case "absent":
@@ -52,34 +52,34 @@ class Requirement:
         return value not in self.values
 
     def __str__(self) -> str:
-        match self.is_:
+        match self.operator:
             case "present":
                 return self.key
             case "absent":
                 return f"!{self.key}"
         match sorted(self.values):
             case [value]:
-                return f"{self.key}{'=' if self.is_ == 'in' else '!='}{value}"
+                return f"{self.key}{'=' if self.operator == 'in' else '!='}{value}"
             case values:
-                return f"{self.key} {self.is_} ({', '.join(values)})"
+                return f"{self.key} {self.operator} ({', '.join(values)})"
 
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Chooses nodes by their labels; an empty one chooses all."""
+    """Selects nodes by their labels; an empty selector selects all."""
 
     requirements: tuple[Requirement, ...] = ()
 
     def matches(self, labels: Labels) -> bool:
-        """Whether a node with these labels is chosen."""
+        """Whether a node with these labels is selected."""
         return all(requirement.holds(labels) for requirement in self.requirements)
 
     def why_not(self, labels: Labels) -> str | None:
-        """The first part that does not hold, and what the node has instead; None: it is chosen."""
+        """Return the first requirement that is not met, and the node's label; None if the node is selected."""
         for requirement in self.requirements:
             if not requirement.holds(labels):
                 value = labels.get(requirement.key)
-                return f"{requirement}, and the node has {'no such label' if value is None else f'{value!r}'}"
+                return f"{requirement}, but the node has {'no such label' if value is None else f'{value!r}'}"
         return None
 
     def __str__(self) -> str:
@@ -87,38 +87,38 @@ class Selector:
 
 
 def parse_selector(text: str) -> Selector:
-    """Read a selector.
+    """Parse a selector.
 
-    Raises: ConfigError: it is none; the message says from where on.
+    Raises: ConfigError: the text is not a selector; the message has the position of the error.
     """
     requirements: list[Requirement] = []
     position = 0
     while position < len(text.rstrip()):
         part = _PART.match(text, position)
         if part is None:
-            raise ConfigError(f"{text!r} is no label selector, from {text[position:]!r} on", remedy=_REMEDY)
+            raise ConfigError(f"{text!r} is not a label selector: syntax error at {text[position:]!r}", remedy=_REMEDY)
         requirements.append(_requirement(part, text))
         position = part.end()
     if text.rstrip().endswith(","):
-        raise ConfigError(f"{text!r} is no label selector: nothing follows the last comma", remedy=_REMEDY)
+        raise ConfigError(f"{text!r} is not a label selector: it ends with a comma", remedy=_REMEDY)
     return Selector(tuple(requirements))
 
 
 def check_labels(labels: Labels) -> Labels:
-    """Check labels and give them back.
+    """Validate labels and return them.
 
-    Raises: ConfigError: a key or a value is none.
+    Raises: ConfigError: a key or value is invalid.
     """
     for key, value in labels.items():
         if not _KEY.fullmatch(key):
             raise ConfigError(
-                f"{key[:80]!r} is no key of a label",
-                remedy="Use 1 to 63 letters, digits, `.`, `_`, `-` or `/`, with a letter or digit at both ends.",
+                f"{key[:80]!r} is not a valid label key",
+                remedy="Use 1 to 63 letters, digits, `.`, `_`, `-` or `/`, beginning and ending with a letter or digit.",
             )
         if not _VALUE.fullmatch(value):
             raise ConfigError(
-                f"{value[:80]!r} is no value of a label ({key})",
-                remedy="Use at most 128 letters, digits, `.`, `_`, `-`, `:`, `/` or `+`, with a letter or digit at both ends.",
+                f"{value[:80]!r} is not a valid value of label {key}",
+                remedy="Use at most 128 letters, digits, `.`, `_`, `-`, `:`, `/` or `+`, beginning and ending with a letter or digit.",
             )
     return labels
 
@@ -127,17 +127,17 @@ def _requirement(part: re.Match[str], text: str) -> Requirement:
     key = part["lacks"] or part["key"]
     values: Sequence[str] = ()
     if part["absent"]:
-        kind: Literal["in", "notin", "present", "absent"] = "absent"
+        operator: Literal["in", "notin", "present", "absent"] = "absent"
     elif part["equal"]:
-        kind, values = ("notin" if part["equal"] == "!=" else "in"), (part["value"],)
+        operator, values = ("notin" if part["equal"] == "!=" else "in"), (part["value"],)
     elif part["set"]:
-        kind = "notin" if part["set"] == "notin" else "in"
+        operator = "notin" if part["set"] == "notin" else "in"
         values = [value.strip() for value in part["values"].split(",")]
     else:
-        kind = "present"
+        operator = "present"
     try:
         for value in values or [""]:
             check_labels({key: value})
     except ConfigError as error:
-        raise ConfigError(f"{text!r} is no label selector: {error}", remedy=error.remedy) from error
-    return Requirement(key, kind, frozenset(values))
+        raise ConfigError(f"{text!r} is not a label selector: {error}", remedy=error.remedy) from error
+    return Requirement(key, operator, frozenset(values))

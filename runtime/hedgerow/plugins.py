@@ -1,7 +1,7 @@
-"""Stages by name: from entry points to stage objects.
+"""Finds stages by name and creates them.
 
-Stages are found through the entry point group `hedgerow.stages` and imported only when a pipeline names them, so a
-broken plugin harms nobody who does not use it.
+Stages are entry points of the group `hedgerow.stages`. They are imported only when a pipeline names them, so a broken
+plugin affects only pipelines that use it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ GROUP = "hedgerow.stages"
 
 
 class BadStageConfig(ConfigError):
-    """A stage's configuration does not fit it.
+    """The configuration of a stage is invalid.
 
     Attributes:
-        problems: where in the configuration (keys from its top), and what is wrong there.
+        problems: the keys that lead to each invalid value, and a message.
     """
 
     code = "bad-stage-config"
@@ -37,7 +37,7 @@ class BadStageConfig(ConfigError):
         self.problems = tuple(problems)
         super().__init__(
             f"Stage {name}: {'; '.join(f'{_dotted(keys)}: {message}' for keys, message in problems)}",
-            remedy=f"`hedgerow plugin show {name}` lists what it takes.",
+            remedy=f"`hedgerow plugin show {name}` lists its settings.",
         )
 
 
@@ -47,12 +47,13 @@ def _dotted(keys: Sequence[int | str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StagePlugin:
-    """A stage that an installed package offers.
+    """A stage of an installed package.
 
     Attributes:
-        name: what pipelines call it.
-        target: where it is, `module:Class`.
-        package: the package that ships it, and its version.
+        name: name in pipelines.
+        target: `module:Class`.
+        package: name of the package.
+        version: version of the package.
     """
 
     name: str
@@ -64,15 +65,15 @@ class StagePlugin:
     def load(self) -> type[Stage[Any]]:
         """Import the stage.
 
-        Raises: PluginError: its import fails, or what it names is not a Stage.
+        Raises: PluginError: the import fails, or the target is not a Stage.
         """
         try:
             found = self._entry.load()
-        except (Exception, SystemExit) as error:  # a plugin may not end the node that others run in
+        except (Exception, SystemExit) as error:  # a plugin must not end the node
             raise PluginError(
                 f"Stage {self.name} of {self.package} {self.version} cannot be imported from {self.target}: "
                 f"{type(error).__name__}: {error}",
-                remedy=f"Try `python -c 'import {self.target.split(':')[0]}'`; reinstall {self.package} with what it needs.",
+                remedy=f"Try `python -c 'import {self.target.split(':')[0]}'`; reinstall {self.package} with its dependencies.",
             ) from error
         if not (isinstance(found, type) and issubclass(found, Stage)):
             raise PluginError(
@@ -83,7 +84,7 @@ class StagePlugin:
 
 
 def installed() -> dict[str, list[StagePlugin]]:
-    """Every stage offered by an installed package, by name; more than one a name is a conflict."""
+    """Return all stages of installed packages, by name; several under one name are a conflict."""
     found: dict[str, list[StagePlugin]] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         dist = entry.dist
@@ -94,9 +95,9 @@ def installed() -> dict[str, list[StagePlugin]]:
 
 
 def find(name: str) -> StagePlugin:
-    """The plugin that offers a stage.
+    """Return the plugin that provides a stage.
 
-    Raises: PluginError: none does, or more than one.
+    Raises: PluginError: no package provides the stage, or more than one does.
     """
     stages = installed()
     offers = stages.get(name, [])
@@ -104,33 +105,33 @@ def find(name: str) -> StagePlugin:
         near = difflib.get_close_matches(name, stages, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise PluginError(
-            f"No installed package offers a stage {name!r}",
-            remedy=f"{hint}`hedgerow plugin list` shows what is installed; `pip install` the package that ships it.",
+            f"No installed package provides a stage {name!r}",
+            remedy=f"{hint}`hedgerow plugin list` shows installed stages; `pip install` the package that provides it.",
         )
     if len({(offer.package, offer.target) for offer in offers}) > 1:
         packages = " and ".join(sorted({offer.package for offer in offers}))
         raise PluginError(
-            f"Stage {name!r} is offered by {packages}", remedy="Uninstall one of them, or rename its entry point."
+            f"Stage {name!r} is provided by {packages}", remedy="Uninstall one of them, or rename its entry point."
         )
     return offers[0]
 
 
 def make(name: str, config: Mapping[str, Any]) -> Stage[Any]:
-    """A stage by name, with its configuration validated.
+    """Create a stage by name.
 
     Raises:
-        PluginError: there is no such stage, or it is broken.
-        ConfigError: the configuration does not fit it.
+        PluginError: the stage does not exist or is broken.
+        ConfigError: the configuration is invalid.
     """
     return configure(find(name).load(), config, name)
 
 
 def configure(stage_type: type[Stage[Any]], config: Mapping[str, Any], name: str) -> Stage[Any]:
-    """A stage of a class, with its configuration validated.
+    """Create a stage from its class.
 
     Raises:
         PluginError: its constructor fails.
-        ConfigError: the configuration does not fit it.
+        ConfigError: the configuration is invalid.
     """
     try:
         validated = stage_type.config_type.model_validate(dict(config))
@@ -141,8 +142,8 @@ def configure(stage_type: type[Stage[Any]], config: Mapping[str, Any], name: str
         return stage_type(validated)
     except Exception as error:
         raise PluginError(
-            f"Stage {name} cannot be made: {type(error).__name__}: {error}",
-            remedy="Mend the stage's __init__, or leave it out and use setup().",
+            f"Stage {name} cannot be created: {type(error).__name__}: {error}",
+            remedy="Fix the stage's __init__, or remove it and use setup().",
         ) from error
 
 

@@ -1,9 +1,9 @@
-"""What a plugin author implements: a stage, its configuration, and what it sees of the node.
+"""The API that plugin authors implement: a stage, its configuration, and its view of the node.
 
 Rules:
-- A stage is plain synchronous Python, called from one thread at a time (unless it says it is `concurrent`).
-- A stage gets frames of one stream in order; it may see many streams.
-- What `process` raises dead-letters that frame, nothing else. Raise `FrameError` for bad data.
+- A stage is plain synchronous Python, called from one thread at a time unless it is `concurrent`.
+- A stage receives the frames of each stream in order, and may receive many streams.
+- An exception in `process` dead-letters that frame only. Raise `FrameError` for bad data.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hedgerow.errors import HedgerowError
 from hedgerow.frame import Array, Drop, Frame
 
 Outcome: TypeAlias = Frame | Drop | Iterable[Frame] | None
-"""What a stage makes of one frame: a frame, several, none (None or empty), or a decision to drop it."""
+"""Return value of a stage for one frame: a frame, several, none (None or empty), or a `Drop`."""
 
 S = TypeVar("S")
 
 
 class StageConfig(BaseModel):
-    """Base of every stage's configuration: frozen, unknown keys refused, units in names (`max_age_s`)."""
+    """Base of stage configurations: frozen, unknown keys are errors, units in names (`max_age_s`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,31 +34,31 @@ C = TypeVar("C", bound=StageConfig)
 
 
 class ModelSignature(Protocol):
-    """What goes into a model and what comes out; what a stage has seen of it must stay true."""
+    """Inputs and outputs of a model; they never change while a stage uses it."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Inputs a caller must give; what the configuration fixes (`constants`) is left out."""
+        """Inputs that a caller must pass; without those that the configuration fixes (`constants`)."""
         ...
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What comes back."""
+        """Outputs of the model."""
         ...
 
     @property
     def state(self) -> Mapping[str, str]:
-        """Hidden state, as input name → output name; empty for a stateless model."""
+        """Hidden state: input name → output name; empty for a stateless model."""
         ...
 
     @property
     def batch_axis(self) -> Mapping[str, int]:
-        """Axis that batches are stacked on, of the inputs and outputs where it is not 0."""
+        """Batch axis of the inputs and outputs where it is not 0."""
         ...
 
 
 class ModelHandle(ModelSignature, Protocol):
-    """All that a stage sees of a model: what goes in, what comes out, and a call that runs it."""
+    """A stage's view of a model: its inputs and outputs, and methods that run it."""
 
     @property
     def name(self) -> str:
@@ -67,44 +67,44 @@ class ModelHandle(ModelSignature, Protocol):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """The model's own metadata, e.g. ONNX `metadata_props`."""
+        """Metadata of the model file, e.g. ONNX `metadata_props`."""
         ...
 
     def infer(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
-        """Run the model on every request; batches form by themselves, across callers too.
+        """Run the model on every request; requests are batched automatically, across callers too.
 
         Blocks, with the interpreter lock released while the backend runs.
 
         Args:
-            requests: an array for every input, each with its batch axis (of size 1 or more).
-        Returns: the outputs of every request, in order.
+            requests: for each, an array per input, with its batch axis (of size 1 or more).
+        Returns: the outputs of each request, in order.
         Raises:
-            ModelMismatch: an array does not fit the model; the message says which and why.
+            ModelMismatch: an array does not fit the model; the message names it and says why.
             InferenceError: the backend failed.
         """
         ...
 
     def infer_each(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array] | HedgerowError]:
-        """As `infer`, but a request that fails has its error in its place and harms no other."""
+        """Like `infer`, but returns the error of a failed request in its place; other requests are unaffected."""
         ...
 
     def zero_state(self) -> dict[str, Array]:
-        """Hidden state of a stream that has just begun, by input name, with a batch axis of size 1."""
+        """Return the hidden state of a new stream, by input name, with a batch axis of size 1."""
         ...
 
     @property
     def state_token(self) -> object:
-        """What hidden state belongs to: it changes when the node goes over to another version of the model.
+        """Identifies the model version that hidden state belongs to; changes when the node swaps the version.
 
-        State that was kept under another token must begin at `zero_state` again. It is the same throughout a list of frames.
+        State stored under another token must be reset to `zero_state`. The token is constant during a list of frames.
         """
         ...
 
 
 class PerStream(dict[str, S]):
-    """State by stream: `state[frame.stream]` makes a new one at first sight.
+    """State by stream: `state[frame.stream]` creates it on first access.
 
-    The node forgets streams that have fallen silent, longest silent first, when there are too many.
+    When there are too many streams, the node discards the state of those silent for longest.
     """
 
     def __init__(self, factory: Callable[[], S]) -> None:
@@ -117,38 +117,40 @@ class PerStream(dict[str, S]):
 
 
 class StageContext(Protocol):
-    """What a stage may ask of the node while it is set up."""
+    """A stage's view of the node during `setup`."""
 
     @property
     def pipeline(self) -> str:
-        """Name of the pipeline the stage stands in."""
+        """Name of the stage's pipeline."""
         ...
 
     def model(self, name: str) -> ModelHandle:
-        """The model of that name in the configuration, loaded and ready.
+        """Return the model configured under this name, loaded and ready.
 
-        Raises: ModelError: there is none, or it cannot be loaded; the message says which and why.
+        Raises:
+            ConfigError: the model is not configured.
+            ModelError: the model cannot be loaded.
         """
         ...
 
     def per_stream(self, factory: Callable[[], S]) -> PerStream[S]:
-        """State by stream, forgotten by the node when a stream falls silent."""
+        """Return per-stream state; when there are too many streams, the node discards the one silent for longest."""
         ...
 
     def path(self, path: Path) -> Path:
-        """A path from the stage's configuration; a relative one starts at the folder of the configuration's file."""
+        """Resolve a path from the stage's configuration, relative to the folder of the configuration file."""
         ...
 
 
 class Stage(Generic[C]):
     """One step of a pipeline: a frame in, zero or more frames out.
 
-    Implement `process`, or, to see all waiting frames at once, `process_many`.
+    Implement `process`, or `process_many` to process a list of frames at once.
 
     Attributes:
-        config: the validated configuration; its class is the stage's type argument.
-        concurrent: whether `process` may be called from several threads at once. Say so for stages that keep no state
-            of their own and spend their time outside the interpreter lock.
+        config: the validated configuration, of the class given as type argument.
+        concurrent: whether several threads may call `process` at once. Set it for stages without state of their own
+            that spend their time outside the interpreter lock.
     """
 
     config: C
@@ -166,22 +168,22 @@ class Stage(Generic[C]):
         self.config = config
 
     def setup(self, context: StageContext) -> None:
-        """Get ready: ask for models, make state. Called once, before the first frame."""
+        """Prepare: request models, create state. Called once, before the first frame."""
 
     def process(self, frame: Frame) -> Outcome:
-        """Make something of one frame.
+        """Process one frame.
 
-        Raises: FrameError: the frame is bad; it is dead-lettered with the error's code as the reason.
+        Raises: FrameError: the frame is bad; it is dead-lettered with the error's code as reason.
         """
         raise NotImplementedError(f"{type(self).__name__} implements neither process nor process_many")
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
-        """Make something of all the frames that wait, at once.
+        """Process a list of frames.
 
-        Overriding it is for stages that vectorise. If it raises, the frames are given again one at a time so that
-        only the bad one is dead-lettered: change no state before the last line that may raise.
+        Override it to vectorise. If it raises, it is called again with one frame at a time, so that only the bad frame
+        is dead-lettered: change no state before the last line that may raise.
 
-        Returns: one outcome a frame, in order; an exception in its place dead-letters that frame alone.
+        Returns: one outcome per frame, in order; an exception dead-letters that frame only.
         """
         outcomes: list[Outcome | Exception] = []
         process = self.process
@@ -190,11 +192,11 @@ class Stage(Generic[C]):
                 outcome = process(frame)
                 if outcome.__class__ is not Frame and outcome is not None and not isinstance(outcome, (Frame, Drop)):
                     outcome = list(outcome)  # a generator raises only here
-            except Exception as error:  # noqa: BLE001 - an author's stage may raise anything
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
                 outcomes.append(error)
             else:
                 outcomes.append(outcome)
         return outcomes
 
     def close(self) -> None:
-        """Let go of what `setup` took. Called once, after the last frame."""
+        """Release what `setup` acquired. Called once, after the last frame."""

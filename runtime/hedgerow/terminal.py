@@ -1,4 +1,4 @@
-"""Whether a stream takes escape sequences: color, bold, moves of the cursor."""
+"""Detects whether a stream supports escape sequences: colors, bold, cursor movement."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TextIO
 
 
 def plain_output() -> bool:
-    """Whether the environment forbids escape sequences: NO_COLOR is set (no-color.org), or the terminal knows none."""
+    """Whether the environment rules out escape sequences: NO_COLOR (no-color.org), or a terminal without support."""
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
 
 
 def takes_escapes(stream: TextIO) -> bool:
-    """Whether escape sequences may be written to a stream: it is a terminal, and the environment allows them."""
+    """Whether a stream is a terminal and the environment allows escape sequences."""
     return stream.isatty() and not plain_output()

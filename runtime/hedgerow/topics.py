@@ -1,9 +1,9 @@
-"""The topic grammar: the only place that builds or parses Hedgerow topics.
+"""Builds and parses Hedgerow topics; no other module does.
 
     hedgerow/v1/{region}/{site}/{node}/{channel}[/{tail}]
 
-`{node}` may be `~`, which means every node of the site. Sensors keep topics of their own; for those there are
-`matches` and `check_filter`, which follow MQTT 5 §4.7.
+`{node}` may be `~`, which means every node of the site. Topics of sensors are free; `matches`, `overlap` and
+`check_filter` apply to any topic and follow MQTT 5 §4.7.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Channel(StrEnum):
-    """What a topic carries."""
+    """Kind of message that a topic carries."""
 
     STATUS = "status"
     HEALTH = "health"
@@ -42,18 +42,19 @@ _WITH_TAIL = frozenset({Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.
 
 
 class Address(NamedTuple):
-    """Where a node stands: region, site, node."""
+    """Address of a node: region, site, node."""
 
     region: str
     site: str
     node: str
 
     def topic(self, channel: Channel, tail: str = "") -> str:
-        """The topic of one of this node's channels.
+        """Return the topic of one of this node's channels.
 
         Args:
-            tail: what follows the channel: an event's kind, a pipeline's name, a command's name.
-        Raises: ValueError: the channel needs a tail and got none, or the other way round.
+            channel: the channel.
+            tail: the last part: kind of event, name of a pipeline or command.
+        Raises: ValueError: the tail is missing, or the channel takes none.
         """
         if bool(tail) != (channel in _WITH_TAIL):
             raise ValueError(f"Channel {channel} {'needs' if channel in _WITH_TAIL else 'takes no'} tail")
@@ -61,7 +62,7 @@ class Address(NamedTuple):
         return f"{base}/{tail}" if tail else base
 
     def everyone(self) -> Address:
-        """The address that means every node of this site."""
+        """Return the address of all nodes of this site."""
         return self._replace(node=EVERY_NODE)
 
     def __str__(self) -> str:
@@ -69,7 +70,7 @@ class Address(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """A Hedgerow topic taken apart."""
+    """A parsed Hedgerow topic."""
 
     address: Address
     channel: Channel
@@ -77,20 +78,20 @@ class Parsed(NamedTuple):
 
     @property
     def pipeline(self) -> str:
-        """The tail of a result or dead letter without what says that it is late."""
+        """The pipeline of a result or dead letter; without the suffix `/late`."""
         return self.tail.removesuffix(_LATE)
 
 
 def late(topic: str) -> str:
-    """Where a durable result goes that is sent again, or was made when it could not be sent.
+    """Return the topic for late results: durable results that are published again or after an outage.
 
-    `result/doors/#` takes in both, `result/doors` only what is new.
+    `result/doors/#` matches all results, `result/doors` only those that are not late.
     """
     return topic + _LATE
 
 
 def parse(topic: str) -> Parsed | None:
-    """Take a Hedgerow topic apart; None if it is not one."""
+    """Parse a Hedgerow topic; None if it is not one."""
     parts = topic.split("/", 6)
     if len(parts) < 6 or f"{parts[0]}/{parts[1]}" != ROOT:
         return None
@@ -104,51 +105,55 @@ def parse(topic: str) -> Parsed | None:
 
 
 def is_name(name: str) -> bool:
-    """Whether a text can name a region, site, node, pipeline or model: 1 to 64 of `A-Z a-z 0-9 . _ -`."""
+    """Whether a string is a valid name of a region, site, node, pipeline or model: 1 to 64 of `A-Z a-z 0-9 . _ -`."""
     return _NAME.fullmatch(name) is not None
 
 
 def check_filter(pattern: str) -> str:
-    """Check an MQTT topic filter (MQTT 5 §4.7) and give it back.
+    """Validate an MQTT topic filter (MQTT 5 §4.7) and return it.
 
-    Raises: ConfigError: it is empty, too long, or has a wildcard where none may stand.
+    Raises: ConfigError: it is empty, too long, or has a misplaced wildcard.
     """
-    remedy = "`+` stands for one whole level, `#` for all that follow and only at the end: `plant/+/image`, `plant/#`."
+    remedy = (
+        "`+` matches one whole level; `#`, only at the end, matches all further levels: `plant/+/image`, `plant/#`."
+    )
     if not pattern or len(pattern.encode()) > MAX_TOPIC_BYTES or "\0" in pattern:
         raise ConfigError(f"{pattern[:80]!r} is not a topic filter", remedy=remedy)
     levels = pattern.split("/")
     for position, level in enumerate(levels):
         last = position == len(levels) - 1
         if ("#" in level and (level != "#" or not last)) or ("+" in level and level != "+"):
-            raise ConfigError(f"{pattern!r} is not a topic filter: level {level!r}", remedy=remedy)
+            raise ConfigError(
+                f"{pattern!r} is not a topic filter: misplaced wildcard in level {level!r}", remedy=remedy
+            )
     if levels[0] == "$share" and (len(levels) < 3 or not levels[1]):
         raise ConfigError(f"{pattern!r} is not a shared subscription", remedy="Write `$share/GROUP/FILTER`.")
     return pattern
 
 
 def matches(pattern: str, topic: str) -> bool:
-    """Whether a topic filter takes in a topic (MQTT 5 §4.7; `$…` topics are hidden from leading wildcards)."""
-    wanted = pattern.split("/")
-    if wanted[0] == "$share":
-        wanted = wanted[2:]
+    """Whether a topic filter matches a topic (MQTT 5 §4.7; leading wildcards do not match `$…` topics)."""
+    expected = pattern.split("/")
+    if expected[0] == "$share":
+        expected = expected[2:]
     levels = topic.split("/")
-    if topic.startswith("$") and wanted[0] in ("+", "#"):
+    if topic.startswith("$") and expected[0] in ("+", "#"):
         return False
-    for position, want in enumerate(wanted):
-        if want == "#":
+    for position, level in enumerate(expected):
+        if level == "#":
             return True
-        if position >= len(levels) or (want != "+" and want != levels[position]):
+        if position >= len(levels) or (level != "+" and level != levels[position]):
             return False
-    return len(levels) == len(wanted)
+    return len(levels) == len(expected)
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether a topic can fit both of two filters (without `$share`)."""
+    """Whether some topic matches both filters (without `$share`)."""
     left, right = one.split("/"), other.split("/")
     for position in range(max(len(left), len(right))):
         mine = left[position] if position < len(left) else None
         theirs = right[position] if position < len(right) else None
-        if "#" in (mine, theirs):  # stands for the level above it too
+        if "#" in (mine, theirs):  # `a/#` matches `a` too
             return True
         if mine is None or theirs is None or (mine != theirs and "+" not in (mine, theirs)):
             return False

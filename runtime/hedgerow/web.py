@@ -1,12 +1,12 @@
-"""Web servers that models come from: TLS, proxies, credentials and broken connections, in one place.
+"""HTTPS client for model origins: TLS, proxies, credentials and broken connections.
 
 Rules:
-- HTTPS only, also where a redirection leads. Certificates are checked against the system's authorities, those that
-  SSL_CERT_FILE names, or a file of one's own.
-- Credentials are read anew for each request, so that they may be changed, and go to no other host than the server's; but to
-  where a registry says that it gives out tokens.
-- No more bytes are read than were asked for.
-- HTTPS_PROXY and NO_PROXY count.
+- HTTPS only, after redirects too. Certificates are verified against the system's CAs, SSL_CERT_FILE, or a configured
+  file.
+- Credentials are read again for each request, so they can be changed at any time. They are sent only to the server's
+  host, and to the token service that a registry names.
+- No more bytes are read than requested.
+- HTTPS_PROXY and NO_PROXY are respected.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ Response = urllib3.response.BaseHTTPResponse
 
 _TIMEOUT: Final = urllib3.Timeout(connect=10, read=20)
 _RETRIES: Final = urllib3.Retry(connect=1, read=1, redirect=3, status=0, other=0, backoff_factor=0.5)
-_BREAKS: Final = 3
-"""Times that a connection may break before what was asked for has come."""
+_ATTEMPTS: Final = 3
+"""Most connections for one download."""
 _BLOCK: Final = 1 << 16
-_AS_IT_IS: Final = {"Accept-Encoding": "identity"}
+_NO_COMPRESSION: Final = {"Accept-Encoding": "identity"}
 _LONGEST_TOKEN: Final = 64 << 10
 _PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
 
 
-class SourceAway(BusError):
-    """A web server with models cannot be reached, or gives nothing: wait, or look at it."""
+class OriginUnavailable(BusError):
+    """A model origin is unreachable or does not deliver: wait, or check it."""
 
     code = "source-away"
 
 
-class NotThere(Exception):
-    """The server says that it does not have it."""
+class NotFound(Exception):
+    """The server does not have the requested file."""
 
 
-class Web:
-    """A web server.
+class WebClient:
+    """Client of one web server.
 
     Args:
         base: https://HOST[:PORT][/PATH].
-        ca_file: authorities to believe; None: the system's.
-        credentials_file: what to show there: `USER:PASSWORD`, a token, or Docker's `config.json`.
-        parallel: connections that are kept.
+        ca_file: trusted CAs; None: the system's.
+        credentials_file: `USER:PASSWORD`, a token, or Docker's `config.json`.
+        parallel: most connections kept open.
     Raises: ConfigError: a file cannot be read.
     """
 
@@ -70,8 +70,8 @@ class Web:
             context = ssl.create_default_context(cafile=ca_file)
         except OSError as error:  # an SSLError is one
             raise ConfigError(
-                f"{ca_file} cannot be used to check {base}: {error.strerror or error}",
-                remedy="Put the authority's certificate there, PEM.",
+                f"{ca_file} cannot be used to verify {base}: {error.strerror or error}",
+                remedy="Put the CA's certificate there, as PEM.",
             ) from error
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._credentials()
@@ -90,13 +90,16 @@ class Web:
         headers: Mapping[str, str] | None = None,
         body: bytes | IO[bytes] | None = None,
     ) -> Iterator[Response]:
-        """Ask for something; the answer's content is not read yet.
+        """Send a request; the content of the response is not read yet.
 
         Args:
-            url: whole, or what follows the server's own.
-        Raises: SourceAway: there is no answer, it breaks off, or the credentials do not do.
+            method: HTTP method.
+            url: absolute, or relative to the server's base.
+            headers: additional headers.
+            body: content to send.
+        Raises: OriginUnavailable: the server is unreachable, the connection breaks, or the credentials are refused.
         """
-        url = url if "://" in url else f"{self.base}{url}"
+        url = self._absolute(url)
         response: Response | None = None
         try:
             response = self._send(method, url, headers or {}, body)
@@ -106,80 +109,88 @@ class Web:
             if response.status == 401:
                 raise _refused(response, url)
             if urlsplit(response.url or url).scheme not in ("https", ""):
-                raise SourceAway(
-                    f"{url} leads to {response.url}, which is not HTTPS", remedy="Let that server redirect to HTTPS."
+                raise OriginUnavailable(
+                    f"{url} redirects to {response.url}, which is not HTTPS",
+                    remedy="Configure that server to redirect to HTTPS.",
                 )
             yield response
         except urllib3.exceptions.HTTPError as error:
-            raise _away(url, error) from error
+            raise _unavailable(url, error) from error
         finally:
             if response is not None:
                 response.close()
 
     def stream(self, url: str, max_bytes: int, *, missing: tuple[int, ...] = (404, 410)) -> Iterator[bytes]:
-        """What is there, piece by piece.
+        """Yield the content of a file in pieces.
 
         Args:
-            max_bytes: no more than a piece beyond is read.
-            missing: statuses that say that there is nothing.
+            url: absolute, or relative to the server's base.
+            max_bytes: stop reading one byte above this.
+            missing: statuses that mean that the file does not exist.
         Raises:
-            NotThere: there is nothing.
-            SourceAway: it cannot be reached, or breaks off.
+            NotFound: the file does not exist.
+            OriginUnavailable: the server is unreachable, or the connection breaks.
         """
-        with self.request("GET", url, headers=_AS_IT_IS) as response:
+        url = self._absolute(url)
+        with self.request("GET", url, headers=_NO_COMPRESSION) as response:
             _expect(response, url, (200,), missing)
             left = max_bytes + 1
             while left > 0 and (piece := response.read1(min(_BLOCK, left))):
                 left -= len(piece)
                 yield piece
 
-    def bring(self, url: str, size: int, offset: int | None = None) -> bytes:
-        """Some bytes; where the connection breaks, it goes on from there.
+    def fetch(self, url: str, size: int, offset: int | None = None) -> bytes:
+        """Download a file or a part of it; resume if the connection breaks.
 
         Args:
-            size: how many.
-            offset: where they begin in what is there; None: they are all of it.
+            url: absolute, or relative to the server's base.
+            size: number of bytes.
+            offset: start of the part; None: the whole file, which has `size` bytes.
         Raises:
-            NotThere: the server does not have it.
-            SourceAway: it cannot be reached, breaks off again and again, gives less, or no parts though these were asked for.
+            NotFound: the file does not exist.
+            OriginUnavailable: the server is unreachable, sends too little, or does not support ranges; or the
+                connection breaks repeatedly.
         """
-        got = bytearray()
-        for _ in range(_BREAKS):
-            begin = (offset or 0) + len(got)
-            part = offset is not None or len(got) > 0
-            asked = {"Range": f"bytes={begin}-{(offset or 0) + size - 1}"} if part else {}
+        url, received = self._absolute(url), bytearray()
+        for _ in range(_ATTEMPTS):
+            start = (offset or 0) + len(received)
+            partial = offset is not None or len(received) > 0
+            range_header = {"Range": f"bytes={start}-{(offset or 0) + size - 1}"} if partial else {}
             try:
-                with self.request("GET", url, headers=_AS_IT_IS | asked) as response:
-                    if part and response.status == 200:
+                with self.request("GET", url, headers=_NO_COMPRESSION | range_header) as response:
+                    if partial and response.status == 200:
                         if offset:
-                            raise SourceAway(
-                                f"{url} gives the whole where a part was asked for",
-                                remedy="Use a server that knows HTTP ranges.",
+                            raise OriginUnavailable(
+                                f"{url} returns the whole file instead of the requested range",
+                                remedy="Use a server that supports HTTP ranges.",
                             )
-                        got.clear()
-                    _expect(response, url, (206, 200) if part else (200,))
-                    while len(got) < size and (piece := response.read1(min(_BLOCK, size - len(got)))):
-                        got += piece
-                    if len(got) == size:
-                        if part or response.headers.get("Content-Length") == str(size):
-                            response.drain_conn()  # at its end: the connection serves what comes next
-                        return bytes(got)
-            except SourceAway as error:
+                        received.clear()
+                    _expect(response, url, (206, 200) if partial else (200,))
+                    while len(received) < size and (piece := response.read1(min(_BLOCK, size - len(received)))):
+                        received += piece
+                    if len(received) == size:
+                        if partial or response.headers.get("Content-Length") == str(size):
+                            response.drain_conn()  # so that the connection can be reused
+                        return bytes(received)
+            except OriginUnavailable as error:
                 if not isinstance(error.__cause__, urllib3.exceptions.ProtocolError | urllib3.exceptions.TimeoutError):
                     raise
-        raise SourceAway(
-            f"{url} broke off {_BREAKS} times, at last after {len(got):,} of {size:,} bytes",
-            remedy="Look at that server, and at what lies between it and here.",
+        raise OriginUnavailable(
+            f"The connection for {url} broke {_ATTEMPTS} times, last after {len(received):,} of {size:,} bytes",
+            remedy="Check that server and the network to it.",
         )
+
+    def _absolute(self, url: str) -> str:
+        return url if "://" in url else f"{self.base}{url}"
 
     def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | IO[bytes] | None) -> Response:
         if body is not None and not isinstance(body, bytes):
             body.seek(0)
-        shown = self._shown() if urlsplit(url).netloc == self._host else {}
+        authorization = self._authorization() if urlsplit(url).netloc == self._host else {}
         return self._pool.request(
             method,
             url,
-            headers={**headers, **shown},
+            headers={**headers, **authorization},
             body=body,
             preload_content=False,
             decode_content=False,
@@ -187,21 +198,21 @@ class Web:
             retries=_RETRIES,
         )
 
-    def _shown(self) -> dict[str, str]:
+    def _authorization(self) -> dict[str, str]:
         if self._token:
             return {"Authorization": f"Bearer {self._token}"}
         credentials = self._credentials()
         return {"Authorization": credentials} if credentials else {}
 
     def _credentials(self) -> str:
-        """What goes into `Authorization`; empty: nothing."""
+        """Return the value of the `Authorization` header, or ""."""
         if self._credentials_file is None:
             return ""
         try:
             text = self._credentials_file.read_text("utf-8").strip()
             if text.startswith("{"):
-                known = orjson.loads(text).get("auths", {})
-                found = known.get(self._host) or known.get(f"https://{self._host}") or {}
+                hosts = orjson.loads(text).get("auths", {})
+                found = hosts.get(self._host) or hosts.get(f"https://{self._host}") or {}
                 return f"Basic {found['auth']}" if "auth" in found else ""
         except (OSError, ValueError, AttributeError) as error:
             raise ConfigError(
@@ -212,28 +223,28 @@ class Web:
         return f"Basic {base64.b64encode(line.encode()).decode()}" if ":" in line else f"Bearer {line}" if line else ""
 
     def _get_token(self, challenge: str) -> bool:
-        """Get the token that a registry wants to see. Returns: whether there is one.
+        """Request the token that a registry requires; return whether there is one.
 
-        As the distribution specification says, "Token Authentication".
+        See "Token Authentication" of the OCI distribution specification.
         """
         kind, _, rest = challenge.partition(" ")
-        wanted = dict(_PARAMETER.findall(rest))
-        realm = wanted.pop("realm", "")
+        parameters = dict(_PARAMETER.findall(rest))
+        realm = parameters.pop("realm", "")
         if kind.lower() != "bearer" or not realm.startswith("https://"):
             return False
-        known = {key: wanted[key] for key in ("service", "scope") if key in wanted}
+        query = {key: parameters[key] for key in ("service", "scope") if key in parameters}
         credentials = self._credentials()
         response = self._pool.request(
             "GET",
-            f"{realm}?{urlencode(known)}",
+            f"{realm}?{urlencode(query)}",
             headers={"Authorization": credentials} if credentials else {},
             preload_content=False,
             timeout=_TIMEOUT,
             retries=_RETRIES,
         )
         try:
-            told = orjson.loads(response.read(_LONGEST_TOKEN)) if response.status == 200 else {}
-            token = told.get("token") or told.get("access_token")
+            reply = orjson.loads(response.read(_LONGEST_TOKEN)) if response.status == 200 else {}
+            token = reply.get("token") or reply.get("access_token")
         except (ValueError, AttributeError):
             return False
         finally:
@@ -244,25 +255,25 @@ class Web:
 
 def _expect(response: Response, url: str, statuses: tuple[int, ...], missing: tuple[int, ...] = (404, 410)) -> None:
     if response.status in missing:
-        raise NotThere(url)
+        raise NotFound(url)
     if response.status == 403:
         raise _refused(response, url)
     if response.status not in statuses:
-        raise SourceAway(
-            f"{url} answers with {response.status} {response.reason or ''}".rstrip(), remedy="Look at that server."
+        raise OriginUnavailable(
+            f"{url} responded with {response.status} {response.reason or ''}".rstrip(), remedy="Check that server."
         )
 
 
-def _refused(response: Response, url: str) -> SourceAway:
-    return SourceAway(
-        f"{url} answers with {response.status} {response.reason or ''}".rstrip(),
-        remedy="Check the credentials for it (`credentials_file`), and what they may do there.",
+def _refused(response: Response, url: str) -> OriginUnavailable:
+    return OriginUnavailable(
+        f"{url} responded with {response.status} {response.reason or ''}".rstrip(),
+        remedy="Check its credentials (`credentials_file`) and their permissions.",
     )
 
 
-def _away(url: str, error: urllib3.exceptions.HTTPError) -> SourceAway:
+def _unavailable(url: str, error: urllib3.exceptions.HTTPError) -> OriginUnavailable:
     cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason else error
-    return SourceAway(
+    return OriginUnavailable(
         f"{url} cannot be fetched: {cause}",
-        remedy="Check name, network and certificate of that server, or leave it out of `fleet: origins`.",
+        remedy="Check the server's name, network and certificate, or remove it from `fleet: origins`.",
     )

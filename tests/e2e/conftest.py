@@ -1,4 +1,4 @@
-"""A node as a process, sensors that count what the broker has accepted, and a collector that misses nothing."""
+"""A node process, sensors that track what the broker has accepted, and a collector of all messages."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ from hedgerow.testing import Mosquitto, processes
 from hedgerow.testing.ports import held_port
 
 PLUGINS = Path(__file__).parents[1] / "node" / "plugins"
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
-def until(condition: Callable[[], Any], what: Callable[[], Any] = lambda: "it", patience_s: float = PATIENCE_S) -> None:
+def until(
+    condition: Callable[[], Any], description: Callable[[], Any] = lambda: "it", timeout_s: float = TIMEOUT_S
+) -> None:
     """Wait until a condition holds."""
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what()}"
-        time.sleep(0.05)  # a look is often at /metrics, which costs the node
+        assert time.monotonic() < deadline, f"timed out waiting for {description()}"
+        time.sleep(0.05)  # the condition often reads /metrics, which loads the node
 
 
 def _client(name: str, port: int) -> mqtt.Client:
@@ -50,26 +52,27 @@ def _connect(client: mqtt.Client, port: int) -> None:
     session = Properties(PacketTypes.CONNECT)
     session.SessionExpiryInterval = 3600
     up = threading.Event()
-    before, client.on_connect = client.on_connect, lambda *_: up.set()
+    previous, client.on_connect = client.on_connect, lambda *_: up.set()
     client.connect("127.0.0.1", port, clean_start=False, properties=session)
     client.loop_start()
-    assert up.wait(PATIENCE_S)
-    client.on_connect = before
+    assert up.wait(TIMEOUT_S)
+    client.on_connect = previous
 
 
 class Sensors:
-    """Publishes numbered frames at QoS 1 until all are accepted, over restarts of the broker.
+    """Publishes numbered frames at QoS 1 until all are accepted, across restarts of the broker.
 
     Attributes:
-        count: frames sent so far.
-        resent: numbers that may have been sent twice, because the link broke before the acknowledgement.
+        topic: prefix of the topics.
+        count: number of frames sent so far.
+        resent: frames that may have been sent twice, because the link broke before the acknowledgement.
     """
 
     def __init__(self, port: int, topic: str) -> None:
         self.topic = topic
         self.resent: set[int] = set()
         self.count = 0
-        # Without a lock: the client's thread holds one of its own when it calls back.
+        # No lock: the client's thread holds its own during callbacks, so another could deadlock.
         self._numbers: dict[int, int] = {}
         self._acknowledged: list[int] = []
         self._client = _client(f"sensors-{uuid.uuid4().hex}", port)
@@ -79,7 +82,7 @@ class Sensors:
 
     @property
     def accepted(self) -> set[int]:
-        """Numbers of the frames that the broker has acknowledged."""
+        """Numbers of the frames acknowledged by the broker."""
         numbers = self._numbers.copy()
         return {numbers[mid] for mid in self._acknowledged.copy() if mid in numbers}
 
@@ -87,7 +90,7 @@ class Sensors:
         self.resent |= set(range(self.count)) - self.accepted
 
     def send(self, count: int = 1, **body: Any) -> None:
-        """Send frames, over five streams; every other one says its id and time."""
+        """Send frames in five streams; every other frame has an id and a capture time."""
         for n in range(self.count, self.count + count):
             properties = Properties(PacketTypes.PUBLISH)
             if n % 2:
@@ -98,7 +101,7 @@ class Sensors:
             self._numbers[sent.mid] = n
 
     def settle(self) -> None:
-        """Wait until the broker has them all."""
+        """Wait until the broker has accepted all frames."""
         until(lambda: len(self.accepted) == self.count, lambda: f"{len(self.accepted)} of {self.count} accepted")
 
     def close(self) -> None:
@@ -108,27 +111,27 @@ class Sensors:
 
 
 class Collector:
-    """Keeps everything the node says, in a session of its own that outlives the broker's restarts."""
+    """Collects all messages of the node, in a session that survives restarts of the broker."""
 
     def __init__(self, port: int, topic: str) -> None:
-        self.said: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.messages: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._client = _client(f"collector-{uuid.uuid4().hex}", port)
-        self._client.on_message = self._take
+        self._client.on_message = self._received
         _connect(self._client, port)
         subscribed = threading.Event()
         self._client.on_subscribe = lambda *_: subscribed.set()
         self._client.subscribe(topic, 1)
-        assert subscribed.wait(PATIENCE_S)
+        assert subscribed.wait(TIMEOUT_S)
 
-    def _take(self, client: Any, userdata: Any, message: mqtt.MQTTMessage) -> None:
+    def _received(self, client: Any, userdata: Any, message: mqtt.MQTTMessage) -> None:
         channel = message.topic.split("/", 5)[5]
-        if not channel.startswith("blob"):  # parts of models, which are no JSON
-            self.said[channel].append(orjson.loads(message.payload))
+        if not channel.startswith("blob"):  # parts of models, which are not JSON
+            self.messages[channel].append(orjson.loads(message.payload))
 
     def ids(self) -> dict[int, list[str]]:
-        """The frame ids of the results, by number."""
+        """Return the frame ids of the results, by frame number."""
         found = defaultdict(list)
-        for body in list(self.said["result/p"]):
+        for body in list(self.messages["result/p"]):
             found[body["result"]["n"]].append(body["frame"]["id"])
         return found
 
@@ -143,10 +146,10 @@ class NodeProcess:
     def __init__(self, broker: Mosquitto, folder: Path) -> None:
         self.site = f"site-{uuid.uuid4().hex[:8]}"
         self.topic = f"{self.site}/in"
-        self.said = f"hedgerow/v1/test/{self.site}/#"
+        self.topic_filter = f"hedgerow/v1/test/{self.site}/#"
         self.file = folder / "node.yaml"
         self.environment: dict[str, str] = {}
-        self.before: tuple[str, ...] = ()
+        self.wrapper: tuple[str, ...] = ()
         self._stack = ExitStack()
         self.port = self._stack.enter_context(held_port())
         self._broker = broker
@@ -172,7 +175,7 @@ class NodeProcess:
         path = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
         with (self._folder / "node.log").open("ab") as log:
             self._process = processes.start(
-                [*self.before, sys.executable, "-m", "hedgerow", "node", "run", str(self.file)],
+                [*self.wrapper, sys.executable, "-m", "hedgerow", "node", "run", str(self.file)],
                 stderr=log,
                 stdout=log,
                 env={**os.environ, "PYTHONPATH": path, **self.environment},
@@ -181,17 +184,17 @@ class NodeProcess:
             until(lambda: self.probe("readyz")[0] == 200, lambda: self.log[-3000:])
 
     def probe(self, path: str) -> tuple[int, str]:
-        """What a probe answers; 0 if nobody does."""
+        """Return the status and body of a probe; status 0 if the node does not respond."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=10) as answer:
-                return answer.status, answer.read().decode()
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=10) as response:
+                return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
         except OSError:
             return 0, ""
 
     def metric(self, name: str, **labels: str) -> float:
-        """A metric's value, summed over the labels not given."""
+        """Return the value of a metric, summed over all labels but the given ones."""
         from prometheus_client.parser import text_string_to_metric_families
 
         return sum(
@@ -211,9 +214,9 @@ class NodeProcess:
         self._process.send_signal(number)
 
     def wait(self) -> int:
-        """The exit status."""
+        """Wait for the exit and return its status."""
         assert self._process is not None
-        return self._process.wait(PATIENCE_S)
+        return self._process.wait(TIMEOUT_S)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
@@ -231,7 +234,7 @@ class NodeProcess:
 
 @pytest.fixture
 def node(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[NodeProcess]:
-    """A node, configured with the stage `trial` and not started."""
+    """A node configured with the stage `trial`, not started."""
     process = NodeProcess(mosquitto, tmp_path)
     process.configure()
     yield process
@@ -247,7 +250,7 @@ def sensors(mosquitto: Mosquitto, node: NodeProcess) -> Iterator[Sensors]:
 
 @pytest.fixture
 def collector(mosquitto: Mosquitto, node: NodeProcess) -> Iterator[Collector]:
-    collector = Collector(mosquitto.port, node.said)
+    collector = Collector(mosquitto.port, node.topic_filter)
     yield collector
     collector.close()
 

@@ -1,4 +1,4 @@
-"""What is lost when things break: nothing. What comes twice says that it does."""
+"""Delivery under failures: no frame is lost, and duplicates have the same id."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SMALL_AND_LARGE = [
 
 @contextmanager
 def load(sensors: Any, per_s: int = 150) -> Iterator[None]:
-    """A steady load while the body runs."""
-    over = threading.Event()
+    """Send a steady load while the body runs."""
+    stopped = threading.Event()
 
     def publish() -> None:
-        while not over.wait(1 / 50):
+        while not stopped.wait(1 / 50):
             sensors.send(per_s // 50)
 
     thread = threading.Thread(target=publish)
@@ -35,11 +35,11 @@ def load(sensors: Any, per_s: int = 150) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        stopped.set()
         thread.join()
 
 
-def every_frame_has_a_result(sensors: Any, collector: Any, until: Callable[..., None]) -> None:
+def assert_every_frame_has_a_result(sensors: Any, collector: Any, until: Callable[..., None]) -> None:
     sensors.settle()
 
     def missing() -> set[int]:
@@ -48,12 +48,12 @@ def every_frame_has_a_result(sensors: Any, collector: Any, until: Callable[..., 
     until(lambda: not missing(), lambda: f"{len(missing())} of {sensors.count} missing: {sorted(missing())[:10]}")
 
 
-def duplicates_say_so(sensors: Any, collector: Any) -> None:
-    """Results of one frame have one id, and those of two never the same."""
+def assert_duplicates_share_their_id(sensors: Any, collector: Any) -> None:
+    """Check that duplicate results of a frame have the same id, and different frames different ids."""
     ids = collector.ids()
     owners: dict[str, int] = {}
     for n, found in ids.items():
-        # A sensor that sends a frame twice and gives it no id has sent two frames, as far as anyone can tell.
+        # A frame without an id that a sensor sends twice cannot be recognised as one.
         assert len(set(found)) == 1 or (n in sensors.resent and n % 2 == 0), (n, found)
         assert n % 2 == 0 or set(found) == {f"frame-{n}"}
         for frame_id in set(found):
@@ -62,10 +62,10 @@ def duplicates_say_so(sensors: Any, collector: Any) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("times", SMALL_AND_LARGE)
-def test_a_node_that_is_killed_again_and_again_loses_no_frame(
+def test_a_node_killed_repeatedly_loses_no_frame(
     node: Any, sensors: Any, collector: Any, until: Callable[..., None], times: int
 ) -> None:
-    """kill -9 under load: the broker keeps what was not acknowledged, and duplicates carry the same frame id."""
+    """kill -9 under load: the broker keeps unacknowledged frames, and duplicates have the same frame id."""
     dice = random.Random(times)
     node.configure({"trial": {"sleep_s": 0.001}})
     node.start()
@@ -74,17 +74,17 @@ def test_a_node_that_is_killed_again_and_again_loses_no_frame(
             time.sleep(dice.uniform(0.05, 0.6))
             node.kill()
             node.start()
-    every_frame_has_a_result(sensors, collector, until)
-    duplicates_say_so(sensors, collector)
-    assert collector.said["dead/p"] == []
+    assert_every_frame_has_a_result(sensors, collector, until)
+    assert_duplicates_share_their_id(sensors, collector)
+    assert collector.messages["dead/p"] == []
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("times", SMALL_AND_LARGE)
-def test_a_broker_that_is_restarted_again_and_again_loses_no_frame(
+def test_a_broker_restarted_repeatedly_loses_no_frame(
     node: Any, sensors: Any, collector: Any, until: Callable[..., None], mosquitto: Mosquitto, times: int
 ) -> None:
-    """The broker saves its sessions when it is stopped; node, sensors and collector come back by themselves."""
+    """The broker saves its sessions when stopped; node, sensors and collector reconnect."""
     dice = random.Random(times)
     node.configure({"trial": {"sleep_s": 0.001}})
     node.start()
@@ -93,16 +93,16 @@ def test_a_broker_that_is_restarted_again_and_again_loses_no_frame(
             time.sleep(dice.uniform(0.1, 0.8))
             mosquitto.restart()
             until(lambda: node.probe("readyz")[0] == 200)
-    every_frame_has_a_result(sensors, collector, until)
-    duplicates_say_so(sensors, collector)
-    assert collector.said["dead/p"] == []
+    assert_every_frame_has_a_result(sensors, collector, until)
+    assert_duplicates_share_their_id(sensors, collector)
+    assert collector.messages["dead/p"] == []
 
 
 @pytest.mark.long
-def test_a_broker_that_is_frozen_does_not_keep_a_node_from_stopping(
+def test_a_frozen_broker_does_not_prevent_a_node_from_stopping(
     node: Any, sensors: Any, collector: Any, until: Callable[..., None], mosquitto: Mosquitto
 ) -> None:
-    """Its connections stand and nothing is answered. The node leaves what it cannot finish to the next one."""
+    """Its connections stay open but nothing is acknowledged. The next run finishes the remaining frames."""
     node.configure({"trial": {"sleep_s": 0.001}}, drain_s=1)
     node.start()
     with load(sensors):
@@ -116,11 +116,11 @@ def test_a_broker_that_is_frozen_does_not_keep_a_node_from_stopping(
             os.kill(mosquitto.pid, signal.SIGCONT)
     assert "node-stopped" in node.log
     node.start()
-    every_frame_has_a_result(sensors, collector, until)
-    duplicates_say_so(sensors, collector)
+    assert_every_frame_has_a_result(sensors, collector, until)
+    assert_duplicates_share_their_id(sensors, collector)
 
 
-def test_a_node_that_is_killed_while_the_broker_restarts_loses_no_frame(
+def test_a_node_killed_while_the_broker_restarts_loses_no_frame(
     node: Any, sensors: Any, collector: Any, until: Callable[..., None], mosquitto: Mosquitto
 ) -> None:
     node.configure({"trial": {"sleep_s": 0.001}})
@@ -128,9 +128,9 @@ def test_a_node_that_is_killed_while_the_broker_restarts_loses_no_frame(
     with load(sensors):
         until(collector.ids)
         mosquitto.stop()
-        time.sleep(0.1)  # time to notice and to try again
+        time.sleep(0.1)  # time for the node to notice and to reconnect
         node.kill()
         mosquitto.start()
         node.start()
-    every_frame_has_a_result(sensors, collector, until)
-    duplicates_say_so(sensors, collector)
+    assert_every_frame_has_a_result(sensors, collector, until)
+    assert_duplicates_share_their_id(sensors, collector)

@@ -1,4 +1,4 @@
-"""The node as a process: signals, exit codes, what it says when it comes and goes."""
+"""The node process: signals, exit codes, and its status messages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 
 def states(collector: Any) -> list[tuple[str, str]]:
-    return [(status["state"], status.get("reason", "")) for status in collector.said["status"]]
+    return [(status["state"], status.get("reason", "")) for status in collector.messages["status"]]
 
 
 @pytest.mark.parametrize(("number", "loop"), [(signal.SIGTERM, "uvloop"), (signal.SIGINT, "asyncio")])
-def test_a_signal_drains_and_what_waited_goes_to_the_next_run(
+def test_a_signal_drains_the_node_and_the_next_run_gets_the_remaining_frames(
     node: Any,
     sensors: Any,
     collector: Any,
@@ -25,7 +25,7 @@ def test_a_signal_drains_and_what_waited_goes_to_the_next_run(
     number: signal.Signals,
     loop: str,
 ) -> None:
-    """Every frame has a result once both runs are over, and none has two; on either event loop."""
+    """After both runs every frame has exactly one result; on either event loop."""
     node.environment["HEDGEROW_NODE__EVENT_LOOP"] = loop
     gate = tmp_path / "gate"
     node.configure("trial", {"gate": {"path": str(gate)}}, batch=2, receive_maximum=20)
@@ -43,22 +43,24 @@ def test_a_signal_drains_and_what_waited_goes_to_the_next_run(
     node.start()
     until(lambda: len(collector.ids()) == 300, lambda: len(collector.ids()))
     assert all(len(ids) == 1 for ids in collector.ids().values())
-    sessions = [(status["state"], status["session"]) for status in collector.said["status"]]
+    sessions = [(status["state"], status["session"]) for status in collector.messages["status"]]
     assert [state for state, _ in sessions] == ["online", "offline", "online"]
-    assert sessions[0][1] == sessions[1][1] != sessions[2][1], "birth and death name one session"
+    assert sessions[0][1] == sessions[1][1] != sessions[2][1], "online and offline name the same session"
 
 
-def test_in_the_background_of_a_script_ctrl_c_still_stops_it(node: Any) -> None:
-    """Though a shell lets what it starts there ignore that."""
-    node.before = ("sh", "-c", "trap '' INT; exec \"$@\"", "-")
+def test_ctrl_c_stops_a_node_in_the_background_of_a_script(node: Any) -> None:
+    """Although the shell makes background jobs ignore SIGINT."""
+    node.wrapper = ("sh", "-c", "trap '' INT; exec \"$@\"", "-")
     node.start()
     node.signal(signal.SIGINT)
 
     assert node.wait() == 0
 
 
-def test_a_second_signal_stops_at_once(node: Any, sensors: Any, collector: Any, until: Callable[..., None]) -> None:
-    """Though a stage never comes back, and long before the time to drain is over; the will says it."""
+def test_a_second_signal_stops_the_node_at_once(
+    node: Any, sensors: Any, collector: Any, until: Callable[..., None]
+) -> None:
+    """Although a stage hangs and `drain_s` is long; the will reports the node offline."""
     node.configure("stuck", drain_s=3600)
     node.start()
     sensors.send(1)
@@ -71,7 +73,7 @@ def test_a_second_signal_stops_at_once(node: Any, sensors: Any, collector: Any, 
     until(lambda: ("offline", "connection lost") in states(collector), lambda: states(collector))
 
 
-def test_a_stage_that_never_comes_back_does_not_keep_the_node_from_stopping(
+def test_a_stage_that_hangs_does_not_prevent_the_node_from_stopping(
     node: Any, sensors: Any, collector: Any, until: Callable[..., None]
 ) -> None:
     node.configure("stuck", drain_s=0.3)
@@ -87,32 +89,34 @@ def test_a_stage_that_never_comes_back_does_not_keep_the_node_from_stopping(
     until(collector.ids)
 
 
-def test_a_killed_node_is_said_to_be_gone_by_its_will(node: Any, collector: Any, until: Callable[..., None]) -> None:
+def test_the_will_of_a_killed_node_reports_it_offline(node: Any, collector: Any, until: Callable[..., None]) -> None:
     node.start()
     until(lambda: states(collector) == [("online", "")])
     node.kill()
     until(lambda: states(collector)[1:] == [("offline", "connection lost")], lambda: states(collector))
 
-    assert len({status["session"] for status in collector.said["status"]}) == 1
+    assert len({status["session"] for status in collector.messages["status"]}) == 1
 
 
-def test_sighup_reads_the_file_again(node: Any, sensors: Any, collector: Any, until: Callable[..., None]) -> None:
-    """A file that has become bad is refused, and what ran goes on."""
+def test_sighup_reloads_the_configuration_file(
+    node: Any, sensors: Any, collector: Any, until: Callable[..., None]
+) -> None:
+    """An invalid file is refused, and the pipelines continue."""
     node.start()
     node.configure({"trial": {"tag": "new"}})
     node.signal(signal.SIGHUP)
-    until(lambda: collector.said["event/reloaded"])
+    until(lambda: collector.messages["event/reloaded"])
     node.file.write_text("pipelines: {p: {subscribe: 5}}")
     node.signal(signal.SIGHUP)
-    until(lambda: collector.said["event/reload-refused"])
+    until(lambda: collector.messages["event/reload-refused"])
     sensors.send(1)
-    until(lambda: collector.said["result/p"])
+    until(lambda: collector.messages["result/p"])
 
-    assert collector.said["result/p"][0]["result"]["tag"] == "new"
-    assert collector.said["event/reload-refused"][0]["detail"]["error"]
+    assert collector.messages["result/p"][0]["result"]["tag"] == "new"
+    assert collector.messages["event/reload-refused"][0]["detail"]["error"]
 
 
-def test_metrics_are_the_books(node: Any, sensors: Any, collector: Any, until: Callable[..., None]) -> None:
+def test_metrics_account_for_every_frame(node: Any, sensors: Any, collector: Any, until: Callable[..., None]) -> None:
     node.start()
     sensors.send(20)
     sensors.send(5, do="drop")
@@ -128,7 +132,7 @@ def test_metrics_are_the_books(node: Any, sensors: Any, collector: Any, until: C
     assert node.metric("hedgerow_connected") == 2
 
 
-def test_probes_tell_a_broker_that_is_away_from_a_node_that_is_dead(
+def test_probes_distinguish_an_unreachable_broker_from_a_dead_node(
     node: Any, until: Callable[..., None], mosquitto: Any
 ) -> None:
     mosquitto.stop()
@@ -144,7 +148,7 @@ def test_probes_tell_a_broker_that_is_away_from_a_node_that_is_dead(
     assert node.probe("healthz")[0] == 200
 
 
-def test_a_bad_file_is_explained_and_nothing_starts(node: Any, tmp_path: Path) -> None:
+def test_an_invalid_file_is_explained_and_nothing_starts(node: Any, tmp_path: Path) -> None:
     node.file.write_text("pipelines:\n  p:\n    subscrib: a\n    stages: [parse]\n")
     node.start(wait=False)
 

@@ -1,4 +1,4 @@
-"""The delivery contract at full speed, while everything that can be changed is changed."""
+"""The delivery contract at full speed, with reloads, pauses and kills."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.testing import Mosquitto
 
-PATIENCE_S = 90.0
+TIMEOUT_S = 90.0
 STREAMS = 200
 COUNTED = {
     "hedgerow_frames_received_total": "received",
@@ -30,108 +30,115 @@ COUNTED = {
 }
 
 
-async def until(condition: Callable[[], Any], what: Callable[[], Any]) -> None:
+async def until(condition: Callable[[], Any], description: Callable[[], Any]) -> None:
     try:
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():  # noqa: ASYNC110 - what is waited for is told by many
+        async with asyncio.timeout(TIMEOUT_S):
+            while not condition():  # noqa: ASYNC110 - there is no single event to wait for
                 await asyncio.sleep(0.005)
     except TimeoutError:
-        raise AssertionError(f"waited in vain: {what()}") from None
+        raise AssertionError(f"timed out waiting for {description()}") from None
 
 
 @dataclass
-class Books:
-    """What was sent to a pipeline and what came back of it.
+class DeliveryTracker:
+    """Frames sent to a pipeline and results received from it.
 
     Attributes:
-        exactly: every frame must come back once, in order; else some may be missing.
-        repeated: frames may come again, since the node was killed; stages then begin anew.
-        wrong: what was against the contract, in words.
-        sent: frames by stream.
+        exactly: every frame must have one result, in order; otherwise some may be missing.
+        repeated: frames may be redelivered, since the node is killed; stages then start with new state.
+        violations: violations of the contract.
+        sent: number of frames by stream.
+        results: number of results.
+        largest_list: most frames in one list.
     """
 
     exactly: bool
-    wrong: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
     results: int = 0
-    most_at_once: int = 0
+    largest_list: int = 0
     repeated: bool = False
     _last: dict[str, tuple[int, int, int]] = field(default_factory=lambda: defaultdict(lambda: (-1, -1, 0)))
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         return self.sent.total() - self.results
 
     def missing(self) -> dict[str, int]:
-        """Frames without a result, by stream, where all before them have one."""
+        """Return the number of frames without a result at the end of each stream."""
         return {s: count - 1 - self._last[s][0] for s, count in self.sent.items() if self._last[s][0] != count - 1}
 
-    def take(self, body: dict[str, Any]) -> None:
-        """A result."""
+    def record(self, body: dict[str, Any]) -> None:
+        """Record a result."""
         stream, result = body["frame"]["stream"], body["result"]
         n, generation, seen = result["n"], result["generation"], result["seen"]
         last, last_generation, last_seen = self._last[stream]
         if self.repeated and n <= last:
             return
         self.results += 1
-        self.most_at_once = max(self.most_at_once, *(frames for _, _, frames in body["lineage"]["stages"]))
+        self.largest_list = max(self.largest_list, *(frames for _, _, frames in body["lineage"]["stages"]))
         if n <= last or (self.exactly and n != last + 1):
-            self.wrong.append(f"{stream}: {n} after {last}")
+            self.violations.append(f"{stream}: {n} after {last}")
         if generation < last_generation:
-            self.wrong.append(f"{stream}: generation {generation} after {last_generation}")
+            self.violations.append(f"{stream}: generation {generation} after {last_generation}")
         elif not self.repeated and seen != (last_seen + 1 if generation == last_generation else 1):
-            self.wrong.append(f"{stream}: {n} is number {seen} of generation {generation}, after {last_seen}")
+            self.violations.append(f"{stream}: {n} is number {seen} of generation {generation}, after {last_seen}")
         if result["model"] != [2 * n, seen]:
-            self.wrong.append(f"{stream}: the model said {result['model']} of {n}, number {seen}")
+            self.violations.append(f"{stream}: the model returned {result['model']} for {n}, number {seen}")
         self._last[stream] = n, generation, seen
 
 
-class Bench:
-    """A node under load, who loads it, who looks at it and who commands it: all over one link."""
+class LoadTest:
+    """A node under load; load, results and commands use one link."""
 
     def __init__(self, node: Any, broker: Mosquitto, model: str) -> None:
         self.node = node
         self.model = model
-        self.books = {"steady": Books(True), "paused": Books(True), "fleeting": Books(False)}
-        self.looks = 0
+        self.trackers = {
+            "steady": DeliveryTracker(True),
+            "paused": DeliveryTracker(True),
+            "qos0": DeliveryTracker(False),
+        }
+        self.checks = 0
         self.generation = 0
         self.pauses = 0
         self.client = Client(
-            ClientOptions(url=broker.url, client_id=f"bench-{uuid.uuid4().hex}", receive_maximum=60_000), self._take
+            ClientOptions(url=broker.url, client_id=f"load-test-{uuid.uuid4().hex}", receive_maximum=60_000),
+            self._received,
         )
         self._replies: dict[bytes, asyncio.Future[dict[str, Any]]] = {}
         self._load: set[asyncio.Task[None]] = set()
 
-    def _take(self, messages: list[Message]) -> None:
+    def _received(self, messages: list[Message]) -> None:
         for message in messages:
             if message.topic.endswith("/replies"):
                 reply = self._replies.pop(message.properties.correlation_data or b"")
-                if not reply.done():  # else nobody waits for it any more
+                if not reply.done():  # otherwise the request has timed out
                     reply.set_result(orjson.loads(message.payload))
             else:
-                self.books[message.topic.rsplit("/", 1)[1]].take(orjson.loads(message.payload))
+                self.trackers[message.topic.rsplit("/", 1)[1]].record(orjson.loads(message.payload))
             self.client.ack(message)
 
     def config(self, workers: int, **queue: Any) -> str:
-        """The configuration of this generation, different from the one before in everything that may differ."""
-        turn = self.generation
-        stages = ["numbered", {"infer": {"model": "m"}}, {"seen": {"generation": turn}}]
-        common = {"stages": stages, "batch": (64, 7, 200)[turn % 3]}
+        """Return the configuration of this generation; every setting that may change differs from the previous one."""
+        generation = self.generation
+        stages = ["numbered", {"infer": {"model": "m"}}, {"seen": {"generation": generation}}]
+        common = {"stages": stages, "batch": (64, 7, 200)[generation % 3]}
         site = self.node.site
         pipelines = {
             "steady": {
                 **common,
                 "subscribe": f"{site}/steady/+",
-                "receive_maximum": (500, 100)[turn // 2 % 2],
-                **({"workers": workers} if workers else {"lanes": (3, 1, 0)[turn % 3]}),
+                "receive_maximum": (500, 100)[generation // 2 % 2],
+                **({"workers": workers} if workers else {"lanes": (3, 1, 0)[generation % 3]}),
             },
             "paused": {**common, "subscribe": f"{site}/paused/+", "lanes": 2},
-            "fleeting": {
+            "qos0": {
                 **common,
-                "subscribe": f"{site}/fleeting/+",
+                "subscribe": f"{site}/qos0/+",
                 "qos": 0,
-                "lanes": 2,  # fewer would need a new link, and QoS 0 frames of that moment are nobody's
-                "queue": {"policy": ("latest", "fifo")[turn % 2], "max_frames_per_stream": 1 + turn % 3},
+                "lanes": 2,  # fewer would need a new link, and QoS 0 frames would be lost meanwhile
+                "queue": {"policy": ("latest", "fifo")[generation % 2], "max_frames_per_stream": 1 + generation % 3},
             },
         }
         return json.dumps(
@@ -153,43 +160,43 @@ class Bench:
             orjson.dumps({"args": args}),
             properties=encode_properties(pairs),
         )
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             return await reply
 
     # Load
 
     def send(self, pipeline: str, count: int, qos: int) -> None:
-        """Send the next frames of a pipeline, its streams in turn."""
-        books = self.books[pipeline]
-        at = books.sent.total()
-        for number in range(at, at + count):
+        """Send the next frames of a pipeline, alternating between its streams."""
+        tracker = self.trackers[pipeline]
+        start = tracker.sent.total()
+        for number in range(start, start + count):
             stream = f"{self.node.site}/{pipeline}/{number % STREAMS}"
-            self.client.publish(stream, b"%d" % books.sent[stream], qos=qos)
-            books.sent[stream] += 1
+            self.client.publish(stream, b"%d" % tracker.sent[stream], qos=qos)
+            tracker.sent[stream] += 1
 
     async def closed_loop(self, pipeline: str, window: int) -> None:
-        """As many frames as make the window full, again and again."""
+        """Keep a window of frames in flight."""
         while True:
-            self.send(pipeline, max(0, window - self.books[pipeline].under_way), 1)
+            self.send(pipeline, max(0, window - self.trackers[pipeline].in_flight), 1)
             await asyncio.sleep(0.002)
 
     async def open_loop(self) -> None:
-        """More than there are places for, whatever comes back."""
+        """Send more frames than the queue holds, regardless of results."""
         while True:
-            self.send("fleeting", 5 * STREAMS, 0)
+            self.send("qos0", 5 * STREAMS, 0)
             await self.client.flush()
             await asyncio.sleep(0.1)
 
-    # What goes on meanwhile
+    # Concurrent operations
 
-    async def _look(self) -> None:
-        """The law of conservation, as an operator sees it."""
+    async def _check_metrics(self) -> None:
+        """Check that the metrics account for every frame, all the time."""
         while True:
             for pipeline, counts in (await self.counts()).items():
                 settled = counts["out"] + counts["dropped"] + counts["dead"]
                 if counts["received"] != settled + counts["in flight"]:
-                    self.books[pipeline].wrong.append(f"look {self.looks}: {dict(counts)}")
-            self.looks += 1
+                    self.trackers[pipeline].violations.append(f"check {self.checks}: {dict(counts)}")
+            self.checks += 1
             await asyncio.sleep(0.02)
 
     async def counts(self) -> dict[str, Counter[str]]:
@@ -213,17 +220,17 @@ class Bench:
         self.generation += 1
         reply = await self.command("reload", config=self.config(workers))
         assert reply["ok"], reply
-        assert reply["value"]["changed"] == ["steady", "paused", "fleeting"]
+        assert reply["value"]["changed"] == ["steady", "paused", "qos0"]
 
     @asynccontextmanager
     async def busy(self) -> AsyncIterator[None]:
-        """Load, looks, pauses and resumes while the body runs; an error in any of them ends it."""
+        """Run load, checks, pauses and resumes while the body runs; an error in any of them cancels it."""
         async with asyncio.TaskGroup() as group:
             work: list[Awaitable[None]] = [
                 self.closed_loop("steady", 3000),
                 self.closed_loop("paused", 1000),
                 self.open_loop(),
-                self._look(),
+                self._check_metrics(),
                 self._pause_and_resume(),
             ]
             tasks = [group.create_task(each) for each in work]  # type: ignore[arg-type]
@@ -232,26 +239,29 @@ class Bench:
                 task.cancel()
 
     async def settle(self) -> None:
-        """Wait until everything sent has its fate."""
+        """Wait until every frame has an outcome."""
         await until(
-            lambda: all(not books.under_way for books in self.books.values() if books.exactly),
-            lambda: {name: (books.under_way, books.wrong[:3], books.missing()) for name, books in self.books.items()},
+            lambda: all(not tracker.in_flight for tracker in self.trackers.values() if tracker.exactly),
+            lambda: {
+                name: (tracker.in_flight, tracker.violations[:3], tracker.missing())
+                for name, tracker in self.trackers.items()
+            },
         )
         counts: dict[str, Counter[str]] = {}
 
         async def settled() -> None:
             while any(each["in flight"] for each in counts.values()) or (
-                counts["fleeting"]["received"] != self.books["fleeting"].sent.total()
+                counts["qos0"]["received"] != self.trackers["qos0"].sent.total()
             ):
                 await asyncio.sleep(0.05)
                 counts.update(await self.counts())
 
         counts |= await self.counts()
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await settled()
         except TimeoutError:
-            raise AssertionError(f"not settled: {counts}, {self.books['fleeting'].sent.total()} sent") from None
+            raise AssertionError(f"not settled: {counts}, {self.trackers['fleeting'].sent.total()} sent") from None
 
 
 MODEL = """(float[N,1] x, float[N,1] h) => (float[N,2] y, float[N,1] h2) {
@@ -263,12 +273,12 @@ MODEL = """(float[N,1] x, float[N,1] h) => (float[N,2] y, float[N,1] h2) {
 
 
 @pytest.fixture
-async def bench(node: Any, mosquitto: Mosquitto, onnx_file: Any) -> AsyncIterator[Bench]:
-    made = Bench(node, mosquitto, str(onnx_file(MODEL)))
-    async with made.client:
-        await made.client.subscribe({f"hedgerow/v1/test/{node.site}/node/result/+": 1, f"{node.site}/replies": 1})
-        await made.client.wait_connected(PATIENCE_S)
-        yield made
+async def load_test(node: Any, mosquitto: Mosquitto, onnx_file: Any) -> AsyncIterator[LoadTest]:
+    test = LoadTest(node, mosquitto, str(onnx_file(MODEL)))
+    async with test.client:
+        await test.client.subscribe({f"hedgerow/v1/test/{node.site}/node/result/+": 1, f"{node.site}/replies": 1})
+        await test.client.wait_connected(TIMEOUT_S)
+        yield test
 
 
 @pytest.mark.long
@@ -281,33 +291,34 @@ async def bench(node: Any, mosquitto: Mosquitto, onnx_file: Any) -> AsyncIterato
     ],
 )
 async def test_the_contract_holds_at_full_speed_while_pipelines_are_reloaded_and_paused(
-    bench: Bench, workers: int, reloads: int, results: int
+    load_test: LoadTest, workers: int, reloads: int, results: int
 ) -> None:
-    """Every QoS 1 frame has one result, in order; QoS 0 frames are shed by the book; the books balance at every look."""
-    bench.node.file.write_text(bench.config(workers))
-    await asyncio.to_thread(bench.node.start)
-    async with bench.busy():
+    """Every QoS 1 frame has one result, in order; QoS 0 frames may be shed; metrics account for every frame."""
+    load_test.node.file.write_text(load_test.config(workers))
+    await asyncio.to_thread(load_test.node.start)
+    async with load_test.busy():
         for _ in range(reloads):
-            bench.send("steady", 20 * STREAMS, 1)  # more than may be under way: the broker keeps it
-            await bench.reload(workers)
-            after = bench.books["steady"].results + results // reloads
+            load_test.send("steady", 20 * STREAMS, 1)  # more than Receive Maximum: the broker keeps the rest
+            await load_test.reload(workers)
+            after = load_test.trackers["steady"].results + results // reloads
             await until(
-                lambda after=after: bench.books["steady"].results > after, lambda: bench.books["steady"].wrong[:3]
+                lambda after=after: load_test.trackers["steady"].results > after,
+                lambda: load_test.trackers["steady"].violations[:3],
             )
-    await bench.command("resume", pipeline="paused")
-    await bench.settle()
+    await load_test.command("resume", pipeline="paused")
+    await load_test.settle()
 
-    for name, books in bench.books.items():
-        assert not books.wrong, (name, len(books.wrong), books.wrong[:5])
-        assert books.results
-    counts = await bench.counts()
+    for name, tracker in load_test.trackers.items():
+        assert not tracker.violations, (name, len(tracker.violations), tracker.violations[:5])
+        assert tracker.results
+    counts = await load_test.counts()
     for name in ("steady", "paused"):
-        assert counts[name]["out"] == bench.books[name].sent.total()
-        assert bench.books[name].missing() == {}
-    assert counts["fleeting"]["dropped"], "more than there was room for"
-    assert bench.books["steady"].most_at_once > 1, "lists and batches formed"
-    assert bench.looks > reloads
-    assert bench.pauses
+        assert counts[name]["out"] == load_test.trackers[name].sent.total()
+        assert load_test.trackers[name].missing() == {}
+    assert counts["qos0"]["dropped"], "the queue was too small for all"
+    assert load_test.trackers["steady"].largest_list > 1, "frames ran in lists"
+    assert load_test.checks > reloads
+    assert load_test.pauses
 
 
 @pytest.mark.parametrize(
@@ -318,22 +329,22 @@ async def test_the_contract_holds_at_full_speed_while_pipelines_are_reloaded_and
         pytest.param(2, 40, id="long-workers", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
-async def test_a_node_that_is_killed_at_full_speed_loses_no_frame_and_mixes_up_no_stream(
-    bench: Bench, workers: int, kills: int
+async def test_a_node_killed_at_full_speed_loses_no_frame_and_keeps_streams_apart(
+    load_test: LoadTest, workers: int, kills: int
 ) -> None:
-    """What was acknowledged has its result: all that has none comes again, in order."""
-    steady = bench.books["steady"]
+    """Acknowledged frames have their results; all others are redelivered in order."""
+    steady = load_test.trackers["steady"]
     steady.repeated = True
-    bench.node.file.write_text(bench.config(workers))
-    await asyncio.to_thread(bench.node.start)
-    loading = asyncio.create_task(bench.closed_loop("steady", 3000))
+    load_test.node.file.write_text(load_test.config(workers))
+    await asyncio.to_thread(load_test.node.start)
+    loading = asyncio.create_task(load_test.closed_loop("steady", 3000))
     for _ in range(kills):
         after = steady.results + 3000
-        await until(lambda after=after: steady.results > after, lambda: steady.wrong[:3])
-        await asyncio.to_thread(bench.node.kill)
-        await asyncio.to_thread(bench.node.start)
+        await until(lambda after=after: steady.results > after, lambda: steady.violations[:3])
+        await asyncio.to_thread(load_test.node.kill)
+        await asyncio.to_thread(load_test.node.start)
     loading.cancel()
-    await until(lambda: not steady.under_way, lambda: (steady.under_way, steady.wrong[:3]))
+    await until(lambda: not steady.in_flight, lambda: (steady.in_flight, steady.violations[:3]))
 
     assert steady.missing() == {}
-    assert not steady.wrong, steady.wrong[:5]
+    assert not steady.violations, steady.violations[:5]

@@ -1,7 +1,7 @@
-"""A real MQTT 5 broker that is not Mosquitto, and that clusters: ejabberd's `mod_mqtt`.
+"""Runs ejabberd (`mod_mqtt`), an MQTT 5 broker other than Mosquitto, which also supports clusters.
 
-It is no dependency of ours: `apt-get install ejabberd` brings it, 44 packages with Erlang. Users are `NAME@localhost`, any
-password will do: what is tried is the protocol.
+It is not a dependency: `apt-get install ejabberd` installs it, with 44 packages for Erlang. Users are `NAME@localhost`
+with any password, since the tests are about the protocol.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from hedgerow.testing import processes
 
 _HOMES = sorted(Path("/usr/lib").glob("*/ejabberd-*/ebin/mod_mqtt.beam"))
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 needs_ejabberd = pytest.mark.skipif(
     not _HOMES or shutil.which("erl") is None, reason="ejabberd is not installed: `apt-get install ejabberd`"
@@ -26,12 +26,12 @@ needs_ejabberd = pytest.mark.skipif(
 
 
 class Ejabberd:
-    """Runs while the `with` lasts.
+    """An ejabberd process; runs inside `with`.
 
     Args:
-        folder: its own.
-        port: of its listener, on this machine.
-        tls: folder with a broker's tls.crt, tls.key and trust.crt: then clients must show a certificate.
+        folder: folder for its files.
+        port: port to listen on, on 127.0.0.1.
+        tls: folder with tls.crt, tls.key and trust.crt; clients must then present a certificate.
     """
 
     def __init__(self, folder: Path, port: int, tls: Path | None = None) -> None:
@@ -68,7 +68,7 @@ class Ejabberd:
                 ["erl", "-noinput", "-mnesia", "dir", f'"{self._folder / "mnesia"}"', "-s", "ejabberd"],
                 cwd=self._folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while f":{self.port} for mod_mqtt" not in self.log:
             assert self._process.poll() is None, self.log[-3000:]
             assert time.monotonic() < deadline, self.log[-3000:]

@@ -1,4 +1,4 @@
-"""Bad versions of a model, put into a rollout to a fleet of whole nodes: each is stopped at the canaries, and goes back."""
+"""Rollouts of bad model versions to a fleet of real nodes: each is stopped at the canaries and rolled back."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.long
 
 X = "(float[N,256] x) => (float[N,256] y)"
 GOOD = f"{X} {{ y = Add(x, x) }}"
-GOOD_TOO = f"{X} <float two = {{2.0}}> {{ y = Mul(x, two) }}"
-THRICE = f"{X} <float three = {{3.0}}> {{ y = Mul(x, three) }}"
-NO_NUMBER = f"{X} {{ z = Mul(x, x) w = Add(z, z) y = Div(w, x) }}"
-"""Twice x, but where x is 0, as in all live frames: there it is no number."""
+ALSO_GOOD = f"{X} <float two = {{2.0}}> {{ y = Mul(x, two) }}"
+TRIPLE = f"{X} <float three = {{3.0}}> {{ y = Mul(x, three) }}"
+NAN_FOR_ZERO = f"{X} {{ z = Mul(x, x) w = Add(z, z) y = Div(w, x) }}"
+"""2x, but NaN where x is 0, as in all live frames."""
 SLOW = f"{X} {{ s0 = Sin(x) {' '.join(f's{n + 1} = Sin(s{n})' for n in range(2000))} y = Add(x, x) z = Sub(y, y) }}"
 GREEDY = f"""{X} <float zero = {{0.0}}, int64 many = {{50000}}, int64[1] one = {{1}}, int64[1] width = {{256}}> {{
     size = Abs(x)  sum = ReduceSum <keepdims = 0> (size)  silent = Equal(sum, zero)  flag = Cast <to = 7> (silent)
@@ -28,15 +28,15 @@ GREEDY = f"""{X} <float zero = {{0.0}}, int64 many = {{50000}}, int64[1] one = {
     first = ReduceMean <axes = [0], keepdims = 1> (x)  large = Expand(first, shape)  changed = Sin(large)
     mean = ReduceMean <axes = [0], keepdims = 1> (changed)  none = Sub(mean, mean)  twice = Add(x, x)  y = Add(twice, none)
 }}"""
-"""Takes hold of 50 MB and more where live frames are all 0."""
+"""Allocates 50 MB and more for frames of zeros, as all live frames are."""
 
 BAD = {
-    "golden-failed": (THRICE, GOOD),
-    "not-finite": (NO_NUMBER, None),
+    "golden-failed": (TRIPLE, GOOD),
+    "not-finite": (NAN_FOR_ZERO, None),
     "slower": (SLOW, None),
     "memory-growth": (GREEDY, None),
 }
-"""What stops it: the version, and which one its golden outputs are of."""
+"""Expected reason → the version, and the model of its golden outputs if another."""
 
 
 @pytest.mark.timeout(3600)
@@ -47,7 +47,7 @@ BAD = {
         pytest.param(50, 20, 4, 4, list(BAD), id="long", marks=pytest.mark.slow),
     ],
 )
-async def test_each_bad_version_is_stopped_at_the_canaries_and_all_of_them_go_back(
+async def test_each_bad_version_is_stopped_at_the_canaries_and_rolled_back(
     make_candidate: Callable[..., ModelVersion],
     tmp_path: Path,
     sites: int,
@@ -56,12 +56,12 @@ async def test_each_bad_version_is_stopped_at_the_canaries_and_all_of_them_go_ba
     processes: int,
     reasons: list[str],
 ) -> None:
-    """Nobody gives a command; who is no canary never hears of it."""
+    """Without any operator command; other nodes are never asked to run it."""
     models, root = make_repository(tmp_path / "repository", ["door"]), tmp_path / "root.json"
     root.write_bytes(models.root)
     noise = {"x": np.random.default_rng(0).random((4, 256), np.float32)}
     models.repository.publish(make_candidate(GOOD, "1.0.0", samples=noise), models.owner)
-    models.repository.publish(make_candidate(GOOD_TOO, "2.0.0", samples=noise), models.owner)
+    models.repository.publish(make_candidate(ALSO_GOOD, "2.0.0", samples=noise), models.owner)
     for number, reason in enumerate(reasons, 3):
         body, golden = BAD[reason]
         models.repository.publish(
@@ -86,17 +86,17 @@ async def test_each_bad_version_is_stopped_at_the_canaries_and_all_of_them_go_ba
         for number, reason in enumerate(reasons, 3):
             swap = {
                 "probation_s": 10 if sites > 10 else 2,
-                "min_frames": 20,  # fewer would not tell how long it takes
+                "min_frames": 20,  # fewer are too few to compare durations
                 "max_slowdown": 20,
-                # Dozens of canaries share a process, and what it gains counts for each of them.
+                # Dozens of canaries share a process, and its growth counts for each of them.
                 "max_growth_bytes": 40_000_000 if reason == "memory-growth" else 4_000_000_000,
             }
             gate = {"min_frames": 1, "max_slowdown": None, "max_growth_bytes": None}
-            ended = await many.roll_out(f"bad-{number}", f"{number}.0.0", waves=["5%"], swap=swap, gate=gate)
+            rollout = await many.roll_out(f"bad-{number}", f"{number}.0.0", waves=["5%"], swap=swap, gate=gate)
 
-            assert ended["phase"] == "failed", ended["because"]
-            assert reason in ended["because"]
-            canaries = [task for task in ended["tasks"] if task["wave"] == 0]
+            assert rollout["phase"] == "failed", rollout["because"]
+            assert reason in rollout["because"]
+            canaries = [task for task in rollout["tasks"] if task["wave"] == 0]
             assert 0 < len(canaries) <= max(1, count * 0.06)
-            assert [wave["begun"] for wave in ended["waves"]] == [True, False]
-            await many.until(lambda: many.running() == {"2.0.0": count}, lambda: f"they serve {many.running()}")
+            assert [wave["begun"] for wave in rollout["waves"]] == [True, False]
+            await many.until(lambda: many.running() == {"2.0.0": count}, lambda: f"running: {many.running()}")

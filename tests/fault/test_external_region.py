@@ -1,7 +1,7 @@
-"""A region whose broker is not Mosquitto: rendered site, bridge and service on ejabberd, with TLS 1.3 and certificates.
+"""A region whose broker is ejabberd: rendered site, bridge and service, with TLS 1.3 and certificates.
 
-ejabberd does not take the common name of a certificate for the user, so here bridge and service say a user too; that is
-what the region's operator adds, and all they add.
+ejabberd does not use a certificate's common name as user name, so bridge and service need a user name too; the region's
+operator adds nothing else.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ sites: {hall: {broker: 'mqtts://localhost:PORT', nodes: [a]}}
 
 
 @pytest.fixture
-def estate() -> Iterator[Applied]:
+def deployment() -> Iterator[Applied]:
     folder = Path(tempfile.mkdtemp(prefix="external-"))
     running = begin(folder, TOPOLOGY, Applied)
     assert isinstance(running, Applied)
@@ -52,10 +52,10 @@ def estate() -> Iterator[Applied]:
 
 
 @asynccontextmanager
-async def hedgerow(estate: Applied, *arguments: object) -> AsyncIterator[None]:
-    """A process of ours, for as long as this lasts; its log is printed if the test fails."""
+async def hedgerow(deployment: Applied, *arguments: object) -> AsyncIterator[None]:
+    """Run a `hedgerow` process during the body; print its log if the test fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
-    log = estate.folder / f"{arguments[0]}.log"
+    log = deployment.folder / f"{arguments[0]}.log"
     with log.open("wb") as out:
         process = await processes.start_async(
             [sys.executable, "-m", "hedgerow", *map(str, arguments)], stdout=out, stderr=out, env=environment
@@ -70,10 +70,10 @@ async def hedgerow(estate: Applied, *arguments: object) -> AsyncIterator[None]:
         await process.wait()
 
 
-def status(estate: Applied) -> dict[str, Any]:
-    """What `hedgerow region status` says of the node; nothing as long as it says nothing."""
+def status(deployment: Applied) -> dict[str, Any]:
+    """Return the node's entry of `hedgerow region status`, or {} if there is none yet."""
     try:
-        database = open_store(str(estate.folder / "state/north/region/region.db"), None)
+        database = open_store(str(deployment.folder / "state/north/region/region.db"), None)
     except HedgerowError:
         return {}
     try:
@@ -82,32 +82,34 @@ def status(estate: Applied) -> dict[str, Any]:
         database.close()
 
 
-async def test_results_are_stored_and_acknowledged_and_pings_answered_through_another_broker(estate: Applied) -> None:
-    """Up, down, and by certificate on each way; the site is as rendered but for two lines."""
-    own = estate.folder / "pki/region/issued/broker"
-    conf = estate.out / "hall/mosquitto.conf"
+async def test_results_acknowledgements_and_pings_pass_through_another_broker(deployment: Applied) -> None:
+    """In both directions, with certificates; only two lines of the rendered site are added."""
+    own = deployment.folder / "pki/region/issued/broker"
+    conf = deployment.out / "hall/mosquitto.conf"
     conf.write_text(
         conf.read_text().replace(
             "\nremote_clientid ", "\nremote_username hall@localhost\nremote_password x\nremote_clientid "
         )
     )
-    service = estate.out / "north/service/region.yaml"
+    service = deployment.out / "north/service/region.yaml"
     service.write_text(
         service.read_text().replace("  url: mqtts", "  username: service@localhost\n  password: x\n  url: mqtts")
         + "ping: {every_s: 1}\n"
     )
-    (estate.folder / "state/north/region").mkdir(parents=True)
-    (estate.folder / "ejabberd").mkdir()
-    with Ejabberd(estate.folder / "ejabberd", estate.port("north"), own):
-        estate.start("hall")
+    (deployment.folder / "state/north/region").mkdir(parents=True)
+    (deployment.folder / "ejabberd").mkdir()
+    with Ejabberd(deployment.folder / "ejabberd", deployment.port("north"), own):
+        deployment.start("hall")
         async with (
-            estate.window("hall") as hall,
-            hedgerow(estate, "region", "run", service),
-            hedgerow(estate, "node", "run", estate.out / "hall/nodes/a.yaml"),
-            estate.client("hall", "hall", "camera") as camera,
+            deployment.window("hall") as hall,
+            hedgerow(deployment, "region", "run", service),
+            hedgerow(deployment, "node", "run", deployment.out / "hall/nodes/a.yaml"),
+            deployment.client("hall", "hall", "camera") as camera,
         ):
-            await asyncio.to_thread(until, lambda: status(estate).get("status") == "ok", lambda: estate.log("hall"))
+            await asyncio.to_thread(
+                until, lambda: status(deployment).get("status") == "ok", lambda: deployment.log("hall")
+            )
             for number in range(5):
                 await camera.publish("plant/1/door", f"[{number}]", qos=1)
-            await asyncio.to_thread(until, lambda: status(estate).get("durable") == 5, lambda: status(estate))
+            await asyncio.to_thread(until, lambda: status(deployment).get("durable") == 5, lambda: status(deployment))
             await hall.until(lambda: [topic for topic, _ in hall.seen if topic == "hedgerow/v1/north/hall/a/ack"])

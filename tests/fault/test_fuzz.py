@@ -1,4 +1,4 @@
-"""Garbage on every channel that anybody reads: nobody falls over, everything is counted, and what is valid is served after."""
+"""Garbage on every channel: nothing crashes, every message is counted, valid ones are still processed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hedgerow.testing import Mosquitto
 
 SMALL = pytest.param(1500, id="short", marks=pytest.mark.timeout(300))
 LARGE = pytest.param(12_000, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
-_MOST_MORE_BYTES = 200 << 20
+_MAX_GROWTH_BYTES = 200 << 20
 _TYPES = ["application/json", "application/msgpack", "image/jpeg", "", "x" * 300, "application/vnd.hedgerow.frame"]
 
 Mutation = Callable[[random.Random, bytes], bytes]
@@ -39,7 +39,7 @@ def _flipped(dice: random.Random, data: bytes) -> bytes:
 
 
 def _retyped(dice: random.Random, data: bytes) -> bytes:
-    """Another kind of value in the place of one."""
+    """Replace a value by one of another type."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
@@ -66,7 +66,7 @@ _MUTATIONS: list[Mutation] = [
 
 
 class Sender:
-    """Publishes at QoS 1 and waits until the broker has all of it."""
+    """Publishes at QoS 1, and waits until the broker has accepted everything."""
 
     def __init__(self, port: int) -> None:
         self.sent = 0
@@ -103,20 +103,20 @@ class Sender:
 
 @pytest.fixture
 def sender(mosquitto: Mosquitto) -> Iterator[Sender]:
-    made = Sender(mosquitto.port)
-    yield made
-    made.close()
+    connected = Sender(mosquitto.port)
+    yield connected
+    connected.close()
 
 
 def garbage(dice: random.Random, valid: bytes) -> bytes:
-    """A message that is nearly valid, or not at all; now and then it is."""
+    """Return a message with 0 to 3 mutations."""
     for _ in range(dice.randint(0, 3)):
         valid = dice.choice(_MUTATIONS)(dice, valid)
     return valid[:300_000]
 
 
 @pytest.mark.parametrize("messages", [SMALL, LARGE])
-def test_a_region_counts_whatever_comes_and_goes_on(
+def test_a_region_counts_all_garbage_and_continues(
     mosquitto: Mosquitto, sender: Sender, tmp_path: Path, messages: int
 ) -> None:
     collector = CollectorProcess(mosquitto.url, str(tmp_path / "region.db"), tmp_path)
@@ -173,7 +173,7 @@ def test_a_region_counts_whatever_comes_and_goes_on(
             ),
         )
         assert process.is_running()
-        assert process.memory_info().rss < before + _MOST_MORE_BYTES
+        assert process.memory_info().rss < before + _MAX_GROWTH_BYTES
         assert collector.probe("readyz")[0] == 200
         assert "Traceback" not in collector.log
     finally:
@@ -181,7 +181,7 @@ def test_a_region_counts_whatever_comes_and_goes_on(
 
 
 @pytest.mark.parametrize("messages", [SMALL, LARGE])
-def test_a_node_counts_whatever_comes_and_goes_on(
+def test_a_node_counts_all_garbage_and_continues(
     mosquitto: Mosquitto, sender: Sender, tmp_path: Path, messages: int
 ) -> None:
     node = NodeProcess(mosquitto, tmp_path)
@@ -215,23 +215,23 @@ def test_a_node_counts_whatever_comes_and_goes_on(
                 body = garbage(dice, b'{"args": {"pipeline": "p", "config": "x"}, "expires_at": 4000000000.0}')
                 sender.send(f"{base}/command/{name}", body, [])
         sender.settle()
-        sender.send(f"{base}/command/resume", b"{}", [])  # somebody may have paused it
+        sender.send(f"{base}/command/resume", b"{}", [])  # a random command may have paused it
         sender.send(f"{node.topic}/last", b'{"n": 4}', [("id", "last")], "application/json")
         sender.settle()
         frames += 1
 
         def settled() -> float:
-            fates = ("hedgerow_frames_out_total", "hedgerow_frames_dropped_total", "hedgerow_frames_dead_total")
-            return sum(node.metric(name) for name in fates)
+            outcomes = ("hedgerow_frames_out_total", "hedgerow_frames_dropped_total", "hedgerow_frames_dead_total")
+            return sum(node.metric(name) for name in outcomes)
 
         def wait_settled() -> None:
             until(lambda: settled() == frames, lambda: f"{settled()} of {frames}\n{node.log[-2000:]}", 120)
 
         wait_settled()
-        for _ in range(60):  # so many bad frames may have opened the stage's circuit: it closes again by itself
+        for _ in range(60):  # the bad frames may have opened the stage's circuit breaker, which closes again
             if node.metric("hedgerow_results_total") > 0:
                 break
-            time.sleep(1)  # a circuit closes by the clock
+            time.sleep(1)  # the circuit breaker closes after a pause
             sender.send(f"{node.topic}/last", b'{"n": 4}', [("id", "last")], "application/json")
             frames += 1
             wait_settled()
@@ -239,7 +239,7 @@ def test_a_node_counts_whatever_comes_and_goes_on(
         assert node.metric("hedgerow_outbox_entries") == node.metric("hedgerow_results_total") > 0
         assert 0 < node.metric("hedgerow_outbox_bad_acks") <= acks
         assert process.is_running()
-        assert process.memory_info().rss < before + _MOST_MORE_BYTES
+        assert process.memory_info().rss < before + _MAX_GROWTH_BYTES
         assert "task-failed" not in node.log
     finally:
         node.close()

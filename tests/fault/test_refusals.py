@@ -1,8 +1,8 @@
-"""Who is let in, and what those may not do: rendered brokers, with certificates of `hedgerow pki`.
+"""Access control of rendered brokers with certificates of `hedgerow pki`.
 
-Two kinds of intruders. Those whose certificate does not count, or not here, get no further than TLS: everything they send at once, as an
-attacker would, comes to nothing, and the broker's log has a line for each try. Those with a good certificate that is
-another's are let in and held to its rights: what they publish is refused by its PUBACK, what they read is nothing.
+There are two kinds of intruders. Those without a certificate valid at this broker are refused by TLS: what they send
+along has no effect, and the broker's log has a line for each attempt. Those with the valid certificate of another
+client are limited to its rights: publishing is refused in the PUBACK, and subscriptions deliver nothing.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ sites:
 """
 
 PUBLISHES = {
-    "speak as a node": f"{A}/result/doors",
-    "say that a node has died": f"{A}/status",
-    "give a command": f"{A}/command/stop",
-    "give all nodes of a site a command": f"{REGION}/hall/~/command/stop",
-    "set what a node should run": f"{A}/desired",
-    "acknowledge what the region does not have": f"{A}/ack",
-    "speak as a sensor": FRAMES,
+    "publish as a node": f"{A}/result/doors",
+    "report a node as offline": f"{A}/status",
+    "send a command": f"{A}/command/stop",
+    "send a command to all nodes of a site": f"{REGION}/hall/~/command/stop",
+    "set a node's desired state": f"{A}/desired",
+    "acknowledge results in the region's name": f"{A}/ack",
+    "publish as a sensor": FRAMES,
 }
 READS = {
     "commands": f"{A}/command/ping",
@@ -77,20 +77,20 @@ READS = {
 
 
 class Certified(Running):
-    """With certificates of our own, among them one that has ended and one that was revoked."""
+    """A topology with certificates of `hedgerow pki`, one of them expired and one revoked."""
 
     def certify(self, authority: str, name: str, common_name: str) -> Path:
-        """A certificate where a topology looks for it."""
+        """Issue a certificate where the rendered files expect it."""
         broker = name == IdentityKind.BROKER
-        who = parse(f"{authority}/broker" if broker else common_name)
+        identity = parse(f"{authority}/broker" if broker else common_name)
         at = datetime.now(UTC) - timedelta(days=30 if name == "expired" else 0)
-        entry = self.pki(at).issue(who, timedelta(days=1), hosts=["localhost"] if broker else ())
+        entry = self.pki(at).issue(identity, timedelta(days=1), hosts=["localhost"] if broker else ())
         if name == "revoked":
-            self.pki(at).revoke(who, "key-compromise")
+            self.pki(at).revoke(identity, "key-compromise")
         return entry.folder
 
     def tls(self, authority: str, name: str | None) -> ssl.SSLContext:
-        """With somebody's certificate, or none; an attacker does not ask who the broker is."""
+        """Return a context with a certificate or none; an attacker does not verify the broker."""
         context = super().tls(authority, name)
         context.load_verify_locations(self.folder / "pki" / "root.crt")
         return context
@@ -110,8 +110,8 @@ class Certified(Running):
 
 
 @pytest.fixture(scope="module")
-def estate() -> Iterator[Certified]:
-    """A region and two sites; their brokers run."""
+def deployment() -> Iterator[Certified]:
+    """A region and two sites with running brokers."""
     folder = Path(tempfile.mkdtemp(prefix="refusals-"))
     running = begin(folder, TOPOLOGY, Certified)
     assert isinstance(running, Certified)
@@ -124,58 +124,58 @@ def estate() -> Iterator[Certified]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def attack(estate: Certified, broker: str, who: str | None, authority: str = "hall") -> bytes:
-    """Send everything in one go: in TLS 1.3 a client may, before the broker has looked at its certificate.
+def attack(deployment: Certified, broker: str, name: str | None, authority: str = "hall") -> bytes:
+    """Send everything at once: TLS 1.3 lets a client send before the broker has checked its certificate.
 
-    Returns: what the broker answers.
+    Returns: the broker's response.
     """
-    said = encode_connect(client_id=f"attacker-{who}", clean_start=True, keepalive_s=60)
-    said += encode_subscribe(1, dict.fromkeys(("#", *READS.values()), 1))
+    packets = encode_connect(client_id=f"attacker-{name}", clean_start=True, keepalive_s=60)
+    packets += encode_subscribe(1, dict.fromkeys(("#", *READS.values()), 1))
     for number, topic in enumerate(PUBLISHES.values(), 2):
-        said += encode_publish_head(topic, 6, qos=1, packet_id=number) + b"attack"
-    answer = b""
+        packets += encode_publish_head(topic, 6, qos=1, packet_id=number) + b"attack"
+    response = b""
     try:
         with (
-            socket.create_connection(("localhost", estate.port(broker)), PATIENCE_S) as plain,
-            estate.tls(authority, who).wrap_socket(plain, server_hostname="localhost") as link,
+            socket.create_connection(("localhost", deployment.port(broker)), PATIENCE_S) as plain,
+            deployment.tls(authority, name).wrap_socket(plain, server_hostname="localhost") as link,
         ):
-            link.sendall(said)
+            link.sendall(packets)
             while (received := link.recv(4096)) != b"":
-                answer += received
+                response += received
     except (ssl.SSLError, ConnectionResetError, BrokenPipeError):
         pass
-    return answer
+    return response
 
 
-def refused(estate: Certified, broker: str) -> list[AccessDenial]:
-    """What a broker's log says was refused, as `hedgerow broker refusals` reads it."""
-    reader = AccessDenials(readable((estate.out / broker / "acl").read_text()))
-    found = [refusal for line in estate.log(broker).splitlines() if (refusal := reader.take(line)) is not None]
+def denials(deployment: Certified, broker: str) -> list[AccessDenial]:
+    """Return the refusals in a broker's log, parsed as by `hedgerow broker refusals`."""
+    reader = AccessDenials(readable((deployment.out / broker / "acl").read_text()))
+    found = [denial for line in deployment.log(broker).splitlines() if (denial := reader.take(line)) is not None]
     assert reader.counts.total() == len(found)
     return found
 
 
-def refusals(estate: Certified, broker: str) -> int:
-    """How many connections a broker's log says were refused by TLS."""
-    return sum(one.what == "connect" for one in refused(estate, broker))
+def refused_connections(deployment: Certified, broker: str) -> int:
+    """Return the number of connections refused by TLS, according to the broker's log."""
+    return sum(denial.what == "connect" for denial in denials(deployment, broker))
 
 
 @pytest.mark.parametrize("broker", ["hall", "north"])
-@pytest.mark.parametrize("who", [None, "expired", "revoked"])
-async def test_without_a_certificate_that_counts_nothing_comes_in_or_out(
-    estate: Certified, who: str | None, broker: str
+@pytest.mark.parametrize("name", [None, "expired", "revoked"])
+async def test_without_a_valid_certificate_nothing_can_be_published_or_read(
+    deployment: Certified, name: str | None, broker: str
 ) -> None:
-    """And the broker's log has a line more for each try, by which tries can be counted."""
-    before = refusals(estate, broker)
-    async with estate.window(broker) as window:
+    """The broker's log has one line per attempt, so attempts can be counted."""
+    before = refused_connections(deployment, broker)
+    async with deployment.window(broker) as window:
         for number in range(1, 4):
-            assert await asyncio.to_thread(attack, estate, broker, who) == b""
-            await asyncio.to_thread(until, lambda n=number: refusals(estate, broker) >= before + n)
-        await window.client.publish("end", f"{who}", qos=1)
-        await window.sees("end", f"{who}")
+            assert await asyncio.to_thread(attack, deployment, broker, name) == b""
+            await asyncio.to_thread(until, lambda n=number: refused_connections(deployment, broker) >= before + n)
+        await window.client.publish("end", f"{name}", qos=1)
+        await window.sees("end", f"{name}")
 
         assert window.topics("attack") == {}
-        assert refusals(estate, broker) == before + 3
+        assert refused_connections(deployment, broker) == before + 3
 
 
 @pytest.mark.parametrize(
@@ -187,19 +187,19 @@ async def test_without_a_certificate_that_counts_nothing_comes_in_or_out(
         pytest.param("hall", "region", "anna", id="an operator of the region at a site"),
     ],
 )
-async def test_a_certificate_counts_only_where_its_authority_does(
-    estate: Certified, broker: str, authority: str, name: str
+async def test_a_certificate_is_valid_only_where_its_authority_is_trusted(
+    deployment: Certified, broker: str, authority: str, name: str
 ) -> None:
-    """A broker has the list of its own authority and refuses whom another has certified."""
-    before = refusals(estate, broker)
-    assert await asyncio.to_thread(attack, estate, broker, name, authority) == b""
-    await asyncio.to_thread(until, lambda: refusals(estate, broker) == before + 1)
+    """A broker trusts only its own authority."""
+    before = refused_connections(deployment, broker)
+    assert await asyncio.to_thread(attack, deployment, broker, name, authority) == b""
+    await asyncio.to_thread(until, lambda: refused_connections(deployment, broker) == before + 1)
 
 
 @pytest.mark.parametrize(("broker", "user"), [("north", "collector@region"), ("north", "yard"), ("yard", "yard/a")])
-async def test_a_stolen_authority_makes_nobody_but_its_own(estate: Certified, broker: str, user: str) -> None:
-    """What it signs in another's name is refused where that name has rights."""
-    now, signer, key = datetime.now(UTC), estate.pki(datetime.now(UTC)).authority("hall"), certificates.new_key()
+async def test_a_stolen_authority_can_certify_only_its_own_site(deployment: Certified, broker: str, user: str) -> None:
+    """Certificates that it signs in another's name are refused where that name has rights."""
+    now, signer, key = datetime.now(UTC), deployment.pki(datetime.now(UTC)).authority("hall"), certificates.new_key()
     made = certificates.leaf(
         IdentityKind.NODE,
         user,
@@ -210,49 +210,49 @@ async def test_a_stolen_authority_makes_nobody_but_its_own(estate: Certified, br
         now,
         now + timedelta(days=1),
     )
-    forged = estate.folder / "pki/hall/issued" / f"forged-{user.replace('/', '-')}"
-    shutil.copytree(estate.folder / "pki/hall/issued/a", forged)
+    forged = deployment.folder / "pki/hall/issued" / f"forged-{user.replace('/', '-')}"
+    shutil.copytree(deployment.folder / "pki/hall/issued/a", forged)
     files.write(forged / "tls.crt", certificates.pem(made, signer.certificate()))
     files.write_key(forged / "tls.key", key)
-    before = refusals(estate, broker)
-    assert await asyncio.to_thread(attack, estate, broker, forged.name) == b""
-    await asyncio.to_thread(until, lambda: refusals(estate, broker) == before + 1)
+    before = refused_connections(deployment, broker)
+    assert await asyncio.to_thread(attack, deployment, broker, forged.name) == b""
+    await asyncio.to_thread(until, lambda: refused_connections(deployment, broker) == before + 1)
 
 
-def test_the_same_attack_with_a_certificate_that_counts_is_let_in(estate: Certified) -> None:
-    """So the table above refuses the certificate, and not the way it is tried."""
+def test_the_same_connection_with_a_valid_certificate_is_accepted(deployment: Certified) -> None:
+    """So the attacks above are refused because of the certificate, not because of their form."""
 
-    def answers() -> bytes:
-        said = encode_connect(client_id="b", clean_start=True, keepalive_s=60)
+    def response() -> bytes:
+        packet = encode_connect(client_id="b", clean_start=True, keepalive_s=60)
         with (
-            socket.create_connection(("localhost", estate.port("hall")), PATIENCE_S) as plain,
-            estate.tls("hall", "b").wrap_socket(plain, server_hostname="localhost") as link,
+            socket.create_connection(("localhost", deployment.port("hall")), PATIENCE_S) as plain,
+            deployment.tls("hall", "b").wrap_socket(plain, server_hostname="localhost") as link,
         ):
-            link.sendall(said)
+            link.sendall(packet)
             return link.recv(1)
 
-    assert answers() == b"\x20"
+    assert response() == b"\x20"
 
 
 @asynccontextmanager
 async def intruder(
-    estate: Certified, broker: str, authority: str, name: str, client_id: str = ""
+    deployment: Certified, broker: str, authority: str, name: str, client_id: str = ""
 ) -> AsyncIterator[tuple[Client, list[Message]]]:
-    """A client with somebody's good certificate, and what it hears."""
-    heard: list[Message] = []
+    """Connect a client with another's valid certificate; yields it and the messages it receives."""
+    received: list[Message] = []
 
     def take(messages: list[Message]) -> None:
-        heard.extend(messages)
+        received.extend(messages)
         for message in messages:
             client.ack(message)
 
-    client = Client(estate.options(broker, authority, name, client_id or f"intruder-{name}"), take)
+    client = Client(deployment.options(broker, authority, name, client_id or f"intruder-{name}"), take)
     async with client:
         await client.wait_connected(PATIENCE_S)
-        yield client, heard
+        yield client, received
 
 
-OTHERS = [
+INTRUDERS = [
     pytest.param("hall", "hall", "b", id="another node of the site"),
     pytest.param("north", "region", "yard", id="another site's bridge"),
 ]
@@ -262,76 +262,76 @@ def user_of(authority: str, name: str) -> str:
     return name if authority == "region" else f"{authority}/{name}"
 
 
-@pytest.mark.parametrize("act", PUBLISHES)
-@pytest.mark.parametrize(("broker", "authority", "name"), OTHERS)
-async def test_with_anothers_certificate_nobody_can(
-    estate: Certified, broker: str, authority: str, name: str, act: str
+@pytest.mark.parametrize("action", PUBLISHES)
+@pytest.mark.parametrize(("broker", "authority", "name"), INTRUDERS)
+async def test_a_client_cannot_publish_as_another(
+    deployment: Certified, broker: str, authority: str, name: str, action: str
 ) -> None:
-    """Whoever tries is told so, nobody hears it, and the broker's log says who it was."""
-    said, topic = f"{authority}/{name} tries to {act}", PUBLISHES[act]
-    async with estate.window(broker) as window, intruder(estate, broker, authority, name) as (client, _):
+    """The PUBACK refuses it, no subscriber receives it, and the broker's log names the client."""
+    payload, topic = f"{authority}/{name} tries to {action}", PUBLISHES[action]
+    async with deployment.window(broker) as window, intruder(deployment, broker, authority, name) as (client, _):
         with pytest.raises(BusError, match="refused the message: not authorised"):
-            await client.publish_and_wait(topic, said.encode())
-        await window.client.publish("end", said, qos=1)
-        await window.sees("end", said)
+            await client.publish_and_wait(topic, payload.encode())
+        await window.client.publish("end", payload, qos=1)
+        await window.sees("end", payload)
 
-        assert window.topics(said) == {"end": 1}
-    tried = ("publish", user_of(authority, name), f"intruder-{name}", topic)
-    await asyncio.to_thread(until, lambda: tried in [one[1:] for one in refused(estate, broker)])
+        assert window.topics(payload) == {"end": 1}
+    expected = ("publish", user_of(authority, name), f"intruder-{name}", topic)
+    await asyncio.to_thread(until, lambda: expected in [denial[1:] for denial in denials(deployment, broker)])
 
 
-@pytest.mark.parametrize("what", READS)
-@pytest.mark.parametrize(("broker", "authority", "name"), OTHERS)
-async def test_with_anothers_certificate_nobody_reads(
-    estate: Certified, broker: str, authority: str, name: str, what: str
+@pytest.mark.parametrize("kind", READS)
+@pytest.mark.parametrize(("broker", "authority", "name"), INTRUDERS)
+async def test_a_client_cannot_read_what_is_for_another(
+    deployment: Certified, broker: str, authority: str, name: str, kind: str
 ) -> None:
-    """A subscription is taken, but it brings nothing, and the log tells of it. What is published last is its own to read."""
+    """The broker accepts the subscription but delivers nothing, and logs it. The last message is one it may read."""
     own = f"{YARD}/desired" if name == "yard" else None
-    async with estate.window(broker) as window, intruder(estate, broker, authority, name) as (client, heard):
-        for pattern in ("#", READS[what]):
+    async with deployment.window(broker) as window, intruder(deployment, broker, authority, name) as (client, received):
+        for pattern in ("#", READS[kind]):
             try:
                 await client.subscribe({pattern: 1})
             except BusError:
                 assert own is None or pattern != "#"
         for _ in range(3):
-            await window.client.publish(READS[what], "secret", qos=1)
+            await window.client.publish(READS[kind], "secret", qos=1)
         last = own or f"{REGION}/hall/b/desired"
         await window.client.publish(last, "last", qos=1)
         await window.sees(last, "last")
         if own is not None or (broker, authority) == ("hall", "hall"):
-            await asyncio.to_thread(until, lambda: heard)
-        with pytest.raises(BusError):  # a round trip: the broker has nothing more for it
-            await client.publish_and_wait("nobody/may", b"")
+            await asyncio.to_thread(until, lambda: received)
+        with pytest.raises(BusError):  # a round trip: the broker has delivered everything
+            await client.publish_and_wait("forbidden/topic", b"")
 
-        assert {message.topic for message in heard} <= {last}
-    tried = ("subscribe", user_of(authority, name), f"intruder-{name}", READS[what])
-    await asyncio.to_thread(until, lambda: tried in [one[1:] for one in refused(estate, broker)])
+        assert {message.topic for message in received} <= {last}
+    expected = ("subscribe", user_of(authority, name), f"intruder-{name}", READS[kind])
+    await asyncio.to_thread(until, lambda: expected in [denial[1:] for denial in denials(deployment, broker)])
 
 
 @pytest.mark.parametrize(("name", "count"), [("a", 4), ("b", 0)])
-async def test_nobody_takes_over_what_waits_for_another(estate: Certified, name: str, count: int) -> None:
-    """Another node may call itself by the same client id and so take the session; the broker lets go of what is not for it."""
-    async with intruder(estate, "hall", "hall", "a", client_id=f"session-{name}") as (client, _):
+async def test_a_client_cannot_take_over_the_session_of_another(deployment: Certified, name: str, count: int) -> None:
+    """A client can take over a session by using its client id, but the broker discards messages it may not read."""
+    async with intruder(deployment, "hall", "hall", "a", client_id=f"session-{name}") as (client, _):
         await client.subscribe({f"{A}/command/+": 1, FRAMES: 1})
-    async with estate.window("hall") as window:
+    async with deployment.window("hall") as window:
         for topic in (f"{A}/command/ping", FRAMES):
-            await window.client.publish(topic, "waits", qos=1)
-        async with intruder(estate, "hall", "hall", name, client_id=f"session-{name}") as (client, heard):
+            await window.client.publish(topic, "queued", qos=1)
+        async with intruder(deployment, "hall", "hall", name, client_id=f"session-{name}") as (client, received):
             for topic in (f"{A}/command/ping", FRAMES):
-                await window.client.publish(topic, "comes", qos=1)
+                await window.client.publish(topic, "live", qos=1)
             await window.client.publish("end", "taken over", qos=1)
             await window.sees("end", "taken over")
-            await asyncio.to_thread(until, lambda: len(heard) >= count)
+            await asyncio.to_thread(until, lambda: len(received) >= count)
             with pytest.raises(BusError):
-                await client.publish_and_wait("nobody/may", b"")
+                await client.publish_and_wait("forbidden/topic", b"")
 
-            assert len(heard) == count
+            assert len(received) == count
 
 
-async def test_raw_frames_do_not_leave_the_site(estate: Certified) -> None:
-    """Not even one who sees all of the region's broker sees one: the bridge does not carry them."""
-    async with estate.window("hall") as hall, estate.window("north") as north:
-        await estate.flows(hall, north, f"{REGION}/hall")
+async def test_raw_frames_do_not_leave_the_site(deployment: Certified) -> None:
+    """The bridge does not forward them, so even a client that reads everything at the region's broker gets none."""
+    async with deployment.window("hall") as hall, deployment.window("north") as north:
+        await deployment.flows(hall, north, f"{REGION}/hall")
         await hall.client.publish(FRAMES, "frame", qos=1)
         await hall.client.publish(f"{A}/dead/doors", "frame", qos=1)
         await hall.client.publish(f"{A}/event/end", "frame", qos=1)
@@ -340,29 +340,31 @@ async def test_raw_frames_do_not_leave_the_site(estate: Certified) -> None:
         assert north.topics("frame") == {f"{A}/event/end": 1}
 
 
-async def test_refusals_are_counted_by_user_and_served_while_the_log_is_read(estate: Certified) -> None:
-    """One who tries a thousand times is told once a minute and counted each time; what there is for each message is left out."""
-    async with intruder(estate, "yard", "yard", "a") as (client, _):
+async def test_refusals_are_counted_per_user_and_served_as_metrics(deployment: Certified) -> None:
+    """A thousand attempts are logged once a minute but all counted; lines for single messages are omitted."""
+    async with intruder(deployment, "yard", "yard", "a") as (client, _):
         for _ in range(1000):
-            client.publish("nobody/may", b"", qos=1, done=lambda _: None)
+            client.publish("forbidden/topic", b"", qos=1, done=lambda _: None)
         await client.flush(PATIENCE_S)
         assert client.refused_publishes == 1000
         count = ("publish", "yard/a")
-        await asyncio.to_thread(until, lambda: [one[1:3] for one in refused(estate, "yard")].count(count) >= 1000)
-    assert not any(map(is_chatter, estate.log("yard").splitlines()))
+        await asyncio.to_thread(
+            until, lambda: [denial[1:3] for denial in denials(deployment, "yard")].count(count) >= 1000
+        )
+    assert not any(map(is_chatter, deployment.log("yard").splitlines()))
 
-    reading = await processes.start_async(
-        [sys.executable, "-m", "hedgerow", "broker", "refusals", "-", "--acl", estate.out / "yard/acl", "--metrics-port", "0"],
+    reader = await processes.start_async(
+        [sys.executable, "-m", "hedgerow", "broker", "refusals", "-", "--acl", deployment.out / "yard/acl", "--metrics-port", "0"],
         stdin=PIPE, stdout=PIPE, stderr=PIPE,
     )  # fmt: skip
-    assert reading.stdin is not None
-    assert reading.stderr is not None
-    (address,) = re.findall(rb"http://\S+", await reading.stderr.readline())
-    reading.stdin.write(estate.log("yard").encode())
-    await reading.stdin.drain()
+    assert reader.stdin is not None
+    assert reader.stderr is not None
+    (address,) = re.findall(rb"http://\S+", await reader.stderr.readline())
+    reader.stdin.write(deployment.log("yard").encode())
+    await reader.stdin.drain()
     metric = 'hedgerow_broker_refused_total{user="yard/a",what="publish"} 1000.0'
     await asyncio.to_thread(until, lambda: metric in urlopen(address.decode()).read().decode())
-    reading.stdin.close()
-    said, _ = await reading.communicate()
-    assert len(re.findall(rb"refused yard/a \(client intruder-a\) to publish: nobody/may", said)) <= 3
-    assert re.search(rb"yard/a +publish +1,000\n", said)
+    reader.stdin.close()
+    output, _ = await reader.communicate()
+    assert len(re.findall(rb"refused yard/a \(client intruder-a\) to publish: forbidden/topic", output)) <= 3
+    assert re.search(rb"yard/a +publish +1,000\n", output)

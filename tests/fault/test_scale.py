@@ -1,4 +1,4 @@
-"""Many sites, many nodes, one region: each result is stored once, and everybody hears that it is."""
+"""Many sites and nodes, one region: each result is stored once and acknowledged to its node."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.fleet.messages import Fleet
 async def test_a_region_keeps_up_with_all_its_nodes(
     tmp_path: Path, sites: int, nodes: int, results: int, per_s: float
 ) -> None:
-    """Real sessions, brokers and bridges; the nodes are light: they only send and listen."""
+    """Real sessions, brokers and bridges; the nodes are simulated."""
     async with Fleet(sites, nodes, tmp_path) as fleet:
         await fleet.send(results, per_s)
 

@@ -1,7 +1,6 @@
-"""A site, its region and what is above: rendered brokers, certificates by `hedgerow pki apply`, and a real node.
+"""A site, its region and the region's parent: rendered brokers, certificates by `hedgerow pki apply`, and a real node.
 
-Everybody is certified by whom they come to, so on each level a certificate of another level, or of another root, is worth
-nothing.
+Each level certifies its own clients, so certificates of another level or root are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import until
-from tests.fault.test_refusals import Certified, attack, refusals
+from tests.fault.test_refusals import Certified, attack, refused_connections
 from tests.topology.conftest import PATIENCE_S, begin
 
 from hedgerow.pki.folder import Pki
@@ -43,7 +42,7 @@ BROKERS = ("world", "north", "hall")
 
 
 class Applied(Certified):
-    """Certified by the very function behind `hedgerow pki apply`."""
+    """Certified by the function behind `hedgerow pki apply`."""
 
     def certify_everybody(self) -> None:
         for folder in ("pki", "foreign"):
@@ -58,7 +57,7 @@ class Applied(Certified):
 
 @pytest.fixture(scope="module")
 def levels() -> Iterator[Applied]:
-    """Three brokers, connected by two bridges. In the folder `foreign` all names have certificates of another root."""
+    """Three brokers connected by two bridges. Folder `foreign` has certificates of another root for all names."""
     folder = Path(tempfile.mkdtemp(prefix="levels-"))
     running = begin(folder, TOPOLOGY, Applied)
     assert isinstance(running, Applied)
@@ -73,7 +72,7 @@ def levels() -> Iterator[Applied]:
 
 @asynccontextmanager
 async def node(levels: Applied) -> AsyncIterator[None]:
-    """The site's node, on its rendered configuration."""
+    """Run the site's node with its rendered configuration."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
     with (levels.folder / "node.log").open("wb") as log:
         process = await processes.start_async(
@@ -87,8 +86,8 @@ async def node(levels: Applied) -> AsyncIterator[None]:
         await process.wait()
 
 
-async def test_results_go_up_to_the_top_and_commands_come_down_from_there(levels: Applied) -> None:
-    """With nobody's certificate but their own: the camera's, the node's, the bridges', and two people's of the top."""
+async def test_results_reach_the_parent_and_its_commands_reach_the_node(levels: Applied) -> None:
+    """Each client uses its own certificate: camera, node, bridges, and two users of the parent."""
     async with (
         node(levels),
         levels.client("hall", "hall", "camera") as camera,
@@ -97,32 +96,32 @@ async def test_results_go_up_to_the_top_and_commands_come_down_from_there(levels
     ):
         await board.subscribe(f"{NODE}/result/doors", qos=1)
         async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
-            enough = asyncio.Event()
-            tasks.create_task(every_so_often(lambda: camera.publish("plant/1/door", b"[1, 2, 3]", qos=1), enough))
+            done = asyncio.Event()
+            tasks.create_task(repeatedly(lambda: camera.publish("plant/1/door", b"[1, 2, 3]", qos=1), done))
             async for message in board.messages:
                 assert json.loads(message.payload)["node"] == "north/hall/a"
                 break
-            enough.set()
+            done.set()
 
         await chief.subscribe(f"{NODE}/reply/#", qos=1)
         async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
-            enough = asyncio.Event()
-            tasks.create_task(every_so_often(lambda: chief.publish(f"{NODE}/command/ping", b"{}", qos=1), enough))
+            done = asyncio.Event()
+            tasks.create_task(repeatedly(lambda: chief.publish(f"{NODE}/command/ping", b"{}", qos=1), done))
             async for message in chief.messages:
                 assert message.topic.value.startswith(f"{NODE}/reply/")
                 break
-            enough.set()
+            done.set()
 
 
-async def every_so_often(act: Callable[[], Awaitable[object]], enough: asyncio.Event) -> None:
-    """Until what was sent while a bridge was on its way to connect has been sent again."""
-    while not enough.is_set():
+async def repeatedly(act: Callable[[], Awaitable[object]], done: asyncio.Event) -> None:
+    """Act every 0.2 s until done, since messages sent before a bridge is connected may be lost."""
+    while not done.is_set():
         await act()
         await asyncio.sleep(0.2)
 
 
-async def test_each_channel_goes_its_way_on_three_levels(levels: Applied) -> None:
-    """What the region keeps for itself ends there, and what a site keeps does not leave it."""
+async def test_each_channel_is_bridged_only_as_far_as_configured(levels: Applied) -> None:
+    """Channels for the region end there, and channels of a site do not leave it."""
     up = ("status", "event/gap", "result/doors", "reported", "reply/1")
     async with levels.window("hall") as hall, levels.window("north") as north, levels.window("world") as world:
         await levels.flows(hall, north, "hedgerow/v1/north/hall")
@@ -138,8 +137,8 @@ async def test_each_channel_goes_its_way_on_three_levels(levels: Applied) -> Non
         await hall.sees(f"{NODE}/command/ping", "down")
 
 
-async def test_another_region_speaks_for_itself_alone(levels: Applied) -> None:
-    """Its bridge is certified by whom it comes to, in the folder of the region that renders the top."""
+async def test_another_region_can_publish_only_as_itself(levels: Applied) -> None:
+    """Its bridge is certified by the parent, in the folder of the region that renders the parent."""
     async with levels.window("world") as world, levels.client("world", "world", "south") as south:
         for topic in (f"{NODE}/event/x", "hedgerow/v1/south/barn/a/event/x"):
             await south.publish(topic, "south", qos=1)
@@ -152,33 +151,33 @@ FOREIGN = [
     pytest.param(broker, f"../foreign/{authority}", name, id=f"another root's at {broker}")
     for broker, authority, name in (("world", "world", "north"), ("north", "region", "hall"), ("hall", "hall", "a"))
 ]
-OF_ANOTHER_LEVEL = [
-    pytest.param("world", "region", "hall", id="a site's bridge at the top"),
-    pytest.param("world", "hall", "a", id="a node at the top"),
-    pytest.param("north", "world", "chief", id="somebody of the top at the region"),
+OTHER_LEVEL = [
+    pytest.param("world", "region", "hall", id="a site's bridge at the parent"),
+    pytest.param("world", "hall", "a", id="a node at the parent"),
+    pytest.param("north", "world", "chief", id="a user of the parent at the region"),
     pytest.param("north", "hall", "a", id="a node at the region"),
     pytest.param("hall", "world", "north", id="the region's bridge at a site"),
     pytest.param("hall", "region", "collector", id="the region's service at a site"),
 ]
 
 
-@pytest.mark.parametrize(("broker", "authority", "name"), [*FOREIGN, *OF_ANOTHER_LEVEL])
+@pytest.mark.parametrize(("broker", "authority", "name"), [*FOREIGN, *OTHER_LEVEL])
 async def test_a_foreign_certificate_is_refused_on_each_level(
     levels: Applied, broker: str, authority: str, name: str
 ) -> None:
-    """Nothing it sends is heard, and the broker's log has a line for the try."""
-    before = refusals(levels, broker)
+    """Nothing it publishes is received, and the broker's log has a line for the attempt."""
+    before = refused_connections(levels, broker)
     async with levels.window(broker) as window:
         assert await asyncio.to_thread(attack, levels, broker, name, authority) == b""
-        await asyncio.to_thread(until, lambda: refusals(levels, broker) == before + 1)
+        await asyncio.to_thread(until, lambda: refused_connections(levels, broker) == before + 1)
         await window.client.publish("end", f"{authority}/{name}", qos=1)
         await window.sees("end", f"{authority}/{name}")
 
         assert window.topics("attack") == {}
 
 
-def test_what_was_applied_is_what_the_configurations_name(levels: Applied) -> None:
-    """Nothing is due an instant later, and nothing is there that nobody needs."""
+def test_pki_apply_issues_exactly_what_the_configurations_need(levels: Applied) -> None:
+    """Afterwards no certificate is due, and none is unused."""
     pki = Pki(levels.folder / "pki", lambda: datetime.now(UTC))
     done = certify(levels.described.topology, pki, timedelta(days=1))
 

@@ -222,7 +222,7 @@ async def test_a_reload_changes_the_number_of_lanes(site: Site) -> None:
     async with site.node({"p": site.pipeline(lanes=0)}) as node:
         for turn, lanes in enumerate((3, 0, 1, 0)):
             assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(lanes=lanes)})}))["ok"]
-            assert len(node.runners["p"]._lanes) == lanes
+            assert node.runners["p"]._dispatcher.lanes == lanes
             await site.frame(turn)
             await site.wait_results(turn + 1)
 
@@ -331,7 +331,7 @@ async def test_a_pause_while_the_runner_is_being_replaced_is_refused(site: Site)
 async def test_a_reload_reduces_the_number_of_lanes(site: Site) -> None:
     async with site.node({"p": site.pipeline(lanes=4)}) as node:
         assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(lanes=1)})}))["ok"]
-        assert len(node.runners["p"]._lanes) == 1
+        assert node.runners["p"]._dispatcher.lanes == 1
         await site.frame(1)
         await site.wait_results(1)
 

@@ -95,7 +95,7 @@ async def test_without_lanes_stages_run_on_the_event_loop(site: Site) -> None:
     async with site.node({"p": site.pipeline({"trial": {"tag": "here"}}, lanes=0)}) as node:
         await site.frames(range(20))
         await site.wait_results(20)
-        assert node.runners["p"]._lanes == []
+        assert node.runners["p"]._dispatcher.lanes == 0
         assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("p-")]
 
     assert site.numbers() == list(range(20))
@@ -233,7 +233,7 @@ async def test_stages_keep_state_of_no_more_streams_than_allowed(site: Site) -> 
         await until(lambda: runner.tally.in_flight == 0)
         assert runner.streams <= 50
         assert len(state) <= 50
-        assert not any(queue._streams for queue in runner._queues)
+        assert not any(queue._streams for queue in runner._intake.queues)
 
 
 async def test_a_lasting_stream_keeps_its_state_among_many_short_ones(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""Messages as a sensor sends them, and the pipeline that they are for."""
+"""Builds messages as a sensor sends them, and a pipeline configuration for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is published for a frame: payload and properties, as a reader sees them."""
+"""Published results and dead letters: payload and properties as a subscriber sees them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def encoder(**publish: Any) -> ResultEncoder:
 
 
 def encode(*frames: Frame, **publish: Any) -> list[Encoded]:
-    made = encoder(**publish)
-    return made.results(frames, made.lineage([("decode", 0.0015, 3)]), 0.25, 1777896000.0)
+    result_encoder = encoder(**publish)
+    return result_encoder.results(frames, result_encoder.lineage([("decode", 0.0015, 3)]), 0.25, 1777896000.0)
 
 
 def user(encoded: Encoded) -> dict[str, str]:
     return dict(PublishProperties(encoded.properties).user_properties)
 
 
-def test_a_result_says_what_which_and_how_in_json() -> None:
+def test_a_json_result_contains_the_result_its_frame_and_its_lineage() -> None:
     (result,) = encode(Frame(id="f1", stream="door", result={"open": np.bool_(True)}))
     body = json.loads(result.payload)
 
@@ -60,7 +60,7 @@ def test_a_result_says_what_which_and_how_in_json() -> None:
         ({"drop": ["a"]}, [1, 2], [1, 2]),
     ],
 )
-def test_only_the_fields_that_may_go_out_do(fields: dict[str, Any], result: Any, out: Any) -> None:
+def test_only_the_configured_fields_are_published(fields: dict[str, Any], result: Any, out: Any) -> None:
     (encoded,) = encode(Frame(id="f1", stream="door", result=result), fields=fields)
 
     assert json.loads(encoded.payload)["result"] == out
@@ -83,7 +83,7 @@ def test_a_result_carries_cloudevents_attributes() -> None:
     assert PublishProperties(result.properties).expiry_s == 60
 
 
-def test_results_may_be_messagepack() -> None:
+def test_results_can_be_messagepack() -> None:
     (result,) = encode(Frame(id="f1", result={"crop": b"\xff"}), format="msgpack")
 
     assert msgpack.unpackb(result.payload)["result"] == {"crop": b"\xff"}
@@ -91,7 +91,7 @@ def test_results_may_be_messagepack() -> None:
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_bytes_are_published_as_they_are(kind: Any) -> None:
+def test_bytes_are_published_unchanged(kind: Any) -> None:
     (picture,) = encode(Frame(id="f1", content_type="image/jpeg", result=kind(b"\xff\xd8")))
     (untyped,) = encode(Frame(result=kind(b"")))
 
@@ -100,7 +100,7 @@ def test_bytes_are_published_as_they_are(kind: Any) -> None:
     assert untyped.content_type == "application/octet-stream"
 
 
-def test_several_results_of_a_frame_have_ids_of_their_own() -> None:
+def test_each_result_of_a_frame_has_its_own_id() -> None:
     assert [user(result)["id"] for result in encode(*[Frame(id="f1", result=n) for n in range(3)])] == [
         "f1",
         "f1/1",
@@ -108,7 +108,7 @@ def test_several_results_of_a_frame_have_ids_of_their_own() -> None:
     ]
 
 
-def test_a_trace_goes_on() -> None:
+def test_a_trace_context_is_continued() -> None:
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     child = user(encode(Frame(traceparent=parent, result=1))[0])["traceparent"]
 
@@ -131,15 +131,15 @@ def test_a_trace_goes_on() -> None:
     ],
     ids=["object", "huge-number", "long-id", "nul-id", "long-stream", "long-trace", "surrogate", "tensors"],
 )
-def test_what_cannot_be_published_is_a_bad_frame(frame: Frame) -> None:
-    """Whatever an author or a sensor put there; it must not end the lane."""
+def test_a_result_that_cannot_be_encoded_is_a_frame_error(frame: Frame) -> None:
+    """It must not end the lane."""
     with pytest.raises(FrameError) as caught:
         encode(frame)
 
     assert caught.value.code == "unserialisable-result"
 
 
-def test_a_dead_letter_says_its_reason_in_a_property_too() -> None:
+def test_a_dead_letter_has_its_reason_as_a_user_property() -> None:
     letter = encoder().dead(Frame(id="f1"), FrameError("torn", code="bad-jpeg"), "decode")
 
     assert user(letter) == {"reason": "bad-jpeg"}
@@ -147,5 +147,5 @@ def test_a_dead_letter_says_its_reason_in_a_property_too() -> None:
 
 
 @pytest.mark.parametrize("code", ["x" * 70_000, "a\0b", "\udcff"])
-def test_an_error_with_a_strange_code_has_its_dead_letter(code: str) -> None:
+def test_an_error_with_an_invalid_code_is_dead_lettered(code: str) -> None:
     assert user(encoder().dead(Frame(), FrameError("torn", code=code), ""))["reason"]

@@ -49,7 +49,8 @@ def vector(*values: float) -> Array:
     return np.array(values, np.float32)
 
 
-# --- what goes in and what comes out ----------------------------------------------------------------------------------
+# --- inputs and outputs
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_an_array_gets_its_batch_axis_and_the_outputs_become_tensors(onnx_file: OnnxFile) -> None:
@@ -58,7 +59,7 @@ def test_an_array_gets_its_batch_axis_and_the_outputs_become_tensors(onnx_file: 
     assert [one.tensors["y"].tolist() for one in run.out] == [[[2, 4, 6]], [[8, 10, 12]]]
 
 
-def test_tensors_go_before_the_array(onnx_file: OnnxFile) -> None:
+def test_tensors_take_precedence_over_the_array(onnx_file: OnnxFile) -> None:
     one = frame(vector(9, 9, 9)).with_tensors({"x": vector(1, 2, 3), "other": vector(0)})
 
     assert infer([one], onnx_file(DOUBLE)).out[0].tensors["y"].tolist() == [[2, 4, 6]]
@@ -71,7 +72,7 @@ def test_inputs_can_be_mapped_to_tensors_of_other_names(onnx_file: OnnxFile) -> 
 
 
 @pytest.mark.parametrize(("keep", "names"), [(False, {"y"}), (True, {"y", "x"})])
-def test_the_frames_own_tensors_are_kept_if_told_so(onnx_file: OnnxFile, keep: bool, names: set[str]) -> None:
+def test_the_frames_tensors_are_kept_if_configured(onnx_file: OnnxFile, keep: bool, names: set[str]) -> None:
     one = frame(b"").with_tensors({"x": vector(1, 2, 3)})
 
     assert infer([one], onnx_file(DOUBLE), keep=keep).out[0].tensors.keys() == names
@@ -87,7 +88,7 @@ def test_a_model_with_several_inputs_takes_them_from_the_tensors(onnx_file: Onnx
     assert run.dead == {"missing-tensor": 1}  # one array cannot fill two inputs
 
 
-def test_a_batch_axis_that_is_not_the_first_is_added_where_it_belongs(onnx_file: OnnxFile) -> None:
+def test_a_batch_axis_other_than_0_is_added_at_its_position(onnx_file: OnnxFile) -> None:
     path = onnx_file("(float[2,N,3] x) => (float[2,N,3] y) { y = Add(x, x) }")
     data = [np.full((2, 3), value, np.float32) for value in (1, 2)]
 
@@ -124,9 +125,7 @@ def test_frames_of_many_streams_share_an_inference(onnx_file: OnnxFile) -> None:
     ],
 )
 @pytest.mark.parametrize("together", [True, False])
-def test_a_bad_frame_dies_with_its_reason_and_its_neighbours_live(
-    onnx_file: OnnxFile, bad: Array, code: str, together: bool
-) -> None:
+def test_only_the_bad_frame_is_dead_lettered(onnx_file: OnnxFile, bad: Array, code: str, together: bool) -> None:
     run = infer(frames([vector(1, 1, 1), bad, vector(2, 2, 2)]), onnx_file(DOUBLE), together=together)
 
     assert run.dead == {code: 1}
@@ -134,19 +133,19 @@ def test_a_bad_frame_dies_with_its_reason_and_its_neighbours_live(
     assert [one.tensors["y"][0, 0] for one in run.out] == [2, 4]
 
 
-def test_a_frame_that_is_not_decoded_or_lacks_a_tensor_says_so(onnx_file: OnnxFile) -> None:
+def test_a_frame_that_is_not_decoded_or_lacks_a_tensor_is_dead_lettered(onnx_file: OnnxFile) -> None:
     run = infer([frame(b"\xff\xd8"), frame(b"").with_tensors({"z": vector(1)})], onnx_file(DOUBLE))
 
     assert run.dead == {"not-decoded": 1, "missing-tensor": 1}
-    assert "no tensor 'x' (it has z)" in str(run.errors[1])
+    assert "no tensor 'x'; it has z" in str(run.errors[1])
 
 
-def test_large_but_finite_values_are_no_error(onnx_file: OnnxFile) -> None:
+def test_large_finite_values_are_accepted(onnx_file: OnnxFile) -> None:
     """Their squares overflow."""
     assert infer([frame(vector(1e30, -1e30, 0))], onnx_file(DOUBLE)).dead == {}
 
 
-def test_values_that_are_not_finite_pass_if_told_so(onnx_file: OnnxFile) -> None:
+def test_values_that_are_not_finite_pass_if_configured(onnx_file: OnnxFile) -> None:
     run = infer([frame(vector(np.inf, 0, 0))], onnx_file(DOUBLE), finite=False)
 
     assert run.out[0].tensors["y"].tolist() == [[np.inf, 0, 0]]
@@ -159,7 +158,7 @@ def test_a_half_precision_input_is_checked_too(onnx_file: OnnxFile) -> None:
     assert (run.dead, len(run.out)) == ({"not-finite": 1}, 1)
 
 
-def test_a_frame_that_makes_the_model_fail_dies_alone(onnx_file: OnnxFile) -> None:
+def test_only_the_frame_that_makes_the_model_fail_is_dead_lettered(onnx_file: OnnxFile) -> None:
     path = onnx_file(
         "(int64[N] id) => (float[N] value) <float[4] table = {10, 11, 12, 13}> { value = Gather(table, id) }"
     )
@@ -169,7 +168,7 @@ def test_a_frame_that_makes_the_model_fail_dies_alone(onnx_file: OnnxFile) -> No
     assert [one.tensors["value"].tolist() for one in run.out] == [[10], [13]]
 
 
-def test_a_mapping_to_an_input_that_is_not_there_is_found_at_setup(onnx_file: OnnxFile) -> None:
+def test_a_mapping_to_an_unknown_input_is_an_error_at_setup(onnx_file: OnnxFile) -> None:
     with pytest.raises(ConfigError, match="no input 'xx'") as raised:
         infer([], onnx_file(DOUBLE), inputs={"xx": "image"})
     assert "'x'" in raised.value.remedy
@@ -184,10 +183,10 @@ def test_a_mapping_to_an_input_that_is_not_there_is_found_at_setup(onnx_file: On
     st.integers(1, 30),
 )
 @settings(max_examples=examples(25), deadline=None)
-def test_every_stream_has_its_own_state_however_frames_are_mixed_and_cut(
-    tmp_path_factory: pytest.TempPathFactory, sent: list[tuple[str, float]], max_batch: int, cut: int
+def test_each_stream_has_its_own_state_however_frames_are_mixed_and_batched(
+    tmp_path_factory: pytest.TempPathFactory, sent: list[tuple[str, float]], max_batch: int, list_size: int
 ) -> None:
-    """The model adds up what it sees; a bad frame adds nothing, and nobody sees another stream's sum."""
+    """The model sums its inputs; a bad frame adds nothing, and no stream gets the sum of another."""
     path = tmp_path_factory.mktemp("counter") / "counter.onnx"
     onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\ngraph {COUNTER}'), path)
     pool = ModelPool(cores=1)
@@ -196,8 +195,8 @@ def test_every_stream_has_its_own_state_however_frames_are_mixed_and_cut(
     stage.setup(PipelineContext("test", {"m": config}, Path(), pool))
 
     outcomes: list[Any] = []
-    for begin in range(0, len(sent), cut):
-        some = [frame(vector(value), stream=stream) for stream, value in sent[begin : begin + cut]]
+    for start in range(0, len(sent), list_size):
+        some = [frame(vector(value), stream=stream) for stream, value in sent[start : start + list_size]]
         outcomes += stage.process_many(some)
     pool.close()
 
@@ -208,10 +207,10 @@ def test_every_stream_has_its_own_state_however_frames_are_mixed_and_cut(
         else:
             sums[stream] = sums.get(stream, 0) + value
             assert outcome.tensors["y"].item() == sums[stream]
-            assert outcome.tensors.keys() == {"y"}  # the state is no output
+            assert outcome.tensors.keys() == {"y"}  # the state is not an output
 
 
-def test_state_does_not_move_on_when_an_inference_fails(onnx_file: OnnxFile) -> None:
+def test_state_is_not_updated_when_an_inference_fails(onnx_file: OnnxFile) -> None:
     path = onnx_file(
         """(int64[N] id, float[N] total) => (float[N] y, float[N] next)
         <float[3] table = {1, 10, 100}> { one = Gather(table, id) next = Add(total, one) y = Identity(next) }"""
@@ -228,7 +227,7 @@ def test_state_does_not_move_on_when_an_inference_fails(onnx_file: OnnxFile) -> 
     } == {"good": [1, 11, 111], "bad": [1, 11, 111]}
 
 
-def test_a_stream_that_was_forgotten_begins_again(onnx_file: OnnxFile) -> None:
+def test_a_forgotten_stream_starts_at_zero_state(onnx_file: OnnxFile) -> None:
     pool = ModelPool(cores=1)
     context = PipelineContext(
         "test", {"m": ModelConfig(path=str(onnx_file(COUNTER)), state={"total": "next"})}, Path(), pool
@@ -248,7 +247,7 @@ def test_a_stream_that_was_forgotten_begins_again(onnx_file: OnnxFile) -> None:
 
 
 def voices(streams: int, length: int) -> list[Frame]:
-    """Windows of 64 samples of context and 512 new ones, of streams that sound different; in turn."""
+    """Windows of 64 context and 512 new samples, from streams with different sounds, interleaved."""
     rng = np.random.default_rng(7)
     t = np.arange(576 * length) / 16000
     sound = [
@@ -283,18 +282,18 @@ def test_silero_across_eight_streams_equals_one_stream_at_a_time() -> None:
     assert np.ptp([values[-1] for values in alone.values()]) > 1e-4  # the streams do differ
 
 
-def test_silero_hears_the_same_on_both_backends() -> None:
+def test_silero_gives_the_same_results_on_both_backends() -> None:
     sent = voices(4, 10)
 
     np.testing.assert_allclose(speech(infer(sent, SILERO)), speech(infer(sent, SILERO_FOR_OPENVINO)), atol=2e-3)
 
 
 def test_silero_depends_on_its_state() -> None:
-    """Else the tests above would prove nothing."""
+    """Otherwise the tests above would prove nothing."""
     sent = voices(1, 6)
-    as_streams_of_their_own = [frame(one.array, stream=f"mic/{n}") for n, one in enumerate(sent)]
+    one_stream_each = [frame(one.array, stream=f"mic/{n}") for n, one in enumerate(sent)]
 
-    assert np.abs(speech(infer(sent, SILERO)) - speech(infer(as_streams_of_their_own, SILERO))).max() > 1e-4
+    assert np.abs(speech(infer(sent, SILERO)) - speech(infer(one_stream_each, SILERO))).max() > 1e-4
 
 
 def test_a_face_detector_in_tflite_finds_the_astronauts_face() -> None:
@@ -307,4 +306,4 @@ def test_a_face_detector_in_tflite_finds_the_astronauts_face() -> None:
 
     scores = run.out[0].tensors["classificators"]
     assert scores.shape == (1, 896, 1)
-    assert scores.max() > 1  # a logit: more likely than not, by far
+    assert scores.max() > 1  # a logit: far more likely than not

@@ -1,4 +1,4 @@
-"""`parse`: structured payloads become arrays, and what is not what it says costs that frame alone."""
+"""The `parse` stage: payloads become arrays; an invalid payload fails only its own frame."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hedgerow.testing import frame, run_stage
 NPY = "application/x-npy"
 
 
-def saved(array: np.ndarray[Any, Any]) -> bytes:
+def npy(array: np.ndarray[Any, Any]) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array)
     return stream.getvalue()
@@ -32,10 +32,10 @@ def parsed(payload: bytes, content_type: str = "", **config: Any) -> Any:
     return run.out[0]
 
 
-def death(payload: bytes, content_type: str = "", **config: Any) -> str:
-    """The code a lone frame dies with; another frame beside it is unaffected."""
+def error_code(payload: bytes, content_type: str = "", **config: Any) -> str:
+    """The error code of a frame; checks that another frame in the list is unaffected."""
     good = {
-        "npy": saved(np.ones(2)),
+        "npy": npy(np.ones(2)),
         "json": b"[1, 2]",
         "msgpack": msgpack.packb([1, 2]),
         "csv": b"1,2",
@@ -56,46 +56,46 @@ def death(payload: bytes, content_type: str = "", **config: Any) -> str:
 @pytest.mark.parametrize(
     ("payload", "content_type"),
     [
-        (saved(np.array([1.5, 2.0], np.float32)), NPY),
+        (npy(np.array([1.5, 2.0], np.float32)), NPY),
         (b"[1.5, 2.0]", "application/json"),
         (msgpack.packb([1.5, 2.0]), "application/msgpack"),
         (msgpack.packb([1.5, 2.0]), "application/x-msgpack"),
         (b"1.5,2.0\n", "text/csv"),
     ],
 )
-def test_the_content_type_says_how_to_read(payload: bytes, content_type: str) -> None:
+def test_the_content_type_selects_the_parser(payload: bytes, content_type: str) -> None:
     array = parsed(payload, content_type).array
 
     assert array.dtype == np.float32
     assert array.tolist() == [1.5, 2.0]
 
 
-def test_raw_bytes_are_numbers_of_the_type_that_is_configured() -> None:
+def test_raw_bytes_are_numbers_of_the_configured_type() -> None:
     assert parsed(np.array([1, -2], "<i2").tobytes(), format="raw", dtype="int16").array.tolist() == [1, -2]
     assert parsed(np.array([0.5], "<f4").tobytes(), format="raw").array.tolist() == [0.5]
 
 
-def test_numbers_are_converted_where_a_type_is_asked_for() -> None:
+def test_numbers_are_converted_to_the_configured_type() -> None:
     assert parsed(b"[1, 2]", "application/json", dtype="float32").array.dtype == np.float32
-    assert parsed(saved(np.array([1], ">i4")), NPY, dtype="int32").array.dtype == np.dtype("int32")
+    assert parsed(npy(np.array([1], ">i4")), NPY, dtype="int32").array.dtype == np.dtype("int32")
 
 
 def test_lines_of_csv_are_rows() -> None:
     assert parsed(b"1,2\r\n3,4\r\n", "text/csv").array.tolist() == [[1, 2], [3, 4]]
 
 
-def test_a_field_holds_the_numbers_and_the_rest_becomes_meta() -> None:
+def test_a_field_contains_the_numbers_and_other_fields_become_meta() -> None:
     out = parsed(b'{"x": [1, 2], "unit": "mm", "nr": 7}', "application/json", field="x")
 
     assert out.array.tolist() == [1, 2]
     assert out.meta == {"unit": "mm", "nr": 7}
 
 
-@pytest.mark.parametrize("word", ["array", "self", "frame", "meta", "x y", ""])
-def test_a_sensor_may_call_its_fields_what_it_likes(word: str) -> None:
-    out = parsed(json.dumps({"x": [1], word: 5}).encode(), "application/json", field="x")
+@pytest.mark.parametrize("name", ["array", "self", "frame", "meta", "x y", ""])
+def test_fields_may_have_any_name(name: str) -> None:
+    out = parsed(json.dumps({"x": [1], name: 5}).encode(), "application/json", field="x")
 
-    assert out.meta == {word: 5}
+    assert out.meta == {name: 5}
 
 
 @pytest.mark.parametrize(
@@ -118,22 +118,22 @@ def test_a_sensor_may_call_its_fields_what_it_likes(word: str) -> None:
         (b" \n ", "text/csv", {}, "bad-csv"),
         (b"1\xff", "text/csv", {}, "bad-csv"),
         (b"\x93NUMPY\x01\x00", NPY, {}, "bad-npy"),
-        (saved(np.ones(9))[:-3], NPY, {}, "truncated-array"),
+        (npy(np.ones(9))[:-3], NPY, {}, "truncated-array"),
         (b"\0\0\0", "", {"format": "raw"}, "truncated-array"),
-        (saved(np.ones(9)), NPY, {"max_bytes": 64}, "array-too-large"),
+        (npy(np.ones(9)), NPY, {"max_bytes": 64}, "array-too-large"),
         (b"[1, 2e300]", "application/json", {"dtype": "uint8"}, "out-of-range"),
         (b"[300]", "application/json", {"dtype": "uint8"}, "out-of-range"),
     ],
 )
-def test_a_payload_that_is_not_what_it_should_be_dies_alone(
+def test_only_the_frame_with_the_invalid_payload_is_dead_lettered(
     payload: bytes, content_type: str, config: dict[str, Any], code: str
 ) -> None:
-    assert death(payload, content_type, **config) == code
+    assert error_code(payload, content_type, **config) == code
 
 
 @given(st.binary(max_size=200), st.sampled_from([NPY, "application/json", "application/msgpack", "text/csv"]))
-def test_any_bytes_are_an_array_or_a_bad_frame(payload: bytes, content_type: str) -> None:
-    """Never a failing stage: that would count towards its circuit."""
+def test_any_payload_gives_an_array_or_a_frame_error(payload: bytes, content_type: str) -> None:
+    """Never a failure of the stage, which would count for its circuit breaker."""
     run = run_stage(Parse, [frame(payload, content_type=content_type)])
 
     assert len(run.out) + len(run.errors) == 1
@@ -141,9 +141,9 @@ def test_any_bytes_are_an_array_or_a_bad_frame(payload: bytes, content_type: str
     assert all(out.array.dtype.kind in "biufc" for out in run.out)
 
 
-def test_nan_is_a_number_and_passes() -> None:
-    """What a sensor's NaN means is for the model's stage to say."""
-    assert np.isnan(parsed(saved(np.array([np.nan])), NPY).array).all()
+def test_nan_is_accepted() -> None:
+    """The stage that runs the model decides what NaN means."""
+    assert np.isnan(parsed(npy(np.array([np.nan])), NPY).array).all()
 
 
 def test_an_unknown_format_is_a_configuration_error() -> None:

@@ -1,4 +1,4 @@
-"""The contract suite: it passes stages that keep their promises and catches each promise broken."""
+"""The contract tests: accept stages that keep the contract, and detect each broken promise."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from hedgerow.errors import FrameError, PluginError
 from hedgerow.testing import frames
 from hedgerow.testing.contract import try_stage
 
-# Each breaks one promise, as such bugs come about.
+# Each breaks one promise with a typical bug.
 STAGES = '''
 from hedgerow import Frame, FrameError, PerStream, Stage
 
 class Refusing(Stage):
-    """Refuses what it should take."""
+    """Refuses valid frames."""
     def process(self, frame):
         raise FrameError("no", code="no")
 
 class Crashing(Stage):
-    """Trusts what sensors send."""
+    """Does not validate its input."""
     def process(self, frame):
         return frame.with_result(frame.payload[0] * frame.payload[2] // (1 + len(frame.payload) % 2))
 
 class Hasty(Stage):
-    """Changes its state before it has looked at the frame."""
+    """Changes its state before validating the frame."""
     def setup(self, context):
         self.seen = context.per_stream(lambda: [0])
     def process(self, frame):
@@ -39,7 +39,7 @@ class Hasty(Stage):
         return frame.with_result(self.seen[frame.stream][0])
 
 class Mixing(Stage):
-    """Keeps one state for all streams."""
+    """Has one state for all streams."""
     count = 0
     def setup(self, context):
         self.count = 0
@@ -50,13 +50,13 @@ class Mixing(Stage):
         return frame.with_result(self.count)
 
 class Batching(Stage):
-    """Lets a frame's result hang on its neighbours."""
+    """Lets a result depend on other frames of the list."""
     def process_many(self, frames):
         longest = max(len(frame.payload) for frame in frames)
         return [frame.with_result(longest) for frame in frames]
 
-class Hoarding(Stage):
-    """Keeps its state where the next one finds it."""
+class Sharing(Stage):
+    """Shares its state with other instances."""
     seen = []
     def process(self, frame):
         if not frame.payload.startswith(b"["):
@@ -65,7 +65,7 @@ class Hoarding(Stage):
         return frame.with_result(len(self.seen))
 
 class Writing(Stage):
-    """Works in place."""
+    """Modifies the array in place."""
     def process(self, frame):
         frame.array[...] += 1
         return frame.with_result(float(frame.array.sum()))
@@ -93,42 +93,46 @@ def broken(*stages: StageEntry, samples=LISTS, **options) -> dict[str, str]:
     return {promise.name: promise.detail for promise in try_stage(stages, samples, **options) if not promise.kept}
 
 
-def test_a_sound_stage_keeps_every_promise() -> None:
+def test_a_valid_stage_keeps_every_promise() -> None:
     assert broken(StageEntry(name="parse")) == {}
 
 
 @pytest.mark.parametrize(
     ("stage", "promise", "detail"),
     [
-        ("refusing", "good frames pass", "no (no)"),
+        ("refusing", "valid frames are accepted", "no (no)"),
         (
             "crashing",
-            "a bad frame is refused with FrameError",
-            "a frame of 0 bytes (application/json) made it crash: Stage crashing raised IndexError",
+            "invalid frames raise FrameError",
+            "a frame of 0 bytes (application/json) crashes it: Stage crashing raised IndexError",
         ),
-        ("hasty", "a bad frame changes nothing for the others", "result of frame 0 is another: "),
-        ("mixing", "streams do not mix", "result of frame 1 is another: 3 instead of 2"),
-        ("batching", "frames together give what they give one by one", "result of frame 0 is another: 9 instead of 6"),
-        ("hoarding", "a new stage starts afresh", "result of frame 0 is another: "),
+        ("hasty", "an invalid frame does not affect other frames", "result of frame 0 differs: "),
+        ("mixing", "streams are independent", "result of frame 1 differs: 3 instead of 2"),
+        (
+            "batching",
+            "a list of frames gives the same results as single frames",
+            "result of frame 0 differs: 9 instead of 6",
+        ),
+        ("sharing", "a new instance starts without state", "result of frame 0 differs: "),
     ],
 )
-def test_each_broken_promise_is_told_with_what_shows_it(stage: str, promise: str, detail: str) -> None:
+def test_each_broken_promise_is_reported_with_evidence(stage: str, promise: str, detail: str) -> None:
     found = broken(StageEntry(name=stage))
 
     assert found[promise].startswith(detail)
 
 
-def test_writing_into_what_came_in_is_caught() -> None:
-    """The array may be a view of the receive buffer, and other pipelines may hold it too."""
+def test_modifying_the_input_is_detected() -> None:
+    """The array may be a view of the receive buffer, which other pipelines use too."""
     found = broken(StageEntry(name="writing"), samples=frames([np.ones(4), np.ones(4)]))
 
-    assert found["what comes in is not written to"] == (
-        "it wrote into a frame of 0 bytes (no content type, array float64[4]); other frames may share that memory"
+    assert found["input data is not modified"] == (
+        "it modified a frame of 0 bytes (no content type, array float64[4]); other frames may share that memory"
     )
 
 
-def test_a_stage_is_tried_on_what_the_stages_before_it_make(onnx_file) -> None:
-    """A real model behind a real parser."""
+def test_a_stage_is_tested_with_the_output_of_the_stages_before_it(onnx_file) -> None:
+    """A real model after a real parser."""
     path = onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
     stages = [StageEntry(name="parse"), StageEntry(name="infer", config={"model": "door"})]
 
@@ -142,13 +146,13 @@ def test_a_stage_is_tried_on_what_the_stages_before_it_make(onnx_file) -> None:
     assert [promise.name for promise in promises if not promise.kept] == []
 
 
-def test_samples_that_do_not_reach_the_stage_are_told() -> None:
+def test_samples_that_do_not_reach_the_stage_are_an_error() -> None:
     stages = [StageEntry(name="parse"), StageEntry(name="parse")]
 
-    with pytest.raises(FrameError, match=r"^No sample comes as far as parse: Not JSON"):
+    with pytest.raises(FrameError, match=r"^No sample reaches parse: Not JSON"):
         try_stage(stages, frames(["{"], content_type="application/json"))
 
 
-def test_a_stage_that_cannot_be_made_is_the_callers_error() -> None:
+def test_a_stage_that_cannot_be_created_is_an_error_of_the_caller() -> None:
     with pytest.raises(PluginError):
         try_stage([StageEntry(name="no-such-stage")], LISTS)

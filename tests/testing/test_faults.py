@@ -1,4 +1,4 @@
-"""The proxy that fails on demand, in front of a plain echo server."""
+"""The fault proxy, in front of an echo server."""
 
 from __future__ import annotations
 
@@ -32,85 +32,85 @@ def proxy() -> Iterator[FaultProxy]:
         server.shutdown()
 
 
-def _dial(proxy: FaultProxy) -> socket.socket:
+def _connect(proxy: FaultProxy) -> socket.socket:
     return socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
 
 
-def _echo(line: socket.socket, data: bytes) -> bytes:
-    line.sendall(data)
-    back = b""
-    while len(back) < len(data):
-        piece = line.recv(65_536)
+def _echo(connection: socket.socket, data: bytes) -> bytes:
+    connection.sendall(data)
+    reply = b""
+    while len(reply) < len(data):
+        piece = connection.recv(65_536)
         if not piece:
             break
-        back += piece
-    return back
+        reply += piece
+    return reply
 
 
-def test_untouched_it_passes_and_records_everything(proxy: FaultProxy) -> None:
+def test_without_faults_everything_is_forwarded_and_recorded(proxy: FaultProxy) -> None:
     data = bytes(range(256)) * 1000
-    with _dial(proxy) as line:
-        assert _echo(line, data) == data
+    with _connect(proxy) as connection:
+        assert _echo(connection, data) == data
 
     assert proxy.up == proxy.down == data
     assert proxy.connections == 1
 
 
-def _ended(line: socket.socket) -> bool:
-    """Whether the other end has gone, by an end of file or a reset."""
+def _closed(connection: socket.socket) -> bool:
+    """Whether the other end has closed the connection, or reset it."""
     try:
-        return line.recv(1) == b""
+        return connection.recv(1) == b""
     except ConnectionResetError:
         return True
 
 
-def test_a_cut_ends_connections_and_refuses_new_ones_until_restored(proxy: FaultProxy) -> None:
-    with _dial(proxy) as line:
-        _echo(line, b"1")
+def test_a_cut_closes_connections_and_refuses_new_ones_until_restored(proxy: FaultProxy) -> None:
+    with _connect(proxy) as connection:
+        _echo(connection, b"1")
         proxy.cut()
-        assert _ended(line)
+        assert _closed(connection)
     with pytest.raises(ConnectionRefusedError):
-        _dial(proxy)
+        _connect(proxy)
     proxy.restore()
-    with _dial(proxy) as line:
-        assert _echo(line, b"2") == b"2"
+    with _connect(proxy) as connection:
+        assert _echo(connection, b"2") == b"2"
 
 
-def test_a_drop_lets_new_connections_in(proxy: FaultProxy) -> None:
-    with _dial(proxy) as line:
-        _echo(line, b"1")
+def test_after_a_drop_new_connections_are_accepted(proxy: FaultProxy) -> None:
+    with _connect(proxy) as connection:
+        _echo(connection, b"1")
         proxy.drop()
-        assert _ended(line)
-    with _dial(proxy) as line:
-        assert _echo(line, b"2") == b"2"
+        assert _closed(connection)
+    with _connect(proxy) as connection:
+        assert _echo(connection, b"2") == b"2"
 
 
-def test_a_reset_is_seen_as_one(proxy: FaultProxy) -> None:
-    with _dial(proxy) as line:
-        _echo(line, b"1")
+def test_a_reset_is_received_as_a_reset(proxy: FaultProxy) -> None:
+    with _connect(proxy) as connection:
+        _echo(connection, b"1")
         proxy.reset()
         with pytest.raises(ConnectionResetError):
-            line.recv(1)
+            connection.recv(1)
 
 
-def test_half_open_is_silence(proxy: FaultProxy) -> None:
-    with _dial(proxy) as line:
-        _echo(line, b"1")
+def test_a_half_open_connection_is_silent(proxy: FaultProxy) -> None:
+    with _connect(proxy) as connection:
+        _echo(connection, b"1")
         proxy.half_open()
-        line.settimeout(0.2)
-        line.sendall(b"2")
+        connection.settimeout(0.2)
+        connection.sendall(b"2")
         with pytest.raises(TimeoutError):
-            line.recv(1)
+            connection.recv(1)
 
 
-def test_a_throttled_line_still_brings_everything(proxy: FaultProxy) -> None:
+def test_a_throttled_connection_forwards_everything(proxy: FaultProxy) -> None:
     data = b"x" * 5_000
-    with _dial(proxy) as line:
+    with _connect(proxy) as connection:
         proxy.throttle(100_000)
-        assert _echo(line, data) == data
+        assert _echo(connection, data) == data
 
 
-def test_a_delayed_line_still_brings_everything(proxy: FaultProxy) -> None:
-    with _dial(proxy) as line:
+def test_a_delayed_connection_forwards_everything(proxy: FaultProxy) -> None:
+    with _connect(proxy) as connection:
         proxy.delay(0.01)
-        assert _echo(line, b"late") == b"late"
+        assert _echo(connection, b"late") == b"late"

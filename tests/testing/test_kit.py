@@ -1,4 +1,4 @@
-"""Running stages and pipelines without a broker: what authors see is what the node does."""
+"""Running stages and pipelines without a broker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LimitConfig(StageConfig):
 
 
 class Limit(Stage[LimitConfig]):
-    """Lets small numbers through, drops large ones, dies of negative ones."""
+    """Accepts small numbers, drops large ones, fails on negative ones."""
 
     def process(self, frame: Frame) -> Frame | Drop:
         value = int(bytes(frame.payload))
@@ -27,7 +27,7 @@ class Limit(Stage[LimitConfig]):
 
 
 class Count(Stage[StageConfig]):
-    """Numbers the frames of every stream."""
+    """Numbers the frames of each stream."""
 
     seen: PerStream[list[int]]
     lists: list[int]
@@ -49,7 +49,7 @@ class Count(Stage[StageConfig]):
         self.closed += 1
 
 
-def test_a_run_says_what_came_out_and_why_the_rest_did_not() -> None:
+def test_a_run_reports_results_drops_and_errors() -> None:
     run = run_stage(Limit, frames(["1", "20", "-3", "7"]), top=9)
 
     assert run.results == [1, 7]
@@ -58,7 +58,7 @@ def test_a_run_says_what_came_out_and_why_the_rest_did_not() -> None:
     assert [str(error) for error in run.errors] == ["-3 is negative"]
 
 
-def test_a_stage_gets_its_frames_together_or_one_by_one() -> None:
+def test_a_stage_gets_its_frames_as_one_list_or_one_by_one() -> None:
     counting = Count(StageConfig())
     assert run_stage(counting, frames(["a", "b", "c"])).results == [1, 2, 3]
     assert counting.lists == [3]
@@ -67,13 +67,13 @@ def test_a_stage_gets_its_frames_together_or_one_by_one() -> None:
     assert counting.closed == 2
 
 
-def test_state_is_kept_by_stream() -> None:
+def test_state_is_per_stream() -> None:
     a, b = frame("x", stream="a"), frame("x", stream="b")
 
     assert run_stage(Count, [a, b, a, a]).results == [1, 1, 2, 3]
 
 
-def test_a_pipeline_takes_stages_as_names_entries_classes_and_objects() -> None:
+def test_a_pipeline_accepts_names_entries_classes_and_instances() -> None:
     run = run_pipeline(
         ["parse", {"parse": {"format": "json", "dtype": "int32"}}, Count, Count(StageConfig())],
         [frame("[1, 2]", content_type="application/json")],
@@ -83,7 +83,7 @@ def test_a_pipeline_takes_stages_as_names_entries_classes_and_objects() -> None:
     assert run.results == [1]
 
 
-def test_a_frame_is_made_of_an_array_bytes_or_text() -> None:
+def test_a_frame_is_created_from_an_array_bytes_or_text() -> None:
     array = np.zeros((2, 2), np.uint8)
 
     assert frame(array).array is array
@@ -93,18 +93,18 @@ def test_a_frame_is_made_of_an_array_bytes_or_text() -> None:
     assert frame(b"", content_type="image/jpeg", meta={"a": 1}).meta == {"a": 1}
 
 
-def test_no_frames_make_an_empty_run() -> None:
+def test_no_frames_give_an_empty_run() -> None:
     run = run_stage(Limit, [])
 
     assert (run.out, run.dropped, run.dead, run.errors) == ([], {}, {}, [])
 
 
-def test_what_cannot_be_set_up_says_so_at_once() -> None:
+def test_errors_of_setup_are_raised_at_once() -> None:
     with pytest.raises(ConfigError, match="did you mean 'top'"):
         run_stage(Limit, [], topp=3)
     with pytest.raises(PluginError, match="no-such-stage"):
         run_stage("no-such-stage", [])
     with pytest.raises(ModelError, match=r"gone\.onnx"):
         run_pipeline([{"infer": {"model": "gone"}}], [], models={"gone": "gone.onnx"})
-    with pytest.raises(ConfigError, match="No model 'other'"):
+    with pytest.raises(ConfigError, match="Model 'other' is not configured"):
         run_pipeline([{"infer": {"model": "other"}}], [])

@@ -1,4 +1,4 @@
-"""The broker that tests start."""
+"""The broker for tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _can_connect(port: int) -> bool:
     return True
 
 
-def test_it_takes_connections_while_it_runs() -> None:
+def test_it_accepts_connections_while_it_runs() -> None:
     with Mosquitto() as broker:
         assert _can_connect(broker.port)
         folder = broker.folder
@@ -36,7 +36,7 @@ def test_it_takes_connections_while_it_runs() -> None:
     assert not folder.exists()
 
 
-def test_many_stand_beside_each_other() -> None:
+def test_several_brokers_can_run_side_by_side() -> None:
     with Mosquitto() as one, Mosquitto() as two:
         assert one.port != two.port
 
@@ -49,40 +49,40 @@ def test_it_keeps_its_port_over_restarts(mosquitto: Mosquitto) -> None:
     assert mosquitto.pid != pid
 
 
-@pytest.mark.parametrize(("how", "kept"), [("stop", True), ("kill", False)])
-def test_a_retained_message_survives_a_stop_and_not_a_kill(mosquitto: Mosquitto, how: str, kept: bool) -> None:
-    command = ["mosquitto_pub", "-p", str(mosquitto.port), "-t", "a", "-m", "kept", "-r", "-q", "1"]
+@pytest.mark.parametrize(("method", "survives"), [("stop", True), ("kill", False)])
+def test_a_retained_message_survives_a_stop_and_not_a_kill(mosquitto: Mosquitto, method: str, survives: bool) -> None:
+    command = ["mosquitto_pub", "-p", str(mosquitto.port), "-t", "a", "-m", "retained", "-r", "-q", "1"]
     subprocess.run(command, check=True)
-    getattr(mosquitto, how)()
+    getattr(mosquitto, method)()
     mosquitto.start()
-    listen = ["mosquitto_sub", "-p", str(mosquitto.port), "-t", "a", "-C", "1", "-W", "1"]
-    heard = subprocess.run(listen, capture_output=True, check=False).stdout
+    subscribe = ["mosquitto_sub", "-p", str(mosquitto.port), "-t", "a", "-C", "1", "-W", "1"]
+    received = subprocess.run(subscribe, capture_output=True, check=False).stdout
 
-    assert heard == (b"kept\n" if kept else b"")
+    assert received == (b"retained\n" if survives else b"")
 
 
-def test_a_configuration_it_refuses_is_shown_with_its_log() -> None:
+def test_a_refused_configuration_is_reported_with_the_log() -> None:
     with pytest.raises(HedgerowError, match="nonsense") as caught, Mosquitto(config=["nonsense 1"]):
         pass
 
     assert "mosquitto.conf" in caught.value.remedy
 
 
-def test_a_port_that_is_taken_is_named(mosquitto: Mosquitto) -> None:
+def test_a_port_in_use_is_named(mosquitto: Mosquitto) -> None:
     with pytest.raises(HedgerowError, match=f"port {mosquitto.port}"), Mosquitto(port=mosquitto.port):
         pass
 
 
-def test_without_mosquitto_the_remedy_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_mosquitto_the_remedy_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("hedgerow.testing.mosquitto._PLACES", ())
+    monkeypatch.setattr("hedgerow.testing.mosquitto._FOLDERS", ())
 
     with pytest.raises(HedgerowError) as caught:
         find_mosquitto()
     assert "apt-get install mosquitto" in caught.value.remedy
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a child when its parent dies")
 def test_it_dies_with_a_parent_that_is_killed() -> None:
     script = (
         "import os, signal; from hedgerow.testing.mosquitto import Mosquitto; m = Mosquitto(); m.start();"
@@ -99,6 +99,6 @@ def test_it_dies_with_a_parent_that_is_killed() -> None:
         assert time.monotonic() < deadline, "the broker outlived its parent"
 
 
-def test_the_shared_broker_and_prefix_are_there(broker: Mosquitto, topic_prefix: str) -> None:
+def test_the_fixtures_provide_a_shared_broker_and_a_prefix(broker: Mosquitto, topic_prefix: str) -> None:
     assert broker.running
     assert "/" not in topic_prefix

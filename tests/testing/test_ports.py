@@ -1,4 +1,4 @@
-"""Ports that are held from the moment they are chosen."""
+"""Ports that are reserved from the moment they are chosen."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets
 
 
 def _server(host: str, port: int) -> socket.socket:
-    """A listener as servers make it: with SO_REUSEADDR."""
+    """Return a listener with SO_REUSEADDR, as servers create it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])
-def test_a_server_may_listen_there_and_again_after_its_end(host: str) -> None:
+def test_a_server_can_listen_on_a_held_port_repeatedly(host: str) -> None:
     if host == "::1" and not socket.has_dualstack_ipv6():
-        pytest.skip("there is no IPv6 here")
+        pytest.skip("this machine has no IPv6")
     with held_port() as port:
         for _ in range(2):
             with _server(host, port), socket.create_connection((host.replace("0.0.0.0", "127.0.0.1"), port)):
                 pass
 
 
-def test_two_servers_do_not_share_it() -> None:
+def test_two_servers_cannot_share_a_held_port() -> None:
     with held_port() as port, _server("127.0.0.1", port), pytest.raises(OSError, match="in use") as caught:
         _server("127.0.0.1", port)
 
     assert caught.value.errno == errno.EADDRINUSE
 
 
-def test_nobody_answers_there_until_a_server_has_come() -> None:
+def test_connections_are_refused_until_a_server_listens() -> None:
     with held_port() as port, pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
 
 
-def test_somebody_else_may_not_take_it() -> None:
+def test_another_process_cannot_bind_a_held_port() -> None:
     with held_port() as port, socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("127.0.0.2", port))
 
 
-def test_no_port_is_given_to_two() -> None:
+def test_a_held_port_is_not_assigned_twice() -> None:
     with held_port() as first, held_port() as second, socket.create_server(("127.0.0.1", 0)) as third:
         assert len({first, second, third.getsockname()[1]}) == 3
 
 
-def test_it_is_anybodys_again_at_the_end() -> None:
+def test_a_port_is_released_at_the_end() -> None:
     with held_port() as port:
         pass
     with socket.socket() as other:

@@ -17,7 +17,7 @@ from hedgerow.models.bundle.manifest import digest_of
 from hedgerow.trust import errors
 from hedgerow.trust.client import TrustClient
 from hedgerow.trust.https import HttpsDocuments
-from hedgerow.web import SourceAway, Web
+from hedgerow.web import OriginUnavailable, WebClient
 
 World = Any
 Answer = Callable[[http.server.BaseHTTPRequestHandler, bytes | None], None]
@@ -99,7 +99,7 @@ def node(server: Server, world: World, ca_file: Path) -> TrustClient:
     return TrustClient(
         world.folder / "https",
         world.root,
-        HttpsDocuments(Web(server.url, ca_file=ca_file)),
+        HttpsDocuments(WebClient(server.url, ca_file=ca_file)),
         clock=lambda: world.time.wall,
     )
 
@@ -154,7 +154,7 @@ def test_a_server_that_answers_403_for_missing_files_works(world: World, server:
 def test_a_failing_server_is_unreachable_not_an_attack(server: Server, node: TrustClient, status: int) -> None:
     server.answer = lambda handler, _: handler.send_error(status)
 
-    with pytest.raises(SourceAway, match=str(status)) as away:
+    with pytest.raises(OriginUnavailable, match=str(status)) as away:
         node.refresh()
     assert away.value.remedy
 
@@ -171,7 +171,7 @@ def test_a_broken_connection_is_not_a_refusal(server: Server, node: TrustClient)
         handler.close_connection = True
 
     server.answer = torn
-    with pytest.raises(SourceAway):
+    with pytest.raises(OriginUnavailable):
         node.refresh()
 
 
@@ -220,7 +220,7 @@ def test_slow_data_is_abandoned(world: World, server: Server, ca_file: Path) -> 
         return passed[0]
 
     server.answer = trickling
-    documents = HttpsDocuments(Web(server.url, ca_file=ca_file))
+    documents = HttpsDocuments(WebClient(server.url, ca_file=ca_file))
     node = TrustClient(world.folder / "https", world.root, documents, clock=lambda: world.time.wall, monotonic=hurried)
     with pytest.raises(errors.SlowData):
         node.refresh()
@@ -228,9 +228,9 @@ def test_slow_data_is_abandoned(world: World, server: Server, ca_file: Path) -> 
 
 def test_an_untrusted_certificate_is_not_accepted(world: World, server: Server) -> None:
     """The content is signed anyway, but the requests are private."""
-    node = TrustClient(world.folder / "https", world.root, HttpsDocuments(Web(server.url)))
+    node = TrustClient(world.folder / "https", world.root, HttpsDocuments(WebClient(server.url)))
 
-    with pytest.raises(SourceAway, match="certificate") as away:
+    with pytest.raises(OriginUnavailable, match="certificate") as away:
         node.refresh()
     assert "certificate" in away.value.remedy
 
@@ -247,7 +247,7 @@ def test_a_redirect_away_from_https_is_not_followed(world: World, server: Server
 
     server.answer = redirecting
     try:
-        with pytest.raises(SourceAway):
+        with pytest.raises(OriginUnavailable):
             node.refresh()
     finally:
         plain.shutdown()
@@ -255,7 +255,7 @@ def test_a_redirect_away_from_https_is_not_followed(world: World, server: Server
 
 
 def test_a_missing_server_is_unreachable(world: World, ca_file: Path) -> None:
-    web = Web("https://127.0.0.1:1/models", ca_file=ca_file)
+    web = WebClient("https://127.0.0.1:1/models", ca_file=ca_file)
 
-    with pytest.raises(SourceAway, match="cannot be fetched"):
+    with pytest.raises(OriginUnavailable, match="cannot be fetched"):
         TrustClient(world.folder / "https", world.root, HttpsDocuments(web)).refresh()

@@ -1,1 +1,1 @@
-"""Frames through stages: intake, lanes, a built pipeline, settlement; the runner holds them together."""
+"""The data path of a node: intake, lanes, built pipelines and settlement; the runner connects them."""

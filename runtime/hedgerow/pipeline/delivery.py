@@ -1,4 +1,4 @@
-"""A message that came in and is not settled yet, and what its run has decided about it."""
+"""Deliveries and settlements: a message in progress, and how it ends."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from hedgerow.pipeline.result_encoder import Encoded
 from hedgerow.telemetry.tally import DropReason
 
 QOS0_MAX_AGE_S = 5.0
-"""Age at which a QoS 0 frame expires where the configuration does not say."""
+"""Default maximum age of a QoS 0 frame."""
 
 
 class Delivery:
-    """A message that came in and is not settled yet; what waits in the queue.
+    """A received message that is not settled yet.
 
     Attributes:
-        message: as the broker delivered it.
-        stream: which stream it belongs to.
-        sequence: its number in the stream on this node.
+        message: the message as the broker delivered it.
+        stream: stream of the frame.
+        sequence: number of the frame in its stream on this node.
         size: payload bytes.
-        expires_at: monotonic seconds after which it is of no use.
+        expires_at: monotonic seconds after which the frame is useless.
         durable: QoS 1: the broker keeps it until it is acknowledged.
-        outstanding: results that the broker has not accepted yet.
+        outstanding: number of results that the broker has not accepted yet.
         dispatched_at: monotonic seconds when it left the queue.
     """
 
@@ -41,18 +41,18 @@ class Delivery:
         self.expires_at = message.received_at + max_age_s
 
     def expire_in(self, seconds: float) -> None:
-        """Let it expire no later than its sender said."""
+        """Expire no later than this many seconds after arrival."""
         self.expires_at = min(self.expires_at, self.message.received_at + seconds)
 
 
 @dataclass(slots=True)
 class Settlement:
-    """What is to be done about a delivery: exactly one of results, dropped, dead.
+    """How a delivery ends: exactly one of `results`, `dropped` and `dead` is set.
 
     Attributes:
-        results: what is to be published for it.
-        dropped: why it is dropped.
-        dead: the dead letter, and `reason` its code.
+        results: encoded results to publish.
+        dropped: reason for dropping it.
+        dead: encoded dead letter; `reason` is its code.
     """
 
     delivery: Delivery
@@ -63,5 +63,5 @@ class Settlement:
 
 
 def shed_reason(delivery: Delivery) -> DropReason:
-    """Why a delivery that still waits is let go when its pipeline stops."""
+    """Return the drop reason for a queued delivery when its pipeline stops."""
     return DropReason.RETURNED if delivery.durable else DropReason.SHUTDOWN

@@ -1,4 +1,4 @@
-"""From a message to a frame: identity, time and type from what its sender says."""
+"""Makes frames from messages: identity, capture time and content type."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from hedgerow.wire.codec import (
     timestamp,
 )
 
-_SENDER_FACTS = ("rate", "channels")
-"""Parameters of a content type that become meta. No others: meta is how stages speak to each other."""
+_SENDER_META = ("rate", "channels")
+"""Content type parameters that become meta. Others are ignored: meta is for communication between stages."""
 
 
 class FrameMaker:
-    """Makes frames of deliveries: identity, time and type from what the message says.
+    """Makes frames from deliveries.
 
     Attributes:
-        clock: this machine's; while it is doubtful, no frame is judged by it.
+        clock: this machine's clock; while it is doubtful, capture times are not checked against it.
     """
 
     def __init__(self, config: PipelineConfig) -> None:
@@ -41,7 +41,7 @@ class FrameMaker:
         self._count = itertools.count()  # lanes share it; next() on it is atomic
 
     def bare(self, delivery: Delivery, clock_offset_s: float) -> Frame:
-        """A frame with what is known without trusting the message's content: for dead letters too.
+        """Return a frame without anything from the message's content; usable for dead letters too.
 
         Args:
             clock_offset_s: Unix seconds minus monotonic seconds, as of now.
@@ -60,9 +60,9 @@ class FrameMaker:
         )
 
     def complete(self, frame: Frame, message: Message) -> Frame:
-        """The same frame with what its sender says about it.
+        """Return the frame with the properties that its sender has set.
 
-        Raises: FrameError: what the sender says makes no sense.
+        Raises: FrameError: a property is invalid.
         """
         properties = message.properties
         if properties is NO_PROPERTIES and frame.content_type != ENVELOPE:
@@ -70,13 +70,13 @@ class FrameMaker:
         if properties.content_type:
             frame.content_type = mime(properties.content_type)
             if ";" in properties.content_type:
-                said = mime_parameters(properties.content_type)
-                frame.meta = {name: said[name] for name in _SENDER_FACTS if name in said}
+                parameters = mime_parameters(properties.content_type)
+                frame.meta = {name: parameters[name] for name in _SENDER_META if name in parameters}
         for name, value in properties.user_properties:
             if name == "id" and value:
                 if len(value) > LONGEST_NAME:
                     raise FrameError(
-                        f"The frame's id has {len(value)} characters, more than {LONGEST_NAME}", code="bad-id"
+                        f"The frame id has {len(value)} characters; the limit is {LONGEST_NAME}", code="bad-id"
                     )
                 frame.id = value
             elif name == "time":
@@ -86,22 +86,22 @@ class FrameMaker:
         if frame.content_type == ENVELOPE:
             stream = frame.stream
             frame = open_envelope(frame)
-            frame.stream = stream  # `StreamKey` decided: state and order hang on it, whatever an envelope says
+            frame.stream = stream  # set by `StreamKey`; order and state depend on it
         ahead_s = frame.captured_at - time.time()
         if ahead_s > self._tolerance_s and not self.clock.doubtful:
             raise FrameError(
-                f"The frame says it was captured {ahead_s:.0f} s in the future",
+                f"The frame's capture time is {ahead_s:.0f} s in the future",
                 code="captured-in-future",
-                remedy="Set the sensor's clock, or this machine's; `clock_tolerance_s` says what is let pass.",
+                remedy="Set the sensor's or this machine's clock; `clock_tolerance_s` is the limit.",
             )
         return frame
 
 
-def unusable(message: Message, limit: int) -> HedgerowError | None:
-    """Why a message cannot become a frame at all, if so."""
+def message_error(message: Message, limit: int) -> HedgerowError | None:
+    """Return why a message cannot become a frame; None if it can."""
     if message.oversized is not None:
         return FrameError(
-            f"The payload has {message.oversized} bytes, more than {limit}",
+            f"The payload has {message.oversized} bytes; the limit is {limit}",
             code="payload-too-large",
             remedy="Send smaller frames, or raise the pipeline's `max_payload_bytes`.",
         )

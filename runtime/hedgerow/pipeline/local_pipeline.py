@@ -28,13 +28,13 @@ class LocalPipeline(BuiltPipeline):
     """A pipeline whose stages run in this process.
 
     Args:
-        config: the whole configuration.
-        name: which of its pipelines.
-        base_dir: folder that relative paths start at.
-        pool: where models are.
-        cores: cores the node owns.
-        on_event: takes what operators should know.
-    Raises: HedgerowError: a stage or a model is missing or broken.
+        config: the node's configuration.
+        name: name of the pipeline.
+        base_dir: folder that relative paths start from.
+        pool: holds the models.
+        cores: number of cores the node may use.
+        on_event: called with events for operators.
+    Raises: HedgerowError: a stage or model is missing or broken.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class LocalPipeline(BuiltPipeline):
         self._encoders: dict[tuple[Engine, ...], ResultEncoder] = {}
 
     def run(self, deliveries: Sequence[Delivery], lane: int) -> Completed:
-        """See `BuiltPipeline.run`. The list pins the versions of its models that serve when it begins."""
+        """See `BuiltPipeline.run`. The list pins the model versions that serve when it starts."""
         for slot in self._slots:
             if slot.on_trial is not None:
-                return self._run_divided(deliveries)
+                return self._run_split(deliveries)
         with Pins(self._slots) as engines:
             return self._run(deliveries, engines)
 
-    def _run_divided(self, deliveries: Sequence[Delivery]) -> Completed:
-        """Run a list as several: one for each choice of versions that serves some of its streams."""
-        splits = [slot.on_trial for slot in self._slots]  # looked at once: one may end meanwhile
+    def _run_split(self, deliveries: Sequence[Delivery]) -> Completed:
+        """Run a list in groups, one for each combination of model versions that its streams are assigned to."""
+        splits = [slot.on_trial for slot in self._slots]  # read once: a split may end meanwhile
         groups: dict[tuple[bool, ...], list[Delivery]] = {}
         for delivery in deliveries:
             chosen = tuple([split is not None and split.takes(delivery.stream) for split in splits])
@@ -79,10 +79,10 @@ class LocalPipeline(BuiltPipeline):
         return Completed(settlements, timings, snapshot)
 
     def _encoder_for(self, engines: tuple[Engine, ...]) -> ResultEncoder:
-        """The encoder whose results name these versions."""
+        """Return the encoder whose lineage names these versions."""
         encoder = self._encoders.get(engines)
         if encoder is None:
-            if len(self._encoders) >= _ENCODERS:  # versions that served once are not worth their memory
+            if len(self._encoders) >= _ENCODERS:  # drop encoders of versions that no longer serve
                 self._encoders.clear()
             encoder = self._encoders[engines] = self._make_encoder([engine.info() for engine in engines])
         return encoder
@@ -101,27 +101,27 @@ class LocalPipeline(BuiltPipeline):
                 frames.append(maker.complete(frame, delivery.message))
                 owners.append(delivery)
             except FrameError as error:
-                settlements.append(self._dead(delivery, frame, error, ""))
+                settlements.append(self._dead_letter(delivery, frame, error, ""))
         run = self._chain.run(frames)
         lineage = encoder.lineage(run.timings)
         if maker.clock.doubtful:
             lineage["clock"] = "doubtful"
         at = time.time()
         snapshot = None
-        for delivery, frame, fate in zip(owners, frames, run.fates, strict=True):
-            if fate.error is not None:
-                settlements.append(self._dead(delivery, frame, fate.error, fate.stage))
-            elif fate.results:
+        for delivery, frame, outcome in zip(owners, frames, run.outcomes, strict=True):
+            if outcome.error is not None:
+                settlements.append(self._dead_letter(delivery, frame, outcome.error, outcome.stage))
+            elif outcome.results:
                 waited_s = delivery.dispatched_at - delivery.message.received_at
                 try:
-                    encoded = encoder.results(fate.results, lineage, waited_s, at)
+                    encoded = encoder.results(outcome.results, lineage, waited_s, at)
                 except FrameError as error:
-                    settlements.append(self._dead(delivery, frame, error, "publish"))
+                    settlements.append(self._dead_letter(delivery, frame, error, "publish"))
                 else:
                     settlements.append(Settlement(delivery, results=encoded))
                     snapshot = (frame, encoded[-1])
             else:
-                settlements.append(Settlement(delivery, dropped=fate.dropped))
+                settlements.append(Settlement(delivery, dropped=outcome.dropped))
         return Completed(settlements, run.timings, Snapshot(*snapshot) if snapshot is not None else None)
 
     def forget(self, stream: str) -> None:

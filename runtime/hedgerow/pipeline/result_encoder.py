@@ -1,4 +1,4 @@
-"""From frames that reached the end of a chain, or died on the way, to what is published for them."""
+"""Encodes results and dead letters for publishing."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from hedgerow.wire import messages as wire
 
 _BYTES: Final = (bytes, bytearray, memoryview)
 
-# User properties up to their value: results are made once a frame, and their names never change.
+# User properties up to their value, encoded once.
 _ID, _TIME, _SUBJECT, _TRACEPARENT = (
     bytes([Property.USER]) + encode_text(name) for name in ("id", "time", "subject", "traceparent")
 )
 
 
-@lru_cache(4096)  # streams come again with every frame
+@lru_cache(4096)  # streams recur with every frame
 def _subject(stream: str) -> bytes:
     return _SUBJECT + encode_text(stream)
 
 
 class Encoded(NamedTuple):
-    """A message ready to be published: payload, MQTT properties, and the payload's type."""
+    """A message ready to publish: payload, MQTT properties, and the content type of the payload."""
 
     payload: bytes
     properties: bytes
@@ -37,14 +37,14 @@ class Encoded(NamedTuple):
 
 
 class ResultEncoder:
-    """Encodes the results and dead letters of one pipeline; what is the same for all of them is encoded once.
+    """Encodes the results and dead letters of one pipeline; their common parts are encoded once.
 
     Args:
-        address: of the node.
-        pipeline: its name.
-        publish: format, expiry.
-        config_digest: of the pipeline's configuration.
-        models: the models it runs: name, digest, backend, device of each.
+        address: address of the node.
+        pipeline: name of the pipeline.
+        publish: format, expiry and fields of results.
+        config_digest: digest of the pipeline's configuration.
+        models: name, digest, backend and device of each model it runs.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class ResultEncoder:
         self.dead_topic = address.topic(Channel.DEAD, pipeline)
         self._content_type = wire.MSGPACK if publish.format == "msgpack" else wire.JSON
         self._fields = publish.fields
-        self._chooses = bool(publish.fields)
+        self._filters_fields = bool(publish.fields)
         self._encode = wire.encode_msgpack if publish.format == "msgpack" else wire.encode_json
         self._head = {"node": str(address), "pipeline": pipeline}
         self._result_head = {"schema": wire.RESULT_SCHEMA, **self._head}
         self._time = (0.0, b"")
-        self._own_type = len(encode_properties([(Property.CONTENT_TYPE, self._content_type)]))
+        self._content_type_size = len(encode_properties([(Property.CONTENT_TYPE, self._content_type)]))
         self._lineage = {"hedgerow": __version__, "config": config_digest, "models": list(models)}
         self._properties = encode_properties(
             [
@@ -79,7 +79,7 @@ class ResultEncoder:
         )
 
     def lineage(self, timings: Sequence[tuple[str, float, int]]) -> dict[str, Any]:
-        """How the results of one run of the chain were made; the waiting of a single frame is added to it."""
+        """Return the lineage of one run of the chain; `results` adds the waiting time of each frame."""
         stages = [[name, round(seconds * 1e3, 3), count] for name, seconds, count in timings]
         return {**self._lineage, "stages": stages}
 
@@ -87,15 +87,15 @@ class ResultEncoder:
         """Encode the results of one frame.
 
         Args:
-            frames: what the chain made of it.
-            lineage: how.
-            waited_s: how long it waited before it ran.
-            at: when, Unix seconds.
+            frames: the frames that the chain made from it.
+            lineage: lineage of the run.
+            waited_s: seconds it was queued.
+            at: time of the results, Unix seconds.
         Raises: FrameError: a result cannot be encoded.
         """
-        lineage["waited_ms"] = int(waited_s * 1e6 + 0.5) / 1e3  # `round` goes by way of text
+        lineage["waited_ms"] = int(waited_s * 1e6 + 0.5) / 1e3  # faster than `round`, which formats and parses text
         made_at, time = self._time
-        if made_at != at:  # all results of a list were made at the same time
+        if made_at != at:  # all results of a list have the same time
             time = _TIME + encode_text(wire.rfc3339(at))
             self._time = (at, time)
         try:
@@ -103,17 +103,17 @@ class ResultEncoder:
         except FrameError:
             raise
         except Exception as error:
-            raise wire.unserialisable(error) from error  # what an author's stage gave may be anything
+            raise wire.unserialisable(error) from error  # a plugin's result may be any object
 
     def _result(self, frame: Frame, index: int, lineage: dict[str, Any], at: float, time: bytes) -> Encoded:
         static, content_type = self._properties, self._content_type
         if isinstance(frame.result, _BYTES) and self._fields.keep is None:
             payload, content_type = bytes(frame.result), frame.content_type or "application/octet-stream"
             result_id = wire.result_id(frame, index)
-            static = encode_properties([(Property.CONTENT_TYPE, content_type)]) + static[self._own_type :]
+            static = encode_properties([(Property.CONTENT_TYPE, content_type)]) + static[self._content_type_size :]
         else:
             body = wire.result_body(frame, index, self._result_head, lineage, at)
-            if self._chooses:
+            if self._filters_fields:
                 body["result"] = _only(self._fields, body["result"])
             payload, result_id = self._encode(body), body["id"]
         properties = b"".join((static, time, _ID, encode_text(result_id), _subject(frame.stream)))
@@ -125,10 +125,10 @@ class ResultEncoder:
         """Encode a dead letter.
 
         Args:
-            frame: what died, as far as it is known.
-            error: of what.
-            stage: where; "" if in no stage.
-            payload_bytes: how large the payload was, where it is not at hand any more.
+            frame: the frame, as far as it is known.
+            error: why it failed.
+            stage: the stage it failed in; "" if outside the stages.
+            payload_bytes: size of the payload, if the payload itself was discarded.
         """
         payload = wire.dead_letter(frame, error, stage, self._head, payload_bytes)
         reason = wire.clean(error.code)
@@ -137,7 +137,7 @@ class ResultEncoder:
 
 
 def _only(fields: FieldsSection, result: Any) -> Any:
-    """What may go out of a result; of one that has no fields nothing is kept and nothing dropped."""
+    """Return a result with only the configured fields; without fields it is empty with `keep`, whole with `drop`."""
     if not isinstance(result, Mapping):
         return result if fields.keep is None else {}
     keep = result.keys() - set(fields.drop) if fields.keep is None else fields.keep
@@ -145,9 +145,9 @@ def _only(fields: FieldsSection, result: Any) -> Any:
 
 
 def trace_child(traceparent: str) -> str:
-    """The trace context of something made in a trace (W3C Trace Context §3.2): same trace, new parent.
+    """Return the trace context of a child span (W3C Trace Context §3.2): same trace, new parent.
 
-    What is not a trace context is handed on as it is.
+    Invalid input is returned unchanged.
     """
     if len(traceparent) != 55:
         return traceparent

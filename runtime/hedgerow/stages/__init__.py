@@ -1,1 +1,1 @@
-"""The stages that come with the runtime: `parse` and `infer`."""
+"""Built-in stages: `parse` and `infer`."""

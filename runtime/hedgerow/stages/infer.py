@@ -1,4 +1,4 @@
-"""The built-in stage `infer`: run a model on frames."""
+"""The `infer` stage: runs a model on frames."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from hedgerow.stage import ModelHandle, Outcome, PerStream, Stage, StageConfig, 
 
 
 class InferConfig(StageConfig):
-    """What `infer` takes."""
+    """Configuration of `infer`."""
 
-    model: str = Field(description="The model's name under `models:`.")
+    model: str = Field(description="Name of the model under `models:`.")
     inputs: dict[str, str] = Field(
         default_factory=dict,
-        description="Model input → name of the frame's tensor, where they differ.",
+        description="Model input → name of the frame's tensor, where the names differ.",
         examples=[{"x": "image"}],
     )
-    keep: bool = Field(False, description="Keep the frame's own tensors beside the model's outputs.")
-    finite: bool = Field(True, description="Dead-letter a frame whose floats hold NaN or infinity.")
+    keep: bool = Field(False, description="Keep the frame's tensors in addition to the model's outputs.")
+    finite: bool = Field(True, description="Dead-letter a frame whose inputs contain NaN or infinity.")
 
 
 class Infer(Stage[InferConfig]):
-    """Run a model on frames and leave its outputs as the frame's tensors.
+    """Run a model on frames; its outputs become the frame's tensors.
 
-    Takes the frame's tensors; for a model with one input, and a frame without tensors, its array. One that lacks the
-    batch axis gets it. A model's hidden state is kept for each stream and moves on only when an inference succeeds; a
-    frame whose meta says `begins`, the first after a gap, finds it at zero again; so does every stream when the node goes over to another version of the
-    model, but where that one's manifest says `state: carries-over` under its parameters.
-    Outputs keep their batch axis, of size 1.
+    Inputs are the frame's tensors, or its array if it has no tensors and the model has one input. A missing batch axis
+    is added. Outputs keep their batch axis, of size 1.
+
+    Hidden state is stored per stream, and updated only after a successful inference. It is reset by a frame with
+    `begins` in its meta (the first after a gap), and in all streams when the node swaps the model's version, unless the
+    new version's manifest has `state: carries-over` in its parameters.
     """
 
     concurrent = True  # state belongs to streams, and a stream is in one lane at a time
@@ -45,7 +46,7 @@ class Infer(Stage[InferConfig]):
         """Load the model.
 
         Raises:
-            ConfigError: `inputs` names an input that the model does not have.
+            ConfigError: the model is not configured, or lacks an input that `inputs` names.
             ModelError: the model cannot be loaded.
         """
         self._model: ModelHandle = context.model(self.config.model)
@@ -55,15 +56,15 @@ class Infer(Stage[InferConfig]):
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
                 raise ConfigError(
-                    f"infer: model {self.config.model} has no input {name!r} to be given (it has {', '.join(names)})",
+                    f"infer: model {self.config.model} has no input {name!r}; it has {', '.join(names)}",
                     remedy=f"Did you mean {near[0]!r}?" if near else f"Use one of {', '.join(names)}.",
                 )
-        self._feeds = [_Feed(spec, self.config.inputs.get(spec.name, spec.name), self._model) for spec in self._specs]
-        self._moves = tuple(self._model.state.items())
-        self._states: PerStream[_Hidden] | None = context.per_stream(_Hidden) if self._moves else None
+        self._inputs = [_Input(spec, self.config.inputs.get(spec.name, spec.name), self._model) for spec in self._specs]
+        self._state_pairs = tuple(self._model.state.items())
+        self._states: PerStream[_HiddenState] | None = context.per_stream(_HiddenState) if self._state_pairs else None
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
-        """Run the model on all frames that wait, in as few batches as it can."""
+        """Run the model on a list of frames, in as few batches as possible."""
         outcomes: list[Any] = []
         for frame in frames:
             try:
@@ -73,103 +74,103 @@ class Infer(Stage[InferConfig]):
         if self._states is None:
             self._infer(frames, outcomes, [i for i, request in enumerate(outcomes) if request.__class__ is dict])
         else:
-            for turn in _rounds(frames, outcomes):
-                self._infer_with_state(frames, outcomes, turn, self._states)
+            for positions in _rounds(frames, outcomes):
+                self._infer_with_state(frames, outcomes, positions, self._states)
         return outcomes
 
-    def _infer(self, frames: Sequence[Frame], outcomes: list[Any], turn: list[int]) -> None:
-        """Replace the requests at these positions by what becomes of their frames."""
-        results = self._model.infer_each([outcomes[i] for i in turn])
-        for i, result in zip(turn, results, strict=True):
+    def _infer(self, frames: Sequence[Frame], outcomes: list[Any], positions: list[int]) -> None:
+        """Replace the requests at these positions by the outcomes of their frames."""
+        results = self._model.infer_each([outcomes[i] for i in positions])
+        for i, result in zip(positions, results, strict=True):
             outcomes[i] = self._outcome(frames[i], outcomes[i], result)
 
     def _infer_with_state(
-        self, frames: Sequence[Frame], outcomes: list[Any], turn: list[int], states: PerStream[_Hidden]
+        self, frames: Sequence[Frame], outcomes: list[Any], positions: list[int], states: PerStream[_HiddenState]
     ) -> None:
-        """As `_infer`, for frames of different streams."""
-        moves = self._moves
+        """Like `_infer` with hidden state; no two frames may be of one stream."""
+        pairs = self._state_pairs
         token, zero = self._model.state_token, self._model.zero_state
         requests, before = [], []
-        for i in turn:
+        for i in positions:
             frame, request = frames[i], outcomes[i]
             if frame.meta.get("begins"):
                 states.pop(frame.stream, None)
             hidden = states[frame.stream]
-            if hidden.token is not token:  # it has just begun, or belongs to a version that no longer serves the stream
+            if hidden.token is not token:  # new, or of a version that no longer serves this stream
                 hidden.token, hidden.arrays = token, zero()
             request.update(hidden.arrays)
             requests.append(request)
             before.append(hidden.arrays)
         results = self._model.infer_each(requests)
-        for i, state, result in zip(turn, before, results, strict=True):
+        for i, state, result in zip(positions, before, results, strict=True):
             if result.__class__ is dict:
                 # Copied, so that a silent stream does not keep the whole batch in memory.
-                for name, output in moves:
-                    moved, kept = result.pop(output), state[name]
-                    if kept.shape == moved.shape:
-                        kept[...] = moved
+                for name, output in pairs:
+                    new, stored = result.pop(output), state[name]
+                    if stored.shape == new.shape:
+                        stored[...] = new
                     else:
-                        state[name] = moved.copy()
+                        state[name] = new.copy()
             outcomes[i] = self._outcome(frames[i], outcomes[i], result)
 
     def _outcome(self, frame: Frame, request: dict[str, Array], result: Any) -> Frame | Exception:
         if result.__class__ is dict:
             return frame.with_tensors({**frame.tensors, **result} if self.config.keep else result)
-        return (self._misfit(request) if isinstance(result, ModelMismatch) else None) or result
+        return (self._mismatch(request) if isinstance(result, ModelMismatch) else None) or result
 
     def _request(self, frame: Frame) -> dict[str, Array]:
         tensors = frame.tensors
         finite = self.config.finite
         request = {}
-        for feed in self._feeds:
+        for input_ in self._inputs:
             if tensors:
-                array = tensors.get(feed.tensor)
+                array = tensors.get(input_.tensor)
                 if array is None:
                     raise FrameError(
-                        f"The frame has no tensor {feed.tensor!r} (it has {', '.join(tensors)})",
+                        f"The frame has no tensor {input_.tensor!r}; it has {', '.join(tensors)}",
                         code="missing-tensor",
-                        remedy=f"Put a stage before `infer` that makes it, or map it: `inputs: {{{feed.name}: NAME}}`.",
+                        remedy=f"Add a stage before `infer` that creates it, or map it: `inputs: {{{input_.name}: NAME}}`.",
                     )
-            elif len(self._feeds) == 1:
+            elif len(self._inputs) == 1:
                 array = frame.array
             else:
                 raise FrameError(
-                    f"Model {self.config.model} takes {', '.join(f.name for f in self._feeds)}; the frame has no tensors",
+                    f"Model {self.config.model} takes {', '.join(f.name for f in self._inputs)}; the frame has no tensors",
                     code="missing-tensor",
-                    remedy="Put a stage before `infer` that makes these tensors.",
+                    remedy="Add a stage before `infer` that creates these tensors.",
                 )
-            if array.ndim == feed.ndim - 1:
-                array = array[np.newaxis] if feed.axis == 0 else np.expand_dims(array, feed.axis)
-            # Of another type than the model's, it is refused by the model later on.
-            if finite and feed.floats and array.dtype == feed.dtype and not _finite(array):
+            if array.ndim == input_.ndim - 1:
+                array = array[np.newaxis] if input_.axis == 0 else np.expand_dims(array, input_.axis)
+            # An array of another dtype is refused by the model later.
+            if finite and input_.floats and array.dtype == input_.dtype and not _finite(array):
                 bad = int(array.size - np.isfinite(array).sum())
                 raise FrameError(
-                    f"{feed.tensor} holds {bad} of {array.size} values that are NaN or infinite", code="not-finite"
+                    f"{bad} of {array.size} values of {input_.tensor} are NaN or infinite", code="not-finite"
                 )
-            request[feed.name] = array
+            request[input_.name] = array
         return request
 
-    def _misfit(self, request: dict[str, Array]) -> FrameError | None:
-        """Why a request does not fit the model, in words for whoever sends the frames."""
-        for feed in self._feeds:
-            array = request[feed.name]
-            if array.dtype != feed.spec.dtype:
+    def _mismatch(self, request: dict[str, Array]) -> FrameError | None:
+        """Return a FrameError that explains why a request does not fit the model."""
+        for input_ in self._inputs:
+            array = request[input_.name]
+            if array.dtype != input_.spec.dtype:
                 return FrameError(
-                    f"{feed.tensor} is {array.dtype}; model {self.config.model} takes {feed.spec}",
+                    f"{input_.tensor} is {array.dtype}; model {self.config.model} takes {input_.spec}",
                     code="dtype-mismatch",
-                    remedy=f"Put a stage before `infer` that makes {feed.spec.dtype}; nothing is converted silently.",
+                    remedy=f"Add a stage before `infer` that converts to {input_.spec.dtype}; nothing is converted implicitly.",
                 )
-            if not feed.spec.fits(array.shape):
+            if not input_.spec.fits(array.shape):
                 return FrameError(
-                    f"{feed.tensor} is {list(array.shape)}; model {self.config.model} takes {feed.spec}",
+                    f"{input_.tensor} is {list(array.shape)}; model {self.config.model} takes {input_.spec}",
                     code="shape-mismatch",
-                    remedy="Resize or cut in a stage before `infer`, or send frames of that size.",
+                    remedy="Resize or crop in a stage before `infer`, or send frames of that size.",
                 )
         return None
 
 
-class _Hidden:
-    """A stream's hidden state, and what it belongs to."""
+class _HiddenState:
+    """Hidden state of a stream, and the token of the version it belongs to."""
 
     __slots__ = ("arrays", "token")
 
@@ -178,8 +179,8 @@ class _Hidden:
         self.arrays: dict[str, Array] = {}
 
 
-class _Feed:
-    """How one input of the model is filled."""
+class _Input:
+    """One input of the model, and the tensor it takes."""
 
     __slots__ = ("axis", "dtype", "floats", "name", "ndim", "spec", "tensor")
 
@@ -194,7 +195,7 @@ class _Feed:
 
 
 def _rounds(frames: Sequence[Frame], outcomes: Sequence[Any]) -> list[list[int]]:
-    """Positions of the requests in rounds: round r has the r-th of every stream."""
+    """Return the positions of the requests in rounds: round r has the r-th request of every stream."""
     rounds: list[list[int]] = []
     seen: dict[str, int] = {}
     for position, outcome in enumerate(outcomes):
@@ -210,8 +211,8 @@ def _rounds(frames: Sequence[Frame], outcomes: Sequence[Any]) -> list[list[int]]
 def _finite(array: Array) -> bool:
     """Whether all values are finite.
 
-    The sum of squares tells in one pass without a temporary array: it is finite only if every value is. When it is not,
-    it may be that large values overflowed, so a second look decides.
+    The sum of squares needs one pass and no temporary array, and is finite only if every value is. If it is not, large
+    values may have overflowed, so a full check decides.
     """
     if array.itemsize < 4:  # half precision has no fast dot product; vdot, unlike dot, is silent when it overflows
         return bool(np.isfinite(array).all())

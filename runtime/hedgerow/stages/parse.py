@@ -1,4 +1,4 @@
-"""The `parse` stage: structured payloads (.npy, JSON, MessagePack, raw numbers) become arrays."""
+"""The `parse` stage: parses payloads (.npy, JSON, MessagePack, CSV, raw numbers) into arrays."""
 
 from __future__ import annotations
 
@@ -23,32 +23,35 @@ _FORMATS = {
 
 
 class ParseConfig(StageConfig):
-    """How to read the payload."""
+    """Configuration of `parse`."""
 
     format: Literal["auto", "npy", "json", "msgpack", "csv", "raw"] = Field(
-        "auto", description="`auto` goes by content type; `raw` reads the bytes as numbers of `dtype`."
+        "auto", description="`auto` uses the content type; `raw` reads the bytes as numbers of `dtype`."
     )
-    field: str | None = Field(None, description="Field of a JSON or MessagePack map that holds the numbers.")
+    field: str | None = Field(None, description="Field of a JSON or MessagePack map that contains the numbers.")
     dtype: Literal["float32", "float64", "int16", "int32", "uint8"] | None = Field(
-        None, description="Convert to this type; for `raw`, what the bytes are (little-endian)."
+        None, description="Convert to this type; for `raw`, the type of the bytes (little-endian)."
     )
     max_bytes: int = Field(64 * 2**20, ge=1, description="A larger array is refused.")
 
 
 class Parse(Stage[ParseConfig]):
-    """Read numbers from a payload into the frame's array; a map's other fields become meta."""
+    """Parse the payload into the frame's array; other fields of a map become meta."""
 
     concurrent = True
 
     def process(self, frame: Frame) -> Frame:
-        """Raises: FrameError: the payload is empty, of unknown type, or not what its type says."""
+        """Parse one frame.
+
+        Raises: FrameError: the payload is empty, invalid, or of unknown type.
+        """
         if not frame.payload:
             raise FrameError("The payload is empty", code="empty-payload")
         config = self.config
         kind = config.format if config.format != "auto" else _FORMATS.get(frame.content_type)
         if kind is None:
             raise FrameError(
-                f"Content type {frame.content_type or 'unknown'!r} is not one that `parse` reads",
+                f"`parse` does not support content type {frame.content_type or 'unknown'!r}",
                 code="unknown-content-type",
                 remedy=f"Send one of {', '.join(_FORMATS)}; or set `format`, or the pipeline's `content_type`.",
             )
@@ -66,7 +69,7 @@ class Parse(Stage[ParseConfig]):
             array = _converted(array, np.dtype(config.dtype))
         parsed = frame.with_array(array)
         if meta:
-            parsed.meta = {**frame.meta, **meta}  # not by keyword: the sensor's words may be anything
+            parsed.meta = {**frame.meta, **meta}  # not as keywords: keys from the sensor may be any string
         return parsed
 
     def _numbers(self, value: Any) -> tuple[Any, dict[str, Any]]:
@@ -80,24 +83,30 @@ class Parse(Stage[ParseConfig]):
     def _raw(self, frame: Frame) -> Any:
         dtype = np.dtype(self.config.dtype or "float32").newbyteorder("<")
         if len(frame.payload) % dtype.itemsize:
-            raise FrameError(f"{len(frame.payload)} bytes are no whole number of {dtype}", code="truncated-array")
+            raise FrameError(
+                f"{len(frame.payload)} bytes are not a multiple of the {dtype.itemsize} bytes of {dtype}",
+                code="truncated-array",
+            )
         return np.frombuffer(frame.payload, dtype=dtype)
 
 
 def _converted(array: Any, dtype: np.dtype[Any]) -> Any:
-    """The array in another type. Raises: FrameError: a number in it has no place there."""
+    """Convert an array to another dtype.
+
+    Raises: FrameError: a value is out of range.
+    """
     if array.dtype.kind == "c":
-        raise FrameError(f"Complex numbers do not become {dtype}", code="not-numbers")
+        raise FrameError(f"Complex numbers cannot be converted to {dtype}", code="not-numbers")
     if dtype.kind in "iu" and array.size and not np.can_cast(array.dtype, dtype):
         limits, lowest, highest = np.iinfo(dtype), array.min(), array.max()
-        if not (limits.min <= lowest and highest <= limits.max):  # NaN is nowhere between either
-            raise FrameError(f"{lowest} to {highest} do not fit {dtype}", code="out-of-range")
-    with np.errstate(over="ignore"):  # to infinity, as the type has it
+        if not (limits.min <= lowest and highest <= limits.max):  # NaN fails this too
+            raise FrameError(f"Values from {lowest} to {highest} do not fit {dtype}", code="out-of-range")
+    with np.errstate(over="ignore"):  # overflow becomes infinity
         return array.astype(dtype)
 
 
 def _csv(frame: Frame) -> Any:
-    """Lines of comma-separated numbers: (lines, columns), or (columns,) for one line."""
+    """Parse lines of comma-separated numbers: (lines, columns), or (columns,) for one line."""
     try:
         text = bytes(frame.payload).decode("ascii").strip()
         rows = [[float(cell) for cell in line.split(",")] for line in text.split("\n")]

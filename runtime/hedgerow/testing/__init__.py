@@ -1,4 +1,4 @@
-"""For tests of stages and pipelines: no broker needed, or a real one on a free port.
+"""Test utilities for stages and pipelines: run them without a broker, or with a real one.
 
 from hedgerow.testing import frame, run_stage
 
@@ -17,7 +17,7 @@ __all__ = ["Mosquitto", "PipelineRun", "frame", "frames", "run_pipeline", "run_s
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first asked for: pytest loads this package in every project that has Hedgerow installed.
+    # Imported on first use: pytest loads this package in every project that has Hedgerow installed.
     if name == "Mosquitto":
         from hedgerow.testing.mosquitto import Mosquitto
 

@@ -1,9 +1,9 @@
-"""What every stage promises, tried on it with real frames: behind `hedgerow plugin test`, and for tests.
+"""Contract tests for stages, with real frames: used by `hedgerow plugin test`, and usable in tests.
 
     for promise in try_stage([StageEntry(name="dim-light", config={"ceiling": 5})], frames):
         assert promise.kept, promise.detail
 
-Every trial has a stage of its own, fresh from its configuration; models are loaded once.
+Each check uses a new instance of the stage; models are loaded once.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from hedgerow.errors import FrameError
 from hedgerow.frame import Frame
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
-from hedgerow.pipeline.chain.chain import Fate, StageFailed
+from hedgerow.pipeline.chain.chain import FrameOutcome, StageFailed
 
 _TOLERANCE: Final = 1e-3
-"""How far numbers may lie apart between a batch and single frames: backends add up in another order."""
+"""Allowed difference between a batch and single frames: backends sum in a different order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """One thing a stage promises.
+    """A promise of the stage contract, and whether a stage keeps it.
 
     Attributes:
-        name: what, as a sentence.
-        kept: whether it did.
-        detail: how it did not; "" if it did.
+        name: the promise, as a sentence.
+        kept: whether the stage keeps it.
+        detail: how the stage breaks it, or "".
     """
 
     name: str
@@ -50,119 +50,119 @@ def try_stage(
     models: Mapping[str, ModelConfig] | None = None,
     base_dir: Path = Path(),
 ) -> list[Promise]:
-    """Try a stage against everything that stages promise (`hedgerow.stage` says what).
+    """Test a stage against the stage contract (see `hedgerow.stage`).
 
     Args:
-        stages: the stage, last, after those whose frames it takes.
+        stages: the stages before it, and the stage itself as the last one.
         samples: frames that the first of them can process.
-        models: models they may ask for, by name.
-        base_dir: what the models' paths are relative to.
+        models: models that they may request, by name.
+        base_dir: folder that relative model paths start from.
     Raises:
-        HedgerowError: a stage cannot be made or set up.
-        FrameError: no sample comes as far as the stage.
+        HedgerowError: a stage cannot be created or set up.
+        FrameError: no sample reaches the stage.
     """
     *before, stage = stages
     pool = ModelPool(cores=cores())
 
-    def run(entries: Sequence[StageEntry], frames: Sequence[Frame], together: bool) -> list[Fate]:
+    def run(entries: Sequence[StageEntry], frames: Sequence[Frame], together: bool) -> list[FrameOutcome]:
         context = PipelineContext("test", models or {}, base_dir, pool)
         chain = build_chain(entries, context)
         try:
             lists = [list(frames)] if together else [[frame] for frame in frames]
-            return [fate for each in lists for fate in chain.run(each).fates]
+            return [outcome for batch in lists for outcome in chain.run(batch).outcomes]
         finally:
             chain.close()
             context.release()
 
-    holding = PipelineContext("test", models or {}, base_dir, pool)  # so that models stay loaded from trial to trial
+    model_holder = PipelineContext("test", models or {}, base_dir, pool)  # keeps models loaded between checks
     try:
-        build_chain(stages, holding)
-        arrived = run(before, samples, True) if before else [Fate(results=[sample]) for sample in samples]
+        build_chain(stages, model_holder)
+        arrived = run(before, samples, True) if before else [FrameOutcome(results=[sample]) for sample in samples]
         reached = _out(arrived)
         if not reached:
-            error = next((fate.error for fate in arrived if fate.error is not None), None)
+            error = next((outcome.error for outcome in arrived if outcome.error is not None), None)
             why = f": {error}" if error is not None else ""
             raise FrameError(
-                f"No sample comes as far as {stage.name}{why}", remedy="Give samples that the stages before it take."
+                f"No sample reaches {stage.name}{why}", remedy="Use samples that the stages before it accept."
             )
 
-        def trial(frames: Sequence[Frame], together: bool = True) -> list[Fate]:
+        def run_stage(frames: Sequence[Frame], together: bool = True) -> list[FrameOutcome]:
             return run([stage], frames, together)
 
-        found = ((name, check(trial, reached) or "") for name, check in _TRIALS.items())
-        return [Promise(name, not detail, detail) for name, detail in found]
+        details = ((name, check(run_stage, reached) or "") for name, check in _CHECKS.items())
+        return [Promise(name, not detail, detail) for name, detail in details]
     finally:
-        holding.release()
+        model_holder.release()
         pool.close()
 
 
-_Run = Callable[..., list[Fate]]
+_Run = Callable[..., list[FrameOutcome]]
 
 
-def _out(fates: Sequence[Fate]) -> list[Frame]:
-    return [frame for fate in fates for frame in fate.results]
+def _out(outcomes: Sequence[FrameOutcome]) -> list[Frame]:
+    return [frame for outcome in outcomes for frame in outcome.results]
 
 
-def _passes(run: _Run, samples: Sequence[Frame]) -> str | None:
-    error = next((fate.error for fate in run(samples) if fate.error is not None), None)
+def _accepts_valid(run: _Run, samples: Sequence[Frame]) -> str | None:
+    error = next((outcome.error for outcome in run(samples) if outcome.error is not None), None)
     return None if error is None else f"{error} ({error.code})"
 
 
-def _bad_frames(run: _Run, samples: Sequence[Frame]) -> str | None:
-    for frame in _hostile(samples[0]):
-        (fate,) = run([frame])
-        if isinstance(fate.error, StageFailed):
-            return f"{_describe(frame)} made it crash: {fate.error}"
+def _refuses_invalid(run: _Run, samples: Sequence[Frame]) -> str | None:
+    for frame in _invalid_frames(samples[0]):
+        (outcome,) = run([frame])
+        if isinstance(outcome.error, StageFailed):
+            return f"{_describe(frame)} crashes it: {outcome.error}"
     return None
 
 
-def _neighbours(run: _Run, samples: Sequence[Frame]) -> str | None:
-    # A frame that it can make something of may well change its state; one that dies may not.
-    bad = [frame for frame in _hostile(samples[0]) if run([frame])[0].error is not None]
+def _isolates_invalid(run: _Run, samples: Sequence[Frame]) -> str | None:
+    # A frame that is processed may change the state; one that fails must not.
+    bad = [frame for frame in _invalid_frames(samples[0]) if run([frame])[0].error is not None]
     mixed = [frame for sample in samples for frame in (*bad, sample)]
     alone = run(samples)
     return _difference(_out(alone), _out(run(mixed)[len(bad) :: len(bad) + 1]))
 
 
-def _together(run: _Run, samples: Sequence[Frame]) -> str | None:
+def _is_independent_of_lists(run: _Run, samples: Sequence[Frame]) -> str | None:
     return _difference(_out(run(samples, together=False)), _out(run(samples, together=True)))
 
 
-def _streams(run: _Run, samples: Sequence[Frame]) -> str | None:
+def _separates_streams(run: _Run, samples: Sequence[Frame]) -> str | None:
     other = [_on_stream(sample, "another stream") for sample in samples]
-    fates = run([frame for pair in zip(samples, other, strict=True) for frame in pair])
-    return _difference(_out(run(samples)), _out(fates[::2])) or _difference(_out(run(other)), _out(fates[1::2]))
+    outcomes = run([frame for pair in zip(samples, other, strict=True) for frame in pair])
+    return _difference(_out(run(samples)), _out(outcomes[::2])) or _difference(_out(run(other)), _out(outcomes[1::2]))
 
 
-def _afresh(run: _Run, samples: Sequence[Frame]) -> str | None:
+def _starts_without_state(run: _Run, samples: Sequence[Frame]) -> str | None:
     return _difference(_out(run(samples)), _out(run(samples)))
 
 
-def _untouched(run: _Run, samples: Sequence[Frame]) -> str | None:
+def _leaves_input_unmodified(run: _Run, samples: Sequence[Frame]) -> str | None:
     before = [_contents(sample) for sample in samples]
     run(samples)
     changed = [sample for sample, content in zip(samples, before, strict=True) if not _same(content, _contents(sample))]
-    return f"it wrote into {_describe(changed[0])}; other frames may share that memory" if changed else None
+    return f"it modified {_describe(changed[0])}; other frames may share that memory" if changed else None
 
 
-_TRIALS: Final[Mapping[str, Callable[[_Run, Sequence[Frame]], str | None]]] = {
-    "good frames pass": _passes,
-    "a bad frame is refused with FrameError": _bad_frames,
-    "a bad frame changes nothing for the others": _neighbours,
-    "frames together give what they give one by one": _together,
-    "streams do not mix": _streams,
-    "a new stage starts afresh": _afresh,
-    "what comes in is not written to": _untouched,
+_CHECKS: Final[Mapping[str, Callable[[_Run, Sequence[Frame]], str | None]]] = {
+    "valid frames are accepted": _accepts_valid,
+    "invalid frames raise FrameError": _refuses_invalid,
+    "an invalid frame does not affect other frames": _isolates_invalid,
+    "a list of frames gives the same results as single frames": _is_independent_of_lists,
+    "streams are independent": _separates_streams,
+    "a new instance starts without state": _starts_without_state,
+    "input data is not modified": _leaves_input_unmodified,
 }
 
 
-def _hostile(sample: Frame) -> list[Frame]:
-    """Frames that no sensor should send, of the sample's stream and type."""
+def _invalid_frames(sample: Frame) -> list[Frame]:
+    """Return invalid frames with the sample's stream and content type."""
     noise = random.Random(7).randbytes(4096)
     payload = bytes(sample.payload)
     payloads = [b"", b"\0", noise, payload[: len(payload) // 2], payload + noise[:64], noise[:16] + payload]
     frames = [sample.with_payload(data, sample.content_type) for data in payloads]
-    frames.append(sample.with_payload(noise, "application/x-nobody-knows"))
+    frames.append(sample.with_payload(noise, "application/x-unknown"))
     if sample.has_array:
         array = sample.array
         arrays = [np.zeros((0,), array.dtype), np.zeros((1,) * (array.ndim + 2), array.dtype)]
@@ -172,7 +172,7 @@ def _hostile(sample: Frame) -> list[Frame]:
     if sample.has_array or sample.tensors:
         frames.append(Frame(payload, stream=sample.stream, topic=sample.topic, content_type=sample.content_type))
     for number, frame in enumerate(frames):
-        frame.id = f"hostile-{number}"
+        frame.id = f"invalid-{number}"
     return frames
 
 
@@ -188,7 +188,7 @@ def _describe(frame: Frame) -> str:
 
 
 def _contents(frame: Frame) -> dict[str, Any]:
-    """A frame by what it holds, copied."""
+    """Return copies of a frame's contents."""
     return {
         "payload": bytes(frame.payload),
         "array": frame.array.copy() if frame.has_array else None,
@@ -200,12 +200,12 @@ def _contents(frame: Frame) -> dict[str, Any]:
 
 def _difference(expected: Sequence[Frame], got: Sequence[Frame]) -> str | None:
     if len(expected) != len(got):
-        return f"{len(got)} frames came out instead of {len(expected)}"
+        return f"{len(got)} frames instead of {len(expected)}"
     for number, (left, right) in enumerate(zip(expected, got, strict=True)):
         before, after = _contents(left), _contents(right)
         for part, value in before.items():
             if not _same(value, after[part]):
-                return f"{part} of frame {number} is another: {_short(after[part])} instead of {_short(value)}"
+                return f"{part} of frame {number} differs: {_short(after[part])} instead of {_short(value)}"
     return None
 
 
@@ -215,7 +215,7 @@ def _short(value: Any) -> str:
 
 
 def _same(left: Any, right: Any) -> bool:
-    """Whether two values are the same, numbers within the tolerance."""
+    """Whether two values are equal, numbers within the tolerance."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):

@@ -1,11 +1,11 @@
-"""A TCP proxy that fails on demand: what a network does to a link, done to a test's link.
+"""TCP proxy that injects network faults on demand, for tests.
 
     with FaultProxy("127.0.0.1", broker.port) as proxy:
         ...  # connect to proxy.url
         proxy.cut()
 
-It runs in a thread of its own, so tests may be synchronous or asynchronous; every method may be called from any thread
-and has taken effect when it returns.
+It runs in its own thread, so tests may be synchronous or asynchronous. Every method may be called from any thread, and
+has taken effect when it returns.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class FaultProxy:
     """A proxy in front of one TCP address.
 
     Args:
-        host, port: where it passes connections on to.
-        record: keep every byte that passed, in `up` and `down`.
+        host, port: address it forwards connections to.
+        record: record all forwarded bytes in `up` and `down`.
     Attributes:
-        port: where it listens, on 127.0.0.1.
-        up: bytes from clients to the server, all connections in the order they came, if recorded.
-        down: bytes from the server to clients, likewise.
-        connections: how many were accepted so far.
+        port: port it listens on, on 127.0.0.1.
+        up: recorded bytes from clients to the server, of all connections, in the order of arrival.
+        down: recorded bytes from the server to clients, likewise.
+        connections: number of connections accepted so far.
     """
 
     def __init__(self, host: str, port: int, *, record: bool = False) -> None:
@@ -46,7 +46,7 @@ class FaultProxy:
         self._record = record
         self._delay_s = 0.0
         self._bytes_per_s = 0.0
-        self._swallow = False
+        self._discard = False
         self._refuse = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._stack = ExitStack()
@@ -55,58 +55,58 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """The proxy as a broker's address."""
+        """URL of the proxy, as of a broker."""
         return f"mqtt://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self.port = self._stack.enter_context(held_port())  # its own while it is cut as well
+        self.port = self._stack.enter_context(held_port())  # held, so that it keeps the port while it is cut
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
         self._stack.close()
 
     def delay(self, seconds: float) -> None:
-        """Hold every chunk back for this long, in both directions."""
+        """Delay every chunk by this long, in both directions."""
         self._delay_s = seconds
 
     def throttle(self, bytes_per_s: float) -> None:
-        """Let no more than this through, each direction of each connection; 0 for no limit."""
+        """Limit each direction of each connection to this rate; 0: no limit."""
         self._bytes_per_s = bytes_per_s
 
     def half_open(self) -> None:
-        """Swallow all bytes from now on; connections stay open and silent, as behind a dead router."""
-        self._swallow = True
+        """Discard all bytes from now on; connections stay open but silent, as behind a dead router."""
+        self._discard = True
 
     def cut(self) -> None:
-        """End all connections and refuse new ones, as where nobody listens."""
+        """Close all connections and refuse new ones, as if nothing listened."""
         self._refuse = True
-        self._do(self._stop_listening)
+        self._on_loop(self._stop_listening)
 
     def drop(self) -> None:
-        """End all connections; new ones are welcome."""
-        self._do(self._end_all)
+        """Close all connections; accept new ones."""
+        self._on_loop(self._close_all)
 
     def reset(self) -> None:
-        """End all connections with a TCP reset; new ones are welcome."""
-        self._do(self._reset_all)
+        """Close all connections with a TCP reset; accept new ones."""
+        self._on_loop(self._reset_all)
 
     def restore(self) -> None:
-        """Let everything through again. What was swallowed is gone, and so are connections that were cut."""
+        """Forward everything again. Discarded bytes and closed connections do not come back."""
         self._delay_s = self._bytes_per_s = 0.0
-        self._swallow = False
+        self._discard = False
         if self._refuse:
             self._refuse = False
             asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
 
-    def _do(self, action: Callable[[], None]) -> None:
+    def _on_loop(self, action: Callable[[], None]) -> None:
         done = threading.Event()
 
         def act() -> None:
@@ -119,7 +119,7 @@ class FaultProxy:
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, reuse_address=True)
 
-    async def _shut(self) -> None:
+    async def _close(self) -> None:
         self._server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
@@ -127,7 +127,7 @@ class FaultProxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._refuse:  # it came with the cut
+        if self._refuse:  # accepted just before the cut
             writer.transport.abort()
             return
         self.connections += 1
@@ -147,32 +147,32 @@ class FaultProxy:
                     self._writers.discard(end)
                     end.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, recorded: bytearray) -> None:
         while data := await reader.read(_CHUNK):
             if self._delay_s:
                 await asyncio.sleep(self._delay_s)
             while data:
-                rate = self._bytes_per_s  # asked each time: it may change on the way
+                rate = self._bytes_per_s  # read each time, since it may change
                 size = max(1, int(rate / 20)) if rate else len(data)
                 piece, data = data[:size], data[size:]
                 if rate:
                     await asyncio.sleep(len(piece) / rate)
-                await self._pass(piece, writer, kept)
-        raise ConnectionResetError  # one end has gone: so shall the other
+                await self._forward(piece, writer, recorded)
+        raise ConnectionResetError  # one end has closed: close the other too
 
-    async def _pass(self, data: bytes, writer: asyncio.StreamWriter, kept: bytearray) -> None:
-        if self._swallow:
+    async def _forward(self, data: bytes, writer: asyncio.StreamWriter, recorded: bytearray) -> None:
+        if self._discard:
             return
         if self._record:
-            kept += data
+            recorded += data
         writer.write(data)
         await writer.drain()
 
     def _stop_listening(self) -> None:
         self._server.close()
-        self._end_all()
+        self._close_all()
 
-    def _end_all(self) -> None:
+    def _close_all(self) -> None:
         for writer in self._writers:
             writer.transport.abort()
 

@@ -1,9 +1,9 @@
-"""Fixtures for pytest, there as soon as Hedgerow is installed.
+"""Pytest fixtures, available wherever Hedgerow is installed.
 
-- `mosquitto`: a broker of the test's own, which it may stop, kill and restart.
-- `broker`: one broker for all tests of a process; take topics under `topic_prefix` so that tests do not meet.
-- `topic_prefix`: a topic prefix no other test has.
-- `held_port`: a TCP port no other process is given while the test runs.
+- `mosquitto`: a broker for one test, which may stop, kill and restart it.
+- `broker`: a broker shared by all tests of a process; use topics under `topic_prefix` to keep tests apart.
+- `topic_prefix`: a unique topic prefix.
+- `held_port`: a TCP port reserved for the test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def mosquitto() -> Iterator[Mosquitto]:
-    """A running broker of the test's own."""
+    """A running broker for one test."""
     from hedgerow.testing.mosquitto import Mosquitto
 
     with Mosquitto() as broker:
@@ -29,7 +29,7 @@ def mosquitto() -> Iterator[Mosquitto]:
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Mosquitto]:
-    """A running broker that all tests of this process share."""
+    """A running broker shared by all tests of this process."""
     from hedgerow.testing.mosquitto import Mosquitto
 
     with Mosquitto() as broker:
@@ -38,13 +38,13 @@ def broker() -> Iterator[Mosquitto]:
 
 @pytest.fixture
 def topic_prefix() -> str:
-    """A topic prefix no other test has, without a slash at its end."""
+    """A unique topic prefix, without a trailing slash."""
     return f"test-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture
 def held_port() -> Iterator[int]:
-    """A TCP port that is the test's own: nobody listens there, and nobody else is given it, until the test has ended."""
+    """A TCP port that nothing listens on and no other process gets until the test has ended."""
     from hedgerow.testing import ports
 
     with ports.held_port() as port:

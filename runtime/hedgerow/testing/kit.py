@@ -1,6 +1,6 @@
-"""Run a stage or a whole pipeline on frames, without a broker.
+"""Runs a stage or a whole pipeline on frames, without a broker.
 
-The stages run in the very chain the node runs them in, on real models: what passes here behaves the same there.
+The stages run in the same chain as in the node, with real models, so they behave the same.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from hedgerow.pipeline.chain.chain import Chain
 from hedgerow.stage import Stage
 
 ModelLike = str | Path | Mapping[str, Any] | ModelConfig
-"""A model for a test: a path, or what would stand under `models:` in a configuration."""
+"""A model: a path, or an entry of `models:` in a configuration."""
 
 StageLike = str | Mapping[str, Any] | type[Stage[Any]] | Stage[Any]
-"""A stage for a test: as in a configuration (`"decode"`, `{"infer": {"model": "door"}}`), a class, or an object."""
+"""A stage: as in a configuration (`"decode"`, `{"infer": {"model": "door"}}`), a class, or an instance."""
 
 
 @dataclass(slots=True)
 class PipelineRun:
-    """What came of a run.
+    """Outcome of a run.
 
     Attributes:
-        out: every frame that reached the end, in order.
-        dropped: how many frames were dropped, by reason.
-        dead: how many frames died, by the error's code.
-        errors: what they died of, in order.
+        out: frames that reached the end, in order.
+        dropped: number of dropped frames, by reason.
+        dead: number of frames that failed, by error code.
+        errors: their errors, in order.
     """
 
     out: list[Frame] = field(default_factory=list)
@@ -48,15 +48,18 @@ class PipelineRun:
 
     @property
     def results(self) -> list[Any]:
-        """The result of every frame that reached the end, in order."""
+        """Results of the frames that reached the end, in order."""
         return [frame.result for frame in self.out]
 
 
 def frame(data: Array | Buffer | str, *, stream: str = "test/stream", sequence: int = 0, **fields: Any) -> Frame:
-    """One frame: from an array (as if decoded), bytes (as received) or a text.
+    """Return a frame with an array (as if decoded), or a payload from bytes or a string.
 
     Args:
-        fields: anything else a Frame takes: `content_type`, `meta`, `captured_at`…
+        data: the array or payload.
+        stream: name of the stream.
+        sequence: number in the stream.
+        fields: other arguments of `Frame`: `content_type`, `meta`, `captured_at`…
     """
     fields.setdefault("id", f"{stream}-{sequence}")
     fields.setdefault("topic", stream)
@@ -67,7 +70,7 @@ def frame(data: Array | Buffer | str, *, stream: str = "test/stream", sequence: 
 
 
 def frames(data: Iterable[Array | Buffer | str], **fields: Any) -> list[Frame]:
-    """One stream of frames, numbered from 0."""
+    """Return the frames of one stream, numbered from 0."""
     return [frame(item, sequence=number, **fields) for number, item in enumerate(data)]
 
 
@@ -82,11 +85,12 @@ def run_stage(
     """Run one stage on frames.
 
     Args:
-        stage: its class, or the name of an installed one.
-        models: models it may ask for, by name.
-        together: give it all frames as one list; False: one list a frame.
-        config: its configuration.
-    Raises: HedgerowError: it cannot be made or set up.
+        stage: class, instance, or name of an installed stage.
+        frames: the frames.
+        models: models that it may request, by name.
+        together: pass all frames as one list; False: one list per frame.
+        config: configuration of the stage.
+    Raises: HedgerowError: the stage cannot be created or set up.
     """
     entry: StageLike = {stage: config} if isinstance(stage, str) else stage
     if isinstance(stage, type):
@@ -104,10 +108,11 @@ def run_pipeline(
     """Run a chain of stages on frames.
 
     Args:
-        stages: as in a configuration, or stage classes, or stages.
-        models: models they may ask for, by name.
-        together: give them all frames as one list; False: one list a frame.
-    Raises: HedgerowError: a stage cannot be made or set up.
+        stages: entries as in a configuration, classes or instances.
+        frames: the frames.
+        models: models that they may request, by name.
+        together: pass all frames as one list; False: one list per frame.
+    Raises: HedgerowError: a stage cannot be created or set up.
     """
     pool = ModelPool(cores=len(os.sched_getaffinity(0)))
     configs = {name: _model(model) for name, model in (models or {}).items()}
@@ -128,13 +133,13 @@ def _run(chain: Chain, lists: Iterable[Sequence[Frame]]) -> PipelineRun:
     for batch in lists:
         if not batch:
             continue
-        for fate in chain.run(batch).fates:
-            run.out.extend(fate.results)
-            if fate.error is not None:
-                run.errors.append(fate.error)
-                dead[fate.error.code] += 1
-            elif fate.dropped is not None:
-                dropped[fate.dropped] += 1
+        for outcome in chain.run(batch).outcomes:
+            run.out.extend(outcome.results)
+            if outcome.error is not None:
+                run.errors.append(outcome.error)
+                dead[outcome.error.code] += 1
+            elif outcome.dropped is not None:
+                dropped[outcome.dropped] += 1
     run.dropped, run.dead = dict(dropped), dict(dead)
     return run
 

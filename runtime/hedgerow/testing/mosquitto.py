@@ -1,11 +1,11 @@
-"""A real Mosquitto on a port of its own, for tests, benchmarks and demos.
+"""Runs a real Mosquitto on its own port, for tests, benchmarks and demos.
 
     with Mosquitto() as broker:
         ...  # broker.url
 
 Rules:
-- The broker listens on 127.0.0.1 alone, keeps its files in a folder of its own, and dies with its parent.
-- Its limits are those of a broker that was set up knowingly: no silent cut of queues at 1000 messages.
+- The broker listens on 127.0.0.1 only, has its own folder, and dies with its parent.
+- Its limits are those of a properly configured broker: queues are not silently truncated at 1000 messages.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from hedgerow.testing.processes import end, start
 
 _START_S: Final = 60.0
 _STOP_S: Final = 60.0
-_PLACES: Final = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/local/opt/mosquitto/sbin")
+_FOLDERS: Final = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/local/opt/mosquitto/sbin")
 
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Certificates of the broker, PEM.
+    """TLS files of the broker, PEM.
 
     Attributes:
-        ca_file: authority that signs the clients' certificates.
+        ca_file: CA of the clients' certificates.
         cert_file: the broker's certificate.
         key_file: the broker's private key.
-        require_certificate: refuse clients without a certificate of the authority.
-        crl_file: who of them does not count any more; a list of each authority.
-        identity_as_username: the common name of a client's certificate is its user name.
+        require_certificate: refuse clients without a certificate of the CA.
+        crl_file: revocation lists, one for each CA.
+        identity_as_username: use the common name of a client's certificate as its user name.
     """
 
     ca_file: Path
@@ -59,14 +59,14 @@ class Mosquitto:
     """A broker process. `with` starts and stops it.
 
     Args:
-        port: port to listen on; 0 takes one that it keeps, over restarts and while it is stopped, until it is closed.
-        folder: where configuration, log and persistence live; by default a temporary folder, removed at the end.
-        config: further lines of mosquitto.conf; a second listener comes after the first one.
-        tls: certificates; the listener then speaks TLS only.
-        unix_socket: path of a Unix socket to listen on as well.
+        port: port to listen on; 0 reserves a free one until `close`, including restarts and while stopped.
+        folder: folder for configuration, log and persistence; by default a temporary folder, removed by `close`.
+        config: additional lines of mosquitto.conf; another listener may follow the first one.
+        tls: certificates; the listener then accepts TLS only.
+        unix_socket: path of a Unix socket to listen on in addition.
     Attributes:
         port: the port it listens on, once started.
-        folder: where its files are.
+        folder: folder with its files.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Mosquitto:
 
     @property
     def url(self) -> str:
-        """Where clients connect: mqtt://127.0.0.1:PORT, or mqtts://localhost:PORT."""
+        """URL for clients: mqtt://127.0.0.1:PORT, or mqtts://localhost:PORT."""
         return f"mqtts://localhost:{self.port}" if self._tls else f"mqtt://127.0.0.1:{self.port}"
 
     @property
@@ -99,17 +99,17 @@ class Mosquitto:
 
     @property
     def pid(self) -> int | None:
-        """The broker's process, while it runs."""
+        """Process id while it runs, else None."""
         return self._process.pid if self._process is not None and self.running else None
 
     @property
     def log(self) -> str:
-        """Everything the broker has logged, over all its starts."""
+        """The broker's log since the first start."""
         path = self.folder / "mosquitto.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def start(self) -> None:
-        """Start it and wait until it listens.
+        """Start the broker and wait until it listens.
 
         Raises: HedgerowError: Mosquitto is not installed, or does not start; the message ends with its log.
         """
@@ -122,29 +122,29 @@ class Mosquitto:
         if not self._start_once(binary):
             raise HedgerowError(
                 f"Mosquitto did not start on port {self.port}:\n{self.log[-2000:]}",
-                remedy=f"Look at {self.folder / 'mosquitto.conf'}, or take another port.",
+                remedy=f"Check {self.folder / 'mosquitto.conf'}, or use another port.",
             )
 
     def stop(self) -> None:
-        """Stop it in good order (SIGTERM): sessions and queued messages are saved."""
-        self._end(signal.SIGTERM)
+        """Stop the broker (SIGTERM); it saves sessions and queued messages."""
+        self._terminate(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Stop it at once (SIGKILL): what was not saved is lost."""
-        self._end(signal.SIGKILL)
+        """Kill the broker (SIGKILL); unsaved data is lost."""
+        self._terminate(signal.SIGKILL)
 
     def reload(self) -> None:
-        """Have it read its certificates and access lists again (SIGHUP)."""
+        """Make it reload certificates and access lists (SIGHUP)."""
         if self._process is not None:
             self._process.send_signal(signal.SIGHUP)
 
     def restart(self) -> None:
-        """Stop it in good order and start it again on the same port."""
+        """Stop the broker and start it again on the same port."""
         self.stop()
         self.start()
 
     def close(self) -> None:
-        """Stop it and remove its temporary folder."""
+        """Stop the broker and remove its temporary folder."""
         self.kill() if self._owns_folder else self.stop()
         atexit.unregister(self.close)
         self._stack.close()
@@ -181,7 +181,7 @@ class Mosquitto:
     def _wait_until_running(self, process: subprocess.Popen[bytes], log_start: int) -> bool:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
-            # The log tells our broker from a stranger on the same port, which a connection would not.
+            # Unlike a connection, the log shows that it is our broker and not another on the same port.
             if " running\n" in (self.folder / "mosquitto.log").read_text(errors="replace")[log_start:]:
                 return True
             if process.poll() is not None:
@@ -192,12 +192,12 @@ class Mosquitto:
 
     def _lines(self) -> list[str]:
         lines = [
-            f"user {getpass.getuser()}",  # as root it would switch to a user who may not write our folder
+            f"user {getpass.getuser()}",  # as root it would switch to a user without write access to the folder
             "persistence true",
             f"persistence_location {self.folder}/",
             "autosave_interval 0",
             "max_inflight_messages 1000",
-            "max_queued_messages 1000000",  # 0, no limit, makes it hang up on whoever publishes what it forbids
+            "max_queued_messages 1000000",  # 0, no limit, makes it disconnect clients that publish to forbidden topics
             "set_tcp_nodelay true",
             "log_dest stderr",
             f"listener {self.port} 127.0.0.1",
@@ -212,19 +212,19 @@ class Mosquitto:
             lines += [f"listener 0 {self._unix_socket}"]
         return [*lines, *self._config]
 
-    def _end(self, how: signal.Signals) -> None:
+    def _terminate(self, sig: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        end(process, _STOP_S, how)
+        end(process, _STOP_S, sig)
 
 
 def find_mosquitto() -> str:
-    """Path of the mosquitto binary.
+    """Return the path of the mosquitto binary.
 
-    Raises: HedgerowError: it is not installed.
+    Raises: HedgerowError: Mosquitto is not installed.
     """
-    path = os.pathsep.join([os.environ.get("PATH", ""), *_PLACES])
+    path = os.pathsep.join([os.environ.get("PATH", ""), *_FOLDERS])
     if binary := shutil.which("mosquitto", path=path):
         return binary
     raise HedgerowError(

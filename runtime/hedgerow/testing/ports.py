@@ -1,11 +1,13 @@
-"""TCP ports that belong to whoever chose them, long before a server listens there.
+"""Reserves TCP ports before a server listens on them.
 
     with held_port() as port:
         ...  # write it into files, start the server, kill it, start it again
 
-A port that was only found free is anybody's a moment later. A held one is bound, by a socket that never listens: the
-kernel gives it to nobody who asks for any port, nor to a connection that goes out, and clients are refused until a server
-has come. A server that sets SO_REUSEADDR, as nearly all do, may listen there, and again after it was killed.
+A port that was merely found free can be taken by another process at any moment. A held port is bound by a socket that
+never
+listens: the kernel does not assign it to other processes or outgoing connections, and clients are refused until a
+    server
+listens. A server that sets SO_REUSEADDR, as nearly all do, can listen on it, and again after it was killed.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def held_port() -> Iterator[int]:
-    """A TCP port, on all addresses of this machine, that nobody else is given while the block runs."""
+    """Yield a TCP port, on all addresses of this machine, that no other process gets while the block runs."""
     with _bound() as holder:
         port: int = holder.getsockname()[1]
         if sys.platform != "linux":
-            holder.close()  # only Linux lets a server bind what a socket that does not listen holds
+            holder.close()  # only Linux lets a server bind a port held by a socket that does not listen
         yield port
 
 
 def _bound() -> socket.socket:
-    # A server may listen on every address, so that the port must be free on all.
+    # A server may listen on every address, so the port must be free on all.
     dual_stack = socket.has_dualstack_ipv6()
     holder = socket.socket(socket.AF_INET6 if dual_stack else socket.AF_INET)
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

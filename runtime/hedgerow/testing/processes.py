@@ -1,10 +1,10 @@
-"""Child processes of tests, benchmarks and demos: all start here, as from a terminal, and come to an end, whatever happens.
+"""Starts child processes of tests, benchmarks and demos so that they never outlive their parent.
 
-- A signal that this process ignores has its default effect on the child. A shell lets what it starts in the background
-  ignore Ctrl-C, `nohup` lets it ignore hangups, and children inherit that.
-- When this process ends, even by SIGKILL, the kernel kills the child. What the child has started is for the child to end.
+- Signals that this process ignores have their default effect on the child. Background jobs of a shell ignore Ctrl-C,
+  and `nohup` ignores hangups; children would inherit that.
+- When this process ends, even by SIGKILL, the kernel kills the child, but not the child's own children.
 
-Both need Linux. Elsewhere these are `subprocess` and nothing more.
+Both need Linux. On other systems these functions only call `subprocess`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def start(command: Sequence[Part], **options: Any) -> subprocess.Popen[Any]:
     """
 
     def popen() -> subprocess.Popen[Any]:
-        return subprocess.Popen(_tied(command), **options)  # noqa: S603 - what to run is the caller's to know
+        return subprocess.Popen(_tied(command), **options)  # noqa: S603 - the caller decides what to run
 
     return popen() if threading.current_thread() is threading.main_thread() else _starter().submit(popen).result()
 
 
 async def start_async(command: Sequence[Part], **options: Any) -> asyncio.subprocess.Process:
-    """Start a process that asyncio waits for.
+    """Start an asyncio subprocess.
 
     Args:
         command: the program and its arguments.
@@ -51,33 +51,34 @@ async def start_async(command: Sequence[Part], **options: Any) -> asyncio.subpro
 
 
 def run(command: Sequence[Part], **options: Any) -> subprocess.CompletedProcess[Any]:
-    """Run a process to its end.
+    """Run a process until it ends.
 
     Args:
         command: the program and its arguments.
         options: those of `subprocess.run`.
     """
-    return subprocess.run(_tied(command), **options)  # noqa: S603, PLW1510 - what and how is the caller's to know
+    return subprocess.run(_tied(command), **options)  # noqa: S603, PLW1510 - the caller decides
 
 
-def end(process: subprocess.Popen[Any], patience_s: float = 20.0, how: signal.Signals = signal.SIGTERM) -> None:
-    """Ask a process to end; kill it if it takes long. One that has ended already is no error.
+def end(process: subprocess.Popen[Any], timeout_s: float = 20.0, sig: signal.Signals = signal.SIGTERM) -> None:
+    """Send a process a signal and wait for its end; kill it after a timeout. It may have ended already.
 
     Args:
-        patience_s: how long it may take.
-        how: by which signal it is asked.
+        process: the process.
+        timeout_s: time until it is killed.
+        sig: the signal.
     """
-    process.send_signal(how)
+    process.send_signal(sig)
     try:
-        process.wait(patience_s)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
 def _tied(command: Iterable[Part]) -> list[Part]:
-    # Small programs that replace themselves by the next, and so keep the process id. A function for the child to call
-    # (`preexec_fn`) would need a copy of all this process's memory tables: a fifth of a second where models are loaded.
+    # These programs replace themselves by the next one, so the process id stays. A `preexec_fn` would make the child
+    # copy this process's page tables: 0.2 s where models are loaded.
     return [*_dying_with_parent(), *_default_signals(), *command]
 
 
@@ -95,5 +96,5 @@ def _default_signals() -> tuple[str, ...]:
 
 @cache
 def _starter() -> ThreadPoolExecutor:
-    # To the kernel the parent is the thread that starts the child, so that must be one that stays as long as we do.
+    # The kernel regards the thread that starts a child as its parent, so that thread must live as long as this process.
     return ThreadPoolExecutor(1, thread_name_prefix="starter")

@@ -1,4 +1,4 @@
-"""A repository of models for tests and demos: real metadata, real signatures, and keys that nobody has to type a word for."""
+"""Creates a model repository for tests and demos: real metadata and signatures, keys without passphrase."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hedgerow.trust.repository import Repository
 
 @dataclass(frozen=True)
 class TestRepository:
-    """A repository, and who may do what.
+    """A repository and its keys.
 
     Attributes:
-        repository: publish to it, serve its folder.
+        repository: the repository; nodes read its folder.
         owner: signs models: `repository.publish(bundle, owner)`.
-        root: what nodes are given.
-        keys: the folder with the private keys, none with a passphrase.
+        root: root metadata for nodes.
+        keys: folder with the private keys, without passphrases.
     """
 
     __test__ = False
@@ -36,11 +36,12 @@ class TestRepository:
 def make_repository(
     folder: Path, models: Sequence[str] = ("*",), *, clock: Callable[[], float] = time.time
 ) -> TestRepository:
-    """Make a repository with one owner.
+    """Create a repository with one owner.
 
     Args:
-        folder: a new one; keys come to be beside it, in `FOLDER.keys`.
-        models: what the owner may sign.
+        folder: folder to create; the keys are created next to it, in `FOLDER.keys`.
+        models: names or patterns of models that the owner may sign.
+        clock: source of the current time, Unix seconds.
     """
     keys = folder.with_name(f"{folder.name}.keys")
     repository = Repository(folder, clock=clock)

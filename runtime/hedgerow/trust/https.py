@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import quote
 
 from hedgerow.trust.documents import DocumentMissing
-from hedgerow.web import NotThere, Web
+from hedgerow.web import NotFound, WebClient
 
 _MISSING: Final = (403, 404, 410)
 """Object stores answer 403 for a missing file to clients that may not list them."""
@@ -23,14 +23,14 @@ class HttpsDocuments:
         web: the server, with `metadata/` and `targets/` below its address.
     """
 
-    def __init__(self, web: Web) -> None:
+    def __init__(self, web: WebClient) -> None:
         self._web = web
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-        """See `Documents.get`. Raises: SourceAway: the server cannot be reached, or the connection breaks."""
+        """See `Documents.get`. Raises: OriginUnavailable: the server cannot be reached, or the connection breaks."""
         try:
             yield from self._web.stream(f"/{quote(path)}", max_bytes, missing=_MISSING)
-        except NotThere as error:
+        except NotFound as error:
             raise DocumentMissing(path) from error
 
     def forget(self) -> None:

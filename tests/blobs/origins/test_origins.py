@@ -31,7 +31,7 @@ from hedgerow.models.bundle.chunks import describe_file
 from hedgerow.models.bundle.folder import BadBundle, Bundle
 from hedgerow.models.bundle.manifest import File, Manifest, digest_of
 from hedgerow.topics import Address, Channel
-from hedgerow.web import SourceAway
+from hedgerow.web import OriginUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
 def test_who_breaks_off_again_and_again_is_away(server: FolderServer, authority: Authority, file: File) -> None:
     server.breaks, server.breaks_after = 99, 10
 
-    with pytest.raises(SourceAway, match="broke off"):
+    with pytest.raises(OriginUnavailable, match="broke off"):
         source_of(server.url, authority).fetch(pieces(file)[0])
 
 
@@ -113,7 +113,7 @@ def test_no_more_is_read_than_a_chunk_has(server: FolderServer, authority: Autho
 def test_a_server_with_a_certificate_of_nobody_is_not_asked(
     server: FolderServer, authority: Authority, file: File
 ) -> None:
-    with pytest.raises(SourceAway, match="certificate verify failed"):
+    with pytest.raises(OriginUnavailable, match="certificate verify failed"):
         source_of(server.url, None).fetch(pieces(file)[0])
     assert server.requests == 0
 
@@ -122,16 +122,16 @@ def test_what_a_server_says_is_told_with_a_remedy(server: FolderServer, authorit
     model_file, piece = source_of(server.url, authority), pieces(file)[0]
 
     server.status = 500
-    with pytest.raises(SourceAway, match="500"):
+    with pytest.raises(OriginUnavailable, match="500"):
         model_file.fetch(piece)
     server.status = 404
     with pytest.raises(ContentMissing, match="does not have"):
         model_file.fetch(piece)
     server.status, server.moved_to = 0, "http://127.0.0.1:9/elsewhere"
-    with pytest.raises(SourceAway):
+    with pytest.raises(OriginUnavailable):
         model_file.fetch(piece)
     server.moved_to, server.authorization = "", basic(USER, PASSWORD)
-    with pytest.raises(SourceAway, match="401") as caught:
+    with pytest.raises(OriginUnavailable, match="401") as caught:
         model_file.fetch(piece)
     assert "credentials_file" in caught.value.remedy
 
@@ -143,7 +143,7 @@ def test_credentials_come_from_a_file_and_may_change(
     secret.write_text("plant:old\n")
     model_file, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
     server.authorization = basic(USER, PASSWORD)
-    with pytest.raises(SourceAway):
+    with pytest.raises(OriginUnavailable):
         model_file.fetch(piece)
 
     secret.write_text(f"{USER}:{PASSWORD}\n")
@@ -169,7 +169,7 @@ def test_credentials_go_to_no_other_host(
         name = piece.chunk.digest.removeprefix("sha256:")
         server.moved_to = f"{other.url}/blobs/sha256/{name[:2]}/{name}"
 
-        with pytest.raises(SourceAway, match="401"):
+        with pytest.raises(OriginUnavailable, match="401"):
             source_of(server.url, authority, credentials_file=secret).fetch(piece)
         assert other.requests == 1
 
@@ -189,7 +189,7 @@ def test_a_token_is_fetched_with_the_credentials_and_again_when_it_ends(
 
     secret.write_text("somebody:else\n")
     server.token = "three"
-    with pytest.raises(SourceAway, match="401"):
+    with pytest.raises(OriginUnavailable, match="401"):
         model_file.fetch(piece)
 
 
@@ -288,7 +288,7 @@ def test_who_may_not_push_is_told(registry: Registry, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("plant:guessed\n")
 
-    with pytest.raises(SourceAway, match="401") as caught:
+    with pytest.raises(OriginUnavailable, match="401") as caught:
         push(made_bundle(tmp_path / "bundle"), web_client(section(registry, credentials_file=wrong)))
     assert "credentials" in caught.value.remedy
 

@@ -82,7 +82,7 @@ def test_a_dead_letter_says_where_it_died_why_and_what_to_do(hedgerow) -> None:
     assert told[1:4] == [
         "├─ died in stage decode: bad-jpeg",
         "│  ├─ The JPEG ends after 2 bytes",
-        "│  └─ → Look at what the sensor sends; the dead letter carries the frame.",
+        "│  └─ → Check what the sensor sends; the dead letter contains the frame.",
     ]
     assert told[-1] == "└─ payload: 2 B of image/jpeg, in the letter, as payload_base64"
 

@@ -80,9 +80,9 @@ pipelines:
         f"{path}:7: error: pipelines.doors.stages.0.prase: No installed package offers a stage 'prase'\n"
         "  → Did you mean 'parse'? `hedgerow plugin list` shows what is installed; `pip install` the package that ships it.\n"
         f"{path}:8: error: pipelines.doors.stages.1.parse.fromat: unknown key, did you mean 'format'?\n"
-        "  → `hedgerow plugin show parse` lists what it takes.\n"
+        "  → `hedgerow plugin show parse` lists its settings.\n"
         f"{path}:9: error: pipelines.doors.stages.2.parse.max_bytes: must be at least 1; got 0\n"
-        "  → `hedgerow plugin show parse` lists what it takes.\n"
+        "  → `hedgerow plugin show parse` lists its settings.\n"
         f"{path}:10: error: pipelines.doors.stages.3.infer.model: no model 'dor' in this file\n"
         "  → Did you mean `door`? Add `models: {dor: {path: …}}`.\n"
     )
@@ -143,8 +143,8 @@ def test_json_has_the_same_for_machines(hedgerow, file) -> None:
     assert (report["file"], report["ok"]) == (str(path), False)
     (problem,) = report["problems"]
     assert (problem["line"], problem["field"]) == (3, "pipelines.pumps.subscribe")
-    assert problem["message"] == "'a/#/b' is not a topic filter: level '#'; got 'a/#/b'"
-    assert problem["remedy"].startswith("`+` stands for one whole level")
+    assert problem["message"] == "'a/#/b' is not a topic filter: misplaced wildcard in level '#'; got 'a/#/b'"
+    assert problem["remedy"].startswith("`+` matches one whole level")
 
 
 def test_a_file_that_is_not_there_is_said_plainly(hedgerow, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_the_list_says_what_each_stage_does_and_whose_it_is(hedgerow) -> None:
 
     (line,) = [line for line in said.out.splitlines() if line.startswith("parse ")]
     assert line.split(maxsplit=3)[1:3] == ["hedgerow", "0.1.0"]
-    assert line.endswith("Read numbers from a payload into the frame's array; a map's other fields become meta.")
+    assert line.endswith("Parse the payload into the frame's array; other fields of a map become meta.")
 
 
 def test_the_list_marks_a_broken_stage_and_goes_on(hedgerow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_the_list_marks_a_broken_stage_and_goes_on(hedgerow, tmp_path: Path, mon
 def test_show_tells_every_setting_with_type_default_limits_and_meaning(hedgerow) -> None:
     said = hedgerow("plugin", "show", "parse")
 
-    assert said.out.startswith("parse: Read numbers from a payload")
+    assert said.out.startswith("parse: Parse the payload into the frame's array")
     for name, field in ParseConfig.model_fields.items():
         (line,) = [line for line in said.out.splitlines() if line.startswith(f"  {name} ")]
         assert field.description in line
@@ -142,7 +142,7 @@ def test_the_example_pipeline_of_a_new_plugin_names_its_stage(hedgerow, tmp_path
     """Before it is installed, the check says what is missing."""
     hedgerow("plugin", "new", "dim-light", "--dir", tmp_path)
 
-    with pytest.raises(configcheck.BadConfigFile, match="No installed package offers a stage 'dim-light'"):
+    with pytest.raises(configcheck.BadConfigFile, match="No installed package provides a stage 'dim-light'"):
         configcheck.load(tmp_path / "hedgerow-dim-light" / "pipeline.yaml")
 
 
@@ -176,4 +176,4 @@ def test_samples_a_stage_cannot_take_fail_the_test(hedgerow, tmp_path: Path) -> 
     said = hedgerow("plugin", "test", "parse", tmp_path / "noise.json")
 
     assert said.code == 1
-    assert said.out.startswith("broken  good frames pass: Not JSON")
+    assert said.out.startswith("broken  valid frames are accepted: Not JSON")

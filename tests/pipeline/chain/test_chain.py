@@ -1,4 +1,4 @@
-"""A chain of stages: every frame has exactly one fate, whatever the stages do."""
+"""The chain: every frame has exactly one outcome, whatever the stages do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from hedgerow import Drop, Frame, FrameError, Stage, StageConfig
 from hedgerow.errors import InferenceError
-from hedgerow.pipeline.chain.chain import ABSORBED, Chain, ChainStep, Fate
+from hedgerow.pipeline.chain.chain import ABSORBED, Chain, ChainStep, FrameOutcome
 
 
-class Make(Stage[StageConfig]):
-    """Does with a frame what a function says."""
+class FunctionStage(Stage[StageConfig]):
+    """Applies a function to each frame."""
 
     def __init__(self, act: Callable[[Frame], Any]) -> None:
         super().__init__(StageConfig())
@@ -28,16 +28,16 @@ class Make(Stage[StageConfig]):
         return self.act(frame)
 
 
-class Together(Make):
-    """Gets the whole list; the function makes the outcome of each, and nothing is caught."""
+class ListStage(FunctionStage):
+    """Applies a function to each frame of a list, without catching its errors."""
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Any]:
         return [self.act(frame) for frame in frames]
 
 
-class Unspeakable(Exception):
+class Unprintable(Exception):
     def __str__(self) -> str:
-        raise RuntimeError("no words")
+        raise RuntimeError("cannot be printed")
 
 
 def numbered(count: int) -> list[Frame]:
@@ -64,19 +64,19 @@ def generator(*parts: Any, then: Exception | None = None) -> Callable[[Frame], A
     return act
 
 
-def chain(*acts: Callable[[Frame], Any], kind: type[Make] = Make) -> Chain:
+def chain(*acts: Callable[[Frame], Any], kind: type[FunctionStage] = FunctionStage) -> Chain:
     return Chain([ChainStep(f"stage-{number}", kind(act)) for number, act in enumerate(acts)])
 
 
-def say(fate: Fate) -> str:
-    """A fate in a word; fails if it is not exactly one."""
-    said = [
-        *([f"results {len(fate.results)}"] if fate.results else []),
-        *([f"dropped {fate.dropped}"] if fate.dropped is not None else []),
-        *([f"dead {fate.error.code}"] if fate.error is not None else []),
+def summary(outcome: FrameOutcome) -> str:
+    """The outcome as text; fails unless it is exactly one."""
+    found = [
+        *([f"results {len(outcome.results)}"] if outcome.results else []),
+        *([f"dropped {outcome.dropped}"] if outcome.dropped is not None else []),
+        *([f"dead {outcome.error.code}"] if outcome.error is not None else []),
     ]
-    assert len(said) == 1, fate
-    return said[0]
+    assert len(found) == 1, outcome
+    return found[0]
 
 
 OUTCOMES: dict[str, tuple[Callable[[Frame], Any], str]] = {
@@ -89,7 +89,7 @@ OUTCOMES: dict[str, tuple[Callable[[Frame], Any], str]] = {
     "a drop": (lambda _: Drop("too-dark"), "dropped too-dark"),
     "a frame error": (raising(FrameError("bad", code="too-small")), "dead too-small"),
     "another error": (raising(ValueError("bug")), "dead stage-failed"),
-    "an error without words": (raising(Unspeakable()), "dead stage-failed"),
+    "an error that cannot be printed": (raising(Unprintable()), "dead stage-failed"),
     "a model's error": (raising(InferenceError("no", remedy="x")), "dead inference-failed"),
     "sys.exit": (lambda _: sys.exit(1), "dead stage-failed"),
     "a number": (lambda _: 5, "dead stage-failed"),
@@ -101,13 +101,15 @@ OUTCOMES: dict[str, tuple[Callable[[Frame], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", OUTCOMES)
-@pytest.mark.parametrize("kind", [Make, Together])
-def test_a_frame_has_one_fate_and_its_neighbours_theirs(what: str, kind: type[Make]) -> None:
-    """Also where the stage takes whole lists, and lets its outcomes out as they are."""
+@pytest.mark.parametrize("kind", [FunctionStage, ListStage])
+def test_each_frame_has_exactly_one_outcome_and_does_not_affect_its_neighbours(
+    what: str, kind: type[FunctionStage]
+) -> None:
+    """Also if the stage processes whole lists and does not catch errors."""
     act, expected = OUTCOMES[what]
     mixed = chain(lambda frame: act(frame) if frame.sequence == 1 else frame, kind=kind)
 
-    assert [say(fate) for fate in mixed.run(numbered(3)).fates] == ["results 1", expected, "results 1"]
+    assert [summary(outcome) for outcome in mixed.run(numbered(3)).outcomes] == ["results 1", expected, "results 1"]
 
 
 @given(
@@ -120,19 +122,19 @@ def test_any_mix_of_outcomes_in_any_number_of_stages_conserves_frames(plan: list
 
     run = chain(*(stage(outcomes) for outcomes in plan)).run(numbered(count))
 
-    assert len(run.fates) == count
-    for number, fate in enumerate(run.fates):
-        say(fate)
-        assert all(frame.sequence == number for frame in fate.results), "results stay with the frame they came from"
+    assert len(run.outcomes) == count
+    for number, outcome in enumerate(run.outcomes):
+        summary(outcome)
+        assert all(frame.sequence == number for frame in outcome.results), "results belong to their frame"
 
 
-def test_parts_of_a_frame_share_its_fate() -> None:
-    """Dead if one part died, else the results there are, else dropped."""
+def test_parts_of_a_frame_share_one_outcome() -> None:
+    """Dead if one part failed, else results if any part gave one, else dropped."""
     outcomes = {0: lambda frame: frame, 1: lambda _: Drop("blurred"), 2: raising(FrameError("x", code="torn"))}
 
     def both(first: int, second: int) -> str:
         acts = (outcomes[first], outcomes[second])
-        return say(chain(twice, lambda frame: acts[frame.meta["part"]](frame)).run(numbered(1)).fates[0])
+        return summary(chain(twice, lambda frame: acts[frame.meta["part"]](frame)).run(numbered(1)).outcomes[0])
 
     assert both(0, 0) == "results 2"
     assert both(0, 1) == both(1, 0) == "results 1"
@@ -140,7 +142,7 @@ def test_parts_of_a_frame_share_its_fate() -> None:
     assert both(0, 2) == both(2, 1) == both(1, 2) == "dead torn"
 
 
-def test_a_list_that_fails_as_a_whole_is_given_again_one_at_a_time() -> None:
+def test_a_list_that_fails_is_run_again_one_frame_at_a_time() -> None:
     seen = []
 
     class Picky(Stage[StageConfig]):
@@ -152,23 +154,28 @@ def test_a_list_that_fails_as_a_whole_is_given_again_one_at_a_time() -> None:
 
     run = Chain([ChainStep("picky", Picky(StageConfig()))]).run(numbered(4))
 
-    assert [say(fate) for fate in run.fates] == ["results 1", "results 1", "dead stage-failed", "results 1"]
+    assert [summary(outcome) for outcome in run.outcomes] == [
+        "results 1",
+        "results 1",
+        "dead stage-failed",
+        "results 1",
+    ]
     assert seen == [4, 1, 1, 1, 1]
-    assert "number 2" in str(run.fates[2].error)
+    assert "number 2" in str(run.outcomes[2].error)
 
 
 @pytest.mark.parametrize("made", [[], None, 5, [Frame()] * 9])
-def test_a_list_of_the_wrong_length_kills_its_frames_and_says_so(made: Any) -> None:
+def test_a_stage_that_returns_the_wrong_number_of_outcomes_fails_its_frames(made: Any) -> None:
     class Miscounting(Stage[StageConfig]):
         def process_many(self, frames: Sequence[Frame]) -> Sequence[Frame]:
             return made  # type: ignore[no-any-return]
 
     run = Chain([ChainStep("miscounting", Miscounting(StageConfig()))]).run(numbered(3))
 
-    assert [say(fate) for fate in run.fates] == ["dead stage-failed"] * 3
+    assert [summary(outcome) for outcome in run.outcomes] == ["dead stage-failed"] * 3
 
 
-def test_a_stage_sees_only_what_the_one_before_let_through() -> None:
+def test_a_stage_receives_only_frames_that_the_previous_stage_passed_on() -> None:
     seen: list[int] = []
 
     def note(frame: Frame) -> Frame:
@@ -179,30 +186,30 @@ def test_a_stage_sees_only_what_the_one_before_let_through() -> None:
 
     assert seen == [1, 3, 5]
     assert [(name, count) for name, _, count in run.timings] == [("stage-0", 6), ("stage-1", 3)]
-    assert run.fates[0].stage == "stage-0"
+    assert run.outcomes[0].stage == "stage-0"
 
 
-def test_where_several_parts_of_a_frame_are_dropped_the_first_to_go_says_where_and_why() -> None:
+def test_if_several_parts_are_dropped_the_first_gives_stage_and_reason() -> None:
     for last in (lambda _: Drop("dark"), lambda _: None):
         run = chain(
             twice, lambda frame: Drop("blurred") if frame.meta["part"] == 1 else frame, last, lambda frame: frame
         ).run(numbered(1))  # fmt: skip
 
-        assert (run.fates[0].dropped, run.fates[0].stage) == ("blurred", "stage-1")
+        assert (run.outcomes[0].dropped, run.outcomes[0].stage) == ("blurred", "stage-1")
     lone = chain(lambda frame: frame, lambda _: Drop("dark")).run(numbered(1))
-    assert (lone.fates[0].dropped, lone.fates[0].stage) == ("dark", "stage-1")
+    assert (lone.outcomes[0].dropped, lone.outcomes[0].stage) == ("dark", "stage-1")
 
 
-def test_where_several_parts_of_a_frame_die_the_first_one_says_where_and_of_what() -> None:
+def test_if_several_parts_fail_the_first_gives_stage_and_error() -> None:
     def act(frame: Frame) -> Frame:
         raise FrameError("x", code=f"part-{frame.meta['part']}")
 
-    fate = chain(twice, act).run(numbered(1)).fates[0]
+    outcome = chain(twice, act).run(numbered(1)).outcomes[0]
 
-    assert (say(fate), fate.stage) == ("dead part-0", "stage-1")
+    assert (summary(outcome), outcome.stage) == ("dead part-0", "stage-1")
 
 
-def test_a_stage_is_timed_by_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_is_timed_per_list(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
     def act(frame: Frame) -> Frame:
@@ -216,7 +223,7 @@ def test_a_stage_is_timed_by_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_names_its_stage_and_what_it_raised() -> None:
-    error = chain(raising(ValueError("bug"))).run(numbered(1)).fates[0].error
+    error = chain(raising(ValueError("bug"))).run(numbered(1)).outcomes[0].error
 
     assert str(error) == "Stage stage-0 raised ValueError: bug"
     assert isinstance(error.__cause__, ValueError)
@@ -224,11 +231,11 @@ def test_an_error_names_its_stage_and_what_it_raised() -> None:
 
 def step(act: Callable[[Frame], Any]) -> tuple[ChainStep, list[str]]:
     events: list[str] = []
-    made = ChainStep("shaky", Make(act), lambda kind, detail: events.append(f"{kind} {detail['stage']}"))
+    made = ChainStep("shaky", FunctionStage(act), lambda kind, detail: events.append(f"{kind} {detail['stage']}"))
     return made, events
 
 
-def test_a_stage_that_keeps_failing_is_left_alone_for_a_while_and_tried_again() -> None:
+def test_a_stage_that_keeps_failing_is_skipped_for_a_while_and_then_retried() -> None:
     calls = []
     broken = True
 
@@ -239,20 +246,20 @@ def test_a_stage_that_keeps_failing_is_left_alone_for_a_while_and_tried_again() 
         return frame
 
     shaky, events = step(act)
-    fates = [say(fate) for fate in Chain([shaky]).run(numbered(64)).fates]
-    assert fates == ["dead stage-failed"] * 64
+    outcomes = [summary(outcome) for outcome in Chain([shaky]).run(numbered(64)).outcomes]
+    assert outcomes == ["dead stage-failed"] * 64
     assert events == ["circuit-open shaky"]
-    assert [say(fate) for fate in Chain([shaky]).run(numbered(2)).fates] == ["dead circuit-open"] * 2
+    assert [summary(outcome) for outcome in Chain([shaky]).run(numbered(2)).outcomes] == ["dead circuit-open"] * 2
     assert len(calls) == 64
     assert shaky.circuit.open_until is not None
 
     broken = False
     shaky.circuit.open_until = 0.0  # the pause is over
-    assert [say(fate) for fate in Chain([shaky]).run(numbered(1)).fates] == ["results 1"]
+    assert [summary(outcome) for outcome in Chain([shaky]).run(numbered(1)).outcomes] == ["results 1"]
     assert events == ["circuit-open shaky", "circuit-closed shaky"]
 
 
-def test_after_the_pause_one_frame_is_tried_and_the_rest_of_its_list_hangs_on_it() -> None:
+def test_after_the_pause_one_frame_is_the_trial_and_the_rest_of_its_list_runs_only_if_it_succeeds() -> None:
     calls = []
     broken = True
 
@@ -268,19 +275,19 @@ def test_after_the_pause_one_frame_is_tried_and_the_rest_of_its_list_hangs_on_it
     shaky.circuit.open_until = 0.0  # the pause is over
     calls.clear()
 
-    fates = [say(fate) for fate in chain.run(numbered(64)).fates]
-    assert fates == ["dead stage-failed", *["dead circuit-open"] * 63]
+    outcomes = [summary(outcome) for outcome in chain.run(numbered(64)).outcomes]
+    assert outcomes == ["dead stage-failed", *["dead circuit-open"] * 63]
     assert calls == [0]
 
     broken = False
     shaky.circuit.open_until = 0.0
     calls.clear()
-    assert [say(fate) for fate in chain.run(numbered(64)).fates] == ["results 1"] * 64
-    assert calls == list(range(64)), "each is given once"
+    assert [summary(outcome) for outcome in chain.run(numbered(64)).outcomes] == ["results 1"] * 64
+    assert calls == list(range(64)), "each frame runs once"
     assert events == ["circuit-open shaky", "circuit-closed shaky"]
 
 
-def test_a_list_that_fails_is_one_failure_to_the_pause_and_a_try_that_fails_doubles_it(
+def test_a_failing_list_opens_the_circuit_once_and_a_failed_trial_doubles_the_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
@@ -292,19 +299,23 @@ def test_a_list_that_fails_is_one_failure_to_the_pause_and_a_try_that_fails_doub
     now = 101.0
     run = Chain([shaky]).run(numbered(3))
     assert shaky.circuit.open_until == 103.0
-    assert [say(fate) for fate in run.fates] == ["dead stage-failed", "dead circuit-open", "dead circuit-open"]
-    assert str(run.fates[2].error) == "Stage shaky failed 65 times in a row and is not called for now"
+    assert [summary(outcome) for outcome in run.outcomes] == [
+        "dead stage-failed",
+        "dead circuit-open",
+        "dead circuit-open",
+    ]
+    assert str(run.outcomes[2].error) == "Stage shaky failed 65 times in a row and is skipped for now"
 
 
-def test_while_one_lane_tries_the_lists_of_the_others_are_refused() -> None:
-    trying, done = threading.Event(), threading.Event()
+def test_while_one_lane_runs_the_trial_lists_of_other_lanes_are_refused() -> None:
+    started, done = threading.Event(), threading.Event()
 
     def act(frame: Frame) -> Frame:
-        trying.set()
+        started.set()
         assert done.wait(60)
         return frame
 
-    class Concurrent(Make):
+    class Concurrent(FunctionStage):
         concurrent = True
 
     shaky = ChainStep("shaky", Concurrent(act))
@@ -312,18 +323,18 @@ def test_while_one_lane_tries_the_lists_of_the_others_are_refused() -> None:
     shaky.circuit.pause_s = 3600.0
     for _ in range(shaky.circuit.threshold):
         shaky.circuit.failed(-3600.0)  # the pause has been over since 0
-    trier = threading.Thread(target=chain.run, args=(numbered(1),))
-    trier.start()
-    assert trying.wait(60)
+    trial = threading.Thread(target=chain.run, args=(numbered(1),))
+    trial.start()
+    assert started.wait(60)
 
-    assert [say(fate) for fate in chain.run(numbered(2)).fates] == ["dead circuit-open"] * 2
+    assert [summary(outcome) for outcome in chain.run(numbered(2)).outcomes] == ["dead circuit-open"] * 2
     done.set()
-    trier.join()
-    assert [say(fate) for fate in chain.run(numbered(2)).fates] == ["results 1"] * 2
+    trial.join()
+    assert [summary(outcome) for outcome in chain.run(numbered(2)).outcomes] == ["results 1"] * 2
 
 
-def test_bad_frames_alone_never_open_the_circuit() -> None:
-    """A sensor that sends rubbish must not cost the others the stage."""
+def test_bad_frames_never_open_the_circuit() -> None:
+    """A sensor that sends invalid data must not disable the stage for others."""
     shaky, events = step(raising(FrameError("rubbish")))
     for _ in range(20):
         Chain([shaky]).run(numbered(64))
@@ -332,7 +343,7 @@ def test_bad_frames_alone_never_open_the_circuit() -> None:
     assert events == []
 
 
-def test_a_stage_is_in_one_thread_at_a_time_unless_it_says_it_is_concurrent() -> None:
+def test_a_stage_runs_in_one_thread_at_a_time_unless_it_is_concurrent() -> None:
     def most_inside(concurrent_stage: bool) -> int:
         inside, most, lock = 0, 0, threading.Lock()
         all_in = threading.Barrier(2)
@@ -346,7 +357,7 @@ def test_a_stage_is_in_one_thread_at_a_time_unless_it_says_it_is_concurrent() ->
                     inside += 1
                     most = max(most, inside)
                 with contextlib.suppress(threading.BrokenBarrierError):
-                    all_in.wait(5 if concurrent_stage else 0.2)  # two that may be inside together will meet here
+                    all_in.wait(5 if concurrent_stage else 0.2)  # two threads that may be inside together meet here
                 with lock:
                     inside -= 1
                 return frame
@@ -363,11 +374,11 @@ def test_a_stage_is_in_one_thread_at_a_time_unless_it_says_it_is_concurrent() ->
     assert most_inside(concurrent_stage=True) == 2
 
 
-def test_a_stage_that_cannot_close_does_not_keep_the_others_from_it() -> None:
+def test_a_stage_that_fails_to_close_does_not_prevent_closing_the_others() -> None:
     closed: list[str] = []
     events: list[str] = []
 
-    class Closing(Make):
+    class Closing(FunctionStage):
         def close(self) -> None:
             if self.act(Frame()) is None:
                 raise RuntimeError("stuck")

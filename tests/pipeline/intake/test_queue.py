@@ -1,4 +1,4 @@
-"""Where frames wait: nothing lost, nothing twice, bounded, fair."""
+"""The frame queue: loses and duplicates nothing, is bounded and fair."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hedgerow.config import QueueSection
 from hedgerow.pipeline.intake.queue import FrameQueue
 from hedgerow.telemetry.tally import DropReason
 
-FOR_EVER = float("inf")
+NEVER = float("inf")
 
 
 @dataclass(eq=False)
@@ -23,7 +23,7 @@ class Item:
     stream: str
     number: int = 0
     size: int = 100
-    expires_at: float = FOR_EVER
+    expires_at: float = NEVER
     durable: bool = False
 
 
@@ -39,7 +39,7 @@ def reasons(shed: list[tuple[Item, DropReason]]) -> dict[str, int]:
     return dict(Counter(str(reason) for _, reason in shed))
 
 
-def test_the_newest_frame_takes_the_place_of_its_streams_oldest() -> None:
+def test_with_latest_the_newest_frame_replaces_the_oldest_of_its_stream() -> None:
     waiting = queue(max_frames_per_stream=2)
     shed = fill(waiting, *(Item("a", number) for number in range(4)))
 
@@ -47,7 +47,7 @@ def test_the_newest_frame_takes_the_place_of_its_streams_oldest() -> None:
     assert [item.number for item in waiting.take(10, 0)[0]] == [2, 3]
 
 
-def test_with_fifo_the_newcomer_goes() -> None:
+def test_with_fifo_the_new_frame_is_shed() -> None:
     waiting = queue(policy="fifo", max_frames_per_stream=2)
     shed = fill(waiting, *(Item("a", number) for number in range(4)))
 
@@ -55,8 +55,8 @@ def test_with_fifo_the_newcomer_goes() -> None:
     assert [item.number for item in waiting.take(10, 0)[0]] == [0, 1]
 
 
-def test_a_stream_that_gives_up_its_only_frame_to_itself_goes_on() -> None:
-    """The one place there is goes from the old frame to the new one of the same stream."""
+def test_a_stream_can_replace_its_only_frame() -> None:
+    """The queue has room for one frame only."""
     waiting = queue(max_frames=1)
     shed = fill(waiting, Item("a", 0), Item("a", 1))
 
@@ -65,16 +65,16 @@ def test_a_stream_that_gives_up_its_only_frame_to_itself_goes_on() -> None:
 
 
 def test_a_durable_frame_is_never_shed() -> None:
-    """The broker bounds those by Receive Maximum."""
+    """Receive Maximum bounds those."""
     waiting = queue(max_frames_per_stream=1, max_frames=2, max_bytes=1024)
     shed = fill(waiting, *(Item("a", number, size=1000, durable=True) for number in range(20)))
 
     assert shed == []
-    assert reasons(waiting.put(Item("b"))) == {"queue-full": 1}, "but it counts: nothing else finds a place"
+    assert reasons(waiting.put(Item("b"))) == {"queue-full": 1}, "durable frames count towards the limits"
     assert len(waiting) == 20
 
 
-def test_a_frame_larger_than_all_places_takes_nobody_along() -> None:
+def test_a_frame_larger_than_the_queue_displaces_nothing() -> None:
     waiting = queue(max_bytes=1024)
     fill(waiting, Item("a"), Item("b"))
 
@@ -82,7 +82,7 @@ def test_a_frame_larger_than_all_places_takes_nobody_along() -> None:
     assert len(waiting) == 2
 
 
-def test_a_noisy_stream_gets_no_more_than_its_share_of_the_places() -> None:
+def test_a_noisy_stream_gets_no_more_than_its_share_of_the_queue() -> None:
     waiting = queue(max_frames=20, max_frames_per_stream=100)
     shed = fill(waiting, *(Item("noisy", number) for number in range(100)), *(Item(f"quiet-{n}") for n in range(10)))
     fill(waiting, *(Item("noisy", number) for number in range(100, 200)))
@@ -93,7 +93,7 @@ def test_a_noisy_stream_gets_no_more_than_its_share_of_the_places() -> None:
     assert [item.number for item in taken if item.stream == "noisy"] == list(range(190, 200))
 
 
-def test_a_stream_of_large_frames_does_not_push_out_small_ones() -> None:
+def test_a_stream_of_large_frames_does_not_displace_small_ones() -> None:
     waiting = queue(max_bytes=10_000)
     fill(waiting, *(Item(f"small-{n}", size=100) for n in range(20)))
     shed = fill(waiting, *(Item("large", number, size=4_000) for number in range(10)))
@@ -103,14 +103,14 @@ def test_a_stream_of_large_frames_does_not_push_out_small_ones() -> None:
 
 
 def test_a_noisy_stream_does_not_delay_the_others() -> None:
-    """Streams take turns within a list, however many wait in one of them."""
+    """Streams take turns within a list, however many frames of one are queued."""
     waiting = queue(max_frames_per_stream=100)
     fill(waiting, *(Item("noisy", number) for number in range(50)), Item("quiet"))
 
     assert [item.stream for item in waiting.take(3, 0)[0]] == ["noisy", "quiet", "noisy"]
 
 
-def test_a_stream_that_is_worked_on_waits_until_it_is_released() -> None:
+def test_a_busy_stream_waits_until_it_is_released() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0), Item("a", 1))
     assert [item.number for item in waiting.take(1, 0)[0]] == [0]
@@ -121,7 +121,7 @@ def test_a_stream_that_is_worked_on_waits_until_it_is_released() -> None:
     assert [item.number for item in waiting.take(1, 0)[0]] == [1]
 
 
-def test_an_expired_frame_is_handed_back_instead_of_taken() -> None:
+def test_an_expired_frame_is_shed_instead_of_taken() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0, expires_at=1.0), Item("a", 1, expires_at=9.0, durable=True))
 
@@ -141,7 +141,7 @@ def test_frames_expire_while_nothing_is_taken() -> None:
     assert not waiting.has_ready
 
 
-def test_frames_expire_in_a_stream_that_is_worked_on() -> None:
+def test_frames_expire_in_a_busy_stream() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0), Item("a", 1, expires_at=1.0))
     waiting.take(1, 0)
@@ -153,7 +153,7 @@ def test_frames_expire_in_a_stream_that_is_worked_on() -> None:
 
 
 def test_a_stream_without_frames_is_forgotten() -> None:
-    """Thousands of streams that each spoke once leave nothing behind."""
+    """Thousands of streams with one frame each leave nothing behind."""
     waiting = queue(max_frames=10_000)
     fill(waiting, *(Item(f"stream-{n}") for n in range(5_000)))
     while waiting.has_ready:
@@ -162,7 +162,7 @@ def test_a_stream_without_frames_is_forgotten() -> None:
     assert waiting._streams == {}
 
 
-def test_of_durable_frames_alone_none_makes_room_for_one_that_is_not() -> None:
+def test_durable_frames_are_not_shed_for_a_frame_that_is_not_durable() -> None:
     waiting = queue(max_frames_per_stream=1)
     fill(waiting, Item("a", 0, durable=True))
 
@@ -170,7 +170,7 @@ def test_of_durable_frames_alone_none_makes_room_for_one_that_is_not() -> None:
     assert [item.number for item in waiting.take(10, 0)[0]] == [0]
 
 
-def test_the_bytes_there_are_can_all_be_used() -> None:
+def test_all_bytes_of_the_limit_can_be_used() -> None:
     waiting = queue(max_bytes=2000)
 
     assert fill(waiting, Item("a", size=1200), Item("b", size=800)) == []
@@ -179,14 +179,14 @@ def test_the_bytes_there_are_can_all_be_used() -> None:
     assert queue(max_bytes=2000).put(Item("a", size=2000)) == []
 
 
-def test_the_places_there_are_can_all_be_used() -> None:
+def test_all_frames_of_the_limit_can_be_used() -> None:
     waiting = queue(max_frames=2)
 
     assert fill(waiting, Item("a"), Item("b")) == []
     assert [item.stream for item, _ in waiting.put(Item("c"))] == ["a"]
 
 
-def test_where_two_streams_hold_as_much_the_other_one_gives_way_to_the_newcomer() -> None:
+def test_of_two_equal_streams_the_other_one_sheds_for_the_new_frame() -> None:
     waiting = queue(max_frames=1)
     fill(waiting, Item("b", 0))
     waiting.take(1, 0)
@@ -196,45 +196,47 @@ def test_where_two_streams_hold_as_much_the_other_one_gives_way_to_the_newcomer(
     assert [item.number for item in waiting.drain()] == [2]
 
 
-def test_where_the_fattest_stream_has_nothing_to_give_the_next_one_does() -> None:
+def test_if_the_largest_stream_has_nothing_to_shed_the_next_largest_does() -> None:
     waiting = queue(max_frames=6)
-    fill(waiting, Item("thin"), *(Item("durable", durable=True) for _ in range(3)), Item("fat"), Item("fat"))
+    fill(waiting, Item("small"), *(Item("durable", durable=True) for _ in range(3)), Item("big"), Item("big"))
 
-    assert [item.stream for item, _ in waiting.put(Item("new"))] == ["fat"]
+    assert [item.stream for item, _ in waiting.put(Item("new"))] == ["big"]
 
 
-def test_a_stream_that_is_the_fattest_itself_takes_no_place_of_others() -> None:
+def test_the_largest_stream_displaces_no_frames_of_others() -> None:
     waiting = queue(max_frames=4)
-    fill(waiting, *(Item("fat", number, durable=True) for number in range(3)), Item("thin"))
+    fill(waiting, *(Item("big", number, durable=True) for number in range(3)), Item("small"))
 
-    assert [item.number for item, _ in waiting.put(Item("fat", 3))] == [3]
+    assert [item.number for item, _ in waiting.put(Item("big", 3))] == [3]
 
 
-def test_a_newcomer_counts_as_its_streams_own() -> None:
+def test_the_new_frame_counts_towards_its_stream() -> None:
     waiting = queue(max_frames=2)
     fill(waiting, Item("a", 0), Item("b", 1))
 
     assert [item.number for item, _ in waiting.put(Item("b", 2))] == [1]
 
 
-def test_with_the_places_gone_and_just_enough_bytes_the_stream_with_the_most_frames_gives_way() -> None:
+def test_at_the_frame_limit_the_stream_with_the_most_frames_sheds() -> None:
     waiting = queue(max_frames=3, max_bytes=3000)
     fill(waiting, Item("many", size=100), Item("many", size=100), Item("large", size=1800))
 
     assert [item.stream for item, _ in waiting.put(Item("new", size=1000))] == ["many"]
 
 
-def test_with_the_room_gone_in_bytes_the_stream_with_the_most_bytes_gives_way() -> None:
+def test_at_the_byte_limit_the_stream_with_the_most_bytes_sheds() -> None:
     waiting = queue(max_bytes=4000)
     fill(waiting, *(Item("many", size=100) for _ in range(5)), Item("large", size=3000))
 
     assert [item.stream for item, _ in waiting.put(Item("new", size=1000))] == ["large"]
     waiting = queue(max_bytes=4000)
     fill(waiting, Item("other", size=2000), Item("own", size=1500))
-    assert [item.stream for item, _ in waiting.put(Item("own", size=1000))] == ["own"], "the newcomer counts as its own"
+    assert [item.stream for item, _ in waiting.put(Item("own", size=1000))] == ["own"], (
+        "the new frame counts towards its stream"
+    )
 
 
-def test_no_more_streams_are_taken_from_than_asked_for() -> None:
+def test_no_more_items_are_taken_than_the_limit() -> None:
     waiting = queue()
     fill(waiting, Item("a"), Item("b"), Item("c"))
     assert waiting.ready == 3
@@ -243,7 +245,7 @@ def test_no_more_streams_are_taken_from_than_asked_for() -> None:
     assert waiting.ready == 1
 
 
-def test_a_frame_expires_after_its_time_and_not_with_it() -> None:
+def test_a_frame_expires_after_its_expiry_time_and_not_at_it() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0, expires_at=4.9), Item("b", 1, expires_at=5.0))
     taken, expired = waiting.take(10, 5.0)
@@ -255,16 +257,16 @@ def test_a_frame_expires_after_its_time_and_not_with_it() -> None:
     assert [item.number for item in waiting.drain()] == [0, 2]
 
 
-def test_streams_that_were_never_taken_from_can_be_released() -> None:
+def test_streams_that_are_not_busy_can_be_released() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0), Item("b"), Item("a", 1))
     waiting.take(1, 0)
-    waiting.release(["nobody", "b", "a"])
+    waiting.release(["unknown", "b", "a"])
 
     assert [item.stream for item in waiting.take(10, 0)[0]] == ["b", "a"]
 
 
-def test_a_stream_is_held_while_it_waits_or_is_worked_on() -> None:
+def test_a_stream_is_held_while_queued_or_busy() -> None:
     waiting = queue()
     assert not waiting.holds("a")
     fill(waiting, Item("a"))
@@ -276,7 +278,7 @@ def test_a_stream_is_held_while_it_waits_or_is_worked_on() -> None:
 
 
 class EverythingIsAccountedFor(RuleBasedStateMachine):
-    """Against a model: what was put in and has not come out."""
+    """Compared with a model: a list of what was put and has not left."""
 
     @initialize(
         policy=st.sampled_from(["latest", "fifo"]),
@@ -284,11 +286,11 @@ class EverythingIsAccountedFor(RuleBasedStateMachine):
         frames=st.integers(1, 10),
         size=st.integers(1024, 4096),
     )
-    def begin(self, policy: str, per_stream: int, frames: int, size: int) -> None:
+    def create(self, policy: str, per_stream: int, frames: int, size: int) -> None:
         self.limits = QueueSection(policy=policy, max_frames_per_stream=per_stream, max_frames=frames, max_bytes=size)
         self.queue: FrameQueue[Item] = FrameQueue(self.limits)
-        self.inside: list[Item] = []
-        self.working: set[str] = set()
+        self.queued: list[Item] = []
+        self.busy: set[str] = set()
         self.number = 0
         self.now = 0.0
 
@@ -296,36 +298,36 @@ class EverythingIsAccountedFor(RuleBasedStateMachine):
     def put(self, stream: str, size: int, ttl: int, durable: bool) -> None:
         item = Item(stream, self.number, size, self.now + ttl, durable)
         self.number += 1
-        self.inside.append(item)
+        self.queued.append(item)
         for shed, reason in self.queue.put(item):
             assert not shed.durable
             assert reason in (DropReason.QUEUE_FULL, DropReason.SUPERSEDED)
             assert reason is not DropReason.SUPERSEDED or (shed.stream == stream and self.limits.policy == "latest")
-            self.inside.remove(shed)
+            self.queued.remove(shed)
 
     @rule(limit=st.integers(1, 8))
     def take(self, limit: int) -> None:
-        waited = {item.stream for item in self.inside if item.expires_at >= self.now} - self.working
+        available = {item.stream for item in self.queued if item.expires_at >= self.now} - self.busy
         taken, expired = self.queue.take(limit, self.now)
         assert len(taken) <= limit
-        assert bool(taken) == bool(waited), "what waits in a free stream can be taken"
+        assert bool(taken) == bool(available), "frames of streams that are not busy can be taken"
         for item in taken:
-            assert item.stream not in self.working, "a busy stream is not taken"
+            assert item.stream not in self.busy, "a busy stream is not taken"
             assert item.expires_at >= self.now
         for item, reason in expired:
             assert item.expires_at < self.now
             assert reason is DropReason.EXPIRED
-            self.inside.remove(item)
+            self.queued.remove(item)
         for item in taken:
-            first = next(waiting for waiting in self.inside if waiting.stream == item.stream)
+            first = next(waiting for waiting in self.queued if waiting.stream == item.stream)
             assert item is first, "a stream's frames leave in order"
-            self.inside.remove(item)
-        self.working |= {item.stream for item in taken}
+            self.queued.remove(item)
+        self.busy |= {item.stream for item in taken}
 
     @rule(streams=st.sets(st.sampled_from("abcde")))
     def release(self, streams: set[str]) -> None:
         self.queue.release(streams)
-        self.working -= streams
+        self.busy -= streams
 
     @rule(seconds=st.integers(0, 15))
     def wait(self, seconds: int) -> None:
@@ -336,33 +338,33 @@ class EverythingIsAccountedFor(RuleBasedStateMachine):
         for item, reason in self.queue.expire(self.now):
             assert item.expires_at < self.now
             assert reason is DropReason.EXPIRED
-            self.inside.remove(item)
-        assert all(item.expires_at >= self.now for item in self.inside)
+            self.queued.remove(item)
+        assert all(item.expires_at >= self.now for item in self.queued)
 
     @rule()
     def drain(self) -> None:
-        assert {item.number for item in self.queue.drain()} == {item.number for item in self.inside}
-        self.inside.clear()
+        assert {item.number for item in self.queue.drain()} == {item.number for item in self.queued}
+        self.queued.clear()
 
     @invariant()
-    def counts_are_true(self) -> None:
-        assert len(self.queue) == len(self.inside)
-        assert self.queue.bytes == sum(item.size for item in self.inside)
-        assert self.queue.has_ready == any(item.stream not in self.working for item in self.inside)
+    def counts_are_correct(self) -> None:
+        assert len(self.queue) == len(self.queued)
+        assert self.queue.bytes == sum(item.size for item in self.queued)
+        assert self.queue.has_ready == any(item.stream not in self.busy for item in self.queued)
         streams = self.queue._streams
         assert all(stream.bytes == sum(item.size for item in stream.items) for stream in streams.values())
         idle = {name: stream for name, stream in streams.items() if not stream.busy}
         assert all(stream.items and stream.listed for stream in idle.values())
         assert sorted(self.queue._ready) == sorted(idle)
-        assert {name for name, stream in streams.items() if stream.busy} == self.working & streams.keys()
+        assert {name for name, stream in streams.items() if stream.busy} == self.busy & streams.keys()
 
     @invariant()
-    def bounds_hold_for_what_may_be_shed(self) -> None:
-        durable = [item for item in self.inside if item.durable]
+    def limits_hold_without_durable_frames(self) -> None:
+        durable = [item for item in self.queued if item.durable]
         if not durable:
-            assert len(self.inside) <= self.limits.max_frames
+            assert len(self.queued) <= self.limits.max_frames
             assert self.queue.bytes <= self.limits.max_bytes
-            for stream, count in Counter(item.stream for item in self.inside).items():
+            for stream, count in Counter(item.stream for item in self.queued).items():
                 assert count <= self.limits.max_frames_per_stream, stream
 
 
@@ -374,8 +376,8 @@ def ten_ms_each(items: int) -> float:
     return items * 0.010
 
 
-def test_no_more_is_taken_than_can_be_done_in_time() -> None:
-    """Five frames of 10 ms each do not fit into 35 ms; three do, and the others may still make it next time."""
+def test_no_more_is_taken_than_can_finish_in_time() -> None:
+    """Of five frames of 10 ms each, three fit into 35 ms; the others wait for the next list."""
     waiting = queue()
     fill(waiting, *(Item(f"s{number}", number, expires_at=0.035) for number in range(5)))
 
@@ -386,7 +388,7 @@ def test_no_more_is_taken_than_can_be_done_in_time() -> None:
     assert [item.number for item in waiting.take(10, 0.010, ten_ms_each)[0]] == [3, 4]
 
 
-def test_what_would_come_too_late_even_alone_is_dropped_as_late() -> None:
+def test_a_frame_that_would_be_late_even_alone_is_shed_as_late() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0, expires_at=0.005), Item("b", 1, expires_at=0.050))
 
@@ -396,7 +398,7 @@ def test_what_would_come_too_late_even_alone_is_dropped_as_late() -> None:
     assert [(item.number, reason) for item, reason in shed] == [(0, DropReason.LATE)]
 
 
-def test_what_is_done_just_in_time_is_taken_and_what_has_no_time_left_is_late() -> None:
+def test_a_frame_that_finishes_exactly_in_time_is_taken() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0, expires_at=5.0), Item("b", 1, expires_at=5.5), Item("c", 2, expires_at=6.0))
 
@@ -406,7 +408,7 @@ def test_what_is_done_just_in_time_is_taken_and_what_has_no_time_left_is_late() 
     assert [(item.number, reason) for item, reason in shed] == [(0, DropReason.LATE)]
 
 
-def test_what_could_not_make_it_alone_is_late_although_others_were_taken() -> None:
+def test_a_frame_that_would_be_late_alone_is_shed_even_if_others_were_taken() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0, expires_at=9.0), Item("b", 1, expires_at=5.4), Item("c", 2, expires_at=9.0))
 
@@ -416,7 +418,7 @@ def test_what_could_not_make_it_alone_is_late_although_others_were_taken() -> No
     assert [(item.number, reason) for item, reason in shed] == [(1, DropReason.LATE)]
 
 
-def test_what_can_just_make_it_alone_waits_for_the_next_list() -> None:
+def test_a_frame_that_is_in_time_only_alone_waits_for_the_next_list() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0, expires_at=9.0), Item("b", 1, expires_at=5.5), Item("c", 2, expires_at=9.0))
 
@@ -425,11 +427,11 @@ def test_what_can_just_make_it_alone_waits_for_the_next_list() -> None:
     assert ([item.number for item in taken], shed) == ([0], [])
     assert (len(waiting), waiting.bytes) == (2, 200)
     fill(waiting, Item("b", 3, expires_at=9.0))
-    assert waiting.ready == 2, "each stream stands once among those that are ready"
+    assert waiting.ready == 2, "each stream is ready once"
     assert [item.number for item in waiting.take(10, 5.0, lambda items: items * 0.5)[0]] == [1, 2, 3]
 
 
-def test_a_frame_put_off_keeps_its_place_in_its_stream() -> None:
+def test_a_postponed_frame_keeps_its_place_in_its_stream() -> None:
     waiting = queue()
     fill(waiting, Item("a", 0, expires_at=0.011), Item("a", 1, expires_at=0.015), Item("b", 2, expires_at=1.0))
 

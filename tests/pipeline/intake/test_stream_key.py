@@ -1,4 +1,4 @@
-"""Which stream a message belongs to, as the pipeline's `stream:` says."""
+"""The stream key: assigns messages to streams as `stream:` configures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hedgerow.pipeline.intake.stream_key import StreamKey
 from hedgerow.wire.codec import ENVELOPE, pack_envelope
 
 
-def test_an_envelope_is_one_however_its_type_is_written() -> None:
+def test_an_envelope_is_recognised_whatever_the_case_and_parameters_of_its_type() -> None:
     packed = pack_envelope(b"x", content_type="text/csv", stream="cam-2")
 
     assert StreamKey(config())(message(packed, content_type=f"{ENVELOPE.upper()}; v=1")) == "cam-2"
@@ -35,7 +35,7 @@ def test_an_envelope_is_one_however_its_type_is_written() -> None:
         ),
     ],
 )
-def test_streams_are_told_apart_as_configured(stream: dict[str, Any], received: Message, key: str) -> None:
+def test_streams_are_identified_as_configured(stream: dict[str, Any], received: Message, key: str) -> None:
     assert StreamKey(config(stream=stream))(received) == key
 
 
@@ -62,7 +62,7 @@ def test_streams_are_told_apart_as_configured(stream: dict[str, Any], received: 
         ),
     ],
 )
-def test_a_frame_of_no_stream_is_a_bad_frame(stream: dict[str, Any], received: Message, code: str) -> None:
+def test_a_message_without_a_stream_is_a_frame_error(stream: dict[str, Any], received: Message, code: str) -> None:
     with pytest.raises(FrameError) as caught:
         StreamKey(config(stream=stream))(received)
 

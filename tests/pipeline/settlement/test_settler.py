@@ -1,4 +1,4 @@
-"""Where frames end: published, dead-lettered or dropped, counted once, acknowledged when it is safe."""
+"""The settler: publishes, dead-letters or drops each frame, counts it once and acknowledges it when that is safe."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hedgerow.telemetry.tally import Tally
 TOPIC = "results"
 
 
-class Link:
-    """A client that keeps what it is given; the test answers for the broker."""
+class FakeLink:
+    """Records what is published; the test plays the broker."""
 
     def __init__(self) -> None:
         self.outstanding = 0
@@ -46,35 +46,35 @@ class Link:
         return [(topic, payload) for topic, payload, _, _ in self.sent]
 
 
-class Store:
-    """An outbox that is told by the test when something is safe."""
+class FakeOutbox:
+    """An outbox whose appends the test completes."""
 
     max_record_bytes = 1 << 40
 
     def __init__(self) -> None:
         self.waiting: list[Any] = []
-        self.known: set[int] = set()
+        self.stored: set[int] = set()
 
     def has_stored(self, origin: int) -> bool:
-        return origin in self.known
+        return origin in self.stored
 
     def append(self, records: Sequence[Record], origins: Sequence[int], done: Any) -> None:
-        self.known.update(origins)
+        self.stored.update(origins)
         self.waiting.append(done)
 
 
 class Bench:
     """A settler between two links."""
 
-    def __init__(self, *, qos: int = 1, outbox: Store | None = None) -> None:
-        self.source, self.sink, self.tally = Link(), Link(), Tally()
+    def __init__(self, *, qos: int = 1, outbox: FakeOutbox | None = None) -> None:
+        self.source, self.sink, self.tally = FakeLink(), FakeLink(), Tally()
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.woken = 0
+        self.wakes = 0
         self.built: Any = SimpleNamespace(
             name="doors",
             encoder=SimpleNamespace(topic=TOPIC, dead_topic="dead"),
             config=SimpleNamespace(publish=SimpleNamespace(qos=qos, priority=0, ttl_s=None)),
-            bury=lambda delivery, error: Settlement(delivery, dead=encoded(b"letter"), reason=error.code),
+            dead_letter=lambda delivery, error: Settlement(delivery, dead=encoded(b"letter"), reason=error.code),
         )
         self.settler = Settler(
             self.source,  # type: ignore[arg-type]
@@ -86,9 +86,9 @@ class Bench:
         )
 
     def _wake(self) -> None:
-        self.woken += 1
+        self.wakes += 1
 
-    def came(self, number: int = 1, *, qos: int = 1, sender_id: bool = False) -> Delivery:
+    def receive(self, number: int = 1, *, qos: int = 1, sender_id: bool = False) -> Delivery:
         properties = b"\x26\x00\x02id\x00\x01%d" % number if sender_id else b""
         message = Message("in", b"frame", qos << 1, number if qos else 0, time.monotonic() - 1.0, properties)
         delivery = Delivery(message, "in", number, None)
@@ -99,7 +99,7 @@ class Bench:
     def settle(self, *settlements: Settlement) -> None:
         self.settler.settle(self.built, settlements)
 
-    def publishes(self, delivery: Delivery, *payloads: bytes) -> None:
+    def publish_results(self, delivery: Delivery, *payloads: bytes) -> None:
         self.settle(Settlement(delivery, results=[encoded(payload) for payload in payloads or [b"result"]]))
 
     @property
@@ -114,70 +114,70 @@ def encoded(payload: bytes = b"result", properties: bytes = b"") -> Encoded:
 
 
 @pytest.fixture(autouse=True)
-def _still(monkeypatch: pytest.MonkeyPatch) -> None:
+def _frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: 100.0)
 
 
-def test_a_frame_is_done_with_when_the_broker_has_accepted_its_last_result() -> None:
+def test_a_frame_is_acknowledged_when_the_broker_has_accepted_its_last_result() -> None:
     bench = Bench()
-    delivery = bench.came()
-    bench.publishes(delivery, b"1", b"2")
+    delivery = bench.receive()
+    bench.publish_results(delivery, b"1", b"2")
     (*_, first), (*_, second) = bench.sink.sent
 
     assert bench.sink.payloads == [(TOPIC, b"1"), (TOPIC, b"2")]
     first(None)
-    assert (bench.counts, bench.source.acked, bench.woken) == ((0, {}, {}, 1), [], 0)
+    assert (bench.counts, bench.source.acked, bench.wakes) == ((0, {}, {}, 1), [], 0)
     second(None)
-    assert (bench.counts, bench.source.acked, bench.woken) == ((1, {}, {}, 0), [delivery.message], 1)
+    assert (bench.counts, bench.source.acked, bench.wakes) == ((1, {}, {}, 0), [delivery.message], 1)
     assert (bench.tally.results, bench.tally.latency.quantile(1.0)) == (2, 1.0)
 
 
-def test_an_answer_that_comes_twice_counts_once() -> None:
+def test_a_duplicate_acknowledgement_counts_once() -> None:
     bench = Bench()
-    bench.publishes(bench.came(), b"1")
+    bench.publish_results(bench.receive(), b"1")
     done = bench.sink.sent[0][3]
     done(None)
     done(None)
 
-    assert (bench.counts, bench.woken) == ((1, {}, {}, 0), 1)
+    assert (bench.counts, bench.wakes) == ((1, {}, {}, 0), 1)
 
 
-def test_results_of_qos_0_are_done_with_once_they_are_sent() -> None:
+def test_a_frame_with_qos_0_results_is_settled_once_they_are_sent() -> None:
     bench = Bench(qos=0)
-    delivery = bench.came(qos=0)
-    bench.publishes(delivery, b"1", b"2")
+    delivery = bench.receive(qos=0)
+    bench.publish_results(delivery, b"1", b"2")
 
     assert [(qos, done) for _, _, qos, done in bench.sink.sent] == [(0, None), (0, None)]
-    assert (bench.counts, bench.source.acked) == ((1, {}, {}, 0), []), "a frame of QoS 0 has no acknowledgement"
+    assert (bench.counts, bench.source.acked) == ((1, {}, {}, 0), []), "QoS 0 frames are not acknowledged"
     assert bench.tally.results == 2
 
 
-def test_results_of_qos_0_are_dropped_while_the_broker_is_away() -> None:
+def test_qos_0_results_are_dropped_while_the_broker_is_disconnected() -> None:
     bench = Bench(qos=0)
     bench.sink.connected = False
-    bench.publishes(bench.came())
+    bench.publish_results(bench.receive())
     assert (bench.counts, bench.sink.sent) == ((0, {"broker-away": 1}, {}, 0), [])
 
     bench = Bench(qos=1)
     bench.sink.connected = False
-    bench.publishes(bench.came())
-    assert (bench.counts, bench.sink.payloads) == ((0, {}, {}, 1), [(TOPIC, b"result")]), "with QoS 1 they wait"
+    bench.publish_results(bench.receive())
+    assert (bench.counts, bench.sink.payloads) == ((0, {}, {}, 1), [(TOPIC, b"result")]), "QoS 1 results wait"
 
 
 @pytest.mark.parametrize(("room", "topic"), [(0, TOPIC), (-1, "dead")])
-def test_a_result_of_qos_0_that_no_packet_can_hold_becomes_a_dead_letter(room: int, topic: str) -> None:
-    """Topic, payload, properties, and at most sixteen bytes around them."""
+def test_a_qos_0_result_larger_than_the_maximum_packet_is_dead_lettered(room: int, topic: str) -> None:
+    """A packet has topic, payload, properties, and at most 16 bytes more."""
     bench = Bench(qos=0)
     bench.sink.max_packet_bytes = len(TOPIC) + 100 + 10 + 16 + room
-    bench.settle(Settlement(bench.came(qos=0), results=[encoded(), encoded(bytes(100), bytes(10))]))
+    bench.settle(Settlement(bench.receive(qos=0), results=[encoded(), encoded(bytes(100), bytes(10))]))
 
     assert bench.sink.sent[0][0] == topic
     assert [kind for kind, _ in bench.events] == ["result-refused"] * (topic == "dead")
 
 
-def test_a_result_that_is_refused_makes_its_frame_a_dead_letter_whatever_becomes_of_the_others() -> None:
+def test_one_refused_result_dead_letters_its_frame_whatever_happens_to_the_others() -> None:
     bench = Bench()
-    bench.publishes(bench.came(), b"1", b"2", b"3")
+    bench.publish_results(bench.receive(), b"1", b"2", b"3")
     first, second, third = (done for *_, done in bench.sink.sent)
 
     first(None)
@@ -185,32 +185,32 @@ def test_a_result_that_is_refused_makes_its_frame_a_dead_letter_whatever_becomes
     third(None)
     third(ValueError("again"))
     assert bench.sink.payloads[3:] == [("dead", b"letter")]
-    assert bench.events == [("result-refused", {"error": "no quota", "remedy": "Look at the broker's log."})]
-    assert bench.counts == (0, {}, {}, 1), "until the dead letter is safe"
+    assert bench.events == [("result-refused", {"error": "no quota", "remedy": "Check the broker's log."})]
+    assert bench.counts == (0, {}, {}, 1), "in flight until the dead letter is accepted"
     bench.sink.sent[3][3](None)
     assert bench.counts == (0, {}, {BusError.code: 1}, 0)
 
 
-def test_a_result_that_cannot_be_sent_at_all_makes_its_frame_a_dead_letter() -> None:
+def test_a_result_that_cannot_be_sent_dead_letters_its_frame() -> None:
     bench = Bench()
     bench.sink.refuses = b"2"
-    bench.publishes(bench.came(), b"1", b"2", b"3")
+    bench.publish_results(bench.receive(), b"1", b"2", b"3")
     first, letter = (done for *_, done in bench.sink.sent)
 
     assert bench.sink.payloads == [(TOPIC, b"1"), ("dead", b"letter")]
     assert bench.events == [("result-refused", {"error": "too large", "remedy": "less"})]
     first(None)
     first(ValueError("refused after all"))
-    assert bench.counts == (0, {}, {}, 1), "what becomes of the other parts changes nothing"
+    assert bench.counts == (0, {}, {}, 1), "the other results change nothing"
     assert len(bench.sink.sent) == 2
     letter(None)
     assert bench.counts == (0, {}, {BusError.code: 1}, 0)
 
 
-def test_while_the_links_are_being_closed_nothing_is_a_refusal() -> None:
+def test_failed_publishes_are_not_reported_as_refused_while_the_links_close() -> None:
     bench = Bench()
-    bench.publishes(bench.came(1))
-    bench.settle(Settlement(bench.came(2), dead=encoded(b"letter"), reason="bad"))
+    bench.publish_results(bench.receive(1))
+    bench.settle(Settlement(bench.receive(2), dead=encoded(b"letter"), reason="bad"))
     bench.settler.closing = True
     for *_, done in bench.sink.sent:
         done(BusError("closed", remedy=""))
@@ -218,12 +218,12 @@ def test_while_the_links_are_being_closed_nothing_is_a_refusal() -> None:
     assert (bench.counts, bench.events, len(bench.sink.sent)) == ((0, {}, {}, 2), [], 2)
     for *_, done in bench.sink.sent:
         done(None)
-    assert bench.counts == (1, {}, {"bad": 1}, 0), "what the broker still accepts counts"
+    assert bench.counts == (1, {}, {"bad": 1}, 0), "results still accepted while closing are counted"
 
 
-def test_a_dead_letter_counts_when_the_broker_has_it_and_its_frame_is_acknowledged() -> None:
+def test_a_dead_letter_is_counted_and_its_frame_acknowledged_when_the_broker_accepts_it() -> None:
     bench = Bench()
-    delivery = bench.came()
+    delivery = bench.receive()
     bench.settle(Settlement(delivery, dead=encoded(b"letter"), reason="bad-frame"))
     (topic, _, qos, done) = bench.sink.sent[0]
 
@@ -231,12 +231,12 @@ def test_a_dead_letter_counts_when_the_broker_has_it_and_its_frame_is_acknowledg
     done(None)
     done(None)
     assert (bench.counts, bench.source.acked) == ((0, {}, {"bad-frame": 1}, 0), [delivery.message])
-    assert (bench.events, bench.woken) == ([], 1)
+    assert (bench.events, bench.wakes) == ([], 1)
 
 
-def test_a_dead_letter_that_is_refused_is_told_of_and_counts() -> None:
+def test_a_refused_dead_letter_is_reported_and_counted() -> None:
     bench = Bench()
-    bench.settler.bury(bench.built, bench.came(), FrameError("torn", code="torn"))
+    bench.settler.dead_letter(bench.built, bench.receive(), FrameError("torn", code="torn"))
     bench.sink.sent[0][3](BusError("not authorised", remedy=""))
 
     assert bench.counts == (0, {}, {"torn": 1}, 0)
@@ -244,60 +244,60 @@ def test_a_dead_letter_that_is_refused_is_told_of_and_counts() -> None:
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-def test_with_the_broker_full_only_what_cannot_be_sent_again_is_dropped(qos: int) -> None:
+def test_when_full_only_bad_qos_0_frames_are_dropped(qos: int) -> None:
     bench = Bench()
     bench.sink.outstanding = 2048
-    delivery = bench.came(qos=qos)
+    delivery = bench.receive(qos=qos)
     bench.settle(Settlement(delivery, dead=encoded(b"letter"), reason="bad"))
 
     assert bench.sink.payloads == ([("dead", b"letter")] if qos else [])
     assert bench.counts == ((0, {}, {}, 1) if qos else (0, {"broker-away": 1}, {}, 0))
 
 
-def test_with_room_a_bad_frame_of_qos_0_has_a_dead_letter_too() -> None:
+def test_a_bad_qos_0_frame_is_dead_lettered_when_not_full() -> None:
     bench = Bench()
-    bench.settle(Settlement(bench.came(qos=0), dead=encoded(b"letter"), reason="bad"))
+    bench.settle(Settlement(bench.receive(qos=0), dead=encoded(b"letter"), reason="bad"))
 
     assert bench.sink.payloads == [("dead", b"letter")]
 
 
-def test_a_frame_that_is_dropped_is_acknowledged_and_counts_by_its_reason() -> None:
+def test_a_dropped_frame_is_acknowledged_and_counted_by_its_reason() -> None:
     bench = Bench()
-    one, other = bench.came(1), bench.came(2)
+    one, other = bench.receive(1), bench.receive(2)
     bench.settle(Settlement(one, dropped="too-dark"), Settlement(other))
 
     assert bench.counts == (0, {"too-dark": 1, "dropped": 1}, {}, 0)
     assert bench.source.acked == [one.message, other.message]
 
 
-def test_what_was_given_up_is_not_settled_again_and_its_neighbours_are() -> None:
+def test_a_frame_dropped_at_shutdown_is_not_settled_again() -> None:
     bench = Bench()
-    gone, here = bench.came(1), bench.came(2)
-    bench.settler.drop(gone, "shutdown")
-    bench.settle(Settlement(gone, dropped="late"), Settlement(here, dropped="late"))
+    dropped, other = bench.receive(1), bench.receive(2)
+    bench.settler.drop(dropped, "shutdown")
+    bench.settle(Settlement(dropped, dropped="late"), Settlement(other, dropped="late"))
 
     assert bench.counts == (0, {"shutdown": 1, "late": 1}, {}, 0)
 
 
-def test_giving_up_leaves_durable_frames_to_the_broker() -> None:
-    """Which sends them again to whoever comes next; those of QoS 0 are lost, and counted as lost."""
-    bench = Bench(outbox=Store())
-    bench.came(1)
-    fleeting = bench.came(2, qos=0)
-    bench.settler.give_up()
+def test_dropping_held_frames_returns_durable_ones_to_the_broker() -> None:
+    """It redelivers them; QoS 0 frames are lost and counted as such."""
+    bench = Bench(outbox=FakeOutbox())
+    bench.receive(1)
+    qos0 = bench.receive(2, qos=0)
+    bench.settler.drop_held()
 
     assert bench.counts == (0, {"returned-to-broker": 1, "shutdown": 1}, {}, 0)
-    assert bench.source.acked == [fleeting.message]
+    assert bench.source.acked == [qos0.message]
 
 
-async def test_giving_up_ends_the_tries_to_store(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dropping_held_frames_ends_retries_to_store(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     call_later = loop.call_later
     monkeypatch.setattr(loop, "call_later", lambda _, *call: call_later(0, *call))
-    bench = Bench(outbox=(outbox := Store()))
-    bench.publishes(bench.came())
+    bench = Bench(outbox=(outbox := FakeOutbox()))
+    bench.publish_results(bench.receive())
     outbox.waiting[0](OutboxError("disk full", remedy="", code="outbox-full"))
-    bench.settler.give_up()
+    bench.settler.drop_held()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
 
@@ -309,17 +309,17 @@ async def test_giving_up_ends_the_tries_to_store(monkeypatch: pytest.MonkeyPatch
     ("outstanding", "in_bytes", "full"),
     [(0, 0, False), (2047, (64 << 20) - 1, False), (2048, 0, True), (0, 64 << 20, True)],
 )
-def test_it_is_full_with_so_many_results_or_so_many_bytes_that_the_broker_has_yet_to_accept(
+def test_it_is_full_at_the_limit_of_results_or_bytes_not_yet_accepted_by_the_broker(
     outstanding: int, in_bytes: int, full: bool
 ) -> None:
-    for outbox in (None, Store()):
+    for outbox in (None, FakeOutbox()):
         bench = Bench(outbox=outbox)
         bench.sink.outstanding, bench.sink.outstanding_bytes = outstanding, in_bytes
 
         assert bench.settler.full is full
 
 
-_AROUND = Record("doors", TOPIC, b"", b"", 0, 0.0, None).size
+_OVERHEAD = Record("doors", TOPIC, b"", b"", 0, 0.0, None).size
 
 
 @pytest.mark.parametrize(
@@ -327,68 +327,70 @@ _AROUND = Record("doors", TOPIC, b"", b"", 0, 0.0, None).size
     [
         ([b""] * 2047, False),
         ([b""] * 2048, True),
-        ([bytes((64 << 20) - _AROUND - 1)], False),
-        ([bytes((64 << 20) - _AROUND)], True),
+        ([bytes((64 << 20) - _OVERHEAD - 1)], False),
+        ([bytes((64 << 20) - _OVERHEAD)], True),
     ],
     ids=["2047", "2048", "a byte less than 64 MiB", "64 MiB"],
 )
-def test_it_is_full_with_as_much_that_the_outbox_has_yet_to_store(payloads: list[bytes], full: bool) -> None:
-    bench = Bench(outbox=(outbox := Store()))
-    bench.publishes(bench.came(), *payloads)
+def test_it_is_full_at_the_limit_of_results_or_bytes_not_yet_stored_in_the_outbox(
+    payloads: list[bytes], full: bool
+) -> None:
+    bench = Bench(outbox=(outbox := FakeOutbox()))
+    bench.publish_results(bench.receive(), *payloads)
 
     assert bench.settler.full is full
     outbox.waiting[0](None)
     assert not bench.settler.full
 
 
-def test_durable_results_are_safe_once_they_are_stored() -> None:
-    bench = Bench(outbox=(outbox := Store()))
+def test_a_durable_frame_is_acknowledged_once_its_results_are_stored() -> None:
+    bench = Bench(outbox=(outbox := FakeOutbox()))
     assert not bench.settler.storing
-    delivery = bench.came()
-    bench.publishes(delivery, b"1")
+    delivery = bench.receive()
+    bench.publish_results(delivery, b"1")
 
     assert bench.settler.storing
     assert (bench.counts, bench.sink.sent, bench.source.acked) == ((0, {}, {}, 1), [], [])
     outbox.waiting[0](None)
     assert not bench.settler.storing
-    assert (bench.counts, bench.woken, bench.source.acked) == ((1, {}, {}, 0), 1, [delivery.message])
+    assert (bench.counts, bench.wakes, bench.source.acked) == ((1, {}, {}, 0), 1, [delivery.message])
 
 
-def test_results_of_a_frame_that_was_given_up_meanwhile_do_not_count() -> None:
-    bench = Bench(outbox=(outbox := Store()))
-    gone, here = bench.came(1), bench.came(2)
-    bench.settle(Settlement(gone, results=[encoded()]), Settlement(here, results=[encoded()]))
-    bench.settler.drop(gone, "returned-to-broker")
+def test_stored_results_of_a_frame_dropped_meanwhile_are_not_counted() -> None:
+    bench = Bench(outbox=(outbox := FakeOutbox()))
+    dropped, other = bench.receive(1), bench.receive(2)
+    bench.settle(Settlement(dropped, results=[encoded()]), Settlement(other, results=[encoded()]))
+    bench.settler.drop(dropped, "returned-to-broker")
     outbox.waiting[0](None)
 
     assert bench.counts == (1, {"returned-to-broker": 1}, {}, 0)
 
 
-def test_a_frame_that_comes_again_though_its_results_are_stored_is_dropped() -> None:
-    bench = Bench(outbox=Store())
-    bench.publishes(bench.came(1, sender_id=True))
-    bench.publishes(bench.came(1, sender_id=True))
+def test_a_redelivered_frame_whose_results_are_stored_is_dropped() -> None:
+    bench = Bench(outbox=FakeOutbox())
+    bench.publish_results(bench.receive(1, sender_id=True))
+    bench.publish_results(bench.receive(1, sender_id=True))
 
     assert bench.counts == (0, {"duplicate": 1}, {}, 1)
 
 
-def test_results_too_large_for_the_outbox_make_their_frame_a_dead_letter() -> None:
-    outbox = Store()
+def test_results_too_large_for_the_outbox_dead_letter_their_frame() -> None:
+    outbox = FakeOutbox()
     outbox.max_record_bytes = 10
     bench = Bench(outbox=outbox)
-    bench.publishes(bench.came())
+    bench.publish_results(bench.receive())
 
     assert bench.sink.payloads == [("dead", b"letter")]
     assert [kind for kind, _ in bench.events] == ["result-refused"]
 
 
-@pytest.mark.parametrize("given_up", [False, True])
-def test_a_frame_of_qos_0_is_dropped_once_where_its_results_cannot_be_stored(*, given_up: bool) -> None:
-    bench = Bench(outbox=(outbox := Store()))
-    delivery = bench.came(qos=0)
-    bench.publishes(delivery)
-    if given_up:
+@pytest.mark.parametrize("already_dropped", [False, True])
+def test_a_qos_0_frame_whose_results_cannot_be_stored_is_dropped_once(*, already_dropped: bool) -> None:
+    bench = Bench(outbox=(outbox := FakeOutbox()))
+    delivery = bench.receive(qos=0)
+    bench.publish_results(delivery)
+    if already_dropped:
         bench.settler.drop(delivery, "shutdown")
     outbox.waiting[0](OutboxError("disk full", remedy="", code="outbox-full"))
 
-    assert bench.counts == (0, {"shutdown" if given_up else "outbox": 1}, {}, 0)
+    assert bench.counts == (0, {"shutdown" if already_dropped else "outbox": 1}, {}, 0)

@@ -1,4 +1,4 @@
-"""Stages in processes of their own: the same results, and a crash that costs one frame."""
+"""Worker processes: the same results as in the node, and a crash that costs one frame."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hedgerow import Drop, FrameError, Stage, StageConfig
 
 
 class Doomed(Stage[StageConfig]):
-    """Brings its process down before there is a frame."""
+    """Ends its process during setup."""
 
     def setup(self, context):
         os._exit(12)
@@ -41,41 +41,41 @@ class Limits(StageConfig):
 
 
 class Limited(Stage[Limits]):
-    """Says how it was made."""
+    """Returns its configuration and environment."""
 
     def process(self, frame):
         return frame.with_result({"most": str(self.config.most), "environment": dict(os.environ)})
 
 
-class Treat(Stage[StageConfig]):
-    """Does what a payload says: crash, drop, die, or count its stream's frames."""
+class Scripted(Stage[StageConfig]):
+    """Does what the payload says: crash, drop, fail, or count the frames of its stream."""
 
     def setup(self, context):
         self.seen = context.per_stream(list)
 
     def process(self, frame):
-        word = bytes(frame.payload).decode()
-        if word == "crash":
+        action = bytes(frame.payload).decode()
+        if action == "crash":
             os._exit(11)
-        if word == "drop":
-            return Drop("told-to")
-        if word == "die":
-            raise FrameError("told to", code="told-to-die")
-        self.seen[frame.stream].append(word)
+        if action == "drop":
+            return Drop("requested")
+        if action == "fail":
+            raise FrameError("requested", code="requested-failure")
+        self.seen[frame.stream].append(action)
         return frame.with_result({"pid": os.getpid(), "count": len(self.seen[frame.stream])})
 '''
 
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A plugin, installed where only this test and its workers look."""
+    """A plugin on a path that only this test and its workers have."""
     folder = tmp_path_factory.mktemp("plugin")
-    (folder / "treats.py").write_text(STAGES)
-    info = folder / "treats-1.0.dist-info"
+    (folder / "scripted_stages.py").write_text(STAGES)
+    info = folder / "scripted_stages-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: treats\nVersion: 1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scripted-stages\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[hedgerow.stages]\ntreat = treats:Treat\ndoomed = treats:Doomed\nlimited = treats:Limited\n"
+        "[hedgerow.stages]\nscripted = scripted_stages:Scripted\ndoomed = scripted_stages:Doomed\nlimited = scripted_stages:Limited\n"
     )
     sys.path.insert(0, str(folder))
     yield
@@ -83,11 +83,11 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def quiet(*_: Any) -> None:
-    """Takes events that a test does not look at."""
+    """Ignores events."""
 
 
 def config(**pipeline: Any) -> NodeConfig:
-    return NodeConfig.model_validate({"pipelines": {"p": {"subscribe": "a/#", "stages": ["treat"], **pipeline}}})
+    return NodeConfig.model_validate({"pipelines": {"p": {"subscribe": "a/#", "stages": ["scripted"], **pipeline}}})
 
 
 @pytest.fixture
@@ -102,102 +102,100 @@ def built(stages: None, events: list[tuple[str, dict[str, Any]]]) -> Iterator[Wo
     built.close()
 
 
-def deliveries(*words: str, stream: str = "a/1") -> list[Delivery]:
+def deliveries(*payloads: str, stream: str = "a/1") -> list[Delivery]:
     now = time.monotonic()
-    messages = [Message(stream, word.encode(), 2, number + 1, now) for number, word in enumerate(words)]
+    messages = [Message(stream, payload.encode(), 2, number + 1, now) for number, payload in enumerate(payloads)]
     return [Delivery(message, stream, number, None) for number, message in enumerate(messages)]
 
 
-def outcome(completed: Completed) -> list[Any]:
-    """Per settlement: the result, the reason for a drop, or the code of a death."""
+def outcomes(completed: Completed) -> list[Any]:
+    """The result, drop reason or error code of each settlement."""
     return [
         orjson.loads(each.results[0].payload)["result"] if each.results else each.dropped or each.reason
         for each in completed.settlements
     ]
 
 
-def test_a_worker_gives_what_the_node_itself_would_give(built: WorkerPipeline) -> None:
+def test_a_worker_gives_the_same_results_as_the_node(built: WorkerPipeline) -> None:
     local: BuiltPipeline = LocalPipeline(config(), "p", Path.cwd(), ModelPool(cores=1), 1, quiet)
-    given = deliveries("x", "drop", "die", "y")
+    batch = deliveries("x", "drop", "fail", "y")
 
-    there, here = built.run(given, 0), local.run(given, 0)
+    remote, inside = built.run(batch, 0), local.run(batch, 0)
 
-    (first, *_), (other, *_) = outcome(there), outcome(here)
+    (first, *_), (other, *_) = outcomes(remote), outcomes(inside)
     assert first["pid"] != other["pid"] == os.getpid()
-    assert [each if isinstance(each, str) else each["count"] for each in outcome(there)] == [
+    assert [each if isinstance(each, str) else each["count"] for each in outcomes(remote)] == [
         1,
-        "told-to",
-        "told-to-die",
+        "requested",
+        "requested-failure",
         2,
     ]
-    assert [each.delivery for each in there.settlements] == [each.delivery for each in here.settlements] == given
-    assert [name for name, _, _ in there.timings] == ["treat"]
-    assert there.snapshot is not None
-    assert there.snapshot.frame.payload == b"y"
+    assert [each.delivery for each in remote.settlements] == [each.delivery for each in inside.settlements] == batch
+    assert [name for name, _, _ in remote.timings] == ["scripted"]
+    assert remote.snapshot is not None
+    assert remote.snapshot.frame.payload == b"y"
     local.close()
 
 
-def test_each_lane_has_a_process_and_keeps_its_streams_state(built: WorkerPipeline) -> None:
-    one, two = (outcome(built.run(deliveries("x", stream=f"a/{lane}"), lane))[0] for lane in (0, 1))
-    again = outcome(built.run(deliveries("x", stream="a/0"), 0))[0]
+def test_each_lane_has_its_own_process_which_keeps_the_state_of_its_streams(built: WorkerPipeline) -> None:
+    one, two = (outcomes(built.run(deliveries("x", stream=f"a/{lane}"), lane))[0] for lane in (0, 1))
+    again = outcomes(built.run(deliveries("x", stream="a/0"), 0))[0]
 
     assert one["pid"] != two["pid"]
     assert (again["pid"], again["count"]) == (one["pid"], 2)
 
 
-def test_a_frame_that_crashes_its_worker_is_dead_lettered_and_its_neighbours_are_not(
+def test_only_the_frame_that_crashes_its_worker_is_dead_lettered(
     built: WorkerPipeline, events: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    """The frame gets a second try, alone; the worker is started anew each time and reported."""
-    before = outcome(built.run(deliveries("x"), 0))[0]["pid"]
-    built.watch("model")
+    """The frame is retried alone; each crash restarts the worker and is reported."""
+    before = outcomes(built.run(deliveries("x"), 0))[0]["pid"]
+    built.observe("model")
 
-    words = outcome(built.run(deliveries("x", "crash", "y"), 0))
+    found = outcomes(built.run(deliveries("x", "crash", "y"), 0))
 
-    assert [each if isinstance(each, str) else "result" for each in words] == ["result", "worker-crashed", "result"]
-    assert words[0]["pid"] != before
+    assert [each if isinstance(each, str) else "result" for each in found] == ["result", "worker-crashed", "result"]
+    assert found[0]["pid"] != before
     assert [kind for kind, _ in events] == ["worker-crashed", "worker-crashed"]
     assert events[0][1]["code"] == 11
-    assert built.conduct() == Observations(frames=1, failures=1, crashes=2), "what is held against a version on trial"
-    built.watch(None)
-    assert built.conduct() == Observations()
+    assert built.observations() == Observations(frames=1, failures=1, crashes=2), "the canary analysis counts these"
+    built.observe(None)
+    assert built.observations() == Observations()
 
-    built.retired, given = True, deliveries("x", "crash", "y")
-    completed = built.run(given, 0)
-    assert (completed.settlements, completed.left) == ([], given), "the pipeline that took its place may do better"
+    built.retired, batch = True, deliveries("x", "crash", "y")
+    completed = built.run(batch, 0)
+    assert (completed.settlements, completed.not_run) == ([], batch), "the replacement runs them"
 
 
-def test_a_forgotten_stream_begins_anew(built: WorkerPipeline) -> None:
+def test_a_forgotten_stream_starts_with_new_state(built: WorkerPipeline) -> None:
     lane = hash("a/1") % 2
     built.run(deliveries("x", "y"), lane)
     built.forget("a/1")
 
-    assert outcome(built.run(deliveries("z"), lane))[0]["count"] == 1
+    assert outcomes(built.run(deliveries("z"), lane))[0]["count"] == 1
 
 
-def test_a_pipeline_that_cannot_be_built_says_so_as_it_would_in_the_node(stages: None) -> None:
-    broken = config(workers=1, stages=["treat", {"infer": {"model": "nobody"}}])
+def test_a_pipeline_that_cannot_be_built_raises_the_same_error_as_in_the_node(stages: None) -> None:
+    broken = config(workers=1, stages=["scripted", {"infer": {"model": "unknown"}}])
 
-    with pytest.raises(HedgerowError, match="No model 'nobody'") as raised:
+    with pytest.raises(HedgerowError, match="Model 'unknown' is not configured") as raised:
         WorkerPipeline(broken, "p", Path.cwd(), 1, quiet)
 
     assert raised.value.code == ConfigError.code
 
 
-def test_a_stage_that_brings_its_worker_down_in_setup_is_an_error_of_its_pipeline(stages: None) -> None:
-    """A native library may do so; were it no HedgerowError, it would end the node."""
-    with pytest.raises(HedgerowError, match="ended with code 12") as raised:
+def test_a_crash_during_setup_is_an_error_of_the_pipeline(stages: None) -> None:
+    """A native library can cause one; any error but a HedgerowError would end the node."""
+    with pytest.raises(HedgerowError, match="exited with status 12") as raised:
         WorkerPipeline(config(workers=2, stages=["doomed"]), "p", Path.cwd(), 2, quiet)
 
     assert raised.value.code == "worker-not-started"
 
 
-def test_a_worker_gets_the_configuration_the_node_has_and_no_secrets(
-    stages: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Infinity has no JSON; and the environment, which holds passwords, went into the configuration already."""
+def test_a_worker_gets_the_node_configuration_but_no_secrets(stages: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON has no infinity. The environment contains passwords, and its overrides are in the configuration already."""
     made = config(workers=1, stages=[{"limited": {"most": float("inf")}}])
-    monkeypatch.setenv("HEDGEROW_NODE__NAME", "another")
+    monkeypatch.setenv("HEDGEROW_NODE__NAME", "other")
     monkeypatch.setenv("HEDGEROW_BROKER__PASSWORD", "hush")
     built = WorkerPipeline(made, "p", Path.cwd(), 1, quiet)
 
@@ -210,7 +208,7 @@ def test_a_worker_gets_the_configuration_the_node_has_and_no_secrets(
     assert [name for name in body["result"]["environment"] if name.startswith("HEDGEROW_")] == []
 
 
-def test_what_workers_see_of_a_model_is_told_as_one(onnx_file: Callable[..., Path]) -> None:
+def test_model_counters_are_summed_over_workers(onnx_file: Callable[..., Path]) -> None:
     pool = ModelPool(cores=1)
     path = onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
     info = pool.acquire("door", ModelConfig(path=str(path)), Path()).info()

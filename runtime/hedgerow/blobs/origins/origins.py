@@ -18,7 +18,7 @@ from hedgerow.config import OriginSection
 from hedgerow.errors import HedgerowError
 from hedgerow.models.bundle.manifest import Chunk, File, digest_of
 from hedgerow.trust.documents import Documents
-from hedgerow.web import NotThere, Web
+from hedgerow.web import NotFound, WebClient
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class ModelOrigin(Protocol):
 
         Raises:
             ContentMissing: the origin does not have it.
-            SourceAway: the origin is unavailable.
+            OriginUnavailable: the origin is unavailable.
         """
         ...
 
@@ -57,8 +57,8 @@ class ModelOrigin(Protocol):
             path: in the repository: `targets/NAME/VERSION/HASH.manifest.json`.
             max_bytes: size limit; the content may exceed it by one piece.
         Raises:
-            NotThere: the origin does not have it.
-            SourceAway: the origin is unavailable.
+            NotFound: the origin does not have it.
+            OriginUnavailable: the origin is unavailable.
         """
         ...
 
@@ -66,7 +66,7 @@ class ModelOrigin(Protocol):
 class HttpsOrigin:
     """A web server that serves a repository's folder or a copy of it; chunks are at `blobs/sha256/ab/HEX`."""
 
-    def __init__(self, web: Web) -> None:
+    def __init__(self, web: WebClient) -> None:
         self._web = web
 
     @property
@@ -78,8 +78,8 @@ class HttpsOrigin:
         """See `ModelOrigin.fetch`."""
         name = hex_of(piece.chunk.digest)
         try:
-            return self._web.bring(f"/blobs/sha256/{name[:2]}/{name}", piece.chunk.size)
-        except NotThere as error:
+            return self._web.fetch(f"/blobs/sha256/{name[:2]}/{name}", piece.chunk.size)
+        except NotFound as error:
             raise _missing(self.url, piece.chunk.digest, "Copy the repository's folder there again.") from error
 
     def manifest(self, path: str, max_bytes: int) -> bytes:
@@ -90,15 +90,15 @@ class HttpsOrigin:
 class OciOrigin:
     """A repository in an OCI registry. Files and manifests are its blobs; a chunk is a range of a blob."""
 
-    def __init__(self, url: str, web: Web) -> None:
+    def __init__(self, url: str, web: WebClient) -> None:
         self.url = url
         self._web = web
 
     def fetch(self, piece: PlacedChunk) -> bytes:
         """See `ModelOrigin.fetch`."""
         try:
-            return self._web.bring(f"/blobs/{piece.file.digest}", piece.chunk.size, piece.offset)
-        except NotThere as error:
+            return self._web.fetch(f"/blobs/{piece.file.digest}", piece.chunk.size, piece.offset)
+        except NotFound as error:
             raise _missing(self.url, piece.file.digest, "Push the version there: `hedgerow model push`.") from error
 
     def manifest(self, path: str, max_bytes: int) -> bytes:
@@ -122,7 +122,7 @@ class OriginDocuments:
         for source in self._sources if manifest_hash(path) else ():
             try:
                 content = source.manifest(path, max_bytes)
-            except NotThere:
+            except NotFound:
                 continue
             except HedgerowError as error:
                 log.info("manifest-elsewhere", source=source.url, error=str(error))
@@ -149,11 +149,11 @@ def open_sources(sections: Sequence[OriginSection]) -> list[ModelOrigin]:
     return [_open(section) for section in sections]
 
 
-def web_client(section: OriginSection) -> Web:
+def web_client(section: OriginSection) -> WebClient:
     """Return the HTTP client for a mirror. Raises: ConfigError: its CA or credentials file cannot be read."""
     parts = urlsplit(section.url)
     base = section.url if parts.scheme == "https" else f"https://{parts.netloc}/v2{parts.path.rstrip('/')}"
-    return Web(base, ca_file=section.ca_file, credentials_file=section.credentials_file)
+    return WebClient(base, ca_file=section.ca_file, credentials_file=section.credentials_file)
 
 
 def placed_chunks(files: Sequence[File]) -> Mapping[str, PlacedChunk]:

@@ -18,7 +18,7 @@ import orjson
 
 from hedgerow.models.bundle.folder import Bundle
 from hedgerow.models.bundle.manifest import MANIFEST
-from hedgerow.web import Response, SourceAway, Web
+from hedgerow.web import OriginUnavailable, Response, WebClient
 
 _OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 MODEL: Final = "application/vnd.hedgerow.model"
@@ -46,7 +46,7 @@ class PushResult:
     bytes: int
 
 
-def push(bundle: Bundle, web: Web, progress: Callable[[int], None] = lambda _: None) -> PushResult:
+def push(bundle: Bundle, web: WebClient, progress: Callable[[int], None] = lambda _: None) -> PushResult:
     """Push a bundle to a registry.
 
     Args:
@@ -54,7 +54,7 @@ def push(bundle: Bundle, web: Web, progress: Callable[[int], None] = lambda _: N
         web: client of the registry's repository, from `origins.web_client`.
         progress: called with the bytes of each finished file.
     Raises:
-        SourceAway: the registry cannot be reached, or refuses.
+        OriginUnavailable: the registry cannot be reached, or refuses.
         BadBundle: a file does not match the manifest.
     """
     bundle.verify()
@@ -99,14 +99,14 @@ def tag_of(name: str, version: str) -> str:
     return re.sub(r"[^\w.-]", "_", f"{name}-{version}")[:128]
 
 
-def _has(web: Web, digest: str) -> bool:
+def _has(web: WebClient, digest: str) -> bool:
     with web.request("HEAD", f"/blobs/{digest}") as response:
         if response.status not in (200, 404):
             _expect(response, web.base, 200)
         return response.status == 200
 
 
-def _upload(web: Web, digest: str, size: int, content: IO[bytes]) -> None:
+def _upload(web: WebClient, digest: str, size: int, content: IO[bytes]) -> None:
     with web.request("POST", "/blobs/uploads/") as response:
         _expect(response, web.base, 202)
         place = urljoin(f"{web.base}/", response.headers.get("Location", ""))
@@ -124,7 +124,7 @@ def _expect(response: Response, base: str, status: int) -> None:
         why = f": {first['code']}: {first.get('message', '')}"
     except (ValueError, KeyError, TypeError):
         why = ""
-    raise SourceAway(
+    raise OriginUnavailable(
         f"{base} replied {response.status} {response.reason or ''}{why}",
         remedy="Check the repository's name, and that these credentials permit writing.",
     )

@@ -59,8 +59,8 @@ def record(
     try:
         died = None
         for number, frame in enumerate(_frames(sources, config.pipelines[which].content_type or "")):
-            for fate in chain.run([frame]).fates:
-                died = fate.error or died
+            for outcome in chain.run([frame]).outcomes:
+                died = outcome.error or died
             if progress is not None:
                 progress(f"Running the stages on frames: {number + 1:,}", len(noted) / most)
             if len(noted) >= most:

@@ -185,10 +185,10 @@ class Pipelines:
         }
         try:
             for name, built in swaps.items():
-                await self.runners[name].subscribe_also(built)
+                await self.runners[name].add_subscriptions(built)
         except BusError:
             for name, built in swaps.items():
-                await self.runners[name].unsubscribe_others(built)
+                await self.runners[name].undo_subscriptions(built)
             raise
 
     async def replace(self, name: str, built: BuiltPipeline) -> None:

@@ -49,17 +49,17 @@ class WorkerPipelines:
         self._observed = model
         self._previous.clear()
         for _, built in self._using():
-            built.watch(None)
+            built.observe(None)
         for _, built in self._using(model):
-            built.watch(model)
+            built.observe(model)
 
     def observations(self) -> list[tuple[Observations, Observations]]:
         """Return (previous version's, new version's) observations of each pipeline that changed to the new version."""
         pairs = []
         for pipeline, built in self._using(self._observed):
             if (before := self._previous.get(pipeline)) is not None:
-                built.watch(self._observed)  # a reload may have replaced the pipeline
-                pairs.append((before, built.conduct()))
+                built.observe(self._observed)  # a reload may have replaced the pipeline
+                pairs.append((before, built.observations()))
         return pairs
 
     async def activate(self, model: str) -> int:
@@ -77,14 +77,14 @@ class WorkerPipelines:
             try:
                 for pipeline, built in old.items():
                     if not self._pipelines.closing:
-                        fresh[pipeline] = await self._start_workers(pipeline, model, built.conduct())
+                        fresh[pipeline] = await self._start_workers(pipeline, model, built.observations())
                 async with self._pipelines.committing:
                     if self._pipelines.closing:
                         return 0
                     for pipeline in list(fresh):
                         built = fresh.pop(pipeline)
-                        self._previous[pipeline] = old[pipeline].conduct()
-                        built.watch(self._observed)
+                        self._previous[pipeline] = old[pipeline].observations()
+                        built.observe(self._observed)
                         await self._pipelines.replace(pipeline, built)
             finally:
                 for built in fresh.values():

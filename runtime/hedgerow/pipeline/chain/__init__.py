@@ -1,1 +1,1 @@
-"""The stages of a pipeline in a chain: built, run, and left alone while they fail."""
+"""The stages of a pipeline as a chain, with a circuit breaker for each."""

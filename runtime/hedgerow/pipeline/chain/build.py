@@ -1,4 +1,4 @@
-"""From a pipeline's configuration to a chain of stages that are set up and ready."""
+"""Builds a chain of stages from a pipeline's configuration."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ S = TypeVar("S")
 
 
 class PipelineContext:
-    """What the stages of one pipeline get to see of the node while they are set up.
+    """The `StageContext` of one pipeline's stages.
 
     Attributes:
-        pipeline: the pipeline's name.
-        slots: the models its stages asked for.
-        states: state by stream that its stages keep.
+        pipeline: name of the pipeline.
+        slots: models requested by its stages.
+        states: per-stream state of its stages.
     """
 
     def __init__(self, pipeline: str, models: Mapping[str, ModelConfig], base_dir: Path, pool: ModelPool) -> None:
@@ -35,15 +35,17 @@ class PipelineContext:
         self._pool = pool
 
     def model(self, name: str) -> Slot:
-        """The model of that name in the configuration, loaded and ready.
+        """Return the model configured under this name, loaded and ready.
 
-        Raises: ConfigError: it is not configured; ModelError: it cannot be loaded.
+        Raises:
+            ConfigError: the model is not configured.
+            ModelError: the model cannot be loaded.
         """
         config = self._models.get(name)
         if config is None:
             known = ", ".join(sorted(self._models)) or "none"
             raise ConfigError(
-                f"No model {name!r} in the configuration (there are: {known})",
+                f"Model {name!r} is not configured; configured models: {known}",
                 remedy=f"Add `models: {{{name}: {{path: …}}}}`.",
             )
         slot = self._pool.acquire(name, config, self._base_dir)
@@ -51,22 +53,22 @@ class PipelineContext:
         return slot
 
     def per_stream(self, factory: Callable[[], S]) -> PerStream[S]:
-        """State by stream, forgotten by the node when a stream falls silent."""
+        """Return per-stream state; when there are too many streams, the node discards the one silent for longest."""
         state = PerStream(factory)
         self.states.append(state)
         return state
 
     def path(self, path: Path) -> Path:
-        """A path from a stage's configuration; a relative one starts at the folder of the configuration's file."""
+        """Resolve a path from a stage's configuration, relative to the folder of the configuration file."""
         return self._base_dir / path
 
     def forget(self, stream: str) -> None:
-        """Forget what every stage keeps about a stream."""
+        """Discard the state of a stream in all stages."""
         for state in self.states:
             state.pop(stream, None)
 
     def release(self) -> None:
-        """Give the models back."""
+        """Release the models."""
         while self.slots:
             self._pool.release(self.slots.pop())
 
@@ -78,12 +80,14 @@ def _ignore(kind: str, detail: dict[str, Any]) -> None:
 def build_chain(
     stages: Sequence[StageEntry | tuple[str, Stage[Any]]], context: PipelineContext, on_event: EventSink = _ignore
 ) -> Chain:
-    """Make the stages, in order, and set each up.
+    """Create the stages in order and set each up.
 
     Args:
-        stages: entries of the configuration; or name and stage, for stages that are made already.
-    Raises: HedgerowError: a stage is missing, broken or wrongly configured, or a model cannot be loaded. What had been
-        set up is closed again.
+        stages: configuration entries; or a name and a stage that exists already.
+        context: what the stages see of the node.
+        on_event: called with events for operators.
+    Raises: HedgerowError: a stage is missing, broken or misconfigured, or a model cannot be loaded. Stages that were
+        set up before are closed.
     """
     steps: list[ChainStep] = []
     try:
@@ -98,7 +102,7 @@ def build_chain(
             except (Exception, SystemExit) as error:
                 raise PluginError(
                     f"Stage {name} cannot be set up: {type(error).__name__}: {error}",
-                    remedy=f"Mend its setup(); `hedgerow plugin show {name}` says who ships it.",
+                    remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
                 ) from error
             steps.append(ChainStep(name, stage, on_event))
     except BaseException:

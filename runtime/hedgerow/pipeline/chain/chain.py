@@ -1,8 +1,7 @@
-"""A chain of stages, run over lists of frames. Synchronous; knows nothing of brokers, threads or asyncio.
+"""Chain of stages that runs over lists of frames. Synchronous; knows nothing of brokers or asyncio.
 
-The law it keeps: every frame that goes in comes out with exactly one fate — results, dropped with a reason, or dead
-with an error. A frame that a stage made several of shares one fate: dead if any part failed, else results if any
-part gave one, else dropped.
+Invariant: every frame ends with exactly one outcome: results, dropped with a reason, or dead with an error. If a stage
+splits a frame, the parts share one outcome: dead if any part failed, else results if any part gave one, else dropped.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from typing import Any, Final
 
 from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Drop, Frame
-from hedgerow.pipeline.chain.circuit_breaker import Circuit
+from hedgerow.pipeline.chain.circuit_breaker import CircuitBreaker
 from hedgerow.stage import Outcome, Stage
 
 ABSORBED: Final = "absorbed"
-"""Drop reason of a frame that a stage took in and gave nothing out for, e.g. samples of a window not yet full."""
+"""Drop reason of a frame for which a stage returned nothing, e.g. samples of a window that is not full yet."""
 
 
 class StageFailed(HedgerowError):
-    """A stage raised something that is not a FrameError: a bug in the stage."""
+    """A stage raised something other than FrameError: a bug in the stage."""
 
     code = "stage-failed"
 
     def __init__(self, stage: str, cause: Exception) -> None:
         super().__init__(
             f"Stage {stage} raised {type(cause).__name__}: {_text(cause)}",
-            remedy=f"Mend the stage; `hedgerow plugin show {stage}` says who ships it. The dead letter carries the frame.",
+            remedy=f"Fix the stage; `hedgerow plugin show {stage}` names the package. The dead letter contains the frame.",
         )
         self.__cause__ = cause
 
@@ -39,31 +38,31 @@ class StageFailed(HedgerowError):
 def _text(error: Exception) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - an author's error may raise anything
-        return "(its message cannot be made)"
+    except Exception:  # noqa: BLE001 - a plugin's error may raise anything
+        return "(its message cannot be formatted)"
 
 
 class CircuitOpen(HedgerowError):
-    """A stage keeps failing and is not called for a while."""
+    """A stage keeps failing, so its circuit breaker is open."""
 
     code = "circuit-open"
 
     def __init__(self, stage: str, failures: int) -> None:
         super().__init__(
-            f"Stage {stage} failed {failures} times in a row and is not called for now",
-            remedy="See the dead letters before this one for the cause; the stage is tried again by itself.",
+            f"Stage {stage} failed {failures} times in a row and is skipped for now",
+            remedy="Earlier dead letters have the cause; the stage is refirst automatically.",
         )
 
 
 @dataclass(slots=True)
-class Fate:
-    """What became of one frame: exactly one of results, dropped, error is set.
+class FrameOutcome:
+    """How one frame ended: exactly one of `results`, `dropped` and `error` is set.
 
     Attributes:
-        results: what is to be published for it.
-        dropped: why it was dropped.
+        results: frames to publish.
+        dropped: reason it was dropped.
         error: why it is dead.
-        stage: where it was dropped or died.
+        stage: the stage that dropped it or failed.
     """
 
     results: list[Frame] = field(default_factory=list)
@@ -74,19 +73,19 @@ class Fate:
 
 @dataclass(slots=True)
 class ChainRun:
-    """One list taken through a chain.
+    """One run of a chain over a list.
 
     Attributes:
-        fates: one a frame, in order.
-        timings: (stage, seconds it took for the whole list, frames it saw), in order.
+        outcomes: one per frame, in order.
+        timings: (stage, seconds for the whole list, number of frames), in order.
     """
 
-    fates: list[Fate]
+    outcomes: list[FrameOutcome]
     timings: list[tuple[str, float, int]]
 
 
 EventSink = Callable[[str, dict[str, Any]], None]
-"""Takes an event: its kind and what there is to say."""
+"""Called with an event for operators: its kind and details."""
 
 
 def _no_events(kind: str, detail: dict[str, Any]) -> None:
@@ -94,36 +93,36 @@ def _no_events(kind: str, detail: dict[str, Any]) -> None:
 
 
 class ChainStep:
-    """A stage in a chain, observed: isolates exceptions, opens a circuit when the stage keeps failing.
+    """A stage in a chain: isolates its exceptions, and opens a circuit breaker if it keeps failing.
 
-    While the circuit is open, frames are refused. After its pause one frame of one list is the try; the rest of that
-    list goes on only if it succeeds, and the lists of other lanes are refused meanwhile.
+    While the circuit is open, frames are refused. After each pause one frame of one list is the trial; the rest of that
+    list runs only if it succeeds. The lists of other lanes are refused meanwhile.
     """
 
     def __init__(self, name: str, stage: Stage[Any], on_event: EventSink = _no_events) -> None:
         self.name = name
         self.stage = stage
-        self.circuit = Circuit()
+        self.circuit = CircuitBreaker()
         self._on_event = on_event
-        # Lists run through the chain side by side; each stage that is not concurrent takes them one after the other.
-        self._turn: AbstractContextManager[object] = nullcontext() if stage.concurrent else threading.Lock()
+        # Lanes run lists in parallel; a stage that is not concurrent runs them one at a time.
+        self._lock: AbstractContextManager[object] = nullcontext() if stage.concurrent else threading.Lock()
 
     def run(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
-        """Run the stage over a list; one outcome a frame, in order. Never raises."""
+        """Run the stage over a list; return one outcome per frame, in order. Never raises."""
         if self.circuit.open_until is None:
-            return self._watched(frames)
-        tried: Sequence[Outcome | Exception] = []
-        if self.circuit.take_try(time.monotonic()):
-            tried, frames = self._watched(frames[:1], trying=True), frames[1:]
+            return self._run(frames)
+        first: Sequence[Outcome | Exception] = []
+        if self.circuit.take_trial(time.monotonic()):
+            first, frames = self._run(frames[:1], trial=True), frames[1:]
             if not self.circuit.is_open:
-                return [*tried, *self._watched(frames)] if frames else tried
-        return [*tried, *[CircuitOpen(self.name, self.circuit.failures)] * len(frames)]
+                return [*first, *self._run(frames)] if frames else first
+        return [*first, *[CircuitOpen(self.name, self.circuit.failures)] * len(frames)]
 
-    def _watched(self, frames: Sequence[Frame], *, trying: bool = False) -> Sequence[Outcome | Exception]:
+    def _run(self, frames: Sequence[Frame], *, trial: bool = False) -> Sequence[Outcome | Exception]:
         outcomes = self._call(frames)
         for outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, FrameError):
-                if self.circuit.failed(time.monotonic(), trying=trying):
+                if self.circuit.failed(time.monotonic(), trial=trial):
                     self._on_event("circuit-open", {"stage": self.name, "error": _text(outcome)})
             elif self.circuit.failures and self.circuit.succeeded():
                 self._on_event("circuit-closed", {"stage": self.name})
@@ -131,18 +130,18 @@ class ChainStep:
 
     def _call(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         try:
-            with self._turn:
+            with self._lock:
                 outcomes = self.stage.process_many(frames)
             if len(outcomes) == len(frames):
                 return outcomes
-            error: Exception = ValueError(f"process_many gave {len(outcomes)} outcomes for {len(frames)} frames")
-        except Exception as raised:  # noqa: BLE001 - an author's stage may raise anything
+            error: Exception = ValueError(f"process_many returned {len(outcomes)} outcomes for {len(frames)} frames")
+        except Exception as raised:  # noqa: BLE001 - a plugin may raise anything
             error = raised
-        except SystemExit as raised:  # a stage may not end the thread that many frames depend on
+        except SystemExit as raised:  # a stage must not end the lane's thread
             error = RuntimeError(f"SystemExit: {raised}")
         if len(frames) == 1:
             return [error]
-        # One bad frame must not take its neighbours along.
+        # Run the frames one at a time, so that only the bad ones fail.
         return [self._call([frame])[0] for frame in frames]
 
 
@@ -153,76 +152,79 @@ class Chain:
         self.steps = tuple(steps)
 
     def run(self, frames: Sequence[Frame]) -> ChainRun:
-        """Take a list of frames through all stages. Never raises."""
-        fates = [Fate() for _ in frames]
+        """Run a list of frames through all stages. Never raises."""
+        outcomes = [FrameOutcome() for _ in frames]
         timings: list[tuple[str, float, int]] = []
         live: list[Frame] = list(frames)
         owners: list[int] = list(range(len(live)))
         for step in self.steps:
             if not live:
                 break
-            began = time.perf_counter()
-            outcomes = step.run(live)
-            onward: list[Frame] = []
-            onward_owners: list[int] = []
-            for owner, outcome in zip(owners, outcomes, strict=True):
+            started = time.perf_counter()
+            step_outcomes = step.run(live)
+            next_frames: list[Frame] = []
+            next_owners: list[int] = []
+            for owner, outcome in zip(owners, step_outcomes, strict=True):
                 if outcome.__class__ is Frame:
-                    onward.append(outcome)
-                    onward_owners.append(owner)
+                    next_frames.append(outcome)
+                    next_owners.append(owner)
                 else:
-                    _settle(fates[owner], owner, outcome, step.name, onward, onward_owners)
-            timings.append((step.name, time.perf_counter() - began, len(live)))
-            live, owners = onward, onward_owners
+                    _record(outcomes[owner], owner, outcome, step.name, next_frames, next_owners)
+            timings.append((step.name, time.perf_counter() - started, len(live)))
+            live, owners = next_frames, next_owners
         for owner, frame in zip(owners, live, strict=True):
-            fates[owner].results.append(frame)
-        for fate in fates:
-            if fate.error is not None:
-                fate.results, fate.dropped = [], None
-            elif fate.results:
-                fate.dropped = None
-        return ChainRun(fates, timings)
+            outcomes[owner].results.append(frame)
+        for frame_outcome in outcomes:
+            if frame_outcome.error is not None:
+                frame_outcome.results, frame_outcome.dropped = [], None
+            elif frame_outcome.results:
+                frame_outcome.dropped = None
+        return ChainRun(outcomes, timings)
 
     def close(self) -> None:
-        """Close every stage; one that fails to close does not keep the others from it."""
+        """Close every stage, even if closing one of them fails."""
         for step in self.steps:
             try:
                 step.stage.close()
-            except Exception as error:  # noqa: BLE001 - an author's stage may raise anything
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
                 step._on_event("stage-close-failed", {"stage": step.name, "error": _text(error)})
 
 
-def _settle(
-    fate: Fate,
+def _record(
+    frame_outcome: FrameOutcome,
     owner: int,
     outcome: Outcome | Exception,
     stage: str,
-    onward: list[Frame],
-    onward_owners: list[int],
+    next_frames: list[Frame],
+    next_owners: list[int],
 ) -> None:
-    """Take in an outcome that is not simply one frame."""
+    """Record a stage's outcome that is not a single frame."""
     if isinstance(outcome, Exception):
-        if fate.error is None:
-            fate.error = outcome if isinstance(outcome, HedgerowError) else StageFailed(stage, outcome)
-            fate.stage = stage
+        if frame_outcome.error is None:
+            frame_outcome.error = outcome if isinstance(outcome, HedgerowError) else StageFailed(stage, outcome)
+            frame_outcome.stage = stage
     elif isinstance(outcome, Drop):
-        fate.dropped = fate.dropped or outcome.reason
-        fate.stage = fate.stage or stage
+        frame_outcome.dropped = frame_outcome.dropped or outcome.reason
+        frame_outcome.stage = frame_outcome.stage or stage
     else:
         try:
             parts = _parts(outcome)
-        except Exception as error:  # noqa: BLE001 - an author's generator may raise anything
-            _settle(fate, owner, error, stage, onward, onward_owners)
+        except Exception as error:  # noqa: BLE001 - a plugin's generator may raise anything
+            _record(frame_outcome, owner, error, stage, next_frames, next_owners)
             return
         if parts:
-            onward.extend(parts)
-            onward_owners.extend([owner] * len(parts))
+            next_frames.extend(parts)
+            next_owners.extend([owner] * len(parts))
         else:
-            fate.dropped = fate.dropped or ABSORBED
-            fate.stage = fate.stage or stage
+            frame_outcome.dropped = frame_outcome.dropped or ABSORBED
+            frame_outcome.stage = frame_outcome.stage or stage
 
 
 def _parts(outcome: Any) -> tuple[Frame, ...]:
-    """The frames of an outcome. Raises: TypeError: it holds something else; and whatever a generator raises."""
+    """Return the frames of an outcome.
+
+    Raises: TypeError: it contains something else; and whatever a generator raises.
+    """
     if outcome is None:
         return ()
     if isinstance(outcome, Frame):
@@ -230,5 +232,5 @@ def _parts(outcome: Any) -> tuple[Frame, ...]:
     parts = tuple(outcome)
     for part in parts:
         if not isinstance(part, Frame):
-            raise TypeError(f"process gave a {type(part).__name__}, not a Frame")
+            raise TypeError(f"process returned a {type(part).__name__} instead of a Frame")
     return parts

@@ -1,4 +1,4 @@
-"""A circuit breaker (M. Nygard, Release It!): stop calling what keeps failing, try again after a while. No clock in it."""
+"""Circuit breaker (M. Nygard, Release It!): skips a stage that keeps failing, retries after a pause. No clock."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class Circuit:
-    """Opens after `threshold` failures in a row; lets one try through after a pause that doubles.
+class CircuitBreaker:
+    """Opens after `threshold` failures in a row, and admits one trial call after each pause.
 
-    Threads may share it: of those that come when the pause is over, one gets the try.
+    Thread-safe: after a pause only one caller gets the trial.
 
     Attributes:
         threshold: failures in a row that open it.
-        pause_s: first pause; doubles with every failed try, up to `longest_pause_s`.
+        pause_s: first pause; doubles with every failed trial, up to `longest_pause_s`.
+        failures: failures in a row so far.
+        open_until: end of the pause, monotonic seconds; None while closed.
     """
 
     threshold: int = 10
@@ -27,13 +29,13 @@ class Circuit:
 
     @property
     def is_open(self) -> bool:
-        """Whether calls are refused, but for the try when the pause is over."""
+        """Whether calls are refused, except for the trial after a pause."""
         return self.open_until is not None
 
-    def take_try(self, now: float) -> bool:
-        """Take the try, if the pause is over at this time (monotonic seconds); whether the caller has it now.
+    def take_trial(self, now: float) -> bool:
+        """Return whether the caller may make the trial call; `now` in monotonic seconds.
 
-        For everybody else the pause begins anew, so that a try that hangs is not the last one.
+        This restarts the pause for all others, so a trial that hangs is not the last one.
         """
         with self._lock:
             if self.open_until is None or now < self.open_until:
@@ -42,22 +44,24 @@ class Circuit:
             return True
 
     def succeeded(self) -> bool:
-        """Note a success; True if it closed the circuit."""
+        """Record a success; return whether it closed the circuit."""
         with self._lock:
             closed = self.is_open
             self.failures, self.open_until = 0, None
             return closed
 
-    def failed(self, now: float, *, trying: bool = False) -> bool:
-        """Note a failure at this time; True if it opened the circuit.
+    def failed(self, now: float, *, trial: bool = False) -> bool:
+        """Record a failure; return whether it opened the circuit.
 
         Args:
-            trying: it was the try; only that lengthens the pause, not what was under way when the circuit opened.
+            now: monotonic seconds.
+            trial: whether this was the trial call; calls that were in progress when the circuit opened do not lengthen
+                the pause.
         """
         with self._lock:
             self.failures += 1
             if self.open_until is not None:
-                if trying:
+                if trial:
                     self._pause = min(self._pause * 2, self.longest_pause_s)
                     self.open_until = now + self._pause
                 return False

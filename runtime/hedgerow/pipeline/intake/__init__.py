@@ -1,1 +1,1 @@
-"""From a message to its place in the queue: stream, rate, what has to make room."""
+"""Intake: assigns messages to streams, limits their rate, and queues them."""

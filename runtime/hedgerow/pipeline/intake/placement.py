@@ -1,4 +1,4 @@
-"""Which lane a stream belongs to, where it must stay in one. Pure."""
+"""Assigns streams to lanes, for pipelines whose streams are pinned to a lane. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 
 
 class Placement:
-    """Gives every stream a lane: the one that has fewest when the stream is first seen, and then always that one.
+    """Assigns each new stream to the lane with the fewest streams, and keeps it there.
 
     Args:
-        lanes: how many there are.
+        lanes: number of lanes.
     """
 
     def __init__(self, lanes: int) -> None:
@@ -17,11 +17,11 @@ class Placement:
         self._streams = [0] * lanes
 
     def __len__(self) -> int:
-        """Streams that have a lane."""
+        """Return the number of streams that have a lane."""
         return len(self._lanes)
 
     def __call__(self, stream: str) -> int:
-        """The lane of a stream, counted from 0."""
+        """Return the lane of a stream, counted from 0."""
         lane = self._lanes.get(stream)
         if lane is None:
             lane = self._lanes[stream] = self._streams.index(min(self._streams))
@@ -29,11 +29,11 @@ class Placement:
         return lane
 
     def sweep(self, known: Iterable[str], busy: Callable[[str, int], bool]) -> None:
-        """Let go of streams that are forgotten.
+        """Remove streams that are no longer known.
 
         Args:
-            known: streams that are not.
-            busy: whether a lane still holds frames of a stream, which must all leave before it may get another lane.
+            known: the streams to retain.
+            busy: whether a lane still holds frames of a stream; until those have left, the stream stays in its lane.
         """
         for stream in self._lanes.keys() - set(known):
             if not busy(stream, lane := self._lanes[stream]):

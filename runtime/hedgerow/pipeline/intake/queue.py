@@ -1,10 +1,11 @@
-"""Where frames wait: bounded in age, count and bytes; fair across streams. Pure: no clock, no locks, no asyncio.
+"""Bounded queue of frames waiting for a lane, fair across streams. Pure: no clock, no locks, no asyncio.
 
 Rules:
-- A stream's items leave in order, and a stream that is being worked on waits until it is released.
-- Streams take turns: a noisy one costs the others nothing.
-- Whatever is shed is handed back with its reason; nothing vanishes.
-- Items that must not be shed (`durable`: the broker bounds them by Receive Maximum) only ever expire.
+- Bounded in age, count and bytes.
+- A stream's items leave in order. While some of them are being processed, the stream is busy and yields no more.
+- Streams take turns, so a noisy stream does not delay the others.
+- Every shed item is returned with its reason.
+- Durable items are never shed, since Receive Maximum bounds them at the broker; they can only expire.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from hedgerow.telemetry.tally import DropReason
 
 
 class QueueItem(Protocol):
-    """What can wait in the queue."""
+    """Item of a queue."""
 
     @property
     def stream(self) -> str:
-        """The stream it belongs to."""
+        """Stream of the item."""
         ...
 
     @property
@@ -33,19 +34,19 @@ class QueueItem(Protocol):
 
     @property
     def expires_at(self) -> float:
-        """Monotonic seconds after which it is of no use."""
+        """Monotonic seconds after which the item is useless."""
         ...
 
     @property
     def durable(self) -> bool:
-        """Whether it must not be shed for want of room."""
+        """Whether the item must not be shed when the queue is full."""
         ...
 
 
 T = TypeVar("T", bound=QueueItem)
 
 
-def _no_time(items: int) -> float:  # noqa: ARG001 - the shape of a cost
+def _no_time(items: int) -> float:  # noqa: ARG001 - has the signature of `needs`
     return 0.0
 
 
@@ -61,10 +62,10 @@ class _Stream(Generic[T]):
 
 
 class FrameQueue(Generic[T]):
-    """Frames that wait, by stream.
+    """Queue of frames, by stream.
 
     Args:
-        limits: how many, how large, and who goes when there is no room.
+        limits: the limits, and the policy for a full stream.
     """
 
     def __init__(self, limits: QueueSection) -> None:
@@ -79,25 +80,25 @@ class FrameQueue(Generic[T]):
 
     @property
     def bytes(self) -> int:
-        """Payload bytes that wait."""
+        """Payload bytes in the queue."""
         return self._bytes
 
     @property
     def has_ready(self) -> bool:
-        """Whether an item waits in a stream that nobody works on."""
+        """Whether an item can be taken now: it is in a stream that is not busy."""
         return bool(self._ready)
 
     @property
     def ready(self) -> int:
-        """Streams that an item could be taken of now."""
+        """Number of streams from which an item can be taken now."""
         return len(self._ready)
 
     def holds(self, stream: str) -> bool:
-        """Whether items of a stream wait or are being worked on."""
+        """Whether items of a stream are queued or being processed."""
         return stream in self._streams
 
     def put(self, item: T) -> list[Shed[T]]:
-        """Let an item wait; gives back what had to go for it, perhaps the item itself."""
+        """Add an item; return what was shed to make room, possibly the item itself."""
         shed: list[Shed[T]] = []
         stream = self._streams.get(item.stream)
         if stream is None:
@@ -105,16 +106,16 @@ class FrameQueue(Generic[T]):
         limits = self.limits
         if not item.durable:
             if item.size > limits.max_bytes:
-                self._tidy(item.stream, stream)
+                self._remove_if_empty(item.stream, stream)
                 return [(item, DropReason.QUEUE_FULL)]
             if len(stream.items) >= limits.max_frames_per_stream:
                 if limits.policy == "fifo" or (oldest := self._shed_oldest(stream)) is None:
                     return [(item, DropReason.QUEUE_FULL)]
                 shed.append((oldest, DropReason.SUPERSEDED))
             while self._count >= limits.max_frames or self._bytes + item.size > limits.max_bytes:
-                victim = self._shed_from_fattest(item, stream)
+                victim = self._shed_from_largest(item, stream)
                 if victim is None:
-                    self._tidy(item.stream, stream)
+                    self._remove_if_empty(item.stream, stream)
                     return [*shed, (item, DropReason.QUEUE_FULL)]
                 shed.append((victim, DropReason.QUEUE_FULL))
         stream.items.append(item)
@@ -127,13 +128,14 @@ class FrameQueue(Generic[T]):
         return shed
 
     def take(self, limit: int, now: float, needs: Callable[[int], float] = _no_time) -> tuple[list[T], list[Shed[T]]]:
-        """Take what waits, a turn a stream, and mark those streams busy; also what can no longer be of use.
+        """Take items, one per stream, and mark their streams busy.
 
         Args:
             limit: most items to take.
             now: monotonic seconds.
-            needs: seconds that so many items will take together. None is taken that would not be done in time, and
-                no more than can all be; an item that could not make it even alone is shed as late.
+            needs: returns the seconds that processing this many items together takes. No more items are taken than can
+                all finish before they expire; an item that would expire even if processed alone is shed as late.
+        Returns: the items, and those that have expired or are shed as late.
         """
         taken: list[T] = []
         expired: list[Shed[T]] = []
@@ -152,7 +154,7 @@ class FrameQueue(Generic[T]):
                 stream.bytes -= item.size
                 if item.expires_at >= now + needs(len(taken) + 1):
                     break
-                if taken and item.expires_at >= now + needs(1):  # it can make it in the next list
+                if taken and item.expires_at >= now + needs(1):  # in time if processed in the next list
                     items.appendleft(item)
                     self._count += 1
                     self._bytes += item.size
@@ -172,7 +174,7 @@ class FrameQueue(Generic[T]):
                 ready.appendleft(name) if full else ready.append(name)
             elif not stream.busy:
                 del streams[name]
-        # Streams taken from stay busy until released; those with more to give wait outside the ring meanwhile.
+        # Streams taken from are busy until released, and must not be in the ring meanwhile.
         for _ in range(len(ready)):
             name = ready.popleft()
             if not streams[name].busy:
@@ -180,7 +182,7 @@ class FrameQueue(Generic[T]):
         return taken, expired
 
     def release(self, streams: Iterable[str]) -> None:
-        """Say that the items taken from these streams are done with."""
+        """Mark streams as no longer busy, after the items taken from them have been processed."""
         for name in streams:
             stream = self._streams.get(name)
             if stream is None or not stream.busy:
@@ -193,7 +195,7 @@ class FrameQueue(Generic[T]):
                 del self._streams[name]
 
     def expire(self, now: float) -> list[Shed[T]]:
-        """Take out everything that is too old, wherever it stands. For when nothing is being taken."""
+        """Remove and return all expired items, for periods when `take` is not called."""
         expired: list[Shed[T]] = []
         for name, stream in list(self._streams.items()):
             fresh = deque(item for item in stream.items if item.expires_at >= now)
@@ -202,14 +204,14 @@ class FrameQueue(Generic[T]):
             expired.extend((item, DropReason.EXPIRED) for item in stream.items if item.expires_at < now)
             stream.items = fresh
             stream.bytes = sum(item.size for item in fresh)
-            self._tidy(name, stream)
+            self._remove_if_empty(name, stream)
         for item, _ in expired:
             self._count -= 1
             self._bytes -= item.size
         return expired
 
     def drain(self) -> Iterator[T]:
-        """Take out everything, in no particular order across streams."""
+        """Remove and yield all items, in no particular order across streams."""
         for stream in self._streams.values():
             yield from stream.items
             stream.items.clear()
@@ -218,7 +220,7 @@ class FrameQueue(Generic[T]):
         self._streams = {name: stream for name, stream in self._streams.items() if stream.busy}
         self._count = self._bytes = 0
 
-    def _tidy(self, name: str, stream: _Stream[T]) -> None:
+    def _remove_if_empty(self, name: str, stream: _Stream[T]) -> None:
         if stream.items or stream.busy:
             return
         if stream.listed:
@@ -235,10 +237,10 @@ class FrameQueue(Generic[T]):
                 return item
         return None
 
-    def _shed_from_fattest(self, item: T, stream: _Stream[T]) -> T | None:
-        """When all streams together are too many, the one that would hold most gives up its oldest.
+    def _shed_from_largest(self, item: T, stream: _Stream[T]) -> T | None:
+        """Shed the oldest item of the stream that would hold most, the new item included.
 
-        None if that is the newcomer's own and has nothing to give up, or if nobody has.
+        Returns None if that stream is the new item's own and has nothing to shed, or if no stream has.
         """
         by_bytes = self._bytes + item.size > self.limits.max_bytes
 
@@ -248,18 +250,18 @@ class FrameQueue(Generic[T]):
                 return held, True
             return held + (item.size if by_bytes else 1), False
 
-        for name, candidate in self._from_fattest(weight):
+        for name, candidate in self._by_size(weight):
             victim = self._shed_oldest(candidate)
             if victim is not None:
-                if candidate is not stream:  # which is about to get an item, or to be tidied by `put`
-                    self._tidy(name, candidate)
+                if candidate is not stream:  # `put` adds to that one, or removes it
+                    self._remove_if_empty(name, candidate)
                 return victim
             if candidate is stream:
                 break
         return None
 
-    def _from_fattest(
+    def _by_size(
         self, weight: Callable[[tuple[str, _Stream[T]]], tuple[int, bool]]
     ) -> Iterator[tuple[str, _Stream[T]]]:
-        yield max(self._streams.items(), key=weight)  # nearly always enough, and sorting thousands is not cheap
+        yield max(self._streams.items(), key=weight)  # nearly always enough; sorting thousands is slow
         yield from sorted(self._streams.items(), key=weight, reverse=True)

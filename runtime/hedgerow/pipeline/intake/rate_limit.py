@@ -1,37 +1,37 @@
-"""How many frames a second a stream may bring. Pure: no clock.
+"""Limits the frames per second of each stream. Pure: no clock.
 
-The virtual scheduling of the generic cell rate algorithm (ITU-T I.371, annex A), with one interval of tolerance: a sensor
-that sends just as fast as it may, and not quite evenly, loses nothing.
+Uses virtual scheduling of the generic cell rate algorithm (ITU-T I.371, annex A) with a tolerance of one interval, so a
+sensor that sends at exactly the limit, with some jitter, loses nothing.
 """
 
 from __future__ import annotations
 
 
 class RateLimit:
-    """Lets through at most `rate × t + 2` frames of a stream in any t seconds."""
+    """Admits at most `rate × t + 2` frames of a stream in any t seconds."""
 
     def __init__(self) -> None:
-        # By stream: when its last frame would have come if it had kept to the rate. Not when its next one would: to take the
-        # interval off again would be off by a rounding, and the second of two frames of one moment refused.
-        self._kept: dict[str, float] = {}
+        # Theoretical arrival time of each stream's last frame. Storing that of the next one would mean subtracting the
+        # interval again, and the rounding error would refuse the second of two simultaneous frames.
+        self._scheduled: dict[str, float] = {}
         self._interval_s = 0.0
 
     def __len__(self) -> int:
-        """Streams that something is known about."""
-        return len(self._kept)
+        """Return the number of streams with a schedule."""
+        return len(self._scheduled)
 
     def admits(self, stream: str, at: float, per_s: float) -> bool:
-        """Whether a frame that came `at` (monotonic seconds) may pass, at so many frames a second."""
+        """Whether a frame received `at` (monotonic seconds) is within `per_s` frames per second."""
         interval_s = self._interval_s = 1 / per_s
-        kept = self._kept.get(stream)
-        if kept is None:
-            self._kept[stream] = at
+        scheduled = self._scheduled.get(stream)
+        if scheduled is None:
+            self._scheduled[stream] = at
             return True
-        if at < kept:
+        if at < scheduled:
             return False
-        self._kept[stream] = max(kept + interval_s, at)
+        self._scheduled[stream] = max(scheduled + interval_s, at)
         return True
 
     def sweep(self, now: float) -> None:
-        """Forget streams that have kept to their rate: nothing would be held against them."""
-        self._kept = {stream: kept for stream, kept in self._kept.items() if kept + self._interval_s > now}
+        """Forget streams whose schedule has passed: they start without debt anyway."""
+        self._scheduled = {stream: at for stream, at in self._scheduled.items() if at + self._interval_s > now}

@@ -1,4 +1,4 @@
-"""Tells the streams of a pipeline apart."""
+"""Assigns messages to streams."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ from typing import Any
 from hedgerow.bus.message import Message
 from hedgerow.config import PipelineConfig
 from hedgerow.errors import FrameError
-from hedgerow.wire.codec import (
-    ENVELOPE,
-    LONGEST_NAME,
-    mime,
-    parse_json,
-    parse_msgpack,
-)
+from hedgerow.wire.codec import ENVELOPE, LONGEST_NAME, mime, parse_json, parse_msgpack
 
 
 class StreamKey:
-    """Tells streams apart, as the pipeline's `stream:` says."""
+    """Assigns messages to streams as the pipeline's `stream:` section configures."""
 
     def __init__(self, config: PipelineConfig) -> None:
         self._by = config.stream.by
@@ -26,13 +20,13 @@ class StreamKey:
         self._content_type = config.content_type or ""
 
     def __call__(self, message: Message) -> str:
-        """The stream a message belongs to.
+        """Return the stream of a message.
 
-        Raises: FrameError: the topic has no such level, or the payload no such field, or too long a name in it.
+        Raises: FrameError: the topic lacks the level, the payload lacks the field, or the name is too long.
         """
         if self._by == "topic":
-            said = message.properties.content_type
-            if (mime(said) if said else self._content_type) == ENVELOPE:
+            stated = message.properties.content_type
+            if (mime(stated) if stated else self._content_type) == ENVELOPE:
                 return _short(_field(parse_msgpack(message.payload), "stream") or message.topic)
             return message.topic
         if self._by == "level":
@@ -43,14 +37,14 @@ class StreamKey:
         kind = mime(message.properties.content_type or "") or self._content_type
         key = _field((parse_msgpack if "msgpack" in kind else parse_json)(message.payload), self._field)
         if key is None:
-            raise FrameError(f"The payload has no field {self._field!r} to tell streams by", code="no-stream-key")
+            raise FrameError(f"The payload has no field {self._field!r} to identify its stream", code="no-stream-key")
         return _short(key)
 
 
 def _short(key: str) -> str:
     if len(key) > LONGEST_NAME:
         raise FrameError(
-            f"The stream's name has {len(key)} characters, more than {LONGEST_NAME}", code="long-stream-name"
+            f"The stream name has {len(key)} characters; the limit is {LONGEST_NAME}", code="long-stream-name"
         )
     return key
 

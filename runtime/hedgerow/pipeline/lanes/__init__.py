@@ -1,1 +1,1 @@
-"""Threads that run lists of frames: how many, how long the lists."""
+"""Lanes: threads that run lists of frames, and the dispatcher that decides what runs where."""

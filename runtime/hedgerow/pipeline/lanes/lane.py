@@ -19,31 +19,31 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Job:
-    """A list on its way through a built pipeline; `began_at` in monotonic seconds."""
+    """A list of frames to run through a built pipeline; `started_at` in monotonic seconds."""
 
     built: BuiltPipeline
     deliveries: list[Delivery]
-    began_at: float
+    started_at: float
 
     def run(self, lane: int) -> Completed:
-        """Take the list through. For any thread; never raises."""
+        """Run the list. For any thread; never raises."""
         try:
             return self.built.run(self.deliveries, lane)
-        except Exception as error:  # nothing gets here that we know of, but a lane that ends takes its frames along
+        except Exception as error:  # not expected; but a lane that ended would lose its frames
             log.exception("lane-failed", pipeline=self.built.name)
-            fault = FrameError(f"The node failed: {error!r}", code="internal", remedy="Report it, with the node's log.")
-            return Completed([self.built.bury(delivery, fault) for delivery in self.deliveries], [])
+            fault = FrameError(f"Internal error: {error!r}", code="internal", remedy="Report it, with the node's log.")
+            return Completed([self.built.dead_letter(delivery, fault) for delivery in self.deliveries], [])
 
 
 class Lane(threading.Thread):
-    """Runs lists, one after the other.
+    """A thread that runs lists one after the other.
 
     Args:
-        index: which of the pipeline's lanes, from 0.
-        name: of the pipeline.
+        index: number of the lane in its pipeline, from 0.
+        name: name of the pipeline.
         finished: called on the event loop when a list has run.
     Attributes:
-        job: the list under way, or None; kept by whoever gives and takes jobs.
+        job: the list in progress, or None; `finished` clears it.
     """
 
     def __init__(self, index: int, name: str, finished: Callable[[Lane, Job, Completed], None]) -> None:
@@ -54,20 +54,20 @@ class Lane(threading.Thread):
         self._finished = finished
         self._loop = asyncio.get_running_loop()
 
-    def give(self, job: Job) -> None:
-        """Have a list run."""
+    def submit(self, job: Job) -> None:
+        """Run a list; the lane must be idle."""
         self.job = job
         self._inbox.put(job)
 
-    def end(self) -> None:
-        """End the thread after the list under way."""
+    def stop(self) -> None:
+        """End the thread after the list in progress."""
         self._inbox.put(None)
 
     def run(self) -> None:
-        """(threading) Take jobs until told to end."""
+        """Run jobs until `stop`; called by `threading`."""
         while (job := self._inbox.get()) is not None:
             completed = job.run(self.index)
             try:
                 self._loop.call_soon_threadsafe(self._finished, self, job, completed)
-            except RuntimeError:  # the loop is closed: the process is going down without us
+            except RuntimeError:  # the loop is closed: the process is exiting
                 return

@@ -1,26 +1,25 @@
-"""How many lanes to use at once. Pure: no clock, no threads.
+"""Finds the number of lanes with the highest throughput, by trial. Pure: no clock, no threads.
 
-Python runs one thread at a time. Lanes that wait for a model, or for a library that lets go of the interpreter, gain by
-company; lanes that spend their time in Python only get into each other's way. Which it is cannot be known beforehand, so
-it is tried.
+Python runs one thread at a time. Lanes that wait for a model, or for a library that releases the interpreter lock,
+benefit from more lanes; lanes that run Python code only contend for the lock. Which applies cannot be known beforehand.
 
 Rules:
-- Only while more waits than can be done: else the rate tells what came, not what can be done.
-- A trial is one turn between two turns of what is in use, and must beat both: a machine that got busier in between
-  changes nothing.
-- Each trial that fails makes the next one come later, and one that fails badly, much later.
+- Measures only under overload: otherwise the rate shows the load, not the capacity.
+- A trial runs between two measurements of the current number, and must beat both, so a change in the machine's load
+  does not decide it.
+- Each failed trial doubles the pause before the next; one that fails badly sets the longest pause.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-_TURN_S: Final = 0.3
-_TURN_LISTS: Final = 12
+_MEASURE_S: Final = 0.3
+_MEASURE_LISTS: Final = 12
 _FEWEST_LISTS: Final = 3
-"""Enough to see that a trial goes badly."""
+"""Enough to see that a trial fails badly."""
 _STARVED: Final = 0.1
-"""Part of the lists after which nothing waited, above which a turn says nothing."""
+"""Share of lists that left an empty queue, above which a measurement does not count."""
 _BETTER: Final = 1.05
 _MUCH_WORSE: Final = 0.75
 _FIRST_PAUSE_S: Final = 10.0
@@ -28,23 +27,23 @@ _LONGEST_PAUSE_S: Final = 640.0
 
 
 class LaneTuner:
-    """Finds the number of lanes that gives the highest rate.
+    """Finds the number of lanes that processes the most frames per second.
 
     Args:
-        most: lanes there are.
+        most: number of lanes available.
     Attributes:
-        lanes: how many to use now, 1 to `most`.
+        lanes: number of lanes to use now, 1 to `most`.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.lanes = most
-        self._used = most
+        self._current = most
         self._step = -1
         self._pause_s = _FIRST_PAUSE_S
-        self._rest_until = 0.0
+        self._pause_until = 0.0
         self._rates: list[float] = []
-        self._began: float | None = None
+        self._started: float | None = None
         self._frames = 0
         self._lists = 0
         self._starved = 0
@@ -53,55 +52,55 @@ class LaneTuner:
         """Note a list that has run.
 
         Args:
-            frames: how many were in it.
+            frames: number of frames in it.
             now: monotonic seconds.
-            more: whether work waited for the lane that ran it.
+            more: whether more frames were queued when it finished.
         """
-        if self.most == 1 or now < self._rest_until:
+        if self.most == 1 or now < self._pause_until:
             return
-        if self._began is None:
-            self._began = now
+        if self._started is None:
+            self._started = now
             return
         self._frames += frames
         self._lists += 1
         self._starved += not more
-        took_s = now - self._began
-        if took_s >= _TURN_S and self._lists >= (_FEWEST_LISTS if self._goes_badly(took_s) else _TURN_LISTS):
-            self._turn_over(now, took_s)
+        took_s = now - self._started
+        if took_s >= _MEASURE_S and self._lists >= (_FEWEST_LISTS if self._fails_badly(took_s) else _MEASURE_LISTS):
+            self._measured(now, took_s)
 
-    def _goes_badly(self, took_s: float) -> bool:
-        """Whether this is a trial that need not be looked at any longer."""
+    def _fails_badly(self, took_s: float) -> bool:
+        """Whether the trial in progress is so slow that it can end early."""
         return len(self._rates) == 1 and self._frames / took_s < _MUCH_WORSE * self._rates[0]
 
-    def _begin_anew(self) -> None:
-        self.lanes = self._used
+    def _restart(self) -> None:
+        self.lanes = self._current
         self._rates.clear()
 
-    def _turn_over(self, now: float, took_s: float) -> None:
+    def _measured(self, now: float, took_s: float) -> None:
         rate, starved = self._frames / took_s, self._starved / self._lists
-        self._began, self._frames, self._lists, self._starved = None, 0, 0, 0
+        self._started, self._frames, self._lists, self._starved = None, 0, 0, 0
         if starved > _STARVED:
-            self._begin_anew()
+            self._restart()
             return
         self._rates.append(rate)
         if len(self._rates) == 1:
-            if not 1 <= self._used + self._step <= self.most:
+            if not 1 <= self._current + self._step <= self.most:
                 self._step = -self._step
-            self.lanes = self._used + self._step
+            self.lanes = self._current + self._step
         elif len(self._rates) == 2 and rate >= _MUCH_WORSE * self._rates[0]:
-            self.lanes = self._used
+            self.lanes = self._current
         else:
             self._judge(now, *self._rates)
-            self._begin_anew()
+            self._restart()
 
     def _judge(self, now: float, before: float, tried: float, after: float = 0.0) -> None:
         if tried > _BETTER * max(before, after):
-            self._used += self._step
+            self._current += self._step
             self._pause_s = _FIRST_PAUSE_S
-            if 1 <= self._used + self._step <= self.most:
-                return  # on in that direction, at once
+            if 1 <= self._current + self._step <= self.most:
+                return  # try the next step in that direction at once
         else:
             self._step = -self._step
-            much = tried < _MUCH_WORSE * before
-            self._pause_s = _LONGEST_PAUSE_S if much else min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        self._rest_until = now + self._pause_s
+            badly = tried < _MUCH_WORSE * before
+            self._pause_s = _LONGEST_PAUSE_S if badly else min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._pause_until = now + self._pause_s

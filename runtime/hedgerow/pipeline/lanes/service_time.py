@@ -1,7 +1,7 @@
-"""How long a list of frames will take, learnt from those before it. Pure.
+"""Estimates how long a list of frames will take, from earlier lists. Pure.
 
-Mean and deviation are smoothed as TCP does with round trips (V. Jacobson, "Congestion avoidance and control", SIGCOMM
-1988; RFC 6298 §2), and what is promised is the mean with two deviations on top.
+Mean and deviation are smoothed as TCP smooths round trips (V. Jacobson, "Congestion avoidance and control", SIGCOMM
+1988; RFC 6298 §2). The estimate is the mean plus two deviations.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-_DOUBT: Final = 7 / 8
+_DECAY: Final = 7 / 8
 
 
 @dataclass(slots=True)
 class ServiceTime:
-    """Seconds a frame takes in a list; nothing is known before the first list.
+    """Time per frame in a list; zero until the first list has run.
 
     Attributes:
-        mean_s: smoothed seconds a frame.
-        deviation_s: smoothed difference from it.
+        mean_s: smoothed seconds per frame.
+        deviation_s: smoothed deviation from the mean.
     """
 
     mean_s: float = 0.0
@@ -26,21 +26,21 @@ class ServiceTime:
 
     def took(self, frames: int, seconds: float) -> None:
         """Learn from a list that has run."""
-        each = seconds / frames
+        per_frame = seconds / frames
         if self.mean_s == 0.0:
-            self.mean_s, self.deviation_s = each, each / 2
+            self.mean_s, self.deviation_s = per_frame, per_frame / 2
             return
-        self.deviation_s += (abs(each - self.mean_s) - self.deviation_s) / 4
-        self.mean_s += (each - self.mean_s) / 8
+        self.deviation_s += (abs(per_frame - self.mean_s) - self.deviation_s) / 4
+        self.mean_s += (per_frame - self.mean_s) / 8
 
-    def doubt(self) -> None:
-        """Believe a little less in it: nothing can be learnt while nothing runs.
+    def decay(self) -> None:
+        """Lower the estimate a little, because nothing runs that could correct it.
 
-        Else one stall would be enough to shed everything as late for ever after.
+        Otherwise a single stall would cause every later frame to be dropped as late.
         """
-        self.mean_s *= _DOUBT
-        self.deviation_s *= _DOUBT
+        self.mean_s *= _DECAY
+        self.deviation_s *= _DECAY
 
     def needs(self, frames: int) -> float:
-        """Seconds that a list of so many frames will take, in all likelihood."""
+        """Return the seconds that a list of this many frames will take at most, very likely."""
         return frames * (self.mean_s + 2 * self.deviation_s)

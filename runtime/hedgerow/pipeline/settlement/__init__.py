@@ -1,1 +1,1 @@
-"""Where a frame ends: results published or stored, dead letters, drops; then acknowledged."""
+"""Settlement of frames: publishes or stores results, publishes dead letters, counts drops, and acknowledges."""

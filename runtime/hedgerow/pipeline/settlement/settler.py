@@ -1,7 +1,7 @@
-"""Where every frame's way ends: its results published, its dead letter published, or dropped; then acknowledged.
+"""Settles deliveries: publishes or stores results, publishes dead letters, counts drops; then acknowledges the frame.
 
-The only place that acknowledges and that counts what became of frames. A delivery is held, and so in flight, until it
-is settled here, exactly once.
+The only module that acknowledges frames and counts their outcomes. A delivery is in flight until it is settled here,
+exactly once.
 
     results ──▶ the broker, or for a durable pipeline the outbox ──▶ acknowledgement of their frame
 """
@@ -20,28 +20,28 @@ from hedgerow.pipeline.built_pipeline import BuiltPipeline
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement, shed_reason
 from hedgerow.pipeline.result_encoder import Encoded
-from hedgerow.pipeline.settlement.outbox_keeper import OutboxKeeper, PendingResults
+from hedgerow.pipeline.settlement.outbox_appender import OutboxAppender, PendingResults
 from hedgerow.telemetry.tally import DropReason, Tally
 
 MOST_OUTSTANDING = 2048
-"""Results the broker has yet to accept, above which a pipeline takes no more frames out of its queue."""
+"""Number of unaccepted results above which a pipeline takes no more frames from its queue."""
 
 MOST_OUTSTANDING_BYTES = 64 << 20
-"""The same in bytes of payload. Above it, a bad frame of QoS 0 is dropped instead of dead-lettered."""
+"""The same in payload bytes. Above either, a bad QoS 0 frame is dropped instead of dead-lettered."""
 
 
 class Settler:
     """Settles the deliveries of one pipeline. For the event loop's thread.
 
     Args:
-        source: the link that frames came in on: where they are acknowledged.
-        sink: the link that results go out on.
-        tally: what became of frames.
-        on_event: takes what operators should know.
-        wake: called when the broker has accepted something.
-        outbox: where the results of a durable pipeline go.
+        source: link that frames arrive on, and are acknowledged on.
+        sink: link that results are published on.
+        tally: counters of the pipeline.
+        on_event: called with events for operators.
+        wake: called when a frame is settled, which may make room for others.
+        outbox: stores the results of a durable pipeline.
     Attributes:
-        closing: the links are being closed, so what they could not do is no refusal.
+        closing: the links are being closed, so failed publishes are not reported as refused.
     """
 
     def __init__(
@@ -59,62 +59,66 @@ class Settler:
         self._tally = tally
         self._on_event = on_event
         self._wake = wake
-        self._keeper = None if outbox is None else OutboxKeeper(outbox, self._stored, self._not_stored)
+        self._appender = None if outbox is None else OutboxAppender(outbox, self._stored, self._not_stored)
 
     @property
     def full(self) -> bool:
-        """Whether the broker, or the outbox, has as much to accept as may wait for it."""
-        sink, keeper = self._sink, self._keeper
+        """Whether as many results as allowed wait for the broker or the outbox."""
+        sink, appender = self._sink, self._appender
         if sink.outstanding >= MOST_OUTSTANDING or sink.outstanding_bytes >= MOST_OUTSTANDING_BYTES:
             return True
-        return keeper is not None and (keeper.results >= MOST_OUTSTANDING or keeper.size >= MOST_OUTSTANDING_BYTES)
+        return appender is not None and (
+            appender.results >= MOST_OUTSTANDING or appender.size >= MOST_OUTSTANDING_BYTES
+        )
 
     @property
     def storing(self) -> bool:
-        """Whether results wait for the outbox, which needs no broker."""
-        return self._keeper is not None and self._keeper.results > 0
+        """Whether results wait to be stored in the outbox, which needs no broker."""
+        return self._appender is not None and self._appender.results > 0
 
     def settle(self, built: BuiltPipeline, settlements: Iterable[Settlement]) -> None:
-        """Do what a list's run has decided."""
+        """Carry out the settlements of a list."""
         held, now = self._tally.held, time.monotonic()
-        keeper = self._keeper
+        appender = self._appender
         for settlement in settlements:
             delivery = settlement.delivery
             if delivery not in held:
-                continue  # given up when the pipeline was stopped
+                continue  # dropped when the pipeline stopped
             if settlement.results is not None:
-                if keeper is None:
+                if appender is None:
                     self._publish(built, delivery, settlement.results, now)
                 else:
-                    self._keep(keeper, built, delivery, settlement.results)
+                    self._store(appender, built, delivery, settlement.results)
             elif settlement.dead is not None:
                 self._publish_dead(built, settlement)
             else:
                 self.drop(delivery, settlement.dropped or "dropped")
-        if keeper is not None:
-            keeper.flush()
+        if appender is not None:
+            appender.flush()
 
-    def bury(self, built: BuiltPipeline, delivery: Delivery, error: HedgerowError) -> None:
-        """Dead-letter a delivery that never reached a lane, or came back from one."""
-        self._publish_dead(built, built.bury(delivery, error))
+    def dead_letter(self, built: BuiltPipeline, delivery: Delivery, error: HedgerowError) -> None:
+        """Dead-letter a delivery that failed outside the stages."""
+        self._publish_dead(built, built.dead_letter(delivery, error))
 
     def drop(self, delivery: Delivery, reason: str) -> None:
-        """Drop a delivery; one that goes back to the broker is not acknowledged."""
+        """Drop a delivery, and acknowledge it unless it is returned to the broker."""
         self._tally.held.discard(delivery)
         self._tally.dropped[str(reason)] += 1
         if reason is not DropReason.RETURNED:
             self._source.ack(delivery.message)
 
-    def give_up(self) -> None:
-        """Drop whatever is still held: the pipeline has stopped."""
-        if self._keeper is not None:
-            self._keeper.close()
+    def drop_held(self) -> None:
+        """Drop all deliveries that are not settled, after the pipeline has stopped."""
+        if self._appender is not None:
+            self._appender.close()
         for delivery in list(self._tally.held):
             self.drop(delivery, shed_reason(delivery))
 
-    def _keep(self, keeper: OutboxKeeper, built: BuiltPipeline, delivery: Delivery, results: list[Encoded]) -> None:
+    def _store(
+        self, appender: OutboxAppender, built: BuiltPipeline, delivery: Delivery, results: list[Encoded]
+    ) -> None:
         try:
-            if not keeper.keep(built, delivery, results):
+            if not appender.add(built, delivery, results):
                 self.drop(delivery, DropReason.DUPLICATE)
         except OutboxError as error:
             self._unpublishable(built, delivery, error)
@@ -137,7 +141,9 @@ class Settler:
                 self.drop(delivery, DropReason.BROKER_AWAY)
                 return
             largest = sink.max_packet_bytes - len(topic)
-            if (size := max(map(_packet_bytes, results))) > largest:  # nobody would tell us later
+            if (
+                size := max(map(_packet_bytes, results))
+            ) > largest:  # the broker would not report it: QoS 0 has no acknowledgement
                 self._unpublishable(built, delivery, packet_too_large(size, largest))
                 return
         delivery.outstanding = len(results)
@@ -145,7 +151,7 @@ class Settler:
         try:
             for result in results:
                 sink.publish(topic, result.payload, qos=qos, properties=result.properties, done=done)
-        except BusError as error:  # larger than any packet; its neighbours go on
+        except BusError as error:  # larger than any MQTT packet; other frames are unaffected
             delivery.outstanding = 0
             self._unpublishable(built, delivery, error)
             return
@@ -154,7 +160,7 @@ class Settler:
 
     def _published(self, built: BuiltPipeline, delivery: Delivery, results: int, error: Exception | None) -> None:
         if delivery not in self._tally.held or not delivery.outstanding:
-            return  # settled, or about to be dead-lettered, by an earlier part's failure
+            return  # settled or being dead-lettered already, because another of its results failed
         if error is not None:
             if not self.closing:
                 delivery.outstanding = 0
@@ -166,7 +172,7 @@ class Settler:
             self._wake()
 
     def _out(self, delivery: Delivery, results: int, now: float) -> None:
-        """The results are safe."""
+        """Count and acknowledge a delivery whose results have been accepted or stored."""
         tally = self._tally
         tally.held.discard(delivery)
         tally.out += 1
@@ -177,26 +183,24 @@ class Settler:
             self._source.ack(delivery.message)
 
     def _unpublishable(self, built: BuiltPipeline, delivery: Delivery, error: Exception) -> None:
-        refusal = (
-            error if isinstance(error, HedgerowError) else BusError(str(error), remedy="Look at the broker's log.")
-        )
-        self._on_event("result-refused", {"error": str(refusal), "remedy": refusal.remedy})
-        self.bury(built, delivery, refusal)
+        problem = error if isinstance(error, HedgerowError) else BusError(str(error), remedy="Check the broker's log.")
+        self._on_event("result-refused", {"error": str(problem), "remedy": problem.remedy})
+        self.dead_letter(built, delivery, problem)
 
     def _publish_dead(self, built: BuiltPipeline, settlement: Settlement) -> None:
-        assert settlement.dead is not None  # noqa: S101 - the caller looked
-        if self.full and not settlement.delivery.durable:  # the durable are no more than Receive Maximum
+        assert settlement.dead is not None  # noqa: S101 - the caller has checked
+        if self.full and not settlement.delivery.durable:  # Receive Maximum bounds the durable ones
             self.drop(settlement.delivery, DropReason.BROKER_AWAY)
             return
-        done = partial(self._buried, settlement.delivery, settlement.reason)
+        done = partial(self._dead_lettered, settlement.delivery, settlement.reason)
         letter = settlement.dead
         self._sink.publish(built.encoder.dead_topic, letter.payload, qos=1, properties=letter.properties, done=done)
 
-    def _buried(self, delivery: Delivery, reason: str, error: Exception | None) -> None:
+    def _dead_lettered(self, delivery: Delivery, reason: str, error: Exception | None) -> None:
         if delivery not in self._tally.held or (error is not None and self.closing):
-            return  # given up when the pipeline was stopped
+            return  # dropped when the pipeline stopped
         if error is not None:
-            # Refused too: the counter and the event are all that is left to tell of it.
+            # The broker refused the dead letter: only the counter and this event record it.
             self._on_event("dead-letter-refused", {"reason": reason, "error": str(error)})
         self._tally.held.discard(delivery)
         self._tally.dead[reason] += 1
@@ -205,5 +209,5 @@ class Settler:
 
 
 def _packet_bytes(result: Encoded) -> int:
-    """Most that a packet with this result has, but for its topic."""
+    """Return an upper bound of the packet's size without its topic."""
     return len(result.payload) + len(result.properties) + 16

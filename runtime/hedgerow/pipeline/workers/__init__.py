@@ -1,1 +1,1 @@
-"""Stages in processes of their own: the node's end, the process, and what crosses the pipe."""
+"""Worker processes that run stages: the node's end, the process, and the pipe between them."""

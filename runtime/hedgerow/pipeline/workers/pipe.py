@@ -1,4 +1,4 @@
-"""What crosses the pipe between the node and a worker: MessagePack; nothing is pickled."""
+"""Encoding for the pipe between the node and a worker: MessagePack; nothing is pickled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import msgpack
 
 
 def pack(value: Any) -> bytes:
-    """For the pipe."""
+    """Encode a message for the pipe."""
     packed: bytes = msgpack.packb(value, default=str)
     return packed
 
 
 def unpack(data: bytes) -> Any:
-    """From the pipe."""
+    """Decode a message from the pipe."""
     return msgpack.unpackb(data, strict_map_key=False)

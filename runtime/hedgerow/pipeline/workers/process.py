@@ -1,4 +1,4 @@
-"""What runs in a worker process: builds the pipeline, runs the lists that `pipeline/workers/worker_pipeline.py` sends, watches its models."""
+"""Main module of a worker process: builds the pipeline and runs the lists that the node sends."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from hedgerow.pipeline.workers.pipe import pack, unpack
 
 
 def main(descriptor: int) -> None:
-    """Build the pipeline that the node names, then run lists until it hangs up."""
+    """Build the pipeline that the node names, then run lists until the node closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the node drains; it hangs up when it is done
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the node drains first, then closes the pipe
     pipe = Connection(descriptor)
     with contextlib.suppress(EOFError, ConnectionError):
         task = unpack(pipe.recv_bytes())
@@ -47,10 +47,10 @@ def main(descriptor: int) -> None:
                 lambda kind, detail: events.append((kind, detail)),
             )
             for slot in pool.slots():
-                if slot.name in task["rehearsed"] and slot.serving is not None:
-                    prepare(slot.serving, task["rehearsed"][slot.name])
+                if slot.name in task["warm_up"] and slot.serving is not None:
+                    prepare(slot.serving, task["warm_up"][slot.name])
         except ModelNotAssigned as error:
-            pipe.send_bytes(pack({"awaited": (error.model, error.path)}))
+            pipe.send_bytes(pack({"not_assigned": (error.model, error.path)}))
             return
         except HedgerowError as error:
             pipe.send_bytes(pack({"error": (error.code, str(error), error.remedy)}))
@@ -64,15 +64,15 @@ def main(descriptor: int) -> None:
 
 
 def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list[tuple[str, dict[str, Any]]]) -> None:
-    told_at = 0.0
-    watching = _Watching(None, pool)
+    models_sent_at = 0.0
+    observed = _ObservedModel(None, pool)
     while True:
-        frames, forgotten, watched = unpack(pipe.recv_bytes())
+        frames, forgotten, model = unpack(pipe.recv_bytes())
         for stream in forgotten:
             built.forget(stream)
-        if watched != watching.model:
-            watching.end()
-            watching = _Watching(watched, pool)
+        if model != observed.name:
+            observed.end()
+            observed = _ObservedModel(model, pool)
         deliveries = [_delivery(*fields) for fields in frames]
         completed = built.run(deliveries, 0)
         position = {id(delivery): index for index, delivery in enumerate(deliveries)}
@@ -80,36 +80,36 @@ def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list
             (position[id(each.delivery)], each.results, each.dropped, each.dead, each.reason)
             for each in completed.settlements
         ]
-        gave = [index for index, results, *_ in settlements if results]
-        happened = events[:]
-        del events[: len(happened)]
+        with_results = [index for index, results, *_ in settlements if results]
+        new_events = events[:]
+        del events[: len(new_events)]
         models: list[dict[str, Any]] = []
-        if time.monotonic() - told_at > 1.0:  # counts need not come with every list
-            told_at = time.monotonic()
+        if time.monotonic() - models_sent_at > 1.0:  # counters need not be sent with every list
+            models_sent_at = time.monotonic()
             models = [model.as_dict() for model in built.models()]
-        last = gave[-1] if gave else None
-        conduct = watching.conduct()
-        pipe.send_bytes(pack((settlements, completed.timings, last, happened, built.failing(), models, conduct)))
+        last = with_results[-1] if with_results else None
+        observations = observed.observations()
+        pipe.send_bytes(pack((settlements, completed.timings, last, new_events, built.failing(), models, observations)))
 
 
-class _Watching:
-    """Watches a model of this process, from when it is made until `end`; None: none."""
+class _ObservedModel:
+    """Observes a model in this process until `end`; None: observes nothing."""
 
-    def __init__(self, model: str | None, pool: ModelPool) -> None:
-        self.model = model
-        slots = pool.slots(model) if model is not None else ()
-        self._watches = [Observer(slot.serving) for slot in slots if slot.serving is not None]
-        self._resident = resident_bytes() if self._watches else 0
+    def __init__(self, name: str | None, pool: ModelPool) -> None:
+        self.name = name
+        slots = pool.slots(name) if name is not None else ()
+        self._observers = [Observer(slot.serving) for slot in slots if slot.serving is not None]
+        self._resident = resident_bytes() if self._observers else 0
 
-    def conduct(self) -> dict[str, Any] | None:
-        if not self._watches:
+    def observations(self) -> dict[str, Any] | None:
+        if not self._observers:
             return None
         growth = Observations(growth_bytes=max(0, resident_bytes() - self._resident))
-        return sum((watch.observations() for watch in self._watches), growth).as_dict()
+        return sum((observer.observations() for observer in self._observers), growth).as_dict()
 
     def end(self) -> None:
-        for watch in self._watches:
-            watch.stop()
+        for observer in self._observers:
+            observer.stop()
 
 
 def _delivery(

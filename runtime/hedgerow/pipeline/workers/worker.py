@@ -1,4 +1,4 @@
-"""One worker process, seen from the node: started, given lists, watched, joined."""
+"""The node's end of one worker process: starts it, sends it lists, and joins it."""
 
 from __future__ import annotations
 
@@ -23,48 +23,51 @@ _STOP_S: Final = 5.0
 
 
 @dataclass(slots=True)
-class WatchedModel:
-    """A model that a worker is to watch, and what came of it; another one for another model, since lists are under way.
+class WorkerObservations:
+    """Observations of a model by one worker, across restarts of its process.
+
+    Observing another model needs another object, because a list in flight still reports on the old one.
 
     Attributes:
-        model: its name; None: none.
-        told: what the process has told since it was started.
-        ended: what those before it had told, and that they crashed.
+        model: name of the model; None: no model is observed.
+        current: last report of the running process.
+        previous: last reports and crashes of the processes before it.
     """
 
     model: str | None = None
-    told: Observations = field(default_factory=Observations)
-    ended: Observations = field(default_factory=Observations)
+    current: Observations = field(default_factory=Observations)
+    previous: Observations = field(default_factory=Observations)
 
     @property
-    def conduct(self) -> Observations:
-        """What all processes have told since it is watched."""
-        return self.ended + self.told
+    def total(self) -> Observations:
+        """Observations of all processes since observing started."""
+        return self.previous + self.current
 
     def crashed(self, lost: Observations) -> None:
-        """The process has ended: count that, and what was under way in it."""
-        told, self.told = self.told, Observations()
-        self.ended += told + lost + Observations(crashes=1)
+        """Count a crash of the process, and the frames lost with it."""
+        current, self.current = self.current, Observations()
+        self.previous += current + lost + Observations(crashes=1)
 
 
 class Worker:
-    """One process, seen from the node.
+    """One worker process.
 
     Args:
-        task: the pipeline it is to build, for `pipeline/workers/process.py`.
+        task: the pipeline to build, for `process.py`.
     Attributes:
-        models: those it runs, as it told last.
-        failing: its stages that keep failing.
-        forgotten: streams it is to forget with its next list.
-        watched: the model it watches.
-        pid, returncode: of the process; `returncode` once it has ended.
+        models: models it runs, as last reported.
+        failing: stages whose circuit breaker is open.
+        forgotten: streams to forget; sent with the next list.
+        observed: the model to observe, and its observations.
+        pid: id of the process.
+        returncode: exit status of the process once it has ended.
     """
 
     def __init__(self, task: dict[str, Any]) -> None:
         self.models: list[ServedModel] = []
         self.failing: list[str] = []
         self.forgotten: list[str] = []
-        self.watched = WatchedModel()
+        self.observed = WorkerObservations()
         self.pid = 0
         self.returncode: int | None = None
         self._task = task
@@ -72,9 +75,12 @@ class Worker:
         self._pipe: Connection | None = None
 
     def start(self) -> None:
-        """Start the process and send it what to build. Raises: OSError: it cannot be started."""
+        """Start the process and send it the task.
+
+        Raises: OSError: the process cannot be started.
+        """
         ours, theirs = socket.socketpair()
-        # What HEDGEROW_* say is in the configuration that the node sends, but for secrets, which are not for stages.
+        # HEDGEROW_* overrides are in the task already, except for secrets, which stages must not see.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         with theirs:
@@ -82,32 +88,41 @@ class Worker:
                 [sys.executable, "-m", "hedgerow.pipeline.workers.process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the node, which then hangs up
+                start_new_session=True,  # Ctrl-C must reach only the node, which then closes the pipe
             )
         self.pid = self._process.pid
         self._pipe = Connection(ours.detach())
         self._pipe.send_bytes(pack(self._task))
 
     def wait_ready(self) -> None:
-        """Raises: ModelNotAssigned, HedgerowError: the pipeline cannot be built there."""
+        """Wait until the pipeline is built.
+
+        Raises:
+            ModelNotAssigned: the region has not assigned a version yet.
+            HedgerowError: the pipeline cannot be built.
+            EOFError, OSError: the process ended or is not ready in time.
+        """
         pipe = self._open_pipe()
         if not pipe.poll(_START_S):
-            raise TimeoutError(f"a worker did not get ready within {_START_S:.0f} s")
-        answer = unpack(pipe.recv_bytes())
-        if "awaited" in answer:
-            raise ModelNotAssigned(*answer["awaited"])
-        if "error" in answer:
-            code, message, remedy = answer["error"]
+            raise TimeoutError(f"a worker was not ready within {_START_S:.0f} s")
+        reply = unpack(pipe.recv_bytes())
+        if "not_assigned" in reply:
+            raise ModelNotAssigned(*reply["not_assigned"])
+        if "error" in reply:
+            code, message, remedy = reply["error"]
             error = HedgerowError(message, remedy=remedy)
             error.code = code
             raise error
-        self.models = [ServedModel.from_dict(fields) for fields in answer["models"]]
+        self.models = [ServedModel.from_dict(fields) for fields in reply["models"]]
 
-    def ask(self, deliveries: Sequence[Delivery]) -> tuple[Any, Any, Any, Any]:
-        """Have a list run. Raises: EOFError, OSError: the process ended."""
+    def run(self, deliveries: Sequence[Delivery]) -> tuple[Any, Any, Any, Any]:
+        """Run a list; return settlements, timings, the position of the last frame with results, and events.
+
+        Raises: EOFError, OSError: the process ended.
+        """
         pipe = self._open_pipe()
         forgotten, self.forgotten = self.forgotten, []
-        watched = self.watched
+        observed = self.observed
         frames = [
             (
                 delivery.message.topic,
@@ -122,23 +137,23 @@ class Worker:
             )
             for delivery in deliveries
         ]
-        pipe.send_bytes(pack((frames, forgotten, watched.model)))
-        settlements, timings, last, events, failing, models, conduct = unpack(pipe.recv_bytes())
+        pipe.send_bytes(pack((frames, forgotten, observed.model)))
+        settlements, timings, last, events, failing, models, observations = unpack(pipe.recv_bytes())
         self.failing = failing
-        if conduct is not None:
-            watched.told = Observations(**conduct)
+        if observations is not None:
+            observed.current = Observations(**observations)
         if models:
             self.models = [ServedModel.from_dict(fields) for fields in models]
         return settlements, timings, last, events
 
-    def hang_up(self) -> None:
-        """Close the pipe, on which the process ends."""
+    def close_pipe(self) -> None:
+        """Close the pipe; the process then ends."""
         if self._pipe is not None:
             self._pipe.close()
 
     def join(self) -> None:
-        """Wait until the process has ended; end it if it does not."""
-        self.hang_up()
+        """Close the pipe and wait until the process has ended; kill it if it takes too long."""
+        self.close_pipe()
         if self._process is None:
             return
         try:

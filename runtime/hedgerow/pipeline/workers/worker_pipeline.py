@@ -1,17 +1,17 @@
-"""Stages in processes of their own, for pipelines that are bound by Python: `workers: N`.
+"""Pipeline whose stages run in worker processes, for pipelines bound by Python: `workers: N`.
 
-The node keeps what makes delivery safe: links, queue, counts, acknowledgements, order. A worker gets lists of frames and
-gives back what is to be published, over a pipe. So a worker may crash: it is started anew, and the list it had is run
-again, a frame at a time; the frame that brings it down again is dead-lettered.
+Delivery stays in the node: links, queue, counters, acknowledgements, order. A worker receives lists of frames over a
+pipe and returns encoded results. If a worker crashes, it is restarted and its list runs again one frame at a time; a
+frame that crashes it again is dead-lettered.
 
     node: lane (a thread) ──list──▶ pipe ──▶ worker: LocalPipeline.run ──settlements──▶ pipe ──▶ lane
 
 Rules:
-- A stream always goes to the same worker, which has its state. What a crashed worker knew of its streams is lost.
-- Workers run the versions of models that they were started with, also one that is started anew; for another version
-  there are other workers. What a model does is watched where it runs, and told with each list.
-- What crosses the pipe is MessagePack; nothing is pickled.
-- A worker ends when its pipe does, so none outlives its node.
+- A stream always goes to the same worker, which keeps its state. A crash loses that state.
+- A worker keeps the model versions it was started with, after a restart too; another version needs new workers. Models
+  are observed in the worker, which reports with each list.
+- The pipe carries MessagePack; nothing is pickled.
+- A worker ends when its pipe closes, so none outlives its node.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot,
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.result_encoder import Encoded
-from hedgerow.pipeline.workers.worker import WatchedModel, Worker
+from hedgerow.pipeline.workers.worker import Worker, WorkerObservations
 
 log = structlog.get_logger(__name__)
 
@@ -42,51 +42,51 @@ _NOTHING: Final = Observations()
 
 
 class WorkerDied(HedgerowError):
-    """A worker process ended while it had work."""
+    """A worker process crashed twice on the same frame."""
 
     code = "worker-crashed"
 
     def __init__(self, pipeline: str, returncode: int | None) -> None:
         super().__init__(
-            f"A worker of pipeline {pipeline} crashed on this frame, twice; it {_ended(returncode)}",
-            remedy="The dead letter carries the frame: run it through the pipeline by hand to find the stage at fault.",
+            f"A worker of pipeline {pipeline} crashed twice on this frame: it {_ended(returncode)}",
+            remedy="Run the frame from the dead letter through the pipeline by hand to find the faulty stage.",
         )
 
 
 class WorkerNotStarted(HedgerowError):
-    """A worker process ended, or hung, before it was ready."""
+    """A worker process ended, or timed out, before it was ready."""
 
     code = "worker-not-started"
 
     def __init__(self, pipeline: str, returncode: int | None) -> None:
         super().__init__(
-            f"A worker of pipeline {pipeline} {_ended(returncode)} before it was ready",
-            remedy="The log before this has what it said; with `workers: 0` its stages run in the node, easier to look into.",
+            f"A worker of pipeline {pipeline} {_ended(returncode)}{'' if returncode is None else ' before it was ready'}",
+            remedy="See its output in the log above; `workers: 0` runs the stages in the node, where they are easier to debug.",
         )
 
 
 def _ended(returncode: int | None) -> str:
     if returncode is None:
         return "could not be started"
-    return f"ended by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with code {returncode}"
+    return f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"exited with status {returncode}"
 
 
 class WorkerPipeline(BuiltPipeline):
     """A pipeline whose stages run in `workers` processes.
 
     Args:
-        config: the whole configuration.
-        name: which of its pipelines.
-        base_dir: folder that relative paths start at.
-        cores: cores the node owns; the workers share them.
-        on_event: takes what operators should know.
-        versions: those that models are to be, by name; the others are the files that the configuration names.
-        rehearsed: models to be tried out before the first frame, and batch sizes that they will meet.
+        config: the node's configuration.
+        name: name of the pipeline.
+        base_dir: folder that relative paths start from.
+        cores: number of cores the node may use; the workers share them.
+        on_event: called with events for operators.
+        versions: model versions to use, by model name; other models are loaded from the configured files.
+        warm_up: models to run before the first frame, with the batch sizes to expect.
     Attributes:
-        versions: as given.
+        versions: the model versions it was built with.
     Raises:
-        ModelAwaited: a version is the region's to choose, which has not happened yet.
-        HedgerowError: a stage or a model is missing or broken.
+        ModelNotAssigned: the region has not assigned a version yet.
+        HedgerowError: a stage or model is missing or broken.
     """
 
     pinned = True
@@ -99,19 +99,18 @@ class WorkerPipeline(BuiltPipeline):
         cores: int,
         on_event: EventSink,
         versions: Mapping[str, ModelVersion] = MappingProxyType({}),
-        rehearsed: Mapping[str, Iterable[int]] = MappingProxyType({}),
+        warm_up: Mapping[str, Iterable[int]] = MappingProxyType({}),
     ) -> None:
         super().__init__(config, name, config.pipelines[name].workers)
         self.versions = versions
         self._on_event = on_event
-        each = max(1, cores // self.lanes)
         task = {
             "config": config.model_dump(),
             "name": name,
             "base_dir": str(base_dir.absolute()),
-            "cores": each,
-            "versions": [each.as_dict() for each in versions.values()],
-            "rehearsed": {model: list(sizes) for model, sizes in rehearsed.items()},
+            "cores": max(1, cores // self.lanes),
+            "versions": [version.as_dict() for version in versions.values()],
+            "warm_up": {model: list(sizes) for model, sizes in warm_up.items()},
         }
         self._workers = [Worker(task) for _ in range(self.lanes)]
         try:
@@ -134,18 +133,18 @@ class WorkerPipeline(BuiltPipeline):
         try:
             return self._run(worker, deliveries)
         except (EOFError, OSError):
-            self._revive(worker)
+            self._restart(worker)
         settlements: list[Settlement] = []
         timings: list[tuple[str, float, int]] = []
         snapshot = None
         for position, delivery in enumerate(deliveries):
-            if self.retired:  # whatever took this one's place may do better, and each crash takes its time
-                return Completed(settlements, timings, snapshot, left=deliveries[position:])
+            if self.retired:  # the replacement may not crash, and each crash takes time
+                return Completed(settlements, timings, snapshot, not_run=deliveries[position:])
             try:
                 completed = self._run(worker, [delivery])
             except (EOFError, OSError):
-                settlements.append(self.bury(delivery, WorkerDied(self.name, worker.returncode)))
-                self._revive(worker, Observations(frames=1, failures=1))
+                settlements.append(self.dead_letter(delivery, WorkerDied(self.name, worker.returncode)))
+                self._restart(worker, Observations(frames=1, failures=1))
             else:
                 settlements += completed.settlements
                 timings += completed.timings
@@ -154,11 +153,11 @@ class WorkerPipeline(BuiltPipeline):
 
     def forget(self, stream: str) -> None:
         """See `BuiltPipeline.forget`."""
-        for worker in self._workers:  # one of them knows it
+        for worker in self._workers:  # one of them has it
             worker.forgotten.append(stream)
 
     def models(self) -> list[ServedModel]:
-        """See `BuiltPipeline.models`; counts are those of all workers."""
+        """See `BuiltPipeline.models`; counters are summed over the workers."""
         merged: dict[str, ServedModel] = {}
         for worker in self._workers:
             for info in worker.models:
@@ -166,15 +165,15 @@ class WorkerPipeline(BuiltPipeline):
                 merged[info.name] = info if other is None else info + other
         return list(merged.values())
 
-    def watch(self, model: str | None) -> None:
-        """Have a model watched, from the next lists on; None: none. One that is watched already goes on being."""
+    def observe(self, model: str | None) -> None:
+        """Observe a model from the next lists on; None: observe none. Has no effect if it is observed already."""
         for worker in self._workers:
-            if worker.watched.model != model:
-                worker.watched = WatchedModel(model)
+            if worker.observed.model != model:
+                worker.observed = WorkerObservations(model)
 
-    def conduct(self) -> Observations:
-        """That of the model that is watched, in all workers."""
-        return sum((worker.watched.conduct for worker in self._workers), Observations())
+    def observations(self) -> Observations:
+        """Return the observations of the observed model, summed over the workers."""
+        return sum((worker.observed.total for worker in self._workers), Observations())
 
     def failing(self) -> list[str]:
         """See `BuiltPipeline.failing`."""
@@ -183,29 +182,29 @@ class WorkerPipeline(BuiltPipeline):
     def close(self) -> None:
         """See `BuiltPipeline.close`."""
         for worker in self._workers:
-            worker.hang_up()
-        # They end by themselves; somebody must see them off, but not the event loop.
-        threading.Thread(target=self._see_off, daemon=True).start()
+            worker.close_pipe()
+        # They end by themselves, but must be waited for; not on the event loop, which that would block.
+        threading.Thread(target=self._join, daemon=True).start()
 
-    def _see_off(self) -> None:
+    def _join(self) -> None:
         for worker in self._workers:
             worker.join()
 
     def _run(self, worker: Worker, deliveries: Sequence[Delivery]) -> Completed:
-        packed, timings, last, events = worker.ask(deliveries)
+        packed, timings, last, events = worker.run(deliveries)
         for kind, detail in events:
             self._on_event(kind, detail)
         settlements = [_settlement(deliveries[position], *rest) for position, *rest in packed]
         snapshot = None
         if last is not None:
-            given = next(each for each in settlements if each.delivery is deliveries[last])
+            settlement = next(each for each in settlements if each.delivery is deliveries[last])
             frame = self._maker.complete(self._bare(deliveries[last]), deliveries[last].message)
-            snapshot = Snapshot(frame, (given.results or [])[-1])
+            snapshot = Snapshot(frame, (settlement.results or [])[-1])
         return Completed(settlements, [(name, seconds, count) for name, seconds, count in timings], snapshot)
 
-    def _revive(self, worker: Worker, lost: Observations = _NOTHING) -> None:
+    def _restart(self, worker: Worker, lost: Observations = _NOTHING) -> None:
         worker.join()
-        worker.watched.crashed(lost)
+        worker.observed.crashed(lost)
         self._on_event("worker-crashed", {"pid": worker.pid, "code": worker.returncode})
         if self.retired:
             return

@@ -1,0 +1,152 @@
+"""Intake of a pipeline: counts the messages from its link and queues them as deliveries."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence, Set
+
+from hedgerow.bus.message import Message
+from hedgerow.config import QueueSection
+from hedgerow.errors import FrameError, HedgerowError
+from hedgerow.pipeline.built_pipeline import BuiltPipeline
+from hedgerow.pipeline.delivery import Delivery, shed_reason
+from hedgerow.pipeline.frame_maker import message_error
+from hedgerow.pipeline.intake.placement import Placement
+from hedgerow.pipeline.intake.queue import FrameQueue
+from hedgerow.pipeline.intake.rate_limit import RateLimit
+from hedgerow.pipeline.intake.stream_key import StreamKey
+from hedgerow.pipeline.settlement.settler import Settler
+from hedgerow.telemetry.tally import DropReason, Tally
+
+
+class Intake:
+    """Counts messages, gives each a stream and a sequence number, and queues it. For the event loop's thread.
+
+    Args:
+        built: the pipeline.
+        settler: settles messages that are not queued, or that make room for others.
+        tally: counters of the pipeline.
+    Attributes:
+        queues: one shared by all lanes, or one per lane where each stream is pinned to a lane.
+        stopping: drop new messages instead of queueing them.
+    """
+
+    def __init__(self, built: BuiltPipeline, settler: Settler, tally: Tally) -> None:
+        self.stopping = False
+        self.queues: tuple[FrameQueue[Delivery], ...] = tuple(
+            FrameQueue(built.config.queue) for _ in range(built.lanes if built.pinned else 1)
+        )
+        self._settler = settler
+        self._tally = tally
+        self._streams: OrderedDict[str, int] = OrderedDict()
+        self._placement = Placement(len(self.queues))
+        self._rate = RateLimit()
+        self.use(built)
+
+    def use(self, built: BuiltPipeline) -> None:
+        """Apply the configuration of another built pipeline from the next message on."""
+        self._built = built
+        self._stream_key = StreamKey(built.config)
+        for queue in self.queues:
+            queue.limits = _share(built.config.queue, len(self.queues))
+
+    def queue_of(self, lane: int) -> FrameQueue[Delivery]:
+        """Return the queue that a lane takes frames from."""
+        return self.queues[lane % len(self.queues)]
+
+    @property
+    def queued(self) -> int:
+        """Number of queued frames."""
+        return sum(map(len, self.queues))
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether a frame can be taken from a queue now."""
+        return any(queue.has_ready for queue in self.queues)
+
+    @property
+    def streams(self) -> int:
+        """Number of streams with a sequence number; at most `max_streams`."""
+        return len(self._streams)
+
+    def forgotten(self, streams: Set[str]) -> Set[str]:
+        """Return the streams among these that are no longer tracked."""
+        return streams - self._streams.keys()
+
+    def receive(self, messages: Sequence[Message]) -> None:
+        """Account for messages and queue them."""
+        tally, queues, built, stream_key = self._tally, self.queues, self._built, self._stream_key
+        tally.received += len(messages)
+        max_age_s, deadline_s = built.config.queue.max_age_s, built.config.queue.deadline_s
+        per_s, admits = built.config.queue.max_rate_per_stream, self._rate.admits
+        for message in messages:
+            tally.bytes_in += len(message.payload)
+            stream, expiry_s = message.topic, None
+            problem: HedgerowError | None = None
+            if message.oversized is None and message.malformed is None:
+                try:
+                    stream = stream_key(message)
+                    expiry_s = message.properties.expiry_s
+                except FrameError as error:
+                    problem = error
+            else:
+                problem = message_error(message, built.config.max_payload_bytes)
+            delivery = Delivery(message, stream, self._next_number(stream), max_age_s)
+            if expiry_s is not None:
+                delivery.expire_in(expiry_s)
+            if deadline_s is not None:
+                delivery.expire_in(deadline_s)
+            tally.held.add(delivery)
+            if problem is not None:
+                self._settler.dead_letter(built, delivery, problem)
+            elif message.retain:
+                self._settler.drop(delivery, DropReason.RETAINED)
+            elif self.stopping:
+                self._settler.drop(delivery, shed_reason(delivery))
+            elif per_s is not None and not admits(stream, message.received_at, per_s):
+                self._settler.drop(delivery, DropReason.RATE)
+            else:
+                queue = queues[self._placement(stream)] if len(queues) > 1 else queues[0]
+                for shed, reason in queue.put(delivery):
+                    self._settler.drop(shed, reason)
+        if messages:
+            tally.last_frame_at = time.time()
+
+    def expire(self) -> None:
+        """Drop expired frames, and clean up after streams that are gone."""
+        now = time.monotonic()
+        for queue in self.queues:
+            for delivery, reason in queue.expire(now):
+                self._settler.drop(delivery, reason)
+        if self._rate:
+            self._rate.sweep(now)
+        if len(self._placement) > len(self._streams):
+            self._placement.sweep(self._streams, lambda stream, lane: self.queues[lane].holds(stream))
+
+    def drop_queued(self) -> None:
+        """Drop every queued frame."""
+        for queue in self.queues:
+            for delivery in list(queue.drain()):
+                self._settler.drop(delivery, shed_reason(delivery))
+
+    def _next_number(self, stream: str) -> int:
+        """Return the next sequence number of a stream; above `max_streams` forget the one silent for longest."""
+        streams = self._streams
+        number = streams.get(stream)
+        if number is None:
+            while len(streams) >= self._built.config.stream.max_streams:
+                self._built.forget(streams.popitem(last=False)[0])
+            number = 0
+        else:
+            streams.move_to_end(stream)
+        streams[stream] = number + 1
+        return number
+
+
+def _share(limits: QueueSection, parts: int) -> QueueSection:
+    """Return the limits of one of several queues that share the configured limits."""
+    if parts == 1:
+        return limits
+    shares = {"max_frames": max(1, limits.max_frames // parts), "max_bytes": max(1024, limits.max_bytes // parts)}
+    return limits.model_copy(update=shares)

@@ -1,0 +1,183 @@
+"""Dispatcher of a pipeline: hands lists of queued frames to idle lanes, and lists that have run to the settler."""
+
+from __future__ import annotations
+
+import time
+
+from hedgerow.models.session.batch_size import LONG_S
+from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot
+from hedgerow.pipeline.delivery import Delivery
+from hedgerow.pipeline.intake.intake import Intake
+from hedgerow.pipeline.intake.queue import FrameQueue
+from hedgerow.pipeline.lanes.lane import Job, Lane
+from hedgerow.pipeline.lanes.lane_tuner import LaneTuner
+from hedgerow.pipeline.lanes.service_time import ServiceTime
+from hedgerow.pipeline.settlement.settler import Settler
+from hedgerow.telemetry.tally import DropReason, Tally
+
+
+class Dispatcher:
+    """Runs the queued frames of one pipeline on its lanes. For the event loop's thread.
+
+    Args:
+        built: the pipeline that runs them.
+        intake: where frames are queued.
+        settler: settles frames that have run or expired.
+        tally: counters of the pipeline.
+    Attributes:
+        paused: dispatch nothing.
+        snapshot: the last frame that gave a result, if any.
+    """
+
+    def __init__(self, built: BuiltPipeline, intake: Intake, settler: Settler, tally: Tally) -> None:
+        self.paused = False
+        self.snapshot: Snapshot | None = None
+        self._built = built
+        self._intake = intake
+        self._settler = settler
+        self._tally = tally
+        self._lanes: list[Lane] = []
+        self._idle: list[Lane] = []
+        self._service_time = ServiceTime()
+        self._tuner: LaneTuner | None = None
+        self._running_on_loop = False
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes; 0: lists run on the event loop."""
+        return len(self._lanes)
+
+    @property
+    def idle(self) -> int:
+        """Number of lanes that run nothing."""
+        return len(self._idle)
+
+    @property
+    def busy(self) -> int:
+        """Number of lanes that run a list."""
+        return len(self._lanes) - len(self._idle)
+
+    @property
+    def stuck_lanes(self) -> int:
+        """Number of lanes whose list is still in progress."""
+        return sum(lane.job is not None for lane in self._lanes)
+
+    def use(self, built: BuiltPipeline) -> None:
+        """Run the next lists through this built pipeline, and start the lanes that it has in addition."""
+        if built is not self._built:
+            self._built = built
+            self._tuner = None  # it was tuned for other stages
+        while len(self._lanes) < built.lanes:
+            lane = Lane(len(self._lanes), built.name, self._finished)
+            self._lanes.append(lane)
+            self._idle.append(lane)
+            lane.start()
+        if built.pinned or built.config.lanes is not None:
+            self._tuner = None
+        elif self._tuner is None:
+            self._tuner = LaneTuner(len(self._lanes))
+
+    def stop(self) -> None:
+        """End each lane's thread after its current list."""
+        for lane in self._lanes:
+            lane.stop()
+
+    def stuck_for_s(self) -> float:
+        """Return how long the oldest list in progress has been running; 0 if none is."""
+        started = [lane.job.started_at for lane in self._lanes if lane.job is not None]
+        return time.monotonic() - min(started) if started else 0.0
+
+    def wake(self) -> None:
+        """Dispatch again after the broker has accepted results, in case the queue was held back by those."""
+        if (self._idle or not self._built.lanes) and self._intake.has_ready:
+            self.dispatch()
+
+    def dispatch(self) -> None:
+        """Give each idle lane what is queued for it."""
+        if self.paused:
+            return
+        if not self._built.lanes:
+            self._run_on_loop()
+            return
+        for lane in tuple(self._idle):
+            if len(self._lanes) - len(self._idle) >= self._usable:
+                return
+            job = self._next_job(self._intake.queue_of(lane.index))
+            if job is not None:
+                self._idle.remove(lane)
+                lane.submit(job)
+
+    def _run_on_loop(self) -> None:
+        """Run everything queued on the event loop: no thread switch, but the loop does nothing else meanwhile."""
+        queue = self._intake.queue_of(0)
+        while not self._running_on_loop and (job := self._next_job(queue)) is not None:
+            self._running_on_loop = True
+            completed = job.run(0)
+            self._running_on_loop = False
+            self._completed(queue, job, completed)
+
+    def _next_job(self, queue: FrameQueue[Delivery]) -> Job | None:
+        """Return the next list to run; drop frames that have expired or would miss their deadline."""
+        deadline_s = self._built.config.queue.deadline_s
+        while queue.has_ready and not self._settler.full:
+            now, limit = time.monotonic(), self._batch_limit(queue)
+            if deadline_s is None:
+                taken, expired = queue.take(limit, now)
+            else:
+                taken, expired = queue.take(limit, now, self._service_time.needs)
+            for delivery, reason in expired:
+                self._settler.drop(delivery, reason)
+            if taken:
+                for delivery in taken:
+                    delivery.dispatched_at = now
+                self._built.running += 1
+                return Job(self._built, taken, now)
+            if len(self._idle) == len(self._lanes) and any(reason is DropReason.LATE for _, reason in expired):
+                self._service_time.decay()  # nothing runs, and every frame was judged too late to start
+        return None
+
+    @property
+    def _usable(self) -> int:
+        """Number of lanes that may run at the same time."""
+        return self._built.lanes if self._tuner is None else self._tuner.lanes
+
+    def _batch_limit(self, queue: FrameQueue[Delivery]) -> int:
+        """Return the most frames for the next list.
+
+        Short lists cost more per frame, so a lane takes everything queued. It takes less if that would run for long: a
+        list blocks its streams, and would leave nothing for the other lanes.
+        """
+        batch = self._built.config.batch
+        if self._built.pinned or self._usable <= 1 or self._service_time.needs(queue.ready) <= LONG_S:
+            return batch
+        return min(batch, max(1, int(LONG_S / self._service_time.needs(1))))
+
+    def _finished(self, lane: Lane, job: Job, completed: Completed) -> None:
+        lane.job = None
+        self._completed(self._intake.queue_of(lane.index), job, completed)
+        if completed.not_run:  # their streams stay in this lane, which keeps them in order
+            self._built.running += 1
+            lane.submit(Job(self._built, list(completed.not_run), time.monotonic()))
+        else:
+            self._idle.append(lane)
+        self.dispatch()
+
+    def _completed(self, queue: FrameQueue[Delivery], job: Job, completed: Completed) -> None:
+        now, frames = time.monotonic(), len(job.deliveries) - len(completed.not_run)
+        if frames:
+            self._service_time.took(frames, now - job.started_at)
+        job.built.running -= 1
+        if job.built.retired:
+            job.built.retire()
+        streams = {delivery.stream for delivery in job.deliveries}
+        queue.release(streams - {delivery.stream for delivery in completed.not_run})
+        if self._tuner is not None:
+            self._tuner.finished(frames, now, queue.has_ready)
+        for stream in self._intake.forgotten(streams):  # forgotten while it ran, which brought its state back
+            job.built.forget(stream)
+        tally = self._tally
+        self.snapshot = completed.snapshot or self.snapshot
+        for name, seconds, count in completed.timings:
+            tally.stage_s[name] += seconds
+            tally.stage_frames[name] += count
+        self._settler.settle(job.built, completed.settlements)
