@@ -22,7 +22,7 @@ from hedgerow.testing import Mosquitto, processes
 
 
 @dataclass(frozen=True)
-class Said:
+class Result:
     """What a command said."""
 
     code: int
@@ -38,7 +38,7 @@ class Said:
         return [orjson.loads(line) for line in self.out.splitlines()]
 
 
-Hedgerow = Callable[..., Said]
+Hedgerow = Callable[..., Result]
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def hedgerow(monkeypatch: pytest.MonkeyPatch) -> Hedgerow:
     for name in [name for name in os.environ if name.startswith("HEDGEROW_")]:
         monkeypatch.delenv(name)
 
-    def run(*args: object, input: str | bytes | None = None) -> Said:
+    def run(*args: object, input: str | bytes | None = None) -> Result:
         # prog_name as the installed command has it, a wide terminal so that help is not wrapped.
         result = CliRunner().invoke(app, [*map(str, args)], input=input, prog_name="hedgerow", terminal_width=200)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return Said(result.exit_code, result.stdout, result.stderr)
+        return Result(result.exit_code, result.stdout, result.stderr)
 
     return run
 
@@ -91,10 +91,10 @@ def listen(broker: Mosquitto) -> Listen:
 
 
 @pytest.fixture
-def aside(hedgerow: Hedgerow) -> Callable[..., asyncio.Task[Said]]:
+def in_background(hedgerow: Hedgerow) -> Callable[..., asyncio.Task[Result]]:
     """Runs a command line in a thread, so that a test can take the other side meanwhile."""
 
-    def run(*args: object, **options: Any) -> asyncio.Task[Said]:
+    def run(*args: object, **options: Any) -> asyncio.Task[Result]:
         return asyncio.create_task(asyncio.to_thread(hedgerow, *args, **options))
 
     return run

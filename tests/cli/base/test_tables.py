@@ -46,7 +46,7 @@ def test_then_all_others_from_the_right_and_names_never() -> None:
 
 
 def test_a_cell_that_wants_attention_is_red_and_takes_no_more_room() -> None:
-    heading, row = tables.table(("WHO", ">DEAD"), [("door", tables.Marked("7"))], 80)
+    heading, row = tables.table(("WHO", ">DEAD"), [("door", tables.AlertCell("7"))], 80)
 
     assert "\x1b[31m" in row
     assert unstyle(row) == "door     7"

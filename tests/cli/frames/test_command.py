@@ -71,10 +71,12 @@ def site(topic_prefix: str) -> Address:
     return Address("local", topic_prefix, "~")
 
 
-async def test_the_answer_is_printed_as_keys_and_values(aside, broker, site: Address) -> None:
+async def test_the_answer_is_printed_as_keys_and_values(in_background, broker, site: Address) -> None:
     value = {"version": "0.1.0", "pipelines": {"doors": {"state": "running", "out": 3}}, "models": []}
     async with Responder(broker, site, {"press": value}):
-        said = await aside("command", f"local/{site.site}/press", "info", "--timeout", "60", "--broker", broker.url)
+        said = await in_background(
+            "command", f"local/{site.site}/press", "info", "--timeout", "60", "--broker", broker.url
+        )
 
     assert (said.code, said.err) == (0, "")
     assert said.out == (
@@ -85,16 +87,18 @@ async def test_the_answer_is_printed_as_keys_and_values(aside, broker, site: Add
     )
 
 
-async def test_an_answer_with_nothing_to_say_is_ok(aside, broker, site: Address) -> None:
+async def test_an_answer_with_nothing_to_say_is_ok(in_background, broker, site: Address) -> None:
     async with Responder(broker, site, {"press": None}):
-        said = await aside("command", f"local/{site.site}/press", "ping", "--timeout", "60", "--broker", broker.url)
+        said = await in_background(
+            "command", f"local/{site.site}/press", "ping", "--timeout", "60", "--broker", broker.url
+        )
 
     assert (said.code, said.out) == (0, "ok\n")
 
 
-async def test_json_is_the_whole_reply(aside, broker, site: Address) -> None:
+async def test_json_is_the_whole_reply(in_background, broker, site: Address) -> None:
     async with Responder(broker, site, {"press": {"pong": True}}):
-        said = await aside(
+        said = await in_background(
             "command", f"local/{site.site}/press", "ping", "--timeout", "60", "--json", "--broker", broker.url
         )
 
@@ -108,14 +112,14 @@ async def test_json_is_the_whole_reply(aside, broker, site: Address) -> None:
     }
 
 
-async def test_what_a_node_gets_is_a_request_that_expires(aside, broker, site: Address, tmp_path: Path) -> None:
+async def test_what_a_node_gets_is_a_request_that_expires(in_background, broker, site: Address, tmp_path: Path) -> None:
     """The broker forgets it and the node refuses it after the timeout: a command must never come late."""
     (tmp_path / "node.yaml").write_text("node: {name: press}\n")
     pairs = ("pipeline=doors", "level=3", "text=a=b", f"config=@{tmp_path}/node.yaml")
     began = time.time()
     async with Responder(broker, site, {"press": None}) as node:
         arguments = ("reload", *pairs, "--args", '{"quick": true}', "--timeout", "70")
-        await aside("command", f"local/{site.site}/press", *arguments, "--broker", broker.url)
+        await in_background("command", f"local/{site.site}/press", *arguments, "--broker", broker.url)
 
     ((name, command, properties),) = node.asked
     assert name == "reload"
@@ -129,10 +133,10 @@ async def test_what_a_node_gets_is_a_request_that_expires(aside, broker, site: A
     assert (asked.address.node, asked.channel) == ("press", Channel.REPLY)
 
 
-async def test_an_error_of_the_node_gives_code_and_remedy(aside, broker, site: Address) -> None:
+async def test_an_error_of_the_node_gives_code_and_remedy(in_background, broker, site: Address) -> None:
     error = ErrorBody(code="unknown-pipeline", message="There is no pipeline 'dors'", remedy="One of: doors.")
     async with Responder(broker, site, {"press": error}):
-        said = await aside(
+        said = await in_background(
             "command", f"local/{site.site}/press", "pause", "pipeline=dors", "--timeout", "60", "--broker", broker.url
         )
 
@@ -140,10 +144,10 @@ async def test_an_error_of_the_node_gives_code_and_remedy(aside, broker, site: A
     assert said.err == "error: There is no pipeline 'dors' (unknown-pipeline)\n  → One of: doors.\n"
 
 
-async def test_every_node_of_a_site_answers(aside, broker, site: Address) -> None:
+async def test_every_node_of_a_site_answers(in_background, broker, site: Address) -> None:
     error = ErrorBody(code="busy", message="Reloading", remedy="Ask again.")
     async with Responder(broker, site, {"press": {"uptime_s": 3.5}, "saw": None, "drill": error}):
-        said = await aside("command", f"local/{site.site}/~", "ping", "--timeout", "5", "--broker", broker.url)
+        said = await in_background("command", f"local/{site.site}/~", "ping", "--timeout", "5", "--broker", broker.url)
 
     assert said.code == 1, "one answered with an error"
     assert f"local/{site.site}/press:\nuptime_s  3.5\n" in said.out
@@ -151,9 +155,9 @@ async def test_every_node_of_a_site_answers(aside, broker, site: Address) -> Non
     assert said.err == f"local/{site.site}/drill: error: Reloading (busy)\n  → Ask again.\n"
 
 
-async def test_answers_of_a_site_as_json_are_a_list(aside, broker, site: Address) -> None:
+async def test_answers_of_a_site_as_json_are_a_list(in_background, broker, site: Address) -> None:
     async with Responder(broker, site, {"press": 1, "saw": 2}):
-        said = await aside(
+        said = await in_background(
             "command", f"local/{site.site}/~", "ping", "--timeout", "5", "--json", "--broker", broker.url
         )
 
@@ -161,14 +165,16 @@ async def test_answers_of_a_site_as_json_are_a_list(aside, broker, site: Address
     assert sorted(reply["value"] for reply in said.json) == [1, 2]
 
 
-async def test_a_node_that_is_online_and_does_not_answer_is_named(aside, broker, site: Address) -> None:
+async def test_a_node_that_is_online_and_does_not_answer_is_named(in_background, broker, site: Address) -> None:
     """The broker knows who is there, so nobody is waited for longer than need be, and nobody forgotten."""
     async with Responder(broker, site, {"press": 1, "saw": 2}):
         async with aiomqtt.Client("127.0.0.1", broker.port) as nodes:
             for name, state in (("press", "online"), ("saw", "online"), ("drill", "online"), ("lathe", "offline")):
                 said = Status.model_validate({"state": state, "session": "s", "node": name, "version": "0"})
                 await nodes.publish(site._replace(node=name).topic(Channel.STATUS), said.encode(), qos=1, retain=True)
-        said = await aside("command", f"local/{site.site}/~", "ping", "--timeout", "1.5", "--broker", broker.url)
+        said = await in_background(
+            "command", f"local/{site.site}/~", "ping", "--timeout", "1.5", "--broker", broker.url
+        )
 
     assert said.code == 1
     assert said.out.endswith("2 of 3 nodes did it.\n")

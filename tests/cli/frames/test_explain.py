@@ -137,12 +137,14 @@ def test_whatever_a_payload_claims_it_is_explained(
     assert lines(tree(decode(payload), now=AT))
 
 
-async def test_the_next_result_of_a_pipeline_is_taken_from_the_broker(listen, aside, broker, topic_prefix: str) -> None:
+async def test_the_next_result_of_a_pipeline_is_taken_from_the_broker(
+    listen, in_background, broker, topic_prefix: str
+) -> None:
     topic = Address("local", "site", "press").topic(Channel.RESULT, topic_prefix)
     properties = Properties(PacketTypes.PUBLISH)
     properties.ContentType = JSON
     async with listen() as client, asyncio.timeout(60):
-        explaining = aside("explain", "--last", topic_prefix, "--broker", broker.url)
+        explaining = in_background("explain", "--last", topic_prefix, "--broker", broker.url)
         while not explaining.done():
             await client.publish(topic, encode_json(RESULT), qos=1, properties=properties)
             await asyncio.sleep(0.02)

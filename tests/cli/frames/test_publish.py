@@ -43,10 +43,12 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-async def test_a_frame_arrives_with_type_id_and_time(listen, aside, broker, topic_prefix: str, photos: Path) -> None:
+async def test_a_frame_arrives_with_type_id_and_time(
+    listen, in_background, broker, topic_prefix: str, photos: Path
+) -> None:
     async with listen(f"{topic_prefix}/#") as client:
         began = time.time()
-        said = await aside("publish", photos / "left.jpg", "-t", f"{topic_prefix}/door", "--broker", broker.url)
+        said = await in_background("publish", photos / "left.jpg", "-t", f"{topic_prefix}/door", "--broker", broker.url)
         (message,) = await arrivals(client, 1)
 
     assert said.code == 0
@@ -56,19 +58,19 @@ async def test_a_frame_arrives_with_type_id_and_time(listen, aside, broker, topi
     assert began - 1 <= datetime.fromisoformat(user(message)["time"]).timestamp() <= time.time() + 1
 
 
-async def test_ids_are_never_used_twice(listen, aside, broker, topic_prefix: str, photos: Path) -> None:
+async def test_ids_are_never_used_twice(listen, in_background, broker, topic_prefix: str, photos: Path) -> None:
     """The same file sent again is another frame."""
     async with listen(f"{topic_prefix}/#") as client:
         for _ in range(2):
-            await aside("publish", photos, "-t", f"{topic_prefix}/x", "--broker", broker.url, "--loop", "3")
+            await in_background("publish", photos, "-t", f"{topic_prefix}/x", "--broker", broker.url, "--loop", "3")
         messages = await arrivals(client, 12)
 
     assert len({user(message)["id"] for message in messages}) == 12
 
 
-async def test_a_topic_may_name_file_and_number(listen, aside, broker, topic_prefix: str, photos: Path) -> None:
+async def test_a_topic_may_name_file_and_number(listen, in_background, broker, topic_prefix: str, photos: Path) -> None:
     async with listen(f"{topic_prefix}/#") as client:
-        said = await aside(
+        said = await in_background(
             "publish",
             photos,
             "-t",
@@ -91,21 +93,23 @@ async def test_a_topic_may_name_file_and_number(listen, aside, broker, topic_pre
 
 
 async def test_frames_keep_their_order_with_many_under_way(
-    listen, aside, broker, topic_prefix: str, tmp_path: Path
+    listen, in_background, broker, topic_prefix: str, tmp_path: Path
 ) -> None:
     lines = tmp_path / "t.jsonl"
     lines.write_text("".join(f"{number}\n" for number in range(500)))
     async with listen(topic_prefix) as client:
-        said = await aside("publish", lines, "-t", topic_prefix, "--broker", broker.url, "--json")
+        said = await in_background("publish", lines, "-t", topic_prefix, "--broker", broker.url, "--json")
         payloads = [int(message.payload) for message in await arrivals(client, 500)]
 
     assert payloads == list(range(500))
     assert said.json["sent"] == 500
 
 
-async def test_count_ends_what_would_go_on_for_ever(listen, aside, broker, topic_prefix: str, photos: Path) -> None:
+async def test_count_ends_what_would_go_on_for_ever(
+    listen, in_background, broker, topic_prefix: str, photos: Path
+) -> None:
     async with listen(topic_prefix) as client:
-        said = await aside(
+        said = await in_background(
             "publish", photos, "-t", topic_prefix, "--broker", broker.url, "--loop", "forever", "--count", "5", "--json"
         )
         await arrivals(client, 5)
@@ -113,14 +117,18 @@ async def test_count_ends_what_would_go_on_for_ever(listen, aside, broker, topic
     assert said.json["sent"] == 5
 
 
-async def test_sound_is_chunks_with_rate_and_channels(listen, aside, broker, topic_prefix: str, tmp_path: Path) -> None:
+async def test_sound_is_chunks_with_rate_and_channels(
+    listen, in_background, broker, topic_prefix: str, tmp_path: Path
+) -> None:
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16_000)
         file.writeframes(bytes(range(256)) * 8)
     async with listen(topic_prefix) as client:
-        await aside("publish", tmp_path / "a.wav", "-t", topic_prefix, "--broker", broker.url, "--chunk-ms", "16")
+        await in_background(
+            "publish", tmp_path / "a.wav", "-t", topic_prefix, "--broker", broker.url, "--chunk-ms", "16"
+        )
         chunks = await arrivals(client, 4)
 
     assert b"".join(chunk.payload for chunk in chunks) == bytes(range(256)) * 8
@@ -173,14 +181,14 @@ def test_a_frame_too_large_for_the_broker_is_told_at_once(hedgerow, tmp_path: Pa
 
 
 async def test_every_frame_arrives_and_in_order_though_the_broker_restarts(
-    aside, mosquitto: Mosquitto, photos: Path
+    in_background, mosquitto: Mosquitto, photos: Path
 ) -> None:
     """A subscriber with a session misses nothing; what comes twice has the id it had."""
     await _held(mosquitto, "plant/#")
     command = ("publish", photos, "-t", "plant/{name}", "--broker", mosquitto.url, "--loop", "400", "--rate", "400")
     async with aiomqtt.Client("127.0.0.1", mosquitto.port, protocol=aiomqtt.ProtocolVersion.V5) as witness:
         await witness.subscribe("plant/#")
-        publishing = aside(*command, "--json")
+        publishing = in_background(*command, "--json")
         await arrivals(witness, 100)
         await asyncio.to_thread(mosquitto.restart)
     said = await publishing

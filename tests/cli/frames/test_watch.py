@@ -16,7 +16,7 @@ from paho.mqtt.properties import Properties
 from tests.cli.terminals import terminal
 
 from hedgerow import Frame, FrameError
-from hedgerow.cli.frames.message_board import Board, sight, summarise
+from hedgerow.cli.frames.message_board import Board, parse_message, summarise
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import (
     JSON,
@@ -59,7 +59,7 @@ RESULT = NODE.topic(Channel.RESULT, "doors")
     ("encode", "content_type"), [(encode_json, JSON), (encode_msgpack, MSGPACK), (encode_json, "")]
 )
 def test_a_result_says_what_was_found_and_how_old_it_is(encode: Callable[..., bytes], content_type: str) -> None:
-    seen = sight(RESULT, encode(result()), content_type, [], received_at=100.025)
+    seen = parse_message(RESULT, encode(result()), content_type, [], received_at=100.025)
 
     assert seen is not None
     assert (seen.node, seen.pipeline, seen.stream, seen.text) == ("local/site/press", "doors", "plant/door", "2 face")
@@ -70,7 +70,7 @@ def test_a_result_says_what_was_found_and_how_old_it_is(encode: Callable[..., by
 def test_a_result_that_is_a_picture_is_told_by_what_is_beside_it() -> None:
     user = [("subject", "plant/door"), ("time", "1970-01-01T00:01:40Z"), ("id", "f1")]
 
-    seen = sight(RESULT, b"\xff\xd8" * 600, "image/jpeg", user, received_at=101.0)
+    seen = parse_message(RESULT, b"\xff\xd8" * 600, "image/jpeg", user, received_at=101.0)
 
     assert seen is not None
     assert (seen.stream, seen.made_at, seen.text) == ("plant/door", 100.0, "image/jpeg, 1.2 kB")
@@ -78,7 +78,7 @@ def test_a_result_that_is_a_picture_is_told_by_what_is_beside_it() -> None:
 
 
 def test_a_dead_letter_says_why() -> None:
-    seen = sight(NODE.topic(Channel.DEAD, "doors"), letter(), JSON, [], received_at=101.0)
+    seen = parse_message(NODE.topic(Channel.DEAD, "doors"), letter(), JSON, [], received_at=101.0)
 
     assert seen is not None
     assert (seen.pipeline, seen.stream) == ("doors", "plant/door")
@@ -87,7 +87,7 @@ def test_a_dead_letter_says_why() -> None:
 
 
 def test_a_sensors_own_topic_is_told_by_type_and_size() -> None:
-    seen = sight("plant/door/image", bytes(2000), "image/jpeg", [("time", "100.5")], received_at=101.0)
+    seen = parse_message("plant/door/image", bytes(2000), "image/jpeg", [("time", "100.5")], received_at=101.0)
 
     assert seen is not None
     assert (seen.channel, seen.stream, seen.text, seen.arrival_ms()) == (
@@ -107,10 +107,10 @@ def test_nothing_on_our_topics_brings_the_watch_down(payload: bytes, content_typ
     """Anybody may publish there."""
     topic = NODE.topic(channel, TAILS.get(channel, ""))
 
-    seen = sight(topic, payload, content_type, [("time", "never")], received_at=1.0)
+    seen = parse_message(topic, payload, content_type, [("time", "never")], received_at=1.0)
 
     if seen is not None:
-        Board().take(seen)
+        Board().add(seen)
         encode_json(seen.record())
 
 
@@ -135,7 +135,7 @@ json_values = st.recursive(
 def test_no_shape_of_message_brings_the_watch_down(body: dict[str, Any], channel: Channel) -> None:
     topic = NODE.topic(channel, TAILS.get(channel, ""))
 
-    seen = sight(topic, encode_json(body), JSON, [], received_at=1.0)
+    seen = parse_message(topic, encode_json(body), JSON, [], received_at=1.0)
 
     assert seen is not None
     assert isinstance(seen.line(), str)
@@ -178,8 +178,10 @@ def test_the_board_counts_by_stream_and_forgets_what_is_old() -> None:
     board = Board()
     for number in range(20):
         at = 100.0 + number * 0.5
-        board.take(sight(RESULT, encode_json(result(number, captured_at=at - 0.02, at=at)), JSON, [], at + 0.001))  # type: ignore[arg-type]
-    board.take(sight(NODE.topic(Channel.DEAD, "doors"), letter(), JSON, [], 110.0))  # type: ignore[arg-type]
+        board.add(
+            parse_message(RESULT, encode_json(result(number, captured_at=at - 0.02, at=at)), JSON, [], at + 0.001)
+        )  # type: ignore[arg-type]
+    board.add(parse_message(NODE.topic(Channel.DEAD, "doors"), letter(), JSON, [], 110.0))  # type: ignore[arg-type]
 
     (count,) = board.streams.values()
 
@@ -207,7 +209,7 @@ async def until_done(task: asyncio.Task[Any], speak: Callable[[], Any]) -> Any:
     return task.result()
 
 
-async def test_lines_for_results_deaths_and_changes_of_status(listen, aside, broker, topic_prefix: str) -> None:
+async def test_lines_for_results_deaths_and_changes_of_status(listen, in_background, broker, topic_prefix: str) -> None:
     node = Address(topic_prefix, "site", "press")
     status = Status(state="offline", session="s", node=str(node), version="0.1.0", reason="lost")
     health = Health(node=str(node), session="s", at=1.0, uptime_s=1.0, state="ok")
@@ -219,7 +221,7 @@ async def test_lines_for_results_deaths_and_changes_of_status(listen, aside, bro
             await say(client, node.topic(Channel.DEAD, "doors"), letter())
             await say(client, node.topic(Channel.RESULT, "doors"), encode_json(result()))
 
-        watching = aside("watch", "--node", f"{topic_prefix}/+/+", "--count", "2", "--broker", broker.url)
+        watching = in_background("watch", "--node", f"{topic_prefix}/+/+", "--count", "2", "--broker", broker.url)
         said = await until_done(watching, speak)
 
     assert said.code == 0
@@ -230,10 +232,12 @@ async def test_lines_for_results_deaths_and_changes_of_status(listen, aside, bro
     assert not any("health" in kind for kind in kinds), "a node that is well says nothing"
 
 
-async def test_json_lines_carry_the_whole_message(listen, aside, broker, topic_prefix: str) -> None:
+async def test_json_lines_carry_the_whole_message(listen, in_background, broker, topic_prefix: str) -> None:
     node = Address(topic_prefix, "site", "press")
     async with listen() as client:
-        watching = aside("watch", "--node", f"{topic_prefix}/+/+", "--count", "1", "--json", "--broker", broker.url)
+        watching = in_background(
+            "watch", "--node", f"{topic_prefix}/+/+", "--count", "1", "--json", "--broker", broker.url
+        )
         said = await until_done(
             watching, lambda: say(client, node.topic(Channel.RESULT, "doors"), encode_json(result(7)))
         )
@@ -244,7 +248,7 @@ async def test_json_lines_carry_the_whole_message(listen, aside, broker, topic_p
     assert record["latency_ms"] == 10.0
 
 
-async def test_only_the_pipeline_that_was_asked_for(listen, aside, broker, topic_prefix: str) -> None:
+async def test_only_the_pipeline_that_was_asked_for(listen, in_background, broker, topic_prefix: str) -> None:
     node = Address(topic_prefix, "site", "press")
     async with listen() as client:
 
@@ -253,14 +257,14 @@ async def test_only_the_pipeline_that_was_asked_for(listen, aside, broker, topic
                 await say(client, node.topic(Channel.RESULT, pipeline), encode_json(result()))
 
         arguments = ("--node", f"{topic_prefix}/+/+", "--pipeline", "pumps", "--count", "3", "--json")
-        said = await until_done(aside("watch", *arguments, "--broker", broker.url), speak)
+        said = await until_done(in_background("watch", *arguments, "--broker", broker.url), speak)
 
     assert {record["topic"].rpartition("/")[2] for record in said.json_lines} == {"pumps"}
 
 
-async def test_a_filter_watches_sensors_themselves(listen, aside, broker, topic_prefix: str) -> None:
+async def test_a_filter_watches_sensors_themselves(listen, in_background, broker, topic_prefix: str) -> None:
     async with listen() as client:
-        watching = aside("watch", "--filter", f"{topic_prefix}/+", "--count", "1", "--broker", broker.url)
+        watching = in_background("watch", "--filter", f"{topic_prefix}/+", "--count", "1", "--broker", broker.url)
         said = await until_done(watching, lambda: say(client, f"{topic_prefix}/door", bytes(1500), "image/jpeg"))
 
     assert said.out.rstrip().endswith(f"{topic_prefix}/door  image/jpeg, 1.5 kB")

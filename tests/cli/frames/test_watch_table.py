@@ -9,8 +9,8 @@ from click import unstyle
 from rich.console import Console
 from tests.cli.frames.test_watch import FACES, result
 
-from hedgerow.cli.base.tables import drawing
-from hedgerow.cli.frames.message_board import Board, sight
+from hedgerow.cli.base.tables import ansi_text
+from hedgerow.cli.frames.message_board import Board, parse_message
 from hedgerow.cli.frames.watch import board_lines
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import JSON, Health, PipelineHealth, encode_json
@@ -32,9 +32,9 @@ def filled(*nodes: Address) -> Board:
                 at = 100.0 + number * 0.5
                 body = result(number, value, captured_at=at - 0.02, at=at)
                 body["frame"]["stream"] = stream
-                seen = sight(node.topic(Channel.RESULT, pipeline), encode_json(body), JSON, [], at + 0.001)
+                seen = parse_message(node.topic(Channel.RESULT, pipeline), encode_json(body), JSON, [], at + 0.001)
                 assert seen is not None
-                board.take(seen)
+                board.add(seen)
         doors = PipelineHealth(state="running", received=583, out=583, dropped={"no-speech": 13, "absorbed": 563})
         pipelines = {"doors": doors, "pages": PipelineHealth(state="running", received=20, out=20)}
         board.nodes[str(node)] = Health(
@@ -47,7 +47,7 @@ def filled(*nodes: Address) -> Board:
 def drawn(board: Board, width: int, height: int = 50, link: str = "") -> list[str]:
     """What somebody sees on a terminal so wide."""
     screen = Console(width=width, file=io.StringIO(), color_system=None)
-    screen.print(drawing(board_lines(board, width, height, 110.0, link)))
+    screen.print(ansi_text(board_lines(board, width, height, 110.0, link)))
     lines = screen.file.getvalue().rstrip().split("\n")  # type: ignore[attr-defined]
     return [line.rstrip() for line in lines]
 

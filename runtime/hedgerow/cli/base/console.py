@@ -82,13 +82,13 @@ def _lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def said(value: Any) -> str:
+def human_readable(value: Any) -> str:
     """A value out of a file as people write it: `a, b`, `name: value`; `-` for what is not there."""
     if value is None:
         return "-"
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {said(one)}" for key, one in value.items())
-    return ", ".join(map(said, value)) if isinstance(value, list | tuple) else str(value)
+        return ", ".join(f"{key}: {human_readable(one)}" for key, one in value.items())
+    return ", ".join(map(human_readable, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def plural(count: int, noun: str) -> str:

@@ -29,7 +29,7 @@ _ROOM: Final = 16
 """Facts with less room than this beside their names stand below them."""
 
 
-class Marked(str):
+class AlertCell(str):
     """A cell that wants attention: red, where there is color."""
 
     __slots__ = ()
@@ -37,7 +37,7 @@ class Marked(str):
 
 def alert(text: str) -> str:
     """A cell that wants attention: red, or followed by `!` where there is no color."""
-    return Marked(text) if takes_escapes(sys.stdout) else f"{text} !"
+    return AlertCell(text) if takes_escapes(sys.stdout) else f"{text} !"
 
 
 def print_table(
@@ -102,11 +102,11 @@ def facts(rows: Iterable[Sequence[str]], width: int | None) -> list[str]:
     lines = []
     for row in cells:
         beside = "".join(_padded(cell, width) + _GAP for cell, width in zip(row, aligned, strict=False))
-        lines += hanging(beside, row[-1], width)
+        lines += hanging_indent(beside, row[-1], width)
     return lines
 
 
-def hanging(beside: str, text: str, width: int | None) -> list[str]:
+def hanging_indent(beside: str, text: str, width: int | None) -> list[str]:
     """A text beside another, wrapped to its own left edge."""
     if width is None or _columns(beside) + _columns(text) <= width:
         return [f"{beside}{text}".rstrip()]
@@ -123,7 +123,7 @@ def elided(text: str, width: int) -> str:
     return text if _columns(text) <= width else f"{_cut(text, width - 1)}…"
 
 
-def drawing(lines: Iterable[str]) -> Text:
+def ansi_text(lines: Iterable[str]) -> Text:
     """Lines for rich to draw, with the color and bold they have."""
     from rich.text import Text
 
@@ -166,7 +166,7 @@ def _fitted(cell: str, width: int, is_name: bool, is_number: bool) -> str:
     else:
         text = str(cell)
     text = _padded(text, width, right=is_number)
-    return typer.style(text, fg="red", bold=True) if isinstance(cell, Marked) else text
+    return typer.style(text, fg="red", bold=True) if isinstance(cell, AlertCell) else text
 
 
 def _padded(text: str, width: int, *, right: bool = False) -> str:
@@ -175,7 +175,7 @@ def _padded(text: str, width: int, *, right: bool = False) -> str:
 
 
 def _clean(cell: str) -> str:
-    return Marked(printable(cell)) if isinstance(cell, Marked) else printable(cell)
+    return AlertCell(printable(cell)) if isinstance(cell, AlertCell) else printable(cell)
 
 
 def _columns(text: str) -> int:

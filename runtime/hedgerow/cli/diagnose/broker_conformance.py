@@ -37,7 +37,7 @@ class Lacking(BusError):
     code = "broker-lacks"
 
 
-async def examine(broker: BrokerSection, region: str, packet_bytes: int) -> AsyncIterator[CheckResult]:
+async def check_conformance(broker: BrokerSection, region: str, packet_bytes: int) -> AsyncIterator[CheckResult]:
     """Try everything, on one connection and where needed on a second.
 
     Args:

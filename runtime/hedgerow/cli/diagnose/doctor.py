@@ -8,7 +8,7 @@ import typer
 
 from hedgerow.cli.base.console import plural, print_json
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
-from hedgerow.cli.base.tables import elided, hanging, terminal_width
+from hedgerow.cli.base.tables import elided, hanging_indent, terminal_width
 
 if TYPE_CHECKING:
     from hedgerow.cli.diagnose.checks import CheckResult
@@ -53,10 +53,10 @@ def print_finding(finding: CheckResult) -> None:
     first, *more = finding.detail.split("\n")
     if finding.state == "ok" and width is not None:
         first = elided(first, max(1, width - len(beside)))
-    lines = hanging(beside, first, width)
+    lines = hanging_indent(beside, first, width)
     for text in more:
-        lines += hanging(indent, text, width)
+        lines += hanging_indent(indent, text, width)
     if finding.remedy:
-        lines += hanging(indent, f"→ {finding.remedy}", width)
+        lines += hanging_indent(indent, f"→ {finding.remedy}", width)
     state = typer.style(finding.state, fg=_COLOURS[finding.state], bold=finding.state != "ok")
     typer.echo("\n".join([lines[0].replace(finding.state, state, 1), *lines[1:]]))

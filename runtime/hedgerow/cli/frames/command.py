@@ -64,7 +64,7 @@ def command(
     if not is_name(name):
         raise ConfigError(f"{name!r} cannot be a command", remedy="Write a name such as `ping`.")
     replies = asyncio.run(
-        ask(broker_section(broker, config), address, name, _arguments(args or [], args_json), timeout)
+        send_command(broker_section(broker, config), address, name, _arguments(args or [], args_json), timeout)
     )
     many = address.node == EVERY_NODE
     if json:
@@ -132,7 +132,7 @@ def _value(text: str) -> Any:
         return text
 
 
-async def ask(
+async def send_command(
     broker: BrokerSection, address: Address, name: str, args: Mapping[str, Any], timeout_s: float
 ) -> list[Reply]:
     """Send a command and collect its replies, one a node, in order of arrival (MQTT 5 §4.10, request/response).

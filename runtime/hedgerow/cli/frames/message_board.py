@@ -26,7 +26,7 @@ _MOMENTS: Final = frozenset({"at", "start", "end", "captured_at"})
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class WatchedMessage:
     """One message.
 
     Attributes:
@@ -89,9 +89,9 @@ def _ms(later: float | None, earlier: float | None) -> float | None:
     return None if later is None or earlier is None else round((later - earlier) * 1e3, 3)
 
 
-def sight(
+def parse_message(
     topic: str, payload: bytes, content_type: str, user: Sequence[tuple[str, str]], received_at: float
-) -> Sighting | None:
+) -> WatchedMessage | None:
     """Take a message apart.
 
     Args:
@@ -103,13 +103,13 @@ def sight(
     if parsed is None:
         text = f"{content_type or 'no content type'}, {size(len(payload))}"
         body = {"content_type": content_type, "payload_bytes": len(payload), "user_properties": said}
-        return Sighting(topic, None, "", "", topic, received_at, None, _time(said.get("time")), text, body)
+        return WatchedMessage(topic, None, "", "", topic, received_at, None, _time(said.get("time")), text, body)
     node = str(parsed.address)
     if mime(content_type) not in ("", JSON, MSGPACK):  # a result that is bytes; what there is to say is beside it
         text = f"{content_type}, {size(len(payload))}"
         body = {"content_type": content_type, "payload_bytes": len(payload), "user_properties": said}
         stream, at = said.get("subject", ""), _time(said.get("time"))
-        return Sighting(topic, parsed.channel, node, parsed.pipeline, stream, received_at, at, None, text, body)
+        return WatchedMessage(topic, parsed.channel, node, parsed.pipeline, stream, received_at, at, None, text, body)
     try:
         body = decode_payload(payload, mime(content_type))
     except FrameError:
@@ -119,7 +119,7 @@ def sight(
     told = body.get("frame")
     frame: Mapping[str, Any] = told if isinstance(told, dict) else {}
     pipeline = parsed.pipeline if parsed.channel in (Channel.RESULT, Channel.DEAD) else str(body.get("pipeline") or "")
-    return Sighting(
+    return WatchedMessage(
         topic,
         parsed.channel,
         node,
@@ -225,10 +225,10 @@ class StreamCount:
         last: the newest sighting.
     """
 
-    last: Sighting
+    last: WatchedMessage
     results: int = 0
     dead: int = 0
-    recent: deque[Sighting] = field(default_factory=lambda: deque(maxlen=_MOST_SAMPLES))
+    recent: deque[WatchedMessage] = field(default_factory=lambda: deque(maxlen=_MOST_SAMPLES))
 
     def rate(self, now: float) -> float:
         """Results a second, of late."""
@@ -270,9 +270,9 @@ class Board:
     def __init__(self) -> None:
         self.streams: dict[tuple[str, str, str], StreamCount] = {}
         self.nodes: dict[str, Health] = {}
-        self.news: deque[Sighting] = deque(maxlen=6)
+        self.news: deque[WatchedMessage] = deque(maxlen=6)
 
-    def take(self, sighting: Sighting) -> None:
+    def add(self, sighting: WatchedMessage) -> None:
         """Count a message."""
         if sighting.channel is Channel.HEALTH:
             with suppress(ValidationError):  # anybody may publish there

@@ -22,7 +22,7 @@ from hedgerow.terminal import takes_escapes
 
 if TYPE_CHECKING:
     from hedgerow.cli.frames.sender import OutgoingFrame
-    from hedgerow.cli.frames.sources import Cut, FileFrame
+    from hedgerow.cli.frames.sources import FileFrame, SplitOptions
     from hedgerow.config import BrokerSection
 
 _NO_SUBSCRIBERS: Final = 0x10
@@ -111,11 +111,11 @@ def publish(
     order; with QoS 0, those due meanwhile are lost and counted.
     """
     from hedgerow.cli.base.connection import broker_section
-    from hedgerow.cli.frames.sources import Cut, expand
+    from hedgerow.cli.frames.sources import SplitOptions, expand_sources
 
     _check_topic(topic)
-    cut = Cut(chunk_ms=chunk_ms, window=window, quality=quality, content_type=content_type)
-    frames = itertools.islice(_feed(expand(sources), cut, _times(loop)), count)
+    cut = SplitOptions(chunk_ms=chunk_ms, window=window, quality=quality, content_type=content_type)
+    frames = itertools.islice(_feed(expand_sources(sources), cut, _times(loop)), count)
     pace = _Throttle(rate, realtime)
     summary = Summary()
     try:
@@ -145,13 +145,13 @@ def _times(loop: str) -> int | None:
     return int(loop)
 
 
-def _feed(files: Sequence[Path], cut: Cut, times: int | None) -> Iterator[FileFrame]:
-    from hedgerow.cli.frames.sources import pieces
+def _feed(files: Sequence[Path], cut: SplitOptions, times: int | None) -> Iterator[FileFrame]:
+    from hedgerow.cli.frames.sources import read_frames
 
     for _ in itertools.count() if times is None else range(times):
         empty = True
         for file in files:
-            for piece in pieces(file, cut):
+            for piece in read_frames(file, cut):
                 empty = False
                 yield piece
         if empty:

@@ -46,7 +46,7 @@ class FileFrame(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class SplitOptions:
     """How sources are cut into frames.
 
     Attributes:
@@ -62,7 +62,7 @@ class Cut:
     content_type: str | None = None
 
 
-def expand(sources: Sequence[str]) -> list[Path]:
+def expand_sources(sources: Sequence[str]) -> list[Path]:
     """The files that sources stand for; a folder's in order of their names, `-` is standard input.
 
     Raises: ConfigError: one is not there, or a folder is empty.
@@ -82,7 +82,7 @@ def expand(sources: Sequence[str]) -> list[Path]:
     return files
 
 
-def pieces(path: Path, cut: Cut) -> Iterator[FileFrame]:
+def read_frames(path: Path, cut: SplitOptions) -> Iterator[FileFrame]:
     """A file's frames, in order.
 
     Raises: ConfigError: it cannot be read, is not what its ending says, or needs a package that is not installed.
@@ -96,7 +96,7 @@ def pieces(path: Path, cut: Cut) -> Iterator[FileFrame]:
         ) from error
 
 
-def _reader(path: Path, cut: Cut) -> tuple[Callable[[Path, Cut], Iterator[FileFrame]] | None, str]:
+def _reader(path: Path, cut: SplitOptions) -> tuple[Callable[[Path, SplitOptions], Iterator[FileFrame]] | None, str]:
     suffix = path.suffix.lower()
     if cut.content_type is not None:
         return None, cut.content_type
@@ -118,14 +118,14 @@ def _whole(path: Path, content_type: str) -> Iterator[FileFrame]:
     yield FileFrame(payload, content_type, "stdin" if path == Path("-") else path.stem)
 
 
-def _lines(path: Path, cut: Cut) -> Iterator[FileFrame]:  # noqa: ARG001 - all readers are called alike
+def _lines(path: Path, cut: SplitOptions) -> Iterator[FileFrame]:  # noqa: ARG001 - all readers are called alike
     with path.open("rb") as lines:
         for line in lines:
             if line.strip():
                 yield FileFrame(line.strip(), JSON, path.stem)
 
 
-def _sound(path: Path, cut: Cut) -> Iterator[FileFrame]:
+def _sound(path: Path, cut: SplitOptions) -> Iterator[FileFrame]:
     """Chunks of little-endian 16-bit samples, as `pcm16` reads them; rate and channels are in the content type."""
     try:
         with wave.open(str(path)) as file:
@@ -149,7 +149,7 @@ def _sound(path: Path, cut: Cut) -> Iterator[FileFrame]:
         ) from error
 
 
-def _table(path: Path, cut: Cut) -> Iterator[FileFrame]:
+def _table(path: Path, cut: SplitOptions) -> Iterator[FileFrame]:
     """Rows as JSON, by column name if the first row names the columns; or windows of rows as float32 arrays."""
     with path.open(newline="", encoding="utf-8-sig") as lines:
         rows: Iterator[list[str]] = (row for row in csv.reader(lines) if row)
@@ -189,7 +189,7 @@ def _cell(text: str) -> int | float | str:
     return text
 
 
-def _array(path: Path, cut: Cut) -> Iterator[FileFrame]:
+def _array(path: Path, cut: SplitOptions) -> Iterator[FileFrame]:
     if cut.window is None:
         yield from _whole(path, NPY)
         return
@@ -214,7 +214,7 @@ def _npy(array: Array) -> bytes:
     return stream.getvalue()
 
 
-def _video(path: Path, cut: Cut) -> Iterator[FileFrame]:
+def _video(path: Path, cut: SplitOptions) -> Iterator[FileFrame]:
     """Frames of a video as JPEG."""
     try:
         import av

@@ -14,13 +14,13 @@ import typer
 from hedgerow import topics
 from hedgerow.cli.base.console import print_json_line, printable
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
-from hedgerow.cli.base.tables import Marked, drawing, elided, table
+from hedgerow.cli.base.tables import AlertCell, ansi_text, elided, table
 from hedgerow.errors import ConfigError
 from hedgerow.terminal import takes_escapes
 from hedgerow.topics import ROOT, Channel, is_name
 
 if TYPE_CHECKING:
-    from hedgerow.cli.frames.message_board import Board, Sighting, StreamCount
+    from hedgerow.cli.frames.message_board import Board, StreamCount, WatchedMessage
     from hedgerow.config import BrokerSection
     from hedgerow.wire.messages import Health, PipelineHealth
 
@@ -69,10 +69,10 @@ def watch(
 
     filters = [topics.check_filter(pattern) for pattern in filter] if filter else _filters(node, pipeline)
     board = Board()
-    drawn = None if json or lines or not takes_escapes(sys.stdout) else Table(board)
-    show: Callable[[Sighting], None] = _print_json if json else _print_line if drawn is None else board.take
-    link = print_link if drawn is None else drawn.show_link
-    coming = sightings(broker_section(broker, config), filters, link)
+    drawn = None if json or lines or not takes_escapes(sys.stdout) else LiveTable(board)
+    show: Callable[[WatchedMessage], None] = _print_json if json else _print_line if drawn is None else board.add
+    link = print_outage if drawn is None else drawn.show_outage
+    coming = watched_messages(broker_section(broker, config), filters, link)
     try:
         asyncio.run(_until(_watch(coming, show, count, raw=bool(filter)), seconds, drawn))
     finally:
@@ -94,8 +94,8 @@ def _filters(node: str, pipeline: str) -> list[str]:
     ]
 
 
-async def _until(watching: Any, seconds: float | None, table: Table | None) -> None:
-    drawing = None if table is None else asyncio.create_task(table.keep_drawing())
+async def _until(watching: Any, seconds: float | None, table: LiveTable | None) -> None:
+    drawing = None if table is None else asyncio.create_task(table.run())
     try:
         async with asyncio.timeout(seconds):
             await watching
@@ -107,7 +107,7 @@ async def _until(watching: Any, seconds: float | None, table: Table | None) -> N
 
 
 async def _watch(
-    coming: AsyncIterator[Sighting], show: Callable[[Sighting], None], count: int | None, *, raw: bool
+    coming: AsyncIterator[WatchedMessage], show: Callable[[WatchedMessage], None], count: int | None, *, raw: bool
 ) -> None:
     async for sighting in coming:
         show(sighting)
@@ -117,36 +117,36 @@ async def _watch(
                 return
 
 
-async def sightings(
+async def watched_messages(
     broker: BrokerSection, filters: Sequence[str], link: Callable[[str], None]
-) -> AsyncGenerator[Sighting, None]:
+) -> AsyncGenerator[WatchedMessage, None]:
     """What comes on topics, for as long as it is asked for; arguments and errors are those of `broker.messages`."""
     from hedgerow.cli.base.connection import content_type, messages, payload_of, user_properties
-    from hedgerow.cli.frames.message_board import sight
+    from hedgerow.cli.frames.message_board import parse_message
 
     async with aclosing(messages(broker, filters, link)) as coming:
         async for message in coming:
             said = user_properties(message)
-            sighting = sight(str(message.topic), payload_of(message), content_type(message), said, time.time())
+            sighting = parse_message(str(message.topic), payload_of(message), content_type(message), said, time.time())
             if sighting is not None:
                 yield sighting
 
 
-def print_link(why: str) -> None:
+def print_outage(why: str) -> None:
     """Say on stderr that the connection was lost, or is back."""
     typer.echo(f"broker away, trying again… ({printable(why)})" if why else "broker back", err=True)
 
 
-def _print_json(sighting: Sighting) -> None:
+def _print_json(sighting: WatchedMessage) -> None:
     print_json_line(sighting.record())
 
 
-def _print_line(sighting: Sighting) -> None:
+def _print_line(sighting: WatchedMessage) -> None:
     if sighting.channel is not Channel.HEALTH or sighting.body.get("state") != "ok":
         typer.echo(sighting.line())
 
 
-class Table:
+class LiveTable:
     """A board, drawn on the terminal."""
 
     def __init__(self, board: Board) -> None:
@@ -156,11 +156,11 @@ class Table:
         self._link = ""
         self._live = Live(auto_refresh=False, screen=False)
 
-    def show_link(self, why: str) -> None:
+    def show_outage(self, why: str) -> None:
         """Show below the table why the connection was lost; "": it is back."""
         self._link = why
 
-    async def keep_drawing(self) -> None:
+    async def run(self) -> None:
         """Draw it anew, twice a second."""
         self._live.start()
         while True:
@@ -175,7 +175,7 @@ class Table:
 
     def _draw(self, height: int | None) -> None:
         lines = board_lines(self._board, self._live.console.width, height, time.time(), self._link)
-        self._live.update(drawing(lines), refresh=True)
+        self._live.update(ansi_text(lines), refresh=True)
 
 
 def board_lines(board: Board, width: int, height: int | None, now: float, link: str = "") -> list[str]:
@@ -205,7 +205,7 @@ def board_lines(board: Board, width: int, height: int | None, now: float, link: 
 
 def _row(node: str, pipeline: str, stream: str, count: StreamCount, now: float) -> tuple[str, ...]:
     rate, latency, arrival = count.rate(now), count.latency(), count.arrival()
-    dead = Marked(f"{count.dead:,}") if count.dead else "0"
+    dead = AlertCell(f"{count.dead:,}") if count.dead else "0"
     numbers = (f"{rate:.1f}", str(latency or ""), str(arrival or ""), f"{count.results:,}", dead)
     return node, pipeline, stream, *numbers, count.last.text
 

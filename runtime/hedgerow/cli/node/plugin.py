@@ -10,11 +10,11 @@ import typer
 
 from hedgerow.cli.base.console import print_json
 from hedgerow.cli.base.options import Json
-from hedgerow.cli.base.tables import Marked, print_facts, print_table
+from hedgerow.cli.base.tables import AlertCell, print_facts, print_table
 from hedgerow.errors import ConfigError, HedgerowError
 
 if TYPE_CHECKING:
-    from hedgerow.cli.frames.sources import Cut
+    from hedgerow.cli.frames.sources import SplitOptions
     from hedgerow.config import NodeConfig
     from hedgerow.frame import Frame
 
@@ -36,7 +36,7 @@ def list_(json: Json = False) -> None:
         (
             item["name"],
             f"{item['package']} {item['version']}",
-            item["summary"] or Marked(f"broken: {item['error']}"),
+            item["summary"] or AlertCell(f"broken: {item['error']}"),
         )
         for item in listed
     ]
@@ -127,7 +127,7 @@ def try_(
     Samples are read as `hedgerow publish` reads them. Exits with 1 if a promise is broken.
     """
     from hedgerow import configcheck
-    from hedgerow.cli.frames.sources import Cut
+    from hedgerow.cli.frames.sources import SplitOptions
     from hedgerow.config import NodeConfig, StageEntry
     from hedgerow.testing.contract import try_stage
 
@@ -137,7 +137,7 @@ def try_(
         name, position = _place(settings, stage, pipeline, config)
         stages = list(settings.pipelines[name].stages[: position + 1])
         content_type = settings.pipelines[name].content_type or ""
-    taken = _frames(samples, Cut(), content_type, frames)
+    taken = _frames(samples, SplitOptions(), content_type, frames)
     promises = try_stage(stages, taken, models=settings.models, base_dir=config.parent if config else Path())
     if json:
         print_json({"stage": stage, "ok": all(promise.kept for promise in promises), "promises": promises})
@@ -162,15 +162,15 @@ def _place(settings: NodeConfig, stage: str, pipeline: str | None, file: Path) -
     )
 
 
-def _frames(sources: list[str], cut: Cut, content_type: str, most: int) -> list[Frame]:
+def _frames(sources: list[str], cut: SplitOptions, content_type: str, most: int) -> list[Frame]:
     import itertools
     import time
 
-    from hedgerow.cli.frames.sources import expand, pieces
+    from hedgerow.cli.frames.sources import expand_sources, read_frames
     from hedgerow.frame import Frame
     from hedgerow.wire.codec import mime
 
-    every = itertools.chain.from_iterable(pieces(path, cut) for path in expand(sources))
+    every = itertools.chain.from_iterable(read_frames(path, cut) for path in expand_sources(sources))
     now = time.time()
     return [
         Frame(
