@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -279,7 +280,11 @@ app = app_of(
 
 
 def main() -> None:
-    """Run the command line."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script starts what is in its background like that
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    app(prog_name="hedgerow")
+    """Run the command line. Ctrl-C ends it quietly, with exit code 130."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs start with SIGINT ignored
+    try:
+        app(prog_name="hedgerow")
+    except KeyboardInterrupt:  # between typer's own handlers
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the interpreter shuts down

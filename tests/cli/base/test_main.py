@@ -116,6 +116,42 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
     assert "Traceback" not in err
 
 
+# The installed command, interrupted when it imports the module named first.
+INTERRUPTED = """
+import os, signal, sys
+from importlib.metadata import entry_points
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+(command,) = entry_points(group="console_scripts", name="hedgerow")
+run, module = command.load(), sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupt())
+sys.exit(run())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        ("hedgerow.cli.main", -signal.SIGINT),
+        ("typer", -signal.SIGINT),
+        ("hedgerow.errors", -signal.SIGINT),
+        ("hedgerow.cli.node.config", 130),
+        ("hedgerow.configfile", 130),
+    ],
+)
+def test_ctrl_c_while_the_command_loads_ends_it_without_a_traceback(module: str, code: int) -> None:
+    """Killed by the signal, which a shell reports as 130, or with exit code 130 once verbs run."""
+    done = processes.run(
+        [sys.executable, "-c", INTERRUPTED, module, "config", "schema"], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
 def _sent(broker: Mosquitto, topic: str) -> bool:
     """Whether anything comes on a topic, within a second."""
     command = ["mosquitto_sub", "-p", str(broker.port), "-t", topic, "-C", "1", "-W", "1"]
