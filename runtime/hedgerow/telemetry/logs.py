@@ -9,7 +9,7 @@ from typing import Literal
 import structlog
 
 from hedgerow.telemetry.light import readable
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_color
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -34,7 +34,7 @@ def configure(level: str = "info", format: Literal["auto", "console", "json"] = 
 
 
 def _for_reading() -> structlog.typing.Processor:
-    if takes_escapes(sys.stderr):
+    if supports_color(sys.stderr):
         return structlog.dev.ConsoleRenderer(colors=True)
     # Its usual tracebacks are colored, whatever `colors` says.
     return structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)

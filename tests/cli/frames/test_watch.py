@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from tests.cli.terminals import terminal
+from tests.cli.terminals import COLOR, REDRAW, terminal
 
 from hedgerow import Frame, FrameError
 from hedgerow.cli.frames.message_board import Board, parse_message, summarise
@@ -286,20 +286,21 @@ def test_what_cannot_be_watched_is_explained(hedgerow, arguments: tuple[str, str
     assert said.err.startswith("error: ")
 
 
-async def test_on_a_terminal_it_is_a_table(listen, broker, topic_prefix: str) -> None:
-    """A pseudo-terminal, as a person has one: streams, rates, and a node's drops from its health."""
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}], ids=["color", "no color"])
+async def test_on_a_terminal_it_draws_a_table(listen, broker, topic_prefix: str, environment: dict[str, str]) -> None:
+    """Streams, rates, and a node's drops from its health. NO_COLOR removes the color and leaves the table."""
     node = Address(topic_prefix, "site", "press")
-    pumps = PipelineHealth(state="running", received=100, out=90, dropped={"too-dark": 10})
-    health = Health(node=str(node), session="s", at=1.0, uptime_s=1.0, state="ok", pipelines={"doors": pumps})
+    doors = PipelineHealth(state="running", received=100, out=90, dropped={"too-dark": 10})
+    health = Health(node=str(node), session="s", at=1.0, uptime_s=1.0, state="degraded", pipelines={"doors": doors})
     arguments = ["watch", "--node", f"{topic_prefix}/+/+", "--count", "40", "--broker", broker.url]
-    with terminal(*arguments, columns=200) as shell:
+    with terminal(*arguments, columns=200, **environment) as shell:
         async with listen() as client:
 
             async def speak() -> None:
                 await say(client, node.topic(Channel.HEALTH), health.encode())
                 await say(client, node.topic(Channel.RESULT, "doors"), encode_json(result()))
 
-            code, shown = await until_done(asyncio.create_task(asyncio.to_thread(shell.end)), speak)
+            code, shown = await until_done(asyncio.create_task(asyncio.to_thread(shell.wait)), speak)
 
     assert code == 0
     last = shown.rpartition("PIPELINE")[2]
@@ -307,3 +308,5 @@ async def test_on_a_terminal_it_is_a_table(listen, broker, topic_prefix: str) ->
     assert "10.0 / 10.0" in last
     assert "2 face" in last
     assert "doors running: 100 in, 90 out, 10 dropped (too-dark 10)" in last
+    assert REDRAW in shown
+    assert bool(COLOR.search(shown)) is (environment == {})

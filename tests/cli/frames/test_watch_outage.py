@@ -74,13 +74,13 @@ async def test_lines_go_on_when_the_broker_is_back_until_ctrl_c(mosquitto, start
 
 async def test_the_table_goes_on_when_the_broker_is_back_until_ctrl_c(mosquitto) -> None:
     with terminal("watch", "--broker", mosquitto.url) as shell:
-        await publish_until(mosquitto, lambda: "2 face" in shell.shown)
+        await publish_until(mosquitto, lambda: "2 face" in shell.output)
         mosquitto.stop()
         away = f"Broker away, trying again… (The connection to the broker at {mosquitto.url} was lost: "
-        await until(lambda: away in shell.shown)
+        await until(lambda: away in shell.output)
         mosquitto.start()
-        seen = len(shell.shown)
-        await publish_until(mosquitto, lambda: "Broker away" not in (whole_tables(shell.shown[seen:]) or [away])[-1])
+        seen = len(shell.output)
+        await publish_until(mosquitto, lambda: "Broker away" not in (whole_tables(shell.output[seen:]) or [away])[-1])
         code, shown = await asyncio.to_thread(shell.interrupt)
 
     assert code == 130
@@ -90,9 +90,9 @@ async def test_the_table_goes_on_when_the_broker_is_back_until_ctrl_c(mosquitto)
 
 async def test_ctrl_c_ends_it_while_the_broker_is_away(mosquitto) -> None:
     with terminal("watch", "--broker", mosquitto.url) as shell:
-        await publish_until(mosquitto, lambda: "2 face" in shell.shown)
+        await publish_until(mosquitto, lambda: "2 face" in shell.output)
         mosquitto.stop()
-        await until(lambda: "Broker away" in shell.shown)
+        await until(lambda: "Broker away" in shell.output)
         code, shown = await asyncio.to_thread(shell.interrupt)
 
     assert code == 130

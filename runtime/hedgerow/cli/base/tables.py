@@ -16,7 +16,7 @@ from unicodedata import combining, east_asian_width
 import typer
 
 from hedgerow.cli.base.console import on_terminal, printable
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_color
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -37,7 +37,7 @@ class AlertCell(str):
 
 def alert(text: str) -> str:
     """A cell that wants attention: red, or followed by `!` where there is no color."""
-    return AlertCell(text) if takes_escapes(sys.stdout) else f"{text} !"
+    return AlertCell(text) if supports_color(sys.stdout) else f"{text} !"
 
 
 def print_table(

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from hedgerow.cli.base.console import exit_code, print_error
 from hedgerow.errors import HedgerowError
-from hedgerow.terminal import plain_output
+from hedgerow.terminal import color_allowed
 
 
 class Verb(NamedTuple):
@@ -71,7 +71,7 @@ class _LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; an error of ours becomes two lines and an exit code, never a traceback."""
-        if plain_output():
+        if not color_allowed():
             ctx.color = False  # else click asks only whether it writes to a terminal
         try:
             return super().invoke(ctx)

@@ -21,7 +21,7 @@ import typer
 from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.prepare import Skipped, prepare, reasons, say_skipped
 from hedgerow.errors import HedgerowError
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_redraw
 from hedgerow.topics import ROOT, Address
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def demo(
     out = out or Path("demo-out")
     out.mkdir(parents=True, exist_ok=True)
     skipped = prepare(out, "node.yaml")
-    quiet = json or not takes_escapes(sys.stdout)
+    quiet = json or not supports_redraw(sys.stdout)
     with Mosquitto(port=port) as mosquitto:
         broker = BrokerSection(url=mosquitto.url)
         say = silent if json else typer.echo

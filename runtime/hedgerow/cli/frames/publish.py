@@ -18,7 +18,7 @@ import typer
 from hedgerow.cli.base.console import plural, print_json, size
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.errors import BusError, ConfigError
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_redraw
 
 if TYPE_CHECKING:
     from hedgerow.cli.frames.sender import OutgoingFrame
@@ -245,7 +245,7 @@ class _progress:  # noqa: N801 - used like a function
 
     def __init__(self, json: bool) -> None:
         self._bar: Any = None
-        if takes_escapes(sys.stderr) and not json:
+        if supports_redraw(sys.stderr) and not json:
             from rich.console import Console
             from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -16,7 +16,7 @@ from hedgerow.cli.base.console import print_json_line, printable
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.cli.base.tables import AlertCell, ansi_text, elided, table
 from hedgerow.errors import ConfigError
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_redraw
 from hedgerow.topics import ROOT, Channel, is_name
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def watch(
 
     filters = [topics.check_filter(pattern) for pattern in filter] if filter else _filters(node, pipeline)
     board = Board()
-    drawn = None if json or lines or not takes_escapes(sys.stdout) else LiveTable(board)
+    drawn = None if json or lines or not supports_redraw(sys.stdout) else LiveTable(board)
     show: Callable[[WatchedMessage], None] = _print_json if json else _print_line if drawn is None else board.add
     link = print_outage if drawn is None else drawn.show_outage
     coming = watched_messages(broker_section(broker, config), filters, link)

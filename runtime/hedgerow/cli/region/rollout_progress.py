@@ -13,7 +13,7 @@ from hedgerow.cli.base.console import print_json_line, printable
 from hedgerow.cli.base.tables import AlertCell, ansi_text, hanging_indent, table
 from hedgerow.cli.region.options import short
 from hedgerow.errors import CommandError
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_redraw
 
 if TYPE_CHECKING:
     from hedgerow.region.store.database.database import Database
@@ -47,7 +47,7 @@ def follow(open_: Callable[[], Database], name: str | None, *, every_node: bool,
     Raises: StoreError: the store cannot be read to begin with.
     """
     states = _states(open_, name, every_node)
-    if json or not takes_escapes(sys.stdout):
+    if json or not supports_redraw(sys.stdout):
         return _print_changes(states, json)
     from rich.live import Live
 
