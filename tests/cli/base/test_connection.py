@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hedgerow.cli.base.connection import broker_section, connected, messages
+from hedgerow.cli.base.connection import broker_section, connected, receive_messages
 from hedgerow.config import BrokerSection
 from hedgerow.testing import Mosquitto
 
@@ -38,7 +38,7 @@ async def test_who_is_stopped_while_connecting_ends_and_leaves_nothing_behind(br
     section = BrokerSection(url=broker.url)
 
     async def for_ever() -> None:
-        async for _ in messages(section, ["#"], lambda _: None):
+        async for _ in receive_messages(section, ["#"], lambda _: None):
             pass
 
     before = asyncio.all_tasks()

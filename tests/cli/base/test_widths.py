@@ -190,7 +190,7 @@ def test_doctor(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setenv("COLUMNS", str(width))
     stages = ", ".join(["annotate", "anomaly", "boxes", "decode", "infer", "letterbox", "resize", "ssd"] * 2)
     wrong = "The broker at mqtt://127.0.0.1:1 cannot be reached: [Errno 111] Connection refused"
-    remedy = "Is it running there? Another address goes in --broker mqtt://HOST:PORT."
+    remedy = "Check that it is running, or name another with --broker mqtt://HOST:PORT."
 
     doctor.print_finding(CheckResult("stages", "ok", stages))
     doctor.print_finding(CheckResult("broker", "failed", wrong, remedy))

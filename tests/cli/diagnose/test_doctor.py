@@ -111,7 +111,7 @@ def test_a_broker_that_accepts_connections_and_answers_nothing_is_called_hung(
     findings, monkeypatch: pytest.MonkeyPatch, mosquitto: Mosquitto, scheme: str
 ) -> None:
     """Stopped by a signal, which stands for one that spins: for both the kernel accepts connections all the same."""
-    monkeypatch.setattr("hedgerow.cli.base.connection.SILENT_S", 0.3)
+    monkeypatch.setattr("hedgerow.cli.base.connection.HUNG_AFTER_S", 0.3)
     assert mosquitto.pid is not None
     os.kill(mosquitto.pid, signal.SIGSTOP)
 
@@ -225,6 +225,6 @@ def test_on_paper_each_check_is_a_line_and_its_remedy_stands_below(hedgerow) -> 
     lines = said.out.splitlines()
     (at,) = [number for number, line in enumerate(lines) if line.startswith("failed   broker")]
     assert lines[at].split(maxsplit=2)[2].startswith("The broker at mqtt://127.0.0.1:1 cannot be reached")
-    assert lines[at + 1].startswith(" " * 23 + "→ Is it running there?")
+    assert lines[at + 1].startswith(" " * 23 + "→ Check that it is running, or name another")
     assert lines[-1].startswith("1 check failed")
     assert any(line.startswith("ok       python        CPython 3.") for line in lines)

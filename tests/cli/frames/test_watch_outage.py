@@ -121,4 +121,4 @@ async def test_a_broker_that_refuses_it_when_it_is_back_ends_it(start, tmp_path:
             assert await asyncio.to_thread(process.wait, 60) == 3
 
     await until(lambda: len(err) > 2)
-    assert err[1].startswith(f"error: The broker at {mosquitto.url} refuses us: ")
+    assert err[1].startswith(f"error: The broker at {mosquitto.url} refuses the connection: ")

@@ -18,7 +18,8 @@ from uuid import uuid4
 import numpy as np
 import orjson
 
-from hedgerow.cli.base.connection import Connection, connected, publish_properties
+from hedgerow.cli.base.client import Connection, publish_properties
+from hedgerow.cli.base.connection import connected
 from hedgerow.cli.frames.sources import FileFrame, SplitOptions, read_frames
 from hedgerow.config import BrokerSection
 from hedgerow.errors import ConfigError

@@ -17,7 +17,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from hedgerow.cli.base.connection import Connection, connected, payload_of, publish_properties, user_properties
+from hedgerow.cli.base.client import Connection, payload_of, publish_properties, user_properties
+from hedgerow.cli.base.connection import connected
 from hedgerow.cli.base.console import size
 from hedgerow.cli.diagnose.checks import CheckResult
 from hedgerow.config import BrokerSection

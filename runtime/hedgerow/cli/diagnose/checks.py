@@ -18,15 +18,8 @@ from typing import Any, Final, Literal
 
 from hedgerow import backends, configcheck, plugins
 from hedgerow.backends.cores import cores
-from hedgerow.cli.base.connection import (
-    SILENT_S,
-    broker_section,
-    connected,
-    hung,
-    payload_of,
-    publish_properties,
-    user_properties,
-)
+from hedgerow.cli.base.client import payload_of, publish_properties, user_properties
+from hedgerow.cli.base.connection import HUNG_AFTER_S, broker_section, connected, is_hung
 from hedgerow.cli.base.console import plural, size
 from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.errors import BackendMissing, HedgerowError
@@ -237,7 +230,7 @@ def _models(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
 def _broker(broker: BrokerSection, config: NodeConfig | None, given_by: str) -> Iterator[CheckResult]:
     address = config.node.address if config else Address("local", "site", "doctor")
     try:
-        if asyncio.run(hung(broker)):
+        if asyncio.run(is_hung(broker)):
             yield CheckResult("broker", "failed" if given_by else "warning", *_hung(broker.url))
             return
         limits, trip_ms, kept = asyncio.run(_round_trip(broker, address))
@@ -263,7 +256,7 @@ def _broker(broker: BrokerSection, config: NodeConfig | None, given_by: str) -> 
 
 
 def _hung(url: str) -> tuple[str, str]:
-    detail = f"{url} accepts connections and answered nothing for {SILENT_S:g} s: the broker there is likely hung"
+    detail = f"{url} accepts connections and answered nothing for {HUNG_AFTER_S:g} s: the broker there is likely hung"
     remedy = (
         "Restart it; nodes and outboxes wait and lose nothing. If it hangs again with a core to itself (`top`): a bridge with TLS "
         "to somebody who hangs up during the handshake does that to Mosquitto 2.0.11; see delivery.md."

@@ -19,7 +19,7 @@ from hedgerow.errors import CommandError, ConfigError
 from hedgerow.topics import EVERY_NODE, Address, Channel, is_name, parse
 
 if TYPE_CHECKING:
-    from hedgerow.cli.base.connection import Connection
+    from hedgerow.cli.base.client import Connection
     from hedgerow.config import BrokerSection
     from hedgerow.wire.messages import Reply
 
@@ -139,7 +139,8 @@ async def send_command(
 
     Returns: them; where every node is asked, an error stands for each that is online and did not answer.
     """
-    from hedgerow.cli.base.connection import connected, payload_of
+    from hedgerow.cli.base.client import payload_of
+    from hedgerow.cli.base.connection import connected
 
     request = uuid.uuid4().hex
     replies: dict[str, Reply] = {}
@@ -169,7 +170,7 @@ async def _online(client: Connection, address: Address) -> set[str]:
     """The nodes of a site or region that are online, as they, or their wills, have told the broker."""
     from pydantic import ValidationError
 
-    from hedgerow.cli.base.connection import payload_of
+    from hedgerow.cli.base.client import payload_of
     from hedgerow.wire.messages import Status
 
     online = set()
@@ -191,7 +192,7 @@ async def _online(client: Connection, address: Address) -> set[str]:
 async def _send(
     client: Connection, address: Address, name: str, args: Mapping[str, Any], request: str, timeout_s: float
 ) -> None:
-    from hedgerow.cli.base.connection import publish_properties
+    from hedgerow.cli.base.client import publish_properties
     from hedgerow.wire.messages import JSON, Command
 
     command = Command(args=dict(args), expires_at=time.time() + timeout_s)

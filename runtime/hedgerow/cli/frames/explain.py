@@ -93,7 +93,8 @@ def decode(payload: bytes) -> dict[str, Any]:
 
 
 async def _next(broker: BrokerSection, pipeline: str, timeout_s: float) -> dict[str, Any]:
-    from hedgerow.cli.base.connection import connected, payload_of
+    from hedgerow.cli.base.client import payload_of
+    from hedgerow.cli.base.connection import connected
 
     async with connected(broker) as client:
         await client.subscribe(

@@ -188,7 +188,7 @@ async def _outgoing(
     frames: Iterator[FileFrame], topic: str, pace: _Throttle, summary: Summary
 ) -> AsyncGenerator[OutgoingFrame, None]:
     """Frames ready to go out, each when it is due."""
-    from hedgerow.cli.base.connection import publish_properties
+    from hedgerow.cli.base.client import publish_properties
     from hedgerow.cli.frames.sender import OutgoingFrame
 
     run = uuid.uuid4().hex[:12]

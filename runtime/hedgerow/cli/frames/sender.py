@@ -20,7 +20,8 @@ import aiomqtt
 import typer
 from paho.mqtt.properties import Properties
 
-from hedgerow.cli.base.connection import BrokerAway, Connection, connected
+from hedgerow.cli.base.client import Connection
+from hedgerow.cli.base.connection import BrokerUnavailable, connected
 from hedgerow.cli.base.console import plural
 from hedgerow.config import BrokerSection
 
@@ -100,7 +101,7 @@ class Sender:
                     finally:
                         self.reasons.update(client.reasons)
                     return
-            except BrokerAway:
+            except BrokerUnavailable:
                 pause_s = self._patience.pause_s(self.sent) if was_there else None
                 if pause_s is None:
                     self.lost += len(self._waiting)

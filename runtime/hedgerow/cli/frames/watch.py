@@ -121,10 +121,11 @@ async def watched_messages(
     broker: BrokerSection, filters: Sequence[str], link: Callable[[str], None]
 ) -> AsyncGenerator[WatchedMessage, None]:
     """What comes on topics, for as long as it is asked for; arguments and errors are those of `broker.messages`."""
-    from hedgerow.cli.base.connection import content_type, messages, payload_of, user_properties
+    from hedgerow.cli.base.client import content_type, payload_of, user_properties
+    from hedgerow.cli.base.connection import receive_messages
     from hedgerow.cli.frames.message_board import parse_message
 
-    async with aclosing(messages(broker, filters, link)) as coming:
+    async with aclosing(receive_messages(broker, filters, link)) as coming:
         async for message in coming:
             said = user_properties(message)
             sighting = parse_message(str(message.topic), payload_of(message), content_type(message), said, time.time())
