@@ -1,4 +1,4 @@
-"""Which event loop a service runs on."""
+"""Runs a service on the configured event loop."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Kind = Literal["asyncio", "uvloop"]
 
 
 def run_on(kind: Kind, main: Coroutine[Any, Any, None]) -> None:
-    """Run a service to its end.
+    """Run a service until it ends.
 
-    Raises: ConfigError: uvloop is asked for and not installed.
+    Raises: ConfigError: uvloop is configured, and not installed.
     """
     if kind == "asyncio":
         asyncio.run(main)
