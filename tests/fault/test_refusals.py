@@ -364,5 +364,5 @@ async def test_refusals_are_counted_by_user_and_served_while_the_log_is_read(est
     await asyncio.to_thread(until, lambda: metric in urlopen(address.decode()).read().decode())
     reading.stdin.close()
     said, _ = await reading.communicate()
-    assert len(re.findall(rb"refused yard/a \(client intruder-a\) to publish: nobody/may", said)) <= 3
+    assert len(re.findall(rb"refused a publish by yard/a \(client intruder-a\): nobody/may", said)) <= 3
     assert re.search(rb"yard/a +publish +1,000\n", said)
