@@ -116,8 +116,8 @@ def folder(tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.Mo
     config = RegionConfig.model_validate({"region": {"name": "plant"}, "store": {"url": str(tmp_path / "region.db")}})
     RegionStore(open_database(str(tmp_path / "region.db"), write=True), config).close()
     make_bundle(tmp_path / "door-1.0.0")
-    made = make_candidate("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
-    made.folder.rename(tmp_path / "door")
+    bundle = make_candidate("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
+    bundle.folder.rename(tmp_path / "door")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -130,8 +130,8 @@ def test_every_verb_is_covered() -> None:
     def verb_of(line: tuple[str, ...]) -> tuple[str, ...]:
         return line[:2] if isinstance(_HEDGEROW.verbs[line[0]], Group) else line[:1]
 
-    alone = {verb for verb in VERBS if not any(other[: len(verb)] == verb != other for other in VERBS)}
-    assert {verb_of(line) for line in RUN} == alone
+    leaves = {verb for verb in VERBS if not any(other[: len(verb)] == verb != other for other in VERBS)}
+    assert {verb_of(line) for line in RUN} == leaves
 
 
 @pytest.mark.usefixtures("folder")
@@ -201,12 +201,12 @@ def test_the_nodes_log_on_a_terminal(
     pipelines = f"pipelines: {{doors: {{subscribe: {topic_prefix}/+, stages: [parse]}}}}\n"
     (tmp_path / "node.yaml").write_text(node + pipelines)
     with terminal("node", "run", tmp_path / "node.yaml", **setting) as shell:
-        shell.until(lambda shown: "node-started" in shown)
-        code, shown = shell.interrupt()
+        shell.until(lambda output: "node-started" in output)
+        code, output = shell.interrupt()
 
     assert code == 0
-    assert "pipeline" in shown
-    assert (ESCAPE in shown) == (setting == {})
+    assert "pipeline" in output
+    assert (ESCAPE in output) == (setting == {})
 
 
 class Screen(io.StringIO):

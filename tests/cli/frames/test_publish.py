@@ -335,9 +335,7 @@ def test_tls_needs_the_ca_that_signed_the_brokers_certificate(
 
     assert (without_ca.code, with_ca.code) == (3, 0)
     assert "is not trusted" in without_ca.err
-    assert (
-        "  → Name the CA that signed it in `broker.tls.ca_file` or HEDGEROW_BROKER__TLS__CA_FILE.\n" in without_ca.err
-    )
+    assert "  → Set `broker.tls.ca_file` or HEDGEROW_BROKER__TLS__CA_FILE to the CA that signed it.\n" in without_ca.err
 
 
 def test_publishing_works_over_a_unix_socket(hedgerow, tmp_path: Path, photos: Path) -> None:

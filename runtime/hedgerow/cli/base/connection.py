@@ -126,7 +126,7 @@ async def connected(broker: BrokerSection, **options: Any) -> AsyncIterator[Conn
 async def receive_messages(
     broker: BrokerSection, filters: Sequence[str], on_link_change: Callable[[str], None]
 ) -> AsyncGenerator[aiomqtt.Message, None]:
-    """Subscribe, and yield messages without end; reconnect and resubscribe whenever the broker is lost.
+    """Subscribe, and yield messages without end; after an outage, reconnect and subscribe again.
 
     Args:
         on_link_change: called with the reason when the connection is lost, and with "" when it is back.
@@ -175,17 +175,17 @@ def _not_reached(url: str, error: aiomqtt.MqttError) -> BusError:
     if "CERTIFICATE" in str(error):
         return BusError(
             f"The certificate of {url} is not trusted: {error}",
-            remedy="Name the CA that signed it in `broker.tls.ca_file` or HEDGEROW_BROKER__TLS__CA_FILE.",
+            remedy="Set `broker.tls.ca_file` or HEDGEROW_BROKER__TLS__CA_FILE to the CA that signed it.",
         )
     if (reason := _transient_reason(error)) is not None:
         return BrokerUnavailable(
             f"The broker at {url} cannot be reached: {reason}",
-            remedy="Check that it is running, or name another with --broker mqtt://HOST:PORT. `hedgerow doctor` tells more.",
+            remedy="Check that it is running, or name another with --broker mqtt://HOST:PORT. For details: `hedgerow doctor`.",
         )
     return BusError(
         f"The broker at {url} refuses the connection: {_reason(error)}",
         remedy="Give user name and password in the file of --config, or as HEDGEROW_BROKER__USERNAME and "
-        "HEDGEROW_BROKER__PASSWORD. The broker's log tells more.",
+        "HEDGEROW_BROKER__PASSWORD. For details: the broker's log.",
     )
 
 

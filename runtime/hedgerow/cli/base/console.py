@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 EXIT_CODES: Final = {
     0: "success",
-    1: "failure, of the request or of a check",
+    1: "the request or a check failed",
     2: "invalid command line or configuration file",
-    3: "the broker is unreachable, or refused",
+    3: "the broker is unreachable, or refuses",
     130: "interrupted with Ctrl-C",
 }
 

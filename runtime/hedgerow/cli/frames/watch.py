@@ -42,7 +42,7 @@ def watch(
         list[str] | None,
         typer.Option("--filter", metavar="FILTER", help="Watch these topics instead, for example those of sensors."),
     ] = None,
-    seconds: Annotated[float | None, typer.Option(min=0.01, help="Stop after this time.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.01, help="Stop after this many seconds.")] = None,
     count: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many results; with --filter, messages.")
     ] = None,
