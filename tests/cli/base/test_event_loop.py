@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from hedgerow.cli.base import event_loop
-from hedgerow.cli.base.event_loop import Kind, run_on
+from hedgerow.cli.base.event_loop import LoopKind, run_on
 from hedgerow.errors import ConfigError
 
 
 @pytest.mark.parametrize(("kind", "module"), [("asyncio", "asyncio"), ("uvloop", "uvloop")])
-def test_a_service_runs_on_the_configured_loop(kind: Kind, module: str) -> None:
+def test_a_service_runs_on_the_configured_loop(kind: LoopKind, module: str) -> None:
     loops = []
 
     async def main() -> None:

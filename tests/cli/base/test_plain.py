@@ -164,7 +164,7 @@ def assert_ran_all(output: str) -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_no_verb_writes_an_escape_sequence_into_a_pipe(broker: Mosquitto) -> None:
-    """Not even where color is asked for: what reads a pipe is a program."""
+    """Not even with FORCE_COLOR: a program reads the pipe."""
     done = processes.run(
         [sys.executable, "-c", PROGRAM, commands(broker)],
         capture_output=True,

@@ -162,9 +162,10 @@ def test_the_schema_is_printed(hedgerow) -> None:
 
 @pytest.fixture(scope="module")
 def validator() -> jsonschema.protocols.Validator:
-    kind = jsonschema.validators.validator_for(configfile.schema())
-    kind.check_schema(configfile.schema())
-    return kind(configfile.schema())
+    schema = configfile.schema()
+    validator_class = jsonschema.validators.validator_for(schema)
+    validator_class.check_schema(schema)
+    return validator_class(schema)
 
 
 def _document(text: str):
@@ -172,7 +173,7 @@ def _document(text: str):
 
 
 def test_the_demos_example_is_what_the_demo_runs() -> None:
-    """One is shipped in the wheel, the other is where people look. A copy, since not every checkout keeps links."""
+    """The wheel ships one; readers find the other in configs/. Copies, since not every checkout supports links."""
     shipped = files("hedgerow.cli.demo.templates").joinpath("demo.yaml").read_bytes()
     assert (CONFIGS / "demo.yaml").read_bytes() == shipped, (
         "run: cp runtime/hedgerow/cli/demo/templates/demo.yaml configs/"

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from hedgerow.errors import ConfigError
 
-Kind = Literal["asyncio", "uvloop"]
+LoopKind = Literal["asyncio", "uvloop"]
 
 
-def run_on(kind: Kind, main: Coroutine[Any, Any, None]) -> None:
+def run_on(kind: LoopKind, main: Coroutine[Any, Any, None]) -> None:
     """Run a service until it ends.
 
     Raises: ConfigError: uvloop is configured, and not installed.

@@ -21,7 +21,7 @@ from hedgerow.wire.messages import JSON, MSGPACK, Health, decode_payload
 WINDOW_S: Final = 10.0
 """Period over which rates and latencies are computed."""
 
-_MOST_SAMPLES: Final = 2000
+_MAX_SAMPLES: Final = 2000
 _TIME_KEYS: Final = frozenset({"at", "start", "end", "captured_at"})
 
 
@@ -81,9 +81,9 @@ class WatchedMessage:
         }
 
 
-def _clock(moment: float) -> str:
+def _clock(seconds: float) -> str:
     """Format Unix seconds as local time with milliseconds."""
-    return time.strftime("%H:%M:%S", time.localtime(moment)) + f".{int(moment * 1000) % 1000:03}"
+    return time.strftime("%H:%M:%S", time.localtime(seconds)) + f".{int(seconds * 1000) % 1000:03}"
 
 
 def _ms(later: float | None, earlier: float | None) -> float | None:
@@ -91,14 +91,10 @@ def _ms(later: float | None, earlier: float | None) -> float | None:
 
 
 def parse_message(
-    topic: str, payload: bytes, content_type: str, user: Sequence[tuple[str, str]], received_at: float
+    topic: str, payload: bytes, content_type: str, user_properties: Sequence[tuple[str, str]], received_at: float
 ) -> WatchedMessage | None:
-    """Parse a message; return None if it is on one of Hedgerow's topics and cannot be decoded.
-
-    Args:
-        user: its MQTT 5 user properties.
-    """
-    properties = dict(user)
+    """Parse a message; return None if it is on one of Hedgerow's topics and cannot be decoded."""
+    properties = dict(user_properties)
     parsed = topics.parse(topic)
     if parsed is None:
         text = f"{content_type or 'no content type'}, {size(len(payload))}"
@@ -227,7 +223,7 @@ class StreamCount:
     last: WatchedMessage
     results: int = 0
     dead: int = 0
-    recent: deque[WatchedMessage] = field(default_factory=lambda: deque(maxlen=_MOST_SAMPLES))
+    recent: deque[WatchedMessage] = field(default_factory=lambda: deque(maxlen=_MAX_SAMPLES))
 
     def rate(self, now: float) -> float:
         """Return results per second, over the last `WINDOW_S`."""

@@ -232,11 +232,11 @@ async def _send(
         advance(summary)
 
     sender = Sender(outgoing, qos, give_up_after_s, update)
-    began = time.monotonic()
+    started = time.monotonic()
     try:
         await sender.run(broker)
     finally:
-        summary.seconds = time.monotonic() - began
+        summary.seconds = time.monotonic() - started
         update()
     if summary.refused:
         reason = next(code for code in sender.reasons if code >= _REFUSED)

@@ -25,7 +25,7 @@ from hedgerow.cli.base.connection import BrokerUnavailable, connected
 from hedgerow.cli.base.console import plural
 from hedgerow.config import BrokerSection
 
-_IN_FLIGHT: Final = 20
+_MAX_IN_FLIGHT: Final = 20
 """QoS 1 messages in flight at most: Mosquitto's default limit per client."""
 
 _FIRST_PAUSE_S: Final = 0.1
@@ -143,7 +143,7 @@ class Sender:
     async def _start_sending(self, client: Connection, frame: OutgoingFrame) -> None:
         frame.attempted = True
         self._in_flight.add(asyncio.create_task(self._send_one(client, frame)))
-        if len(self._in_flight) >= _IN_FLIGHT:
+        if len(self._in_flight) >= _MAX_IN_FLIGHT:
             await self._wait_for(asyncio.FIRST_COMPLETED)
 
     async def _wait_for_all(self) -> None:

@@ -2,7 +2,7 @@
 
 Rules:
 - A file is read while its frames are sent; a long recording is never in memory as a whole.
-- A file that is missing, or not what its suffix says, is an error before the first frame.
+- A missing file or an empty folder is an error before the first frame is sent.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _sound(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
             for number in itertools.count():
                 if not (chunk := file.readframes(samples)):
                     return
-                # A microphone could send a chunk once its last sample was taken.
+                # As from a microphone: a chunk is due once its last sample was taken.
                 yield FileFrame(chunk, content_type, path.stem, (number + 1) * samples / rate)
     except (wave.Error, EOFError) as error:
         raise ConfigError(

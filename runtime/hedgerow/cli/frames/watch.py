@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from hedgerow.wire.messages import Health, PipelineHealth
 
 _REDRAW_S: Final = 0.5
-_FEWEST_ROWS: Final = 3
-_MOST_ROWS: Final = 200
+_MIN_ROWS: Final = 3
+_MAX_ROWS: Final = 200
 _HEADINGS: Final = (
     *("NODE", "PIPELINE", "STREAM"),
     *(">RATE/S", ">LATENCY ms p50/p99", ">ARRIVAL ms p50/p99", ">COUNT", ">DEAD"),
@@ -197,8 +197,8 @@ def board_lines(board: Board, width: int, height: int | None, now: float, outage
         below.append(typer.style(elided(f"Broker unavailable, reconnecting… ({printable(outage)})", width), fg="red"))
     if not board.streams:
         return [typer.style("No results yet…", dim=True), *below]
-    most = len(board.streams) if height is None else max(_FEWEST_ROWS, height - len(below) - 2)
-    shown = sorted(board.streams.items())[: min(most, _MOST_ROWS)]
+    most = len(board.streams) if height is None else max(_MIN_ROWS, height - len(below) - 2)
+    shown = sorted(board.streams.items())[: min(most, _MAX_ROWS)]
     rows = [_row(*key, count, now) for key, count in shown]
     skipped = 1 if len(nodes) == 1 else 0  # a single node needs no column
     lines = table(_HEADINGS[skipped:], [row[skipped:] for row in rows], width, names=3 - skipped, spare=_SPARE)
@@ -216,7 +216,7 @@ def _row(node: str, pipeline: str, stream: str, count: StreamCount, now: float) 
 
 def _health_lines(nodes: Mapping[str, Health | None], width: int, height: int | None) -> list[str]:
     """Return a line per node and pipeline; if these are too many, a line per node, unhealthy nodes first."""
-    most = None if height is None else max(_FEWEST_ROWS, height // 2)
+    most = None if height is None else max(_MIN_ROWS, height // 2)
     heads = {node: _health_line(node, health, width) for node, health in nodes.items()}
     lines = []
     for node, health in nodes.items():
