@@ -3,9 +3,10 @@
 What a plugin author needs is here; everything else is the node's business.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # not from `typing`: what is imported here delays the moment from which Ctrl-C is quiet
 if TYPE_CHECKING:
+    from typing import Any
+
     from hedgerow.backends.base import TensorSpec
     from hedgerow.errors import FrameError, HedgerowError
     from hedgerow.frame import Array, Drop, Frame
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # Imported when first asked for: numpy and pydantic take half a second, which `hedgerow --help` need not wait for.
     if name in __all__:
         from hedgerow import errors, frame, stage
