@@ -66,7 +66,7 @@ project() {
     rm -rf "$app/lib/bin"
     mkdir -p "$app/bin"
     install -m 755 containers/probe.py "$app/bin/probe"
-    printf '%s\n' '#!/usr/bin/env python3' 'from hedgerow.cli.main import main' 'main()' >"$app/bin/hedgerow"
+    printf '%s\n' '#!/usr/bin/env python3' 'from hedgerow.__main__ import main' 'main()' >"$app/bin/hedgerow"
     chmod 755 "$app/bin/hedgerow"
     cd /image
     compiled opt/hedgerow/lib

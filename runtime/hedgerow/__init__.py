@@ -3,9 +3,10 @@
 This package exports the API for plugin authors; everything else is internal.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # not from `typing`: until these imports are done, Ctrl-C shows a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from hedgerow.backends.base import TensorSpec
     from hedgerow.errors import FrameError, HedgerowError
     from hedgerow.frame import Array, Drop, Frame
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # Imported on first use: numpy and pydantic take half a second, which would delay `hedgerow --help`.
     if name in __all__:
         from hedgerow import errors, frame, stage

@@ -1,4 +1,4 @@
-"""Detects whether a stream supports escape sequences: colors, bold, cursor movement."""
+"""Detects whether a stream supports color, and whether it supports output that redraws itself."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import os
 from typing import TextIO
 
 
-def plain_output() -> bool:
-    """Whether the environment rules out escape sequences: NO_COLOR (no-color.org), or a terminal without support."""
-    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
+def color_allowed() -> bool:
+    """Return whether the environment allows color: NO_COLOR is unset or empty (no-color.org), and TERM is not dumb."""
+    return not os.environ.get("NO_COLOR") and not _dumb()
 
 
-def takes_escapes(stream: TextIO) -> bool:
-    """Whether a stream is a terminal and the environment allows escape sequences."""
-    return stream.isatty() and not plain_output()
+def supports_color(stream: TextIO) -> bool:
+    """Return whether to write color to a stream: it is a terminal, and the environment allows color."""
+    return stream.isatty() and color_allowed()
+
+
+def supports_redraw(stream: TextIO) -> bool:
+    """Return whether a live table or progress bar can redraw itself on a stream: a terminal that moves its cursor.
+
+    NO_COLOR makes no difference: rich obeys it and draws without color.
+    """
+    return stream.isatty() and not _dumb()
+
+
+def _dumb() -> bool:
+    return os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit code, stdout, stderr."""
+"""Runs the command line, in this process or another."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from hedgerow.testing import Mosquitto, processes
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command said."""
+class Result:
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -38,7 +38,7 @@ class Said:
         return [orjson.loads(line) for line in self.out.splitlines()]
 
 
-Hedgerow = Callable[..., Said]
+Hedgerow = Callable[..., Result]
 
 
 @pytest.fixture
@@ -47,19 +47,19 @@ def hedgerow(monkeypatch: pytest.MonkeyPatch) -> Hedgerow:
     for name in [name for name in os.environ if name.startswith("HEDGEROW_")]:
         monkeypatch.delenv(name)
 
-    def run(*args: object, input: str | bytes | None = None) -> Said:
-        # prog_name as the installed command has it, a wide terminal so that help is not wrapped.
+    def run(*args: object, input: str | bytes | None = None) -> Result:
+        # prog_name of the installed command; a wide terminal, so that help is not wrapped.
         result = CliRunner().invoke(app, [*map(str, args)], input=input, prog_name="hedgerow", terminal_width=200)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return Said(result.exit_code, result.stdout, result.stderr)
+        return Result(result.exit_code, result.stdout, result.stderr)
 
     return run
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a command line as a process of its own, which ends with the test; after `before`, if that is given."""
+    """Starts a command line in another process, through `before` if given, and kills it after the test."""
     with ExitStack() as stack:
 
         def run(*args: object, before: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
@@ -77,7 +77,7 @@ Listen = Callable[..., AbstractAsyncContextManager[aiomqtt.Client]]
 
 @pytest.fixture
 def listen(broker: Mosquitto) -> Listen:
-    """Connects to the shared broker, subscribed to filters."""
+    """Connects to the shared broker and subscribes to filters."""
 
     @asynccontextmanager
     async def connect(*filters: str) -> AsyncIterator[aiomqtt.Client]:
@@ -91,10 +91,10 @@ def listen(broker: Mosquitto) -> Listen:
 
 
 @pytest.fixture
-def aside(hedgerow: Hedgerow) -> Callable[..., asyncio.Task[Said]]:
-    """Runs a command line in a thread, so that a test can take the other side meanwhile."""
+def in_background(hedgerow: Hedgerow) -> Callable[..., asyncio.Task[Result]]:
+    """Runs a command line in a thread, while the test is its counterpart."""
 
-    def run(*args: object, **options: Any) -> asyncio.Task[Said]:
+    def run(*args: object, **options: Any) -> asyncio.Task[Result]:
         return asyncio.create_task(asyncio.to_thread(hedgerow, *args, **options))
 
     return run

@@ -1,9 +1,10 @@
-"""Command lines on a pseudo-terminal, as a person runs them."""
+"""Command lines run on a pseudo-terminal."""
 
 from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -14,20 +15,24 @@ from contextlib import contextmanager, suppress
 
 from hedgerow.testing import processes
 
-_END_S = 110.0
+COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-9]|4[0-9]|9[0-7]|10[0-7])(?:;\d+)*m")
+REDRAW = "\x1b[1A"
+"""Moves the cursor up a line, as live views do before they draw again."""
+
+_TIMEOUT_S = 110.0
 
 
 class Terminal:
-    """A process on a terminal of its own.
+    """A process on a pseudo-terminal.
 
     Attributes:
-        process: it.
+        process: the process.
     """
 
     def __init__(self, command: Sequence[str], master: int, slave: int, environment: dict[str, str]) -> None:
         self.process = processes.start(
             command,
-            stdin=subprocess.DEVNULL,  # nobody answers questions
+            stdin=subprocess.DEVNULL,  # a prompt fails instead of hanging
             stdout=slave,
             stderr=slave,
             env=environment,
@@ -35,56 +40,56 @@ class Terminal:
         os.close(slave)
         self._master = master
         self._parts: list[bytes] = []
-        self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     @property
-    def shown(self) -> str:
-        """All that was written so far."""
+    def output(self) -> str:
+        """Everything written so far."""
         return b"".join(self._parts).decode(errors="replace")
 
     def until(self, condition: Callable[[str], bool]) -> str:
-        """Wait until what was written fulfils a condition. Returns: it. Raises: AssertionError: it never does."""
-        deadline = time.monotonic() + _END_S
-        while not condition(self.shown):
-            assert self._reading.is_alive() or condition(self.shown), self.shown
-            assert time.monotonic() < deadline, self.shown
+        """Wait until the output meets a condition, and return it. Raises: AssertionError: it never does."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while not condition(self.output):
+            assert self._reader.is_alive() or condition(self.output), self.output
+            assert time.monotonic() < deadline, self.output
             time.sleep(0.02)
-        return self.shown
+        return self.output
 
-    def end(self) -> tuple[int, str]:
-        """Wait for its end. Returns: exit code, all that was written. Raises: AssertionError: it does not end."""
-        self._reading.join(_END_S)
-        assert not self._reading.is_alive(), f"it has not ended:\n{self.shown}"
-        return self.process.wait(_END_S), self.shown
+    def wait(self) -> tuple[int, str]:
+        """Wait for the process, and return its exit code and output. Raises: AssertionError: it does not end."""
+        self._reader.join(_TIMEOUT_S)
+        assert not self._reader.is_alive(), f"still running:\n{self.output}"
+        return self.process.wait(_TIMEOUT_S), self.output
 
     def interrupt(self) -> tuple[int, str]:
-        """Press Ctrl-C, and wait for its end. Returns: exit code, all that was written."""
+        """Send Ctrl-C, wait for the process, and return its exit code and output."""
         self.process.send_signal(signal.SIGINT)
-        return self.end()
+        return self.wait()
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
-        self._reading.join()
+        self._reader.join()
         os.close(self._master)
 
     def _read(self) -> None:
-        with suppress(OSError):  # Linux says so when the other side has closed
+        with suppress(OSError):  # how Linux reports that the other side has closed
             while part := os.read(self._master, 65536):
                 self._parts.append(part)
 
 
 @contextmanager
 def terminal(*command: object, columns: int = 120, lines: int = 50, **environment: str) -> Iterator[Terminal]:
-    """A command line of `hedgerow` on a terminal; one that begins with `-c` is Python's."""
+    """Run `hedgerow COMMAND` on a terminal, or `python -c …` if the command begins with `-c`."""
     master, slave = pty.openpty()
     program = [] if command[0] == "-c" else ["-m", "hedgerow"]
-    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     size = {"COLUMNS": str(columns), "LINES": str(lines), "TERM": "xterm"}
-    made = Terminal([sys.executable, *program, *map(str, command)], master, slave, plain | size | environment)
+    started = Terminal([sys.executable, *program, *map(str, command)], master, slave, inherited | size | environment)
     try:
-        yield made
+        yield started
     finally:
-        made.close()
+        started.close()

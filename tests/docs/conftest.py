@@ -221,7 +221,7 @@ def _virtual_environment(folder: Path) -> Path:
     (site / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     programs = folder / "bin"
     for name, run in (
-        ("hedgerow", "from hedgerow.cli.main import main"),
+        ("hedgerow", "from hedgerow.__main__ import main"),
         ("pip", "from pip._internal.cli.main import main"),
         ("pytest", "from pytest import main"),
     ):

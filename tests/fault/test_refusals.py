@@ -366,5 +366,5 @@ async def test_refusals_are_counted_per_user_and_served_as_metrics(deployment: C
     await asyncio.to_thread(until, lambda: metric in urlopen(address.decode()).read().decode())
     reader.stdin.close()
     output, _ = await reader.communicate()
-    assert len(re.findall(rb"refused yard/a \(client intruder-a\) to publish: forbidden/topic", output)) <= 3
+    assert len(re.findall(rb"refused a publish by yard/a \(client intruder-a\): forbidden/topic", output)) <= 3
     assert re.search(rb"yard/a +publish +1,000\n", output)

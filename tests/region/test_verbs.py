@@ -267,7 +267,7 @@ def test_every_node_of_a_region_is_asked_at_once(operator: Operator) -> None:
     said = operator.hedgerow(*asked, with_store=False)
     answers = operator.hedgerow(*asked, "--json", with_store=False).json
 
-    assert (said.code, said.out.splitlines()[-1]) == (0, "6 of 6 nodes did it.")
+    assert (said.code, said.out.splitlines()[-1]) == (0, "6 of 6 nodes succeeded.")
     assert {answer["node"] for answer in answers} == set(map(str, NODES))
 
 

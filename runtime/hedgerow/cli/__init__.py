@@ -1,1 +1,1 @@
-"""The command line: one file a verb group."""
+"""The command line: a package for each group of verbs."""

@@ -1,8 +1,9 @@
-"""`hedgerow`: all verbs, and what their exit codes mean."""
+"""The `hedgerow` command: the tree of its verbs, and its entry point."""
 
 from __future__ import annotations
 
 import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ from hedgerow.cli.base.verbs import Group, Verb, app_of
 
 _CONFIG = Group(
     {
-        "check": Verb("hedgerow.cli.node.config:check", "Find everything that is wrong with configuration files."),
+        "check": Verb("hedgerow.cli.node.config:check", "Find every mistake in configuration files."),
         "schema": Verb("hedgerow.cli.node.config:schema", "Print the JSON Schema of configuration files."),
     },
     "Check configuration files.",
@@ -28,14 +29,14 @@ _CONFIG = Group(
 _NODE = Group(
     {
         "run": Verb("hedgerow.cli.node.node:run", "Run a node until it is stopped."),
-        "show": Verb("hedgerow.cli.region.nodes:show", "Show all that the region knows of a node."),
-        "label": Verb("hedgerow.cli.region.nodes:label", "Set labels of a node, from the region."),
-        "pin": Verb("hedgerow.cli.region.nodes:pin", "Let a node serve one version of a model, whatever rollouts say."),
+        "show": Verb("hedgerow.cli.region.nodes:show", "Show everything the region knows about a node."),
+        "label": Verb("hedgerow.cli.region.nodes:label", "Set a node's labels, from the region."),
+        "pin": Verb("hedgerow.cli.region.nodes:pin", "Pin a node to one version of a model, against all rollouts."),
         "unpin": Verb("hedgerow.cli.region.nodes:unpin", "Let rollouts decide again what a node serves."),
     },
-    "Run a node; see and label nodes from the region.",
-    """Run a node: the process that takes frames from the broker through its pipelines. And, from the region: see what
-    nodes run, label them, pin a version.
+    "Run a node; show and label nodes from the region.",
+    """Run a node: the process that takes frames from the broker through its pipelines. Or, from the region,
+    show what nodes run, label them, and pin a version.
 
     Examples:
       hedgerow node run node.yaml
@@ -46,13 +47,13 @@ _NODE = Group(
 
 _PLUGIN = Group(
     {
-        "list": Verb("hedgerow.cli.node.plugin:list_", "List the stages that are installed."),
-        "show": Verb("hedgerow.cli.node.plugin:show", "Show what a stage does and what it takes."),
-        "test": Verb("hedgerow.cli.node.plugin:try_", "Try whether a stage keeps what stages promise."),
-        "new": Verb("hedgerow.cli.node.plugin:new", "Begin a plugin: a package with one stage and its test."),
+        "list": Verb("hedgerow.cli.node.plugin:list_", "List the installed stages."),
+        "show": Verb("hedgerow.cli.node.plugin:show", "Show what a stage does, and its settings."),
+        "test": Verb("hedgerow.cli.node.plugin:try_", "Test a stage against the contract of stages."),
+        "new": Verb("hedgerow.cli.node.plugin:new", "Create a plugin: a package with one stage and its test."),
     },
-    "Find, read about, write and try stages.",
-    """Find, read about, write and try stages.
+    "List, show, create and test stages.",
+    """List, show, create and test stages.
 
     Examples:
       hedgerow plugin list
@@ -64,12 +65,12 @@ _PLUGIN = Group(
 
 _TOPOLOGY = Group(
     {
-        "check": Verb("hedgerow.cli.topology.topology:check", "Find everything that is wrong with a topology."),
+        "check": Verb("hedgerow.cli.topology.topology:check", "Find every mistake in a topology."),
         "render": Verb("hedgerow.cli.topology.topology:render", "Write all files that a region and its sites need."),
         "schema": Verb("hedgerow.cli.topology.topology:schema", "Print the JSON Schema of topologies."),
     },
-    "Describe a region and its sites once; make all files from it.",
-    """Describe a region, its sites and nodes in one file, and make all others from it.
+    "Describe a region and its sites once; generate all files from it.",
+    """Describe a region, its sites and nodes in one file, and generate all others from it.
 
     Examples:
       hedgerow topology check topology.yaml
@@ -78,7 +79,7 @@ _TOPOLOGY = Group(
 )
 
 _SITE = Group(
-    {"init": Verb("hedgerow.cli.topology.site:init", "Begin a topology, or add a site to one.")},
+    {"init": Verb("hedgerow.cli.topology.site:init", "Create a topology, or add a site to one.")},
     "Add a site.",
     """Add a site to a region.
 
@@ -89,9 +90,13 @@ _SITE = Group(
 )
 
 _BROKER = Group(
-    {"refusals": Verb("hedgerow.cli.diagnose.broker_refusals:refusals", "Say who tried what a broker refuses.")},
-    "Watch a broker.",
-    """Watch a broker.
+    {
+        "refusals": Verb(
+            "hedgerow.cli.diagnose.broker_refusals:refusals", "Report which clients a broker refused, and why."
+        )
+    },
+    "Monitor a broker.",
+    """Monitor a broker.
 
     Examples:
       docker compose logs -f --no-log-prefix broker | hedgerow broker refusals - --acl acl
@@ -100,14 +105,12 @@ _BROKER = Group(
 
 _REGION = Group(
     {
-        "run": Verb("hedgerow.cli.region.region:run", "Collect and keep what comes up from the sites."),
-        "status": Verb("hedgerow.cli.region.region:status", "Say how sites and nodes are, and who is silent."),
-        "check": Verb(
-            "hedgerow.cli.region.region:check", "Find everything that is wrong with a region's configuration."
-        ),
+        "run": Verb("hedgerow.cli.region.region:run", "Collect and store what the sites send."),
+        "status": Verb("hedgerow.cli.region.region:status", "Show the status of sites and nodes."),
+        "check": Verb("hedgerow.cli.region.region:check", "Find every mistake in a region's configuration."),
     },
-    "Run a region's service; see how its sites are.",
-    """Run a region's service: what collects results from the sites and keeps them; and see how the sites are.
+    "Run a region's service; show the status of its sites.",
+    """Run a region's service, which collects results from the sites and stores them; show the status of the sites.
 
     Examples:
       hedgerow region run region.yaml
@@ -117,17 +120,17 @@ _REGION = Group(
 
 _ROLLOUT = Group(
     {
-        "start": Verb("hedgerow.cli.region.rollout:start", "Start one; --dry-run only says what it would do."),
-        "status": Verb("hedgerow.cli.region.rollout:status", "Say how far one is, or follow it."),
-        "pause": Verb("hedgerow.cli.region.rollout:pause", "Give the change to nobody else for now."),
-        "resume": Verb("hedgerow.cli.region.rollout:resume", "Let one that is paused go on."),
-        "abort": Verb("hedgerow.cli.region.rollout:abort", "End one, and put nodes back."),
-        "history": Verb("hedgerow.cli.region.rollout:history", "List them: what, who, why, what became of it."),
-        "check": Verb("hedgerow.cli.region.rollout:check", "Find everything that is wrong with a rollout's file."),
+        "start": Verb("hedgerow.cli.region.rollout:start", "Start a rollout; --dry-run only shows what it would do."),
+        "status": Verb("hedgerow.cli.region.rollout:status", "Show the progress of a rollout, or follow it."),
+        "pause": Verb("hedgerow.cli.region.rollout:pause", "Pause a rollout: no more nodes get the change."),
+        "resume": Verb("hedgerow.cli.region.rollout:resume", "Resume a paused rollout."),
+        "abort": Verb("hedgerow.cli.region.rollout:abort", "End a rollout, and roll its nodes back."),
+        "history": Verb("hedgerow.cli.region.rollout:history", "List rollouts: what, who, why, and the outcome."),
+        "check": Verb("hedgerow.cli.region.rollout:check", "Find every mistake in a rollout's file."),
         "schema": Verb("hedgerow.cli.region.rollout:schema", "Print the JSON Schema of rollouts."),
     },
-    "Take another version of a model through the fleet, in waves.",
-    """Take another version of a model through the fleet: in waves, watched by gates, and back where it does harm. The
+    "Roll out a version of a model through the fleet, in waves.",
+    """Roll out a version of a model through the fleet: in waves, checked by gates, rolled back where it does harm. The
     region's service carries it out.
 
     Examples:
@@ -138,9 +141,9 @@ _ROLLOUT = Group(
 )
 
 _RESULTS = Group(
-    {"query": Verb("hedgerow.cli.region.results:query", "Get results out of a region's store.")},
-    "Get results out of a region's store.",
-    """Get results out of a region's store.
+    {"query": Verb("hedgerow.cli.region.results:query", "Query the results in a region's store.")},
+    "Query the results in a region's store.",
+    """Query the results in a region's store.
 
     Examples:
       hedgerow results query --since 1h
@@ -149,15 +152,15 @@ _RESULTS = Group(
 
 _PKI = Group(
     {
-        "init": Verb("hedgerow.cli.pki.pki:init", "Make the root, the region's authority and those of sites."),
-        "apply": Verb("hedgerow.cli.pki.apply:apply", "Issue and renew all that a topology needs."),
-        "issue": Verb("hedgerow.cli.pki.pki:issue", "Issue a certificate, with a key of its own."),
-        "renew": Verb("hedgerow.cli.pki.pki:renew", "Renew certificates that end soon."),
-        "revoke": Verb("hedgerow.cli.pki.pki:revoke", "Revoke certificates, and say what to do so that brokers know."),
-        "show": Verb("hedgerow.cli.pki.pki:show", "Show all certificates, and how long they count."),
+        "init": Verb("hedgerow.cli.pki.pki:init", "Create the root, and the authorities of the region and its sites."),
+        "apply": Verb("hedgerow.cli.pki.apply:apply", "Issue and renew all certificates that a topology needs."),
+        "issue": Verb("hedgerow.cli.pki.pki:issue", "Issue a certificate with a new key."),
+        "renew": Verb("hedgerow.cli.pki.pki:renew", "Renew certificates that expire soon."),
+        "revoke": Verb("hedgerow.cli.pki.pki:revoke", "Revoke certificates, and show how to inform brokers."),
+        "show": Verb("hedgerow.cli.pki.pki:show", "Show all certificates, and when they expire."),
     },
-    "Give nodes, brokers and people their identity: certificates.",
-    """Give nodes, brokers and people their identity: certificates.
+    "Issue certificates for nodes, brokers and people.",
+    """Issue certificates, which identify nodes, brokers and people.
 
     Examples:
       hedgerow pki apply topology.yaml --init --passphrase
@@ -171,20 +174,22 @@ _PKI = Group(
 
 _TRUST = Group(
     {
-        "init": Verb("hedgerow.cli.trust.begin:init", "Begin a repository of models: keys, and the root for nodes."),
-        "key": Verb("hedgerow.cli.trust.begin:key", "Make a key to sign with."),
+        "init": Verb("hedgerow.cli.trust.begin:init", "Create a model repository: keys, and the root file for nodes."),
+        "key": Verb("hedgerow.cli.trust.begin:key", "Create a signing key."),
         "add": Verb("hedgerow.cli.trust.trust:add", "Let an owner sign models."),
-        "remove": Verb("hedgerow.cli.trust.trust:remove", "Let nothing count any more that an owner has signed."),
-        "rotate": Verb("hedgerow.cli.trust.trust:rotate", "Exchange keys of a role or an owner."),
-        "sign": Verb("hedgerow.cli.trust.trust:sign", "Sign changes that wait for signatures."),
-        "renew": Verb("hedgerow.cli.trust.trust:renew", "Sign anew what a role has signed; withdraw versions."),
+        "remove": Verb("hedgerow.cli.trust.trust:remove", "Remove an owner; nodes no longer trust what it signed."),
+        "rotate": Verb("hedgerow.cli.trust.trust:rotate", "Replace the keys of a role or an owner."),
+        "sign": Verb("hedgerow.cli.trust.trust:sign", "Sign staged metadata."),
+        "renew": Verb(
+            "hedgerow.cli.trust.trust:renew", "Sign a role's metadata again before it expires; withdraw versions."
+        ),
         "refresh": Verb(
-            "hedgerow.cli.trust.status:refresh", "Let nodes see what was signed, and that it is the newest."
+            "hedgerow.cli.trust.status:refresh", "Sign a new timestamp: nodes then see the latest changes."
         ),
         "status": Verb("hedgerow.cli.trust.status:status", "Show who may sign what, and what is published."),
     },
-    "Say who may sign which models; nodes serve no others.",
-    """Say who may sign which models; nodes serve no others.
+    "Define who may sign which models; nodes serve no others.",
+    """Define who may sign which models; nodes serve no others.
 
     Examples:
       hedgerow trust init --dry-run
@@ -197,17 +202,17 @@ _TRUST = Group(
 
 _MODEL = Group(
     {
-        "build": Verb("hedgerow.cli.model.build:build", "Make a bundle of a model's file."),
-        "show": Verb("hedgerow.cli.model.show:show", "Show what a bundle is."),
-        "verify": Verb("hedgerow.cli.model.verify:verify", "Check a bundle's files, and what it computes here."),
-        "diff": Verb("hedgerow.cli.model.diff:diff", "Say what is different between two bundles."),
+        "build": Verb("hedgerow.cli.model.build:build", "Build a bundle from a model file."),
+        "show": Verb("hedgerow.cli.model.show:show", "Show what is in a bundle."),
+        "verify": Verb("hedgerow.cli.model.verify:verify", "Verify a bundle's files, and its outputs on this machine."),
+        "diff": Verb("hedgerow.cli.model.diff:diff", "Compare two bundles."),
         "bench": Verb("hedgerow.cli.model.bench:bench", "Measure each variant of a bundle on this machine."),
-        "bom": Verb("hedgerow.cli.model.show:bom", "Write what a bundle is made of: a CycloneDX ML-BOM."),
+        "bom": Verb("hedgerow.cli.model.show:bom", "Write the bill of materials of a bundle (CycloneDX ML-BOM)."),
         "publish": Verb("hedgerow.cli.model.publish:publish", "Publish a version of a model, signed by its owner."),
-        "push": Verb("hedgerow.cli.model.push:push", "Bring a version's files to an OCI registry."),
+        "push": Verb("hedgerow.cli.model.push:push", "Push a version's files to an OCI registry."),
     },
-    "Build models into bundles; look at them, compare, check and publish them.",
-    """Build models into bundles; look at them, compare, check and publish them.
+    "Build models into bundles; show, compare, verify and publish them.",
+    """Build models into bundles; show, compare, verify and publish them.
 
     Examples:
       hedgerow model build door.onnx --version 1.0.0 --samples frames.npz
@@ -220,7 +225,7 @@ _MODEL = Group(
 
 _HEDGEROW = Group(
     {
-        "demo": Verb("hedgerow.cli.demo.demo:demo", "See real models work on this machine; nothing to set up."),
+        "demo": Verb("hedgerow.cli.demo.demo:demo", "See real models work on this machine; no setup needed."),
         "doctor": Verb("hedgerow.cli.diagnose.doctor:doctor", "Check this machine, its broker and its models."),
         "node": _NODE,
         "config": _CONFIG,
@@ -232,14 +237,16 @@ _HEDGEROW = Group(
         "results": _RESULTS,
         "nodes": Verb("hedgerow.cli.region.nodes:nodes", "List the nodes of a region, and what they provably run."),
         "rollout": _ROLLOUT,
-        "audit": Verb("hedgerow.cli.region.nodes:audit", "Say who did what to the fleet, when and why."),
+        "audit": Verb("hedgerow.cli.region.nodes:audit", "Show who changed what in the fleet, when and why."),
         "pki": _PKI,
         "model": _MODEL,
         "trust": _TRUST,
         "publish": Verb("hedgerow.cli.frames.publish:publish", "Send pictures, sound, video or tables as frames."),
-        "watch": Verb("hedgerow.cli.frames.watch:watch", "Watch results come in: rate, latency, what was found."),
-        "explain": Verb("hedgerow.cli.frames.explain:explain", "Say where a result came from, or why a frame died."),
-        "command": Verb("hedgerow.cli.frames.command:command", "Ask a running node, or a whole site, to do something."),
+        "watch": Verb("hedgerow.cli.frames.watch:watch", "Watch results arrive: rate, latency, content."),
+        "explain": Verb(
+            "hedgerow.cli.frames.explain:explain", "Explain where a result came from, or why a frame died."
+        ),
+        "command": Verb("hedgerow.cli.frames.command:command", "Send a command to a node, or to all nodes of a site."),
         "tune": Verb("hedgerow.cli.model.tune:tune", "Measure the fastest way to run a model on this machine."),
     },
     "",
@@ -252,13 +259,13 @@ _HEDGEROW = Group(
       hedgerow publish door.jpg --topic plant/door/image
       hedgerow watch
 
-    The broker is the one of --broker, else of --config, else of HEDGEROW_BROKER__URL, else mqtt://127.0.0.1:1883.
+    The broker is taken from --broker, else --config, else HEDGEROW_BROKER__URL, else it is mqtt://127.0.0.1:1883.
     """,
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"hedgerow {hedgerow.__version__}")
         raise typer.Exit
 
@@ -279,7 +286,11 @@ app = app_of(
 
 
 def main() -> None:
-    """Run the command line."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script starts what is in its background like that
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    app(prog_name="hedgerow")
+    """Run the command line. Ctrl-C ends it quietly, with exit code 130."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs start with SIGINT ignored
+    try:
+        app(prog_name="hedgerow")
+    except KeyboardInterrupt:  # between typer's own handlers
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the interpreter shuts down

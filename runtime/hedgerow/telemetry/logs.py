@@ -9,7 +9,7 @@ from typing import Literal
 import structlog
 
 from hedgerow.telemetry.structlog_import import human_readable
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_color
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -34,7 +34,7 @@ def configure(level: str = "info", format: Literal["auto", "console", "json"] = 
 
 
 def _console_renderer() -> structlog.typing.Processor:
-    if takes_escapes(sys.stderr):
+    if supports_color(sys.stderr):
         return structlog.dev.ConsoleRenderer(colors=True)
     # The default traceback formatter uses colors even with `colors=False`.
     return structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)

@@ -1,4 +1,4 @@
-"""The event loop that a service runs on is the one that was asked for."""
+"""Running a service on the configured event loop."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from hedgerow.cli.base import event_loop
-from hedgerow.cli.base.event_loop import Kind, run_on
+from hedgerow.cli.base.event_loop import LoopKind, run_on
 from hedgerow.errors import ConfigError
 
 
 @pytest.mark.parametrize(("kind", "module"), [("asyncio", "asyncio"), ("uvloop", "uvloop")])
-def test_a_service_runs_on_the_loop_that_was_asked_for(kind: Kind, module: str) -> None:
+def test_a_service_runs_on_the_configured_loop(kind: LoopKind, module: str) -> None:
     loops = []
 
     async def main() -> None:
@@ -25,7 +25,7 @@ def test_a_service_runs_on_the_loop_that_was_asked_for(kind: Kind, module: str) 
     assert type(loops[0]).__module__.partition(".")[0] == module
 
 
-def test_a_loop_that_is_not_installed_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_is_not_installed_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(event_loop.__file__).parent)])
     for name in [name for name in sys.modules if name.partition(".")[0] == "uvloop"]:
         monkeypatch.delitem(sys.modules, name)
@@ -33,7 +33,7 @@ def test_a_loop_that_is_not_installed_is_refused_with_the_remedy(monkeypatch: py
     async def main() -> None:
         raise AssertionError("must not run")
 
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as caught:
         run_on("uvloop", main())
 
-    assert "hedgerow[uvloop]" in refused.value.remedy
+    assert "hedgerow[uvloop]" in caught.value.remedy

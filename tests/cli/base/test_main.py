@@ -30,47 +30,47 @@ def _verbs(group: Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 VERBS = list(_verbs(_HEDGEROW))
 
 
-def test_the_overview_imports_nothing_heavy() -> None:
-    """`hedgerow --help` is quick because it waits for nothing that only a verb needs."""
-    shown = processes.run(
+def test_the_list_of_commands_imports_nothing_heavy() -> None:
+    """`hedgerow --help` is quick: it imports nothing that only a verb needs."""
+    done = processes.run(
         [sys.executable, "-X", "importtime", "-m", "hedgerow", "--help"], capture_output=True, text=True, check=True
     )
 
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.splitlines()}
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert not imported & set(HEAVY)
 
 
-def test_the_overview_names_every_verb_and_exit_code(hedgerow) -> None:
-    said = hedgerow("--help")
+def test_help_lists_every_verb_and_exit_code(hedgerow) -> None:
+    result = hedgerow("--help")
 
-    assert said.code == 0
+    assert result.code == 0
     for name, verb in _HEDGEROW.verbs.items():
-        assert f"{name} " in said.out
-        assert verb.summary in said.out
+        assert f"{name} " in result.out
+        assert verb.summary in result.out
     for code, meaning in EXIT_CODES.items():
-        assert f"{code:>3}  {meaning}" in said.out
+        assert f"{code:>3}  {meaning}" in result.out
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_help_begins_with_examples(hedgerow, verb: tuple[str, ...]) -> None:
-    """Each example stands on a line of its own and is a command that can be copied."""
-    said = hedgerow(*verb, "--help")
+    """Each example is a command on a line of its own, ready to be copied."""
+    result = hedgerow(*verb, "--help")
 
-    assert said.code == 0
-    assert said.out.index("Examples:") < said.out.index("Options:")
-    assert f"hedgerow {' '.join(verb)}" in said.out[said.out.index("Examples:") : said.out.index("Options:")]
+    assert result.code == 0
+    assert result.out.index("Examples:") < result.out.index("Options:")
+    assert f"hedgerow {' '.join(verb)}" in result.out[result.out.index("Examples:") : result.out.index("Options:")]
 
 
 def test_version(hedgerow) -> None:
     assert hedgerow("--version").out == f"hedgerow {package.__version__}\n"
 
 
-def test_a_mistyped_verb_is_met_with_the_nearest_one(hedgerow) -> None:
-    said = hedgerow("pubish", "x.jpg")
+def test_the_nearest_verb_is_suggested_for_a_mistyped_one(hedgerow) -> None:
+    result = hedgerow("pubish", "x.jpg")
 
-    assert said.code == 2
-    assert "No such command 'pubish'. Did you mean 'publish'?" in said.err
+    assert result.code == 2
+    assert "No such command 'pubish'. Did you mean 'publish'?" in result.err
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_each_kind_of_error_has_its_exit_code(error, code: int) -> None:
     assert code in EXIT_CODES
 
 
-def test_an_error_is_two_lines_on_stderr_and_no_traceback(start) -> None:
-    """A person gets what is wrong and what to do; a script gets an exit code and a clean stdout."""
+def test_an_error_is_two_lines_on_stderr_without_a_traceback(start) -> None:
+    """What is wrong, and the remedy. A script gets an exit code and an empty stdout."""
     process = start("publish", __file__, "--topic", "x", "--broker", "mqtt://127.0.0.1:1")
     out, err = process.communicate(timeout=60)
 
@@ -96,18 +96,18 @@ def test_an_error_is_two_lines_on_stderr_and_no_traceback(start) -> None:
     assert out == ""
     assert err == (
         "error: The broker at mqtt://127.0.0.1:1 cannot be reached: [Errno 111] Connection refused\n"
-        "  → Is it running there? Another address goes in --broker mqtt://HOST:PORT; `hedgerow doctor` looks closer.\n"
+        "  → Check that it is running, or name another with --broker mqtt://HOST:PORT. For details: `hedgerow doctor`.\n"
     )
 
 
 @pytest.mark.parametrize("before", [(), ("sh", "-c", "trap '' INT; exec \"$@\"", "-")], ids=["terminal", "script"])
-def test_ctrl_c_ends_with_130_and_no_traceback(
+def test_ctrl_c_exits_with_130_without_a_traceback(
     start: Callable[..., subprocess.Popen[str]], broker: Mosquitto, topic_prefix: str, before: tuple[str, ...]
 ) -> None:
-    """What had been sent until then is still told; in the background of a script as well, which has it ignore Ctrl-C."""
+    """The summary is still printed. The same for a script's background job, which starts with SIGINT ignored."""
     arguments = ("-t", topic_prefix, "--loop", "forever", "--rate", "20", "--broker", broker.url)
     process = start("publish", __file__, *arguments, before=before)
-    _wait_for(lambda: _sent(broker, topic_prefix))
+    _wait_for(lambda: _receives(broker, topic_prefix))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
 
@@ -116,8 +116,44 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
     assert "Traceback" not in err
 
 
-def _sent(broker: Mosquitto, topic: str) -> bool:
-    """Whether anything comes on a topic, within a second."""
+# Runs the installed command, and interrupts it when it imports the module in the first argument.
+INTERRUPTED = """
+import os, signal, sys
+from importlib.metadata import entry_points
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+(command,) = entry_points(group="console_scripts", name="hedgerow")
+run, module = command.load(), sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupt())
+sys.exit(run())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        ("hedgerow.cli.main", -signal.SIGINT),
+        ("typer", -signal.SIGINT),
+        ("hedgerow.errors", -signal.SIGINT),
+        ("hedgerow.cli.node.config", 130),
+        ("hedgerow.configfile", 130),
+    ],
+)
+def test_ctrl_c_while_the_command_loads_ends_it_without_a_traceback(module: str, code: int) -> None:
+    """At first it is killed by the signal, which a shell reports as 130; once typer runs, it exits with 130."""
+    done = processes.run(
+        [sys.executable, "-c", INTERRUPTED, module, "config", "schema"], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def _receives(broker: Mosquitto, topic: str) -> bool:
+    """Return whether a message arrives on a topic within a second."""
     command = ["mosquitto_sub", "-p", str(broker.port), "-t", topic, "-C", "1", "-W", "1"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
@@ -128,27 +164,27 @@ def _wait_for(condition: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline
 
 
-def test_a_reader_that_stops_reading_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m hedgerow config schema | head -1"
-    shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
 
-    assert shown.stdout == "{\n"
-    assert "Traceback" not in shown.stderr
+    assert done.stdout == "{\n"
+    assert "Traceback" not in done.stderr
 
 
-def test_completion_knows_the_verbs() -> None:
-    """As bash asks for it, after `hedgerow pl<TAB>`."""
+def test_completion_suggests_verbs() -> None:
+    """As bash requests it after `hedgerow pl<TAB>`."""
     environment = {"_HEDGEROW_COMPLETE": "complete_bash", "COMP_WORDS": "hedgerow pl", "COMP_CWORD": "1", "PATH": ""}
-    shown = processes.run(
+    done = processes.run(
         [sys.executable, "-m", "hedgerow"], env=environment, capture_output=True, text=True, check=False
     )
 
-    assert shown.stdout.split() == ["plugin"]
+    assert done.stdout.split() == ["plugin"]
 
 
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (123_456, "123 kB"), (2_500_000, "2.5 MB"), (7e12, "7000 GB")],
 )
-def test_bytes_are_said_in_the_unit_that_fits(count: float, text: str) -> None:
+def test_sizes_are_printed_in_the_unit_that_fits(count: float, text: str) -> None:
     assert size(count) == text

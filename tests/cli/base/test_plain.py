@@ -1,4 +1,4 @@
-"""No escape sequence where nobody wants one: NO_COLOR, a terminal that knows none, a pipe; verbs and the node's log alike."""
+"""Escape sequences in the output of verbs and in the node's log: no color with NO_COLOR, none at all on a dumb terminal or in a pipe."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import structlog
 from tests.cli.base.test_main import VERBS
-from tests.cli.terminals import terminal
+from tests.cli.terminals import COLOR, terminal
 from tests.conftest import MakeCandidate
 from tests.trust.conftest import make_bundle
 
@@ -22,14 +21,14 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.store import RegionStore
 from hedgerow.telemetry import logs
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_color, supports_redraw
 from hedgerow.testing import Mosquitto, processes
 
 ESCAPE = "\x1b"
 AWAY = ("--broker", "mqtt://127.0.0.1:1")
 STORE = ("--store", "region.db")
 
-# All verbs, so that most of them have something to say; a broker's address stands for BROKER.
+# Every verb, most of them with something to print. BROKER stands for the broker's address.
 RUN = [
     ("demo", "nothing"),
     ("doctor", *AWAY),
@@ -95,7 +94,7 @@ RUN = [
     ("tune", "door/variants/onnx/model.onnx", "--seconds", "1", "--max-batch", "1", "--no-save"),
 ]
 
-# One after the other in one process: starting fifty would take a minute.
+# One process for all: starting fifty would take a minute.
 PROGRAM = """
 import json, sys
 from hedgerow.cli.main import app
@@ -117,47 +116,55 @@ def folder(tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.Mo
     config = RegionConfig.model_validate({"region": {"name": "plant"}, "store": {"url": str(tmp_path / "region.db")}})
     RegionStore(open_database(str(tmp_path / "region.db"), write=True), config).close()
     make_bundle(tmp_path / "door-1.0.0")
-    made = make_candidate("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
-    made.folder.rename(tmp_path / "door")
+    bundle = make_candidate("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
+    bundle.folder.rename(tmp_path / "door")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-SOME = [line for line in RUN if line[0] in ("config", "pki", "watch", "publish")]
+def commands(broker: Mosquitto) -> str:
+    return json.dumps([[*(each for each in line if each != "BROKER"), *(("--broker", broker.url) if "BROKER" in line else ())] for line in RUN])  # fmt: skip
 
 
-def commands(broker: Mosquitto, lines: Sequence[tuple[str, ...]] = RUN) -> str:
-    return json.dumps([[*(each for each in line if each != "BROKER"), *(("--broker", broker.url) if "BROKER" in line else ())] for line in lines])  # fmt: skip
-
-
-def test_every_verb_is_run_here() -> None:
+def test_every_verb_is_covered() -> None:
     def verb_of(line: tuple[str, ...]) -> tuple[str, ...]:
         return line[:2] if isinstance(_HEDGEROW.verbs[line[0]], Group) else line[:1]
 
-    alone = {verb for verb in VERBS if not any(other[: len(verb)] == verb != other for other in VERBS)}
-    assert {verb_of(line) for line in RUN} == alone
+    leaves = {verb for verb in VERBS if not any(other[: len(verb)] == verb != other for other in VERBS)}
+    assert {verb_of(line) for line in RUN} == leaves
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize(
-    ("setting", "lines"), [({"NO_COLOR": "1"}, RUN), ({"TERM": "dumb"}, SOME)], ids=["NO_COLOR", "dumb"]
-)
-def test_no_verb_writes_an_escape_sequence_on_a_terminal_that_wants_none(
-    broker: Mosquitto, setting: dict[str, str], lines: list[tuple[str, ...]]
-) -> None:
-    with terminal("-c", PROGRAM, commands(broker, lines), columns=80, **setting) as shell:
-        code, shown = shell.end()
+def test_no_verb_writes_an_escape_sequence_on_a_dumb_terminal(broker: Mosquitto) -> None:
+    with terminal("-c", PROGRAM, commands(broker), columns=80, TERM="dumb") as shell:
+        code, output = shell.wait()
 
-    assert code == 0, shown
-    assert "Traceback" not in shown
-    assert shown.count("ended with 0") > len(lines) / 2, "most have something to show"
-    assert shown.count("ended with") == len(lines)
-    assert [line for line in shown.splitlines() if ESCAPE in line] == []
+    assert code == 0, output
+    assert_ran_all(output)
+    assert [line for line in output.splitlines() if ESCAPE in line] == []
+
+
+@pytest.mark.usefixtures("folder")
+def test_with_no_color_no_verb_writes_color_and_only_live_views_move_the_cursor(broker: Mosquitto) -> None:
+    with terminal("-c", PROGRAM, commands(broker), columns=80, NO_COLOR="1") as shell:
+        code, output = shell.wait()
+
+    assert code == 0, output
+    assert_ran_all(output)
+    assert COLOR.findall(output) == []
+    escaping = {run.split()[0] for run in output.split("> ")[1:] if ESCAPE in run}
+    assert {"watch"} <= escaping <= {"model", "node", "publish", "rollout", "tune", "watch"}, escaping
+
+
+def assert_ran_all(output: str) -> None:
+    assert "Traceback" not in output
+    assert output.count("ended with 0") > len(RUN) / 2, "most verbs have something to show"
+    assert output.count("ended with") == len(RUN)
 
 
 @pytest.mark.usefixtures("folder")
 def test_no_verb_writes_an_escape_sequence_into_a_pipe(broker: Mosquitto) -> None:
-    """Not even where color is asked for: what reads a pipe is a program."""
+    """Not even with FORCE_COLOR: a program reads the pipe."""
     done = processes.run(
         [sys.executable, "-c", PROGRAM, commands(broker)],
         capture_output=True,
@@ -170,18 +177,18 @@ def test_no_verb_writes_an_escape_sequence_into_a_pipe(broker: Mosquitto) -> Non
     assert ESCAPE not in done.stdout + done.stderr
 
 
-def test_a_terminal_that_knows_color_gets_it(folder: Path) -> None:
-    """So the others could fail."""
+def test_a_color_terminal_gets_color(folder: Path) -> None:
+    """Shows that the tests without color can fail."""
     with terminal("pki", "init", "--region", "plant", "--site", "hall-1") as shell:
-        assert shell.end()[0] == 0
+        assert shell.wait()[0] == 0
     with terminal("pki", "issue", "hall-1/gateway", "--days", "1") as shell:
-        assert shell.end()[0] == 0
+        assert shell.wait()[0] == 0
     with terminal("pki", "revoke", "hall-1/gateway") as shell:
-        assert shell.end()[0] == 0
+        assert shell.wait()[0] == 0
     with terminal("pki", "show") as shell:
-        assert "\x1b[31m" in shell.end()[1]
+        assert "\x1b[31m" in shell.wait()[1]
     with terminal("config", "check", folder / "wrong.yaml") as shell:
-        assert ESCAPE in shell.end()[1]
+        assert ESCAPE in shell.wait()[1]
 
 
 @pytest.mark.parametrize("setting", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}], ids=["NO_COLOR", "dumb", "color"])
@@ -194,47 +201,48 @@ def test_the_nodes_log_on_a_terminal(
     pipelines = f"pipelines: {{doors: {{subscribe: {topic_prefix}/+, stages: [parse]}}}}\n"
     (tmp_path / "node.yaml").write_text(node + pipelines)
     with terminal("node", "run", tmp_path / "node.yaml", **setting) as shell:
-        shell.until(lambda shown: "node-started" in shown)
-        code, shown = shell.interrupt()
+        shell.until(lambda output: "node-started" in output)
+        code, output = shell.interrupt()
 
     assert code == 0
-    assert "pipeline" in shown
-    assert (ESCAPE in shown) == (setting == {})
+    assert "pipeline" in output
+    assert (ESCAPE in output) == (setting == {})
 
 
 class Screen(io.StringIO):
-    """What is written to a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 @pytest.mark.parametrize(
-    ("stream", "setting", "expected"),
+    ("stream", "setting", "color", "redraw"),
     [
-        (Screen(), {"TERM": "xterm"}, True),
-        (Screen(), {"TERM": "xterm", "NO_COLOR": ""}, True),
-        (Screen(), {"TERM": "xterm", "NO_COLOR": "0"}, False),
-        (Screen(), {"TERM": "dumb"}, False),
-        (Screen(), {}, False),
-        (io.StringIO(), {"TERM": "xterm"}, False),
-        (io.StringIO(), {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+        (Screen(), {"TERM": "xterm"}, True, True),
+        (Screen(), {"TERM": "xterm", "NO_COLOR": ""}, True, True),
+        (Screen(), {"TERM": "xterm", "NO_COLOR": "0"}, False, True),
+        (Screen(), {"TERM": "dumb"}, False, False),
+        (Screen(), {}, False, False),
+        (io.StringIO(), {"TERM": "xterm"}, False, False),
+        (io.StringIO(), {"TERM": "xterm", "FORCE_COLOR": "1"}, False, False),
     ],
 )
-def test_who_gets_escape_sequences(
-    stream: io.StringIO, setting: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_color_and_redrawing_depend_on_the_stream_and_the_environment(
+    stream: io.StringIO, setting: dict[str, str], color: bool, redraw: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NO_COLOR counts if it is not empty, whatever it says."""
+    """Any NO_COLOR that is not empty forbids color, and color only."""
     for name in ("TERM", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in setting.items():
         monkeypatch.setenv(name, value)
 
-    assert takes_escapes(stream) is expected
+    assert supports_color(stream) is color
+    assert supports_redraw(stream) is redraw
 
 
 @pytest.mark.parametrize("setting", ["NO_COLOR", "pipe", "color"])
-def test_tracebacks_in_the_log_are_as_plain_as_the_rest(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracebacks_in_the_log_have_color_only_where_the_log_has(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO() if setting == "pipe" else Screen()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")

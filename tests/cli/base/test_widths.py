@@ -1,4 +1,4 @@
-"""What verbs print on terminals of 60 to 180 columns: names first and whole, rows that stay on their line."""
+"""Output of verbs on terminals of 60 to 180 columns: names first and complete, a line per row."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ Printed = Callable[..., list[str]]
 
 @pytest.fixture(params=WIDTHS)
 def printed(request: pytest.FixtureRequest, hedgerow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Printed:
-    """Runs a command line on a terminal so wide; no line of it is wider."""
+    """Runs a command line on a terminal of each width, and returns its lines, none of which is wider."""
     width: int = request.param
     monkeypatch.setattr(tables, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
 
     def run(*arguments: object) -> list[str]:
-        said = hedgerow(*arguments)
-        assert said.code == 0, said.err
-        lines: list[str] = said.out.splitlines()
+        result = hedgerow(*arguments)
+        assert result.code == 0, result.err
+        lines: list[str] = result.out.splitlines()
         assert max(map(len, lines)) <= width, "\n".join(lines)
         return lines
 
@@ -55,8 +55,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = RegionConfig.model_validate({"region": {"name": "retail"}, "store": {"url": str(path)}})
     filled = RegionStore(open_database(str(path), write=True), config)
     now = time.time()
-    said = {"detections": [{"label": label} for label in ("person", "dog", "bicycle", "umbrella", "shopping trolley")]}
-    body = json.dumps({"at": now, "result": said}).encode()
+    detections = {
+        "detections": [{"label": label} for label in ("person", "dog", "bicycle", "umbrella", "shopping trolley")]
+    }
+    body = json.dumps({"at": now, "result": detections}).encode()
     filled.apply(
         [
             ResultRecord(
@@ -81,10 +83,10 @@ def test_region_status(printed: Printed, store: Path) -> None:
     for site, line in zip(("shop-12", "shop-13"), lines[nodes + 1 :], strict=True):
         name, status, results, lost, *_ = line.split()
         assert (name, status, results, lost) == (f"retail/{site}/gateway", "ok", "3", "0")
-        assert line.index(" 3 ") + 2 == lines[nodes].index("RESULTS") + len("RESULTS"), "numbers stand at the right"
+        assert line.index(" 3 ") + 2 == lines[nodes].index("RESULTS") + len("RESULTS"), "numbers are right-aligned"
 
 
-def test_region_status_says_all_where_there_is_room(printed: Printed, store: Path) -> None:
+def test_region_status_shows_all_columns_on_a_wide_terminal(printed: Printed, store: Path) -> None:
     headings = [line for line in printed("region", "status", "--store", store) if line.startswith(("SITE ", "NODE "))]
 
     if printed.width >= 120:  # type: ignore[attr-defined]
@@ -147,16 +149,16 @@ def test_model_show_and_diff(printed: Printed, make_candidate: MakeCandidate) ->
     (at,) = [number for number, line in enumerate(shown) if line.startswith("VARIANT ")]
     assert shown[at].split()[:3] == ["VARIANT", "SIZE", "MEMORY"]
     assert shown[at + 1].split()[0] == "onnx"
-    assert "".join("".join(shown).split()).count("blocked") == 9, "facts are wrapped, none is lost"
+    assert "".join("".join(shown).split()).count("blocked") == 9, "facts are wrapped, not shortened"
 
     differing = printed("model", "diff", one.folder, two.folder)
     headings = [line.split()[0] for line in differing if line.partition(" ")[0].isupper()]
     assert headings == ["A", "B", "CHANGED", "GOLDEN", "TENSOR", "TO"]
 
 
-TOLD = {
+HEALTH = {
     "state": "degraded",
-    "reasons": ["no frame came on hall-1/camera-7/image for 12 minutes", "outbox: 90 % of its disk is full"],
+    "reasons": ["no frame on hall-1/camera-7/image for 12 minutes", "outbox: 90 % of its disk is full"],
     "pipelines": {"doors": {"state": "running", "received": 583, "dropped": {"no-speech": 13, "absorbed": 563}}},
 }
 
@@ -165,7 +167,7 @@ TOLD = {
 def test_command_health(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
-    reply = Reply(command="health", node="local/site/press", ok=True, value=TOLD)
+    reply = Reply(command="health", node="local/site/press", ok=True, value=HEALTH)
 
     command._print(reply, many=False)
 
@@ -181,7 +183,7 @@ def test_command_health(width: int, capsys: pytest.CaptureFixture[str], monkeypa
         "pipelines.doors.dropped.no-speech",
         "pipelines.doors.dropped.absorbed",
     ]
-    assert "outbox: 90 % of its disk is full" in " ".join(out.split()), "what is long is wrapped, not lost"
+    assert "outbox: 90 % of its disk is full" in " ".join(out.split()), "long values are wrapped, not shortened"
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -189,18 +191,20 @@ def test_doctor(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr(tables, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
     stages = ", ".join(["annotate", "anomaly", "boxes", "decode", "infer", "letterbox", "resize", "ssd"] * 2)
-    wrong = "The broker at mqtt://127.0.0.1:1 cannot be reached: [Errno 111] Connection refused"
-    remedy = "Is it running there? Another address goes in --broker mqtt://HOST:PORT."
+    problem = "The broker at mqtt://127.0.0.1:1 cannot be reached: [Errno 111] Connection refused"
+    remedy = "Check that it is running, or name another with --broker mqtt://HOST:PORT."
 
     doctor.print_finding(CheckResult("stages", "ok", stages))
-    doctor.print_finding(CheckResult("broker", "failed", wrong, remedy))
+    doctor.print_finding(CheckResult("broker", "failed", problem, remedy))
 
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     assert lines[0].startswith("ok       stages        annotate, anomaly, boxes")
     assert lines[0].endswith("…") == (width < 180)
     assert lines[1].startswith("failed   broker        The broker at")
-    assert " ".join(" ".join(lines[1:]).split()) == f"failed broker {wrong} → {remedy}", "what is wrong is told in full"
+    assert " ".join(" ".join(lines[1:]).split()) == f"failed broker {problem} → {remedy}", (
+        "problems are never shortened"
+    )
 
 
 PROGRESS = {
@@ -246,5 +250,5 @@ def test_rollout_status(width: int) -> None:
     assert lines[at].split() == ["WAVE", "GOOD", "NODES", "FAILED", "LATE", "ROLLED", "BACK"]
     assert lines[at + 1].split() == f"1 (ring=early){bars[0]} 4 4".split()
     assert lines[at + 2].split() == f"2 (the rest){bars[1]} 600 1200 1 7 1".split()
-    told = " ".join(" ".join(lines[at + 3 :]).split())
-    assert "retail/shop-13/gateway: failed, rolled back: not-finite: outputs of 1 of 45 frames were" in told
+    tasks = " ".join(" ".join(lines[at + 3 :]).split())
+    assert "retail/shop-13/gateway: failed, rolled back: not-finite: outputs of 1 of 45 frames were" in tasks

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from tests.cli.terminals import terminal
+from tests.cli.terminals import COLOR, REDRAW, terminal
 
 from hedgerow.cli.demo.feeds import demo_feeds
 from hedgerow.errors import HedgerowError
@@ -135,3 +135,14 @@ def test_ctrl_c_ends_it_while_models_load(tmp_path: Path) -> None:
     assert code == 130
     assert "Traceback" not in shown
     assert "frames in" not in shown
+
+
+@pytest.mark.timeout(600)
+def test_with_no_color_the_demo_draws_its_table_without_color(tmp_path: Path) -> None:
+    skip_where_it_cannot_run()
+    with terminal("demo", "--out", tmp_path, "--seconds", "5", NO_COLOR="1") as shell:
+        code, output = shell.wait()
+
+    assert code == 0, output
+    assert REDRAW in output
+    assert COLOR.findall(output) == []

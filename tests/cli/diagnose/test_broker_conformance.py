@@ -1,4 +1,4 @@
-"""`hedgerow region check --connect`: what we rely on of a region's broker, tried on brokers that have it and that have not."""
+"""`hedgerow region check --connect`: the features Hedgerow relies on, tested on brokers with and without them."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from hedgerow.testing.mosquitto import Mosquitto
 
 Check = Callable[..., Any]
 
-EVERYTHING = {
+FEATURES = {
     "QoS 1", "wildcards", "properties", "packets", "retained", "retain flag", "no local", "client ids", "sessions",
 }  # fmt: skip
-"""What is tried, beside TLS and the limits that a broker tells."""
+"""All tests, except TLS and the limits in the CONNACK."""
 
 
 @pytest.fixture
 def check(hedgerow: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
-    """What is said of a broker, by what was tried: "ok", "warning" or "failed"."""
+    """Checks a broker, and returns the state of each test: "ok", "warning" or "failed"."""
     monkeypatch.setattr(broker_conformance, "_WAIT_S", 2.0)
 
     def run(url: str, code: int = 0, user: str = "") -> dict[str, str]:
         broker = f"url: '{url}'" + (f", username: {user}, password: x" if user else "")
         (tmp_path / "region.yaml").write_text(f"region: {{name: north}}\nbroker: {{{broker}}}\n")
-        said = hedgerow("region", "check", tmp_path / "region.yaml", "--connect", "--json")
-        assert said.code == code, said.out + said.err
-        assert said.json["ok"] is (code == 0)
-        assert all(finding["remedy"] for finding in said.json["broker"] if finding["state"] != "ok")
-        return {finding["check"]: finding["state"] for finding in said.json["broker"]}
+        result = hedgerow("region", "check", tmp_path / "region.yaml", "--connect", "--json")
+        assert result.code == code, result.out + result.err
+        assert result.json["ok"] is (code == 0)
+        assert all(finding["remedy"] for finding in result.json["broker"] if finding["state"] != "ok")
+        return {finding["check"]: finding["state"] for finding in result.json["broker"]}
 
     return run
 
 
-def test_mosquitto_has_everything(check: Check) -> None:
+def test_mosquitto_has_every_feature(check: Check) -> None:
     with Mosquitto() as broker:
-        found = check(broker.url)
+        states = check(broker.url)
 
-    assert {name for name, state in found.items() if state == "ok"} == EVERYTHING | {"rate"}
-    assert found["TLS"] == "warning", "it is plain text"
+    assert {name for name, state in states.items() if state == "ok"} == FEATURES | {"rate"}
+    assert states["TLS"] == "warning", "the connection is plain text"
 
 
 @pytest.mark.parametrize(
-    ("lines", "lacks"),
+    ("config", "lacks"),
     [
         (["retain_available false"], {"limits", "retained", "retain flag"}),
         (["max_qos 0"], {"limits"}),
@@ -59,26 +59,26 @@ def test_mosquitto_has_everything(check: Check) -> None:
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_a_broker_lacks_is_named(check: Check, lines: list[str], lacks: set[str]) -> None:
-    with Mosquitto(config=lines) as broker:
-        found = check(broker.url, code=1)
+def test_missing_features_are_named(check: Check, config: list[str], lacks: set[str]) -> None:
+    with Mosquitto(config=config) as broker:
+        states = check(broker.url, code=1)
 
-    assert {name for name, state in found.items() if state == "failed"} >= lacks
+    assert {name for name, state in states.items() if state == "failed"} >= lacks
 
 
-def test_a_broker_that_is_not_there_is_another_matter(
+def test_an_unreachable_broker_exits_with_3(
     check: Check, hedgerow: Callable[..., Any], tmp_path: Path, held_port: int
 ) -> None:
     (tmp_path / "region.yaml").write_text(f"broker: {{url: 'mqtt://127.0.0.1:{held_port}'}}\n")
-    said = hedgerow("region", "check", tmp_path / "region.yaml", "--connect")
+    result = hedgerow("region", "check", tmp_path / "region.yaml", "--connect")
 
-    assert said.code == 3
-    assert "cannot be reached" in said.err
+    assert result.code == 3
+    assert "cannot be reached" in result.err
 
 
 @pytest.fixture
 def rumqttd(tmp_path: Path, held_port: int) -> Iterator[str]:
-    """Another MQTT 5 broker, in Rust; the package `iotcore` brings it."""
+    """A running rumqttd, an MQTT 5 broker in Rust, from the package `iotcore`."""
     if importlib.util.find_spec("iotcore") is None:
         pytest.skip("rumqttd is not installed: `pip install iotcore`")
     port = held_port
@@ -107,12 +107,12 @@ def rumqttd(tmp_path: Path, held_port: int) -> Iterator[str]:
         process.wait()
 
 
-def test_rumqttd_speaks_mqtt_5_and_will_not_do(rumqttd: str, check: Check) -> None:
-    """Bridges to it would send everything back, and lose what is retained: it is found out before that."""
-    found = check(rumqttd, code=1)
+def test_rumqttd_speaks_mqtt_5_but_lacks_features(rumqttd: str, check: Check) -> None:
+    """Bridges to it would send everything back and lose retained messages; the check finds that beforehand."""
+    states = check(rumqttd, code=1)
 
-    assert {name for name, state in found.items() if state == "failed"} == {"retain flag", "no local", "client ids"}
-    assert {name for name, state in found.items() if state == "ok"} >= {
+    assert {name for name, state in states.items() if state == "failed"} == {"retain flag", "no local", "client ids"}
+    assert {name for name, state in states.items() if state == "ok"} >= {
         "QoS 1",
         "wildcards",
         "properties",
@@ -122,10 +122,10 @@ def test_rumqttd_speaks_mqtt_5_and_will_not_do(rumqttd: str, check: Check) -> No
 
 
 @needs_ejabberd
-def test_ejabberd_has_everything(check: Check, tmp_path: Path, held_port: int) -> None:
-    """A broker that clusters."""
+def test_ejabberd_has_every_feature(check: Check, tmp_path: Path, held_port: int) -> None:
+    """ejabberd can run as a cluster."""
     (tmp_path / "ejabberd").mkdir()
     with Ejabberd(tmp_path / "ejabberd", held_port) as broker:
-        found = check(f"mqtt://127.0.0.1:{broker.port}", user="service@localhost")
+        states = check(f"mqtt://127.0.0.1:{broker.port}", user="service@localhost")
 
-    assert {name for name, state in found.items() if state == "ok"} == EVERYTHING | {"rate"}
+    assert {name for name, state in states.items() if state == "ok"} == FEATURES | {"rate"}

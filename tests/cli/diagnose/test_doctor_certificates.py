@@ -1,4 +1,4 @@
-"""`hedgerow doctor` on what a node's identity rests on: certificates, keys, revocation lists, and no plain text."""
+"""`hedgerow doctor`: certificates, keys, revocation lists, and plain text."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Node:
         self.other = self.pki.issue(parse("hall/other"), LIFE).folder
 
     def reissue(self, ago: timedelta) -> None:
-        """Let the node's certificate be of some time ago."""
+        """Replace the node's certificate by one issued some time ago."""
         past = Pki(self.folder / "past", lambda: datetime.now(UTC) - ago)
         past.init("test", ["hall"])
-        home = past.issue(parse("hall/gateway"), LIFE).folder
+        reissued = past.issue(parse("hall/gateway"), LIFE).folder
         for name in ("tls.crt", "tls.key", "trust.crt", "trust.crl"):
-            shutil.copy(home / name, self.home / name)
+            shutil.copy(reissued / name, self.home / name)
 
     def config(self, url: str) -> Path:
         path = self.folder / "node.yaml"
@@ -56,26 +56,26 @@ def node(tmp_path: Path) -> Node:
 
 @pytest.fixture
 def certificates(hedgerow: Callable[..., Any], node: Node) -> Callable[..., list[dict[str, str]]]:
-    """What doctor finds of them."""
+    """Runs doctor, and returns its checks of certificates."""
 
-    def look(url: str = "mqtts://localhost:1") -> list[dict[str, str]]:
-        said = hedgerow("doctor", "--json", "--config", node.config(url))
-        return [check for check in said.json["checks"] if check["check"] == "certificates"]
+    def run(url: str = "mqtts://localhost:1") -> list[dict[str, str]]:
+        result = hedgerow("doctor", "--json", "--config", node.config(url))
+        return [check for check in result.json["checks"] if check["check"] == "certificates"]
 
-    return look
+    return run
 
 
-def test_good_certificates_are_shown_with_their_end(node: Node, certificates: Callable[..., Any]) -> None:
-    own = node.broker_home
-    tls = TlsFiles(own / "trust.crt", own / "tls.crt", own / "tls.key", True, own / "trust.crl", True)
+def test_valid_certificates_are_shown_with_their_expiry(node: Node, certificates: Callable[..., Any]) -> None:
+    home = node.broker_home
+    tls = TlsFiles(home / "trust.crt", home / "tls.crt", home / "tls.key", True, home / "trust.crl", True)
     with Mosquitto(tls=tls) as broker:
         (found,) = certificates(f"mqtts://localhost:{broker.port}")
 
     assert found["state"] == "ok"
-    assert found["detail"].startswith("hall/gateway, until 20")
+    assert found["detail"].startswith("hall/gateway, valid until 20")
 
 
-def key_for_everybody(node: Node) -> None:
+def key_readable_by_everyone(node: Node) -> None:
     (node.home / "tls.key").chmod(0o644)
 
 
@@ -92,29 +92,29 @@ def revoked(node: Node) -> None:
     node.pki.revoke(parse("hall/gateway"), "key-compromise")
 
 
-def no_list_of_an_authority(node: Node) -> None:
+def missing_revocation_list(node: Node) -> None:
     shutil.copy(node.pki.folder / "root.crl", node.home / "trust.crl")
 
 
-def of_ten_years_ago(node: Node) -> None:
+def issued_ten_years_ago(node: Node) -> None:
     node.reissue(timedelta(days=3660))
 
 
 @pytest.mark.parametrize(
     ("spoil", "state", "detail", "remedy"),
     [
-        (key_for_everybody, "failed", "is readable by every user on this machine (0644)", "chmod 600"),
+        (key_readable_by_everyone, "failed", "is readable by every user on this machine (0644)", "chmod 600"),
         (anothers_files, "failed", "is the certificate of 'hall/other', but this node is 'hall/gateway'", "Use the files of"),
         (anothers_key, "failed", "is not the key of the certificate", "from the same folder"),
         (revoked, "failed", "is revoked", "hedgerow pki issue"),
-        (no_list_of_an_authority, "failed", "has no list of", "from the same folder"),
+        (missing_revocation_list, "failed", "has no list of", "from the same folder"),
         (lambda node: node.reissue(timedelta(days=7)), "warning", "expires in", "hedgerow pki renew"),
         (lambda node: node.reissue(timedelta(days=9)), "failed", "the certificate of hall/gateway expired on", "hedgerow pki renew"),
         (lambda node: node.reissue(timedelta(days=-5)), "failed", "times are doubtful: the clock says", "Set the clock"),
-        (of_ten_years_ago, "failed", "the list of ", "Install a new one"),
+        (issued_ten_years_ago, "failed", "the list of ", "Install a new one"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_certificates_is_told_with_its_remedy(
+def test_a_problem_with_certificates_is_reported_with_its_remedy(
     node: Node, certificates: Callable[..., Any], spoil: Callable[[Node], None], state: str, detail: str, remedy: str
 ) -> None:
     spoil(node)
@@ -125,13 +125,13 @@ def test_what_is_wrong_with_certificates_is_told_with_its_remedy(
     assert remedy in found[0]["remedy"]
 
 
-def test_plain_text_to_a_broker_that_is_not_on_loopback_is_told_in_red(
+def test_plain_text_to_a_broker_that_is_not_on_loopback_is_flagged_in_red(
     broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0.0.0.0 is this machine too, but says nothing of it."""
+    """0.0.0.0 reaches this machine too, but is no loopback address."""
     monkeypatch.delenv("HEDGEROW_BROKER__URL", raising=False)
-    said = CliRunner().invoke(app, ["doctor", "--broker", f"mqtt://0.0.0.0:{broker.port}"], color=True)
-    (line,) = [line for line in said.output.splitlines() if " is plain text on a network" in line]
+    result = CliRunner().invoke(app, ["doctor", "--broker", f"mqtt://0.0.0.0:{broker.port}"], color=True)
+    (line,) = [line for line in result.output.splitlines() if " is plain text on a network" in line]
 
     assert "\x1b[31m" in line
-    assert "Use mqtts:// with certificates" in said.output
+    assert "Use mqtts:// with certificates" in result.output

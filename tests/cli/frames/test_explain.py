@@ -1,4 +1,4 @@
-"""`hedgerow explain`: a result or dead letter as a tree that a person can read."""
+"""`hedgerow explain`: a result or dead letter as a tree."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ FRAME = Frame(
     result={"detections": [{"label": "face", "score": 0.9}]},
 )
 RESULT = result_body(FRAME, 0, HEAD, LINEAGE, AT)
-LETTER = dead_letter(FRAME, FrameError("The JPEG ends after 2 bytes", code="bad-jpeg"), "decode", HEAD)
+DEAD_LETTER = dead_letter(FRAME, FrameError("The JPEG ends after 2 bytes", code="bad-jpeg"), "decode", HEAD)
 
 
 def lines(branch: Branch) -> list[str]:
-    return [branch.text, *(line for below in branch.below for line in lines(below))]
+    return [branch.text, *(line for child in branch.children for line in lines(child))]
 
 
-def test_a_result_is_told_from_frame_to_model() -> None:
+def test_a_result_is_explained_from_frame_to_model() -> None:
     assert lines(tree(RESULT, now=AT + 2)) == [
         "Result f12 by local/site/press, pipeline doors, at 2025-06-15 15:06:40.000 UTC (2.0 s ago)",
-        "said: face",
+        "result: face",
         "frame f12",
         "number 12 of stream plant/door",
-        "came on plant/door/image",
+        "received on plant/door/image",
         "captured at 2025-06-15 15:06:39.950 UTC (2.0 s ago)",
-        "50.0 ms old when this was made of it",
+        "50.0 ms old when it was processed",
         "waited 1.25 ms in the queue",
-        "2 stages, 13.5 ms for all frames that went together",
+        "2 stages, 13.5 ms for all frames processed together",
         "decode      3.200 ms  4 frames",
         "infer      10.300 ms  3 frames",
         "model face, openvino on CPU",
         "sha256:34cd",
-        "made with hedgerow 0.1.0, configuration sha256:12ab",
+        "produced by hedgerow 0.1.0, configuration sha256:12ab",
     ]
 
 
@@ -67,52 +67,52 @@ def test_a_result_is_told_from_frame_to_model() -> None:
 def test_both_encodings_are_read_from_a_file(hedgerow, tmp_path: Path, encode) -> None:
     (tmp_path / "result").write_bytes(encode(RESULT))
 
-    said = hedgerow("explain", tmp_path / "result")
+    result = hedgerow("explain", tmp_path / "result")
 
-    assert said.code == 0
-    assert "├─ model face, openvino on CPU\n│  └─ sha256:34cd\n└─ made with hedgerow 0.1.0" in said.out
+    assert result.code == 0
+    assert "├─ model face, openvino on CPU\n│  └─ sha256:34cd\n└─ produced by hedgerow 0.1.0" in result.out
 
 
-def test_a_dead_letter_says_where_it_died_why_and_what_to_do(hedgerow) -> None:
-    said = hedgerow("explain", "-", input=LETTER)
+def test_a_dead_letter_is_explained_with_stage_cause_and_remedy(hedgerow) -> None:
+    result = hedgerow("explain", "-", input=DEAD_LETTER)
 
-    assert said.code == 0
-    told = said.out.splitlines()
-    assert told[0].startswith("Dead letter by local/site/press, pipeline doors, at ")
-    assert told[1:4] == [
+    assert result.code == 0
+    printed = result.out.splitlines()
+    assert printed[0].startswith("Dead letter by local/site/press, pipeline doors, at ")
+    assert printed[1:4] == [
         "├─ died in stage decode: bad-jpeg",
         "│  ├─ The JPEG ends after 2 bytes",
         "│  └─ → Check what the sensor sends; the dead letter contains the frame.",
     ]
-    assert told[-1] == "└─ payload: 2 B of image/jpeg, in the letter, as payload_base64"
+    assert printed[-1] == "└─ payload: 2 B of image/jpeg, included as payload_base64"
 
 
-def test_json_gives_the_payload_decoded(hedgerow) -> None:
+def test_json_prints_the_decoded_payload(hedgerow) -> None:
     assert hedgerow("explain", "-", "--json", input=encode_msgpack(RESULT)).json == RESULT
 
 
 @pytest.mark.parametrize(
     "age", [(0.5, "0.5 s ago"), (150, "2 minutes ago"), (8000, "2 hours ago"), (-3, "3.0 s in the future")]
 )
-def test_ages_are_said_as_people_say_them(age: tuple[float, str]) -> None:
+def test_ages_are_printed_in_a_readable_unit(age: tuple[float, str]) -> None:
     assert tree(RESULT, now=AT + age[0]).text.endswith(f"({age[1]})")
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\xd8\xff", b"[1]", b'{"schema": "other/1"}'])
-def test_what_is_no_result_is_refused(hedgerow, payload: bytes) -> None:
-    said = hedgerow("explain", "-", input=payload)
+def test_another_payload_is_refused(hedgerow, payload: bytes) -> None:
+    result = hedgerow("explain", "-", input=payload)
 
-    assert said.code == 1
-    assert said.err.startswith("error: This is neither a result nor a dead letter")
-    assert "--last PIPELINE" in said.err
+    assert result.code == 1
+    assert result.err.startswith("error: Neither a result nor a dead letter: ")
+    assert "--last PIPELINE" in result.err
 
 
 @pytest.mark.parametrize("arguments", [(), ("x.json", "--last", "doors"), ("--last", "a/b"), ("/no/such",)])
-def test_a_wrong_command_line_is_explained(hedgerow, arguments: tuple[str, ...]) -> None:
-    said = hedgerow("explain", *arguments)
+def test_an_invalid_command_line_is_explained(hedgerow, arguments: tuple[str, ...]) -> None:
+    result = hedgerow("explain", *arguments)
 
-    assert said.code == 2
-    assert said.err.startswith("error: ")
+    assert result.code == 2
+    assert result.err.startswith("error: ")
 
 
 anything = st.recursive(
@@ -128,35 +128,35 @@ anything = st.recursive(
     st.dictionaries(st.sampled_from(["id", "captured_at", "sequence", "stream"]), anything),
     st.dictionaries(st.sampled_from(["waited_ms", "stages", "models", "config"]), anything),
 )
-def test_whatever_a_payload_claims_it_is_explained(
+def test_any_payload_is_explained_without_an_exception(
     schema: str, body: dict[str, Any], frame: dict[str, Any], lineage: dict[str, Any]
 ) -> None:
-    """A result may come from another version, or from somebody who makes them up."""
+    """It may come from another version, or be made up."""
     payload = encode_json({**body, "schema": schema, "frame": frame, "lineage": lineage})
 
     assert lines(tree(decode(payload), now=AT))
 
 
-async def test_the_next_result_of_a_pipeline_is_taken_from_the_broker(listen, aside, broker, topic_prefix: str) -> None:
+async def test_last_waits_for_the_next_result_of_a_pipeline(listen, in_background, broker, topic_prefix: str) -> None:
     topic = Address("local", "site", "press").topic(Channel.RESULT, topic_prefix)
     properties = Properties(PacketTypes.PUBLISH)
     properties.ContentType = JSON
     async with listen() as client, asyncio.timeout(60):
-        explaining = aside("explain", "--last", topic_prefix, "--broker", broker.url)
+        explaining = in_background("explain", "--last", topic_prefix, "--broker", broker.url)
         while not explaining.done():
             await client.publish(topic, encode_json(RESULT), qos=1, properties=properties)
             await asyncio.sleep(0.02)
-        said = await explaining
+        result = await explaining
 
-    assert said.code == 0
-    assert said.out.startswith("Result f12 by local/site/press, pipeline doors")
+    assert result.code == 0
+    assert result.out.startswith("Result f12 by local/site/press, pipeline doors")
 
 
-def test_a_pipeline_that_gives_nothing_is_told(hedgerow, broker, topic_prefix: str) -> None:
-    said = hedgerow("explain", "--last", topic_prefix, "--timeout", "0.1", "--broker", broker.url)
+def test_a_pipeline_without_results_is_an_error(hedgerow, broker, topic_prefix: str) -> None:
+    result = hedgerow("explain", "--last", topic_prefix, "--timeout", "0.1", "--broker", broker.url)
 
-    assert said.code == 1
-    assert said.err == (
-        f"error: Pipeline {topic_prefix} gave nothing within 0.1 s\n"
-        "  → Publish a frame (`hedgerow publish`), or see with `hedgerow watch` whether it runs.\n"
+    assert result.code == 1
+    assert result.err == (
+        f"error: Pipeline {topic_prefix} published nothing within 0.1 s\n"
+        "  → Publish a frame (`hedgerow publish`), or check with `hedgerow watch` that the pipeline runs.\n"
     )

@@ -1,4 +1,4 @@
-"""`hedgerow watch` while its broker goes away and comes back, and when it is stopped with Ctrl-C."""
+"""`hedgerow watch` during an outage of its broker, and interrupted with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO
 
 import aiomqtt
 import pytest
-from tests.cli.frames.test_watch import result, say
+from tests.cli.frames.test_watch import make_result, publish
 from tests.cli.terminals import terminal
 
 from hedgerow.testing import Mosquitto
@@ -21,40 +21,40 @@ from hedgerow.wire.messages import encode_json
 PRESS = Address("plant", "hall-1", "press")
 
 
-def coming(stream: IO[str]) -> list[str]:
-    """The lines of a stream, as they come."""
+def read_lines(stream: IO[str]) -> list[str]:
+    """Return a list that grows as lines of a stream arrive."""
     lines: list[str] = []
     threading.Thread(target=lambda: lines.extend(iter(stream.readline, "")), daemon=True).start()
     return lines
 
 
 async def publish_until(mosquitto: Mosquitto, condition: Callable[[], bool], sequence: int = 0) -> None:
-    """Publish results until somebody has heard enough; a broker that was started again may need a moment."""
+    """Publish results until a condition holds: after a restart, the broker may take a moment."""
     async with (
         asyncio.timeout(60),
         aiomqtt.Client("127.0.0.1", mosquitto.port, protocol=aiomqtt.ProtocolVersion.V5) as client,
     ):
         while not condition():
-            await say(client, PRESS.topic(Channel.RESULT, "doors"), encode_json(result(sequence)))
+            await publish(client, PRESS.topic(Channel.RESULT, "doors"), encode_json(make_result(sequence)))
             await asyncio.sleep(0.05)
 
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - nobody tells: it is what another process writes
+        while not condition():  # noqa: ASYNC110 - the output of another process
             await asyncio.sleep(0.02)
 
 
-def whole_tables(shown: str) -> list[str]:
-    """The tables that were drawn, from the first heading on to the last."""
-    return shown.split("PIPELINE")[1:-1]
+def complete_tables(output: str) -> list[str]:
+    """Return the tables drawn, without the last, which may be incomplete."""
+    return output.split("PIPELINE")[1:-1]
 
 
 @pytest.mark.parametrize("form", ["--json", "--lines"])
-async def test_lines_go_on_when_the_broker_is_back_until_ctrl_c(mosquitto, start, form: str) -> None:
-    """It says on stderr that the broker is away and back; stdout holds results alone."""
+async def test_lines_continue_after_an_outage_until_ctrl_c(mosquitto, start, form: str) -> None:
+    """Outages are reported on stderr; stdout has only results."""
     process = start("watch", form, "--broker", mosquitto.url)
-    out, err = coming(process.stdout), coming(process.stderr)
+    out, err = read_lines(process.stdout), read_lines(process.stderr)
 
     await publish_until(mosquitto, lambda: len(out) > 0)
     mosquitto.stop()
@@ -67,51 +67,57 @@ async def test_lines_go_on_when_the_broker_is_back_until_ctrl_c(mosquitto, start
     await until(lambda: len(err) > 1)
 
     assert code == 130
-    assert err[0].startswith(f"broker away, trying again… (The connection to the broker at {mosquitto.url} was lost: ")
-    assert err[1:] == ["broker back\n"]
+    assert err[0].startswith(
+        f"broker unavailable, reconnecting… (The connection to the broker at {mosquitto.url} was lost: "
+    )
+    assert err[1:] == ["reconnected\n"]
     assert all(("plant/hall-1/press" in line) and ("broker" not in line) for line in out)
 
 
-async def test_the_table_goes_on_when_the_broker_is_back_until_ctrl_c(mosquitto) -> None:
+async def test_the_table_continues_after_an_outage_until_ctrl_c(mosquitto) -> None:
     with terminal("watch", "--broker", mosquitto.url) as shell:
-        await publish_until(mosquitto, lambda: "2 face" in shell.shown)
+        await publish_until(mosquitto, lambda: "2 face" in shell.output)
         mosquitto.stop()
-        away = f"Broker away, trying again… (The connection to the broker at {mosquitto.url} was lost: "
-        await until(lambda: away in shell.shown)
+        outage = f"Broker unavailable, reconnecting… (The connection to the broker at {mosquitto.url} was lost: "
+        await until(lambda: outage in shell.output)
         mosquitto.start()
-        seen = len(shell.shown)
-        await publish_until(mosquitto, lambda: "Broker away" not in (whole_tables(shell.shown[seen:]) or [away])[-1])
-        code, shown = await asyncio.to_thread(shell.interrupt)
+        seen = len(shell.output)
+        await publish_until(
+            mosquitto, lambda: "Broker unavailable" not in (complete_tables(shell.output[seen:]) or [outage])[-1]
+        )
+        code, output = await asyncio.to_thread(shell.interrupt)
 
     assert code == 130
-    assert "Traceback" not in shown
-    assert shown.rindex("PIPELINE") > shown.rindex("Broker away"), "the last table does not say it any more"
+    assert "Traceback" not in output
+    assert output.rindex("PIPELINE") > output.rindex("Broker unavailable"), (
+        "the last table no longer reports the outage"
+    )
 
 
-async def test_ctrl_c_ends_it_while_the_broker_is_away(mosquitto) -> None:
+async def test_ctrl_c_ends_the_watch_during_an_outage(mosquitto) -> None:
     with terminal("watch", "--broker", mosquitto.url) as shell:
-        await publish_until(mosquitto, lambda: "2 face" in shell.shown)
+        await publish_until(mosquitto, lambda: "2 face" in shell.output)
         mosquitto.stop()
-        await until(lambda: "Broker away" in shell.shown)
-        code, shown = await asyncio.to_thread(shell.interrupt)
+        await until(lambda: "Broker unavailable" in shell.output)
+        code, output = await asyncio.to_thread(shell.interrupt)
 
     assert code == 130
-    assert "Traceback" not in shown
-    assert shown.count("\x1b[?25h") == shown.count("\x1b[?25l") > 0, "the cursor is back"
+    assert "Traceback" not in output
+    assert output.count("\x1b[?25h") == output.count("\x1b[?25l") > 0, "the cursor is visible again"
 
 
-def test_a_broker_that_was_never_there_ends_it(hedgerow) -> None:
-    said = hedgerow("watch", "--broker", "mqtt://127.0.0.1:1")
+def test_a_broker_unreachable_from_the_start_ends_the_watch(hedgerow) -> None:
+    result = hedgerow("watch", "--broker", "mqtt://127.0.0.1:1")
 
-    assert said.code == 3
-    assert "cannot be reached" in said.err
+    assert result.code == 3
+    assert "cannot be reached" in result.err
 
 
-async def test_a_broker_that_refuses_it_when_it_is_back_ends_it(start, tmp_path: Path) -> None:
-    """It would refuse for ever."""
+async def test_a_broker_that_refuses_the_connection_after_an_outage_ends_the_watch(start, tmp_path: Path) -> None:
+    """Reconnecting would not help."""
     with Mosquitto() as mosquitto:
         process = start("watch", "--lines", "--broker", mosquitto.url)
-        out, err = coming(process.stdout), coming(process.stderr)
+        out, err = read_lines(process.stdout), read_lines(process.stderr)
         await publish_until(mosquitto, lambda: len(out) > 0)
         mosquitto.stop()
         await until(lambda: len(err) > 0)
@@ -121,4 +127,4 @@ async def test_a_broker_that_refuses_it_when_it_is_back_ends_it(start, tmp_path:
             assert await asyncio.to_thread(process.wait, 60) == 3
 
     await until(lambda: len(err) > 2)
-    assert err[1].startswith(f"error: The broker at {mosquitto.url} refuses us: ")
+    assert err[1].startswith(f"error: The broker at {mosquitto.url} refuses the connection: ")

@@ -1,4 +1,4 @@
-"""`hedgerow config`: what is wrong with a file, at once and with its line; and the schema that editors use."""
+"""`hedgerow config`: every mistake in a file with its line, and the schema for editors."""
 
 from __future__ import annotations
 
@@ -37,24 +37,12 @@ def file(tmp_path: Path):
 def test_a_good_file_is_ok(hedgerow, file) -> None:
     path = file(GOOD)
 
-    said = hedgerow("config", "check", path)
+    result = hedgerow("config", "check", path)
 
-    assert (said.code, said.out, said.err) == (0, f"{path}: ok (1 pipeline, 0 models)\n", "")
-
-
-def test_a_former_name_of_a_key_is_a_warning(hedgerow, file) -> None:
-    path = file("fleet: {sources: [https://models.example/a]}\n")
-
-    said = hedgerow("config", "check", path)
-
-    assert (said.code, said.out) == (0, f"{path}: ok (0 pipelines, 0 models)\n")
-    assert said.err == f"{path}: warning: fleet.sources: has a new name\n  → Rename it to `fleet.origins`.\n"
-    assert hedgerow("config", "check", "--json", path).json[0]["warnings"] == [
-        {"field": "fleet.sources", "message": "has a new name", "remedy": "Rename it to `fleet.origins`."}
-    ]
+    assert (result.code, result.out, result.err) == (0, f"{path}: ok (1 pipeline, 0 models)\n", "")
 
 
-def test_every_problem_is_told_at_once_with_line_and_remedy(hedgerow, file) -> None:
+def test_all_problems_are_reported_at_once_with_line_and_remedy(hedgerow, file) -> None:
     path = file(
         """\
 models:
@@ -70,13 +58,13 @@ pipelines:
 """
     )
 
-    said = hedgerow("config", "check", path)
+    result = hedgerow("config", "check", path)
 
-    assert said.code == 2
-    assert said.out == ""
-    assert said.err == (
-        f"{path}:2: error: models.door.path: Model file not found: {path.parent}/door.onnx\n"
-        "  → Correct `path:`, or add the file.\n"
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err == (
+        f"{path}:2: error: models.door.path: No model file {path.parent}/door.onnx\n"
+        "  → Mend `path:`, or put the file there.\n"
         f"{path}:7: error: pipelines.doors.stages.0.prase: No installed package offers a stage 'prase'\n"
         "  → Did you mean 'parse'? `hedgerow plugin list` shows what is installed; `pip install` the package that ships it.\n"
         f"{path}:8: error: pipelines.doors.stages.1.parse.fromat: unknown key, did you mean 'format'?\n"
@@ -88,8 +76,8 @@ pipelines:
     )
 
 
-def test_what_a_wrong_file_names_in_its_right_parts_is_checked_too(file) -> None:
-    """One look tells everything: nobody mends the file only to learn that a model is missing."""
+def test_the_valid_parts_of_an_invalid_file_are_checked_too(file) -> None:
+    """One run reports everything: a missing model does not first appear once the file is valid."""
     path = file(
         """\
 models:
@@ -123,23 +111,23 @@ pipelines:
     ]
 
 
-def test_several_files_are_checked_and_one_bad_one_fails_all(hedgerow, file) -> None:
+def test_one_bad_file_of_several_fails_the_check(hedgerow, file) -> None:
     good, bad = file(GOOD), file("nodes: {}\n", "bad.yaml")
 
-    said = hedgerow("config", "check", good, bad)
+    result = hedgerow("config", "check", good, bad)
 
-    assert said.code == 2
-    assert said.out == f"{good}: ok (1 pipeline, 0 models)\n"
-    assert said.err == f"{bad}:1: error: nodes: unknown key\n  → Did you mean `node`?\n"
+    assert result.code == 2
+    assert result.out == f"{good}: ok (1 pipeline, 0 models)\n"
+    assert result.err == f"{bad}:1: error: nodes: unknown key\n  → Did you mean `node`?\n"
 
 
-def test_json_has_the_same_for_machines(hedgerow, file) -> None:
+def test_json_has_the_same_problems(hedgerow, file) -> None:
     path = file("pipelines:\n  pumps:\n    subscribe: a/#/b\n    stages: [parse]\n")
 
-    said = hedgerow("config", "check", "--json", path)
+    result = hedgerow("config", "check", "--json", path)
 
-    assert said.code == 2
-    (report,) = said.json
+    assert result.code == 2
+    (report,) = result.json
     assert (report["file"], report["ok"]) == (str(path), False)
     (problem,) = report["problems"]
     assert (problem["line"], problem["field"]) == (3, "pipelines.pumps.subscribe")
@@ -147,15 +135,15 @@ def test_json_has_the_same_for_machines(hedgerow, file) -> None:
     assert problem["remedy"].startswith("`+` matches one whole level")
 
 
-def test_a_file_that_is_not_there_is_said_plainly(hedgerow, tmp_path: Path) -> None:
-    said = hedgerow("config", "check", tmp_path / "no.yaml")
+def test_a_missing_file_is_an_error(hedgerow, tmp_path: Path) -> None:
+    result = hedgerow("config", "check", tmp_path / "no.yaml")
 
-    assert said.code == 2
-    assert "cannot be read: [Errno 2] No such file or directory" in said.err
+    assert result.code == 2
+    assert "cannot be read: [Errno 2] No such file or directory" in result.err
 
 
-def test_relative_model_paths_count_from_the_file(file, tmp_path: Path) -> None:
-    """So a folder with a configuration and its models can be moved as a whole."""
+def test_model_paths_are_relative_to_the_file(file, tmp_path: Path) -> None:
+    """So a folder with a configuration and its models can be moved."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "door.onnx").write_bytes(b"any bytes: nothing is loaded")
     path = file("models:\n  door: {path: models/door.onnx}\n")
@@ -163,8 +151,8 @@ def test_relative_model_paths_count_from_the_file(file, tmp_path: Path) -> None:
     assert list(configcheck.load(path).models) == ["door"]
 
 
-def test_the_schema_that_is_kept_is_current() -> None:
-    """Mend with `hedgerow config schema > configs/node.schema.json`."""
+def test_the_committed_schema_is_current() -> None:
+    """To update it: `hedgerow config schema > configs/node.schema.json`."""
     assert orjson.loads((CONFIGS / "node.schema.json").read_bytes()) == orjson.loads(orjson.dumps(configfile.schema()))
 
 
@@ -174,9 +162,10 @@ def test_the_schema_is_printed(hedgerow) -> None:
 
 @pytest.fixture(scope="module")
 def validator() -> jsonschema.protocols.Validator:
-    kind = jsonschema.validators.validator_for(configfile.schema())
-    kind.check_schema(configfile.schema())
-    return kind(configfile.schema())
+    schema = configfile.schema()
+    validator_class = jsonschema.validators.validator_for(schema)
+    validator_class.check_schema(schema)
+    return validator_class(schema)
 
 
 def _document(text: str):
@@ -184,18 +173,18 @@ def _document(text: str):
 
 
 def test_the_demos_example_is_what_the_demo_runs() -> None:
-    """One is shipped in the wheel, the other is where people look. A copy, since not every checkout keeps links."""
+    """The wheel ships one; readers find the other in configs/. Copies, since not every checkout supports links."""
     shipped = files("hedgerow.cli.demo.templates").joinpath("demo.yaml").read_bytes()
     assert (CONFIGS / "demo.yaml").read_bytes() == shipped, (
         "run: cp runtime/hedgerow/cli/demo/templates/demo.yaml configs/"
     )
 
 
-_OF_OTHERS = {CONFIGS / name for name in ("topology.yaml", "region.yaml", "rollout.yaml")}
+_OTHER_KINDS = {CONFIGS / name for name in ("topology.yaml", "region.yaml", "rollout.yaml")}
 
 
-@pytest.mark.parametrize("path", sorted(set(CONFIGS.rglob("*.yaml")) - _OF_OTHERS), ids=lambda path: path.name)
-def test_every_example_fits_the_schema_and_the_loader(path: Path, validator) -> None:
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.rglob("*.yaml")) - _OTHER_KINDS), ids=lambda path: path.name)
+def test_every_example_is_valid_for_schema_and_loader(path: Path, validator) -> None:
     validator.validate(_document(path.read_text()))
     configfile.load(path)
 
@@ -212,7 +201,7 @@ PIPELINE = "pipelines:\n  p:\n    subscribe: {subscribe}\n    stages: {stages}\n
         ("a/#", "[parse, infer: {model: x}]"),
     ],
 )
-def test_editors_and_the_loader_take_the_same_short_forms(validator, subscribe: str, stages: str) -> None:
+def test_schema_and_loader_accept_the_same_short_forms(validator, subscribe: str, stages: str) -> None:
     text = PIPELINE.format(subscribe=subscribe, stages=stages)
 
     assert validator.is_valid(_document(text))
@@ -231,7 +220,7 @@ def test_editors_and_the_loader_take_the_same_short_forms(validator, subscribe: 
         ("a", "[1]"),
     ],
 )
-def test_editors_and_the_loader_refuse_the_same_mistakes(validator, subscribe: str, stages: str) -> None:
+def test_schema_and_loader_reject_the_same_mistakes(validator, subscribe: str, stages: str) -> None:
     text = PIPELINE.format(subscribe=subscribe, stages=stages)
 
     assert not validator.is_valid(_document(text))
@@ -239,7 +228,7 @@ def test_editors_and_the_loader_refuse_the_same_mistakes(validator, subscribe: s
         configfile.parse(text)
 
 
-def test_a_model_that_comes_from_the_region_needs_no_file(hedgerow, file) -> None:
-    said = hedgerow("config", "check", file(GOOD + "models: {door: {path: bundle:door}}\n"))
+def test_a_model_from_the_region_needs_no_file(hedgerow, file) -> None:
+    result = hedgerow("config", "check", file(GOOD + "models: {door: {path: bundle:door}}\n"))
 
-    assert (said.code, said.err) == (0, "")
+    assert (result.code, result.err) == (0, "")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import Hedgerow, Said
+from tests.cli.conftest import Hedgerow, Result
 
 from hedgerow.bus.outbox.records import Number
 from hedgerow.region import config
@@ -56,7 +56,7 @@ def filled(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return store
 
 
-def lines(done: Said) -> list[dict[str, Any]]:
+def lines(done: Result) -> list[dict[str, Any]]:
     assert done.code == 0, done.err
     return list(done.json_lines)
 

@@ -15,12 +15,12 @@ from hedgerow.topology.model import Topology
 CONFIGS = Path(__file__).parents[3] / "configs"
 BASE = "pipelines: {doors: {subscribe: plant/+/door, stages: [parse]}}\n"
 SMALL = """\
-# Ours.
+# A comment.
 region: {name: north, broker: r.example}
 pipelines: base.yaml
 sensors: {cam: plant/1/door}
 sites:
-  hall: {broker: hall.lan, nodes: [a]}  # the old one
+  hall: {broker: hall.lan, nodes: [a]}  # the first one
 """
 
 
@@ -31,15 +31,15 @@ def topology(tmp_path: Path) -> Path:
     return tmp_path / "topology.yaml"
 
 
-def test_the_example_is_right_and_has_no_remarks(hedgerow) -> None:
-    said = hedgerow("topology", "check", CONFIGS / "topology.yaml")
+def test_the_example_is_valid_and_has_no_remarks(hedgerow) -> None:
+    result = hedgerow("topology", "check", CONFIGS / "topology.yaml")
 
-    assert (said.code, said.err) == (0, "")
-    assert said.out.endswith("topology.yaml: ok (3 sites, 4 nodes)\n")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.endswith("topology.yaml: ok (3 sites, 4 nodes)\n")
 
 
-def test_the_schema_that_is_kept_is_current_and_takes_the_example(hedgerow) -> None:
-    """Mend with `hedgerow topology schema > configs/topology.schema.json`."""
+def test_the_committed_schema_is_current_and_accepts_the_example(hedgerow) -> None:
+    """To update it: `hedgerow topology schema > configs/topology.schema.json`."""
     import jsonschema
 
     schema = orjson.loads(orjson.dumps(configfile.schema(Topology)))
@@ -48,29 +48,29 @@ def test_the_schema_that_is_kept_is_current_and_takes_the_example(hedgerow) -> N
     jsonschema.validate(YAML(typ="safe").load((CONFIGS / "topology.yaml").read_text()), schema)
 
 
-def test_what_is_wrong_is_said_with_line_and_remedy(hedgerow, topology: Path) -> None:
+def test_a_mistake_is_reported_with_line_and_remedy(hedgerow, topology: Path) -> None:
     topology.write_text(SMALL.replace("nodes: [a]", "nods: [a]"))
 
-    said = hedgerow("topology", "check", topology)
+    result = hedgerow("topology", "check", topology)
 
-    assert said.code == 2
-    assert f"{topology}:6: error: sites.hall.nods: unknown key\n  → Did you mean `nodes`?\n" in said.err
+    assert result.code == 2
+    assert f"{topology}:6: error: sites.hall.nods: unknown key\n  → Did you mean `nodes`?\n" in result.err
 
 
-def test_check_says_the_same_to_machines(hedgerow, topology: Path) -> None:
+def test_check_reports_the_same_as_json(hedgerow, topology: Path) -> None:
     topology.write_text(SMALL + "up: {gates: true}\n")
 
-    said = hedgerow("topology", "check", "--json", topology)
+    result = hedgerow("topology", "check", "--json", topology)
 
-    assert said.code == 2
-    assert (said.json["ok"], said.json["problems"][0]["line"]) == (False, 7)
+    assert result.code == 2
+    assert (result.json["ok"], result.json["problems"][0]["line"]) == (False, 7)
 
 
-def test_render_says_what_it_wrote_and_a_second_time_nothing(hedgerow, topology: Path, tmp_path: Path) -> None:
+def test_render_lists_the_files_it_wrote_and_a_second_time_none(hedgerow, topology: Path, tmp_path: Path) -> None:
     first = hedgerow("topology", "render", topology, "--out", tmp_path / "out")
     second = hedgerow("topology", "render", topology, "--out", tmp_path / "out", "--json")
 
-    assert f"made     {tmp_path}/out/hall/mosquitto.conf\n" in first.out
+    assert f"created  {tmp_path}/out/hall/mosquitto.conf\n" in first.out
     assert (second.json["made"], second.json["changed"]) == ([], [])
     assert len(second.json["same"]) == sum(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
@@ -86,51 +86,57 @@ def test_a_file_edited_by_hand_needs_force(hedgerow, topology: Path, tmp_path: P
     assert "mallory" not in acl.read_text()
 
 
-def test_a_site_is_added_and_all_else_stays(hedgerow, topology: Path) -> None:
-    said = hedgerow("site", "init", topology, "--name", "yard", "--broker", "yard.lan", "--node", "a", "--node", "b")
+def test_a_site_is_added_and_the_rest_is_unchanged(hedgerow, topology: Path) -> None:
+    result = hedgerow("site", "init", topology, "--name", "yard", "--broker", "yard.lan", "--node", "a", "--node", "b")
 
-    assert said.code == 0
+    assert result.code == 0
     assert topology.read_text() == SMALL + "  yard:\n    broker: yard.lan\n    nodes: [a, b]\n"
-    assert "README.md then says where each file goes" in said.out
+    assert "README.md then says where each file goes" in result.out
 
 
-def test_a_new_topology_is_whole(hedgerow, tmp_path: Path) -> None:
+def test_a_new_topology_is_valid(hedgerow, tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(BASE)
     path = tmp_path / "new.yaml"
 
-    said = hedgerow(
+    result = hedgerow(
         "site", "init", path, "--region", "north", "--region-broker", "r.example", "--name", "hall",
         "--broker", "hall.lan", "--node", "a", "--pipelines", "base.yaml",
     )  # fmt: skip
 
-    assert said.code == 0
-    made = load(path).topology
-    assert (made.region.name, list(made.sites), made.region.broker) == ("north", ["hall"], "mqtts://r.example:8883")
+    assert result.code == 0
+    topology = load(path).topology
+    assert (topology.region.name, list(topology.sites), topology.region.broker) == (
+        "north",
+        ["hall"],
+        "mqtts://r.example:8883",
+    )
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ([], "--name is missing"),
-        (["--name", "hall", "--broker", "x", "--node", "a"], "has a site hall already"),
+        (["--name", "hall", "--broker", "x", "--node", "a"], "already has a site hall"),
         (["--name", "y d", "--broker", "x", "--node", "a"], "use 1 to 64 letters"),
         (["--name", "yard", "--broker", "mqtt://x", "--node", "a"], "TLS is required between machines"),
     ],
 )
-def test_what_cannot_be_added_changes_nothing(hedgerow, topology: Path, options: list[str], says: str) -> None:
-    said = hedgerow("site", "init", topology, *options)
+def test_an_invalid_site_changes_nothing(hedgerow, topology: Path, options: list[str], message: str) -> None:
+    result = hedgerow("site", "init", topology, *options)
 
-    assert said.code == 2
-    assert says in said.err
+    assert result.code == 2
+    assert message in result.err
     assert topology.read_text() == SMALL
 
 
-def test_on_a_terminal_what_is_missing_is_asked_for(hedgerow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hedgerow.cli.topology.site._somebody_there", lambda: True)
+def test_on_a_terminal_missing_values_are_prompted_for(
+    hedgerow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hedgerow.cli.topology.site._interactive", lambda: True)
     path = tmp_path / "new.yaml"
 
-    said = hedgerow("site", "init", path, input="north\nr.example\nhall\n\na, b\nbase.yaml\n")
+    result = hedgerow("site", "init", path, input="north\nr.example\nhall\n\na, b\nbase.yaml\n")
 
-    assert "A site is one place with a network and a broker of its own. Its name?" in said.out
+    assert "A site is a place with its own network and broker. Its name?" in result.out
     site = YAML(typ="safe").load(path.read_text())["sites"]["hall"]
     assert site == {"broker": "broker.hall.lan", "nodes": ["a", "b"]}

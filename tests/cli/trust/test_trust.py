@@ -75,12 +75,12 @@ def done(said: Any) -> Any:
 
 
 async def test_a_repository_of_the_command_lines_is_believed_by_a_node_over_a_broker(
-    hedgerow: Hedgerow, aside: Callable[..., Any], begun: Path, broker: Mosquitto
+    hedgerow: Hedgerow, in_background: Callable[..., Any], begun: Path, broker: Mosquitto
 ) -> None:
     """Made, given an owner, published to, rotated and kept by nothing but commands; a node follows all of it."""
 
     async def run(*args: object) -> Any:
-        return done(await aside(*args))
+        return done(await in_background(*args))
 
     await run("trust", "key", "vision.pem", "--no-passphrase")
     await run("trust", "add", "vision", "--model", "do*", "--public-key", "vision.pub", "--key", "keys/targets.pem")

@@ -12,7 +12,7 @@ import pytest
 from tests.region.conftest import REGION, CollectorProcess, eventually
 from tests.region.responders import Responders, ref
 
-from hedgerow.cli.frames.command import ask as ask_nodes
+from hedgerow.cli.frames.command import send_command as ask_nodes
 from hedgerow.config import BrokerSection
 from hedgerow.region.rollouts.progress import audit, progress
 from hedgerow.region.rollouts.requests import send_request

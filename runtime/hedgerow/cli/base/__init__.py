@@ -1,1 +1,1 @@
-"""What all verbs share."""
+"""Shared by all verbs: output, options, the connection to the broker."""

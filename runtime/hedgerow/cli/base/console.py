@@ -1,4 +1,4 @@
-"""What all verbs share: exit codes, errors on stderr, and output that is plain where nobody reads it on a terminal."""
+"""Output of verbs: exit codes, errors on stderr, JSON, and values formatted for reading."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from hedgerow.errors import BusError, ConfigError, HedgerowError
 T = TypeVar("T")
 
 EXIT_CODES: Final = {
-    0: "it worked",
-    1: "it did not work: what was asked for failed, or a check did",
-    2: "the command line or a configuration file is wrong",
-    3: "the broker cannot be reached, or refuses",
-    130: "stopped with Ctrl-C",
+    0: "success",
+    1: "the request or a check failed",
+    2: "invalid command line or configuration file",
+    3: "the broker is unreachable, or refuses",
+    130: "interrupted with Ctrl-C",
 }
 
 
 def exit_code(error: HedgerowError) -> int:
-    """The exit code that stands for an error."""
+    """Return the exit code for an error."""
     if isinstance(error, ConfigError):
         return 2
     return 3 if isinstance(error, BusError) else 1
 
 
 def read_checked(load: Callable[[Path], T], file: Path, *, json: bool) -> T:
-    """Read a file for a verb that checks it; with `json`, what is wrong with it is printed as such, and the verb ends with 2."""
+    """Read a file for a verb that checks it. With `json`, print its problems as JSON and exit with 2."""
     from hedgerow.configfile import BadConfigFile
 
     try:
@@ -44,13 +44,13 @@ def read_checked(load: Callable[[Path], T], file: Path, *, json: bool) -> T:
 
 
 def print_error(error: HedgerowError) -> None:
-    """What went wrong and what to do about it, on stderr."""
+    """Print an error and its remedy on stderr."""
     typer.echo(f"{typer.style('error:', fg='red', bold=True)} {_lines(str(error))}", err=True)
     typer.echo(f"  → {_lines(error.remedy)}", err=True)
 
 
 def print_json(value: Any) -> None:
-    """A value as one JSON document, laid out to be read."""
+    """Print a value as one indented JSON document."""
     import orjson
 
     from hedgerow.wire.messages import encode_json
@@ -59,7 +59,7 @@ def print_json(value: Any) -> None:
 
 
 def print_json_line(value: Any) -> None:
-    """A value as JSON on a line of its own, handed on at once."""
+    """Print a value as a line of JSON, and flush it."""
     from hedgerow.wire.messages import encode_json
 
     typer.echo(encode_json(value))
@@ -67,37 +67,37 @@ def print_json_line(value: Any) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether somebody reads along."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
 def printable(text: str) -> str:
-    """A text without signs that do something to a terminal: what others wrote may have them."""
+    """Return a text with its control characters escaped: untrusted text must not control the terminal."""
     if text.isprintable():
         return text
-    return "".join(f"\\x{ord(sign):02x}" if category(sign)[0] == "C" else sign for sign in text)
+    return "".join(f"\\x{ord(char):02x}" if category(char)[0] == "C" else char for char in text)
 
 
 def _lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def said(value: Any) -> str:
-    """A value out of a file as people write it: `a, b`, `name: value`; `-` for what is not there."""
+def human_readable(value: Any) -> str:
+    """Format a value from a file for reading: `a, b`, `name: value`; `-` for None."""
     if value is None:
         return "-"
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {said(one)}" for key, one in value.items())
-    return ", ".join(map(said, value)) if isinstance(value, list | tuple) else str(value)
+        return ", ".join(f"{key}: {human_readable(item)}" for key, item in value.items())
+    return ", ".join(map(human_readable, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 frame`, `2 frames`."""
+    """Return a count with its noun: `1 frame`, `2 frames`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def size(count: float) -> str:
-    """Bytes as people say them."""
+    """Format a number of bytes with its unit: `1.5 kB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             break

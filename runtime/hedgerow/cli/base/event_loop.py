@@ -1,4 +1,4 @@
-"""Which event loop a service runs on."""
+"""Runs a service on the configured event loop."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from hedgerow.errors import ConfigError
 
-Kind = Literal["asyncio", "uvloop"]
+LoopKind = Literal["asyncio", "uvloop"]
 
 
-def run_on(kind: Kind, main: Coroutine[Any, Any, None]) -> None:
-    """Run a service to its end.
+def run_on(kind: LoopKind, main: Coroutine[Any, Any, None]) -> None:
+    """Run a service until it ends.
 
-    Raises: ConfigError: uvloop is asked for and not installed.
+    Raises: ConfigError: uvloop is configured, and not installed.
     """
     if kind == "asyncio":
         asyncio.run(main)

@@ -1,4 +1,4 @@
-"""Options that several verbs share, each declared once; and sets of them, which a verb gets as one argument."""
+"""Options shared by several verbs, and sets of options that a verb receives as one argument."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 import typer
 
 P = ParamSpec("P")
-Given = TypeVar("Given")
+Collected = TypeVar("Collected")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Newest = Annotated[int, typer.Option("--newest", min=1, metavar="N", help="The newest N.")]
+Newest = Annotated[int, typer.Option("--newest", min=1, metavar="N", help="Show only the newest N.")]
 
 # The broker
 
@@ -24,7 +24,7 @@ BrokerUrl = Annotated[
 ]
 BrokerConfig = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Take the broker, with user and certificates, from this file."),
+    typer.Option("--config", metavar="FILE", help="Take broker, user and certificates from this file."),
 ]
 
 # The region
@@ -35,39 +35,43 @@ StoreUrl = Annotated[
 ]
 StoreConfig = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Take the store from this file; else from region.yaml here."),
+    typer.Option(
+        "--config", metavar="FILE", help="Take the store from this file; default: region.yaml in this folder."
+    ),
 ]
-Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why; stands in the audit log.")]
-As = Annotated[str | None, typer.Option("--as", metavar="WHO", help="Who asks; by default USER@HOST.")]
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Reason, for the audit log.")]
+As = Annotated[str | None, typer.Option("--as", metavar="WHO", help="Name for the audit log; default: USER@HOST.")]
 
 # Models
 
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that `hedgerow model build` made.")]
-MeasuringTime = Annotated[float, typer.Option("--seconds", min=1, help="Time for all measurements.")]
+BundleFolder = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, as `hedgerow model build` writes it.")
+]
+MeasuringTime = Annotated[float, typer.Option("--seconds", min=1, help="Total time for measuring.")]
 MaxBatch = Annotated[int, typer.Option("--max-batch", min=1, help="Largest batch to try.")]
 
 
 def with_options(
-    collect: Callable[..., Given],
-) -> Callable[[Callable[Concatenate[Given, P], None]], Callable[..., None]]:
-    """A decorator that gives a verb, after its own options, those that a function takes.
+    collect: Callable[..., Collected],
+) -> Callable[[Callable[Concatenate[Collected, P], None]], Callable[..., None]]:
+    """Return a decorator that adds the parameters of `collect` to a verb's options.
 
-    The verb's first argument is what the function makes of them.
+    The verb receives what `collect` returns as its first argument.
     """
     shared = inspect.signature(collect, eval_str=True).parameters
 
-    def decorate(verb: Callable[Concatenate[Given, P], None]) -> Callable[..., None]:
+    def decorate(verb: Callable[Concatenate[Collected, P], None]) -> Callable[..., None]:
         own = list(inspect.signature(verb).parameters.values())[1:]
 
         @wraps(verb)
-        def run(**given: Any) -> None:
-            collected = collect(**{name: given.pop(name) for name in shared})
-            verb(collected, **given)  # type: ignore[call-arg]  # which there are, typer knows from the signature
+        def run(**values: Any) -> None:
+            collected = collect(**{name: values.pop(name) for name in shared})
+            verb(collected, **values)  # type: ignore[call-arg]  # typer takes them from the signature
 
         hints = inspect.get_annotations(verb, eval_str=True)
-        parameters = [*(one.replace(annotation=hints[one.name]) for one in own), *shared.values()]
+        parameters = [*(parameter.replace(annotation=hints[parameter.name]) for parameter in own), *shared.values()]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
     return decorate

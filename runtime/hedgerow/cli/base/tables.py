@@ -1,7 +1,7 @@
-"""Tables and facts that fit the terminal. Where the output is no terminal, they are printed in full.
+"""Tables and lists of facts, fitted to the terminal. Output to a pipe or file is never shortened.
 
-What a table does when it gets narrow, in this order: texts are elided, spare columns go, names are elided in the middle.
-Lines may hold escape sequences for color and bold; `typer.echo` removes them where they are not wanted.
+A narrow table first elides texts at their end, then omits columns, then elides names in the middle.
+Lines may contain escape sequences for color and bold; `typer.echo` strips them where color is off.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from unicodedata import combining, east_asian_width
 import typer
 
 from hedgerow.cli.base.console import on_terminal, printable
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_color
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 _GAP: Final = "  "
-_LEAST_TEXT: Final = 12
-_LEAST_NAME: Final = 20
-"""Texts and names are not elided to less than this while anything else may go."""
-_ROOM: Final = 16
-"""Facts with less room than this beside their names stand below them."""
+_MIN_TEXT: Final = 12
+_MIN_NAME: Final = 20
+"""Texts and names are not elided below these widths while anything else can give way."""
+_MIN_TEXT_BESIDE: Final = 16
+"""A text with fewer columns than this beside its label goes below the label."""
 
 
-class Marked(str):
-    """A cell that wants attention: red, where there is color."""
+class AlertCell(str):
+    """A cell shown in red, where color is on."""
 
     __slots__ = ()
 
 
 def alert(text: str) -> str:
-    """A cell that wants attention: red, or followed by `!` where there is no color."""
-    return Marked(text) if takes_escapes(sys.stdout) else f"{text} !"
+    """Return a cell that is red, or followed by `!` where color is off."""
+    return AlertCell(text) if supports_color(sys.stdout) else f"{text} !"
 
 
 def print_table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1, spare: Sequence[str] = ()
 ) -> None:
-    """Print a table; the arguments are those of `table`."""
+    """Print a table; see `table` for the arguments."""
     for line in table(headings, rows, terminal_width(), names=names, spare=spare):
         typer.echo(line)
 
 
 def print_facts(rows: Iterable[Sequence[str]]) -> None:
-    """Print rows without headings, the last cell wrapped below itself."""
+    """Print rows without headings, each last cell wrapped to its own left edge."""
     for line in facts(rows, terminal_width()):
         typer.echo(line)
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal; None: the output is none."""
+    """Return the columns of the terminal; None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if on_terminal() else None
 
 
@@ -67,90 +67,93 @@ def table(
     names: int = 1,
     spare: Sequence[str] = (),
 ) -> list[str]:
-    """A table as lines, none wider than `width`.
+    """Return a table as lines, none wider than `width`.
 
     Args:
-        headings: `>` before one says that its column holds numbers: they stand at the right and are never elided.
-        names: how many of the first columns are names, which are never left out.
-        spare: headings of columns that may be left out, the first one first; the others follow from the right.
+        headings: a leading `>` marks a column of numbers, which are right-aligned and never elided.
+        width: columns of the terminal; None: unlimited.
+        names: how many of the first columns are names, which are never omitted.
+        spare: headings of columns to omit first, in this order; then columns are omitted from the right.
     """
     titles = [heading.removeprefix(">") for heading in headings]
     numbers = {column for column, heading in enumerate(headings) if heading.startswith(">")}
     cells = [[_clean(cell) for cell in row] for row in rows]
     natural = [max(map(_columns, each)) for each in zip(titles, *cells, strict=True)]
-    least = [
-        width if column in numbers else min(width, max(_columns(title), _LEAST_NAME if column < names else _LEAST_TEXT))
+    minimum = [
+        width if column in numbers else min(width, max(_columns(title), _MIN_NAME if column < names else _MIN_TEXT))
         for column, (title, width) in enumerate(zip(titles, natural, strict=True))
     ]
     shown = list(range(len(titles)))
     widths = dict(enumerate(natural))
     if width is not None:
-        shown = _chosen(natural, least, width, names, [titles.index(heading) for heading in spare])
-        widths = _shrunk({column: natural[column] for column in shown}, least, width, names, numbers)
+        shown = _columns_that_fit(natural, minimum, width, names, [titles.index(heading) for heading in spare])
+        widths = _shrink({column: natural[column] for column in shown}, minimum, width, names, numbers)
 
     def line(row: Sequence[str]) -> str:
-        fitted = (_fitted(row[column], widths[column], column < names, column in numbers) for column in shown)
+        fitted = (_fit(row[column], widths[column], column < names, column in numbers) for column in shown)
         return _GAP.join(fitted).rstrip()
 
     return [typer.style(line(titles), bold=True), *map(line, cells)]
 
 
 def facts(rows: Iterable[Sequence[str]], width: int | None) -> list[str]:
-    """Rows without headings as lines: all cells but the last are aligned, the last is wrapped below itself."""
+    """Return rows without headings as lines: all cells are aligned, and the last is wrapped to its own left edge."""
     cells = [[printable(cell) for cell in row] for row in rows]
     aligned = [max(map(_columns, each)) for each in zip(*(row[:-1] for row in cells), strict=True)]
     lines = []
     for row in cells:
-        beside = "".join(_padded(cell, width) + _GAP for cell, width in zip(row, aligned, strict=False))
-        lines += hanging(beside, row[-1], width)
+        label = "".join(_pad(cell, width) + _GAP for cell, width in zip(row, aligned, strict=False))
+        lines += hanging_indent(label, row[-1], width)
     return lines
 
 
-def hanging(beside: str, text: str, width: int | None) -> list[str]:
-    """A text beside another, wrapped to its own left edge."""
-    if width is None or _columns(beside) + _columns(text) <= width:
-        return [f"{beside}{text}".rstrip()]
-    indent = _columns(beside)
+def hanging_indent(label: str, text: str, width: int | None) -> list[str]:
+    """Return a label and a text as lines, the text wrapped to its own left edge."""
+    if width is None or _columns(label) + _columns(text) <= width:
+        return [f"{label}{text}".rstrip()]
+    indent = _columns(label)
     lines = []
-    if width - indent < _ROOM and indent:
-        lines, beside, indent = [beside.rstrip()], " " * 4, 4
+    if width - indent < _MIN_TEXT_BESIDE and indent:
+        lines, label, indent = [label.rstrip()], " " * 4, 4
     wrapped = textwrap.wrap(text, max(1, width - indent), break_on_hyphens=False)
-    return [*lines, *(f"{beside if not number else ' ' * indent}{part}" for number, part in enumerate(wrapped))]
+    return [*lines, *(f"{label if not number else ' ' * indent}{part}" for number, part in enumerate(wrapped))]
 
 
 def elided(text: str, width: int) -> str:
-    """A text, cut to so many columns at its end."""
+    """Return a text, shortened at its end to fit the width."""
     return text if _columns(text) <= width else f"{_cut(text, width - 1)}…"
 
 
-def drawing(lines: Iterable[str]) -> Text:
-    """Lines for rich to draw, with the color and bold they have."""
+def ansi_text(lines: Iterable[str]) -> Text:
+    """Return lines with escape sequences as a text that rich can draw."""
     from rich.text import Text
 
     return Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop")
 
 
-def _chosen(natural: Sequence[int], least: Sequence[int], width: int, names: int, spare: Sequence[int]) -> list[int]:
-    """The columns that fit; names always do."""
-    shown, going = list(range(len(natural))), list(spare)
+def _columns_that_fit(
+    natural: Sequence[int], minimum: Sequence[int], width: int, names: int, spare: Sequence[int]
+) -> list[int]:
+    """Return the columns to show: all names, and the others that fit."""
+    shown, omittable = list(range(len(natural))), list(spare)
 
     def needed(of: Callable[[int], int]) -> int:
         return sum(map(of, shown)) + len(_GAP) * (len(shown) - 1)
 
-    while going and needed(lambda column: natural[column] if column < names else least[column]) > width:
-        shown.remove(going.pop(0))
-    while len(shown) > names and needed(lambda column: least[column]) > width:
+    while omittable and needed(lambda column: natural[column] if column < names else minimum[column]) > width:
+        shown.remove(omittable.pop(0))
+    while len(shown) > names and needed(lambda column: minimum[column]) > width:
         shown.pop()
     return shown
 
 
-def _shrunk(
-    widths: dict[int, int], least: Sequence[int], width: int, names: int, numbers: Iterable[int]
+def _shrink(
+    widths: dict[int, int], minimum: Sequence[int], width: int, names: int, numbers: Iterable[int]
 ) -> dict[int, int]:
-    """Widths of the columns shown: texts give way from the right, then the longest name does."""
+    """Return the widths of the columns shown: texts shrink from the right, then the longest name does."""
     over = sum(widths.values()) + len(_GAP) * (len(widths) - 1) - width
     for column in sorted(widths.keys() - set(range(names)) - set(numbers), reverse=True):
-        cut = max(0, min(over, widths[column] - least[column]))
+        cut = max(0, min(over, widths[column] - minimum[column]))
         widths[column] -= cut
         over -= cut
     while over > 0 and widths[longest := max(range(names), key=lambda column: widths[column])] > 1:
@@ -159,42 +162,42 @@ def _shrunk(
     return widths
 
 
-def _fitted(cell: str, width: int, is_name: bool, is_number: bool) -> str:
+def _fit(cell: str, width: int, is_name: bool, is_number: bool) -> str:
     if _columns(cell) > width:
         head = (width - 1) // 2
         text = f"{_cut(cell, head)}…{_cut(cell[::-1], width - 1 - head)[::-1]}" if is_name else elided(cell, width)
     else:
         text = str(cell)
-    text = _padded(text, width, right=is_number)
-    return typer.style(text, fg="red", bold=True) if isinstance(cell, Marked) else text
+    text = _pad(text, width, right=is_number)
+    return typer.style(text, fg="red", bold=True) if isinstance(cell, AlertCell) else text
 
 
-def _padded(text: str, width: int, *, right: bool = False) -> str:
+def _pad(text: str, width: int, *, right: bool = False) -> str:
     space = " " * (width - _columns(text))
     return f"{space}{text}" if right else f"{text}{space}"
 
 
 def _clean(cell: str) -> str:
-    return Marked(printable(cell)) if isinstance(cell, Marked) else printable(cell)
+    return AlertCell(printable(cell)) if isinstance(cell, AlertCell) else printable(cell)
 
 
 def _columns(text: str) -> int:
-    """Columns that a text takes on a terminal."""
-    return len(text) if text.isascii() else sum(map(_sign_columns, text))
+    """Return how many columns a text takes on a terminal."""
+    return len(text) if text.isascii() else sum(map(_char_columns, text))
 
 
-def _sign_columns(sign: str) -> int:
-    return 0 if combining(sign) else 2 if east_asian_width(sign) in "WF" else 1
+def _char_columns(char: str) -> int:
+    return 0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1
 
 
 def _cut(text: str, width: int) -> str:
-    """As much of a text's beginning as so many columns hold."""
-    return "".join(_taken(text, width))
+    """Return the longest prefix of a text that fits the width."""
+    return "".join(_take(text, width))
 
 
-def _taken(text: str, width: int) -> Iterator[str]:
-    for sign in text:
-        width -= _sign_columns(sign)
+def _take(text: str, width: int) -> Iterator[str]:
+    for char in text:
+        width -= _char_columns(char)
         if width < 0:
             return
-        yield sign
+        yield char

@@ -1,7 +1,6 @@
-"""How verbs are put together: groups that import a verb when it is asked for, and help that begins with examples.
+"""Builds the command line from groups of verbs, each imported only when it is run.
 
-A docstring is a verb's help as it stands: its first sentence is the summary, and a paragraph with two spaces in a row
-(examples, a table) keeps its layout.
+A verb's docstring is its help. A paragraph with two spaces in a row (examples, a table) keeps its layout.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from typer.core import TyperGroup
 
 from hedgerow.cli.base.console import exit_code, print_error
 from hedgerow.errors import HedgerowError
-from hedgerow.terminal import plain_output
+from hedgerow.terminal import color_allowed
 
 
 class Verb(NamedTuple):
-    """One command.
+    """A command.
 
     Attributes:
-        target: the function behind it, `module:function`.
-        summary: one line for the overview.
+        target: its function, as `module:function`.
+        summary: a line for the list of commands.
     """
 
     target: str
@@ -32,12 +31,12 @@ class Verb(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Verbs under one word.
+    """Commands under a common first word.
 
     Attributes:
-        verbs: what stands below it.
-        summary: one line for the overview.
-        help: what its own --help says.
+        verbs: its commands and groups, by name.
+        summary: a line for the list of commands.
+        help: the text of its own --help.
     """
 
     verbs: Mapping[str, Verb | Group]
@@ -46,16 +45,16 @@ class Group(NamedTuple):
 
 
 class _LazyGroup(TyperGroup):
-    """A group whose verbs are imported one at a time, when asked for; its overview imports none."""
+    """A group that imports a verb when it is run; listing verbs imports none."""
 
     verbs: ClassVar[Mapping[str, Verb | Group]]
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = dict.fromkeys(self.verbs)  # type: ignore[assignment]  # names, for listing and for "did you mean"
+        self.commands = dict.fromkeys(self.verbs)  # type: ignore[assignment]  # names only, for listing and "did you mean"
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, imported now; None if there is none."""
+        """Import a command and return it; None if the name is unknown."""
         verb = self.verbs.get(cmd_name)
         if verb is None:
             return None
@@ -70,9 +69,9 @@ class _LazyGroup(TyperGroup):
             formatter.write_dl([(name, verb.summary) for name, verb in self.verbs.items()])
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a verb; an error of ours becomes two lines and an exit code, never a traceback."""
-        if plain_output():
-            ctx.color = False  # else click asks only whether it writes to a terminal
+        """Run a verb; print a HedgerowError as two lines, and exit with its code."""
+        if not color_allowed():
+            ctx.color = False  # click knows terminals, not NO_COLOR
         try:
             return super().invoke(ctx)
         except HedgerowError as error:
@@ -81,11 +80,11 @@ class _LazyGroup(TyperGroup):
 
 
 def app_of(group: Group, callback: Callable[..., None] | None = None, epilog: str | None = None) -> typer.Typer:
-    """A group as a typer application.
+    """Return a group as a typer application.
 
     Args:
         callback: declares the group's own options.
-        epilog: what stands below its options.
+        epilog: text below the options in --help.
     """
     app = typer.Typer(
         cls=type("Verbs", (_LazyGroup,), {"verbs": group.verbs}),
@@ -93,23 +92,23 @@ def app_of(group: Group, callback: Callable[..., None] | None = None, epilog: st
         epilog=_keep_layout(epilog) if epilog else None,
         add_completion=callback is not None,
         no_args_is_help=True,
-        # Plain help is the same on a terminal, in a pipe and in the documentation, and starts four times as fast.
+        # Without rich, help is the same on a terminal and in a pipe, and appears four times as fast.
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    app.callback()(callback or _nothing)
+    app.callback()(callback or _no_options)
     return app
 
 
 def command_of(function: Callable[..., Any], name: str, summary: str) -> Any:
-    """A function as a command."""
+    """Return a function as a command."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(name, help=_keep_layout(inspect.getdoc(function) or summary))(function)
     return typer.main.get_command(app)
 
 
-def _nothing() -> None:
+def _no_options() -> None:
     pass
 
 

@@ -21,11 +21,11 @@ import typer
 from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.prepare import Skipped, prepare, reasons, say_skipped
 from hedgerow.errors import HedgerowError
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_redraw
 from hedgerow.topics import ROOT, Address
 
 if TYPE_CHECKING:
-    from hedgerow.cli.frames.message_board import Board, Sighting
+    from hedgerow.cli.frames.message_board import Board, WatchedMessage
     from hedgerow.config import BrokerSection
     from hedgerow.testing import Mosquitto
 
@@ -93,7 +93,7 @@ def demo(
     out = out or Path("demo-out")
     out.mkdir(parents=True, exist_ok=True)
     skipped = prepare(out, "node.yaml")
-    quiet = json or not takes_escapes(sys.stdout)
+    quiet = json or not supports_redraw(sys.stdout)
     with Mosquitto(port=port) as mosquitto:
         broker = BrokerSection(url=mosquitto.url)
         say = silent if json else typer.echo
@@ -151,7 +151,7 @@ async def _run(
 ) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
     from hedgerow.cli.frames.message_board import Board
-    from hedgerow.cli.frames.watch import Table, print_link
+    from hedgerow.cli.frames.watch import LiveTable, print_outage
 
     feeds = demo_feeds(skipped)
     finds = _Finds(Board())
@@ -159,8 +159,8 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    table = None if quiet else Table(finds.board)
-    watching = asyncio.create_task(_watch(broker, finds, print_link if table is None else table.show_link))
+    table = None if quiet else LiveTable(finds.board)
+    watching = asyncio.create_task(_watch(broker, finds, print_outage if table is None else table.show_outage))
     drawing = None
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -169,7 +169,7 @@ async def _run(
         if not ready.done():
             raise KeyboardInterrupt  # there is nothing to tell of yet
         ready.result()
-        drawing = None if table is None else asyncio.create_task(table.keep_drawing())
+        drawing = None if table is None else asyncio.create_task(table.run())
         began = time.monotonic()
         feeding = asyncio.create_task(run_feeds(broker, feeds))
         await asyncio.wait((feeding, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -202,9 +202,9 @@ class _Finds:
         self.anomalies = 0
         self.labelled = self.right = 0
 
-    def take(self, sighting: Sighting) -> None:
-        self.board.take(sighting)
-        result = sighting.body.get("result") if isinstance(sighting.body, dict) else None
+    def take(self, message: WatchedMessage) -> None:
+        self.board.add(message)
+        result = message.body.get("result") if isinstance(message.body, dict) else None
         if not isinstance(result, dict):
             return
         self.texts.update(item["text"] for item in result.get("texts", ()))
@@ -218,11 +218,11 @@ class _Finds:
 
 
 async def _watch(broker: BrokerSection, finds: _Finds, link: Callable[[str], None]) -> None:
-    from hedgerow.cli.frames.watch import sightings
+    from hedgerow.cli.frames.watch import watched_messages
 
     filters = [f"{ROOT}/{NODE}/{channel}/#" for channel in ("result", "dead", "health", "event")]
-    async for sighting in sightings(broker, filters, link):
-        finds.take(sighting)
+    async for message in watched_messages(broker, filters, link):
+        finds.take(message)
 
 
 async def _ready(broker: BrokerSection, node: subprocess.Popen[bytes], out: Path) -> None:
@@ -246,9 +246,9 @@ async def _ready(broker: BrokerSection, node: subprocess.Popen[bytes], out: Path
 
 async def _health(broker: BrokerSection, timeout_s: float) -> dict[str, Any]:
     """The node's report of itself; empty if it does not answer."""
-    from hedgerow.cli.frames.command import ask
+    from hedgerow.cli.frames.command import send_command
 
-    replies = await ask(broker, NODE, "health", {}, timeout_s)
+    replies = await send_command(broker, NODE, "health", {}, timeout_s)
     return dict(replies[0].value or {}) if replies else {}
 
 

@@ -18,8 +18,9 @@ from uuid import uuid4
 import numpy as np
 import orjson
 
-from hedgerow.cli.base.connection import Connection, connected, publish_properties
-from hedgerow.cli.frames.sources import Cut, FileFrame, pieces
+from hedgerow.cli.base.client import Connection, publish_properties
+from hedgerow.cli.base.connection import connected
+from hedgerow.cli.frames.sources import FileFrame, SplitOptions, read_frames
 from hedgerow.config import BrokerSection
 from hedgerow.errors import ConfigError
 from hedgerow.models.bundle.model_file import resolve
@@ -61,10 +62,10 @@ def demo_feeds(skipped: Container[str] = ()) -> list[Feed]:
     Raises: HedgerowError: a package or recording is not installed.
     """
     package = {name: resolve(f"package:{path}", Path()).path for name, path in _PICTURES.items()}
-    street = Feed("street/north/image", _again([package["street"]], Cut(quality=85)), every_s=0.25)
+    street = Feed("street/north/image", _again([package["street"]], SplitOptions(quality=85)), every_s=0.25)
     return [
         Feed("office/scanner/page", _enlarged(package["page"]), every_s=3.0),
-        Feed("office/door/image", _again([package["astronaut"], package["cup"]], Cut()), every_s=1.0),
+        Feed("office/door/image", _again([package["astronaut"], package["cup"]], SplitOptions()), every_s=1.0),
         *([] if "street" in skipped else [street]),
         *([] if "speech" in skipped else microphones(3)),
         Feed("orbiter/1/readings", _labelled(package["readings"]), every_s=0.05),
@@ -79,7 +80,9 @@ def microphones(count: int) -> list[Feed]:
     Raises: ConfigError: the recordings are not installed.
     """
     speech = recordings()
-    return [Feed(f"hall/{number}/audio", _again(speech[number:], Cut(chunk_ms=100))) for number in range(count)]
+    return [
+        Feed(f"hall/{number}/audio", _again(speech[number:], SplitOptions(chunk_ms=100))) for number in range(count)
+    ]
 
 
 def recordings() -> list[Path]:
@@ -109,13 +112,13 @@ _PICTURES: Final = {
 }
 
 
-def _again(paths: Sequence[Path], cut: Cut) -> Iterator[FileFrame]:
+def _again(paths: Sequence[Path], cut: SplitOptions) -> Iterator[FileFrame]:
     """Files one after the other, over and over, on one clock."""
     offset_s = 0.0
     while True:
         for path in paths:
             last_s = 0.0
-            for piece in pieces(path, cut):
+            for piece in read_frames(path, cut):
                 last_s = piece.due_s or 0.0
                 yield piece if piece.due_s is None else piece._replace(due_s=offset_s + piece.due_s)
             offset_s += last_s + 0.1

@@ -281,11 +281,11 @@ class DemoProcesses:
 
     async def ask_all(self) -> None:
         """Get all nodes' health, from their own sites: that needs no WAN."""
-        from hedgerow.cli.frames.command import ask
+        from hedgerow.cli.frames.command import send_command
 
         async def ask_one(site: SiteProcesses, node: Address) -> None:
             with suppress(HedgerowError):
-                for reply in await ask(site.broker, node, "health", {}, 5.0):
+                for reply in await send_command(site.broker, node, "health", {}, 5.0):
                     site.health[node.node] = reply.value or site.health.get(node.node, {})
 
         await asyncio.gather(*(ask_one(site, node) for site in self.sites for node in site.nodes))

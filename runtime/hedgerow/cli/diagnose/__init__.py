@@ -1,1 +1,1 @@
-"""Is this machine, broker or configuration fit?"""
+"""Verbs that check machines, brokers and configurations."""

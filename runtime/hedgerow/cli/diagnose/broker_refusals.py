@@ -1,4 +1,4 @@
-"""`hedgerow broker refusals`: who tried what a broker refuses, by the broker's log."""
+"""`hedgerow broker refusals`: reports the requests a broker refused, from its log."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ from hedgerow.errors import ConfigError
 if TYPE_CHECKING:
     from hedgerow.topology.refusals import AccessDenial, AccessDenials, What
 
-_TELL_AGAIN_S: Final = 60
-_WHAT: Final = {"connect": "to connect", "publish": "to publish", "subscribe": "to read"}
+_REPEAT_AFTER_S: Final = 60
+_REQUESTS: Final = {"connect": "a connection", "publish": "a publish", "subscribe": "a subscription"}
 
 
 def refusals(
-    log: Annotated[Path, typer.Argument(metavar="LOG", help="The broker's log; - reads what comes in, as it comes.")],
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="The broker's log; - follows stdin.")],
     acl: Annotated[
         Path | None,
-        typer.Option("--acl", metavar="FILE", help="Its access list: tells subscriptions that bring nothing."),
+        typer.Option("--acl", metavar="FILE", help="Its access list: also report subscriptions that receive nothing."),
     ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Serve the counts to Prometheus meanwhile.")
+        int | None,
+        typer.Option("--metrics-port", min=0, max=65_535, help="Serve the counts to Prometheus on this port."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Say who tried what a broker refuses: to connect, to publish, to read; and how often.
+    """Report which clients a broker refused to let connect, publish or subscribe, and how often.
 
     Examples:
       docker compose logs -f --no-log-prefix broker | hedgerow broker refusals - --acl acl --metrics-port 9466
       journalctl -f -o cat -u hedgerow-broker | hedgerow broker refusals - --acl /etc/hedgerow/shop-12/acl
       hedgerow broker refusals broker.log --json
 
-    The log is that of a Mosquitto started by the `broker.sh` that `hedgerow topology render` makes, or otherwise as
-    `mosquitto -v`. Who tries the same again within a minute is counted, and told when it is over. Mosquitto takes any
-    subscription and then delivers nothing; with --acl those are told that bring their client nothing at all. At the end of
-    the log, or at Ctrl-C, the counts are shown. With --json each refusal is a line.
+    Reads the log of a Mosquitto started by the `broker.sh` from `hedgerow topology render`, or with `mosquitto -v`. A
+    refusal repeated within a minute is counted, but not printed again. Mosquitto accepts any subscription and then
+    delivers nothing; with --acl, subscriptions that receive nothing at all are reported. The counts are printed at the end
+    of the log or on Ctrl-C. With --json each refusal is a line.
     """
     from hedgerow.topology.refusals import AccessDenials, readable
 
     reader = AccessDenials(None if acl is None else readable(_text(acl)))
-    told: dict[tuple[str, ...], int] = {}
+    printed: dict[tuple[str, ...], int] = {}
     with _opened(log) as lines, _served(reader, metrics_port):
         try:
             for line in lines:
@@ -60,22 +61,22 @@ def refusals(
                     print_json_line(refusal._asdict())
                     continue
                 key = (refusal.what, refusal.user, refusal.detail)
-                if refusal.at - told.get(key, refusal.at - _TELL_AGAIN_S) >= _TELL_AGAIN_S:
-                    told[key] = refusal.at
-                    typer.echo(_words(refusal))
+                if refusal.at - printed.get(key, refusal.at - _REPEAT_AFTER_S) >= _REPEAT_AFTER_S:
+                    printed[key] = refusal.at
+                    typer.echo(_sentence(refusal))
         except KeyboardInterrupt:
             pass
     if not json:
         _print(reader.counts)
 
 
-def _words(refusal: AccessDenial) -> str:
+def _sentence(refusal: AccessDenial) -> str:
     from datetime import UTC, datetime
 
     when = datetime.fromtimestamp(refusal.at, UTC)
-    who = refusal.user or "somebody"
+    who = refusal.user or "an unknown client"
     client = f" (client {refusal.client})" if refusal.client else ""
-    return f"{when:%Y-%m-%d %H:%M:%S}  refused {who}{client} {_WHAT[refusal.what]}: {refusal.detail}"
+    return f"{when:%Y-%m-%d %H:%M:%S}  refused {_REQUESTS[refusal.what]} by {who}{client}: {refusal.detail}"
 
 
 def _print(counts: Counter[tuple[What, str]]) -> None:
@@ -89,7 +90,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", remedy="Name the broker's access list, `acl`.") from error
+        raise ConfigError(f"{path} cannot be read: {error}", remedy="Give the broker's access list, `acl`.") from error
 
 
 @contextmanager
@@ -102,12 +103,12 @@ def _opened(path: Path) -> Iterator[IO[str]]:
         with path.open("r", encoding="utf-8", errors="replace") as file:
             yield file
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Name the broker's log, or -.") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Give the broker's log, or -.") from error
 
 
 @contextmanager
 def _served(reader: AccessDenials, port: int | None) -> Iterator[None]:
-    """The counts as metrics, for as long as this lasts."""
+    """Serve the counts as metrics while the context lasts."""
     if port is None:
         yield
         return
@@ -118,7 +119,9 @@ def _served(reader: AccessDenials, port: int | None) -> Iterator[None]:
 
     class RefusalCounts(Collector):
         def collect(self) -> Iterator[Metric]:
-            family = CounterMetricFamily("hedgerow_broker_refused", "What the broker refused.", labels=["what", "user"])
+            family = CounterMetricFamily(
+                "hedgerow_broker_refused", "Requests that the broker refused.", labels=["what", "user"]
+            )
             for (what, user), count in list(reader.counts.items()):
                 family.add_metric([what, user], count)
             yield family

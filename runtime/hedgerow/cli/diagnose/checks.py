@@ -1,4 +1,4 @@
-"""What `hedgerow doctor` looks at. Each check yields findings; an error of ours becomes a failed one."""
+"""The checks of `hedgerow doctor`. Each yields results; a HedgerowError becomes a failed one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,8 @@ from typing import Any, Final, Literal
 
 from hedgerow import backends, configcheck, plugins
 from hedgerow.backends.cores import cores
-from hedgerow.cli.base.connection import (
-    SILENT_S,
-    broker_section,
-    connected,
-    hung,
-    payload_of,
-    publish_properties,
-    user_properties,
-)
+from hedgerow.cli.base.client import payload_of, publish_properties, user_properties
+from hedgerow.cli.base.connection import HUNG_AFTER_S, broker_section, connected, is_hung
 from hedgerow.cli.base.console import plural, size
 from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.errors import BackendMissing, HedgerowError
@@ -35,18 +28,18 @@ from hedgerow.node.link.options import on_loopback
 from hedgerow.topics import Address, Channel
 
 _LIBRARIES: Final = ("numpy", "pydantic", "aiomqtt")
-_LITTLE_DISK: Final = 1 << 30
-_NO_DISK: Final = 100 << 20
+_LOW_DISK: Final = 1 << 30
+_MIN_DISK: Final = 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        check: what was looked at.
-        state: "warning" is for what may be meant so.
-        detail: what is there.
+        check: name of the check.
+        state: "warning" if it may be intended.
+        detail: what was found.
         remedy: what to do about it; "" if nothing.
     """
 
@@ -56,12 +49,12 @@ class CheckResult:
     remedy: str = ""
 
 
-def examine(url: str | None, config_file: Path | None) -> Iterator[CheckResult]:
-    """Look at everything, cheapest first.
+def run_checks(url: str | None, config_file: Path | None) -> Iterator[CheckResult]:
+    """Run all checks, cheapest first.
 
     Args:
-        url: the broker's address, if it was given.
-        config_file: a node's configuration, if one was given.
+        url: the broker's address, if given.
+        config_file: a node's configuration, if given.
     """
     yield from _machine()
     yield _clock()
@@ -80,20 +73,20 @@ def examine(url: str | None, config_file: Path | None) -> Iterator[CheckResult]:
     if config is not None and config_file is not None:
         yield from _models(config, config_file.parent)
     try:
-        # A file that is wrong elsewhere may still say where the broker is; one that does not was reported above.
+        # An invalid file may still have a valid broker section; if not, that was reported above.
         broker = broker_section(url, config_file)
     except HedgerowError as error:
         if config_file is None or config is not None:
             yield _failed("broker", error)
         return
-    yield from _broker(broker, config, _given_by(broker, url, config_file))
+    yield from _broker(broker, config, _address_source(broker, url, config_file))
     yield from _encryption(broker)
     if broker.url.startswith("mqtts:"):
         yield from _certificates(broker, config)
 
 
-def _given_by(broker: BrokerSection, url: str | None, config_file: Path | None) -> str:
-    """Who gave the broker's address; "" if nobody did and it is the default."""
+def _address_source(broker: BrokerSection, url: str | None, config_file: Path | None) -> str:
+    """Return what set the broker's address; "" if it is the default."""
     if url is not None:
         return "--broker"
     if "url" not in broker.model_fields_set:
@@ -111,9 +104,11 @@ def _machine() -> Iterator[CheckResult]:
     )
     yield CheckResult("python", "ok", where)
     yield CheckResult("packages", "ok", ", ".join(f"{name} {_version(name)}" for name in ("hedgerow", *_LIBRARIES)))
-    owned, there = cores(), os.cpu_count() or 1
-    limited = "" if owned == there else f" of {there}; the affinity mask or the container's quota leaves out the rest"
-    yield CheckResult("cores", "ok", f"{owned}{limited}")
+    usable, present = cores(), os.cpu_count() or 1
+    limited = (
+        "" if usable == present else f" of {present}; the affinity mask or the container's quota excludes the rest"
+    )
+    yield CheckResult("cores", "ok", f"{usable}{limited}")
 
 
 def _version(package: str) -> str:
@@ -125,14 +120,14 @@ def _version(package: str) -> str:
 
 def _clock() -> CheckResult:
     now = datetime.now(UTC)
-    told = f"{now:%Y-%m-%d %H:%M:%S} UTC"
+    time_text = f"{now:%Y-%m-%d %H:%M:%S} UTC"
     if not 2026 <= now.year < 2100:
         return CheckResult(
-            "clock", "failed", told, "Set the clock: frames would expire, and certificates not be valid."
+            "clock", "failed", time_text, "Set the clock: until then frames expire and certificates are invalid."
         )
     try:
         shown = subprocess.run(
-            ["timedatectl", "show", "--property=NTPSynchronized", "--value"],  # noqa: S607 - wherever the system has it
+            ["timedatectl", "show", "--property=NTPSynchronized", "--value"],  # noqa: S607 - found in the PATH
             capture_output=True,
             text=True,
             timeout=3,
@@ -141,11 +136,9 @@ def _clock() -> CheckResult:
     except (OSError, subprocess.TimeoutExpired):
         shown = ""
     if shown == "no":
-        remedy = "Turn it on (`timedatectl set-ntp true`): latency and expiry compare clocks of several machines."
-        return CheckResult("clock", "warning", f"{told}, not synchronised", remedy)
-    return CheckResult(
-        "clock", "ok", f"{told}, {'synchronised' if shown == 'yes' else 'whether synchronised is not known'}"
-    )
+        remedy = "Enable it (`timedatectl set-ntp true`): latency and expiry compare clocks of several machines."
+        return CheckResult("clock", "warning", f"{time_text}, not synchronised", remedy)
+    return CheckResult("clock", "ok", f"{time_text}, {'synchronised' if shown == 'yes' else 'synchronisation unknown'}")
 
 
 def _backends() -> Iterator[CheckResult]:
@@ -161,7 +154,10 @@ def _backends() -> Iterator[CheckResult]:
     yield from missing
     if len(missing) == len(known):
         yield CheckResult(
-            "backends", "failed", "none is installed, no model can run", "`pip install 'hedgerow[onnx,openvino]'`"
+            "backends",
+            "failed",
+            "none is installed, so no model can run",
+            "Run `pip install 'hedgerow[onnx,openvino]'`.",
         )
 
 
@@ -176,7 +172,7 @@ def _stages() -> CheckResult:
     if broken:
         detail = f"{plural(len(broken), 'stage')} broken: {'; '.join(broken)}"
         return CheckResult(
-            "stages", "warning", detail, "`hedgerow plugin list` has the reasons; no other stage is affected."
+            "stages", "warning", detail, "`hedgerow plugin list` shows the reasons; other stages are not affected."
         )
     return CheckResult("stages", "ok", f"{plural(len(names), 'stage')}: {', '.join(names)}")
 
@@ -190,43 +186,43 @@ def _mosquitto() -> CheckResult:
         return CheckResult(
             "mosquitto", "warning", f"{error}; only `hedgerow demo` and tests need it here", error.remedy
         )
-    shown = subprocess.run([binary, "-h"], capture_output=True, text=True, timeout=5, check=False).stdout  # noqa: S603 - found by us
+    shown = subprocess.run([binary, "-h"], capture_output=True, text=True, timeout=5, check=False).stdout  # noqa: S603 - a path from find_mosquitto
     words = shown.partition("\n")[0].split()
     return CheckResult("mosquitto", "ok", f"{words[2] if len(words) > 2 else '(unknown version)'}, {binary}")
 
 
 def _disk(config: NodeConfig | None = None) -> CheckResult:
     folder = (config.node.state_dir if config else Path(".hedgerow")).absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     detail = f"{size(free)} free for {folder}"
-    if not os.access(there, os.W_OK):
-        remedy = "Let the node's user write there, or set `node.state_dir`."
-        return CheckResult("disk", "failed", f"{folder} cannot be written: {there} is not ours", remedy)
-    if free < _NO_DISK:
-        return CheckResult("disk", "failed", detail, "Make room, or set `node.state_dir` to another disk.")
-    if free < _LITTLE_DISK:
-        return CheckResult("disk", "warning", detail, "Compiled models take some 100 MB; make room.")
+    if not os.access(existing, os.W_OK):
+        remedy = "Give the node's user write permission, or set `node.state_dir`."
+        return CheckResult("disk", "failed", f"{folder} is not writable: no write permission for {existing}", remedy)
+    if free < _MIN_DISK:
+        return CheckResult("disk", "failed", detail, "Free some space, or set `node.state_dir` to another disk.")
+    if free < _LOW_DISK:
+        return CheckResult("disk", "warning", detail, "Free some space: compiled models take some 100 MB.")
     return CheckResult("disk", "ok", detail)
 
 
 def _models(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
-    pool = ModelPool(cores=config.node.threads or cores())  # without a folder: a check leaves nothing behind
+    pool = ModelPool(cores=config.node.threads or cores())  # no folder: a check leaves no files behind
     try:
         for name, model in config.models.items():
             check = f"model {name}"
-            began = time.monotonic()
+            started = time.monotonic()
             try:
                 slot = pool.acquire(name, model, base_dir)
             except HedgerowError as error:
                 yield _failed(check, error)
                 continue
             info = slot.info()
-            took = f"loaded in {time.monotonic() - began:.1f} s"
-            detail = f"{info.backend} {info.backend_version} on {info.device}, {', '.join(info.inputs)}, {took}"
+            loading = f"loaded in {time.monotonic() - started:.1f} s"
+            detail = f"{info.backend} {info.backend_version} on {info.device}, {', '.join(info.inputs)}, {loading}"
             pool.release(slot)
             if info.degraded:
-                remedy = "Install the device's driver, or ask for a device that is here."
+                remedy = "Install the device's driver, or configure a device that this machine has."
                 yield CheckResult(check, "warning", f"{detail}; {info.degraded}", remedy)
             else:
                 yield CheckResult(check, "ok", detail)
@@ -234,39 +230,39 @@ def _models(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
         pool.close()
 
 
-def _broker(broker: BrokerSection, config: NodeConfig | None, given_by: str) -> Iterator[CheckResult]:
+def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: str) -> Iterator[CheckResult]:
     address = config.node.address if config else Address("local", "site", "doctor")
     try:
-        if asyncio.run(hung(broker)):
-            yield CheckResult("broker", "failed" if given_by else "warning", *_hung(broker.url))
+        if asyncio.run(is_hung(broker)):
+            yield CheckResult("broker", "failed" if address_source else "warning", *_hung(broker.url))
             return
-        limits, trip_ms, kept = asyncio.run(_round_trip(broker, address))
+        limits, trip_ms, preserved = asyncio.run(_round_trip(broker, address))
     except HedgerowError as error:
-        if given_by:  # somebody counts on one there
-            yield CheckResult("broker", "failed", f"{error} (the address is from {given_by})", error.remedy)
+        if address_source:  # a broker is expected there
+            yield CheckResult("broker", "failed", f"{error} (address from {address_source})", error.remedy)
         else:
-            detail = f"none at {broker.url}, the default, and no other address was given"
-            remedy = "Start one, or give yours: --broker, `broker: {url: …}` or HEDGEROW_BROKER__URL. `hedgerow demo` brings its own."
+            detail = f"none at {broker.url}, the default, and no other address is set"
+            remedy = "Start one, or set the address of yours: --broker, `broker: {url: …}` or HEDGEROW_BROKER__URL. `hedgerow demo` starts its own."
             yield CheckResult("broker", "warning", detail, remedy)
         return
-    yield CheckResult("broker", "ok", f"{broker.url}, MQTT 5; {_told(limits)}")
+    yield CheckResult("broker", "ok", f"{broker.url}, MQTT 5; {_limits_text(limits)}")
     if trip_ms is None:
         remedy = f"Let this user publish and subscribe below {address.topic(Channel.REPLY, '#')}; see the broker's ACL."
-        yield CheckResult("round trip", "warning", "a message that was published did not come back", remedy)
-    elif not kept:
-        remedy = "Is there a bridge or proxy that speaks MQTT 3.1.1? Use `bridge_protocol_version mqttv50`."
+        yield CheckResult("round trip", "warning", "a published message was not delivered", remedy)
+    elif not preserved:
+        remedy = "A bridge or proxy may speak MQTT 3.1.1: set `bridge_protocol_version mqttv50`."
         yield CheckResult(
-            "round trip", "failed", f"{trip_ms:.1f} ms, and MQTT 5 properties are lost on the way", remedy
+            "round trip", "failed", f"{trip_ms:.1f} ms, but MQTT 5 properties are lost in transit", remedy
         )
     else:
-        yield CheckResult("round trip", "ok", f"{trip_ms:.1f} ms, MQTT 5 properties are kept")
+        yield CheckResult("round trip", "ok", f"{trip_ms:.1f} ms, MQTT 5 properties are preserved")
 
 
 def _hung(url: str) -> tuple[str, str]:
-    detail = f"{url} accepts connections and answered nothing for {SILENT_S:g} s: the broker there is likely hung"
+    detail = f"{url} accepts connections but did not answer for {HUNG_AFTER_S:g} s: the broker is likely hung"
     remedy = (
-        "Restart it; nodes and outboxes wait and lose nothing. If it hangs again with a core to itself (`top`): a bridge with TLS "
-        "to somebody who hangs up during the handshake does that to Mosquitto 2.0.11; see delivery.md."
+        "Restart it; nodes and outboxes wait and lose nothing durable. If it hangs again and uses a whole core (`top`): Mosquitto "
+        "2.0.11 does so when the far side of a bridge with TLS closes the connection during the handshake; see delivery.md."
     )
     return detail, remedy
 
@@ -275,12 +271,12 @@ def _encryption(broker: BrokerSection) -> Iterator[CheckResult]:
     if broker.url.startswith("mqtt:") and not on_loopback(broker.url):
         remedy = "Use mqtts:// with certificates (`broker.tls`), or keep the listener on loopback."
         yield CheckResult(
-            "encryption", "warning", f"{broker.url} is plain text on a network: frames can be read", remedy
+            "encryption", "warning", f"{broker.url} is plain text on a network: others can read the frames", remedy
         )
 
 
 def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[CheckResult]:
-    """The files that the links are made with, and whether the certificate is this node's."""
+    """Check the files of the TLS connection, and that the certificate is this node's."""
     from hedgerow.pki.inspect import Life, examine
 
     tls, now = broker.tls, datetime.now(UTC)
@@ -290,41 +286,41 @@ def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[
         grave |= trouble.grave
         yield CheckResult("certificates", "failed" if trouble.grave else "warning", trouble.detail, trouble.remedy)
     if tls.cert_file is None:
-        remedy = "Set `broker: {tls: {cert_file, key_file}}`; `hedgerow pki issue` makes them."
+        remedy = "Set `broker: {tls: {cert_file, key_file}}`; `hedgerow pki issue` creates them."
         yield CheckResult(
-            "certificates", "warning", "this node has none: who it is rests on a password, or on nothing", remedy
+            "certificates", "warning", "this node has none: a password identifies it, or nothing does", remedy
         )
     elif not grave:
         life = Life.of(tls.cert_file)
-        yield CheckResult("certificates", "ok", f"{life.name}, until {life.ends:%Y-%m-%d %H:%M} UTC")
+        yield CheckResult("certificates", "ok", f"{life.name}, valid until {life.ends:%Y-%m-%d %H:%M} UTC")
 
 
-def _told(limits: Any) -> str:
-    """What the broker's CONNACK limits (MQTT 5 §3.2.2.3)."""
+def _limits_text(limits: Any) -> str:
+    """Describe the limits in the broker's CONNACK (MQTT 5 §3.2.2.3)."""
     packet = getattr(limits, "MaximumPacketSize", None)
-    parts = [f"largest packet {size(packet) if packet else 'without limit'}"]
-    parts.append(f"{getattr(limits, 'ReceiveMaximum', 65_535):,} QoS 1 messages under way to it")
+    parts = [f"largest packet {size(packet) if packet else 'unlimited'}"]
+    parts.append(f"{getattr(limits, 'ReceiveMaximum', 65_535):,} QoS 1 messages in flight")
     if getattr(limits, "MaximumQoS", 2) == 0:
-        parts.append("QoS 0 only, frames can be lost")
+        parts.append("QoS 0 only: frames can be lost")
     if not getattr(limits, "RetainAvailable", 1):
-        parts.append("no retained messages, status will not be seen")
+        parts.append("no retained messages: the status of nodes is not seen")
     return ", ".join(parts)
 
 
 async def _round_trip(broker: BrokerSection, address: Address) -> tuple[Any, float | None, bool]:
-    """Limits of the broker, milliseconds from us to us (None: nothing came), whether properties came along."""
+    """Publish a message to ourselves. Return the broker's limits, milliseconds (None: not delivered), whether properties survived."""
     topic = address.topic(Channel.REPLY, f"doctor-{uuid.uuid4().hex[:12]}")
     async with connected(broker, timeout=5) as client:
         await client.subscribe(topic, qos=1)
         properties = publish_properties(ContentType="text/plain", UserProperty=[("id", "probe")])
-        began = time.monotonic()
+        sent_at = time.monotonic()
         await client.send(topic, b"probe", qos=1, properties=properties)
         try:
             async with asyncio.timeout(2):
                 async for message in client.messages:
                     if payload_of(message) == b"probe":
-                        kept = ("id", "probe") in user_properties(message)
-                        return client.limits, (time.monotonic() - began) * 1e3, kept
+                        preserved = ("id", "probe") in user_properties(message)
+                        return client.limits, (time.monotonic() - sent_at) * 1e3, preserved
         except TimeoutError:
             pass
         return client.limits, None, False

@@ -1,4 +1,4 @@
-"""`hedgerow doctor`: is this machine, its broker and its configuration fit to run a node?"""
+"""`hedgerow doctor`: checks whether this machine, its broker and its configuration can run a node."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import typer
 
 from hedgerow.cli.base.console import plural, print_json
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
-from hedgerow.cli.base.tables import elided, hanging, terminal_width
+from hedgerow.cli.base.tables import elided, hanging_indent, terminal_width
 
 if TYPE_CHECKING:
     from hedgerow.cli.diagnose.checks import CheckResult
 
-_COLOURS: Final = {"ok": "green", "warning": "red", "failed": "red"}
+_COLORS: Final = {"ok": "green", "warning": "red", "failed": "red"}
 
 
 def doctor(broker: BrokerUrl = None, config: BrokerConfig = None, json: Json = False) -> None:
@@ -24,14 +24,14 @@ def doctor(broker: BrokerUrl = None, config: BrokerConfig = None, json: Json = F
       hedgerow doctor --config node.yaml
       hedgerow doctor --broker mqtts://broker.site.lan:8883 --json
 
-    A line a check; below one that is not ok stands what to do. Exits with 1 if a check failed; warnings are for what
-    may be meant so. That no broker answers is a failure if its address was given (--broker, the file, the environment),
-    and a warning if it is only the default.
+    Prints a line per check, with a remedy below each that is not ok. Exits with 1 if a check failed; a warning may be
+    intended. An unreachable broker is a failure if its address was set (--broker, the file, the environment), and a
+    warning if it is the default.
     """
-    from hedgerow.cli.diagnose.checks import examine
+    from hedgerow.cli.diagnose.checks import run_checks
 
     findings = []
-    for finding in examine(broker, config):
+    for finding in run_checks(broker, config):
         findings.append(finding)
         if not json:
             print_finding(finding)
@@ -46,17 +46,17 @@ def doctor(broker: BrokerUrl = None, config: BrokerConfig = None, json: Json = F
 
 
 def print_finding(finding: CheckResult) -> None:
-    """A line for what a check found, and one for what to do."""
+    """Print a check's result, and its remedy below."""
     width = terminal_width()
-    beside = f"{finding.state:<8} {finding.check:<13} "
-    indent = " " * len(beside)
+    label = f"{finding.state:<8} {finding.check:<13} "
+    indent = " " * len(label)
     first, *more = finding.detail.split("\n")
     if finding.state == "ok" and width is not None:
-        first = elided(first, max(1, width - len(beside)))
-    lines = hanging(beside, first, width)
+        first = elided(first, max(1, width - len(label)))
+    lines = hanging_indent(label, first, width)
     for text in more:
-        lines += hanging(indent, text, width)
+        lines += hanging_indent(indent, text, width)
     if finding.remedy:
-        lines += hanging(indent, f"→ {finding.remedy}", width)
-    state = typer.style(finding.state, fg=_COLOURS[finding.state], bold=finding.state != "ok")
+        lines += hanging_indent(indent, f"→ {finding.remedy}", width)
+    state = typer.style(finding.state, fg=_COLORS[finding.state], bold=finding.state != "ok")
     typer.echo("\n".join([lines[0].replace(finding.state, state, 1), *lines[1:]]))

@@ -1,1 +1,1 @@
-"""Sending frames and commands, watching results."""
+"""Verbs that publish frames, watch and explain results, and send commands."""

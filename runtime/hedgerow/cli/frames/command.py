@@ -1,4 +1,4 @@
-"""`hedgerow command`: ask a node, or every node of a site or region, to do something, and show what it answers."""
+"""`hedgerow command`: sends a command to a node, or to every node of a site or region, and prints the replies."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ from hedgerow.errors import CommandError, ConfigError
 from hedgerow.topics import EVERY_NODE, Address, Channel, is_name, parse
 
 if TYPE_CHECKING:
-    from hedgerow.cli.base.connection import Connection
+    from hedgerow.cli.base.client import Connection
     from hedgerow.config import BrokerSection
     from hedgerow.wire.messages import Reply
 
 
 _QUIET_S: Final = 0.5
-"""A broker that has sent nothing for so long has sent all that it had kept."""
+"""A broker that has sent nothing for this long has sent all its retained messages."""
 
 
 def command(
     node: Annotated[
-        str, typer.Argument(help="REGION/SITE/NODE; REGION/SITE/~ is every node of a site, REGION/~/~ of a region.")
+        str, typer.Argument(help="REGION/SITE/NODE; REGION/SITE/~ means every node of a site, REGION/~/~ of a region.")
     ],
     name: Annotated[str, typer.Argument(help="ping, info, pause, resume, reload, snapshot, release, stop…")],
     args: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Arguments; @FILE as a value is a file's text.")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="Arguments; KEY=@FILE takes the value from a text file."),
     ] = None,
     args_json: Annotated[
-        str | None, typer.Option("--args", metavar="JSON", help="All arguments as one mapping.")
+        str | None, typer.Option("--args", metavar="JSON", help="All arguments as one JSON object.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.05, max=3600, help="Seconds to wait for the answer.")] = 5.0,
+    timeout: Annotated[float, typer.Option(min=0.05, max=3600, help="Seconds to wait for replies.")] = 5.0,
     broker: BrokerUrl = None,
     config: BrokerConfig = None,
     json: Json = False,
 ) -> None:
-    """Ask a running node to do something, and show its answer.
+    """Send a command to a running node, and print its reply.
 
     Examples:
       hedgerow command local/site/node ping
@@ -54,17 +55,17 @@ def command(
       hedgerow command 'local/site/~' ping --timeout 2
       hedgerow command 'local/~/~' snapshot --timeout 30 --json
 
-    The node knows what commands there are and says so when it is asked for another. It refuses to carry out one that
-    reaches it after the timeout. With `~`, answers are collected until all nodes that are online, as the broker has it,
-    have answered, or until the timeout. Exits with 1 if a node answers with an error, or one that is online does not.
+    A node replies to an unknown command with a list of the commands it has. It refuses a command that arrives after the
+    timeout. With `~`, replies are collected until every node that is online according to the broker has replied, or until
+    the timeout. Exits with 1 if a node replies with an error, or does not reply although it is online.
     """
     from hedgerow.cli.base.connection import broker_section
 
     address = _address(node)
     if not is_name(name):
-        raise ConfigError(f"{name!r} cannot be a command", remedy="Write a name such as `ping`.")
+        raise ConfigError(f"{name!r} is not a command name", remedy="Write a name such as `ping`.")
     replies = asyncio.run(
-        ask(broker_section(broker, config), address, name, _arguments(args or [], args_json), timeout)
+        send_command(broker_section(broker, config), address, name, _arguments(args or [], args_json), timeout)
     )
     many = address.node == EVERY_NODE
     if json:
@@ -74,12 +75,12 @@ def command(
         for reply in replies:
             _print(reply, many=many)
         if many and replies:
-            typer.echo(f"{sum(reply.ok for reply in replies):,} of {plural(len(replies), 'node')} did it.")
+            typer.echo(f"{sum(reply.ok for reply in replies):,} of {plural(len(replies), 'node')} succeeded.")
     if not replies:
         raise CommandError(
-            f"No answer from {address} within {timeout:g} s",
+            f"No reply from {address} within {timeout:g} s",
             code="no-answer",
-            remedy=f"Does it run, under this name and on this broker? `hedgerow watch --node '{address.region}/+/+'` shows who does.",
+            remedy=f"Check the address and the broker: `hedgerow watch --node '{address.region}/+/+'` shows the nodes that run.",
         )
     if not all(reply.ok for reply in replies):
         raise typer.Exit(1)
@@ -90,7 +91,7 @@ def _address(text: str) -> Address:
     named = [part for index, part in enumerate(parts) if parts[index:] not in ([EVERY_NODE], [EVERY_NODE] * 2)]
     if len(parts) != 3 or not named or not all(map(is_name, named)):
         raise ConfigError(
-            f"{text!r} is not a node's address",
+            f"{text!r} is not a node address",
             remedy="Write REGION/SITE/NODE as in its configuration, REGION/SITE/~ or REGION/~/~.",
         )
     return Address(*parts)
@@ -108,7 +109,7 @@ def _arguments(pairs: Sequence[str], text: str | None) -> dict[str, Any]:
                 f"--args is not JSON: {error}", remedy="""Write --args '{"pipeline": "doors"}'."""
             ) from error
         if not isinstance(args, dict):
-            raise ConfigError("--args is not a mapping", remedy="""Write --args '{"pipeline": "doors"}'.""")
+            raise ConfigError("--args is not a JSON object", remedy="""Write --args '{"pipeline": "doors"}'.""")
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
@@ -118,7 +119,7 @@ def _arguments(pairs: Sequence[str], text: str | None) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """What a word on the command line stands for: a file's text, JSON, or itself."""
+    """Return the value of an argument: a file's text, JSON, or the text itself."""
     import orjson
 
     if text.startswith("@"):
@@ -132,22 +133,23 @@ def _value(text: str) -> Any:
         return text
 
 
-async def ask(
+async def send_command(
     broker: BrokerSection, address: Address, name: str, args: Mapping[str, Any], timeout_s: float
 ) -> list[Reply]:
-    """Send a command and collect its replies, one a node, in order of arrival (MQTT 5 §4.10, request/response).
+    """Send a command and return the replies, one per node, in order of arrival (MQTT 5 §4.10, request/response).
 
-    Returns: them; where every node is asked, an error stands for each that is online and did not answer.
+    Where the address means every node, the list has an error for each online node that did not reply.
     """
-    from hedgerow.cli.base.connection import connected, payload_of
+    from hedgerow.cli.base.client import payload_of
+    from hedgerow.cli.base.connection import connected
 
     request = uuid.uuid4().hex
     replies: dict[str, Reply] = {}
     async with connected(broker) as client:
-        everybody = address.node == EVERY_NODE
-        online = await _online(client, address) if everybody else {str(address)}
+        every_node = address.node == EVERY_NODE
+        online = await _online(client, address) if every_node else {str(address)}
         sites = [address.site] if address.site != EVERY_NODE else sorted({node.split("/")[1] for node in online})
-        await client.subscribe(_each(address).topic(Channel.REPLY, request), qos=1)
+        await client.subscribe(_filter(address).topic(Channel.REPLY, request), qos=1)
         for site in sites:
             await _send(client, address._replace(site=site), name, args, request, timeout_s)
         try:
@@ -161,19 +163,19 @@ async def ask(
                         break
         except TimeoutError:
             pass
-    missing = [_silence(node, name, timeout_s) for node in sorted(online - replies.keys())] if everybody else []
+    missing = [_no_reply(node, name, timeout_s) for node in sorted(online - replies.keys())] if every_node else []
     return [*replies.values(), *missing]
 
 
 async def _online(client: Connection, address: Address) -> set[str]:
-    """The nodes of a site or region that are online, as they, or their wills, have told the broker."""
+    """Return the nodes of a site or region that are online, by the status that they or their wills published."""
     from pydantic import ValidationError
 
-    from hedgerow.cli.base.connection import payload_of
+    from hedgerow.cli.base.client import payload_of
     from hedgerow.wire.messages import Status
 
     online = set()
-    topic = _each(address)._replace(node="+").topic(Channel.STATUS)
+    topic = _filter(address)._replace(node="+").topic(Channel.STATUS)
     await client.subscribe(topic, qos=0)
     try:
         while True:
@@ -191,7 +193,7 @@ async def _online(client: Connection, address: Address) -> set[str]:
 async def _send(
     client: Connection, address: Address, name: str, args: Mapping[str, Any], request: str, timeout_s: float
 ) -> None:
-    from hedgerow.cli.base.connection import publish_properties
+    from hedgerow.cli.base.client import publish_properties
     from hedgerow.wire.messages import JSON, Command
 
     command = Command(args=dict(args), expires_at=time.time() + timeout_s)
@@ -199,14 +201,14 @@ async def _send(
         ContentType=JSON,
         ResponseTopic=address.topic(Channel.REPLY, request),
         CorrelationData=request.encode(),
-        MessageExpiryInterval=max(1, round(timeout_s)),  # so that a node that is away does not find it when it is back
+        MessageExpiryInterval=max(1, round(timeout_s)),  # a disconnected node must not receive it later
     )
     topic = address.topic(Channel.COMMAND, name)
     await client.send(topic, command.model_dump_json().encode(), qos=1, properties=properties)
 
 
-def _each(address: Address) -> Address:
-    """The address, or what stands for that of each site in a filter."""
+def _filter(address: Address) -> Address:
+    """Return the address as a topic filter: `+` for the site if every site is meant."""
     return address._replace(site="+") if address.site == EVERY_NODE else address
 
 
@@ -219,19 +221,19 @@ def _reply(payload: bytes) -> Reply:
         return Reply.model_validate_json(payload)
     except ValidationError as error:
         raise CommandError(
-            f"The answer cannot be read: {error.errors()[0]['msg']}",
+            f"The reply is not valid: {error.errors()[0]['msg']}",
             code="unreadable-reply",
-            remedy="Is the node's version of Hedgerow the same as this one's?",
+            remedy="Check that the node runs the same version of Hedgerow as this command.",
         ) from error
 
 
-def _silence(node: str, name: str, timeout_s: float) -> Reply:
+def _no_reply(node: str, name: str, timeout_s: float) -> Reply:
     from hedgerow.wire.messages import ErrorBody, Reply
 
     error = ErrorBody(
         code="no-answer",
-        message=f"It is online, and has not answered within {timeout_s:g} s",
-        remedy="Give it more time with --timeout; `hedgerow region status` says whether the way to it and back works.",
+        message=f"Online, but no reply within {timeout_s:g} s",
+        remedy="Raise --timeout; `hedgerow region status` shows whether commands reach it and replies return.",
     )
     return Reply(command=name, node=node, ok=False, error=error)
 
@@ -252,7 +254,7 @@ def _print(reply: Reply, *, many: bool) -> None:
 
 
 def _rows(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as dotted keys and values."""
+    """Flatten a nested mapping into dotted keys and values."""
     rows: list[tuple[str, str]] = []
     for key, item in value.items():
         if isinstance(item, dict) and item:
@@ -266,4 +268,4 @@ def _text(value: Any) -> str:
     import orjson
 
     text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    return text if len(text) <= 200 else f"{text[:200]}… ({len(text):,} characters; --json has all)"
+    return text if len(text) <= 200 else f"{text[:200]}… ({len(text):,} characters; --json shows all)"

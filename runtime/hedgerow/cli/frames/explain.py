@@ -1,4 +1,4 @@
-"""`hedgerow explain`: where a result came from, or why a frame died, as a tree to be read."""
+"""`hedgerow explain`: shows where a result came from, or why a frame died, as a tree."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 def explain(
     result: Annotated[
         str | None,
-        typer.Argument(metavar="[RESULT]", help="File with the payload of a result or dead letter; `-` is stdin."),
+        typer.Argument(metavar="[RESULT]", help="File with the payload of a result or dead letter; `-` reads stdin."),
     ] = None,
     last: Annotated[
         str | None,
-        typer.Option("--last", metavar="PIPELINE", help="Take the next result or dead letter of a pipeline."),
+        typer.Option("--last", metavar="PIPELINE", help="Wait for the next result or dead letter of a pipeline."),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.05, help="Seconds --last waits.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=0.05, help="Seconds to wait with --last.")] = 30.0,
     broker: BrokerUrl = None,
     config: BrokerConfig = None,
     json: Json = False,
 ) -> None:
-    """Say where a result came from: which frame, which stages and how long each took, which model on which device.
+    """Explain where a result came from: its frame, the stages and their times, the models and their devices.
 
     Examples:
       hedgerow explain --last doors
       hedgerow explain result.json
       mosquitto_sub -t 'hedgerow/v1/+/+/+/dead/#' -C 1 | hedgerow explain -
 
-    Works on results and on dead letters, JSON or MessagePack, from anywhere: all it says is in the payload.
+    Reads results and dead letters, JSON or MessagePack. Everything shown is in the payload, so no node is needed.
     """
     if (result is None) == (last is None):
         raise ConfigError("Give either a result or --last PIPELINE", remedy="`hedgerow explain --help` has examples.")
@@ -52,7 +52,7 @@ def explain(
         from hedgerow.cli.base.connection import broker_section
 
         if not is_name(last):
-            raise ConfigError(f"{last!r} names no pipeline", remedy="Write its name as in the node's configuration.")
+            raise ConfigError(f"{last!r} is not a pipeline name", remedy="Write it as in the node's configuration.")
         body = asyncio.run(_next(broker_section(broker, config), last, timeout))
     else:
         body = _read(result or "-")
@@ -71,9 +71,9 @@ def _read(source: str) -> dict[str, Any]:
 
 
 def decode(payload: bytes) -> dict[str, Any]:
-    """A result or dead letter, whichever way it is encoded.
+    """Decode a result or dead letter, JSON or MessagePack.
 
-    Raises: FrameError: it is neither.
+    Raises: FrameError: the payload is neither a result nor a dead letter.
     """
     from hedgerow.wire.messages import DEAD_SCHEMA, JSON, MSGPACK, RESULT_SCHEMA, decode_payload
 
@@ -85,15 +85,16 @@ def decode(payload: bytes) -> dict[str, Any]:
         if isinstance(body, dict) and body.get("schema") in (RESULT_SCHEMA, DEAD_SCHEMA):
             return body
     raise FrameError(
-        f"This is neither a result nor a dead letter ({size(len(payload))} that begin with {payload[:24]!r})",
+        f"Neither a result nor a dead letter: {size(len(payload))} beginning with {payload[:24]!r}",
         code="no-result",
-        remedy="Save a payload from `…/result/PIPELINE` or `…/dead/PIPELINE`, or use --last PIPELINE. A result that is "
-        "a picture or sound has its lineage beside it: `hedgerow watch --json` shows it.",
+        remedy="Save a payload from `…/result/PIPELINE` or `…/dead/PIPELINE`, or use --last PIPELINE. The lineage of "
+        "a picture or sound is in its user properties: `hedgerow watch --json` shows it.",
     )
 
 
 async def _next(broker: BrokerSection, pipeline: str, timeout_s: float) -> dict[str, Any]:
-    from hedgerow.cli.base.connection import connected, payload_of
+    from hedgerow.cli.base.client import payload_of
+    from hedgerow.cli.base.connection import connected
 
     async with connected(broker) as client:
         await client.subscribe(
@@ -106,43 +107,43 @@ async def _next(broker: BrokerSection, pipeline: str, timeout_s: float) -> dict[
         except TimeoutError:
             pass
     raise CommandError(
-        f"Pipeline {pipeline} gave nothing within {timeout_s:g} s",
+        f"Pipeline {pipeline} published nothing within {timeout_s:g} s",
         code="no-result",
-        remedy="Publish a frame (`hedgerow publish`), or see with `hedgerow watch` whether it runs.",
+        remedy="Publish a frame (`hedgerow publish`), or check with `hedgerow watch` that the pipeline runs.",
     )
 
 
 @dataclass(slots=True)
 class Branch:
-    """A line of the tree and the lines below it."""
+    """A line of the tree, and the branches below it."""
 
     text: str
-    below: list[Branch] = field(default_factory=list)
+    children: list[Branch] = field(default_factory=list)
 
 
 def tree(body: Mapping[str, Any], now: float) -> Branch:
-    """A result or dead letter as a tree.
+    """Return a result or dead letter as a tree.
 
     Args:
-        now: Unix seconds, for "how long ago".
+        now: Unix seconds; times are shown relative to it.
     """
     frame, at = _mapping(body.get("frame")), _number(body.get("at"))
     head = f"by {body.get('node', '?')}, pipeline {body.get('pipeline', '?')}, {_when(at, now)}"
     if body.get("schema") == "hedgerow.dead/1":
         root = Branch(f"Dead letter {head}", [_cause(body)])
-        root.below += [_frame(frame, at, now), Branch(f"payload: {_payload(body)}")]
+        root.children += [_frame(frame, at, now), Branch(f"payload: {_payload(body)}")]
         return root
     from hedgerow.cli.frames.message_board import summarise
 
     lineage = _mapping(body.get("lineage"))
-    said = summarise(body.get("result"), 200) or "(empty)"
-    root = Branch(f"Result {body.get('id', '?')} {head}", [Branch(f"said: {said}"), _frame(frame, at, now)])
+    summary = summarise(body.get("result"), 200) or "(empty)"
+    root = Branch(f"Result {body.get('id', '?')} {head}", [Branch(f"result: {summary}"), _frame(frame, at, now)])
     if (waited := _number(lineage.get("waited_ms"))) is not None:
-        root.below.append(Branch(f"waited {waited:.3g} ms in the queue"))
-    root.below.append(_stages(_list(lineage.get("stages"))))
-    root.below += [_model(_mapping(model)) for model in _list(lineage.get("models"))]
-    root.below.append(
-        Branch(f"made with hedgerow {lineage.get('hedgerow', '?')}, configuration {lineage.get('config', '?')}")
+        root.children.append(Branch(f"waited {waited:.3g} ms in the queue"))
+    root.children.append(_stages(_list(lineage.get("stages"))))
+    root.children += [_model(_mapping(model)) for model in _list(lineage.get("models"))]
+    root.children.append(
+        Branch(f"produced by hedgerow {lineage.get('hedgerow', '?')}, configuration {lineage.get('config', '?')}")
     )
     return root
 
@@ -157,31 +158,29 @@ def _cause(body: Mapping[str, Any]) -> Branch:
 
 
 def _payload(body: Mapping[str, Any]) -> str:
-    there = (
-        "in the letter, as payload_base64" if body.get("payload_base64") else "not in the letter, too large or empty"
-    )
-    return f"{size(_number(body.get('payload_bytes')) or 0)} of {body.get('content_type') or 'unknown type'}, {there}"
+    where = "included as payload_base64" if body.get("payload_base64") else "not included: too large or empty"
+    return f"{size(_number(body.get('payload_bytes')) or 0)} of {body.get('content_type') or 'unknown type'}, {where}"
 
 
 def _frame(frame: Mapping[str, Any], at: float | None, now: float) -> Branch:
     captured = _number(frame.get("captured_at"))
     branch = Branch(f"frame {frame.get('id', '?')}")
-    branch.below.append(Branch(f"number {frame.get('sequence', '?')} of stream {frame.get('stream', '?')}"))
-    branch.below.append(Branch(f"came on {frame.get('topic', '?')}"))
-    branch.below.append(Branch(f"captured {_when(captured, now)}"))
+    branch.children.append(Branch(f"number {frame.get('sequence', '?')} of stream {frame.get('stream', '?')}"))
+    branch.children.append(Branch(f"received on {frame.get('topic', '?')}"))
+    branch.children.append(Branch(f"captured {_when(captured, now)}"))
     if captured is not None and at is not None:
-        branch.below.append(Branch(f"{(at - captured) * 1e3:.1f} ms old when this was made of it"))
+        branch.children.append(Branch(f"{(at - captured) * 1e3:.1f} ms old when it was processed"))
     return branch
 
 
 def _stages(stages: Sequence[Sequence[Any]]) -> Branch:
     stages = [stage for stage in stages if isinstance(stage, (list, tuple)) and len(stage) == 3]
     total = sum(_number(ms) or 0.0 for _, ms, _ in stages)
-    branch = Branch(f"{plural(len(stages), 'stage')}, {total:.1f} ms for all frames that went together")
+    branch = Branch(f"{plural(len(stages), 'stage')}, {total:.1f} ms for all frames processed together")
     width = max((len(str(stage[0])) for stage in stages), default=0)
     for name, ms, frames in stages:
         took, count = _number(ms) or 0.0, int(_number(frames) or 0)
-        branch.below.append(Branch(f"{name!s:<{width}}  {took:9.3f} ms  {plural(count, 'frame')}"))
+        branch.children.append(Branch(f"{name!s:<{width}}  {took:9.3f} ms  {plural(count, 'frame')}"))
     return branch
 
 
@@ -226,5 +225,5 @@ def _print(branch: Branch, prefix: str = "", joint: str = "") -> None:
     typer.echo(f"{prefix}{joint}{branch.text}")
     if joint:
         prefix += "   " if joint == "└─ " else "│  "
-    for number, below in enumerate(branch.below):
-        _print(below, prefix, "└─ " if number == len(branch.below) - 1 else "├─ ")
+    for number, child in enumerate(branch.children):
+        _print(child, prefix, "└─ " if number == len(branch.children) - 1 else "├─ ")

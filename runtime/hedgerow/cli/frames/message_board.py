@@ -1,4 +1,4 @@
-"""What `hedgerow watch` sees: messages taken apart, and a board that keeps count of them. No broker, no terminal."""
+"""Parses messages for `hedgerow watch`, and counts them by stream on a board. Pure: no broker, no terminal."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from hedgerow.wire.codec import mime, timestamp
 from hedgerow.wire.messages import JSON, MSGPACK, Health, decode_payload
 
 WINDOW_S: Final = 10.0
-"""Rates and latencies are those of this long."""
+"""Period over which rates and latencies are computed."""
 
-_MOST_SAMPLES: Final = 2000
-_MOMENTS: Final = frozenset({"at", "start", "end", "captured_at"})
+_MAX_SAMPLES: Final = 2000
+_TIME_KEYS: Final = frozenset({"at", "start", "end", "captured_at"})
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """One message.
+class WatchedMessage:
+    """A received message.
 
     Attributes:
-        channel: what kind of message; None: a topic that is not ours.
-        node: where it came from, "" if it is not ours.
-        pipeline: which pipeline it is about, "" if none.
-        stream: which stream it is about; the topic, if it is not ours.
-        received_at, made_at, captured_at: when we got it, the node made it, the sensor took it: Unix seconds or None.
-        text: what it says, in a line.
-        body: what it says, all of it.
+        channel: its kind; None: the topic is not one of Hedgerow's.
+        node: the address of the node that sent it; "" on a foreign topic.
+        pipeline: the pipeline it concerns; "" if none.
+        stream: the stream it concerns; on a foreign topic, the topic.
+        received_at, produced_at, captured_at: when it was received here, produced by the node, and captured by the sensor:
+            Unix seconds, or None.
+        text: a summary in one line.
+        body: its content.
     """
 
     topic: str
@@ -45,21 +46,21 @@ class Sighting:
     pipeline: str
     stream: str
     received_at: float
-    made_at: float | None
+    produced_at: float | None
     captured_at: float | None
     text: str
     body: Any
 
     def latency_ms(self) -> float | None:
-        """From capture to result."""
-        return _ms(self.made_at, self.captured_at)
+        """Return the time from capture to result."""
+        return _ms(self.produced_at, self.captured_at)
 
     def arrival_ms(self) -> float | None:
-        """From capture to here; both clocks must agree for it to mean anything."""
+        """Return the time from capture to reception here, which is meaningful only if both clocks agree."""
         return _ms(self.received_at, self.captured_at)
 
     def line(self) -> str:
-        """For reading."""
+        """Return the message as a line for reading."""
         kind = "" if self.channel in (Channel.RESULT, None) else str(self.channel)
         latency = "" if (ms := self.latency_ms()) is None else f"{ms:.1f} ms"
         return "  ".join(
@@ -69,7 +70,7 @@ class Sighting:
         )
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the message as a mapping for JSON."""
         return {
             "topic": self.topic,
             "channel": self.channel,
@@ -80,46 +81,41 @@ class Sighting:
         }
 
 
-def _clock(moment: float) -> str:
-    """Unix seconds as local time, with milliseconds."""
-    return time.strftime("%H:%M:%S", time.localtime(moment)) + f".{int(moment * 1000) % 1000:03}"
+def _clock(seconds: float) -> str:
+    """Format Unix seconds as local time with milliseconds."""
+    return time.strftime("%H:%M:%S", time.localtime(seconds)) + f".{int(seconds * 1000) % 1000:03}"
 
 
 def _ms(later: float | None, earlier: float | None) -> float | None:
     return None if later is None or earlier is None else round((later - earlier) * 1e3, 3)
 
 
-def sight(
-    topic: str, payload: bytes, content_type: str, user: Sequence[tuple[str, str]], received_at: float
-) -> Sighting | None:
-    """Take a message apart.
-
-    Args:
-        user: its MQTT 5 user properties.
-    Returns: None if it is on one of our topics and cannot be read.
-    """
-    said = dict(user)
+def parse_message(
+    topic: str, payload: bytes, content_type: str, user_properties: Sequence[tuple[str, str]], received_at: float
+) -> WatchedMessage | None:
+    """Parse a message; return None if it is on one of Hedgerow's topics and cannot be decoded."""
+    properties = dict(user_properties)
     parsed = topics.parse(topic)
     if parsed is None:
         text = f"{content_type or 'no content type'}, {size(len(payload))}"
-        body = {"content_type": content_type, "payload_bytes": len(payload), "user_properties": said}
-        return Sighting(topic, None, "", "", topic, received_at, None, _time(said.get("time")), text, body)
+        body = {"content_type": content_type, "payload_bytes": len(payload), "user_properties": properties}
+        return WatchedMessage(topic, None, "", "", topic, received_at, None, _time(properties.get("time")), text, body)
     node = str(parsed.address)
-    if mime(content_type) not in ("", JSON, MSGPACK):  # a result that is bytes; what there is to say is beside it
+    if mime(content_type) not in ("", JSON, MSGPACK):  # a result that is bytes is described by its properties
         text = f"{content_type}, {size(len(payload))}"
-        body = {"content_type": content_type, "payload_bytes": len(payload), "user_properties": said}
-        stream, at = said.get("subject", ""), _time(said.get("time"))
-        return Sighting(topic, parsed.channel, node, parsed.pipeline, stream, received_at, at, None, text, body)
+        body = {"content_type": content_type, "payload_bytes": len(payload), "user_properties": properties}
+        stream, at = properties.get("subject", ""), _time(properties.get("time"))
+        return WatchedMessage(topic, parsed.channel, node, parsed.pipeline, stream, received_at, at, None, text, body)
     try:
         body = decode_payload(payload, mime(content_type))
     except FrameError:
         return None
     if not isinstance(body, dict):
         return None
-    told = body.get("frame")
-    frame: Mapping[str, Any] = told if isinstance(told, dict) else {}
+    frame = body.get("frame")
+    frame = frame if isinstance(frame, dict) else {}
     pipeline = parsed.pipeline if parsed.channel in (Channel.RESULT, Channel.DEAD) else str(body.get("pipeline") or "")
-    return Sighting(
+    return WatchedMessage(
         topic,
         parsed.channel,
         node,
@@ -155,14 +151,13 @@ def _text(channel: Channel, tail: str, body: Mapping[str, Any]) -> str:
         reason = body.get("reason")
         return f"{body.get('state')}{f' ({reason})' if reason else ''}, version {body.get('version')}"
     if channel is Channel.HEALTH:
-        told = body.get("reasons")
-        reasons = told if isinstance(told, list) else []
+        reasons = body["reasons"] if isinstance(body.get("reasons"), list) else []
         return f"{body.get('state')}{': ' if reasons else ''}{'; '.join(map(str, reasons))}"
     return summarise(body)
 
 
 def summarise(value: Any, width: int = 72) -> str:
-    """A result in a few words: labels counted, texts quoted, numbers rounded, moments as local time, the rest left out.
+    """Summarise a result: labels counted, texts quoted, numbers rounded, times in local time, the rest omitted.
 
     >>> summarise({"detections": [{"label": "face", "score": 0.9}, {"label": "face", "score": 0.6}]})
     '2 face'
@@ -174,15 +169,14 @@ def summarise(value: Any, width: int = 72) -> str:
 def _brief(value: Any, depth: int = 0) -> str:
     if isinstance(value, dict):
         parts = [
-            (str(key), _clock(item) if _is_moment(key, item) else _brief(item, depth + 1))
-            for key, item in value.items()
+            (str(key), _clock(item) if _is_time(key, item) else _brief(item, depth + 1)) for key, item in value.items()
         ]
-        # A list of things found says what it is by itself.
-        named = [text if _found(value[key]) else f"{key} {text}" for key, text in parts if key in value]
+        # A list of findings needs no key.
+        named = [text if _is_findings(value[key]) else f"{key} {text}" for key, text in parts if key in value]
         joined = ", ".join(text for text in named if text)
         return f"({joined})" if depth > 1 else joined
     if isinstance(value, (list, tuple)):
-        if not _found(value):
+        if not _is_findings(value):
             return f"[{len(value)}]" if value else "none"
         texts = [repr(item["text"]) for item in value if "text" in item]
         labels = Counter(str(item["label"]) for item in value if "text" not in item)
@@ -192,12 +186,12 @@ def _brief(value: Any, depth: int = 0) -> str:
     return "" if value is None else str(value)
 
 
-def _is_moment(key: Any, value: Any) -> bool:
-    """Whether a value is Unix seconds, of 2001 to 2286; smaller ones may be seconds since anything."""
-    return key in _MOMENTS and isinstance(value, (int, float)) and 1e9 < value < 1e10
+def _is_time(key: Any, value: Any) -> bool:
+    """Return whether a value is Unix seconds between 2001 and 2286; smaller ones may count from anything."""
+    return key in _TIME_KEYS and isinstance(value, (int, float)) and 1e9 < value < 1e10
 
 
-def _found(value: Any) -> bool:
+def _is_findings(value: Any) -> bool:
     return (
         isinstance(value, (list, tuple))
         and bool(value)
@@ -206,7 +200,7 @@ def _found(value: Any) -> bool:
 
 
 class Quantiles(NamedTuple):
-    """Median and 99th percentile, milliseconds."""
+    """Median and 99th percentile in milliseconds."""
 
     p50: float
     p99: float
@@ -217,36 +211,37 @@ class Quantiles(NamedTuple):
 
 @dataclass(slots=True)
 class StreamCount:
-    """One stream's line on the board.
+    """Counters of one stream.
 
     Attributes:
-        results: how many came since the watch began.
-        dead: how many of its frames died since.
-        last: the newest sighting.
+        last: the newest message.
+        results: results received so far.
+        dead: dead letters received so far.
+        recent: messages of the last `WINDOW_S`.
     """
 
-    last: Sighting
+    last: WatchedMessage
     results: int = 0
     dead: int = 0
-    recent: deque[Sighting] = field(default_factory=lambda: deque(maxlen=_MOST_SAMPLES))
+    recent: deque[WatchedMessage] = field(default_factory=lambda: deque(maxlen=_MAX_SAMPLES))
 
     def rate(self, now: float) -> float:
-        """Results a second, of late."""
-        self._forget(now)
+        """Return results per second, over the last `WINDOW_S`."""
+        self._expire(now)
         if len(self.recent) < 2:
             return 0.0
         span = max(now - self.recent[0].received_at, 1.0)
         return len(self.recent) / span
 
     def latency(self) -> Quantiles | None:
-        """From capture to result, of late."""
-        return _quantiles([sighting.latency_ms() for sighting in self.recent])
+        """Return the recent times from capture to result."""
+        return _quantiles([message.latency_ms() for message in self.recent])
 
     def arrival(self) -> Quantiles | None:
-        """From capture to here, of late."""
-        return _quantiles([sighting.arrival_ms() for sighting in self.recent])
+        """Return the recent times from capture to reception here."""
+        return _quantiles([message.arrival_ms() for message in self.recent])
 
-    def _forget(self, now: float) -> None:
+    def _expire(self, now: float) -> None:
         while self.recent and self.recent[0].received_at < now - WINDOW_S:
             self.recent.popleft()
 
@@ -259,33 +254,33 @@ def _quantiles(values: Sequence[float | None]) -> Quantiles | None:
 
 
 class Board:
-    """Everything seen so far, by stream and by node.
+    """Messages received so far, counted by stream and node.
 
     Attributes:
-        streams: by node, pipeline and stream.
-        nodes: newest health report of each node.
+        streams: counters by node, pipeline and stream.
+        nodes: the newest health report of each node.
         news: the newest events, dead letters and changes of status.
     """
 
     def __init__(self) -> None:
         self.streams: dict[tuple[str, str, str], StreamCount] = {}
         self.nodes: dict[str, Health] = {}
-        self.news: deque[Sighting] = deque(maxlen=6)
+        self.news: deque[WatchedMessage] = deque(maxlen=6)
 
-    def take(self, sighting: Sighting) -> None:
+    def add(self, message: WatchedMessage) -> None:
         """Count a message."""
-        if sighting.channel is Channel.HEALTH:
-            with suppress(ValidationError):  # anybody may publish there
-                self.nodes[sighting.node] = Health.model_validate(sighting.body)
-        elif sighting.channel in (Channel.RESULT, Channel.DEAD, None):
-            key = (sighting.node, sighting.pipeline, sighting.stream)
-            count = self.streams.setdefault(key, StreamCount(sighting))
-            if sighting.channel is Channel.DEAD:
+        if message.channel is Channel.HEALTH:
+            with suppress(ValidationError):  # anyone may publish there
+                self.nodes[message.node] = Health.model_validate(message.body)
+        elif message.channel in (Channel.RESULT, Channel.DEAD, None):
+            key = (message.node, message.pipeline, message.stream)
+            count = self.streams.setdefault(key, StreamCount(message))
+            if message.channel is Channel.DEAD:
                 count.dead += 1
-                self.news.append(sighting)
+                self.news.append(message)
             else:
                 count.results += 1
-                count.last = sighting
-                count.recent.append(sighting)
+                count.last = message
+                count.recent.append(message)
         else:
-            self.news.append(sighting)
+            self.news.append(message)

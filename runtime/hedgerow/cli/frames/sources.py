@@ -1,8 +1,8 @@
-"""Files as frames: what `hedgerow publish` sends for a picture, a folder, a recording, a table.
+"""Reads files as frames: pictures, recordings, videos, tables, arrays.
 
 Rules:
-- A source is read as it is sent; a long recording never lies in memory as a whole.
-- What a source cannot be is said before the first frame goes out, with what to do about it.
+- A file is read while its frames are sent; a long recording is never in memory as a whole.
+- A missing file or an empty folder is an error before the first frame is sent.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _LINES: Final = frozenset({".jsonl", ".ndjson"})
 
 
 class FileFrame(NamedTuple):
-    """One frame to be sent.
+    """A frame read from a file.
 
     Attributes:
         payload: its bytes.
-        content_type: what they are.
-        name: the source's name without folder and ending.
-        due_s: when it is due, seconds from the beginning of its source; None if the source has no clock of its own.
+        content_type: MIME type of the payload.
+        name: name of the file, without folder and suffix.
+        due_s: when it is due, in seconds from the start of its file; None if the file has no times.
     """
 
     payload: bytes
@@ -46,14 +46,14 @@ class FileFrame(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """How sources are cut into frames.
+class SplitOptions:
+    """How files are split into frames.
 
     Attributes:
-        chunk_ms: length of a chunk of sound.
-        window: rows of a table or array in one frame; None: a row of a table, the whole array.
+        chunk_ms: length of a chunk of sound, in milliseconds.
+        window: rows of a table or array per frame; None: one row of a table, the whole array.
         quality: JPEG quality of video frames, 1..100.
-        content_type: says what every payload is, whatever its ending says; files then go out as they are.
+        content_type: MIME type of all payloads; files are then sent unchanged.
     """
 
     chunk_ms: float = 32.0
@@ -62,10 +62,10 @@ class Cut:
     content_type: str | None = None
 
 
-def expand(sources: Sequence[str]) -> list[Path]:
-    """The files that sources stand for; a folder's in order of their names, `-` is standard input.
+def expand_sources(sources: Sequence[str]) -> list[Path]:
+    """Return the files that sources name: a folder stands for its files, sorted by name, and `-` for stdin.
 
-    Raises: ConfigError: one is not there, or a folder is empty.
+    Raises: ConfigError: a source does not exist, or a folder is empty.
     """
     files: list[Path] = []
     for source in sources:
@@ -73,33 +73,33 @@ def expand(sources: Sequence[str]) -> list[Path]:
         if path.is_dir():
             inside = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
             if not inside:
-                raise ConfigError(f"The folder {path} has no files", remedy="Give a file, or a folder with some.")
+                raise ConfigError(f"The folder {path} has no files", remedy="Give a file, or a folder that has files.")
             files += inside
         elif source == "-" or path.exists():
             files.append(path)
         else:
-            raise ConfigError(f"There is no file {path}", remedy="Give a picture, recording or table, or a folder.")
+            raise ConfigError(f"No file {path}", remedy="Give a picture, recording or table, or a folder.")
     return files
 
 
-def pieces(path: Path, cut: Cut) -> Iterator[FileFrame]:
-    """A file's frames, in order.
+def read_frames(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
+    """Yield a file's frames in order.
 
-    Raises: ConfigError: it cannot be read, is not what its ending says, or needs a package that is not installed.
+    Raises: ConfigError: the file cannot be read, is not what its suffix says, or needs a package that is not installed.
     """
-    read, content_type = _reader(path, cut)
+    read, content_type = _reader(path, options)
     try:
-        yield from read(path, cut) if read else _whole(path, content_type)
+        yield from read(path, options) if read else _whole(path, content_type)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error}", remedy="Check the file, and that you may read it."
-        ) from error
+        raise ConfigError(f"{path} cannot be read: {error}", remedy="Check the file and its permissions.") from error
 
 
-def _reader(path: Path, cut: Cut) -> tuple[Callable[[Path, Cut], Iterator[FileFrame]] | None, str]:
+def _reader(
+    path: Path, options: SplitOptions
+) -> tuple[Callable[[Path, SplitOptions], Iterator[FileFrame]] | None, str]:
     suffix = path.suffix.lower()
-    if cut.content_type is not None:
-        return None, cut.content_type
+    if options.content_type is not None:
+        return None, options.content_type
     if suffix == ".wav":
         return _sound, ""
     if suffix == ".csv":
@@ -118,15 +118,15 @@ def _whole(path: Path, content_type: str) -> Iterator[FileFrame]:
     yield FileFrame(payload, content_type, "stdin" if path == Path("-") else path.stem)
 
 
-def _lines(path: Path, cut: Cut) -> Iterator[FileFrame]:  # noqa: ARG001 - all readers are called alike
+def _lines(path: Path, options: SplitOptions) -> Iterator[FileFrame]:  # noqa: ARG001 - the signature of all readers
     with path.open("rb") as lines:
         for line in lines:
             if line.strip():
                 yield FileFrame(line.strip(), JSON, path.stem)
 
 
-def _sound(path: Path, cut: Cut) -> Iterator[FileFrame]:
-    """Chunks of little-endian 16-bit samples, as `pcm16` reads them; rate and channels are in the content type."""
+def _sound(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
+    """Yield chunks of little-endian 16-bit samples for the `pcm16` stage; the content type has rate and channels."""
     try:
         with wave.open(str(path)) as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
@@ -135,22 +135,22 @@ def _sound(path: Path, cut: Cut) -> Iterator[FileFrame]:
                     f"{path} has {8 * width}-bit samples",
                     remedy=f"Convert it: `ffmpeg -i {path} -c:a pcm_s16le OUT.wav`.",
                 )
-            samples = max(1, round(rate * cut.chunk_ms / 1000))
+            samples = max(1, round(rate * options.chunk_ms / 1000))
             content_type = f"audio/l16;rate={rate};channels={channels}"
             for number in itertools.count():
                 if not (chunk := file.readframes(samples)):
                     return
-                # A chunk is there to be sent once its last sample has been taken.
+                # As from a microphone: a chunk is due once its last sample was taken.
                 yield FileFrame(chunk, content_type, path.stem, (number + 1) * samples / rate)
     except (wave.Error, EOFError) as error:
         raise ConfigError(
-            f"{path} is not a WAV file of PCM samples: {error or 'it ends too early'}",
+            f"{path} is not a WAV file of PCM samples: {error or 'truncated'}",
             remedy=f"Convert it: `ffmpeg -i {path} -c:a pcm_s16le OUT.wav`.",
         ) from error
 
 
-def _table(path: Path, cut: Cut) -> Iterator[FileFrame]:
-    """Rows as JSON, by column name if the first row names the columns; or windows of rows as float32 arrays."""
+def _table(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
+    """Yield rows as JSON, keyed by column if the first row has names; or windows of rows as float32 arrays."""
     with path.open(newline="", encoding="utf-8-sig") as lines:
         rows: Iterator[list[str]] = (row for row in csv.reader(lines) if row)
         first = next(rows, None)
@@ -158,8 +158,8 @@ def _table(path: Path, cut: Cut) -> Iterator[FileFrame]:
             raise ConfigError(f"{path} is empty", remedy="Give a table with at least one row.")
         columns = None if not any(isinstance(_cell(cell), str) for cell in first) else first
         rows = rows if columns else itertools.chain([first], rows)
-        if cut.window is not None:
-            yield from _windows(path, rows, cut.window)
+        if options.window is not None:
+            yield from _windows(path, rows, options.window)
             return
         for row in rows:
             cells = [_cell(cell) for cell in row]
@@ -174,8 +174,8 @@ def _windows(path: Path, rows: Iterator[list[str]], size: int) -> Iterator[FileF
             array = np.array(window, np.float32)
         except ValueError as error:
             raise ConfigError(
-                f"{path} has cells that are no numbers, or rows of different lengths: {error}",
-                remedy="Leave out those columns, or send rows as JSON by leaving out --window.",
+                f"{path} has cells that are not numbers, or rows of different lengths: {error}",
+                remedy="Remove those columns, or omit --window to send rows as JSON.",
             ) from error
         yield FileFrame(_npy(array), NPY, path.stem)
 
@@ -189,8 +189,8 @@ def _cell(text: str) -> int | float | str:
     return text
 
 
-def _array(path: Path, cut: Cut) -> Iterator[FileFrame]:
-    if cut.window is None:
+def _array(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
+    if options.window is None:
         yield from _whole(path, NPY)
         return
     try:
@@ -198,9 +198,9 @@ def _array(path: Path, cut: Cut) -> Iterator[FileFrame]:
     except ValueError as error:
         raise ConfigError(f"{path} is not an array of numbers in .npy format: {error}", remedy=_NPY_REMEDY) from error
     if array.ndim == 0:
-        raise ConfigError(f"{path} is a single number and cannot be cut", remedy="Leave out --window.")
-    for start in range(0, len(array) - cut.window + 1, cut.window):
-        yield FileFrame(_npy(array[start : start + cut.window]), NPY, path.stem)
+        raise ConfigError(f"{path} is a single number and cannot be split", remedy="Omit --window.")
+    for start in range(0, len(array) - options.window + 1, options.window):
+        yield FileFrame(_npy(array[start : start + options.window]), NPY, path.stem)
 
 
 _NPY_REMEDY: Final = "Save it with `numpy.save`, without pickled objects."
@@ -214,30 +214,30 @@ def _npy(array: Array) -> bytes:
     return stream.getvalue()
 
 
-def _video(path: Path, cut: Cut) -> Iterator[FileFrame]:
-    """Frames of a video as JPEG."""
+def _video(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
+    """Yield the frames of a video as JPEG."""
     try:
         import av
     except ImportError as error:
         raise ConfigError(
-            f"To read {path.name}, PyAV is needed, and it is not installed", remedy="`pip install 'hedgerow[video]'`"
+            f"Reading {path.name} needs PyAV, which is not installed", remedy="Run `pip install 'hedgerow[video]'`."
         ) from error
-    encode = _jpeg_encoder(cut.quality)
+    encode = _jpeg_encoder(options.quality)
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ConfigError(f"{path} has no pictures", remedy="Give a video, or sound as WAV.")
+                raise ConfigError(f"{path} has no video stream", remedy="Give a video, or sound as WAV.")
             for number, frame in enumerate(container.decode(video=0)):
                 due_s = frame.time if frame.time is not None else number / 25
                 yield FileFrame(encode(frame), "image/jpeg", path.stem, float(due_s))
     except av.FFmpegError as error:
         raise ConfigError(
-            f"{path} cannot be decoded: {error}", remedy="Check that the file is a whole video."
+            f"{path} cannot be decoded: {error}", remedy="Check that the file is a complete video."
         ) from error
 
 
 def _jpeg_encoder(quality: int) -> Callable[[Any], bytes]:
-    """Something that makes JPEG of a decoded frame: libjpeg-turbo if it is there, else what PyAV brings."""
+    """Return an encoder of decoded frames: libjpeg-turbo if it is installed, else PyAV's."""
     try:
         import simplejpeg
     except ImportError:

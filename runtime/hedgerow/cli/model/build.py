@@ -14,7 +14,7 @@ from hedgerow.cli.base.console import plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_table
 from hedgerow.errors import ConfigError
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_redraw
 
 if TYPE_CHECKING:
     from hedgerow.models.build.builder import Built, Requests
@@ -200,7 +200,7 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, float], None] | None]:
     """Something that shows what is being done: a bar on a terminal, else a line for each step, on stderr."""
     if quiet:
         yield None
-    elif takes_escapes(sys.stderr):
+    elif supports_redraw(sys.stderr):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 

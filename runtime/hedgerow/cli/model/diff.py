@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, said, size
+from hedgerow.cli.base.console import human_readable, plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_facts, print_table
 from hedgerow.cli.model.lookup import From, opened
@@ -125,5 +125,5 @@ def _short(value: Any) -> str:
         return f"{size(value['bytes'])}, {value['model_digest'][:19]}"
     if isinstance(value, dict) and value.keys() == {"file", "digest"}:
         return f"{value['file']} {value['digest'][:19]}"
-    text = ", ".join(map(_short, value)) if isinstance(value, list | tuple) else said(value)
+    text = ", ".join(map(_short, value)) if isinstance(value, list | tuple) else human_readable(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

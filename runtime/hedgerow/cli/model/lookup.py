@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hedgerow.errors import ModelNotFound
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_redraw
 
 if TYPE_CHECKING:
     from hedgerow.models.bundle.folder import Bundle
@@ -170,7 +170,7 @@ def version_order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool
 @contextmanager
 def reading(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, by bytes."""
-    if quiet or not takes_escapes(sys.stderr):
+    if quiet or not supports_redraw(sys.stderr):
         yield lambda _: None
         return
     from rich.console import Console

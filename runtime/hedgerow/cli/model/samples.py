@@ -111,13 +111,13 @@ def _stages(config: NodeConfig, name: str, pipeline: str | None) -> tuple[str, l
 
 
 def _frames(sources: Sequence[Path], content_type: str) -> Any:
-    from hedgerow.cli.frames.sources import Cut, expand, pieces
+    from hedgerow.cli.frames.sources import SplitOptions, expand_sources, read_frames
     from hedgerow.frame import Frame
     from hedgerow.wire.codec import mime, mime_parameters
 
-    files = expand([str(source) for source in sources])
+    files = expand_sources([str(source) for source in sources])
     for number, (path, piece) in enumerate(
-        itertools.chain.from_iterable(((path, piece) for piece in pieces(path, Cut())) for path in files)
+        itertools.chain.from_iterable(((path, piece) for piece in read_frames(path, SplitOptions())) for path in files)
     ):
         kind = piece.content_type
         frame: Frame = Frame(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, said, size
+from hedgerow.cli.base.console import human_readable, plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_facts, print_table
 from hedgerow.cli.model.build import cost
@@ -106,8 +106,8 @@ def _print(bundle: Bundle, measured: Figures) -> None:
         "training data": provenance.training_data,
         "metrics": ", ".join(f"{name} {value:g}" for name, value in provenance.metrics.items()),
         "labels": _labels(manifest.labels),
-        **{f"parameters.{name}": said(value) for name, value in manifest.parameters.items()},
-        **{f"serving.{name}": said(value) for name, value in manifest.serving.items()},
+        **{f"parameters.{name}": human_readable(value) for name, value in manifest.parameters.items()},
+        **{f"serving.{name}": human_readable(value) for name, value in manifest.serving.items()},
     }
     print_facts([(name, shorten(text, _LONGEST, placeholder=" …")) for name, text in about.items() if text])
     _tensors(manifest)

@@ -13,7 +13,7 @@ import typer
 from hedgerow.cli.base.console import print_json
 from hedgerow.cli.base.options import Json, MaxBatch, MeasuringTime
 from hedgerow.cli.base.tables import print_table
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_redraw
 
 if TYPE_CHECKING:
     from hedgerow.backends.tune import Tuning
@@ -133,7 +133,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[float], None] | None]:
     """Something that shows how far a measurement is: a bar on a terminal, else a line every quarter, on stderr."""
     if quiet:
         yield None
-    elif takes_escapes(sys.stderr):
+    elif supports_redraw(sys.stderr):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,1 +1,1 @@
-"""Running a node: configuration, plugins."""
+"""Verbs that run a node, check its configuration, and manage plugins."""

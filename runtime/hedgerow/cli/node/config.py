@@ -1,4 +1,4 @@
-"""`hedgerow config`: check files, print the schema."""
+"""`hedgerow config`: checks configuration files, and prints their JSON Schema."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from hedgerow.cli.base.options import Json
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Configuration files.")], json: Json = False
 ) -> None:
-    """Find everything that is wrong with configuration files, at once.
+    """Find every mistake in configuration files, all at once.
 
     Examples:
       hedgerow config check node.yaml
       hedgerow config check configs/*.yaml --json
 
-    Beside the file itself this checks what it names on this machine: stages, their settings, models and their files.
-    No model is loaded and no broker is asked; `hedgerow doctor --config FILE` does that. Exits with 2 if anything is
-    wrong.
+    Besides the file, this checks what it names on this machine: stages, their settings, models and their files. It loads
+    no model and connects to no broker; `hedgerow doctor --config FILE` does. Exits with 2 if anything is wrong.
     """
     from hedgerow import configcheck
     from hedgerow.configfile import BadConfigFile
@@ -69,7 +68,7 @@ def schema() -> None:
     Examples:
       hedgerow config schema > node.schema.json
 
-    With the YAML language server, put this on a file's first line:
+    For the YAML language server, make this the first line of a file:
 
       # yaml-language-server: $schema=node.schema.json
     """

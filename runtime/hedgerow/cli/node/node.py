@@ -1,4 +1,4 @@
-"""`hedgerow node run`: the runtime itself."""
+"""`hedgerow node run`: runs a node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 def run(
     config: Annotated[Path, typer.Argument(help="The node's configuration (YAML). `configs/` has examples.")],
 ) -> None:
-    """Run a node until Ctrl-C or SIGTERM; then finish what is in flight and stop. SIGHUP reloads the file.
+    """Run a node until Ctrl-C or SIGTERM, then finish the frames in flight and stop. SIGHUP reloads the file.
 
     Examples:
         hedgerow node run configs/shop.yaml
@@ -34,19 +34,19 @@ def run(
     async def main() -> None:
         node = Node(settings, config)
         node.handle_signals()
-        await node.run(_settle_memory)
+        await node.run(_settle_garbage_collection)
 
     run_on(settings.node.event_loop, main())
 
 
-def _settle_memory() -> None:
-    """Give back what loading took, and look for cyclic garbage less often: frames make none.
+def _settle_garbage_collection() -> None:
+    """Release memory that loading used, and collect cyclic garbage less often, as frames create none.
 
-    What is there now is there to stay, and not looked at again: that takes some 50 ms, in which no thread can go on.
+    Objects alive now stay alive, and are never scanned again: a scan takes some 50 ms, in which no thread runs.
     """
     gc.set_threshold(20_000, 10, 10)
     gc.collect()
     gc.freeze()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; musl has none
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in glibc, not in musl
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""`hedgerow plugin`: find, read about, write and try stages."""
+"""`hedgerow plugin`: lists, shows, creates and tests stages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import typer
 
 from hedgerow.cli.base.console import print_json
 from hedgerow.cli.base.options import Json
-from hedgerow.cli.base.tables import Marked, print_facts, print_table
+from hedgerow.cli.base.tables import AlertCell, print_facts, print_table
 from hedgerow.errors import ConfigError, HedgerowError
 
 if TYPE_CHECKING:
-    from hedgerow.cli.frames.sources import Cut
+    from hedgerow.cli.frames.sources import SplitOptions
     from hedgerow.config import NodeConfig
     from hedgerow.frame import Frame
 
 
 def list_(json: Json = False) -> None:
-    """List the stages that are installed, the broken ones with the reason.
+    """List the installed stages; broken ones are listed with the reason.
 
     Examples:
       hedgerow plugin list
@@ -36,7 +36,7 @@ def list_(json: Json = False) -> None:
         (
             item["name"],
             f"{item['package']} {item['version']}",
-            item["summary"] or Marked(f"broken: {item['error']}"),
+            item["summary"] or AlertCell(f"broken: {item['error']}"),
         )
         for item in listed
     ]
@@ -55,7 +55,7 @@ def _listed(plugin: Any) -> dict[str, Any]:
 
 
 def show(stage: Annotated[str, typer.Argument(help="Name of the stage.")], json: Json = False) -> None:
-    """Show what a stage does, what it takes, and how to write it in a pipeline.
+    """Show what a stage does, its settings, and how to use it in a pipeline.
 
     Examples:
       hedgerow plugin show motion
@@ -83,74 +83,74 @@ def show(stage: Annotated[str, typer.Argument(help="Name of the stage.")], json:
 def new(
     name: Annotated[str, typer.Argument(help="Name of the stage, e.g. dim-light.")],
     folder: Annotated[
-        Path, typer.Option("--dir", metavar="FOLDER", help="Where to make the package's folder.")
+        Path, typer.Option("--dir", metavar="FOLDER", help="Folder in which to create the package.")
     ] = Path(),
 ) -> None:
-    """Begin a plugin: an ordinary package with one stage, its test and an example pipeline.
+    """Create a plugin: an ordinary package with one stage, its test and an example pipeline.
 
     Examples:
       hedgerow plugin new dim-light
       hedgerow plugin new dim-light --dir plugins
 
-    The package is called hedgerow-NAME. Its test passes as it stands; `pip install -e` makes the stage available.
+    The package is called hedgerow-NAME, and its test passes. `pip install -e` makes the stage available.
     """
     from hedgerow.cli.node.scaffold import create
 
-    made = create(name, folder)
-    for path in sorted(made.rglob("*")):
+    package = create(name, folder)
+    for path in sorted(package.rglob("*")):
         if path.is_file():
             typer.echo(f"  {path}")
-    typer.echo(f"\nNext:\n  pip install -e {made}\n  pytest {made}\n  hedgerow plugin show {name}")
+    typer.echo(f"\nNext:\n  pip install -e {package}\n  pytest {package}\n  hedgerow plugin show {name}")
 
 
 def try_(
     stage: Annotated[str, typer.Argument(help="Name of the stage.")],
     samples: Annotated[
-        list[str], typer.Argument(metavar="SAMPLE...", help="Files with frames it should be able to take.")
+        list[str], typer.Argument(metavar="SAMPLE...", help="Files with frames that the stage should process.")
     ],
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Take settings, models and the stages before it from this file's pipeline."),
+        typer.Option(metavar="FILE", help="Take settings, models and preceding stages from a pipeline in this file."),
     ] = None,
     pipeline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which pipeline; by default the first that has the stage.")
+        str | None, typer.Option(metavar="NAME", help="The pipeline; default: the first one with the stage.")
     ] = None,
-    frames: Annotated[int, typer.Option(min=2, max=1000, help="Most frames to take from the samples.")] = 8,
+    frames: Annotated[int, typer.Option(min=2, max=1000, help="Number of frames to read from the samples.")] = 8,
     json: Json = False,
 ) -> None:
-    """Try a stage on real frames and broken ones: does it keep what stages promise? No broker is needed.
+    """Test a stage against the contract of stages, on your frames and on broken ones. Needs no broker.
 
     Examples:
       hedgerow plugin test dim-light numbers.json --config pipeline.yaml
       hedgerow plugin test decode door.jpg
 
-    Samples are read as `hedgerow publish` reads them. Exits with 1 if a promise is broken.
+    Samples are read as `hedgerow publish` reads them. Exits with 1 if a test fails.
     """
     from hedgerow import configcheck
-    from hedgerow.cli.frames.sources import Cut
+    from hedgerow.cli.frames.sources import SplitOptions
     from hedgerow.config import NodeConfig, StageEntry
     from hedgerow.testing.contract import try_stage
 
     settings = configcheck.load(config) if config else NodeConfig()
     stages, content_type = [StageEntry(name=stage)], ""
     if config is not None:
-        name, position = _place(settings, stage, pipeline, config)
+        name, position = _find_stage(settings, stage, pipeline, config)
         stages = list(settings.pipelines[name].stages[: position + 1])
         content_type = settings.pipelines[name].content_type or ""
-    taken = _frames(samples, Cut(), content_type, frames)
-    promises = try_stage(stages, taken, models=settings.models, base_dir=config.parent if config else Path())
+    read = _frames(samples, SplitOptions(), content_type, frames)
+    promises = try_stage(stages, read, models=settings.models, base_dir=config.parent if config else Path())
     if json:
         print_json({"stage": stage, "ok": all(promise.kept for promise in promises), "promises": promises})
     else:
         for promise in promises:
-            state = typer.style("kept  ", fg="green") if promise.kept else typer.style("broken", fg="red", bold=True)
+            state = typer.style("passed", fg="green") if promise.kept else typer.style("failed", fg="red", bold=True)
             typer.echo(f"{state}  {promise.name}{f': {promise.detail}' if promise.detail else ''}")
     if not all(promise.kept for promise in promises):
         raise typer.Exit(1)
 
 
-def _place(settings: NodeConfig, stage: str, pipeline: str | None, file: Path) -> tuple[str, int]:
-    """Which pipeline has the stage, and where in it."""
+def _find_stage(settings: NodeConfig, stage: str, pipeline: str | None, file: Path) -> tuple[str, int]:
+    """Return the pipeline that has the stage, and the stage's position in it."""
     for name, each in settings.pipelines.items():
         if pipeline in (None, name):
             for position, entry in enumerate(each.stages):
@@ -158,42 +158,42 @@ def _place(settings: NodeConfig, stage: str, pipeline: str | None, file: Path) -
                     return name, position
     raise ConfigError(
         f"{file} has no pipeline {f'{pipeline} ' if pipeline else ''}with a stage {stage!r}",
-        remedy=f"Add `- {stage}` to its stages, or leave out --config.",
+        remedy=f"Add `- {stage}` to its stages, or omit --config.",
     )
 
 
-def _frames(sources: list[str], cut: Cut, content_type: str, most: int) -> list[Frame]:
+def _frames(sources: list[str], options: SplitOptions, content_type: str, count: int) -> list[Frame]:
     import itertools
     import time
 
-    from hedgerow.cli.frames.sources import expand, pieces
+    from hedgerow.cli.frames.sources import expand_sources, read_frames
     from hedgerow.frame import Frame
     from hedgerow.wire.codec import mime
 
-    every = itertools.chain.from_iterable(pieces(path, cut) for path in expand(sources))
+    every = itertools.chain.from_iterable(read_frames(path, options) for path in expand_sources(sources))
     now = time.time()
     return [
         Frame(
-            piece.payload,
+            frame.payload,
             id=f"sample-{number}",
             stream="sample",
             topic="sample",
             sequence=number,
-            captured_at=now + (piece.due_s or 0.0),
-            content_type=mime(content_type or piece.content_type),
-            meta={"content_type": piece.content_type} if ";" in piece.content_type else {},
+            captured_at=now + (frame.due_s or 0.0),
+            content_type=mime(content_type or frame.content_type),
+            meta={"content_type": frame.content_type} if ";" in frame.content_type else {},
         )
-        for number, piece in enumerate(itertools.islice(every, most))
+        for number, frame in enumerate(itertools.islice(every, count))
     ]
 
 
 def _doc(stage: type) -> str:
-    # inspect.getdoc would hand down the base class's docstring.
+    # inspect.getdoc would return the base class's docstring.
     return inspect.cleandoc(stage.__doc__ or "")
 
 
 def _settings(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """Fields of a stage's configuration, from its JSON Schema: name, type, required, default, limits, description."""
+    """Return a stage's settings from its JSON Schema: name, type, required, default, limits, description."""
     required = schema.get("required", [])
     fields = []
     for name, field in schema.get("properties", {}).items():
@@ -245,7 +245,7 @@ def _facts(item: dict[str, Any]) -> str:
 
 
 def _example(stage: str, settings: list[dict[str, Any]]) -> str:
-    """A line of YAML with every required setting, or the first two others."""
+    """Return a line of YAML with all required settings, or else two with defaults."""
     shown = [item for item in settings if item["required"]]
     shown = shown or [item for item in settings if item["default"] is not None][:2]
     if not shown:

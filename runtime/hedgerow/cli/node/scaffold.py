@@ -1,4 +1,4 @@
-"""A new plugin: an ordinary package, from the templates beside this module."""
+"""Creates the package of a new plugin from the templates beside this module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hedgerow import plugins
 from hedgerow.errors import ConfigError
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_TAKEN: Final = frozenset({"Drop", "Field", "Frame", "FrameError", "Stage", "StageConfig"})
+_RESERVED: Final = frozenset({"Drop", "Field", "Frame", "FrameError", "Stage", "StageConfig"})
 _FILES: Final = {
     "pyproject.toml": "pyproject.toml.txt",
     "README.md": "README.md.txt",
@@ -28,32 +28,32 @@ def create(stage: str, folder: Path) -> Path:
     """Write a package with one stage.
 
     Args:
-        stage: the stage's name, lower case with hyphens; the package is called `hedgerow-NAME`.
-        folder: where the package's folder is made.
+        stage: the stage's name, in lower case with hyphens; the package is called `hedgerow-NAME`.
+        folder: parent of the package's folder.
     Returns: the package's folder.
-    Raises: ConfigError: the name cannot be used, the folder is there already, or it cannot be written.
+    Raises: ConfigError: the name cannot be used, or the package's folder exists or cannot be written.
     """
     if not _NAME.fullmatch(stage) or len(stage) > 40:
-        near = re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-0123456789")[:40] or "my-stage"
+        suggestion = re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-0123456789")[:40] or "my-stage"
         raise ConfigError(
-            f"{stage!r} cannot name a stage: use lower-case letters, digits and hyphens, a letter first",
-            remedy=f"Try `hedgerow plugin new {near}`.",
+            f"{stage!r} is not a stage name: use lower-case letters, digits and hyphens, starting with a letter",
+            remedy=f"Try `hedgerow plugin new {suggestion}`.",
         )
     class_ = "".join(part.capitalize() for part in stage.split("-"))
-    if class_ in _TAKEN or keyword.iskeyword(class_):
+    if class_ in _RESERVED or keyword.iskeyword(class_):
         raise ConfigError(
-            f"A class called {class_} would hide a name that stages need",
+            f"A class named {class_} would shadow a name that stages need",
             remedy=f"Try `hedgerow plugin new my-{stage}`.",
         )
     for other in plugins.installed().get(stage, []):
         raise ConfigError(
             f"{other.package} {other.version} already offers a stage {stage!r}",
-            remedy=f"Take another name; `hedgerow plugin show {stage}` says what that one does.",
+            remedy=f"Choose another name. `hedgerow plugin show {stage}` describes that stage.",
         )
     package = f"hedgerow-{stage}"
     target = folder / package
     if target.exists():
-        raise ConfigError(f"{target} is there already", remedy="Take another name, or another folder with --dir.")
+        raise ConfigError(f"{target} exists already", remedy="Choose another name, or another folder with --dir.")
     module = package.replace("-", "_")
     names = {
         "stage": stage,
@@ -72,6 +72,6 @@ def create(stage: str, folder: Path) -> Path:
         (target / "src" / module / "py.typed").touch()
     except OSError as error:
         raise ConfigError(
-            f"{target} cannot be written: {error.strerror}", remedy="Choose a folder of yours with --dir."
+            f"{target} cannot be written: {error.strerror}", remedy="Choose a folder that you may write to, with --dir."
         ) from error
     return target

@@ -10,7 +10,7 @@ import typer
 
 from hedgerow.cli.base.console import plural, print_json, print_json_line, size
 from hedgerow.cli.base.options import Newest
-from hedgerow.cli.base.tables import Marked, print_facts, print_table
+from hedgerow.cli.base.tables import AlertCell, print_facts, print_table
 from hedgerow.cli.region.options import (
     ServiceOptions,
     StoreOptions,
@@ -68,7 +68,7 @@ def nodes(
     for node in found:
         labels = {key: value for key, value in node["labels"].items() if key not in ("region", "site", "node")}
         shown = ", ".join(f"{key}={value}" for key, value in labels.items())
-        status = node["status"] if node["status"] == "ok" else Marked(node["status"])
+        status = node["status"] if node["status"] == "ok" else AlertCell(node["status"])
         rows.append((node["node"], status, _generation(node), _state(node), _models(node), shown))
     print_table(headings, rows, names=2, spare=("LABELS", "GENERATION", "STATE"))
     typer.echo(f"{plural(len(found), 'node')}.")

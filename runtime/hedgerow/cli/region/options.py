@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hedgerow.cli.base.options import As, Json, StoreConfig, StoreUrl, Why, with_options
 from hedgerow.errors import ConfigError
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_redraw
 
 if TYPE_CHECKING:
     from hedgerow.region.store.database.database import Database
@@ -100,7 +100,7 @@ def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) 
 
 def _waiting() -> AbstractContextManager[object]:
     """Shows on a terminal that an answer is waited for."""
-    if not takes_escapes(sys.stderr):
+    if not supports_redraw(sys.stderr):
         return nullcontext()
     from rich.console import Console
 

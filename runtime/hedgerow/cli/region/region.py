@@ -11,7 +11,7 @@ import typer
 
 from hedgerow.cli.base.console import plural, print_json, printable, read_checked, size
 from hedgerow.cli.base.options import Json
-from hedgerow.cli.base.tables import Marked, hanging, print_facts, print_table, terminal_width
+from hedgerow.cli.base.tables import AlertCell, hanging_indent, print_facts, print_table, terminal_width
 from hedgerow.cli.region.options import StoreOptions, on_store
 
 if TYPE_CHECKING:
@@ -88,11 +88,11 @@ def check(
 
 
 async def _tried(config: RegionConfig, packet_bytes: int, *, json: bool) -> list[CheckResult]:
-    from hedgerow.cli.diagnose.broker_conformance import examine
+    from hedgerow.cli.diagnose.broker_conformance import check_conformance
     from hedgerow.cli.diagnose.doctor import print_finding
 
     findings = []
-    async for finding in examine(config.broker, config.region.name, packet_bytes):
+    async for finding in check_conformance(config.broker, config.region.name, packet_bytes):
         findings.append(finding)
         if not json:
             print_finding(finding)
@@ -126,7 +126,7 @@ def status(options: StoreOptions) -> None:
 def _print(said: dict[str, Any]) -> None:
     print_facts([(_head(said),)])
     for complaint in _complaints(said):
-        for line in hanging("", printable(complaint), terminal_width()):
+        for line in hanging_indent("", printable(complaint), terminal_width()):
             typer.echo(typer.style(line, fg="red"))
     if not said["nodes"]:
         typer.echo("No node has been seen yet.")
@@ -147,7 +147,7 @@ def _print(said: dict[str, Any]) -> None:
     typer.echo()
     nodes = []
     for node in said["nodes"]:
-        status = node["status"] if node["status"] == "ok" else Marked(node["status"])
+        status = node["status"] if node["status"] == "ok" else AlertCell(node["status"])
         rtt = "" if node["round_trip_s"] is None else f"{node['round_trip_s'] * 1e3:.1f} ms"
         times = (_spell(node["heard_s"]), _spell(node["lag_s"]), rtt, _spell(node["answered_s"]))
         nodes.append((node["node"], status, *_counts(node), *times))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from hedgerow.cli.base.console import print_json_line, printable
-from hedgerow.cli.base.tables import Marked, drawing, hanging, table
+from hedgerow.cli.base.tables import AlertCell, ansi_text, hanging_indent, table
 from hedgerow.cli.region.options import short
 from hedgerow.errors import CommandError
-from hedgerow.terminal import takes_escapes
+from hedgerow.terminal import supports_redraw
 
 if TYPE_CHECKING:
     from hedgerow.region.store.database.database import Database
@@ -47,18 +47,20 @@ def follow(open_: Callable[[], Database], name: str | None, *, every_node: bool,
     Raises: StoreError: the store cannot be read to begin with.
     """
     states = _states(open_, name, every_node)
-    if json or not takes_escapes(sys.stdout):
+    if json or not supports_redraw(sys.stdout):
         return _print_changes(states, json)
     from rich.live import Live
 
     said, _ = next(states)
     with Live(auto_refresh=False) as live:
-        live.update(drawing(drawn(said, live.console.width)), refresh=True)
+        live.update(ansi_text(drawn(said, live.console.width)), refresh=True)
         for said, trouble in states:
             lines = drawn(said, live.console.width)
             if trouble:
-                lines += [typer.style(line, fg="red") for line in hanging("", _away(trouble), live.console.width)]
-            live.update(drawing(lines), refresh=True)
+                lines += [
+                    typer.style(line, fg="red") for line in hanging_indent("", _away(trouble), live.console.width)
+                ]
+            live.update(ansi_text(lines), refresh=True)
     return said
 
 
@@ -74,9 +76,11 @@ def drawn(said: dict[str, Any], width: int | None) -> list[str]:
     """How far a rollout is, as lines for a terminal so wide."""
     phase = typer.style(said["phase"], fg=_COLORS.get(said["phase"], "red"))
     models = ", ".join(f"{name} → {short(ref)}" for name, ref in said["models"].items())
-    head = hanging(f"{said['rollout']}: {said['phase']}  ", printable(models), width)
+    head = hanging_indent(f"{said['rollout']}: {said['phase']}  ", printable(models), width)
     lines = [head[0].replace(said["phase"], phase, 1), *head[1:]]
-    lines += [typer.style(text, dim=True) for text in hanging("", printable(f"by {said['who']}: {said['why']}"), width)]
+    lines += [
+        typer.style(text, dim=True) for text in hanging_indent("", printable(f"by {said['who']}: {said['why']}"), width)
+    ]
     lines += table(
         ("WAVE", ">", ">GOOD", ">NODES", ">FAILED", ">LATE", ">ROLLED BACK"),
         [_wave(number, wave) for number, wave in enumerate(said["waves"], 1)],
@@ -85,12 +89,12 @@ def drawn(said: dict[str, Any], width: int | None) -> list[str]:
     )
     rest = said["waits_for"] or said["because"]
     if rest:
-        lines += hanging("", printable(f"{rest[:1].upper()}{rest[1:]}."), width)
+        lines += hanging_indent("", printable(f"{rest[:1].upper()}{rest[1:]}."), width)
     for task in said["tasks"]:
         reason = f": {task['code']}: {task['reason']}" if task["code"] else ""
         late = ", late" if task["late"] and task["state"] in ("queued", "in-progress") else ""
         back = {"asked": ", rolling back", "proved": ", rolled back"}.get(task["back"], "")
-        lines += hanging(f"{task['node']}: ", printable(f"{task['state']}{late}{back}{reason}"), width)
+        lines += hanging_indent(f"{task['node']}: ", printable(f"{task['state']}{late}{back}{reason}"), width)
     if said["tasks_left_out"]:
         lines.append(f"… and {said['tasks_left_out']} more; --nodes lists all.")
     return lines
@@ -102,7 +106,7 @@ def _wave(number: int, wave: dict[str, Any]) -> tuple[str, ...]:
     full = _BAR * good // max(1, nodes)
     bar = "█" * full + "░" * (_BAR - full)
     rest = (f"{wave['late'] or ''}", f"{sum(wave['back'].values()) or ''}")
-    return f"{number} ({wave['wave']})", bar, f"{good}", f"{nodes}", Marked(failed) if failed else "", *rest
+    return f"{number} ({wave['wave']})", bar, f"{good}", f"{nodes}", AlertCell(failed) if failed else "", *rest
 
 
 def _print_changes(states: Iterator[tuple[dict[str, Any], str]], json: bool) -> dict[str, Any]:

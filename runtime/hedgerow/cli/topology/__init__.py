@@ -1,1 +1,1 @@
-"""Topologies and sites."""
+"""Verbs for topologies and sites."""

@@ -1,4 +1,4 @@
-"""`hedgerow topology`: one description of a region, its sites and nodes, and all the files that follow from it."""
+"""`hedgerow topology`: checks the description of a region, its sites and nodes, and generates all files from it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import typer
 from hedgerow.cli.base.console import plural, print_json
 from hedgerow.cli.base.options import Json
 
-File = Annotated[Path, typer.Argument(metavar="TOPOLOGY", help="The topology (YAML). `configs/topology.yaml` is one.")]
+File = Annotated[
+    Path, typer.Argument(metavar="TOPOLOGY", help="The topology (YAML); `configs/topology.yaml` is an example.")
+]
 
 
 def check(file: File, json: Json = False) -> None:
-    """Find everything that is wrong with a topology, at once; nothing is written.
+    """Find every mistake in a topology, all at once. Writes nothing.
 
     Examples:
       hedgerow topology check topology.yaml
       hedgerow topology check topology.yaml --json
 
-    The base files it names are checked too, with what each node changes. What is valid and probably not meant, such as a
-    sensor that no pipeline listens to, is a remark. Exits with 2 if anything is wrong.
+    The base files it names are checked too, with each node's changes. A remark names something valid but probably not
+    intended, such as a sensor that no pipeline subscribes to. Exits with 2 if anything is wrong.
     """
     from hedgerow.configfile import BadConfigFile
     from hedgerow.topology.check import remarks
@@ -29,9 +31,9 @@ def check(file: File, json: Json = False) -> None:
 
     report: dict[str, Any] = {"file": str(file), "ok": True, "problems": [], "remarks": []}
     try:
-        described = load(file)
-        report["sites"] = {site: list(place.nodes) for site, place in described.topology.sites.items()}
-        report["remarks"] = list(remarks(described.topology, described.nodes))
+        loaded = load(file)
+        report["sites"] = {site: list(place.nodes) for site, place in loaded.topology.sites.items()}
+        report["remarks"] = list(remarks(loaded.topology, loaded.nodes))
     except BadConfigFile as error:
         report |= {"ok": False, "problems": error.problems}
     if json:
@@ -58,39 +60,36 @@ def _print_report(report: dict[str, Any]) -> None:
 
 def render(
     file: File,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for the files; one folder a site below it.")
-    ],
-    force: Annotated[bool, typer.Option("--force", help="Write over files that were edited by hand.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files, with a folder per site.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")] = False,
     json: Json = False,
 ) -> None:
-    """Write all files that a region and its sites need: brokers, who may do what, bridges, nodes, units.
+    """Write all files that a region and its sites need: brokers, access lists, bridges, nodes, units.
 
     Examples:
       hedgerow topology render topology.yaml --out rendered
       hedgerow topology render topology.yaml --out rendered --force
 
-    The same topology gives the same bytes, so the folder can be kept under version control and a difference means a
-    change. Each file begins with a digest of itself: one that was edited by hand is never written over without --force,
-    and then nothing is written at all (exit code 2).
+    The same topology gives the same bytes, so with the folder under version control, a difference means a change. Each file
+    begins with its own digest: if any was edited by hand, nothing is written without --force (exit code 2).
     """
     from hedgerow.topology import files
     from hedgerow.topology.load import load
     from hedgerow.topology.render import render as rendered
 
-    described = load(file)
-    written = files.write(rendered(described), described.source, out, force=force)
-    files.copy_models(described.models, out)
+    loaded = load(file)
+    written = files.write(rendered(loaded), loaded.source, out, force=force)
+    files.copy_models(loaded.models, out)
     if json:
         print_json(
             {name: [str(path) for path in getattr(written, name)] for name in ("made", "changed", "same", "left")}
         )
         return
-    for word, paths in (("made", written.made), ("changed", written.changed)):
+    for word, paths in (("created", written.made), ("changed", written.changed)):
         for path in paths:
             typer.echo(f"{word:<8} {path}")
     for path in written.left:
-        typer.echo(f"left     {path}: no longer in the topology; remove it when its machine is gone")
+        typer.echo(f"obsolete {path}: no longer in the topology; delete it once its machine is gone")
     typer.echo(
         f"{plural(len(written.made) + len(written.changed), 'file')} written, {len(written.same)} unchanged in {out}."
     )
