@@ -171,8 +171,8 @@ _PKI = Group(
 
 _TRUST = Group(
     {
-        "init": Verb("hedgerow.cli.trust.begin:init", "Begin a repository of models: keys, and the root for nodes."),
-        "key": Verb("hedgerow.cli.trust.begin:key", "Make a key to sign with."),
+        "init": Verb("hedgerow.cli.trust.init:init", "Begin a repository of models: keys, and the root for nodes."),
+        "key": Verb("hedgerow.cli.trust.init:key", "Make a key to sign with."),
         "add": Verb("hedgerow.cli.trust.trust:add", "Let an owner sign models."),
         "remove": Verb("hedgerow.cli.trust.trust:remove", "Let nothing count any more that an owner has signed."),
         "rotate": Verb("hedgerow.cli.trust.trust:rotate", "Exchange keys of a role or an owner."),

@@ -124,14 +124,14 @@ def status(
     if watch:
         _show_until_it_ends(options, name, every_node=every_node)
         return
-    from hedgerow.cli.region.rollout_progress import drawn, read
+    from hedgerow.cli.region.rollout_progress import read, render
 
     with options.open() as database:
         said = read(database, name, every_node=every_node)
     if options.json:
         print_json(said)
         return
-    for line in drawn(said, terminal_width()):
+    for line in render(said, terminal_width()):
         typer.echo(line)
 
 

@@ -53,9 +53,9 @@ def follow(open_: Callable[[], Database], name: str | None, *, every_node: bool,
 
     said, _ = next(states)
     with Live(auto_refresh=False) as live:
-        live.update(drawing(drawn(said, live.console.width)), refresh=True)
+        live.update(drawing(render(said, live.console.width)), refresh=True)
         for said, trouble in states:
-            lines = drawn(said, live.console.width)
+            lines = render(said, live.console.width)
             if trouble:
                 lines += [typer.style(line, fg="red") for line in hanging("", _away(trouble), live.console.width)]
             live.update(drawing(lines), refresh=True)
@@ -70,7 +70,7 @@ def line(said: dict[str, Any]) -> str:
     return f"{said['rollout']}: {said['phase']}, wave {begun} of {len(said['waves'])}: {states}{f' ({rest})' if rest else ''}"
 
 
-def drawn(said: dict[str, Any], width: int | None) -> list[str]:
+def render(said: dict[str, Any], width: int | None) -> list[str]:
     """How far a rollout is, as lines for a terminal so wide."""
     phase = typer.style(said["phase"], fg=_COLORS.get(said["phase"], "red"))
     models = ", ".join(f"{name} → {short(ref)}" for name, ref in said["models"].items())
