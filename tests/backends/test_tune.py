@@ -232,7 +232,7 @@ def test_a_model_that_the_configuration_lacks_is_a_configuration_error(in_folder
     code, _, err = run("window", "-c", "node.yaml")
 
     assert code == 2
-    assert "there are: door" in err
+    assert "node.yaml has no model 'window'; it has door" in err
 
 
 def test_on_a_terminal_a_bar_shows_how_far_it_is(in_folder: Path, onnx_file: OnnxFile) -> None:
