@@ -187,7 +187,9 @@ def _through_stages(recipe: Recipe, progress: Progress | None) -> tuple[Requests
         recipe = recipe.model_copy(update={"serving": serving})
 
     def requests(file: Path, config: Any, limit: int) -> Any:
-        return record(node, path.absolute().parent, name, recipe.pipeline, recipe.samples, file, config, limit, progress)
+        return record(
+            node, path.absolute().parent, name, recipe.pipeline, recipe.samples, file, config, limit, progress
+        )
 
     return requests, recipe
 
