@@ -168,7 +168,7 @@ class _RolloutDemo:
                 printed = line
             if time.monotonic() > deadline:
                 raise HedgerowError(
-                    f"The demo made no progress within {_TIMEOUT_S:.0f} s: {state}",
+                    f"Timed out after {_TIMEOUT_S:.0f} s; last state: {state}",
                     remedy=f"See {self._processes.folder}/logs/.",
                 )
             await self.pause(0.3)

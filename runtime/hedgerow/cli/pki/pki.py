@@ -113,11 +113,13 @@ def init(
     the machine. With --host, a stolen authority cannot certify brokers on other hosts.
     """
     folder, pki = options.folder, options.open()
-    made = pki.init(region, site or (), options.passphrase(new=not pki.root.exists), host or ())
+    created = pki.init(region, site or (), options.passphrase(new=not pki.root.exists), host or ())
     if options.json:
-        print_json({"folder": str(folder), "made": made, "root_key": str(pki.root.key_file)})
+        print_json({"folder": str(folder), "made": created, "root_key": str(pki.root.key_file)})
         return
-    typer.echo(f"Created {', '.join(made)} in {folder}." if made else f"Nothing to create: {folder} has all of it.")
+    typer.echo(
+        f"Created {', '.join(created)} in {folder}." if created else f"Nothing to create: {folder} has all of it."
+    )
     if pki.root.key_file.exists():
         print_root_key_warning(pki.root.key_file)
         typer.echo("You need it again only to add a site, and to renew or revoke an authority.")

@@ -35,7 +35,7 @@ def start(
       hedgerow rollout start -f rollout.yaml --dry-run
       hedgerow rollout start -f rollout.yaml --why "faces in poor light" --watch
 
-    The region's service carries it out, also after this command has ended. It is refused if the model is not in the region's
+    The region's service carries it out, even after this command has ended. It is refused if the model is not in the region's
     repository, if no node matches, or if another rollout in progress has some of the same nodes.
     """
     from hedgerow.region.rollouts.planning.spec import load_plan

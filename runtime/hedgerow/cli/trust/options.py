@@ -30,7 +30,7 @@ SigningKeys = Annotated[
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Passphrases (or a PIN) to try, one per line. Without it, you are prompted for them."
+        metavar="FILE", help="Passphrases (or a PIN) to try, one per line; else HEDGEROW_TRUST_PASSPHRASE, or a prompt."
     ),
 ]
 NewKeys = Annotated[
