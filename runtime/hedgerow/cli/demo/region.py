@@ -15,12 +15,12 @@ import typer
 from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.prepare import Skipped, log_skipped, prepare, reasons
 from hedgerow.cli.demo.processes import DemoProcesses, Log, SiteProcesses, silent
-from hedgerow.cli.demo.results import count_by_site, settled
+from hedgerow.cli.demo.results import count_by_site, wait_until_settled
 
 SITES: Final = ("north", "harbour", "mill")
-CUT: Final = "harbour"
+CUT_SITE: Final = "harbour"
 
-PICTURE: Final = """\
+DIAGRAM: Final = """\
   north    sensors ▸ broker ▸ node ▸ outbox ▸ broker ══════════╗
   harbour  sensors ▸ broker ▸ node ▸ outbox ▸ broker ══ ✂ ═════╬═▸ region's broker ▸ collector ▸ store
   mill     sensors ▸ broker ▸ node ▸ outbox ▸ broker ══════════╝
@@ -30,7 +30,7 @@ PICTURE: Final = """\
 def run(seconds: float | None, folder: Path, *, json: bool) -> dict[str, Any]:
     """Run the demo and return its report."""
     log: Log = silent if json else typer.echo
-    log(PICTURE)
+    log(DIAGRAM)
     folder.mkdir(parents=True, exist_ok=True)
     skipped = prepare(folder, "demo.yaml")
     log_skipped(skipped, log)
@@ -75,7 +75,7 @@ async def _run(processes: DemoProcesses, seconds: float, skipped: Skipped, log: 
     await asyncio.gather(*feeding, return_exceptions=True)
     duration = time.monotonic() - started
     log("Sensors have stopped. Waiting for the last results…")
-    await settled(processes, log)
+    await wait_until_settled(processes, log)
     counts = count_by_site(processes)
     _log_counts(processes, "over", time.monotonic() - started, log)
     ok = all(
@@ -98,9 +98,9 @@ class _Outage:
         self._processes = processes
         self._start_s = start_s
         self._duration_s = end_s - start_s
-        self.site: SiteProcesses = next(site for site in processes.sites if site.name == CUT)
+        self.site: SiteProcesses = next(site for site in processes.sites if site.name == CUT_SITE)
         self.state = "before"
-        self.report: dict[str, Any] = {"site": CUT, "from_s": round(start_s, 1), "to_s": round(end_s, 1)}
+        self.report: dict[str, Any] = {"site": CUT_SITE, "from_s": round(start_s, 1), "to_s": round(end_s, 1)}
 
     async def step(self, elapsed: float) -> None:
         """Cut or restore the WAN if it is time."""
@@ -108,18 +108,18 @@ class _Outage:
             self.site.wan.cut()
             self.state, self.report["from_s"] = "cut", round(elapsed, 1)
             await self._processes.refresh_health()
-            self.report["stored_when_cut"] = count_by_site(self._processes)[CUT]["stored"]
+            self.report["stored_when_cut"] = count_by_site(self._processes)[CUT_SITE]["stored"]
         elif self.state == "cut" and elapsed >= self.report["from_s"] + self._duration_s:
             self.report["to_s"] = round(elapsed, 1)
             await self._processes.refresh_health()
-            self.report["waiting_before_it_came_back"] = count_by_site(self._processes)[CUT]["waiting"]
+            self.report["waiting_before_it_came_back"] = count_by_site(self._processes)[CUT_SITE]["waiting"]
             self.site.wan.restore()
             self.state = "over"
 
 
 def _log_counts(processes: DemoProcesses, state: str, elapsed: float, log: Log) -> None:
     for name, each in count_by_site(processes).items():
-        wan = "✂ cut" if name == CUT and state == "cut" else "up"
+        wan = "✂ cut" if name == CUT_SITE and state == "cut" else "up"
         log(f"{elapsed:>4.0f} s  {name:<8}{each['results']:>10,}{each['stored']:>10,}{each['waiting']:>10,}  {wan}")
 
 

@@ -14,7 +14,7 @@ from hedgerow.cli.demo.processes import DemoProcesses, Log
 _SETTLE_S: Final = 120.0
 
 
-async def settled(processes: DemoProcesses, log: Log) -> None:
+async def wait_until_settled(processes: DemoProcesses, log: Log) -> None:
     """Wait until no frames are in flight and all outboxes are empty."""
     deadline = time.monotonic() + _SETTLE_S
     while time.monotonic() < deadline:

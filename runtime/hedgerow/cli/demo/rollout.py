@@ -37,7 +37,7 @@ from hedgerow.cli.demo.models import (
     write_recipes,
 )
 from hedgerow.cli.demo.processes import DemoProcesses, Log, model_bytes, silent
-from hedgerow.cli.demo.results import count_by_site, settled
+from hedgerow.cli.demo.results import count_by_site, wait_until_settled
 from hedgerow.errors import HedgerowError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ SWAP: Final = {"probation_s": 3, "min_frames": 50, "max_slowdown": 10, "max_shif
 """Lenient, for a demo: the statistics of a few seconds of speech vary widely, and all nodes share one machine, so latency
 does too."""
 SITES: Final = ("north", "harbour", "mill")
-PICTURE: Final = """\
+DIAGRAM: Final = """\
   a laptop   model build ▸ bundle ▸ model publish (signed) ▸ the region's repository
   region     rollout ▸ waves ▸ gate ▸ desired version per node ═══╗        ╔═══ verified version per node
   3 sites    sound ▸ broker ▸ node ▸ voice activity ▸ results     ╚═▸ node ╝
@@ -60,7 +60,7 @@ _TIMEOUT_S: Final = 180.0
 def run(folder: Path, *, json: bool) -> dict[str, Any]:
     """Run the demo and return its report."""
     log: Log = silent if json else typer.echo
-    log(PICTURE)
+    log(DIAGRAM)
     started = time.monotonic()
     folder = folder.absolute()
     write_recipes(folder)
@@ -110,7 +110,7 @@ async def _run(
             if isinstance(result, BaseException):
                 log(f"A site's microphones failed: {result}")
     log("The microphones have stopped. Waiting for the last results…")
-    await settled(processes, log)
+    await wait_until_settled(processes, log)
     sent = {name: sum(feed.sent for feed in site_feeds) for name, site_feeds in feeds.items()}
     return demo.report(sent)
 

@@ -127,7 +127,7 @@ def build(
     with _progress(quiet=json) as progress:
         requests = None
         if complete.config is not None:
-            requests, complete = _through_stages(complete, progress)
+            requests, complete = _stage_requests(complete, progress)
         built = builder.build(complete, out, requests=requests, state_dir=state_dir, replace=replace, progress=progress)
     if json:
         print_json(_report(built))
@@ -168,7 +168,7 @@ def _recipe(model: str, path: Path | None, flags: dict[str, Any]) -> Recipe:
         ) from error
 
 
-def _through_stages(recipe: Recipe, progress: Progress | None) -> tuple[Requests, Recipe]:
+def _stage_requests(recipe: Recipe, progress: Progress | None) -> tuple[Requests, Recipe]:
     """Return a function that runs frames through a node's stages, and the recipe with that node's serving settings."""
     from hedgerow import configfile
     from hedgerow.cli.model.samples import record

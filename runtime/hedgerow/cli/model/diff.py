@@ -63,9 +63,9 @@ def _golden_outputs(manifest: Manifest) -> Iterable[File]:
     return [file for case in manifest.golden for file in case.outputs.values()]
 
 
-def _store(named: str, from_: Path | None) -> Path | None:
+def _store(reference: str, from_: Path | None) -> Path | None:
     """Return the store to search; None for a folder, so that published and unpublished bundles can be compared."""
-    return None if from_ is None or (Path(named) / "manifest.json").is_file() else from_
+    return None if from_ is None or (Path(reference) / "manifest.json").is_file() else from_
 
 
 def _ref(bundle: Bundle) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class _StoredBundle:
 
 
 @contextmanager
-def open_bundle(named: str, store: Path | None, files: Files) -> Iterator[Bundle]:
+def open_bundle(reference: str, store: Path | None, files: Files) -> Iterator[Bundle]:
     """Open a bundle; the needed files of one in a repository are assembled in a temporary folder.
 
     Raises:
@@ -75,9 +75,9 @@ def open_bundle(named: str, store: Path | None, files: Files) -> Iterator[Bundle
     from hedgerow.models.bundle.folder import Bundle
 
     if store is None:
-        yield Bundle.open(Path(named))
+        yield Bundle.open(Path(reference))
         return
-    entry = _find(named, store)
+    entry = _find(reference, store)
     if entry.repository is None:
         yield Bundle.open(entry.folder, entry.digest)
         return
@@ -86,21 +86,22 @@ def open_bundle(named: str, store: Path | None, files: Files) -> Iterator[Bundle
         yield Bundle.open(Path(folder), entry.digest)
 
 
-def _find(named: str, store: Path) -> _StoredBundle:
+def _find(reference: str, store: Path) -> _StoredBundle:
     entries = sorted(_entries(store), key=lambda entry: (entry.name, version_order(entry.version), entry.digest))
-    digest_prefix = named.removeprefix("sha256:")
-    found = [entry for entry in entries if f"{entry.name}/{entry.version}" == named]
-    found = found or [entry for entry in entries if entry.name == named][-1:]
+    digest_prefix = reference.removeprefix("sha256:")
+    found = [entry for entry in entries if f"{entry.name}/{entry.version}" == reference]
+    found = found or [entry for entry in entries if entry.name == reference][-1:]
     if not found and re.fullmatch(r"[0-9a-f]{6,64}", digest_prefix):
         found = [entry for entry in entries if entry.digest.partition(":")[2].startswith(digest_prefix)]
     if len({entry.digest for entry in found}) == 1:
         return found[0]
     if found:
         raise ModelNotFound(
-            f"{store} has more than one {named}: {', '.join(map(str, found))}", remedy="Use more digits of the digest."
+            f"{store} has more than one {reference}: {', '.join(map(str, found))}",
+            remedy="Use more digits of the digest.",
         )
     raise ModelNotFound(
-        f"{store} has no {named}",
+        f"{store} has no {reference}",
         remedy=f"It has {', '.join(map(str, entries))}." if entries else "It has no bundles.",
     )
 

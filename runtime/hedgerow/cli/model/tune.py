@@ -57,7 +57,7 @@ def tune(
     from hedgerow.models.session.load import batch_axes, signature
     from hedgerow.models.session.random_inputs import random_batch
 
-    settings, node, base_dir = _find(model, config)
+    settings, node, base_dir = _model_settings(model, config)
     source = resolve(settings.path, base_dir)
     cores = node.threads or owned_cores()
     candidates = backends.candidates(source.path, settings.backend)
@@ -91,7 +91,7 @@ def tune(
         raise typer.Exit(1)
 
 
-def _find(model: str, config: Path | None) -> tuple[ModelConfig, NodeSection, Path]:
+def _model_settings(model: str, config: Path | None) -> tuple[ModelConfig, NodeSection, Path]:
     from hedgerow.config import ModelConfig, NodeSection
     from hedgerow.errors import ConfigError
 

@@ -16,8 +16,8 @@ from hedgerow.cli.region.options import (
     StoreOptions,
     on_service,
     on_store,
-    short,
     short_digest,
+    short_ref,
 )
 from hedgerow.errors import ConfigError
 
@@ -111,13 +111,13 @@ def _facts(node: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("generation", f"{_generation(node)}{'' if not _state(node) else ', ' + _state(node)}"))
     for name, one in node["models"].items():
         ref, file = one.get("model"), short_digest(one["file_digest"])
-        model = f"{short(ref)}, file {file}" if ref else f"its own file {file}"
+        model = f"{short_ref(ref)}, file {file}" if ref else f"its own file {file}"
         runs = f"{model}, {one['backend']} on {one['device']}, {one.get('stage', 'kept')}"
         statistics = _statistics(node["health"].get("models", {}).get(name, {}))
         rows.append((f"model {name}", f"{runs}, {one.get('results', 0):,} frames{statistics}"))
     for name, ref in node["desired_models"].items():
         pin = node["pins"].get(name)
-        rows.append((f"desired {name}", short(ref) + (f", pinned by {pin['who']}: {pin['why']}" if pin else "")))
+        rows.append((f"desired {name}", short_ref(ref) + (f", pinned by {pin['who']}: {pin['why']}" if pin else "")))
     rows += [(f"quarantine {one['name']} {one['version']}", one["reason"]) for one in node["quarantined"]]
     own = node["labels_of_region"]
     rows += [
@@ -184,7 +184,7 @@ def pin(
     if options.store.json:
         print_json(reply)
     else:
-        typer.echo(f"Pinned {name} of {reply['node']} to {short(reply['ref'])}.")
+        typer.echo(f"Pinned {name} of {reply['node']} to {short_ref(reply['ref'])}.")
 
 
 @on_service

@@ -114,7 +114,7 @@ def _who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def short(ref: dict[str, Any]) -> str:
+def short_ref(ref: dict[str, Any]) -> str:
     """Format a model version with a shortened digest."""
     return f"{ref['name']} {ref['version']} ({short_digest(ref['digest'])})"
 

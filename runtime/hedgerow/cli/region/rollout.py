@@ -10,7 +10,7 @@ import typer
 from hedgerow.cli.base.console import plural, print_json, read_checked
 from hedgerow.cli.base.options import Json, Newest
 from hedgerow.cli.base.tables import print_table, terminal_width
-from hedgerow.cli.region.options import ServiceOptions, StoreOptions, on_service, on_store, open_store, short
+from hedgerow.cli.region.options import ServiceOptions, StoreOptions, on_service, on_store, open_store, short_ref
 
 _MAX_NAMES: Final = 8
 """Nodes of a wave that a dry run lists; --json has all."""
@@ -56,7 +56,7 @@ def start(
 
 def _print_start(reply: dict[str, Any], *, dry_run: bool) -> None:
     for name, ref in reply["models"].items():
-        typer.echo(f"{name} → {short(ref)}")
+        typer.echo(f"{name} → {short_ref(ref)}")
     rows = []
     for number, wave in enumerate(reply["waves"], 1):
         nodes = [node.partition("/")[2] for node in wave["nodes"]]

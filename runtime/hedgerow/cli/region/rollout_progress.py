@@ -11,7 +11,7 @@ import typer
 
 from hedgerow.cli.base.console import print_json_line, printable
 from hedgerow.cli.base.tables import Marked, drawing, hanging, table
-from hedgerow.cli.region.options import short
+from hedgerow.cli.region.options import short_ref
 from hedgerow.errors import CommandError
 from hedgerow.terminal import takes_escapes
 
@@ -74,7 +74,7 @@ def summary(progress: dict[str, Any]) -> str:
 def render(progress: dict[str, Any], width: int | None) -> list[str]:
     """Return a rollout's progress as lines of at most `width` columns."""
     phase = typer.style(progress["phase"], fg=_COLORS.get(progress["phase"], "red"))
-    models = ", ".join(f"{name} → {short(ref)}" for name, ref in progress["models"].items())
+    models = ", ".join(f"{name} → {short_ref(ref)}" for name, ref in progress["models"].items())
     head = hanging(f"{progress['rollout']}: {progress['phase']}  ", printable(models), width)
     lines = [head[0].replace(progress["phase"], phase, 1), *head[1:]]
     started = printable(f"by {progress['who']}: {progress['why']}")

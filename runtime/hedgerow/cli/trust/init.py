@@ -10,12 +10,12 @@ import typer
 
 from hedgerow.cli.base.console import plural, print_json
 from hedgerow.cli.base.options import Json
-from hedgerow.cli.trust.options import OnlineKey, PassphraseFile, Where, new_passphrase, secrets_of
+from hedgerow.cli.trust.options import OnlineKey, PassphraseFile, RepositoryFolder, new_passphrase, secrets_of
 from hedgerow.cli.trust.status import print_roles
 
 
 def init(
-    repository: Where = Path("models"),
+    repository: RepositoryFolder = Path("models"),
     keys: Annotated[Path, typer.Option(metavar="DIR", help="Folder for new private keys.")] = Path("keys"),
     root_keys: Annotated[int, typer.Option(help="Number of root keys to create.", min=1)] = 3,
     threshold: Annotated[int, typer.Option(help="Number of root keys that must sign.", min=1)] = 2,

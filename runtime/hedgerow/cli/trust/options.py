@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hedgerow.trust.keys import Secrets
     from hedgerow.trust.repository import Repository
 
-Where = Annotated[Path, typer.Option("--repository", metavar="DIR", help="The repository's folder.")]
+RepositoryFolder = Annotated[Path, typer.Option("--repository", metavar="DIR", help="The repository's folder.")]
 OnlineKey = Annotated[
     Path | None,
     typer.Option(
@@ -56,7 +56,7 @@ class RepositoryOptions(NamedTuple):
 
 
 def _repository_options(
-    repository: Where = Path("models"),
+    repository: RepositoryFolder = Path("models"),
     online_key: OnlineKey = None,
     passphrase_file: PassphraseFile = None,
     json: Json = False,

@@ -14,7 +14,7 @@ import typer
 from hedgerow.cli.base.console import plural, print_json
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import alert, print_table
-from hedgerow.cli.trust.options import RepositoryOptions, Where, on_repository
+from hedgerow.cli.trust.options import RepositoryFolder, RepositoryOptions, on_repository
 
 if TYPE_CHECKING:
     from hedgerow.trust.status import RepositoryStatus
@@ -41,7 +41,7 @@ def refresh(options: RepositoryOptions) -> None:
 
 
 def status(
-    repository: Where = Path("models"),
+    repository: RepositoryFolder = Path("models"),
     explain: Annotated[bool, typer.Option("--explain", help="Explain the roles.")] = False,
     json: Json = False,
 ) -> None:
