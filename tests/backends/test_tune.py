@@ -232,7 +232,7 @@ def test_a_model_missing_from_the_configuration_is_a_configuration_error(in_fold
     code, _, err = run("window", "-c", "node.yaml")
 
     assert code == 2
-    assert "there are: door" in err
+    assert "node.yaml has no model 'window'; it has door" in err
 
 
 def test_a_terminal_shows_a_progress_bar(in_folder: Path, onnx_file: OnnxFile) -> None:

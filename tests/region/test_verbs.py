@@ -119,7 +119,7 @@ def test_a_dry_run_shows_the_waves_and_does_nothing(operator: Operator) -> None:
     assert said.code == 0, said.err
     assert "faces → faces 2.0.0 (" in said.out
     assert "2 (the rest)" in said.out
-    assert "would reach 6 nodes. Nothing was done." in said.out
+    assert "would reach 6 nodes. Nothing was changed." in said.out
     assert "faces-dry" not in operator.hedgerow("rollout", "history").out
 
 
@@ -129,7 +129,7 @@ def test_a_rollout_is_followed_to_its_end_and_stays_in_the_history(operator: Ope
     shown = operator.hedgerow("rollout", "status", "faces-good")
     told = operator.hedgerow("rollout", "status", "faces-good", "--nodes", "--json").json
 
-    assert "faces-good has started, for 6 nodes" in started.out
+    assert "Started faces-good for 6 nodes" in started.out
     assert followed.code == 0
     assert "faces-good: succeeded, wave 2 of 2: 6 succeeded" in followed.out.splitlines()[-1]
     assert "6 of 6 nodes serve it" in shown.out
@@ -279,7 +279,7 @@ def test_labels_are_set_from_the_region_and_reach_the_node(operator: Operator) -
     told = operator.hedgerow("node", "show", "gate-1", "--json").json
 
     assert (set_.code, "ring=early" in set_.out) == (0, True)
-    assert "early (set here)" in shown.out
+    assert "early (set by the region)" in shown.out
     assert "node-labelled" in shown.out
     assert "frames, drift 0.10" in shown.out
     assert told["labels_of_region"] == {"ring": "early"}
@@ -300,7 +300,7 @@ def test_a_pinned_node_keeps_its_version_and_catches_up_when_it_is_unpinned(oper
     eventually(lambda: kept.version == "1.5.0")
 
     assert pinned.code == 0, pinned.err
-    assert "Left out, since a person has pinned them: test/hall-2/gate-2" in started.out
+    assert "Skipping pinned nodes: test/hall-2/gate-2" in started.out
     assert around == version
 
 
@@ -309,7 +309,7 @@ def test_a_pinned_node_keeps_its_version_and_catches_up_when_it_is_unpinned(oper
     [
         (["node", "show", "north"], 1, "There is no node north"),
         (["node", "label", "east", "x=y"], 1, "east matches 2 nodes"),
-        (["node", "label", "gate-1", "x"], 2, "says nothing of a label"),
+        (["node", "label", "gate-1", "x"], 2, "is not a label"),
         (["node", "label", "gate-1", "site=x"], 1, "The label site is part of a node's address"),
         (["node", "pin", "gate-1", "faces"], 2, "names no version"),
         (["node", "unpin", "gate-1", "faces"], 1, "not pinned"),

@@ -174,8 +174,8 @@ _PKI = Group(
 
 _TRUST = Group(
     {
-        "init": Verb("hedgerow.cli.trust.begin:init", "Create a model repository: keys, and the root file for nodes."),
-        "key": Verb("hedgerow.cli.trust.begin:key", "Create a signing key."),
+        "init": Verb("hedgerow.cli.trust.init:init", "Create a model repository: keys, and the root file for nodes."),
+        "key": Verb("hedgerow.cli.trust.init:key", "Create a signing key."),
         "add": Verb("hedgerow.cli.trust.trust:add", "Let an owner sign models."),
         "remove": Verb("hedgerow.cli.trust.trust:remove", "Remove an owner; nodes no longer trust what it signed."),
         "rotate": Verb("hedgerow.cli.trust.trust:rotate", "Replace the keys of a role or an owner."),

@@ -242,7 +242,7 @@ PROGRESS = {
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rollout_status(width: int) -> None:
-    lines = [unstyle(line) for line in rollout_progress.drawn(PROGRESS, width)]
+    lines = [unstyle(line) for line in rollout_progress.render(PROGRESS, width)]
 
     assert max(map(len, lines)) <= width
     (at,) = [number for number, line in enumerate(lines) if line.startswith("WAVE ")]

@@ -1,4 +1,4 @@
-"""`hedgerow demo` as a newcomer runs it: a broker, a node, real models on real frames."""
+"""`hedgerow demo` as a newcomer runs it: with a real broker, a node, real models and real frames."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 _STREET = Path(sys.prefix) / "models" / "ssd_mobilenetv2_oidv4.tflite"
 
 
-def skip_where_it_cannot_run() -> None:
+def skip_if_models_are_missing() -> None:
     if not _STREET.exists():
         pytest.skip(f"the street model is missing; `python -m hedgerow_vision.fetch_ssd {_STREET.parent}` fetches it")
     try:
@@ -32,8 +32,8 @@ def skip_where_it_cannot_run() -> None:
 
 
 def demo(folder: Path, *arguments: str, timeout_s: float = 580) -> Any:
-    """Run the demo. Returns: what it printed at the end."""
-    skip_where_it_cannot_run()
+    """Run the demo and return its report."""
+    skip_if_models_are_missing()
     done = processes.run(
         [sys.executable, "-m", "hedgerow", "demo", *arguments, "--json"],
         cwd=folder,
@@ -47,8 +47,8 @@ def demo(folder: Path, *arguments: str, timeout_s: float = 580) -> Any:
 
 
 @pytest.mark.timeout(600)
-def test_the_demo_reads_sees_and_hears_and_accounts_for_every_frame(tmp_path: Path) -> None:
-    """What came in went out, or was dropped for a reason; none died, and none is left."""
+def test_the_demo_finds_text_objects_and_speech_and_accounts_for_every_frame(tmp_path: Path) -> None:
+    """Every frame ended as a result or as a drop with a reason."""
     report = demo(tmp_path, "--seconds", "8")
 
     assert report["ok"]
@@ -65,14 +65,14 @@ def test_the_demo_reads_sees_and_hears_and_accounts_for_every_frame(tmp_path: Pa
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("which", ["node", "region"])
-def test_without_npm_a_demo_shows_all_but_the_street(tmp_path: Path, which: str) -> None:
-    """In an environment that has no detector."""
+def test_without_npm_a_demo_skips_the_street(tmp_path: Path, which: str) -> None:
+    """In an environment without the street model."""
     venv.create(tmp_path / ".venv", symlinks=True, with_pip=False)
     (site,) = tmp_path.glob(".venv/lib/python*/site-packages")
     (site / "here.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
 
     (tmp_path / "programs").mkdir()
-    for program in ("awk", "mkfifo", "rm", "sh"):  # what a region's broker is started with
+    for program in ("awk", "mkfifo", "rm", "sh"):  # used by a rendered broker.sh
         (tmp_path / "programs" / program).symlink_to(shutil.which(program) or program)
 
     done = processes.run(
@@ -91,43 +91,41 @@ def test_without_npm_a_demo_shows_all_but_the_street(tmp_path: Path, which: str)
 
 
 @pytest.mark.timeout(600)
-def test_the_demo_of_a_region_loses_nothing_though_a_site_is_cut_off(tmp_path: Path) -> None:
-    """Three sites and their region with certificates, from one topology."""
-    account = demo(tmp_path, "region", "--seconds", "16", timeout_s=580)
+def test_the_region_demo_loses_no_results_when_a_site_is_cut_off(tmp_path: Path) -> None:
+    report = demo(tmp_path, "region", "--seconds", "16", timeout_s=580)
 
-    assert account["ok"]
-    assert account["sites"].keys() == {"north", "harbour", "mill"}
-    for name, each in account["sites"].items():
+    assert report["ok"]
+    assert report["sites"].keys() == {"north", "harbour", "mill"}
+    for name, each in report["sites"].items():
         assert each["results"] == each["stored"] > 0, name
         assert each["lost"] == each["duplicated"] == each["gaps"] == each["waiting"] == 0, name
         assert each["bytes_in"] > 3 * each["bytes_up"] > 0, name
-    cut = account["cut"]
+    cut = report["cut"]
     assert cut["waiting_before_it_came_back"] > 0
-    assert account["sites"][cut["site"]]["stored"] > cut["stored_when_cut"]
+    assert report["sites"][cut["site"]]["stored"] > cut["stored_when_cut"]
 
 
 @pytest.mark.timeout(600)
-def test_the_demo_of_rollouts_takes_the_good_version_everywhere_and_no_other(tmp_path: Path) -> None:
-    """Real signatures, nodes and sound: what errs on live frames only goes back by itself, what is forged never serves."""
-    account = demo(tmp_path, "rollout", timeout_s=580)
+def test_the_rollout_demo_ends_with_all_nodes_on_the_good_version(tmp_path: Path) -> None:
+    """A version that fails on live frames only is rolled back by the node; a forged one never serves."""
+    report = demo(tmp_path, "rollout", timeout_s=580)
 
-    assert account["ok"]
-    good, bad, forged = (account["versions"][version] for version in ("2.0.0", "3.0.0", "4.0.0"))
-    assert {one["digest"] for one in account["serving"].values()} == {good["digest"]}
-    assert len(account["serving"]) == good["reached"] == 3
+    assert report["ok"]
+    good, bad, forged = (report["versions"][version] for version in ("2.0.0", "3.0.0", "4.0.0"))
+    assert {one["digest"] for one in report["serving"].values()} == {good["digest"]}
+    assert len(report["serving"]) == good["reached"] == 3
     assert (bad["reached"], bad["went_back"], bad["refusal"]["code"]) == (1, 1, "not-finite")
     assert bad["results"] > 0
     assert (forged["reached"], forged["results"], forged["refusal"]["code"]) == (1, 0, "wrong-digest")
-    assert account["lost"] == account["duplicated"] == account["disordered"] == 0
-    assert account["results"] == account["stored"] > 0
-    for version in account["versions"].values():
+    assert report["lost"] == report["duplicated"] == report["disordered"] == 0
+    assert report["results"] == report["stored"] > 0
+    for version in report["versions"].values():
         assert version["wan_bytes"] <= 1.05 * version["bytes"] * version["reached"]
 
 
 @pytest.mark.timeout(180)
-def test_ctrl_c_ends_it_while_models_load(tmp_path: Path) -> None:
-    """There is nothing to tell of yet."""
-    skip_where_it_cannot_run()
+def test_ctrl_c_while_models_load_stops_it_without_a_report(tmp_path: Path) -> None:
+    skip_if_models_are_missing()
     with terminal("demo", "--out", tmp_path, columns=80) as shell:
         shell.until(lambda shown: "Loading models" in shown)
         code, shown = shell.interrupt()
@@ -139,7 +137,7 @@ def test_ctrl_c_ends_it_while_models_load(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_with_no_color_the_demo_draws_its_table_without_color(tmp_path: Path) -> None:
-    skip_where_it_cannot_run()
+    skip_if_models_are_missing()
     with terminal("demo", "--out", tmp_path, "--seconds", "5", NO_COLOR="1") as shell:
         code, output = shell.wait()
 

@@ -1,4 +1,4 @@
-"""Bundles on the command line, with a real model: built of real speech, shown, verified, compared, measured, listed."""
+"""`hedgerow model`: bundles of a real model and real speech are built, shown, verified, compared and measured."""
 
 from __future__ import annotations
 
@@ -36,42 +36,42 @@ SPEECH = Path("/usr/share/sounds/alsa/Front_Center.wav")
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """Bundles that were built for all tests of this file; none is changed.
+class BuiltBundles:
+    """Bundles shared by the tests of this module, which do not change them.
 
     Attributes:
-        first: Silero VAD, as it is and in eight bits.
-        second: trained a little further, in one variant, with another threshold.
-        said: what was said when the first was built, as JSON.
+        first: Silero VAD, unchanged and quantised to int8.
+        second: slightly different weights and another threshold, in one variant.
+        report: JSON printed by the build of the first.
     """
 
     folder: Path
     first: Path
     second: Path
-    said: dict[str, Any]
+    report: dict[str, Any]
 
 
 def run(*args: object) -> dict[str, Any]:
-    done = CliRunner().invoke(app, [*map(str, args), "--json"], prog_name="hedgerow", catch_exceptions=False)
-    assert done.exit_code == 0, done.stderr
-    found: dict[str, Any] = orjson.loads(done.stdout)
-    return found
+    result = CliRunner().invoke(app, [*map(str, args), "--json"], prog_name="hedgerow", catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    report: dict[str, Any] = orjson.loads(result.stdout)
+    return report
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltBundles]:
     if not SPEECH.exists():
-        pytest.skip("the recordings are not there: `apt-get install alsa-utils`")
+        pytest.skip(f"{SPEECH} is missing: `apt-get install alsa-utils`")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-        folder = tmp_path_factory.mktemp("shelf")
+        folder = tmp_path_factory.mktemp("bundles")
         (folder / "model.yaml").write_text(
             "name: voice\nlicence: MIT\nauthor: Silero Team\ndescription: Says whether somebody speaks.\n"
             "training_data: https://example.org/speech\nmetrics: {auc: 0.97}\n"
             f"config: {DEMO}\nsamples: [{SPEECH}]\nmax_samples: 24\n"
         )
         common = ("--recipe", folder / "model.yaml", "--state-dir", folder / "state")
-        said = run(
+        report = run(
             *("model", "build", SILERO, "--version", "1.0.0", "-v", "onnx-fp32", "-v", "onnx-int8"),
             *("-o", folder / "voice-1.0.0", *common),
         )
@@ -86,20 +86,20 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
             *("model", "build", folder / "silero_vad_16k_op15.onnx", "--version", "1.1.0"),
             *("-o", folder / "voice-1.1.0", *common),
         )
-        yield Shelf(folder, folder / "voice-1.0.0", folder / "voice-1.1.0", said)
+        yield BuiltBundles(folder, folder / "voice-1.0.0", folder / "voice-1.1.0", report)
 
 
 # build
 
 
-def test_a_variant_in_eight_bits_has_its_price_beside_it(shelf: Shelf) -> None:
-    manifest = Bundle.open(shelf.first).manifest
+def test_an_int8_variant_states_its_loss_of_accuracy(bundles: BuiltBundles) -> None:
+    manifest = Bundle.open(bundles.first).manifest
 
-    whole, eight = manifest.variants
-    assert shelf.said["samples"] == 24
-    assert shelf.said["made"]["onnx-int8"].startswith("quantised by ONNX Runtime, static, per channel")
-    assert whole.accuracy == {}
-    assert 0 < eight.accuracy["rms"] < 0.2
+    fp32, int8 = manifest.variants
+    assert bundles.report["samples"] == 24
+    assert bundles.report["made"]["onnx-int8"].startswith("quantised by ONNX Runtime, static, per channel")
+    assert fp32.accuracy == {}
+    assert 0 < int8.accuracy["rms"] < 0.2
     assert len(manifest.golden) == 4
     assert manifest.baseline is not None
     assert set(manifest.baseline.inputs) == {"input"}
@@ -107,43 +107,44 @@ def test_a_variant_in_eight_bits_has_its_price_beside_it(shelf: Shelf) -> None:
     assert manifest.serving["state"] == {"state": "stateN"}
 
 
-def test_a_tolerance_is_of_an_output_not_of_all_of_them(shelf: Shelf) -> None:
-    """Hidden state goes from -10 to 10; a probability that may be as far off is no probability."""
-    _, eight = Bundle.open(shelf.first).manifest.variants
+def test_each_output_has_its_own_tolerance(bundles: BuiltBundles) -> None:
+    """Hidden state ranges from -10 to 10; its tolerance would let any probability pass."""
+    _, int8 = Bundle.open(bundles.first).manifest.variants
 
-    assert eight.tolerance.of("output").absolute < 0.5 < eight.tolerance.of("stateN").absolute
+    assert int8.tolerance.of("output").absolute < 0.5 < int8.tolerance.of("stateN").absolute
 
 
-def test_the_same_again_is_the_same_bundle(shelf: Shelf, hedgerow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the byte, on another day; another bundle of that version is not written over it."""
+def test_a_repeated_build_is_identical_and_a_different_one_does_not_overwrite_it(
+    bundles: BuiltBundles, hedgerow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    command = ("model", "build", shelf.folder / "silero_vad_16k_op15.onnx", "-o", shelf.second, "--state-dir")
-    kept = (shelf.folder / "state", "--recipe", shelf.folder / "model.yaml", "--version", "1.1.0")
-    again = hedgerow(*command, *kept, "--json")
-    other = hedgerow(*command, *kept, "--author", "Somebody else")
+    command = ("model", "build", bundles.folder / "silero_vad_16k_op15.onnx", "-o", bundles.second, "--state-dir")
+    options = (bundles.folder / "state", "--recipe", bundles.folder / "model.yaml", "--version", "1.1.0")
+    again = hedgerow(*command, *options, "--json")
+    different = hedgerow(*command, *options, "--author", "Somebody else")
 
     assert again.json["unchanged"] is True
-    assert other.code == 1
-    assert "Raise the version" in other.err
+    assert different.code == 1
+    assert "Raise the version" in different.err
 
 
-def test_a_tflite_model_becomes_a_bundle_too(hedgerow, tmp_path: Path) -> None:
-    """Without samples it is tried on noise, which shows whether it computes the same elsewhere, and nothing more."""
-    said = hedgerow(
+def test_a_tflite_model_is_built_without_samples(hedgerow, tmp_path: Path) -> None:
+    """Golden inputs are noise, which only shows that it computes the same elsewhere."""
+    result = hedgerow(
         *("model", "build", FACES, "--name", "faces", "--version", "1.0.0", "--golden", 1),
         *("-o", tmp_path / "faces", "--state-dir", tmp_path),
     )
 
-    assert said.code == 0
-    assert "golden inputs are noise, and there are no statistics" in said.out
+    assert result.code == 0
+    assert "golden inputs are noise, and there are no statistics" in result.out
     assert [variant.name for variant in Bundle.open(tmp_path / "faces").manifest.variants] == ["tflite-fp16"]
     assert hedgerow("model", "verify", tmp_path / "faces", "--json").json["golden"][0]["state"] == "passed"
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "says"),
+    ("args", "code", "message"),
     [
-        (("--version", "1"), 2, "'1' is no semantic version"),
+        (("--version", "1"), 2, "'1' is not a semantic version"),
         ((), 2, "has no version"),
         (("--name", "a/b", "--version", "1.0.0"), 2, "letters, digits"),
         (("--version", "1.0.0", "-v", "onnx-int4"), 2, "Choose from onnx-fp32, onnx-fp16"),
@@ -154,36 +155,35 @@ def test_a_tflite_model_becomes_a_bundle_too(hedgerow, tmp_path: Path) -> None:
         (("--version", "1.0.0", "-o", "{here}", "--replace"), 1, "is not a bundle"),
     ],
 )
-def test_what_cannot_be_built_is_said_with_what_to_do(
-    hedgerow, tmp_path: Path, args: tuple[str, ...], code: int, says: str
+def test_a_failed_build_names_the_problem_and_leaves_files_alone(
+    hedgerow, tmp_path: Path, args: tuple[str, ...], code: int, message: str
 ) -> None:
-    """And nothing is left lying about, nor taken away."""
     (tmp_path / "here").mkdir()
     (tmp_path / "here/precious").touch()
     model = DEMO.parent / "models" / "vibration.onnx"
-    named = [arg.replace("{here}", str(tmp_path / "here")) for arg in args]
+    options = [arg.replace("{here}", str(tmp_path / "here")) for arg in args]
     out = [] if "-o" in args else ["-o", tmp_path / "out"]
 
-    said = hedgerow("model", "build", model, "--golden", 1, "--state-dir", tmp_path / "state", *named, *out)
+    result = hedgerow("model", "build", model, "--golden", 1, "--state-dir", tmp_path / "state", *options, *out)
 
-    assert said.code == code
-    assert says in said.err
+    assert result.code == code
+    assert message in result.err
     assert {path.name for path in tmp_path.iterdir()} <= {"here", "state"}
     assert (tmp_path / "here/precious").exists()
 
 
 @pytest.mark.slow
-def test_a_detector_in_eight_bits_leaves_out_what_hurts(hedgerow, tmp_path: Path) -> None:
-    """PP-OCR's first layers cost nearly all of its accuracy. Its sibling in CI is in tests/backends/test_quantise.py."""
+def test_quantising_a_detector_skips_sensitive_layers(hedgerow, tmp_path: Path) -> None:
+    """Quantising PP-OCR's first layers would cost nearly all its accuracy. A faster version: tests/backends/test_quantise.py."""
     page = resolve("package:skimage/data/page.png", Path()).path
-    said = hedgerow(
+    built = hedgerow(
         *("model", "build", TEXT, "--name", "text-detector", "--version", "1.0.0", "-c", DEMO, "-s", page, "--json"),
         *("-v", "openvino-int8", "-v", "onnx-fp32", "-o", tmp_path / "text", "--state-dir", tmp_path),
     )
 
-    assert said.code == 0
-    assert said.json["variants"]["openvino-int8"]["rms"] < 0.15
-    assert "operators not quantised" in said.json["made"]["openvino-int8"]
+    assert built.code == 0
+    assert built.json["variants"]["openvino-int8"]["rms"] < 0.15
+    assert "operators not quantised" in built.json["made"]["openvino-int8"]
     verified = hedgerow("model", "verify", tmp_path / "text", "--json").json["golden"]
     assert {(one["variant"], one["backend"], one["state"]) for one in verified} == {
         ("openvino-int8", "openvino", "passed"),
@@ -192,8 +192,8 @@ def test_a_detector_in_eight_bits_leaves_out_what_hurts(hedgerow, tmp_path: Path
     }
 
 
-def test_a_language_model_is_passed_through(hedgerow, tmp_path: Path) -> None:
-    """What runs it is not asked when it is built, and that is what verify says of it."""
+def test_a_language_model_is_built_without_running_it(hedgerow, tmp_path: Path) -> None:
+    """Its backend is not installed, so verify reports it as not run."""
     key = b"general.architecture"
     head = struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, 5) + b"llama"
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF" + head + bytes(1 << 16))
@@ -213,8 +213,8 @@ def test_a_language_model_is_passed_through(hedgerow, tmp_path: Path) -> None:
 # show
 
 
-def test_show_says_what_a_bundle_is(shelf: Shelf, hedgerow) -> None:
-    shown = hedgerow("model", "show", shelf.first)
+def test_show_describes_a_bundle(bundles: BuiltBundles, hedgerow) -> None:
+    shown = hedgerow("model", "show", bundles.first)
 
     assert shown.code == 0
     for text in (
@@ -228,228 +228,233 @@ def test_show_says_what_a_bundle_is(shelf: Shelf, hedgerow) -> None:
         "4 golden cases, statistics of 24 samples",
     ):
         assert text in shown.out
-    assert hedgerow("model", "show", shelf.first, "--json").json["manifest"]["labels"] == []
+    assert hedgerow("model", "show", bundles.first, "--json").json["manifest"]["labels"] == []
 
 
-def test_what_is_no_bundle_is_said_to_be_none(hedgerow, tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_rejected(hedgerow, tmp_path: Path) -> None:
     for verb in ("show", "verify", "bench", "bom"):
-        said = hedgerow("model", verb, tmp_path)
-        assert said.code == 1
-        assert "has no manifest.json" in said.err
+        result = hedgerow("model", verb, tmp_path)
+        assert result.code == 1
+        assert "has no manifest.json" in result.err
 
 
 # verify
 
 
-def test_a_sound_bundle_passes(shelf: Shelf, hedgerow) -> None:
-    said = hedgerow("model", "verify", shelf.first)
+def test_an_intact_bundle_passes(bundles: BuiltBundles, hedgerow) -> None:
+    result = hedgerow("model", "verify", bundles.first)
 
-    assert said.code == 0
-    assert "as the manifest says." in said.out
-    assert "2 passed, 0 failed, 0 not run." in said.out
+    assert result.code == 0
+    assert ": intact." in result.out
+    assert "2 passed, 0 failed, 0 not run." in result.out
 
 
 @pytest.fixture
-def copy(shelf: Shelf, tmp_path: Path) -> Path:
-    """A copy of the second bundle, to be harmed."""
-    return Path(shutil.copytree(shelf.second, tmp_path / "copy"))
+def copy(bundles: BuiltBundles, tmp_path: Path) -> Path:
+    """A copy of the second bundle to damage."""
+    return Path(shutil.copytree(bundles.second, tmp_path / "copy"))
 
 
-def test_every_file_that_is_not_what_it_should_be_is_named_and_nothing_is_run(copy: Path, hedgerow) -> None:
+def test_every_damaged_file_is_named_and_nothing_is_run(copy: Path, hedgerow) -> None:
     (copy / "golden/0.inputs.npz").unlink()
     content = bytearray((copy / "variants/onnx-fp32/silero_vad_16k_op15.onnx").read_bytes())
     content[1000] ^= 1
     (copy / "variants/onnx-fp32/silero_vad_16k_op15.onnx").write_bytes(content)
     (copy / "golden/more").touch()
 
-    said = hedgerow("model", "verify", copy)
-    found = hedgerow("model", "verify", copy, "--json").json
+    result = hedgerow("model", "verify", copy)
+    report = hedgerow("model", "verify", copy, "--json").json
 
-    assert said.code == 1
+    assert result.code == 1
     for name in ("0.inputs.npz", "silero_vad_16k_op15.onnx", "golden/more"):
-        assert name in said.out
-    assert "No golden case was run." in said.out
-    assert len(found["problems"]) == 3
-    assert found["golden"] == []
+        assert name in result.out
+    assert "No golden cases were run." in result.out
+    assert len(report["problems"]) == 3
+    assert report["golden"] == []
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest as somebody does who makes another bundle."""
+    """Change a bundle's manifest, which makes it a different bundle."""
     content = orjson.loads((folder / "manifest.json").read_bytes())
     change(content)
     (folder / "manifest.json").write_bytes(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
 
 
-def test_a_model_that_computes_something_else_fails(shelf: Shelf, copy: Path, hedgerow) -> None:
-    """Every digest is right; only the golden cases know."""
+def test_a_model_with_different_outputs_fails_its_golden_cases(bundles: BuiltBundles, copy: Path, hedgerow) -> None:
+    """All digests match."""
     name = "variants/onnx-fp32/silero_vad_16k_op15.onnx"
-    shutil.copyfile(shelf.first / name, copy / name)
+    shutil.copyfile(bundles.first / name, copy / name)
 
-    def other(manifest: dict[str, Any]) -> None:
+    def replace_model(manifest: dict[str, Any]) -> None:
         file = describe_file(copy / name, name).model_dump()
         manifest["variants"][0].update(files=[file], model_digest=model_digest(copy / name))
 
-    rewrite(copy, other)
+    rewrite(copy, replace_model)
 
-    said = hedgerow("model", "verify", copy)
+    result = hedgerow("model", "verify", copy)
 
-    assert said.code == 1
-    assert "FAILED" in said.out
-    assert "0 passed, 1 failed, 0 not run." in said.out
+    assert result.code == 1
+    assert "FAILED" in result.out
+    assert "0 passed, 1 failed, 0 not run." in result.out
     assert hedgerow("model", "verify", copy, "--files-only").code == 0
 
 
-def test_what_cannot_run_here_is_said_with_the_reason(copy: Path, hedgerow) -> None:
-    def wishful(manifest: dict[str, Any]) -> None:
+def test_variants_that_cannot_run_here_are_listed_with_the_reason(copy: Path, hedgerow) -> None:
+    def add_unavailable(manifest: dict[str, Any]) -> None:
         manifest["variants"][0]["needs"].update(backends=["openvino-genai", "onnxruntime"], devices=["NPU", "CPU"])
 
-    rewrite(copy, wishful)
+    rewrite(copy, add_unavailable)
 
-    said = hedgerow("model", "verify", copy, "--json")
+    result = hedgerow("model", "verify", copy, "--json")
 
-    assert said.code == 0
-    assert [(each["backend"], each["device"], each["state"]) for each in said.json["golden"]] == [
+    assert result.code == 0
+    assert [(each["backend"], each["device"], each["state"]) for each in result.json["golden"]] == [
         ("openvino-genai", "NPU", "not-run"),
         ("onnxruntime", "NPU", "not-run"),
         ("onnxruntime", "CPU", "passed"),
     ]
-    assert "onnxruntime has no device NPU on this machine" in said.json["golden"][1]["detail"]
+    assert "onnxruntime has no device NPU on this machine" in result.json["golden"][1]["detail"]
     assert hedgerow("model", "verify", copy, "--strict").code == 1
 
 
-def test_another_bundle_than_the_one_that_is_meant_is_refused(shelf: Shelf, hedgerow) -> None:
-    right, wrong = shelf.said["digest"], f"sha256:{0:064}"
+def test_a_bundle_with_an_unexpected_digest_is_refused(bundles: BuiltBundles, hedgerow) -> None:
+    right, wrong = bundles.report["digest"], f"sha256:{0:064}"
 
-    assert hedgerow("model", "verify", shelf.first, "--files-only", "--digest", right).code == 0
-    assert hedgerow("model", "verify", shelf.first, "--files-only", "--digest", wrong).code == 1
+    assert hedgerow("model", "verify", bundles.first, "--files-only", "--digest", right).code == 0
+    assert hedgerow("model", "verify", bundles.first, "--files-only", "--digest", wrong).code == 1
 
 
 # diff
 
 
-def test_diff_says_what_is_different_and_what_has_to_be_fetched(shelf: Shelf, hedgerow) -> None:
-    said = hedgerow("model", "diff", shelf.first, shelf.second)
-    found = hedgerow("model", "diff", shelf.first, shelf.second, "--json", "--exit-code")
+def test_diff_shows_changes_and_bytes_to_fetch(bundles: BuiltBundles, hedgerow) -> None:
+    text = hedgerow("model", "diff", bundles.first, bundles.second)
+    found = hedgerow("model", "diff", bundles.first, bundles.second, "--json", "--exit-code")
 
-    assert said.code == 0
+    assert text.code == 0
     assert found.code == 1
     changed = {each["what"]: (each["before"], each["after"]) for each in found.json["changes"]}
     assert changed["version"] == ("1.0.0", "1.1.0")
     assert changed["parameters.threshold"] == (None, 0.6)
     assert changed["variant.onnx-int8"][1] is None
     assert "licence" not in changed
-    assert found.json["golden_shared"] == 1, "the others have the hidden state that each version made"
+    assert found.json["golden_shared"] == 1, "the other inputs include each version's own hidden state"
     assert {each["variant"] for each in found.json["golden"]} == {"onnx-fp32"}
     assert max(each["off"] for each in found.json["golden"]) > 1
     (moved,) = found.json["moved"]
     assert moved["tensor"] == "output"
-    whole, variant = found.json["fetch"]
+    bundle, variant = found.json["fetch"]
     assert variant["variant"] == "onnx-fp32"
     assert 0 < variant["bytes"] < variant["of"]
-    assert whole["bytes"] >= variant["bytes"]
-    for text in ("CHANGED", "parameters.threshold", "GOLDEN", "SHIFT", "TO FETCH FOR voice 1.1.0"):
-        assert text in said.out
+    assert bundle["bytes"] >= variant["bytes"]
+    for heading in ("CHANGED", "parameters.threshold", "GOLDEN", "SHIFT", "TO FETCH FOR voice 1.1.0"):
+        assert heading in text.out
 
 
-def test_a_bundle_is_the_very_same_as_itself(shelf: Shelf, hedgerow) -> None:
-    said = hedgerow("model", "diff", shelf.first, shelf.first, "--exit-code")
+def test_a_bundle_is_identical_to_itself(bundles: BuiltBundles, hedgerow) -> None:
+    result = hedgerow("model", "diff", bundles.first, bundles.first, "--exit-code")
 
-    assert said.code == 0
-    assert "The very same." in said.out
+    assert result.code == 0
+    assert "Identical." in result.out
 
 
 # bench
 
 
-def test_bench_measures_each_variant_and_keeps_the_figures_beside_the_bundle(shelf: Shelf, hedgerow) -> None:
-    said = hedgerow("model", "bench", shelf.first, "--seconds", 1, "--max-batch", 2, "--json")
-    hedgerow("model", "bench", shelf.first, "--seconds", 1, "--max-batch", 1, "--variant", "onnx-fp32", "--threads", 1)
-    shown = hedgerow("model", "show", shelf.first, "--json").json
+def test_bench_measures_each_variant_and_saves_the_results_beside_the_bundle(bundles: BuiltBundles, hedgerow) -> None:
+    result = hedgerow("model", "bench", bundles.first, "--seconds", 1, "--max-batch", 2, "--json")
+    hedgerow(
+        "model", "bench", bundles.first, "--seconds", 1, "--max-batch", 1, "--variant", "onnx-fp32", "--threads", 1
+    )
+    shown = hedgerow("model", "show", bundles.first, "--json").json
 
-    assert said.code == 0
-    figures = {figure["variant"]: figure for figure in said.json["figures"]}
+    assert result.code == 0
+    figures = {figure["variant"]: figure for figure in result.json["figures"]}
     assert figures.keys() == {"onnx-fp32", "onnx-int8"}
     assert all(figure["frames_per_s"] > 0 and figure["single_s"] > 0 for figure in figures.values())
-    assert said.json["kept"] == str(shelf.folder / "voice-1.0.0.bench.json")
+    assert result.json["kept"] == str(bundles.folder / "voice-1.0.0.bench.json")
     machines = [machine["machine"] for machine in shown["measured"]]
-    assert said.json["machine"] in machines
+    assert result.json["machine"] in machines
     assert any(machine.endswith(", 1 cores") for machine in machines)
-    assert "Measured on" in hedgerow("model", "show", shelf.first).out
-    assert hedgerow("model", "verify", shelf.first, "--files-only").code == 0
+    assert "Measured on" in hedgerow("model", "show", bundles.first).out
+    assert hedgerow("model", "verify", bundles.first, "--files-only").code == 0
 
 
-def test_a_file_that_holds_no_figures_is_said_to_hold_none(copy: Path, hedgerow) -> None:
+def test_an_invalid_file_of_results_is_an_error(copy: Path, hedgerow) -> None:
     copy.with_name("copy.bench.json").write_text('{"machines": "many"}')
 
-    said = hedgerow("model", "show", copy)
+    result = hedgerow("model", "show", copy)
 
-    assert said.code == 1
-    assert "is not a valid file of benchmark results" in said.err
+    assert result.code == 1
+    assert "is not a valid file of benchmark results" in result.err
 
 
-def test_what_nothing_here_runs_cannot_be_measured(copy: Path, hedgerow) -> None:
+def test_bench_fails_if_no_variant_runs_here(copy: Path, hedgerow) -> None:
     rewrite(copy, lambda manifest: manifest["variants"][0]["needs"].update(devices=["NPU"]))
 
-    said = hedgerow("model", "bench", copy, "--seconds", 1, "--no-save")
+    result = hedgerow("model", "bench", copy, "--seconds", 1, "--no-save")
 
-    assert said.code == 1
-    assert "onnxruntime has no device NPU on this machine" in said.out
+    assert result.code == 1
+    assert "onnxruntime has no device NPU on this machine" in result.out
 
 
 # bom
 
 
-def test_the_bill_of_materials_is_valid_and_whole(shelf: Shelf, hedgerow, tmp_path: Path) -> None:
-    said = hedgerow("model", "bom", shelf.first)
-    hedgerow("model", "bom", shelf.first, "--out", tmp_path / "voice.cdx.json")
+def test_the_bill_of_materials_is_valid_and_complete(bundles: BuiltBundles, hedgerow, tmp_path: Path) -> None:
+    result = hedgerow("model", "bom", bundles.first)
+    hedgerow("model", "bom", bundles.first, "--out", tmp_path / "voice.cdx.json")
 
-    assert said.code == 0
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(said.out) is None
-    assert orjson.loads((tmp_path / "voice.cdx.json").read_bytes()) == said.json
-    model = said.json["metadata"]["component"]
+    assert result.code == 0
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(result.out) is None
+    assert orjson.loads((tmp_path / "voice.cdx.json").read_bytes()) == result.json
+    model = result.json["metadata"]["component"]
     assert model["type"] == "machine-learning-model"
     assert model["licenses"] == [{"expression": "MIT"}]
-    assert model["hashes"] == [{"alg": "SHA-256", "content": shelf.said["digest"].partition(":")[2]}]
+    assert model["hashes"] == [{"alg": "SHA-256", "content": bundles.report["digest"].partition(":")[2]}]
     card = model["modelCard"]
     assert card["modelParameters"]["datasets"][0]["contents"] == {"url": "https://example.org/speech"}
     assert {"type": "auc", "value": "0.97"} in card["quantitativeAnalysis"]["performanceMetrics"]
     assert model["pedigree"]["ancestors"][0]["name"] == "silero_vad_16k_op15.onnx"
-    listed = {file["hashes"][0]["content"] for component in said.json["components"] for file in component["components"]}
-    assert listed == {file.digest.partition(":")[2] for file in Bundle.open(shelf.first).manifest.files()}
+    components = result.json["components"]
+    listed = {file["hashes"][0]["content"] for component in components for file in component["components"]}
+    assert listed == {file.digest.partition(":")[2] for file in Bundle.open(bundles.first).manifest.files()}
 
 
 # --from
 
 
 @pytest.fixture(scope="module")
-def repository(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository that both versions are published in."""
+def repository(bundles: BuiltBundles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a repository in which both versions are published."""
     folder = tmp_path_factory.mktemp("trust")
-    there = Repository(folder / "models")
+    created = Repository(folder / "models")
     paths = {name: folder / f"{name}.pem" for name in ("root", "targets", "owner")}
-    keys = {name: make_key(path, None) for name, path in {**paths, "online": online_key_of(there.folder)}.items()}
+    keys = {name: make_key(path, None) for name, path in {**paths, "online": online_key_of(created.folder)}.items()}
     signers = {name: open_signer(str(path), Secrets()) for name, path in paths.items()}
     key_ceremony.create(
-        there,
+        created,
         root_keys=[keys["root"]],
         root_threshold=1,
         targets_keys=[keys["targets"]],
         online_key=keys["online"],
         signers=[signers["root"], signers["targets"]],
     )
-    key_ceremony.add_owner(there, "team", models=["voice"], keys=[keys["owner"]], signers=[signers["targets"]])
-    for bundle in (shelf.first, shelf.second):
-        there.publish(Bundle.open(bundle), signers["owner"])
-    return there.folder
+    key_ceremony.add_owner(created, "team", models=["voice"], keys=[keys["owner"]], signers=[signers["targets"]])
+    for bundle in (bundles.first, bundles.second):
+        created.publish(Bundle.open(bundle), signers["owner"])
+    return created.folder
 
 
-def test_a_bundle_is_found_in_a_repository_by_name_version_or_digest(shelf: Shelf, repository: Path, hedgerow) -> None:
-    digest = shelf.said["digest"]
+def test_a_bundle_is_found_in_a_repository_by_name_version_or_digest(
+    bundles: BuiltBundles, repository: Path, hedgerow
+) -> None:
+    digest = bundles.report["digest"]
     newest = hedgerow("model", "show", "voice", "--from", repository, "--json").json["manifest"]
     by_version = hedgerow("model", "show", "voice/1.0.0", "--from", repository, "--json").json
     by_digest = hedgerow("model", "verify", digest[7:19], "--from", repository, "--json")
     missing = hedgerow("model", "show", "noise", "--from", repository)
-    compared = hedgerow("model", "diff", "voice/1.0.0", shelf.second, "--from", repository, "--json").json
+    compared = hedgerow("model", "diff", "voice/1.0.0", bundles.second, "--from", repository, "--json").json
 
     assert newest["version"] == "1.1.0"
     assert by_version["digest"] == digest
@@ -460,7 +465,7 @@ def test_a_bundle_is_found_in_a_repository_by_name_version_or_digest(shelf: Shel
     assert compared["golden_shared"] == 1
 
 
-def test_the_newest_version_is_the_highest_and_a_candidate_comes_before_its_release() -> None:
+def test_version_order_puts_pre_releases_before_their_release() -> None:
     versions = [
         "0.9.0",
         "1.0.0-alpha",
@@ -476,23 +481,23 @@ def test_the_newest_version_is_the_highest_and_a_candidate_comes_before_its_rele
     assert sorted(mixed, key=version_order) == versions
 
 
-def test_a_chunk_that_was_changed_in_a_repository_is_not_put_together(
-    repository: Path, hedgerow, tmp_path: Path
-) -> None:
+def test_a_changed_chunk_in_a_repository_is_an_error(repository: Path, hedgerow, tmp_path: Path) -> None:
     copy = shutil.copytree(repository, tmp_path / "models")
     for chunk in (copy / "blobs").rglob("*"):
         if chunk.is_file():
             chunk.write_bytes(b"other")
 
-    said = hedgerow("model", "verify", "voice", "--from", copy)
+    result = hedgerow("model", "verify", "voice", "--from", copy)
 
-    assert said.code == 1
-    assert "it is not what its name says" in said.err
+    assert result.code == 1
+    assert "its content does not match its digest" in result.err
 
 
-def test_a_bundle_in_a_nodes_store_is_checked_as_far_as_it_was_fetched(shelf: Shelf, hedgerow, tmp_path: Path) -> None:
-    """A node fetches one variant, and its golden cases."""
-    bundle = Bundle.open(shelf.first)
+def test_only_fetched_variants_of_a_bundle_in_a_nodes_store_are_checked(
+    bundles: BuiltBundles, hedgerow, tmp_path: Path
+) -> None:
+    """A node fetches one variant and its golden cases."""
+    bundle = Bundle.open(bundles.first)
     store = BlobStore(tmp_path / "state/fleet/store", 1 << 30)
     files = bundle.manifest.files_for(bundle.manifest.variant("onnx-int8"))
     store.missing(files)
@@ -501,15 +506,15 @@ def test_a_bundle_in_a_nodes_store_is_checked_as_far_as_it_was_fetched(shelf: Sh
         for chunk in file.chunks:
             store.put(chunk.digest, content[: chunk.size])
             content = content[chunk.size :]
-    store.install((shelf.first / "manifest.json").read_bytes(), files)
+    store.install((bundles.first / "manifest.json").read_bytes(), files)
 
-    said = hedgerow("model", "verify", "voice", "--from", tmp_path / "state", "--json")
+    result = hedgerow("model", "verify", "voice", "--from", tmp_path / "state", "--json")
     nowhere = hedgerow("model", "verify", "voice", "--from", tmp_path)
 
-    assert said.code == 0
-    assert [(each["variant"], each["state"]) for each in said.json["golden"]] == [
+    assert result.code == 0
+    assert [(each["variant"], each["state"]) for each in result.json["golden"]] == [
         ("onnx-fp32", "not-run"),
         ("onnx-int8", "passed"),
     ]
     assert nowhere.code == 1
-    assert "no repository" in nowhere.err
+    assert "neither a repository nor a node's state folder" in nowhere.err

@@ -1,4 +1,4 @@
-"""`hedgerow pki apply`: whoever a topology names has a certificate that counts, and nothing else happens."""
+"""`hedgerow pki apply`: every identity of a topology gets a valid certificate, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ sites:
   yard: {broker: broker.yard.lan, nodes: [a]}
 machine: {pki: pki, config: out, state: state}
 """
-EVERYBODY = {
+ALL_IDENTITIES = {
     "hall/broker", "hall", "hall/a", "hall/b", "hall/cam", "kim@hall",
     "yard/broker", "yard", "yard/a", "yard/cam",
     "region/broker", "world/bridge/north", "collector@region", "anna@region",
@@ -43,7 +43,7 @@ EVERYBODY = {
 
 @pytest.fixture
 def apply(hedgerow: Run, tmp_path: Path) -> Run:
-    """`hedgerow pki apply`, on a topology of three levels and an empty folder."""
+    """Return a function that runs `hedgerow pki apply` on a topology of three levels and an empty folder."""
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "topology.yaml").write_text(TOPOLOGY)
 
@@ -59,29 +59,29 @@ def edit(folder: Path, old: str, new: str) -> None:
     (folder / "topology.yaml").write_text(text.replace(old, new))
 
 
-def did(said: Any) -> dict[str, str]:
-    """What was done, by who, but for those who were left as they are."""
-    return {one["name"]: one["did"] for one in said.json["certificates"] if one["did"] != "kept"}
+def actions(result: Any) -> dict[str, str]:
+    """Return the action taken for each identity, without those left unchanged."""
+    return {one["name"]: one["did"] for one in result.json["certificates"] if one["did"] != "kept"}
 
 
-def state(folder: Path) -> dict[Path, bytes]:
+def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in (folder / "pki").rglob("*") if path.is_file()}
 
 
-def test_everybody_gets_one_and_a_second_time_nothing_happens(apply: Run, tmp_path: Path) -> None:
+def test_every_identity_gets_a_certificate_and_a_second_run_changes_nothing(apply: Run, tmp_path: Path) -> None:
     first = apply("--init", "--json")
-    before = state(tmp_path)
+    before = contents(tmp_path)
     second = apply("--json")
 
     assert (first.code, second.code) == (0, 0)
     assert first.json["made"] == ["root", "region", "hall", "yard", "world"]
-    assert did(first) == dict.fromkeys(EVERYBODY, "issued")
-    assert (second.json["made"], did(second), second.json["surplus"]) == ([], {}, [])
-    assert state(tmp_path) == before
+    assert actions(first) == dict.fromkeys(ALL_IDENTITIES, "issued")
+    assert (second.json["made"], actions(second), second.json["surplus"]) == ([], {}, [])
+    assert contents(tmp_path) == before
 
 
-def test_every_file_that_is_rendered_finds_its_certificates(apply: Run, hedgerow: Run, tmp_path: Path) -> None:
-    """Whatever path below the folder a configuration, unit or README names is there."""
+def test_certificates_named_in_rendered_files_exist(apply: Run, hedgerow: Run, tmp_path: Path) -> None:
+    """Every path below the folder that a configuration, unit or README names exists."""
     assert apply("--init").code == 0
     assert hedgerow("topology", "render", tmp_path / "topology.yaml", "--out", tmp_path / "out").code == 0
 
@@ -118,20 +118,20 @@ def test_a_broker_is_certified_for_the_host_of_its_url(apply: Run, tmp_path: Pat
     assert north.subject.rfc4514_string().startswith("CN=north,")
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(apply: Run, tmp_path: Path) -> None:
-    said = apply("--init", "--dry-run")
+def test_a_dry_run_prints_planned_actions_and_changes_nothing(apply: Run, tmp_path: Path) -> None:
+    result = apply("--init", "--dry-run")
 
-    assert said.code == 0
-    assert "To make root, region, hall, yard, world" in said.out
-    assert re.search(r"world/bridge/north +bridge +to issue", said.out)
+    assert result.code == 0
+    assert "Would create root, region, hall, yard, world" in result.out
+    assert re.search(r"world/bridge/north +bridge +to issue", result.out)
     assert not (tmp_path / "pki").exists()
 
 
-def test_without_init_it_says_what_is_missing(apply: Run, tmp_path: Path) -> None:
-    said = apply()
-    assert said.code == 1
-    assert "lacks root, region, hall, yard, world" in said.err
-    assert "--init" in said.err
+def test_without_init_a_missing_authority_is_an_error(apply: Run, tmp_path: Path) -> None:
+    result = apply()
+    assert result.code == 1
+    assert "lacks root, region, hall, yard, world" in result.err
+    assert "--init" in result.err
 
     apply("--init")
     edit(tmp_path, "  yard:", "  barn: {broker: b.lan, nodes: [a]}\n  yard:")
@@ -140,13 +140,13 @@ def test_without_init_it_says_what_is_missing(apply: Run, tmp_path: Path) -> Non
     assert "The key of root is not on this machine" in apply("--init").err
     (tmp_path / "root.key").rename(tmp_path / "pki/root.key")
     added = apply("--init", "--json")
-    assert did(added) == dict.fromkeys(("barn/broker", "barn", "barn/a", "barn/cam"), "issued")
+    assert actions(added) == dict.fromkeys(("barn/broker", "barn", "barn/a", "barn/cam"), "issued")
 
 
-def test_what_ends_soon_is_renewed_for_as_long_again(
+def test_a_certificate_that_expires_soon_is_renewed_for_its_original_lifetime(
     apply: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that were made for longer, or by hand for another time, are left until it is their turn."""
+    """Certificates issued by hand for longer are not renewed yet."""
     apply("--init", "--days", 9)
     pki = Pki(tmp_path / "pki", lambda: datetime.now(UTC))
     pki.revoke(parse("anna@region"), "superseded")
@@ -154,99 +154,100 @@ def test_what_ends_soon_is_renewed_for_as_long_again(
     key = (tmp_path / "pki/hall/issued/a/tls.key").read_bytes()
 
     monkeypatch.setattr(command, "_now", lambda: datetime.now(UTC) + timedelta(days=7))
-    said = apply("--json")
+    result = apply("--json")
 
-    assert did(said) == dict.fromkeys(EVERYBODY - {"anna@region"}, "renewed")
-    ends = {one["name"]: one["certificate"]["ends"] for one in said.json["certificates"]}
-    assert datetime.fromisoformat(ends["hall/a"]) - datetime.now(UTC) > timedelta(days=15, hours=23)
+    assert actions(result) == dict.fromkeys(ALL_IDENTITIES - {"anna@region"}, "renewed")
+    expires = {one["name"]: one["certificate"]["ends"] for one in result.json["certificates"]}
+    assert datetime.fromisoformat(expires["hall/a"]) - datetime.now(UTC) > timedelta(days=15, hours=23)
     assert (tmp_path / "pki/hall/issued/a/tls.key").read_bytes() == key
 
 
-def test_what_the_topology_says_otherwise_now_is_certified_anew_for_the_same_key(apply: Run, tmp_path: Path) -> None:
-    """A host that somebody added by hand stays."""
+def test_a_changed_host_or_role_is_certified_again_for_the_same_key(apply: Run, tmp_path: Path) -> None:
+    """Hosts added by hand are kept."""
     apply("--init")
     pki = Pki(tmp_path / "pki", lambda: datetime.now(UTC))
     pki.amend(parse("region/broker"), "broker", ["r.example", "10.0.0.1"])
     edit(tmp_path, "r.example", "mqtt.north.example")
     edit(tmp_path, "operator: [anna]", "viewer: [anna]")
-    said = apply("--json")
+    result = apply("--json")
 
-    assert did(said) == {"region/broker": "changed", "anna@region": "changed"}
+    assert actions(result) == {"region/broker": "changed", "anna@region": "changed"}
     assert pki.find(parse("region/broker")).hosts == ["mqtt.north.example", "r.example", "10.0.0.1"]  # type: ignore[union-attr]
     assert pki.find(parse("anna@region")).role == "viewer"  # type: ignore[union-attr]
-    assert did(apply("--json")) == {}
+    assert actions(apply("--json")) == {}
 
 
-def test_a_stolen_site_authority_cannot_play_a_broker_elsewhere(apply: Run, tmp_path: Path) -> None:
-    """Everybody believes the root, and so what it has signed; but each of those only for its own host."""
+def test_a_stolen_site_authority_cannot_certify_another_broker(apply: Run, tmp_path: Path) -> None:
+    """All clients trust the root and every authority it signed, but an authority is constrained to its own host."""
     apply("--init")
     now, signer, key = datetime.now(UTC), Pki(tmp_path / "pki", lambda: datetime.now(UTC)).authority("yard"), new_key()
 
     def certifies(host: str) -> bool:
-        made = leaf(
+        forged = leaf(
             IdentityKind.BROKER, host, "broker", key.public_key(), signer.certificate(), signer.key(), now, now + timedelta(days=1), [host]
         )  # fmt: skip
-        (tmp_path / "forged.pem").write_bytes(pem(made))
+        (tmp_path / "forged.pem").write_bytes(pem(forged))
         (tmp_path / "authority.pem").write_bytes(pem(signer.certificate()))
-        checking = ["openssl", "verify", "-CAfile", tmp_path / "pki/root.crt", "-untrusted", tmp_path / "authority.pem"]
-        return subprocess.run([*checking, tmp_path / "forged.pem"], capture_output=True, check=False).returncode == 0
+        command = ["openssl", "verify", "-CAfile", tmp_path / "pki/root.crt", "-untrusted", tmp_path / "authority.pem"]
+        return subprocess.run([*command, tmp_path / "forged.pem"], capture_output=True, check=False).returncode == 0
 
     assert certifies("broker.yard.lan")
     assert not certifies("r.example")
 
 
-def test_a_site_whose_broker_moves_needs_an_authority_that_may_say_so(
+def test_moving_a_broker_needs_a_renewed_authority_and_the_printed_remedy_works(
     apply: Run, hedgerow: Run, tmp_path: Path
 ) -> None:
-    """A stolen site's authority cannot certify a broker elsewhere; the remedy that is named is one."""
+    """A site's authority is constrained to its broker's host."""
     apply("--init")
     edit(tmp_path, "broker.yard.lan", "b.yard-2.lan")
     edit(tmp_path, "10.7.0.2", "10.7.0.3")
     refused = apply("--json")
-    assert (refused.code, did(refused)) == (1, {"yard/broker": "failed", "hall/broker": "failed"})
-    assert did(apply("--dry-run", "--json")) == did(refused)
+    assert (refused.code, actions(refused)) == (1, {"yard/broker": "failed", "hall/broker": "failed"})
+    assert actions(apply("--dry-run", "--json")) == actions(refused)
 
     for one in refused.json["certificates"]:
         if one["did"] == "failed":
             (remedy,) = re.findall(r"`hedgerow (.*)`", one["remedy"])
             assert hedgerow(*remedy.split(), "--folder", tmp_path / "pki").code == 0
-    assert did(apply("--json")) == {"yard/broker": "changed", "hall/broker": "changed"}
+    assert actions(apply("--json")) == {"yard/broker": "changed", "hall/broker": "changed"}
 
 
-def test_what_was_revoked_is_not_issued_again_by_itself(apply: Run, hedgerow: Run, tmp_path: Path) -> None:
-    """Nor does it, or a file that is spoiled, hold up anybody else."""
+def test_a_revoked_certificate_is_not_reissued_automatically(apply: Run, hedgerow: Run, tmp_path: Path) -> None:
+    """Neither that nor a damaged file blocks the others."""
     apply("--init")
     hedgerow("pki", "revoke", "hall/a", "--reason", "key-compromise", "--folder", tmp_path / "pki")
     (tmp_path / "pki/hall/issued/b/tls.crt").write_text("spoiled")
     edit(tmp_path, "nodes: [a]", "nodes: [a, c]")
-    said = apply("--json")
+    result = apply("--json")
 
-    assert (said.code, did(said)) == (1, {"hall/a": "failed", "hall/b": "failed", "yard/c": "issued"})
+    assert (result.code, actions(result)) == (1, {"hall/a": "failed", "hall/b": "failed", "yard/c": "issued"})
     assert "hall/a was revoked: key-compromise" in apply().err
 
 
-def test_what_the_topology_does_not_name_is_told_and_left(apply: Run, tmp_path: Path) -> None:
+def test_certificates_not_in_the_topology_are_reported_and_kept(apply: Run, tmp_path: Path) -> None:
     apply("--init")
     edit(tmp_path, "nodes: [a, b]", "nodes: [a]")
-    said = apply()
+    result = apply()
 
-    assert said.code == 0
-    assert "hall/b is not in the topology" in said.err
+    assert result.code == 0
+    assert "hall/b is not in the topology" in result.err
     assert (tmp_path / "pki/hall/issued/b/tls.crt").exists()
 
 
-def test_authorities_that_are_kept_elsewhere_are_left_to_who_has_them(apply: Run, tmp_path: Path) -> None:
-    """Their key is not here, or they are not ours at all."""
+def test_authorities_managed_elsewhere_are_skipped(apply: Run, tmp_path: Path) -> None:
+    """Because their key is not here, or because of --without."""
     apply("--init", "--without", "world")
     assert not (tmp_path / "pki/world").exists()
     assert "lacks world" in apply().err
 
     (tmp_path / "pki/yard/ca.key").unlink()
     edit(tmp_path, "nodes: [a]", "nodes: [a, c]")
-    said = apply("--without", "world", "--json")
-    assert said.code == 0
-    assert did(said) == dict.fromkeys(("yard/broker", "yard/a", "yard/c", "yard/cam"), "elsewhere")
-    assert "Elsewhere, since their keys are not here: what yard certifies." in apply("--without", "world").out
+    result = apply("--without", "world", "--json")
+    assert result.code == 0
+    assert actions(result) == dict.fromkeys(("yard/broker", "yard/a", "yard/c", "yard/cam"), "elsewhere")
+    message = "Skipped certificates by yard: the authority's key is not on this machine."
+    assert message in apply("--without", "world").out
 
 
 def test_a_folder_of_another_region_is_refused(apply: Run, tmp_path: Path) -> None:
@@ -256,12 +257,12 @@ def test_a_folder_of_another_region_is_refused(apply: Run, tmp_path: Path) -> No
     assert "belongs to the region north, not east" in apply("--init").err
 
 
-def test_the_roots_key_may_have_a_passphrase(apply: Run, tmp_path: Path) -> None:
-    (tmp_path / "words").write_text("correct horse\n")
-    said = apply("--init", "--passphrase-file", tmp_path / "words")
+def test_root_key_may_have_a_passphrase(apply: Run, tmp_path: Path) -> None:
+    (tmp_path / "root.pass").write_text("correct horse\n")
+    result = apply("--init", "--passphrase-file", tmp_path / "root.pass")
 
-    assert said.code == 0
+    assert result.code == 0
     assert b"ENCRYPTED" in (tmp_path / "pki/root.key").read_bytes()
-    assert "Take " in said.out
-    assert "correct horse" not in said.out + said.err
+    assert f"Move {tmp_path / 'pki/root.key'} off this machine" in result.out
+    assert "correct horse" not in result.out + result.err
     assert apply().code == 0

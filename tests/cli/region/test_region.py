@@ -1,4 +1,4 @@
-"""`hedgerow region` and `hedgerow results`, on a store that somebody has filled."""
+"""`hedgerow region` and `hedgerow results`, on a store with results."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = RegionConfig.model_validate({"region": {"name": "test"}, "store": {"url": url}})
     filled = RegionStore(open_database(url, write=True), config)
     now = time.time()
-    items = []
+    records = []
     for n in range(1, 1201):
         body = json.dumps({"at": now, "result": {"detections": [{"label": "face", "n": n}]}}).encode()
         node = Address("test", "s1" if n % 2 else "s2", "gate")
         number = Number("e1", 0, n) if n % 3 else None
         at = now - 7200 + n
-        items.append(
+        records.append(
             ResultRecord(node, len(body), now, True, "doors", number, f"i{n}", at, "application/json", None, body)
         )
     picture = Address("test", "s1", "cam")
-    items.append(
+    records.append(
         ResultRecord(picture, 3, now, True, "views", None, "pic", now, "image/jpeg", '[["a","b"]]', b"\xff\xd8\xff")
     )
-    filled.apply(items)
+    filled.apply(records)
     filled.close()
     return folder
 
 
 @pytest.fixture
 def filled(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """That folder, entered."""
+    """That folder, as the current one."""
     monkeypatch.chdir(store)
     return store
 
 
-def lines(done: Result) -> list[dict[str, Any]]:
-    assert done.code == 0, done.err
-    return list(done.json_lines)
+def rows_of(result: Result) -> list[dict[str, Any]]:
+    assert result.code == 0, result.err
+    return list(result.json_lines)
 
 
-def test_all_results_come_as_lines_in_order_of_capture(filled: Path, hedgerow: Hedgerow) -> None:
-    found = lines(hedgerow("results", "query", "--json"))
+def test_json_prints_all_results_as_lines_in_order_of_capture(filled: Path, hedgerow: Hedgerow) -> None:
+    found = rows_of(hedgerow("results", "query", "--json"))
 
     assert len(found) == 1201
     assert [row["captured_at"] for row in found] == sorted(row["captured_at"] for row in found)
@@ -88,28 +88,28 @@ def test_all_results_come_as_lines_in_order_of_capture(filled: Path, hedgerow: H
         (["--since", "2020-01-01"], 1201),
     ],
 )
-def test_results_are_found_by_place_pipeline_and_time(
+def test_results_are_filtered_by_site_node_pipeline_and_time(
     filled: Path, hedgerow: Hedgerow, options: list[str], count: int
 ) -> None:
-    found = lines(hedgerow("results", "query", "--json", *options))
+    found = rows_of(hedgerow("results", "query", "--json", *options))
 
     assert len(found) == count
     assert [row["captured_at"] for row in found] == sorted(row["captured_at"] for row in found)
 
 
 def test_a_table_shows_the_newest(filled: Path, hedgerow: Hedgerow) -> None:
-    done = hedgerow("results", "query", "--newest", "2")
+    result = hedgerow("results", "query", "--newest", "2")
 
-    assert " face" in done.out
-    assert "image/jpeg, 3 bytes" in done.out
-    assert done.out.endswith("2 results.\n")
+    assert " face" in result.out
+    assert "image/jpeg, 3 bytes" in result.out
+    assert result.out.endswith("2 results.\n")
 
 
-def test_a_parquet_file_holds_the_same(filled: Path, hedgerow: Hedgerow, tmp_path: Path) -> None:
+def test_a_parquet_file_has_the_same_results(filled: Path, hedgerow: Hedgerow, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    done = hedgerow("results", "query", "--parquet", str(tmp_path / "all.parquet"))
+    result = hedgerow("results", "query", "--parquet", str(tmp_path / "all.parquet"))
 
-    assert done.code == 0, done.err
+    assert result.code == 0, result.err
     table = parquet.read_table(tmp_path / "all.parquet")
     assert table.num_rows == 1201
     assert table.column("id").to_pylist()[:3] == ["i1", "i2", "i3"]
@@ -125,7 +125,9 @@ def test_a_parquet_file_holds_the_same(filled: Path, hedgerow: Hedgerow, tmp_pat
         ("psycopg", ["region", "status", "--store", "postgresql://x/y"], "hedgerow[region]"),
     ],
 )
-def test_without_a_library_it_is_said_what_to_install(filled: Path, package: str, args: list[str], extra: str) -> None:
+def test_a_missing_library_is_an_error_that_names_the_extra(
+    filled: Path, package: str, args: list[str], extra: str
+) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from hedgerow.cli.main import main; main()"
     done = processes.run(
         [sys.executable, "-c", code, *args], stderr=subprocess.PIPE, text=True, cwd=filled, check=False
@@ -135,57 +137,59 @@ def test_without_a_library_it_is_said_what_to_install(filled: Path, package: str
     assert extra in done.stderr
 
 
-def test_status_of_a_store_whose_collector_is_gone_says_so(filled: Path, hedgerow: Hedgerow) -> None:
-    said = hedgerow("region", "status", "--json").json
+def test_status_reports_that_no_collector_is_connected(filled: Path, hedgerow: Hedgerow) -> None:
+    status = hedgerow("region", "status", "--json").json
 
-    assert [site["site"] for site in said["sites"]] == ["s1", "s2"]
-    assert sum(site["results"] for site in said["sites"]) == 1201
-    assert said["collector"]["connected"] is False
+    assert [site["site"] for site in status["sites"]] == ["s1", "s2"]
+    assert sum(site["results"] for site in status["sites"]) == 1201
+    assert status["collector"]["connected"] is False
     assert "test/s2/gate" in hedgerow("region", "status").out
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "message"),
     [
-        (["results", "query", "--since", "yesterday"], 2, "is no time"),
-        (["results", "query", "--site", "a/b"], 2, "is no name"),
-        (["results", "query", "--json", "--parquet", "x"], 2, "one of them"),
+        (["results", "query", "--since", "yesterday"], 2, "is not a time"),
+        (["results", "query", "--site", "a/b"], 2, "is not a valid name"),
+        (["results", "query", "--json", "--parquet", "x"], 2, "Use only one of them"),
         (["results", "query", "--store", "nothing.db"], 1, "There is no store"),
         (["region", "status", "--config", "nothing.yaml"], 2, "cannot be read"),
     ],
 )
-def test_what_is_asked_wrongly_is_answered_with_a_remedy(
-    filled: Path, hedgerow: Hedgerow, args: list[str], code: int, said: str
+def test_invalid_arguments_are_errors_with_a_remedy(
+    filled: Path, hedgerow: Hedgerow, args: list[str], code: int, message: str
 ) -> None:
-    done = hedgerow(*args)
+    result = hedgerow(*args)
 
-    assert done.code == code
-    assert said in done.err
-    assert "→" in done.err
+    assert result.code == code
+    assert message in result.err
+    assert "→" in result.err
 
 
-def test_without_a_store_one_is_asked_for(tmp_path: Path, hedgerow: Hedgerow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_store_the_error_names_the_options(
+    tmp_path: Path, hedgerow: Hedgerow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    done = hedgerow("region", "status")
+    result = hedgerow("region", "status")
 
-    assert done.code == 2
-    assert "--store STORE or --config FILE" in done.err
+    assert result.code == 2
+    assert "--store STORE or --config FILE" in result.err
 
 
-def test_a_configuration_that_is_wrong_is_said_with_its_line(
+def test_an_invalid_configuration_is_reported_with_its_line(
     tmp_path: Path, hedgerow: Hedgerow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "region.yaml").write_text("region:\n  name: test\nretention:\n  day: 3\n")
-    done = hedgerow("region", "check", "region.yaml")
+    result = hedgerow("region", "check", "region.yaml")
 
-    assert done.code == 2
-    assert "region.yaml:4: retention.day: unknown key" in done.err
-    assert "Did you mean `days`?" in done.err
+    assert result.code == 2
+    assert "region.yaml:4: retention.day: unknown key" in result.err
+    assert "Did you mean `days`?" in result.err
     (tmp_path / "region.yaml").write_text("region: {name: test}\n")
     assert "ok (region test)" in hedgerow("region", "check", "region.yaml").out
 
 
-def test_the_example_can_be_used() -> None:
+def test_the_example_configuration_is_valid() -> None:
     example = Path(__file__).parents[3] / "configs" / "region.yaml"
     assert config.load(example).region.name == "retail"

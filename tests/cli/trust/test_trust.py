@@ -1,4 +1,4 @@
-"""`hedgerow trust` and `hedgerow model publish`: a repository made and kept by the command line alone, and what it says."""
+"""`hedgerow trust` and `hedgerow model publish`: a repository managed by the command line alone."""
 
 from __future__ import annotations
 
@@ -26,38 +26,40 @@ from hedgerow.trust.documents import FolderDocuments
 from hedgerow.wire.fleet import ModelRef
 
 Hedgerow = Callable[..., Any]
-WORD = "correct horse battery staple"
+PASSPHRASE = "correct horse battery staple"
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands run in a folder of their own."""
+    """Change to an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def begun(hedgerow: Hedgerow, here: Path) -> Path:
-    """A repository with three keys of the root, two of which must sign, none with a passphrase."""
-    made = hedgerow("trust", "init", "--no-passphrase", "--json")
-    assert made.code == 0, made.err
+def initialised(hedgerow: Hedgerow, here: Path) -> Path:
+    """Folder of a repository with three root keys, two of which must sign, none with a passphrase."""
+    created = hedgerow("trust", "init", "--no-passphrase", "--json")
+    assert created.code == 0, created.err
     return here
 
 
 def build(hedgerow: Hedgerow, here: Path) -> Path:
-    """A bundle of a small model, built as a user does."""
+    """Build a bundle of a small model as a user does."""
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]>\ngraph (float[N,3] x) => (float[N,3] y) { y = Add(x, x) }'
     )
     onnx.save(model, here / "door.onnx")
     np.savez(here / "frames.npz", x=np.random.default_rng(0).random((16, 3), np.float32))
-    built = done(hedgerow("model", "build", "door.onnx", "--version", "1.0.0", "--samples", "frames.npz", "--json"))
+    built = succeeded(
+        hedgerow("model", "build", "door.onnx", "--version", "1.0.0", "--samples", "frames.npz", "--json")
+    )
     return Path(built.json["folder"])
 
 
 @pytest.fixture
 def bundle(here: Path) -> Path:
-    """A bundle that is quick to make: bytes that stand for a model."""
+    """A bundle with arbitrary bytes in place of a model, which is quick to create."""
     return make_bundle(here / "door-1.0.0").folder
 
 
@@ -66,35 +68,35 @@ def node(folder: Path, name: str = "node") -> TrustClient:
     return TrustClient(folder / name, root, FolderDocuments(folder / "models"))
 
 
-def done(said: Any) -> Any:
-    assert said.code == 0, said.err or said.out
-    return said
+def succeeded(result: Any) -> Any:
+    assert result.code == 0, result.err or result.out
+    return result
 
 
-# From beginning to end
+# End to end
 
 
-async def test_a_repository_of_the_command_lines_is_believed_by_a_node_over_a_broker(
-    hedgerow: Hedgerow, in_background: Callable[..., Any], begun: Path, broker: Mosquitto
+async def test_a_node_follows_a_repository_managed_by_commands_over_a_broker(
+    hedgerow: Hedgerow, in_background: Callable[..., Any], initialised: Path, broker: Mosquitto
 ) -> None:
-    """Made, given an owner, published to, rotated and kept by nothing but commands; a node follows all of it."""
+    """Creation, an owner, a publication, key rotations: all by commands."""
 
     async def run(*args: object) -> Any:
-        return done(await in_background(*args))
+        return succeeded(await in_background(*args))
 
     await run("trust", "key", "vision.pem", "--no-passphrase")
     await run("trust", "add", "vision", "--model", "do*", "--public-key", "vision.pub", "--key", "keys/targets.pem")
-    built = await asyncio.to_thread(build, hedgerow, begun)
+    built = await asyncio.to_thread(build, hedgerow, initialised)
     published = (await run("model", "publish", built, "--to", "models", "--key", "vision.pem", "--json")).json
     ref = ModelRef(name="door", version="1.0.0", digest=published["digest"])
     address, options = Address("by-hand", "hall", "n1"), ClientOptions(url=broker.url)
-    store = BlobStore(begun / "store", 1 << 30)
+    store = BlobStore(initialised / "store", 1 << 30)
     async with (
-        BlobServer(options, address.region, begun / "models"),
+        BlobServer(options, address.region, initialised / "models"),
         BlobFetcher(options, address, store) as fetcher,
     ):
-        root = (begun / "models/metadata/1.root.json").read_bytes()
-        trust = TrustClient(begun / "trust", root, fetcher.documents)
+        root = (initialised / "models/metadata/1.root.json").read_bytes()
+        trust = TrustClient(initialised / "trust", root, fetcher.documents)
         content = await asyncio.to_thread(trust.manifest, ref, {})
         manifest = read_manifest(content, ref.digest)
         await fetcher.fetch(manifest.files())
@@ -118,28 +120,28 @@ async def test_a_repository_of_the_command_lines_is_believed_by_a_node_over_a_br
     assert [key["name"] for key in status["roles"][0]["keys"]] == ["root-2", "root-3", "dora"]
 
 
-def test_a_ceremony_of_several_people_each_with_a_word_of_his_own(hedgerow: Hedgerow, here: Path) -> None:
-    """Two of three sign, each on a machine of his own; what only one has signed waits."""
+def test_a_ceremony_of_several_people_each_with_their_own_passphrase(hedgerow: Hedgerow, here: Path) -> None:
+    """Two of three must sign, each on their own machine; a change with one signature waits."""
     for name in ("anna", "bo", "carl"):
-        (here / f"{name}.word").write_text(f"{name}'s word\n")
-        done(hedgerow("trust", "key", f"{name}.pem", "--passphrase-file", f"{name}.word"))
-    (here / "words").write_text("anna's word\nbo's word\nwhat targets has\n")
-    done(hedgerow("trust", "key", "targets.pem", "--passphrase-file", "words"))  # the first of them
+        (here / f"{name}.pass").write_text(f"{name}'s passphrase\n")
+        succeeded(hedgerow("trust", "key", f"{name}.pem", "--passphrase-file", f"{name}.pass"))
+    (here / "passphrases").write_text("anna's passphrase\nbo's passphrase\ntargets' passphrase\n")
+    succeeded(hedgerow("trust", "key", "targets.pem", "--passphrase-file", "passphrases"))  # takes the first
     roots = ("--root-key", "anna.pem", "--root-key", "bo.pem", "--root-key", "carl.pub")
-    done(hedgerow("trust", "init", *roots, "--targets-key", "targets.pem", "--passphrase-file", "words"))
+    succeeded(hedgerow("trust", "init", *roots, "--targets-key", "targets.pem", "--passphrase-file", "passphrases"))
     assert node(here).refresh().root == 1
 
-    waits = done(
+    waits = succeeded(
         hedgerow("trust", "rotate", "root", "--old-key", "bo", "--new-key", "targets.pub", "--key", "anna.pem",
-                 "--passphrase-file", "anna.word")
+                 "--passphrase-file", "anna.pass")
     )  # fmt: skip
-    assert "root 2 waits for 1 more signature, of bo, carl" in waits.out.replace("targets, ", "").replace(
+    assert "root 2 waits for 1 more signature from bo, carl" in waits.out.replace("targets, ", "").replace(
         ", targets", ""
     )
     assert "hedgerow trust sign --key KEY" in waits.out
-    assert "root 2 waits for 1 signature" in done(hedgerow("trust", "status")).out
+    assert "root 2 waits for 1 signature" in succeeded(hedgerow("trust", "status")).out
     assert node(here).refresh().root == 1
-    done(hedgerow("trust", "sign", "--key", "carl.pem", "--passphrase-file", "carl.word"))
+    succeeded(hedgerow("trust", "sign", "--key", "carl.pem", "--passphrase-file", "carl.pass"))
     assert node(here).refresh().root == 2
 
 
@@ -147,109 +149,117 @@ def test_a_key_on_a_token_signs_the_root_and_models(
     hedgerow: Hedgerow, here: Path, bundle: Path, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEDGEROW_TRUST_PIN", "1234")
-    done(hedgerow("trust", "key", "bo.pem", "--no-passphrase"))
-    done(hedgerow("trust", "init", "--root-key", token, "--root-key", "bo.pem", "--no-passphrase"))
-    done(hedgerow("trust", "add", "vision", "--model", "door", "--public-key", token, "--key", "keys/targets.pem"))
-    published = done(hedgerow("model", "publish", bundle, "--to", "models", "--key", token, "--json")).json
+    succeeded(hedgerow("trust", "key", "bo.pem", "--no-passphrase"))
+    succeeded(hedgerow("trust", "init", "--root-key", token, "--root-key", "bo.pem", "--no-passphrase"))
+    succeeded(hedgerow("trust", "add", "vision", "--model", "door", "--public-key", token, "--key", "keys/targets.pem"))
+    published = succeeded(hedgerow("model", "publish", bundle, "--to", "models", "--key", token, "--json")).json
 
     assert node(here).manifest(ModelRef(name="door", version="1.0.0", digest=published["digest"]), {})
-    assert token in done(hedgerow("trust", "status")).out
+    assert token in succeeded(hedgerow("trust", "status")).out
 
 
-def test_a_lost_targets_key_is_replaced_and_the_next_command_is_named(hedgerow: Hedgerow, begun: Path) -> None:
-    done(hedgerow("trust", "key", "t2.pem", "--no-passphrase"))
+def test_replacing_a_lost_targets_key_suggests_the_next_command(hedgerow: Hedgerow, initialised: Path) -> None:
+    succeeded(hedgerow("trust", "key", "t2.pem", "--no-passphrase"))
     root = ("--key", "keys/root-1.pem", "--key", "keys/root-2.pem")
 
-    said = done(hedgerow("trust", "rotate", "targets", "--old-key", "targets", "--new-key", "t2.pub", *root))
-    assert "hedgerow trust renew targets --key KEY" in said.out
+    rotated = succeeded(hedgerow("trust", "rotate", "targets", "--old-key", "targets", "--new-key", "t2.pub", *root))
+    assert "hedgerow trust renew targets --key KEY" in rotated.out
     shown = hedgerow("trust", "status")
     assert shown.code == 1
     assert "hedgerow trust renew targets" in shown.out
 
-    done(hedgerow("trust", "renew", "targets", "--key", "t2.pem"))
-    assert done(hedgerow("trust", "status")).code == 0
-    assert node(begun).refresh().root == 2
+    succeeded(hedgerow("trust", "renew", "targets", "--key", "t2.pem"))
+    assert succeeded(hedgerow("trust", "status")).code == 0
+    assert node(initialised).refresh().root == 2
 
 
-def test_versions_are_published_once_withdrawn_and_told_of(hedgerow: Hedgerow, begun: Path, bundle: Path) -> None:
-    done(hedgerow("trust", "key", "vision.pem", "--no-passphrase"))
-    done(
+def test_a_version_is_published_once_and_can_be_withdrawn(hedgerow: Hedgerow, initialised: Path, bundle: Path) -> None:
+    succeeded(hedgerow("trust", "key", "vision.pem", "--no-passphrase"))
+    succeeded(
         hedgerow("trust", "add", "vision", "--model", "door", "--public-key", "vision.pub", "--key", "keys/targets.pem")
     )
     publish = ("model", "publish", bundle, "--to", "models", "--key", "vision.pem")
 
-    first = done(hedgerow(*publish, "--for", "site=hall-2"))
-    again = done(hedgerow(*publish, "--for", "site=hall-2"))
-    shown = done(hedgerow("trust", "status"))
+    first = succeeded(hedgerow(*publish, "--for", "site=hall-2"))
+    again = succeeded(hedgerow(*publish, "--for", "site=hall-2"))
+    shown = succeeded(hedgerow("trust", "status"))
 
     assert "Published door 1.0.0 for site=hall-2, signed by vision." in first.out
-    assert "door 1.0.0 was published already." in again.out
+    assert "door 1.0.0 is already published." in again.out
     assert "0 new chunks" in again.out
     assert any(line.split()[:4] == ["door", "1.0.0", "vision", "site=hall-2"] for line in shown.out.splitlines())
-    done(hedgerow("trust", "renew", "vision", "--drop", "door/1.0.0", "--key", "vision.pem"))
-    assert "site=hall-2" not in done(hedgerow("trust", "status")).out
+    succeeded(hedgerow("trust", "renew", "vision", "--drop", "door/1.0.0", "--key", "vision.pem"))
+    assert "site=hall-2" not in succeeded(hedgerow("trust", "status")).out
 
 
-def test_what_an_owner_published_is_taken_in_by_a_refresh(hedgerow: Hedgerow, begun: Path, bundle: Path) -> None:
-    done(hedgerow("trust", "key", "vision.pem", "--no-passphrase"))
-    done(
+def test_a_refresh_makes_a_published_version_visible_to_nodes(
+    hedgerow: Hedgerow, initialised: Path, bundle: Path
+) -> None:
+    succeeded(hedgerow("trust", "key", "vision.pem", "--no-passphrase"))
+    succeeded(
         hedgerow("trust", "add", "vision", "--model", "door", "--public-key", "vision.pub", "--key", "keys/targets.pem")
     )
-    (begun / "models.online.pem").rename(begun / "region.pem")
+    (initialised / "models.online.pem").rename(initialised / "region.pem")
 
-    said = done(hedgerow("model", "publish", bundle, "--to", "models", "--key", "vision.pem"))
-    assert "hedgerow trust refresh" in said.out
-    assert "Nodes do not see yet what vision has signed" in done(hedgerow("trust", "status")).out
+    published = succeeded(hedgerow("model", "publish", bundle, "--to", "models", "--key", "vision.pem"))
+    assert "hedgerow trust refresh" in published.out
+    assert "Nodes do not see the newest metadata of vision yet" in succeeded(hedgerow("trust", "status")).out
     refused = hedgerow("trust", "refresh")
     assert refused.code == 1
     assert "--online-key FILE" in refused.err
 
-    assert "Refreshed; nodes believe it until" in done(hedgerow("trust", "refresh", "--online-key", "region.pem")).out
-    assert done(hedgerow("trust", "refresh", "--online-key", "region.pem", "--json")).json["changed"] is False
+    assert (
+        "Refreshed; valid for nodes until" in succeeded(hedgerow("trust", "refresh", "--online-key", "region.pem")).out
+    )
+    assert succeeded(hedgerow("trust", "refresh", "--online-key", "region.pem", "--json")).json["changed"] is False
 
 
-# Keys and words
+# Keys and passphrases
 
 
-def test_new_keys_are_their_owners_alone_and_no_word_is_ever_printed(
+def test_new_keys_are_private_and_passphrases_never_printed(
     hedgerow: Hedgerow, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A word comes from the environment, a file or a prompt; there is no option for it that others could see."""
-    monkeypatch.setenv("HEDGEROW_TRUST_PASSPHRASE", WORD)
-    said = [
-        done(hedgerow("trust", "init")),
-        done(hedgerow("trust", "key", "vision.pem")),
-        done(hedgerow("trust", "add", "v", "--model", "m", "--public-key", "vision.pub", "--key", "keys/targets.pem")),
-        done(hedgerow("trust", "status", "--json")),
+    """Passphrases come from the environment, a file or a prompt, never from an option, which the process list shows."""
+    monkeypatch.setenv("HEDGEROW_TRUST_PASSPHRASE", PASSPHRASE)
+    results = [
+        succeeded(hedgerow("trust", "init")),
+        succeeded(hedgerow("trust", "key", "vision.pem")),
+        succeeded(
+            hedgerow("trust", "add", "v", "--model", "m", "--public-key", "vision.pub", "--key", "keys/targets.pem")
+        ),
+        succeeded(hedgerow("trust", "status", "--json")),
     ]
-    monkeypatch.setenv("HEDGEROW_TRUST_PASSPHRASE", "another word")
-    said.append(hedgerow("trust", "renew", "targets", "--key", "keys/targets.pem", input=""))
+    monkeypatch.setenv("HEDGEROW_TRUST_PASSPHRASE", "another passphrase")
+    results.append(hedgerow("trust", "renew", "targets", "--key", "keys/targets.pem", input=""))
 
-    assert said[-1].code == 1
+    assert results[-1].code == 1
     keys = [*(here / "keys").glob("*.pem"), here / "vision.pem", here / "models.online.pem"]
     assert len(keys) == 6
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert [key.name for key in keys if b"ENCRYPTED" not in key.read_bytes()] == ["models.online.pem"]
-    assert not any(word in one.out + one.err for one in said for word in (WORD, "another word", "PRIVATE KEY"))
+    secrets = (PASSPHRASE, "another passphrase", "PRIVATE KEY")
+    assert not any(secret in result.out + result.err for result in results for secret in secrets)
     for verb in ("init", "key", "add", "rotate", "sign", "renew", "refresh", "remove"):
-        options = done(hedgerow("trust", verb, "--help")).out
+        options = succeeded(hedgerow("trust", verb, "--help")).out
         assert "--passphrase-file" in options
         assert "--passphrase " not in options
 
 
-def test_a_word_is_typed_twice_for_a_new_key_and_once_for_an_old_one(hedgerow: Hedgerow, here: Path) -> None:
-    made = hedgerow("trust", "key", "anna.pem", input=f"{WORD}\n{WORD}\n")
-    other = hedgerow("trust", "key", "bo.pem", input="one\nanother\n")
-    begun = hedgerow("trust", "init", "--root-key", "anna.pem", "--threshold", 1, "--no-passphrase", input=f"{WORD}\n")
+def test_the_passphrase_of_a_new_key_is_typed_twice_and_of_an_old_one_once(hedgerow: Hedgerow, here: Path) -> None:
+    created = hedgerow("trust", "key", "anna.pem", input=f"{PASSPHRASE}\n{PASSPHRASE}\n")
+    mistyped = hedgerow("trust", "key", "bo.pem", input="one\nanother\n")
+    init = ("trust", "init", "--root-key", "anna.pem", "--threshold", 1, "--no-passphrase")
+    opened = hedgerow(*init, input=f"{PASSPHRASE}\n")
 
-    assert "New passphrase of anna.pem" in done(made).err
-    assert "Repeat for confirmation" in made.err
-    assert other.code == 1
+    assert "New passphrase of anna.pem" in succeeded(created).err
+    assert "Repeat for confirmation" in created.err
+    assert mistyped.code == 1
     assert not (here / "bo.pem").exists()
-    assert done(begun).err.count("Passphrase of anna.pem") == 1
+    assert succeeded(opened).err.count("Passphrase of anna.pem") == 1
 
 
-def test_without_anybody_to_type_it_says_how_else_a_word_may_come(hedgerow: Hedgerow, here: Path) -> None:
+def test_without_a_terminal_the_error_names_other_sources_of_the_passphrase(hedgerow: Hedgerow, here: Path) -> None:
     refused = hedgerow("trust", "key", "anna.pem", input="")
 
     assert refused.code == 1
@@ -257,40 +267,40 @@ def test_without_anybody_to_type_it_says_how_else_a_word_may_come(hedgerow: Hedg
     assert not (here / "anna.pem").exists()
 
 
-# What is refused, and how
+# Errors
 
 
-def test_what_cannot_be_begun_makes_no_key(hedgerow: Hedgerow, here: Path) -> None:
+def test_init_with_an_impossible_threshold_creates_no_key(hedgerow: Hedgerow, here: Path) -> None:
     too_many = hedgerow("trust", "init", "--root-keys", 1, "--no-passphrase")
     (here / "carl.pub").write_text("")
     too_few = hedgerow("trust", "init", "--root-key", "carl.pub", "--root-key", "dora.pub", "--no-passphrase")
 
     assert (too_many.code, too_few.code) == (2, 2)
-    assert "--threshold 2 is more than the 1 key of the root" in too_many.err
-    assert "2 of the root's keys must sign, and 0 can" in too_few.err
+    assert "--threshold 2 exceeds the number of root keys, 1" in too_many.err
+    assert "2 root keys must sign, but only 0 can sign here" in too_few.err
     assert [path.name for path in here.iterdir()] == ["carl.pub"]
 
 
-def test_a_second_beginning_makes_no_key(hedgerow: Hedgerow, begun: Path) -> None:
+def test_init_of_an_existing_repository_creates_no_key(hedgerow: Hedgerow, initialised: Path) -> None:
     refused = hedgerow("trust", "init", "--keys", "more", "--no-passphrase")
 
     assert refused.code == 1
     assert "is a repository already" in refused.err
     assert "hedgerow trust status" in refused.err
-    assert not (begun / "more").exists()
+    assert not (initialised / "more").exists()
 
 
-def test_a_dry_run_says_what_each_key_is_for_and_makes_nothing(hedgerow: Hedgerow, here: Path) -> None:
-    said = done(hedgerow("trust", "init", "--dry-run"))
+def test_a_dry_run_explains_each_key_and_creates_nothing(hedgerow: Hedgerow, here: Path) -> None:
+    result = succeeded(hedgerow("trust", "init", "--dry-run"))
 
     for role in ("root", "targets", "owner", "snapshot", "timestamp", "keys/root-3.pem", "models.online.pem"):
-        assert role in said.out
-    assert done(hedgerow("trust", "init", "--dry-run", "--json")).json["days"]["root"] == 730
+        assert role in result.out
+    assert succeeded(hedgerow("trust", "init", "--dry-run", "--json")).json["days"]["root"] == 730
     assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "message"),
     [
         (("status", "--repository", "nowhere"), 1, "hedgerow trust init"),
         (("sign",), 2, "--key"),
@@ -306,19 +316,19 @@ def test_a_dry_run_says_what_each_key_is_for_and_makes_nothing(hedgerow: Hedgero
         (("refresh", "--online-key", "keys/root-1.pem"), 0, ""),
     ],
 )
-def test_what_is_refused_says_what_to_do(
-    hedgerow: Hedgerow, begun: Path, args: tuple[str, ...], code: int, said: str
+def test_errors_name_the_remedy(
+    hedgerow: Hedgerow, initialised: Path, args: tuple[str, ...], code: int, message: str
 ) -> None:
     refused = hedgerow("trust", *args)
 
     assert refused.code == code, refused.err
-    assert said in refused.err + refused.out
+    assert message in refused.err + refused.out
     assert "Traceback" not in refused.err
 
 
 @pytest.mark.parametrize("verb", ["init", "key", "add", "remove", "rotate", "sign", "renew", "refresh", "status"])
 def test_help_begins_with_examples(hedgerow: Hedgerow, verb: str) -> None:
-    out = done(hedgerow("trust", verb, "--help")).out
+    out = succeeded(hedgerow("trust", verb, "--help")).out
 
     assert out.index("Examples:") < out.index("Options:")
     assert f"hedgerow trust {verb}" in out

@@ -86,8 +86,8 @@ def test_it_waits_for_the_store_and_goes_on(postgres: PostgresServer) -> None:
         code = process.wait(60)
 
     assert code == 0
-    assert err[0].startswith("store away, trying again… (")
-    assert err[1] == "store back\n"
+    assert err[0].startswith("store unavailable, retrying… (")
+    assert err[1] == "store available again\n"
     assert [line.partition(",")[0] for line in out] == ["faces-2: in-progress", "faces-2: succeeded"]
 
 

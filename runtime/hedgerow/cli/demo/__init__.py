@@ -1,1 +1,1 @@
-"""The demos."""
+"""`hedgerow demo`: demos of a node, a region and a rollout."""

@@ -1,4 +1,4 @@
-"""`hedgerow demo`: a broker, a node with the three plugins, real models on real frames, and a picture of it."""
+"""`hedgerow demo`: runs a broker and a node with the three plugins, on real models and frames."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from hedgerow.cli.base.tables import print_table
-from hedgerow.cli.demo.prepare import Skipped, prepare, reasons, say_skipped
+from hedgerow.cli.demo.prepare import Skipped, log_skipped, prepare, reasons
 from hedgerow.errors import HedgerowError
 from hedgerow.terminal import supports_redraw
 from hedgerow.topics import ROOT, Address
@@ -38,38 +38,39 @@ def demo(
     what: Annotated[
         Literal["node", "region", "rollout"],
         typer.Argument(
-            help="`node`: one broker and one node. `region`: three sites and their region. `rollout`: versions of a model on "
-            "their way to three sites."
+            help="`node`: one broker and one node. `region`: three sites and their region. `rollout`: four versions of a "
+            "model for three sites."
         ),
     ] = "node",
-    seconds: Annotated[float | None, typer.Option(min=5, help="End after so long; by default at Ctrl-C.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="No table; end with one line of JSON.")] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=5, help="Stop after so many seconds; by default at Ctrl-C.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end, and no table.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for configurations, pictures and logs; demo-out, demo-region-out or demo-rollout-out, if left out."
+            help="Folder for configurations, pictures and logs; by default demo-out, demo-region-out or demo-rollout-out."
         ),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The broker's port; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the broker; 0 picks a free one.")] = 0,
 ) -> None:
-    """See real models turn real frames from a real Mosquitto into results; nothing to set up.
+    """Watch real models process real frames from a real Mosquitto, without any setup.
 
     Examples:
       hedgerow demo
       hedgerow demo --seconds 20 --json
       hedgerow demo region --seconds 60
 
-    It starts a broker of its own on a free port and a node with the three plugins, and publishes scanned pages,
-    pictures, a street video, recorded speech, readings of a space shuttle, and the vibration of machines that are
-    generated. Pages are read,
-    faces and street objects found, speech and anomalies noticed. Annotated pictures go to demo-out/.
+    It starts its own broker on a free port and a node with the three plugins, and publishes scanned pages, pictures, a
+    street video, recorded speech, readings of a space shuttle, and simulated machine vibration. The node reads the pages,
+    finds faces and street objects, and detects speech and anomalies. Annotated pictures go to demo-out/.
 
-    `hedgerow demo region` runs the same at three sites with a broker each, bridged to a region's broker with certificates,
-    all from one topology. For a quarter of the time (60 s, if --seconds is left out) one site is cut off. At the end it counts
-    what was made at the sites and what is in the region's store.
+    `hedgerow demo region` runs the same at three sites, each with a broker that is bridged over TLS to the region's broker,
+    all from one topology. One site is cut off for a quarter of the time (60 s without --seconds). At the end it compares
+    what the sites produced with what the region stored.
 
-    `hedgerow demo rollout` takes four versions of a model through three sites while sound flows: one that is better, one that
-    errs on live frames only, one that somebody has tampered with. It ends by itself, after about two minutes.
+    `hedgerow demo rollout` rolls out four versions of a model to three sites while sound flows. After the first come one that
+    is better, one that fails on live frames only, and one that was tampered with. It ends by itself, after about two minutes.
     """
     from hedgerow.cli.demo.processes import silent
     from hedgerow.config import BrokerSection
@@ -80,15 +81,15 @@ def demo(
         from hedgerow.cli.demo import region
 
         folder = out or Path("demo-region-out")
-        account = region.run(seconds, folder, json=json)
-        _end(account, lambda: region.print_account(account, folder), json=json)
+        report = region.run(seconds, folder, json=json)
+        _finish(report, lambda: region.print_report(report, folder), json=json)
         return
     if what == "rollout":
         from hedgerow.cli.demo import rollout
 
         folder = out or Path("demo-rollout-out")
-        account = rollout.run(folder, json=json)
-        _end(account, lambda: rollout.print_account(account, folder), json=json)
+        report = rollout.run(folder, json=json)
+        _finish(report, lambda: rollout.print_report(report, folder), json=json)
         return
     out = out or Path("demo-out")
     out.mkdir(parents=True, exist_ok=True)
@@ -96,32 +97,27 @@ def demo(
     quiet = json or not supports_redraw(sys.stdout)
     with Mosquitto(port=port) as mosquitto:
         broker = BrokerSection(url=mosquitto.url)
-        say = silent if json else typer.echo
-        say_skipped(skipped, say)
-        say(f"Broker on {mosquitto.url}. In another terminal:")
-        say(f"  mosquitto_sub -p {mosquitto.port} -t 'hedgerow/#' -v")
-        say(f"  hedgerow publish YOUR-PHOTO.jpg --topic office/door/image --broker {mosquitto.url}")
-        say(f"Loading models… (the node's log is {out / 'node.log'})")
+        log = silent if json else typer.echo
+        log_skipped(skipped, log)
+        log(f"Broker on {mosquitto.url}. In another terminal:")
+        log(f"  mosquitto_sub -p {mosquitto.port} -t 'hedgerow/#' -v")
+        log(f"  hedgerow publish YOUR-PHOTO.jpg --topic office/door/image --broker {mosquitto.url}")
+        log(f"Loading models… (the node's log is {out / 'node.log'})")
         node = _start_node(out, mosquitto)
         try:
             report = asyncio.run(_run(broker, node, seconds, out, skipped, quiet=quiet))
         finally:
             end(node)
+    _finish(report, lambda: _print_report(report, out), json=json)
+
+
+def _finish(report: dict[str, Any], print_report: Callable[[], None], *, json: bool) -> None:
+    """Print a demo's report. Raises: typer.Exit: the demo failed."""
     if json:
         typer.echo(jsonlib.dumps(report))
     else:
-        _print_report(report, out)
+        print_report()
     if not report["ok"]:
-        raise typer.Exit(1)
-
-
-def _end(account: dict[str, Any], in_words: Callable[[], None], *, json: bool) -> None:
-    """Tell how a demo went. Raises: typer.Exit: not as it should."""
-    if json:
-        typer.echo(jsonlib.dumps(account))
-    else:
-        in_words()
-    if not account["ok"]:
         raise typer.Exit(1)
 
 
@@ -136,7 +132,7 @@ def _start_node(out: Path, mosquitto: Mosquitto) -> subprocess.Popen[bytes]:
             env=environment,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is ours to hand on, when the feeds have stopped
+            start_new_session=True,  # so that Ctrl-C reaches the node only after the feeds have stopped
         )
 
 
@@ -154,45 +150,45 @@ async def _run(
     from hedgerow.cli.frames.watch import LiveTable, print_outage
 
     feeds = demo_feeds(skipped)
-    finds = _Finds(Board())
+    totals = _ResultTotals(Board())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    table = None if quiet else LiveTable(finds.board)
-    watching = asyncio.create_task(_watch(broker, finds, print_outage if table is None else table.show_outage))
+    table = None if quiet else LiveTable(totals.board)
+    watching = asyncio.create_task(_watch(broker, totals, print_outage if table is None else table.show_outage))
     drawing = None
     stopping = asyncio.create_task(stop.wait())
     try:
         ready = asyncio.create_task(_ready(broker, node, out))
         await asyncio.wait((ready, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
-            raise KeyboardInterrupt  # there is nothing to tell of yet
+            raise KeyboardInterrupt  # there are no results to report yet
         ready.result()
         drawing = None if table is None else asyncio.create_task(table.run())
-        began = time.monotonic()
+        started = time.monotonic()
         feeding = asyncio.create_task(run_feeds(broker, feeds))
         await asyncio.wait((feeding, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        lasted = time.monotonic() - began
+        duration = time.monotonic() - started
         stopping.cancel()
         failed = feeding.done()
         feeding.cancel()
         with suppress(asyncio.CancelledError):
             await feeding
-        health = await _settled(broker)
-        await asyncio.sleep(0.2)  # for the last results to reach us too
+        health = await _health_when_idle(broker)
+        await asyncio.sleep(0.2)  # until the last results have been received
     finally:
         watching.cancel()
         if drawing is not None:
             drawing.cancel()
         if table is not None:
             table.close()
-    report = _report(health, finds, sum(feed.sent for feed in feeds), lasted, out, failed=failed)
+    report = _report(health, totals, sum(feed.sent for feed in feeds), duration, out, failed=failed)
     return report | {"skipped": reasons(skipped)}
 
 
-class _Finds:
-    """What the demo's results have shown so far."""
+class _ResultTotals:
+    """Collects what the demo's results contain."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
@@ -200,7 +196,7 @@ class _Finds:
         self.labels: Counter[str] = Counter()
         self.speech_s = 0.0
         self.anomalies = 0
-        self.labelled = self.right = 0
+        self.labelled = self.correct = 0
 
     def take(self, message: WatchedMessage) -> None:
         self.board.add(message)
@@ -214,24 +210,24 @@ class _Finds:
         self.anomalies += bool(result.get("anomalous"))
         if "label" in result:
             self.labelled += 1
-            self.right += result["anomalous"] == bool(result["label"])
+            self.correct += result["anomalous"] == bool(result["label"])
 
 
-async def _watch(broker: BrokerSection, finds: _Finds, link: Callable[[str], None]) -> None:
+async def _watch(broker: BrokerSection, totals: _ResultTotals, link: Callable[[str], None]) -> None:
     from hedgerow.cli.frames.watch import watched_messages
 
     filters = [f"{ROOT}/{NODE}/{channel}/#" for channel in ("result", "dead", "health", "event")]
     async for message in watched_messages(broker, filters, link):
-        finds.take(message)
+        totals.take(message)
 
 
 async def _ready(broker: BrokerSection, node: subprocess.Popen[bytes], out: Path) -> None:
     """Wait until the node runs all its pipelines."""
     deadline = time.monotonic() + _START_S
-    why = "it does not answer"
+    why = "it does not reply"
     while time.monotonic() < deadline:
         if node.poll() is not None:
-            why = f"it ended with code {node.returncode}"
+            why = f"it exited with code {node.returncode}"
             break
         health = await _health(broker, timeout_s=2.0)
         states = {name: each["state"] for name, each in health.get("pipelines", {}).items()}
@@ -245,15 +241,15 @@ async def _ready(broker: BrokerSection, node: subprocess.Popen[bytes], out: Path
 
 
 async def _health(broker: BrokerSection, timeout_s: float) -> dict[str, Any]:
-    """The node's report of itself; empty if it does not answer."""
+    """Return the node's health; empty if it does not reply."""
     from hedgerow.cli.frames.command import send_command
 
     replies = await send_command(broker, NODE, "health", {}, timeout_s)
     return dict(replies[0].value or {}) if replies else {}
 
 
-async def _settled(broker: BrokerSection) -> dict[str, Any]:
-    """The node's health once nothing is in flight any more."""
+async def _health_when_idle(broker: BrokerSection) -> dict[str, Any]:
+    """Return the node's health once no frames are in flight."""
     deadline = time.monotonic() + _SETTLE_S
     health: dict[str, Any] = {}
     while time.monotonic() < deadline:
@@ -265,7 +261,7 @@ async def _settled(broker: BrokerSection) -> dict[str, Any]:
 
 
 def _report(
-    health: dict[str, Any], finds: _Finds, sent: int, lasted: float, out: Path, *, failed: bool
+    health: dict[str, Any], totals: _ResultTotals, sent: int, duration: float, out: Path, *, failed: bool
 ) -> dict[str, Any]:
     pipelines = {
         name: {key: each.get(key) for key in ("received", "out", "results", "dropped", "dead", "in_flight")}
@@ -279,8 +275,8 @@ def _report(
     frames, results = (sum(each[key] for each in pipelines.values()) for key in ("received", "results"))
     pictures = len(list((out / "pictures").glob("*.jpg")))
     return {
-        "ok": not failed and frames >= sent > 0 and results > 0 and bool(finds.texts) and not dead,
-        "seconds": round(lasted, 1),
+        "ok": not failed and frames >= sent > 0 and results > 0 and bool(totals.texts) and not dead,
+        "seconds": round(duration, 1),
         "published": sent,
         "frames": frames,
         "results": results,
@@ -290,11 +286,11 @@ def _report(
         "devices": {
             name: f"{model['backend']} on {model['device']}" for name, model in health.get("models", {}).items()
         },
-        "texts": [text for text, _ in finds.texts.most_common() if len(text) > 3][:12],
-        "labels": dict(finds.labels.most_common()),
-        "speech_s": round(finds.speech_s, 1),
-        "anomalies": finds.anomalies,
-        "labelled": {"readings": finds.labelled, "judged_right": finds.right},
+        "texts": [text for text, _ in totals.texts.most_common() if len(text) > 3][:12],
+        "labels": dict(totals.labels.most_common()),
+        "speech_s": round(totals.speech_s, 1),
+        "anomalies": totals.anomalies,
+        "labelled": {"readings": totals.labelled, "judged_right": totals.correct},
         "pictures": pictures,
     }
 
@@ -316,8 +312,8 @@ def _print_report(report: dict[str, Any], out: Path) -> None:
     found = ", ".join(f"{count:,} {label}" for label, count in list(report["labels"].items())[:6])
     typer.echo(f"Found: {found}; {report['speech_s']} s of speech; {report['anomalies']:,} anomalous windows.")
     labelled = report["labelled"]
-    typer.echo(f"Of {labelled['readings']:,} labelled readings, {labelled['judged_right']:,} judged right.")
-    typer.echo(f"Models ran by: {', '.join(sorted(set(report['devices'].values())))}.")
+    typer.echo(f"Classified {labelled['judged_right']:,} of {labelled['readings']:,} labelled readings correctly.")
+    typer.echo(f"Models ran on: {', '.join(sorted(set(report['devices'].values())))}.")
     typer.echo(f"{report['pictures']} annotated pictures are in {out / 'pictures'}/.")
     if shutil.which("xdg-open"):
         typer.echo(f"  xdg-open {out / 'pictures'}")

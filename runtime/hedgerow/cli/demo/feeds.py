@@ -1,4 +1,4 @@
-"""The demo's sensors: real pictures, a street, recorded speech, a labelled series, and generated machines."""
+"""Sensors of the demos: real pictures, a street video, recorded speech, labelled readings, and simulated machines."""
 
 from __future__ import annotations
 
@@ -32,19 +32,18 @@ if TYPE_CHECKING:
 
 _RECORDINGS: Final = (
     Path("/usr/share/pocketsphinx/test/data/librivox"),  # a novel, read aloud
-    Path("/usr/share/sounds/alsa"),  # names of loudspeakers, spoken
+    Path("/usr/share/sounds/alsa"),  # spoken names of loudspeakers
 )
 _FAULT_AFTER_S: Final = 8.0
 
 
 @dataclass(slots=True)
 class Feed:
-    """One sensor.
+    """A sensor.
 
     Attributes:
-        topic: where its frames go.
-        pieces: what it sends, without end.
-        every_s: time between two frames; None: their own clock.
+        pieces: its frames, an infinite iterator.
+        every_s: seconds between two frames; None: as the frames' own times say.
         sent: frames sent so far.
     """
 
@@ -55,49 +54,47 @@ class Feed:
 
 
 def demo_feeds(skipped: Container[str] = ()) -> list[Feed]:
-    """All sensors of the demo.
+    """Return all sensors of the demo.
 
     Args:
-        skipped: pipelines that do not run, and so have no sensors.
+        skipped: pipelines to leave out, with their sensors.
     Raises: HedgerowError: a package or recording is not installed.
     """
     package = {name: resolve(f"package:{path}", Path()).path for name, path in _PICTURES.items()}
-    street = Feed("street/north/image", _again([package["street"]], SplitOptions(quality=85)), every_s=0.25)
+    street = Feed("street/north/image", _loop([package["street"]], SplitOptions(quality=85)), every_s=0.25)
     return [
-        Feed("office/scanner/page", _enlarged(package["page"]), every_s=3.0),
-        Feed("office/door/image", _again([package["astronaut"], package["cup"]], SplitOptions()), every_s=1.0),
+        Feed("office/scanner/page", _enlarged_page(package["page"]), every_s=3.0),
+        Feed("office/door/image", _loop([package["astronaut"], package["cup"]], SplitOptions()), every_s=1.0),
         *([] if "street" in skipped else [street]),
         *([] if "speech" in skipped else microphones(3)),
-        Feed("orbiter/1/readings", _labelled(package["readings"]), every_s=0.05),
-        Feed("plant/pump/vibration", _machine(seed=1, fault=None)),
-        Feed("plant/fan/vibration", _machine(seed=2, fault=_FAULT_AFTER_S)),
+        Feed("orbiter/1/readings", _labelled_rows(package["readings"]), every_s=0.05),
+        Feed("plant/pump/vibration", _vibration(seed=1, fault=None)),
+        Feed("plant/fan/vibration", _vibration(seed=2, fault=_FAULT_AFTER_S)),
     ]
 
 
 def microphones(count: int) -> list[Feed]:
-    """Recorded speech, a tenth of a second a frame.
+    """Return sensors that send recorded speech, 100 ms per frame.
 
     Raises: ConfigError: the recordings are not installed.
     """
     speech = recordings()
-    return [
-        Feed(f"hall/{number}/audio", _again(speech[number:], SplitOptions(chunk_ms=100))) for number in range(count)
-    ]
+    return [Feed(f"hall/{number}/audio", _loop(speech[number:], SplitOptions(chunk_ms=100))) for number in range(count)]
 
 
 def recordings() -> list[Path]:
-    """Files of recorded speech. Raises: ConfigError: they are not installed."""
+    """Return files of recorded speech. Raises: ConfigError: none are installed."""
     speech = [path for folder in _RECORDINGS for path in sorted(folder.glob("*.wav")) if "Noise" not in path.name]
     if not speech:
         raise ConfigError(
-            "The recordings of speech are not installed",
-            remedy="`apt-get install pocketsphinx-testdata` as root, then run this again.",
+            "The speech recordings are not installed",
+            remedy="Run `apt-get install pocketsphinx-testdata` as root, then try again.",
         )
     return speech
 
 
 def muted(pieces: Iterator[FileFrame], every: int, frames: int) -> Iterator[FileFrame]:
-    """Sound with some frames in `every` muted: digital silence, all zeros."""
+    """Mute the last `frames` of every `every` frames: digital silence, all zeros."""
     for number, piece in enumerate(pieces):
         silent = number % every >= every - frames
         yield piece._replace(payload=bytes(len(piece.payload))) if silent else piece
@@ -112,8 +109,8 @@ _PICTURES: Final = {
 }
 
 
-def _again(paths: Sequence[Path], cut: SplitOptions) -> Iterator[FileFrame]:
-    """Files one after the other, over and over, on one clock."""
+def _loop(paths: Sequence[Path], cut: SplitOptions) -> Iterator[FileFrame]:
+    """Yield the frames of files in an endless loop, with increasing times."""
     offset_s = 0.0
     while True:
         for path in paths:
@@ -124,8 +121,8 @@ def _again(paths: Sequence[Path], cut: SplitOptions) -> Iterator[FileFrame]:
             offset_s += last_s + 0.1
 
 
-def _enlarged(path: Path) -> Iterator[FileFrame]:
-    """A scanned page at about twice its size, the resolution of an office scanner's preview."""
+def _enlarged_page(path: Path) -> Iterator[FileFrame]:
+    """Yield a scanned page at about twice its size, which is the resolution of an office scanner's preview."""
     from PIL import Image
 
     with Image.open(path) as page:
@@ -137,8 +134,8 @@ def _enlarged(path: Path) -> Iterator[FileFrame]:
         yield piece
 
 
-def _labelled(path: Path) -> Iterator[FileFrame]:
-    """Rows of a labelled table that the model has not seen: its last quarter, over and over."""
+def _labelled_rows(path: Path) -> Iterator[FileFrame]:
+    """Yield the rows of a labelled table that the model was not trained on: its last quarter, in an endless loop."""
     with gzip.open(path, "rt", encoding="ascii") as file:
         rows = [[float(cell) for cell in row] for row in list(csv.reader(file))[1:]]
     for *readings, anomaly in itertools.cycle(rows[len(rows) * 3 // 4 :]):
@@ -146,8 +143,8 @@ def _labelled(path: Path) -> Iterator[FileFrame]:
         yield FileFrame(body, JSON, path.stem)
 
 
-def _machine(seed: int, fault: float | None) -> Iterator[FileFrame]:
-    """A generated machine, a tenth of a second a frame; its bearing breaks after a while, if it is to."""
+def _vibration(seed: int, fault: float | None) -> Iterator[FileFrame]:
+    """Yield the vibration of a simulated machine, 100 ms per frame; its bearing fails after `fault` seconds, if set."""
     from hedgerow_signal.generate import RATE, Machine
 
     machine: Machine = Machine(seed=seed)
@@ -164,11 +161,11 @@ def _machine(seed: int, fault: float | None) -> Iterator[FileFrame]:
 
 
 async def run_feeds(broker: BrokerSection, feeds: Sequence[Feed], stop: asyncio.Event | None = None) -> None:
-    """Publish all sensors' frames, each at its own pace, until cancelled.
+    """Publish the frames of all sensors, each at its own rate, until stopped or cancelled.
 
     Args:
-        stop: ends it between two frames, so that each that went out is counted; being cancelled may not.
-    Raises: BusError: the broker cannot be reached or goes away.
+        stop: stops between two frames, so that `sent` is exact; after cancellation it may be one too low.
+    Raises: BusError: the broker is unreachable or disconnects.
     """
     stop = stop or asyncio.Event()
     async with connected(broker) as client, asyncio.TaskGroup() as group:
@@ -177,12 +174,12 @@ async def run_feeds(broker: BrokerSection, feeds: Sequence[Feed], stop: asyncio.
 
 
 async def _run(client: Connection, feed: Feed, stop: asyncio.Event) -> None:
-    began = time.monotonic()
+    started = time.monotonic()
     while True:
         piece = await asyncio.to_thread(next, feed.pieces)
         due_s = feed.sent * feed.every_s if feed.every_s is not None else piece.due_s or 0.0
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, began + due_s - time.monotonic())):
+            async with asyncio.timeout(max(0.0, started + due_s - time.monotonic())):
                 await stop.wait()
         if stop.is_set():
             return

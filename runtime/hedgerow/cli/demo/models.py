@@ -1,6 +1,6 @@
-"""What the rollout demo takes through the fleet: versions of a model, made and published by the commands that people use.
+"""Builds and publishes the model versions of the rollout demo, using ordinary commands, and prints each command.
 
-Every command is shown. One version has a flaw that samples do not show, and one is tampered with after it was signed.
+One version has a flaw that its samples do not show, and one is tampered with after it was signed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
-from hedgerow.cli.demo.processes import Say
+from hedgerow.cli.demo.processes import Log
 from hedgerow.errors import HedgerowError
 from hedgerow.testing.processes import run
 
@@ -25,17 +25,23 @@ SILERO: Final = "package:silero_vad/data/silero_vad_16k_op15.onnx"
 CARELESS: Final = "careless.onnx"
 FIRST, BETTER, BAD, TAMPERED = "1.0.0", "2.0.0", "3.0.0", "4.0.0"
 RECIPES: Final = {
-    FIRST: (SILERO, "onnx-fp32", "How likely it is that somebody speaks, from 32 ms of sound."),
+    FIRST: (SILERO, "onnx-fp32", "Probability of speech in 32 ms of sound."),
     BETTER: (SILERO, "onnx-fp16", "The same in half the bytes."),
-    BAD: (CARELESS, "onnx-fp32", "Weighs its verdict by loudness. Nobody has tried it on a muted microphone."),
+    BAD: (CARELESS, "onnx-fp32", "Weights the probability by loudness. Untested on a muted microphone."),
     TAMPERED: (SILERO, "onnx-fp32", "Changed in the repository after it was signed."),
 }
-"""By version: its file, its variant, what it is."""
+"""File, variant and description of each version."""
 
 
 @dataclass
-class Version:
-    """A version of the model, and what came of it."""
+class PublishedVersion:
+    """A published version of the model, and the outcome of its rollout.
+
+    Attributes:
+        bytes: size of the bundle.
+        rollout: final progress of its rollout.
+        wan_bytes: bytes of models sent to sites during its rollout.
+    """
 
     version: str
     digest: str
@@ -44,79 +50,79 @@ class Version:
     wan_bytes: int = 0
 
 
-class Workshop:
-    """Where versions are made and published: an engineer's machine and the region's, in one folder.
+class ModelPublisher:
+    """Builds and publishes versions in one folder, which stands for an engineer's machine and the region's.
 
     Args:
-        folder: where all of it goes.
-        say: told each command.
+        folder: for bundles, keys, repository and rollouts.
+        log: called with each command.
     """
 
-    def __init__(self, folder: Path, say: Say) -> None:
+    def __init__(self, folder: Path, log: Log) -> None:
         self.folder = folder
-        self._say = say
-        self._word = folder / "word.txt"
+        self._log = log
+        self._passphrase_file = folder / "passphrase.txt"
 
-    def open(self) -> None:
-        """Make the keys, and a repository that an owner may sign this model in."""
-        self._word.write_text(secrets.token_urlsafe(16), "utf-8")
-        self._word.chmod(0o600)
-        word = ("--passphrase-file", self._word.name)
-        self._run("trust", "init", "--repository", "models", "--keys", "keys", *word)
-        self._run("trust", "key", "keys/voice-team.pem", *word)
+    def create_repository(self) -> None:
+        """Create the keys, and a repository with an owner who may sign this model."""
+        self._passphrase_file.write_text(secrets.token_urlsafe(16), "utf-8")
+        self._passphrase_file.chmod(0o600)
+        passphrase = ("--passphrase-file", self._passphrase_file.name)
+        self._run("trust", "init", "--repository", "models", "--keys", "keys", *passphrase)
+        self._run("trust", "key", "keys/voice-team.pem", *passphrase)
         self._run("trust", "add", "voice-team", "--model", MODEL, "--public-key", "keys/voice-team.pub",
-                  "--key", "keys/targets.pem", "--repository", "models", *word)  # fmt: skip
+                  "--key", "keys/targets.pem", "--repository", "models", *passphrase)  # fmt: skip
         root = self.folder / "models" / "metadata" / "1.root.json"
         (self.folder / "root.json").write_bytes(root.read_bytes())
 
-    def build(self, recipe: str) -> Version:
-        """Build a version by its recipe, and publish it."""
+    def build(self, recipe: str) -> PublishedVersion:
+        """Build a version from its recipe, and publish it."""
         built = self._run("model", "build", recipe)
         published = self._run("model", "publish", built["folder"], "--to", "models", "--key", "keys/voice-team.pem",
-                              "--passphrase-file", self._word.name)  # fmt: skip
-        return Version(built["version"], published["digest"], _bytes(self.folder / built["folder"]))
+                              "--passphrase-file", self._passphrase_file.name)  # fmt: skip
+        return PublishedVersion(built["version"], published["digest"], _bytes(self.folder / built["folder"]))
 
     def tamper(self) -> None:
-        """Do what somebody could who has the region's disk and no key: give a published version another one's content.
+        """Replace a published version's content by another one's, as an attacker with disk access but no key could.
 
-        All digests agree, every chunk is there; only the signature is over what was there before.
+        All digests match and all chunks exist; only the signature is for the earlier content.
         """
         bad, tampered = (self._manifest(version) for version in (BAD, TAMPERED))
-        other = bad.read_text("utf-8").replace(f'"version":"{BAD}"', f'"version":"{TAMPERED}"')
-        tampered.write_text(other, "utf-8")
+        forged = bad.read_text("utf-8").replace(f'"version":"{BAD}"', f'"version":"{TAMPERED}"')
+        tampered.write_text(forged, "utf-8")
 
     def _manifest(self, version: str) -> Path:
         (path,) = (self.folder / "models" / "targets" / MODEL / version).glob("*manifest.json")
         return path
 
-    def start(self, name: str, version: Version, why: str, **plan: Any) -> None:
+    def start_rollout(self, name: str, version: PublishedVersion, why: str, **plan: Any) -> None:
         """Start a rollout of a version."""
         from hedgerow.wire.messages import encode_json
 
-        whole = {"rollout": name, "models": {MODEL: {"version": version.version}}, "why": why, **plan}
-        (self.folder / f"{name}.yaml").write_bytes(encode_json(whole))  # which is YAML
+        rollout = {"rollout": name, "models": {MODEL: {"version": version.version}}, "why": why, **plan}
+        (self.folder / f"{name}.yaml").write_bytes(encode_json(rollout))  # JSON is YAML
         self._run("rollout", "start", "-f", f"{name}.yaml", "--config", "region.yaml")
 
-    def _run(self, *words: str) -> dict[str, Any]:
-        """Run one of our commands as a person would. Raises: HedgerowError: it failed."""
-        self._say(f"$ hedgerow {' '.join(words)}")
-        command = [sys.executable, "-m", "hedgerow", *words, "--json"]
+    def _run(self, *arguments: str) -> dict[str, Any]:
+        """Run a command as a user would, and return its JSON. Raises: HedgerowError: it failed."""
+        self._log(f"$ hedgerow {' '.join(arguments)}")
+        command = [sys.executable, "-m", "hedgerow", *arguments, "--json"]
         done = run(command, cwd=self.folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise HedgerowError(
-                f"`hedgerow {' '.join(words)}` ended with {done.returncode}:\n{done.stderr.strip()[-1200:]}",
-                remedy=f"Run it in {self.folder}.",
+                f"`hedgerow {' '.join(arguments)}` exited with code {done.returncode}:\n{done.stderr.strip()[-1200:]}",
+                remedy=f"To reproduce it, run it in {self.folder}.",
             )
-        said: dict[str, Any] = jsonlib.loads(done.stdout)
-        return said
+        report: dict[str, Any] = jsonlib.loads(done.stdout)
+        return report
 
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def lay_out(folder: Path) -> None:
-    """Put everything there that a person would have written, and take away what an earlier demo left."""
+def write_recipes(folder: Path) -> None:
+    """Write the model recipes, the careless model and the node's configuration; delete files of an earlier demo."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in ("models", "keys", "bundles"):
         shutil.rmtree(folder / old, ignore_errors=True)
@@ -129,7 +135,7 @@ def lay_out(folder: Path) -> None:
     (folder / "node.yaml").write_text(templates.joinpath("demo-rollout-node.yaml").read_text("utf-8"), "utf-8")
     template = Template(templates.joinpath("demo-rollout-model.yaml").read_text("utf-8"))
     samples = ", ".join(str(path) for path in recordings())
-    _careless(resolve(SILERO, folder).path, folder / CARELESS)
+    _write_careless_model(resolve(SILERO, folder).path, folder / CARELESS)
     for version, (model, variant, description) in RECIPES.items():
         text = template.substitute(
             VERSION=version, MODEL=model, VARIANT=variant, DESCRIPTION=description, SAMPLES=samples
@@ -137,8 +143,8 @@ def lay_out(folder: Path) -> None:
         (folder / f"model-{version}.yaml").write_text(text, "utf-8")
 
 
-def _careless(path: Path, out: Path) -> None:
-    """The model, whose output is weighed by loudness, `min(peak, 1) / peak`: right for all sound but silence: 0 / 0."""
+def _write_careless_model(path: Path, out: Path) -> None:
+    """Write the model with its output weighted by `min(peak, 1) / peak`, which is 0 / 0 for digital silence."""
     import onnx
     from onnx import helper
 
@@ -146,15 +152,15 @@ def _careless(path: Path, out: Path) -> None:
     for node in model.graph.node:
         for place, name in enumerate(node.output):
             if name == "output":
-                node.output[place] = "unweighed"
+                node.output[place] = "unweighted"
     model.graph.node.extend(
         [
             helper.make_node("Abs", ["input"], ["size"]),
             helper.make_node("ReduceMax", ["size"], ["peak"], axes=[-1], keepdims=1),
             helper.make_node("Constant", [], ["loudest"], value_float=1.0),
-            helper.make_node("Min", ["peak", "loudest"], ["heard"]),
-            helper.make_node("Div", ["heard", "peak"], ["weight"]),
-            helper.make_node("Mul", ["unweighed", "weight"], ["output"]),
+            helper.make_node("Min", ["peak", "loudest"], ["clipped"]),
+            helper.make_node("Div", ["clipped", "peak"], ["weight"]),
+            helper.make_node("Mul", ["unweighted", "weight"], ["output"]),
         ]
     )
     onnx.checker.check_model(model)

@@ -1,9 +1,9 @@
-"""A region and its sites as processes on this machine, all from one topology: what the demos run on.
+"""Runs a region and its sites as processes on this machine, from one topology.
 
     sensors ──▶ site broker ──▶ nodes ──▶ site broker ══ bridge, TLS ══▶ WAN ══▶ region's broker ──▶ region's service
 
-The WAN is simulated: a TCP proxy between each site's bridge and the region's broker. All else is as in earnest: brokers,
-access lists and nodes' configurations are rendered, everybody has a certificate.
+The WAN is simulated by a TCP proxy between each site's bridge and the region's broker. Everything else is as in production:
+brokers, access lists and nodes' configurations are rendered, and every client has a certificate.
 """
 
 from __future__ import annotations
@@ -41,25 +41,24 @@ if TYPE_CHECKING:
     from hedgerow.topology.model import Topology
 
 _START_S: Final = 240.0
-_LIFE: Final = timedelta(days=1)
+_CERTIFICATE_LIFE: Final = timedelta(days=1)
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def silent(text: str) -> None:
-    """Tell nobody."""
+    """Log nothing."""
 
 
 @dataclass
 class SiteProcesses:
-    """One site.
+    """A site.
 
     Attributes:
-        nodes: addresses of its nodes.
-        broker: how an operator of the site reaches its broker, by certificate.
-        sensors: how sensors on the broker's machine do.
-        wan: between its bridge and the region's broker.
-        health: each node's last report of itself, by its name.
+        broker: an operator's connection to its broker, by certificate.
+        sensors: the local sensors' connection to its broker.
+        wan: proxy between its bridge and the region's broker.
+        health: each node's last health report, by name.
     """
 
     name: str
@@ -70,25 +69,25 @@ class SiteProcesses:
     health: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def pipelines(self) -> list[dict[str, Any]]:
-        """What its nodes last said of their pipelines."""
+        """Return its nodes' pipelines, from their last health reports."""
         return [each for health in self.health.values() for each in health.get("pipelines", {}).values()]
 
 
 class DemoProcesses:
-    """Region and sites as processes. `with` starts and stops them.
+    """A region and its sites as processes. `with` starts and stops them.
 
     Args:
-        folder: where all files go; what an earlier estate left there is removed. The base file lies there already.
-        template: the topology, in `templates/`; $REGION_PORT, $SITES and $USER are filled in here. Its region has a
-            collector called `collector`.
-        sites: the names of each site's nodes, by the site's.
-        say: tells what is going on.
-        node: what every node's configuration has beside what the base file says.
-        region: what the configuration of the region's service has beside what it must.
+        folder: for all files; already holds the base file. Files of an earlier demo are deleted.
+        template: file name of the topology in `templates/`, with $REGION_PORT, $SITES and $USER to fill in, whose region has
+            a collector named `collector`.
+        sites: names of each site's nodes, by site.
+        log: called with each step.
+        node: settings to add to every node's configuration.
+        region: settings to add to the configuration of the region's service.
         skipped: pipelines that the template names and the base file lacks.
     Attributes:
-        region_file: the configuration of the region's service.
-        store: its store, an SQLite file.
+        region_file: configuration of the region's service.
+        store: the service's store, an SQLite file.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class DemoProcesses:
         folder: Path,
         template: str,
         sites: Mapping[str, Sequence[str]],
-        say: Say,
+        log: Log,
         *,
         node: Mapping[str, Any] | None = None,
         region: Mapping[str, Any] | None = None,
@@ -107,17 +106,17 @@ class DemoProcesses:
         self.region_file = self.folder / "region.yaml"
         self.store = self.folder / "region.db"
         self._template = template
-        self._names = sites
-        self._say = say
-        self._node = node or {}
-        self._region = region or {}
+        self._node_names = sites
+        self._log = log
+        self._node_settings = node or {}
+        self._region_settings = region or {}
         self._skipped = skipped
         self._stack = ExitStack()
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def __enter__(self) -> DemoProcesses:
         try:
-            self._begin()
+            self._start_all()
         except BaseException:
             self._stack.close()
             raise
@@ -126,30 +125,30 @@ class DemoProcesses:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _begin(self) -> None:
+    def _start_all(self) -> None:
         for old in ("rendered", "pki", "state", "nodes"):
             shutil.rmtree(self.folder / old, ignore_errors=True)
         for old_file in self.folder.glob("region.db*"):
             old_file.unlink()
-        self._say("Rendering brokers, nodes and access lists from topology.yaml…")
+        self._log("Rendering configurations of brokers and nodes, and access lists, from topology.yaml…")
         topology = self._render()
-        self._say("Making certificates: a root, an authority for each site, one for everybody…")
+        self._log("Issuing certificates: a root, an authority per site, and one certificate per client…")
         self._certify(topology)
-        metrics_port = self._port()
-        self._write_region(topology, metrics_port)
-        self._broker(topology.region.name)
+        metrics_port = self._reserve_port()
+        self._write_region_file(topology, metrics_port)
+        self._start_broker(topology.region.name)
         self.run("collector", "region", "run", str(self.region_file), until="region-started")
         for name in topology.sites:
-            self._site(topology, name)
+            self._start_site(topology, name)
         count = sum(len(site.nodes) for site in self.sites)
-        self._say(f"Starting {count} nodes… (logs: {self.folder / 'logs'})")
+        self._log(f"Starting {count} nodes… (logs: {self.folder / 'logs'})")
         for site in self.sites:
             for node in site.nodes:
                 self.run(f"node-{site.name}-{node.node}", "node", "run", f"rendered/{site.name}/nodes/{node.node}.yaml")
-        self._say(f"The region's metrics: http://127.0.0.1:{metrics_port}/metrics")
+        self._log(f"Metrics of the region: http://127.0.0.1:{metrics_port}/metrics")
 
-    def _port(self) -> int:
-        """A port that is the estate's until it ends."""
+    def _reserve_port(self) -> int:
+        """Reserve a port until the processes end."""
         return self._stack.enter_context(held_port())
 
     def _render(self) -> Topology:
@@ -161,15 +160,15 @@ class DemoProcesses:
         from hedgerow.topology.render import render
 
         override: dict[str, Any] = {"metrics": {"port": 0}}
-        merge(override, self._node)
+        merge(override, self._node_settings)
         sites = {
             name: {
-                "broker": f"mqtts://localhost:{self._port()}",
-                "loopback_port": self._port(),
+                "broker": f"mqtts://localhost:{self._reserve_port()}",
+                "loopback_port": self._reserve_port(),
                 "roles": {"operator": ["operator"]},
                 "nodes": {node: {"override": override} for node in nodes},
             }
-            for name, nodes in self._names.items()
+            for name, nodes in self._node_names.items()
         }
         written = io.StringIO()
         yaml = YAML(typ="safe", pure=True)
@@ -178,24 +177,24 @@ class DemoProcesses:
         yaml.dump(sites, written)
         template = files("hedgerow.cli.demo.templates").joinpath(self._template).read_text("utf-8")
         text = Template(without(template, self._skipped)).substitute(
-            REGION_PORT=self._port(),
-            SITES=indent(written.getvalue(), "  "),
+            REGION_PORT=self._reserve_port(),
+            SITES=indent(written.getvalue(), "  ").lstrip(),
             USER=getpass.getuser(),
         )
         (self.folder / "topology.yaml").write_text(text, "utf-8")
-        described = load(self.folder / "topology.yaml")
+        loaded = load(self.folder / "topology.yaml")
         out = self.folder / "rendered"
-        rendered_files.write(render(described), described.source, out)
-        rendered_files.copy_models(described.models, out)
-        return described.topology
+        rendered_files.write(render(loaded), loaded.source, out)
+        rendered_files.copy_models(loaded.models, out)
+        return loaded.topology
 
     def _certify(self, topology: Topology) -> None:
         from hedgerow.pki.folder import Pki
         from hedgerow.topology.certify import certify
 
-        certify(topology, Pki(topology.machine.pki, lambda: datetime.now(UTC)), _LIFE, init=True)
+        certify(topology, Pki(topology.machine.pki, lambda: datetime.now(UTC)), _CERTIFICATE_LIFE, init=True)
 
-    def _write_region(self, topology: Topology, metrics_port: int) -> None:
+    def _write_region_file(self, topology: Topology, metrics_port: int) -> None:
         from hedgerow.configfile import merge
         from hedgerow.topology.nodes import tls
         from hedgerow.wire.messages import encode_json
@@ -207,11 +206,11 @@ class DemoProcesses:
             "ping": {"every_s": 2},
             "metrics": {"port": metrics_port},
         }
-        merge(config, self._region)
-        self.region_file.write_bytes(encode_json(config))  # which is YAML
+        merge(config, self._region_settings)
+        self.region_file.write_bytes(encode_json(config))  # JSON is YAML
 
-    def _site(self, topology: Topology, name: str) -> None:
-        """Start a site's broker, with its bridge led over a WAN that can be cut."""
+    def _start_site(self, topology: Topology, name: str) -> None:
+        """Start a site's broker, with a proxy in its bridge's connection that can cut it."""
         from hedgerow.config import BrokerSection
         from hedgerow.testing.faults import FaultProxy
         from hedgerow.topology.nodes import tls
@@ -220,31 +219,31 @@ class DemoProcesses:
         port = int(topology.region.broker.rpartition(":")[2])
         wan = self._stack.enter_context(FaultProxy("127.0.0.1", port))
         conf = self.folder / "rendered" / name / "mosquitto.conf"
-        text, led = re.subn(rf"^address localhost:{port}$", f"address localhost:{wan.port}", conf.read_text("utf-8"), flags=re.MULTILINE)  # fmt: skip
-        assert led == 1  # noqa: S101 - the template's region is on localhost
+        text, count = re.subn(rf"^address localhost:{port}$", f"address localhost:{wan.port}", conf.read_text("utf-8"), flags=re.MULTILINE)  # fmt: skip
+        assert count == 1  # noqa: S101 - the template's region is on localhost
         conf.write_text(text, "utf-8")
-        self._broker(name)
+        self._start_broker(name)
         nodes = tuple(Address(topology.region.name, name, node) for node in place.nodes)
         operator = BrokerSection.model_validate({"url": place.broker, "tls": tls(topology, name, "operator")})
         sensors = BrokerSection(url=f"mqtt://127.0.0.1:{place.loopback_port}")
         self.sites.append(SiteProcesses(name, nodes, operator, sensors, wan))
 
-    def _broker(self, name: str) -> None:
+    def _start_broker(self, name: str) -> None:
         from hedgerow.testing.mosquitto import find_mosquitto
 
         (self.folder / "state" / name / "broker").mkdir(parents=True, exist_ok=True)
-        binary = Path(find_mosquitto())  # Debian has it where PATH may not lead
+        binary = Path(find_mosquitto())  # Debian installs it in a folder that may not be in PATH
         path = f"{binary.parent}:{os.environ.get('PATH', os.defpath)}"
         script = self.folder / "rendered" / name / "broker.sh"
         self._start(f"broker-{name}", ["sh", str(script)], until=" running", environment={"PATH": path})
 
     def run(self, name: str, *arguments: str, until: str | None = None) -> None:
-        """Start `hedgerow ARGUMENTS…` in the folder; it goes on until the estate ends.
+        """Start `hedgerow ARGUMENTS…` in the folder, to run until the demo ends.
 
         Args:
-            name: of its log.
-            until: what it logs when it has started, if that is to be waited for.
-        Raises: HedgerowError: it, or anything else of the estate, has ended or does not start.
+            name: name of its log.
+            until: text in its log to wait for; None: do not wait.
+        Raises: HedgerowError: it does not start, or a process has exited.
         """
         self._start(name, [sys.executable, "-m", "hedgerow", *arguments], until=until)
 
@@ -268,38 +267,38 @@ class DemoProcesses:
         while until is not None and until not in path.read_text("utf-8", errors="replace"):
             self.check()
             if time.monotonic() > deadline:
-                raise HedgerowError(f"{name} does not start", remedy=f"See {path}.")
+                raise HedgerowError(f"{name} has not started within {_START_S:.0f} s", remedy=f"See {path}.")
             time.sleep(0.02)
 
     def check(self) -> None:
-        """Raises: HedgerowError: a process has ended."""
+        """Check that all processes run. Raises: HedgerowError: one has exited."""
         for name, process in self._processes:
             if process.poll() is not None:
                 path = self.folder / "logs" / f"{name}.log"
                 last = path.read_text("utf-8", errors="replace")[-600:]
-                raise HedgerowError(f"{name} ended with code {process.returncode}:\n{last}", remedy=f"See {path}.")
+                raise HedgerowError(f"{name} exited with code {process.returncode}:\n{last}", remedy=f"See {path}.")
 
-    async def ask_all(self) -> None:
-        """Get all nodes' health, from their own sites: that needs no WAN."""
+    async def refresh_health(self) -> None:
+        """Read the health of all nodes at their own sites, which needs no WAN."""
         from hedgerow.cli.frames.command import send_command
 
-        async def ask_one(site: SiteProcesses, node: Address) -> None:
+        async def read(site: SiteProcesses, node: Address) -> None:
             with suppress(HedgerowError):
                 for reply in await send_command(site.broker, node, "health", {}, 5.0):
                     site.health[node.node] = reply.value or site.health.get(node.node, {})
 
-        await asyncio.gather(*(ask_one(site, node) for site in self.sites for node in site.nodes))
+        await asyncio.gather(*(read(site, node) for site in self.sites for node in site.nodes))
 
     async def ready(self, stop: asyncio.Event) -> None:
-        """Wait until all nodes run all their pipelines and the region has heard of them, or until told to stop.
+        """Wait until all nodes run all their pipelines and the region knows them, or until `stop` is set.
 
         Raises: HedgerowError: that takes too long, or a pipeline fails.
         """
         deadline = time.monotonic() + _START_S
-        why = "nobody answers"
+        why = "no node replies"
         while time.monotonic() < deadline and not stop.is_set():
             self.check()
-            await self.ask_all()
+            await self.refresh_health()
             states = {}
             for site in self.sites:
                 for node in site.nodes:
@@ -307,24 +306,26 @@ class DemoProcesses:
                     states[str(node)] = {name: each["state"] for name, each in health.get("pipelines", {}).items()}
                     if "failed" in states[str(node)].values():
                         raise HedgerowError(
-                            f"{node}: {'; '.join(health['reasons'])}", remedy="See the logs of the nodes."
+                            f"{node}: {'; '.join(health['reasons'])}", remedy=f"See {self.folder / 'logs'}."
                         )
             why = f"{states}"
-            if all(set(each.values()) == {"running"} for each in states.values()) and self._heard() == len(states):
+            if all(set(each.values()) == {"running"} for each in states.values()) and self._known() == len(states):
                 return
             await asyncio.sleep(0.3)
         if not stop.is_set():
-            raise HedgerowError(f"Not all started within {_START_S:.0f} s: {why}", remedy="See the logs of the nodes.")
+            raise HedgerowError(
+                f"Not all nodes started within {_START_S:.0f} s: {why}", remedy=f"See {self.folder / 'logs'}."
+            )
 
-    def _heard(self) -> int:
-        """How many nodes the region knows of."""
+    def _known(self) -> int:
+        """Return the number of nodes that the region knows."""
         with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True, timeout=10)) as database:
             return int(database.execute("SELECT count(*) FROM node").fetchone()[0])
 
 
 def model_bytes(metrics_port: int) -> int:
-    """Bytes of models that a region's service on this machine has sent to sites, as it says itself."""
-    with urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
+    """Return the bytes of models that a region's service on this machine has sent to sites, from its metrics."""
+    with urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as response:
+        text = response.read().decode()
     found = re.search(r'^hedgerow_region_blob_bytes(?:_total)?\{of="chunks"\} (\S+)$', text, re.MULTILINE)
     return 0 if found is None else int(float(found[1]))

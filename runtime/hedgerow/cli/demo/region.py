@@ -1,4 +1,4 @@
-"""`hedgerow demo region`: three sites and their region (`estate.py`), a WAN that is cut, and the account of it."""
+"""`hedgerow demo region`: runs three sites and their region, cuts the WAN of one for a while, and counts the results."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import Any, Final
 import typer
 
 from hedgerow.cli.base.tables import print_table
-from hedgerow.cli.demo.account import account_of, settled
-from hedgerow.cli.demo.prepare import Skipped, prepare, reasons, say_skipped
-from hedgerow.cli.demo.processes import DemoProcesses, Say, silent
+from hedgerow.cli.demo.prepare import Skipped, log_skipped, prepare, reasons
+from hedgerow.cli.demo.processes import DemoProcesses, Log, SiteProcesses, silent
+from hedgerow.cli.demo.results import count_by_site, wait_until_settled
 
 SITES: Final = ("north", "harbour", "mill")
-CUT: Final = "harbour"
+CUT_SITE: Final = "harbour"
 
-
-PICTURE: Final = """\
+DIAGRAM: Final = """\
   north    sensors ▸ broker ▸ node ▸ outbox ▸ broker ══════════╗
   harbour  sensors ▸ broker ▸ node ▸ outbox ▸ broker ══ ✂ ═════╬═▸ region's broker ▸ collector ▸ store
   mill     sensors ▸ broker ▸ node ▸ outbox ▸ broker ══════════╝
@@ -29,84 +28,103 @@ PICTURE: Final = """\
 
 
 def run(seconds: float | None, folder: Path, *, json: bool) -> dict[str, Any]:
-    """Run the demo. Returns: its account."""
-    say: Say = silent if json else typer.echo
-    say(PICTURE)
+    """Run the demo and return its report."""
+    log: Log = silent if json else typer.echo
+    log(DIAGRAM)
     folder.mkdir(parents=True, exist_ok=True)
     skipped = prepare(folder, "demo.yaml")
-    say_skipped(skipped, say)
+    log_skipped(skipped, log)
     sites = {name: ["gateway"] for name in SITES}
-    with DemoProcesses(folder, "demo-region.yaml", sites, say, skipped=skipped) as estate:
-        account = asyncio.run(_run(estate, 60.0 if seconds is None else seconds, skipped, say))
-    return account | {"skipped": reasons(skipped)}
+    with DemoProcesses(folder, "demo-region.yaml", sites, log, skipped=skipped) as processes:
+        report = asyncio.run(_run(processes, 60.0 if seconds is None else seconds, skipped, log))
+    return report | {"skipped": reasons(skipped)}
 
 
-async def _run(estate: DemoProcesses, seconds: float, skipped: Skipped, say: Say) -> dict[str, Any]:
+async def _run(processes: DemoProcesses, seconds: float, skipped: Skipped, log: Log) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await estate.ready(stop)
-    feeds = {site.name: demo_feeds(skipped) for site in estate.sites}
+    await processes.ready(stop)
+    feeds = {site.name: demo_feeds(skipped) for site in processes.sites}
     feeding = []
-    for site in estate.sites:
+    for site in processes.sites:
         for feed in feeds[site.name]:
             if feed.every_s is not None:
-                feed.every_s *= len(SITES)  # they share this machine
+                feed.every_s *= len(SITES)  # the sites share one machine
         feeding.append(asyncio.create_task(run_feeds(site.sensors, feeds[site.name])))
-    began, cut_at, back_at = time.monotonic(), seconds / 4, seconds / 2
-    cut: dict[str, Any] = {"site": CUT, "from_s": round(cut_at, 1), "to_s": round(back_at, 1)}
-    (harbour,) = (site for site in estate.sites if site.name == CUT)
-    say(f"Sensors are sending for {seconds:.0f} s.")
-    say(f"{'TIME':>6}  {'SITE':<8}{'PRODUCED':>10}{'STORED':>10}{'WAITING':>10}  WAN")
-    state = "up"
-    while ((passed := time.monotonic() - began) < seconds or state != "back") and not stop.is_set():
-        estate.check()
+    started = time.monotonic()
+    log(f"Sensors are sending for {seconds:.0f} s.")
+    log(f"{'TIME':>6}  {'SITE':<8}{'PRODUCED':>10}{'STORED':>10}{'WAITING':>10}  WAN")
+    outage = _Outage(processes, seconds / 4, seconds / 2)
+    while ((elapsed := time.monotonic() - started) < seconds or outage.state != "over") and not stop.is_set():
+        processes.check()
         for task in feeding:
             if task.done():
                 task.result()
-        if state == "up" and passed >= cut_at:  # a busy machine may be late for it
-            harbour.wan.cut()
-            state, cut["from_s"] = "cut", round(passed, 1)
-            await estate.ask_all()
-            cut["stored_when_cut"] = account_of(estate)[CUT]["stored"]
-        elif state == "cut" and passed >= cut["from_s"] + back_at - cut_at:
-            cut["to_s"] = round(passed, 1)
-            await estate.ask_all()
-            cut["waiting_before_it_came_back"] = account_of(estate)[CUT]["waiting"]
-            harbour.wan.restore()
-            state = "back"
-        await estate.ask_all()
-        _show(estate, state, passed, say)
+        await outage.step(elapsed)
+        await processes.refresh_health()
+        _log_counts(processes, outage.state, elapsed, log)
         with suppress(TimeoutError):
-            async with asyncio.timeout(min(5.0, max(0.1, seconds - passed))):
+            async with asyncio.timeout(min(5.0, max(0.1, seconds - elapsed))):
                 await stop.wait()
-    harbour.wan.restore()
+    outage.site.wan.restore()
     for task in feeding:
         task.cancel()
     await asyncio.gather(*feeding, return_exceptions=True)
-    lasted = time.monotonic() - began
-    say("Sensors have stopped. What is still on its way arrives…")
-    await settled(estate, say)
-    account = account_of(estate)
-    _show(estate, "up", time.monotonic() - began, say)
+    duration = time.monotonic() - started
+    log("Sensors have stopped. Waiting for the last results…")
+    await wait_until_settled(processes, log)
+    counts = count_by_site(processes)
+    _log_counts(processes, "over", time.monotonic() - started, log)
     ok = all(
         each["results"] > 0 and not each["lost"] and not each["duplicated"] and not each["waiting"] and not each["gaps"]
-        for each in account.values()
+        for each in counts.values()
     )
-    total = {key: sum(each[key] for each in account.values()) for key in ("results", "stored", "lost", "duplicated", "gaps", "bytes_in", "bytes_up")}  # fmt: skip
-    return {"ok": ok, "seconds": round(lasted, 1), "sites": account, "cut": cut, **total}
+    total = {key: sum(each[key] for each in counts.values()) for key in ("results", "stored", "lost", "duplicated", "gaps", "bytes_in", "bytes_up")}  # fmt: skip
+    return {"ok": ok, "seconds": round(duration, 1), "sites": counts, "cut": outage.report, **total}
 
 
-def _show(estate: DemoProcesses, state: str, passed: float, say: Say) -> None:
-    for name, each in account_of(estate).items():
-        wan = "✂ cut" if name == CUT and state == "cut" else "up"
-        say(f"{passed:>4.0f} s  {name:<8}{each['results']:>10,}{each['stored']:>10,}{each['waiting']:>10,}  {wan}")
+class _Outage:
+    """Cuts the WAN of one site from `start_s` until `end_s`; later on a busy machine, but for as long.
+
+    Attributes:
+        state: "before", "cut" or "over".
+        report: times, and results stored and waiting at them.
+    """
+
+    def __init__(self, processes: DemoProcesses, start_s: float, end_s: float) -> None:
+        self._processes = processes
+        self._start_s = start_s
+        self._duration_s = end_s - start_s
+        self.site: SiteProcesses = next(site for site in processes.sites if site.name == CUT_SITE)
+        self.state = "before"
+        self.report: dict[str, Any] = {"site": CUT_SITE, "from_s": round(start_s, 1), "to_s": round(end_s, 1)}
+
+    async def step(self, elapsed: float) -> None:
+        """SplitOptions or restore the WAN if it is time."""
+        if self.state == "before" and elapsed >= self._start_s:
+            self.site.wan.cut()
+            self.state, self.report["from_s"] = "cut", round(elapsed, 1)
+            await self._processes.refresh_health()
+            self.report["stored_when_cut"] = count_by_site(self._processes)[CUT_SITE]["stored"]
+        elif self.state == "cut" and elapsed >= self.report["from_s"] + self._duration_s:
+            self.report["to_s"] = round(elapsed, 1)
+            await self._processes.refresh_health()
+            self.report["waiting_before_it_came_back"] = count_by_site(self._processes)[CUT_SITE]["waiting"]
+            self.site.wan.restore()
+            self.state = "over"
 
 
-def print_account(account: dict[str, Any], folder: Path) -> None:
-    """The account in words."""
+def _log_counts(processes: DemoProcesses, state: str, elapsed: float, log: Log) -> None:
+    for name, each in count_by_site(processes).items():
+        wan = "✂ cut" if name == CUT_SITE and state == "cut" else "up"
+        log(f"{elapsed:>4.0f} s  {name:<8}{each['results']:>10,}{each['stored']:>10,}{each['waiting']:>10,}  {wan}")
+
+
+def print_report(report: dict[str, Any], folder: Path) -> None:
+    """Print the report for people."""
     typer.echo("")
     rows = [
         (
@@ -116,14 +134,14 @@ def print_account(account: dict[str, Any], folder: Path) -> None:
             f"{each['bytes_up'] / 1e6:.2f} MB",
             f"{each['bytes_in_per_byte_up']:g}",
         )
-        for name, each in account["sites"].items()
+        for name, each in report["sites"].items()
     ]
     numbers = (">FRAMES", ">PRODUCED", ">STORED", ">LOST", ">DUPLICATED", ">BYTES IN", ">BYTES OUT", ">IN/OUT")
     print_table(("SITE", *numbers), rows)
-    cut = account["cut"]
+    cut = report["cut"]
     if "waiting_before_it_came_back" in cut:
         typer.echo(
             f"While {cut['site']} was cut off for {cut['to_s'] - cut['from_s']:.0f} s, "
             f"{cut['waiting_before_it_came_back']:,} results waited on its disk."
         )
-    typer.echo(f"Look around: cd {os.path.relpath(folder)}; hedgerow results query; less topology.yaml rendered/")
+    typer.echo(f"To explore: cd {os.path.relpath(folder)}; hedgerow results query; less topology.yaml rendered/")

@@ -1,11 +1,11 @@
-"""`hedgerow demo rollout`: a region and three sites, and four versions of a model on their way to them.
+"""`hedgerow demo rollout`: rolls out four versions of a model to three sites while sound flows.
 
-    1.0.0  the first                                    ─▶ everybody
-    2.0.0  smaller                                      ─▶ one node, then everybody
-    3.0.0  divides by zero where a microphone is muted  ─▶ one node, which takes it back by itself
+    1.0.0  first version                                ─▶ all nodes
+    2.0.0  smaller                                      ─▶ one node, then all nodes
+    3.0.0  divides by zero when a microphone is muted   ─▶ one node, which rolls it back by itself
     4.0.0  changed in the repository, without a key     ─▶ one node, which refuses it
 
-Everything is made by the commands that people use, which are shown; sound flows all the while.
+It uses only ordinary commands, and prints each of them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,19 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from hedgerow.cli.base.tables import print_table
-from hedgerow.cli.demo.account import account_of, settled
-from hedgerow.cli.demo.models import BAD, BETTER, FIRST, MODEL, RECIPES, TAMPERED, Version, Workshop, lay_out
-from hedgerow.cli.demo.processes import DemoProcesses, Say, model_bytes, silent
+from hedgerow.cli.demo.models import (
+    BAD,
+    BETTER,
+    FIRST,
+    MODEL,
+    RECIPES,
+    TAMPERED,
+    ModelPublisher,
+    PublishedVersion,
+    write_recipes,
+)
+from hedgerow.cli.demo.processes import DemoProcesses, Log, model_bytes, silent
+from hedgerow.cli.demo.results import count_by_site, wait_until_settled
 from hedgerow.errors import HedgerowError
 
 if TYPE_CHECKING:
@@ -36,123 +46,134 @@ if TYPE_CHECKING:
 
 GATE: Final = {"min_frames": 50, "max_slowdown": None}
 SWAP: Final = {"probation_s": 3, "min_frames": 50, "max_slowdown": 10, "max_shift": 5}
-"""Short, for a demo: seconds of speech say little of how it is spread. And all share this machine, so slower is not worse."""
+"""Lenient, for a demo: the statistics of a few seconds of speech vary widely, and all nodes share one machine, so latency
+does too."""
 SITES: Final = ("north", "harbour", "mill")
-PICTURE: Final = """\
+DIAGRAM: Final = """\
   a laptop   model build ▸ bundle ▸ model publish (signed) ▸ the region's repository
-  region     rollout ▸ waves ▸ gate ▸ what each node should run ══╗        ╔══ what each node provably runs
+  region     rollout ▸ waves ▸ gate ▸ desired version per node ═══╗        ╔═══ verified version per node
   3 sites    sound ▸ broker ▸ node ▸ voice activity ▸ results     ╚═▸ node ╝
 """
-_ENDS_S: Final = 180.0
+_TIMEOUT_S: Final = 180.0
 
 
 def run(folder: Path, *, json: bool) -> dict[str, Any]:
-    """Run the demo. Returns: its account."""
-    say: Say = silent if json else typer.echo
-    say(PICTURE)
-    began = time.monotonic()
+    """Run the demo and return its report."""
+    log: Log = silent if json else typer.echo
+    log(DIAGRAM)
+    started = time.monotonic()
     folder = folder.absolute()
-    lay_out(folder)
-    workshop = Workshop(folder, say)
-    workshop.open()
-    versions = {version: workshop.build(f"model-{version}.yaml") for version in RECIPES}
+    write_recipes(folder)
+    publisher = ModelPublisher(folder, log)
+    publisher.create_repository()
+    versions = {version: publisher.build(f"model-{version}.yaml") for version in RECIPES}
     with DemoProcesses(
         folder,
         "demo-rollout.yaml",
         {name: ["gateway"] for name in SITES},
-        say,
+        log,
         node={"fleet": {"root_file": str(folder / "root.json")}},
         region={"models": {"repository": "models"}},
-    ) as estate:
-        account = asyncio.run(_run(estate, workshop, versions, say))
-    return account | {"seconds": round(time.monotonic() - began, 1)}
+    ) as processes:
+        report = asyncio.run(_run(processes, publisher, versions, log))
+    return report | {"seconds": round(time.monotonic() - started, 1)}
 
 
-async def _run(estate: DemoProcesses, workshop: Workshop, versions: dict[str, Version], say: Say) -> dict[str, Any]:
+async def _run(
+    processes: DemoProcesses, publisher: ModelPublisher, versions: dict[str, PublishedVersion], log: Log
+) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import microphones, muted, run_feeds
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    tale = _Tale(estate, workshop, versions, say, stop)
-    await tale.known()
-    await tale.roll_out(FIRST, "the first", waves=[], gate={**GATE, "min_frames": 0})
-    await estate.ready(stop)
+    demo = _RolloutDemo(processes, publisher, versions, log, stop)
+    await demo.wait_for_reports()
+    await demo.roll_out(FIRST, "first version", waves=[], gate={**GATE, "min_frames": 0})
+    await processes.ready(stop)
     feeds: dict[str, list[Feed]] = {}
-    for site in estate.sites:
+    for site in processes.sites:
         feeds[site.name] = microphones(2)
         feeds[site.name][0].pieces = muted(feeds[site.name][0].pieces, every=20, frames=5)
-    silence = asyncio.Event()
-    feeding = [asyncio.create_task(run_feeds(site.sensors, feeds[site.name], silence)) for site in estate.sites]
+    stop_feeds = asyncio.Event()
+    feeding = [asyncio.create_task(run_feeds(site.sensors, feeds[site.name], stop_feeds)) for site in processes.sites]
     try:
-        await tale.pause(3.0)
-        await tale.roll_out(BETTER, "half the bytes", waves=[1], swap={**SWAP, "shadow_s": 1})
-        await tale.roll_out(BAD, "loud halls; no time for a shadow", waves=[1])
-        workshop.tamper()
-        await tale.roll_out(TAMPERED, "nobody knows", waves=[1])
-        await tale.pause(2.0)
+        await demo.pause(3.0)
+        await demo.roll_out(BETTER, "half the bytes", waves=[1], swap={**SWAP, "shadow_s": 1})
+        await demo.roll_out(BAD, "loud halls; no time for a shadow", waves=[1])
+        publisher.tamper()
+        await demo.roll_out(TAMPERED, "no reason given", waves=[1])
+        await demo.pause(2.0)
     finally:
-        silence.set()
-        for ended in await asyncio.gather(*feeding, return_exceptions=True):
-            if isinstance(ended, BaseException):
-                say(f"A site's microphones failed: {ended}")
-    say("The microphones have stopped. What is still on its way arrives…")
-    await settled(estate, say)
-    sent = {name: sum(feed.sent for feed in there) for name, there in feeds.items()}
-    return tale.account(sent)
+        stop_feeds.set()
+        for result in await asyncio.gather(*feeding, return_exceptions=True):
+            if isinstance(result, BaseException):
+                log(f"A site's microphones failed: {result}")
+    log("The microphones have stopped. Waiting for the last results…")
+    await wait_until_settled(processes, log)
+    sent = {name: sum(feed.sent for feed in site_feeds) for name, site_feeds in feeds.items()}
+    return demo.report(sent)
 
 
-class _Tale:
-    """What happens, version after version, and the account of it."""
+class _RolloutDemo:
+    """Rolls out one version after another, and reports the outcome."""
 
     def __init__(
-        self, estate: DemoProcesses, workshop: Workshop, versions: dict[str, Version], say: Say, stop: asyncio.Event
+        self,
+        processes: DemoProcesses,
+        publisher: ModelPublisher,
+        versions: dict[str, PublishedVersion],
+        log: Log,
+        stop: asyncio.Event,
     ) -> None:
-        self._estate = estate
-        self._workshop = workshop
+        self._processes = processes
+        self._publisher = publisher
         self._versions = versions
-        self._say = say
+        self._log = log
         self._stop = stop
 
-    async def known(self) -> None:
-        """Wait until the region knows what each node runs."""
+    async def wait_for_reports(self) -> None:
+        """Wait until the region has a report of each node."""
         await self._until(
             lambda: [node["reported_at"] for node in self._inventory()],
-            lambda said: len(said) == len(SITES) and all(said),
+            lambda reported: len(reported) == len(SITES) and all(reported),
         )
 
     async def pause(self, seconds: float) -> None:
-        """Let things go on for a while. Raises: KeyboardInterrupt: told to stop."""
+        """Wait for some time. Raises: KeyboardInterrupt: the demo was stopped."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
             raise KeyboardInterrupt
 
     async def roll_out(self, version: str, why: str, **plan: Any) -> None:
-        """Take a version through the fleet, and tell of it until that has ended."""
-        which, name = self._versions[version], f"{MODEL}-{version}"
+        """Roll out a version, and print the progress until the rollout ends."""
+        published, name = self._versions[version], f"{MODEL}-{version}"
         before = self._wan_bytes()
         plan = {"soak_s": 2, "gate": GATE, "swap": SWAP, **plan}
-        await asyncio.to_thread(self._workshop.start, name, which, why, **plan)
-        await self._until(lambda: self._progress(name), lambda said: bool(said["ended"]))
-        which.rollout = self._progress(name)
-        which.wan_bytes = self._wan_bytes() - before
+        await asyncio.to_thread(self._publisher.start_rollout, name, published, why, **plan)
+        await self._until(lambda: self._progress(name), lambda progress: bool(progress["ended"]))
+        published.rollout = self._progress(name)
+        published.wan_bytes = self._wan_bytes() - before
 
-    async def _until(self, look: Callable[[], Any], enough: Callable[[Any], bool]) -> None:
-        deadline = time.monotonic() + _ENDS_S
-        told = ""
-        while not enough(said := look()):
-            self._estate.check()
-            if isinstance(said, dict) and (line := _line(said)) != told:
-                self._say(f"  {line}")
-                told = line
+    async def _until(self, read: Callable[[], Any], done: Callable[[Any], bool]) -> None:
+        from hedgerow.cli.region.rollout_progress import summary
+
+        deadline = time.monotonic() + _TIMEOUT_S
+        printed = ""
+        while not done(state := read()):
+            self._processes.check()
+            if isinstance(state, dict) and (line := summary(state)) != printed:
+                self._log(f"  {line}")
+                printed = line
             if time.monotonic() > deadline:
                 raise HedgerowError(
-                    f"This did not end within {_ENDS_S:.0f} s: {said}", remedy=f"See {self._estate.folder}/logs/."
+                    f"Timed out after {_TIMEOUT_S:.0f} s; last state: {state}",
+                    remedy=f"See {self._processes.folder}/logs/.",
                 )
             await self.pause(0.3)
-        if isinstance(said, dict):
-            self._say(f"  {_line(said)}")
+        if isinstance(state, dict):
+            self._log(f"  {summary(state)}")
 
     def _progress(self, name: str) -> dict[str, Any]:
         from hedgerow.region.rollouts.progress import progress
@@ -169,45 +190,25 @@ class _Tale:
     def _open(self) -> Database:
         from hedgerow.region.store.database.open import open_database
 
-        return open_database(str(self._estate.store), write=False)
+        return open_database(str(self._processes.store), write=False)
 
     def _wan_bytes(self) -> int:
-        """Bytes of models that the region has sent to sites."""
-        port = jsonlib.loads(self._estate.region_file.read_text("utf-8"))["metrics"]["port"]
+        """Return the bytes of models that the region has sent to sites."""
+        port = jsonlib.loads(self._processes.region_file.read_text("utf-8"))["metrics"]["port"]
         return model_bytes(port)
 
-    def account(self, sent: dict[str, int]) -> dict[str, Any]:
-        """All of it, in numbers.
+    def report(self, sent: dict[str, int]) -> dict[str, Any]:
+        """Return the demo's report.
 
         Args:
-            sent: frames, by site.
+            sent: frames sent, by site.
         """
-        from hedgerow.region.store.queries import ResultQuery, results
-
-        by_version: Counter[str] = Counter()
-        made: dict[tuple[str, str], list[tuple[int, float]]] = {}
-        with closing(self._open()) as database:
-            for result in results(database, ResultQuery()):
-                frame, (model,) = result.body["frame"], result.body["lineage"]["models"]
-                by_version[f"{model['version']} {model['digest']}"] += 1
-                number = int((result.number or "").rpartition("/")[2])
-                made.setdefault((result.site, frame["stream"]), []).append((number, frame["captured_at"]))
-        disordered = sum(
-            later < earlier for numbered in made.values() for (_, earlier), (_, later) in pairwise(sorted(numbered))
-        )
-        sites = account_of(self._estate)
-        for site in self._estate.sites:
-            each = sites[site.name]
-            each["sent"] = sent[site.name]
-            for what in ("dropped", "dead"):
-                each[what] = sum(sum(flow[what].values()) for flow in site.pipelines())
-            # A frame that fills no window on its own is part of the next; it is counted and not lost.
-            each["absorbed"] = sum(flow["dropped"].get("absorbed", 0) for flow in site.pipelines())
-            each["lost"] += each["sent"] - each["frames"] + each["dropped"] + each["dead"] - each["absorbed"]
+        by_version, disordered = self._stored_results()
+        sites = self._sites(sent)
         serving = {node["node"]: node["models"][MODEL] for node in self._inventory()}
-        versions = {version: _told(which, by_version) for version, which in self._versions.items()}
+        versions = {version: _version_report(published, by_version) for version, published in self._versions.items()}
         total = {what: sum(each[what] for each in sites.values()) for what in ("sent", "results", "stored", "lost", "duplicated")}  # fmt: skip
-        proofs = {
+        checks = {
             "good_version_reached_all": versions[BETTER]["phase"] == "succeeded"
             and {one["model"]["digest"] for one in serving.values()} == {versions[BETTER]["digest"]},
             "bad_version_stopped_at_the_canary": versions[BAD]["phase"] == "failed" and versions[BAD]["reached"] == 1,
@@ -216,8 +217,8 @@ class _Tale:
             "nothing_lost": not total["lost"] and not total["duplicated"] and not disordered and total["stored"] > 0,
         }
         return {
-            "ok": all(proofs.values()),
-            **proofs,
+            "ok": all(checks.values()),
+            **checks,
             "versions": versions,
             "serving": {
                 node: {"version": one["model"]["version"], "digest": one["model"]["digest"], "file": one["file_digest"]}
@@ -228,33 +229,57 @@ class _Tale:
             "sites": sites,
         }
 
+    def _stored_results(self) -> tuple[Counter[str], int]:
+        """Count stored results by `VERSION DIGEST`, and results out of capture order."""
+        from hedgerow.region.store.queries import ResultQuery, results
 
-def _line(said: dict[str, Any]) -> str:
-    from hedgerow.cli.region.rollout_progress import line
+        by_version: Counter[str] = Counter()
+        numbered: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        with closing(self._open()) as database:
+            for result in results(database, ResultQuery()):
+                frame, (model,) = result.body["frame"], result.body["lineage"]["models"]
+                by_version[f"{model['version']} {model['digest']}"] += 1
+                number = int((result.number or "").rpartition("/")[2])
+                numbered.setdefault((result.site, frame["stream"]), []).append((number, frame["captured_at"]))
+        disordered = sum(
+            later < earlier for stream in numbered.values() for (_, earlier), (_, later) in pairwise(sorted(stream))
+        )
+        return by_version, disordered
 
-    return line(said)
+    def _sites(self, sent: dict[str, int]) -> dict[str, dict[str, Any]]:
+        """Count frames and results by site."""
+        sites = count_by_site(self._processes)
+        for site in self._processes.sites:
+            each = sites[site.name]
+            each["sent"] = sent[site.name]
+            for what in ("dropped", "dead"):
+                each[what] = sum(sum(flow[what].values()) for flow in site.pipelines())
+            # An absorbed frame has filled no window by itself and is part of the next; it is not lost.
+            each["absorbed"] = sum(flow["dropped"].get("absorbed", 0) for flow in site.pipelines())
+            each["lost"] += each["sent"] - each["frames"] + each["dropped"] + each["dead"] - each["absorbed"]
+        return sites
 
 
-def _told(which: Version, by_version: Counter[str]) -> dict[str, Any]:
-    """A version, as the account has it."""
-    reached = [task for task in which.rollout["tasks"] if task["generation"]]
-    bad = next((task for task in reached if task["code"]), None)
+def _version_report(published: PublishedVersion, by_version: Counter[str]) -> dict[str, Any]:
+    rollout = published.rollout
+    reached = [task for task in rollout["tasks"] if task["generation"]]
+    failed = next((task for task in reached if task["code"]), None)
     return {
-        "digest": which.digest,
-        "bytes": which.bytes,
-        "wan_bytes": which.wan_bytes,
-        "phase": which.rollout["phase"],
-        "because": which.rollout["because"],
-        "waves": [{"nodes": wave["nodes"], "begun": wave["begun"]} for wave in which.rollout["waves"]],
+        "digest": published.digest,
+        "bytes": published.bytes,
+        "wan_bytes": published.wan_bytes,
+        "phase": rollout["phase"],
+        "because": rollout["because"],
+        "waves": [{"nodes": wave["nodes"], "begun": wave["begun"]} for wave in rollout["waves"]],
         "reached": len(reached),
         "went_back": sum(task["back"] == "proved" for task in reached),
-        "refusal": None if bad is None else {key: bad[key] for key in ("node", "code", "reason")},
-        "results": sum(count for name, count in by_version.items() if name.startswith(f"{which.version} ")),
+        "refusal": None if failed is None else {key: failed[key] for key in ("node", "code", "reason")},
+        "results": sum(count for name, count in by_version.items() if name.startswith(f"{published.version} ")),
     }
 
 
-def print_account(account: dict[str, Any], folder: Path) -> None:
-    """The account in words."""
+def print_report(report: dict[str, Any], folder: Path) -> None:
+    """Print the report for people."""
     typer.echo("")
     rows = [
         (
@@ -266,16 +291,16 @@ def print_account(account: dict[str, Any], folder: Path) -> None:
             f"{each['wan_bytes'] / 1e6:.2f} MB",
             "" if each["refusal"] is None else f"{each['refusal']['code']}: {each['refusal']['reason']}",
         )
-        for version, each in account["versions"].items()
+        for version, each in report["versions"].items()
     ]
     print_table(("VERSION", "STATUS", "DIGEST", ">NODES", ">RESULTS", ">OVER THE WAN", "REASON"), rows, names=2)
-    for node, one in account["serving"].items():
+    for node, one in report["serving"].items():
         typer.echo(f"{node} serves {one['version']} ({one['digest'][7:19]}), file {one['file'][7:19]}.")
     typer.echo(
-        f"{account['sent']:,} frames of sound, {account['results']:,} results produced, {account['stored']:,} stored in the region: "
-        f"{account['lost']} lost, {account['duplicated']} duplicated, {account['disordered']} out of order."
+        f"{report['sent']:,} frames of sound, {report['results']:,} results produced, {report['stored']:,} stored in the region: "
+        f"{report['lost']} lost, {report['duplicated']} duplicated, {report['disordered']} out of order."
     )
-    where = os.path.relpath(folder)
     typer.echo(
-        f"Look around: cd {where}; hedgerow rollout history --config region.yaml; hedgerow audit --config region.yaml"
+        f"To explore: cd {os.path.relpath(folder)}; hedgerow rollout history --config region.yaml; "
+        "hedgerow audit --config region.yaml"
     )

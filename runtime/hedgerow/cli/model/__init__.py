@@ -1,1 +1,1 @@
-"""Building, checking and publishing models."""
+"""`hedgerow model` and `tune`: build, check, measure and publish models."""

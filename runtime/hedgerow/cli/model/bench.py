@@ -1,4 +1,4 @@
-"""`hedgerow model bench`: how fast the variants of a bundle are on this machine."""
+"""`hedgerow model bench`: measure the variants of a bundle on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from hedgerow.cli.base.console import print_json
 from hedgerow.cli.base.options import Json, MaxBatch, MeasuringTime
-from hedgerow.cli.model.lookup import From, Named, everything, opened
+from hedgerow.cli.model.lookup import BundleName, From, all_files, open_bundle
 from hedgerow.cli.model.show import print_figures
 from hedgerow.cli.model.tune import progress_bar
 from hedgerow.errors import ConfigError
@@ -21,29 +21,33 @@ if TYPE_CHECKING:
 
 
 def bench(
-    bundle: Named,
+    bundle: BundleName,
     from_: From = None,
-    variant: Annotated[list[str] | None, typer.Option("--variant", "-v", help="Measure only this one.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option("--variant", "-v", help="Measure only this variant. Repeatable.")
+    ] = None,
     seconds: MeasuringTime = 30,
     max_batch: MaxBatch = 64,
-    threads: Annotated[int | None, typer.Option(min=1, help="Cores to use; by default all of this process.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Cores to use; by default all that this process may use.")
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Keep the figures here; by default in BUNDLE.bench.json beside it."),
+        typer.Option("--out", "-o", help="File for the results; by default BUNDLE.bench.json beside the bundle."),
     ] = None,
-    save: Annotated[bool, typer.Option(help="Keep the figures at all.")] = True,
+    save: Annotated[bool, typer.Option(help="Save the results.")] = True,
     json: Json = False,
 ) -> None:
-    """Measure each variant of a bundle on this machine: backend, streams and batch, as `hedgerow tune` does.
+    """Find the fastest backend, streams and batch for each variant of a bundle on this machine, as `hedgerow tune` does.
 
     Examples:
       hedgerow model bench bundles/door-1.2.0
       hedgerow model bench bundles/door-1.2.0 --variant openvino-int8 --seconds 60
       hedgerow model bench door/1.2.0 --from models --out door.bench.json
 
-    It is fed with the golden inputs. Figures are kept by kind of machine (processor and cores), the newest of each, in a
-    file beside the bundle: a bundle is signed and does not change. `hedgerow model show` shows them. Measure on a machine
-    that does nothing else. What a node runs best is found there, by `hedgerow tune`.
+    The inputs are the golden inputs. The newest results of each machine type (processor and cores) are saved in a file
+    beside the bundle, as a signed bundle must not change; `hedgerow model show` prints them. Measure on an otherwise idle
+    machine. To configure a node, run `hedgerow tune` on it instead.
 
     Exits with 1 if no variant can be measured here.
     """
@@ -54,40 +58,41 @@ def bench(
     from hedgerow.models.bundle import bench_results
 
     cores = threads or owned_cores()
-    found: list[DeviceBenchmark] = []
-    with opened(bundle, from_, everything) as there:
-        chosen = [there.manifest.variant(name) for name in variant] if variant else list(there.manifest.variants)
-        there.verify()
+    measured: list[DeviceBenchmark] = []
+    with open_bundle(bundle, from_, all_files) as source:
+        chosen = [source.manifest.variant(name) for name in variant] if variant else list(source.manifest.variants)
+        source.verify()
         with progress_bar(quiet=json) as progress:
             for number, one in enumerate(chosen):
 
-                def told(done: float, begun: int = number) -> None:
+                def report(done: float, finished: int = number) -> None:
                     if progress is not None:
-                        progress((begun + done) / len(chosen))
+                        progress((finished + done) / len(chosen))
 
-                found += benching.bench(
-                    there, one, cores=cores, seconds=seconds / len(chosen), max_batch=max_batch, progress=told
+                measured += benching.bench(
+                    source, one, cores=cores, seconds=seconds / len(chosen), max_batch=max_batch, progress=report
                 )
         machine = bench_results.Machine(
             machine=tuned.machine(cores),
             at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             tools=tools(),
-            figures=tuple(map(_figure, found)),
+            figures=tuple(map(_figure, measured)),
         )
-        path = out or (bench_results.path_for(there.folder) if save and from_ is None else None)
+        path = out or (bench_results.path_for(source.folder) if save and from_ is None else None)
         if path is not None:
             try:
-                bench_results.add(path, there.digest, machine)
+                bench_results.add(path, source.digest, machine)
             except OSError as error:
                 raise ConfigError(
-                    f"{path} cannot be written: {error.strerror}", remedy="Give another file with --out, or --no-save."
+                    f"Cannot write {path}: {error.strerror}", remedy="Name another file with --out, or use --no-save."
                 ) from error
         if json:
-            print_json({"digest": there.digest, **machine.model_dump(mode="json"), "kept": str(path) if path else None})
+            saved = str(path) if path else None
+            print_json({"digest": source.digest, **machine.model_dump(mode="json"), "kept": saved})
         else:
             print_figures(machine)
             if path is not None:
-                typer.echo(f"\nKept in {path}.")
+                typer.echo(f"\nSaved to {path}.")
     if not any(figure.backend for figure in machine.figures):
         raise typer.Exit(1)
 
@@ -101,7 +106,7 @@ def _figure(benched: DeviceBenchmark) -> Figure:
             variant=benched.variant, device=benched.device, not_run={**not_run, **(tuning.refused if tuning else {})}
         )
     choice = tuning.choice
-    alone = [
+    single_stream = [
         setting.time_s
         for setting in tuning.settings
         if setting.backend == choice.backend and setting.streams == 1 and setting.times_s
@@ -114,6 +119,6 @@ def _figure(benched: DeviceBenchmark) -> Figure:
         threads=choice.threads,
         batch=choice.max_batch,
         frames_per_s=choice.rows_per_s,
-        single_s=min(alone, default=None),
+        single_s=min(single_stream, default=None),
         not_run={**not_run, **tuning.refused},
     )

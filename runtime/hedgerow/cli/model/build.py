@@ -1,4 +1,4 @@
-"""`hedgerow model build`: from a model's file to a bundle."""
+"""`hedgerow model build`: build a bundle from a model file."""
 
 from __future__ import annotations
 
@@ -27,62 +27,70 @@ def build(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model's file (.onnx, .xml, .tflite, .gguf), `package:NAME/path/inside`, or a recipe (.yaml)."
+            help="A model file (.onnx, .xml, .tflite, .gguf), `package:NAME/path/inside`, or a recipe (.yaml)."
         ),
     ],
-    name: Annotated[str | None, typer.Option(help="Name of the model; by default its file's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; by default the file's.")] = None,
     version: Annotated[str | None, typer.Option(help="Semantic version, such as 1.0.0.")] = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(
             "--variant",
             "-v",
-            help="A form to make: onnx-fp16, openvino-int8 …; the one nodes should take first in front.",
+            help="Variant to build: onnx-fp16, openvino-int8 …; most preferred first. Repeatable.",
         ),
     ] = None,
     samples: Annotated[
         list[Path] | None,
-        typer.Option("--samples", "-s", help="What it meets in use: .npz, .npy, a folder; with --config frames."),
+        typer.Option(
+            "--samples", "-s", help="Typical inputs: .npz, .npy or a folder; with --config, frames. Repeatable."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", "-c", help="A node's configuration: samples are frames, and its stages make inputs of them."
+            "--config", "-c", help="A node's configuration: its stages turn the samples, which are frames, into inputs."
         ),
     ] = None,
     pipeline: Annotated[
-        str | None, typer.Option(help="Which pipeline of --config; by default the first that uses the model.")
+        str | None, typer.Option(help="Pipeline of --config; by default the first that uses the model.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="File with the names of the classes, one a line.")] = None,
-    licence: Annotated[str | None, typer.Option("--licence", "--license", help="SPDX expression: Apache-2.0.")] = None,
-    author: Annotated[str | None, typer.Option(help="Who made it.")] = None,
-    description: Annotated[str | None, typer.Option(help="What it does.")] = None,
-    training_data: Annotated[str | None, typer.Option(help="Where that is described.")] = None,
-    golden: Annotated[int | None, typer.Option(min=0, max=64, help="Golden cases to make; 4 by default.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File with the class names, one per line.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", "--license", help="SPDX expression, such as Apache-2.0.")
+    ] = None,
+    author: Annotated[str | None, typer.Option(help="Author of the model.")] = None,
+    description: Annotated[str | None, typer.Option(help="What the model does.")] = None,
+    training_data: Annotated[str | None, typer.Option(help="URL or reference of the training data.")] = None,
+    golden: Annotated[int | None, typer.Option(min=0, max=64, help="Number of golden cases; 4 by default.")] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option("--shape", metavar="INPUT=N,N,...", help="Without samples: shape of an open input, for noise."),
+        typer.Option(
+            "--shape",
+            metavar="INPUT=N,N,...",
+            help="Without samples: shape for an input with open dimensions. Repeatable.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; by default bundles/NAME-VERSION.")] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="A recipe; by default model.yaml beside the model, if it is there.")
+        Path | None, typer.Option(help="A recipe; by default model.yaml beside the model, if it exists.")
     ] = None,
-    state_dir: Annotated[Path, typer.Option(help="Where measurements are kept.")] = Path(".hedgerow"),
-    replace: Annotated[bool, typer.Option("--replace", help="Replace another bundle of this version.")] = False,
+    state_dir: Annotated[Path, typer.Option(help="Folder for measurements.")] = Path(".hedgerow"),
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a different bundle of this version.")] = False,
     json: Json = False,
 ) -> None:
-    """Build a bundle: a model in its variants, with all that a node needs to trust, try and run it.
+    """Build a bundle: a model's variants, and everything a node needs to trust, test and run them.
 
     Examples:
       hedgerow model build door.onnx --version 1.0.0 --samples door-inputs.npz
       hedgerow model build door.onnx --version 1.0.0 -v openvino-int8 -v onnx-fp32 -s frames/ --config node.yaml
       hedgerow model build recipe.yaml
 
-    Golden inputs and outputs, tolerance, statistics and the calibration of int8 come from the samples: some ten to a few
-    hundred frames as the model meets them in use. Without any, golden inputs are noise, there are no statistics, and
-    onnx-int8 is dynamic.
+    Golden inputs and outputs, tolerances, statistics and int8 calibration come from the samples: ten to a few hundred
+    typical frames. Without samples, golden inputs are noise, there are no statistics, and onnx-int8 uses dynamic
+    quantisation.
 
-    A recipe (model.yaml) says the rest, and what flags say goes over it:
+    A recipe (model.yaml) can state all of this and more; flags override it:
       name: door
       version: 1.2.0
       licence: Apache-2.0
@@ -95,12 +103,12 @@ def build(
       samples: [frames/]
       config: node.yaml
 
-    The same inputs make the same bundle, to the byte; its time is SOURCE_DATE_EPOCH, or the model file's. Needs
-    `pip install 'hedgerow[build]'`.
+    Builds are reproducible to the byte; the build time is SOURCE_DATE_EPOCH, or else the model file's modification time.
+    Needs `pip install 'hedgerow[build]'`.
     """
     from hedgerow.models.build import builder
 
-    given = {
+    flags = {
         "name": name,
         "version": version,
         "variants": tuple(variant) if variant else None,
@@ -115,20 +123,20 @@ def build(
         "golden": golden,
         "shapes": dict(map(_shape, shape)) if shape else None,
     }
-    whole = _recipe(model, recipe, {key: value for key, value in given.items() if value is not None})
+    complete = _recipe(model, recipe, {key: value for key, value in flags.items() if value is not None})
     with _progress(quiet=json) as progress:
         requests = None
-        if whole.config is not None:
-            requests, whole = _through_stages(whole, progress)
-        built = builder.build(whole, out, requests=requests, state_dir=state_dir, replace=replace, progress=progress)
+        if complete.config is not None:
+            requests, complete = _stage_requests(complete, progress)
+        built = builder.build(complete, out, requests=requests, state_dir=state_dir, replace=replace, progress=progress)
     if json:
         print_json(_report(built))
     else:
         _print(built)
 
 
-def _recipe(model: str, path: Path | None, given: dict[str, Any]) -> Recipe:
-    """The recipe of a file, with what flags say over it."""
+def _recipe(model: str, path: Path | None, flags: dict[str, Any]) -> Recipe:
+    """Return the recipe of a model or file, overridden by flags."""
     from pydantic import ValidationError
 
     from hedgerow.models.build.recipe import RECIPE, Recipe, read_recipe
@@ -144,33 +152,33 @@ def _recipe(model: str, path: Path | None, given: dict[str, Any]) -> Recipe:
     if found and recipe.model is not None and Path(recipe.model) != Path(model):
         raise ConfigError(
             f"{path} is the recipe of {recipe.model}, not of {file}",
-            remedy=f"Build that with `hedgerow model build {path}`; or say that this is meant: `--recipe {path}`.",
+            remedy=f"To build {recipe.model}: `hedgerow model build {path}`. To use the recipe anyway: `--recipe {path}`.",
         )
     try:
-        return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **given, "model": file or recipe.model})
+        return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), **flags, "model": file or recipe.model})
     except ValidationError as error:
         from hedgerow.configfile import explain
 
         first = error.errors()[0]
         message, advice = explain(first)
         if first["loc"] == ("version",):
-            message, advice = f"{first['input']!r} is no semantic version", "Write one such as 1.0.0 or 2.1.0-rc.1."
+            message, advice = f"{first['input']!r} is not a semantic version", "Use one such as 1.0.0 or 2.1.0-rc.1."
         raise ConfigError(
             f"--{'-'.join(map(str, first['loc']))}: {message}", remedy=advice or "See `hedgerow model build --help`."
         ) from error
 
 
-def _through_stages(recipe: Recipe, progress: Progress | None) -> tuple[Requests, Recipe]:
-    """What makes samples by a node's stages, and the recipe, served as that node serves the model."""
+def _stage_requests(recipe: Recipe, progress: Progress | None) -> tuple[Requests, Recipe]:
+    """Return a function that runs frames through a node's stages, and the recipe with that node's serving settings."""
     from hedgerow import configfile
     from hedgerow.cli.model.samples import record
 
-    assert recipe.config is not None  # noqa: S101 - the caller has looked
+    assert recipe.config is not None  # noqa: S101 - checked by the caller
     path, node = recipe.config, configfile.load(recipe.config)
     if not recipe.samples:
         raise ConfigError(
-            "There are no frames to run through the stages",
-            remedy="Give pictures, sound or tables: `--samples FOLDER`.",
+            "--config needs frames to run through the stages, and there are no samples",
+            remedy="Add pictures, sound or tables: `--samples FOLDER`.",
         )
     name = recipe.name or Path(str(recipe.model)).stem
     if name in node.models and not recipe.serving:
@@ -178,8 +186,10 @@ def _through_stages(recipe: Recipe, progress: Progress | None) -> tuple[Requests
         serving = node.models[name].model_dump(include=fields, exclude_defaults=True)
         recipe = recipe.model_copy(update={"serving": serving})
 
-    def requests(file: Path, config: Any, most: int) -> Any:
-        return record(node, path.absolute().parent, name, recipe.pipeline, recipe.samples, file, config, most, progress)
+    def requests(file: Path, config: Any, limit: int) -> Any:
+        return record(
+            node, path.absolute().parent, name, recipe.pipeline, recipe.samples, file, config, limit, progress
+        )
 
     return requests, recipe
 
@@ -191,13 +201,13 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     except ValueError:
         shape = ()
     if not name or not shape or min(shape) < 1:
-        raise typer.BadParameter(f"{text!r}: write INPUT=N,N,..., for example x=1,3,320,320")
+        raise typer.BadParameter(f"{text!r} is not of the form INPUT=N,N,..., such as x=1,3,320,320")
     return name, shape
 
 
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[Callable[[str, float], None] | None]:
-    """Something that shows what is being done: a bar on a terminal, else a line for each step, on stderr."""
+    """Yield a function that shows progress on stderr: a bar on a terminal, else a line per step."""
     if quiet:
         yield None
     elif supports_redraw(sys.stderr):
@@ -210,12 +220,12 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, float], None] | None]:
             task = bar.add_task("", total=1.0)
             yield lambda what, done: bar.update(task, description=what, completed=done)
     else:
-        said = ""
+        current = ""
 
-        def line(what: str, done: float) -> None:  # noqa: ARG001 - a log has no place for parts of a step
-            nonlocal said
-            if (step := what.partition(":")[0]) != said:
-                said = step
+        def line(what: str, done: float) -> None:  # noqa: ARG001 - a log shows whole steps only
+            nonlocal current
+            if (step := what.partition(":")[0]) != current:
+                current = step
                 typer.echo(f"{step}…", err=True)
 
         yield line
@@ -224,8 +234,8 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, float], None] | None]:
 def _print(built: Built) -> None:
     manifest, bundle = built.bundle.manifest, built.bundle
     typer.echo(f"{manifest.name} {manifest.version}  {bundle.digest}")
-    cost_on = f"COST ON {'THE SAMPLES' if built.samples else 'NOISE'}"
-    headings = ("VARIANT", ">SIZE", ">MEMORY", "RUNS ON", cost_on, "HOW")
+    loss_heading = f"LOSS ON {'SAMPLES' if built.samples else 'NOISE'}"
+    headings = ("VARIANT", ">SIZE", ">MEMORY", "RUNS ON", loss_heading, "HOW")
     print_table(headings, [variant_row(variant, built.made) for variant in manifest.variants], spare=("HOW",))
     for variant_name, refused in built.refused.items():
         for backend, why in refused.items():
@@ -233,31 +243,31 @@ def _print(built: Built) -> None:
     typer.echo("")
     if not built.samples:
         typer.echo("Without --samples, golden inputs are noise, and there are no statistics.")
-    there = "is there already, the very same" if built.unchanged else "written"
+    outcome = "is unchanged" if built.unchanged else "written"
     typer.echo(
-        f"{bundle.folder} {there}: {plural(len(manifest.golden), 'golden case')}, "
+        f"{bundle.folder} {outcome}: {plural(len(manifest.golden), 'golden case')}, "
         f"{size(sum({file.path: file.size for file in manifest.files()}.values()))}."
     )
 
 
 def variant_row(variant: Variant, made: dict[str, str]) -> tuple[str, ...]:
-    """A variant in a table."""
+    """Return a variant's table row."""
     return (
         variant.name,
         size(sum(file.size for file in variant.files)),
         size(variant.needs.memory_bytes),
         ", ".join(variant.needs.backends),
-        cost(variant.accuracy),
+        loss(variant.accuracy),
         made.get(variant.name, ""),
     )
 
 
-def cost(accuracy: dict[str, float]) -> str:
-    """What lower precision costs, in words."""
+def loss(accuracy: dict[str, float]) -> str:
+    """Format the accuracy that lower precision costs."""
     if not accuracy:
         return "-"
-    decisions = f", {accuracy['top1']:.1%} of decisions the same" if "top1" in accuracy else ""
-    return f"off by {accuracy['rms']:.2%}, at worst {accuracy['worst']:.2%}{decisions}"
+    top1 = f", {accuracy['top1']:.1%} same top-1" if "top1" in accuracy else ""
+    return f"{accuracy['rms']:.2%} RMS, {accuracy['worst']:.2%} max{top1}"
 
 
 def _report(built: Built) -> dict[str, Any]:

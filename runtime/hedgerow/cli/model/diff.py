@@ -1,4 +1,4 @@
-"""`hedgerow model diff`: what is different between two bundles."""
+"""`hedgerow model diff`: compare two bundles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from hedgerow.cli.base.console import human_readable, plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_facts, print_table
-from hedgerow.cli.model.lookup import From, opened
+from hedgerow.cli.model.lookup import From, open_bundle
 
 if TYPE_CHECKING:
     from hedgerow.models.bundle.diff import BundleDiff
@@ -24,29 +24,32 @@ _LONGEST = 48
 
 def diff(
     before: Annotated[
-        str, typer.Argument(metavar="A", help="A bundle's folder; with --from NAME/VERSION or a digest.")
+        str, typer.Argument(metavar="A", help="A bundle's folder; with --from, NAME/VERSION or a digest.")
     ],
-    after: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another bundle.")],
     from_: From = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if they differ, as git does.")] = False,
     json: Json = False,
 ) -> None:
-    """Say what is different between two bundles, and how much a node that has A fetches for B.
+    """Show how two bundles differ, and how much a node that has A must fetch for B.
 
     Examples:
       hedgerow model diff bundles/door-1.1.0 bundles/door-1.2.0
       hedgerow model diff door/1.1.0 door/1.2.0 --from models
       hedgerow model diff bundles/door-1.1.0 bundles/door-1.2.0 --json --exit-code
 
-    Nothing is run: what variants make of golden inputs that both have is compared as it was written down, in tolerances of
-    A; more than 1 is another answer. SHIFT is the population stability index of a tensor's values on the authors' samples:
-    less than 0.1 is no change, more than 0.25 is one.
+    Nothing is run: recorded outputs for golden inputs that both have are compared, in tolerances of A; above 1, the outputs
+    differ. SHIFT is the population stability index of a tensor's values on the authors' samples: below 0.1 nothing has
+    changed, above 0.25 something has.
 
-    With --from, each is looked for as a folder first.
+    With --from, a name that is a bundle's folder means that folder.
     """
     from hedgerow.models.bundle.diff import difference
 
-    with opened(before, _store(before, from_), _golden) as one, opened(after, _store(after, from_), _golden) as two:
+    with (
+        open_bundle(before, _store(before, from_), _golden_outputs) as one,
+        open_bundle(after, _store(after, from_), _golden_outputs) as two,
+    ):
         found = difference(one, two)
         if json:
             print_json({"before": _ref(one), "after": _ref(two), **asdict(found)})
@@ -56,13 +59,13 @@ def diff(
         raise typer.Exit(1)
 
 
-def _golden(manifest: Manifest) -> Iterable[File]:
+def _golden_outputs(manifest: Manifest) -> Iterable[File]:
     return [file for case in manifest.golden for file in case.outputs.values()]
 
 
-def _store(named: str, from_: Path | None) -> Path | None:
-    """Where to look; a folder is there already, so that what is published can be compared with what is not yet."""
-    return None if from_ is None or (Path(named) / "manifest.json").is_file() else from_
+def _store(reference: str, from_: Path | None) -> Path | None:
+    """Return the store to search; None for a folder, so that published and unpublished bundles can be compared."""
+    return None if from_ is None or (Path(reference) / "manifest.json").is_file() else from_
 
 
 def _ref(bundle: Bundle) -> dict[str, Any]:
@@ -74,14 +77,14 @@ def _print(one: Bundle, two: Bundle, found: BundleDiff) -> None:
     old, new = (f"{each.manifest.name} {each.manifest.version}" for each in (one, two))
     print_facts([("A", old, one.digest), ("B", new, two.digest)])
     if found.same:
-        typer.echo("\nThe very same.")
+        typer.echo("\nIdentical.")
         return
     typer.echo("")
     if found.changes:
         changes = [(each.what, _short(each.before), _short(each.after)) for each in found.changes]
         print_table(("CHANGED", "A", "B"), changes)
     else:
-        typer.echo("The manifests say the same.")
+        typer.echo("The manifests agree.")
     _print_golden(one, found)
     if found.moved:
         typer.echo("")
@@ -97,30 +100,30 @@ def _print(one: Bundle, two: Bundle, found: BundleDiff) -> None:
         ]
         print_table(("TENSOR", ">MEAN", ">DEVIATION", ">RANGE", ">SHIFT"), moved, spare=("RANGE", "DEVIATION", "MEAN"))
     typer.echo("")
-    fetched = [(each.variant or "all of it", size(each.bytes), size(each.of)) for each in found.fetch]
+    fetched = [(each.variant or "whole bundle", size(each.bytes), size(each.of)) for each in found.fetch]
     print_table((f"TO FETCH FOR {new}", ">NEW", ">OF"), fetched)
 
 
 def _print_golden(one: Bundle, found: BundleDiff) -> None:
     count = len(one.manifest.golden)
     if not found.golden_shared:
-        typer.echo(f"\nNone of {plural(count, 'golden input')} of A is in B, so outputs cannot be compared.")
+        typer.echo(f"\nA and B share none of A's {plural(count, 'golden input')}, so outputs cannot be compared.")
         return
     if not found.golden:
-        typer.echo(f"\nOutputs of {plural(found.golden_shared, 'golden case')} that both have are the same.")
+        typer.echo(f"\nThe outputs of {plural(found.golden_shared, 'shared golden case')} are the same.")
         return
     typer.echo("")
     rows = []
     for variant in dict.fromkeys(each.variant for each in found.golden):
-        mine = [each for each in found.golden if each.variant == variant]
-        worst = max(mine, key=lambda each: each.off)
-        other = f"{sum(each.off > 1 for each in mine)} of {found.golden_shared}"
-        rows.append((variant, other, f"case {worst.case}, {worst.output}", f"{worst.off:.3g}", worst.detail))
-    print_table(("GOLDEN", "OTHER", "FURTHEST OFF", ">TOLERANCES", ""), rows)
+        differences = [each for each in found.golden if each.variant == variant]
+        worst = max(differences, key=lambda each: each.off)
+        differing = f"{sum(each.off > 1 for each in differences)} of {found.golden_shared}"
+        rows.append((variant, differing, f"case {worst.case}, {worst.output}", f"{worst.off:.3g}", worst.detail))
+    print_table(("GOLDEN", "DIFFER", "LARGEST DIFFERENCE", ">TOLERANCES", ""), rows)
 
 
 def _short(value: Any) -> str:
-    """A value on one line; whole variants and files by what tells them apart."""
+    """Format a value on one line: variants and files by size and digest, anything else shortened."""
     if isinstance(value, dict) and "model_digest" in value:
         return f"{size(value['bytes'])}, {value['model_digest'][:19]}"
     if isinstance(value, dict) and value.keys() == {"file", "digest"}:

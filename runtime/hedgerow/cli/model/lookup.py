@@ -1,4 +1,4 @@
-"""What the verbs of bundles share: a bundle is named by its folder, or found in a repository or a node's store."""
+"""Opens the bundle that a verb names: a folder, or a bundle in a repository or a node's store."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
     from hedgerow.models.bundle.folder import Bundle
     from hedgerow.models.bundle.manifest import File, Manifest
 
-Named = Annotated[
+BundleName = Annotated[
     str,
-    typer.Argument(metavar="BUNDLE", help="A bundle's folder; with --from its NAME, NAME/VERSION or digest."),
+    typer.Argument(metavar="BUNDLE", help="A bundle's folder; with --from, its NAME, NAME/VERSION or digest."),
 ]
 From = Annotated[
     Path | None,
     typer.Option(
         "--from",
         metavar="STORE",
-        help="Where to look for it: a repository, or the state folder of a node on this machine.",
+        help="Look for it in this repository, or in this state folder of a node on this machine.",
     ),
 ]
 
 Files = Callable[["Manifest"], "Iterable[File]"]
-"""Which files of a bundle are needed."""
+"""Selects the files of a bundle that a verb needs."""
 
 
-def everything(manifest: Manifest) -> Iterable[File]:
-    """All files."""
+def all_files(manifest: Manifest) -> Iterable[File]:
+    """Select all files."""
     return manifest.files()
 
 
-def nothing(manifest: Manifest) -> Iterable[File]:  # noqa: ARG001 - one of several ways to choose
-    """The manifest is enough."""
+def no_files(manifest: Manifest) -> Iterable[File]:  # noqa: ARG001 - a `Files` function
+    """Select no files: the manifest is enough."""
     return ()
 
 
 @dataclass(frozen=True, slots=True)
 class _StoredBundle:
-    """A bundle in a store; `repository` is where its chunks are, else its files lie in `folder`."""
+    """A bundle in a store: its chunks are in `repository`, or, if that is None, its files in `folder`."""
 
     name: str
     version: str
@@ -64,44 +64,45 @@ class _StoredBundle:
 
 
 @contextmanager
-def opened(named: str, store: Path | None, files: Files) -> Iterator[Bundle]:
-    """A bundle; one of a repository lies in a folder of its own meanwhile, with the files that are needed.
+def open_bundle(reference: str, store: Path | None, files: Files) -> Iterator[Bundle]:
+    """Open a bundle; the needed files of one in a repository are assembled in a temporary folder.
 
     Raises:
-        BadBundle, BadManifest: it is none, or cannot be used.
-        ModelNotFound: the store does not have it, or more than one like it.
+        BadBundle, BadManifest: it is not a bundle, or unusable.
+        ModelNotFound: the store has no match, or several.
         BadRepository: the repository cannot be read, or lacks chunks.
     """
     from hedgerow.models.bundle.folder import Bundle
 
     if store is None:
-        yield Bundle.open(Path(named))
+        yield Bundle.open(Path(reference))
         return
-    entry = _find(named, store)
+    entry = _find(reference, store)
     if entry.repository is None:
         yield Bundle.open(entry.folder, entry.digest)
         return
     with tempfile.TemporaryDirectory(prefix="hedgerow.") as folder:
-        _put_together(entry, entry.repository, Path(folder), files)
+        _assemble(entry, entry.repository, Path(folder), files)
         yield Bundle.open(Path(folder), entry.digest)
 
 
-def _find(named: str, store: Path) -> _StoredBundle:
-    there = sorted(_entries(store), key=lambda entry: (entry.name, version_order(entry.version), entry.digest))
-    hexes = named.removeprefix("sha256:")
-    found = [entry for entry in there if f"{entry.name}/{entry.version}" == named]
-    found = found or [entry for entry in there if entry.name == named][-1:]
-    if not found and re.fullmatch(r"[0-9a-f]{6,64}", hexes):
-        found = [entry for entry in there if entry.digest.partition(":")[2].startswith(hexes)]
+def _find(reference: str, store: Path) -> _StoredBundle:
+    entries = sorted(_entries(store), key=lambda entry: (entry.name, version_order(entry.version), entry.digest))
+    digest_prefix = reference.removeprefix("sha256:")
+    found = [entry for entry in entries if f"{entry.name}/{entry.version}" == reference]
+    found = found or [entry for entry in entries if entry.name == reference][-1:]
+    if not found and re.fullmatch(r"[0-9a-f]{6,64}", digest_prefix):
+        found = [entry for entry in entries if entry.digest.partition(":")[2].startswith(digest_prefix)]
     if len({entry.digest for entry in found}) == 1:
         return found[0]
     if found:
         raise ModelNotFound(
-            f"{store} has more than one {named}: {', '.join(map(str, found))}", remedy="Give more of the digest."
+            f"{store} has more than one {reference}: {', '.join(map(str, found))}",
+            remedy="Use more digits of the digest.",
         )
     raise ModelNotFound(
-        f"{store} has no {named}",
-        remedy=f"It has {', '.join(map(str, there))}." if there else "It has no bundle at all.",
+        f"{store} has no {reference}",
+        remedy=f"It has {', '.join(map(str, entries))}." if entries else "It has no bundles.",
     )
 
 
@@ -118,7 +119,7 @@ def _entries(store: Path) -> Iterator[_StoredBundle]:
                 folder = store / "targets" / one.name / one.version
                 yield _StoredBundle(one.name, one.version, one.digest, folder, store)
         return
-    # A node's state folder, what of it is the region's, or the store itself.
+    # A node's state folder, its fleet folder, or the store itself.
     for folder in (store / "fleet/store/bundles", store / "store/bundles", store / "bundles"):
         if not folder.is_dir():
             continue
@@ -126,16 +127,17 @@ def _entries(store: Path) -> Iterator[_StoredBundle]:
             try:
                 bundle = Bundle.open(path, f"sha256:{path.name}")
             except HedgerowError:
-                continue  # being fetched, or taken away
+                continue  # being fetched or removed
             yield _StoredBundle(bundle.manifest.name, bundle.manifest.version, bundle.digest, path)
         return
     raise ModelNotFound(
-        f"{store} is no repository, and no node's state folder with models in it",
-        remedy="Give a folder that `hedgerow trust init` made, or a node's `state_dir`; a bundle's own folder needs no --from.",
+        f"{store} is neither a repository nor a node's state folder with models in it",
+        remedy="Name a repository created by `hedgerow trust init`, or a node's `state_dir`. For a bundle's own folder, "
+        "leave out --from.",
     )
 
 
-def _put_together(entry: _StoredBundle, repository: Path, folder: Path, files: Files) -> None:
+def _assemble(entry: _StoredBundle, repository: Path, folder: Path, files: Files) -> None:
     from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, MANIFEST, digest_of, read_manifest
     from hedgerow.trust.chunks import blob_path
     from hedgerow.trust.errors import BadRepository
@@ -152,24 +154,24 @@ def _put_together(entry: _StoredBundle, repository: Path, folder: Path, files: F
                     path = blob_path(repository, chunk.digest)
                     data = path.read_bytes()
                     if digest_of(data) != chunk.digest:
-                        raise OSError(errno.EIO, "it is not what its name says")
+                        raise OSError(errno.EIO, "its content does not match its digest")
                     out.write(data)
     except OSError as error:
         raise BadRepository(
-            f"{path} cannot be read: {error.strerror}", remedy="Publish the version again, or restore it from a copy."
+            f"Cannot read {path}: {error.strerror}", remedy="Publish the version again, or restore it from a backup."
         ) from error
 
 
 def version_order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, str], ...]]:
-    """Semantic versions in their order: a pre-release comes before what it is of."""
+    """Return a sort key for semantic versions; pre-releases precede their release."""
     core, _, pre = version.partition("+")[0].partition("-")
     parts = tuple((not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in pre.split("."))
     return tuple(map(int, core.split("."))), not pre, parts
 
 
 @contextmanager
-def reading(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, by bytes."""
+def byte_progress(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a function that advances a progress bar by bytes, if stderr is a terminal."""
     if quiet or not supports_redraw(sys.stderr):
         yield lambda _: None
         return

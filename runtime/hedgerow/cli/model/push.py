@@ -1,4 +1,4 @@
-"""`hedgerow model push`: a bundle to an OCI registry, from which nodes fetch it."""
+"""`hedgerow model push`: copy a bundle to an OCI registry, from which nodes can fetch it."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ import typer
 
 from hedgerow.cli.base.console import plural, print_json, size
 from hedgerow.cli.base.options import BundleFolder, Json
-from hedgerow.cli.model.lookup import reading
+from hedgerow.cli.model.lookup import byte_progress
 
 
 def push(
     bundle: BundleFolder,
-    to: Annotated[str, typer.Argument(metavar="oci://HOST/NAME", help="A repository of a registry.")],
+    to: Annotated[str, typer.Argument(metavar="oci://HOST/NAME", help="A repository in a registry.")],
     credentials_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="USER:PASSWORD, a token, or Docker's config.json."),
     ] = None,
     ca_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Authorities for its certificate; the system's, if left out.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Trusted authorities for the registry's certificate; by default the system's."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Bring a version's files to an OCI registry, so that nodes fetch them there.
+    """Copy a version's files to an OCI registry, so that nodes can fetch them there.
 
     Examples:
       hedgerow model push door-state-1.4.0 oci://registry.example/models
       hedgerow model push door-state-1.4.0 oci://registry.example/models --credentials-file ~/.docker/config.json
       oras pull registry.example/models:door-state-1.4.0
 
-    Nodes that have `fleet: {origins: [oci://registry.example/models]}` look there before they ask the region. It publishes
-    nothing: `hedgerow model publish` signs a version, and a node takes what is signed, wherever it comes from. What is stopped
-    in its midst goes on from there.
+    Nodes with `fleet: {origins: [oci://registry.example/models]}` try it before they ask the region. This does not publish
+    the version: `hedgerow model publish` signs it, and nodes accept signed content from anywhere. An interrupted push
+    resumes when you run it again.
     """
     from pydantic import ValidationError
 
@@ -46,14 +49,14 @@ def push(
     try:
         section = OriginSection(url=to, ca_file=ca_file, credentials_file=credentials_file)
     except ValidationError as error:
-        raise ConfigError(f"{to} is no registry", remedy="Give oci://HOST/NAME.") from error
+        raise ConfigError(f"{to} is not the URL of an OCI registry", remedy="Use oci://HOST/NAME.") from error
     if not to.startswith("oci:"):
         raise ConfigError(
-            f"{to} is no registry",
-            remedy="Give oci://HOST/NAME. A web server is given a copy of the repository's folder.",
+            f"{to} is not the URL of an OCI registry",
+            remedy="Use oci://HOST/NAME. For a web server, copy the repository's folder there instead.",
         )
     opened = Bundle.open(bundle)
-    with reading(sum(file.size for file in opened.manifest.files()), "pushing", quiet=json) as progress:
+    with byte_progress(sum(file.size for file in opened.manifest.files()), "pushing", quiet=json) as progress:
         done = oci.push(opened, web_client(section), progress)
     if json:
         print_json(done)

@@ -1,4 +1,4 @@
-"""Samples for a model out of real frames: the stages of a node's configuration run, and what they ask of the model is noted."""
+"""Records samples for a model: runs a pipeline's stages on real frames and keeps their requests to the model."""
 
 from __future__ import annotations
 
@@ -23,90 +23,92 @@ def record(
     sources: Sequence[Path],
     path: Path,
     model: ModelConfig,
-    most: int,
+    limit: int,
     progress: Progress | None = None,
 ) -> list[Mapping[str, Array]]:
-    """What the stages of a pipeline ask of a model, on frames that are read as `hedgerow publish` reads them.
+    """Return the requests that a pipeline's stages send to a model for frames read as by `hedgerow publish`.
 
     Args:
         config: the node's configuration.
-        base_dir: the folder its paths count from.
+        base_dir: the folder its paths are relative to.
         name: the model's name in it.
-        pipeline: which pipeline; None: the first that uses the model.
+        pipeline: the pipeline's name; None: the first that uses the model.
         sources: files and folders of frames.
-        path, model: the model's file, and how it is to be run.
-        most: requests to note.
-    Raises: ConfigError: no pipeline uses the model, or a source cannot be read; HedgerowError: a stage cannot be set up.
+        path, model: the model's file, and how to run it.
+        limit: the most requests to return.
+    Raises:
+        ConfigError: no pipeline uses the model, or a source cannot be read.
+        HedgerowError: a stage cannot be set up.
     """
     from hedgerow.backends.cores import cores
     from hedgerow.models.serving.pool import ModelPool
     from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 
-    which, stages = _stages(config, name, pipeline)
-    noted: list[Mapping[str, Array]] = []
+    pipeline_name, stages = _stages(config, name, pipeline)
+    recorded: list[Mapping[str, Array]] = []
 
     class Context(PipelineContext):
-        """Hands out the model to be built in place of the configured one, and notes what is asked of it."""
+        """Provides the model to build instead of the configured one, and records its requests."""
 
-        def model(self, asked: str) -> Any:
-            handle = super().model(asked)
-            return _Noting(handle, noted) if asked == name else handle
+        def model(self, requested: str) -> Any:
+            handle = super().model(requested)
+            return _Recorder(handle, recorded) if requested == name else handle
 
     models = {**config.models, name: model.model_copy(update={"path": str(path)})}
     pool = ModelPool(cores=cores())
-    context = Context(which, models, base_dir, pool)
+    context = Context(pipeline_name, models, base_dir, pool)
     chain = build_chain(stages, context)
     try:
-        died = None
-        for number, frame in enumerate(_frames(sources, config.pipelines[which].content_type or "")):
+        error = None
+        for number, frame in enumerate(_frames(sources, config.pipelines[pipeline_name].content_type or "")):
             for outcome in chain.run([frame]).outcomes:
-                died = outcome.error or died
+                error = outcome.error or error
             if progress is not None:
-                progress(f"Running the stages on frames: {number + 1:,}", len(noted) / most)
-            if len(noted) >= most:
+                progress(f"Running the stages on frames: {number + 1:,}", len(recorded) / limit)
+            if len(recorded) >= limit:
                 break
-        if not noted and died is not None:
-            raise died
+        if not recorded and error is not None:
+            raise error
     finally:
         chain.close()
         context.release()
         pool.close()
-    return noted[:most]
+    return recorded[:limit]
 
 
-class _Noting:
-    """A model's handle that notes what is asked."""
+class _Recorder:
+    """A model's handle that records the requests."""
 
-    def __init__(self, handle: Any, noted: list[Mapping[str, Array]]) -> None:
+    def __init__(self, handle: Any, recorded: list[Mapping[str, Array]]) -> None:
         self._handle = handle
-        self._noted = noted
+        self._recorded = recorded
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._handle, attribute)
 
     def infer(self, requests: Sequence[Mapping[str, Array]]) -> Any:
-        self._note(requests)
+        self._record(requests)
         return self._handle.infer(requests)
 
     def infer_each(self, requests: Sequence[Mapping[str, Array]]) -> Any:
-        self._note(requests)
+        self._record(requests)
         return self._handle.infer_each(requests)
 
-    def _note(self, requests: Sequence[Mapping[str, Array]]) -> None:
-        # Copied: a stage may use its buffers again, and hidden state is written over.
-        self._noted += [{key: array.copy() for key, array in request.items()} for request in requests]
+    def _record(self, requests: Sequence[Mapping[str, Array]]) -> None:
+        # Copied, since a stage may reuse its buffers, and hidden state is overwritten.
+        self._recorded += [{key: array.copy() for key, array in request.items()} for request in requests]
 
 
 def _stages(config: NodeConfig, name: str, pipeline: str | None) -> tuple[str, list[StageEntry]]:
-    """The pipeline that uses the model, and its stages up to the last one that does."""
-    for which, each in config.pipelines.items():
+    """Return the pipeline that uses the model, and its stages up to the last one that does."""
+    for pipeline_name, each in config.pipelines.items():
         users = [number for number, stage in enumerate(each.stages) if stage.config.get("model") == name]
-        if users and pipeline in (None, which):
-            return which, list(each.stages[: users[-1] + 1])
-    there = ", ".join(sorted(config.pipelines)) or "none"
+        if users and pipeline in (None, pipeline_name):
+            return pipeline_name, list(each.stages[: users[-1] + 1])
+    known = ", ".join(sorted(config.pipelines)) or "none"
     raise ConfigError(
-        f"No stage of {f'pipeline {pipeline}' if pipeline else 'any pipeline'} has `model: {name}` (there are: {there})",
-        remedy="Give the name that the model has in that configuration with `--name`, or another configuration.",
+        f"No stage of {f'pipeline {pipeline}' if pipeline else 'any pipeline'} has `model: {name}` (pipelines: {known})",
+        remedy="Set --name to the model's name in that configuration, or use another configuration.",
     )
 
 

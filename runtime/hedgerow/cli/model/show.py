@@ -1,4 +1,4 @@
-"""`hedgerow model show` and `bom`: what a bundle is."""
+"""`hedgerow model show` and `bom`: describe a bundle for people and as an ML-BOM."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 from hedgerow.cli.base.console import human_readable, plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_facts, print_table
-from hedgerow.cli.model.build import cost
-from hedgerow.cli.model.lookup import From, Named, nothing, opened
+from hedgerow.cli.model.build import loss
+from hedgerow.cli.model.lookup import BundleName, From, no_files, open_bundle
 
 if TYPE_CHECKING:
     from hedgerow.models.bundle.bench_results import Figures, Machine
@@ -21,44 +21,44 @@ if TYPE_CHECKING:
 
 _SHOWN_LABELS = 8
 _LONGEST = 240
-"""Signs of what an author may say that are shown; --json has all."""
+"""Characters shown of an author's text; --json has all."""
 
 
-def show(bundle: Named, from_: From = None, json: Json = False) -> None:
-    """Show what a bundle is: its variants, what they need and cost, inputs and outputs, where it comes from.
+def show(bundle: BundleName, from_: From = None, json: Json = False) -> None:
+    """Show a bundle: variants with their requirements and loss of accuracy, inputs and outputs, and provenance.
 
     Examples:
       hedgerow model show bundles/door-1.2.0
       hedgerow model show door/1.2.0 --from models
       hedgerow model show door --from /var/lib/hedgerow --json
 
-    Its files are not looked at: `hedgerow model verify` does that. What `hedgerow model bench` has measured stands below,
-    for each kind of machine.
+    It reads only the manifest; `hedgerow model verify` checks the files. Results of `hedgerow model bench` follow, for each
+    machine type.
     """
     from hedgerow.models.bundle import bench_results
 
-    with opened(bundle, from_, nothing) as there:
-        measured = bench_results.read(bench_results.path_for(there.folder), there.digest)
+    with open_bundle(bundle, from_, no_files) as source:
+        measured = bench_results.read(bench_results.path_for(source.folder), source.digest)
         if json:
-            print_json(_report(there, measured, named=None if from_ else there.folder))
+            print_json(_report(source, measured, folder=None if from_ else source.folder))
         else:
-            _print(there, measured)
+            _print(source, measured)
 
 
 def bom(
-    bundle: Named,
+    bundle: BundleName,
     from_: From = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; by default it is printed.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; by default standard output.")] = None,
 ) -> None:
-    """Write what a bundle is made of as an ML-BOM: CycloneDX 1.6, JSON.
+    """Write a bundle's bill of materials as an ML-BOM: CycloneDX 1.6, JSON.
 
     Examples:
       hedgerow model bom bundles/door-1.2.0 > door.cdx.json
       hedgerow model bom door/1.2.0 --from models --out door.cdx.json
 
-    It has the model with its card (inputs, outputs, data set, metrics), its licence, author and ancestors, its variants with
-    what they cost, and every file with its digest. The same bundle makes the same document. Needs `pip install
-    'hedgerow[build]'`.
+    It lists the model with its card (inputs, outputs, data set, metrics), licence, author and ancestors, the variants with
+    their loss of accuracy, and every file with its digest. The document of a bundle is always the same. Needs
+    `pip install 'hedgerow[build]'`.
     """
     import orjson
 
@@ -66,21 +66,21 @@ def bom(
     from hedgerow.errors import ConfigError
     from hedgerow.models.bundle.bom import bom as make
 
-    with opened(bundle, from_, nothing) as there:
-        document = make(there)
+    with open_bundle(bundle, from_, no_files) as source:
+        document = make(source)
     if out is None:
         print_json(document)
         return
     try:
         disk.replace(out, orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}", remedy="Give another file.") from error
+        raise ConfigError(f"Cannot write {out}: {error.strerror}", remedy="Name another file with --out.") from error
     typer.echo(f"Wrote {out}.")
 
 
-def _report(bundle: Bundle, measured: Figures, named: Path | None) -> dict[str, Any]:
+def _report(bundle: Bundle, measured: Figures, folder: Path | None) -> dict[str, Any]:
     return {
-        "folder": str(named) if named else None,
+        "folder": str(folder) if folder else None,
         "digest": bundle.digest,
         "size": total_size(bundle.manifest),
         "manifest": bundle.manifest.model_dump(mode="json", by_alias=True),
@@ -89,7 +89,7 @@ def _report(bundle: Bundle, measured: Figures, named: Path | None) -> dict[str, 
 
 
 def total_size(manifest: Manifest) -> int:
-    """Bytes of all files of a bundle, each once."""
+    """Return the bytes of a bundle's files, counting each file once."""
     return sum({file.path: file.size for file in manifest.files()}.values())
 
 
@@ -101,8 +101,8 @@ def _print(bundle: Bundle, measured: Figures) -> None:
     about = {
         "licence": manifest.licence,
         "author": provenance.author,
-        "made": " by ".join(filter(None, (provenance.made_at, provenance.made_by))),
-        "made from": ", ".join(f"{origin.file} ({origin.digest[:19]})" for origin in provenance.made_from),
+        "built": " by ".join(filter(None, (provenance.made_at, provenance.made_by))),
+        "built from": ", ".join(f"{origin.file} ({origin.digest[:19]})" for origin in provenance.made_from),
         "training data": provenance.training_data,
         "metrics": ", ".join(f"{name} {value:g}" for name, value in provenance.metrics.items()),
         "labels": _labels(manifest.labels),
@@ -112,7 +112,7 @@ def _print(bundle: Bundle, measured: Figures) -> None:
     print_facts([(name, shorten(text, _LONGEST, placeholder=" …")) for name, text in about.items() if text])
     _tensors(manifest)
     typer.echo("")
-    headings = ("VARIANT", ">SIZE", ">MEMORY", "RUNS ON", "TOLERANCE", "COST")
+    headings = ("VARIANT", ">SIZE", ">MEMORY", "RUNS ON", "TOLERANCE", "LOSS")
     rows = [
         (
             variant.name,
@@ -120,7 +120,7 @@ def _print(bundle: Bundle, measured: Figures) -> None:
             size(variant.needs.memory_bytes),
             f"{', '.join(variant.needs.backends)} on {', '.join(variant.needs.devices)}",
             _tolerance(variant.tolerance),
-            cost(variant.accuracy),
+            loss(variant.accuracy),
         )
         for variant in manifest.variants
     ]
@@ -139,29 +139,29 @@ def _tensors(manifest: Manifest) -> None:
     baseline = manifest.baseline
     headings = ("", "TENSOR", "TYPE", ">MEAN", ">DEVIATION", ">RANGE")
     rows = []
-    for kind, tensors, known in (
+    for direction, tensors, statistics in (
         ("in", manifest.inputs, baseline.inputs if baseline else {}),
         ("out", manifest.outputs, baseline.outputs if baseline else {}),
     ):
         for tensor in tensors:
-            seen = known.get(tensor.name)
-            row = (kind, tensor.name, tensor_type(tensor))
-            if seen is None:
+            values = statistics.get(tensor.name)
+            row = (direction, tensor.name, tensor_type(tensor))
+            if values is None:
                 rows.append((*row, "-", "-", "-"))
             else:
-                spread = f"{seen.minimum:.4g} to {seen.maximum:.4g}"
-                rows.append((*row, f"{seen.mean:.4g}", f"{seen.deviation:.4g}", spread))
+                spread = f"{values.minimum:.4g} to {values.maximum:.4g}"
+                rows.append((*row, f"{values.mean:.4g}", f"{values.deviation:.4g}", spread))
     typer.echo("")
     print_table(headings, rows, names=2)
 
 
 def tensor_type(tensor: Tensor) -> str:
-    """`float32[?, 3, 320, 320]`."""
+    """Format a tensor's type: `float32[?, 3, 320, 320]`."""
     return f"{tensor.dtype}[{', '.join('?' if dim is None else str(dim) for dim in tensor.shape)}]"
 
 
 def _tolerance(tolerance: Tolerance) -> str:
-    outliers = f", but for {tolerance.outliers:.1%}" if tolerance.outliers else ""
+    outliers = f", except {tolerance.outliers:.1%}" if tolerance.outliers else ""
     wider = "".join(f", {name} {absolute:g}" for name, absolute in tolerance.outputs.items())
     return f"{tolerance.absolute:g}{wider} + {tolerance.relative:.2%}{outliers}"
 
@@ -178,9 +178,9 @@ def _or_dash(value: int | None) -> str:
 
 
 def print_figures(machine: Machine) -> None:
-    """What was measured on a machine."""
+    """Print the measurements of a machine."""
     print_facts([(f"Measured on {machine.machine}, {machine.at}",)])
-    headings = ("VARIANT", "DEVICE", "BACKEND", ">STREAMS", ">THREADS", ">BATCH", ">FRAMES/S", ">MS ALONE")
+    headings = ("VARIANT", "DEVICE", "BACKEND", ">STREAMS", ">THREADS", ">BATCH", ">FRAMES/S", ">MS SINGLE")
     rows = [
         (
             figure.variant,
@@ -197,4 +197,4 @@ def print_figures(machine: Machine) -> None:
     print_table(headings, rows, names=2, spare=("THREADS", "STREAMS", "BATCH"))
     for figure in machine.figures:
         for backend, why in figure.not_run.items():
-            print_facts([(f"{figure.variant} on {figure.device} by {backend}:", why)])
+            print_facts([(f"{figure.variant} on {figure.device} with {backend}:", why)])

@@ -1,4 +1,4 @@
-"""`hedgerow tune`: the fastest way to run a model on this machine."""
+"""`hedgerow tune`: find the fastest way to run a model on this machine."""
 
 from __future__ import annotations
 
@@ -27,30 +27,27 @@ def tune(
         str, typer.Argument(help="A model file, `package:NAME/path/inside`, or the name of a model in --config.")
     ],
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The node's configuration; `models:` and `node:` are used.")
+        Path | None, typer.Option("--config", "-c", help="The node's configuration: its `models:` and `node:`.")
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(
-            "--shape", metavar="INPUT=N,N,...", help="Shape of an input whose dimensions the model leaves open."
-        ),
+        typer.Option("--shape", metavar="INPUT=N,N,...", help="Shape for an input with open dimensions. Repeatable."),
     ] = None,
     seconds: MeasuringTime = 20,
     max_batch: MaxBatch = 64,
-    save: Annotated[bool, typer.Option(help="Keep the answer, so that `backend: auto` uses it.")] = True,
+    save: Annotated[bool, typer.Option(help="Save the result for `backend: auto`.")] = True,
     json: Json = False,
 ) -> None:
-    """Measure the fastest way to run a model on this machine: backend, streams and batch.
+    """Find the fastest backend, streams and batch for a model on this machine.
 
     Examples:
       hedgerow tune models/door.onnx
       hedgerow tune voice --config configs/demo.yaml
       hedgerow tune detector.onnx --shape x=1,3,320,320 --seconds 60
 
-    Every backend that can open the file is fed noise; their outputs are compared, and one that disagrees is shown but
-    never chosen. The answer is kept in the node's state folder for this file and this processor, and a model with
-    `backend: auto` runs on it from its next start. Tune on a machine that does nothing else. Exits with 1 if no backend
-    can run the model.
+    Every backend that can open the file runs on noise. Their outputs are compared, and a backend that disagrees is listed
+    but never chosen. The result is saved in the node's state folder for this file and processor, and used by a model with
+    `backend: auto` from its next start. Tune on an otherwise idle machine. Exits with 1 if no backend can run the model.
     """
     from hedgerow import backends
     from hedgerow.backends import tuned
@@ -60,19 +57,20 @@ def tune(
     from hedgerow.models.session.load import batch_axes, load_signature
     from hedgerow.models.session.random_inputs import random_batch
 
-    settings, node, base_dir = _find(model, config)
+    settings, node, base_dir = _model_settings(model, config)
     source = resolve(settings.path, base_dir)
     cores = node.threads or owned_cores()
     candidates = backends.candidates(source.path, settings.backend)
-    fit = load_signature(source, settings)
-    shapes = _shapes(shape or [], [spec.name for spec in fit.inputs])
-    batches = [fit.fixed or 1] if fit.fixed or not fit.batches else [rows for rows in _BATCHES if rows <= max_batch]
+    model_signature = load_signature(source, settings)
+    shapes = _shapes(shape or [], [spec.name for spec in model_signature.inputs])
+    fixed = model_signature.fixed
+    batches = [fixed or 1] if fixed or not model_signature.batches else [rows for rows in _BATCHES if rows <= max_batch]
 
     with progress_bar(quiet=json) as progress:
         tuning = measure(
             source.path,
             candidates,
-            lambda rows: random_batch(fit, rows, shapes),
+            lambda rows: random_batch(model_signature, rows, shapes),
             batches,
             cores=cores,
             device=settings.device,
@@ -82,18 +80,18 @@ def tune(
             seconds=seconds,
             progress=progress,
         )
-    kept = None
+    saved = None
     if tuning.choice is not None and save:
-        kept = tuned.save(node.state_dir, source.digest, settings.device, cores, tuning.choice, model=source.path.name)
+        saved = tuned.save(node.state_dir, source.digest, settings.device, cores, tuning.choice, model=source.path.name)
     if json:
-        print_json(_report(tuning, source.path, source.digest, tuned.machine(cores), kept))
+        print_json(_report(tuning, source.path, source.digest, tuned.machine(cores), saved))
     else:
-        _print(tuning, source.path, tuned.machine(cores), kept)
+        _print(tuning, source.path, tuned.machine(cores), saved)
     if tuning.choice is None:
         raise typer.Exit(1)
 
 
-def _find(model: str, config: Path | None) -> tuple[ModelConfig, NodeSection, Path]:
+def _model_settings(model: str, config: Path | None) -> tuple[ModelConfig, NodeSection, Path]:
     from hedgerow.config import ModelConfig, NodeSection
     from hedgerow.errors import ConfigError
 
@@ -101,15 +99,15 @@ def _find(model: str, config: Path | None) -> tuple[ModelConfig, NodeSection, Pa
         return ModelConfig(path=model), NodeSection(), Path.cwd()
     from hedgerow import configfile
 
-    whole = configfile.load(config)
-    if model in whole.models:
-        return whole.models[model], whole.node, config.absolute().parent
-    if whole.models.keys() and not Path(model).suffix:
+    loaded = configfile.load(config)
+    if model in loaded.models:
+        return loaded.models[model], loaded.node, config.absolute().parent
+    if loaded.models.keys() and not Path(model).suffix:
         raise ConfigError(
-            f"No model {model!r} in {config} (there are: {', '.join(sorted(whole.models))})",
+            f"{config} has no model {model!r}; it has {', '.join(sorted(loaded.models))}",
             remedy="Name one of these, or a model file.",
         )
-    return ModelConfig(path=model), whole.node, Path.cwd()
+    return ModelConfig(path=model), loaded.node, Path.cwd()
 
 
 def _shapes(texts: list[str], inputs: list[str]) -> dict[str, tuple[int, ...]]:
@@ -121,7 +119,7 @@ def _shapes(texts: list[str], inputs: list[str]) -> dict[str, tuple[int, ...]]:
         except ValueError:
             shape = ()
         if not name or not shape or min(shape) < 1:
-            raise typer.BadParameter(f"{text!r}: write INPUT=N,N,..., for example {inputs[0]}=1,3,320,320")
+            raise typer.BadParameter(f"{text!r} is not of the form INPUT=N,N,..., such as {inputs[0]}=1,3,320,320")
         if name not in inputs:
             raise typer.BadParameter(f"the model has no input {name!r}; it has {', '.join(inputs)}")
         shapes[name] = shape
@@ -130,7 +128,7 @@ def _shapes(texts: list[str], inputs: list[str]) -> dict[str, tuple[int, ...]]:
 
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Callable[[float], None] | None]:
-    """Something that shows how far a measurement is: a bar on a terminal, else a line every quarter, on stderr."""
+    """Yield a function that shows progress on stderr: a bar on a terminal, else a line every quarter."""
     if quiet:
         yield None
     elif supports_redraw(sys.stderr):
@@ -153,7 +151,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[float], None] | None]:
         yield line
 
 
-def _print(tuning: Tuning, path: Path, machine: str, kept: Path | None) -> None:
+def _print(tuning: Tuning, path: Path, machine: str, saved: Path | None) -> None:
     typer.echo(f"{path.name} on {machine}\n")
     headings = ("", "BACKEND", ">STREAMS", ">THREADS", ">BATCH", ">FRAMES/S", ">MS/INFERENCE", "")
     rows = []
@@ -174,25 +172,25 @@ def _print(tuning: Tuning, path: Path, machine: str, kept: Path | None) -> None:
                 str(setting.batch),
                 f"{setting.rows_per_s:,.0f}" if measured else "-",
                 f"{setting.time_s * 1000:.2f}" if measured else "-",
-                setting.failed or ("" if measured else "no time left to measure it"),
+                setting.failed or ("" if measured else "not measured: out of time"),
             )
         )
     if rows:
         print_table(headings, rows, names=2)
     for backend, why in tuning.refused.items():
-        typer.echo(f"\n{backend} is not chosen: {why}")
+        typer.echo(f"\n{backend} cannot be chosen: {why}")
     if choice is None:
-        typer.echo("\nNothing can run this model here.", err=True)
+        typer.echo("\nNo backend can run this model here.", err=True)
         return
     typer.echo(
         f"\nFastest: {choice.backend}, {choice.streams} × {choice.threads} threads, batches of up to {choice.max_batch}: "
         f"{choice.rows_per_s:,.0f} frames/s."
     )
-    if kept is not None:
-        typer.echo(f"Kept in {kept}; models with `backend: auto` use it from their next start.")
+    if saved is not None:
+        typer.echo(f"Saved to {saved}; models with `backend: auto` use it from their next start.")
 
 
-def _report(tuning: Tuning, path: Path, digest: str, machine: str, kept: Path | None) -> dict[str, Any]:
+def _report(tuning: Tuning, path: Path, digest: str, machine: str, saved: Path | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
@@ -215,5 +213,5 @@ def _report(tuning: Tuning, path: Path, digest: str, machine: str, kept: Path | 
         ],
         "refused": tuning.refused,
         "differences": tuning.differences,
-        "kept": str(kept) if kept is not None else None,
+        "kept": str(saved) if saved is not None else None,
     }

@@ -1,4 +1,4 @@
-"""`hedgerow model verify`: whether a bundle is what it says, and computes here what it should."""
+"""`hedgerow model verify`: check a bundle's files and run its golden cases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from hedgerow.cli.base.console import plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_facts, print_table
-from hedgerow.cli.model.lookup import From, Named, everything, opened, reading
+from hedgerow.cli.model.lookup import BundleName, From, all_files, byte_progress, open_bundle
 from hedgerow.cli.model.show import total_size
 
 if TYPE_CHECKING:
@@ -22,18 +22,18 @@ _STATES = {"passed": "passed", "failed": "FAILED", "not-run": "not run"}
 
 
 def verify(
-    bundle: Named,
+    bundle: BundleName,
     from_: From = None,
     digest: Annotated[
-        str | None, typer.Option(metavar="SHA256", help="What the bundle has to be, as a rollout or a result names it.")
+        str | None, typer.Option(metavar="SHA256", help="Expected digest of the bundle, from a rollout or a result.")
     ] = None,
     variant: Annotated[
-        list[str] | None, typer.Option("--variant", "-v", help="Check and run only this one, with what it needs.")
+        list[str] | None, typer.Option("--variant", "-v", help="Check only this variant and its files. Repeatable.")
     ] = None,
     files_only: Annotated[
-        bool, typer.Option("--files-only", help="Run nothing: for bundles whose maker you do not trust.")
+        bool, typer.Option("--files-only", help="Check only the files, and run nothing: for untrusted bundles.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="What cannot be run here counts as failed.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a variant cannot run here.")] = False,
     json: Json = False,
 ) -> None:
     """Check every file and chunk of a bundle against its digest, then run its golden cases.
@@ -43,48 +43,48 @@ def verify(
       hedgerow model verify bundles/door-1.2.0 --digest sha256:4f1c… --files-only
       hedgerow model verify door/1.2.0 --from models --strict
 
-    Each variant runs on each backend and device that its manifest names and that is here; what is not run is said, and
-    why. Where a file is not what it should be, nothing is run. Of a bundle in a node's store, those variants are checked
-    that the node has fetched. That a bundle is whole says nothing about who made it: that
-    is what signatures are for (`hedgerow model publish`, `hedgerow trust status`).
+    Each variant runs on each of its backends and devices that this machine has; the others are listed with the reason. If
+    any file is damaged, nothing is run. In a node's store, only the variants that the node has fetched are checked. An
+    intact bundle may still come from anyone: signatures prove its origin (`hedgerow model publish`, `hedgerow trust
+    status`).
 
-    Exits with 1 if a file is damaged or a golden case failed; with --strict also if a variant was not run.
+    Exits with 1 if a file is damaged or a golden case fails; with --strict, also if a variant was not run.
     """
     from hedgerow.models.build.verify import VerificationOutcome, verify_golden
 
-    with opened(bundle, from_, everything) as there:
-        _check_digest(there, digest)
-        chosen = [there.manifest.variant(name) for name in variant] if variant else list(there.manifest.variants)
-        fetched = there.fetched() if from_ and not variant else chosen
-        with reading(total_size(there.manifest), "checking", quiet=json) as progress:
+    with open_bundle(bundle, from_, all_files) as source:
+        _check_digest(source, digest)
+        chosen = [source.manifest.variant(name) for name in variant] if variant else list(source.manifest.variants)
+        fetched = source.fetched() if from_ and not variant else chosen
+        with byte_progress(total_size(source.manifest), "checking", quiet=json) as progress:
             parts = [one.name for one in fetched] if variant or fetched != chosen else [None]
-            problems = [problem for part in parts for problem in there.problems(part, progress)]
+            problems = [problem for part in parts for problem in source.problems(part, progress)]
         outcomes: list[VerificationOutcome] = []
         if not problems and not files_only:
             for one in chosen:
                 if one in fetched:
-                    outcomes += verify_golden(there, one)
+                    outcomes += verify_golden(source, one)
                 else:
-                    outcomes.append(VerificationOutcome(one.name, "-", "-", "not-run", "it has not been fetched"))
+                    outcomes.append(VerificationOutcome(one.name, "-", "-", "not-run", "not fetched"))
         sound = not problems and not any(
             outcome.state == "failed" or (strict and outcome.state == "not-run") for outcome in outcomes
         )
         if json:
-            print_json(_report(there, problems, outcomes, sound=sound))
+            print_json(_report(source, problems, outcomes, sound=sound))
         else:
-            files = [file for name in parts for file in _files(there, name)]
-            _print(there, files, problems, outcomes, ran=not files_only)
+            files = [file for name in parts for file in _files(source, name)]
+            _print(source, files, problems, outcomes, ran=not files_only)
     if not sound:
         raise typer.Exit(1)
 
 
-def _check_digest(bundle: Bundle, wanted: str | None) -> None:
+def _check_digest(bundle: Bundle, expected: str | None) -> None:
     from hedgerow.models.bundle.manifest import BadManifest
 
-    if wanted is not None and bundle.digest != f"sha256:{wanted.removeprefix('sha256:')}":
+    if expected is not None and bundle.digest != f"sha256:{expected.removeprefix('sha256:')}":
         raise BadManifest(
-            f"The bundle is {bundle.digest}, not {wanted}",
-            remedy="Fetch the one that is meant: each build of other content has a digest of its own.",
+            f"The bundle's digest is {bundle.digest}, not {expected}",
+            remedy="Get the bundle with that digest; a build of different content has a different one.",
         )
 
 
@@ -100,18 +100,18 @@ def _print(
     print_facts([(f"{manifest.name} {manifest.version}", bundle.digest)])
     each = {file.path: file for file in files}.values()
     chunks, bytes_ = sum(len(file.chunks) for file in each), sum(file.size for file in each)
-    what = f"{plural(len(each), 'file')}, {plural(chunks, 'chunk')}, {size(bytes_)}"
-    typer.echo(f"{what}: {'as the manifest says' if not problems else plural(len(problems), 'problem')}.")
+    summary = f"{plural(len(each), 'file')}, {plural(chunks, 'chunk')}, {size(bytes_)}"
+    typer.echo(f"{summary}: {'intact' if not problems else plural(len(problems), 'problem')}.")
     for problem in problems:
         print_facts([(str(problem),), (f"  → {problem.remedy}",)])
     if problems or not ran:
-        typer.echo("No golden case was run.")
+        typer.echo("No golden cases were run.")
         return
     typer.echo("")
     rows = [(each.variant, each.backend, each.device, _STATES[each.state], each.detail) for each in outcomes]
     print_table(("VARIANT", "BACKEND", "DEVICE", "GOLDEN", ""), rows, names=4)
     counts = ", ".join(
-        f"{sum(each.state == state for each in outcomes)} {said.lower()}" for state, said in _STATES.items()
+        f"{sum(each.state == state for each in outcomes)} {label.lower()}" for state, label in _STATES.items()
     )
     typer.echo(f"\n{counts}.")
 

@@ -1,1 +1,1 @@
-"""Certificates."""
+"""`hedgerow pki`: certificates."""

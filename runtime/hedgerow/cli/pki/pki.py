@@ -1,4 +1,4 @@
-"""`hedgerow pki`: who is who on the brokers, by certificates."""
+"""`hedgerow pki`: create, issue, renew, revoke and show certificates."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from hedgerow.pki.entry import CertificateEntry
     from hedgerow.pki.folder import Pki
 
-Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where the certificates and keys are.")]
-AskPassphrase = Annotated[bool, typer.Option("--passphrase", help="Ask for the passphrase of the root's key.")]
+Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Folder of certificates and keys.")]
+AskPassphrase = Annotated[bool, typer.Option("--passphrase", help="Prompt for the passphrase of the root's key.")]
 PassphraseFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Take the passphrase of the root's key from this file's first line.")
+    Path | None,
+    typer.Option(metavar="FILE", help="Read the passphrase of the root's key from the first line of this file."),
 ]
 Reason = Annotated[
     str,
@@ -32,41 +33,46 @@ Reason = Annotated[
 
 
 class FolderOptions(NamedTuple):
-    """Where certificates and keys are, and how to come by the passphrase of the root's key.
+    """Folder of certificates and keys, and the source of the root key's passphrase.
 
     Attributes:
-        folder: where they are.
-        ask: whether to ask for the passphrase.
-        file: what has it on its first line.
-        json: whether to answer in JSON.
+        prompt: whether to prompt for the passphrase.
+        passphrase_file: a file whose first line is the passphrase.
+        json: whether to print JSON.
     """
 
     folder: Path
-    ask: bool
-    file: Path | None
+    prompt: bool
+    passphrase_file: Path | None
     json: bool
 
     def open(self) -> Pki:
-        """The identity system in the folder, which may be empty."""
+        """Open the folder, which may be empty."""
         return open_folder(self.folder)
 
     def passphrase(self, *, new: bool = False) -> Callable[[], bytes | None]:
-        """How to come by it, when it is needed. Never an option's value: others would see it in the process list."""
+        """Return a function that gets the passphrase when it is needed.
+
+        It is never the value of an option, which the process list would show.
+        """
 
         def get() -> bytes | None:
             from hedgerow.pki.files import read
             from hedgerow.pki.names import PkiError
 
-            if self.file is not None:
-                words = (read(self.file).splitlines() or [b""])[0]
-                if not words:
-                    raise PkiError(f"{self.file} has no passphrase", remedy="Put it on the first line.")
-                return words
-            if self.ask:
-                said: str = typer.prompt(
+            if self.passphrase_file is not None:
+                passphrase = (read(self.passphrase_file).splitlines() or [b""])[0]
+                if not passphrase:
+                    raise PkiError(
+                        f"{self.passphrase_file} has no passphrase on its first line",
+                        remedy="Put the passphrase there.",
+                    )
+                return passphrase
+            if self.prompt:
+                typed: str = typer.prompt(
                     "Passphrase of the root's key", hide_input=True, confirmation_prompt=new, err=True
                 )
-                return said.encode()
+                return typed.encode()
             return None
 
         return get
@@ -82,57 +88,67 @@ def _folder_options(
 
 
 on_folder = with_options(_folder_options)
-"""Gives a verb the options of all verbs that may need the root's key."""
+"""Adds the options shared by verbs that may need the root's key."""
 
 
 @on_folder
 def init(
     options: FolderOptions,
-    region: Annotated[str, typer.Option(metavar="NAME", help="The region; it stands in every certificate.")],
-    site: Annotated[list[str] | None, typer.Option(metavar="SITE", help="A site; may be given many times.")] = None,
+    region: Annotated[str, typer.Option(metavar="NAME", help="Name of the region; part of every certificate.")],
+    site: Annotated[list[str] | None, typer.Option(metavar="SITE", help="A site; repeatable.")] = None,
     host: Annotated[
         list[str] | None,
-        typer.Option(metavar="DOMAIN|NETWORK", help="Where brokers of these new sites may be; any, if left out."),
+        typer.Option(
+            metavar="DOMAIN|NETWORK", help="Hosts that brokers of these new sites may have; default: any. Repeatable."
+        ),
     ] = None,
 ) -> None:
-    """Make the root, the region's authority and those of sites.
+    """Create the root, the region's authority and an authority for each site.
 
     Examples:
       hedgerow pki init --region plant-7 --site hall-2 --site hall-3 --passphrase
       hedgerow pki init --region plant-7 --site hall-4 --host hall-4.lan --host 10.4.0.0/16
 
-    What is there stays: run it again to add a site. The root's key is needed for that, and for nothing that happens every
-    day, so take it off the machine. With --host, an authority that is stolen cannot certify brokers elsewhere.
+    Whatever exists is kept: run it again to add a site. That needs the root's key; daily work does not, so take the key off
+    the machine. With --host, a stolen authority cannot certify brokers on other hosts.
     """
     folder, pki = options.folder, options.open()
-    made = pki.init(region, site or (), options.passphrase(new=not pki.root.exists), host or ())
+    created = pki.init(region, site or (), options.passphrase(new=not pki.root.exists), host or ())
     if options.json:
-        print_json({"folder": str(folder), "made": made, "root_key": str(pki.root.key_file)})
+        print_json({"folder": str(folder), "made": created, "root_key": str(pki.root.key_file)})
         return
-    typer.echo(f"Made {', '.join(made)} in {folder}." if made else f"Nothing to make: all of it is in {folder}.")
+    typer.echo(
+        f"Created {', '.join(created)} in {folder}." if created else f"Nothing to create: {folder} has all of it."
+    )
     if pki.root.key_file.exists():
-        typer.echo(
-            f"Take {pki.root.key_file} off this machine now, onto two sticks in two drawers: whoever has it is everybody.\n"
-            "It is needed again only for a new site, and to renew or revoke an authority."
-        )
+        print_root_key_warning(pki.root.key_file)
+        typer.echo("You need it again only to add a site, and to renew or revoke an authority.")
+
+
+def print_root_key_warning(key_file: Path) -> None:
+    """Tell the operator to take the root's key offline."""
+    typer.echo(
+        f"Move {key_file} off this machine, onto two USB sticks kept apart: with it, anyone can impersonate any identity."
+    )
 
 
 def issue(
     who: Annotated[
-        str, typer.Argument(metavar="WHO", help="SITE/NODE, AUTHORITY/broker, SITE (its bridge) or NAME@AUTHORITY.")
+        str,
+        typer.Argument(metavar="WHO", help="SITE/NODE, AUTHORITY/broker, SITE (for its bridge) or NAME@AUTHORITY."),
     ],
     host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|IP", help="How clients reach a broker; may be given many times.")
+        list[str] | None, typer.Option(metavar="NAME|IP", help="Host by which clients reach a broker; repeatable.")
     ] = None,
     role: Annotated[
-        str | None, typer.Option(metavar="ROLE", help="What it is, for people to read: sensor, operator…")
+        str | None, typer.Option(metavar="ROLE", help="Role to state in the certificate, such as sensor or operator.")
     ] = None,
-    days: Annotated[float | None, typer.Option(help="Days it counts; 30 if left out.", min=0)] = None,
-    hours: Annotated[float | None, typer.Option(help="Hours it counts, instead.", min=0)] = None,
+    days: Annotated[float | None, typer.Option(help="Days it is valid; 30 by default.", min=0)] = None,
+    hours: Annotated[float | None, typer.Option(help="Hours it is valid, instead of --days.", min=0)] = None,
     folder: Folder = Path("pki"),
     json: Json = False,
 ) -> None:
-    """Issue a certificate, with a key of its own.
+    """Issue a certificate with a new key.
 
     Examples:
       hedgerow pki issue hall-2/broker --host broker.hall-2.lan --host 10.7.0.2
@@ -141,47 +157,56 @@ def issue(
       hedgerow pki issue hall-2
       hedgerow pki issue anna@region --role operator --hours 12
 
-    The common name is the user name on the broker: SITE/NODE, SITE for its bridge, NAME@AUTHORITY. A broker's is its
-    first host name. The site's authority signs, for a bridge the region's; its key must be here, the root's need not.
+    The common name is the client's user name on the broker: SITE/NODE, SITE for a bridge, NAME@AUTHORITY. For a broker it
+    is the first host name. The site's authority signs; for a bridge, the region's. The authority's key must be on this
+    machine; the root's key is not needed.
     """
     from hedgerow.pki.names import parse
 
     pki = open_folder(folder)
     if days is not None and hours is not None:
-        raise typer.BadParameter("give --days or --hours, not both")
+        raise typer.BadParameter("use --days or --hours, not both")
     life = timedelta(hours=hours) if hours is not None else timedelta(days=30 if days is None else days)
     if life < timedelta(minutes=1):
-        raise typer.BadParameter("a certificate must count for a minute at least")
+        raise typer.BadParameter("a certificate must be valid for at least a minute")
     entry = pki.issue(parse(who), life, role=role, hosts=host or ())
     if json:
         print_json(as_json(entry))
         return
     typer.echo(
-        f"{entry.name} ({entry.role}) has a certificate until {entry.ends:%Y-%m-%d %H:%M} UTC, serial {entry.serial}."
+        f"{entry.name} ({entry.role}): certificate valid until {entry.ends:%Y-%m-%d %H:%M} UTC, serial {entry.serial}."
     )
-    typer.echo(f"{entry.folder}/: tls.crt, tls.key (a secret), trust.crt, trust.crl")
+    typer.echo(f"{entry.folder}/: tls.crt, tls.key (secret), trust.crt, trust.crl")
     if entry.ends - _now() < life - timedelta(minutes=1):
-        typer.echo("It ends sooner than asked for, since its authority does: `hedgerow pki renew --authority`.")
+        typer.echo("It expires earlier than requested, with its authority: see `hedgerow pki renew --authority`.")
 
 
 @on_folder
 def renew(
     options: FolderOptions,
-    who: Annotated[list[str] | None, typer.Argument(metavar="[WHO...]", help="Which; all that end soon.")] = None,
-    within_days: Annotated[
-        float | None, typer.Option(help="What ends within so many days; else what has less than a third left.", min=0)
+    who: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WHO...]", help="Identities to renew; by default all whose certificate expires soon."),
     ] = None,
-    new_key: Annotated[bool, typer.Option("--new-key", help="Make new private keys too.")] = False,
+    within_days: Annotated[
+        float | None,
+        typer.Option(
+            help="Renew what expires within so many days; default: with less than a third of its life left.", min=0
+        ),
+    ] = None,
+    new_key: Annotated[bool, typer.Option("--new-key", help="Create new private keys too.")] = False,
     authority: Annotated[
         str | None,
         typer.Option(metavar="AUTHORITY", help="Renew a site's authority, or `region`; needs the root's key."),
     ] = None,
     host: Annotated[
         list[str] | None,
-        typer.Option(metavar="DOMAIN|NETWORK", help="With --authority: where its brokers may be from now on."),
+        typer.Option(
+            metavar="DOMAIN|NETWORK", help="With --authority: hosts that its brokers may have from now on. Repeatable."
+        ),
     ] = None,
 ) -> None:
-    """Renew certificates that end soon, or those that are named.
+    """Renew certificates that expire soon, or the ones you name.
 
     Examples:
       hedgerow pki renew
@@ -190,8 +215,8 @@ def renew(
       hedgerow pki renew --authority hall-2 --passphrase
       hedgerow pki renew --authority hall-2 --host hall-2.lan --passphrase
 
-    Safe in a timer: it does nothing when nothing is due, replaces each file as a whole, and one certificate that cannot
-    be renewed holds up no other. A certificate that was revoked is not renewed. Exits with 1 if one could not be.
+    Safe to run from a timer: it does nothing if nothing is due and replaces each file atomically, and a certificate that
+    cannot be renewed does not hold up the others. Revoked certificates are not renewed. Exits with 1 if any renewal fails.
     """
     from hedgerow.pki.entry import Renewal
     from hedgerow.pki.names import parse
@@ -200,7 +225,7 @@ def renew(
     if authority is not None:
         outcome = Renewal([pki.renew_authority(authority, options.passphrase(), host or ())], [])
     elif host:
-        raise typer.BadParameter("--host goes with --authority")
+        raise typer.BadParameter("--host needs --authority")
     else:
         within = None if within_days is None else timedelta(days=within_days)
         outcome = pki.renew([parse(one) for one in who or ()], within, new_key=new_key)
@@ -209,7 +234,7 @@ def renew(
         print_json({"renewed": [as_json(entry) for entry in renewed], "failed": [str(error) for error in failed]})
     else:
         for entry in renewed:
-            typer.echo(f"{entry.name}: until {entry.ends:%Y-%m-%d %H:%M} UTC, {entry.folder}/")
+            typer.echo(f"{entry.name}: valid until {entry.ends:%Y-%m-%d %H:%M} UTC, in {entry.folder}/")
         if not renewed and not failed:
             typer.echo("Nothing to renew.")
         for error in failed:
@@ -221,13 +246,13 @@ def renew(
 @on_folder
 def revoke(
     options: FolderOptions,
-    who: Annotated[str | None, typer.Argument(metavar="[WHO]", help="Whose certificates count no longer.")] = None,
+    who: Annotated[str | None, typer.Argument(metavar="[WHO]", help="Identity whose certificates to revoke.")] = None,
     reason: Reason = "unspecified",
     authority: Annotated[
-        str | None, typer.Option(metavar="AUTHORITY", help="A whole authority instead; needs the root's key.")
+        str | None, typer.Option(metavar="AUTHORITY", help="Revoke a whole authority instead; needs the root's key.")
     ] = None,
 ) -> None:
-    """Revoke somebody's certificates, all that still count, and say what to do so that brokers know.
+    """Revoke all valid certificates of an identity, and list the files to distribute to brokers.
 
     Examples:
       hedgerow pki revoke hall-2/gateway --reason key-compromise
@@ -237,9 +262,9 @@ def revoke(
     from hedgerow.pki.names import parse
 
     if (who is None) == (authority is None):
-        raise typer.BadParameter("name one: WHO, or --authority")
+        raise typer.BadParameter("name either WHO or --authority")
     if reason not in REASONS:
-        raise typer.BadParameter(f"--reason is one of {', '.join(REASONS)}")
+        raise typer.BadParameter(f"--reason must be one of {', '.join(REASONS)}")
     pki, signer = options.open(), authority or parse(who or "").authority
     if authority is not None:
         count = pki.revoke_authority(authority, reason, options.passphrase())
@@ -257,67 +282,70 @@ def revoke(
         )
         return
     typer.echo(f"{who or authority}: {plural(count, 'certificate')} revoked, {reason}.")
-    typer.echo("Now bring these to their machines; those of the brokers first:")
+    typer.echo("Copy these files to their machines, brokers first:")
     for path in sorted(lists, key=lambda path: path.parent.name != "broker"):
         typer.echo(f"  {path}")
-    typer.echo(
-        "Then restart each broker: it keeps lists that it has read before."
-        if authority is not None
-        else "Then `kill -HUP` each broker: Mosquitto reads certificates and lists anew, and refuses new connections.\n"
-        "One that is open stays open: restart the broker to end it. With `persistence true`, sessions are kept."
-    )
-    if authority is not None:
+    if authority is None:
         typer.echo(
-            f"To begin anew, move {options.folder / authority} away; then `init --site {authority}`, and issue all anew."
+            "Then `kill -HUP` each broker: Mosquitto reloads certificates and revocation lists, and refuses new connections\n"
+            "by revoked clients. Open connections stay open until you restart the broker. With `persistence true`, sessions\n"
+            "survive the restart."
         )
+        return
+    typer.echo("Then restart each broker: a reload does not drop revocation lists read before.")
+    typer.echo(
+        f"To replace the authority, move {options.folder / authority} away, run `hedgerow pki init --site {authority}`, and "
+        "issue its certificates again."
+    )
 
 
 def show(folder: Folder = Path("pki"), json: Json = False) -> None:
-    """Show all certificates, and how long they count.
+    """List all certificates and when they expire.
 
     Examples:
       hedgerow pki show
       hedgerow pki show --folder /etc/hedgerow/pki --json
 
-    Red is what is revoked, has ended, or has less than a quarter of its life left. Exits with 1 if any has ended.
+    Certificates that are revoked, expired, or have less than a quarter of their life left are red. Exits with 1 if any has
+    expired.
     """
     now, entries = _now(), list(open_folder(folder).show())
-    ended = any(entry.ends <= now and entry.revoked is None for entry in entries)
+    any_expired = any(entry.ends <= now and entry.revoked is None for entry in entries)
     if json:
         print_json([{**as_json(entry), "left_s": (entry.ends - now).total_seconds()} for entry in entries])
     else:
         rows = [
             (entry.name, entry.kind, entry.role, f"{entry.ends:%Y-%m-%d %H:%M}", _left(entry, now)) for entry in entries
         ]
-        print_table(("WHO", "KIND", "ROLE", "ENDS (UTC)", "LEFT"), rows, spare=("ROLE", "KIND"))
-    if ended:
+        print_table(("WHO", "KIND", "ROLE", "EXPIRES (UTC)", "LEFT"), rows, spare=("ROLE", "KIND"))
+    if any_expired:
         raise typer.Exit(1)
 
 
 def _left(entry: CertificateEntry, now: datetime) -> str:
     left = entry.ends - now
     if entry.revoked is not None:
-        told = f"revoked: {entry.revoked}"
+        text = f"revoked: {entry.revoked}"
     elif left <= timedelta():
-        told = "ended"
+        text = "expired"
     elif now < entry.begins:
-        told = "not valid yet: is the clock right?"
+        text = "not valid yet: check the clock"
     else:
-        told = plural(left.days, "day") if left.days else plural(left.seconds // 3600, "hour")
+        text = plural(left.days, "day") if left.days else plural(left.seconds // 3600, "hour")
         if not entry.is_short(now):
-            return told
-    return alert(told)
+            return text
+    return alert(text)
 
 
 def as_json(entry: CertificateEntry) -> dict[str, Any]:
-    """A certificate as JSON has it."""
+    """Return a certificate's JSON fields."""
     from dataclasses import asdict
 
     return {**asdict(entry), "folder": str(entry.folder), "begins": entry.begins, "ends": entry.ends}
 
 
 def open_folder(folder: Path) -> Pki:
-    """The identity system in a folder, which may be empty."""
+    """Open a folder of certificates, which may be empty."""
     from hedgerow.pki.folder import Pki
 
     return Pki(folder, _now)

@@ -1,1 +1,1 @@
-"""The region's service and its fleet."""
+"""`hedgerow region`, `nodes`, `node`, `rollout`, `results` and `audit`: run a region's service, query its store, manage its fleet."""

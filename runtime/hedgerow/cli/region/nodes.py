@@ -1,4 +1,4 @@
-"""`hedgerow nodes` and `hedgerow node`, seen from the region: the inventory, labels, pins; and the audit log."""
+"""`hedgerow nodes`, `hedgerow node show|label|pin|unpin` and `hedgerow audit`: inventory, labels, pins and audit log."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hedgerow.cli.region.options import (
     StoreOptions,
     on_service,
     on_store,
-    short,
     short_digest,
+    short_ref,
 )
 from hedgerow.errors import ConfigError
 
 Node = Annotated[
-    str, typer.Argument(metavar="NODE", help="REGION/SITE/NODE, SITE/NODE, or its name if no other has it.")
+    str, typer.Argument(metavar="NODE", help="REGION/SITE/NODE, SITE/NODE, or NODE if that is unambiguous.")
 ]
 
 
@@ -31,35 +31,41 @@ def nodes(
     options: StoreOptions,
     selector: Annotated[
         str,
-        typer.Option("--selector", "-l", metavar="SELECTOR", help="Only nodes with such labels: site=shop-12, !spare."),
+        typer.Option(
+            "--selector", "-l", metavar="SELECTOR", help="Only nodes with these labels: site=shop-12, !spare."
+        ),
     ] = "",
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="MODEL", help="Only nodes that run NAME, NAME@VERSION or a digest's beginning."
+            "--model",
+            metavar="MODEL",
+            help="Only nodes that run NAME, NAME@VERSION, or a model by its digest's prefix.",
         ),
     ] = None,
     health: Annotated[
         str | None,
-        typer.Option("--health", metavar="HOW", help="Only nodes that are ok, degraded, one-way, silent, offline."),
+        typer.Option(
+            "--health", metavar="STATUS", help="Only nodes that are ok, degraded, one-way, silent, offline or unknown."
+        ),
     ] = None,
 ) -> None:
-    """List the nodes of a region: how they are, and what they provably run.
+    """List a region's nodes, their status, and the models they verifiably run.
 
     Examples:
       hedgerow nodes
       hedgerow nodes -l 'hardware in (nuc, jetson), ring!=late' --model faces@2.0.0
       hedgerow nodes --health silent --json
 
-    GENERATION is that of the desired state the node has taken in, and the one it should have where that is another. A
-    model's version is the one that runs; an arrow leads to the one that should. *: the node's own file.
+    GENERATION is that of the desired state a node has accepted; an arrow points to a newer one that it has not. MODELS shows
+    the versions that run; an arrow points to the desired version, and * marks a file of the node's own.
     """
     from hedgerow.labels import parse_selector
     from hedgerow.region.rollouts.inventory import NodeFilter, inventory, parse_status
 
-    which = NodeFilter(parse_selector(selector), model, None if health is None else parse_status(health))
+    filter_ = NodeFilter(parse_selector(selector), model, None if health is None else parse_status(health))
     with options.open() as database:
-        found = inventory(database, time.time(), which)
+        found = inventory(database, time.time(), filter_)
     if options.json:
         print_json(found)
         return
@@ -76,7 +82,7 @@ def nodes(
 
 @on_store
 def show(options: StoreOptions, node: Node) -> None:
-    """Show all that the region knows of a node.
+    """Show everything the region knows about a node.
 
     Examples:
       hedgerow node show shop-12/gateway
@@ -89,59 +95,66 @@ def show(options: StoreOptions, node: Node) -> None:
     with options.open() as database:
         found = {Address(*one["node"].split("/")): one for one in inventory(database, time.time())}
         address = find_node(found, node)
-        said = found[address] | {
+        details = found[address] | {
             "health": newest_health(database, address),
             "audit": audit(database, newest=10, node=str(address)),
         }
     if options.json:
-        print_json(said)
-        return
-    why = f" ({said['why']})" if said["why"] else ""
-    rows = [("node", said["node"]), ("status", f"{said['status']}{why}")]
-    rows.append(("generation", f"{_generation(said)}{'' if not _state(said) else ', ' + _state(said)}"))
-    for name, one in said["models"].items():
-        ref = one.get("model")
-        what = short(ref) if ref else f"a file of its own ({short_digest(one['file_digest'])})"
-        runs = f"{what}, file {short_digest(one['file_digest'])}, {one['backend']} on {one['device']}, {one.get('stage', 'kept')}"
-        seen = _seen(said["health"].get("models", {}).get(name, {}))
-        rows.append((f"model {name}", f"{runs}, {one.get('results', 0):,} frames{seen}"))
-    for name, ref in said["desired_models"].items():
-        pin = said["pins"].get(name)
-        rows.append((f"wanted {name}", short(ref) + (f", pinned by {pin['who']}: {pin['why']}" if pin else "")))
-    rows += [(f"quarantine {one['name']} {one['version']}", one["reason"]) for one in said["quarantined"]]
-    own = said["labels_of_region"]
-    rows += [(f"label {key}", f"{value}{' (set here)' if key in own else ''}") for key, value in said["labels"].items()]
-    if said["store_max_bytes"]:
-        rows.append(("model store", f"{size(said['store_bytes'])} of {size(said['store_max_bytes'])}"))
-    rows += [(line["at"][:19] + "Z", f"{line['action']} by {line['who']}: {line['why']}") for line in said["audit"]]
-    print_facts(rows)
+        print_json(details)
+    else:
+        print_facts(_facts(details))
+
+
+def _facts(node: dict[str, Any]) -> list[tuple[str, str]]:
+    why = f" ({node['why']})" if node["why"] else ""
+    rows = [("node", node["node"]), ("status", f"{node['status']}{why}")]
+    rows.append(("generation", f"{_generation(node)}{'' if not _state(node) else ', ' + _state(node)}"))
+    for name, one in node["models"].items():
+        ref, file = one.get("model"), short_digest(one["file_digest"])
+        model = f"{short_ref(ref)}, file {file}" if ref else f"its own file {file}"
+        runs = f"{model}, {one['backend']} on {one['device']}, {one.get('stage', 'kept')}"
+        statistics = _statistics(node["health"].get("models", {}).get(name, {}))
+        rows.append((f"model {name}", f"{runs}, {one.get('results', 0):,} frames{statistics}"))
+    for name, ref in node["desired_models"].items():
+        pin = node["pins"].get(name)
+        rows.append((f"desired {name}", short_ref(ref) + (f", pinned by {pin['who']}: {pin['why']}" if pin else "")))
+    rows += [(f"quarantine {one['name']} {one['version']}", one["reason"]) for one in node["quarantined"]]
+    own = node["labels_of_region"]
+    rows += [
+        (f"label {key}", f"{value}{' (set by the region)' if key in own else ''}")
+        for key, value in node["labels"].items()
+    ]
+    if node["store_max_bytes"]:
+        rows.append(("model store", f"{size(node['store_bytes'])} of {size(node['store_max_bytes'])}"))
+    rows += [(line["at"][:19] + "Z", f"{line['action']} by {line['who']}: {line['why']}") for line in node["audit"]]
+    return rows
 
 
 @on_service
 def label(
     options: ServiceOptions,
     node: Node,
-    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE…", help="Labels to set; KEY- takes one away.")],
+    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE…", help="Labels to set; KEY- removes one.")],
 ) -> None:
-    """Set labels of a node, from the region; they go before those of its own file.
+    """Set a node's labels from the region; they override the labels in its file.
 
     Examples:
       hedgerow node label shop-12/gateway ring=early
       hedgerow node label shop-12/gateway ring- --why "no canary any more"
 
-    Rollouts choose nodes by labels: one that comes to match gets what it would have got.
+    Rollouts select nodes by labels: a node that now matches a rollout gets its models.
     """
     changes: dict[str, str | None] = {}
     for text in labels:
         key, equals, value = text.partition("=")
         if not equals and not text.endswith("-"):
-            raise ConfigError(f"{text!r} says nothing of a label", remedy="Write KEY=VALUE, or KEY- to take it away.")
+            raise ConfigError(f"{text!r} is not a label", remedy="Use KEY=VALUE, or KEY- to remove a label.")
         changes[key if equals else text[:-1]] = value if equals else None
-    said = options.ask("node-label", {"node": node, "labels": changes})
+    reply = options.request("node-label", {"node": node, "labels": changes})
     if options.store.json:
-        print_json(said)
+        print_json(reply)
     else:
-        typer.echo(f"{said['node']}: " + ", ".join(f"{key}={value}" for key, value in sorted(said["labels"].items())))
+        typer.echo(f"{reply['node']}: " + ", ".join(f"{key}={value}" for key, value in sorted(reply["labels"].items())))
 
 
 @on_service
@@ -149,65 +162,67 @@ def pin(
     options: ServiceOptions,
     node: Node,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL=VERSION", help="Model's name in the node's file, and the version.")
+        str, typer.Argument(metavar="MODEL=VERSION", help="Name of the model in the node's file, and the version.")
     ],
-    digest: Annotated[str | None, typer.Option("--digest", metavar="DIGEST", help="Of the bundle's manifest.")] = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", metavar="DIGEST", help="Digest that the bundle's manifest must have.")
+    ] = None,
     bundle: Annotated[
-        str | None, typer.Option("--bundle", metavar="NAME", help="The bundle's name, if it is another.")
+        str | None, typer.Option("--bundle", metavar="NAME", help="Name of the bundle, if it differs from MODEL.")
     ] = None,
 ) -> None:
-    """Let a node serve one version of a model, whatever rollouts say.
+    """Pin a node to one version of a model; rollouts leave it alone.
 
     Examples:
       hedgerow node pin shop-12/gateway faces=1.4.0 --why "compares with the old cameras"
     """
     name, equals, version = model.partition("=")
     if not equals:
-        raise ConfigError(f"{model!r} names no version", remedy="Write MODEL=VERSION: faces=1.4.0.")
-    wanted = {"version": version, "digest": digest, "model": bundle}
-    said = options.ask("node-pin", {"node": node, "model": name, "version": wanted})
+        raise ConfigError(f"{model!r} names no version", remedy="Use MODEL=VERSION, such as faces=1.4.0.")
+    pinned = {"version": version, "digest": digest, "model": bundle}
+    reply = options.request("node-pin", {"node": node, "model": name, "version": pinned})
     if options.store.json:
-        print_json(said)
+        print_json(reply)
     else:
-        typer.echo(f"{said['node']} is to serve {short(said['ref'])} as {name}, until it is unpinned.")
+        typer.echo(f"Pinned {name} of {reply['node']} to {short_ref(reply['ref'])}.")
 
 
 @on_service
 def unpin(
     options: ServiceOptions,
     node: Node,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model's name in the node's file.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model in the node's file.")],
 ) -> None:
-    """Let rollouts decide again what a node serves. If one has passed it by meanwhile, it catches up.
+    """Remove a pin, so that rollouts apply to the node again. It catches up with any it missed.
 
     Examples:
       hedgerow node unpin shop-12/gateway faces
     """
-    said = options.ask("node-unpin", {"node": node, "model": model})
+    reply = options.request("node-unpin", {"node": node, "model": model})
     if options.store.json:
-        print_json(said)
+        print_json(reply)
     else:
-        typer.echo(f"{model} of {said['node']} is for rollouts to decide.")
+        typer.echo(f"Unpinned {model} of {reply['node']}; rollouts apply to it again.")
 
 
 @on_store
 def audit(
     options: StoreOptions,
     rollout: Annotated[
-        str | None, typer.Option("--rollout", metavar="NAME", help="Only what concerns this rollout.")
+        str | None, typer.Option("--rollout", metavar="NAME", help="Only entries about this rollout.")
     ] = None,
     node: Annotated[
-        str | None, typer.Option("--node", metavar="NODE", help="Only what concerns REGION/SITE/NODE.")
+        str | None, typer.Option("--node", metavar="NODE", help="Only entries about REGION/SITE/NODE.")
     ] = None,
     newest: Newest = 50,
 ) -> None:
-    """Say who did what to the fleet, when and why; what the service did by itself is among it.
+    """Show the audit log of the fleet: who did what, when and why, including the service's own actions.
 
     Examples:
       hedgerow audit --rollout faces-2
       hedgerow audit --newest 1000 --json > audit.jsonl
 
-    What was refused is in it, too. --json prints a line each, with the nodes and their generations.
+    Refused requests are included. --json prints one line per entry, with the nodes and their generations.
     """
     from hedgerow.region.rollouts.progress import audit as read
 
@@ -217,25 +232,25 @@ def audit(
         for line in lines:
             print_json_line(line)
         return
-    rows = [(line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", _told(line)) for line in lines]
+    rows = [(line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", _why(line)) for line in lines]
     print_table(("AT", "WHO", "ACTION", "ROLLOUT", "WHY"), rows, names=3, spare=("ROLLOUT",))
 
 
-def _told(line: dict[str, Any]) -> str:
-    """Why something was done, and to how many."""
+def _why(line: dict[str, Any]) -> str:
+    """Describe an entry's reasons and how many nodes it affects."""
     detail = line["detail"]
     parts = [line["why"], detail.get("reason", "")]
     if "given" in detail:
         parts.append(plural(len(detail["given"]), "node"))
     if line["action"] == "nodes-settled":
-        moves = Counter(move[0] for move in detail["nodes"].values())
-        parts += [f"{count} {'back' if state == 'proved' else state}" for state, count in sorted(moves.items())]
+        states = Counter(change[0] for change in detail["nodes"].values())
+        parts += [f"{count} {'rolled back' if state == 'proved' else state}" for state, count in sorted(states.items())]
     return "; ".join(filter(None, parts))
 
 
 def _generation(node: dict[str, Any]) -> str:
-    has, wanted = node["generation"] or 0, node["desired_generation"] or 0
-    return str(has) if has >= wanted else f"{has} → {wanted}"
+    accepted, desired = node["generation"] or 0, node["desired_generation"] or 0
+    return str(accepted) if accepted >= desired else f"{accepted} → {desired}"
 
 
 def _state(node: dict[str, Any]) -> str:
@@ -247,23 +262,23 @@ def _state(node: dict[str, Any]) -> str:
 def _models(node: dict[str, Any]) -> str:
     parts = []
     for name, one in node["models"].items():
-        ref, wanted = one.get("model"), node["desired_models"].get(name)
-        runs = ref["version"] if ref else f"*{short_digest(one['file_digest'])}"
-        other = f" → {wanted['version']}" if wanted and (ref or {}).get("digest") != wanted["digest"] else ""
+        ref, desired = one.get("model"), node["desired_models"].get(name)
+        running = ref["version"] if ref else f"*{short_digest(one['file_digest'])}"
+        change = f" → {desired['version']}" if desired and (ref or {}).get("digest") != desired["digest"] else ""
         pinned = " (pinned)" if name in node["pins"] else ""
-        parts.append(f"{name} {runs}{other}{pinned}")
+        parts.append(f"{name} {running}{change}{pinned}")
     parts += [
         f"{name} → {ref['version']}" for name, ref in node["desired_models"].items() if name not in node["models"]
     ]
     return ", ".join(parts)
 
 
-def _seen(health: dict[str, Any]) -> str:
-    """What a model's health says of the values that it takes and gives."""
+def _statistics(health: dict[str, Any]) -> str:
+    """Describe drift and non-finite outputs from a model's health."""
     parts = []
     if (drift := health.get("drift")) is not None:
-        came = health.get("input_drift")
-        parts.append(f"drift {drift:.2f}" + (f" (of what comes in: {came:.2f})" if came is not None else ""))
+        input_drift = health.get("input_drift")
+        parts.append(f"drift {drift:.2f}" + (f" (inputs {input_drift:.2f})" if input_drift is not None else ""))
     if not_finite := health.get("not_finite"):
-        parts.append(f"NaN or infinity in {not_finite:,} of {health.get('looked_at', 0):,}")
+        parts.append(f"NaN or infinity in {not_finite:,} of {health.get('looked_at', 0):,} frames checked")
     return "".join(f", {part}" for part in parts)

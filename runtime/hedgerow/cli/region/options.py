@@ -1,4 +1,4 @@
-"""What verbs share that look into a region's store, or ask its service for something."""
+"""Options shared by verbs that read a region's store or send requests to its service."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _CONFIG: Final = Path("region.yaml")
 
 
 class StoreOptions(NamedTuple):
-    """Where a region's store is.
+    """Location of a region's store.
 
     Attributes:
-        url: the store's.
-        config: the file that names it, where `url` does not.
-        json: whether to answer in JSON.
+        url: URL of the store; None: see `config`.
+        config: the region's configuration, which names the store; None: region.yaml.
+        json: whether to print JSON.
     """
 
     url: str | None
@@ -33,30 +33,29 @@ class StoreOptions(NamedTuple):
     json: bool
 
     def open(self) -> closing[Database]:
-        """The store, to be read. Raises: ConfigError, StoreError: see `open_store`."""
+        """Open the store for reading. Raises: ConfigError, StoreError: see `open_store`."""
         return closing(open_store(self.url, self.config))
 
 
 class ServiceOptions(NamedTuple):
-    """Where a region's store is, and who asks its service, and why.
+    """Location of a region's store, and the audit log's fields for a request to its service.
 
     Attributes:
-        store: where it is.
-        why, who: for the audit log.
+        why, who: reason and author of the request.
     """
 
     store: StoreOptions
     why: str
     who: str
 
-    def ask(self, verb: str, args: dict[str, Any]) -> Any:
-        """Ask the service for something, and wait for its answer.
+    def request(self, verb: str, args: dict[str, Any]) -> Any:
+        """Send a request to the service and return its reply.
 
-        Raises: CommandError: it refuses, or does not answer.
+        Raises: CommandError: it refuses, or does not reply.
         """
         from hedgerow.region.rollouts.requests import send_request
 
-        with closing(open_store(self.store.url, self.store.config, to_ask=True)) as database, _waiting():
+        with closing(open_store(self.store.url, self.store.config, requests=True)) as database, _waiting():
             return send_request(database, verb, args, who=self.who, why=self.why)
 
 
@@ -71,20 +70,20 @@ def _service_options(
 
 
 on_store = with_options(_store_options)
-"""Gives a verb the options that say where the store is."""
+"""Adds the options that locate the store."""
 
 on_service = with_options(_service_options)
-"""Gives a verb the options that say where the store is, who asks, and why."""
+"""Adds the options that locate the store, and the author and reason of a request."""
 
 
-def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) -> Database:
-    """The store a tool is to read: the option, else that of the file, else that of region.yaml here.
+def open_store(store: str | None, config: Path | None, *, requests: bool = False) -> Database:
+    """Open the store named by --store, by a configuration file, or by region.yaml in the current folder.
 
     Args:
-        to_ask: whether it is to ask the service for something, which is to write a line into it.
+        requests: also allow requests to the service, which are rows in the store.
     Raises:
-        ConfigError: none is named, or the file is wrong.
-        StoreError: it cannot be read.
+        ConfigError: no store is named, or the file is invalid.
+        StoreError: the store cannot be read.
     """
     from hedgerow.region.config import load
     from hedgerow.region.store.database.open import open_database
@@ -92,19 +91,19 @@ def open_store(store: str | None, config: Path | None, *, to_ask: bool = False) 
     if store is None:
         if config is None and not _CONFIG.exists():
             raise ConfigError(
-                f"No store is named, and there is no {_CONFIG} here", remedy="Give --store STORE or --config FILE."
+                f"No store is named, and there is no {_CONFIG} here", remedy="Use --store STORE or --config FILE."
             )
         store = load(config or _CONFIG).store.url
-    return open_database(store, write=False, alongside=to_ask)
+    return open_database(store, write=False, alongside=requests)
 
 
 def _waiting() -> AbstractContextManager[object]:
-    """Shows on a terminal that an answer is waited for."""
+    """Show on a terminal that the command is waiting for a reply."""
     if not supports_redraw(sys.stderr):
         return nullcontext()
     from rich.console import Console
 
-    return Console(stderr=True).status("The region's service is asked…")
+    return Console(stderr=True).status("Waiting for the region's service…")
 
 
 def _who() -> str:
@@ -115,11 +114,11 @@ def _who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def short(ref: dict[str, Any]) -> str:
-    """A model's version, as people say it."""
+def short_ref(ref: dict[str, Any]) -> str:
+    """Format a model version with a shortened digest."""
     return f"{ref['name']} {ref['version']} ({short_digest(ref['digest'])})"
 
 
 def short_digest(digest: str) -> str:
-    """A digest's beginning, enough to tell it from others."""
+    """Shorten a digest to 12 hexadecimal digits."""
     return digest.removeprefix("sha256:")[:12]

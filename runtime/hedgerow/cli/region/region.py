@@ -1,4 +1,4 @@
-"""`hedgerow region`: the region's service, and how its sites and nodes are."""
+"""`hedgerow region`: run the region's service, check its configuration, show the status of sites and nodes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ File = Annotated[Path, typer.Argument(help="The region's configuration (YAML). `
 
 
 def run(config: File) -> None:
-    """Run a region's service until Ctrl-C or SIGTERM; then store what is in hand and stop.
+    """Run a region's service until Ctrl-C or SIGTERM; then store pending messages and stop.
 
     Examples:
       hedgerow region run region.yaml
 
-    It collects what nodes send up (results, events, health, status), each durable result exactly once, and tells their
-    outboxes what it has stored. Only one may write to a store. A broker or database that is away is waited for.
+    It stores what nodes send (results, events, health, status), each durable result exactly once, and acknowledges results
+    to the nodes' outboxes. Only one service may write to a store. If the broker or database is unavailable, it retries.
     """
     from hedgerow.region.config import load
     from hedgerow.telemetry.structlog_import import import_structlog
@@ -57,29 +57,29 @@ def run(config: File) -> None:
 def check(
     file: File,
     connect: Annotated[
-        bool, typer.Option("--connect", help="Also try whether the broker does all that is relied on.")
+        bool, typer.Option("--connect", help="Also test whether the broker has the required features.")
     ] = False,
     packet_bytes: Annotated[
         int, typer.Option(min=1024, help="With --connect: `limits.bridge_packet_bytes` of the topology.")
     ] = 2**20,
     json: Json = False,
 ) -> None:
-    """Find everything that is wrong with a region's configuration; nothing is opened unless --connect says so.
+    """Check a region's configuration; connects to the broker only with --connect.
 
     Examples:
       hedgerow region check region.yaml
       hedgerow region check region.yaml --connect
 
-    --connect is for a broker that was not rendered: any MQTT 5 broker or cluster. Each thing that bridges, nodes and the
-    service rely on is tried with the service's own certificate, on a topic that nobody else hears. Exits with 2 if anything
-    is wrong with the file, with 1 if the broker lacks something, with 3 if it cannot be reached.
+    --connect is for a broker whose configuration was not rendered from a topology: any MQTT 5 broker or cluster. It tests
+    every feature that bridges, nodes and the service need, with the service's own certificate, on a private topic. Exits
+    with 2 if the file is invalid, with 1 if the broker lacks a feature, with 3 if it cannot be reached.
     """
     from hedgerow.region.config import load
 
     config = read_checked(load, file, json=json)
     if not json:
         typer.echo(f"{file}: {typer.style('ok', fg='green')} (region {config.region.name})")
-    findings = asyncio.run(_tried(config, packet_bytes, json=json)) if connect else []
+    findings = asyncio.run(_test_broker(config, packet_bytes, json=json)) if connect else []
     failed = [finding for finding in findings if finding.state == "failed"]
     if json:
         print_json({"file": str(file), "ok": not failed, "problems": [], **({"broker": findings} if connect else {})})
@@ -87,7 +87,7 @@ def check(
         raise typer.Exit(1)
 
 
-async def _tried(config: RegionConfig, packet_bytes: int, *, json: bool) -> list[CheckResult]:
+async def _test_broker(config: RegionConfig, packet_bytes: int, *, json: bool) -> list[CheckResult]:
     from hedgerow.cli.diagnose.broker_conformance import check_conformance
     from hedgerow.cli.diagnose.doctor import print_finding
 
@@ -101,34 +101,35 @@ async def _tried(config: RegionConfig, packet_bytes: int, *, json: bool) -> list
 
 @on_store
 def status(options: StoreOptions) -> None:
-    """Say how a region is: who is silent, who does not answer, how old results are when they arrive, what was lost.
+    """Show the status of a region: silent and one-way nodes, lag, round trips, missing and lost results.
 
     Examples:
       hedgerow region status
       hedgerow region status --store /var/lib/hedgerow/region.db
       hedgerow region status --store postgresql://hedgerow@db.example/hedgerow --json
 
-    It reads the store, whether the service runs or not. LAG is the time from the capture of the newest result to the store,
-    RTT that of a ping through all bridges to the node and back. A node is `ok`, `degraded` (its own health says so), `one-way`
-    (its reports arrive, but pings stay unanswered), `silent`, `offline` (it said goodbye) or `unknown`. MISSING counts sequence
-    numbers not received although later ones were; LOST counts those that a node has declared lost.
+    It reads the store, whether the service runs or not. LAG is the time from the capture of the newest result until it was
+    stored, RTT that of a ping through all bridges to the node and back. A node is `ok`, `degraded` (by its own health
+    report), `one-way` (its reports arrive, but pings stay unanswered), `silent`, `offline` (it stopped, or its broker
+    reports it gone) or `unknown`. MISSING counts sequence numbers not received although later ones were; LOST counts results
+    that a node has declared lost.
     """
     from hedgerow.region.store.queries import status as status_of
 
     with options.open() as database:
-        said = status_of(database, time.time())
+        current = status_of(database, time.time())
     if options.json:
-        print_json(said)
+        print_json(current)
     else:
-        _print(said)
+        _print(current)
 
 
-def _print(said: dict[str, Any]) -> None:
-    print_facts([(_head(said),)])
-    for complaint in _complaints(said):
-        for line in hanging_indent("", printable(complaint), terminal_width()):
+def _print(current: dict[str, Any]) -> None:
+    print_facts([(_summary(current),)])
+    for problem in _problems(current):
+        for line in hanging_indent("", printable(problem), terminal_width()):
             typer.echo(typer.style(line, fg="red"))
-    if not said["nodes"]:
+    if not current["nodes"]:
         typer.echo("No node has been seen yet.")
         return
     sites = [
@@ -137,55 +138,57 @@ def _print(said: dict[str, Any]) -> None:
             str(site["nodes"]),
             str(site["ok"]),
             *_counts(site),
-            _spell(site["heard_s"]),
+            _duration(site["heard_s"]),
             size(site["bytes_in"]),
             size(site["bytes_up"]),
         )
-        for site in said["sites"]
+        for site in current["sites"]
     ]
     print_table(("SITE", ">NODES", ">OK", *_COUNTS, ">LAST SEEN", ">BYTES IN", ">BYTES OUT"), sites, spare=("MISSING",))
     typer.echo()
     nodes = []
-    for node in said["nodes"]:
+    for node in current["nodes"]:
         status = node["status"] if node["status"] == "ok" else AlertCell(node["status"])
         rtt = "" if node["round_trip_s"] is None else f"{node['round_trip_s'] * 1e3:.1f} ms"
-        times = (_spell(node["heard_s"]), _spell(node["lag_s"]), rtt, _spell(node["answered_s"]))
+        times = (_duration(node["heard_s"]), _duration(node["lag_s"]), rtt, _duration(node["answered_s"]))
         nodes.append((node["node"], status, *_counts(node), *times))
     headings = ("NODE", "STATUS", *_COUNTS, ">LAST SEEN", ">LAG", ">RTT", ">LAST REPLY")
     print_table(headings, nodes, names=2, spare=("LAST REPLY", "RTT", "LAG", "MISSING"))
 
 
 def _counts(row: dict[str, Any]) -> list[str]:
-    """What stands below `_COUNTS`."""
+    """Return the cells below `_COUNTS`."""
     return [f"{row[name]:,}" for name in ("results", "lost", "awaited")]
 
 
-def _head(said: dict[str, Any]) -> str:
-    collector = said["collector"]
+def _summary(current: dict[str, Any]) -> str:
+    collector = current["collector"]
     if collector is None:
-        return "The store is empty: no collector has run on it."
+        return "The store is empty: no collector has used it yet."
     state = "collecting" if collector["connected"] else "running, but not connected to its broker"
     if not collector["running"]:
-        state = f"not running: last seen {_spell(collector['last_seen_s'])} ago; what follows is as it was then"
-    return f"Region {said['region']}: {state}. {size(said['stored_bytes'])} of results are stored."
+        state = f"not running, last seen {_duration(collector['last_seen_s'])} ago; the status below is as of then"
+    return f"Region {current['region']}: {state}. {size(current['stored_bytes'])} of results are stored."
 
 
-def _complaints(said: dict[str, Any]) -> list[str]:
-    """What an operator should look at, in words."""
-    lines = [f"{node['node']} is {node['status']}: {node['why']}" for node in said["nodes"] if node["status"] != "ok"]
-    if said["rejected"]:
-        each = ", ".join(f"{reason} {count:,}" for reason, count in said["rejected"].items())
-        lines.append(f"{plural(sum(said['rejected'].values()), 'message')} could not be used: {each}")
+def _problems(current: dict[str, Any]) -> list[str]:
+    """Describe the problems that need an operator's attention."""
+    lines = [
+        f"{node['node']} is {node['status']}: {node['why']}" for node in current["nodes"] if node["status"] != "ok"
+    ]
+    if current["rejected"]:
+        each = ", ".join(f"{reason} {count:,}" for reason, count in current["rejected"].items())
+        lines.append(f"{plural(sum(current['rejected'].values()), 'message')} rejected: {each}")
     lines += [
         f"{node['node']}: its clock is {abs(node['clock_offset_s']):.1f} s "
-        f"{'ahead' if node['clock_offset_s'] > 0 else 'behind'}, so its lag is wrong by that"
-        for node in said["nodes"]
+        f"{'ahead' if node['clock_offset_s'] > 0 else 'behind'}, so its lag is wrong by as much"
+        for node in current["nodes"]
         if node["clock_offset_s"] is not None and abs(node["clock_offset_s"]) > 2
     ]
     return lines
 
 
-def _spell(seconds: float | None) -> str:
+def _duration(seconds: float | None) -> str:
     from hedgerow.region.store.liveness import format_duration
 
     return "" if seconds is None else format_duration(seconds) if abs(seconds) >= 0.1 else f"{seconds * 1e3:.0f} ms"

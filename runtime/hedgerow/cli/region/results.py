@@ -1,4 +1,4 @@
-"""`hedgerow results`: what is in a region's store."""
+"""`hedgerow results`: query a region's store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _ROWS: Final = 50
-"""Results that a table shows if nobody says how many."""
+"""Rows of a table without --newest."""
 _MOST_ROWS: Final = 10_000
 
 
@@ -35,17 +35,18 @@ def query(
     node: Annotated[str | None, typer.Option(metavar="NODE", help="Only nodes of this name.")] = None,
     pipeline: Annotated[str | None, typer.Option(metavar="NAME", help="Only this pipeline.")] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Captured since: 90s, 15m, 1h, 7d ago, or 2026-11-23T08:00Z.")
+        str | None, typer.Option(metavar="TIME", help="Captured since: 90s, 15m, 1h or 7d ago, or 2026-11-23T08:00Z.")
     ] = None,
-    until: Annotated[str | None, typer.Option(metavar="TIME", help="Captured before; as for --since.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Captured before; same form as --since.")] = None,
     newest: Annotated[
-        int | None, typer.Option("--newest", min=1, metavar="N", help=f"Only the newest N. Of a table, {_ROWS}.")
+        int | None,
+        typer.Option("--newest", min=1, metavar="N", help=f"Only the newest N; in a table {_ROWS} by default."),
     ] = None,
     parquet: Annotated[
         Path | None, typer.Option("--parquet", metavar="FILE", help="Write a Parquet file instead.")
     ] = None,
 ) -> None:
-    """Get results out of a region's store, in order of capture.
+    """Query results in a region's store, in order of capture.
 
     Examples:
       hedgerow results query --since 1h
@@ -53,25 +54,29 @@ def query(
       hedgerow results query --since 2026-11-01 --until 2026-12-01 --json > november.jsonl
       hedgerow results query --since 7d --parquet week.parquet
 
-    Times without a zone are UTC. It reads while the service runs, a page at a time; --json prints a line a result. What
-    was not durable has no number.
+    Times without a zone are UTC. It can read while the service runs, page by page. --json prints one line per result.
+    Results that were not durable have no number.
     """
     from hedgerow.region.store import queries
 
     for name in (site, node, pipeline):
         if name is not None and not is_name(name):
-            raise ConfigError(f"{name!r} is no name", remedy="Write it as `hedgerow region status` shows it.")
+            raise ConfigError(
+                f"{name!r} is not a valid name", remedy="Write the name as `hedgerow region status` shows it."
+            )
     if parquet is not None and options.json:
-        raise ConfigError("Both --parquet and --json", remedy="Give one of them.")
+        raise ConfigError("--parquet and --json exclude each other", remedy="Use only one of them.")
     now = time.time()
     table = parquet is None and not options.json
     if table and newest is None:
         newest = _ROWS
     if table and newest is not None and newest > _MOST_ROWS:
-        raise ConfigError(f"A table of {newest:,} results", remedy=f"At most {_MOST_ROWS:,}; take --json for more.")
-    wanted = queries.ResultQuery(site, node, pipeline, _time(since, now), _time(until, now), newest)
+        raise ConfigError(
+            f"A table of {newest:,} results is too long", remedy=f"Ask for at most {_MOST_ROWS:,}, or use --json."
+        )
+    selection = queries.ResultQuery(site, node, pipeline, _time(since, now), _time(until, now), newest)
     with options.open() as database:
-        found = queries.results(database, wanted)
+        found = queries.results(database, selection)
         if parquet is not None:
             from hedgerow.region.store.parquet import write
 
@@ -84,15 +89,15 @@ def query(
             _print(found, newest or _ROWS)
 
 
-def _print(found: Iterator[StoredResult], most: int) -> None:
+def _print(found: Iterator[StoredResult], limit: int) -> None:
     from hedgerow.cli.frames.message_board import summarise
     from hedgerow.region.store.queries import iso
 
     rows = []
-    for result in islice(found, most):
+    for result in islice(found, limit):
         body = result.body
-        said = body.get("result") if isinstance(body, dict) else body
-        text = summarise(said) if body is not None else f"{result.content_type}, {len(result.payload):,} bytes"
+        content = body.get("result") if isinstance(body, dict) else body
+        text = summarise(content) if body is not None else f"{result.content_type}, {len(result.payload):,} bytes"
         number = "not durable" if result.number is None else result.number.partition("/")[2]
         rows.append((iso(result.captured_at), f"{result.site}/{result.node}", result.pipeline, number, text))
     if rows:
@@ -102,10 +107,7 @@ def _print(found: Iterator[StoredResult], most: int) -> None:
 
 
 def _time(text: str | None, now: float) -> float | None:
-    """A time as people write it, as Unix seconds.
-
-    Raises: ConfigError: it is none.
-    """
+    """Parse a time into Unix seconds. Raises: ConfigError: it is invalid."""
     if text is None:
         return None
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip()):
@@ -115,5 +117,5 @@ def _time(text: str | None, now: float) -> float | None:
         return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError) as error:
         raise ConfigError(
-            f"{text!r} is no time", remedy="Write 90s, 15m, 1h or 7d (ago), or 2026-11-23 or 2026-11-23T08:00Z."
+            f"{text!r} is not a time", remedy="Use 90s, 15m, 1h or 7d (ago), or 2026-11-23 or 2026-11-23T08:00Z."
         ) from error

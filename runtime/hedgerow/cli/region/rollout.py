@@ -1,4 +1,4 @@
-"""`hedgerow rollout`: changes, taken through the fleet in waves."""
+"""`hedgerow rollout`: start, follow, pause, resume and abort rollouts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import typer
 from hedgerow.cli.base.console import plural, print_json, read_checked
 from hedgerow.cli.base.options import Json, Newest
 from hedgerow.cli.base.tables import print_table, terminal_width
-from hedgerow.cli.region.options import ServiceOptions, StoreOptions, on_service, on_store, open_store, short
+from hedgerow.cli.region.options import ServiceOptions, StoreOptions, on_service, on_store, open_store, short_ref
 
-_NAMED: Final = 8
-"""Nodes of a wave that a dry run names; --json has all."""
+_MAX_NAMES: Final = 8
+"""Nodes of a wave that a dry run lists; --json has all."""
 
 File = Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="The rollout (YAML).")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The rollout's name.")]
 OneOrLatest = Annotated[
-    str | None, typer.Argument(metavar="[NAME]", help="The rollout; by default the one under way, else the last one.")
+    str | None, typer.Argument(metavar="[NAME]", help="The rollout; by default the one in progress, else the last one.")
 ]
 
 
@@ -26,61 +26,63 @@ OneOrLatest = Annotated[
 def start(
     options: ServiceOptions,
     file: File,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do, to whom.")] = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Follow it until it has ended, as `rollout status` does.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which nodes it would reach.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it until it ends, as `rollout status` does.")] = False,
 ) -> None:
-    """Start a rollout: give nodes another version of a model, wave after wave, and take it back where it does harm.
+    """Start a rollout: move nodes to another version of a model in waves, and roll back if it does harm.
 
     Examples:
       hedgerow rollout start -f rollout.yaml --dry-run
       hedgerow rollout start -f rollout.yaml --why "faces in poor light" --watch
 
-    The region's service carries it out; it goes on when this command ends. It is refused where the model is not in the
-    region's repository, nobody matches, or another rollout under way has some of the same nodes.
+    The region's service carries it out, even after this command has ended. It is refused if the model is not in the region's
+    repository, if no node matches, or if another rollout in progress has some of the same nodes.
     """
     from hedgerow.region.rollouts.planning.spec import load_plan
 
     plan = load_plan(file)
     args = {"rollout": plan.rollout, "plan": plan.model_dump(mode="json", exclude_unset=True), "dry_run": dry_run}
-    said = options.ask("rollout-start", args)
+    reply = options.request("rollout-start", args)
     if options.store.json and watch and not dry_run:
-        _show_until_it_ends(options.store, plan.rollout)
+        _follow(options.store, plan.rollout)
         return
     if options.store.json:
-        print_json(said)
+        print_json(reply)
         return
-    for name, ref in said["models"].items():
-        typer.echo(f"{name} → {short(ref)}")
-    rows = []
-    for number, wave in enumerate(said["waves"], 1):
-        nodes = [node.partition("/")[2] for node in wave["nodes"]]
-        more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
-        who = ", ".join(nodes[:_NAMED]) + more
-        rows.append((f"{number} ({wave['wave']})", f"{len(nodes)}", f"{wave['not_heard'] or ''}", who))
-    print_table(("WAVE", ">NODES", ">NOT SEEN", "WHO"), rows)
-    if said["pinned"]:
-        typer.echo(f"Left out, since a person has pinned them: {', '.join(said['pinned'])}")
-    count = plural(said["nodes"], "node")
-    if dry_run:
-        typer.echo(f"{said['rollout']} would reach {count}. Nothing was done.")
-    else:
-        typer.echo(f"{said['rollout']} has started, for {count}. `hedgerow rollout status {said['rollout']} --watch`")
+    _print_start(reply, dry_run=dry_run)
     if watch and not dry_run:
-        _show_until_it_ends(options.store, plan.rollout)
+        _follow(options.store, plan.rollout)
+
+
+def _print_start(reply: dict[str, Any], *, dry_run: bool) -> None:
+    for name, ref in reply["models"].items():
+        typer.echo(f"{name} → {short_ref(ref)}")
+    rows = []
+    for number, wave in enumerate(reply["waves"], 1):
+        nodes = [node.partition("/")[2] for node in wave["nodes"]]
+        more = f" and {len(nodes) - _MAX_NAMES} more" if len(nodes) > _MAX_NAMES else ""
+        names = ", ".join(nodes[:_MAX_NAMES]) + more
+        rows.append((f"{number} ({wave['wave']})", f"{len(nodes)}", f"{wave['not_heard'] or ''}", names))
+    print_table(("WAVE", ">NODES", ">NOT SEEN", "NAMES"), rows)
+    if reply["pinned"]:
+        typer.echo(f"Skipping pinned nodes: {', '.join(reply['pinned'])}")
+    rollout, count = reply["rollout"], plural(reply["nodes"], "node")
+    if dry_run:
+        typer.echo(f"{rollout} would reach {count}. Nothing was changed.")
+    else:
+        typer.echo(f"Started {rollout} for {count}. To follow it: `hedgerow rollout status {rollout} --watch`")
 
 
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The rollout (YAML). `configs/rollout.yaml` is one.")],
     json: Json = False,
 ) -> None:
-    """Find everything that is wrong with a rollout's file; the region is not asked.
+    """Check a rollout's file, without contacting the region.
 
     Examples:
       hedgerow rollout check rollout.yaml
 
-    Exits with 2 if anything is wrong.
+    Exits with 2 if the file is invalid.
     """
     from hedgerow.region.rollouts.planning.spec import load_plan
 
@@ -92,7 +94,7 @@ def check(
 
 
 def schema() -> None:
-    """Print the JSON Schema of rollouts, for editors.
+    """Print the JSON Schema of a rollout's file, for editors.
 
     Examples:
       hedgerow rollout schema > rollout.schema.json
@@ -107,65 +109,62 @@ def schema() -> None:
 def status(
     options: StoreOptions,
     name: OneOrLatest = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow it until it has ended.")] = False,
-    every_node: Annotated[bool, typer.Option("--nodes", help="List all nodes, not only those that failed.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it until it ends.")] = False,
+    every_node: Annotated[bool, typer.Option("--nodes", help="List all nodes, not only failed ones.")] = False,
 ) -> None:
-    """Say how far a rollout is, what it waits for, and what went wrong.
+    """Show a rollout's progress, what it waits for, and what failed.
 
     Examples:
       hedgerow rollout status
       hedgerow rollout status faces-2 --watch
       hedgerow rollout status faces-2 --nodes --json
 
-    With --watch it draws bars on a terminal, and prints a line for every change elsewhere; it exits with 1 if the
-    rollout failed or was canceled. A store that is away meanwhile is waited for. The service carries the rollout out whether
-    anybody watches or not.
+    With --watch, it draws bars on a terminal and otherwise prints a line per change, and exits with 1 if the rollout failed
+    or was canceled. If the store becomes unavailable, it retries. Watching does not affect the rollout.
     """
     if watch:
-        _show_until_it_ends(options, name, every_node=every_node)
+        _follow(options, name, every_node=every_node)
         return
-    from hedgerow.cli.region.rollout_progress import drawn, read
+    from hedgerow.cli.region.rollout_progress import read, render
 
     with options.open() as database:
-        said = read(database, name, every_node=every_node)
+        progress = read(database, name, every_node=every_node)
     if options.json:
-        print_json(said)
+        print_json(progress)
         return
-    for line in drawn(said, terminal_width()):
+    for line in render(progress, terminal_width()):
         typer.echo(line)
 
 
-def _show_until_it_ends(options: StoreOptions, name: str | None, *, every_node: bool = False) -> None:
-    """Follow a rollout. Raises: typer.Exit: it did not succeed."""
+def _follow(options: StoreOptions, name: str | None, *, every_node: bool = False) -> None:
+    """Follow a rollout until it ends. Raises: typer.Exit: it did not succeed."""
     from hedgerow.cli.region.rollout_progress import follow
 
-    if (
-        follow(lambda: open_store(options.url, options.config), name, every_node=every_node, json=options.json)["phase"]
-        != "succeeded"
-    ):
+    final = follow(lambda: open_store(options.url, options.config), name, every_node=every_node, json=options.json)
+    if final["phase"] != "succeeded":
         raise typer.Exit(1)
 
 
 @on_service
 def pause(options: ServiceOptions, name: Name) -> None:
-    """Pause a rollout: nobody else is given anything. What fails is taken back all the same.
+    """Pause a rollout: no further nodes get the new version. Failed nodes are still rolled back.
 
     Examples:
       hedgerow rollout pause faces-2 --why "the line is at capacity"
     """
-    said = options.ask("rollout-pause", {"rollout": name})
-    _say(said, options.store.json, f"{name} is paused.")
+    reply = options.request("rollout-pause", {"rollout": name})
+    _print_reply(reply, options.store.json, f"Paused {name}.")
 
 
 @on_service
 def resume(options: ServiceOptions, name: Name) -> None:
-    """Let a rollout that is paused go on. Failures so far are let pass and not counted again.
+    """Resume a paused rollout. Failures so far are accepted and not counted again.
 
     Examples:
-      hedgerow rollout resume faces-2 --why "looked at hall-2: its camera was covered"
+      hedgerow rollout resume faces-2 --why "hall-2: the camera was covered"
     """
-    said = options.ask("rollout-resume", {"rollout": name})
-    _say(said, options.store.json, f"{name} goes on.")
+    reply = options.request("rollout-resume", {"rollout": name})
+    _print_reply(reply, options.store.json, f"Resumed {name}.")
 
 
 @on_service
@@ -173,17 +172,17 @@ def abort(
     options: ServiceOptions,
     name: Name,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave nodes as they are now, instead of putting them back.")
+        bool, typer.Option("--keep", help="Leave nodes as they are, instead of rolling them back.")
     ] = False,
 ) -> None:
-    """End a rollout, and put all nodes that it has reached back on what they served before.
+    """Abort a rollout, and roll back all nodes that it has reached.
 
     Examples:
       hedgerow rollout abort faces-2 --why "wrong version"
       hedgerow rollout abort faces-2 --keep --why "good enough for this week"
     """
-    said = options.ask("rollout-abort", {"rollout": name, "keep": keep})
-    _say(said, options.store.json, f"{name} is {said['phase']}.")
+    reply = options.request("rollout-abort", {"rollout": name, "keep": keep})
+    _print_reply(reply, options.store.json, f"{name} is {reply['phase']}.")
 
 
 @on_store
@@ -191,7 +190,7 @@ def history(
     options: StoreOptions,
     newest: Newest = 20,
 ) -> None:
-    """List rollouts, the newest first: what, who, why, and what became of it.
+    """List rollouts, newest first: models, who started each, why, and the outcome.
 
     Examples:
       hedgerow rollout history
@@ -200,21 +199,21 @@ def history(
     from hedgerow.region.rollouts.progress import history as read
 
     with options.open() as database:
-        said = read(database, newest)
+        rollouts = read(database, newest)
     if options.json:
-        print_json(said)
+        print_json(rollouts)
         return
     rows = []
-    for one in said:
+    for one in rollouts:
         models = ", ".join(f"{ref['name']} {ref['version']}" for ref in one["models"].values())
-        began = one["started_at"][:16] + "Z"
-        rows.append((one["rollout"], one["phase"], began, models, one["who"], one["why"], one["because"]))
+        started = one["started_at"][:16] + "Z"
+        rows.append((one["rollout"], one["phase"], started, models, one["who"], one["why"], one["because"]))
     headings = ("ROLLOUT", "STATUS", "STARTED", "MODELS", "WHO", "WHY", "REASON")
     print_table(headings, rows, names=2, spare=("WHO", "STARTED", "WHY"))
 
 
-def _say(said: Any, json: bool, text: str) -> None:
+def _print_reply(reply: Any, json: bool, text: str) -> None:
     if json:
-        print_json(said)
+        print_json(reply)
     else:
         typer.echo(text)

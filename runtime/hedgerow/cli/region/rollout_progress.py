@@ -1,4 +1,4 @@
-"""How far a rollout is: drawn once, or followed until it has ended."""
+"""Progress of a rollout: rendered once, or followed until it ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from hedgerow.cli.base.console import print_json_line, printable
 from hedgerow.cli.base.tables import AlertCell, ansi_text, hanging_indent, table
-from hedgerow.cli.region.options import short
+from hedgerow.cli.region.options import short_ref
 from hedgerow.errors import CommandError
 from hedgerow.terminal import supports_redraw
 
@@ -19,138 +19,137 @@ if TYPE_CHECKING:
     from hedgerow.region.store.database.database import Database
 
 _REDRAW_S: Final = 0.5
-_LONGEST_PAUSE_S: Final = 10.0
-_BAR: Final = 16
+_MAX_RETRY_S: Final = 10.0
+_BAR_WIDTH: Final = 16
 _COLORS: Final = {"succeeded": "green", "in-progress": None, "paused": "yellow"}
 _FAILURES: Final = ("failed", "timed-out", "rejected")
 
 
 def read(database: Database, name: str | None, *, every_node: bool) -> dict[str, Any]:
-    """How far a rollout is. Raises: CommandError: there is none."""
+    """Return a rollout's progress. Raises: CommandError: there is no such rollout."""
     from hedgerow.region.rollouts.progress import progress
 
-    said = progress(database, name, every_node=every_node)
-    if said is None:
+    found = progress(database, name, every_node=every_node)
+    if found is None:
         raise CommandError(
-            f"There is no rollout {name}" if name else "There was no rollout yet",
+            f"There is no rollout {name}" if name else "There are no rollouts yet",
             code="unknown-rollout",
-            remedy="`hedgerow rollout history` lists them; `hedgerow rollout start -f FILE` starts one.",
+            remedy="`hedgerow rollout history` lists rollouts; `hedgerow rollout start -f FILE` starts one.",
         )
-    return said
+    return found
 
 
 def follow(open_: Callable[[], Database], name: str | None, *, every_node: bool, json: bool) -> dict[str, Any]:
-    """Show a rollout until it has ended. Returns: how it is then.
+    """Show a rollout until it ends, and return its final progress.
 
     Args:
-        open_: opens the store; one that goes away is opened again.
-    Raises: StoreError: the store cannot be read to begin with.
+        open_: opens the store; called again after an outage.
+    Raises: StoreError: the store cannot be read at the start.
     """
     states = _states(open_, name, every_node)
     if json or not supports_redraw(sys.stdout):
         return _print_changes(states, json)
     from rich.live import Live
 
-    said, _ = next(states)
+    progress, _ = next(states)
     with Live(auto_refresh=False) as live:
-        live.update(ansi_text(drawn(said, live.console.width)), refresh=True)
-        for said, trouble in states:
-            lines = drawn(said, live.console.width)
-            if trouble:
+        live.update(ansi_text(render(progress, live.console.width)), refresh=True)
+        for progress, error in states:
+            lines = render(progress, live.console.width)
+            if error:
                 lines += [
-                    typer.style(line, fg="red") for line in hanging_indent("", _away(trouble), live.console.width)
+                    typer.style(text, fg="red") for text in hanging_indent("", _outage(error), live.console.width)
                 ]
             live.update(ansi_text(lines), refresh=True)
-    return said
+    return progress
 
 
-def line(said: dict[str, Any]) -> str:
-    """How far a rollout is, in a line."""
-    begun = sum(wave["begun"] for wave in said["waves"])
-    states = ", ".join(f"{count} {state}" for state, count in sorted(said["states"].items()))
-    rest = said["waits_for"] or said["because"]
-    return f"{said['rollout']}: {said['phase']}, wave {begun} of {len(said['waves'])}: {states}{f' ({rest})' if rest else ''}"
+def summary(progress: dict[str, Any]) -> str:
+    """Format a rollout's progress as one line."""
+    begun = sum(wave["begun"] for wave in progress["waves"])
+    states = ", ".join(f"{count} {state}" for state, count in sorted(progress["states"].items()))
+    reason = progress["waits_for"] or progress["because"]
+    head = f"{progress['rollout']}: {progress['phase']}, wave {begun} of {len(progress['waves'])}: {states}"
+    return f"{head} ({reason})" if reason else head
 
 
-def drawn(said: dict[str, Any], width: int | None) -> list[str]:
-    """How far a rollout is, as lines for a terminal so wide."""
-    phase = typer.style(said["phase"], fg=_COLORS.get(said["phase"], "red"))
-    models = ", ".join(f"{name} → {short(ref)}" for name, ref in said["models"].items())
-    head = hanging_indent(f"{said['rollout']}: {said['phase']}  ", printable(models), width)
-    lines = [head[0].replace(said["phase"], phase, 1), *head[1:]]
-    lines += [
-        typer.style(text, dim=True) for text in hanging_indent("", printable(f"by {said['who']}: {said['why']}"), width)
-    ]
+def render(progress: dict[str, Any], width: int | None) -> list[str]:
+    """Return a rollout's progress as lines of at most `width` columns."""
+    phase = typer.style(progress["phase"], fg=_COLORS.get(progress["phase"], "red"))
+    models = ", ".join(f"{name} → {short_ref(ref)}" for name, ref in progress["models"].items())
+    head = hanging_indent(f"{progress['rollout']}: {progress['phase']}  ", printable(models), width)
+    lines = [head[0].replace(progress["phase"], phase, 1), *head[1:]]
+    started = printable(f"by {progress['who']}: {progress['why']}")
+    lines += [typer.style(text, dim=True) for text in hanging_indent("", started, width)]
     lines += table(
         ("WAVE", ">", ">GOOD", ">NODES", ">FAILED", ">LATE", ">ROLLED BACK"),
-        [_wave(number, wave) for number, wave in enumerate(said["waves"], 1)],
+        [_wave(number, wave) for number, wave in enumerate(progress["waves"], 1)],
         width,
         spare=("",),
     )
-    rest = said["waits_for"] or said["because"]
-    if rest:
-        lines += hanging_indent("", printable(f"{rest[:1].upper()}{rest[1:]}."), width)
-    for task in said["tasks"]:
-        reason = f": {task['code']}: {task['reason']}" if task["code"] else ""
+    if reason := progress["waits_for"] or progress["because"]:
+        lines += hanging_indent("", printable(f"{reason[:1].upper()}{reason[1:]}."), width)
+    for task in progress["tasks"]:
+        failure = f": {task['code']}: {task['reason']}" if task["code"] else ""
         late = ", late" if task["late"] and task["state"] in ("queued", "in-progress") else ""
         back = {"asked": ", rolling back", "proved": ", rolled back"}.get(task["back"], "")
-        lines += hanging_indent(f"{task['node']}: ", printable(f"{task['state']}{late}{back}{reason}"), width)
-    if said["tasks_left_out"]:
-        lines.append(f"… and {said['tasks_left_out']} more; --nodes lists all.")
+        lines += hanging_indent(f"{task['node']}: ", printable(f"{task['state']}{late}{back}{failure}"), width)
+    if progress["tasks_left_out"]:
+        lines.append(f"… and {progress['tasks_left_out']} more; --nodes lists all.")
     return lines
 
 
 def _wave(number: int, wave: dict[str, Any]) -> tuple[str, ...]:
     states, nodes = wave["states"], wave["nodes"]
     good, failed = states.get("succeeded", 0), sum(states.get(state, 0) for state in _FAILURES)
-    full = _BAR * good // max(1, nodes)
-    bar = "█" * full + "░" * (_BAR - full)
+    full = _BAR_WIDTH * good // max(1, nodes)
+    bar = "█" * full + "░" * (_BAR_WIDTH - full)
     rest = (f"{wave['late'] or ''}", f"{sum(wave['back'].values()) or ''}")
     return f"{number} ({wave['wave']})", bar, f"{good}", f"{nodes}", AlertCell(failed) if failed else "", *rest
 
 
 def _print_changes(states: Iterator[tuple[dict[str, Any], str]], json: bool) -> dict[str, Any]:
-    """Print a line for every change. Returns: the last."""
-    said: dict[str, Any] = {}
-    shown: Any = None
-    was_away = False
-    for said, trouble in states:
-        if bool(trouble) != was_away:
-            was_away = bool(trouble)
-            typer.echo(_away(trouble) if trouble else "store back", err=True)
-        if not trouble and shown != (told := {**said, "changed_at": None}):
-            shown = told
-            print_json_line(said) if json else typer.echo(line(said))
-    return said
+    """Print a line for every change, and return the final progress."""
+    progress: dict[str, Any] = {}
+    printed: Any = None
+    unavailable = False
+    for progress, error in states:
+        if bool(error) != unavailable:
+            unavailable = bool(error)
+            typer.echo(_outage(error) if error else "store available again", err=True)
+        if not error and printed != (current := {**progress, "changed_at": None}):
+            printed = current
+            print_json_line(progress) if json else typer.echo(summary(progress))
+    return progress
 
 
-def _away(trouble: str) -> str:
-    return f"store away, trying again… ({printable(trouble)})"
+def _outage(error: str) -> str:
+    return f"store unavailable, retrying… ({printable(error)})"
 
 
 def _states(open_: Callable[[], Database], name: str | None, every_node: bool) -> Iterator[tuple[dict[str, Any], str]]:
-    """How a rollout is, twice a second until it has ended; and why the store cannot be read just now, else ""."""
+    """Yield a rollout's progress twice a second until it ends, with the store's error during an outage, else ""."""
     from hedgerow.region.store.database.database import StoreTrouble
 
-    said: dict[str, Any] = {}
+    progress: dict[str, Any] = {}
     database: Database | None = None
     pause_s = _REDRAW_S
     try:
         while True:
-            trouble = ""
+            outage = ""
             try:
                 database = database or open_()
-                said = read(database, name, every_node=every_node)
-                name, pause_s = said["rollout"], _REDRAW_S
+                progress = read(database, name, every_node=every_node)
+                name, pause_s = progress["rollout"], _REDRAW_S
             except StoreTrouble as error:
-                if not said:
+                if not progress:
                     raise
-                trouble, pause_s = str(error), min(2 * pause_s, _LONGEST_PAUSE_S)
+                outage, pause_s = str(error), min(2 * pause_s, _MAX_RETRY_S)
                 if database is not None:
                     database.close()
                     database = None
-            yield said, trouble
-            if said["ended"] and not trouble:
+            yield progress, outage
+            if progress["ended"] and not outage:
                 return
             time.sleep(pause_s)
     finally:

@@ -1,1 +1,1 @@
-"""Who may sign which models."""
+"""`hedgerow trust`: signed repositories of models."""

@@ -1,9 +1,10 @@
-"""`hedgerow trust status` and `refresh`: what nodes believe, and that it is the newest."""
+"""`hedgerow trust status` and `refresh`: roles, expiry and published models, and a new timestamp for nodes."""
 
 from __future__ import annotations
 
 import textwrap
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,62 +14,63 @@ import typer
 from hedgerow.cli.base.console import plural, print_json
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import alert, print_table
-from hedgerow.cli.trust.options import Where, Work, on_repository
+from hedgerow.cli.trust.options import RepositoryFolder, RepositoryOptions, on_repository
 
 if TYPE_CHECKING:
     from hedgerow.trust.status import RepositoryStatus
 
 
 @on_repository
-def refresh(work: Work) -> None:
-    """Let nodes see what was signed, and that it is the newest.
+def refresh(options: RepositoryOptions) -> None:
+    """Sign the timestamp again, so that nodes see new metadata and know it is current.
 
     Examples:
       hedgerow trust refresh
       hedgerow trust refresh --repository /srv/models --json
 
-    The region's service does this by itself. It needs the online key alone, and does nothing where nothing is due.
+    The region's service does this by itself. It needs only the online key, and does nothing if nothing is due.
     """
-    changed = work.there.refresh_timestamp()
-    timestamp = work.there.timestamp()
-    ends = timestamp.signed.expires if timestamp else None
-    if work.json:
-        print_json({"changed": changed, "timestamp": timestamp.signed.version if timestamp else None, "expires": ends})
+    changed = options.repository.refresh_timestamp()
+    timestamp = options.repository.timestamp()
+    expires = timestamp.signed.expires if timestamp else None
+    if options.json:
+        version = timestamp.signed.version if timestamp else None
+        print_json({"changed": changed, "timestamp": version, "expires": expires})
         return
-    typer.echo(f"{'Refreshed' if changed else 'Nothing was due'}; nodes believe it until {ends:%Y-%m-%d %H:%M} UTC.")
+    typer.echo(f"{'Refreshed' if changed else 'Nothing was due'}; valid for nodes until {expires:%Y-%m-%d %H:%M} UTC.")
 
 
 def status(
-    repository: Where = Path("models"),
-    explain: Annotated[bool, typer.Option("--explain", help="Say what each role is for.")] = False,
+    repository: RepositoryFolder = Path("models"),
+    explain: Annotated[bool, typer.Option("--explain", help="Explain the roles.")] = False,
     json: Json = False,
 ) -> None:
-    """Show who may sign what, how long it counts, what is published and what waits.
+    """Show roles and their keys, when metadata expires, published models, and changes that wait for signatures.
 
     Examples:
       hedgerow trust status
       hedgerow trust status --explain
       hedgerow trust status --repository /srv/models --json
 
-    Exits with 1 if nodes refuse something of it.
+    Exits with 1 if nodes refuse any of its metadata.
     """
     from hedgerow.trust.repository import Repository
     from hedgerow.trust.status import read_status
 
     now = time.time()
-    seen = read_status(Repository.open(repository), now)
+    current = read_status(Repository.open(repository), now)
     if json:
-        print_json({**_plain(seen), "problems": seen.problems})
+        print_json({**asdict(current), "problems": current.problems})
     else:
         if explain:
             print_roles()
-        _print_status(seen, now)
-    if seen.problems:
+        _print_status(current, now)
+    if current.problems:
         raise typer.Exit(1)
 
 
 def print_roles() -> None:
-    """What each role is for."""
+    """Print what each role is for."""
     from hedgerow.trust.roles import EXPLANATIONS
 
     for role, text in EXPLANATIONS.items():
@@ -79,42 +81,37 @@ def print_roles() -> None:
     typer.echo()
 
 
-def _plain(seen: RepositoryStatus) -> dict[str, object]:
-    from dataclasses import asdict
-
-    return asdict(seen)
-
-
-def _print_status(seen: RepositoryStatus, now: float) -> None:
+def _print_status(current: RepositoryStatus, now: float) -> None:
     rows = []
-    for role in seen.roles:
+    for role in current.roles:
         keys = f"{role.threshold} of {', '.join(key.name for key in role.keys)}"
-        rows.append((role.role, keys, str(role.version or "-"), _told(role.problem, role.expires_at, now)))
-    print_table(("ROLE", "SIGNED BY", ">VERSION", "COUNTS"), rows)
+        rows.append((role.role, keys, str(role.version or "-"), _validity(role.problem, role.expires_at, now)))
+    print_table(("ROLE", "SIGNED BY", ">VERSION", "VALID"), rows)
     models = [
         (one.name, one.version, role.role, one.selector or "all nodes", one.digest[:19] + "…")
-        for role in seen.roles
+        for role in current.roles
         for one in role.published
     ]
     if models:
         typer.echo()
         print_table(("MODEL", "VERSION", "OWNER", "FOR", "DIGEST"), models, names=2, spare=("DIGEST",))
-    for waiting in seen.staged:
+    for change in current.staged:
         typer.echo(
-            f"\n{waiting.role} {waiting.version} waits for {plural(waiting.missing, 'signature')} "
-            f"of {', '.join(waiting.waits_for)}: hedgerow trust sign --key KEY"
+            f"\n{change.role} {change.version} waits for {plural(change.missing, 'signature')} "
+            f"from {', '.join(change.waits_for)}: hedgerow trust sign --key KEY"
         )
-    for role_name in seen.unseen:
+    for role_name in current.unseen:
         typer.echo(
-            f"\nNodes do not see yet what {role_name} has signed: hedgerow trust refresh, where the online key is."
+            f"\nNodes do not see the newest metadata of {role_name} yet. "
+            "Where the online key is, run: hedgerow trust refresh"
         )
 
 
-def _told(problem: str | None, expires_at: float | None, now: float) -> str:
+def _validity(problem: str | None, expires_at: float | None, now: float) -> str:
     if problem:
         return alert(problem)
     if expires_at is None:
-        return "signed nothing yet"
+        return "nothing signed yet"
     return (
         f"until {datetime.fromtimestamp(expires_at, UTC):%Y-%m-%d}, {plural(int((expires_at - now) // 86_400), 'day')}"
     )

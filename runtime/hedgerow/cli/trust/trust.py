@@ -1,4 +1,4 @@
-"""`hedgerow trust`: who may sign which models; changes that are signed with keys kept off the network."""
+"""`hedgerow trust`: manage owners and keys; changes are signed with offline keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hedgerow.cli.base.console import plural, print_json
-from hedgerow.cli.trust.options import NewKeys, SigningKeys, Threshold, Work, on_repository, signers_of
+from hedgerow.cli.trust.options import NewKeys, RepositoryOptions, SigningKeys, Threshold, on_repository, signers_of
 
 if TYPE_CHECKING:
     from hedgerow.trust.staged_metadata import StagedChange
@@ -15,19 +15,17 @@ if TYPE_CHECKING:
 
 @on_repository
 def add(
-    work: Work,
+    options: RepositoryOptions,
     owner: Annotated[str, typer.Argument(metavar="OWNER", help="A person, team or supplier who makes models.")],
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME", help="A model it may sign, or a pattern such as 'vision-*'. May be given many times."
-        ),
+        typer.Option(metavar="NAME", help="A model it may sign, or a pattern such as 'vision-*'. Repeatable."),
     ] = None,
     public_key: NewKeys = None,
     threshold: Threshold = None,
     key: SigningKeys = None,
 ) -> None:
-    """Let an owner sign models; signed by the targets role's key.
+    """Let an owner sign models. Signed with the targets key.
 
     Examples:
       hedgerow trust add vision-team --model door-state --model 'vision-*' --public-key vision-team.pub --key keys/targets.pem
@@ -36,44 +34,46 @@ def add(
     from hedgerow.trust import key_ceremony
     from hedgerow.trust.keys import read_public
 
-    step = key_ceremony.add_owner(
-        work.there,
+    change = key_ceremony.add_owner(
+        options.repository,
         owner,
         models=model or (),
-        keys=[read_public(name, work.secrets) for name in public_key or ()],
+        keys=[read_public(name, options.secrets) for name in public_key or ()],
         threshold=threshold,
-        signers=signers_of(key, work.secrets),
+        signers=signers_of(key, options.secrets),
     )
-    _say_step(step, f"{owner} may sign", json=work.json)
+    _print_change(change, f"{owner} may sign models", json=options.json)
 
 
 @on_repository
-def remove(work: Work, owner: Annotated[str, typer.Argument(metavar="OWNER")], key: SigningKeys = None) -> None:
-    """Let nothing count any more that an owner has signed; signed by the targets role's key.
+def remove(
+    options: RepositoryOptions, owner: Annotated[str, typer.Argument(metavar="OWNER")], key: SigningKeys = None
+) -> None:
+    """Remove an owner and invalidate everything it has signed. Signed with the targets key.
 
     Examples:
       hedgerow trust remove vision-team --key keys/targets.pem
 
-    Nodes take none of its models from then on. Those that serve one go on: a rollout puts another in its place.
+    From then on nodes accept none of its models. Nodes that serve one keep serving it until a rollout replaces it.
     """
     from hedgerow.trust import key_ceremony
 
-    step = key_ceremony.remove_owner(work.there, owner, signers_of(key, work.secrets))
-    _say_step(step, f"{owner} may sign no more", json=work.json)
+    change = key_ceremony.remove_owner(options.repository, owner, signers_of(key, options.secrets))
+    _print_change(change, f"Removed {owner}", json=options.json)
 
 
 @on_repository
 def rotate(
-    work: Work,
+    options: RepositoryOptions,
     role: Annotated[str, typer.Argument(metavar="ROLE", help="root, targets, online or an owner.")],
     new_key: NewKeys = None,
     old_key: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|ID", help="A key that counts no longer. May be given many times.")
+        list[str] | None, typer.Option(metavar="NAME|ID", help="A key to make invalid. Repeatable.")
     ] = None,
     threshold: Threshold = None,
     key: SigningKeys = None,
 ) -> None:
-    """Exchange keys of a role: the root signs for root, targets and online, the targets role for owners.
+    """Replace keys of a role. The root signs for root, targets and online; the targets role signs for owners.
 
     Examples:
       hedgerow trust rotate root --old-key root-1 --new-key dora.pub --key root-2.pem --key root-3.pem
@@ -81,29 +81,32 @@ def rotate(
       hedgerow trust rotate online --old-key models.online --new-key new.pub --online-key new.pem --key root-1.pem --key root-2.pem
       hedgerow trust rotate vision-team --old-key vision-team --new-key vision-2.pub --key keys/targets.pem
 
-    Where not enough keys are at hand, the change waits in the repository: `hedgerow trust sign` adds to it. A root is signed
-    by enough of the old keys and of the new, so that nodes can go over from any earlier one. What a role has signed with keys
-    that count no longer has to be signed anew: `hedgerow trust renew`.
+    If too few keys are at hand, the change waits in the repository; `hedgerow trust sign` adds signatures. A new root needs
+    enough signatures from both the old and the new keys, so that nodes can update from any earlier root. Metadata signed
+    with keys that are now invalid must be signed again: `hedgerow trust renew`.
     """
     from hedgerow.trust import key_ceremony
     from hedgerow.trust.keys import read_public
     from hedgerow.trust.roles import ONLINE
 
-    new, signers = [read_public(name, work.secrets) for name in new_key or ()], signers_of(key, work.secrets)
+    repository, secrets = options.repository, options.secrets
+    new, signers = [read_public(name, secrets) for name in new_key or ()], signers_of(key, secrets)
     if role in ("root", "targets", "online"):
         roles = ONLINE if role == "online" else (role,)
-        step = key_ceremony.rotate(work.there, roles, new=new, old=old_key or (), threshold=threshold, signers=signers)
-    else:
-        step = key_ceremony.rotate_owner(
-            work.there, role, new=new, old=old_key or (), threshold=threshold, signers=signers
+        change = key_ceremony.rotate(
+            repository, roles, new=new, old=old_key or (), threshold=threshold, signers=signers
         )
-    _say_step(step, f"Keys of {role} are changed", json=work.json)
-    if role == "online" and step.live and not work.json:
-        typer.echo(f"Give {work.there.online_key} to the region's service in the place of the old one.")
+    else:
+        change = key_ceremony.rotate_owner(
+            repository, role, new=new, old=old_key or (), threshold=threshold, signers=signers
+        )
+    _print_change(change, f"Changed the keys of {role}", json=options.json)
+    if role == "online" and change.live and not options.json:
+        typer.echo(f"Replace the online key of the region's service with {repository.online_key}.")
 
 
 @on_repository
-def sign(work: Work, key: SigningKeys = None) -> None:
+def sign(options: RepositoryOptions, key: SigningKeys = None) -> None:
     """Sign changes that wait for signatures.
 
     Examples:
@@ -112,25 +115,25 @@ def sign(work: Work, key: SigningKeys = None) -> None:
     """
     from hedgerow.trust.staged_metadata import sign_staged
 
-    steps = sign_staged(work.there, signers_of(key, work.secrets))
-    if work.json:
-        print_json(steps)
+    changes = sign_staged(options.repository, signers_of(key, options.secrets))
+    if options.json:
+        print_json(changes)
         return
-    for step in steps:
-        _say_step(step, f"Signed {step.role} {step.version}", json=False)
+    for change in changes:
+        _print_change(change, f"Signed {change.role}", json=False)
 
 
 @on_repository
 def renew(
-    work: Work,
+    options: RepositoryOptions,
     role: Annotated[str, typer.Argument(metavar="ROLE", help="root, targets or an owner.")],
     key: SigningKeys = None,
     drop: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[/VERSION]", help="Let this no longer count. May be given many times."),
+        typer.Option(metavar="NAME[/VERSION]", help="Withdraw this model or version. Repeatable."),
     ] = None,
 ) -> None:
-    """Sign anew what a role has signed, so that it counts for longer, or with its new keys; or withdraw versions.
+    """Sign a role's metadata again: to extend its validity, to use new keys, or to withdraw versions.
 
     Examples:
       hedgerow trust renew vision-team --key vision-team.pem
@@ -147,31 +150,30 @@ def renew(
 
     if dropped and role in ("root", "targets"):
         raise typer.BadParameter("--drop is for owners: only they sign models")
-    signers = signers_of(key, work.secrets)
-    step = (
-        key_ceremony.rotate(work.there, (), signers=signers)
+    signers = signers_of(key, options.secrets)
+    change = (
+        key_ceremony.rotate(options.repository, (), signers=signers)
         if role == "root"
-        else key_ceremony.renew(work.there, role, signers, keep=keep)
+        else key_ceremony.renew(options.repository, role, signers, keep=keep)
     )
-    _say_step(step, f"Signed {role} anew", json=work.json)
+    _print_change(change, f"Signed {role} again", json=options.json)
 
 
-def _say_step(step: StagedChange, done: str, *, json: bool) -> None:
+def _print_change(change: StagedChange, done: str, *, json: bool) -> None:
     if json:
-        print_json(step)
+        print_json(change)
         return
-    if step.missing:
+    if change.missing:
         typer.echo(
-            f"{step.role} {step.version} waits for {plural(step.missing, 'more signature')}, of {', '.join(step.waits_for)}:\n"
+            f"{change.role} {change.version} waits for {plural(change.missing, 'more signature')} "
+            f"from {', '.join(change.waits_for)}:\n"
             "  hedgerow trust sign --key KEY"
         )
         return
-    typer.echo(f"{done} ({step.role} {step.version}).")
-    for role in step.to_renew:
+    typer.echo(f"{done} ({change.role} {change.version}).")
+    for role in change.to_renew:
+        typer.echo(f"Metadata of {role} is invalid until its new keys sign it: hedgerow trust renew {role} --key KEY")
+    if not change.live and "targets" not in change.to_renew:
         typer.echo(
-            f"What {role} has signed counts no more until its new keys sign it: hedgerow trust renew {role} --key KEY"
-        )
-    if not step.live and "targets" not in step.to_renew:
-        typer.echo(
-            "Nodes see it after `hedgerow trust refresh`, where the online key is; the region's service does that."
+            "Nodes see it once the region's service has refreshed the timestamp, or after `hedgerow trust refresh` there."
         )
