@@ -87,7 +87,7 @@ def test_a_jump_in_time_restarts_the_stream(jump_s: float) -> None:
 
     assert [one.array[0] for one in out] == [0, 500]
     assert out[1].meta["position"] == 0
-    assert out[1].meta["starts"]
+    assert out[1].meta["begins"]
     assert out[1].meta["window_at"] == frames[5].captured_at
 
 
