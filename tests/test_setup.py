@@ -1,6 +1,6 @@
-"""`setup.sh`, as the Makefile calls it: interrupted anywhere, it is completed by the next run; what is missing is named.
+"""`setup.sh`, called by the Makefile: it completes interrupted runs and names missing packages.
 
-Most tests run it on a Python that makes an environment of stand-ins in no time; one kills the real one.
+Most tests use a fake Python that creates an environment of stand-ins quickly; one kills the real one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from hedgerow.testing import processes
 
 ROOT = Path(__file__).parents[1]
 TOOLS = "bash basename cat cp dirname env flock grep head id make mkdir mv nproc rm sh sha256sum tr"
-# Does as Python would with -c and -V, and writes down the rest. It stops at the step named in $STOP: killed half-way, with
-# all that called it, or until somebody opens the pipe.
+# Runs -c and -V like Python, and records other calls as steps. At the step named in $STOP it kills its process group, waits
+# for the pipe, or fails.
 PYTHON = r"""#!/bin/sh
 case "$1" in
 -c) [ -n "$BARE" ] && [ "$2" = 'import ensurepip, venv' ] && exit 1
@@ -48,7 +48,7 @@ STEPS = ["venv", "uv", "packages", "project", "hedgerow_signal.train"]
 
 
 class Checkout:
-    """What set-up needs of the project, in a folder of its own, and all programs that it may find."""
+    """A copy of the files that set-up needs, and a folder with the only programs on its PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "checkout"
@@ -72,7 +72,7 @@ class Checkout:
 
     def program(self, name: str, text: str) -> None:
         path = self.programs / name
-        path.unlink(missing_ok=True)  # it may be a link to the machine's own
+        path.unlink(missing_ok=True)  # it may be a link to the real program
         path.write_text(text)
         path.chmod(0o755)
 
@@ -80,7 +80,7 @@ class Checkout:
         for name in names:
             (self.programs / name).unlink()
 
-    def begin(self, goal: str, *words: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, goal: str, *words: str, **environment: str) -> subprocess.Popen[str]:
         return processes.start(
             [self.programs / "make", "--no-print-directory", goal, *words],
             cwd=self.folder,
@@ -92,16 +92,16 @@ class Checkout:
         )
 
     def make(self, goal: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = self.begin(goal, *words, **environment)
+        process = self.start(goal, *words, **environment)
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def steps(self) -> list[str]:
-        """What was done since this was last asked."""
+        """Return the steps since the last call."""
         path = self.folder / "steps"
-        done = path.read_text().split() if path.exists() else []
+        steps = path.read_text().split() if path.exists() else []
         path.unlink(missing_ok=True)
-        return done
+        return steps
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_what_is_whole_is_left_alone(checkout: Checkout) -> None:
+def test_a_complete_set_up_is_not_repeated(checkout: Checkout) -> None:
     assert checkout.make("ready-for-demo").returncode == 0
     assert checkout.steps() == STEPS
     assert (checkout.folder / "configs/models/vibration.onnx").read_text() == "model\n"
@@ -120,7 +120,7 @@ def test_what_is_whole_is_left_alone(checkout: Checkout) -> None:
     assert checkout.steps() == []
 
 
-def test_tests_complete_what_was_set_up_for_the_demo_and_serve_the_demo_as_well(checkout: Checkout) -> None:
+def test_setting_up_for_tests_completes_the_demos_set_up(checkout: Checkout) -> None:
     checkout.make("ready-for-demo")
     checkout.steps()
 
@@ -131,7 +131,7 @@ def test_tests_complete_what_was_set_up_for_the_demo_and_serve_the_demo_as_well(
 
 
 @pytest.mark.parametrize("step", [*STEPS, "hedgerow_vision.fetch_ssd"])
-def test_what_was_killed_at_any_step_is_made_anew(checkout: Checkout, step: str) -> None:
+def test_a_set_up_killed_at_any_step_is_repeated(checkout: Checkout, step: str) -> None:
     assert checkout.make(".venv/.ready", STOP=f"kill {step}").returncode == -signal.SIGKILL
     assert checkout.steps()[-1] == step
     (checkout.folder / ".venv" / "half-written").touch()
@@ -141,7 +141,7 @@ def test_what_was_killed_at_any_step_is_made_anew(checkout: Checkout, step: str)
     assert not (checkout.folder / ".venv" / "half-written").exists()
 
 
-def test_a_new_lock_file_is_installed_in_place_and_if_that_is_killed_all_is_made_anew(checkout: Checkout) -> None:
+def test_a_new_lock_file_is_installed_in_place_unless_killed(checkout: Checkout) -> None:
     checkout.make("ready-for-demo")
     with (checkout.folder / "requirements-demo.lock").open("a") as lock:
         lock.write("# newer\n")
@@ -153,11 +153,11 @@ def test_a_new_lock_file_is_installed_in_place_and_if_that_is_killed_all_is_made
     assert checkout.steps() == STEPS
 
 
-def test_a_model_that_cannot_be_fetched_holds_nothing_up_and_is_asked_for_again(checkout: Checkout) -> None:
+def test_a_model_that_cannot_be_fetched_is_skipped_and_retried(checkout: Checkout) -> None:
     fetch = "hedgerow_vision.fetch_ssd"
-    done = checkout.make(".venv/.ready", STOP=f"fail {fetch}")
-    assert done.returncode == 0
-    assert "Tests that use this model will be skipped." in done.stdout
+    result = checkout.make(".venv/.ready", STOP=f"fail {fetch}")
+    assert result.returncode == 0
+    assert "Tests that use this model will be skipped." in result.stdout
     checkout.steps()
 
     assert checkout.make(".venv/.ready").returncode == 0
@@ -167,7 +167,7 @@ def test_a_model_that_cannot_be_fetched_holds_nothing_up_and_is_asked_for_again(
 
 
 @pytest.mark.parametrize("what", ["gone", "upgraded", "moved"])
-def test_an_environment_whose_python_or_folder_is_another_is_made_anew(checkout: Checkout, what: str) -> None:
+def test_an_environment_with_another_python_or_folder_is_recreated(checkout: Checkout, what: str) -> None:
     checkout.make("ready-for-demo")
     checkout.steps()
     python = checkout.folder / ".venv" / "bin" / "python"
@@ -180,11 +180,11 @@ def test_an_environment_whose_python_or_folder_is_another_is_made_anew(checkout:
     else:
         checkout.folder = checkout.folder.rename(checkout.folder.with_name("elsewhere"))
 
-    assert "anew" in checkout.make("ready-for-demo", **environment).stdout
+    assert "Recreating .venv: " in checkout.make("ready-for-demo", **environment).stdout
     assert checkout.steps() == STEPS
 
 
-def test_an_environment_that_is_activated_is_not_made_of_itself(checkout: Checkout) -> None:
+def test_an_activated_environment_is_not_used_to_create_itself(checkout: Checkout) -> None:
     checkout.make("ready-for-demo", STOP="kill packages")
     python = checkout.folder / ".venv" / "bin" / "python3"
     python.write_text("#!/bin/sh\nexit 1\n")
@@ -195,11 +195,11 @@ def test_an_environment_that_is_activated_is_not_made_of_itself(checkout: Checko
     assert checkout.steps() == STEPS
 
 
-def test_a_second_set_up_waits_for_the_first_and_finds_all_done(checkout: Checkout) -> None:
+def test_a_second_set_up_waits_for_the_first(checkout: Checkout) -> None:
     os.mkfifo(checkout.folder / "pipe")
-    first = checkout.begin("ready-for-demo", STOP="wait packages")
-    with (checkout.folder / "pipe").open("w") as pipe:  # opens when the first has got there
-        second = checkout.begin("ready-for-demo")
+    first = checkout.start("ready-for-demo", STOP="wait packages")
+    with (checkout.folder / "pipe").open("w") as pipe:  # opens when the first reads from it
+        second = checkout.start("ready-for-demo")
         assert second.stdout is not None
         assert second.stdout.readline() == "Waiting for another set-up of this folder…\n"
         pipe.write("\n")
@@ -210,11 +210,11 @@ def test_a_second_set_up_waits_for_the_first_and_finds_all_done(checkout: Checko
     assert checkout.steps() == STEPS
 
 
-# Refuses to be given the lock: the broker that starts with its package would keep it.
+# Records its arguments, unless it inherits the lock: the broker that its package starts would hold it.
 APT = '#!/bin/sh\n[ ! -e /proc/self/fd/9 ] && echo "$@" >>apt\n'
 
 
-def test_the_demo_asks_for_nothing_that_one_pipeline_or_test_needs(checkout: Checkout) -> None:
+def test_the_demo_does_not_install_optional_packages(checkout: Checkout) -> None:
     checkout.program("apt-get", APT)
     checkout.program("id", "#!/bin/sh\necho 0\n")
     checkout.without("npm", "faketime", "softhsm2-util", "curl")
@@ -230,9 +230,7 @@ def test_the_demo_asks_for_nothing_that_one_pipeline_or_test_needs(checkout: Che
 
 
 @pytest.mark.parametrize("means", ["no apt-get", "no sudo", "no rights"])
-def test_packages_that_nobody_may_install_are_named_with_the_command_and_nothing_is_begun(
-    checkout: Checkout, means: str
-) -> None:
+def test_packages_that_cannot_be_installed_are_named_before_anything_is_done(checkout: Checkout, means: str) -> None:
     checkout.without("mosquitto_sub")
     checkout.program("id", "#!/bin/sh\necho 1000\n")
     if means != "no apt-get":
@@ -240,51 +238,51 @@ def test_packages_that_nobody_may_install_are_named_with_the_command_and_nothing
     if means != "no sudo":
         checkout.program("sudo", "#!/bin/sh\nexit 1\n")
 
-    done = checkout.make("ready-for-demo", BARE="1")
+    result = checkout.make("ready-for-demo", BARE="1")
 
-    assert done.returncode != 0
-    assert "These packages are missing: python3-venv mosquitto-clients." in done.stderr
-    assert "As root: apt-get update && apt-get install python3-venv mosquitto-clients" in done.stderr
+    assert result.returncode != 0
+    assert "These packages are missing: python3-venv mosquitto-clients." in result.stderr
+    assert "As root: apt-get update && apt-get install python3-venv mosquitto-clients" in result.stderr
     assert checkout.steps() == []
     assert not (checkout.folder / "apt").exists()
 
 
-def test_tests_go_on_without_what_only_some_of_them_need_and_say_so(checkout: Checkout) -> None:
+def test_missing_optional_packages_are_named(checkout: Checkout) -> None:
     checkout.without("npm", "faketime")
 
-    done = checkout.make(".venv/.ready")
+    result = checkout.make(".venv/.ready")
 
-    assert done.returncode == 0
-    told = re.search(
-        r"^Tests that use (.*) will be skipped\. .*: apt-get update && apt-get install (.*)$", done.stdout, re.M
+    assert result.returncode == 0
+    message = re.search(
+        r"^Tests that use (.*) will be skipped\. .*: apt-get update && apt-get install (.*)$", result.stdout, re.M
     )
-    assert told
-    assert {"npm", "faketime"} <= set(told[1].split())
-    assert told[1] == told[2]
+    assert message
+    assert {"npm", "faketime"} <= set(message[1].split())
+    assert message[1] == message[2]
     assert checkout.steps() == STEPS
 
 
-def test_a_python_that_is_too_old_is_told_in_one_sentence_before_anything_is_begun(checkout: Checkout) -> None:
+def test_a_python_that_is_too_old_is_reported_before_anything_is_done(checkout: Checkout) -> None:
     checkout.program("apt-get", APT)
     checkout.without("mosquitto_sub")
 
-    done = checkout.make("ready-for-demo", VERSION="3,10")
+    result = checkout.make("ready-for-demo", VERSION="3,10")
 
-    assert done.returncode != 0
-    told, remedy, *_ = done.stderr.splitlines()
-    assert told == "error: Hedgerow needs Python 3.11 or later; python3 is Python 3.10."
+    assert result.returncode != 0
+    message, remedy, *_ = result.stderr.splitlines()
+    assert message == "error: Hedgerow needs Python 3.11 or later; python3 is Python 3.10."
     assert "make demo PYTHON=" in remedy
     assert checkout.steps() == []
     assert not (checkout.folder / "apt").exists()
 
 
 def packages(path: Path) -> dict[str, str]:
-    """What a lock file holds: `name==version ; marker` → hashes."""
+    """Read a lock file: `name==version ; marker` → hashes."""
     joined = path.read_text().replace("\\\n", " ")
     return {line.partition(" --hash")[0].strip(): line for line in joined.splitlines() if "==" in line}
 
 
-def test_the_demos_run_on_what_the_tests_run_on() -> None:
+def test_the_demos_lock_matches_the_tests_lock() -> None:
     """The same versions and hashes. (`make lock` writes both.)"""
     whole, part = packages(ROOT / "requirements.lock"), packages(ROOT / "requirements-demo.lock")
 
@@ -294,13 +292,13 @@ def test_the_demos_run_on_what_the_tests_run_on() -> None:
 
 def test_the_demos_have_all_that_the_project_asks_for() -> None:
     """Or a new dependency would be missed only on a new machine."""
-    asked: list[str] = []
+    requirements: list[str] = []
     for project in (ROOT, *(ROOT / "plugins" / name for name in ("vision", "audio", "signal"))):
-        told = tomllib.loads((project / "pyproject.toml").read_text())["project"]
-        asked += told["dependencies"]
+        table = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+        requirements += table["dependencies"]
         for extra in ("onnx", "openvino", "video", "build", "demo", "text", "train"):
-            asked += told.get("optional-dependencies", {}).get(extra, [])
-    names = {re.split(r"[^\w.-]", one)[0].lower().replace("_", "-").replace(".", "-") for one in asked}
+            requirements += table.get("optional-dependencies", {}).get(extra, [])
+    names = {re.split(r"[^\w.-]", one)[0].lower().replace("_", "-").replace(".", "-") for one in requirements}
     there = {one.partition("==")[0] for one in packages(ROOT / "requirements-demo.lock")}
 
     assert {name for name in names if not name.startswith("hedgerow")} <= there, "run `make lock`"

@@ -202,8 +202,8 @@ def main() -> None:
         return
     print(f"{'':24}{'results/s':>12}{'CPU µs/result':>16}{'rate ÷ loop':>14}")
     loops = statistics.median(run["rate"] for run in runs[LOOP])
-    for name, done in runs.items():
-        rate, cpu = (statistics.median(run[key] for run in done) for key in ("rate", "cpu_us"))
+    for name, measured in runs.items():
+        rate, cpu = (statistics.median(run[key] for run in measured) for key in ("rate", "cpu_us"))
         print(f"{name:24}{rate:>12,.0f}{cpu:>16.1f}{rate / loops:>14.1f}")
 
 

