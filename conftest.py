@@ -1,8 +1,7 @@
-"""What all tests share, those of the runtime and those of the plugins.
+"""Shared by all tests, of the runtime and of the plugins: fails tests that leak child processes, and kills these.
 
-A test that leaves a child process behind fails, and what it left is killed. What a fixture of a module or of the session
-starts may go on until all tests are over, and be started again meanwhile: counted is how many processes there are. What a
-child leaves behind when it ends becomes a child of ours (Linux), and is seen as well.
+Processes started by module or session fixtures may run until all tests are over and be restarted, so the number of
+processes is compared. Orphaned grandchildren are reparented to this process (Linux) and counted too.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ import psutil
 import pytest
 from hypothesis import settings
 
-# Neither profile judges by the clock: a busy machine is no bug.
-# `quick` tries the same examples each time, so that a failure is the change's; `full` looks for new ones.
+# No deadlines: a slow machine is not a bug. `quick` uses the same examples in every run, so that a failure is due to a
+# change; `full` searches for new ones.
 settings.register_profile("quick", deadline=None, max_examples=20, derandomize=True)
 settings.register_profile("full", deadline=None, max_examples=100)
 settings.load_profile("quick")
 
 LEFT_PATIENCE_S = 60.0
-"""For what ends by itself once its parent has: a worker of a node that was killed."""
-_BEGINNINGS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
+"""Time for processes that exit after their parent, such as workers of a killed node."""
+_START_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 _SUBREAPER = 36
 """`PR_SET_CHILD_SUBREAPER`, see prctl(2)."""
 
@@ -35,39 +34,39 @@ class _Children:
     """The children of this process.
 
     Attributes:
-        begun: whether one was started since this was last reset; to list them costs milliseconds.
-        kept: those that may be there.
+        started: whether one was started since the last reset; listing them costs milliseconds.
+        allowed: children that may be running.
     """
 
     def __init__(self) -> None:
-        self.begun = False
-        self.kept: set[psutil.Process] = set()
+        self.started = False
+        self.allowed: set[psutil.Process] = set()
 
     def audit(self, event: str, _: tuple[Any, ...]) -> None:
-        if event in _BEGINNINGS:
-            self.begun = True
+        if event in _START_EVENTS:
+            self.started = True
 
-    def look(self) -> set[psutil.Process]:
+    def running(self) -> set[psutil.Process]:
         return {child for child in psutil.Process().children() if _runs(child)}
 
-    def check(self, whose: str) -> None:
-        """Raises: pytest.fail.Exception: there are more than may be."""
+    def check(self, owner: str) -> None:
+        """Fail if more children are running than allowed, after waiting for them to exit."""
         deadline = time.monotonic() + LEFT_PATIENCE_S
-        while len(alive := self.look()) > len(self.kept):
+        while len(alive := self.running()) > len(self.allowed):
             if time.monotonic() > deadline:
-                left = alive - self.kept
-                told = [f"{child.pid}: {_command(child)}" for child in left]
-                _kill(left)
-                pytest.fail(f"{whose} left processes behind, which were killed:\n" + "\n".join(told), pytrace=False)
+                leaked = alive - self.allowed
+                commands = [f"{child.pid}: {_command(child)}" for child in leaked]
+                _kill(leaked)
+                pytest.fail(f"{owner} leaked processes, which were killed:\n" + "\n".join(commands), pytrace=False)
             time.sleep(0.02)
-        self.kept = alive
+        self.allowed = alive
 
 
 _children = _Children()
 
 
 def pytest_configure() -> None:
-    """See what children are started, and what they leave behind."""
+    """Detect started children, and adopt orphaned grandchildren."""
     sys.addaudithook(_children.audit)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
@@ -75,32 +74,32 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
-    """Let what fixtures start that tests share go on."""
+    """Allow processes started by module and session fixtures."""
     if fixturedef.scope == "function":
         return (yield)
-    before = _children.look() if _children.begun else _children.kept
-    _children.begun, begun = False, _children.begun
+    before = _children.running() if _children.started else _children.allowed
+    _children.started, started = False, _children.started
     try:
         return (yield)
     finally:
-        if _children.begun:
-            _children.kept |= _children.look() - before
-        _children.begun |= begun
+        if _children.started:
+            _children.allowed |= _children.running() - before
+        _children.started |= started
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_child_outlives_the_run() -> Iterator[None]:
     yield
-    _children.kept = set()
+    _children.allowed = set()
     _children.check("The run")
 
 
 @pytest.fixture(autouse=True)
 def _no_child_outlives_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
-    _children.kept = {child for child in _children.kept if _runs(child)}
-    _children.begun = False
+    _children.allowed = {child for child in _children.allowed if _runs(child)}
+    _children.started = False
     yield
-    if _children.begun:
+    if _children.started:
         _children.check(request.node.name)
 
 
@@ -119,7 +118,7 @@ def _command(process: psutil.Process) -> str:
 def _kill(processes: Collection[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            for below in process.children(recursive=True):
+            for child in process.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    below.kill()
+                    child.kill()
             process.kill()

@@ -290,8 +290,8 @@ def test_the_demos_lock_matches_the_tests_lock() -> None:
     assert {name: whole.get(name) for name in part} == part
 
 
-def test_the_demos_have_all_that_the_project_asks_for() -> None:
-    """Or a new dependency would be missed only on a new machine."""
+def test_the_demos_lock_has_all_dependencies() -> None:
+    """Otherwise a missing dependency would show only on a new machine."""
     requirements: list[str] = []
     for project in (ROOT, *(ROOT / "plugins" / name for name in ("vision", "audio", "signal"))):
         table = tomllib.loads((project / "pyproject.toml").read_text())["project"]
@@ -299,14 +299,14 @@ def test_the_demos_have_all_that_the_project_asks_for() -> None:
         for extra in ("onnx", "openvino", "video", "build", "demo", "text", "train"):
             requirements += table.get("optional-dependencies", {}).get(extra, [])
     names = {re.split(r"[^\w.-]", one)[0].lower().replace("_", "-").replace(".", "-") for one in requirements}
-    there = {one.partition("==")[0] for one in packages(ROOT / "requirements-demo.lock")}
+    locked = {one.partition("==")[0] for one in packages(ROOT / "requirements-demo.lock")}
 
-    assert {name for name in names if not name.startswith("hedgerow")} <= there, "run `make lock`"
+    assert {name for name in names if not name.startswith("hedgerow")} <= locked, "run `make lock`"
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """The project as it is in git's eyes, in a folder of its own."""
+    """A copy of the files tracked by git, without tests, documentation and benchmarks."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
         if not name.startswith(("tests/", "docs/", "benchmarks/")) and (ROOT / name).is_file():
@@ -317,14 +317,14 @@ def clone(tmp_path: Path) -> Path:
 
 def wait_until(found: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     while not found():
-        assert process.poll() is None, "it ended too early to be killed"
+        assert process.poll() is None, "exited before it could be killed"
         time.sleep(0.01)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_real_environment_that_was_killed_three_times_and_moved_runs_the_demo(clone: Path) -> None:
-    """While Python's environment is made, while packages are installed, while a model is trained."""
+def test_a_real_set_up_killed_three_times_and_moved_runs_the_demo(clone: Path) -> None:
+    """Killed while creating the environment, installing packages, and training a model."""
     for sign in (".venv/bin/pip*", ".venv/lib/python*/site-packages/numpy/__init__.py", "configs/models*"):
         shutil.rmtree(clone / "configs" / "models", ignore_errors=True)
         process = processes.start(["make", "ready-for-demo"], cwd=clone, start_new_session=True)
