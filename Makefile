@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their own set-up on a fresh Debian or Ubuntu; `make help` lists the rest.
+# `make demo` and `make test` set everything up on a fresh Debian or Ubuntu; `make help` lists all targets.
 SHELL := /bin/bash
 PYTHON ?= python3
 UV_VERSION := 0.13.9
@@ -6,37 +6,37 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
-# A run starts hundreds of processes: what they import is compiled once, whatever PYTHONDONTWRITEBYTECODE says.
+# A run starts hundreds of processes; share their bytecode, even if PYTHONDONTWRITEBYTECODE is set.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/pycache $(BIN)/pytest --dist worksteal
-# One more than cores: many a test waits for processes that it has started.
-SIDE_BY_SIDE := -n $(shell echo $$(($$(nproc) + 1)))
+# One more than cores, because many tests wait for child processes.
+PARALLEL := -n $(shell echo $$(($$(nproc) + 1)))
 
 .PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images mutants images check format lint types bench lock clean
-help: ## List what can be made.
+help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: ready-for-demo ## Run the demo: a real broker, a node, real models on real frames. ARGS="--seconds 20 --json"
 	@$(BIN)/hedgerow demo $(ARGS)
 
-demo-region: ready-for-demo ## Run three sites and their region; one is cut off for a while. ARGS="--seconds 60 --json"
+demo-region: ready-for-demo ## Run three sites and their region; one site is offline for a while. ARGS="--seconds 60 --json"
 	@$(BIN)/hedgerow demo region $(ARGS)
 
-demo-rollout: ready-for-demo ## Take versions of a model through three sites: a good one, a bad one, a forged one. ARGS="--json"
+demo-rollout: ready-for-demo ## Roll out a good, a bad and a forged version of a model to three sites. ARGS="--json"
 	@$(BIN)/hedgerow demo rollout $(ARGS)
 
-test: $(READY) ## Run the tests: every module, in minutes.
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not long" $(ARGS)
+test: $(READY) ## Run the tests of every module; takes minutes.
+	$(PYTEST) $(PARALLEL) -m "not slow and not long" $(ARGS)
 
-test-long: $(READY) ## Run what takes longer: demos, long documents, faults, benchmarks, properties at full depth.
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and (long or hypothesis)" --hypothesis-profile=full --timeout 600 $(ARGS)
+test-long: $(READY) ## Run longer tests: demos, long documents, faults, benchmarks, properties with more examples.
+	$(PYTEST) $(PARALLEL) -m "not slow and (long or hypothesis)" --hypothesis-profile=full --timeout 600 $(ARGS)
 
 test-faults: $(READY) ## Run the fault and stress tests at full size; takes an hour.
 	$(PYTEST) -n auto -m slow --timeout 3600 $(ARGS)
 
-coverage: $(READY) ## Run both `test` and `test-long`, and say which lines none of them reaches.
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" --hypothesis-profile=full --timeout 600 --cov --cov-report=term $(ARGS)
+coverage: $(READY) ## Run `test` and `test-long` and report uncovered lines.
+	$(PYTEST) $(PARALLEL) -m "not slow" --hypothesis-profile=full --timeout 600 --cov --cov-report=term $(ARGS)
 
-mutants: $(READY) ## Change one thing at a time in what decides, and see that tests fail; an hour. ONLY=pipeline.queue
+mutants: $(READY) ## Run mutation tests of the pure modules; takes an hour. ONLY=pipeline.intake.queue
 	nice env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/mutants/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 check: format-check lint types ## Check format, lint, import layers and types.
@@ -48,27 +48,27 @@ format: $(READY) ## Format the code.
 format-check: $(READY)
 	$(BIN)/ruff format --check .
 
-lint: $(READY) ## Lint, and check that imports point one way.
+lint: $(READY) ## Lint, and check import layers.
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
 types: $(READY) ## Check types.
 	$(BIN)/mypy
 
-bench: $(READY) ## Run the benchmarks side by side with their peers. ONLY=1,9 or ONLY=vad, ARGS="--quick"
+bench: $(READY) ## Run the benchmarks of the node and its peers. ONLY=1,9 or ONLY=vad, ARGS="--quick"
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
-images: ## Build the images of node and region's service. ENGINE=podman ARCH=arm64 BASE=… ONLY="onnx region"
+images: ## Build the images of the node and the region's service. ENGINE=podman ARCH=arm64 BASE=… ONLY="onnx region"
 	@containers/build.sh $(ONLY)
 
-test-images: $(READY) ## Build the images, and run them against a real broker. Takes minutes the first time.
+test-images: $(READY) ## Build the images and run them against a real broker; takes minutes the first time.
 	$(BIN)/pytest -m "slow or not slow" --timeout 3600 tests/containers $(ARGS)
 
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url -q
 PEERS := benchmarks/peers/requirements
 SETS := containers/requirements
-lock: $(READY) ## Write requirements.lock anew from requirements.in, and those of the demos, the benchmarks' peers and the images.
+lock: $(READY) ## Update all lock files: of the project, the demos, the benchmarks' peers and the images.
 	$(COMPILE) --excludes requirements.excludes requirements.in -o requirements.lock >/dev/null
 	sed -i '/^\./d' requirements.lock
 	$(COMPILE) --excludes requirements.excludes --excludes requirements-demo.excludes requirements-demo.in \
@@ -82,10 +82,10 @@ lock: $(READY) ## Write requirements.lock anew from requirements.in, and those o
 	  sed -i '/^\./d' $(SETS)/$$set.lock || exit; \
 	done
 
-clean: ## Remove what was made.
+clean: ## Remove all generated files.
 	rm -rf $(VENV) .venv-peers configs/models demo-out demo-region-out demo-rollout-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# Both look first, and do nothing where all is there.
+# Both do nothing if everything is up to date.
 .PHONY: ready-for-demo $(READY)
 SETUP := PYTHON=$(PYTHON) UV_VERSION=$(UV_VERSION) ./setup.sh
 ready-for-demo:

@@ -1,1 +1,1 @@
-"""Benchmarks, side by side: the same frames, broker and machine for the node and its peers, in turns."""
+"""Benchmarks of the node and its peers, in turns, with the same frames, broker and machine."""

@@ -32,7 +32,7 @@ from benchmarks.data_path import (
 )
 from benchmarks.fleet import collected, distribution, messages, rollout
 from benchmarks.harness.cells import TARGETS, Cell, Options
-from benchmarks.harness.process import Company
+from benchmarks.harness.process import BackgroundLoad
 from benchmarks.models import batching, memory, reload, sharing, swap
 from benchmarks.report import report
 
@@ -43,10 +43,10 @@ class Suite:
 
     Attributes:
         run: measures it.
-        loads: runs of the load in a repeat; with `each_s` and `once_s` they say how long it will take.
-        each_s, once_s: seconds that a repeat takes besides, and that all of it takes once, on two cores.
-        most: repeats that are enough where no target of a row rests on it.
-        only_asked: whether it runs only when it is named, since it takes minutes.
+        loads: runs of the load per repeat; with `each_s` and `once_s`, gives the estimated duration.
+        each_s, once_s: further seconds per repeat, and once per suite, on two cores.
+        most: limits repeats, for suites without a numbered target.
+        explicit_only: run only if named, because it takes minutes.
     """
 
     run: Callable[[Options], list[Cell]]
@@ -54,20 +54,20 @@ class Suite:
     each_s: float = 0.0
     once_s: float = 4.0
     most: int = 100
-    only_asked: bool = False
+    explicit_only: bool = False
 
     def of(self, options: Options) -> Options:
-        """The options with no more repeats than it needs."""
+        """Return the options with repeats limited to `most`."""
         return replace(options, repeats=min(options.repeats, self.most))
 
     def planned_s(self, options: Options) -> float:
-        """About how long it will take."""
+        """Return the estimated duration in seconds."""
         one_s = options.seconds + options.warmup_s + _START_S
         return self.once_s + self.of(options).repeats * (self.loads * one_s + self.each_s)
 
 
 _START_S = 0.3
-"""What it takes to start the load's process."""
+"""Time to start the load's process."""
 SUITES: dict[str, Suite] = {
     "vad": Suite(vad.run, 2, 5),
     "peers": Suite(compared.run, 9, -6, 14, most=2),  # its loads are shorter
@@ -87,8 +87,8 @@ SUITES: dict[str, Suite] = {
     "sharing": Suite(sharing.run, 2),
     "workers": Suite(workers.run, 2),
     "reload": Suite(reload.run, 1, 3, most=2),
-    "rollout": Suite(rollout.run, 0, 600, most=1, only_asked=True),
-    "distribution": Suite(distribution.run, 0, 180, most=2, only_asked=True),
+    "rollout": Suite(rollout.run, 0, 600, most=1, explicit_only=True),
+    "distribution": Suite(distribution.run, 0, 180, most=2, explicit_only=True),
     "swap": Suite(swap.run, 2, 18, 9, most=2),
 }
 HERE = Path(__file__).parent
@@ -97,17 +97,17 @@ FULL, QUICK, SMOKE = Options(5, 1.75, 0.5), Options(3, 1.5, 0.5), Options(1, 0.4
 
 def main(
     only: Annotated[
-        str, typer.Option(help=f"Suites or rows of targets, with commas between: {', '.join(SUITES)}.")
+        str, typer.Option(help=f"Suites or rows of targets, separated by commas: {', '.join(SUITES)}.")
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Three short repeats.")] = False,
-    smoke: Annotated[bool, typer.Option("--smoke", help="See that it works; the numbers say nothing.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Only check that it works; the numbers mean nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the cells as JSON instead of tables.")] = False,
-    repeats: Annotated[int | None, typer.Option(min=1, help="Repeats of every contender.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the report goes; other suites' results there stay.")] = HERE,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Repeats per contender.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for the report; results of other suites there are kept.")] = HERE,
 ) -> None:
     """Measure the node beside its peers; write REPORT.md, report.svg, results.json and cells.json."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    names = chosen(only)
+    names = select_suites(only)
     options = SMOKE if smoke else QUICK if quick else FULL
     if repeats is not None:
         options = Options(repeats, options.seconds, options.warmup_s, smoke)
@@ -119,35 +119,37 @@ def main(
             f"[{done + 1}/{len(names)}] {name}: {_left(names, done, began, options)}", highlight=False, markup=False
         )
         measured = f"{datetime.now(UTC):%Y-%m-%d %H:%M}"
-        with console.status(name), Company() as company:
+        with console.status(name), BackgroundLoad() as background:
             cells = SUITES[name].run(SUITES[name].of(options))
-        records[name] = report.Record.of(measured, SUITES[name].of(options), company.cores, cells)
+        records[name] = report.Record.of(measured, SUITES[name].of(options), background.cores, cells)
         console.print(_table(name, cells))
-        # After each, so that a run cut short leaves what it had.
+        # After each suite, so that an interrupted run keeps its results.
         report.write(folder, {suite: records[suite] for suite in SUITES if suite in records})
     console.print(f"{(time.monotonic() - began) / 60:.1f} min. Report: {folder / 'REPORT.md'}", highlight=False)
     if as_json:
         json.dump([asdict(each) for name in names for each in records[name].cells], sys.stdout, indent=1)
 
 
-def chosen(only: str) -> list[str]:
-    """The suites that these names or rows ask for, in their order. Raises: typer.BadParameter: there is no such."""
+def select_suites(only: str) -> list[str]:
+    """Return the suites with these names or rows, in their order. Raises: typer.BadParameter: one does not exist."""
     rows: dict[str, set[str]] = {}
     for key, target in TARGETS.items():
         rows.setdefault(str(target.row), set()).add(key.split(".")[0])
-    wanted: set[str] = set()
+    selected: set[str] = set()
     for name in filter(None, (part.strip() for part in only.split(","))):
         if name not in SUITES and (name == "0" or name not in rows):
-            raise typer.BadParameter(f"{name}: there are {', '.join(SUITES)}, and rows 1 to {max(map(int, rows))}")
-        wanted |= {name} if name in SUITES else rows[name]
-    return [name for name, suite in SUITES.items() if name in wanted or not (wanted or suite.only_asked)]
+            raise typer.BadParameter(
+                f"no suite or row {name!r}; suites are {', '.join(SUITES)}, and rows 1 to {max(map(int, rows))}"
+            )
+        selected |= {name} if name in SUITES else rows[name]
+    return [name for name, suite in SUITES.items() if name in selected or not (selected or suite.explicit_only)]
 
 
 def _left(names: Sequence[str], done: int, began: float, options: Options) -> str:
-    """How long this one and all that are left will take, corrected by how long those before it took."""
+    """Return the estimated time for this suite and in total, corrected by the duration of the previous suites."""
     planned = [SUITES[name].planned_s(options) for name in names]
     pace = (time.monotonic() - began) / sum(planned[:done]) if done else 1.0
-    return f"about {planned[done] * pace:.0f} s; {sum(planned[done:]) * pace / 60:.1f} min left in all"
+    return f"about {planned[done] * pace:.0f} s; {sum(planned[done:]) * pace / 60:.1f} min left in total"
 
 
 def _table(name: str, cells: list[Cell]) -> Table:

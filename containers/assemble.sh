@@ -1,17 +1,17 @@
 #!/bin/sh
-# What the Containerfile runs, step by step, to assemble an image in /image. It runs nothing that lies there.
+# The steps that the Containerfile runs to assemble an image in /image. They run no program from /image.
 set -eu
 app=/image/opt/hedgerow
 python=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-# The locked packages for an architecture (its wheels, and no source that would have to be built), less what no node uses.
+# Install the locked packages for an architecture, from wheels only, and remove parts that nodes do not use.
 packages() {
     set=$1
     index=${3:-}
     case $2 in
         amd64) machine=x86_64 ;;
         arm64) machine=aarch64 ;;
-        *) echo "error: no packages for $2; there are: amd64, arm64" >&2; exit 1 ;;
+        *) echo "error: unknown architecture $2; use amd64 or arm64" >&2; exit 1 ;;
     esac
     /tools/bin/uv pip install --quiet --no-cache --system-certs ${index:+--index-url "$index"} \
         --target "$app/lib" --python /tools/bin/python --python-version "$python" --python-platform "$machine-manylinux_2_36" \
@@ -20,17 +20,17 @@ packages() {
     rm -rf bin
     find . -depth -type d \( -name tests -o -name __pycache__ -o -name include -o -name cmake \) -exec rm -rf {} +
     find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.a' -o -name '*.h' \) -delete
-    # A second copy of ONNX Runtime, for programs in C; and tools that make and convert models, which come to a node ready.
+    # Remove ONNX Runtime's second copy for C programs, and tools to create and convert models.
     rm -f onnxruntime/capi/libonnxruntime.so.*
     rm -rf onnxruntime/tools onnxruntime/transformers onnxruntime/quantization onnxruntime/datasets
     rm -rf numpy/f2py openvino/tools
-    # OpenVINO reads ONNX, its own format and TensorFlow Lite here; its other readers go, and its interface for C.
+    # Keep OpenVINO's frontends for ONNX, its own format and TensorFlow Lite; remove the others and its C interface.
     for reader in tensorflow pytorch paddle jax gguf; do rm -f openvino/libs/libopenvino_${reader}_frontend.so*; done
     rm -f openvino/libs/libopenvino_c.so*
 }
 
-# The base without what installs and builds, and without what nobody reads in a container. Copyright notices stay, and the
-# list of packages, which scanners look for.
+# Remove package managers, build tools and documentation from the base. Copyright notices stay, and the list of packages,
+# which scanners need.
 system() {
     cd /image
     rm -rf usr/share/man usr/share/info usr/share/locale usr/share/lintian usr/share/perl* usr/share/python-wheels \
@@ -48,16 +48,16 @@ system() {
             config-3* dist-packages/pip* dist-packages/setuptools* site-packages/* turtle.py __phello__)
     done
     rm -rf usr/local/lib/python3*/site-packages/* usr/local/include
-    # Nobody becomes somebody else in there.
+    # Remove setuid and setgid bits.
     find . -xdev -type f -perm /6000 -exec chmod a-s {} +
     echo 'hedgerow:x:10001:10001::/tmp:/usr/sbin/nologin' >>etc/passwd
     echo 'hedgerow:x:10001:' >>etc/group
     mkdir -p opt/hedgerow tmp
     chmod 1777 tmp
-    compiled usr/lib/python3* usr/local/lib/python3*
+    compile_all usr/lib/python3* usr/local/lib/python3*
 }
 
-# Hedgerow itself, and for a node the stages of plugins/.
+# Install Hedgerow, and for a node the stages of plugins/.
 project() {
     plugins=
     [ "$1" = region ] || plugins="./plugins/vision ./plugins/audio ./plugins/signal"
@@ -69,12 +69,12 @@ project() {
     printf '%s\n' '#!/usr/bin/env python3' 'from hedgerow.__main__ import main' 'main()' >"$app/bin/hedgerow"
     chmod 755 "$app/bin/hedgerow"
     cd /image
-    compiled opt/hedgerow/lib
+    compile_all opt/hedgerow/lib
     chmod -R go-w,a+rX opt/hedgerow
 }
 
-# The root is read-only, so Python could not keep what it compiled; it would compile everything at each start.
-compiled() {
+# Compile to bytecode: the root file system is read-only, so Python would otherwise compile everything at each start.
+compile_all() {
     for folder in "$@"; do
         [ -d "$folder" ] || continue
         find "$folder" -name __pycache__ -prune -exec rm -rf {} +

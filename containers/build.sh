@@ -1,14 +1,14 @@
 #!/bin/sh
 # Builds the images: `make images`, or `containers/build.sh onnx region` for some of them.
 #
-#   ENGINE      podman, docker or buildah; else the first of them that works here
-#   ARCH        amd64 or arm64; else this machine's. Nothing of another architecture is run, so there is nothing to emulate
-#   BASE        the base image, with Python 3.11 or later; see containers/Containerfile
-#   BUILD_BASE  the same for this machine's architecture, where BASE is not a multi-architecture image
-#   INDEX       where packages come from, if not from PyPI
-#   OPTIONS     more options for the engine
+#   ENGINE      podman, docker or buildah; default: the first that works
+#   ARCH        amd64 or arm64; default: this machine's. No emulation is needed, because no program of the image is run
+#   BASE        base image, with Python 3.11 or later; see containers/Containerfile
+#   BUILD_BASE  the same for this machine's architecture, if BASE is not a multi-architecture image
+#   INDEX       package index, if not PyPI
+#   OPTIONS     further options for the engine
 #
-# Behind a proxy with an authority of its own, podman and buildah use what SSL_CERT_FILE names.
+# Behind a proxy with its own certificate authority, podman and buildah use the file that SSL_CERT_FILE names.
 set -eu
 cd "$(dirname "$0")/.."
 engine=$(sh containers/engine.sh)
@@ -38,18 +38,18 @@ for set in "$@"; do
             tags="-t localhost/hedgerow-region:latest$suffix"
             ;;
         *)
-            echo "error: no image is called $set" >&2
-            echo "  → There are: onnx, openvino, region." >&2
+            echo "error: unknown image $set" >&2
+            echo "  → Use onnx, openvino or region." >&2
             exit 2
             ;;
     esac
     echo "[$number/$#] $set for $arch, with $engine…"
     case $engine in
         docker) how="build" ;;
-        podman) how="build --format docker --layers" ;; # in OCI's own format there is no health check
+        podman) how="build --format docker --layers" ;; # the OCI format has no health check
         buildah) how="bud --format docker --layers" ;;
     esac
-    # shellcheck disable=SC2086 # words on purpose
+    # shellcheck disable=SC2086 # split into words on purpose
     "$engine" $how --platform "linux/$arch" -f containers/Containerfile --target "$target" \
         --build-arg SET="$set" --build-arg TARGETARCH="$arch" --build-arg BUILDPLATFORM="linux/$own" \
         ${BASE:+--build-arg BASE="$BASE"} ${BUILD_BASE:+--build-arg BUILD_BASE="$BUILD_BASE"} \

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Makes a base for the images from Debian packages, for where no registry can be reached but a Debian mirror can.
+# Creates a base image from Debian packages, if a Debian mirror is reachable but no image registry.
 #
 #   sudo containers/debian-base.sh && sudo make images BASE=localhost/hedgerow-base
-#   sudo containers/debian-base.sh arm64        # localhost/hedgerow-base-arm64; unpacked only, nothing of it is run
+#   sudo containers/debian-base.sh arm64        # localhost/hedgerow-base-arm64; packages are unpacked, not configured
 #
-# Takes about a minute. RELEASE (bookworm) says which Debian, and so which Python; MIRROR where from; ENGINE as in build.sh.
+# Takes about a minute. RELEASE is the Debian release (bookworm) and determines Python's version; MIRROR is the Debian
+# mirror; ENGINE as in build.sh.
 set -eu
 cd "$(dirname "$0")/.."
 engine=$(sh containers/engine.sh)
@@ -24,14 +25,14 @@ root=$folder/root
 echo "Fetching Debian ${RELEASE:-bookworm} for $arch…"
 foreign=
 [ "$arch" = "$own" ] || foreign=--foreign
-# shellcheck disable=SC2086 # nothing, or one word
+# shellcheck disable=SC2086 # empty, or one word
 debootstrap $foreign --variant=minbase --arch="$arch" --include=python3-venv,ca-certificates,tzdata \
     "${RELEASE:-bookworm}" "$root" ${MIRROR:+"$MIRROR"} >"$folder/log" 2>&1 || {
     tail -n 20 "$folder/log" >&2
     exit 1
 }
 if [ -n "$foreign" ]; then
-    # Its own programs would have to configure the packages. What an image needs of that:
+    # Only programs of that architecture could configure the packages. Do the parts that an image needs:
     for package in "$root"/var/cache/apt/archives/*.deb; do dpkg-deb --extract "$package" "$root"; done
     (cd "$root/usr/share/ca-certificates" && find . -name '*.crt' -exec cat {} +) >"$root/etc/ssl/certs/ca-certificates.crt"
     cp -n "$root/usr/share/base-passwd/passwd.master" "$root/etc/passwd"

@@ -1,20 +1,23 @@
 #!/bin/sh
-# Says which of podman, docker and buildah works here: the first of them, or the one that ENGINE names.
+# Prints the first working engine of podman, docker and buildah, or the one that ENGINE names.
 set -eu
 for engine in ${ENGINE:-podman docker buildah}; do
     command -v "$engine" >/dev/null || continue
-    # A docker command alone builds nothing: its daemon must answer.
+    # The docker command is not enough: its daemon must be running.
     if "$engine" info >/dev/null 2>&1; then
         echo "$engine"
         exit
     fi
-    silent="${silent:-} $engine"
+    broken="${broken:-} $engine"
 done
-if [ -n "${silent:-}" ]; then
-    echo "error: installed, but not working here:$silent" >&2
-    echo "  → Run \`${silent##* } info\`: it says why. Is the daemon running, and may you use it?" >&2
+if [ -n "${broken:-}" ]; then
+    echo "error: installed but not working:$broken" >&2
+    echo "  → Run \`${broken##* } info\` for the reason. Check that the daemon is running and that you may use it." >&2
+elif [ -n "${ENGINE:-}" ]; then
+    echo "error: $ENGINE is not installed" >&2
+    echo "  → Install one: \`apt-get install podman\`." >&2
 else
-    echo "error: images are built with podman, docker or buildah, and ${ENGINE:-none of them} is installed" >&2
+    echo "error: images are built with podman, docker or buildah, but none of them is installed" >&2
     echo "  → Install one: \`apt-get install podman\`." >&2
 fi
 exit 1

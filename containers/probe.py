@@ -1,5 +1,5 @@
 #!/usr/bin/env -S python3 -I -S
-"""Health check of the images, which have no curl: `probe http://127.0.0.1:9464/healthz` ends with 0 if the answer is 200."""
+"""Health check of the images, which have no curl: `probe http://127.0.0.1:9464/healthz` exits with 0 on status 200."""
 
 import http.client
 import sys
@@ -9,8 +9,8 @@ url = urlsplit(sys.argv[1])
 try:
     connection = http.client.HTTPConnection(url.netloc, timeout=4)
     connection.request("GET", url.path)
-    answer = connection.getresponse()
-    print(answer.status, answer.read(4096).decode("utf-8", "replace"))
-    sys.exit(answer.status != 200)
+    response = connection.getresponse()
+    print(response.status, response.read(4096).decode("utf-8", "replace"))
+    sys.exit(response.status != 200)
 except OSError as error:
-    sys.exit(f"{sys.argv[1]} does not answer: {error}")
+    sys.exit(f"{sys.argv[1]} does not respond: {error}")

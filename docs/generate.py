@@ -1,6 +1,6 @@
-"""Writes the tables in docs/ that come from the code: `python docs/generate.py`; with `--check`, only says whether they are current.
+"""Writes the tables in docs/ that are generated from the code: `python docs/generate.py`.
 
-A table stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+With `--check`, only reports tables that are not current. A table is between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from hedgerow.topology import model as topology
 from hedgerow.wire import messages
 
 DOCS = Path(__file__).parent
+RUNTIME = DOCS.parent / "runtime" / "hedgerow"
+_SENTENCE = re.compile(r"(?<=[.!])\s+(?=[^a-z])")
 _PLACE = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def section(model: type[BaseModel], heading: str = "setting") -> str:
-    """A table of a model's fields, from its JSON Schema; `heading` names the first column."""
+    """Return a table of a model's fields, from its JSON Schema; `heading` names the first column."""
     schema = model.model_json_schema()
     required = set(schema.get("required", ()))
     rows = []
@@ -70,7 +72,7 @@ def _default(field: dict[str, Any]) -> str:
 
 
 def drop_reasons() -> str:
-    """A table of the reasons for which the node itself drops a frame, from the strings below them in the code."""
+    """Return a table of the node's drop reasons, described by the strings below them in the code."""
     (kind,) = (node for node in ast.parse(inspect.getsource(DropReason)).body if isinstance(node, ast.ClassDef))
     meanings = [part.value.value for part in kind.body[1:] if isinstance(part, ast.Expr)]  # type: ignore[attr-defined]
     rows = [f"| `{reason}` | {meaning} |" for reason, meaning in zip(DropReason, meanings, strict=True)]
@@ -78,7 +80,7 @@ def drop_reasons() -> str:
 
 
 def metric_table() -> str:
-    """A table of the metrics, as a scrape shows them."""
+    """Return a table of the node's metrics."""
     lines = [line for line in inspect.getsource(gauges).splitlines() if "yield" in line or '"' in line]
     named = re.findall(r'"(hedgerow_\w+)", "([^"]+)"', re.sub(r",\s+", ", ", " ".join(line.strip() for line in lines)))
     labels = {
@@ -87,17 +89,34 @@ def metric_table() -> str:
         "hedgerow_model": "model, version, digest, backend, device",
     }
     rows = _families(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()))
-    for name, text in dict.fromkeys(named):  # one may stand for several things
+    for name, text in dict.fromkeys(named):  # a metric may occur more than once
         by = next((value for prefix, value in labels.items() if name.startswith(prefix)), "pipeline")
         rows.append(f"| `{name}` | gauge | {by} | {text} |")
     return "\n".join(["| metric | kind | labels | |", "|---|---|---|---|", *rows])
 
 
 def region_metric_table() -> str:
-    """A table of the metrics of a region's service."""
+    """Return a table of the metrics of a region's service."""
     return "\n".join(
         ["| metric | kind | labels | |", "|---|---|---|---|", *_families(RegionMetrics(CollectorCounts()))]
     )
+
+
+def summary(module: Path) -> str:
+    """Return the first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
+    return _SENTENCE.split(" ".join(text.split("\n\n")[0].split()))[0]
+
+
+def module_index() -> str:
+    """Return a list of all modules of the runtime with their summaries, by folder."""
+    lines = []
+    for folder in sorted({path.parent for path in RUNTIME.rglob("*.py")}):
+        name = folder.relative_to(RUNTIME.parent).as_posix()
+        lines += [f"**`{name}`** {summary(folder / '__init__.py')}", ""]
+        lines += [f"- `{path.name}` {summary(path)}" for path in sorted(folder.glob("[!_]*.py"))]
+        lines += [""]
+    return "\n".join(lines)
 
 
 def _families(collector: Collector) -> list[str]:
@@ -109,7 +128,7 @@ def _families(collector: Collector) -> list[str]:
 
 
 def tables() -> dict[str, Callable[[], str]]:
-    """Every table, by name."""
+    """Return the functions that make the tables, by name."""
     sections = {
         "node": config.NodeSection,
         "broker": config.BrokerSection,
@@ -149,19 +168,24 @@ def tables() -> dict[str, Callable[[], str]]:
         "pipeline-health": messages.PipelineHealth,
         "model-health": messages.ModelHealth,
     }
-    made: dict[str, Callable[[], str]] = {
+    makers: dict[str, Callable[[], str]] = {
         name: (lambda model=model: section(model))  # type: ignore[misc]
         for name, model in sections.items()
     }
-    made |= {
+    makers |= {
         name: (lambda model=model: section(model, "field"))  # type: ignore[misc]
         for name, model in reports.items()
     }
-    return made | {"drop-reasons": drop_reasons, "metrics": metric_table, "region-metrics": region_metric_table}
+    return makers | {
+        "drop-reasons": drop_reasons,
+        "metrics": metric_table,
+        "modules": module_index,
+        "region-metrics": region_metric_table,
+    }
 
 
 def stale() -> Iterator[tuple[Path, str]]:
-    """The documents whose tables are not what the code says, and what they should be."""
+    """Yield the documents with outdated tables, and their current text."""
     known = tables()
     for path in sorted(DOCS.rglob("*.md")):
         text = path.read_text("utf-8")
@@ -171,14 +195,14 @@ def stale() -> Iterator[tuple[Path, str]]:
 
 
 def main() -> int:
-    """Write what is stale, or with --check say what is."""
+    """Print outdated documents, and update them unless --check is given."""
     check = "--check" in sys.argv[1:]
-    found = list(stale())
-    for path, text in found:
+    outdated = list(stale())
+    for path, text in outdated:
         print(path.relative_to(DOCS.parent))  # noqa: T201 - a script
         if not check:
             path.write_text(text, "utf-8")
-    return int(check and bool(found))
+    return int(check and bool(outdated))
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def test_an_environment_of_another_python_or_folder_is_recreated(checkout: Check
     else:
         checkout.folder = checkout.folder.rename(checkout.folder.with_name("elsewhere"))
 
-    assert "anew" in checkout.make("ready-for-demo", **environment).stdout
+    assert "Recreating .venv: " in checkout.make("ready-for-demo", **environment).stdout
     assert checkout.steps() == STEPS
 
 

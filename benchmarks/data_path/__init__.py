@@ -1,1 +1,1 @@
-"""What a frame costs."""
+"""Benchmarks of the cost of a frame."""

@@ -1,4 +1,4 @@
-"""Durable results: what the outbox costs, beside results that only the broker has, and beside a commit for each."""
+"""Durable results: the cost of the outbox, beside results accepted by the broker only, and beside one commit per row."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from benchmarks.harness.cells import Cell, Options, cell, ratio
 
 _QUEUE = {"policy": "fifo", "max_frames_per_stream": 64}
 _ROW = b"x" * 600
-"""About what a small result takes, its properties included."""
+"""About the size of a small result with its properties."""
 
 
 def run(options: Options) -> list[Cell]:
-    """Saturating load, QoS 1, 64 bytes through a stage that does nothing, a result for each frame.
+    """Saturating load, QoS 1, 64 bytes through the `noop` stage, one result per frame.
 
-    No region acknowledges anything: all that is stored stays stored, which is the dearer case.
+    No region acknowledges, so everything stays stored, which is the more expensive case.
     """
     pipeline = {"stages": ["noop"], "receive_maximum": 1000, "queue": _QUEUE}
     commits: list[float] = []
@@ -34,16 +34,16 @@ def run(options: Options) -> list[Cell]:
     return [
         *costs("durable", accepted),
         *costs("durable", durable),
-        cell("durable.commits", "SQLite alone: one row, one commit with fsync", commits, "rows/s"),
+        cell("durable.commits", "SQLite alone: one commit with fsync per row", commits, "rows/s"),
         ratio("durable.durable_per_accepted", "durable ÷ accepted by the broker", durable.rates, accepted.rates),
-        ratio("durable.durable_per_commit", "durable ÷ a commit for each", durable.rates, commits),
+        ratio("durable.durable_per_commit", "durable ÷ one commit per row", durable.rates, commits),
     ]
 
 
 def _commits(seconds: float, folder: Path) -> float:
-    """Rows a second that a loop stores which commits each."""
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        database = sqlite3.connect(Path(place) / "rows.db", isolation_level=None)
+    """Return rows per second with one commit per row."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        database = sqlite3.connect(Path(scratch) / "rows.db", isolation_level=None)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.execute("CREATE TABLE result (id INTEGER PRIMARY KEY, payload BLOB)")

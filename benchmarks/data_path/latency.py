@@ -1,12 +1,11 @@
-"""Added latency at half load: how much later a result comes than broker and model alone would have it.
+"""Added latency at half load: the node's latency beyond that of broker and model alone.
 
-Open loop: frames are sent when they are due, and latency counts from then. Half load is half of what the slowest
-contender manages, so that none is near its limit. What the node adds is its p50 or p99 less that of the control
-(`control.py`), at the same rate in the same repeat: percentiles do not add up, so the p99 of one inference and two
-passes is not the sum of theirs, and has to be measured where all three happen. The sum of the medians of one inference
-(batch 1, in a loop) and two passes is shown beside it.
+Open loop: frames are sent when due, and latency counts from then. Half load is half of the slowest contender's capacity,
+so none is near its limit. Added latency is the node's p50 or p99 minus that of the control (`control.py`) at the same rate
+in the same repeat. Percentiles do not add up, so the p99 of one inference and two broker hops must be measured in one
+place. For comparison, the report has the sum of the medians of one inference (batch 1, in a loop) and two hops.
 
-The node runs as its manual recommends for latency: `lanes: 0`, and a backend that needs no other thread.
+The node runs as its manual recommends for latency: `lanes: 0`, and a backend that computes in the calling thread.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ MODEL = {
     "state": {"state": "stateN"},
     "batch_axis": {"state": 1, "stateN": 1},
 }
-"""Half the load of a loop that takes one frame at a time leaves little to batch: what counts is who answers soonest."""
+"""At half the load of a loop without batching there is little to batch, so the backend with the lowest latency is best."""
 
 
 def run(options: Options) -> list[Cell]:
@@ -40,12 +39,12 @@ def run(options: Options) -> list[Cell]:
         rate = round(min(full) / 2)
         for _ in range(options.repeats):
             model_ms = raw("vad", min(options.seconds, 1.0) / 2, batches=[1])["1x1"]["call_ms"]
-            passing = arena.passing(vad.STREAMS, payloads, options, rate, content_type="audio/pcm")
-            sums.append(model_ms + 2 * percentile(passing.latencies_ms, 0.5))
+            hop = arena.load_broker(vad.STREAMS, payloads, options, rate, content_type="audio/pcm")
+            sums.append(model_ms + 2 * percentile(hop.latencies_ms, 0.5))
             for each in contenders:
                 arena.load(each, vad.STREAMS, payloads, options, rate=float(rate))
     at = f"at {rate} frames/s"
-    cells = [cell("latency.vad.sum_p50", "one inference and two passes: sum of medians", sums, "ms", at)]
+    cells = [cell("latency.vad.sum_p50", "one inference and two broker hops: sum of medians", sums, "ms", at)]
     for q in (0.5, 0.99):
         name = f"p{q * 100:.0f}"
         tail = {each.name: [percentile(run.latencies_ms, q) for run in each.runs[1:]] for each in contenders}
@@ -57,9 +56,7 @@ def run(options: Options) -> list[Cell]:
         for each in (loop, node):
             key = f"latency.vad.added_{name}" + ("" if each is node else "_loop")
             added = [ours - theirs for ours, theirs in zip(tail[each.name], base, strict=True)]
-            cells.append(
-                cell(key, f"{name} that the {each.name} adds to one inference and two passes", added, "ms", at)
-            )
+            cells.append(cell(key, f"{each.name}: {name} added to one inference and two broker hops", added, "ms", at))
         per_loop = f"latency.vad.{name}_per_loop"
         cells.append(ratio(per_loop, f"{name}, node ÷ loop", tail[node.name], tail[loop.name], unit="latency ×"))
     return cells

@@ -1,10 +1,10 @@
-"""64 bytes through a stage that does nothing: the way there, and the way there and back."""
+"""64 bytes through a stage that does nothing: receiving alone, and the round trip."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.harness.arena import Arena, Contender, cheaper, costs
+from benchmarks.harness.arena import Arena, Contender, costs, cpu_ratio
 from benchmarks.harness.cells import Cell, Options, ratio
 
 STREAMS = 64
@@ -14,8 +14,8 @@ _QUEUE = {"policy": "fifo", "max_frames_per_stream": 64}
 
 
 def run(options: Options) -> list[Cell]:
-    """Saturating load. QoS 0 received only, with a sign of life for every 64th frame; then a result for every frame."""
-    return [*_received(options), *_there_and_back(options, 0), *_there_and_back(options, 1)]
+    """Saturating load. QoS 0 received only, with a result per 64 frames; then QoS 0 and 1 with a result per frame."""
+    return [*_received(options), *_round_trip(options, 0), *_round_trip(options, 1)]
 
 
 def _received(options: Options) -> list[Cell]:
@@ -27,7 +27,7 @@ def _received(options: Options) -> list[Cell]:
     return _cells("noop.received", "received", node, loops)
 
 
-def _there_and_back(options: Options, qos: int) -> list[Cell]:
+def _round_trip(options: Options, qos: int) -> list[Cell]:
     pipeline = {
         "stages": ["noop"],
         "qos": qos,
@@ -38,7 +38,7 @@ def _there_and_back(options: Options, qos: int) -> list[Cell]:
     with Arena() as arena:
         node, paho = arena.add_node("node", pipeline), arena.add_peer("paho", "noop-paho", qos)
         _take_turns(arena, [node, paho], options, window=WINDOW, qos=qos)
-    note = "the node acknowledges a frame when the broker has its result; the loop at once, and may lose it"
+    note = "the node acknowledges a frame once the broker has its result; the loop does so immediately and may lose it"
     return _cells(f"noop.qos{qos}", f"QoS {qos}", node, [paho], note if qos else "")
 
 
@@ -56,5 +56,5 @@ def _cells(key: str, case: str, node: Contender, loops: list[Contender], note: s
     for loop in loops:
         name = loop.name
         cells.append(ratio(f"{key}.node_per_{name}", f"{case}, node ÷ {name}", node.rates, loop.rates, note))
-        cells.append(cheaper(f"{key}.cpu_{name}_per_node", loop, node))
+        cells.append(cpu_ratio(f"{key}.cpu_{name}_per_node", loop, node))
     return cells

@@ -1,8 +1,8 @@
-"""Overload: text detection offered several times what the node can do.
+"""Overload: text detection at several times the node's capacity.
 
-Capacity is what a node without a deadline does in the closed loop, measured in the same repeat right before. The age of
-a result counts from when its frame was due to when the load heard it. That is more than the node can see and hold its
-deadline against: it knows a frame from when it received it; the age by its own clock is shown beside it.
+Capacity is the rate of a node without a deadline in the closed loop, measured just before in the same repeat. The age of a
+result is the time from when its frame was due until the load received it. The node's deadline counts only from when it
+received the frame; the report has the age by the node's clock too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.harness.raw import TEXT
 STREAMS = 8
 DEADLINE_S = 0.2
 _ANY_S = 30.0
-"""A deadline that even a busy machine meets: a smoke run is to see results."""
+"""A deadline that even a busy machine meets, so that smoke runs get results."""
 TIMES = (2, 5)
 NOISY_STREAMS = 64
 MODEL = {"path": TEXT, "backend": text.BACKEND, "streams": 2, "threads": 1, "max_batch": 1}
@@ -48,24 +48,24 @@ def run(options: Options) -> list[Cell]:
             for times in TIMES:
                 rate = times * capacity[-1]
                 measured = arena.load(timely, STREAMS, payloads, options, rate=rate, keep=True)
-                age = [_age_s(result) for result in map(orjson.loads, measured.kept)]
+                age = [_age_s(result) for result in map(orjson.loads, measured.payloads)]
                 in_time = sum(each <= deadline_s * 1e3 for each in measured.latencies_ms)
                 on_time[times].append(in_time / measured.seconds / capacity[-1])
                 ages[times].append(percentile(measured.latencies_ms, 0.99))
                 own[times].append(percentile(age, 0.99) * 1e3)
-    cells = [cell("overload.capacity", "closed loop, no deadline", capacity, "frames/s")]
+    cells = [cell("overload.capacity", "capacity: closed loop, no deadline", capacity, "frames/s")]
     for times in TIMES:
         name, at = f"{times} × capacity", f"overload.{times}x"
         cells += [
-            cell(f"{at}.on_time_per_capacity", f"{name}: results in time ÷ capacity", on_time[times], "×"),
-            cell(f"{at}.p99_age", f"{name}: p99 from when due to when heard", ages[times], "ms"),
-            cell(f"{at}.p99_own", f"{name}: the same by the node's clock, from reception to result", own[times], "ms"),
+            cell(f"{at}.on_time_per_capacity", f"{name}: results on time ÷ capacity", on_time[times], "×"),
+            cell(f"{at}.p99_age", f"{name}: p99 age of results", ages[times], "ms"),
+            cell(f"{at}.p99_own", f"{name}: p99 age by the node's clock, from frame received", own[times], "ms"),
         ]
     return cells
 
 
 def fairness(options: Options) -> list[Cell]:
-    """64 streams at five times the capacity; every second frame is one stream's."""
+    """64 streams at five times the capacity; one stream sends every second frame."""
     shares = []
     with Arena() as arena:
         free = arena.add_node("free", _with(policy="fifo", max_frames_per_stream=64), {"text": MODEL})
@@ -80,7 +80,7 @@ def fairness(options: Options) -> list[Cell]:
     return [
         cell(
             "fairness.others_per_fair_share",
-            "5 × capacity, half of it from one of 64 streams: results of the others ÷ their fair share",
+            "5 × capacity, half from one of 64 streams: results of the others ÷ their fair share",
             shares,
             "×",
         ),
@@ -102,4 +102,4 @@ def _results_by_stream(
     quiet = [f"{fair.name}/{stream}" for stream in range(1, NOISY_STREAMS)]
     topics = [topic for other in quiet for topic in (f"{fair.name}/0", other)]
     measured = arena.load(fair, NOISY_STREAMS, payloads, options, topics=topics, rate=rate, keep=True)
-    return Counter(orjson.loads(result)["frame"]["stream"] for result in measured.kept)
+    return Counter(orjson.loads(result)["frame"]["stream"] for result in measured.payloads)

@@ -1,14 +1,13 @@
-"""What it costs to receive a message: ours beside other clients, on one Mosquitto.
+"""Measures the CPU time of receiving a message: our client beside others, on one Mosquitto.
 
     python benchmarks/data_path/receive.py            # about a minute
-    python benchmarks/data_path/receive.py --smoke    # a few seconds, numbers not to be quoted
+    python benchmarks/data_path/receive.py --smoke    # a few seconds; the numbers mean nothing
     python benchmarks/data_path/receive.py --json
 
-A separate process writes PUBLISH packets that were encoded beforehand, as fast as the broker takes them; every client
-runs in a process of its own and counts the CPU time, user and system, that it spends from when it has subscribed to the last message.
-CPU time and not the rate, for the broker is slower than the quick clients. "Busy" means that the process is held up for
-20 ms after every 1000 messages, as by other work, so that messages wait in the socket: what matters under load.
-Repeats are interleaved; medians are shown.
+A separate process sends pre-encoded PUBLISH packets as fast as the broker accepts them. Each client runs in its own process
+and measures its CPU time, user and system, from the subscription to the last message; not the rate, because the broker is
+slower than the fast clients. "Busy" blocks the client for 20 ms after every 1000 messages, so that messages queue in the
+socket as under load. Repeats are interleaved; the output has medians.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ TOPIC = "plant/line3/camera1/image"
 
 
 class Meter:
-    """Counts messages; says what they cost once all have come."""
+    """Counts messages and prints their cost after the last."""
 
     def __init__(self, expected: int, *, busy: bool = False) -> None:
         self.expected = expected
@@ -52,19 +51,19 @@ class Meter:
         self.cpu = self.wall = 0.0
 
     def ready(self) -> None:
-        """It has subscribed. What it does from now on counts, the first messages that come among it."""
+        """Start measuring; to be called when the client has subscribed."""
         self.cpu = time.process_time()
         print("ready", flush=True)
 
     def add(self, count: int) -> bool:
-        """Returns: whether all have come."""
+        """Count messages. Returns: whether all have arrived."""
         if not self.count:
             self.wall = time.perf_counter()
-        held_up = self.busy and (self.count + count) // 1000 > self.count // 1000
+        block = self.busy and (self.count + count) // 1000 > self.count // 1000
         self.count += count
         if self.count < self.expected:
-            if held_up:
-                time.sleep(0.02)  # as a callback that is held up
+            if block:
+                time.sleep(0.02)  # simulates a slow callback
             return False
         cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
         print(json.dumps({"cpu_us": cpu / self.expected * 1e6, "rate": self.expected / wall}), flush=True)
@@ -164,7 +163,7 @@ SUB = "mosquitto_sub"
 
 
 def load(port: int, size: int, qos: int, count: int) -> None:
-    """Publish as fast as the broker takes it. MQTT 3.1.1, since its PUBACK always has four bytes."""
+    """Publish as fast as the broker accepts. Uses MQTT 3.1.1, whose PUBACK always has four bytes."""
     with socket.create_connection(("127.0.0.1", port)) as line:
         line.sendall(b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04load")
         line.recv(4)
@@ -173,9 +172,9 @@ def load(port: int, size: int, qos: int, count: int) -> None:
         packets = b"".join(_publish(topic, size, number + 1 if qos else 0) for number in range(batch))
         for _ in range(count // batch):
             line.sendall(packets)
-            answers = 4 * batch if qos else 0
-            while answers:
-                answers -= len(line.recv(answers))
+            pubacks = 4 * batch if qos else 0
+            while pubacks:
+                pubacks -= len(line.recv(pubacks))
         line.sendall(b"\xe0\x00")
 
 
@@ -190,13 +189,13 @@ def _publish(topic: bytes, size: int, packet_id: int) -> bytes:
 
 
 def measure(client: str, port: int, case: str, count: int) -> dict[str, float]:
-    """Run one client through one load, each in a process of its own."""
+    """Run one client and one load, each in its own process."""
     size, qos, *_ = CASES[case]
     numbers = [str(port), str(size), str(qos), str(count)]
     if client == SUB:
         command = [SUB, "-V", "mqttv5", "-p", str(port), "-t", TOPIC, "-q", str(qos), "-C", str(count), "-F", "%l"]
         listener = processes.start(command, stdout=subprocess.DEVNULL)
-        time.sleep(0.2)  # it does not say when it has subscribed
+        time.sleep(0.2)  # it does not report its subscription
         start = time.perf_counter()
         sender = processes.start([sys.executable, __file__, "--load", *numbers])
         usage = os.wait4(listener.pid, 0)[2]
@@ -215,7 +214,7 @@ def measure(client: str, port: int, case: str, count: int) -> dict[str, float]:
 
 
 def compare(repeats: int, names: list[str], *, smoke: bool) -> dict[str, dict[str, dict[str, float]]]:
-    """Medians of CPU µs a message, messages a second and the ratio to ours, by case and client."""
+    """Return medians of CPU time per message, messages per second and ratio to ours, by case and client."""
     report: dict[str, dict[str, dict[str, float]]] = {}
     with Mosquitto() as broker:
         for case, (size, _, full, few) in CASES.items():
@@ -240,9 +239,9 @@ def compare(repeats: int, names: list[str], *, smoke: bool) -> dict[str, dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a quick run, to see that it works")
+    parser.add_argument("--smoke", action="store_true", help="a short run, to check that it works")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="only these")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help="run only these")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--load", nargs=4, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--receive", nargs=6, help=argparse.SUPPRESS)

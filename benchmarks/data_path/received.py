@@ -1,4 +1,4 @@
-"""`receive.py` as cells: what it costs the bus to receive a message, beside other clients."""
+"""`receive.py` as cells: the bus's CPU time to receive a message, beside other clients."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from benchmarks.harness.cells import Cell, Options, cell, ratio
 
 _CASES = ("64 B, QoS 0, busy", "100 kB, QoS 0")
-"""Idle links are left to `receive.py` itself, 1 MB to `large.py`, and QoS 1 to `noop.py`."""
+"""`receive.py` also covers idle links; `large.py` covers 1 MB, and `noop.py` QoS 1."""
 
 
 def run(options: Options) -> list[Cell]:
-    """Processor time a message, by client and case. Each repeat is a run of `receive.py` of its own."""
+    """CPU time per message, by client and case. Each repeat is a separate run of `receive.py`."""
     flags = ["--smoke"] if options.smoke else ["--repeats", "1"]
     runs = []
     for _ in range(options.repeats):

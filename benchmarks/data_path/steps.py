@@ -1,9 +1,9 @@
-"""What each step of a frame's way costs in a lane: voice activity, in this process, without broker or other threads.
+"""Measures the cost of each step of a frame in a lane: voice activity, in this process, without broker or other threads.
 
     python -m benchmarks.data_path.steps --batch 20
 
-Processor time of the thread, best of many lists: what else the machine does hardly shows, so that a change of a
-microsecond does. The way of a frame through the event loop is not in it: for that see docs/contributor/performance.md.
+CPU time of the thread, best of many lists: other work on the machine hardly matters, so a change of a microsecond shows.
+The event loop's part is not included; see docs/contributor/performance.md.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from hedgerow.pipeline.result_encoder import ResultEncoder
 
 T = TypeVar("T")
 _WARMUP = 3
-_BACKEND = "stage infer: the backend alone"
+_BACKEND = "stage infer: backend alone"
 
 
 class Stopwatch:
-    """Processor time by step, a list a time."""
+    """CPU time by step, one entry per list of frames."""
 
     def __init__(self) -> None:
-        self.took_ns: defaultdict[str, list[int]] = defaultdict(list)
+        self.durations_ns: defaultdict[str, list[int]] = defaultdict(list)
 
     def __call__(self, step: str, work: Callable[[], T]) -> T:
-        """Do it and note what it took."""
+        """Do some work and record its CPU time."""
         began = time.thread_time_ns()
         result = work()
-        self.took_ns[step].append(time.thread_time_ns() - began)
+        self.durations_ns[step].append(time.thread_time_ns() - began)
         return result
 
 
 def measure(batch: int, lists: int, *, watched: bool = False) -> dict[str, float]:
-    """Microseconds a frame, by step.
+    """Return microseconds per frame, by step.
 
     Args:
-        watched: as while a version is on probation: its outputs are looked at.
+        watched: observe the outputs, as during canary analysis.
     """
     pipeline = {"subscribe": "n/#", **vad.PIPELINE}
     config = NodeConfig.model_validate({"models": {"vad": vad.MODEL}, "pipelines": {"main": pipeline}})
@@ -72,16 +72,16 @@ def measure(batch: int, lists: int, *, watched: bool = False) -> dict[str, float
     try:
         for number in range(_WARMUP + lists):
             if number == _WARMUP:
-                watch.took_ns.clear()  # the slot's comparing of a batch with single runs among them
+                watch.durations_ns.clear()  # includes the slot's comparison of a batch with single runs
             payloads = [sound[(number + stream) % len(sound)] for stream in range(batch)]
-            watch("pin versions, let go", partial(_pin, context))
+            watch("pin and unpin versions", partial(_pin, context))
             with Pins(context.slots):
                 _one(chain, encoder, maker, watch, payloads, number)
     finally:
         chain.close()
         context.release()
         pool.close()
-    return {step: min(took) / 1e3 / batch for step, took in watch.took_ns.items()}
+    return {step: min(durations) / 1e3 / batch for step, durations in watch.durations_ns.items()}
 
 
 def _pin(context: PipelineContext) -> None:
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=20, help="frames in a list")
     parser.add_argument("--lists", type=int, default=300)
-    parser.add_argument("--watched", action="store_true", help="as while a version is on probation")
+    parser.add_argument("--watched", action="store_true", help="observe the outputs, as during canary analysis")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     steps = measure(args.batch, args.lists, watched=args.watched)
@@ -129,7 +129,7 @@ def main() -> None:
     for step, cost in steps.items():
         print(f"{step:34}{cost:8.2f} µs")
     whole = sum(cost for step, cost in steps.items() if step != _BACKEND)
-    print(f"{'together':34}{whole:8.2f} µs")
+    print(f"{'total':34}{whole:8.2f} µs")
 
 
 if __name__ == "__main__":

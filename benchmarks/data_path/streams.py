@@ -1,4 +1,4 @@
-"""Many streams: voice activity from 16 microphones and from 1,000, at the same rate of frames altogether."""
+"""Many streams: voice activity from 16 and from 1,000 microphones, at the same total frame rate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from benchmarks.harness.cells import Cell, Options, cell, ratio
 
 FEW, MANY = 16, 1000
 SHARE = 0.3
-"""Of the capacity: below saturation even on a machine that is not ours alone."""
+"""Share of the capacity: below saturation even on a shared machine."""
 
 
 def run(options: Options) -> list[Cell]:
-    """Open loop, QoS 0; one node, the two loads in turns."""
+    """Open loop, QoS 0; one node, both loads in turns."""
     cost: dict[int, list[float]] = {FEW: [], MANY: []}
     answered: dict[int, list[float]] = {FEW: [], MANY: []}
     with Arena() as arena:
@@ -20,7 +20,7 @@ def run(options: Options) -> list[Cell]:
         payloads = arena.payloads(vad.sound())
         full = arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW).rate
         rate = float(round(full * SHARE))
-        arena.load(node, MANY, payloads, options, rate=rate)  # every stream is known before it counts
+        arena.load(node, MANY, payloads, options, rate=rate)  # creates the state of all streams
         for repeat in range(options.repeats):
             for count in (FEW, MANY) if repeat % 2 == 0 else (MANY, FEW):
                 run = arena.load(node, count, payloads, options, rate=rate)
@@ -28,11 +28,11 @@ def run(options: Options) -> list[Cell]:
                 answered[count].append(run.results / run.sent)
     at = f"at {rate:.0f} frames/s"
     return [
-        *(cell(f"streams.cpu.{n}", f"{n} streams: processor time a frame", cost[n], "µs", at) for n in (FEW, MANY)),
+        *(cell(f"streams.cpu.{n}", f"{n} streams: CPU time per frame", cost[n], "µs", at) for n in (FEW, MANY)),
         *(cell(f"streams.answered.{n}", f"{n} streams: results ÷ frames", answered[n], "share") for n in (FEW, MANY)),
         ratio(
             "streams.cpu_many_per_few",
-            f"processor time a frame, {MANY} streams ÷ {FEW} (less is better)",
+            f"CPU time per frame, {MANY} streams ÷ {FEW} (less is better)",
             cost[MANY],
             cost[FEW],
             at,

@@ -1,4 +1,4 @@
-"""Text detection in pictures, four cameras: the backend alone, a loop written by hand, the node."""
+"""Text detection in pictures, four cameras: the backend alone, a hand-written loop, the node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from benchmarks.harness.arena import Arena, cheaper, costs
+from benchmarks.harness.arena import Arena, costs, cpu_ratio
 from benchmarks.harness.cells import Cell, Options, cell, ratio
 from benchmarks.harness.process import raw
 from benchmarks.harness.raw import SIDE, TEXT
@@ -21,15 +21,15 @@ _SETTINGS = [
     for callers in sorted({1, cores()})
     for batch in (1, 4)
 ]
-"""Of the backend alone; the best of them bounds what a node can do."""
+"""Settings of the backend alone; the best is the bound for the node."""
 STREAMS = 4
 WINDOW = 8
 BACKEND = "openvino"
-"""For all contenders, in float32. Not picked by a trial run: on a busy machine that picks now this one, now that."""
+"""For all contenders, in float32. Fixed, because a trial run picks at random on a busy machine."""
 
 
 def pictures() -> list[bytes]:
-    """A scanned page, cut in four places, as JPEG."""
+    """Return four crops of a scanned page, as JPEG."""
     spec = find_spec("skimage")
     assert spec is not None
     assert spec.origin is not None
@@ -48,7 +48,7 @@ def run(options: Options) -> list[Cell]:
     model = {"path": TEXT, "backend": BACKEND, "streams": 2, "threads": 1, "max_batch": 1}
     pipeline = {
         "content_type": "image/jpeg",
-        # With `latest`, frames that a newer one replaces have no result, and a closed loop comes to have fewer under way.
+        # With `latest`, replaced frames have no result, and the closed loop would have fewer in flight.
         "queue": {"policy": "fifo", "max_frames_per_stream": WINDOW},
         "stages": ["decode", {"detect-text": {"model": "text"}}],
         "publish": {"qos": 0},
@@ -71,9 +71,9 @@ def run(options: Options) -> list[Cell]:
             "backend alone, both cores",
             rates,
             "frames/s",
-            f"the best of the sweep, in float32: {best}",
+            f"best of the sweep, in float32: {best}",
         ),
-        cell("text.cpu.raw_best", "backend alone: processor time a frame", [e["cpu_us"] for e in alone], "µs"),
+        cell("text.cpu.raw_best", "backend alone: CPU time per frame", [e["cpu_us"] for e in alone], "µs"),
         *costs("text", loop),
         *costs("text", node),
         ratio(
@@ -81,9 +81,9 @@ def run(options: Options) -> list[Cell]:
             "node ÷ loop",
             node.rates,
             loop.rates,
-            "the loop: same backend, one call on two threads",
+            "loop: same backend, one call on two threads",
         ),
-        cheaper("text.cpu_loop_per_node", loop, node),
+        cpu_ratio("text.cpu_loop_per_node", loop, node),
         cell("text.bound", "bound by backend, broker and load", bound, "frames/s"),
         ratio("text.node_per_bound", "node ÷ bound by backend, broker and load", node.rates, bound),
         ratio("text.node_per_raw", "node ÷ backend alone", node.rates, rates, unit="share"),

@@ -1,10 +1,10 @@
-"""Voice activity, 64 microphones: the backend alone, a loop written by hand, the node."""
+"""Voice activity, 64 microphones: the backend alone, a hand-written loop, the node."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.harness.arena import Arena, Contender, cheaper, costs
+from benchmarks.harness.arena import Arena, Contender, costs, cpu_ratio
 from benchmarks.harness.cells import Cell, Options, cell, ratio
 from benchmarks.harness.process import raw
 from benchmarks.harness.raw import VAD
@@ -38,7 +38,7 @@ PIPELINE = {
 
 
 def sound() -> list[bytes]:
-    """Frames of 512 samples, PCM16: a voice-like buzz that comes and goes, over noise."""
+    """Return frames of 512 samples, PCM16: an intermittent voice-like buzz over noise."""
     at = np.arange(31 * 512) / 16_000
     buzz = sum(np.sin(2 * np.pi * 140 * k * at) / k for k in range(1, 12)) * (np.sin(2 * np.pi * 3 * at) > 0)
     noise = np.random.default_rng(0).normal(0, 0.01, at.size)
@@ -47,7 +47,7 @@ def sound() -> list[bytes]:
 
 
 def contenders(arena: Arena) -> tuple[Contender, Contender]:
-    """The hand-written loop and the node."""
+    """Start the hand-written loop and the node."""
     return arena.add_peer("loop", "vad-paho"), arena.add_node("node", PIPELINE, {"vad": MODEL})
 
 
@@ -64,12 +64,14 @@ def run(options: Options) -> list[Cell]:
     best = [max(each.values(), key=lambda case: case["rate"]) for each in alone]
     cells = [
         cell("vad.rate.raw_best", "backend alone, best batch, both cores", [each["rate"] for each in best], "frames/s"),
-        cell("vad.cpu.raw_best", "backend alone: processor time a frame", [each["cpu_us"] for each in best], "µs"),
+        cell("vad.cpu.raw_best", "backend alone: CPU time per frame", [each["cpu_us"] for each in best], "µs"),
     ]
     if "1x1" in alone[0]:
         one = [each["1x1"] for each in alone]
         cells.append(cell("vad.rate.raw_1", "backend alone, batch 1, one core", [e["rate"] for e in one], "frames/s"))
-        cells.append(cell("vad.cpu.raw_1", "the same: processor time a frame", [e["cpu_us"] for e in one], "µs"))
+        cells.append(
+            cell("vad.cpu.raw_1", "backend alone, batch 1: CPU time per frame", [e["cpu_us"] for e in one], "µs")
+        )
     return [
         *cells,
         *costs("vad", loop),
@@ -82,5 +84,5 @@ def run(options: Options) -> list[Cell]:
             [each["rate"] for each in best],
             "the backend alone has both cores; the node shares them with broker and load",
         ),
-        cheaper("vad.cpu_loop_per_node", loop, node),
+        cpu_ratio("vad.cpu_loop_per_node", loop, node),
     ]

@@ -1,4 +1,4 @@
-"""A pipeline bound by Python: a millisecond of it a frame, in one worker process and in two."""
+"""A CPU-bound Python stage, one millisecond per frame, in one and in two worker processes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a region and many nodes cost."""
+"""Benchmarks of a region with many nodes."""

@@ -1,14 +1,13 @@
-"""What it costs a region to store a result: the collector beside a loop with a client, an INSERT and a COMMIT each.
+"""Measures the cost of storing a result: the collector beside a loop with one INSERT and COMMIT per result.
 
     python benchmarks/fleet/collect.py            # about half a minute
-    python benchmarks/fleet/collect.py --smoke    # a few seconds, numbers not to be quoted
+    python benchmarks/fleet/collect.py --smoke    # a few seconds; the numbers mean nothing
     python benchmarks/fleet/collect.py --json
 
-Both are processes of their own and store what waits for them at one Mosquitto, with an fsync for each commit, into SQLite
-on the same disk: durable, numbered results of a few hundred bytes, from 20 nodes. All have been published, into a session
-of each, before it starts; what is measured is the time from its first commit to the last result being on the disk, and
-its processor time in between. The loop checks nothing: no ledger, no acknowledgement to outboxes, one INSERT a result.
-Repeats are interleaved; medians are shown.
+Each runs in its own process with its own Mosquitto and stores queued results into SQLite, with an fsync per commit:
+durable, numbered results of a few hundred bytes, from 20 nodes. All are published to the contender's session before it
+starts. Measured are the time and its CPU time from the first commit until the last result is on disk. The loop checks
+nothing: no ledger, no acknowledgement to outboxes. Repeats are interleaved; the output has medians.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ REGION, NODES = "bench", 20
 FILTER = Address(REGION, "+", "+").topic(Channel.RESULT, "#")
 LOOP = "paho, INSERT, COMMIT"
 COUNTS = {"ours": (20_000, 500), LOOP: (2_000, 200)}
-"""Results for each, and in a smoke run: the loop needs fewer to be measured as well."""
+"""Results per run and per smoke run; the loop is slower and needs fewer."""
 _PATIENCE_S = 120.0
 
 
 def loop(port: int, path: str) -> None:
-    """The loop, as one writes it first. It acknowledges to the broker when it has committed."""
+    """Run the simplest loop that acknowledges to the broker after the commit."""
     import paho.mqtt.client as library
     from paho.mqtt.enums import CallbackAPIVersion
 
@@ -81,12 +80,12 @@ def _session() -> Any:
 
 
 async def fill(url: str, client_id: str, count: int) -> None:
-    """Leave results in the session of a client that has not come yet."""
+    """Queue results in the session of a client that has not started yet."""
     options = ClientOptions(url=url, client_id=client_id, session_expiry_s=3600)
-    async with Client(options, lambda _: None) as absent:
-        await absent.wait_connected(10)
-        await absent.subscribe({FILTER: 1})
-        await absent.pause()
+    async with Client(options, lambda _: None) as placeholder:
+        await placeholder.wait_connected(10)
+        await placeholder.subscribe({FILTER: 1})
+        await placeholder.pause()
         async with Client(ClientOptions(url=url), lambda _: None) as sender:
             await sender.wait_connected(10)
             for n in range(count):
@@ -107,11 +106,11 @@ async def fill(url: str, client_id: str, count: int) -> None:
                     address.topic(Channel.RESULT, "doors"), json.dumps(body).encode(), qos=1, properties=properties
                 )  # fmt: skip
             await sender.flush(_PATIENCE_S)
-        # It leaves without having been there: what waits is for who comes under its name.
+        # It disconnects without having received anything; the contender with its client ID gets the results.
 
 
 def measure(contender: str, count: int) -> dict[str, float]:
-    """Messages a second and processor time a message, of one contender on a broker and a disk of its own."""
+    """Return messages per second and CPU time per message of one contender, on its own broker."""
     with Mosquitto() as broker, tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store.db"
         if contender == "ours":
@@ -132,29 +131,29 @@ def measure(contender: str, count: int) -> dict[str, float]:
         asyncio.run(fill(broker.url, client_id, count))
         with processes.start(command, stderr=subprocess.DEVNULL) as process:
             try:
-                return _watch(psutil.Process(process.pid), store, count)
+                return _measure(psutil.Process(process.pid), store, count)
             finally:
                 process.send_signal(signal.SIGKILL)
 
 
-def _watch(process: psutil.Process, store: Path, count: int) -> dict[str, float]:
+def _measure(process: psutil.Process, store: Path, count: int) -> dict[str, float]:
     stored = _counter(store)
     deadline = time.monotonic() + _PATIENCE_S
     while not (first := stored()):
-        assert time.monotonic() < deadline, "it stores nothing"
+        assert time.monotonic() < deadline, "no result was stored"
         time.sleep(0.001)
     began, cpu = time.perf_counter(), _cpu(process)
     while (now := stored()) < count:
-        assert time.monotonic() < deadline, f"it stored {now} of {count}"
+        assert time.monotonic() < deadline, f"only {now} of {count} results were stored"
         time.sleep(0.002)
-    took = max(time.perf_counter() - began, 1e-3)
+    seconds = max(time.perf_counter() - began, 1e-3)
     rest = max(count - first, 1)
-    used = _cpu(process) - cpu or _cpu(process)  # all was stored at the first look: then with what it took to start
-    return {"rate": rest / took, "cpu_us": used / rest * 1e6}
+    used = _cpu(process) - cpu or _cpu(process)  # if all were stored by the first check, include the start-up
+    return {"rate": rest / seconds, "cpu_us": used / rest * 1e6}
 
 
 def _counter(store: Path) -> Callable[[], int]:
-    """Asks the store how many results it holds; cheap, since they are counted by their key."""
+    """Return a function that counts the stored results; cheap, because it uses the highest key."""
     connection: list[sqlite3.Connection] = []
 
     def count() -> int:
@@ -162,23 +161,23 @@ def _counter(store: Path) -> Callable[[], int]:
             if not connection:
                 connection.append(sqlite3.connect(f"file:{store}?mode=ro", uri=True, isolation_level=None))
             return int(connection[0].execute("SELECT coalesce(max(ingest), 0) FROM result").fetchone()[0])
-        except sqlite3.Error:  # not there yet
+        except sqlite3.Error:  # not created yet
             return 0
 
     return count
 
 
 def _cpu(process: psutil.Process) -> float:
-    """Seconds, by the scheduler's clock: the other one counts hundredths, and a quick run is shorter."""
+    """Return CPU seconds by the scheduler's clock; the usual accounting in 10 ms ticks is too coarse for a short run."""
     used = 0
     for stat in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError):  # a thread that has just ended
+        with contextlib.suppress(OSError):  # the thread has just ended
             used += int(stat.read_text().split()[0])
     return used / 1e9
 
 
 def compare(repeats: int, *, smoke: bool) -> dict[str, list[dict[str, float]]]:
-    """What each repeat measured, by contender."""
+    """Return the measurements of each repeat, by contender."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in COUNTS}
     for _ in range(repeats):
         for name, (full, few) in COUNTS.items():
@@ -188,7 +187,7 @@ def compare(repeats: int, *, smoke: bool) -> dict[str, list[dict[str, float]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a quick run, to see that it works")
+    parser.add_argument("--smoke", action="store_true", help="a short run, to check that it works")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--loop", nargs=2, help=argparse.SUPPRESS)
@@ -203,8 +202,8 @@ def main() -> None:
         return
     print(f"{'':24}{'results/s':>12}{'CPU µs/result':>16}{'rate ÷ loop':>14}")
     loops = statistics.median(run["rate"] for run in runs[LOOP])
-    for name, done in runs.items():
-        rate, cpu = (statistics.median(run[key] for run in done) for key in ("rate", "cpu_us"))
+    for name, measured in runs.items():
+        rate, cpu = (statistics.median(run[key] for run in measured) for key in ("rate", "cpu_us"))
         print(f"{name:24}{rate:>12,.0f}{cpu:>16.1f}{rate / loops:>14.1f}")
 
 

@@ -1,8 +1,9 @@
-"""A model on its way to the nodes of one site: from neighbours, from the region alone, from a mirror. Bytes and processor time.
+"""Distribution of a model to the nodes of one site, from peers, the region or a mirror: bytes and CPU time.
 
-    python -m benchmarks.fleet.distribution nodes|region|web FILE     # one process of it, as FILE says
+    python -m benchmarks.fleet.distribution nodes|region|web FILE     # one of its processes, configured by FILE
 
-Real brokers, a real bridge, a real web server; between site and region a proxy that counts. `make bench ONLY=distribution`.
+Uses real brokers, a real bridge and a real web server; a proxy between site and region counts bytes. Run it with
+`make bench ONLY=distribution`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import trustme
 from benchmarks.harness.cells import Cell, Options, cell
 from benchmarks.harness.process import ended
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
-from hedgerow.blobs.origins.origins import open_sources
+from hedgerow.blobs.origins.origins import open_origins
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus import Client, ClientOptions, Message
@@ -48,40 +49,40 @@ _WAN_DELAY_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How nodes come by a model.
+class Route:
+    """How nodes get a model.
 
     Attributes:
-        neighbours: whether they give each other what they have.
-        web: where a copy of the repository is that they ask first: beside the region, at the site, or, `away`, nowhere
-            any more; empty: they know of none.
+        neighbours: whether they serve each other's chunks.
+        web: location of a web server with the repository, which they try first: `region`, `site`, or `down`; empty: none
+            is configured.
     """
 
     neighbours: bool
     web: str = ""
 
 
-WAYS: Final = {
-    "neighbours": Way(True),
-    "region": Way(False),
-    "region_each": Way(False, "region"),
-    "mirror": Way(False, "site"),
-    "mirror_away": Way(False, "away"),
-    "mirror_away_neighbours": Way(True, "away"),
+ROUTES: Final = {
+    "neighbours": Route(True),
+    "region": Route(False),
+    "region_each": Route(False, "region"),
+    "mirror": Route(False, "site"),
+    "mirror_away": Route(False, "down"),
+    "mirror_away_neighbours": Route(True, "down"),
 }
-IN_WORDS: Final = {
-    "neighbours": "from neighbours",
-    "region": "from the region, whose answers all nodes hear",
-    "region_each": "from a web server in the region, each node for itself",
+DESCRIPTIONS: Final = {
+    "neighbours": "from peers",
+    "region": "from the region, with chunks received by all nodes",
+    "region_each": "from a web server in the region, each node separately",
     "mirror": "from a mirror at the site",
-    "mirror_away": "from a mirror that is down",
-    "mirror_away_neighbours": "from a mirror that is down, and neighbours",
+    "mirror_away": "with the mirror down",
+    "mirror_away_neighbours": "from peers, with the mirror down",
 }
 
 
 @dataclass(slots=True)
 class Cost:
-    """What a step cost: bytes, messages of the site's broker, and processor time in milliseconds."""
+    """Cost of a step: bytes, messages of the site's broker, and CPU time in milliseconds."""
 
     wan_bytes: int = 0
     lan_bytes: int = 0
@@ -98,7 +99,7 @@ class Cost:
 
 @dataclass(slots=True)
 class Site:
-    """A region and one site: what is to be looked at."""
+    """A region and one site, with their counters."""
 
     wan: list[FaultProxy]
     lan: list[FaultProxy]
@@ -106,8 +107,8 @@ class Site:
     broker: dict[str, int] = field(default_factory=dict)
     ticks: int = 0
 
-    def heard(self, messages: list[Message]) -> None:
-        """The broker tells its counts."""
+    def on_messages(self, messages: list[Message]) -> None:
+        """Store the broker's counters ($SYS)."""
         for message in messages:
             name = message.topic.removeprefix("$SYS/broker/")
             if name == "uptime":
@@ -116,10 +117,10 @@ class Site:
                 self.broker[name] = int(bytes(message.payload))
 
     async def now(self) -> Cost:
-        """All of it so far, when the broker's counts are those of now."""
-        seen = self.ticks
+        """Return the total cost so far, with current counters of the broker."""
+        before = self.ticks
         async with asyncio.timeout(30):
-            while self.ticks < seen + 2:  # noqa: ASYNC110 - the broker tells them once a second
+            while self.ticks < before + 2:  # noqa: ASYNC110 - the broker publishes them once a second
                 await asyncio.sleep(0.05)
         wan, lan = (sum(len(proxy.up) + len(proxy.down) for proxy in each) for each in (self.wan, self.lan))
         bridged = len(self.wan[0].up) + len(self.wan[0].down)
@@ -137,14 +138,14 @@ class Site:
         )
 
 
-def less(after: Cost, before: Cost) -> Cost:
-    """What has been spent in between."""
+def difference(after: Cost, before: Cost) -> Cost:
+    """Return the cost between two totals."""
     return Cost(*(getattr(after, name) - getattr(before, name) for name in Cost.__slots__))
 
 
 @asynccontextmanager
-async def _site(way: Way, folder: Path, nodes: Sequence[str], file: File) -> AsyncIterator[tuple[Site, Any]]:
-    """A site whose nodes wait for their steps."""
+async def _site(route: Route, folder: Path, nodes: Sequence[str], file: File) -> AsyncIterator[tuple[Site, Any]]:
+    """Run a site whose nodes wait for their steps."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_context
         upper = enter(Mosquitto(config=["max_inflight_messages 1000"]))
@@ -153,11 +154,11 @@ async def _site(way: Way, folder: Path, nodes: Sequence[str], file: File) -> Asy
         lower = enter(Mosquitto(config=["sys_interval 1", *_bridge(bridge.port)]))
         site = Site([bridge], [], {"broker": psutil.Process(lower.pid)})
         repository = str(folder / "repository")
-        site.processes["region"], _ = _begin(enter, "region", folder, {"url": upper.url, "repository": repository})
+        site.processes["region"], _ = _start(enter, "region", folder, {"url": upper.url, "repository": repository})
         sources = []
-        if way.web:
-            sources = [_web(enter, way, folder, site)]
-        client = Client(ClientOptions(url=lower.url, client_id="looks-on"), site.heard)
+        if route.web:
+            sources = [_start_web(enter, route, folder, site)]
+        client = Client(ClientOptions(url=lower.url, client_id="observer"), site.on_messages)
         await stack.enter_async_context(client)
         kinds = ("bytes/received", "bytes/sent", "messages/received", "messages/sent", "uptime")
         await client.subscribe({f"$SYS/broker/{kind}": 0 for kind in kinds})
@@ -166,29 +167,29 @@ async def _site(way: Way, folder: Path, nodes: Sequence[str], file: File) -> Asy
             "url": lower.url,
             "folder": str(folder / "nodes"),
             "nodes": list(nodes),
-            "neighbours": way.neighbours,
+            "neighbours": route.neighbours,
             "sources": sources,
             "file": file.model_dump(mode="json"),
         }
-        site.processes["nodes"], pipe = _begin(enter, "nodes", folder, job)
+        site.processes["nodes"], pipe = _start(enter, "nodes", folder, job)
         yield site, pipe
 
 
-def _web(enter: Any, way: Way, folder: Path, site: Site) -> dict[str, str]:
-    """Start a web server over the repository. Returns: how nodes are told of it."""
+def _start_web(enter: Any, route: Route, folder: Path, site: Site) -> dict[str, str]:
+    """Start a web server for the repository. Returns: its entry in the nodes' `fleet: sources`."""
     ca = trustme.CA()
-    made = ca.issue_cert("127.0.0.1")
+    certificate = ca.issue_cert("127.0.0.1")
     ca.cert_pem.write_to_path(folder / "ca.pem")
-    made.private_key_and_cert_chain_pem.write_to_path(folder / "web.pem")
+    certificate.private_key_and_cert_chain_pem.write_to_path(folder / "web.pem")
     job = {"certificate": str(folder / "web.pem"), "repository": str(folder / "repository")}
-    process, pipe = _begin(enter, "web", folder, job)
-    proxy = enter(FaultProxy("127.0.0.1", int(pipe.said["port"]), record=True))
-    if way.web == "region":
+    process, pipe = _start(enter, "web", folder, job)
+    proxy = enter(FaultProxy("127.0.0.1", int(pipe.first["port"]), record=True))
+    if route.web == "region":
         proxy.delay(_WAN_DELAY_S)
         site.wan.append(proxy)
     else:
         site.lan.append(proxy)
-    if way.web == "away":
+    if route.web == "down":
         proxy.cut()
     else:
         site.processes["web"] = process
@@ -196,14 +197,14 @@ def _web(enter: Any, way: Way, folder: Path, site: Site) -> dict[str, str]:
 
 
 class Pipe:
-    """A process that answers each line with a line."""
+    """Connection to a process that replies to each line with a line; `first` is the line it printed when ready."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
-        self.said = self._read()
+        self.first = self._read()
 
-    def ask(self, value: Any) -> Any:
-        """Say something and wait for the answer."""
+    def request(self, value: Any) -> Any:
+        """Send a value and return the reply."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(value).encode() + b"\n")
         self._process.stdin.flush()
@@ -213,14 +214,14 @@ class Pipe:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("a process of the benchmark has ended; it has said why")
+            raise RuntimeError("a process of the benchmark exited; see its output above")
         return json.loads(line)
 
 
-def _begin(enter: Any, what: str, folder: Path, job: dict[str, Any]) -> tuple[psutil.Process, Pipe]:
-    path = folder / f"{what}.json"
+def _start(enter: Any, role: str, folder: Path, job: dict[str, Any]) -> tuple[psutil.Process, Pipe]:
+    path = folder / f"{role}.json"
     path.write_text(json.dumps(job))
-    command = [sys.executable, "-m", "benchmarks.fleet.distribution", what, str(path)]
+    command = [sys.executable, "-m", "benchmarks.fleet.distribution", role, str(path)]
     process = processes.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     enter(ended(process))
     return psutil.Process(process.pid), Pipe(process)
@@ -240,9 +241,12 @@ def _bridge(port: int) -> list[str]:
     ]
 
 
-async def measure(way: Way, folder: Path, steps: Sequence[int], size: int) -> list[Cost]:
-    """What it costs that so many nodes fetch a file of so many bytes at once, and then so many more.
+async def measure(route: Route, folder: Path, steps: Sequence[int], size: int) -> list[Cost]:
+    """Measure fetches of a file.
 
+    Args:
+        steps: number of nodes that fetch it at the same time, step by step.
+        size: of the file, bytes.
     Returns: the cost of each step.
     """
     repository = folder / "repository" / "blobs" / "sha256"
@@ -256,37 +260,37 @@ async def measure(way: Way, folder: Path, steps: Sequence[int], size: int) -> li
         offset += chunk.size
     names = [f"n{number}" for number in range(sum(steps))]
     costs = []
-    async with _site(way, folder, names, file) as (site, pipe):
+    async with _site(route, folder, names, file) as (site, pipe):
         for step in steps:
-            here, names = names[:step], names[step:]
+            fetching, names = names[:step], names[step:]
             before = await site.now()
-            took_s = (await asyncio.to_thread(pipe.ask, here))["took_s"]
-            cost = less(await site.now(), before)
+            took_s = (await asyncio.to_thread(pipe.request, fetching))["took_s"]
+            cost = difference(await site.now(), before)
             cost.took_s = took_s
             costs.append(cost)
     return costs
 
 
 def run(options: Options) -> list[Cell]:
-    """Each way, for all nodes of a site at once and then one more, and for one node and then the others."""
-    size, site, ways = 8 << 20, 10, list(WAYS)
+    """Each route: all nodes of a site at once and then one more; one node and then the others."""
+    size, site, keys = 8 << 20, 10, list(ROUTES)
     if options.smoke:
-        size, site, ways = 1 << 18, 2, ["mirror_away_neighbours"]  # which has all the parts
+        size, site, keys = 1 << 18, 2, ["mirror_away_neighbours"]  # which uses all parts
     cells = []
-    for key in ways:
-        seen: dict[str, list[Cost]] = {"at_once": [], "late": [], "waves": []}
+    for key in keys:
+        costs: dict[str, list[Cost]] = {"at_once": [], "late": [], "waves": []}
         for _ in range(options.repeats):
             for steps in ((site, 1), (1, site - 1)):
                 with tempfile.TemporaryDirectory() as folder:
-                    first, second = asyncio.run(measure(WAYS[key], Path(folder), steps, size))
+                    first, second = asyncio.run(measure(ROUTES[key], Path(folder), steps, size))
                 if steps[0] == site:
-                    seen["at_once"].append(first)
-                    seen["late"].append(second)
+                    costs["at_once"].append(first)
+                    costs["late"].append(second)
                 else:
-                    seen["waves"].append(first + second)
-        words = {"at_once": f"{site} nodes at once", "late": "one more, later", "waves": f"one node, then {site - 1}"}
-        for when, costs in seen.items():
-            cells += _cells(f"distribution.{key}.{when}", f"{IN_WORDS[key]}, {words[when]}", costs, size)
+                    costs["waves"].append(first + second)
+        cases = {"at_once": f"{site} nodes at once", "late": "one more, later", "waves": f"one node, then {site - 1}"}
+        for case, measured in costs.items():
+            cells += _cells(f"distribution.{key}.{case}", f"{DESCRIPTIONS[key]}, {cases[case]}", measured, size)
     return cells
 
 
@@ -295,19 +299,19 @@ def _cells(ident: str, name: str, costs: Sequence[Cost], size: int) -> list[Cell
         cell(f"{ident}.wan", f"{name}: bytes over the WAN ÷ model", [one.wan_bytes / size for one in costs], "cost ×"),
         cell(f"{ident}.lan", f"{name}: bytes in the site ÷ model", [one.lan_bytes / size for one in costs], "cost ×"),
         cell(f"{ident}.messages", f"{name}: messages of the site's broker", [one.messages for one in costs], "messages"),
-        cell(f"{ident}.nodes", f"{name}: processor time of all nodes", [one.nodes_ms for one in costs], "ms"),
-        cell(f"{ident}.broker", f"{name}: processor time of the site's broker", [one.broker_ms for one in costs], "ms"),
-        cell(f"{ident}.web", f"{name}: processor time of the web server", [one.web_ms for one in costs], "ms"),
-        cell(f"{ident}.region", f"{name}: processor time of the region's service", [one.region_ms for one in costs], "ms"),
-        cell(f"{ident}.took", f"{name}: until all have it", [one.took_s * 1e3 for one in costs], "ms"),
+        cell(f"{ident}.nodes", f"{name}: CPU time of all nodes", [one.nodes_ms for one in costs], "ms"),
+        cell(f"{ident}.broker", f"{name}: CPU time of the site's broker", [one.broker_ms for one in costs], "ms"),
+        cell(f"{ident}.web", f"{name}: CPU time of the web server", [one.web_ms for one in costs], "ms"),
+        cell(f"{ident}.region", f"{name}: CPU time of the region's service", [one.region_ms for one in costs], "ms"),
+        cell(f"{ident}.took", f"{name}: until all have fetched it", [one.took_s * 1e3 for one in costs], "ms"),
     ]  # fmt: skip
 
 
-# Each in a process of its own
+# Roles, each in its own process
 
 
 async def _nodes(job: dict[str, Any]) -> None:
-    """Nodes as far as models go: each line names those that are to fetch."""
+    """Run the nodes' model stores; each input line names the nodes that fetch."""
     sections = [OriginSection.model_validate(one) for one in job["sources"]]
     file = File.model_validate(job["file"])
     async with AsyncExitStack() as stack:
@@ -318,7 +322,7 @@ async def _nodes(job: dict[str, Any]) -> None:
                 Address(REGION, SITE, name),
                 BlobStore(Path(job["folder"]) / name, 1 << 30),
                 serve_neighbours=job["neighbours"],
-                sources=open_sources(sections),
+                sources=open_origins(sections),
             )
             fetchers[name] = await stack.enter_async_context(fetcher)
         for fetcher in fetchers.values():
@@ -331,7 +335,7 @@ async def _nodes(job: dict[str, Any]) -> None:
 
 
 async def _region(job: dict[str, Any]) -> None:
-    """The region's side of the blob channel."""
+    """Serve the region's blob channel."""
     async with BlobServer(ClientOptions(url=job["url"]), REGION, Path(job["repository"])) as server:
         await server.client.wait_connected(60)
         print("{}", flush=True)
@@ -346,7 +350,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 def _serve_web(job: dict[str, Any]) -> None:
-    """A web server over the repository."""
+    """Serve the repository over HTTPS."""
     handler = functools.partial(_Handler, directory=job["repository"])
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -357,13 +361,13 @@ def _serve_web(job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Be one of the processes."""
+    """Run one of the processes."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    what, job = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
-    if what == "web":
+    role, job = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    if role == "web":
         _serve_web(job)
     else:
-        asyncio.run({"nodes": _nodes, "region": _region}[what](job))
+        asyncio.run({"nodes": _nodes, "region": _region}[role](job))
 
 
 if __name__ == "__main__":

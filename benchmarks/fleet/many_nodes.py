@@ -1,8 +1,8 @@
-"""Whole nodes by the hundred: real sessions, brokers, bridges, signatures, stores and swaps; only the model is tiny.
+"""Runs hundreds of complete nodes: real sessions, brokers, bridges, signatures, stores and swaps, with a tiny model.
 
-    python -m benchmarks.fleet.many_nodes FILE     # hosts nodes in one process, as FILE says; prints "ready" when all have started
+    python -m benchmarks.fleet.many_nodes FILE     # runs the nodes listed in FILE in one process
 
-A node is `hedgerow.node.Node`, as it is. What is not as in earnest: many share a process, and few frames flow.
+A node is an unmodified `hedgerow.node.Node`. Unlike in production, many share a process, and few frames flow.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ _FRAME: Final = b"\0" * 1024
 
 
 class ManyNodes:
-    """A region's service, sites with a broker each, and nodes that have joined the fleet. `async with`.
+    """A region's service, sites with one broker each, and nodes that have joined the fleet. `async with`.
 
     Args:
-        sites, nodes_a_site: how many.
-        folder: where all files go.
-        repository: the models, which the region serves.
-        root: the root of trust.
-        processes: which share the nodes.
-        whole: nodes beside those, each in a process of its own, as `hedgerow node run` starts it.
-        frames_every_s: pause between two frames to a node.
-        health_every_s: pause between two health reports of nodes that share a process; in earnest it is 10 s.
+        sites, nodes_a_site: number of sites, and of nodes per site.
+        folder: for all files.
+        repository: models that the region serves.
+        root: root of trust.
+        processes: number of processes that share the nodes.
+        whole: further nodes, each in its own process, started by `hedgerow node run`.
+        frames_every_s: period of a node's frames.
+        health_every_s: period of health reports of nodes that share a process; in production 10 s.
     Attributes:
         addresses: of all nodes.
-        store: the region's.
+        store: path of the region's store.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ManyNodes:
         self._health_every_s = health_every_s
         self._stack = AsyncExitStack()
         self._brokers: dict[str, Mosquitto] = {}
-        self._feeding: list[asyncio.Task[None]] = []
+        self._feeders: list[asyncio.Task[None]] = []
         self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     async def __aenter__(self) -> ManyNodes:
@@ -102,7 +102,7 @@ class ManyNodes:
         }
         file = self._folder / "region.yaml"
         file.write_text(json.dumps(config))
-        self._service = self._begin(file, "hedgerow", "region", "run")
+        self._service = self._start(file, "hedgerow", "region", "run")
         for name in self._names:
             self._brokers[name] = enter(Mosquitto(config=_bridge(name, self._region.port)))
         nodes = [self._node(address) for address in self.addresses]
@@ -111,24 +111,24 @@ class ManyNodes:
             file = self._folder / f"host{number}.json"
             nodes_here = [str(path) for path in shared[number :: self._processes]]
             file.write_text(json.dumps({"nodes": nodes_here, "health_every_s": self._health_every_s}))
-            self._begin(file, "benchmarks.fleet.many_nodes")
+            self._start(file, "benchmarks.fleet.many_nodes")
         for path in alone:
-            self._begin(path, "hedgerow", "node", "run")
+            self._start(path, "hedgerow", "node", "run")
         for name, broker in self._brokers.items():
             client = Client(ClientOptions(url=broker.url, client_id=f"feed/{name}"), lambda _: None)
             await self._stack.enter_async_context(client)
-            self._feeding.append(asyncio.create_task(self._feed(client, name)))
-        await self.until(lambda: self._count("SELECT count(*) FROM said WHERE channel = 'reported'") == len(nodes), "all have reported")  # fmt: skip
+            self._feeders.append(asyncio.create_task(self._feed(client, name)))
+        await self.until(lambda: self._count("SELECT count(*) FROM said WHERE channel = 'reported'") == len(nodes), "all nodes to report")  # fmt: skip
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        for task in self._feeding:
+        for task in self._feeders:
             task.cancel()
-        await asyncio.gather(*self._feeding, return_exceptions=True)
+        await asyncio.gather(*self._feeders, return_exceptions=True)
         await self._stack.aclose()
 
     def _node(self, address: Address) -> Path:
-        """Write a node's file."""
+        """Write a node's configuration."""
         config = {
             "node": {
                 "region": REGION,
@@ -153,7 +153,7 @@ class ManyNodes:
         file.write_text(json.dumps(config))
         return file
 
-    def _begin(self, file: Path, module: str, *words: str) -> psutil.Process:
+    def _start(self, file: Path, module: str, *words: str) -> psutil.Process:
         with (self._folder / f"{file.stem}.log").open("wb") as log:
             process = processes.start([sys.executable, "-m", module, *words, str(file)], stdout=log, stderr=log)
         self._stack.enter_context(ended(process))
@@ -167,14 +167,12 @@ class ManyNodes:
                 client.publish(f"in/{node}", _FRAME, qos=1)
                 await asyncio.sleep(self._every_s / len(nodes))
 
-    # What is asked of it
-
     def open(self) -> Database:
-        """The region's store, to read."""
+        """Open the region's store for reading."""
         return open_database(self.store, write=False)
 
     async def roll_out(self, name: str, version: str, **plan: Any) -> dict[str, Any]:
-        """Start a rollout of a version of `door`, and wait for its end. Returns: what `rollout status` shows."""
+        """Start a rollout of a version of `door` and wait for its end. Returns: its status, as `rollout status` shows."""
         from hedgerow.region.rollouts.progress import progress
         from hedgerow.region.rollouts.requests import send_request
 
@@ -197,47 +195,51 @@ class ManyNodes:
                     why="a test",
                 )
 
-        def look() -> dict[str, Any]:
+        def status() -> dict[str, Any]:
             with closing(self.open()) as database:
                 return progress(database, name, every_node=True) or {}
 
         await asyncio.to_thread(start)
         await self.until(
-            lambda: bool(look()["ended"]), lambda: f"{name}: { ({**look(), 'tasks': look()['tasks'][:3]}) }"
+            lambda: bool(status()["ended"]),
+            lambda: f"the end of {name}: { ({**status(), 'tasks': status()['tasks'][:3]}) }",
         )
-        return look()
+        return status()
 
     async def ping(self) -> list[float]:
-        """Send every node a command. Returns: seconds until each answer, in order."""
-        answers: dict[str, float] = {}
+        """Send every node a command. Returns: seconds until each reply, sorted."""
+        replies: dict[str, float] = {}
         began = time.monotonic()
 
-        def take(messages: list[Message]) -> None:
+        def on_messages(messages: list[Message]) -> None:
             for message in messages:
-                answers.setdefault(Reply.model_validate_json(bytes(message.payload)).node, time.monotonic() - began)
+                replies.setdefault(Reply.model_validate_json(bytes(message.payload)).node, time.monotonic() - began)
                 client.ack(message)
 
-        client = Client(ClientOptions(url=self._region.url, client_id="asker"), take)
+        client = Client(ClientOptions(url=self._region.url, client_id="pinger"), on_messages)
         async with client:
             await client.wait_connected(10)
-            await client.subscribe({Address(REGION, "+", EVERY_NODE).topic(Channel.REPLY, "ask"): 1})
+            await client.subscribe({Address(REGION, "+", EVERY_NODE).topic(Channel.REPLY, "bench"): 1})
             began = time.monotonic()
             for name in self._names:
                 everyone = Address(REGION, name, EVERY_NODE)
                 properties = encode_properties(
                     [
                         (Property.CONTENT_TYPE, "application/json"),
-                        (Property.RESPONSE_TOPIC, everyone.topic(Channel.REPLY, "ask")),
-                        (Property.CORRELATION_DATA, b"ask"),
+                        (Property.RESPONSE_TOPIC, everyone.topic(Channel.REPLY, "bench")),
+                        (Property.CORRELATION_DATA, b"bench"),
                     ]
                 )
                 body = Command(args={}, expires_at=time.time() + 60).model_dump_json().encode()
                 client.publish(everyone.topic(Channel.COMMAND, "ping"), body, qos=1, properties=properties)
-            await self.until(lambda: len(answers) == len(self.addresses), lambda: f"{len(answers)} have answered")
-        return sorted(answers.values())
+            await self.until(
+                lambda: len(replies) == len(self.addresses),
+                lambda: f"replies of {len(self.addresses)} nodes, {len(replies)} received",
+            )
+        return sorted(replies.values())
 
     def running(self) -> dict[str, int]:
-        """How many nodes say that they serve which version."""
+        """Return the number of nodes per reported version."""
         counts: dict[str, int] = {}
         for reported in self._reported():
             version = ((reported["models"].get("door") or {}).get("model") or {}).get("version", "none")
@@ -245,24 +247,24 @@ class ManyNodes:
         return counts
 
     async def wan_bytes(self) -> int:
-        """Bytes of chunks that the region has sent to sites."""
+        """Return the bytes of chunks that the region has sent to sites."""
         return await asyncio.to_thread(model_bytes, self._metrics_port)
 
     def cpu_s(self) -> float:
-        """Processor time of the region's service so far, in seconds."""
+        """Return the CPU time of the region's service so far."""
         times = self._service.cpu_times()
         return float(times.user + times.system)
 
     async def until(self, condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
-        """Wait. Raises: TimeoutError: in vain."""
+        """Wait for a condition. Raises: TimeoutError: it is not met within _PATIENCE_S; RuntimeError: a process exited."""
         deadline = time.monotonic() + _PATIENCE_S
         while not await asyncio.to_thread(condition):
             for name, process in self._started:
                 if process.poll() is not None:
-                    said = (self._folder / f"{name}.log").read_text(errors="replace")[-2000:]
-                    raise RuntimeError(f"{name} has ended with {process.returncode}:\n{said}")
+                    log = (self._folder / f"{name}.log").read_text(errors="replace")[-2000:]
+                    raise RuntimeError(f"{name} exited with {process.returncode}:\n{log}")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"waited in vain for: {what if isinstance(what, str) else what()}")
+                raise TimeoutError(f"timed out waiting for {what if isinstance(what, str) else what()}")
             await asyncio.sleep(0.25)
 
     def _reported(self) -> Iterator[dict[str, Any]]:
@@ -274,7 +276,7 @@ class ManyNodes:
         try:
             with closing(self.open()) as database:
                 return int(database.rows(query)[0][0])
-        except Exception:  # noqa: BLE001 - not there yet
+        except Exception:  # noqa: BLE001 - the store does not exist yet
             return 0
 
 
@@ -294,7 +296,7 @@ def _bridge(site: str, port: int) -> list[str]:
 
 
 async def _host(files: Sequence[Path], health_every_s: float) -> None:
-    """Run nodes until told to stop."""
+    """Run nodes until SIGTERM."""
     from hedgerow import configfile
     from hedgerow.node import health
     from hedgerow.node.node import Node
@@ -313,12 +315,12 @@ async def _host(files: Sequence[Path], health_every_s: float) -> None:
 
 
 def main() -> None:
-    """Host the nodes of a file."""
+    """Run the nodes listed in a file."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    told = json.loads(Path(sys.argv[1]).read_text())
-    asyncio.run(_host([Path(file) for file in told["nodes"]], told["health_every_s"]))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    job = json.loads(Path(sys.argv[1]).read_text())
+    asyncio.run(_host([Path(file) for file in job["nodes"]], job["health_every_s"]))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a message costs a region, by the number of nodes: real brokers, real bridges, real sessions, light nodes.
+"""A region's cost per message by the number of nodes, with real brokers, bridges and sessions, and simulated nodes.
 
-A light node is simulated: it has its own session, numbers without holes, health (once) and status, hears acknowledgements
-and answers pings, but runs no pipeline and keeps nothing on a disk.
+A light node has its own session, gapless numbers, status, and health (once); it receives acknowledgements and replies to
+pings, but runs no pipeline and stores nothing on disk.
 
-A small and a large fleet stand side by side and are measured in the same seconds, when acknowledgements have become as steady
-as results: with as many results from few nodes as from many; and with as many from each node, which is how a fleet grows.
+A small and a large fleet run side by side and are measured at the same time, once acknowledgements are as steady as
+results: with the same total rate of results, and with the same rate per node, which is how a fleet grows.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _JSON = encode_properties([(Property.CONTENT_TYPE, "application/json")])
 
 
 class LightNode:
-    """A node as brokers and region see it.
+    """A simulated node.
 
     Attributes:
-        sent: results so far.
-        acked: the last number that the region says it has, with all before it.
-        pings: answered.
+        sent: results published.
+        acked: highest number that the region has acknowledged.
+        pings: replied to.
     """
 
     def __init__(self, address: Address, url: str) -> None:
@@ -51,20 +51,20 @@ class LightNode:
         self.sent = 0
         self.acked = 0
         self.pings = 0
-        self.client = Client(ClientOptions(url=url, client_id=f"light/{address}"), self._take)
+        self.client = Client(ClientOptions(url=url, client_id=f"light/{address}"), self._receive)
 
     async def start(self) -> None:
-        """Say that it is there, and listen."""
+        """Subscribe, and publish status and health."""
         filters = {self.address.topic(Channel.ACK): 1, self.address.topic(Channel.COMMAND, COMMAND): 1}
         await self.client.subscribe(filters)
         await self.client.wait_connected(60)
-        said = Status(state="online", session="s", node=str(self.address), version="0", at=time.time())
-        self.client.publish(self.address.topic(Channel.STATUS), said.encode(), qos=1, retain=True, properties=_JSON)
+        status = Status(state="online", session="s", node=str(self.address), version="0", at=time.time())
+        self.client.publish(self.address.topic(Channel.STATUS), status.encode(), qos=1, retain=True, properties=_JSON)
         health = Health(node=str(self.address), session="s", at=time.time(), uptime_s=1, state="ok")
         self.client.publish(self.address.topic(Channel.HEALTH), health.encode(), properties=_JSON)
 
     def send(self) -> None:
-        """One result."""
+        """Publish a result."""
         self.sent += 1
         now = time.time()
         frame = {"id": f"f{self.sent}", "stream": "door", "topic": "door", "sequence": self.sent, "captured_at": now}
@@ -75,19 +75,23 @@ class LightNode:
             self.address.topic(Channel.RESULT, "doors"), json.dumps(body).encode(), qos=1, properties=properties
         )
 
-    def _take(self, messages: list[Message]) -> None:
+    def _receive(self, messages: list[Message]) -> None:
         for message in messages:
             if (reply_to := message.properties.response_topic) is not None:
                 self.pings += 1
-                answer = encode_properties([(Property.CORRELATION_DATA, message.properties.correlation_data or b"")])
-                self.client.publish(reply_to, orjson.dumps({"value": {"at": time.time()}}), qos=1, properties=answer)
+                properties = encode_properties(
+                    [(Property.CORRELATION_DATA, message.properties.correlation_data or b"")]
+                )
+                self.client.publish(
+                    reply_to, orjson.dumps({"value": {"at": time.time()}}), qos=1, properties=properties
+                )
             else:
                 self.acked = max(self.acked, Ack.decode(message.payload).through.get(0, 0))
             self.client.ack(message)
 
 
 class Fleet:
-    """Sites with a broker each, bridged to a region's broker, light nodes, and a collector. `async with`."""
+    """Sites with one broker each, bridged to a region's broker, light nodes, and a collector. `async with`."""
 
     def __init__(self, sites: int, nodes_a_site: int, folder: Path) -> None:
         self.nodes: list[LightNode] = []
@@ -109,7 +113,7 @@ class Fleet:
         file = self._folder / "region.yaml"
         file.write_text(json.dumps(config))
         command = [sys.executable, "-m", "hedgerow", "region", "run", str(file)]
-        self._begin(command)
+        self._start(command)
         for site in range(self._sites):
             base = f"hedgerow/v1/{REGION}/s{site}/+"
             bridge = [
@@ -128,15 +132,17 @@ class Fleet:
                 self.nodes.append(light)
         for light in self.nodes:
             await light.start()
-        # Who is new is pinged within a second; after that each once a minute.
-        await self._until(lambda: all(node.pings for node in self.nodes), "all pinged")
-        await self._until(lambda: self.count("node WHERE answered_at IS NOT NULL") == len(self.nodes), "answers stored")
+        # A new node is pinged within a second, then once a minute.
+        await self._until(lambda: all(node.pings for node in self.nodes), "pings to all nodes")
+        await self._until(
+            lambda: self.count("node WHERE answered_at IS NOT NULL") == len(self.nodes), "all replies to be stored"
+        )
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    def _begin(self, command: Sequence[str]) -> None:
+    def _start(self, command: Sequence[str]) -> None:
         self._collector = processes.start(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self._stack.callback(self._end)
 
@@ -145,7 +151,7 @@ class Fleet:
         self._collector.wait()
 
     async def keep_sending(self, per_s: float) -> None:
-        """Have the nodes send, in turns, until this is cancelled."""
+        """Publish results from the nodes in turns, until cancelled."""
         began, number = time.monotonic(), 0
         while True:
             self.nodes[number % len(self.nodes)].send()
@@ -154,60 +160,60 @@ class Fleet:
 
     @property
     def sent(self) -> int:
-        """Results so far."""
+        """Results published so far."""
         return sum(node.sent for node in self.nodes)
 
     async def send(self, results: int, per_s: float) -> None:
-        """Have the nodes send so many results, in turns, and wait until all are acknowledged."""
+        """Publish this many results from the nodes in turns, and wait until all are acknowledged."""
         began = time.monotonic()
         for number in range(results):
             self.nodes[number % len(self.nodes)].send()
             ahead_s = began + number / per_s - time.monotonic()
             if ahead_s > 0.01:
                 await asyncio.sleep(ahead_s)
-        await self._until(lambda: all(node.acked == node.sent for node in self.nodes), "all acknowledged")
+        await self._until(lambda: all(node.acked == node.sent for node in self.nodes), "all acknowledgements")
 
     def cpu_s(self) -> float:
-        """What the collector has computed, to the nanosecond: psutil counts in hundredths of a second."""
+        """Return the collector's CPU time by the scheduler's clock, because psutil counts in hundredths of a second."""
         threads = Path(f"/proc/{self._collector.pid}/task").iterdir()
         return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
     def count(self, table: str) -> int:
-        """Rows of a table of the store."""
+        """Return the number of rows of a table of the store."""
         try:
             with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as database:
                 return int(database.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
-        except sqlite3.Error:  # not there yet
+        except sqlite3.Error:  # not created yet
             return 0
 
     async def _until(self, condition: object, what: str) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while not condition():  # type: ignore[operator]
             if self._collector.poll() is not None:
-                raise RuntimeError("the collector has ended")
+                raise RuntimeError(f"the collector exited with {self._collector.returncode}")
             if time.monotonic() > deadline:
                 behind = sum(node.sent - node.acked for node in self.nodes)
-                raise TimeoutError(f"waited in vain for: {what}; {behind} results are not acknowledged")
+                raise TimeoutError(f"timed out waiting for {what}; {behind} results are not acknowledged")
             await asyncio.sleep(0.05)
 
 
 async def costs(options: Options) -> dict[str, dict[int, list[float]]]:
-    """The collector's processor time a result, in µs, by load and number of nodes."""
+    """Return the collector's CPU time per result, in µs, by load and number of nodes."""
     sizes = ((2, 2), (3, 4)) if options.smoke else ((1, 10), (50, 20))
     warmup_s, seconds, together, each = (1.0, 0.5, 200.0, 20.0) if options.smoke else (MAX_DELAY_S, 4.0, 600.0, 1.0)
-    found: dict[str, dict[int, list[float]]] = {}
+    costs_us: dict[str, dict[int, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
             fleets = []
             for sites, nodes in sizes:
-                place = Path(folder) / str(sites)
-                place.mkdir()
-                fleets.append(await stack.enter_async_context(Fleet(sites, nodes, place)))
+                fleet_folder = Path(folder) / str(sites)
+                fleet_folder.mkdir()
+                fleets.append(await stack.enter_async_context(Fleet(sites, nodes, fleet_folder)))
             for load, rates in (
                 ("together", [together for _ in fleets]),
                 ("each", [each * len(fleet.nodes) for fleet in fleets]),
             ):
-                found[load] = {len(fleet.nodes): [] for fleet in fleets}
+                costs_us[load] = {len(fleet.nodes): [] for fleet in fleets}
                 async with asyncio.TaskGroup() as group:
                     loads = [
                         group.create_task(fleet.keep_sending(rate)) for fleet, rate in zip(fleets, rates, strict=True)
@@ -217,25 +223,25 @@ async def costs(options: Options) -> dict[str, dict[int, list[float]]]:
                         before = [(fleet.cpu_s(), fleet.sent) for fleet in fleets]
                         await asyncio.sleep(seconds)
                         for fleet, (cpu_s, sent) in zip(fleets, before, strict=True):
-                            took = (fleet.cpu_s() - cpu_s) / (fleet.sent - sent) * 1e6
-                            found[load][len(fleet.nodes)].append(took)
+                            cost_us = (fleet.cpu_s() - cpu_s) / (fleet.sent - sent) * 1e6
+                            costs_us[load][len(fleet.nodes)].append(cost_us)
                     for task in loads:
                         task.cancel()
             for fleet in fleets:
                 await fleet.send(0, 1)
-    return found
+    return costs_us
 
 
 def run(options: Options) -> list[Cell]:
-    """From 10 and from 1,000 nodes: 600 results a second together, and one a second each."""
-    found = asyncio.run(costs(options))
+    """10 and 1,000 nodes: 600 results per second in total, and one per second each."""
+    costs_us = asyncio.run(costs(options))
     cells = []
-    for load, what in (("together", "600 results/s together"), ("each", "one result/s each")):
-        few, many = found[load].values()
+    for load, what in (("together", "600 results/s in total"), ("each", "one result/s each")):
+        few, many = costs_us[load].values()
         cells += [
-            cell(f"fleet.{load}.cpu.{nodes}", f"{nodes:,} nodes, {what}: collector, a result", took, "µs")
-            for nodes, took in found[load].items()
+            cell(f"fleet.{load}.cpu.{nodes}", f"{nodes:,} nodes, {what}: collector's CPU time per result", values, "µs")
+            for nodes, values in costs_us[load].items()
         ]
-        name = f"Most nodes ÷ fewest, {what}: processor time a result"
+        name = f"most nodes ÷ fewest, {what}: CPU time per result"
         cells.append(ratio(f"fleet.{load}.many_per_few", name, many, few, unit="cost ×"))
     return cells

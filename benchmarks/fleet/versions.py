@@ -1,6 +1,6 @@
-"""Versions of the voice activity model as a region publishes them, and nodes that are told to serve them.
+"""Publishes versions of the voice activity model, as a region does, and deploys them to nodes.
 
-Each is the same model with another note in its file: to the node, its backend and its compile cache it is another one.
+All are the same model with different metadata, which makes them distinct for the node, its backend and its compile cache.
 """
 
 from __future__ import annotations
@@ -34,45 +34,45 @@ from hedgerow.wire.fleet import Desired, ModelRef, Reported
 SITE = "site"
 REGION = "bench"
 _AXES = {"input": 0, "output": 0, "state": 1, "stateN": 1}
-"""Of frames; the file takes one at a time, and a backend opens that."""
+"""Batch axes. The file has a fixed batch of one, which a backend makes dynamic."""
 
 
 class Bundle(NamedTuple):
-    """A version that lies on the disk, to be published."""
+    """A version on disk, to be published."""
 
     folder: Path
 
 
 @dataclass(slots=True)
 class Steps:
-    """How a node got to what was wanted.
+    """Progress of a deployment, as reported by the node.
 
     Attributes:
-        began: when each step was first said to have begun, in seconds of the monotonic clock.
-        ended: when it was said to be over, or to be where it was waited for.
-        state: how.
+        started: when each step was first reported, by the monotonic clock.
+        ended: when the end, or the step waited for, was reported.
+        state: last reported state.
     """
 
-    began: dict[str, float] = field(default_factory=dict)
+    started: dict[str, float] = field(default_factory=dict)
     ended: float = 0.0
     state: str = ""
 
 
 class Region:
-    """A repository, what gives sites its content, and the desired documents of nodes; in a thread of its own."""
+    """A repository, the server of its chunks, and the nodes' desired documents; runs in its own thread."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._folder = arena.folder / "region"
         self._folder.mkdir()
-        self._made = make_repository(self._folder / "repository", ["vad"])
+        self._source = make_repository(self._folder / "repository", ["vad"])
         self._root = self._folder / "root.json"
-        self._root.write_bytes(self._made.root)
+        self._root.write_bytes(self._source.root)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._versions = self._generation = 0
         self._steps, self._until = Steps(), ""
-        self._over, self._flows = threading.Event(), threading.Event()
+        self._done, self._result = threading.Event(), threading.Event()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -88,30 +88,30 @@ class Region:
         self._loop.close()
 
     def section(self) -> dict[str, Any]:
-        """What a node's file says of its fleet."""
+        """Return the `fleet` section of a node's configuration."""
         return {"root_file": str(self._root)}
 
     def watch(self, node: str) -> None:
-        """Hear what a node reports."""
+        """Subscribe to a node's reports."""
         self._do(self._client.subscribe({_address(node).topic(Channel.REPORTED): 1}))
 
-    def wait_flow(self, node: str) -> None:
-        """Wait until a result comes. Raises: TimeoutError: none does."""
+    def wait_for_result(self, node: str) -> None:
+        """Wait up to PATIENCE_S until a node publishes a result."""
         topic = _address(node).topic(Channel.RESULT, "main")
-        self._flows = threading.Event()
+        self._result = threading.Event()
         self._do(self._client.subscribe({topic: 0}))
-        self._flows.wait(PATIENCE_S)
+        self._result.wait(PATIENCE_S)
         self._do(self._client.unsubscribe([topic]))
 
-    def want(self, node: str, ref: ModelRef, policy: dict[str, Any], until: str = "") -> Steps:
-        """Have a node go over to a version, and wait until it has.
+    def deploy(self, node: str, ref: ModelRef, policy: dict[str, Any], until: str = "") -> Steps:
+        """Deploy a version to a node and wait until the swap succeeds.
 
         Args:
-            until: wait for this step only.
-        Raises: RuntimeError: it does not.
+            until: wait only until this step is reported.
+        Raises: RuntimeError: the swap failed, or timed out.
         """
         self._generation += 1
-        self._steps, self._until, self._over = Steps(), until, threading.Event()
+        self._steps, self._until, self._done = Steps(), until, threading.Event()
         desired = Desired.model_validate(
             {
                 "node": str(_address(node)),
@@ -123,38 +123,38 @@ class Region:
         )
         topic = _address(node).topic(Channel.DESIRED)
         self._do(self._client.publish_and_wait(topic, desired.encode(), qos=1, retain=True))
-        if not self._over.wait(5 * PATIENCE_S) or self._steps.state not in ("in-progress", "succeeded"):
-            raise RuntimeError(f"The node did not go over to {ref}: {self._steps}")
+        if not self._done.wait(5 * PATIENCE_S) or self._steps.state not in ("in-progress", "succeeded"):
+            raise RuntimeError(f"The node did not swap to {ref}: {self._steps}")
         return self._steps
 
     def publish(self) -> ModelRef:
-        """A version that no node has seen."""
+        """Publish a new version."""
         self._versions += 1
         version = f"{self._versions}.0.0"
         folder = self._folder / version
-        manifest = _make(folder, version)
-        self._made.repository.publish(Bundle(folder), self._made.owner)
+        manifest = _write_bundle(folder, version)
+        self._source.repository.publish(Bundle(folder), self._source.owner)
         return ModelRef(name="vad", version=version, digest=manifest.digest)
 
-    def _take(self, messages: list[Message]) -> None:
+    def _receive(self, messages: list[Message]) -> None:
         for message in messages:
             if "/result/" in message.topic:
-                self._flows.set()
+                self._result.set()
                 continue
-            now, said = time.monotonic(), Reported.model_validate_json(bytes(message.payload))
+            now, reported = time.monotonic(), Reported.model_validate_json(bytes(message.payload))
             self._client.ack(message)
-            if said.generation != self._generation or self._over.is_set():
+            if reported.generation != self._generation or self._done.is_set():
                 continue
-            step, self._steps.state = said.step.partition(" ")[0], said.state
-            self._steps.began.setdefault(step, now)
-            if said.state != "in-progress" or (self._until and step == self._until):
+            step, self._steps.state = reported.step.partition(" ")[0], reported.state
+            self._steps.started.setdefault(step, now)
+            if reported.state != "in-progress" or (self._until and step == self._until):
                 self._steps.ended = now
-                self._over.set()
+                self._done.set()
 
     async def _open(self) -> None:
         url = self._arena.broker.url
-        self._client = Client(ClientOptions(url=url, client_id="bench/region"), self._take)
-        self._server = BlobServer(ClientOptions(url=url), REGION, self._made.repository.folder)
+        self._client = Client(ClientOptions(url=url, client_id="bench/region"), self._receive)
+        self._server = BlobServer(ClientOptions(url=url), REGION, self._source.repository.folder)
         await self._client.__aenter__()
         self._client.resume()
         await self._server.__aenter__()
@@ -171,8 +171,8 @@ def _address(node: str) -> Address:
     return Address(REGION, SITE, node)
 
 
-def _make(folder: Path, version: str) -> Manifest:
-    """Lay a version down: the model with a note of its own, a golden case, and a manifest."""
+def _write_bundle(folder: Path, version: str) -> Manifest:
+    """Write a version: the model with distinct metadata, a golden case, and a manifest."""
     path = folder / "variants" / "onnx" / "vad.onnx"
     golden = folder / "golden"
     for each in (path.parent, golden / "onnx"):

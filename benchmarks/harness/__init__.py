@@ -1,1 +1,1 @@
-"""What all benchmarks share: load, contenders, processes."""
+"""Shared by all benchmarks: load, contenders, processes."""

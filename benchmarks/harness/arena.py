@@ -1,7 +1,7 @@
-"""Contenders side by side: one broker, all of them up, the load on one at a time, in turns.
+"""Runs contenders side by side: one broker, all contenders up, the load on one at a time, in turns.
 
-A contender without load costs next to nothing, so none has to be started anew for each of its turns, and whatever else
-the machine does falls on all of them alike.
+An idle contender costs almost nothing, so none is restarted between turns, and other work on the machine affects all
+alike.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from hedgerow.testing.ports import held_port
 
 @dataclass(slots=True)
 class Contender:
-    """One of those compared.
+    """A contender and its measurements.
 
     Attributes:
-        name: what the report calls it; frames for it come under this topic.
+        name: in the report; also the topic prefix of its frames.
         process: its process.
-        results: topic its results come on.
-        past: the peers' server that is loaded in its place, past the broker.
-        runs: what was measured, one a repeat.
+        results: topic of its results.
+        native_server: server to load directly instead, bypassing the broker.
+        runs: measurements, one per repeat.
     """
 
     name: str
     process: Started
     results: str
-    past: str = ""
+    native_server: str = ""
     runs: list[Measured] = field(default_factory=list)
 
     @property
     def rates(self) -> list[float]:
-        """Results a second, by repeat."""
+        """Results per second, by repeat."""
         return [run.rate for run in self.runs]
 
     def cpu_us(self, *roles: str) -> list[float]:
-        """Processor µs a result, of these processes together, by repeat."""
+        """Return CPU time per result of these processes together, in µs, by repeat."""
         return [sum(run.cpu_s[role] for role in roles) / max(run.results, 1) * 1e6 for run in self.runs]
 
 
@@ -67,7 +67,7 @@ class Arena:
         self._stack.close()
 
     def port(self) -> int:
-        """A port that is the arena's until it ends."""
+        """Reserve a port until the arena ends."""
         return self._stack.enter_context(held_port())
 
     def add_peer(self, name: str, peer_name: str, qos: int = 0, **options: Any) -> Contender:
@@ -86,7 +86,7 @@ class Arena:
         return Contender(name, started, RESULTS.format(node=name, pipeline="main"))
 
     def payloads(self, contents: Sequence[bytes]) -> list[str]:
-        """Lay payloads down for the load to read."""
+        """Write payloads to files, for the load to read."""
         folder = self.folder / f"payloads-{len(list(self.folder.iterdir()))}"
         folder.mkdir()
         for number, content in enumerate(contents):
@@ -94,10 +94,10 @@ class Arena:
         return [str(path) for path in sorted(folder.iterdir())]
 
     def load(self, contender: Contender, streams: int, payloads: list[str], options: Options, **spec: Any) -> Measured:
-        """One run of the load on a contender; it is kept in its `runs` too."""
+        """Run the load on a contender, and append the measurement to its `runs`."""
         if not contender.runs:
-            contender.process.wait()  # here and not before, so that all come up at the same time
-        given: dict[str, Any] = {
+            contender.process.wait()  # not earlier, so that all start in parallel
+        defaults: dict[str, Any] = {
             "port": self.broker.port,
             "topics": [f"{contender.name}/{stream}" for stream in range(streams)],
             "payloads": payloads,
@@ -106,12 +106,12 @@ class Arena:
             "seconds": options.seconds,
             "pids": self._pids(contender),
         }
-        measured = measure(Spec(**(given | spec)), contender.process.said, contender.past)
+        measured = measure(Spec(**(defaults | spec)), contender.process.read_log, contender.native_server)
         contender.runs.append(measured)
         return measured
 
-    def passing(self, streams: int, payloads: list[str], options: Options, rate: float, **spec: Any) -> Measured:
-        """The broker alone: the load hears its own frames."""
+    def load_broker(self, streams: int, payloads: list[str], options: Options, rate: float, **spec: Any) -> Measured:
+        """Run the load on the broker alone: it receives its own frames."""
         return measure(
             Spec(
                 port=self.broker.port,
@@ -131,23 +131,23 @@ class Arena:
 
 
 def costs(id: str, contender: Contender, case: str = "") -> list[Cell]:
-    """Rate and processor time of a contender. `case` tells apart the cases of one suite."""
+    """Return rate and CPU time of a contender. `case` distinguishes the cases of one suite."""
     key, name = contender.name, f"{case}{contender.name}"
     stalls = sum(run.stalls for run in contender.runs)
     note = f"{stalls} stalls" if stalls else ""
     return [
         cell(f"{id}.rate.{key}", f"{name}: results", contender.rates, "frames/s", note),
-        cell(f"{id}.cpu.{key}", f"{name}: processor time a frame", contender.cpu_us("contender"), "µs"),
+        cell(f"{id}.cpu.{key}", f"{name}: CPU time per frame", contender.cpu_us("contender"), "µs"),
         cell(
             f"{id}.cpu_all.{key}",
-            f"{name}: the same with broker and load",
+            f"{name}: CPU time per frame, with broker and load",
             contender.cpu_us("contender", "broker", "load"),
             "µs",
         ),
     ]
 
 
-def cheaper(id: str, loop: Contender, node: Contender) -> Cell:
-    """How many times as much processor time a peer takes for a frame. Says more than rates where cores are contended."""
-    name = f"processor time a frame, {loop.name} ÷ {node.name}"
+def cpu_ratio(id: str, loop: Contender, node: Contender) -> Cell:
+    """Return a peer's CPU time per frame ÷ the node's; more telling than rates if cores are contended."""
+    name = f"CPU time per frame, {loop.name} ÷ {node.name}"
     return ratio(id, name, loop.cpu_us("contender"), node.cpu_us("contender"))

@@ -1,9 +1,9 @@
-"""The control of the latency benchmark: one inference between two passes through the broker, and nothing else.
+"""The control of the latency benchmark: one inference between two broker hops, and nothing else.
 
     echo '{"port": 1883, …}' | python -m benchmarks.harness.control vad
 
-One thread on a raw socket. The input of the model and the answer were made beforehand; only a frame's id goes over from the
-one to the other. It keeps no state by stream and looks at no payload.
+One thread on a raw socket. The model's input and the reply are prepared beforehand; only the frame's id is copied. There is
+no state per stream, and payloads are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ID = re.compile(rb"id\x00.(f\d+)", re.DOTALL)
 
 
 def main() -> None:
-    """Answer every frame until ended."""
+    """Reply to every frame until terminated."""
     options = json.load(sys.stdin)
     session = vad_session(threads=1)
     inputs = {

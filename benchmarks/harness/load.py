@@ -1,17 +1,17 @@
-"""The load: a process of its own that publishes ready-made packets and counts the results that come back.
+"""The load: a process that publishes pre-encoded packets and counts results.
 
     python -m benchmarks.harness.load < spec.json > measured.json
 
 Rules:
 - One raw socket, packets encoded beforehand: a frame costs about a microsecond here, so the load is never the limit.
-- Closed loop (`rate` is null): a fixed number of frames is under way, and each result lets the next frame go. This
-  saturates what is measured without starving it of the cores it shares with the load and the broker.
-- Open loop (`rate` is set): frames go when they are due, whatever comes back, and latency counts from when a frame was
-  due: a stall is charged to every frame that it delays. Frames that were due within the measured time count however
-  late their result comes; the load waits for them until nothing has come for a while.
-- Something is always measured: the measured time begins when a first result has come, and goes on until one more has,
-  however busy the machine is. If none comes with patience, `results` is 0.
-- Processor time of all processes is read at both ends of the measured time, by this process, which knows them.
+- Closed loop (`rate` is null): a fixed number of frames is in flight, and each result releases the next frame. This
+  saturates the contender without starving it of the cores it shares with the load and the broker.
+- Open loop (`rate` is set): frames are sent when due, and latency counts from then, so a stall is charged to every frame
+  it delays. Frames due within the measured time count however late their result arrives; the load waits for them until
+  no result has arrived for `stalled_s`.
+- The measured time begins after the first result and lasts until at least one more has arrived, however busy the machine
+  is. If none arrives within PATIENCE_S, `results` is 0.
+- This process reads the CPU time of all processes at both ends of the measured time.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks.harness.processor import Processor
+from benchmarks.harness.cpu_times import CpuTimes
 from hedgerow.bus.packets import PUBLISH, encode_connect, encode_publish_head, encode_subscribe
 from hedgerow.bus.properties import Property, decode_varint, encode_properties
 
 _NUMBER: Final = re.compile(rb'id(?:": ?"|\x00.)f(\d+)', re.DOTALL)
 """A frame's number in a result: in its JSON, or in its user property `id`."""
 PATIENCE_S: Final = 60.0
-"""Wait for this long, on top of the time asked for, if nothing could be measured within it."""
+"""Extra time to wait if no result arrives within the measured time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What to do.
+    """Parameters of a load.
 
     Attributes:
         port: of the broker on 127.0.0.1.
-        topics: one a stream; frames go round them in turn.
-        payloads: files that hold the payloads, gone round in turn.
-        content_type: sent with every frame, if not empty.
-        results: filter of the topics that results come on.
+        topics: one per stream, used in turn.
+        payloads: files with payloads, used in turn.
+        content_type: of every frame; empty: none.
+        results: topic filter of the results.
         qos: of frames.
-        window: closed loop: frames under way.
-        rate: open loop: frames a second, all streams together.
-        timed: take latencies in the closed loop too: from when a frame is sent.
+        window: closed loop: frames in flight.
+        rate: open loop: frames per second, all streams together.
+        timed: measure latencies in the closed loop too, from when a frame is sent.
         warmup_s, seconds: time before measuring, and measured.
-        stalled_s: without a result for this long the frames under way count as lost; the closed loop sends as many anew.
-        frames_a_result: how many frames a result answers; for contenders that answer only now and then.
-        keep: hand back the payloads of the results as well.
-        pids: processes to take the processor time of, by role.
+        stalled_s: if no result arrives for this long, frames in flight count as lost; the closed loop replaces them.
+        frames_a_result: frames per result, for contenders that reply only to each n-th frame.
+        keep: return the payloads of the results.
+        pids: processes whose CPU time to measure, by role.
     """
 
     port: int
@@ -78,17 +78,17 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came of it, within the measured time.
+    """Measurements of a load, within the measured time.
 
     Attributes:
-        seconds: how long it really was.
-        sent, results: frames out, results in.
-        cpu_s: processor time by role, user and system together; the load's own as `load`.
-        stalls: times that no result came for `stalled_s`.
-        latencies_ms: from when a frame was due, within the measured time, to when its result came; open loop, or `timed`.
-        due_s: when each of those was due, in seconds of the system's monotonic clock.
-        lost: frames of the whole run whose result never came; open loop, or `timed`.
-        kept: payloads of the results, if asked for.
+        seconds: actual duration.
+        sent, results: frames sent, results received.
+        cpu_s: CPU time by role, user and system together; the load's own as `load`.
+        stalls: how often no result arrived for `stalled_s`.
+        latencies_ms: from when a frame was due until its result arrived; open loop, or `timed`.
+        due_s: due time of each of those, by the system's monotonic clock.
+        lost: frames of the whole run without a result; open loop, or `timed`.
+        payloads: of the results, if `keep` is set.
     """
 
     seconds: float
@@ -99,16 +99,16 @@ class Measured:
     latencies_ms: list[float] = field(default_factory=list)
     due_s: list[float] = field(default_factory=list)
     lost: int = 0
-    kept: list[str] = field(default_factory=list)
+    payloads: list[str] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
-        """Results a second."""
+        """Results per second."""
         return self.results / self.seconds
 
 
 class Connection:
-    """A raw MQTT 5 connection that sends packets and counts those of one kind that come."""
+    """A raw MQTT 5 connection with one subscription."""
 
     def __init__(self, port: int, results: str, client_id: str) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
@@ -120,14 +120,14 @@ class Connection:
             self.receive()
 
     def receive(self) -> None:
-        """Take in what has come; waits if nothing has. Raises: ConnectionError: the broker has gone."""
+        """Read available data, or wait for some. Raises: ConnectionError: the broker closed the connection."""
         data = self.socket.recv(1 << 18)
         if not data:
             raise ConnectionError("The broker closed the connection")
         self._buffer += data
 
     def packets(self) -> Iterator[tuple[int, int, int]]:
-        """Every complete packet: its first byte, and where its body begins and ends in `body`."""
+        """Yield every complete packet: its first byte, and start and end of its body, for `body`."""
         buffer = self._buffer
         at, end = 0, len(buffer)
         while end - at >= 2:
@@ -148,12 +148,12 @@ class Connection:
         del buffer[:at]
 
     def body(self, start: int, stop: int) -> bytes:
-        """The bytes of a packet while `packets` stands at it."""
+        """Return the body of the packet that `packets` yielded last."""
         return bytes(self._buffer[start:stop])
 
 
 class Packets:
-    """Frames, encoded: the n-th one of the run. Where latencies are taken, each carries its number as its id."""
+    """Encodes the n-th frame of a run. If latencies are measured, its id is its number."""
 
     def __init__(self, spec: Spec) -> None:
         static = encode_properties([(Property.CONTENT_TYPE, spec.content_type)] if spec.content_type else [])
@@ -174,7 +174,7 @@ class Packets:
         return head + payload, at
 
     def __call__(self, number: int) -> bytes:
-        """The packet of a frame."""
+        """Return the packet of a frame."""
         case = number % len(self._ready)
         if self._numbered:
             properties = self._static + encode_properties([(Property.USER, ("id", f"f{number}"))])
@@ -194,27 +194,27 @@ class Load:
         self._spec = spec
         self._link = Connection(spec.port, spec.results, f"load-{time.monotonic_ns()}")
         self._packets = Packets(spec)
-        self._sent = self._results = self._taken = self._stalls = 0
-        self._missing = spec.window  # closed loop: frames that may go
-        self._heard = time.monotonic()
+        self._sent = self._results = self._counted = self._stalls = 0
+        self._missing = spec.window  # closed loop: frames to send
+        self._received_at = time.monotonic()
         self._due: dict[int, float] = {}
         self._latencies_ms: list[float] = []
         self._due_s: list[float] = []
-        self._kept: list[str] = []
+        self._payloads: list[str] = []
         self._since = math.inf
 
     def run(self) -> Measured:
-        """Warm up, measure."""
+        """Warm up and measure."""
         spec = self._spec
         advance = self._closed if spec.rate is None else self._open
-        processor = Processor(spec.pids)
-        self._until_something(advance, spec.warmup_s)
-        before, sent, results, stalls = processor.seconds(), self._sent, self._results, self._stalls
+        cpu_times = CpuTimes(spec.pids)
+        self._until_a_result(advance, spec.warmup_s)
+        before, sent, results, stalls = cpu_times.seconds(), self._sent, self._results, self._stalls
         self._since = time.monotonic()
-        self._kept.clear()
-        self._until_something(advance, spec.seconds)
+        self._payloads.clear()
+        self._until_a_result(advance, spec.seconds)
         ended = time.monotonic()
-        cpu_s = processor.since(before)
+        cpu_s = cpu_times.since(before)
         measured = Measured(
             seconds=ended - self._since,
             sent=self._sent - sent,
@@ -223,13 +223,13 @@ class Load:
             cpu_s=cpu_s,
             latencies_ms=self._latencies_ms,
             due_s=self._due_s,
-            kept=self._kept.copy(),
+            payloads=self._payloads.copy(),
         )
         self._drain()
         return replace(measured, lost=len(self._due))
 
-    def _until_something(self, advance: Callable[[float, float], None], seconds: float) -> None:
-        """Go on for so long, and then until a result has come since the beginning."""
+    def _until_a_result(self, advance: Callable[[float, float], None], seconds: float) -> None:
+        """Run for this long, and then until at least one result has arrived."""
         results = self._results
         began = time.monotonic()
         advance(began, began + seconds)
@@ -238,56 +238,56 @@ class Load:
             advance(now, now + min(seconds, 1.0))
 
     def _drain(self) -> None:
-        """Take in the results of frames that are still under way."""
-        heard = time.monotonic()
-        while self._due and (now := time.monotonic()) < heard + self._spec.stalled_s:
-            if self._take(0.1):
-                heard = now
+        """Receive the results of frames still in flight."""
+        received_at = time.monotonic()
+        while self._due and (now := time.monotonic()) < received_at + self._spec.stalled_s:
+            if self._receive(0.1):
+                received_at = now
 
     def _closed(self, _: float, until: float) -> None:
         while (now := time.monotonic()) < until:
-            if now - self._heard > self._spec.stalled_s:
-                self._missing, self._heard = self._spec.window, now
+            if now - self._received_at > self._spec.stalled_s:
+                self._missing, self._received_at = self._spec.window, now
                 self._stalls += 1
             if self._missing:
                 if self._spec.timed:
                     self._due |= dict.fromkeys(range(self._sent, self._sent + self._missing), now)
                 self._send(self._missing)
-            self._missing = self._take(min(until - now, 0.1))
+            self._missing = self._receive(min(until - now, 0.1))
             if self._missing:
-                self._heard = now
+                self._received_at = now
 
     def _open(self, began: float, until: float) -> None:
         rate = self._spec.rate or 0.0
         first = self._sent
         while (now := time.monotonic()) < until:
-            wanted = first + int((now - began) * rate) + 1
-            if wanted > self._sent:
-                for number in range(self._sent, wanted):
+            due = first + int((now - began) * rate) + 1
+            if due > self._sent:
+                for number in range(self._sent, due):
                     self._due[number] = began + (number - first) / rate
-                self._send(wanted - self._sent)
+                self._send(due - self._sent)
             due_next = began + (self._sent - first) / rate
-            self._take(max(0.0, min(due_next, until) - time.monotonic()))
+            self._receive(max(0.0, min(due_next, until) - time.monotonic()))
 
     def _send(self, count: int) -> None:
         packets, sent = self._packets, self._sent
         data = memoryview(b"".join([packets(number) for number in range(sent, sent + count)]))
         self._sent += count
         while data:
-            # Never stand blocked on sending while results wait to be read: the broker would stop reading too.
+            # Read results while sending: if neither side reads, both block.
             readable, writable, _ = select.select([self._link.socket], [self._link.socket], [])
             if readable:
                 self._results += self._count()
             if writable:
                 data = data[self._link.socket.send(data[: 1 << 16]) :]
 
-    def _take(self, timeout_s: float) -> int:
-        """Take in results. Returns: how many have come since the last call, those read while sending among them."""
-        before = self._taken
+    def _receive(self, timeout_s: float) -> int:
+        """Receive results. Returns: how many arrived since the last call, including those read while sending."""
+        before = self._counted
         if select.select([self._link.socket], [], [], timeout_s)[0]:
             self._results += self._count()
-        self._taken = self._results
-        return self._taken - before
+        self._counted = self._results
+        return self._counted - before
 
     def _count(self) -> int:
         link, count = self._link, 0
@@ -303,12 +303,12 @@ class Load:
                     self._latencies_ms.append((now - due) * 1e3)
                     self._due_s.append(due)
             if self._spec.keep:
-                self._kept.append(_payload(link.body(start, stop)).decode())
+                self._payloads.append(_payload(link.body(start, stop)).decode())
         return count
 
 
 def _payload(body: bytes) -> bytes:
-    """The payload of a PUBLISH at QoS 0 (§3.3)."""
+    """Return the payload of a PUBLISH at QoS 0 (§3.3)."""
     properties = 2 + int.from_bytes(body[:2], "big")
     size, start = decode_varint(body, properties)
     return body[start + size :]

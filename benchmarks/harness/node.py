@@ -1,4 +1,4 @@
-"""The node as users run it: `hedgerow node run` in a process of its own."""
+"""Runs a node as users do: `hedgerow node run` in its own process."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def node(
     models: Mapping[str, Any] | None = None,
     **sections: Any,
 ) -> Iterator[Started]:
-    """A node in a process of its own.
+    """Run a node in its own process.
 
     Args:
-        name: of the node; it has a folder of that name inside `folder`.
+        name: of the node, and of its folder inside `folder`.
         pipelines, models, sections: as in a configuration.
     """
     home = folder / name
     home.mkdir()
-    _offer_stages(home)
+    _register_stages(home)
     with held_port() as probes, (home / "log").open("wb") as log:
         config = {
             "node": {"region": "bench", "site": "site", "name": name, "state_dir": str(home / "state"), "drain_s": 1},
@@ -64,12 +64,12 @@ def node(
             env=_environment(home),
         )
         with ended(process):
-            said = (home / "log").read_text
-            yield Started(process.pid, lambda: _wait_ready(process, probes, said), said, config)
+            read_log = (home / "log").read_text
+            yield Started(process.pid, lambda: _wait_ready(process, probes, read_log), read_log, config)
 
 
-def _offer_stages(home: Path) -> None:
-    """Offer the benchmarks' own stages as an installed package would."""
+def _register_stages(home: Path) -> None:
+    """Register the benchmarks' stages as an installed package would."""
     info = home / "hedgerow_benchmarks-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hedgerow-benchmarks\nVersion: 0\n")
@@ -84,7 +84,7 @@ def _environment(home: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
 
 
-def _wait_ready(process: subprocess.Popen[bytes], probes: int, said: Callable[[], str]) -> None:
+def _wait_ready(process: subprocess.Popen[bytes], probes: int, read_log: Callable[[], str]) -> None:
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -92,4 +92,4 @@ def _wait_ready(process: subprocess.Popen[bytes], probes: int, said: Callable[[]
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
-    raise RuntimeError(f"The node did not get ready:\n{said()[-3000:]}")
+    raise RuntimeError(f"The node did not become ready:\n{read_log()[-3000:]}")

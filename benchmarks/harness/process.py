@@ -1,4 +1,4 @@
-"""Processes of the benchmarks' own: started, waited for, and gone when a benchmark ends, however it ends."""
+"""Starts the benchmarks' processes, waits for them, and ends them with the benchmark."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def ended(process: subprocess.Popen[Any]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A process that is on its way up.
+    """A started process.
 
     Attributes:
         pid: its id.
-        wait: returns when it takes frames. Raises: RuntimeError: it does not.
-        said: what it has logged so far.
+        wait: returns when it accepts frames. Raises: RuntimeError: it failed to start.
+        read_log: returns its log so far.
         config: of a node.
     """
 
     pid: int
     wait: Callable[[], None]
-    said: Callable[[], str] = str
+    read_log: Callable[[], str] = str
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,46 +61,46 @@ class Started:
 def peer(
     name: str, port: int, *, module: str = "benchmarks.peers", python: str = sys.executable, **options: Any
 ) -> Iterator[Started]:
-    """A peer of that module in a process of its own."""
+    """Run a peer of a module in its own process."""
     with TemporaryFile() as log, ended(process := _python(module, name, {"port": port, **options}, python, log)):
 
-        def said() -> str:
+        def read_log() -> str:
             return os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
 
         @cache
         def wait() -> None:
             assert process.stdout is not None
             if process.stdout.readline() != b"ready\n":
-                raise RuntimeError(f"The peer {name} did not subscribe:\n{said()[-3000:]}")
+                raise RuntimeError(f"The peer {name} did not subscribe:\n{read_log()[-3000:]}")
 
-        yield Started(process.pid, wait, said)
+        yield Started(process.pid, wait, read_log)
 
 
-def measure(spec: Spec, said: Callable[[], str] = str, past: str = "") -> Measured:
-    """One run of the load.
+def measure(spec: Spec, read_log: Callable[[], str] = str, native_server: str = "") -> Measured:
+    """Run the load.
 
     Args:
-        said: what the process that was loaded has logged.
-        past: the peers' server that is asked natively, past the broker.
-    Raises: RuntimeError: no result came at all.
+        read_log: returns the log of the loaded process.
+        native_server: server to load directly, bypassing the broker.
+    Raises: RuntimeError: no result arrived.
     """
     load = (
-        ("benchmarks.peers.native", past, asdict(spec), PYTHON)
-        if past
+        ("benchmarks.peers.native", native_server, asdict(spec), PYTHON)
+        if native_server
         else ("benchmarks.harness.load", "", asdict(spec))
     )
     with ended(process := _python(*load)):
         out, _ = process.communicate(timeout=spec.warmup_s + spec.seconds + 2 * PATIENCE_S + _ANSWER_S)
     if process.returncode:
-        raise RuntimeError(f"The load ended with {process.returncode}\n{said()[-3000:]}")
+        raise RuntimeError(f"The load exited with {process.returncode}:\n{read_log()[-3000:]}")
     measured = Measured(**orjson.loads(out))
     if not measured.results:
-        raise RuntimeError(f"No result came on {spec.results}\n{said()[-3000:]}")
+        raise RuntimeError(f"No result was published on {spec.results}:\n{read_log()[-3000:]}")
     return measured
 
 
 def raw(case: str, seconds: float, **options: Any) -> dict[str, Any]:
-    """What a backend does alone (`raw.py`)."""
+    """Measure a backend alone (`raw.py`)."""
     with ended(process := _python("benchmarks.harness.raw", case, {"seconds": seconds, **options})):
         out, _ = process.communicate(timeout=_ANSWER_S)
     measured: dict[str, Any] = orjson.loads(out)
@@ -108,9 +108,9 @@ def raw(case: str, seconds: float, **options: Any) -> dict[str, Any]:
 
 
 def _python(
-    module: str, argument: str, given: Mapping[str, Any], python: str = sys.executable, log: IO[bytes] | None = None
+    module: str, argument: str, options: Mapping[str, Any], python: str = sys.executable, log: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
-    """A module of ours as a process that finds what it is given on its standard input."""
+    """Start a module as a process, with its options as JSON on standard input."""
     process = processes.start(
         [python, "-m", module, *([argument] if argument else [])],
         stdin=subprocess.PIPE,
@@ -120,31 +120,31 @@ def _python(
         env=os.environ.copy(),
     )
     assert process.stdin is not None
-    process.stdin.write(orjson.dumps(given))
+    process.stdin.write(orjson.dumps(options))
     process.stdin.close()
     process.stdin = None  # `communicate` would flush it
     return process
 
 
 @dataclass(slots=True)
-class Company:
-    """How many cores were taken by work that is none of ours while the block ran. Known when it has ended.
+class BackgroundLoad:
+    """Measures how many cores unrelated processes used during the block.
 
-    All of the machine's time, less that of this process and of those it started and has seen end.
+    That is the machine's CPU time minus that of this process and of its children that have ended.
     """
 
     cores: float = 0.0
-    _began: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    _start: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __enter__(self) -> Self:
-        self._began = self._now()
+        self._start = self._now()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        at, busy, ours = (now - then for now, then in zip(self._now(), self._began, strict=True))
-        self.cores = max(busy - ours, 0.0) / at
+        seconds, busy, ours = (now - then for now, then in zip(self._now(), self._start, strict=True))
+        self.cores = max(busy - ours, 0.0) / seconds
 
     @staticmethod
     def _now() -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""The backends alone: inputs made beforehand, called in a loop, nothing around. The most that this machine gives.
+"""Measures the backends alone, called in a loop with prepared inputs: the most that this machine can do.
 
 echo '{"seconds": 0.5}' | python -m benchmarks.harness.raw vad
 """
@@ -22,7 +22,7 @@ from benchmarks.harness import silero
 from hedgerow.models.bundle.model_file import resolve
 
 VAD = "package:silero_vad/data/silero_vad_openvino_16k.onnx"
-"""Of the package's files with the same weights, the one that every contender is quickest with."""
+"""Of the package's files with the same weights, the fastest one for every contender."""
 TEXT = "package:rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"
 SIDE = 320
 
@@ -30,17 +30,17 @@ Run = Callable[[Any], Any]
 
 
 def path_of(model: str) -> str:
-    """Where the file of a model is."""
+    """Return the path of a model's file."""
     return str(resolve(model, Path()).path)
 
 
 def vad_session(threads: int, model: str = VAD) -> Any:
-    """Silero VAD on ONNX Runtime."""
+    """Load Silero VAD on ONNX Runtime."""
     return silero.session(path_of(model), threads)
 
 
 def vad_runner(batch: int) -> Run:
-    """Silero VAD, from its feed to its next state: one frame on ONNX Runtime, more on OpenVINO, as each is quickest."""
+    """Load Silero VAD, from feed to next state, on the faster backend: ONNX Runtime for one frame, OpenVINO for more."""
     if batch == 1:
         session = vad_session(threads=1)
         return lambda feed: session.run(None, feed)[1]
@@ -49,7 +49,7 @@ def vad_runner(batch: int) -> Run:
 
 
 def text_runner(backend: str, threads: int) -> Run:
-    """The text detector: from (1, 3, H, W) to (1, 1, H, W). May be called from one thread at a time."""
+    """Load the text detector: (1, 3, H, W) → (1, 1, H, W). Not thread-safe."""
     path = path_of(TEXT)
     if backend == "onnxruntime":
         import onnxruntime
@@ -67,34 +67,37 @@ def text_runner(backend: str, threads: int) -> Run:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",  # by default it computes in bfloat16 where it can: not what the node does
+        "INFERENCE_PRECISION_HINT": "f32",  # as the node does; the default may be bfloat16
     }
     request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
     return lambda tensor: next(iter(request.infer({0: tensor}, share_inputs=True, share_outputs=True).values()))
 
 
 def timed(runs: list[Callable[[], Any]], rows: int, seconds: float) -> dict[str, Any]:
-    """Call each of these in a thread of its own for so long. Returns: rows a second, processor µs a row, median ms a call."""
+    """Call each of these in its own thread for this long.
+
+    Returns: `rate` in rows per second, `cpu_us` per row, `call_ms`, the median per call.
+    """
     for run in runs:
         run()
-    took: list[list[float]] = [[] for _ in runs]
+    durations: list[list[float]] = [[] for _ in runs]
     until = time.perf_counter() + seconds
 
-    def work(run: Callable[[], Any], mine: list[float]) -> None:
+    def work(run: Callable[[], Any], durations: list[float]) -> None:
         now = time.perf_counter()
         while now < until:
             run()
             then, now = now, time.perf_counter()
-            mine.append(now - then)
+            durations.append(now - then)
 
-    threads = [threading.Thread(target=work, args=pair) for pair in zip(runs, took, strict=True)]
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(runs, durations, strict=True)]
     began, cpu = time.perf_counter(), time.process_time()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    count = sum(map(len, took)) * rows
-    each = sorted(itertools.chain(*took))
+    count = sum(map(len, durations)) * rows
+    each = sorted(itertools.chain(*durations))
     return {
         "rate": count / (time.perf_counter() - began),
         "cpu_us": (time.process_time() - cpu) / count * 1e6,
@@ -103,7 +106,7 @@ def timed(runs: list[Callable[[], Any]], rows: int, seconds: float) -> dict[str,
 
 
 def vad(seconds: float, batches: list[int]) -> dict[str, Any]:
-    """Rates by batch: one caller at a time on one thread, and as many callers as there are cores."""
+    """Return rates by batch size, with one and with two callers of one thread each."""
 
     def run(batch: int) -> Callable[[], Any]:
         runner = vad_runner(batch)
@@ -123,7 +126,7 @@ def vad(seconds: float, batches: list[int]) -> dict[str, Any]:
 
 
 def text(seconds: float, cases: list[str]) -> dict[str, Any]:
-    """Rates by case: `openvino, 2 on 1 threads, batch 4`."""
+    """Return rates by case, such as `openvino, 2 on 1 threads, batch 4`."""
 
     def run(case: str) -> dict[str, Any]:
         backend, callers, threads, batch = re.fullmatch(r"(\w+), (\d+) on (\d+) threads, batch (\d+)", case).groups()  # type: ignore[union-attr]
@@ -135,7 +138,7 @@ def text(seconds: float, cases: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the case that is named."""
+    """Measure the model named on the command line."""
     options = json.load(sys.stdin)
     json.dump(vad(**options) if sys.argv[1] == "vad" else text(**options), sys.stdout)
 

@@ -1,1 +1,1 @@
-"""What models cost: batches, memory, swaps, reloads."""
+"""Benchmarks of models: batching, memory, swaps, reloads."""

@@ -1,4 +1,4 @@
-"""Memory: what a node adds to the backend and its model, and what a stream costs that has fallen silent."""
+"""Memory that a node adds to the backend and its model, and memory of an idle stream."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATIENCE_S = 20.0
 _OPEN = "package:silero_vad/data/silero_vad_16k_op15.onnx"
 MODEL = {
     "path": _OPEN,
-    "backend": "onnxruntime",  # whose memory does not depend on which batch sizes there were
+    "backend": "onnxruntime",  # its memory does not depend on the batch sizes used before
     "max_batch": 64,
     "streams": 2,
     "threads": 1,
@@ -40,7 +40,7 @@ sys.stdin.read()
 
 
 def run(options: Options) -> list[Cell]:
-    """Voice activity. Resident memory after a run under full load, without and with 1,000 streams more."""
+    """Voice activity. Resident memory after full load, without and with 1,000 further streams."""
     bare, busy, idle = [], [], []
     payloads_of = vad.sound()[:1]
     for _ in range(options.repeats):
@@ -51,18 +51,16 @@ def run(options: Options) -> list[Cell]:
             arena.load(node, vad.STREAMS, payloads, options, window=vad.WINDOW)
             busy.append(_rss(node) / 1e6)
             one = arena.payloads(payloads_of)
-            _one_frame_each(
-                arena, node, one, options, "first"
-            )  # the load's own bursts grow buffers; these count no more
+            _one_frame_each(arena, node, one, options, "first")  # grows the buffers for bursts, which do not count
             before = _rss(node)
             _one_frame_each(arena, node, one, options, "second")
             idle.append((_rss(node) - before) / IDLE_STREAMS / 1e3)
     added = [node_mb - bare_mb for node_mb, bare_mb in zip(busy, bare, strict=True)]
     return [
-        cell("memory.bare", "a process with the backend and the model alone", bare, "MB"),
-        cell("memory.node", "the node, after full load", busy, "MB"),
-        cell("memory.added", "what the node adds (less is better)", added, "MB"),
-        cell("memory.idle_stream", "a stream that sent a frame and fell silent (less is better)", idle, "kB"),
+        cell("memory.bare", "process with backend and model only", bare, "MB"),
+        cell("memory.node", "node, after full load", busy, "MB"),
+        cell("memory.added", "added by the node (less is better)", added, "MB"),
+        cell("memory.idle_stream", "idle stream, after one frame (less is better)", idle, "kB"),
     ]
 
 
@@ -81,7 +79,7 @@ def _bare_mb() -> float:
 
 
 def _one_frame_each(arena: Arena, node: Contender, payloads: list[str], options: Options, name: str) -> None:
-    """A frame from each of as many new streams, within a second. Raises: RuntimeError: not all had a result."""
+    """Send one frame on each of IDLE_STREAMS new streams within a second. Raises: RuntimeError: a result is missing."""
     topics = [f"{node.name}/{name}-{stream}" for stream in range(IDLE_STREAMS)]
     spec = {"topics": topics, "rate": float(IDLE_STREAMS), "warmup_s": 0.0, "seconds": 1.2, "stalled_s": _PATIENCE_S}
     measured = arena.load(node, IDLE_STREAMS, payloads, options, **spec)

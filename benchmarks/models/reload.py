@@ -1,6 +1,6 @@
-"""Live reloads under load: batch limits and queue changed and changed back while frames come. None may be lost.
+"""Live reloads under load: batch limits and queue are changed and changed back while frames flow. None may be lost.
 
-Voice activity, QoS 0, open loop below capacity: what is lost would not come again.
+Voice activity, QoS 0, open loop below capacity: the broker does not repeat a lost frame.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from benchmarks.harness.node import COMMAND
 from hedgerow.bus.packets import PUBLISH, encode_publish_head
 
 SHARE = 0.3
-"""Of the capacity."""
+"""Share of the capacity."""
 CHANGES: tuple[tuple[str, str, Any], ...] = (
     ("model", "max_batch", 16),
     ("pipeline", "batch", 16),
     ("queue", "max_frames_per_stream", 256),
     ("queue", "max_rate_per_stream", 10_000.0),
 )
-"""Where, what and to which value."""
+"""Section, setting and value."""
 _PAUSE_S = 0.3
 
 
 def run(options: Options) -> list[Cell]:
-    """A load for each repeat, with all changes made and taken back within it."""
+    """Run one load per repeat, during which all changes are made and reverted."""
     lost: list[float] = []
     took: list[float] = []
     tails: list[float] = []
@@ -54,8 +54,8 @@ def run(options: Options) -> list[Cell]:
     at = f"{len(took)} reloads, {rate:.0f} frames/s"
     return [
         cell("reload.lost", "frames lost while batch limits and queue were changed", lost, "frames", at),
-        cell("reload.latency", "the same: longest from when a frame was due to its result", tails, "ms"),
-        cell("reload.took", "a reload, from command to answer", took, "ms"),
+        cell("reload.latency", "maximum latency during reloads", tails, "ms"),
+        cell("reload.took", "reload, from command to reply", took, "ms"),
     ]
 
 
@@ -67,20 +67,20 @@ def _changed(node: Contender, where: str, what: str, value: Any) -> dict[str, An
 
 
 def _reload(arena: Arena, node: Contender, config: dict[str, Any]) -> float:
-    """Have the node go over to a configuration. Returns: ms. Raises: RuntimeError: it refuses, or says nothing."""
+    """Reload the node with a configuration. Returns: ms. Raises: RuntimeError: it refuses, or does not reply."""
     link = Connection(arena.broker.port, COMMAND.format(node=node.name, part="reply", name="reload"), "operator")
     payload = orjson.dumps({"args": {"config": orjson.dumps(config).decode()}})
     began = time.monotonic()
     topic = COMMAND.format(node=node.name, part="command", name="reload")
     link.socket.sendall(encode_publish_head(topic, len(payload)) + payload)
-    answer = b""
-    while not answer:
+    reply = b""
+    while not reply:
         if not select.select([link.socket], [], [], PATIENCE_S)[0]:
-            raise RuntimeError(f"The node does not answer\n{node.process.said()[-3000:]}")
+            raise RuntimeError(f"The node does not reply:\n{node.process.read_log()[-3000:]}")
         link.receive()
-        answer = b"".join(link.body(*span) for first, *span in link.packets() if first & 0xF0 == PUBLISH)
+        reply = b"".join(link.body(*span) for first, *span in link.packets() if first & 0xF0 == PUBLISH)
     ms = (time.monotonic() - began) * 1e3
     link.socket.close()
-    if b'"ok":true' not in answer:
-        raise RuntimeError(f"The node refused: {answer!r}")
+    if b'"ok":true' not in reply:
+        raise RuntimeError(f"The node refused to reload: {reply!r}")
     return ms

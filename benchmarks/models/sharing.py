@@ -1,4 +1,4 @@
-"""Two pipelines that share a model in one node, beside two nodes with a copy each: reading a line of text."""
+"""Two pipelines that share a model in one node, beside two nodes with one copy each: reading a line of text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WINDOW = 16
 
 
 def lines() -> list[bytes]:
-    """Lines of a scanned page, as JPEG."""
+    """Return lines of a scanned page, as JPEG."""
     spec = find_spec("skimage")
     assert spec is not None
     assert spec.origin is not None
@@ -50,15 +50,15 @@ def run(options: Options) -> list[Cell]:
                 each.wait()
             for _ in range(options.repeats):
                 for name, started in processes.items():
-                    rates[name].append(_load(port, name, payloads, options, started[0].said).rate)
+                    rates[name].append(_load(port, name, payloads, options, started[0].read_log).rate)
                     memory[name].append(_resident_mb(started))
     return [
         *(cell(f"sharing.rate.{name}", _NAMES[name], rates[name], "frames/s") for name in rates),
         *(cell(f"sharing.memory.{name}", f"{_NAMES[name]}: resident", memory[name], "MB") for name in memory),
-        ratio("sharing.rate_shared_per_copies", "one node ÷ two", rates["shared"], rates["copies"]),
+        ratio("sharing.rate_shared_per_copies", "one node ÷ two nodes: rate", rates["shared"], rates["copies"]),
         ratio(
             "sharing.memory_shared_per_copies",
-            "resident memory, one node ÷ two (less is better)",
+            "one node ÷ two nodes: resident memory (less is better)",
             memory["shared"],
             memory["copies"],
             unit="cost ×",
@@ -66,10 +66,10 @@ def run(options: Options) -> list[Cell]:
     ]
 
 
-_NAMES = {"shared": "one node, two pipelines, one model", "copies": "two nodes with a copy each"}
+_NAMES = {"shared": "one node, two pipelines, one model", "copies": "two nodes, one copy each"}
 
 
-# As `hedgerow tune` has it, so that neither side gains by a setting that nobody would use.
+# As suggested by `hedgerow tune`, so that neither side is at a disadvantage.
 def _models(streams: int) -> dict[str, dict[str, object]]:
     return {"reader": {"path": MODEL, "backend": "openvino", "streams": streams, "threads": 1, "max_batch": 2}}
 
@@ -85,23 +85,23 @@ def _pipeline(frames: str) -> dict[str, object]:
     }
 
 
-def _load(port: int, name: str, payloads: list[str], options: Options, said: Callable[[], str]) -> Measured:
+def _load(port: int, name: str, payloads: list[str], options: Options, read_log: Callable[[], str]) -> Measured:
     return measure(
         Spec(
             port=port,
             topics=[f"{name}/{side}/{stream}" for stream in range(STREAMS) for side in ("left", "right")],
             payloads=payloads,
-            results="hedgerow/v1/bench/site/+/result/#",  # all others are silent
+            results="hedgerow/v1/bench/site/+/result/#",  # the other nodes are idle
             window=WINDOW,
             warmup_s=options.warmup_s,
             seconds=options.seconds,
         ),
-        said,
+        read_log,
     )
 
 
 def _resident_mb(processes: Sequence[Started]) -> float:
-    """Resident memory; pages that processes share, as those of libraries, count once."""
+    """Return resident memory; pages shared by the processes count once."""
     infos = [psutil.Process(each.pid).memory_full_info() for each in processes]
     mb: float = (infos[0].rss + sum(info.uss for info in infos[1:])) / 1e6
     return mb

@@ -1,5 +1,5 @@
-"""The peers: loops written by hand, a framework and two servers. Each runs in a process of its own.
+"""The peers: hand-written loops, a framework and two servers. Each runs in its own process.
 
-Some need packages that are no part of this project: those are in an environment of their own (`environment.py`), where
-`hedgerow` is not installed. So what they import of ours must do without it.
+Some need packages that this project does not depend on. These are installed in a separate environment (`environment.py`)
+without `hedgerow`, so modules that such peers import must not import it.
 """

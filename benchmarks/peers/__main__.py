@@ -1,9 +1,9 @@
-"""Run a peer, until it is ended.
+"""Runs a peer until terminated.
 
     echo '{"port": 1883, …}' | python -m benchmarks.peers vad-paho
 
-They do less than the node, and are not made to do more: no queue bounded in age, no lineage, no health, no dead letters,
-no acknowledgement held back until the result is safe.
+Peers do less than the node: no queue with a maximum age, no lineage, no health reports, no dead letters, and no delayed
+acknowledgement until the result is safe.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.peers import adapter, answers, loops
+from benchmarks.peers import adapter, handlers, loops
 
 PEERS: dict[
-    str, tuple[Callable[[answers.Answer, dict[str, Any]], None], Callable[[dict[str, Any]], answers.Answer]]
+    str, tuple[Callable[[handlers.Handler, dict[str, Any]], None], Callable[[dict[str, Any]], handlers.Handler]]
 ] = {
-    "vad-paho": (loops.paho, answers.vad),
-    "vad-aiomqtt": (loops.aiomqtt, answers.vad),
-    "vad-gmqtt": (loops.gmqtt, answers.vad),
-    "vad-faststream": (loops.faststream, answers.vad),
-    "text-paho": (loops.paho, answers.text),
-    "noop-paho": (loops.paho, answers.noop),
-    "count-paho": (loops.paho, answers.count),
-    "count-aiomqtt": (loops.aiomqtt, answers.count),
+    "vad-paho": (loops.paho, handlers.vad),
+    "vad-aiomqtt": (loops.aiomqtt, handlers.vad),
+    "vad-gmqtt": (loops.gmqtt, handlers.vad),
+    "vad-faststream": (loops.faststream, handlers.vad),
+    "text-paho": (loops.paho, handlers.text),
+    "noop-paho": (loops.paho, handlers.noop),
+    "count-paho": (loops.paho, handlers.count),
+    "count-aiomqtt": (loops.aiomqtt, handlers.count),
 }
 
 
 def main() -> None:
-    """Run the peer that is named: a loop, or a server behind the adapter."""
+    """Run the peer named on the command line: a loop, or a server behind the adapter."""
     options = json.load(sys.stdin)
     name = sys.argv[1]
     if name in PEERS:

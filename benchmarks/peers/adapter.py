@@ -1,7 +1,7 @@
-"""One thin adapter between MQTT and a server: takes frames, asks the server, publishes the results.
+"""Thin adapter between MQTT and a server: receives frames, calls the server, publishes the results.
 
-The server is a process below its own. One frame of a stream is asked for at a time, all streams at once: so frames stay
-in order and no batch holds a stream twice. The load that goes past the broker (`native.py`) asks the same server.
+The server is a child process. Streams are processed in parallel, each with one frame in flight, so frames stay in order
+and no batch has two frames of one stream. The native load (`native.py`) calls the same server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.peers.asking import CLIENTS
+from benchmarks.peers.server_clients import CLIENTS
 
 _READY_S = 60.0
 _SUBREAPER = 36
@@ -25,20 +25,20 @@ _SUBREAPER = 36
 
 
 def run(server: str, options: dict[str, Any]) -> None:
-    """Run a server and the adapter before it, until ended."""
+    """Run a server and its adapter until terminated."""
     import uvloop
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until the loop sees to it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until the event loop handles it
     with _running(server, options) as process, contextlib.suppress(asyncio.CancelledError):
         uvloop.run(_adapt(server, options, process))
 
 
 @contextlib.contextmanager
 def _running(server: str, options: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
-    """The server, and all processes that it starts, while the block runs."""
-    given = [str(options["server_port"]), options["model"]]
-    command = [sys.executable, "-m", f"benchmarks.peers.on_{server}", *given]
-    ctypes.CDLL(None).prctl(_SUBREAPER, 1)  # what the server's children took counts as ours when they have ended
+    """Run the server and its child processes during the block."""
+    arguments = [str(options["server_port"]), options["model"]]
+    command = [sys.executable, "-m", f"benchmarks.peers.on_{server}", *arguments]
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1)  # so that CPU time of the server's ended children counts as ours
     process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdout=sys.stderr, start_new_session=True)
     try:
         yield process
@@ -57,14 +57,14 @@ async def _adapt(server: str, options: dict[str, Any], process: subprocess.Popen
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     port, results, qos = options["server_port"], options["results"], options["qos"]
-    await _answering(server, port, process)
+    await _wait_ready(server, port, process)
     waiting: dict[str, asyncio.Queue[tuple[str, bytes]]] = {}
 
     async def serve(topic: str, frames: asyncio.Queue[tuple[str, bytes]]) -> None:
-        ask = await CLIENTS[server](port)
+        infer = await CLIENTS[server](port)
         while True:
             frame, payload = await frames.get()
-            result = {"id": frame, "topic": topic, "probability": await ask(topic, payload)}
+            result = {"id": frame, "topic": topic, "probability": await infer(topic, payload)}
             client.publish(results, json.dumps(result).encode(), qos=qos)
 
     def on_message(_: Any, topic: str, payload: bytes, __: int, properties: dict[str, Any]) -> int:
@@ -84,15 +84,15 @@ async def _adapt(server: str, options: dict[str, Any], process: subprocess.Popen
         await asyncio.Event().wait()
 
 
-async def _answering(server: str, port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until it does. Raises: TimeoutError: it does not within a minute; SystemExit: it has ended."""
+async def _wait_ready(server: str, port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the server replies. Raises: TimeoutError: it does not within a minute; SystemExit: it exited."""
     async with asyncio.timeout(_READY_S):
         while process.poll() is None:
             try:
-                ask = await CLIENTS[server](port)
-                await ask("ready", bytes(1024))
-            except Exception:  # noqa: BLE001  # which one it is depends on the server's protocol
+                infer = await CLIENTS[server](port)
+                await infer("ready", bytes(1024))
+            except Exception:  # noqa: BLE001  # the type depends on the server's protocol
                 await asyncio.sleep(0.2)
             else:
                 return
-    raise SystemExit(f"{server} has ended")  # its own last words say why
+    raise SystemExit(f"{server} exited while starting; see its output above")

@@ -1,4 +1,4 @@
-"""The environment of those peers that are no part of this project: `.venv-peers`, made when first asked for."""
+"""The environment of peers that this project does not depend on: `.venv-peers`, created on first use."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ PYTHON: Final = str(_FOLDER / "bin" / "python")
 
 
 def make() -> None:
-    """Install what the lock names, unless that is there. Raises: OSError, subprocess.CalledProcessError: it cannot be."""
-    made = _FOLDER / ".made-of"
-    if made.exists() and made.read_bytes() == _LOCK.read_bytes():
+    """Install the locked packages, unless current. Raises: OSError, subprocess.CalledProcessError: it failed."""
+    installed = _FOLDER / ".made-of"
+    if installed.exists() and installed.read_bytes() == _LOCK.read_bytes():
         return
     print("Installing the peers' packages into .venv-peers…", file=sys.stderr)
     uv = str(Path(sys.executable).with_name("uv"))
     shutil.rmtree(_FOLDER, ignore_errors=True)
     _run(uv, "venv", "--quiet", "--python", sys.executable, str(_FOLDER))
     _run(uv, "pip", "install", "--quiet", "--python", PYTHON, "--require-hashes", "--no-deps", "-r", str(_LOCK))
-    made.write_bytes(_LOCK.read_bytes())
+    installed.write_bytes(_LOCK.read_bytes())
 
 
 def _run(*command: str) -> None:
@@ -33,7 +33,7 @@ def _run(*command: str) -> None:
 
 
 def version(package: str) -> str:
-    """Of a package that the lock names."""
+    """Return the locked version of a package."""
     found = re.search(rf"^{package}==(\S+)", _LOCK.read_text(), re.MULTILINE)
     assert found is not None, package
     return found[1]

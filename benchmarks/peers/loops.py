@@ -1,8 +1,8 @@
-"""Loops written by hand, as each library's author would: one message at a time, each result as a small JSON message.
+"""Hand-written loops, one per library: one message at a time, each result a small JSON message.
 
-Settings are those of each library's manual: MQTT 5; no limit on queued messages, and `loop_forever`, its quickest loop,
-for paho ("Client", network loop); several workers on one client for aiomqtt ("The message queue"); uvloop for gmqtt and
-for FastStream, whose README and whose command line take it.
+Settings follow each library's manual: MQTT 5; for paho no limit on queued messages and `loop_forever`, its fastest loop
+("Client", network loop); for aiomqtt several workers on one client ("The message queue"); uvloop for gmqtt and
+FastStream, as in the README of one and the command line of the other.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import asyncio
 import socket
 from typing import Any
 
-from benchmarks.peers.answers import Answer
+from benchmarks.peers.handlers import Handler
 
 
-def paho(answer: Answer, options: dict[str, Any]) -> None:
-    """One thread: paho's own loop, inference and publishing within `on_message`."""
+def paho(handler: Handler, options: dict[str, Any]) -> None:
+    """Run paho's loop in one thread, with inference and publishing in `on_message`."""
     import paho.mqtt.client as library
     from paho.mqtt.enums import CallbackAPIVersion
 
@@ -25,9 +25,9 @@ def paho(answer: Answer, options: dict[str, Any]) -> None:
     client.max_queued_messages_set(0)
 
     def on_message(client: library.Client, _: Any, message: library.MQTTMessage) -> None:
-        given = getattr(message.properties, "UserProperty", ())
-        frame = next((value for name, value in given if name == "id"), "")
-        result = answer(message.topic, message.payload, frame)
+        properties = getattr(message.properties, "UserProperty", ())
+        frame = next((value for name, value in properties if name == "id"), "")
+        result = handler(message.topic, message.payload, frame)
         if result is not None:
             client.publish(results, result, qos=qos)
 
@@ -45,17 +45,17 @@ def paho(answer: Answer, options: dict[str, Any]) -> None:
     client.loop_forever()
 
 
-def aiomqtt(answer: Answer, options: dict[str, Any]) -> None:
-    """Workers that share one client, so that waiting for an acknowledgement holds up one of them alone."""
+def aiomqtt(handler: Handler, options: dict[str, Any]) -> None:
+    """Run workers that share one client, so that waiting for an acknowledgement blocks only one."""
     import aiomqtt as library
 
     qos, results = options["qos"], options["results"]
 
     async def work(client: library.Client) -> None:
         async for message in client.messages:
-            given = getattr(message.properties, "UserProperty", ())
-            frame = next((value for name, value in given if name == "id"), "")
-            result = answer(str(message.topic), message.payload, frame)
+            properties = getattr(message.properties, "UserProperty", ())
+            frame = next((value for name, value in properties if name == "id"), "")
+            result = handler(str(message.topic), message.payload, frame)
             if result is not None:
                 await client.publish(results, result, qos=qos)
 
@@ -77,8 +77,8 @@ def aiomqtt(answer: Answer, options: dict[str, Any]) -> None:
     asyncio.run(main())
 
 
-def gmqtt(answer: Answer, options: dict[str, Any]) -> None:
-    """A plain callback on uvloop, as in its README: within it the result is made and handed to the transport."""
+def gmqtt(handler: Handler, options: dict[str, Any]) -> None:
+    """Run a plain callback on uvloop, as in its README: it infers and publishes."""
     import gmqtt as library
     import uvloop
 
@@ -86,7 +86,7 @@ def gmqtt(answer: Answer, options: dict[str, Any]) -> None:
 
     def on_message(client: Any, topic: str, payload: bytes, _: int, properties: dict[str, Any]) -> int:
         frame = next((value for name, value in properties.get("user_property", ()) if name == "id"), "")
-        result = answer(topic, payload, frame)
+        result = handler(topic, payload, frame)
         if result is not None:
             client.publish(results, result, qos=qos)
         return 0
@@ -102,13 +102,13 @@ def gmqtt(answer: Answer, options: dict[str, Any]) -> None:
     uvloop.run(main())
 
 
-def faststream(answer: Answer, options: dict[str, Any]) -> None:
-    """A subscriber of its MQTT broker, on uvloop, with nothing between the message and the handler that may be left out.
+def faststream(handler: Handler, options: dict[str, Any]) -> None:
+    """Run a subscriber of its MQTT broker on uvloop, with all optional steps disabled.
 
-    That is, by its manual: no check and cast of arguments (`apply_types=False`; "Getting started, dependencies"), no
-    guess at the payload (a decoder of one's own; "Serialization, custom decoder"), no log line for each message
-    (`logger=None`; "Observability, logging"). One handler at a time (`max_workers=1`): nothing in it waits, and more
-    handlers at a time would leave the order of a stream to chance.
+    By its manual: no validation and cast of arguments (`apply_types=False`; "Getting started, dependencies"), no payload
+    guessing (a custom decoder; "Serialization, custom decoder"), no log line per message (`logger=None`; "Observability,
+    logging"). One handler at a time (`max_workers=1`): it never waits, and parallel handlers would not preserve the order
+    of a stream.
     """
     import uvloop
     from faststream import FastStream
@@ -123,13 +123,13 @@ def faststream(answer: Answer, options: dict[str, Any]) -> None:
     app = FastStream(broker, logger=None)
 
     async def handle(message: MQTTMessage) -> None:
-        result = answer(message.raw_message.topic, message.body, message.headers.get("id", ""))
+        result = handler(message.raw_message.topic, message.body, message.headers.get("id", ""))
         if result is not None:
             await broker.publish(result, results, qos=qos)
 
-    async def tell() -> None:
+    async def print_ready() -> None:
         print("ready", flush=True)
 
     broker.subscriber(options["frames"], qos=qos, no_reply=True)(handle)
-    app.after_startup(tell)
+    app.after_startup(print_ready)
     uvloop.run(app.run())

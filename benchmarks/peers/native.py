@@ -1,9 +1,9 @@
-"""The load that goes past the broker and asks a server natively: as many clients as there are streams.
+"""The load that calls a server natively, bypassing the broker, with one client per stream.
 
     python -m benchmarks.peers.native litserve < spec.json > measured.json
 
-A closed loop like that of `load.py`, of the same Spec, with one frame of each stream under way: a server that keeps the
-state of the streams can take no more.
+A closed loop like that of `load.py`, with the same Spec, and one frame in flight per stream: a server that keeps the
+streams' state accepts no more.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.harness.processor import Processor
-from benchmarks.peers.asking import CLIENTS
+from benchmarks.harness.cpu_times import CpuTimes
+from benchmarks.peers.server_clients import CLIENTS
 
 
 async def measure(server: str, spec: dict[str, Any], payloads: list[bytes]) -> dict[str, Any]:
-    """A Measured, as a dictionary: what it leaves out is not measured here."""
-    processor = Processor(spec["pids"])
+    """Return the fields of a Measured that apply here."""
+    cpu_times = CpuTimes(spec["pids"])
     results = 0
 
     async def stream(name: str, first: int) -> None:
         nonlocal results
-        ask = await CLIENTS[server](spec["port"])
+        infer = await CLIENTS[server](spec["port"])
         for number in itertools.count(first):
-            await ask(name, payloads[number % len(payloads)])
+            await infer(name, payloads[number % len(payloads)])
             results += 1
 
     async def clock() -> dict[str, Any]:
         await asyncio.sleep(spec["warmup_s"])
-        cpu_s, before, began = processor.seconds(), results, time.monotonic()
+        cpu_s, before, began = cpu_times.seconds(), results, time.monotonic()
         await asyncio.sleep(spec["seconds"])
         seconds, answered = time.monotonic() - began, results - before
         return {
             "seconds": seconds,
             "sent": answered,
             "results": answered,
-            "cpu_s": processor.since(cpu_s),
+            "cpu_s": cpu_times.since(cpu_s),
         }
 
     async with asyncio.TaskGroup() as tasks:
@@ -55,6 +55,6 @@ async def measure(server: str, spec: dict[str, Any], payloads: list[bytes]) -> d
 
 
 if __name__ == "__main__":
-    given = json.load(sys.stdin)
-    contents = [Path(path).read_bytes() for path in given["payloads"]]
-    json.dump(uvloop.run(measure(sys.argv[1], given, contents)), sys.stdout)
+    load_spec = json.load(sys.stdin)
+    contents = [Path(path).read_bytes() for path in load_spec["payloads"]]
+    json.dump(uvloop.run(measure(sys.argv[1], load_spec, contents)), sys.stdout)

@@ -4,11 +4,11 @@
 
 Settings, by its reference (docstrings of `LitServer` and `LitServer.run`, and "Batching" in its manual):
 
-- `max_batch_size` as many as there are streams, and `batch_timeout` a millisecond: 0 made an idle worker spin and was
-  slower, 5 ms were no quicker.
+- `max_batch_size` is the number of streams, `batch_timeout` 1 ms: 0 made an idle worker spin and was slower, 5 ms was no
+  faster.
 - `fast_queue`: "for high-throughput scenarios (>100 RPS)".
-- `num_api_servers=2`, of the "2-8" that it has for a start: 1.5 times as fast as one here; three were no faster.
-- One worker, since a stream's state is in one process. `log_level="warning"`: "good for production".
+- `num_api_servers=2`, of the suggested "2-8": 1.5 times as fast as one here; three were no faster.
+- One worker, because a stream's state is in one process. `log_level="warning"`: "good for production".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.harness.silero import SIZES, Batches
 
 
 class Vad(litserve.LitAPI):  # type: ignore[misc]  # has no types in this project's environment
-    """Every stream's state is here; a client has one frame of a stream under way, so no batch holds a stream twice."""
+    """Keeps the streams' states. Clients have one frame in flight per stream, so no batch has two frames of one."""
 
     def __init__(self, model: str) -> None:
         super().__init__(max_batch_size=SIZES[-1], batch_timeout=0.001)
@@ -57,5 +57,5 @@ if __name__ == "__main__":
         log_level="warning",
         generate_client_file=False,
         access_log=False,
-        timeout_keep_alive=3600,  # its connections wait while others have their turn
+        timeout_keep_alive=3600,  # connections are idle during the turns of other contenders
     )

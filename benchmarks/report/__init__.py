@@ -1,1 +1,1 @@
-"""Results as files."""
+"""Writes the results to files."""

@@ -1,8 +1,7 @@
-"""Targets as a picture: one bar each, from the target's line to what was measured, to the right where it is better.
+"""Draws the targets as an SVG: one bar each, from the target's line to the measured value; to the right is better.
 
-The scale is logarithmic: twice as good as asked for is as far to the right as half as good is to the left. Whether a
-target is met is told by direction, sign and hatching too, so that no colour is needed. The same numbers give the same
-bytes.
+The scale is logarithmic. Whether a target is met is also shown by direction, sign and hatching, not only by colour. The
+same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _WIDTH: Final = 960
 _HEAD, _ROW, _FOOT = 46, 26, 14
 _TITLES, _LEFT, _RIGHT = 12, 428, 780
 _MOST: Final = 4.0
-"""The scale ends here, and at its inverse; what is beyond gets an arrow."""
+"""End of the scale; its inverse is the beginning. An arrow marks values beyond."""
 _STYLE: Final = """
 .ground{fill:#fff;stroke:#d0d7de} text{fill:#1f2328;font:13px system-ui,sans-serif} .faint{fill:#59636e;font-size:12px}
 .grid{stroke:#d0d7de} .target{stroke:#1f2328;stroke-width:1.5} .whisker{stroke:#1f2328;stroke-width:1.5;fill:none}
@@ -29,7 +28,7 @@ _STYLE: Final = """
 
 
 def draw(cells: Sequence[Cell]) -> str:
-    """An SVG of cells with targets. One whose target is zero has no scale and is left out."""
+    """Return an SVG of the cells with targets, except targets of zero, which have no ratio."""
     shown = [each for each in cells if each.target]
     height = _HEAD + _ROW * len(shown) + _FOOT
     root = Xml.Element(
@@ -56,7 +55,7 @@ def draw(cells: Sequence[Cell]) -> str:
 
 
 def score(each: Cell, value: float) -> float:
-    """How many times as good as its target a value is: 1 just meets it."""
+    """Return how many times as good as its target a value is; 1 just meets it."""
     assert each.target
     if not each.less_is_better:
         return max(value, 0.0) / each.target
@@ -86,19 +85,19 @@ def _bar(root: Xml.Element, each: Cell, top: int) -> None:
     beyond = "▸ " if reached > _MOST else "◂ " if reached < 1 / _MOST else ""
     sign = "≤" if each.less_is_better else "≥"
     unit = "" if each.unit.endswith("×") or each.unit == "copies" else f" {each.unit}"
-    said = f"{beyond}{'✓' if each.met else '✗'} {each.value:.3g}{unit} ({sign} {each.target:g})"
-    _add(root, "text", "", said, x=_RIGHT + 12, y=middle + 4.5)
+    label = f"{beyond}{'✓' if each.met else '✗'} {each.value:.3g}{unit} ({sign} {each.target:g})"
+    _add(root, "text", "", label, x=_RIGHT + 12, y=middle + 4.5)
 
 
 def _x(times: float) -> float:
-    """Where a score stands."""
+    """Return the x coordinate of a score."""
     within = math.log(min(max(times, 1 / _MOST), _MOST), _MOST)
     return round(_LEFT + (_RIGHT - _LEFT) * (within + 1) / 2, 1)
 
 
 def _add(parent: Xml.Element, tag: str, look: str, text: str | None = None, **attributes: float | str) -> Xml.Element:
-    given = {"class": look} if look else {}
-    given |= {name.replace("_", "-"): f"{v:g}" if not isinstance(v, str) else v for name, v in attributes.items()}
-    element = Xml.SubElement(parent, tag, given)
+    texts = {"class": look} if look else {}
+    texts |= {name.replace("_", "-"): f"{v:g}" if not isinstance(v, str) else v for name, v in attributes.items()}
+    element = Xml.SubElement(parent, tag, texts)
     element.text = text
     return element

@@ -1,9 +1,9 @@
-"""What a run leaves: results.json, cells.json, report.svg and REPORT.md.
+"""Writes results.json, cells.json, report.svg and REPORT.md.
 
-- `results.json` has a number for each line of the table of targets; its `id` is the row.
-- `cells.json` has everything that was measured, by suite, with when and how thoroughly.
-- A run of some suites leaves what the folder holds of the others, if it was measured on the same machine with the same
-  versions; each entry says when that was.
+- `results.json` has one entry per target with a row; its `id` is the row.
+- `cells.json` has all measurements, by suite, with time and options.
+- A run of some suites keeps the folder's results of the others, if they were measured on the same machine with the same
+  versions; each entry has its time.
 """
 
 from __future__ import annotations
@@ -21,35 +21,33 @@ from benchmarks.report import picture
 from hedgerow.backends.cores import cores
 
 _PACKAGES: Final = ("hedgerow", "numpy", "onnxruntime", "openvino", "paho-mqtt", "aiomqtt", "gmqtt")
-_ALONE_CORES: Final = 0.1
+_MAX_BACKGROUND_CORES: Final = 0.1
 _METHOD: Final = """\
-Every contender is a process of its own on one Mosquitto; all are up at once, and one process loads them in turns, so
-that whatever else the machine does falls on all alike. Numbers are medians over the repeats, with the least and the
-most beside them; a ratio is taken within each repeat, and its median over them. Absolute numbers belong to this
-machine at that hour; the ratios are what to compare.
+Each contender is a separate process on one Mosquitto. All run at the same time, and one process loads them in turns, so
+other work on the machine affects all alike. Numbers are medians over the repeats, with minimum and maximum. Ratios are
+taken within each repeat, then their median. Absolute numbers depend on this machine at that time; compare the ratios.
 
-- **Saturating** means a closed loop: a fixed number of frames is under way, and each result lets the next one go. The
-  load counts the results itself. **Open loop** (latency, overload, reload) means that frames go when they are due and
-  latency counts from then, so that a stall is charged to every frame it delays; frames due within the measured time
-  count however late their result comes.
-- **Processor time** is user and system time of a process over the measured seconds, divided by results.
-- **loop** is paho with the model called in `on_message`, one message at a time, written as well as we know how
-  (`benchmarks/peers/`). It bounds no queue, keeps no lineage and says nothing of its health.
-- **peers** are listed in `docs/contributor/performance.md`, with their settings and where those come from. What they
-  measure takes a second a run. LitServe and MLServer are loaded natively, past the broker, by 64 clients with one frame
-  each under way, and through the broker by way of one adapter (`benchmarks/peers/adapter.py`), whose processor time
-  counts as theirs.
-- **The bound** of text detection is the number of cores ÷ the processor seconds that a frame costs at least: in the
-  backend alone at its best setting (found by a sweep over backends, threads and batches, in float32), in the broker and
-  in the load. The node decodes, finds boxes, encodes and publishes on top of that.
-- **Added latency** is the node's p50 or p99 less that of a control: one thread on a raw socket that gives each frame to
-  the same model, batch 1, and publishes an answer that was encoded beforehand. So the control has the same inference and the
-  same two passes through the same broker at the same rate, waits for the same cores, and does nothing else.
-- **mosquitto_sub** prints the length of each frame. Both it and the node get the same frames as fast as the broker
-  takes them, and time runs from the first frame sent to the last one received (mosquitto_sub) or answered (the node).
-- **Copies** are counted in the node: the most memory that Python had under way for a frame of 1 MB, in frames. The buffer
-  that the kernel reads into is one; what was copied and its copy would be two.
-- **Age** of a result in overload runs from when its frame was due to when the load heard it.
+- **Saturating** load is a closed loop: a fixed number of frames is in flight, and each result releases the next frame.
+  The load counts the results. In an **open loop** (latency, overload, reload), frames are sent when due and latency
+  counts from then, so a stall is charged to every frame it delays. Frames due within the measured time count however
+  late their result arrives.
+- **CPU time** is user and system time of a process over the measured seconds, divided by results.
+- **loop** is paho with the model called in `on_message`, one message at a time, written as well as we can
+  (`benchmarks/peers/`). It has no bounded queue, no lineage and no health reports.
+- **peers** are listed in `docs/contributor/performance.md`, with their settings and the sources of these. A run takes one
+  second. LitServe and MLServer are loaded natively, bypassing the broker, by 64 clients with one frame in flight each;
+  and through the broker by one adapter (`benchmarks/peers/adapter.py`), whose CPU time is included.
+- **The bound** of text detection is the number of cores ÷ the least CPU time that a frame costs: in the backend alone at
+  its best setting (from a sweep over backends, threads and batches, in float32), in the broker and in the load. The node
+  also decodes, finds boxes, encodes and publishes.
+- **Added latency** is the node's p50 or p99 minus that of a control: one thread on a raw socket that passes each frame to
+  the same model, batch 1, and publishes a reply encoded beforehand. The control has the same inference and the same two
+  broker hops at the same rate on the same cores, and does nothing else.
+- **mosquitto_sub** prints the length of each frame. It and the node get the same frames as fast as the broker accepts
+  them; time runs from the first frame sent to the last one received (mosquitto_sub) or answered (the node).
+- **Copies** are counted in the node: the peak of Python's memory per frame of 1 MB, in frames. The receive buffer counts
+  as one; a copy of it would make two.
+- **Age** of a result in overload is the time from when its frame was due until the load received the result.
 """
 
 
@@ -58,10 +56,10 @@ class Record:
     """One run of one suite.
 
     Attributes:
-        measured: when, UTC.
-        repeats, seconds, warmup_s, smoke: how thoroughly.
-        others_cores: cores that work which is none of ours took meanwhile.
-        cells: what came of it.
+        measured: time, UTC.
+        repeats, seconds, warmup_s, smoke: options of the run.
+        others_cores: cores used by unrelated processes during the run.
+        cells: results.
     """
 
     measured: str
@@ -74,7 +72,7 @@ class Record:
 
     @classmethod
     def of(cls, measured: str, options: Options, others_cores: float, cells: Iterable[Cell]) -> Record:
-        """What a suite has just measured."""
+        """Make a record of a suite's cells."""
         rounded = (each.rounded() for each in cells)
         how = (options.repeats, options.seconds, options.warmup_s, options.smoke)
         return cls(measured, *how, round(others_cores, 3), tuple(rounded))
@@ -85,31 +83,31 @@ Records = Mapping[str, Record]
 
 
 def earlier(folder: Path) -> Records:
-    """What the folder holds, if it was measured on this machine with these versions."""
+    """Read the folder's records, if they were measured on this machine with these versions."""
     path = folder / "cells.json"
     if not path.exists():
         return {}
-    held = json.loads(path.read_text())
-    if held["machine"] != _machine():
+    stored = json.loads(path.read_text())
+    if stored["machine"] != _machine():
         return {}
     return {
         name: Record(**{**record, "cells": tuple(Cell(**each) for each in record["cells"])})
-        for name, record in held["suites"].items()
+        for name, record in stored["suites"].items()
     }
 
 
 def write(folder: Path, records: Records) -> None:
     """Write all four files."""
     folder.mkdir(parents=True, exist_ok=True)
-    held = {"machine": _machine(), "suites": {name: asdict(record) for name, record in records.items()}}
-    (folder / "cells.json").write_text(_json(held))
+    content = {"machine": _machine(), "suites": {name: asdict(record) for name, record in records.items()}}
+    (folder / "cells.json").write_text(_json(content))
     (folder / "results.json").write_text(_json(rows(records)))
     (folder / "report.svg").write_text(picture.draw(_targeted(records)))
     (folder / "REPORT.md").write_text("\n".join(_lines(records)) + "\n")
 
 
 def rows(records: Records) -> list[dict[str, Any]]:
-    """What stands in results.json."""
+    """Return the entries of results.json."""
     return [
         {
             "id": TARGETS[each.id].row,
@@ -130,7 +128,7 @@ def rows(records: Records) -> list[dict[str, Any]]:
 
 
 def number(value: float) -> str:
-    """A number for people: three digits that matter."""
+    """Format a number with about three significant digits."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
@@ -141,7 +139,7 @@ def _json(value: Any) -> str:
 
 
 def _with_records(records: Records) -> list[tuple[Cell, Record]]:
-    """Cells with a target, in the order of the table; those beside it last."""
+    """Return the cells with a target, in the order of TARGETS."""
     order = list(TARGETS)
     found = [(each, record) for record in records.values() for each in record.cells if each.id in TARGETS]
     return sorted(found, key=lambda pair: order.index(pair[0].id))
@@ -152,7 +150,7 @@ def _targeted(records: Records) -> list[Cell]:
 
 
 def _lines(records: Records) -> list[str]:
-    lines = ["# Benchmarks", "", *_described(), "", "## Where we lose", "", *_losses(records), "", *_warnings(records)]
+    lines = ["# Benchmarks", "", *_heading(), "", "## Where we lose", "", *_losses(records), "", *_warnings(records)]
     lines += [
         "## Targets",
         "",
@@ -167,7 +165,7 @@ def _lines(records: Records) -> list[str]:
     for name, record in records.items():
         lines += [f"## {name}", ""]
         lines += [
-            f"{record.measured} UTC, {record.repeats} repeats of {record.seconds:g} s, {record.warmup_s:g} s to warm up.",
+            f"{record.measured} UTC, {record.repeats} repeats of {record.seconds:g} s, {record.warmup_s:g} s warm-up.",
             "",
         ]
         lines += ["| | median | low – high | unit | target | |", "|---|--:|--:|---|--:|---|"]
@@ -186,7 +184,7 @@ def _numbers(each: Cell) -> list[str]:
 
 
 def _losses(records: Records) -> list[str]:
-    """Every cell that missed its target, and every ratio to a peer that is below one."""
+    """List the cells that missed their targets, and the ratios to a peer below one."""
     lines = []
     for each in (each for record in records.values() for each in record.cells):
         behind = each.target is None and each.unit == "×" and each.value < 1
@@ -194,24 +192,24 @@ def _losses(records: Records) -> list[str]:
             of_target = f", target {each.target:g}" if each.target is not None else ""
             note = f" ({each.note})" if each.note else ""
             lines.append(f"- {each.name}: **{number(each.value)} {each.unit}**{of_target}{note}")
-    return lines or ["In none of the cells measured."]
+    return lines or ["None of the measured cells."]
 
 
 def _warnings(records: Records) -> list[str]:
-    """What makes numbers worth less than they look."""
+    """List the reasons to distrust the numbers."""
     lines: list[str] = []
     if smoke := [name for name, record in records.items() if record.smoke]:
-        lines += [f"**Smoke runs, which show that the benchmarks work and nothing else:** {', '.join(smoke)}.", ""]
+        lines += [f"**Smoke runs, whose numbers mean nothing:** {', '.join(smoke)}.", ""]
     if few := [name for name, record in records.items() if record.repeats < 5 and not record.smoke]:
         lines += [f"**Fewer than five repeats:** {', '.join(few)}.", ""]
-    company = {name: each.others_cores for name, each in records.items() if each.others_cores > _ALONE_CORES}
-    if company:
-        took = ", ".join(f"{name} {taken:.2f}" for name, taken in company.items())
+    busy = {name: each.others_cores for name, each in records.items() if each.others_cores > _MAX_BACKGROUND_CORES}
+    if busy:
+        used = ", ".join(f"{name} {cores:.2f}" for name, cores in busy.items())
         lines += [
             (
-                f"**Other work took more than {_ALONE_CORES:.0%} of a core** (cores on average, by suite): {took}. Whoever has "
-                "more threads then gets more of the rest, so ratios of rates lean towards the node; compare processor time, "
-                "and measure again on a quiet machine."
+                f"**Other work used more than {_MAX_BACKGROUND_CORES:.0%} of a core** (average cores, by suite): {used}. "
+                "Contenders with more threads then get a larger share of the rest, so ratios of rates favour the node; "
+                "compare CPU time, and measure again on an idle machine."
             ),
             "",
         ]
@@ -240,7 +238,11 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _described() -> Sequence[str]:
-    of = _machine()
-    packages = ", ".join(f"{name} {number}" for name, number in of["packages"].items())
-    return f"{of['processor']}, {of['cores']} cores · {of['system']} · Python {of['python']}", "", packages
+def _heading() -> Sequence[str]:
+    machine = _machine()
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
+    return (
+        f"{machine['processor']}, {machine['cores']} cores · {machine['system']} · Python {machine['python']}",
+        "",
+        packages,
+    )

@@ -1,1 +1,1 @@
-"""Stages that only benchmarks use."""
+"""Stages for the benchmarks."""

@@ -1,16 +1,16 @@
-"""A stage that only counts, so that all that is measured is the way there."""
+"""The `count` stage, to measure receiving alone."""
 
 from hedgerow import Frame, Stage, StageConfig
 
 
 class CountConfig(StageConfig):
-    """How often to answer."""
+    """How often to return a result."""
 
     each: int
 
 
 class Count(Stage[CountConfig]):
-    """Absorb every frame, but for each n-th, which is a sign of life."""
+    """Absorb all frames except each n-th, which returns a result."""
 
     _seen = 0
 

@@ -1,10 +1,10 @@
-"""A stage that does nothing, so that all that is measured is the way there and back."""
+"""The `noop` stage, to measure receiving and publishing."""
 
 from hedgerow import Frame, Stage, StageConfig
 
 
 class Noop(Stage[StageConfig]):
-    """Answer every frame with its size."""
+    """Return the size of every frame."""
 
     def process(self, frame: Frame) -> Frame:
         """Never raises."""

@@ -1,4 +1,4 @@
-"""A stage bound by Python: what it does holds the interpreter lock all the time."""
+"""The `spin` stage: CPU-bound Python that holds the interpreter lock."""
 
 from pydantic import Field
 
@@ -6,13 +6,13 @@ from hedgerow import Frame, Stage, StageConfig
 
 
 class SpinConfig(StageConfig):
-    """How much to do."""
+    """Amount of work."""
 
-    loops: int = Field(25_000, ge=1, description="Rounds of arithmetic a frame; about 25 a microsecond.")
+    loops: int = Field(25_000, ge=1, description="Rounds of arithmetic per frame; about 25 per microsecond.")
 
 
 class Spin(Stage[SpinConfig]):
-    """Do arithmetic for about a millisecond: a fixed amount of work, so that a busy machine does not shorten it."""
+    """Do arithmetic for about a millisecond: a fixed amount of work, not of time, so that load does not reduce it."""
 
     concurrent = True
 

@@ -1,4 +1,4 @@
-"""A stage that tells how much memory was under way for a frame: whether anything was copied between socket and stage."""
+"""The `weigh` stage: measures whether a payload was copied between socket and stage."""
 
 import tracemalloc
 from typing import Final
@@ -9,14 +9,14 @@ _LARGE: Final = 100_000
 
 
 class Weigh(Stage[StageConfig]):
-    """Answer every frame with the most memory that Python had taken since the frame before it came here.
+    """Return the peak of Python's memory since the previous frame, in frames.
 
-    What was copied and its copy are there at the same time, so both would be in it. Small frames between large ones
-    let the node forget a large one before the next comes.
+    The original and a copy exist at the same time, so both would be included. Small frames between large ones let the
+    node release a large frame before the next arrives.
     """
 
     def setup(self, context: StageContext) -> None:
-        """Begin to keep account."""
+        """Start tracing memory."""
         tracemalloc.start()
         self._rest = 0
 

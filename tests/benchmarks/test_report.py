@@ -1,4 +1,4 @@
-"""What a run leaves: the numbers by row of the targets, everything measured, a picture, and the losses first."""
+"""The files of a benchmark run: results.json, cells.json, report.svg and REPORT.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 import typer
-from benchmarks.__main__ import SUITES, chosen
+from benchmarks.__main__ import SUITES, select_suites
 from benchmarks.harness.cells import TARGETS, Cell, Options, cell, percentile, ratio
 from benchmarks.report import picture, report
 from benchmarks.report.report import Record
@@ -21,7 +21,7 @@ def record(*cells: Cell, measured: str = "2026-01-02 03:04", others_cores: float
 
 
 def every_target() -> list[Cell]:
-    """A cell for each target, some met, some missed, with a spread."""
+    """Return a cell for each target, some met, some missed, with a spread."""
     return [
         cell(key, f"<{key}> & more", [target.value * each for each in (0.5, 0.9, 3.0)], unit)
         for key, target in TARGETS.items()
@@ -29,7 +29,7 @@ def every_target() -> list[Cell]:
     ]
 
 
-def test_each_row_of_the_table_has_its_numbers_and_a_bench_that_gives_them(tmp_path: Path) -> None:
+def test_every_target_row_has_a_suite_and_results(tmp_path: Path) -> None:
     assert {target.row for target in TARGETS.values()} - {0} == set(range(1, 14))
     assert {key.split(".")[0] for key in TARGETS} <= SUITES.keys()
 
@@ -41,7 +41,7 @@ def test_each_row_of_the_table_has_its_numbers_and_a_bench_that_gives_them(tmp_p
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
 
 
-def test_what_misses_its_target_comes_first_in_the_report(tmp_path: Path) -> None:
+def test_missed_targets_come_first_in_the_report(tmp_path: Path) -> None:
     missed = cell("noop.received.node_per_paho", "received, node ÷ paho", [2.0, 2.1, 2.2], "×")
     met = cell("vad.node_per_loop", "node ÷ loop", [3.5], "×")
     report.write(tmp_path, {"vad": record(met), "noop": record(missed)})
@@ -52,7 +52,7 @@ def test_what_misses_its_target_comes_first_in_the_report(tmp_path: Path) -> Non
     assert "- node ÷ loop" not in text
 
 
-def test_company_of_more_than_a_tenth_of_a_core_is_in_the_report(tmp_path: Path) -> None:
+def test_background_load_above_a_tenth_of_a_core_is_reported(tmp_path: Path) -> None:
     quiet, loud = record(others_cores=0.05), record(others_cores=0.4)
     report.write(tmp_path, {"vad": quiet, "noop": loud})
 
@@ -61,23 +61,23 @@ def test_company_of_more_than_a_tenth_of_a_core_is_in_the_report(tmp_path: Path)
     assert "vad" not in line
 
 
-def test_a_run_of_some_suites_leaves_the_others_of_the_same_machine(tmp_path: Path) -> None:
+def test_results_of_other_suites_on_the_same_machine_are_kept(tmp_path: Path) -> None:
     one = cell("vad.node_per_loop", "node ÷ loop", [3.5, 3.6], "×")
     report.write(tmp_path, {"vad": record(one)})
 
     assert report.earlier(tmp_path) == {"vad": record(one)}
 
 
-def test_results_of_another_machine_are_not_mixed_in(tmp_path: Path) -> None:
+def test_results_of_another_machine_are_discarded(tmp_path: Path) -> None:
     report.write(tmp_path, {"vad": record()})
-    held = json.loads((tmp_path / "cells.json").read_text())
-    held["machine"]["cores"] = 4096
-    (tmp_path / "cells.json").write_text(json.dumps(held))
+    stored = json.loads((tmp_path / "cells.json").read_text())
+    stored["machine"]["cores"] = 4096
+    (tmp_path / "cells.json").write_text(json.dumps(stored))
 
     assert report.earlier(tmp_path) == {}
 
 
-def test_the_picture_is_valid_and_always_the_same() -> None:
+def test_the_picture_is_valid_and_reproducible() -> None:
     cells = every_target()
     drawn = picture.draw(cells)
     root = Xml.fromstring(drawn)
@@ -88,7 +88,7 @@ def test_the_picture_is_valid_and_always_the_same() -> None:
     assert drawn == picture.draw(cells)
 
 
-def test_the_picture_tells_met_from_missed_without_colour() -> None:
+def test_the_picture_distinguishes_met_from_missed_without_colour() -> None:
     met = cell("vad.node_per_loop", "", [4.0], "×")
     missed = cell("latency.vad.added_p99", "", [3.0], "ms")
     texts = [each.text for each in Xml.fromstring(picture.draw([met, missed])).iter("{http://www.w3.org/2000/svg}text")]
@@ -96,37 +96,37 @@ def test_the_picture_tells_met_from_missed_without_colour() -> None:
     assert "✗ 3 ms (≤ 1)" in texts
 
 
-def test_less_than_nothing_is_as_good_as_it_gets_where_less_is_better() -> None:
-    """Latency that a node adds is a difference; it may fall below zero."""
+def test_a_negative_value_scores_best_if_less_is_better() -> None:
+    """Added latency is a difference and may be negative."""
     less = cell("latency.vad.added_p50", "", [-0.1], "ms")
     assert picture.score(less, less.value) == float("inf")
     Xml.fromstring(picture.draw([less]))
 
 
-def test_rows_and_names_choose_suites_in_their_own_order() -> None:
-    assert chosen("9,1") == ["vad", "overload"]
-    assert chosen("5") == chosen("6") == ["noop"]
-    assert chosen(" text , 7") == ["text", "large"]
-    assert chosen("") == [name for name, suite in SUITES.items() if not suite.only_asked]
-    with pytest.raises(typer.BadParameter, match="rows 1 to 13"):
-        chosen("14")
+def test_rows_and_names_select_suites_in_order() -> None:
+    assert select_suites("9,1") == ["vad", "overload"]
+    assert select_suites("5") == select_suites("6") == ["noop"]
+    assert select_suites(" text , 7") == ["text", "large"]
+    assert select_suites("") == [name for name, suite in SUITES.items() if not suite.explicit_only]
+    with pytest.raises(typer.BadParameter, match=r"no suite or row '14'.*rows 1 to 13"):
+        select_suites("14")
 
 
 def test_a_ratio_is_taken_within_each_repeat() -> None:
-    """A repeat during which the machine was busy slows both, and so says as much as the others."""
+    """A busy machine slows both sides of a repeat, so its ratio is as good as the others."""
     both = ratio("vad.node_per_loop", "", [100.0, 10.0, 90.0], [50.0, 5.0, 30.0])
 
     assert (both.value, both.low, both.high) == (2.0, 2.0, 3.0)
 
 
-def test_a_target_is_a_floor_for_ratios_and_a_ceiling_for_times() -> None:
-    """Which of the two it is, its unit says."""
+def test_a_target_is_a_lower_limit_for_ratios_and_an_upper_limit_for_times() -> None:
+    """The unit decides which."""
     assert cell("vad.node_per_loop", "", [9.0], "×").met is True
     assert cell("latency.vad.added_p99", "", [9e9], "ms").met is False
     assert cell("vad.rate.node", "", [9.0], "frames/s").met is None
 
 
-def test_a_percentile_is_one_of_the_values() -> None:
-    """Never interpolated: a p99 is a latency that some frame had."""
+def test_a_percentile_is_not_interpolated() -> None:
+    """A p99 is a latency that some frame had."""
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile([3.0, 1.0, 2.0], 0.99) == 3.0

@@ -1,6 +1,6 @@
-"""The images themselves: built, and run as a site runs them, against a real broker and with a real model.
+"""Builds the images and runs them as a site would, with a real broker and a real model.
 
-Slow, since building takes minutes the first time: `make test-images`.
+Slow, because the first build takes minutes: `make test-images`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ IMAGES = {"localhost/hedgerow:onnx": 120, "localhost/hedgerow:openvino": 180, "l
 def until(happened: Callable[[], Any], what: Callable[[], Any] = lambda: "it") -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not happened():
-        assert time.monotonic() < deadline, f"waited in vain: {what()}"
+        assert time.monotonic() < deadline, f"timed out after {PATIENCE_S} s: {what()}"
         time.sleep(0.1)
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
     except OSError:
         return False
 
@@ -51,7 +51,7 @@ def mounted(site: Path) -> list[str]:
 
 
 def configure(site: Path, broker: Mosquitto, port: int, backend: str) -> list[str]:
-    """Write a node's file with the vibration model beside it; what to run."""
+    """Write a node's configuration and the vibration model. Returns: the command to run."""
     shutil.copyfile(MODEL, site / "config" / "vibration.onnx")
     config = {
         "node": {"region": "r", "site": "s", "name": "n", "state_dir": str(site / "state"), "drain_s": DRAIN_S},
@@ -79,7 +79,7 @@ def configure(site: Path, broker: Mosquitto, port: int, backend: str) -> list[st
 
 
 async def first_result(broker: Mosquitto) -> dict[str, Any]:
-    """Send frames until a result comes."""
+    """Send a frame and return its result."""
     samples = np.random.default_rng(7).normal(size=2048).round(4).tolist()
     async with aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5) as client:
         await client.subscribe("hedgerow/v1/r/s/n/result/#", qos=1)
@@ -90,16 +90,16 @@ async def first_result(broker: Mosquitto) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("image", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
-async def test_a_node_in_a_container_answers_a_frame_with_a_result(
+async def test_a_node_in_a_container_processes_a_frame(
     engine: Engine, site: Path, mosquitto: Mosquitto, held_port: int, image: str, backend: str
 ) -> None:
-    """Its root is read-only, its memory limited, it is nobody, has no rights, and ends within its time to drain."""
+    """With a read-only root, limited memory, and no privileges; it exits within its drain time."""
     command = configure(site, mosquitto, held_port, backend)
     with engine.running(f"localhost/hedgerow:{image}", *command, options=mounted(site)) as node:
-        until(lambda: answers(f"http://127.0.0.1:{held_port}/readyz"), lambda: node.log)
-        assert answers(f"http://127.0.0.1:{held_port}/healthz")
+        until(lambda: responds(f"http://127.0.0.1:{held_port}/readyz"), lambda: node.log)
+        assert responds(f"http://127.0.0.1:{held_port}/healthz")
         result = await first_result(mosquitto)
-        confined(node)
+        assert_confined(node)
         probed = node.inside("probe", f"http://127.0.0.1:{held_port}/healthz")
         assert probed.stdout.startswith("200 ")
 
@@ -107,19 +107,19 @@ async def test_a_node_in_a_container_answers_a_frame_with_a_result(
 
     assert result["result"]["anomalous"] in (True, False)
     assert [model["backend"] for model in result["lineage"]["models"]] == [backend]
-    assert (site / "state" / "outbox.db").exists(), "the state folder is all it may write to"
+    assert (site / "state" / "outbox.db").exists(), "the state folder is the only one it may write to"
 
 
-def confined(container: Container) -> None:
-    """Who it is and what it may."""
-    who = container.inside("id", "-u").stdout.split()
-    assert who == [str(USER)]
-    for place in ("/x", "/opt/hedgerow/x", "/etc/passwd", "/usr/bin/x"):
-        refused = container.inside("sh", "-c", f"echo x >> {place}", check=False)
-        assert refused.returncode != 0, place
-    rights = container.inside("cat", "/proc/1/status").stdout
-    assert "CapEff:\t0000000000000000" in rights
-    assert "NoNewPrivs:\t1" in rights
+def assert_confined(container: Container) -> None:
+    """Check user, read-only root, capabilities and memory limit."""
+    user = container.inside("id", "-u").stdout.split()
+    assert user == [str(USER)]
+    for path in ("/x", "/opt/hedgerow/x", "/etc/passwd", "/usr/bin/x"):
+        refused = container.inside("sh", "-c", f"echo x >> {path}", check=False)
+        assert refused.returncode != 0, path
+    status = container.inside("cat", "/proc/1/status").stdout
+    assert "CapEff:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
     limits = "/sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes"
     assert container.inside("sh", "-c", f"cat {limits} 2>/dev/null", check=False).stdout.split() == [str(2**30)]
 
@@ -139,26 +139,26 @@ def test_a_region_service_in_a_container_collects(
     )
     command = ("region", "run", f"{site}/config/region.yaml")
     with engine.running("localhost/hedgerow-region", *command, options=mounted(site)) as service:
-        until(lambda: answers(f"http://127.0.0.1:{held_port}/readyz"), lambda: service.log)
-        confined(service)
-        until(lambda: collector(service, site).get("connected"), lambda: service.log)  # its first beat comes after
+        until(lambda: responds(f"http://127.0.0.1:{held_port}/readyz"), lambda: service.log)
+        assert_confined(service)
+        until(lambda: collector(service, site).get("connected"), lambda: service.log)  # set by its first heartbeat
 
         assert service.stop(30) == 0, service.log
 
 
 def collector(service: Container, site: Path) -> dict[str, Any]:
-    """What the service's status says of its collector; nothing as long as it says nothing."""
+    """Return the collector's part of the service's status; empty if there is none yet."""
     command = ("hedgerow", "region", "status", "--store", str(site / "state" / "region.db"), "--json")
-    said = json.loads(service.inside(*command, check=False).stdout or "{}")
-    return said.get("collector") or {}
+    status = json.loads(service.inside(*command, check=False).stdout or "{}")
+    return status.get("collector") or {}
 
 
-def test_a_node_in_podman_tells_systemd_that_it_is_ready_and_alive(
+def test_a_node_in_podman_notifies_systemd(
     engine: Engine, site: Path, mosquitto: Mosquitto, held_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the Quadlet units have it. Here the test holds the socket that would be systemd's."""
+    """As in the Quadlet units. The test provides the socket in place of systemd."""
     if engine.name != "podman":
-        pytest.skip("only podman hands on systemd's socket")
+        pytest.skip("only podman passes on systemd's socket")
     command = configure(site, mosquitto, held_port, "auto")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(f"{site}/notify")
@@ -168,22 +168,22 @@ def test_a_node_in_podman_tells_systemd_that_it_is_ready_and_alive(
         options = [*mounted(site), "--sdnotify=container", "--env=WATCHDOG_USEC=60000000"]
         with engine.running("localhost/hedgerow:onnx", *command, options=options):
             monkeypatch.delenv("NOTIFY_SOCKET")
-            heard = ""
-            while not ("WATCHDOG=1" in heard and "READY=1" in heard):
-                heard += notify.recv(4096).decode() + "\n"
+            received = ""
+            while not ("WATCHDOG=1" in received and "READY=1" in received):
+                received += notify.recv(4096).decode() + "\n"
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_is_small_and_holds_neither_tools_nor_models(engine: Engine, image: str, tmp_path: Path) -> None:
-    known = inspected(engine, image)
-    config: Any = known.get("Config")
+def test_an_image_is_small_and_has_no_tools_or_models(engine: Engine, image: str, tmp_path: Path) -> None:
+    metadata = inspected(engine, image)
+    config: Any = metadata.get("Config")
     assert config["User"] == f"{USER}:{USER}"
-    check: Any = known.get("Healthcheck") or config.get("Healthcheck")  # podman's place and docker's
+    check: Any = metadata.get("Healthcheck") or config.get("Healthcheck")  # for podman and for docker
     assert check["Test"][:2] == ["CMD", "probe"]
-    found = engine.once(image, "-c", LOOK, options=["--entrypoint=sh"])
-    assert found.split("\n")[0].split(": ") == ["tools", ""]
-    assert found.split("\n")[1].split(": ") == ["models", ""]
-    assert found.split("\n")[2].split(": ") == ["uncompiled", "0"]
+    output = engine.once(image, "-c", INSPECT, options=["--entrypoint=sh"])
+    assert output.split("\n")[0].split(": ") == ["tools", ""]
+    assert output.split("\n")[1].split(": ") == ["models", ""]
+    assert output.split("\n")[2].split(": ") == ["uncompiled", "0"]
 
     save = processes.start([engine.name, "save", image], stdout=subprocess.PIPE)
     packed = subprocess.run(["gzip", "-c"], stdin=save.stdout, capture_output=True, check=True).stdout
@@ -191,7 +191,7 @@ def test_an_image_is_small_and_holds_neither_tools_nor_models(engine: Engine, im
     assert len(packed) < IMAGES[image] * 1e6
 
 
-LOOK = """
+INSPECT = """
 echo "tools: $(for tool in pip pip3 gcc cc make apt apt-get dpkg perl git curl wget; do command -v $tool; done)"
 echo "models: $(find / -xdev \\( -name '*.onnx' -o -name '*.tflite' -o -name '*.pt' \\) 2>/dev/null)"
 cd /opt/hedgerow/lib/hedgerow
@@ -200,7 +200,7 @@ echo "uncompiled: $(($(find . -name '*.py' | wc -l) - $(find . -name '*.pyc' | w
 
 
 def test_an_image_has_all_stages_and_both_backends(engine: Engine) -> None:
-    """What was left out is not missed: every stage can be imported, and both backends say what they have."""
+    """Removed parts are not needed: every stage can be imported, and both backends work."""
     stages = json.loads(engine.once("localhost/hedgerow:openvino", "plugin", "list", "--json"))
     assert {stage["package"] for stage in stages} == {
         "hedgerow", "hedgerow-vision", "hedgerow-audio", "hedgerow-signal"

@@ -1,19 +1,19 @@
-"""What documentation is made of, and a place to run it in.
+"""Parses the fenced blocks of documents and runs them.
 
-Every fenced block of README.md and docs/ says by its first line what it is:
+The first line of each block in README.md and docs/ says how it is tested:
 
-    ```sh                          is run, in order, in one folder per document; it must exit with 0
-    ```sh background: until TEXT   is started and goes on; the next block waits until it has printed TEXT
-    ```sh fails: CODE              is run and must exit with that code
-    ```sh not-run: REASON          is not run
-    ```text                        is what the last `sh` block that ended has printed: these lines, in this order.
-                                   Numbers may differ, `…` stands for anything
-    ```text background             is what one that goes on has printed
-    ```text not-run: REASON        is what a command printed that is not run
-    ```yaml, ```python, …          is checked by its language; with a FILE after that it is saved as that file
+    ```sh                          run, in order, in one folder per document; must exit with 0
+    ```sh background: until TEXT   started in the background; the next block waits until it has printed TEXT
+    ```sh fails: CODE              run; must exit with this code
+    ```sh not-run: REASON          not run
+    ```text                        output of the last foreground `sh` block: these lines, in this order. Numbers may
+                                   differ, `…` stands for anything
+    ```text background             output of a background block
+    ```text not-run: REASON        output of a command that is not run
+    ```yaml, ```python, …          checked by language; if followed by FILE, saved as that file
 
-A document runs as a reader would run it: with a virtual environment of its own, so that it may install things, and with
-a broker on the usual port. Where the document starts no broker itself, there is one.
+A document runs as a reader would run it: with its own virtual environment, so that it may install packages, and with a
+broker on the default port, which the test starts unless the document does.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _STARTS_A_BROKER = re.compile(r"^mosquitto -", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, what follows that on its first line, its text and its line in the document."""
+    """A fenced block: its language, the rest of its first line, its text, and its line in the document."""
 
     language: str
     info: str
@@ -54,12 +54,12 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The file it is to be saved as."""
+        """Name of the file to save it as."""
         first = self.info.partition(" ")[0]
         return first if "." in first else None
 
-    def said(self, word: str) -> str | None:
-        """What follows `word:` in the first line."""
+    def option(self, word: str) -> str | None:
+        """Return the text after `word:` in the first line."""
         return self.info.removeprefix(f"{word}:").strip() if self.info.startswith(f"{word}:") else None
 
 
@@ -77,7 +77,7 @@ def blocks() -> Callable[[Path], list[Block]]:
 
 
 class Reader:
-    """Does what a document says, in a folder of its own."""
+    """Runs the blocks of a document in its own folder."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
@@ -112,8 +112,8 @@ class Reader:
         }
 
     def read(self, block: Block) -> None:
-        """Do what a block says. Raises: AssertionError: it does not do as the document says."""
-        if block.said("not-run") is not None:
+        """Run, save or compare a block. Raises: AssertionError: the result differs from the document."""
+        if block.option("not-run") is not None:
             return
         if block.language == "text":
             self._compare(block)
@@ -122,7 +122,7 @@ class Reader:
                 path = self.folder / block.file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(self._here(block.text), "utf-8")
-        elif (until := block.said("background")) is not None:
+        elif (until := block.option("background")) is not None:
             self._start(block, until.removeprefix("until").strip())
         else:
             self._run(block)
@@ -134,9 +134,11 @@ class Reader:
                 code = process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                raise AssertionError(f"line {block.line} did not end:\n{block.text}\n{self._log.read_text()}") from None
-        expected = int(block.said("fails") or 0)
-        assert code == expected, f"line {block.line} gave {code}:\n{block.text}\n{self._log.read_text()}"
+                raise AssertionError(
+                    f"line {block.line} did not end within {PATIENCE_S} s:\n{block.text}\n{self._log.read_text()}"
+                ) from None
+        expected = int(block.option("fails") or 0)
+        assert code == expected, f"line {block.line} exited with {code}:\n{block.text}\n{self._log.read_text()}"
 
     def _start(self, block: Block, until: str) -> None:
         path = self.folder / f".out{block.line}"
@@ -146,22 +148,22 @@ class Reader:
         self._background_logs.append(path)
         deadline = time.monotonic() + PATIENCE_S
         while until not in path.read_text():
-            assert process.poll() is None, f"line {block.line} ended:\n{path.read_text()}"
-            assert time.monotonic() < deadline, f"line {block.line} never said {until!r}:\n{path.read_text()}"
+            assert process.poll() is None, f"line {block.line} exited:\n{path.read_text()}"
+            assert time.monotonic() < deadline, f"line {block.line} did not print {until!r}:\n{path.read_text()}"
             time.sleep(0.05)
 
     def _compare(self, block: Block) -> None:
-        """Look for the block's lines in what was printed; what goes on may still be about to print them."""
-        wanted = [line for line in block.text.splitlines() if line.strip()]
+        """Find the block's lines in the output, waiting for background processes to print them."""
+        expected = [line for line in block.text.splitlines() if line.strip()]
         logs = self._background_logs if block.info == "background" else [self._log]
         deadline = time.monotonic() + (PATIENCE_S if block.info == "background" else 0)
         while True:
             printed = [log.read_text() for log in logs]
-            missing = [first_missing(wanted, text) for text in printed]
+            missing = [first_missing(expected, text) for text in printed]
             if None in missing:
                 return
             if time.monotonic() > deadline:
-                raise AssertionError(f"line {block.line}: no line like {missing[0]!r} in\n" + "\n".join(printed))
+                raise AssertionError(f"line {block.line}: no line matches {missing[0]!r} in\n" + "\n".join(printed))
             time.sleep(0.1)
 
     def _shell(self, block: Block, log: object) -> subprocess.Popen[str]:
@@ -190,16 +192,16 @@ class Reader:
                 process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-        for pid_file in self.folder.rglob("*.pid"):  # what went into the background by itself
+        for pid_file in self.folder.rglob("*.pid"):  # daemons
             with suppress(ProcessLookupError, ValueError):
                 os.kill(int(pid_file.read_text()), signal.SIGKILL)
         self._stack.close()
 
 
-def first_missing(wanted: list[str], printed: str) -> str | None:
-    """The first of these lines that was not printed after those before it; numbers may differ, `…` is anything."""
+def first_missing(expected: list[str], printed: str) -> str | None:
+    """Return the first expected line not printed in order; numbers may differ, `…` is anything."""
     lines = iter(printed.splitlines())
-    for line in wanted:
+    for line in expected:
         pieces = [_pattern(piece) for piece in re.split(r"(…|\d+|\s+)", line.strip())]
         pattern = re.compile(rf"\s*{''.join(pieces)}\s*")
         if not any(pattern.fullmatch(found) for found in lines):
@@ -214,11 +216,11 @@ def _pattern(piece: str) -> str:
 
 
 def _virtual_environment(folder: Path) -> Path:
-    """One that sees all that is installed here, and into which more can be installed; gives back its programs."""
+    """Create a virtual environment that also has the current packages. Returns: its folder of programs."""
     venv.create(folder, symlinks=True, with_pip=False)
-    here = sysconfig.get_path("purelib")
+    current = sysconfig.get_path("purelib")
     (site,) = folder.glob("lib/python*/site-packages")
-    (site / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    (site / "current.pth").write_text(f"import site; site.addsitedir({current!r})\n")
     programs = folder / "bin"
     for name, run in (
         ("hedgerow", "from hedgerow.__main__ import main"),
@@ -232,7 +234,7 @@ def _virtual_environment(folder: Path) -> Path:
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Callable[[Path], Reader]]:
-    """Makes a reader of a document, with a broker if the document starts none."""
+    """Make a reader of a document, with a broker unless the document starts one."""
     stack = ExitStack()
 
     def make(document: Path) -> Reader:

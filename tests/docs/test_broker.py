@@ -1,4 +1,4 @@
-"""The brokers in broker/ start as they stand, and let each one do what its comments say."""
+"""The site's broker in broker/ starts unchanged and enforces its documented permissions and limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ USERS = ("gateway", "operator", "shift-display", "pump-3")
 
 @dataclass
 class Site:
-    """A site's broker: the file in the repository, with its paths and ports laid elsewhere."""
+    """A site's broker, with the repository's configuration except for paths and ports."""
 
     port: int
     tls_port: int
@@ -45,7 +45,7 @@ class Site:
         )
 
     async def may_publish(self, user: str, topic: str) -> bool:
-        """Whether somebody who may read all of it sees what a user publishes."""
+        """Return whether a user's message reaches a client that may read all topics."""
         async with self.client("operator") as reader, self.client(user) as writer:
             await reader.subscribe("hedgerow/v1/#")
             await writer.publish(topic, b"x", qos=1)
@@ -70,14 +70,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         command = ["mosquitto_passwd", "-b", folder / "passwords", user, f"secret of {user}"]
         subprocess.run(command, check=True, capture_output=True)
     (folder / "acl").write_text((SITE / "acl").read_text("utf-8"))
-    made = Site(ports.enter_context(held_port()), ports.enter_context(held_port()), folder / "ca.pem")
+    broker = Site(ports.enter_context(held_port()), ports.enter_context(held_port()), folder / "ca.pem")
     text = (SITE / "mosquitto.conf").read_text("utf-8")
     for theirs, ours in (
         ("/etc/mosquitto/certs", folder),
         ("/etc/mosquitto", folder),
         ("/var/lib/mosquitto", folder),
-        ("listener 1883", f"listener {made.port}"),
-        ("listener 8883", f"listener {made.tls_port}"),
+        ("listener 1883", f"listener {broker.port}"),
+        ("listener 8883", f"listener {broker.tls_port}"),
     ):
         assert theirs in text
         text = text.replace(theirs, str(ours))
@@ -86,11 +86,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         process = processes.start([find_mosquitto(), "-c", folder / "mosquitto.conf"], stderr=log)
     try:
         deadline = time.monotonic() + 60
-        while not _listens(made.tls_port):
+        while not _listens(broker.tls_port):
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        yield made
+        yield broker
     finally:
         process.terminate()
         process.wait(60)
@@ -119,8 +119,8 @@ async def test_no_client_can_impersonate_another(site: Site, user: str, topic: s
     assert await site.may_publish(user, topic) is allowed
 
 
-async def test_a_node_takes_what_sensors_send_below_their_own_names(site: Site) -> None:
-    """And a sensor whose publish was refused stays connected."""
+async def test_a_node_receives_what_sensors_publish_below_their_names(site: Site) -> None:
+    """A sensor whose publish was refused stays connected."""
     async with site.client("gateway") as node, site.client("pump-3") as sensor:
         await node.subscribe("hall-2/#", qos=1)
         await sensor.publish("hall-2/pump-4/vibration", b"forged", qos=1)
@@ -130,53 +130,53 @@ async def test_a_node_takes_what_sensors_send_below_their_own_names(site: Site) 
             return
 
 
-async def test_a_subscription_that_is_forbidden_is_granted_and_stays_silent(site: Site) -> None:
-    """Mosquitto looks at who may read when it delivers."""
-    async with site.client("operator") as curious, site.client("gateway") as node, site.client("pump-3") as sensor:
-        granted = await curious.subscribe([("hall-2/#", 1), ("hedgerow/v1/#", 1)])
+async def test_a_forbidden_subscription_is_granted_but_receives_nothing(site: Site) -> None:
+    """Mosquitto checks read permissions on delivery."""
+    async with site.client("operator") as operator, site.client("gateway") as node, site.client("pump-3") as sensor:
+        granted = await operator.subscribe([("hall-2/#", 1), ("hedgerow/v1/#", 1)])
         await sensor.publish("hall-2/pump-3/vibration", b"not for operators", qos=1)
         await node.publish("hedgerow/v1/plant-7/hall-2/gateway/result/pumps", b"for operators", qos=1)
-        first = await anext(aiter(curious.messages))
+        first = await anext(aiter(operator.messages))
 
     assert [code.is_failure for code in granted] == [False, False]
     assert first.payload == b"for operators"
 
 
-async def test_a_stranger_is_refused(site: Site) -> None:
+async def test_an_anonymous_client_is_refused(site: Site) -> None:
     with pytest.raises(aiomqtt.MqttError, match=r"(?i)not authori[sz]ed"):
         async with site.client(None):
             pass
 
 
-async def test_elsewhere_than_on_its_machine_it_speaks_tls(site: Site) -> None:
+async def test_other_machines_connect_by_tls(site: Site) -> None:
     async with site.client("gateway", tls=True) as node:
         await node.subscribe("hall-2/#")
 
 
-def test_it_tells_senders_how_many_messages_may_be_under_way(site: Site) -> None:
-    """The number in the file; Mosquitto's own is 20."""
-    told: list[Properties] = []
+def test_senders_receive_the_inflight_limit(site: Site) -> None:
+    """The configured limit; Mosquitto's default is 20."""
+    received: list[Properties] = []
     client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
     client.username_pw_set("operator", "secret of operator")
-    client.on_connect = lambda _client, _data, _flags, _reason, properties: told.append(properties)
+    client.on_connect = lambda _client, _data, _flags, _reason, properties: received.append(properties)
     client.connect("127.0.0.1", site.port)
-    while not told:
+    while not received:
         client.loop(0.1)
     client.disconnect()
 
-    assert told[0].ReceiveMaximum == 1000
+    assert received[0].ReceiveMaximum == 1000
 
 
-async def test_the_queue_of_a_client_that_is_away_is_not_cut_at_1000(site: Site) -> None:
-    """Mosquitto's default drops the 1001st message without a word."""
+async def test_a_disconnected_clients_queue_holds_more_than_1000_messages(site: Site) -> None:
+    """By default, Mosquitto silently drops the 1001st message."""
     session = Properties(PacketTypes.CONNECT)
     session.SessionExpiryInterval = 60
 
-    def away() -> aiomqtt.Client:
+    def persistent() -> aiomqtt.Client:
         return aiomqtt.Client(
             "127.0.0.1",
             site.port,
-            identifier="away",
+            identifier="persistent",
             username="gateway",
             password="secret of gateway",
             protocol=aiomqtt.ProtocolVersion.V5,
@@ -184,14 +184,14 @@ async def test_the_queue_of_a_client_that_is_away_is_not_cut_at_1000(site: Site)
             properties=session,
         )
 
-    async with away() as node:
+    async with persistent() as node:
         await node.subscribe("hall-2/#", qos=1)
     async with site.client("pump-3") as sensor:
         for number in range(1500):
             await sensor.publish("hall-2/pump-3/vibration", str(number).encode(), qos=1)
-    async with away() as node:
-        got = 0
+    async with persistent() as node:
+        received = 0
         async for _ in node.messages:
-            got += 1
-            if got == 1500:
+            received += 1
+            if received == 1500:
                 return

@@ -1,4 +1,4 @@
-"""The examples in configs/ run as they stand, on frames of the kind their comments speak of."""
+"""The examples in configs/ run unchanged, on frames as described in their comments."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.parametrize("path", [CONFIGS / "plant.yaml", CONFIGS / "shop.yaml"], ids=lambda path: path.name)
-def test_everything_an_example_names_is_there(path: Path) -> None:
-    """Stages, their settings, models: what `hedgerow config check` looks at."""
+def test_an_example_configuration_passes_config_check(path: Path) -> None:
+    """Stages, their settings, models: the checks of `hedgerow config check`."""
     assert configcheck.load(path).pipelines
 
 
-def test_the_rollout_is_one_that_a_region_would_take() -> None:
+def test_the_rollout_example_is_valid() -> None:
     assert load_plan(CONFIGS / "rollout.yaml").rollout == "faces-2"
 
 
-def run(file: str, pipeline: str, given: list[Frame]) -> PipelineRun:
+def run(file: str, pipeline: str, input_frames: list[Frame]) -> PipelineRun:
     config = configfile.load(CONFIGS / file)
     models = {
         name: model.model_copy(
@@ -40,9 +40,9 @@ def run(file: str, pipeline: str, given: list[Frame]) -> PipelineRun:
         for name, model in config.models.items()
     }
     stages: list[Any] = [{stage.name: stage.config} for stage in config.pipelines[pipeline].stages]
-    made = run_pipeline(stages, given, models=models)
-    assert made.errors == []
-    return made
+    result = run_pipeline(stages, input_frames, models=models)
+    assert result.errors == []
+    return result
 
 
 def jpeg(picture: np.ndarray) -> bytes:
@@ -51,28 +51,28 @@ def jpeg(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_the_shop_counts_who_comes_in() -> None:
-    made = run("shop.yaml", "visitors", frames([jpeg(data.astronaut())] * 2, content_type="image/jpeg"))
+def test_the_shop_counts_visitors() -> None:
+    run_ = run("shop.yaml", "visitors", frames([jpeg(data.astronaut())] * 2, content_type="image/jpeg"))
 
-    assert [found["label"] for found in made.results[0]["detections"]] == ["face"]
-    assert len(made.results) == 1, "nothing moved between the two"
+    assert [found["label"] for found in run_.results[0]["detections"]] == ["face"]
+    assert len(run_.results) == 1, "the second picture has no motion"
 
 
 @pytest.mark.parametrize(("file", "pipeline"), [("shop.yaml", "delivery-notes"), ("plant.yaml", "labels")])
 def test_pages_and_labels_are_read(file: str, pipeline: str) -> None:
-    made = run(file, pipeline, [frame(jpeg(data.page()), content_type="image/jpeg")])
+    run_ = run(file, pipeline, [frame(jpeg(data.page()), content_type="image/jpeg")])
 
-    assert "Region-based segmentation" in [line["text"] for line in made.results[0]["texts"]]
-
-
-def test_the_shop_is_quiet_when_nobody_speaks() -> None:
-    made = run("shop.yaml", "counter", frames([bytes(1024)] * 10, content_type="audio/l16"))
-
-    assert made.results == []
-    assert made.dropped["no-speech"] > 0
+    assert "Region-based segmentation" in [line["text"] for line in run_.results[0]["texts"]]
 
 
-def test_the_plant_hears_a_bearing_that_fails() -> None:
+def test_the_shop_detects_no_speech_in_silence() -> None:
+    run_ = run("shop.yaml", "counter", frames([bytes(1024)] * 10, content_type="audio/l16"))
+
+    assert run_.results == []
+    assert run_.dropped["no-speech"] > 0
+
+
+def test_the_plant_detects_a_failing_bearing() -> None:
     def vibrate(condition: str) -> PipelineRun:
         machine = Machine(seed=1)
         machine.condition = condition
@@ -91,7 +91,7 @@ def test_the_bench_measures_each_rig() -> None:
     wave = np.sin(2 * np.pi * 50 * np.arange(512) / 1000)
     body = json.dumps({"rig": "r4", "samples": wave.tolist(), "rate": 1000})
 
-    made = run("plant.yaml", "bench", [frame(body, content_type="application/json")])
+    run_ = run("plant.yaml", "bench", [frame(body, content_type="application/json")])
 
-    bands = made.results[0]["features"]
+    bands = run_.results[0]["features"]
     assert max((name for name in bands if name.startswith("band")), key=lambda name: bands[name]) == "band 20-60 Hz"

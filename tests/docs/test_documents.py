@@ -1,4 +1,4 @@
-"""What README.md and docs/ say is so: commands run, examples are valid, links lead somewhere."""
+"""README.md and docs/ are correct: commands run, examples are valid, links resolve."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for pattern in OURS for pat
 WITH_COMMANDS = [
     name for name in DOCUMENTS if not name.startswith("plugins/") and "```sh" in (ROOT / name).read_text("utf-8")
 ]
-LONG = {  # too many processes for every day
+LONG = {  # too many processes for `make test`
     "README.md",
     "docs/author/models.md",
     "docs/operator/distribution.md",
@@ -37,17 +37,17 @@ _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", TO_RUN)
-def test_the_commands_of_a_document_do_what_it_says(name: str, reader: Callable[[Path], Any], blocks: Any) -> None:
-    """In order, as a reader would type them, against a real broker."""
-    does = reader(ROOT / name)
+def test_the_commands_of_a_document_work_as_described(name: str, reader: Callable[[Path], Any], blocks: Any) -> None:
+    """In order, as a reader would type them, with a real broker."""
+    runner = reader(ROOT / name)
     for block in blocks(ROOT / name):
-        does.read(block)
+        runner.read(block)
 
 
 @pytest.mark.parametrize("name", WITH_COMMANDS)
-def test_what_is_not_run_has_a_reason(name: str, blocks: Any) -> None:
+def test_blocks_that_are_not_run_have_a_reason(name: str, blocks: Any) -> None:
     for block in blocks(ROOT / name):
-        assert block.language != "bash", f"line {block.line}: write `sh`"
+        assert block.language != "bash", f"line {block.line}: use `sh`"
         if block.language == "sh" and block.info:
             assert re.match(r"(background: until |fails: \d+$|not-run: \w+ \w+)", block.info), f"line {block.line}"
         if block.language == "text" and block.info:
@@ -56,10 +56,10 @@ def test_what_is_not_run_has_a_reason(name: str, blocks: Any) -> None:
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if "```python" in (ROOT / name).read_text("utf-8")])
 def test_the_python_of_a_document_runs(name: str, blocks: Any) -> None:
-    """Blocks that are not saved as files run one after the other in one module; what is called test_… is called."""
+    """Blocks that are not saved as files run in order in one module; functions named test_… are called."""
     namespace: dict[str, Any] = {"__name__": "document"}
     for block in blocks(ROOT / name):
-        if block.language != "python" or block.file:  # what is saved as a file is run by the commands
+        if block.language != "python" or block.file:  # the commands run the files
             continue
         before = set(namespace)
         exec(compile("\n" * block.line + block.text, name, "exec"), namespace)
@@ -70,7 +70,7 @@ def test_the_python_of_a_document_runs(name: str, blocks: Any) -> None:
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if not name.startswith("plugins/")])
 def test_the_examples_of_a_document_are_valid(name: str, blocks: Any) -> None:
-    """YAML is a node's configuration unless it says `part: …` or `prometheus: …`."""
+    """YAML is a node's configuration, unless marked `part: …` or `prometheus: …`."""
     for block in blocks(ROOT / name):
         if block.language == "yaml" and not re.search(r"\b(prometheus|part):", block.info):
             configfile.parse(block.text, Path(f"{name}:{block.line}"))
@@ -83,17 +83,17 @@ def test_the_examples_of_a_document_are_valid(name: str, blocks: Any) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_the_links_of_a_document_lead_somewhere(name: str) -> None:
-    """To a file of the repository, and to a heading in it if the link names one."""
+def test_the_links_of_a_document_resolve(name: str) -> None:
+    """Links name an existing file, and an existing heading in it."""
     text = _FENCED.sub("", (ROOT / name).read_text("utf-8"))
     for target in (match[1] or match[2] for match in _LINK.finditer(text)):
         if re.match(r"https?://|mailto:", target):
             continue
         path, _, anchor = target.partition("#")
-        found = (ROOT / name).parent / path if path else ROOT / name
-        assert found.exists(), f"{target}: no such file"
+        linked = (ROOT / name).parent / path if path else ROOT / name
+        assert linked.exists(), f"{target}: no such file"
         if anchor:
-            assert anchor in _anchors(found), f"{target}: no such heading"
+            assert anchor in _anchors(linked), f"{target}: no such heading"
 
 
 def _anchors(document: Path) -> set[str]:
@@ -102,7 +102,7 @@ def _anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if "test_" in (ROOT / name).read_text("utf-8")])
-def test_a_test_that_a_document_names_is_there(name: str) -> None:
+def test_tests_named_in_a_document_exist(name: str) -> None:
     """`tests/bus/test_client.py` is a file; `test_client.py::test_…` a test in it."""
     text = _FENCED.sub("", (ROOT / name).read_text("utf-8"))
     for path, test in re.findall(r"`((?:tests|plugins)/[\w/]+\.py)(?:::(\w+))?`", text):

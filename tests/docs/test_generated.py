@@ -1,4 +1,4 @@
-"""Tables in docs/ that come from the code are current, and what documents say about names in the code is so."""
+"""Generated tables in docs/ are current, and documents cover the names in the code."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ def test_generated_tables_are_current(generate: ModuleType) -> None:
     assert [path.name for path, _ in generate.stale()] == []
 
 
-def test_every_table_is_used_and_every_place_has_one(generate: ModuleType) -> None:
+def test_every_table_is_used_and_every_placeholder_has_a_table(generate: ModuleType) -> None:
     text = "".join(path.read_text("utf-8") for path in DOCS.rglob("*.md"))
 
     assert set(re.findall(r"^<!-- generated: ([\w-]+) -->$", text, re.MULTILINE)) == set(generate.tables())
 
 
-def test_alerts_ask_for_metrics_that_there_are(generate: ModuleType) -> None:
+def test_alerts_use_existing_metrics(generate: ModuleType) -> None:
     text = (DOCS / "operator" / "health-and-metrics.md").read_text("utf-8")
     rules = re.search(r"```yaml prometheus.*?```", text, re.DOTALL)
     assert rules is not None
-    there = set(re.findall(r"hedgerow_\w+", generate.metric_table())) | {"hedgerow_latency_seconds_bucket"}
+    metrics = set(re.findall(r"hedgerow_\w+", generate.metric_table())) | {"hedgerow_latency_seconds_bucket"}
 
-    assert set(re.findall(r"hedgerow_\w+", rules[0])) <= there
+    assert set(re.findall(r"hedgerow_\w+", rules[0])) <= metrics
 
 
-def test_every_reason_to_drop_a_frame_has_its_advice() -> None:
+def test_every_drop_reason_has_advice() -> None:
     text = (DOCS / "operator" / "delivery.md").read_text("utf-8")
     advice = text.partition("At three in the morning")[2].partition("## Dead letters")[0]
 
     assert [reason for reason in DropReason if f"`{reason}`" not in advice] == []
 
 
-def test_every_code_the_runtime_gives_a_frame_has_its_advice() -> None:
-    """Codes of frames' errors; those of commands, configuration and models that do not load are told where they arise."""
+def test_every_dead_letter_code_has_advice() -> None:
+    """Only codes of dead letters; those of commands, configuration and model loading are documented elsewhere."""
     text = (DOCS / "operator" / "delivery.md").read_text("utf-8")
     advice = text.partition("## Dead letters")[2].partition("## When things restart")[0]
     raised = set()
     for folder in ("pipeline", "stages", "wire"):
         for path in (ROOT / "runtime" / "hedgerow" / folder).rglob("*.py"):
             raised |= set(re.findall(r"code\s*=\s*\"([a-z-]+)\"", path.read_text("utf-8")))
-    elsewhere = {"unreadable-payload", "internal", "worker-not-started"}  # of readers of results; of the node itself
+    elsewhere = {"unreadable-payload", "internal", "worker-not-started"}  # of result consumers; of the node itself
 
     assert [code for code in sorted(raised - elsewhere) if f"`{code}`" not in advice] == []
 
@@ -87,8 +87,8 @@ def test_every_kind_of_event_is_documented() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.rglob("*.svg")), ids=lambda path: path.name)
-def test_a_drawing_can_be_read_aloud(path: Path) -> None:
-    """Well formed, with a title and a description."""
+def test_a_drawing_has_a_title_and_a_description(path: Path) -> None:
+    """Drawings are well-formed and have a title and a description."""
     drawing = ElementTree.parse(path).getroot()
     space = "{http://www.w3.org/2000/svg}"
 

@@ -1,4 +1,4 @@
-"""The ceremonies of docs/operator/trust.md, command by command, in one process: quick enough for every day."""
+"""The commands of docs/operator/trust.md, run in one process, which is fast enough for `make test`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from hedgerow.cli.main import app
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_ceremony_of_the_document_does_what_it_says(
+def test_the_commands_of_the_trust_document_work_as_described(
     blocks: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What goes on in the background is left out; a slow test runs all of it as processes, as a reader would."""
+    """Background blocks are skipped; a long test runs all blocks as separate processes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "110")
     for name in [name for name in os.environ if name.startswith("HEDGEROW_")]:
@@ -34,7 +34,7 @@ def test_every_ceremony_of_the_document_does_what_it_says(
             printed = "".join(_run(line) for line in block.text.splitlines())
         elif block.language == "text":
             missing = first_missing([line for line in block.text.splitlines() if line.strip()], printed)
-            assert missing is None, f"line {block.line}: no line like {missing!r} in\n{printed}"
+            assert missing is None, f"line {block.line}: no line matches {missing!r} in\n{printed}"
         elif block.file:
             Path(block.file).write_text(block.text)
 
@@ -42,6 +42,6 @@ def test_every_ceremony_of_the_document_does_what_it_says(
 def _run(line: str) -> str:
     if not line.startswith("hedgerow "):
         return subprocess.run(["bash", "-euc", line], check=True, capture_output=True, text=True).stdout
-    said = CliRunner().invoke(app, shlex.split(line)[1:], prog_name="hedgerow")
-    assert said.exit_code == 0, f"{line}\n{said.output}"
-    return said.output
+    result = CliRunner().invoke(app, shlex.split(line)[1:], prog_name="hedgerow")
+    assert result.exit_code == 0, f"{line}\n{result.output}"
+    return result.output

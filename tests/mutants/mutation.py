@@ -1,4 +1,4 @@
-"""Mutants of a module: its source with one comparison, sign, number or flag changed, as Cosmic Ray changes it."""
+"""Generates mutants of a module with Cosmic Ray: its source with one comparison, sign, number or flag changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cosmic_ray.operators import number_replacer
 from cosmic_ray.operators.provider import OperatorProvider
 
 _NAMES = [
-    # A limit moved by one case, and turned round.
+    # A limit moved by one, and inverted.
     *("ReplaceComparisonOperator_Lt_LtE", "ReplaceComparisonOperator_Lt_GtE"),
     *("ReplaceComparisonOperator_LtE_Lt", "ReplaceComparisonOperator_LtE_Gt"),
     *("ReplaceComparisonOperator_Gt_GtE", "ReplaceComparisonOperator_Gt_LtE"),
@@ -35,7 +35,7 @@ _NAMES = [
 
 
 class _NumberReplacer(number_replacer.NumberReplacer):
-    """Keeps what stands before the number: a line break would be lost."""
+    """Preserves whitespace before the number, or a line break would be lost."""
 
     def mutate(self, node: Any, index: int) -> Any:
         mutated = super().mutate(node, index)
@@ -63,17 +63,17 @@ class Mutant:
 
 
 def mutants(module: str, source: str, seed: int | None = None) -> Iterator[Mutant]:
-    """All mutants of a module, or in an order drawn with a seed. Left out: what does not parse, changes nothing, or came."""
+    """Yield the mutants of a module; in random order if there is a seed. Skips invalid, unchanged and repeated ones."""
     tree = get_ast(source)
-    places = [(operator, number) for operator in _OPERATORS for number in range(_count(operator, tree))]
+    positions = [(operator, number) for operator in _OPERATORS for number in range(_count(operator, tree))]
     if seed is not None:
-        random.Random(f"{seed} {module}").shuffle(places)
-    seen = {_what_runs(source), None}
-    for operator, number in places:
+        random.Random(f"{seed} {module}").shuffle(positions)
+    seen = {_normalised(source), None}
+    for operator, number in positions:
         mutated = mutate_code(source, operator, number)
-        runs = _what_runs(mutated)
-        if runs not in seen:
-            seen.add(runs)
+        code = _normalised(mutated)
+        if code not in seen:
+            seen.add(code)
             yield _compared(module, source, mutated)
 
 
@@ -99,10 +99,10 @@ _OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
 }  # fmt: skip
 
 
-class _Bare(ast.NodeTransformer):
-    """Takes out annotations, which are not evaluated, and what guards against slips: a dataclass's `frozen` and `slots`.
+class _Normaliser(ast.NodeTransformer):
+    """Removes parts without an effect at run time: annotations, and a dataclass's `frozen` and `slots`.
 
-    A comparison that is negated is turned round, and `not not` taken out: two operators may come to the same.
+    Inverts negated comparisons and removes `not not`, because different operators may give equivalent code.
     """
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
@@ -119,7 +119,7 @@ class _Bare(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_arguments(self, node: ast.arguments) -> ast.AST:
-        """A bare `*` guards against slips, too."""
+        """Remove a bare `*`."""
         node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
         node.defaults += [each for each in node.kw_defaults if each is not None]
         node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
@@ -139,10 +139,10 @@ class _Bare(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _what_runs(source: str) -> str | None:
-    """What of a source is executed; None if it does not parse: `case A | B` allows no other operator."""
+def _normalised(source: str) -> str | None:
+    """Return the normalised syntax tree; None if it does not parse, such as another operator in `case A | B`."""
     try:
-        return ast.dump(_Bare().visit(ast.parse(source)))
+        return ast.dump(_Normaliser().visit(ast.parse(source)))
     except SyntaxError:
         return None
 

@@ -1,12 +1,12 @@
-"""Run mutants against the tests beside their module, and say which survive.
+"""Runs mutation tests and prints the surviving mutants.
 
-    python tests/mutants/run.py                           all mutants of all modules; an hour
-    python tests/mutants/run.py --only models.probation   those of one module
-    python tests/mutants/run.py --sample 4 --seed 1       four of each module, drawn with this seed
+    python tests/mutants/run.py                              all mutants of all modules; an hour
+    python tests/mutants/run.py --only pipeline.intake.queue those of one module
+    python tests/mutants/run.py --sample 4 --seed 1          four of each module, drawn with this seed
 
-Each mutant gets a process, forked from one that has imported all libraries; an import hook there gives it the changed
-source, so nothing is written. Exit status 1: fewer are killed than must be (`--least`), or `equivalent.toml` lists a
-mutant that no longer exists.
+Each mutant runs in a process forked from one that has imported all libraries. An import hook replaces the module's source,
+so no file is changed. Exit status 1: too few are killed (`--least`), or `equivalent.toml` lists a mutant that no longer
+exists.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 _PYTEST = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", "--hypothesis-profile=mutants"]
-_PYTEST += ["--hypothesis-seed=1"]  # so that a mutant has the same fate every time
-_PYTEST += ["--assert=plain"]  # rewriting them would import our modules past the hook below
+_PYTEST += ["--hypothesis-seed=1"]  # for the same outcome in every run
+_PYTEST += ["--assert=plain"]  # assertion rewriting would import our modules without the hook below
 _NOT_IMPORTED = 99
 _PATIENCE_S = 10.0
-"""Longer than three times what the tests usually take, after which a mutant counts as hanging: it is killed."""
-_MOST_MEMORY = 4 << 30
+"""Added to three times the usual duration of the tests; a mutant that takes longer counts as killed."""
+_MAX_MEMORY = 4 << 30
 
 
 @dataclass
 class Score:
-    """What became of a module's mutants."""
+    """Number of a module's mutants, run and killed."""
 
     run: int = 0
     killed: int = 0
@@ -61,15 +61,15 @@ class Score:
 
 
 class _PropertiesLast:
-    """Nearly all mutants are killed by an example, in far less time."""
+    """Runs property tests last, because examples kill nearly all mutants in far less time."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: item.get_closest_marker("hypothesis") is not None)
 
 
-class _Changed(SourceFileLoader):
-    """Loads a module from its changed source."""
+class _MutantLoader(SourceFileLoader):
+    """Loads a module from its mutated source."""
 
     def __init__(self, name: str, path: str, source: str) -> None:
         super().__init__(name, path)
@@ -79,8 +79,8 @@ class _Changed(SourceFileLoader):
         return compile(self._source, self.path, "exec", dont_inherit=True)
 
 
-class _Finder:
-    """Finds the mutant where its module would be found."""
+class _MutantFinder:
+    """Finds the mutant in place of its module."""
 
     def __init__(self, mutant: Mutant) -> None:
         self._mutant = mutant
@@ -89,20 +89,20 @@ class _Finder:
         found = PathFinder.find_spec(name, path) if name == self._mutant.module else None
         if found is None or found.origin is None:
             return None
-        return importlib.util.spec_from_loader(name, _Changed(name, found.origin, self._mutant.source))
+        return importlib.util.spec_from_loader(name, _MutantLoader(name, found.origin, self._mutant.source))
 
 
 def _child(tests: list[str], output: Path, mutant: Mutant | None) -> None:
     out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    resource.setrlimit(resource.RLIMIT_DATA, (_MOST_MEMORY, _MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (_MAX_MEMORY, _MAX_MEMORY))
     if mutant is not None:
-        sys.meta_path.insert(0, _Finder(mutant))
+        sys.meta_path.insert(0, _MutantFinder(mutant))
     status = int(pytest.main([*_PYTEST, *tests], plugins=[_PropertiesLast()]))
     sys.stdout.flush()
     if mutant is not None:
-        if status == 0 and not isinstance(getattr(sys.modules.get(mutant.module), "__loader__", None), _Changed):
+        if status == 0 and not isinstance(getattr(sys.modules.get(mutant.module), "__loader__", None), _MutantLoader):
             status = _NOT_IMPORTED
     else:
         files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
@@ -113,32 +113,32 @@ def _child(tests: list[str], output: Path, mutant: Mutant | None) -> None:
 
 
 class Runner:
-    """Forks a process a mutant.
+    """Forks one process per mutant.
 
     Args:
-        folder: for what the tests print.
+        folder: for the tests' output.
     """
 
     def __init__(self, folder: Path) -> None:
         self._output = folder / "output"
 
     def usual_s(self, module: str, tests: list[str]) -> float:
-        """Run the tests as they are: seconds that they take. Imports the libraries that they use.
+        """Run the tests on the original, and import the libraries that they use. Returns: their duration.
 
         Raises: SystemExit: they fail.
         """
         began = time.monotonic()
         if self._passes(tests, None, 600):
-            took = time.monotonic() - began
+            seconds = time.monotonic() - began
             for name in self._output.with_suffix(".modules").read_text().split():
                 with suppress(Exception):
                     importlib.import_module(name)
-            gc.freeze()  # so that collecting garbage there touches only what is made there
-            return took
-        raise SystemExit(f"{module}: its tests fail as they are.\n\n{self._output.read_text()}")
+            gc.freeze()  # so that garbage collection in a child does not copy shared pages
+            return seconds
+        raise SystemExit(f"{module}: its tests fail without a mutation.\n\n{self._output.read_text()}")
 
     def survives(self, mutant: Mutant, tests: list[str], usual_s: float) -> bool:
-        """Run the tests on a mutant: whether they all pass."""
+        """Run the tests on a mutant. Returns: whether they all pass."""
         return self._passes(tests, mutant, 3 * usual_s + _PATIENCE_S)
 
     def _passes(self, tests: list[str], mutant: Mutant | None, limit_s: float) -> bool:
@@ -149,7 +149,7 @@ class Runner:
             process.kill()
             process.join()
         if process.exitcode == _NOT_IMPORTED:
-            raise SystemExit(f"{', '.join(tests)}: no test imports the module that is to be tested.")
+            raise SystemExit(f"{', '.join(tests)}: no test imports the mutated module.")
         return process.exitcode == 0
 
 
@@ -158,23 +158,23 @@ def _source(module: str) -> str:
 
 
 def main() -> int:
-    """Run what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", help="modules, as in modules.toml with or without `hedgerow.`, comma-separated")
-    parser.add_argument("--sample", type=int, help="most mutants of a module; all of them if not given")
-    parser.add_argument("--seed", type=int, default=0, help="draws the sample")
+    parser.add_argument("--sample", type=int, help="most mutants per module; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument(
-        "--least", type=float, default=0.9, help="share that must be killed: of each module, or of a sample"
+        "--least", type=float, default=0.9, help="share that must be killed, of each module or of the whole sample"
     )
     args = parser.parse_args()
 
     os.chdir(ROOT)
     tables = tomllib.loads((HERE / "modules.toml").read_text())
     if args.only:
-        wanted = [f"hedgerow.{name.removeprefix('hedgerow.')}" for name in args.only.split(",")]
-        if unknown := [name for name in wanted if name not in tables]:
+        selected = [f"hedgerow.{name.removeprefix('hedgerow.')}" for name in args.only.split(",")]
+        if unknown := [name for name in selected if name not in tables]:
             parser.error(f"not in modules.toml: {', '.join(unknown)}")
-        tables = {name: tables[name] for name in wanted}
+        tables = {name: tables[name] for name in selected}
     equivalent = {
         (each["module"], each["was"], each["now"])
         for each in tomllib.loads((HERE / "equivalent.toml").read_text()).get("mutant", [])
@@ -198,13 +198,13 @@ def main() -> int:
         runner = Runner(Path(folder))
         whole = progress.add_task("modules", total=len(tables))
         for module, tests in tables.items():
-            drawn = mutants(module, _source(module), None if args.sample is None else args.seed)
-            fresh = (each for each in drawn if (each.module, each.was, each.now) not in equivalent)
-            chosen = list(itertools.islice(fresh, args.sample))
-            part = progress.add_task(module, total=len(chosen))
+            candidates = mutants(module, _source(module), None if args.sample is None else args.seed)
+            distinct = (each for each in candidates if (each.module, each.was, each.now) not in equivalent)
+            sample = list(itertools.islice(distinct, args.sample))
+            part = progress.add_task(module, total=len(sample))
             score = scores[module] = Score()
             usual_s = runner.usual_s(module, tests)
-            for mutant in chosen:
+            for mutant in sample:
                 survives = runner.survives(mutant, tests, usual_s)
                 score.run, score.killed = score.run + 1, score.killed + (not survives)
                 if survives:
@@ -217,19 +217,19 @@ def main() -> int:
 
 
 def _too_few(scores: dict[str, Score], least: float, *, sampled: bool) -> bool:
-    """Print the share that was killed. Returns: whether that is too little, of a module or, of a sample, of all."""
+    """Print the share killed. Returns: whether it is below `least` for a module, or for the whole sample."""
     total = Score(sum(each.run for each in scores.values()), sum(each.killed for each in scores.values()))
     print(f"\n{total.share:.0%} of {total.run} mutants killed.")
     return any(each.share < least for each in ([total] if sampled else scores.values()))
 
 
 def _stale(equivalent: set[tuple[str, str, str]]) -> bool:
-    """Print the mutants listed as equivalent that are none. Returns: whether there are any."""
+    """Print the mutants in equivalent.toml that do not exist. Returns: whether there are any."""
     modules = {module for module, _, _ in equivalent}
-    there = {(each.module, each.was, each.now) for module in modules for each in mutants(module, _source(module))}
-    for module, was, now in sorted(equivalent - there):
+    existing = {(each.module, each.was, each.now) for module in modules for each in mutants(module, _source(module))}
+    for module, was, now in sorted(equivalent - existing):
         print(f"\nequivalent.toml lists a mutant of {module} that does not exist:\n- {was}\n+ {now}")
-    return not equivalent <= there
+    return not equivalent <= existing
 
 
 if __name__ == "__main__":

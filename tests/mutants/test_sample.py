@@ -1,4 +1,4 @@
-"""The tests of what decides notice when it decides otherwise: a sample of `make mutants`."""
+"""Mutation tests on a sample of mutants; `make mutants` runs all."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ import pytest
 @pytest.mark.timeout(1200)
 def test_nine_mutants_in_ten_are_killed() -> None:
     command = [sys.executable, str(Path(__file__).parent / "run.py"), "--sample", "4", "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

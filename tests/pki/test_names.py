@@ -1,4 +1,4 @@
-"""Names of identities: each is unambiguous in text, folder and certificate."""
+"""Names of identities are unambiguous in text, folder and certificate."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ NAMES = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_si
 def test_names_round_trip(authority: str, name: str, form: str) -> None:
     assume(authority not in ("region", "broker") and name != "broker")
     text = form.format(authority, name)
-    who = parse(text)
+    identity = parse(text)
 
-    assert str(who) == who.user == text
-    assert parse(str(who)) == who
+    assert str(identity) == identity.user == text
+    assert parse(str(identity)) == identity
 
 
 @given(st.text(max_size=70))
 def test_any_text_is_an_identity_or_an_error_with_a_remedy(text: str) -> None:
     """An identity's folder stays inside its authority's, and an authority's name is never a path."""
-    problem, who = "", None
+    problem, identity = "", None
     try:
-        who = parse(text)
+        identity = parse(text)
     except PkiError as error:
         problem = error.remedy
-    if who is None:
+    if identity is None:
         assert problem
         return
-    for part in (who.authority, who.name):
+    for part in (identity.authority, identity.name):
         assert is_name(part)
         assert part not in (".", "..")
         assert "/" not in part
 
 
 @given(st.lists(st.tuples(NAMES, NAMES, st.sampled_from(["{0}/{1}", "{0}", "{1}@{0}"])), min_size=2, max_size=2))
-def test_two_identities_never_have_one_user_name(two: list[tuple[str, str, str]]) -> None:
+def test_different_identities_have_different_user_names(two: list[tuple[str, str, str]]) -> None:
     found = []
     for authority, name, form in two:
         assume(authority not in ("region", "broker") and name != "broker")
@@ -51,7 +51,7 @@ def test_two_identities_never_have_one_user_name(two: list[tuple[str, str, str]]
 
 
 @pytest.mark.parametrize(
-    ("text", "who"),
+    ("text", "identity"),
     [
         ("hall/gateway", Identity(IdentityKind.NODE, "hall", "gateway")),
         ("hall/broker", Identity(IdentityKind.BROKER, "hall", "broker")),
@@ -62,8 +62,8 @@ def test_two_identities_never_have_one_user_name(two: list[tuple[str, str, str]]
         ("kim@hall", Identity(IdentityKind.SERVICE, "hall", "kim")),
     ],
 )
-def test_each_form_has_its_kind_and_its_authority(text: str, who: Identity) -> None:
-    assert parse(text) == who
+def test_each_form_has_its_kind_and_its_authority(text: str, identity: Identity) -> None:
+    assert parse(text) == identity
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def test_invalid_identities_are_refused(text: str) -> None:
         parse(text)
 
 
-def test_a_bridge_is_named_as_on_the_broker_above() -> None:
+def test_a_bridge_is_named_as_on_the_upper_broker() -> None:
     """Its authority distinguishes it from a site's bridge of the same name, in text and folder."""
-    who = parse("world/bridge/north")
+    identity = parse("world/bridge/north")
 
-    assert (who.user, str(who)) == ("north", "world/bridge/north")
-    assert of("world", "north", "north", broker=False) == who
+    assert (identity.user, str(identity)) == ("north", "world/bridge/north")
+    assert of("world", "north", "north", broker=False) == identity
     assert of("region", "north", "north", broker=False) == parse("north")
 
 
-def test_no_site_may_be_named_like_the_regions_authority() -> None:
+def test_a_site_must_not_be_named_like_the_regions_authority() -> None:
     assert check_site("hall-2") == "hall-2"
     with pytest.raises(PkiError):
         check_site("region")

@@ -1,4 +1,4 @@
-"""A topology on this machine, rendered and certified, with its real Mosquittos running."""
+"""A rendered topology on this machine, with certificates and real Mosquitto brokers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from hedgerow.topology.render import render
 PATIENCE_S = 60
 
 BASE = """\
-# What every node runs.
+# Configuration of every node.
 metrics: {port: 0}
 pipelines:
   doors:
@@ -53,25 +53,25 @@ class Window:
     def __init__(self, client: aiomqtt.Client) -> None:
         self.client = client
         self.seen: Counter[tuple[str, str]] = Counter()
-        self._news = asyncio.Event()
+        self._received = asyncio.Event()
 
-    async def look(self) -> None:
+    async def receive(self) -> None:
         async for message in self.client.messages:
             self.seen[message.topic.value, bytes(message.payload).decode()] += 1
-            self._news.set()
+            self._received.set()
 
     async def until(self, happened: Callable[[], object]) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while not happened():
-                self._news.clear()
-                await self._news.wait()
+                self._received.clear()
+                await self._received.wait()
 
     async def sees(self, topic: str, payload: str) -> None:
         await self.until(lambda: self.seen[topic, payload])
 
     def topics(self, payload: str) -> Counter[str]:
         """Return how often a payload was seen on each topic."""
-        return Counter({topic: count for (topic, said), count in self.seen.items() if said == payload})
+        return Counter({topic: count for (topic, content), count in self.seen.items() if content == payload})
 
 
 class Running:
@@ -91,15 +91,15 @@ class Running:
         ca = self._authorities[authority]
         own = self.folder / "pki" / authority / "issued" / name
         own.mkdir(parents=True)
-        made = ca.issue_cert("localhost", "127.0.0.1", common_name=common_name)
-        made.private_key_pem.write_to_path(own / "tls.key")
-        for number, part in enumerate(made.cert_chain_pems):
+        certificate = ca.issue_cert("localhost", "127.0.0.1", common_name=common_name)
+        certificate.private_key_pem.write_to_path(own / "tls.key")
+        for number, part in enumerate(certificate.cert_chain_pems):
             part.write_to_path(own / "tls.crt", append=number > 0)
         ca.cert_pem.write_to_path(own / "trust.crt")
         (own / "trust.crl").write_bytes(revocations(ca))
         return own
 
-    def certify_everybody(self) -> None:
+    def certify_all(self) -> None:
         """Issue a certificate for every identity in the topology."""
         for (who, _, hosts), _ in needed(self.described.topology):
             self.certify(who.authority, who.name, "localhost" if hosts else who.user)
@@ -125,12 +125,12 @@ class Running:
         script = self.folder / f"{name}.sh"
         script.write_text((conf.parent / "broker.sh").read_text("utf-8").replace(str(conf), str(started)))
         with (self.folder / f"{name}.log").open("ab") as log:
-            begin = log.tell()
-            where = {"PATH": f"{Path(find_mosquitto()).parent}:{os.environ['PATH']}"}
-            process = processes.start(["sh", script], stderr=log, stdout=log, env=os.environ | where)
+            offset = log.tell()
+            path = {"PATH": f"{Path(find_mosquitto()).parent}:{os.environ['PATH']}"}
+            process = processes.start(["sh", script], stderr=log, stdout=log, env=os.environ | path)
         self._processes[name] = process
         deadline = time.monotonic() + PATIENCE_S
-        while " running" not in self.log(name)[begin:]:
+        while " running" not in self.log(name)[offset:]:
             assert process.poll() is None, self.log(name)
             assert time.monotonic() < deadline, self.log(name)
             time.sleep(0.01)
@@ -180,26 +180,26 @@ class Running:
         async with aiomqtt.Client(
             "127.0.0.1", self.windows[name], protocol=aiomqtt.ProtocolVersion.V5, timeout=PATIENCE_S
         ) as client:
-            made = Window(client)
+            window = Window(client)
             await client.subscribe([("#", 1), ("$SYS/broker/connection/#", 1)])
-            looking = asyncio.create_task(made.look())
+            receiving = asyncio.create_task(window.receive())
             try:
-                yield made
+                yield window
             finally:
-                looking.cancel()
+                receiving.cancel()
                 with suppress(asyncio.CancelledError, aiomqtt.MqttError):
-                    await looking
+                    await receiving
 
     async def flows(self, lower: Window, upper: Window, base: str) -> None:
         """Wait until a bridge carries messages both ways; each attempt is a new message."""
         for number in range(PATIENCE_S * 5):
             for window, channel in ((lower, "event/warm"), (upper, "ack")):
                 await window.client.publish(f"{base}/warm/{channel}", f"warm {number}", qos=1)
-            await asyncio.sleep(0.2)  # and try again
+            await asyncio.sleep(0.2)
             up = any(topic.endswith("/warm/event/warm") for topic, _ in upper.seen)
             if up and any(topic.endswith("/warm/ack") for topic, _ in lower.seen):
                 return
-        raise AssertionError("the bridge carries nothing")
+        raise AssertionError("no message crosses the bridge")
 
 
 def revocations(authority: trustme.CA, *revoked: int) -> bytes:
@@ -207,12 +207,12 @@ def revocations(authority: trustme.CA, *revoked: int) -> bytes:
     key = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
     issuer = x509.load_pem_x509_certificate(authority.cert_pem.bytes())
     now = datetime.datetime.now(datetime.UTC)
-    made = x509.CertificateRevocationListBuilder().issuer_name(issuer.subject)
-    made = made.last_update(now - datetime.timedelta(hours=1)).next_update(now + datetime.timedelta(days=1))
+    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.subject)
+    builder = builder.last_update(now - datetime.timedelta(hours=1)).next_update(now + datetime.timedelta(days=1))
     for serial in revoked:
         entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
-        made = made.add_revoked_certificate(entry)
-    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        builder = builder.add_revoked_certificate(entry)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def begin(folder: Path, text: str, kind: type[Running] = Running) -> Running:
@@ -226,7 +226,7 @@ def begin(folder: Path, text: str, kind: type[Running] = Running) -> Running:
     described = load(folder / "topology.yaml")
     files.write(render(described), described.source, folder / "out")
     running = kind(folder, described, folder / "out", ports)
-    running.certify_everybody()
+    running.certify_all()
     return running
 
 

@@ -1,4 +1,4 @@
-"""Real brokers and bridges with rendered configurations: what they carry and what they refuse."""
+"""Real brokers and bridges with rendered configurations carry what they should, and refuse the rest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NODE = "hedgerow/v1/north/hall/a"
 
 
 async def test_each_channel_crosses_the_bridge_only_where_it_should(two_levels: Running) -> None:
-    """And arrives once: messages never loop."""
+    """Each message arrives once: messages never loop."""
     async with (
         two_levels.window("hall") as hall,
         two_levels.window("yard") as yard,
@@ -95,15 +95,15 @@ async def test_properties_of_mqtt_5_cross_the_bridge(two_levels: Running) -> Non
         async with two_levels.client("north", "region", "anna") as anna, two_levels.client("hall", "hall", "a") as node:
             await node.subscribe(f"{NODE}/command/+", qos=1)
             await anna.subscribe(f"{NODE}/reply/r1", qos=1)
-            asked = Properties(PacketTypes.PUBLISH)
-            asked.ResponseTopic, asked.CorrelationData, asked.UserProperty = f"{NODE}/reply/r1", b"42", ("k", "v")
-            await anna.publish(f"{NODE}/command/ping", b"{}", qos=1, properties=asked)
+            sent = Properties(PacketTypes.PUBLISH)
+            sent.ResponseTopic, sent.CorrelationData, sent.UserProperty = f"{NODE}/reply/r1", b"42", ("k", "v")
+            await anna.publish(f"{NODE}/command/ping", b"{}", qos=1, properties=sent)
             async for request in node.messages:
-                given = request.properties
-                assert given.UserProperty == [("k", "v")]
-                answer = Properties(PacketTypes.PUBLISH)
-                answer.CorrelationData = given.CorrelationData
-                await node.publish(given.ResponseTopic, b"pong", qos=1, properties=answer)
+                received = request.properties
+                assert received.UserProperty == [("k", "v")]
+                reply_properties = Properties(PacketTypes.PUBLISH)
+                reply_properties.CorrelationData = received.CorrelationData
+                await node.publish(received.ResponseTopic, b"pong", qos=1, properties=reply_properties)
                 break
             async for reply in anna.messages:
                 assert (reply.payload, reply.properties.CorrelationData) == (b"pong", b"42")
@@ -146,10 +146,10 @@ async def test_messages_queued_during_a_region_outage_arrive_later(alone: Runnin
 
 
 async def test_retained_messages_reach_a_site_after_an_outage(alone: Running) -> None:
-    """Above all desired state. Other messages from above do not wait: Mosquitto's bridge requests no session in MQTT 5."""
+    """Such as desired documents. The region's other messages are not queued: Mosquitto's MQTT 5 bridge has no session."""
     alone.start("north")
     alone.start("hall")
-    keep = kept_session("a")
+    keep = persistent_session("a")
     async with alone.client("hall", "hall", "a", **keep) as node:
         await node.subscribe(f"{NODE}/desired", qos=1)
         async with alone.window("north") as north, alone.window("hall") as hall:
@@ -164,8 +164,8 @@ async def test_retained_messages_reach_a_site_after_an_outage(alone: Running) ->
             break
 
 
-def kept_session(name: str) -> dict[str, Any]:
-    """Return options for a session that queues messages while the client is away."""
+def persistent_session(name: str) -> dict[str, Any]:
+    """Return options for a session that queues messages while the client is disconnected."""
     expiry = Properties(PacketTypes.CONNECT)
     expiry.SessionExpiryInterval = 3600
     return {"identifier": name, "clean_start": False, "properties": expiry}
@@ -173,7 +173,7 @@ def kept_session(name: str) -> dict[str, Any]:
 
 async def test_a_node_receives_its_queued_frames_after_a_restart(alone: Running) -> None:
     """Listeners with their own rules must identify a queue's owner while no client is connected."""
-    keep = kept_session("a")
+    keep = persistent_session("a")
     alone.start("hall")
     async with alone.client("hall", "hall", "a", **keep) as node:
         await node.subscribe("plant/+/door", qos=1)
@@ -184,13 +184,13 @@ async def test_a_node_receives_its_queued_frames_after_a_restart(alone: Running)
     async with alone.client("hall", "hall", "camera") as camera:
         await camera.publish("plant/1/door", b"after", qos=1)
     async with alone.client("hall", "hall", "a", **keep) as node:
-        found = []
+        received = []
         async for message in node.messages:
-            found.append(message.payload)
+            received.append(message.payload)
             if message.payload == b"after":
                 break
 
-    assert found == [b"before", b"after"]
+    assert received == [b"before", b"after"]
 
 
 EXTERNAL = """\
@@ -203,7 +203,7 @@ sites: {hall: {broker: 'mqtts://localhost:PORT', nodes: [a]}}
 
 
 async def test_the_bridge_works_with_any_mqtt_5_broker_above(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The connection state of the bridge is not sent there: not every broker lets clients write to `$SYS`."""
+    """The bridge does not publish its connection state there: not every broker lets clients write to `$SYS`."""
     running = begin(tmp_path_factory.mktemp("external"), EXTERNAL)
     own = running.folder / "pki" / "region" / "issued" / "broker"
     port = int(running.described.topology.region.broker.rpartition(":")[2])
@@ -215,10 +215,10 @@ async def test_the_bridge_works_with_any_mqtt_5_broker_above(tmp_path_factory: p
             async with running.window("hall") as hall, running.client("north", "region", "collector") as client:
                 above = Window(client)
                 await client.subscribe([("#", 1), ("$SYS/broker/connection/#", 1)])
-                looking = asyncio.create_task(above.look())
+                receiving = asyncio.create_task(above.receive())
                 await running.flows(hall, above, "hedgerow/v1/north/hall")
                 await hall.sees("$SYS/broker/connection/hall/state", "1")
-                looking.cancel()
+                receiving.cancel()
 
                 assert not [topic for topic, _ in above.seen if topic.startswith("$SYS")]
     finally:
@@ -247,7 +247,7 @@ def test_a_revoked_certificate_is_refused_after_a_reload(alone: Running) -> None
 
 
 def admitted(running: Running, name: str | None) -> bool:
-    """Whether a site's broker answers the CONNECT of a client with this certificate; else TLS closes the connection first."""
+    """Return whether a site's broker replies to CONNECT with this certificate; else TLS closes the connection first."""
     port = int(running.described.topology.sites["hall"].broker.rpartition(":")[2])
     try:
         with (
@@ -299,13 +299,13 @@ HALL, NORTH = "hedgerow/v1/north/hall", "hedgerow/v1/north"
 async def test_no_client_can_impersonate_another(
     two_levels: Running, broker: str, authority: str, name: str, topic: str, allowed: bool
 ) -> None:
-    said = f"{name} says {topic}"
+    payload = f"{name} publishes on {topic}"
     async with two_levels.window(broker) as window, two_levels.client(broker, authority, name) as client:
-        await client.publish(topic, said, qos=1)
-        await window.client.publish("end", said, qos=1)
-        await window.sees("end", said)
+        await client.publish(topic, payload, qos=1)
+        await window.client.publish("end", payload, qos=1)
+        await window.sees("end", payload)
 
-        assert bool(window.seen[topic, said]) is allowed
+        assert bool(window.seen[topic, payload]) is allowed
 
 
 @pytest.mark.parametrize(
@@ -330,14 +330,14 @@ async def test_no_client_can_read_another_ones_messages(
         await client.subscribe("#", qos=1)
         for topic in (*may_not, *may):
             await window.client.publish(topic, f"for {name}", qos=1)
-        heard = []
+        received = []
         async for message in client.messages:
             if message.payload == f"for {name}".encode():
-                heard.append(message.topic.value)
+                received.append(message.topic.value)
                 if message.topic.value == may[-1]:
                     break
 
-        assert heard == may
+        assert received == may
 
 
 async def test_local_programs_may_send_frames_and_read_results(two_levels: Running) -> None:
@@ -378,18 +378,18 @@ async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(
                         await camera.publish("plant/1/door", b"[1, 2, 3]", qos=1)
                         await asyncio.sleep(0.2)
             assert any(topic == f"{NODE}/status" for topic, _ in north.seen)
-            asking = await processes.start_async(
+            command = await processes.start_async(
                 [*hedgerow, "command", "north/hall/a", "ping", "--timeout", "60", "--config", folder / "anna.yaml"],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
             )  # fmt: skip
-            said, _ = await asking.communicate()
-            assert asking.returncode == 0, said.decode()
+            output, _ = await command.communicate()
+            assert command.returncode == 0, output.decode()
     except BaseException:
         print(log.read_text())
         raise
     finally:
         node.terminate()
         await node.wait()
-        async with two_levels.window("hall") as hall:  # others look at this topic too
+        async with two_levels.window("hall") as hall:  # other tests use this topic too
             await hall.client.publish(f"{NODE}/status", "", qos=1, retain=True)
     assert "not authorized" not in log.read_text().lower()

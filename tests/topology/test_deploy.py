@@ -58,7 +58,7 @@ def test_containers_run_with_minimal_privileges(texts: dict[str, str], place: st
         assert int(service["user"].split(":")[0]) > 0
         assert service["healthcheck"]["test"][0] == "CMD"
         written = [volume for volume in service["volumes"] if not volume.endswith(":ro")]
-        assert len(written) == 1, "its state"
+        assert len(written) == 1, "only its state is writable"
         assert written[0].startswith("/var/lib/hedgerow/")
 
 
@@ -87,7 +87,7 @@ def test_nodes_and_the_regions_service_notify_systemd(texts: dict[str, str]) -> 
         assert "Type=notify\n" in texts[path]
         assert "WatchdogSec=60\n" in texts[path]
     assert "ExecReload=/bin/kill -HUP $MAINPID\n" in texts["shop-14/systemd/hedgerow-office.service"]
-    assert "ExecReload" not in texts["retail/systemd/hedgerow-region.service"], "SIGHUP would end it"
+    assert "ExecReload" not in texts["retail/systemd/hedgerow-region.service"], "SIGHUP would terminate it"
 
 
 def test_containers_run_as_the_user_of_the_image(texts: dict[str, str]) -> None:
@@ -120,10 +120,10 @@ def test_the_regions_configuration_is_valid_and_its_probe_matches(texts: dict[st
 )
 def test_a_nodes_probe_matches_its_metrics_address(tmp_path: Path, metrics: str, probe: str | None) -> None:
     (tmp_path / "base.yaml").write_text(BASE.replace("metrics: {port: 0}", f"metrics: {metrics}"))
-    made = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\n")
+    files_ = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\n")
 
-    check = compose(made, "hall")["a"]["healthcheck"]
-    unit = quadlet(made["hall/quadlet/hedgerow-a.container"])["Container"]["HealthCmd"]
+    check = compose(files_, "hall")["a"]["healthcheck"]
+    unit = quadlet(files_["hall/quadlet/hedgerow-a.container"])["Container"]["HealthCmd"]
     assert (check.get("test"), unit) == ((["CMD", "probe", probe], f"probe {probe}") if probe else (None, "none"))
 
 
@@ -131,25 +131,25 @@ def rendered(folder: Path, text: str) -> dict[str, str]:
     if not (folder / "base.yaml").exists():
         (folder / "base.yaml").write_text(BASE)
     (folder / "t.yaml").write_text(text + "sites: {hall: {broker: h, nodes: [a]}}\n")
-    return {str(path): made for path, made in render(load(folder / "t.yaml")).items()}
+    return {str(path): content for path, content in render(load(folder / "t.yaml")).items()}
 
 
 def test_a_region_with_an_external_broker_renders_only_its_service(tmp_path: Path) -> None:
-    made = rendered(tmp_path, "region: {name: north, broker: r, external: true}\npipelines: base.yaml\n")
+    files_ = rendered(tmp_path, "region: {name: north, broker: r, external: true}\npipelines: base.yaml\n")
 
-    assert list(compose(made, "north")) == ["region"]
-    assert "north/mosquitto.conf" not in made
-    assert [one["kind"] for one in manifests(made["north/k3s.yaml"])] == ["Namespace", "ConfigMap", "StatefulSet"]
+    assert list(compose(files_, "north")) == ["region"]
+    assert "north/mosquitto.conf" not in files_
+    assert [one["kind"] for one in manifests(files_["north/k3s.yaml"])] == ["Namespace", "ConfigMap", "StatefulSet"]
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_manifests_are_consistent(texts: dict[str, str], place: str) -> None:
     """Every volume is mounted, every name exists, the configuration matches its file, and there are no secrets."""
-    found = manifests(texts[f"{place}/k3s.yaml"])
-    assert {one["kind"] for one in found} == {"Namespace", "ConfigMap", "StatefulSet"}
-    maps = {one["metadata"]["name"]: one["data"] for one in found if one["kind"] == "ConfigMap"}
+    objects = manifests(texts[f"{place}/k3s.yaml"])
+    assert {one["kind"] for one in objects} == {"Namespace", "ConfigMap", "StatefulSet"}
+    maps = {one["metadata"]["name"]: one["data"] for one in objects if one["kind"] == "ConfigMap"}
     assert "PRIVATE KEY" not in texts[f"{place}/k3s.yaml"]
-    for stateful in (one for one in found if one["kind"] == "StatefulSet"):
+    for stateful in (one for one in objects if one["kind"] == "StatefulSet"):
         pod = stateful["spec"]["template"]["spec"]
         (container,) = pod["containers"]
         assert stateful["spec"]["replicas"] == 1
@@ -176,8 +176,8 @@ def test_manifests_are_consistent(texts: dict[str, str], place: str) -> None:
 def test_model_files_are_mounted_below_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"model")
     (tmp_path / "base.yaml").write_text("models: {m: {path: m.onnx}}\n" + BASE)
-    made = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\n")
-    pod = manifests(made["hall/k3s.yaml"])[-1]["spec"]["template"]["spec"]
+    files_ = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\n")
+    pod = manifests(files_["hall/k3s.yaml"])[-1]["spec"]["template"]["spec"]
 
     folder = "/etc/hedgerow/hall/nodes"
     assert {"name": "files", "hostPath": {"path": folder, "type": "Directory"}} in pod["volumes"]
@@ -190,8 +190,8 @@ def test_model_files_are_mounted_below_the_configuration(tmp_path: Path) -> None
 def test_a_region_with_models_stores_them_beside_its_database_and_nodes_get_the_root(tmp_path: Path) -> None:
     (tmp_path / "root.json").write_text("{}")
     (tmp_path / "base.yaml").write_text("fleet: {root_file: root.json}\nmodels: {m: {path: 'bundle:m'}}\n" + BASE)
-    made = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\nmodels: true\n")
-    (tmp_path / "region.yaml").write_text(made["north/service/region.yaml"])
+    files_ = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\nmodels: true\n")
+    (tmp_path / "region.yaml").write_text(files_["north/service/region.yaml"])
     config = load_region(tmp_path / "region.yaml")
 
     assert config.models.repository == Path(config.store.url).parent / "models"
@@ -201,7 +201,7 @@ def test_a_region_with_models_stores_them_beside_its_database_and_nodes_get_the_
 def test_manifests_are_valid_for_kubernetes(texts: dict[str, str]) -> None:
     """Validated by its own schemas, with unknown keys refused."""
     validate = pytest.importorskip(
-        "kubernetes_validate", reason="kubernetes-validate is not installed: its schemas take 100 MB"
+        "kubernetes_validate", reason="kubernetes-validate, with schemas of 100 MB, is not installed"
     )
     for place in PLACES:
         for one in manifests(texts[f"{place}/k3s.yaml"]):

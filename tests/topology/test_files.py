@@ -33,10 +33,10 @@ def texts(example: Described) -> dict[str, str]:
 
 def test_written_files_are_recognised_as_rendered() -> None:
     for path, text in TEXTS.items():
-        made = files.headed(path, text, "topology.yaml")
-        assert files.as_made(made)
-        assert not files.as_made(made + "more\n")
-        assert not files.as_made(made.replace("one", "two").replace("# s", "# t"))
+        content = files.headed(path, text, "topology.yaml")
+        assert files.as_made(content)
+        assert not files.as_made(content + "more\n")
+        assert not files.as_made(content.replace("one", "two").replace("# s", "# t"))
         assert not files.as_made(text)
 
 
@@ -72,7 +72,7 @@ def test_a_changed_topology_is_not_mistaken_for_an_edit_by_hand(tmp_path: Path) 
 
 def test_obsolete_files_are_reported_and_kept(tmp_path: Path) -> None:
     files.write(TEXTS | {PurePosixPath("gone/acl"): "x\n"}, "t.yaml", tmp_path)
-    (tmp_path / "gone" / "notes").write_text("somebody's\n")
+    (tmp_path / "gone" / "notes").write_text("not rendered\n")
 
     assert files.write(TEXTS, "t.yaml", tmp_path).left == (tmp_path / "gone" / "acl",)
     assert (tmp_path / "gone" / "acl").exists()
@@ -89,7 +89,7 @@ def test_every_placeholder_is_filled_in_and_lines_are_short(texts: dict[str, str
     for path, text in texts.items():
         assert "${" not in text, path
         assert text.endswith("\n"), path
-        if "nodes/" not in path and not path.endswith((".md", "k3s.yaml")):  # those hold what is written elsewhere
+        if "nodes/" not in path and not path.endswith((".md", "k3s.yaml")):  # these contain other files' text
             assert max(map(len, text.splitlines())) <= 120, path
 
 
@@ -131,12 +131,12 @@ def test_the_bridge_lists_topics_in_both_directions(texts: dict[str, str]) -> No
 
 
 def test_a_plain_listener_exists_only_on_request_and_only_on_loopback(texts: dict[str, str]) -> None:
-    asked = [path for path, text in texts.items() if path.endswith("mosquitto.conf") and "allow_anonymous true" in text]
+    plain = [path for path, text in texts.items() if path.endswith("mosquitto.conf") and "allow_anonymous true" in text]
 
-    assert asked == ["shop-13/mosquitto.conf"]
+    assert plain == ["shop-13/mosquitto.conf"]
     assert (
         "listener 1883 127.0.0.1\nallow_anonymous true\nacl_file /etc/hedgerow/shop-13/acl.loopback\n"
-        in texts[asked[0]]
+        in texts[plain[0]]
     )
 
 
@@ -161,18 +161,18 @@ def test_systemd_accepts_every_directive_of_the_unit(texts: dict[str, str], tmp_
     text = texts["shop-12/systemd/hedgerow-gateway.service"].replace("/opt/hedgerow/bin/hedgerow", "/bin/true")
     unit.write_text(text.replace("User=hedgerow\nGroup=hedgerow\n", ""))
     command = ["systemd-analyze", "verify", "--man=no", str(unit)]
-    said = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
 
-    assert unit.name not in said.stderr
+    assert unit.name not in result.stderr
 
 
 def test_a_broker_too_old_for_its_configuration_reports_it(texts: dict[str, str], tmp_path: Path) -> None:
-    """This Mosquitto knows every setting: it gets as far as opening files, which do not exist here."""
+    """The installed Mosquitto knows every setting: it fails only at opening files, which do not exist here."""
     conf = tmp_path / "mosquitto.conf"
     for name in ("shop-13", "retail"):
         conf.write_text(texts[f"{name}/mosquitto.conf"].replace("user mosquitto", "user root"))
-        said = subprocess.run(
+        log = subprocess.run(
             [find_mosquitto(), "-c", conf], capture_output=True, text=True, check=False, timeout=60
         ).stderr
-        assert "Unknown" not in said
-        assert "Config loaded" in said
+        assert "Unknown" not in log
+        assert "Config loaded" in log

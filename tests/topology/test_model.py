@@ -31,12 +31,12 @@ ups = st.dictionaries(
 
 @st.composite
 def topologies(draw: st.DrawFn) -> Topology:
-    """Topologies without clashing names."""
-    told = draw(st.permutations(NAMES))
-    region, parent, *sites = told[:4]
-    nodes, people = told[4:7], told[7:]
+    """Generate topologies without clashing names."""
+    names_ = draw(st.permutations(NAMES))
+    region, parent, *sites = names_[:4]
+    nodes, services = names_[4:7], names_[7:]
     document = {
-        "region": {"name": region, "broker": "r.example", "roles": {"viewer": people[:1], "collector": people[1:]}},
+        "region": {"name": region, "broker": "r.example", "roles": {"viewer": services[:1], "collector": services[1:]}},
         "pipelines": "base.yaml",
         "up": draw(ups),
         "sites": {
@@ -113,7 +113,7 @@ def test_only_what_the_policy_names_leaves_a_site(topology: Topology) -> None:
     texts = {str(path): text for path, text in render(described(topology)).items()}
     for site in topology.sites:
         lines = [line.split() for line in texts[f"{site}/mosquitto.conf"].splitlines() if line.startswith("topic ")]
-        carried = [pattern for _, pattern, way, _ in lines if way in ("out", "both")]
+        carried = [pattern for _, pattern, direction, _ in lines if direction in ("out", "both")]
         base = f"hedgerow/v1/{topology.region.name}/{site}/gw"
         for pipeline in ("doors", "secrets"):
             leaves = any(matches(pattern, f"{base}/result/{pipeline}") for pattern in carried)
@@ -178,7 +178,7 @@ sites:
 
 
 @pytest.mark.parametrize(
-    ("was", "wrong", "line", "says"),
+    ("was", "wrong", "line", "message"),
     [
         ("broker: hall.lan", "broker: mqtt://hall.lan", 5, "TLS is required between machines"),
         ("broker: hall.lan", "broker: hall.lan:99999", 5, "write HOST or mqtts://HOST:PORT"),
@@ -205,7 +205,7 @@ sites:
         ("  hall:", "  region:", 4, "region is also a name above the site"),
     ],
 )  # fmt: skip
-def test_errors_have_their_line(tmp_path: Path, was: str, wrong: str, line: int, says: str) -> None:
+def test_errors_have_their_line(tmp_path: Path, was: str, wrong: str, line: int, message: str) -> None:
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "bad.yaml").write_text("nodde: {}\n")
     (tmp_path / "models.yaml").write_text("models: {m: {path: not/here.onnx}}\n" + BASE)
@@ -219,7 +219,7 @@ def test_errors_have_their_line(tmp_path: Path, was: str, wrong: str, line: int,
     with pytest.raises(BadConfigFile) as caught:
         load(path)
     first = caught.value.problems[0]
-    assert says in str(first)
+    assert message in str(first)
     assert first.line == line
     assert first.remedy
     assert "hedgerow topology check" in caught.value.remedy
@@ -229,9 +229,9 @@ def test_a_sensor_without_subscribers_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(BASE)
     path = tmp_path / "topology.yaml"
     path.write_text(GOOD + "sensors: {cam: [plant/1/door], old: [plant/1/x], key: [plant/1/safe]}\n")
-    made = load(path)
+    loaded = load(path)
 
-    assert list(check.remarks(made.topology, made.nodes)) == [
+    assert list(check.remarks(loaded.topology, loaded.nodes)) == [
         "hall: no pipeline subscribes to what sensor old sends (plant/1/x)"
     ]
 

@@ -1,4 +1,4 @@
-"""Refusals in Mosquitto's log are found correctly, whatever the client ids and topics."""
+"""Access denials in Mosquitto's log are recognised, whatever the client ids and topics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def denied(client: str, topic: str) -> str:
 
 @given(awkward, texts)
 def test_a_refused_publish_names_its_user_whatever_the_client_id(client: str, topic: str) -> None:
-    """A client id cannot shift the blame: the last text that looks like the broker's is the broker's."""
+    """A client id cannot spoof another user: the last match in a line is the broker's own text."""
     assert read(connected(client, "hall/a"), denied(client, topic)) == [
         AccessDenial(AT, "publish", "hall/a", client, topic)
     ]
@@ -57,7 +57,7 @@ def test_any_line_can_be_read(lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "brings"),
+    ("pattern", "permitted"),
     [
         ("#", True),
         ("plant/1/door", True),
@@ -68,16 +68,16 @@ def test_any_line_can_be_read(lines: list[str]) -> None:
         ("$share/group/x/b", False),
     ],
 )
-def test_a_subscription_without_read_access_is_reported(wanted: str, brings: bool) -> None:
+def test_a_subscription_without_read_access_is_reported(pattern: str, permitted: bool) -> None:
     """A verbose broker writes other lines in between."""
-    said = read(
-        connected("c", "hall/a"), "Received SUBSCRIBE from c", "\tplant/2/door (QoS 1)", "c 1 plant/2/door", f"\t{wanted} (QoS 1)"
+    denials = read(
+        connected("c", "hall/a"), "Received SUBSCRIBE from c", "\tplant/2/door (QoS 1)", "c 1 plant/2/door", f"\t{pattern} (QoS 1)"
     )  # fmt: skip
 
-    assert said == ([] if brings else [AccessDenial(AT, "subscribe", "hall/a", "c", wanted)])
+    assert denials == ([] if permitted else [AccessDenial(AT, "subscribe", "hall/a", "c", pattern)])
 
 
-def test_subscriptions_are_not_judged_without_an_access_list() -> None:
+def test_subscriptions_are_not_checked_without_an_access_list() -> None:
     assert read(connected("c", "hall/a"), "Received SUBSCRIBE from c", "\tx (QoS 1)", acl=None) == []
 
 

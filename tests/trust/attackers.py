@@ -1,4 +1,4 @@
-"""Attackers between the repository and a node, or with a stolen key, and what they send."""
+"""Attackers between the repository and a node, or with a stolen key, and the documents they send."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Tamper = Callable[[str, Any], Any]
 def attacked(world: World, tamper: Tamper) -> Iterator[None]:
     """Tamper with documents; afterwards the node accepts the genuine repository again."""
     honest, world.between.tamper = world.between.tamper, tamper
-    world.later()
+    world.expire_caches()
     try:
         yield
     finally:
         world.between.tamper = honest
-        world.later()
+        world.expire_caches()
 
 
 def replaced(path: str, content: bytes) -> Tamper:
-    return lambda asked, data: content if asked == path else data
+    return lambda requested, data: content if requested == path else data
 
 
 def current(world: World, role: str) -> str:
@@ -51,7 +51,7 @@ def sign(metadata: Metadata[Any], *keys: CryptoSigner) -> bytes:
 
 
 class OnlineKeyThief:
-    """An attacker who has the online key, and serves anything with it."""
+    """An attacker with the online key, who signs and serves any metadata."""
 
     def __init__(self, world: World, documents: dict[str, bytes] | None = None) -> None:
         self.world = world
@@ -59,15 +59,15 @@ class OnlineKeyThief:
         self.snapshot = world.read(str(Path(current(world, "snapshot")).stem))
         self.timestamp = world.read("timestamp")
 
-    def says(self, role: str, content: bytes, version: int | None = None) -> OnlineKeyThief:
-        """Serve this metadata for a role; `version`: the one that the snapshot states."""
+    def replace(self, role: str, content: bytes, version: int | None = None) -> OnlineKeyThief:
+        """Serve this metadata for a role; `version`: the version in the snapshot."""
         version = version or json.loads(content)["signed"]["version"]
         self.snapshot.signed.meta[f"{role}.json"] = MetaFile.from_data(version, content, ["sha256"])
         self.documents[f"metadata/{version}.{role}.json"] = content
         return self
 
-    def signs(self, *, snapshot_version: int | None = None, content: bytes | None = None) -> OnlineKeyThief:
-        """The timestamp, and the snapshot unless its `content` is given."""
+    def sign(self, *, snapshot_version: int | None = None, content: bytes | None = None) -> OnlineKeyThief:
+        """Sign the timestamp, and the snapshot unless `content` replaces it."""
         self.snapshot.signed.version = snapshot_version or self.snapshot.signed.version + 1
         content = content or sign(self.snapshot, self.world.online_key)
         self.timestamp.signed.version += 1
@@ -86,8 +86,8 @@ class OnlineKeyThief:
             yield from self.world.between.get(path, max_bytes)
 
 
-class Served:
-    """Return the repository with additional documents."""
+class ExtendedRepository:
+    """Serves the repository with additional or replaced documents."""
 
     def __init__(self, world: World, documents: dict[str, bytes]) -> None:
         self.world, self.documents = world, documents
@@ -99,25 +99,27 @@ class Served:
             yield from self.world.between.get(path, max_bytes)
 
 
-def rooted(
+def make_root(
     world: World, *keys: CryptoSigner, version: int = 2, change: Callable[[Any], None] = lambda _: None
 ) -> bytes:
+    """Return a changed root, signed with these keys."""
     root = world.read("1.root")
     root.signed.version = version
     change(root.signed)
     return sign(root, *keys)
 
 
-def owned(world: World, change: Callable[[Any], None]) -> OnlineKeyThief:
-    """An owner's metadata signed with other tools, included in a snapshot with the online key."""
+def with_owner_metadata(world: World, change: Callable[[Any], None]) -> OnlineKeyThief:
+    """Serve changed metadata, signed by its owner with other tools and included in a snapshot with the online key."""
     metadata = world.read(Path(current(world, "doors")).stem)
     metadata.signed.version += 1
     change(metadata.signed)
-    return OnlineKeyThief(world).says("doors", sign(metadata, world.owner_key)).signs()
+    return OnlineKeyThief(world).replace("doors", sign(metadata, world.owner_key)).sign()
 
 
 def other_target(name: str, content: bytes = b"{}", version: str = "1.0.0") -> tuple[TargetFile, ModelRef, str]:
+    """Return a target, its reference, and the path of its document."""
     path = f"{name}/{version}/manifest.json"
     target = TargetFile.from_data(path, content, ["sha256"])
-    where = f"targets/{name}/{version}/{target.hashes['sha256']}.manifest.json"
-    return target, ModelRef(name=name, version=version, digest=digest_of(content)), where
+    document = f"targets/{name}/{version}/{target.hashes['sha256']}.manifest.json"
+    return target, ModelRef(name=name, version=version, digest=digest_of(content)), document

@@ -1,7 +1,7 @@
 """A repository with real keys and files, a node that follows it, and attackers between the two.
 
 The node receives documents over the blob channel: a real broker, the node's own fetcher, and a stand-in for the region's
-server that sends whatever the attacker lets pass.
+server that sends what the attacker passes on.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Bundle:
 
 
 def make_bundle(folder: Path, content: bytes = b"weights", *, name: str = "door", version: str = "1.0.0") -> Bundle:
-    """A bundle of one file, in chunks of 4 bytes."""
+    """Make a bundle of one file, in chunks of 4 bytes."""
     path = folder / "variants" / "onnx" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -102,16 +102,16 @@ class Between:
 
     Attributes:
         tamper: the attacker.
-        asked: the requested paths.
+        requested: paths requested so far.
     """
 
     folder: Path
     tamper: Tamper = lambda _, data: data
     piece: int = 1 << 16
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-        self.asked.append(path)
+        self.requested.append(path)
         try:
             honest = b"".join(FolderDocuments(self.folder).get(path, max_bytes))
         except DocumentMissing:
@@ -130,9 +130,9 @@ class Impostor(BlobServer):
         super().__init__(options, region, Path("nowhere"))
         self._source = source
 
-    def _enqueue(self, site: str, request: Any) -> None:
-        self._sent.clear()  # a second may well have passed
-        super()._enqueue(site, request)
+    def _wish(self, site: str, wish: Any) -> None:
+        self._sent.clear()  # as if a second had passed
+        super()._wish(site, wish)
 
     def _document(self, ask: DocumentRequest) -> DocumentPart:
         data, whole = bytearray(), True
@@ -148,8 +148,8 @@ class Impostor(BlobServer):
         return DocumentPart(ask.path, ask.offset, len(data) if whole else 1 << 40, part)
 
 
-class AtOnce(Random):
-    """Always returns zero pauses."""
+class NoDelay(Random):
+    """Always returns the shortest pause."""
 
     def uniform(self, a: float, b: float) -> float:
         return a
@@ -166,14 +166,14 @@ class Wire:
         self._thread.start()
 
     def over(self, source: Source, folder: Path, stack: AsyncExitStack) -> RegionDocuments:
-        """Return what a node receives of the served documents."""
+        """Return a source through which a node receives the served documents."""
         return self.run(self._connect(source, folder, stack))
 
     async def _connect(self, source: Source, folder: Path, stack: AsyncExitStack) -> RegionDocuments:
         address = Address(f"region-{next(self._numbers)}", "hall", "n1")
         await stack.enter_async_context(Impostor(self._options, address.region, source))
         store = BlobStore(folder / "store", 1 << 20)
-        fetcher = BlobFetcher(self._options, address, store, serve_neighbours=False, random=AtOnce())
+        fetcher = BlobFetcher(self._options, address, store, serve_neighbours=False, random=NoDelay())
         return (await stack.enter_async_context(fetcher)).documents
 
     def run(self, work: Any) -> Any:
@@ -186,7 +186,7 @@ class Wire:
 
 
 @dataclass
-class Given:
+class DirectDocuments:
     """Documents without a channel in between, for tests that need thousands of them."""
 
     source: Source
@@ -206,7 +206,7 @@ class World:
         self.folder = folder
         self.wire = wire
         self.links = AsyncExitStack()
-        self.given: list[Any] = []
+        self.documents: list[Any] = []
         self.time = Time()
         self.time_began = self.time.wall
         self.root_keys = [CryptoSigner.generate_ed25519() for _ in range(3)]
@@ -234,7 +234,7 @@ class World:
             private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         )
 
-    def exchange_online_key(self) -> None:
+    def replace_online_key(self) -> None:
         """Let the root replace the online key."""
         before, self.online_key = self.online_key, CryptoSigner.generate_ed25519()
         self.put_online_key(self.online_key)
@@ -252,12 +252,12 @@ class World:
     def client(self, name: str, source: Source | None = None) -> TrustClient:
         """Return a node that starts from the first root."""
         source = source or self.between
-        given = self.wire.over(source, self.folder / name, self.links) if self.wire else Given(source)
-        self.given.append(given)
+        documents = self.wire.over(source, self.folder / name, self.links) if self.wire else DirectDocuments(source)
+        self.documents.append(documents)
         return TrustClient(
             self.folder / name,
             self.root,
-            given,
+            documents,
             clock=lambda: self.time.wall,
             monotonic=lambda: self.time.passed,
         )
@@ -276,16 +276,16 @@ class World:
     ) -> ModelRef:
         """Publish a version and return the reference a region would request."""
         bundle = self.bundle(content, name=name, version=version)
-        done: Published = self.repository.publish(bundle, key or self.owner_key, parse_selector(selector))
-        return ModelRef(name=name, version=version, digest=done.digest)
+        published: Published = self.repository.publish(bundle, key or self.owner_key, parse_selector(selector))
+        return ModelRef(name=name, version=version, digest=published.digest)
 
     def read(self, name: str) -> Metadata[Any]:
         return Metadata.from_bytes((self.repository.metadata / f"{name}.json").read_bytes())
 
-    def later(self) -> None:
-        """Move the clock far enough for the channel's cache to expire."""
-        for given in self.given:
-            given.forget()
+    def expire_caches(self) -> None:
+        """Clear the channels' caches, as if they had expired."""
+        for documents in self.documents:
+            documents.forget()
 
     def close(self) -> None:
         if self.wire is not None:
@@ -294,34 +294,34 @@ class World:
 
 @pytest.fixture(scope="session")
 def wire(broker: Mosquitto) -> Iterator[Wire]:
-    made = Wire(broker)
-    yield made
-    made.close()
+    world_ = Wire(broker)
+    yield world_
+    world_.close()
 
 
 @pytest.fixture
 def near(tmp_path: Path) -> World:
-    """A node and its repository, one function call apart."""
+    """A node and its repository, connected by function calls."""
     return World(tmp_path)
 
 
 @pytest.fixture
 def world(near: World) -> World:
-    """The world that most tests use."""
+    """The default world."""
     return near
 
 
 @pytest.fixture
 def wired(tmp_path: Path, wire: Wire) -> Iterator[World]:
-    """A node and its repository, with a broker in between."""
-    made = World(tmp_path, wire)
-    yield made
-    made.close()
+    """A node and its repository, connected by a broker."""
+    world_ = World(tmp_path, wire)
+    yield world_
+    world_.close()
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Callable[..., Bundle]:
-    """Makes a bundle."""
+    """Return a function that makes a bundle."""
 
     def make(content: bytes = b"weights", *, name: str = "door", version: str = "1.0.0") -> Bundle:
         return make_bundle(tmp_path / "bundles" / f"{name}-{version}", content, name=name, version=version)

@@ -69,7 +69,7 @@ def test_another_repository_is_refused(world: World, tmp_path: Path) -> None:
     other = type(world)(tmp_path / "other")
     ref = other.publish(content=b"malice")
     world.between.folder = other.repository.folder
-    world.later()
+    world.expire_caches()
 
     with pytest.raises(errors.UnknownSigningKey, match="timestamp"):
         world.node.refresh()
@@ -79,13 +79,13 @@ def test_another_repository_is_refused(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "doors"])
 def test_metadata_signed_by_an_unknown_key_is_refused(world: World, role: str) -> None:
-    """Even with the online key, for the roles below."""
+    """Even if the online key signs a snapshot with it."""
     ref = world.publish()
     metadata, stranger = world.read(Path(current(world, role)).stem), CryptoSigner.generate_ed25519()
     content = sign(metadata, stranger)
     documents = replaced(current(world, role), content)
     if role in ("targets", "doors"):
-        documents = OnlineKeyThief(world).says(role, content).signs().tamper
+        documents = OnlineKeyThief(world).replace(role, content).sign().tamper
     if role == "snapshot":
         thief = OnlineKeyThief(world)
         thief.timestamp.signed.snapshot_meta = MetaFile.from_data(metadata.signed.version, content, ["sha256"])
@@ -105,7 +105,7 @@ def test_metadata_changed_after_signing_is_refused(world: World, role: str) -> N
     content = metadata.to_bytes()
     documents = replaced(current(world, role), content)
     if role != "timestamp":
-        documents = OnlineKeyThief(world).says(role, content).signs().tamper
+        documents = OnlineKeyThief(world).replace(role, content).sign().tamper
 
     with attacked(world, documents), pytest.raises(errors.BadSignature, match="the old version keeps serving"):
         world.node.manifest(ref, {})
@@ -117,9 +117,9 @@ def test_unsigned_metadata_is_refused(world: World, role: str) -> None:
     content = sign(world.read(Path(current(world, role)).stem))
     documents = replaced(current(world, role), content)
     if role == "snapshot":
-        documents = OnlineKeyThief(world).signs(content=content).tamper
+        documents = OnlineKeyThief(world).sign(content=content).tamper
     elif role != "timestamp":
-        documents = OnlineKeyThief(world).says(role, content).signs().tamper
+        documents = OnlineKeyThief(world).replace(role, content).sign().tamper
 
     with attacked(world, documents), pytest.raises(errors.TooFewSignatures, match="0 of 1 required signatures"):
         world.node.manifest(ref, {})
@@ -128,8 +128,8 @@ def test_unsigned_metadata_is_refused(world: World, role: str) -> None:
 def test_a_damaged_local_manifest_is_fetched_again(world: World) -> None:
     ref = world.publish()
     good = world.node.manifest(ref, {})
-    (kept,) = (world.folder / "node" / "manifests").iterdir()
-    kept.write_bytes(good.replace(b"onnx", b"evil"))
+    (stored,) = (world.folder / "node" / "manifests").iterdir()
+    stored.write_bytes(good.replace(b"onnx", b"evil"))
 
     assert world.node.manifest(ref, {}) == good
 
@@ -143,7 +143,7 @@ def test_a_version_for_other_nodes_is_refused(world: World) -> None:
 
 
 def test_a_document_of_another_kind_is_refused(world: World) -> None:
-    """The online key signs snapshots too, but a snapshot is no timestamp."""
+    """The online key signs snapshots too, but a snapshot is not a timestamp."""
     world.publish()
     snapshot = (world.repository.folder / current(world, "snapshot")).read_bytes()
 
@@ -155,22 +155,22 @@ def test_a_document_of_another_kind_is_refused(world: World) -> None:
 
 
 class Endless:
-    """Sends endless data for paths that begin with `where`; counts the bytes read."""
+    """Sends endless data for paths that contain `name`; counts the bytes read."""
 
-    def __init__(self, world: World, where: str) -> None:
-        self.world, self.where, self.taken = world, where, 0
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name, self.bytes_read = world, name, 0
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-        if self.where not in path:
+        if self.name not in path:
             yield from self.world.between.get(path, max_bytes)
             return
         while True:
-            self.taken += 4096
+            self.bytes_read += 4096
             yield b"\0" * 4096
 
 
 @pytest.mark.parametrize(
-    ("where", "most"),
+    ("name", "most"),
     [
         ("timestamp", 16_384),
         ("snapshot", 4096),
@@ -180,15 +180,15 @@ class Endless:
         ("root", 512_000),
     ],
 )
-def test_endless_data_is_cut_off_at_the_signed_size(world: World, where: str, most: int) -> None:
+def test_endless_data_is_cut_off_at_the_signed_size(world: World, name: str, most: int) -> None:
     """The channel delivers parts, and no part is requested beyond the limit."""
     ref = world.publish()
-    documents = Endless(world, where)
+    documents = Endless(world, name)
 
     with pytest.raises(errors.EndlessData):
         world.client("other", documents).manifest(ref, {})
     parts = most // MAX_PART_BYTES + 1
-    assert documents.taken <= sum(range(1, parts + 1)) * MAX_PART_BYTES + parts * 4096
+    assert documents.bytes_read <= sum(range(1, parts + 1)) * MAX_PART_BYTES + parts * 4096
 
 
 def test_at_most_one_piece_is_read_beyond_the_limit(near: World) -> None:
@@ -196,11 +196,11 @@ def test_at_most_one_piece_is_read_beyond_the_limit(near: World) -> None:
 
     with pytest.raises(errors.EndlessData):
         near.client("other", documents).refresh()
-    assert documents.taken <= 16_384 + 4096
+    assert documents.bytes_read <= 16_384 + 4096
 
 
 def test_slow_data_is_abandoned(near: World) -> None:
-    """Each byte arrives in time, but the document never would."""
+    """Each byte arrives in time, but the document would take forever."""
 
     class Trickle:
         def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
@@ -215,12 +215,12 @@ def test_slow_data_is_abandoned(near: World) -> None:
         near.client("other", Trickle()).refresh()
 
 
-@pytest.mark.parametrize("where", ["timestamp", "snapshot", "targets", "doors"])
-def test_truncated_metadata_is_refused(world: World, where: str) -> None:
+@pytest.mark.parametrize("name", ["timestamp", "snapshot", "targets", "doors"])
+def test_truncated_metadata_is_refused(world: World, name: str) -> None:
     ref = world.publish()
 
     with (
-        attacked(world, lambda path, data: data[: len(data) // 2] if where in path else data),
+        attacked(world, lambda path, data: data[: len(data) // 2] if name in path else data),
         pytest.raises(errors.TruncatedData),
     ):
         world.node.manifest(ref, {})
@@ -228,11 +228,11 @@ def test_truncated_metadata_is_refused(world: World, where: str) -> None:
 
 
 def test_an_unreachable_source_is_not_a_refusal(near: World) -> None:
-    """A cut link raises its own error, not one of trust."""
+    """A lost connection raises its own error, not a TrustError."""
 
     class Cut:
         def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-            raise RegionUnavailable("nobody answers", remedy="wait")
+            raise RegionUnavailable("no reply", remedy="wait")
 
     with pytest.raises(RegionUnavailable):
         near.client("other", Cut()).refresh()
@@ -241,13 +241,13 @@ def test_an_unreachable_source_is_not_a_refusal(near: World) -> None:
 def test_an_incomplete_repository_is_reported_as_such(world: World) -> None:
     ref = world.publish()
 
-    def gone(path: str, data: Any) -> Any:
+    def missing(path: str, data: Any) -> Any:
         return None if "manifest" in path or "timestamp" in path else data
 
-    with attacked(world, gone), pytest.raises(errors.MissingMetadata, match="timestamp"):
+    with attacked(world, missing), pytest.raises(errors.MissingMetadata, match="timestamp"):
         world.node.manifest(ref, {})
     world.node.refresh()
-    with attacked(world, gone), pytest.raises(errors.MissingMetadata, match="manifest"):
+    with attacked(world, missing), pytest.raises(errors.MissingMetadata, match="manifest"):
         world.node.manifest(ref, {})
 
 
@@ -303,13 +303,13 @@ def test_expired_metadata_still_blocks_older_metadata(world: World) -> None:
 
 @pytest.mark.parametrize("role", ["targets", "doors"])
 def test_a_snapshot_that_rolls_a_role_back_is_refused(world: World, role: str) -> None:
-    """Only a holder of the online key could try this."""
+    """This needs the online key."""
     world.publish("1.0.0")
     old = (world.repository.folder / current(world, role)).read_bytes()
     world.publish("1.1.0")
     world.add_owner("gates", CryptoSigner.generate_ed25519(), "turnstile")
     world.node.refresh()
-    thief = OnlineKeyThief(world).says(role, old).signs()
+    thief = OnlineKeyThief(world).replace(role, old).sign()
 
     with attacked(world, thief.tamper), pytest.raises(errors.RollbackAttack, match="snapshot"):
         world.node.refresh()
@@ -322,7 +322,7 @@ def test_a_snapshot_that_omits_an_owner_is_refused(world: World) -> None:
     del thief.snapshot.signed.meta["doors.json"]
 
     with (
-        attacked(world, thief.signs().tamper),
+        attacked(world, thief.sign().tamper),
         pytest.raises(errors.RollbackAttack, match="omits a role it had before"),
     ):
         world.node.refresh()
@@ -347,12 +347,12 @@ def test_inflated_versions_are_reset_by_a_new_online_key(world: World) -> None:
     world.publish()
     thief = OnlineKeyThief(world)
     thief.timestamp.signed.version = 2**31
-    with attacked(world, thief.signs(snapshot_version=2**31).tamper):
+    with attacked(world, thief.sign(snapshot_version=2**31).tamper):
         world.node.refresh()
     with pytest.raises(errors.RollbackAttack):
         world.node.refresh()
 
-    world.exchange_online_key()
+    world.replace_online_key()
     ref = world.publish("1.1.0")
     assert world.node.refresh().root == 2
     assert world.node.manifest(ref, {})
@@ -367,13 +367,13 @@ def test_an_inflated_role_version_is_reset_by_a_new_online_key(world: World, rol
     metadata = world.read(Path(current(world, role)).stem)
     metadata.signed.version = 2**31
     key = world.targets_key if role == "targets" else world.owner_key
-    with attacked(world, OnlineKeyThief(world).says(role, sign(metadata, key)).signs().tamper):
+    with attacked(world, OnlineKeyThief(world).replace(role, sign(metadata, key)).sign().tamper):
         world.node.manifest(ref, {})
     with pytest.raises(errors.RollbackAttack):
         world.node.refresh()
 
-    world.exchange_online_key()
-    world.later()
+    world.replace_online_key()
+    world.expire_caches()
     assert world.node.refresh().root == 2
     assert world.node.manifest(ref, {})
 
@@ -404,7 +404,7 @@ def test_each_role_may_expire_while_the_others_are_valid(world: World, role: str
     if role == "snapshot":
         thief = OnlineKeyThief(world)
         thief.snapshot.signed.expires = datetime.fromtimestamp(world.time.wall - 1, UTC)
-        documents = thief.signs().tamper
+        documents = thief.sign().tamper
     else:
         if role == "root":
             world.time.passes(364 * DAY)
@@ -427,7 +427,7 @@ def test_each_role_may_expire_while_the_others_are_valid(world: World, role: str
 
 
 def test_an_expired_root_leads_to_the_next_one(world: World) -> None:
-    """If the holders sign late, nodes refuse until they have signed. An intermediate root may be expired."""
+    """If the root's holders sign late, nodes refuse metadata until then. Intermediate roots may be expired."""
     ref = world.publish()
     key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     world.time.passes(731 * DAY)
@@ -439,7 +439,7 @@ def test_an_expired_root_leads_to_the_next_one(world: World) -> None:
 
     key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     world.repository.refresh_timestamp()
-    world.later()
+    world.expire_caches()
     assert world.node.refresh().root == 3
     assert world.node.manifest(ref, {})
 
@@ -463,7 +463,7 @@ def test_metadata_of_two_moments_cannot_be_mixed(world: World, role: str) -> Non
 
 
 def _length(world: World, role: str) -> int:
-    """Padded to the signed length, so that the length reveals nothing; JSON may end in spaces."""
+    """Return the signed length, to which content is padded so that only its hash differs; JSON may end in spaces."""
     return (world.repository.folder / current(world, role)).stat().st_size
 
 
@@ -474,15 +474,15 @@ def test_a_file_name_with_another_version_than_its_content_is_refused(world: Wor
     version = world.read(Path(current(world, role)).stem).signed.version
     thief = OnlineKeyThief(world)
     if role == "snapshot":
-        thief.signs(snapshot_version=version + 1, content=content)
+        thief.sign(snapshot_version=version + 1, content=content)
     else:
-        thief.says(role, content, version + 1).signs()
+        thief.replace(role, content, version + 1).sign()
 
     with attacked(world, thief.tamper), pytest.raises(errors.MixAndMatch, match=f"version {version}"):
         world.node.manifest(ref, {})
 
 
-# Anything
+# Arbitrary changes
 
 
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -491,17 +491,17 @@ def test_any_change_to_any_document_is_refused(near: World, data: st.DataObject)
     """Flipping, removing or inserting anything anywhere is refused, or does not change the result."""
     world = near
     ref = world.publish()
-    asked = {"timestamp", "snapshot", ".targets.", "doors", "manifest"}
-    where = data.draw(st.sampled_from(sorted(asked)))
-    place = data.draw(st.floats(0, 1, exclude_max=True))
-    how = data.draw(st.sampled_from(["flip", "cut", "insert", "remove", "double"]))
+    names = {"timestamp", "snapshot", ".targets.", "doors", "manifest"}
+    name = data.draw(st.sampled_from(sorted(names)))
+    position = data.draw(st.floats(0, 1, exclude_max=True))
+    change = data.draw(st.sampled_from(["flip", "cut", "insert", "remove", "double"]))
     bit = data.draw(st.integers(1, 255))
 
     def tamper(path: str, content: Any) -> Any:
-        if where not in path:
+        if name not in path:
             return content
-        at = int(place * len(content))
-        match how:
+        at = int(position * len(content))
+        match change:
             case "flip":
                 return content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :]
             case "cut":
@@ -514,13 +514,13 @@ def test_any_change_to_any_document_is_refused(near: World, data: st.DataObject)
 
     node = world.client(f"node-{next(_NUMBERS)}")
     with attacked(world, tamper):
-        believed, refused = None, None
+        accepted, code = None, None
         try:
-            believed = node.manifest(ref, {})
+            accepted = node.manifest(ref, {})
         except errors.TrustError as error:
-            refused = error.code
-    assert refused not in ("not-trusted", "unknown-target")
-    assert refused or digest_of(believed) == ref.digest
+            code = error.code
+    assert code not in ("not-trusted", "unknown-target")
+    assert code or digest_of(accepted) == ref.digest
     assert digest_of(node.manifest(ref, {})) == ref.digest
 
 

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tests.trust.attackers import OnlineKeyThief, Served, attacked, current, other_target, owned, replaced, rooted, sign
+from tests.trust.attackers import (
+    ExtendedRepository,
+    OnlineKeyThief,
+    attacked,
+    current,
+    make_root,
+    other_target,
+    replaced,
+    sign,
+    with_owner_metadata,
+)
 from tuf.api.metadata import DelegatedRole, Delegations
 
 from hedgerow.models.bundle.manifest import digest_of
@@ -67,7 +77,7 @@ def test_a_root_needs_enough_of_its_own_and_of_the_previous_keys(
         return sign(metadata, *(keys[name] for name in signers))
 
     world.root = root(1, before)
-    node = world.client("node-2", Served(world, {"metadata/2.root.json": root(2, after)}))
+    node = world.client("node-2", ExtendedRepository(world, {"metadata/2.root.json": root(2, after)}))
 
     if refusal is None:
         assert node.refresh().root == 2
@@ -91,32 +101,32 @@ def test_an_unsigned_root_is_not_skipped_for_a_signed_one(world: World) -> None:
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets"])
 def test_a_role_needs_as_many_signatures_as_its_threshold(world: World, role: str) -> None:
-    """One of them has been stolen."""
+    """One of the keys is stolen."""
     ref, partner = world.publish(), CryptoSigner.generate_ed25519()
 
     def change(root: Any) -> None:
         root.add_key(partner.public_key, role)
         root.roles[role].threshold = 2
 
-    documents = {"metadata/2.root.json": rooted(world, *world.root_keys, change=change)}
+    documents = {"metadata/2.root.json": make_root(world, *world.root_keys, change=change)}
 
     with pytest.raises(errors.TooFewSignatures, match=f"the {role} has 1 of 2 required signatures"):
-        world.client("other", Served(world, documents)).manifest(ref, {})
+        world.client("other", ExtendedRepository(world, documents)).manifest(ref, {})
 
 
 def test_one_stolen_root_key_cannot_sign_a_root(world: World) -> None:
-    content = rooted(world, world.root_keys[0])
+    content = make_root(world, world.root_keys[0])
 
     with pytest.raises(errors.TooFewSignatures, match="1 of 2 required signatures"):
-        world.client("other", Served(world, {"metadata/2.root.json": content})).refresh()
+        world.client("other", ExtendedRepository(world, {"metadata/2.root.json": content})).refresh()
 
 
 def test_a_key_that_signs_twice_counts_once(world: World) -> None:
-    twice = json.loads(rooted(world, world.root_keys[0]))
+    twice = json.loads(make_root(world, world.root_keys[0]))
     twice["signatures"] *= 2
 
     with pytest.raises(errors.TrustError) as refused:
-        world.client("other", Served(world, {"metadata/2.root.json": json.dumps(twice).encode()})).refresh()
+        world.client("other", ExtendedRepository(world, {"metadata/2.root.json": json.dumps(twice).encode()})).refresh()
     assert refused.value.code in ("bad-metadata", "too-few-signatures")
 
 
@@ -128,13 +138,13 @@ def test_a_new_root_needs_the_old_keys(world: World) -> None:
         for key in new:
             root.add_key(key.public_key, "root")
 
-    content = rooted(world, *new, change=change)
+    content = make_root(world, *new, change=change)
     with pytest.raises(errors.UnknownSigningKey, match="root"):
-        world.client("other", Served(world, {"metadata/2.root.json": content})).refresh()
+        world.client("other", ExtendedRepository(world, {"metadata/2.root.json": content})).refresh()
 
 
 def test_a_new_root_needs_its_own_keys(world: World) -> None:
-    """A root whose keys nobody holds could never be replaced."""
+    """A root whose keys do not exist could never be replaced."""
     new = [CryptoSigner.generate_ed25519() for _ in range(2)]
 
     def change(root: Any) -> None:
@@ -143,17 +153,17 @@ def test_a_new_root_needs_its_own_keys(world: World) -> None:
         for key in new:
             root.add_key(key.public_key, "root")
 
-    content = rooted(world, *world.root_keys, change=change)
+    content = make_root(world, *world.root_keys, change=change)
     with pytest.raises(errors.UnknownSigningKey, match="root"):
-        world.client("other", Served(world, {"metadata/2.root.json": content})).refresh()
+        world.client("other", ExtendedRepository(world, {"metadata/2.root.json": content})).refresh()
 
 
 @pytest.mark.parametrize("version", [1, 3, 7])
 def test_a_root_that_does_not_follow_is_refused(world: World, version: int) -> None:
-    content = rooted(world, *world.root_keys, version=version)
+    content = make_root(world, *world.root_keys, version=version)
 
     with pytest.raises(errors.BrokenRootChain, match=f"followed by one with version {version}"):
-        world.client("other", Served(world, {"metadata/2.root.json": content})).refresh()
+        world.client("other", ExtendedRepository(world, {"metadata/2.root.json": content})).refresh()
 
 
 def test_a_missing_root_breaks_the_chain(world: World) -> None:
@@ -168,22 +178,22 @@ def test_a_missing_root_breaks_the_chain(world: World) -> None:
         signers=world.root_keys,
     )
     key_ceremony.rotate(world.repository, (), signers=world.root_keys)
-    gone = (world.repository.metadata / "2.root.json").read_bytes()
+    missing = (world.repository.metadata / "2.root.json").read_bytes()
     (world.repository.metadata / "2.root.json").unlink()
 
     with pytest.raises(errors.UnknownSigningKey, match="timestamp"):
         world.client("new").refresh()
-    (world.repository.metadata / "2.root.json").write_bytes(gone)
+    (world.repository.metadata / "2.root.json").write_bytes(missing)
     assert world.client("new").refresh().root == 3
 
 
-# Owners who reach for more
+# Owners who exceed their authority
 
 
 def test_an_owner_cannot_sign_for_anothers_model(world: World) -> None:
     world.publish()
     target, ref, _ = other_target("meter")
-    thief = owned(world, lambda signed: signed.targets.update({target.path: target}))
+    thief = with_owner_metadata(world, lambda signed: signed.targets.update({target.path: target}))
 
     with pytest.raises(errors.UnknownTarget, match="meter"):
         world.client("other", thief).manifest(ref, {})
@@ -198,37 +208,37 @@ def test_an_owner_cannot_delegate_another_ones_model(world: World) -> None:
         role = DelegatedRole("helper", [helper.public_key.keyid], 1, True, paths=["*/*/manifest.json"])
         signed.delegations = Delegations({helper.public_key.keyid: helper.public_key}, {"helper": role})
 
-    thief = owned(world, change)
+    thief = with_owner_metadata(world, change)
     metadata = world.read(Path(current(world, "doors")).stem)
     metadata.signed.targets, metadata.signed.version = {target.path: target}, 1
-    thief.says("helper", sign(metadata, helper)).signs()
+    thief.replace("helper", sign(metadata, helper)).sign()
 
     with pytest.raises(errors.UnknownTarget):
         world.client("other", thief).manifest(ref, {})
 
 
 def test_a_delegate_of_one_owner_cannot_sign_for_another(world: World) -> None:
-    """Both delegate to `release`, each with a key of their own; only one of them signs it."""
+    """Both delegate to `release`, with different keys; only one key signs it."""
     ours, theirs, gates = (CryptoSigner.generate_ed25519() for _ in range(3))
     world.add_owner("gates", gates, "turnstile")
     world.publish()
     world.publish(name="turnstile", key=gates)
-    mine, my_ref, where = other_target("door", world.bundle(b"mine", version="9.9.9").manifest.encode(), "9.9.9")
-    yours, your_ref, _ = other_target("turnstile", version="9.9.9")
-    thief = OnlineKeyThief(world, {where: world.bundle(b"mine", version="9.9.9").manifest.encode()})
+    own, own_ref, document = other_target("door", world.bundle(b"mine", version="9.9.9").manifest.encode(), "9.9.9")
+    foreign, foreign_ref, _ = other_target("turnstile", version="9.9.9")
+    thief = OnlineKeyThief(world, {document: world.bundle(b"mine", version="9.9.9").manifest.encode()})
     for owner, key, helper in (("doors", world.owner_key, ours), ("gates", gates, theirs)):
         metadata = world.read(Path(current(world, owner)).stem)
         role = DelegatedRole("release", [helper.public_key.keyid], 1, True, paths=["*/*/manifest.json"])
         metadata.signed.delegations = Delegations({helper.public_key.keyid: helper.public_key}, {"release": role})
         metadata.signed.version += 1
-        thief.says(owner, sign(metadata, key))
+        thief.replace(owner, sign(metadata, key))
     release = world.read(Path(current(world, "doors")).stem)
-    release.signed.targets, release.signed.version = {mine.path: mine, yours.path: yours}, 1
-    node = world.client("other", thief.says("release", sign(release, ours)).signs())
+    release.signed.targets, release.signed.version = {own.path: own, foreign.path: foreign}, 1
+    node = world.client("other", thief.replace("release", sign(release, ours)).sign())
 
-    assert digest_of(node.manifest(my_ref, {})) == my_ref.digest
+    assert digest_of(node.manifest(own_ref, {})) == own_ref.digest
     with pytest.raises(errors.UnknownSigningKey, match="owner release"):
-        node.manifest(your_ref, {})
+        node.manifest(foreign_ref, {})
 
 
 def test_circular_and_endless_delegations_are_refused(world: World) -> None:
@@ -242,19 +252,19 @@ def test_circular_and_endless_delegations_are_refused(world: World) -> None:
         key = world.owner_key.public_key
         metadata.signed.delegations = Delegations({key.keyid: key}, {following: role})
         metadata.signed.version += 1
-        thief.says(name, sign(metadata, world.owner_key))
-    counted = Served(world, {})
-    asked: list[str] = []
+        thief.replace(name, sign(metadata, world.owner_key))
+    counted = ExtendedRepository(world, {})
+    requested: list[str] = []
 
     def get(path: str, max_bytes: int) -> Any:
-        asked.append(path)
-        counted.documents = thief.signs().documents if not counted.documents else counted.documents
-        yield from Served(world, counted.documents).get(path, max_bytes)
+        requested.append(path)
+        counted.documents = thief.sign().documents if not counted.documents else counted.documents
+        yield from ExtendedRepository(world, counted.documents).get(path, max_bytes)
 
     counted.get = get  # type: ignore[method-assign]
     with pytest.raises(errors.UnknownTarget):
         world.client("other", counted).manifest(ref, {})
-    assert sum("deep-" in path for path in asked) <= 32
+    assert sum("deep-" in path for path in requested) <= 32
 
 
 def test_one_owners_metadata_cannot_replace_another_ones(world: World) -> None:
@@ -264,7 +274,7 @@ def test_one_owners_metadata_cannot_replace_another_ones(world: World) -> None:
     ref = world.publish("1.0.0")
     theirs = (world.repository.folder / current(world, "gates")).read_bytes()
 
-    thief = OnlineKeyThief(world).says("doors", theirs, 9).signs()
+    thief = OnlineKeyThief(world).replace("doors", theirs, 9).sign()
     with pytest.raises(errors.UnknownSigningKey, match="owner doors"):
         world.client("other", thief).manifest(ref, {})
 
@@ -273,9 +283,9 @@ def test_a_manifest_must_match_its_path(world: World) -> None:
     """An owner signs one version under the name of another."""
     world.publish("1.0.0")
     real = world.bundle(b"other", version="2.0.0").manifest.encode()
-    target, ref, where = other_target("door", real, "9.9.9")
-    thief = owned(world, lambda signed: signed.targets.update({target.path: target}))
-    thief.documents[where] = real
+    target, ref, document = other_target("door", real, "9.9.9")
+    thief = with_owner_metadata(world, lambda signed: signed.targets.update({target.path: target}))
+    thief.documents[document] = real
 
     with pytest.raises(errors.WrongVersion, match=r"its manifest is for door 2\.0\.0"):
         world.client("other", thief).manifest(ref, {})
@@ -284,9 +294,9 @@ def test_a_manifest_must_match_its_path(world: World) -> None:
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b'"door"'])
 def test_a_target_that_is_not_a_manifest_is_refused(world: World, content: bytes) -> None:
     world.publish("1.0.0")
-    target, ref, where = other_target("door", content, "9.9.9")
-    thief = owned(world, lambda signed: signed.targets.update({target.path: target}))
-    thief.documents[where] = content
+    target, ref, document = other_target("door", content, "9.9.9")
+    thief = with_owner_metadata(world, lambda signed: signed.targets.update({target.path: target}))
+    thief.documents[document] = content
 
     with pytest.raises(errors.WrongVersion, match="is not a manifest"):
         world.client("other", thief).manifest(ref, {})
@@ -305,7 +315,7 @@ def test_an_unreadable_selector_is_refused(world: World, custom: Any, message: s
     world.publish("1.0.0")
     target, ref, _ = other_target("door", b"{}", "9.9.9")
     target.unrecognized_fields["custom"] = custom
-    thief = owned(world, lambda signed: signed.targets.update({target.path: target}))
+    thief = with_owner_metadata(world, lambda signed: signed.targets.update({target.path: target}))
 
     with pytest.raises(errors.BadMetadata, match=message):
         world.client("other", thief).manifest(ref, {})

@@ -46,60 +46,60 @@ def test_a_version_for_other_nodes_is_refused_with_the_reason(world: Any) -> Non
 
 
 def test_the_repository_of_tests_and_demos_is_a_real_one(tmp_path: Path, bundle: Any) -> None:
-    made = make_repository(tmp_path / "models")
-    done = made.repository.publish(bundle(name="any", version="2.0.0"), made.owner)
+    source = make_repository(tmp_path / "models")
+    published = source.repository.publish(bundle(name="any", version="2.0.0"), source.owner)
 
-    node = TrustClient(tmp_path / "node", made.root, FolderDocuments(tmp_path / "models"))
+    node = TrustClient(tmp_path / "node", source.root, FolderDocuments(tmp_path / "models"))
 
-    assert node.manifest(ModelRef(name="any", version="2.0.0", digest=done.digest), {"site": "s"})
+    assert node.manifest(ModelRef(name="any", version="2.0.0", digest=published.digest), {"site": "s"})
 
 
-class Away:
-    """An unreachable source."""
+class Unreliable:
+    """A source that is unreachable unless `source` is set."""
 
     def __init__(self) -> None:
-        self.asked = 0
-        self.back: Any = None
+        self.requests = 0
+        self.source: Any = None
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
-        self.asked += 1
-        if self.back is None:
-            raise RegionUnavailable("nobody answers", remedy="wait")
-        yield from self.back.get(path, max_bytes)
+        self.requests += 1
+        if self.source is None:
+            raise RegionUnavailable("no reply", remedy="wait")
+        yield from self.source.get(path, max_bytes)
 
     def forget(self) -> None:
         """Nothing is cached."""
 
 
-def sourced(world: Any, *documents: Any) -> TrustClient:
-    return TrustClient(world.folder / "sourced", world.root, *documents, clock=lambda: world.time.wall)
+def client_of(world: Any, *sources: Any) -> TrustClient:
+    return TrustClient(world.folder / "client", world.root, *sources, clock=lambda: world.time.wall)
 
 
-def test_the_next_source_is_asked_if_the_first_is_unreachable(world: Any) -> None:
+def test_the_next_source_is_used_if_the_first_is_unreachable(world: Any) -> None:
     """The next refresh starts with the first source again, because a refresh uses a single source."""
-    ref, away, copy = world.publish(), Away(), FolderDocuments(world.repository.folder)
-    node = sourced(world, away, copy)
+    ref, first, copy = world.publish(), Unreliable(), FolderDocuments(world.repository.folder)
+    node = client_of(world, first, copy)
 
     assert digest_of(node.manifest(ref, {})) == ref.digest
-    assert away.asked == 1
-    away.back = copy
+    assert first.requests == 1
+    first.source = copy
     node.refresh()
-    assert away.asked > 2
+    assert first.requests > 2
 
 
 def test_if_all_sources_are_unreachable_the_first_error_is_raised(world: Any) -> None:
     with pytest.raises(RegionUnavailable):
-        sourced(world, Away(), Away()).refresh()
+        client_of(world, Unreliable(), Unreliable()).refresh()
 
 
 def test_a_source_lost_midway_is_replaced_by_the_next(world: Any) -> None:
     """The next attempt starts over: two sources are never mixed."""
     ref, copy = world.publish(), FolderDocuments(world.repository.folder)
-    first = Away()
-    first.back = copy
-    node = sourced(world, first, copy)
+    first = Unreliable()
+    first.source = copy
+    node = client_of(world, first, copy)
     node.refresh()
-    first.back = None
+    first.source = None
 
     with pytest.raises(RegionUnavailable):
         node.manifest(ref, {})
@@ -110,8 +110,8 @@ def test_a_refusal_is_final_and_no_other_source_is_tried(world: Any) -> None:
     """Otherwise an attack would go unnoticed."""
     world.publish()
     world.between.tamper = lambda path, data: data[:-9] if "timestamp" in path else data
-    attacked = Away()
-    attacked.back = world.between
+    attacked = Unreliable()
+    attacked.source = world.between
 
     with pytest.raises(errors.TruncatedData):
-        sourced(world, attacked, FolderDocuments(world.repository.folder)).refresh()
+        client_of(world, attacked, FolderDocuments(world.repository.folder)).refresh()

@@ -1,4 +1,4 @@
-"""Judging expiry with a machine clock that is unset, behind, ahead, jumping, or outside the calendar."""
+"""Checking expiry with a machine clock that is unset, behind, ahead, jumping, or outside the calendar."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ World = Any
 DAY = 86_400.0
 
 
-def boots(world: World, name: str = "node", *, wall: float) -> Any:
+def restart(world: World, name: str = "node", *, wall: float) -> Any:
     """Restart the node with a given clock and its stored state."""
     world.time.wall, world.time.passed = wall, 0.0
     return world.client(name)
 
 
-def signed_now(world: World, at: float) -> None:
+def sign_at(world: World, at: float) -> None:
     """Let the region sign by its own, correct clock."""
-    shown, world.time.wall = world.time.wall, at
+    node_time, world.time.wall = world.time.wall, at
     world.repository.refresh_timestamp()
-    world.time.wall = shown
+    world.time.wall = node_time
 
 
 def test_a_new_node_with_an_unset_clock_accepts_valid_metadata_and_reports_the_error(world: World) -> None:
-    """A gateway without a battery wakes up in 1970; signing times give a lower bound of the time."""
+    """A gateway without a clock battery starts in 1970; signing times give a lower bound of the time."""
     began = world.time.wall
     ref = world.publish()
 
-    node = boots(world, "new", wall=0.0)
+    node = restart(world, "new", wall=0.0)
 
     fresh = node.refresh()
     assert fresh.clock_behind_s == pytest.approx(began, abs=1)
@@ -48,11 +48,11 @@ def test_a_clock_set_back_does_not_make_old_metadata_fresh(world: World) -> None
     began = world.time.wall
     world.publish()
     stale = {path.name: path.read_bytes() for path in world.repository.metadata.iterdir()}
-    signed_now(world, began + 30 * DAY)
+    sign_at(world, began + 30 * DAY)
     world.time.wall = began + 30 * DAY
     world.node.refresh()
 
-    node = boots(world, wall=began)
+    node = restart(world, wall=began)
     world.between.tamper = lambda path, data: stale.get(path.removeprefix("metadata/"), data)
 
     with pytest.raises(errors.RollbackAttack):
@@ -63,7 +63,7 @@ def test_metadata_expires_although_the_clock_is_not_set(world: World) -> None:
     """Elapsed time counts, although the date is unknown."""
     ref = world.publish()
     world.node.refresh()
-    node = boots(world, wall=0.0)
+    node = restart(world, wall=0.0)
     assert node.refresh().clock_behind_s
 
     world.time.passes(6.9 * DAY)
@@ -74,21 +74,21 @@ def test_metadata_expires_although_the_clock_is_not_set(world: World) -> None:
 
 
 def test_the_last_signing_time_is_the_lower_bound_of_the_time(world: World) -> None:
-    """Owner metadata that expired before the region's last signature is expired, although the clock is earlier than both."""
+    """Owner metadata that expired before the region's last signature is refused, although the clock is earlier than both."""
     began = world.time.wall
     ref = world.publish()
     world.time.passes(364 * DAY)
     key_ceremony.renew(world.repository, "targets", [world.targets_key])
-    signed_now(world, began + 366 * DAY)
+    sign_at(world, began + 366 * DAY)
 
     with pytest.raises(errors.ExpiredMetadata, match="doors expired on"):
-        boots(world, wall=began).manifest(ref, {})
+        restart(world, wall=began).manifest(ref, {})
 
 
 def test_a_clock_set_while_the_node_runs_is_used_from_then_on(world: World) -> None:
     began = world.time.wall
     world.publish()
-    node = boots(world, wall=0.0)
+    node = restart(world, wall=0.0)
     assert node.refresh().clock_behind_s
 
     world.time.wall = began + 3 * DAY
@@ -102,14 +102,14 @@ def test_a_clock_ahead_causes_refusals_only_while_it_is_ahead(world: World) -> N
     """The reading is not stored, so a node is not locked out permanently."""
     began = world.time.wall
     ref = world.publish()
-    node = boots(world, wall=began + 40 * DAY)
+    node = restart(world, wall=began + 40 * DAY)
     with pytest.raises(errors.ExpiredMetadata) as refused:
         node.refresh()
     assert "clock" in refused.value.remedy
 
     world.time.wall = began
     assert node.manifest(ref, {})
-    assert boots(world, wall=began).manifest(ref, {})
+    assert restart(world, wall=began).manifest(ref, {})
 
 
 def test_setting_the_clock_back_does_not_delay_expiry(world: World) -> None:
@@ -135,7 +135,7 @@ def test_a_new_online_key_repairs_a_region_with_a_wrong_clock(world: World) -> N
     with pytest.raises(errors.ExpiredMetadata):
         world.node.refresh()
 
-    world.exchange_online_key()
+    world.replace_online_key()
     assert world.node.manifest(ref, {})
 
 
@@ -155,12 +155,12 @@ def test_any_clock_gives_a_result_or_a_refusal(world: World, wall: float, passed
         assert (node.refresh().clock_behind_s is not None) == (wall < world.time_began - 60)
 
 
-@pytest.mark.parametrize("said", [10**30, -(10**30), 2**53, True, "noon", None, []])
-def test_an_invalid_signing_time_is_ignored(world: World, said: Any) -> None:
+@pytest.mark.parametrize("value", [10**30, -(10**30), 2**53, True, "noon", None, []])
+def test_an_invalid_signing_time_is_ignored(world: World, value: Any) -> None:
     """A forged signing time makes the metadata expire, or is ignored."""
     ref = world.publish()
     timestamp = json.loads((world.repository.metadata / "timestamp.json").read_bytes())
-    timestamp["signed"][SIGNED_AT] = said
+    timestamp["signed"][SIGNED_AT] = value
     timestamp["signed"]["version"] += 1
     metadata: Metadata[Any] = Metadata.from_dict(timestamp)
     metadata.signatures.clear()
@@ -172,4 +172,4 @@ def test_an_invalid_signing_time_is_ignored(world: World, said: Any) -> None:
             assert world.node.refresh()
             assert world.node.manifest(ref, {})
         except errors.ExpiredMetadata:
-            assert said in (10**30, 2**53)
+            assert value in (10**30, 2**53)

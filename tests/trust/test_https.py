@@ -20,20 +20,20 @@ from hedgerow.trust.https import HttpsDocuments
 from hedgerow.web import OriginUnavailable, WebClient
 
 World = Any
-Answer = Callable[[http.server.BaseHTTPRequestHandler, bytes | None], None]
+Responder = Callable[[http.server.BaseHTTPRequestHandler, bytes | None], None]
 
 
 class Server:
     """Serves a folder over HTTPS.
 
     Attributes:
-        folder: what it gives out.
-        answer: answers in its own way, given what there is; None: as it should.
+        folder: the served folder.
+        respond: replaces the response, given the content; None: regular response.
     """
 
     def __init__(self, authority: trustme.CA) -> None:
         self.folder = Path("nowhere")
-        self.answer: Answer | None = None
+        self.respond: Responder | None = None
         owner = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,7 +42,7 @@ class Server:
             def do_GET(self) -> None:
                 path = owner.folder / self.path.removeprefix("/models/")
                 content = path.read_bytes() if path.is_file() else None
-                (owner.answer or owner.honest)(self, content)
+                (owner.respond or owner.honest)(self, content)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -81,16 +81,16 @@ def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def running(authority: trustme.CA) -> Iterator[Server]:
-    made = Server(authority)
-    yield made
-    made.close()
+    server = Server(authority)
+    yield server
+    server.close()
 
 
 @pytest.fixture
 def server(running: Server, world: World) -> Iterator[Server]:
-    running.folder, running.answer = world.repository.folder, None
+    running.folder, running.respond = world.repository.folder, None
     yield running
-    running.answer = None
+    running.respond = None
 
 
 @pytest.fixture
@@ -129,10 +129,10 @@ def test_tampered_metadata_on_a_web_server_is_refused(
     def tampered(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
         server.honest(handler, change(content) if where in handler.path else content)
 
-    server.answer = tampered
+    server.respond = tampered
     with pytest.raises(refusal):
         node.manifest(ref, {})
-    server.answer = None
+    server.respond = None
     assert node.manifest(ref, {})
 
 
@@ -146,21 +146,21 @@ def test_a_server_that_answers_403_for_missing_files_works(world: World, server:
         else:
             server.honest(handler, content)
 
-    server.answer = store
+    server.respond = store
     assert node.manifest(ref, {})
 
 
 @pytest.mark.parametrize("status", [401, 429, 500, 503])
 def test_a_failing_server_is_unreachable_not_an_attack(server: Server, node: TrustClient, status: int) -> None:
-    server.answer = lambda handler, _: handler.send_error(status)
+    server.respond = lambda handler, _: handler.send_error(status)
 
-    with pytest.raises(OriginUnavailable, match=str(status)) as away:
+    with pytest.raises(OriginUnavailable, match=str(status)) as caught:
         node.refresh()
-    assert away.value.remedy
+    assert caught.value.remedy
 
 
 def test_a_broken_connection_is_not_a_refusal(server: Server, node: TrustClient) -> None:
-    def torn(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
+    def truncating(handler: http.server.BaseHTTPRequestHandler, content: bytes | None) -> None:
         if content is None:
             server.honest(handler, content)
             return
@@ -170,7 +170,7 @@ def test_a_broken_connection_is_not_a_refusal(server: Server, node: TrustClient)
         handler.wfile.write(content[:100])
         handler.close_connection = True
 
-    server.answer = torn
+    server.respond = truncating
     with pytest.raises(OriginUnavailable):
         node.refresh()
 
@@ -191,10 +191,10 @@ def test_endless_data_is_cut_off(server: Server, node: TrustClient) -> None:
         except OSError:
             return
 
-    server.answer = endless
+    server.respond = endless
     with pytest.raises(errors.EndlessData):
         node.refresh()
-    assert sum(sent) < 16 << 20, "what fits into the sockets, and no more"
+    assert sum(sent) < 16 << 20, "no more than the socket buffers hold"
 
 
 def test_slow_data_is_abandoned(world: World, server: Server, ca_file: Path) -> None:
@@ -211,17 +211,19 @@ def test_slow_data_is_abandoned(world: World, server: Server, ca_file: Path) -> 
         try:
             for _ in range(1000):
                 handler.wfile.write(b" ")
-                time.sleep(0.01)  # that slowly it sends
+                time.sleep(0.01)
         except OSError:
             return
 
-    def hurried() -> float:
+    def fast_clock() -> float:
         passed[0] += 5
         return passed[0]
 
-    server.answer = trickling
+    server.respond = trickling
     documents = HttpsDocuments(WebClient(server.url, ca_file=ca_file))
-    node = TrustClient(world.folder / "https", world.root, documents, clock=lambda: world.time.wall, monotonic=hurried)
+    node = TrustClient(
+        world.folder / "https", world.root, documents, clock=lambda: world.time.wall, monotonic=fast_clock
+    )
     with pytest.raises(errors.SlowData):
         node.refresh()
 
@@ -230,9 +232,9 @@ def test_an_untrusted_certificate_is_not_accepted(world: World, server: Server) 
     """The content is signed anyway, but the requests are private."""
     node = TrustClient(world.folder / "https", world.root, HttpsDocuments(WebClient(server.url)))
 
-    with pytest.raises(OriginUnavailable, match="certificate") as away:
+    with pytest.raises(OriginUnavailable, match="certificate") as caught:
         node.refresh()
-    assert "certificate" in away.value.remedy
+    assert "certificate" in caught.value.remedy
 
 
 def test_a_redirect_away_from_https_is_not_followed(world: World, server: Server, node: TrustClient) -> None:
@@ -245,7 +247,7 @@ def test_a_redirect_away_from_https_is_not_followed(world: World, server: Server
         handler.send_header("Content-Length", "0")
         handler.end_headers()
 
-    server.answer = redirecting
+    server.respond = redirecting
     try:
         with pytest.raises(OriginUnavailable):
             node.refresh()

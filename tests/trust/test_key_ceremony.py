@@ -1,4 +1,4 @@
-"""Lost, stolen and rotated keys in key ceremonies, followed by a node."""
+"""Key ceremonies for lost, stolen and rotated keys, and their effect on a node."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rotate(world: World, *roles: str, new: Sequence[Signer] = (), old: Sequence[
     )
 
 
-# Beginning
+# Creation
 
 
 def test_a_repository_is_created_once(world: World) -> None:
@@ -49,11 +49,11 @@ def test_a_repository_is_created_once(world: World) -> None:
 @pytest.mark.parametrize(("threshold", "signers"), [(3, 2), (0, 2), (2, 1)])
 def test_a_root_that_could_never_be_changed_is_not_created(world: World, threshold: int, signers: int) -> None:
     keys, targets = [new_key(), new_key()], new_key()
-    there = Repository(world.folder / "another")
+    repository = Repository(world.folder / "another")
 
     with pytest.raises((errors.BadRepository, errors.NotAllowed)) as refused:
         key_ceremony.create(
-            there,
+            repository,
             root_keys=[key.public_key for key in keys],
             root_threshold=threshold,
             targets_keys=[targets.public_key],
@@ -61,27 +61,27 @@ def test_a_root_that_could_never_be_changed_is_not_created(world: World, thresho
             signers=[*keys[:signers], targets],
         )
     assert refused.value.remedy
-    assert not there.metadata.exists()
+    assert not repository.metadata.exists()
 
 
 # The root: two of three
 
 
 def test_one_of_three_stages_a_change_and_a_second_completes_it(world: World) -> None:
-    ref, dora = world.publish(), new_key()
+    ref, added = world.publish(), new_key()
 
-    step = rotate(world, "root", new=[dora], old=[world.root_keys[2]], signers=world.root_keys[:1])
+    step = rotate(world, "root", new=[added], old=[world.root_keys[2]], signers=world.root_keys[:1])
 
     assert (step.missing, step.live) == (1, False)
     assert world.node.refresh().root == 1
-    (waiting,) = read_status(world.repository, world.time.wall).staged
-    assert (waiting.role, waiting.version, waiting.missing) == ("root", 2, 1)
+    (change,) = read_status(world.repository, world.time.wall).staged
+    assert (change.role, change.version, change.missing) == ("root", 2, 1)
     with pytest.raises(errors.NotAllowed, match="No change waits for a signature of these keys"):
         sign_staged(world.repository, [new_key(), world.root_keys[0]])
 
-    (done,) = sign_staged(world.repository, [world.root_keys[1]])
+    (completed,) = sign_staged(world.repository, [world.root_keys[1]])
 
-    assert (done.missing, done.live) == (0, True)
+    assert (completed.missing, completed.live) == (0, True)
     assert staged(world.repository) == []
     assert world.node.refresh().root == 2
     assert world.node.manifest(ref, {})
@@ -100,30 +100,30 @@ def test_a_second_change_does_not_replace_a_staged_one(world: World) -> None:
 
 def test_an_outdated_staged_change_cannot_be_signed(world: World) -> None:
     rotate(world, "root", new=[new_key()], signers=world.root_keys[:1])
-    (waiting,) = staged(world.repository)
-    content = waiting.read_bytes()
-    waiting.unlink()
+    (change,) = staged(world.repository)
+    content = change.read_bytes()
+    change.unlink()
     rotate(world, "root", signers=world.root_keys)
-    waiting.write_bytes(content)  # somebody's copy of it comes back
-    counts = (world.repository.metadata / "2.root.json").read_bytes()
+    change.write_bytes(content)  # a copy is restored
+    valid = (world.repository.metadata / "2.root.json").read_bytes()
 
     with pytest.raises(errors.BadRepository, match="is outdated: root 2 is valid already"):
         sign_staged(world.repository, [world.root_keys[1]])
-    assert (world.repository.metadata / "2.root.json").read_bytes() == counts
+    assert (world.repository.metadata / "2.root.json").read_bytes() == valid
 
 
 def test_a_lost_root_key_is_replaced_by_the_remaining_ones(world: World) -> None:
     """Anything the lost key signs afterwards is invalid."""
-    ref, dora = world.publish(), new_key()
-    lost, *left = world.root_keys
+    ref, added = world.publish(), new_key()
+    lost, *remaining = world.root_keys
 
-    assert rotate(world, "root", new=[dora], old=[lost], signers=left).live
+    assert rotate(world, "root", new=[added], old=[lost], signers=remaining).live
     assert world.node.refresh().root == 2
     assert world.node.manifest(ref, {})
-    step = rotate(world, signers=[lost, left[0]])
+    step = rotate(world, signers=[lost, remaining[0]])
     assert step.missing == 1
-    (done,) = sign_staged(world.repository, [dora])
-    assert done.live
+    (completed,) = sign_staged(world.repository, [added])
+    assert completed.live
     assert world.client("new").refresh().root == 3
 
 
@@ -272,7 +272,7 @@ def test_an_owner_can_be_several_people(world: World) -> None:
 
 
 def test_nothing_signed_by_a_removed_owner_is_valid(world: World) -> None:
-    """Nor if a new owner takes the same name."""
+    """Not even if a new owner has the same name."""
     ref = world.publish()
     key_ceremony.remove_owner(world.repository, "doors", [world.targets_key])
     with pytest.raises(errors.UnknownTarget):
@@ -285,11 +285,11 @@ def test_nothing_signed_by_a_removed_owner_is_valid(world: World) -> None:
     key_ceremony.renew(world.repository, "doors", [other], keep=lambda _: False)
     with pytest.raises(errors.UnknownTarget):
         world.client("c").manifest(ref, {})
-    assert world.client("d").manifest(world.publish("2.0.0", b"his", key=other), {})
+    assert world.client("d").manifest(world.publish("2.0.0", b"other", key=other), {})
 
 
 @pytest.mark.parametrize(
-    ("owner", "models", "said"),
+    ("owner", "models", "message"),
     [
         ("root", ["meter"], "cannot be an owner's name"),
         ("online", ["meter"], "cannot be an owner's name"),
@@ -301,10 +301,10 @@ def test_nothing_signed_by_a_removed_owner_is_valid(world: World) -> None:
         ("gates", ["*"], r"\* belongs to doors"),
     ],
 )
-def test_an_invalid_owner_is_refused(world: World, owner: str, models: list[str], said: str) -> None:
+def test_an_invalid_owner_is_refused(world: World, owner: str, models: list[str], message: str) -> None:
     before = world.repository.latest_version("targets")
 
-    with pytest.raises(errors.BadRepository, match=said) as refused:
+    with pytest.raises(errors.BadRepository, match=message) as refused:
         world.add_owner(owner, new_key(), *models)
     assert refused.value.remedy
     assert world.repository.latest_version("targets") == before

@@ -24,17 +24,17 @@ DAY = 86_400.0
 
 
 class Killed(BaseException):
-    """Stands in for a kill: nothing after it runs."""
+    """Simulates a kill: no code runs after it."""
 
 
 def killed_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the process die before its next write."""
-    left = itertools.count(writes, -1)
+    remaining = itertools.count(writes, -1)
     for module in (repository, chunks, staged_metadata):
         write = module.write
 
         def dying(path: Path, data: bytes, *, private: bool = False, write: Any = write) -> None:
-            if next(left) <= 0:
+            if next(remaining) <= 0:
                 raise Killed
             write(path, data, private=private)
 
@@ -47,8 +47,8 @@ def at_every_write(
     """Kill an action before each of its writes, let a node refresh, then repeat the action.
 
     Args:
-        then: what the node must see afterwards.
-    Returns: the number of writes killed at.
+        then: checks the node afterwards.
+    Returns: the number of kills.
     """
     folder, before = world.repository.folder, world.folder / "before"
     shutil.copytree(folder, before)
@@ -79,13 +79,13 @@ def test_a_publish_killed_midway_changes_nothing_and_can_be_repeated(
     bundle = world.bundle(b"much better weights", version="1.1.0")
     new = old.model_copy(update={"version": "1.1.0", "digest": bundle.manifest.digest})
 
-    def seen(node: Any) -> None:
+    def check(node: Any) -> None:
         assert node.manifest(old, {})
         assert read_manifest(node.manifest(new, {}), new.digest).version == "1.1.0"
 
-    kills = at_every_write(world, lambda: world.repository.publish(bundle, world.owner_key), monkeypatch, seen)
+    kills = at_every_write(world, lambda: world.repository.publish(bundle, world.owner_key), monkeypatch, check)
 
-    assert kills == 7, "three chunks that are new, the manifest, the owner's metadata, the snapshot, the timestamp"
+    assert kills == 7, "three new chunks, the manifest, the owner's metadata, the snapshot, the timestamp"
 
 
 def test_adding_an_owner_killed_midway_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,12 +140,12 @@ def test_the_selector_of_a_version_may_change_and_its_content_may_not(world: Wor
     with pytest.raises(errors.NotForThisNode):
         world.node.manifest(ref, {"site": "hall-3"})
 
-    done = world.repository.publish(world.bundle(version="1.0.0"), world.owner_key, parse_selector(""))
+    published = world.repository.publish(world.bundle(version="1.0.0"), world.owner_key, parse_selector(""))
     world.node.refresh()
     with pytest.raises(errors.VersionPublished, match="is published as sha256:"):
         world.publish("1.0.0", b"other weights")
 
-    assert done.changed
+    assert published.changed
     assert world.node.manifest(ref, {"site": "hall-3"})
 
 
@@ -204,8 +204,8 @@ def test_two_owners_can_publish_at_the_same_time(world: World) -> None:
 
 
 def test_an_owner_publishes_without_the_online_key_and_becomes_visible_once_it_is_back(world: World) -> None:
-    """A laptop signs; the region, which alone has that key, includes it."""
-    away = online_key_of(world.repository.folder).rename(world.folder / "away.pem")
+    """A laptop signs; only the region has the online key, and includes the version."""
+    online_key = online_key_of(world.repository.folder).rename(world.folder / "elsewhere.pem")
     first, second = world.publish("1.0.0"), world.publish("1.1.0", b"better")
     with pytest.raises(errors.UnknownTarget):
         world.node.manifest(first, {})
@@ -213,12 +213,12 @@ def test_an_owner_publishes_without_the_online_key_and_becomes_visible_once_it_i
     with pytest.raises(errors.NotAllowed, match=r"online key .* does not exist here"):
         world.repository.refresh_timestamp()
 
-    there = Repository(world.repository.folder, away, clock=lambda: world.time.wall)
-    assert there.refresh_timestamp()
+    region = Repository(world.repository.folder, online_key, clock=lambda: world.time.wall)
+    assert region.refresh_timestamp()
     world.node.refresh()
     assert world.node.manifest(first, {})
     assert world.node.manifest(second, {})
-    assert not there.refresh_timestamp(), "nothing is due"
+    assert not region.refresh_timestamp(), "nothing is due"
 
 
 def test_a_half_written_file_of_one_owner_does_not_block_others(world: World) -> None:

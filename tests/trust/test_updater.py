@@ -1,4 +1,4 @@
-"""Tests of our overrides of tuf's client: tuf's internals, stored state and recovery."""
+"""Our overrides of tuf's client: tuf's internals, stored state and recovery."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hedgerow.trust.updater import JudgedUpdater
 
 World = Any
 DAY = 86_400.0
-KEPT = ("root.json", "timestamp.json", "snapshot.json", "targets.json", "doors.json")
+STORED = ("root.json", "timestamp.json", "snapshot.json", "targets.json", "doors.json")
 
 
-def kept(world: World, node: str = "node") -> Path:
+def stored_folder(world: World, node: str = "node") -> Path:
     folder: Path = world.folder / node / "metadata"
     return folder
 
 
 def test_overridden_methods_exist_in_tuf() -> None:
-    """If tuf renamed one of these, only the guarantees built on it would break, silently."""
+    """If tuf renamed one of these, its override would silently have no effect."""
     for name in ("_load_timestamp", "_persist_file", "_load_local_metadata"):
         assert name in vars(Updater), name
     assert list(inspect.signature(Updater._persist_file).parameters) == ["self", "filename", "data"]
@@ -41,64 +41,64 @@ def test_expiry_is_judged_by_the_given_time_only(world: World) -> None:
 
     inner = world.node._updater._trusted_set
     assert inner.reference_time == datetime.fromtimestamp(world.time.wall, UTC)
-    assert abs(datetime.now(UTC) - inner.reference_time) > timedelta(days=0.1), "else this would show nothing"
+    assert abs(datetime.now(UTC) - inner.reference_time) > timedelta(days=0.1), "the clocks must differ"
 
 
 def test_all_stored_files_survive_a_power_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rollbacks are detected with these files."""
+    """These files are needed to detect rollbacks."""
     written: list[str] = []
     write = updater.write
 
-    def noted(path: Path, data: bytes) -> None:
+    def recording(path: Path, data: bytes) -> None:
         written.append(path.name)
         write(path, data)
 
-    monkeypatch.setattr(updater, "write", noted)
+    monkeypatch.setattr(updater, "write", recording)
     world.node.manifest(world.publish(), {})
 
-    assert {"1.root.json", *KEPT[1:]} == set(written)
-    assert {path.name for path in kept(world).iterdir()} == {"root_history", *KEPT}
+    assert {"1.root.json", *STORED[1:]} == set(written)
+    assert {path.name for path in stored_folder(world).iterdir()} == {"root_history", *STORED}
 
 
 def test_local_documents_are_not_fetched_again(world: World) -> None:
     ref = world.publish()
     world.node.manifest(ref, {})
-    world.between.asked.clear()
+    world.between.requested.clear()
 
     world.node.refresh()
     world.node.manifest(ref, {})
 
-    assert world.between.asked == ["metadata/2.root.json", "metadata/timestamp.json"]
+    assert world.between.requested == ["metadata/2.root.json", "metadata/timestamp.json"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'{"signatures": [], "signed": {}}', b"[]"])
 def test_a_node_recovers_from_damaged_local_files(world: World, content: bytes) -> None:
-    """They are fetched again, and what they recorded is forgotten: see docs/operator/trust.md."""
+    """They are fetched again, and their state is lost: see docs/operator/trust.md."""
     ref = world.publish()
     world.node.manifest(ref, {})
-    for name in KEPT:
-        (kept(world) / name).unlink()
-        (kept(world) / name).write_bytes(content)
+    for name in STORED:
+        (stored_folder(world) / name).unlink()
+        (stored_folder(world) / name).write_bytes(content)
 
     node = world.client("node")
     node.refresh()
     assert node.manifest(ref, {})
-    assert not [name for name in KEPT if (kept(world) / name).read_bytes() == content]
+    assert not [name for name in STORED if (stored_folder(world) / name).read_bytes() == content]
 
 
 def test_a_tampered_local_root_is_fetched_again(world: World) -> None:
     for _ in range(2):
         key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     world.node.refresh()
-    second = kept(world) / "root_history" / "2.root.json"
+    second = stored_folder(world) / "root_history" / "2.root.json"
     good = second.read_bytes()
     second.write_bytes(good.replace(b'"threshold"', b'"Threshold"'))
-    world.between.asked.clear()
+    world.between.requested.clear()
 
     assert world.client("node").refresh().root == 3
     assert second.read_bytes() == good
-    assert "metadata/2.root.json" in world.between.asked
-    assert "metadata/3.root.json" not in world.between.asked
+    assert "metadata/2.root.json" in world.between.requested
+    assert "metadata/3.root.json" not in world.between.requested
 
 
 def test_a_node_can_start_from_any_root(world: World) -> None:
@@ -142,11 +142,11 @@ def test_the_number_of_roots_followed_at_once_is_limited(world: World, monkeypat
         key_ceremony.rotate(world.repository, (), signers=world.root_keys)
     refresh = JudgedUpdater.refresh
 
-    def patient(self: JudgedUpdater) -> None:
+    def limited(self: JudgedUpdater) -> None:
         self.config.max_root_rotations = 3
         refresh(self)
 
-    monkeypatch.setattr(JudgedUpdater, "refresh", patient)
+    monkeypatch.setattr(JudgedUpdater, "refresh", limited)
 
     assert world.node.refresh().root == 4
 

@@ -1,4 +1,4 @@
-"""Recorded speech, and the model that listens to it."""
+"""Recorded speech and a voice activity model."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def _model(backend: str) -> dict[str, Any]:
 
 @pytest.fixture
 def recording() -> Callable[[str], Recording]:
-    """A recording by name, with a second of silence behind it."""
+    """Load a recording by name, followed by a second of silence."""
 
     def load(name: str) -> Recording:
         folder, package = (ALSA, "alsa-utils") if (ALSA / name).exists() else (SPHINX, "pocketsphinx-testdata")
         path = folder / name
         if not path.exists():
-            pytest.skip(f"{name} is not there: `apt-get install alsa-utils pocketsphinx-testdata` ({package} has it)")
+            pytest.skip(f"no {path}: `apt-get install {package}`")
         if path.suffix == ".raw":
             pcm, rate = np.fromfile(path, "<i2"), 16_000
         else:
@@ -84,7 +84,7 @@ def chunks() -> Chunks:
         stream: str = "hall/microphone",
         began_at: float = 1_700_000_000.0,
     ) -> list[Frame]:
-        """Of these sizes, the last one again and again."""
+        """Cut into frames of these sizes, repeating the last."""
         sizes = [sizes] if isinstance(sizes, int) else list(sizes)
         frames, at = [], 0
         while at < len(pcm):

@@ -1,4 +1,4 @@
-"""Bytes become sound, or a reason why not."""
+"""`pcm16` decodes sound or refuses a frame with a reason."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def test_channels_are_mixed_or_picked() -> None:
     assert refusal(stereo, channels=2, channel=2) == "no-such-channel"
 
 
-def test_big_endian_senders_are_understood() -> None:
+def test_big_endian_samples_are_decoded() -> None:
     assert (decoded(np.array([1, -2], ">i2").tobytes(), byte_order="big").array * 32768).tolist() == [1, -2]
 
 
-def test_what_the_frame_says_of_its_rate_goes_before_the_configuration() -> None:
+def test_the_frames_rate_overrides_the_configuration() -> None:
     assert decoded(b"\0\0", meta={"rate": "8000"}, rate=48_000).meta["rate"] == 8000
     assert refusal(b"\0\0", meta={"rate": "quick"}) == "bad-rate"
     assert refusal(b"\0\0", meta={"rate": float("inf")}) == "bad-rate"
@@ -75,7 +75,7 @@ def test_what_the_frame_says_of_its_rate_goes_before_the_configuration() -> None
 
 
 @pytest.mark.parametrize("content_type", ["audio/wav", "audio/x-wav", "", "application/octet-stream"])
-def test_a_wav_file_says_its_rate_and_channels_itself(content_type: str) -> None:
+def test_a_wav_header_gives_rate_and_channels(content_type: str) -> None:
     stereo = np.array([[100, 300], [200, 400]], "<i2")
 
     sound = decoded(wav(stereo, rate=22_050, channels=2), content_type, rate=8000)
@@ -84,13 +84,13 @@ def test_a_wav_file_says_its_rate_and_channels_itself(content_type: str) -> None
     assert sound.meta["rate"] == 22_050
 
 
-def test_a_wav_file_may_be_a_view_into_a_larger_buffer() -> None:
+def test_a_wav_file_may_be_a_view_of_a_larger_buffer() -> None:
     view = memoryview(b"xx" + wav(np.arange(5, dtype="<i2")) + b"yy")[2:-2]
 
     assert len(run_stage(Pcm16, [frame(view, content_type="audio/wav")]).out[0].array) == 5
 
 
-def test_what_is_not_16_bit_sound_is_refused_with_its_reason() -> None:
+def test_payloads_that_are_not_16_bit_sound_are_refused() -> None:
     assert refusal(b"") == "empty-payload"
     assert refusal(b"\0\0\0") == "truncated-samples"
     assert refusal(b"\0" * 6, channels=2) == "truncated-samples"
@@ -120,7 +120,7 @@ _ANY = st.tuples(
     st.one_of(st.lists(_PLAIN, max_size=6), st.lists(st.one_of(_PLAIN, _ANY), max_size=6)),
     st.sampled_from([{}, {"rate": 8000}, {"byte_order": "big"}, {"channels": 2}, {"channel": 1}]),
 )
-def test_frames_in_one_list_or_one_by_one_come_to_the_same(messages, config) -> None:  # type: ignore[no-untyped-def]
+def test_processing_a_list_equals_processing_one_by_one(messages, config) -> None:  # type: ignore[no-untyped-def]
     frames = [frame(payload, content_type=kind, meta=meta) for payload, kind, meta in messages]
 
     together, alone = (run_stage(Pcm16, frames, together=together, **config) for together in (True, False))
@@ -130,8 +130,8 @@ def test_frames_in_one_list_or_one_by_one_come_to_the_same(messages, config) -> 
     assert [error.code for error in together.errors] == [error.code for error in alone.errors]
 
 
-def test_only_short_frames_are_kept_in_memory_together() -> None:
-    """Who keeps a second of sound must not keep a list of minutes."""
+def test_only_short_frames_share_a_buffer() -> None:
+    """Keeping one second of sound must not keep minutes of other frames in memory."""
     short, long = (run_stage(Pcm16, [frame(bytes(size))] * 2).out for size in (1024, 32_000))
 
     assert short[0].array.base is short[1].array.base is not None
@@ -151,7 +151,7 @@ _HEADER = wav(np.arange(50, dtype="<i2"))
     ),
     st.sampled_from(["", "audio/wav", "audio/pcm", "audio/l16"]),
 )
-def test_no_bytes_raise_anything_but_a_frame_error(payload: bytes, content_type: str) -> None:
+def test_any_bytes_raise_at_most_a_frame_error(payload: bytes, content_type: str) -> None:
     run = run_stage(Pcm16, [frame(payload, content_type=content_type)])
 
     assert len(run.out) + len(run.errors) == 1

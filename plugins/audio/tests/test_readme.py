@@ -1,4 +1,4 @@
-"""The README's pipelines run as they stand there."""
+"""The README's pipelines run unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rate changes, the sound does not."""
+"""`resample` changes the rate and preserves the sound."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def test_a_tone_keeps_its_pitch_and_loudness(rate: int, chunks) -> None:  # type
     assert np.sqrt(np.mean(sound**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.01)
 
 
-def test_what_the_new_rate_cannot_carry_is_filtered_out(chunks) -> None:  # type: ignore[no-untyped-def]
-    """A tone of 12 kHz must not come back as one of 4 kHz."""
+def test_frequencies_above_the_new_nyquist_are_filtered_out(chunks) -> None:  # type: ignore[no-untyped-def]
+    """A tone of 12 kHz must not alias to 4 kHz."""
     sound = joined(run_stage(Resample, chunks(tone(12_000, 48_000, 1.0), 48_000, 480), rate=16_000).out)
 
     assert np.abs(sound[800:-800]).max() < 1e-3
 
 
 @given(st.lists(st.integers(1, 5000), max_size=12).map(lambda sizes: [*sizes, 997]))
-def test_how_the_sound_is_cut_changes_nothing(chunks, sizes: list[int]) -> None:  # type: ignore[no-untyped-def]
+def test_the_size_of_frames_does_not_change_the_sound(chunks, sizes: list[int]) -> None:  # type: ignore[no-untyped-def]
     sound = np.random.default_rng(1).normal(0, 0.1, 20_000).astype(np.float32)
     whole = joined(run_stage(Resample, chunks(sound, 44_100, 20_000), rate=16_000).out)
     parts = joined(run_stage(Resample, chunks(sound, 44_100, sizes), rate=16_000).out)
@@ -48,8 +48,8 @@ def test_how_the_sound_is_cut_changes_nothing(chunks, sizes: list[int]) -> None:
     np.testing.assert_allclose(parts[:both], whole[:both], atol=1e-5)
 
 
-def test_samples_know_when_they_were_taken(chunks) -> None:  # type: ignore[no-untyped-def]
-    """The filter delays; the time of a click must not move."""
+def test_sampled_at_accounts_for_the_filters_delay(chunks) -> None:  # type: ignore[no-untyped-def]
+    """The filter adds delay; the time of a click must not change."""
     click = np.zeros(48_000, np.float32)
     click[30_000] = 0.9
 
@@ -63,7 +63,7 @@ def test_samples_know_when_they_were_taken(chunks) -> None:  # type: ignore[no-u
     assert found == pytest.approx([100.0 + 30_000 / 48_000], abs=1 / 16_000)
 
 
-def test_sound_of_the_right_rate_goes_through_untouched(chunks) -> None:  # type: ignore[no-untyped-def]
+def test_sound_at_the_right_rate_passes_unchanged(chunks) -> None:  # type: ignore[no-untyped-def]
     sound = tone(440, 16_000, 0.1)
 
     assert run_stage(Resample, chunks(sound, 16_000, 1600), rate=16_000).out[0].array.tolist() == sound.tolist()
@@ -78,7 +78,7 @@ def test_streams_do_not_leak_into_each_other(chunks) -> None:  # type: ignore[no
     assert not joined([one for one in out if one.stream == "silent"]).any()
 
 
-def test_after_a_gap_the_filter_begins_anew(chunks) -> None:  # type: ignore[no-untyped-def]
+def test_the_filter_restarts_after_a_gap(chunks) -> None:  # type: ignore[no-untyped-def]
     frames = chunks(tone(440, 48_000, 1.0), 48_000, 4800)
     alone = joined(run_stage(Resample, frames[5:], rate=16_000).out)
 
@@ -87,7 +87,7 @@ def test_after_a_gap_the_filter_begins_anew(chunks) -> None:  # type: ignore[no-
     np.testing.assert_array_equal(after_a_lost_frame, alone)
 
 
-def test_a_bad_frame_is_dead_and_counts_as_a_gap_only_if_it_is_left_out(chunks) -> None:  # type: ignore[no-untyped-def]
+def test_a_bad_frame_is_dead_lettered_and_is_not_a_gap(chunks) -> None:  # type: ignore[no-untyped-def]
     good = chunks(tone(440, 48_000, 0.1), 48_000, 480)
     bad = [
         frame(np.full(480, np.nan, np.float32), meta={"rate": 48_000}),

@@ -1,4 +1,4 @@
-"""The rule that makes segments of probabilities, held against a plain version of itself that hears everything first."""
+"""The online segmentation, compared with a simple offline implementation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def segments(probabilities: list[float], limits: Thresholds = LIMITS) -> list[Se
 
 
 def offline(probabilities: list[float], limits: Thresholds) -> list[tuple[int, int]]:
-    """Silero's rule as published, in two passes: find the stretches, then pad them. A last one that is open is left out."""
+    """Silero's published algorithm in two passes: find the segments, then pad them. A segment still open is left out."""
     found: list[tuple[int, int]] = []
     start = quiet = None
     for number, probability in enumerate(probabilities):
@@ -45,7 +45,7 @@ def offline(probabilities: list[float], limits: Thresholds) -> list[tuple[int, i
 
 @given(st.lists(st.sampled_from([0.0, 0.2, 0.34, 0.35, 0.4, 0.49, 0.5, 0.7, 1.0]), max_size=200))
 @example([0.5] * 8 + [0.0] * 4 + [0.35])
-def test_segments_are_those_of_the_published_rule(probabilities: list[float]) -> None:
+def test_segments_match_the_published_algorithm(probabilities: list[float]) -> None:
     assert [(one.start, one.end) for one in segments(probabilities)] == offline(probabilities, LIMITS)
 
 
@@ -53,7 +53,7 @@ def test_segments_are_those_of_the_published_rule(probabilities: list[float]) ->
     st.lists(st.tuples(st.sampled_from([0.0, 0.9]), st.integers(1, 30)), max_size=20),
     st.sampled_from([5000, 8000, 20_000]),
 )
-def test_segments_never_overlap_and_none_is_longer_than_allowed(runs: list[tuple[float, int]], longest: int) -> None:
+def test_segments_do_not_overlap_or_exceed_the_maximum(runs: list[tuple[float, int]], longest: int) -> None:
     limits = dataclasses.replace(LIMITS, max_speech=longest)
     found = segments([probability for probability, count in runs for _ in range(count)], limits)
 
@@ -61,7 +61,7 @@ def test_segments_never_overlap_and_none_is_longer_than_allowed(runs: list[tuple
     assert all(one.end - one.start < longest + SIZE + 2 * limits.pad for one in found)
 
 
-def test_a_segment_tells_its_times_and_its_probability() -> None:
+def test_a_segment_has_times_and_probability() -> None:
     (one,) = segments([0.0] * 10 + [0.6, 0.8, 1.0, 0.8] * 3 + [0.0] * 10)
 
     assert (one.start, one.end) == (10 * SIZE - 480, 22 * SIZE + 480)
@@ -69,17 +69,17 @@ def test_a_segment_tells_its_times_and_its_probability() -> None:
     assert (one.mean, one.peak, one.complete) == (pytest.approx(0.8), 1.0, True)
 
 
-def test_silence_at_the_end_does_not_thin_out_the_mean_but_a_pause_within_does() -> None:
+def test_the_mean_includes_pauses_but_not_trailing_silence() -> None:
     (one,) = segments([0.9] * 10 + [0.1] * 2 + [0.9] * 10 + [0.1] * 10)
 
     assert one.mean == pytest.approx((20 * 0.9 + 2 * 0.1) / 22)
 
 
-def test_a_cough_is_no_speech() -> None:
+def test_a_short_burst_is_not_speech() -> None:
     assert segments([0.0] * 5 + [0.99] * 7 + [0.0] * 20) == []
 
 
-def test_a_segment_that_a_gap_ends_is_not_complete() -> None:
+def test_a_segment_ended_by_a_gap_is_incomplete() -> None:
     segmenter = Segmenter(LIMITS)
     for number in range(20):
         segmenter.feed(0.9, number * SIZE, number * 0.032)
@@ -90,7 +90,7 @@ def test_a_segment_that_a_gap_ends_is_not_complete() -> None:
     assert segmenter.speaking
 
 
-def test_speech_that_does_not_end_is_told_in_parts() -> None:
+def test_long_speech_is_split() -> None:
     limits = dataclasses.replace(LIMITS, max_speech=16_000)
     found = segments([0.0] * 3 + [0.9] * 70 + [0.0] * 10, limits)
 
@@ -99,7 +99,7 @@ def test_speech_that_does_not_end_is_told_in_parts() -> None:
     assert found[-1].end == 73 * SIZE + LIMITS.pad
 
 
-def test_parts_do_not_overlap_when_the_cut_falls_into_a_short_pause() -> None:
+def test_parts_split_within_a_pause_do_not_overlap() -> None:
     limits = dataclasses.replace(LIMITS, max_speech=32 * SIZE)
     one, two = segments([0.9] * 31 + [0.0] + [0.9] * 20 + [0.0] * 10, limits)
 

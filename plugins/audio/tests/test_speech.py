@@ -1,4 +1,4 @@
-"""From recordings of people to segments of speech, on the real model and both backends."""
+"""Segments of speech from recordings, with the real model on both backends."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hedgerow.errors import ConfigError
 from hedgerow.testing import frame, run_pipeline, run_stage
 from hedgerow_audio.speech import Speech
 
-LISTEN: list[Any] = ["pcm16", {"resample": {"rate": 16_000}}, "vad-window", {"infer": {"model": "vad"}}]
+STAGES: list[Any] = ["pcm16", {"resample": {"rate": 16_000}}, "vad-window", {"infer": {"model": "vad"}}]
 
-# Where somebody speaks, seconds, to be heard in the recordings.
+# Speech in the recordings, in seconds, marked by ear.
 SPOKEN = {
     "Front_Center.wav": [(0.1, 0.5), (0.8, 1.4)],
     "cards/001.wav": [(0.25, 0.95)],
@@ -28,8 +28,8 @@ def spans(run: Any) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("name", sorted(SPOKEN))
-def test_recorded_speech_is_found_where_it_is(name: str, recording, chunks, vad) -> None:  # type: ignore[no-untyped-def]
-    run = run_pipeline([*LISTEN, "speech"], chunks(*recording(name)), models={"vad": vad})
+def test_recorded_speech_is_located(name: str, recording, chunks, vad) -> None:  # type: ignore[no-untyped-def]
+    run = run_pipeline([*STAGES, "speech"], chunks(*recording(name)), models={"vad": vad})
 
     assert np.ravel(spans(run)) == pytest.approx(np.ravel(SPOKEN[name]), abs=0.15)
     for one in run.results:
@@ -40,15 +40,15 @@ def test_recorded_speech_is_found_where_it_is(name: str, recording, chunks, vad)
         assert one["end"] == pytest.approx(1_700_000_000 + one["end_s"], abs=0.001)
 
 
-def test_a_recording_of_noise_holds_no_speech(recording, chunks, vad) -> None:  # type: ignore[no-untyped-def]
-    run = run_pipeline([*LISTEN, "speech"], chunks(*recording("Noise.wav")), models={"vad": vad})
+def test_noise_contains_no_speech(recording, chunks, vad) -> None:  # type: ignore[no-untyped-def]
+    run = run_pipeline([*STAGES, "speech"], chunks(*recording("Noise.wav")), models={"vad": vad})
 
     assert spans(run) == []
     assert run.dropped["no-speech"] > 20
 
 
-def test_silence_holds_no_speech(chunks, vad) -> None:  # type: ignore[no-untyped-def]
-    run = run_pipeline([*LISTEN, "speech"], chunks(np.zeros(32_000, "<i2"), 16_000), models={"vad": vad})
+def test_silence_contains_no_speech(chunks, vad) -> None:  # type: ignore[no-untyped-def]
+    run = run_pipeline([*STAGES, "speech"], chunks(np.zeros(32_000, "<i2"), 16_000), models={"vad": vad})
 
     assert run.out == []
     assert run.dropped == {"no-speech": 20}
@@ -56,7 +56,7 @@ def test_silence_holds_no_speech(chunks, vad) -> None:  # type: ignore[no-untype
 
 def test_both_backends_find_the_same_segments(recording, chunks, vads) -> None:  # type: ignore[no-untyped-def]
     frames = chunks(*recording("numbers.raw"))
-    stages = [*LISTEN, {"speech": {"every_window": True}}]
+    stages = [*STAGES, {"speech": {"every_window": True}}]
 
     one, two = (run_pipeline(stages, frames, models={"vad": vad}).results for vad in vads.values())
 
@@ -67,70 +67,70 @@ def test_both_backends_find_the_same_segments(recording, chunks, vads) -> None: 
     ]
 
 
-def test_sixteen_microphones_together_hear_what_each_hears_alone(recording, chunks, vads) -> None:  # type: ignore[no-untyped-def]
-    """Their windows share batches, their hidden states do not mix."""
+def test_sixteen_streams_together_equal_each_alone(recording, chunks, vads) -> None:  # type: ignore[no-untyped-def]
+    """Windows share batches; hidden states must not mix."""
     pcm, rate = recording("Front_Center.wav")
     models = {"vad": vads["onnxruntime"]}
-    stages = [*LISTEN, {"speech": {"every_window": True}}]
+    stages = [*STAGES, {"speech": {"every_window": True}}]
     streams = [chunks(np.roll(pcm, 3_000 * number), rate, 4_800, stream=f"mic/{number}") for number in range(16)]
 
     together = run_pipeline(stages, [one for turn in zip(*streams, strict=True) for one in turn], models=models)
 
     for number in (0, 7, 15):
         alone = run_pipeline(stages, streams[number], models=models).results
-        heard = [one.result for one in together.out if one.stream == f"mic/{number}"]
-        assert [one["kind"] for one in heard] == [one["kind"] for one in alone]
-        assert [one["probability"] for one in heard] == pytest.approx([one["probability"] for one in alone], abs=1e-4)
+        shared = [one.result for one in together.out if one.stream == f"mic/{number}"]
+        assert [one["kind"] for one in shared] == [one["kind"] for one in alone]
+        assert [one["probability"] for one in shared] == pytest.approx([one["probability"] for one in alone], abs=1e-4)
 
 
 @pytest.mark.parametrize("sizes", [[160], [7, 20_001, 1], [90_000]], ids=["10 ms", "uneven", "at once"])
-def test_how_the_sound_is_cut_changes_no_segment(sizes, recording, chunks, vads) -> None:  # type: ignore[no-untyped-def]
+def test_the_size_of_frames_does_not_change_segments(sizes, recording, chunks, vads) -> None:  # type: ignore[no-untyped-def]
     pcm, rate = recording("cards/004.wav")
     models = {"vad": vads["onnxruntime"]}
     cut = [*sizes, 480]
 
-    usual = run_pipeline([*LISTEN, "speech"], chunks(pcm, rate), models=models).results
-    other = run_pipeline([*LISTEN, "speech"], chunks(pcm, rate, cut), models=models).results
+    usual = run_pipeline([*STAGES, "speech"], chunks(pcm, rate), models=models).results
+    other = run_pipeline([*STAGES, "speech"], chunks(pcm, rate, cut), models=models).results
 
     assert len(usual) == 2
     for one, two in zip(usual, other, strict=True):
         assert two == pytest.approx(one, abs=1e-5)
 
 
-def test_frames_in_one_list_or_one_by_one_come_to_the_same(recording, chunks, vads) -> None:  # type: ignore[no-untyped-def]
+def test_processing_a_list_equals_processing_one_by_one(recording, chunks, vads) -> None:  # type: ignore[no-untyped-def]
     frames = chunks(*recording("cards/002.wav"))
     models = {"vad": vads["onnxruntime"]}
 
-    together = run_pipeline([*LISTEN, "speech"], frames, models=models)
-    one_by_one = run_pipeline([*LISTEN, "speech"], frames, models=models, together=False)
+    together = run_pipeline([*STAGES, "speech"], frames, models=models)
+    one_by_one = run_pipeline([*STAGES, "speech"], frames, models=models, together=False)
 
     assert len(together.results) == 1
     assert together.results[0] == pytest.approx(one_by_one.results[0])
     assert together.dropped == one_by_one.dropped
 
 
-def test_a_lost_frame_ends_the_segment_and_says_so(recording, chunks, vads) -> None:  # type: ignore[no-untyped-def]
+def test_a_lost_frame_ends_the_segment_as_incomplete(recording, chunks, vads) -> None:  # type: ignore[no-untyped-def]
     frames = chunks(*recording("goforward.raw"))
     del frames[15]
 
-    run = run_pipeline([*LISTEN, "speech"], frames, models={"vad": vads["onnxruntime"]})
+    run = run_pipeline([*STAGES, "speech"], frames, models={"vad": vads["onnxruntime"]})
 
     assert [one["complete"] for one in run.results] == [False, True]
     assert run.results[0]["end"] == pytest.approx(1_700_000_001.5, abs=0.04)
 
 
-def test_after_a_gap_the_model_hears_as_if_for_the_first_time(recording, chunks, vad) -> None:  # type: ignore[no-untyped-def]
-    """Its hidden state is of what came before the gap."""
-    stages = [*LISTEN, {"speech": {"every_window": True}}]
+def test_a_gap_resets_the_hidden_state(recording, chunks, vad) -> None:  # type: ignore[no-untyped-def]
+    """The hidden state belongs to the sound before the gap."""
+    stages = [*STAGES, {"speech": {"every_window": True}}]
     frames = chunks(*recording("goforward.raw"))
 
-    def heard(frames: list[Any]) -> list[float]:
+    def probabilities(frames: list[Any]) -> list[float]:
         results = run_pipeline(stages, frames, models={"vad": vad}).results
         return [one["probability"] for one in results if one["kind"] == "window"]
 
-    alone = heard(frames[12:])
+    alone = probabilities(frames[12:])
 
-    assert heard(frames[:10] + frames[12:])[-len(alone) :] == pytest.approx(alone, abs=1e-5)
+    assert probabilities(frames[:10] + frames[12:])[-len(alone) :] == pytest.approx(alone, abs=1e-5)
 
 
 def windows(probabilities: list[float], **meta: Any) -> list[Any]:
@@ -145,7 +145,7 @@ def windows(probabilities: list[float], **meta: Any) -> list[Any]:
     ]
 
 
-def test_every_window_is_told_when_asked_for() -> None:
+def test_every_window_adds_a_result_per_window() -> None:
     run = run_stage(Speech, windows([0.1, 0.75]), every_window=True)
 
     assert run.results[1] == {"kind": "window", "at": 10.032, "at_s": 0.032, "probability": 0.75, "speaking": True}
@@ -159,7 +159,7 @@ def test_silence_is_dropped_and_speech_absorbed_until_it_ends() -> None:
     assert run.dropped == {"no-speech": 6, "absorbed": 14}
 
 
-def test_a_frame_without_probability_or_place_is_refused_and_changes_nothing() -> None:
+def test_a_frame_without_probability_or_position_is_refused() -> None:
     bad = [
         frame(b""),
         frame(b"", tensors={"output": np.zeros(2, np.float32)}),
@@ -175,7 +175,7 @@ def test_a_frame_without_probability_or_place_is_refused_and_changes_nothing() -
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("config", "message"),
     [
         ({"threshold": 0.4, "release": 0.5}, "release"),
         ({"pad_s": 0.2}, "overlap"),
@@ -183,6 +183,6 @@ def test_a_frame_without_probability_or_place_is_refused_and_changes_nothing() -
         ({"treshold": 0.4}, "threshold"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(config: dict[str, float], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_settings_that_contradict_each_other_are_refused(config: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         run_stage(Speech, [], **config)

@@ -1,4 +1,4 @@
-"""Windows for voice activity: nothing lost, nothing twice, whatever the frames' sizes."""
+"""`vad-window` loses and repeats no sample, whatever the frames' sizes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NOISE = np.random.default_rng(2).normal(0, 0.1, 9_000).astype(np.float32)
 
 
 @given(st.lists(st.integers(1, 3000), max_size=20).map(lambda sizes: [*sizes, 97]))
-def test_windows_are_the_same_however_the_sound_is_cut(chunks, sizes: list[int]) -> None:  # type: ignore[no-untyped-def]
-    """Each has 512 new samples, and before them the 64 that came last; times and positions are those of the sound."""
+def test_the_size_of_frames_does_not_change_windows(chunks, sizes: list[int]) -> None:  # type: ignore[no-untyped-def]
+    """Each has 512 new samples after the previous 64; times and positions are those of the sound."""
     run = run_stage(VadWindow, chunks(NOISE, 16_000, sizes, began_at=50.0))
     windows = np.stack([one.tensors["input"][0] for one in run.out])
 
@@ -42,8 +42,8 @@ def test_windows_are_the_same_however_the_sound_is_cut(chunks, sizes: list[int])
         max_size=8,
     )
 )
-def test_frames_given_together_make_the_same_windows_as_one_by_one(rounds: list[dict[str, str]]) -> None:
-    """Streams of one list do not touch each other, whatever else is in the list."""
+def test_a_list_of_frames_makes_the_same_windows_as_one_by_one(rounds: list[dict[str, str]]) -> None:
+    """Streams in one list do not affect each other, whatever else the list holds."""
     both = [VadWindow(VadWindowConfig()) for _ in range(2)]
     for stage in both:
         stage.setup(SimpleNamespace(per_stream=PerStream))  # type: ignore[arg-type]
@@ -58,25 +58,25 @@ def test_frames_given_together_make_the_same_windows_as_one_by_one(rounds: list[
         together = both[0].process_many(frames)
         alone = [outcome for one in frames for outcome in Stage.process_many(both[1], [one])]
 
-        assert [_seen(outcome) for outcome in together] == [_seen(outcome) for outcome in alone]
+        assert [_comparable(outcome) for outcome in together] == [_comparable(outcome) for outcome in alone]
 
 
-def _seen(outcome: Any) -> Any:
-    """What can be compared of an outcome."""
+def _comparable(outcome: Any) -> Any:
+    """Return an outcome as plain values."""
     if isinstance(outcome, Exception):
         return str(outcome)
     windows = outcome if isinstance(outcome, list) else [outcome]
     return [(one.stream, one.tensors["input"].tobytes(), one.tensors["input"].shape, one.meta) for one in windows]
 
 
-def test_only_the_first_window_begins_the_stream(chunks) -> None:  # type: ignore[no-untyped-def]
+def test_only_the_first_window_has_begins_set(chunks) -> None:  # type: ignore[no-untyped-def]
     out = run_stage(VadWindow, chunks(NOISE, 16_000, 1000)).out
 
     assert [one.meta["begins"] for one in out] == [True] + [False] * (len(out) - 1)
 
 
 @pytest.mark.parametrize("jump_s", [2.0, -2.0])
-def test_a_jump_in_time_begins_the_stream_anew(chunks, jump_s: float) -> None:  # type: ignore[no-untyped-def]
+def test_a_jump_in_time_restarts_the_stream(chunks, jump_s: float) -> None:  # type: ignore[no-untyped-def]
     frames = chunks(NOISE, 16_000, 1000)
     for one in frames[5:]:
         one.captured_at += jump_s
@@ -90,14 +90,14 @@ def test_a_jump_in_time_begins_the_stream_anew(chunks, jump_s: float) -> None:  
     assert again.meta["window_at"] == frames[5].captured_at
 
 
-def test_a_missing_number_begins_the_stream_anew(chunks) -> None:  # type: ignore[no-untyped-def]
+def test_a_missing_sequence_number_restarts_the_stream(chunks) -> None:  # type: ignore[no-untyped-def]
     frames = chunks(NOISE, 16_000, 1000)
 
     assert sum(one.meta["begins"] for one in run_stage(VadWindow, frames[:3] + frames[4:]).out) == 2
 
 
-def test_late_frames_within_the_tolerance_are_no_gap(chunks) -> None:  # type: ignore[no-untyped-def]
-    """Frames that are stamped on arrival jitter."""
+def test_jitter_within_the_tolerance_is_not_a_gap(chunks) -> None:  # type: ignore[no-untyped-def]
+    """Frames timestamped on arrival jitter."""
     frames = chunks(NOISE, 16_000, 1000)
     for number, one in enumerate(frames):
         one.captured_at += 0.1 * (number % 2)
@@ -105,7 +105,7 @@ def test_late_frames_within_the_tolerance_are_no_gap(chunks) -> None:  # type: i
     assert sum(one.meta["begins"] for one in run_stage(VadWindow, frames).out) == 1
 
 
-def test_frames_without_a_time_are_judged_by_their_number(chunks) -> None:  # type: ignore[no-untyped-def]
+def test_frames_without_a_time_are_checked_by_number(chunks) -> None:  # type: ignore[no-untyped-def]
     frames = chunks(np.tile(NOISE, 4), 16_000, 9000)
     for one in frames:
         one.captured_at = 0.0
@@ -113,20 +113,20 @@ def test_frames_without_a_time_are_judged_by_their_number(chunks) -> None:  # ty
     assert sum(one.meta["begins"] for one in run_stage(VadWindow, frames).out) == 1
 
 
-def test_a_wrong_rate_is_refused_and_harms_no_other_frame(chunks) -> None:  # type: ignore[no-untyped-def]
+def test_a_wrong_rate_is_refused_without_affecting_other_frames(chunks) -> None:  # type: ignore[no-untyped-def]
     good = chunks(NOISE, 16_000, 1000)
     wrong = frame(NOISE[:100], stream=good[0].stream, meta={"rate": 8000})
-    spoilt = frame(np.full(100, np.inf, np.float32), stream=good[0].stream, meta={"rate": 16_000})
+    not_finite = frame(np.full(100, np.inf, np.float32), stream=good[0].stream, meta={"rate": 16_000})
 
-    run = run_stage(VadWindow, [*good[:4], wrong, spoilt, *good[4:]])
+    run = run_stage(VadWindow, [*good[:4], wrong, not_finite, *good[4:]])
 
     assert run.dead == {"wrong-rate": 1, "not-finite": 1}
     assert "resample" in run.errors[0].remedy
     assert len(run.out) == len(NOISE) // 512
 
 
-def test_a_frame_of_too_many_windows_is_refused_and_the_sound_begins_anew_after_it(chunks) -> None:  # type: ignore[no-untyped-def]
-    """One long recording must not become work for minutes that other streams wait behind."""
+def test_a_frame_of_too_many_windows_is_refused_and_restarts_the_stream(chunks) -> None:  # type: ignore[no-untyped-def]
+    """One long recording must not block other streams for minutes."""
     frames = chunks(NOISE, 16_000, [512, 512 * 4 + 511, 512 * 5, 512])
 
     run = run_stage(VadWindow, frames, max_windows=4)
@@ -137,7 +137,7 @@ def test_a_frame_of_too_many_windows_is_refused_and_the_sound_begins_anew_after_
 
 
 @pytest.mark.filterwarnings("error")
-def test_sound_too_loud_to_square_is_sound_nonetheless() -> None:
+def test_sound_whose_square_overflows_is_accepted() -> None:
     run = run_stage(VadWindow, [frame(np.full(512, 3e38, np.float32), meta={"rate": 16_000})])
 
     assert (run.out[0].tensors["input"][0, 64:] == np.float32(3e38)).all()
@@ -159,7 +159,7 @@ def test_a_frame_that_fills_no_window_is_absorbed(chunks) -> None:  # type: igno
         max_size=12,
     )
 )
-def test_whatever_a_sensor_sends_only_its_own_frame_suffers(messages) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_affects_only_its_own_frame(messages) -> None:  # type: ignore[no-untyped-def]
     frames = [
         frame(payload, content_type=kind, meta=meta, sequence=number, captured_at=at)
         for payload, kind, meta, number, at in messages

@@ -1,4 +1,4 @@
-"""A model for the tests, trained on generated vibration."""
+"""A model trained on generated vibration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def trained() -> bytes:
-    """The model that `python -m hedgerow_signal.train` makes."""
+    """The model that `python -m hedgerow_signal.train` writes."""
     pytest.importorskip("onnx", reason="training needs onnx: `pip install hedgerow-signal[train]`")
     from hedgerow_signal.train import train
 
@@ -18,7 +18,7 @@ def trained() -> bytes:
 
 @pytest.fixture
 def model_file(trained: bytes, tmp_path: Path) -> Path:
-    """The same as a file."""
+    """The trained model as a file."""
     path = tmp_path / "vibration.onnx"
     path.write_bytes(trained)
     return path

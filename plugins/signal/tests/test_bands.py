@@ -1,4 +1,4 @@
-"""Features are physics: a tone has the energy it has, in the band it is in."""
+"""`fft-bands` computes the features of signals with known ones."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_a_tone_has_half_its_squared_amplitude_in_its_band(hz: float, band: str)
     assert all(values[other] < 1e-6 for other in values if other.startswith("band"))
 
 
-def test_a_tone_on_an_edge_belongs_half_to_either_band_around_it() -> None:
-    """The Hann window spreads a line over its neighbours: a sixth of the energy to either side."""
+def test_a_tone_on_an_edge_leaks_into_the_lower_band() -> None:
+    """The Hann window leaks a sixth of a line's energy to either side."""
     values = found(tone(100))
 
     assert values["band 50-100 Hz"] == pytest.approx(0.5 / 6, rel=1e-3)
@@ -50,7 +50,7 @@ def test_a_tone_on_an_edge_belongs_half_to_either_band_around_it() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(64, 3000), st.floats(1e-3, 1e3))
-def test_the_bands_together_hold_the_energy_of_the_windowed_signal(seed: int, count: int, scale: float) -> None:
+def test_the_bands_add_up_to_the_energy_of_the_windowed_signal(seed: int, count: int, scale: float) -> None:
     """Parseval's theorem, for even and odd lengths."""
     samples = np.random.default_rng(seed).normal(5 * scale, scale, count).astype(np.float32)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(count) / count)
@@ -61,7 +61,7 @@ def test_the_bands_together_hold_the_energy_of_the_windowed_signal(seed: int, co
     assert bands.sum() == pytest.approx(np.sum((centred * hann) ** 2) / np.sum(hann**2), rel=1e-4)
 
 
-def test_noise_has_the_figures_of_noise() -> None:
+def test_noise_has_the_features_of_noise() -> None:
     noise = np.random.default_rng(3).normal(0, 2, 200_000).astype(np.float32)
     values = found(noise)
 
@@ -70,11 +70,11 @@ def test_noise_has_the_figures_of_noise() -> None:
     assert values["band 200-500 Hz"] == pytest.approx(4 * 300 / 500, rel=0.02)
 
 
-def test_gravity_is_no_vibration() -> None:
+def test_gravity_is_subtracted() -> None:
     assert found(tone(75) + np.float32(9.81)) == pytest.approx(found(tone(75)), abs=1e-4)
 
 
-def test_decibels_are_those_of_the_linear_figures() -> None:
+def test_decibels_match_the_linear_features() -> None:
     linear, db = found(tone(75, 0.5)), found(tone(75, 0.5), scale="db")
 
     assert db["band 50-100 Hz"] == pytest.approx(10 * np.log10(linear["band 50-100 Hz"]), abs=1e-3)
@@ -90,7 +90,7 @@ def test_a_dead_sensor_gives_finite_features(level: float) -> None:
     assert values["crest"] == values["kurtosis"] == 0
 
 
-def test_channels_come_one_after_the_other() -> None:
+def test_features_of_channels_are_concatenated() -> None:
     both = np.stack((tone(20), tone(400)), axis=1)
 
     run = run_stage(FftBands, [frame(both, meta={"rate": RATE})], edges_hz=EDGES, scale="linear")
@@ -108,7 +108,7 @@ def refusal(samples: Any, meta: dict[str, Any] | None = None, **config: Any) -> 
     return run_stage(FftBands, [frame(samples, meta=meta)], **{"edges_hz": EDGES, **config}).errors[0].code
 
 
-def test_windows_that_make_no_sense_are_refused_with_their_reason() -> None:
+def test_invalid_windows_are_refused() -> None:
     assert refusal(np.array([1, np.nan, 3])) == "not-finite"
     assert refusal(np.linspace(-1e200, 1e200, 1000)) == "not-finite"
     assert refusal(np.linspace(-1e30, 1e30, 1000), scale="linear") == "not-finite"
@@ -122,15 +122,15 @@ def test_windows_that_make_no_sense_are_refused_with_their_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("config", "message"),
     [
-        ({}, "one of them"),
+        ({}, "either `model` or `edges_hz`"),
         ({"edges_hz": [10]}, "two edges"),
         ({"edges_hz": [10, 10]}, "ascend"),
         ({"edges_hz": [10, 600], "rate": 1000}, "half the rate"),
-        ({"edges_hz": [10, 20], "model": "vibration"}, "one of them"),
+        ({"edges_hz": [10, 20], "model": "vibration"}, "either `model` or `edges_hz`"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(config: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_invalid_settings_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         run_stage(FftBands, [], **config)

@@ -1,4 +1,4 @@
-"""The README's pipelines run as they stand there."""
+"""The README's pipelines run unchanged."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def npy(samples: np.ndarray[Any, Any]) -> bytes:
     return file.getvalue()
 
 
-def sent(payloads: list[bytes], **fields: Any) -> list[Frame]:
+def frames_of(payloads: list[bytes], **fields: Any) -> list[Frame]:
     return [
         frame(payload, sequence=number, captured_at=1000 + number / 10, **fields)
         for number, payload in enumerate(payloads)
     ]
 
 
-def test_the_vibration_example_tells_a_bad_bearing(model_file: Path) -> None:
+def test_the_vibration_example_detects_a_bad_bearing(model_file: Path) -> None:
     NodeConfig.model_validate(VIBRATION)
     machine = Machine(11, "outer-race")
-    frames = sent([npy(machine.vibrate(RATE // 10)) for _ in range(10)], content_type="application/x-npy")
+    frames = frames_of([npy(machine.vibrate(RATE // 10)) for _ in range(10)], content_type="application/x-npy")
 
     run = run_pipeline(VIBRATION["pipelines"]["vibration"]["stages"], frames, models={"vibration": model_file})
 
@@ -48,7 +48,7 @@ def test_the_example_without_a_model_gives_features() -> None:
     NodeConfig.model_validate(LEVELS)
     counts = (Machine(12).vibrate(RATE) * 1000).astype("<i2")
 
-    run = run_pipeline(LEVELS["pipelines"]["levels"]["stages"], sent([counts.tobytes()]))
+    run = run_pipeline(LEVELS["pipelines"]["levels"]["stages"], frames_of([counts.tobytes()]))
 
     assert [one["at"] for one in run.results] == [1000, 1000 + 4096 / RATE, 1000 + 8192 / RATE]
     assert set(run.results[0]["features"]) > {"band 10-100 Hz", "kurtosis"}

@@ -1,4 +1,4 @@
-"""From generated vibration to a judgement, with the model that the training script makes, on both backends."""
+"""Anomaly detection on generated vibration, with the model that the training script writes, on both backends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hedgerow_signal.anomaly import Anomaly
 from hedgerow_signal.generate import CONDITIONS, RATE, Condition, Machine
 from hedgerow_signal.train import WINDOW, fit, generated, to_onnx, train
 
-JUDGE: list[Any] = [
+STAGES: list[Any] = [
     {"window": {"size": WINDOW, "hop": WINDOW // 2, "rate": RATE}},
     {"fft-bands": {"model": "vibration"}},
     {"infer": {"model": "vibration"}},
@@ -27,7 +27,7 @@ FAULTS = [condition for condition in CONDITIONS if condition != "healthy"]
 
 
 def series(machine: Machine, seconds: float = 4.0, stream: str = "pump/1") -> list[Frame]:
-    """What a machine's sensor sends: a tenth of a second a frame."""
+    """Return frames of a tenth of a second, as a machine's sensor sends them."""
     step = RATE // 10
     return [
         frame(machine.vibrate(step), stream=stream, sequence=number, captured_at=1000 + number / 10)
@@ -36,13 +36,13 @@ def series(machine: Machine, seconds: float = 4.0, stream: str = "pump/1") -> li
 
 
 def judged(frames: list[Frame], model_file: Path, backend: str = "onnxruntime") -> list[dict[str, Any]]:
-    run = run_pipeline(JUDGE, frames, models={"vibration": {"path": str(model_file), "backend": backend}})
+    run = run_pipeline(STAGES, frames, models={"vibration": {"path": str(model_file), "backend": backend}})
     assert not run.dead, run.errors
     return run.results
 
 
 def auc(healthy: np.ndarray[Any, Any], faulty: np.ndarray[Any, Any]) -> float:
-    """Area under the ROC curve: how often a faulty window scores above a healthy one (Mann and Whitney, 1947)."""
+    """Return the area under the ROC curve: how often a faulty window scores above a healthy one."""
     return float(np.mean(faulty[:, np.newaxis] > healthy))
 
 
@@ -52,7 +52,7 @@ def model() -> Any:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_of_machines_never_seen_are_told_from_health(fault: Condition, model: Any) -> None:
+def test_faults_of_unseen_machines_are_detected(fault: Condition, model: Any) -> None:
     healthy = model.score(generated(90, machines=20, windows=25))
     faulty = model.score(generated(91, machines=20, windows=25, condition=fault, severity=0.6))
 
@@ -60,14 +60,16 @@ def test_faults_of_machines_never_seen_are_told_from_health(fault: Condition, mo
     assert np.mean(healthy > model.threshold) < 0.005
 
 
-def test_a_harmless_change_of_speed_is_no_fault(model: Any) -> None:
-    """Speed and load wander within the healthy data; their effect has been learnt."""
+def test_varying_speed_and_load_are_not_a_fault(model: Any) -> None:
+    """Speed and load vary in the training data."""
     assert 0.7 < np.median(model.score(generated(92, machines=20, windows=25))) < 1.3
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_a_machine_is_judged_by_what_it_does(condition: Condition, backend: str, model_file: Path) -> None:
+def test_healthy_machines_are_normal_and_faulty_ones_anomalous(
+    condition: Condition, backend: str, model_file: Path
+) -> None:
     pytest.importorskip(backend, reason=f"`pip install {backend}`")
 
     results = judged(series(Machine(12_345, condition)), model_file, backend)
@@ -79,7 +81,7 @@ def test_a_machine_is_judged_by_what_it_does(condition: Condition, backend: str,
 
 
 def test_a_bad_bearing_shows_in_the_bands_of_its_resonance(model_file: Path) -> None:
-    """The reasons given must help whoever goes and looks."""
+    """`because` must point the technician to the fault."""
     results = judged(series(Machine(4, "outer-race")), model_file)
 
     reasons = {name for one in results for name in one["because"]}
@@ -88,14 +90,14 @@ def test_a_bad_bearing_shows_in_the_bands_of_its_resonance(model_file: Path) -> 
     assert set(results[0]["because"]) < set(results[0]["features"])
 
 
-def test_a_fault_that_begins_is_noticed_within_a_second(model_file: Path) -> None:
+def test_a_new_fault_is_detected_within_a_second(model_file: Path) -> None:
     machine = Machine(5)
     frames = series(machine, seconds=3)
     machine.condition = "outer-race"
-    for late in series(machine, seconds=2):
-        late.sequence += 30
-        late.captured_at += 3
-        frames.append(late)
+    for frame_ in series(machine, seconds=2):
+        frame_.sequence += 30
+        frame_.captured_at += 3
+        frames.append(frame_)
 
     alarms = [one["at"] for one in judged(frames, model_file) if one["anomalous"]]
 
@@ -112,7 +114,7 @@ def test_both_backends_give_the_same_scores(model_file: Path) -> None:
     assert one[0]["threshold"] == two[0]["threshold"]
 
 
-def test_the_onnx_model_scores_as_the_plain_one(model: Any, model_file: Path) -> None:
+def test_the_onnx_model_scores_like_the_numpy_model(model: Any, model_file: Path) -> None:
     windows = generated(93, machines=4, windows=10, condition="imbalance")
     frames = [frame(b"", tensors={"features": row[np.newaxis]}, sequence=number) for number, row in enumerate(windows)]
 
@@ -126,15 +128,15 @@ def test_many_machines_share_a_batch_without_mixing(model_file: Path) -> None:
     streams = [series(Machine(number), seconds=1, stream=f"pump/{number}") for number in range(8)]
     models = {"vibration": model_file}
 
-    together = run_pipeline(JUDGE, [one for turn in zip(*streams, strict=True) for one in turn], models=models)
+    together = run_pipeline(STAGES, [one for turn in zip(*streams, strict=True) for one in turn], models=models)
 
     for number in (0, 7):
-        alone = run_pipeline(JUDGE, streams[number], models=models).results
-        mine = [one.result["score"] for one in together.out if one.stream == f"pump/{number}"]
-        assert mine == pytest.approx([one["score"] for one in alone], rel=1e-5)
+        alone = run_pipeline(STAGES, streams[number], models=models).results
+        shared = [one.result["score"] for one in together.out if one.stream == f"pump/{number}"]
+        assert shared == pytest.approx([one["score"] for one in alone], rel=1e-5)
 
 
-def test_a_window_or_a_rate_the_model_does_not_know_is_refused(model_file: Path) -> None:
+def test_a_window_or_rate_unlike_the_models_is_refused(model_file: Path) -> None:
     models = {"vibration": model_file}
     samples = Machine(1).vibrate(WINDOW)
     frames = [
@@ -153,46 +155,46 @@ def test_a_window_or_a_rate_the_model_does_not_know_is_refused(model_file: Path)
 
 
 @pytest.mark.long
-def test_training_twice_gives_the_same_bytes_and_another_seed_others(trained: bytes) -> None:
+def test_training_is_reproducible_by_seed(trained: bytes) -> None:
     assert train(seed=7) == trained
     assert train(seed=8) != trained
 
 
-def test_the_script_writes_a_model_that_says_what_it_is(trained: bytes, tmp_path: Path) -> None:
+def test_the_script_writes_a_model_with_metadata(trained: bytes, tmp_path: Path) -> None:
     import onnx
 
     path = tmp_path / "models" / "vibration.onnx"
-    said = processes.run(
+    output = processes.run(
         [sys.executable, "-m", "hedgerow_signal.train", str(path)], check=True, capture_output=True, text=True
     ).stdout
 
     assert path.read_bytes() == trained
-    assert "generated" in said
-    facts = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-    assert "not recorded" in facts["hedgerow.trained_on"]
-    assert float(facts["hedgerow.threshold"]) > 1
-    assert len(json.loads(facts["hedgerow.features"])) == 12
-    assert facts["hedgerow.seed"] == "7"
+    assert "generated" in output
+    metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    assert "not recorded" in metadata["hedgerow.trained_on"]
+    assert float(metadata["hedgerow.threshold"]) > 1
+    assert len(json.loads(metadata["hedgerow.features"])) == 12
+    assert metadata["hedgerow.seed"] == "7"
 
 
-def test_a_model_that_does_not_say_what_it_takes_cannot_be_used(model: Any, tmp_path: Path) -> None:
-    path = tmp_path / "mute.onnx"
+def test_a_model_without_metadata_is_refused(model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "bare.onnx"
     path.write_bytes(to_onnx(model, {"hedgerow.edges_hz": "[1, 2"}))
 
-    with pytest.raises(ModelMismatch, match="features it takes"):
-        run_stage("fft-bands", [], models={"mute": path}, model="mute")
-    with pytest.raises(ModelMismatch, match="threshold"):
-        run_stage("anomaly", [], models={"mute": path}, model="mute")
+    with pytest.raises(ModelMismatch, match="no valid features"):
+        run_stage("fft-bands", [], models={"bare": path}, model="bare")
+    with pytest.raises(ModelMismatch, match="no valid threshold"):
+        run_stage("anomaly", [], models={"bare": path}, model="bare")
 
 
-def test_generated_machines_repeat_themselves_and_differ_from_each_other() -> None:
+def test_generated_machines_are_reproducible_and_differ() -> None:
     one, again, other = (Machine(seed).vibrate(5000) for seed in (1, 1, 2))
 
     np.testing.assert_array_equal(one, again)
     assert np.corrcoef(one, other)[0, 1] < 0.9
 
 
-def test_blows_of_a_bearing_come_at_its_own_frequency() -> None:
+def test_bearing_impacts_occur_at_the_ball_pass_frequency() -> None:
     """The envelope of the resonance repeats 3.585 times a turn (envelope analysis: Randall and Antoni, 2011)."""
     machine = Machine(3, "outer-race")
     signal = machine.vibrate(8 * RATE).astype(np.float64)
@@ -217,7 +219,7 @@ def test_a_score_above_the_threshold_is_anomalous() -> None:
     assert run.results[1] == {"at": 5.0, "score": 2.5, "threshold": 2.0, "anomalous": True, "features": {}}
 
 
-def test_what_is_normal_can_be_dropped() -> None:
+def test_normal_windows_can_be_dropped() -> None:
     run = run_stage(Anomaly, [scored(1.0), scored(3.0)], threshold=2.0, only_anomalous=True)
 
     assert [one["score"] for one in run.results] == [3.0]
@@ -230,6 +232,6 @@ def test_a_frame_without_a_score_is_refused() -> None:
     assert run_stage(Anomaly, bad, threshold=2.0).dead == {"no-score": 3}
 
 
-def test_a_threshold_must_come_from_somewhere() -> None:
+def test_a_threshold_is_required() -> None:
     with pytest.raises(ConfigError, match="threshold"):
         run_stage(Anomaly, [])

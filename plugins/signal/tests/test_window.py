@@ -1,4 +1,4 @@
-"""Windows over a sensor's samples: nothing lost, nothing twice, whatever the frames' sizes."""
+"""`window` loses and repeats no sample, whatever the frames' sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RAMP = np.arange(5_000, dtype=np.float32)
 
 
 def cut(samples: np.ndarray[Any, Any], sizes: list[int], rate: float = 100.0, **fields: Any) -> list[Frame]:
-    """Frames of these sizes, the last one again and again, from 1000 Unix seconds on."""
+    """Cut into frames of these sizes, repeating the last, from 1000 Unix seconds on."""
     sizes, frames, at = list(sizes), [], 0
     while at < len(samples):
         size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
@@ -33,18 +33,18 @@ def cut(samples: np.ndarray[Any, Any], sizes: list[int], rate: float = 100.0, **
     size=st.integers(1, 600),
     overlap=st.integers(0, 599),
 )
-def test_windows_are_the_same_however_the_samples_are_cut(sizes: list[int], size: int, overlap: int) -> None:
+def test_the_size_of_frames_does_not_change_windows_of_samples(sizes: list[int], size: int, overlap: int) -> None:
     hop = max(size - overlap, 1 + size // 20)
     run = run_stage(Window, cut(RAMP[:2000], sizes), size=size, hop=hop, rate=100)
 
-    begins = list(range(0, 2000 - size + 1, hop))
+    starts = list(range(0, 2000 - size + 1, hop))
     assert not run.dead
-    assert [one.array[0] for one in run.out] == begins
+    assert [one.array[0] for one in run.out] == starts
     assert all(
-        np.array_equal(one.array, RAMP[start : start + size]) for one, start in zip(run.out, begins, strict=True)
+        np.array_equal(one.array, RAMP[start : start + size]) for one, start in zip(run.out, starts, strict=True)
     )
-    assert [one.meta["position"] for one in run.out] == begins
-    assert [one.meta["window_at"] for one in run.out] == pytest.approx([1000 + start / 100 for start in begins])
+    assert [one.meta["position"] for one in run.out] == starts
+    assert [one.meta["window_at"] for one in run.out] == pytest.approx([1000 + start / 100 for start in starts])
 
 
 def test_without_overlap_every_sample_is_in_one_window() -> None:
@@ -53,7 +53,7 @@ def test_without_overlap_every_sample_is_in_one_window() -> None:
     np.testing.assert_array_equal(np.concatenate([one.array for one in run.out]), RAMP)
 
 
-def test_several_channels_stay_side_by_side() -> None:
+def test_channels_stay_side_by_side() -> None:
     axes = np.stack((RAMP, -RAMP, RAMP * 2), axis=1)
 
     run = run_stage(Window, cut(axes, [130]), size=256, hop=128, channels=3, rate=100)
@@ -61,7 +61,7 @@ def test_several_channels_stay_side_by_side() -> None:
     np.testing.assert_array_equal(run.out[1].array, axes[128:384])
 
 
-def test_readings_that_come_one_at_a_time_make_windows_too() -> None:
+def test_single_readings_make_windows() -> None:
     run = run_stage(Window, cut(RAMP[:30], [1]), size=10)
 
     assert [one.array[0] for one in run.out] == [0, 10, 20]
@@ -78,7 +78,7 @@ def test_streams_do_not_mix() -> None:
 
 
 @pytest.mark.parametrize("jump_s", [10.0, -10.0])
-def test_a_jump_in_time_begins_the_stream_anew(jump_s: float) -> None:
+def test_a_jump_in_time_restarts_the_stream(jump_s: float) -> None:
     frames = cut(RAMP[:1000], [100])
     for one in frames[5:]:
         one.captured_at += jump_s
@@ -91,13 +91,13 @@ def test_a_jump_in_time_begins_the_stream_anew(jump_s: float) -> None:
     assert out[1].meta["window_at"] == frames[5].captured_at
 
 
-def test_a_missing_number_begins_the_stream_anew() -> None:
+def test_a_missing_sequence_number_restarts_the_stream() -> None:
     frames = cut(RAMP[:1000], [100])
 
     assert [one.array[0] for one in run_stage(Window, frames[:4] + frames[5:], size=300).out] == [0, 500]
 
 
-def test_the_frame_knows_its_rate_better_than_the_configuration() -> None:
+def test_the_frames_rate_overrides_the_configured_rate() -> None:
     frames = cut(RAMP[:1000], [100], rate=50.0, meta={"rate": "50"})
 
     out = run_stage(Window, frames, size=1000, rate=100).out
@@ -107,7 +107,7 @@ def test_the_frame_knows_its_rate_better_than_the_configuration() -> None:
 
 
 def test_a_frame_of_too_many_windows_is_refused() -> None:
-    """A few million samples with a small hop would be work for minutes, and memory for all of it."""
+    """A few million samples with a small hop would take minutes and much memory."""
     most = frame(RAMP[: 100 + 3 * 10], sequence=0)
     one_more = frame(RAMP[: 100 + 4 * 10], sequence=1, stream="other")
 
@@ -122,7 +122,7 @@ def test_the_largest_frame_with_the_smallest_hop_is_refused_by_default() -> None
     assert run_stage(Window, [frame(np.zeros(4_000_000, np.float32))], size=16).dead == {"too-many-windows": 1}
 
 
-def test_bad_frames_are_dead_and_leave_the_stream_as_it_was() -> None:
+def test_bad_frames_are_dead_lettered_and_do_not_affect_the_stream() -> None:
     good = cut(RAMP[:1000], [100])
     bad = [
         frame(np.full(5, np.nan)),
@@ -141,6 +141,6 @@ def test_bad_frames_are_dead_and_leave_the_stream_as_it_was() -> None:
     np.testing.assert_array_equal(run.out[0].array, RAMP[:1000])
 
 
-def test_a_hop_that_would_leave_samples_out_is_refused() -> None:
-    with pytest.raises(ConfigError, match="leave samples out"):
+def test_a_hop_that_would_skip_samples_is_refused() -> None:
+    with pytest.raises(ConfigError, match="would skip samples"):
         run_stage(Window, [], size=10, hop=11)

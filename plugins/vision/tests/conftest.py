@@ -1,4 +1,4 @@
-"""Real pictures, clips and models that installed packages ship."""
+"""Real pictures, clips and models from installed packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Picture = NDArray[np.uint8]
 
 
 def inside(package: str, path: str) -> Path:
-    """A file inside an installed package, which is not imported."""
+    """Return a file in an installed package, without importing the package."""
     spec = find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations
@@ -27,13 +27,13 @@ def inside(package: str, path: str) -> Path:
 
 @pytest.fixture(scope="session")
 def photo() -> Callable[[str], Picture]:
-    """A picture of scikit-image by name, (H, W, 3)."""
+    """Load a picture of scikit-image by name, (H, W, 3)."""
     return lambda name: np.array(Image.open(inside("skimage", f"data/{name}")).convert("RGB"))
 
 
 @pytest.fixture(scope="session")
 def photo_bytes() -> Callable[[str], bytes]:
-    """A picture of scikit-image by name, as it lies on disk."""
+    """Read a picture file of scikit-image by name."""
     return lambda name: inside("skimage", f"data/{name}").read_bytes()
 
 
@@ -60,7 +60,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where OpenVINO keeps what it has compiled, from test to test."""
+    """OpenVINO's cache of compiled models, shared by the tests."""
     return tmp_path_factory.mktemp("compiled")
 
 
@@ -77,7 +77,7 @@ def text_models(backend: str, compiled: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def centerface_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CenterFace, freed from the input size it was exported with."""
+    """CenterFace with dynamic input shapes."""
     from hedgerow_vision.text.free_shapes import free_shapes, resolve
 
     target = tmp_path_factory.mktemp("models") / "centerface.onnx"
@@ -87,7 +87,7 @@ def centerface_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def street_model() -> Path:
-    """SSD MobileNetV2, where `python -m hedgerow_vision.fetch_ssd .venv/models` has put it."""
+    """SSD MobileNetV2 as written by `python -m hedgerow_vision.fetch_ssd .venv/models`."""
     folder = Path(os.environ.get("HEDGEROW_MODELS", Path(sys.prefix) / "models"))
     model = folder / "ssd_mobilenetv2_oidv4.tflite"
     if not model.exists():

@@ -1,4 +1,4 @@
-"""`annotate`: pictures for people; never at the cost of a result."""
+"""`annotate` writes pictures and never loses a result."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FOUND = {"label": "face", "score": 0.9, "box": [0.3, 0.1, 0.6, 0.4], "points": [
 TEXT = {"text": "Exit", "score": 0.9, "box": [[0.1, 0.5], [0.4, 0.5], [0.4, 0.6], [0.1, 0.6]]}
 
 
-def seen(picture: Picture, number: int = 0, **fields: Any) -> Frame:
+def frame_with_result(picture: Picture, number: int = 0, **fields: Any) -> Frame:
     fields.setdefault("result", {"detections": [FOUND]})
     return frame(picture, sequence=number, captured_at=1000.0 + number, **fields)
 
 
-def test_the_picture_is_written_and_the_frame_goes_on(astronaut: Picture, tmp_path: Path) -> None:
-    before = seen(astronaut, stream="site/cam-1/image")
+def test_the_picture_is_written_and_the_frame_passes(astronaut: Picture, tmp_path: Path) -> None:
+    before = frame_with_result(astronaut, stream="site/cam-1/image")
 
     (after,) = run_stage(Annotate, [before], folder=tmp_path / "new").out
 
@@ -39,18 +39,18 @@ def test_the_picture_is_written_and_the_frame_goes_on(astronaut: Picture, tmp_pa
     assert [file.suffix for file in path.parent.iterdir()] == [".jpg"]
 
 
-def test_streams_with_names_alike_do_not_overwrite_each_other(astronaut: Picture, tmp_path: Path) -> None:
-    """A file's name cannot hold all that a topic's can, nor be as long."""
+def test_streams_with_similar_names_do_not_overwrite_each_other(astronaut: Picture, tmp_path: Path) -> None:
+    """File names allow fewer characters than topics, and are shorter."""
     small, long = np.ascontiguousarray(astronaut[::8, ::8]), "level/" * 20
     streams = ["a/b", "a_b", "a b", "../a/b", "", "/", f"{long}1", f"{long}2"]
 
-    run_stage(Annotate, [seen(small, stream=stream) for stream in streams], folder=tmp_path / "all")
+    run_stage(Annotate, [frame_with_result(small, stream=stream) for stream in streams], folder=tmp_path / "all")
 
     assert len(list((tmp_path / "all").glob("*.jpg"))) == len(streams)
     assert [path.name for path in tmp_path.iterdir()] == ["all"]
 
 
-def test_a_box_is_drawn_where_it_is_and_nowhere_else(astronaut: Picture) -> None:
+def test_a_box_is_drawn_only_at_its_place(astronaut: Picture) -> None:
     untouched = astronaut.copy()
 
     drawn = draw(astronaut, [FOUND], [])
@@ -63,7 +63,7 @@ def test_a_box_is_drawn_where_it_is_and_nowhere_else(astronaut: Picture) -> None
     np.testing.assert_array_equal(astronaut, untouched)
 
 
-def test_text_that_was_read_is_set_beside_the_picture(astronaut: Picture) -> None:
+def test_text_is_drawn_beside_the_picture(astronaut: Picture) -> None:
     drawn = draw(astronaut, [], [TEXT])
 
     assert drawn.shape == (512, 1024, 3)
@@ -80,21 +80,21 @@ def test_a_picture_of_any_size_can_be_drawn_on(size: tuple[int, int]) -> None:
 
 
 def test_only_the_newest_pictures_are_kept(astronaut: Picture, tmp_path: Path) -> None:
-    """And what others put into the folder is let be."""
+    """Files of others in the folder are not deleted."""
     small = np.ascontiguousarray(astronaut[::8, ::8])
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
 
-    run_stage(Annotate, [seen(small, n) for n in range(5)], folder=tmp_path, keep=2)
-    run_stage(Annotate, [seen(small, 5)], folder=tmp_path, keep=2)
+    run_stage(Annotate, [frame_with_result(small, n) for n in range(5)], folder=tmp_path, keep=2)
+    run_stage(Annotate, [frame_with_result(small, 5)], folder=tmp_path, keep=2)
 
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["holiday.jpg", "test@test_stream-00000004.jpg", "test@test_stream-00000005.jpg"]
 
 
-def test_a_stream_is_drawn_only_every_so_often(astronaut: Picture, tmp_path: Path) -> None:
+def test_every_s_limits_the_pictures_of_a_stream(astronaut: Picture, tmp_path: Path) -> None:
     small = np.ascontiguousarray(astronaut[::8, ::8])
-    one = [seen(small, n, stream="one") for n in range(6)]
-    two = [seen(small, 0, stream="two")]
+    one = [frame_with_result(small, n, stream="one") for n in range(6)]
+    two = [frame_with_result(small, 0, stream="two")]
 
     run = run_stage(Annotate, one + two, folder=tmp_path, every_s=3)
 
@@ -105,35 +105,35 @@ def test_a_stream_is_drawn_only_every_so_often(astronaut: Picture, tmp_path: Pat
     ]
 
 
-def test_pictures_with_nothing_in_them_can_be_left_out(astronaut: Picture, tmp_path: Path) -> None:
-    run = run_stage(Annotate, [seen(astronaut, result={"detections": []})], folder=tmp_path, only_found=True)
+def test_pictures_without_detections_can_be_skipped(astronaut: Picture, tmp_path: Path) -> None:
+    run = run_stage(
+        Annotate, [frame_with_result(astronaut, result={"detections": []})], folder=tmp_path, only_found=True
+    )
 
     assert len(run.out) == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fails_costs_no_result(
-    astronaut: Picture, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A file stands where the folder should be; said once, not with every frame."""
+def test_a_failing_disk_loses_no_result(astronaut: Picture, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file is in place of the folder; the failure is logged once, not per frame."""
     blocked = tmp_path / "blocked"
     blocked.write_text("in the way")
 
     with caplog.at_level(logging.WARNING):
-        run = run_stage(Annotate, [seen(astronaut, n) for n in range(3)], folder=blocked)
+        run = run_stage(Annotate, [frame_with_result(astronaut, n) for n in range(3)], folder=blocked)
 
     assert run.dead == {}
     assert run.results == [{"detections": [FOUND]}] * 3
     assert len([record for record in caplog.records if record.name == "hedgerow_vision.images.annotate"]) == 1
 
 
-def test_a_disk_that_works_again_gets_pictures_again(astronaut: Picture, tmp_path: Path) -> None:
-    """Somebody deletes the folder, puts a file in its place, and takes that away."""
+def test_writing_resumes_when_the_disk_recovers(astronaut: Picture, tmp_path: Path) -> None:
+    """The folder is replaced by a file, and the file is deleted."""
     folder = tmp_path / "pictures"
     disk = iter(["works", "blocked", "blocked", "works"])
 
     class Disk(Stage[StageConfig]):
-        """What happens to the folder between frames."""
+        """Replaces the folder between frames."""
 
         def process(self, frame: Frame) -> Frame:
             shutil.rmtree(folder, ignore_errors=True)
@@ -144,24 +144,24 @@ def test_a_disk_that_works_again_gets_pictures_again(astronaut: Picture, tmp_pat
             return frame
 
     stages: list[Any] = [Disk, {"annotate": {"folder": str(folder)}}]
-    run = run_pipeline(stages, [seen(astronaut, n) for n in range(4)], together=False)
+    run = run_pipeline(stages, [frame_with_result(astronaut, n) for n in range(4)], together=False)
 
     assert [out.sequence for out in run.out if "annotated" in out.meta] == [0, 3]
     assert run.results == [{"detections": [FOUND]}] * 4
 
 
 def test_pipelines_share_a_folder(astronaut: Picture, tmp_path: Path) -> None:
-    """One pipeline's pictures are not another's to delete, even if its name begins alike."""
+    """A pipeline does not delete the pictures of another whose name has the same prefix."""
     other = tmp_path / "test-2@cam-00000000.jpg"
     other.write_bytes(b"theirs")
 
-    run_stage(Annotate, [seen(astronaut, n) for n in range(3)], folder=tmp_path, keep=1)
+    run_stage(Annotate, [frame_with_result(astronaut, n) for n in range(3)], folder=tmp_path, keep=1)
 
     assert other.exists()
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_it_can_stand_in_a_pipeline_by_name(photo_bytes: Any, tmp_path: Path) -> None:
+def test_annotate_runs_in_a_pipeline_by_name(photo_bytes: Any, tmp_path: Path) -> None:
     run = run_pipeline(["decode", {"annotate": {"folder": str(tmp_path)}}], [frame(photo_bytes("coffee.png"))])
 
     assert run.dead == {}

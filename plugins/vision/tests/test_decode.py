@@ -1,4 +1,4 @@
-"""`decode`: JPEG and PNG in, pictures out; whatever else comes, only a FrameError."""
+"""`decode` decodes JPEG and PNG, and raises only FrameError."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CODES = {"empty-payload", "unknown-content-type", "image-too-large", "truncated-
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is huge."""
+    """Return a PNG of a few bytes whose header claims a huge size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -50,7 +50,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
 def test_a_jpeg_becomes_its_picture(wrap: Callable[[bytes], Any]) -> None:
-    """Whatever holds the bytes: a receive buffer is a memoryview."""
+    """Payloads may be views of the receive buffer."""
     run = run_stage(Decode, [frame(wrap(JPEG))])
 
     decoded = run.out[0].array
@@ -67,7 +67,7 @@ def test_a_png_becomes_its_picture_exactly() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
 def test_every_kind_of_png_becomes_rgb(mode: str) -> None:
-    """Grey, palette, transparency and 16 bits; all white, so all of them must come out white."""
+    """Grey, palette, transparency and 16 bits: each white picture must stay white."""
     fill: Any = {"1": 1, "L": 255, "LA": (255, 255), "P": 255, "RGBA": (255, 255, 255, 255), "I;16": 65535}[mode]
     image = Image.new("RGB", (7, 5), "white").convert("P") if mode == "P" else Image.new(mode, (7, 5), fill)
 
@@ -85,8 +85,8 @@ def test_16_bits_of_grey_keep_their_upper_8() -> None:
     np.testing.assert_array_equal(run.out[0].array[0, :, 0], [0, 1, 128, 255])
 
 
-def test_what_is_transparent_is_laid_on_white() -> None:
-    """Black letters on a transparent ground would otherwise be black on black."""
+def test_transparency_becomes_white() -> None:
+    """Black letters on a transparent background would otherwise be black on black."""
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (0, 0, 0, 255))
 
@@ -104,22 +104,22 @@ def test_a_grey_and_a_cmyk_jpeg_become_rgb() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_phone_held_any_way_gives_an_upright_picture(orientation: int) -> None:
-    """EXIF orientation, compared with Pillow's own."""
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    """EXIF orientation, compared with Pillow."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo = encoded(Image.fromarray(gradient()), "JPEG", quality=95, exif=exif)
-    wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(photo))))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(photo))))
 
     run = run_stage(Decode, [frame(photo)])
 
     decoded = run.out[0].array
-    assert decoded.shape == wanted.shape
+    assert decoded.shape == expected.shape
     assert decoded.flags.c_contiguous
-    assert np.abs(decoded.astype(int) - wanted).mean() < 2
+    assert np.abs(decoded.astype(int) - expected).mean() < 2
 
 
-def test_a_large_jpeg_is_decoded_small_when_that_is_enough() -> None:
+def test_a_large_jpeg_can_be_decoded_at_reduced_size() -> None:
     photo = simplejpeg.encode_jpeg(gradient(480, 640))
 
     run = run_stage(Decode, [frame(photo)], min_width=150, min_height=100)
@@ -146,7 +146,7 @@ def test_a_large_jpeg_is_decoded_small_when_that_is_enough() -> None:
         pytest.param(png_claiming(0, 10), "bad-image", id="a PNG without width"),
     ],
 )
-def test_a_bad_picture_is_dead_and_the_next_one_lives(payload: bytes, code: str) -> None:
+def test_a_bad_picture_is_dead_lettered_and_the_next_is_decoded(payload: bytes, code: str) -> None:
     run = run_stage(Decode, frames([payload, JPEG]))
 
     assert run.dead == {code: 1}
@@ -155,7 +155,7 @@ def test_a_bad_picture_is_dead_and_the_next_one_lives(payload: bytes, code: str)
 
 
 def test_a_picture_over_the_limit_is_refused_by_its_header() -> None:
-    """Only the header is there: had anything been decoded, it would have been a truncated picture."""
+    """The payload is only a header: decoding it would raise `truncated-image`."""
     header = JPEG[: JPEG.index(b"\xff\xda") + 20]
 
     run = run_stage(Decode, [frame(header)], max_pixels=64 * 48 - 1)
@@ -163,7 +163,7 @@ def test_a_picture_over_the_limit_is_refused_by_its_header() -> None:
     assert run.dead == {"image-too-large": 1}
 
 
-def test_a_frame_that_is_decoded_already_passes() -> None:
+def test_a_decoded_frame_passes() -> None:
     picture = gradient()
 
     run = run_stage(Decode, [frame(picture)])
@@ -172,12 +172,12 @@ def test_a_frame_that_is_decoded_already_passes() -> None:
 
 
 @given(st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", JPEG[:200], PNG[:60]]), st.binary(max_size=200))
-def test_random_bytes_raise_nothing_but_a_frame_error(prefix: bytes, noise: bytes) -> None:
+def test_random_bytes_raise_only_frame_errors(prefix: bytes, noise: bytes) -> None:
     decode_or_frame_error(prefix + noise)
 
 
 @given(st.sampled_from([JPEG, PNG]), st.integers(0, 5000), st.binary(min_size=1, max_size=8))
-def test_a_damaged_picture_raises_nothing_but_a_frame_error(whole: bytes, place: int, damage: bytes) -> None:
+def test_damaged_pictures_raise_only_frame_errors(whole: bytes, place: int, damage: bytes) -> None:
     place %= len(whole)
     decode_or_frame_error(whole[:place] + damage + whole[place + len(damage) :])
 

@@ -1,4 +1,4 @@
-"""`ssd`, `centerface`, `yolo` and `boxes`: what the models see, where it is."""
+"""`ssd`, `centerface`, `yolo` and `boxes` decode the outputs of models."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_blazeface_finds_the_astronauts_face(name: str, astronaut: Picture) -> N
 
 
 def test_the_padding_does_not_move_a_face(astronaut: Picture) -> None:
-    """The same face in a wide, a high and a square picture: back in pixels it is where it was."""
+    """The face has the same pixel position in a square, a wide and a high crop."""
     wide, high = astronaut[:300], astronaut[:, 100:400]
 
     run = find_faces("full_range", [astronaut, wide, high])
@@ -99,7 +99,7 @@ def test_a_coffee_cup_has_no_face(photo: Any) -> None:
     assert find_faces("full_range", [photo("coffee.png")]).results == [{"detections": []}]
 
 
-def test_anchors_that_do_not_fit_the_model_are_told(astronaut: Picture) -> None:
+def test_anchors_that_do_not_match_the_model_are_refused(astronaut: Picture) -> None:
     run = find_faces("back", [astronaut], anchors={"size": 256, "strides": [8, 16], "unit": True})
 
     assert run.dead == {"bad-tensor": 1}
@@ -107,7 +107,7 @@ def test_anchors_that_do_not_fit_the_model_are_told(astronaut: Picture) -> None:
 
 
 def test_the_street_has_a_cyclist_and_cars(street_model: Path, bikes: list[Picture]) -> None:
-    """One decoder for another family of models: 23 classes, other anchors, sizes as logarithms."""
+    """The same decoder for another family of models: 23 classes, other anchors, log sizes."""
     run = run_pipeline(
         [
             {"resize": {"size": 300, "layout": "nhwc", "range": [-1, 1], "tensor": "normalized_input_image_tensor"}},
@@ -131,7 +131,7 @@ def test_the_street_has_a_cyclist_and_cars(street_model: Path, bikes: list[Pictu
         (STREET["anchors"], 1917),
     ],
 )
-def test_there_is_an_anchor_for_each_output_of_the_published_models(config: dict[str, Any], count: int) -> None:
+def test_anchors_match_the_outputs_of_published_models(config: dict[str, Any], count: int) -> None:
     anchors = make_anchors(AnchorConfig(**config))
 
     assert anchors.shape == (count, 4)
@@ -139,16 +139,16 @@ def test_there_is_an_anchor_for_each_output_of_the_published_models(config: dict
     assert (anchors[:, :2] < 1).all()
 
 
-def test_anchors_run_row_by_row_and_grow_from_layer_to_layer() -> None:
+def test_anchors_are_ordered_by_row_and_grow_by_layer() -> None:
     config = AnchorConfig(size=4, strides=(2, 4), aspect_ratios=(1.0, 4.0), scales=(0.2, 0.4), between=False)
 
-    wanted = [[x, y, *size] for y in (0.25, 0.75) for x in (0.25, 0.75) for size in ((0.2, 0.2), (0.4, 0.1))]
-    wanted += [[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.8, 0.2]]
-    np.testing.assert_allclose(make_anchors(config), wanted, rtol=1e-6)
+    expected = [[x, y, *size] for y in (0.25, 0.75) for x in (0.25, 0.75) for size in ((0.2, 0.2), (0.4, 0.1))]
+    expected += [[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.8, 0.2]]
+    np.testing.assert_allclose(make_anchors(config), expected, rtol=1e-6)
 
 
 def test_centerface_finds_the_same_on_both_backends(centerface_model: Path, backend: str, astronaut: Picture) -> None:
-    """Freed from its fixed size, and run at a size that is not square."""
+    """With dynamic input shapes, at a size that is not square."""
     run = run_pipeline(
         [
             {"letterbox": {"size": [320, 256], "range": [0, 255], "tensor": "input.1"}},
@@ -170,11 +170,10 @@ def test_centerface_finds_the_same_on_both_backends(centerface_model: Path, back
     assert agreement(face["box"], [1 - x1, y0, 1 - x0, y1]) > 0.8
 
 
-# No model of the YOLO family comes with a package that could be used here, so the tensors below are made: from boxes,
-# by the published encoding, with every other place filled with what a model gives where it sees nothing.
+# No installable package ships a YOLO model, so these tensors encode boxes as published, and are zero elsewhere.
 
-box_sizes = st.floats(0.05, 0.4)
-placed = st.tuples(st.floats(0.3, 0.7), st.floats(0.3, 0.7), box_sizes, box_sizes, st.integers(0, 79))
+box_side = st.floats(0.05, 0.4)
+boxes = st.tuples(st.floats(0.3, 0.7), st.floats(0.3, 0.7), box_side, box_side, st.integers(0, 79))
 
 
 def model_output(fit: Fit, **tensors: NDArray[Any]) -> Frame:
@@ -185,7 +184,7 @@ def fractions(x: float, y: float, w: float, h: float) -> list[float]:
     return [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
 
 
-@given(placed, st.booleans())
+@given(boxes, st.booleans())
 def test_yolo_v8_boxes_are_pixels_of_the_input(thing: Any, rows_last: bool) -> None:
     x, y, w, h, label = thing
     raw = np.zeros((1, 84, 8400), np.float32)
@@ -200,7 +199,7 @@ def test_yolo_v8_boxes_are_pixels_of_the_input(thing: Any, rows_last: bool) -> N
     np.testing.assert_allclose(found["box"], fractions(x, y, w, h), atol=1e-4)
 
 
-@given(placed)
+@given(boxes)
 def test_yolox_boxes_are_relative_to_their_cell(thing: Any) -> None:
     x, y, w, h, label = thing
     side, stride = 416, 16
@@ -223,8 +222,8 @@ def test_yolox_boxes_are_relative_to_their_cell(thing: Any) -> None:
     np.testing.assert_allclose(found["box"], fractions(x, y, w, h), atol=1e-4)
 
 
-def test_ready_boxes_are_put_back_onto_a_letterboxed_picture() -> None:
-    """As TFLite_Detection_PostProcess gives them; the picture fills the middle half of the input."""
+def test_final_boxes_are_mapped_onto_a_letterboxed_picture() -> None:
+    """As TFLite_Detection_PostProcess returns them; the picture fills the middle half of the input."""
     output = model_output(
         Fit.inside((200, 100), 100, 100),
         detection_boxes=np.array([[[0.25, 0, 0.75, 1], [0.5, 0.5, 0.75, 1], [0, 0, 0.2, 1]]], np.float32),
@@ -240,8 +239,8 @@ def test_ready_boxes_are_put_back_onto_a_letterboxed_picture() -> None:
     ]
 
 
-def test_ready_boxes_may_be_pixels_with_x_first() -> None:
-    """As torchvision's detectors give them: no classes tensor is needed for one class."""
+def test_final_boxes_may_be_in_pixels_with_x_first() -> None:
+    """As torchvision's detectors return them; one class needs no classes tensor."""
     output = model_output(
         Fit.stretch(200, 100),
         boxes=np.array([[20, 10, 100, 50]], np.float32)[None],
@@ -258,10 +257,8 @@ def test_ready_boxes_may_be_pixels_with_x_first() -> None:
     ("activation", "raw", "score"),
     [("none", [0.1, 0.8], 0.8), ("sigmoid", [-3.0, 2.0], 0.8808), ("softmax", [0.0, 2.0], 0.8808)],
 )
-def test_scores_are_made_by_the_activation_the_model_leaves_out(
-    activation: str, raw: list[float], score: float
-) -> None:
-    """One anchor in the middle, half as large as the input; a code of zeros is the anchor itself."""
+def test_the_configured_activation_is_applied_to_scores(activation: str, raw: list[float], score: float) -> None:
+    """One central anchor, half as large as the input; an encoding of zeros is the anchor itself."""
     output = model_output(
         Fit.stretch(8, 8), boxes=np.zeros((1, 1, 4), np.float32), scores=np.array([[raw]], np.float32)
     )
@@ -275,13 +272,13 @@ def test_scores_are_made_by_the_activation_the_model_leaves_out(
 @pytest.mark.parametrize(
     ("config", "shape"), [({}, (1, 4, 50)), ({"objectness": True}, (1, 5, 50)), ({"strides": [8]}, (1, 6, 50))]
 )
-def test_a_yolo_tensor_of_another_shape_is_told(config: dict[str, Any], shape: tuple[int, ...]) -> None:
+def test_a_yolo_tensor_of_another_shape_is_refused(config: dict[str, Any], shape: tuple[int, ...]) -> None:
     run = run_stage(Yolo, [model_output(Fit.stretch(64, 64), output0=np.zeros(shape, np.float32))], **config)
 
     assert run.dead == {"bad-tensor": 1}
 
 
-def ready(**more: Any) -> Frame:
+def final_boxes(**more: Any) -> Frame:
     tensors = {
         "detection_boxes": np.array([[[0, 0, 1, 1], [0, 0, 0.5, 0.5]]], np.float32),
         "detection_scores": np.array([[0.9, 0.8]], np.float32),
@@ -290,8 +287,8 @@ def ready(**more: Any) -> Frame:
     return model_output(Fit.stretch(10, 10), **{**tensors, **more})
 
 
-def test_only_the_labels_wanted_are_given() -> None:
-    run = run_stage(Boxes, [ready()], labels=["cat", "dog"], only=["dog"])
+def test_only_selects_labels() -> None:
+    run = run_stage(Boxes, [final_boxes()], labels=["cat", "dog"], only=["dog"])
 
     assert [d["label"] for d in run.results[0]["detections"]] == ["dog"]
 
@@ -300,25 +297,25 @@ def test_a_second_detector_adds_to_the_first(tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("cat\ndog\n")
 
-    run = run_pipeline([{"boxes": {"labels_file": str(labels)}}, "boxes"], [ready()])
+    run = run_pipeline([{"boxes": {"labels_file": str(labels)}}, "boxes"], [final_boxes()])
 
     assert [d["label"] for d in run.results[0]["detections"]] == ["cat", "dog", "0", "1"]
 
 
-def test_wanting_an_unknown_label_is_an_error_at_the_start() -> None:
+def test_only_with_an_unknown_label_fails_at_setup() -> None:
     with pytest.raises(HedgerowError, match="bird"):
         run_stage(Boxes, [], labels=["cat"], only=["bird"])
 
 
-def test_labels_that_cannot_be_read_are_an_error_at_the_start(tmp_path: Path) -> None:
+def test_unreadable_labels_fail_at_setup(tmp_path: Path) -> None:
     with pytest.raises(HedgerowError, match="missing"):
         run_stage(Boxes, [], labels_file=tmp_path / "missing.txt")
 
 
-def test_boxes_that_are_not_numbers_are_left_out() -> None:
+def test_boxes_with_nan_are_removed() -> None:
     nan = np.array([[[0, 0, np.nan, 1], [0, 0, 0.5, 0.5]]], np.float32)
 
-    assert len(run_stage(Boxes, [ready(detection_boxes=nan)]).results[0]["detections"]) == 1
+    assert len(run_stage(Boxes, [final_boxes(detection_boxes=nan)]).results[0]["detections"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -326,12 +323,12 @@ def test_boxes_that_are_not_numbers_are_left_out() -> None:
     [
         (frame(np.zeros((4, 4, 3), np.uint8)), "no-fit"),
         (frame(np.zeros((4, 4, 3), np.uint8), meta={META: Fit.stretch(8, 8)}), "bad-tensor"),
-        (ready(detection_boxes=np.zeros((1, 2, 5), np.float32)), "bad-tensor"),
-        (ready(detection_scores=np.zeros((1, 3), np.float32)), "bad-tensor"),
+        (final_boxes(detection_boxes=np.zeros((1, 2, 5), np.float32)), "bad-tensor"),
+        (final_boxes(detection_scores=np.zeros((1, 3), np.float32)), "bad-tensor"),
     ],
 )
-def test_outputs_that_do_not_fit_are_told_and_the_next_frame_lives(bad: Frame, code: str) -> None:
-    run = run_stage(Boxes, [bad, ready()])
+def test_bad_outputs_are_dead_lettered_and_the_next_frame_passes(bad: Frame, code: str) -> None:
+    run = run_stage(Boxes, [bad, final_boxes()])
 
     assert run.dead == {code: 1}
     assert len(run.out) == 1

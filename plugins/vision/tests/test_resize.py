@@ -1,4 +1,4 @@
-"""`resize`, `letterbox` and the way back from a model's input to the picture."""
+"""`resize`, `letterbox`, and mapping boxes back onto the picture."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def tensor_of(stage: Any, image: Picture, **config: Any) -> NDArray[Any]:
     return run.out[0].tensors["image"]
 
 
-def test_a_pixel_becomes_its_share_of_the_range_less_mean_over_std() -> None:
+def test_pixels_are_scaled_and_normalised() -> None:
     tensor = tensor_of(Resize, solid(10, 10, 255, 51, 0), size=4, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
     assert tensor.shape == (1, 3, 4, 4)
     assert tensor.dtype == np.float32
     assert tensor.flags.c_contiguous
-    wanted = [(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, -0.406 / 0.225]
-    np.testing.assert_allclose(tensor[0, :, 0, 0], wanted, rtol=1e-5)
+    expected = [(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, -0.406 / 0.225]
+    np.testing.assert_allclose(tensor[0, :, 0, 0], expected, rtol=1e-5)
 
 
 def test_the_range_may_be_minus_one_to_one() -> None:
@@ -48,7 +48,7 @@ def test_the_range_may_be_minus_one_to_one() -> None:
 @pytest.mark.parametrize("stage", [Resize, Letterbox])
 @pytest.mark.parametrize("channels", ["rgb", "bgr"])
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
-def test_both_layouts_hold_the_same(stage: Any, channels: str, dtype: str, astronaut: Picture) -> None:
+def test_both_layouts_hold_the_same_values(stage: Any, channels: str, dtype: str, astronaut: Picture) -> None:
     config: dict[str, Any] = {"size": [96, 64], "channels": channels, "dtype": dtype}
     if dtype == "float32":
         config |= {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
@@ -61,7 +61,7 @@ def test_both_layouts_hold_the_same(stage: Any, channels: str, dtype: str, astro
     np.testing.assert_allclose(first.transpose(0, 2, 3, 1), last, atol=1e-6)
 
 
-def test_bgr_is_rgb_the_other_way_round(astronaut: Picture) -> None:
+def test_bgr_is_rgb_reversed(astronaut: Picture) -> None:
     rgb = tensor_of(Resize, astronaut, size=32)
     bgr = tensor_of(Resize, astronaut, size=32, channels="bgr")
 
@@ -76,22 +76,22 @@ def test_a_letterboxed_picture_keeps_its_shape_between_grey_bars() -> None:
     assert filled[10:30].all()
 
 
-def test_a_letterboxed_picture_may_lie_top_left() -> None:
-    """As YOLOX was trained."""
+def test_a_letterboxed_picture_may_be_aligned_top_left() -> None:
+    """YOLOX is trained with this alignment."""
     tensor = tensor_of(Letterbox, solid(100, 50, 255, 255, 255), size=40, align="top-left", range=[0, 255])
 
     assert (tensor[0, :, :, :20] == 255).all()
     assert (tensor[0, :, :, 20:] == 114).all()
 
 
-def test_the_picture_itself_stays(astronaut: Picture) -> None:
+def test_the_picture_stays_in_the_frame(astronaut: Picture) -> None:
     run = run_stage(Letterbox, [frame(astronaut)], size=64)
 
     assert run.out[0].array is astronaut
 
 
 def test_a_fine_grid_shrinks_to_grey() -> None:
-    """Every other pixel white: a scaler that skips pixels would make it all white or all black."""
+    """Every other pixel is white: a scaler that skips pixels would return all white or all black."""
     grid = np.zeros((400, 400, 3), np.uint8)
     grid[::2, ::2] = grid[1::2, 1::2] = 255
 
@@ -111,16 +111,16 @@ def test_without_opencv_the_picture_is_nearly_the_same(astronaut: Picture, monke
 @pytest.mark.parametrize(
     "array", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
 )
-def test_what_is_no_picture_is_dead(array: NDArray[Any]) -> None:
+def test_an_array_that_is_not_a_picture_is_dead_lettered(array: NDArray[Any]) -> None:
     assert run_stage(Resize, [frame(array)], size=8).dead == {"not-a-picture": 1}
 
 
-def test_a_frame_that_is_not_decoded_is_dead() -> None:
+def test_an_undecoded_frame_is_dead_lettered() -> None:
     assert run_stage(Resize, [frame(b"\xff\xd8")], size=8).dead == {"not-decoded": 1}
 
 
 @pytest.mark.parametrize("config", [{"std": 0}, {"dtype": "uint8", "mean": 0.5}, {"size": [0, 5]}, {"szie": 5}])
-def test_a_configuration_that_makes_no_sense_is_refused(config: dict[str, Any]) -> None:
+def test_invalid_resize_settings_are_refused(config: dict[str, Any]) -> None:
     with pytest.raises(HedgerowError):
         run_stage(Resize, [], **{"size": 8, **config})
 
@@ -130,15 +130,15 @@ fractions = st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=5)
 
 
 @given(sides, sides, sides, sides, st.booleans(), fractions)
-def test_boxes_come_back_to_where_they_were(
+def test_boxes_survive_the_round_trip_to_the_input(
     width: int, height: int, input_width: int, input_height: int, centred: bool, boxes: list[Any]
 ) -> None:
     fit = Fit.inside((width, height), input_width, input_height, centred=centred)
-    there = np.array(boxes, np.float64).reshape(-1, 4)
+    original = np.array(boxes, np.float64).reshape(-1, 4)
 
-    back = fit.to_picture(fit.to_input(there))
+    back = fit.to_picture(fit.to_input(original))
 
-    np.testing.assert_allclose(back, there, atol=1e-9)
+    np.testing.assert_allclose(back, original, atol=1e-9)
 
 
 @given(sides, sides, sides, sides)

@@ -1,4 +1,4 @@
-"""`detect-text` and `read-text`: printed words, found and read."""
+"""`detect-text` and `read-text` find and read printed text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hedgerow import FrameError
 from hedgerow.testing import PipelineRun, frame, frames, run_pipeline, run_stage
 from hedgerow_vision.text import detect, quads
 from hedgerow_vision.text.detect import QUADS, find_quads
-from hedgerow_vision.text.quads import clockwise, reading_order, straighten
+from hedgerow_vision.text.quads import clockwise, reading_order, rectify
 from hedgerow_vision.text.read import read_ctc
 
 Picture = NDArray[np.uint8]
@@ -34,7 +34,7 @@ def sign(text: str, size: tuple[int, int] = (400, 80), letters: int = 48) -> Pic
 
 
 def squeezed(text: str) -> str:
-    """Without spaces: the models are trained on Chinese and drop some."""
+    """Remove spaces: the models are trained on Chinese and miss some."""
     return text.replace(" ", "").lower()
 
 
@@ -64,7 +64,7 @@ def test_boxes_are_fractions_and_run_clockwise_from_top_left(
 
 
 def test_many_pictures_together_read_like_each_alone(photo: Callable[[str], Picture], text_models: Models) -> None:
-    """Batches mix lines of all pictures; none may end up in another's result."""
+    """Batches mix the lines of all pictures; results must not."""
     pictures = [photo("page.png"), sign("Platform 9"), photo("page.png")[:100], sign("Exit 12"), sign("", (64, 64))]
 
     together = read(pictures, text_models).results
@@ -77,7 +77,7 @@ def test_many_pictures_together_read_like_each_alone(photo: Callable[[str], Pict
     assert together[4]["texts"] == []
 
 
-def test_a_bad_frame_among_good_ones_dies_alone(text_models: Models) -> None:
+def test_a_bad_frame_does_not_affect_others(text_models: Models) -> None:
     wrong = np.zeros((8, 8), np.float32)
 
     run = read([sign("Gate A"), wrong, sign("Gate B")], text_models)
@@ -95,7 +95,7 @@ def test_a_frame_that_is_not_decoded_cannot_be_read(text_models: Models) -> None
 
 
 def test_without_a_detector_the_picture_is_one_line(text_models: Models) -> None:
-    """A number plate that is cut out already."""
+    """For example a number plate that was already cropped."""
     run = run_pipeline([{"read-text": {"model": "read"}}], [frame(sign("AB 12 CDE"))], models=text_models)
 
     (text,) = run.results[0]["texts"]
@@ -103,7 +103,7 @@ def test_without_a_detector_the_picture_is_one_line(text_models: Models) -> None
     assert text["box"] == [[0, 0], [1, 0], [1, 1], [0, 1]]
 
 
-def test_text_on_its_head_is_read_with_an_angle_model(text_models: Models) -> None:
+def test_upside_down_text_is_read_with_an_angle_model(text_models: Models) -> None:
     turned = sign("Hedgerow")[::-1, ::-1].copy()
 
     plain = read([turned], text_models).results[0]["texts"]
@@ -113,8 +113,8 @@ def test_text_on_its_head_is_read_with_an_angle_model(text_models: Models) -> No
     assert [t["text"] for t in righted] == ["Hedgerow"]
 
 
-def test_text_that_runs_down_or_up_is_read(text_models: Models) -> None:
-    """Upwards it is on its head once it lies level, which the angle model sees."""
+def test_vertical_text_is_read(text_models: Models) -> None:
+    """Text running upwards is upside down after rotation, which the angle model detects."""
     level = sign("Hedgerow", (400, 300), letters=24)
     downwards, upwards = (np.rot90(level, turns).copy() for turns in (-1, 1))
 
@@ -122,12 +122,12 @@ def test_text_that_runs_down_or_up_is_read(text_models: Models) -> None:
     assert [t["text"] for t in read([upwards], text_models, angle_model="turn").results[0]["texts"]] == ["Hedgerow"]
 
 
-def test_a_line_too_unsure_is_left_out(text_models: Models) -> None:
+def test_a_line_below_min_score_is_left_out(text_models: Models) -> None:
     assert read([sign("Hedgerow")], text_models, min_score=1.0).results[0]["texts"] == []
 
 
-def test_a_model_without_characters_is_refused_at_the_start(text_models: Models) -> None:
-    with pytest.raises(Exception, match="does not carry its characters") as refused:
+def test_a_model_without_characters_fails_at_setup(text_models: Models) -> None:
+    with pytest.raises(Exception, match="has no `character` in its metadata") as refused:
         run_stage("read-text", [], models=text_models, model="find")
     assert "metadata" in refused.value.remedy  # type: ignore[attr-defined]
 
@@ -140,19 +140,19 @@ def test_without_opencv_the_remedy_is_the_extra(text_models: Models, monkeypatch
     assert "hedgerow-vision[text]" in refused.value.remedy  # type: ignore[attr-defined]
 
 
-def test_a_marked_line_becomes_a_rectangle_grown_on_all_sides() -> None:
-    """A core of 100×10, grown by 100·10·1.6 ÷ 220 ≈ 7.3 on each side."""
+def test_a_marked_line_becomes_a_grown_rectangle() -> None:
+    """The marked area of 100×10 grows by 100·10·1.6 ÷ 220 ≈ 7.3 on each side."""
     heat = np.zeros((100, 200), np.float32)
     heat[45:55, 50:150] = 0.9
 
     found, scores = find_quads(heat, 0.3, 0.5, 1.6, 10)
 
-    wanted = np.array([[42, 38], [157, 38], [157, 62], [42, 62]]) / [200, 100]
-    np.testing.assert_allclose(found, [wanted], atol=0.02)
+    expected = np.array([[42, 38], [157, 38], [157, 62], [42, 62]]) / [200, 100]
+    np.testing.assert_allclose(found, [expected], atol=0.02)
     assert scores[0] == pytest.approx(0.9, abs=0.1)
 
 
-def test_faint_and_tiny_marks_are_no_text() -> None:
+def test_faint_and_tiny_marks_are_ignored() -> None:
     heat = np.zeros((100, 200), np.float32)
     heat[20:30, 20:120] = 0.4
     heat[60, 60] = 1
@@ -164,14 +164,14 @@ def test_faint_and_tiny_marks_are_no_text() -> None:
 
 
 @pytest.mark.parametrize("turn", range(4))
-def test_corners_are_put_in_order_however_they_come(turn: int) -> None:
+def test_corners_are_sorted_clockwise(turn: int) -> None:
     corners = np.array([[1.0, 1], [9, 2], [8.9, 4], [0.9, 3]])
 
     np.testing.assert_array_equal(clockwise(np.roll(corners, turn, axis=0)), corners)
 
 
-def test_reading_goes_line_by_line() -> None:
-    """Two columns whose lines are not quite level."""
+def test_reading_order_is_line_by_line() -> None:
+    """Two columns whose lines are slightly offset."""
 
     def at(x: float, y: float) -> list[list[float]]:
         return [[x, y], [x + 4, y], [x + 4, y + 2], [x, y + 2]]
@@ -182,16 +182,16 @@ def test_reading_goes_line_by_line() -> None:
     assert reading_order(np.zeros((0, 4, 2))) == []
 
 
-def test_a_quad_set_straight_is_what_it_enclosed(astronaut: Picture) -> None:
+def test_a_rectified_quad_equals_its_content(astronaut: Picture) -> None:
     corners = np.array([[100.0, 50], [300, 50], [300, 98], [100, 98]])
 
-    crop = straighten(astronaut, corners, 48)
+    crop = rectify(astronaut, corners, 48)
 
     assert crop.shape == (48, 200, 3)
     assert np.abs(crop.astype(int) - astronaut[50:98, 100:300]).mean() < 4
 
 
-def test_repeats_and_blanks_are_taken_out() -> None:
+def test_repeats_and_blanks_are_removed() -> None:
     """aa-ab- is "aab": a blank between equal letters keeps both."""
     steps = np.eye(3)[[1, 1, 0, 1, 2, 0]] * 0.8
 
@@ -201,7 +201,7 @@ def test_repeats_and_blanks_are_taken_out() -> None:
     assert line.score == pytest.approx(0.8)
 
 
-def test_nothing_but_blanks_is_no_text() -> None:
+def test_only_blanks_give_empty_text() -> None:
     assert read_ctc(np.eye(3)[[0, 0]], ["", "a", "b"]) == ("", 0.0)
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
-from hedgerow.blobs.origins.origins import open_sources
+from hedgerow.blobs.origins.origins import open_origins
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.config import OriginSection
@@ -21,7 +21,7 @@ from hedgerow.topics import Address
 async def main(content: bytes, broker: str, node: str, folder: str, *source: str) -> None:
     files = read_manifest(content).files()
     store = BlobStore(Path(folder), 1 << 30)
-    sources = open_sources([OriginSection(url=source[0], ca_file=Path(source[1]))] if source else [])
+    sources = open_origins([OriginSection(url=source[0], ca_file=Path(source[1]))] if source else [])
     options = ClientOptions(url=broker, client_id=node, max_backoff_s=0.5)
     async with BlobFetcher(options, Address("north", "hall", node), store, sources=sources) as fetcher:
         print("fetching", flush=True)

@@ -22,7 +22,7 @@ from tests.blobs.conftest import (
 from tests.blobs.servers import PASSWORD, USER, Authority, ConnectProxy, FolderServer, Registry, basic
 
 from hedgerow.blobs.errors import ContentMissing
-from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, open_sources, placed_chunks, web_client
+from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, open_origins, placed_chunks, web_client
 from hedgerow.blobs.origins.push import push, tag_of
 from hedgerow.bus.client import Client
 from hedgerow.config import OriginSection
@@ -56,7 +56,7 @@ def file(repository: Repository) -> File:
 
 
 def source_of(url: str, authority: Authority | None, **more: Any) -> ModelOrigin:
-    (model_file,) = open_sources([OriginSection(url=url, ca_file=authority.file if authority else None, **more)])
+    (model_file,) = open_origins([OriginSection(url=url, ca_file=authority.file if authority else None, **more)])
     return model_file
 
 
@@ -211,7 +211,7 @@ def test_a_proxy_is_used_where_the_environment_names_one(
 def test_a_file_that_cannot_be_read_is_found_at_the_start(authority: Authority, tmp_path: Path) -> None:
     for name in ("ca_file", "credentials_file"):
         with pytest.raises(ConfigError, match="nothing"):
-            open_sources([OriginSection.model_validate({"url": "https://h.example/m", name: tmp_path / "nothing"})])
+            open_origins([OriginSection.model_validate({"url": "https://h.example/m", name: tmp_path / "nothing"})])
 
 
 # A registry
@@ -249,7 +249,7 @@ def section(registry: Registry, **more: Any) -> OriginSection:
 def test_what_was_pushed_comes_back_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
     bundle = made_bundle(tmp_path / "bundle")
     done = push(bundle, web_client(section(registry)))
-    (model_file,) = open_sources([section(registry)])
+    (model_file,) = open_origins([section(registry)])
 
     assert (done.tag, done.blobs) == ("doors-1.0.0", 3)
     for file in bundle.manifest.files():
@@ -302,7 +302,7 @@ def test_a_bundle_that_was_changed_is_not_pushed(registry: Registry, tmp_path: P
 
 
 def test_a_registry_without_the_version_says_so(registry: Registry, file: File) -> None:
-    (model_file,) = open_sources([section(registry)])
+    (model_file,) = open_origins([section(registry)])
 
     with pytest.raises(ContentMissing) as caught:
         model_file.fetch(pieces(file)[0])
@@ -389,7 +389,7 @@ async def test_a_site_fetches_from_a_registry(estate: Estate, registry: Registry
     bundle = made_bundle(tmp_path / "bundle", "3.0.0", seed=3)
     push(bundle, web_client(section(registry)))
     files = bundle.manifest.files()
-    async with estate.served() as region, estate.fetchers("n1", "n2", sources=open_sources([section(registry)])) as two:
+    async with estate.served() as region, estate.fetchers("n1", "n2", sources=open_origins([section(registry)])) as two:
         async with asyncio.timeout(PATIENCE_S):
             await asyncio.gather(*(fetcher.fetch(files) for fetcher in two))
 

@@ -1,4 +1,4 @@
-"""The `pcm16` stage: 16-bit sound, raw or in a WAV file, becomes float32 mono."""
+"""The `pcm16` stage: converts 16-bit sound, raw or WAV, to float32 mono."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WAV: Final = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wa
 
 
 class Pcm16Config(StageConfig):
-    """How to read raw samples; a WAV file says it itself."""
+    """Format of raw samples; a WAV file has it in its header."""
 
     rate: int = Field(
         16_000, ge=MIN_RATE, le=MAX_RATE, description="Samples a second, if the frame does not state it (meta `rate`)."
@@ -43,7 +43,7 @@ class Pcm16Config(StageConfig):
     @model_validator(mode="after")
     def _channel_exists(self) -> Pcm16Config:
         if self.channel != "mix" and self.channel < 0:
-            raise ValueError(f"channel {self.channel} is not there; count from 0")
+            raise ValueError(f"channel {self.channel} is negative; channels count from 0")
         return self
 
 
@@ -53,7 +53,7 @@ class Pcm16(Stage[Pcm16Config]):
     concurrent = True
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
-        """As one by one, but plain frames, if all are, are converted together: each then costs less than half."""
+        """Convert a list of plain frames at once, at less than half the cost per frame; others one by one."""
         if self.config.channels != 1 or not all(map(_is_plain, frames)):
             return super().process_many(frames)
         payloads = [frame.payload for frame in frames]
@@ -65,7 +65,7 @@ class Pcm16(Stage[Pcm16Config]):
         return outcomes
 
     def process(self, frame: Frame) -> Frame:
-        """Raises: FrameError: the payload is empty, of another type, or not whole samples of every channel."""
+        """Raises: FrameError: the payload is empty, not sound, or has an incomplete sample."""
         data = payload = frame.payload
         if not len(payload):
             raise FrameError("The payload is empty", code="empty-payload")
@@ -80,15 +80,15 @@ class Pcm16(Stage[Pcm16Config]):
             dtype = self._dtype
         else:
             raise FrameError(
-                f"Content type {frame.content_type!r} is not sound that `pcm16` reads",
+                f"`pcm16` cannot read content type {frame.content_type!r}",
                 code="unknown-content-type",
                 remedy="Send audio/l16, audio/pcm or audio/wav, 16 bits a sample.",
             )
         if len(data) % (2 * channels):
             raise FrameError(
-                f"{len(data)} bytes are no whole number of 16-bit samples of {channels} channel(s)",
+                f"{len(data)} bytes are not a whole number of 16-bit samples with {channels} channel(s)",
                 code="truncated-samples",
-                remedy="Look at how the sensor cuts its sound into messages, and at `channels`.",
+                remedy="Check `channels`, and that the sensor splits its sound between samples.",
             )
         return frame.with_array(self._mono(np.frombuffer(data, dtype), channels), rate=rate)
 
@@ -107,17 +107,17 @@ class Pcm16(Stage[Pcm16Config]):
             return mixed
         if self.config.channel >= channels:
             raise FrameError(
-                f"Channel {self.config.channel} was asked for, the frame has {channels}",
+                f"Channel {self.config.channel} does not exist: the frame has {channels}",
                 code="no-such-channel",
-                remedy="Channels count from 0; correct `channel`, or use `mix`.",
+                remedy="Correct `channel` (channels count from 0), or use `mix`.",
             )
         return np.ascontiguousarray(scaled[:, self.config.channel])
 
 
 def _is_plain(frame: Frame) -> bool:
-    """Whether it is raw samples of which the frame says nothing more, none cut off, and too few to be kept apart.
+    """Return whether it is raw, whole samples without meta, and short.
 
-    Frames that are converted together stay in memory together.
+    Frames converted together share one buffer, so each keeps all of them in memory.
     """
     payload = frame.payload
     return (
@@ -130,15 +130,15 @@ def _is_plain(frame: Frame) -> bool:
 
 
 def _open_wav(payload: bytes) -> tuple[bytes, int, int]:
-    """Sample bytes, rate and channels of a WAV file."""
+    """Return sample bytes, rate and channels of a WAV file."""
     try:
         with wave.open(io.BytesIO(payload)) as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            # Counted by what is there: a header may claim gigabytes.
+            # Limited by the payload: a header may claim gigabytes.
             data = file.readframes(min(file.getnframes(), len(payload)))
     except (wave.Error, EOFError, ValueError, struct.error, RuntimeError, OverflowError, MemoryError) as error:
         raise FrameError(
-            f"Not a WAV file of PCM samples: {error or type(error).__name__}",
+            f"Not a WAV file with PCM samples: {error or type(error).__name__}",
             code="bad-wav",
             remedy="Send WAV with integer PCM (format 1), or raw samples as audio/pcm.",
         ) from error

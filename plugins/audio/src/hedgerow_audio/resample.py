@@ -1,4 +1,4 @@
-"""The `resample` stage: sound at any rate becomes sound at the rate a model wants."""
+"""The `resample` stage: converts sound to another sampling rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hedgerow_audio.samples import MAX_RATE, MIN_RATE, Continuity, Samples, mono
 
 
 class ResampleConfig(StageConfig):
-    """The rate wanted."""
+    """Output rate and quality."""
 
     rate: int = Field(16_000, ge=MIN_RATE, le=MAX_RATE, description="Output rate, samples a second.")
     quality: Literal["QQ", "LQ", "MQ", "HQ", "VHQ"] = Field(
@@ -28,42 +28,42 @@ class ResampleConfig(StageConfig):
 
 
 class _Converter:
-    """A resampler and what went through it."""
+    """A resampler, with counts of the samples that went in and came out."""
 
     def __init__(self, rate: int, config: ResampleConfig) -> None:
         self.rate = rate
         self.continuity = Continuity()
         self._target = config.rate
         self._soxr = soxr.ResampleStream(rate, config.rate, 1, dtype="float32", quality=config.quality)
-        self._taken = 0
-        self._given = 0
+        self._samples_in = 0
+        self._samples_out = 0
 
     @property
     def delay_s(self) -> float:
-        """How far what comes out next lies behind what goes in next."""
-        return self._taken / self.rate - self._given / self._target
+        """By how much the next output sample is older than the next input sample."""
+        return self._samples_in / self.rate - self._samples_out / self._target
 
     def convert(self, samples: Samples) -> Samples:
         out: Samples = self._soxr.resample_chunk(samples)
-        self._taken += len(samples)
-        self._given += len(out)
+        self._samples_in += len(samples)
+        self._samples_out += len(out)
         return out
 
 
 class Resample(Stage[ResampleConfig]):
-    """Change the sampling rate, with the SoX resampler; its filter runs on from frame to frame of a stream.
+    """Change the sampling rate with the SoX resampler, whose filter continues across the frames of a stream.
 
-    One frame comes out for each that goes in. The filter looks ahead, so sound comes out some milliseconds late, at
-    first not at all (an empty array); `sampled_at` says when the samples that do come out were taken. After a gap, or
-    when the sensor's rate changes, it begins anew and what the filter still held is lost.
+    Returns one frame per input frame. The filter delays sound by some milliseconds, so the first frames may be empty
+    arrays; `sampled_at` is the capture time of the samples returned. After a gap, or when the sensor's rate changes, the
+    stream starts over and samples still in the filter are discarded.
     """
 
     def setup(self, context: StageContext) -> None:
-        """Make the state."""
+        """Create the per-stream state."""
         self._converters: PerStream[_Converter | None] = context.per_stream(lambda: None)
 
     def process(self, frame: Frame) -> Frame:
-        """Raises: FrameError: the frame is not mono sound of a known rate."""
+        """Raises: FrameError: the frame is not mono sound with a known rate."""
         samples, rate = mono(frame), rate_of(frame)
         if rate == self.config.rate:
             return frame
@@ -73,5 +73,5 @@ class Resample(Stage[ResampleConfig]):
             converter = self._converters[frame.stream] = _Converter(rate, self.config)
         out_at = at - converter.delay_s
         out = converter.convert(np.ascontiguousarray(samples))
-        converter.continuity.take(frame, at + len(samples) / rate)
+        converter.continuity.record(frame, at + len(samples) / rate)
         return frame.with_array(out, rate=self.config.rate, sampled_at=out_at)

@@ -1,8 +1,8 @@
-"""What the audio stages agree on: mono samples, their rate, and what counts as a gap.
+"""Sound as the audio stages exchange it, and gap detection.
 
-Between stages, sound is `frame.array`, float32 (n,), -1..1, with two facts in `frame.meta`:
+Sound is `frame.array`, float32 (n,), -1..1, with `frame.meta`:
 - `rate`: samples a second.
-- `sampled_at`: Unix seconds of the first sample; `frame.captured_at` where a stage has not said.
+- `sampled_at`: Unix seconds of the first sample; default `frame.captured_at`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Samples = NDArray[np.float32]
 
 
 def mono(frame: Frame) -> Samples:
-    """The frame's sound.
+    """Return the frame's sound.
 
     Returns: float32 (n,); n may be 0.
     Raises: FrameError: the array is of another shape or dtype, or holds NaN or infinity.
@@ -40,32 +40,31 @@ def mono(frame: Frame) -> Samples:
 
 
 def is_finite(samples: Samples) -> bool:
-    """Whether none is NaN or infinite.
+    """Return whether no sample is NaN or infinite.
 
-    The sum of squares tells in one pass; where it is not finite, large values may have overflowed it, of which `vdot`,
-    unlike `dot`, does not warn.
+    Checks the sum of squares first, in one pass. Large values may overflow it; `vdot`, unlike `dot`, does not warn.
     """
     return math.isfinite(np.vdot(samples, samples)) or bool(np.isfinite(samples).all())
 
 
 def rate_of(frame: Frame) -> int:
-    """Samples a second, as an earlier stage or the sensor said.
+    """Return the frame's samples a second, set by an earlier stage or the sensor.
 
-    Raises: FrameError: nobody said, or it is no sensible rate.
+    Raises: FrameError: the rate is missing or invalid.
     """
     if "rate" not in frame.meta:
         raise FrameError(
-            "The sound's rate is not known", code="no-rate", remedy="Put `pcm16: {rate: …}` before this stage."
+            "The sound's sampling rate is unknown", code="no-rate", remedy="Put `pcm16: {rate: …}` before this stage."
         )
     return whole(frame.meta["rate"], "rate", MIN_RATE, MAX_RATE)
 
 
 def whole(value: Any, name: str, least: int, most: int) -> int:
-    """A whole number that came with a frame, as a number or, from a content type's parameter, as text.
+    """Return a whole number from a frame's meta; content type parameters are text.
 
-    Raises: FrameError: it is not one, or out of range.
+    Raises: FrameError: it is not a whole number, or out of range.
     """
-    if type(value) is int and least <= value <= most:  # what an earlier stage has looked at
+    if type(value) is int and least <= value <= most:  # fast path: set by an earlier stage
         return value
     try:
         number = float(value)
@@ -77,16 +76,16 @@ def whole(value: Any, name: str, least: int, most: int) -> int:
 
 
 def sampled_at(frame: Frame) -> float:
-    """Unix seconds of the first sample of the frame's array."""
+    """Return the Unix seconds of the first sample in the frame's array."""
     return float(frame.meta.get("sampled_at", frame.captured_at))
 
 
 class Continuity:
-    """Whether each frame of a stream follows on the one before.
+    """Detects gaps in a stream.
 
-    It does not if a number of the stream is missing (the node shed or refused a frame), or if its time is off by more
-    than `max_gap_s` from where the frame before ended (the sensor paused, or the network lost some). A frame that has
-    no time (`captured_at` is 0) is judged by its number alone.
+    There is a gap if a sequence number is missing (the node dropped or refused a frame), or if a frame's time is more
+    than `max_gap_s` off the end of the previous frame (the sensor paused, or the network lost data). Frames without a
+    time (`captured_at` is 0) are checked by number only.
     """
 
     __slots__ = ("_ends_at", "_sequence")
@@ -96,14 +95,14 @@ class Continuity:
         self._ends_at = 0.0
 
     def broken_by(self, frame: Frame, at: float, max_gap_s: float) -> bool:
-        """Whether this frame, whose first sample was taken at `at`, does not follow; False for the first."""
+        """Return whether there is a gap before this frame, whose first sample is from `at`; False for the first frame."""
         if self._sequence is None:
             return False
         if frame.sequence not in (self._sequence, self._sequence + 1):
             return True
         return bool(frame.captured_at) and not abs(at - self._ends_at) <= max_gap_s
 
-    def take(self, frame: Frame, ends_at: float) -> None:
-        """Note a frame that has been taken in."""
+    def record(self, frame: Frame, ends_at: float) -> None:
+        """Record a processed frame and the time at which its sound ends."""
         self._sequence = frame.sequence
         self._ends_at = ends_at

@@ -1,8 +1,8 @@
-"""Where speech begins and ends, from probabilities that come one at a time. Pure.
+"""Online segmentation of speech, from one probability per window. Pure.
 
-The rule is the one Silero VAD publishes (`get_speech_timestamps`, https://github.com/snakers4/silero-vad): two
-thresholds with hysteresis, shortest speech, shortest silence, padding. What differs is that a segment is told as soon
-as it is certain, not when all sound has been heard.
+The algorithm is that of Silero VAD (`get_speech_timestamps`, https://github.com/snakers4/silero-vad): two thresholds
+with hysteresis, shortest speech, shortest silence, padding. Unlike there, a segment is returned as soon as it is
+certain, not after all sound was processed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """When speech begins and ends.
+    """When a segment begins and ends.
 
     Attributes:
-        on: speech begins with a window at least this probable.
-        off: speech may end with a window less probable than this.
-        min_speech, min_silence: what is shorter does not count, samples.
-        pad: samples that a segment is longer on either side; at most half of `min_silence`.
-        max_speech: what is longer is cut, samples.
+        on: a segment begins with a window of at least this probability.
+        off: it may end with a window of a lower probability than this.
+        min_speech, min_silence: shorter ones are ignored, samples.
+        pad: extends segments on either side, samples; at most half of `min_silence`.
+        max_speech: longer segments are split, samples.
         size: new samples in a window.
     """
 
@@ -34,13 +34,13 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of speech.
+    """A segment of speech.
 
     Attributes:
-        start, end: samples since the stream began or began anew.
+        start, end: samples since the stream began or last started over.
         at: Unix seconds of `start`.
         mean, peak: of its windows' probabilities.
-        complete: it begins and ends where the speech does.
+        complete: false if it was split, or ended by a gap.
     """
 
     start: int
@@ -55,8 +55,7 @@ class Segment:
 class _Open:
     """A segment that has begun.
 
-    `total`, `count` take in windows up to the last that was speech; `quiet_*` those since, which count only if speech
-    goes on.
+    `total` and `count` cover windows up to the last with speech; `quiet_*` those since, added if speech resumes.
     """
 
     start: int
@@ -72,7 +71,7 @@ class _Open:
 
 @dataclass(slots=True)
 class Segmenter:
-    """Follows one stream."""
+    """Finds the segments of one stream."""
 
     thresholds: Thresholds
     rate: int = 16_000
@@ -81,18 +80,18 @@ class Segmenter:
 
     @property
     def speaking(self) -> bool:
-        """Whether a segment has begun and not ended."""
+        """Whether a segment is open."""
         return self._open is not None
 
     def feed(self, probability: float, position: int, at: float) -> list[Segment]:
-        """Take in the next window; give the segments that are certain now.
+        """Add the next window and return the segments that ended.
 
         Args:
             probability: of speech in this window.
-            position: its first sample; where it is not where the window before ended, there is a gap.
+            position: its first sample; there is a gap if it is not the end of the previous window.
             at: Unix seconds of its first sample.
         """
-        if self._open is None and probability < self.thresholds.on:  # silence, which most windows are
+        if self._open is None and probability < self.thresholds.on:  # fast path: most windows are silence
             self._expected = position + self.thresholds.size
             return []
         ended = [self._cut()] if position != self._expected else []
@@ -100,13 +99,13 @@ class Segmenter:
         if self._open is None:
             if probability >= self.thresholds.on:
                 self._open = _Open(position, at, resumed=False)
-                self._hear(self._open, probability, position)
+                self._add(self._open, probability, position)
         else:
-            self._hear(self._open, probability, position)
-            ended.append(self._end(self._open, probability, position, at))
+            self._add(self._open, probability, position)
+            ended.append(self._close(self._open, probability, position, at))
         return [segment for segment in ended if segment is not None]
 
-    def _hear(self, speech: _Open, probability: float, position: int) -> None:
+    def _add(self, speech: _Open, probability: float, position: int) -> None:
         if probability >= self.thresholds.on and speech.quiet_from is not None:
             speech.total += speech.quiet_total
             speech.count += speech.quiet_count
@@ -121,11 +120,11 @@ class Segmenter:
             speech.count += 1
             speech.peak = max(speech.peak, probability)
 
-    def _end(self, speech: _Open, probability: float, position: int, at: float) -> Segment | None:
+    def _close(self, speech: _Open, probability: float, position: int, at: float) -> Segment | None:
         limits = self.thresholds
         if (
             speech.quiet_from is not None
-            and probability < limits.off  # a window between the thresholds ends nothing
+            and probability < limits.off  # a window between the thresholds does not end a segment
             and position - speech.quiet_from >= limits.min_silence
         ):
             self._open = None
@@ -134,7 +133,7 @@ class Segmenter:
             return None
         if speech.quiet_from is not None:
             self._open = None
-            # Not padded: the next may begin with the very next window.
+            # Not padded: the next segment may begin with the next window.
             return self._segment(speech, speech.quiet_from, padded=False, complete=False)
         self._open = _Open(self._expected, at + limits.size / self.rate, resumed=True)
         return self._segment(speech, self._expected, padded=False, complete=False)
@@ -148,7 +147,7 @@ class Segmenter:
         return self._segment(speech, end, padded=speech.quiet_from is not None, complete=False)
 
     def _segment(self, speech: _Open, end: int, *, padded: bool, complete: bool) -> Segment | None:
-        """The segment up to `end`, unless it is too short to be speech; the rest of a cut one never is."""
+        """Return the segment up to `end`; None if it is too short. The rest of a split segment is never too short."""
         if not speech.count or (end - speech.start < self.thresholds.min_speech and not speech.resumed):
             return None
         before = 0 if speech.resumed else min(self.thresholds.pad, speech.start)

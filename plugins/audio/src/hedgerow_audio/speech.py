@@ -1,4 +1,4 @@
-"""The `speech` stage: speech probabilities of windows become segments of speech."""
+"""The `speech` stage: turns the speech probabilities of windows into segments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_SPEECH: Final = Drop("no-speech")
 
 
 class SpeechConfig(StageConfig):
-    """When speech begins and ends. The defaults are those Silero VAD publishes."""
+    """Thresholds for speech. The defaults are those of Silero VAD."""
 
     threshold: float = Field(0.5, gt=0, lt=1, description="Speech begins with a window of at least this probability.")
     release: float | None = Field(
@@ -43,7 +43,7 @@ class SpeechConfig(StageConfig):
 
     @property
     def thresholds(self) -> Thresholds:
-        """The same, in samples."""
+        """The settings in samples."""
         return Thresholds(
             on=self.threshold,
             off=max(self.threshold - 0.15, 0.01) if self.release is None else self.release,
@@ -56,31 +56,31 @@ class SpeechConfig(StageConfig):
 
 
 class Speech(Stage[SpeechConfig]):
-    """Tell where speech begins and ends; a result comes when a segment ends.
+    """Find segments of speech; returns a result when a segment ends.
 
-    The result of a segment is {"kind": "segment", "start", "end": Unix seconds, "start_s", "end_s": seconds since the
-    stream began or began anew, "probability": mean over its windows, "peak": the highest, "complete"}. `complete` is
-    false for a segment that a gap ended or that was cut for its length. With `every_window` there is also {"kind":
-    "window", "at", "at_s", "probability", "speaking"} for each.
+    A segment is {"kind": "segment", "start", "end": Unix seconds, "start_s", "end_s": seconds since the stream began or
+    last started over, "probability": mean over its windows, "peak": the highest, "complete"}. `complete` is false if a
+    gap ended the segment, or if it was split because of its length. With `every_window`, each window also gives
+    {"kind": "window", "at", "at_s", "probability", "speaking"}.
 
-    A window of silence is dropped as `no-speech`; one that speech goes on in is absorbed.
+    A window of silence is dropped as `no-speech`; a window within ongoing speech is absorbed.
     """
 
     def setup(self, context: StageContext) -> None:
-        """Make the state."""
+        """Create the per-stream state."""
         thresholds = self.config.thresholds
         self._segmenters = context.per_stream(lambda: Segmenter(thresholds))
 
     def process(self, frame: Frame) -> Frame | list[Frame] | Drop | None:
-        """Raises: FrameError: the frame carries no probability, or no position."""
+        """Raises: FrameError: the frame has no probability, or no position."""
         probability, position, at = self._read(frame)
         segmenter = self._segmenters[frame.stream]
         ended = segmenter.feed(probability, position, at)
-        told = [_told(segment) for segment in ended] if ended else []
+        results = [_segment_result(segment) for segment in ended] if ended else []
         if self.config.every_window:
-            told.insert(0, _told_window(at, position, probability, segmenter.speaking))
-        if told:
-            return frame.with_result(told[0]) if len(told) == 1 else [frame.with_result(each) for each in told]
+            results.insert(0, _window_result(at, position, probability, segmenter.speaking))
+        if results:
+            return frame.with_result(results[0]) if len(results) == 1 else [frame.with_result(each) for each in results]
         return None if segmenter.speaking else _NO_SPEECH
 
     def _read(self, frame: Frame) -> tuple[float, int, float]:
@@ -88,24 +88,28 @@ class Speech(Stage[SpeechConfig]):
         if output is None or np.size(output) != 1:
             got = "nothing" if output is None else str(list(np.shape(output)))
             raise FrameError(
-                f"Expected one probability in {self.config.output!r}, got {got}",
+                f"Expected one probability in output {self.config.output!r}, got {got}",
                 code="no-probability",
                 remedy="Put `infer` with a voice activity model before this stage, or correct `output`.",
             )
         probability = float(np.asarray(output).item())
         if not 0 <= probability <= 1:
-            raise FrameError(f"{probability} is no probability", code="no-probability", remedy="Look at the model.")
+            raise FrameError(
+                f"Output {self.config.output!r} is {probability}, not a probability from 0 to 1",
+                code="no-probability",
+                remedy="Correct `output`, or use a voice activity model.",
+            )
         meta = frame.meta
         if "position" not in meta or "window_at" not in meta:
             raise FrameError(
-                "The window's place in the stream is not known",
+                "The window's position in the stream is unknown",
                 code="no-position",
                 remedy="Put `vad-window` before `infer`.",
             )
         return probability, int(meta["position"]), float(meta["window_at"])
 
 
-def _told(segment: Segment) -> dict[str, Any]:
+def _segment_result(segment: Segment) -> dict[str, Any]:
     return {
         "kind": "segment",
         "start": segment.at,
@@ -118,5 +122,5 @@ def _told(segment: Segment) -> dict[str, Any]:
     }
 
 
-def _told_window(at: float, position: int, probability: float, speaking: bool) -> dict[str, Any]:
+def _window_result(at: float, position: int, probability: float, speaking: bool) -> dict[str, Any]:
     return {"kind": "window", "at": at, "at_s": position / RATE, "probability": probability, "speaking": speaking}

@@ -1,4 +1,4 @@
-"""The `vad-window` stage: sound at 16 kHz becomes the windows that Silero VAD listens to."""
+"""The `vad-window` stage: cuts sound at 16 kHz into the windows that Silero VAD takes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ RATE: Final = 16_000
 SIZE: Final = 512
 """New samples in a window: 32 ms."""
 CONTEXT: Final = 64
-"""Samples of the window before that the model sees again."""
+"""Samples of the previous window that the model takes again."""
 
 
 class VadWindowConfig(StageConfig):
-    """What the model calls its input, and when a stream begins anew."""
+    """Gap detection, limits, and the name of the model's input."""
 
     max_gap_s: float = Field(
         0.5,
@@ -35,7 +35,7 @@ class VadWindowConfig(StageConfig):
 
 
 class _Tail:
-    """What a stream has heard and not yet given out."""
+    """Samples of a stream that the next window needs."""
 
     def __init__(self) -> None:
         self.continuity = Continuity()
@@ -44,45 +44,46 @@ class _Tail:
 
 
 class VadWindow(Stage[VadWindowConfig]):
-    """Cut sound into windows of 512 samples, each with the 64 before it; none, one or many from a frame.
+    """Cut sound into windows of 512 samples, each preceded by 64 of context; a frame gives none, one or many.
 
     The sizes are those of Silero VAD v5 and v6 at 16 kHz (https://github.com/snakers4/silero-vad). A window is
-    `tensors[input]`, float32 (1, 576); meta gets `position`, its first new sample counted since the stream began or
-    began anew, `window_at`, the Unix seconds of that sample, and `begins`, whether it is the first. A stream begins anew after a gap: what was left over
-    is discarded, the context is silence again, and `begins` makes `infer` begin with fresh hidden state.
+    `tensors[input]`, float32 (1, 576). Meta gets `position`, its first new sample counted since the stream began or last
+    started over; `window_at`, the Unix seconds of that sample; and `begins`, whether it is the first. After a gap the
+    stream starts over: leftover samples are discarded, the context is silence, and `begins` makes `infer` reset the
+    hidden state.
     """
 
     def setup(self, context: StageContext) -> None:
-        """Make the state."""
+        """Create the per-stream state."""
         self._tails = context.per_stream(_Tail)
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
-        """As one by one, but frames of one window each, if all are, are cut together: each then costs half."""
+        """Process a list of frames of exactly one window at once, at half the cost per frame; others one by one."""
         pieces: list[Samples] = []
         tails: dict[str, _Tail] = {}
-        began: list[float] = []
+        started_at: list[float] = []
         for frame in frames:
             tail = tails[frame.stream] = self._tails[frame.stream]
             at = sampled_at(frame)
             if not self._is_one_window(frame, tail, at):
                 return super().process_many(frames)
             pieces += (tail.samples, frame.array)
-            began.append(at)
-        heard = np.concatenate(pieces).reshape(-1, CONTEXT + SIZE) if pieces else np.empty((0, 0), np.float32)
-        if len(tails) < len(frames) or not is_finite(heard):
+            started_at.append(at)
+        buffered = np.concatenate(pieces).reshape(-1, CONTEXT + SIZE) if pieces else np.empty((0, 0), np.float32)
+        if len(tails) < len(frames) or not is_finite(buffered):
             return super().process_many(frames)
         outcomes: list[Outcome | Exception] = []
-        for frame, tail, window, at in zip(frames, tails.values(), heard[:, np.newaxis], began, strict=True):
+        for frame, tail, window, at in zip(frames, tails.values(), buffered[:, np.newaxis], started_at, strict=True):
             tail.samples[...] = window[0, SIZE:]
             position = tail.position
             tail.position = position + SIZE
-            tail.continuity.take(frame, at + SIZE / RATE)
+            tail.continuity.record(frame, at + SIZE / RATE)
             tensors = {self.config.input: window}
             outcomes.append(frame.with_tensors(tensors, position=position, begins=position == 0, window_at=at))
         return outcomes
 
     def _is_one_window(self, frame: Frame, tail: _Tail, at: float) -> bool:
-        """Whether it is as long as a window, follows on what was heard, and nothing is left over from before."""
+        """Return whether the frame is exactly the stream's next window: no gap before it, no leftover samples."""
         array = frame.array if frame.has_array else None
         return (
             array is not None
@@ -94,11 +95,11 @@ class VadWindow(Stage[VadWindowConfig]):
         )
 
     def process(self, frame: Frame) -> Frame | list[Frame]:
-        """Raises: FrameError: the frame is not mono sound at 16 kHz, or is too long."""
+        """Raises: FrameError: the frame is not mono sound at 16 kHz, or too long."""
         samples = mono(frame)
         if (rate := rate_of(frame)) != RATE:
             raise FrameError(
-                f"The sound has {rate} samples a second, the model takes {RATE}",
+                f"The sound has {rate} samples a second, but the model takes {RATE}",
                 code="wrong-rate",
                 remedy=f"Put `resample: {{rate: {RATE}}}` before this stage.",
             )
@@ -106,25 +107,25 @@ class VadWindow(Stage[VadWindowConfig]):
         tail = self._tails[frame.stream]
         if tail.continuity.broken_by(frame, at, self.config.max_gap_s):
             tail = self._tails[frame.stream] = _Tail()
-        waiting = len(tail.samples) - CONTEXT
-        began_at, position = at - waiting / RATE, tail.position
-        heard = np.concatenate((tail.samples, samples))
-        used = (len(heard) - CONTEXT) // SIZE * SIZE
+        leftover = len(tail.samples) - CONTEXT
+        start_at, position = at - leftover / RATE, tail.position
+        buffered = np.concatenate((tail.samples, samples))
+        used = (len(buffered) - CONTEXT) // SIZE * SIZE
         if used > self.config.max_windows * SIZE:
             raise FrameError(
-                f"{len(samples) / RATE:.1f} s of sound make {used // SIZE} windows at once, more than "
-                f"{self.config.max_windows}",
+                f"A frame of {len(samples) / RATE:.1f} s completes {used // SIZE} windows, more than `max_windows` "
+                f"({self.config.max_windows})",
                 code="too-many-windows",
                 remedy="Send shorter frames, or raise `max_windows` of the stage `vad-window`.",
             )
-        tail.samples = heard[used:].copy()
+        tail.samples = buffered[used:].copy()
         tail.position += used
-        tail.continuity.take(frame, at + len(samples) / RATE)
+        tail.continuity.record(frame, at + len(samples) / RATE)
         windows = []
         for start in range(0, used, SIZE):
-            window = {self.config.input: heard[start : start + CONTEXT + SIZE].reshape(1, -1)}
+            window = {self.config.input: buffered[start : start + CONTEXT + SIZE].reshape(1, -1)}
             first = position + start
             windows.append(
-                frame.with_tensors(window, position=first, begins=first == 0, window_at=began_at + start / RATE)
+                frame.with_tensors(window, position=first, begins=first == 0, window_at=start_at + start / RATE)
             )
         return windows[0] if used == SIZE else windows

@@ -1,4 +1,4 @@
-"""The `anomaly` stage: a model's score becomes a result that a person can act on."""
+"""The `anomaly` stage: compares a model's score with a threshold and explains it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hedgerow_signal.metadata import threshold_of
 
 
 class AnomalyConfig(StageConfig):
-    """From which score on, and what to tell."""
+    """Threshold, and contents of the result."""
 
     model: str | None = Field(None, description="Take the threshold from this model's metadata.")
     threshold: float | None = Field(None, gt=0, description="Scores above this are anomalous; overrides the model's.")
@@ -29,15 +29,15 @@ class AnomalyConfig(StageConfig):
     @model_validator(mode="after")
     def _threshold_known(self) -> AnomalyConfig:
         if self.model is None and self.threshold is None:
-            raise ValueError("give `model` or `threshold`")
+            raise ValueError("set `model` or `threshold`")
         return self
 
 
 class Anomaly(Stage[AnomalyConfig]):
-    """Judge a window by its score.
+    """Decide from a window's score whether it is anomalous.
 
     The result is {"at": Unix seconds of the window, "score", "threshold", "anomalous", "features": by name, "because":
-    the three features that deviate most from what is normal, in standard deviations, by name, most first}.
+    the three features furthest from normal, in standard deviations, by name, largest first}.
     """
 
     concurrent = True
@@ -45,7 +45,7 @@ class Anomaly(Stage[AnomalyConfig]):
     def setup(self, context: StageContext) -> None:
         """Find the threshold.
 
-        Raises: ModelMismatch: it is to come from the model's metadata, and that does not say.
+        Raises: ModelMismatch: no threshold is configured, and the model's metadata has none.
         """
         config = self.config
         if config.threshold is not None:
@@ -54,18 +54,22 @@ class Anomaly(Stage[AnomalyConfig]):
             self._threshold = threshold_of(context.model(config.model))
 
     def process(self, frame: Frame) -> Frame | Drop:
-        """Raises: FrameError: there is no score, or it is not a finite number."""
+        """Raises: FrameError: the score is missing or not finite."""
         score = frame.tensors.get(self.config.score)
         if score is None or np.size(score) != 1:
             got = "nothing" if score is None else str(list(np.shape(score)))
             raise FrameError(
-                f"Expected one number in {self.config.score!r}, got {got}",
+                f"Expected one number in output {self.config.score!r}, got {got}",
                 code="no-score",
                 remedy="Put `infer` with an anomaly model before this stage, or correct `score`.",
             )
         value = float(np.reshape(score, ()))
         if not np.isfinite(value):
-            raise FrameError(f"The score is {value}", code="no-score", remedy="Look at the model.")
+            raise FrameError(
+                f"The score is {value}, not a finite number",
+                code="no-score",
+                remedy="Correct `score`, or check the model with this frame's input.",
+            )
         if self.config.only_anomalous and value <= self._threshold:
             return Drop("normal")
         return frame.with_result(
@@ -75,11 +79,11 @@ class Anomaly(Stage[AnomalyConfig]):
                 "threshold": self._threshold,
                 "anomalous": value > self._threshold,
                 **({} if self.config.label is None else {"label": frame.meta.get(self.config.label)}),
-                **self._why(frame),
+                **self._explanation(frame),
             }
         )
 
-    def _why(self, frame: Frame) -> dict[str, Any]:
+    def _explanation(self, frame: Frame) -> dict[str, Any]:
         features = frame.meta.get("features", {})
         deviations = np.ravel(frame.tensors.get(self.config.deviations, ())).tolist()
         if not features or len(deviations) != len(features):

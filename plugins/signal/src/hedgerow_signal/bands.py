@@ -1,4 +1,4 @@
-"""The `fft-bands` stage: a window of samples becomes a handful of features."""
+"""The `fft-bands` stage: computes spectral and time-domain features of a window."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Hertz = Annotated[float, Field(ge=0, le=MAX_RATE / 2)]
 
 
 class FftBandsConfig(StageConfig):
-    """Which features; best taken from the model that wants them."""
+    """Features to compute; best taken from the model that uses them."""
 
     model: str | None = Field(
         None, description="Take edges, scale, rate and window from this model's metadata, so that they always match."
@@ -34,94 +34,93 @@ class FftBandsConfig(StageConfig):
     @model_validator(mode="after")
     def _consistent(self) -> FftBandsConfig:
         if (self.model is None) == (not self.edges_hz):
-            raise ValueError("give `model` or `edges_hz`, one of them")
+            raise ValueError("set either `model` or `edges_hz`")
         if self.edges_hz and len(self.edges_hz) < 2:
-            raise ValueError("`edges_hz` needs two edges or more")
+            raise ValueError("`edges_hz` needs at least two edges")
         if any(low >= high for low, high in itertools.pairwise(self.edges_hz)):
             raise ValueError("`edges_hz` must ascend")
         if self.edges_hz and self.rate is not None and self.edges_hz[-1] > self.rate / 2:
-            raise ValueError(f"the last edge is above half the rate, {self.rate / 2:g} Hz")
+            raise ValueError(f"the last edge, {self.edges_hz[-1]:g} Hz, is above half the rate, {self.rate / 2:g} Hz")
         return self
 
 
 class FftBands(Stage[FftBandsConfig]):
-    """Energy in frequency bands, RMS, crest factor and kurtosis of a window (`features.py` has the sources).
+    """Compute energy in frequency bands, RMS, crest factor and kurtosis of a window (`features.py` has the sources).
 
-    The features are `tensors[tensor]`, float32 (1, features); meta gets `features`, the same by name. A window is (n,), or
-    (n, channels): then the features of all channels stand one after the other. For pipelines that end here, the result
-    is {"at": Unix seconds of the window, "features": by name}.
+    The features are `tensors[tensor]`, float32 (1, features); meta `features` has them by name. A window is (n,), or
+    (n, channels), whose features are concatenated channel by channel. For pipelines that end here, the result is {"at":
+    Unix seconds of the window, "features": by name}.
     """
 
     concurrent = True
 
     def setup(self, context: StageContext) -> None:
-        """Read what the model wants.
+        """Read which features the model takes.
 
-        Raises: ModelMismatch: its metadata does not say.
+        Raises: ModelMismatch: its metadata lacks them.
         """
         config = self.config
-        self._wanted = (
+        self._spec = (
             FeatureSpec(edges_hz=config.edges_hz, scale=config.scale, rate=None, window=None)
             if config.model is None
             else FeatureSpec.of(context.model(config.model))
         )
 
     def process(self, frame: Frame) -> Frame:
-        """Raises: FrameError: the window has another rate or length than the model wants, or is no window of numbers."""
+        """Raises: FrameError: the window is not numeric, or its rate or length does not match the model."""
         array, sampled = frame.array, self._rate(frame)
-        wanted = self._wanted
+        spec = self._spec
         if array.ndim not in (1, 2) or array.size == 0 or array.dtype.kind not in "iuf":
             raise FrameError(
                 f"Expected (n,) or (n, channels), got {array.dtype}{list(array.shape)}", code="wrong-shape"
             )
         if not np.isfinite(array).all():
             raise FrameError("The samples hold NaN or infinity", code="not-finite")
-        if wanted.window is not None and len(array) != wanted.window:
+        if spec.window is not None and len(array) != spec.window:
             raise FrameError(
-                f"The window has {len(array)} samples, the model was trained on {wanted.window}",
+                f"The window has {len(array)} samples, but the model was trained on {spec.window}",
                 code="wrong-window",
-                remedy=f"Put `window: {{size: {wanted.window}}}` before this stage.",
+                remedy=f"Put `window: {{size: {spec.window}}}` before this stage.",
             )
-        if wanted.edges_hz[-1] > sampled / 2:
+        if spec.edges_hz[-1] > sampled / 2:
             raise FrameError(
-                f"At {sampled:g} samples a second nothing is known above {sampled / 2:g} Hz; "
-                f"the last edge is {wanted.edges_hz[-1]:g} Hz",
+                f"The last edge, {spec.edges_hz[-1]:g} Hz, is above half the sampling rate, {sampled / 2:g} Hz",
                 code="wrong-rate",
-                remedy="Correct `edges_hz`, or the rate the sensor tells.",
+                remedy="Correct `edges_hz`, or the rate that the sensor sends.",
             )
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                found = features(array.T, sampled, wanted.edges_hz, wanted.scale)
+                computed = features(array.T, sampled, spec.edges_hz, spec.scale)
         except ValueError as error:
             raise FrameError(
                 str(error), code="window-too-short", remedy="Use longer windows or wider bands."
             ) from error
-        if not np.isfinite(found).all():
+        if not np.isfinite(computed).all():
             raise FrameError("The samples are so large that their energy overflows", code="not-finite")
         channels = 1 if array.ndim == 1 else array.shape[1]
-        row = found.reshape(1, -1)
-        named = dict(zip(names(wanted.edges_hz, channels), row[0].tolist(), strict=True))
-        told = {"at": frame.meta.get("window_at", frame.captured_at), "features": named}
-        return frame.with_tensors({self.config.tensor: row}, features=named).with_result(told)
+        row = computed.reshape(1, -1)
+        named = dict(zip(names(spec.edges_hz, channels), row[0].tolist(), strict=True))
+        result = {"at": frame.meta.get("window_at", frame.captured_at), "features": named}
+        return frame.with_tensors({self.config.tensor: row}, features=named).with_result(result)
 
     def _rate(self, frame: Frame) -> float:
         value = frame.meta.get("rate", self.config.rate)
-        trained = self._wanted.rate
+        trained = self._spec.rate
         if value is None:
             if trained is None:
                 raise FrameError(
-                    "The sampling rate is not known",
+                    "The sampling rate is unknown",
                     code="no-rate",
-                    remedy="Give `rate` here, in `window`, or in the payload.",
+                    remedy="Set `rate` of `window` or `fft-bands`, or send it with the payload.",
                 )
             return trained
         sampled = rate(value)
         if trained is None:
             return sampled
-        # Sensors' clocks differ a little; half a per cent moves no energy to another band.
+        # Tolerate inaccurate sensor clocks; half a per cent does not move energy to another band.
         if abs(sampled - trained) > 0.005 * trained:
             raise FrameError(
-                f"The samples come at {sampled:g} Hz, the model was trained at {trained:g} Hz",
+                f"The sampling rate is {sampled:g} Hz, but the model was trained at {trained:g} Hz",
                 code="wrong-rate",
                 remedy="Correct `rate`, or train a model for this sensor.",
             )

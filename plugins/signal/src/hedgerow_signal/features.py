@@ -1,4 +1,4 @@
-"""Features of a vibration window: energy by frequency band, and three figures of the waveform. Pure.
+"""Features of a vibration window: energy per frequency band, and three statistics of the waveform. Pure.
 
 Methods:
 - Band energies from the periodogram with a Hann window, normalised by the window's energy: P. D. Welch, "The use of
@@ -26,7 +26,7 @@ FLOOR: Final = 1e-12
 
 
 def names(edges_hz: Sequence[float], channels: int = 1) -> tuple[str, ...]:
-    """What each feature is called: `band 10-100 Hz`, …, `rms`, `crest`, `kurtosis`; channel by channel if several."""
+    """Return the features' names: `band 10-100 Hz`, …, `rms`, `crest`, `kurtosis`; channel by channel if several."""
     bands = [f"band {low:g}-{high:g} Hz" for low, high in itertools.pairwise(edges_hz)]
     one = (*bands, *TIME_FEATURES)
     if channels == 1:
@@ -37,21 +37,21 @@ def names(edges_hz: Sequence[float], channels: int = 1) -> tuple[str, ...]:
 def features(
     samples: NDArray[np.float32], rate: float, edges_hz: Sequence[float], scale: Scale = "db"
 ) -> NDArray[np.float32]:
-    """Features of windows.
+    """Return the features of windows.
 
     Args:
-        samples: (..., n), in the sensor's unit; its mean (an accelerometer's gravity) is taken off.
+        samples: (..., n), in the sensor's unit; the mean (an accelerometer's gravity) is subtracted.
         rate: samples a second.
-        edges_hz: band edges, ascending; a band takes in its lower edge, the last also its upper one.
+        edges_hz: band edges, ascending; a band includes its lower edge, the last band also its upper edge.
         scale: of energies and RMS: `db` (10 log10 of the square, re 1 unit) or `linear` (unit², unit).
     Returns: (..., bands + 3), in the order of `names`.
-    Raises: ValueError: a band is so narrow that no line of the spectrum falls into it.
+    Raises: ValueError: a band is too narrow to contain a line of the spectrum.
     """
     count = samples.shape[-1]
     centred = samples.astype(np.float64) - samples.mean(axis=-1, keepdims=True, dtype=np.float64)
     hann, starts = _hann(count), _starts(count, rate, tuple(edges_hz))
     lines = np.abs(np.fft.rfft(centred * hann, axis=-1)) ** 2
-    # One side of the spectrum stands for both, but for the lines at 0 and at half the rate.
+    # Double the one-sided spectrum, except the lines at 0 and at half the rate, which have no mirror image.
     lines[..., 1 : (count + 1) // 2] *= 2
     lines /= count * np.square(hann).sum()
     energies = np.add.reduceat(lines[..., : starts[-1]], starts[:-1], axis=-1)
@@ -70,21 +70,21 @@ def features(
 
 @lru_cache(maxsize=8)
 def _hann(count: int) -> NDArray[np.float64]:
-    """The periodic Hann window."""
+    """Return the periodic Hann window."""
     hann: NDArray[np.float64] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(count) / count)
     return hann
 
 
 @lru_cache(maxsize=256)
 def _starts(count: int, rate: float, edges_hz: tuple[float, ...]) -> NDArray[np.intp]:
-    """The line of the spectrum that each edge stands before."""
-    # Counted in lines, not in Hz: a line that lies on an edge must not miss it by rounding.
+    """Return the first spectral line of each band, and the line after the last band."""
+    # In lines, not Hz, so that rounding does not misplace a line on an edge.
     edges = np.asarray(edges_hz) * count / rate
     starts = np.ceil(edges - 1e-6).astype(np.intp)
     starts[-1] = np.floor(edges[-1] + 1e-6) + 1
     for low, high, start, end in zip(edges_hz[:-1], edges_hz[1:], starts[:-1], starts[1:], strict=True):
         if start == end:
             raise ValueError(
-                f"{count} samples at {rate:g} Hz have a line every {rate / count:g} Hz: none in {low:g}-{high:g} Hz"
+                f"{count} samples at {rate:g} Hz resolve {rate / count:g} Hz, too coarse for the band {low:g}-{high:g} Hz"
             )
     return starts

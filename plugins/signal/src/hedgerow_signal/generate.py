@@ -1,12 +1,13 @@
-"""Generated vibration of a rotating machine, healthy or faulty. None of it was recorded.
+"""Generates vibration of a rotating machine, healthy or faulty. None of it is recorded.
 
-It serves to show and to test the stages where no accelerometer is at hand. The faults are the textbook ones:
-- imbalance: the shaft's own frequency grows (R. B. Randall, "Vibration-based Condition Monitoring", 2nd ed. 2021).
-- outer-race: a pit in a bearing's outer race is struck once a ball, and each blow rings a resonance (P. D. McFadden and
-  J. D. Smith, "Model for the vibration produced by a single point defect in a rolling element bearing", J. Sound Vib.
-  96(1), 1984), a little irregularly because balls slip (R. B. Randall and J. Antoni, "Rolling element bearing
-  diagnostics", Mech. Syst. Signal Process. 25(2), 2011).
-- looseness: harmonics and half harmonics of the shaft, and tops cut off where the foot strikes (Randall, as above).
+For demonstrations and tests without an accelerometer. The faults follow the literature:
+- imbalance: the amplitude at the shaft frequency grows (R. B. Randall, "Vibration-based Condition Monitoring", 2nd ed.
+  2021).
+- outer-race: each ball that passes a pit in a bearing's outer race excites a resonance (P. D. McFadden and J. D. Smith,
+  "Model for the vibration produced by a single point defect in a rolling element bearing", J. Sound Vib. 96(1), 1984),
+  slightly irregularly because balls slip (R. B. Randall and J. Antoni, "Rolling element bearing diagnostics", Mech.
+  Syst. Signal Process. 25(2), 2011).
+- looseness: harmonics and half harmonics of the shaft, and peaks clipped where the foot strikes (Randall, as above).
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ _BALLS_PER_TURN: Final = 3.585
 """Times a ball passes a point of the outer race in one turn of the shaft, bearing 6205 (9 balls)."""
 _RESONANCE_HZ: Final = 3_200.0
 _RING_S: Final = 0.0012
-_CELLS_PER_S: Final = 10
-"""How often speed and load wander."""
+_BLOCKS_PER_S: Final = 10
+"""How often speed and load change."""
 
 
 class Machine:
-    """A generated machine with an accelerometer on its bearing: 25 Hz shaft, 0.1 g at rest from trouble.
+    """A simulated machine with an accelerometer on its bearing: 25 Hz shaft, 0.1 g when healthy.
 
-    Each machine differs a little from the next, and its speed (±6 %) and load (60 to 110 %) wander.
+    Machines differ slightly; speed (±6 %) and load (60 to 110 %) vary over time.
 
     Args:
-        seed: which machine, and its whole future: the same seed and calls give the same samples.
-        condition: what is wrong with it; may be set at any time.
+        seed: selects the machine; the same seed and calls give the same samples.
+        condition: `healthy` or a fault; may be changed at any time.
         severity: of the fault, 0..1; below about 0.3 even a good model misses it.
     """
 
@@ -57,19 +58,19 @@ class Machine:
         self._seconds = 0.0
         self._speed = rng.uniform(-1, 1)
         self._load = rng.uniform(-1, 1)
-        self._next_blow = self._turns
+        self._next_impact = self._turns
         self._ringing = np.zeros(round(8 * _RING_S * RATE))
 
     def vibrate(self, count: int) -> NDArray[np.float32]:
-        """The next samples, in g: (count,)."""
+        """Return the next samples, in g: (count,)."""
         parts = []
         while count > 0:
-            step = min(count, RATE // _CELLS_PER_S)
-            parts.append(self._cell(step))
+            step = min(count, RATE // _BLOCKS_PER_S)
+            parts.append(self._block(step))
             count -= step
         return np.concatenate(parts).astype(np.float32) if parts else np.zeros(0, np.float32)
 
-    def _cell(self, count: int) -> NDArray[np.float64]:
+    def _block(self, count: int) -> NDArray[np.float64]:
         rng = self._rng
         self._speed, self._load = (
             float(np.clip(value + rng.normal(0, 0.05), -1, 1)) for value in (self._speed, self._load)
@@ -92,20 +93,20 @@ class Machine:
             signal += 0.12 * self.severity * load * (1 / np.sqrt(1 + _LOOSE)) @ waves
             top = 0.25 * (1.2 - 0.4 * self.severity)
             signal = np.where(signal > top, top + 0.2 * (signal - top), signal)
-        signal += self._blows(turns, count, load)
+        signal += self._impacts(turns, count, load)
         return signal
 
-    def _blows(self, turns: NDArray[np.float64], count: int, load: float) -> NDArray[np.float64]:
-        """Resonances rung by balls that pass a pit; those of the cell before ring on."""
+    def _impacts(self, turns: NDArray[np.float64], count: int, load: float) -> NDArray[np.float64]:
+        """Return the resonances excited by balls that pass a pit, including those from the previous block."""
         ringing = np.zeros(count + len(self._ringing))
         ringing[: len(self._ringing)] = self._ringing
         if self.condition == "outer-race":
             after = np.arange(len(self._ringing)) / RATE
             ring = np.exp(-after / _RING_S) * np.sin(2 * np.pi * _RESONANCE_HZ * after)
-            self._next_blow = max(self._next_blow, float(turns[0]))
-            while self._next_blow < self._turns:
-                at = min(int(np.searchsorted(turns, self._next_blow)), count - 1)
+            self._next_impact = max(self._next_impact, float(turns[0]))
+            while self._next_impact < self._turns:
+                at = min(int(np.searchsorted(turns, self._next_impact)), count - 1)
                 ringing[at : at + len(ring)] += 0.4 * self.severity * load * self._rng.uniform(0.8, 1.2) * ring
-                self._next_blow += self._rng.normal(1, 0.015) / _BALLS_PER_TURN
+                self._next_impact += self._rng.normal(1, 0.015) / _BALLS_PER_TURN
         self._ringing = ringing[count:]
         return ringing[:count]

@@ -1,12 +1,12 @@
-"""What a model's metadata says about the features it takes: written by `train`, read by the stages.
+"""A model's metadata about its features, written by `train` and read by the stages.
 
-| key | holds |
+| key | value |
 |---|---|
 | `hedgerow.edges_hz` | band edges, JSON list |
 | `hedgerow.scale` | `db` or `linear` |
 | `hedgerow.rate` | samples a second |
 | `hedgerow.window` | samples in a window |
-| `hedgerow.threshold` | score from which a window counts as anomalous |
+| `hedgerow.threshold` | scores above this are anomalous |
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREFIX = "hedgerow."
 
 
 class FeatureSpec(BaseModel):
-    """The features a model was trained on."""
+    """Features that a model was trained on."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,19 +34,19 @@ class FeatureSpec(BaseModel):
 
     @classmethod
     def of(cls, model: ModelHandle) -> FeatureSpec:
-        """Read it from a model's metadata.
+        """Read the features from a model's metadata.
 
-        Raises: ModelMismatch: the metadata does not say, or makes no sense.
+        Raises: ModelMismatch: the metadata lacks them, or they are invalid.
         """
-        said = {key: model.metadata.get(PREFIX + key) for key in cls.model_fields}
+        values = {key: model.metadata.get(PREFIX + key) for key in cls.model_fields}
         try:
-            return _Written.model_validate(said).spec()
+            return _SerialisedSpec.model_validate(values).spec()
         except ValidationError as error:
-            _unsaid(model, "the features it takes", error)
+            _raise_mismatch(model, "features", error)
 
 
-class _Written(BaseModel):
-    """The same as text."""
+class _SerialisedSpec(BaseModel):
+    """A FeatureSpec as metadata stores it, in text."""
 
     edges_hz: Json[tuple[float, ...]]
     scale: Scale
@@ -58,18 +58,18 @@ class _Written(BaseModel):
 
 
 def threshold_of(model: ModelHandle) -> float:
-    """The score from which a window counts as anomalous.
+    """Return the score above which a window is anomalous.
 
-    Raises: ModelMismatch: the metadata does not say, or makes no sense.
+    Raises: ModelMismatch: the metadata lacks it, or it is not a number.
     """
     try:
         return float(model.metadata[PREFIX + "threshold"])
     except (KeyError, ValueError) as error:
-        _unsaid(model, "its threshold", error)
+        _raise_mismatch(model, "threshold", error)
 
 
-def _unsaid(model: ModelHandle, what: str, cause: Exception) -> NoReturn:
+def _raise_mismatch(model: ModelHandle, what: str, cause: Exception) -> NoReturn:
     raise ModelMismatch(
-        f"Model {model.name} does not say {what} in its metadata ({PREFIX}*)",
-        remedy="Give the stage's own settings (`edges_hz`, `threshold`), or a model made by hedgerow_signal.train.",
+        f"The metadata of model {model.name} ({PREFIX}*) has no valid {what}",
+        remedy="Set `edges_hz` or `threshold` of the stage, or use a model trained by hedgerow_signal.train.",
     ) from cause

@@ -1,12 +1,12 @@
-"""Train a small model of healthy vibration: `python -m hedgerow_signal.train OUT.onnx`.
+"""Trains a small model of healthy vibration: `python -m hedgerow_signal.train OUT.onnx`.
 
-The data it learns from is generated (`hedgerow_signal.generate`), not recorded: the model shows how the stages work
-together, and knows no real machine. For one of yours, call `fit` with the features of its healthy windows and write
-the model with `to_onnx`.
+The training data is generated (`hedgerow_signal.generate`), not recorded: the model demonstrates the stages and knows no
+real machine. For a machine of yours, call `fit` with the features of its healthy windows, and write the model with
+`to_onnx`.
 
-The method is the Mahalanobis distance from the healthy windows (P. C. Mahalanobis, 1936; R. De Maesschalck, D.
-Jouan-Rimbaud and D. L. Massart, "The Mahalanobis distance", Chemom. Intell. Lab. Syst. 50(1), 2000): it learns which
-features vary together with speed and load, so that these alone raise no alarm. Needs the extra `hedgerow-signal[train]`.
+The score is the Mahalanobis distance from healthy windows (P. C. Mahalanobis, 1936; R. De Maesschalck, D. Jouan-Rimbaud
+and D. L. Massart, "The Mahalanobis distance", Chemom. Intell. Lab. Syst. 50(1), 2000). It accounts for features that vary
+together with speed and load, so those alone raise no alarm. Needs the extra `hedgerow-signal[train]`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _MARGIN: Final = 1.25
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What has been learnt of healthy windows.
+    """Statistics of healthy windows.
 
     Attributes:
         mean, std: of each feature, (features,).
-        whiten: (features, features); standardised features @ whiten are uncorrelated, of variance 1.
-        threshold: score from which a window counts as anomalous.
+        whiten: (features, features); standardised features @ whiten are uncorrelated, with variance 1.
+        threshold: scores above this are anomalous.
     """
 
     mean: NDArray[np.float64]
@@ -49,28 +49,28 @@ class Model:
     whiten: NDArray[np.float64]
     threshold: float
 
-    def score(self, found: NDArray[np.float32]) -> NDArray[np.float64]:
-        """How far windows are from healthy ones: about 1 for those.
+    def score(self, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return how far windows are from healthy ones; healthy windows score about 1.
 
         Args:
-            found: (n, features).
-        Returns: (n,), the Mahalanobis distance divided by the root of the number of features.
+            rows: features of windows, (n, features).
+        Returns: (n,), the Mahalanobis distance divided by the square root of the number of features.
         """
-        scores: NDArray[np.float64] = np.sqrt(np.mean(np.square((found - self.mean) / self.std @ self.whiten), axis=1))
+        scores: NDArray[np.float64] = np.sqrt(np.mean(np.square((rows - self.mean) / self.std @ self.whiten), axis=1))
         return scores
 
 
 def fit(healthy: NDArray[np.float32], calibration: NDArray[np.float32]) -> Model:
-    """Learn what healthy windows look like.
+    """Fit a model to healthy windows.
 
     Args:
-        healthy: features to learn from, (n, features), n well above the number of features.
-        calibration: features of healthy windows that were not learnt from, to set the threshold by, (m, features).
+        healthy: features to train on, (n, features), n well above the number of features.
+        calibration: features of other healthy windows, which set the threshold, (m, features).
     """
     mean = healthy.mean(axis=0, dtype=np.float64)
     std = np.maximum(healthy.std(axis=0, dtype=np.float64), 1e-3)
     correlation = np.cov((healthy - mean) / std, rowvar=False)
-    # A little shrinkage: directions in which healthy windows hardly vary must not blow up noise.
+    # Shrinkage: directions in which healthy windows hardly vary must not amplify noise.
     correlation = 0.98 * correlation + 0.02 * np.eye(len(mean))
     whiten = np.linalg.inv(np.linalg.cholesky(correlation)).T
     unset = Model(mean, std, whiten, threshold=np.inf)
@@ -81,7 +81,7 @@ def fit(healthy: NDArray[np.float32], calibration: NDArray[np.float32]) -> Model
 def generated(
     seed: int, *, machines: int, windows: int, condition: Condition = "healthy", severity: float = 1.0
 ) -> NDArray[np.float32]:
-    """Features of generated windows: (machines x windows, features)."""
+    """Return the features of generated windows: (machines x windows, features)."""
     series = [
         Machine(1000 * seed + number, condition, severity).vibrate(windows * WINDOW) for number in range(machines)
     ]
@@ -89,9 +89,9 @@ def generated(
 
 
 def to_onnx(model: Model, metadata: Mapping[str, str]) -> bytes:
-    """The model as ONNX: `features` float32 (batch, features) → `score` (batch, 1), `deviations` (batch, features).
+    """Export a model: `features` float32 (batch, features) → `score` (batch, 1), `deviations` (batch, features).
 
-    Deviations are features less their mean, in standard deviations.
+    Deviations are distances from the mean, in standard deviations.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -118,18 +118,18 @@ def to_onnx(model: Model, metadata: Mapping[str, str]) -> bytes:
         [info("score", 1), info("deviations", count)],
         [constant("mean", model.mean), constant("std", model.std), constant("whiten", model.whiten)],
     )
-    made = helper.make_model(
+    exported = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8, producer_name="hedgerow-signal"
     )
-    helper.set_model_props(made, dict(metadata))
-    onnx.checker.check_model(made)
-    return bytes(made.SerializeToString(deterministic=True))
+    helper.set_model_props(exported, dict(metadata))
+    onnx.checker.check_model(exported)
+    return bytes(exported.SerializeToString(deterministic=True))
 
 
 def train(seed: int) -> bytes:
-    """Learn from generated machines; the same seed gives the same bytes."""
+    """Train on generated machines; the same seed gives the same bytes."""
     model = fit(generated(seed, machines=48, windows=40), generated(seed + 1, machines=24, windows=40))
-    facts = {
+    metadata = {
         "threshold": f"{model.threshold:.4f}",
         "features": json.dumps(names(EDGES_HZ)),
         "edges_hz": json.dumps(EDGES_HZ),
@@ -140,14 +140,14 @@ def train(seed: int) -> bytes:
         "trained_on": "GENERATED vibration of 48 healthy machines (hedgerow_signal.generate); not recorded",
         "seed": str(seed),
     }
-    return to_onnx(model, {PREFIX + key: value for key, value in facts.items()})
+    return to_onnx(model, {PREFIX + key: value for key, value in metadata.items()})
 
 
 def main() -> None:
     """Write the model to the file named on the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m hedgerow_signal.train",
-        description="Train a small model of healthy vibration, on generated (not recorded) data, and write it as ONNX.",
+        description="Train a small model of healthy vibration on generated (not recorded) data and write it as ONNX.",
     )
     parser.add_argument("out", type=Path, metavar="OUT.onnx")
     parser.add_argument("--seed", type=int, default=7, help="which machines to generate (default: 7)")

@@ -1,4 +1,4 @@
-"""The `window` stage: a sensor's samples become windows of one length, overlapping if wanted."""
+"""The `window` stage: cuts a sensor's samples into windows of equal length, optionally overlapping."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_RATE: Final = 1e9
 
 
 class WindowConfig(StageConfig):
-    """How long windows are and how far apart."""
+    """Length and spacing of windows."""
 
     size: int = Field(ge=1, le=2**24, description="Samples in a window.")
     hop: int | None = Field(
@@ -40,12 +40,12 @@ class WindowConfig(StageConfig):
     @model_validator(mode="after")
     def _hop_within(self) -> WindowConfig:
         if self.hop is not None and self.hop > self.size:
-            raise ValueError(f"`hop` {self.hop} above `size` {self.size} would leave samples out")
+            raise ValueError(f"`hop` {self.hop} is above `size` {self.size} and would skip samples")
         return self
 
 
 class _Tail:
-    """What a stream has sent that later windows need."""
+    """Samples of a stream that the next window needs."""
 
     def __init__(self, channels: int) -> None:
         self.samples: NDArray[np.float32] = np.zeros((0, channels), np.float32)
@@ -55,53 +55,54 @@ class _Tail:
 
 
 class Window(Stage[WindowConfig]):
-    """Cut a sensor's samples into windows; none, one or many from a frame.
+    """Cut a sensor's samples into windows; a frame gives none, one or many.
 
-    A frame brings (n,) or (n, channels) numbers, a window is float32 (size,) or (size, channels). Meta gets `rate`,
-    `position`, the window's first sample counted since the stream began or began anew, `window_at`, the Unix seconds
-    of that sample (a frame's `captured_at` is that of its first), and `begins`, whether the window is the first.
+    A frame has (n,) or (n, channels) numbers; a window is float32 (size,) or (size, channels). Meta gets `rate`;
+    `position`, the window's first sample counted since the stream began or last started over; `window_at`, the Unix
+    seconds of that sample (a frame's `captured_at` is that of its first); and `begins`, whether the window is the first.
 
-    A stream begins anew, without the samples left over, after a gap: when a number of the stream is missing, or when
-    a frame's time is off by more than `max_gap_s` from where the frame before ended. Times are judged only where the
-    rate is known and the frame has a time.
+    After a gap the stream starts over and leftover samples are discarded. There is a gap if a sequence number is missing,
+    or if a frame's time is more than `max_gap_s` off the end of the previous frame; times are checked only if the rate is
+    known and the frame has a time.
     """
 
     def setup(self, context: StageContext) -> None:
-        """Make the state."""
+        """Create the per-stream state."""
         self._tails = context.per_stream(lambda: _Tail(self.config.channels))
 
     def process(self, frame: Frame) -> list[Frame]:
-        """Raises: FrameError: the array has another shape, is not of finite numbers, or is too long; or a bad rate."""
+        """Raises: FrameError: the array's shape, dtype, values or length are invalid, or the rate is."""
         size, hop = self.config.size, self.config.hop or self.config.size
         samples = self._samples(frame)
         rate = self._rate(frame)
         tail = self._tails[frame.stream]
-        if self._broken(tail, frame, rate):
+        if self._has_gap(tail, frame, rate):
             tail = self._tails[frame.stream] = _Tail(self.config.channels)
-        waiting = len(tail.samples)
-        heard = np.concatenate((tail.samples, samples))
-        count = max((len(heard) - size) // hop + 1, 0)
+        leftover = len(tail.samples)
+        buffered = np.concatenate((tail.samples, samples))
+        count = max((len(buffered) - size) // hop + 1, 0)
         if count > self.config.max_windows:
             raise FrameError(
-                f"{len(samples)} samples would make {count} windows at once, more than {self.config.max_windows}",
+                f"A frame of {len(samples)} samples completes {count} windows, more than `max_windows` "
+                f"({self.config.max_windows})",
                 code="too-many-windows",
                 remedy="Send shorter frames, or raise `hop` or `max_windows` of the stage `window`.",
             )
-        known = {} if rate is None else {"rate": rate}
+        rate_meta = {} if rate is None else {"rate": rate}
         windows = []
         for start in range(0, count * hop, hop):
-            window = heard[start : start + size]
-            at = frame.captured_at + ((start - waiting) / rate if rate else 0.0)
+            window = buffered[start : start + size]
+            at = frame.captured_at + ((start - leftover) / rate if rate else 0.0)
             windows.append(
                 frame.with_array(
                     window[:, 0] if self.config.channels == 1 else window,
                     position=tail.position + start,
                     begins=tail.position + start == 0,
                     window_at=at,
-                    **known,
+                    **rate_meta,
                 )
             )
-        tail.samples = heard[count * hop :].copy()
+        tail.samples = buffered[count * hop :].copy()
         tail.position += count * hop
         tail.sequence = frame.sequence
         tail.ends_at = frame.captured_at + (len(samples) / rate if rate else 0.0)
@@ -112,10 +113,10 @@ class Window(Stage[WindowConfig]):
         if array.ndim == 1 and self.config.channels == 1:
             array = array[:, np.newaxis]
         if array.ndim != 2 or array.shape[1] != self.config.channels:
-            wanted = "(n,)" if self.config.channels == 1 else f"(n, {self.config.channels})"
-            raise FrameError(f"Expected samples {wanted}, got {list(frame.array.shape)}", code="wrong-shape")
+            expected = "(n,)" if self.config.channels == 1 else f"(n, {self.config.channels})"
+            raise FrameError(f"Expected samples {expected}, got {list(frame.array.shape)}", code="wrong-shape")
         if array.dtype.kind not in "iufb":
-            raise FrameError(f"Samples of {array.dtype} are not taken", code="not-numbers", remedy="Send real numbers.")
+            raise FrameError(f"Samples are {array.dtype}, not numbers", code="not-numbers", remedy="Send real numbers.")
         with np.errstate(over="ignore"):
             samples = array.astype(np.float32, copy=False)
         if not np.isfinite(samples).all():
@@ -128,7 +129,7 @@ class Window(Stage[WindowConfig]):
             return None
         return rate(value)
 
-    def _broken(self, tail: _Tail, frame: Frame, rate: float | None) -> bool:
+    def _has_gap(self, tail: _Tail, frame: Frame, rate: float | None) -> bool:
         if tail.sequence is None:
             return False
         if frame.sequence not in (tail.sequence, tail.sequence + 1):
@@ -138,14 +139,14 @@ class Window(Stage[WindowConfig]):
 
 
 def rate(value: object) -> float:
-    """A sampling rate that came with a frame, as a number or as text.
+    """Return a sampling rate from a frame's meta, where it is a number or text.
 
-    Raises: FrameError: it is none.
+    Raises: FrameError: it is not a valid rate.
     """
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = 0.0
     if not 0 < number <= MAX_RATE:
-        raise FrameError(f"{str(value)[:40]!r} is no sampling rate", code="bad-rate")
+        raise FrameError(f"{str(value)[:40]!r} is not a sampling rate from 0 to {MAX_RATE:g}", code="bad-rate")
     return number

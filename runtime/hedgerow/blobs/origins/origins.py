@@ -144,7 +144,7 @@ def manifest_hash(path: str) -> str:
     return found[1] if found else ""
 
 
-def open_sources(sections: Sequence[OriginSection]) -> list[ModelOrigin]:
+def open_origins(sections: Sequence[OriginSection]) -> list[ModelOrigin]:
     """Open the configured mirrors, in order. Raises: ConfigError: a CA or credentials file cannot be read."""
     return [_open(section) for section in sections]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
-from hedgerow.blobs.origins.origins import OriginDocuments, open_sources, web_client
+from hedgerow.blobs.origins.origins import OriginDocuments, open_origins, web_client
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.config import NodeConfig
 from hedgerow.errors import ConfigError
@@ -38,7 +38,7 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
     """
     address, fleet = config.node.address, config.fleet
     folder = config.node.state_dir / FOLDER
-    store, origins = BlobStore(folder / "store", fleet.store_max_bytes), open_sources(fleet.origins)
+    store, origins = BlobStore(folder / "store", fleet.store_max_bytes), open_origins(fleet.origins)
     fetcher = BlobFetcher(
         link_options(config.broker, f"hedgerow/{address}/blobs", keep_session=False),
         address,

@@ -1,1 +1,1 @@
-"""Heads of object detectors."""
+"""Decoders for the outputs of object detectors."""

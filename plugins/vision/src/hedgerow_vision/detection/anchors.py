@@ -1,4 +1,4 @@
-"""Anchors: the boxes that an SSD-type detector's outputs are relative to."""
+"""Anchors: the reference boxes of an SSD-type detector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hedgerow import StageConfig
 
 
 class AnchorConfig(StageConfig):
-    """How a detector's anchors were laid out when it was trained."""
+    """Layout of a detector's anchors, as in its training."""
 
     size: int = Field(ge=1, description="Edge of the model's input, pixels.")
     strides: tuple[int, ...] = Field(min_length=1, description="Pixels of the input per cell, one entry a layer.")
@@ -29,10 +29,10 @@ class AnchorConfig(StageConfig):
 
 
 def make_anchors(config: AnchorConfig) -> NDArray[np.float32]:
-    """Lay out anchors, layer by layer, row by row.
+    """Return the anchors, layer by layer, row by row.
 
-    As in SSD (Liu et al. 2016, §2.2) with the variations that MediaPipe's models use: layers of equal stride share one
-    grid, one after another within each cell.
+    As in SSD (Liu et al. 2016, §2.2), with MediaPipe's variation: layers of equal stride share one grid, their anchors
+    concatenated within each cell.
 
     Returns: (N, 4), centre x, centre y, width, height, 0..1 of the input.
     """
@@ -58,13 +58,13 @@ def _scale(config: AnchorConfig, layer: int) -> float:
     return (low + high) / 2 if layers == 1 else low + (high - low) * layer / (layers - 1)
 
 
-def _sizes(config: AnchorConfig, layer: int, scale: float, following: float) -> list[tuple[float, float]]:
+def _sizes(config: AnchorConfig, layer: int, scale: float, next_scale: float) -> list[tuple[float, float]]:
     if layer == 0 and config.fewer_in_first:
         shapes = [(1.0, 0.1), (2.0, scale), (0.5, scale)]
     else:
         shapes = [(ratio, scale) for ratio in config.aspect_ratios]
         if config.between:
-            shapes.append((1.0, math.sqrt(scale * following)))
+            shapes.append((1.0, math.sqrt(scale * next_scale)))
     if config.unit:
         return [(1.0, 1.0)] * len(shapes)
     return [(size * math.sqrt(ratio), size / math.sqrt(ratio)) for ratio, size in shapes]

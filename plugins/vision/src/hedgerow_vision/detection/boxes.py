@@ -1,4 +1,4 @@
-"""`boxes`: detectors that give finished boxes, scores and classes."""
+"""The `boxes` stage: detectors whose outputs are final boxes, scores and classes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from pydantic import Field
 
 from hedgerow import Frame, FrameError
-from hedgerow_vision.detection.detections import Detector, DetectorConfig, Found, tensor
+from hedgerow_vision.detection.detections import Candidates, Detector, DetectorConfig, tensor
 from hedgerow_vision.images.fit import fit_of
 
 
 class BoxesConfig(DetectorConfig):
-    """What the model's outputs are called and how they are to be read.
+    """Names and format of the model's outputs.
 
-    The defaults are those of a TensorFlow Lite detector that ends in TFLite_Detection_PostProcess.
+    The defaults fit a TensorFlow Lite detector that ends in TFLite_Detection_PostProcess.
     """
 
     boxes: str = Field("detection_boxes", description="Name of the tensor with the boxes, (1, N, 4).")
@@ -28,16 +28,20 @@ class BoxesConfig(DetectorConfig):
 
 
 class Boxes(Detector[BoxesConfig]):
-    """Take boxes as the model gives them; doubles that it left in are taken out."""
+    """Read final boxes, and remove remaining duplicates."""
 
-    def find(self, frame: Frame) -> Found:
-        """See `Detector.find`."""
+    def decode_outputs(self, frame: Frame) -> Candidates:
+        """See `Detector.decode_outputs`."""
         config = self.config
         boxes = tensor(frame, config.boxes, None, 4).astype(np.float32, copy=False)
         scores = tensor(frame, config.scores, None)
         classes = np.zeros(len(scores)) if config.classes is None else tensor(frame, config.classes, None)
         if not len(boxes) == len(scores) == len(classes):
-            raise FrameError(f"{len(boxes)} boxes, {len(scores)} scores, {len(classes)} classes", code="bad-tensor")
+            raise FrameError(
+                f"The model returned {len(boxes)} boxes, {len(scores)} scores and {len(classes)} classes",
+                code="bad-tensor",
+                remedy="Correct the names of the tensors: `boxes`, `scores`, `classes`.",
+            )
         rows = np.flatnonzero(scores >= config.min_score)
         boxes = boxes[rows]
         if config.order == "yxyx":
@@ -45,4 +49,4 @@ class Boxes(Detector[BoxesConfig]):
         if config.unit == "pixel":
             fit = fit_of(frame)
             boxes = boxes / np.array([fit.input_width, fit.input_height] * 2)
-        return Found(boxes, scores[rows], classes[rows].astype(np.intp))
+        return Candidates(boxes, scores[rows], classes[rows].astype(np.intp))

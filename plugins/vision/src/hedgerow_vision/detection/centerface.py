@@ -1,4 +1,4 @@
-"""`centerface`: faces as points on a heat map."""
+"""The `centerface` stage: decodes faces from CenterFace's heat map."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 from pydantic import Field
 
 from hedgerow import Frame
-from hedgerow_vision.detection.detections import Detector, DetectorConfig, Found, tensor
+from hedgerow_vision.detection.detections import Candidates, Detector, DetectorConfig, tensor
 
 
 class CenterFaceConfig(DetectorConfig):
-    """What the model's outputs are called; the defaults are those of the published model."""
+    """Names of the model's outputs; the defaults are those of the published model."""
 
     labels: tuple[str, ...] = Field(("face",), description="Label of the detections.")
     heat: str = Field("537", description="Name of the tensor with the heat map, (1, 1, h, w).")
@@ -26,8 +26,8 @@ class CenterFace(Detector[CenterFaceConfig]):
     Points".
     """
 
-    def find(self, frame: Frame) -> Found:
-        """See `Detector.find`."""
+    def decode_outputs(self, frame: Frame) -> Candidates:
+        """See `Detector.decode_outputs`."""
         config = self.config
         heat = tensor(frame, config.heat, 1, None, None)[0]
         sizes = tensor(frame, config.sizes, 2, *heat.shape)
@@ -35,7 +35,7 @@ class CenterFace(Detector[CenterFaceConfig]):
         landmarks = tensor(frame, config.points, None, *heat.shape)
         rows, columns = np.nonzero(heat >= config.min_score)
         at = (slice(None), rows, columns)
-        # A cell's share of the input; sizes and offsets are in cells, the heat is at a cell's middle.
+        # Size of a cell as a fraction of the input; sizes and offsets are in cells, the heat is at a cell's centre.
         cell = np.array([1 / heat.shape[1], 1 / heat.shape[0]])
         size = np.exp(np.clip(sizes[at][::-1].T, -20, 20)) * cell
         centre = (np.stack([columns, rows], axis=1) + offsets[at][::-1].T + 0.5) * cell
@@ -44,4 +44,4 @@ class CenterFace(Detector[CenterFaceConfig]):
         points = (
             landmarks[at].T.reshape(len(rows), len(landmarks) // 2, 2)[:, :, ::-1] * size[:, None] + corner[:, None]
         )
-        return Found(boxes, heat[rows, columns], np.zeros(len(rows), np.intp), points)
+        return Candidates(boxes, heat[rows, columns], np.zeros(len(rows), np.intp), points)

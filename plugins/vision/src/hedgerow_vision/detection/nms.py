@@ -1,4 +1,4 @@
-"""Non-maximum suppression: of boxes that mean the same thing, one stays."""
+"""Non-maximum suppression: keeps the best of overlapping boxes. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Indices = NDArray[np.intp]
 
 
 def overlaps(box: Floats, boxes: Floats) -> NDArray[np.float64]:
-    """Intersection over union of one box with each of others.
+    """Return the intersection over union of one box with each of others.
 
     Args:
         box: (4,), x0 y0 x1 y1.
@@ -30,17 +30,17 @@ def overlaps(box: Floats, boxes: Floats) -> NDArray[np.float64]:
 def suppress(
     boxes: Floats, scores: Floats, labels: NDArray[np.integer[Any]], max_iou: float, limit: int
 ) -> list[tuple[int, Indices]]:
-    """Greedy non-maximum suppression within each label (Felzenszwalb et al. 2010, §5.3).
+    """Apply greedy non-maximum suppression within each label (Felzenszwalb et al. 2010, §5.3).
 
-    Equal scores are told apart by label and box, so the order in which boxes come does not matter.
+    Ties are broken by label and box, so the order of the boxes does not matter.
 
     Args:
         boxes: (N, 4), x0 y0 x1 y1.
         scores: (N,).
         labels: (N,); boxes of different labels never suppress each other.
-        max_iou: boxes that overlap by more than this are the same thing.
+        max_iou: boxes that overlap by more than this are one object.
         limit: most boxes kept.
-    Returns: of each box kept, best first: its index, and the indices of all that it stands for, itself included.
+    Returns: for each box kept, best first: its index, and the indices of its group, itself included.
     """
     rest = np.lexsort((*boxes.T, labels, -scores))
     kept: list[tuple[int, Indices]] = []
@@ -54,13 +54,12 @@ def suppress(
 
 
 def blend(values: Floats, scores: Floats, groups: list[tuple[int, Indices]]) -> NDArray[np.float64]:
-    """The average of each group, weighted by score, instead of its best: steadier from frame to frame.
-
-    As BlazeFace does it (Bazarevsky et al. 2019, §3.4).
+    """Return each group's average, weighted by score: steadier between frames than its best (BlazeFace: Bazarevsky et
+    al. 2019, §3.4).
 
     Args:
         values: (N, …), boxes or points.
-        groups: what `suppress` gave.
+        groups: from `suppress`.
     Returns: (len(groups), …).
     """
     out = np.empty((len(groups), *values.shape[1:]))

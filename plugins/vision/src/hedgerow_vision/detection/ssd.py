@@ -1,4 +1,4 @@
-"""`ssd`: detectors whose outputs are relative to anchors."""
+"""The `ssd` stage: detectors whose outputs are relative to anchors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import Field
 
 from hedgerow import Frame, FrameError, StageContext
 from hedgerow_vision.detection.anchors import AnchorConfig, make_anchors
-from hedgerow_vision.detection.detections import Detector, DetectorConfig, Found, tensor
+from hedgerow_vision.detection.detections import Candidates, Detector, DetectorConfig, tensor
 
 Floats = NDArray[np.floating[Any]]
 
 
 class SsdConfig(DetectorConfig):
-    """How the detector encodes what it finds."""
+    """Encoding of the detector's outputs."""
 
     anchors: AnchorConfig = Field(description="Layout of the model's anchors.")
     boxes: str = Field("boxes", description="Name of the tensor with the boxes, (1, N, 4 + 2K); K points, if any.")
@@ -39,28 +39,32 @@ class Ssd(Detector[SsdConfig]):
     """
 
     def setup(self, context: StageContext) -> None:
-        """Lay out the anchors. Raises: BadLabels: the labels cannot be used."""
+        """Compute the anchors. Raises: BadLabels: the labels cannot be used."""
         super().setup(context)
         self._anchors = make_anchors(self.config.anchors)
 
-    def find(self, frame: Frame) -> Found:
-        """See `Detector.find`."""
+    def decode_outputs(self, frame: Frame) -> Candidates:
+        """See `Detector.decode_outputs`."""
         config = self.config
         raw = tensor(frame, config.scores, None, None)
         codes = tensor(frame, config.boxes, None, None)
         if not len(self._anchors) == len(raw) == len(codes) or codes.shape[1] < 4 or codes.shape[1] % 2:
             raise FrameError(
-                f"{len(self._anchors)} anchors, but boxes {list(codes.shape)} and scores {list(raw.shape)}",
+                f"`anchors` makes {len(self._anchors)} anchors, but the model's boxes are {list(codes.shape)} and its "
+                f"scores {list(raw.shape)}",
                 code="bad-tensor",
-                remedy="Lay out `anchors` as the model was trained: strides, aspect_ratios, between, fewer_in_first.",
+                remedy="Set `anchors` as in the model's training: strides, aspect_ratios, between, fewer_in_first.",
             )
         rows, classes, scores = _above(raw, config.activation, config.min_score, int(config.background))
         boxes, points = _decode(codes[rows], self._anchors[rows], config.coding, config.anchors.size)
-        return Found(boxes, scores, classes, points)
+        return Candidates(boxes, scores, classes, points)
 
 
 def _above(raw: Floats, activation: str, floor: float, first: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
-    """The entries that score at least `floor`: row, class, score; the activation is applied to few, not all."""
+    """Return row, class and score of the entries that score at least `floor`.
+
+    The sigmoid is applied only to those.
+    """
     if activation == "softmax":
         raised = np.exp(raw - raw.max(axis=1, keepdims=True))
         raw = raised / raised.sum(axis=1, keepdims=True)
@@ -76,7 +80,7 @@ def _above(raw: Floats, activation: str, floor: float, first: int) -> tuple[NDAr
 
 
 def _decode(codes: Floats, anchors: Floats, coding: str, size: int) -> tuple[Floats, Floats | None]:
-    """Boxes (N, 4) and points (N, K, 2) or None, 0..1 of the input."""
+    """Return boxes (N, 4) and points (N, K, 2) or None, 0..1 of the input."""
     pairs = codes.reshape(len(codes), codes.shape[1] // 2, 2)  # centre, size, points
     if coding == "scaled":
         pairs = pairs[:, :, ::-1]

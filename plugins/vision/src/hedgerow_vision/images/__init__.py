@@ -1,1 +1,1 @@
-"""Pictures: decoding, resizing, gating, drawing."""
+"""Stages that decode, filter, resize and annotate pictures."""

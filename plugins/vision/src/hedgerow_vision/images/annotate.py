@@ -1,4 +1,4 @@
-"""`annotate`: pictures with what was found drawn onto them, in a folder."""
+"""The `annotate` stage: writes pictures with detections and text drawn onto them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Point = tuple[float, float]
 
 
 class AnnotateConfig(StageConfig):
-    """Where the pictures go, and how many."""
+    """Folder, number and rate of pictures."""
 
     folder: Path = Field(description="Folder for the pictures, relative to the configuration file; created if missing.")
     every_s: float = Field(0, ge=0, description="Shortest time between two pictures of one stream, by capture time.")
@@ -38,24 +38,24 @@ class AnnotateConfig(StageConfig):
 
 
 class Annotate(Stage[AnnotateConfig]):
-    """Draw detections and texts onto a copy of the picture and write it as a JPEG; the frame goes on.
+    """Draw detections and texts onto a copy of the picture and write it as a JPEG; the frame passes unchanged.
 
-    Texts that were read are set beside the picture, each where it stands. Meta `annotated` is the file's path. A disk
-    that is full or gone costs the pictures, never a result: it is logged once, and once more when it works again.
+    Texts that were read are drawn beside the picture, at the same position. Meta `annotated` is the file's path. If the
+    disk fails, pictures are skipped and results continue; failure and recovery are each logged once.
     """
 
     concurrent = True
 
     def setup(self, context: StageContext) -> None:
-        """See what this pipeline left in the folder before."""
+        """List the pictures that earlier runs of this pipeline wrote."""
         self._folder = context.path(self.config.folder)
-        self._prefix = f"{context.pipeline}@"  # no pipeline's name has an @, so none begins with another's
+        self._prefix = f"{context.pipeline}@"  # pipeline names have no @, so no prefix begins with another
         self._written_at: PerStream[list[float]] = context.per_stream(list)
         self._lock = threading.Lock()
         self._failing = False
         try:
-            mine = self._folder.glob(f"{self._prefix}*.jpg")
-            self._files = deque(sorted(mine, key=lambda path: path.stat().st_mtime))
+            existing = self._folder.glob(f"{self._prefix}*.jpg")
+            self._files = deque(sorted(existing, key=lambda path: path.stat().st_mtime))
         except OSError as error:
             self._files = deque()
             self._report(error)
@@ -74,15 +74,15 @@ class Annotate(Stage[AnnotateConfig]):
         path = self._folder / f"{self._prefix}{_slug(frame.stream)}-{frame.sequence:08d}.jpg"
         try:
             _write(path, simplejpeg.encode_jpeg(draw(image, detections, texts), self.config.quality))
-            self._keep(path)
+            self._prune(path)
         except OSError as error:
             self._report(error)
             return frame
         self._report(None)
         return frame.with_meta(annotated=str(path))
 
-    def _keep(self, path: Path) -> None:
-        """Count a picture in, and delete the oldest when there are too many."""
+    def _prune(self, path: Path) -> None:
+        """Add a picture to the list, and delete the oldest beyond `keep`."""
         with self._lock:
             if path in self._files:
                 self._files.remove(path)
@@ -91,22 +91,22 @@ class Annotate(Stage[AnnotateConfig]):
                 self._files.popleft().unlink(missing_ok=True)
 
     def _report(self, error: OSError | None) -> None:
-        """Say it when writing begins to fail, and when it works again."""
+        """Log when writing begins to fail, and when it recovers."""
         with self._lock:
             before, self._failing = self._failing, error is not None
         if error is not None and not before:
-            _log.warning("No pictures can be written to %s: %s", self._folder, error)
+            _log.warning("Cannot write pictures to %s, skipping them: %s", self._folder, error)
         elif before and error is None:
-            _log.warning("Pictures are written to %s again", self._folder)
+            _log.warning("Writing pictures to %s again", self._folder)
 
 
 def draw(image: Picture, detections: Sequence[Mapping[str, Any]], texts: Sequence[Mapping[str, Any]]) -> Picture:
-    """A copy of a picture with what was found drawn onto it.
+    """Return a copy of a picture with detections and texts drawn onto it.
 
     Args:
         image: (H, W, 3), uint8, RGB.
-        detections: as in a result, with `label`, `score`, `box` and perhaps `points`.
-        texts: as in a result, with `box`, four points, and perhaps `text`.
+        detections: as in a result, with `label`, `score`, `box` and optional `points`.
+        texts: as in a result, with `box`, four points, and optional `text`.
     Returns: (H, W, 3); (H, 2 W, 3) if any text was read.
     """
     height, width = image.shape[:2]
@@ -114,7 +114,7 @@ def draw(image: Picture, detections: Sequence[Mapping[str, Any]], texts: Sequenc
     sheet = Image.fromarray(image)
     if texts:
         sheet = _draw_texts(sheet, texts, pen)
-    # Weakest first, so that the surest labels lie on top.
+    # Lowest scores first, so that the highest are on top.
     for detection in sorted(detections, key=lambda one: float(one["score"])):
         _draw_detection(ImageDraw.Draw(sheet), detection, (width, height), pen)
     return np.ascontiguousarray(sheet)
@@ -158,7 +158,7 @@ def _draw_texts(sheet: Image.Image, texts: Sequence[Mapping[str, Any]], pen: _Pe
 
 
 def _set_text(canvas: ImageDraw.ImageDraw, text: str, corners: Sequence[_Point], shift: int) -> None:
-    """Set a text in the box it was read from, `shift` pixels to the right."""
+    """Draw a text into its box, `shift` pixels to the right."""
     left, top = min(x for x, _ in corners), min(y for _, y in corners)
     right, bottom = max(x for x, _ in corners), max(y for _, y in corners)
     letters = max(_SMALLEST, int(math.dist(corners[0], corners[3]) * 0.7))
@@ -170,7 +170,7 @@ def _set_text(canvas: ImageDraw.ImageDraw, text: str, corners: Sequence[_Point],
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: who watches the folder never sees half a picture."""
+    """Write a file atomically, so that programs watching the folder never see a partial picture."""
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -182,7 +182,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _slug(stream: str) -> str:
-    """A stream's name as part of a file's: `/` becomes `_`, and what that would not tell apart gets a number."""
+    """Return a stream's name for use in a file name: `/` becomes `_`; a checksum is added if that is ambiguous."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", stream).strip("._")[:80] or "stream"
     if name == stream.replace("/", "_") and "_" not in stream:
         return name

@@ -1,4 +1,4 @@
-"""`decode`: from JPEG or PNG bytes to a picture."""
+"""The `decode` stage: decodes JPEG and PNG."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ORIENTATION: Final = 0x0112
 
 
 class DecodeConfig(StageConfig):
-    """Limits, and how small a picture may be decoded."""
+    """Size limits, reduced-size decoding and orientation."""
 
     max_pixels: int = Field(40_000_000, ge=1, description="A larger picture is refused before any of it is decoded.")
     min_width: int = Field(
@@ -34,10 +34,10 @@ class DecodeConfig(StageConfig):
 
 
 class Decode(Stage[DecodeConfig]):
-    """Decode JPEG and PNG to (H, W, 3) uint8 RGB; a frame that is decoded already passes.
+    """Decode JPEG and PNG to (H, W, 3) uint8 RGB; decoded frames pass unchanged.
 
-    What the bytes are is told by their first few, not by what the sender claims. Transparency is laid on white, 16 bits
-    become 8, grey becomes RGB.
+    The format is detected from the first bytes; the content type is ignored. Transparency becomes white, 16 bits become
+    8, grey becomes RGB.
     """
 
     concurrent = True
@@ -48,24 +48,24 @@ class Decode(Stage[DecodeConfig]):
             return frame
         payload = frame.payload
         if not len(payload):
-            raise FrameError("The frame has no bytes to decode", code="empty-payload")
+            raise FrameError("The payload is empty", code="empty-payload")
         magic = bytes(payload[:8])
         if magic.startswith(_JPEG):
             return frame.with_array(self._jpeg(payload))
         if magic == _PNG:
             return frame.with_array(self._png(payload))
         raise FrameError(
-            f"{len(payload)} bytes beginning {magic.hex(' ')} are neither JPEG nor PNG"
-            + (f", though the sender says {frame.content_type}" if frame.content_type else ""),
+            f"The payload ({len(payload)} bytes, beginning {magic.hex(' ')}) is neither JPEG nor PNG"
+            + (f", although its content type is {frame.content_type}" if frame.content_type else ""),
             code="unknown-content-type",
-            remedy="Let the sensor send JPEG or PNG; for arrays use `parse` instead of `decode`.",
+            remedy="Configure the sensor to send JPEG or PNG; for arrays use `parse` instead of `decode`.",
         )
 
     def _jpeg(self, payload: Buffer) -> Picture:
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(payload)
         except ValueError as error:
-            raise FrameError(f"The JPEG header cannot be read: {error}", code="bad-image") from error
+            raise FrameError(f"Cannot read the JPEG header: {error}", code="bad-image") from error
         self._check_size(width, height)
         try:
             image: Picture = simplejpeg.decode_jpeg(
@@ -74,7 +74,7 @@ class Decode(Stage[DecodeConfig]):
         except ValueError as error:
             cut = "premature end" in str(error).lower()
             raise FrameError(
-                f"The JPEG ({width}x{height}, {len(payload)} bytes) cannot be decoded: {error}",
+                f"Cannot decode the JPEG ({width}x{height}, {len(payload)} bytes): {error}",
                 code="truncated-image" if cut else "bad-image",
             ) from error
         return _upright(image, payload) if self.config.orient else image
@@ -89,22 +89,22 @@ class Decode(Stage[DecodeConfig]):
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             cut = "truncated" in str(error) or isinstance(error, EOFError)
             raise FrameError(
-                f"The PNG ({len(payload)} bytes) cannot be decoded: {error}",
+                f"Cannot decode the PNG ({len(payload)} bytes): {error}",
                 code="truncated-image" if cut else "bad-image",
             ) from error
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self.config.max_pixels:
             raise FrameError(
-                f"The picture is {width}x{height}, {width * height / 1e6:.1f} MP; "
-                f"at most {self.config.max_pixels / 1e6:.1f} MP are decoded",
+                f"The picture is {width}x{height}, {width * height / 1e6:.1f} MP, above the limit of "
+                f"{self.config.max_pixels / 1e6:.1f} MP",
                 code="image-too-large",
-                remedy="Let the sensor send smaller pictures, or raise max_pixels of `decode`.",
+                remedy="Configure the sensor to send smaller pictures, or raise `max_pixels` of `decode`.",
             )
 
 
 def _rgb(image: Image.Image) -> Picture:
-    if image.mode.startswith("I"):  # 16 bits of grey; Pillow would clip them at 255
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
@@ -123,7 +123,7 @@ _TURNS: Final[dict[int, Callable[[Picture], Picture]]] = {
     7: lambda image: np.rot90(image, 2).transpose(1, 0, 2),
     8: np.rot90,
 }
-"""What sets a picture upright, by EXIF orientation (CIPA DC-008, tag 0x0112); 1 is upright."""
+"""Transforms that turn a picture upright, by EXIF orientation (CIPA DC-008, tag 0x0112); 1 is upright."""
 
 
 def _upright(image: Picture, payload: Buffer) -> Picture:
@@ -133,6 +133,6 @@ def _upright(image: Picture, payload: Buffer) -> Picture:
     try:
         with Image.open(io.BytesIO(payload), formats=["JPEG"]) as opened:
             turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - broken EXIF is no reason to refuse a picture that could be decoded
+    except Exception:  # noqa: BLE001 - do not refuse a decoded picture because of broken EXIF
         return image
     return image if turn is None else np.ascontiguousarray(turn(image))

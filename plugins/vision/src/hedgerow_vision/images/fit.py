@@ -1,4 +1,4 @@
-"""Where in a model's input a picture lies, so that what the model finds can be put back onto the picture."""
+"""Placement of a picture within a model's input, to map detections back onto the picture. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hedgerow import Frame, FrameError
 
 META: Final = "fit"
-"""Key under which `resize` and `letterbox` leave the Fit in a frame's meta."""
+"""Meta key under which `resize` and `letterbox` store the Fit."""
 
 Floats = NDArray[np.floating[Any]]
 
@@ -19,8 +19,8 @@ class Fit(NamedTuple):
     """The part of a model's input that the picture fills; all in pixels of the input.
 
     Attributes:
-        left, top: where the picture begins.
-        width, height: how large the picture was made.
+        left, top: position of the picture.
+        width, height: size of the scaled picture.
         input_width, input_height: size of the whole input.
     """
 
@@ -33,12 +33,12 @@ class Fit(NamedTuple):
 
     @classmethod
     def stretch(cls, width: int, height: int) -> Fit:
-        """The picture fills the whole input, its aspect ratio given up."""
+        """Fill the whole input, ignoring the aspect ratio."""
         return cls(0, 0, width, height, width, height)
 
     @classmethod
     def inside(cls, picture: tuple[int, int], width: int, height: int, *, centred: bool = True) -> Fit:
-        """The picture as large as it goes in with its aspect ratio kept.
+        """Fit the picture inside the input as large as possible, keeping its aspect ratio.
 
         Args:
             picture: its width and height.
@@ -49,32 +49,32 @@ class Fit(NamedTuple):
         return cls(left, top, w, h, width, height)
 
     def to_picture(self, points: Floats) -> NDArray[np.float64]:
-        """From fractions of the input to fractions of the picture.
+        """Convert fractions of the input to fractions of the picture.
 
         Args:
             points: (…, 2), x and y, or boxes as (…, 4), x0 y0 x1 y1; 0..1 of the input.
-        Returns: the same shape, 0..1 of the picture; outside that range for what lies in the padding.
+        Returns: the same shape, 0..1 of the picture; outside that range within the padding.
         """
         pairs = points.reshape(*points.shape[:-1], points.shape[-1] // 2, 2).astype(np.float64)
         pairs = (pairs * (self.input_width, self.input_height) - (self.left, self.top)) / (self.width, self.height)
         return pairs.reshape(points.shape)
 
     def to_input(self, points: Floats) -> NDArray[np.float64]:
-        """From fractions of the picture to fractions of the input: the way back."""
+        """Convert fractions of the picture to fractions of the input."""
         pairs = points.reshape(*points.shape[:-1], points.shape[-1] // 2, 2).astype(np.float64)
         pairs = (pairs * (self.width, self.height) + (self.left, self.top)) / (self.input_width, self.input_height)
         return pairs.reshape(points.shape)
 
 
 def fit_of(frame: Frame) -> Fit:
-    """How the frame's picture was laid into the model's input.
+    """Return how the frame's picture was fitted into the model's input.
 
-    Raises: FrameError: no stage has said.
+    Raises: FrameError: no `letterbox` or `resize` came before.
     """
     fit = frame.meta.get(META)
     if not isinstance(fit, Fit):
         raise FrameError(
-            "Nothing says how the picture was laid into the model's input, so boxes cannot be put back onto it",
+            "Cannot map boxes back onto the picture: the frame does not say how it was fitted into the model's input",
             code="no-fit",
             remedy="Put `letterbox` or `resize` before `infer`.",
         )

@@ -1,4 +1,4 @@
-"""`motion`: let only those frames pass in which something moves."""
+"""The `motion` stage: drops frames without motion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hedgerow_vision.images.pictures import Picture, picture
 
 
 class MotionConfig(StageConfig):
-    """What counts as motion."""
+    """Sensitivity and rate."""
 
     threshold: float = Field(
         0.06, gt=0, lt=1, description="A cell has changed if its brightness moved by this share of full scale."
@@ -29,50 +29,50 @@ class MotionConfig(StageConfig):
 
 
 @dataclass(slots=True)
-class _Seen:
+class _StreamState:
     background: NDArray[np.float32] | None = None
     passed_at: float = 0.0
 
 
 class Motion(Stage[MotionConfig]):
-    """Drop frames in which nothing has moved; meta `motion` is the share of cells that changed.
+    """Drop frames without motion; meta `motion` is the share of cells that changed.
 
-    Each stream has a background of about 64 cells across, a running average of what was seen. A change of light alone,
-    alike everywhere, is no motion. The first frame of a stream, and the first of a new size, always passes.
+    Each stream has a background about 64 cells wide, a running average of its frames. A uniform change of brightness is
+    not motion. The first frame of a stream, and the first of a new size, always passes.
     """
 
     concurrent = True
 
     def setup(self, context: StageContext) -> None:
-        """Keep a background for each stream."""
-        self._seen: PerStream[_Seen] = context.per_stream(_Seen)
+        """Create the per-stream state."""
+        self._states: PerStream[_StreamState] = context.per_stream(_StreamState)
 
     def process(self, frame: Frame) -> Frame | Drop:
         """Drops: no-motion, too-soon. Raises: FrameError: not-decoded, not-a-picture."""
         cells = _cells(picture(frame))
-        seen = self._seen[frame.stream]
-        if seen.background is None or seen.background.shape != cells.shape:
-            seen.background, seen.passed_at = cells, frame.captured_at
+        state = self._states[frame.stream]
+        if state.background is None or state.background.shape != cells.shape:
+            state.background, state.passed_at = cells, frame.captured_at
             return frame.with_meta(motion=1.0)
-        change = cells - seen.background
-        seen.background += self.config.adapt * change
+        change = cells - state.background
+        state.background += self.config.adapt * change
         change -= np.median(change)
         moved = float(np.mean(np.abs(change) > self.config.threshold * 255))
-        # A sensor whose clock was set back must not stay silent until it has caught up.
-        seen.passed_at = min(seen.passed_at, frame.captured_at)
-        since = frame.captured_at - seen.passed_at
+        # If a sensor's clock is set back, do not drop its frames until the clock has caught up.
+        state.passed_at = min(state.passed_at, frame.captured_at)
+        since = frame.captured_at - state.passed_at
         overdue = self.config.max_quiet_s is not None and since >= self.config.max_quiet_s
         if moved < max(self.config.min_area, 1 / change.size) and not overdue:
             return Drop("no-motion")
         if since < self.config.min_interval_s:
             return Drop("too-soon")
-        seen.passed_at = frame.captured_at
+        state.passed_at = frame.captured_at
         return frame.with_meta(motion=moved)
 
 
 def _cells(image: Picture) -> NDArray[np.float32]:
-    """A picture's brightness, averaged over cells; (h, w), 0..255, w about 64."""
-    # Green stands for brightness, and of a large picture every k-th pixel will do: averaging evens out the noise.
+    """Return a picture's brightness, averaged over cells; (h, w), 0..255, w about 64."""
+    # Green approximates brightness. A large picture is subsampled first; averaging removes the noise.
     step = max(1, image.shape[1] // 256)
     green = image[::step, ::step, 1]
     side = max(1, green.shape[1] // 64)

@@ -1,4 +1,4 @@
-"""Pictures as every stage here takes them: (H, W, 3), uint8, RGB."""
+"""Pictures as the stages exchange them: (H, W, 3), uint8, RGB."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Picture = NDArray[np.uint8]
 
 
 def picture(frame: Frame) -> Picture:
-    """The frame's picture.
+    """Return the frame's picture.
 
     Returns: (H, W, 3), uint8, RGB.
-    Raises: FrameError: the frame is not decoded, or what it holds is not a picture.
+    Raises: FrameError: the frame is not decoded, or its array is not a picture.
     """
     array = frame.array
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         raise FrameError(
-            f"A picture is uint8 (H, W, 3), this frame is {array.dtype}{list(array.shape)}",
+            f"Expected a picture, uint8 (H, W, 3), got {array.dtype}{list(array.shape)}",
             code="not-a-picture",
-            remedy="Put `decode` before this stage, or look at which sensor sends to this pipeline.",
+            remedy="Put `decode` before this stage, or check which sensors this pipeline subscribes to.",
         )
     return array
 
@@ -33,8 +33,8 @@ def picture(frame: Frame) -> Picture:
 def resample(image: Picture, width: int, height: int) -> Picture:
     """Scale a picture, without aliasing when it shrinks.
 
-    Uses OpenCV where it is installed: a box filter over whole pixels, then bilinear for the rest, in about a third of
-    the time Pillow takes. Pillow otherwise: the same two steps, with a better filter in the second.
+    Uses OpenCV if installed: a box filter over whole pixels, then bilinear, in about a third of Pillow's time. Otherwise
+    Pillow: the same two steps, with a better filter in the second.
 
     Args:
         image: (H, W, 3), uint8.
@@ -52,7 +52,7 @@ def resample(image: Picture, width: int, height: int) -> Picture:
         return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
     whole = (wide // across, high // down)
     small = cv2.resize(image[: whole[1] * down, : whole[0] * across], whole, interpolation=cv2.INTER_AREA)
-    # Not resize: it would stretch what the box filter cut off at the edges, and move every box a little.
+    # Not resize: it would compensate for the edges that the box filter cut off by stretching, and shift every box.
     x, y = wide / across / width, high / down / height
     back = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -61,11 +61,11 @@ def resample(image: Picture, width: int, height: int) -> Picture:
 
 @cache
 def opencv() -> Any:
-    """The cv2 module, or None where the extra `text` is not installed."""
+    """Return the cv2 module, or None if the extra `text` is not installed."""
     try:
         import cv2
     except ImportError:
         return None
-    # The node runs frames side by side; OpenCV's own threads would only fight over the same cores.
+    # The node already runs frames in parallel; OpenCV's own threads would compete for the same cores.
     cv2.setNumThreads(1)
     return cv2

@@ -1,4 +1,4 @@
-"""`resize` and `letterbox`: from a picture to a model's input, in one pass."""
+"""The `resize` and `letterbox` stages: convert a picture to a model's input in one pass."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Channels = Annotated[tuple[float, float, float], BeforeValidator(_three)]
 
 
 class ResizeConfig(StageConfig):
-    """The input that the model wants.
+    """Format of the model's input.
 
-    A value is `(p − mean) ÷ std`, with p the pixel spread over `range`.
+    A value is `(p − mean) ÷ std`, with p the pixel scaled to `range`.
     """
 
     size: Size = Field(description="Width and height of the input, or one number for both.", examples=[640, [640, 480]])
@@ -50,12 +50,12 @@ class ResizeConfig(StageConfig):
         if 0 in self.std:
             raise ValueError("std must not be 0")
         if self.dtype == "uint8" and {"range", "mean", "std"} & self.model_fields_set:
-            raise ValueError("uint8 takes the pixels as they are: leave out range, mean and std")
+            raise ValueError("dtype uint8 leaves the pixels unchanged: omit range, mean and std")
         return self
 
 
 class LetterboxConfig(ResizeConfig):
-    """The input that the model wants, and what surrounds the picture in it."""
+    """Format of the model's input, and its padding."""
 
     pad: int = Field(114, ge=0, le=255, description="Grey that fills the rest, as a pixel value.")
     align: Literal["centre", "top-left"] = Field("centre", description="Position of the picture in the input.")
@@ -64,8 +64,8 @@ class LetterboxConfig(ResizeConfig):
 R = TypeVar("R", bound=ResizeConfig)
 
 
-class _ToInput(Stage[R]):
-    """What both stages share: all but where the picture goes."""
+class _InputStage(Stage[R]):
+    """Base of both stages; subclasses place the picture in `_fit`."""
 
     concurrent = True
 
@@ -82,20 +82,20 @@ class _ToInput(Stage[R]):
         raise NotImplementedError
 
 
-class Resize(_ToInput[ResizeConfig]):
+class Resize(_InputStage[ResizeConfig]):
     """Stretch the picture to a model's input; the picture itself stays in `frame.array`.
 
-    Leaves the tensor (1, 3, H, W) or (1, H, W, 3) and, in meta `fit`, where the picture lies in it.
+    Adds the tensor (1, 3, H, W) or (1, H, W, 3), and its mapping onto the picture in meta `fit`.
     """
 
     def _fit(self, width: int, height: int) -> Fit:
         return Fit.stretch(*self.config.size)
 
 
-class Letterbox(_ToInput[LetterboxConfig]):
-    """Fit the picture into a model's input with its aspect ratio kept; the rest is grey.
+class Letterbox(_InputStage[LetterboxConfig]):
+    """Fit the picture into a model's input, keeping its aspect ratio; the rest is grey.
 
-    Otherwise as `resize`.
+    Otherwise like `resize`.
     """
 
     def _fit(self, width: int, height: int) -> Fit:
@@ -103,11 +103,10 @@ class Letterbox(_ToInput[LetterboxConfig]):
 
 
 class InputFiller:
-    """Writes a picture into a fresh input tensor: scaled, normalised and in the layout asked for.
+    """Writes a picture into a new input tensor: scaled, normalised and in the configured layout.
 
-    Normalising is one multiplication and one addition per value, straight into the tensor: for channels first that
-    goes plane by plane, for channels last row by row with the factors repeated along the row, each several times as
-    fast as broadcasting over the colours.
+    Normalising is one multiplication and one addition per value, in place: plane by plane for channels first, row by row
+    with repeated factors for channels last. Both are several times as fast as broadcasting over the colours.
     """
 
     def __init__(self, config: ResizeConfig, pad: int = 0) -> None:
@@ -122,11 +121,11 @@ class InputFiller:
         self._bgr = config.channels == "bgr"
 
     def __call__(self, image: Picture, fit: Fit) -> Array:
-        """One input.
+        """Return the input tensor for one picture.
 
         Args:
             image: (H, W, 3), uint8, RGB.
-            fit: where in the input it goes.
+            fit: its placement.
         Returns: (1, 3, H, W) or (1, H, W, 3), C-contiguous.
         """
         scaled = resample(image, fit.width, fit.height)

@@ -1,1 +1,1 @@
-"""Finding and reading text."""
+"""Stages that find and read text."""

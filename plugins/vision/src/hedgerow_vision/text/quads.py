@@ -1,4 +1,4 @@
-"""Quadrilaterals around lines of text: their order, and what they enclose set straight."""
+"""Quadrilaterals around lines of text: ordering and rectification."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ Quads = NDArray[np.floating[Any]]
 
 
 class OpenCvMissing(HedgerowError):
-    """The text stages need OpenCV."""
+    """OpenCV, which the text stages need, is not installed."""
 
     code = "opencv-missing"
 
     def __init__(self, stage: str) -> None:
-        super().__init__(f"Stage {stage} needs OpenCV", remedy="`pip install 'hedgerow-vision[text]'`.")
+        super().__init__(
+            f"Stage {stage} needs OpenCV, which is not installed", remedy="Run `pip install 'hedgerow-vision[text]'`."
+        )
 
 
-def need_opencv(stage: str) -> Any:
-    """The cv2 module. Raises: OpenCvMissing: it is not installed."""
+def require_opencv(stage: str) -> Any:
+    """Return the cv2 module. Raises: OpenCvMissing: it is not installed."""
     cv2 = opencv()
     if cv2 is None:
         raise OpenCvMissing(stage)
@@ -32,10 +34,10 @@ def need_opencv(stage: str) -> Any:
 
 
 def clockwise(corners: Quads) -> Quads:
-    """A rectangle's corners as top left, top right, bottom right, bottom left.
+    """Return a rectangle's corners as top left, top right, bottom right, bottom left.
 
     Args:
-        corners: (4, 2), x y, in any order; a rectangle, turned or not.
+        corners: (4, 2), x y, in any order; the rectangle may be rotated.
     """
     left_first = corners[np.argsort(corners[:, 0], kind="stable")]
     left = left_first[:2][np.argsort(left_first[:2, 1], kind="stable")]
@@ -44,9 +46,9 @@ def clockwise(corners: Quads) -> Quads:
 
 
 def reading_order(quads: Quads) -> list[int]:
-    """The order in which quads are read: line by line downwards, within a line from left to right.
+    """Return the indices of quads in reading order: line by line downwards, within a line from left to right.
 
-    Two quads are on one line when the middle of one lies within the height of the line's first.
+    A quad belongs to a line if its middle is above the bottom of the line's first quad.
 
     Args:
         quads: (N, 4, 2), x y.
@@ -65,21 +67,21 @@ def reading_order(quads: Quads) -> list[int]:
     return order + sorted(line, key=lefts.__getitem__)
 
 
-def straighten(image: Picture, quad: Quads, height: int) -> Picture:
-    """What a quad encloses, set straight; a quad much higher than wide is turned by a quarter to the left.
+def rectify(image: Picture, quad: Quads, height: int) -> Picture:
+    """Return the content of a quad as a rectangle; a quad much higher than wide is rotated left by 90°.
 
     Args:
         image: (H, W, 3).
         quad: (4, 2), x y in pixels of the image, clockwise from top left.
         height: of the result.
-    Returns: (height, w, 3), w as the quad's proportions ask.
+    Returns: (height, w, 3), w by the quad's aspect ratio.
     """
-    cv2 = need_opencv("read-text")
+    cv2 = require_opencv("read-text")
     wide = max(math.dist(quad[0], quad[1]), math.dist(quad[3], quad[2]), 1.0)
     high = max(math.dist(quad[0], quad[3]), math.dist(quad[1], quad[2]), 1.0)
     if high >= 1.5 * wide:
         quad, wide, high = np.roll(quad, -1, axis=0), high, wide
-    # A warp that shrinks by more than two skips pixels: warp to half the height, or a third…, and scale the rest.
+    # Warping skips pixels if it shrinks more than twofold: warp to a multiple of the height, then average.
     whole = max(1, int(high // height))
     w, h = max(1, round(wide * height / high)), height
     across, down = w * whole, h * whole

@@ -1,4 +1,4 @@
-"""`read-text`: what the text in a picture says."""
+"""The `read-text` stage: recognises lines of text."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from pydantic import Field
 from hedgerow import Frame, HedgerowError, ModelHandle, Outcome, Stage, StageConfig, StageContext
 from hedgerow_vision.images.pictures import Picture, picture
 from hedgerow_vision.text.detect import QUADS
-from hedgerow_vision.text.quads import need_opencv, straighten
+from hedgerow_vision.text.quads import rectify, require_opencv
 
 _WHOLE: Final = np.array([[[0, 0], [1, 0], [1, 1], [0, 1]]], np.float64)
 _STEP: Final = 64
-"""Widths of inputs are multiples of this, so that lines of about one length share a batch and little of it is padding.
-Sorting all lines into a few wide batches was measured too: on a CPU it took half as long again."""
+"""Widths of inputs are multiples of this, so that lines of similar length share a batch with little padding. Sorting all
+lines into a few wide batches took 50 % longer on a CPU."""
 _NARROWEST: Final = 320 / 48
 """Width ÷ height of the narrowest input; the models were trained on lines padded to this."""
 
 
-_SURE: Final = 0.9
+_MIN_UPSIDE_DOWN: Final = 0.9
+"""Probability from which the angle model's "upside down" is believed."""
 
 
 class ReadTextConfig(StageConfig):
-    """The models, and what is left out."""
+    """Models, input size and threshold."""
 
     model: str = Field(description="A CTC text recogniser with its characters in the metadata, e.g. PP-OCR's.")
     angle_model: str | None = Field(None, description="A classifier that detects upside-down text.")
@@ -37,7 +38,7 @@ class ReadTextConfig(StageConfig):
 
 
 class Line(NamedTuple):
-    """A line of text that was read."""
+    """A recognised line of text."""
 
     text: str
     score: float
@@ -53,7 +54,7 @@ class ReadText(Stage[ReadTextConfig]):
     """Read each line that `detect-text` found; without it, take the whole picture as one line.
 
     The result has `texts`, in reading order, each with `text`, `score` and `box`, four points clockwise from top left.
-    The lines of all waiting pictures run together; those of about one length share a batch.
+    The lines of all waiting pictures run together; lines of similar length share a batch.
 
     Shi et al. 2015, "An End-to-End Trainable Neural Network for Image-based Sequence Recognition" (CRNN, CTC).
     """
@@ -64,13 +65,13 @@ class ReadText(Stage[ReadTextConfig]):
         """Load the models.
 
         Raises:
-            OpenCvMissing: the extra is not installed.
-            NoAlphabet: the recogniser does not say which characters it reads.
+            OpenCvMissing: the extra `text` is not installed.
+            NoAlphabet: the recogniser's metadata lacks its characters.
             ModelError: a model cannot be loaded.
         """
-        need_opencv("read-text")
+        require_opencv("read-text")
         self._reader = context.model(self.config.model)
-        self._turner = None if self.config.angle_model is None else context.model(self.config.angle_model)
+        self._angle_model = None if self.config.angle_model is None else context.model(self.config.angle_model)
         self._alphabet = _alphabet(self._reader)
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
@@ -81,25 +82,25 @@ class ReadText(Stage[ReadTextConfig]):
         for index, frame in enumerate(frames):
             try:
                 image = picture(frame)
-            except Exception as error:  # noqa: BLE001 - it is this frame's outcome
+            except Exception as error:  # noqa: BLE001 - becomes this frame's outcome
                 outcomes[index] = error
                 continue
             quads[index] = frame.meta.get(QUADS, _WHOLE)
             for number, quad in enumerate(quads[index] * (image.shape[1], image.shape[0])):
-                crops.append(_Crop(index, number, straighten(image, quad, self.config.height)))
+                crops.append(_Crop(index, number, rectify(image, quad, self.config.height)))
         lines = self._read(crops)
         for index, found in quads.items():
             outcomes[index] = self._finish(frames[index], found, lines.get(index, {}))
         return outcomes
 
     def _read(self, crops: list[_Crop]) -> dict[int, dict[int, Line]]:
-        """Every line, by frame and number."""
+        """Return the lines by frame and number."""
         images = [crop.image for crop in crops]
-        if self._turner is not None:
-            heads = self._infer(self._turner, [_input(image, 192) for image in images])
+        if self._angle_model is not None:
+            angles = self._infer(self._angle_model, [_input(image, 192) for image in images])
             images = [
-                np.ascontiguousarray(image[::-1, ::-1]) if head[0, 1] > _SURE else image
-                for image, head in zip(images, heads, strict=True)
+                np.ascontiguousarray(image[::-1, ::-1]) if angle[0, 1] > _MIN_UPSIDE_DOWN else image
+                for image, angle in zip(images, angles, strict=True)
             ]
         outputs = self._infer(self._reader, [_input(image, self._width(image)) for image in images])
         lines: dict[int, dict[int, Line]] = {}
@@ -108,8 +109,8 @@ class ReadText(Stage[ReadTextConfig]):
         return lines
 
     def _width(self, image: Picture) -> int:
-        wanted: float = max(image.shape[1], _NARROWEST * self.config.height)
-        return min(self.config.max_width, _STEP * math.ceil(wanted / _STEP))
+        needed: float = max(image.shape[1], _NARROWEST * self.config.height)
+        return min(self.config.max_width, _STEP * math.ceil(needed / _STEP))
 
     def _infer(self, model: ModelHandle, inputs: list[NDArray[np.float32]]) -> list[NDArray[Any]]:
         outputs = model.infer([{model.inputs[0].name: one} for one in inputs]) if inputs else []
@@ -126,12 +127,12 @@ class ReadText(Stage[ReadTextConfig]):
 
 
 def _input(image: Picture, width: int) -> NDArray[np.float32]:
-    """A line as a model's input, squeezed if it is wider, else followed by zeros.
+    """Return a line as a model's input, squeezed if it is wider, else padded with zeros.
 
     Returns: (1, 3, h, width), BGR, -1..1.
     """
     if image.shape[1] > width:
-        cv2 = need_opencv("read-text")
+        cv2 = require_opencv("read-text")
         image = cv2.resize(image, (width, image.shape[0]), interpolation=cv2.INTER_AREA)
     out = np.zeros((1, 3, image.shape[0], width), np.float32)
     filled = out[0, :, :, : image.shape[1]]
@@ -142,7 +143,7 @@ def _input(image: Picture, width: int) -> NDArray[np.float32]:
 
 
 def read_ctc(probabilities: NDArray[np.floating[Any]], alphabet: Sequence[str]) -> Line:
-    """The likeliest character at each step, repeats and blanks taken out (Graves et al. 2006, §3.2, best path).
+    """Decode the best path: the likeliest class at each step, without repeats and blanks (Graves et al. 2006, §3.2).
 
     Args:
         probabilities: (steps, classes), class 0 the blank.
@@ -159,14 +160,14 @@ def read_ctc(probabilities: NDArray[np.floating[Any]], alphabet: Sequence[str]) 
 
 
 class NoAlphabet(HedgerowError):
-    """A text recogniser does not say which characters it reads."""
+    """A text recogniser's metadata lacks its characters."""
 
     code = "no-alphabet"
 
     def __init__(self, model: str) -> None:
         super().__init__(
-            f"Model {model} does not carry its characters",
-            remedy="Write them, one a line, into the ONNX metadata under `character`, as PP-OCR's models have them.",
+            f"Model {model} has no `character` in its metadata",
+            remedy="Add the characters to the ONNX metadata, one per line under `character`, as PP-OCR's models have them.",
         )
 
 

@@ -1,4 +1,4 @@
-"""What the peers' loops do with a frame: each makes, from its options, the function that answers it."""
+"""Frame handlers of the peers' loops; each function makes a handler from its options."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-Answer = Callable[[str, Any, str], bytes | None]
-"""From topic, payload and the frame's id to a result; None: there is none."""
+Handler = Callable[[str, Any, str], bytes | None]
+"""Takes topic, payload and frame id; returns a result, or None."""
 
 
-def vad(options: dict[str, Any]) -> Answer:
-    """Silero VAD on ONNX Runtime; its author's window: 64 samples of the one before and 512 new ones."""
+def vad(options: dict[str, Any]) -> Handler:
+    """Silero VAD on ONNX Runtime, with the published window: 64 samples of the previous one and 512 new ones."""
     from benchmarks.harness import silero
 
     if "model" in options:
@@ -26,7 +26,7 @@ def vad(options: dict[str, Any]) -> Answer:
     states: dict[str, tuple[Any, Any]] = {}
     nothing = np.zeros((1, 64), np.float32), np.zeros((2, 1, 128), np.float32)
 
-    def answer(topic: str, payload: Any, frame: str) -> bytes:
+    def handle(topic: str, payload: Any, frame: str) -> bytes:
         context, state = states.get(topic, nothing)
         samples = np.frombuffer(payload, "<i2").astype(np.float32)[np.newaxis] * np.float32(1 / 32768)
         window = np.concatenate((context, samples), axis=1)
@@ -34,11 +34,11 @@ def vad(options: dict[str, Any]) -> Answer:
         states[topic] = window[:, -64:], state
         return json.dumps({"id": frame, "topic": topic, "probability": float(probability[0, 0])}).encode()
 
-    return answer
+    return handle
 
 
-def text(options: dict[str, Any]) -> Answer:
-    """Text detection on the backend that is the quickest here; what follows the model is the plugin's own code."""
+def text(options: dict[str, Any]) -> Handler:
+    """Text detection on the given backend; postprocessing is the plugin's code."""
     import simplejpeg
 
     from benchmarks.harness.raw import text_runner
@@ -49,7 +49,7 @@ def text(options: dict[str, Any]) -> Answer:
     std = np.array([0.229, 0.224, 0.225], np.float32)
     factor, offset = (1 / 255 / std)[:, None, None], (-mean / std)[:, None, None]
 
-    def answer(topic: str, payload: Any, frame: str) -> bytes:
+    def handle(topic: str, payload: Any, frame: str) -> bytes:
         image = simplejpeg.decode_jpeg(payload, colorspace="BGR")
         tensor = image.transpose(2, 0, 1) * factor + offset
         heat = run(np.ascontiguousarray(tensor[np.newaxis]))[0, 0]
@@ -57,15 +57,15 @@ def text(options: dict[str, Any]) -> Answer:
         texts = [{"score": s, "box": q} for s, q in zip(scores.tolist(), quads.tolist(), strict=True)]
         return json.dumps({"id": frame, "topic": topic, "texts": texts}).encode()
 
-    return answer
+    return handle
 
 
-def noop(_: dict[str, Any]) -> Answer:
-    """The size of the payload."""
+def noop(_: dict[str, Any]) -> Handler:
+    """Return the size of the payload."""
     return lambda _, payload, frame: json.dumps({"id": frame, "bytes": len(payload)}).encode()
 
 
-def count(options: dict[str, Any]) -> Answer:
-    """Nothing, but for every n-th frame a sign of life."""
+def count(options: dict[str, Any]) -> Handler:
+    """Return an empty result for each n-th frame only."""
     numbers, each = itertools.count(1), options["each"]
     return lambda *_: None if next(numbers) % each else b"{}"
