@@ -167,7 +167,7 @@ class ModelConfig(Section):
     )
     backend: Literal["auto", "onnxruntime", "openvino"] = Field(
         "auto",
-        description="`auto` takes the fastest that `hedgerow tune` measured on this machine, else the first that can run it.",
+        description="`auto` uses the fastest backend that `hedgerow tune` measured on this machine, else the first that can run the model.",
     )
     device: str = Field("CPU", description="CPU, GPU, NPU, CUDA, TensorRT: as the backend names it.")
     if_device_missing: Literal["fail", "degrade"] = Field(
@@ -363,7 +363,7 @@ class PipelineConfig(Section):
         description="Most unacknowledged QoS 1 frames in this pipeline; the broker holds back the rest.",
     )
     max_payload_bytes: int = Field(
-        32 * 2**20, ge=1, description="A larger payload is not kept, and its frame is dead-lettered."
+        32 * 2**20, ge=1, description="A larger payload is discarded, and its frame is dead-lettered."
     )
     batch: int = Field(64, ge=1, description="Most frames that run through the stages together.")
     lanes: int | None = Field(
