@@ -29,7 +29,7 @@ async def test_health_tells_a_drift_and_outputs_that_are_no_numbers_long_after_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("hedgerow.models.monitor.drift.WINDOW_S", 0.01)
-    monkeypatch.setattr("hedgerow.models.monitor.drift.LEAST_FRAMES", 30)
+    monkeypatch.setattr("hedgerow.models.monitor.drift.MIN_FRAMES", 30)
     monkeypatch.setattr(
         "hedgerow.models.monitor.drift._SHARE", 1.0
     )  # or it would take seconds until so many have been looked at

@@ -114,7 +114,7 @@ async def test_a_version_takes_one_hop_into_a_thread_and_its_events_are_raised_o
         return devices()
 
     monkeypatch.setattr(asyncio, "to_thread", counted)
-    monkeypatch.setattr(backends, "Here", asked)
+    monkeypatch.setattr(backends, "LocalDevices", asked)
     verifier = Verifier(world.node, lambda kind, _: told.append((kind, threading.current_thread())))
     ref, other = world.publish(), world.publish(version="2.0.0", selector="site=hall-2")
     world.time.wall = 0.0
@@ -133,7 +133,7 @@ async def test_a_version_takes_one_hop_into_a_thread_and_its_events_are_raised_o
 async def test_a_version_that_is_trusted_and_cannot_run_here_is_refused_for_that(
     world: World, verifier: Verifier, events: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "Here", dict)
+    monkeypatch.setattr(backends, "LocalDevices", dict)
     with pytest.raises(DeviceMissing):
         await verifier.verify(world.publish(), {})
 

@@ -334,7 +334,7 @@ async def test_a_version_that_does_not_fit_the_stages_is_refused(bench: Bench, m
     outcome = await bench.swap_to(other)
 
     assert (outcome.kept, outcome.code) == (False, "incompatible-version")
-    assert "x: float32[?, 4], it was x: float32[?, 3]" in outcome.reason
+    assert "x: float32[?, 4], was x: float32[?, 3]" in outcome.reason
     assert "pipelines:" in outcome.remedy
 
 
