@@ -156,7 +156,7 @@ class Engine:
         return self._signature
 
     def recent_s(self) -> dict[int, tuple[float, ...]]:
-        """Return the seconds that the backend took_s for recent batches, by rows."""
+        """Return the seconds that the backend took for recent batches, by rows."""
         with self._lock:
             return {rows: tuple(times) for rows, times in self._recent_s.items()}
 
