@@ -199,7 +199,7 @@ def test_a_caller_that_is_woken_twice_wakes_once() -> None:
     call = _Call(1)
     call.wake()
     for _ in range(2):
-        wakeup = call.prepare_sleep()
+        wakeup = call.mark_sleeping()
         call.wake()
         call.wake()
         assert wakeup.acquire(blocking=False)

@@ -31,7 +31,7 @@ class _Call:
         self.leading = self._asleep = False
         self._wakeup: threading.Lock | None = None  # held except at the moment of waking; created on first use
 
-    def prepare_sleep(self) -> threading.Lock:
+    def mark_sleeping(self) -> threading.Lock:
         """Mark the caller as asleep. Returns: the lock it must acquire to sleep."""
         if self._wakeup is None:
             self._wakeup = threading.Lock()
@@ -171,6 +171,6 @@ class Combiner:
                 return True
             if call.left == 0:
                 return False
-            wakeup = call.prepare_sleep()
+            wakeup = call.mark_sleeping()
         wakeup.acquire()
         return True
