@@ -93,7 +93,7 @@ def test_priority_is_restored_after_an_exception() -> None:
 def test_idle_priority_falls_back_to_low_priority_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     if not background.can_raise_priority():
         pytest.skip("this user may not raise priorities")
-    monkeypatch.setattr(background, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(background, "MAX_IDLE_PRIORITY_S", 0.2)
     policies: list[int] = []
 
     def work() -> None:

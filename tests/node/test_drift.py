@@ -29,7 +29,7 @@ async def test_health_reports_drift_and_nan_of_a_kept_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("hedgerow.models.monitor.drift.WINDOW_S", 0.01)
-    monkeypatch.setattr("hedgerow.models.monitor.drift.LEAST_FRAMES", 30)
+    monkeypatch.setattr("hedgerow.models.monitor.drift.MIN_FRAMES", 30)
     monkeypatch.setattr("hedgerow.models.monitor.drift._SHARE", 1.0)  # sampling fewer frames would take seconds
     samples = {"x": RANDOM.random((500, 3), np.float32)}
     candidate = make_candidate(NAN_ABOVE_ONE, samples=samples, baseline=True)

@@ -5,7 +5,7 @@ Two levels, because background and serving threads share Python's interpreter lo
   interpreter lock must keep running, or every thread that waits for the lock stalls too.
 - `idle_priority`, nested in it around a call that releases the lock, uses only idle cores (SCHED_IDLE). A serving thread
   that wakes up then preempts it at once; a merely nice thread keeps the core until its time slice ends, some
-  milliseconds later. If cores stay busy for `PATIENCE_S`, the call falls back to low priority, so it always finishes.
+  milliseconds later. If cores stay busy for `MAX_IDLE_PRIORITY_S`, the call falls back to low priority, so it always finishes.
 
 Threads that a library starts in the block inherit the priority but serve later, so their priority is restored as well.
 Raising a priority needs CAP_SYS_NICE (`LimitNICE=+0` in systemd); without it, nothing is lowered.
@@ -25,7 +25,7 @@ from typing import Final
 NICE: Final = 10
 """Nice steps by which priority is lowered: a background thread gets about a tenth of a contended core."""
 
-PATIENCE_S: Final = 10.0
+MAX_IDLE_PRIORITY_S: Final = 10.0
 """Longest time at idle priority, for all `idle_priority` blocks within one `low_priority` together."""
 
 _LOWEST: Final = 19
@@ -51,7 +51,7 @@ def low_priority() -> Iterator[None]:
         return
     threads_before = _threads()
     os.setpriority(os.PRIO_PROCESS, 0, lowered)
-    _idle_deadline.at = time.monotonic() + PATIENCE_S
+    _idle_deadline.at = time.monotonic() + MAX_IDLE_PRIORITY_S
     try:
         yield
     finally:

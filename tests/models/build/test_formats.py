@@ -130,6 +130,6 @@ def test_samples_that_do_not_fit_are_refused_and_the_file_is_named(
 def test_noise_needs_the_sizes_of_dynamic_axes() -> None:
     dynamic = signature_of(TensorSpec("x", (None, None, 3), FLOAT))
 
-    with pytest.raises(ModelMismatch, match="open in more than the batch"):
+    with pytest.raises(ModelMismatch, match="with dynamic axes besides the batch"):
         sampling.noise(dynamic, {}, 2)
     assert [sample["x"].shape for sample in sampling.noise(dynamic, {"x": (1, 7, 3)}, 2)] == [(1, 7, 3)] * 2

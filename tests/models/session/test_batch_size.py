@@ -1,4 +1,4 @@
-"""A batch takes what waits, and leaves other streams something to do where that takes long."""
+"""Batch size policy: a batch takes all waiting rows, unless it would take long and other streams could share them."""
 
 from __future__ import annotations
 
@@ -8,52 +8,54 @@ from hypothesis import strategies as st
 from hedgerow.models.session.batch_size import LONG_S, BatchSizePolicy
 
 
-def test_short_batches_take_all_that_waits() -> None:
-    portion = BatchSizePolicy(64, 2)
+def test_short_batches_take_all_waiting_rows() -> None:
+    policy = BatchSizePolicy(64, 2)
     for _ in range(50):
-        portion.took(20, 20 * LONG_S / 1000)
+        policy.record(20, 20 * LONG_S / 1000)
 
-    assert portion.most(40) == 64
+    assert policy.max_rows(40) == 64
 
 
 def test_a_long_batch_leaves_the_other_stream_its_share() -> None:
-    portion = BatchSizePolicy(8, 2)
+    policy = BatchSizePolicy(8, 2)
     for _ in range(50):
-        portion.took(8, 8 * LONG_S)
+        policy.record(8, 8 * LONG_S)
 
-    assert [portion.most(waiting) for waiting in (8, 5, 2)] == [4, 3, 1]
+    assert [policy.max_rows(waiting) for waiting in (8, 5, 2)] == [4, 3, 1]
 
 
-def test_one_stream_has_nobody_to_leave_anything_to() -> None:
-    portion = BatchSizePolicy(8, 1)
+def test_a_single_stream_takes_all_waiting_rows() -> None:
+    policy = BatchSizePolicy(8, 1)
     for _ in range(50):
-        portion.took(8, 8 * LONG_S)
+        policy.record(8, 8 * LONG_S)
 
-    assert [portion.most(waiting) for waiting in (8, 5)] == [8, 5]
-
-
-def test_long_is_what_takes_more_than_a_fiftieth_of_a_second() -> None:
-    portion = BatchSizePolicy(64, 2)
-    assert portion.most(40) == 64, "before a batch has run, none is long"
-    portion.took(1, 0.004)  # counts an eighth: half a millisecond a row
-
-    assert [portion.most(waiting) for waiting in (40, 41)] == [64, 21]
+    assert [policy.max_rows(waiting) for waiting in (8, 5)] == [8, 5]
 
 
-def test_the_time_of_a_row_is_a_moving_mean() -> None:
-    portion = BatchSizePolicy(64, 2)
+def test_a_batch_is_long_above_20_ms() -> None:
+    policy = BatchSizePolicy(64, 2)
+    assert policy.max_rows(40) == 64, "no batch is long before one has run"
+    policy.record(1, 0.004)  # weighted by an eighth: 0.5 ms per row
+
+    assert [policy.max_rows(waiting) for waiting in (40, 41)] == [64, 21]
+
+
+def test_the_time_per_row_is_a_moving_average() -> None:
+    policy = BatchSizePolicy(64, 2)
     for _ in range(2):
-        portion.took(2, 0.008)
+        policy.record(2, 0.008)
 
-    assert [portion.most(waiting) for waiting in (21, 22)] == [64, 11], "0.9375 ms: an eighth of 4 ms, and of the rest"
+    assert [policy.max_rows(waiting) for waiting in (21, 22)] == [64, 11], (
+        "0.9375 ms: an eighth of 4 ms, then of the rest"
+    )
 
 
 @given(st.integers(1, 64), st.integers(1, 4), st.lists(st.tuples(st.integers(1, 200), st.floats(1e-6, 1.0))))
-def test_it_is_never_more_than_the_limit_nor_less_than_one(
+def test_a_batch_has_at_least_one_row_and_at_most_the_limit(
     limit: int, streams: int, batches: list[tuple[int, float]]
 ) -> None:
-    portion = BatchSizePolicy(limit, streams)
+    policy = BatchSizePolicy(limit, streams)
     for waiting, seconds in batches:
-        rows = min(waiting, portion.most(waiting))
+        rows = min(waiting, policy.max_rows(waiting))
         assert 1 <= rows <= limit
-        portion.took(rows, seconds)
+        policy.record(rows, seconds)

@@ -28,7 +28,7 @@ def test_a_batch_has_the_oldest_request_one_key_and_no_more_rows_than_the_limit(
 
 
 @given(WAITING, st.integers(1, 8))
-def test_taking_batches_until_none_is_left_takes_each_request_once_and_keeps_a_keys_order(
+def test_batches_contain_each_request_once_and_keep_the_order_of_each_key(
     waiting: list[tuple[str | None, int]], limit: int
 ) -> None:
     left = list(enumerate(waiting))
@@ -45,7 +45,7 @@ def test_taking_batches_until_none_is_left_takes_each_request_once_and_keeps_a_k
 
 
 @given(WAITING, st.integers(1, 8))
-def test_no_place_is_left_empty_that_the_next_of_the_key_would_fit_in(
+def test_a_batch_is_filled_until_the_next_request_of_its_key_does_not_fit(
     waiting: list[tuple[str | None, int]], limit: int
 ) -> None:
     chosen = pick(waiting, limit)
@@ -67,8 +67,8 @@ def test_a_request_larger_than_the_limit_runs_alone() -> None:
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 2), st.integers(0, 9))
-def test_what_is_stacked_and_split_comes_back(rows: list[int], axis: int, padding: int) -> None:
-    """On any batch axis, with any rows a request, padded or not."""
+def test_splitting_reverses_stacking(rows: list[int], axis: int, padding: int) -> None:
+    """On any batch axis, with any number of rows per request, padded or not."""
     rng = np.random.default_rng(0)
 
     def shape(count: int) -> list[int]:
@@ -88,7 +88,7 @@ def test_what_is_stacked_and_split_comes_back(rows: list[int], axis: int, paddin
 
 
 def test_padding_repeats_the_last_row() -> None:
-    """A model may divide by what it gets; zeros would be a frame that no sensor sent."""
+    """A model may divide by its input; zeros would be a frame that no sensor sent."""
     batch = stack([{"x": np.array([[1], [2]])}], {"x": 0}, 2)
     of_two = stack([{"x": np.array([[1]])}, {"x": np.array([[2]])}], {"x": 0}, 1)
 
@@ -102,7 +102,7 @@ def test_a_single_request_is_not_copied() -> None:
     assert stack([{"x": array}], {"x": 0}, 0)["x"] is array
 
 
-def test_a_transposed_image_is_put_in_order_for_the_backend() -> None:
+def test_a_transposed_image_is_made_contiguous_for_the_backend() -> None:
     image = np.ones((1, 4, 4, 3)).transpose(0, 3, 1, 2)
 
     assert stack([{"x": image}], {"x": 0}, 0)["x"].flags.c_contiguous
@@ -110,7 +110,7 @@ def test_a_transposed_image_is_put_in_order_for_the_backend() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 2), (), (1, 2)])
 def test_an_output_without_a_row_for_every_request_cannot_be_split(shape: Sequence[int]) -> None:
-    with pytest.raises(ValueError, match="y came back as"):
+    with pytest.raises(ValueError, match="output y has the shape"):
         split({"y": np.zeros(shape)}, {"y": 0}, [1, 1], 2)
 
 
@@ -125,7 +125,7 @@ def test_an_output_without_a_row_for_every_request_cannot_be_split(shape: Sequen
         (np.array([3]), np.array([4]), True),
         (np.array([0.001, 0.0]), np.array([0.001, 0.002]), False),
     ],
-    ids=["rounding", "other", "shape", "type", "nan", "whole numbers may flip", "small"],
+    ids=["rounding", "other", "shape", "type", "nan", "integers may flip", "small"],
 )
-def test_outputs_are_alike_but_for_rounding(one: np.ndarray, other: np.ndarray, same: bool) -> None:
+def test_outputs_that_agree_within_rounding_are_alike(one: np.ndarray, other: np.ndarray, same: bool) -> None:
     assert alike({"y": one}, {"y": other}) is same

@@ -1,4 +1,4 @@
-"""Flat combining: nothing lost, nothing twice, nobody starved, nobody made to serve for ever."""
+"""Flat combining: every request runs once, none starves, and no caller leads for ever."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from hedgerow.models.session.combiner import Combiner, Ticket, _Call
 
 
 class Bench:
-    """Runs batches and writes down who ran what; `hold` keeps a batch running until it is let go."""
+    """Runs batches and records which thread ran which; `hold` keeps a batch running until it is released."""
 
     def __init__(self, streams: int = 1, limit: int = 8) -> None:
         self.combiner = Combiner(self._run, streams=streams, limit=limit)
         self.batches: list[tuple[int, list[Ticket]]] = []
-        self.at_work = 0
-        self.most_at_work = 0
+        self.running = 0
+        self.most_running = 0
         self.gates: dict[object, tuple[threading.Event, threading.Event]] = {}
         self._lock = threading.Lock()
 
     def hold(self, request: object) -> tuple[threading.Event, threading.Event]:
-        """Events: the batch with this request has begun; it may end."""
+        """Return two events: the batch with this request has started; it may end."""
         gate = self.gates[request] = (threading.Event(), threading.Event())
         return gate
 
-    def ask(self, *requests: object, key: object = "a", rows: int = 1) -> list[object]:
+    def submit(self, *requests: object, key: object = "a", rows: int = 1) -> list[object]:
         tickets = [Ticket(key, rows, request) for request in requests]
         self.combiner.submit(tickets)
         return [ticket.result for ticket in tickets]
 
-    def waits_until_queued(self, count: int) -> None:
+    def wait_until_queued(self, count: int) -> None:
         while len(self.combiner._waiting) < count:
             threading.Event().wait(0.001)
 
     def _run(self, tickets: list[Ticket]) -> None:
         with self._lock:
-            self.at_work += 1
-            self.most_at_work = max(self.most_at_work, self.at_work)
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
             self.batches.append((threading.get_ident(), tickets))
         for ticket in tickets:
-            begun, may_end = self.gates.get(ticket.request, (None, None))
-            if begun and may_end:
-                begun.set()
+            started, may_end = self.gates.get(ticket.request, (None, None))
+            if started and may_end:
+                started.set()
                 assert may_end.wait(60)
         with self._lock:
-            self.at_work -= 1
+            self.running -= 1
         for ticket in tickets:
             ticket.result = ("done", ticket.request)
 
@@ -61,28 +61,28 @@ class Bench:
 
 
 def test_a_lone_caller_runs_its_own_requests_in_its_own_thread() -> None:
-    """No hop to another thread when nobody else is there."""
+    """Without other callers there is no hop to another thread."""
     bench = Bench()
 
-    assert bench.ask(1, 2, 3) == [("done", 1), ("done", 2), ("done", 3)]
+    assert bench.submit(1, 2, 3) == [("done", 1), ("done", 2), ("done", 3)]
     assert bench.requests() == [[1, 2, 3]]
     assert bench.batches[0][0] == threading.get_ident()
 
 
-def test_asking_for_nothing_runs_nothing() -> None:
+def test_submitting_no_requests_runs_no_batch() -> None:
     bench = Bench()
     bench.combiner.submit([])
     assert bench.batches == []
 
 
-def test_what_waits_while_another_runs_becomes_one_batch_across_callers() -> None:
+def test_requests_that_wait_while_a_batch_runs_share_the_next_one() -> None:
     bench = Bench()
-    begun, may_end = bench.hold("first")
+    started, may_end = bench.hold("first")
     with ThreadPoolExecutor(4) as pool:
-        pool.submit(bench.ask, "first")
-        begun.wait(60)
-        others = [pool.submit(bench.ask, name) for name in ("b", "c", "d")]
-        bench.waits_until_queued(3)
+        pool.submit(bench.submit, "first")
+        started.wait(60)
+        others = [pool.submit(bench.submit, name) for name in ("b", "c", "d")]
+        bench.wait_until_queued(3)
         may_end.set()
         results = [other.result(10) for other in others]
 
@@ -90,19 +90,19 @@ def test_what_waits_while_another_runs_becomes_one_batch_across_callers() -> Non
     assert [sorted(map(str, batch)) for batch in bench.requests()] == [["first"], ["b", "c", "d"]]
 
 
-def test_a_leader_goes_home_when_its_own_is_done_and_another_takes_over() -> None:
-    """Else one caller would serve all others for ever while its own frames wait to be published."""
+def test_a_leader_returns_when_its_own_requests_are_done_and_another_takes_over() -> None:
+    """Otherwise one caller would run all requests for ever, and its own results would not be published."""
     bench = Bench()
-    begun, may_end = bench.hold("mine")
-    begun_theirs, may_end_theirs = bench.hold("theirs")
+    started, may_end = bench.hold("mine")
+    started_theirs, may_end_theirs = bench.hold("theirs")
     with ThreadPoolExecutor(2) as pool:
-        mine = pool.submit(bench.ask, "mine")
-        begun.wait(60)
-        theirs = pool.submit(bench.ask, "theirs")
-        bench.waits_until_queued(1)
+        mine = pool.submit(bench.submit, "mine")
+        started.wait(60)
+        theirs = pool.submit(bench.submit, "theirs")
+        bench.wait_until_queued(1)
         may_end.set()
-        assert mine.result(10) == [("done", "mine")]  # although theirs cannot end yet
-        begun_theirs.wait(60)
+        assert mine.result(10) == [("done", "mine")]  # although the other batch cannot end yet
+        started_theirs.wait(60)
         may_end_theirs.set()
         assert theirs.result(10) == [("done", "theirs")]
 
@@ -111,28 +111,28 @@ def test_a_leader_goes_home_when_its_own_is_done_and_another_takes_over() -> Non
 
 def test_as_many_callers_lead_as_there_are_streams() -> None:
     bench = Bench(streams=2)
-    begun_a, may_end_a = bench.hold("a")
-    begun_b, may_end_b = bench.hold("b")
+    started_a, may_end_a = bench.hold("a")
+    started_b, may_end_b = bench.hold("b")
     with ThreadPoolExecutor(2) as pool:
-        a, b = pool.submit(bench.ask, "a"), pool.submit(bench.ask, "b")
-        assert begun_a.wait(60)
-        assert begun_b.wait(60)  # at the same time
+        a, b = pool.submit(bench.submit, "a"), pool.submit(bench.submit, "b")
+        assert started_a.wait(60)
+        assert started_b.wait(60)  # at the same time
         may_end_a.set()
         may_end_b.set()
         a.result(10), b.result(10)
 
-    assert bench.most_at_work == 2
+    assert bench.most_running == 2
 
 
-def test_a_leader_whose_request_another_one_runs_waits_for_it() -> None:
-    """Its place is free for others meanwhile."""
+def test_a_leader_waits_for_its_request_in_another_leaders_batch() -> None:
+    """Meanwhile, others may lead in its place."""
     bench = Bench(streams=2, limit=1)
-    begun, may_end = bench.hold("slow")
+    started, may_end = bench.hold("slow")
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(bench.ask, "slow", "quick")
-        begun.wait(60)
-        second: Future[list[object]] = pool.submit(bench.ask, "other")
-        assert second.result(10) == [("done", "other")]  # the other stream serves, perhaps `quick` too
+        first = pool.submit(bench.submit, "slow", "quick")
+        started.wait(60)
+        second: Future[list[object]] = pool.submit(bench.submit, "other")
+        assert second.result(10) == [("done", "other")]  # the other stream runs it, perhaps `quick` too
         assert not first.done()
         may_end.set()
         assert first.result(10) == [("done", "slow"), ("done", "quick")]
@@ -140,15 +140,15 @@ def test_a_leader_whose_request_another_one_runs_waits_for_it() -> None:
 
 def test_requests_of_other_keys_do_not_overtake_the_oldest_for_ever() -> None:
     bench = Bench(limit=2)
-    begun, may_end = bench.hold("first")
+    started, may_end = bench.hold("first")
     with ThreadPoolExecutor(8) as pool:
-        pool.submit(bench.ask, "first")
-        begun.wait(60)
-        pool.submit(bench.ask, "odd", key="odd")
-        bench.waits_until_queued(1)
+        pool.submit(bench.submit, "first")
+        started.wait(60)
+        pool.submit(bench.submit, "odd", key="odd")
+        bench.wait_until_queued(1)
         for number in range(5):
-            pool.submit(bench.ask, number, key="even")
-        bench.waits_until_queued(6)
+            pool.submit(bench.submit, number, key="even")
+        bench.wait_until_queued(6)
         may_end.set()
 
     assert bench.requests()[1] == ["odd"]
@@ -157,7 +157,7 @@ def test_requests_of_other_keys_do_not_overtake_the_oldest_for_ever() -> None:
 @pytest.mark.parametrize("streams", [1, 2, 3])
 @given(seed=st.integers(0, 2**32), limit=st.integers(1, 9))
 @settings(max_examples=examples(8), deadline=None)
-def test_under_a_storm_of_callers_every_request_runs_once_and_goes_to_its_caller(
+def test_with_many_callers_every_request_runs_once_and_its_result_goes_to_its_caller(
     streams: int, seed: int, limit: int
 ) -> None:
     bench = Bench(streams, limit)
@@ -186,7 +186,7 @@ def test_under_a_storm_of_callers_every_request_runs_once_and_goes_to_its_caller
 
     ran = Counter(request for batch in bench.requests() for request in batch)
     assert ran == Counter(request for plan in plans for call in plan for request, _, _ in call)
-    assert bench.most_at_work <= streams
+    assert bench.most_running <= streams
     assert bench.combiner._leaders == 0
     assert bench.combiner._waiting == []
     for _, batch in bench.batches:
@@ -195,32 +195,32 @@ def test_under_a_storm_of_callers_every_request_runs_once_and_goes_to_its_caller
 
 
 def test_a_caller_that_is_woken_twice_wakes_once() -> None:
-    """Once to lead, and once because others have done its requests meanwhile."""
+    """Once to lead, and once because others have already run its requests."""
     call = _Call(1)
     call.wake()
     for _ in range(2):
-        alarm = call.lie_down()
+        wakeup = call.mark_sleeping()
         call.wake()
         call.wake()
-        assert alarm.acquire(blocking=False)
-        assert not alarm.acquire(blocking=False)
+        assert wakeup.acquire(blocking=False)
+        assert not wakeup.acquire(blocking=False)
 
 
-def test_a_caller_that_is_to_lead_does_not_go_to_sleep() -> None:
-    """It may have been made a leader just before."""
+def test_a_caller_that_must_lead_does_not_sleep() -> None:
+    """It may have become a leader just before."""
     combiner, call = Bench().combiner, _Call(1)
     call.leading = True
 
     assert combiner._sleep(call)
 
 
-def test_how_long_a_batch_took_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches that take no time leave nobody a share."""
+def test_the_time_of_a_batch_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that take no time leave no share to others."""
     monkeypatch.setattr("time.perf_counter", lambda: 5.0)
     bench = Bench(streams=2)
-    bench.ask(1)
+    bench.submit(1)
 
-    assert bench.combiner.portion.most(10) == 8
+    assert bench.combiner.batch_size_policy.max_rows(10) == 8
 
 
 def test_an_interrupt_in_a_leader_leaves_the_queue_usable() -> None:
@@ -228,7 +228,7 @@ def test_an_interrupt_in_a_leader_leaves_the_queue_usable() -> None:
 
     def run(tickets: list[Ticket]) -> None:
         for ticket in tickets:
-            ticket.result = "settled"
+            ticket.result = "done"
             if ticket.request == "stop":
                 raise KeyboardInterrupt
 
@@ -238,9 +238,9 @@ def test_an_interrupt_in_a_leader_leaves_the_queue_usable() -> None:
         combiner.submit(tickets)
 
     after = Ticket("a", 1, "fine")
-    ask: Callable[[], None] = lambda: combiner.submit([after])  # noqa: E731 - one line for a thread
-    thread = threading.Thread(target=ask, daemon=True)
+    submit: Callable[[], None] = lambda: combiner.submit([after])  # noqa: E731 - one line for a thread
+    thread = threading.Thread(target=submit, daemon=True)
     thread.start()
     thread.join(60)
-    assert after.result == "settled"
+    assert after.result == "done"
     assert tickets[1].result is None

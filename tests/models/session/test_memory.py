@@ -1,4 +1,4 @@
-"""Memory that is left: the machine's, that of every control group above the process, and the process's own limits."""
+"""Free memory within the machine, the process's control groups and its own limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hedgerow.testing import processes
 MIB = 1 << 20
 
 
-def lay(root: Path, files: dict[str, str]) -> Path:
+def write_files(root: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,14 +24,14 @@ def lay(root: Path, files: dict[str, str]) -> Path:
 MACHINE = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    8192 kB\n"}
 
 
-def test_what_the_machine_has_available_is_what_there_is(tmp_path: Path) -> None:
-    assert free_bytes(lay(tmp_path, MACHINE)) == 8 * MIB
+def test_without_limits_the_machines_available_memory_is_free(tmp_path: Path) -> None:
+    assert free_bytes(write_files(tmp_path, MACHINE)) == 8 * MIB
 
 
-def test_the_tightest_group_on_the_way_up_counts_and_its_caches_are_free(tmp_path: Path) -> None:
+def test_the_tightest_limit_of_the_ancestors_applies_and_its_caches_count_as_free(tmp_path: Path) -> None:
     group = {"memory.stat": f"anon 1\ninactive_file {MIB}\n", "memory.current": str(4 * MIB)}
     files = {f"sys/fs/cgroup/site/{name}": text for name, text in group.items()}
-    root = lay(
+    root = write_files(
         tmp_path,
         MACHINE
         | files
@@ -44,9 +44,9 @@ def test_the_tightest_group_on_the_way_up_counts_and_its_caches_are_free(tmp_pat
     assert free_bytes(root) == 3 * MIB
 
 
-def test_groups_of_version_1_count_too(tmp_path: Path) -> None:
-    """Docker on many a gateway with an older kernel."""
-    root = lay(
+def test_groups_of_version_1_are_read_too(tmp_path: Path) -> None:
+    """As with Docker on gateways with an older kernel."""
+    root = write_files(
         tmp_path,
         MACHINE
         | {
@@ -59,8 +59,8 @@ def test_groups_of_version_1_count_too(tmp_path: Path) -> None:
     assert free_bytes(root) == 2 * MIB
 
 
-def test_more_taken_than_allowed_leaves_nothing(tmp_path: Path) -> None:
-    root = lay(
+def test_usage_above_the_limit_leaves_nothing(tmp_path: Path) -> None:
+    root = write_files(
         tmp_path,
         MACHINE
         | {
@@ -74,8 +74,8 @@ def test_more_taken_than_allowed_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", ["AS", "DATA"])
-def test_a_limit_on_the_process_counts(limit: str) -> None:
-    """A real one, as `ulimit` sets it."""
+def test_a_limit_of_the_process_applies(limit: str) -> None:
+    """A real limit, as set by `ulimit`."""
     code = f"""
 import resource
 from hedgerow.models.session.memory import free_bytes
@@ -89,5 +89,5 @@ print(left < (1 << 30), left - free_bytes() >= 256 << 20)
     assert done.stdout.split() == ["True", "True"]
 
 
-def test_a_system_that_tells_nothing_is_nobody_to_believe(tmp_path: Path) -> None:
+def test_free_memory_is_unknown_if_the_system_does_not_tell(tmp_path: Path) -> None:
     assert free_bytes(tmp_path) is None

@@ -1,4 +1,4 @@
-"""What the configuration says about a model is checked against the model when it loads."""
+"""A model's configuration is checked against the model when it is loaded."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def signature_of(
 def test_a_stateful_model_fits_its_configuration() -> None:
     vad = signature_of(VAD_IN, VAD_OUT, **VAD)
 
-    assert [str(given) for given in vad.inputs] == ["input: float32[?, 576]", "state: float32[2, ?, 128]"]
+    assert [str(one) for one in vad.inputs] == ["input: float32[?, 576]", "state: float32[2, ?, 128]"]
     assert vad.constants["sr"].dtype == np.int64
     assert vad.constants["sr"].shape == ()
     assert vad.zero_state()["state"].shape == (2, 1, 128)
     assert vad.limit(16) == 16
 
 
-def test_a_states_next_value_is_stacked_like_the_state() -> None:
+def test_a_states_next_value_has_the_states_batch_axis() -> None:
     vad = signature_of(VAD_IN, VAD_OUT, **{**VAD, "batch_axis": {"state": 1}})
 
     assert vad.output_axes == {"output": 0, "stateN": 1}
@@ -58,22 +58,20 @@ def test_a_states_next_value_is_stacked_like_the_state() -> None:
         ({"batch_axis": {"inputs": 1}}, "inputs", "'input'"),
     ],
 )
-def test_a_name_that_the_model_does_not_have_suggests_the_nearest(
-    config: dict[str, Any], wrong: str, near: str
-) -> None:
+def test_the_remedy_for_an_unknown_name_is_the_nearest(config: dict[str, Any], wrong: str, near: str) -> None:
     with pytest.raises(ConfigError, match=wrong) as raised:
         signature_of(VAD_IN, VAD_OUT, **config)
     assert near in raised.value.remedy
 
 
-def test_an_input_cannot_be_constant_and_state() -> None:
-    with pytest.raises(ConfigError, match="state is in `constants` and in `state`"):
+def test_an_input_cannot_be_both_constant_and_state() -> None:
+    with pytest.raises(ConfigError, match="state is in both `constants` and `state`"):
         signature_of(VAD_IN, VAD_OUT, constants={"state": 0}, state={"state": "stateN"})
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(0.5, "int64"), (300, "uint8"), (-1, "uint8")])
-def test_a_constant_that_its_type_cannot_hold_is_refused(value: float, dtype: str) -> None:
-    """Cast in silence, a rate of 0.5 would be 0."""
+def test_a_constant_that_its_type_cannot_represent_is_refused(value: float, dtype: str) -> None:
+    """If it was cast silently, a rate of 0.5 would become 0."""
     with pytest.raises(ConfigError, match=dtype):
         signature_of((spec("x", None), spec("c", dtype=dtype)), constants={"c": value})
 
@@ -98,14 +96,14 @@ def test_a_state_and_its_next_value_must_have_the_same_shape() -> None:
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(2, (None, 3)), (-1, (None, 3)), (0, ())])
-def test_a_batch_axis_that_is_not_there_is_refused(axis: int, shape: tuple[int | None, ...]) -> None:
-    with pytest.raises(ConfigError, match="`batch_axis` says"):
+def test_a_batch_axis_that_does_not_exist_is_refused(axis: int, shape: tuple[int | None, ...]) -> None:
+    with pytest.raises(ConfigError, match="`batch_axis` is"):
         signature_of((spec("x", *shape),), batch_axis={"x": axis})
 
 
-def test_a_state_stacked_on_another_axis_must_be_said_so() -> None:
-    """Else two layers of state would pass for a batch of two."""
-    with pytest.raises(ModelMismatch, match="disagree on the batch") as raised:
+def test_the_batch_axis_of_a_state_must_be_configured_if_it_is_not_0() -> None:
+    """Otherwise two layers of state would be taken for a batch of two."""
+    with pytest.raises(ModelMismatch, match="different batch sizes") as raised:
         signature_of(VAD_IN, VAD_OUT, constants={"sr": 16000}, state={"state": "stateN"})
     assert "batch_axis: {state: 1}" in raised.value.remedy
 
@@ -117,7 +115,7 @@ def test_a_model_fixed_to_one_takes_no_batches() -> None:
     assert one.admit({"x": np.zeros((1, 3), np.float32)}) == (None, 1)
 
 
-def test_a_model_fixed_to_more_takes_up_to_that_many() -> None:
+def test_a_model_fixed_to_several_rows_takes_up_to_that_many() -> None:
     four = signature_of((spec("x", 4, 3),))
 
     assert (four.fixed, four.limit(16), four.limit(2)) == (4, 4, 2)
@@ -137,7 +135,7 @@ def test_requests_of_the_same_shapes_share_a_key_whatever_their_rows() -> None:
     assert admit(1, 3, 8, 8)[0] != admit(1, 3, 8, 9)[0]
 
 
-def test_inputs_without_dimensions_must_be_equal_to_share_a_key() -> None:
+def test_scalar_inputs_must_be_equal_to_share_a_key() -> None:
     scaled = signature_of((spec("x", None), spec("scale")))
 
     def key(scale: float) -> object:
@@ -147,8 +145,8 @@ def test_inputs_without_dimensions_must_be_equal_to_share_a_key() -> None:
     assert key(1) != key(2)
 
 
-def test_rows_that_disagree_run_alone() -> None:
-    """The first axis of such a model is no batch; the backend will say if it is wrong."""
+def test_requests_whose_inputs_differ_in_rows_run_alone() -> None:
+    """The first axis of such a model is not a batch axis; the backend reports an error if the request is wrong."""
     pair = signature_of((spec("x", None), spec("y", None)))
 
     assert pair.admit({"x": np.zeros(2, np.float32), "y": np.zeros(3, np.float32)})[0] is None
@@ -157,26 +155,27 @@ def test_rows_that_disagree_run_alone() -> None:
 @pytest.mark.parametrize(
     ("request_", "message", "remedy"),
     [
-        ({}, "takes x; got nothing", "Give x"),
-        ({"x": np.zeros((1, 3), np.float32), "z": np.zeros(1)}, "got x, z", "Leave z out"),
+        ({}, "takes x; got nothing", "Add x"),
+        ({"x": np.zeros((1, 3), np.float32), "z": np.zeros(1)}, "got x, z", "Remove z"),
         ({"x": np.zeros((1, 4), np.float32)}, r"x: float32\[\?, 3\]; got float32\[1, 4\]", "2 dimensions"),
         ({"x": np.zeros(3, np.float32)}, r"got float32\[3\]", "2 dimensions"),
         ({"x": np.zeros((1, 3))}, r"got float64\[1, 3\]", "float32"),
         ({"x": [[1, 2, 3]]}, "got list", "float32"),
     ],
 )
-def test_a_request_that_does_not_fit_is_refused_with_what_was_wanted_and_what_came(
+def test_the_error_for_a_request_names_the_expected_and_the_actual_arrays(
     request_: dict[str, Any], message: str, remedy: str
 ) -> None:
     door = signature_of((spec("x", None, 3),))
 
-    for _ in range(2):  # what was found out is remembered; a mistake must not be
+    for _ in range(2):  # valid shapes are cached; invalid ones must not be
         with pytest.raises(ModelMismatch, match=message) as raised:
             door.admit(request_)
         assert remedy in raised.value.remedy
 
 
-def test_a_sensor_that_sends_a_new_shape_every_time_does_not_fill_the_memory() -> None:
+def test_the_cache_of_shapes_is_bounded() -> None:
+    """A sensor may send new shapes all the time."""
     images = signature_of((spec("x", None, None),))
     for width in range(2000):
         images.admit({"x": np.zeros((1, width), np.float32)})
@@ -199,7 +198,7 @@ def test_random_inputs_of_a_model_fixed_to_four_have_four_rows() -> None:
     assert random_batch(signature_of((spec("x", 4, 3),)), 1, {})["x"].shape == (4, 3)
 
 
-def test_a_dimension_left_open_must_be_given() -> None:
+def test_the_size_of_a_dynamic_axis_must_be_set() -> None:
     images = signature_of((spec("x", None, 3, None, None),))
 
     with pytest.raises(ModelMismatch) as raised:

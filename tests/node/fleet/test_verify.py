@@ -133,7 +133,7 @@ async def test_verifying_takes_one_thread_hop_and_events_are_raised_on_the_event
 async def test_a_trusted_version_that_cannot_run_here_is_refused(
     world: World, verifier: Verifier, events: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "Here", dict)
+    monkeypatch.setattr(backends, "LocalDevices", dict)
     with pytest.raises(DeviceMissing):
         await verifier.verify(world.publish(), {})
 

@@ -332,7 +332,7 @@ async def test_an_incompatible_version_is_refused(bench: Bench, make_candidate: 
     outcome = await bench.swap_to(other)
 
     assert (outcome.kept, outcome.code) == (False, "incompatible-version")
-    assert "x: float32[?, 4], it was x: float32[?, 3]" in outcome.reason
+    assert "x: float32[?, 4], was x: float32[?, 3]" in outcome.reason
     assert "pipelines:" in outcome.remedy
 
 

@@ -191,7 +191,7 @@ async def test_a_version_that_gives_other_values_only_after_it_was_kept_is_stopp
 ) -> None:
     """Its author's samples and its probation were fine; then the light changes, and it is wrong."""
     monkeypatch.setattr("hedgerow.models.monitor.drift.WINDOW_S", 0.1)
-    monkeypatch.setattr("hedgerow.models.monitor.drift.LEAST_FRAMES", 10)
+    monkeypatch.setattr("hedgerow.models.monitor.drift.MIN_FRAMES", 10)
     draw = np.random.default_rng(1)
     samples = {"x": draw.random((200, 3), np.float32)}
     versions = [make_candidate(TWICE, one, samples=samples, baseline=True) for one in ("1.0.0", "2.0.0")]

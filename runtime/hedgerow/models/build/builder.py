@@ -184,11 +184,13 @@ class _Build:
         samples = self._samples(Signature(self.source.path.name, self.config, session.inputs, session.outputs))
         forms = self._make_variants(draft, samples)
         # A copy of the original is loaded already.
-        trials = {one.name: SmokeTest(one.files[0], self.config) if one.made_by else self.smoke_test for one in forms}
+        smoke_tests = {
+            one.name: SmokeTest(one.files[0], self.config) if one.made_by else self.smoke_test for one in forms
+        }
         try:
-            return self._evaluate(draft, self.smoke_test, samples, forms, trials)
+            return self._evaluate(draft, self.smoke_test, samples, forms, smoke_tests)
         finally:
-            close_all([*trials.values(), self.smoke_test])
+            close_all([*smoke_tests.values(), self.smoke_test])
 
     def _samples(self, signature: Signature) -> list[Sample]:
         recipe = self.recipe
@@ -220,12 +222,12 @@ class _Build:
         model: SmokeTest,
         samples: Sequence[Sample],
         forms: Sequence[Form],
-        trials: Mapping[str, SmokeTest],
+        smoke_tests: Mapping[str, SmokeTest],
     ) -> Manifest:
         config, recipe = self.config, self.recipe
         evidence = gather(
             model,
-            trials,
+            smoke_tests,
             forms,
             samples,
             hidden=frozenset([*config.state, *config.state.values(), *config.constants]),
@@ -236,10 +238,10 @@ class _Build:
         )
         self._check_losses(evidence)
         cases = write_golden(draft, samples, evidence.golden)
-        variants = [self._variant(draft, form, trials[form.name], evidence) for form in forms]
+        variants = [self._variant(draft, form, smoke_tests[form.name], evidence) for form in forms]
         manifest = self._manifest(variants, cases, evidence.baseline(self.sample_count) if self.sample_count else None)
-        manifest = self._exclude_backends(draft, manifest, trials)
-        return self._add_memory(manifest, samples[0], trials)
+        manifest = self._exclude_backends(draft, manifest, smoke_tests)
+        return self._add_memory(manifest, samples[0], smoke_tests)
 
     def _check_losses(self, evidence: Evidence) -> None:
         for name, losses in evidence.losses.items():
@@ -252,39 +254,39 @@ class _Build:
                     f"`max_loss: {loss * 1.1:.2g}`.",
                 )
 
-    def _variant(self, draft: Path, form: Form, trial: SmokeTest, evidence: Evidence) -> Variant:
+    def _variant(self, draft: Path, form: Form, smoke_test: SmokeTest, evidence: Evidence) -> Variant:
         return Variant(
             name=form.name,
             format=form.format,
             precision=form.precision,
             files=tuple(_file(draft, path) for path in form.files),
             model_digest=digest(form.files[0]),
-            needs=Needs(backends=tuple(trial.sessions), devices=self.recipe.devices or ("CPU",)),
+            needs=Needs(backends=tuple(smoke_test.sessions), devices=self.recipe.devices or ("CPU",)),
             tolerance=evidence.tolerances[form.name],
             accuracy=evidence.losses[form.name] if form.made_by else {},
         )
 
-    def _exclude_backends(self, draft: Path, manifest: Manifest, trials: Mapping[str, SmokeTest]) -> Manifest:
+    def _exclude_backends(self, draft: Path, manifest: Manifest, smoke_tests: Mapping[str, SmokeTest]) -> Manifest:
         """Return the manifest without backends that do not reproduce the golden outputs."""
         variants = []
         for variant in manifest.variants:
-            trial = trials[variant.name]
-            for name, session in list(trial.sessions.items()):
+            smoke_test = smoke_tests[variant.name]
+            for name, session in list(smoke_test.sessions.items()):
                 outcome = check_golden(session.run, draft, manifest, variant)
                 if not outcome.passed:
-                    trial.exclude(name, f"its outputs differ from the golden ones: {outcome.detail}")
-            needs = variant.needs.model_copy(update={"backends": tuple(trial.sessions)})
+                    smoke_test.exclude(name, f"its outputs differ from the golden ones: {outcome.detail}")
+            needs = variant.needs.model_copy(update={"backends": tuple(smoke_test.sessions)})
             variants.append(variant.model_copy(update={"needs": needs}))
-            if trial.refused:
-                self.refused[variant.name] = dict(trial.refused)
+            if smoke_test.refused:
+                self.refused[variant.name] = dict(smoke_test.refused)
         return manifest.model_copy(update={"variants": tuple(variants)})
 
-    def _add_memory(self, manifest: Manifest, sample: Sample, trials: Mapping[str, SmokeTest]) -> Manifest:
+    def _add_memory(self, manifest: Manifest, sample: Sample, smoke_tests: Mapping[str, SmokeTest]) -> Manifest:
         """Return the manifest with each variant's memory, on the backend that takes most."""
         variants = []
         for number, variant in enumerate(manifest.variants):
             self._progress(f"Measuring {variant.name}", number / len(manifest.variants))
-            path = trials[variant.name].path
+            path = smoke_tests[variant.name].path
             most = max(
                 footprint(path, backend, self.config, sample, self._state_dir) for backend in variant.needs.backends
             )

@@ -53,7 +53,7 @@ class Evidence:
 
 def gather(
     model: SmokeTest,
-    trials: Mapping[str, SmokeTest],
+    smoke_tests: Mapping[str, SmokeTest],
     forms: Sequence[Form],
     samples: Sequence[Sample],
     *,
@@ -67,7 +67,7 @@ def gather(
 
     Args:
         model: the original model. A variant that is a plain copy has the same smoke test.
-        trials: smoke tests by variant.
+        smoke_tests: smoke tests by variant.
         hidden: tensors without statistics: hidden state, constants.
         labels: number of classes.
         cases: number of golden cases.
@@ -89,8 +89,8 @@ def gather(
                 if name not in hidden:
                     accumulators.setdefault(name, Accumulator()).add(array)
         for form in forms:
-            trial = trials[form.name]
-            actual, elsewhere = (original, original_elsewhere) if trial is model else trial.run(sample)
+            smoke_test = smoke_tests[form.name]
+            actual, elsewhere = (original, original_elsewhere) if smoke_test is model else smoke_test.run(sample)
             estimators[form.name].add_backends(actual, elsewhere)
             estimators[form.name].add_precision(original, actual)
             losses[form.name].add(visible, actual)

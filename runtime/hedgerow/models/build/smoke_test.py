@@ -83,10 +83,10 @@ class SmokeTest:
             )
 
 
-def close_all(trials: Iterable[SmokeTest]) -> None:
+def close_all(smoke_tests: Iterable[SmokeTest]) -> None:
     """Free the sessions of smoke tests."""
-    for trial in trials:
-        trial.close()
+    for smoke_test in smoke_tests:
+        smoke_test.close()
 
 
 def _floats(outputs: Mapping[str, Array]) -> dict[str, Array]:

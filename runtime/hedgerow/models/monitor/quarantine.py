@@ -33,7 +33,7 @@ _FILE: Final = "trials.json"
 _CRASH_REPORT: Final = "crash.txt"
 
 
-class _Attempt(BaseModel):
+class _Trial(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
@@ -45,7 +45,7 @@ class _Attempt(BaseModel):
 
 
 class _QuarantineState(BaseModel):
-    trials: dict[str, _Attempt] = {}
+    trials: dict[str, _Trial] = {}
     quarantined: dict[str, Quarantined] = {}
 
 
@@ -79,7 +79,7 @@ class QuarantineLog:
     def start_trial(self, version: ModelVersion, step: str) -> None:
         """Record on disk that a step starts which may crash the process."""
         ref = version.ref
-        trial = self._state.trials.get(ref.digest) or _Attempt(name=ref.name, version=ref.version, step=step, open=True)
+        trial = self._state.trials.get(ref.digest) or _Trial(name=ref.name, version=ref.version, step=step, open=True)
         self._state.trials[ref.digest] = trial.model_copy(update={"step": step, "open": True})
         self._write()
         self._start_crash_reports()
@@ -96,7 +96,7 @@ class QuarantineLog:
         trial = self._state.trials.pop(digest, None)
         if trial is not None:
             trial = trial.model_copy(update={"open": False, "crashes": trial.crashes + bool(crashed)})
-            if crashed and self._is_enough(trial):
+            if crashed and self._reaches_limit(trial):
                 entry = self._quarantine(digest, trial, CRASHED, crashed)
             elif not passed and (trial.crashes or trial.ends):
                 self._state.trials[digest] = trial
@@ -121,7 +121,7 @@ class QuarantineLog:
             more = {"crashes": trial.crashes + 1} if crash else {"ends": trial.ends + 1}
             trial = trial.model_copy(update={"open": False, **more})
             self._state.trials[digest] = trial
-            if not self._is_enough(trial):
+            if not self._reaches_limit(trial):
                 continue
             if crash:
                 times = f", {trial.crashes} times" if trial.crashes > 1 else ""
@@ -138,10 +138,10 @@ class QuarantineLog:
             self._write()
         report.unlink(missing_ok=True)
 
-    def _is_enough(self, trial: _Attempt) -> bool:
+    def _reaches_limit(self, trial: _Trial) -> bool:
         return INTERRUPTIONS_PER_CRASH * trial.crashes + trial.ends >= INTERRUPTIONS_PER_CRASH * self._max_crashes
 
-    def _quarantine(self, digest: str, trial: _Attempt, code: str, reason: str) -> Quarantined:
+    def _quarantine(self, digest: str, trial: _Trial, code: str, reason: str) -> Quarantined:
         self._state.quarantined[digest] = entry = Quarantined(
             digest=digest, name=trial.name, version=trial.version, code=code, reason=reason, at=time.time()
         )

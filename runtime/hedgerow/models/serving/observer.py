@@ -1,4 +1,4 @@
-"""Looks at what a version on trial gives for live frames: counts what is not finite, gathers how values are distributed."""
+"""Observer of a version under canary analysis: counts NaN and infinity in its outputs, and their distributions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hedgerow.models.monitor.output_statistics import OutputStatistics, not_fini
 from hedgerow.models.serving.engine import Engine
 
 _SHARE: Final = 0.05
-"""Of the time, that gathering distributions may take."""
+"""Largest share of the time spent on distributions."""
 
 
 class Observer:
-    """An observer of one engine, from when it is made until `stop`."""
+    """Observes an engine from its creation until `stop`."""
 
     def __init__(self, engine: Engine) -> None:
         baseline = engine.model_version.manifest.baseline if engine.model_version is not None else None
@@ -28,45 +28,45 @@ class Observer:
         self._lock = threading.Lock()
         self._frames = 0
         self._not_finite = 0
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
         self._spent_s = 0.0
-        self._gathered = OutputStatistics(self._baseline.outputs, self._baseline.samples, self._axes)
+        self._statistics = OutputStatistics(self._baseline.outputs, self._baseline.samples, self._axes)
         self._failed_before = engine.info().failures
         engine.observers = (*engine.observers, self)
 
     def __call__(self, batch: Mapping[str, Array], outputs: Mapping[str, Array], rows: int, took_s: float) -> None:
-        """See one batch that ran."""
-        began = time.perf_counter()
+        """Observe a batch that has run."""
+        started = time.perf_counter()
         bad = not_finite_rows(outputs, self._axes, self._baseline.outputs, rows)
         with self._lock:
             self._frames += rows
             self._not_finite += bad
-            if self._gathered and self._spent_s <= _SHARE * (began - self._began):
-                self._gathered.add(outputs, rows)
-                self._spent_s += time.perf_counter() - began
+            if self._statistics and self._spent_s <= _SHARE * (started - self._started):
+                self._statistics.add(outputs, rows)
+                self._spent_s += time.perf_counter() - started
 
     @property
     def frames(self) -> int:
-        """Frames it was given."""
+        """Frames the engine has received, failed ones included."""
         return self._frames + self.failures
 
     @property
     def failures(self) -> int:
-        """Frames that failed since."""
+        """Frames that have failed."""
         return self._engine.info().failures - self._failed_before
 
     @property
     def not_finite(self) -> int:
-        """Frames whose outputs hold what the author's samples gave none of."""
+        """Frames with NaN or infinity in outputs where the author's samples had none."""
         return self._not_finite
 
     def shift(self) -> dict[str, float]:
-        """By output, how far its values are from the baseline, above what chance explains."""
+        """Return the shift from the baseline by output, less the shift expected by chance."""
         with self._lock:
-            return self._gathered.shift()
+            return self._statistics.shift()
 
     def observations(self) -> Observations:
-        """All of that."""
+        """Return all observations."""
         return Observations(
             frames=self.frames,
             failures=self.failures,
@@ -76,5 +76,5 @@ class Observer:
         )
 
     def stop(self) -> None:
-        """Look at no more."""
+        """Stop observing."""
         self._engine.observers = tuple(each for each in self._engine.observers if each is not self)

@@ -1,4 +1,4 @@
-"""The models of a node: which slots there are, and which version each model is to be."""
+"""Pool of a node's model slots, and the version assigned to each model."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from hedgerow.models.serving.engine import Engine, open_engine
 from hedgerow.models.serving.slot import Slot
 
 BUNDLE: Final = "bundle:"
-"""How a model's `path` begins that is whichever version the region has the node serve."""
+"""Prefix of `path` for a model whose version the region assigns."""
 
 
 class ModelNotAssigned(ModelError):
-    """A model is to come from the region, and has not yet."""
+    """The region has not assigned a version of a model yet."""
 
     code = "model-awaited"
 
     def __init__(self, name: str, path: str) -> None:
         super().__init__(
-            f"Model {name} is {path}, and no version of it has come from the region yet",
-            remedy="Start a rollout of it to this node; the pipeline starts by itself then. `reported` says how far it is.",
+            f"Model {name} is {path}, but the region has not assigned a version yet",
+            remedy="Start a rollout of the model to this node; the pipeline then starts on its own. `reported` shows progress.",
         )
         self.model = name
         self.path = path
 
 
 class _SlotEntry:
-    """A slot's place in the pool: one caller loads it while the others wait."""
+    """A slot in the pool: one caller loads it while the others wait."""
 
     __slots__ = ("lock", "slot", "uses")
 
@@ -47,110 +47,110 @@ class ModelPool:
     """The slots of a node. Thread-safe.
 
     Args:
-        cores: cores the node owns; models share them.
-        state_dir: folder for compiled and tuned models; None: nothing is kept.
+        cores: number of cores the node may use; models share them.
+        state_dir: folder for compiled and tuned models; None: store nothing.
     Attributes:
-        on_assigned: called, in whichever thread, when a model has got another version to be.
+        on_assigned: called with a model's name, in any thread, when its assigned version changes.
     """
 
     def __init__(self, cores: int, state_dir: Path | None = None) -> None:
-        self.on_assigned: Callable[[str], None] = _nobody
+        self.on_assigned: Callable[[str], None] = _ignore
         self._cores = cores
         self._state_dir = state_dir
         self._lock = threading.Lock()
-        self._places: dict[Hashable, _SlotEntry] = {}
+        self._entries: dict[Hashable, _SlotEntry] = {}
         self._assigned: dict[str, ModelVersion] = {}
 
     def acquire(self, name: str, config: ModelConfig, base_dir: Path) -> Slot:
-        """The slot for a model; the same one for the same name, file and settings. Give it back with `release`.
+        """Return the slot for a model, the same one for the same name, file and settings. Call `release` when done.
 
         Args:
-            base_dir: what a relative path in the configuration is relative to.
+            base_dir: folder that relative paths are relative to.
         Raises:
-            ModelAwaited: its version is the region's to choose, which has not happened yet.
-            ConfigError, ModelError: it cannot be loaded, or does not fit its configuration.
+            ModelNotAssigned: the region chooses the version, and has not done so yet.
+            ConfigError, ModelError: it cannot be loaded, or does not match its configuration.
         """
-        awaited = config.path.startswith(BUNDLE)
-        if awaited and name not in self._assigned:
+        from_region = config.path.startswith(BUNDLE)
+        if from_region and name not in self._assigned:
             raise ModelNotAssigned(name, config.path)
-        source = None if awaited else resolve(config.path, base_dir)
+        source = None if from_region else resolve(config.path, base_dir)
         key = (name, source, config.model_dump_json())
         with self._lock:
-            place = self._places.setdefault(key, _SlotEntry())
-            place.uses += 1
+            entry = self._entries.setdefault(key, _SlotEntry())
+            entry.uses += 1
         try:
-            with place.lock:
-                if place.slot is None:
+            with entry.lock:
+                if entry.slot is None:
                     engine = self.open(name, config, base_dir, self._assigned.get(name))
-                    place.slot = Slot(config, base_dir, engine)
-                return place.slot
+                    entry.slot = Slot(config, base_dir, engine)
+                return entry.slot
         except BaseException:
-            self._leave(key, place)
+            self._leave(key, entry)
             raise
 
-    def open(self, name: str, config: ModelConfig, base_dir: Path, candidate: ModelVersion | None) -> Engine:
-        """Load a version of a model, beside whatever serves.
+    def open(self, name: str, config: ModelConfig, base_dir: Path, version: ModelVersion | None) -> Engine:
+        """Load a version of a model without letting it serve.
 
         Args:
-            config: what the node's file says of the model.
-            base_dir: what a relative path in it is relative to.
-            candidate: the version; None: the file that the configuration names.
-        Raises: ConfigError, ModelError: it cannot be loaded, or does not fit its configuration.
+            config: the model's settings in the node's file.
+            base_dir: folder that relative paths are relative to.
+            version: the version; None: the file named in the configuration.
+        Raises: ConfigError, ModelError: it cannot be loaded, or does not match its configuration.
         """
-        return open_engine(name, config, base_dir, self._cores, self._state_dir, candidate)
+        return open_engine(name, config, base_dir, self._cores, self._state_dir, version)
 
     def release(self, slot: Slot) -> None:
-        """Give a slot back; the model is freed when nobody holds it any more."""
+        """Release a slot; the model is freed with its last user."""
         with self._lock:
-            found = next((item for item in self._places.items() if item[1].slot is slot), None)
+            found = next((item for item in self._entries.items() if item[1].slot is slot), None)
         if found is not None:
             self._leave(*found)
 
-    def assign(self, name: str, candidate: ModelVersion | None) -> None:
-        """Say which version a model is to be, in slots that are made from now on.
+    def assign(self, name: str, version: ModelVersion | None) -> None:
+        """Assign a version to a model, for slots created from now on.
 
         Args:
-            candidate: the version; None: the file that the node's configuration names.
+            version: the version; None: the file named in the node's configuration.
         """
         with self._lock:
-            if candidate is None:
+            if version is None:
                 self._assigned.pop(name, None)
             else:
-                self._assigned[name] = candidate
+                self._assigned[name] = version
         self.on_assigned(name)
 
     def assigned(self) -> dict[str, ModelVersion]:
-        """The versions that models are to be, by their name in the configuration."""
+        """Return the assigned versions, by the model's name in the configuration."""
         with self._lock:
             return self._assigned.copy()
 
     def slots(self, name: str | None = None) -> tuple[Slot, ...]:
-        """The slots that serve now; there may be several of one name while a reload is under way.
+        """Return the slots that serve; during a reload, there may be several with one name.
 
         Args:
-            name: those of this model only.
+            name: return only this model's slots; None: all.
         """
         with self._lock:
-            slots = [place.slot for place in self._places.values() if place.slot is not None]
+            slots = [entry.slot for entry in self._entries.values() if entry.slot is not None]
         return tuple(slot for slot in slots if name in (None, slot.name))
 
     def close(self) -> None:
-        """Free every model, whoever holds it."""
+        """Free every model, even if it is in use."""
         with self._lock:
-            places, self._places = list(self._places.values()), {}
-        for place in places:
-            if place.slot is not None:
-                place.slot.close()
+            entries, self._entries = list(self._entries.values()), {}
+        for entry in entries:
+            if entry.slot is not None:
+                entry.slot.close()
 
-    def _leave(self, key: Hashable, place: _SlotEntry) -> None:
+    def _leave(self, key: Hashable, entry: _SlotEntry) -> None:
         with self._lock:
-            place.uses -= 1
-            if place.uses or self._places.get(key) is not place:
+            entry.uses -= 1
+            if entry.uses or self._entries.get(key) is not entry:
                 return
-            del self._places[key]
-        if place.slot is not None:
-            place.slot.close()
+            del self._entries[key]
+        if entry.slot is not None:
+            entry.slot.close()
 
 
-def _nobody(name: str) -> None:
+def _ignore(name: str) -> None:
     pass

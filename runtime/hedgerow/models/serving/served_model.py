@@ -1,4 +1,4 @@
-"""Which version of a model serves where: the one fact, and each form in which it is told."""
+"""The model version that serves, with its statistics, and its representations in results, health and reports."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from hedgerow.wire.messages import ModelHealth
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as it serves: which version, where, and what it has done.
+    """A model that serves, and its statistics.
 
     Attributes:
         name: the model's name in the configuration.
         path: its file.
         digest: `sha256:…` of its file.
-        version: of the bundle it belongs to; None: it is a file of the node's own.
-        bundle: digest of that bundle's manifest.
-        bundle_name: the model's name there, which the node's file need not share.
-        variant: which of the bundle's variants it is.
-        since: Unix seconds since which it serves.
-        backend: what runs it, and that library's version.
-        device: where it runs, as the backend names it.
-        device_asked: where it was to run.
-        degraded: why it does not run there; None: it does.
-        passed_over: why backends that come first were not taken, by name.
-        streams: inferences at the same time.
-        threads: threads one inference may use.
+        version: version of its bundle; None: a file named in the node's configuration.
+        bundle: digest of the bundle's manifest.
+        bundle_name: the model's name in the bundle, which may differ from `name`.
+        variant: variant of the bundle.
+        since: when it started to serve, Unix seconds.
+        backend, backend_version: the backend, and the version of its library.
+        device: the device in use, by its name in the backend.
+        device_asked: the requested device.
+        degraded: why it does not run on the requested device; None: it does.
+        passed_over: why preferred backends were not used, by name.
+        streams: concurrent inferences.
+        threads: threads per inference.
         max_batch: most rows in a batch; 1: the model takes no batches.
-        unbatched: why batches ended although the model says that it takes them; None: they did not.
+        unbatched: why batching stopped although the model claims to take batches; None: it did not.
         inputs, outputs: as text, `name: dtype[shape]`.
-        inferences: runs of the backend so far.
-        frames: rows they took in.
-        failures: requests that failed.
-        batches: how many runs had how many rows.
-        busy_s: seconds spent in the backend, all streams together.
-        looked_at, not_finite, drift, input_drift: what was seen of its live frames of late; see `drift.DriftReport`.
+        inferences: number of runs of the backend.
+        frames: number of rows in these runs.
+        failures: number of requests that failed.
+        batches: number of runs by rows.
+        busy_s: time in the backend, all streams together.
+        looked_at, not_finite, drift, input_drift: recent observations of live frames; see `drift.DriftReport`.
     """
 
     name: str
@@ -74,26 +74,26 @@ class ServedModel:
 
     @property
     def ref(self) -> ModelRef | None:
-        """The bundle's version that serves; None: a file of the node's own."""
+        """Reference to the bundle; None: a file named in the node's configuration."""
         if self.version is None or self.bundle is None:
             return None
         return ModelRef(name=self.bundle_name or self.name, version=self.version, digest=self.bundle)
 
     def as_lineage(self) -> dict[str, str]:
-        """As results name it."""
-        named = {"name": self.name, "digest": self.digest, "backend": self.backend, "device": self.device}
-        return named if self.version is None else {**named, "version": self.version}
+        """Return the model's part of a result's lineage."""
+        lineage = {"name": self.name, "digest": self.digest, "backend": self.backend, "device": self.device}
+        return lineage if self.version is None else {**lineage, "version": self.version}
 
     def as_health(self) -> ModelHealth:
-        """As health reports show it."""
+        """Return the model's part of a health report."""
         return ModelHealth.model_validate(self, from_attributes=True)
 
     def as_reported(self, stage: Literal["split", "probation", "kept"], previous: ModelRef | None) -> ReportedModel:
-        """As the node reports it to its region.
+        """Return the model's part of the document that the node reports to its region.
 
         Args:
-            stage: how far the version is on its way to being kept.
-            previous: the version that would serve if this one were taken back.
+            stage: the stage of the version's swap.
+            previous: the version that a rollback would restore.
         """
         return ReportedModel(
             model=self.ref,
@@ -108,16 +108,16 @@ class ServedModel:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for another process of this node."""
+        """Return plain values, to send to another process of this node."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ServedModel:
-        """What `as_dict` was called on."""
+        """Create it from the values of `as_dict`."""
         return cls(**{**fields, "inputs": tuple(fields["inputs"]), "outputs": tuple(fields["outputs"])})
 
     def __add__(self, other: ServedModel) -> ServedModel:
-        """The same model in two processes: counts together, the larger drift."""
+        """Merge the same model in two processes: add counts, take the larger drift."""
         added = ("inferences", "frames", "failures", "busy_s", "looked_at", "not_finite")
         counts = {key: getattr(self, key) + getattr(other, key) for key in added}
         return dataclasses.replace(

@@ -1,11 +1,12 @@
-"""A version that runs on live frames and is not heard: what it gives is compared with what the serving one gave.
+"""Shadow: a version that runs on live frames without publishing results, for comparison with the serving version.
 
-    serving engine ──batches, copied──▶ a short queue ──▶ one thread ──▶ the shadow, and the comparison
+    serving engine ──copies of batches──▶ short queue ──▶ one thread ──▶ shadow and comparison
 
 Rules:
-- The serving version never waits for its shadow: what the queue has no room for is shed and counted.
-- Only what both give is compared, value by value, within the shadow's tolerance.
-- A model with hidden state is given the serving version's, so each step is compared alone; state itself is not compared.
+- The serving version never waits for its shadow: batches that do not fit into the queue are shed and counted.
+- Outputs that both versions have are compared, value by value, within the shadow's tolerance.
+- A model with hidden state receives the serving version's state, so each step is compared separately; state itself is not
+  compared.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hedgerow.models.serving.observer import Observer
 log = structlog.get_logger(__name__)
 
 WAITING: Final = 4
-"""Batches that may wait for the shadow."""
+"""Largest number of batches waiting for the shadow."""
 
 _NICE: Final = 10
 
@@ -38,13 +39,15 @@ _Batch = tuple[dict[str, Array], dict[str, Array], int]
 
 
 class Shadow:
-    """Runs a version beside the serving one, from when it is made until `stop`.
+    """Runs a version as shadow of the serving one, from its creation until `stop`.
 
     Attributes:
         compared: frames whose outputs were compared.
-        disagreed: of them, frames that differ by more than the tolerance, or that the shadow failed on.
-        shed: frames it had no time for.
-        worst: how far the worst value was off, in tolerances.
+        disagreed: compared frames that differ by more than the tolerance, or that the shadow failed on.
+        failed: frames that the shadow failed on.
+        shed: frames that were skipped for lack of time.
+        worst: deviation of the worst value, in tolerances.
+        observer: observes the shadow's outputs.
     """
 
     def __init__(self, serving: Engine, shadow: Engine) -> None:
@@ -64,11 +67,11 @@ class Shadow:
         serving.observers = (*serving.observers, self)
 
     def __call__(self, batch: Mapping[str, Array], outputs: Mapping[str, Array], rows: int, took_s: float) -> None:
-        """See one batch of the serving version."""
+        """Queue a copy of a batch of the serving version."""
         if self._queue.full():
             self.shed += rows
             return
-        # Copied: stages may write into what they gave and what they got.
+        # Copied: stages may write to their inputs and outputs.
         ins, outs = ({name: np.array(array) for name, array in each.items()} for each in (batch, outputs))
         try:
             self._queue.put_nowait((ins, outs, rows))
@@ -76,7 +79,7 @@ class Shadow:
             self.shed += rows
 
     def stop(self) -> None:
-        """Run on no more frames. Returns when the batch under way is through."""
+        """Stop, after finishing the batch in progress."""
         self._serving.observers = tuple(each for each in self._serving.observers if each is not self)
         with suppress(Empty):
             while True:
@@ -86,36 +89,38 @@ class Shadow:
         self.observer.stop()
 
     def _work(self) -> None:
-        with suppress(OSError):  # this thread alone; what it does can wait
+        with suppress(OSError):  # applies to this thread only
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while (taken := self._queue.get()) is not None:
             try:
                 self._compare(*taken)
-            except Exception as error:  # whatever a library does, the comparison goes on
+            except Exception as error:  # a library's failure must not end the comparison
                 log.exception("shadow-failed", model=self._shadow.name, error=repr(error))
                 self.disagreed += taken[2]
 
-    def _compare(self, batch: dict[str, Array], right: dict[str, Array], rows: int) -> None:
+    def _compare(self, batch: dict[str, Array], expected: dict[str, Array], rows: int) -> None:
         self.compared += rows
         try:
-            got = self._shadow.run_batch(batch)
+            actual = self._shadow.run_batch(batch)
         except HedgerowError:
             self.failed += rows
             self.disagreed += rows
             return
-        self.observer(batch, got, rows, 0.0)
+        self.observer(batch, actual, rows, 0.0)
         axes = self._shadow.signature.output_axes
         off = np.zeros(rows)
-        for name, array in right.items():
-            if name in self._hidden or name not in got:
+        for name, array in expected.items():
+            if name in self._hidden or name not in actual:
                 continue
             axis = axes.get(name, 0)
-            if array.ndim > axis and array.shape[axis] >= rows and got[name].shape == array.shape:
+            if array.ndim > axis and array.shape[axis] >= rows and actual[name].shape == array.shape:
                 for row in range(rows):
-                    apart, _ = compare(array.take([row], axis), got[name].take([row], axis), self._tolerance.of(name))
-                    off[row] = max(off[row], apart)
+                    deviation, _ = compare(
+                        array.take([row], axis), actual[name].take([row], axis), self._tolerance.of(name)
+                    )
+                    off[row] = max(off[row], deviation)
             else:
-                apart, _ = compare(array, got[name], self._tolerance.of(name))
-                off = np.maximum(off, apart)
+                deviation, _ = compare(array, actual[name], self._tolerance.of(name))
+                off = np.maximum(off, deviation)
         self.disagreed += int((off > 1).sum())
         self.worst = max(self.worst, float(off.max(initial=0.0)))

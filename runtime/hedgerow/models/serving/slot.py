@@ -1,15 +1,16 @@
-"""Where a model serves: one slot for every pipeline that names the model. It can go over to another version.
+"""Slot: serves a model to all pipelines that name it, and can change to another version while they run.
 
-    stages hold ──▶ slot ──▶ the engine that serves      a list of frames pins one of them when it begins
-                        └──▶ an engine on trial, for some of the streams
+    stages ──▶ slot ──▶ serving engine                a frame list pins one of them when it starts
+                   └──▶ engine on trial, for some of the streams
 
 Rules:
-- A list of frames pins the versions that it begins with, so it never mixes two. Who asks outside a list gets the one that
+- A frame list pins the versions it starts with, so it never mixes two. Requests outside a list go to the engine that
   serves at that moment.
-- An engine is let go of only when no list runs on it any more.
-- A list that goes to two versions is divided by what was on trial at one moment, so a stream's frames keep their order.
-- A version must fit what the stages saw of the model when they were set up; else it never gets here.
-- While nothing serves (a gap, where memory does not allow two), whoever asks waits.
+- An engine is freed only when no list runs on it.
+- A list with streams of both versions is divided once, by a single reading of the split, so frames of a stream keep their
+  order.
+- Versions that do not fit the stages that are set up are refused before they get here.
+- While nothing serves (a gap, if memory does not suffice for two versions), requests wait.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from hedgerow.models.serving.served_model import ServedModel
 
 
 class _Pinned(threading.local):
-    """What the list that runs in this thread runs on."""
+    """Engines pinned by the frame list that runs in this thread."""
 
     engines: Mapping[Slot, Engine] = MappingProxyType({})
 
@@ -47,28 +48,28 @@ class Split:
     """A version on trial that serves some of the streams.
 
     Attributes:
-        engine: that version, loaded.
-        percent: of the streams.
+        engine: the loaded version.
+        percent: share of the streams it serves.
     """
 
     engine: Engine
     percent: int
 
     def takes(self, stream: str) -> bool:
-        """Whether it serves a stream; always the same answer."""
-        return lot(stream, self.engine.source.digest) < self.percent
+        """Return whether it serves a stream; always the same for a stream."""
+        return bucket(stream, self.engine.source.digest) < self.percent
 
 
 class Slot:
-    """A model that stages hold, whichever version of it serves; a `stage.ModelHandle`.
+    """A model as stages use it, whichever version serves; a `stage.ModelHandle`.
 
     Args:
-        config: what the node's file says of the model.
-        base_dir: what a relative path in it is relative to.
-        engine: what serves to begin with.
+        config: the model's settings in the node's file.
+        base_dir: folder that relative paths are relative to.
+        engine: the first engine to serve.
     Attributes:
-        never_waits: whether some of its callers must not be kept waiting, so that there can be no gap: they are the event
-            loop, which would have to end it.
+        never_waits: some callers must not wait, so gaps are impossible: they run on the event loop, which would have to
+            end the gap.
     """
 
     def __init__(self, config: ModelConfig, base_dir: Path, engine: Engine) -> None:
@@ -81,44 +82,44 @@ class Slot:
         self._serving: Engine | None = engine
         self._last = engine
         self._split: Split | None = None
-        self._late: set[Engine] = set()
+        self._retired: set[Engine] = set()
         self._closed = False
 
-    # What stages see
+    # Interface for stages
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What a caller must give; see `ModelHandle.inputs`."""
-        return self._here().inputs
+        """Inputs that callers provide; see `ModelHandle.inputs`."""
+        return self._current().inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What comes back."""
-        return self._here().outputs
+        """Outputs that callers receive."""
+        return self._current().outputs
 
     @property
     def state(self) -> Mapping[str, str]:
         """Hidden state, input name → output name."""
-        return self._here().state
+        return self._current().state
 
     @property
     def state_token(self) -> object:
-        """What hidden state belongs to; see `ModelHandle.state_token`."""
-        return self._here().state_token
+        """Identifies the version's hidden state; see `ModelHandle.state_token`."""
+        return self._current().state_token
 
     @property
     def batch_axis(self) -> Mapping[str, int]:
-        """Axis batches are stacked on, of the inputs and outputs where it is not 0."""
-        return self._here().batch_axis
+        """Batch axis of inputs and outputs, where it is not 0."""
+        return self._current().batch_axis
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """The model's own metadata."""
-        return self._here().metadata
+        return self._current().metadata
 
     def zero_state(self) -> dict[str, Array]:
-        """Hidden state of a stream that has just begun, by input name."""
-        return self._here().zero_state()
+        """Return the initial hidden state of a stream, by input name."""
+        return self._current().zero_state()
 
     def infer(self, requests: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """Run the model on every request; see `ModelHandle.infer`."""
@@ -133,13 +134,13 @@ class Slot:
         engine = _pinned.engines.get(self)
         if engine is not None:
             return engine.infer_each(requests)
-        engine = self.take()  # outside a list: a test of a stage, a thread of an author's own
+        engine = self.acquire()  # outside a frame list: in a test of a stage, or in a stage's own thread
         try:
             return engine.infer_each(requests)
         finally:
-            self.give_back(engine)
+            self.release(engine)
 
-    # What the node sees
+    # Interface for the node
 
     @property
     def serving(self) -> Engine | None:
@@ -151,11 +152,11 @@ class Slot:
         """The version that serves some of the streams, if there is one."""
         return self._split
 
-    def take(self, on_trial: bool = False) -> Engine:
-        """The engine for a list that begins; waits while nothing serves. Give it back with `give_back`.
+    def acquire(self, on_trial: bool = False) -> Engine:
+        """Return the engine for a new frame list, waiting while nothing serves. Call `release` when done.
 
         Args:
-            on_trial: take the one on trial, if there still is one.
+            on_trial: use the engine on trial, if there still is one.
         """
         with self._lock:
             while True:
@@ -163,35 +164,35 @@ class Slot:
                     engine = self._split.engine
                     break
                 if self._serving is not None or self._closed:
-                    engine = self._serving or self._last  # a closed one says that it is
+                    engine = self._serving or self._last  # a closed engine raises an error when used
                     break
                 self._changed.wait()
-            engine.lists += 1
+            engine.active_lists += 1
             return engine
 
-    def give_back(self, engine: Engine) -> None:
-        """Say that a list no longer runs on an engine."""
+    def release(self, engine: Engine) -> None:
+        """Release an engine after a frame list."""
         with self._lock:
-            engine.lists -= 1
-            if engine.lists or engine is self._serving:
+            engine.active_lists -= 1
+            if engine.active_lists or engine is self._serving:
                 return
             self._changed.notify_all()
-            if engine not in self._late:
+            if engine not in self._retired:
                 return
-            self._late.remove(engine)
+            self._retired.remove(engine)
         engine.close()
 
     def info(self) -> ServedModel:
-        """What serves, or, in a gap, what served last, and what it has done so far."""
+        """Return what serves, or in a gap what served last, with its statistics."""
         return self._last.info()
 
     def split(self, engine: Engine, percent: int) -> None:
-        """Let an engine serve some of the streams, from their next list on."""
+        """Let an engine serve some of the streams, starting with their next list."""
         with self._lock:
             self._split = Split(engine, percent)
 
     def promote(self, engine: Engine) -> Engine | None:
-        """Let an engine serve all streams, from their next list on. Returns: the one that served before; None in a gap."""
+        """Let an engine serve all streams, starting with their next list. Returns: the previous one; None in a gap."""
         with self._lock:
             before, self._serving, self._split = self._serving, engine, None
             self._last = engine
@@ -200,35 +201,35 @@ class Slot:
             return before
 
     def end_split(self) -> None:
-        """Let the serving engine serve all streams again, from their next list on."""
+        """Let the serving engine serve all streams again, starting with their next list."""
         with self._lock:
             self._split = None
 
     def start_gap(self) -> Engine | None:
-        """Let nothing serve: whoever asks waits for the next `promote`. Returns: the one that served."""
+        """Stop serving: requests wait for the next `promote`. Returns: the engine that served."""
         with self._lock:
             before, self._serving, self._split = self._serving, None, None
             return before
 
     def wait_until_idle(self, engine: Engine, timeout_s: float | None = None) -> bool:
-        """Wait until no list runs on an engine that no longer serves. Returns: whether it is so."""
+        """Wait until no list runs on an engine that no longer serves. Returns: False: the time is up."""
         with self._lock:
-            return self._changed.wait_for(lambda: not engine.lists, timeout_s)
+            return self._changed.wait_for(lambda: not engine.active_lists, timeout_s)
 
-    def retire(self, engine: Engine, patience_s: float) -> None:
-        """Free an engine that no longer serves, when no list runs on it.
+    def retire(self, engine: Engine, timeout_s: float) -> None:
+        """Free an engine that no longer serves, once no list runs on it.
 
         Args:
-            patience_s: how long to wait for that here; after it the last of those lists frees it.
+            timeout_s: how long to wait for its lists; after that, the last of them frees it.
         """
         with self._lock:
-            if not self._changed.wait_for(lambda: not engine.lists, patience_s):
-                self._late.add(engine)
+            if not self._changed.wait_for(lambda: not engine.active_lists, timeout_s):
+                self._retired.add(engine)
                 return
         engine.close()
 
     def close(self) -> None:
-        """Free the model; whoever waits in a gap gets an error."""
+        """Free the model; requests that wait in a gap fail."""
         with self._lock:
             self._closed = True
             self._split = None
@@ -237,43 +238,43 @@ class Slot:
 
     @property
     def closed(self) -> bool:
-        """Whether nobody needs it any more."""
+        """Whether it has been closed, because nothing uses the model any more."""
         return self._closed
 
-    def _here(self) -> Engine:
+    def _current(self) -> Engine:
         return _pinned.engines.get(self) or self._last
 
 
-def lot(stream: str, salt: str) -> int:
-    """A number from 0 to 99 that a stream always draws; other streams are others' for another salt."""
+def bucket(stream: str, salt: str) -> int:
+    """Hash a stream to a number from 0 to 99. Another salt distributes the streams differently."""
     return xxhash.xxh32_intdigest(f"{salt}/{stream}".encode()) % 100
 
 
 class Pins:
-    """The versions that one list runs on, in the thread that runs it: `with Pins(slots) as engines`.
+    """Pins the engines of a frame list in the thread that runs it: `with Pins(slots) as engines`.
 
     Args:
-        slots: those of the pipeline.
-        sides: of each slot, whether the list's streams are served by the version on trial.
+        slots: the pipeline's slots.
+        on_trial: for each slot, whether the version on trial serves the list's streams; None: none does.
     """
 
-    __slots__ = ("_sides", "_slots", "engines")
+    __slots__ = ("_on_trial", "_slots", "engines")
 
-    def __init__(self, slots: Sequence[Slot], sides: Iterable[bool] | None = None) -> None:
+    def __init__(self, slots: Sequence[Slot], on_trial: Iterable[bool] | None = None) -> None:
         self._slots = slots
-        self._sides = sides
+        self._on_trial = on_trial
         self.engines: tuple[Engine, ...] = ()
 
     def __enter__(self) -> tuple[Engine, ...]:
         slots = self._slots
-        if self._sides is None:
-            self.engines = tuple([slot.take() for slot in slots])
+        if self._on_trial is None:
+            self.engines = tuple([slot.acquire() for slot in slots])
         else:
-            self.engines = tuple([slot.take(side) for slot, side in zip(slots, self._sides, strict=True)])
+            self.engines = tuple([slot.acquire(trial) for slot, trial in zip(slots, self._on_trial, strict=True)])
         _pinned.engines = dict(zip(slots, self.engines, strict=True))
         return self.engines
 
     def __exit__(self, *_: object) -> None:
         _pinned.engines = _NOTHING
         for slot, engine in zip(self._slots, self.engines, strict=True):
-            slot.give_back(engine)
+            slot.release(engine)

@@ -1,4 +1,4 @@
-"""Rehearse with a model: its first runs are slow, and its first batch is compared with single frames. Not on live ones."""
+"""Warm-up of an engine off the live path: its first runs are slow, and its first batch is compared with single frames."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ _MOST_SIZES: Final = 12
 
 
 def prepare(engine: Engine, sizes: Iterable[int] = ()) -> None:
-    """Have it ready for live frames; what it did until then is forgotten.
+    """Prepare an engine for live frames, and reset its statistics.
 
     Args:
-        sizes: as `warm_up` takes them.
+        sizes: see `warm_up`.
     Raises: ModelError: a golden input of its bundle cannot be read.
     """
     if engine.model_version is not None:
-        prove_batches(engine, engine.model_version.folder, engine.model_version.manifest)
+        verify_batches(engine, engine.model_version.folder, engine.model_version.manifest)
     warm_up(engine, sizes)
-    engine.forget()
+    engine.reset_statistics()
 
 
 def warm_up(engine: Engine, sizes: Iterable[int] = _SIZES) -> None:
-    """Run batches of noise through it. Noise that a model refuses does no harm.
+    """Run random batches. A model that rejects random inputs is not warmed up.
 
     Args:
-        sizes: rows of batches that it will meet; those of the version before, if there is one.
+        sizes: expected numbers of rows, from the previous version if there is one.
     """
     signature = engine.signature
     shapes = {spec.name: [1 if dim is None else dim for dim in spec.shape] for spec in engine.inputs}
-    wanted = sorted({*_SIZES, *sizes})[:_MOST_SIZES] if signature.batches and signature.fixed is None else [1]
-    for rows in wanted:
+    batch_sizes = sorted({*_SIZES, *sizes})[:_MOST_SIZES] if signature.batches and signature.fixed is None else [1]
+    for rows in batch_sizes:
         try:
             engine.run_batch(random_batch(signature, rows, shapes))
         except HedgerowError:
             return
 
 
-def prove_batches(engine: Engine, folder: Path, manifest: Manifest) -> None:
-    """Give it two golden inputs as two callers' requests: it compares its first batch with its requests run alone.
+def verify_batches(engine: Engine, folder: Path, manifest: Manifest) -> None:
+    """Submit two golden inputs as one batch: an engine compares its first batch with running the requests alone.
 
     Args:
-        folder: of the bundle.
+        folder: the bundle's folder.
     """
     for case in manifest.golden:
         arrays = read_arrays(folder / case.inputs.path)
@@ -61,7 +61,7 @@ def prove_batches(engine: Engine, folder: Path, manifest: Manifest) -> None:
 
 
 def _row(engine: Engine, arrays: dict[str, Array], row: int) -> dict[str, Array] | None:
-    """One of a batch's frames; None: it has not two."""
+    """Return one frame of a golden input; None: it has fewer than two."""
     request = {}
     for spec in engine.inputs:
         axis, array = engine.signature.axes[spec.name], arrays.get(spec.name)

@@ -1,1 +1,1 @@
-"""A loaded model: its signature, its memory, and the batches it runs."""
+"""Loaded models: signature, memory and batching."""

@@ -1,7 +1,7 @@
-"""How many rows the next batch may have. Pure: no clock, no threads.
+"""Batch size policy: the largest number of rows in the next batch. Pure: no clock, no threads.
 
-All that waits, up to the limit: nothing is gained by leaving a request waiting. But where a batch takes long, it leaves the
-other streams their share of what waits, since a core without work costs more than small batches do.
+A batch takes all waiting requests, up to the limit: leaving a request waiting gains nothing. But if that batch would take
+long, it leaves the other inference streams their share of the requests, since an idle core costs more than smaller batches.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Final
 
 LONG_S: Final = 0.02
-"""What would take longer than this leaves the others their share of what waits."""
+"""Batches expected to take longer than this leave other inference streams their share of the requests."""
 
 
 class BatchSizePolicy:
-    """Decides on batch sizes.
+    """Decides batch sizes.
 
     Args:
-        limit: most rows, ever.
+        limit: most rows in any batch.
         streams: batches that may run at the same time.
     Attributes:
         limit: as above; may be lowered at any time.
@@ -27,16 +27,16 @@ class BatchSizePolicy:
         self._streams = streams
         self._row_s = 0.0
 
-    def most(self, waiting: int) -> int:
-        """Most rows for the next batch.
+    def max_rows(self, waiting: int) -> int:
+        """Return the largest number of rows for the next batch.
 
         Args:
-            waiting: rows that wait, of all callers.
+            waiting: number of waiting rows of all callers.
         """
         if waiting * self._row_s <= LONG_S:
             return self.limit
         return min(self.limit, -(-waiting // self._streams))
 
-    def took(self, rows: int, seconds: float) -> None:
-        """Note a batch that has run."""
-        self._row_s += (seconds / rows - self._row_s) / 8  # a moving mean
+    def record(self, rows: int, seconds: float) -> None:
+        """Record a batch that has run."""
+        self._row_s += (seconds / rows - self._row_s) / 8  # exponential moving average

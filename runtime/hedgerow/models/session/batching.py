@@ -1,8 +1,8 @@
-"""What goes into one batch, and how arrays are stacked and split. Pure: no threads, no backend.
+"""Selection of requests for a batch, and stacking and splitting of their arrays. Pure: no threads, no backend.
 
-Words:
-- rows: how many entries a request has along its batch axis; one, usually.
-- key: requests of one key may share a batch; None: it runs alone.
+Terms:
+- rows: size of a request along its batch axis; usually one.
+- key: requests with the same key may share a batch; None: the request runs alone.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _ALL = slice(None)
 
 
 def pick(waiting: Sequence[tuple[Hashable, int]], limit: int) -> list[int]:
-    """Which of the waiting requests go into the next batch.
+    """Select the waiting requests for the next batch.
 
-    The one that waits longest goes first, so none is passed over for ever; with it go those of its key, in order, until
-    one no longer fits. A request that has more rows than the limit goes alone.
+    The oldest request is always included, so none waits for ever. Requests with the same key follow in order, until one
+    does not fit. A request with more rows than the limit runs alone.
 
     Args:
-        waiting: key and rows of each request, longest waiting first.
+        waiting: key and rows of each request, oldest first.
         limit: most rows in a batch.
-    Returns: positions in `waiting`, ascending; empty only if `waiting` is.
+    Returns: positions in `waiting`, ascending; empty only if `waiting` is empty.
     """
     if not waiting:
         return []
@@ -44,12 +44,12 @@ def pick(waiting: Sequence[tuple[Hashable, int]], limit: int) -> list[int]:
 
 
 def stack(requests: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None], padding: int) -> dict[str, Array]:
-    """One input from those of several requests.
+    """Stack the inputs of several requests to one batch.
 
     Args:
-        axes: the batch axis of every input; None: it has none and is the same in all requests.
-        padding: how often the last row is repeated at the end.
-    Returns: arrays in C order; of a single request its own, not copied if they are in C order already.
+        axes: batch axis of every input; None: it has none, and is the same in all requests.
+        padding: how often to repeat the last row at the end.
+    Returns: C-contiguous arrays; those of a single request are copied only if they are not contiguous.
     """
     if padding:
         last = requests[-1]
@@ -68,30 +68,30 @@ def stack(requests: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None
 def split(
     outputs: Mapping[str, Array], axes: Mapping[str, int], rows: Sequence[int], total: int
 ) -> list[dict[str, Array]]:
-    """The outputs of every request of a batch; views, not copies.
+    """Split the outputs of a batch into those of its requests, as views.
 
     Args:
-        axes: the batch axis of every output.
-        rows: how many rows each request had.
-        total: how many rows the batch had, padding included.
-    Raises: ValueError: an output does not have that many rows along its batch axis.
+        axes: batch axis of every output.
+        rows: number of rows of each request.
+        total: number of rows in the batch, padding included.
+    Raises: ValueError: an output does not have `total` rows along its batch axis.
     """
     for name, array in outputs.items():
         axis = axes[name]
         if array.ndim <= axis or array.shape[axis] != total:
-            raise ValueError(f"{name} came back as {list(array.shape)} for {total} rows on axis {axis}")
-    if rows.count(1) == len(rows):  # as nearly always: numpy walks along an axis faster than slices are made
+            raise ValueError(f"output {name} has the shape {list(array.shape)}, not {total} rows on axis {axis}")
+    if rows.count(1) == len(rows):  # nearly always: iterating over an axis in numpy is faster than slicing
         singles: list[dict[str, Array]] = [{} for _ in rows]
         for name, array in outputs.items():
             for single, row in zip(singles, _rows_of(array, axes[name], len(rows)), strict=True):
                 single[name] = row
         return singles
     parts = []
-    begin = 0
+    start = 0
     for count in rows:
-        cut = slice(begin, begin + count)
-        parts.append({name: array[(_ALL,) * axes[name] + (cut,)] for name, array in outputs.items()})
-        begin += count
+        own = slice(start, start + count)
+        parts.append({name: array[(_ALL,) * axes[name] + (own,)] for name, array in outputs.items()})
+        start += count
     return parts
 
 
@@ -100,16 +100,16 @@ def _last(array: Array, axis: int) -> Array:
 
 
 def _rows_of(array: Array, axis: int, count: int) -> list[Array]:
-    """Views of an array's first rows, each with its batch axis of size 1."""
+    """Return views of an array's first rows, each with a batch axis of size 1."""
     if axis == 0:
         return list(array[:count, np.newaxis])
     return list(np.moveaxis(array, axis, 0)[(slice(count), *[_ALL] * axis, np.newaxis)])
 
 
 def alike(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
-    """Whether two outputs of the same request are the same but for rounding.
+    """Return whether two outputs of the same request agree within rounding.
 
-    Shapes and types must agree, and floats roughly; whole numbers may flip by rounding and are not looked at.
+    Shapes and types must be equal, and floats close; values of integers are ignored, since they may flip by rounding.
     """
     return all(
         array.shape == other[name].shape

@@ -1,13 +1,13 @@
 """Flat combining: callers run each other's requests, so batches form without a dispatcher thread.
 
-A caller puts its requests in the queue. If fewer callers are leading than may run at once, it leads: it takes the
-oldest request and all that may go with it, from whichever caller, runs them and hands out the results. Otherwise it
-waits until others have run its requests, or until it is its turn to lead. After Hendler, Incze, Shavit and Tzafrir,
-"Flat combining and the synchronization-parallelism tradeoff", SPAA 2010.
+A caller puts its requests into the queue. If fewer callers lead than batches may run at once, it becomes a leader: it
+takes the oldest request and all that can share its batch, from any caller, runs the batch and distributes the results.
+Otherwise it waits until leaders have run its requests, or until it is its turn to lead. After Hendler, Incze, Shavit and
+Tzafrir, "Flat combining and the synchronization-parallelism tradeoff", SPAA 2010.
 
 Rules:
-- A leader stops leading as soon as its own requests are done, and hands over to the caller that waits longest.
-- While requests wait, as many callers lead as may run at once, or every waiting request belongs to a caller that leads.
+- A leader stops leading as soon as its own requests are done, and hands over to the longest waiting caller.
+- While requests wait, there are as many leaders as batches may run at once, or every waiting request belongs to a leader.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from hedgerow.models.session.batching import pick
 
 
 class _Call:
-    """One caller: how many of its tickets are still to be done, and how to wake it."""
+    """A caller: the number of its unfinished tickets, and a lock to wake it."""
 
-    __slots__ = ("_alarm", "_asleep", "leading", "left")
+    __slots__ = ("_asleep", "_wakeup", "leading", "left")
 
     def __init__(self, left: int) -> None:
         self.left = left
         self.leading = self._asleep = False
-        self._alarm: threading.Lock | None = None  # always held but for the moment of waking; made when first needed
+        self._wakeup: threading.Lock | None = None  # held except at the moment of waking; created on first use
 
-    def lie_down(self) -> threading.Lock:
-        """Say that the caller is about to sleep. Returns: what it must acquire to do so."""
-        if self._alarm is None:
-            self._alarm = threading.Lock()
-            self._alarm.acquire()
+    def mark_sleeping(self) -> threading.Lock:
+        """Mark the caller as asleep. Returns: the lock it must acquire to sleep."""
+        if self._wakeup is None:
+            self._wakeup = threading.Lock()
+            self._wakeup.acquire()
         self._asleep = True
-        return self._alarm
+        return self._wakeup
 
     def wake(self) -> None:
-        """Wake the caller, if it sleeps."""
-        if self._asleep and self._alarm is not None:
+        """Wake the caller, if it is asleep."""
+        if self._asleep and self._wakeup is not None:
             self._asleep = False
-            self._alarm.release()
+            self._wakeup.release()
 
 
 class Ticket:
-    """One request on its way through the queue.
+    """A request in the queue.
 
     Attributes:
-        key: requests of one key may share a batch; None: it runs alone.
-        rows: places it takes in a batch.
-        request: what is to be run.
-        result: what came of it, once it has run.
-        call: who waits for it, for the combiner's own use.
+        key: requests with the same key may share a batch; None: it runs alone.
+        rows: number of its rows in a batch.
+        request: the request itself.
+        result: its result, once it has run.
+        call: its caller; set by the combiner.
     """
 
     __slots__ = ("call", "key", "request", "result", "rows")
@@ -68,18 +68,18 @@ class Ticket:
 
 
 class Combiner:
-    """A queue whose callers run it.
+    """A request queue whose callers run the batches.
 
     Args:
         run: runs one batch and sets the result of every ticket in it; called by up to `streams` threads at once.
-        streams: how many callers may run batches at the same time.
+        streams: number of callers that may run batches at the same time.
         limit: most rows in a batch.
     Attributes:
-        portion: decides how many rows a batch may have.
+        batch_size_policy: decides how many rows a batch may have.
     """
 
     def __init__(self, run: Callable[[list[Ticket]], None], *, streams: int, limit: int) -> None:
-        self.portion = BatchSizePolicy(limit, streams)
+        self.batch_size_policy = BatchSizePolicy(limit, streams)
         self._run = run
         self._streams = streams
         self._lock = threading.Lock()
@@ -87,9 +87,9 @@ class Combiner:
         self._leaders = 0
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Have tickets run; returns when every one has its result.
+        """Run tickets, and return when each has its result.
 
-        Raises: whatever `run` raises in this very thread. Tickets of others in that batch stay without a result.
+        Raises: exceptions of `run` in this thread. Other callers' tickets in that batch get no result.
         """
         if not tickets:
             return
@@ -108,27 +108,27 @@ class Combiner:
                 if not self._sleep(call):
                     return
         except BaseException:
-            self._give_up(call)
+            self._withdraw(call)
             raise
 
     def _lead(self, call: _Call) -> None:
         while batch := self._next(call):
-            began = time.perf_counter()
+            started = time.perf_counter()
             try:
                 self._run(batch)
             finally:
-                self._hand_out(batch)
-            took_s = time.perf_counter() - began
+                self._distribute(batch)
+            took_s = time.perf_counter() - started
             with self._lock:
-                self.portion.took(sum(ticket.rows for ticket in batch), took_s)
+                self.batch_size_policy.record(sum(ticket.rows for ticket in batch), took_s)
 
     def _next(self, call: _Call) -> list[Ticket]:
-        """The next batch for a leader; empty: it has just stepped down."""
+        """Return the next batch for a leader; empty: it no longer leads."""
         with self._lock:
             waiting = self._waiting
             if call.left and waiting:
-                places = [(ticket.key, ticket.rows) for ticket in waiting]
-                chosen = pick(places, self.portion.most(sum(rows for _, rows in places)))
+                requests = [(ticket.key, ticket.rows) for ticket in waiting]
+                chosen = pick(requests, self.batch_size_policy.max_rows(sum(rows for _, rows in requests)))
                 if len(chosen) == len(waiting):
                     self._waiting = []
                     return waiting
@@ -142,21 +142,21 @@ class Combiner:
     def _step_down(self, call: _Call) -> None:
         call.leading = False
         for ticket in self._waiting:
-            heir = ticket.call
-            if not heir.leading:
-                heir.leading = True
-                heir.wake()
+            successor = ticket.call
+            if not successor.leading:
+                successor.leading = True
+                successor.wake()
                 return
         self._leaders -= 1
 
-    def _give_up(self, call: _Call) -> None:
-        """Take a caller that was interrupted out of the queue, so that nobody waits for it to lead."""
+    def _withdraw(self, call: _Call) -> None:
+        """Remove an interrupted caller from the queue, so that others do not wait for it to lead."""
         with self._lock:
             self._waiting = [ticket for ticket in self._waiting if ticket.call is not call]
             if call.leading:
                 self._step_down(call)
 
-    def _hand_out(self, batch: list[Ticket]) -> None:
+    def _distribute(self, batch: list[Ticket]) -> None:
         with self._lock:
             for ticket in batch:
                 call = ticket.call
@@ -165,12 +165,12 @@ class Combiner:
                     call.wake()
 
     def _sleep(self, call: _Call) -> bool:
-        """Wait until all is done or it is this caller's turn to lead. Returns: whether there is more to do."""
+        """Wait until all tickets are done or this caller must lead. Returns: whether it may have to lead."""
         with self._lock:
             if call.leading:
                 return True
             if call.left == 0:
                 return False
-            alarm = call.lie_down()
-        alarm.acquire()
+            wakeup = call.mark_sleeping()
+        wakeup.acquire()
         return True

@@ -1,4 +1,4 @@
-"""From a model's configuration to a session: which backend, which device, how many streams and threads."""
+"""Loads a model: chooses backend, device, streams and threads from its configuration and opens a session."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ DEFAULT_MAX_BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A session and how it came about.
+    """A session, and the choices made to open it.
 
     Attributes:
-        session: the model, loaded.
+        session: the loaded model.
         version: version of the backend's library.
-        threads: threads one inference may use.
+        threads: threads per inference.
         max_batch: most rows in a batch.
-        degraded: why it does not run as asked; None: it does.
-        passed_over: why backends that come before this one were not taken, by name.
+        degraded: why it does not run on the requested device; None: it does.
+        passed_over: why preferred backends were not used, by name.
     """
 
     session: Session
@@ -38,72 +38,75 @@ class Loaded:
 
 
 def load(source: ModelFile, config: ModelConfig, cores: int, state_dir: Path | None) -> Loaded:
-    """Load a model on the best backend that can, and on the device asked for.
+    """Load a model with the best backend that can open it, on the requested device.
 
     Args:
-        cores: cores the node owns.
-        state_dir: folder for what the node keeps; None: nothing is kept, and nothing tuned is known.
+        cores: number of cores the node may use.
+        state_dir: folder for compiled and tuned models; None: use and store none.
     Raises:
-        BackendMissing: no backend that opens such files is installed, or not the one asked for.
-        DeviceMissing: the device is not here, and the policy is `fail`.
+        BackendMissing: the requested backend, or any that opens such files, is not installed.
+        DeviceMissing: this machine does not have the device, and `if_device_missing` is `fail`.
         ModelUnreadable: no backend can read the file.
-        ConfigError: an option is refused, or the batch axis cannot be opened.
+        ConfigError: a backend rejects an option, or cannot open the batch axis.
     """
     choice = tuned.load(state_dir, source.digest, config.device, cores) if state_dir is not None else None
     candidates = backends.candidates(source.path, config.backend)
-    if choice is not None:  # stable: what was tuned goes to the front, the others keep their order
+    if choice is not None:  # a stable sort: the tuned backend comes first, others keep their order
         candidates = tuple(sorted(candidates, key=lambda backend: backend.name != choice.backend))
     passed_over: dict[str, str] = {}
-    absent: list[tuple[Backend, DeviceMissing]] = []
+    without_device: list[tuple[Backend, DeviceMissing]] = []
     first: HedgerowError | None = None
     for backend in candidates:
         try:
             return _open(backend, source, config, config.device, cores, state_dir, choice, None, passed_over)
         except DeviceMissing as error:
-            absent.append((backend, error))
+            without_device.append((backend, error))
             passed_over[backend.name] = str(error)
             first = first or error
         except (BackendMissing, ModelUnreadable, ConfigError) as error:
             passed_over[backend.name] = str(error)
-            # That a library is missing says less than why another one failed.
+            # A missing library is a less useful error than another backend's failure.
             first = error if first is None or isinstance(first, BackendMissing) else first
-    if not absent:
+    if not without_device:
         raise _summary(first, passed_over)
     if config.if_device_missing == "degrade":
-        for backend, missing in absent:
-            degraded = f"{missing}; runs on the CPU"
+        for backend, missing in without_device:
+            degraded = f"{missing}; running on the CPU"
             try:
                 return _open(backend, source, config, "CPU", cores, state_dir, None, degraded, passed_over)
             except (ModelUnreadable, ConfigError) as unreadable:
                 passed_over[backend.name] = str(unreadable)
                 first = unreadable
         raise _summary(first, passed_over)
-    there = "; ".join(f"{backend.name} has {', '.join(backend.devices())}" for backend, _ in absent)
+    available = "; ".join(f"{backend.name} has {', '.join(backend.devices())}" for backend, _ in without_device)
     raise DeviceMissing(
-        f"No {config.device} here for {source.path.name}: {there}",
+        f"No device {config.device} on this machine for {source.path.name}: {available}",
         remedy="Set `device:` to one of these, install the driver, or set `if_device_missing: degrade` to run on the CPU.",
-    ) from absent[0][1]
+    ) from without_device[0][1]
 
 
 def batch_axes(config: ModelConfig) -> dict[str, int | None]:
-    """Where frames are stacked, as `SessionOptions` takes it."""
+    """Return the batch axes for `SessionOptions`."""
     return {**config.batch_axis, **dict.fromkeys(config.constants)}
 
 
-def batch_sizes(most: int) -> tuple[int, ...]:
-    """Batch sizes to compile for: 1, 2, 3, 4, 6, 8, 12, 16 …, the largest last. Padding adds a third on average at most."""
-    sizes = {most}
+def batch_sizes(max_batch: int) -> tuple[int, ...]:
+    """Return the batch sizes to compile for: 1, 2, 3, 4, 6, 8, 12, 16 … up to the largest.
+
+    On average, padding to these adds at most a third.
+    """
+    sizes = {max_batch}
     step = 1
-    while step < most:
+    while step < max_batch:
         sizes |= {step, step * 3 // 2}
         step *= 2
-    return tuple(sorted(size for size in sizes if size <= most))
+    return tuple(sorted(size for size in sizes if size <= max_batch))
 
 
 def load_signature(source: ModelFile, config: ModelConfig) -> Signature:
-    """What a model takes and gives, from the first backend that can open it.
+    """Return a model's signature, using the first backend that can open it.
 
-    Raises: ConfigError, ModelError: none can, or the configuration does not fit the model.
+    Raises: ConfigError, ModelError: no backend can, or the configuration does not match the model.
     """
     session = load(source, config, 1, None).session
     try:
@@ -137,8 +140,8 @@ def _open(
     if config.open_batch and choice is None and (name := input_fixed_to_one(session.inputs, axes)) is not None:
         session.close()
         raise ConfigError(
-            f"{backend.name} cannot open the batch axis of {name}, which {source.path.name} fixes to 1",
-            remedy="Use `backend: openvino`, export the model with an open batch axis, or remove `open_batch`.",
+            f"{backend.name} cannot make the batch axis of {name} dynamic, which {source.path.name} fixes to 1",
+            remedy="Use `backend: openvino`, export the model with a dynamic batch axis, or remove `open_batch`.",
         )
     if folder is not None:
         cache.mark_used(folder)
@@ -146,7 +149,7 @@ def _open(
 
 
 def _summary(first: HedgerowError | None, passed_over: dict[str, str]) -> HedgerowError:
-    assert first is not None  # noqa: S101 - every candidate that is not returned leaves an error
+    assert first is not None  # noqa: S101 - every candidate that fails leaves an error
     if len(passed_over) < 2:
         return first
     return type(first)("; ".join(passed_over.values()), remedy=first.remedy)

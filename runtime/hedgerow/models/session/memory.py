@@ -1,4 +1,4 @@
-"""Memory this process takes, and may still take: what the machine has available, its groups and its own limits allow."""
+"""Memory used by this process, and memory it may still use within the machine, its control groups and its own limits."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Final
 from hedgerow.backends.cgroups import memory_left
 
 _LIMITS: Final = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
-"""Limits on a process (`ulimit -v`, `-d`), and what of /proc/self/status they are on."""
+"""Limits of a process (`ulimit -v`, `-d`), and the fields of /proc/self/status they apply to."""
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Bytes that can be had; None: the system does not tell.
+    """Return the bytes this process may still allocate; None: unknown.
 
     Args:
         root: where /proc and /sys are.
     """
-    there = [*_available(root), *memory_left(root), *_limits(root)]
-    return max(0, min(there)) if there else None
+    limits = [*_available(root), *memory_left(root), *_limits(root)]
+    return max(0, min(limits)) if limits else None
 
 
 def resident_bytes() -> int:
-    """Memory this process has in RAM; 0 where the system does not tell."""
+    """Return this process's resident memory in bytes; 0: unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, IndexError, ValueError):
@@ -40,16 +40,16 @@ def _available(root: Path) -> Iterator[int]:
 
 
 def _limits(root: Path) -> Iterator[int]:
-    """What each limit on this process leaves."""
+    """Yield the bytes that each limit of this process leaves."""
     for limit, field in _LIMITS:
-        most, _ = resource.getrlimit(limit)
-        taken = _field(root / "proc/self/status", field)
-        if most != resource.RLIM_INFINITY and taken is not None:
-            yield most - taken
+        allowed, _ = resource.getrlimit(limit)
+        used = _field(root / "proc/self/status", field)
+        if allowed != resource.RLIM_INFINITY and used is not None:
+            yield allowed - used
 
 
 def _field(path: Path, name: str) -> int | None:
-    """Bytes of a row such as `VmData:  1234 kB`."""
+    """Return the bytes of a row such as `VmData:  1234 kB`."""
     try:
         for line in path.read_text().splitlines():
             key, _, rest = line.partition(":")

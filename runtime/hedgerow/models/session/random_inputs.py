@@ -1,4 +1,4 @@
-"""Random inputs of a model's shapes, for measuring it."""
+"""Random inputs of the right shapes, for measuring and warming up a model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from hedgerow.models.session.signature import Signature
 def random_batch(
     signature: Signature, rows: int, shapes: Mapping[str, Sequence[int]], seed: int = 0
 ) -> dict[str, Array]:
-    """Inputs of one batch: noise, with hidden state at zero and constants as configured.
+    """Return random inputs for one batch, with hidden state at zero and constants as configured.
 
     Args:
-        rows: size along the batch axis, where the model leaves it open.
-        shapes: shapes by input name, needed for inputs that are open elsewhere too; what they say of the batch is not
-            looked at.
+        rows: size of the batch axis, where it is dynamic.
+        shapes: shapes by input, required for inputs with other dynamic axes; their batch axis is ignored.
     Returns: floats from 0 to 1; integers and booleans 0 or 1, which are valid indices into nearly everything.
-    Raises: ModelMismatch: a shape does not fit the model, or one is needed and not given.
+    Raises: ModelMismatch: a shape does not fit the model, or a required one is missing.
     """
     rng = np.random.default_rng(seed)
     state = signature.zero_state()
@@ -40,32 +39,32 @@ def random_batch(
     return batch
 
 
-def _shape(spec: TensorSpec, given: Sequence[int] | None, axis: int | None, rows: int) -> list[int]:
-    fits = given is None or (
-        len(given) == len(spec.shape)
+def _shape(spec: TensorSpec, requested: Sequence[int] | None, axis: int | None, rows: int) -> list[int]:
+    fits = requested is None or (
+        len(requested) == len(spec.shape)
         and all(
-            place == axis or want in (None, got)
-            for place, (want, got) in enumerate(zip(spec.shape, given, strict=True))
+            position == axis or expected in (None, actual)
+            for position, (expected, actual) in enumerate(zip(spec.shape, requested, strict=True))
         )
     )
     if not fits:
         raise ModelMismatch(
-            f"The model takes {spec}; `--shape` says {spec.name}={','.join(map(str, given or ()))}",
-            remedy=f"Give {len(spec.shape)} numbers that fit, the batch axis among them.",
+            f"The model takes {spec}, but `--shape` is {spec.name}={','.join(map(str, requested or ()))}",
+            remedy=f"Use {len(spec.shape)} matching sizes, including the batch axis.",
         )
     shape = []
-    for place, dim in enumerate(spec.shape):
-        if dim is None and place != axis and given is None:
+    for position, dim in enumerate(spec.shape):
+        if dim is None and position != axis and requested is None:
             raise ModelMismatch(
-                f"The model takes {spec}, open in more than the batch",
-                remedy=f"Say how large your frames are: `--shape {spec.name}={_example(spec, axis)}`.",
+                f"The model takes {spec}, with dynamic axes besides the batch",
+                remedy=f"Set the size of your frames: `--shape {spec.name}={_example(spec, axis)}`.",
             )
         if dim is not None:
             shape.append(dim)
         else:
-            shape.append(rows if place == axis or given is None else given[place])
+            shape.append(rows if position == axis or requested is None else requested[position])
     return shape
 
 
 def _example(spec: TensorSpec, axis: int | None) -> str:
-    return ",".join("1" if place == axis else str(dim or 320) for place, dim in enumerate(spec.shape))
+    return ",".join("1" if position == axis else str(dim or 320) for position, dim in enumerate(spec.shape))

@@ -1,10 +1,10 @@
-"""How a model's inputs and outputs and its configuration fit together.
+"""Signature of a model: its inputs and outputs with its configuration applied.
 
-Which requests may share a batch is found here:
-- All inputs open along their batch axis: requests of the same shapes share batches.
-- All inputs fixed to N > 1 there: requests share batches, and one that is not full is padded with its last row.
-- An input fixed to 1 there: the model takes no batches; every request runs alone.
-- Inputs without dimensions have no batch axis: only requests with the same value there share a batch.
+It determines which requests may share a batch:
+- All inputs have a dynamic batch axis: requests with the same shapes share batches.
+- All inputs have a batch axis fixed to N > 1: requests share batches; a batch that is not full is padded with its last row.
+- An input has a batch axis fixed to 1: the model takes no batches; every request runs alone.
+- Scalar inputs have no batch axis: only requests with the same value share a batch.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from hedgerow.config import ModelConfig
 from hedgerow.errors import ConfigError, ModelMismatch
 from hedgerow.frame import Array
 
-_REMEMBERED: Final = 512
+_CACHED: Final = 512
 
 _LARGEST_TENSOR: Final = 1 << 34
-"""Bytes of a tensor by the sizes that a model fixes: no frame has as many, and asking for the memory would end the node."""
+"""Largest size of a tensor, from its fixed dimensions: no frame is larger, and allocating it would kill the node."""
 
 
 class Signature:
-    """A model's signature, seen through its configuration.
+    """A model's signature, with its configuration applied.
 
     Attributes:
-        inputs: inputs a caller must give.
-        constants: inputs with a fixed value.
-        axes: the batch axis of every input in `inputs`; None: it has none.
-        output_axes: the batch axis of every output.
-        fixed: rows the model always takes, if more than one; else None.
-        batches: whether requests may share a run at all.
+        inputs: inputs that callers provide.
+        constants: inputs with a configured value.
+        axes: batch axis of every input in `inputs`; None: it has none.
+        output_axes: batch axis of every output.
+        fixed: number of rows the model is fixed to, if more than one; else None.
+        batches: whether requests may share a batch at all.
     """
 
     def __init__(
@@ -53,12 +53,14 @@ class Signature:
         _known(name, "batch_axis", config.batch_axis, {**ins, **outs})
         both = sorted(config.constants.keys() & config.state.keys())
         if both:
-            raise ConfigError(f"Model {name}: {both[0]} is in `constants` and in `state`", remedy="Leave one out.")
+            raise ConfigError(
+                f"Model {name}: {both[0]} is in both `constants` and `state`", remedy="Remove it from one of them."
+            )
         self.constants = {key: _constant(name, ins[key], value) for key, value in config.constants.items()}
         self.inputs = tuple(spec for spec in inputs if spec.name not in config.constants)
         self._specs = {spec.name: spec for spec in self.inputs}
         self.axes = {spec.name: _axis(name, spec, config.batch_axis) for spec in self.inputs}
-        # A state's next value is stacked as the state is, unless the configuration says otherwise.
+        # A state's next value has the same batch axis as the state, unless configured otherwise.
         next_axes = {output: self.axes[key] or 0 for key, output in config.state.items()}
         self.output_axes = {
             spec.name: config.batch_axis.get(spec.name, next_axes.get(spec.name, 0)) for spec in outputs
@@ -66,26 +68,26 @@ class Signature:
         self._state = [ins[key] for key in config.state]
         for key, output in config.state.items():
             _check_state(name, ins[key], outs[output])
-        places = {spec.shape[axis] for spec in self.inputs if (axis := self.axes[spec.name]) is not None}
-        self.batches = bool(places) and 1 not in places and config.max_batch != 1
+        sizes = {spec.shape[axis] for spec in self.inputs if (axis := self.axes[spec.name]) is not None}
+        self.batches = bool(sizes) and 1 not in sizes and config.max_batch != 1
         self.fixed: int | None = None
-        if places and 1 not in places and places != {None}:
-            if len(places) > 1:
+        if sizes and 1 not in sizes and sizes != {None}:
+            if len(sizes) > 1:
                 raise ModelMismatch(_uneven(name, self.inputs, self.axes), remedy=_which_axis(self.inputs, self.axes))
-            self.fixed = places.pop()
+            self.fixed = sizes.pop()
             self.batches = True
         self._admitted: dict[Hashable, tuple[Hashable, int]] = {}
         self._keyed_by_value = [key for key, axis in self.axes.items() if axis is None]
         self._names = tuple(self._specs)
 
     def limit(self, max_batch: int) -> int:
-        """Most rows in a batch."""
+        """Return the most rows in a batch."""
         if not self.batches:
             return 1
         return min(max_batch, self.fixed) if self.fixed is not None else max_batch
 
     def zero_state(self) -> dict[str, Array]:
-        """Hidden state of one stream that has just begun: zeros, one row, open dimensions of size 1."""
+        """Return the initial hidden state of a stream: zeros, one row, dynamic dimensions of size 1."""
         state = {}
         for spec in self._state:
             shape = [1 if dim is None else dim for dim in spec.shape]
@@ -96,9 +98,10 @@ class Signature:
         return state
 
     def admit(self, request: Mapping[str, Array]) -> tuple[Hashable, int]:
-        """Check a request. Returns: its key (requests of one key may share a batch; None: it runs alone) and its rows.
+        """Check a request.
 
-        Raises: ModelMismatch: it does not fit; the message names the input, what it takes and what it got.
+        Returns: its key (requests with the same key may share a batch; None: it runs alone), and its number of rows.
+        Raises: ModelMismatch: it does not fit; the message names the input, and the expected and actual arrays.
         """
         try:
             signature = tuple([((array := request[name]).shape, array.dtype) for name in self._names])
@@ -107,7 +110,7 @@ class Signature:
             found = signature = None
         if found is None or len(request) != len(self._names):
             found = self._check(request)
-            if len(self._admitted) >= _REMEMBERED:  # a sensor may send a new shape every time
+            if len(self._admitted) >= _CACHED:  # a sensor may send new shapes all the time
                 self._admitted.clear()
             self._admitted[signature] = found
         if self._keyed_by_value and found[0] is not None:
@@ -120,7 +123,7 @@ class Signature:
         if missing or unknown:
             raise ModelMismatch(
                 f"Model {self._name} takes {', '.join(self._names)}; got {', '.join(request) or 'nothing'}",
-                remedy=f"Give {missing[0]}." if missing else f"Leave {unknown[0]} out; constants are set already.",
+                remedy=f"Add {missing[0]}." if missing else f"Remove {unknown[0]}; constants are added automatically.",
             )
         for name, spec in self._specs.items():
             array: object = request[name]
@@ -132,7 +135,7 @@ class Signature:
                 got = f"{array.dtype}{list(array.shape)}"
             raise ModelMismatch(
                 f"Model {self._name} takes {spec}; got {got}",
-                remedy=f"Give {name} as {spec.dtype} with {len(spec.shape)} dimensions, the batch axis among them.",
+                remedy=f"Pass {name} as {spec.dtype} with {len(spec.shape)} dimensions, including the batch axis.",
             )
         rows = {request[name].shape[axis] for name, axis in self.axes.items() if axis is not None}
         if not self.batches or len(rows) != 1:
@@ -156,7 +159,7 @@ def _check_size(model: str, spec: TensorSpec) -> None:
     if size > _LARGEST_TENSOR:
         raise ModelMismatch(
             f"Model {model}: {spec} would have {size:,} bytes",
-            remedy="The file is damaged, or made to do harm: export the model again.",
+            remedy="The file is damaged or malicious: export the model again.",
         )
 
 
@@ -175,7 +178,7 @@ def _constant(model: str, spec: TensorSpec, value: float) -> Array:
     if array.size and array.flat[0] != value and spec.dtype.kind not in "fc":
         raise ConfigError(
             f"Model {model}: {spec.name} is {spec.dtype} and cannot be {value!r}",
-            remedy=f"Give {spec.name} a value that {spec.dtype} can hold.",
+            remedy=f"Set {spec.name} to a value that {spec.dtype} can represent.",
         )
     return array
 
@@ -186,15 +189,17 @@ def _axis(model: str, spec: TensorSpec, batch_axis: Mapping[str, int]) -> int | 
         return None
     if not 0 <= axis < len(spec.shape):
         raise ConfigError(
-            f"Model {model}: `batch_axis` says {axis} for {spec}, which has {len(spec.shape)} dimensions",
-            remedy=f"Give an axis from 0 to {len(spec.shape) - 1}." if spec.shape else "Leave it out.",
+            f"Model {model}: `batch_axis` is {axis} for {spec}, which has {len(spec.shape)} dimensions",
+            remedy=f"Use an axis from 0 to {len(spec.shape) - 1}."
+            if spec.shape
+            else f"Remove {spec.name} from `batch_axis`.",
         )
     return axis
 
 
 def _check_state(model: str, spec: TensorSpec, output: TensorSpec) -> None:
     fits = spec.dtype == output.dtype and (
-        not output.shape  # a backend that does not know an output's shape gives an empty one
+        not output.shape  # the backend does not know the output's shape
         or (
             len(spec.shape) == len(output.shape)
             and all(a is None or b is None or a == b for a, b in zip(spec.shape, output.shape, strict=True))
@@ -203,18 +208,18 @@ def _check_state(model: str, spec: TensorSpec, output: TensorSpec) -> None:
     if not fits:
         raise ModelMismatch(
             f"Model {model}: hidden state {spec} cannot take its next value from {output}",
-            remedy="Name the output that has the state's shape under `state:`.",
+            remedy="Under `state:`, name the output that has the state's shape.",
         )
 
 
 def _uneven(model: str, inputs: Iterable[TensorSpec], axes: Mapping[str, int | None]) -> str:
     each = ", ".join(f"{spec} on axis {axes[spec.name]}" for spec in inputs if axes[spec.name] is not None)
-    return f"Model {model}: its inputs disagree on the batch: {each}"
+    return f"Model {model}: its inputs have different batch sizes: {each}"
 
 
 def _which_axis(inputs: Iterable[TensorSpec], axes: Mapping[str, int | None]) -> str:
     for spec in inputs:
         axis = axes[spec.name]
         if axis is not None and spec.shape[axis] is not None and None in spec.shape:
-            return f"Say `batch_axis: {{{spec.name}: {spec.shape.index(None)}}}`, the axis that counts streams."
-    return "Name the axis that counts frames under `batch_axis:`."
+            return f"Set `batch_axis: {{{spec.name}: {spec.shape.index(None)}}}`, if that axis counts streams."
+    return "Under `batch_axis:`, set the axis that counts frames."
