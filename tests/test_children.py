@@ -1,4 +1,4 @@
-"""No test leaves a process behind: `conftest.py` sees to it."""
+"""The root `conftest.py` fails tests that leak child processes, and kills these."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ TESTS = """\
 import subprocess
 import pytest
 
-def begin():
+def start():
     return subprocess.Popen(["sleep", "SECONDS"])
 
-def end(process):
+def stop(process):
     process.kill()
     process.wait()
 
 @pytest.fixture
 def own():
-    process = begin()
+    process = start()
     yield
-    end(process)
+    stop(process)
 
 @pytest.fixture(scope="module")
 def shared():
-    process = [begin()]
+    process = [start()]
     yield process
-    end(process[0])
+    stop(process[0])
 
 @pytest.fixture(scope="module")
-def left():
-    begin()
+def leaking():
+    start()
 
 def test_none():
     pass
@@ -49,28 +49,28 @@ def test_its_own(own):
 def test_shared_after_its_own(own, request):
     request.getfixturevalue("shared")
 
-def test_shared_begun_anew(shared):
-    end(shared[0])
-    shared[0] = begin()
+def test_shared_restarted(shared):
+    stop(shared[0])
+    shared[0] = start()
 
-def test_leaves_one():
-    begin()
+def test_leaks_one():
+    start()
 
-def test_fails_and_leaves_one():
-    begin()
+def test_fails_and_leaks_one():
+    start()
     raise ValueError
 
-def test_leaves_what_a_child_started():
+def test_leaks_a_grandchild():
     subprocess.run(["sh", "-c", "sleep SECONDS & true"], check=True)
 
-def test_last_of_those_that_share_what_is_left(left, own):
+def test_last_user_of_a_leaking_fixture(leaking, own):
     pass
 """
 
 
-def test_what_is_left_behind_is_an_error_of_the_test_and_killed(tmp_path: Path) -> None:
-    """By one that fails as well, and by what a test has started. What is shared may stay, but for the end of the run."""
-    seconds = f"3600.{uuid.uuid4().int % 10**9:09}"  # by which those of this test are known
+def test_leaked_processes_are_killed_and_fail_the_test(tmp_path: Path) -> None:
+    """Also if the test fails, and for grandchildren. Processes of shared fixtures may run until the end of the run."""
+    seconds = f"3600.{uuid.uuid4().int % 10**9:09}"  # identifies the processes of this test
     (tmp_path / "test_sample.py").write_text(TESTS.replace("SECONDS", seconds))
     ours = CONFTEST.read_text()
     assert "LEFT_PATIENCE_S = 60.0\n" in ours
@@ -94,11 +94,11 @@ def test_what_is_left_behind_is_an_error_of_the_test_and_killed(tmp_path: Path) 
     )
 
     assert set(re.findall(r"^(FAILED|ERROR) test_sample.py::(\w+)", done.stdout, re.MULTILINE)) == {
-        ("ERROR", "test_leaves_one"),
-        ("FAILED", "test_fails_and_leaves_one"),
-        ("ERROR", "test_fails_and_leaves_one"),
-        ("ERROR", "test_leaves_what_a_child_started"),
-        ("ERROR", "test_last_of_those_that_share_what_is_left"),
+        ("ERROR", "test_leaks_one"),
+        ("FAILED", "test_fails_and_leaks_one"),
+        ("ERROR", "test_fails_and_leaks_one"),
+        ("ERROR", "test_leaks_a_grandchild"),
+        ("ERROR", "test_last_user_of_a_leaking_fixture"),
     }
-    assert done.stdout.count(f": sleep {seconds}\n") >= 4, "it says what was left"
+    assert done.stdout.count(f": sleep {seconds}\n") >= 4, "leaked processes are listed"
     assert not [each for each in psutil.process_iter(["cmdline"]) if seconds in (each.info["cmdline"] or ())]

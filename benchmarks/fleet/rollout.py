@@ -50,7 +50,7 @@ class RolloutCost(NamedTuple):
 
 
 def model(path: Path, seed: int) -> None:
-    """Write a model of 256 kB: x (N, 256) → y (N, 1), float32."""
+    """Write a model of a quarter of a megabyte: x (N, 256) → y (N, 1), float32."""
     weights = np.random.default_rng(seed).standard_normal((256, 256)).astype(np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "weights"], ["product"]),
