@@ -23,8 +23,8 @@ from hedgerow.testing import processes
 
 ROOT = Path(__file__).parents[1]
 TOOLS = "bash basename cat cp dirname env flock grep head id make mkdir mv nproc rm sh sha256sum tr"
-# Runs -c and -V like Python, and records other calls as steps. At the step named in $STOP it kills its process group, waits
-# for the pipe, or fails.
+# Runs -c and -V like Python, and records other calls as steps. At the step named in $STOP it kills its process group,
+# waits for the pipe, or fails.
 PYTHON = r"""#!/bin/sh
 case "$1" in
 -c) [ -n "$BARE" ] && [ "$2" = 'import ensurepip, venv' ] && exit 1

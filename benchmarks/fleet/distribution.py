@@ -54,8 +54,8 @@ class Distribution:
 
     Attributes:
         neighbours: whether they serve each other's chunks.
-        web: location of a web server with the repository, which they try first: `region`, `site`, or `down`; empty: none
-            is configured.
+        web: location of a web server with the repository, which they try first: `region`, `site`, or `down`; empty:
+            none is configured.
     """
 
     neighbours: bool

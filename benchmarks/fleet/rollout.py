@@ -1,7 +1,7 @@
-"""A rollout to few and to many nodes: the region's CPU time per node, bytes over the WAN, and time to reply to a command.
+"""A rollout to few and to many nodes: the region's CPU time per node, bytes over the WAN, time to reply to a command.
 
-Uses complete nodes (`many_nodes.py`), most of which share a few processes. Run it with `make bench ONLY=rollout`; it needs
-minutes and much memory.
+Uses complete nodes (`many_nodes.py`), most of which share a few processes. Run it with `make bench ONLY=rollout`; it
+needs minutes and much memory.
 """
 
 from __future__ import annotations
