@@ -24,7 +24,7 @@ MODEL = {
     "state": {"state": "stateN"},
     "batch_axis": {"state": 1, "stateN": 1},
 }
-"""At half the load of a loop without batching there is little to batch, so this is the backend with the lowest latency."""
+"""At half the load of a loop without batching there is little to batch, so this backend has the lowest latency."""
 
 
 def run(options: Options) -> list[Cell]:
