@@ -1,6 +1,7 @@
 """Writes the tables in docs/ that are generated from the code: `python docs/generate.py`.
 
-With `--check`, only reports tables that are not current. A table is between `<!-- generated: NAME -->` and `<!-- end -->`.
+With `--check`, only reports tables that are not current. A table is between `<!-- generated: NAME -->` and
+`<!-- end -->`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Voice activity, 64 microphones: the node beside its alternatives.
 
-Hand-written loops on three MQTT clients, a framework, and two servers: loaded natively, bypassing the broker, and behind
-a thin MQTT adapter. All run in one session, in turns. A peer that cannot be installed or fails is reported with its
-error, and the others continue.
+Hand-written loops on three MQTT clients, a framework, and two servers: loaded natively, bypassing the broker, and
+behind a thin MQTT adapter. All run in one session, in turns. A peer that cannot be installed or fails is reported with
+its error, and the others continue.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Durable results: the cost of the outbox, beside results accepted by the broker only, and beside one commit per row."""
+"""Durable results: cost of the outbox, beside results accepted by the broker only, and beside one commit per row."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Added latency at half load: the node's latency beyond that of broker and model alone.
 
-Open loop: frames are sent when due, and latency counts from then. Half load is half of the slowest contender's capacity,
-so none is near its limit. Added latency is the node's p50 or p99 minus that of the control (`control.py`) at the same rate
-in the same repeat. Percentiles do not add up, so the p99 of one inference and two broker hops must be measured in one
-place. For comparison, the report has the sum of the medians of one inference (batch 1, in a loop) and two hops.
+Open loop: frames are sent when due, and latency counts from then. Half load is half of the slowest contender's
+capacity, so none is near its limit. Added latency is the node's p50 or p99 minus that of the control (`control.py`) at
+the same rate in the same repeat. Percentiles do not add up, so the p99 of one inference and two broker hops must be
+measured in one place. For comparison, the report has the sum of the medians of one inference (batch 1, in a loop) and
+two hops.
 
 The node runs as its manual recommends for latency: `lanes: 0`, and a backend that computes in the calling thread.
 """
@@ -23,7 +24,7 @@ MODEL = {
     "state": {"state": "stateN"},
     "batch_axis": {"state": 1, "stateN": 1},
 }
-"""At half the load of a loop without batching there is little to batch, so the backend with the lowest latency is best."""
+"""At half the load of a loop without batching there is little to batch, so this backend has the lowest latency."""
 
 
 def run(options: Options) -> list[Cell]:

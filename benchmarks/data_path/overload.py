@@ -1,8 +1,8 @@
 """Overload: text detection at several times the node's capacity.
 
-Capacity is the rate of a node without a deadline in the closed loop, measured just before in the same repeat. The age of a
-result is the time from when its frame was due until the load received it. The node's deadline counts only from when it
-received the frame; the report has the age by the node's clock too.
+Capacity is the rate of a node without a deadline in the closed loop, measured just before in the same repeat. The age
+of a result is the time from when its frame was due until the load received it. The node's deadline counts only from
+when it received the frame; the report has the age by the node's clock too.
 """
 
 from __future__ import annotations

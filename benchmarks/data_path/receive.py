@@ -4,10 +4,10 @@
     python benchmarks/data_path/receive.py --smoke    # a few seconds; the numbers mean nothing
     python benchmarks/data_path/receive.py --json
 
-A separate process sends pre-encoded PUBLISH packets as fast as the broker accepts them. Each client runs in its own process
-and measures its CPU time, user and system, from the subscription to the last message; not the rate, because the broker is
-slower than the fast clients. "Busy" blocks the client for 20 ms after every 1000 messages, so that messages queue in the
-socket as under load. Repeats are interleaved; the output has medians.
+A separate process sends pre-encoded PUBLISH packets as fast as the broker accepts them. Each client runs in its own
+process and measures its CPU time, user and system, from the subscription to the last message; not the rate, because the
+broker is slower than the fast clients. "Busy" blocks the client for 20 ms after every 1000 messages, so that messages
+queue in the socket as under load. Repeats are interleaved; the output has medians.
 """
 
 from __future__ import annotations

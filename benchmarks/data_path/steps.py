@@ -1,9 +1,9 @@
-"""Measures the cost of each step of a frame in a lane: voice activity, in this process, without broker or other threads.
+"""Measures the cost of each step of a frame in a lane: voice activity, in one process, without broker or other threads.
 
     python -m benchmarks.data_path.steps --batch 20
 
-CPU time of the thread, best of many lists: other work on the machine hardly matters, so a change of a microsecond shows.
-The event loop's part is not included; see docs/contributor/performance.md.
+CPU time of the thread, best of many lists: other work on the machine hardly matters, so a change of a microsecond
+shows. The event loop's part is not included; see docs/contributor/performance.md.
 """
 
 from __future__ import annotations

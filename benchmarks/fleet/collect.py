@@ -168,7 +168,7 @@ def _counter(store: Path) -> Callable[[], int]:
 
 
 def _cpu(process: psutil.Process) -> float:
-    """Return CPU seconds by the scheduler's clock; the usual accounting in 10 ms ticks is too coarse for a short run."""
+    """Return CPU seconds by the scheduler's clock; accounting in 10 ms ticks is too coarse for a short run."""
     used = 0
     for stat in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
         with contextlib.suppress(OSError):  # the thread has just ended

@@ -49,26 +49,26 @@ _WAN_DELAY_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """How nodes get a model.
+class Distribution:
+    """Where nodes fetch a model from.
 
     Attributes:
         neighbours: whether they serve each other's chunks.
-        web: location of a web server with the repository, which they try first: `region`, `site`, or `down`; empty: none
-            is configured.
+        web: location of a web server with the repository, which they try first: `region`, `site`, or `down`; empty:
+            none is configured.
     """
 
     neighbours: bool
     web: str = ""
 
 
-ROUTES: Final = {
-    "neighbours": Route(True),
-    "region": Route(False),
-    "region_each": Route(False, "region"),
-    "mirror": Route(False, "site"),
-    "mirror_away": Route(False, "down"),
-    "mirror_away_neighbours": Route(True, "down"),
+DISTRIBUTIONS: Final = {
+    "neighbours": Distribution(True),
+    "region": Distribution(False),
+    "region_each": Distribution(False, "region"),
+    "mirror": Distribution(False, "site"),
+    "mirror_away": Distribution(False, "down"),
+    "mirror_away_neighbours": Distribution(True, "down"),
 }
 DESCRIPTIONS: Final = {
     "neighbours": "from peers",
@@ -144,7 +144,9 @@ def difference(after: Cost, before: Cost) -> Cost:
 
 
 @asynccontextmanager
-async def _site(route: Route, folder: Path, nodes: Sequence[str], file: File) -> AsyncIterator[tuple[Site, Any]]:
+async def _site(
+    distribution: Distribution, folder: Path, nodes: Sequence[str], file: File
+) -> AsyncIterator[tuple[Site, Any]]:
     """Run a site whose nodes wait for their steps."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_context
@@ -156,8 +158,8 @@ async def _site(route: Route, folder: Path, nodes: Sequence[str], file: File) ->
         repository = str(folder / "repository")
         site.processes["region"], _ = _start(enter, "region", folder, {"url": upper.url, "repository": repository})
         sources = []
-        if route.web:
-            sources = [_start_web(enter, route, folder, site)]
+        if distribution.web:
+            sources = [_start_web(enter, distribution, folder, site)]
         client = Client(ClientOptions(url=lower.url, client_id="observer"), site.on_messages)
         await stack.enter_async_context(client)
         kinds = ("bytes/received", "bytes/sent", "messages/received", "messages/sent", "uptime")
@@ -167,7 +169,7 @@ async def _site(route: Route, folder: Path, nodes: Sequence[str], file: File) ->
             "url": lower.url,
             "folder": str(folder / "nodes"),
             "nodes": list(nodes),
-            "neighbours": route.neighbours,
+            "neighbours": distribution.neighbours,
             "sources": sources,
             "file": file.model_dump(mode="json"),
         }
@@ -175,7 +177,7 @@ async def _site(route: Route, folder: Path, nodes: Sequence[str], file: File) ->
         yield site, pipe
 
 
-def _start_web(enter: Any, route: Route, folder: Path, site: Site) -> dict[str, str]:
+def _start_web(enter: Any, distribution: Distribution, folder: Path, site: Site) -> dict[str, str]:
     """Start a web server for the repository. Returns: its entry in the nodes' `fleet: sources`."""
     ca = trustme.CA()
     certificate = ca.issue_cert("127.0.0.1")
@@ -184,12 +186,12 @@ def _start_web(enter: Any, route: Route, folder: Path, site: Site) -> dict[str, 
     job = {"certificate": str(folder / "web.pem"), "repository": str(folder / "repository")}
     process, pipe = _start(enter, "web", folder, job)
     proxy = enter(FaultProxy("127.0.0.1", int(pipe.first["port"]), record=True))
-    if route.web == "region":
+    if distribution.web == "region":
         proxy.delay(_WAN_DELAY_S)
         site.wan.append(proxy)
     else:
         site.lan.append(proxy)
-    if route.web == "down":
+    if distribution.web == "down":
         proxy.cut()
     else:
         site.processes["web"] = process
@@ -241,7 +243,7 @@ def _bridge(port: int) -> list[str]:
     ]
 
 
-async def measure(route: Route, folder: Path, steps: Sequence[int], size: int) -> list[Cost]:
+async def measure(distribution: Distribution, folder: Path, steps: Sequence[int], size: int) -> list[Cost]:
     """Measure fetches of a file.
 
     Args:
@@ -260,7 +262,7 @@ async def measure(route: Route, folder: Path, steps: Sequence[int], size: int) -
         offset += chunk.size
     names = [f"n{number}" for number in range(sum(steps))]
     costs = []
-    async with _site(route, folder, names, file) as (site, pipe):
+    async with _site(distribution, folder, names, file) as (site, pipe):
         for step in steps:
             fetching, names = names[:step], names[step:]
             before = await site.now()
@@ -272,8 +274,8 @@ async def measure(route: Route, folder: Path, steps: Sequence[int], size: int) -
 
 
 def run(options: Options) -> list[Cell]:
-    """Each route: all nodes of a site at once and then one more; one node and then the others."""
-    size, site, keys = 8 << 20, 10, list(ROUTES)
+    """Each distribution: all nodes of a site at once and then one more; one node and then the others."""
+    size, site, keys = 8 << 20, 10, list(DISTRIBUTIONS)
     if options.smoke:
         size, site, keys = 1 << 18, 2, ["mirror_away_neighbours"]  # which uses all parts
     cells = []
@@ -282,7 +284,7 @@ def run(options: Options) -> list[Cell]:
         for _ in range(options.repeats):
             for steps in ((site, 1), (1, site - 1)):
                 with tempfile.TemporaryDirectory() as folder:
-                    first, second = asyncio.run(measure(ROUTES[key], Path(folder), steps, size))
+                    first, second = asyncio.run(measure(DISTRIBUTIONS[key], Path(folder), steps, size))
                 if steps[0] == site:
                     costs["at_once"].append(first)
                     costs["late"].append(second)

@@ -172,7 +172,7 @@ class ManyNodes:
         return open_database(self.store, write=False)
 
     async def roll_out(self, name: str, version: str, **plan: Any) -> dict[str, Any]:
-        """Start a rollout of a version of `door` and wait for its end. Returns: its status, as `rollout status` shows."""
+        """Roll out a version of `door` and wait for the end. Returns: its status, as `rollout status` shows it."""
         from hedgerow.region.rollouts.progress import progress
         from hedgerow.region.rollouts.requests import send_request
 
@@ -256,7 +256,10 @@ class ManyNodes:
         return float(times.user + times.system)
 
     async def until(self, condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
-        """Wait for a condition. Raises: TimeoutError: it is not met within _PATIENCE_S; RuntimeError: a process exited."""
+        """Wait for a condition.
+
+        Raises: TimeoutError: it is not met within _PATIENCE_S; RuntimeError: a process exited.
+        """
         deadline = time.monotonic() + _PATIENCE_S
         while not await asyncio.to_thread(condition):
             for name, process in self._started:

@@ -1,7 +1,7 @@
 """A region's cost per message by the number of nodes, with real brokers, bridges and sessions, and simulated nodes.
 
-A light node has its own session, gapless numbers, status, and health (once); it receives acknowledgements and replies to
-pings, but runs no pipeline and stores nothing on disk.
+A light node has its own session, gapless numbers, status, and health (once); it receives acknowledgements and replies
+to pings, but runs no pipeline and stores nothing on disk.
 
 A small and a large fleet run side by side and are measured at the same time, once acknowledgements are as steady as
 results: with the same total rate of results, and with the same rate per node, which is how a fleet grows.

@@ -1,7 +1,7 @@
-"""A rollout to few and to many nodes: the region's CPU time per node, bytes over the WAN, and time to reply to a command.
+"""A rollout to few and to many nodes: the region's CPU time per node, bytes over the WAN, time to reply to a command.
 
-Uses complete nodes (`many_nodes.py`), most of which share a few processes. Run it with `make bench ONLY=rollout`; it needs
-minutes and much memory.
+Uses complete nodes (`many_nodes.py`), most of which share a few processes. Run it with `make bench ONLY=rollout`; it
+needs minutes and much memory.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RolloutCost(NamedTuple):
 
 
 def model(path: Path, seed: int) -> None:
-    """Write a model of 256 kB: x (N, 256) → y (N, 1), float32."""
+    """Write a model of a quarter of a megabyte: x (N, 256) → y (N, 1), float32."""
     weights = np.random.default_rng(seed).standard_normal((256, 256)).astype(np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "weights"], ["product"]),

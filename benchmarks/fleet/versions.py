@@ -1,6 +1,7 @@
 """Publishes versions of the voice activity model, as a region does, and deploys them to nodes.
 
-All are the same model with different metadata, which makes them distinct for the node, its backend and its compile cache.
+All are the same model with different metadata, which makes them distinct for the node, its backend and its compile
+cache.
 """
 
 from __future__ import annotations

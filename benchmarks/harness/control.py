@@ -2,8 +2,8 @@
 
     echo '{"port": 1883, …}' | python -m benchmarks.harness.control vad
 
-One thread on a raw socket. The model's input and the reply are prepared beforehand; only the frame's id is copied. There is
-no state per stream, and payloads are ignored.
+One thread on a raw socket. The model's input and the reply are prepared beforehand; only the frame's id is copied.
+There is no state per stream, and payloads are ignored.
 """
 
 from __future__ import annotations

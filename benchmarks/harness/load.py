@@ -6,11 +6,11 @@ Rules:
 - One raw socket, packets encoded beforehand: a frame costs about a microsecond here, so the load is never the limit.
 - Closed loop (`rate` is null): a fixed number of frames is in flight, and each result releases the next frame. This
   saturates the contender without starving it of the cores it shares with the load and the broker.
-- Open loop (`rate` is set): frames are sent when due, and latency counts from then, so a stall is charged to every frame
-  it delays. Frames due within the measured time count however late their result arrives; the load waits for them until
-  no result has arrived for `stalled_s`.
-- The measured time begins after the first result and lasts until at least one more has arrived, however busy the machine
-  is. If none arrives within PATIENCE_S, `results` is 0.
+- Open loop (`rate` is set): frames are sent when due, and latency counts from then, so a stall is charged to every
+  frame it delays. Frames due within the measured time count however late their result arrives; the load waits for them
+  until no result has arrived for `stalled_s`.
+- The measured time begins after the first result and lasts until at least one more has arrived, however busy the
+  machine is. If none arrives within PATIENCE_S, `results` is 0.
 - This process reads the CPU time of all processes at both ends of the measured time.
 """
 

@@ -40,7 +40,7 @@ def vad_session(threads: int, model: str = VAD) -> Any:
 
 
 def vad_runner(batch: int) -> Run:
-    """Load Silero VAD, from feed to next state, on the faster backend: ONNX Runtime for one frame, OpenVINO for more."""
+    """Load Silero VAD, from feed to next state, on the faster backend: ONNX Runtime for one frame, else OpenVINO."""
     if batch == 1:
         session = vad_session(threads=1)
         return lambda feed: session.run(None, feed)[1]

@@ -1,8 +1,8 @@
 """Swaps under load: the pause of results, latency while a version loads, and time to roll back.
 
-Voice activity, at full load (closed loop) and at half of the capacity (open loop). The versions are signed bundles of one
-model in files that differ for backend and compile cache; the node fetches, verifies, compiles and serves them as in a
-fleet.
+Voice activity, at full load (closed loop) and at half of the capacity (open loop). The versions are signed bundles of
+one model in files that differ for backend and compile cache; the node fetches, verifies, compiles and serves them as in
+a fleet.
 """
 
 from __future__ import annotations

@@ -105,10 +105,10 @@ def gmqtt(handler: Handler, options: dict[str, Any]) -> None:
 def faststream(handler: Handler, options: dict[str, Any]) -> None:
     """Run a subscriber of its MQTT broker on uvloop, with all optional steps disabled.
 
-    By its manual: no validation and cast of arguments (`apply_types=False`; "Getting started, dependencies"), no payload
-    guessing (a custom decoder; "Serialization, custom decoder"), no log line per message (`logger=None`; "Observability,
-    logging"). One handler at a time (`max_workers=1`): it never waits, and parallel handlers would not preserve the order
-    of a stream.
+    By its manual: no validation and cast of arguments (`apply_types=False`; "Getting started, dependencies"), no
+    payload guessing (a custom decoder; "Serialization, custom decoder"), no log line per message (`logger=None`;
+    "Observability, logging"). One handler at a time (`max_workers=1`): it never waits, and parallel handlers would not
+    preserve the order of a stream.
     """
     import uvloop
     from faststream import FastStream

@@ -4,8 +4,8 @@
 
 Settings, by its reference (docstrings of `LitServer` and `LitServer.run`, and "Batching" in its manual):
 
-- `max_batch_size` is the number of streams, `batch_timeout` 1 ms: 0 made an idle worker spin and was slower, 5 ms was no
-  faster.
+- `max_batch_size` is the number of streams, `batch_timeout` 1 ms: 0 made an idle worker spin and was slower, 5 ms was
+  no faster.
 - `fast_queue`: "for high-throughput scenarios (>100 RPS)".
 - `num_api_servers=2`, of the suggested "2-8": 1.5 times as fast as one here; three were no faster.
 - One worker, because a stream's state is in one process. `log_level="warning"`: "good for production".

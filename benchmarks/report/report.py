@@ -34,19 +34,19 @@ taken within each repeat, then their median. Absolute numbers depend on this mac
 - **CPU time** is user and system time of a process over the measured seconds, divided by results.
 - **loop** is paho with the model called in `on_message`, one message at a time, written as well as we can
   (`benchmarks/peers/`). It has no bounded queue, no lineage and no health reports.
-- **peers** are listed in `docs/contributor/performance.md`, with their settings and the sources of these. A run takes one
-  second. LitServe and MLServer are loaded natively, bypassing the broker, by 64 clients with one frame in flight each;
-  and through the broker by one adapter (`benchmarks/peers/adapter.py`), whose CPU time is included.
-- **The bound** of text detection is the number of cores ÷ the least CPU time that a frame costs: in the backend alone at
-  its best setting (from a sweep over backends, threads and batches, in float32), in the broker and in the load. The node
-  also decodes, finds boxes, encodes and publishes.
-- **Added latency** is the node's p50 or p99 minus that of a control: one thread on a raw socket that passes each frame to
-  the same model, batch 1, and publishes a reply encoded beforehand. The control has the same inference and the same two
-  broker hops at the same rate on the same cores, and does nothing else.
+- **peers** are listed in `docs/contributor/performance.md`, with their settings and the sources of these. A run takes
+  one second. LitServe and MLServer are loaded natively, bypassing the broker, by 64 clients with one frame in flight
+  each; and through the broker by one adapter (`benchmarks/peers/adapter.py`), whose CPU time is included.
+- **The bound** of text detection is the number of cores ÷ the least CPU time that a frame costs: in the backend alone
+  at its best setting (from a sweep over backends, threads and batches, in float32), in the broker and in the load. The
+  node also decodes, finds boxes, encodes and publishes.
+- **Added latency** is the node's p50 or p99 minus that of a control: one thread on a raw socket that passes each frame
+  to the same model, batch 1, and publishes a reply encoded beforehand. The control has the same inference and the same
+  two broker hops at the same rate on the same cores, and does nothing else.
 - **mosquitto_sub** prints the length of each frame. It and the node get the same frames as fast as the broker accepts
   them; time runs from the first frame sent to the last one received (mosquitto_sub) or answered (the node).
-- **Copies** are counted in the node: the peak of Python's memory per frame of 1 MB, in frames. The receive buffer counts
-  as one; a copy of it would make two.
+- **Copies** are counted in the node: the peak of Python's memory per frame of 1 MB, in frames. The receive buffer
+  counts as one; a copy of it would make two.
 - **Age** of a result in overload is the time from when its frame was due until the load received the result.
 """
 

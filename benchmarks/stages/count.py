@@ -4,7 +4,7 @@ from hedgerow import Frame, Stage, StageConfig
 
 
 class CountConfig(StageConfig):
-    """How often to return a result."""
+    """Rate of results."""
 
     each: int
 

@@ -4,9 +4,9 @@
     python tests/mutants/run.py --only pipeline.intake.queue those of one module
     python tests/mutants/run.py --sample 4 --seed 1          four of each module, drawn with this seed
 
-Each mutant runs in a process forked from one that has imported all libraries. An import hook replaces the module's source,
-so no file is changed. Exit status 1: too few are killed (`--least`), or `equivalent.toml` lists a mutant that no longer
-exists.
+Each mutant runs in a process forked from one that has imported all libraries. An import hook replaces the module's
+source, so no file is changed. Exit status 1: too few are killed (`--least`), or `equivalent.toml` lists a mutant that
+no longer exists.
 """
 
 from __future__ import annotations

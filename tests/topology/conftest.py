@@ -195,7 +195,7 @@ class Running:
         for number in range(PATIENCE_S * 5):
             for window, channel in ((lower, "event/warm"), (upper, "ack")):
                 await window.client.publish(f"{base}/warm/{channel}", f"warm {number}", qos=1)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # between attempts
             up = any(topic.endswith("/warm/event/warm") for topic, _ in upper.seen)
             if up and any(topic.endswith("/warm/ack") for topic, _ in lower.seen):
                 return

@@ -146,7 +146,7 @@ async def test_messages_queued_during_a_region_outage_arrive_later(alone: Runnin
 
 
 async def test_retained_messages_reach_a_site_after_an_outage(alone: Running) -> None:
-    """Such as desired documents. The region's other messages are not queued: Mosquitto's MQTT 5 bridge has no session."""
+    """Such as desired documents. Other messages from above are not queued: Mosquitto's MQTT 5 bridge has no session."""
     alone.start("north")
     alone.start("hall")
     keep = persistent_session("a")

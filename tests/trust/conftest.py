@@ -1,7 +1,7 @@
 """A repository with real keys and files, a node that follows it, and attackers between the two.
 
-The node receives documents over the blob channel: a real broker, the node's own fetcher, and a stand-in for the region's
-server that sends what the attacker passes on.
+The node receives documents over the blob channel: a real broker, the node's own fetcher, and a stand-in for the
+region's server that sends what the attacker passes on.
 """
 
 from __future__ import annotations

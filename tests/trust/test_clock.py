@@ -74,7 +74,7 @@ def test_metadata_expires_although_the_clock_is_not_set(world: World) -> None:
 
 
 def test_the_last_signing_time_is_the_lower_bound_of_the_time(world: World) -> None:
-    """Owner metadata that expired before the region's last signature is refused, although the clock is earlier than both."""
+    """Owner metadata that expired before the region's last signature is refused, although the clock is earlier."""
     began = world.time.wall
     ref = world.publish()
     world.time.passes(364 * DAY)

@@ -211,7 +211,7 @@ def test_slow_data_is_abandoned(world: World, server: Server, ca_file: Path) -> 
         try:
             for _ in range(1000):
                 handler.wfile.write(b" ")
-                time.sleep(0.01)
+                time.sleep(0.01)  # sends slowly
         except OSError:
             return
 

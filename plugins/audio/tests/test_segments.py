@@ -25,7 +25,7 @@ def segments(probabilities: list[float], limits: Thresholds = LIMITS) -> list[Se
 
 
 def offline(probabilities: list[float], limits: Thresholds) -> list[tuple[int, int]]:
-    """Silero's published algorithm in two passes: find the segments, then pad them. A segment still open is left out."""
+    """Silero's published algorithm in two passes: find the segments, then pad them. An open segment is left out."""
     found: list[tuple[int, int]] = []
     start = quiet = None
     for number, probability in enumerate(probabilities):

@@ -54,8 +54,8 @@ class Resample(Stage[ResampleConfig]):
     """Change the sampling rate with the SoX resampler, whose filter continues across the frames of a stream.
 
     Returns one frame per input frame. The filter delays sound by some milliseconds, so the first frames may be empty
-    arrays; `sampled_at` is the capture time of the samples returned. After a gap, or when the sensor's rate changes, the
-    stream starts over and samples still in the filter are discarded.
+    arrays; `sampled_at` is the capture time of the samples returned. After a gap, or when the sensor's rate changes,
+    the stream starts over and samples still in the filter are discarded.
     """
 
     def setup(self, context: StageContext) -> None:

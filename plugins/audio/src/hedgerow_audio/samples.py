@@ -95,7 +95,7 @@ class Continuity:
         self._ends_at = 0.0
 
     def broken_by(self, frame: Frame, at: float, max_gap_s: float) -> bool:
-        """Return whether there is a gap before this frame, whose first sample is from `at`; False for the first frame."""
+        """Return whether there is a gap before a frame, whose first sample is from `at`; False for the first frame."""
         if self._sequence is None:
             return False
         if frame.sequence not in (self._sequence, self._sequence + 1):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """When a segment begins and ends.
+    """Thresholds and durations of the segmentation.
 
     Attributes:
         on: a segment begins with a window of at least this probability.

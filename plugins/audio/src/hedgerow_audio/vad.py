@@ -47,9 +47,9 @@ class VadWindow(Stage[VadWindowConfig]):
     """Cut sound into windows of 512 samples, each preceded by 64 of context; a frame gives none, one or many.
 
     The sizes are those of Silero VAD v5 and v6 at 16 kHz (https://github.com/snakers4/silero-vad). A window is
-    `tensors[input]`, float32 (1, 576). Meta gets `position`, its first new sample counted since the stream began or last
-    started over; `window_at`, the Unix seconds of that sample; and `begins`, whether it is the first. After a gap the
-    stream starts over: leftover samples are discarded, the context is silence, and `begins` makes `infer` reset the
+    `tensors[input]`, float32 (1, 576). Meta gets `position`, its first new sample counted since the stream began or
+    last started over; `window_at`, the Unix seconds of that sample; and `begins`, whether it is the first. After a gap
+    the stream starts over: leftover samples are discarded, the context is silence, and `begins` makes `infer` reset the
     hidden state.
     """
 

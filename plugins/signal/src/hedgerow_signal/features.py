@@ -85,6 +85,6 @@ def _starts(count: int, rate: float, edges_hz: tuple[float, ...]) -> NDArray[np.
     for low, high, start, end in zip(edges_hz[:-1], edges_hz[1:], starts[:-1], starts[1:], strict=True):
         if start == end:
             raise ValueError(
-                f"{count} samples at {rate:g} Hz resolve {rate / count:g} Hz, too coarse for the band {low:g}-{high:g} Hz"
+                f"{count} samples at {rate:g} Hz resolve {rate / count:g} Hz: too coarse for band {low:g}-{high:g} Hz"
             )
     return starts

@@ -1,12 +1,12 @@
 """Trains a small model of healthy vibration: `python -m hedgerow_signal.train OUT.onnx`.
 
-The training data is generated (`hedgerow_signal.generate`), not recorded: the model demonstrates the stages and knows no
-real machine. For a machine of yours, call `fit` with the features of its healthy windows, and write the model with
+The training data is generated (`hedgerow_signal.generate`), not recorded: the model demonstrates the stages and knows
+no real machine. For a machine of yours, call `fit` with the features of its healthy windows, and write the model with
 `to_onnx`.
 
 The score is the Mahalanobis distance from healthy windows (P. C. Mahalanobis, 1936; R. De Maesschalck, D. Jouan-Rimbaud
-and D. L. Massart, "The Mahalanobis distance", Chemom. Intell. Lab. Syst. 50(1), 2000). It accounts for features that vary
-together with speed and load, so those alone raise no alarm. Needs the extra `hedgerow-signal[train]`.
+and D. L. Massart, "The Mahalanobis distance", Chemom. Intell. Lab. Syst. 50(1), 2000). It accounts for features that
+vary together with speed and load, so those alone raise no alarm. Needs the extra `hedgerow-signal[train]`.
 """
 
 from __future__ import annotations

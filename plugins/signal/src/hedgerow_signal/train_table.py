@@ -1,8 +1,8 @@
 """Trains a model on a labelled table of readings: `python -m hedgerow_signal.train_table OUT.onnx TABLE.csv`.
 
-The table has a header, columns of numbers, and a label column that is 0 for normal rows. The model is fitted to the normal
-rows of the first half, its threshold is set on those of the third quarter, and it is evaluated on the last quarter. The
-method is that of `train`. Needs `hedgerow-signal[train]`.
+The table has a header, columns of numbers, and a label column that is 0 for normal rows. The model is fitted to the
+normal rows of the first half, its threshold is set on those of the third quarter, and it is evaluated on the last
+quarter. The method is that of `train`. Needs `hedgerow-signal[train]`.
 """
 
 from __future__ import annotations

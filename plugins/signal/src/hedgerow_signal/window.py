@@ -59,11 +59,12 @@ class Window(Stage[WindowConfig]):
 
     A frame has (n,) or (n, channels) numbers; a window is float32 (size,) or (size, channels). Meta gets `rate`;
     `position`, the window's first sample counted since the stream began or last started over; `window_at`, the Unix
-    seconds of that sample (a frame's `captured_at` is that of its first); and `begins`, whether the window is the first.
+    seconds of that sample (a frame's `captured_at` is that of its first); and `begins`, whether the window is the
+    first.
 
-    After a gap the stream starts over and leftover samples are discarded. There is a gap if a sequence number is missing,
-    or if a frame's time is more than `max_gap_s` off the end of the previous frame; times are checked only if the rate is
-    known and the frame has a time.
+    After a gap the stream starts over and leftover samples are discarded. There is a gap if a sequence number is
+    missing, or if a frame's time is more than `max_gap_s` off the end of the previous frame; times are checked only if
+    the rate is known and the frame has a time.
     """
 
     def setup(self, context: StageContext) -> None:

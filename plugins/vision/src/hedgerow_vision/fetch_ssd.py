@@ -2,8 +2,8 @@
 
     python -m hedgerow_vision.fetch_ssd models/
 
-The npm package `@mediapipe/objectron` (Apache-2.0, Google) contains model and labels in one asset file, whose index is in
-a loader script. This extracts both, verifies their digests and writes `ssd_mobilenetv2_oidv4.tflite` and
+The npm package `@mediapipe/objectron` (Apache-2.0, Google) contains model and labels in one asset file, whose index is
+in a loader script. This extracts both, verifies their digests and writes `ssd_mobilenetv2_oidv4.tflite` and
 `ssd_mobilenetv2_oidv4.txt`. Valid files are not fetched again. Needs npm.
 """
 

@@ -33,8 +33,8 @@ def picture(frame: Frame) -> Picture:
 def resample(image: Picture, width: int, height: int) -> Picture:
     """Scale a picture, without aliasing when it shrinks.
 
-    Uses OpenCV if installed: a box filter over whole pixels, then bilinear, in about a third of Pillow's time. Otherwise
-    Pillow: the same two steps, with a better filter in the second.
+    Uses OpenCV if installed: a box filter over whole pixels, then bilinear, in about a third of Pillow's time.
+    Otherwise uses Pillow: the same two steps, with a better filter in the second.
 
     Args:
         image: (H, W, 3), uint8.

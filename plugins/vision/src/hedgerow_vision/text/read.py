@@ -17,8 +17,8 @@ from hedgerow_vision.text.quads import rectify, require_opencv
 
 _WHOLE: Final = np.array([[[0, 0], [1, 0], [1, 1], [0, 1]]], np.float64)
 _STEP: Final = 64
-"""Widths of inputs are multiples of this, so that lines of similar length share a batch with little padding. Sorting all
-lines into a few wide batches took 50 % longer on a CPU."""
+"""Widths of inputs are multiples of this, so that lines of similar length share a batch with little padding. Sorting
+all lines into a few wide batches took 50 % longer on a CPU."""
 _NARROWEST: Final = 320 / 48
 """Width ÷ height of the narrowest input; the models were trained on lines padded to this."""
 
@@ -167,7 +167,7 @@ class NoAlphabet(HedgerowError):
     def __init__(self, model: str) -> None:
         super().__init__(
             f"Model {model} has no `character` in its metadata",
-            remedy="Add the characters to the ONNX metadata, one per line under `character`, as PP-OCR's models have them.",
+            remedy="Add its characters to the ONNX metadata, one per line under `character`, as in PP-OCR's models.",
         )
 
 
