@@ -59,9 +59,9 @@ class Operator:
     def file(self, name: str, version: str = "2.0.0", **more: Any) -> Path:
         """Write a rollout's file."""
         models = {"faces": {"version": version, "digest": ref(version).digest}}
-        said = {"rollout": name, "models": models, "waves": ["1 site"], "soak_s": 0.2, "gate": GATE, **more}
+        content = {"rollout": name, "models": models, "waves": ["1 site"], "soak_s": 0.2, "gate": GATE, **more}
         path = self._folder / f"{name}.yaml"
-        path.write_text(json.dumps(said))
+        path.write_text(json.dumps(content))
         return path
 
     def start(self, name: str, version: str = "2.0.0", **more: Any) -> CommandOutput:
@@ -114,12 +114,12 @@ def eventually(condition: Callable[[], Any]) -> None:
 
 
 def test_a_dry_run_shows_the_waves_and_does_nothing(operator: Operator) -> None:
-    said = operator.hedgerow("rollout", "start", "-f", operator.file("faces-dry"), "--dry-run")
+    shown = operator.hedgerow("rollout", "start", "-f", operator.file("faces-dry"), "--dry-run")
 
-    assert said.code == 0, said.err
-    assert "faces → faces 2.0.0 (" in said.out
-    assert "2 (the rest)" in said.out
-    assert "would reach 6 nodes. Nothing was done." in said.out
+    assert shown.code == 0, shown.err
+    assert "faces → faces 2.0.0 (" in shown.out
+    assert "2 (the rest)" in shown.out
+    assert "would reach 6 nodes. Nothing was done." in shown.out
     assert "faces-dry" not in operator.hedgerow("rollout", "history").out
 
 
@@ -162,8 +162,8 @@ def test_the_audit_log_names_who_paused_resumed_and_aborted_and_why(operator: Op
     assert "aborted by eve: wrong version" in ended.out
     assert operator.nodes.versions() == before
     lines = operator.hedgerow("audit", "--rollout", "faces-slow", "--json").out.splitlines()
-    said = [(line["action"], line["who"], line["why"]) for line in map(json.loads, lines) if line["who"] == "eve"]
-    assert said == [
+    entries = [(line["action"], line["who"], line["why"]) for line in map(json.loads, lines) if line["who"] == "eve"]
+    assert entries == [
         ("rollout-paused", "eve", "the line is busy"),
         ("rollout-resumed", "eve", "it is not"),
         ("rollout-aborted", "eve", "wrong version"),
@@ -264,14 +264,14 @@ def test_nodes_are_filtered_by_label_model_digest_version_and_health(operator: O
 
 def test_a_command_reaches_every_node_of_a_region(operator: Operator) -> None:
     command = ("command", f"{REGION}/~/~", "ping", "--timeout", "30", "--broker", operator.nodes.url)
-    said = operator.hedgerow(*command, with_store=False)
+    output = operator.hedgerow(*command, with_store=False)
     replies = operator.hedgerow(*command, "--json", with_store=False).json
 
-    assert (said.code, said.out.splitlines()[-1]) == (0, "6 of 6 nodes did it.")
+    assert (output.code, output.out.splitlines()[-1]) == (0, "6 of 6 nodes did it.")
     assert {reply["node"] for reply in replies} == set(map(str, NODES))
 
 
-def test_labels_are_set_from_the_region_and_reach_the_node(operator: Operator) -> None:
+def test_labels_set_in_the_region_reach_the_node(operator: Operator) -> None:
     set_ = operator.hedgerow("node", "label", "gate-1", "ring=early", "camera=new", "--why", "a test")
     eventually(lambda: "camera" in operator.nodes.nodes[NODES[2]].desired.labels)  # type: ignore[union-attr]
     shown = operator.hedgerow("node", "show", "hall-1/gate-1")

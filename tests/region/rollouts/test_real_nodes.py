@@ -63,12 +63,12 @@ def publish(folder: Path, versions: list[ModelVersion]) -> Path:
 
 async def roll_out(collector: CollectorProcess, version: str, **plan: Any) -> tuple[int, dict[str, Any]]:
     """Roll a version out. Returns: the exit code of the command, and its final progress."""
-    said = {
+    plan_file = {
         "rollout": f"door-{version}", "models": {"door": {"version": version}}, "target": "ring=1", "waves": [1],
         "soak_s": 0.5, "gate": GATE, "swap": SWAP, **plan,
     }  # fmt: skip
     file = collector.file.with_name("rollout.yaml")
-    file.write_text(json.dumps(said))
+    file.write_text(json.dumps(plan_file))
     options = ("--why", "a test", "--watch", "--json", "--store", collector.store)
     code, out = await hedgerow("rollout", "start", "-f", file, *options)
     assert code in (0, 1), out
@@ -79,7 +79,7 @@ async def roll_out(collector: CollectorProcess, version: str, **plan: Any) -> tu
 
 def write_config(broker: Mosquitto, site: str, root: Path, folder: Path) -> Path:
     """Write a node's file; its pipeline waits until the region assigns a version of `door`."""
-    said = {
+    config = {
         "node": {"region": REGION, "site": site, "name": "gateway", "state_dir": str(folder / site), "labels": {"ring": "1"}},
         "broker": {"url": broker.url},
         "metrics": {"enabled": False},
@@ -90,7 +90,7 @@ def write_config(broker: Mosquitto, site: str, root: Path, folder: Path) -> Path
         },
     }  # fmt: skip
     file = folder / f"{site}.yaml"
-    file.write_text(json.dumps(said))
+    file.write_text(json.dumps(config))
     return file
 
 
@@ -174,11 +174,11 @@ def running(nodes: list[Node]) -> list[str | None]:
 
 async def known(collector: CollectorProcess, count: int) -> None:
     for _ in range(600):
-        _, said = await hedgerow("nodes", "-l", "ring=1", "--json", "--store", collector.store)
-        if len(json.loads(said)) == count:
+        _, listed = await hedgerow("nodes", "-l", "ring=1", "--json", "--store", collector.store)
+        if len(json.loads(listed)) == count:
             return
         await asyncio.sleep(0.1)  # then try again
-    raise AssertionError(said)
+    raise AssertionError(listed)
 
 
 @pytest.mark.slow

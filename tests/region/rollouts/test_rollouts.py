@@ -45,14 +45,14 @@ class Region:
         self.url = url
 
     async def ask(self, verb: str, *, who: str = "eve@test", why: str = "a test", **args: Any) -> Any:
-        def asked() -> Any:
+        def send() -> Any:
             database = open_database(self.url, write=False, alongside=True)
             try:
                 return send_request(database, verb, args, who=who, why=why)
             finally:
                 database.close()
 
-        return await asyncio.to_thread(asked)
+        return await asyncio.to_thread(send)
 
     async def start(self, given: dict[str, Any], *, dry_run: bool = False) -> Any:
         return await self.ask("rollout-start", rollout=given["rollout"], plan=given, dry_run=dry_run)
@@ -200,13 +200,13 @@ async def roll_out_while_killing(
     while killed < kills:
         number += 1
         name = f"faces-{number}.0.0"
-        asked = asyncio.create_task(region.start(plan(f"{number}.0.0", waves=["10%", "50%"], soak_s=0.3)))
-        while killed < kills and not (asked.done() and region.progress(name)["ended"]):
+        starting = asyncio.create_task(region.start(plan(f"{number}.0.0", waves=["10%", "50%"], soak_s=0.3)))
+        while killed < kills and not (starting.done() and region.progress(name)["ended"]):
             await asyncio.sleep(chance.uniform(0.0, 1.2))
             collector.kill()
             killed += 1
             await asyncio.to_thread(collector.start)
-        await asked
+        await starting
         phase = (await region.ends(name))["phase"]
         assert phase == ("failed" if number % 3 == 0 else "succeeded"), region.progress(name)
         served = number - 1 if number % 3 == 0 else number
