@@ -203,8 +203,14 @@ def test_a_window_has_every_day_and_utc_by_default() -> None:
     assert (window.days, window.time_zone) == (DAYS, "UTC")
     assert DAYS == ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
     assert (window.opens, window.closes) == (time(9, 30), time(17, 5))
+    assert WindowSection(days=("mon",), begin="09:30", end="17:05").days == ("mon",)
     with pytest.raises(ValidationError):
         WindowSection(days=(), begin="09:30", end="17:05")
+
+
+def test_a_swap_section_is_immutable() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        SwapSection().shadow_s = 1.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("clock", ["24:00", "25:00", "9:30", "09:60", "09:30:00", "noon"])
