@@ -112,7 +112,7 @@ class Responder:
         self._status("offline")
         await asyncio.sleep(0.2)  # the time a process takes to restart
         self._begin_run()
-        reason = "the process crashed during switch"
+        reason = "the process crashed in step `switch`"
         self._quarantined = [
             Quarantined(digest=desired_ref.digest, name=desired_ref.name, version=desired_ref.version, code="crashed", reason=reason, at=time.time())
         ]  # fmt: skip
