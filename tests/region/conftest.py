@@ -1,4 +1,4 @@
-"""A collector as a process, gateways with real outboxes, and stores in SQLite and PostgreSQL."""
+"""Fixtures: a collector process, gateways with real outboxes, and stores in SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ async def eventually(condition: Callable[[], Any], what: Callable[[], Any] = lam
     """Wait until a condition holds."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what()}"
-        await asyncio.sleep(0.03)  # a look often opens the store
+        assert time.monotonic() < deadline, f"timed out: {what()}"
+        await asyncio.sleep(0.03)  # each check may open the store
 
 
 def result(pipeline: str, n: int, captured_at: float | None = None, **more: Any) -> bytes:
-    """A result's payload."""
+    """Return the payload of a result."""
     at = time.time() if captured_at is None else captured_at
     frame = {"id": f"f{n}", "stream": "s", "topic": "s", "sequence": n, "captured_at": at}
     body = {"schema": "hedgerow.result/1", "pipeline": pipeline, "id": f"f{n}", "at": at, "frame": frame}
@@ -53,7 +53,7 @@ def result(pipeline: str, n: int, captured_at: float | None = None, **more: Any)
 
 
 class Gateway:
-    """What a node is to a region, and no more: a real outbox, status and health, and a desk that answers commands."""
+    """The part of a node that a region sees: a real outbox, status and health, and replies to commands."""
 
     def __init__(self, url: str, address: Address, folder: Path, *, answers: bool = True, **outbox: Any) -> None:
         self.address = address
@@ -88,13 +88,13 @@ class Gateway:
         self.outbox.append(records, [], lambda _: None)
 
     def status(self, state: str = "online", session: str = "s1") -> None:
-        said = Status.model_validate(
+        message = Status.model_validate(
             {"state": state, "session": session, "node": str(self.address), "version": "0", "at": time.time()}
         )
-        self.client.publish(self.address.topic(Channel.STATUS), said.encode(), qos=1, retain=True)
+        self.client.publish(self.address.topic(Channel.STATUS), message.encode(), qos=1, retain=True)
 
     def health(self, state: str = "ok", reasons: tuple[str, ...] = ()) -> None:
-        said = Health.model_validate(
+        message = Health.model_validate(
             {
                 "node": str(self.address),
                 "session": "s1",
@@ -104,11 +104,11 @@ class Gateway:
                 "reasons": reasons,
             }
         )
-        self.client.publish(self.address.topic(Channel.HEALTH), said.encode(), qos=1)
+        self.client.publish(self.address.topic(Channel.HEALTH), message.encode(), qos=1)
 
     @property
     def entries(self) -> int:
-        """What the region has not acknowledged."""
+        """Results and gaps not acknowledged by the region."""
         status = self.outbox.status
         return status.entries + status.appending
 
@@ -184,7 +184,7 @@ class CollectorProcess:
         return (self._folder / "region.log").read_text()
 
     def probe(self, path: str) -> tuple[int, str]:
-        """What a probe answers; 0 if nobody does."""
+        """Return the status and body of a probe; status 0 if it cannot be reached."""
         lines = [json.loads(line) for line in self.log.splitlines() if '"probes"' in line]
         try:
             with urllib.request.urlopen(lines[-1]["url"].replace("metrics", path), timeout=10) as answer:
@@ -227,9 +227,9 @@ class PostgresServer:
         self._binaries = binaries
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:  # PostgreSQL does not run as root
-            who = pwd.getpwnam("nobody")
-            os.chown(self.folder, who.pw_uid, who.pw_gid)
-            self._user = {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []}
+            user = pwd.getpwnam("nobody")
+            os.chown(self.folder, user.pw_uid, user.pw_gid)
+            self._user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         self._data = self.folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
@@ -257,13 +257,13 @@ class PostgresServer:
         return ready.returncode == 0
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop it; SIGINT ends connections, as a server that restarts does."""
+        """Stop the server; SIGINT ends connections, as a restart does."""
         assert self._process is not None
         self._process.send_signal(how)
         self._process.wait(PATIENCE_S)
 
     def database(self) -> str:
-        """The address of a new database."""
+        """Create a database; return its address."""
         self._databases += 1
         name = f"d{self._databases}"
         subprocess.run([self._binaries / "createdb", "-h", self.folder, "-U", "hedgerow", name], check=True)
@@ -276,7 +276,7 @@ class PostgresServer:
 
 
 def postgres_binaries() -> Path | None:
-    """Where PostgreSQL's programs are."""
+    """Return the folder of PostgreSQL's programs; None if it is not installed."""
     found = [path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
     if initdb := shutil.which("initdb"):
         found.append(Path(initdb).resolve().parent)
@@ -288,7 +288,7 @@ def postgres() -> Iterator[PostgresServer]:
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'hedgerow[region]'")
     binaries = postgres_binaries()
     if binaries is None:
-        pytest.skip("there is no PostgreSQL server here: apt-get install postgresql")
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     server = PostgresServer(binaries)
     try:
         server.start()
@@ -299,7 +299,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of an empty store, of either kind."""
+    """The address of an empty store, in each of the databases."""
     if request.param == "sqlite":
         return str(tmp_path / "region.db")
     url: str = request.getfixturevalue("postgres").database()
@@ -313,7 +313,7 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def reading() -> Iterator[Callable[[str], Database]]:
-    """Opens stores to read."""
+    """A function that opens stores to read."""
     opened: list[Database] = []
 
     def make(url: str) -> Database:
@@ -327,7 +327,7 @@ def reading() -> Iterator[Callable[[str], Database]]:
 
 @pytest.fixture
 def collector(mosquitto: Mosquitto, sqlite_url: str, tmp_path: Path) -> Iterator[CollectorProcess]:
-    """A collector into SQLite, configured and not started."""
+    """A collector with SQLite, configured but not started."""
     process = CollectorProcess(mosquitto.url, sqlite_url, tmp_path)
     process.configure()
     yield process

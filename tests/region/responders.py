@@ -1,7 +1,7 @@
-"""Nodes that speak of models and run none: they take Desired in and say Reported and Health, over a real broker.
+"""Simulated nodes on a real broker: they receive desired documents and send reports and health, but run no models.
 
-They stand in for real ones where it is the region that is tested: many, quick, and bad on demand. Each does what a node
-promises: older generations are ignored, what was taken in is reported, a version that does harm goes back by itself.
+They replace real nodes in tests of the region: many, fast, and bad on demand. Each keeps a node's promises: it ignores older
+generations, reports what it has accepted, and rolls a harmful version back by itself.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from hedgerow.wire.fleet import Desired, ModelRef, Quarantined, Reported, Report
 from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth, Status
 
 Behaviour = Callable[[ModelRef], str]
-"""What a version does to the node that takes it: `good`; what the node notices itself: `golden-failed`, `not-finite` and
-`memory-growth` (on probation), `crashes` (its process ends, and it does not try again); what only its health shows: `errors`,
-`slow`, `leaks`, `drifts`, `restarts`; or `silent`: nothing is heard of it any more."""
-_ON_PROBATION = ("not-finite", "memory-growth")
+"""Effect of a version on a node: `good`; noticed by the node: `golden-failed`, `not-finite` and `memory-growth` (in canary
+analysis), `crashes` (its process ends, and it does not try again); visible in health only: `errors`, `slow`, `leaks`,
+`drifts`, `restarts`; or `silent`: it sends nothing any more."""
+_IN_CANARY_ANALYSIS = ("not-finite", "memory-growth")
 
 
 def ref(version: str, name: str = "faces") -> ModelRef:
-    """A version of a model that nobody has built."""
+    """Return a reference to a version that does not exist."""
     return ModelRef(name=name, version=version, digest=digest(f"{name}{version}"))
 
 
@@ -39,7 +39,7 @@ def good(_: ModelRef) -> str:
 
 
 class Responder:
-    """One node. `seen` are the generations that came to it, in order."""
+    """A simulated node. `seen` has the generations it received, in order."""
 
     def __init__(self, address: Address, behaves: Behaviour, publish: Callable[..., None], **labels: str) -> None:
         self.address = address
@@ -79,27 +79,27 @@ class Responder:
     async def _reconcile(self, desired: Desired) -> None:
         self.report("in-progress", step="fetch")
         await asyncio.sleep(random.uniform(0.0, 0.05))
-        for name, wanted in desired.models.items():
-            has = self.serving.get(name)
-            if has is not None and has.model == wanted:
+        for name, desired_ref in desired.models.items():
+            current = self.serving.get(name)
+            if current is not None and current.model == desired_ref:
                 continue
-            how = self.behaves(wanted)
+            effect = self.behaves(desired_ref)
             if self._generation != desired.generation:
                 return
-            if how == "silent":
+            if effect == "silent":
                 self.online = False
                 return
-            if how == "crashes":
-                await self._crash(name, wanted)
+            if effect == "crashes":
+                await self._crash(name, desired_ref)
                 return
-            if how in ("golden-failed", *_ON_PROBATION):
-                error = ErrorBody(code=how, message=f"{wanted} was taken back", remedy="Mend the model.")
-                self.report("failed", error=error, rolled_back=[name] if how in _ON_PROBATION else [])
+            if effect in ("golden-failed", *_IN_CANARY_ANALYSIS):
+                error = ErrorBody(code=effect, message=f"{desired_ref} was rolled back", remedy="Fix the model.")
+                self.report("failed", error=error, rolled_back=[name] if effect in _IN_CANARY_ANALYSIS else [])
                 return
             self._frames = 0
             self.serving[name] = ReportedModel(
-                model=wanted, variant="onnx-fp32", file_digest=digest(f"file{wanted.version}"), backend="onnxruntime",
-                device="CPU", since=time.time(), results=100, previous=has.model if has else None,
+                model=desired_ref, variant="onnx-fp32", file_digest=digest(f"file{desired_ref.version}"), backend="onnxruntime",
+                device="CPU", since=time.time(), results=100, previous=current.model if current else None,
             )  # fmt: skip
         for name in list(self.serving):
             if name not in desired.models:
@@ -107,18 +107,18 @@ class Responder:
         self.report("succeeded")
         self.health()
 
-    async def _crash(self, name: str, wanted: ModelRef) -> None:
-        """The process ends, the broker says so, and the next run does not try it again."""
+    async def _crash(self, name: str, desired_ref: ModelRef) -> None:
+        """End the process: the broker publishes its will, and the next run quarantines the version."""
         self._status("offline")
-        await asyncio.sleep(0.2)  # so long a process takes to start again
+        await asyncio.sleep(0.2)  # the time a process takes to restart
         self._begin_run()
-        why = "the process crashed in step `switch`"
+        reason = "the process crashed in step `switch`"
         self._quarantined = [
-            Quarantined(digest=wanted.digest, name=wanted.name, version=wanted.version, code="crashed", reason=why, at=time.time())
+            Quarantined(digest=desired_ref.digest, name=desired_ref.name, version=desired_ref.version, code="crashed", reason=reason, at=time.time())
         ]  # fmt: skip
         self.birth()
         error = ErrorBody(
-            code="quarantined", message=f"{wanted} is in quarantine here: {why}", remedy="Mend the model."
+            code="quarantined", message=f"{desired_ref} is in quarantine here: {reason}", remedy="Fix the model."
         )
         self.report("rejected", error=error)
 
@@ -133,7 +133,7 @@ class Responder:
         return f"run-{self._run}"
 
     def report(self, state: str, **more: Any) -> None:
-        self._say(
+        self._send(
             Channel.REPORTED,
             Reported.model_validate(
                 {"node": str(self.address), "session": self.session, "at": time.time(), "generation": self._generation,
@@ -143,19 +143,19 @@ class Responder:
         )  # fmt: skip
 
     def health(self) -> None:
-        """A health report; a version that makes errors or is slow shows it here."""
-        how = {self.behaves(one.model) for one in self.serving.values() if one.model is not None}
-        if "restarts" in how:
+        """Send a health report, with the effects of versions that health shows."""
+        effect = {self.behaves(one.model) for one in self.serving.values() if one.model is not None}
+        if "restarts" in effect:
             self._begin_run()
             self.birth()
             self.report("succeeded")
         self._received += 200
         self._frames += 200
-        self._dead += 100 if "errors" in how else 0
-        self._memory_bytes += 300 << 20 if "leaks" in how else 0
+        self._dead += 100 if "errors" in effect else 0
+        self._memory_bytes += 300 << 20 if "leaks" in effect else 0
         pipeline = PipelineHealth(
             state="running", received=self._received, dead={"bad": self._dead}, out=self._received - self._dead,
-            latency_p99_ms=15.0 if "slow" in how else 5.0, models=list(self.serving),
+            latency_p99_ms=15.0 if "slow" in effect else 5.0, models=list(self.serving),
         )  # fmt: skip
         models = {
             name: ModelHealth(
@@ -164,36 +164,44 @@ class Responder:
                 device=one.device,
                 device_asked="CPU",
                 frames=self._frames,
-                drift=0.9 if "drifts" in how else 0.1,
+                drift=0.9 if "drifts" in effect else 0.1,
             )
             for name, one in self.serving.items()
         }
-        said = Health(
+        message = Health(
             node=str(self.address), session=self.session, at=time.time(), uptime_s=1, state="ok",
             pipelines={"doors": pipeline}, models=models, memory_bytes=self._memory_bytes,
         )  # fmt: skip
-        self._say(Channel.HEALTH, said)
+        self._send(Channel.HEALTH, message)
 
     def birth(self) -> None:
         self._status("online")
 
     def _status(self, state: str) -> None:
-        said = {"state": state, "session": self.session, "node": str(self.address), "version": "0", "at": time.time()}
-        self._say(Channel.STATUS, Status.model_validate(said))
+        message = {
+            "state": state,
+            "session": self.session,
+            "node": str(self.address),
+            "version": "0",
+            "at": time.time(),
+        }
+        self._send(Channel.STATUS, Status.model_validate(message))
 
-    def _say(self, channel: Channel, said: Any) -> None:
+    def _send(self, channel: Channel, message: Any) -> None:
         if self.online:
             retain = channel is not Channel.HEALTH
-            self._publish(self.address.topic(channel), said.encode(), qos=int(retain), retain=retain)
+            self._publish(self.address.topic(channel), message.encode(), qos=int(retain), retain=retain)
 
 
 class Responders:
-    """Many of them on one link, each with its own health.
+    """Many simulated nodes on one connection.
 
     Args:
-        addresses: who they are.
-        behaves: what a version does to them; may be changed later, for each.
+        url: of the broker.
+        addresses: of the nodes.
+        behaves: effect of a version; may be changed later for each node.
         beat_s: seconds between two health reports of a node.
+        labels: of every node.
     """
 
     def __init__(
@@ -233,7 +241,7 @@ class Responders:
         await self.client.close(timeout_s=0.2)
 
     async def _beat(self) -> None:
-        while True:  # in ten parts, so that it is no burst
+        while True:  # in ten parts, to avoid bursts
             for part in range(10):
                 await asyncio.sleep(self._beat_s / 10)
                 for node in list(self.nodes.values())[part::10]:
@@ -246,11 +254,11 @@ class Responders:
             if parsed.channel is Channel.DESIRED:
                 self.nodes[parsed.address].take(bytes(message.payload))
             else:
-                self._tasks |= {asyncio.create_task(desk.answer(message)) for desk in self._asked(parsed.address)}
+                self._tasks |= {asyncio.create_task(desk.answer(message)) for desk in self._addressed(parsed.address)}
             self.client.ack(message)
 
-    def _asked(self, address: Address) -> list[CommandServer]:
-        """Who is meant and has a link."""
+    def _addressed(self, address: Address) -> list[CommandDesk]:
+        """Return the desks of the addressed nodes that are online."""
         online = [one for one, node in self.nodes.items() if node.online and one.site == address.site]
         return [self.desks[one] for one in online if address.node in (EVERY_NODE, one.node)]
 

@@ -1,4 +1,4 @@
-"""`hedgerow rollout`, `nodes`, `node` and `audit` as operators meet them: one region's process, nodes that speak, real commands."""
+"""`hedgerow rollout`, `nodes`, `node` and `audit`, with a region's process and simulated nodes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ GATE = {"min_frames": 20, "slow_reports": 2}
 
 
 @dataclass
-class Said:
-    """What a command said."""
+class CommandOutput:
+    """Output of a command."""
 
     code: int
     out: str
@@ -42,38 +42,38 @@ class Said:
 
 
 class Operator:
-    """Somebody with a command line, and a region with six nodes."""
+    """An operator's command line, and a region with six nodes."""
 
     def __init__(self, store: str, folder: Path, nodes: Responders) -> None:
         self.store = store
         self.nodes = nodes
         self._folder = folder
 
-    def hedgerow(self, *args: object, with_store: bool = True) -> Said:
+    def hedgerow(self, *args: object, with_store: bool = True) -> CommandOutput:
         store = ["--store", self.store] if with_store else []
         done = CliRunner().invoke(app, [*map(str, args), *store], prog_name="hedgerow", terminal_width=200)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
-        return Said(done.exit_code, done.stdout, done.stderr)
+        return CommandOutput(done.exit_code, done.stdout, done.stderr)
 
     def file(self, name: str, version: str = "2.0.0", **more: Any) -> Path:
-        """A rollout's file."""
+        """Write a rollout's file."""
         models = {"faces": {"version": version, "digest": ref(version).digest}}
-        said = {"rollout": name, "models": models, "waves": ["1 site"], "soak_s": 0.2, "gate": GATE, **more}
+        content = {"rollout": name, "models": models, "waves": ["1 site"], "soak_s": 0.2, "gate": GATE, **more}
         path = self._folder / f"{name}.yaml"
-        path.write_text(json.dumps(said))
+        path.write_text(json.dumps(content))
         return path
 
-    def start(self, name: str, version: str = "2.0.0", **more: Any) -> Said:
+    def start(self, name: str, version: str = "2.0.0", **more: Any) -> CommandOutput:
         return self.hedgerow("rollout", "start", "-f", self.file(name, version, **more), "--why", "a test")
 
-    def ends(self, name: str) -> Said:
+    def watch(self, name: str) -> CommandOutput:
         return self.hedgerow("rollout", "status", name, "--watch")
 
 
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """All tests here share a region: each names its rollouts, and leaves none under way."""
+    """All tests share a region: each uses its own names for rollouts, and leaves none in progress."""
     folder = tmp_path_factory.mktemp("region")
     with Mosquitto() as broker:
         collector = CollectorProcess(broker.url, str(folder / "region.db"), folder)
@@ -97,7 +97,7 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
         try:
             eventually(lambda: len(one.hedgerow("nodes", "-l", "ring=late", "--json").json) == len(NODES))
             assert one.start("faces-1", "1.0.0", waves=[]).code == 0
-            assert one.ends("faces-1").code == 0
+            assert one.watch("faces-1").code == 0
             yield one
         finally:
             loop.call_soon_threadsafe(stop.set)
@@ -114,26 +114,26 @@ def eventually(condition: Callable[[], Any]) -> None:
 
 
 def test_a_dry_run_shows_the_waves_and_does_nothing(operator: Operator) -> None:
-    said = operator.hedgerow("rollout", "start", "-f", operator.file("faces-dry"), "--dry-run")
+    shown = operator.hedgerow("rollout", "start", "-f", operator.file("faces-dry"), "--dry-run")
 
-    assert said.code == 0, said.err
-    assert "faces → faces 2.0.0 (" in said.out
-    assert "2 (the rest)" in said.out
-    assert "would reach 6 nodes. Nothing was changed." in said.out
+    assert shown.code == 0, shown.err
+    assert "faces → faces 2.0.0 (" in shown.out
+    assert "2 (the rest)" in shown.out
+    assert "would reach 6 nodes. Nothing was done." in shown.out
     assert "faces-dry" not in operator.hedgerow("rollout", "history").out
 
 
-def test_a_rollout_is_followed_to_its_end_and_stays_in_the_history(operator: Operator) -> None:
+def test_a_rollout_is_watched_to_its_end_and_stays_in_the_history(operator: Operator) -> None:
     file = operator.file("faces-good", "1.1.0")
     started = followed = operator.hedgerow("rollout", "start", "-f", file, "--why", "a test", "--watch")
     shown = operator.hedgerow("rollout", "status", "faces-good")
-    told = operator.hedgerow("rollout", "status", "faces-good", "--nodes", "--json").json
+    details = operator.hedgerow("rollout", "status", "faces-good", "--nodes", "--json").json
 
     assert "Started faces-good for 6 nodes" in started.out
     assert followed.code == 0
     assert "faces-good: succeeded, wave 2 of 2: 6 succeeded" in followed.out.splitlines()[-1]
     assert "6 of 6 nodes serve it" in shown.out
-    assert {task["state"] for task in told["tasks"]} == {"succeeded"}
+    assert {task["state"] for task in details["tasks"]} == {"succeeded"}
     history = operator.hedgerow("rollout", "history", "--json").json
     assert [(one["phase"], one["why"]) for one in history if one["rollout"] == "faces-good"] == [
         ("succeeded", "a test")
@@ -142,28 +142,28 @@ def test_a_rollout_is_followed_to_its_end_and_stays_in_the_history(operator: Ope
     assert (again.code, "name" in again.err) == (1, True)
 
 
-def test_pausing_resuming_and_aborting_say_who_and_why(operator: Operator) -> None:
+def test_the_audit_log_names_who_paused_resumed_and_aborted_and_why(operator: Operator) -> None:
     before = operator.nodes.versions()
     assert operator.start("faces-slow", "1.3.0", soak_s=600).code == 0
     eventually(lambda: "soaking" in operator.hedgerow("rollout", "status", "faces-slow", "--json").json["waits_for"])
-    nobody = operator.hedgerow("rollout", "pause", "faces-slow")
+    without_reason = operator.hedgerow("rollout", "pause", "faces-slow")
     paused = operator.hedgerow("rollout", "pause", "faces-slow", "--why", "the line is busy", "--as", "eve")
     twice = operator.hedgerow("rollout", "pause", "faces-slow", "--why", "again")
     resumed = operator.hedgerow("rollout", "resume", "faces-slow", "--why", "it is not", "--as", "eve")
     other = operator.start("faces-other", "1.4.0")
     aborted = operator.hedgerow("rollout", "abort", "faces-slow", "--why", "wrong version", "--as", "eve")
-    ended = operator.ends("faces-slow")
+    ended = operator.watch("faces-slow")
 
-    assert (nobody.code, "Say it with --why" in nobody.err) == (1, True)
+    assert (without_reason.code, "Give it with --why" in without_reason.err) == (1, True)
     assert (paused.code, resumed.code, aborted.code) == (0, 0, 0)
     assert (twice.code, "is paused" in twice.err) == (1, True)
-    assert (other.code, "faces-slow is in-progress and has" in other.err) == (1, True)
+    assert (other.code, "faces-slow is in-progress and includes" in other.err) == (1, True)
     assert ended.code == 1
     assert "aborted by eve: wrong version" in ended.out
     assert operator.nodes.versions() == before
     lines = operator.hedgerow("audit", "--rollout", "faces-slow", "--json").out.splitlines()
-    said = [(line["action"], line["who"], line["why"]) for line in map(json.loads, lines) if line["who"] == "eve"]
-    assert said == [
+    entries = [(line["action"], line["who"], line["why"]) for line in map(json.loads, lines) if line["who"] == "eve"]
+    assert entries == [
         ("rollout-paused", "eve", "the line is busy"),
         ("rollout-resumed", "eve", "it is not"),
         ("rollout-aborted", "eve", "wrong version"),
@@ -174,21 +174,21 @@ def test_pausing_resuming_and_aborting_say_who_and_why(operator: Operator) -> No
     assert "faces-slow" in refused
 
 
-def test_a_bad_version_is_named_with_its_node_and_the_command_fails(operator: Operator) -> None:
+def test_a_failed_rollout_names_the_node_and_the_command_fails(operator: Operator) -> None:
     for node in operator.nodes.nodes.values():
         node.behaves = lambda model: "golden-failed" if model.version == "6.6.6" else "good"
     operator.start("faces-bad", "6.6.6", waves=[1])
-    ended = operator.ends("faces-bad")
+    ended = operator.watch("faces-bad")
     shown = operator.hedgerow("rollout", "status", "faces-bad")
 
     assert ended.code == 1
     assert "1 failed" in ended.out
-    assert "golden-failed: faces 6.6.6 was taken back" in shown.out
+    assert "golden-failed: faces 6.6.6 was rolled back" in shown.out
     assert ", rolled back" in shown.out
 
 
 @pytest.mark.parametrize(
-    ("plan", "code", "said"),
+    ("plan", "code", "message"),
     [
         (
             {"version": "9.9.9", "models": {"faces": {"version": "9.9.9"}}},
@@ -204,26 +204,26 @@ def test_a_bad_version_is_named_with_its_node_and_the_command_fails(operator: Op
         ({"models": {}}, 2, "models"),
     ],
 )
-def test_what_cannot_be_rolled_out_is_refused_with_a_remedy(
-    operator: Operator, plan: dict[str, Any], code: int, said: str
+def test_an_invalid_rollout_is_refused_with_a_remedy(
+    operator: Operator, plan: dict[str, Any], code: int, message: str
 ) -> None:
     refused = operator.start("faces-wrong", **plan)
 
     assert refused.code == code
-    assert said in refused.err
+    assert message in refused.err
     assert "→" in refused.err
 
 
-def test_a_service_that_does_not_run_is_named_at_once(operator: Operator, tmp_path: Path) -> None:
+def test_a_request_fails_at_once_if_the_service_is_not_running(operator: Operator, tmp_path: Path) -> None:
     store = str(tmp_path / "region.db")
     database = open_database(store, write=True)
     RegionStore(database, RegionConfig()).beat(connected=True)
     database.run("UPDATE collector SET beat_at = beat_at - 600")
     database.close()
-    asked = operator.hedgerow("rollout", "pause", "x", "--why", "y", "--store", store, with_store=False)
+    command = operator.hedgerow("rollout", "pause", "x", "--why", "y", "--store", store, with_store=False)
 
-    assert asked.code == 1
-    assert "The region's service is not running; last seen 10 min ago" in asked.err
+    assert command.code == 1
+    assert "The region's service is not running; last seen 10 min ago" in command.err
 
 
 def test_a_file_is_checked_without_a_region(operator: Operator) -> None:
@@ -243,18 +243,18 @@ def test_nodes_are_filtered_by_label_model_digest_version_and_health(operator: O
     def found(*args: str) -> list[str]:
         return [node["node"].removeprefix(f"{REGION}/") for node in operator.hedgerow("nodes", *args, "--json").json]
 
-    everybody = sorted(f"{node.site}/{node.node}" for node in NODES)
+    all_nodes = sorted(f"{node.site}/{node.node}" for node in NODES)
     version = operator.nodes.versions()[0]
     assert version is not None
-    assert found() == everybody
-    assert found("-l", "site=hall-2, ring in (late, early)") == [name for name in everybody if "hall-2" in name]
+    assert found() == all_nodes
+    assert found("-l", "site=hall-2, ring in (late, early)") == [name for name in all_nodes if "hall-2" in name]
     assert found("-l", "node=east,site!=hall-1") == ["hall-2/east"]
-    assert found("--model", "faces") == everybody
-    assert found("--model", f"faces@{version}") == everybody
-    assert found("--model", digest(f"file{version}")[:71]) == everybody
-    assert found("--model", ref(version).digest) == everybody
+    assert found("--model", "faces") == all_nodes
+    assert found("--model", f"faces@{version}") == all_nodes
+    assert found("--model", digest(f"file{version}")[:71]) == all_nodes
+    assert found("--model", ref(version).digest) == all_nodes
     assert found("--model", "faces@0.0.1") == []
-    assert found("--health", "ok") == everybody
+    assert found("--health", "ok") == all_nodes
     assert found("--health", "silent") == []
     table = operator.hedgerow("nodes", "-l", "site=hall-1").out
     assert table.splitlines()[0].split() == ["NODE", "STATUS", "GENERATION", "STATE", "MODELS", "LABELS"]
@@ -262,50 +262,50 @@ def test_nodes_are_filtered_by_label_model_digest_version_and_health(operator: O
     assert table.endswith("3 nodes.\n")
 
 
-def test_every_node_of_a_region_is_asked_at_once(operator: Operator) -> None:
-    asked = ("command", f"{REGION}/~/~", "ping", "--timeout", "30", "--broker", operator.nodes.url)
-    said = operator.hedgerow(*asked, with_store=False)
-    answers = operator.hedgerow(*asked, "--json", with_store=False).json
+def test_a_command_reaches_every_node_of_a_region(operator: Operator) -> None:
+    command = ("command", f"{REGION}/~/~", "ping", "--timeout", "30", "--broker", operator.nodes.url)
+    output = operator.hedgerow(*command, with_store=False)
+    replies = operator.hedgerow(*command, "--json", with_store=False).json
 
-    assert (said.code, said.out.splitlines()[-1]) == (0, "6 of 6 nodes succeeded.")
-    assert {answer["node"] for answer in answers} == set(map(str, NODES))
+    assert (output.code, output.out.splitlines()[-1]) == (0, "6 of 6 nodes did it.")
+    assert {reply["node"] for reply in replies} == set(map(str, NODES))
 
 
-def test_labels_are_set_from_the_region_and_reach_the_node(operator: Operator) -> None:
+def test_labels_set_in_the_region_reach_the_node(operator: Operator) -> None:
     set_ = operator.hedgerow("node", "label", "gate-1", "ring=early", "camera=new", "--why", "a test")
     eventually(lambda: "camera" in operator.nodes.nodes[NODES[2]].desired.labels)  # type: ignore[union-attr]
     shown = operator.hedgerow("node", "show", "hall-1/gate-1")
     operator.hedgerow("node", "label", "gate-1", "camera-")
-    told = operator.hedgerow("node", "show", "gate-1", "--json").json
+    details = operator.hedgerow("node", "show", "gate-1", "--json").json
 
     assert (set_.code, "ring=early" in set_.out) == (0, True)
     assert "early (set by the region)" in shown.out
     assert "node-labelled" in shown.out
     assert "frames, drift 0.10" in shown.out
-    assert told["labels_of_region"] == {"ring": "early"}
-    assert told["labels"]["ring"] == "early"
+    assert details["labels_of_region"] == {"ring": "early"}
+    assert details["labels"]["ring"] == "early"
 
 
 def test_a_pinned_node_keeps_its_version_and_catches_up_when_it_is_unpinned(operator: Operator) -> None:
-    kept = operator.nodes.nodes[NODES[5]]
-    version = str(kept.version)
+    pinned_node = operator.nodes.nodes[NODES[5]]
+    version = str(pinned_node.version)
     digest_of_it = ref(version).digest
     pinned = operator.hedgerow(
         "node", "pin", "gate-2", f"faces={version}", "--digest", digest_of_it, "--why", "compares old cameras"
     )
     started = operator.start("faces-around", "1.5.0", waves=[])
-    assert operator.ends("faces-around").code == 0
-    around = kept.version
+    assert operator.watch("faces-around").code == 0
+    version_while_pinned = pinned_node.version
     operator.hedgerow("node", "unpin", "gate-2", "faces")
-    eventually(lambda: kept.version == "1.5.0")
+    eventually(lambda: pinned_node.version == "1.5.0")
 
     assert pinned.code == 0, pinned.err
-    assert "Skipping pinned nodes: test/hall-2/gate-2" in started.out
-    assert around == version
+    assert "Left out, since a person has pinned them: test/hall-2/gate-2" in started.out
+    assert version_while_pinned == version
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "message"),
     [
         (["node", "show", "north"], 1, "There is no node north"),
         (["node", "label", "east", "x=y"], 1, "east matches 2 nodes"),
@@ -320,11 +320,11 @@ def test_a_pinned_node_keeps_its_version_and_catches_up_when_it_is_unpinned(oper
         (["rollout", "resume", "faces-1", "--why", "x"], 1, "faces-1 is succeeded"),
     ],
 )
-def test_what_is_asked_wrongly_is_answered_with_a_remedy(
-    operator: Operator, args: list[str], code: int, said: str
+def test_an_invalid_command_line_is_refused_with_a_remedy(
+    operator: Operator, args: list[str], code: int, message: str
 ) -> None:
     done = operator.hedgerow(*args)
 
     assert done.code == code, done.err
-    assert said in done.err
+    assert message in done.err
     assert "→" in done.err

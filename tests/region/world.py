@@ -1,7 +1,7 @@
-"""A fleet in a box: a real conductor on a real store, simulated nodes, and a clock of its own.
+"""Simulated fleet: a real controller on a real store, with simulated nodes and a simulated clock.
 
-Nodes here run nothing: they take desired documents and say what a node would. So a rollout of days takes a moment, every
-fault can come at every instant, and what is true of each node is known.
+Nodes run nothing: they accept desired documents and report what a real node would. So a rollout of days takes a moment, any
+fault can occur at any instant, and the true state of each node is known.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hedgerow.wire import fleet as wire
 from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth
 
 TURN_S = 10.0
-"""Seconds that one turn of the world takes: a health report of each node."""
+"""Simulated seconds per turn; each node sends a health report."""
 SILENT_AFTER_S = 25.0
 PLAN: dict[str, Any] = {
     "soak_s": 30,
@@ -37,54 +37,54 @@ PLAN: dict[str, Any] = {
 
 
 class Killed(BaseException):
-    """The region's process has ended here."""
+    """The region's process was killed here."""
 
 
-class Mortal:
-    """A database whose process is killed when it comes to its last statement."""
+class KillableDatabase:
+    """A database whose process is killed after a number of statements."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.statements_left: int | None = None
 
-    def _live(self) -> None:
+    def _count_statement(self) -> None:
         if self.statements_left is not None:
             self.statements_left -= 1
             if self.statements_left < 0:
                 raise Killed
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        self._live()
+        self._count_statement()
         return self._database.rows(sql, values)
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> int:
-        self._live()
+        self._count_statement()
         return self._database.run(sql, values)
 
     def many(self, sql: str, rows: Any) -> int:
-        self._live()
+        self._count_statement()
         return self._database.many(sql, rows)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         with self._database.transaction():
             yield
-            self._live()
+            self._count_statement()
 
     def close(self) -> None:
         self._database.close()
 
 
 class Node:
-    """A node. What it runs is what it says.
+    """A simulated node.
 
     Attributes:
-        does: what a version does to it, by version: `good` unless said otherwise, `refuses` (golden inputs show it),
-            `returns` (it comes back by itself), `errors` (only health shows it), `slow`, `leaks`, `drifts`, `restarts`, `hangs` (it never
-            ends with it), `dies` (nothing is heard any more).
-        online: whether it has a link.
-        seen: generations that came to it, in order.
-        told, told_at: the version that it last said it serves, and when.
+        does: effect of a version on it: `good` by default, `refuses` (golden cases fail), `returns` (it rolls back by
+            itself), `errors` (visible in health only), `slow`, `leaks`, `drifts`, `restarts`, `hangs` (the swap never
+            finishes), `dies` (it sends nothing any more).
+        online: whether it is connected.
+        seen: generations received, in order.
+        reported_version, reported_at: the version it last reported, and when.
     """
 
     def __init__(self, address: Address, version: str | None) -> None:
@@ -92,8 +92,8 @@ class Node:
         self.does: dict[str, str] = {}
         self.online = True
         self.seen: list[int] = []
-        self.told: str | None = None
-        self.told_at = 0.0
+        self.reported_version: str | None = None
+        self.reported_at = 0.0
         self.labels: dict[str, str] = {}
         self.runs = 1
         self._desired: wire.Desired | None = None
@@ -103,22 +103,22 @@ class Node:
         self._state: wire.JobState = "succeeded"
         self._error: ErrorBody | None = None
         self._returned = False
-        self._hidden = False
+        self._models_hidden = False
         self._received = self._dead = self._frames = 0
         self._memory = 100 << 20
 
     @property
     def version(self) -> str | None:
-        """What it serves."""
+        """The version it serves."""
         return self._version
 
     @property
     def generation(self) -> int:
-        """Of the document that it has."""
+        """Generation of its desired document."""
         return self._generation
 
     def take(self, document: bytes, now: float) -> None:
-        """A document came."""
+        """Receive a desired document."""
         desired = wire.Desired.model_validate_json(document)
         assert desired.node == str(self.address)
         self.seen.append(desired.generation)
@@ -126,10 +126,10 @@ class Node:
             return
         self._generation, self._desired = desired.generation, desired
         self._state, self._error, self._returned = "succeeded", None, False
-        wanted = desired.models.get("faces")
-        if wanted is None or wanted.version == self._version:
+        desired_model = desired.models.get("faces")
+        if desired_model is None or desired_model.version == self._version:
             return
-        does = self.does.get(wanted.version, "good")
+        does = self.does.get(desired_model.version, "good")
         if does == "refuses":
             self._fail("golden-failed")
         elif does == "returns":
@@ -140,20 +140,20 @@ class Node:
         elif does == "dies":
             self.online = False
         else:
-            self._version, self._since, self._frames = wanted.version, now, 0
+            self._version, self._since, self._frames = desired_model.version, now, 0
 
     def restart(self, *, hidden: bool = False) -> None:
-        """Its process starts anew.
+        """Restart its process.
 
         Args:
-            hidden: whether it has not come to say what it runs yet.
+            hidden: whether it does not report its models yet.
         """
         self.runs += 1
         self._received = self._dead = self._frames = 0
-        self._hidden = hidden
+        self._models_hidden = hidden
 
-    def says(self, now: float) -> list[StoreRecord]:
-        """What it sends in one turn, if it has a link."""
+    def messages(self, now: float) -> list[StoreRecord]:
+        """Return what it sends in one turn, if it is connected."""
         does = self.does.get(self._version or "", "good")
         if does == "restarts":
             self.runs += 1
@@ -165,17 +165,17 @@ class Node:
         self._memory += (200 << 20) if does == "leaks" else 0
         if not self.online:
             return []
-        self.told, self.told_at = self._version, now
+        self.reported_version, self.reported_at = self._version, now
         session = f"run-{self.runs}"
         models = {}
-        shown = {}
-        if self._version is not None and not self._hidden:
+        model_health = {}
+        if self._version is not None and not self._models_hidden:
             file = digest(f"file{self._version}")
             models["faces"] = wire.ReportedModel(
                 model=ref(self._version), file_digest=file, backend="onnxruntime", device="CPU", since=self._since,
                 results=self._frames,
             )  # fmt: skip
-            shown["faces"] = ModelHealth(
+            model_health["faces"] = ModelHealth(
                 digest=file, backend="onnxruntime", device="CPU", device_asked="CPU", frames=self._frames,
                 drift=0.9 if does == "drifts" else 0.1,
             )  # fmt: skip
@@ -190,7 +190,7 @@ class Node:
         )  # fmt: skip
         health = Health(
             node=str(self.address), session=session, at=now, uptime_s=1, state="ok", pipelines={"doors": pipeline},
-            models=shown, memory_bytes=self._memory,
+            models=model_health, memory_bytes=self._memory,
         ).encode()  # fmt: skip
         return [
             StatusRecord(self.address, 1, now, True, True, session, b"{}"),
@@ -200,17 +200,17 @@ class Node:
 
     def _fail(self, code: str) -> None:
         self._state = "failed"
-        self._error = ErrorBody(code=code, message="its numbers are wrong", remedy="Mend the model.")
+        self._error = ErrorBody(code=code, message="its outputs are wrong", remedy="Fix the model.")
 
 
 class World:
-    """A region, its nodes and time.
+    """A simulated region with its nodes and clock.
 
     Args:
         url: of the store.
-        count: nodes, over two sites.
-        version: what they serve at first.
-        began: Unix seconds at which its time begins.
+        count: number of nodes, at two sites.
+        version: that they serve at first.
+        began: initial time in Unix seconds.
     """
 
     def __init__(self, url: str, count: int, version: str | None = "1.0.0", began: float = 1_800_000_000.0) -> None:
@@ -220,15 +220,15 @@ class World:
         )
         self.now = began
         self.nodes: dict[Address, Node] = {}
-        self.deaf = False
+        self.disconnected = False
         self.kills = 0
         self._version = version
         self._since: float | None = None
         self._retained: dict[Address, bytes] = {}
         self._store = RegionStore(open_database(self.url, write=True), self.config)
         self._controller: RolloutController | None = None
-        self._database: Mortal | None = None
-        self._asker = open_database(self.url, write=False, alongside=True)
+        self._database: KillableDatabase | None = None
+        self._operator_database = open_database(self.url, write=False, alongside=True)
         for _ in range(count):
             self.add()
 
@@ -237,134 +237,136 @@ class World:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._die()
-        self._asker.close()
+        self._kill()
+        self._operator_database.close()
         self._store.close()
 
     def add(self) -> Node:
-        """One more node."""
+        """Add a node."""
         number = len(self.nodes)
         node = Node(Address("test", f"s{number % 2}", f"n{number:03}"), self._version)
         self.nodes[node.address] = node
         return node
 
     def turn(self, *, killed_at: int | None = None, silent: bool = False, deliver: bool = True) -> None:
-        """Let time pass: nodes speak, the conductor decides, documents go out.
+        """Take a turn: nodes report, the controller runs, documents are published.
 
         Args:
-            killed_at: the statement of its store at which the region's process ends; it is started again in the next turn.
-            silent: whether nodes happen to say nothing in this turn.
-            deliver: whether the broker keeps what it is given.
+            killed_at: statement at which the region's process is killed; it restarts in the next turn.
+            silent: whether nodes send nothing in this turn.
+            deliver: whether the broker delivers the documents.
         """
         self.now += TURN_S
-        if self.deaf:
+        if self.disconnected:
             self._since = None
         else:
-            said = [item for node in self.nodes.values() for item in node.says(self.now)]
-            self._store.apply([] if silent else said)
+            sent = [item for node in self.nodes.values() for item in node.messages(self.now)]
+            self._store.apply([] if silent else sent)
             self._since = self._since if self._since is not None else self.now
         try:
-            controller = self._alive(killed_at)
+            controller = self._running_controller(killed_at)
             listening = Listening(self._since, SILENT_AFTER_S)
             controller.turn(self.now, listening)
-            if self.deaf:
+            if self.disconnected:
                 return
             pending = controller.unpublished(self.now, listening)
             self._deliver(pending if deliver else [])
             controller.published({document.node: document.generation for document in pending})
         except Killed:
             self.kills += 1
-            self._die()
+            self._kill()
 
-    def restart(self, *, away_s: float, silent_turns: int) -> None:
-        """The region's process ends, is away, and starts; it takes some turns until nodes happen to say something."""
-        self._die()
-        self.now += away_s
+    def restart(self, *, down_s: float, silent_turns: int) -> None:
+        """Restart the region's process after `down_s` seconds; nodes send nothing for `silent_turns` turns."""
+        self._kill()
+        self.now += down_s
         self._since = None
         for _ in range(silent_turns):
             self.turn(silent=True)
 
     def turns(self, count: int) -> None:
-        """Let more time pass."""
+        """Take several turns."""
         for _ in range(count):
             self.turn()
 
     def ask(self, verb: str, **args: Any) -> None:
-        """Ask the service for something; it is answered in the next turn."""
-        self._asker.run(
+        """Send a request to the service; it is handled in the next turn."""
+        self._operator_database.run(
             "INSERT INTO intent (at, expires_at, who, why, verb, args) VALUES (?, ?, 'eve', 'a test', ?, ?)",
             (self.now, self.now + 1000, verb, json.dumps(args)),
         )
 
     def start(self, version: str = "2.0.0", **plan: Any) -> str:
-        """Ask for a rollout."""
+        """Request a rollout; return its name."""
         name = str(plan.pop("rollout", f"faces-{version}"))
         models = {"faces": {"version": version, "digest": ref(version).digest}}
         gate = {**PLAN["gate"], **plan.pop("gate", {})}
         self.ask("rollout-start", rollout=name, plan={**PLAN, "rollout": name, "models": models, "gate": gate, **plan})
         return name
 
-    def asked(self) -> bool:
-        """Whether somebody waits for an answer."""
-        return bool(open_requests(self._asker))
+    def request_open(self) -> bool:
+        """Whether a request is open."""
+        return bool(open_requests(self._operator_database))
 
     def rollout(self, name: str = "faces-2.0.0") -> Rollout:
-        """A rollout as it is kept."""
-        (stored,) = FleetStore(self._asker).rollouts(names=[name])
+        """Return a stored rollout."""
+        (stored,) = FleetStore(self._operator_database).rollouts(names=[name])
         return stored.rollout
 
     def known(self, name: str) -> bool:
-        """Whether there is such a rollout."""
-        return bool(FleetStore(self._asker).rollouts(names=[name], tasks=False))
+        """Whether a rollout exists."""
+        return bool(FleetStore(self._operator_database).rollouts(names=[name], tasks=False))
 
     def busy(self) -> bool:
-        """Whether anything of a rollout is under way."""
-        return bool(self._alive(None).fleet.active())
+        """Whether any rollout is active."""
+        return bool(self._running_controller(None).fleet.active())
 
     def waits(self, name: str = "faces-2.0.0") -> str:
-        """What a rollout waits for."""
-        (stored,) = FleetStore(self._asker).rollouts(names=[name])
+        """Return what a rollout waits for."""
+        (stored,) = FleetStore(self._operator_database).rollouts(names=[name])
         return stored.waits
 
     def versions(self) -> set[str | None]:
         return {node.version for node in self.nodes.values()}
 
     def audit(self) -> list[tuple[float, str, str, str | None, Any]]:
-        """The audit log: time, who, action, rollout, detail."""
-        rows = self._asker.rows("SELECT at, who, action, rollout, detail FROM audit ORDER BY ingest")
+        """Return the audit log: time, who, action, rollout, detail."""
+        rows = self._operator_database.rows("SELECT at, who, action, rollout, detail FROM audit ORDER BY ingest")
         return [(at, who, action, rollout, json.loads(detail)) for at, who, action, rollout, detail in rows]
 
     def no_step_is_lost_or_repeated(self) -> None:
-        """Each node's generations count up by one, each in exactly one line of the log; the last one is its document's."""
+        """Check that each node's generations are consecutive, each in one audit entry, and the last is that of its document."""
         given: dict[str, list[int]] = {}
         for *_, detail in self.audit():
             for node, generation in detail.get("given", {}).items():
                 given.setdefault(node, []).append(generation)
         assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in given.values()), given
-        wanted = {str(node): one.document.generation for node, one in self._alive(None).fleet.desired.items()}
-        assert wanted == {node: numbers[-1] for node, numbers in given.items()}
+        desired_model = {
+            str(node): one.document.generation for node, one in self._running_controller(None).fleet.desired.items()
+        }
+        assert desired_model == {node: numbers[-1] for node, numbers in given.items()}
         for node in self.nodes.values():
             assert node.seen == sorted(node.seen), node.seen
 
-    def _alive(self, killed_at: int | None) -> RolloutController:
+    def _running_controller(self, killed_at: int | None) -> RolloutController:
         if self._controller is None or self._database is None:
-            self._database = Mortal(open_database(self.url, write=False, alongside=True))
+            self._database = KillableDatabase(open_database(self.url, write=False, alongside=True))
             self._controller = RolloutController(self._database, self.config)
         self._database.statements_left = killed_at
         return self._controller
 
-    def _die(self) -> None:
+    def _kill(self) -> None:
         if self._database is not None:
             self._database.close()
         self._controller = self._database = None
 
     def _deliver(self, pending: Sequence[PendingDocument]) -> None:
-        """As a broker does: what is retained comes to a node when it is there."""
+        """Deliver retained documents to online nodes, as a broker does."""
         self._retained |= {document.node: document.payload for document in pending}
-        came = {document.node for document in pending}
+        delivered = {document.node for document in pending}
         for address, document in self._retained.items():
             node = self.nodes[address]
             if node.online and (
-                address in came or node.generation < wire.Desired.model_validate_json(document).generation
+                address in delivered or node.generation < wire.Desired.model_validate_json(document).generation
             ):
                 node.take(document, self.now)

@@ -1,1 +1,1 @@
-"""The region's service: collects what comes up from the sites, acknowledges it, keeps it, and says how the sites are."""
+"""The region's service: stores what the sites send, acknowledges it, reports their status, and rolls out models."""

@@ -1,4 +1,4 @@
-"""Rollouts of days in moments: a conductor on a real store, nodes in a box, and a clock of its own."""
+"""The controller on a real store, with simulated nodes and a simulated clock."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ DAY = 86_400.0
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with World(str(tmp_path / "region.db"), 6) as made:
-        yield made
+    with World(str(tmp_path / "region.db"), 6) as created:
+        yield created
 
 
-def ended(world: World, name: str, most: int = 100) -> Phase:
-    """Let time pass until a rollout has ended."""
-    for _ in range(most):
+def ended(world: World, name: str, max_turns: int = 100) -> Phase:
+    """Take turns until a rollout has ended; return its phase."""
+    for _ in range(max_turns):
         world.turn()
         if world.rollout(name).phase.ended:
             return world.rollout(name).phase
     raise AssertionError(f"{name}: {world.waits(name)}")
 
 
-def test_a_rollout_goes_there_and_back_on_either_store(store_url: str) -> None:
+def test_rollouts_succeed_and_roll_back_with_both_databases(store_url: str) -> None:
     with World(store_url, 6) as world:
         assert ended(world, world.start("2.0.0", waves=[2])) is Phase.SUCCEEDED
         assert world.versions() == {"2.0.0"}
@@ -46,22 +46,22 @@ def test_a_rollout_goes_there_and_back_on_either_store(store_url: str) -> None:
         world.no_step_is_lost_or_repeated()
 
 
-def test_who_asks_is_answered_with_what_was_done_or_why_not(store_url: str) -> None:
-    with World(store_url, 2, began=time.time()) as world, ThreadPoolExecutor() as people:
+def test_a_request_is_answered_with_its_result_or_an_error(store_url: str) -> None:
+    with World(store_url, 2, began=time.time()) as world, ThreadPoolExecutor() as operators:
         for args, code in (({"labels": {"ring": "early"}}, None), ({"labels": {"site": "x"}}, "reserved-label")):
-            answer = people.submit(ask_region, world.url, "node-label", node="n000", **args)
-            while not world.asked():
+            reply = operators.submit(send, world.url, "node-label", node="n000", **args)
+            while not world.request_open():
                 time.sleep(0.01)
             world.turn()
             if code is None:
-                assert answer.result()["labels"]["ring"] == "early"
+                assert reply.result()["labels"]["ring"] == "early"
             else:
                 with pytest.raises(CommandError) as refused:
-                    answer.result()
+                    reply.result()
                 assert (refused.value.code, bool(refused.value.remedy)) == (code, True)
 
 
-def ask_region(url: str, verb: str, **args: Any) -> Any:
+def send(url: str, verb: str, **args: Any) -> Any:
     database = open_database(url, write=False, alongside=True)
     try:
         return send_request(database, verb, args, who="eve", why="a test")
@@ -69,35 +69,35 @@ def ask_region(url: str, verb: str, **args: Any) -> Any:
         database.close()
 
 
-def test_a_node_that_was_away_for_weeks_gets_only_the_last_of_what_it_missed(world: World) -> None:
-    away, *_ = world.nodes.values()
-    away.online = False
+def test_a_node_offline_for_weeks_gets_only_the_last_version_it_missed(world: World) -> None:
+    offline, *_ = world.nodes.values()
+    offline.online = False
     for version in ("2.0.0", "3.0.0", "4.0.0"):
         assert ended(world, world.start(version)) is Phase.SUCCEEDED
         world.now += 10 * DAY
         world.turns(4)
-    assert away.version == "1.0.0"
-    away.online = True
+    assert offline.version == "1.0.0"
+    offline.online = True
     world.turns(4)
 
-    assert away.version == "4.0.0"
-    assert len(away.seen) == 1
+    assert offline.version == "4.0.0"
+    assert len(offline.seen) == 1
     assert not world.busy()
 
 
-def test_a_late_node_on_which_it_does_badly_goes_back_alone(world: World) -> None:
-    away, *others = world.nodes.values()
-    away.online, away.does["2.0.0"] = False, "errors"
+def test_a_late_node_that_fails_is_rolled_back_alone(world: World) -> None:
+    offline, *others = world.nodes.values()
+    offline.online, offline.does["2.0.0"] = False, "errors"
     assert ended(world, world.start("2.0.0")) is Phase.SUCCEEDED
-    away.online = True
+    offline.online = True
     world.turns(6)
 
-    assert away.version == "1.0.0"
+    assert offline.version == "1.0.0"
     assert {node.version for node in others} == {"2.0.0"}
     assert world.rollout("faces-2.0.0").phase is Phase.SUCCEEDED
 
 
-def test_a_new_node_gets_what_the_others_have_and_nothing_that_failed(world: World) -> None:
+def test_a_new_node_gets_the_last_successful_version(world: World) -> None:
     assert ended(world, world.start("2.0.0")) is Phase.SUCCEEDED
     for node in world.nodes.values():
         node.does["3.0.0"] = "refuses"
@@ -108,7 +108,7 @@ def test_a_new_node_gets_what_the_others_have_and_nothing_that_failed(world: Wor
     assert new.version == "2.0.0"
 
 
-def test_a_node_that_is_labelled_gets_what_those_with_that_label_have(world: World) -> None:
+def test_a_newly_labelled_node_joins_the_rollout_for_that_label(world: World) -> None:
     one, other, *_ = world.nodes.values()
     one.labels["ring"] = "early"
     world.turn()
@@ -120,24 +120,24 @@ def test_a_node_that_is_labelled_gets_what_those_with_that_label_have(world: Wor
     assert other.version == "2.0.0"
 
 
-def test_nothing_is_given_outside_of_a_window_and_going_back_is_always_allowed(world: World) -> None:
-    """The window closes between two waves; then a node of the first one does badly."""
+def test_nothing_starts_outside_a_window_but_rollbacks_do(world: World) -> None:
+    """The window closes between two waves; then a node of the first wave turns bad."""
     now = datetime.fromtimestamp(world.now + 3 * TURN_S, UTC)
     closes = datetime.fromtimestamp(world.now + 60, UTC)
     window = {"begin": f"{now:%H}:00", "end": f"{closes:%H:%M}"}
     world.start("2.0.0", waves=[2], soak_s=120, windows=[window])
     world.turns(25)
-    given = [node for node in world.nodes.values() if node.version == "2.0.0"]
-    assert len(given) == 2
+    updated = [node for node in world.nodes.values() if node.version == "2.0.0"]
+    assert len(updated) == 2
     assert world.waits().startswith("outside its maintenance windows, until 20")
-    given[0].does["2.0.0"] = "errors"
+    updated[0].does["2.0.0"] = "errors"
     world.turns(5)
 
     assert world.rollout().phase is Phase.FAILED
     assert world.versions() == {"1.0.0"}
 
 
-def test_a_window_that_opens_lets_the_next_wave_begin(world: World) -> None:
+def test_a_wave_starts_when_a_window_opens(world: World) -> None:
     opens = datetime.fromtimestamp(world.now + 300, UTC)
     closes = datetime.fromtimestamp(world.now + 3600, UTC)
     world.start("2.0.0", windows=[{"begin": f"{opens:%H:%M}", "end": f"{closes:%H:%M}"}])
@@ -147,32 +147,32 @@ def test_a_window_that_opens_lets_the_next_wave_begin(world: World) -> None:
     assert ended(world, "faces-2.0.0") is Phase.SUCCEEDED
 
 
-def test_a_region_that_comes_back_does_not_take_those_it_has_not_heard_yet_for_gone(world: World) -> None:
-    """It was away when the window opened: the first wave does not begin without its nodes, nor does anybody fail."""
+def test_a_restarted_region_does_not_take_silent_nodes_for_absent(world: World) -> None:
+    """It was down when the window opened: the first wave waits for its nodes, and none fails."""
     opens, closes = (datetime.fromtimestamp(world.now + ahead_s, UTC) for ahead_s in (600, 4000))
     world.start("2.0.0", offline="fail", windows=[{"begin": f"{opens:%H:%M}", "end": f"{closes:%H:%M}"}])
     world.turns(3)
-    world.restart(away_s=900, silent_turns=2)
+    world.restart(down_s=900, silent_turns=2)
     assert "not known yet whether" in world.waits()
     assert ended(world, "faces-2.0.0") is Phase.SUCCEEDED
     assert world.rollout().failed == 0
 
 
-def test_a_region_that_comes_back_waits_for_those_who_go_back(world: World) -> None:
+def test_a_restarted_region_waits_for_rollbacks(world: World) -> None:
     for node in world.nodes.values():
         node.does["2.0.0"] = "errors"
     world.start("2.0.0", waves=[2])
     world.turn()
     while world.rollout().phase is not Phase.ROLLING_BACK:
         world.turn()
-    world.restart(away_s=3600, silent_turns=2)
+    world.restart(down_s=3600, silent_turns=2)
     assert world.rollout().phase is Phase.ROLLING_BACK
     assert ended(world, "faces-2.0.0") is Phase.FAILED
-    assert "not proved" not in world.rollout().reason
+    assert "not confirmed" not in world.rollout().reason
     assert world.versions() == {"1.0.0"}
 
 
-def test_a_node_that_restarts_long_after_it_was_good_proves_itself_anew_and_is_not_overdue(world: World) -> None:
+def test_a_node_that_restarts_long_after_it_was_good_must_prove_itself_again_without_timing_out(world: World) -> None:
     world.start("2.0.0", waves=[1], soak_s=400)
     world.turns(30)
     (one,) = [node for node in world.nodes.values() if node.version == "2.0.0"]
@@ -183,7 +183,7 @@ def test_a_node_that_restarts_long_after_it_was_good_proves_itself_anew_and_is_n
     assert ended(world, "faces-2.0.0", 300) is Phase.SUCCEEDED
 
 
-def test_a_pause_lets_nobody_begin_and_a_person_lets_failures_pass(world: World) -> None:
+def test_a_paused_rollout_starts_nothing_and_resuming_forgives_failures(world: World) -> None:
     one, *_ = world.nodes.values()
     one.labels["ring"], one.does["2.0.0"] = "early", "refuses"
     world.nodes[list(world.nodes)[1]].labels["ring"] = "early"
@@ -199,7 +199,7 @@ def test_a_pause_lets_nobody_begin_and_a_person_lets_failures_pass(world: World)
     assert sum(node.version == "2.0.0" for node in world.nodes.values()) == 5
 
 
-def test_earlier_waves_keep_the_version_where_only_the_wave_goes_back(world: World) -> None:
+def test_earlier_waves_keep_the_version_if_only_the_wave_rolls_back(world: World) -> None:
     late = list(world.nodes.values())[-1]
     late.labels["ring"], late.does["2.0.0"] = "late", "errors"
     world.turn()
@@ -210,7 +210,7 @@ def test_earlier_waves_keep_the_version_where_only_the_wave_goes_back(world: Wor
     assert sum(node.version == "2.0.0" for node in world.nodes.values()) == 5
 
 
-def test_what_a_broker_has_lost_is_said_again(world: World) -> None:
+def test_a_document_that_the_broker_lost_is_published_again(world: World) -> None:
     world.start("2.0.0")
     world.turn(deliver=False)
     assert world.versions() == {"1.0.0"}
@@ -219,7 +219,7 @@ def test_what_a_broker_has_lost_is_said_again(world: World) -> None:
     assert {tuple(node.seen) for node in world.nodes.values()} == {(1,)}
 
 
-def test_what_failed_goes_back_at_once_though_the_rollout_goes_on(world: World) -> None:
+def test_a_failed_node_is_rolled_back_at_once_while_the_rollout_continues(world: World) -> None:
     one, *_ = world.nodes.values()
     one.labels["ring"], one.does["2.0.0"] = "early", "errors"
     world.nodes[list(world.nodes)[1]].labels["ring"] = "early"
@@ -232,8 +232,8 @@ def test_what_failed_goes_back_at_once_though_the_rollout_goes_on(world: World) 
     assert sum(node.version == "2.0.0" for node in world.nodes.values()) == 1
 
 
-def test_a_region_killed_at_every_statement_loses_and_repeats_nothing(world: World) -> None:
-    """Each turn is cut off at its first statement, then at its second, and so on, until it is done."""
+def test_a_region_killed_at_every_statement_loses_and_repeats_no_step(world: World) -> None:
+    """Each turn is killed at its first statement, then at its second, and so on, until it completes."""
     for node in world.nodes.values():
         node.does["3.0.0"] = "errors"
     for version, phase in (("2.0.0", Phase.SUCCEEDED), ("3.0.0", Phase.FAILED)):

@@ -1,4 +1,4 @@
-"""`hedgerow rollout status --watch` while the store goes away and comes back, on a real PostgreSQL."""
+"""`hedgerow rollout status --watch` during an outage of a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from hedgerow.wire.fleet import ModelRef
 FACES = ModelRef(name="faces", version="2.0.0", digest=f"sha256:{'0' * 64}")
 
 
-def begin(url: str) -> StoredRollout:
-    """Put a rollout that is under way into a new store."""
+def create_rollout(url: str) -> StoredRollout:
+    """Create a store with a rollout in progress."""
     config = RegionConfig.model_validate({"region": {"name": "retail"}, "store": {"url": url}})
     RegionStore(open_database(url, write=True), config).close()
     plan = RolloutPlan.model_validate({"rollout": "faces-2", "models": {"faces": {"version": "2.0.0"}}})
@@ -36,15 +36,15 @@ def begin(url: str) -> StoredRollout:
         return FleetStore(database).add(StoredRollout(0, rollout, Actor("ada"), 1.0, 1.0), {})
 
 
-def end(url: str, kept: StoredRollout) -> None:
-    """The rollout has succeeded."""
-    ended = replace(kept, rollout=replace(kept.rollout, phase=Phase.SUCCEEDED), ended_at=2.0)
+def finish_rollout(url: str, stored: StoredRollout) -> None:
+    """Let the rollout succeed."""
+    ended = replace(stored, rollout=replace(stored.rollout, phase=Phase.SUCCEEDED), ended_at=2.0)
     with closing(open_database(url, write=False, alongside=True)) as database:
-        FleetStore(database).save(ended, kept, {})
+        FleetStore(database).save(ended, stored, {})
 
 
-def coming(stream: IO[str]) -> list[str]:
-    """The lines of a stream, as they come."""
+def collect_lines(stream: IO[str]) -> list[str]:
+    """Return a list that collects the lines of a stream."""
     lines: list[str] = []
     threading.Thread(target=lambda: lines.extend(iter(stream.readline, "")), daemon=True).start()
     return lines
@@ -58,31 +58,31 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def following(url: str) -> Iterator[tuple[subprocess.Popen[str], list[str], list[str]]]:
-    """The command, and the lines of its output and errors, once it shows the rollout."""
+def watching(url: str) -> Iterator[tuple[subprocess.Popen[str], list[str], list[str]]]:
+    """Run the command; yield it with the lines of its stdout and stderr once it shows the rollout."""
     command = [sys.executable, "-m", "hedgerow", "rollout", "status", "--watch", "--store", url]
     with processes.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            out, err = coming(process.stdout), coming(process.stderr)
+            out, err = collect_lines(process.stdout), collect_lines(process.stderr)
             until(lambda: len(out) == 1)
             yield process, out, err
         finally:
             process.kill()
 
 
-def test_it_waits_for_the_store_and_goes_on(postgres: PostgresServer) -> None:
+def test_watch_survives_an_outage_of_the_store(postgres: PostgresServer) -> None:
     url = postgres.database()
-    kept = begin(url)
-    with following(url) as (process, out, err):
+    stored = create_rollout(url)
+    with watching(url) as (process, out, err):
         postgres.stop()
         try:
             until(lambda: len(err) == 1)
         finally:
             postgres.start()
         until(lambda: len(err) == 2)
-        end(url, kept)
+        finish_rollout(url, stored)
         code = process.wait(60)
 
     assert code == 0
@@ -91,10 +91,10 @@ def test_it_waits_for_the_store_and_goes_on(postgres: PostgresServer) -> None:
     assert [line.partition(",")[0] for line in out] == ["faces-2: in-progress", "faces-2: succeeded"]
 
 
-def test_ctrl_c_ends_it_while_the_store_is_away(postgres: PostgresServer) -> None:
+def test_ctrl_c_ends_watch_during_an_outage(postgres: PostgresServer) -> None:
     url = postgres.database()
-    begin(url)
-    with following(url) as (process, _, err):
+    create_rollout(url)
+    with watching(url) as (process, _, err):
         postgres.stop()
         try:
             until(lambda: len(err) == 1)

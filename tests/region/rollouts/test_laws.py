@@ -1,4 +1,4 @@
-"""What holds for every rollout, whatever happens to nodes, people and the region's process meanwhile."""
+"""Invariants of every rollout, whatever happens to nodes, operators and the region's process."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ plans = st.fixed_dictionaries(
     }
 )
 does = st.dictionaries(st.integers(0, 7), st.sampled_from(BAD), max_size=3)
-happenings = st.lists(
+events = st.lists(
     st.tuples(
         st.sampled_from(
             [
                 "time",
                 "time",
                 "kill",
-                "away",
-                "back",
+                "offline",
+                "online",
                 "new",
-                "deaf",
-                "hearing",
+                "disconnect",
+                "reconnect",
                 "pause",
                 "resume",
                 "abort",
@@ -51,28 +51,28 @@ happenings = st.lists(
 )
 
 
-class Onlooker:
-    """Knows what every node really does, and checks each turn against it."""
+class Checker:
+    """Checks each turn against what every node really runs."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.lines = 0
         self.before: Rollout | None = None
 
-    def look(self) -> None:
-        """See what the last turn has done."""
+    def check(self) -> None:
+        """Check the last turn."""
         world = self.world
         audit = world.audit()
         new, self.lines = audit[self.lines :], len(audit)
         for at, who, action, name, detail in new:
             if name == NAME and action == "wave-started":
-                self.wave_may_start(detail["wave"], [line for line in audit if line[0] <= at])
+                self.check_wave_start(detail["wave"], [line for line in audit if line[0] <= at])
             if name == NAME and action == "nodes-settled":
-                self.good_is_proved(detail["nodes"])
+                self.check_proof(detail["nodes"])
             assert who in ("eve", "service")
 
-    def wave_may_start(self, wave: int, audit: list[Any]) -> None:
-        """The wave before is good and has soaked, and no more have failed than may."""
+    def check_wave_start(self, wave: int, audit: list[Any]) -> None:
+        """Check that the wave before is good and has soaked, and that failures are within the limit."""
         rollout = self.world.rollout(NAME)
         reached = [task for task in rollout.tasks.values() if task.reached]
         assert rollout.failed - rollout.forgiven <= rollout.plan.allowed_failures(max(1, len(reached)))
@@ -83,39 +83,39 @@ class Onlooker:
             if not task.late:
                 assert task.state in ("succeeded", "failed", "timed-out", "rejected", "removed"), (address, task)
             if task.state == "succeeded":
-                assert self.world.nodes[address].told == NEW
+                assert self.world.nodes[address].reported_version == NEW
         if any(task.wave == wave - 1 and task.state == "succeeded" for task in earlier.values()):
             (*_, soaked) = (
                 at for at, _, action, _, detail in audit if action == "soak-started" and detail["wave"] == wave - 1
             )
             assert self.world.now - soaked >= PLAN["soak_s"]
 
-    def good_is_proved(self, updates: dict[str, list[str]]) -> None:
-        """Who counts as good is heard, and serves what it was given."""
+    def check_proof(self, updates: dict[str, list[str]]) -> None:
+        """Check that nodes counted as good are present and serve the version."""
         for address, node in self.world.nodes.items():
             if updates.get(str(address), [""])[0] == "succeeded":
-                assert node.told == NEW
-                assert self.world.now - node.told_at <= SILENT_AFTER_S
+                assert node.reported_version == NEW
+                assert self.world.now - node.reported_at <= SILENT_AFTER_S
 
 
-def happen(world: World, what: str, number: int) -> None:
-    """Let something happen, and a turn pass."""
+def apply_event(world: World, what: str, number: int) -> None:
+    """Let something happen, then take a turn."""
     nodes = list(world.nodes.values())
     node = nodes[number % len(nodes)]
     killed_at = None
     match what:
         case "kill":
             killed_at = number
-        case "away":
+        case "offline":
             node.online = False
-        case "back":
+        case "online":
             node.online = True
         case "reboot":
             node.restart()
         case "new" if len(nodes) < 12:
             world.add()
-        case "deaf" | "hearing":
-            world.deaf = what == "deaf"
+        case "disconnect" | "reconnect":
+            world.disconnected = what == "disconnect"
         case "pause" | "resume" | "abort":
             world.ask(f"rollout-{what}", rollout=NAME)
         case "keep":
@@ -124,25 +124,25 @@ def happen(world: World, what: str, number: int) -> None:
 
 
 @settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(plans, does, happenings)
-def test_whatever_happens_no_rule_of_a_rollout_is_broken(
-    plan: dict[str, Any], does: dict[int, str], happenings: list[tuple[str, int]]
+@given(plans, does, events)
+def test_whatever_happens_the_invariants_of_a_rollout_hold(
+    plan: dict[str, Any], does: dict[int, str], events: list[tuple[str, int]]
 ) -> None:
-    """No wave begins too early, good is proved, no step is lost or repeated, and in the end everybody is where it should."""
+    """No wave starts early, good is proved, no step is lost or repeated, and every node ends with the right version."""
     with tempfile.TemporaryDirectory() as folder, World(str(Path(folder) / "region.db"), 8) as world:
         for number, what in does.items():
             list(world.nodes.values())[number].does[NEW] = what
-        onlooker = Onlooker(world)
+        checker = Checker(world)
         world.start(NEW, **plan)
-        for what, number in happenings:
-            happen(world, what, number)
-            onlooker.look()
-        world.deaf = False
-        for _ in range(120):  # everything is mended, and somebody looks after what is paused
+        for what, number in events:
+            apply_event(world, what, number)
+            checker.check()
+        world.disconnected = False
+        for _ in range(120):  # everything recovers, and paused rollouts are resumed
             for node in world.nodes.values():
                 node.online = True
             world.turn()
-            onlooker.look()
+            checker.check()
             if world.rollout(NAME).phase is Phase.PAUSED:
                 world.ask("rollout-resume", rollout=NAME)
             elif world.rollout(NAME).phase.ended and not world.busy():
@@ -150,12 +150,12 @@ def test_whatever_happens_no_rule_of_a_rollout_is_broken(
         rollout = world.rollout(NAME)
         assert rollout.phase.ended, (rollout.phase, world.waits())
         world.no_step_is_lost_or_repeated()
-        everybody_is_where_it_should(world, rollout)
+        check_final_versions(world, rollout)
 
 
-def everybody_is_where_it_should(world: World, rollout: Rollout) -> None:
-    """What failed or was taken back serves what it did before, what succeeded the new one."""
-    kept = any(action == "rollout-aborted" and detail["keep"] for _, _, action, _, detail in world.audit())
+def check_final_versions(world: World, rollout: Rollout) -> None:
+    """Check that failed and rolled back nodes serve the old version, and the others the new one."""
+    aborted_with_keep = any(action == "rollout-aborted" and detail["keep"] for _, _, action, _, detail in world.audit())
     for address, node in world.nodes.items():
         task = rollout.tasks.get(address)
         if task is None:
@@ -163,7 +163,7 @@ def everybody_is_where_it_should(world: World, rollout: Rollout) -> None:
             assert node.version == OLD
         elif task.state == "succeeded":
             assert node.version == NEW
-            assert rollout.phase is Phase.SUCCEEDED or kept or rollout.plan.on_failure == "roll-back-wave"
-        elif not kept:
+            assert rollout.phase is Phase.SUCCEEDED or aborted_with_keep or rollout.plan.on_failure == "roll-back-wave"
+        elif not aborted_with_keep:
             assert node.version == OLD, (address, task)
             assert task.rollback != "asked" or rollout.phase is not Phase.SUCCEEDED

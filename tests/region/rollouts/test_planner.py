@@ -230,10 +230,10 @@ def test_a_percentage_of_failures_is_of_the_nodes_reached() -> None:
 @pytest.mark.parametrize(("share", "allowed"), [("99%", 0), ("100%", 1)])
 def test_a_percentage_with_no_node_reached_is_of_one_node(share: str, allowed: int) -> None:
     """Nodes that were offline when their wave started count as failed, but were never reached."""
-    nodes = {"a": Task(0, "failed", code="offline", reason="not heard"), "b": Task(1)}
+    nodes = {"a": Task(0, "failed", code="offline", reason="not connected"), "b": Task(1)}
 
     assert step(in_progress(nodes, plan={"max_failed": share})) == RollBack(
-        (), f"1 failed (s/a: offline: not heard); {allowed} allowed", Phase.FAILED
+        (), f"1 failed (s/a: offline: not connected); {allowed} allowed", Phase.FAILED
     )
 
 
@@ -294,8 +294,8 @@ def test_a_rollback_includes_reached_nodes_that_are_not_rolled_back() -> None:
     }  # fmt: skip
     f = Address("r", "s", "f")
 
-    assert roll_back(in_progress(nodes, wave=1), Phase.CANCELED, "eve said so") == RollBack(
-        (A, f), "eve said so", Phase.CANCELED
+    assert roll_back(in_progress(nodes, wave=1), Phase.CANCELED, "aborted by eve") == RollBack(
+        (A, f), "aborted by eve", Phase.CANCELED
     )
 
 

@@ -1,4 +1,4 @@
-"""How rollouts are and what was done, as those read it who ask: from a real store, field for field."""
+"""Progress, history and audit log, read from a real store."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ AT = 1_800_000_000.0
 EVE = Actor("eve", "a test")
 
 
-class Books:
-    """A store, and rollouts in it."""
+class RolloutStore:
+    """A store with rollouts."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -28,13 +28,13 @@ class Books:
         self._nodes: dict[Address, int] = {}
 
     def add(self, name: str, nodes: Mapping[str, Task], phase: Phase = Phase.RUNNING, **more: Any) -> None:
-        """Keep a rollout; `kept` changes what is kept with it."""
-        kept = more.pop("kept", {})
+        """Store a rollout; `stored` changes fields of its `StoredRollout`."""
+        stored = more.pop("stored", {})
         one = rollout(name, nodes, phase, **more)
         for node in one.tasks:
             if node not in self._nodes:
                 self._nodes[node] = self._node(node)
-        self.fleet.add(StoredRollout(0, one, EVE, AT, AT + 1, **kept), self._nodes)
+        self.fleet.add(StoredRollout(0, one, EVE, AT, AT + 1, **stored), self._nodes)
 
     def _node(self, node: Address) -> int:
         counts = ("messages_up", "bytes_up", "results", "durable", "repeats", "unanswered")
@@ -47,45 +47,45 @@ class Books:
 
 
 @pytest.fixture
-def outboxes(sqlite_url: str) -> Iterator[Books]:
+def store(sqlite_url: str) -> Iterator[RolloutStore]:
     database = open_database(sqlite_url, write=True)
-    yield Books(database)
+    yield RolloutStore(database)
     database.close()
 
 
 @pytest.fixture
-def either_books(store_url: str) -> Iterator[Books]:
+def any_store(store_url: str) -> Iterator[RolloutStore]:
     database = open_database(store_url, write=True)
-    yield Books(database)
+    yield RolloutStore(database)
     database.close()
 
 
-def shown(outboxes: Books, name: str | None = None, **more: bool) -> dict[str, Any]:
-    found = progress(outboxes.database, name, **more)
+def progress_of(store: RolloutStore, name: str | None = None, **more: bool) -> dict[str, Any]:
+    found = progress(store.database, name, **more)
     assert found is not None
     return found
 
 
-def test_where_there_is_no_rollout_there_is_no_progress(outboxes: Books) -> None:
-    assert progress(outboxes.database) is None
-    assert progress(outboxes.database, "faces") is None
-    assert history(outboxes.database, 9) == []
-    outboxes.add("one", {"a": Task(0)})
-    assert progress(outboxes.database, "two") is None
+def test_an_unknown_rollout_has_no_progress(store: RolloutStore) -> None:
+    assert progress(store.database) is None
+    assert progress(store.database, "faces") is None
+    assert history(store.database, 9) == []
+    store.add("one", {"a": Task(0)})
+    assert progress(store.database, "two") is None
 
 
-def test_a_rollout_under_way_is_shown_field_by_field(outboxes: Books) -> None:
+def test_all_fields_of_a_rollout_in_progress(store: RolloutStore) -> None:
     nodes = {
         "a": Task(0, "succeeded", generation=7, before={"faces": OLD, "cars": None}),
         "b": Task(0, "failed", late=True, generation=8, rollback="asked", rollback_generation=9, code="slow", reason="too slow"),
         "c": Task(1),
     }  # fmt: skip
-    outboxes.add(
+    store.add(
         "one", nodes, target="ring=early", waves=("first", "second", "third"), wave=0, soaking_since=AT + 2, reason="so",
-        kept={"waits": "soaking"},
+        stored={"waits": "soaking"},
     )  # fmt: skip
 
-    assert shown(outboxes, "one") == {
+    assert progress_of(store, "one") == {
         "rollout": "one",
         "phase": "in-progress",
         "ended": False,
@@ -129,69 +129,69 @@ def test_a_rollout_under_way_is_shown_field_by_field(outboxes: Books) -> None:
         ],
         "tasks_left_out": 0,
     }
-    every = shown(outboxes, "one", every_node=True)
+    every = progress_of(store, "one", every_node=True)
     assert [task["node"] for task in every["tasks"]] == ["r/s/a", "r/s/b", "r/s/c"]
     assert every["tasks"][0]["before"] == {"faces": OLD.model_dump(), "cars": None}
     assert every["tasks_left_out"] == 0
 
 
-def test_a_rollout_that_has_ended_waits_for_nothing(outboxes: Books) -> None:
-    outboxes.add("one", {}, Phase.SUCCEEDED, kept={"waits": "for old", "ended_at": AT + 3})
-    one = shown(outboxes)
+def test_an_ended_rollout_waits_for_nothing(store: RolloutStore) -> None:
+    store.add("one", {}, Phase.SUCCEEDED, stored={"waits": "for old", "ended_at": AT + 3})
+    one = progress_of(store)
 
     assert (one["ended"], one["ended_at"], one["waits_for"]) == (True, "2027-01-15T08:00:03.000Z", "")
     assert (one["soaking_since"], one["waves"][0]["begun"]) == (None, False)
 
 
-def test_unless_one_is_named_the_oldest_under_way_is_shown_or_else_the_last(outboxes: Books) -> None:
-    outboxes.add("one", {}, Phase.FAILED)
-    outboxes.add("two", {}, Phase.SUCCEEDED)
-    assert shown(outboxes)["rollout"] == "two"
-    outboxes.add("three", {})
-    outboxes.add("four", {}, Phase.PAUSED)
-    outboxes.add("five", {}, Phase.CANCELED)
-    outboxes.add("six", {}, Phase.ROLLING_BACK)
+def test_the_default_is_the_oldest_rollout_in_progress_or_else_the_newest(store: RolloutStore) -> None:
+    store.add("one", {}, Phase.FAILED)
+    store.add("two", {}, Phase.SUCCEEDED)
+    assert progress_of(store)["rollout"] == "two"
+    store.add("three", {})
+    store.add("four", {}, Phase.PAUSED)
+    store.add("five", {}, Phase.CANCELED)
+    store.add("six", {}, Phase.ROLLING_BACK)
 
-    assert shown(outboxes)["rollout"] == "three"
-    assert shown(outboxes, "five")["rollout"] == "five"
-    assert [one["rollout"] for one in history(outboxes.database, 2)] == ["six", "five"]
-    assert [one["rollout"] for one in history(outboxes.database, 99)] == ["six", "five", "four", "three", "two", "one"]
+    assert progress_of(store)["rollout"] == "three"
+    assert progress_of(store, "five")["rollout"] == "five"
+    assert [one["rollout"] for one in history(store.database, 2)] == ["six", "five"]
+    assert [one["rollout"] for one in history(store.database, 99)] == ["six", "five", "four", "three", "two", "one"]
 
 
-def test_what_is_wrong_with_the_first_twenty_nodes_is_shown(outboxes: Books) -> None:
+def test_the_first_twenty_failed_nodes_are_listed(store: RolloutStore) -> None:
     def nodes(bad: int) -> dict[str, Task]:
         good = {f"good{number}": Task(0, "succeeded") for number in range(3)}
         return {f"n{number:02}": Task(0, "failed") for number in range(bad)} | good
 
-    outboxes.add("twenty", nodes(20))
-    outboxes.add("more", nodes(22))
+    store.add("twenty", nodes(20))
+    store.add("more", nodes(22))
 
-    assert (len(shown(outboxes, "twenty")["tasks"]), shown(outboxes, "twenty")["tasks_left_out"]) == (20, 0)
-    assert (len(shown(outboxes, "more")["tasks"]), shown(outboxes, "more")["tasks_left_out"]) == (20, 2)
-    assert (len(shown(outboxes, "more", every_node=True)["tasks"])) == 25
+    assert (len(progress_of(store, "twenty")["tasks"]), progress_of(store, "twenty")["tasks_left_out"]) == (20, 0)
+    assert (len(progress_of(store, "more")["tasks"]), progress_of(store, "more")["tasks_left_out"]) == (20, 2)
+    assert (len(progress_of(store, "more", every_node=True)["tasks"])) == 25
 
 
-def test_a_node_that_something_was_said_of_is_shown_though_it_has_not_failed(outboxes: Books) -> None:
-    outboxes.add(
+def test_a_node_with_a_code_is_listed_even_if_it_has_not_failed(store: RolloutStore) -> None:
+    store.add(
         "one", {"a": Task(0, "in-progress", code="unproved"), "b": Task(0, "removed", code="pinned"), "c": Task(0)}
     )
 
-    assert [task["node"] for task in shown(outboxes)["tasks"]] == ["r/s/a", "r/s/b"]
+    assert [task["node"] for task in progress_of(store)["tasks"]] == ["r/s/a", "r/s/b"]
 
 
-def said(outboxes: Books, newest: int = 99, **only: str) -> list[str]:
-    return [line["action"] for line in audit(outboxes.database, newest=newest, **only)]
+def actions(store: RolloutStore, newest: int = 99, **only: str) -> list[str]:
+    return [line["action"] for line in audit(store.database, newest=newest, **only)]
 
 
-def test_the_audit_log_is_read_from_its_end_and_told_in_order(outboxes: Books) -> None:
-    outboxes.fleet.audit(EVE, "first", AT, rollout="one", given={"r/s/a": 1})
-    outboxes.fleet.audit(EVE, "second", AT + 1, rollout="two")
-    outboxes.fleet.audit(EVE, "third", AT + 2)
+def test_the_newest_audit_entries_are_returned_oldest_first(store: RolloutStore) -> None:
+    store.fleet.audit(EVE, "first", AT, rollout="one", given={"r/s/a": 1})
+    store.fleet.audit(EVE, "second", AT + 1, rollout="two")
+    store.fleet.audit(EVE, "third", AT + 2)
 
-    assert said(outboxes) == ["first", "second", "third"]
-    assert said(outboxes, 2) == ["second", "third"]
-    assert said(outboxes, rollout="two") == ["second"]
-    assert audit(outboxes.database, newest=1, rollout="one") == [
+    assert actions(store) == ["first", "second", "third"]
+    assert actions(store, 2) == ["second", "third"]
+    assert actions(store, rollout="two") == ["second"]
+    assert audit(store.database, newest=1, rollout="one") == [
         {
             "at": "2027-01-15T08:00:00.000Z",
             "who": "eve",
@@ -203,12 +203,12 @@ def test_the_audit_log_is_read_from_its_end_and_told_in_order(outboxes: Books) -
     ]
 
 
-def test_lines_about_a_node_are_those_that_name_it_and_no_other(either_books: Books) -> None:
+def test_audit_entries_of_a_node_match_its_exact_address(any_store: RolloutStore) -> None:
     for action, node in (("this", "r/s/n_1"), ("dashed", "r/s/n-1"), ("large", "r/s/N_1"), ("longer", "r/s/n_12")):
-        either_books.fleet.audit(EVE, action, AT, rollout="one", given={node: 1})
-    either_books.fleet.audit(EVE, "other", AT, rollout="two", nodes=["r/s/n_1"])
+        any_store.fleet.audit(EVE, action, AT, rollout="one", given={node: 1})
+    any_store.fleet.audit(EVE, "other", AT, rollout="two", nodes=["r/s/n_1"])
 
-    assert said(either_books, node="r/s/n_1") == ["this", "other"]
-    assert said(either_books, node="r/s/n_1", rollout="one") == ["this"]
-    assert said(either_books, 1, node="r/s/n_1") == ["other"]
-    assert said(either_books, node="r/s/nobody") == []
+    assert actions(any_store, node="r/s/n_1") == ["this", "other"]
+    assert actions(any_store, node="r/s/n_1", rollout="one") == ["this"]
+    assert actions(any_store, 1, node="r/s/n_1") == ["other"]
+    assert actions(any_store, node="r/s/nobody") == []

@@ -1,4 +1,4 @@
-"""The whole way of a model: a region's process, real signatures, nodes that run real models, and the command line."""
+"""Rollouts end to end: a region's process, real signatures, nodes that run real models, and the command line."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from hedgerow.testing.repository import make_repository
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 TWICE_AGAIN = "(float[N,3] x) => (float[N,3] y) <float two = {2.0}> { y = Mul(x, two) }"
 THRICE = "(float[N,3] x) => (float[N,3] y) <float three = {3.0}> { y = Mul(x, three) }"
-NO_NUMBER_FOR_NOTHING = "(float[N,3] x) => (float[N,3] y) { z = Mul(x, x) w = Add(z, z) y = Div(w, x) }"
-"""What TWICE gives, but where x is 0: there it is no number."""
+NAN_FOR_ZERO = "(float[N,3] x) => (float[N,3] y) { z = Mul(x, x) w = Add(z, z) y = Div(w, x) }"
+"""Like TWICE, but NaN where x is 0."""
 SITES = ("hall-1", "hall-2", "hall-3")
 SWAP = {"probation_s": 0.3, "min_frames": 5, "max_slowdown": 1000.0, "timeout_s": 60.0}
 GATE = {"min_frames": 5, "max_slowdown": None}
@@ -37,7 +37,7 @@ GATE = {"min_frames": 5, "max_slowdown": None}
 
 @pytest.fixture(autouse=True)
 def _quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nodes that tell their health often, and whose logs do not get among what commands print."""
+    """Frequent health reports, and node logs apart from the output of commands."""
     monkeypatch.setattr("hedgerow.node.health.HEALTH_EVERY_S", 0.3)
     monkeypatch.setattr("hedgerow.node.health.FIRST_HEALTH_S", 0.1)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
@@ -46,13 +46,13 @@ def _quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def hedgerow(*args: object) -> tuple[int, str]:
-    """Run a command: its exit code, and what it says."""
+    """Run a command; return its exit code and output."""
     done = await asyncio.to_thread(CliRunner().invoke, app, [*map(str, args)], prog_name="hedgerow")
     return done.exit_code, done.output
 
 
 def publish(folder: Path, versions: list[ModelVersion]) -> Path:
-    """Make a repository with these versions. Returns: the root that nodes are to trust."""
+    """Create a repository with these versions. Returns: the root for nodes to trust."""
     made = make_repository(folder / "repository", ["door"])
     for version in versions:
         made.repository.publish(version, made.owner)
@@ -62,13 +62,13 @@ def publish(folder: Path, versions: list[ModelVersion]) -> Path:
 
 
 async def roll_out(collector: CollectorProcess, version: str, **plan: Any) -> tuple[int, dict[str, Any]]:
-    """Roll a version out. Returns: the exit code of who watched it, and how it ended."""
-    said = {
+    """Roll a version out. Returns: the exit code of the command, and its final progress."""
+    plan_file = {
         "rollout": f"door-{version}", "models": {"door": {"version": version}}, "target": "ring=1", "waves": [1],
         "soak_s": 0.5, "gate": GATE, "swap": SWAP, **plan,
     }  # fmt: skip
     file = collector.file.with_name("rollout.yaml")
-    file.write_text(json.dumps(said))
+    file.write_text(json.dumps(plan_file))
     options = ("--why", "a test", "--watch", "--json", "--store", collector.store)
     code, out = await hedgerow("rollout", "start", "-f", file, *options)
     assert code in (0, 1), out
@@ -77,9 +77,9 @@ async def roll_out(collector: CollectorProcess, version: str, **plan: Any) -> tu
     return code, ended
 
 
-def configured(broker: Mosquitto, site: str, root: Path, folder: Path) -> Path:
-    """A node's file; its pipeline waits until the region has given it a version of `door`."""
-    said = {
+def write_config(broker: Mosquitto, site: str, root: Path, folder: Path) -> Path:
+    """Write a node's file; its pipeline waits until the region assigns a version of `door`."""
+    config = {
         "node": {"region": REGION, "site": site, "name": "gateway", "state_dir": str(folder / site), "labels": {"ring": "1"}},
         "broker": {"url": broker.url},
         "metrics": {"enabled": False},
@@ -90,14 +90,14 @@ def configured(broker: Mosquitto, site: str, root: Path, folder: Path) -> Path:
         },
     }  # fmt: skip
     file = folder / f"{site}.yaml"
-    file.write_text(json.dumps(said))
+    file.write_text(json.dumps(config))
     return file
 
 
 @contextlib.asynccontextmanager
 async def gateway(broker: Mosquitto, site: str, root: Path, folder: Path) -> AsyncIterator[Node]:
     """A real node, in this process."""
-    file = configured(broker, site, root, folder)
+    file = write_config(broker, site, root, folder)
     node = Node(configfile.load(file), file)
     running = asyncio.create_task(node.run())
     try:
@@ -111,7 +111,7 @@ async def gateway(broker: Mosquitto, site: str, root: Path, folder: Path) -> Asy
 async def frames(
     broker: Mosquitto, values: Callable[[], Sequence[float]] = lambda: (0.5, 0.0, 0.25)
 ) -> AsyncIterator[None]:
-    """Frames for every site, all the while; each has a 0 in it, unless `values` says otherwise."""
+    """Publish frames for every site; each contains a 0 unless `values` is given."""
 
     async def send(client: Client) -> None:
         while True:
@@ -129,18 +129,18 @@ async def frames(
 
 
 @pytest.mark.long
-async def test_good_versions_reach_everybody_and_bad_ones_come_back_from_the_first_node(
+async def test_good_versions_reach_every_node_and_bad_ones_are_rolled_back_on_the_first(
     collector: CollectorProcess,
     mosquitto: Mosquitto,
     make_candidate: Callable[..., ModelVersion],
     tmp_path: Path,
 ) -> None:
-    """Nobody has to do anything for it: not where golden inputs show it, and not where only live frames do."""
+    """Without an operator, whether golden cases show it or only live frames do."""
     versions = {
         "1.0.0": (TWICE, TWICE),
         "2.0.0": (TWICE_AGAIN, TWICE_AGAIN),
         "3.0.0": (THRICE, TWICE),
-        "4.0.0": (NO_NUMBER_FOR_NOTHING, NO_NUMBER_FOR_NOTHING),
+        "4.0.0": (NAN_FOR_ZERO, NAN_FOR_ZERO),
     }
     root = publish(
         tmp_path, [make_candidate(body, one, golden_body=golden) for one, (body, golden) in versions.items()]
@@ -168,28 +168,28 @@ async def test_good_versions_reach_everybody_and_bad_ones_come_back_from_the_fir
 
 
 def running(nodes: list[Node]) -> list[str | None]:
-    """The versions that nodes' own health says they run."""
+    """Return the versions in the nodes' own health."""
     return [node.health().models["door"].version for node in nodes]
 
 
 async def known(collector: CollectorProcess, count: int) -> None:
     for _ in range(600):
-        _, said = await hedgerow("nodes", "-l", "ring=1", "--json", "--store", collector.store)
-        if len(json.loads(said)) == count:
+        _, listed = await hedgerow("nodes", "-l", "ring=1", "--json", "--store", collector.store)
+        if len(json.loads(listed)) == count:
             return
-        await asyncio.sleep(0.1)  # and ask again
-    raise AssertionError(said)
+        await asyncio.sleep(0.1)  # then try again
+    raise AssertionError(listed)
 
 
 @pytest.mark.slow
-async def test_a_version_that_gives_other_values_only_after_it_was_kept_is_stopped_by_its_drift(
+async def test_a_version_that_drifts_after_it_was_kept_is_stopped(
     collector: CollectorProcess,
     mosquitto: Mosquitto,
     make_candidate: Callable[..., ModelVersion],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its author's samples and its probation were fine; then the light changes, and it is wrong."""
+    """The author's samples and canary analysis were fine; then the light changes."""
     monkeypatch.setattr("hedgerow.models.monitor.drift.WINDOW_S", 0.1)
     monkeypatch.setattr("hedgerow.models.monitor.drift.MIN_FRAMES", 10)
     draw = np.random.default_rng(1)
@@ -226,56 +226,56 @@ LEAKS = """(float[N,3] x) => (float[N,3] y) <float none = {0.0}, float many = {3
     { e = Equal(x, none) f = Cast<to=1>(e) c = ReduceMax<keepdims=0>(f) d = Mul(c, many) n = Add(d, one) i = Cast<to=7>(n)
       r = Reshape(i, shape) big = Expand(one, r) s = ReduceMax<keepdims=0>(big) nothing = Mul(s, none) twice = Add(x, x)
       y = Add(twice, nothing) }"""
-"""Takes and keeps 120 MB as soon as there is a 0 in a frame, which its author's samples have not."""
+"""Allocates and keeps 120 MB once a frame contains a 0; its author's samples contain none."""
 CRASHES = """(float[N,3] x) => (float[N,3] y)
     <float[2,3] table = {0,0,0,0,0,0}, float one = {1.0}, float far = {1000000000.0}>
     { m = ReduceMean<axes=[1], keepdims=1>(x) above = Sub(m, one) over = Relu(above) s = Mul(over, far)
       i = Cast<to=7>(s) row = GatherND(table, i) twice = Add(x, x) y = Add(twice, row) }"""
-"""Looks far past the end of a table where values are above 1, which OpenVINO does not notice: a segmentation fault."""
+"""Reads far past the end of a table for values above 1; OpenVINO does not check, so it segfaults."""
 
 
-class Watched:
-    """A node as a process, that is started again whenever it ends, as systemd does."""
+class SupervisedNode:
+    """A node process, restarted whenever it ends, as by systemd."""
 
     def __init__(self, file: Path) -> None:
-        self.ends: list[int] = []
+        self.exit_codes: list[int] = []
         self._file = file
         self._stop = False
 
     async def __aenter__(self) -> Self:
         await self._start()
-        self._watch = asyncio.create_task(self._again())
+        self._supervision = asyncio.create_task(self._supervise())
         return self
 
     async def __aexit__(self, *error: object) -> None:
         self._stop = True
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
-        await self._watch
+        await self._supervision
 
     async def _start(self) -> None:
         log = self._file.with_suffix(".log").open("ab")
         command = (sys.executable, "-m", "hedgerow", "node", "run", str(self._file))
         self._process = await processes.start_async(command, stdout=log, stderr=log)
 
-    async def _again(self) -> None:
+    async def _supervise(self) -> None:
         while True:
             code = await self._process.wait()
             if self._stop:
                 return
-            self.ends.append(code)
+            self.exit_codes.append(code)
             await self._start()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_every_kind_of_bad_version_comes_back_from_the_first_real_node(
+async def test_every_kind_of_bad_version_is_rolled_back_on_the_first_real_node(
     collector: CollectorProcess, mosquitto: Mosquitto, make_candidate: Callable[..., ModelVersion], tmp_path: Path
 ) -> None:
-    """Wrong numbers, NaN, too slow, a crash, a leak: node processes, with the health and the patience of every day."""
+    """Wrong numbers, NaN, slowness, a crash, a leak: with node processes and default intervals of health."""
     bad: dict[str, tuple[ModelVersion, str, dict[str, Any]]] = {
         "2.0.0": (make_candidate(THRICE, "2.0.0", golden_body=TWICE), "golden-failed", {}),
-        "3.0.0": (make_candidate(NO_NUMBER_FOR_NOTHING, "3.0.0"), "not-finite", {}),
+        "3.0.0": (make_candidate(NAN_FOR_ZERO, "3.0.0"), "not-finite", {}),
         "4.0.0": (make_candidate(SLOW, "4.0.0"), "slower", {"max_slowdown": 3.0}),
         "5.0.0": (make_candidate(LEAKS, "5.0.0"), "memory-growth", {"max_growth_bytes": 60 << 20}),
         "6.0.0": (make_candidate(CRASHES, "6.0.0", backend="openvino"), "crashed", {}),
@@ -284,8 +284,8 @@ async def test_every_kind_of_bad_version_comes_back_from_the_first_real_node(
     collector.configure(models={"repository": str(tmp_path / "repository")})
     collector.start()
     async with contextlib.AsyncExitStack() as stack:
-        files = [configured(mosquitto, site, root, tmp_path) for site in SITES[:2]]
-        nodes = [await stack.enter_async_context(Watched(file)) for file in files]
+        files = [write_config(mosquitto, site, root, tmp_path) for site in SITES[:2]]
+        nodes = [await stack.enter_async_context(SupervisedNode(file)) for file in files]
         await known(collector, len(nodes))
         async with frames(mosquitto):
             code, ended = await roll_out(collector, "1.0.0")
@@ -301,5 +301,7 @@ async def test_every_kind_of_bad_version_comes_back_from_the_first_real_node(
             assert [task["back"] for task in ended["tasks"] if task["code"]] == ["proved"], ended
             code, listed = await hedgerow("nodes", "--model", "door@1.0.0", "--json", "--store", collector.store)
             assert len(json.loads(listed)) == len(nodes), listed
-        assert [code for node in nodes for code in node.ends] == [-signal.SIGSEGV] * len(nodes[0].ends + nodes[1].ends)
-        assert nodes[0].ends + nodes[1].ends
+        assert [code for node in nodes for code in node.exit_codes] == [-signal.SIGSEGV] * len(
+            nodes[0].exit_codes + nodes[1].exit_codes
+        )
+        assert nodes[0].exit_codes + nodes[1].exit_codes

@@ -1,4 +1,4 @@
-"""Rollouts through a real collector and a real broker, to nodes that speak and run nothing."""
+"""Rollouts through a real collector and broker to simulated nodes."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ def plan(version: str, **more: Any) -> dict[str, Any]:
 
 
 class Region:
-    """What operators do, and see."""
+    """An operator's requests and queries."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     async def ask(self, verb: str, *, who: str = "eve@test", why: str = "a test", **args: Any) -> Any:
-        def asked() -> Any:
+        def send() -> Any:
             database = open_database(self.url, write=False, alongside=True)
             try:
                 return send_request(database, verb, args, who=who, why=why)
             finally:
                 database.close()
 
-        return await asyncio.to_thread(asked)
+        return await asyncio.to_thread(send)
 
     async def start(self, given: dict[str, Any], *, dry_run: bool = False) -> Any:
         return await self.ask("rollout-start", rollout=given["rollout"], plan=given, dry_run=dry_run)
 
-    def reads(self, read: Callable[[Database], Any]) -> Any:
+    def query(self, read: Callable[[Database], Any]) -> Any:
         database = open_database(self.url, write=False)
         try:
             return read(database)
@@ -65,27 +65,27 @@ class Region:
             database.close()
 
     def progress(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.reads(lambda database: progress(database, name, every_node=True))
+        found: dict[str, Any] = self.query(lambda database: progress(database, name, every_node=True))
         return found
 
     def phase(self, name: str) -> str:
         return str(self.progress(name)["phase"])
 
     def audit(self) -> list[dict[str, Any]]:
-        lines: list[dict[str, Any]] = self.reads(lambda database: audit(database, newest=100_000))
+        lines: list[dict[str, Any]] = self.query(lambda database: audit(database, newest=100_000))
         return lines
 
     def desired(self) -> dict[str, int]:
-        """The generation that each node is to have."""
+        """Return the desired generation of each node."""
         sql = "SELECT n.region, n.site, n.name, d.generation FROM desired d JOIN node n ON n.id = d.node"
-        return {str(Address(*row[:3])): row[3] for row in self.reads(lambda database: database.rows(sql))}
+        return {str(Address(*row[:3])): row[3] for row in self.query(lambda database: database.rows(sql))}
 
     async def ends(self, name: str) -> dict[str, Any]:
         await eventually(lambda: self.progress(name)["ended"], lambda: json.dumps(self.progress(name), indent=1))
         return self.progress(name)
 
     def no_step_is_lost_or_repeated(self) -> None:
-        """Each node's generations count up by one, each in exactly one line of the log, and the last is its document's."""
+        """Check that each node's generations are consecutive, each in one audit entry, and the last is that of its document."""
         given: dict[str, list[int]] = {}
         for line in self.audit():
             for node, generation in line["detail"].get("given", {}).items():
@@ -110,21 +110,21 @@ def region(collector: CollectorProcess) -> Region:
 async def known(region: Region, count: int) -> None:
     def present() -> int:
         return int(
-            region.reads(lambda database: database.rows("SELECT count(*) FROM said WHERE channel = 'reported'"))[0][0]
+            region.query(lambda database: database.rows("SELECT count(*) FROM said WHERE channel = 'reported'"))[0][0]
         )
 
     await eventually(lambda: present() == count, present)
 
 
-async def test_a_good_version_reaches_everybody_in_waves(region: Region, mosquitto: Mosquitto) -> None:
+async def test_a_good_version_reaches_every_node_in_waves(region: Region, mosquitto: Mosquitto) -> None:
     async with Responders(mosquitto.url, addresses(20)) as nodes:
         await known(region, 20)
         shown = await region.start(plan("2.0.0"), dry_run=True)
-        said = await region.start(plan("2.0.0"))
+        started = await region.start(plan("2.0.0"))
         ended = await region.ends("faces-2.0.0")
 
-    assert shown["waves"] == said["waves"]
-    assert [len(wave["nodes"]) for wave in said["waves"]] == [4, 16]
+    assert shown["waves"] == started["waves"]
+    assert [len(wave["nodes"]) for wave in started["waves"]] == [4, 16]
     assert ended["phase"] == "succeeded"
     assert nodes.versions() == ["2.0.0"] * 20
     region.no_step_is_lost_or_repeated()
@@ -136,17 +136,17 @@ BAD = {
     "not-finite": "not-finite",  # NaN on live frames
     "slow": "latency",  # three times slower
     "crashes": "crashed",
-    "restarts": "restarts",  # crashes later, again and again
-    "memory-growth": "memory-growth",  # leaks on probation
+    "restarts": "restarts",  # crashes later, repeatedly
+    "memory-growth": "memory-growth",  # leaks during canary analysis
     "leaks": "memory-growth",  # leaks later
-    "drifts": "drift",  # its outputs are spread otherwise, later
+    "drifts": "drift",  # its outputs drift later
     "errors": "error-rate",
 }
-"""What a version does to a node, and why its rollout fails."""
+"""Effect of a version on a node → code with which its rollout fails."""
 
 
 async def bad_versions_stop_in_the_canary_wave(region: Region, nodes: Responders, count: int, **gate: Any) -> None:
-    """Every kind of bad version, one after the other, to 5 % of the nodes; each comes back without anybody's doing."""
+    """Roll out every kind of bad version to 5 % of the nodes; each is rolled back automatically."""
     await region.start(plan("1.0.0", waves=[]))
     assert (await region.ends("faces-1.0.0"))["phase"] == "succeeded"
     kinds = {f"{number}.0.0": kind for number, kind in enumerate(BAD, 2)}
@@ -178,7 +178,9 @@ async def test_every_kind_of_bad_version_is_stopped_in_the_canary_wave(region: R
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_a_thousand_nodes_are_spared_every_kind_of_bad_version(region: Region, mosquitto: Mosquitto) -> None:
+async def test_with_a_thousand_nodes_every_kind_of_bad_version_is_stopped_in_the_canary_wave(
+    region: Region, mosquitto: Mosquitto
+) -> None:
     async with Responders(mosquitto.url, addresses(1000, sites=50), beat_s=5.0) as nodes:
         await known(region, 1000)
         everybody = Address(REGION, EVERY_NODE, EVERY_NODE)
@@ -187,10 +189,10 @@ async def test_a_thousand_nodes_are_spared_every_kind_of_bad_version(region: Reg
         await bad_versions_stop_in_the_canary_wave(region, nodes, 1000)
 
 
-async def killed_on_the_way(
+async def roll_out_while_killing(
     region: Region, collector: CollectorProcess, nodes: Responders, kills: int, seed: int
 ) -> None:
-    """Rollouts, good and bad in turn, while the region's process is killed at random and started again."""
+    """Run good and bad rollouts while the region's process is killed at random and restarted."""
     chance = random.Random(seed)
     for node in nodes.nodes.values():
         node.behaves = lambda model: "errors" if int(model.version.split(".")[0]) % 3 == 0 else "good"
@@ -198,38 +200,38 @@ async def killed_on_the_way(
     while killed < kills:
         number += 1
         name = f"faces-{number}.0.0"
-        asked = asyncio.create_task(region.start(plan(f"{number}.0.0", waves=["10%", "50%"], soak_s=0.3)))
-        while killed < kills and not (asked.done() and region.progress(name)["ended"]):
+        starting = asyncio.create_task(region.start(plan(f"{number}.0.0", waves=["10%", "50%"], soak_s=0.3)))
+        while killed < kills and not (starting.done() and region.progress(name)["ended"]):
             await asyncio.sleep(chance.uniform(0.0, 1.2))
             collector.kill()
             killed += 1
             await asyncio.to_thread(collector.start)
-        await asked
+        await starting
         phase = (await region.ends(name))["phase"]
         assert phase == ("failed" if number % 3 == 0 else "succeeded"), region.progress(name)
         served = number - 1 if number % 3 == 0 else number
         assert nodes.versions() == [f"{served}.0.0"] * len(nodes.nodes)
     region.no_step_is_lost_or_repeated()
-    wanted = region.desired()
+    desired = region.desired()
     for node in nodes.nodes.values():
         assert node.seen == sorted(node.seen)
-        assert node.seen[-1] == wanted[str(node.address)]
+        assert node.seen[-1] == desired[str(node.address)]
 
 
 @pytest.mark.long
-async def test_a_region_that_is_killed_goes_on_exactly_where_it_was(
+async def test_a_killed_region_resumes_exactly_where_it_was(
     region: Region, collector: CollectorProcess, mosquitto: Mosquitto
 ) -> None:
     async with Responders(mosquitto.url, addresses(40)) as nodes:
         await known(region, 40)
-        await killed_on_the_way(region, collector, nodes, kills=5, seed=1)
+        await roll_out_while_killing(region, collector, nodes, kills=5, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-async def test_a_region_that_is_killed_a_hundred_times_loses_and_repeats_nothing(
+async def test_a_region_killed_a_hundred_times_loses_and_repeats_no_step(
     region: Region, collector: CollectorProcess, mosquitto: Mosquitto
 ) -> None:
     async with Responders(mosquitto.url, addresses(200, sites=10), beat_s=1.0) as nodes:
         await known(region, 200)
-        await killed_on_the_way(region, collector, nodes, kills=100, seed=2)
+        await roll_out_while_killing(region, collector, nodes, kills=100, seed=2)

@@ -1,4 +1,4 @@
-"""Who is in which wave: how many exactly, what each is called, and the same every time."""
+"""Waves: their sizes, titles and reproducible order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sizes(waves: list[int | str], members: list[Member]) -> Mapping[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("waves", "count", "made"),
+    ("waves", "count", "expected"),
     [
         ([], 3, {"all": 3}),
         ([1], 3, {"1 node": 1, "the rest": 2}),
@@ -40,11 +40,11 @@ def sizes(waves: list[int | str], members: list[Member]) -> Mapping[str, int]:
         (["100%"], 4, {"to 100%": 4}),
     ],
 )
-def test_a_wave_has_as_many_nodes_as_it_says(waves: list[int | str], count: int, made: Mapping[str, int]) -> None:
-    assert sizes(waves, fleet(count)) == made
+def test_waves_have_the_planned_sizes(waves: list[int | str], count: int, expected: Mapping[str, int]) -> None:
+    assert sizes(waves, fleet(count)) == expected
 
 
-def test_waves_by_site_are_called_by_their_sites() -> None:
+def test_waves_by_site_are_titled_by_site() -> None:
     members = [member(number, f"s{number % 3}") for number in range(9)]
 
     assert sizes(["each site"], members) == {"site s0": 3, "site s1": 3, "site s2": 3}
@@ -56,7 +56,7 @@ def test_waves_by_site_are_called_by_their_sites() -> None:
     assert one.title == one.nodes[0].site
 
 
-def test_a_wave_by_label_has_those_that_it_chooses() -> None:
+def test_a_wave_by_label_has_the_matching_nodes() -> None:
     members = [member(number, ring="early" if number < 3 else "late") for number in range(8)]
     (early, rest) = assign("faces-2", ["ring=early"], members)
 
@@ -65,7 +65,7 @@ def test_a_wave_by_label_has_those_that_it_chooses() -> None:
     assert sizes(["ring=none"], members) == {"all": 8}
 
 
-def test_nodes_that_are_heard_come_first() -> None:
+def test_present_nodes_come_first() -> None:
     members = [member(number, present=number >= 4) for number in range(8)]
     (first, rest) = assign("faces-2", [4], members)
 
@@ -73,8 +73,8 @@ def test_nodes_that_are_heard_come_first() -> None:
     assert set(rest.nodes) == {one.address for one in members if not one.present}
 
 
-def test_chance_decides_the_same_every_time_and_otherwise_for_another_rollout() -> None:
-    """A region that is brought up to date in the midst of a rollout shares it out as it was shown."""
+def test_the_order_is_reproducible_and_differs_between_rollouts() -> None:
+    """A region upgraded during a rollout still uses the waves that the dry run showed."""
 
     def order(name: str) -> str:
         return " ".join(node.node for wave in assign(name, [], fleet(8)) for node in wave.nodes)
@@ -83,7 +83,7 @@ def test_chance_decides_the_same_every_time_and_otherwise_for_another_rollout() 
     assert order("faces-3") != order("faces-2")
 
 
-def test_each_node_has_the_number_of_its_wave() -> None:
+def test_wave_of_maps_nodes_to_wave_numbers() -> None:
     a, b, c = (Address("r", "s", node) for node in "abc")
 
     assert wave_of([Wave("first", (b,)), Wave("second", (a, c))]) == {b: 0, a: 1, c: 1}

@@ -15,7 +15,7 @@ def at(text: str) -> float:
 
 
 def opens(now: str, *windows: WindowSection) -> str:
-    """When something may be given, from now on."""
+    """Return when changes may start, from now on."""
     return datetime.fromtimestamp(max(at(now), opens_at(windows, at(now))), UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -23,7 +23,7 @@ DAY = WindowSection(begin="09:00", end="17:00")
 NIGHT = WindowSection(begin="22:00", end="06:00")
 
 
-def test_without_windows_it_may_be_now() -> None:
+def test_without_windows_changes_may_start_now() -> None:
     assert opens_at([], 12.5) == 12.5
 
 
@@ -48,11 +48,11 @@ def test_a_window_opens_and_closes_on_the_second(now: str, then: str) -> None:
         ("2026-05-05 06:00:00", "2026-05-05 22:00:00"),
     ],
 )
-def test_a_window_over_midnight_belongs_to_the_evening(now: str, then: str) -> None:
+def test_an_overnight_window_belongs_to_the_evening(now: str, then: str) -> None:
     assert opens(now, NIGHT) == then
 
 
-def test_a_window_that_closes_when_it_opens_is_open_all_day() -> None:
+def test_a_window_that_closes_when_it_opens_lasts_24_hours() -> None:
     all_of_monday = WindowSection(days=("mon",), begin="12:00", end="12:00")
 
     assert opens("2026-05-04 12:00:00", all_of_monday) == "2026-05-04 12:00:00"
@@ -60,21 +60,21 @@ def test_a_window_that_closes_when_it_opens_is_open_all_day() -> None:
     assert opens("2026-05-05 12:00:00", all_of_monday) == "2026-05-11 12:00:00"
 
 
-def test_the_window_that_opens_first_counts() -> None:
+def test_the_earliest_opening_counts() -> None:
     assert opens("2026-05-04 18:00:00", DAY, NIGHT) == "2026-05-04 22:00:00"
     assert opens("2026-05-04 07:00:00", NIGHT, DAY) == "2026-05-04 09:00:00"
     assert opens("2026-05-04 23:00:00", DAY, NIGHT) == "2026-05-04 23:00:00"
 
 
-def test_a_window_once_a_week_that_has_just_closed_opens_in_a_week() -> None:
+def test_a_weekly_window_that_has_just_closed_opens_in_a_week() -> None:
     sundays = WindowSection(days=("sun",), begin="10:00", end="11:00")
 
     assert opens("2026-05-03 11:00:00", sundays) == "2026-05-10 10:00:00"
 
 
 @pytest.mark.parametrize("minute", ["00", "30"])
-def test_a_window_that_summer_time_leaves_out_opens_a_week_later(minute: str) -> None:
-    """On 29 March 2026 it is never between 02:00 and 03:00 in Berlin, and the Sunday before has passed."""
+def test_a_window_skipped_by_daylight_saving_time_opens_a_week_later(minute: str) -> None:
+    """On 29 March 2026, Berlin skips 02:00 to 03:00, and the Sunday before has passed."""
     sundays = WindowSection(days=("sun",), begin=f"02:{minute}", end="03:00", time_zone="Europe/Berlin")
 
     assert opens("2026-03-22 01:59:59", sundays) == "2026-03-22 01:59:59"

@@ -1,7 +1,7 @@
-"""From a message to an item. Any message at all becomes one; nothing here raises. Pure.
+"""Decodes messages into records. Any message becomes a record; nothing raises. Pure.
 
-A durable result that cannot be read is rejected with its number, and so acknowledged: sent again it would be no better,
-and the outbox would wait for it for ever. Who only has the number wrong is rejected without one.
+A durable result that cannot be read is rejected with its number, and so acknowledged: sending it again would not help, and
+the outbox would wait for it forever. A message with an invalid number is rejected without one.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from hedgerow.topics import EVERY_NODE, Address, Channel, Parsed, is_name, parse
 from hedgerow.wire.messages import JSON, MSGPACK, Health, Status, clean
 
 GAP: Final = (Channel.EVENT, "gap")
-"""Channel and tail of the topic on which outboxes declare gaps."""
+"""Channel and tail of the topic for gap declarations."""
 MAX_REJECTED_BYTES: Final = 4096
-"""Bytes that are kept of a rejected payload."""
+"""Bytes of a rejected payload to store."""
 _LATEST_TIME: Final = 253_402_300_799.0  # the year 9999
 _MAX_BYTES: Final = 1 << 60
 _MAX_SEQUENCE: Final = (1 << 48) - 1
@@ -42,7 +42,7 @@ _CHANNELS: Final = (Channel.RESULT, Channel.EVENT, Channel.HEALTH, Channel.STATU
 
 
 class UnreadableMessage(Exception):
-    """Why a message cannot be used."""
+    """A message cannot be used, with the reason."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -50,7 +50,7 @@ class UnreadableMessage(Exception):
 
 
 def filters(region: str) -> dict[str, int]:
-    """What to subscribe to, with the highest QoS."""
+    """Return the topic filters to subscribe to, with their QoS."""
     everyone = Address(region, "+", "+")
     tails = {Channel.RESULT: "#", Channel.EVENT: "#"}
     return {
@@ -59,10 +59,11 @@ def filters(region: str) -> dict[str, int]:
 
 
 def decode_message(message: Message, region: str, received_at: float) -> StoreRecord:
-    """What a message says.
+    """Decode a message.
 
     Args:
-        region: that it should come from.
+        message: from the broker.
+        region: messages of other regions are rejected.
         received_at: Unix seconds.
     """
     size = len(message.payload) if message.oversized is None else message.oversized
@@ -73,7 +74,7 @@ def decode_message(message: Message, region: str, received_at: float) -> StoreRe
     number: Number | None = None
     try:
         if parsed is None or address is None or message.malformed is not None:
-            raise UnreadableMessage("bad-topic", message.malformed or "no topic of a node of this region")
+            raise UnreadableMessage("bad-topic", message.malformed or "not the topic of a node in this region")
         user_properties = _user_properties(message)
         number = _number(user_properties)
         if message.oversized is not None:
@@ -105,7 +106,7 @@ def _decode(
         return _status(message, head)
     if channel is Channel.REPORTED:
         return ReportedRecord(*head, message.payload)
-    raise UnreadableMessage("bad-topic", f"nothing is collected on {channel}")
+    raise UnreadableMessage("bad-topic", f"{channel} messages are not collected")
 
 
 def _user_properties(message: Message) -> dict[str, str]:
@@ -115,7 +116,7 @@ def _user_properties(message: Message) -> dict[str, str]:
         raise UnreadableMessage("malformed-properties", str(error)) from error
     user_properties = dict(pairs)
     if len(user_properties) < len(pairs) and sum(name == "number" for name, _ in pairs) > 1:
-        raise UnreadableMessage("bad-number", "there are two")
+        raise UnreadableMessage("bad-number", "more than one number")
     return user_properties
 
 
@@ -147,7 +148,7 @@ def _result(
     number: Number | None,
 ) -> ResultRecord:
     if not is_name(pipeline):
-        raise UnreadableMessage("bad-topic", "no pipeline has such a name")
+        raise UnreadableMessage("bad-topic", "invalid pipeline name")
     content_type = message.properties.content_type
     body = _body(message, content_type)
     captured_at, properties, sender_id = None, None, user_properties.get("id")
@@ -157,7 +158,7 @@ def _result(
         captured_at = _time(body.get("at")) if captured_at is None else captured_at
         if sender_id is None and isinstance(body.get("id"), str):
             sender_id = body["id"]
-    elif user_properties:  # its lineage is nowhere else
+    elif user_properties:  # the lineage is nowhere else
         properties = orjson.dumps(message.properties.user_properties).decode()
     if captured_at is None:
         captured_at = _time_of(user_properties.get("time"))
@@ -170,7 +171,7 @@ def _result(
 
 
 def _body(message: Message, content_type: str) -> dict[str, Any] | None:
-    """A result's body; None if it is a picture, sound or the like."""
+    """Return a result's decoded payload; None if it is not JSON or MessagePack."""
     if content_type not in (JSON, MSGPACK, ""):
         return None
     body = _decoded(message, content_type)
@@ -183,7 +184,7 @@ def _decoded(message: Message, content_type: str) -> Any:
             return msgpack.unpackb(message.payload, strict_map_key=False)
         return orjson.loads(message.payload)
     except Exception as error:
-        raise UnreadableMessage("unreadable-payload", f"no {content_type or JSON}: {error}") from error
+        raise UnreadableMessage("unreadable-payload", f"not {content_type or JSON}: {error}") from error
 
 
 def _gap(
@@ -216,7 +217,7 @@ def _gap(
     except Exception as error:
         raise UnreadableMessage("bad-gap", str(error)) from error
     if not valid:
-        raise UnreadableMessage("bad-gap", "its numbers are none")
+        raise UnreadableMessage("bad-gap", "invalid numbers")
     return GapRecord(*head, epoch, gap, wants_ack=_asks(user_properties))
 
 
@@ -224,7 +225,7 @@ def _event(
     kind: str, message: Message, head: tuple[Address | None, int, float, bool], user_properties: Mapping[str, str]
 ) -> EventRecord:
     if not is_name(kind):
-        raise UnreadableMessage("bad-topic", "no kind of event has such a name")
+        raise UnreadableMessage("bad-topic", "invalid kind of event")
     body = _decoded(message, JSON)
     at = _time(body.get("at")) if isinstance(body, dict) else None
     sender_id = user_properties.get("id")
@@ -238,7 +239,7 @@ def _health(message: Message, head: tuple[Address | None, int, float, bool]) -> 
         health = Health.model_validate_json(bytes(message.payload))
         reasons = orjson.dumps([clean(reason, 300) for reason in health.reasons[:20]]).decode()
     except (ValidationError, ValueError) as error:
-        raise UnreadableMessage("unreadable-payload", f"no health: {error}") from error
+        raise UnreadableMessage("unreadable-payload", f"not a health report: {error}") from error
     at = _time(health.at)
     bytes_in = sum(min(max(pipeline.bytes_in, 0), _MAX_BYTES) for pipeline in health.pipelines.values())
     session = clean(health.session, 100)
@@ -258,12 +259,12 @@ def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> 
         status = Status.model_validate_json(bytes(message.payload))
         session = clean(status.session)
     except (ValidationError, ValueError) as error:
-        raise UnreadableMessage("unreadable-payload", f"no status: {error}") from error
+        raise UnreadableMessage("unreadable-payload", f"not a status message: {error}") from error
     return StatusRecord(*head, status.state == "online", session, message.payload)
 
 
 def _time(value: Any) -> float | None:
-    """Unix seconds, if they are a time at all."""
+    """Return Unix seconds; None if the value is not a plausible time."""
     if (
         isinstance(value, (int, float))
         and not isinstance(value, bool)
@@ -275,7 +276,7 @@ def _time(value: Any) -> float | None:
 
 
 def _time_of(text: str | None) -> float | None:
-    """A time of CloudEvents (RFC 3339)."""
+    """Parse a CloudEvents time (RFC 3339); None if it is not one."""
     try:
         at = None if text is None else datetime.fromisoformat(text)
         return None if at is None or at.tzinfo is None else _time(at.timestamp())

@@ -60,7 +60,10 @@ class Operation:
         return find_node(self.fleet.observed.ids, str(self.request.args["node"]))
 
     def require_reason(self) -> None:
-        """Raises: CommandError: the request gives no reason."""
+        """Check that the request gives a reason.
+
+        Raises: CommandError: it gives none.
+        """
         if not self.by.why:
             raise CommandError("A reason is required", code="no-reason", remedy="Give it with --why.")
 

@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 _LATE_S: Final = 30.0
 """Longest time from reception to storage for a report to be noticed; later ones are read after the next restart."""
-_AT_ONCE: Final = 20_000
+_MAX_ROWS: Final = 20_000
 
 
 @dataclass(slots=True)
@@ -56,13 +56,13 @@ class ObservedState:
         Raises: RegionStoreError: they cannot be read.
         """
         for row in database.rows("SELECT id, region, site, name, online, heard_at FROM node"):
-            self._heard(*row)
+            self._update_presence(*row)
         since = self._newest_report - _LATE_S
         for row in database.rows(
             "SELECT node, received_at, payload FROM said WHERE channel = ? AND received_at >= ?",
             (Channel.REPORTED.value, since),
         ):
-            self._reported_failure(*row)
+            self._update_report(*row)
 
     def watch(self, database: Database, nodes: Collection[Address]) -> None:
         """Read the health reports of these nodes only.
@@ -76,7 +76,7 @@ class ObservedState:
         reported = self.nodes[node].reported
         return {"region": node.region, "site": node.site, "node": node.node, **(reported.labels if reported else {})}
 
-    def _heard(
+    def _update_presence(
         self, row_id: int, region: str, site: str, name: str, online: int | None, last_seen: float | None
     ) -> None:
         record = self._records.get(row_id)
@@ -90,7 +90,7 @@ class ObservedState:
         if observed.last_seen != last_seen or observed.online != is_online or self._addresses[row_id] not in self.nodes:
             self._set(row_id, replace(observed, online=is_online, last_seen=last_seen))
 
-    def _reported_failure(self, row_id: int, received_at: float, payload: bytes) -> None:
+    def _update_report(self, row_id: int, received_at: float, payload: bytes) -> None:
         record = self._records.get(row_id)
         if record is None or received_at == record.reported_at:
             return
@@ -107,7 +107,7 @@ class ObservedState:
     def _read_health(self, database: Database, watched: set[int]) -> None:
         rows: list[Any] = []
         if new := watched - self._watched:  # earlier reports provide the baseline
-            most = min(_AT_ONCE, MAX_SAMPLES * max(1, len(self._records)))
+            most = min(_MAX_ROWS, MAX_SAMPLES * max(1, len(self._records)))
             rows = database.rows("SELECT ingest, node, payload FROM health ORDER BY ingest DESC LIMIT ?", (most,))[::-1]
             rows = [row for row in rows if row[1] in new or (self._watched and row[0] > self._newest_health)]
             for row_id in new:
@@ -115,7 +115,7 @@ class ObservedState:
         elif watched:
             rows = database.rows(
                 "SELECT ingest, node, payload FROM health WHERE ingest > ? ORDER BY ingest LIMIT ?",
-                (self._newest_health, _AT_ONCE),
+                (self._newest_health, _MAX_ROWS),
             )
         self._watched = watched
         touched = set()
@@ -141,25 +141,25 @@ def decode_sample(payload: bytes) -> HealthSample | None:
             str(health["session"]),
             str(health["state"]),
             "; ".join(map(str, health.get("reasons", ()))),
-            {name: _flow(told) for name, told in health.get("pipelines", {}).items()},
-            {name: _shown(told) for name, told in health.get("models", {}).items()},
+            {name: _pipeline_sample(pipeline) for name, pipeline in health.get("pipelines", {}).items()},
+            {name: _model_sample(model) for name, model in health.get("models", {}).items()},
             int(health.get("memory_bytes", 0)),
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
-def _shown(told: dict[str, Any]) -> ModelSample:
-    drift = told.get("drift")
-    return ModelSample(str(told["digest"]), int(told.get("frames", 0)), None if drift is None else float(drift))
+def _model_sample(model: dict[str, Any]) -> ModelSample:
+    drift = model.get("drift")
+    return ModelSample(str(model["digest"]), int(model.get("frames", 0)), None if drift is None else float(drift))
 
 
-def _flow(told: dict[str, Any]) -> PipelineSample:
-    p99 = told.get("latency_p99_ms")
+def _pipeline_sample(pipeline: dict[str, Any]) -> PipelineSample:
+    p99 = pipeline.get("latency_p99_ms")
     return PipelineSample(
-        int(told.get("received", 0)),
-        sum(told.get("dead", {}).values()),
-        sum(told.get("dropped", {}).values()),
+        int(pipeline.get("received", 0)),
+        sum(pipeline.get("dead", {}).values()),
+        sum(pipeline.get("dropped", {}).values()),
         None if p99 is None else float(p99),
-        tuple(told.get("models", ())),
+        tuple(pipeline.get("models", ())),
     )

@@ -113,7 +113,7 @@ def reply(database: Database, request: RolloutRequest, now: float, outcome: Any)
 
 
 def _unwrap(accepted: int, reply: str) -> Any:
-    said = orjson.loads(reply)
+    body = orjson.loads(reply)
     if accepted:
-        return said
-    raise CommandError(said["message"], code=said["code"], remedy=said["remedy"])
+        return body
+    raise CommandError(body["message"], code=body["code"], remedy=body["remedy"])

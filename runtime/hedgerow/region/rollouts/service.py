@@ -157,7 +157,7 @@ class RolloutService(threading.Thread):
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._publisher.publish, pending)
         self._controller.published(self._take_published())
-        self._phases = Counter(kept.rollout.phase for kept in self._controller.fleet.rollouts.values())
+        self._phases = Counter(stored.rollout.phase for stored in self._controller.fleet.rollouts.values())
 
     def _take_published(self) -> dict[Address, int]:
         published: dict[Address, int] = {}

@@ -1,4 +1,4 @@
--- Times are Unix seconds, so UTC. `ingest` is the order in which things were stored.
+-- Times are Unix seconds (UTC). `ingest` is the order of storage.
 CREATE TABLE node (
   id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   region TEXT NOT NULL, site TEXT NOT NULL, name TEXT NOT NULL,
@@ -12,17 +12,17 @@ CREATE TABLE node (
   pinged_at DOUBLE PRECISION, answered_at DOUBLE PRECISION, round_trip_s DOUBLE PRECISION, clock_offset_s DOUBLE PRECISION, unanswered BIGINT NOT NULL,
   UNIQUE (region, site, name));
 
--- The last of each kind that a node has said of itself: status, reported.
+-- The last message of each node on the channels status and reported.
 CREATE TABLE said (
   node BIGINT NOT NULL REFERENCES node, channel TEXT NOT NULL, received_at DOUBLE PRECISION NOT NULL, payload BYTEA NOT NULL,
   PRIMARY KEY (node, channel));
 
--- What has come of an outbox's epoch: {"PRIORITY": [[first, last], …]}.
+-- Numbers received of an outbox's epoch: {"PRIORITY": [[first, last], …]}.
 CREATE TABLE ledger (
   id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, node BIGINT NOT NULL REFERENCES node, epoch TEXT NOT NULL, state TEXT NOT NULL,
   UNIQUE (node, epoch));
 
--- A result without a ledger was not durable.
+-- A result without a ledger is not durable.
 CREATE TABLE result (
   ingest BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   node BIGINT NOT NULL REFERENCES node, pipeline TEXT NOT NULL,
@@ -33,7 +33,7 @@ CREATE UNIQUE INDEX result_number ON result (ledger, priority, sequence) WHERE l
 CREATE UNIQUE INDEX result_said_id ON result (node, pipeline, said_id) WHERE ledger IS NULL AND said_id IS NOT NULL;
 CREATE INDEX result_captured_at ON result (captured_at, ingest);
 
--- Numbers that will never come. `lost` of them are lost, by reason; the others had come before.
+-- Numbers that an outbox will never send. `lost` of them are lost, by reason; the others were received before.
 CREATE TABLE gap (
   ingest BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   ledger BIGINT NOT NULL REFERENCES ledger, priority BIGINT NOT NULL,
@@ -52,21 +52,21 @@ CREATE TABLE health (
   node BIGINT NOT NULL REFERENCES node, at DOUBLE PRECISION NOT NULL, received_at DOUBLE PRECISION NOT NULL, payload BYTEA NOT NULL);
 CREATE INDEX health_node ON health (node, ingest);
 
--- The newest messages that could not be used; how many there were of each reason.
+-- The newest rejected messages, and the number of rejections by reason.
 CREATE TABLE rejected (
   ingest BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   received_at DOUBLE PRECISION NOT NULL, topic TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, number TEXT,
   size BIGINT NOT NULL, payload BYTEA NOT NULL);
 CREATE TABLE rejections (reason TEXT PRIMARY KEY, count BIGINT NOT NULL);
 
--- The collector itself, and what all results take.
+-- The collector, and the total size of results.
 CREATE TABLE collector (
   one BIGINT PRIMARY KEY CHECK (one = 1), region TEXT NOT NULL,
   started_at DOUBLE PRECISION NOT NULL, beat_at DOUBLE PRECISION NOT NULL, connected BIGINT NOT NULL, version TEXT NOT NULL,
   silent_after_s DOUBLE PRECISION NOT NULL, canary_every_s DOUBLE PRECISION,
   stored_bytes BIGINT NOT NULL);
 
--- For people: results with names and times in words.
+-- For humans: results with names and readable times.
 CREATE VIEW results AS
 SELECT r.ingest, n.region, n.site, n.name AS node, r.pipeline, l.epoch, r.priority, r.sequence, r.said_id AS id,
        to_timestamp(r.captured_at) AS captured_at,

@@ -1,11 +1,11 @@
--- What a node is to run, whole: a new generation with every change. `published` is the one the broker has.
+-- The complete desired document of a node; each change is a new generation. `published` is the one the broker has.
 -- `pins` are models that rollouts leave alone: {"MODEL": {"who": …, "why": …, "at": …}}.
 CREATE TABLE desired (
   node INTEGER PRIMARY KEY REFERENCES node, generation INTEGER NOT NULL, published INTEGER NOT NULL,
   document TEXT NOT NULL, pins TEXT NOT NULL);
 CREATE INDEX desired_unpublished ON desired (node) WHERE published < generation;
 
--- `plan` is the file it was started with; `models` what that came to: {"MODEL": {"ref": …, "files": […]}}; `waves` their titles.
+-- `plan` is the file it was started with; `models` the versions it selects: {"MODEL": {"ref": …, "files": […]}}; `waves` their titles.
 CREATE TABLE rollout (
   id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,
   plan TEXT NOT NULL, models TEXT NOT NULL, waves TEXT NOT NULL,
@@ -13,7 +13,7 @@ CREATE TABLE rollout (
   phase TEXT NOT NULL, wave INTEGER NOT NULL, soaking_since REAL, forgiven INTEGER NOT NULL,
   turned_at REAL, ending TEXT, because TEXT NOT NULL, waits TEXT NOT NULL);
 
--- A node's part in a rollout; `state` in the words of AWS IoT Jobs.
+-- A node's task in a rollout; `state` is one of AWS IoT Jobs.
 CREATE TABLE rollout_node (
   rollout INTEGER NOT NULL REFERENCES rollout, node INTEGER NOT NULL REFERENCES node,
   wave INTEGER NOT NULL, state TEXT NOT NULL, late INTEGER NOT NULL, generation INTEGER NOT NULL, given_at REAL NOT NULL,
@@ -21,14 +21,14 @@ CREATE TABLE rollout_node (
   code TEXT NOT NULL, reason TEXT NOT NULL,
   PRIMARY KEY (rollout, node)) WITHOUT ROWID;
 
--- What people ask the service to do, and its answer.
+-- Operators' requests to the service, and its replies.
 CREATE TABLE intent (
   id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, expires_at REAL NOT NULL,
   who TEXT NOT NULL, why TEXT NOT NULL, verb TEXT NOT NULL, args TEXT NOT NULL,
   answered_at REAL, accepted INTEGER, answer TEXT);
 CREATE INDEX intent_open ON intent (id) WHERE answered_at IS NULL;
 
--- Every action: who, why, what.
+-- The audit log: who did what, and why.
 CREATE TABLE audit (
   ingest INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, who TEXT NOT NULL, why TEXT NOT NULL,
   action TEXT NOT NULL, rollout TEXT, detail TEXT NOT NULL);

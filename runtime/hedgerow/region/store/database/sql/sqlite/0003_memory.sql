@@ -1,2 +1,2 @@
--- What a node's process usually took before it was given something.
+-- Usual memory of a node's process before a change.
 ALTER TABLE rollout_node ADD COLUMN memory_bytes INTEGER NOT NULL DEFAULT 0;
