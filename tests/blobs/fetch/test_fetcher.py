@@ -7,7 +7,7 @@ import asyncio
 from tests.blobs.conftest import PATIENCE_S, Estate, content_of, made_manifest, noise
 
 
-async def test_a_site_pays_once_for_what_twenty_nodes_want_at_the_same_moment(estate: Estate) -> None:
+async def test_a_site_pays_once_for_twenty_nodes_that_fetch_at_the_same_time(estate: Estate) -> None:
     file = estate.repository.add("model.onnx", noise(3 << 20, 1))
     names = [f"n{number}" for number in range(20)]
     async with estate.served() as server, estate.fetchers(*names) as fetchers:
@@ -23,7 +23,7 @@ async def test_a_site_pays_once_for_what_twenty_nodes_want_at_the_same_moment(es
         assert content_of(fetcher._store, manifest, file) == file.digest
 
 
-async def test_one_who_comes_late_is_served_by_neighbours(estate: Estate) -> None:
+async def test_a_late_node_is_served_by_its_peers(estate: Estate) -> None:
     file = estate.repository.add("model.onnx", noise(2 << 20, 2))
     async with estate.served(), estate.fetchers("n1", "n2", "n3") as (first, second, late):
         async with asyncio.timeout(PATIENCE_S):

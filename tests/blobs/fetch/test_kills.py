@@ -80,7 +80,7 @@ def kill_until_whole(estate: Estate, model: Path, *, bytes_per_s: float, longest
     print(f"{kills} kills, {rounds} times whole")
 
 
-async def test_a_fetch_that_is_killed_at_random_ends_with_a_model_that_serves(estate: Estate) -> None:
+async def test_a_fetch_killed_at_random_ends_with_a_working_model(estate: Estate) -> None:
     """As the next, a few times."""
     async with estate.served():
         await asyncio.to_thread(kill_until_whole, estate, SMALL, bytes_per_s=600_000, longest_s=2.0, least=1)
@@ -88,7 +88,7 @@ async def test_a_fetch_that_is_killed_at_random_ends_with_a_model_that_serves(es
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-async def test_a_fetch_that_is_killed_a_hundred_times_ends_with_a_model_that_serves(estate: Estate) -> None:
+async def test_a_fetch_killed_a_hundred_times_ends_with_a_working_model(estate: Estate) -> None:
     """Full size of the one before."""
     async with estate.served():
         await asyncio.to_thread(kill_until_whole, estate, LARGE, bytes_per_s=300_000, longest_s=1.2, least=100)
@@ -97,7 +97,7 @@ async def test_a_fetch_that_is_killed_a_hundred_times_ends_with_a_model_that_ser
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("source", ["region", "https"])
-async def test_memory_does_not_grow_with_the_model(estate: Estate, tmp_path: Path, source: str) -> None:
+async def test_memory_does_not_grow_with_the_model_size(estate: Estate, tmp_path: Path, source: str) -> None:
     """200 MB take what 2 MB take, and a few chunks."""
     largest = []
     async with estate.served():

@@ -30,7 +30,7 @@ def site_of(count: int, nodes: int, wan: Wan, seed: int, **more: Any) -> Simulat
     return site
 
 
-def test_a_dozen_nodes_that_begin_together_cost_what_one_does() -> None:
+def test_twelve_nodes_that_start_together_cost_as_much_as_one() -> None:
     site = site_of(30, 12, Wan(), 1)
 
     site.run(LONG_S)
@@ -39,7 +39,7 @@ def test_a_dozen_nodes_that_begin_together_cost_what_one_does() -> None:
     assert site.wan_bytes == sum(site.sizes.values())
 
 
-def test_who_comes_later_costs_nothing() -> None:
+def test_later_nodes_cost_nothing() -> None:
     site = site_of(60, 2, Wan(), 2)
     site.joins(SimulatedNode("late"), 3.0)
     site.joins(SimulatedNode("later"), 3600.0)
@@ -51,7 +51,7 @@ def test_who_comes_later_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("lan_s", [0.6, 2.0])
-def test_neighbours_come_first_also_where_every_word_takes_long(lan_s: float) -> None:
+def test_peers_are_preferred_also_on_a_slow_site(lan_s: float) -> None:
     """Nodes that have much to do hear late, and answer late."""
     site = site_of(10, 2, Wan(), 2, lan_s=lan_s)
     site.joins(SimulatedNode("late"), 600.0)
@@ -62,7 +62,7 @@ def test_neighbours_come_first_also_where_every_word_takes_long(lan_s: float) ->
     assert site.wan_bytes == sum(site.sizes.values())
 
 
-def test_what_a_neighbour_took_with_it_is_asked_for_again() -> None:
+def test_chunks_of_a_peer_that_died_are_requested_again() -> None:
     """The one that had fetched dies in the midst of giving."""
     site = site_of(60, 1, Wan(), 3)
     site.joins(SimulatedNode("late"), 100.0)
@@ -74,7 +74,7 @@ def test_what_a_neighbour_took_with_it_is_asked_for_again() -> None:
     assert site.wan_bytes < 2 * sum(site.sizes.values())
 
 
-def test_a_cut_costs_no_more_time_than_it_lasts_and_a_little() -> None:
+def test_an_outage_delays_a_fetch_by_little_more_than_its_length() -> None:
     """All have given up and want again at the same moment; who was first still is."""
     size, rate = sum(chunks(40, 7).values()), 1e6
     for begins in range(1, 4):
@@ -88,7 +88,7 @@ def test_a_cut_costs_no_more_time_than_it_lasts_and_a_little() -> None:
         assert last_done(site) <= begins + 3.0 + 10.0 + 2 * size / rate
 
 
-def test_a_link_slower_than_was_thought_is_not_asked_again_and_again() -> None:
+def test_a_very_slow_link_does_not_cause_repeated_requests() -> None:
     """A chunk takes a minute and more: that is learnt from the first few."""
     site = site_of(60, 2, Wan(bytes_per_s=3000), 8)
 
@@ -98,7 +98,7 @@ def test_a_link_slower_than_was_thought_is_not_asked_again_and_again() -> None:
     assert site.wan_bytes <= 1.1 * sum(site.sizes.values())
 
 
-def test_what_comes_damaged_is_asked_for_when_the_region_would_send_it_again() -> None:
+def test_a_damaged_chunk_is_requested_once_the_region_would_resend_it() -> None:
     """Sooner it would take the wish for that of a second node, and whoever had it would wait until his patience ends."""
     site = site_of(30, 2, Wan(latency_s=0.005, bytes_per_s=4e6, corrupts=0.3), 0)
 
@@ -108,7 +108,7 @@ def test_what_comes_damaged_is_asked_for_when_the_region_would_send_it_again() -
     assert last_done(site) < 10
 
 
-def test_one_who_gives_damaged_chunks_is_not_asked_twice() -> None:
+def test_a_peer_that_sends_damaged_chunks_is_used_once() -> None:
     site = site_of(60, 1, Wan(), 4)
     site.nodes["n0"].lies = True
     site.joins(SimulatedNode("late"), 100.0)
@@ -119,7 +119,7 @@ def test_one_who_gives_damaged_chunks_is_not_asked_twice() -> None:
     assert site.wan_bytes == 2 * sum(site.sizes.values()), "nobody honest had it"
 
 
-def test_nobody_says_anything_when_all_have_all() -> None:
+def test_a_complete_site_sends_no_announcements() -> None:
     site = site_of(40, 5, Wan(corrupts=0.1), 5)
     site.run(LONG_S)
     said = site.notes
@@ -130,7 +130,7 @@ def test_nobody_says_anything_when_all_have_all() -> None:
     assert site.notes == said
 
 
-def test_no_more_is_asked_for_than_may_be() -> None:
+def test_the_rate_limit_is_shared_by_the_site() -> None:
     """Six nodes share one allowance of bytes a second."""
     site = site_of(60, 6, Wan(bytes_per_s=1e7), 6, bytes_per_s=100_000)
 
@@ -197,7 +197,7 @@ def course_of(course: Course) -> SimulatedSite:
 @pytest.mark.slow
 @settings(max_examples=500, phases=COURSE)
 @given(courses(faults=False), courses(faults=True))
-def test_sites_pay_once_and_end_whole_in_a_thousand_courses(quiet: Course, faulty: Course) -> None:
+def test_sites_pay_once_and_finish_in_a_thousand_scenarios(quiet: Course, faulty: Course) -> None:
     """As the next two, many more of them."""
     site, troubled = course_of(quiet), course_of(faulty)
     assert site.unfinished == troubled.unfinished == []
@@ -216,7 +216,7 @@ def soon(course: Course, site: SimulatedSite) -> float:
 
 @settings(max_examples=examples(12), phases=COURSE)
 @given(courses(faults=False))
-def test_a_site_pays_once_whoever_joins_when_and_whatever_the_link_is_like(course: Course) -> None:
+def test_a_site_pays_once_whatever_the_joins_and_the_link(course: Course) -> None:
     site = course_of(course)
 
     assert site.unfinished == []
@@ -225,7 +225,7 @@ def test_a_site_pays_once_whoever_joins_when_and_whatever_the_link_is_like(cours
 
 @settings(max_examples=examples(12), phases=COURSE)
 @given(courses(faults=True))
-def test_everyone_who_lives_ends_whole_whatever_fails(course: Course) -> None:
+def test_every_surviving_node_finishes_whatever_fails(course: Course) -> None:
     """Nodes die, go away, lie and keep silent; chunks come damaged; the WAN is cut. Nobody waits for long after that."""
     site = course_of(course)
 

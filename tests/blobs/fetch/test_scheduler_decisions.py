@@ -71,7 +71,7 @@ NOTHING = ("", "", "")
 # To the neighbours first
 
 
-def test_what_is_missing_is_wanted_of_the_neighbours_as_much_as_one_note_names() -> None:
+def test_missing_chunks_are_announced_up_to_the_limit_of_an_announcement() -> None:
     digests = names(MAX_DIGESTS + 3)
     site = Site(digests)
 
@@ -79,7 +79,7 @@ def test_what_is_missing_is_wanted_of_the_neighbours_as_much_as_one_note_names()
     assert site.next(10.0).want == []
 
 
-def test_a_chunk_is_asked_for_when_neighbours_have_had_half_a_second() -> None:
+def test_a_chunk_is_requested_after_a_hold_time_of_500_ms() -> None:
     site = Site()
     site.says(10.0)
 
@@ -91,7 +91,7 @@ def test_a_chunk_is_asked_for_when_neighbours_have_had_half_a_second() -> None:
 @pytest.mark.parametrize(
     ("echo_s", "hold_s"), [(0.125, 0.5), (0.25, 1.0), (1.0, 4.0), (2.5, 10.0), (3.0, 10.0), (4.9, 10.0)]
 )
-def test_neighbours_have_four_times_as_long_as_words_take_and_ten_seconds_at_most(echo_s: float, hold_s: float) -> None:
+def test_the_hold_time_is_four_round_trips_and_at_most_ten_seconds(echo_s: float, hold_s: float) -> None:
     site = Site()
     site.says(0.0, echo_s)
 
@@ -99,7 +99,7 @@ def test_neighbours_have_four_times_as_long_as_words_take_and_ten_seconds_at_mos
     assert site.next(echo_s + hold_s).request == ["a"]
 
 
-def test_before_its_own_words_came_back_it_asks_for_nothing_and_says_them_again_after_five_seconds() -> None:
+def test_a_want_that_does_not_come_back_is_repeated_after_five_seconds() -> None:
     site = Site()
     assert site.does(0.0) == ("a", "", "")
 
@@ -108,7 +108,7 @@ def test_before_its_own_words_came_back_it_asks_for_nothing_and_says_them_again_
     assert site.does(9.99) == NOTHING
 
 
-def test_only_its_own_words_of_now_let_it_ask() -> None:
+def test_only_the_first_echo_of_a_want_counts() -> None:
     site = Site()
     site.says(0.0)
     site.hears(AnnouncementKind.WANT, "a", "n", 0.4)
@@ -118,7 +118,7 @@ def test_only_its_own_words_of_now_let_it_ask() -> None:
     assert site.does(2.0) == NOTHING, "it is asked for already"
 
 
-def test_what_it_still_wants_it_says_again_every_three_seconds() -> None:
+def test_a_claimed_chunk_is_announced_again_every_three_seconds() -> None:
     site = Site(bytes_per_s=1)
     site.bucket.take(1000, 0.0)
     site.says(0.0)
@@ -132,7 +132,7 @@ def test_what_it_still_wants_it_says_again_every_three_seconds() -> None:
 # Of the region: no more than window and bucket allow
 
 
-def test_of_the_region_two_chunks_are_asked_for_at_first_and_the_next_when_one_has_come() -> None:
+def test_requests_are_limited_by_the_window() -> None:
     site = Site("abcd")
     site.says(0.0)
 
@@ -143,7 +143,7 @@ def test_of_the_region_two_chunks_are_asked_for_at_first_and_the_next_when_one_h
     assert site.does(1.0) == ("", "cd", "")
 
 
-def test_a_part_of_a_chunk_is_not_asked_for() -> None:
+def test_a_fractional_window_is_rounded_down() -> None:
     site = Site("abcd")
     site.window.size = 2.9
     site.says(0.0)
@@ -151,7 +151,7 @@ def test_a_part_of_a_chunk_is_not_asked_for() -> None:
     assert site.does(0.5) == ("", "ab", "")
 
 
-def test_what_neighbours_ask_for_counts_as_well() -> None:
+def test_requests_by_peers_count_against_the_window() -> None:
     site = Site("abcd")
     site.hears(AnnouncementKind.ASK, "d", "m", 0.0)
     site.says(0.0)
@@ -159,7 +159,7 @@ def test_what_neighbours_ask_for_counts_as_well() -> None:
     assert site.does(0.5) == ("", "a", "")
 
 
-def test_what_a_neighbour_only_said_is_on_its_way_to_it_does_not_count() -> None:
+def test_busy_chunks_of_peers_do_not_count_against_the_window() -> None:
     site = Site("abcd")
     site.hears(AnnouncementKind.BUSY, "cd", "m", 0.0)
     site.says(0.0)
@@ -167,7 +167,7 @@ def test_what_a_neighbour_only_said_is_on_its_way_to_it_does_not_count() -> None
     assert site.does(0.5) == ("", "ab", "")
 
 
-def test_no_more_bytes_are_asked_for_than_the_bucket_gives() -> None:
+def test_requests_are_limited_by_the_bucket() -> None:
     site = Site("ab", bytes_per_s=1000)
     site.says(0.0)
 
@@ -177,7 +177,7 @@ def test_no_more_bytes_are_asked_for_than_the_bucket_gives() -> None:
 
 
 @pytest.mark.parametrize("kind", [AnnouncementKind.ASK, AnnouncementKind.TAKE])
-def test_what_neighbours_fetch_is_taken_from_the_same_bucket(kind: AnnouncementKind) -> None:
+def test_requests_by_peers_count_against_the_bucket(kind: AnnouncementKind) -> None:
     site = Site("ab", bytes_per_s=1000)
     site.hears(kind, "b", "m", 0.0)
     assert site.bucket.free_at(0.0) == 1.0
@@ -187,7 +187,7 @@ def test_what_neighbours_fetch_is_taken_from_the_same_bucket(kind: AnnouncementK
     assert site.bucket.free_at(0.0) == 1.0, "its own it has counted, and the other it does not miss"
 
 
-def test_words_about_what_it_does_not_miss_keep_it_from_nothing() -> None:
+def test_announcements_of_chunks_that_are_not_missing_are_ignored() -> None:
     site = Site("a")
     site.hears(AnnouncementKind.ASK, ("x", "a"), "m", 0.0)
 
@@ -211,16 +211,14 @@ def test_words_about_what_it_does_not_miss_keep_it_from_nothing() -> None:
         (1.0, 1e-6, 64),
     ],
 )
-def test_it_wants_as_many_as_will_be_asked_for_while_the_next_are_being_offered(
-    size: float, answers_s: float, ahead: int
-) -> None:
+def test_wants_are_announced_ahead_for_one_hold_time(size: float, answers_s: float, ahead: int) -> None:
     site = Site(names(100), answers_s=answers_s)
     site.window.size = size
 
     assert len(site.next(0.0).want) == ahead
 
 
-def test_it_wants_more_when_half_of_that_has_come() -> None:
+def test_more_wants_are_announced_when_half_are_no_longer_waiting() -> None:
     site = Site(names(100), answers_s=1.0)
     site.window.size = 4.0  # so it wants 12 at a time
     first = site.next(0.0).want
@@ -231,7 +229,7 @@ def test_it_wants_more_when_half_of_that_has_come() -> None:
     assert site.next(0.3).want == names(100)[12:18]
 
 
-def test_what_others_want_counts_among_what_it_waits_for() -> None:
+def test_chunks_claimed_by_peers_count_as_waiting() -> None:
     site = Site(names(100), answers_s=1.0)
     site.window.size = 4.0
     site.hears(AnnouncementKind.WANT, names(7), "m", 0.0)
@@ -246,7 +244,7 @@ def test_what_others_want_counts_among_what_it_waits_for() -> None:
 # What neighbours want
 
 
-def test_what_a_neighbour_wanted_first_is_left_to_it_and_taken_up_when_its_lease_ends() -> None:
+def test_a_chunk_claimed_by_a_peer_is_free_when_its_lease_ends() -> None:
     site = Site()
     site.hears(AnnouncementKind.WANT, "a", "m", 0.0)
 
@@ -257,7 +255,7 @@ def test_what_a_neighbour_wanted_first_is_left_to_it_and_taken_up_when_its_lease
     assert (steps.want, steps.distrusted) == (["a"], ("m",))
 
 
-def test_a_neighbour_who_was_heard_before_our_own_words_is_first() -> None:
+def test_a_want_received_before_our_own_echo_claims_the_chunk() -> None:
     site = Site()
     assert site.does(0.0) == ("a", "", "")
     site.hears(AnnouncementKind.WANT, "a", "m", 0.1)
@@ -266,7 +264,7 @@ def test_a_neighbour_who_was_heard_before_our_own_words_is_first() -> None:
     assert site.does(5.0) == NOTHING
 
 
-def test_a_neighbour_who_comes_later_is_told_that_it_is_on_its_way() -> None:
+def test_a_peer_that_wants_our_chunk_later_is_sent_busy() -> None:
     wanted, asked = Site(), Site()
     wanted.says(0.0)
     asked.asks(0.5)
@@ -278,7 +276,7 @@ def test_a_neighbour_who_comes_later_is_told_that_it_is_on_its_way() -> None:
     assert asked.does(0.6) == ("", "", "a")
 
 
-def test_as_many_are_told_of_as_one_note_names() -> None:
+def test_busy_is_limited_to_one_announcement() -> None:
     digests = names(MAX_DIGESTS + 1)
     site = Site(digests)
     site.says(0.0)
@@ -289,7 +287,7 @@ def test_as_many_are_told_of_as_one_note_names() -> None:
     assert site.next(0.1).busy == digests[:MAX_DIGESTS]
 
 
-def test_of_two_neighbours_the_first_counts_and_nothing_is_said_for_it() -> None:
+def test_the_first_of_two_peers_keeps_its_claim() -> None:
     site = Site()
     site.hears(AnnouncementKind.WANT, "a", "m", 0.0)
     site.hears(AnnouncementKind.WANT, "a", "z", 8.0)
@@ -298,14 +296,14 @@ def test_of_two_neighbours_the_first_counts_and_nothing_is_said_for_it() -> None
     assert site.next(10.0).distrusted == ("m",)
 
 
-def test_what_is_wanted_with_other_files_is_no_matter() -> None:
+def test_wants_of_another_group_are_ignored() -> None:
     site = Site()
     site.hears(AnnouncementKind.WANT, "a", "m", 0.0, OTHER_GROUP)
 
     assert site.does(0.0) == ("a", "", "")
 
 
-def test_a_neighbour_that_has_asked_and_wants_again_has_given_up() -> None:
+def test_a_peer_that_wants_again_has_given_up_its_request() -> None:
     site = Site()
     site.hears(AnnouncementKind.ASK, "a", "m", 0.0)
     site.hears(AnnouncementKind.WANT, "a", "m", 1.0)
@@ -314,7 +312,7 @@ def test_a_neighbour_that_has_asked_and_wants_again_has_given_up() -> None:
     assert site.next(1.0 + LEASE_S).distrusted == ("m",)
 
 
-def test_a_neighbour_that_wants_what_another_has_asked_for_changes_nothing() -> None:
+def test_a_want_for_a_chunk_another_peer_requested_is_ignored() -> None:
     site = Site()
     site.hears(AnnouncementKind.ASK, "a", "m", 0.0)
     site.hears(AnnouncementKind.WANT, "a", "z", 1.0)
@@ -326,7 +324,7 @@ def test_a_neighbour_that_wants_what_another_has_asked_for_changes_nothing() -> 
 # What neighbours offer
 
 
-def test_what_a_neighbour_offers_is_waited_for_and_wanted_again_without_it_after_five_seconds() -> None:
+def test_an_offer_that_is_not_kept_times_out_and_its_peer_is_distrusted() -> None:
     site = Site()
     site.says(0.0)
     site.hears(AnnouncementKind.HAVE, "a", "m", 0.4)
@@ -336,7 +334,7 @@ def test_what_a_neighbour_offers_is_waited_for_and_wanted_again_without_it_after
     assert (steps.want, steps.request, steps.distrusted) == (["a"], [], ("m",))
 
 
-def test_a_neighbour_that_sends_is_waited_for_from_chunk_to_chunk() -> None:
+def test_every_chunk_from_a_peer_extends_its_offers() -> None:
     site = Site("abc")
     site.says(0.0)
     site.hears(AnnouncementKind.HAVE, "abc", "m", 0.0)
@@ -347,7 +345,7 @@ def test_a_neighbour_that_sends_is_waited_for_from_chunk_to_chunk() -> None:
     assert site.next(4.0 + OFFER_S).distrusted == ("m",)
 
 
-def test_a_neighbour_that_offers_more_is_there() -> None:
+def test_every_offer_from_a_peer_extends_its_earlier_offers() -> None:
     site = Site("ab")
     site.says(0.0)
     site.hears(AnnouncementKind.HAVE, "a", "m", 0.0)
@@ -357,7 +355,7 @@ def test_a_neighbour_that_offers_more_is_there() -> None:
     assert site.next(4.0 + OFFER_S).want == ["a", "b"]
 
 
-def test_an_offer_counts_before_we_have_said_anything_and_while_another_wants() -> None:
+def test_an_offer_counts_before_our_want_and_during_the_claim_of_another() -> None:
     unsaid, wanted = Site(), Site()
     unsaid.hears(AnnouncementKind.HAVE, "a", "z", 0.0)
     wanted.hears(AnnouncementKind.WANT, "a", "m", 0.0)
@@ -369,7 +367,7 @@ def test_an_offer_counts_before_we_have_said_anything_and_while_another_wants() 
     assert wanted.next(6.0).distrusted == ("z",)
 
 
-def test_an_offer_of_what_is_asked_for_or_offered_already_is_no_matter() -> None:
+def test_an_offer_of_a_requested_or_offered_chunk_is_ignored() -> None:
     asked, offered = Site(), Site()
     asked.asks(1.0)
     asked.hears(AnnouncementKind.HAVE, "a", "m", 1.1)
@@ -381,7 +379,7 @@ def test_an_offer_of_what_is_asked_for_or_offered_already_is_no_matter() -> None
     assert offered.next(5.0).distrusted == ("m",)
 
 
-def test_our_own_offer_is_none_to_us() -> None:
+def test_our_own_offer_is_ignored() -> None:
     site = Site()
     site.says(0.0)
     site.hears(AnnouncementKind.HAVE, "a", "n", 0.1)
@@ -389,7 +387,7 @@ def test_our_own_offer_is_none_to_us() -> None:
     assert site.does(0.5) == ("", "a", "")
 
 
-def test_who_wants_what_we_are_offered_is_told_that_it_is_on_its_way() -> None:
+def test_a_peer_that_wants_a_chunk_offered_to_us_is_sent_busy() -> None:
     site = Site()
     site.hears(AnnouncementKind.HAVE, "a", "z", 0.0)
     site.hears(AnnouncementKind.WANT, "a", "m", 0.1)
@@ -401,7 +399,7 @@ def test_who_wants_what_we_are_offered_is_told_that_it_is_on_its_way() -> None:
 
 
 @pytest.mark.parametrize("kind", [AnnouncementKind.ASK, AnnouncementKind.TAKE])
-def test_what_a_neighbour_asks_for_is_waited_for_half_as_long_again_as_it_waits_itself(kind: AnnouncementKind) -> None:
+def test_a_request_by_a_peer_times_out_after_one_and_a_half_timeouts(kind: AnnouncementKind) -> None:
     site = Site()
     site.says(0.0)
     site.hears(kind, "a", "m", 0.1)
@@ -411,7 +409,7 @@ def test_what_a_neighbour_asks_for_is_waited_for_half_as_long_again_as_it_waits_
     assert site.window.size == 1.0, "it was lost"
 
 
-def test_what_two_ask_for_is_asked_for_by_us() -> None:
+def test_our_own_request_is_not_replaced_by_a_peers() -> None:
     site = Site()
     site.asks(1.0)
     site.hears(AnnouncementKind.ASK, "a", "m", 1.1)
@@ -420,7 +418,7 @@ def test_what_two_ask_for_is_asked_for_by_us() -> None:
     assert site.does(1.0 + FIRST_TIMEOUT_S) == ("a", "", "")
 
 
-def test_what_another_asks_for_after_the_first_is_waited_for_anew() -> None:
+def test_a_request_by_another_peer_restarts_the_timeout() -> None:
     site = Site()
     site.hears(AnnouncementKind.ASK, "a", "m", 0.0)
     site.hears(AnnouncementKind.ASK, "a", "z", 20.0)
@@ -429,7 +427,7 @@ def test_what_another_asks_for_after_the_first_is_waited_for_anew() -> None:
     assert site.does(20.0 + 45.0) == ("a", "", "")
 
 
-def test_what_others_ask_for_with_other_files_comes_past_us_once() -> None:
+def test_a_request_with_another_group_is_waited_for_once() -> None:
     site = Site()
     site.hears(AnnouncementKind.ASK, "a", "m", 0.0, OTHER_GROUP)
 
@@ -444,7 +442,7 @@ def test_what_others_ask_for_with_other_files_comes_past_us_once() -> None:
 # What is on its way to others
 
 
-def test_what_a_neighbour_says_is_on_its_way_is_waited_for() -> None:
+def test_a_busy_chunk_is_waited_for() -> None:
     unsaid, said, wanted = Site(), Site(), Site()
     said.next(0.0)
     wanted.says(0.0)
@@ -456,7 +454,7 @@ def test_what_a_neighbour_says_is_on_its_way_is_waited_for() -> None:
         assert site.window.size == 2.0, "nothing is known to be lost"
 
 
-def test_what_we_know_better_of_does_not_change_by_a_word() -> None:
+def test_busy_does_not_replace_a_request_or_an_offer() -> None:
     asked, offered = Site(), Site()
     asked.asks(1.0)
     offered.hears(AnnouncementKind.HAVE, "a", "m", 1.0)
@@ -467,7 +465,7 @@ def test_what_we_know_better_of_does_not_change_by_a_word() -> None:
     assert offered.next(6.0).distrusted == ("m",)
 
 
-def test_of_two_who_told_each_other_to_wait_the_first_by_name_asks() -> None:
+def test_of_two_mutually_busy_nodes_the_first_by_name_requests() -> None:
     first, second = Site(), Site()
     for site, neighbour in ((first, "z"), (second, "m")):
         site.says(0.0)
@@ -478,7 +476,7 @@ def test_of_two_who_told_each_other_to_wait_the_first_by_name_asks() -> None:
     assert second.does(0.5) == ("", "", "a")
 
 
-def test_who_has_not_told_the_other_to_wait_waits() -> None:
+def test_busy_without_our_own_busy_makes_us_wait() -> None:
     site = Site()
     site.says(0.0)
     site.hears(AnnouncementKind.BUSY, "a", "z", 0.2)
@@ -486,7 +484,7 @@ def test_who_has_not_told_the_other_to_wait_waits() -> None:
     assert site.does(0.5) == NOTHING
 
 
-def test_its_own_word_that_something_is_on_its_way_is_none_to_itself() -> None:
+def test_our_own_busy_is_ignored() -> None:
     site = Site()
     site.says(0.0)
     site.hears(AnnouncementKind.BUSY, "a", "n", 0.2)
@@ -497,7 +495,7 @@ def test_its_own_word_that_something_is_on_its_way_is_none_to_itself() -> None:
 # Doubt
 
 
-def test_who_sent_what_is_damaged_is_not_believed_for_two_minutes() -> None:
+def test_a_peer_that_sent_a_damaged_chunk_is_distrusted_for_two_minutes() -> None:
     site = Site(names(9))
     site.says(0.0)
     site.plan.failed("000", "m", 10.0)
@@ -512,7 +510,7 @@ def test_who_sent_what_is_damaged_is_not_believed_for_two_minutes() -> None:
     assert site.next(10.0 + DISTRUST_S).busy == ["008"]
 
 
-def test_a_neighbour_is_believed_again_in_the_very_moment_in_which_doubt_ends() -> None:
+def test_trust_returns_exactly_when_distrust_ends() -> None:
     site = Site()
     site.plan.failed("a", "m", 0.0)
     site.hears(AnnouncementKind.HAVE, "a", "m", DISTRUST_S)
@@ -520,7 +518,7 @@ def test_a_neighbour_is_believed_again_in_the_very_moment_in_which_doubt_ends() 
     assert site.does(DISTRUST_S) == NOTHING
 
 
-def test_all_that_hung_on_one_who_is_not_believed_is_wanted_again_at_once() -> None:
+def test_offers_and_claims_of_a_distrusted_peer_are_released() -> None:
     site = Site("abcdef")
     site.hears(AnnouncementKind.HAVE, "a", "m", 0.0)
     site.hears(AnnouncementKind.WANT, "b", "m", 0.0)
@@ -533,7 +531,7 @@ def test_all_that_hung_on_one_who_is_not_believed_is_wanted_again_at_once() -> N
     assert site.does(1.0) == ("ab", "", "")
 
 
-def test_what_a_neighbour_offers_of_another_ones_wants_stays_when_that_one_is_doubted() -> None:
+def test_an_offer_survives_distrust_of_the_claiming_peer() -> None:
     site = Site("ab")
     site.hears(AnnouncementKind.WANT, "a", "m", 0.0)
     site.hears(AnnouncementKind.HAVE, "a", "z", 0.0)
@@ -542,7 +540,7 @@ def test_what_a_neighbour_offers_of_another_ones_wants_stays_when_that_one_is_do
     assert site.does(1.0) == ("b", "", "")
 
 
-def test_as_many_are_named_as_not_believed_as_one_note_names() -> None:
+def test_distrusted_peers_are_limited_to_one_announcement() -> None:
     site = Site()
     for number in range(MAX_DIGESTS + 1):
         site.plan.failed("a", f"m{number}", float(number) / 100)
@@ -553,7 +551,7 @@ def test_as_many_are_named_as_not_believed_as_one_note_names() -> None:
 # What comes
 
 
-def test_what_comes_once_is_not_missing_any_more() -> None:
+def test_a_chunk_arrives_once() -> None:
     site = Site("ab")
 
     assert site.plan.arrived("a", "m", 0.0)
@@ -564,7 +562,7 @@ def test_what_comes_once_is_not_missing_any_more() -> None:
     assert site.next(0.1) == Steps(wake_at=math.inf)
 
 
-def test_how_long_an_answer_of_the_region_took_is_learnt_from_what_it_asked_for_and_what_others_did() -> None:
+def test_the_window_learns_from_replies_to_own_and_peer_requests() -> None:
     mine, theirs = Site(), Site()
     mine.asks(1.0)
     theirs.hears(AnnouncementKind.ASK, "a", "m", 1.0)
@@ -574,7 +572,7 @@ def test_how_long_an_answer_of_the_region_took_is_learnt_from_what_it_asked_for_
         assert (site.window.smoothed_rtt_s, site.window.size) == (0.75, 3.0)
 
 
-def test_nothing_is_learnt_from_what_a_neighbour_sent_nor_from_what_came_unasked_or_unseen() -> None:
+def test_the_window_ignores_chunks_from_peers_and_unrequested_ones() -> None:
     asked, unasked, wanted, busy = Site(), Site(), Site(), Site()
     asked.asks(1.0)
     asked.plan.arrived("a", "m", 2.0)
@@ -588,7 +586,7 @@ def test_nothing_is_learnt_from_what_a_neighbour_sent_nor_from_what_came_unasked
         assert (site.window.smoothed_rtt_s, site.window.size) == (None, 2.0)
 
 
-def test_an_answer_that_came_after_it_was_given_up_says_how_long_answers_take() -> None:
+def test_the_window_learns_from_a_late_reply() -> None:
     site = Site()
     site.asks(1.0)
     site.next(31.0)
@@ -597,7 +595,7 @@ def test_an_answer_that_came_after_it_was_given_up_says_how_long_answers_take() 
     assert (site.window.smoothed_rtt_s, site.window.size) == (40.0, 1.0)
 
 
-def test_what_others_asked_for_in_vain_says_nothing_when_it_comes() -> None:
+def test_the_window_ignores_late_replies_to_peers() -> None:
     site = Site()
     site.hears(AnnouncementKind.ASK, "a", "m", 0.0)
     site.next(45.0)
@@ -609,7 +607,7 @@ def test_what_others_asked_for_in_vain_says_nothing_when_it_comes() -> None:
 # What does not come
 
 
-def test_an_answer_that_does_not_come_is_waited_for_longer_each_time() -> None:
+def test_the_timeout_doubles_with_every_attempt() -> None:
     """2, 4, 8, 16 and then 30 s; neighbours have 1.2 s each time to offer it."""
     site = Site(answers_s=0.5)
     site.says(0.0)
@@ -625,7 +623,7 @@ def test_an_answer_that_does_not_come_is_waited_for_longer_each_time() -> None:
         assert site.does(asked_at) == ("", "a", "")
 
 
-def test_where_answers_take_longer_than_half_a_minute_each_is_waited_for_as_long() -> None:
+def test_a_usual_timeout_above_30_s_is_not_shortened() -> None:
     site = Site(answers_s=15.0)
     site.asks(1.0)
     assert site.does(60.99) == NOTHING
@@ -637,7 +635,7 @@ def test_where_answers_take_longer_than_half_a_minute_each_is_waited_for_as_long
     assert site.does(123.0) == ("a", "", "")
 
 
-def test_what_came_damaged_from_the_region_is_wanted_again_and_of_the_region_later() -> None:
+def test_a_damaged_chunk_from_the_region_is_requested_again_after_a_longer_hold() -> None:
     site = Site()
     site.asks(1.0)
     site.plan.failed("a", None, 2.0)
@@ -649,7 +647,7 @@ def test_what_came_damaged_from_the_region_is_wanted_again_and_of_the_region_lat
     assert site.window.size == 2.0, "it was not lost"
 
 
-def test_what_came_damaged_and_nobody_waits_for_is_no_matter() -> None:
+def test_a_failure_of_a_free_or_unknown_chunk_is_ignored() -> None:
     site = Site()
     site.plan.failed("a", None, 0.0)
     site.plan.failed("x", None, 0.0)
@@ -658,7 +656,7 @@ def test_what_came_damaged_and_nobody_waits_for_is_no_matter() -> None:
     assert site.does(0.5) == ("", "a", "")
 
 
-def test_what_another_asked_for_in_vain_is_asked_for_later_as_well() -> None:
+def test_a_failed_request_by_a_peer_also_lengthens_the_hold() -> None:
     site = Site()
     site.hears(AnnouncementKind.ASK, "a", "m", 0.0)
     site.says(45.0)
@@ -667,7 +665,7 @@ def test_what_another_asked_for_in_vain_is_asked_for_later_as_well() -> None:
     assert site.does(46.2) == ("", "a", "")
 
 
-def test_who_asks_again_is_waited_for_again() -> None:
+def test_a_repeated_request_by_a_peer_is_waited_for_again() -> None:
     site = Site()
     site.hears(AnnouncementKind.ASK, "a", "m", 0.0)
     site.says(45.0)
@@ -677,7 +675,7 @@ def test_who_asks_again_is_waited_for_again() -> None:
     assert site.does(90.2) == ("a", "", "")
 
 
-def test_what_is_offered_to_one_who_says_again_that_he_wants_it_stays_offered() -> None:
+def test_a_repeated_want_does_not_cancel_an_offer() -> None:
     site = Site()
     site.hears(AnnouncementKind.WANT, "a", "m", 0.0)
     site.hears(AnnouncementKind.HAVE, "a", "z", 1.0)
@@ -686,7 +684,7 @@ def test_what_is_offered_to_one_who_says_again_that_he_wants_it_stays_offered() 
     assert site.next(6.0).distrusted == ("z",)
 
 
-def test_its_own_words_come_back_too_late_when_the_chunk_is_free_again() -> None:
+def test_a_late_echo_of_a_released_chunk_is_ignored() -> None:
     site = Site()
     site.next(0.0)
     site.hears(AnnouncementKind.HAVE, "a", "m", 0.1)
@@ -711,21 +709,21 @@ def stalled(answers_s: float | None, came_at: float | None = None) -> Site:
     return site
 
 
-def test_one_who_wants_and_gets_nothing_for_twenty_seconds_is_not_believed() -> None:
+def test_a_claim_without_progress_for_twenty_seconds_is_released() -> None:
     assert "a" not in stalled(0.5, 10.0).next(10.0 + STALL_S).want
     assert "a" in stalled(0.5, 10.0).next(10.0 + STALL_S + 0.1).want
     assert stalled(0.5, 10.0).next(10.0 + STALL_S + 0.1).distrusted == ("m",)
     assert "a" in stalled(0.5).next(STALL_S + 0.1).want, "from when it began"
 
 
-def test_where_answers_take_long_it_has_three_times_as_long() -> None:
+def test_a_stall_takes_at_least_three_timeouts() -> None:
     assert "a" not in stalled(2.0).next(24.0).want
     assert "a" in stalled(2.0).next(24.1).want
     assert "a" not in stalled(None).next(90.0).want
     assert "a" in stalled(None).next(90.1).want
 
 
-def test_when_nothing_goes_on_what_others_ask_for_or_offer_and_our_own_words_are_not_given_up() -> None:
+def test_a_stall_releases_neither_requests_nor_offers_nor_own_claims() -> None:
     site = Site("abcd", answers_s=10.0)
     site.next(0.0)
     site.hears(AnnouncementKind.ASK, "a", "m", 100.0)
@@ -740,7 +738,7 @@ def test_when_nothing_goes_on_what_others_ask_for_or_offer_and_our_own_words_are
 # A cut
 
 
-def test_the_time_without_a_link_does_not_count() -> None:
+def test_time_without_a_link_extends_all_deadlines() -> None:
     site = Site("abcd")
     site.hears(AnnouncementKind.HAVE, "a", "m", 0.0)
     site.hears(AnnouncementKind.WANT, "b", "z", 0.0)
@@ -760,7 +758,7 @@ def test_the_time_without_a_link_does_not_count() -> None:
     assert "c" in site.next(145.0).want
 
 
-def test_a_neighbour_that_sent_before_the_cut_is_waited_for_after_it() -> None:
+def test_an_outage_extends_the_offers_of_a_sending_peer() -> None:
     site = Site("ab")
     site.hears(AnnouncementKind.HAVE, "ab", "m", 0.0)
     site.plan.arrived("a", "m", 3.0)
@@ -770,7 +768,7 @@ def test_a_neighbour_that_sent_before_the_cut_is_waited_for_after_it() -> None:
     assert site.next(108.0).distrusted == ("m",)
 
 
-def test_how_long_an_answer_took_is_known_without_the_cut() -> None:
+def test_an_outage_does_not_count_as_reply_time() -> None:
     asked, late = Site(), Site()
     asked.asks(1.0)
     asked.plan.paused(100.0)
@@ -784,7 +782,7 @@ def test_how_long_an_answer_took_is_known_without_the_cut() -> None:
     assert late.window.smoothed_rtt_s == 40.0
 
 
-def test_one_who_wants_has_its_time_after_a_cut() -> None:
+def test_an_outage_extends_the_time_until_a_stall() -> None:
     site = Site(answers_s=0.5)
     site.hears(AnnouncementKind.WANT, "a", "m", 0.0)
     site.next(0.0)
@@ -796,7 +794,7 @@ def test_one_who_wants_has_its_time_after_a_cut() -> None:
     assert site.next(120.1).distrusted == ("m",)
 
 
-def test_a_cut_before_the_beginning_is_no_matter() -> None:
+def test_an_outage_before_the_start_has_no_effect() -> None:
     site = Site()
     site.plan.paused(100.0)
 
@@ -810,7 +808,7 @@ def wakes(site: Site, now: float) -> float:
     return site.next(now).wake_at
 
 
-def test_it_looks_again_when_the_first_of_its_times_ends() -> None:
+def test_the_wake_time_is_the_earliest_deadline() -> None:
     said, wanted, asked, offered, theirs = Site(), Site(), Site(), Site(), Site()
     assert wakes(said, 10.0) == 10.0 + ECHO_S
     wanted.says(10.0)
@@ -823,7 +821,7 @@ def test_it_looks_again_when_the_first_of_its_times_ends() -> None:
     assert wakes(theirs, 10.0) == 10.0 + LEASE_S
 
 
-def test_it_looks_again_when_the_bucket_gives_or_to_say_what_it_wants_again() -> None:
+def test_the_wake_time_considers_the_bucket_and_repeated_wants() -> None:
     soon, late = Site(bytes_per_s=1000), Site(bytes_per_s=100)
     for site in (soon, late):
         site.says(0.0)
@@ -833,7 +831,7 @@ def test_it_looks_again_when_the_bucket_gives_or_to_say_what_it_wants_again() ->
     assert wakes(late, 0.5) == REFRESH_S
 
 
-def test_with_a_full_window_it_looks_again_to_say_what_it_wants() -> None:
+def test_a_full_window_wakes_for_repeated_wants() -> None:
     site = Site("abc")
     site.says(0.0)
     site.next(0.5)
@@ -841,7 +839,7 @@ def test_with_a_full_window_it_looks_again_to_say_what_it_wants() -> None:
     assert wakes(site, 0.6) == REFRESH_S
 
 
-def test_it_looks_again_soon_as_long_as_there_is_more_to_want_and_room_for_it() -> None:
+def test_free_chunks_shorten_the_wake_time() -> None:
     more, full = Site(names(20), answers_s=1.0), Site(names(MAX_DIGESTS + 1))
     more.window.size = 1.0
 
@@ -849,7 +847,7 @@ def test_it_looks_again_soon_as_long_as_there_is_more_to_want_and_room_for_it() 
     assert wakes(full, 10.0) == 10.0 + ECHO_S
 
 
-def test_it_does_not_look_again_at_once() -> None:
+def test_the_wake_time_is_at_least_10_ms_ahead() -> None:
     site = Site(bytes_per_s=1000)
     site.says(0.0)
     site.bucket.take(1, 0.5)

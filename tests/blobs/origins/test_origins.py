@@ -71,7 +71,7 @@ def brought(model_file: ModelOrigin, file: File) -> bytes:
 # A web server
 
 
-def test_a_copy_of_the_repository_gives_chunks_over_one_connection(
+def test_a_copy_of_the_repository_serves_chunks_over_one_connection(
     server: FolderServer, authority: Authority, file: File
 ) -> None:
     model_file = source_of(server.url, authority)
@@ -81,7 +81,7 @@ def test_a_copy_of_the_repository_gives_chunks_over_one_connection(
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(
+def test_a_broken_download_resumes_where_it_broke(
     server: FolderServer, authority: Authority, file: File, ranges: bool
 ) -> None:
     """A server that knows no ranges begins anew."""
@@ -94,14 +94,16 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
     assert server.sent == first.chunk.size + (0 if ranges else 40_000)
 
 
-def test_who_breaks_off_again_and_again_is_away(server: FolderServer, authority: Authority, file: File) -> None:
+def test_a_server_that_keeps_breaking_off_is_unavailable(
+    server: FolderServer, authority: Authority, file: File
+) -> None:
     server.breaks, server.breaks_after = 99, 10
 
     with pytest.raises(SourceAway, match="broke off"):
         source_of(server.url, authority).fetch(pieces(file)[0])
 
 
-def test_no_more_is_read_than_a_chunk_has(server: FolderServer, authority: Authority, file: File) -> None:
+def test_no_more_is_read_than_the_chunk_size(server: FolderServer, authority: Authority, file: File) -> None:
     """Somebody put a large file in its place."""
     first = pieces(file)[0]
     name = first.chunk.digest.removeprefix("sha256:")
@@ -110,7 +112,7 @@ def test_no_more_is_read_than_a_chunk_has(server: FolderServer, authority: Autho
     assert source_of(server.url, authority).fetch(first) == bytes(first.chunk.size)
 
 
-def test_a_server_with_a_certificate_of_nobody_is_not_asked(
+def test_a_server_with_an_untrusted_certificate_receives_no_request(
     server: FolderServer, authority: Authority, file: File
 ) -> None:
     with pytest.raises(SourceAway, match="certificate verify failed"):
@@ -118,7 +120,7 @@ def test_a_server_with_a_certificate_of_nobody_is_not_asked(
     assert server.requests == 0
 
 
-def test_what_a_server_says_is_told_with_a_remedy(server: FolderServer, authority: Authority, file: File) -> None:
+def test_server_errors_are_reported_with_a_remedy(server: FolderServer, authority: Authority, file: File) -> None:
     model_file, piece = source_of(server.url, authority), pieces(file)[0]
 
     server.status = 500
@@ -136,7 +138,7 @@ def test_what_a_server_says_is_told_with_a_remedy(server: FolderServer, authorit
     assert "credentials_file" in caught.value.remedy
 
 
-def test_credentials_come_from_a_file_and_may_change(
+def test_credentials_are_read_from_a_file_that_may_change(
     server: FolderServer, authority: Authority, file: File, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret"
@@ -157,7 +159,7 @@ def test_credentials_come_from_a_file_and_may_change(
     assert model_file.fetch(piece)
 
 
-def test_credentials_go_to_no_other_host(
+def test_credentials_are_sent_to_no_other_host(
     server: FolderServer, authority: Authority, file: File, repository: Repository, tmp_path: Path
 ) -> None:
     """The server sends us elsewhere; that one would take anything, and sees nothing."""
@@ -174,7 +176,7 @@ def test_credentials_go_to_no_other_host(
         assert other.requests == 1
 
 
-def test_a_token_is_fetched_with_the_credentials_and_again_when_it_ends(
+def test_a_token_is_fetched_with_the_credentials_and_renewed_when_it_expires(
     server: FolderServer, authority: Authority, file: File, tmp_path: Path
 ) -> None:
     """As registries want it that have a server of tokens."""
@@ -193,7 +195,7 @@ def test_a_token_is_fetched_with_the_credentials_and_again_when_it_ends(
         model_file.fetch(piece)
 
 
-def test_a_proxy_is_used_where_the_environment_names_one(
+def test_a_proxy_from_the_environment_is_used(
     server: FolderServer, authority: Authority, file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = ConnectProxy()
@@ -208,7 +210,7 @@ def test_a_proxy_is_used_where_the_environment_names_one(
     assert len(proxy.asked) == 1
 
 
-def test_a_file_that_cannot_be_read_is_found_at_the_start(authority: Authority, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_at_the_start(authority: Authority, tmp_path: Path) -> None:
     for name in ("ca_file", "credentials_file"):
         with pytest.raises(ConfigError, match="nothing"):
             open_sources([SourceSection.model_validate({"url": "https://h.example/m", name: tmp_path / "nothing"})])
@@ -246,7 +248,7 @@ def section(registry: Registry, **more: Any) -> SourceSection:
     return SourceSection.model_validate(known | more)
 
 
-def test_what_was_pushed_comes_back_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
+def test_a_pushed_bundle_can_be_fetched_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
     bundle = made_bundle(tmp_path / "bundle")
     done = push(bundle, web_client(section(registry)))
     (model_file,) = open_sources([section(registry)])
@@ -258,7 +260,7 @@ def test_what_was_pushed_comes_back_chunk_by_chunk(registry: Registry, tmp_path:
     assert digest_of(model_file.manifest(name, 1 << 20)) == bundle.digest
 
 
-def test_what_is_there_is_not_pushed_again(registry: Registry, tmp_path: Path) -> None:
+def test_existing_blobs_are_not_pushed_again(registry: Registry, tmp_path: Path) -> None:
     """The same version costs nothing; another one shares a file."""
     push(made_bundle(tmp_path / "one", "1.0.0"), web_client(section(registry)))
 
@@ -284,7 +286,7 @@ def test_another_implementation_pulls_the_bundle(
         assert (tmp_path / "pulled" / file.path).read_bytes() == bundle.path(file).read_bytes()
 
 
-def test_who_may_not_push_is_told(registry: Registry, tmp_path: Path) -> None:
+def test_a_push_without_permission_fails_with_a_remedy(registry: Registry, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("plant:guessed\n")
 
@@ -293,7 +295,7 @@ def test_who_may_not_push_is_told(registry: Registry, tmp_path: Path) -> None:
     assert "credentials" in caught.value.remedy
 
 
-def test_a_bundle_that_was_changed_is_not_pushed(registry: Registry, tmp_path: Path) -> None:
+def test_a_modified_bundle_is_not_pushed(registry: Registry, tmp_path: Path) -> None:
     bundle = made_bundle(tmp_path / "bundle", "9.0.0", seed=9)
     bundle.path(bundle.manifest.files()[1]).write_bytes(b"other")
 
@@ -301,7 +303,7 @@ def test_a_bundle_that_was_changed_is_not_pushed(registry: Registry, tmp_path: P
         push(bundle, web_client(section(registry)))
 
 
-def test_a_registry_without_the_version_says_so(registry: Registry, file: File) -> None:
+def test_a_registry_without_the_version_reports_it_missing(registry: Registry, file: File) -> None:
     (model_file,) = open_sources([section(registry)])
 
     with pytest.raises(ContentMissing) as caught:
@@ -331,9 +333,7 @@ async def test_a_site_fetches_from_a_web_server_once(estate: Estate, authority: 
         assert content_of(fetcher._store, made_manifest([file]), file) == file.digest
 
 
-async def test_who_gives_neighbours_nothing_brings_it_alone_and_lets_nobody_wait(
-    estate: Estate, authority: Authority
-) -> None:
+async def test_a_node_that_serves_no_peers_fetches_silently(estate: Estate, authority: Authority) -> None:
     """A word that it wants something would have others wait for what it brings for itself alone."""
     file = estate.repository.add("model.onnx", noise(2 << 20, 1))
     said: list[str] = []
@@ -352,7 +352,7 @@ async def test_who_gives_neighbours_nothing_brings_it_alone_and_lets_nobody_wait
     assert (said, region.counts.chunks) == ([], 0)
 
 
-async def test_sources_are_asked_in_their_order_and_the_region_last(
+async def test_mirrors_are_tried_in_order_and_the_region_last(
     estate: Estate, authority: Authority, tmp_path: Path
 ) -> None:
     """The first gives something else, the second has nothing more after a while; each is left with the reason."""

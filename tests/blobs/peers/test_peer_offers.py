@@ -51,7 +51,7 @@ def said(one: PeerOffers, now: float) -> list[str]:
     return one.next(now)[0].get(GROUP, [])
 
 
-def test_what_is_here_is_offered_and_sent_when_all_have_heard_so() -> None:
+def test_a_stored_chunk_is_offered_and_sent_once_the_offer_is_received() -> None:
     one = offers("b")
     one.on_want(want("a", "b"), "them", 0.0)
 
@@ -62,7 +62,7 @@ def test_what_is_here_is_offered_and_sent_when_all_have_heard_so() -> None:
     assert one.take() is None
 
 
-def test_an_offer_waits_for_up_to_a_twentieth_of_a_second() -> None:
+def test_an_offer_is_delayed_by_up_to_50_ms() -> None:
     early, late = offers(), offers(share=1.0)
     for one in (early, late):
         one.on_want(want("a"), "them", 10.0)
@@ -73,7 +73,7 @@ def test_an_offer_waits_for_up_to_a_twentieth_of_a_second() -> None:
     assert late.next(10.0 + PAUSE_S) == ({GROUP: ["a"]}, math.inf)
 
 
-def test_the_next_one_due_says_when_to_ask_again() -> None:
+def test_the_next_offer_due_sets_the_wake_time() -> None:
     one = offers(share=1.0)
     one.on_want(want("a"), "them", 0.0)
     one.on_want(want("b"), "them", 0.02)
@@ -82,7 +82,7 @@ def test_the_next_one_due_says_when_to_ask_again() -> None:
     assert one.next(0.06) == ({GROUP: ["a"]}, pytest.approx(0.07))
 
 
-def test_nothing_is_offered_to_ourselves_nor_to_who_does_not_believe_us() -> None:
+def test_own_wants_and_wants_that_exclude_this_node_are_not_answered() -> None:
     one = offers()
     one.on_want(want("a"), "us", 0.0)
     one.on_want(want("a", exclude=("them", "us")), "them", 0.0)
@@ -90,7 +90,7 @@ def test_nothing_is_offered_to_ourselves_nor_to_who_does_not_believe_us() -> Non
     assert one.next(1.0) == ({}, math.inf)
 
 
-def test_who_has_heard_another_offer_first_is_silent_and_sends_nothing() -> None:
+def test_an_earlier_offer_by_another_node_suppresses_ours() -> None:
     one = offers()
     one.on_want(want("a"), "them", 0.0)
     one.on_have(have("a"), "other", 0.0)
@@ -100,7 +100,7 @@ def test_who_has_heard_another_offer_first_is_silent_and_sends_nothing() -> None
     assert sends(one) == []
 
 
-def test_the_first_of_two_offers_counts() -> None:
+def test_the_first_of_two_offers_wins() -> None:
     one = offers()
     one.on_want(want("a"), "them", 0.0)
     assert said(one, 0.0) == ["a"]
@@ -111,14 +111,14 @@ def test_the_first_of_two_offers_counts() -> None:
     assert sends(one) == ["a"]
 
 
-def test_an_offer_that_we_did_not_make_is_not_ours_to_keep() -> None:
+def test_an_unknown_offer_in_our_name_is_ignored() -> None:
     one = offers()
     one.on_have(have("a"), "us", 0.0)
 
     assert sends(one) == []
 
 
-def test_an_offer_of_one_who_is_not_believed_does_not_silence_us() -> None:
+def test_an_offer_by_an_excluded_node_does_not_suppress_ours() -> None:
     one = offers()
     one.on_want(want("a", "b", exclude=("liar",)), "them", 0.0)
     one.on_have(have("a"), "liar", 0.0)
@@ -131,7 +131,7 @@ def test_an_offer_of_one_who_is_not_believed_does_not_silence_us() -> None:
     assert sends(one) == ["a"]
 
 
-def test_each_chunk_of_a_note_is_looked_at() -> None:
+def test_every_chunk_of_an_announcement_is_handled() -> None:
     one = offers()
     one.on_have(have("a"), "other", 0.0)
     one.on_have(have("a", "b"), "other", 1.0)
@@ -140,7 +140,7 @@ def test_each_chunk_of_a_note_is_looked_at() -> None:
     assert said(one, 1.1) == ["c"]
 
 
-def test_anothers_offer_counts_for_four_seconds() -> None:
+def test_an_offer_by_another_node_holds_for_four_seconds() -> None:
     one = offers()
     one.on_have(have("a"), "other", 10.0)
 
@@ -150,7 +150,7 @@ def test_anothers_offer_counts_for_four_seconds() -> None:
     assert said(one, 20.0) == ["a"]
 
 
-def test_who_does_not_believe_the_other_has_it_from_us() -> None:
+def test_a_peer_that_excludes_the_offering_node_is_served_by_us() -> None:
     one = offers()
     one.on_have(have("a", "b"), "other", 0.0)
     one.on_want(want("a", exclude=("other",)), "them", 1.0)
@@ -160,7 +160,7 @@ def test_who_does_not_believe_the_other_has_it_from_us() -> None:
     assert sends(one) == ["a"], "the other's offer does not count any more"
 
 
-def test_what_we_have_sent_is_offered_again_to_who_came_too_late_for_it() -> None:
+def test_a_sent_chunk_is_offered_again_to_a_late_peer() -> None:
     one = offers()
     one.on_want(want("a"), "them", 0.0)
     said(one, 0.0)
@@ -175,7 +175,7 @@ def test_what_we_have_sent_is_offered_again_to_who_came_too_late_for_it() -> Non
     assert sends(one) == ["a"]
 
 
-def test_what_is_wanted_twice_is_offered_once() -> None:
+def test_a_chunk_wanted_twice_is_offered_once() -> None:
     one = offers(share=1.0)
     one.on_want(want("a"), "them", 0.0)
     one.on_want(want("a"), "others", 0.04)
@@ -184,7 +184,7 @@ def test_what_is_wanted_twice_is_offered_once() -> None:
     assert said(one, 0.1) == []
 
 
-def test_an_offer_that_did_not_come_back_is_made_again_after_four_seconds_when_it_is_wanted() -> None:
+def test_an_offer_that_did_not_come_back_is_repeated_on_a_want_after_four_seconds() -> None:
     one = offers()
     one.on_want(want("a"), "them", 10.0)
     assert said(one, 10.0) == ["a"]
@@ -197,7 +197,7 @@ def test_an_offer_that_did_not_come_back_is_made_again_after_four_seconds_when_i
     assert said(one, 14.1) == ["a"]
 
 
-def test_one_note_offers_as_many_as_a_note_may_name_and_the_next_one_the_rest() -> None:
+def test_offers_are_split_at_the_limit_of_an_announcement() -> None:
     one = offers()
     digests = [f"{number:064x}" for number in range(MAX_DIGESTS + 6)]
     one.on_want(want(*digests[:40]), "them", 0.0)
@@ -207,7 +207,7 @@ def test_one_note_offers_as_many_as_a_note_may_name_and_the_next_one_the_rest() 
     assert one.next(2.0) == ({GROUP: digests[MAX_DIGESTS:]}, math.inf)
 
 
-def test_each_group_is_offered_by_itself() -> None:
+def test_every_group_is_offered_separately() -> None:
     one = offers()
     one.on_want(want("a"), "them", 0.0)
     one.on_want(want("a", "b", group="fedcba9876543210"), "them", 0.0)
@@ -215,7 +215,7 @@ def test_each_group_is_offered_by_itself() -> None:
     assert one.next(0.0)[0] == {GROUP: ["a"], "fedcba9876543210": ["a", "b"]}
 
 
-def test_a_thousand_wants_are_remembered_and_no_more() -> None:
+def test_at_most_1024_wants_are_tracked() -> None:
     one = offers()
     for number in range(MAX_OPEN - 1):
         one.on_want(want(f"{number}"), "them", 0.0)
@@ -225,7 +225,7 @@ def test_a_thousand_wants_are_remembered_and_no_more() -> None:
     assert (MAX_OPEN, len(offered), offered[-1]) == (1024, 1024, "last")
 
 
-def test_four_thousand_offers_of_others_are_remembered_and_no_more() -> None:
+def test_at_most_4096_offers_of_others_are_tracked() -> None:
     one = offers()
     one.on_have(have(*(f"{number}" for number in range(4095))), "other", 0.0)
     one.on_have(have("last", "one too many"), "other", 0.0)
@@ -234,7 +234,7 @@ def test_four_thousand_offers_of_others_are_remembered_and_no_more() -> None:
     assert said(one, 1.0) == ["one too many"]
 
 
-def test_what_we_brought_for_all_is_sent_without_being_asked_for() -> None:
+def test_a_shared_chunk_is_sent_without_a_want() -> None:
     one = offers()
     one.on_want(want("a"), "them", 0.0)
     one.share(chunk("a"))

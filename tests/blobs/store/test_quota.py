@@ -32,7 +32,7 @@ def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
 
 
-def test_a_store_takes_as_much_as_it_may_and_not_a_byte_more(tmp_path: Path) -> None:
+def test_the_quota_is_exact(tmp_path: Path) -> None:
     exact = BlobStore(tmp_path / "exact", NEEDED + MANIFEST_BYTES)
     less = BlobStore(tmp_path / "less", NEEDED + MANIFEST_BYTES - 1)
 
@@ -46,7 +46,7 @@ def test_a_store_takes_as_much_as_it_may_and_not_a_byte_more(tmp_path: Path) -> 
     assert caught.value.remedy == ("Raise the quota (`fleet: {store_max_bytes: …}`), or build a smaller variant.")
 
 
-def test_room_is_made_when_a_byte_is_missing_and_not_before(tmp_path: Path) -> None:
+def test_eviction_starts_when_one_byte_is_missing(tmp_path: Path) -> None:
     first, second = version(1), version(2)
     taken = SIZE + len(first.manifest)
     for name, missing in (("exact", 0), ("less", 1)):
@@ -59,7 +59,7 @@ def test_room_is_made_when_a_byte_is_missing_and_not_before(tmp_path: Path) -> N
         assert there(store) == ({first.digest} if not missing else set())
 
 
-def test_what_stays_and_what_comes_may_fill_the_store_and_else_nothing_is_evicted(tmp_path: Path) -> None:
+def test_nothing_is_evicted_if_protected_and_new_content_cannot_fit(tmp_path: Path) -> None:
     serving, other, new = version(1), version(2, chunks=20), version(3)
     stays = SIZE + len(serving.manifest)
     for name, missing in (("exact", 0), ("less", 1)):
@@ -81,7 +81,7 @@ def test_what_stays_and_what_comes_may_fill_the_store_and_else_nothing_is_evicte
             assert (store.evicted, there(store)) == (1, {serving.digest})
 
 
-def test_what_has_come_of_a_file_counts_as_if_it_were_whole(tmp_path: Path) -> None:
+def test_a_partial_file_counts_at_its_full_size(tmp_path: Path) -> None:
     store = BlobStore(tmp_path, NEEDED + MANIFEST_BYTES)
     new = version(1)
     new.fetch(store, 3)
@@ -91,7 +91,7 @@ def test_what_has_come_of_a_file_counts_as_if_it_were_whole(tmp_path: Path) -> N
     assert store.evicted == 0
 
 
-def test_what_is_being_fetched_stays_when_more_of_it_comes(tmp_path: Path) -> None:
+def test_a_fetch_does_not_evict_its_own_files(tmp_path: Path) -> None:
     """Beside it nothing else matches, and it does not make room for itself."""
     both = Version("1.0.0", noise(10 * CHUNK, 1), noise(10 * CHUNK, 2))
     store = BlobStore(tmp_path, 10 * SIZE)
@@ -103,7 +103,7 @@ def test_what_is_being_fetched_stays_when_more_of_it_comes(tmp_path: Path) -> No
     assert store.evicted == 0
 
 
-def test_files_of_others_that_were_begun_go_when_they_are_older_than_bundles(tmp_path: Path) -> None:
+def test_unfinished_files_are_evicted_in_order_of_age(tmp_path: Path) -> None:
     bundle, begun, new = version(1), version(2), version(3)
     for name, age, goes in (("older", 0, begun), ("younger", 5, bundle)):
         store = BlobStore(tmp_path / name, 2 * NEEDED + SIZE + MANIFEST_BYTES)
@@ -119,7 +119,7 @@ def test_files_of_others_that_were_begun_go_when_they_are_older_than_bundles(tmp
         assert part.exists() == (goes is bundle)
 
 
-def test_bundles_go_in_order_of_their_last_use_until_there_is_quota(tmp_path: Path) -> None:
+def test_bundles_are_evicted_in_order_of_last_use_until_there_is_room(tmp_path: Path) -> None:
     versions = [version(number) for number in range(1, 5)]
     store = BlobStore(tmp_path, 10 * SIZE)
     for each in versions:
@@ -134,7 +134,7 @@ def test_bundles_go_in_order_of_their_last_use_until_there_is_quota(tmp_path: Pa
     assert store.used_bytes == 2 * (SIZE + len(versions[0].manifest)) + 12 * CHUNK + 12
 
 
-def test_a_file_that_bundles_share_is_counted_once(tmp_path: Path) -> None:
+def test_a_file_shared_by_bundles_counts_once(tmp_path: Path) -> None:
     same = noise(SIZE, 1)
     one, other = Version("1.0.0", same), Version("2.0.0", same)
     store = BlobStore(tmp_path, 10 * SIZE)
@@ -144,7 +144,7 @@ def test_a_file_that_bundles_share_is_counted_once(tmp_path: Path) -> None:
     assert store.used_bytes == SIZE + len(one.manifest) + len(other.manifest)
 
 
-def test_the_disk_has_to_have_room_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_check_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = version(1)
     free(monkeypatch, SIZE + MANIFEST_BYTES)
     assert len(BlobStore(tmp_path / "exact", 10 * SIZE).missing(new.files)) == 10
@@ -161,7 +161,7 @@ def test_the_disk_has_to_have_room_to_the_byte(tmp_path: Path, monkeypatch: pyte
     )
 
 
-def test_the_disk_has_what_was_written_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_blocks_reduce_the_space_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = version(1)
     store = BlobStore(tmp_path, 10 * SIZE)
     new.fetch(store, 4)
@@ -175,9 +175,7 @@ def test_the_disk_has_what_was_written_already(tmp_path: Path, monkeypatch: pyte
         store.missing(new.files)
 
 
-def test_what_takes_more_blocks_than_bytes_gives_no_room_to_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_with_more_blocks_than_bytes_offsets_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of 10 kB takes three blocks of 4 kB."""
     new = version(1)
     store = BlobStore(tmp_path, 10 * SIZE)

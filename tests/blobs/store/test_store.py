@@ -26,7 +26,7 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_was_installed_is_there_after_a_restart(tmp_path: Path) -> None:
+def test_installed_bundles_survive_a_restart(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(5000, 1), noise(3000, 2))
     version.install(BlobStore(tmp_path, 1 << 20))
 
@@ -36,7 +36,7 @@ def test_what_was_installed_is_there_after_a_restart(tmp_path: Path) -> None:
     assert all(store.chunk(digest) == piece for digest, piece in version.chunks.items())
 
 
-def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_bundle_is_evicted_first(tmp_path: Path) -> None:
     first, second, third = (Version(f"{number}.0.0", noise(10_000, number)) for number in (1, 2, 3))
     store = BlobStore(tmp_path, 24_000 + MANIFEST_BYTES)
     first.install(store)
@@ -49,7 +49,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     assert store.used_bytes <= store.max_bytes
 
 
-def test_what_serves_and_what_served_before_stay_and_nothing_goes_in_vain(tmp_path: Path) -> None:
+def test_protected_bundles_stay_and_nothing_is_evicted_in_vain(tmp_path: Path) -> None:
     """Too large a version is refused before anything was evicted for it."""
     serving, previous, other = (Version(f"{number}.0.0", noise(10_000, number)) for number in (1, 2, 3))
     store = BlobStore(tmp_path, 34_000 + MANIFEST_BYTES)
@@ -69,9 +69,7 @@ def test_what_serves_and_what_served_before_stay_and_nothing_goes_in_vain(tmp_pa
     assert not other.is_whole_in(again)
 
 
-def test_what_must_stay_is_on_the_disk_before_the_store_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_protection_is_on_disk_before_the_call_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written aside, synced, renamed, and the rename synced too: seen by looking at each fsync, which still happens."""
     version = Version("1.0.0", noise(2000, 1))
     store = BlobStore(tmp_path, 1 << 20)
@@ -89,7 +87,7 @@ def test_what_must_stay_is_on_the_disk_before_the_store_says_so(
     assert synced == [(str(tmp_path / "protected.json.new"), False), (str(tmp_path), True)]
 
 
-def test_versions_share_the_chunks_that_are_equal(tmp_path: Path) -> None:
+def test_versions_share_equal_chunks(tmp_path: Path) -> None:
     """Only what is new is fetched, and an equal file lies on the disk once."""
     same, old = noise(4 * CHUNK, 1), noise(6 * CHUNK, 2)
     new = old[: 2 * CHUNK] + noise(CHUNK, 3) + old[3 * CHUNK :]
@@ -105,7 +103,7 @@ def test_versions_share_the_chunks_that_are_equal(tmp_path: Path) -> None:
     assert store.used_bytes == before + len(new) + len(second.manifest)
 
 
-def test_what_shares_chunks_with_what_is_fetched_goes_last(tmp_path: Path) -> None:
+def test_bundles_sharing_chunks_with_the_fetch_are_evicted_last(tmp_path: Path) -> None:
     """They would have to come over the WAN again, though others were used since."""
     old = noise(8 * CHUNK, 1)
     first, other = Version("1.0.0", old), Version("1.0.1", noise(8 * CHUNK, 2))
@@ -118,7 +116,7 @@ def test_what_shares_chunks_with_what_is_fetched_goes_last(tmp_path: Path) -> No
     assert [each.digest for each in store.installed()] == [first.digest]
 
 
-def test_a_file_that_had_to_make_room_for_its_own_bundle_is_fetched_again(tmp_path: Path) -> None:
+def test_a_file_evicted_for_its_own_bundle_is_fetched_again(tmp_path: Path) -> None:
     """The other half of the version lay in a bundle that was evicted for it."""
     shared = noise(4 * CHUNK, 1)
     store = BlobStore(tmp_path, 15 * CHUNK + MANIFEST_BYTES)
@@ -132,7 +130,7 @@ def test_a_file_that_had_to_make_room_for_its_own_bundle_is_fetched_again(tmp_pa
     assert store.used_bytes <= store.max_bytes
 
 
-def test_a_damaged_file_is_mended_in_every_bundle_that_has_it(tmp_path: Path) -> None:
+def test_a_damaged_file_is_repaired_in_every_bundle(tmp_path: Path) -> None:
     """Only the chunks that are damaged come again."""
     shared = noise(6 * CHUNK, 1)
     versions = [Version(f"{number}.0.0", shared, noise(CHUNK, 10 + number)) for number in range(3)]
@@ -150,7 +148,7 @@ def test_a_damaged_file_is_mended_in_every_bundle_that_has_it(tmp_path: Path) ->
     assert all(version.is_whole_in(store) for version in versions)
 
 
-def test_a_chunk_that_is_not_what_its_digest_says_is_refused(tmp_path: Path) -> None:
+def test_a_chunk_that_does_not_match_its_digest_is_refused(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(3 * CHUNK, 1))
     store = BlobStore(tmp_path, 1 << 20)
     (first, *_) = store.missing(version.files)
@@ -162,7 +160,7 @@ def test_a_chunk_that_is_not_what_its_digest_says_is_refused(tmp_path: Path) -> 
     assert version.fetch(store) == 3
 
 
-def test_a_damaged_chunk_is_given_to_nobody(tmp_path: Path) -> None:
+def test_a_damaged_chunk_is_never_returned(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(3 * CHUNK, 1))
     store = BlobStore(tmp_path, 1 << 20)
     folder = version.install(store)
@@ -176,7 +174,7 @@ def test_a_damaged_chunk_is_given_to_nobody(tmp_path: Path) -> None:
 
 @settings(max_examples=examples(30))
 @given(st.data())
-def test_a_write_that_was_torn_at_any_byte_costs_no_more_than_a_fetch(
+def test_a_write_torn_at_any_byte_is_repaired_by_a_fetch(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     """Any file of the store is cut off, or filled with zeros from some byte on, as after a power cut: it ends whole."""
@@ -198,7 +196,7 @@ def test_a_write_that_was_torn_at_any_byte_costs_no_more_than_a_fetch(
     assert version.is_whole_in(again)
 
 
-def test_chunks_are_not_fetched_again_only_because_the_hint_is_gone(tmp_path: Path) -> None:
+def test_a_missing_hint_does_not_cause_chunks_to_be_fetched_again(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(6 * CHUNK, 1))
     version.fetch(BlobStore(tmp_path, 1 << 20), 4)
     for hint in (tmp_path / "parts").glob("*.there"):
@@ -218,7 +216,7 @@ def no_file_longer_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_the_disk_does_not_take_is_said_and_what_is_there_goes_on(tmp_path: Path) -> None:
+def test_a_failed_write_is_reported_and_stored_chunks_are_kept(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(6 * CHUNK, 1))
     store = BlobStore(tmp_path, 1 << 20)
     version.fetch(store, 3)
@@ -255,7 +253,7 @@ def fill(path: Path) -> None:
             pass
 
 
-def test_a_disk_that_fills_under_way_keeps_what_came_and_takes_the_rest_later(small_disk: Path) -> None:
+def test_a_disk_that_fills_up_keeps_chunks_and_the_fetch_resumes(small_disk: Path) -> None:
     """Somebody else takes the room; the quota said there would be enough."""
     version = Version("1.0.0", noise(100 * CHUNK, 1))
     store = BlobStore(small_disk / "store", 1 << 30)
@@ -275,7 +273,7 @@ def test_a_disk_that_fills_under_way_keeps_what_came_and_takes_the_rest_later(sm
     assert version.is_whole_in(store)
 
 
-def test_many_read_while_versions_come_and_go(tmp_path: Path) -> None:
+def test_reads_are_consistent_while_versions_change(tmp_path: Path) -> None:
     """Whoever reads gets the right bytes, or is told that they are not here."""
     versions = [Version(f"{number}.0.0", noise(20 * CHUNK, number), noise(CHUNK, 99)) for number in range(4)]
     chunks = [(digest, piece) for version in versions for digest, piece in version.chunks.items()]
@@ -311,7 +309,7 @@ def test_many_read_while_versions_come_and_go(tmp_path: Path) -> None:
     assert store.evicted > 0
 
 
-def test_an_event_loop_that_asks_does_not_wait_for_who_is_writing(tmp_path: Path) -> None:
+def test_reads_do_not_wait_for_a_writer(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(3 * CHUNK, 1))
     store = BlobStore(tmp_path, 1 << 20)
     version.install(store)
@@ -335,7 +333,7 @@ def test_an_event_loop_that_asks_does_not_wait_for_who_is_writing(tmp_path: Path
         writer.join()
 
 
-def test_what_is_no_bundle_keeps_nobody_from_starting(tmp_path: Path) -> None:
+def test_an_invalid_bundle_folder_does_not_keep_the_store_from_opening(tmp_path: Path) -> None:
     good = Version("1.0.0", noise(2000, 1))
     good.install(BlobStore(tmp_path, 1 << 20))
     (tmp_path / "bundles" / "nonsense").mkdir()
