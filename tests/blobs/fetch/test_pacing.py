@@ -1,4 +1,4 @@
-"""How much is asked for at once, and how fast: exact numbers, as the window and the bucket should have them."""
+"""Exact behaviour of the fetch window and the token bucket."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 from hedgerow.blobs.fetch.pacing import FetchWindow, TokenBucket
 
 
-def window(*answers: tuple[float, float]) -> FetchWindow:
-    """A window after answers that took so long, and came then."""
-    made = FetchWindow()
-    for took_s, now in answers:
-        made.on_reply(took_s, now)
-    return made
+def window(*replies: tuple[float, float]) -> FetchWindow:
+    """Return a window after replies: pairs of reply time and arrival."""
+    fetch_window = FetchWindow()
+    for took_s, now in replies:
+        fetch_window.on_reply(took_s, now)
+    return fetch_window
 
 
 # The window's size
@@ -31,7 +31,7 @@ def test_slow_start_grows_the_window_by_one_per_undelayed_reply() -> None:
 def test_growth_falls_as_the_delay_nears_100_ms() -> None:
     assert window((0.2, 0.0), (0.25, 1.0)).size == pytest.approx(3.5)
     assert window((0.1, 0.0), (0.2, 1.0)).size == 3.0
-    assert window((0.1, 0.0), (0.2, 1.0), (0.1, 2.0)).size == 4.0, "as much as is allowed is not too much"
+    assert window((0.1, 0.0), (0.2, 1.0), (0.1, 2.0)).size == 4.0, "a delay of exactly the target is not too long"
 
 
 def test_a_larger_delay_shrinks_the_window_and_ends_slow_start() -> None:
@@ -55,7 +55,7 @@ def test_the_window_is_between_1_and_64_chunks() -> None:
 
 
 def test_the_base_is_the_shortest_time_of_ten_minutes() -> None:
-    """An answer that takes a tenth of a second more leaves the window as it is; with nothing to compare it grows."""
+    """A reply 100 ms above the base leaves the window unchanged; without an older base the window grows."""
     assert window((0.1, 0.0), (0.2, 600.0)).size == pytest.approx(3.0)
     assert window((0.1, 0.0), (0.2, 600.5)).size == pytest.approx(4.0)
 
@@ -65,8 +65,8 @@ def test_base_times_expire_by_the_minute() -> None:
     in_the_second = window((0.2, 1000.0), (0.1, 1060.0))
     at_its_end = window((0.2, 940.0), (0.2, 1000.0), (0.1, 1059.9))
 
-    for made in (in_the_first, in_the_second, at_its_end):
-        made.on_reply(0.2, 1600.5)
+    for fetch_window in (in_the_first, in_the_second, at_its_end):
+        fetch_window.on_reply(0.2, 1600.5)
     assert (in_the_first.size, in_the_second.size) == (pytest.approx(5.0), pytest.approx(4.0))
     assert at_its_end.size == pytest.approx(6.0)
     still = window((0.2, 0.0), (0.1, 60.0), (0.2, 660.0))
@@ -76,47 +76,47 @@ def test_base_times_expire_by_the_minute() -> None:
 
 
 def test_a_minute_does_not_inherit_the_base_of_the_last() -> None:
-    made = window((0.1, 0.0), (0.3, 60.0), (0.3, 70.0))
-    size = made.size
+    fetch_window = window((0.1, 0.0), (0.3, 60.0), (0.3, 70.0))
+    size = fetch_window.size
 
-    made.on_reply(0.4, 600.5)
-    assert made.size == pytest.approx(size), "0.3 s is the base now"
+    fetch_window.on_reply(0.4, 600.5)
+    assert fetch_window.size == pytest.approx(size), "the base is 0.3 s now"
 
 
 def test_every_minute_keeps_its_shortest_time() -> None:
-    made = window((0.3, 0.0), (0.2, 30.0), (0.4, 59.0), (0.3, 61.0), (0.3, 125.0))
-    size = made.size
+    fetch_window = window((0.3, 0.0), (0.2, 30.0), (0.4, 59.0), (0.3, 61.0), (0.3, 125.0))
+    size = fetch_window.size
 
-    made.on_reply(0.3, 126.0)
-    assert made.size == pytest.approx(size), "0.2 s is the base still"
+    fetch_window.on_reply(0.3, 126.0)
+    assert fetch_window.size == pytest.approx(size), "the base is still 0.2 s"
 
 
 # Losses
 
 
 def test_a_loss_halves_the_window_once_per_round_trip() -> None:
-    made = window(*((0.25, 0.0) for _ in range(6)))
-    assert made.size == 8.0
+    fetch_window = window(*((0.25, 0.0) for _ in range(6)))
+    assert fetch_window.size == 8.0
 
-    made.on_loss(10.0)
-    made.on_loss(10.24)
-    assert made.size == 4.0
-    made.on_loss(10.25)
-    assert made.size == 2.0
-    made.on_loss(20.0)
-    made.on_loss(30.0)
-    assert made.size == 1.0
+    fetch_window.on_loss(10.0)
+    fetch_window.on_loss(10.24)
+    assert fetch_window.size == 4.0
+    fetch_window.on_loss(10.25)
+    assert fetch_window.size == 2.0
+    fetch_window.on_loss(20.0)
+    fetch_window.on_loss(30.0)
+    assert fetch_window.size == 1.0
 
 
 def test_a_loss_ends_slow_start() -> None:
-    made = window(*((0.2, 0.0) for _ in range(6)))
-    made.on_loss(1.0)
+    fetch_window = window(*((0.2, 0.0) for _ in range(6)))
+    fetch_window.on_loss(1.0)
 
-    made.on_reply(0.2, 2.0)
-    assert made.size == pytest.approx(4.25)
+    fetch_window.on_reply(0.2, 2.0)
+    assert fetch_window.size == pytest.approx(4.25)
 
 
-# Times
+# Timeouts
 
 
 def test_the_timeout_starts_at_30_s_and_is_at_least_2_s() -> None:

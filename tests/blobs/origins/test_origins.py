@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from tests.blobs.conftest import (
-    PATIENCE_S,
     REGION,
     SITE,
-    Estate,
+    TIMEOUT_S,
     Repository,
-    content_of,
-    made_manifest,
+    Testbed,
+    installed_digest,
+    manifest_of,
     noise,
 )
 from tests.blobs.servers import PASSWORD, USER, Authority, ConnectProxy, FolderServer, Registry, basic
@@ -202,12 +202,12 @@ def test_a_proxy_from_the_environment_is_used(
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
     monkeypatch.setenv("NO_PROXY", "elsewhere.example")
     assert source_of(server.url, authority).fetch(pieces(file)[0])
-    assert proxy.asked == [f"127.0.0.1:{server.port}"]
+    assert proxy.targets == [f"127.0.0.1:{server.port}"]
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert source_of(server.url, authority).fetch(pieces(file)[0])
     proxy.close()
-    assert len(proxy.asked) == 1
+    assert len(proxy.targets) == 1
 
 
 def test_an_unreadable_file_is_reported_at_the_start(authority: Authority, tmp_path: Path) -> None:
@@ -219,14 +219,14 @@ def test_an_unreadable_file_is_reported_at_the_start(authority: Authority, tmp_p
 # A registry
 
 
-def made_bundle(folder: Path, version: str = "1.0.0", seed: int = 1) -> Bundle:
+def build_bundle(folder: Path, version: str = "1.0.0", seed: int = 1) -> Bundle:
     """A bundle as it is built: two files, cut as they are cut."""
     (folder / "variants" / "fp32").mkdir(parents=True)
     paths = {"variants/fp32/model.onnx": noise(400_000, seed), "variants/fp32/labels.bin": noise(50_000, 99)}
     for path, content in paths.items():
         (folder / path).write_bytes(content)
     files = [describe_file(folder / path, path) for path in paths]
-    manifest = Manifest.model_validate_json(made_manifest(files, version))
+    manifest = Manifest.model_validate_json(manifest_of(files, version))
     from hedgerow.models.bundle import model_file
 
     digest = model_file.digest(folder / files[0].path)
@@ -249,7 +249,7 @@ def section(registry: Registry, **more: Any) -> SourceSection:
 
 
 def test_a_pushed_bundle_can_be_fetched_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
-    bundle = made_bundle(tmp_path / "bundle")
+    bundle = build_bundle(tmp_path / "bundle")
     done = push(bundle, web_client(section(registry)))
     (model_file,) = open_sources([section(registry)])
 
@@ -262,10 +262,10 @@ def test_a_pushed_bundle_can_be_fetched_chunk_by_chunk(registry: Registry, tmp_p
 
 def test_existing_blobs_are_not_pushed_again(registry: Registry, tmp_path: Path) -> None:
     """The same version costs nothing; another one shares a file."""
-    push(made_bundle(tmp_path / "one", "1.0.0"), web_client(section(registry)))
+    push(build_bundle(tmp_path / "one", "1.0.0"), web_client(section(registry)))
 
-    assert push(made_bundle(tmp_path / "again", "1.0.0"), web_client(section(registry))).blobs == 0
-    assert push(made_bundle(tmp_path / "two", "1.1.0", seed=2), web_client(section(registry))).blobs == 2
+    assert push(build_bundle(tmp_path / "again", "1.0.0"), web_client(section(registry))).blobs == 0
+    assert push(build_bundle(tmp_path / "two", "1.1.0", seed=2), web_client(section(registry))).blobs == 2
 
 
 def test_another_implementation_pulls_the_bundle(
@@ -274,7 +274,7 @@ def test_another_implementation_pulls_the_bundle(
     """ORAS lays the files where they were."""
     import oras.client
 
-    bundle = made_bundle(tmp_path / "bundle")
+    bundle = build_bundle(tmp_path / "bundle")
     push(bundle, web_client(section(registry)))
     client = oras.client.OrasClient(tls_verify=str(registry.authority.file), auth_backend="basic")
     client.auth.set_basic_auth(USER, PASSWORD)
@@ -291,12 +291,12 @@ def test_a_push_without_permission_fails_with_a_remedy(registry: Registry, tmp_p
     wrong.write_text("plant:guessed\n")
 
     with pytest.raises(SourceAway, match="401") as caught:
-        push(made_bundle(tmp_path / "bundle"), web_client(section(registry, credentials_file=wrong)))
+        push(build_bundle(tmp_path / "bundle"), web_client(section(registry, credentials_file=wrong)))
     assert "credentials" in caught.value.remedy
 
 
 def test_a_modified_bundle_is_not_pushed(registry: Registry, tmp_path: Path) -> None:
-    bundle = made_bundle(tmp_path / "bundle", "9.0.0", seed=9)
+    bundle = build_bundle(tmp_path / "bundle", "9.0.0", seed=9)
     bundle.path(bundle.manifest.files()[1]).write_bytes(b"other")
 
     with pytest.raises(BadBundle):
@@ -318,34 +318,34 @@ def test_every_version_has_a_tag() -> None:
 # Nodes
 
 
-async def test_a_site_fetches_from_a_web_server_once(estate: Estate, authority: Authority) -> None:
+async def test_a_site_fetches_from_a_web_server_once(testbed: Testbed, authority: Authority) -> None:
     """Three nodes, one after the other or together: one copy comes, the others have it from neighbours."""
-    file = estate.repository.add("model.onnx", noise(2 << 20, 1))
-    with FolderServer(estate.repository.folder, authority) as server:
+    file = testbed.repository.add("model.onnx", noise(2 << 20, 1))
+    with FolderServer(testbed.repository.folder, authority) as server:
         sources = [source_of(server.url, authority)]
-        async with estate.served() as region, estate.fetchers("n1", "n2", "n3", sources=sources) as fetchers:
-            async with asyncio.timeout(PATIENCE_S):
+        async with testbed.served() as region, testbed.fetchers("n1", "n2", "n3", sources=sources) as fetchers:
+            async with asyncio.timeout(TIMEOUT_S):
                 await asyncio.gather(*(fetcher.fetch([file]) for fetcher in fetchers))
 
     assert server.sent <= 1.05 * file.size
     assert region.counts.chunks == 0
     for fetcher in fetchers:
-        assert content_of(fetcher._store, made_manifest([file]), file) == file.digest
+        assert installed_digest(fetcher._store, manifest_of([file]), file) == file.digest
 
 
-async def test_a_node_that_serves_no_peers_fetches_silently(estate: Estate, authority: Authority) -> None:
+async def test_a_node_that_serves_no_peers_fetches_silently(testbed: Testbed, authority: Authority) -> None:
     """A word that it wants something would have others wait for what it brings for itself alone."""
-    file = estate.repository.add("model.onnx", noise(2 << 20, 1))
+    file = testbed.repository.add("model.onnx", noise(2 << 20, 1))
     said: list[str] = []
-    with FolderServer(estate.repository.folder, authority) as server:
+    with FolderServer(testbed.repository.folder, authority) as server:
         alone = {"sources": [source_of(server.url, authority)], "serve_neighbours": False}
         async with (
-            estate.served() as region,
-            Client(estate.options("ear"), lambda messages: said.extend(each.topic for each in messages)) as ear,
-            estate.fetchers("n1", "n2", "n3", **alone) as fetchers,
+            testbed.served() as region,
+            Client(testbed.options("ear"), lambda messages: said.extend(each.topic for each in messages)) as ear,
+            testbed.fetchers("n1", "n2", "n3", **alone) as fetchers,
         ):
             await ear.subscribe({Address(REGION, SITE, "+").topic(Channel.BLOB, "#"): 1})
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await asyncio.gather(*(fetcher.fetch([file]) for fetcher in fetchers))
 
     assert server.sent == 3 * file.size
@@ -353,10 +353,10 @@ async def test_a_node_that_serves_no_peers_fetches_silently(estate: Estate, auth
 
 
 async def test_mirrors_are_tried_in_order_and_the_region_last(
-    estate: Estate, authority: Authority, tmp_path: Path
+    testbed: Testbed, authority: Authority, tmp_path: Path
 ) -> None:
     """The first gives something else, the second has nothing more after a while; each is left with the reason."""
-    file = estate.repository.add("model.onnx", noise(2 << 20, 1))
+    file = testbed.repository.add("model.onnx", noise(2 << 20, 1))
     other = Repository(tmp_path / "other")
     for chunk in file.chunks:
         other.path(chunk.digest).parent.mkdir(parents=True, exist_ok=True)
@@ -364,17 +364,17 @@ async def test_mirrors_are_tried_in_order_and_the_region_last(
     half = Repository(tmp_path / "half")
     for chunk in file.chunks[: len(file.chunks) // 2]:
         half.path(chunk.digest).parent.mkdir(parents=True, exist_ok=True)
-        half.path(chunk.digest).write_bytes(estate.repository.path(chunk.digest).read_bytes())
+        half.path(chunk.digest).write_bytes(testbed.repository.path(chunk.digest).read_bytes())
     events: list[tuple[str, dict[str, Any]]] = []
     with FolderServer(other.folder, authority) as first, FolderServer(half.folder, authority) as second:
         sources = [source_of(server.url, authority) for server in (first, second)]
         async with (
-            estate.served() as region,
-            estate.fetcher(
+            testbed.served() as region,
+            testbed.fetcher(
                 "n1", sources=sources, on_event=lambda kind, detail: events.append((kind, detail))
             ) as fetcher,
         ):
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await fetcher.fetch([file])
 
     assert [(kind, detail["source"], detail["next"], detail["code"]) for kind, detail in events] == [
@@ -382,15 +382,18 @@ async def test_mirrors_are_tried_in_order_and_the_region_last(
         ("source-left-alone", second.url, "region", "content-missing"),
     ]
     assert region.counts.chunks >= len(file.chunks) // 2
-    assert content_of(fetcher._store, made_manifest([file]), file) == file.digest
+    assert installed_digest(fetcher._store, manifest_of([file]), file) == file.digest
 
 
-async def test_a_site_fetches_from_a_registry(estate: Estate, registry: Registry, tmp_path: Path) -> None:
-    bundle = made_bundle(tmp_path / "bundle", "3.0.0", seed=3)
+async def test_a_site_fetches_from_a_registry(testbed: Testbed, registry: Registry, tmp_path: Path) -> None:
+    bundle = build_bundle(tmp_path / "bundle", "3.0.0", seed=3)
     push(bundle, web_client(section(registry)))
     files = bundle.manifest.files()
-    async with estate.served() as region, estate.fetchers("n1", "n2", sources=open_sources([section(registry)])) as two:
-        async with asyncio.timeout(PATIENCE_S):
+    async with (
+        testbed.served() as region,
+        testbed.fetchers("n1", "n2", sources=open_sources([section(registry)])) as two,
+    ):
+        async with asyncio.timeout(TIMEOUT_S):
             await asyncio.gather(*(fetcher.fetch(files) for fetcher in two))
 
     assert region.counts.chunks == 0

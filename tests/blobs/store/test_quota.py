@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from tests.blobs.conftest import noise
-from tests.blobs.versions import CHUNK, Version, aged
+from tests.blobs.versions import CHUNK, Version, set_age
 
 from hedgerow.blobs.errors import DiskFull, StoreFull
 from hedgerow.blobs.store.store import MANIFEST_BYTES, BlobStore
@@ -108,7 +108,7 @@ def test_unfinished_files_are_evicted_in_order_of_age(tmp_path: Path) -> None:
     for name, age, goes in (("older", 0, begun), ("younger", 5, bundle)):
         store = BlobStore(tmp_path / name, 2 * NEEDED + SIZE + MANIFEST_BYTES)
         bundle.install(store)
-        aged(store, bundle)
+        set_age(store, bundle)
         begun.fetch(store, 3)
         (part,) = store._parts.unfinished()
         os.utime(part, (1e9 + age - 1, 1e9 + age - 1))
@@ -124,7 +124,7 @@ def test_bundles_are_evicted_in_order_of_last_use_until_there_is_room(tmp_path: 
     store = BlobStore(tmp_path, 10 * SIZE)
     for each in versions:
         each.install(store)
-    aged(store, versions[2], versions[0], versions[3], versions[1])
+    set_age(store, versions[2], versions[0], versions[3], versions[1])
     store._quota.max_bytes = 4 * (SIZE + len(versions[0].manifest)) + MANIFEST_BYTES
 
     version(9, chunks=12).fetch(store)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.blobs.conftest import noise
-from tests.blobs.versions import CHUNK, Version, aged
+from tests.blobs.versions import CHUNK, Version, set_age
 from tests.examples import examples
 
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, DiskFull, StoreFull
@@ -32,7 +32,7 @@ def test_installed_bundles_survive_a_restart(tmp_path: Path) -> None:
 
     store = BlobStore(tmp_path, 1 << 20)
 
-    assert version.is_whole_in(store)
+    assert version.is_intact_in(store)
     assert all(store.chunk(digest) == piece for digest, piece in version.chunks.items())
 
 
@@ -41,7 +41,7 @@ def test_the_least_recently_used_bundle_is_evicted_first(tmp_path: Path) -> None
     store = BlobStore(tmp_path, 24_000 + MANIFEST_BYTES)
     first.install(store)
     second.install(store)
-    aged(store, second, first)
+    set_age(store, second, first)
 
     third.install(store)
 
@@ -56,7 +56,7 @@ def test_protected_bundles_stay_and_nothing_is_evicted_in_vain(tmp_path: Path) -
     for each in (serving, previous, other):
         each.install(store)
     store.protect({serving.digest, previous.digest})
-    aged(store, previous, serving, other)
+    set_age(store, previous, serving, other)
 
     with pytest.raises(StoreFull):
         Version("4.0.0", noise(30_000, 4)).install(store)
@@ -64,9 +64,9 @@ def test_protected_bundles_stay_and_nothing_is_evicted_in_vain(tmp_path: Path) -
 
     again = BlobStore(tmp_path, 34_000 + MANIFEST_BYTES)
     Version("5.0.0", noise(10_000, 5)).install(again)
-    assert serving.is_whole_in(again)
-    assert previous.is_whole_in(again)
-    assert not other.is_whole_in(again)
+    assert serving.is_intact_in(again)
+    assert previous.is_intact_in(again)
+    assert not other.is_intact_in(again)
 
 
 def test_protection_is_on_disk_before_the_call_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_versions_share_equal_chunks(tmp_path: Path) -> None:
     assert second.fetch(store) == 1
     second.install(store)
 
-    assert second.is_whole_in(store)
+    assert second.is_intact_in(store)
     assert store.used_bytes == before + len(new) + len(second.manifest)
 
 
@@ -110,7 +110,7 @@ def test_bundles_sharing_chunks_with_the_fetch_are_evicted_last(tmp_path: Path) 
     store = BlobStore(tmp_path, 25 * CHUNK + MANIFEST_BYTES)
     first.install(store)
     other.install(store)
-    aged(store, first, other)
+    set_age(store, first, other)
 
     assert Version("2.0.0", old[: 7 * CHUNK] + noise(CHUNK, 3)).fetch(store) == 1
     assert [each.digest for each in store.installed()] == [first.digest]
@@ -126,7 +126,7 @@ def test_a_file_evicted_for_its_own_bundle_is_fetched_again(tmp_path: Path) -> N
     assert second.fetch(store) == 13
     second.install(store)
 
-    assert second.is_whole_in(store)
+    assert second.is_intact_in(store)
     assert store.used_bytes <= store.max_bytes
 
 
@@ -145,7 +145,7 @@ def test_a_damaged_file_is_repaired_in_every_bundle(tmp_path: Path) -> None:
     assert versions[0].fetch(store) == 1
     versions[0].install(store)
 
-    assert all(version.is_whole_in(store) for version in versions)
+    assert all(version.is_intact_in(store) for version in versions)
 
 
 def test_a_chunk_that_does_not_match_its_digest_is_refused(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_write_torn_at_any_byte_is_repaired_by_a_fetch(
 
     again = BlobStore(folder, 1 << 20)
     version.install(again)
-    assert version.is_whole_in(again)
+    assert version.is_intact_in(again)
 
 
 def test_a_missing_hint_does_not_cause_chunks_to_be_fetched_again(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_failed_write_is_reported_and_stored_chunks_are_kept(tmp_path: Path) -
 
     assert version.fetch(BlobStore(tmp_path, 1 << 20)) == 2
     version.install(store)
-    assert version.is_whole_in(store)
+    assert version.is_intact_in(store)
 
 
 @pytest.fixture
@@ -266,11 +266,11 @@ def test_a_disk_that_fills_up_keeps_chunks_and_the_fetch_resumes(small_disk: Pat
     other.unlink()
     assert version.fetch(store) <= 80
     version.install(store)
-    assert version.is_whole_in(store)
+    assert version.is_intact_in(store)
 
     with pytest.raises(DiskFull):
         Version("2.0.0", noise(300 * CHUNK, 2)).fetch(store)
-    assert version.is_whole_in(store)
+    assert version.is_intact_in(store)
 
 
 def test_reads_are_consistent_while_versions_change(tmp_path: Path) -> None:

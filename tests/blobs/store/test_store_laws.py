@@ -55,7 +55,7 @@ class Store(RuleBasedStateMachine):
         else:
             self.installed.add(version.digest)
             self.kept |= {version.digest} & self.protected
-            assert version.is_whole_in(self.store)
+            assert version.is_intact_in(self.store)
 
     @rule(version=which, other=which)
     def protect(self, version: Version, other: Version) -> None:
@@ -94,7 +94,7 @@ class Store(RuleBasedStateMachine):
     def what_is_installed_is_whole(self) -> None:
         there = {each.digest for each in self.store.installed()}
         assert there <= self.installed
-        assert all(version.is_whole_in(self.store) for version in VERSIONS if version.digest in there)
+        assert all(version.is_intact_in(self.store) for version in VERSIONS if version.digest in there)
         assert self.kept <= there
 
     def teardown(self) -> None:
