@@ -1,4 +1,4 @@
-"""Chunks from a web server and from a registry: real servers, real TLS, and whatever they do wrong."""
+"""Chunks from a web server and an OCI registry: real servers, real TLS, and their failures."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def file(repository: Repository) -> File:
     return repository.add("model.onnx", noise(300_000, 1))
 
 
-def source_of(url: str, authority: Authority | None, **more: Any) -> ModelOrigin:
-    (model_file,) = open_sources([SourceSection(url=url, ca_file=authority.file if authority else None, **more)])
-    return model_file
+def open_origin(url: str, authority: Authority | None, **more: Any) -> ModelOrigin:
+    (origin,) = open_sources([SourceSection(url=url, ca_file=authority.file if authority else None, **more)])
+    return origin
 
 
-def pieces(file: File) -> list[PlacedChunk]:
+def chunks_of(file: File) -> list[PlacedChunk]:
     return list(placed_chunks([file]).values())
 
 
-def brought(model_file: ModelOrigin, file: File) -> bytes:
-    return b"".join(model_file.fetch(piece) for piece in pieces(file))
+def fetch_all(origin: ModelOrigin, file: File) -> bytes:
+    return b"".join(origin.fetch(piece) for piece in chunks_of(file))
 
 
 # A web server
@@ -74,9 +74,9 @@ def brought(model_file: ModelOrigin, file: File) -> bytes:
 def test_a_copy_of_the_repository_serves_chunks_over_one_connection(
     server: FolderServer, authority: Authority, file: File
 ) -> None:
-    model_file = source_of(server.url, authority)
+    origin = open_origin(server.url, authority)
 
-    assert digest_of(brought(model_file, file)) == file.digest
+    assert digest_of(fetch_all(origin, file)) == file.digest
     assert server.connections == 1
 
 
@@ -84,11 +84,11 @@ def test_a_copy_of_the_repository_serves_chunks_over_one_connection(
 def test_a_broken_download_resumes_where_it_broke(
     server: FolderServer, authority: Authority, file: File, ranges: bool
 ) -> None:
-    """A server that knows no ranges begins anew."""
+    """Without range support the download restarts."""
     server.breaks, server.breaks_after, server.ranges = 2, 20_000, ranges
 
-    first = pieces(file)[0]
-    data = source_of(server.url, authority).fetch(first)
+    first = chunks_of(file)[0]
+    data = open_origin(server.url, authority).fetch(first)
 
     assert digest_of(data) == first.chunk.digest
     assert server.sent == first.chunk.size + (0 if ranges else 40_000)
@@ -100,99 +100,99 @@ def test_a_server_that_keeps_breaking_off_is_unavailable(
     server.breaks, server.breaks_after = 99, 10
 
     with pytest.raises(SourceAway, match="broke off"):
-        source_of(server.url, authority).fetch(pieces(file)[0])
+        open_origin(server.url, authority).fetch(chunks_of(file)[0])
 
 
 def test_no_more_is_read_than_the_chunk_size(server: FolderServer, authority: Authority, file: File) -> None:
-    """Somebody put a large file in its place."""
-    first = pieces(file)[0]
+    """The chunk was replaced by a larger file."""
+    first = chunks_of(file)[0]
     name = first.chunk.digest.removeprefix("sha256:")
     (server.folder / "blobs" / "sha256" / name[:2] / name).write_bytes(bytes(50 << 20))
 
-    assert source_of(server.url, authority).fetch(first) == bytes(first.chunk.size)
+    assert open_origin(server.url, authority).fetch(first) == bytes(first.chunk.size)
 
 
 def test_a_server_with_an_untrusted_certificate_receives_no_request(
     server: FolderServer, authority: Authority, file: File
 ) -> None:
     with pytest.raises(SourceAway, match="certificate verify failed"):
-        source_of(server.url, None).fetch(pieces(file)[0])
+        open_origin(server.url, None).fetch(chunks_of(file)[0])
     assert server.requests == 0
 
 
 def test_server_errors_are_reported_with_a_remedy(server: FolderServer, authority: Authority, file: File) -> None:
-    model_file, piece = source_of(server.url, authority), pieces(file)[0]
+    origin, piece = open_origin(server.url, authority), chunks_of(file)[0]
 
     server.status = 500
     with pytest.raises(SourceAway, match="500"):
-        model_file.fetch(piece)
+        origin.fetch(piece)
     server.status = 404
     with pytest.raises(ContentMissing, match="does not have"):
-        model_file.fetch(piece)
+        origin.fetch(piece)
     server.status, server.moved_to = 0, "http://127.0.0.1:9/elsewhere"
     with pytest.raises(SourceAway):
-        model_file.fetch(piece)
+        origin.fetch(piece)
     server.moved_to, server.authorization = "", basic(USER, PASSWORD)
     with pytest.raises(SourceAway, match="401") as caught:
-        model_file.fetch(piece)
+        origin.fetch(piece)
     assert "credentials_file" in caught.value.remedy
 
 
 def test_credentials_are_read_from_a_file_that_may_change(
     server: FolderServer, authority: Authority, file: File, tmp_path: Path
 ) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("plant:old\n")
-    model_file, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
+    credentials = tmp_path / "secret"
+    credentials.write_text("plant:old\n")
+    origin, piece = open_origin(server.url, authority, credentials_file=credentials), chunks_of(file)[0]
     server.authorization = basic(USER, PASSWORD)
     with pytest.raises(SourceAway):
-        model_file.fetch(piece)
+        origin.fetch(piece)
 
-    secret.write_text(f"{USER}:{PASSWORD}\n")
-    assert model_file.fetch(piece)
+    credentials.write_text(f"{USER}:{PASSWORD}\n")
+    assert origin.fetch(piece)
     server.authorization = "Bearer t0ken"
-    secret.write_text("t0ken\n")
-    assert model_file.fetch(piece)
+    credentials.write_text("t0ken\n")
+    assert origin.fetch(piece)
     server.authorization = basic(USER, PASSWORD)
     auth = basic(USER, PASSWORD).removeprefix("Basic ")
-    secret.write_text(json.dumps({"auths": {f"127.0.0.1:{server.port}": {"auth": auth}}}))
-    assert model_file.fetch(piece)
+    credentials.write_text(json.dumps({"auths": {f"127.0.0.1:{server.port}": {"auth": auth}}}))
+    assert origin.fetch(piece)
 
 
 def test_credentials_are_sent_to_no_other_host(
     server: FolderServer, authority: Authority, file: File, repository: Repository, tmp_path: Path
 ) -> None:
-    """The server sends us elsewhere; that one would take anything, and sees nothing."""
-    secret = tmp_path / "secret"
-    secret.write_text(f"{USER}:{PASSWORD}\n")
+    """The server redirects to another one, which receives no credentials."""
+    credentials = tmp_path / "secret"
+    credentials.write_text(f"{USER}:{PASSWORD}\n")
     with FolderServer(repository.folder, authority) as other:
         other.authorization = basic(USER, PASSWORD)
-        piece = pieces(file)[0]
+        piece = chunks_of(file)[0]
         name = piece.chunk.digest.removeprefix("sha256:")
         server.moved_to = f"{other.url}/blobs/sha256/{name[:2]}/{name}"
 
         with pytest.raises(SourceAway, match="401"):
-            source_of(server.url, authority, credentials_file=secret).fetch(piece)
+            open_origin(server.url, authority, credentials_file=credentials).fetch(piece)
         assert other.requests == 1
 
 
 def test_a_token_is_fetched_with_the_credentials_and_renewed_when_it_expires(
     server: FolderServer, authority: Authority, file: File, tmp_path: Path
 ) -> None:
-    """As registries want it that have a server of tokens."""
-    secret = tmp_path / "secret"
-    secret.write_text(f"{USER}:{PASSWORD}\n")
+    """As with registries that use a token server."""
+    credentials = tmp_path / "secret"
+    credentials.write_text(f"{USER}:{PASSWORD}\n")
     server.authorization, server.token = basic(USER, PASSWORD), "one"
-    model_file, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
-    assert model_file.fetch(piece)
+    origin, piece = open_origin(server.url, authority, credentials_file=credentials), chunks_of(file)[0]
+    assert origin.fetch(piece)
 
     server.token = "two"
-    assert model_file.fetch(piece)
+    assert origin.fetch(piece)
 
-    secret.write_text("somebody:else\n")
+    credentials.write_text("other:user\n")
     server.token = "three"
     with pytest.raises(SourceAway, match="401"):
-        model_file.fetch(piece)
+        origin.fetch(piece)
 
 
 def test_a_proxy_from_the_environment_is_used(
@@ -201,11 +201,11 @@ def test_a_proxy_from_the_environment_is_used(
     proxy = ConnectProxy()
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
     monkeypatch.setenv("NO_PROXY", "elsewhere.example")
-    assert source_of(server.url, authority).fetch(pieces(file)[0])
+    assert open_origin(server.url, authority).fetch(chunks_of(file)[0])
     assert proxy.targets == [f"127.0.0.1:{server.port}"]
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assert source_of(server.url, authority).fetch(pieces(file)[0])
+    assert open_origin(server.url, authority).fetch(chunks_of(file)[0])
     proxy.close()
     assert len(proxy.targets) == 1
 
@@ -220,7 +220,7 @@ def test_an_unreadable_file_is_reported_at_the_start(authority: Authority, tmp_p
 
 
 def build_bundle(folder: Path, version: str = "1.0.0", seed: int = 1) -> Bundle:
-    """A bundle as it is built: two files, cut as they are cut."""
+    """Build a bundle with two files, chunked as usual."""
     (folder / "variants" / "fp32").mkdir(parents=True)
     paths = {"variants/fp32/model.onnx": noise(400_000, seed), "variants/fp32/labels.bin": noise(50_000, 99)}
     for path, content in paths.items():
@@ -238,30 +238,30 @@ def build_bundle(folder: Path, version: str = "1.0.0", seed: int = 1) -> Bundle:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Registry]:
-    registry = Registry(tmp_path_factory.mktemp("registry") / "it", authority)
+    registry = Registry(tmp_path_factory.mktemp("registry") / "registry", authority)
     yield registry
     registry.close()
 
 
 def section(registry: Registry, **more: Any) -> SourceSection:
-    known = {"url": registry.url, "ca_file": registry.authority.file, "credentials_file": registry.credentials}
-    return SourceSection.model_validate(known | more)
+    settings = {"url": registry.url, "ca_file": registry.authority.file, "credentials_file": registry.credentials}
+    return SourceSection.model_validate(settings | more)
 
 
 def test_a_pushed_bundle_can_be_fetched_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
     bundle = build_bundle(tmp_path / "bundle")
-    done = push(bundle, web_client(section(registry)))
-    (model_file,) = open_sources([section(registry)])
+    result = push(bundle, web_client(section(registry)))
+    (origin,) = open_sources([section(registry)])
 
-    assert (done.tag, done.blobs) == ("doors-1.0.0", 3)
+    assert (result.tag, result.blobs) == ("doors-1.0.0", 3)
     for file in bundle.manifest.files():
-        assert digest_of(brought(model_file, file)) == file.digest
+        assert digest_of(fetch_all(origin, file)) == file.digest
     name = f"targets/doors/1.0.0/{bundle.digest.removeprefix('sha256:')}.manifest.json"
-    assert digest_of(model_file.manifest(name, 1 << 20)) == bundle.digest
+    assert digest_of(origin.manifest(name, 1 << 20)) == bundle.digest
 
 
 def test_existing_blobs_are_not_pushed_again(registry: Registry, tmp_path: Path) -> None:
-    """The same version costs nothing; another one shares a file."""
+    """The same version uploads nothing; another version shares a file."""
     push(build_bundle(tmp_path / "one", "1.0.0"), web_client(section(registry)))
 
     assert push(build_bundle(tmp_path / "again", "1.0.0"), web_client(section(registry))).blobs == 0
@@ -271,7 +271,7 @@ def test_existing_blobs_are_not_pushed_again(registry: Registry, tmp_path: Path)
 def test_another_implementation_pulls_the_bundle(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ORAS lays the files where they were."""
+    """ORAS restores the files."""
     import oras.client
 
     bundle = build_bundle(tmp_path / "bundle")
@@ -304,10 +304,10 @@ def test_a_modified_bundle_is_not_pushed(registry: Registry, tmp_path: Path) -> 
 
 
 def test_a_registry_without_the_version_reports_it_missing(registry: Registry, file: File) -> None:
-    (model_file,) = open_sources([section(registry)])
+    (origin,) = open_sources([section(registry)])
 
     with pytest.raises(ContentMissing) as caught:
-        model_file.fetch(pieces(file)[0])
+        origin.fetch(chunks_of(file)[0])
     assert "hedgerow model push" in caught.value.remedy
 
 
@@ -319,10 +319,10 @@ def test_every_version_has_a_tag() -> None:
 
 
 async def test_a_site_fetches_from_a_web_server_once(testbed: Testbed, authority: Authority) -> None:
-    """Three nodes, one after the other or together: one copy comes, the others have it from neighbours."""
+    """Of three nodes that fetch together, one downloads; the others receive the chunks from it."""
     file = testbed.repository.add("model.onnx", noise(2 << 20, 1))
     with FolderServer(testbed.repository.folder, authority) as server:
-        sources = [source_of(server.url, authority)]
+        sources = [open_origin(server.url, authority)]
         async with testbed.served() as region, testbed.fetchers("n1", "n2", "n3", sources=sources) as fetchers:
             async with asyncio.timeout(TIMEOUT_S):
                 await asyncio.gather(*(fetcher.fetch([file]) for fetcher in fetchers))
@@ -334,28 +334,30 @@ async def test_a_site_fetches_from_a_web_server_once(testbed: Testbed, authority
 
 
 async def test_a_node_that_serves_no_peers_fetches_silently(testbed: Testbed, authority: Authority) -> None:
-    """A word that it wants something would have others wait for what it brings for itself alone."""
+    """If it announced wants, peers would wait for chunks that it does not send."""
     file = testbed.repository.add("model.onnx", noise(2 << 20, 1))
-    said: list[str] = []
+    topics: list[str] = []
     with FolderServer(testbed.repository.folder, authority) as server:
-        alone = {"sources": [source_of(server.url, authority)], "serve_neighbours": False}
+        alone = {"sources": [open_origin(server.url, authority)], "serve_neighbours": False}
         async with (
             testbed.served() as region,
-            Client(testbed.options("ear"), lambda messages: said.extend(each.topic for each in messages)) as ear,
+            Client(
+                testbed.options("observer"), lambda messages: topics.extend(each.topic for each in messages)
+            ) as observer,
             testbed.fetchers("n1", "n2", "n3", **alone) as fetchers,
         ):
-            await ear.subscribe({Address(REGION, SITE, "+").topic(Channel.BLOB, "#"): 1})
+            await observer.subscribe({Address(REGION, SITE, "+").topic(Channel.BLOB, "#"): 1})
             async with asyncio.timeout(TIMEOUT_S):
                 await asyncio.gather(*(fetcher.fetch([file]) for fetcher in fetchers))
 
     assert server.sent == 3 * file.size
-    assert (said, region.counts.chunks) == ([], 0)
+    assert (topics, region.counts.chunks) == ([], 0)
 
 
 async def test_mirrors_are_tried_in_order_and_the_region_last(
     testbed: Testbed, authority: Authority, tmp_path: Path
 ) -> None:
-    """The first gives something else, the second has nothing more after a while; each is left with the reason."""
+    """The first sends damaged chunks, the second lacks some; each is skipped with the reason."""
     file = testbed.repository.add("model.onnx", noise(2 << 20, 1))
     other = Repository(tmp_path / "other")
     for chunk in file.chunks:
@@ -367,7 +369,7 @@ async def test_mirrors_are_tried_in_order_and_the_region_last(
         half.path(chunk.digest).write_bytes(testbed.repository.path(chunk.digest).read_bytes())
     events: list[tuple[str, dict[str, Any]]] = []
     with FolderServer(other.folder, authority) as first, FolderServer(half.folder, authority) as second:
-        sources = [source_of(server.url, authority) for server in (first, second)]
+        sources = [open_origin(server.url, authority) for server in (first, second)]
         async with (
             testbed.served() as region,
             testbed.fetcher(
@@ -391,11 +393,11 @@ async def test_a_site_fetches_from_a_registry(testbed: Testbed, registry: Regist
     files = bundle.manifest.files()
     async with (
         testbed.served() as region,
-        testbed.fetchers("n1", "n2", sources=open_sources([section(registry)])) as two,
+        testbed.fetchers("n1", "n2", sources=open_sources([section(registry)])) as fetchers,
     ):
         async with asyncio.timeout(TIMEOUT_S):
-            await asyncio.gather(*(fetcher.fetch(files) for fetcher in two))
+            await asyncio.gather(*(fetcher.fetch(files) for fetcher in fetchers))
 
     assert region.counts.chunks == 0
-    for fetcher in two:
+    for fetcher in fetchers:
         fetcher._store.install((bundle.folder / "manifest.json").read_bytes(), files)

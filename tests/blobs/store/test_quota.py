@@ -1,4 +1,4 @@
-"""How much a store may take: to the byte, and what goes first when it is not enough."""
+"""Quota of a store, to the byte, and the order of eviction."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hedgerow.blobs.store.store import MANIFEST_BYTES, BlobStore
 
 SIZE = 10 * CHUNK
 NEEDED = SIZE + 10
-"""Bytes that a version of ten chunks takes while it comes: a mark for each chunk."""
+"""Bytes that a version of ten chunks takes while it is fetched, with one mark per chunk."""
 
 
 def version(number: int, chunks: int = 10) -> Version:
     return Version(f"{number}.0.0", noise(chunks * CHUNK, number))
 
 
-def there(store: BlobStore) -> set[str]:
+def installed(store: BlobStore) -> set[str]:
     return {each.digest for each in store.installed()}
 
 
-def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """The disk has so many bytes left."""
+def set_free_space(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Set the free disk space."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
 
 
@@ -48,37 +48,37 @@ def test_the_quota_is_exact(tmp_path: Path) -> None:
 
 def test_eviction_starts_when_one_byte_is_missing(tmp_path: Path) -> None:
     first, second = version(1), version(2)
-    taken = SIZE + len(first.manifest)
+    used = SIZE + len(first.manifest)
     for name, missing in (("exact", 0), ("less", 1)):
-        store = BlobStore(tmp_path / name, taken + NEEDED + MANIFEST_BYTES - missing)
+        store = BlobStore(tmp_path / name, used + NEEDED + MANIFEST_BYTES - missing)
         first.install(store)
-        assert store.used_bytes == taken
+        assert store.used_bytes == used
 
         second.fetch(store)
         assert store.evicted == missing
-        assert there(store) == ({first.digest} if not missing else set())
+        assert installed(store) == ({first.digest} if not missing else set())
 
 
 def test_nothing_is_evicted_if_protected_and_new_content_cannot_fit(tmp_path: Path) -> None:
     serving, other, new = version(1), version(2, chunks=20), version(3)
-    stays = SIZE + len(serving.manifest)
+    retained = SIZE + len(serving.manifest)
     for name, missing in (("exact", 0), ("less", 1)):
-        # Room for both bundles, so that one has to go for what comes.
+        # Room for both bundles, so that one has to be evicted for the new one.
         store = BlobStore(tmp_path / name, 10 * SIZE)
         serving.install(store)
         other.install(store)
         store.protect({serving.digest})
-        store._quota.max_bytes = stays + NEEDED + MANIFEST_BYTES - missing
+        store._quota.max_bytes = retained + NEEDED + MANIFEST_BYTES - missing
 
         if missing:
             with pytest.raises(
-                StoreFull, match=f"do not fit in the model store: {stays:,} of {store.max_bytes:,} are used"
+                StoreFull, match=f"do not fit in the model store: {retained:,} of {store.max_bytes:,} are used"
             ):
                 new.fetch(store)
-            assert (store.evicted, there(store)) == (0, {serving.digest, other.digest})
+            assert (store.evicted, installed(store)) == (0, {serving.digest, other.digest})
         else:
             new.fetch(store)
-            assert (store.evicted, there(store)) == (1, {serving.digest})
+            assert (store.evicted, installed(store)) == (1, {serving.digest})
 
 
 def test_a_partial_file_counts_at_its_full_size(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_partial_file_counts_at_its_full_size(tmp_path: Path) -> None:
     new.fetch(store, 3)
 
     assert store.used_bytes == NEEDED
-    assert new.fetch(store) == 7, "it needs no more room than it has"
+    assert new.fetch(store) == 7, "it needs no more space than it already has"
     assert store.evicted == 0
 
 
@@ -104,19 +104,19 @@ def test_a_fetch_does_not_evict_its_own_files(tmp_path: Path) -> None:
 
 
 def test_unfinished_files_are_evicted_in_order_of_age(tmp_path: Path) -> None:
-    bundle, begun, new = version(1), version(2), version(3)
-    for name, age, goes in (("older", 0, begun), ("younger", 5, bundle)):
+    bundle, unfinished, new = version(1), version(2), version(3)
+    for name, age, evicted in (("older", 0, unfinished), ("younger", 5, bundle)):
         store = BlobStore(tmp_path / name, 2 * NEEDED + SIZE + MANIFEST_BYTES)
         bundle.install(store)
         set_age(store, bundle)
-        begun.fetch(store, 3)
+        unfinished.fetch(store, 3)
         (part,) = store._parts.unfinished()
         os.utime(part, (1e9 + age - 1, 1e9 + age - 1))
 
         new.fetch(store)
         assert store.evicted == 1
-        assert (there(store) == set()) == (goes is bundle)
-        assert part.exists() == (goes is bundle)
+        assert (installed(store) == set()) == (evicted is bundle)
+        assert part.exists() == (evicted is bundle)
 
 
 def test_bundles_are_evicted_in_order_of_last_use_until_there_is_room(tmp_path: Path) -> None:
@@ -130,13 +130,13 @@ def test_bundles_are_evicted_in_order_of_last_use_until_there_is_room(tmp_path: 
     version(9, chunks=12).fetch(store)
 
     assert store.evicted == 2
-    assert there(store) == {versions[3].digest, versions[1].digest}
+    assert installed(store) == {versions[3].digest, versions[1].digest}
     assert store.used_bytes == 2 * (SIZE + len(versions[0].manifest)) + 12 * CHUNK + 12
 
 
 def test_a_file_shared_by_bundles_counts_once(tmp_path: Path) -> None:
-    same = noise(SIZE, 1)
-    one, other = Version("1.0.0", same), Version("2.0.0", same)
+    shared = noise(SIZE, 1)
+    one, other = Version("1.0.0", shared), Version("2.0.0", shared)
     store = BlobStore(tmp_path, 10 * SIZE)
     one.install(store)
     other.install(store)
@@ -146,10 +146,10 @@ def test_a_file_shared_by_bundles_counts_once(tmp_path: Path) -> None:
 
 def test_the_disk_check_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = version(1)
-    free(monkeypatch, SIZE + MANIFEST_BYTES)
+    set_free_space(monkeypatch, SIZE + MANIFEST_BYTES)
     assert len(BlobStore(tmp_path / "exact", 10 * SIZE).missing(new.files)) == 10
 
-    free(monkeypatch, SIZE + MANIFEST_BYTES - 1)
+    set_free_space(monkeypatch, SIZE + MANIFEST_BYTES - 1)
     with pytest.raises(DiskFull) as caught:
         BlobStore(tmp_path / "less", 10 * SIZE).missing(new.files)
     assert str(caught.value) == (
@@ -168,9 +168,9 @@ def test_written_blocks_reduce_the_space_needed(tmp_path: Path, monkeypatch: pyt
     (part,) = store._parts.unfinished()
     written = min(SIZE, part.stat().st_blocks * 512)
 
-    free(monkeypatch, SIZE - written + MANIFEST_BYTES)
+    set_free_space(monkeypatch, SIZE - written + MANIFEST_BYTES)
     assert len(store.missing(new.files)) == 6
-    free(monkeypatch, SIZE - written + MANIFEST_BYTES - 1)
+    set_free_space(monkeypatch, SIZE - written + MANIFEST_BYTES - 1)
     with pytest.raises(DiskFull):
         store.missing(new.files)
 
@@ -181,8 +181,8 @@ def test_a_file_with_more_blocks_than_bytes_offsets_no_other(tmp_path: Path, mon
     store = BlobStore(tmp_path, 10 * SIZE)
     new.fetch(store)
 
-    free(monkeypatch, MANIFEST_BYTES)
+    set_free_space(monkeypatch, MANIFEST_BYTES)
     assert store.missing(new.files) == []
-    free(monkeypatch, MANIFEST_BYTES - 1)
+    set_free_space(monkeypatch, MANIFEST_BYTES - 1)
     with pytest.raises(DiskFull):
         store.missing(new.files)

@@ -1,4 +1,4 @@
-"""The store of models on a real disk: what it takes, what goes, what stays, and what a torn write costs."""
+"""The model store on a real disk: eviction, protection, sharing, and repair after torn writes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_least_recently_used_bundle_is_evicted_first(tmp_path: Path) -> None
 
 
 def test_protected_bundles_stay_and_nothing_is_evicted_in_vain(tmp_path: Path) -> None:
-    """Too large a version is refused before anything was evicted for it."""
+    """A version that is too large is refused before anything is evicted."""
     serving, previous, other = (Version(f"{number}.0.0", noise(10_000, number)) for number in (1, 2, 3))
     store = BlobStore(tmp_path, 34_000 + MANIFEST_BYTES)
     for each in (serving, previous, other):
@@ -62,36 +62,36 @@ def test_protected_bundles_stay_and_nothing_is_evicted_in_vain(tmp_path: Path) -
         Version("4.0.0", noise(30_000, 4)).install(store)
     assert store.evicted == 0
 
-    again = BlobStore(tmp_path, 34_000 + MANIFEST_BYTES)
-    Version("5.0.0", noise(10_000, 5)).install(again)
-    assert serving.is_intact_in(again)
-    assert previous.is_intact_in(again)
-    assert not other.is_intact_in(again)
+    reopened = BlobStore(tmp_path, 34_000 + MANIFEST_BYTES)
+    Version("5.0.0", noise(10_000, 5)).install(reopened)
+    assert serving.is_intact_in(reopened)
+    assert previous.is_intact_in(reopened)
+    assert not other.is_intact_in(reopened)
 
 
 def test_protection_is_on_disk_before_the_call_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written aside, synced, renamed, and the rename synced too: seen by looking at each fsync, which still happens."""
+    """The file is written aside, synced and renamed, and the rename is synced, as observed on every fsync."""
     version = Version("1.0.0", noise(2000, 1))
     store = BlobStore(tmp_path, 1 << 20)
     version.install(store)
     synced: list[tuple[str, bool]] = []
     fsync = os.fsync
 
-    def seen(number: int) -> None:
+    def record(number: int) -> None:
         fsync(number)
         synced.append((str(Path(f"/proc/self/fd/{number}").readlink()), (tmp_path / "protected.json").exists()))
 
-    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(os, "fsync", record)
     store.protect({version.digest})
 
     assert synced == [(str(tmp_path / "protected.json.new"), False), (str(tmp_path), True)]
 
 
 def test_versions_share_equal_chunks(tmp_path: Path) -> None:
-    """Only what is new is fetched, and an equal file lies on the disk once."""
-    same, old = noise(4 * CHUNK, 1), noise(6 * CHUNK, 2)
+    """Only new chunks are fetched, and an equal file is stored once."""
+    shared, old = noise(4 * CHUNK, 1), noise(6 * CHUNK, 2)
     new = old[: 2 * CHUNK] + noise(CHUNK, 3) + old[3 * CHUNK :]
-    first, second = Version("1.0.0", same, old), Version("2.0.0", same, new)
+    first, second = Version("1.0.0", shared, old), Version("2.0.0", shared, new)
     store = BlobStore(tmp_path, 1 << 20)
     first.install(store)
     before = store.used_bytes
@@ -104,7 +104,7 @@ def test_versions_share_equal_chunks(tmp_path: Path) -> None:
 
 
 def test_bundles_sharing_chunks_with_the_fetch_are_evicted_last(tmp_path: Path) -> None:
-    """They would have to come over the WAN again, though others were used since."""
+    """Their chunks would have to cross the WAN again, even if other bundles were used more recently."""
     old = noise(8 * CHUNK, 1)
     first, other = Version("1.0.0", old), Version("1.0.1", noise(8 * CHUNK, 2))
     store = BlobStore(tmp_path, 25 * CHUNK + MANIFEST_BYTES)
@@ -117,7 +117,7 @@ def test_bundles_sharing_chunks_with_the_fetch_are_evicted_last(tmp_path: Path) 
 
 
 def test_a_file_evicted_for_its_own_bundle_is_fetched_again(tmp_path: Path) -> None:
-    """The other half of the version lay in a bundle that was evicted for it."""
+    """One of the version's files is in a bundle that is evicted for it."""
     shared = noise(4 * CHUNK, 1)
     store = BlobStore(tmp_path, 15 * CHUNK + MANIFEST_BYTES)
     Version("1.0.0", shared, noise(6 * CHUNK, 2)).install(store)
@@ -131,7 +131,7 @@ def test_a_file_evicted_for_its_own_bundle_is_fetched_again(tmp_path: Path) -> N
 
 
 def test_a_damaged_file_is_repaired_in_every_bundle(tmp_path: Path) -> None:
-    """Only the chunks that are damaged come again."""
+    """Only damaged chunks are fetched again."""
     shared = noise(6 * CHUNK, 1)
     versions = [Version(f"{number}.0.0", shared, noise(CHUNK, 10 + number)) for number in range(3)]
     store = BlobStore(tmp_path, 1 << 20)
@@ -177,11 +177,11 @@ def test_a_damaged_chunk_is_never_returned(tmp_path: Path) -> None:
 def test_a_write_torn_at_any_byte_is_repaired_by_a_fetch(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Any file of the store is cut off, or filled with zeros from some byte on, as after a power cut: it ends whole."""
+    """Any file of the store is truncated or zeroed from some byte on, as after a power cut; a fetch repairs it."""
     folder = tmp_path_factory.mktemp("store")
     version = Version("1.0.0", noise(5 * CHUNK + 100, 1))
     store = BlobStore(folder, 1 << 20)
-    version.fetch(store, data.draw(st.integers(0, 6), "chunks that came"))
+    version.fetch(store, data.draw(st.integers(0, 6), "chunks fetched"))
     store.protect({version.digest})
 
     file = data.draw(st.sampled_from(files_below(folder)), "file")
@@ -191,9 +191,9 @@ def test_a_write_torn_at_any_byte_is_repaired_by_a_fetch(
     if data.draw(st.booleans(), "zeros"):
         os.truncate(file, size)
 
-    again = BlobStore(folder, 1 << 20)
-    version.install(again)
-    assert version.is_intact_in(again)
+    reopened = BlobStore(folder, 1 << 20)
+    version.install(reopened)
+    assert version.is_intact_in(reopened)
 
 
 def test_a_missing_hint_does_not_cause_chunks_to_be_fetched_again(tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_a_missing_hint_does_not_cause_chunks_to_be_fetched_again(tmp_path: Path
 
 
 @contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """The kernel lets this process write no longer files."""
+def max_file_size(size: int) -> Iterator[None]:
+    """Limit the size of files this process can write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -222,7 +222,7 @@ def test_a_failed_write_is_reported_and_stored_chunks_are_kept(tmp_path: Path) -
     version.fetch(store, 3)
     missing = store.missing(version.files)
 
-    with no_file_longer_than(4 * CHUNK):
+    with max_file_size(4 * CHUNK):
         store.put(missing[0].digest, version.chunks[missing[0].digest])
         with pytest.raises(DiskFull) as caught:
             store.put(missing[1].digest, version.chunks[missing[1].digest])
@@ -239,22 +239,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = tmp_path / "small"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(mount)]
-    made = subprocess.run(command, check=False, capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"cannot mount: {made.stderr.strip()}")
+    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
     yield mount
     subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
 def fill(path: Path) -> None:
-    """Take all the room there is."""
+    """Use up the free disk space."""
     with suppress(OSError), path.open("wb", buffering=0) as file:
         while file.write(bytes(1024)):
             pass
 
 
 def test_a_disk_that_fills_up_keeps_chunks_and_the_fetch_resumes(small_disk: Path) -> None:
-    """Somebody else takes the room; the quota said there would be enough."""
+    """Another process uses up the disk, although the quota permits the version."""
     version = Version("1.0.0", noise(100 * CHUNK, 1))
     store = BlobStore(small_disk / "store", 1 << 30)
     version.fetch(store, 20)
@@ -274,7 +274,7 @@ def test_a_disk_that_fills_up_keeps_chunks_and_the_fetch_resumes(small_disk: Pat
 
 
 def test_reads_are_consistent_while_versions_change(tmp_path: Path) -> None:
-    """Whoever reads gets the right bytes, or is told that they are not here."""
+    """A read returns the right bytes or raises `ContentMissing`."""
     versions = [Version(f"{number}.0.0", noise(20 * CHUNK, number), noise(CHUNK, 99)) for number in range(4)]
     chunks = [(digest, piece) for version in versions for digest, piece in version.chunks.items()]
     store = BlobStore(tmp_path, 60 * CHUNK + MANIFEST_BYTES)
@@ -313,23 +313,23 @@ def test_reads_do_not_wait_for_a_writer(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(3 * CHUNK, 1))
     store = BlobStore(tmp_path, 1 << 20)
     version.install(store)
-    holds, ends = threading.Event(), threading.Event()
+    locked, release = threading.Event(), threading.Event()
 
     def write() -> None:
         with store._lock:
-            holds.set()
-            ends.wait()
+            locked.set()
+            release.wait()
 
     writer = threading.Thread(target=write)
     writer.start()
-    holds.wait()
+    locked.wait()
     try:
         assert store.has(version.files[0].chunks[0].digest)
         assert store.chunk(version.files[0].chunks[0].digest)
         assert store.installed()
         assert store.used_bytes > 0
     finally:
-        ends.set()
+        release.set()
         writer.join()
 
 
