@@ -469,10 +469,10 @@ def test_busy_does_not_replace_a_request_or_an_offer() -> None:
 
 def test_of_two_mutually_busy_nodes_the_first_by_name_requests() -> None:
     first, second = SchedulerBench(), SchedulerBench()
-    for bench, neighbour in ((first, "z"), (second, "m")):
+    for bench, peer in ((first, "z"), (second, "m")):
         bench.announce(0.0)
-        bench.receive(AnnouncementKind.WANT, "a", neighbour, 0.1)
-        bench.receive(AnnouncementKind.BUSY, "a", neighbour, 0.2)
+        bench.receive(AnnouncementKind.WANT, "a", peer, 0.1)
+        bench.receive(AnnouncementKind.BUSY, "a", peer, 0.2)
 
     assert first.step(0.5) == ("", "a", "a")
     assert second.step(0.5) == ("", "", "a")
