@@ -1,4 +1,4 @@
-"""A region with a repository, and a site: two real brokers, a WAN that counts and fails between them, fetchers."""
+"""Testbed: a region with a repository and a site, on two real brokers, with a faulty WAN between them that counts bytes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from hedgerow.topology.model import Topology
 
 REGION, SITE = "north", "hall"
 SITE_ADDRESS = Address(REGION, SITE, "n1")
-PATIENCE_S = 90
+TIMEOUT_S = 90
 
 
-def made_file(path: str, content: bytes, chunk_bytes: int = 64 << 10) -> tuple[File, dict[str, bytes]]:
-    """A file as a manifest lists it, and its chunks by digest."""
+def chunked_file(path: str, content: bytes, chunk_bytes: int = 64 << 10) -> tuple[File, dict[str, bytes]]:
+    """Return a file as listed in a manifest, and its chunks by digest."""
     pieces = [content[at : at + chunk_bytes] for at in range(0, len(content), chunk_bytes)]
     chunks = tuple(Chunk(digest=digest_of(piece), size=len(piece)) for piece in pieces)
     file = File(path=path, size=len(content), digest=digest_of(content), chunks=chunks)
@@ -40,8 +40,8 @@ def noise(size: int, seed: int) -> bytes:
     return Random(seed).randbytes(size)
 
 
-def made_manifest(files: Sequence[File], version: str = "1.0.0") -> bytes:
-    """A manifest of one variant with these files."""
+def manifest_of(files: Sequence[File], version: str = "1.0.0") -> bytes:
+    """Return a manifest of one variant with these files."""
     content = {
         "schema": "hedgerow.model/1", "name": "doors", "version": version, "inputs": [], "outputs": [],
         "variants": [
@@ -55,14 +55,14 @@ def made_manifest(files: Sequence[File], version: str = "1.0.0") -> bytes:
 
 
 class Repository:
-    """A repository's folder, filled by hand."""
+    """A repository's folder, written directly."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "metadata").mkdir(parents=True)
 
     def add(self, path: str, content: bytes, chunk_bytes: int = 64 << 10) -> File:
-        file, chunks = made_file(path, content, chunk_bytes)
+        file, chunks = chunked_file(path, content, chunk_bytes)
         for digest, piece in chunks.items():
             self.path(digest).parent.mkdir(parents=True, exist_ok=True)
             self.path(digest).write_bytes(piece)
@@ -73,11 +73,13 @@ class Repository:
         return self.folder / "blobs" / "sha256" / name[:2] / name
 
 
-class Estate:
-    """Brokers and WAN.
+class Testbed:
+    """The brokers of a region and a site.
 
     Attributes:
-        wan: between the site's broker and the region's; it counts.
+        repository: the region's.
+        upper, lower: brokers of the region and the site.
+        wan: between the two brokers; it counts bytes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,23 +113,23 @@ class Estate:
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[BlobServer]:
-        """The region serves, and the bridge carries."""
+        """Run the region's server, with the bridge up."""
         options = ClientOptions(url=self.upper.url)
         async with BlobServer(options, REGION, self.repository.folder) as server:
-            await server.client.wait_connected(PATIENCE_S)
-            await self.bridged()
+            await server.client.wait_connected(TIMEOUT_S)
+            await self.wait_bridged()
             yield server
 
-    async def bridged(self) -> None:
-        """Wait until what the region says comes to the site."""
-        heard = asyncio.Event()
+    async def wait_bridged(self) -> None:
+        """Wait until messages from the region reach the site."""
+        arrived = asyncio.Event()
         async with (
-            Client(ClientOptions(url=self.lower.url), lambda _: heard.set()) as below,
-            Client(ClientOptions(url=self.upper.url), lambda _: None) as above,
+            Client(ClientOptions(url=self.lower.url), lambda _: arrived.set()) as site,
+            Client(ClientOptions(url=self.upper.url), lambda _: None) as region,
         ):
-            await below.subscribe({f"hedgerow/v1/{REGION}/{SITE}/~/blob/probe": 1})
-            while not heard.is_set():
-                above.publish(f"hedgerow/v1/{REGION}/{SITE}/~/blob/probe", b"", qos=1)
+            await site.subscribe({f"hedgerow/v1/{REGION}/{SITE}/~/blob/probe": 1})
+            while not arrived.is_set():
+                region.publish(f"hedgerow/v1/{REGION}/{SITE}/~/blob/probe", b"", qos=1)
                 await asyncio.sleep(0.05)
 
     def close(self) -> None:
@@ -137,7 +139,7 @@ class Estate:
 
 
 def rendered_bridge(port: int, site: str = SITE) -> list[str]:
-    """The bridge as the topology renders it, without its certificates."""
+    """Return the bridge as rendered from a topology, without certificates."""
     topology = Topology.model_validate(
         {
             "region": {"name": REGION, "broker": "region.example"},
@@ -147,21 +149,21 @@ def rendered_bridge(port: int, site: str = SITE) -> list[str]:
     text = site_conf(topology, site)
     lines = text[text.index("# --- The bridge") :].splitlines()
     tls = ("bridge_cafile", "bridge_certfile", "bridge_keyfile", "bridge_tls_version", "bridge_insecure")
-    kept = [line for line in lines if line and not line.startswith(("#", "address", "restart_timeout", *tls))]
-    at = next(number for number, line in enumerate(kept) if line.startswith("connection ")) + 1
-    return [*kept[:at], f"address 127.0.0.1:{port}", "restart_timeout 1 2", *kept[at:]]
+    bridge_lines = [line for line in lines if line and not line.startswith(("#", "address", "restart_timeout", *tls))]
+    at = next(number for number, line in enumerate(bridge_lines) if line.startswith("connection ")) + 1
+    return [*bridge_lines[:at], f"address 127.0.0.1:{port}", "restart_timeout 1 2", *bridge_lines[at:]]
 
 
 @pytest.fixture
-def estate(tmp_path: Path) -> Iterator[Estate]:
-    made = Estate(tmp_path)
+def testbed(tmp_path: Path) -> Iterator[Testbed]:
+    made = Testbed(tmp_path)
     try:
         yield made
     finally:
         made.close()
 
 
-def content_of(store: BlobStore, manifest: bytes, file: File) -> str:
-    """The digest of a file as it lies in its bundle."""
+def installed_digest(store: BlobStore, manifest: bytes, file: File) -> str:
+    """Install a bundle. Returns: the digest of the file in it."""
     folder = store.install(manifest, [file])
     return f"sha256:{hashlib.sha256((folder / file.path).read_bytes()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Servers that models come from: a web server over a folder that fails on demand, and a real OCI registry."""
+"""Model origins for tests: a web server for a folder that fails on demand, and a real OCI registry."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ REGISTRY = shutil.which("docker-registry") or shutil.which("registry")
 
 
 class Authority:
-    """Who certifies the servers.
+    """Certificate authority of the servers.
 
     Attributes:
-        file: its certificate.
+        file: the authority's certificate.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,29 +42,29 @@ class Authority:
         self._ca.cert_pem.write_to_path(self.file)
 
     def certificate(self, name: str) -> tuple[Path, Path]:
-        """A certificate for 127.0.0.1, and its key."""
-        made = self._ca.issue_cert("127.0.0.1")
+        """Issue a certificate for 127.0.0.1. Returns: its file, and its key's file."""
+        cert = self._ca.issue_cert("127.0.0.1")
         chain, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        key.write_bytes(made.private_key_pem.bytes())
-        chain.write_bytes(b"".join(each.bytes() for each in made.cert_chain_pems))
+        key.write_bytes(cert.private_key_pem.bytes())
+        chain.write_bytes(b"".join(each.bytes() for each in cert.cert_chain_pems))
         return chain, key
 
 
 class FolderServer:
-    """An HTTPS server over a folder, in threads of its own.
+    """An HTTPS server for a folder, in its own threads.
 
     Attributes:
-        folder: what it gives out.
-        ranges: whether it knows them.
-        breaks_after: bytes of a body after which it cuts a connection, as often as this says; see `breaks`.
-        breaks: how often it still does so.
-        delay_s: before each answer.
-        status: what it answers with in place of 200, if not 0.
-        moved_to: where it sends everybody.
-        authorization: what it wants to see, if not empty.
-        token: if not empty, what it wants to see instead, and gives out at `/token` to who shows `authorization`: as a
-            registry with a server of tokens does, the two in one.
-        requests, sent, connections: so far; bytes of bodies.
+        folder: the served folder.
+        ranges: whether it supports range requests.
+        breaks_after: bytes of a body after which it breaks the connection, `breaks` times.
+        breaks: remaining number of breaks.
+        delay_s: delay before each reply.
+        status: status to reply with in place of 200, if not 0.
+        moved_to: target of a redirect of all requests, if not empty.
+        authorization: required Authorization header, if not empty.
+        token: required bearer token, if not empty. `/token` issues it in exchange for `authorization`, like a registry with a
+            token server, the two in one.
+        requests, sent, connections: counters so far; `sent` in bytes of bodies.
     """
 
     def __init__(self, folder: Path, authority: Authority) -> None:
@@ -87,7 +87,7 @@ class FolderServer:
                 server.connections += 1
 
             def do_GET(self) -> None:
-                server._answer(self)
+                server._reply(self)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -96,7 +96,7 @@ class FolderServer:
         context.load_cert_chain(*authority.certificate(f"web-{id(self)}"))
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who leaves in the midst is meant to
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that disconnect are part of the tests
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -115,10 +115,10 @@ class FolderServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def _answer(self, to: BaseHTTPRequestHandler) -> None:
+    def _reply(self, to: BaseHTTPRequestHandler) -> None:
         time.sleep(self.delay_s)
         self.requests += 1
-        if self.token and self._wants_token(to):
+        if self.token and self._handle_token(to):
             return
         path = self.folder / urlsplit(to.path).path.removeprefix("/repository/")
         status = self.status or (200 if path.is_file() else 404)
@@ -131,15 +131,15 @@ class FolderServer:
             to.end_headers()
             return
         content = path.read_bytes() if status == 200 else b"no"
-        total, begin = len(content), 0
-        wanted = to.headers.get("Range", "")
-        if self.ranges and status == 200 and wanted.startswith("bytes="):
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
-            begin, status = int(first), 206
-            content = content[begin : int(last) + 1]
+        total, start = len(content), 0
+        range_header = to.headers.get("Range", "")
+        if self.ranges and status == 200 and range_header.startswith("bytes="):
+            first, _, last = range_header.removeprefix("bytes=").partition("-")
+            start, status = int(first), 206
+            content = content[start : int(last) + 1]
         to.send_response(status)
         if status == 206:
-            to.send_header("Content-Range", f"bytes {begin}-{begin + len(content) - 1}/{total}")
+            to.send_header("Content-Range", f"bytes {start}-{start + len(content) - 1}/{total}")
         to.send_header("Content-Length", str(len(content)))
         to.end_headers()
         with self._lock:
@@ -153,12 +153,12 @@ class FolderServer:
             to.wfile.flush()
             to.close_connection = True
 
-    def _wants_token(self, to: BaseHTTPRequestHandler) -> bool:
-        """Answer who has no token, or asks for one. Returns: whether that was so."""
-        shown = to.headers.get("Authorization", "")
-        if to.path == "/token?service=models&scope=pull" and shown == self.authorization:
+    def _handle_token(self, to: BaseHTTPRequestHandler) -> bool:
+        """Reply to a token request, or to a request without a valid token. Returns: whether it did."""
+        sent_header = to.headers.get("Authorization", "")
+        if to.path == "/token?service=models&scope=pull" and sent_header == self.authorization:
             status, content = 200, json.dumps({"token": self.token}).encode()
-        elif shown != f"Bearer {self.token}":
+        elif sent_header != f"Bearer {self.token}":
             status, content = 401, b"no"
         else:
             return False
@@ -172,14 +172,14 @@ class FolderServer:
 
 
 class ConnectProxy:
-    """A proxy that passes connections on, as those of firms do.
+    """An HTTP CONNECT proxy.
 
     Attributes:
-        asked: where to, so far.
+        targets: requested targets so far.
     """
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.targets: list[str] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -198,15 +198,15 @@ class ConnectProxy:
         while not head.endswith(b"\r\n\r\n"):
             head += client.recv(1)
         where = head.split()[1].decode()
-        self.asked.append(where)
+        self.targets.append(where)
         host, _, port = where.partition(":")
         server = socket.create_connection((host, int(port)))
         client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         for one, other in ((client, server), (server, client)):
-            threading.Thread(target=_pass_on, args=(one, other), daemon=True).start()
+            threading.Thread(target=_forward, args=(one, other), daemon=True).start()
 
 
-def _pass_on(one: socket.socket, other: socket.socket) -> None:
+def _forward(one: socket.socket, other: socket.socket) -> None:
     with suppress(OSError):
         while data := one.recv(1 << 16):
             other.sendall(data)
@@ -218,12 +218,12 @@ class Registry:
 
     Attributes:
         url: of a repository there.
-        credentials: a file with what it wants to see.
+        credentials: file with user and password.
     """
 
     def __init__(self, folder: Path, authority: Authority) -> None:
         if REGISTRY is None:
-            pytest.skip("no OCI registry here: install Debian's docker-registry")
+            pytest.skip("no OCI registry: install Debian's docker-registry")
         folder.mkdir()
         self._stack = ExitStack()
         self.port = self._stack.enter_context(held_port())
@@ -262,7 +262,7 @@ class Registry:
                 return
 
     def stop(self) -> None:
-        """Be away from now on."""
+        """Stop the registry."""
         self._process.terminate()
         self._process.wait()
 

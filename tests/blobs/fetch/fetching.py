@@ -1,6 +1,6 @@
-"""A process that fetches a version and installs it, to be killed: `fetching.py BROKER NODE STORE MANIFEST [SOURCE CA]`.
+"""Process that fetches and installs a version, to be killed: `fetching.py BROKER NODE STORE MANIFEST [SOURCE CA]`.
 
-Prints `fetching` when it begins, `whole` with its largest memory (kB) and the bundle's folder at the end.
+Prints `fetching` at the start, and at the end `installed`, its peak memory (kB) and the bundle's folder.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ async def main(content: bytes, broker: str, node: str, folder: str, *source: str
         print("fetching", flush=True)
         await fetcher.fetch(files)
         installed = store.install(content, files)
-    status = Path("/proc/self/status").read_text()  # noqa: ASYNC240 - of memory
+    status = Path("/proc/self/status").read_text()  # noqa: ASYNC240 - procfs does not block
     (largest,) = (line.split()[1] for line in status.splitlines() if "VmHWM" in line)
-    print("whole", largest, installed, flush=True)
+    print("installed", largest, installed, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A site that is simulated: clock, brokers, WAN, region and disks are made up. What decides is real: plans and offers.
+"""Simulated site: clock, brokers, WAN, region and disks are simulated; schedulers and offers are real.
 
-Time jumps from event to event, so hours take milliseconds, and one seed gives one course of things.
+Time jumps from event to event, so hours take milliseconds, and a seed determines the run.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ LAN_S = 0.002
 
 @dataclass(frozen=True)
 class Wan:
-    """Between the site and the region.
+    """The link between site and region.
 
     Attributes:
         latency_s: one way.
-        bytes_per_s: downwards.
-        corrupts: share of the chunks that come damaged.
-        outages: from when, for how long: what is under way then is lost.
+        bytes_per_s: down to the site.
+        corrupts: share of damaged chunks.
+        outages: start and length of each; messages in flight are lost.
     """
 
     latency_s: float = 0.02
@@ -37,12 +37,12 @@ class Wan:
     outages: tuple[tuple[float, float], ...] = ()
 
     def up_at(self, now: float) -> bool:
-        return not any(begin <= now < begin + length for begin, length in self.outages)
+        return not any(start <= now < start + length for start, length in self.outages)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A chunk on its way; `sender` None: the region."""
+    """A chunk in flight; `sender` None: the region."""
 
     digest: str
     sender: str | None
@@ -54,36 +54,38 @@ class SimulatedNode:
     """A node of the site.
 
     Attributes:
-        lies: what it gives to neighbours is damaged.
-        mute: it offers, and sends nothing.
-        sourced: it asks another source than the region, and gives all what comes.
-        here: chunks that it has.
+        lies: it sends damaged chunks to peers.
+        mute: it offers chunks but does not send them.
+        sourced: it fetches from a mirror and shares the chunks.
+        stored: its chunks.
     """
 
     name: str
     lies: bool = False
     mute: bool = False
     sourced: bool = False
-    here: set[str] = field(default_factory=set)
+    stored: set[str] = field(default_factory=set)
     alive: bool = False
     connected: bool = True
     done_at: float | None = None
-    plan: FetchScheduler | None = None
+    scheduler: FetchScheduler | None = None
     offers: PeerOffers | None = None
-    wakes_at: float = float("inf")
-    bringing: set[str] = field(default_factory=set)
+    wake_at: float = float("inf")
+    fetching: set[str] = field(default_factory=set)
 
 
 class SimulatedSite:
-    """All of it.
+    """The whole simulation.
 
     Args:
-        sizes: of the chunks, by digest.
-        bytes_per_s: what the site's nodes may ask for.
-        lan_s: how long words and chunks take from node to node.
+        sizes: chunk sizes by digest.
+        wan: link to the region.
+        seed: of all random choices.
+        bytes_per_s: limit on requests by the site's nodes.
+        lan_s: delay of messages between nodes.
     Attributes:
-        wan_bytes: that came over the WAN.
-        notes: said by nodes so far.
+        wan_bytes: bytes received over the WAN.
+        announcements: number published by nodes so far.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class SimulatedSite:
         self.now = 0.0
         self.nodes: dict[str, SimulatedNode] = {}
         self.wan_bytes = 0
-        self.notes = 0
+        self.announcements = 0
         self._random = Random(seed)
         self._bytes_per_s = bytes_per_s
         self._lan_s = lan_s
@@ -103,39 +105,39 @@ class SimulatedSite:
         self._region_free_at = 0.0
         self._sent_at: dict[str, float] = {}
 
-    # What happens
+    # Events
 
     def at(self, when: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._numbers), what))
 
-    def joins(self, node: SimulatedNode, when: float) -> None:
+    def join(self, node: SimulatedNode, when: float) -> None:
         self.nodes[node.name] = node
-        self.at(when, lambda: self._begin(node))
+        self.at(when, lambda: self._start(node))
 
-    def dies(self, name: str, when: float) -> None:
+    def kill(self, name: str, when: float) -> None:
         def die() -> None:
             self.nodes[name].alive = False
 
         self.at(when, die)
 
-    def is_away(self, name: str, when: float, seconds: float) -> None:
-        """Its link to the site's broker is down; what is said meanwhile it never hears."""
+    def disconnect(self, name: str, when: float, seconds: float) -> None:
+        """Cut a node's link to the site's broker for some time; it misses messages sent meanwhile."""
 
-        def go() -> None:
+        def cut() -> None:
             self.nodes[name].connected = False
 
-        def come() -> None:
+        def reconnect() -> None:
             node = self.nodes[name]
             node.connected = True
-            if node.plan is not None:
-                node.plan.paused(seconds)
+            if node.scheduler is not None:
+                node.scheduler.paused(seconds)
             self._pump(node)
 
-        self.at(when, go)
-        self.at(when + seconds, come)
+        self.at(when, cut)
+        self.at(when + seconds, reconnect)
 
     def run(self, until_s: float) -> None:
-        """Until everybody is done, or for so long."""
+        """Run until all events are processed, or until this time."""
         while self._events and self._events[0][0] <= until_s:
             self.now, _, what = heapq.heappop(self._events)
             what()
@@ -146,52 +148,52 @@ class SimulatedSite:
 
     # Nodes
 
-    def _begin(self, node: SimulatedNode) -> None:
+    def _start(self, node: SimulatedNode) -> None:
         node.alive = True
-        missing = {digest: size for digest, size in self.sizes.items() if digest not in node.here}
-        node.offers = PeerOffers(node.name, node.here.__contains__, Random(self._random.random()))
+        missing = {digest: size for digest, size in self.sizes.items() if digest not in node.stored}
+        node.offers = PeerOffers(node.name, node.stored.__contains__, Random(self._random.random()))
         window, bucket = FetchWindow(), TokenBucket(self._bytes_per_s)
-        node.plan = FetchScheduler(node.name, GROUP, missing, window, bucket)
+        node.scheduler = FetchScheduler(node.name, GROUP, missing, window, bucket)
         self._pump(node)
 
     def _pump(self, node: SimulatedNode) -> None:
-        """What a fetcher does whenever something came, or it is time."""
+        """Do what a fetcher does on every event."""
         if not node.alive or not node.connected or node.offers is None:
             return
-        wakes_at = float("inf")
-        if node.plan is not None and not node.plan.missing:
-            node.plan, node.done_at = None, self.now
-        if node.plan is not None:
-            steps = node.plan.next(self.now)
-            ask = AnnouncementKind.TAKE if node.sourced else AnnouncementKind.ASK
+        wake_at = float("inf")
+        if node.scheduler is not None and not node.scheduler.missing:
+            node.scheduler, node.done_at = None, self.now
+        if node.scheduler is not None:
+            steps = node.scheduler.next(self.now)
+            request_kind = AnnouncementKind.TAKE if node.sourced else AnnouncementKind.ASK
             for kind, digests in (
                 (AnnouncementKind.WANT, steps.want),
                 (AnnouncementKind.BUSY, steps.busy),
-                (ask, steps.request),
+                (request_kind, steps.request),
             ):
                 if digests:
-                    but = steps.distrusted if kind is AnnouncementKind.WANT else ()
-                    self._say(node, Announcement(kind, GROUP, tuple(digests), but))
+                    exclude = steps.distrusted if kind is AnnouncementKind.WANT else ()
+                    self._announce(node, Announcement(kind, GROUP, tuple(digests), exclude))
             if node.sourced:
-                self._bring(node, steps.request)
-            wakes_at = min(steps.wake_at, self.now + 1.0)
-        due, again_at = node.offers.next(self.now)
+                self._fetch_from_mirror(node, steps.request)
+            wake_at = min(steps.wake_at, self.now + 1.0)
+        due, offers_wake_at = node.offers.next(self.now)
         for group, digests in due.items():
-            self._say(node, Announcement(AnnouncementKind.HAVE, group, tuple(digests)))
-        while (wanted := node.offers.take()) is not None:
+            self._announce(node, Announcement(AnnouncementKind.HAVE, group, tuple(digests)))
+        while (request := node.offers.take()) is not None:
             if not node.mute:
-                self._to_site(Part(wanted.digest, node.name, good=not node.lies))
-        wakes_at = min(wakes_at, again_at)
-        if wakes_at < float("inf") and not self.now < node.wakes_at <= wakes_at:
-            node.wakes_at = wakes_at
-            self.at(wakes_at, lambda: self._pump(node))
+                self._to_site(Part(request.digest, node.name, good=not node.lies))
+        wake_at = min(wake_at, offers_wake_at)
+        if wake_at < float("inf") and not self.now < node.wake_at <= wake_at:
+            node.wake_at = wake_at
+            self.at(wake_at, lambda: self._pump(node))
 
-    def _say(self, node: SimulatedNode, announcement: Announcement) -> None:
-        self.notes += 1
+    def _announce(self, node: SimulatedNode, announcement: Announcement) -> None:
+        self.announcements += 1
         if announcement.kind is AnnouncementKind.ASK and self.wan.up_at(self.now):
-            self.at(self.now + self.wan.latency_s, lambda: self._region_hears(announcement))
-        # The site's broker: all hear everything, in one order.
-        self.at(self.now + self._lan_s, lambda: self._all(lambda each: self._hear(each, announcement, node.name)))
+            self.at(self.now + self.wan.latency_s, lambda: self._region_receives(announcement))
+        # The site's broker delivers everything to all nodes in one order.
+        self.at(self.now + self._lan_s, lambda: self._all(lambda each: self._deliver(each, announcement, node.name)))
 
     def _all(self, act: Callable[[SimulatedNode], None]) -> None:
         for node in list(self.nodes.values()):
@@ -199,62 +201,64 @@ class SimulatedSite:
                 act(node)
                 self._pump(node)
 
-    def _hear(self, node: SimulatedNode, announcement: Announcement, sender: str) -> None:
+    def _deliver(self, node: SimulatedNode, announcement: Announcement, sender: str) -> None:
         assert node.offers is not None
         if announcement.kind is AnnouncementKind.WANT:
             node.offers.on_want(announcement, sender, self.now)
         elif announcement.kind is AnnouncementKind.HAVE:
             node.offers.on_have(announcement, sender, self.now)
-        if node.plan is not None:
-            node.plan.on_announcement(announcement, sender, self.now)
+        if node.scheduler is not None:
+            node.scheduler.on_announcement(announcement, sender, self.now)
 
     def _to_site(self, part: Part) -> None:
         self.at(self.now + self._lan_s, lambda: self._all(lambda each: self._receive(each, part)))
 
     def _receive(self, node: SimulatedNode, part: Part) -> None:
-        if node.plan is None or part.digest not in node.plan.missing or part.sender == node.name:
+        if node.scheduler is None or part.digest not in node.scheduler.missing or part.sender == node.name:
             return
         if not part.good:
-            node.plan.failed(part.digest, part.sender, self.now)
-        elif node.plan.arrived(part.digest, part.sender, self.now):
-            node.here.add(part.digest)
+            node.scheduler.failed(part.digest, part.sender, self.now)
+        elif node.scheduler.arrived(part.digest, part.sender, self.now):
+            node.stored.add(part.digest)
 
-    # Beyond the site
+    # Region and mirrors
 
-    def _bring(self, node: SimulatedNode, digests: list[str]) -> None:
-        """Another source gives chunks to one node; a cut breaks them off, and a chunk is asked for once at a time."""
+    def _fetch_from_mirror(self, node: SimulatedNode, digests: list[str]) -> None:
+        """Fetch chunks from a mirror, each once at a time; outages make them fail."""
         for digest in digests:
-            if digest in node.bringing:
+            if digest in node.fetching:
                 continue
-            node.bringing.add(digest)
+            node.fetching.add(digest)
             self._region_free_at = max(self._region_free_at, self.now) + self.sizes[digest] / self.wan.bytes_per_s
-            self.at(self._region_free_at + 2 * self.wan.latency_s, lambda digest=digest: self._bring_in(node, digest))
+            self.at(
+                self._region_free_at + 2 * self.wan.latency_s, lambda digest=digest: self._mirror_delivers(node, digest)
+            )
 
-    def _bring_in(self, node: SimulatedNode, digest: str) -> None:
-        node.bringing.discard(digest)
+    def _mirror_delivers(self, node: SimulatedNode, digest: str) -> None:
+        node.fetching.discard(digest)
         self.wan_bytes += self.sizes[digest]
-        if not node.alive or node.plan is None or digest not in node.plan.missing:
+        if not node.alive or node.scheduler is None or digest not in node.scheduler.missing:
             return
         if self.wan.up_at(self.now) and self._random.random() >= self.wan.corrupts:
-            node.plan.arrived(digest, None, self.now)
-            node.here.add(digest)
+            node.scheduler.arrived(digest, None, self.now)
+            node.stored.add(digest)
             if not node.mute:
                 self._to_site(Part(digest, node.name, good=not node.lies))
         else:
-            node.plan.failed(digest, None, self.now)
+            node.scheduler.failed(digest, None, self.now)
         self._pump(node)
 
-    def _region_hears(self, announcement: Announcement) -> None:
+    def _region_receives(self, announcement: Announcement) -> None:
         for digest in announcement.digests:
             if self.now - self._sent_at.get(digest, float("-inf")) < RESEND_AFTER_S:
                 continue
             size = self.sizes[digest]
             self._region_free_at = max(self._region_free_at, self.now) + size / self.wan.bytes_per_s
-            self._sent_at[digest] = self.now  # handed to its broker, which has it wait for the link
+            self._sent_at[digest] = self.now  # queued by the region's broker
             part = Part(digest, None, good=self._random.random() >= self.wan.corrupts)
-            self.at(self._region_free_at + self.wan.latency_s, lambda part=part: self._over(part))
+            self.at(self._region_free_at + self.wan.latency_s, lambda part=part: self._cross_wan(part))
 
-    def _over(self, part: Part) -> None:
+    def _cross_wan(self, part: Part) -> None:
         self.wan_bytes += self.sizes[part.digest]
         if self.wan.up_at(self.now):
             self._to_site(part)

@@ -1,4 +1,4 @@
-"""Who asks whom for what: real plans and offers, at a site that is simulated (see `simulated`)."""
+"""Real schedulers and offers on a simulated site (see `simulated`)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.blobs.fetch.simulated import SimulatedNode, SimulatedSite, Wan
 from tests.examples import examples
 
 LONG_S = 4 * 3600.0
-COURSE = (Phase.explicit, Phase.reuse, Phase.generate)
-"""A course that fails is told as it was found: to make it smaller takes minutes."""
+NO_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)
+"""No shrinking: it takes minutes."""
 
 
 def chunks(count: int, seed: int = 0) -> dict[str, int]:
-    """Sizes by digest, as files are cut: some 64 to 256 kB."""
+    """Return chunk sizes by digest: 64 to 256 kB, as in real files."""
     random = Random(seed)
     return {f"{random.getrandbits(256):064x}": random.randrange(64 << 10, 256 << 10) for _ in range(count)}
 
@@ -26,11 +26,11 @@ def chunks(count: int, seed: int = 0) -> dict[str, int]:
 def site_of(count: int, nodes: int, wan: Wan, seed: int, **more: Any) -> SimulatedSite:
     site = SimulatedSite(chunks(count, seed), wan, seed, **more)
     for number in range(nodes):
-        site.joins(SimulatedNode(f"n{number}"), 0.001 * number)
+        site.join(SimulatedNode(f"n{number}"), 0.001 * number)
     return site
 
 
-def test_a_dozen_nodes_that_begin_together_cost_what_one_does() -> None:
+def test_twelve_nodes_that_start_together_cost_as_much_as_one() -> None:
     site = site_of(30, 12, Wan(), 1)
 
     site.run(LONG_S)
@@ -39,10 +39,10 @@ def test_a_dozen_nodes_that_begin_together_cost_what_one_does() -> None:
     assert site.wan_bytes == sum(site.sizes.values())
 
 
-def test_who_comes_later_costs_nothing() -> None:
+def test_later_nodes_cost_nothing() -> None:
     site = site_of(60, 2, Wan(), 2)
-    site.joins(SimulatedNode("late"), 3.0)
-    site.joins(SimulatedNode("later"), 3600.0)
+    site.join(SimulatedNode("late"), 3.0)
+    site.join(SimulatedNode("later"), 3600.0)
 
     site.run(LONG_S)
 
@@ -51,10 +51,10 @@ def test_who_comes_later_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("lan_s", [0.6, 2.0])
-def test_neighbours_come_first_also_where_every_word_takes_long(lan_s: float) -> None:
-    """Nodes that have much to do hear late, and answer late."""
+def test_peers_are_preferred_also_on_a_slow_site(lan_s: float) -> None:
+    """Busy nodes receive late and answer late."""
     site = site_of(10, 2, Wan(), 2, lan_s=lan_s)
-    site.joins(SimulatedNode("late"), 600.0)
+    site.join(SimulatedNode("late"), 600.0)
 
     site.run(LONG_S)
 
@@ -62,11 +62,11 @@ def test_neighbours_come_first_also_where_every_word_takes_long(lan_s: float) ->
     assert site.wan_bytes == sum(site.sizes.values())
 
 
-def test_what_a_neighbour_took_with_it_is_asked_for_again() -> None:
-    """The one that had fetched dies in the midst of giving."""
+def test_chunks_of_a_peer_that_died_are_requested_again() -> None:
+    """The node that had the chunks dies while sending them."""
     site = site_of(60, 1, Wan(), 3)
-    site.joins(SimulatedNode("late"), 100.0)
-    site.dies("n0", 100.6)
+    site.join(SimulatedNode("late"), 100.0)
+    site.kill("n0", 100.6)
 
     site.run(LONG_S)
 
@@ -74,22 +74,22 @@ def test_what_a_neighbour_took_with_it_is_asked_for_again() -> None:
     assert site.wan_bytes < 2 * sum(site.sizes.values())
 
 
-def test_a_cut_costs_no_more_time_than_it_lasts_and_a_little() -> None:
-    """All have given up and want again at the same moment; who was first still is."""
+def test_an_outage_delays_a_fetch_by_little_more_than_its_length() -> None:
+    """All nodes time out and announce wants at the same time; the first one still claims the chunks."""
     size, rate = sum(chunks(40, 7).values()), 1e6
-    for begins in range(1, 4):
-        site = SimulatedSite(chunks(40, 7), Wan(bytes_per_s=rate, outages=((begins, 3.0),)), begins)
+    for start in range(1, 4):
+        site = SimulatedSite(chunks(40, 7), Wan(bytes_per_s=rate, outages=((start, 3.0),)), start)
         for number in range(3):
-            site.joins(SimulatedNode(f"n{number}"), 0.001 * number)
+            site.join(SimulatedNode(f"n{number}"), 0.001 * number)
 
         site.run(LONG_S)
 
         assert site.unfinished == []
-        assert last_done(site) <= begins + 3.0 + 10.0 + 2 * size / rate
+        assert last_done(site) <= start + 3.0 + 10.0 + 2 * size / rate
 
 
-def test_a_link_slower_than_was_thought_is_not_asked_again_and_again() -> None:
-    """A chunk takes a minute and more: that is learnt from the first few."""
+def test_a_very_slow_link_does_not_cause_repeated_requests() -> None:
+    """A chunk takes more than a minute, which the window learns from the first few."""
     site = site_of(60, 2, Wan(bytes_per_s=3000), 8)
 
     site.run(24 * LONG_S)
@@ -98,8 +98,8 @@ def test_a_link_slower_than_was_thought_is_not_asked_again_and_again() -> None:
     assert site.wan_bytes <= 1.1 * sum(site.sizes.values())
 
 
-def test_what_comes_damaged_is_asked_for_when_the_region_would_send_it_again() -> None:
-    """Sooner it would take the wish for that of a second node, and whoever had it would wait until his patience ends."""
+def test_a_damaged_chunk_is_requested_once_the_region_would_resend_it() -> None:
+    """The region would ignore an earlier request as repeated, and the node would wait for its timeout."""
     site = site_of(30, 2, Wan(latency_s=0.005, bytes_per_s=4e6, corrupts=0.3), 0)
 
     site.run(LONG_S)
@@ -108,30 +108,30 @@ def test_what_comes_damaged_is_asked_for_when_the_region_would_send_it_again() -
     assert last_done(site) < 10
 
 
-def test_one_who_gives_damaged_chunks_is_not_asked_twice() -> None:
+def test_a_peer_that_sends_damaged_chunks_is_used_once() -> None:
     site = site_of(60, 1, Wan(), 4)
     site.nodes["n0"].lies = True
-    site.joins(SimulatedNode("late"), 100.0)
+    site.join(SimulatedNode("late"), 100.0)
 
     site.run(LONG_S)
 
     assert site.unfinished == []
-    assert site.wan_bytes == 2 * sum(site.sizes.values()), "nobody honest had it"
+    assert site.wan_bytes == 2 * sum(site.sizes.values()), "no honest peer had it"
 
 
-def test_nobody_says_anything_when_all_have_all() -> None:
+def test_a_complete_site_sends_no_announcements() -> None:
     site = site_of(40, 5, Wan(corrupts=0.1), 5)
     site.run(LONG_S)
-    said = site.notes
+    before = site.announcements
 
     site.run(2 * LONG_S)
 
     assert site.unfinished == []
-    assert site.notes == said
+    assert site.announcements == before
 
 
-def test_no_more_is_asked_for_than_may_be() -> None:
-    """Six nodes share one allowance of bytes a second."""
+def test_the_rate_limit_is_shared_by_the_site() -> None:
+    """Six nodes share one limit on bytes per second."""
     site = site_of(60, 6, Wan(bytes_per_s=1e7), 6, bytes_per_s=100_000)
 
     site.run(LONG_S)
@@ -141,15 +141,15 @@ def test_no_more_is_asked_for_than_may_be() -> None:
 
 
 @dataclass(frozen=True)
-class Course:
-    """How things go at a site."""
+class Scenario:
+    """A scenario: the WAN, and what happens to the nodes."""
 
     seed: int
     chunks: int
     wan: Wan
     joins: tuple[float, ...]
     deaths: tuple[tuple[int, float], ...]
-    absences: tuple[tuple[int, float, float], ...]
+    disconnections: tuple[tuple[int, float, float], ...]
     lies: frozenset[int]
     mute: frozenset[int]
     sourced: frozenset[int]
@@ -159,7 +159,7 @@ moments = st.floats(0, 60)
 
 
 @st.composite
-def courses(draw: st.DrawFn, *, faults: bool) -> Course:
+def scenarios(draw: st.DrawFn, *, faults: bool) -> Scenario:
     joins = draw(st.lists(moments, min_size=1, max_size=7))
     numbers = st.integers(0, len(joins) - 1)
     wan = Wan(
@@ -168,40 +168,42 @@ def courses(draw: st.DrawFn, *, faults: bool) -> Course:
         corrupts=draw(st.sampled_from([0.0, 0.1, 0.3])) if faults else 0.0,
         outages=tuple(draw(st.lists(st.tuples(moments, st.floats(0.1, 40)), max_size=3))) if faults else (),
     )
-    return Course(
+    return Scenario(
         seed=draw(st.integers(0, 10_000)),
         chunks=draw(st.integers(1, 40)),
         wan=wan,
         joins=tuple(joins),
         deaths=tuple(draw(st.lists(st.tuples(numbers, moments), max_size=3))) if faults else (),
-        absences=tuple(draw(st.lists(st.tuples(numbers, moments, st.floats(0.1, 40)), max_size=3))) if faults else (),
+        disconnections=tuple(draw(st.lists(st.tuples(numbers, moments, st.floats(0.1, 40)), max_size=3)))
+        if faults
+        else (),
         lies=frozenset(draw(st.sets(numbers, max_size=2))) if faults else frozenset(),
         mute=frozenset(draw(st.sets(numbers, max_size=2))) if faults else frozenset(),
         sourced=frozenset(draw(st.sampled_from([set(), set(range(7)), {0, 2}]))),
     )
 
 
-def course_of(course: Course) -> SimulatedSite:
-    site = SimulatedSite(chunks(course.chunks, course.seed), course.wan, course.seed)
-    for number, when in enumerate(course.joins):
-        lies, mute, sourced = (number in kind for kind in (course.lies, course.mute, course.sourced))
-        site.joins(SimulatedNode(f"n{number}", lies=lies, mute=mute, sourced=sourced), when)
-    for number, when in course.deaths:
-        site.dies(f"n{number}", max(when, course.joins[number]) + 0.01)
-    for number, when, seconds in course.absences:
-        site.is_away(f"n{number}", max(when, course.joins[number]) + 0.01, seconds)
+def run_scenario(scenario: Scenario) -> SimulatedSite:
+    site = SimulatedSite(chunks(scenario.chunks, scenario.seed), scenario.wan, scenario.seed)
+    for number, when in enumerate(scenario.joins):
+        lies, mute, sourced = (number in kind for kind in (scenario.lies, scenario.mute, scenario.sourced))
+        site.join(SimulatedNode(f"n{number}", lies=lies, mute=mute, sourced=sourced), when)
+    for number, when in scenario.deaths:
+        site.kill(f"n{number}", max(when, scenario.joins[number]) + 0.01)
+    for number, when, seconds in scenario.disconnections:
+        site.disconnect(f"n{number}", max(when, scenario.joins[number]) + 0.01, seconds)
     site.run(LONG_S)
     return site
 
 
 @pytest.mark.slow
-@settings(max_examples=500, phases=COURSE)
-@given(courses(faults=False), courses(faults=True))
-def test_sites_pay_once_and_end_whole_in_a_thousand_courses(quiet: Course, faulty: Course) -> None:
-    """As the next two, many more of them."""
-    site, troubled = course_of(quiet), course_of(faulty)
-    assert site.unfinished == troubled.unfinished == []
-    assert last_done(troubled) <= soon(faulty, troubled)
+@settings(max_examples=500, phases=NO_SHRINKING)
+@given(scenarios(faults=False), scenarios(faults=True))
+def test_sites_pay_once_and_finish_in_a_thousand_scenarios(quiet: Scenario, faulty: Scenario) -> None:
+    """The next two tests with many more examples."""
+    site, faulty_site = run_scenario(quiet), run_scenario(faulty)
+    assert site.unfinished == faulty_site.unfinished == []
+    assert last_done(faulty_site) <= deadline_of(faulty, faulty_site)
     assert site.wan_bytes <= 1.05 * sum(site.sizes.values())
 
 
@@ -209,25 +211,25 @@ def last_done(site: SimulatedSite) -> float:
     return max((node.done_at for node in site.nodes.values() if node.done_at is not None), default=0.0)
 
 
-def soon(course: Course, site: SimulatedSite) -> float:
-    """When all should have come: nothing is wrong any more after 100 s, but a neighbour that is mute costs time each time."""
-    return 100 + 300 + 10 * sum(site.sizes.values()) / course.wan.bytes_per_s
+def deadline_of(scenario: Scenario, site: SimulatedSite) -> float:
+    """Return a deadline: faults end after 100 s, but every mute peer costs time."""
+    return 100 + 300 + 10 * sum(site.sizes.values()) / scenario.wan.bytes_per_s
 
 
-@settings(max_examples=examples(12), phases=COURSE)
-@given(courses(faults=False))
-def test_a_site_pays_once_whoever_joins_when_and_whatever_the_link_is_like(course: Course) -> None:
-    site = course_of(course)
+@settings(max_examples=examples(12), phases=NO_SHRINKING)
+@given(scenarios(faults=False))
+def test_a_site_pays_once_whatever_the_joins_and_the_link(scenario: Scenario) -> None:
+    site = run_scenario(scenario)
 
     assert site.unfinished == []
     assert site.wan_bytes <= 1.05 * sum(site.sizes.values())
 
 
-@settings(max_examples=examples(12), phases=COURSE)
-@given(courses(faults=True))
-def test_everyone_who_lives_ends_whole_whatever_fails(course: Course) -> None:
-    """Nodes die, go away, lie and keep silent; chunks come damaged; the WAN is cut. Nobody waits for long after that."""
-    site = course_of(course)
+@settings(max_examples=examples(12), phases=NO_SHRINKING)
+@given(scenarios(faults=True))
+def test_every_surviving_node_finishes_whatever_fails(scenario: Scenario) -> None:
+    """Nodes die, disconnect, lie and stay mute, chunks are damaged, the WAN is cut. Fetches finish soon afterwards."""
+    site = run_scenario(scenario)
 
     assert site.unfinished == []
-    assert last_done(site) <= soon(course, site)
+    assert last_done(site) <= deadline_of(scenario, site)

@@ -1,6 +1,6 @@
-"""What a rollout costs over the WAN: three sites with three nodes each, real brokers, bridges as they are rendered, signatures.
+"""WAN cost of a rollout: three sites with three nodes each, real brokers, rendered bridges, signatures.
 
-Every byte over each bridge is counted by a proxy that stands where the WAN is, MQTT's and TCP's payload alike.
+A proxy in place of the WAN counts every byte over each bridge: the whole TCP payload.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.blobs.conftest import REGION, made_manifest, rendered_bridge
+from tests.blobs.conftest import REGION, manifest_of, rendered_bridge
 
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.serve import BlobServer
@@ -38,24 +38,25 @@ LARGE = PACKAGES / "rapidocr_onnxruntime" / "models" / "ch_PP-OCRv4_rec_infer.on
 SITES = ("hall", "mill", "yard")
 NODES = ("n1", "n2", "n3")
 OVERHEAD = 64 << 10
-"""Metadata, manifest, and what bridges and nodes say to each other: the same for a model of any size."""
+"""Metadata, manifest, and messages between bridges and nodes: independent of the model's size."""
 
 
 @dataclass
 class Site:
-    """A site, and what its results do meanwhile.
+    """A site, and the results it sends meanwhile.
 
     Attributes:
         wan: between its broker and the region's.
-        sent: results so far.
-        came: numbers of those that are in the region.
+        sent: number of results sent.
+        arrived: numbers of the results that reached the region.
+        before: bytes over the WAN before the measurement.
     """
 
     name: str
     wan: FaultProxy
     broker: Mosquitto
     sent: int = 0
-    came: list[int] = field(default_factory=list)
+    arrived: list[int] = field(default_factory=list)
     before: int = 0
 
     @property
@@ -73,7 +74,7 @@ class Sites:
         for name in SITES:
             wan = FaultProxy("127.0.0.1", self.upper.port, record=True)
             wan.__enter__()
-            results = f"topic hedgerow/v1/{REGION}/{name}/+/result/# out 1"  # as of a pipeline that is to go up
+            results = f"topic hedgerow/v1/{REGION}/{name}/+/result/# out 1"  # as for a pipeline whose results go to the region
             broker = Mosquitto(config=[*rendered_bridge(wan.port, name), results])
             broker.start()
             self.sites.append(Site(name, wan, broker))
@@ -86,20 +87,20 @@ class Sites:
 
     @asynccontextmanager
     async def results(self) -> AsyncIterator[None]:
-        """Every site sends results all the while; the region hears them."""
+        """Let every site send results, which the region receives."""
         everything = Address(REGION, "+", "+").topic(Channel.RESULT, "+")
 
-        def take(messages: list) -> None:  # type: ignore[type-arg]
+        def on_messages(messages: list) -> None:  # type: ignore[type-arg]
             for message in messages:
                 name = message.topic.split("/")[3]
                 (site,) = (site for site in self.sites if site.name == name)
-                site.came.append(int(bytes(message.payload)))
-                above.ack(message)
+                site.arrived.append(int(bytes(message.payload)))
+                region.ack(message)
 
         async with AsyncExitStack() as stack:
-            above = await stack.enter_async_context(Client(ClientOptions(url=self.upper.url), take))
-            await above.subscribe({everything: 1})
-            above.resume()
+            region = await stack.enter_async_context(Client(ClientOptions(url=self.upper.url), on_messages))
+            await region.subscribe({everything: 1})
+            region.resume()
             sending = [
                 asyncio.create_task(self._send(site, await stack.enter_async_context(_client(site))))
                 for site in self.sites
@@ -124,17 +125,17 @@ def _client(site: Site) -> Client:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(90):
-        while not condition():  # noqa: ASYNC110 - what is waited for are counts of several parts
+        while not condition():  # noqa: ASYNC110 - the condition depends on several counters
             await asyncio.sleep(0.02)
 
 
 @pytest.fixture
 def sites() -> Iterator[Sites]:
-    made = Sites()
+    running = Sites()
     try:
-        yield made
+        yield running
     finally:
-        made.close()
+        running.close()
 
 
 @pytest.fixture
@@ -143,21 +144,21 @@ def models(tmp_path: Path) -> TestRepository:
 
 
 def publish(models: TestRepository, folder: Path, model: Path) -> tuple[ModelRef, int]:
-    """Publish a version of one variant, signed and cut as it always is. Gives: it, and how large it is."""
+    """Publish a signed version with one variant. Returns: its reference, and the model's size."""
     path = folder / "bundle" / "variants" / "fp32" / "model.onnx"
     path.parent.mkdir(parents=True)
     path.write_bytes(model.read_bytes())
     file = describe_file(path, "variants/fp32/model.onnx")
-    manifest = Manifest.model_validate_json(made_manifest([file]))
+    manifest = Manifest.model_validate_json(manifest_of([file]))
     variant = manifest.variants[0].model_copy(update={"model_digest": model_file.digest(path)})
     manifest = manifest.model_copy(update={"name": "door", "variants": (variant,)})
     (folder / "bundle" / "manifest.json").write_bytes(manifest.encode())
-    done = models.repository.publish(Bundle.open(folder / "bundle"), models.owner)
-    return ModelRef(name="door", version=manifest.version, digest=done.digest), file.size
+    published = models.repository.publish(Bundle.open(folder / "bundle"), models.owner)
+    return ModelRef(name="door", version=manifest.version, digest=published.digest), file.size
 
 
 class Node:
-    """A node as far as models go: it verifies, fetches and installs."""
+    """The model part of a node: verifies, fetches and installs."""
 
     def __init__(self, site: Site, name: str, models: TestRepository, folder: Path, bytes_per_s: int | None) -> None:
         self.site = site
@@ -168,8 +169,8 @@ class Node:
         self.fetcher = BlobFetcher(options, address, self.store, max_bytes_per_s=bytes_per_s)
         self.trust = TrustClient(folder / "trust", models.root, self.fetcher.documents)
 
-    async def take(self, ref: ModelRef) -> None:
-        """As its agent does. A region that is away is waited for."""
+    async def install(self, ref: ModelRef) -> None:
+        """Install a version as the agent does, waiting while the region is unavailable."""
         while True:
             try:
                 await asyncio.to_thread(self.trust.refresh)
@@ -192,10 +193,10 @@ async def roll_out(
     bytes_per_s: int | None = None,
     cut: bool = False,
 ) -> list[tuple[int, int]]:
-    """All nodes take the version at once. Gives for each site: results sent, and in the region, when its nodes had it."""
+    """Let all nodes install a version at once. Returns for each site: results sent and arrived until its nodes had it."""
     ref, size = publish(models, folder, model)
     meanwhile: list[tuple[int, int]] = []
-    # All nodes and the region share this process: as many threads as they would have together.
+    # All nodes and the region share this process: provide as many threads as they would have together.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
     async with AsyncExitStack() as stack:
         options = ClientOptions(url=sites.upper.url)
@@ -205,42 +206,42 @@ async def roll_out(
         for node in nodes:
             await stack.enter_async_context(node.fetcher)
         await stack.enter_async_context(sites.results())
-        await until(lambda: all(site.came for site in sites.sites))
+        await until(lambda: all(site.arrived for site in sites.sites))
         for site in sites.sites:
             site.before += site.bytes
 
         async def all_of(site: Site) -> None:
-            sent, came = site.sent, len(site.came)
-            await asyncio.gather(*(node.take(ref) for node in nodes if node.site is site))
-            meanwhile.append((site.sent - sent, len(site.came) - came))
+            sent, arrived = site.sent, len(site.arrived)
+            await asyncio.gather(*(node.install(ref) for node in nodes if node.site is site))
+            meanwhile.append((site.sent - sent, len(site.arrived) - arrived))
 
         async def cut_off(site: Site) -> None:
             await until(lambda: site.bytes > size / 3)
             site.wan.cut()
-            await asyncio.sleep(3)  # long enough for nodes to ask again
+            await asyncio.sleep(3)  # long enough for nodes to repeat requests
             site.wan.restore()
 
         async with asyncio.timeout(120):
             await asyncio.gather(*map(all_of, sites.sites), *([cut_off(sites.sites[0])] if cut else []))
-        used = [site.bytes / size for site in sites.sites]
-        print(f"{size:,} bytes; of that over each bridge: {', '.join(f'{each:.3f}' for each in used)}; {meanwhile}")
+        shares = [site.bytes / size for site in sites.sites]
+        print(f"{size:,} bytes; share over each bridge: {', '.join(f'{each:.3f}' for each in shares)}; {meanwhile}")
         assert all(node.store.installed()[0].digest == ref.digest for node in nodes)
     return meanwhile
 
 
-def paid(sites: Sites, size: int) -> list[float]:
-    """Bytes over each bridge, but for the fixed part, as a share of the model's."""
+def wan_share(sites: Sites, size: int) -> list[float]:
+    """Return the bytes over each bridge, without fixed overhead and results, as a share of the model's size."""
     return [(site.bytes - OVERHEAD - 120 * site.sent) / size for site in sites.sites]
 
 
 async def test_each_of_three_sites_pays_once_for_its_three_nodes(
     sites: Sites, models: TestRepository, tmp_path: Path
 ) -> None:
-    """One of them is cut off in the midst; results flow all the while where there is a link."""
+    """One of them is cut off during the fetch; results keep flowing wherever there is a link."""
     meanwhile = await roll_out(sites, models, tmp_path, SMALL, bytes_per_s=1_000_000, cut=True)
 
-    assert max(paid(sites, SMALL.stat().st_size)) <= 1.05
-    assert all(came > 0.8 * sent - 5 for sent, came in meanwhile[:-1])
+    assert max(wan_share(sites, SMALL.stat().st_size)) <= 1.05
+    assert all(arrived > 0.8 * sent - 5 for sent, arrived in meanwhile[:-1])
 
 
 @pytest.mark.slow
@@ -250,5 +251,5 @@ async def test_each_of_three_sites_pays_once_for_a_large_model(
 ) -> None:
     meanwhile = await roll_out(sites, models, tmp_path, LARGE, bytes_per_s=1_000_000, cut=cut)
 
-    assert max(paid(sites, LARGE.stat().st_size)) <= 1.05
-    assert all(came > 0.8 * sent - 5 for sent, came in meanwhile[: -1 if cut else 3])
+    assert max(wan_share(sites, LARGE.stat().st_size)) <= 1.05
+    assert all(arrived > 0.8 * sent - 5 for sent, arrived in meanwhile[: -1 if cut else 3])

@@ -1,4 +1,4 @@
-"""Chunks from a web server and from a registry: real servers, real TLS, and whatever they do wrong."""
+"""Chunks from a web server and an OCI registry: real servers, real TLS, and their failures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from tests.blobs.conftest import (
-    PATIENCE_S,
     REGION,
     SITE,
-    Estate,
+    TIMEOUT_S,
     Repository,
-    content_of,
-    made_manifest,
+    Testbed,
+    installed_digest,
+    manifest_of,
     noise,
 )
 from tests.blobs.servers import PASSWORD, USER, Authority, ConnectProxy, FolderServer, Registry, basic
@@ -55,160 +55,162 @@ def file(repository: Repository) -> File:
     return repository.add("model.onnx", noise(300_000, 1))
 
 
-def source_of(url: str, authority: Authority | None, **more: Any) -> ModelOrigin:
-    (model_file,) = open_origins([OriginSection(url=url, ca_file=authority.file if authority else None, **more)])
-    return model_file
+def open_origin(url: str, authority: Authority | None, **more: Any) -> ModelOrigin:
+    (origin,) = open_sources([SourceSection(url=url, ca_file=authority.file if authority else None, **more)])
+    return origin
 
 
-def pieces(file: File) -> list[PlacedChunk]:
+def chunks_of(file: File) -> list[PlacedChunk]:
     return list(placed_chunks([file]).values())
 
 
-def brought(model_file: ModelOrigin, file: File) -> bytes:
-    return b"".join(model_file.fetch(piece) for piece in pieces(file))
+def fetch_all(origin: ModelOrigin, file: File) -> bytes:
+    return b"".join(origin.fetch(piece) for piece in chunks_of(file))
 
 
 # A web server
 
 
-def test_a_copy_of_the_repository_gives_chunks_over_one_connection(
+def test_a_copy_of_the_repository_serves_chunks_over_one_connection(
     server: FolderServer, authority: Authority, file: File
 ) -> None:
-    model_file = source_of(server.url, authority)
+    origin = open_origin(server.url, authority)
 
-    assert digest_of(brought(model_file, file)) == file.digest
+    assert digest_of(fetch_all(origin, file)) == file.digest
     assert server.connections == 1
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(
+def test_a_broken_download_resumes_where_it_broke(
     server: FolderServer, authority: Authority, file: File, ranges: bool
 ) -> None:
-    """A server that knows no ranges begins anew."""
+    """Without range support the download restarts."""
     server.breaks, server.breaks_after, server.ranges = 2, 20_000, ranges
 
-    first = pieces(file)[0]
-    data = source_of(server.url, authority).fetch(first)
+    first = chunks_of(file)[0]
+    data = open_origin(server.url, authority).fetch(first)
 
     assert digest_of(data) == first.chunk.digest
     assert server.sent == first.chunk.size + (0 if ranges else 40_000)
 
 
-def test_who_breaks_off_again_and_again_is_away(server: FolderServer, authority: Authority, file: File) -> None:
+def test_a_server_that_keeps_breaking_off_is_unavailable(
+    server: FolderServer, authority: Authority, file: File
+) -> None:
     server.breaks, server.breaks_after = 99, 10
 
-    with pytest.raises(OriginUnavailable, match="broke off"):
-        source_of(server.url, authority).fetch(pieces(file)[0])
+    with pytest.raises(SourceAway, match="broke off"):
+        open_origin(server.url, authority).fetch(chunks_of(file)[0])
 
 
-def test_no_more_is_read_than_a_chunk_has(server: FolderServer, authority: Authority, file: File) -> None:
-    """Somebody put a large file in its place."""
-    first = pieces(file)[0]
+def test_no_more_is_read_than_the_chunk_size(server: FolderServer, authority: Authority, file: File) -> None:
+    """The chunk was replaced by a larger file."""
+    first = chunks_of(file)[0]
     name = first.chunk.digest.removeprefix("sha256:")
     (server.folder / "blobs" / "sha256" / name[:2] / name).write_bytes(bytes(50 << 20))
 
-    assert source_of(server.url, authority).fetch(first) == bytes(first.chunk.size)
+    assert open_origin(server.url, authority).fetch(first) == bytes(first.chunk.size)
 
 
-def test_a_server_with_a_certificate_of_nobody_is_not_asked(
+def test_a_server_with_an_untrusted_certificate_receives_no_request(
     server: FolderServer, authority: Authority, file: File
 ) -> None:
-    with pytest.raises(OriginUnavailable, match="certificate verify failed"):
-        source_of(server.url, None).fetch(pieces(file)[0])
+    with pytest.raises(SourceAway, match="certificate verify failed"):
+        open_origin(server.url, None).fetch(chunks_of(file)[0])
     assert server.requests == 0
 
 
-def test_what_a_server_says_is_told_with_a_remedy(server: FolderServer, authority: Authority, file: File) -> None:
-    model_file, piece = source_of(server.url, authority), pieces(file)[0]
+def test_server_errors_are_reported_with_a_remedy(server: FolderServer, authority: Authority, file: File) -> None:
+    origin, piece = open_origin(server.url, authority), chunks_of(file)[0]
 
     server.status = 500
-    with pytest.raises(OriginUnavailable, match="500"):
-        model_file.fetch(piece)
+    with pytest.raises(SourceAway, match="500"):
+        origin.fetch(piece)
     server.status = 404
     with pytest.raises(ContentMissing, match="does not have"):
-        model_file.fetch(piece)
+        origin.fetch(piece)
     server.status, server.moved_to = 0, "http://127.0.0.1:9/elsewhere"
-    with pytest.raises(OriginUnavailable):
-        model_file.fetch(piece)
+    with pytest.raises(SourceAway):
+        origin.fetch(piece)
     server.moved_to, server.authorization = "", basic(USER, PASSWORD)
-    with pytest.raises(OriginUnavailable, match="401") as caught:
-        model_file.fetch(piece)
+    with pytest.raises(SourceAway, match="401") as caught:
+        origin.fetch(piece)
     assert "credentials_file" in caught.value.remedy
 
 
-def test_credentials_come_from_a_file_and_may_change(
+def test_credentials_are_read_from_a_file_that_may_change(
     server: FolderServer, authority: Authority, file: File, tmp_path: Path
 ) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("plant:old\n")
-    model_file, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
+    credentials = tmp_path / "secret"
+    credentials.write_text("plant:old\n")
+    origin, piece = open_origin(server.url, authority, credentials_file=credentials), chunks_of(file)[0]
     server.authorization = basic(USER, PASSWORD)
-    with pytest.raises(OriginUnavailable):
-        model_file.fetch(piece)
+    with pytest.raises(SourceAway):
+        origin.fetch(piece)
 
-    secret.write_text(f"{USER}:{PASSWORD}\n")
-    assert model_file.fetch(piece)
+    credentials.write_text(f"{USER}:{PASSWORD}\n")
+    assert origin.fetch(piece)
     server.authorization = "Bearer t0ken"
-    secret.write_text("t0ken\n")
-    assert model_file.fetch(piece)
+    credentials.write_text("t0ken\n")
+    assert origin.fetch(piece)
     server.authorization = basic(USER, PASSWORD)
     auth = basic(USER, PASSWORD).removeprefix("Basic ")
-    secret.write_text(json.dumps({"auths": {f"127.0.0.1:{server.port}": {"auth": auth}}}))
-    assert model_file.fetch(piece)
+    credentials.write_text(json.dumps({"auths": {f"127.0.0.1:{server.port}": {"auth": auth}}}))
+    assert origin.fetch(piece)
 
 
-def test_credentials_go_to_no_other_host(
+def test_credentials_are_sent_to_no_other_host(
     server: FolderServer, authority: Authority, file: File, repository: Repository, tmp_path: Path
 ) -> None:
-    """The server sends us elsewhere; that one would take anything, and sees nothing."""
-    secret = tmp_path / "secret"
-    secret.write_text(f"{USER}:{PASSWORD}\n")
+    """The server redirects to another one, which receives no credentials."""
+    credentials = tmp_path / "secret"
+    credentials.write_text(f"{USER}:{PASSWORD}\n")
     with FolderServer(repository.folder, authority) as other:
         other.authorization = basic(USER, PASSWORD)
-        piece = pieces(file)[0]
+        piece = chunks_of(file)[0]
         name = piece.chunk.digest.removeprefix("sha256:")
         server.moved_to = f"{other.url}/blobs/sha256/{name[:2]}/{name}"
 
-        with pytest.raises(OriginUnavailable, match="401"):
-            source_of(server.url, authority, credentials_file=secret).fetch(piece)
+        with pytest.raises(SourceAway, match="401"):
+            open_origin(server.url, authority, credentials_file=credentials).fetch(piece)
         assert other.requests == 1
 
 
-def test_a_token_is_fetched_with_the_credentials_and_again_when_it_ends(
+def test_a_token_is_fetched_with_the_credentials_and_renewed_when_it_expires(
     server: FolderServer, authority: Authority, file: File, tmp_path: Path
 ) -> None:
-    """As registries want it that have a server of tokens."""
-    secret = tmp_path / "secret"
-    secret.write_text(f"{USER}:{PASSWORD}\n")
+    """As with registries that use a token server."""
+    credentials = tmp_path / "secret"
+    credentials.write_text(f"{USER}:{PASSWORD}\n")
     server.authorization, server.token = basic(USER, PASSWORD), "one"
-    model_file, piece = source_of(server.url, authority, credentials_file=secret), pieces(file)[0]
-    assert model_file.fetch(piece)
+    origin, piece = open_origin(server.url, authority, credentials_file=credentials), chunks_of(file)[0]
+    assert origin.fetch(piece)
 
     server.token = "two"
-    assert model_file.fetch(piece)
+    assert origin.fetch(piece)
 
-    secret.write_text("somebody:else\n")
+    credentials.write_text("other:user\n")
     server.token = "three"
-    with pytest.raises(OriginUnavailable, match="401"):
-        model_file.fetch(piece)
+    with pytest.raises(SourceAway, match="401"):
+        origin.fetch(piece)
 
 
-def test_a_proxy_is_used_where_the_environment_names_one(
+def test_a_proxy_from_the_environment_is_used(
     server: FolderServer, authority: Authority, file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = ConnectProxy()
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
     monkeypatch.setenv("NO_PROXY", "elsewhere.example")
-    assert source_of(server.url, authority).fetch(pieces(file)[0])
-    assert proxy.asked == [f"127.0.0.1:{server.port}"]
+    assert open_origin(server.url, authority).fetch(chunks_of(file)[0])
+    assert proxy.targets == [f"127.0.0.1:{server.port}"]
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assert source_of(server.url, authority).fetch(pieces(file)[0])
+    assert open_origin(server.url, authority).fetch(chunks_of(file)[0])
     proxy.close()
-    assert len(proxy.asked) == 1
+    assert len(proxy.targets) == 1
 
 
-def test_a_file_that_cannot_be_read_is_found_at_the_start(authority: Authority, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_at_the_start(authority: Authority, tmp_path: Path) -> None:
     for name in ("ca_file", "credentials_file"):
         with pytest.raises(ConfigError, match="nothing"):
             open_origins([OriginSection.model_validate({"url": "https://h.example/m", name: tmp_path / "nothing"})])
@@ -217,14 +219,14 @@ def test_a_file_that_cannot_be_read_is_found_at_the_start(authority: Authority, 
 # A registry
 
 
-def made_bundle(folder: Path, version: str = "1.0.0", seed: int = 1) -> Bundle:
-    """A bundle as it is built: two files, cut as they are cut."""
+def build_bundle(folder: Path, version: str = "1.0.0", seed: int = 1) -> Bundle:
+    """Build a bundle with two files, chunked as usual."""
     (folder / "variants" / "fp32").mkdir(parents=True)
     paths = {"variants/fp32/model.onnx": noise(400_000, seed), "variants/fp32/labels.bin": noise(50_000, 99)}
     for path, content in paths.items():
         (folder / path).write_bytes(content)
     files = [describe_file(folder / path, path) for path in paths]
-    manifest = Manifest.model_validate_json(made_manifest(files, version))
+    manifest = Manifest.model_validate_json(manifest_of(files, version))
     from hedgerow.models.bundle import model_file
 
     digest = model_file.digest(folder / files[0].path)
@@ -236,43 +238,43 @@ def made_bundle(folder: Path, version: str = "1.0.0", seed: int = 1) -> Bundle:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[Registry]:
-    registry = Registry(tmp_path_factory.mktemp("registry") / "it", authority)
+    registry = Registry(tmp_path_factory.mktemp("registry") / "registry", authority)
     yield registry
     registry.close()
 
 
-def section(registry: Registry, **more: Any) -> OriginSection:
-    known = {"url": registry.url, "ca_file": registry.authority.file, "credentials_file": registry.credentials}
-    return OriginSection.model_validate(known | more)
+def section(registry: Registry, **more: Any) -> SourceSection:
+    settings = {"url": registry.url, "ca_file": registry.authority.file, "credentials_file": registry.credentials}
+    return SourceSection.model_validate(settings | more)
 
 
-def test_what_was_pushed_comes_back_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
-    bundle = made_bundle(tmp_path / "bundle")
-    done = push(bundle, web_client(section(registry)))
-    (model_file,) = open_origins([section(registry)])
+def test_a_pushed_bundle_can_be_fetched_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
+    bundle = build_bundle(tmp_path / "bundle")
+    result = push(bundle, web_client(section(registry)))
+    (origin,) = open_sources([section(registry)])
 
-    assert (done.tag, done.blobs) == ("doors-1.0.0", 3)
+    assert (result.tag, result.blobs) == ("doors-1.0.0", 3)
     for file in bundle.manifest.files():
-        assert digest_of(brought(model_file, file)) == file.digest
+        assert digest_of(fetch_all(origin, file)) == file.digest
     name = f"targets/doors/1.0.0/{bundle.digest.removeprefix('sha256:')}.manifest.json"
-    assert digest_of(model_file.manifest(name, 1 << 20)) == bundle.digest
+    assert digest_of(origin.manifest(name, 1 << 20)) == bundle.digest
 
 
-def test_what_is_there_is_not_pushed_again(registry: Registry, tmp_path: Path) -> None:
-    """The same version costs nothing; another one shares a file."""
-    push(made_bundle(tmp_path / "one", "1.0.0"), web_client(section(registry)))
+def test_existing_blobs_are_not_pushed_again(registry: Registry, tmp_path: Path) -> None:
+    """The same version uploads nothing; another version shares a file."""
+    push(build_bundle(tmp_path / "one", "1.0.0"), web_client(section(registry)))
 
-    assert push(made_bundle(tmp_path / "again", "1.0.0"), web_client(section(registry))).blobs == 0
-    assert push(made_bundle(tmp_path / "two", "1.1.0", seed=2), web_client(section(registry))).blobs == 2
+    assert push(build_bundle(tmp_path / "again", "1.0.0"), web_client(section(registry))).blobs == 0
+    assert push(build_bundle(tmp_path / "two", "1.1.0", seed=2), web_client(section(registry))).blobs == 2
 
 
 def test_another_implementation_pulls_the_bundle(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ORAS lays the files where they were."""
+    """ORAS restores the files."""
     import oras.client
 
-    bundle = made_bundle(tmp_path / "bundle")
+    bundle = build_bundle(tmp_path / "bundle")
     push(bundle, web_client(section(registry)))
     client = oras.client.OrasClient(tls_verify=str(registry.authority.file), auth_backend="basic")
     client.auth.set_basic_auth(USER, PASSWORD)
@@ -284,28 +286,28 @@ def test_another_implementation_pulls_the_bundle(
         assert (tmp_path / "pulled" / file.path).read_bytes() == bundle.path(file).read_bytes()
 
 
-def test_who_may_not_push_is_told(registry: Registry, tmp_path: Path) -> None:
+def test_a_push_without_permission_fails_with_a_remedy(registry: Registry, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("plant:guessed\n")
 
-    with pytest.raises(OriginUnavailable, match="401") as caught:
-        push(made_bundle(tmp_path / "bundle"), web_client(section(registry, credentials_file=wrong)))
+    with pytest.raises(SourceAway, match="401") as caught:
+        push(build_bundle(tmp_path / "bundle"), web_client(section(registry, credentials_file=wrong)))
     assert "credentials" in caught.value.remedy
 
 
-def test_a_bundle_that_was_changed_is_not_pushed(registry: Registry, tmp_path: Path) -> None:
-    bundle = made_bundle(tmp_path / "bundle", "9.0.0", seed=9)
+def test_a_modified_bundle_is_not_pushed(registry: Registry, tmp_path: Path) -> None:
+    bundle = build_bundle(tmp_path / "bundle", "9.0.0", seed=9)
     bundle.path(bundle.manifest.files()[1]).write_bytes(b"other")
 
     with pytest.raises(BadBundle):
         push(bundle, web_client(section(registry)))
 
 
-def test_a_registry_without_the_version_says_so(registry: Registry, file: File) -> None:
-    (model_file,) = open_origins([section(registry)])
+def test_a_registry_without_the_version_reports_it_missing(registry: Registry, file: File) -> None:
+    (origin,) = open_sources([section(registry)])
 
     with pytest.raises(ContentMissing) as caught:
-        model_file.fetch(pieces(file)[0])
+        origin.fetch(chunks_of(file)[0])
     assert "hedgerow model push" in caught.value.remedy
 
 
@@ -316,47 +318,47 @@ def test_every_version_has_a_tag() -> None:
 # Nodes
 
 
-async def test_a_site_fetches_from_a_web_server_once(estate: Estate, authority: Authority) -> None:
-    """Three nodes, one after the other or together: one copy comes, the others have it from neighbours."""
-    file = estate.repository.add("model.onnx", noise(2 << 20, 1))
-    with FolderServer(estate.repository.folder, authority) as server:
-        sources = [source_of(server.url, authority)]
-        async with estate.served() as region, estate.fetchers("n1", "n2", "n3", sources=sources) as fetchers:
-            async with asyncio.timeout(PATIENCE_S):
+async def test_a_site_fetches_from_a_web_server_once(testbed: Testbed, authority: Authority) -> None:
+    """Of three nodes that fetch together, one downloads; the others receive the chunks from it."""
+    file = testbed.repository.add("model.onnx", noise(2 << 20, 1))
+    with FolderServer(testbed.repository.folder, authority) as server:
+        sources = [open_origin(server.url, authority)]
+        async with testbed.served() as region, testbed.fetchers("n1", "n2", "n3", sources=sources) as fetchers:
+            async with asyncio.timeout(TIMEOUT_S):
                 await asyncio.gather(*(fetcher.fetch([file]) for fetcher in fetchers))
 
     assert server.sent <= 1.05 * file.size
     assert region.counts.chunks == 0
     for fetcher in fetchers:
-        assert content_of(fetcher._store, made_manifest([file]), file) == file.digest
+        assert installed_digest(fetcher._store, manifest_of([file]), file) == file.digest
 
 
-async def test_who_gives_neighbours_nothing_brings_it_alone_and_lets_nobody_wait(
-    estate: Estate, authority: Authority
-) -> None:
-    """A word that it wants something would have others wait for what it brings for itself alone."""
-    file = estate.repository.add("model.onnx", noise(2 << 20, 1))
-    said: list[str] = []
-    with FolderServer(estate.repository.folder, authority) as server:
-        alone = {"sources": [source_of(server.url, authority)], "serve_neighbours": False}
+async def test_a_node_that_serves_no_peers_fetches_silently(testbed: Testbed, authority: Authority) -> None:
+    """If it announced wants, peers would wait for chunks that it does not send."""
+    file = testbed.repository.add("model.onnx", noise(2 << 20, 1))
+    topics: list[str] = []
+    with FolderServer(testbed.repository.folder, authority) as server:
+        alone = {"sources": [open_origin(server.url, authority)], "serve_neighbours": False}
         async with (
-            estate.served() as region,
-            Client(estate.options("ear"), lambda messages: said.extend(each.topic for each in messages)) as ear,
-            estate.fetchers("n1", "n2", "n3", **alone) as fetchers,
+            testbed.served() as region,
+            Client(
+                testbed.options("observer"), lambda messages: topics.extend(each.topic for each in messages)
+            ) as observer,
+            testbed.fetchers("n1", "n2", "n3", **alone) as fetchers,
         ):
-            await ear.subscribe({Address(REGION, SITE, "+").topic(Channel.BLOB, "#"): 1})
-            async with asyncio.timeout(PATIENCE_S):
+            await observer.subscribe({Address(REGION, SITE, "+").topic(Channel.BLOB, "#"): 1})
+            async with asyncio.timeout(TIMEOUT_S):
                 await asyncio.gather(*(fetcher.fetch([file]) for fetcher in fetchers))
 
     assert server.sent == 3 * file.size
-    assert (said, region.counts.chunks) == ([], 0)
+    assert (topics, region.counts.chunks) == ([], 0)
 
 
-async def test_sources_are_asked_in_their_order_and_the_region_last(
-    estate: Estate, authority: Authority, tmp_path: Path
+async def test_mirrors_are_tried_in_order_and_the_region_last(
+    testbed: Testbed, authority: Authority, tmp_path: Path
 ) -> None:
-    """The first gives something else, the second has nothing more after a while; each is left with the reason."""
-    file = estate.repository.add("model.onnx", noise(2 << 20, 1))
+    """The first sends damaged chunks, the second lacks some; each is skipped with the reason."""
+    file = testbed.repository.add("model.onnx", noise(2 << 20, 1))
     other = Repository(tmp_path / "other")
     for chunk in file.chunks:
         other.path(chunk.digest).parent.mkdir(parents=True, exist_ok=True)
@@ -364,17 +366,17 @@ async def test_sources_are_asked_in_their_order_and_the_region_last(
     half = Repository(tmp_path / "half")
     for chunk in file.chunks[: len(file.chunks) // 2]:
         half.path(chunk.digest).parent.mkdir(parents=True, exist_ok=True)
-        half.path(chunk.digest).write_bytes(estate.repository.path(chunk.digest).read_bytes())
+        half.path(chunk.digest).write_bytes(testbed.repository.path(chunk.digest).read_bytes())
     events: list[tuple[str, dict[str, Any]]] = []
     with FolderServer(other.folder, authority) as first, FolderServer(half.folder, authority) as second:
-        sources = [source_of(server.url, authority) for server in (first, second)]
+        sources = [open_origin(server.url, authority) for server in (first, second)]
         async with (
-            estate.served() as region,
-            estate.fetcher(
+            testbed.served() as region,
+            testbed.fetcher(
                 "n1", sources=sources, on_event=lambda kind, detail: events.append((kind, detail))
             ) as fetcher,
         ):
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await fetcher.fetch([file])
 
     assert [(kind, detail["source"], detail["next"], detail["code"]) for kind, detail in events] == [
@@ -382,17 +384,20 @@ async def test_sources_are_asked_in_their_order_and_the_region_last(
         ("source-left-alone", second.url, "region", "content-missing"),
     ]
     assert region.counts.chunks >= len(file.chunks) // 2
-    assert content_of(fetcher._store, made_manifest([file]), file) == file.digest
+    assert installed_digest(fetcher._store, manifest_of([file]), file) == file.digest
 
 
-async def test_a_site_fetches_from_a_registry(estate: Estate, registry: Registry, tmp_path: Path) -> None:
-    bundle = made_bundle(tmp_path / "bundle", "3.0.0", seed=3)
+async def test_a_site_fetches_from_a_registry(testbed: Testbed, registry: Registry, tmp_path: Path) -> None:
+    bundle = build_bundle(tmp_path / "bundle", "3.0.0", seed=3)
     push(bundle, web_client(section(registry)))
     files = bundle.manifest.files()
-    async with estate.served() as region, estate.fetchers("n1", "n2", sources=open_origins([section(registry)])) as two:
-        async with asyncio.timeout(PATIENCE_S):
-            await asyncio.gather(*(fetcher.fetch(files) for fetcher in two))
+    async with (
+        testbed.served() as region,
+        testbed.fetchers("n1", "n2", sources=open_sources([section(registry)])) as fetchers,
+    ):
+        async with asyncio.timeout(TIMEOUT_S):
+            await asyncio.gather(*(fetcher.fetch(files) for fetcher in fetchers))
 
     assert region.counts.chunks == 0
-    for fetcher in two:
+    for fetcher in fetchers:
         fetcher._store.install((bundle.folder / "manifest.json").read_bytes(), files)

@@ -1,4 +1,4 @@
-"""What a node offers and sends: who is first, how long another's word counts, and how much is remembered."""
+"""Offers of one node: who sends, how long an offer holds, and how many are tracked."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hedgerow.blobs.announcements import MAX_DIGESTS, Announcement, Announcement
 from hedgerow.blobs.peers.peer_offers import MAX_OPEN, PeerOffers, PeerRequest
 
 GROUP = "0123456789abcdef"
-PAUSE_S, TAKEN_S = 0.05, 4.0
+PAUSE_S, CLAIM_S = 0.05, 4.0
 
 
-class Early(Random):
-    """Draws what it is told to, between the limits it is given."""
+class FixedRandom(Random):
+    """Draws a fixed share of the range."""
 
     def __init__(self, share: float = 0.0) -> None:
         super().__init__(0)
@@ -26,8 +26,8 @@ class Early(Random):
 
 
 def offers(*lacks: str, share: float = 0.0) -> PeerOffers:
-    """Of a node that is called `us` and has everything but this."""
-    return PeerOffers("us", lambda digest: digest not in lacks, Early(share))
+    """Return the offers of a node called `us` that has all chunks but these."""
+    return PeerOffers("us", lambda digest: digest not in lacks, FixedRandom(share))
 
 
 def want(*digests: str, exclude: tuple[str, ...] = (), group: str = GROUP) -> Announcement:
@@ -42,30 +42,30 @@ def chunk(digest: str) -> PeerRequest:
     return PeerRequest(GROUP, digest)
 
 
-def sends(one: PeerOffers) -> list[str]:
-    """All that it would send now."""
-    return [wanted.digest for wanted in iter(one.take, None)]
+def take_all(peer: PeerOffers) -> list[str]:
+    """Return all chunks to send now."""
+    return [request.digest for request in iter(peer.take, None)]
 
 
-def said(one: PeerOffers, now: float) -> list[str]:
-    return one.next(now)[0].get(GROUP, [])
+def offered(peer: PeerOffers, now: float) -> list[str]:
+    return peer.next(now)[0].get(GROUP, [])
 
 
-def test_what_is_here_is_offered_and_sent_when_all_have_heard_so() -> None:
-    one = offers("b")
-    one.on_want(want("a", "b"), "them", 0.0)
+def test_a_stored_chunk_is_offered_and_sent_once_the_offer_is_received() -> None:
+    peer = offers("b")
+    peer.on_want(want("a", "b"), "them", 0.0)
 
-    assert one.next(0.0) == ({GROUP: ["a"]}, math.inf)
-    assert one.take() is None
-    one.on_have(have("a"), "us", 0.1)
-    assert one.take() == chunk("a")
-    assert one.take() is None
+    assert peer.next(0.0) == ({GROUP: ["a"]}, math.inf)
+    assert peer.take() is None
+    peer.on_have(have("a"), "us", 0.1)
+    assert peer.take() == chunk("a")
+    assert peer.take() is None
 
 
-def test_an_offer_waits_for_up_to_a_twentieth_of_a_second() -> None:
+def test_an_offer_is_delayed_by_up_to_50_ms() -> None:
     early, late = offers(), offers(share=1.0)
-    for one in (early, late):
-        one.on_want(want("a"), "them", 10.0)
+    for peer in (early, late):
+        peer.on_want(want("a"), "them", 10.0)
 
     assert early.next(10.0) == ({GROUP: ["a"]}, math.inf)
     assert late.next(10.0) == ({}, 10.0 + PAUSE_S)
@@ -73,172 +73,172 @@ def test_an_offer_waits_for_up_to_a_twentieth_of_a_second() -> None:
     assert late.next(10.0 + PAUSE_S) == ({GROUP: ["a"]}, math.inf)
 
 
-def test_the_next_one_due_says_when_to_ask_again() -> None:
-    one = offers(share=1.0)
-    one.on_want(want("a"), "them", 0.0)
-    one.on_want(want("b"), "them", 0.02)
+def test_the_next_offer_due_sets_the_wake_time() -> None:
+    peer = offers(share=1.0)
+    peer.on_want(want("a"), "them", 0.0)
+    peer.on_want(want("b"), "them", 0.02)
 
-    assert one.next(0.0) == ({}, pytest.approx(0.05))
-    assert one.next(0.06) == ({GROUP: ["a"]}, pytest.approx(0.07))
-
-
-def test_nothing_is_offered_to_ourselves_nor_to_who_does_not_believe_us() -> None:
-    one = offers()
-    one.on_want(want("a"), "us", 0.0)
-    one.on_want(want("a", exclude=("them", "us")), "them", 0.0)
-
-    assert one.next(1.0) == ({}, math.inf)
+    assert peer.next(0.0) == ({}, pytest.approx(0.05))
+    assert peer.next(0.06) == ({GROUP: ["a"]}, pytest.approx(0.07))
 
 
-def test_who_has_heard_another_offer_first_is_silent_and_sends_nothing() -> None:
-    one = offers()
-    one.on_want(want("a"), "them", 0.0)
-    one.on_have(have("a"), "other", 0.0)
-    assert one.next(1.0) == ({}, math.inf)
+def test_own_wants_and_wants_that_exclude_this_node_are_not_answered() -> None:
+    peer = offers()
+    peer.on_want(want("a"), "us", 0.0)
+    peer.on_want(want("a", exclude=("them", "us")), "them", 0.0)
 
-    one.on_have(have("a"), "us", 1.0)
-    assert sends(one) == []
+    assert peer.next(1.0) == ({}, math.inf)
 
 
-def test_the_first_of_two_offers_counts() -> None:
-    one = offers()
-    one.on_want(want("a"), "them", 0.0)
-    assert said(one, 0.0) == ["a"]
-    one.on_have(have("a"), "us", 0.1)
-    one.on_have(have("a"), "other", 0.1)
-    one.on_have(have("a"), "us", 0.2)
+def test_an_earlier_offer_by_another_node_suppresses_ours() -> None:
+    peer = offers()
+    peer.on_want(want("a"), "them", 0.0)
+    peer.on_have(have("a"), "other", 0.0)
+    assert peer.next(1.0) == ({}, math.inf)
 
-    assert sends(one) == ["a"]
-
-
-def test_an_offer_that_we_did_not_make_is_not_ours_to_keep() -> None:
-    one = offers()
-    one.on_have(have("a"), "us", 0.0)
-
-    assert sends(one) == []
+    peer.on_have(have("a"), "us", 1.0)
+    assert take_all(peer) == []
 
 
-def test_an_offer_of_one_who_is_not_believed_does_not_silence_us() -> None:
-    one = offers()
-    one.on_want(want("a", "b", exclude=("liar",)), "them", 0.0)
-    one.on_have(have("a"), "liar", 0.0)
-    one.on_have(have("b"), "honest", 0.0)
-    one.on_have(have("a", "c"), "liar", 0.0)
-    one.on_want(want("c"), "them", 0.1)
+def test_the_first_of_two_offers_wins() -> None:
+    peer = offers()
+    peer.on_want(want("a"), "them", 0.0)
+    assert offered(peer, 0.0) == ["a"]
+    peer.on_have(have("a"), "us", 0.1)
+    peer.on_have(have("a"), "other", 0.1)
+    peer.on_have(have("a"), "us", 0.2)
 
-    assert said(one, 0.1) == ["a"], "of c, nobody has said that he lies"
-    one.on_have(have("a"), "us", 0.0)
-    assert sends(one) == ["a"]
+    assert take_all(peer) == ["a"]
 
 
-def test_each_chunk_of_a_note_is_looked_at() -> None:
-    one = offers()
-    one.on_have(have("a"), "other", 0.0)
-    one.on_have(have("a", "b"), "other", 1.0)
-    one.on_want(want("a", "b", "c"), "them", 1.1)
+def test_an_unknown_offer_in_our_name_is_ignored() -> None:
+    peer = offers()
+    peer.on_have(have("a"), "us", 0.0)
 
-    assert said(one, 1.1) == ["c"]
+    assert take_all(peer) == []
 
 
-def test_anothers_offer_counts_for_four_seconds() -> None:
-    one = offers()
-    one.on_have(have("a"), "other", 10.0)
+def test_an_offer_by_an_excluded_node_does_not_suppress_ours() -> None:
+    peer = offers()
+    peer.on_want(want("a", "b", exclude=("liar",)), "them", 0.0)
+    peer.on_have(have("a"), "liar", 0.0)
+    peer.on_have(have("b"), "honest", 0.0)
+    peer.on_have(have("a", "c"), "liar", 0.0)
+    peer.on_want(want("c"), "them", 0.1)
 
-    one.on_want(want("a"), "them", 10.0 + TAKEN_S - 0.01)
-    assert one.next(20.0) == ({}, math.inf)
-    one.on_want(want("a"), "them", 10.0 + TAKEN_S)
-    assert said(one, 20.0) == ["a"]
-
-
-def test_who_does_not_believe_the_other_has_it_from_us() -> None:
-    one = offers()
-    one.on_have(have("a", "b"), "other", 0.0)
-    one.on_want(want("a", exclude=("other",)), "them", 1.0)
-
-    assert said(one, 1.0) == ["a"]
-    one.on_have(have("a"), "us", 1.1)
-    assert sends(one) == ["a"], "the other's offer does not count any more"
+    assert offered(peer, 0.1) == ["a"], "the want for c does not exclude the liar"
+    peer.on_have(have("a"), "us", 0.0)
+    assert take_all(peer) == ["a"]
 
 
-def test_what_we_have_sent_is_offered_again_to_who_came_too_late_for_it() -> None:
-    one = offers()
-    one.on_want(want("a"), "them", 0.0)
-    said(one, 0.0)
-    one.on_have(have("a"), "us", 0.1)
+def test_every_chunk_of_an_announcement_is_handled() -> None:
+    peer = offers()
+    peer.on_have(have("a"), "other", 0.0)
+    peer.on_have(have("a", "b"), "other", 1.0)
+    peer.on_want(want("a", "b", "c"), "them", 1.1)
 
-    one.on_want(want("a"), "late", 0.2)
-    assert said(one, 1.0) == [], "it is on its way"
-    assert sends(one) == ["a"]
-    one.on_want(want("a"), "later", 1.1)
-    assert said(one, 2.0) == ["a"]
-    one.on_have(have("a"), "us", 2.1)
-    assert sends(one) == ["a"]
+    assert offered(peer, 1.1) == ["c"]
 
 
-def test_what_is_wanted_twice_is_offered_once() -> None:
-    one = offers(share=1.0)
-    one.on_want(want("a"), "them", 0.0)
-    one.on_want(want("a"), "others", 0.04)
+def test_an_offer_by_another_node_holds_for_four_seconds() -> None:
+    peer = offers()
+    peer.on_have(have("a"), "other", 10.0)
 
-    assert said(one, 0.05) == ["a"]
-    assert said(one, 0.1) == []
-
-
-def test_an_offer_that_did_not_come_back_is_made_again_after_four_seconds_when_it_is_wanted() -> None:
-    one = offers()
-    one.on_want(want("a"), "them", 10.0)
-    assert said(one, 10.0) == ["a"]
-
-    assert said(one, 10.0 + TAKEN_S) == []
-    one.on_want(want("a"), "them", 10.0 + TAKEN_S)
-    assert said(one, 14.0) == [], "our words are on their way still"
-    assert said(one, 14.1) == []
-    one.on_want(want("a"), "them", 14.1)
-    assert said(one, 14.1) == ["a"]
+    peer.on_want(want("a"), "them", 10.0 + CLAIM_S - 0.01)
+    assert peer.next(20.0) == ({}, math.inf)
+    peer.on_want(want("a"), "them", 10.0 + CLAIM_S)
+    assert offered(peer, 20.0) == ["a"]
 
 
-def test_one_note_offers_as_many_as_a_note_may_name_and_the_next_one_the_rest() -> None:
-    one = offers()
+def test_a_peer_that_excludes_the_offering_node_is_served_by_us() -> None:
+    peer = offers()
+    peer.on_have(have("a", "b"), "other", 0.0)
+    peer.on_want(want("a", exclude=("other",)), "them", 1.0)
+
+    assert offered(peer, 1.0) == ["a"]
+    peer.on_have(have("a"), "us", 1.1)
+    assert take_all(peer) == ["a"], "the other offer no longer counts"
+
+
+def test_a_sent_chunk_is_offered_again_to_a_late_peer() -> None:
+    peer = offers()
+    peer.on_want(want("a"), "them", 0.0)
+    offered(peer, 0.0)
+    peer.on_have(have("a"), "us", 0.1)
+
+    peer.on_want(want("a"), "late", 0.2)
+    assert offered(peer, 1.0) == [], "it is queued for sending"
+    assert take_all(peer) == ["a"]
+    peer.on_want(want("a"), "later", 1.1)
+    assert offered(peer, 2.0) == ["a"]
+    peer.on_have(have("a"), "us", 2.1)
+    assert take_all(peer) == ["a"]
+
+
+def test_a_chunk_wanted_twice_is_offered_once() -> None:
+    peer = offers(share=1.0)
+    peer.on_want(want("a"), "them", 0.0)
+    peer.on_want(want("a"), "others", 0.04)
+
+    assert offered(peer, 0.05) == ["a"]
+    assert offered(peer, 0.1) == []
+
+
+def test_an_offer_that_did_not_come_back_is_repeated_on_a_want_after_four_seconds() -> None:
+    peer = offers()
+    peer.on_want(want("a"), "them", 10.0)
+    assert offered(peer, 10.0) == ["a"]
+
+    assert offered(peer, 10.0 + CLAIM_S) == []
+    peer.on_want(want("a"), "them", 10.0 + CLAIM_S)
+    assert offered(peer, 14.0) == [], "our offer may still come back"
+    assert offered(peer, 14.1) == []
+    peer.on_want(want("a"), "them", 14.1)
+    assert offered(peer, 14.1) == ["a"]
+
+
+def test_offers_are_split_at_the_limit_of_an_announcement() -> None:
+    peer = offers()
     digests = [f"{number:064x}" for number in range(MAX_DIGESTS + 6)]
-    one.on_want(want(*digests[:40]), "them", 0.0)
-    one.on_want(want(*digests[40:]), "them", 1.0)
+    peer.on_want(want(*digests[:40]), "them", 0.0)
+    peer.on_want(want(*digests[40:]), "them", 1.0)
 
-    assert one.next(2.0) == ({GROUP: digests[:MAX_DIGESTS]}, 1.0)
-    assert one.next(2.0) == ({GROUP: digests[MAX_DIGESTS:]}, math.inf)
-
-
-def test_each_group_is_offered_by_itself() -> None:
-    one = offers()
-    one.on_want(want("a"), "them", 0.0)
-    one.on_want(want("a", "b", group="fedcba9876543210"), "them", 0.0)
-
-    assert one.next(0.0)[0] == {GROUP: ["a"], "fedcba9876543210": ["a", "b"]}
+    assert peer.next(2.0) == ({GROUP: digests[:MAX_DIGESTS]}, 1.0)
+    assert peer.next(2.0) == ({GROUP: digests[MAX_DIGESTS:]}, math.inf)
 
 
-def test_a_thousand_wants_are_remembered_and_no_more() -> None:
-    one = offers()
+def test_every_group_is_offered_separately() -> None:
+    peer = offers()
+    peer.on_want(want("a"), "them", 0.0)
+    peer.on_want(want("a", "b", group="fedcba9876543210"), "them", 0.0)
+
+    assert peer.next(0.0)[0] == {GROUP: ["a"], "fedcba9876543210": ["a", "b"]}
+
+
+def test_at_most_1024_wants_are_tracked() -> None:
+    peer = offers()
     for number in range(MAX_OPEN - 1):
-        one.on_want(want(f"{number}"), "them", 0.0)
-    one.on_want(want("last", "one too many"), "them", 0.0)
+        peer.on_want(want(f"{number}"), "them", 0.0)
+    peer.on_want(want("last", "one too many"), "them", 0.0)
 
-    offered = [digest for _ in range(20) for digest in said(one, 1.0)]
-    assert (MAX_OPEN, len(offered), offered[-1]) == (1024, 1024, "last")
-
-
-def test_four_thousand_offers_of_others_are_remembered_and_no_more() -> None:
-    one = offers()
-    one.on_have(have(*(f"{number}" for number in range(4095))), "other", 0.0)
-    one.on_have(have("last", "one too many"), "other", 0.0)
-
-    one.on_want(want("last", "one too many"), "them", 1.0)
-    assert said(one, 1.0) == ["one too many"]
+    digests = [digest for _ in range(20) for digest in offered(peer, 1.0)]
+    assert (MAX_OPEN, len(digests), digests[-1]) == (1024, 1024, "last")
 
 
-def test_what_we_brought_for_all_is_sent_without_being_asked_for() -> None:
-    one = offers()
-    one.on_want(want("a"), "them", 0.0)
-    one.share(chunk("a"))
-    one.share(chunk("b"))
+def test_at_most_4096_offers_of_others_are_tracked() -> None:
+    peer = offers()
+    peer.on_have(have(*(f"{number}" for number in range(4095))), "other", 0.0)
+    peer.on_have(have("last", "one too many"), "other", 0.0)
 
-    assert said(one, 1.0) == []
-    assert sends(one) == ["a", "b"]
+    peer.on_want(want("last", "one too many"), "them", 1.0)
+    assert offered(peer, 1.0) == ["one too many"]
+
+
+def test_a_shared_chunk_is_sent_without_a_want() -> None:
+    peer = offers()
+    peer.on_want(want("a"), "them", 0.0)
+    peer.share(chunk("a"))
+    peer.share(chunk("b"))
+
+    assert offered(peer, 1.0) == []
+    assert take_all(peer) == ["a", "b"]

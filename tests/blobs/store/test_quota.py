@@ -1,4 +1,4 @@
-"""How much a store may take: to the byte, and what goes first when it is not enough."""
+"""Quota of a store, to the byte, and the order of eviction."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from types import SimpleNamespace
 
 import pytest
 from tests.blobs.conftest import noise
-from tests.blobs.versions import CHUNK, Version, aged
+from tests.blobs.versions import CHUNK, Version, set_age
 
 from hedgerow.blobs.errors import DiskFull, StoreFull
 from hedgerow.blobs.store.store import MANIFEST_BYTES, BlobStore
 
 SIZE = 10 * CHUNK
 NEEDED = SIZE + 10
-"""Bytes that a version of ten chunks takes while it comes: a mark for each chunk."""
+"""Bytes that a version of ten chunks takes while it is fetched, with one mark per chunk."""
 
 
 def version(number: int, chunks: int = 10) -> Version:
     return Version(f"{number}.0.0", noise(chunks * CHUNK, number))
 
 
-def there(store: BlobStore) -> set[str]:
+def installed(store: BlobStore) -> set[str]:
     return {each.digest for each in store.installed()}
 
 
-def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """The disk has so many bytes left."""
+def set_free_space(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Set the free disk space."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
 
 
-def test_a_store_takes_as_much_as_it_may_and_not_a_byte_more(tmp_path: Path) -> None:
+def test_the_quota_is_exact(tmp_path: Path) -> None:
     exact = BlobStore(tmp_path / "exact", NEEDED + MANIFEST_BYTES)
     less = BlobStore(tmp_path / "less", NEEDED + MANIFEST_BYTES - 1)
 
@@ -46,52 +46,52 @@ def test_a_store_takes_as_much_as_it_may_and_not_a_byte_more(tmp_path: Path) -> 
     assert caught.value.remedy == ("Raise the quota (`fleet: {store_max_bytes: …}`), or build a smaller variant.")
 
 
-def test_room_is_made_when_a_byte_is_missing_and_not_before(tmp_path: Path) -> None:
+def test_eviction_starts_when_one_byte_is_missing(tmp_path: Path) -> None:
     first, second = version(1), version(2)
-    taken = SIZE + len(first.manifest)
+    used = SIZE + len(first.manifest)
     for name, missing in (("exact", 0), ("less", 1)):
-        store = BlobStore(tmp_path / name, taken + NEEDED + MANIFEST_BYTES - missing)
+        store = BlobStore(tmp_path / name, used + NEEDED + MANIFEST_BYTES - missing)
         first.install(store)
-        assert store.used_bytes == taken
+        assert store.used_bytes == used
 
         second.fetch(store)
         assert store.evicted == missing
-        assert there(store) == ({first.digest} if not missing else set())
+        assert installed(store) == ({first.digest} if not missing else set())
 
 
-def test_what_stays_and_what_comes_may_fill_the_store_and_else_nothing_is_evicted(tmp_path: Path) -> None:
+def test_nothing_is_evicted_if_protected_and_new_content_cannot_fit(tmp_path: Path) -> None:
     serving, other, new = version(1), version(2, chunks=20), version(3)
-    stays = SIZE + len(serving.manifest)
+    retained = SIZE + len(serving.manifest)
     for name, missing in (("exact", 0), ("less", 1)):
-        # Room for both bundles, so that one has to go for what comes.
+        # Room for both bundles, so that one has to be evicted for the new one.
         store = BlobStore(tmp_path / name, 10 * SIZE)
         serving.install(store)
         other.install(store)
         store.protect({serving.digest})
-        store._quota.max_bytes = stays + NEEDED + MANIFEST_BYTES - missing
+        store._quota.max_bytes = retained + NEEDED + MANIFEST_BYTES - missing
 
         if missing:
             with pytest.raises(
-                StoreFull, match=f"do not fit in the model store: {stays:,} of {store.max_bytes:,} are used"
+                StoreFull, match=f"do not fit in the model store: {retained:,} of {store.max_bytes:,} are used"
             ):
                 new.fetch(store)
-            assert (store.evicted, there(store)) == (0, {serving.digest, other.digest})
+            assert (store.evicted, installed(store)) == (0, {serving.digest, other.digest})
         else:
             new.fetch(store)
-            assert (store.evicted, there(store)) == (1, {serving.digest})
+            assert (store.evicted, installed(store)) == (1, {serving.digest})
 
 
-def test_what_has_come_of_a_file_counts_as_if_it_were_whole(tmp_path: Path) -> None:
+def test_a_partial_file_counts_at_its_full_size(tmp_path: Path) -> None:
     store = BlobStore(tmp_path, NEEDED + MANIFEST_BYTES)
     new = version(1)
     new.fetch(store, 3)
 
     assert store.used_bytes == NEEDED
-    assert new.fetch(store) == 7, "it needs no more room than it has"
+    assert new.fetch(store) == 7, "it needs no more space than it already has"
     assert store.evicted == 0
 
 
-def test_what_is_being_fetched_stays_when_more_of_it_comes(tmp_path: Path) -> None:
+def test_a_fetch_does_not_evict_its_own_files(tmp_path: Path) -> None:
     """Beside it nothing else matches, and it does not make room for itself."""
     both = Version("1.0.0", noise(10 * CHUNK, 1), noise(10 * CHUNK, 2))
     store = BlobStore(tmp_path, 10 * SIZE)
@@ -103,40 +103,40 @@ def test_what_is_being_fetched_stays_when_more_of_it_comes(tmp_path: Path) -> No
     assert store.evicted == 0
 
 
-def test_files_of_others_that_were_begun_go_when_they_are_older_than_bundles(tmp_path: Path) -> None:
-    bundle, begun, new = version(1), version(2), version(3)
-    for name, age, goes in (("older", 0, begun), ("younger", 5, bundle)):
+def test_unfinished_files_are_evicted_in_order_of_age(tmp_path: Path) -> None:
+    bundle, unfinished, new = version(1), version(2), version(3)
+    for name, age, evicted in (("older", 0, unfinished), ("younger", 5, bundle)):
         store = BlobStore(tmp_path / name, 2 * NEEDED + SIZE + MANIFEST_BYTES)
         bundle.install(store)
-        aged(store, bundle)
-        begun.fetch(store, 3)
+        set_age(store, bundle)
+        unfinished.fetch(store, 3)
         (part,) = store._parts.unfinished()
         os.utime(part, (1e9 + age - 1, 1e9 + age - 1))
 
         new.fetch(store)
         assert store.evicted == 1
-        assert (there(store) == set()) == (goes is bundle)
-        assert part.exists() == (goes is bundle)
+        assert (installed(store) == set()) == (evicted is bundle)
+        assert part.exists() == (evicted is bundle)
 
 
-def test_bundles_go_in_order_of_their_last_use_until_there_is_quota(tmp_path: Path) -> None:
+def test_bundles_are_evicted_in_order_of_last_use_until_there_is_room(tmp_path: Path) -> None:
     versions = [version(number) for number in range(1, 5)]
     store = BlobStore(tmp_path, 10 * SIZE)
     for each in versions:
         each.install(store)
-    aged(store, versions[2], versions[0], versions[3], versions[1])
+    set_age(store, versions[2], versions[0], versions[3], versions[1])
     store._quota.max_bytes = 4 * (SIZE + len(versions[0].manifest)) + MANIFEST_BYTES
 
     version(9, chunks=12).fetch(store)
 
     assert store.evicted == 2
-    assert there(store) == {versions[3].digest, versions[1].digest}
+    assert installed(store) == {versions[3].digest, versions[1].digest}
     assert store.used_bytes == 2 * (SIZE + len(versions[0].manifest)) + 12 * CHUNK + 12
 
 
-def test_a_file_that_bundles_share_is_counted_once(tmp_path: Path) -> None:
-    same = noise(SIZE, 1)
-    one, other = Version("1.0.0", same), Version("2.0.0", same)
+def test_a_file_shared_by_bundles_counts_once(tmp_path: Path) -> None:
+    shared = noise(SIZE, 1)
+    one, other = Version("1.0.0", shared), Version("2.0.0", shared)
     store = BlobStore(tmp_path, 10 * SIZE)
     one.install(store)
     other.install(store)
@@ -144,12 +144,12 @@ def test_a_file_that_bundles_share_is_counted_once(tmp_path: Path) -> None:
     assert store.used_bytes == SIZE + len(one.manifest) + len(other.manifest)
 
 
-def test_the_disk_has_to_have_room_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_check_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = version(1)
-    free(monkeypatch, SIZE + MANIFEST_BYTES)
+    set_free_space(monkeypatch, SIZE + MANIFEST_BYTES)
     assert len(BlobStore(tmp_path / "exact", 10 * SIZE).missing(new.files)) == 10
 
-    free(monkeypatch, SIZE + MANIFEST_BYTES - 1)
+    set_free_space(monkeypatch, SIZE + MANIFEST_BYTES - 1)
     with pytest.raises(DiskFull) as caught:
         BlobStore(tmp_path / "less", 10 * SIZE).missing(new.files)
     assert str(caught.value) == (
@@ -161,30 +161,28 @@ def test_the_disk_has_to_have_room_to_the_byte(tmp_path: Path, monkeypatch: pyte
     )
 
 
-def test_the_disk_has_what_was_written_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_blocks_reduce_the_space_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = version(1)
     store = BlobStore(tmp_path, 10 * SIZE)
     new.fetch(store, 4)
     (part,) = store._parts.unfinished()
     written = min(SIZE, part.stat().st_blocks * 512)
 
-    free(monkeypatch, SIZE - written + MANIFEST_BYTES)
+    set_free_space(monkeypatch, SIZE - written + MANIFEST_BYTES)
     assert len(store.missing(new.files)) == 6
-    free(monkeypatch, SIZE - written + MANIFEST_BYTES - 1)
+    set_free_space(monkeypatch, SIZE - written + MANIFEST_BYTES - 1)
     with pytest.raises(DiskFull):
         store.missing(new.files)
 
 
-def test_what_takes_more_blocks_than_bytes_gives_no_room_to_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_with_more_blocks_than_bytes_offsets_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of 10 kB takes three blocks of 4 kB."""
     new = version(1)
     store = BlobStore(tmp_path, 10 * SIZE)
     new.fetch(store)
 
-    free(monkeypatch, MANIFEST_BYTES)
+    set_free_space(monkeypatch, MANIFEST_BYTES)
     assert store.missing(new.files) == []
-    free(monkeypatch, MANIFEST_BYTES - 1)
+    set_free_space(monkeypatch, MANIFEST_BYTES - 1)
     with pytest.raises(DiskFull):
         store.missing(new.files)

@@ -1,4 +1,4 @@
-"""The store of models on a real disk: what it takes, what goes, what stays, and what a torn write costs."""
+"""The model store on a real disk: eviction, protection, sharing, and repair after torn writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.blobs.conftest import noise
-from tests.blobs.versions import CHUNK, Version, aged
+from tests.blobs.versions import CHUNK, Version, set_age
 from tests.examples import examples
 
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, DiskFull, StoreFull
@@ -26,22 +26,22 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_was_installed_is_there_after_a_restart(tmp_path: Path) -> None:
+def test_installed_bundles_survive_a_restart(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(5000, 1), noise(3000, 2))
     version.install(BlobStore(tmp_path, 1 << 20))
 
     store = BlobStore(tmp_path, 1 << 20)
 
-    assert version.is_whole_in(store)
+    assert version.is_intact_in(store)
     assert all(store.chunk(digest) == piece for digest, piece in version.chunks.items())
 
 
-def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_bundle_is_evicted_first(tmp_path: Path) -> None:
     first, second, third = (Version(f"{number}.0.0", noise(10_000, number)) for number in (1, 2, 3))
     store = BlobStore(tmp_path, 24_000 + MANIFEST_BYTES)
     first.install(store)
     second.install(store)
-    aged(store, second, first)
+    set_age(store, second, first)
 
     third.install(store)
 
@@ -49,51 +49,49 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     assert store.used_bytes <= store.max_bytes
 
 
-def test_what_serves_and_what_served_before_stay_and_nothing_goes_in_vain(tmp_path: Path) -> None:
-    """Too large a version is refused before anything was evicted for it."""
+def test_protected_bundles_stay_and_nothing_is_evicted_in_vain(tmp_path: Path) -> None:
+    """A version that is too large is refused before anything is evicted."""
     serving, previous, other = (Version(f"{number}.0.0", noise(10_000, number)) for number in (1, 2, 3))
     store = BlobStore(tmp_path, 34_000 + MANIFEST_BYTES)
     for each in (serving, previous, other):
         each.install(store)
     store.protect({serving.digest, previous.digest})
-    aged(store, previous, serving, other)
+    set_age(store, previous, serving, other)
 
     with pytest.raises(StoreFull):
         Version("4.0.0", noise(30_000, 4)).install(store)
     assert store.evicted == 0
 
-    again = BlobStore(tmp_path, 34_000 + MANIFEST_BYTES)
-    Version("5.0.0", noise(10_000, 5)).install(again)
-    assert serving.is_whole_in(again)
-    assert previous.is_whole_in(again)
-    assert not other.is_whole_in(again)
+    reopened = BlobStore(tmp_path, 34_000 + MANIFEST_BYTES)
+    Version("5.0.0", noise(10_000, 5)).install(reopened)
+    assert serving.is_intact_in(reopened)
+    assert previous.is_intact_in(reopened)
+    assert not other.is_intact_in(reopened)
 
 
-def test_what_must_stay_is_on_the_disk_before_the_store_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Written aside, synced, renamed, and the rename synced too: seen by looking at each fsync, which still happens."""
+def test_protection_is_on_disk_before_the_call_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is written aside, synced and renamed, and the rename is synced, as observed on every fsync."""
     version = Version("1.0.0", noise(2000, 1))
     store = BlobStore(tmp_path, 1 << 20)
     version.install(store)
     synced: list[tuple[str, bool]] = []
     fsync = os.fsync
 
-    def seen(number: int) -> None:
+    def record(number: int) -> None:
         fsync(number)
         synced.append((str(Path(f"/proc/self/fd/{number}").readlink()), (tmp_path / "protected.json").exists()))
 
-    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(os, "fsync", record)
     store.protect({version.digest})
 
     assert synced == [(str(tmp_path / "protected.json.new"), False), (str(tmp_path), True)]
 
 
-def test_versions_share_the_chunks_that_are_equal(tmp_path: Path) -> None:
-    """Only what is new is fetched, and an equal file lies on the disk once."""
-    same, old = noise(4 * CHUNK, 1), noise(6 * CHUNK, 2)
+def test_versions_share_equal_chunks(tmp_path: Path) -> None:
+    """Only new chunks are fetched, and an equal file is stored once."""
+    shared, old = noise(4 * CHUNK, 1), noise(6 * CHUNK, 2)
     new = old[: 2 * CHUNK] + noise(CHUNK, 3) + old[3 * CHUNK :]
-    first, second = Version("1.0.0", same, old), Version("2.0.0", same, new)
+    first, second = Version("1.0.0", shared, old), Version("2.0.0", shared, new)
     store = BlobStore(tmp_path, 1 << 20)
     first.install(store)
     before = store.used_bytes
@@ -101,25 +99,25 @@ def test_versions_share_the_chunks_that_are_equal(tmp_path: Path) -> None:
     assert second.fetch(store) == 1
     second.install(store)
 
-    assert second.is_whole_in(store)
+    assert second.is_intact_in(store)
     assert store.used_bytes == before + len(new) + len(second.manifest)
 
 
-def test_what_shares_chunks_with_what_is_fetched_goes_last(tmp_path: Path) -> None:
-    """They would have to come over the WAN again, though others were used since."""
+def test_bundles_sharing_chunks_with_the_fetch_are_evicted_last(tmp_path: Path) -> None:
+    """Their chunks would have to cross the WAN again, even if other bundles were used more recently."""
     old = noise(8 * CHUNK, 1)
     first, other = Version("1.0.0", old), Version("1.0.1", noise(8 * CHUNK, 2))
     store = BlobStore(tmp_path, 25 * CHUNK + MANIFEST_BYTES)
     first.install(store)
     other.install(store)
-    aged(store, first, other)
+    set_age(store, first, other)
 
     assert Version("2.0.0", old[: 7 * CHUNK] + noise(CHUNK, 3)).fetch(store) == 1
     assert [each.digest for each in store.installed()] == [first.digest]
 
 
-def test_a_file_that_had_to_make_room_for_its_own_bundle_is_fetched_again(tmp_path: Path) -> None:
-    """The other half of the version lay in a bundle that was evicted for it."""
+def test_a_file_evicted_for_its_own_bundle_is_fetched_again(tmp_path: Path) -> None:
+    """One of the version's files is in a bundle that is evicted for it."""
     shared = noise(4 * CHUNK, 1)
     store = BlobStore(tmp_path, 15 * CHUNK + MANIFEST_BYTES)
     Version("1.0.0", shared, noise(6 * CHUNK, 2)).install(store)
@@ -128,12 +126,12 @@ def test_a_file_that_had_to_make_room_for_its_own_bundle_is_fetched_again(tmp_pa
     assert second.fetch(store) == 13
     second.install(store)
 
-    assert second.is_whole_in(store)
+    assert second.is_intact_in(store)
     assert store.used_bytes <= store.max_bytes
 
 
-def test_a_damaged_file_is_mended_in_every_bundle_that_has_it(tmp_path: Path) -> None:
-    """Only the chunks that are damaged come again."""
+def test_a_damaged_file_is_repaired_in_every_bundle(tmp_path: Path) -> None:
+    """Only damaged chunks are fetched again."""
     shared = noise(6 * CHUNK, 1)
     versions = [Version(f"{number}.0.0", shared, noise(CHUNK, 10 + number)) for number in range(3)]
     store = BlobStore(tmp_path, 1 << 20)
@@ -147,10 +145,10 @@ def test_a_damaged_file_is_mended_in_every_bundle_that_has_it(tmp_path: Path) ->
     assert versions[0].fetch(store) == 1
     versions[0].install(store)
 
-    assert all(version.is_whole_in(store) for version in versions)
+    assert all(version.is_intact_in(store) for version in versions)
 
 
-def test_a_chunk_that_is_not_what_its_digest_says_is_refused(tmp_path: Path) -> None:
+def test_a_chunk_that_does_not_match_its_digest_is_refused(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(3 * CHUNK, 1))
     store = BlobStore(tmp_path, 1 << 20)
     (first, *_) = store.missing(version.files)
@@ -162,7 +160,7 @@ def test_a_chunk_that_is_not_what_its_digest_says_is_refused(tmp_path: Path) -> 
     assert version.fetch(store) == 3
 
 
-def test_a_damaged_chunk_is_given_to_nobody(tmp_path: Path) -> None:
+def test_a_damaged_chunk_is_never_returned(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(3 * CHUNK, 1))
     store = BlobStore(tmp_path, 1 << 20)
     folder = version.install(store)
@@ -176,14 +174,14 @@ def test_a_damaged_chunk_is_given_to_nobody(tmp_path: Path) -> None:
 
 @settings(max_examples=examples(30))
 @given(st.data())
-def test_a_write_that_was_torn_at_any_byte_costs_no_more_than_a_fetch(
+def test_a_write_torn_at_any_byte_is_repaired_by_a_fetch(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Any file of the store is cut off, or filled with zeros from some byte on, as after a power cut: it ends whole."""
+    """Any file of the store is truncated or zeroed from some byte on, as after a power cut; a fetch repairs it."""
     folder = tmp_path_factory.mktemp("store")
     version = Version("1.0.0", noise(5 * CHUNK + 100, 1))
     store = BlobStore(folder, 1 << 20)
-    version.fetch(store, data.draw(st.integers(0, 6), "chunks that came"))
+    version.fetch(store, data.draw(st.integers(0, 6), "chunks fetched"))
     store.protect({version.digest})
 
     file = data.draw(st.sampled_from(files_below(folder)), "file")
@@ -193,12 +191,12 @@ def test_a_write_that_was_torn_at_any_byte_costs_no_more_than_a_fetch(
     if data.draw(st.booleans(), "zeros"):
         os.truncate(file, size)
 
-    again = BlobStore(folder, 1 << 20)
-    version.install(again)
-    assert version.is_whole_in(again)
+    reopened = BlobStore(folder, 1 << 20)
+    version.install(reopened)
+    assert version.is_intact_in(reopened)
 
 
-def test_chunks_are_not_fetched_again_only_because_the_hint_is_gone(tmp_path: Path) -> None:
+def test_a_missing_hint_does_not_cause_chunks_to_be_fetched_again(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(6 * CHUNK, 1))
     version.fetch(BlobStore(tmp_path, 1 << 20), 4)
     for hint in (tmp_path / "parts").glob("*.there"):
@@ -208,8 +206,8 @@ def test_chunks_are_not_fetched_again_only_because_the_hint_is_gone(tmp_path: Pa
 
 
 @contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """The kernel lets this process write no longer files."""
+def max_file_size(size: int) -> Iterator[None]:
+    """Limit the size of files this process can write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -218,13 +216,13 @@ def no_file_longer_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_the_disk_does_not_take_is_said_and_what_is_there_goes_on(tmp_path: Path) -> None:
+def test_a_failed_write_is_reported_and_stored_chunks_are_kept(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(6 * CHUNK, 1))
     store = BlobStore(tmp_path, 1 << 20)
     version.fetch(store, 3)
     missing = store.missing(version.files)
 
-    with no_file_longer_than(4 * CHUNK):
+    with max_file_size(4 * CHUNK):
         store.put(missing[0].digest, version.chunks[missing[0].digest])
         with pytest.raises(DiskFull) as caught:
             store.put(missing[1].digest, version.chunks[missing[1].digest])
@@ -232,7 +230,7 @@ def test_what_the_disk_does_not_take_is_said_and_what_is_there_goes_on(tmp_path:
 
     assert version.fetch(BlobStore(tmp_path, 1 << 20)) == 2
     version.install(store)
-    assert version.is_whole_in(store)
+    assert version.is_intact_in(store)
 
 
 @pytest.fixture
@@ -241,22 +239,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = tmp_path / "small"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(mount)]
-    made = subprocess.run(command, check=False, capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"cannot mount: {made.stderr.strip()}")
+    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
     yield mount
     subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
 def fill(path: Path) -> None:
-    """Take all the room there is."""
+    """Use up the free disk space."""
     with suppress(OSError), path.open("wb", buffering=0) as file:
         while file.write(bytes(1024)):
             pass
 
 
-def test_a_disk_that_fills_under_way_keeps_what_came_and_takes_the_rest_later(small_disk: Path) -> None:
-    """Somebody else takes the room; the quota said there would be enough."""
+def test_a_disk_that_fills_up_keeps_chunks_and_the_fetch_resumes(small_disk: Path) -> None:
+    """Another process uses up the disk, although the quota permits the version."""
     version = Version("1.0.0", noise(100 * CHUNK, 1))
     store = BlobStore(small_disk / "store", 1 << 30)
     version.fetch(store, 20)
@@ -268,15 +266,15 @@ def test_a_disk_that_fills_under_way_keeps_what_came_and_takes_the_rest_later(sm
     other.unlink()
     assert version.fetch(store) <= 80
     version.install(store)
-    assert version.is_whole_in(store)
+    assert version.is_intact_in(store)
 
     with pytest.raises(DiskFull):
         Version("2.0.0", noise(300 * CHUNK, 2)).fetch(store)
-    assert version.is_whole_in(store)
+    assert version.is_intact_in(store)
 
 
-def test_many_read_while_versions_come_and_go(tmp_path: Path) -> None:
-    """Whoever reads gets the right bytes, or is told that they are not here."""
+def test_reads_are_consistent_while_versions_change(tmp_path: Path) -> None:
+    """A read returns the right bytes or raises `ContentMissing`."""
     versions = [Version(f"{number}.0.0", noise(20 * CHUNK, number), noise(CHUNK, 99)) for number in range(4)]
     chunks = [(digest, piece) for version in versions for digest, piece in version.chunks.items()]
     store = BlobStore(tmp_path, 60 * CHUNK + MANIFEST_BYTES)
@@ -311,31 +309,31 @@ def test_many_read_while_versions_come_and_go(tmp_path: Path) -> None:
     assert store.evicted > 0
 
 
-def test_an_event_loop_that_asks_does_not_wait_for_who_is_writing(tmp_path: Path) -> None:
+def test_reads_do_not_wait_for_a_writer(tmp_path: Path) -> None:
     version = Version("1.0.0", noise(3 * CHUNK, 1))
     store = BlobStore(tmp_path, 1 << 20)
     version.install(store)
-    holds, ends = threading.Event(), threading.Event()
+    locked, release = threading.Event(), threading.Event()
 
     def write() -> None:
         with store._lock:
-            holds.set()
-            ends.wait()
+            locked.set()
+            release.wait()
 
     writer = threading.Thread(target=write)
     writer.start()
-    holds.wait()
+    locked.wait()
     try:
         assert store.has(version.files[0].chunks[0].digest)
         assert store.chunk(version.files[0].chunks[0].digest)
         assert store.installed()
         assert store.used_bytes > 0
     finally:
-        ends.set()
+        release.set()
         writer.join()
 
 
-def test_what_is_no_bundle_keeps_nobody_from_starting(tmp_path: Path) -> None:
+def test_an_invalid_bundle_folder_does_not_keep_the_store_from_opening(tmp_path: Path) -> None:
     good = Version("1.0.0", noise(2000, 1))
     good.install(BlobStore(tmp_path, 1 << 20))
     (tmp_path / "bundles" / "nonsense").mkdir()

@@ -1,4 +1,4 @@
-"""Whatever is fetched, installed, protected, evicted, torn and restarted in whatever order: the store keeps its word."""
+"""Invariants of the store under any order of fetches, installs, protection, evictions, torn writes and restarts."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ VERSIONS = [
     Version("3.0.0", noise(9 * K, 4)),
 ]
 QUOTA = 22 * K + MANIFEST_BYTES
-which = st.sampled_from(VERSIONS)
+versions = st.sampled_from(VERSIONS)
 
 
 class Store(RuleBasedStateMachine):
-    """A store, and what has to be so."""
+    """A store and its invariants."""
 
     @initialize()
-    def begin(self) -> None:
+    def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="store-"))
         self.store = BlobStore(self.folder, QUOTA)
         self.installed: set[str] = set()
         self.protected: set[str] = set()
-        self.kept: set[str] = set()
+        self.protected_and_installed: set[str] = set()
 
-    @rule(version=which, most=st.integers(1, 6))
-    def fetch_some(self, version: Version, most: int) -> None:
+    @rule(version=versions, limit=st.integers(1, 6))
+    def fetch_some(self, version: Version, limit: int) -> None:
         try:
-            version.fetch(self.store, most)
+            version.fetch(self.store, limit)
         except StoreFull:
             assert self.protected
 
-    @rule(version=which)
+    @rule(version=versions)
     def install(self, version: Version) -> None:
         try:
             version.install(self.store)
@@ -54,27 +54,27 @@ class Store(RuleBasedStateMachine):
             assert self.protected
         else:
             self.installed.add(version.digest)
-            self.kept |= {version.digest} & self.protected
-            assert version.is_whole_in(self.store)
+            self.protected_and_installed |= {version.digest} & self.protected
+            assert version.is_intact_in(self.store)
 
-    @rule(version=which, other=which)
+    @rule(version=versions, other=versions)
     def protect(self, version: Version, other: Version) -> None:
         self.protected = {version.digest, other.digest}
         self.store.protect(self.protected)
-        self.kept = self.protected & {each.digest for each in self.store.installed()}
+        self.protected_and_installed = self.protected & {each.digest for each in self.store.installed()}
 
-    @rule(version=which)
-    def install_what_is_not_whole(self, version: Version) -> None:
+    @rule(version=versions)
+    def install_an_incomplete_version(self, version: Version) -> None:
         if self.store.check(version.files):
             try:
                 self.store.install(version.manifest, version.files)
             except ContentDamaged:
                 return
-            raise AssertionError("what is not whole was installed")
+            raise AssertionError("an incomplete version was installed")
 
     @rule(number=st.integers(0, 100), at=st.floats(0, 1))
     def tear(self, number: int, at: float) -> None:
-        """Power fails while something is on its way."""
+        """Lose power during a fetch."""
         parts = files_below(self.folder / "parts")
         if parts:
             path = parts[number % len(parts)]
@@ -87,15 +87,15 @@ class Store(RuleBasedStateMachine):
         self.store = BlobStore(self.folder, QUOTA)
 
     @invariant()
-    def there_is_no_more_than_the_quota(self) -> None:
+    def the_quota_holds(self) -> None:
         assert self.store.used_bytes <= QUOTA
 
     @invariant()
-    def what_is_installed_is_whole(self) -> None:
-        there = {each.digest for each in self.store.installed()}
-        assert there <= self.installed
-        assert all(version.is_whole_in(self.store) for version in VERSIONS if version.digest in there)
-        assert self.kept <= there
+    def installed_versions_are_intact(self) -> None:
+        installed = {each.digest for each in self.store.installed()}
+        assert installed <= self.installed
+        assert all(version.is_intact_in(self.store) for version in VERSIONS if version.digest in installed)
+        assert self.protected_and_installed <= installed
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):

@@ -95,7 +95,7 @@ class SendWindow:
             next_keys: for each priority, the key of its next record.
         """
         self._cursors = list(starts)
-        self._tops = list(next_keys)
+        self._next_keys = list(next_keys)
         self._in_flight: dict[int, _InFlight] = {}  # in sending order
         self._live: list[deque[OutboxEntry]] = [deque() for _ in range(PRIORITIES)]
         self._waiting: dict[int, int] = {}  # sizes of the entries in _live, by key
@@ -124,7 +124,7 @@ class SendWindow:
     @property
     def backlog(self) -> bool:
         """Whether there may be stored entries that are neither new nor in flight."""
-        return any(cursor < top for cursor, top in zip(self._cursors, self._tops, strict=True))
+        return any(cursor < next_key for cursor, next_key in zip(self._cursors, self._next_keys, strict=True))
 
     def appended(self, entries: Iterable[OutboxEntry], next_keys: Sequence[int], *, up: bool) -> None:
         """Take in newly stored records.
@@ -142,7 +142,7 @@ class SendWindow:
                 self._live[priority].append(entry)
                 self._waiting[entry.key] = entry.size
                 self._waiting_bytes += entry.size
-        self._tops = list(next_keys)
+        self._next_keys = list(next_keys)
 
     def link_down(self) -> None:
         """Move waiting new records to the backlog."""
@@ -221,8 +221,8 @@ class SendWindow:
         max_bytes = min(int(self._max_bytes * self._share) - self._bytes[0], self._max_bytes - sum(self._bytes))
         if self._reading is not None or not old or (max_bytes <= 0 and backlog_in_flight):
             return entries, None
-        priority = max(p for p in range(PRIORITIES) if self._cursors[p] < self._tops[p])
-        self._reading = ReadRequest(self._cursors[priority], self._tops[priority], old, max(0, max_bytes))
+        priority = max(p for p in range(PRIORITIES) if self._cursors[p] < self._next_keys[p])
+        self._reading = ReadRequest(self._cursors[priority], self._next_keys[priority], old, max(0, max_bytes))
         self._rewound = None
         return entries, self._reading
 
