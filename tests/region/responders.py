@@ -257,7 +257,7 @@ class Responders:
                 self._tasks |= {asyncio.create_task(desk.answer(message)) for desk in self._addressed(parsed.address)}
             self.client.ack(message)
 
-    def _addressed(self, address: Address) -> list[CommandDesk]:
+    def _addressed(self, address: Address) -> list[CommandServer]:
         """Return the desks of the addressed nodes that are online."""
         online = [one for one, node in self.nodes.items() if node.online and one.site == address.site]
         return [self.desks[one] for one in online if address.node in (EVERY_NODE, one.node)]

@@ -56,7 +56,7 @@ def file(repository: Repository) -> File:
 
 
 def open_origin(url: str, authority: Authority | None, **more: Any) -> ModelOrigin:
-    (origin,) = open_sources([SourceSection(url=url, ca_file=authority.file if authority else None, **more)])
+    (origin,) = open_origins([OriginSection(url=url, ca_file=authority.file if authority else None, **more)])
     return origin
 
 
@@ -99,7 +99,7 @@ def test_a_server_that_keeps_breaking_off_is_unavailable(
 ) -> None:
     server.breaks, server.breaks_after = 99, 10
 
-    with pytest.raises(SourceAway, match="broke off"):
+    with pytest.raises(OriginUnavailable, match="broke off"):
         open_origin(server.url, authority).fetch(chunks_of(file)[0])
 
 
@@ -115,7 +115,7 @@ def test_no_more_is_read_than_the_chunk_size(server: FolderServer, authority: Au
 def test_a_server_with_an_untrusted_certificate_receives_no_request(
     server: FolderServer, authority: Authority, file: File
 ) -> None:
-    with pytest.raises(SourceAway, match="certificate verify failed"):
+    with pytest.raises(OriginUnavailable, match="certificate verify failed"):
         open_origin(server.url, None).fetch(chunks_of(file)[0])
     assert server.requests == 0
 
@@ -124,16 +124,16 @@ def test_server_errors_are_reported_with_a_remedy(server: FolderServer, authorit
     origin, piece = open_origin(server.url, authority), chunks_of(file)[0]
 
     server.status = 500
-    with pytest.raises(SourceAway, match="500"):
+    with pytest.raises(OriginUnavailable, match="500"):
         origin.fetch(piece)
     server.status = 404
     with pytest.raises(ContentMissing, match="does not have"):
         origin.fetch(piece)
     server.status, server.moved_to = 0, "http://127.0.0.1:9/elsewhere"
-    with pytest.raises(SourceAway):
+    with pytest.raises(OriginUnavailable):
         origin.fetch(piece)
     server.moved_to, server.authorization = "", basic(USER, PASSWORD)
-    with pytest.raises(SourceAway, match="401") as caught:
+    with pytest.raises(OriginUnavailable, match="401") as caught:
         origin.fetch(piece)
     assert "credentials_file" in caught.value.remedy
 
@@ -145,7 +145,7 @@ def test_credentials_are_read_from_a_file_that_may_change(
     credentials.write_text("plant:old\n")
     origin, piece = open_origin(server.url, authority, credentials_file=credentials), chunks_of(file)[0]
     server.authorization = basic(USER, PASSWORD)
-    with pytest.raises(SourceAway):
+    with pytest.raises(OriginUnavailable):
         origin.fetch(piece)
 
     credentials.write_text(f"{USER}:{PASSWORD}\n")
@@ -171,7 +171,7 @@ def test_credentials_are_sent_to_no_other_host(
         name = piece.chunk.digest.removeprefix("sha256:")
         server.moved_to = f"{other.url}/blobs/sha256/{name[:2]}/{name}"
 
-        with pytest.raises(SourceAway, match="401"):
+        with pytest.raises(OriginUnavailable, match="401"):
             open_origin(server.url, authority, credentials_file=credentials).fetch(piece)
         assert other.requests == 1
 
@@ -191,7 +191,7 @@ def test_a_token_is_fetched_with_the_credentials_and_renewed_when_it_expires(
 
     credentials.write_text("other:user\n")
     server.token = "three"
-    with pytest.raises(SourceAway, match="401"):
+    with pytest.raises(OriginUnavailable, match="401"):
         origin.fetch(piece)
 
 
@@ -243,15 +243,15 @@ def registry(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> 
     registry.close()
 
 
-def section(registry: Registry, **more: Any) -> SourceSection:
+def section(registry: Registry, **more: Any) -> OriginSection:
     settings = {"url": registry.url, "ca_file": registry.authority.file, "credentials_file": registry.credentials}
-    return SourceSection.model_validate(settings | more)
+    return OriginSection.model_validate(settings | more)
 
 
 def test_a_pushed_bundle_can_be_fetched_chunk_by_chunk(registry: Registry, tmp_path: Path) -> None:
     bundle = build_bundle(tmp_path / "bundle")
     result = push(bundle, web_client(section(registry)))
-    (origin,) = open_sources([section(registry)])
+    (origin,) = open_origins([section(registry)])
 
     assert (result.tag, result.blobs) == ("doors-1.0.0", 3)
     for file in bundle.manifest.files():
@@ -290,7 +290,7 @@ def test_a_push_without_permission_fails_with_a_remedy(registry: Registry, tmp_p
     wrong = tmp_path / "wrong"
     wrong.write_text("plant:guessed\n")
 
-    with pytest.raises(SourceAway, match="401") as caught:
+    with pytest.raises(OriginUnavailable, match="401") as caught:
         push(build_bundle(tmp_path / "bundle"), web_client(section(registry, credentials_file=wrong)))
     assert "credentials" in caught.value.remedy
 
@@ -304,7 +304,7 @@ def test_a_modified_bundle_is_not_pushed(registry: Registry, tmp_path: Path) -> 
 
 
 def test_a_registry_without_the_version_reports_it_missing(registry: Registry, file: File) -> None:
-    (origin,) = open_sources([section(registry)])
+    (origin,) = open_origins([section(registry)])
 
     with pytest.raises(ContentMissing) as caught:
         origin.fetch(chunks_of(file)[0])
@@ -393,7 +393,7 @@ async def test_a_site_fetches_from_a_registry(testbed: Testbed, registry: Regist
     files = bundle.manifest.files()
     async with (
         testbed.served() as region,
-        testbed.fetchers("n1", "n2", sources=open_sources([section(registry)])) as fetchers,
+        testbed.fetchers("n1", "n2", sources=open_origins([section(registry)])) as fetchers,
     ):
         async with asyncio.timeout(TIMEOUT_S):
             await asyncio.gather(*(fetcher.fetch(files) for fetcher in fetchers))
