@@ -119,7 +119,7 @@ def test_a_dry_run_shows_the_waves_and_does_nothing(operator: Operator) -> None:
     assert shown.code == 0, shown.err
     assert "faces → faces 2.0.0 (" in shown.out
     assert "2 (the rest)" in shown.out
-    assert "would reach 6 nodes. Nothing was done." in shown.out
+    assert "would reach 6 nodes. Nothing was changed." in shown.out
     assert "faces-dry" not in operator.hedgerow("rollout", "history").out
 
 
@@ -196,7 +196,7 @@ def test_a_failed_rollout_names_the_node_and_the_command_fails(operator: Operato
             "Cannot look up faces 9.9.9: the region has no repository",
         ),
         ({"target": "site=hall-9"}, 1, "No node matches 'site=hall-9': 6 known nodes"),
-        ({"target": "site=("}, 2, "is no label selector"),
+        ({"target": "site=("}, 2, "is not a label selector"),
         ({"waves": ["150%"]}, 2, "waves"),
         ({"soak_s": -1}, 2, "soak_s"),
         ({"gate": {"max_errors": 1}}, 2, "max_errors"),
@@ -267,7 +267,7 @@ def test_a_command_reaches_every_node_of_a_region(operator: Operator) -> None:
     output = operator.hedgerow(*command, with_store=False)
     replies = operator.hedgerow(*command, "--json", with_store=False).json
 
-    assert (output.code, output.out.splitlines()[-1]) == (0, "6 of 6 nodes did it.")
+    assert (output.code, output.out.splitlines()[-1]) == (0, "6 of 6 nodes succeeded.")
     assert {reply["node"] for reply in replies} == set(map(str, NODES))
 
 
@@ -300,7 +300,7 @@ def test_a_pinned_node_keeps_its_version_and_catches_up_when_it_is_unpinned(oper
     eventually(lambda: pinned_node.version == "1.5.0")
 
     assert pinned.code == 0, pinned.err
-    assert "Left out, since a person has pinned them: test/hall-2/gate-2" in started.out
+    assert "Skipping pinned nodes: test/hall-2/gate-2" in started.out
     assert version_while_pinned == version
 
 
@@ -313,7 +313,7 @@ def test_a_pinned_node_keeps_its_version_and_catches_up_when_it_is_unpinned(oper
         (["node", "label", "gate-1", "site=x"], 1, "The label site is part of a node's address"),
         (["node", "pin", "gate-1", "faces"], 2, "names no version"),
         (["node", "unpin", "gate-1", "faces"], 1, "not pinned"),
-        (["nodes", "-l", "a=("], 2, "is no label selector"),
+        (["nodes", "-l", "a=("], 2, "is not a label selector"),
         (["nodes", "--health", "fine"], 2, "There is no status 'fine'"),
         (["rollout", "status", "nothing"], 1, "There is no rollout nothing"),
         (["rollout", "pause", "nothing", "--why", "x"], 1, "There is no rollout nothing"),

@@ -40,7 +40,7 @@ def test_an_older_version_may_serve_again(world: Any) -> None:
 def test_a_version_for_other_nodes_is_refused_with_the_reason(world: Any) -> None:
     ref = world.publish("1.0.0", selector="site=hall-2, !spare")
 
-    with pytest.raises(errors.NotForThisNode, match="site=hall-2, and the node has 'hall-3'"):
+    with pytest.raises(errors.NotForThisNode, match="site=hall-2, but the node has 'hall-3'"):
         world.node.manifest(ref, {"site": "hall-3"})
     assert world.node.manifest(ref, {"site": "hall-2"})
 

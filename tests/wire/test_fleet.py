@@ -112,7 +112,7 @@ def test_an_invalid_desired_document_is_refused(fields: dict[str, Any]) -> None:
 
 
 def test_an_error_names_the_rule_that_is_broken() -> None:
-    with pytest.raises(ValidationError, match="'-' is no key of a label"):
+    with pytest.raises(ValidationError, match="'-' is not a valid label key"):
         desired(labels={"-": "a"})
     with pytest.raises(ValidationError, match="not a valid name"):
         desired(models={"a/b": ref()})

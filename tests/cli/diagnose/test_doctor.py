@@ -150,7 +150,7 @@ def test_an_invalid_configuration_fails_with_every_problem(findings, broker, tmp
     found = findings("--config", config)
 
     assert found["exit"] == 1
-    assert f"{config}:2: models.door.path: No model file" in found["config"]["detail"]
+    assert f"{config}:2: models.door.path: Model file not found" in found["config"]["detail"]
     assert found["broker"]["state"] == "ok", "the other checks still run"
 
 

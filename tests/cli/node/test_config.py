@@ -63,8 +63,8 @@ pipelines:
     assert result.code == 2
     assert result.out == ""
     assert result.err == (
-        f"{path}:2: error: models.door.path: No model file {path.parent}/door.onnx\n"
-        "  → Mend `path:`, or put the file there.\n"
+        f"{path}:2: error: models.door.path: Model file not found: {path.parent}/door.onnx\n"
+        "  → Correct `path:`, or add the file.\n"
         f"{path}:7: error: pipelines.doors.stages.0.prase: No installed package offers a stage 'prase'\n"
         "  → Did you mean 'parse'? `hedgerow plugin list` shows what is installed; `pip install` the package that ships it.\n"
         f"{path}:8: error: pipelines.doors.stages.1.parse.fromat: unknown key, did you mean 'format'?\n"

@@ -43,7 +43,7 @@ def test_the_list_includes_a_broken_stage_with_the_reason(
 def test_show_lists_every_setting_with_type_default_limits_and_description(hedgerow) -> None:
     result = hedgerow("plugin", "show", "parse")
 
-    assert result.out.startswith("parse: Read numbers from a payload")
+    assert result.out.startswith("parse: Parse the payload into the frame")
     for name, field in ParseConfig.model_fields.items():
         (line,) = [line for line in result.out.splitlines() if line.startswith(f"  {name} ")]
         assert field.description in line
@@ -178,4 +178,4 @@ def test_samples_that_a_stage_cannot_process_fail_the_test(hedgerow, tmp_path: P
     result = hedgerow("plugin", "test", "parse", tmp_path / "noise.json")
 
     assert result.code == 1
-    assert result.out.startswith("failed  good frames pass: Not JSON")
+    assert result.out.startswith("failed  valid frames are accepted: Not JSON")

@@ -324,8 +324,8 @@ async def test_a_version_released_from_quarantine_is_retried(region: Region, mak
     candidate = make_candidate(TWICE, "1.0.0")
     ref = region.publish(candidate)
     async with fleet_node(region) as node:
-        node.swaps._quarantine.enter(candidate, "switch")
-        node.swaps._quarantine.leave(candidate, passed=False, crashed="the power failed three times")
+        node.swaps._quarantine.start_trial(candidate, "switch")
+        node.swaps._quarantine.end_trial(candidate, passed=False, crashed="the power failed three times")
         await region.desire(1, models={"door": ref}, swap={**QUICK, "min_frames": 0})
         report = await region.wait_done(1, "rejected")
         assert report.error is not None

@@ -114,7 +114,7 @@ async def test_verifying_takes_one_thread_hop_and_events_are_raised_on_the_event
         return devices()
 
     monkeypatch.setattr(asyncio, "to_thread", counted)
-    monkeypatch.setattr(backends, "Here", here)
+    monkeypatch.setattr(backends, "LocalDevices", here)
     verifier = Verifier(world.node, lambda kind, _: raised.append((kind, threading.current_thread())))
     ref, other = world.publish(), world.publish(version="2.0.0", selector="site=hall-2")
     world.time.wall = 0.0

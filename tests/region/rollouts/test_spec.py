@@ -100,7 +100,7 @@ def test_a_wave_is_a_number_a_percentage_sites_or_a_selector() -> None:
 def test_an_invalid_wave_is_refused(wave: str) -> None:
     (error, *_), *_ = errors(waves=[wave])
 
-    assert error.startswith("must not be empty" if not wave.strip() else f"{wave!r} is no label selector"), error
+    assert error.startswith("must not be empty" if not wave.strip() else f"{wave!r} is not a label selector"), error
 
 
 def test_a_wave_must_have_a_node() -> None:
@@ -112,7 +112,7 @@ def test_a_wave_must_have_a_node() -> None:
 def test_an_invalid_target_is_refused_with_a_remedy() -> None:
     ((message, advice),) = errors(target="a=(")
 
-    assert message.startswith("'a=(' is no label selector")
+    assert message.startswith("'a=(' is not a label selector")
     assert advice
 
 
